@@ -1,0 +1,35 @@
+"""From run logs to curves, transitions, the scaling law, predictions and the report. Imports no torch.
+
+Five lines are enough: ``runs = load_runs("runs")``, ``points = find_transitions(runs)``,
+``law = fit_law(points, kind="collapse", group="background")``, ``predict(law, params=7e9, tokens=1e12)``,
+``report(runs, "report.html")``.
+"""
+
+# The imports are eager on purpose: `predict` and `report` are also names of modules here, and a module imported later
+# would take the function's place. What is slow (matplotlib, jinja2) is imported inside the report's functions.
+from analysis.collapse import Transition, find_transitions
+from analysis.law import Law, LawRefused, fit_law
+from analysis.load import Runs, load_runs
+from analysis.load_csv import load_curves_csv, load_points_csv
+from analysis.predict import Prediction, predict
+from analysis.report import report
+from analysis.settings import AnalysisSettings
+from analysis.study import AnalysisResult, analyse_study
+
+__all__ = [
+    "AnalysisResult",
+    "AnalysisSettings",
+    "Law",
+    "LawRefused",
+    "Prediction",
+    "Runs",
+    "Transition",
+    "analyse_study",
+    "find_transitions",
+    "fit_law",
+    "load_curves_csv",
+    "load_points_csv",
+    "load_runs",
+    "predict",
+    "report",
+]

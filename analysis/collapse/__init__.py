@@ -1,0 +1,71 @@
+"""Transitions of the curves: onset, collapse by memory, collapse by loss tolerance.
+
+Three criteria behind one interface (`Criterion`), each a file of its own; `find_transitions` applies them to the split
+and scoring rule that the settings declare.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.collapse.base import (
+    COLLAPSED,
+    INCONCLUSIVE,
+    INFORMATIVE,
+    KINDS,
+    LEFT_CENSORED,
+    OBSERVED,
+    RIGHT_CENSORED,
+    STATUSES,
+    Criterion,
+    Transition,
+)  # fmt: skip
+from analysis.collapse.memory import MemoryCollapse
+from analysis.collapse.onset import Onset
+from analysis.collapse.tolerance import LossTolerance
+from analysis.curves import curve_table, curves
+from analysis.load import Runs
+from analysis.settings import AnalysisSettings
+from megatron_kis.errors import InputError
+
+__all__ = [
+    "COLLAPSED", "CRITERIA", "INCONCLUSIVE", "INFORMATIVE", "KINDS", "LEFT_CENSORED", "OBSERVED", "RIGHT_CENSORED",
+    "STATUSES", "Criterion", "LossTolerance", "MemoryCollapse", "Onset", "Transition", "find_transitions",
+]  # fmt: skip
+
+CRITERIA: tuple[Criterion, ...] = (Onset(), MemoryCollapse(), LossTolerance())
+
+
+def find_transitions(
+    data: Runs | pd.DataFrame, settings: AnalysisSettings | None = None, *, criteria: tuple[Criterion, ...] = CRITERIA
+) -> list[Transition]:
+    """The transitions of every (N, D), ordered by kind, group, N and D.
+
+    Args:
+        data: runs, or a curve table (`analysis.curves.curve_table`, `analysis.load_csv.load_curves_csv`).
+        settings: the declared choices; the defaults if None.
+        criteria: what to look for.
+
+    Raises:
+        InputError: no complete run, or no row of the declared split and scoring rule.
+    """
+    settings = settings or AnalysisSettings()
+    table = curve_table(data) if isinstance(data, Runs) else data
+    primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
+    if primary.empty:
+        there = sorted({f"{split}/{scoring}" for split, scoring in zip(table["split"], table["scoring"], strict=True)})
+        raise InputError(
+            f"no probe row of split {settings.split!r} with scoring {settings.scoring!r}",
+            where="analysis.split, analysis.scoring",
+            remedy="there are " + ", ".join(there),
+        )
+    found: dict[tuple[int, str, int, int], Transition] = {}
+    for criterion in criteria:
+        for curve in curves(primary):
+            if curve.group in criterion.groups:
+                transition = criterion.find(curve, settings)
+                # Every group's rows carry the loss of their run: its tolerance point is the same, and kept once.
+                found.setdefault(
+                    (KINDS.index(transition.kind), transition.group, curve.params, curve.tokens), transition
+                )
+    return [found[key] for key in sorted(found)]

@@ -1,0 +1,111 @@
+"""The report: one self-contained HTML file, static SVG figures, readable without JavaScript, no external URL.
+
+figures.py and law_figure.py draw, summary.py and tables.py put results into words and rows, template.html lays out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.load import Runs, load_runs
+from analysis.settings import AnalysisSettings
+from analysis.study import AnalysisResult, analyse, study_description
+from megatron_kis import __version__
+from megatron_kis.files import fingerprint, write_text
+
+__all__ = ["report"]
+
+_HERE = Path(__file__).parent
+
+
+def report(
+    source: AnalysisResult | Runs | Path | str, output: Path | str, settings: AnalysisSettings | None = None, *,
+    predict_params: Sequence[float] = (), predict_tokens: float | None = None,
+) -> Path:  # fmt: skip
+    """Writes the report of a study and returns its path.
+
+    Args:
+        source: an analysis, runs, or the folder of a study or of runs.
+        output: the HTML file.
+        settings: the analysis' choices, where ``source`` is not analysed yet.
+        predict_params: sizes N to predict for, where ``source`` is not analysed yet.
+        predict_tokens: the budget D of those predictions; the law's own if None.
+
+    Raises:
+        InputError: no complete run, or data that contradict each other.
+    """
+    if not isinstance(source, AnalysisResult):
+        described = {} if isinstance(source, Runs) else study_description(Path(source))
+        runs = source if isinstance(source, Runs) else load_runs(source)
+        title = described.get("title") or described.get("name") or _study_name(runs) or "Knowledge-infusion study"
+        source = analyse(
+            runs,
+            settings,
+            predict_params=predict_params,
+            predict_tokens=predict_tokens,
+            title=str(title),
+            study=described,
+        )
+    output = Path(output)
+    write_text(output, render(source))
+    return output
+
+
+def _study_name(runs: Runs) -> str | None:
+    names = {str(name) for name in runs.runs["study"].dropna()}
+    return names.pop() if len(names) == 1 else None
+
+
+def render(result: AnalysisResult) -> str:
+    """The report's HTML; the same result gives the same bytes."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template("template.html").render(**_content(result))
+
+
+def _content(result: AnalysisResult) -> dict[str, Any]:
+    from analysis.report import figures, law_figure, summary, tables, wording
+
+    content: dict[str, Any] = {
+        "title": result.title,
+        "css": (_HERE / "report.css").read_text(encoding="utf-8"),
+        "script": (_HERE / "report.js").read_text(encoding="utf-8"),
+        "strip": summary.strip(result),
+        "asked": summary.asked(result),
+        "seen": summary.seen(result),
+        "matrix": summary.matrix(result),
+        "headline": summary.headline(result),
+        "law_figures": law_figure.law_figures(result),
+        "refused": [
+            (wording.kind_title(item["kind"], item["group"]), item["reason"].removeprefix("law: "))
+            for item in result.refused
+        ],
+        "settings": result.settings,
+        "tables": {
+            name: getattr(tables, name)(result)
+            for name in ("transitions", "ledger", "rates", "laws", "predictions", "problems", "provenance")
+        },
+        "version": __version__,
+        "settings_fingerprint": fingerprint(result.settings.record())[:12],
+        "overview": [], "losses": [], "models": [], "size_keys": [], "split_keys": [],
+    }  # fmt: skip
+    if result.curves is not None:
+        table = result.curves
+        cells = sorted({(int(n), int(d)) for n, d in zip(table["params"], table["tokens"], strict=True)})
+        content["size_keys"], content["split_keys"] = figures.size_keys(table), figures.split_keys(table)
+        content["overview"], content["losses"] = figures.overview(result), figures.losses(result)
+        content["models"] = [
+            {
+                "label": figures.cell_label(*cell, cells),
+                "curves": figures.model_curves(result, *cell),
+                "spread": figures.template_spread(result, *cell),
+            }
+            for cell in cells
+        ]
+    return content

@@ -1,0 +1,353 @@
+"""The report's figures: curves by size, curves of each model, validation loss, template spread, the law."""
+
+# ruff: noqa: RUF001 (texts for readers use real dashes, minus signs and Greek letters)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.collapse.base import COLLAPSED, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
+from analysis.collapse.tolerance import loss_excess
+from analysis.curves import Curve, curves, mean_curves
+from analysis.report import wording as w
+from analysis.report.theme import COLOURS, DASHES, MARKERS, SIZE_MARKERS, Panel, panel, size_slot, to_svg
+from analysis.study import AnalysisResult
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the page."""
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a section's legend: switches the series of that class."""
+
+    series: str
+    label: str
+    colour: str
+    mark: str
+
+
+@dataclass(frozen=True)
+class FrequencyAxis:
+    """F on a logarithmic axis, with a place of its own for F = 0 left of a break."""
+
+    levels: tuple[float, ...]
+
+    @property
+    def _zero(self) -> float:
+        positive = [math.log2(level) for level in self.levels if level > 0]
+        steps = np.diff(positive)
+        return positive[0] - (float(np.median(steps)) if len(steps) else 1.0) * 1.25 if positive else 0.0
+
+    def at(self, value: float) -> float:
+        """Place of F on the axis."""
+        return math.log2(value) if value > 0 else self._zero
+
+    def draw(self, drawn: Panel, ratios: dict[float, float] | None = None, *, margin: float = 0.0) -> None:
+        """Ticks at the levels tried; above them the infusion ratio, the second axis. ``margin``: room beside the ends."""
+        axes = drawn.axes
+        places = [self.at(level) for level in self.levels]
+        reach = max(places) - min(places) or 1.0
+        kept: list[float] = []  # labels that do not run into each other
+        for level in self.levels:
+            if not kept or self.at(level) - self.at(kept[-1]) >= 0.068 * reach:
+                kept.append(level)
+        axes.set_xticks([self.at(level) for level in kept], [f"{level:g}" for level in kept])
+        axes.set_xticks(places, minor=True)
+        axes.tick_params(axis="x", which="minor", length=2)
+        margin = max(margin, 0.05 * reach)
+        axes.set_xlim(min(places) - margin, max(places) + margin)
+        axes.set_xlabel("infusion frequency F (exposures of each infused fact, log scale)")
+        axes.grid(False, axis="x")
+        if 0 in self.levels and len(self.levels) > 1:
+            gap = (self._zero + self.at(self.levels[1])) / 2
+            axes.axvline(gap, color=COLOURS["control"], linewidth=0.8, linestyle=(0, (1, 3)))
+        if ratios:
+            top = axes.secondary_xaxis("top")
+            top.set_xticks([self.at(level) for level in kept if level in ratios])
+            top.set_xticklabels([w.ratio(ratios[level]) for level in kept if level in ratios])
+            top.tick_params(axis="x", length=2, labelsize=9)
+            top.spines["top"].set_visible(False)
+            top.set_xlabel("infusion ratio ρ", fontsize=9)
+
+
+def _axis(table: pd.DataFrame) -> FrequencyAxis:
+    return FrequencyAxis(tuple(sorted(float(value) for value in table["frequency"].unique())))
+
+
+def _ratios(table: pd.DataFrame) -> dict[float, float]:
+    known = table.dropna(subset=["infusion_ratio"])
+    grouped = known.groupby("frequency")["infusion_ratio"]
+    if len(grouped) and bool((grouped.max() - grouped.min() > 0.02).any()):
+        return {}  # the ratio is not one function of F here (other budgets)
+    return {float(level): float(value) for level, value in grouped.mean().items()}
+
+
+def _rate_axis(drawn: Panel, chance: float | None) -> None:
+    axes = drawn.axes
+    axes.set_ylim(-0.02, 1.12)  # room for the marks above a rate of 1
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_ylabel("share answered right")
+    if chance is not None and math.isfinite(chance):
+        axes.axhline(chance, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(
+            "chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(-2, -10), textcoords="offset points",
+            ha="right", fontsize=9, color=COLOURS["muted"],
+        )  # fmt: skip
+
+
+def _cells(table: pd.DataFrame) -> list[tuple[int, int]]:
+    return sorted({(int(n), int(d)) for n, d in zip(table["params"], table["tokens"], strict=True)})
+
+
+def cell_label(params: int, tokens: int, cells: Sequence[tuple[int, int]]) -> str:
+    """A model's name in the report: its size, and its budget where the study has several."""
+    return f"N = {w.size(params)}" + (f", D = {w.size(tokens)}" if len({d for _, d in cells}) > 1 else "")
+
+
+def size_keys(table: pd.DataFrame) -> list[Key]:
+    """The legend of figures whose series are models."""
+    cells = _cells(table)
+    return [
+        Key(
+            f"cell-{i}",
+            cell_label(n, d, cells),
+            f"size-{size_slot(i, len(cells))}",
+            SIZE_MARKERS[i % len(SIZE_MARKERS)],
+        )
+        for i, (n, d) in enumerate(cells)
+    ]
+
+
+def overview(result: AnalysisResult) -> list[Drawing]:
+    """Primary split: one line a model, infused and background side by side."""
+    assert result.curves is not None
+    table = result.curves
+    keys, cells = size_keys(table), _cells(table)
+    settings = result.settings
+    means = mean_curves(table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)])
+    drawings = []
+    for group in ("infused", "background"):
+        mine = means[means["group"] == group]
+        if mine.empty:
+            continue
+        title = w.GROUP_TITLES[group]
+        alt = f"{title} against infusion frequency, one line a model, {w.SPLIT_TITLES[settings.split]}."
+        with panel(f"overview-{group}", alt) as drawn:
+            axis = _axis(table)
+            _rate_axis(drawn, float(mine["chance"].mean()))
+            for key, (n, d) in zip(keys, cells, strict=True):
+                rows = mine[(mine["params"] == n) & (mine["tokens"] == d)]
+                if rows.empty:
+                    continue
+                x, y = [axis.at(f) for f in rows["frequency"]], rows["rate"].tolist()
+                drawn.line(x, y, series=key.series, colour=key.colour)
+                tips = [
+                    f"{key.label} · F = {r.frequency:g} · ρ = {w.ratio(r.infusion_ratio)}\nrate {r.rate:.3f}"
+                    + (f" (seeds {r.lowest:.3f} to {r.highest:.3f})" if r.seeds > 1 else " (1 seed)")
+                    for r in rows.itertuples()
+                ]
+                drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark)
+            axis.draw(drawn, _ratios(table))
+            drawn.axes.set_title(title)
+            drawings.append(Drawing(to_svg(drawn), f"{title}, {w.SPLIT_TITLES[settings.split]}, mean of seeds."))
+    return drawings
+
+
+def split_keys(table: pd.DataFrame) -> list[Key]:
+    """The legend of figures whose series are template splits."""
+    there = [split for split in ("train", "held_out", "question") if split in set(table["split"])]
+    keys = [Key(split, w.SPLIT_TITLES[split], split, MARKERS[split]) for split in there]
+    if "control" in set(table["group"]):
+        keys.append(Key("control", "control facts", "control", MARKERS["control"]))
+    return keys
+
+
+def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawing]:
+    """One model: infused and background, every split, seeds as faint points, brackets as bands, control in grey."""
+    assert result.curves is not None
+    table, settings = result.curves, result.settings
+    cells = _cells(table)
+    table = table[(table["params"] == params) & (table["tokens"] == tokens) & (table["scoring"] == settings.scoring)]
+    label = cell_label(params, tokens, cells)
+    drawings = []
+    for group in ("infused", "background"):
+        mine = table[table["group"] == group]
+        if mine.empty:
+            continue
+        alt = f"{label}: {w.GROUP_TITLES[group].lower()} against infusion frequency by template split, with controls."
+        with panel(f"model-{params}-{tokens}-{group}", alt) as drawn:
+            axis = _axis(table)
+            chance = mine["chance"].dropna()
+            _rate_axis(drawn, float(chance.mean()) if len(chance) else None)
+            control = table[(table["group"] == "control") & (table["split"] == settings.split)]
+            if len(control):
+                _split_series(drawn, axis, control, "control")
+            for split in ("question", "train", "held_out"):
+                if split in set(mine["split"]):
+                    _split_series(drawn, axis, mine[mine["split"] == split], split)
+            axis.draw(drawn, _ratios(table))
+            notes = [
+                _band(drawn, axis, point) for point in result.points
+                if (point.params, point.tokens, point.group) == (params, tokens, group)
+            ]  # fmt: skip
+            drawn.axes.set_title(w.GROUP_TITLES[group])
+            caption = f"{label}. {' '.join(note for note in notes if note)}".strip()
+            drawings.append(Drawing(to_svg(drawn), caption))
+    return drawings
+
+
+def _split_series(drawn: Panel, axis: FrequencyAxis, rows: pd.DataFrame, name: str) -> None:
+    means = mean_curves(rows)
+    x = [axis.at(f) for f in means["frequency"]]
+    faint = name == "control"
+    drawn.line(
+        x, means["rate"].tolist(), series=name, colour=name, linestyle=DASHES[name], linewidth=1.2 if faint else 1.9
+    )
+    label = "control facts" if faint else w.SPLIT_TITLES[name]
+    if int(means["seeds"].max()) > 1:
+        single = rows.sort_values(["frequency", "seed"])
+        rates = (single["correct"] / single["n"]).tolist()
+        tips = [
+            f"{label} · F = {r.frequency:g} · seed {r.seed}\n{r.correct:g} of {r.n} right" for r in single.itertuples()
+        ]
+        places = [axis.at(f) for f in single["frequency"]]
+        drawn.points(places, rates, tips, series=name, colour=name, marker="o", markersize=2.6, alpha=0.55)
+    tips = [
+        f"{label} · F = {r.frequency:g} · ρ = {w.ratio(r.infusion_ratio)}\n"
+        f"rate {r.rate:.3f}, {w.plural(r.seeds, 'seed')}"
+        for r in means.itertuples()
+    ]
+    drawn.points(
+        x, means["rate"].tolist(), tips, series=name, colour=name, marker=MARKERS[name], markersize=4 if faint else 5
+    )
+
+
+def _band(drawn: Panel, axis: FrequencyAxis, point: Transition) -> str:
+    """Shades a transition's interval, or marks the side on which it is open; returns what the caption says of it."""
+    colour = COLOURS["onset" if point.kind == "onset" else point.group]
+    axes, word = drawn.axes, point.kind
+    title = w.kind_title(point.kind, point.group)
+    if point.status in (COLLAPSED, OBSERVED):
+        low, high = axis.at(point.low or 0), axis.at(point.high or 0)
+        axes.axvspan(low, high, color=colour, alpha=0.13, linewidth=0)
+        assert point.value is not None
+        axes.axvline(axis.at(point.value), color=colour, linewidth=1.2)
+        axes.annotate(
+            word, (axis.at(point.value), 1.0), xycoords=("data", "axes fraction"), xytext=(3, -8),
+            textcoords="offset points", fontsize=9, color=colour,
+        )  # fmt: skip
+        return f"{title}: F ≈ {w.frequency(point.value)}, bracket {w.bracket(point)}."
+    if point.status == LEFT_CENSORED:
+        axes.axvspan(axis.at(0), axis.at(point.high or 0), color=colour, alpha=0.10, linewidth=0, hatch="//")
+        return f"{title}: at or before F = {w.frequency(point.high)} (left-censored)."
+    if point.status == RIGHT_CENSORED:
+        axes.annotate(
+            f"no {word} ▷", (1, 1), xycoords="axes fraction", xytext=(0, -8), textcoords="offset points", ha="right",
+            fontsize=9, color=colour,
+        )  # fmt: skip
+        return f"{title}: not seen up to F = {w.frequency(point.low)} (right-censored)."
+    return f"{title}: inconclusive ({point.reason})."
+
+
+def losses(result: AnalysisResult) -> list[Drawing]:
+    """Validation loss against F, absolute and relative to F = 0 with the tolerance."""
+    assert result.curves is not None
+    table = result.curves
+    if table["validation_loss"].isna().all():
+        return []
+    keys, cells, settings = size_keys(table), _cells(table), result.settings
+    axis = _axis(table)
+    by_cell: dict[tuple[int, int], Curve] = {}
+    for curve in curves(table):
+        by_cell.setdefault((curve.params, curve.tokens), curve)
+    drawings = []
+    views = (("absolute", "Validation loss on general text", "nats a token"),
+             ("relative", "Validation loss relative to F = 0", "excess over F = 0 (%)"))  # fmt: skip
+    for view, title, unit in views:
+        with panel(f"loss-{view}", f"{title} against infusion frequency, one line a model.") as drawn:
+            shown = 0
+            for key, cell in zip(keys, cells, strict=True):
+                curve = by_cell[cell]
+                values = curve.loss if view == "absolute" else 100 * loss_excess(curve)
+                known = np.isfinite(values)
+                if not known.any():
+                    continue
+                shown += 1
+                x = [axis.at(f) for f in curve.frequency[known]]
+                tips = [
+                    f"{key.label} · F = {f:g} · ρ = {w.ratio(r)}\n"
+                    + (f"loss {v:.3f} nats a token" if view == "absolute" else f"{v:+.2f}% over F = 0")
+                    for f, r, v in zip(curve.frequency[known], curve.ratio[known], values[known], strict=True)
+                ]
+                drawn.line(x, values[known].tolist(), series=key.series, colour=key.colour)
+                drawn.points(x, values[known].tolist(), tips, series=key.series, colour=key.colour, marker=key.mark)
+            if not shown:
+                continue
+            axis.draw(drawn, _ratios(table))
+            drawn.axes.set_ylabel(unit)
+            drawn.axes.set_title(title)
+            caption = f"{title}, mean of seeds."
+            if view == "relative":
+                drawn.axes.axhline(
+                    100 * settings.tolerance, color=COLOURS["tolerance"], linewidth=1.2, linestyle=(0, (4, 3))
+                )
+                caption += f" Dashed: the tolerance of {100 * settings.tolerance:g}%."
+            drawings.append(Drawing(to_svg(drawn), caption))
+    return drawings
+
+
+def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Drawing]:
+    """One model: every template's rate by F, so that no single template is taken for the memory of a fact."""
+    if result.runs is None or result.runs.templates.empty or result.curves is None:
+        return []
+    runs = result.runs.runs[["run", "params", "tokens", "frequency"]]
+    table = result.runs.templates.merge(runs, on="run")
+    mine = table[
+        (table["params"] == params) & (table["tokens"] == tokens) & (table["scoring"] == result.settings.scoring)
+    ]
+    mine = mine.dropna(subset=["n", "correct"])
+    mine = mine[mine["n"] > 0]
+    label = cell_label(params, tokens, _cells(result.curves))
+    drawings = []
+    for group in ("infused", "background"):
+        rows = mine[mine["group"] == group]
+        if rows.empty:
+            continue
+        alt = f"{label}: rate of every single template of {group} facts against infusion frequency, by split."
+        with panel(f"spread-{params}-{tokens}-{group}", alt) as drawn:
+            axis = _axis(mine)
+            _rate_axis(drawn, None)
+            places = [axis.at(level) for level in axis.levels]
+            width = 0.16 * (min(np.diff(places)) if len(places) > 1 else 1.0)
+            for offset, split in ((-1.6, "train"), (0.0, "held_out"), (1.6, "question")):
+                part = (
+                    rows[rows["split"] == split].groupby(["frequency", "relation", "template"])[["n", "correct"]].sum()
+                )
+                if part.empty:
+                    continue
+                part = part.reset_index()
+                x = [axis.at(f) + offset * width for f in part["frequency"]]
+                tips = [
+                    f"{r.relation} · {w.SPLIT_TITLES[split]} {int(r.template) + 1} · F = {r.frequency:g}\n"
+                    f"{int(r.correct)} of {int(r.n)} right"
+                    for r in part.itertuples()
+                ]
+                drawn.points(
+                    x, (part["correct"] / part["n"]).tolist(), tips, series=split, colour=split, marker=MARKERS[split],
+                    markersize=3.4, alpha=0.6, markeredgewidth=0,
+                )  # fmt: skip
+            axis.draw(drawn, margin=2.2 * width)
+            drawn.axes.set_title(f"{label}: {group} facts, template by template")
+            drawings.append(Drawing(to_svg(drawn), f"{label}, {group} facts: one mark a template and relation."))
+    return drawings

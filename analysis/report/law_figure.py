@@ -1,0 +1,126 @@
+"""Transition points against model size, with the law's line and bands and the predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from analysis.collapse.base import LEFT_CENSORED, RIGHT_CENSORED, Transition
+from analysis.law import Law
+from analysis.predict import Prediction, predict
+from analysis.report import wording as w
+from analysis.report.figures import Drawing
+from analysis.report.theme import COLOURS, Panel, panel, to_svg
+from analysis.study import LAW_ORDER, AnalysisResult
+
+_SPREAD = 30.0  # the axis shows bands up to this factor beyond the points; wider ones run off it
+
+
+def law_figures(result: AnalysisResult) -> list[Drawing]:
+    """One panel a kind and group of transitions that has a place on a logarithmic axis."""
+    drawings = []
+    there = {(p.kind, p.group) for p in result.points}
+    for kind, group in [*(key for key in LAW_ORDER if key in there), *sorted(there - set(LAW_ORDER))]:
+        points = [p for p in result.points if (p.kind, p.group) == (kind, group) and (p.value or p.low or p.high)]
+        if not points:
+            continue
+        law = next((law for law in result.laws if (law.kind, law.group) == (kind, group)), None)
+        predictions = [p for p in result.predictions if (p.kind, p.group) == (kind, group)]
+        drawings.append(_law_panel(kind, group, points, law, predictions))
+    return drawings
+
+
+def _law_panel(
+    kind: str, group: str, points: Sequence[Transition], law: Law | None, predictions: Sequence[Prediction]
+) -> Drawing:
+    colour = "onset" if kind == "onset" else "tolerance" if kind == "tolerance" else group
+    title = w.kind_title(kind, group)
+    with panel(f"law-{kind}-{group}", f"{title}: frequency of the transition against model size.") as drawn:
+        axes = drawn.axes
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        heights = [v for p in points for v in (p.value, p.low, p.high) if v]
+        sizes = [p.params for p in points] + [p.params for p in predictions]
+        if law is not None:
+            _draw_law(drawn, law, min(sizes), max(sizes), colour)
+            heights += [p.centre for p in predictions]
+        _draw_points(drawn, points, colour)
+        for p in predictions:
+            low, high = p.prediction_interval
+            axes.plot([p.params] * 2, [low, high], color=COLOURS["ink"], linewidth=1.2)
+            axes.plot([p.params] * 2, p.confidence_interval, color=COLOURS["ink"], linewidth=3.2, solid_capstyle="butt")
+            tip = (
+                f"prediction, N = {w.size(p.params)}\nF ≈ {w.frequency(p.centre)}, {100 * p.confidence:g}% prediction "
+                f"interval {w.frequency(low)} to {w.frequency(high)}"
+            )
+            drawn.points(
+                [p.params], [p.centre], [tip], series="prediction", colour="ink", marker="*", markersize=12, zorder=5
+            )
+        axes.set_ylim(min(heights) / 2.2, max(heights) * 2.2)
+        if law is not None:
+            bands = [v for p in predictions for v in p.prediction_interval]
+            bottom, top = min([*heights, *bands]), max([*heights, *bands])
+            axes.set_ylim(max(bottom, min(heights) / _SPREAD) / 2.2, min(top, max(heights) * _SPREAD) * 2.2)
+        axes.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=9))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: w.size(value)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=9))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: w.frequency(value)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("model size N (parameters)")
+        axes.set_ylabel("F (exposures a fact)")
+        axes.set_title(title)
+        return Drawing(to_svg(drawn), _caption(law, predictions))
+
+
+def _draw_law(drawn: Panel, law: Law, smallest: float, largest: float, colour: str) -> None:
+    sizes = np.geomspace(smallest / 1.4, largest * 1.4, 60)
+    for index, tokens in enumerate(sorted({point["tokens"] for point in law.points})):
+        line = [predict(law, float(n), tokens) for n in sizes]
+        shade = COLOURS[colour]
+        if index == 0:
+            low, high = np.array([p.prediction_interval for p in line]).T
+            drawn.axes.fill_between(sizes, low, high, color=shade, alpha=0.10, linewidth=0)
+            low, high = np.array([p.confidence_interval for p in line]).T
+            drawn.axes.fill_between(sizes, low, high, color=shade, alpha=0.18, linewidth=0)
+        drawn.line(sizes.tolist(), [p.centre for p in line], series="law", colour=colour, linewidth=1.6)
+        if not law.in_tokens:
+            return
+
+
+def _draw_points(drawn: Panel, points: Sequence[Transition], colour: str) -> None:
+    axes = drawn.axes
+    for p in points:
+        tip = f"N = {w.size(p.params)}, D = {w.size(p.tokens)}\n{w.finding(p)}; {w.STATUS_WORDS[p.status]}"
+        place = p.value or p.low or p.high
+        assert place is not None
+        if p.informative:
+            low, high = p.low or place, p.high or place
+            axes.plot([p.params] * 2, [low, high], color=COLOURS[colour], linewidth=1.6)
+            axes.plot([p.params] * 2, [low, high], color=COLOURS[colour], linestyle="none", marker="_", markersize=7)
+            drawn.points([p.params], [place], [tip], series="seen", colour=colour, marker="o", markersize=6, zorder=4)
+            continue
+        marker = {RIGHT_CENSORED: "^", LEFT_CENSORED: "v"}.get(p.status, "x")
+        drawn.points(
+            [p.params], [place], [tip], series="censored", colour=colour, marker=marker, markersize=7,
+            markerfacecolor=COLOURS["panel"], zorder=4,
+        )  # fmt: skip
+        step = {RIGHT_CENSORED: 1.7, LEFT_CENSORED: 1 / 1.7}.get(p.status)
+        if step:
+            axes.annotate(
+                "", (p.params, place * step), (p.params, place),
+                arrowprops={"arrowstyle": "->", "color": COLOURS[colour], "linewidth": 1.1},
+            )  # fmt: skip
+
+
+def _caption(law: Law | None, predictions: Sequence[Prediction]) -> str:
+    if law is None:
+        return "Points only: they do not support a law. Bars are grid brackets, open arrows censored points."
+    text = (
+        f"Law {law.selected_law} with {100 * law.confidence:g}% confidence band (dark) and prediction band (light); "
+        "bars are grid brackets, open arrows censored points."
+    )
+    return text + (" Star: prediction for a size that was not trained." if predictions else "")

@@ -1,0 +1,163 @@
+"""Matplotlib figures as themable inline SVG: colours become CSS variables, points carry their values.
+
+Why matplotlib and a small script instead of an inlined plotting library (4 MB): the figures are readable without
+JavaScript, follow the page's light or dark look, print as vectors, and the same code can write PNG and PDF for papers.
+"""
+
+from __future__ import annotations
+
+import io
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+
+# Each colour is a stand-in that the page replaces by a variable of report.css, which knows a light and a dark value.
+# The stand-ins are the light values (Okabe and Ito's colour-blind-safe palette, darkened for contrast), all distinct.
+COLOURS = {
+    "ink": "#1b2430",
+    "muted": "#5b6776",
+    "grid": "#e3e8ee",
+    "panel": "#fefefe",
+    "train": "#0b6fa8",
+    "held_out": "#c24e00",
+    "question": "#8a4f9e",
+    "control": "#7b8794",
+    "onset": "#0a8a66",
+    "infused": "#c24e01",
+    "background": "#0b6fa9",
+    "tolerance": "#a87400",
+    "size-0": "#38a877",
+    "size-1": "#1f8f8a",
+    "size-2": "#277593",
+    "size-3": "#345a94",
+    "size-4": "#453c87",
+    "size-5": "#4d1a6b",
+}
+MARKERS = {"train": "s", "held_out": "o", "question": "D", "control": "x"}
+DASHES: dict[str, Any] = {"train": (0, (5, 2)), "held_out": "-", "question": (0, (1.5, 1.5)), "control": (0, (1, 2))}
+SIZE_MARKERS = ("o", "s", "^", "D", "v", "P")
+_SIZES = 6
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "axes.titlecolor": COLOURS["ink"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.edgecolor": COLOURS["control"],
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": COLOURS["grid"],
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "text.color": COLOURS["ink"],
+    "xtick.color": COLOURS["muted"],
+    "ytick.color": COLOURS["muted"],
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.9,
+    "lines.markersize": 5,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.frameon": False,
+}
+
+
+def size_slot(index: int, count: int) -> int:
+    """The place of size ``index`` of ``count`` in the sequential palette, small to large."""
+    return 0 if count < 2 else round(index * (_SIZES - 1) / (count - 1))
+
+
+def _style(name: str) -> Any:
+    """The style, with ids salted by the figure's name: the same figure gives the same bytes, two never share an id."""
+    return _STYLE | {"svg.hashsalt": name}
+
+
+@dataclass
+class Panel:
+    """One figure of one axes; series drawn through it can be switched off and its points tell their values."""
+
+    name: str
+    alt: str
+    figure: Figure
+    axes: Axes
+    tips: dict[str, list[str]] = field(default_factory=dict)
+
+    def points(
+        self, x: Sequence[float], y: Sequence[float], tips: Sequence[str], *, series: str, colour: str, **style: Any
+    ) -> None:
+        """Markers, one a (x, y), each with its text."""
+        line = self.axes.plot(x, y, linestyle="none", color=COLOURS[colour], **style)[0]
+        key = f"{self.name}:{len(self.tips)}:{series}"
+        line.set_gid(key)
+        self.tips[key] = list(tips)
+
+    def line(self, x: Sequence[float], y: Sequence[float], *, series: str, colour: str, **style: Any) -> Line2D:
+        """A line that belongs to a series."""
+        line = self.axes.plot(x, y, color=COLOURS[colour], **style)[0]
+        line.set_gid(f"{self.name}:line{len(self.axes.lines)}:{series}")
+        return line
+
+
+@contextmanager
+def panel(name: str, alt: str, *, width: float = 5.4, height: float = 3.5) -> Iterator[Panel]:
+    """A panel in the report's style; ``width`` and ``height`` in inches of the drawing, the page scales it."""
+    with mpl.rc_context(_style(name)):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield Panel(name, alt, figure, figure.add_subplot())
+
+
+def to_svg(drawn: Panel) -> str:
+    """The panel as an inline ``<svg>``: CSS variables for colours, ``<title>`` on points, no stray ids."""
+    buffer = io.StringIO()
+    with mpl.rc_context(_style(drawn.name)):
+        drawn.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    ET.register_namespace("", _SVG)
+    ET.register_namespace("xlink", _XLINK)
+    root = ET.fromstring(buffer.getvalue())  # noqa: S314 (our own drawing)
+    for unused in root.findall(f"{{{_SVG}}}metadata"):
+        root.remove(unused)
+    text = ET.tostring(root, encoding="unicode")
+    for element in root.iter():
+        identity = element.get("id")
+        if identity is None:
+            continue
+        if identity in drawn.tips:
+            _describe(element, drawn.tips[identity])
+        if identity.startswith(f"{drawn.name}:"):
+            element.set("class", f"series {identity.rsplit(':', 1)[1]}")
+            del element.attrib["id"]
+        elif f"#{identity}" not in text:  # matplotlib's names (axes_1, ...) repeat from figure to figure
+            del element.attrib["id"]
+    for size in ("width", "height"):
+        root.attrib.pop(size, None)
+    root.set("role", "img")
+    root.set("aria-label", drawn.alt)
+    text = ET.tostring(root, encoding="unicode")
+    for name, value in COLOURS.items():
+        text = text.replace(value, f"var(--{name})")
+    return text
+
+
+def _describe(group: ET.Element, tips: list[str]) -> None:
+    uses = list(group.iter(f"{{{_SVG}}}use"))
+    assert len(uses) == len(tips), (len(uses), len(tips))
+    for use, tip in zip(uses, tips, strict=True):
+        use.set("class", "pt")
+        ET.SubElement(use, f"{{{_SVG}}}title").text = tip

@@ -1,0 +1,111 @@
+"""How numbers, sizes and statuses are written for a reader."""
+
+# ruff: noqa: RUF001 (texts for readers use real dashes, minus signs and Greek letters)
+
+from __future__ import annotations
+
+import math
+
+from analysis.collapse.base import COLLAPSED, INCONCLUSIVE, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
+
+MINUS = "−"
+KIND_TITLES = {
+    ("onset", "infused"): "Onset of memorisation",
+    ("collapse", "infused"): "Collapse of infused facts",
+    ("collapse", "background"): "Collapse of background facts",
+    ("tolerance", "general"): "Loss beyond tolerance",
+}
+GROUP_TITLES = {
+    "infused": "Infused facts: memorisation rate",
+    "background": "Background facts: retention",
+    "control": "Control facts: never shown",
+}
+SPLIT_TITLES = {"train": "train templates", "held_out": "held-out templates", "question": "questions"}
+STATUS_WORDS = {
+    COLLAPSED: "collapsed",
+    OBSERVED: "observed",
+    RIGHT_CENSORED: "right-censored",
+    LEFT_CENSORED: "left-censored",
+    INCONCLUSIVE: "inconclusive",
+}
+STATUS_MARKS = {COLLAPSED: "▼", OBSERVED: "●", RIGHT_CENSORED: "▷", LEFT_CENSORED: "◁", INCONCLUSIVE: "?"}
+
+
+def kind_title(kind: str, group: str) -> str:
+    """The heading of a kind and group of transitions."""
+    return KIND_TITLES.get((kind, group), f"{kind.capitalize()} ({group})")
+
+
+def size(count: float) -> str:
+    """A count of parameters or tokens: 137M, 2.8B, 1T."""
+    for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * scale:
+            return f"{_three(count / scale)}{unit}"
+    return f"{count:.0f}"
+
+
+def _three(value: float) -> str:
+    return f"{float(f'{value:.3g}'):g}"
+
+
+def frequency(value: float | None) -> str:
+    """F in exposures a fact."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    if value >= 1e6 or value < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa} × 10^{int(exponent)}".replace("-", MINUS)
+    return f"{value:,.0f}" if value >= 20 else _three(value)
+
+
+def ratio(value: float | None) -> str:
+    """An infusion ratio."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return "0" if value == 0 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def rate(value: float | None) -> str:
+    """A rate or a probability of an answer."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A plain number to some digits, with a real minus sign."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}".replace("-", MINUS)
+
+
+def p_value(value: float | None) -> str:
+    """A p-value."""
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def bracket(point: Transition) -> str:
+    """The interval of a transition."""
+    if point.low is None and point.high is None:
+        return "–"
+    low = frequency(point.low or 0)
+    return f"> {low}" if point.high is None else f"({low}, {frequency(point.high)}]"
+
+
+def finding(point: Transition) -> str:
+    """A transition in a few words, saying no more than its status does."""
+    if point.status in (COLLAPSED, OBSERVED):
+        return f"F ≈ {frequency(point.value)}"
+    if point.status == RIGHT_CENSORED:
+        return f"not up to F = {frequency(point.low)}"
+    if point.status == LEFT_CENSORED:
+        return f"at or before F = {frequency(point.high)}"
+    return "cannot tell"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(items: list[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""

@@ -1,0 +1,161 @@
+"""A study's folder from its runs: curves.csv, points.csv, law.json, prediction.json and report.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.collapse import Transition, find_transitions
+from analysis.curves import curve_table, write_curves_csv
+from analysis.law import SCHEMA as LAW_SCHEMA
+from analysis.law import Law, LawRefused, fit_law
+from analysis.load import Runs, load_runs
+from analysis.load_csv import write_points_csv
+from analysis.predict import SCHEMA as PREDICTION_SCHEMA
+from analysis.predict import Prediction, predict, prediction_record
+from analysis.settings import AnalysisSettings
+from megatron_kis.files import write_json
+
+# The law at the top of law.json is the first of these that could be fitted: the paper's collapse point before its
+# companions. The order is fixed here, before any data are seen.
+LAW_ORDER = (("collapse", "infused"), ("collapse", "background"), ("tolerance", "general"), ("onset", "infused"))
+
+
+@dataclass(frozen=True)
+class AnalysisResult:
+    """Everything the report shows. Parts that the input does not hold are None or empty."""
+
+    settings: AnalysisSettings
+    runs: Runs | None
+    curves: pd.DataFrame | None
+    points: list[Transition]
+    laws: list[Law]
+    refused: list[dict[str, str]]
+    """Laws that the points cannot support: kind, group, code, reason."""
+    predictions: list[Prediction]
+    title: str = "Knowledge-infusion study"
+    study: dict[str, Any] = field(default_factory=dict)
+    """What study.yaml says, where there is one."""
+
+    @property
+    def law(self) -> Law | None:
+        """The law at the top of law.json."""
+        return self.laws[0] if self.laws else None
+
+
+def fit_laws(points: Sequence[Transition], *, confidence: float = 0.95) -> tuple[list[Law], list[dict[str, str]]]:
+    """The laws of every kind and group the points hold, in `LAW_ORDER`, and the refusals."""
+    laws, refused = [], []
+    there = {(point.kind, point.group) for point in points}
+    for kind, group in [*LAW_ORDER, *sorted(there - set(LAW_ORDER))]:
+        if (kind, group) not in there:
+            continue
+        try:
+            laws.append(fit_law(points, kind, group, confidence=confidence))
+        except LawRefused as error:
+            refused.append({"kind": kind, "group": group, "code": error.code, "reason": str(error)})
+    return laws, refused
+
+
+def law_record(laws: Sequence[Law], refused: Iterable[dict[str, str]]) -> dict[str, Any]:
+    """law.json: the first law at the top, all of them under ``laws``, the refusals under ``refused``."""
+    if laws:
+        top = laws[0].record()
+    else:
+        none = dict.fromkeys(("a", "b_log_params", "c_log_tokens"))
+        top = {"schema": LAW_SCHEMA, "selected_law": None, "coefficients": none, "sigma": None}
+    return top | {"laws": [law.record() for law in laws], "refused": list(refused)}
+
+
+def analyse_points(
+    points: list[Transition], settings: AnalysisSettings, *, predict_params: Sequence[float] = (),
+    predict_tokens: float | None = None, runs: Runs | None = None, curves: pd.DataFrame | None = None,
+    title: str = "Knowledge-infusion study", study: dict[str, Any] | None = None,
+) -> AnalysisResult:  # fmt: skip
+    """Laws and predictions from transitions.
+
+    Without ``predict_tokens`` a prediction is for the largest budget of its law.
+    """
+    laws, refused = fit_laws(points, confidence=settings.confidence)
+    predictions = [
+        predict(law, params, predict_tokens or law.range_tokens[1]) for law in laws for params in predict_params
+    ]
+    return AnalysisResult(settings, runs, curves, points, laws, refused, predictions, title, study or {})
+
+
+def analyse(
+    data: Runs | pd.DataFrame, settings: AnalysisSettings | None = None, *, predict_params: Sequence[float] = (),
+    predict_tokens: float | None = None, title: str = "Knowledge-infusion study", study: dict[str, Any] | None = None,
+) -> AnalysisResult:  # fmt: skip
+    """Transitions, laws and predictions from runs or a curve table. Writes nothing."""
+    settings = settings or AnalysisSettings()
+    runs = data if isinstance(data, Runs) else None
+    table = curve_table(data) if isinstance(data, Runs) else data
+    points = find_transitions(table, settings)
+    return analyse_points(
+        points, settings, predict_params=predict_params, predict_tokens=predict_tokens, runs=runs, curves=table,
+        title=title, study=study,
+    )  # fmt: skip
+
+
+def analyse_study(
+    study_dir: Path, settings: AnalysisSettings | None = None, *, predict_params: Sequence[float] = (),
+    predict_tokens: float | None = None, now: datetime | None = None,
+) -> AnalysisResult:  # fmt: skip
+    """Analyses ``study_dir/runs`` and writes curves.csv, points.csv, law.json, prediction.json and report.html there.
+
+    Each file is written atomically. prediction.json is kept as it is where it already holds the same predictions, so
+    that its date stays the day they were first made.
+
+    Raises:
+        InputError: no complete run, or data that contradict each other.
+    """
+    from analysis.report import report
+
+    study_dir = Path(study_dir)
+    described = study_description(study_dir)
+    result = analyse(
+        load_runs(study_dir), settings, predict_params=predict_params, predict_tokens=predict_tokens,
+        title=str(described.get("title") or described.get("name") or study_dir.resolve().name), study=described,
+    )  # fmt: skip
+    assert result.curves is not None
+    write_curves_csv(result.curves, study_dir / "curves.csv")
+    write_points_csv(result.points, study_dir / "points.csv")
+    write_json(study_dir / "law.json", law_record(result.laws, result.refused))
+    write_predictions(result.predictions, study_dir / "prediction.json", now=now)
+    report(result, study_dir / "report.html")
+    return result
+
+
+def write_predictions(predictions: Sequence[Prediction], path: Path, *, now: datetime | None = None) -> None:
+    """Writes dated, hashed predictions, unless the file already holds exactly these."""
+    records = [prediction_record(prediction, now) for prediction in predictions]
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8")).get("predictions")
+        except (ValueError, AttributeError):
+            before = None
+        if before is not None and [_timeless(item) for item in before] == [_timeless(item) for item in records]:
+            return
+    write_json(path, {"schema": PREDICTION_SCHEMA, "predictions": records})
+
+
+def _timeless(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(json.dumps(record)).items() if key not in ("created", "hash")}
+
+
+def study_description(study_dir: Path) -> dict[str, Any]:
+    """What ``study.yaml`` says, or nothing where it is absent or no mapping."""
+    import yaml
+
+    path = study_dir / "study.yaml"
+    if not path.is_file():
+        return {}
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}

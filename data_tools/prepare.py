@@ -1,0 +1,274 @@
+"""All data steps of a study in order, each skipped where its inputs and settings are those of the last time.
+
+``prepare_data`` runs facts -> tokenizer -> corpus -> exposures and questions. After each step a stamp in
+``OUTPUT/stamps`` records a fingerprint of what went in and the sizes of what came out; a changed file or setting redoes
+that step and all that follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from data_tools.corpus import VALIDATION_SUFFIX, build_corpus
+from data_tools.facts import IMPORTERS, Fact, load_facts, write_facts
+from data_tools.indexed import suffixed
+from data_tools.progress import Progress
+from data_tools.render import render
+from data_tools.select import Selection, SelectSettings, select_facts
+from data_tools.templates import load_templates
+from data_tools.text import check_text_files, iter_documents
+from data_tools.tokenizer import MODEL_KINDS, load_tokenizer, train_tokenizer
+from megatron_kis.errors import InputError
+from megatron_kis.files import fingerprint, read_json, sha256_file, write_json
+
+_VERSION = 1  # raise it when a step's code changes what it writes
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Everything that decides what a study's data are."""
+
+    text: tuple[Path, ...]
+    """Files of general text: .jsonl, .txt or .tsv, each also .gz."""
+    facts: Path
+    """Triples to choose the facts from."""
+    templates: Path
+    """``templates.yaml`` for their relations."""
+    facts_format: str = "tsv"
+    """``tsv`` or ``jsonl``."""
+    text_key: str = "text"
+    """JSON key or TSV column of the text."""
+    tokenizer: Path | None = None
+    """A SentencePiece model to use; None trains one on the general text and the names of all chosen facts."""
+    vocab_size: int = 2048
+    """Pieces of a tokenizer that is trained here. Small models: the embedding is most of their parameters."""
+    tokenizer_model: str = "unigram"
+    """``unigram`` or ``bpe``."""
+    select: SelectSettings = field(default_factory=SelectSettings)
+    """Which facts, and how many of each group; also the distractors of a question."""
+    validation_share: float = 0.02
+    """Share of documents of general text set aside for the validation loss."""
+    seed: int = 0
+    """Seed of the validation split, the distractors and the tokenizer's sample; facts have ``select.seed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """Paths of a study's data."""
+
+    corpus: Path
+    """Prefix of the training corpus."""
+    validation: Path | None
+    """Prefix of the validation corpus; None where its share is 0."""
+    exposures: Path
+    """Prefix of the exposure store."""
+    questions: Path
+    """The questions file."""
+    facts: Path
+    """``facts.jsonl``."""
+    tokenizer: Path
+    """SentencePiece model."""
+
+
+def import_facts(source: Path, kind: str, output: Path, settings: SelectSettings) -> Selection:
+    """Imports triples, chooses a study's facts, writes ``output`` and, beside it, ``facts.meta.json``.
+
+    Raises:
+        InputError: a damaged row (``file:line``), or too few facts for what is asked.
+    """
+    if kind not in IMPORTERS:
+        raise InputError(f"unknown format {kind!r}", where="facts_format", remedy=f"valid: {', '.join(IMPORTERS)}")
+    selection = select_facts(IMPORTERS[kind](source), settings)
+    write_facts(output, selection.facts)
+    meta = {
+        "schema": "kis.facts/1",
+        "source": {"path": str(source), "sha256": sha256_file(source)},
+        "settings": asdict(settings),
+        "imported": dict(selection.imported),
+        "dropped": {reason: dict(counts) for reason, counts in selection.dropped.items() if counts},
+        "facts": len(selection.facts),
+    }
+    write_json(output.with_suffix(".meta.json"), meta)
+    return selection
+
+
+def fact_names(facts: Iterable[Fact]) -> list[str]:
+    """Subjects and objects of facts of all groups, each once, sorted: what a tokenizer is trained on beside text."""
+    return sorted({name for fact in facts for name in (fact.subject, fact.object)})
+
+
+def prepare_data(settings: DataSettings, output: Path, *, progress: Progress | None = None) -> PreparedData:
+    """Prepares all data of a study in ``output``; steps that are up to date are skipped.
+
+    Args:
+        settings: sources and choices.
+        output: folder for the results.
+        progress: where to report.
+
+    Raises:
+        InputError: any wrong input; files, templates and settings are checked before long work starts.
+    """
+    progress = progress or Progress()
+    _check(settings)
+    paths = PreparedData(
+        corpus=output / "corpus",
+        validation=output / f"corpus{VALIDATION_SUFFIX}" if settings.validation_share else None,
+        exposures=output / "exposures",
+        questions=output / "exposures.questions.jsonl",
+        facts=output / "facts.jsonl",
+        tokenizer=settings.tokenizer or output / "tokenizer.model",
+    )
+    steps = _Steps(output / "stamps", progress)
+
+    def make_facts() -> None:
+        selection = import_facts(settings.facts, settings.facts_format, paths.facts, settings.select)
+        for line in selection.summary():
+            progress.say(f"  {line}")
+
+    facts_key = {"source": sha256_file(settings.facts), "format": settings.facts_format, **asdict(settings.select)}
+    steps.run("facts", facts_key, [paths.facts], make_facts)
+    facts = load_facts(paths.facts)
+    templates = load_templates(settings.templates, relations=sorted({fact.relation for fact in facts}))
+    text_key = {"text": [sha256_file(path) for path in settings.text], "text_key": settings.text_key}
+
+    if settings.tokenizer is None:
+
+        def make_tokenizer() -> None:
+            documents = iter_documents(settings.text, text_key=settings.text_key)
+            train_tokenizer(
+                (document.text for document in progress.track(documents, description="documents")),
+                paths.tokenizer,
+                vocab_size=settings.vocab_size,
+                kind=settings.tokenizer_model,
+                names=fact_names(facts),
+                seed=settings.seed,
+            )
+
+        tokenizer_key = {
+            **text_key,
+            "names": fingerprint(fact_names(facts)),
+            "vocab_size": settings.vocab_size,
+            "model": settings.tokenizer_model,
+            "seed": settings.seed,
+        }
+        steps.run("tokenizer", tokenizer_key, [paths.tokenizer], make_tokenizer)
+    tokenizer = load_tokenizer(paths.tokenizer)
+
+    def make_corpus() -> None:
+        summary = build_corpus(
+            settings.text,
+            tokenizer,
+            paths.corpus,
+            text_key=settings.text_key,
+            facts=facts,
+            validation_share=settings.validation_share,
+            seed=settings.seed,
+            progress=progress,
+        )
+        progress.say(
+            f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"
+            f" documents, {summary.validation_tokens} tokens; left out {summary.leaks.documents} documents that state"
+            f" {len(summary.leaks.facts)} of the facts"
+        )
+
+    facts_content = sha256_file(paths.facts)
+    corpus_key = {
+        **text_key,
+        "tokenizer": tokenizer.fingerprint,
+        "facts": facts_content,
+        "validation_share": settings.validation_share,
+        "seed": settings.seed,
+    }
+    corpora = [paths.corpus] + ([paths.validation] if paths.validation else [])
+    corpus_files = [suffixed(prefix, suffix) for prefix in corpora for suffix in (".bin", ".idx", ".meta.json")]
+    steps.run("corpus", corpus_key, corpus_files, make_corpus)
+
+    def make_exposures() -> None:
+        summary = render(
+            facts,
+            templates,
+            tokenizer,
+            paths.exposures,
+            distractors=settings.select.distractors,
+            seed=settings.seed,
+            progress=progress,
+        )
+        means = ", ".join(f"{group} {mean:.2f}" for group, mean in summary.mean_tokens.items())
+        progress.say(
+            f"  {summary.exposures} exposures, mean tokens {means}, longest {summary.longest};"
+            f" {summary.questions} questions"
+        )
+
+    render_key = {
+        "facts": facts_content,
+        "templates": {name: asdict(templates[name]) for name in sorted({fact.relation for fact in facts})},
+        "tokenizer": tokenizer.fingerprint,
+        "distractors": settings.select.distractors,
+        "seed": settings.seed,
+    }
+    render_files = [suffixed(paths.exposures, suffix) for suffix in (".bin", ".idx", ".json", ".questions.jsonl")]
+    steps.run("render", render_key, render_files, make_exposures)
+    return paths
+
+
+def _check(settings: DataSettings) -> None:
+    """Everything that can be checked without long work."""
+    if not settings.text:
+        raise InputError("no files of general text", where="data.text")
+    check_text_files(settings.text)
+    if settings.facts_format not in IMPORTERS:
+        raise InputError(
+            f"is {settings.facts_format!r}", where="data.facts_format", remedy=f"valid: {', '.join(IMPORTERS)}"
+        )
+    if settings.tokenizer_model not in MODEL_KINDS:
+        raise InputError(
+            f"is {settings.tokenizer_model!r}", where="data.tokenizer_model", remedy=f"valid: {', '.join(MODEL_KINDS)}"
+        )
+    if not 0 <= settings.validation_share < 1:
+        raise InputError(f"is {settings.validation_share}", where="data.validation_share", remedy="a share in [0, 1)")
+    load_templates(settings.templates, relations=settings.select.relations)
+    if settings.tokenizer is not None:
+        load_tokenizer(settings.tokenizer)
+
+
+class _Steps:
+    """Runs steps whose stamp does not match."""
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self._folder, self._progress = folder, progress
+
+    def run(self, name: str, key: dict[str, Any], outputs: Sequence[Path], make: Callable[[], None]) -> None:
+        """Makes ``outputs`` unless they are there, whole, and made from the same ``key``."""
+        stamp_path = self._folder / f"{name}.json"
+        wanted = fingerprint({"version": _VERSION, "step": name, **key})
+        if _matches(stamp_path, wanted, outputs):
+            self._progress.say(f"{name}: up to date")
+            return
+        self._progress.say(f"{name}: working")
+        stamp_path.unlink(missing_ok=True)
+        make()
+        sizes = {path.name: path.stat().st_size for path in outputs}
+        write_json(stamp_path, {"schema": "kis.stamp/1", "fingerprint": wanted, "outputs": sizes})
+
+
+def _matches(stamp_path: Path, wanted: str, outputs: Sequence[Path]) -> bool:
+    try:
+        stamp = read_json(stamp_path, "kis.stamp/1")
+    except InputError:  # absent or damaged: the step is done again
+        return False
+    sizes = {path.name: path.stat().st_size if path.exists() else -1 for path in outputs}
+    return bool(stamp.get("fingerprint") == wanted and stamp.get("outputs") == sizes)
+
+
+def quickstart_settings(demo: Path, *, vocab_size: int = 2048) -> DataSettings:
+    """Settings for the sources that ``kis data demo`` fetched into ``demo``: 100 facts a group over three relations."""
+    return DataSettings(
+        text=(demo / "text.jsonl",),
+        facts=demo / "triples.tsv",
+        templates=demo / "templates.yaml",
+        vocab_size=vocab_size,
+        select=replace(SelectSettings(), relations=("airport_region", "iata_city", "country_capital"), longest_name=30),
+    )

@@ -1,0 +1,132 @@
+"""Multiple-choice questions about facts, as token ids ready to be scored.
+
+``PREFIX.questions.jsonl``: a header line (schema ``kis.questions/1``) with every choice that affects scores, then one
+row a fact and template::
+
+    {"fact", "group", "relation", "split": "train|held_out|question", "template": index within the split,
+     "answer": index of the right option, "options": [{"text", "tokens": [...], "span": [a, b)}, ...]}
+
+``tokens`` is the whole statement with the option filled in, without end-of-document tokens before or after. ``span`` is
+the option's token range in it, read off the tokenized whole, so that the space before the option belongs to the option.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from data_tools.facts import Fact
+from data_tools.names import name_words
+from data_tools.templates import SPLITS, Templates, fill
+from data_tools.tokenizer import Tokenizer
+from megatron_kis.errors import InputError
+
+_Words = tuple[str, ...]
+
+
+def choose_options(facts: Sequence[Fact], *, distractors: int, seed: int) -> dict[str, tuple[list[str], int]]:
+    """Options of every fact: its object and distractors of the same relation and group, in random order.
+
+    Distractors of another group would be a trap: a model prefers any object it was trained on, and controls would fall
+    below chance. Other right objects of the subject, and aliases of the answer, are never distractors.
+
+    Facts of a group and relation are put into random blocks of ``1 + distractors``, and the objects of a block are the
+    options of each of its facts. A model that prefers some names whatever the subject (short ones, frequent ones) then
+    has exactly one question of a block right: its score is chance itself, not chance plus the luck of the draw. The few
+    facts left over take random distractors.
+
+    Args:
+        facts: all facts of the study.
+        distractors: wrong options of each question.
+        seed: seed of the draw.
+
+    Returns:
+        fact id to (options, index of the right one).
+
+    Raises:
+        InputError: a group and relation has too few objects.
+    """
+    right: dict[tuple[str, _Words], set[_Words]] = defaultdict(set)
+    cells: dict[tuple[str, str], list[Fact]] = defaultdict(list)
+    for fact in facts:
+        names = {name_words(name) for name in (fact.object, *fact.object_aliases)}
+        right[fact.relation, name_words(fact.subject)] |= names
+        cells[fact.group, fact.relation].append(fact)
+    chosen: dict[str, tuple[list[str], int]] = {}
+    for (group, relation), cell in cells.items():
+        rng = random.Random(f"{seed}/{group}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
+        known = {fact.id: right[fact.relation, name_words(fact.subject)] for fact in cell}
+        blocks, rest = _blocks(rng.sample(cell, len(cell)), known, 1 + distractors)
+        options = {fact.id: [other.object for other in block] for block in blocks for fact in block}
+        objects = {name_words(fact.object): fact.object for fact in cell}
+        for fact in rest:
+            pool = [name for words, name in sorted(objects.items()) if words not in known[fact.id]]
+            if len(pool) < distractors:
+                raise InputError(
+                    f"fact {fact.id!r} has {len(pool)} possible distractors in group {group!r}, needs {distractors}",
+                    remedy="more facts of this group and relation, or fewer distractors",
+                )
+            options[fact.id] = [*rng.sample(pool, distractors), fact.object]
+        for fact in cell:
+            order = rng.sample(options[fact.id], 1 + distractors)
+            chosen[fact.id] = (order, order.index(fact.object))
+    return chosen
+
+
+def _blocks(facts: Sequence[Fact], known: dict[str, set[_Words]], size: int) -> tuple[list[list[Fact]], list[Fact]]:
+    """Fills blocks of ``size`` facts none of whose objects is right for another; returns them and what is left over."""
+    open_blocks: list[list[Fact]] = []
+    full: list[list[Fact]] = []
+    for fact in facts:
+        words = name_words(fact.object)
+        for block in open_blocks:
+            if not any(words in known[other.id] or name_words(other.object) in known[fact.id] for other in block):
+                block.append(fact)
+                break
+        else:
+            block = [fact]
+            open_blocks.append(block)
+        if len(block) == size:
+            open_blocks.remove(block)
+            full.append(block)
+    return full, [fact for block in open_blocks for fact in block]
+
+
+def iter_questions(
+    facts: Sequence[Fact], templates: Templates, tokenizer: Tokenizer, *, distractors: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows of the questions file: facts in their order, splits and templates in theirs."""
+    chosen = choose_options(facts, distractors=distractors, seed=seed)
+    for fact in facts:
+        options, answer = chosen[fact.id]
+        for split in SPLITS:
+            for index, template in enumerate(templates[fact.relation].split(split)):
+                yield {
+                    "fact": fact.id,
+                    "group": fact.group,
+                    "relation": fact.relation,
+                    "split": split,
+                    "template": index,
+                    "answer": answer,
+                    "options": [tokenize_option(template, fact.subject, option, tokenizer) for option in options],
+                }
+
+
+def tokenize_option(template: str, subject: str, option: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Text, token ids and answer span of a template with an option filled in."""
+    statement = fill(template, subject, option)
+    start, end = statement.answer
+    # A token belongs to the option if it covers one of its characters; the piece of its first word covers the space
+    # before it as well. A space that has a token of its own belongs to the option too, also the one that the tokenizer
+    # puts before a statement, whose range is empty.
+    encoding = tokenizer.encode_with_spans(statement.text)
+    spans = encoding.spans
+    inside = [index for index, (first, last) in enumerate(spans) if first < end and last > start]
+    assert inside, f"no token covers {option!r} in {statement.text!r}"
+    first = inside[0]
+    space = statement.text[:start].endswith(" ") or start == 0
+    if first > 0 and space and spans[first][0] == start and spans[first - 1] == (max(start - 1, 0), start):
+        first -= 1
+    return {"text": option, "tokens": encoding.tokens, "span": [first, inside[-1] + 1]}

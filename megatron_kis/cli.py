@@ -1,0 +1,57 @@
+"""The command line: ``kis`` parses, dispatches to one handler, and turns errors into exit statuses.
+
+Each module of ``megatron_kis.commands`` owns one command: ``add_parser`` describes it and sets its handler. Those
+modules import only the standard library at their top, so that ``kis --help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from megatron_kis import __version__
+from megatron_kis.commands import data, law, study, train
+from megatron_kis.errors import KisError
+
+_INTERRUPTED = 130  # 128 + SIGINT, what shells report
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="kis",
+        description="How much domain knowledge can be infused into a model before its memory collapses?",
+    )
+    parser.add_argument("--version", action="version", version=f"megatron_kis {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (data, train, study, law):
+        module.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    debug = options.debug or bool(os.environ.get("KIS_DEBUG"))
+    try:
+        status: int = options.handler(options)
+    except KisError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"kis: error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("kis: interrupted; run the same command again to go on", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,377 @@
+"""``kis law``: transitions, the law, predictions, their validation, and the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_kis.errors import InputError
+
+if TYPE_CHECKING:
+    from analysis.collapse import Transition
+    from analysis.law import Law
+    from analysis.settings import AnalysisSettings
+
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis law`` and its steps."""
+    law = commands.add_parser(
+        "law",
+        help="onset, collapse points, the law over model size, predictions and the report",
+        description="From run logs (or curves.csv, points.csv of another trainer) to the law and its predictions.",
+    )
+    steps = law.add_subparsers(dest="step", metavar="STEP", required=True)
+    _add_collapse(steps)
+    _add_fit(steps)
+    _add_predict(steps)
+    _add_validate(steps)
+    _add_report(steps)
+
+
+def _add_collapse(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = steps.add_parser(
+        "collapse",
+        help="onset, collapse by memory and by loss tolerance of every (N, D)",
+        description="Finds the transitions of every (N, D), each with a status, and writes them as points.csv.",
+    )
+    _source(parser, curves=True)
+    parser.add_argument("--output", required=True, type=Path, metavar="CSV", help="where points.csv is written")
+    parser.add_argument("--curves-output", type=Path, metavar="CSV", help="also write the curves as curves.csv")
+    _settings_arguments(parser)
+    _json_argument(parser)
+    parser.set_defaults(handler=_collapse)
+
+
+def _add_fit(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = steps.add_parser(
+        "fit",
+        help="the law of the transitions over model size (and token budget)",
+        description="Fits log F* = a + b log N (+ c log D): every law that the points support, or the one of --kind.",
+    )
+    _source(parser, points=True)
+    parser.add_argument("--output", required=True, type=Path, metavar="JSON", help="where law.json is written")
+    parser.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="fit this kind of transition only")
+    parser.add_argument("--group", choices=("infused", "background", "general"), help="fit this fact group only")
+    _settings_arguments(parser)
+    _json_argument(parser)
+    parser.set_defaults(handler=_fit)
+
+
+def _add_predict(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = steps.add_parser(
+        "predict",
+        help="the transition of a model that was not trained",
+        description="Predicts F for one model size; --output writes a dated, hashed file to be validated later.",
+    )
+    parser.add_argument("law", type=Path, metavar="LAW_JSON", help="a law written by kis law fit or kis study run")
+    parser.add_argument("--params", required=True, type=quantity, metavar="N", help="model size: 7e9 or 7b")
+    parser.add_argument("--tokens", type=quantity, metavar="D", help="token budget: 1e12 or 1T (default: the law's)")
+    parser.add_argument("--output", type=Path, metavar="JSON", help="write the prediction, dated and hashed")
+    _json_argument(parser)
+    parser.set_defaults(handler=_predict)
+
+
+def _add_validate(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = steps.add_parser(
+        "validate",
+        help="score a prediction written before against points measured after",
+        description="Checks the prediction's hash and scores it: |log ratio|, hit of the interval, interval score.",
+    )
+    parser.add_argument("prediction", type=Path, metavar="PREDICTION_JSON", help="written by kis law predict --output")
+    parser.add_argument("--points", required=True, type=Path, metavar="CSV", help="the points measured since")
+    _json_argument(parser)
+    parser.set_defaults(handler=_validate)
+
+
+def _add_report(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = steps.add_parser(
+        "report",
+        help="one self-contained report.html",
+        description="Writes the report of a study folder, a runs folder, a curves.csv or a points.csv.",
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help="study folder, runs folder, curves.csv or points.csv"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="HTML", help="where the report is written")
+    parser.add_argument(
+        "--params", type=quantity, action="append", default=[], metavar="N", help="predict for this size (repeatable)"
+    )
+    parser.add_argument(
+        "--tokens", type=quantity, metavar="D", help="token budget of the predictions (default: the law's)"
+    )
+    _settings_arguments(parser)
+    parser.set_defaults(handler=_report)
+
+
+def _source(parser: argparse.ArgumentParser, *, curves: bool = False, points: bool = False) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("runs", nargs="?", type=Path, metavar="RUNS_DIR", help="a folder of runs, or a study folder")
+    if curves:
+        source.add_argument("--curves", type=Path, metavar="CSV", help="curves of another trainer")
+    if points:
+        source.add_argument("--points", type=Path, metavar="CSV", help="transitions, found before or elsewhere")
+
+
+def _settings_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("declared choices (defaults as in a study)")
+    group.add_argument("--split", choices=("train", "held_out", "question"), help="template split of the criteria")
+    group.add_argument("--scoring", metavar="RULE", help="scoring rule of the criteria, e.g. statement or sum")
+    group.add_argument("--r", type=float, help="relative fall below the maximum that marks a collapse (0.10)")
+    group.add_argument("--delta-min", type=float, help="smallest fall in rate that may be a collapse (0.05)")
+    group.add_argument("--tolerance", type=float, help="relative excess of the validation loss over F = 0 (0.05)")
+    group.add_argument("--alpha", type=float, help="level of the tests (0.05)")
+    group.add_argument("--confidence", type=float, help="level of the law's intervals (0.95)")
+
+
+def _json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def quantity(text: str) -> float:
+    """A count as people write it: 7e9, 7b, 137M, 1T, 1_000_000."""
+    match = re.fullmatch(r"([0-9._]+(?:e[+-]?[0-9]+)?)([kmbgt]?)", text.strip().lower())
+    try:
+        value = float(match.group(1)) * _UNITS[match.group(2)] if match else math.nan
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; write 7e9, 7b, 137M or 1T")
+    return value
+
+
+def _settings(options: argparse.Namespace) -> AnalysisSettings:
+    from analysis.settings import AnalysisSettings
+
+    names = ("split", "scoring", "r", "delta_min", "tolerance", "alpha", "confidence")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    folder = getattr(options, "runs", None) or getattr(options, "source", None)
+    return AnalysisSettings.from_mapping(_declared(folder) | given)
+
+
+def _declared(folder: Path | None) -> dict[str, Any]:
+    """The ``analysis`` section of the study that a folder belongs to: the choices made before the data were seen."""
+    from analysis.study import study_description
+
+    for place in (folder, folder.parent) if folder is not None and folder.is_dir() else ():
+        section = study_description(place).get("analysis")
+        if isinstance(section, dict):
+            from dataclasses import fields
+
+            from analysis.settings import AnalysisSettings
+
+            known = {field.name for field in fields(AnalysisSettings)}
+            return {key: value for key, value in section.items() if key in known}
+    return {}
+
+
+def _collapse(options: argparse.Namespace) -> int:
+    from analysis.collapse import find_transitions
+    from analysis.curves import curve_table, write_curves_csv
+    from analysis.load import load_runs
+    from analysis.load_csv import load_curves_csv, points_table, write_points_csv
+
+    settings = _settings(options)
+    if options.curves is not None:
+        table = load_curves_csv(options.curves)
+    else:
+        runs = load_runs(options.runs)
+        for problem in runs.problems.itertuples():
+            print(f"not counted: {problem.run} ({problem.status}): {problem.reason}", file=sys.stderr)
+        table = curve_table(runs)
+    points = find_transitions(table, settings)
+    write_points_csv(points, options.output)
+    if options.curves_output is not None:
+        write_curves_csv(table, options.curves_output)
+    if options.json:
+        rows = points_table(points).to_dict("records")
+        _print_json({"schema": "kis.points/1", "settings": settings.record(), "points": rows})
+    else:
+        _print_points(points)
+        print(f"written: {options.output}")
+    return 0
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from analysis.collapse import find_transitions
+    from analysis.law import fit_law
+    from analysis.load import load_runs
+    from analysis.load_csv import load_points_csv
+    from analysis.study import fit_laws, law_record
+    from megatron_kis.files import write_json
+
+    settings = _settings(options)
+    if options.points is not None:
+        points = load_points_csv(options.points)
+    else:
+        points = find_transitions(load_runs(options.runs), settings)
+    refused: list[dict[str, str]] = []
+    if options.kind is not None:
+        laws = [fit_law(points, options.kind, options.group, confidence=settings.confidence)]
+    else:
+        chosen = [point for point in points if options.group in (None, point.group)]
+        laws, refused = fit_laws(chosen, confidence=settings.confidence)
+        if not laws:
+            reasons = "; ".join(f"{item['kind']} of {item['group']}: {item['reason']}" for item in refused)
+            raise InputError(
+                f"no law can be fitted ({reasons or 'no points'})", where=str(options.points or options.runs)
+            )
+    record = law_record(laws, refused)
+    write_json(options.output, record)
+    if options.json:
+        _print_json(record)
+        return 0
+    for law in laws:
+        _print_law(law)
+    for item in refused:
+        print(f"no law for {item['kind']} of {item['group']}: {item['reason']}")
+    print(f"written: {options.output}")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from analysis.law import load_law
+    from analysis.predict import predict, prediction_record
+    from analysis.report import wording as w
+    from megatron_kis.files import write_json
+
+    prediction = predict(load_law(options.law), options.params, options.tokens)
+    record = prediction_record(prediction)
+    if options.output is not None:
+        write_json(options.output, record)
+    if options.json:
+        _print_json(record)
+        return 0
+    level = f"{100 * prediction.confidence:g}%"
+
+    def interval(ends: tuple[float, float]) -> str:
+        return f"{w.frequency(ends[0])} to {w.frequency(ends[1])}"
+
+    rows = [
+        ["centre", f"F = {w.frequency(prediction.centre)}"],
+        [f"{level} confidence interval of the law", interval(prediction.confidence_interval)],
+        [f"{level} prediction interval of a model", interval(prediction.prediction_interval)],
+        ["recommended", f"F = {w.frequency(prediction.recommended)}"],
+        ["infusion ratio at the centre", w.ratio(prediction.infusion_ratio)],
+        ["extrapolation factor", f"{prediction.extrapolation_factor:.3g}"],
+    ]
+    what = w.kind_title(prediction.kind, prediction.group)
+    title = f"{what}: N = {w.size(prediction.params)}, D = {w.size(prediction.tokens)}"
+    _print_table(title, ["", ""], rows)
+    for warning in prediction.warnings:
+        print(f"warning: {warning}")
+    if options.output is not None:
+        print(f"written: {options.output}")
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from analysis.load_csv import load_points_csv
+    from analysis.predict import load_predictions
+    from analysis.report import wording as w
+    from analysis.validate import summary, validate
+
+    scores = validate(load_predictions(options.prediction), load_points_csv(options.points))
+    result = summary(scores)
+    if options.json:
+        _print_json(result)
+        return 0
+    heads = ["transition", "N", "D", "made", "predicted", "interval", "measured", "|log ratio|", "hit"]
+    rows = [
+        [
+            w.kind_title(s.kind, s.group), w.size(s.params), w.size(s.tokens), s.created, w.frequency(s.centre),
+            f"{w.frequency(s.prediction_interval[0])} to {w.frequency(s.prediction_interval[1])}",
+            w.frequency(s.measured) if s.measured else s.status, w.number(s.abs_log_ratio), "yes" if s.hit else "no",
+        ]
+        for s in scores
+    ]  # fmt: skip
+    _print_table("Predictions against measurements", heads, rows)
+    print(f"{result['hits']} of {result['predictions']} intervals hit")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from analysis.load_csv import load_curves_csv, load_points_csv
+    from analysis.report import report
+    from analysis.study import analyse, analyse_points
+
+    settings = _settings(options)
+    asked = {"predict_params": options.params, "predict_tokens": options.tokens}
+    if options.source.is_dir():
+        report(options.source, options.output, settings, **asked)
+    else:
+        header = _header(options.source)
+        title = options.source.stem
+        if "kind" in header:
+            result = analyse_points(load_points_csv(options.source), settings, title=title, **asked)
+        else:
+            result = analyse(load_curves_csv(options.source), settings, title=title, **asked)
+        report(result, options.output)
+    print(f"written: {options.output}")
+    return 0
+
+
+def _header(path: Path) -> str:
+    from megatron_kis.files import read_text
+
+    return read_text(path).partition("\n")[0]
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _print_points(points: list[Transition]) -> None:
+    from analysis.report import wording as w
+
+    heads = ["transition", "N", "D", "status", "F", "interval", "rho", "why"]
+    rows = [
+        [
+            w.kind_title(p.kind, p.group), w.size(p.params), w.size(p.tokens), w.STATUS_WORDS[p.status],
+            w.frequency(p.value), w.bracket(p), w.ratio(p.infusion_ratio), p.reason,
+        ]
+        for p in points
+    ]  # fmt: skip
+    _print_table("Transitions", heads, rows)
+
+
+def _print_law(law: Law) -> None:
+    from analysis.report import wording as w
+
+    rows = [
+        [name, w.number(c.value), f"{w.number(c.low)} to {w.number(c.high)}"]
+        for name, c in law.coefficients.items()
+        if c is not None
+    ]
+    rows.append(["sigma", w.number(law.sigma), ""])
+    title = f"{w.kind_title(law.kind, law.group)}: {law.selected_law} ({w.plural(len(law.points), 'point')})"
+    _print_table(title, ["", "estimate", f"{100 * law.confidence:g}% interval"], rows)
+    for warning in law.warnings:
+        print(f"warning: {warning}")
+
+
+def _print_table(title: str, heads: list[str], rows: list[list[str]]) -> None:
+    """A table with lines on a terminal, aligned columns elsewhere: logs are read without a terminal's width."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title, title_justify="left", show_header=any(heads))
+        for head in heads:
+            table.add_column(head)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))  # Text: a "[64, 128]" is no markup
+        Console().print(table)
+        return
+    print(title)
+    lines = [heads, *rows] if any(heads) else rows
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    for line in lines:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,33 @@
+"""``kis train``: one run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_kis.model.ladder import PRESETS
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis train``."""
+    parser = commands.add_parser(
+        "train",
+        help="train one run; under torchrun or srun for many ranks",
+        description="Trains one run from a YAML file. A folder that is DONE with these settings is left as it is.",
+        epilog="model presets: " + ", ".join(PRESETS),
+    )
+    parser.add_argument("config", type=Path, metavar="RUN.yaml", help="the run's configuration")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace the file's, e.g. training.seed=1"
+    )
+    parser.set_defaults(handler=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from megatron_kis.config import RunConfig, load_config
+
+    config = load_config(RunConfig, options.config, options.overrides)
+    from megatron_kis.training.run import train  # after the configuration: it imports Megatron-Core
+
+    print(train(config))
+    return 0

@@ -1,0 +1,455 @@
+"""Configuration: YAML files and ``key=value`` overrides to frozen, checked settings.
+
+A docstring under each field says what it is, its unit, and why its default is what it is. Unknown keys are refused with
+the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from megatron_kis.errors import InputError, nearest
+from megatron_kis.files import read_text
+from megatron_kis.model.ladder import PRESETS, ModelShape, preset
+
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+class Settings(BaseModel):
+    """Base of all sections: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Settings):
+    """The model: a preset by name, or an explicit shape."""
+
+    preset: str | None = None
+    """Name of a shape in the ladder (``kis train --help`` lists them)."""
+
+    name: str | None = None
+    """What to call an explicit shape; its widths otherwise."""
+
+    layers: int | None = None
+    """Transformer layers of an explicit shape."""
+
+    width: int | None = None
+    """Hidden size of an explicit shape."""
+
+    heads: int | None = None
+    """Attention heads of an explicit shape."""
+
+    query_groups: int | None = None
+    """Key-value heads; as many as ``heads`` if not given."""
+
+    ffn_width: int | None = None
+    """Feed-forward width; 8/3 of ``width`` rounded up to a multiple of 16 if not given (SwiGLU at 4x cost)."""
+
+    tied_embeddings: bool = True
+    """Share the embedding with the output layer."""
+
+    rope_base: int = 10_000
+    """Base of the rotary embedding."""
+
+    init_std: float = Field(0.02, gt=0)
+    """Standard deviation of the initial weights (GPT-2's value)."""
+
+    attention: Literal["sdpa", "local"] = "sdpa"
+    """Core attention: PyTorch's fused one, or Megatron-Core's own (to compare)."""
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in PRESETS:
+            msg = f"no model preset {name!r}; {nearest(name, PRESETS)}"
+            raise ValueError(msg)
+        return name
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ModelConfig:
+        explicit = [self.layers, self.width, self.heads]
+        if self.preset is None and None in explicit:
+            msg = "needs either 'preset' or all of 'layers', 'width' and 'heads'"
+            raise ValueError(msg)
+        if self.preset is not None and any(value is not None for value in explicit):
+            msg = "has both a 'preset' and an explicit shape; give one"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def label(self) -> str:
+        """Short name of the shape, for run names."""
+        return self.preset or self.name or f"{self.layers}x{self.width}"
+
+    def shape(self) -> ModelShape:
+        """The shape that is meant."""
+        if self.preset is not None:
+            return preset(self.preset)
+        assert self.layers is not None and self.width is not None and self.heads is not None
+        return ModelShape(
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            query_groups=self.query_groups or self.heads,
+            ffn_width=self.ffn_width or -(-(8 * self.width // 3) // 16) * 16,
+            tied_embeddings=self.tied_embeddings,
+            rope_base=self.rope_base,
+        )
+
+
+class OptimizerConfig(Settings):
+    """AdamW and the learning-rate schedule."""
+
+    learning_rate: float = Field(3e-3, gt=0)
+    """Peak learning rate."""
+
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """``cosine`` to the minimum, or ``wsd``: warm-up, stable, linear decay (one trunk serves several budgets)."""
+
+    warmup_share: float = Field(0.02, ge=0, lt=1)
+    """Share of the steps over which the rate rises linearly."""
+
+    decay_share: float = Field(0.2, gt=0, le=1)
+    """``wsd`` only: share of the steps, at the end, over which the rate falls."""
+
+    minimum_share: float = Field(0.1, ge=0, le=1)
+    """The last rate as a share of the peak (Hoffmann et al. 2022 use 0.1)."""
+
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay on matrices; norms have none."""
+
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of the second moment; 0.95 is usual for language models (GPT-3)."""
+
+    epsilon: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+
+    gradient_clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient over all parameters."""
+
+
+class TrainingConfig(Settings):
+    """Budget, batches and precision."""
+
+    token_budget: int = Field(gt=0)
+    """D, tokens; rounded down to whole global batches."""
+
+    sequence_length: int = Field(ge=2)
+    """L, tokens."""
+
+    global_batch_size: int = Field(gt=0)
+    """Sequences a step, over all data-parallel ranks."""
+
+    micro_batch_size: int | None = Field(None, gt=0)
+    """Sequences a forward pass on one rank; the rank's whole share if not given."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of the weights, the order of the text and the exposures."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``auto``: bf16 on CUDA, fp32 on CPU."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.token_budget // (self.sequence_length * self.global_batch_size)
+
+    @model_validator(mode="after")
+    def _at_least_a_step(self) -> TrainingConfig:
+        if self.steps < 1:
+            msg = (
+                f"token_budget {self.token_budget} is less than one step of "
+                f"{self.global_batch_size} x {self.sequence_length} tokens"
+            )
+            raise ValueError(msg)
+        if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
+            msg = f"global_batch_size must be a multiple of micro_batch_size ({self.micro_batch_size})"
+            raise ValueError(msg)
+        return self
+
+
+class BackgroundConfig(Settings):
+    """The facts whose retention is watched."""
+
+    policy: Literal["displaced", "protected"] = "displaced"
+    """``displaced``: at a fixed rate in the general text, displaced with it. ``protected``: a fixed count."""
+
+    frequency: int = Field(0, ge=0)
+    """Exposures of each background fact in a run without infusion."""
+
+
+class InfusionConfig(Settings):
+    """How much is infused: a frequency or a ratio."""
+
+    frequency: int | None = Field(None, ge=0)
+    """F, exposures of each infused fact."""
+
+    ratio: float | None = Field(None, ge=0, le=1)
+    """rho, share of the tokens for infused facts."""
+
+    schedule: Literal["uniform"] = "uniform"
+    """How exposures lie over the run."""
+
+    background: BackgroundConfig = BackgroundConfig()
+    """The background facts."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> InfusionConfig:
+        if (self.frequency is None) == (self.ratio is None):
+            msg = "needs one of 'frequency' and 'ratio'"
+            raise ValueError(msg)
+        return self
+
+
+class DataConfig(Settings):
+    """The files of a run, as ``kis data`` writes them."""
+
+    corpus: Path
+    """Prefix of the general text's .bin and .idx."""
+
+    validation: Path
+    """Prefix of the validation split."""
+
+    exposures: Path
+    """Prefix of the exposure store (its questions lie beside it)."""
+
+    tokenizer: Path
+    """The tokenizer's model file."""
+
+    @property
+    def questions(self) -> Path:
+        """The probe's questions."""
+        return self.exposures.with_name(self.exposures.name + ".questions.jsonl")
+
+
+class ParallelConfig(Settings):
+    """The parallel layout; data parallelism takes what remains of the processes."""
+
+    tensor: int = Field(1, ge=1)
+    """Tensor-parallel size."""
+
+    pipeline: int = Field(1, ge=1)
+    """Pipeline-parallel size."""
+
+    sequence_parallel: bool = False
+    """Split norms over the tensor-parallel ranks."""
+
+
+class MomentsConfig(Settings):
+    """When something happens during a run."""
+
+    shares: tuple[float, ...] = (1.0,)
+    """Shares of the run, each in [0, 1]; 1 is after the last step."""
+
+    every: int | None = Field(None, gt=0)
+    """Also every so many steps."""
+
+    @field_validator("shares")
+    @classmethod
+    def _shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 <= share <= 1 for share in shares):
+            msg = "each must lie in [0, 1]"
+            raise ValueError(msg)
+        return shares
+
+    def steps(self, last: int) -> frozenset[int]:
+        """The steps (0 is before the first) at which it happens in a run of ``last`` steps; always the last one."""
+        steps = {round(share * last) for share in self.shares} | {last}
+        if self.every:
+            steps |= set(range(self.every, last + 1, self.every))
+        return frozenset(steps)
+
+
+class ProbeConfig(Settings):
+    """The knowledge probe."""
+
+    moments: MomentsConfig = MomentsConfig(shares=(0.25, 0.5, 0.75, 1.0))
+    """When to probe."""
+
+    templates: dict[Literal["train", "held_out", "question"], int | None] = {
+        "train": 3,
+        "held_out": None,
+        "question": None,
+    }
+    """Templates of each split that are asked about (the first ones of a relation); null for all."""
+
+    batch_size: int = Field(512, gt=0)
+    """Options scored in one forward pass."""
+
+
+class ValidationConfig(Settings):
+    """The loss on general text."""
+
+    moments: MomentsConfig = MomentsConfig(shares=(0.25, 0.5, 0.75, 1.0))
+    """When to measure."""
+
+    max_tokens: int = Field(1_000_000, gt=0)
+    """Tokens that are read at most."""
+
+
+class LoggingConfig(Settings):
+    """What a run writes."""
+
+    every: int = Field(10, gt=0)
+    """Steps between the rows of metrics.jsonl."""
+
+
+class RunConfig(Settings):
+    """One run: a cell (N, D, F) with a seed."""
+
+    name: str
+    """Name of the run, and of its folder."""
+
+    study: str = ""
+    """The study it belongs to."""
+
+    output: Path
+    """The run's folder."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+
+    data: DataConfig
+    """Files."""
+
+    model: ModelConfig
+    """Shape."""
+
+    training: TrainingConfig
+    """Budget and optimizer."""
+
+    infusion: InfusionConfig
+    """Infusion."""
+
+    parallel: ParallelConfig = ParallelConfig()
+    """Layout."""
+
+    probes: ProbeConfig = ProbeConfig()
+    """Knowledge probe."""
+
+    validation: ValidationConfig = ValidationConfig()
+    """Validation loss."""
+
+    logging: LoggingConfig = LoggingConfig()
+    """Logs."""
+
+
+_Config = TypeVar("_Config", bound=Settings)
+_Record = TypeVar("_Record", bound="DataclassInstance")
+
+
+def load_config(kind: type[_Config], path: Path, overrides: Sequence[str] = ()) -> _Config:
+    """Reads a YAML file, applies overrides and checks the result.
+
+    Args:
+        kind: the settings' class.
+        path: the YAML file.
+        overrides: ``key.path=value``, the value in YAML.
+
+    Raises:
+        InputError: an unreadable file, invalid YAML, an unknown key or a bad value, with its place.
+    """
+    try:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise InputError(f"not valid YAML ({getattr(error, 'problem', error)})", where=place) from None
+    if not isinstance(content, dict):
+        raise InputError("not a mapping of settings", where=str(path))
+    for override in overrides:
+        _override(content, override)
+    return parse_config(kind, content, source=str(path))
+
+
+def parse_config(kind: type[_Config], content: dict[str, Any], *, source: str) -> _Config:
+    """Checks settings that are already in memory; see ``load_config``."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [part for part in first["loc"] if not isinstance(part, str) or not part.startswith("function-")]
+        key = ".".join(map(str, place))
+        if first["type"] == "extra_forbidden":
+            remedy = nearest(str(place[-1]), _fields_at(kind, place[:-1]))
+            raise InputError("unknown key", where=f"{source}: {key}", remedy=remedy) from None
+        if first["type"] == "missing":
+            raise InputError("is missing", where=f"{source}: {key}", remedy="add it") from None
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] != "value_error":
+            message += f" (got {first['input']!r})"
+        raise InputError(message, where=f"{source}: {key}" if key else source) from None
+
+
+def parse_dataclass(kind: type[_Record], content: dict[str, Any], *, where: str) -> _Record:
+    """Checks the settings of another package, kept there as a (nested) dataclass, as strictly as our own.
+
+    Args:
+        kind: the dataclass.
+        content: its section of the file.
+        where: the section's key, for messages.
+
+    Raises:
+        InputError: an unknown key or a bad value.
+    """
+    names = {field.name: field for field in dataclasses.fields(kind)}
+    hints = get_type_hints(kind)
+    resolved = dict(content)
+    for key, value in content.items():
+        if key not in names:
+            raise InputError("unknown key", where=f"{where}.{key}", remedy=nearest(str(key), names))
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            resolved[key] = parse_dataclass(hints[key], value, where=f"{where}.{key}")
+    try:
+        return TypeAdapter(kind).validate_python(resolved)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, (where, *first["loc"])))
+        missing = first["type"] == "missing"
+        raise InputError(
+            "is missing" if missing else first["msg"], where=key, remedy="add it" if missing else None
+        ) from None
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError("is not of the form key=value", where=override, remedy="for example training.seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError("the value is not valid YAML", where=override) from None
+    *path, last = key.split(".")
+    section = content
+    for part in path:
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise InputError(f"{part!r} has no keys of its own", where=override)
+    section[last] = value
+
+
+def _fields_at(kind: type[BaseModel], place: Sequence[Any]) -> list[str]:
+    """Names of the fields of the section at ``place``."""
+    section: Any = kind
+    for part in place:
+        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, BaseModel) else None
+        if field is None:
+            break
+        section = field.annotation
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        return list(section.model_fields)
+    return list(kind.model_fields)

@@ -1,0 +1,97 @@
+"""The ledger: exposures counted in the sequences that were really fed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megatron_kis.data.plan import ExposurePlan, SequenceLayout
+from megatron_kis.data.store import ExposureStore
+
+LEDGER_SCHEMA = "kis.ledger/1"
+GROUPS = ("infused", "background")
+
+
+class Ledger:
+    """Counts of whole exposures by fact, and of tokens."""
+
+    def __init__(self, store: ExposureStore) -> None:
+        """An empty ledger for the facts of a store."""
+        self._store = store
+        self.received: dict[str, NDArray[np.int64]] = {
+            group: np.zeros(len(store.ids(group)), dtype=np.int64) for group in GROUPS
+        }
+        self.sequences = 0
+        self.tokens = 0
+        self.infused_tokens = 0
+
+    def observe(self, tokens: NDArray[np.int64], layout: SequenceLayout) -> None:
+        """Counts one sequence that was fed.
+
+        Args:
+            tokens: int64 [L], the sequence as the model got it.
+            layout: what the plan says lies in it; an exposure counts only if its tokens stand where they should.
+        """
+        self.sequences += 1
+        self.tokens += len(tokens)
+        for exposure in layout.exposures:
+            expected = self._store.tokens(exposure.group, exposure.fact, exposure.template)
+            if np.array_equal(tokens[exposure.offset : exposure.offset + exposure.length], expected):
+                self.received[exposure.group][exposure.fact] += 1
+                if exposure.group == "infused":
+                    self.infused_tokens += exposure.length
+
+    @property
+    def infusion_ratio(self) -> float:
+        """Share of the tokens fed so far that exposures of infused facts took."""
+        return self.infused_tokens / self.tokens if self.tokens else 0.0
+
+    def as_tensor(self) -> torch.Tensor:
+        """int64 [3 + facts]: all counts, to be summed over data-parallel ranks or stored in a checkpoint."""
+        totals = np.array([self.sequences, self.tokens, self.infused_tokens], dtype=np.int64)
+        return torch.from_numpy(np.concatenate([totals, *(self.received[group] for group in GROUPS)]))
+
+    def load_tensor(self, counts: torch.Tensor) -> None:
+        """Takes over the counts of ``as_tensor``."""
+        values = counts.cpu().numpy()
+        self.sequences, self.tokens, self.infused_tokens = (int(value) for value in values[:3])
+        start = 3
+        for group in GROUPS:
+            size = len(self.received[group])
+            self.received[group] = values[start : start + size].copy()
+            start += size
+
+    def differences(self, plan: ExposurePlan) -> list[str]:
+        """Facts that did not receive what the plan promised, one line each."""
+        lines: list[str] = []
+        for group in GROUPS:
+            expected = plan.expected(group)
+            lines += [
+                f"{group} fact {self._store.ids(group)[row]}: {self.received[group][row]} exposures received, "
+                f"{expected[row]} planned"
+                for row in np.flatnonzero(expected != self.received[group])
+            ]
+        return lines
+
+    def as_json(self, plan: ExposurePlan) -> dict[str, Any]:
+        """The content of ``exposures.json``."""
+        return {
+            "schema": LEDGER_SCHEMA,
+            "plan": plan.identity(),
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "infused_tokens": self.infused_tokens,
+            "infusion_ratio": self.infusion_ratio,
+            "expected": {group: {"facts": len(plan.expected(group)), "each": _each(plan, group)} for group in GROUPS},
+            "received": {
+                group: dict(zip(self._store.ids(group), self.received[group].tolist(), strict=True)) for group in GROUPS
+            },
+            "exact": not self.differences(plan),
+        }
+
+
+def _each(plan: ExposurePlan, group: str) -> int:
+    return plan.infusion_frequency if group == "infused" else plan.background_frequency

@@ -1,0 +1,195 @@
+"""The host backend: Megatron-Core on CPU over gloo, and the one place that knows it.
+
+Megatron-Core 0.16 names CUDA in its code: ``torch.cuda.current_device()`` as the device of every buffer,
+``device="cuda"`` in its schedules, a random-state tracker over CUDA generators, functions compiled by
+``torch.compile``. ``open_device("cpu")`` puts the host's counterpart in each of these places, once, before any
+model is built; on CUDA it changes nothing. The rest of the project asks the returned ``Device`` and never looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import types
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron_kis.errors import InputError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where tensors live and how ranks talk."""
+
+    kind: str
+    """``cpu`` or ``cuda``."""
+
+    torch_device: torch.device
+    """The device of this rank's tensors."""
+
+    backend: str
+    """The process-group backend of WORLD: ``gloo`` or ``nccl``."""
+
+    name: str
+    """What the log calls it, such as ``NVIDIA H200`` or ``cpu``."""
+
+    @property
+    def is_host(self) -> bool:
+        """Whether the host backend is in place."""
+        return self.kind == "cpu"
+
+
+def open_device(preference: str = "auto", *, local_rank: int | None = None) -> Device:
+    """Chooses the device of this rank and, on the host, puts the host backend in place.
+
+    Args:
+        preference: ``auto`` (CUDA if there is one), ``cpu`` or ``cuda``.
+        local_rank: rank within the node; the environment's LOCAL_RANK, or 0, if not given.
+
+    Raises:
+        InputError: an unknown name, or ``cuda`` where there is none.
+    """
+    if preference not in ("auto", "cpu", "cuda"):
+        raise InputError(f"unknown device {preference!r}", where="device", remedy="valid: auto, cpu, cuda")
+    available = torch.cuda.is_available()
+    if preference == "cuda" and not available:
+        raise InputError("no CUDA device is available", where="device", remedy="use device=cpu or device=auto")
+    if preference == "cpu" or not available:
+        _install_host_backend()
+        return Device(kind="cpu", torch_device=torch.device("cpu"), backend="gloo", name="cpu")
+    rank = int(os.environ.get("LOCAL_RANK", "0")) if local_rank is None else local_rank
+    torch.cuda.set_device(rank)
+    device = torch.device("cuda", rank)
+    return Device(kind="cuda", torch_device=device, backend="nccl", name=torch.cuda.get_device_name(device))
+
+
+class HostRngTracker:
+    """Named random streams over the CPU generator, with the interface of Megatron's ``CudaRNGStatesTracker``.
+
+    Tensor-parallel ranks draw different dropout masks from the ``model-parallel-rng`` stream and equal ones from
+    the default stream, as they do on CUDA; states can be saved and restored for an exact resume.
+    """
+
+    def __init__(self) -> None:
+        self.states_: dict[str, torch.Tensor] = {}
+
+    def is_initialized(self) -> bool:
+        """Whether any stream exists."""
+        return bool(self.states_)
+
+    def reset(self) -> None:
+        """Forgets every stream."""
+        self.states_ = {}
+
+    def get_states(self) -> dict[str, torch.Tensor]:
+        """A copy of the streams' states by name."""
+        return dict(self.states_)
+
+    def set_states(self, states: dict[str, torch.Tensor]) -> None:
+        """Restores what ``get_states`` returned."""
+        self.states_ = dict(states)
+
+    def add(self, name: str, seed: int) -> None:
+        """Adds a stream. A name can be added once."""
+        if name in self.states_:
+            msg = f"the random stream {name!r} exists already"
+            raise ValueError(msg)
+        outer = torch.get_rng_state()
+        torch.manual_seed(seed)
+        self.states_[name] = torch.get_rng_state()
+        torch.set_rng_state(outer)
+
+    @contextlib.contextmanager
+    def fork(self, name: str = "model-parallel-rng") -> Iterator[None]:
+        """Draws from stream ``name`` inside the block, and leaves the default stream untouched."""
+        outer = torch.get_rng_state()
+        torch.set_rng_state(self.states_[name])
+        try:
+            yield
+        finally:
+            self.states_[name] = torch.get_rng_state()
+            torch.set_rng_state(outer)
+
+
+class _HostTorch(types.ModuleType):
+    """``torch`` as a module of Megatron sees it, with ``device="cuda"`` meaning the host."""
+
+    _FACTORIES = ("zeros", "ones", "empty", "full", "tensor", "arange", "autocast")
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+        for name in self._FACTORIES:
+            setattr(self, name, _on_host(getattr(torch, name)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _on_host(factory: Any) -> Any:
+    def make(*args: Any, **keywords: Any) -> Any:
+        if str(keywords.get("device", "")).startswith("cuda"):
+            keywords["device"] = "cpu"
+        return factory(*args, **keywords)
+
+    return make
+
+
+@functools.cache
+def _install_host_backend() -> None:
+    """Replaces Megatron's uses of CUDA by the host's, once a process."""
+    cpu = torch.device("cpu")
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: cpu
+    cuda.synchronize = lambda *_, **__: None
+    cuda.set_device = lambda *_: None
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+    torch.nn.Module.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+
+    with quiet_megatron():
+        # Before anything else of Megatron is imported: its small functions would each start the inductor compiler.
+        from megatron.core import jit
+
+        jit.disable_jit_fuser()
+        import megatron.core.pipeline_parallel.schedules as schedules
+        import megatron.core.tensor_parallel as tensor_parallel
+        import megatron.core.tensor_parallel.layers as layers
+        import megatron.core.tensor_parallel.random as random
+
+    tracker = HostRngTracker()
+
+    def host_tracker(*_: Any, **__: Any) -> HostRngTracker:
+        return tracker
+
+    schedules.torch = _HostTorch()
+    for module in (tensor_parallel, layers, random):
+        module.get_cuda_rng_tracker = host_tracker
+
+
+def seed_device(device: Device, seed: int, *, tensor_rank: int, pipeline_rank: int) -> None:
+    """Seeds the default stream alike on the ranks of a tensor group, and one stream apart for each rank.
+
+    Megatron's ``model_parallel_cuda_manual_seed`` does this on CUDA; the offsets are its own.
+    """
+    import megatron.core.tensor_parallel.random as random
+
+    stage_seed = seed + 100 * pipeline_rank
+    torch.manual_seed(stage_seed)
+    if not device.is_host:
+        random.model_parallel_cuda_manual_seed(stage_seed)
+        return
+    tracker = random.get_cuda_rng_tracker()
+    tracker.reset()
+    tracker.add("model-parallel-rng", stage_seed + 2718 + tensor_rank)
+
+
+@contextlib.contextmanager
+def quiet_megatron() -> Iterator[None]:
+    """Hides what Megatron-Core warns of at import on machines without Transformer Engine or NVIDIA apex."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,43 @@
+"""Errors that a user can mend, and the exit status that goes with each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KisError(Exception):
+    """A failure that is explained to the user in one message, without a traceback."""
+
+    exit_status = 1
+
+
+class InputError(KisError):
+    """Wrong input: a file, a line, a key or a value. The message says where and what would be right."""
+
+    exit_status = 2
+
+    def __init__(self, problem: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        """Builds the message ``where: problem; remedy``.
+
+        Args:
+            problem: what is wrong, in one clause.
+            where: the file, ``file:line`` or configuration key.
+            remedy: what would be right.
+        """
+        message = f"{where}: {problem}" if where else problem
+        if remedy:
+            message += f"; {remedy}"
+        super().__init__(message)
+        self.problem, self.where, self.remedy = problem, where, remedy
+
+
+class JobError(KisError):
+    """Work that was asked for rightly and failed all the same (a run that crashed, a study with failed cells)."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The remedy for an unknown name: ``did you mean 'x'?`` or the list of valid names."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else "valid: " + ", ".join(names)

@@ -1,0 +1,122 @@
+"""Questions: reading the file that ``kis data render`` writes, and laying their options out for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_kis.errors import InputError
+from megatron_kis.files import read_json_lines
+
+QUESTIONS_SCHEMA = "kis.questions/1"
+GROUPS = ("infused", "background", "control")
+SPLITS = ("train", "held_out", "question")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One candidate: the statement with this object in it."""
+
+    text: str
+    """The object."""
+
+    tokens: tuple[int, ...]
+    """The whole statement, without a first or last special token."""
+
+    span: tuple[int, int]
+    """Half-open token range of the object."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One fact under one template, with its options."""
+
+    fact: str
+    group: str
+    relation: str
+    split: str
+    template: int
+    answer: int
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of a probe, and how they were made."""
+
+    header: dict[str, Any]
+    """Resolved choices: distractors, seed, first token, tokenizer fingerprint."""
+
+    questions: tuple[Question, ...]
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Fingerprint of the tokenizer whose ids these are."""
+        return str(self.header["tokenizer_fingerprint"])
+
+
+def read_questions(path: Path, templates: Mapping[Any, int | None]) -> QuestionSet:
+    """Reads a questions file.
+
+    Args:
+        path: the file.
+        templates: for each split that is asked about, how many of a relation's templates (None: all).
+
+    Raises:
+        InputError: missing, of another schema, or a malformed line (with its number).
+    """
+    rows = read_json_lines(path)
+    _, header = next(rows, (0, {}))
+    if header.get("schema") != QUESTIONS_SCHEMA:
+        raise InputError(
+            f"schema is {header.get('schema')!r}", where=f"{path}:1", remedy=f"expected {QUESTIONS_SCHEMA!r}"
+        )
+    questions = []
+    for number, row in rows:
+        try:
+            limit = templates.get(row["split"], 0)
+            if limit is None or row["template"] < limit:
+                questions.append(_question(row))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InputError(f"not a question ({type(error).__name__}: {error})", where=f"{path}:{number}") from None
+    return QuestionSet(header=header, questions=tuple(questions))
+
+
+def _question(row: dict[str, Any]) -> Question:
+    options = tuple(
+        Option(text=option["text"], tokens=tuple(option["tokens"]), span=(option["span"][0], option["span"][1]))
+        for option in row["options"]
+    )
+    if not 0 <= row["answer"] < len(options) or len(options) < 2:
+        raise ValueError("the answer is not among at least two options")
+    if any(not 0 <= option.span[0] < option.span[1] <= len(option.tokens) for option in options):
+        raise ValueError("a span lies outside its statement")
+    return Question(
+        fact=row["fact"], group=row["group"], relation=row["relation"], split=row["split"],
+        template=row["template"], answer=row["answer"], options=options,
+    )  # fmt: skip
+
+
+def lay_out(options: Sequence[Option], first: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Inputs and labels of some options, padded on the right.
+
+    Args:
+        options: [n].
+        first: the token that stands before every statement (the end-of-document token, as in training).
+
+    Returns:
+        int64 [n, T] inputs (``first`` and the statement without its last token) and int64 [n, T] labels (the
+        statement); padding is ``first``.
+    """
+    width = max(len(option.tokens) for option in options)
+    labels = np.full((len(options), width), first, dtype=np.int64)
+    for row, option in enumerate(options):
+        labels[row, : len(option.tokens)] = option.tokens
+    inputs = np.full_like(labels, first)
+    inputs[:, 1:] = labels[:, :-1]
+    return inputs, labels

@@ -1,0 +1,78 @@
+"""Scoring rules: from token log-likelihoods to a score an option, and from scores to what is right. Pure numpy.
+
+| rule | score of an option | whose |
+|---|---|---|
+| ``statement`` | log-likelihood of the whole statement, the object anywhere in it | LM-Pub-Quiz, reduction "sum" |
+| ``sum`` | log-likelihood of the answer's tokens given what precedes them | lm-evaluation-harness ``acc`` |
+| ``mean_token`` | ``sum`` / tokens of the answer | common variant |
+| ``mean_char`` | ``sum`` / characters of the answer | lm-evaluation-harness ``acc_norm`` |
+| ``mean_byte`` | ``sum`` / UTF-8 bytes of the answer | common variant |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+RULES = ("statement", "sum", "mean_token", "mean_char", "mean_byte")
+
+
+def token_log_probs(logits: ArrayLike, tokens: ArrayLike) -> NDArray[np.float64]:
+    """Log-likelihood of each token under the logits before it.
+
+    Args:
+        logits: [..., T, vocabulary], position t predicting ``tokens[..., t]``.
+        tokens: int [..., T].
+
+    Returns:
+        float64 [..., T], nats.
+    """
+    values = np.asarray(logits, dtype=np.float64)
+    ids = np.asarray(tokens, dtype=np.int64)
+    top = values.max(axis=-1, keepdims=True)
+    normaliser = top[..., 0] + np.log(np.exp(values - top).sum(axis=-1))
+    chosen: NDArray[np.float64] = np.take_along_axis(values, ids[..., None], axis=-1)[..., 0] - normaliser
+    return chosen
+
+
+def score_options(
+    log_probs: ArrayLike, *, lengths: ArrayLike, spans: ArrayLike, answers: Sequence[str], rule: str
+) -> NDArray[np.float64]:
+    """The score of each option under a rule; larger is likelier.
+
+    Args:
+        log_probs: float [options, T] of each token of the statement, nats; beyond ``lengths`` ignored.
+        lengths: int [options] tokens of the statement.
+        spans: int [options, 2] half-open token range of the answer within the statement.
+        answers: the answers' texts.
+        rule: one of ``RULES``.
+
+    Raises:
+        ValueError: an unknown rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"no scoring rule {rule!r}; valid: {', '.join(RULES)}")
+    values = np.asarray(log_probs, dtype=np.float64)
+    ends, span = np.asarray(lengths, dtype=np.int64), np.asarray(spans, dtype=np.int64)
+    cumulated = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
+    rows = np.arange(len(values))
+    if rule == "statement":
+        whole: NDArray[np.float64] = cumulated[rows, ends]
+        return whole
+    total: NDArray[np.float64] = cumulated[rows, span[:, 1]] - cumulated[rows, span[:, 0]]
+    if rule == "mean_token":
+        return total / (span[:, 1] - span[:, 0])
+    if rule == "mean_char":
+        return total / np.array([len(answer) for answer in answers])
+    if rule == "mean_byte":
+        return total / np.array([len(answer.encode()) for answer in answers])
+    return total
+
+
+def grade(scores: NDArray[np.float64], answer: int) -> tuple[bool, float]:
+    """Whether the right option alone has the largest score (a tie is wrong), and its margin over the best other."""
+    others = np.delete(scores, answer)
+    margin = float(scores[answer] - others.max())
+    return margin > 0, margin

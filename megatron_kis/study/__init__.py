@@ -1,0 +1,1 @@
+"""A study: configuration (``config``), runs (``grid``, ``plan``), execution (``executor``), ``status``."""

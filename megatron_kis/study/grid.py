@@ -1,0 +1,54 @@
+"""The grid of a study: every cell (N, D, F) with every seed, as the configuration of a run."""
+
+from __future__ import annotations
+
+import itertools
+
+from megatron_kis.config import DataConfig, InfusionConfig, ModelConfig, RunConfig, TrainingConfig
+from megatron_kis.study.config import RungConfig, StudyConfig
+
+
+def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
+    """The runs of a study, the most expensive first (so that none is left alone at the end)."""
+    runs = [
+        _run(study, data, rung, budget, frequency, seed)
+        for rung, budget, frequency, seed in itertools.product(
+            study.ladder, study.token_budgets, study.frequencies, study.seeds
+        )
+    ]
+    return sorted(runs, key=cost, reverse=True)
+
+
+def cost(run: RunConfig) -> float:
+    """Relative cost of a run: weights x tokens."""
+    return run.model.shape().nonembedding_params() * float(run.training.token_budget)
+
+
+def _run(study: StudyConfig, data: DataConfig, rung: RungConfig, budget: int, frequency: int, seed: int) -> RunConfig:
+    name = f"{rung.label}_D{_short(budget)}_F{frequency}_s{seed}"
+    optimizer = study.training.optimizer
+    if rung.learning_rate is not None:
+        optimizer = optimizer.model_copy(update={"learning_rate": rung.learning_rate})
+    shared = study.training.model_dump(exclude={"optimizer"})
+    return RunConfig(
+        name=name,
+        study=study.name,
+        output=study.runs_folder / name,
+        device=study.device,
+        data=data,
+        model=ModelConfig(**rung.model_dump(exclude={"learning_rate", "parallel"})),
+        training=TrainingConfig(token_budget=budget, seed=seed, optimizer=optimizer, **shared),
+        infusion=InfusionConfig(frequency=frequency, background=study.background),
+        parallel=rung.parallel,
+        probes=study.probes,
+        validation=study.validation,
+        logging=study.logging,
+    )
+
+
+def _short(tokens: int) -> str:
+    """A budget in a name: 1200000 -> 1.2M."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if tokens >= size:
+            return f"{tokens / size:.6g}{unit}"
+    return str(tokens)

@@ -1,0 +1,1 @@
+"""Training: one run (``run``), the engine over Megatron-Core (``engine``), optimizer, schedule, hooks and logs."""

@@ -1,0 +1,186 @@
+"""The engine: Megatron-Core's model and schedules behind two calls, one training step and one scoring pass.
+
+Everything that knows how tokens reach Megatron's forward-backward functions under tensor, pipeline and data
+parallelism is here; the loop, the probes and the validation above it see sequences in and numbers out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from megatron_kis.config import RunConfig
+from megatron_kis.data.dataset import Sample
+from megatron_kis.device import Device, quiet_megatron
+from megatron_kis.model.build import build_model
+from megatron_kis.parallel import Layout, reporting_rank, sum_over_data
+from megatron_kis.training.optimizer import build_optimizer, wrap_model
+
+with quiet_megatron():
+    from megatron.core import parallel_state
+    from megatron.core.distributed import finalize_model_grads
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+Batch = dict[str, torch.Tensor]
+
+
+class Engine:
+    """A model under a parallel layout, its optimizer, and how to step and to score."""
+
+    def __init__(self, config: RunConfig, *, vocabulary: int, layout: Layout, device: Device) -> None:
+        """Builds this rank's part.
+
+        Args:
+            config: the run's configuration.
+            vocabulary: padded rows of the embedding.
+            layout: this rank's place.
+            device: where to compute.
+        """
+        self.layout, self.device = layout, device
+        precision = config.training.precision
+        if precision == "auto":
+            precision = "fp32" if device.is_host else "bf16"
+        self.precision = precision
+        self._sequence_length = config.training.sequence_length
+        model = build_model(
+            config.model.shape(),
+            vocabulary=vocabulary,
+            sequence_length=self._sequence_length,
+            layout=layout,
+            device=device,
+            precision=precision,
+            attention=config.model.attention,
+            init_std=config.model.init_std,
+            seed=config.training.seed,
+            sequence_parallel=config.parallel.sequence_parallel,
+        )
+        self.replica = wrap_model(model, device)
+        self.replica.config.finalize_model_grads_func = finalize_model_grads
+        self._optimizer = build_optimizer(self.replica, config.training.optimizer, device, half=precision == "bf16")
+        self._forward_backward = get_forward_backward_func()
+
+    def train_step(
+        self, samples: Sequence[Sample], *, micro_batch_size: int, learning_rate: float
+    ) -> tuple[float, float]:
+        """One optimizer step over this rank's samples.
+
+        Args:
+            samples: this data-parallel rank's share of the global batch.
+            micro_batch_size: sequences a forward pass.
+            learning_rate: of this step.
+
+        Returns:
+            The loss, nats a token over the global batch (on the reporting rank; 0 elsewhere), and the gradient's norm.
+        """
+        self.replica.train()
+        self._optimizer.zero_grad()
+        starts = range(0, len(samples), micro_batch_size)
+        batches = iter([self._stack(samples[start : start + micro_batch_size]) for start in starts])
+        reduced = self._forward_backward(
+            forward_step_func=self._forward_loss,
+            data_iterator=batches,
+            model=[self.replica],
+            num_microbatches=len(starts),
+            seq_length=self._sequence_length,
+            micro_batch_size=micro_batch_size,
+            forward_only=False,
+        )
+        norm = self._optimizer.step(learning_rate)
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device.torch_device)
+        for loss_and_tokens in reduced or []:
+            totals += loss_and_tokens.double()
+        if self.layout.is_last_stage:
+            sum_over_data(totals)
+        return float(totals[0] / totals[1]) if totals[1] else 0.0, norm
+
+    @torch.no_grad()
+    def token_losses(
+        self, rows: NDArray[np.int64], labels: NDArray[np.int64], *, batch_size: int
+    ) -> NDArray[np.float32] | None:
+        """Negative log-likelihoods of labels, without a gradient or a random draw.
+
+        Args:
+            rows: int64 [rows, T] tokens; every rank of a model replica gives the same.
+            labels: int64 [rows, T] what follows each token.
+            batch_size: rows a forward pass.
+
+        Returns:
+            float32 [rows, T] nats, on the last pipeline stage; None on the others.
+        """
+        self.replica.eval()
+        parts: list[torch.Tensor] = []
+        for start in range(0, len(rows), batch_size):
+            tokens = torch.from_numpy(rows[start : start + batch_size])
+            batch = {
+                "tokens": tokens,
+                "labels": torch.from_numpy(labels[start : start + batch_size]),
+                "position_ids": torch.arange(tokens.shape[1]).expand_as(tokens),
+            }
+            batch = {name: tensor.to(self.device.torch_device) for name, tensor in batch.items()}
+            parts += self._forward_backward(
+                forward_step_func=_forward_scores,
+                data_iterator=iter([batch]),
+                model=[self.replica],
+                num_microbatches=1,
+                seq_length=tokens.shape[1],
+                micro_batch_size=tokens.shape[0],
+                forward_only=True,
+                collect_non_loss_data=True,
+            )
+        self.replica.train()
+        if not self.layout.is_last_stage:
+            return None
+        if not parts:
+            return np.zeros(rows.shape, dtype=np.float32)
+        scores: NDArray[np.float32] = torch.cat([part.float().cpu() for part in parts]).numpy()
+        return scores
+
+    def share(self, value: float) -> float:
+        """A number of the reporting rank, on every rank of its model replica."""
+        group = parallel_state.get_model_parallel_group()
+        if group.size() == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64, device=self.device.torch_device)
+        dist.broadcast(shared, src=reporting_rank(), group=group)
+        return float(shared)
+
+    def parameters(self) -> int:
+        """Parameters of the whole model, each counted once over the ranks."""
+        from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
+        from megatron.core.transformer.module import param_is_not_shared
+
+        mine = sum(
+            parameter.numel()
+            for parameter in self.replica.parameters()
+            if param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter)
+        )
+        total = torch.tensor([mine], dtype=torch.int64, device=self.device.torch_device)
+        dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
+        return int(total)
+
+    def _stack(self, samples: Sequence[Sample]) -> Batch:
+        columns = {name: torch.stack([getattr(sample, name) for sample in samples]) for name in Sample._fields}
+        return {name: tensor.to(self.device.torch_device) for name, tensor in columns.items()}
+
+    def _forward_loss(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
+        """Megatron's forward step: the output, and how to reduce it to (sum of losses, tokens, what to report)."""
+        batch = next(batches)
+        output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+
+        def reduce(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            mask = batch["loss_mask"]
+            total, count = (losses * mask).sum(), mask.sum()
+            return total, count.to(torch.int), torch.stack([total.detach().float(), count.float()])
+
+        return output, reduce
+
+
+def _forward_scores(batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
+    batch = next(batches)
+    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    return output, lambda losses, non_loss_data=True: losses.detach()

@@ -1,0 +1,181 @@
+"""Hooks: what happens besides the training steps, at named moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megatron_kis.config import MomentsConfig, ProbeConfig, ValidationConfig
+from megatron_kis.data.general import ValidationText
+from megatron_kis.probes.probe import run_probe
+from megatron_kis.probes.questions import QuestionSet
+from megatron_kis.training.logs import JsonLines
+
+if TYPE_CHECKING:
+    from megatron_kis.training.engine import Engine
+
+
+@dataclass
+class State:
+    """Where a run stands."""
+
+    steps: int
+    """Of the whole run."""
+
+    step: int = 0
+    """Steps done."""
+
+    tokens: int = 0
+    """Tokens trained on."""
+
+    loss: float = float("nan")
+    """Of the last step, nats a token."""
+
+    gradient_norm: float = float("nan")
+    """Of the last step, before clipping."""
+
+    learning_rate: float = 0.0
+    """Of the last step."""
+
+    infusion_ratio: float = 0.0
+    """Share of the tokens so far."""
+
+    seconds: float = 0.0
+    """Spent in training steps; hooks are not counted."""
+
+    tokens_per_second: float = 0.0
+    """Since the last row of the log."""
+
+    results: dict[str, float] = field(default_factory=dict)
+    """What hooks found last, for the progress line."""
+
+
+class Hook:
+    """A hook does nothing at every moment; a subclass overrides the moments it wants."""
+
+    def before_training(self, state: State) -> None:
+        """Before the first step."""
+
+    def after_step(self, state: State) -> None:
+        """After each step."""
+
+    def after_training(self, state: State) -> None:
+        """After the last step."""
+
+
+class AtMoments(Hook):
+    """A hook that acts at the moments of its settings."""
+
+    def __init__(self, moments: MomentsConfig, steps: int) -> None:
+        """Resolves the moments for a run of ``steps``."""
+        self._at = moments.steps(steps)
+
+    def before_training(self, state: State) -> None:
+        """Acts if the moments include the start."""
+        self.after_step(state)
+
+    def after_step(self, state: State) -> None:
+        """Acts if this step is one of the moments."""
+        if state.step in self._at:
+            self.act(state)
+
+    def act(self, state: State) -> None:
+        """What to do at a moment."""
+        raise NotImplementedError
+
+
+class ValidationHook(AtMoments):
+    """The loss on held-out general text."""
+
+    def __init__(
+        self, settings: ValidationConfig, engine: Engine, text: ValidationText, log: JsonLines | None, *, steps: int
+    ) -> None:
+        """Prepares; ``log`` is None on ranks that do not report."""
+        super().__init__(settings.moments, steps)
+        self._engine, self._log = engine, log
+        rows = np.stack([text[number] for number in range(len(text))]).astype(np.int64)
+        self._inputs, self._labels = rows[:, :-1], rows[:, 1:]
+
+    def act(self, state: State) -> None:
+        """Measures and logs."""
+        losses = self._engine.token_losses(self._inputs, self._labels, batch_size=32)
+        if losses is None:
+            return
+        loss = float(losses.mean(dtype=np.float64))
+        state.results["validation_loss"] = loss
+        if self._log:
+            self._log.write({"kind": "validation", "step": state.step, "tokens": state.tokens, "loss": loss})
+
+
+class ProbeHook(AtMoments):
+    """The knowledge probe of all groups and splits."""
+
+    def __init__(
+        self,
+        settings: ProbeConfig,
+        engine: Engine,
+        questions: QuestionSet,
+        log: JsonLines | None,
+        *,
+        first: int,
+        steps: int,
+        outcomes: Path,
+    ) -> None:
+        """Prepares; ``log`` is None on ranks that do not report; outcomes a question go to the folder ``outcomes``."""
+        super().__init__(settings.moments, steps)
+        self._engine, self._questions, self._log = engine, questions, log
+        self._first, self._batch_size, self._outcomes = first, settings.batch_size, outcomes
+
+    def act(self, state: State) -> None:
+        """Probes and logs."""
+        size = self._batch_size
+        result = run_probe(
+            self._questions,
+            lambda inputs, labels: self._engine.token_losses(inputs, labels, batch_size=size),
+            first=self._first,
+            batch_size=size,
+        )
+        if result is None or self._log is None:
+            return
+        for row in result.rows:
+            self._log.write({"step": state.step, "tokens": state.tokens, **row})
+            if row["split"] == "held_out" and row["scoring"] == "statement":
+                state.results[row["group"]] = row["correct"] / row["n"]
+        self._outcomes.mkdir(exist_ok=True)
+        np.savez_compressed(self._outcomes / f"step-{state.step}.npz", correct=result.correct, margins=result.margins)
+
+
+class MetricsHook(Hook):
+    """Rows of metrics.jsonl, and the clock."""
+
+    def __init__(self, log: JsonLines | None, *, every: int) -> None:
+        """Writes a row each ``every`` steps and at the end."""
+        self._log, self._every = log, every
+        self._seconds, self._tokens = 0.0, 0
+
+    def before_training(self, state: State) -> None:
+        """Starts the clock."""
+        self._seconds, self._tokens = state.seconds, state.tokens
+
+    def after_step(self, state: State) -> None:
+        """Writes a row if it is time."""
+        if state.step % self._every and state.step != state.steps:
+            return
+        state.tokens_per_second = (state.tokens - self._tokens) / max(state.seconds - self._seconds, 1e-9)
+        if self._log:
+            self._log.write(
+                {
+                    "kind": "train",
+                    "step": state.step,
+                    "tokens": state.tokens,
+                    "loss": state.loss,
+                    "lr": state.learning_rate,
+                    "grad_norm": state.gradient_norm,
+                    "tokens_per_second": round(state.tokens_per_second, 1),
+                    "infusion_ratio": state.infusion_ratio,
+                }
+            )
+        self._seconds, self._tokens = state.seconds, state.tokens

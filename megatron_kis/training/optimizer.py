@@ -1,0 +1,141 @@
+"""The optimizer: AdamW with gradient clipping over all parallel ranks, one interface on the host and on CUDA.
+
+On CUDA it is Megatron-Core's (main weights in fp32, the distributed optimizer, NVIDIA apex's fused Adam if importable);
+that one asserts CUDA tensor types, so the host has PyTorch's fused AdamW and a norm over the model-parallel ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from megatron_kis.config import OptimizerConfig
+from megatron_kis.device import Device, quiet_megatron
+from megatron_kis.training.replica import HostReplica
+
+with quiet_megatron():
+    from megatron.core import parallel_state
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+    from megatron.core.optimizer import get_megatron_optimizer
+    from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
+    from megatron.core.transformer.module import param_is_not_shared
+
+
+class Optimizer(Protocol):
+    """What the loop asks of an optimizer."""
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        ...
+
+    def step(self, learning_rate: float) -> float:
+        """Clips and applies the gradients, and returns their norm before clipping."""
+        ...
+
+
+def wrap_model(model: GPTModel, device: Device) -> Any:
+    """The model as a data-parallel replica: Megatron-Core's on CUDA, ``HostReplica`` on the host."""
+    group = parallel_state.get_data_parallel_group()
+    if device.is_host:
+        return HostReplica(model.config, model, group)
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=group.size() > 1, overlap_grad_reduce=group.size() > 1
+    )
+    return DistributedDataParallel(config=model.config, ddp_config=settings, module=model)
+
+
+def build_optimizer(replica: Any, settings: OptimizerConfig, device: Device, *, half: bool) -> Optimizer:
+    """The optimizer of a wrapped model."""
+    if device.is_host:
+        return HostOptimizer(replica, settings)
+    return MegatronOptimizer(replica, settings, half=half)
+
+
+class HostOptimizer:
+    """PyTorch's fused AdamW; the norm is taken once over every weight of the whole model."""
+
+    def __init__(self, replica: HostReplica, settings: OptimizerConfig) -> None:
+        """Prepares the moments; norms and biases are not decayed."""
+        self._replica = replica
+        self._clip = settings.gradient_clip
+        self._parameters = [parameter for parameter in replica.parameters() if parameter.requires_grad]
+        decayed = [parameter for parameter in self._parameters if parameter.dim() > 1]
+        plain = [parameter for parameter in self._parameters if parameter.dim() <= 1]
+        self.adam = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            fused=True,
+        )
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        self._replica.zero_grad_buffer()
+
+    def step(self, learning_rate: float) -> float:
+        """Clips and applies the gradients, and returns their norm before clipping."""
+        norm = self._norm()
+        if norm > self._clip:
+            scale = self._clip / (norm + 1e-6)  # as torch.nn.utils.clip_grad_norm_
+            for parameter in self._parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate
+        self.adam.step()
+        return norm
+
+    def _norm(self) -> float:
+        """The norm over the whole model: weights that several ranks hold are counted on one of them."""
+        squares = torch.zeros((), dtype=torch.float64)
+        for parameter in self._parameters:
+            if (
+                parameter.grad is not None
+                and param_is_not_shared(parameter)
+                and param_is_not_tensor_parallel_duplicate(parameter)
+            ):
+                squares += parameter.grad.square().sum(dtype=torch.float64)
+        group = parallel_state.get_model_parallel_group()
+        if group.size() > 1:
+            dist.all_reduce(squares, group=group)
+        return float(squares.sqrt())
+
+
+class MegatronOptimizer:
+    """Megatron-Core's optimizer on CUDA."""
+
+    def __init__(self, replica: Any, settings: OptimizerConfig, *, half: bool) -> None:
+        """Prepares main weights and moments."""
+        self._replica = replica
+        config = MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=settings.learning_rate,
+            min_lr=0.0,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            adam_eps=settings.epsilon,
+            clip_grad=settings.gradient_clip,
+            bf16=half,
+            params_dtype=torch.bfloat16 if half else torch.float32,
+            use_distributed_optimizer=replica.ddp_config.use_distributed_optimizer,
+        )
+        self._optimizer = get_megatron_optimizer(config, [replica])
+        replica.config.no_sync_func = replica.no_sync
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients, in the model's buffers too."""
+        self._replica.zero_grad_buffer()
+        self._optimizer.zero_grad()
+
+    def step(self, learning_rate: float) -> float:
+        """Clips and applies the gradients, and returns their norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_mult", 1.0)
+        _, norm, _ = self._optimizer.step()
+        return float(norm)

@@ -1,0 +1,54 @@
+"""Data-parallel replicas on the host: gradients summed over the data-parallel group through gloo.
+
+The counterpart of Megatron-Core's ``DistributedDataParallel``, whose buffers live on CUDA, with the part of its
+interface that the schedules and ``finalize_model_grads`` call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_kis.device import quiet_megatron
+
+with quiet_megatron():
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.distributed.data_parallel_base import _BaseDataParallel
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class HostReplica(_BaseDataParallel):
+    """A model whose gradients are summed over replicas after each step's backward passes."""
+
+    def __init__(self, config: TransformerConfig, module: torch.nn.Module, group: dist.ProcessGroup) -> None:
+        """Wraps ``module``; ``group`` joins its replicas."""
+        super().__init__(config=config, module=module)
+        self.ddp_config = DistributedDataParallelConfig()
+        self._group = group
+
+    def finish_grad_sync(self, *_: Any, **__: Any) -> None:
+        """Sums the gradients of all replicas, in one message; missing ones count as zero."""
+        if self._group.size() == 1:
+            return
+        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([parameter.grad.reshape(-1) for parameter in parameters if parameter.grad is not None])
+        dist.all_reduce(flat, group=self._group)
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            assert parameter.grad is not None
+            parameter.grad.copy_(part.view_as(parameter))
+
+    def scale_gradients(self, scaling_factor: float | torch.Tensor) -> None:
+        """Multiplies every gradient by ``scaling_factor`` (one over the step's tokens)."""
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scaling_factor)
+
+    def zero_grad_buffer(self) -> None:
+        """Forgets the gradients before a step."""
+        for parameter in self.module.parameters():
+            parameter.grad = None

@@ -1,0 +1,54 @@
+"""Package metadata; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "megatron_kis" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    if line.startswith("__version__")
+)
+
+REPORT = ["jinja2>=3.1", "matplotlib>=3.8", "plotly>=5.20"]
+
+setup(
+    name="megatron-kis",
+    version=VERSION,
+    description="Knowledge-infusion scaling studies on Megatron-Core: exact exposures, probes, collapse points, the law",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.12",
+    packages=find_packages(include=["megatron_kis*", "data_tools*", "analysis*"]),
+    package_data={"data_tools": ["resources/*"], "analysis.report": ["*.html", "*.css", "*.js"]},
+    install_requires=[
+        "torch>=2.6",
+        "megatron-core>=0.16.1,<0.17",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "pandas>=2.1",
+        "pydantic>=2.7",
+        "PyYAML>=6.0",
+        "rich>=13.0",
+        "sentencepiece>=0.2",
+        "nltk>=3.9",
+        *REPORT,
+    ],
+    extras_require={
+        "dev": [
+            "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11", "statsmodels>=0.14",
+        ],
+        "report": REPORT,
+        "export": ["transformers>=4.44", "safetensors>=0.4"],
+        "gpu": ["transformer-engine[pytorch]>=2.0"],
+    },
+    entry_points={"console_scripts": ["kis = megatron_kis.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
