@@ -11,7 +11,7 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
-REPORT = ["jinja2>=3.1", "matplotlib>=3.8", "plotly>=5.20"]
+REPORT = ["jinja2>=3.1", "matplotlib>=3.8"]
 
 setup(
     name="megatron-kis",
@@ -34,7 +34,6 @@ setup(
         "PyYAML>=6.0",
         "rich>=13.0",
         "sentencepiece>=0.2",
-        "nltk>=3.9",
         *REPORT,
     ],
     extras_require={

@@ -18,7 +18,7 @@ from analysis.law import Law, LawRefused, fit_law
 from analysis.load import Runs, load_runs
 from analysis.load_csv import write_points_csv
 from analysis.predict import SCHEMA as PREDICTION_SCHEMA
-from analysis.predict import Prediction, predict, prediction_record
+from analysis.predict import Prediction, load_predictions, predict, prediction_record
 from analysis.settings import AnalysisSettings
 from megatron_kis.files import write_json
 
@@ -110,8 +110,8 @@ def analyse_study(
 ) -> AnalysisResult:  # fmt: skip
     """Analyses ``study_dir/runs`` and writes curves.csv, points.csv, law.json, prediction.json and report.html there.
 
-    Each file is written atomically. prediction.json is kept as it is where it already holds the same predictions, so
-    that its date stays the day they were first made.
+    ``settings`` are those that study.yaml declares if None. Each file is written atomically. prediction.json is kept
+    as it is where it already holds the same predictions, so that its date stays the day they were first made.
 
     Raises:
         InputError: no complete run, or data that contradict each other.
@@ -119,6 +119,7 @@ def analyse_study(
     from analysis.report import report
 
     study_dir = Path(study_dir)
+    settings = settings or declared_settings(study_dir)
     described = study_description(study_dir)
     result = analyse(
         load_runs(study_dir), settings, predict_params=predict_params, predict_tokens=predict_tokens,
@@ -159,3 +160,28 @@ def study_description(study_dir: Path) -> dict[str, Any]:
         return {}
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}
+
+
+def declared_settings(folder: Path, **overrides: Any) -> AnalysisSettings:
+    """The settings a study declared before its data were seen, for its folder or its ``runs`` folder.
+
+    Keys of the ``analysis`` section of ``study.yaml`` that are no settings (the runner's) are not looked at.
+
+    Args:
+        folder: any folder; without a ``study.yaml`` the defaults hold.
+        overrides: settings that take the place of the declared ones.
+    """
+    declared: dict[str, Any] = {}
+    for place in (folder.parent, folder):
+        section = study_description(place).get("analysis")
+        if isinstance(section, dict):
+            declared = {key: value for key, value in section.items() if key in AnalysisSettings.__dataclass_fields__}
+    return AnalysisSettings.from_mapping(declared | overrides)
+
+
+def predicted_before(study_dir: Path) -> tuple[list[float], float | None]:
+    """The sizes, and the one budget if it is one, that a study's ``prediction.json`` already predicts for."""
+    path = study_dir / "prediction.json"
+    items = load_predictions(path) if path.is_file() else []
+    budgets = {float(item["tokens"]) for item in items}
+    return sorted({float(item["params"]) for item in items}), budgets.pop() if len(budgets) == 1 else None

@@ -18,7 +18,6 @@ from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_text
 from megatron_kis.model.ladder import PRESETS, ModelShape, preset
 
-
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -244,9 +243,6 @@ class ParallelConfig(Settings):
 
     pipeline: int = Field(1, ge=1)
     """Pipeline-parallel size."""
-
-    sequence_parallel: bool = False
-    """Split norms over the tensor-parallel ranks."""
 
 
 class MomentsConfig(Settings):

@@ -1,9 +1,9 @@
 """The host backend: Megatron-Core on CPU over gloo, and the one place that knows it.
 
 Megatron-Core 0.16 names CUDA in its code: ``torch.cuda.current_device()`` as the device of every buffer,
-``device="cuda"`` in its schedules, a random-state tracker over CUDA generators, functions compiled by
-``torch.compile``. ``open_device("cpu")`` puts the host's counterpart in each of these places, once, before any
-model is built; on CUDA it changes nothing. The rest of the project asks the returned ``Device`` and never looks.
+``device="cuda"`` in its schedules, a random-state tracker over CUDA generators. ``open_device("cpu")`` puts the host's
+counterpart in each of these places, once, before any model is built; on CUDA it changes nothing. The rest of the
+project asks the returned ``Device`` and never looks.
 """
 
 from __future__ import annotations
@@ -151,21 +151,18 @@ def _install_host_backend() -> None:
     torch.nn.Module.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
 
     with quiet_megatron():
-        # Before anything else of Megatron is imported: its small functions would each start the inductor compiler.
-        from megatron.core import jit
-
-        jit.disable_jit_fuser()
-        import megatron.core.pipeline_parallel.schedules as schedules
-        import megatron.core.tensor_parallel as tensor_parallel
-        import megatron.core.tensor_parallel.layers as layers
-        import megatron.core.tensor_parallel.random as random
+        from megatron.core import tensor_parallel
+        from megatron.core.pipeline_parallel import schedules
+        from megatron.core.tensor_parallel import layers, random
+        from megatron.core.transformer import utils as transformer_utils
 
     tracker = HostRngTracker()
 
     def host_tracker(*_: Any, **__: Any) -> HostRngTracker:
         return tracker
 
-    schedules.torch = _HostTorch()
+    for module in (schedules, transformer_utils):
+        module.torch = _HostTorch()
     for module in (tensor_parallel, layers, random):
         module.get_cuda_rng_tracker = host_tracker
 
@@ -175,7 +172,7 @@ def seed_device(device: Device, seed: int, *, tensor_rank: int, pipeline_rank: i
 
     Megatron's ``model_parallel_cuda_manual_seed`` does this on CUDA; the offsets are its own.
     """
-    import megatron.core.tensor_parallel.random as random
+    from megatron.core.tensor_parallel import random
 
     stage_seed = seed + 100 * pipeline_rank
     torch.manual_seed(stage_seed)

@@ -86,6 +86,20 @@ def non_decreasing_fit(rate: Array, weight: Array) -> Array:
     return np.concatenate([np.full(int(length), mean) for mean, _, length in blocks])
 
 
+def plateau_fit(rate: Array, weight: Array) -> Array:
+    """[L] the non-decreasing fit with its top made level: the null against which a fall is judged.
+
+    The non-decreasing fit of a flat curve rises with the noise, and a rising null shows fewer falls than the truth
+    (7.2% rejections at 5% in 1500 flat curves of 400 facts). So the levels that are within two standard errors of the
+    top share their mean.
+    """
+    fit = non_decreasing_fit(rate, weight)
+    near = fit >= fit[-1] - 2 * np.sqrt(np.maximum(fit * (1 - fit), 0.25 / weight) / weight)
+    first = int(np.argmax(near))
+    fit[first:] = np.average(rate[first:], weights=weight[first:])
+    return fit
+
+
 def logit(rate: float, n_eff: float) -> float:
     """Log-odds of a rate, kept finite at 0 and 1 by half a count."""
     p = (rate * n_eff + 0.5) / (n_eff + 1)

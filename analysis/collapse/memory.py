@@ -23,8 +23,8 @@ from analysis.collapse.evidence import (
     effective_facts,
     intraclass_correlation,
     logit,
-    non_decreasing_fit,
     p_above,
+    plateau_fit,
     seed_deviation,
 )  # fmt: skip
 from analysis.curves import Array, Curve
@@ -142,7 +142,7 @@ class MemoryCollapse:
     def _p_value(curve: Curve, weight: Array, spread: float | None, z: float, settings: AnalysisSettings) -> float:
         if z <= 0:
             return 1.0
-        null = non_decreasing_fit(curve.rate, weight)
+        null = plateau_fit(curve.rate, weight)
         size = np.maximum(np.rint(weight), 1)
         p = (null * size + 0.5) / (size + 1)  # a fitted rate of 1.0 would leave the null no noise at all
         identity = f"{curve.params}/{curve.tokens}/{curve.group}/{curve.split}/{curve.scoring}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.load import Runs, load_runs
 from analysis.settings import AnalysisSettings
-from analysis.study import AnalysisResult, analyse, study_description
+from analysis.study import AnalysisResult, analyse, declared_settings, predicted_before, study_description
 from megatron_kis import __version__
 from megatron_kis.files import fingerprint, write_text
 
@@ -29,25 +29,29 @@ def report(
     Args:
         source: an analysis, runs, or the folder of a study or of runs.
         output: the HTML file.
-        settings: the analysis' choices, where ``source`` is not analysed yet.
-        predict_params: sizes N to predict for, where ``source`` is not analysed yet.
+        settings: the analysis' choices, where ``source`` is not analysed yet; for a folder those its study.yaml
+            declares.
+        predict_params: sizes N to predict for, where ``source`` is not analysed yet; those of the study's
+            prediction.json if empty.
         predict_tokens: the budget D of those predictions; the law's own if None.
 
     Raises:
         InputError: no complete run, or data that contradict each other.
     """
     if not isinstance(source, AnalysisResult):
-        described = {} if isinstance(source, Runs) else study_description(Path(source))
+        described: dict[str, Any] = {}
         runs = source if isinstance(source, Runs) else load_runs(source)
+        if not isinstance(source, Runs):
+            described = study_description(Path(source))
+            settings = settings or declared_settings(Path(source))
+            if not predict_params:
+                predict_params, before = predicted_before(Path(source))
+                predict_tokens = predict_tokens or before
         title = described.get("title") or described.get("name") or _study_name(runs) or "Knowledge-infusion study"
         source = analyse(
-            runs,
-            settings,
-            predict_params=predict_params,
-            predict_tokens=predict_tokens,
-            title=str(title),
+            runs, settings, predict_params=predict_params, predict_tokens=predict_tokens, title=str(title),
             study=described,
-        )
+        )  # fmt: skip
     output = Path(output)
     write_text(output, render(source))
     return output
@@ -83,7 +87,7 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
         "headline": summary.headline(result),
         "law_figures": law_figure.law_figures(result),
         "refused": [
-            (wording.kind_title(item["kind"], item["group"]), item["reason"].removeprefix("law: "))
+            (wording.kind_title(item["kind"], item["group"]), item["reason"].removeprefix("law: ").replace("_", "-"))
             for item in result.refused
         ],
         "settings": result.settings,

@@ -42,6 +42,8 @@ class FrequencyAxis:
     """F on a logarithmic axis, with a place of its own for F = 0 left of a break."""
 
     levels: tuple[float, ...]
+    even: bool = False
+    """Levels side by side instead of on a logarithmic scale, where each needs room for many marks."""
 
     @property
     def _zero(self) -> float:
@@ -51,10 +53,15 @@ class FrequencyAxis:
 
     def at(self, value: float) -> float:
         """Place of F on the axis."""
+        if self.even:
+            return float(self.levels.index(value))
         return math.log2(value) if value > 0 else self._zero
 
     def draw(self, drawn: Panel, ratios: dict[float, float] | None = None, *, margin: float = 0.0) -> None:
-        """Ticks at the levels tried; above them the infusion ratio, the second axis. ``margin``: room beside the ends."""
+        """Ticks at the levels tried; above them the infusion ratio, the second axis.
+
+        ``margin`` is the least room beside the outer levels, in the axis' units (doublings of F).
+        """
         axes = drawn.axes
         places = [self.at(level) for level in self.levels]
         reach = max(places) - min(places) or 1.0
@@ -67,12 +74,14 @@ class FrequencyAxis:
         axes.tick_params(axis="x", which="minor", length=2)
         margin = max(margin, 0.05 * reach)
         axes.set_xlim(min(places) - margin, max(places) + margin)
-        axes.set_xlabel("infusion frequency F (exposures of each infused fact, log scale)")
+        scale = "levels evenly spaced" if self.even else "log scale"
+        axes.set_xlabel(f"infusion frequency F (exposures a fact, {scale})")
         axes.grid(False, axis="x")
         if 0 in self.levels and len(self.levels) > 1:
-            gap = (self._zero + self.at(self.levels[1])) / 2
+            gap = (self.at(0) + self.at(self.levels[1])) / 2
             axes.axvline(gap, color=COLOURS["control"], linewidth=0.8, linestyle=(0, (1, 3)))
         if ratios:
+            drawn.figure.subplots_adjust(top=0.79)
             top = axes.secondary_xaxis("top")
             top.set_xticks([self.at(level) for level in kept if level in ratios])
             top.set_xticklabels([w.ratio(ratios[level]) for level in kept if level in ratios])
@@ -326,10 +335,9 @@ def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Dr
             continue
         alt = f"{label}: rate of every single template of {group} facts against infusion frequency, by split."
         with panel(f"spread-{params}-{tokens}-{group}", alt) as drawn:
-            axis = _axis(mine)
+            axis = FrequencyAxis(_axis(mine).levels, even=True)
             _rate_axis(drawn, None)
-            places = [axis.at(level) for level in axis.levels]
-            width = 0.16 * (min(np.diff(places)) if len(places) > 1 else 1.0)
+            width = 0.16  # of the distance between levels, which is 1
             for offset, split in ((-1.6, "train"), (0.0, "held_out"), (1.6, "question")):
                 part = (
                     rows[rows["split"] == split].groupby(["frequency", "relation", "template"])[["n", "correct"]].sum()

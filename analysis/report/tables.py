@@ -170,6 +170,8 @@ def provenance(result: AnalysisResult) -> Table | None:
     for name in ("device", "precision"):
         if any(record.get(name) for record in records):
             rows.append(["hardware", name, _values((record.get(name) for record in records), titles)])
+    rates = _learning_rates(records)
+    rows += [["training", f"learning rate at N = {size}", _values(values, titles)] for size, values in rates.items()]
     hosts = result.runs.runs["host"].dropna()
     if len(hosts):
         rows.append(["hardware", "host", _values(hosts, titles)])
@@ -177,6 +179,18 @@ def provenance(result: AnalysisResult) -> Table | None:
     if len(policies):
         rows.append(["study", "background policy", _values(policies, titles)])
     return Table([("kind", False), ("what", False), ("value", False)], rows, titles=titles) if rows else None
+
+
+def _learning_rates(records: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Learning rates by size: small models are sensitive to them, and a law over sizes inherits what was chosen."""
+    found: dict[str, list[Any]] = {}
+    for record in sorted(records, key=lambda item: item["params"]):
+        value = record
+        for key in ("config", "training", "optimizer", "learning_rate"):
+            value = value.get(key) or {} if isinstance(value, dict) else {}
+        if isinstance(value, int | float):
+            found.setdefault(w.size(record["params"]), []).append(value)
+    return found
 
 
 def _values(values: Iterable[Any], titles: dict[str, str]) -> str:

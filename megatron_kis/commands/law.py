@@ -148,27 +148,14 @@ def quantity(text: str) -> float:
 
 def _settings(options: argparse.Namespace) -> AnalysisSettings:
     from analysis.settings import AnalysisSettings
+    from analysis.study import declared_settings
 
     names = ("split", "scoring", "r", "delta_min", "tolerance", "alpha", "confidence")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     folder = getattr(options, "runs", None) or getattr(options, "source", None)
-    return AnalysisSettings.from_mapping(_declared(folder) | given)
-
-
-def _declared(folder: Path | None) -> dict[str, Any]:
-    """The ``analysis`` section of the study that a folder belongs to: the choices made before the data were seen."""
-    from analysis.study import study_description
-
-    for place in (folder, folder.parent) if folder is not None and folder.is_dir() else ():
-        section = study_description(place).get("analysis")
-        if isinstance(section, dict):
-            from dataclasses import fields
-
-            from analysis.settings import AnalysisSettings
-
-            known = {field.name for field in fields(AnalysisSettings)}
-            return {key: value for key, value in section.items() if key in known}
-    return {}
+    if folder is None or not folder.is_dir():
+        return AnalysisSettings.from_mapping(given)
+    return declared_settings(folder, **given)
 
 
 def _collapse(options: argparse.Namespace) -> int:

@@ -21,14 +21,15 @@ with quiet_megatron():
 
 
 def transformer_config(
-    shape: ModelShape, *, layout: Layout, device: Device, precision: str, init_std: float, sequence_parallel: bool
+    shape: ModelShape, *, vocabulary: int, layout: Layout, device: Device, precision: str, init_std: float
 ) -> TransformerConfig:
     """Megatron's configuration of a shape under a layout.
 
     Raises:
         InputError: the layout does not divide the shape.
     """
-    for name, value in (("heads", shape.heads), ("query_groups", shape.query_groups), ("ffn_width", shape.ffn_width)):
+    split = {"heads": shape.heads, "query_groups": shape.query_groups, "ffn_width": shape.ffn_width}
+    for name, value in {**split, "rows of the vocabulary": vocabulary}.items():
         if value % layout.tensor_size:
             raise InputError(
                 f"{value} {name} cannot be split {layout.tensor_size} ways", where="parallel.tensor",
@@ -62,10 +63,9 @@ def transformer_config(
         pipeline_dtype=torch.bfloat16 if half else torch.float32,
         params_dtype=torch.bfloat16 if half else torch.float32,
         bf16=half,
-        sequence_parallel=sequence_parallel and layout.tensor_size > 1,
         calculate_per_token_loss=True,
         batch_p2p_sync=False,
-        masked_softmax_fusion=on_cuda,
+        masked_softmax_fusion=False,  # a kernel of NVIDIA apex's that SDPA does not need
         bias_activation_fusion=on_cuda,
         bias_dropout_fusion=on_cuda,
         apply_rope_fusion=False,  # needs Transformer Engine
@@ -85,7 +85,6 @@ def build_model(
     attention: str = "sdpa",
     init_std: float = 0.02,
     seed: int = 0,
-    sequence_parallel: bool = False,
 ) -> GPTModel:
     """This rank's part of the model, on its device.
 
@@ -99,15 +98,14 @@ def build_model(
         attention: ``sdpa`` or ``local`` (Megatron-Core's own, to compare).
         init_std: standard deviation of the weights.
         seed: seed of the weights; equal seeds give equal full weights under every layout.
-        sequence_parallel: split norms and dropout over the tensor-parallel ranks.
 
     Raises:
         InputError: the layout does not divide the shape.
     """
-    config = transformer_config(
-        shape, layout=layout, device=device, precision=precision, init_std=init_std, sequence_parallel=sequence_parallel
-    )
     with quiet_megatron():
+        config = transformer_config(
+            shape, vocabulary=vocabulary, layout=layout, device=device, precision=precision, init_std=init_std
+        )
         spec = get_gpt_layer_local_spec(normalization="RMSNorm")
         if attention == "sdpa":
             spec.submodules.self_attention.submodules.core_attention = SdpaAttention

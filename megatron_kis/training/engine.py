@@ -57,7 +57,6 @@ class Engine:
             attention=config.model.attention,
             init_std=config.model.init_std,
             seed=config.training.seed,
-            sequence_parallel=config.parallel.sequence_parallel,
         )
         self.replica = wrap_model(model, device)
         self.replica.config.finalize_model_grads_func = finalize_model_grads

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis.collapse import MemoryCollapse, Onset, find_transitions
+from analysis.curves import curves
+from analysis.settings import AnalysisSettings
+from megatron_kis.errors import InputError
+from tests.analysis.synthetic import curve, curve_rows
+
+LEVELS = (0, 8, 32, 128, 512, 1024)
+QUICK = AnalysisSettings(resamples=199)
+RISE_AND_FALL = {0: [40], 100: [50], 300: [91], 600: [96], 800: [95], 1000: [44], 1200: [31]}
+
+
+def only(points, kind, group=None):
+    (point,) = [p for p in points if p.kind == kind and group in (None, p.group)]
+    return point
+
+
+# collapse by memory
+
+
+def test_a_fall_that_stays_down_is_bracketed_by_its_levels():
+    point = only(find_transitions(curve_rows(RISE_AND_FALL)), "collapse")
+    assert (point.status, point.low, point.high) == ("collapsed", 800, 1000)
+    assert 800 < point.value < 1000
+    assert point.p_value <= 0.01
+    assert point.drop == pytest.approx(0.96 - (0.44 + 0.31) / 2)
+
+
+def test_the_collapse_point_is_also_given_as_infusion_ratio_and_exposure_tokens():
+    point = only(find_transitions(curve_rows(RISE_AND_FALL, tokens=1_000_000)), "collapse")
+    assert point.infusion_ratio == pytest.approx(point.value * 0.5e-3)  # the table's ratio is linear in F
+    assert point.exposure_tokens == pytest.approx(point.infusion_ratio * 1_000_000)
+    assert (point.ratio_low, point.ratio_high) == (pytest.approx(0.4), pytest.approx(0.5))
+
+
+def test_a_dip_that_recovers_is_no_collapse():
+    point = only(find_transitions(curve_rows({0: [50], 8: [90], 64: [40], 256: [92], 512: [95]})), "collapse")
+    assert point.status == "right_censored"
+
+
+def test_a_high_plateau_is_right_censored_at_the_largest_frequency():
+    point = only(find_transitions(curve_rows({0: [25], 8: [40], 64: [97], 256: [98], 512: [97]})), "collapse")
+    assert (point.status, point.value, point.low, point.high) == ("right_censored", None, 512, None)
+
+
+def test_a_curve_that_falls_from_its_first_level_is_left_censored():
+    point = only(find_transitions(curve_rows({0: [95], 8: [60], 64: [40], 256: [30]})), "collapse")
+    assert (point.status, point.value, point.low, point.high) == ("left_censored", None, None, 8)
+
+
+def test_chance_level_answers_have_nothing_that_could_collapse():
+    point = only(find_transitions(curve_rows({0: [26], 8: [33], 64: [22], 256: [20]})), "collapse")
+    assert point.status == "inconclusive"
+    assert "no memory that could collapse" in point.reason
+
+
+def test_too_few_facts_to_see_a_fall_are_inconclusive_not_right_censored():
+    point = only(find_transitions(curve_rows({0: [4], 8: [9], 64: [10], 256: [9]}, n=12)), "collapse")
+    assert point.status == "inconclusive"
+    assert "would have shown" in point.reason
+
+
+def test_two_levels_cannot_show_a_collapse():
+    assert only(find_transitions(curve_rows({8: [95], 64: [30]})), "collapse").status == "inconclusive"
+
+
+def test_a_fall_smaller_than_the_seeds_disagree_is_no_collapse():
+    # every level scatters by 0.3 between seeds; the last two are lower by 0.15
+    noisy = {8: [95, 65, 80], 64: [66, 95, 82], 256: [80, 94, 65], 512: [65, 80, 50], 1024: [80, 50, 66]}
+    assert only(find_transitions(curve_rows(noisy)), "collapse").status != "collapsed"
+    calm = {f: [round(float(np.mean(counts)))] * 3 for f, counts in noisy.items()}
+    assert only(find_transitions(curve_rows(calm)), "collapse").status == "collapsed"
+
+
+def test_repeating_questions_under_more_templates_adds_no_evidence():
+    table = curve_rows({0: [60], 8: [66], 64: [60], 256: [52]}, n=100)
+    more = table.assign(n=table["n"] * 12, correct=table["correct"] * 12)
+    assert only(find_transitions(more), "collapse").p_value == only(find_transitions(table), "collapse").p_value
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [[0.5] * 6, [0.9] * 6, [0.3, 0.3, 0.4, 0.7, 0.9, 0.95], [0.6, 0.6, 0.61, 0.62, 0.63, 0.64]],
+    ids=["flat", "high", "rising", "almost flat"],
+)
+def test_a_curve_that_never_falls_is_called_collapsed_at_most_seven_times_in_a_hundred(truth):
+    generator = np.random.default_rng(1)
+    trials, collapsed, n, icc = 400, 0, 100, 0.01
+    for _ in range(trials):
+        # facts of one run move together (beta-binomial), as the settings' overdispersion says
+        strength = 1 / icc - 1
+        p = generator.beta(np.array(truth) * strength, (1 - np.array(truth)) * strength)
+        counts = generator.binomial(n, p)
+        found = MemoryCollapse().find(curve(LEVELS, counts, n=n), QUICK)
+        collapsed += found.status in ("collapsed", "left_censored")
+    assert collapsed <= 0.07 * trials
+
+
+# onset
+
+
+def infused(counts, **more):
+    return curve_rows(counts, group="infused", **more)
+
+
+def test_onset_is_bracketed_by_the_last_level_at_chance_and_the_first_above():
+    point = only(find_transitions(infused({0: [25], 8: [27], 64: [30], 256: [80], 512: [95]})), "onset")
+    assert (point.status, point.low, point.high) == ("observed", 64, 256)
+    assert point.value == pytest.approx(128)
+
+
+def test_an_onset_at_the_smallest_frequency_is_left_censored():
+    point = only(find_transitions(infused({0: [25], 8: [90], 64: [95]})), "onset")
+    assert (point.status, point.high, point.low) == ("left_censored", 8, None)
+
+
+def test_chance_at_every_frequency_right_censors_the_onset():
+    point = only(find_transitions(infused({0: [25], 8: [27], 64: [24], 256: [30]})), "onset")
+    assert (point.status, point.low) == ("right_censored", 256)
+
+
+def test_an_untrained_preference_above_chance_is_no_onset():
+    # 0.45 everywhere, F = 0 included: well above 1/4 but no memory of the infused facts
+    point = only(find_transitions(infused({0: [45], 8: [46], 64: [44], 256: [47]})), "onset")
+    assert point.status == "right_censored"
+
+
+def test_an_onset_needs_a_chance_level_and_enough_facts():
+    counts = {0: [25], 8: [60], 64: [90]}
+    assert only(find_transitions(infused(counts, chance=None)), "onset").status == "inconclusive"
+    few = only(find_transitions(infused({0: [1], 8: [2], 64: [2]}, n=5)), "onset")
+    assert few.status == "inconclusive"
+
+
+def test_chance_curves_show_an_onset_at_most_seven_times_in_a_hundred():
+    generator = np.random.default_rng(2)
+    trials, seen = 400, 0
+    for _ in range(trials):
+        counts = generator.binomial(100, 0.25, size=6)
+        seen += Onset().find(curve(LEVELS, counts, group="infused"), QUICK).status in ("observed", "left_censored")
+    assert seen <= 0.07 * trials
+
+
+def test_only_frequency_zero_says_nothing_of_onset_or_collapse():
+    points = find_transitions(infused({0: [25]}, losses={0: 3.0}))
+    assert {p.status for p in points} == {"inconclusive"}
+
+
+# loss tolerance
+
+
+def losses(values):
+    return find_transitions(curve_rows({f: [50] for f in values}, losses=values))
+
+
+def test_the_tolerance_point_is_where_the_loss_crosses_it_on_a_log_axis():
+    point = only(losses({0: 4.0, 16: 4.0, 64: 4.1, 256: 4.3, 1024: 5.0}), "tolerance")
+    assert (point.status, point.low, point.high) == ("observed", 64, 256)
+    # 2.5% at 64, 7.5% at 256: 5% half-way in log F
+    assert point.value == pytest.approx(128)
+    assert point.group == "general"
+    assert point.split is None
+
+
+def test_a_loss_within_the_tolerance_is_right_censored():
+    point = only(losses({0: 4.0, 64: 4.1, 1024: 4.15}), "tolerance")
+    assert (point.status, point.low, point.value) == ("right_censored", 1024, None)
+
+
+def test_a_loss_beyond_the_tolerance_at_once_is_left_censored():
+    point = only(losses({0: 4.0, 64: 5.0}), "tolerance")
+    assert (point.status, point.high) == ("left_censored", 64)
+
+
+def test_without_a_run_at_frequency_zero_the_tolerance_has_no_reference():
+    assert only(losses({16: 4.0, 64: 5.0}), "tolerance").status == "inconclusive"
+
+
+def test_losses_are_compared_within_a_seed():
+    table = curve_rows({0: [50, 50], 64: [50, 50], 256: [50, 50]})
+    # seed 1 starts 10% higher and has no run at F = 256: a comparison of means would see a fall there
+    late = np.where(table["frequency"] < 256, 1, 1.04)
+    table["validation_loss"] = 4.0 * np.where(table["seed"] == 1, 1.1, 1.0) * late
+    table.loc[(table["seed"] == 1) & (table["frequency"] == 256), "validation_loss"] = np.nan
+    point = only(find_transitions(table), "tolerance")
+    assert point.drop == pytest.approx(0.04)
+
+
+# the whole
+
+
+def test_row_order_and_repeated_rows_change_nothing():
+    table = curve_rows(RISE_AND_FALL, losses={0: 3.0, 300: 3.1, 1200: 3.6})
+    shuffled = table.sample(frac=1, random_state=3)
+    doubled = shuffled.loc[[*shuffled.index, *shuffled.index[:4]]]
+    assert find_transitions(doubled) == find_transitions(table)
+
+
+def test_the_declared_split_decides_and_a_missing_one_is_an_error():
+    table = curve_rows(RISE_AND_FALL)
+    with pytest.raises(InputError, match="there are held_out/statement"):
+        find_transitions(table, AnalysisSettings(split="question"))
+
+
+def test_seeds_stay_apart_within_a_level():
+    (curve,) = curves(curve_rows({0: [40, 60], 8: [80, 90]}))
+    assert [sorted(rates.tolist()) for rates in curve.seed_rates] == [[0.4, 0.6], [0.8, 0.9]]
+    assert curve.rate.tolist() == [0.5, pytest.approx(0.85)]
+
+
+@pytest.mark.parametrize("key", [{"alpha": 0}, {"r": 1.5}, {"tolerance": -0.1}, {"resamples": 3}])
+def test_settings_out_of_range_are_refused(key):
+    with pytest.raises(InputError, match=f"analysis.{next(iter(key))}"):
+        AnalysisSettings(**key)
+
+
+def test_unknown_settings_are_refused_with_the_nearest_one():
+    with pytest.raises(InputError, match="did you mean 'tolerance'"):
+        AnalysisSettings.from_mapping({"tolerence": 0.1})
+    with pytest.raises(InputError, match="alpha"):
+        AnalysisSettings.from_mapping({"alpha": "small"})
+    assert AnalysisSettings.from_mapping({"alpha": 0.1, "resamples": 99}).resamples == 99

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+
+from megatron_kis.commands import law
+from megatron_kis.errors import InputError
+from tests.analysis.synthetic import Truth, curve_rows, write_run
+
+
+def kis(*arguments):
+    parser = argparse.ArgumentParser()
+    law.add_parser(parser.add_subparsers(required=True))
+    options = parser.parse_args(["law", *map(str, arguments)])
+    return options.handler(options)
+
+
+@pytest.fixture
+def points_csv(tmp_path):
+    rows = [f"{n},1000000,collapse,{n**0.4:.6f},,,collapsed" for n in (10**4, 10**5, 10**6, 10**7, 10**8)]
+    rows.append("1000000000,1000000,collapse,,2000,inf,right_censored")
+    path = tmp_path / "points.csv"
+    path.write_text("params,tokens,kind,value,low,high,status\n" + "\n".join(rows) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("7e9", 7e9),
+        ("7b", 7e9),
+        ("7B", 7e9),
+        ("137M", 137e6),
+        ("1T", 1e12),
+        ("1_000", 1000),
+        ("2.5k", 2500),
+        ("64", 64),
+    ],
+)
+def test_counts_are_read_as_people_write_them(text, value):
+    assert law.quantity(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "x", "-7b", "7x", "0", "1.2.3", "inf", "nan", "1e400"])
+def test_what_is_no_count_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        law.quantity(text)
+
+
+def test_from_points_to_a_validated_prediction(points_csv, tmp_path, capsys):
+    law_json, prediction = tmp_path / "law.json", tmp_path / "prediction.json"
+    assert kis("fit", "--points", points_csv, "--output", law_json, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(law_json.read_text())
+    assert printed["coefficients"]["b_log_params"]["value"] == pytest.approx(0.4, abs=1e-6)
+    assert printed["coefficients"]["b_log_params"]["low"] <= printed["coefficients"]["b_log_params"]["high"]
+    assert printed["selected_law"]
+    assert len(printed["excluded"]) == 1
+
+    assert kis("predict", law_json, "--params", "7b", "--tokens", "1M", "--output", prediction, "--json") == 0
+    predicted = json.loads(capsys.readouterr().out)
+    assert predicted["centre"] == pytest.approx(7e9**0.4, rel=1e-4)
+    assert predicted["extrapolation_factor"] == pytest.approx(70)
+    assert predicted["recommended"] == predicted["prediction_interval"][0]
+
+    measured = tmp_path / "measured.csv"
+    measured.write_text(
+        f"params,tokens,kind,value,low,high,status\n7000000000,1000000,collapse,{predicted['centre']},,,collapsed\n"
+    )
+    assert kis("validate", prediction, "--points", measured, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["hits"], result["mean_abs_log_ratio"]) == (1, pytest.approx(0, abs=1e-9))
+
+
+def test_tables_are_plain_text_off_a_terminal(points_csv, tmp_path, capsys):
+    kis("fit", "--points", points_csv, "--output", tmp_path / "law.json")
+    kis("predict", tmp_path / "law.json", "--params", "7e9")
+    out = capsys.readouterr().out
+    assert "b_log_params" in out
+    assert "recommended" in out
+    assert out.isprintable() or "\x1b" not in out
+    assert "1 censored point was left out" in out
+
+
+def test_curves_of_another_trainer_become_points_and_a_report(tmp_path, capsys):
+    table = curve_rows({0: [25], 8: [30], 64: [80], 256: [95], 512: [93]}, group="infused", losses={0: 3.0, 512: 3.9})
+    table.drop(columns=["facts"]).to_csv(tmp_path / "curves.csv", index=False)
+    assert kis("collapse", "--curves", tmp_path / "curves.csv", "--output", tmp_path / "points.csv", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert {(p["kind"], p["status"]) for p in printed["points"]} == {
+        ("onset", "observed"), ("collapse", "right_censored"), ("tolerance", "left_censored")
+    }  # fmt: skip
+    for source in ("curves.csv", "points.csv"):
+        assert kis("report", tmp_path / source, "--output", tmp_path / "report.html") == 0
+        assert "<h1>" in (tmp_path / "report.html").read_text()
+
+
+def test_runs_that_do_not_count_are_named_on_stderr(tmp_path, capsys):
+    for frequency in (0, 64, 512):
+        write_run(tmp_path / "runs" / f"f{frequency}", Truth(facts=40), 100_000, frequency, 0, done=frequency != 64)
+    assert (
+        kis("collapse", tmp_path / "runs", "--output", tmp_path / "points.csv", "--curves-output", tmp_path / "c.csv")
+        == 0
+    )
+    assert "not counted: f64 (incomplete)" in capsys.readouterr().err
+    assert (tmp_path / "c.csv").is_file()
+
+
+def test_points_that_support_no_law_are_wrong_input_and_write_nothing(points_csv, tmp_path):
+    lines = points_csv.read_text().splitlines()
+    points_csv.write_text("\n".join(lines[:3]) + "\n")
+    with pytest.raises(InputError, match="at least 3 distinct N"):
+        kis("fit", "--points", points_csv, "--output", tmp_path / "law.json")
+    with pytest.raises(InputError, match="at least 3 distinct N"):
+        kis("fit", "--points", points_csv, "--kind", "collapse", "--output", tmp_path / "law.json")
+    assert not (tmp_path / "law.json").exists()
+
+
+def test_the_choices_declared_in_a_study_hold_for_its_runs(study, tmp_path, capsys):
+    (tmp_path / "runs").symlink_to(study / "runs")
+    (tmp_path / "study.yaml").write_text("analysis: {split: train, tolerance: 0.10}\n")
+    assert kis("collapse", tmp_path, "--output", tmp_path / "points.csv", "--json") == 0
+    declared = json.loads(capsys.readouterr().out)["settings"]
+    assert (declared["split"], declared["tolerance"]) == ("train", 0.10)
+    kis("collapse", tmp_path / "runs", "--output", tmp_path / "points.csv", "--json", "--split", "held_out")
+    assert json.loads(capsys.readouterr().out)["settings"]["split"] == "held_out"
+
+
+@pytest.mark.parametrize("step", [[], ["collapse"], ["fit"], ["predict"], ["validate"], ["report"]])
+def test_every_level_has_help(step, capsys):
+    with pytest.raises(SystemExit) as stop:
+        kis(*step, "--help")
+    assert stop.value.code == 0
+    assert "usage:" in capsys.readouterr().out

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+
+from analysis.collapse import Transition
+from analysis.law import LawRefused, fit_law, load_law
+from analysis.predict import predict
+from analysis.study import fit_laws, law_record
+from megatron_kis.errors import InputError
+from megatron_kis.files import write_json
+
+SIZES = (1e5, 3e5, 1e6, 4e6, 1e7, 3e7)
+
+
+def point(params, value, tokens=1_000_000, status="collapsed", kind="collapse", group="infused", **more):
+    return Transition(
+        params=int(params), tokens=int(tokens), kind=kind, group=group, status=status,
+        value=None if status.endswith("censored") else float(value), **more,
+    )  # fmt: skip
+
+
+def noisy(seed=0, two_budgets=False):
+    generator = np.random.default_rng(seed)
+    budgets = (1e6, 1e7) if two_budgets else (1e6,)
+    return [
+        point(n, np.exp(1.0 + 0.4 * np.log(n) + 0.3 * np.log(d) + 0.2 * generator.normal()), d)
+        for n in SIZES
+        for d in budgets
+    ]
+
+
+def test_a_noise_free_law_is_recovered():
+    law = fit_law([point(n, np.exp(0.7 + 0.35 * np.log(n))) for n in SIZES])
+    assert law.coefficients["a"].value == pytest.approx(0.7, abs=1e-6)
+    assert law.coefficients["b_log_params"].value == pytest.approx(0.35, abs=1e-6)
+    assert law.coefficients["c_log_tokens"] is None
+    assert law.sigma < 1e-6
+
+
+def test_a_noise_free_law_in_size_and_budget_is_recovered():
+    points = [point(n, np.exp(0.7 + 0.35 * np.log(n) + 0.8 * np.log(d)), d) for n in SIZES for d in (1e6, 1e7)]
+    law = fit_law(points)
+    values = [law.coefficients[name].value for name in ("a", "b_log_params", "c_log_tokens")]
+    assert values == pytest.approx([0.7, 0.35, 0.8], abs=1e-6)
+    assert predict(law, 7e9, 1e12).centre == pytest.approx(
+        np.exp(0.7 + 0.35 * np.log(7e9) + 0.8 * np.log(1e12)), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("two_budgets", [False, True])
+def test_estimates_and_intervals_equal_ordinary_least_squares(two_budgets):
+    points = noisy(two_budgets=two_budgets)
+    law = fit_law(points)
+    covariates = [[np.log(p.params)] + ([np.log(p.tokens)] if two_budgets else []) for p in points]
+    model = sm.OLS(np.log([p.value for p in points]), sm.add_constant(np.array(covariates))).fit()
+    names = ["a", "b_log_params"] + (["c_log_tokens"] if two_budgets else [])
+    ours = [law.coefficients[name] for name in names]
+    assert [c.value for c in ours] == pytest.approx(model.params, rel=1e-8)
+    assert [c.standard_error for c in ours] == pytest.approx(model.bse, rel=1e-8)
+    assert np.array([[c.low, c.high] for c in ours]) == pytest.approx(model.conf_int(), rel=1e-8)
+    assert law.sigma == pytest.approx(np.sqrt(model.scale), rel=1e-8)
+    target = np.array([[1.0, np.log(7e9)] + ([np.log(5e7)] if two_budgets else [])])
+    frame = model.get_prediction(target).summary_frame(alpha=0.05).iloc[0]
+    prediction = predict(law, 7e9, 5e7)
+    assert np.log(prediction.confidence_interval) == pytest.approx(
+        [frame["mean_ci_lower"], frame["mean_ci_upper"]], rel=1e-8
+    )
+    assert np.log(prediction.prediction_interval) == pytest.approx(
+        [frame["obs_ci_lower"], frame["obs_ci_upper"]], rel=1e-8
+    )
+    assert prediction.recommended == prediction.prediction_interval[0]
+
+
+def test_rescaling_sizes_changes_only_the_intercept():
+    points = noisy()
+    scaled = [point(p.params * 1000, p.value, p.tokens) for p in points]
+    law, other = fit_law(points), fit_law(scaled)
+    assert other.coefficients["b_log_params"].value == pytest.approx(law.coefficients["b_log_params"].value, rel=1e-9)
+    assert other.sigma == pytest.approx(law.sigma, rel=1e-9)
+    assert predict(other, 7e9).centre == pytest.approx(predict(law, 7e6).centre, rel=1e-9)
+
+
+def test_row_order_does_not_change_a_byte_of_the_law():
+    points = noisy(two_budgets=True)
+    backwards = law_record(*fit_laws(points[::-1]))
+    assert json.dumps(law_record(*fit_laws(points))) == json.dumps(backwards)
+
+
+@pytest.mark.parametrize(
+    ("points", "code"),
+    [
+        ([], "no_points"),
+        ([point(n, 5, status="right_censored", low=9.0) for n in SIZES], "no_points"),
+        ([point(1e6, 5, d) for d in (1e6, 2e6, 3e6, 4e6)], "one_size"),
+        ([point(1e6, 5), point(2e6, 6)], "few_points"),
+        ([point(1e6, 5), point(2e6, 6, 3e6), point(5e6, 8, 2e6)], "few_points"),
+        ([point(n, n**0.3, 20 * n) for n in SIZES], "collinear"),
+        ([*(point(n, n**0.3) for n in SIZES), point(9e7, float("nan"))], "not_finite"),
+    ],
+    ids=["none", "all censored", "one size", "two sizes", "no degrees of freedom", "D = 20 N", "NaN"],
+)
+def test_points_that_cannot_support_a_law_are_refused_with_a_type(points, code):
+    with pytest.raises(LawRefused) as refusal:
+        fit_law(points)
+    assert refusal.value.code == code
+
+
+def test_few_points_make_an_unvalidated_law():
+    assert fit_law(noisy()[:4]).unvalidated
+    assert "unvalidated" in fit_law(noisy()[:4]).warnings[0]
+    assert not fit_law(noisy()[:5]).unvalidated
+
+
+def test_censored_points_are_left_out_listed_and_warned_about():
+    law = fit_law([*noisy(), point(1e8, 0, status="right_censored", low=900.0, reason="flat")])
+    assert len(law.points) == 6
+    assert [(item["params"], item["reason"]) for item in law.excluded] == [(100_000_000, "right_censored: flat")]
+    assert any("left out" in warning for warning in law.warnings)
+
+
+def test_several_groups_need_a_choice():
+    points = [*noisy(), *(point(n, 7.0, group="background") for n in SIZES)]
+    with pytest.raises(InputError, match="background, infused"):
+        fit_law(points, "collapse")
+    assert fit_law(points, "collapse", "background").coefficients["b_log_params"].value == pytest.approx(0, abs=1e-9)
+
+
+def test_a_law_file_gives_the_same_prediction(tmp_path):
+    laws, refused = fit_laws(noisy())
+    write_json(tmp_path / "law.json", law_record(laws, refused))
+    assert predict(load_law(tmp_path / "law.json"), 7e9, 1e6) == predict(laws[0], 7e9, 1e6)
+
+
+def test_a_file_that_records_a_refusal_gives_no_law(tmp_path):
+    write_json(tmp_path / "law.json", law_record(*fit_laws(noisy()[:2])))
+    with pytest.raises(InputError, match=r"no law could be fitted.*2 sizes"):
+        load_law(tmp_path / "law.json")
+
+
+def test_the_collapse_of_infused_facts_comes_before_its_companions():
+    points = [*noisy(), *(point(n, 3.0, kind="onset", status="observed") for n in SIZES)]
+    record = law_record(*fit_laws(points))
+    assert (record["kind"], [law["kind"] for law in record["laws"]]) == ("collapse", ["collapse", "onset"])

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis.curves import CURVE_COLUMNS, curve_table, write_curves_csv
+from analysis.load import load_runs
+from analysis.load_csv import load_curves_csv
+from megatron_kis.errors import InputError
+from megatron_kis.files import sha256_file
+from tests.analysis.synthetic import Truth, write_run
+
+
+@pytest.fixture
+def runs_dir(tmp_path: Path) -> Path:
+    for frequency in (0, 64, 256):
+        write_run(tmp_path / f"f{frequency}", Truth(facts=30), 100_000, frequency, 0)
+    return tmp_path
+
+
+def test_complete_runs_are_read_at_their_last_step(runs_dir):
+    runs = load_runs(runs_dir)
+    assert sorted(runs.runs["frequency"]) == [0, 64, 256]
+    assert set(runs.probes["step"]) == {500}
+    assert set(runs.history["step"]) == {250, 500}
+    assert len(runs.probes) == 3 * 3 * 3  # runs, groups, splits
+    assert runs.runs["exposures_exact"].all()
+    assert len(runs.templates) == 3 * 3 * 3 * (8 + 3 + 2)  # runs, groups, relations, templates
+
+
+def test_a_run_without_done_is_listed_and_not_used(runs_dir):
+    (runs_dir / "f64" / "DONE").unlink()
+    runs = load_runs(runs_dir)
+    assert "f64" not in set(runs.runs["run"]) | set(runs.probes["run"]) | set(runs.losses["run"])
+    assert runs.problems.to_dict("records") == [
+        {"run": "f64", "status": "incomplete", "reason": "no DONE: running, killed or failed after step 500"}
+    ]
+
+
+def _truncate_probes(run: Path) -> None:
+    text = (run / "probes.jsonl").read_text()
+    (run / "probes.jsonl").write_text(text[: len(text) // 2])
+
+
+def _only_early_probes(run: Path) -> None:
+    lines = (run / "probes.jsonl").read_text().splitlines(keepends=True)
+    (run / "probes.jsonl").write_text("".join(line for line in lines if '"step": 250' in line))
+
+
+def _more_right_than_asked(run: Path) -> None:
+    lines = (run / "probes.jsonl").read_text().splitlines()
+    row = json.loads(lines[3])
+    lines[3] = json.dumps(row | {"correct": row["n"] + 1})
+    (run / "probes.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _wrong_schema(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"schema": "kis.run/99"}))
+
+
+def _closed_with_other_bytes(run: Path) -> None:
+    digest = sha256_file(run / "metrics.jsonl")
+    (run / "DONE").write_text(json.dumps({"schema": "kis.done/1", "files": {"metrics.jsonl": digest}}))
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "validation", "step": 501, "tokens": 1, "loss": 0.1}\n')
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_truncate_probes, "malformed JSON line"),
+        (_only_early_probes, "not the end of the run"),
+        (_more_right_than_asked, "probes.jsonl:4"),
+        (_wrong_schema, "kis.run/1"),
+        (_closed_with_other_bytes, "changed after the run was closed"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "cannot be read"),
+        (lambda run: (run / "run.json").write_text("{}"), "schema"),
+    ],
+)
+def test_a_damaged_run_is_listed_with_its_reason_and_not_used(runs_dir, damage, said):
+    damage(runs_dir / "f64")
+    runs = load_runs(runs_dir)
+    assert sorted(runs.runs["run"]) == ["f0", "f256"]
+    (problem,) = runs.problems.to_dict("records")
+    assert (problem["run"], problem["status"]) == ("f64", "damaged")
+    assert said in problem["reason"]
+
+
+def test_probe_rows_repeated_after_a_resume_count_once(runs_dir):
+    before = curve_table(load_runs(runs_dir))
+    lines = (runs_dir / "f64" / "probes.jsonl").read_text()
+    (runs_dir / "f64" / "probes.jsonl").write_text(lines + lines)
+    assert curve_table(load_runs(runs_dir)).equals(before)
+
+
+def test_an_exposure_too_few_shows_in_the_ledger_column(runs_dir):
+    ledger = json.loads((runs_dir / "f64" / "exposures.json").read_text())
+    ledger["received"]["infused"]["f3"] -= 1
+    (runs_dir / "f64" / "exposures.json").write_text(json.dumps(ledger))
+    exact = load_runs(runs_dir).runs.set_index("run")["exposures_exact"]
+    assert exact.to_dict() == {"f0": True, "f256": True, "f64": False}
+
+
+def test_no_complete_run_is_an_error_that_names_the_folders(runs_dir):
+    for run in runs_dir.iterdir():
+        (run / "DONE").unlink()
+    with pytest.raises(InputError, match=r"no complete run.*f0: no DONE"):
+        curve_table(load_runs(runs_dir))
+
+
+def test_a_missing_or_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        load_runs(tmp_path / "absent")
+    with pytest.raises(InputError, match="holds no run folder"):
+        load_runs(tmp_path)
+
+
+def test_two_runs_of_one_cell_and_seed_are_refused(runs_dir):
+    shutil.copytree(runs_dir / "f64", runs_dir / "f64-again")
+    with pytest.raises(InputError, match="f64, f64-again"):
+        curve_table(load_runs(runs_dir))
+
+
+def test_mixed_background_policies_are_refused(runs_dir):
+    record = json.loads((runs_dir / "f64" / "run.json").read_text())
+    (runs_dir / "f64" / "run.json").write_text(json.dumps(record | {"background_policy": "protected"}))
+    with pytest.raises(InputError, match="displaced, protected"):
+        curve_table(load_runs(runs_dir))
+
+
+def test_curves_csv_comes_back_as_it_was_written(runs_dir, tmp_path):
+    table = curve_table(load_runs(runs_dir))
+    write_curves_csv(table, tmp_path / "curves.csv")
+    back = load_curves_csv(tmp_path / "curves.csv")
+    assert list(back.columns) == CURVE_COLUMNS
+    for column in CURVE_COLUMNS:
+        assert back[column].tolist() == table[column].tolist(), column

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from analysis.law import fit_law
+from analysis.predict import load_predictions, predict, prediction_record
+from analysis.study import write_predictions
+from analysis.validate import summary, validate
+from megatron_kis.errors import InputError
+from megatron_kis.files import write_json
+from tests.analysis.test_law import SIZES, noisy, point
+
+THEN, LATER = datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 3, 4, tzinfo=UTC)
+
+
+@pytest.fixture
+def prediction():
+    return predict(fit_law(noisy()), 7e9)
+
+
+def test_extrapolation_is_measured_from_the_fitted_range():
+    law = fit_law(noisy())
+    assert predict(law, 1e6).extrapolation_factor == 1
+    assert predict(law, 6e7).extrapolation_factor == pytest.approx(2)
+    assert predict(law, 5e4).extrapolation_factor == pytest.approx(2)
+    far = predict(law, 3e9)
+    assert any("far extrapolation" in warning for warning in far.warnings)
+
+
+def test_a_law_of_one_budget_warns_about_another():
+    law = fit_law(noisy())
+    assert any("says nothing about another D" in warning for warning in predict(law, 1e6, 1e12).warnings)
+    assert not any("another D" in warning for warning in predict(law, 1e6, 1e6).warnings)
+
+
+def test_a_law_in_the_budget_wants_one():
+    with pytest.raises(InputError, match="--tokens"):
+        predict(fit_law(noisy(two_budgets=True)), 7e9)
+
+
+@pytest.mark.parametrize("params", [0, -7e9, float("nan"), float("inf")])
+def test_sizes_that_are_none_are_refused(params):
+    with pytest.raises(InputError, match="--params"):
+        predict(fit_law(noisy()), params)
+
+
+def test_an_onset_recommends_the_upper_end():
+    points = [point(n, p.value, kind="onset", status="observed") for n, p in zip(SIZES, noisy(), strict=True)]
+    prediction = predict(fit_law(points, "onset"), 7e9)
+    assert prediction.recommended == prediction.prediction_interval[1]
+
+
+def test_more_exposures_than_the_budget_holds_are_said_to_be_out_of_reach():
+    points = [point(p.params, p.value, exposure_tokens=p.value * 100.0) for p in noisy()]
+    prediction = predict(fit_law(points), 7e9)
+    assert prediction.infusion_ratio == pytest.approx(prediction.centre * 100 / 1e6)
+    assert prediction.infusion_ratio > 1
+    assert any("cannot be reached" in warning for warning in prediction.warnings)
+
+
+def test_a_changed_prediction_file_is_refused(tmp_path, prediction):
+    record = prediction_record(prediction, THEN)
+    write_json(tmp_path / "p.json", record)
+    assert load_predictions(tmp_path / "p.json")[0]["created"] == "2026-01-02T00:00:00+00:00"
+    for change in ({"centre": record["centre"] * 1.01}, {"created": "2025-01-02T00:00:00+00:00"}):
+        write_json(tmp_path / "p.json", record | change)
+        with pytest.raises(InputError, match="changed after it was written"):
+            load_predictions(tmp_path / "p.json")
+
+
+def test_the_same_prediction_keeps_the_date_it_was_first_made(tmp_path, prediction):
+    path = tmp_path / "prediction.json"
+    write_predictions([prediction], path, now=THEN)
+    first = path.read_bytes()
+    write_predictions([prediction], path, now=LATER)
+    assert path.read_bytes() == first
+    write_predictions([predict(fit_law(noisy(seed=1)), 7e9)], path, now=LATER)
+    assert json.loads(path.read_text())["predictions"][0]["created"].startswith("2026-03-04")
+
+
+def test_a_prediction_is_scored_against_what_was_measured(prediction):
+    record = prediction_record(prediction, THEN)
+    measured = point(7e9, prediction.centre * 1.1)
+    (score,) = validate([record], [measured, point(1e6, 5.0)])
+    assert score.hit
+    assert score.abs_log_ratio == pytest.approx(0.0953, abs=1e-4)
+    low, high = prediction.prediction_interval
+    (miss,) = validate([record], [point(7e9, high * 2)])
+    assert not miss.hit
+    assert miss.interval_score > score.interval_score
+    assert summary([score, miss])["hits"] == 1
+    (open_end,) = validate([record], [point(7e9, 0, status="right_censored", low=low)])
+    assert (open_end.hit, open_end.abs_log_ratio) == (True, None)
+    (beyond,) = validate([record], [point(7e9, 0, status="right_censored", low=high * 2)])
+    assert not beyond.hit
+
+
+def test_points_of_other_models_do_not_validate(prediction):
+    with pytest.raises(InputError, match=r"no measured point.*params 7000000000"):
+        validate([prediction_record(prediction, THEN)], [point(7.5e9, 900.0)])

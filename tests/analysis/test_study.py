@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import re
+import shutil
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from analysis import AnalysisSettings, analyse_study, find_transitions, fit_law, load_runs, report
+from analysis.load_csv import load_curves_csv, load_points_csv
+from analysis.study import analyse
+from megatron_kis.errors import InputError
+from tests.analysis.synthetic import Truth, write_run, write_study
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def by_size(points, kind, group):
+    return {p.params: p for p in points if (p.kind, p.group) == (kind, group)}
+
+
+def test_the_brackets_of_a_study_hold_the_true_onset_and_collapse(study):
+    truth = Truth()
+    points = find_transitions(load_runs(study))
+    for params, point in by_size(points, "onset", "infused").items():
+        # "reliably above chance" comes a little after the foot of the true curve
+        assert point.status == "observed"
+        assert point.low / 2 <= truth.onset(params) <= point.high
+    collapses = by_size(points, "collapse", "background")
+    assert [collapses[n].status for n in (100_000, 200_000, 400_000)] == ["collapsed"] * 3
+    for params in (100_000, 200_000, 400_000):
+        assert collapses[params].low <= truth.collapse(params) <= collapses[params].high
+    # the largest model collapses at 1137, behind the last but one level: too little of its fall lies in the grid
+    assert collapses[800_000].status == "right_censored"
+    assert {p.status for p in by_size(points, "collapse", "infused").values()} == {"right_censored"}
+
+
+def test_the_law_of_a_study_has_the_true_slope(tmp_path):
+    truth = Truth(seed_noise=0.02, facts=400, fact_tokens=3.6)
+    frequencies = (0, 128, 300, 420, 500, 600, 720, 850, 1000, 1200, 1390)
+    write_study(tmp_path, truth, params=(50_000, 100_000, 200_000, 400_000), frequencies=frequencies)
+    law = fit_law(find_transitions(load_runs(tmp_path)), "collapse", "background")
+    assert len(law.points) == 4
+    assert law.coefficients["b_log_params"].value == pytest.approx(truth.collapse_slope, abs=0.08)
+
+
+def test_a_study_without_a_collapse_reports_none(tmp_path):
+    write_study(
+        tmp_path, Truth(collapse_at=None), params=(100_000, 200_000, 400_000), frequencies=(0, 16, 64, 256, 512)
+    )
+    result = analyse(load_runs(tmp_path), predict_params=[1e7])
+    assert not any(p.status == "collapsed" for p in result.points)
+    assert {item["kind"] for item in result.refused} >= {"collapse"}
+    text = visible(report(result, tmp_path / "report.html").read_text())
+    assert "Collapse of background facts: not reached in the range tried (100k, 200k and 400k)" in text
+    assert "▼" not in text
+
+
+def test_the_study_folder_is_written_whole_and_the_same_again(study, tmp_path):
+    for run in (study / "runs").iterdir():
+        if not run.name.startswith("n100000"):
+            shutil.copytree(run, tmp_path / "runs" / run.name)
+    write_run(tmp_path / "runs" / "unfinished", Truth(), 800_000, 999, 0, done=False)
+    (tmp_path / "study.yaml").write_text("name: the <quick> study\n")
+    names = ["curves.csv", "law.json", "points.csv", "prediction.json", "report.html"]
+    result = analyse_study(tmp_path, AnalysisSettings(), predict_params=[3e6], now=NOW)
+    first = {name: (tmp_path / name).read_bytes() for name in names}
+    analyse_study(tmp_path, AnalysisSettings(), predict_params=[3e6])
+    assert {name: (tmp_path / name).read_bytes() for name in names} == first
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == sorted([*names, "study.yaml"])
+    assert load_points_csv(tmp_path / "points.csv") == result.points
+    assert find_transitions(load_curves_csv(tmp_path / "curves.csv")) == result.points
+
+    page = first["report.html"].decode()
+    assert "the &lt;quick&gt; study" in page
+    text = visible(page)
+    assert "unfinished" in text
+    assert "For 3M parameters and 2M tokens" in text
+    for run in load_runs(tmp_path).runs["run"]:
+        assert run in text
+
+
+class _Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.urls, self.ids, self.references = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                self.urls.append(value)
+            if name == "id":
+                self.ids.append(value)
+
+
+def visible(page: str) -> str:
+    body = re.sub(r"<(style|script|svg)\b.*?</\1>", " ", page, flags=re.S)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+@pytest.fixture(scope="module")
+def page(study, tmp_path_factory) -> str:
+    return report(study, tmp_path_factory.mktemp("page") / "report.html", predict_params=[3e6]).read_text()
+
+
+def test_the_report_loads_nothing_from_outside(page):
+    links = _Links()
+    links.feed(page)
+    assert all(url.startswith("#") or url == "data:," for url in links.urls)
+    assert "@import" not in page
+    assert re.findall(r"url\((?!#)", page) == []
+    within = set(re.findall(r"(?:fetch|XMLHttpRequest|import)\(", page))
+    assert within == set()
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(page):
+    links = _Links()
+    links.feed(page)
+    targets = {url[1:] for url in links.urls if url.startswith("#")} | set(re.findall(r"url\(#([^)]+)\)", page))
+    assert targets <= set(links.ids)
+    assert len(links.ids) == len(set(links.ids))
+
+
+def test_figures_are_static_svg_whose_points_tell_their_values(page):
+    figures = re.findall(r"<figure><svg.*?</svg>", page, flags=re.S)
+    assert len(figures) == 2 + 2 + 4 + 4 * 4  # overview, loss, laws, (curves and spread) of four models
+    assert all('aria-label="' in figure for figure in figures)
+    assert "N = 100k · F = 512 · \u03c1 = 0.37" in page
+    assert "held-out templates 3" in page
+
+
+def test_no_colour_escapes_the_light_and_dark_variables(page):
+    for figure in re.findall(r"<figure><svg.*?</svg>", page, flags=re.S):
+        assert set(re.findall(r"#[0-9a-f]{6}\b", figure)) <= {"#000000", "#ffffff"}
+
+
+@pytest.mark.parametrize("frequencies", [(0,), (64,), (0, 64)], ids=["only F = 0", "one run", "two runs"])
+def test_sparse_studies_have_a_report_that_claims_nothing(tmp_path, frequencies):
+    write_study(tmp_path, Truth(facts=40), params=(100_000,), frequencies=frequencies)
+    text = visible(report(tmp_path, tmp_path / "report.html").read_text())
+    assert "No law was fitted" in text
+    assert "▼" not in text
+
+
+def test_a_study_without_a_complete_run_has_no_report(tmp_path):
+    write_run(tmp_path / "runs" / "a", Truth(facts=40), 100_000, 64, 0, done=False)
+    with pytest.raises(InputError, match="no complete run"):
+        report(tmp_path, tmp_path / "report.html")
+    assert not Path(tmp_path / "report.html").exists()
+
+
+def test_seeds_are_drawn_one_by_one(tmp_path):
+    write_study(tmp_path, Truth(facts=40), params=(100_000,), frequencies=(0, 64, 512), seeds=(0, 1, 2))
+    page = report(tmp_path, tmp_path / "report.html").read_text()
+    assert "seed 2" in page
+    assert "3 seeds a cell" in visible(page)

@@ -1,0 +1,45 @@
+"""Small real inputs: twenty short documents, thirty facts, their templates, and a tokenizer trained on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_tools.facts import Fact, import_tsv
+from data_tools.prepare import fact_names
+from data_tools.select import SelectSettings, select_facts
+from data_tools.templates import RelationTemplates, load_templates
+from data_tools.text import iter_documents
+from data_tools.tokenizer import Tokenizer, train_tokenizer
+
+FIXTURES = Path(__file__).parent / "fixtures"
+LEADS = FIXTURES / "leads.jsonl"
+TRIPLES = FIXTURES / "triples.tsv"
+TEMPLATES = FIXTURES / "templates.yaml"
+FOUR_EACH = SelectSettings(infused=4, background=4, control=4, relations=("peak_country",))
+
+
+@pytest.fixture(scope="session")
+def facts() -> list[Fact]:
+    return select_facts(import_tsv(TRIPLES), FOUR_EACH).facts
+
+
+@pytest.fixture(scope="session")
+def templates() -> dict[str, RelationTemplates]:
+    return load_templates(TEMPLATES)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory, facts: list[Fact]) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    texts = (document.text for document in iter_documents([LEADS]))
+    train_tokenizer(texts, path, vocab_size=400, names=fact_names(facts))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_path: Path) -> Tokenizer:
+    from data_tools.tokenizer import load_tokenizer
+
+    return load_tokenizer(tokenizer_path)

@@ -1,0 +1,60 @@
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+
+from megatron_kis.commands import data
+from megatron_kis.errors import InputError
+
+from .conftest import LEADS, TEMPLATES, TRIPLES
+
+
+def kis(*arguments):
+    parser = argparse.ArgumentParser(prog="kis")
+    data.add_parser(parser.add_subparsers())
+    options = parser.parse_args([str(argument) for argument in arguments])
+    return options.handler(options)
+
+
+def test_the_steps_one_at_a_time_make_a_studys_data(tmp_path, capsys):
+    facts, model = tmp_path / "facts.jsonl", tmp_path / "t.model"
+    counts = ("--infused", 8, "--background", 8, "--control", 8)
+    assert kis("data", "facts", "--from", "tsv", "--input", TRIPLES, "--output", facts, *counts) == 0
+    assert "dropped 2 (2 peak_country): ambiguous" in capsys.readouterr().out
+    meta = json.loads((tmp_path / "facts.meta.json").read_text())
+    assert meta["dropped"]["ambiguous: the subject has several objects"] == {"peak_country": 2}
+    assert kis("data", "tokenizer", "--input", LEADS, "--vocab-size", 400, "--facts", facts, "--output", model) == 0
+    assert kis("data", "leaks", "--input", LEADS, "--facts", facts, "--output", tmp_path / "leaks.jsonl") == 0
+    leaks = [json.loads(line) for line in (tmp_path / "leaks.jsonl").read_text(encoding="utf-8").splitlines()]
+    shared = ("--tokenizer", model, "--facts", facts)
+    share = ("--validation-share", 0.3)
+    assert kis("data", "corpus", "--input", LEADS, "--output", tmp_path / "corpus", *shared, *share) == 0
+    assert f"left out: {len(leaks)} documents" in capsys.readouterr().out
+    assert kis("data", "render", *shared, "--templates", TEMPLATES, "--output", tmp_path / "exposures") == 0
+    capsys.readouterr()
+    for name in ("corpus", "corpus.validation", "exposures"):
+        assert kis("data", "inspect", tmp_path / name, "--tokenizer", model, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["documents"] > 0
+
+
+def test_damage_is_an_input_error_that_exits_with_2(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.idx: cannot be read") as error:
+        kis("data", "inspect", tmp_path / "absent")
+    assert error.value.exit_status == 2
+
+
+@pytest.mark.parametrize("step", ["demo", "tokenizer", "corpus", "facts", "leaks", "render", "inspect"])
+def test_every_step_has_help(step, capsys):
+    with pytest.raises(SystemExit) as stop:
+        kis("data", step, "--help")
+    assert stop.value.code == 0
+    assert len(capsys.readouterr().out) > 200
+
+
+def test_describing_the_command_imports_nothing_slow():
+    slow = "('numpy', 'torch', 'sentencepiece', 'rich')"
+    code = f"import sys, megatron_kis.commands.data; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

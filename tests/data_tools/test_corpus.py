@@ -1,0 +1,104 @@
+import json
+
+import pytest
+
+from data_tools.corpus import build_corpus, read_corpus_meta
+from data_tools.facts import Fact
+from data_tools.indexed import IndexedReader, suffixed
+from data_tools.text import iter_documents
+from megatron_kis.errors import InputError
+from megatron_kis.files import sha256_file
+
+from .conftest import LEADS
+
+FACTS = [
+    Fact("aco", "Aconcagua", "peak_country", "Argentina", "infused"),
+    Fact("bra", "Johannes Brahms", "composer_born", "Hamburg", "control"),
+]
+
+
+def texts(prefix, tokenizer):
+    return [tokenizer.decode(tokens.tolist()) for tokens in IndexedReader(prefix)]
+
+
+def test_train_and_validation_hold_every_document_once_and_whole(tmp_path, tokenizer):
+    summary = build_corpus([LEADS], tokenizer, tmp_path / "c", validation_share=0.3, seed=1)
+    train, validation = texts(summary.prefix, tokenizer), texts(summary.validation_prefix, tokenizer)
+    given = [document.text for document in iter_documents([LEADS])]
+    assert sorted(train + validation) == sorted(given)
+    assert 0 < len(validation) < len(train)
+    assert [text for text in given if text in set(train)] == train
+    reader = IndexedReader(summary.prefix)
+    assert all(tokens[-1] == tokenizer.eod_id and tokenizer.eod_id not in tokens[:-1] for tokens in reader)
+
+
+def test_the_description_counts_what_was_written(tmp_path, tokenizer):
+    summary = build_corpus([LEADS], tokenizer, tmp_path / "c", validation_share=0.3, facts=FACTS)
+    for prefix, split in ((summary.prefix, "training"), (summary.validation_prefix, "validation")):
+        meta = read_corpus_meta(prefix)
+        assert meta["split"] == split
+        assert meta["tokenizer_fingerprint"] == tokenizer.fingerprint
+        assert meta["bytes"] == sum(len(text.encode()) for text in texts(prefix, tokenizer))
+        assert meta["sources"] == [{"path": str(LEADS), "sha256": sha256_file(LEADS)}]
+        assert meta["leaked_documents_removed"] == 2
+    broken = tmp_path / "c.meta.json"
+    broken.write_text(broken.read_text().replace(f'"tokens": {summary.tokens}', '"tokens": 7'))
+    with pytest.raises(InputError, match="tokens is 7, the index has"):
+        read_corpus_meta(summary.prefix)
+
+
+def test_documents_that_state_a_studied_fact_are_in_neither_split(tmp_path, tokenizer):
+    summary = build_corpus([LEADS], tokenizer, tmp_path / "c", validation_share=0.3, facts=FACTS)
+    everything = " ".join(texts(summary.prefix, tokenizer) + texts(summary.validation_prefix, tokenizer))
+    assert "Aconcagua" not in everything
+    assert "Brahms" not in everything
+    assert (summary.leaks.documents, summary.documents + summary.validation_documents) == (2, 18)
+
+
+def test_a_document_keeps_its_split_when_files_are_added(tmp_path, tokenizer):
+    more = tmp_path / "more.jsonl"
+    rows = [json.dumps({"text": f"Another document, number {index}."}) for index in range(30)]
+    more.write_text("\n".join(rows) + "\n" + LEADS.read_text(encoding="utf-8"), encoding="utf-8")
+    alone = build_corpus([LEADS], tokenizer, tmp_path / "alone", validation_share=0.3)
+    both = build_corpus([more, LEADS], tokenizer, tmp_path / "both", validation_share=0.3)
+    train, validation = texts(both.prefix, tokenizer), texts(both.validation_prefix, tokenizer)
+    assert set(texts(alone.validation_prefix, tokenizer)) <= set(validation)
+    assert not set(train) & set(validation)
+
+
+def test_no_validation_share_writes_no_validation_split(tmp_path, tokenizer):
+    summary = build_corpus([LEADS], tokenizer, tmp_path / "c", validation_share=0)
+    assert summary.validation_prefix is None
+    assert {path.name for path in tmp_path.iterdir()} == {"c.bin", "c.idx", "c.meta.json"}
+
+
+def test_a_malformed_line_leaves_no_corpus_and_keeps_the_old_one(tmp_path, tokenizer):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(LEADS.read_text(encoding="utf-8") + "{oops\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"broken\.jsonl:21: malformed JSON line"):
+        build_corpus([broken], tokenizer, tmp_path / "out" / "c", validation_share=0.3)
+    assert list((tmp_path / "out").iterdir()) == []
+    build_corpus([LEADS], tokenizer, tmp_path / "out" / "c", validation_share=0.3)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(InputError):
+        build_corpus([broken], tokenizer, tmp_path / "out" / "c", validation_share=0.3)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path, tokenizer):
+    for name in ("one", "two"):
+        build_corpus([LEADS], tokenizer, tmp_path / name, validation_share=0.3, seed=4)
+    for suffix in (".bin", ".idx", ".meta.json"):
+        assert suffixed(tmp_path / "one", suffix).read_bytes() == suffixed(tmp_path / "two", suffix).read_bytes()
+
+
+def test_wrong_shares_missing_files_and_empty_text_are_refused(tmp_path, tokenizer):
+    for share in (-0.1, 1.0):
+        with pytest.raises(InputError, match="validation_share"):
+            build_corpus([LEADS], tokenizer, tmp_path / "c", validation_share=share)
+    with pytest.raises(InputError, match="no such file"):
+        build_corpus([tmp_path / "absent.jsonl"], tokenizer, tmp_path / "c")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    with pytest.raises(InputError, match="no documents for the training split"):
+        build_corpus([empty], tokenizer, tmp_path / "c")

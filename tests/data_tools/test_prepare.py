@@ -1,0 +1,92 @@
+from dataclasses import replace
+
+import pytest
+
+from data_tools.facts import load_facts
+from data_tools.indexed import IndexedReader
+from data_tools.inspect import inspect_corpus
+from data_tools.prepare import DataSettings, prepare_data
+from data_tools.progress import LineProgress
+from data_tools.select import SelectSettings
+from data_tools.tokenizer import load_tokenizer
+from megatron_kis.errors import InputError
+
+from .conftest import LEADS, TEMPLATES, TRIPLES
+
+SETTINGS = DataSettings(
+    text=(LEADS,),
+    facts=TRIPLES,
+    templates=TEMPLATES,
+    vocab_size=400,
+    validation_share=0.3,
+    select=SelectSettings(infused=8, background=8, control=8),
+)
+
+
+def done(settings, output):
+    """The steps that worked, in order."""
+    lines = []
+    prepare_data(settings, output, progress=LineProgress(lines.append))
+    return [line.removesuffix(": working") for line in lines if line.endswith(": working")]
+
+
+def test_all_files_fit_together(tmp_path):
+    paths = prepare_data(SETTINGS, tmp_path)
+    tokenizer = load_tokenizer(paths.tokenizer)
+    for prefix in (paths.corpus, paths.validation, paths.exposures):
+        assert inspect_corpus(prefix, tokenizer=tokenizer)["documents"] > 0
+    facts = load_facts(paths.facts)
+    assert len(facts) == 24
+    assert len(IndexedReader(paths.exposures)) == sum(fact.group != "control" for fact in facts) * 5 // 2
+    assert paths.questions.exists()
+
+
+def test_a_second_time_nothing_is_done_and_a_change_redoes_what_follows(tmp_path):
+    assert done(SETTINGS, tmp_path) == ["facts", "tokenizer", "corpus", "render"]
+    assert done(SETTINGS, tmp_path) == []
+    fewer = replace(SETTINGS, select=replace(SETTINGS.select, distractors=2))
+    assert done(fewer, tmp_path) == ["facts", "render"]  # the same facts come out, so the corpus stays
+    assert done(replace(fewer, validation_share=0.2), tmp_path) == ["corpus"]
+    assert done(replace(fewer, validation_share=0.2, vocab_size=380), tmp_path) == ["tokenizer", "corpus", "render"]
+
+
+def test_changed_templates_redo_the_rendering_alone(tmp_path):
+    templates = tmp_path / "templates.yaml"
+    templates.write_text(TEMPLATES.read_text(encoding="utf-8"), encoding="utf-8")
+    settings = replace(SETTINGS, templates=templates)
+    done(settings, tmp_path / "out")
+    templates.write_text(templates.read_text(encoding="utf-8").replace("climbers go", "people go"), encoding="utf-8")
+    assert done(settings, tmp_path / "out") == ["render"]
+
+
+def test_a_missing_or_cut_output_is_made_again(tmp_path):
+    done(SETTINGS, tmp_path)
+    (tmp_path / "corpus.idx").unlink()
+    assert done(SETTINGS, tmp_path) == ["corpus"]
+    (tmp_path / "exposures.bin").write_bytes(b"")
+    assert done(SETTINGS, tmp_path) == ["render"]
+
+
+def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
+    settings = replace(SETTINGS, tokenizer=tokenizer_path)
+    assert done(settings, tmp_path) == ["facts", "corpus", "render"]
+    assert not (tmp_path / "tokenizer.model").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"text": ()}, "no files of general text"),
+        ({"text": (LEADS.with_name("absent.jsonl"),)}, "no such file"),
+        ({"facts_format": "csv"}, "data.facts_format: is 'csv'"),
+        ({"tokenizer_model": "word"}, "data.tokenizer_model: is 'word'"),
+        ({"validation_share": 1.5}, "data.validation_share: is 1.5"),
+        ({"tokenizer": LEADS}, "not a SentencePiece model"),
+        ({"select": SelectSettings(relations=("peaks",))}, "no templates for relation 'peaks'"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_file_is_written(tmp_path, change, problem):
+    with pytest.raises(InputError) as error:
+        prepare_data(replace(SETTINGS, **change), tmp_path / "out")
+    assert problem in str(error.value)
+    assert not (tmp_path / "out").exists()

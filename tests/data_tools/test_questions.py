@@ -1,0 +1,102 @@
+from collections import Counter, defaultdict
+
+import pytest
+
+from data_tools.facts import Fact
+from data_tools.questions import choose_options, iter_questions, tokenize_option
+from data_tools.templates import fill
+from megatron_kis.errors import InputError
+
+
+def cell(count, group="infused", relation="r", first=0):
+    return [
+        Fact(f"{group}{index}", f"S{group}{index}", relation, f"{group} town {index}", group)
+        for index in range(first, first + count)
+    ]
+
+
+def test_distractors_are_objects_of_the_same_relation_and_group():
+    facts = cell(8) + cell(8, "control") + cell(8, "background")
+    objects = {group: {fact.object for fact in facts if fact.group == group} for group in ("infused", "control")}
+    chosen = choose_options(facts, distractors=3, seed=0)
+    for fact in facts:
+        options, answer = chosen[fact.id]
+        assert options[answer] == fact.object
+        assert len(set(options)) == 4
+        if fact.group in objects:
+            assert set(options) <= objects[fact.group]
+
+
+def test_a_model_that_prefers_names_whatever_the_subject_scores_exactly_chance():
+    facts = cell(40)
+    chosen = choose_options(facts, distractors=3, seed=3)
+    for preference in (str, lambda name: name[::-1], lambda name: hash(name) % 997):
+        right = sum(max(options, key=preference) == options[answer] for options, answer in chosen.values())
+        assert right == 10
+
+
+def test_facts_left_over_from_the_blocks_are_asked_too():
+    chosen = choose_options(cell(6), distractors=3, seed=0)
+    assert len(chosen) == 6
+    assert all(len(set(options)) == 4 for options, _ in chosen.values())
+
+
+def test_other_right_objects_and_aliases_are_never_distractors():
+    facts = [
+        *cell(8),
+        Fact("two", "Sinfused0", "r", "second right town", "infused"),
+        Fact("alias", "T", "r", "Köln", "infused", (), ("infused town 1", "infused town 2")),
+    ]
+    for seed in range(20):
+        chosen = choose_options(facts, distractors=3, seed=seed)
+        assert "second right town" not in chosen["infused0"][0]
+        assert "infused town 0" not in chosen["two"][0]
+        assert not {"infused town 1", "infused town 2"} & set(chosen["alias"][0])
+
+
+def test_the_draw_is_the_seeds_and_the_answers_place_is_random():
+    facts = cell(40)
+    one = choose_options(facts, distractors=3, seed=0)
+    assert one == choose_options(facts, distractors=3, seed=0)
+    assert one != choose_options(facts, distractors=3, seed=1)
+    assert set(Counter(answer for _, answer in one.values())) == {0, 1, 2, 3}
+
+
+def test_too_few_objects_for_the_distractors_are_an_input_error():
+    with pytest.raises(InputError, match=r"has 2 possible distractors in group 'infused', needs 3"):
+        choose_options(cell(3), distractors=3, seed=0)
+
+
+def test_every_span_decodes_to_its_option_with_the_space_before_it(facts, templates, tokenizer):
+    rows = list(iter_questions(facts, templates, tokenizer, distractors=3, seed=0))
+    assert len(rows) == 12 * (3 + 2 + 1)
+    for row in rows:
+        fact = next(fact for fact in facts if fact.id == row["fact"])
+        template = templates[row["relation"]].split(row["split"])[row["template"]]
+        assert row["options"][row["answer"]]["text"] == fact.object
+        for option in row["options"]:
+            start, end = option["span"]
+            statement = fill(template, fact.subject, option["text"])
+            assert tokenizer.decode(option["tokens"]) == statement.text
+            assert tokenizer.decode(option["tokens"][start:end]) == option["text"]
+            assert tokenizer.piece(option["tokens"][start]).startswith("▁")
+            assert tokenizer.eod_id not in option["tokens"]
+            if statement.answer[0] == 0:
+                assert start == 0
+
+
+def test_names_made_of_bytes_and_of_a_lone_space_keep_their_whole_span(tokenizer):
+    for name in ("北京", "Ђурђево", "🙂 town"):
+        for template in ("[X] is in [Y].", "In [Y] lies [X].", "[Y] has [X]."):
+            option = tokenize_option(template, "Rysy", name, tokenizer)
+            start, end = option["span"]
+            assert tokenizer.decode(option["tokens"][start:end]) == name
+            before = tokenizer.decode(option["tokens"][:start])
+            assert before == template.replace("[X]", "Rysy").partition("[Y]")[0].rstrip(" ")
+
+
+def test_all_templates_of_a_fact_share_their_options(facts, templates, tokenizer):
+    options = defaultdict(set)
+    for row in iter_questions(facts, templates, tokenizer, distractors=3, seed=0):
+        options[row["fact"]].add((row["answer"], tuple(option["text"] for option in row["options"])))
+    assert all(len(seen) == 1 for seen in options.values())

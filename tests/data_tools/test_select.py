@@ -1,0 +1,134 @@
+from collections import Counter
+
+import pytest
+
+from data_tools.facts import GROUPS, Candidate, import_tsv
+from data_tools.names import gives_away, name_words
+from data_tools.select import SelectSettings, select_facts
+from megatron_kis.errors import InputError
+
+from .conftest import FOUR_EACH, TRIPLES
+
+
+def candidates(rows, relation="r"):
+    return [Candidate(subject, relation, answer, f"t:{index}") for index, (subject, answer) in enumerate(rows)]
+
+
+def many(count, objects=None, relation="r"):
+    return candidates([(f"Qx{index}", f"Town{index % (objects or count)}") for index in range(count)], relation)
+
+
+def test_ambiguous_and_telling_facts_are_dropped_and_counted():
+    selection = select_facts(import_tsv(TRIPLES), FOUR_EACH)
+    assert not {"Matterhorn", "Jamaica Peak"} & {fact.subject for fact in selection.facts}
+    assert selection.dropped["ambiguous: the subject has several objects"] == {"peak_country": 2}
+    assert selection.dropped["the subject's name hints at the object"] == {"peak_country": 1}
+    assert selection.imported == {"peak_country": 19}
+    assert any("dropped 2" in line and "ambiguous" in line for line in selection.summary())
+
+
+def test_a_name_that_several_entities_bear_is_ambiguous_even_with_one_object():
+    rows = [Candidate(f"Qx{n}", "r", f"Town{n}", "t", entity=f"Q{n}") for n in range(12)]
+    rows += [Candidate("QX0", "r", "Town0", "t", entity="Q99")]
+    selection = select_facts(rows, SelectSettings(infused=4, background=4, control=0))
+    assert selection.dropped["ambiguous: several entities bear the subject's name"] == {"r": 1}
+    assert "Qx0" not in {fact.subject for fact in selection.facts}
+
+
+def test_a_triple_said_twice_counts_once():
+    selection = select_facts(many(12) + many(12), SelectSettings(infused=4, background=4, control=4))
+    assert selection.dropped["said twice"] == {"r": 12}
+    assert len({fact.subject for fact in selection.facts}) == 12
+
+
+def test_counts_are_spread_evenly_over_relations():
+    settings = SelectSettings(infused=9, background=8, control=10)
+    selection = select_facts(
+        many(40, relation="a") + candidates([(f"S{n}", f"O{n}") for n in range(40)], "b"), settings
+    )
+    counts = Counter((fact.group, fact.relation) for fact in selection.facts)
+    assert {group: sorted(counts[group, name] for name in "ab") for group in GROUPS} == {
+        "infused": [4, 5],
+        "background": [4, 4],
+        "control": [5, 5],
+    }
+
+
+def test_within_a_group_and_relation_every_object_answers_one_fact():
+    selection = select_facts(many(300, objects=20), SelectSettings(infused=15, background=15, control=15))
+    for group in GROUPS:
+        objects = [fact.object for fact in selection.facts if fact.group == group]
+        assert len(objects) == len(set(objects)) == 15
+
+
+def test_the_split_is_the_seeds_and_does_not_depend_on_the_order_of_other_relations():
+    settings = SelectSettings(infused=4, background=4, control=4, relations=("r",))
+    one = select_facts(many(40), settings).facts
+    two = select_facts(many(30, relation="other") + many(40), settings).facts
+    assert one == two
+    other = select_facts(many(40), SelectSettings(infused=4, background=4, control=4, relations=("r",), seed=1)).facts
+    assert one != other
+
+
+def test_groups_are_exchangeable_over_seeds():
+    taken = Counter()
+    for seed in range(200):
+        chosen = select_facts(many(24), SelectSettings(infused=8, background=8, control=8, seed=seed)).facts
+        taken.update(fact.group for fact in chosen if fact.subject == "Qx3")
+    # 200 draws with p = 1/3: mean 67, standard deviation 6.7
+    assert all(40 < taken[group] < 94 for group in GROUPS)
+
+
+def test_all_facts_of_a_subject_stay_in_one_group():
+    rows = many(40, relation="a") + candidates([(f"Qx{n}", f"Hill{n}") for n in range(40)], "b")
+    facts = select_facts(rows, SelectSettings(infused=20, background=20, control=20)).facts
+    groups = {}
+    for fact in facts:
+        assert groups.setdefault(fact.subject, fact.group) == fact.group
+
+
+def test_too_few_facts_say_how_many_there_are():
+    with pytest.raises(InputError, match=r"lacks .* 30 wanted of 12 usable ones with 12 objects"):
+        select_facts(many(12), SelectSettings(infused=10, background=10, control=10))
+    with pytest.raises(InputError, match="cannot have 3 distractors"):
+        select_facts(many(12), SelectSettings(infused=3, background=4, control=4))
+    with pytest.raises(InputError, match="no facts of relation 'peak_countries'; did you mean 'peak_country'"):
+        select_facts(import_tsv(TRIPLES), SelectSettings(relations=("peak_countries",)))
+    with pytest.raises(InputError, match=r"facts\.infused: is -1"):
+        select_facts(many(12), SelectSettings(infused=-1))
+
+
+def test_long_names_are_dropped_where_a_limit_is_set():
+    rows = many(12) + candidates([("A mountain with a very long name", "Chile")])
+    selection = select_facts(rows, SelectSettings(infused=4, background=4, control=4, longest_name=12))
+    assert selection.dropped["a name longer than 12 characters"] == {"r": 1}
+
+
+@pytest.mark.parametrize(
+    ("subject", "answer"),
+    [
+        ("Kansas City Airport", "Kansas"),
+        ("Guatemala", "Guatemala City"),
+        ("São Tomé and Príncipe", "Sao Tome"),
+        ("Tunisia", "Tunis"),
+        ("Algeria", "Algiers"),
+        ("Tashkent Airport", "Toshkent-Shahri"),
+        ("CHA", "Chattanooga"),
+    ],
+)
+def test_names_that_give_the_answer_away_are_recognised(subject, answer):
+    assert gives_away(subject, answer)
+
+
+@pytest.mark.parametrize(
+    ("subject", "answer"), [("San Diego", "San Jose"), ("BGO", "Oslo"), ("France", "Paris"), ("Peru", "Lima")]
+)
+def test_names_that_tell_nothing_are_kept(subject, answer):
+    assert not gives_away(subject, answer)
+
+
+def test_names_are_compared_without_case_accents_and_article():
+    assert name_words("The Bahamas") == ("bahamas",)
+    assert name_words("São TOMÉ") == ("sao", "tome")
+    assert name_words("N'Djamena") == ("n", "djamena")
+    assert name_words("The") == ("the",)

@@ -1,0 +1,64 @@
+import importlib.resources
+
+import pytest
+
+from data_tools.templates import SPLITS, fill, load_templates
+from megatron_kis.errors import InputError
+
+GOOD = 'r:\n  train: ["[X] is [Y]."]\n  held_out: ["[Y] has [X]."]\n  question: []\n'
+
+
+def load(tmp_path, text, **options):
+    path = tmp_path / "templates.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_templates(path, **options)
+
+
+def test_filling_gives_the_sentence_and_where_the_object_stands():
+    for template in ("[X] is in [Y].", "In [Y] lies [X].", "[Y] has [X], they say."):
+        rendered = fill(template, "Mount [Y]", "a [X] land")
+        start, end = rendered.answer
+        assert rendered.text[start:end] == "a [X] land"
+        assert rendered.text == template.replace("[X]", "\0").replace("[Y]", "a [X] land").replace("\0", "Mount [Y]")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (GOOD.replace("[Y] has [X]", "[Y] has it"), "r.held_out[0]: template without [X], the subject"),
+        (GOOD.replace("[X] is [Y]", "[X] is"), "r.train[0]: template without [Y], the object"),
+        (GOOD.replace("[X] is [Y]", "[X] is [Y] [Y]"), "r.train[0]: template with more than one [Y]"),
+        (GOOD.replace("[Y] has [X]", "[x] IS [y]").replace("x", "X").replace("y", "Y"), "same wording as"),
+        (GOOD.replace("question: []", "questions: []"), "r: unknown split 'questions'; did you mean 'question'"),
+        (GOOD.replace('["[X] is [Y]."]', "[]"), "r: no train templates"),
+        (GOOD.replace('["[X] is [Y]."]', "[3]"), "r.train[0]: 3 is not a string"),
+        ("r: [", "templates.yaml:1: not valid YAML"),
+        ("- r", "not a mapping of relations"),
+        ("r: text", "r: not a mapping of splits"),
+    ],
+)
+def test_a_wrong_template_is_named_by_relation_split_and_index(tmp_path, text, problem):
+    with pytest.raises(InputError) as error:
+        load(tmp_path, text)
+    assert problem in str(error.value)
+    assert "templates.yaml" in str(error.value)
+
+
+def test_a_relation_of_the_facts_without_templates_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no templates for relation 'rr'; did you mean 'r'"):
+        load(tmp_path, GOOD, relations=["r", "rr"])
+
+
+def test_the_templates_that_come_with_us_are_many_and_put_the_object_in_different_places():
+    path = importlib.resources.files("data_tools") / "resources" / "templates.yaml"
+    templates = load_templates(path)
+    assert {"airport_region", "iata_city", "country_capital", "country_currency"} <= set(templates)
+    for relation in templates.values():
+        assert len(relation.train) >= 12
+        assert 4 <= len(relation.held_out) <= 6
+        assert len(relation.question) == 2
+        for split in ("train", "held_out"):
+            ends = [template.rstrip(".").endswith("[Y]") for template in relation.split(split)]
+            assert 0.2 <= sum(ends) / len(ends) <= 0.8
+        assert any(template.startswith("[Y]") for template in relation.train)
+    assert SPLITS == ("train", "held_out", "question")
