@@ -47,11 +47,11 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, schema: str) -> dict[str, Any]:
-    """Reads a JSON object whose ``schema`` key is ``schema``.
+def read_json(path: Path, schema: str, *, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Reads a JSON object whose ``schema`` key is ``schema`` and that has all of ``keys``.
 
     Raises:
-        InputError: the file is missing, not JSON, not an object or of another schema.
+        InputError: the file is missing, not JSON, not an object, of another schema, or lacks a key.
     """
     text = read_text(path)
     try:
@@ -63,6 +63,9 @@ def read_json(path: Path, schema: str) -> dict[str, Any]:
     found = content.get("schema")
     if found != schema:
         raise InputError(f"schema is {found!r}", where=str(path), remedy=f"expected {schema!r}")
+    for key in keys:
+        if key not in content:
+            raise InputError(f"has no {key!r}", where=str(path), remedy="make the file again")
     return content
 
 

@@ -161,10 +161,11 @@ def headline(result: AnalysisResult) -> tuple[str, list[str]] | None:
     if not mine:
         return None
     prediction = max(mine, key=lambda p: (p.params, p.tokens))
-    return _answer(prediction), list(prediction.warnings)
+    return answer(prediction), list(prediction.warnings)
 
 
-def _answer(p: Prediction) -> str:
+def answer(p: Prediction) -> str:
+    """A prediction in a sentence or two; an unvalidated law recommends nothing."""
     low, high = (w.frequency(value) for value in p.prediction_interval)
     where = f"For {w.size(p.params)} parameters and {w.size(p.tokens)} tokens"
     interval = f"{100 * p.confidence:g}% prediction interval {low} to {high}"
@@ -176,7 +177,7 @@ def _answer(p: Prediction) -> str:
     what = w.kind_title(p.kind, p.group).lower()
     if p.kind == "onset":
         return f"{where} the law puts the {what} at F ≈ {w.frequency(p.centre)} ({interval}; {beyond})."
-    return (
-        f"{where} the law puts the {what} at F ≈ {w.frequency(p.centre)} ({interval}; {beyond}). "
-        f"To stay clear of it, show each fact at most {w.frequency(p.recommended)} times."
-    )
+    sentence = f"{where} the law puts the {what} at F ≈ {w.frequency(p.centre)} ({interval}; {beyond}). "
+    if p.unvalidated:
+        return sentence + "This is a point estimate from few models: no amount can be recommended from it."
+    return sentence + f"To stay clear of it, show each fact at most {w.frequency(p.recommended)} times."

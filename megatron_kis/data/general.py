@@ -19,6 +19,7 @@ from megatron_kis.errors import InputError
 from megatron_kis.files import read_json
 
 CORPUS_SCHEMA = "kis.corpus/1"
+_META_KEYS = ("content_fingerprint", "tokenizer_fingerprint")
 
 
 class GeneralText:
@@ -32,7 +33,7 @@ class GeneralText:
         """
         self.prefix = prefix
         self.sequence_length = sequence_length
-        self.meta: dict[str, Any] = read_json(suffixed(prefix, ".meta.json"), CORPUS_SCHEMA)
+        self.meta: dict[str, Any] = read_json(suffixed(prefix, ".meta.json"), CORPUS_SCHEMA, keys=_META_KEYS)
         self._reader = IndexedReader(prefix)
         self.tokens = self._reader.tokens
         self.stretches = self.tokens // sequence_length - 2  # the cuts move by up to L, and labels look one ahead

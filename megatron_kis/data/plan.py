@@ -4,10 +4,11 @@
    exposure e in [0, K * frequency) has its ideal place at sequence (e + 1/2) * S / (K * frequency).
 2. Round r = e // K shows every fact once, in an order permuted anew for each round. A fact's exposures are therefore
    one in each S / frequency sequences: near-regular, and never twice in the company of the same neighbours.
-3. Templates go round: the r-th exposure of fact k uses template (r + o_k) mod M, so that shares differ by at most 1.
+3. Templates go round: each M exposures of a fact with M templates use every one once, so that shares differ by at most
+   1, also among the background exposures that infusion leaves (``stream``).
 4. Blocks of ``BLOCK`` sequences own the exposures whose ideal place lies in them and pack these (``packing``): each
-   whole, a sequence never overfilled. An exposure lies less than ``BLOCK`` sequences from its ideal place, and in it
-   wherever that overfills nothing.
+   whole, a sequence never overfilled. The last block takes the sequences that are left over. An exposure lies less than
+   two blocks from its ideal place, and in it wherever that overfills nothing.
 5. What is left of a sequence is general text: the first tokens of the stretch that belongs to this sequence number,
    whatever F is. Runs that differ in F alone read the same general text in the same order (minimal pairs).
 
@@ -149,13 +150,7 @@ class ExposurePlan:
         self.background_frequency = self._background.frequency
         self._streams = (self._infused, self._background)
         if not self._fits(self._streams):
-            raise InputError(
-                f"{self._infused.facts} infused facts x {self.infusion_frequency} exposures and the background need "
-                f"{self.infused_tokens + self.background_tokens} of {self.token_budget} tokens, each exposure whole in "
-                f"a sequence of {sequence_length}",
-                where="infusion_frequency",
-                remedy=f"the largest that fits is about {self._largest_frequency()}, or raise the token budget",
-            )
+            raise self._too_much()
         self._key = np.uint64(key_of(seed, "arrange"))
         self._block = lru_cache(maxsize=_CACHED_BLOCKS)(self._arrange_block)
 
@@ -176,16 +171,17 @@ class ExposurePlan:
             raise InputError("there are no infused facts", where="infusion_frequency", remedy="add facts or use 0")
         return frequency
 
-    def _stream(self, group: str, lengths: IntArray, base: int, kept: int) -> Stream:
-        return Stream(group, lengths, base, kept, key_of(self.seed, "stream", group))
+    def _stream(self, group: str, lengths: IntArray, base: int, kept: int, *, displaced: bool = False) -> Stream:
+        return Stream(group, lengths, base, kept, key_of(self.seed, "stream", group), displaced)
 
     def _streams_at(self, frequency: int) -> tuple[Stream, Stream]:
         """The infused and the background stream at an infusion frequency."""
         infused = self._stream("infused", self._infused_lengths, frequency, frequency)
-        kept = self.background_base_frequency
-        if self.background_policy == "displaced":
-            kept = round(kept * max(0.0, 1.0 - infused.tokens() / self.token_budget))
-        return infused, self._stream("background", self._background_lengths, self.background_base_frequency, kept)
+        base = kept = self.background_base_frequency
+        displaced = self.background_policy == "displaced"
+        if displaced:
+            kept = round(base * max(0.0, 1.0 - infused.tokens() / self.token_budget))
+        return infused, self._stream("background", self._background_lengths, base, kept, displaced=displaced)
 
     def __len__(self) -> int:
         """Sequences of the run."""
@@ -199,7 +195,16 @@ class ExposurePlan:
         """
         if not 0 <= sequence < self.sequences:
             raise IndexError(sequence)
-        return self._block(sequence // BLOCK)[sequence % BLOCK]
+        block = min(sequence // BLOCK, self._blocks - 1)
+        return self._block(block)[sequence - block * BLOCK]
+
+    @property
+    def _blocks(self) -> int:
+        return max(1, self.sequences // BLOCK)
+
+    def _sequences_of(self, block: int) -> range:
+        """The sequences of a block; the last one's also those that would not fill another."""
+        return range(block * BLOCK, self.sequences if block == self._blocks - 1 else (block + 1) * BLOCK)
 
     def __iter__(self) -> Iterator[SequenceLayout]:
         """Every layout in the order of training."""
@@ -237,20 +242,19 @@ class ExposurePlan:
             int64 [exposures, 5] of stream, fact, template, ordinal and length; and int64 [exposures] the sequence of
             each within the block, or None if they do not fit.
         """
-        first = block * BLOCK
-        last = min(first + BLOCK, self.sequences)
+        sequences = self._sequences_of(block)
         parts, ideals = [], []
         for number, stream in enumerate(streams):
-            facts, templates, ordinals, ideal = stream.between(first, last, self.sequences)
+            facts, templates, ordinals, ideal = stream.between(sequences.start, sequences.stop, self.sequences)
             lengths = stream.lengths[facts, templates]
             parts.append(np.stack([np.full_like(facts, number), facts, templates, ordinals, lengths], axis=1))
-            ideals.append(ideal - first)
+            ideals.append(ideal - sequences.start)
         table = np.concatenate(parts)
         where = pack_block(
             table[:, 4],
             table[:, 1] * len(streams) + table[:, 0],
             np.concatenate(ideals),
-            sequences=last - first,
+            sequences=len(sequences),
             capacity=self.sequence_length,
         )
         return table, where
@@ -258,13 +262,14 @@ class ExposurePlan:
     def _arrange_block(self, block: int) -> list[SequenceLayout]:
         """The layouts of a block: in each sequence the exposures in a random order, the text at a random place."""
         table, where = self._pack(block, self._streams)
+        sequences = self._sequences_of(block)
         if where is None:
             raise InputError(
-                f"sequences {block * BLOCK} to {(block + 1) * BLOCK - 1} cannot hold their exposures whole",
+                f"sequences {sequences.start} to {sequences.stop - 1} cannot hold their exposures whole",
                 where="infusion_frequency",
                 remedy="use a smaller infusion frequency",
             )
-        numbers = np.arange(block * BLOCK, min((block + 1) * BLOCK, self.sequences), dtype=np.uint64)
+        numbers = np.arange(sequences.start, sequences.stop, dtype=np.uint64)
         with np.errstate(over="ignore"):
             occasions = (len(self._streams) * table[:, 3] + table[:, 0]).astype(np.uint64)
             draws = mix(mix(self._key + table[:, 1].astype(np.uint64)) + occasions)
@@ -296,13 +301,36 @@ class ExposurePlan:
         tokens = sum(stream.tokens() for stream in streams)
         if tokens > self.token_budget:
             return False
-        longest = max((int(stream.lengths.max(initial=0)) for stream in streams if stream.frequency), default=0)
-        # Where every sequence is left room for two of the longest exposures, dealing can always place the next one.
-        if tokens / self.sequences + 2 * longest <= self.sequence_length:
+        # Dealt to the emptiest sequence, an exposure fits if the block's mean fill leaves room for it. A block of n
+        # sequences owns at most n * size / S + 1 exposures of a stream, none longer than the stream's longest.
+        longest = [int(stream.lengths.max(initial=0)) for stream in streams]
+        shortest_block = min(BLOCK, self.sequences)
+        fill = sum(
+            (stream.size / self.sequences + 1 / shortest_block) * length
+            for stream, length in zip(streams, longest, strict=True)
+        )
+        if fill + max(longest) <= self.sequence_length:
             return True
-        blocks = -(-self.sequences // BLOCK)
-        checked = range(0, blocks, max(1, blocks // most_blocks))
+        checked = range(0, self._blocks, max(1, self._blocks // most_blocks))
         return all(self._pack(block, streams)[1] is not None for block in checked)
+
+    def _too_much(self) -> InputError:
+        """What to say of exposures that do not fit."""
+        whole = f"of {self.token_budget} tokens, each exposure whole in a sequence of {self.sequence_length}"
+        background = self._streams_at(0)[1]
+        if not self._fits(self._streams_at(0)):
+            return InputError(
+                f"{background.facts} background facts x {background.frequency} exposures need {background.tokens()} "
+                + whole,
+                where="background_frequency",
+                remedy="use a smaller one, or raise the token budget",
+            )
+        return InputError(
+            f"{self._infused.facts} infused facts x {self.infusion_frequency} exposures and the background need "
+            f"{self.infused_tokens + self.background_tokens} {whole}",
+            where="infusion_frequency",
+            remedy=f"the largest that fits is about {self._largest_frequency()}, or raise the token budget",
+        )
 
     def _largest_frequency(self) -> int:
         """Nearly the largest F that fits, by bisection over a few blocks (the message must not take long)."""
@@ -324,7 +352,8 @@ def _length_table(lengths: ArrayLike, sequence_length: int, name: str) -> IntArr
         raise InputError(f"has {table.ndim} dimensions", where=name, remedy="must be [facts, templates]")
     if not table.size:
         return table.reshape(0, max(1, table.shape[1]))
-    bad = (table < 0).any(axis=1) | (table[:, 0] == 0)
+    inner = (table[:, :-1] == 0) & (table[:, 1:] > 0)  # only trailing templates may be absent
+    bad = (table < 0).any(axis=1) | (table[:, 0] == 0) | inner.any(axis=1)
     if bad.any():
         raise InputError(
             f"fact {int(bad.argmax())} has an exposure without tokens", where=name, remedy="give positive lengths"

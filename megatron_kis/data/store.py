@@ -14,6 +14,7 @@ from megatron_kis.errors import InputError
 from megatron_kis.files import read_json
 
 EXPOSURES_SCHEMA = "kis.exposures/1"
+_INDEX_KEYS = ("content_fingerprint", "tokenizer_fingerprint", "eod_id", "facts")
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,26 @@ class ExposureStore:
         """
         self.prefix = prefix
         index_path = suffixed(prefix, ".json")
-        index = read_json(index_path, EXPOSURES_SCHEMA)
+        index = read_json(index_path, EXPOSURES_SCHEMA, keys=_INDEX_KEYS)
         self._reader = IndexedReader(prefix)
         self.fingerprint = str(index["content_fingerprint"])
         self.tokenizer_fingerprint = str(index["tokenizer_fingerprint"])
         self.eod_id = int(index["eod_id"])
-        rows = sum(int(fact["templates"]) for fact in index["facts"])
+        try:
+            rows = sum(int(fact["templates"]) for fact in index["facts"])
+            self._groups = {group: self._group(group, index["facts"]) for group in ("infused", "background")}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"not an index of exposures ({type(error).__name__}: {error})",
+                where=str(index_path),
+                remedy="render the facts again",
+            ) from None
         if rows != len(self._reader):
             raise InputError(
                 f"names {rows} exposures, {prefix}.idx holds {len(self._reader)}",
                 where=str(index_path),
                 remedy="render the facts again",
             )
-        self._groups = {group: self._group(group, index["facts"]) for group in ("infused", "background")}
 
     def _group(self, name: str, facts: list[dict[str, Any]]) -> _Group:
         members = [fact for fact in facts if fact["group"] == name]
@@ -55,6 +63,8 @@ class ExposureStore:
         first_rows = np.array([fact["first_row"] for fact in members], dtype=np.int64)
         for row, fact in enumerate(members):
             first, count = int(fact["first_row"]), int(fact["templates"])
+            if not 0 <= first < first + count <= len(self._reader):
+                raise ValueError(f"rows {first} to {first + count - 1} of fact {fact['id']}")
             lengths[row, :count] = self._reader.lengths[first : first + count]
         return _Group([str(fact["id"]) for fact in members], first_rows, lengths)
 

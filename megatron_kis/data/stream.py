@@ -30,10 +30,13 @@ class Stream:
     """Exposures of each fact before any is displaced."""
 
     frequency: int
-    """Exposures of each fact that remain."""
+    """Exposures of each fact that remain; fewer than ``base_frequency`` only in a stream that is ``displaced``."""
 
     key: int
     """Key of the stream's orders and templates."""
+
+    displaced: bool = False
+    """Whether exposures give way to infusion. What remains of a stream must be the same whatever gave way."""
 
     @property
     def facts(self) -> int:
@@ -49,12 +52,6 @@ class Stream:
     def templates(self) -> IntArray:
         """[facts] how many templates each fact has."""
         return (self.lengths > 0).sum(axis=1)
-
-    @cached_property
-    def template_starts(self) -> IntArray:
-        """[facts] the template of each fact's first exposure; the next ones follow in turn."""
-        drawn = mix(np.arange(self.facts, dtype=np.uint64) ^ np.uint64(self.key))
-        return (drawn % np.maximum(self.templates, 1).astype(np.uint64)).astype(np.int64)
 
     @cached_property
     def mean_lengths(self) -> NDArray[np.float64]:
@@ -80,9 +77,10 @@ class Stream:
         with np.errstate(over="ignore"):
             round_keys = mix(np.uint64(self.key) + ordinals.astype(np.uint64))
         facts = permute(places, self.facts, round_keys)
-        kept = self.keeps(facts, ordinals)
+        ranks = self.ranks(facts, ordinals)
+        kept = ranks < self.frequency
         exposures, facts, ordinals = exposures[kept], facts[kept], ordinals[kept]
-        templates = (ordinals + self.template_starts[facts]) % self.templates[facts]
+        templates = self.templates_at(facts, ranks[kept])
         # Whole numbers of any size: (2 e + 1) * sequences may exceed 63 bits at 1e9 sequences and 1e6 facts.
         offsets = exposures - low
         base = (2 * low + 1) * sequences
@@ -90,14 +88,28 @@ class Stream:
         ideal = whole + (rest + 2 * sequences * offsets) // (2 * self.size)
         return facts, templates, ordinals, ideal
 
-    def keeps(self, facts: IntArray, ordinals: IntArray) -> NDArray[np.bool_]:
-        """Which exposures remain: nested (a lower frequency keeps a subset) and spread over each fact's run."""
-        if self.frequency == self.base_frequency:
-            return np.ones(len(facts), dtype=bool)
-        base = self.base_frequency
+    def ranks(self, facts: IntArray, ordinals: IntArray) -> IntArray:
+        """The order in which exposures of a fact are kept: those of a rank below ``frequency`` remain.
+
+        A lower frequency therefore keeps a subset, spread over the whole run.
+        """
+        if not self.displaced:
+            return ordinals
         with np.errstate(over="ignore"):
-            turns = mix(facts.astype(np.uint64) + np.uint64(self.key >> 1)) % np.uint64(base)
-        return self._rank_of_keeping[(ordinals + turns.astype(np.int64)) % base] < self.frequency
+            turns = mix(facts.astype(np.uint64) + np.uint64(self.key >> 1)) % np.uint64(self.base_frequency)
+        return self._rank_of_keeping[(ordinals + turns.astype(np.int64)) % self.base_frequency]
+
+    def templates_at(self, facts: IntArray, ranks: IntArray) -> IntArray:
+        """The templates of exposures: each M successive ranks of a fact with M templates use every one once.
+
+        Templates follow the rank and not the time, so that displacement thins all of a fact's templates alike. Every M
+        ranks begin at a template of their own: ranks alias with time (every second exposure has a rank in the first
+        half), and a fixed beginning would show a fact through one template for long.
+        """
+        templates = self.templates[facts]
+        with np.errstate(over="ignore"):
+            drawn = mix(mix(np.uint64(self.key) ^ facts.astype(np.uint64)) + (ranks // templates).astype(np.uint64))
+        return (ranks + (drawn % templates.astype(np.uint64)).astype(np.int64)) % templates
 
     @cached_property
     def _rank_of_keeping(self) -> IntArray:
@@ -114,19 +126,13 @@ class Stream:
     def template_counts(self) -> IntArray:
         """[facts, templates] how often each is shown."""
         counts = np.zeros_like(self.lengths)
-        rows = np.arange(self.facts)
         if not self.facts or not self.frequency:
             return counts
-        if self.frequency == self.base_frequency:
-            whole, rest = np.divmod(self.frequency, self.templates)
-            for template in range(self.lengths.shape[1]):
-                turn = (template - self.template_starts) % self.templates
-                counts[:, template] = np.where(template < self.templates, whole + (turn < rest), 0)
-            return counts
-        for ordinal in range(self.base_frequency):
-            kept = self.keeps(rows, np.full(self.facts, ordinal))
-            template_of = (ordinal + self.template_starts) % self.templates
-            counts[rows[kept], template_of[kept]] += 1
+        whole, rest = np.divmod(self.frequency, self.templates)
+        first = self.templates_at(np.arange(self.facts), whole * self.templates)  # of the last, incomplete, turn
+        for template in range(self.lengths.shape[1]):
+            extra = (template - first) % self.templates < rest
+            counts[:, template] = np.where(template < self.templates, whole + extra, 0)
         return counts
 
     def tokens(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def read_questions(path: Path, templates: Mapping[Any, int | None]) -> QuestionS
         raise InputError(
             f"schema is {header.get('schema')!r}", where=f"{path}:1", remedy=f"expected {QUESTIONS_SCHEMA!r}"
         )
+    if "tokenizer_fingerprint" not in header:
+        raise InputError("has no 'tokenizer_fingerprint'", where=f"{path}:1", remedy="render the facts again")
     questions = []
     for number, row in rows:
         try:
@@ -89,16 +92,20 @@ def read_questions(path: Path, templates: Mapping[Any, int | None]) -> QuestionS
 
 def _question(row: dict[str, Any]) -> Question:
     options = tuple(
-        Option(text=option["text"], tokens=tuple(option["tokens"]), span=(option["span"][0], option["span"][1]))
+        Option(text=option["text"], tokens=tuple(map(index, option["tokens"])), span=(start, stop))
         for option in row["options"]
+        for start, stop in [map(index, option["span"])]
     )
-    if not 0 <= row["answer"] < len(options) or len(options) < 2:
+    answer = index(row["answer"])
+    if not 0 <= answer < len(options) or len(options) < 2:
         raise ValueError("the answer is not among at least two options")
     if any(not 0 <= option.span[0] < option.span[1] <= len(option.tokens) for option in options):
         raise ValueError("a span lies outside its statement")
+    if not all(option.text for option in options):
+        raise ValueError("an option has no text")
     return Question(
         fact=row["fact"], group=row["group"], relation=row["relation"], split=row["split"],
-        template=row["template"], answer=row["answer"], options=options,
+        template=row["template"], answer=answer, options=options,
     )  # fmt: skip
 
 

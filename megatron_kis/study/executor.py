@@ -1,11 +1,13 @@
 """Runs a study's runs on this machine, some side by side, each a process of its own.
 
 A failed run does not stop the others. Ctrl-C and a kill lose at most the runs in flight: whatever is DONE is skipped
-when the study is run again. A lock in the study's folder keeps two executors from the same runs.
+when the study is run again. A lock in the study's folder keeps two executors from the same runs. The runs share it, and
+ask the kernel to be ended when the executor dies: even a SIGKILL leaves no run behind that a second one would meet.
 """
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import signal
@@ -84,13 +86,13 @@ def execute(
     def progress() -> Progress:
         return Progress(tuple(finished), tuple(failed), tuple(job.run.name for job in jobs), len(runs))
 
-    with _lock(folder), _terminated_like_interrupted():
+    with _lock(folder) as lock, _terminated_like_interrupted():
         try:
             last_report = 0.0
             while waiting or jobs:
                 changed = False
                 while waiting and len(jobs) < workers:
-                    jobs.append(_start(waiting.pop(0), settings))
+                    jobs.append(_start(waiting.pop(0), settings, lock))
                     changed = True
                 for job in [job for job in jobs if job.process.poll() is not None]:
                     jobs.remove(job)
@@ -107,7 +109,7 @@ def execute(
     return progress()
 
 
-def _start(run: RunConfig, settings: ExecutorConfig) -> _Job:
+def _start(run: RunConfig, settings: ExecutorConfig, lock: int) -> _Job:
     run.output.mkdir(parents=True, exist_ok=True)
     config_path = run.output / "config.yaml"
     write_text(config_path, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
@@ -120,8 +122,26 @@ def _start(run: RunConfig, settings: ExecutorConfig) -> _Job:
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     log = open(run.output / LOG_NAME, "wb")  # noqa: SIM115 - closed when the run ends
     # A session of its own: Ctrl-C reaches the executor alone, which then stops its runs in order.
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        pass_fds=(lock,),
+        preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call, its function looked up before the fork
+    )
     return _Job(run, process, log)
+
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    """In a new run, before it starts: let the kernel send SIGTERM when the executor dies, however it dies."""
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _stop(jobs: list[_Job]) -> None:
@@ -146,14 +166,15 @@ def _signal(job: _Job, number: signal.Signals) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[int]:
+    """Holds the study's lock, and yields its file descriptor for the runs to inherit."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise JobError(f"{folder}: another 'kis study run' is at work here; wait for it or stop it") from None
-        yield
+        yield file.fileno()
 
 
 @contextmanager
