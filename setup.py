@@ -38,7 +38,12 @@ setup(
     ],
     extras_require={
         "dev": [
-            "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11", "statsmodels>=0.14",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "statsmodels>=0.14",
         ],
         "report": REPORT,
         "export": ["transformers>=4.44", "safetensors>=0.4"],

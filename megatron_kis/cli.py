@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = options.debug or bool(os.environ.get("KIS_DEBUG"))
     try:
         status: int = options.handler(options)
+        sys.stdout.flush()  # here, where a reader that has left is no error, and not at exit
     except KisError as error:
         if debug:
             traceback.print_exc()
@@ -50,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written
+        if debug:
+            traceback.print_exc()
+        print(f"kis: error: {error}", file=sys.stderr)
+        return KisError.exit_status
     return status
 
 

@@ -9,10 +9,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_text
@@ -35,7 +44,7 @@ class ModelConfig(Settings):
     """Name of a shape in the ladder (``kis train --help`` lists them)."""
 
     name: str | None = None
-    """What to call an explicit shape; its widths otherwise."""
+    """What to call the model in the names of runs; its preset or its widths if not given."""
 
     layers: int | None = None
     """Transformer layers of an explicit shape."""
@@ -78,7 +87,9 @@ class ModelConfig(Settings):
         if self.preset is None and None in explicit:
             msg = "needs either 'preset' or all of 'layers', 'width' and 'heads'"
             raise ValueError(msg)
-        if self.preset is not None and any(value is not None for value in explicit):
+        explicit += [self.query_groups, self.ffn_width]
+        changed = not self.tied_embeddings or self.rope_base != ModelConfig.model_fields["rope_base"].default
+        if self.preset is not None and (changed or any(value is not None for value in explicit)):
             msg = "has both a 'preset' and an explicit shape; give one"
             raise ValueError(msg)
         return self
@@ -86,7 +97,7 @@ class ModelConfig(Settings):
     @property
     def label(self) -> str:
         """Short name of the shape, for run names."""
-        return self.preset or self.name or f"{self.layers}x{self.width}"
+        return self.name or self.preset or f"{self.layers}x{self.width}"
 
     def shape(self) -> ModelShape:
         """The shape that is meant."""
@@ -97,8 +108,8 @@ class ModelConfig(Settings):
             layers=self.layers,
             width=self.width,
             heads=self.heads,
-            query_groups=self.query_groups or self.heads,
-            ffn_width=self.ffn_width or -(-(8 * self.width // 3) // 16) * 16,
+            query_groups=self.heads if self.query_groups is None else self.query_groups,
+            ffn_width=-(-(8 * self.width // 3) // 16) * 16 if self.ffn_width is None else self.ffn_width,
             tied_embeddings=self.tied_embeddings,
             rope_base=self.rope_base,
         )
@@ -276,7 +287,7 @@ class ProbeConfig(Settings):
     moments: MomentsConfig = MomentsConfig(shares=(0.25, 0.5, 0.75, 1.0))
     """When to probe."""
 
-    templates: dict[Literal["train", "held_out", "question"], int | None] = {
+    templates: dict[Literal["train", "held_out", "question"], NonNegativeInt | None] = {
         "train": 3,
         "held_out": None,
         "question": None,
@@ -442,6 +453,9 @@ def _fields_at(kind: type[BaseModel], place: Sequence[Any]) -> list[str]:
     """Names of the fields of the section at ``place``."""
     section: Any = kind
     for part in place:
+        if isinstance(part, int):  # an entry of a list, tuple[Section, ...]
+            section = next(iter(get_args(section)), None)
+            continue
         field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, BaseModel) else None
         if field is None:
             break

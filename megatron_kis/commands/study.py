@@ -96,22 +96,25 @@ def _done(runs: list[RunConfig]) -> list[str]:
     from megatron_kis.training.inputs import open_inputs
     from megatron_kis.training.record import is_done
 
-    names, checked = [], set()
+    names, checked, fingerprints = [], set(), None
     for run in runs:
-        inputs = None
-        if (plan := (run.training, run.infusion)) not in checked:
+        training = run.training
+        plan = (run.infusion, training.token_budget, training.sequence_length, training.seed)
+        if plan not in checked:  # sizes share their plans
             checked.add(plan)
-            inputs = open_inputs(run)
-        if is_done(run, inputs.fingerprints if inputs else None):
+            fingerprints = open_inputs(run).fingerprints
+        if is_done(run, fingerprints):
             names.append(run.name)
     return names
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from megatron_kis.study.executor import study_lock
     from megatron_kis.study.plan import plan_rows
 
     study, data, _ = _load(options)
-    rows = plan_rows(_prepare(study, data))
+    with study_lock(study.output):
+        rows = plan_rows(_prepare(study, data))
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -126,20 +129,21 @@ def _run(options: argparse.Namespace) -> int:
     import yaml
 
     from megatron_kis.files import write_text
-    from megatron_kis.study.executor import execute, last_lines
+    from megatron_kis.study.executor import execute, last_lines, study_lock
 
     study, data, analysis = _load(options)
-    runs = _prepare(study, data)
-    done = _done(runs)
-    write_text(study.output / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
     settings = study.executor
     if options.workers is not None:
         if options.workers < 1:
             raise InputError(f"is {options.workers}", where="--workers", remedy="use at least 1")
         settings = settings.model_copy(update={"workers": options.workers})
-    print(f"{study.name}: {len(runs)} runs, {len(done)} done already", file=sys.stderr, flush=True)
-    with _shown_progress(runs) as report:
-        ended = execute(runs, done=done, settings=settings, folder=study.output, report=report)
+    with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
+        runs = _prepare(study, data)
+        done = _done(runs)
+        write_text(study.output / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+        print(f"{study.name}: {len(runs)} runs, {len(done)} done already", file=sys.stderr, flush=True)
+        with _shown_progress(runs) as report:
+            ended = execute(runs, done=done, settings=settings, lock=lock, report=report)
     by_name = {run.name: run for run in runs}
     for name in ended.failed:
         print(f"{name} failed; the end of {by_name[name].output / 'log.txt'}:", file=sys.stderr)

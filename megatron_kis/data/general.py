@@ -72,6 +72,9 @@ class ValidationText:
         Raises:
             InputError: missing or truncated files, or less than one sequence of text.
         """
+        meta = read_json(suffixed(prefix, ".meta.json"), CORPUS_SCHEMA, keys=_META_KEYS)
+        self.fingerprint = str(meta["content_fingerprint"])
+        self.tokenizer_fingerprint = str(meta["tokenizer_fingerprint"])
         self._reader = IndexedReader(prefix)
         self.sequence_length = sequence_length
         available = self._reader.tokens - 1

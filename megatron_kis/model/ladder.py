@@ -92,12 +92,9 @@ def _large(layers: int, width: int, groups: int, ffn: int) -> ModelShape:
 
 PRESETS: dict[str, ModelShape] = {
     "cpu-32": _small(2, 32, 2),
-    "cpu-40": _small(2, 40, 2),
     "cpu-48": _small(2, 48, 2),
-    "cpu-56": _small(2, 56, 2),
     "cpu-64": _small(2, 64, 2),
-    "cpu-80": _small(2, 80, 2),
-    "cpu-96": _small(3, 96, 3),
+    "cpu-96": _small(2, 96, 3),
     "cpu-128": _small(4, 128, 4),
     "cpu-256": _small(6, 256, 4),
     "70m": ModelShape(layers=6, width=512, heads=8, query_groups=8, ffn_width=1536),

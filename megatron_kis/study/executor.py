@@ -61,7 +61,7 @@ Report = Callable[[Progress], None]
 
 
 def execute(
-    runs: Sequence[RunConfig], *, done: Sequence[str], settings: ExecutorConfig, folder: Path, report: Report
+    runs: Sequence[RunConfig], *, done: Sequence[str], settings: ExecutorConfig, lock: int, report: Report
 ) -> Progress:
     """Executes the runs that are not done.
 
@@ -69,14 +69,11 @@ def execute(
         runs: all runs of the study, in the order in which to start them.
         done: names of those that are complete.
         settings: how many side by side.
-        folder: the study's folder, where the lock lies.
+        lock: file descriptor of the study's lock (``study_lock``), which the runs share.
         report: called whenever something changes and about once a second.
 
     Returns:
         How it ended.
-
-    Raises:
-        JobError: another executor is at work on this study.
     """
     waiting = [run for run in runs if run.name not in done]
     finished, failed = list(done), list[str]()
@@ -86,7 +83,7 @@ def execute(
     def progress() -> Progress:
         return Progress(tuple(finished), tuple(failed), tuple(job.run.name for job in jobs), len(runs))
 
-    with _lock(folder) as lock, _terminated_like_interrupted():
+    with _terminated_like_interrupted():
         try:
             last_report = 0.0
             while waiting or jobs:
@@ -166,8 +163,15 @@ def _signal(job: _Job, number: signal.Signals) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[int]:
-    """Holds the study's lock, and yields its file descriptor for the runs to inherit."""
+def study_lock(folder: Path) -> Iterator[int]:
+    """Holds the lock of a study, without which nobody changes its data or starts its runs.
+
+    Yields:
+        Its file descriptor, for the runs to inherit.
+
+    Raises:
+        JobError: another process holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as file:
         try:

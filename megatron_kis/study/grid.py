@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
-from megatron_kis.config import DataConfig, InfusionConfig, ModelConfig, RunConfig, TrainingConfig
+from megatron_kis.config import DataConfig, RunConfig, parse_config
+from megatron_kis.errors import InputError
 from megatron_kis.study.config import RungConfig, StudyConfig
 
 
 def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
-    """The runs of a study, the most expensive first (so that none is left alone at the end)."""
+    """The runs of a study, the most expensive first (so that none is left alone at the end).
+
+    Raises:
+        InputError: a combination that no run can have, or two runs of one name.
+    """
     runs = [
         _run(study, data, rung, budget, frequency, seed)
         for rung, budget, frequency, seed in itertools.product(
             study.ladder, study.token_budgets, study.frequencies, study.seeds
         )
     ]
+    name, count = Counter(run.name for run in runs).most_common(1)[0]
+    if count > 1:
+        raise InputError(
+            f"{count} runs would be called {name!r}", where="ladder", remedy="give each size its own 'name'"
+        )
     return sorted(runs, key=cost, reverse=True)
 
 
@@ -30,20 +41,21 @@ def _run(study: StudyConfig, data: DataConfig, rung: RungConfig, budget: int, fr
     if rung.learning_rate is not None:
         optimizer = optimizer.model_copy(update={"learning_rate": rung.learning_rate})
     shared = study.training.model_dump(exclude={"optimizer"})
-    return RunConfig(
-        name=name,
-        study=study.name,
-        output=study.runs_folder / name,
-        device=study.device,
-        data=data,
-        model=ModelConfig(**rung.model_dump(exclude={"learning_rate", "parallel"})),
-        training=TrainingConfig(token_budget=budget, seed=seed, optimizer=optimizer, **shared),
-        infusion=InfusionConfig(frequency=frequency, background=study.background),
-        parallel=rung.parallel,
-        probes=study.probes,
-        validation=study.validation,
-        logging=study.logging,
-    )
+    content = {
+        "name": name,
+        "study": study.name,
+        "output": study.runs_folder / name,
+        "device": study.device,
+        "data": data,
+        "model": rung.model_dump(exclude={"learning_rate", "parallel"}),
+        "training": {"token_budget": budget, "seed": seed, "optimizer": optimizer, **shared},
+        "infusion": {"frequency": frequency, "background": study.background},
+        "parallel": rung.parallel,
+        "probes": study.probes,
+        "validation": study.validation,
+        "logging": study.logging,
+    }
+    return parse_config(RunConfig, content, source=f"run {name}")
 
 
 def _short(tokens: int) -> str:

@@ -56,7 +56,7 @@ def _last_metrics(run: RunConfig) -> dict[str, float] | None:
     last = None
     try:
         for _, row in read_json_lines(path, tolerate_torn_tail=True):
-            if row.get("kind") == "train":
+            if row.get("kind") == "train" and isinstance(row.get("step"), int):
                 last = row
     except InputError:
         return last

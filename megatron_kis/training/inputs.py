@@ -11,6 +11,7 @@ from megatron_kis.data.general import GeneralText, ValidationText
 from megatron_kis.data.plan import ExposurePlan
 from megatron_kis.data.store import ExposureStore
 from megatron_kis.errors import InputError
+from megatron_kis.files import sha256_file
 from megatron_kis.probes.questions import QuestionSet, read_questions
 
 
@@ -43,7 +44,7 @@ class Inputs:
     """What the probe asks."""
 
     fingerprints: dict[str, str]
-    """Of tokenizer, corpus and exposures."""
+    """Of all files that decide a result: training on the same text and asking something else is another run."""
 
 
 def open_inputs(config: RunConfig) -> Inputs:
@@ -62,6 +63,7 @@ def open_inputs(config: RunConfig) -> Inputs:
     questions = read_questions(config.data.questions, config.probes.templates)
     for what, fingerprint in (
         (config.data.corpus, str(text.meta["tokenizer_fingerprint"])),
+        (config.data.validation, validation.tokenizer_fingerprint),
         (config.data.exposures, store.tokenizer_fingerprint),
         (config.data.questions, questions.tokenizer_fingerprint),
     ):
@@ -97,5 +99,7 @@ def open_inputs(config: RunConfig) -> Inputs:
             "tokenizer": tokenizer.fingerprint,
             "corpus": text.fingerprint,
             "exposures": store.fingerprint,
+            "validation": validation.fingerprint,
+            "questions": sha256_file(config.data.questions),
         },
     )

@@ -104,7 +104,7 @@ def is_done(config: RunConfig, data_fingerprints: dict[str, str] | None = None) 
     folder = config.output
     if not (folder / "DONE").exists():
         return False
-    record = read_json(folder / "run.json", RUN_SCHEMA)
+    record = read_json(folder / "run.json", RUN_SCHEMA, keys=("config_fingerprint", "fingerprints"))
     if record["config_fingerprint"] != config_fingerprint(config):
         raise InputError(
             "holds a complete run with other settings",

@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from megatron_kis.config import (
+    InfusionConfig,
+    ModelConfig,
+    MomentsConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainingConfig,
+    load_config,
+    parse_config,
+    parse_dataclass,
+)
+from megatron_kis.errors import InputError
+from megatron_kis.model.ladder import PRESETS, ModelShape
+from megatron_kis.study.config import StudyConfig
+
+RUN: dict[str, Any] = {
+    "name": "r",
+    "output": "out",
+    "data": {"corpus": "c", "validation": "v", "exposures": "e", "tokenizer": "t.model"},
+    "model": {"layers": 2, "width": 16, "heads": 2},
+    "training": {"token_budget": 4096, "sequence_length": 32, "global_batch_size": 4},
+    "infusion": {"frequency": 3},
+}
+STUDY: dict[str, Any] = {
+    "name": "s",
+    "output": "out",
+    "data": {},
+    "ladder": [{"preset": "cpu-32"}, {"preset": "cpu-48"}],
+    "token_budgets": [100_000],
+    "frequencies": [0, 10],
+    "training": {"sequence_length": 32, "global_batch_size": 4},
+}
+
+
+def written(folder: Path, content: Any) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def changed(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """A copy with the value at ``place``, a dotted key, replaced or added."""
+    first, _, rest = place.partition(".")
+    return {**content, first: changed(content.get(first, {}), rest, value) if rest else value}
+
+
+def test_a_file_becomes_settings_with_every_default_resolved(tmp_path: Path) -> None:
+    config = load_config(RunConfig, written(tmp_path, RUN))
+    assert config.training.steps == 32
+    assert config.training.optimizer == OptimizerConfig()
+    assert config.data.questions == Path("e.questions.jsonl")
+    assert config.infusion.background.policy == "displaced"
+    assert parse_config(RunConfig, config.model_dump(mode="json"), source="again") == config
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    config = parse_config(RunConfig, RUN, source="run")
+    with pytest.raises(ValueError, match="frozen"):
+        config.training.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "place", "near"),
+    [
+        (RunConfig, RUN, "modle", "did you mean 'model'?"),
+        (RunConfig, RUN, "data.tokeniser", "did you mean 'tokenizer'?"),
+        (RunConfig, RUN, "training.sequence_lenght", "did you mean 'sequence_length'?"),
+        (RunConfig, RUN, "training.optimizer.learning_rat", "did you mean 'learning_rate'?"),
+        (RunConfig, RUN, "infusion.background.frequencey", "did you mean 'frequency'?"),
+        (RunConfig, RUN, "probes.moments.evry", "did you mean 'every'?"),
+        (RunConfig, RUN, "parallel.xyzzy", "valid: pipeline, tensor"),
+        (StudyConfig, STUDY, "frequencys", "did you mean 'frequencies'?"),
+        (StudyConfig, STUDY, "training.optimizer.beta_1", "did you mean 'beta1'?"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_of_its_own_section(
+    kind: type[RunConfig], content: dict[str, Any], place: str, near: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_config(kind, changed(content, place, 1), source="file.yaml")
+    assert str(caught.value) == f"file.yaml: {place}: unknown key; {near}"
+
+
+def test_an_unknown_key_in_a_list_is_refused_with_the_nearest_of_an_entry() -> None:
+    ladder = [{"preset": "cpu-32"}, {"preset": "cpu-48", "learning_rat": 1e-3}]
+    with pytest.raises(InputError) as caught:
+        parse_config(StudyConfig, {**STUDY, "ladder": ladder}, source="study.yaml")
+    assert str(caught.value) == "study.yaml: ladder.1.learning_rat: unknown key; did you mean 'learning_rate'?"
+
+
+def test_an_unknown_split_names_the_valid_ones() -> None:
+    with pytest.raises(InputError, match=r"probes\.templates\.held-out.*'train', 'held_out' or 'question'"):
+        parse_config(RunConfig, changed(RUN, "probes", {"templates": {"held-out": 1}}), source="run")
+
+
+@pytest.mark.parametrize("place", ["name", "data", "data.corpus", "training.token_budget", "infusion"])
+def test_a_missing_key_is_named(place: str) -> None:
+    content = yaml.safe_load(yaml.safe_dump(RUN))
+    section = content
+    *path, last = place.split(".")
+    for part in path:
+        section = section[part]
+    del section[last]
+    with pytest.raises(InputError) as caught:
+        parse_config(RunConfig, content, source="run.yaml")
+    assert str(caught.value) == f"run.yaml: {place}: is missing; add it"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("infusion.frequency", -1, "infusion.frequency: .*greater than or equal to 0.*got -1"),
+        ("infusion", {"frequency": 1, "ratio": 0.5}, "infusion: needs one of 'frequency' and 'ratio'"),
+        ("infusion", {}, "infusion: needs one of 'frequency' and 'ratio'"),
+        ("infusion", {"ratio": 1.1}, "infusion.ratio: .*less than or equal to 1"),
+        ("infusion.background", {"policy": "shielded"}, "infusion.background.policy: .*'displaced' or 'protected'"),
+        ("infusion.background.frequency", -2, "infusion.background.frequency: .*got -2"),
+        ("training.token_budget", 0, "training.token_budget: .*greater than 0"),
+        ("training.token_budget", 100, "training: token_budget 100 is less than one step of 4 x 32 tokens"),
+        ("training.token_budget", "many", "training.token_budget: .*got 'many'"),
+        ("training.micro_batch_size", 3, "training: global_batch_size must be a multiple of micro_batch_size"),
+        ("training.sequence_length", 1, "training.sequence_length: .*greater than or equal to 2"),
+        ("training.seed", -1, "training.seed: .*greater than or equal to 0"),
+        ("training.optimizer.schedule", "linear", "training.optimizer.schedule: .*'cosine' or 'wsd'"),
+        ("training.optimizer.warmup_share", 1, "training.optimizer.warmup_share: .*less than 1"),
+        ("training.optimizer.learning_rate", 0, "training.optimizer.learning_rate: .*greater than 0"),
+        ("probes.moments.shares", [0.5, 1.5], r"probes.moments.shares: each must lie in \[0, 1\]"),
+        ("probes.templates", {"train": -1}, "probes.templates"),
+        ("device", "tpu", "device: .*'auto', 'cpu' or 'cuda'"),
+        ("model", {"preset": "7bb"}, "model.preset: no model preset '7bb'; did you mean '7b'?"),
+        ("model", [1], "model: .*got \\[1\\]"),
+        ("model", None, "model: "),
+    ],
+)
+def test_a_wrong_value_is_refused_at_its_key(place: str, value: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_config(RunConfig, changed(RUN, place, value), source="run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("frequencies", [0, -1], r"frequencies: must be 0 or more \(got -1\)"),
+        ("frequencies", [0, 5, 5], "frequencies: has an entry twice"),
+        ("frequencies", [], "frequencies: "),
+        ("token_budgets", [0], r"token_budgets: must be positive \(got 0\)"),
+        ("seeds", [1, 1], "seeds: has an entry twice"),
+        ("ladder", [], "ladder: "),
+        ("ladder", [{"preset": "cpu-32"}, {"preset": "cpu-32"}], "ladder: has an entry twice"),
+        ("ladder", [{"layers": 2}], "ladder.0: needs either 'preset' or all of 'layers', 'width' and 'heads'"),
+    ],
+)
+def test_a_wrong_value_of_a_study_is_refused_at_its_key(place: str, value: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_config(StudyConfig, changed(STUDY, place, value), source="study.yaml")
+
+
+def test_an_override_replaces_and_adds(tmp_path: Path) -> None:
+    overrides = [
+        "training.seed=7",
+        "training.optimizer.learning_rate=1e-4",
+        "infusion={ratio: 0.25}",
+        "probes.moments.shares=[0.5]",
+        "name=a=b",
+        "validation.max_tokens=64",
+    ]
+    config = load_config(RunConfig, written(tmp_path, RUN), overrides)
+    assert (config.training.seed, config.training.optimizer.learning_rate) == (7, 1e-4)
+    assert (config.infusion.frequency, config.infusion.ratio) == (None, 0.25)
+    assert config.probes.moments.shares == (0.5,)
+    assert (config.name, config.validation.max_tokens) == ("a=b", 64)
+    assert config.training.token_budget == 4096
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.seed", "training.seed: is not of the form key=value"),
+        ("=3", "=3: is not of the form key=value"),
+        ("training.seed=[", r"training\.seed=\[: the value is not valid YAML"),
+        ("name.first=3", "name.first=3: 'name' has no keys of its own"),
+        ("training.sed=3", "training.sed: unknown key; did you mean 'seed'?"),
+        ("training.seed=-3", "training.seed: .*got -3"),
+    ],
+)
+def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("?", r"\?")):
+        load_config(RunConfig, written(tmp_path, RUN), [override])
+
+
+def test_invalid_yaml_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "name: r\ntraining:\n  seed: [1\nmodel: {}\n")
+    with pytest.raises(InputError, match=r"run\.yaml:[34]: not valid YAML"):
+        load_config(RunConfig, path)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "text\n", "\x01"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"run\.yaml: not "):
+        load_config(RunConfig, written(tmp_path, text))
+
+
+def test_a_missing_or_undecodable_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.yaml: cannot be read"):
+        load_config(RunConfig, tmp_path / "absent.yaml")
+    (tmp_path / "latin.yaml").write_bytes("name: caf\xe9".encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin\.yaml: not UTF-8 \(byte 9\)"):
+        load_config(RunConfig, tmp_path / "latin.yaml")
+
+
+def test_yaml_cannot_make_python_objects(tmp_path: Path) -> None:
+    path = written(tmp_path, "name: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_config(RunConfig, path)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"layers": 2, "width": 16},
+        {"preset": "cpu-32", "layers": 2},
+        {"preset": "cpu-32", "width": 16},
+        {"preset": "cpu-32", "query_groups": 1},
+        {"preset": "cpu-32", "ffn_width": 64},
+        {"preset": "cpu-32", "tied_embeddings": False},
+        {"preset": "cpu-32", "rope_base": 500},
+    ],
+    ids=str,
+)
+def test_a_model_is_a_preset_or_a_shape_and_nothing_is_ignored(shape: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="model"):
+        parse_config(RunConfig, changed(RUN, "model", shape), source="run")
+
+
+def test_a_preset_is_its_shape() -> None:
+    for name, shape in PRESETS.items():
+        config = ModelConfig(preset=name, init_std=0.01, attention="local")
+        assert config.shape() == shape
+        assert config.label == name
+    assert ModelConfig(preset="cpu-32", name="slow").label == "slow"
+
+
+def test_an_explicit_shape_fills_what_is_left_out() -> None:
+    config = ModelConfig(layers=3, width=48, heads=4)
+    assert config.label == "3x48"
+    assert config.shape() == ModelShape(layers=3, width=48, heads=4, query_groups=4, ffn_width=128)
+    full = ModelConfig(
+        layers=3, width=48, heads=4, query_groups=2, ffn_width=100, tied_embeddings=False, rope_base=500, name="mine"
+    )
+    assert full.label == "mine"
+    assert full.shape() == ModelShape(3, 48, 4, 2, 100, tied_embeddings=False, rope_base=500)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"layers": 0, "width": 16, "heads": 2}, "model.layers: is 0; must be at least 1"),
+        ({"layers": 2, "width": 16, "heads": 3}, "model.heads: width 16 over 3 heads"),
+        ({"layers": 2, "width": 6, "heads": 2}, "model.heads: width 6 over 2 heads"),  # odd heads cannot rotate
+        ({"layers": 2, "width": 16, "heads": 4, "query_groups": 3}, "model.query_groups: 4 heads cannot share 3"),
+        ({"layers": 2, "width": 16, "heads": 4, "query_groups": 0}, "model.query_groups"),
+        ({"layers": 2, "width": 16, "heads": 4, "ffn_width": 0}, "model.ffn_width"),
+    ],
+)
+def test_an_impossible_shape_is_refused(shape: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_config(RunConfig, changed(RUN, "model", shape), source="run").model.shape()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=5), st.none() | st.integers(1, 40), st.integers(1, 200))
+def test_moments_lie_in_the_run_and_include_its_end(shares: list[float], every: int | None, last: int) -> None:
+    steps = MomentsConfig(shares=tuple(shares), every=every).steps(last)
+    assert last in steps
+    assert all(0 <= step <= last for step in steps)
+    assert all(min(abs(step - share * last) for step in steps) <= 0.5 for share in shares)
+    if every:
+        assert set(range(every, last + 1, every)) <= steps
+
+
+def test_moments_are_steps() -> None:
+    assert MomentsConfig(shares=(0.0, 0.5), every=40).steps(100) == {0, 40, 50, 80, 100}
+
+
+def test_a_budget_is_rounded_down_to_whole_steps() -> None:
+    assert TrainingConfig(token_budget=32 * 4 * 5 + 127, sequence_length=32, global_batch_size=4).steps == 5
+
+
+def test_frequency_zero_is_a_frequency() -> None:
+    assert InfusionConfig(frequency=0).frequency == 0
+
+
+def fields_without_a_docstring(kind: type[BaseModel], seen: set[type]) -> list[str]:
+    if kind in seen:
+        return []
+    seen.add(kind)
+    missing = [f"{kind.__name__}.{name}" for name, field in kind.model_fields.items() if not field.description]
+    for info in kind.model_fields.values():
+        for part in (info.annotation, *getattr(info.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                missing += fields_without_a_docstring(part, seen)
+    return missing
+
+
+@pytest.mark.parametrize("kind", [RunConfig, StudyConfig])
+def test_every_setting_is_documented(kind: type[BaseModel]) -> None:
+    assert fields_without_a_docstring(kind, set()) == []
+
+
+@dataclass(frozen=True)
+class Inner:
+    count: int = 3
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    names: tuple[str, ...]
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_a_dataclass_of_another_package_is_read() -> None:
+    assert parse_dataclass(Outer, {"names": ["a"]}, where="data") == Outer(("a",))
+    read = parse_dataclass(Outer, {"names": [], "inner": {"count": 4, "path": "p"}}, where="data")
+    assert read == Outer((), Inner(4, Path("p")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"names": [], "nmaes": 1}, "data.nmaes: unknown key; did you mean 'names'?"),
+        ({"names": [], "inner": {"cuont": 1}}, "data.inner.cuont: unknown key; did you mean 'count'?"),
+        ({"names": [], "inner": {"count": "many"}}, "data.inner.count: "),
+        ({"names": 3}, "data.names: "),
+        ({"names": [], "inner": 3}, "data.inner: "),
+        ({}, "data.names: is missing; add it"),
+    ],
+)
+def test_a_dataclass_is_read_as_strictly_as_our_own(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_dataclass(Outer, content, where="data")
+    assert str(caught.value).startswith(message)

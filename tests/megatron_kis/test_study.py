@@ -1,0 +1,168 @@
+"""A whole study through the command line: sources to report, reruns, kills, failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_kis.cli import main
+from tests.sources import Sources
+
+FREQUENCIES = [0, 3, 8]
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_sources: Sources) -> Path:
+    """A study of one size and three frequencies, each run a few seconds long."""
+    return write_study(tmp_path, tiny_sources)
+
+
+def write_study(folder: Path, sources: Sources, **changes: Any) -> Path:
+    content: dict[str, Any] = {
+        "name": "small",
+        "output": str(folder / "out"),
+        "device": "cpu",
+        "data": {
+            "text": [str(sources.text)],
+            "facts": str(sources.triples),
+            "templates": str(sources.templates),
+            "vocab_size": 400,
+            "validation_share": 0.05,
+            "select": {"infused": 16, "background": 16, "control": 16},
+        },
+        "ladder": [{"layers": 1, "width": 16, "heads": 2}],
+        "token_budgets": [10 * 8 * 64],
+        "frequencies": FREQUENCIES,
+        "training": {"sequence_length": 64, "global_batch_size": 8},
+        "background": {"frequency": 4},
+        "probes": {"moments": {"shares": [1.0]}, "templates": {"train": 1, "held_out": 1, "question": 1}},
+        "validation": {"moments": {"shares": [1.0]}},
+        "executor": {"workers": 2},
+        "analysis": {"resamples": 99},
+        **changes,
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def start(study: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "megatron_kis", "study", "run", str(study)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def runs_of(study: Path) -> Path:
+    return study.parent / "out" / "runs"
+
+
+def wait_for(condition: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+def processes_naming(text: str) -> list[int]:
+    """Live processes whose command line holds ``text``."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in command and int(folder.name) != os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+def test_a_study_goes_from_its_sources_to_its_report_and_a_rerun_skips_what_is_done(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "run", str(study)]) == 0
+    out = study.parent / "out"
+    report = (out / "report.html").read_text()
+    assert "http://" not in report.replace("http://www.w3.org", "")
+    records = [json.loads((run / "run.json").read_text()) for run in sorted(runs_of(study).iterdir())]
+    assert sorted(record["infusion_frequency"] for record in records) == FREQUENCIES
+    assert len({record["tokens"] for record in records}) == 1
+    for name in ("curves.csv", "points.csv", "law.json", "study.yaml"):
+        assert (out / name).exists()
+
+    before = {path: path.stat().st_mtime_ns for path in runs_of(study).rglob("*")}
+    capsys.readouterr()
+    assert main(["study", "run", str(study)]) == 0
+    assert "3 runs, 3 done already" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in runs_of(study).rglob("*")} == before
+
+    assert main(["study", "status", "--json", str(study)]) == 0
+    assert {row["state"] for row in json.loads(capsys.readouterr().out)} == {"done"}
+    # What is done belongs to these settings; other ones are refused before anything is touched.
+    assert main(["study", "run", str(study), "background.frequency=2"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in runs_of(study).rglob("*")} == before
+
+
+def test_the_plan_of_a_study_names_ratios_and_trains_nothing(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "plan", "--json", str(study)]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert sorted(row["infusion_frequency"] for row in rows) == FREQUENCIES
+    assert all((row["infusion_ratio"] > 0) == (row["infusion_frequency"] > 0) for row in rows)
+    assert not runs_of(study).exists()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_an_ended_study_leaves_no_process_and_goes_on_where_it_was(study: Path, ending: signal.Signals) -> None:
+    executor = start(study)
+    wait_for(lambda: list(runs_of(study).glob("*/DONE")) or executor.poll() is not None)
+    assert executor.poll() is None, executor.communicate()
+    executor.send_signal(ending)
+    _, errors = executor.communicate(timeout=60)
+    if ending != signal.SIGKILL:
+        assert executor.returncode == 130
+        assert "run the same command again" in errors
+    wait_for(lambda: not processes_naming(str(runs_of(study))), seconds=20)
+    done = {path: path.stat().st_mtime_ns for path in runs_of(study).glob("*/DONE")}
+
+    again = start(study)
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert len(list(runs_of(study).glob("*/DONE"))) == len(FREQUENCIES)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+
+
+def test_two_executors_do_not_meet(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = start(study)
+    wait_for(lambda: list(runs_of(study).glob("*/log.txt")) or first.poll() is not None)
+    assert main(["study", "run", str(study)]) == 1
+    assert "another 'kis study run' is at work" in capsys.readouterr().err
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+
+
+def test_a_failed_run_does_not_stop_the_others_and_is_named(
+    tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exploding = {"layers": 1, "width": 32, "heads": 2, "learning_rate": 1e30}
+    study = write_study(
+        tmp_path,
+        tiny_sources,
+        ladder=[{"layers": 1, "width": 16, "heads": 2}, exploding],
+        frequencies=[0],
+        training={"sequence_length": 64, "global_batch_size": 8, "optimizer": {"warmup_share": 0.0}},
+    )
+    assert main(["study", "run", str(study)]) == 1
+    errors = capsys.readouterr().err
+    assert "1x32_D5.12k_F0_s0 failed" in errors
+    assert "not finite" in errors
+    assert "1 of 2 runs failed" in errors
+    assert [path.parent.name for path in runs_of(study).glob("*/DONE")] == ["1x16_D5.12k_F0_s0"]
+    assert (study.parent / "out" / "report.html").exists()
