@@ -16,7 +16,7 @@ REPORT = ["jinja2>=3.1", "matplotlib>=3.8"]
 setup(
     name="megatron-kis",
     version=VERSION,
-    description="Knowledge-infusion scaling studies on Megatron-Core: exact exposures, probes, collapse points, the law",
+    description="Knowledge-infusion scaling studies on Megatron-Core: exact exposures, probes, collapse points",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

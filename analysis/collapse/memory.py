@@ -40,9 +40,9 @@ class Fall:
     last: npt.NDArray[np.int64]
     """[...] last level that is within the margin of the maximum; L - 1 where the curve does not stay down."""
     drop: Array
-    """[...] maximum minus pooled rate of the levels behind."""
+    """[...] maximum minus pooled rate of the levels from the clearest fall on."""
     z: Array
-    """[...] the drop over its pooled standard error; 0 where the curve does not stay down."""
+    """[...] the largest standardised drop to the levels from any one behind ``last`` on; 0 where there are none."""
 
 
 def margin(peak: Array, settings: AnalysisSettings, spread: float | None) -> Array:
@@ -56,15 +56,17 @@ def fall(rates: Array, weight: Array, settings: AnalysisSettings, spread: float 
     peak = rates.max(axis=-1)
     kept = rates >= (peak - margin(peak, settings, spread))[..., None] - 1e-12
     last = levels - 1 - np.argmax(kept[..., ::-1], axis=-1)
-    behind = (np.arange(levels) > last[..., None]) * weight
-    mass = behind.sum(axis=-1)
-    tail = (behind * rates).sum(axis=-1) / np.maximum(mass, 1e-300)
-    peak_mass = weight[np.argmax(rates, axis=-1)]
-    pooled = (peak * peak_mass + tail * mass) / (peak_mass + mass)
-    variance = pooled * (1 - pooled) * (1 / peak_mass + 1 / np.maximum(mass, 1e-300))
-    down = mass > 0
-    drop = np.where(down, peak - tail, 0.0)
-    z = np.where(down & (variance > 0), drop / np.sqrt(np.where(variance > 0, variance, 1.0)), 0.0)
+    mass = np.cumsum(weight[::-1])[::-1]  # of the levels from each one on
+    tail = np.cumsum((rates * weight)[..., ::-1], axis=-1)[..., ::-1] / mass
+    peak_mass = weight[np.argmax(rates, axis=-1)][..., None]
+    pooled = (peak[..., None] * peak_mass + tail * mass) / (peak_mass + mass)
+    variance = pooled * (1 - pooled) * (1 / peak_mass + 1 / mass)
+    drops = peak[..., None] - tail
+    behind = (np.arange(levels) > last[..., None]) & (variance > 0)
+    scores = np.where(behind, drops / np.sqrt(np.where(variance > 0, variance, 1.0)), 0.0)
+    clearest = np.argmax(scores, axis=-1)[..., None]
+    z = np.take_along_axis(scores, clearest, axis=-1)[..., 0]
+    drop = np.where(z > 0, np.take_along_axis(drops, clearest, axis=-1)[..., 0], 0.0)
     return Fall(last, drop, z)
 
 
@@ -72,10 +74,11 @@ class MemoryCollapse:
     """The collapse point is where the curve crosses, for the last time, ``margin`` below its maximum.
 
     The interval is the bracket of levels around that crossing, the value the crossing on the logit scale, linear in
-    log F. A collapse is claimed only if H0 "the curve never falls" is rejected: the statistic is the standardised drop
-    from the maximum to all levels behind the crossing; its distribution under the non-decreasing curve that fits best
-    comes from a parametric bootstrap, which pays for picking the maximum and the crossing. The bracket is the grid's,
-    not a confidence interval.
+    log F. A collapse is claimed only if H0 "the curve never falls" is rejected: the statistic is the largest
+    standardised drop from the maximum to the pooled levels from some one behind the crossing on (a cliff at the end and
+    a long decline are both seen); its distribution under the non-decreasing curve that fits best comes from a
+    parametric bootstrap, which pays for picking the maximum, the crossing and that level. The bracket is the grid's, not
+    a confidence interval.
     """
 
     kind = "collapse"

@@ -41,7 +41,8 @@ def test_every_level_has_help(level: list[str], capsys: pytest.CaptureFixture[st
 def test_help_imports_nothing_slow() -> None:
     code = (
         "import sys; from megatron_kis.cli import build_parser; build_parser().format_help(); "
-        "print([name for name in ('torch', 'numpy', 'pandas', 'megatron.core', 'sentencepiece') if name in sys.modules])"
+        "slow = ('torch', 'numpy', 'pandas', 'megatron.core', 'sentencepiece'); "
+        "print([name for name in slow if name in sys.modules])"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
@@ -109,7 +110,7 @@ def test_damaged_sources_are_named_by_file_and_line(
         copies.triples.write_text("\n".join(lines) + "\n")
         expected = f"{copies.triples}:7"
     else:
-        slot = damage.split()[-1]
+        slot = damage.rsplit(maxsplit=1)[-1]
         templates = yaml.safe_load(copies.templates.read_text())
         templates["town_region"]["held_out"][0] = templates["town_region"]["held_out"][0].replace(slot, "it")
         copies.templates.write_text(yaml.safe_dump(templates))

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from megatron_kis.cli import main
 from megatron_kis.config import RunConfig, load_config, parse_config
 from megatron_kis.errors import JobError
 from megatron_kis.study.config import ExecutorConfig
 from megatron_kis.study.executor import Progress, execute, last_lines, study_lock
+from tests.megatron_kis.test_study import write_study
+from tests.sources import Sources
 
 STAND_IN = """#!{python}
 import json, os, pathlib, sys, time, yaml
@@ -81,20 +84,22 @@ def test_every_run_is_a_process_with_its_settings_and_its_log(tmp_path: Path) ->
 @pytest.mark.usefixtures("stand_in")
 def test_runs_start_in_order_and_no_more_than_the_workers_at_once(tmp_path: Path) -> None:
     runs = [run_of(tmp_path, f"r{number}", 300) for number in range(5)]
-    at_once: list[int] = []
+    at_once: list[tuple[str, ...]] = []
     with study_lock(tmp_path) as lock:
         execute(
             runs,
             done=(),
             settings=ExecutorConfig(workers=2),
             lock=lock,
-            report=lambda progress: at_once.append(len(progress.running)),
+            report=lambda progress: at_once.append(progress.running),
         )
-    assert max(at_once) == 2
+    assert at_once[0] == ("r0", "r1")
+    assert max(map(len, at_once)) == 2
+    started = list(dict.fromkeys(name for running in at_once for name in running))
+    assert started == sorted(started)
     times = [(seen(run)["started"], seen(run)["ended"]) for run in runs]
     for start, _ in times:
         assert sum(begun <= start < ended for begun, ended in times) <= 2
-    assert max(start for start, _ in times[:2]) < min(start for start, _ in times[2:])
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -153,3 +158,14 @@ def test_the_end_of_a_log_is_read_from_its_end(tmp_path: Path) -> None:
     run.output.mkdir(parents=True)
     (run.output / "log.txt").write_bytes(b"x" * 100_000 + "\n\nfünf\n \nsechs\n".encode())
     assert last_lines(run, 2) == ["fünf", "sechs"]
+
+
+@pytest.mark.parametrize("step", ["plan", "run"])
+def test_the_data_of_a_study_at_work_are_not_made_anew(
+    step: str, tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path, tiny_sources)
+    with study_lock(tmp_path / "out"):
+        assert main(["study", step, str(study), "data.seed=7"]) == 1
+    assert "another 'kis study run' is at work here" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "data").exists()

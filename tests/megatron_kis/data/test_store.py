@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_tools.facts import load_facts
+from data_tools.templates import load_templates
+from data_tools.tokenizer import load_tokenizer
+from megatron_kis.data.store import ExposureStore
+from megatron_kis.errors import InputError
+from tests.sources import Sources
+
+
+@pytest.fixture
+def copied(tiny_data: Path, tmp_path: Path) -> Path:
+    """A store that a test may damage."""
+    for path in tiny_data.glob("exposures.*"):
+        shutil.copyfile(path, tmp_path / path.name)
+    return tmp_path / "exposures"
+
+
+def change_index(prefix: Path, **changes: Any) -> None:
+    path = prefix.with_name(prefix.name + ".json")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content.update(changes)
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_a_store_leads_from_fact_and_template_to_its_sentence(tiny_data: Path, tiny_sources: Sources) -> None:
+    store = ExposureStore(tiny_data / "exposures")
+    tokenizer = load_tokenizer(tiny_data / "tokenizer.model")
+    templates = load_templates(tiny_sources.templates)
+    facts = load_facts(tiny_data / "facts.jsonl")
+    for group in ("infused", "background"):
+        members = [fact for fact in facts if fact.group == group]
+        assert store.ids(group) == [fact.id for fact in members]
+        for row, fact in enumerate(members):
+            for number, template in enumerate(templates[fact.relation].train):
+                tokens = store.tokens(group, row, number)
+                assert len(tokens) == store.lengths(group)[row, number]
+                assert tokens[-1] == store.eod_id == tokenizer.eod_id
+                sentence = template.replace("[X]", fact.subject).replace("[Y]", fact.object)
+                assert tokenizer.decode(tokens.tolist()) == sentence
+            assert (store.lengths(group)[row, len(templates[fact.relation].train) :] == 0).all()
+
+
+def test_control_facts_are_in_no_exposure(tiny_data: Path) -> None:
+    store = ExposureStore(tiny_data / "exposures")
+    control = {fact.id for fact in load_facts(tiny_data / "facts.jsonl") if fact.group == "control"}
+    assert control
+    assert not control & {*store.ids("infused"), *store.ids("background")}
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".json"])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_damaged_store_is_refused_by_the_name_of_its_file(copied: Path, suffix: str, damage: str) -> None:
+    path = copied.with_name(copied.name + suffix)
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(InputError) as caught:
+        ExposureStore(copied)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["content_fingerprint", "tokenizer_fingerprint", "eod_id", "facts"])
+def test_an_index_without_a_key_is_refused_by_the_key(copied: Path, key: str) -> None:
+    change_index(copied, **{key: None})
+    with pytest.raises(InputError, match=rf"exposures\.json.*{key}"):
+        ExposureStore(copied)
+
+
+def test_an_index_of_other_exposures_is_refused(copied: Path) -> None:
+    facts = json.loads(copied.with_name("exposures.json").read_text(encoding="utf-8"))["facts"]
+    change_index(copied, facts=facts[:-1])
+    with pytest.raises(InputError, match=r"exposures\.json: names \d+ exposures, .*exposures\.idx holds \d+"):
+        ExposureStore(copied)
+
+
+def test_an_index_that_points_beyond_the_exposures_is_refused(copied: Path) -> None:
+    facts = json.loads(copied.with_name("exposures.json").read_text(encoding="utf-8"))["facts"]
+    facts[0]["first_row"] = 10**6
+    change_index(copied, facts=facts)
+    with pytest.raises(InputError, match=r"exposures\.json"):
+        ExposureStore(copied)
+
+
+def test_another_schema_is_refused(copied: Path) -> None:
+    change_index(copied, schema="kis.exposures/9")
+    with pytest.raises(InputError, match=r"schema is 'kis\.exposures/9'; expected 'kis\.exposures/1'"):
+        ExposureStore(copied)
