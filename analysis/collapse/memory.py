@@ -77,8 +77,8 @@ class MemoryCollapse:
     log F. A collapse is claimed only if H0 "the curve never falls" is rejected: the statistic is the largest
     standardised drop from the maximum to the pooled levels from some one behind the crossing on (a cliff at the end and
     a long decline are both seen); its distribution under the non-decreasing curve that fits best comes from a
-    parametric bootstrap, which pays for picking the maximum, the crossing and that level. The bracket is the grid's, not
-    a confidence interval.
+    parametric bootstrap, which pays for picking the maximum, the crossing and that level. The bracket is the grid's,
+    not a confidence interval.
     """
 
     kind = "collapse"
