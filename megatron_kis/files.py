@@ -1,7 +1,8 @@
-"""Files that are either whole or absent: atomic writes, JSON with a schema, JSON lines, fingerprints."""
+"""Files that are either whole or absent: atomic writes, locks, JSON with a schema, JSON lines, fingerprints."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from megatron_kis.errors import InputError
+from megatron_kis.errors import InputError, JobError
 
 _BLOCK = 1 << 20
 
@@ -27,6 +28,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, holder: str) -> Iterator[int]:
+    """Holds the lock of a folder, which is made if it is not there; a process that dies lets go of it.
+
+    Args:
+        folder: what is locked.
+        holder: who else would hold it, for the message.
+
+    Yields:
+        The lock's file descriptor, for child processes to inherit.
+
+    Raises:
+        JobError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise JobError(f"{folder}: another '{holder}' is at work here; wait for it or stop it") from None
+        yield file.fileno()
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Layout:
 
 
 def open_groups(device: Device, *, tensor: int = 1, pipeline: int = 1) -> Layout:
-    """Joins WORLD (from torchrun's or srun's environment, or alone) and makes Megatron's groups.
+    """Joins WORLD (from torchrun's environment, or alone) and makes Megatron's groups.
 
     Raises:
         InputError: the world size is not a multiple of tensor x pipeline.

@@ -12,7 +12,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Describes ``kis train``."""
     parser = commands.add_parser(
         "train",
-        help="train one run; under torchrun or srun for many ranks",
+        help="train one run; under torchrun for many ranks",
         description="Trains one run from a YAML file. A folder that is DONE with these settings is left as it is.",
         epilog="model presets: " + ", ".join(PRESETS),
     )

@@ -32,7 +32,7 @@ from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint
 
 BLOCK = 256
-"""Sequences that are packed together: enough to even out lengths (ratios to 0.98 can be met), few against any run."""
+"""Sequences that are packed together: enough to even out lengths (ratios beyond 0.95 can be met), few in any run."""
 
 POLICIES = ("displaced", "protected")
 SCHEDULES = ("uniform",)

@@ -8,7 +8,6 @@ ask the kernel to be ended when the executor dies: even a SIGKILL leaves no run 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
@@ -23,8 +22,7 @@ from typing import IO
 import yaml
 
 from megatron_kis.config import RunConfig
-from megatron_kis.errors import JobError
-from megatron_kis.files import write_text
+from megatron_kis.files import locked, write_text
 from megatron_kis.study.config import ExecutorConfig
 
 LOG_NAME = "log.txt"
@@ -83,7 +81,7 @@ def execute(
     def progress() -> Progress:
         return Progress(tuple(finished), tuple(failed), tuple(job.run.name for job in jobs), len(runs))
 
-    with _terminated_like_interrupted():
+    with _stopped_by_signals():
         try:
             last_report = 0.0
             while waiting or jobs:
@@ -172,27 +170,23 @@ def study_lock(folder: Path) -> Iterator[int]:
     Raises:
         JobError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise JobError(f"{folder}: another 'kis study run' is at work here; wait for it or stop it") from None
-        yield file.fileno()
+    with locked(folder, "kis study run") as lock:
+        yield lock
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM stops the runs as Ctrl-C does."""
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM stops the runs as Ctrl-C does, and so does a SIGINT that a shell's background job would ignore."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def last_lines(run: RunConfig, count: int = 5) -> list[str]:

@@ -63,7 +63,7 @@ class Hook:
         """After each step."""
 
     def after_training(self, state: State) -> None:
-        """After the last step."""
+        """After the last step, or where the run was cut off."""
 
 
 class AtMoments(Hook):

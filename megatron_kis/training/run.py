@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from megatron_kis.config import RunConfig
 from megatron_kis.data.ledger import Ledger
 from megatron_kis.device import open_device, seed_device
 from megatron_kis.errors import InputError, JobError
-from megatron_kis.files import write_json
+from megatron_kis.files import locked, write_json
 from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.parallel import Layout, close_groups, open_groups, sum_over_data
 from megatron_kis.training.engine import Engine
@@ -29,7 +30,7 @@ from megatron_kis.training.schedule import learning_rate
 def train(config: RunConfig) -> Path:
     """Trains one run and returns its folder; a folder that is DONE with these settings is left as it is.
 
-    Under torchrun or srun every process calls this. Everything that can be wrong with the input is found before the
+    Under torchrun every process calls this. Everything that can be wrong with the input is found before the
     first step.
 
     Raises:
@@ -85,25 +86,30 @@ class _Run:
         """Writes run.json, trains with all hooks, and closes the run."""
         started = time.perf_counter()
         params = self._engine.parameters()
-        if self._reports:
-            self._clear_folder()
-            self._write_record(params)
-        hooks = self._hooks()
-        for hook in hooks:
-            hook.before_training(self._state)
-        for step in range(self._state.steps):
-            self._step(step)
+        with locked(self._folder, "kis train") if self._reports else nullcontext():
+            if self._reports:
+                self._clear_folder()
+                self._write_record(params)
+            self._train(self._hooks())
+            self._close(time.perf_counter() - started)
+
+    def _train(self, hooks: list[Hook]) -> None:
+        """All steps with their hooks; logs and bars are closed however it ends."""
+        try:
             for hook in hooks:
-                hook.after_step(self._state)
-        for hook in hooks:
-            hook.after_training(self._state)
-        for log in self._logs:
-            log.close()
-        self._close(time.perf_counter() - started)
+                hook.before_training(self._state)
+            for step in range(self._state.steps):
+                self._step(step)
+                for hook in hooks:
+                    hook.after_step(self._state)
+        finally:
+            for hook in hooks:
+                hook.after_training(self._state)
+            for log in self._logs:
+                log.close()
 
     def _clear_folder(self) -> None:
         """Starts the folder of an unfinished run anew."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         for name in ("run.json", "metrics.jsonl", "probes.jsonl", "exposures.json", "outcomes"):
             path = self._folder / name
             if path.is_dir():

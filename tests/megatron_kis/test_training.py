@@ -13,7 +13,7 @@ import pytest
 from megatron_kis.config import RunConfig
 from megatron_kis.data.ledger import Ledger
 from megatron_kis.errors import InputError, JobError
-from megatron_kis.files import read_json, sha256_file
+from megatron_kis.files import locked, read_json, sha256_file
 from megatron_kis.training.run import train
 
 MakeRun = Callable[..., RunConfig]
@@ -120,6 +120,13 @@ def test_a_done_run_of_other_settings_is_refused(tiny_run: MakeRun) -> None:
     train(tiny_run())
     with pytest.raises(InputError, match="other settings"):
         train(tiny_run(infusion={"frequency": 2}))
+
+
+def test_two_runs_do_not_share_a_folder(tiny_run: MakeRun) -> None:
+    config = tiny_run()
+    with locked(config.output, "kis train"), pytest.raises(JobError, match="another 'kis train' is at work"):
+        train(config)
+    assert sorted(path.name for path in config.output.iterdir()) == [".lock"]
 
 
 def test_an_unfinished_run_starts_anew(tiny_run: MakeRun) -> None:
