@@ -55,7 +55,7 @@ def _load(options: argparse.Namespace) -> tuple[StudyConfig, DataSettings, Analy
     """The study and its two sections that other packages own, all checked."""
     from analysis.settings import AnalysisSettings
     from data_tools.prepare import DataSettings
-    from megatron_kis.config import load_config, parse_dataclass
+    from megatron_kis.settings import load_config, parse_dataclass
     from megatron_kis.study.config import StudyConfig
 
     study = load_config(StudyConfig, options.study, options.overrides)

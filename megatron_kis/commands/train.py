@@ -24,7 +24,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _train(options: argparse.Namespace) -> int:
-    from megatron_kis.config import RunConfig, load_config
+    from megatron_kis.config import RunConfig
+    from megatron_kis.settings import load_config
 
     config = load_config(RunConfig, options.config, options.overrides)
     from megatron_kis.training.run import train  # after the configuration: it imports Megatron-Core

@@ -14,9 +14,9 @@ from megatron_kis.config import (
     OptimizerConfig,
     ParallelConfig,
     ProbeConfig,
-    Settings,
     ValidationConfig,
 )
+from megatron_kis.settings import Settings
 
 
 class RungConfig(ModelConfig):

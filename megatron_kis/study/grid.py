@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-from megatron_kis.config import DataConfig, RunConfig, parse_config
+from megatron_kis.config import DataConfig, RunConfig
 from megatron_kis.errors import InputError
+from megatron_kis.settings import parse_config
 from megatron_kis.study.config import RungConfig, StudyConfig
 
 

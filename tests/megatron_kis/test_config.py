@@ -10,19 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from megatron_kis.config import (
-    InfusionConfig,
-    ModelConfig,
-    MomentsConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainingConfig,
-    load_config,
-    parse_config,
-    parse_dataclass,
-)
+from megatron_kis.config import InfusionConfig, ModelConfig, MomentsConfig, OptimizerConfig, RunConfig, TrainingConfig
 from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import PRESETS, ModelShape
+from megatron_kis.settings import load_config, parse_config, parse_dataclass
 from megatron_kis.study.config import StudyConfig
 
 RUN: dict[str, Any] = {

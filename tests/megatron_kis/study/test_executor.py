@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from megatron_kis.cli import main
-from megatron_kis.config import RunConfig, load_config, parse_config
+from megatron_kis.config import RunConfig
 from megatron_kis.errors import JobError
+from megatron_kis.settings import load_config, parse_config
 from megatron_kis.study.config import ExecutorConfig
 from megatron_kis.study.executor import Progress, execute, last_lines, study_lock
 from tests.megatron_kis.test_study import write_study

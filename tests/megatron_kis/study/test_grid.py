@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.config import DataConfig, RunConfig, parse_config
+from megatron_kis.config import DataConfig, RunConfig
 from megatron_kis.errors import InputError
+from megatron_kis.settings import parse_config
 from megatron_kis.study.config import StudyConfig
 from megatron_kis.study.grid import cost, runs_of
 

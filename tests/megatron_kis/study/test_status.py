@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kis.config import RunConfig, parse_config
+from megatron_kis.config import RunConfig
+from megatron_kis.settings import parse_config
 from megatron_kis.study.status import RunStatus, status_of
 
 
