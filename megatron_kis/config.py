@@ -260,6 +260,10 @@ class MomentsConfig(Settings):
         return frozenset(steps)
 
 
+def _asked_templates() -> dict[Literal["train", "held_out", "question"], int | None]:
+    return {"train": 3, "held_out": None, "question": None}
+
+
 class ProbeConfig(Settings):
     """The knowledge probe."""
 
@@ -267,7 +271,7 @@ class ProbeConfig(Settings):
     """When to probe."""
 
     templates: dict[Literal["train", "held_out", "question"], NonNegativeInt | None] = Field(
-        default_factory=lambda: {"train": 3, "held_out": None, "question": None}
+        default_factory=_asked_templates
     )
     """Templates of each split that are asked about (the first ones of a relation); null for all."""
 
