@@ -11,6 +11,7 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
+CORPUS = ["gigatoken>=0.10", "tokenizers>=0.20", "tiktoken>=0.8", "zstandard>=0.22", "pyarrow>=15", "nltk>=3.9.1"]
 REPORT = ["jinja2>=3.1", "matplotlib>=3.8"]
 
 setup(
@@ -34,6 +35,9 @@ setup(
         "PyYAML>=6.0",
         "rich>=13.0",
         "sentencepiece>=0.2",
+        "ahocorasick_rs>=1.0",
+        "orjson>=3.10",
+        "ijson>=3.3",
         *REPORT,
     ],
     extras_require={
@@ -44,7 +48,9 @@ setup(
             "ruff>=0.6",
             "mypy>=1.11",
             "statsmodels>=0.14",
+            *CORPUS,
         ],
+        "corpus": CORPUS,
         "report": REPORT,
         "export": ["transformers>=4.44", "safetensors>=0.4"],
         "gpu": ["transformer-engine[pytorch]>=2.0"],

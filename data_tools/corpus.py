@@ -1,33 +1,74 @@
 """General text to a tokenized corpus in Megatron's format, with a validation split set aside.
 
-``PREFIX.bin``/``.idx`` hold the training split, ``PREFIX.validation.bin``/``.idx`` the validation split; every document
-ends with the end-of-document token. Beside each lies ``.meta.json`` (schema ``kis.corpus/1``). A document's split
-depends on its text and the seed alone: it stays where it is when files are added, and copies of one text never stand
-in both splits. Documents that state a studied fact are left out of both.
+``PREFIX.bin``/``.idx`` hold the training split, ``PREFIX.validation.bin``/``.idx`` the validation split. Beside each
+lies ``.meta.json`` (schema ``kis.corpus/1``). A document's split depends on its text and the seed alone: it stays where
+it is when files are added, and copies of one text never stand in both splits. Documents that state a studied fact are
+left out of both.
+
+The way: the files are cut into parts, several processes encode them into ``PREFIX.parts/``, and the parts are joined in
+order. A command that was killed finds the finished parts and does the others; the bytes do not depend on the number of
+processes, the size of the parts or how often the work was interrupted.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.corpus_merge import SCHEMA, join
+from data_tools.corpus_part import QUARANTINE, SPLITS, PartEncoder, PartRecord, PartSettings
+from data_tools.corpus_plan import part_bytes, sample_texts, shard_of
+from data_tools.corpus_work import encode_parts
+from data_tools.encode import choose_encoder
 from data_tools.facts import Fact
-from data_tools.indexed import IndexedReader, IndexedWriter, suffixed
+from data_tools.indexed import IndexedReader, suffixed
 from data_tools.leaks import LeakCount, LeakFinder
 from data_tools.progress import Progress
-from data_tools.text import check_text_files, iter_documents
+from data_tools.sentences import SentenceSplitter, load_splitter, train_splitter
+from data_tools.text import TextPart, check_text_files, expand, lines_before, plan_parts
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
-from megatron_kis.files import read_json, sha256_file, write_json
+from megatron_kis.files import fingerprint, locked, read_json, read_json_lines, sha256_file, write_json_lines
 
-VALIDATION_SUFFIX = ".validation"
+VALIDATION_SUFFIX = SPLITS[1]
 """Added to the corpus prefix for the validation split."""
-SCHEMA = "kis.corpus/1"
+
+_SPLIT_NAMES = ("training", "validation")
+_SAMPLED_PARTS, _SAMPLED_CHARACTERS = 8, 64_000  # for the choice of the encoder
+_PUNKT_PARTS, _PUNKT_CHARACTERS = 64, 4_000_000  # to learn sentences from: Punkt reads some 0.3 MB a second
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusOptions:
+    """How a corpus is made, beyond its text, tokenizer and facts."""
+
+    append_eod: bool = True
+    """End every document with the end-of-document token, as ``--append-eod`` of Megatron's tool."""
+    sentences: bool = False
+    """Make every sentence a sequence of its document; Punkt is trained on the text, into ``PREFIX.punkt.json``."""
+    punkt: Path | None = None
+    """A trained Punkt model to use instead."""
+    keep_newlines: bool = False
+    """Keep the white space between sentences, as ``--keep-newlines`` of Megatron's tool."""
+    keep_empty: bool = False
+    """Keep documents without visible characters, and an empty entry for one without tokens, as Megatron's tool does."""
+    skip_errors: bool = False
+    """Put lines that hold no document into ``PREFIX.quarantine.jsonl`` and go on; otherwise the first ends the work."""
+    encoder: str = "auto"
+    """``auto``, ``gigatoken`` or ``reference``; the ids are the same."""
+    workers: int | None = None
+    """Processes; None for one a core."""
+    shard: tuple[int, int] | None = None
+    """(i, n): do the i-th of n equal shards, i from 1, and write it to ``PREFIX-0000i-of-0000n``."""
+    part_bytes: int | None = None
+    """Bytes of text between two restart points; None for 2 MB, more where that makes more than 4096 parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +87,16 @@ class CorpusSummary:
     """Documents of the validation split."""
     validation_tokens: int
     """Its tokens."""
+    text_bytes: int
+    """UTF-8 bytes of the text of both."""
     leaks: LeakCount
     """Documents left out because they state a studied fact."""
+    empty: int
+    """Documents without text or tokens."""
+    skipped: int
+    """Lines that hold no document."""
+    quarantine: Path | None
+    """Where those lines are listed."""
 
 
 def build_corpus(
@@ -60,11 +109,12 @@ def build_corpus(
     validation_share: float = 0.02,
     seed: int = 0,
     progress: Progress | None = None,
+    options: CorpusOptions | None = None,
 ) -> CorpusSummary:
-    """Tokenizes text files into a corpus.
+    """Tokenizes text files into a corpus, or into one shard of it.
 
     Args:
-        inputs: text files (see ``data_tools.text``), read in this order.
+        inputs: text files (see ``data_tools.text``) or patterns of their names, read in this order.
         tokenizer: the tokenizer.
         prefix: where to write; folders are created.
         text_key: key or column of the text.
@@ -72,67 +122,78 @@ def build_corpus(
         validation_share: share of documents set aside, in [0, 1).
         seed: seed of the validation split.
         progress: where to report.
+        options: how.
 
     Raises:
         InputError: a file or line is damaged (``file:line``), or nothing is left to train on. No corpus is left half
-            written.
+            written; finished parts are kept for the next attempt.
+        JobError: the disk is full, a worker died, or another process is at work on this corpus.
     """
+    options, progress, facts = options or CorpusOptions(), progress or Progress(), list(facts)
     if not 0 <= validation_share < 1:
         raise InputError(f"is {validation_share}", where="validation_share", remedy="expected a share in [0, 1)")
-    check_text_files(inputs)
-    finder, leaks = LeakFinder(facts), LeakCount()
-    progress = progress or Progress()
-    prefixes = [prefix] + ([suffixed(prefix, VALIDATION_SUFFIX)] if validation_share else [])
-    text_bytes = [0, 0]
-    with ExitStack() as stack:
-        writers = [stack.enter_context(IndexedWriter(path, vocab_size=tokenizer.vocab_size)) for path in prefixes]
-        documents = iter_documents(inputs, text_key=text_key)
-        for document in progress.track(documents, description="documents"):
-            stated = finder.find(document.text)
-            if stated:
-                leaks.add(stated)
-                continue
-            split = int(bool(validation_share) and _draw(document.text, seed) < validation_share)
-            writers[split].add([*tokenizer.encode(document.text), tokenizer.eod_id])
-            text_bytes[split] += len(document.text.encode())
-        names = ("training", "validation")
-        for writer, name in zip(writers, names, strict=False):
-            if not writer.documents:
-                problem = f"no documents for the {name} split ({leaks.documents} left out as leaks)"
-                raise InputError(problem, where=", ".join(map(str, inputs)))
-        # Descriptions of an earlier corpus must not outlive its tokens.
-        for path in prefixes:
-            suffixed(path, ".meta.json").unlink(missing_ok=True)
-    sources = [{"path": str(path), "sha256": sha256_file(path)} for path in inputs]
-    for writer, path, size, name in zip(writers, prefixes, text_bytes, names, strict=False):
-        meta = {
+    paths = expand(inputs)
+    check_text_files(paths)
+    parts = plan_parts(paths, part_bytes=options.part_bytes or part_bytes(paths))
+    target, chosen = shard_of(prefix, parts, options.shard)
+    splitter = _splitter(parts, text_key, prefix, options, progress)
+    settings = PartSettings(
+        tokenizer=tokenizer.fingerprint,
+        text_key=text_key,
+        append_eod=options.append_eod,
+        keep_empty=options.keep_empty,
+        sentences=splitter.fingerprint if splitter else None,
+        facts=fingerprint([asdict(fact) for fact in facts]) if facts else None,
+        validation_share=validation_share,
+        seed=seed,
+        skip_errors=options.skip_errors,
+    )
+    job = _job(settings, paths, parts, options)
+    if metas := _up_to_date(target, job, settings, chosen):
+        progress.say(f"{target}: up to date")
+        return _summary(target, metas)
+    sample = sample_texts(parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS)
+    encoder, line = choose_encoder(tokenizer, list(sample), options.encoder)
+    progress.say(line)
+    finder = LeakFinder(facts) if facts else None
+    part_encoder = PartEncoder(settings, tokenizer, encoder, splitter=splitter, finder=finder)
+    with _folder(suffixed(target, ".parts")) as folder, ThreadPoolExecutor(1) as thread:
+        work = [(part, folder / f"{number:06d}") for number, part in enumerate(chosen)]
+        hashes: list[Future[list[dict[str, str]]]] = []
+        records = encode_parts(
+            part_encoder,
+            work,
+            workers=options.workers,
+            progress=progress,
+            started=lambda: hashes.append(thread.submit(_sources, chosen)),
+        )
+        common = {
             "schema": SCHEMA,
-            "split": name,
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "eod_id": tokenizer.eod_id,
             "vocab_size": tokenizer.vocab_size,
-            "documents": writer.documents,
-            "tokens": writer.tokens,
-            "bytes": size,
-            "content_fingerprint": writer.content_fingerprint,
+            "append_eod": options.append_eod,
+            "sentences": settings.sentences,
             "validation_share": validation_share,
             "seed": seed,
-            "leaked_documents_removed": leaks.documents,
-            "leaked_facts": len(leaks.facts),
-            "sources": sources,
-            "versions": _versions(),
+            "facts": settings.facts,
+            **_left_out(records),
+            "sources": hashes[0].result(),
+            "versions": _versions(encoder.name, tokenizer.library),
+            "job": job,
         }
-        write_json(suffixed(path, ".meta.json"), meta)
-    validation = writers[1] if len(writers) > 1 else None
-    return CorpusSummary(
-        prefix=prefix,
-        validation_prefix=prefixes[1] if validation else None,
-        documents=writers[0].documents,
-        tokens=writers[0].tokens,
-        validation_documents=validation.documents if validation else 0,
-        validation_tokens=validation.tokens if validation else 0,
-        leaks=leaks,
-    )
+        if options.shard:
+            common["shard"] = {"number": options.shard[0], "of": options.shard[1]}
+        splits = range(2 if validation_share else 1)
+        for split in splits:
+            if not options.shard and not sum(record.documents[split] for record in records):
+                raise _nothing(_SPLIT_NAMES[split], common, inputs)
+        for split in splits:
+            text = sum(record.bytes[split] for record in records)
+            meta = {**common, "split": _SPLIT_NAMES[split], "bytes": text}
+            join([suffixed(at, SPLITS[split]) for _, at in work], suffixed(target, SPLITS[split]), meta)
+        _write_quarantine(target, work)
+    return _summary(target, [read_corpus_meta(suffixed(target, SPLITS[split])) for split in splits])
 
 
 def read_corpus_meta(prefix: Path) -> dict[str, Any]:
@@ -144,17 +205,119 @@ def read_corpus_meta(prefix: Path) -> dict[str, Any]:
     path = suffixed(prefix, ".meta.json")
     meta = read_json(path, SCHEMA)
     reader = IndexedReader(prefix)
-    for key, found in (("documents", len(reader)), ("tokens", reader.tokens)):
+    for key, found in (("documents", reader.documents), ("tokens", reader.tokens)):
         if meta.get(key) != found:
             raise InputError(f"{key} is {meta.get(key)}, the index has {found}", where=str(path))
     return meta
 
 
-def _draw(text: str, seed: int) -> float:
-    """A uniform number in [0, 1) from the document's text and the seed."""
-    digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2.0**64
+def _job(settings: PartSettings, paths: list[Path], parts: list[TextPart], options: CorpusOptions) -> str:
+    """Fingerprint of what all shards of a job have in common, on whatever machine."""
+    files = [{"name": path.name, "size": path.stat().st_size} for path in paths]
+    cuts = [[part.start, part.stop] for part in parts] if options.shard else None
+    return fingerprint({"settings": asdict(settings), "files": files, "cuts": cuts})
 
 
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("sentencepiece", "numpy")}
+def _sources(parts: Iterable[TextPart]) -> list[dict[str, str]]:
+    paths = dict.fromkeys(part.path for part in parts)
+    return [{"path": str(path), "sha256": sha256_file(path)} for path in paths]
+
+
+def _up_to_date(
+    target: Path, job: str, settings: PartSettings, parts: Sequence[TextPart]
+) -> list[dict[str, Any]] | None:
+    """Descriptions of a corpus that was made from the same by the same, and is whole."""
+    splits = SPLITS if settings.validation_share else SPLITS[:1]
+    try:
+        metas = [read_corpus_meta(suffixed(target, split)) for split in splits]
+    except InputError:
+        return None
+    if any(meta.get("job") != job for meta in metas) or metas[0].get("sources") != _sources(parts):
+        return None
+    return metas
+
+
+def _splitter(
+    parts: list[TextPart], text_key: str, prefix: Path, options: CorpusOptions, progress: Progress
+) -> SentenceSplitter | None:
+    if not options.sentences:
+        return None
+    path = options.punkt or suffixed(prefix, ".punkt.json")
+    texts = sample_texts(parts, text_key, most=_PUNKT_PARTS, characters=_PUNKT_CHARACTERS)
+    if options.punkt is None and train_splitter(texts, path):
+        progress.say(f"{path}: learned from the text")
+    return load_splitter(path, keep_newlines=options.keep_newlines)
+
+
+def _left_out(records: Sequence[PartRecord]) -> dict[str, Any]:
+    leaks: Counter[str] = Counter()
+    for record in records:
+        leaks.update(record.leaks)
+    return {
+        "leaked_documents_removed": sum(record.leaked for record in records),
+        "leaked_facts": len(leaks),
+        "leaks": dict(sorted(leaks.items())),
+        "empty_documents": sum(record.empty for record in records),
+        "skipped_lines": sum(record.skipped for record in records),
+    }
+
+
+def _nothing(split: str, counts: dict[str, Any], inputs: Sequence[Path]) -> InputError:
+    reasons = ("leaked_documents_removed", "empty_documents", "skipped_lines")
+    why = ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in reasons)
+    return InputError(f"no documents for the {split} split ({why})", where=", ".join(map(str, inputs)))
+
+
+def _write_quarantine(target: Path, work: Sequence[tuple[TextPart, Path]]) -> None:
+    """Joins the lists of the parts; lines are counted within the whole file now."""
+    found = [(part, path) for part, at in work if (path := suffixed(at, QUARANTINE)).exists()]
+    if not found:
+        suffixed(target, QUARANTINE).unlink(missing_ok=True)
+        return
+    starts: dict[Path, list[int]] = {}
+    for part, _ in found:
+        starts.setdefault(part.path, []).append(part.start)
+    before = {path: lines_before(path, edges) for path, edges in starts.items()}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for part, path in found:
+            for _, row in read_json_lines(path):
+                yield {**row, "line": row["line"] + before[part.path][part.start]}
+
+    write_json_lines(suffixed(target, QUARANTINE), rows())
+
+
+@contextmanager
+def _folder(folder: Path) -> Iterator[Path]:
+    """The folder of the parts: locked while at work, gone when all is done or nothing was."""
+    with locked(folder, "kis data corpus"):
+        for partial in folder.glob(".*.partial"):
+            partial.unlink()
+        try:
+            yield folder
+        except BaseException:
+            if not any(folder.glob("*.json")):
+                shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
+
+
+def _summary(target: Path, metas: Sequence[dict[str, Any]]) -> CorpusSummary:
+    training, validation = metas[0], metas[1] if len(metas) > 1 else None
+    return CorpusSummary(
+        prefix=target,
+        validation_prefix=suffixed(target, VALIDATION_SUFFIX) if validation else None,
+        documents=training["documents"],
+        tokens=training["tokens"],
+        validation_documents=validation["documents"] if validation else 0,
+        validation_tokens=validation["tokens"] if validation else 0,
+        text_bytes=sum(meta["bytes"] for meta in metas),
+        leaks=LeakCount(documents=training["leaked_documents_removed"], facts=Counter(training["leaks"])),
+        empty=training["empty_documents"],
+        skipped=training["skipped_lines"],
+        quarantine=suffixed(target, QUARANTINE) if training["skipped_lines"] else None,
+    )
+
+
+def _versions(encoder: str, library: str) -> dict[str, str]:
+    return {**{name: importlib.metadata.version(name) for name in (library, "numpy")}, "encoder": encoder}

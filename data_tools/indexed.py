@@ -1,7 +1,8 @@
 r"""Megatron's indexed token files, written as a stream and read through memory maps, without torch.
 
 ``PREFIX.bin`` holds the token ids of all documents one after another, little-endian, without any header.
-``PREFIX.idx`` describes it (n documents; every document is one sequence here):
+``PREFIX.idx`` describes it (n sequences in m documents; a document is one sequence, or several where it is split into
+sentences, or none where it is empty):
 
 | bytes | type | content |
 |---|---|---|
@@ -9,10 +10,10 @@ r"""Megatron's indexed token files, written as a stream and read through memory 
 | 9-16 | uint64 | version, 1 |
 | 17 | uint8 | code of the token type: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 6 float64, 7 float32, 8 uint16 |
 | 18-25 | uint64 | number of sequences, n |
-| 26-33 | uint64 | number of document indices, n + 1 |
+| 26-33 | uint64 | number of document boundaries, m + 1 |
 | 34 | int32[n] | tokens of each sequence |
 | then | int64[n] | offset of each sequence in ``.bin``, in bytes |
-| then | int64[n + 1] | document boundaries as sequence numbers: 0, 1, ..., n |
+| then | int64[m + 1] | document d is the sequences from entry d up to entry d + 1: 0, ..., n |
 
 The format is that of ``megatron.core.datasets.indexed_dataset`` (``_IndexWriter``), which reads these files; the bytes
 equal those of its ``IndexedDatasetBuilder``.
@@ -23,7 +24,9 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -36,10 +39,11 @@ from megatron_kis.errors import InputError
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
-_TOKEN_TYPES: dict[int, npt.DTypeLike] = {3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+_TOKEN_TYPES: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _UINT16_VOCABULARY = 65_500  # Megatron's own limit (DType.optimal_dtype): smaller vocabularies take two bytes a token
 _BUFFER_TOKENS = 1 << 18
 _INDEX_CHUNK = 1 << 16
+_COPIED = 1 << 22  # bytes
 
 
 def suffixed(prefix: Path, suffix: str) -> Path:
@@ -55,38 +59,47 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 class IndexedWriter:
     """Writes ``PREFIX.bin`` and ``PREFIX.idx``; a context manager.
 
-    Memory is bounded whatever the size: tokens go through a buffer of 256k ids and lengths through a side file.
-    Both files appear under their names only when all is written, the index last: an index that exists is whole. After
-    an exception nothing is left.
+    Memory is bounded whatever the size: tokens go through a buffer of 256k ids, lengths and boundaries through side
+    files. Both files appear under their names only when all is written, the index last: an index that exists is whole.
+    After an exception nothing is left.
     """
 
-    def __init__(self, prefix: Path, *, vocab_size: int) -> None:
-        """Prepares to write token ids in ``[0, vocab_size)`` to ``prefix``."""
-        self._prefix, self._vocab_size = prefix, vocab_size
-        self._dtype = token_dtype(vocab_size)
+    def __init__(self, prefix: Path, *, vocab_size: int, dtype: np.dtype[Any] | None = None, sync: bool = True) -> None:
+        """Prepares to write token ids in ``[0, vocab_size)`` to ``prefix``.
+
+        Args:
+            prefix: where to write.
+            vocab_size: ids are smaller.
+            dtype: type of a token id; None for the one that Megatron chooses.
+            sync: wait for the disk. Otherwise files may be damaged after the machine itself went down.
+        """
+        self._prefix, self._vocab_size, self._synced = prefix, vocab_size, sync
+        self._dtype = token_dtype(vocab_size) if dtype is None else dtype
         self._digest = hashlib.sha256()
         self._buffer: list[int] = []
         self._lengths: list[int] = []
         self.documents = 0
         """Documents added so far."""
+        self.sequences = 0
+        """Sequences added so far."""
         self.tokens = 0
         """Tokens added so far."""
         self.content_fingerprint = ""
         """Hexadecimal SHA-256 of the bytes of ``.bin`` followed by those of ``.idx``; set when closed."""
         self._partial = {
-            name: prefix.with_name(f".{prefix.name}.{name}.{os.getpid()}.partial") for name in ("bin", "lengths", "idx")
+            name: prefix.with_name(f".{prefix.name}.{name}.{os.getpid()}.partial")
+            for name in ("bin", "lengths", "boundaries", "idx")
         }
-        self._bin: IO[bytes]
-        self._side: IO[bytes]
+        self._files: dict[str, IO[bytes]] = {}
 
     def __enter__(self) -> IndexedWriter:
         self._prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._bin = open(self._partial["bin"], "wb")
-        self._side = open(self._partial["lengths"], "w+b")
+        for name in ("bin", "lengths", "boundaries"):
+            self._files[name] = open(self._partial[name], "w+b")
         return self
 
     def add(self, tokens: Sequence[int]) -> None:
-        """Appends one document.
+        """Appends one document of one sequence.
 
         Args:
             tokens: its token ids, at least one, the end-of-document token included.
@@ -95,21 +108,66 @@ class IndexedWriter:
             raise ValueError("a document needs at least one token")
         self._buffer.extend(tokens)
         self._lengths.append(len(tokens))
-        self.documents += 1
-        self.tokens += len(tokens)
         if len(self._buffer) >= _BUFFER_TOKENS:
             self._flush()
 
+    def add_batch(
+        self, tokens: npt.NDArray[Any], lengths: npt.NDArray[Any], sequences: npt.NDArray[Any] | None = None
+    ) -> None:
+        """Appends documents.
+
+        Args:
+            tokens: ids of all sequences one after another, ``[n]``.
+            lengths: tokens of each sequence, ``[sequences]``.
+            sequences: sequences of each document, ``[documents]``; None where every sequence is a document.
+
+        Raises:
+            ValueError: an id is outside the vocabulary, or the sums do not agree.
+        """
+        self._flush()
+        self._write(tokens, lengths, np.ones(len(lengths), np.int64) if sequences is None else sequences)
+
     def _flush(self) -> None:
-        ids = np.asarray(self._buffer, dtype=np.int64)
-        if len(ids) and not (ids.min() >= 0 and ids.max() < self._vocab_size):
-            raise ValueError(f"token id outside [0, {self._vocab_size}): {ids.min()} to {ids.max()}")
-        block = ids.astype(self._dtype).tobytes()
-        self._digest.update(block)
-        self._bin.write(block)
-        self._side.write(np.asarray(self._lengths, dtype="<i4").tobytes())
+        tokens, lengths = np.asarray(self._buffer, dtype=np.int64), np.asarray(self._lengths, dtype=np.int64)
         self._buffer.clear()
         self._lengths.clear()
+        self._write(tokens, lengths, np.ones(len(lengths), np.int64))
+
+    def _write(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[Any], sequences: npt.NDArray[Any]) -> None:
+        if len(tokens) and not (tokens.min() >= 0 and tokens.max() < self._vocab_size):
+            raise ValueError(f"token id outside [0, {self._vocab_size}): {tokens.min()} to {tokens.max()}")
+        if lengths.sum() != len(tokens) or sequences.sum() != len(lengths):
+            raise ValueError(f"{len(tokens)} tokens, {lengths.sum()} in {len(lengths)} of {sequences.sum()} sequences")
+        block = tokens.astype(self._dtype).tobytes()
+        self._digest.update(block)
+        self._files["bin"].write(block)
+        self._files["lengths"].write(lengths.astype("<i4").tobytes())
+        self._files["boundaries"].write((self.sequences + np.cumsum(sequences)).astype("<i8").tobytes())
+        self.documents += len(sequences)
+        self.sequences += len(lengths)
+        self.tokens += len(tokens)
+
+    def copy(self, reader: IndexedReader) -> None:
+        """Appends all documents of another pair of files; tokens are copied as they are.
+
+        Raises:
+            ValueError: its tokens are of another type.
+        """
+        if reader.dtype != self._dtype:
+            raise ValueError(f"token type {reader.dtype.name}, expected {self._dtype.name}")
+        self._flush()
+        with open(suffixed(reader.prefix, ".bin"), "rb") as file:  # read: pages of a map would count as our memory
+            while block := file.read(_COPIED):
+                self._digest.update(block)
+                self._files["bin"].write(block)
+        for first in range(0, len(reader), _INDEX_CHUNK):
+            self._files["lengths"].write(reader.lengths[first : first + _INDEX_CHUNK].tobytes())
+        for first in range(1, reader.documents + 1, _INDEX_CHUNK):
+            boundaries = self.sequences + reader.boundaries[first : first + _INDEX_CHUNK]
+            self._files["boundaries"].write(boundaries.astype("<i8").tobytes())
+        self.documents += reader.documents
+        self.sequences += len(reader)
+        self.tokens += reader.tokens
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
@@ -118,18 +176,18 @@ class IndexedWriter:
             if kind is None:
                 self._finish()
         finally:
-            self._bin.close()
-            self._side.close()
+            for file in self._files.values():
+                with suppress(OSError):  # a full disk fails once more when the buffers are emptied
+                    file.close()
             for path in self._partial.values():
                 path.unlink(missing_ok=True)
 
     def _finish(self) -> None:
         self._flush()
-        self._side.flush()
         with open(self._partial["idx"], "wb") as index:
             self._write_index(index)
-            _sync(index)
-        _sync(self._bin)
+            self._sync(index)
+        self._sync(self._files["bin"])
         # An old index must not describe the new tokens, not even between the two renames.
         suffixed(self._prefix, ".idx").unlink(missing_ok=True)
         self._partial["bin"].replace(suffixed(self._prefix, ".bin"))
@@ -142,32 +200,37 @@ class IndexedWriter:
             index.write(block)
 
         code = next(code for code, dtype in _TOKEN_TYPES.items() if np.dtype(dtype) == self._dtype)
-        put(_HEADER.pack(_MAGIC, _VERSION, code, self.documents, self.documents + 1))
-        for block in self._length_blocks():
-            put(block.tobytes())
+        put(_HEADER.pack(_MAGIC, _VERSION, code, self.sequences, self.documents + 1))
+        for block in self._blocks("lengths"):
+            put(block)
         offset = 0
-        for block in self._length_blocks():
-            ends = offset + np.cumsum(block, dtype=np.int64) * self._dtype.itemsize
-            put((ends - block.astype(np.int64) * self._dtype.itemsize).astype("<i8").tobytes())
+        for block in self._blocks("lengths"):
+            sizes = np.frombuffer(block, dtype="<i4").astype(np.int64) * self._dtype.itemsize
+            ends = offset + np.cumsum(sizes)
+            put((ends - sizes).astype("<i8").tobytes())
             offset = int(ends[-1])
-        for first in range(0, self.documents + 1, _INDEX_CHUNK):
-            put(np.arange(first, min(first + _INDEX_CHUNK, self.documents + 1), dtype="<i8").tobytes())
+        put(bytes(8))
+        for block in self._blocks("boundaries"):
+            put(block)
 
-    def _length_blocks(self) -> Any:
-        self._side.seek(0)
-        while block := self._side.read(_INDEX_CHUNK * 4):
-            yield np.frombuffer(block, dtype="<i4")
+    def _sync(self, file: IO[bytes]) -> None:
+        file.flush()
+        if self._synced:
+            os.fsync(file.fileno())
 
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        file = self._files[name]
+        file.seek(0)
+        while block := file.read(_INDEX_CHUNK * 8):
+            yield block
 
 
 class IndexedReader:
-    """Reads ``PREFIX.bin``/``.idx`` through memory maps, after checking that index and sizes agree.
+    """Reads ``PREFIX.bin``/``.idx`` through memory maps, whoever wrote them.
 
-    ``reader[i]`` is document i: a read-only array of its token ids, shape ``[lengths[i]]``.
+    Opening takes the same time whatever the size: it checks the header, the sizes of both files and the last entry of
+    the index; :meth:`verify` checks all of it. ``reader[i]`` is sequence i: a read-only array of its token ids, shape
+    ``[lengths[i]]``.
     """
 
     def __init__(self, prefix: Path) -> None:
@@ -180,11 +243,11 @@ class IndexedReader:
         self.prefix = prefix
         index_path, bin_path = suffixed(prefix, ".idx"), suffixed(prefix, ".bin")
         index_size, bin_size = _size(index_path), _size(bin_path)
+        where = str(index_path)
         if index_size < _HEADER.size:
             raise _truncated(index_path, _HEADER.size, index_size, "header")
-        with open(index_path, "rb") as file:
-            magic, version, code, sequences, boundaries = _HEADER.unpack(file.read(_HEADER.size))
-        where = str(index_path)
+        index = np.memmap(index_path, dtype=np.uint8, mode="r")
+        magic, version, code, sequences, boundaries = _HEADER.unpack(index[: _HEADER.size].tobytes())
         if magic != _MAGIC:
             raise InputError(
                 f"not a Megatron index (starts with {magic!r})", where=where, remedy=f"expected {_MAGIC!r}"
@@ -198,30 +261,48 @@ class IndexedReader:
             raise _truncated(index_path, expected, index_size, f"{sequences} sequences and {boundaries} boundaries")
         self.dtype: np.dtype[Any] = np.dtype(_TOKEN_TYPES[code])
         """Type of a token id in the file."""
-        index = np.memmap(index_path, dtype=np.uint8, mode="r")
         at = _HEADER.size
         self.lengths: npt.NDArray[np.int32] = np.frombuffer(index, "<i4", sequences, at)
-        """Tokens of each document, ``[documents]``."""
+        """Tokens of each sequence, ``[sequences]``."""
         self.offsets: npt.NDArray[np.int64] = np.frombuffer(index, "<i8", sequences, at + 4 * sequences)
-        """Offset of each document in ``.bin`` in bytes, ``[documents]``."""
+        """Offset of each sequence in ``.bin`` in bytes, ``[sequences]``."""
         self.boundaries: npt.NDArray[np.int64] = np.frombuffer(index, "<i8", boundaries, at + 12 * sequences)
-        """Document boundaries as sequence numbers."""
-        self.tokens = int(self.lengths.sum(dtype=np.int64))
-        """Tokens of all documents."""
+        """Document d is the sequences ``boundaries[d]`` up to ``boundaries[d + 1]``, ``[documents + 1]``."""
+        if not boundaries or self.boundaries[0] != 0 or self.boundaries[-1] != sequences:
+            raise InputError(f"document boundaries do not go from 0 to {sequences}", where=where)
+        self.tokens = self._end(sequences - 1) if sequences else 0
+        """Tokens of all sequences."""
         if bin_size != self.tokens * self.dtype.itemsize:
             raise _truncated(bin_path, self.tokens * self.dtype.itemsize, bin_size, f"{self.tokens} tokens")
-        self._bin: npt.NDArray[Any] = (
-            np.memmap(bin_path, dtype=self.dtype, mode="r") if self.tokens else np.empty(0, self.dtype)
-        )
+        tokens = np.memmap(bin_path, dtype=self.dtype, mode="r") if self.tokens else np.empty(0, self.dtype)
+        self._bin: npt.NDArray[Any] = np.asarray(tokens)  # a plain array over the map: slices of it cost half as much
+
+    def _end(self, sequence: int) -> int:
+        """The token after the last one of a sequence, counted over the whole file."""
+        offset, length = int(self.offsets[sequence]), int(self.lengths[sequence])
+        if offset < 0 or length < 0 or offset % self.dtype.itemsize:
+            raise self._impossible(sequence)
+        return offset // self.dtype.itemsize + length
+
+    def _impossible(self, sequence: int) -> InputError:
+        problem = f"sequence {sequence} has an impossible length or offset"
+        return InputError(problem, where=str(suffixed(self.prefix, ".idx")))
 
     def __len__(self) -> int:
-        """Number of documents."""
+        """Number of sequences."""
         return len(self.lengths)
 
+    @property
+    def documents(self) -> int:
+        """Number of documents, empty ones included."""
+        return len(self.boundaries) - 1
+
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
-        """Token ids of a document, ``[lengths[index]]``."""
-        start = int(self.offsets[index]) // self.dtype.itemsize
-        return self._bin[start : start + int(self.lengths[index])]
+        """Token ids of a sequence, ``[lengths[index]]``."""
+        end = self._end(index)
+        if end > self.tokens:
+            raise self._impossible(index)
+        return self._bin[end - int(self.lengths[index]) : end]
 
     def at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Token ids at positions counted over the whole file, ``[n]``."""
@@ -231,24 +312,56 @@ class IndexedReader:
         """``count`` token ids from token ``start`` of the whole stream, across document boundaries."""
         return self._bin[start : start + count]
 
-    def verify(self) -> None:
-        """Checks every entry of the index, which opening does not.
+    def document_of(self, position: int) -> int:
+        """Number of the document that holds token ``position`` of the whole stream; O(log documents).
 
         Raises:
-            InputError: lengths, offsets or boundaries contradict each other; names the first damaged document.
+            IndexError: there is no such token.
         """
-        where = str(suffixed(self.prefix, ".idx"))
-        sizes = self.lengths.astype(np.int64) * self.dtype.itemsize
-        wrong = np.flatnonzero((self.lengths <= 0) | (self.offsets != np.cumsum(sizes) - sizes))
-        if len(wrong):
-            raise InputError(f"document {wrong[0]} has an impossible length or offset", where=where)
-        if not np.array_equal(self.boundaries, np.arange(len(self) + 1)):
-            raise InputError("document boundaries are not one a sequence", where=where)
+        if not 0 <= position < self.tokens:
+            raise IndexError(f"token {position} of {self.tokens}")
+        # bisect, because numpy's searchsorted copies the whole array first: the format does not align it.
+        sequence = bisect_right(self.offsets, position * self.dtype.itemsize) - 1
+        return bisect_right(self.boundaries, sequence) - 1
+
+    def document_starts(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """Where documents begin among ``count`` tokens from token ``start``; O(log documents + those found).
+
+        Returns:
+            Positions counted over the whole stream, ascending, each once, ``[found]``; empty documents have none.
+        """
+        itemsize = self.dtype.itemsize
+        first = bisect_left(self.offsets, start * itemsize)
+        last = bisect_left(self.offsets, min(start + count, self.tokens) * itemsize)
+        documents = slice(bisect_left(self.boundaries, first), bisect_left(self.boundaries, last))
+        starts: npt.NDArray[np.int64] = np.unique(self.offsets[self.boundaries[documents]] // itemsize)
+        return starts
+
+    def verify(self) -> None:
+        """Checks every entry of the index, which opening does not; memory is bounded whatever the size.
+
+        Raises:
+            InputError: lengths, offsets or boundaries contradict each other; names the first damaged sequence.
+        """
+        expected = 0
+        for first in range(0, len(self), _INDEX_CHUNK):
+            sizes = self.lengths[first : first + _INDEX_CHUNK].astype(np.int64) * self.dtype.itemsize
+            ends = expected + np.cumsum(sizes)
+            wrong = np.flatnonzero((sizes < 0) | (self.offsets[first : first + _INDEX_CHUNK] != ends - sizes))
+            if len(wrong):
+                raise self._impossible(first + int(wrong[0]))
+            expected = int(ends[-1])
+        for first in range(0, self.documents, _INDEX_CHUNK):
+            falls = np.flatnonzero(np.diff(self.boundaries[first : first + _INDEX_CHUNK + 1]) < 0)
+            if len(falls):
+                problem = f"document {first + int(falls[0])} ends before it begins"
+                raise InputError(problem, where=str(suffixed(self.prefix, ".idx")))
 
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_size
     except OSError as error:
         remedy = "a corpus is a pair of files PREFIX.bin and PREFIX.idx; build it again"
         raise InputError(f"cannot be read ({error.strerror})", where=str(path), remedy=remedy) from None

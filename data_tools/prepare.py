@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.corpus import VALIDATION_SUFFIX, build_corpus
-from data_tools.facts import IMPORTERS, Fact, load_facts, write_facts
+from data_tools.facts import Fact, load_facts
+from data_tools.importers import IMPORTERS
+from data_tools.imports import import_facts, source_fingerprint
 from data_tools.indexed import suffixed
 from data_tools.progress import Progress
 from data_tools.render import render
-from data_tools.select import Selection, SelectSettings, select_facts
+from data_tools.select import SelectSettings
 from data_tools.templates import load_templates
-from data_tools.text import check_text_files, iter_documents
+from data_tools.text import check_text_files, expand, iter_documents
 from data_tools.tokenizer import MODEL_KINDS, load_tokenizer, train_tokenizer
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, read_json, sha256_file, write_json
 
-_VERSION = 1  # raise it when a step's code changes what it writes
+_TOKENIZER_NAMES = ("tokenizer.model", "tokenizer.json")
+_VERSION = 2  # raise it when a step's code changes what it writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +35,21 @@ class DataSettings:
     """Everything that decides what a study's data are."""
 
     text: tuple[Path, ...]
-    """Files of general text: .jsonl, .txt or .tsv, each also .gz."""
+    """Files of general text, or patterns of their names; the kinds are those of ``data_tools.text``."""
     facts: Path
     """Triples to choose the facts from."""
     templates: Path
     """``templates.yaml`` for their relations."""
     facts_format: str = "tsv"
-    """``tsv`` or ``jsonl``."""
+    """A key of ``data_tools.importers.IMPORTERS``: ``tsv``, ``csv``, ``jsonl``, ``bear``, ``lama``, ``trex``, ..."""
     text_key: str = "text"
     """JSON key or TSV column of the text."""
     tokenizer: Path | None = None
-    """A SentencePiece model to use; None trains one on the general text and the names of all chosen facts."""
+    """A tokenizer to use; None trains one on the general text and the names of all chosen facts."""
     vocab_size: int = 2048
     """Pieces of a tokenizer that is trained here. Small models: the embedding is most of their parameters."""
     tokenizer_model: str = "unigram"
-    """``unigram`` or ``bpe``."""
+    """``unigram`` or ``bpe`` (SentencePiece), or ``byte-bpe`` (a ``tokenizer.json``)."""
     select: SelectSettings = field(default_factory=SelectSettings)
     """Which facts, and how many of each group; also the distractors of a question."""
     validation_share: float = 0.02
@@ -73,28 +76,6 @@ class PreparedData:
     """SentencePiece model."""
 
 
-def import_facts(source: Path, kind: str, output: Path, settings: SelectSettings) -> Selection:
-    """Imports triples, chooses a study's facts, writes ``output`` and, beside it, ``facts.meta.json``.
-
-    Raises:
-        InputError: a damaged row (``file:line``), or too few facts for what is asked.
-    """
-    if kind not in IMPORTERS:
-        raise InputError(f"unknown format {kind!r}", where="facts_format", remedy=f"valid: {', '.join(IMPORTERS)}")
-    selection = select_facts(IMPORTERS[kind](source), settings)
-    write_facts(output, selection.facts)
-    meta = {
-        "schema": "kis.facts/1",
-        "source": {"path": str(source), "sha256": sha256_file(source)},
-        "settings": asdict(settings),
-        "imported": dict(selection.imported),
-        "dropped": {reason: dict(counts) for reason, counts in selection.dropped.items() if counts},
-        "facts": len(selection.facts),
-    }
-    write_json(output.with_suffix(".meta.json"), meta)
-    return selection
-
-
 def fact_names(facts: Iterable[Fact]) -> list[str]:
     """Subjects and objects of facts of all groups, each once, sorted: what a tokenizer is trained on beside text."""
     return sorted({name for fact in facts for name in (fact.subject, fact.object)})
@@ -113,13 +94,14 @@ def prepare_data(settings: DataSettings, output: Path, *, progress: Progress | N
     """
     progress = progress or Progress()
     _check(settings)
+    settings = replace(settings, text=tuple(expand(settings.text)))
     paths = PreparedData(
         corpus=output / "corpus",
         validation=output / f"corpus{VALIDATION_SUFFIX}" if settings.validation_share else None,
         exposures=output / "exposures",
         questions=output / "exposures.questions.jsonl",
         facts=output / "facts.jsonl",
-        tokenizer=settings.tokenizer or output / "tokenizer.model",
+        tokenizer=settings.tokenizer or output / _TOKENIZER_NAMES[settings.tokenizer_model == "byte-bpe"],
     )
     steps = _Steps(output / "stamps", progress)
 
@@ -128,7 +110,11 @@ def prepare_data(settings: DataSettings, output: Path, *, progress: Progress | N
         for line in selection.summary():
             progress.say(f"  {line}")
 
-    facts_key = {"source": sha256_file(settings.facts), "format": settings.facts_format, **asdict(settings.select)}
+    facts_key = {
+        "source": source_fingerprint(settings.facts),
+        "format": settings.facts_format,
+        **asdict(settings.select),
+    }
     steps.run("facts", facts_key, [paths.facts], make_facts)
     facts = load_facts(paths.facts)
     templates = load_templates(settings.templates, relations=sorted({fact.relation for fact in facts}))
@@ -209,7 +195,8 @@ def prepare_data(settings: DataSettings, output: Path, *, progress: Progress | N
         "distractors": settings.select.distractors,
         "seed": settings.seed,
     }
-    render_files = [suffixed(paths.exposures, suffix) for suffix in (".bin", ".idx", ".json", ".questions.jsonl")]
+    suffixes = (".bin", ".idx", ".json", ".facts.npy", ".ids.txt", ".questions.jsonl")
+    render_files = [suffixed(paths.exposures, suffix) for suffix in suffixes]
     steps.run("render", render_key, render_files, make_exposures)
     return paths
 
@@ -218,7 +205,7 @@ def _check(settings: DataSettings) -> None:
     """Everything that can be checked without long work."""
     if not settings.text:
         raise InputError("no files of general text", where="data.text")
-    check_text_files(settings.text)
+    check_text_files(expand(settings.text))
     if settings.facts_format not in IMPORTERS:
         raise InputError(
             f"is {settings.facts_format!r}", where="data.facts_format", remedy=f"valid: {', '.join(IMPORTERS)}"

@@ -13,21 +13,27 @@ the option's token range in it, read off the tokenized whole, so that the space 
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_tools.facts import Fact
 from data_tools.names import name_words
+from data_tools.paraphrases import Paraphrases, with_paraphrases
 from data_tools.templates import SPLITS, Templates, fill
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
 
 _Words = tuple[str, ...]
 
+_SPARE = 4  # names drawn beyond the distractors, because a few may be right
+_DRAWS = 8  # then all names are looked through
 
-def choose_options(facts: Sequence[Fact], *, distractors: int, seed: int) -> dict[str, tuple[list[str], int]]:
-    """Options of every fact: its object and distractors of the same relation and group, in random order.
+
+def choose_options(
+    facts: Sequence[Fact], *, distractors: int, seed: int, asked: int | None = None
+) -> dict[str, tuple[list[str], int]]:
+    """Options of every asked fact: its object and distractors of the same relation and group, in random order.
 
     Distractors of another group would be a trap: a model prefers any object it was trained on, and controls would fall
     below chance. Other right objects of the subject, and aliases of the answer, are never distractors.
@@ -41,6 +47,8 @@ def choose_options(facts: Sequence[Fact], *, distractors: int, seed: int) -> dic
         facts: all facts of the study.
         distractors: wrong options of each question.
         seed: seed of the draw.
+        asked: facts of each group to ask about, drawn at random and spread over its relations as the facts are, in
+            whole blocks; None for all.
 
     Returns:
         fact id to (options, index of the right one).
@@ -54,55 +62,94 @@ def choose_options(facts: Sequence[Fact], *, distractors: int, seed: int) -> dic
         names = {name_words(name) for name in (fact.object, *fact.object_aliases)}
         right[fact.relation, name_words(fact.subject)] |= names
         cells[fact.group, fact.relation].append(fact)
+    sizes = Counter(fact.group for fact in facts)
     chosen: dict[str, tuple[list[str], int]] = {}
     for (group, relation), cell in cells.items():
         rng = random.Random(f"{seed}/{group}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
         known = {fact.id: right[fact.relation, name_words(fact.subject)] for fact in cell}
         blocks, rest = _blocks(rng.sample(cell, len(cell)), known, 1 + distractors)
+        share = len(cell) if asked is None else -(-asked * len(cell) // sizes[group])  # rounded up
+        blocks = blocks[: -(-share // (1 + distractors))]
+        rest = rest[: max(0, share - len(blocks) * (1 + distractors))]
         options = {fact.id: [other.object for other in block] for block in blocks for fact in block}
-        objects = {name_words(fact.object): fact.object for fact in cell}
+        objects = [name for _, name in sorted({name_words(fact.object): fact.object for fact in cell}.items())]
         for fact in rest:
-            pool = [name for words, name in sorted(objects.items()) if words not in known[fact.id]]
-            if len(pool) < distractors:
+            wrong = _draw_wrong(objects, known[fact.id], distractors, rng)
+            if len(wrong) < distractors:
                 raise InputError(
-                    f"fact {fact.id!r} has {len(pool)} possible distractors in group {group!r}, needs {distractors}",
+                    f"fact {fact.id!r} has {len(wrong)} possible distractors in group {group!r}, needs {distractors}",
                     remedy="more facts of this group and relation, or fewer distractors",
                 )
-            options[fact.id] = [*rng.sample(pool, distractors), fact.object]
+            options[fact.id] = [*wrong, fact.object]
         for fact in cell:
-            order = rng.sample(options[fact.id], 1 + distractors)
-            chosen[fact.id] = (order, order.index(fact.object))
+            if fact.id in options:
+                order = rng.sample(options[fact.id], 1 + distractors)
+                chosen[fact.id] = (order, order.index(fact.object))
     return chosen
 
 
+def _draw_wrong(objects: list[str], known: set[_Words], count: int, rng: random.Random) -> list[str]:
+    """Up to ``count`` different objects, none of them right: all that there are where they are too few."""
+    for _ in range(_DRAWS):
+        drawn = [
+            name for name in rng.sample(objects, min(len(objects), count + _SPARE)) if name_words(name) not in known
+        ]
+        if len(drawn) >= count:
+            return drawn[:count]
+    drawn = [name for name in objects if name_words(name) not in known]
+    return rng.sample(drawn, min(count, len(drawn)))
+
+
 def _blocks(facts: Sequence[Fact], known: dict[str, set[_Words]], size: int) -> tuple[list[list[Fact]], list[Fact]]:
-    """Fills blocks of ``size`` facts none of whose objects is right for another; returns them and what is left over."""
-    open_blocks: list[list[Fact]] = []
-    full: list[list[Fact]] = []
+    """Blocks of ``size`` facts none of whose objects is right for another, in random order, and what is left over.
+
+    Facts lie sorted by their object, the most frequent first, and are dealt to the blocks in turn: one object's facts
+    go to different blocks. An object that has more facts than there are blocks leaves some over.
+    """
+    by_object: dict[_Words, list[Fact]] = defaultdict(list)
     for fact in facts:
-        words = name_words(fact.object)
-        for block in open_blocks:
-            if not any(words in known[other.id] or name_words(other.object) in known[fact.id] for other in block):
-                block.append(fact)
-                break
-        else:
-            block = [fact]
-            open_blocks.append(block)
-        if len(block) == size:
-            open_blocks.remove(block)
-            full.append(block)
-    return full, [fact for block in open_blocks for fact in block]
+        by_object[name_words(fact.object)].append(fact)
+    members = sorted(by_object.values(), key=len, reverse=True)
+    count = len(facts) // size
+    while (fitting := sum(min(len(member), count) for member in members) // size) < count:
+        count = fitting
+    dealt = [fact for member in members for fact in member[:count]]
+    rest = [fact for member in members for fact in member[count:]] + dealt[count * size :]
+    blocks = [dealt[start : count * size : count] for start in range(count)]
+    sound = [block for block in blocks if _sound(block, known)]
+    rest += [fact for block in blocks if not _sound(block, known) for fact in block]
+    return sound, rest
+
+
+def _sound(block: Sequence[Fact], known: dict[str, set[_Words]]) -> bool:
+    """Whether each fact of a block has one right option: other facts' objects can be right too, or their aliases."""
+    words = [name_words(fact.object) for fact in block]
+    return all(
+        other not in known[fact.id] for place, fact in enumerate(block) for at, other in enumerate(words) if at != place
+    )
 
 
 def iter_questions(
-    facts: Sequence[Fact], templates: Templates, tokenizer: Tokenizer, *, distractors: int, seed: int
+    facts: Sequence[Fact],
+    templates: Templates,
+    tokenizer: Tokenizer,
+    *,
+    distractors: int,
+    seed: int,
+    asked: int | None = None,
+    paraphrases: Paraphrases | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of the questions file: facts in their order, splits and templates in theirs."""
-    chosen = choose_options(facts, distractors=distractors, seed=seed)
+    chosen = choose_options(facts, distractors=distractors, seed=seed, asked=asked)
     for fact in facts:
+        if fact.id not in chosen:
+            continue
         options, answer = chosen[fact.id]
+        own = with_paraphrases(templates[fact.relation], (paraphrases or {}).get(fact.id))
         for split in SPLITS:
-            for index, template in enumerate(templates[fact.relation].split(split)):
+            for index, template in enumerate(own.split(split)):
+                if "[Y]" not in template:  # a train paraphrase that cannot be asked
+                    continue
                 yield {
                     "fact": fact.id,
                     "group": fact.group,

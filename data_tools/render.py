@@ -1,28 +1,57 @@
 """Renders facts through templates into the exposure store and the probe questions.
 
 ``PREFIX.bin``/``.idx`` (Megatron's format) holds one document for every (fact, train template) of the groups
-``infused`` and ``background``, each ending with the end-of-document token. ``PREFIX.json`` (schema
-``kis.exposures/1``) leads back: rows ``first_row`` to ``first_row + templates - 1`` are a fact's train templates in
-their order. Control facts are never rendered. ``PREFIX.questions.jsonl`` is described in ``data_tools.questions``.
+``infused`` and ``background``, each ending with the end-of-document token; ``data_tools.exposures`` describes the index
+that leads back. Control facts are never rendered. ``PREFIX.questions.jsonl`` is described in ``data_tools.questions``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_tools.exposures import RENDERED_GROUPS, write_exposure_index
 from data_tools.facts import Fact
 from data_tools.indexed import IndexedWriter, suffixed
+from data_tools.paraphrases import Paraphrases, with_paraphrases
 from data_tools.progress import Progress
 from data_tools.questions import iter_questions
-from data_tools.templates import Templates, fill
+from data_tools.templates import Templates, fill, wrong_articles
 from data_tools.tokenizer import Tokenizer
-from megatron_kis.files import write_json, write_json_lines
+from megatron_kis.errors import InputError
+from megatron_kis.files import write_json_lines
 
-RENDERED_GROUPS = ("infused", "background")
-"""Groups with exposures."""
+_BATCH = 256  # facts whose sentences are encoded together
+_NAMED = 5  # offenders that a message names
+
+
+@dataclass(slots=True)
+class TokenCounts:
+    """Lengths of some exposures in tokens, end-of-document tokens included."""
+
+    exposures: int = 0
+    """How many there are."""
+    tokens: int = 0
+    """Their tokens."""
+    shortest: int = 0
+    """Tokens of the shortest."""
+    longest: int = 0
+    """Tokens of the longest."""
+
+    @property
+    def mean(self) -> float:
+        """Mean tokens."""
+        return self.tokens / max(1, self.exposures)
+
+    def add(self, tokens: int) -> None:
+        """Counts one exposure."""
+        self.shortest = min(self.shortest, tokens) if self.exposures else tokens
+        self.longest = max(self.longest, tokens)
+        self.exposures += 1
+        self.tokens += tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +72,10 @@ class RenderSummary:
     """Mean tokens of an exposure, by group."""
     questions: int
     """Rows of the questions file."""
+    relations: dict[str, TokenCounts] = field(default_factory=dict)
+    """Lengths of each relation's exposures."""
+    remarks: tuple[str, ...] = ()
+    """Templates that do not read well with some names, one line each."""
 
 
 def render(
@@ -53,6 +86,9 @@ def render(
     *,
     distractors: int = 3,
     seed: int = 0,
+    longest_exposure: int | None = None,
+    asked: int | None = None,
+    paraphrases: Paraphrases | None = None,
     progress: Progress | None = None,
 ) -> RenderSummary:
     """Writes the exposure store and the questions; the same inputs give the same bytes.
@@ -64,60 +100,122 @@ def render(
         prefix: where to write.
         distractors: wrong options of a question.
         seed: seed of the distractors.
+        longest_exposure: most tokens of an exposure, the end-of-document token included; None for any.
+        asked: facts of each group to ask about; None for all.
+        paraphrases: sentences of single facts, beside the templates.
         progress: where to report.
 
     Raises:
-        InputError: a group and relation has too few objects for the distractors.
+        InputError: a group and relation has too few objects for the distractors, or an exposure is too long.
     """
-    progress = progress or Progress()
+    progress, paraphrases = progress or Progress(), paraphrases or {}
     questions_path = suffixed(prefix, ".questions.jsonl")
-    for suffix in (".json", ".questions.jsonl"):
+    for suffix in (".json", ".questions.jsonl", ".facts.npy", ".ids.txt"):
         suffixed(prefix, suffix).unlink(missing_ok=True)
-    index: list[dict[str, Any]] = []
-    lengths: dict[str, list[int]] = {group: [] for group in RENDERED_GROUPS}
+    rendered = [fact for fact in facts if fact.group in RENDERED_GROUPS]
+    own = {fact.id: with_paraphrases(templates[fact.relation], paraphrases.get(fact.id)).train for fact in rendered}
+    groups: dict[str, TokenCounts] = defaultdict(TokenCounts)
+    relations: dict[str, TokenCounts] = defaultdict(TokenCounts)
+    too_long: list[str] = []
     with IndexedWriter(prefix, vocab_size=tokenizer.vocab_size) as writer:
-        for fact in progress.track(facts, description="exposures", total=len(facts)):
-            if fact.group not in RENDERED_GROUPS:
-                continue
-            train = templates[fact.relation].train
-            index.append(
-                {
-                    "id": fact.id,
-                    "group": fact.group,
-                    "relation": fact.relation,
-                    "first_row": writer.documents,
-                    "templates": len(train),
-                }
-            )
-            for template in train:
-                text = fill(template, fact.subject, fact.object).text
-                tokens = [*tokenizer.encode(text), tokenizer.eod_id]
-                lengths[fact.group].append(len(tokens))
-                writer.add(tokens)
-    rows = iter_questions(facts, templates, tokenizer, distractors=distractors, seed=seed)
-    header = _header(facts, tokenizer, distractors=distractors, seed=seed)
+        tracked = progress.track(rendered, description="exposures", total=len(rendered))
+        for fact, template, tokens in _exposures(tracked, own, tokenizer):
+            count = len(tokens) + 1
+            groups[fact.group].add(count)
+            relations[fact.relation].add(count)
+            if longest_exposure is not None and count > longest_exposure:
+                too_long.append(f"fact {fact.id!r}, {fact.relation}.train[{template}]: {count}")
+            else:
+                writer.add([*tokens, tokenizer.eod_id])
+        if too_long:
+            raise _too_long(too_long, longest_exposure, str(prefix))
+    rows = iter_questions(
+        facts, templates, tokenizer, distractors=distractors, seed=seed, asked=asked, paraphrases=paraphrases
+    )
+    header = _header(facts, tokenizer, distractors=distractors, seed=seed, asked=asked)
     count = write_json_lines(questions_path, _with_header(header, progress.track(rows, description="questions")))
     content = {
-        "schema": "kis.exposures/1",
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "content_fingerprint": writer.content_fingerprint,
         "eod_id": tokenizer.eod_id,
         "vocab_size": tokenizer.vocab_size,
-        "facts": index,
+        "lengths": {relation: asdict(counts) for relation, counts in sorted(relations.items())},
+        "paraphrased_facts": len(paraphrases),
     }
-    write_json(suffixed(prefix, ".json"), content)
+    write_exposure_index(prefix, rendered, [len(own[fact.id]) for fact in rendered], content)
     return RenderSummary(
         prefix=prefix,
         questions_path=questions_path,
         exposures=writer.documents,
         tokens=writer.tokens,
-        longest=max((max(group) for group in lengths.values() if group), default=0),
-        mean_tokens={group: sum(counts) / len(counts) for group, counts in lengths.items() if counts},
+        longest=max((counts.longest for counts in groups.values()), default=0),
+        mean_tokens={group: groups[group].mean for group in RENDERED_GROUPS if group in groups},
         questions=count - 1,
+        relations=dict(sorted(relations.items())),
+        remarks=tuple(template_remarks(facts, templates)),
     )
 
 
-def _header(facts: Sequence[Fact], tokenizer: Tokenizer, *, distractors: int, seed: int) -> dict[str, Any]:
+def template_remarks(facts: Sequence[Fact], templates: Templates) -> Iterator[str]:
+    """Yields a line for each template whose *a* or *an* does not fit all names that follow it."""
+    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for fact in facts:
+        pairs[fact.relation].append((fact.subject, fact.object))
+    for relation, names in sorted(pairs.items()):
+        for place, template in templates[relation].places():
+            wrong = wrong_articles(template, names)
+            if wrong:
+                yield (
+                    f"{relation}.{place}: the article does not fit {len(wrong)} names (first {wrong[0]!r});"
+                    f" write a(n) before the slot: {template}"
+                )
+
+
+def template_lengths(facts: Sequence[Fact], templates: Templates, tokenizer: Tokenizer) -> dict[str, TokenCounts]:
+    """Tokens of each template over its relation's facts, by ``relation.train[0]`` and so on."""
+    counts: dict[str, TokenCounts] = defaultdict(TokenCounts)
+    for fact in facts:
+        places, own = zip(*templates[fact.relation].places(), strict=True)
+        encoded = tokenizer.encode_batch([fill(template, fact.subject, fact.object).text for template in own])
+        for place, tokens in zip(places, encoded, strict=True):
+            counts[f"{fact.relation}.{place}"].add(len(tokens) + 1)
+    return dict(sorted(counts.items()))
+
+
+def _exposures(
+    facts: Iterator[Fact], own: Mapping[str, tuple[str, ...]], tokenizer: Tokenizer
+) -> Iterator[tuple[Fact, int, list[int]]]:
+    """Yields (fact, template, tokens without the end-of-document token), fact by fact."""
+    batch: list[Fact] = []
+    for fact in facts:
+        batch.append(fact)
+        if len(batch) == _BATCH:
+            yield from _encoded(batch, own, tokenizer)
+            batch = []
+    yield from _encoded(batch, own, tokenizer)
+
+
+def _encoded(
+    facts: list[Fact], own: Mapping[str, tuple[str, ...]], tokenizer: Tokenizer
+) -> Iterator[tuple[Fact, int, list[int]]]:
+    pairs = [(fact, number, template) for fact in facts for number, template in enumerate(own[fact.id])]
+    encoded = tokenizer.encode_batch([fill(template, fact.subject, fact.object).text for fact, _, template in pairs])
+    for (fact, number, _), tokens in zip(pairs, encoded, strict=True):
+        yield fact, number, tokens
+
+
+def _too_long(offenders: list[str], longest: int | None, where: str) -> InputError:
+    named = "; ".join(offenders[:_NAMED]) + (f"; and {len(offenders) - _NAMED} more" if len(offenders) > _NAMED else "")
+    return InputError(
+        f"{len(offenders)} exposures are longer than {longest} tokens ({named})",
+        where=where,
+        remedy="choose facts with shorter names, shorten the templates, or use longer sequences",
+    )
+
+
+def _header(
+    facts: Sequence[Fact], tokenizer: Tokenizer, *, distractors: int, seed: int, asked: int | None
+) -> dict[str, Any]:
     return {
         "schema": "kis.questions/1",
         "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -127,6 +225,7 @@ def _header(facts: Sequence[Fact], tokenizer: Tokenizer, *, distractors: int, se
         "chance": 1 / (1 + distractors),
         "seed": seed,
         "facts": len(facts),
+        "asked_facts_per_group": asked,
         "bos": "eod",
         "bos_scored": False,
         "eod_scored": False,
@@ -134,6 +233,7 @@ def _header(facts: Sequence[Fact], tokenizer: Tokenizer, *, distractors: int, se
         "distractor_source": "same relation and group",
         "distractor_design": "blocks",
         "options_shared_by_templates": True,
+        "article_before_answer": "of each option, where the template says a(n)",
     }
 
 

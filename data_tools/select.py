@@ -12,9 +12,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from data_tools.facts import GROUPS, Candidate, Fact
-from data_tools.names import gives_away, name_words
+from data_tools.facts import GROUPS, Fact
+from data_tools.importers import Candidate, Imported
+from data_tools.pool import object_key, subject_key, usable_facts
 from megatron_kis.errors import InputError, nearest
+
+SPREADS = ("even", "proportional")
+"""How facts are spread over relations: the same number of each, or as many as a relation has."""
+
+_SHOWN = 20  # counts in a line of the summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +28,7 @@ class SelectSettings:
     """How many facts a study takes, and which."""
 
     infused: int = 100
-    """Facts of group ``infused`` in all, spread evenly over the relations."""
+    """Facts of group ``infused`` in all, spread over the relations."""
     background: int = 100
     """Facts of group ``background``."""
     control: int = 100
@@ -32,17 +38,41 @@ class SelectSettings:
     distractors: int = 3
     """Wrong options a question will have: each group and relation must offer that many other objects."""
     facts_per_object: int = 1
-    """Facts of one group and relation that may share an object."""
+    """Facts of one group and relation that may share an object; 0 for any number."""
     longest_name: int | None = None
     """Longest subject or object in characters; None for any. Short sequences cannot hold long names."""
     keep_telling_names: bool = False
     """Keep facts whose subject's name hints at the object."""
     seed: int = 0
     """Seed of the split."""
+    spread: str = "even"
+    """``even`` or ``proportional``: to the usable facts of a relation; too small relations then take no part."""
+    memory_limit: int = 4_000_000
+    """Triples held in memory, at about 0.6 kB; of a source with more, a random sample of the subjects is used."""
 
     def counts(self) -> dict[str, int]:
         """Facts of each group."""
         return {"infused": self.infused, "background": self.background, "control": self.control}
+
+
+@dataclass(frozen=True, slots=True)
+class RelationSummary:
+    """What a source has of a relation, and what was taken."""
+
+    relation: str
+    """Key of the relation."""
+    imported: int
+    """Triples read."""
+    usable: int
+    """Facts that can be asked."""
+    objects: int
+    """Their distinct objects."""
+    chance: float
+    """Chance level where all objects are options: 1 / objects."""
+    most_frequent: float
+    """Share of the usable facts that have the most frequent object: what always naming it would score."""
+    chosen: dict[str, int]
+    """Facts taken, by group."""
 
 
 @dataclass(slots=True)
@@ -55,11 +85,21 @@ class Selection:
     """Imported triples of each relation."""
     dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Reason to relation to count of dropped triples."""
+    relations: list[RelationSummary] = field(default_factory=list)
+    """Each relation of the source that was asked for."""
+    distractors: int = 3
+    """Wrong options of a question."""
 
     def summary(self) -> list[str]:
         """What was imported, dropped and chosen, one line each."""
         lines = [f"imported {_counts(self.imported)}"]
-        lines += [f"dropped {_counts(counts)}: {reason}" for reason, counts in self.dropped.items() if counts]
+        lines += [f"dropped {_counts(counts)}: {reason}" for reason, counts in self.dropped.items() if counts.total()]
+        lines += [
+            f"{one.relation}: {one.usable} usable of {one.imported}, {one.objects} objects; chance"
+            f" {one.chance:.4f} among them all, {1 / (1 + self.distractors):.4f} among {1 + self.distractors} options;"
+            f" the most frequent object answers {one.most_frequent:.4f}"
+            for one in self.relations
+        ]
         for group in GROUPS:
             chosen = Counter(fact.relation for fact in self.facts if fact.group == group)
             lines.append(f"{group}: {_counts(chosen)}")
@@ -67,34 +107,64 @@ class Selection:
 
 
 def _counts(counter: Mapping[str, int]) -> str:
-    total = sum(counter.values())
-    return f"{total} (" + ", ".join(f"{count} {name}" for name, count in sorted(counter.items())) + ")"
+    """The total, and the largest counts by name."""
+    ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count} {name or 'unknown'}" for name, count in sorted(ranked[:_SHOWN])]
+    more = [f"and {len(ranked) - _SHOWN} more"] if len(ranked) > _SHOWN else []
+    return f"{sum(counter.values())} (" + ", ".join([*shown, *more]) + ")"
 
 
-def select_facts(candidates: Iterable[Candidate], settings: SelectSettings) -> Selection:
-    """Drops unfair facts and splits the rest into groups.
+def select_facts(triples: Iterable[Imported], settings: SelectSettings) -> Selection:
+    """Drops unfair facts and splits the rest into groups, stratified by relation.
 
     Raises:
         InputError: a relation is unknown, or has too few facts or objects for its share; says how many there are.
     """
     _check(settings)
-    selection = Selection()
-    pools = _pools(candidates, settings, selection)
-    order = sorted(pools) if not settings.relations else list(settings.relations)
-    shares = {group: _spread(count, order) for group, count in settings.counts().items()}
-    home: dict[tuple[str, ...], str] = {}
+    pool = usable_facts(
+        triples,
+        relations=settings.relations,
+        longest_name=settings.longest_name,
+        keep_telling_names=settings.keep_telling_names,
+        limit=settings.memory_limit,
+        seed=settings.seed,
+    )
+    for relation in settings.relations:
+        if relation not in pool.seen:
+            raise InputError(f"no facts of relation {relation!r}", remedy=nearest(relation, pool.seen))
+    selection = Selection(imported=pool.imported, dropped=pool.dropped, distractors=settings.distractors)
+    order = sorted(pool.facts) if not settings.relations else list(settings.relations)
+    sizes = {relation: len(pool.facts[relation]) for relation in order}
+    shares = {group: _shares(count, sizes, settings) for group, count in settings.counts().items()}
+    home: dict[str, str] = {}
     drawn: dict[str, list[tuple[Candidate, str]]] = {}
     # Scarce relations first: a subject's group is settled by the first relation that draws it.
-    for relation in sorted(order, key=lambda name: (len(pools[name]), name)):
+    for relation in sorted(order, key=lambda name: (sizes[name], name)):
         wanted = {group: shares[group][relation] for group in GROUPS}
         rng = random.Random(f"{settings.seed}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
-        drawn[relation] = _draw(relation, pools[relation], wanted, home, rng, settings)
+        drawn[relation] = _draw(relation, pool.facts[relation], wanted, home, rng, settings)
     for group in GROUPS:
         for relation in order:
             chosen = [candidate for candidate, owner in drawn[relation] if owner == group]
             selection.facts += [_fact(candidate, group) for candidate in chosen]
     _unique_ids(selection.facts)
+    for relation in order:
+        taken = Counter(group for _, group in drawn[relation])
+        selection.relations.append(_summary(relation, pool.imported[relation], pool.facts[relation], taken))
     return selection
+
+
+def _summary(relation: str, imported: int, usable: list[Candidate], taken: Counter[str]) -> RelationSummary:
+    objects = Counter(map(object_key, usable))
+    return RelationSummary(
+        relation=relation,
+        imported=imported,
+        usable=len(usable),
+        objects=len(objects),
+        chance=1 / max(1, len(objects)),
+        most_frequent=max(objects.values(), default=0) / max(1, len(usable)),
+        chosen={group: taken[group] for group in GROUPS},
+    )
 
 
 def _check(settings: SelectSettings) -> None:
@@ -103,59 +173,42 @@ def _check(settings: SelectSettings) -> None:
             raise InputError(f"is {count}", where=f"facts.{group}", remedy="a number of facts, 0 or more")
     if settings.distractors < 1:
         raise InputError(f"is {settings.distractors}", where="distractors", remedy="at least 1")
-    if settings.facts_per_object < 1:
-        raise InputError(f"is {settings.facts_per_object}", where="facts_per_object", remedy="at least 1")
+    if settings.facts_per_object < 0:
+        raise InputError(f"is {settings.facts_per_object}", where="facts_per_object", remedy="0 (any) or more")
+    if settings.spread not in SPREADS:
+        raise InputError(f"is {settings.spread!r}", where="spread", remedy=f"valid: {', '.join(SPREADS)}")
+    if settings.memory_limit < 1:
+        raise InputError(f"is {settings.memory_limit}", where="memory_limit", remedy="a number of triples")
 
 
-def _pools(
-    candidates: Iterable[Candidate], settings: SelectSettings, selection: Selection
-) -> dict[str, list[Candidate]]:
-    """The usable facts of each relation."""
-    wanted = set(settings.relations)
-    by_pair: dict[tuple[str, tuple[str, ...]], dict[tuple[str, ...], Candidate]] = defaultdict(dict)
-    entities: dict[tuple[str, ...], set[str]] = defaultdict(set)
-    seen: set[str] = set()
-    for candidate in candidates:
-        seen.add(candidate.relation)
-        if wanted and candidate.relation not in wanted:
-            continue
-        selection.imported[candidate.relation] += 1
-        subject, answer = name_words(candidate.subject), name_words(candidate.object)
-        if not subject or not answer:
-            selection.dropped["no letter or digit in a name"][candidate.relation] += 1
-            continue
-        if candidate.entity:
-            entities[subject].add(candidate.entity)
-        objects = by_pair[candidate.relation, subject]
-        if answer in objects:
-            selection.dropped["said twice"][candidate.relation] += 1
-        else:
-            objects[answer] = candidate
-    for relation in settings.relations:
-        if relation not in seen:
-            raise InputError(f"no facts of relation {relation!r}", remedy=nearest(relation, seen))
-    pools: dict[str, list[Candidate]] = {relation: [] for relation in selection.imported}
-    for (relation, subject), objects in by_pair.items():
-        candidate = next(iter(objects.values()))
-        reason = _unfair(candidate, len(objects), len(entities[subject]), settings)
-        if reason:
-            selection.dropped[reason][relation] += len(objects)
-        else:
-            pools[relation].append(candidate)
-    return pools
+def _shares(count: int, sizes: dict[str, int], settings: SelectSettings) -> dict[str, int]:
+    """Facts of a group that each relation gives."""
+    if settings.spread == "even":
+        return _spread(count, list(sizes))
+    # A relation whose share is too small for the distractors leaves its share to the others; one at a time, the
+    # smallest first, for each that goes makes the rest larger.
+    taking = dict(sizes)
+    while True:
+        shares = _proportional(count, taking)
+        short = [relation for relation, share in shares.items() if 0 < share < _fewest(settings)]
+        if not short or len(taking) == 1:
+            return {relation: shares.get(relation, 0) for relation in sizes}
+        del taking[min(short, key=lambda relation: (taking[relation], relation))]
 
 
-def _unfair(candidate: Candidate, objects: int, bearers: int, settings: SelectSettings) -> str | None:
-    if objects > 1:
-        return "ambiguous: the subject has several objects"
-    if bearers > 1:
-        return "ambiguous: several entities bear the subject's name"
-    if not settings.keep_telling_names and gives_away(candidate.subject, candidate.object):
-        return "the subject's name hints at the object"
-    longest = max(len(candidate.subject), len(candidate.object))
-    if settings.longest_name is not None and longest > settings.longest_name:
-        return f"a name longer than {settings.longest_name} characters"
-    return None
+def _proportional(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Whole shares of ``count`` in proportion to ``sizes``, the largest remainders rounded up."""
+    total = max(1, sum(sizes.values()))
+    shares = {relation: count * size // total for relation, size in sizes.items()}
+    remainders = sorted(sizes, key=lambda relation: (-(count * sizes[relation] % total), relation))
+    for relation in remainders[: count - sum(shares.values())]:
+        shares[relation] += 1
+    return shares
+
+
+def _fewest(settings: SelectSettings) -> int:
+    """Facts of a group and relation with which every question surely has its distractors."""
+    return settings.distractors * max(1, settings.facts_per_object) + 1
 
 
 def _spread(count: int, relations: Sequence[str]) -> dict[str, int]:
@@ -168,27 +221,28 @@ def _draw(
     relation: str,
     pool: list[Candidate],
     wanted: dict[str, int],
-    home: dict[tuple[str, ...], str],
+    home: dict[str, str],
     rng: random.Random,
     settings: SelectSettings,
 ) -> list[tuple[Candidate, str]]:
     """Goes through the pool in random order and gives each fact to a random group that still has room for it."""
     for group, count in wanted.items():
-        if 0 < count <= settings.distractors * settings.facts_per_object:
+        if 0 < count < _fewest(settings):
             raise InputError(
                 f"{count} {group} facts of relation {relation!r} cannot have {settings.distractors} distractors each",
-                remedy=f"at least {settings.distractors * settings.facts_per_object + 1} facts of a group and relation",
+                remedy=f"at least {_fewest(settings)} facts of a group and relation",
             )
     drawn: list[tuple[Candidate, str]] = []
     room = dict(wanted)
-    used: dict[str, Counter[tuple[str, ...]]] = {group: Counter() for group in room}
+    used: dict[str, Counter[str]] = {group: Counter() for group in room}
+    most = settings.facts_per_object or len(pool)
     for candidate in rng.sample(pool, len(pool)):
         if not any(room.values()):
             break
-        subject, answer = name_words(candidate.subject), name_words(candidate.object)
+        subject, answer = subject_key(candidate), object_key(candidate)
         # All facts of a subject stay in one group: a control subject is never shown, by no relation.
         groups = [home[subject]] if subject in home else list(GROUPS)
-        groups = [group for group in groups if room[group] and used[group][answer] < settings.facts_per_object]
+        groups = [group for group in groups if room[group] and used[group][answer] < most]
         if not groups:
             continue
         group = rng.choices(groups, [room[group] for group in groups])[0]
@@ -198,13 +252,17 @@ def _draw(
         drawn.append((candidate, group))
     short = {group: left for group, left in room.items() if left}
     if short:
-        objects = len({name_words(candidate.object) for candidate in pool})
+        objects = len(set(map(object_key, pool)))
         lacking = ", ".join(f"{left} {group}" for group, left in short.items())
         raise InputError(
             f"relation {relation!r} lacks {lacking} facts: {sum(wanted.values())} wanted of {len(pool)} usable ones"
             f" with {objects} objects",
             remedy="ask for fewer facts, add relations, or raise facts_per_object",
         )
+    for group, answers in used.items():
+        if 0 < len(answers) <= settings.distractors:
+            problem = f"the {group} facts of relation {relation!r} have {len(answers)} objects"
+            raise InputError(problem, remedy=f"{settings.distractors} distractors need {settings.distractors + 1}")
     return drawn
 
 
@@ -217,6 +275,8 @@ def _fact(candidate: Candidate, group: str) -> Fact:
         group=group,
         subject_aliases=candidate.subject_aliases,
         object_aliases=candidate.object_aliases,
+        subject_id=candidate.subject_id,
+        object_id=candidate.object_id,
     )
 
 

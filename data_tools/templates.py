@@ -1,23 +1,26 @@
 """Sentence templates of each relation: loading, validation and filling.
 
 ``templates.yaml`` maps a relation to the lists ``train`` (rendered into training text), ``held_out`` (probing only) and
-``question`` (probing only); each template holds ``[X]``, the subject, and ``[Y]``, the object, exactly once.
+``question`` (probing only); each template holds ``[X]``, the subject, and ``[Y]``, the object, exactly once. ``a(n)``
+before a slot becomes *a* or *an* as the name needs it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.articles import indefinite_article
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_text
 
 SPLITS = ("train", "held_out", "question")
 """The template splits, in the order in which questions are written."""
 
-_SLOT = re.compile(r"\[([XY])\]")
+_SLOT = re.compile(r"(?:\b([Aa])\(n\) )?\[([XY])\]")
+_FIXED_ARTICLE = re.compile(r"\b(an?) \[([XY])\]", re.IGNORECASE)
 _SPACES = re.compile(r"\W+")
 
 
@@ -47,6 +50,12 @@ class RelationTemplates:
         templates: tuple[str, ...] = getattr(self, name)
         return templates
 
+    def places(self) -> Iterator[tuple[str, str]]:
+        """Yields (``train[0]`` and so on, template) of all splits."""
+        for split in SPLITS:
+            for index, template in enumerate(self.split(split)):
+                yield f"{split}[{index}]", template
+
 
 Templates = Mapping[str, RelationTemplates]
 """Relation to its templates."""
@@ -58,13 +67,39 @@ def fill(template: str, subject: str, answer: str) -> Rendered:
     at = 0
     for slot in _SLOT.finditer(template):
         text += template[at : slot.start()]
-        if slot.group(1) == "X":
-            text += subject
-        else:
-            span = (len(text), len(text) + len(answer))
-            text += answer
+        name = subject if slot[2] == "X" else answer
+        if slot[1]:
+            text += f"{slot[1]}{indefinite_article(name)[1:]} "
+        if slot[2] == "Y":
+            span = (len(text), len(text) + len(name))
+        text += name
         at = slot.end()
     return Rendered(text + template[at:], span)
+
+
+def wording(template: str) -> str:
+    """The template without case, marks and the choice between *a* and *an*: what two templates must not share."""
+    return _SPACES.sub(" ", plain(template).casefold()).strip()
+
+
+def plain(template: str) -> str:
+    """The template for readers that know ``[X]`` and ``[Y]`` only: ``a(n)`` becomes *a*."""
+    return template.replace("(n) [", " [")
+
+
+def wrong_articles(template: str, facts: Iterable[tuple[str, str]]) -> list[str]:
+    """Names that an *a* or *an* written out before a slot does not fit; ``a(n)`` fits all.
+
+    Args:
+        template: the template.
+        facts: (subject, object) of its relation's facts.
+    """
+    pairs = list(facts)
+    found: set[str] = set()
+    for match in _FIXED_ARTICLE.finditer(template):
+        names = {pair["XY".index(match[2])] for pair in pairs}
+        found |= {name for name in names if indefinite_article(name) != match[1].casefold()}
+    return sorted(found)
 
 
 def load_templates(path: Path, *, relations: Iterable[str] | None = None) -> dict[str, RelationTemplates]:
@@ -119,14 +154,14 @@ def _relation(path: Path, relation: str, lists: object) -> RelationTemplates:
 def _check(template: object, where: str, places: dict[str, str]) -> None:
     if not isinstance(template, str):
         raise InputError(f"{template!r} is not a string", where=where, remedy="put it in quotes")
-    slots = _SLOT.findall(template)
+    slots = [slot for _, slot in _SLOT.findall(template)]
     for slot, role in (("X", "subject"), ("Y", "object")):
         if slots.count(slot) != 1:
             found = "without" if slot not in slots else "with more than one"
             raise InputError(f"template {found} [{slot}], the {role}", where=where, remedy="expected exactly one")
-    wording = _SPACES.sub(" ", template.casefold()).strip()
-    if wording in places:
+    words = wording(template)
+    if words in places:
         raise InputError(
-            f"same wording as {places[wording]}", where=where, remedy="a template stands in one split and once"
+            f"same wording as {places[words]}", where=where, remedy="a template stands in one split and once"
         )
-    places[wording] = where
+    places[words] = where

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.facts import Fact, import_tsv
+from data_tools.facts import Fact
+from data_tools.importers import import_tsv
 from data_tools.prepare import fact_names
 from data_tools.select import SelectSettings, select_facts
 from data_tools.templates import RelationTemplates, load_templates

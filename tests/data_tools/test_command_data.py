@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+from data_tools.importers import IMPORTERS
 from megatron_kis.commands import data
+from megatron_kis.commands.data.facts import FORMATS
 from megatron_kis.errors import InputError
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
@@ -39,13 +41,52 @@ def test_the_steps_one_at_a_time_make_a_studys_data(tmp_path, capsys):
         assert json.loads(capsys.readouterr().out)["documents"] > 0
 
 
+def test_a_data_set_of_bear_goes_in_and_comes_out(tmp_path, capsys):
+    rows = [{"sub_label": f"Peak {n}", "obj_label": f"Land {chr(65 + n)}", "obj_id": f"Q{n}"} for n in range(24)]
+    (tmp_path / "bear").mkdir()
+    (tmp_path / "bear" / "P17.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    metadata = {"P17": {"templates": ["[X] is in [Y].", "[X] belongs to a [Y] state.", "In [Y] stands [X]."]}}
+    (tmp_path / "bear" / "metadata_relations.json").write_text(json.dumps(metadata))
+    facts, templates = tmp_path / "facts.jsonl", tmp_path / "templates.yaml"
+    counts = ("--infused", 8, "--background", 8, "--control", 8, "--spread", "proportional", "--keep-telling-names")
+    source = ("--from", "bear", "--input", tmp_path / "bear", "--templates-output", templates)
+    assert kis("data", "facts", *source, "--output", facts, *counts) == 0
+    assert "24 usable of 24, 24 objects; chance 0.0417 among them all" in capsys.readouterr().out
+    assert kis("data", "templates", "--templates", templates, "--facts", facts) == 0
+    assert "P17: 2 train, 1 held out, 0 questions" in capsys.readouterr().out
+    assert kis("data", "export", "--facts", facts, "--templates", templates, "--output", tmp_path / "out") == 0
+    exported = json.loads((tmp_path / "out" / "control" / "metadata_relations.json").read_text())
+    assert exported["P17"]["templates"] == ["In [Y] stands [X]."]
+    assert len(exported["P17"]["answer_space_labels"]) == 8
+    with pytest.raises(InputError, match=r"templates\.yaml: exists"):
+        kis("data", "facts", *source, "--output", facts, *counts)
+
+
+def test_the_text_is_cleaned_of_single_sentences(tmp_path, capsys):
+    facts = tmp_path / "facts.jsonl"
+    counts = ("--infused", 8, "--background", 8, "--control", 8)
+    kis("data", "facts", "--from", "tsv", "--input", TRIPLES, "--output", facts, *counts)
+    clean = tmp_path / "clean.jsonl.gz"
+    level = ("--level", "sentence", "--clean", clean)
+    assert kis("data", "leaks", "--input", LEADS, "--facts", facts, *level) == 0
+    assert "told over several sentences" in capsys.readouterr().out
+    assert kis("data", "leaks", "--input", clean, "--facts", facts, "--level", "sentence") == 0
+    assert "0 sentences in 0 of 20 documents" in capsys.readouterr().out
+
+
+def test_the_formats_that_the_command_offers_are_those_that_are_read():
+    assert set(FORMATS) == set(IMPORTERS)
+
+
 def test_damage_is_an_input_error_that_exits_with_2(tmp_path):
     with pytest.raises(InputError, match=r"absent\.idx: cannot be read") as error:
         kis("data", "inspect", tmp_path / "absent")
     assert error.value.exit_status == 2
 
 
-@pytest.mark.parametrize("step", ["demo", "tokenizer", "corpus", "facts", "leaks", "render", "inspect"])
+@pytest.mark.parametrize(
+    "step", ["demo", "tokenizer", "corpus", "facts", "templates", "leaks", "render", "inspect", "export"]
+)
 def test_every_step_has_help(step, capsys):
     with pytest.raises(SystemExit) as stop:
         kis("data", step, "--help")

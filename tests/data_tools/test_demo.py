@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from data_tools.demo import WHEELS, fetch_demo
-from data_tools.facts import import_tsv
+from data_tools.importers import import_tsv
 from data_tools.templates import load_templates
 from megatron_kis.errors import InputError, JobError
 from megatron_kis.files import sha256_file

@@ -1,8 +1,13 @@
 import hashlib
+import struct
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_tools import indexed
 from data_tools.indexed import IndexedReader, IndexedWriter, suffixed, token_dtype
@@ -132,5 +137,131 @@ def test_verify_finds_an_index_that_contradicts_itself(tmp_path):
     content = bytearray(path.read_bytes())
     content[34 + 4 * len(DOCUMENTS) + 8] += 2  # offset of document 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="document 1 has an impossible"):
+    with pytest.raises(InputError, match="sequence 1 has an impossible"):
         IndexedReader(tmp_path / "c").verify()
+
+
+def several(prefix):
+    """Documents of 2, 0, 1 and 3 sequences, as Megatron's tool writes sentences."""
+    with IndexedWriter(prefix, vocab_size=2048) as writer:
+        tokens, lengths = np.arange(2, 16), np.array([3, 1, 2, 4, 2, 2])
+        writer.add_batch(tokens, lengths, np.array([2, 0, 1, 3]))
+    return IndexedReader(prefix)
+
+
+def test_documents_of_several_sequences_or_none_are_read(tmp_path):
+    reader = several(tmp_path / "c")
+    reader.verify()
+    assert (len(reader), reader.documents, reader.tokens) == (6, 4, 14)
+    assert reader.boundaries.tolist() == [0, 2, 2, 3, 6]
+    assert reader[3].tolist() == [8, 9, 10, 11]
+    assert [reader.document_of(position) for position in range(14)] == [0] * 4 + [2] * 2 + [3] * 8
+    assert reader.document_starts(0, 14).tolist() == [0, 4, 6]
+    assert reader.document_starts(1, 5).tolist() == [4]
+    assert reader.document_starts(4, 3).tolist() == [4, 6]
+    assert reader.document_starts(7, 100).tolist() == []
+    with pytest.raises(IndexError):
+        reader.document_of(14)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sequences=st.lists(st.lists(st.integers(0, 4), max_size=4), max_size=8))
+def test_document_starts_are_those_of_the_documents_that_have_tokens(tmp_path_factory, sequences):
+    prefix = tmp_path_factory.mktemp("c") / "c"
+    lengths = np.array([length for document in sequences for length in document], dtype=np.int64)
+    with IndexedWriter(prefix, vocab_size=100) as writer:
+        counts = np.array([len(document) for document in sequences], dtype=np.int64)
+        writer.add_batch(np.zeros(lengths.sum(), np.int64), lengths, counts)
+    reader = IndexedReader(prefix)
+    reader.verify()
+    sizes = [sum(document) for document in sequences]
+    owner = [number for number, size in enumerate(sizes) for _ in range(size)]
+    assert [reader.document_of(position) for position in range(reader.tokens)] == owner
+    starts = [position for position, number in enumerate(owner) if position == 0 or owner[position - 1] != number]
+    for start in range(reader.tokens + 1):
+        for count in (0, 1, 3, 100):
+            expected = [position for position in starts if start <= position < start + count]
+            assert reader.document_starts(start, count).tolist() == expected
+
+
+def test_files_of_megatrons_builder_with_sentences_are_read(tmp_path):
+    indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    builder = indexed_dataset.IndexedDatasetBuilder(str(tmp_path / "c.bin"), dtype=np.int32)
+    builder.add_document([1, 2, 3], [2, 1])
+    builder.add_document([], [])
+    builder.add_document([4], [1])
+    builder.finalize(str(tmp_path / "c.idx"))
+    reader = IndexedReader(tmp_path / "c")
+    reader.verify()
+    assert [tokens.tolist() for tokens in reader] == [[1, 2], [3], [4]]
+    assert reader.boundaries.tolist() == [0, 2, 2, 3]
+
+
+def test_an_empty_corpus_is_read(tmp_path):
+    reader = IndexedReader(write(tmp_path / "c", [])._prefix)
+    reader.verify()
+    assert (len(reader), reader.documents, reader.tokens) == (0, 0, 0)
+
+
+def test_opening_looks_at_the_last_entry_only(tmp_path, monkeypatch):
+    write(tmp_path / "c")
+    read = []
+    original = np.memmap.__getitem__
+    monkeypatch.setattr(np.memmap, "__getitem__", lambda self, key: read.append(key) or original(self, key))
+    monkeypatch.setattr(np, "cumsum", None)
+    IndexedReader(tmp_path / "c")
+    assert read == [slice(None, 34, None)]
+    content = bytearray((tmp_path / "c.idx").read_bytes())
+    content[34 + 4 * (len(DOCUMENTS) - 1)] += 1  # length of the last document
+    (tmp_path / "c.idx").write_bytes(content)
+    with pytest.raises(InputError, match=r"c\.bin: truncated"):
+        IndexedReader(tmp_path / "c")
+
+
+FIELDS = st.tuples(
+    st.sampled_from([b"MMIDIDX\0\0", b"MMIDIDX\0\1"]),
+    st.sampled_from([1, 1, 1, 0, 2**64 - 1]),
+    st.sampled_from([4, 8, 8, 0, 6, 255]),
+    st.sampled_from([0, 1, 2, 3, 2**31, 2**63, 2**64 - 1]),
+    st.sampled_from([0, 1, 2, 3, 4, 2**32, 2**64 - 1]),
+)
+NUMBERS = st.sampled_from([0, 1, 2, 4, 6, -1, -8, 2**31 - 1, 2**62, -(2**63)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    fields=FIELDS,
+    lengths=st.lists(NUMBERS, max_size=4),
+    offsets=st.lists(NUMBERS, max_size=4),
+    boundaries=st.lists(NUMBERS, max_size=5),
+    cut=st.integers(0, 3),
+    content=st.binary(max_size=20),
+    blind=st.binary(max_size=120),
+)
+def test_no_index_crashes_the_reader_or_makes_it_large(
+    tmp_path_factory, fields, lengths, offsets, boundaries, cut, content, blind
+):
+    prefix = tmp_path_factory.mktemp("fuzz") / "c"
+    header = struct.pack("<9sQBQQ", *fields)
+    body = struct.pack(f"<{len(lengths)}i", *(max(-(2**31), min(length, 2**31 - 1)) for length in lengths))
+    body += struct.pack(f"<{len(offsets)}q", *offsets) + struct.pack(f"<{len(boundaries)}q", *boundaries)
+    suffixed(prefix, ".bin").write_bytes(content)
+    consistent = struct.pack("<9sQBQQ", *fields[:3], len(lengths), len(boundaries)) + body
+    for index in (header + body, consistent, consistent[: len(consistent) - cut], header + blind, blind):
+        suffixed(prefix, ".idx").write_bytes(index)
+        tracemalloc.start()
+        try:
+            reader = IndexedReader(prefix)
+            assert reader.tokens * reader.dtype.itemsize == len(content)
+            for sequence in range(len(reader)):
+                with suppress(InputError):
+                    assert len(reader[sequence]) == reader.lengths[sequence]
+            reader.verify()
+        except InputError as error:
+            assert "c.idx" in str(error) or "c.bin" in str(error)
+        else:
+            assert b"".join(tokens.tobytes() for tokens in reader) == content
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak < 1 << 20

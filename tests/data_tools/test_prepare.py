@@ -78,7 +78,7 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
     [
         ({"text": ()}, "no files of general text"),
         ({"text": (LEADS.with_name("absent.jsonl"),)}, "no such file"),
-        ({"facts_format": "csv"}, "data.facts_format: is 'csv'"),
+        ({"facts_format": "xls"}, "data.facts_format: is 'xls'"),
         ({"tokenizer_model": "word"}, "data.tokenizer_model: is 'word'"),
         ({"validation_share": 1.5}, "data.validation_share: is 1.5"),
         ({"tokenizer": LEADS}, "not a SentencePiece model"),

@@ -100,3 +100,24 @@ def test_all_templates_of_a_fact_share_their_options(facts, templates, tokenizer
     for row in iter_questions(facts, templates, tokenizer, distractors=3, seed=0):
         options[row["fact"]].add((row["answer"], tuple(option["text"] for option in row["options"])))
     assert all(len(seen) == 1 for seen in options.values())
+
+
+def test_objects_that_many_facts_share_still_make_blocks():
+    facts = [Fact(f"f{n}", f"S{n}", "r", f"town {min(n % 40, 10)}", "infused") for n in range(400)]  # 300 of "town 10"
+    chosen = choose_options(facts, distractors=3, seed=0)
+    assert len(chosen) == 400
+    for fact in facts:
+        options, answer = chosen[fact.id]
+        assert options[answer] == fact.object
+        assert len(set(options)) == 4
+
+
+def test_a_part_of_the_facts_is_asked_in_whole_blocks_spread_over_the_relations():
+    facts = cell(200) + cell(100, relation="s", first=200) + cell(60, "control")
+    chosen = choose_options(facts, distractors=3, seed=0, asked=30)
+    counts = Counter((fact.group, fact.relation) for fact in facts if fact.id in chosen)
+    assert counts == {("infused", "r"): 20, ("infused", "s"): 12, ("control", "r"): 32}
+    for preference in (str, lambda name: name[::-1]):
+        right = sum(max(options, key=preference) == options[answer] for options, answer in chosen.values())
+        assert right == len(chosen) / 4
+    assert choose_options(facts, distractors=3, seed=1, asked=30).keys() != chosen.keys()

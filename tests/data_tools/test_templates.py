@@ -2,7 +2,7 @@ import importlib.resources
 
 import pytest
 
-from data_tools.templates import SPLITS, fill, load_templates
+from data_tools.templates import SPLITS, fill, load_templates, plain, wrong_articles
 from megatron_kis.errors import InputError
 
 GOOD = 'r:\n  train: ["[X] is [Y]."]\n  held_out: ["[Y] has [X]."]\n  question: []\n'
@@ -62,3 +62,25 @@ def test_the_templates_that_come_with_us_are_many_and_put_the_object_in_differen
             assert 0.2 <= sum(ends) / len(ends) <= 0.8
         assert any(template.startswith("[Y]") for template in relation.train)
     assert SPLITS == ("train", "held_out", "question")
+
+
+def test_an_open_article_becomes_a_or_an_by_the_name_that_follows_it():
+    for answer, sentence in (("Apple", "An Apple is a Pear's."), ("Banana", "A Banana is a Pear's.")):
+        rendered = fill("A(n) [Y] is a(n) [X]'s.", "Pear", answer)
+        assert rendered.text == sentence
+        assert rendered.text[slice(*rendered.answer)] == answer
+    assert plain("A(n) [Y] is a(n) [X]'s.") == "A [Y] is a [X]'s."
+
+
+def test_names_that_a_written_article_does_not_fit_are_found():
+    facts = [("Peru", "apple"), ("Oslo", "pear"), ("Lima", "hour")]
+    assert wrong_articles("[X] has a [Y].", facts) == ["apple", "hour"]
+    assert wrong_articles("An [X] has the [Y].", facts) == ["Lima", "Peru"]
+    assert wrong_articles("A(n) [X] has a(n) [Y].", facts) == []
+    assert wrong_articles("Alpha [X] has [Y].", facts) == []
+
+
+def test_a_held_out_template_may_not_be_a_train_one_with_another_article(tmp_path):
+    text = 'r:\n  train: ["[X] is a [Y]."]\n  held_out: ["[X] is a(n) [Y]!"]\n'
+    with pytest.raises(InputError, match=r"r\.held_out\[0\]: same wording as .*r\.train\[0\]"):
+        load(tmp_path, text)

@@ -1,11 +1,15 @@
-"""``kis data facts``, ``leaks`` and ``render``: triples to exposures and questions."""
+"""``kis data facts``, ``templates`` and ``export``: triples to a study's facts, and facts to other tools."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from megatron_kis.commands.data.options import add_step, add_text_options
+from megatron_kis.commands.data.options import add_step
+
+# As in data_tools.importers, which is imported only where it is used.
+FORMATS = ("tsv", "csv", "jsonl", "bear", "lama", "trex", "wikidata5m")
+_GROUPS = ("infused", "background", "control")
 
 
 def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -13,26 +17,35 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = add_step(
         steps, "facts", "import triples, drop ambiguous ones, split them into infused, background, control"
     )
-    parser.add_argument("--from", dest="format", choices=("tsv", "jsonl"), required=True, help="format of the input")
-    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="triples: subject, relation, object")
+    parser.add_argument("--from", dest="format", choices=FORMATS, required=True, help="format of the input")
+    kinds = "file or folder of triples: a table, JSON lines, or a folder of BEAR, LAMA, T-REx or Wikidata5M"
+    parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=kinds)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="facts.jsonl to write")
     parser.add_argument("--relations", nargs="+", default=[], metavar="NAME", help="relations to use; all by default")
-    for group in ("infused", "background", "control"):
-        summary = f"{group} facts in all, spread evenly over the relations"
-        parser.add_argument(f"--{group}", type=int, default=100, metavar="K", help=summary)
+    for group in _GROUPS:
+        parser.add_argument(f"--{group}", type=int, default=100, metavar="K", help=f"{group} facts in all")
+    spread = "same number of each relation, or in proportion to what it has"
+    parser.add_argument("--spread", choices=("even", "proportional"), default="even", help=spread)
     parser.add_argument("--distractors", type=int, default=3, metavar="N", help="wrong options each question will need")
-    shared = "facts of a group and relation that may share an object"
+    shared = "facts of a group and relation that may share an object; 0 for any number"
     parser.add_argument("--facts-per-object", type=int, default=1, metavar="N", help=shared)
     parser.add_argument("--longest-name", type=int, metavar="CHARACTERS", help="drop facts with longer names")
     parser.add_argument(
         "--keep-telling-names", action="store_true", help="keep facts whose subject's name hints at the object"
     )
+    errors = "a malformed row ends the import, or is dropped and counted"
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
+    limit = "triples held in memory (0.6 kB each); of more, a random sample of the subjects is used"
+    parser.add_argument("--memory-limit", type=int, default=4_000_000, metavar="N", help=limit)
+    templates = "write the templates that BEAR and LAMA bring; not over a file that is there"
+    parser.add_argument("--templates-output", type=Path, metavar="FILE", help=templates)
     parser.add_argument("--seed", type=int, default=0, help="seed of the split")
     parser.set_defaults(handler=_facts)
 
 
 def _facts(options: argparse.Namespace) -> int:
-    from data_tools.prepare import import_facts
+    from data_tools.imports import import_facts, write_source_templates
+    from data_tools.progress import console_progress
     from data_tools.select import SelectSettings
 
     settings = SelectSettings(
@@ -45,76 +58,78 @@ def _facts(options: argparse.Namespace) -> int:
         longest_name=options.longest_name,
         keep_telling_names=options.keep_telling_names,
         seed=options.seed,
+        spread=options.spread,
+        memory_limit=options.memory_limit,
     )
-    selection = import_facts(options.input, options.format, options.output, settings)
+    selection = import_facts(
+        options.input,
+        options.format,
+        options.output,
+        settings,
+        skip_errors=options.on_error == "skip",
+        progress=console_progress(),
+    )
     for line in selection.summary():
         print(line)
+    if options.templates_output:
+        relations = sorted({fact.relation for fact in selection.facts})
+        count = write_source_templates(options.input, options.format, options.templates_output, relations)
+        print(f"{options.templates_output}: templates of {count} relations")
     return 0
 
 
-def add_leaks(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data leaks``."""
-    parser = add_step(steps, "leaks", "list the documents that state a studied fact")
-    add_text_options(parser)
-    parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines: source, line, ids of the facts")
-    parser.set_defaults(handler=_leaks)
-
-
-def _leaks(options: argparse.Namespace) -> int:
-    from data_tools.facts import load_facts
-    from data_tools.leaks import LeakCount, iter_leaks
-    from data_tools.progress import console_progress
-    from data_tools.text import check_text_files, iter_documents
-    from megatron_kis.files import write_json_lines
-
-    check_text_files(options.input)
-    facts, count = load_facts(options.facts), LeakCount()
-    documents = iter_documents(options.input, text_key=options.text_key)
-    rows = iter_leaks(console_progress().track(documents, description="documents"), facts, count)
-    if options.output:
-        write_json_lines(options.output, rows)
-    else:
-        for _ in rows:
-            pass
-    print(f"{count.documents} documents state {len(count.facts)} of {len(facts)} facts")
-    for identifier, documents_found in count.facts.most_common(10):
-        print(f"{documents_found:8d}  {identifier}")
-    return 0
-
-
-def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data render``."""
-    parser = add_step(steps, "render", "render facts into the exposure store and the probe questions")
-    parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
+def add_templates(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis data templates``."""
+    parser = add_step(steps, "templates", "check templates: slots, doubles, a and an, and the tokens they take")
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
-    parser.add_argument("--tokenizer", type=Path, required=True, metavar="PATH", help="tokenizer of the corpus")
-    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX", help="prefix of the files to write")
-    parser.add_argument("--distractors", type=int, default=3, metavar="N", help="wrong options of each question")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the distractors")
-    parser.set_defaults(handler=_render)
+    parser.add_argument("--facts", type=Path, metavar="FILE", help="facts.jsonl: check with its names")
+    parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="count tokens with this tokenizer")
+    parser.set_defaults(handler=_templates)
 
 
-def _render(options: argparse.Namespace) -> int:
+def _templates(options: argparse.Namespace) -> int:
     from data_tools.facts import load_facts
-    from data_tools.progress import console_progress
-    from data_tools.render import render
+    from data_tools.render import template_lengths, template_remarks
     from data_tools.templates import load_templates
     from data_tools.tokenizer import load_tokenizer
+    from megatron_kis.errors import InputError
+
+    if options.tokenizer and not options.facts:
+        raise InputError("needs --facts", where="--tokenizer", remedy="tokens are counted with the names filled in")
+    facts = load_facts(options.facts) if options.facts else []
+    templates = load_templates(options.templates, relations=sorted({fact.relation for fact in facts}))
+    for relation, entry in templates.items():
+        print(f"{relation}: {len(entry.train)} train, {len(entry.held_out)} held out, {len(entry.question)} questions")
+    if options.tokenizer:
+        for place, counts in template_lengths(facts, templates, load_tokenizer(options.tokenizer)).items():
+            print(f"{place}: {counts.shortest} to {counts.longest} tokens, mean {counts.mean:.1f}")
+    remarks = list(template_remarks(facts, templates))
+    for remark in remarks:
+        print(f"remark: {remark}")
+    print(f"{len(templates)} relations, {len(remarks)} remarks")
+    return 0
+
+
+def add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis data export``."""
+    parser = add_step(steps, "export", "write facts as data sets of BEAR and LM-Pub-Quiz, one a group")
+    parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
+    parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument(
+        "--split", choices=("train", "held_out", "question"), default="held_out", help="templates to ask with"
+    )
+    parser.add_argument("--groups", nargs="+", choices=_GROUPS, default=list(_GROUPS), help="groups to write")
+    parser.set_defaults(handler=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from data_tools.exports import export_bear
+    from data_tools.facts import load_facts
+    from data_tools.templates import load_templates
 
     facts = load_facts(options.facts)
     templates = load_templates(options.templates, relations=sorted({fact.relation for fact in facts}))
-    summary = render(
-        facts,
-        templates,
-        load_tokenizer(options.tokenizer),
-        options.output,
-        distractors=options.distractors,
-        seed=options.seed,
-        progress=console_progress(),
-    )
-    print(f"{summary.prefix}: {summary.exposures} exposures, {summary.tokens} tokens, longest {summary.longest}")
-    for group, mean in summary.mean_tokens.items():
-        print(f"  {group}: {mean:.2f} tokens an exposure")
-    print(f"{summary.questions_path}: {summary.questions} questions")
+    for folder in export_bear(facts, templates, options.output, split=options.split, groups=options.groups):
+        print(folder)
     return 0

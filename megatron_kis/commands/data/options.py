@@ -19,6 +19,6 @@ def add_step(
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Adds the text files and the key of their text."""
-    kinds = "text files: .jsonl, .txt (blank line between documents) or .tsv, each also .gz"
+    kinds = "text files or patterns: .jsonl, .txt (blank line between documents), .tsv, each also .gz or .zst; .parquet"
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help=kinds)
-    parser.add_argument("--text-key", default="text", metavar="KEY", help="JSON key or TSV column of the text")
+    parser.add_argument("--text-key", default="text", metavar="KEY", help="JSON key or column of the text")

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from data_tools.facts import load_facts
 from data_tools.templates import load_templates
@@ -21,6 +24,41 @@ def copied(tiny_data: Path, tmp_path: Path) -> Path:
     for path in tiny_data.glob("exposures.*"):
         shutil.copyfile(path, tmp_path / path.name)
     return tmp_path / "exposures"
+
+
+@pytest.fixture
+def listed(copied: Path) -> Path:
+    """The same store as it was written before: all of the index in its JSON file."""
+    header = json.loads(copied.with_name("exposures.json").read_text(encoding="utf-8"))
+    ids = copied.with_name("exposures.ids.txt").read_text(encoding="utf-8").splitlines()
+    table = np.load(copied.with_name("exposures.facts.npy"))
+    facts = [
+        {
+            "id": identifier,
+            "group": header["groups"][group],
+            "relation": header["relations"][relation],
+            "first_row": first,
+            "templates": count,
+        }
+        for identifier, (first, count, group, relation) in zip(ids, table.tolist(), strict=True)
+    ]
+    for suffix in (".facts.npy", ".ids.txt"):
+        copied.with_name(f"exposures{suffix}").unlink()
+    change_index(copied, schema="kis.exposures/1", facts=facts, groups=None, relations=None)
+    return copied
+
+
+def test_a_store_with_the_index_in_its_json_file_is_the_same_store(tiny_data: Path, listed: Path) -> None:
+    store, old = ExposureStore(tiny_data / "exposures"), ExposureStore(listed)
+    for group in ("infused", "background"):
+        assert old.ids(group) == store.ids(group)
+        assert (old.lengths(group) == store.lengths(group)).all()
+        assert old.tokens(group, 1, 2).tolist() == store.tokens(group, 1, 2).tolist()
+
+
+def change_table(prefix: Path, change: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> None:
+    path = prefix.with_name(prefix.name + ".facts.npy")
+    np.save(path, change(np.load(path)))
 
 
 def change_index(prefix: Path, **changes: Any) -> None:
@@ -55,7 +93,7 @@ def test_control_facts_are_in_no_exposure(tiny_data: Path) -> None:
     assert not control & {*store.ids("infused"), *store.ids("background")}
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".idx", ".json"])
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".json", ".facts.npy"])
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_damaged_store_is_refused_by_the_name_of_its_file(copied: Path, suffix: str, damage: str) -> None:
     path = copied.with_name(copied.name + suffix)
@@ -76,21 +114,42 @@ def test_an_index_without_a_key_is_refused_by_the_key(copied: Path, key: str) ->
 
 
 def test_an_index_of_other_exposures_is_refused(copied: Path) -> None:
+    change_table(copied, lambda table: table[:-1])
+    with pytest.raises(InputError, match=r"exposures\.facts\.npy: int64 \[\d+, 4\], expected int64 \[\d+, 4\]"):
+        ExposureStore(copied)
     facts = json.loads(copied.with_name("exposures.json").read_text(encoding="utf-8"))["facts"]
-    change_index(copied, facts=facts[:-1])
+    change_index(copied, facts=facts - 1)
     with pytest.raises(InputError, match=r"exposures\.json: names \d+ exposures, .*exposures\.idx holds \d+"):
         ExposureStore(copied)
 
 
-def test_an_index_that_points_beyond_the_exposures_is_refused(copied: Path) -> None:
-    facts = json.loads(copied.with_name("exposures.json").read_text(encoding="utf-8"))["facts"]
-    facts[0]["first_row"] = 10**6
-    change_index(copied, facts=facts)
-    with pytest.raises(InputError, match=r"exposures\.json"):
+def test_an_old_index_of_other_exposures_is_refused(listed: Path) -> None:
+    facts = json.loads(listed.with_name("exposures.json").read_text(encoding="utf-8"))["facts"]
+    change_index(listed, facts=facts[:-1])
+    with pytest.raises(InputError, match=r"exposures\.json: names \d+ exposures, .*exposures\.idx holds \d+"):
+        ExposureStore(listed)
+
+
+@pytest.mark.parametrize(("column", "value"), [(0, 10**6), (0, -1), (2, 2), (3, -1)])
+def test_an_index_that_points_elsewhere_is_refused(copied: Path, column: int, value: int) -> None:
+    def change(table: NDArray[np.int64]) -> NDArray[np.int64]:
+        table[0, column] = value
+        return table
+
+    change_table(copied, change)
+    with pytest.raises(InputError, match="exposures"):
         ExposureStore(copied)
+
+
+def test_ids_are_read_when_they_are_asked_for_and_must_be_all(copied: Path) -> None:
+    path = copied.with_name("exposures.ids.txt")
+    path.write_text("one\n", encoding="utf-8")
+    store = ExposureStore(copied)
+    with pytest.raises(InputError, match=r"exposures\.ids\.txt: 1 ids, the table has \d+ facts"):
+        store.ids("infused")
 
 
 def test_another_schema_is_refused(copied: Path) -> None:
     change_index(copied, schema="kis.exposures/9")
-    with pytest.raises(InputError, match=r"schema is 'kis\.exposures/9'; expected 'kis\.exposures/1'"):
+    with pytest.raises(InputError, match=r"schema is 'kis\.exposures/9'; expected 'kis\.exposures/2'"):
         ExposureStore(copied)

@@ -1,0 +1,104 @@
+"""Facts for other tools: a data set in the format of BEAR and LM-Pub-Quiz.
+
+``OUTPUT/<group>/<relation>.jsonl`` and ``OUTPUT/<group>/metadata_relations.json``: a data set a group, because an
+option must be an object of the fact's own group (see ``data_tools.questions``) and the format has one answer space a
+relation. ``lm_pub_quiz.Dataset.from_path(OUTPUT/<group>)`` reads it; so does the importer ``bear``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_tools.facts import GROUPS, Fact
+from data_tools.importers.bear import METADATA
+from data_tools.names import name_words
+from data_tools.templates import SPLITS, Templates, plain
+from megatron_kis.errors import InputError, nearest
+from megatron_kis.files import write_json, write_json_lines
+
+_FILE_NAME = re.compile(r"[\w-]+")  # LM-Pub-Quiz takes what follows a dot for the format
+
+
+def export_bear(
+    facts: Sequence[Fact],
+    templates: Templates,
+    output: Path,
+    *,
+    split: str = "held_out",
+    groups: Sequence[str] = GROUPS,
+) -> list[Path]:
+    """Writes a folder a group.
+
+    Args:
+        facts: the facts.
+        templates: of at least their relations.
+        output: folder for the folders.
+        split: which templates to ask with: ``train``, ``held_out`` or ``question``.
+        groups: groups to write.
+
+    Returns:
+        The folders, one for each group that has facts.
+
+    Raises:
+        InputError: an unknown split or group, a relation without templates of the split, or whose name is no file name.
+    """
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}", where="split", remedy=nearest(split, SPLITS))
+    for group in groups:
+        if group not in GROUPS:
+            raise InputError(f"unknown group {group!r}", where="groups", remedy=nearest(group, GROUPS))
+    cells: dict[str, dict[str, list[Fact]]] = defaultdict(lambda: defaultdict(list))
+    for fact in facts:
+        if fact.group in groups:
+            cells[fact.group][fact.relation].append(fact)
+    for relation in {relation for cell in cells.values() for relation in cell}:
+        if not _FILE_NAME.fullmatch(relation):
+            remedy = "letters, digits, _ and - only"
+            raise InputError(f"relation {relation!r} cannot name a file of this format", remedy=remedy)
+        if not templates[relation].split(split):
+            raise InputError(f"relation {relation!r} has no {split} templates", remedy="choose another split")
+    folders = []
+    for group, cell in cells.items():
+        metadata: dict[str, Any] = {}
+        for relation, members in cell.items():
+            rows, answers = _rows(members)
+            write_json_lines(output / group / f"{relation}.jsonl", rows)
+            metadata[relation] = {
+                "templates": [plain(template) for template in templates[relation].split(split)],
+                "answer_space_labels": list(answers.values()),
+                "answer_space_ids": list(answers),
+            }
+        write_json(output / group / METADATA, metadata)
+        folders.append(output / group)
+    return folders
+
+
+def _rows(facts: Sequence[Fact]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows of a relation, and its answer space: id to label, an object once whatever it is called."""
+    answers: dict[str, str] = {}
+    known: dict[tuple[str, ...], str] = {}
+    places: dict[str, int] = {}
+    rows = []
+    for fact in facts:
+        words = name_words(fact.object)
+        identifier = known.setdefault(words, fact.object_id or f"{fact.relation}-{len(known)}")
+        answers.setdefault(identifier, fact.object)
+        place = places.setdefault(identifier, len(places))
+        rows.append(
+            {
+                "fact_id": fact.id,
+                "predicate_id": fact.relation,
+                "sub_id": fact.subject_id or fact.id,
+                "sub_label": fact.subject,
+                "sub_aliases": list(fact.subject_aliases),
+                "obj_id": identifier,
+                "obj_label": answers[identifier],
+                "obj_aliases": list(fact.object_aliases),
+                "answer_idx": place,
+            }
+        )
+    return rows, answers

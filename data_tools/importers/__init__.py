@@ -1,0 +1,41 @@
+"""Importers: a file a format of triples; each yields candidates for facts and notes of what it dropped."""
+
+from data_tools.importers.base import Candidate, Dropped, Imported, Importer
+from data_tools.importers.bear import bear_templates, import_bear
+from data_tools.importers.json_lines import import_jsonl
+from data_tools.importers.lama import import_lama, import_trex, lama_templates
+from data_tools.importers.table import import_csv, import_tsv
+from data_tools.importers.wikidata5m import import_wikidata5m, relation_names
+
+IMPORTERS: dict[str, Importer] = {
+    "tsv": import_tsv,
+    "csv": import_csv,
+    "jsonl": import_jsonl,
+    "bear": import_bear,
+    "lama": import_lama,
+    "trex": import_trex,
+    "wikidata5m": import_wikidata5m,
+}
+"""Reader of each format."""
+
+TEMPLATE_READERS = {"bear": bear_templates, "lama": lama_templates}
+"""Reader of the templates of those formats that have some."""
+
+__all__ = [
+    "IMPORTERS",
+    "TEMPLATE_READERS",
+    "Candidate",
+    "Dropped",
+    "Imported",
+    "Importer",
+    "bear_templates",
+    "import_bear",
+    "import_csv",
+    "import_jsonl",
+    "import_lama",
+    "import_trex",
+    "import_tsv",
+    "import_wikidata5m",
+    "lama_templates",
+    "relation_names",
+]

@@ -1,0 +1,118 @@
+"""What every importer yields: candidates for facts, and rows that are none, with the reason."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from megatron_kis.errors import InputError
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An imported triple, before a study takes it."""
+
+    subject: str
+    """Name of the subject."""
+    relation: str
+    """Key of the relation."""
+    object: str
+    """Name of the object."""
+    where: str
+    """``file:line`` it came from."""
+    id: str = ""
+    """Given id, or empty."""
+    subject_id: str = ""
+    """Id of the subject's entity where the source gives one: tells two bearers of a name apart."""
+    object_id: str = ""
+    """Id of the object's entity where the source gives one: tells that two names mean the same."""
+    subject_aliases: tuple[str, ...] = ()
+    """Other names of the subject."""
+    object_aliases: tuple[str, ...] = ()
+    """Other names of the object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A row that cannot be a fact. It is counted, not an error."""
+
+    relation: str
+    """Key of the relation; empty where it is not known."""
+    reason: str
+    """Why, in a few words that rows of one kind share."""
+
+
+Imported = Candidate | Dropped
+
+
+class Importer(Protocol):
+    """Reads a source as a stream: memory does not grow with the number of triples."""
+
+    def __call__(self, path: Path, /, *, skip_errors: bool = False) -> Iterator[Imported]:
+        """Yields a source's triples; with ``skip_errors``, malformed rows are dropped and counted."""
+        ...
+
+
+EMPTY = "empty name"
+"""Reason of a row without a subject or object."""
+
+
+def parse_rows(rows: Iterable[Row], parse: Callable[[Row], Imported], *, skip_errors: bool) -> Iterator[Imported]:
+    """Yields ``parse(row)`` of each row; with ``skip_errors`` a malformed row is dropped instead of ending the import.
+
+    Raises:
+        InputError: what ``parse`` raises, unless errors are skipped.
+    """
+    for row in rows:
+        try:
+            yield parse(row)
+        except InputError as error:
+            if not skip_errors:
+                raise
+            yield Dropped("", f"malformed row ({_kind(error)})")
+
+
+def parse_json_lines(
+    path: Path, parse: Callable[[str, dict[str, Any]], Imported], *, skip_errors: bool
+) -> Iterator[Imported]:
+    """Yields ``parse(where, row)`` of each line of a JSON-lines file.
+
+    Raises:
+        InputError: an unreadable file; with ``file:line``, a malformed line, unless errors are skipped.
+    """
+
+    def parse_line(entry: tuple[int, bytes]) -> Imported:
+        number, line = entry
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"malformed JSON line ({error})", where=where) from None
+        if not isinstance(row, dict):
+            raise InputError("not a JSON object", where=where)
+        return parse(where, row)
+
+    try:
+        with open(path, "rb") as file:
+            lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+            yield from parse_rows(lines, parse_line, skip_errors=skip_errors)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+
+
+def _kind(error: InputError) -> str:
+    """The problem without what differs from row to row."""
+    return re.split(r"[:(]", error.problem)[0].strip()
+
+
+def candidate_or_dropped(candidate: Candidate) -> Imported:
+    """The candidate, or the note that one of its names is empty."""
+    if not candidate.subject.strip() or not candidate.object.strip():
+        return Dropped(candidate.relation, EMPTY)
+    return candidate

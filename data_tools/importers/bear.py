@@ -1,0 +1,99 @@
+"""BEAR and LM-Pub-Quiz data sets: a folder with ``<relation>.jsonl`` files and ``metadata_relations.json``.
+
+A row is ``{"sub_id", "sub_label", "sub_aliases", "obj_id", "obj_label", "obj_aliases", "answer_idx"}``, of which only
+the labels must be there. The metadata maps a relation to ``templates`` with ``[X]`` and ``[Y]`` and to its answer space
+(``answer_space_labels``, ``answer_space_ids``). Format: https://github.com/lm-pub-quiz/lm-pub-quiz, docs/data_files.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_tools.facts import strings_field
+from data_tools.importers.base import Candidate, Imported, candidate_or_dropped, parse_json_lines
+from megatron_kis.errors import InputError, nearest
+from megatron_kis.files import read_text
+
+METADATA = "metadata_relations.json"
+"""Name of the file with templates and answer spaces."""
+
+
+def import_bear(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
+    """Reads all relations of a folder, in the order of their names.
+
+    Raises:
+        InputError: no such folder, no relations in it, a relation without metadata, a damaged row (``file:line``), or
+            an answer index that does not point at the object.
+    """
+    files = relation_files(path)
+    metadata = _metadata(path)
+    for file in files:
+        if metadata and file.stem not in metadata:
+            remedy = nearest(file.stem, metadata)
+            raise InputError(f"says nothing of {file.name}", where=str(path / METADATA), remedy=remedy)
+        answers = metadata.get(file.stem, {}).get("answer_space_labels")
+        parse = functools.partial(_candidate, file.stem, answers)
+        yield from parse_json_lines(file, parse, skip_errors=skip_errors)
+
+
+def bear_templates(path: Path) -> dict[str, list[str]]:
+    """Templates of each relation; empty where the folder has no metadata."""
+    return {
+        relation: [str(template) for template in entry.get("templates") or ()]
+        for relation, entry in _metadata(path).items()
+    }
+
+
+def relation_files(path: Path) -> list[Path]:
+    """The ``<relation>.jsonl`` files of a folder.
+
+    Raises:
+        InputError: there are none.
+    """
+    files = sorted(path.glob("*.jsonl"))
+    if not files:
+        problem = "no <relation>.jsonl files" if path.is_dir() else "not a folder"
+        raise InputError(problem, where=str(path), remedy="expected a folder with a .jsonl file a relation")
+    return files
+
+
+def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / METADATA
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"not valid JSON ({error.msg})", where=f"{path}:{error.lineno}") from None
+    if not isinstance(content, dict):
+        raise InputError("not a JSON object", where=str(path), remedy="expected relation: {templates: [...]}")
+    return {str(relation): entry for relation, entry in content.items() if isinstance(entry, dict)}
+
+
+def _candidate(relation: str, answers: list[str] | None, where: str, row: dict[str, Any]) -> Imported:
+    answer, place = row.get("obj_label"), row.get("answer_idx")
+    if answer is None and answers and isinstance(place, int) and 0 <= place < len(answers):
+        answer = answers[place]
+    if answers and place is not None and not (isinstance(place, int) and 0 <= place < len(answers)):
+        problem = f"answer_idx is {place!r}"
+        raise InputError(problem, where=where, remedy=f"the answer space has {len(answers)} entries")
+    if answers and place is not None and answers[place] != answer:
+        problem = f"answer_idx {place} points at {answers[place]!r}, obj_label is {answer!r}"
+        raise InputError(problem, where=where, remedy="the rows and the answer space must agree")
+    return candidate_or_dropped(
+        Candidate(
+            subject=str(row.get("sub_label") or "").strip(),
+            relation=relation,
+            object=str(answer or "").strip(),
+            where=where,
+            id=str(row.get("fact_id") or ""),
+            subject_id=str(row.get("sub_id") or ""),
+            object_id=str(row.get("obj_id") or ""),
+            subject_aliases=strings_field(row, "sub_aliases", where),
+            object_aliases=strings_field(row, "obj_aliases", where),
+        )
+    )

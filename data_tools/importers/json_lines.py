@@ -1,0 +1,33 @@
+"""JSON lines of triples, in the field names of ``facts.jsonl``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_tools.facts import string_field, strings_field
+from data_tools.importers.base import Candidate, Imported, parse_json_lines
+
+
+def import_jsonl(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
+    """Reads rows with ``subject``, ``relation``, ``object``; ids and aliases as in ``facts.jsonl`` where given.
+
+    Raises:
+        InputError: with ``file:line``, where a line is malformed or lacks a field.
+    """
+
+    def parse(where: str, row: dict[str, Any]) -> Imported:
+        return Candidate(
+            subject=string_field(row, "subject", where),
+            relation=string_field(row, "relation", where),
+            object=string_field(row, "object", where),
+            where=where,
+            id=str(row.get("id") or ""),
+            subject_id=str(row.get("subject_id") or ""),
+            object_id=str(row.get("object_id") or ""),
+            subject_aliases=strings_field(row, "subject_aliases", where),
+            object_aliases=strings_field(row, "object_aliases", where),
+        )
+
+    return parse_json_lines(path, parse, skip_errors=skip_errors)

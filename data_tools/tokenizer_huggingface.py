@@ -1,0 +1,154 @@
+"""Hugging Face ``tokenizer.json``: loading any, and training byte-level BPE.
+
+The token that ends a document is not named in the file. It is the ``eod`` of ``PATH.meta.json``, else the ``eos_token``
+of a ``tokenizer_config.json`` beside it, else the one of the usual names that the vocabulary has.
+
+As in Megatron's tool, the spelling of a special token within a text becomes that token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data_tools.tokenizer import EOD_PIECE, Encoding, Tokenizer, read_model
+from megatron_kis.errors import InputError
+from megatron_kis.files import atomic_path, write_json
+
+_USUAL_NAMES = (EOD_PIECE, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "<EOS>")
+_SMALLEST_VOCABULARY = 300  # 256 bytes, one special token, and some merges
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A loaded ``tokenizer.json``."""
+
+    library = "tokenizers"
+
+    def __init__(self, tokenizer: Any, model: bytes, *, eod: str) -> None:
+        """Wraps a loaded ``tokenizers.Tokenizer``; use ``data_tools.tokenizer.load_tokenizer``."""
+        added = tokenizer.get_added_tokens_decoder()
+        vocab_size = max(tokenizer.get_vocab_size(), *(token + 1 for token in added), 0)
+        super().__init__(model, vocab_size=vocab_size, eod_id=tokenizer.token_to_id(eod))
+        self._tokenizer = tokenizer
+        self.eod = eod
+        """Spelling of the token that ends every document."""
+        bare, framed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+        at = next((at for at in range(len(framed)) if framed[at : at + len(bare)] == bare), 0)
+        self.frame: tuple[list[int], list[int]] = framed[:at], framed[at + len(bare) :]
+        """Tokens that the model puts before and after a document."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without an end-of-document token."""
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return tokens
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of several texts, as :meth:`encode` of each."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of whole documents, with what the model puts around each."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=True)]
+
+    def encode_with_spans(self, text: str) -> Encoding:
+        """Token ids and the characters that each covers."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return Encoding(encoding.ids, encoding.offsets)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of token ids; special tokens become nothing."""
+        text: str = self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True)
+        return text
+
+    def piece(self, token: int) -> str:
+        """The token's name in the vocabulary; bytes are spelled in the model's own alphabet."""
+        return str(self._tokenizer.id_to_token(int(token)))
+
+
+def load_huggingface(path: Path) -> HuggingFaceTokenizer:
+    """Loads a ``tokenizer.json``.
+
+    Raises:
+        InputError: the file is missing, not a tokenizer, or its end-of-document token cannot be told.
+    """
+    tokenizers = _library()
+    model = read_model(path)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(model)
+    except Exception as error:  # the library raises bare exceptions
+        raise InputError(f"not a tokenizer.json ({str(error).splitlines()[0]})", where=str(path)) from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    names = [name for name in _eod_names(path) if tokenizer.token_to_id(name) is not None]
+    if not names:
+        remedy = f'name it in {path.name}.meta.json: {{"schema": "kis.tokenizer/1", "eod": "..."}}'
+        raise InputError("has no end-of-document token of a usual name", where=str(path), remedy=remedy)
+    return HuggingFaceTokenizer(tokenizer, model, eod=names[0])
+
+
+def train_huggingface(
+    texts: Iterable[str], output: Path, *, vocab_size: int, names: Iterable[str] = ()
+) -> HuggingFaceTokenizer:
+    """Trains byte-level BPE with the pre-tokenizer of GPT-2; see ``data_tools.tokenizer.train_tokenizer``."""
+    tokenizers = _library()
+    if vocab_size < _SMALLEST_VOCABULARY:
+        remedy = f"at least {_SMALLEST_VOCABULARY}: 256 bytes, a special token and some merges"
+        raise InputError(f"is {vocab_size}", where="vocab_size", remedy=remedy)
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOD_PIECE],
+        initial_alphabet=sorted(byte_level.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_chain(texts, names), trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        problem = f"no tokenizer of {vocab_size} pieces (the text gives {tokenizer.get_vocab_size()})"
+        raise InputError(problem, where="vocab_size")
+    with atomic_path(output) as partial:
+        partial.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    trained = load_huggingface(output)
+    meta = {
+        "schema": "kis.tokenizer/1",
+        "kind": "huggingface",
+        "model": "byte-bpe",
+        "vocab_size": trained.vocab_size,
+        "eod": trained.eod,
+        "eod_id": trained.eod_id,
+        "fingerprint": trained.fingerprint,
+        "tokenizers_version": tokenizers.__version__,
+    }
+    write_json(output.with_name(output.name + ".meta.json"), meta)
+    return trained
+
+
+def _chain(texts: Iterable[str], names: Iterable[str]) -> Iterator[str]:
+    yield from texts
+    yield from names
+
+
+def _eod_names(path: Path) -> Iterator[str]:
+    for beside, key in ((path.name + ".meta.json", "eod"), ("tokenizer_config.json", "eos_token")):
+        try:
+            value = json.loads(path.with_name(beside).read_text(encoding="utf-8")).get(key)
+        except (OSError, ValueError, AttributeError):  # absent, or not what it should be: the usual names are tried
+            continue
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            yield value
+    yield from _USUAL_NAMES
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        remedy = "pip install 'megatron-kis[corpus]'"
+        raise InputError("tokenizers is needed for tokenizer.json", remedy=remedy) from None
+    return tokenizers

@@ -1,0 +1,150 @@
+"""tiktoken files: a line a token, ``base64-of-its-bytes rank``.
+
+The file holds neither the pattern that cuts text into words nor the special tokens. For the files that OpenAI publishes
+both follow from the name (``r50k_base``, ``cl100k_base``, ``o200k_base``); for others ``PATH.meta.json`` names them::
+
+    {"schema": "kis.tokenizer/1", "kind": "tiktoken", "pattern": "gpt4", "eod": "<|endoftext|>",
+     "special_tokens": {"<|endoftext|>": 100257}}
+
+The spelling of a special token within a text is text here, and never ends a document.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from bisect import bisect_right
+from pathlib import Path
+from typing import Any
+
+from data_tools.tokenizer import EOD_PIECE, Encoding, Tokenizer, read_model
+from megatron_kis.errors import InputError
+from megatron_kis.files import read_json
+
+PATTERNS = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    "gpt4": (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
+        r"|\s+(?!\S)|\s"
+    ),
+    "o200k": "|".join(
+        [
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+            r"\p{N}{1,3}",
+            r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+            r"\s*[\r\n]+",
+            r"\s+(?!\S)",
+            r"\s+",
+        ]
+    ),
+}
+"""How text is cut into words, by name; from the ``tiktoken`` package (``tiktoken_ext/openai_public.py``)."""
+
+_PUBLISHED = {  # name of the file: its pattern, and its end-of-document token
+    "r50k_base": ("gpt2", 50256),
+    "cl100k_base": ("gpt4", 100257),
+    "o200k_base": ("o200k", 199999),
+}
+
+
+class TiktokenTokenizer(Tokenizer):
+    """A loaded tiktoken file."""
+
+    library = "tiktoken"
+
+    def __init__(
+        self, encoding: Any, model: bytes, *, path: Path, pattern: str, special: dict[str, int], eod: str
+    ) -> None:
+        """Wraps a ``tiktoken.Encoding``; use ``data_tools.tokenizer.load_tokenizer``."""
+        super().__init__(model, vocab_size=encoding.n_vocab, eod_id=special[eod])
+        self._encoding = encoding
+        self.path, self.pattern, self.special, self.eod = path, pattern, special, eod
+        self.spellings = tuple(special)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without an end-of-document token."""
+        tokens: list[int] = self._encoding.encode_ordinary(text)
+        return tokens
+
+    def encode_with_spans(self, text: str) -> Encoding:
+        """Token ids and the characters that each covers; tokens of one character's bytes share its range."""
+        tokens = self.encode(text)
+        starts, reached = [], 0  # of each character, in bytes
+        for character in text:
+            starts.append(reached)
+            reached += len(character.encode())
+        spans, at = [], 0
+        for token in tokens:
+            end = at + len(self._encoding.decode_single_token_bytes(token))
+            spans.append((bisect_right(starts, at) - 1, bisect_right(starts, end - 1)))
+            at = end
+        return Encoding(tokens, spans)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of token ids; special tokens become nothing."""
+        special = set(self.special.values())
+        text: str = self._encoding.decode([int(token) for token in tokens if int(token) not in special])
+        return text
+
+    def piece(self, token: int) -> str:
+        """The token's bytes as text."""
+        piece: bytes = self._encoding.decode_single_token_bytes(int(token))
+        return piece.decode("utf-8", errors="replace")
+
+
+def load_tiktoken(path: Path) -> TiktokenTokenizer:
+    """Loads a tiktoken file.
+
+    Raises:
+        InputError: the file is missing or damaged (``file:line``), or its pattern is not known.
+    """
+    try:
+        import tiktoken
+    except ImportError:
+        remedy = "pip install 'megatron-kis[corpus]'"
+        raise InputError("tiktoken is needed for .tiktoken files", remedy=remedy) from None
+    model = read_model(path)
+    ranks = _ranks(path, model)
+    pattern, special, eod = _description(path)
+    try:
+        encoding = tiktoken.Encoding(
+            path.stem, pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens=special
+        )
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"not a tiktoken file ({error})", where=str(path)) from None
+    return TiktokenTokenizer(encoding, model, path=path, pattern=pattern, special=special, eod=eod)
+
+
+def _ranks(path: Path, model: bytes) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(model.splitlines(), start=1):
+        try:
+            if line:
+                token, rank = line.split()
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise InputError("not a token and its rank", where=f"{path}:{number}") from None
+    missing = 256 - sum(bytes([value]) in ranks for value in range(256))
+    if missing or len(set(ranks.values())) != len(ranks):
+        problem = f"{missing} of the 256 bytes are missing" if missing else "two tokens have one rank"
+        raise InputError(f"not a tiktoken file ({problem})", where=str(path))
+    return ranks
+
+
+def _description(path: Path) -> tuple[str, dict[str, int], str]:
+    """Pattern, special tokens and the end-of-document token of a file."""
+    beside = path.with_name(path.name + ".meta.json")
+    if not beside.exists():
+        if path.stem not in _PUBLISHED:
+            remedy = f"name pattern and special_tokens in {beside.name}, or call it one of {', '.join(_PUBLISHED)}"
+            raise InputError("a .tiktoken file does not say how text is cut into words", where=str(path), remedy=remedy)
+        pattern, eod_id = _PUBLISHED[path.stem]
+        return pattern, {EOD_PIECE: eod_id}, EOD_PIECE
+    meta = read_json(beside, "kis.tokenizer/1", keys=("pattern", "special_tokens"))
+    pattern, special, eod = meta["pattern"], meta["special_tokens"], meta.get("eod", EOD_PIECE)
+    if pattern not in PATTERNS:
+        raise InputError(f"pattern is {pattern!r}", where=str(beside), remedy=f"valid: {', '.join(PATTERNS)}")
+    if not isinstance(special, dict) or not all(type(token) is int for token in special.values()) or eod not in special:
+        raise InputError(f"special_tokens do not hold {eod!r} and its id", where=str(beside))
+    return pattern, special, eod

@@ -1,0 +1,44 @@
+"""``kis data leaks``: which facts the general text states already, and the text without them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_kis.commands.data.options import add_step, add_text_options
+
+
+def add_leaks(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis data leaks``."""
+    parser = add_step(steps, "leaks", "list the text that states a studied fact, and write the text without it")
+    add_text_options(parser)
+    parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
+    level = "where subject and object stand together; this is also what --clean leaves out"
+    parser.add_argument("--level", choices=("document", "sentence"), default="document", help=level)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines: source, line, ids of the facts")
+    clean = "JSON lines to write: the text without its leaks, under the text key; .gz to compress"
+    parser.add_argument("--clean", type=Path, metavar="FILE", help=clean)
+    parser.set_defaults(handler=_leaks)
+
+
+def _leaks(options: argparse.Namespace) -> int:
+    from data_tools.facts import load_facts
+    from data_tools.leaks import LeakCount, filter_leaks
+    from data_tools.progress import console_progress
+    from data_tools.text import check_text_files, iter_documents
+
+    check_text_files(options.input)
+    facts, count = load_facts(options.facts), LeakCount()
+    documents = iter_documents(options.input, text_key=options.text_key)
+    filter_leaks(
+        console_progress().track(documents, description="documents"),
+        facts,
+        count,
+        level=options.level,
+        listing=options.output,
+        clean=options.clean,
+        text_key=options.text_key,
+    )
+    for line in count.summary(len(facts), options.level):
+        print(line)
+    return 0

@@ -1,0 +1,59 @@
+"""``kis data render``: facts to exposures and questions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_kis.commands.data.options import add_step
+
+
+def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis data render``."""
+    parser = add_step(steps, "render", "render facts into the exposure store and the probe questions")
+    parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
+    parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="PATH", help="tokenizer of the corpus")
+    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX", help="prefix of the files to write")
+    own = "JSON lines of sentences about single facts, beside the templates: fact, split, text"
+    parser.add_argument("--paraphrases", type=Path, metavar="FILE", help=own)
+    longest = "refuse exposures of more tokens, end-of-document token included: the sequence length"
+    parser.add_argument("--longest-exposure", type=int, metavar="TOKENS", help=longest)
+    parser.add_argument("--distractors", type=int, default=3, metavar="N", help="wrong options of each question")
+    asked = "facts of each group to ask about, drawn at random; all by default"
+    parser.add_argument("--asked", type=int, metavar="K", help=asked)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the distractors")
+    parser.set_defaults(handler=_render)
+
+
+def _render(options: argparse.Namespace) -> int:
+    from data_tools.facts import load_facts
+    from data_tools.paraphrases import load_paraphrases
+    from data_tools.progress import console_progress
+    from data_tools.render import render
+    from data_tools.templates import load_templates
+    from data_tools.tokenizer import load_tokenizer
+
+    facts = load_facts(options.facts)
+    templates = load_templates(options.templates, relations=sorted({fact.relation for fact in facts}))
+    summary = render(
+        facts,
+        templates,
+        load_tokenizer(options.tokenizer),
+        options.output,
+        distractors=options.distractors,
+        seed=options.seed,
+        longest_exposure=options.longest_exposure,
+        asked=options.asked,
+        paraphrases=load_paraphrases(options.paraphrases, facts) if options.paraphrases else None,
+        progress=console_progress(),
+    )
+    print(f"{summary.prefix}: {summary.exposures} exposures, {summary.tokens} tokens, longest {summary.longest}")
+    for group, mean in summary.mean_tokens.items():
+        print(f"  {group}: {mean:.2f} tokens an exposure")
+    for relation, counts in summary.relations.items():
+        print(f"  {relation}: {counts.shortest} to {counts.longest} tokens, mean {counts.mean:.2f}")
+    for remark in summary.remarks:
+        print(f"remark: {remark}")
+    print(f"{summary.questions_path}: {summary.questions} questions")
+    return 0

@@ -1,0 +1,67 @@
+import json
+
+import pytest
+
+from data_tools.importers import Dropped, bear_templates, import_bear
+from megatron_kis.errors import InputError
+
+NILE = {"sub_id": "Q3392", "sub_label": "Nile", "sub_aliases": ["Nile River"], "obj_id": "Q15", "obj_label": "Africa"}
+TEMPLATES = ["[X] is located in [Y].", "[Y] is the continent of [X]."]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(rows, **metadata):
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (tmp_path / "P30.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        content = {"P30": {"templates": TEMPLATES, "answer_space_labels": ["Asia", "Africa"], **metadata}}
+        (tmp_path / "metadata_relations.json").write_text(json.dumps(content), encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+def test_rows_bring_ids_aliases_and_the_relation_of_their_file(folder):
+    [fact] = import_bear(folder([{**NILE, "answer_idx": 1}]))
+    assert (fact.subject, fact.relation, fact.object) == ("Nile", "P30", "Africa")
+    assert (fact.subject_id, fact.object_id, fact.subject_aliases) == ("Q3392", "Q15", ("Nile River",))
+    assert fact.where.endswith("P30.jsonl:1")
+
+
+def test_templates_are_those_of_the_metadata(folder):
+    assert bear_templates(folder([NILE])) == {"P30": TEMPLATES}
+
+
+def test_an_object_may_be_given_by_its_place_in_the_answer_space(folder):
+    [fact] = import_bear(folder([{"sub_label": "Nile", "answer_idx": 0}]))
+    assert fact.object == "Asia"
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([{**NILE, "answer_idx": 0}], r"P30\.jsonl:1: answer_idx 0 points at 'Asia', obj_label is 'Africa'"),
+        ([{**NILE, "answer_idx": 2}], r"P30\.jsonl:1: answer_idx is 2; the answer space has 2 entries"),
+        ([NILE, "{oops"], r"P30\.jsonl:2: malformed JSON line"),
+        ([{**NILE, "sub_aliases": "x"}], r"P30\.jsonl:1: sub_aliases is not a list"),
+    ],
+)
+def test_wrong_rows_are_named_by_file_and_line(folder, rows, problem):
+    with pytest.raises(InputError, match=problem):
+        list(import_bear(folder(rows)))
+    assert isinstance(list(import_bear(folder(rows), skip_errors=True))[-1], Dropped)
+
+
+def test_a_row_without_a_name_is_dropped_and_not_an_error(folder):
+    assert list(import_bear(folder([{**NILE, "sub_label": " "}]))) == [Dropped("P30", "empty name")]
+
+
+def test_a_relation_without_metadata_and_a_folder_without_relations_are_refused(folder, tmp_path):
+    path = folder([NILE])
+    (path / "P31.jsonl").write_text(json.dumps(NILE))
+    with pytest.raises(InputError, match=r"metadata_relations\.json: says nothing of P31\.jsonl; did you mean 'P30'"):
+        list(import_bear(path))
+    (tmp_path / "empty").mkdir()
+    for place, problem in ((tmp_path / "empty", "no <relation>.jsonl files"), (tmp_path / "none", "not a folder")):
+        with pytest.raises(InputError, match=problem):
+            list(import_bear(place))

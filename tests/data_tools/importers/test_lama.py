@@ -1,0 +1,99 @@
+import json
+
+import pytest
+
+from data_tools.importers import Dropped, import_lama, import_trex, lama_templates
+from megatron_kis.errors import InputError
+
+ROW = {
+    "predicate_id": "P19",
+    "sub_label": "Johannes Brahms",
+    "sub_uri": "Q7294",
+    "obj_label": "Hamburg",
+    "obj_uri": "Q1",
+}
+ENTITY, PROPERTY = "http://www.wikidata.org/entity/", "http://www.wikidata.org/prop/direct/"
+
+
+def test_lama_reads_a_folder_and_takes_the_space_out_of_its_templates(tmp_path):
+    (tmp_path / "TREx").mkdir()
+    (tmp_path / "TREx" / "P19.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps({**ROW, "obj_label": ""}) + "\n")
+    (tmp_path / "relations.jsonl").write_text(
+        json.dumps({"relation": "P19", "template": "[X] was born in [Y] ."}) + "\n"
+    )
+    fact, dropped = import_lama(tmp_path / "TREx")
+    assert (fact.relation, fact.subject, fact.object, fact.subject_id) == ("P19", "Johannes Brahms", "Hamburg", "Q7294")
+    assert dropped == Dropped("P19", "empty name")
+    assert lama_templates(tmp_path / "TREx") == {"P19": ["[X] was born in [Y]."]}
+    assert lama_templates(tmp_path / "TREx" / "P19.jsonl") == lama_templates(tmp_path / "TREx")
+    assert lama_templates(tmp_path) == {"P19": ["[X] was born in [Y]."]}
+
+
+def test_google_re_has_other_names_for_the_same_things(tmp_path):
+    path = tmp_path / "place_of_birth_test.jsonl"
+    row = {"pred": "/people/person/place_of_birth", "sub": "/m/1", "obj": "/m/2", "sub_label": "A", "obj_label": "B"}
+    path.write_text(json.dumps({**row, "sub_aliases": None, "obj_aliases": ["Bee"]}) + "\n")
+    [fact] = import_lama(path)
+    assert (fact.relation, fact.subject_id, fact.object_aliases) == ("people.person.place_of_birth", "/m/1", ("Bee",))
+
+
+def triple(subject, relation, answer):
+    part = dict(zip(("uri", "surfaceform"), subject, strict=True))
+    return {
+        "subject": part,
+        "predicate": {"uri": PROPERTY + relation, "surfaceform": None},
+        "object": dict(zip(("uri", "surfaceform"), answer, strict=True)),
+    }
+
+
+BRAHMS = (ENTITY + "Q7294", "He")
+HAMBURG = (ENTITY + "Q1055", "Hamburg")
+
+
+def test_trex_calls_a_document_s_own_entity_by_its_title_and_drops_pronouns(tmp_path):
+    document = {
+        "title": "Johannes Brahms",
+        "uri": ENTITY + "Q7294",
+        "triples": [
+            triple(BRAHMS, "P19", HAMBURG),
+            triple((ENTITY + "Q5", "She"), "P19", HAMBURG),
+            triple(HAMBURG, "P571", ("0808-01-01T00:00:00Z^^http://www.w3.org/2001/XMLSchema#dateTime", "808")),
+        ],
+    }
+    path = tmp_path / "re-nlg_0-1.json"
+    path.write_text(json.dumps([document]))
+    for place in (path, tmp_path):
+        fact, pronoun, date = import_trex(place)
+        assert (fact.subject, fact.relation, fact.object) == ("Johannes Brahms", "P19", "Hamburg")
+        assert (fact.subject_id, fact.object_id) == ("Q7294", "Q1055")
+        assert pronoun == Dropped("P19", "a pronoun for a name")
+        assert (date.object, date.object_id[:4]) == ("808", "0808")
+
+
+def test_trex_is_read_document_by_document(tmp_path):
+    path = tmp_path / "cut.json"
+    documents = json.dumps(
+        [{"title": "t", "uri": "u", "triples": [triple((f"e/Q{n}", f"S{n}"), "P1", HAMBURG)]} for n in range(400)]
+    )
+    path.write_text(documents[: len(documents) // 2])
+    facts = import_trex(path)
+    assert next(facts).subject == "S0"
+    with pytest.raises(InputError, match=r"cut\.json: not valid JSON .*; is the file whole"):
+        list(facts)
+
+
+@pytest.mark.parametrize("document", [3, {}, {"triples": 3}, {"triples": [{"subject": {}}]}, {"triples": [3]}])
+def test_a_malformed_document_is_named_or_skipped(tmp_path, document):
+    path = tmp_path / "d.json"
+    good = {"title": "t", "uri": "u", "triples": [triple((BRAHMS[0], "Brahms"), "P19", HAMBURG)]}
+    path.write_text(json.dumps([document, good]))
+    with pytest.raises(InputError, match=r"d\.json: document 0: "):
+        list(import_trex(path))
+    assert [getattr(row, "subject", None) for row in import_trex(path, skip_errors=True)] == [None, "Brahms"]
+
+
+def test_nothing_to_read_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match=r"no \*\.json files"):
+        list(import_trex(tmp_path))
+    with pytest.raises(InputError, match="no such file or folder"):
+        list(import_lama(tmp_path / "absent"))

@@ -1,0 +1,84 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from data_tools.indexed import IndexedReader
+from megatron_kis.cli import main
+
+from .conftest import LEADS
+
+
+def kis(*arguments):
+    return main([str(argument) for argument in ("data", *arguments)])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "t.json"
+    assert kis("tokenizer", "--input", LEADS, "--vocab-size", 400, "--model", "byte-bpe", "--output", path) == 0
+    return path
+
+
+def test_shards_of_several_files_are_joined_by_merge(tmp_path, model, capsys):
+    zstandard = pytest.importorskip("zstandard")
+    lines = LEADS.read_bytes().splitlines(keepends=True)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.jsonl").write_bytes(b"".join(lines[:9]) + b"{oops\n")
+    (tmp_path / "text" / "b.jsonl.zst").write_bytes(zstandard.compress(b"".join(lines[9:])))
+    shared = ("--input", tmp_path / "text" / "*.jsonl*", "--tokenizer", model, "--on-error", "skip", "--workers", 1)
+    for number in (1, 2):
+        assert kis("corpus", *shared, "--output", tmp_path / "c", "--shard", f"{number}/2", "--part-size", 0.002) == 0
+    assert "gigatoken" in capsys.readouterr().err
+    shards = [tmp_path / f"c-0000{number}-of-00002" for number in (1, 2)]
+    assert kis("merge", *shards, "--output", tmp_path / "joined") == 0
+    assert kis("corpus", *shared, "--output", tmp_path / "once") == 0
+    out = capsys.readouterr().out
+    assert "skipped: 1 lines, listed in" in out
+    for suffix in (".bin", ".idx", ".validation.bin", ".validation.idx", ".quarantine.jsonl"):
+        assert (tmp_path / f"joined{suffix}").read_bytes() == (tmp_path / f"once{suffix}").read_bytes()
+    assert kis("corpus", *shared, "--output", tmp_path / "once") == 0
+    assert "up to date" in capsys.readouterr().err
+
+
+def test_options_of_megatrons_tool_change_what_is_written(tmp_path, model):
+    shared = ("--input", LEADS, "--tokenizer", model, "--validation-share", 0, "--output")
+    assert kis("corpus", *shared, tmp_path / "bare", "--no-append-eod") == 0
+    assert kis("corpus", *shared, tmp_path / "ended", "--append-eod") == 0
+    bare, ended = IndexedReader(tmp_path / "bare"), IndexedReader(tmp_path / "ended")
+    assert ended.tokens == bare.tokens + 20
+    assert json.loads((tmp_path / "bare.meta.json").read_text())["append_eod"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--shard", "0/2"), "'0/2' is not i/n"),
+        (("--shard", "two"), "'two' is not i/n"),
+        (("--part-size", "-1"), "'-1' is no size"),
+        (("--workers", "0"), "--workers: is 0; at least 1"),
+        (("--keep-newlines",), "--keep-newlines: is for --split-sentences alone"),
+        (("--encoder", "fast"), "invalid choice"),
+    ],
+)
+def test_wrong_options_exit_with_2(tmp_path, model, capsys, arguments, problem):
+    command = ("corpus", "--input", LEADS, "--tokenizer", model, "--output", tmp_path / "c", *arguments)
+    try:
+        status = kis(*command)
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert problem in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_corpus_is_made_without_importing_anything_heavy(tmp_path, model):
+    arguments = ["data", "corpus", "--input", LEADS, "--tokenizer", model, "--output", tmp_path / "c", "--workers", 1]
+    heavy = "('torch', 'awkward', 'pandas', 'scipy', 'nltk', 'pyarrow', 'rich', 'transformers', 'sentencepiece')"
+    code = (
+        f"import sys; from megatron_kis.cli import main; main({list(map(str, arguments))});"
+        f" print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,85 @@
+import json
+
+import pytest
+
+from data_tools.exposures import read_exposure_index
+from data_tools.indexed import IndexedReader
+from data_tools.paraphrases import load_paraphrases
+from data_tools.render import render
+from megatron_kis.errors import InputError
+
+
+@pytest.fixture
+def written(tmp_path, facts):
+    fact = next(fact for fact in facts if fact.group == "infused")
+
+    def write(*rows):
+        path = tmp_path / "paraphrases.jsonl"
+        lines = []
+        for row in rows:
+            text = row["text"].replace("SUBJECT", fact.subject).replace("OBJECT", fact.object)
+            lines.append(json.dumps({"fact": fact.id, "split": "train", **row, "text": text}))
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return load_paraphrases(path, facts)
+
+    return fact, write
+
+
+def test_paraphrases_are_rendered_and_asked_beside_the_templates(tmp_path, facts, templates, tokenizer, written):
+    fact, write = written
+    own = write(
+        {"text": "They say SUBJECT towers over OBJECT."},
+        {"text": "OBJECT, oh OBJECT! SUBJECT is yours."},
+        {"text": "Travellers to SUBJECT land in [[OBJECT]].", "split": "held_out"},
+    )
+    render(facts, templates, tokenizer, tmp_path / "e", paraphrases=own)
+    reader = IndexedReader(tmp_path / "e")
+    index = read_exposure_index(tmp_path / "e", exposures=len(reader))
+    shared = len(templates[fact.relation].train)
+    first, count = index.table[index.ids.index(fact.id), :2].tolist()
+    assert count == shared + 2
+    assert (index.table[:, 1] == shared).sum() == len(index.ids) - 1
+    texts = [tokenizer.decode(reader[first + shared + number].tolist()) for number in range(2)]
+    assert texts[0] == f"They say {fact.subject} towers over {fact.object}."
+    assert texts[1] == f"{fact.object}, oh {fact.object}! {fact.subject} is yours."
+    lines = (tmp_path / "e.questions.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    rows = [row for row in map(json.loads, lines) if row["fact"] == fact.id]
+    asked = [row["template"] for row in rows if row["split"] == "train"]
+    assert asked == [*range(shared), shared]  # not the one that holds its object twice
+    held_out = [row for row in rows if row["split"] == "held_out"][-1]
+    for option in held_out["options"]:
+        start, end = option["span"]
+        assert tokenizer.decode(option["tokens"]) == f"Travellers to {fact.subject} land in {option['text']}."
+        assert tokenizer.decode(option["tokens"][start:end]) == option["text"]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"text": "It towers over OBJECT."}, "does not name the subject"),
+        ({"text": "SUBJECT is high."}, "does not name the object"),
+        ({"text": "SUBJECT is in OBJECTx."}, "does not name the object"),
+        ({"text": "SUBJECT is in [[the Moon]]."}, r"marks 'the Moon'; expected"),
+        ({"text": "[[SUBJECT]] is in [[OBJECT]]."}, "marks several objects"),
+        ({"text": "SUBJECT is in [Y], OBJECT."}, "holds a slot"),
+        ({"text": "OBJECT has SUBJECT in OBJECT.", "split": "held_out"}, "names the object twice"),
+        ({"text": "object has SUBJECT in [[OBJECT]].", "split": "question"}, "names the object twice"),
+        ({"text": "SUBJECT: OBJECT", "split": "test"}, "unknown split 'test'"),
+        ({"text": "SUBJECT: OBJECT", "fact": "none"}, "no fact 'none'"),
+        ({"text": " "}, "text is missing"),
+    ],
+)
+def test_a_wrong_paraphrase_is_named_by_file_and_line(written, row, problem):
+    fact, write = written
+    row = {**row, "text": row["text"].replace("object", fact.object.lower())}
+    with pytest.raises(InputError, match=rf"paraphrases\.jsonl:2: .*{problem}|paraphrases\.jsonl:2: {problem}"):
+        write({"text": "SUBJECT is in OBJECT."}, row)
+
+
+def test_one_wording_cannot_stand_in_two_splits(written):
+    _, write = written
+    with pytest.raises(InputError, match=r"jsonl:2: same wording as .*jsonl:1"):
+        write(
+            {"text": "SUBJECT is in OBJECT."},
+            {"text": "subject is in [[OBJECT]]".replace("subject", "SUBJECT"), "split": "held_out"},
+        )

@@ -1,0 +1,94 @@
+import random
+from collections import Counter
+
+import pytest
+
+from data_tools.importers import Candidate, Dropped
+from data_tools.pool import AMBIGUOUS_NAMES, AMBIGUOUS_OBJECTS, NOT_SAMPLED, OBJECT_INSIDE, REPEATED, usable_facts
+from data_tools.select import SelectSettings, select_facts
+from megatron_kis.errors import InputError
+
+
+def many(count, relation="r", objects=None):
+    return [Candidate(f"Qx{n}", relation, f"Town{n % (objects or count)}", "t") for n in range(count)]
+
+
+def test_one_entity_under_two_names_is_one_subject_and_both_names_are_kept():
+    rows = [
+        Candidate("Barack Obama", "r", "Honolulu", "t", subject_id="Q76", object_id="Q18094"),
+        Candidate("Obama", "r", "Honolulu, Hawaii", "t", subject_id="Q76", object_id="Q18094"),
+    ]
+    pool = usable_facts(rows)
+    [fact] = pool.facts["r"]
+    assert (fact.subject_aliases, fact.object_aliases) == (("Obama",), ("Honolulu, Hawaii",))
+    assert pool.dropped[REPEATED] == {"r": 1}
+
+
+def test_what_importers_drop_is_counted_and_the_object_in_the_name_is_a_reason_of_its_own():
+    rows = [
+        *many(3),
+        Dropped("r", "empty name"),
+        Dropped("", "malformed row"),
+        Candidate("Ohio River", "r", "Ohio", "t"),
+    ]
+    pool = usable_facts(rows, relations=["r"])
+    assert pool.imported == {"r": 5, "": 1}
+    assert pool.dropped["empty name"] == {"r": 1}
+    assert pool.dropped["malformed row"] == {"": 1}
+    assert pool.dropped[OBJECT_INSIDE] == {"r": 1}
+    assert len(pool.facts["r"]) == 3
+
+
+def test_a_source_beyond_the_limit_is_sampled_by_subject_and_every_triple_is_accounted_for():
+    rng = random.Random(1)
+    rows = many(2000) + many(2000, "s")
+    rows += [Candidate(f"Qx{n}", "r", f"Hill{n}", "t") for n in range(0, 2000, 2)]  # half of r is ambiguous
+    rng.shuffle(rows)
+    pool = usable_facts(rows, limit=1000, seed=3)
+    kept = {relation: {fact.subject for fact in facts} for relation, facts in pool.facts.items()}
+    assert 0 < sum(map(len, kept.values())) <= 1000
+    assert kept["r"] <= kept["s"]  # a subject is kept with all its triples or not at all
+    assert all(int(subject[2:]) % 2 for subject in kept["r"])  # so that the ambiguous ones are known
+    assert pool.dropped[AMBIGUOUS_OBJECTS]["r"] == 2 * len(kept["s"] - kept["r"])
+    assert (
+        pool.dropped[NOT_SAMPLED].total() + pool.dropped[AMBIGUOUS_OBJECTS].total() + sum(map(len, kept.values()))
+        == 5000
+    )
+    again = usable_facts(sorted(rows, key=lambda row: row.subject), limit=1000, seed=3)
+    assert {fact.subject for fact in again.facts["s"]} <= {fact.subject for fact in usable_facts(rows).facts["s"]}
+
+
+def test_bearers_of_a_name_are_told_apart_over_relations():
+    rows = [Candidate("York", "a", "Ouse", "t", subject_id="Q1"), Candidate("york", "b", "Erie", "t", subject_id="Q2")]
+    pool = usable_facts(rows)
+    assert pool.facts == {"a": [], "b": []}
+    assert pool.dropped[AMBIGUOUS_NAMES] == {"a": 1, "b": 1}
+
+
+def test_a_proportional_spread_follows_the_sizes_and_leaves_out_what_is_too_small():
+    rows = many(300, "big") + [Candidate(f"S{n}", "mid", f"O{n}", "t") for n in range(100)]
+    rows += [Candidate(f"T{n}", "tiny", f"P{n}", "t") for n in range(5)]
+    settings = SelectSettings(infused=40, background=40, control=40, spread="proportional")
+    selection = select_facts(rows, settings)
+    counts = Counter((fact.group, fact.relation) for fact in selection.facts)
+    for group in ("infused", "background", "control"):
+        assert (counts[group, "big"], counts[group, "mid"], counts[group, "tiny"]) == (30, 10, 0)
+    with pytest.raises(InputError, match=r"spread: is 'odd'"):
+        select_facts(rows, SelectSettings(spread="odd"))
+
+
+def test_relations_are_described_with_their_chance_levels():
+    rows = many(30, objects=5) + [Candidate(f"S{n}", "r", "Town0", "t") for n in range(10)]
+    settings = SelectSettings(infused=8, background=8, control=8, facts_per_object=0)
+    [relation] = select_facts(rows, settings).relations
+    assert (relation.imported, relation.usable, relation.objects) == (40, 40, 5)
+    assert (relation.chance, relation.most_frequent) == (1 / 5, 16 / 40)
+    assert relation.chosen == {"infused": 8, "background": 8, "control": 8}
+    lines = select_facts(rows, settings).summary()
+    assert any("chance 0.2000 among them all, 0.2500 among 4 options" in line for line in lines)
+
+
+def test_any_number_of_facts_may_share_an_object_but_not_all_of_them():
+    rows = many(60, objects=2)
+    with pytest.raises(InputError, match="3 distractors need 4"):
+        select_facts(rows, SelectSettings(infused=10, background=10, control=10, facts_per_object=0))
