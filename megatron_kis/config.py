@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
+from megatron_kis.data.settings import DataConfig, DocumentsConfig, InfusionConfig
 from megatron_kis.errors import nearest
 from megatron_kis.model.ladder import PRESETS, ModelShape, preset
 from megatron_kis.settings import Settings
@@ -49,8 +50,9 @@ class ModelConfig(Settings):
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights (GPT-2's value)."""
 
-    attention: Literal["sdpa", "local"] = "sdpa"
-    """Core attention: PyTorch's fused one, or Megatron-Core's own (to compare)."""
+    transformer_impl: Literal["auto", "transformer_engine", "sdpa", "local"] = "auto"
+    """The layers: Transformer Engine's; Megatron-Core's with PyTorch's fused attention; or all Megatron-Core's own (to
+    compare). ``auto``: Transformer Engine where it can be imported and there is CUDA, ``sdpa`` elsewhere."""
 
     @field_validator("preset")
     @classmethod
@@ -98,7 +100,11 @@ class OptimizerConfig(Settings):
     """AdamW and the learning-rate schedule."""
 
     learning_rate: float = Field(3e-3, gt=0)
-    """Peak learning rate."""
+    """Peak learning rate; of a model of ``reference_width``, if that is given."""
+
+    reference_width: int | None = Field(None, gt=0)
+    """Lets the peak fall with the width of a model: learning_rate x reference_width / width, the rule of muP for the
+    hidden matrices under Adam (Yang et al. 2022, table 8). So one rate tuned on a small model serves a ladder."""
 
     schedule: Literal["cosine", "wsd"] = "cosine"
     """``cosine`` to the minimum, or ``wsd``: warm-up, stable, linear decay (one trunk serves several budgets)."""
@@ -127,6 +133,28 @@ class OptimizerConfig(Settings):
     gradient_clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient over all parameters."""
 
+    @model_validator(mode="after")
+    def _phases_fit(self) -> OptimizerConfig:
+        if self.schedule == "wsd" and self.warmup_share + self.decay_share > 1:
+            msg = f"warmup_share {self.warmup_share} and decay_share {self.decay_share} are more than 1 together"
+            raise ValueError(msg)
+        return self
+
+
+class GuardConfig(Settings):
+    """What to do about steps that go wrong."""
+
+    skip_in_a_row: int = Field(0, ge=0)
+    """Bad steps in a row whose update is left out before the run stops; 0 stops at the first. Their exposures do not
+    count as received, and the run's record names them."""
+
+    loss_rise: float | None = Field(None, gt=0)
+    """Nats above its running mean at which a loss makes a step a bad one; none if not given: only what is not finite
+    is bad."""
+
+    hang_minutes: float | None = Field(30.0, gt=0)
+    """A step, or a probe, that takes longer is taken for hung: each rank writes its stacks and ends."""
+
 
 class TrainingConfig(Settings):
     """Budget, batches and precision."""
@@ -152,6 +180,9 @@ class TrainingConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
 
+    guard: GuardConfig = GuardConfig()
+    """Bad steps and hung ranks."""
+
     @property
     def steps(self) -> int:
         """Optimizer steps of the run."""
@@ -171,60 +202,6 @@ class TrainingConfig(Settings):
         return self
 
 
-class BackgroundConfig(Settings):
-    """The facts whose retention is watched."""
-
-    policy: Literal["displaced", "protected"] = "displaced"
-    """``displaced``: at a fixed rate in the general text, displaced with it. ``protected``: a fixed count."""
-
-    frequency: int = Field(0, ge=0)
-    """Exposures of each background fact in a run without infusion."""
-
-
-class InfusionConfig(Settings):
-    """How much is infused: a frequency or a ratio."""
-
-    frequency: int | None = Field(None, ge=0)
-    """F, exposures of each infused fact."""
-
-    ratio: float | None = Field(None, ge=0, le=1)
-    """rho, share of the tokens for infused facts."""
-
-    schedule: Literal["uniform"] = "uniform"
-    """How exposures lie over the run."""
-
-    background: BackgroundConfig = BackgroundConfig()
-    """The background facts."""
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> InfusionConfig:
-        if (self.frequency is None) == (self.ratio is None):
-            msg = "needs one of 'frequency' and 'ratio'"
-            raise ValueError(msg)
-        return self
-
-
-class DataConfig(Settings):
-    """The files of a run, as ``kis data`` writes them."""
-
-    corpus: Path
-    """Prefix of the general text's .bin and .idx."""
-
-    validation: Path
-    """Prefix of the validation split."""
-
-    exposures: Path
-    """Prefix of the exposure store (its questions lie beside it)."""
-
-    tokenizer: Path
-    """The tokenizer's model file."""
-
-    @property
-    def questions(self) -> Path:
-        """The probe's questions."""
-        return self.exposures.with_name(self.exposures.name + ".questions.jsonl")
-
-
 class ParallelConfig(Settings):
     """The parallel layout; data parallelism takes what remains of the processes."""
 
@@ -233,6 +210,13 @@ class ParallelConfig(Settings):
 
     pipeline: int = Field(1, ge=1)
     """Pipeline-parallel size."""
+
+    sequence: bool = False
+    """Split norms and residuals over the tensor ranks along the sequence, too; needs Transformer Engine's layers."""
+
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations that are computed again in the backward pass to save memory: none, those of the attention, or those
+    of whole layers (about a third more computation)."""
 
 
 class MomentsConfig(Settings):
@@ -273,10 +257,42 @@ class ProbeConfig(Settings):
     templates: dict[Literal["train", "held_out", "question"], NonNegativeInt | None] = Field(
         default_factory=_asked_templates
     )
-    """Templates of each split that are asked about (the first ones of a relation); null for all."""
+    """Templates of each split that are asked about (the first ones of a relation); null for all, 0 for none; a split
+    that is left out is not asked about."""
 
     batch_size: int = Field(512, gt=0)
     """Options scored in one forward pass."""
+
+    @field_validator("templates")
+    @classmethod
+    def _asks_something(cls, templates: dict[str, int | None]) -> dict[str, int | None]:
+        if all(count == 0 for count in templates.values()):
+            msg = "asks nothing; name at least one of train, held_out and question"
+            raise ValueError(msg)
+        return templates
+
+
+class CheckpointMomentsConfig(MomentsConfig):
+    """When a run is saved."""
+
+    minutes: float | None = Field(15.0, gt=0)
+    """Also when so many minutes have passed since the last time: what a crash can cost at most."""
+
+
+class CheckpointConfig(Settings):
+    """What of a run is saved, so that it can go on after a crash, under another layout, or as another run's start."""
+
+    moments: CheckpointMomentsConfig = CheckpointMomentsConfig()
+    """When to save; those of ``shares`` (and the last) stay, those of ``every`` and ``minutes`` make room again."""
+
+    keep_last: int = Field(2, ge=1)
+    """Newest checkpoints that stay; two, so that one is left if the other is damaged."""
+
+    keep_best: bool = True
+    """Whether the one with the lowest validation loss stays (of those saved where the loss was measured)."""
+
+    asynchronous: bool = True
+    """Write while training goes on; costs a copy of weights and optimizer in the host's memory."""
 
 
 class ValidationConfig(Settings):
@@ -294,6 +310,12 @@ class LoggingConfig(Settings):
 
     every: int = Field(10, gt=0)
     """Steps between the rows of metrics.jsonl."""
+
+    tensorboard: bool = False
+    """Also write TensorBoard's event files, into the run's folder; needs the package ``tensorboard``."""
+
+    wandb: Literal["online", "offline"] | None = None
+    """Also log to Weights & Biases; ``offline`` writes into the run's folder alone. Needs the package ``wandb``."""
 
 
 class RunConfig(Settings):
@@ -323,6 +345,13 @@ class RunConfig(Settings):
     infusion: InfusionConfig
     """Infusion."""
 
+    extends: Path | None = None
+    """Folder of a finished run that this one goes on with: its plan comes first, and ``infusion`` says what is shown in
+    the tokens that are added (``token_budget`` is that of the whole)."""
+
+    documents: DocumentsConfig = DocumentsConfig()
+    """Boundaries of documents."""
+
     parallel: ParallelConfig = ParallelConfig()
     """Layout."""
 
@@ -331,6 +360,9 @@ class RunConfig(Settings):
 
     validation: ValidationConfig = ValidationConfig()
     """Validation loss."""
+
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
 
     logging: LoggingConfig = LoggingConfig()
     """Logs."""

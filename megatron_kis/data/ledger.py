@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_kis.data.plan import ExposurePlan, SequenceLayout
+from megatron_kis.data.extension import Plan
+from megatron_kis.data.plan import SequenceLayout
 from megatron_kis.data.store import ExposureStore
 
 LEDGER_SCHEMA = "kis.ledger/1"
@@ -64,11 +65,11 @@ class Ledger:
             self.received[group] = values[start : start + size].copy()
             start += size
 
-    def differences(self, plan: ExposurePlan) -> list[str]:
+    def differences(self, plan: Plan) -> list[str]:
         """Facts that did not receive what the plan promised, one line each."""
         lines: list[str] = []
         for group in GROUPS:
-            expected = plan.expected(group)
+            expected = self._promised(plan, group)
             lines += [
                 f"{group} fact {self._store.ids(group)[row]}: {self.received[group][row]} exposures received, "
                 f"{expected[row]} planned"
@@ -76,7 +77,7 @@ class Ledger:
             ]
         return lines
 
-    def as_json(self, plan: ExposurePlan) -> dict[str, Any]:
+    def as_json(self, plan: Plan) -> dict[str, Any]:
         """The content of ``exposures.json``."""
         return {
             "schema": LEDGER_SCHEMA,
@@ -85,13 +86,22 @@ class Ledger:
             "tokens": self.tokens,
             "infused_tokens": self.infused_tokens,
             "infusion_ratio": self.infusion_ratio,
-            "expected": {group: {"facts": len(plan.expected(group)), "each": _each(plan, group)} for group in GROUPS},
+            "expected": {group: self._expected(plan, group) for group in GROUPS},
             "received": {
                 group: dict(zip(self._store.ids(group), self.received[group].tolist(), strict=True)) for group in GROUPS
             },
             "exact": not self.differences(plan),
         }
 
+    def _expected(self, plan: Plan, group: str) -> dict[str, Any]:
+        """How many each fact should get: one number, or one a fact where they differ."""
+        expected = self._promised(plan, group)
+        summary: dict[str, Any] = {"facts": len(expected), "exposures": int(expected.sum())}
+        if not len(expected) or expected.min() == expected.max():
+            return {**summary, "each": int(expected.max(initial=0))}
+        return {**summary, "by_fact": dict(zip(self._store.ids(group), expected.tolist(), strict=True))}
 
-def _each(plan: ExposurePlan, group: str) -> int:
-    return plan.infusion_frequency if group == "infused" else plan.background_frequency
+    def _promised(self, plan: Plan, group: str) -> NDArray[np.int64]:
+        """[facts] what each fact should get: nothing if the plan knows no facts of the group."""
+        expected = plan.expected(group)
+        return expected if len(expected) else np.zeros(len(self._store.ids(group)), dtype=np.int64)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
+
 import numpy as np
 from numpy.typing import NDArray
 
+IntArray = NDArray[np.int64]
+
 
 def pack_block(
-    lengths: NDArray[np.int64], facts: NDArray[np.int64], ideal: NDArray[np.int64], *, sequences: int, capacity: int
-) -> NDArray[np.int64] | None:
-    """Assigns exposures to the sequences of a block.
+    lengths: IntArray, facts: IntArray, ideal: IntArray, *, sequences: int, capacity: int
+) -> IntArray | None:
+    """Assigns the exposures of a block to its sequences, where their ideal places would overfill one or repeat a fact.
 
-    Every exposure stays in its ideal sequence if that overfills none and repeats no fact within one. Otherwise the
-    block is dealt anew, longest first, each to the emptiest sequence that does not hold its fact yet (the emptiest of
-    all where every one does): fills end within one short exposure of each other. Where that overfills one, the block is
-    dealt to the fullest sequence with room instead, which wastes least.
+    They are dealt longest first, each to the emptiest sequence that does not hold its fact yet (the emptiest of all
+    where every one does): fills end within one exposure of each other, and nothing is overfilled as long as the mean
+    fill leaves room for the longest. Where that fails the sequences are filled one after another, to the last token
+    wherever some choice of exposures allows it.
 
     Args:
         lengths: [exposures] tokens.
@@ -26,47 +31,89 @@ def pack_block(
     Returns:
         [exposures] sequence of each, or None if they do not fit.
     """
-    fill = np.bincount(ideal, weights=lengths, minlength=sequences)
-    pairs = facts * sequences + ideal
-    if (fill <= capacity).all() and len(np.unique(pairs)) == len(pairs):
-        return ideal
     if lengths.sum() > sequences * capacity:
         return None
-    dealt = _deal(lengths, facts, ideal, sequences=sequences, capacity=capacity, tightest=False)
-    return (
-        _deal(lengths, facts, ideal, sequences=sequences, capacity=capacity, tightest=True) if dealt is None else dealt
-    )
+    dealt = _deal(lengths, facts, ideal, sequences=sequences, capacity=capacity)
+    return _fill(lengths, facts, ideal, sequences=sequences, capacity=capacity) if dealt is None else dealt
 
 
-def _deal(
-    lengths: NDArray[np.int64],
-    facts: NDArray[np.int64],
-    ideal: NDArray[np.int64],
-    *,
-    sequences: int,
-    capacity: int,
-    tightest: bool,
-) -> NDArray[np.int64] | None:
-    """Deals longest first, to the emptiest sequence, or to the fullest that has room (best-fit decreasing)."""
-    never = 2 * capacity + 1
-    fill = np.zeros(sequences, dtype=np.int64)
+def _deal(lengths: IntArray, facts: IntArray, ideal: IntArray, *, sequences: int, capacity: int) -> IntArray | None:
+    """Deals longest first, each to the emptiest sequence without its fact; None if that overfills one."""
     where = np.empty(len(lengths), dtype=np.int64)
-    held: dict[int, list[int]] = {}
+    emptiest = [(0, sequence) for sequence in range(sequences)]  # a heap of fill and sequence
+    holders: dict[int, set[int]] = {}
     # Longest first; among equals in the order of the schedule, so that equal lengths spread as they were planned.
-    for item in np.lexsort((ideal, -lengths)):
-        length, fact = int(lengths[item]), int(facts[item])
-        cost = np.where(fill + length <= capacity, -fill, never) if tightest else fill
-        if taken := held.get(fact):
-            alone = cost.copy()
-            alone[taken] = never
-            best = int(alone.argmin())
-            if alone[best] == never or fill[best] + length > capacity:
-                best = int(cost.argmin())
-        else:
-            best = int(cost.argmin())
-        if fill[best] + length > capacity:
+    order = np.lexsort((ideal, -lengths))
+    for item, length, fact in zip(order.tolist(), lengths[order].tolist(), facts[order].tolist(), strict=True):
+        taken = holders.setdefault(fact, set())
+        passed = []
+        everywhere = len(taken) == sequences
+        while not everywhere and emptiest and emptiest[0][1] in taken and emptiest[0][0] + length <= capacity:
+            passed.append(heapq.heappop(emptiest))
+        if not emptiest or emptiest[0][0] + length > capacity:  # every sequence with room has it: the emptiest of all
+            for entry in passed:
+                heapq.heappush(emptiest, entry)
+            passed = []
+        fill, sequence = emptiest[0]
+        if fill + length > capacity:
             return None
-        where[item] = best
-        fill[best] += length
-        held.setdefault(fact, []).append(best)
+        heapq.heapreplace(emptiest, (fill + length, sequence))
+        for entry in passed:
+            heapq.heappush(emptiest, entry)
+        where[item] = sequence
+        taken.add(sequence)
     return where
+
+
+def _fill(lengths: IntArray, facts: IntArray, ideal: IntArray, *, sequences: int, capacity: int) -> IntArray | None:
+    """Fills one sequence after another, as full as the lengths that are left allow; None if some are left over.
+
+    Long exposures go first and the rest of each sequence is the subset of lengths that comes nearest to filling it:
+    packing is the cutting-stock problem, and with many exposures of few lengths nearly every sequence can be full.
+    """
+    where = np.empty(len(lengths), dtype=np.int64)
+    shelves: dict[int, list[int]] = {}  # by length, the earliest last
+    for item in np.argsort(-ideal, kind="stable").tolist():
+        shelves.setdefault(int(lengths[item]), []).append(item)
+    longest = max(shelves, default=0)
+    for sequence in range(sequences):
+        gap, held = capacity, set[int]()
+        available = Counter({length: len(items) for length, items in sorted(shelves.items(), reverse=True) if items})
+        chosen: list[int] = []
+        for length, count in available.items():
+            copies = min(count, max(0, gap - 2 * longest) // length)
+            chosen += [length] * copies
+            gap -= copies * length
+            available[length] -= copies
+        chosen += _nearest_sum(gap, available)
+        for length in chosen:
+            item = _take(shelves[length], facts, held)
+            held.add(int(facts[item]))
+            where[item] = sequence
+    return None if any(shelves.values()) else where
+
+
+def _take(items: list[int], facts: IntArray, held: set[int]) -> int:
+    """Removes and returns the earliest item whose fact is not held, or else the earliest."""
+    for back in range(1, len(items) + 1):
+        if int(facts[items[-back]]) not in held:
+            return items.pop(-back)
+    return items.pop()
+
+
+def _nearest_sum(gap: int, available: Counter[int]) -> list[int]:
+    """Lengths, each at most as often as it is available, whose sum is as near to ``gap`` as possible and not above."""
+    reachable, within = 1, (1 << (gap + 1)) - 1  # bit n: a sum of n can be reached
+    steps = []
+    for length, count in available.items():
+        steps.append((length, reachable))
+        for _ in range(min(count, gap // length)):
+            reachable |= (reachable << length) & within
+        if reachable >> gap:
+            break
+    chosen, total = [], reachable.bit_length() - 1
+    for length, before in reversed(steps):
+        while not before >> total & 1:
+            chosen.append(length)
+            total -= length
+    return chosen

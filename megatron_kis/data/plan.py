@@ -1,15 +1,12 @@
 """The exposure plan: a pure function from a sequence's number to what lies in it.
 
-1. Time runs over the run's S = D / L sequences. A *stream* is a group of K facts shown ``frequency`` times each:
-   exposure e in [0, K * frequency) has its ideal place at sequence (e + 1/2) * S / (K * frequency).
-2. Round r = e // K shows every fact once, in an order permuted anew for each round. A fact's exposures are therefore
-   one in each S / frequency sequences: near-regular, and never twice in the company of the same neighbours.
-3. Templates go round: each M exposures of a fact with M templates use every one once, so that shares differ by at most
-   1, also among the background exposures that infusion leaves (``stream``).
-4. Blocks of ``BLOCK`` sequences own the exposures whose ideal place lies in them and pack these (``packing``): each
-   whole, a sequence never overfilled. The last block takes the sequences that are left over. An exposure lies less than
-   two blocks from its ideal place, and in it wherever that overfills nothing.
-5. What is left of a sequence is general text: the first tokens of the stretch that belongs to this sequence number,
+1. Time runs over the run's S = D / L sequences. A *stream* (``stream``) says when the exposures of a group of facts
+   come: by the schedule, each fact in every round, evenly apart.
+2. Blocks of a few sequences own the exposures whose ideal place lies in them and pack these (``packing``): each whole,
+   a sequence never overfilled. The last block takes the sequences that are left over. An exposure lies less than two
+   blocks from its ideal place, and in it wherever that overfills nothing. Blocks are as small as the plan allows:
+   fuller sequences need larger blocks.
+3. What is left of a sequence is general text: the first tokens of the stretch that belongs to this sequence number,
    whatever F is. Runs that differ in F alone read the same general text in the same order (minimal pairs).
 
 A fact therefore sees exactly its frequency of whole exposures, whatever the parallel layout or batch size; a resumed
@@ -18,62 +15,33 @@ run needs the number of sequences consumed and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from megatron_kis.data.packing import pack_block
-from megatron_kis.data.random import key_of, mix
-from megatron_kis.data.stream import IntArray, Stream
+from megatron_kis.data.arrange import Arranger, Block, Placed, SequenceLayout
+from megatron_kis.data.fit import Fit, find_fit
+from megatron_kis.data.frequency import check_count, equal_frequencies, frequencies_for
+from megatron_kis.data.lengths import fingerprint_of, length_table
+from megatron_kis.data.random import key_of
+from megatron_kis.data.schedule import UNIFORM, Schedule, schedule_of
+from megatron_kis.data.stream import IntArray, Stream, TemplatePolicy
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint
 
-BLOCK = 256
-"""Sequences that are packed together: enough to even out lengths (ratios beyond 0.95 can be met), few in any run."""
+__all__ = ["ExposurePlan", "Placed", "SequenceLayout"]
 
 POLICIES = ("displaced", "protected")
-SCHEDULES = ("uniform",)
+TEMPLATE_POLICIES = ("round_robin", "random")
+LAYOUT_VERSION = 2
+"""Of the rules by which a plan lays out exposures: other rules lay out other sequences from equal settings."""
 
-_CHECKED_BLOCKS = 1 << 12  # up to this many blocks a tight plan is packed whole before the run starts, then a sample
-_CACHED_BLOCKS = 8  # ranks and loaders read ahead a little; a block is about 100 kB
-
-
-class Placed(NamedTuple):
-    """One exposure in a sequence."""
-
-    group: str
-    """``infused`` or ``background``."""
-
-    fact: int
-    """Row of the fact within its group."""
-
-    template: int
-    """Train template of the fact's relation."""
-
-    ordinal: int
-    """Which of the fact's exposures this is, from 0."""
-
-    offset: int
-    """First token's place in the sequence."""
-
-    length: int
-    """Tokens, the end-of-document token included."""
-
-
-class SequenceLayout(NamedTuple):
-    """What lies in one sequence: exposures, and one piece of general text."""
-
-    exposures: tuple[Placed, ...]
-    """By offset."""
-
-    general_offset: int
-    """Where the general text begins."""
-
-    general_tokens: int
-    """How much there is of it; sequence_length minus the exposures' lengths."""
+_KEPT_BLOCKS = 128  # of a long run: what is arranged in one pass, and the pass before, as replicas are not in step
+_AHEAD = 256  # sequences that are arranged in one pass
+_SMALL = 1 << 20  # exposures of a run whose layouts all stay in memory: 100 MB, at 93 bytes each
 
 
 class ExposurePlan:
@@ -85,13 +53,18 @@ class ExposurePlan:
         *,
         token_budget: int,
         sequence_length: int,
-        infusion_frequency: int | None = None,
+        infusion_frequency: float | ArrayLike | None = None,
         infusion_ratio: float | None = None,
+        popularity: ArrayLike | None = None,
         seed: int = 0,
-        schedule: str = "uniform",
+        schedule: str | Mapping[str, Any] | Schedule = "uniform",
+        templates: TemplatePolicy = "round_robin",
         background_lengths: ArrayLike | None = None,
         background_frequency: int = 0,
         background_policy: str = "displaced",
+        first_sequence: int = 0,
+        shown: Mapping[str, IntArray] | None = None,
+        background_before: int = 0,
     ) -> None:
         """Makes a plan, and checks that it can be met before anything long starts.
 
@@ -100,29 +73,35 @@ class ExposurePlan:
                 fewer templates than others (trailing).
             token_budget: D, tokens of the run; whole sequences of it are used.
             sequence_length: L, tokens.
-            infusion_frequency: F, exposures of each infused fact. Either this or ``infusion_ratio``.
-            infusion_ratio: share of D for exposures of infused facts; the nearest F is taken.
+            infusion_frequency: F, exposures of each infused fact, or [infused facts] of each one. If it is no whole
+                number, or ``popularity`` is given, it is their mean. Either this or ``infusion_ratio``.
+            infusion_ratio: share of D for exposures of infused facts, met to within one exposure: facts of equal
+                popularity get F or F + 1 exposures.
+            popularity: float [infused facts], how much more often than others each fact is shown
+                (``zipf_popularity``); equal if not given.
             seed: of orders and templates.
-            schedule: ``uniform``.
+            schedule: when infused facts are shown (``schedule_of`` says which there are).
+            templates: ``round_robin`` or ``random``, which show each template of a fact equally often, or the number of
+                the one that is used.
             background_lengths: as ``exposure_lengths``, for the background facts.
             background_frequency: exposures of each background fact at F = 0.
             background_policy: ``protected`` (that many whatever F) or ``displaced`` (a fixed rate in the general text:
-                ``background_frequency`` times the share that infusion leaves, rounded; those that remain keep their
-                ideal places).
+                ``background_frequency`` times the share that infusion leaves, rounded; under a uniform schedule those
+                that remain keep their ideal places).
+            first_sequence: of the run that this plan is a part of (``extension``).
+            shown: by group, [facts] exposures before that part; templates go on from there.
+            background_before: exposures of each background fact before that part, those that gave way to infusion
+                included; ordinals go on from there.
 
         Raises:
             InputError: a value out of range, or exposures that do not fit into the budget.
         """
-        if schedule not in SCHEDULES:
-            raise InputError(
-                f"unknown schedule {schedule!r}", where="infusion.schedule", remedy="valid: " + ", ".join(SCHEDULES)
-            )
         if background_policy not in POLICIES:
-            raise InputError(
-                f"unknown policy {background_policy!r}",
-                where="infusion.background_policy",
-                remedy="valid: " + ", ".join(POLICIES),
-            )
+            raise _unknown("policy", background_policy, "infusion.background.policy", POLICIES)
+        if not isinstance(templates, int) and templates not in TEMPLATE_POLICIES:
+            raise _unknown("template policy", templates, "infusion.templates", (*TEMPLATE_POLICIES, "a number"))
+        if isinstance(templates, int) and templates < 0:
+            raise InputError(f"is {templates}", where="infusion.templates", remedy="must not be negative")
         if background_frequency < 0:
             raise InputError(f"is {background_frequency}", where="background_frequency", remedy="must not be negative")
         if sequence_length < 2:
@@ -136,52 +115,79 @@ class ExposurePlan:
                 where="token_budget",
                 remedy="use a larger budget",
             )
-        self.seed, self.schedule = seed, schedule
+        self.seed, self.schedule, self.templates = seed, schedule_of(schedule), templates
         self.background_policy, self.background_base_frequency = background_policy, background_frequency
-        self._infused_lengths = _length_table(exposure_lengths, sequence_length, "exposure_lengths")
+        self.exposure_lengths = length_table(exposure_lengths, sequence_length, "exposure_lengths")
         empty = np.zeros((0, 1), dtype=np.int64)
-        self._background_lengths = _length_table(
+        self.background_lengths = length_table(
             empty if background_lengths is None else background_lengths, sequence_length, "background_lengths"
         )
-        self.infusion_frequency = self._resolve_frequency(infusion_frequency, infusion_ratio)
-        self._infused, self._background = self._streams_at(self.infusion_frequency)
-        self.infused_tokens, self.background_tokens = self._infused.tokens(), self._background.tokens()
+        check_count(
+            len(self.background_lengths) * background_frequency, budget=self.token_budget, where="background_frequency"
+        )
+        self.first_sequence, self._shown, self._background_before = first_sequence, dict(shown or {}), background_before
+        self._frequencies = frequencies_for(
+            lambda each: self._infused_at(each).tokens(),
+            facts=len(self.exposure_lengths),
+            budget=self.token_budget,
+            frequency=infusion_frequency,
+            ratio=infusion_ratio,
+            popularity=popularity,
+            key=self._key_of("frequencies"),
+        )
+        self._streams = self._streams_at(self._frequencies)
+        infused, background = self._streams
+        self.infused_tokens, self.background_tokens = infused.tokens(), background.tokens()
+        self.infusion_frequency: float = _whole(float(infused.each().mean())) if infused.facts else 0
         self.infusion_ratio = self.infused_tokens / self.token_budget
-        self.background_frequency = self._background.frequency
-        self._streams = (self._infused, self._background)
-        if not self._fits(self._streams):
+        self.background_frequency = int(background.each().max(initial=0))
+        fit = self._fit(self._streams)
+        if fit is None:
             raise self._too_much()
-        self._key = np.uint64(key_of(seed, "arrange"))
-        self._block = lru_cache(maxsize=_CACHED_BLOCKS)(self._arrange_block)
+        self._blocks = fit
+        self._arrangement = self._arranger(self._streams)
+        self._arranged: dict[int, Block] = {}
+        self._last_block = -1
+        self._is_small = infused.exposures + background.exposures <= _SMALL
 
-    def _resolve_frequency(self, frequency: int | None, ratio: float | None) -> int:
-        if (frequency is None) == (ratio is None):
-            raise InputError(
-                "needs one of infusion_frequency and infusion_ratio", where="infusion", remedy="the other is derived"
-            )
-        if ratio is not None:
-            if not 0.0 <= ratio <= 1.0:
-                raise InputError(f"is {ratio}", where="infusion_ratio", remedy="must lie in [0, 1]")
-            one_round = self._stream("infused", self._infused_lengths, 1, 1).mean_lengths.sum()
-            frequency = round(ratio * self.token_budget / one_round) if one_round else 0
-        assert frequency is not None
-        if frequency < 0:
-            raise InputError(f"is {frequency}", where="infusion_frequency", remedy="must be 0 or more")
-        if frequency and not len(self._infused_lengths):
-            raise InputError("there are no infused facts", where="infusion_frequency", remedy="add facts or use 0")
-        return frequency
+    def _key_of(self, *what: str) -> int:
+        """A key of this part of the run."""
+        return key_of(self.seed, *([self.first_sequence] if self.first_sequence else []), *what)
 
-    def _stream(self, group: str, lengths: IntArray, base: int, kept: int, *, displaced: bool = False) -> Stream:
-        return Stream(group, lengths, base, kept, key_of(self.seed, "stream", group), displaced)
+    def _infused_at(self, frequencies: IntArray | int) -> Stream:
+        return Stream(
+            "infused",
+            self.exposure_lengths,
+            frequencies,
+            key=self._key_of("stream", "infused"),
+            template_key=key_of(self.seed, "templates", "infused"),
+            schedule=self.schedule,
+            policy=self.templates,
+            shown=self._shown.get("infused", 0),
+        )
 
-    def _streams_at(self, frequency: int) -> tuple[Stream, Stream]:
-        """The infused and the background stream at an infusion frequency."""
-        infused = self._stream("infused", self._infused_lengths, frequency, frequency)
-        base = kept = self.background_base_frequency
-        displaced = self.background_policy == "displaced"
-        if displaced:
-            kept = round(base * max(0.0, 1.0 - infused.tokens() / self.token_budget))
-        return infused, self._stream("background", self._background_lengths, base, kept, displaced=displaced)
+    def _streams_at(self, frequencies: IntArray | int) -> tuple[Stream, Stream]:
+        """The infused and the background stream at frequencies of the infused facts."""
+        infused = self._infused_at(frequencies)
+        base, kept, schedule = self.background_base_frequency, None, UNIFORM
+        if self.background_policy == "displaced":
+            ratio = min(1.0, infused.tokens() / self.token_budget)
+            kept = round(base * (1.0 - ratio))
+            if not self.schedule.is_uniform and kept and len(self.background_lengths):
+                base, schedule = kept, self.schedule.general(ratio)
+        background = Stream(
+            "background",
+            self.background_lengths,
+            base,
+            key=self._key_of("stream", "background"),
+            template_key=key_of(self.seed, "templates", "background"),
+            schedule=schedule,
+            policy=self.templates if self.templates in TEMPLATE_POLICIES else "round_robin",
+            shown=self._shown.get("background", 0),
+            kept=kept,
+            first_ordinal=self._background_before,
+        )
+        return infused, background
 
     def __len__(self) -> int:
         """Sequences of the run."""
@@ -195,16 +201,51 @@ class ExposurePlan:
         """
         if not 0 <= sequence < self.sequences:
             raise IndexError(sequence)
-        block = min(sequence // BLOCK, self._blocks - 1)
-        return self._block(block)[sequence - block * BLOCK]
+        block = min(sequence // self.block, self._blocks.blocks - 1)
+        found = self._arranged.get(block)
+        if found is None:
+            self._arrange(self._worth_arranging(block))
+            found = self._arranged[block]
+        self._last_block = block
+        return found.layout(sequence - block * self.block)
+
+    def prefetch(self, sequences: Sequence[int]) -> None:
+        """Arranges what ``sequences`` need in one pass, which takes much less time than one by one."""
+        last = self._blocks.blocks - 1
+        self._arrange(dict.fromkeys(min(sequence // self.block, last) for sequence in sequences))
+
+    def _worth_arranging(self, block: int) -> range:
+        """A block that is asked for, with others: of a small run its part of it, of a long one what comes next."""
+        few = max(1, _AHEAD // self.block)
+        if self._is_small:
+            first = block - block % few
+            return range(first, min(first + few, self._blocks.blocks))
+        in_order = block == self._last_block + 1
+        return range(block, min(block + (few if in_order else 1), self._blocks.blocks))
+
+    def _arrange(self, wanted: Collection[int]) -> None:
+        missing = [block for block in wanted if block not in self._arranged]
+        if not missing:
+            return
+        ranges = [self._blocks.sequences_of(block) for block in missing]
+        blocks = self._arrangement.arrange(ranges)
+        if blocks is None:
+            raise InputError(
+                f"sequences {ranges[0].start} to {ranges[-1].stop - 1} cannot hold their exposures whole",
+                where="infusion_frequency",
+                remedy="use a smaller infusion frequency",
+            )
+        if not self._is_small:
+            surplus = len(self._arranged) + len(blocks) - max(_KEPT_BLOCKS, len(wanted))
+            for block in list(self._arranged)[: max(0, surplus)]:
+                if block not in wanted:
+                    del self._arranged[block]
+        self._arranged.update(zip(missing, blocks, strict=True))
 
     @property
-    def _blocks(self) -> int:
-        return max(1, self.sequences // BLOCK)
-
-    def _sequences_of(self, block: int) -> range:
-        """The sequences of a block; the last one's also those that would not fill another."""
-        return range(block * BLOCK, self.sequences if block == self._blocks - 1 else (block + 1) * BLOCK)
+    def block(self) -> int:
+        """Sequences that are packed together."""
+        return self._blocks.block
 
     def __iter__(self) -> Iterator[SequenceLayout]:
         """Every layout in the order of training."""
@@ -212,17 +253,26 @@ class ExposurePlan:
 
     def expected(self, group: str) -> IntArray:
         """[facts] exposures that each fact of a group receives in the whole run."""
-        stream = self._infused if group == "infused" else self._background
-        return np.full(stream.facts, stream.frequency, dtype=np.int64)
+        return self._streams[0 if group == "infused" else 1].each()
+
+    @property
+    def evenness(self) -> float:
+        """How far consecutive exposures of a fact may be from S / F sequences apart, as a share of S / F.
+
+        Of infused facts under the uniform schedule; add two blocks for the packing.
+        """
+        return self._streams[0].evenness
 
     def identity(self) -> dict[str, Any]:
         """What makes this plan what it is: equal identities give equal layouts."""
         return {
+            "layout_version": LAYOUT_VERSION,
             "infusion_frequency": self.infusion_frequency,
             "infusion_ratio": self.infusion_ratio,
-            "infused_facts": self._infused.facts,
+            "infused_facts": self._streams[0].facts,
             "infused_tokens": self.infused_tokens,
-            "background_facts": self._background.facts,
+            "frequencies_fingerprint": self._frequencies_fingerprint(),
+            "background_facts": self._streams[1].facts,
             "background_policy": self.background_policy,
             "background_base_frequency": self.background_base_frequency,
             "background_frequency": self.background_frequency,
@@ -230,139 +280,83 @@ class ExposurePlan:
             "token_budget": self.token_budget,
             "sequence_length": self.sequence_length,
             "seed": self.seed,
-            "schedule": self.schedule,
-            "block": BLOCK,
-            "lengths_fingerprint": fingerprint([self._infused_lengths.tolist(), self._background_lengths.tolist()]),
+            "schedule": self.schedule.description,
+            "schedule_fingerprint": None if self.schedule.is_uniform else self.schedule.fingerprint,
+            "templates": self.templates,
+            "block": self.block,
+            "first_sequence": self.first_sequence,
+            "background_before": self._background_before,
+            "lengths_fingerprint": fingerprint_of(self.exposure_lengths, self.background_lengths),
+            "shown_fingerprint": fingerprint_of(*self._shown.values()) if self._shown else None,
         }
 
-    def _pack(self, block: int, streams: tuple[Stream, ...]) -> tuple[IntArray, IntArray | None]:
-        """Packs a block.
+    def _frequencies_fingerprint(self) -> str | None:
+        equal = equal_frequencies(self._frequencies)
+        return None if equal else fingerprint_of(np.asarray(self._frequencies))
 
-        Returns:
-            int64 [exposures, 5] of stream, fact, template, ordinal and length; and int64 [exposures] the sequence of
-            each within the block, or None if they do not fit.
-        """
-        sequences = self._sequences_of(block)
-        parts, ideals = [], []
-        for number, stream in enumerate(streams):
-            facts, templates, ordinals, ideal = stream.between(sequences.start, sequences.stop, self.sequences)
-            lengths = stream.lengths[facts, templates]
-            parts.append(np.stack([np.full_like(facts, number), facts, templates, ordinals, lengths], axis=1))
-            ideals.append(ideal - sequences.start)
-        table = np.concatenate(parts)
-        where = pack_block(
-            table[:, 4],
-            table[:, 1] * len(streams) + table[:, 0],
-            np.concatenate(ideals),
-            sequences=len(sequences),
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the identity."""
+        return fingerprint(self.identity())
+
+    def _fit(self, streams: tuple[Stream, Stream], *, thorough: bool = True) -> Fit | None:
+        return find_fit(
+            streams,
+            self._arranger(streams).packs,
+            sequences=self.sequences,
             capacity=self.sequence_length,
+            thorough=thorough,
         )
-        return table, where
 
-    def _arrange_block(self, block: int) -> list[SequenceLayout]:
-        """The layouts of a block: in each sequence the exposures in a random order, the text at a random place."""
-        table, where = self._pack(block, self._streams)
-        sequences = self._sequences_of(block)
-        if where is None:
-            raise InputError(
-                f"sequences {sequences.start} to {sequences.stop - 1} cannot hold their exposures whole",
-                where="infusion_frequency",
-                remedy="use a smaller infusion frequency",
-            )
-        numbers = np.arange(sequences.start, sequences.stop, dtype=np.uint64)
-        with np.errstate(over="ignore"):
-            occasions = (len(self._streams) * table[:, 3] + table[:, 0]).astype(np.uint64)
-            draws = mix(mix(self._key + table[:, 1].astype(np.uint64)) + occasions)
-            text_draws = mix(~self._key + numbers)
-        rows = table[np.lexsort((draws, where))].tolist()
-        counts = np.bincount(where, minlength=len(numbers))
-        text_places = (text_draws % (counts + 1).astype(np.uint64)).astype(np.int64)
-        layouts, first = [], 0
-        for count, text_place in zip(counts.tolist(), text_places.tolist(), strict=True):
-            layouts.append(self._arrange(rows[first : first + count], text_place))
-            first += count
-        return layouts
-
-    def _arrange(self, rows: list[list[int]], text_place: int) -> SequenceLayout:
-        general = self.sequence_length - sum(row[4] for row in rows)
-        offset, general_offset, placed = 0, 0, []
-        for position, (stream, fact, template, ordinal, length) in enumerate(rows):
-            if position == text_place:
-                general_offset = offset
-                offset += general
-            placed.append(Placed(self._streams[stream].group, fact, template, ordinal, offset, length))
-            offset += length
-        if text_place == len(rows):
-            general_offset = offset
-        return SequenceLayout(tuple(placed), general_offset, general)
-
-    def _fits(self, streams: tuple[Stream, ...], most_blocks: int = _CHECKED_BLOCKS) -> bool:
-        """Whether every block can hold its exposures; of more than ``most_blocks``, a sample is tried."""
-        tokens = sum(stream.tokens() for stream in streams)
-        if tokens > self.token_budget:
-            return False
-        # Dealt to the emptiest sequence, an exposure fits if the block's mean fill leaves room for it. A block of n
-        # sequences owns at most n * size / S + 1 exposures of a stream, none longer than the stream's longest.
-        longest = [int(stream.lengths.max(initial=0)) for stream in streams]
-        shortest_block = min(BLOCK, self.sequences)
-        fill = sum(
-            (stream.size / self.sequences + 1 / shortest_block) * length
-            for stream, length in zip(streams, longest, strict=True)
+    def _arranger(self, streams: tuple[Stream, Stream]) -> Arranger:
+        return Arranger(
+            streams,
+            sequences=self.sequences,
+            sequence_length=self.sequence_length,
+            key=self._key_of("arrange"),
         )
-        if fill + max(longest) <= self.sequence_length:
-            return True
-        checked = range(0, self._blocks, max(1, self._blocks // most_blocks))
-        return all(self._pack(block, streams)[1] is not None for block in checked)
 
     def _too_much(self) -> InputError:
         """What to say of exposures that do not fit."""
         whole = f"of {self.token_budget} tokens, each exposure whole in a sequence of {self.sequence_length}"
-        background = self._streams_at(0)[1]
-        if not self._fits(self._streams_at(0)):
+        without = self._streams_at(0)
+        background = without[1]
+        if self._fit(without) is None:
             return InputError(
-                f"{background.facts} background facts x {background.frequency} exposures need {background.tokens()} "
-                + whole,
+                f"{background.facts} background facts x {self.background_base_frequency} exposures need "
+                f"{background.tokens()} {whole}",
                 where="background_frequency",
                 remedy="use a smaller one, or raise the token budget",
             )
         return InputError(
-            f"{self._infused.facts} infused facts x {self.infusion_frequency} exposures and the background need "
+            f"{self._streams[0].facts} infused facts x {self.infusion_frequency:g} exposures and the background need "
             f"{self.infused_tokens + self.background_tokens} {whole}",
             where="infusion_frequency",
             remedy=f"the largest that fits is about {self._largest_frequency()}, or raise the token budget",
         )
 
     def _largest_frequency(self) -> int:
-        """Nearly the largest F that fits, by bisection over a few blocks (the message must not take long)."""
-        fits, fails = 0, self.infusion_frequency
-        one_round = self._infused.mean_lengths.sum()
-        fails = min(fails, int(self.token_budget / one_round) + 2) if one_round else fails
+        """Nearly the largest F that fits, by bisection; of unequal frequencies their mean, in the same proportions."""
+        share = np.asarray(self._frequencies / np.mean(self._frequencies))
+        fits, fails = 0, int(min(self.infusion_frequency, 1 + self.token_budget // max(1, self.infused_tokens_at(1))))
         while fails - fits > 1:
             middle = (fits + fails) // 2
-            if self._fits(self._streams_at(middle), most_blocks=8):
-                fits = middle
-            else:
-                fails = middle
+            each = np.floor(share * middle + 0.5).astype(np.int64)
+            try:
+                fit = self._fit(self._streams_at(each), thorough=False)
+            except InputError:  # a schedule too dense for this much
+                fit = None
+            fits, fails = (middle, fails) if fit else (fits, middle)
         return fits
 
+    def infused_tokens_at(self, frequency: int) -> int:
+        """Tokens of the infused facts at another frequency, the same for all."""
+        return self._infused_at(frequency).tokens()
 
-def _length_table(lengths: ArrayLike, sequence_length: int, name: str) -> IntArray:
-    table = np.asarray(lengths, dtype=np.int64)
-    if table.ndim != 2:
-        raise InputError(f"has {table.ndim} dimensions", where=name, remedy="must be [facts, templates]")
-    if not table.size:
-        return table.reshape(0, max(1, table.shape[1]))
-    inner = (table[:, :-1] == 0) & (table[:, 1:] > 0)  # only trailing templates may be absent
-    bad = (table < 0).any(axis=1) | (table[:, 0] == 0) | inner.any(axis=1)
-    if bad.any():
-        raise InputError(
-            f"fact {int(bad.argmax())} has an exposure without tokens", where=name, remedy="give positive lengths"
-        )
-    if table.max() > sequence_length:
-        fact = int(table.max(axis=1).argmax())
-        raise InputError(
-            f"an exposure of fact {fact} has {table.max()} tokens, a sequence {sequence_length}",
-            where=name,
-            remedy="use longer sequences or shorter templates",
-        )
-    return table
+
+def _unknown(what: str, value: object, where: str, valid: tuple[str, ...]) -> InputError:
+    return InputError(f"unknown {what} {value!r}", where=where, remedy="valid: " + ", ".join(valid))
+
+
+def _whole(number: float) -> float | int:
+    return int(number) if number == int(number) else number

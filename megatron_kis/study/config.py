@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, NonNegativeInt, field_validator
 
 from megatron_kis.config import (
-    BackgroundConfig,
+    CheckpointConfig,
     LoggingConfig,
     ModelConfig,
     OptimizerConfig,
@@ -16,6 +16,7 @@ from megatron_kis.config import (
     ProbeConfig,
     ValidationConfig,
 )
+from megatron_kis.data.settings import BackgroundConfig, DocumentsConfig
 from megatron_kis.settings import Settings
 
 
@@ -90,6 +91,18 @@ class StudyConfig(Settings):
 
     background: BackgroundConfig = BackgroundConfig()
     """The facts whose retention is watched."""
+
+    schedule: str | dict[str, Any] = "uniform"
+    """When exposures come, in every run (``infusion.schedule`` of a run)."""
+
+    templates: Literal["round_robin", "random"] | NonNegativeInt = "round_robin"
+    """Which train template an exposure shows (``infusion.templates`` of a run)."""
+
+    documents: DocumentsConfig = DocumentsConfig()
+    """Boundaries of documents."""
+
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    """What of each run is saved."""
 
     probes: ProbeConfig = ProbeConfig()
     """Knowledge probe."""

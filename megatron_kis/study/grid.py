@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-from megatron_kis.config import DataConfig, RunConfig
+from megatron_kis.config import RunConfig
+from megatron_kis.data.settings import DataConfig
 from megatron_kis.errors import InputError
 from megatron_kis.settings import parse_config
 from megatron_kis.study.config import RungConfig, StudyConfig
@@ -50,7 +51,14 @@ def _run(study: StudyConfig, data: DataConfig, rung: RungConfig, budget: int, fr
         "data": data,
         "model": rung.model_dump(exclude={"learning_rate", "parallel"}),
         "training": {"token_budget": budget, "seed": seed, "optimizer": optimizer, **shared},
-        "infusion": {"frequency": frequency, "background": study.background},
+        "infusion": {
+            "frequency": frequency,
+            "background": study.background,
+            "schedule": study.schedule,
+            "templates": study.templates,
+        },
+        "documents": study.documents,
+        "checkpoints": study.checkpoints,
         "parallel": rung.parallel,
         "probes": study.probes,
         "validation": study.validation,

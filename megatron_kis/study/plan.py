@@ -30,7 +30,7 @@ def plan_rows(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
                 "infusion_frequency": plan.infusion_frequency,
                 "infusion_ratio": plan.infusion_ratio,
                 "background_frequency": plan.background_frequency,
-                "epochs": inputs.text.epochs(len(plan)),
+                "epochs": max(read.epochs for read in inputs.text.epochs(len(plan))),
                 "flops": shape.flops_per_token(vocabulary, plan.sequence_length) * plan.token_budget,
             }
         )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from data_tools.tokenizer import load_tokenizer
 from megatron_kis.config import RunConfig
 from megatron_kis.data.dataset import InfusedDataset
+from megatron_kis.data.extension import Plan
 from megatron_kis.data.general import GeneralText, ValidationText
-from megatron_kis.data.plan import ExposurePlan
+from megatron_kis.data.plans import open_plan
 from megatron_kis.data.store import ExposureStore
 from megatron_kis.errors import InputError
 from megatron_kis.files import sha256_file
@@ -34,7 +35,7 @@ class Inputs:
     store: ExposureStore
     """Exposures."""
 
-    plan: ExposurePlan
+    plan: Plan
     """Which exposures lie where."""
 
     dataset: InfusedDataset
@@ -55,14 +56,14 @@ def open_inputs(config: RunConfig) -> Inputs:
     """
     training = config.training
     tokenizer = load_tokenizer(config.data.tokenizer)
-    text = GeneralText(config.data.corpus, sequence_length=training.sequence_length, seed=training.seed)
+    text = GeneralText(config.data.corpora, sequence_length=training.sequence_length, seed=training.seed)
     validation = ValidationText(
         config.data.validation, sequence_length=training.sequence_length, max_tokens=config.validation.max_tokens
     )
     store = ExposureStore(config.data.exposures)
     questions = read_questions(config.data.questions, config.probes.templates)
     for what, fingerprint in (
-        (config.data.corpus, str(text.meta["tokenizer_fingerprint"])),
+        *text.tokenizers(),
         (config.data.validation, validation.tokenizer_fingerprint),
         (config.data.exposures, store.tokenizer_fingerprint),
         (config.data.questions, questions.tokenizer_fingerprint),
@@ -73,19 +74,7 @@ def open_inputs(config: RunConfig) -> Inputs:
                 where=str(what),
                 remedy=f"make it again with {config.data.tokenizer}",
             )
-    steps = training.steps
-    plan = ExposurePlan(
-        store.lengths("infused"),
-        infusion_frequency=config.infusion.frequency,
-        infusion_ratio=config.infusion.ratio,
-        token_budget=steps * training.global_batch_size * training.sequence_length,
-        sequence_length=training.sequence_length,
-        seed=training.seed,
-        schedule=config.infusion.schedule,
-        background_lengths=store.lengths("background"),
-        background_frequency=config.infusion.background.frequency,
-        background_policy=config.infusion.background.policy,
-    )
+    plan = open_plan(config, store)
     return Inputs(
         vocabulary=tokenizer.vocab_size,
         eod_id=tokenizer.eod_id,
@@ -93,7 +82,13 @@ def open_inputs(config: RunConfig) -> Inputs:
         validation=validation,
         store=store,
         plan=plan,
-        dataset=InfusedDataset(plan, text, store),
+        dataset=InfusedDataset(
+            plan,
+            text,
+            store,
+            reset_attention=config.documents.reset_attention,
+            mask_boundaries=config.documents.mask_boundaries,
+        ),
         questions=questions,
         fingerprints={
             "tokenizer": tokenizer.fingerprint,

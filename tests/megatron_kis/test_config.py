@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from megatron_kis.config import InfusionConfig, ModelConfig, MomentsConfig, OptimizerConfig, RunConfig, TrainingConfig
+from megatron_kis.config import ModelConfig, MomentsConfig, OptimizerConfig, RunConfig, TrainingConfig
+from megatron_kis.data.settings import InfusionConfig
 from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import PRESETS, ModelShape
 from megatron_kis.settings import load_config, parse_config, parse_dataclass
@@ -71,7 +72,7 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         (RunConfig, RUN, "training.optimizer.learning_rat", "did you mean 'learning_rate'?"),
         (RunConfig, RUN, "infusion.background.frequencey", "did you mean 'frequency'?"),
         (RunConfig, RUN, "probes.moments.evry", "did you mean 'every'?"),
-        (RunConfig, RUN, "parallel.xyzzy", "valid: pipeline, tensor"),
+        (RunConfig, RUN, "parallel.xyzzy", "valid: pipeline, recompute, sequence, tensor"),
         (StudyConfig, STUDY, "frequencys", "did you mean 'frequencies'?"),
         (StudyConfig, STUDY, "training.optimizer.beta_1", "did you mean 'beta1'?"),
     ],
@@ -113,8 +114,8 @@ def test_a_missing_key_is_named(place: str) -> None:
     ("place", "value", "message"),
     [
         ("infusion.frequency", -1, "infusion.frequency: .*greater than or equal to 0.*got -1"),
-        ("infusion", {"frequency": 1, "ratio": 0.5}, "infusion: needs one of 'frequency' and 'ratio'"),
-        ("infusion", {}, "infusion: needs one of 'frequency' and 'ratio'"),
+        ("infusion", {"frequency": 1, "ratio": 0.5}, "infusion: needs one of 'frequency', 'frequencies' and 'ratio'"),
+        ("infusion", {}, "infusion: needs one of 'frequency', 'frequencies' and 'ratio'"),
         ("infusion", {"ratio": 1.1}, "infusion.ratio: .*less than or equal to 1"),
         ("infusion.background", {"policy": "shielded"}, "infusion.background.policy: .*'displaced' or 'protected'"),
         ("infusion.background.frequency", -2, "infusion.background.frequency: .*got -2"),
@@ -238,7 +239,7 @@ def test_a_model_is_a_preset_or_a_shape_and_nothing_is_ignored(shape: dict[str, 
 
 def test_a_preset_is_its_shape() -> None:
     for name, shape in PRESETS.items():
-        config = ModelConfig(preset=name, init_std=0.01, attention="local")
+        config = ModelConfig(preset=name, init_std=0.01, transformer_impl="local")
         assert config.shape() == shape
         assert config.label == name
     assert ModelConfig(preset="cpu-32", name="slow").label == "slow"

@@ -11,10 +11,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from megatron.core.datasets.gpt_dataset import _get_ltor_masks_and_position_ids
 
 from megatron_kis.data import ExposurePlan, InfusedDataset
 from megatron_kis.data.general import GeneralText
 from megatron_kis.data.ledger import Ledger
+from megatron_kis.data.plan import Placed, SequenceLayout
 from megatron_kis.data.store import ExposureStore
 from megatron_kis.errors import InputError
 
@@ -31,7 +33,7 @@ def text(tiny_data: Path) -> GeneralText:
     return GeneralText(tiny_data / "corpus", sequence_length=LENGTH, seed=5)
 
 
-def dataset_of(store: ExposureStore, text: GeneralText, frequency: int, **changes: Any) -> InfusedDataset:
+def dataset_of(store: ExposureStore, text: GeneralText, frequency: Any, **changes: Any) -> InfusedDataset:
     plan = ExposurePlan(
         store.lengths("infused"),
         infusion_frequency=frequency,
@@ -49,7 +51,7 @@ def dataset_of(store: ExposureStore, text: GeneralText, frequency: int, **change
 
 def fed(dataset: InfusedDataset) -> list[bytes]:
     """Each sequence's tokens, as the model gets them, two bytes a token."""
-    return [dataset[sequence].tokens.numpy().astype(">u2").tobytes() for sequence in range(len(dataset))]
+    return [dataset[sequence]["tokens"].numpy().astype(">u2").tobytes() for sequence in range(len(dataset))]
 
 
 def occurrences(sequences: list[bytes], tokens: np.ndarray) -> int:
@@ -91,41 +93,145 @@ def test_the_sequences_really_fed_hold_each_fact_exactly_as_often_as_planned(
 
 
 def test_runs_that_differ_in_frequency_read_the_same_general_text(store: ExposureStore, text: GeneralText) -> None:
-    without = dataset_of(store, text, 0, background_frequency=0)
-    for frequency in (6, 24):
-        infused = dataset_of(store, text, frequency)
-        for sequence in range(SEQUENCES):
-            layout = infused.plan[sequence]
-            row = infused[sequence].tokens[layout.general_offset :][: layout.general_tokens]
-            assert torch.equal(row, without[sequence].tokens[: layout.general_tokens])
+    """The text of a sequence is a prefix of its stretch; where an exposure follows its last token ends the document."""
+    cut = 0
+    for changes in ({}, {"schedule": "back_loaded"}, {"background_policy": "protected"}):
+        for frequency in (0, 6, 18):
+            infused = dataset_of(store, text, frequency, **changes)
+            for sequence in range(SEQUENCES):
+                layout = infused.plan[sequence]
+                row = infused[sequence]["tokens"][layout.general_offset :][: layout.general_tokens]
+                expected = text.stretch(sequence, layout.general_tokens).astype(np.int64)
+                if layout.general_tokens and layout.general_offset + layout.general_tokens < LENGTH:
+                    expected[-1], cut = store.eod_id, cut + 1
+                assert row.tolist() == expected.tolist()
+    assert cut > 100
 
 
 def test_text_without_any_exposure_is_the_corpus(store: ExposureStore, text: GeneralText) -> None:
     sample = dataset_of(store, text, 0, background_frequency=0)[7]
     stretch = torch.from_numpy(text.stretch(7, LENGTH + 1).astype(np.int64))
-    assert torch.equal(sample.tokens, stretch[:-1])
-    assert torch.equal(sample.labels, stretch[1:])
-    assert sample.loss_mask.sum() == LENGTH
+    assert torch.equal(sample["tokens"], stretch[:-1])
+    assert torch.equal(sample["labels"], stretch[1:])
+    assert sample["loss_mask"].sum() == LENGTH
 
 
-def test_labels_follow_and_only_a_label_outside_the_plan_is_masked(store: ExposureStore, text: GeneralText) -> None:
+def test_labels_follow_and_only_labels_that_are_not_real_are_masked(store: ExposureStore, text: GeneralText) -> None:
     dataset = dataset_of(store, text, 24)
-    kinds: Counter[bool] = Counter()
+    kinds: Counter[str] = Counter()
     for sequence in range(SEQUENCES):
         sample, layout = dataset[sequence], dataset.plan[sequence]
-        assert torch.equal(sample.labels[:-1], sample.tokens[1:])
-        assert torch.equal(sample.position_ids, torch.arange(LENGTH))
-        ends_in_text = layout.general_tokens > 0 and layout.general_offset + layout.general_tokens == LENGTH
-        kinds[ends_in_text] += 1
+        assert torch.equal(sample["labels"][:-1], sample["tokens"][1:])
+        assert torch.equal(sample["position_ids"], torch.arange(LENGTH))
+        end = layout.general_offset + layout.general_tokens
         mask = torch.ones(LENGTH)
-        if ends_in_text:
+        if layout.general_tokens and end == LENGTH:
+            kinds["text last"] += 1
             follows = text.stretch(sequence, layout.general_tokens + 1)[-1]
-            assert sample.labels[-1] == int(follows)
+            assert sample["labels"][-1] == int(follows)
         else:
-            assert sample.tokens[-1] == store.eod_id
-            mask[-1] = 0.0
-        assert torch.equal(sample.loss_mask, mask)
-    assert min(kinds.values()) > 20  # both happened
+            assert sample["tokens"][-1] == store.eod_id
+            mask[-1] = 0.0  # what would follow is unknown
+            if layout.general_tokens:
+                kinds["text cut"] += 1
+                assert sample["tokens"][end - 1] == store.eod_id
+                if end > 1:
+                    mask[end - 2] = 0.0  # the document does not really end here
+        assert torch.equal(sample["loss_mask"], mask)
+    assert min(kinds["text last"], kinds["text cut"]) > 20  # both happened
+
+
+class OneSequence:
+    """A plan of one sequence of 8 tokens with a given layout."""
+
+    sequence_length = 8
+
+    def __init__(self, offset: int, tokens: int, exposures: tuple[Placed, ...]) -> None:
+        self.layout = SequenceLayout(exposures, offset, tokens)
+
+
+class Counting:
+    """Text of ids 100, 101, ..."""
+
+    def stretch(self, sequence: int, tokens: int) -> np.ndarray:
+        return 100 + np.arange(tokens)
+
+
+class Sentences:
+    """Exposures of ids 1 to n - 1 and the end of the document."""
+
+    eod_id = 0
+
+    def tokens(self, group: str, fact: int, template: int) -> np.ndarray:
+        return np.array([*range(1, fact), 0])
+
+
+@pytest.mark.parametrize(
+    ("text_at", "exposures", "row", "unpredicted"),
+    [
+        ((0, 8), [], [100, 101, 102, 103, 104, 105, 106, 107, 108], []),
+        ((3, 5), [(3, 0)], [1, 2, 0, 100, 101, 102, 103, 104, 105], []),
+        ((0, 5), [(3, 5)], [100, 101, 102, 103, 0, 1, 2, 0, 0], [3, 7]),
+        ((3, 2), [(3, 0), (3, 5)], [1, 2, 0, 100, 0, 1, 2, 0, 0], [3, 7]),
+        ((0, 1), [(7, 1)], [0, 1, 2, 3, 4, 5, 6, 0, 0], [7]),  # one token of text: nothing comes before it
+        ((3, 1), [(3, 0), (4, 4)], [1, 2, 0, 0, 1, 2, 3, 0, 0], [2, 7]),
+        ((7, 1), [(7, 0)], [1, 2, 3, 4, 5, 6, 0, 100, 101], []),
+        ((4, 0), [(4, 0), (4, 4)], [1, 2, 3, 0, 1, 2, 3, 0, 0], [7]),
+        ((8, 0), [(8, 0)], [1, 2, 3, 4, 5, 6, 7, 0, 0], [7]),
+    ],
+)
+def test_a_sequence_is_laid_out_token_by_token(
+    text_at: tuple[int, int], exposures: list[tuple[int, int]], row: list[int], unpredicted: list[int]
+) -> None:
+    placed = tuple(Placed("infused", length, 0, 0, offset, length) for length, offset in exposures)
+    plan: Any = OneSequence(*text_at, placed)
+    store: Any = Sentences()
+    tokens, places = InfusedDataset(plan, Counting(), store).assemble(0, plan.layout)
+    assert tokens.tolist() == row
+    assert sorted(places) == unpredicted
+
+
+@pytest.mark.parametrize("reset_attention", [False, True])
+@pytest.mark.parametrize("reset_positions", [False, True])
+@pytest.mark.parametrize("mask_boundaries", [False, True])
+def test_documents_are_kept_apart_as_megatron_keeps_them(
+    store: ExposureStore, text: GeneralText, reset_attention: bool, reset_positions: bool, mask_boundaries: bool
+) -> None:
+    plain = dataset_of(store, text, 12)
+    dataset = InfusedDataset(
+        plain.plan,
+        text,
+        store,
+        reset_attention=reset_attention,
+        reset_positions=reset_positions,
+        mask_boundaries=mask_boundaries,
+    )
+    most = 0
+    for sequence in range(SEQUENCES):
+        sample, before = dataset[sequence], plain[sequence]
+        attention, loss, positions = _get_ltor_masks_and_position_ids(
+            sample["tokens"], store.eod_id, reset_positions, reset_attention, mask_boundaries, True
+        )
+        most = max(most, int((sample["tokens"] == store.eod_id).sum()))
+        assert torch.equal(sample["tokens"], before["tokens"])
+        assert torch.equal(sample["labels"], before["labels"])
+        assert torch.equal(sample["position_ids"], positions)
+        assert torch.equal(sample["loss_mask"], loss * before["loss_mask"])
+        assert ("attention_mask" in sample) == reset_attention
+        if reset_attention:
+            assert sample["attention_mask"].dtype == torch.bool
+            assert torch.equal(sample["attention_mask"], attention)
+    assert most >= 4
+
+
+def test_a_sample_may_be_changed_in_place(store: ExposureStore, text: GeneralText) -> None:
+    dataset = dataset_of(store, text, 6)
+    before = {name: value.clone() for name, value in dataset[3].items()}
+    for sequence in (3, 4):
+        sample = dataset[sequence]
+        sample["loss_mask"][:] = 0.0
+        sample["tokens"][:] = 1
+    assert all(torch.equal(dataset[3][name], value) for name, value in before.items())
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -144,13 +250,17 @@ def test_the_ledger_counts_what_the_plan_promised(
     assert record["exact"] is True
     assert record["plan"] == dataset.plan.identity()
     assert record["received"]["infused"] == dict.fromkeys(store.ids("infused"), frequency)
-    assert record["expected"]["infused"] == {"facts": len(store.ids("infused")), "each": frequency}
+    assert record["expected"]["infused"] == {
+        "facts": len(store.ids("infused")),
+        "exposures": 16 * frequency,
+        "each": frequency,
+    }
 
 
 def observed(dataset: InfusedDataset, store: ExposureStore) -> Ledger:
     ledger = Ledger(store)
     for sequence in range(len(dataset)):
-        ledger.observe(dataset[sequence].tokens.numpy(), dataset.plan[sequence])
+        ledger.observe(dataset[sequence]["tokens"].numpy(), dataset.plan[sequence])
     return ledger
 
 
@@ -161,7 +271,7 @@ def test_the_ledger_does_not_count_an_exposure_whose_tokens_were_changed(
     spoilt = next(s for s in range(SEQUENCES) if any(e.group == "infused" for e in dataset.plan[s].exposures))
     exposure = next(e for e in dataset.plan[spoilt].exposures if e.group == "infused")
     for sequence in range(SEQUENCES):
-        tokens = dataset[sequence].tokens.numpy().copy()
+        tokens = dataset[sequence]["tokens"].numpy().copy()
         if sequence == spoilt:
             tokens[exposure.offset + exposure.length - 2] ^= 1
         ledger.observe(tokens, dataset.plan[sequence])
@@ -177,7 +287,7 @@ def test_a_sequence_left_out_or_fed_twice_shows_in_the_ledger(store: ExposureSto
     for order in ([s for s in range(SEQUENCES) if s != full], [*range(SEQUENCES), full]):
         ledger = Ledger(store)
         for sequence in order:
-            ledger.observe(dataset[sequence].tokens.numpy(), dataset.plan[sequence])
+            ledger.observe(dataset[sequence]["tokens"].numpy(), dataset.plan[sequence])
         assert len(ledger.differences(dataset.plan)) == len({e[:2] for e in dataset.plan[full].exposures})
 
 
@@ -185,22 +295,65 @@ def test_counts_survive_a_tensor_and_add_up_over_replicas(store: ExposureStore, 
     dataset = dataset_of(store, text, 6)
     whole, halves = observed(dataset, store), [Ledger(store), Ledger(store)]
     for sequence in range(SEQUENCES):
-        halves[sequence % 2].observe(dataset[sequence].tokens.numpy(), dataset.plan[sequence])
+        halves[sequence % 2].observe(dataset[sequence]["tokens"].numpy(), dataset.plan[sequence])
     merged = Ledger(store)
     merged.load_tensor(halves[0].as_tensor() + halves[1].as_tensor())
     assert torch.equal(merged.as_tensor(), whole.as_tensor())
     assert merged.as_json(dataset.plan) == whole.as_json(dataset.plan)
 
 
-def test_the_dataset_is_a_torch_dataset_of_any_order(store: ExposureStore, text: GeneralText) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torch_loads_batches_in_any_order_and_by_any_number_of_workers(
+    store: ExposureStore, text: GeneralText, workers: int
+) -> None:
     dataset = dataset_of(store, text, 6)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=4, sampler=[3, 0, 299, 3])
-    (batch,) = list(loader)
-    assert batch.tokens.shape == (4, LENGTH)
-    assert torch.equal(batch.tokens[0], batch.tokens[3])
-    assert torch.equal(batch.tokens[2], dataset[299].tokens)
+    order = [3, 0, 299, 3, *range(5, 13)]
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, sampler=order, num_workers=workers)
+    batches = list(loader)
+    assert [len(batch["tokens"]) for batch in batches] == [4, 4, 4]
+    for name, value in dataset[0].items():
+        assert batches[0][name].shape == (4, *value.shape)
+        assert batches[0][name].dtype == value.dtype
+        together = torch.cat([batch[name] for batch in batches])
+        assert all(torch.equal(row, dataset[sequence][name]) for row, sequence in zip(together, order, strict=True))
+
+
+def test_samples_have_megatrons_names_types_and_shapes(store: ExposureStore, text: GeneralText) -> None:
+    sample = dataset_of(store, text, 6)[0]
+    shapes = {name: (value.dtype, tuple(value.shape)) for name, value in sample.items()}
+    assert shapes == {
+        "tokens": (torch.int64, (LENGTH,)),
+        "labels": (torch.int64, (LENGTH,)),
+        "loss_mask": (torch.float32, (LENGTH,)),
+        "position_ids": (torch.int64, (LENGTH,)),
+    }
+
+
+@pytest.mark.parametrize("sequence", [-1, SEQUENCES])
+def test_samples_outside_the_run_do_not_exist(store: ExposureStore, text: GeneralText, sequence: int) -> None:
+    dataset = dataset_of(store, text, 6)
+    assert len(dataset) == SEQUENCES
     with pytest.raises(IndexError):
-        dataset[SEQUENCES]
+        dataset[sequence]
+    with pytest.raises(IndexError):
+        dataset.__getitems__([0, sequence])
+
+
+def test_unequal_frequencies_are_counted_by_fact(store: ExposureStore, text: GeneralText) -> None:
+    listed = np.arange(16) % 5
+    dataset = dataset_of(store, text, listed)
+    ledger = observed(dataset, store)
+    assert ledger.differences(dataset.plan) == []
+    record = ledger.as_json(dataset.plan)
+    by_fact = dict(zip(store.ids("infused"), listed.tolist(), strict=True))
+    assert record["exact"] is True
+    assert record["received"]["infused"] == by_fact
+    assert record["expected"]["infused"] == {"facts": 16, "exposures": int(listed.sum()), "by_fact": by_fact}
+    sequences = fed(dataset)
+    for fact, wanted in enumerate(listed):
+        templates = (store.lengths("infused")[fact] > 0).sum()
+        shown = [occurrences(sequences, store.tokens("infused", fact, template)) for template in range(templates)]
+        assert sum(shown) == wanted
 
 
 def test_an_infusion_too_large_for_the_data_names_the_largest(store: ExposureStore, text: GeneralText) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_kis.data.random import key_of, permute
+from megatron_kis.data.random import key_of, mix, mix_one, permute, permute_one
 
 SEARCH = settings(max_examples=60, deadline=None)
 
@@ -18,7 +20,7 @@ def test_a_permutation_meets_every_value_once(domain: int, key: int) -> None:
 
 @SEARCH
 @given(st.integers(2, 700), st.integers(0, 2**64 - 1), st.randoms(use_true_random=False))
-def test_a_value_does_not_depend_on_what_is_asked_beside_it(domain: int, key: int, random) -> None:
+def test_a_value_does_not_depend_on_what_is_asked_beside_it(domain: int, key: int, random: Random) -> None:
     whole = permute(np.arange(domain), domain, key)
     asked = [random.randrange(domain) for _ in range(9)]
     assert permute(np.array(asked), domain, key).tolist() == whole[asked].tolist()
@@ -48,3 +50,36 @@ def test_keys_tell_their_parts_apart() -> None:
     keys = {key_of(1, "a"), key_of(1, "b"), key_of(2, "a"), key_of("1a"), key_of(1)}
     assert len(keys) == 5
     assert all(0 <= key < 2**64 for key in keys)
+
+
+@SEARCH
+@given(st.integers(1, 2**50), st.integers(0, 2**64 - 1), st.data())
+def test_one_number_is_permuted_as_an_array_of_it(domain: int, key: int, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, domain - 1))
+    image = permute(np.array([position]), domain, key)
+    assert permute_one(position, domain, key) == image[0]
+    assert 0 <= image[0] < domain
+
+
+@SEARCH
+@given(st.lists(st.tuples(st.integers(1, 90), st.integers(0, 2**64 - 1)), min_size=1, max_size=9))
+def test_each_element_may_have_a_domain_of_its_own(pairs: list[tuple[int, int]]) -> None:
+    domains, keys = np.array([domain for domain, _ in pairs]), np.array([key for _, key in pairs], dtype=np.uint64)
+    last = permute(domains - 1, domains, keys)
+    assert last.tolist() == [permute_one(domain - 1, domain, key) for domain, key in pairs]
+
+
+def test_nothing_is_permuted_to_nothing() -> None:
+    assert permute(np.zeros(0, dtype=np.int64), 0, 7).tolist() == []
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_a_word_is_mixed_as_in_the_published_generator(word: int) -> None:
+    assert mix(np.array([word], dtype=np.uint64)).tolist() == [mix_one(word)]
+
+
+def test_mixing_is_split_mix_64() -> None:
+    # The first outputs of SplitMix64 with the seed 1234567 (Steele, Lea and Flood 2014).
+    step = 0x9E3779B97F4A7C15
+    outputs = [mix_one((1234567 + number * step) % 2**64) for number in range(3)]
+    assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]

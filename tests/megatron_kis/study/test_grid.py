@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.config import DataConfig, RunConfig
+from megatron_kis.config import RunConfig
+from megatron_kis.data.settings import DataConfig
 from megatron_kis.errors import InputError
 from megatron_kis.settings import parse_config
 from megatron_kis.study.config import StudyConfig

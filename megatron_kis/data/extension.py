@@ -1,0 +1,229 @@
+"""A run that goes on: the plan of the run so far, and a plan of what comes after it.
+
+The first sequences are those of the run so far, exposure by exposure; general text goes on by its sequence numbers, and
+templates in their turns. A fact's exposures are the sum over both parts, and each part keeps the promises of a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+from megatron_kis.data.plan import ExposurePlan, SequenceLayout
+from megatron_kis.data.stream import IntArray
+from megatron_kis.errors import InputError
+from megatron_kis.files import fingerprint
+
+_CONTENT = ("infused_facts", "background_facts", "background_policy", "sequence_length", "seed", "templates")
+_ASKED = (
+    "seed",
+    "sequence_length",
+    "token_budget",
+    "infused_facts",
+    "infusion_frequency",
+    "schedule",
+    "templates",
+    "background_facts",
+    "background_policy",
+    "background_base_frequency",
+)
+_SUMS = ("infused_tokens", "background_tokens", "token_budget", "infusion_frequency", "background_frequency")
+
+
+class Plan(Protocol):
+    """What training, ledger and logs ask of a plan, whether it goes on from another or not."""
+
+    sequence_length: int
+    token_budget: int
+    infusion_frequency: float
+    infusion_ratio: float
+    background_frequency: int
+
+    def __len__(self) -> int:
+        """Sequences of the run."""
+        ...
+
+    def __getitem__(self, sequence: int) -> SequenceLayout:
+        """The layout of a sequence."""
+        ...
+
+    def prefetch(self, sequences: Sequence[int]) -> None:
+        """Prepares the layouts of sequences in one pass."""
+        ...
+
+    def expected(self, group: str) -> IntArray:
+        """[facts] exposures that each fact of a group receives in the whole run."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the plan what it is."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the identity."""
+        ...
+
+
+class ExtendedPlan:
+    """Two plans one after the other. Made by ``extend``."""
+
+    def __init__(self, base: ExposurePlan | ExtendedPlan, tail: ExposurePlan) -> None:
+        """Joins them; ``tail`` begins where ``base`` ends."""
+        self.base, self.tail = base, tail
+        self.sequence_length = tail.sequence_length
+        self.token_budget: int = base.token_budget + tail.token_budget
+        self.infused_tokens: int = base.infused_tokens + tail.infused_tokens
+        self.infusion_frequency: float = base.infusion_frequency + tail.infusion_frequency
+        self.infusion_ratio: float = self.infused_tokens / self.token_budget
+        self.background_frequency: int = base.background_frequency + tail.background_frequency
+        self.background_base_frequency: int = base.background_base_frequency + tail.background_base_frequency
+
+    def __len__(self) -> int:
+        """Sequences of the whole run."""
+        return len(self.base) + len(self.tail)
+
+    def __getitem__(self, sequence: int) -> SequenceLayout:
+        """The layout of a sequence.
+
+        Raises:
+            IndexError: not in [0, len(plan)).
+        """
+        if 0 <= sequence < len(self.base):
+            return self.base[sequence]
+        if sequence >= len(self):
+            raise IndexError(sequence)
+        return self.tail[sequence - len(self.base)]
+
+    def prefetch(self, sequences: Sequence[int]) -> None:
+        """Prepares the layouts of sequences in one pass."""
+        border = len(self.base)
+        self.base.prefetch([sequence for sequence in sequences if sequence < border])
+        self.tail.prefetch([sequence - border for sequence in sequences if sequence >= border])
+
+    def __iter__(self) -> Iterator[SequenceLayout]:
+        """Every layout in the order of training."""
+        return (self[sequence] for sequence in range(len(self)))
+
+    def expected(self, group: str) -> IntArray:
+        """[facts] exposures that each fact of a group receives in the whole run."""
+        return self.base.expected(group) + self.tail.expected(group)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this plan what it is; frequencies, tokens and ratio are those of the whole run."""
+        base, tail = self.base.identity(), self.tail.identity()
+        whole = {name: base[name] + tail[name] for name in _SUMS}
+        return {
+            **{name: tail[name] for name in _CONTENT},
+            **whole,
+            "infusion_ratio": self.infusion_ratio,
+            "extends": base,
+            "extension": tail,
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the identity."""
+        return fingerprint(self.identity())
+
+
+def extend(
+    base: ExposurePlan | ExtendedPlan,
+    token_budget: int,
+    *,
+    infusion_frequency: float | None = None,
+    infusion_ratio: float | None = None,
+    schedule: str | Mapping[str, Any] = "uniform",
+) -> ExtendedPlan:
+    """Extends a plan to a larger budget.
+
+    Args:
+        base: the plan of the run so far.
+        token_budget: of the whole run, tokens.
+        infusion_frequency: exposures of each infused fact in what is added. If neither this nor a ratio is given,
+            exposures go on at the rate of the last part: each fact's grow in proportion to the budget.
+        infusion_ratio: share of the added tokens.
+        schedule: of what is added.
+
+    Raises:
+        InputError: less than one sequence more, or exposures that do not fit into what is added.
+    """
+    last = base.tail if isinstance(base, ExtendedPlan) else base
+    added = token_budget - base.token_budget
+    if added < base.sequence_length:
+        raise InputError(
+            f"{token_budget} tokens are less than one sequence more than the run so far ({base.token_budget})",
+            where="token_budget",
+            remedy="use a larger budget",
+        )
+    added -= added % base.sequence_length
+    each = last.expected("infused")
+    if infusion_frequency is None and infusion_ratio is None:
+        infusion_frequency = float(each.mean()) * added / last.token_budget if len(each) else 0
+    equal = not len(each) or each.max() - each.min() <= 1
+    tail = ExposurePlan(
+        last.exposure_lengths,
+        token_budget=added,
+        sequence_length=base.sequence_length,
+        infusion_frequency=infusion_frequency,
+        infusion_ratio=infusion_ratio,
+        popularity=None if equal else each,
+        seed=last.seed,
+        schedule=schedule,
+        templates=last.templates,
+        background_lengths=last.background_lengths,
+        background_frequency=_background_so_far(base, base.token_budget + added) - base.background_base_frequency,
+        background_policy=last.background_policy,
+        first_sequence=len(base),
+        shown={group: base.expected(group) for group in ("infused", "background")},
+        background_before=base.background_base_frequency,
+    )
+    return ExtendedPlan(base, tail)
+
+
+def _background_so_far(base: ExposurePlan | ExtendedPlan, tokens: int) -> int:
+    """The background frequency of so many tokens at the rate of the first part: roundings do not add up."""
+    first = base
+    while isinstance(first, ExtendedPlan):
+        first = first.base
+    return round(first.background_base_frequency * tokens / first.token_budget)
+
+
+def check_continuation(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Checks that a run may go on under a plan: the plan it had, or one that extends it.
+
+    Args:
+        before: identity of the plan under which the run was trained so far.
+        now: identity of the plan under which it is to go on.
+
+    Raises:
+        InputError: another plan; names what differs, and both fingerprints.
+    """
+    had, has = _parts(before), _parts(now)
+    if has[: len(had)] == had:
+        return
+    fingerprints = f"{fingerprint(now)[:12]}; the run so far had {fingerprint(before)[:12]}"
+    if had[: len(has)] == has:
+        differs = f"the run so far was extended to {before['token_budget']} tokens, this is {now['token_budget']}"
+    else:
+        differs = next(_difference(was, is_) for was, is_ in zip(had, has, strict=False) if was != is_)
+    raise InputError(
+        f"another exposure plan ({fingerprints}): {differs}",
+        where="infusion",
+        remedy="go on with the settings of the run so far, extend its plan, or choose another output",
+    )
+
+
+def _parts(identity: dict[str, Any]) -> list[dict[str, Any]]:
+    """The identities of the plans one after the other."""
+    if "extends" in identity:
+        return [*_parts(identity["extends"]), identity["extension"]]
+    return [identity]
+
+
+def _difference(was: dict[str, Any], now: dict[str, Any]) -> str:
+    """The settings in which two plans differ; what follows from settings only if these are equal."""
+    names = [name for name in (*now, *was) if was.get(name) != now.get(name)]
+    settings = [name for name in _ASKED if name in names]
+    return "; ".join(f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in (settings or names)[:5])

@@ -1,0 +1,181 @@
+"""How often each infused fact is shown: one frequency for all, a list, or shares of popularity, by F or by ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from megatron_kis.data.random import key_of, permute
+from megatron_kis.errors import InputError
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+_COUNTABLE = 1 << 40  # exposures whose tokens surely fit into 64 bits; a budget of more tokens may have more
+_SEARCH_STEPS = 200  # regula falsi needs about ten; bisection, its fall-back, about sixty
+
+
+def zipf_popularity(facts: int, exponent: float, *, seed: int | str = 0) -> FloatArray:
+    """Popularity that falls as a power of the rank; which fact has which rank is drawn.
+
+    Args:
+        facts: how many.
+        exponent: of the power; 0 makes all equal, 1 is Zipf's law.
+        seed: of the ranks.
+
+    Returns:
+        float [facts], of mean 1.
+
+    Raises:
+        InputError: a negative exponent.
+    """
+    if not 0.0 <= exponent < np.inf:
+        raise InputError(f"is {exponent:g}", where="infusion.zipf_exponent", remedy="must be 0 or more")
+    weights = np.arange(1, facts + 1, dtype=np.float64) ** -exponent
+    drawn = weights[permute(np.arange(facts), facts, key_of(seed, "popularity"))]
+    return drawn / drawn.mean() if facts else drawn
+
+
+def equal_frequencies(frequencies: IntArray | int) -> bool:
+    """Whether all facts have the same."""
+    return isinstance(frequencies, int) or not len(frequencies) or bool(frequencies.min() == frequencies.max())
+
+
+def check_count(exposures: float, *, budget: int, where: str) -> None:
+    """Refuses numbers of exposures far beyond a budget of D tokens, which could not even be counted.
+
+    Raises:
+        InputError: too many.
+    """
+    if exposures > max(budget, _COUNTABLE):
+        raise InputError(
+            f"{float(min(exposures, 1e300)):g} exposures are more than a budget of {budget} tokens",
+            where=where,
+            remedy="use a smaller frequency, or raise the token budget",
+        )
+
+
+def frequencies_for(
+    tokens_of: Callable[[IntArray | int], int],
+    *,
+    facts: int,
+    budget: int,
+    frequency: float | ArrayLike | None,
+    ratio: float | None,
+    popularity: ArrayLike | None,
+    key: int,
+) -> IntArray | int:
+    """The frequency of each infused fact.
+
+    Args:
+        tokens_of: tokens of all exposures at frequencies.
+        facts: how many are infused.
+        budget: D, tokens.
+        frequency: F, or [facts] of each, or their mean.
+        ratio: share of D, instead of a frequency.
+        popularity: [facts] by what factor each is shown more often; equal if None.
+        key: of which facts get one more where all cannot get the same.
+
+    Returns:
+        One whole number for all, or int64 [facts].
+
+    Raises:
+        InputError: both or none of frequency and ratio, or impossible values.
+    """
+    if (frequency is None) == (ratio is None):
+        raise InputError(
+            "needs one of infusion_frequency and infusion_ratio", where="infusion", remedy="the other is derived"
+        )
+    weights = None if popularity is None else _weights(popularity, facts)
+    if ratio is not None:
+        if not 0.0 <= ratio <= 1.0:
+            raise InputError(f"is {ratio:g}", where="infusion_ratio", remedy="must lie in [0, 1]")
+        if not facts or not ratio:
+            return _checked(0, facts) if not ratio else _checked(1, facts)
+        return _nearest(tokens_of, _Apportionment(facts, weights, key), target=ratio * budget, limit=budget)
+    given = np.asarray(frequency)
+    if given.ndim:
+        listed = _listed(given, facts, weights)
+        check_count(float(listed.sum(dtype=np.float64)), budget=budget, where="infusion_frequency")
+        return listed.astype(np.int64)
+    mean = float(given)
+    if not 0.0 <= mean < np.inf:
+        raise InputError(f"is {mean:g}", where="infusion_frequency", remedy="must be 0 or more")
+    check_count(facts * mean, budget=budget, where="infusion_frequency")
+    if weights is None and mean == int(mean):
+        return _checked(int(mean), facts)
+    apportionment = _Apportionment(facts, weights, key)
+    _checked(1, facts)
+    return _nearest(lambda each: int(np.sum(each)), apportionment, target=mean * facts, limit=np.inf)
+
+
+def _checked(frequency: int, facts: int) -> int:
+    if frequency and not facts:
+        raise InputError("there are no infused facts", where="infusion_frequency", remedy="add facts or use 0")
+    return frequency
+
+
+def _listed(given: NDArray[Any], facts: int, weights: FloatArray | None) -> NDArray[np.integer]:
+    where = "infusion_frequency"
+    if weights is not None:
+        raise InputError("is a list, and so is popularity", where=where, remedy="give one of them")
+    if given.shape != (facts,):
+        raise InputError(f"lists {len(given)} frequencies for {facts} facts", where=where, remedy="give one a fact")
+    if given.dtype.kind not in "iu" or (facts and given.min() < 0):
+        raise InputError(
+            "lists something else than whole numbers of 0 or more", where=where, remedy="give how often each is shown"
+        )
+    return given
+
+
+def _weights(popularity: ArrayLike, facts: int) -> FloatArray:
+    weights = np.asarray(popularity, dtype=np.float64)
+    if weights.shape != (facts,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum():
+        raise InputError(
+            f"is no list of {facts} numbers of 0 or more, some above 0", where="popularity", remedy="give one a fact"
+        )
+    return weights / weights.mean()
+
+
+class _Apportionment:
+    """Whole frequencies in proportion to weights: fact k gets floor(level * weight + start), starts evenly in [0, 1).
+
+    Raising the level adds one exposure after the other; with equal weights no two facts are more than one apart.
+    """
+
+    def __init__(self, facts: int, weights: FloatArray | None, key: int) -> None:
+        self._weights = np.float64(1.0) if weights is None else weights
+        self._starts = (permute(np.arange(facts), facts, key) + 0.5) / facts if facts else np.zeros(0)
+
+    def at(self, level: float) -> IntArray:
+        """int64 [facts]."""
+        each: IntArray = np.floor(level * self._weights + self._starts).astype(np.int64)
+        return each
+
+
+def _nearest(
+    measure: Callable[[IntArray | int], int], apportionment: _Apportionment, *, target: float, limit: float
+) -> IntArray | int:
+    """The frequencies whose measure is nearest to the target and not above the limit."""
+    low, high, at_low = 0.0, 1.0, -target
+    while (at_high := measure(apportionment.at(high)) - target) < 0:
+        low, high, at_low = high, 2 * high, at_high
+    for step in range(_SEARCH_STEPS):
+        middle = (
+            high - at_high * (high - low) / (at_high - at_low) if step % 3 and at_high > at_low else (low + high) / 2
+        )
+        if not low < middle < high:
+            break
+        found = measure(apportionment.at(middle)) - target
+        if found < 0:
+            low, at_low = middle, found
+        else:
+            high, at_high = middle, found
+        if at_high == 0:
+            break
+    best = high if abs(at_high) <= abs(at_low) and at_high + target <= limit else low
+    each = apportionment.at(best)
+    return int(each[0]) if equal_frequencies(each) else each

@@ -1,0 +1,117 @@
+"""What the facts of a run were promised and what they really received."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_tools.progress import Progress
+from megatron_kis.data.ledger import GROUPS, LEDGER_SCHEMA, Ledger
+from megatron_kis.errors import InputError
+from megatron_kis.files import read_json
+from megatron_kis.settings import parse_config
+from megatron_kis.training.record import RUN_SCHEMA
+
+_TOGETHER = 64  # sequences that are laid out in one pass
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (folder / "run.json").exists()
+
+
+def audit_run(folder: Path, *, recount: Progress | None = None) -> dict[str, Any]:
+    """Compares the exposures that a run's plan promised with those that were counted in the sequences it was fed.
+
+    Args:
+        folder: of a run that has reached its end.
+        recount: lay out every sequence again from the data on disk and count there, too, showing this progress: plan
+            and data are still those of the run if the counts agree.
+
+    Returns:
+        ``run``, ``sequences``, ``infusion_ratio``; and by group ``facts``, ``expected``, ``received`` (exposures of all
+        facts), ``fewest``, ``most``, and ``differences``: {fact: {expected, received, recounted}}.
+
+    Raises:
+        InputError: no run, one that has not reached its end, or damaged files.
+    """
+    record = read_json(folder / "run.json", RUN_SCHEMA, keys=("run", "config", "plan", "fingerprints"))
+    path = folder / "exposures.json"
+    if not path.exists():
+        raise InputError("is not there yet", where=str(path), remedy="a run writes it at its end; go on with kis train")
+    ledger = read_json(path, LEDGER_SCHEMA, keys=("expected", "received", "sequences", "infusion_ratio", "plan"))
+    recounted = _recount(record, folder, recount) if recount else None
+    result: dict[str, Any] = {name: ledger[name] for name in ("sequences", "infusion_ratio")}
+    result["run"] = record["run"]
+    result["recounted"] = recounted is not None
+    for group in GROUPS:
+        received, promised = ledger["received"][group], ledger["expected"][group]
+        expected = promised.get("by_fact") or dict.fromkeys(received, promised.get("each", 0))
+        again = recounted[group] if recounted else received
+        if not set(expected) == set(received) == set(again):
+            raise InputError(f"names other {group} facts than it counts", where=str(path), remedy="run it again")
+        counts = received.values()
+        result[group] = {
+            "facts": len(received),
+            "expected": sum(expected.values()),
+            "received": sum(counts),
+            "fewest": min(counts, default=0),
+            "most": max(counts, default=0),
+            "differences": {
+                fact: {"expected": expected[fact], "received": count, "recounted": again[fact]}
+                for fact, count in received.items()
+                if not expected[fact] == count == again[fact]
+            },
+        }
+    return result
+
+
+def describe_audit(result: dict[str, Any], *, most: int = 20) -> list[str]:
+    """The result of ``audit_run`` as lines to read."""
+    again = ", counted again from the data" if result["recounted"] else ""
+    lines = [
+        f"{result['run']}: {result['sequences']} sequences, infusion ratio {result['infusion_ratio']:.6f}{again}",
+        f"{'group':<12}{'facts':>10}{'expected':>14}{'received':>14}{'fewest':>10}{'most':>10}{'different':>12}",
+    ]
+    for group in GROUPS:
+        row = result[group]
+        lines.append(
+            f"{group:<12}{row['facts']:>10}{row['expected']:>14}{row['received']:>14}{row['fewest']:>10}"
+            f"{row['most']:>10}{len(row['differences']):>12}"
+        )
+        for fact, counts in list(row["differences"].items())[:most]:
+            found = f", {counts['recounted']} in the data now" if result["recounted"] else ""
+            lines.append(f"  {fact}: {counts['expected']} expected, {counts['received']} received{found}")
+        if len(row["differences"]) > most:
+            lines.append(f"  and {len(row['differences']) - most} more")
+    return lines
+
+
+def differences_of(result: dict[str, Any]) -> int:
+    """How many facts did not get what they were promised."""
+    return sum(len(result[group]["differences"]) for group in GROUPS)
+
+
+def _recount(record: dict[str, Any], folder: Path, progress: Progress) -> dict[str, dict[str, int]]:
+    """Exposures in the sequences that the run's configuration gives now, by group and fact."""
+    from megatron_kis.config import RunConfig
+    from megatron_kis.training.inputs import open_inputs
+
+    config = parse_config(RunConfig, record["config"], source=str(folder / "run.json"))
+    inputs = open_inputs(config)
+    for name, found in inputs.fingerprints.items():
+        was = record["fingerprints"].get(name)
+        if was != found:
+            raise InputError(
+                f"was trained on another {name} ({str(was)[:12]}, now {found[:12]})",
+                where=str(folder),
+                remedy="count again where its data lie",
+            )
+    ledger = Ledger(inputs.store)
+    sequences = len(inputs.plan)
+    firsts, steps = range(0, sequences, _TOGETHER), -(-sequences // _TOGETHER)
+    for first in progress.track(firsts, description=f"counting, {_TOGETHER} sequences a step", total=steps):
+        numbers = range(first, min(first + _TOGETHER, sequences))
+        for number, sample in zip(numbers, inputs.dataset.__getitems__(numbers), strict=True):
+            ledger.observe(sample["tokens"].numpy(), inputs.plan[number])
+    return {group: dict(zip(inputs.store.ids(group), ledger.received[group].tolist(), strict=True)) for group in GROUPS}

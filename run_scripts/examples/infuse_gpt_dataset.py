@@ -1,0 +1,113 @@
+"""Infuses facts into Megatron-Core's own GPTDataset, and trains on the result with Megatron-Core alone.
+
+For users with a Megatron training loop of their own: the exposure plan and ``InfusedDataset`` replace the blended
+dataset, everything else stays. Run it on what ``kis study run run_scripts/studies/quickstart.yaml`` has prepared:
+
+    python run_scripts/examples/infuse_gpt_dataset.py --data <study>/data --steps 50
+
+Each fact is shown exactly ``--frequency`` times, whole, evenly over the run; the loop counts them as they pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from data_tools.tokenizer import Tokenizer, load_tokenizer
+from megatron_kis.config import OptimizerConfig
+from megatron_kis.data import ExposurePlan, InfusedDataset
+from megatron_kis.data.dataset import MegatronText
+from megatron_kis.data.ledger import Ledger
+from megatron_kis.data.store import ExposureStore
+from megatron_kis.device import open_device, quiet_megatron
+from megatron_kis.model.build import build_model
+from megatron_kis.model.ladder import ModelShape
+from megatron_kis.model.vocabulary import padded_vocabulary
+from megatron_kis.parallel import close_groups, open_groups
+
+with quiet_megatron():
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+
+def main() -> int:
+    """Builds the datasets, trains, and prints what every fact received."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="corpus, exposures and tokenizer.model")
+    parser.add_argument("--steps", type=int, default=50, help="optimizer steps")
+    parser.add_argument("--batch", type=int, default=8, help="sequences a step")
+    parser.add_argument("--length", type=int, default=128, help="tokens a sequence")
+    parser.add_argument("--frequency", type=int, default=5, help="exposures of each infused fact")
+    options = parser.parse_args()
+    sequences = options.steps * options.batch
+
+    device = open_device()
+    layout = open_groups(device)
+    tokenizer = load_tokenizer(options.data / "tokenizer.model")
+
+    # 1. Megatron's own dataset of general text, as any Megatron training script builds it.
+    base = _gpt_dataset(options.data / "corpus", tokenizer, length=options.length, samples=sequences)
+
+    # 2. The plan of exposures, over that text.
+    store = ExposureStore(options.data / "exposures")
+    plan = ExposurePlan(
+        store.lengths("infused"),
+        infusion_frequency=options.frequency,
+        token_budget=sequences * options.length,
+        sequence_length=options.length,
+    )
+    text = MegatronText(base, sequence_length=options.length, sequences=sequences)
+    dataset = InfusedDataset(plan, text, store)
+    print(f"{sequences} sequences, infusion ratio {plan.infusion_ratio:.4f}")
+
+    # 3. Any PyTorch loader, any Megatron model, any optimizer.
+    shape = ModelShape(layers=2, width=64, heads=4, query_groups=4, ffn_width=176, tied_embeddings=True)
+    vocabulary = padded_vocabulary(tokenizer.vocab_size)
+    model = build_model(shape, vocabulary=vocabulary, sequence_length=options.length, layout=layout, device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=OptimizerConfig().learning_rate)
+    ledger = Ledger(store)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=options.batch, shuffle=False)
+    for step, batch in enumerate(loader):
+        sample = {name: values.to(device.torch_device) for name, values in batch.items()}
+        losses = model(sample["tokens"], sample["position_ids"], None, labels=sample["labels"])
+        loss = (losses * sample["loss_mask"]).sum() / sample["loss_mask"].sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for number, tokens in enumerate(batch["tokens"].numpy()):
+            ledger.observe(tokens, plan[step * options.batch + number])
+        if step % 10 == 0 or step + 1 == options.steps:
+            print(f"step {step + 1}: loss {loss.item():.3f}")
+    close_groups()
+
+    # 4. What was promised is what was fed.
+    received = ledger.received["infused"]
+    print(f"{len(received)} facts received {received.min()} to {received.max()} whole exposures")
+    return 0 if not ledger.differences(plan) else 1
+
+
+def _gpt_dataset(prefix: Path, tokenizer: Tokenizer, *, length: int, samples: int) -> GPTDataset:
+    eod = tokenizer.eod_id
+    config = GPTDatasetConfig(
+        random_seed=0,
+        sequence_length=length,
+        blend=([str(prefix)], None),
+        split="1,0,0",
+        path_to_cache=str(prefix.parent / "megatron-cache"),
+        tokenizer=SimpleNamespace(vocab_size=tokenizer.vocab_size, eod=eod, pad=-1, unique_identifiers={"eod": eod}),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    with quiet_megatron():
+        train, _, _ = BlendedMegatronDatasetBuilder(GPTDataset, [samples, 0, 0], lambda: True, config).build()
+    return train
+
+
+if __name__ == "__main__":
+    sys.exit(main())
