@@ -53,6 +53,7 @@ setup(
         "corpus": CORPUS,
         "report": REPORT,
         "export": ["transformers>=4.44", "safetensors>=0.4"],
+        "trackers": ["tensorboard>=2.17", "wandb>=0.18"],
         "gpu": ["transformer-engine[pytorch]>=2.0"],
     },
     entry_points={"console_scripts": ["kis = megatron_kis.cli:main"]},

@@ -165,6 +165,9 @@ def _install_host_backend() -> None:
         module.torch = _HostTorch()
     for module in (tensor_parallel, layers, random):
         module.get_cuda_rng_tracker = host_tracker
+    # recomputed activations draw what they drew first; the host has one generator, which Megatron restores as well
+    random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
 
 def seed_device(device: Device, seed: int, *, tensor_rank: int, pipeline_rank: int) -> None:
@@ -182,6 +185,30 @@ def seed_device(device: Device, seed: int, *, tensor_rank: int, pipeline_rank: i
     tracker = random.get_cuda_rng_tracker()
     tracker.reset()
     tracker.add("model-parallel-rng", stage_seed + 2718 + tensor_rank)
+
+
+def random_states(device: Device) -> dict[str, torch.Tensor]:
+    """The states of this rank's random streams, uint8 [bytes] each: what a resumed run draws next."""
+    from megatron.core.tensor_parallel import random
+
+    states = {"default": torch.get_rng_state()}
+    if not device.is_host:
+        states["device"] = torch.cuda.get_rng_state(device.torch_device)
+    for name, state in random.get_cuda_rng_tracker().get_states().items():
+        states[f"tracker.{name}"] = state.get_state() if isinstance(state, torch.Generator) else state
+    return states
+
+
+def restore_random_states(device: Device, states: dict[str, torch.Tensor]) -> None:
+    """Takes over what ``random_states`` returned."""
+    from megatron.core.tensor_parallel import random
+
+    torch.set_rng_state(states["default"])
+    if not device.is_host:
+        torch.cuda.set_rng_state(states["device"], device.torch_device)
+    tracker = random.get_cuda_rng_tracker()
+    named = {name.removeprefix("tracker."): state for name, state in states.items() if name.startswith("tracker.")}
+    tracker.set_states({**tracker.get_states(), **named})
 
 
 @contextlib.contextmanager

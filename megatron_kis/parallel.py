@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,47 @@ from megatron_kis.device import Device, quiet_megatron
 from megatron_kis.errors import InputError
 
 _TIMEOUT = datetime.timedelta(minutes=30)
+_Value = TypeVar("_Value")
+
+
+def environment_of_srun(environment: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun would have set, for a process that srun started directly.
+
+    Args:
+        environment: of the process.
+
+    Returns:
+        RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR (the first node of the step) and MASTER_PORT (the same for all tasks
+        of a step, another for the next); nothing under torchrun or outside a job step, where a batch script runs too.
+
+    Raises:
+        InputError: a list of nodes that cannot be understood.
+    """
+    if "RANK" in environment or "SLURM_STEP_ID" not in environment or "SLURM_PROCID" not in environment:
+        return {}
+    size = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "localhost")
+    step = int(environment.get("SLURM_JOB_ID", "0")) * 100 + int(environment["SLURM_STEP_ID"])
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+        "MASTER_ADDR": environment.get("MASTER_ADDR", first_node(nodes)),
+        "MASTER_PORT": environment.get("MASTER_PORT", str(20000 + step % 10000)),
+    }
+
+
+def first_node(nodes: str) -> str:
+    """The first of SLURM's compressed list of nodes: ``gpu[007-012,020],login1`` -> ``gpu007``.
+
+    Raises:
+        InputError: it is no such list.
+    """
+    match = re.match(r"([\w.-]+)(?:\[(\d+)[^\]]*\]([\w.-]*))?(?:,|$)", nodes)
+    if match is None:
+        raise InputError(f"is {nodes!r}", where="SLURM_JOB_NODELIST", remedy="set MASTER_ADDR")
+    stem, number, rest = match.groups(default="")
+    return stem + number + rest
 
 
 @dataclass(frozen=True)
@@ -87,13 +131,6 @@ def close_groups() -> None:
         dist.destroy_process_group()
 
 
-def reporting_rank() -> int:
-    """Global rank of the process for which ``Layout.reports`` holds: data rank 0 of the last stage."""
-    from megatron.core import parallel_state
-
-    return int(parallel_state.get_pipeline_model_parallel_last_rank())
-
-
 def sum_over_data(values: torch.Tensor) -> torch.Tensor:
     """Sums ``values`` in place over the data-parallel replicas of this rank and returns it."""
     from megatron.core import parallel_state
@@ -102,3 +139,41 @@ def sum_over_data(values: torch.Tensor) -> torch.Tensor:
     if group.size() > 1:
         dist.all_reduce(values, group=group)
     return values
+
+
+def sum_over_all(values: torch.Tensor) -> torch.Tensor:
+    """Sums ``values`` in place over all ranks and returns it."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather(value: _Value) -> list[_Value]:
+    """What each rank of WORLD has to say, in the order of the ranks; for small, rare messages."""
+    values: list[_Value] = [value] * dist.get_world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: _Value) -> _Value:
+    """The first rank's value, on every rank; for small, rare messages."""
+    values = [value]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def largest(values: Sequence[int], device: torch.device) -> list[int]:
+    """The largest of each number over all ranks: one small message, cheap enough for every step."""
+    if dist.get_world_size() == 1:
+        return list(values)
+    numbers = torch.tensor(values, dtype=torch.int64, device=device)
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+    return [int(number) for number in numbers.tolist()]
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if dist.get_world_size() > 1:
+        dist.barrier()

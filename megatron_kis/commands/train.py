@@ -13,13 +13,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "train",
         help="train one run; under torchrun for many ranks",
-        description="Trains one run from a YAML file. A folder that is DONE with these settings is left as it is.",
+        description="Trains one run from a YAML file. A folder that is DONE with these settings is left as it is; an "
+        "unfinished run goes on from its newest whole checkpoint. SIGTERM and SIGUSR1 make it save a checkpoint and "
+        "leave with exit status 75.",
         epilog="model presets: " + ", ".join(PRESETS),
     )
     parser.add_argument("config", type=Path, metavar="RUN.yaml", help="the run's configuration")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's, e.g. training.seed=1"
     )
+    parser.add_argument(
+        "--branch-from",
+        metavar="RUN_DIR[@STEP]",
+        help="begin with a checkpoint of another run (schedule wsd, stable rate there) and decay from it",
+    )
+    parser.add_argument("--restart", action="store_true", help="begin an unfinished run anew; its checkpoints are lost")
     parser.set_defaults(handler=_train)
 
 
@@ -30,5 +38,5 @@ def _train(options: argparse.Namespace) -> int:
     config = load_config(RunConfig, options.config, options.overrides)
     from megatron_kis.training.run import train  # after the configuration: it imports Megatron-Core
 
-    print(train(config))
+    print(train(config, restart=options.restart, branch_from=options.branch_from))
     return 0

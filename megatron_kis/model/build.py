@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 from typing import Any
 
@@ -15,19 +16,74 @@ from megatron_kis.model.ladder import ModelShape
 from megatron_kis.parallel import Layout
 
 with quiet_megatron():
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.models.gpt.gpt_layer_specs import (
+        get_gpt_layer_local_spec,
+        get_gpt_layer_with_transformer_engine_spec,
+    )
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 
-def transformer_config(
-    shape: ModelShape, *, vocabulary: int, layout: Layout, device: Device, precision: str, init_std: float
-) -> TransformerConfig:
-    """Megatron's configuration of a shape under a layout.
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
+def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False) -> str:
+    """The layers that ``model.transformer_impl`` means on a device.
+
+    Args:
+        asked: the setting.
+        device: where the model is to live.
+        own_mask: whether attention has a mask beside the causal one (documents that do not see each other).
 
     Raises:
-        InputError: the layout does not divide the shape.
+        InputError: Transformer Engine is asked for where it is not, where there is no CUDA, or where its causal
+            attention would pass over a mask.
     """
+    if asked == "transformer_engine" and own_mask:
+        raise InputError(
+            "Transformer Engine's causal layers take no other mask, documents would see each other",
+            where="documents.reset_attention",
+            remedy="use model.transformer_impl=sdpa or auto",
+        )
+    there = importlib.util.find_spec("transformer_engine") is not None
+    if asked == "auto":
+        return "transformer_engine" if there and not device.is_host and not own_mask else "sdpa"
+    if asked == "transformer_engine" and (device.is_host or not there):
+        why = "it needs CUDA" if device.is_host else "it cannot be imported"
+        raise InputError(
+            f"Transformer Engine is asked for, and {why}",
+            where="model.transformer_impl",
+            remedy="install transformer-engine[pytorch] on a machine with CUDA, or use auto",
+        )
+    return asked
+
+
+def transformer_config(
+    shape: ModelShape,
+    *,
+    vocabulary: int,
+    layout: Layout,
+    device: Device,
+    precision: str,
+    init_std: float,
+    implementation: str = "sdpa",
+    sequence_parallel: bool = False,
+    recompute: str = "none",
+) -> TransformerConfig:
+    """Megatron's configuration of a shape under a layout; see ``build_model``.
+
+    Raises:
+        InputError: the layout does not divide the shape, or the layers cannot be split along the sequence.
+    """
+    if sequence_parallel and implementation != "transformer_engine":
+        raise InputError(
+            f"the {implementation} layers cannot be split along the sequence", where="parallel.sequence",
+            remedy="use model.transformer_impl=transformer_engine",
+        )  # fmt: skip
     split = {"heads": shape.heads, "query_groups": shape.query_groups, "ffn_width": shape.ffn_width}
     for name, value in {**split, "rows of the vocabulary": vocabulary}.items():
         if value % layout.tensor_size:
@@ -68,7 +124,9 @@ def transformer_config(
         masked_softmax_fusion=False,  # a kernel of NVIDIA apex's that SDPA does not need
         bias_activation_fusion=on_cuda,
         bias_dropout_fusion=on_cuda,
-        apply_rope_fusion=False,  # needs Transformer Engine
+        apply_rope_fusion=implementation == "transformer_engine",
+        sequence_parallel=sequence_parallel and layout.tensor_size > 1,
+        **_RECOMPUTE[recompute],
         gradient_accumulation_fusion=False,  # needs NVIDIA apex
         persist_layer_norm=False,
     )
@@ -82,7 +140,9 @@ def build_model(
     layout: Layout,
     device: Device,
     precision: str = "fp32",
-    attention: str = "sdpa",
+    implementation: str = "sdpa",
+    sequence_parallel: bool = False,
+    recompute: str = "none",
     init_std: float = 0.02,
     seed: int = 0,
 ) -> GPTModel:
@@ -95,7 +155,9 @@ def build_model(
         layout: this rank's place.
         device: where the weights live.
         precision: ``fp32`` or ``bf16``.
-        attention: ``sdpa`` or ``local`` (Megatron-Core's own, to compare).
+        implementation: of the layers: ``transformer_engine``, ``sdpa`` or ``local`` (``resolve_implementation``).
+        sequence_parallel: split along the sequence between tensor-parallel regions, too.
+        recompute: ``none``, ``selective`` or ``full``: activations that the backward pass computes again.
         init_std: standard deviation of the weights.
         seed: seed of the weights; equal seeds give equal full weights under every layout.
 
@@ -104,10 +166,21 @@ def build_model(
     """
     with quiet_megatron():
         config = transformer_config(
-            shape, vocabulary=vocabulary, layout=layout, device=device, precision=precision, init_std=init_std
+            shape,
+            vocabulary=vocabulary,
+            layout=layout,
+            device=device,
+            precision=precision,
+            init_std=init_std,
+            implementation=implementation,
+            sequence_parallel=sequence_parallel,
+            recompute=recompute,
         )
-        spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-        if attention == "sdpa":
+        if implementation == "transformer_engine":
+            spec = get_gpt_layer_with_transformer_engine_spec()
+        else:
+            spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+        if implementation == "sdpa":
             spec.submodules.self_attention.submodules.core_attention = SdpaAttention
         model = GPTModel(
             config=config,

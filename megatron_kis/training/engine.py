@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from megatron_kis.config import RunConfig
 from megatron_kis.data.dataset import Sample
-from megatron_kis.device import Device, quiet_megatron
-from megatron_kis.model.build import build_model
-from megatron_kis.parallel import Layout, reporting_rank, sum_over_data
+from megatron_kis.device import Device, quiet_megatron, random_states, restore_random_states
+from megatron_kis.model.build import build_model, resolve_implementation
+from megatron_kis.parallel import Layout, sum_over_all
 from megatron_kis.training.optimizer import build_optimizer, wrap_model
 
 with quiet_megatron():
     from megatron.core import parallel_state
+    from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
@@ -54,7 +55,11 @@ class Engine:
             layout=layout,
             device=device,
             precision=precision,
-            attention=config.model.attention,
+            implementation=resolve_implementation(
+                config.model.transformer_impl, device, own_mask=config.documents.reset_attention
+            ),
+            sequence_parallel=config.parallel.sequence,
+            recompute=config.parallel.recompute,
             init_std=config.model.init_std,
             seed=config.training.seed,
         )
@@ -64,7 +69,12 @@ class Engine:
         self._forward_backward = get_forward_backward_func()
 
     def train_step(
-        self, samples: Sequence[Sample], *, micro_batch_size: int, learning_rate: float
+        self,
+        samples: Sequence[Sample],
+        *,
+        micro_batch_size: int,
+        learning_rate: float,
+        accept: Callable[[float, float], bool],
     ) -> tuple[float, float]:
         """One optimizer step over this rank's samples.
 
@@ -72,9 +82,10 @@ class Engine:
             samples: this data-parallel rank's share of the global batch.
             micro_batch_size: sequences a forward pass.
             learning_rate: of this step.
+            accept: told the loss and the norm, on every rank alike, says whether to apply the gradients.
 
         Returns:
-            The loss, nats a token over the global batch (on the reporting rank; 0 elsewhere), and the gradient's norm.
+            The loss, nats a token over the global batch, and the gradient's norm, on every rank.
         """
         self.replica.train()
         self._optimizer.zero_grad()
@@ -89,13 +100,15 @@ class Engine:
             micro_batch_size=micro_batch_size,
             forward_only=False,
         )
-        norm = self._optimizer.step(learning_rate)
         totals = torch.zeros(2, dtype=torch.float64, device=self.device.torch_device)
-        for loss_and_tokens in reduced or []:
-            totals += loss_and_tokens.double()
-        if self.layout.is_last_stage:
-            sum_over_data(totals)
-        return float(totals[0] / totals[1]) if totals[1] else 0.0, norm
+        if self.layout.tensor_rank == 0:  # tensor ranks have the same losses; earlier stages have none
+            for loss_and_tokens in reduced or []:
+                totals += loss_and_tokens.double()
+        total, tokens = sum_over_all(totals).tolist()
+        loss, norm = total / tokens, self._optimizer.gradient_norm()
+        if accept(loss, norm):
+            self._optimizer.step(learning_rate, norm)
+        return loss, norm
 
     @torch.no_grad()
     def token_losses(
@@ -139,14 +152,35 @@ class Engine:
         scores: NDArray[np.float32] = torch.cat([part.float().cpu() for part in parts]).numpy()
         return scores
 
-    def share(self, value: float) -> float:
-        """A number of the reporting rank, on every rank of its model replica."""
-        group = parallel_state.get_model_parallel_group()
-        if group.size() == 1:
-            return value
-        shared = torch.tensor([value], dtype=torch.float64, device=self.device.torch_device)
-        dist.broadcast(shared, src=reporting_rank(), group=group)
-        return float(shared)
+    def sharded_state(self, *, loading: bool = False) -> dict[str, Any]:
+        """Weights, optimizer and random streams, in the form that ``shards`` saves and loads.
+
+        Args:
+            loading: for ``load_state``, not to be saved.
+        """
+        model = self._weights()
+        # the optimizer first: to save the weights is to leave their names, and it finds them by identity
+        state = {"optimizer": self._optimizer.sharded_state(model, loading=loading), "model": model}
+        rank, world = self.layout.rank, self.layout.world_size
+        state["random"] = {
+            name: ShardedTensor.from_rank_offsets(f"random.{name}", states[None].contiguous(), (0, rank, world))
+            for name, states in random_states(self.device).items()
+        }
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes over what ``sharded_state`` described; random streams only if the state has them."""
+        self.replica.module.load_state_dict(state["model"], strict=True)
+        self._optimizer.load_state(state["optimizer"])
+        if "random" in state:
+            restore_random_states(self.device, {name: states[0].cpu() for name, states in state["random"].items()})
+
+    def _weights(self) -> dict[str, Any]:
+        """Every weight with its place in the whole model."""
+        model: dict[str, Any] = self.replica.module.sharded_state_dict(
+            metadata={"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+        )
+        return {name: entry for name, entry in model.items() if not isinstance(entry, ShardedObject)}
 
     def parameters(self) -> int:
         """Parameters of the whole model, each counted once over the ranks."""
@@ -163,13 +197,13 @@ class Engine:
         return int(total)
 
     def _stack(self, samples: Sequence[Sample]) -> Batch:
-        columns = {name: torch.stack([getattr(sample, name) for sample in samples]) for name in Sample._fields}
+        columns = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
         return {name: tensor.to(self.device.torch_device) for name, tensor in columns.items()}
 
     def _forward_loss(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
         """Megatron's forward step: the output, and how to reduce it to (sum of losses, tokens, what to report)."""
         batch = next(batches)
-        output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+        output = model(batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"])
 
         def reduce(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             mask = batch["loss_mask"]

@@ -17,12 +17,18 @@ from megatron_kis.training.replica import HostReplica
 
 with quiet_megatron():
     from megatron.core import parallel_state
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer
+    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
     from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
     from megatron.core.transformer.module import param_is_not_shared
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # PyTorch's names of AdamW's moments
+_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
 class Optimizer(Protocol):
@@ -32,8 +38,20 @@ class Optimizer(Protocol):
         """Forgets the gradients."""
         ...
 
-    def step(self, learning_rate: float) -> float:
-        """Clips and applies the gradients, and returns their norm before clipping."""
+    def gradient_norm(self) -> float:
+        """The norm of the gradients over the whole model, the same on every rank; once a step, before ``step``."""
+        ...
+
+    def step(self, learning_rate: float, norm: float) -> None:
+        """Clips gradients of norm ``norm`` and applies them."""
+        ...
+
+    def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
+        """The state for a checkpoint, with the split of ``model``, the model's own sharded state."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes over a state of the form that ``sharded_state`` gave, its tensors plain."""
         ...
 
 
@@ -77,9 +95,8 @@ class HostOptimizer:
         """Forgets the gradients."""
         self._replica.zero_grad_buffer()
 
-    def step(self, learning_rate: float) -> float:
-        """Clips and applies the gradients, and returns their norm before clipping."""
-        norm = self._norm()
+    def step(self, learning_rate: float, norm: float) -> None:
+        """Clips gradients of norm ``norm`` and applies them."""
         if norm > self._clip:
             scale = self._clip / (norm + 1e-6)  # as torch.nn.utils.clip_grad_norm_
             for parameter in self._parameters:
@@ -88,9 +105,37 @@ class HostOptimizer:
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
         self.adam.step()
-        return norm
 
-    def _norm(self) -> float:
+    def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
+        """The moments, split as their weights are, and the number of steps done."""
+        places = {id(entry.data): entry for entry in nested_values(model)}
+        moments = {
+            moment: [
+                make_sharded_optimizer_tensor(places[id(parameter)], self._state(parameter)[moment], prefix=moment)
+                for parameter in self._parameters
+            ]
+            for moment in _MOMENTS
+        }
+        return {**moments, "steps": int(self._state(self._parameters[0])["step"])}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes over moments and number of steps."""
+        for number, parameter in enumerate(self._parameters):
+            mine = self._state(parameter)
+            mine["step"].fill_(state["steps"])
+            for moment in _MOMENTS:
+                mine[moment].copy_(state[moment][number])
+
+    def _state(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        """PyTorch's state of a parameter, which it makes itself only in its first step."""
+        state: dict[str, torch.Tensor] = self.adam.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            for moment in _MOMENTS:
+                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state
+
+    def gradient_norm(self) -> float:
         """The norm over the whole model: weights that several ranks hold are counted on one of them."""
         squares = torch.zeros((), dtype=torch.float64)
         for parameter in self._parameters:
@@ -133,9 +178,26 @@ class MegatronOptimizer:
         self._replica.zero_grad_buffer()
         self._optimizer.zero_grad()
 
-    def step(self, learning_rate: float) -> float:
-        """Clips and applies the gradients, and returns their norm before clipping."""
+    def gradient_norm(self) -> float:
+        """Brings the gradients to the main weights, and returns their norm."""
+        self._optimizer.prepare_grads()
+        return float(self._optimizer.get_grad_norm())
+
+    def step(self, learning_rate: float, norm: float) -> None:
+        """Clips gradients of norm ``norm`` and applies them; ``ChainedOptimizer.step`` without its preparation."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_mult", 1.0)
-        _, norm, _ = self._optimizer.step()
-        return float(norm)
+        for part in getattr(self._optimizer, "chained_optimizers", [self._optimizer]):
+            parameters = part.get_parameters()
+            if parameters:
+                clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
+        self._optimizer.step_with_ready_grads()
+
+    def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
+        """Main weights and moments, in the form that loads under every layout."""
+        state: dict[str, Any] = self._optimizer.sharded_state_dict(model, is_loading=loading, metadata=_SHARDING)
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes over main weights and moments."""
+        self._optimizer.load_state_dict(state)

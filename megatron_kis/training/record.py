@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import megatron_kis
 from megatron_kis.config import RunConfig
+from megatron_kis.data.general import Epochs
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, read_json, sha256_file, write_json
 
@@ -20,10 +22,33 @@ CLOSED = ("run.json", "metrics.jsonl", "probes.jsonl", "exposures.json")
 """The files whose hashes ``DONE`` holds."""
 
 
+_RESULTLESS: dict[str, Any] = {
+    "name": True,
+    "study": True,
+    "output": True,
+    "device": True,
+    "data": True,
+    "parallel": True,
+    "extends": True,
+    "infusion": {"frequencies"},
+    "checkpoints": True,
+    "logging": True,
+    "model": {"name", "transformer_impl"},
+    "training": {"micro_batch_size": True, "guard": {"hang_minutes"}},
+    "probes": {"batch_size"},
+}
+"""Settings that change no result, or nothing but the order of sums: the layout, the device, the size of batches; and
+files that count by what the plan makes of them."""
+
+
+def result_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that can change a result. Data count by their content, not by their place."""
+    return config.model_dump(mode="json", exclude=_RESULTLESS)
+
+
 def config_fingerprint(config: RunConfig) -> str:
-    """Of everything in a configuration that can change a result: not the place of the files nor the log's interval."""
-    content = config.model_dump(mode="json", exclude={"output", "study", "logging", "data"})
-    return fingerprint(content)
+    """Of everything in a configuration that can change a result."""
+    return fingerprint(result_settings(config))
 
 
 def versions() -> dict[str, str]:
@@ -53,7 +78,7 @@ def run_record(
     layout: dict[str, int],
     device: str,
     precision: str,
-    epochs: float,
+    epochs: Sequence[Epochs],
 ) -> dict[str, Any]:
     """The content of ``run.json``."""
     shape = config.model.shape()
@@ -71,7 +96,10 @@ def run_record(
         "model": {"name": config.model.label, **{k: getattr(shape, k) for k in shape.__dataclass_fields__}},
         "background_policy": plan["background_policy"],
         "background_frequency": plan["background_frequency"],
-        "epochs_of_general_text": round(epochs * (1 - plan["infusion_ratio"]), 4),
+        "general_text": [
+            {"corpus": str(read.corpus), "sequences": read.sequences, "epochs": round(read.epochs, 4)}
+            for read in epochs
+        ],
         "plan": plan,
         "config": config.model_dump(mode="json"),
         "config_fingerprint": config_fingerprint(config),

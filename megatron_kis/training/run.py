@@ -1,53 +1,79 @@
-"""One run, from its configuration to its logs and ``DONE``."""
+"""One run, from its configuration to its logs and ``DONE``; a run that was cut off goes on where it was saved."""
 
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from megatron_kis.config import RunConfig
 from megatron_kis.data.ledger import Ledger
-from megatron_kis.device import open_device, seed_device
+from megatron_kis.device import open_device, quiet_megatron, seed_device
 from megatron_kis.errors import InputError, JobError
 from megatron_kis.files import locked, write_json
 from megatron_kis.model.vocabulary import padded_vocabulary
-from megatron_kis.parallel import Layout, close_groups, open_groups, sum_over_data
+from megatron_kis.parallel import Layout, barrier, close_groups, environment_of_srun, open_groups, sum_over_data
+from megatron_kis.training import shards
+from megatron_kis.training.branch import adopt, check_branch, find_source
+from megatron_kis.training.checkpoint import FOLDER, Checkpoint, newest
 from megatron_kis.training.engine import Engine
+from megatron_kis.training.guard import Guard, bad_step, differences_without, exposures_in
 from megatron_kis.training.hooks import Hook, MetricsHook, ProbeHook, State, ValidationHook
 from megatron_kis.training.inputs import Inputs, open_inputs
 from megatron_kis.training.logs import JsonLines
 from megatron_kis.training.progress import ProgressHook
 from megatron_kis.training.record import is_done, mark_done, run_record
-from megatron_kis.training.schedule import learning_rate
+from megatron_kis.training.resume import check_same_run, forget_later_outcomes, identity
+from megatron_kis.training.saver import Saver
+from megatron_kis.training.schedule import learning_rate, peak_rate
+from megatron_kis.training.signals import StopRequest, stop_requests
+from megatron_kis.training.speed import Speed
+from megatron_kis.training.trackers import trackers
+from megatron_kis.training.watchdog import Watchdog
+
+with quiet_megatron():
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+_LOGS = ("metrics.jsonl", "probes.jsonl")
 
 
-def train(config: RunConfig) -> Path:
+def train(config: RunConfig, *, restart: bool = False, branch_from: str | None = None) -> Path:
     """Trains one run and returns its folder; a folder that is DONE with these settings is left as it is.
 
     Under torchrun every process calls this. Everything that can be wrong with the input is found before the
-    first step.
+    first step. An unfinished run goes on from its newest whole checkpoint.
+
+    Args:
+        config: the run.
+        restart: begin an unfinished run anew, and forget its checkpoints.
+        branch_from: ``RUN_DIR[@STEP]``, a checkpoint of another run with which to begin.
 
     Raises:
-        InputError: wrong settings or data.
+        InputError: wrong settings or data, or a checkpoint of other ones.
         JobError: the loss is no longer finite, or the ledger does not show what the plan promised.
+        Stopped: a signal asked to stop; a checkpoint is written.
     """
     inputs = open_inputs(config)
-    if is_done(config, inputs.fingerprints):
+    if is_done(config, {**inputs.fingerprints, "plan": inputs.plan.fingerprint}):
         return config.output
+    os.environ.update(environment_of_srun(os.environ))
     device = open_device(config.device)
     torch.use_deterministic_algorithms(device.is_host)
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - untyped; it looks for bugs, at a price; it changes no result
     layout = open_groups(device, tensor=config.parallel.tensor, pipeline=config.parallel.pipeline)
     try:
         _check_batches(config, layout)
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
         engine = Engine(config, vocabulary=padded_vocabulary(inputs.vocabulary), layout=layout, device=device)
-        _Run(config, inputs, engine).execute()
+        _Run(config, inputs, engine).execute(restart=restart, branch_from=branch_from)
     finally:
         close_groups()
     return config.output
@@ -80,44 +106,92 @@ class _Run:
         self._ledger = Ledger(inputs.store)
         self._state = State(steps=config.training.steps)
         self._folder = config.output
-        self._logs: list[JsonLines] = []
+        self._logs: dict[str, JsonLines] = {}
+        self._started = time.perf_counter()
+        optimizer = config.training.optimizer
+        peak = peak_rate(optimizer, config.model.shape().width)
+        self._optimizer = optimizer.model_copy(update={"learning_rate": peak})
+        self._guard = Guard(config.training.guard)
+        self._identity = identity(
+            config, plan=inputs.plan.identity(), data=inputs.fingerprints, precision=engine.precision
+        )
 
-    def execute(self) -> None:
-        """Writes run.json, trains with all hooks, and closes the run."""
-        started = time.perf_counter()
+    def execute(self, *, restart: bool, branch_from: str | None) -> None:
+        """Begins or goes on, trains with all hooks, and closes the run."""
         params = self._engine.parameters()
-        with locked(self._folder, "kis train") if self._reports else nullcontext():
+        with ExitStack() as stack:
             if self._reports:
-                self._clear_folder()
-                self._write_record(params)
-            self._train(self._hooks())
-            self._close(time.perf_counter() - started)
+                stack.enter_context(locked(self._folder, "kis train"))
+            barrier()  # nobody reads the folder before it is locked
+            checkpoint = None if restart else newest(self._folder)
+            if checkpoint is not None:
+                check_same_run(checkpoint, self._identity)
+            elif branch_from is not None:
+                checkpoint = self._branch(find_source(branch_from))
+            if self._reports:
+                self._prepare_folder(checkpoint, params)
+            barrier()  # nor writes to it before it is cleared
+            hooks = self._hooks(checkpoint)
+            if checkpoint is not None:
+                self._take_over(checkpoint, hooks)
+            request = stack.enter_context(stop_requests())
+            self._train(hooks, request)
+            self._close()
 
-    def _train(self, hooks: list[Hook]) -> None:
+    def _train(self, hooks: list[Hook], request: StopRequest) -> None:
         """All steps with their hooks; logs and bars are closed however it ends."""
+        config, state = self._config, self._state
+        device = self._engine.device.torch_device
+        watchdog = Watchdog(config.training.guard.hang_minutes, self._folder, rank=self._layout.rank)
         try:
+            saver = Saver(config.checkpoints, self._folder, steps=state.steps, device=device)
             for hook in hooks:
-                hook.before_training(self._state)
-            for step in range(self._state.steps):
+                watchdog.rearm()
+                hook.before_training(state)
+            for step in range(state.step, state.steps):
+                watchdog.rearm()
                 self._step(step)
                 for hook in hooks:
-                    hook.after_step(self._state)
+                    watchdog.rearm()
+                    hook.after_step(state)
+                watchdog.rearm()
+                saver.after_step(state, request, lambda: self._contents(hooks))
         finally:
+            watchdog.close()
             for hook in hooks:
-                hook.after_training(self._state)
-            for log in self._logs:
+                hook.after_training(state)
+            for log in self._logs.values():
                 log.close()
 
+    def _branch(self, source: Checkpoint) -> Checkpoint | None:
+        """Begins with a checkpoint of another run."""
+        check_branch(source, self._config, self._identity)
+        if self._reports:
+            self._clear_folder()
+            adopt(source, self._folder, steps=self._state.steps, identity=self._identity)
+        barrier()
+        return newest(self._folder, at=source.step)
+
     def _clear_folder(self) -> None:
-        """Starts the folder of an unfinished run anew."""
-        for name in ("run.json", "metrics.jsonl", "probes.jsonl", "exposures.json", "outcomes"):
+        for name in ("run.json", *_LOGS, "exposures.json", "outcomes", FOLDER):
             path = self._folder / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
 
-    def _write_record(self, params: int) -> None:
+    def _prepare_folder(self, checkpoint: Checkpoint | None, params: int) -> None:
+        """Clears the folder of a run that begins, or brings that of a resumed run back to its checkpoint."""
+        if checkpoint is not None:
+            forget_later_outcomes(self._folder / "outcomes", checkpoint.step)
+            (self._folder / "exposures.json").unlink(missing_ok=True)
+            total = self._config.training.steps
+            print(f"{self._config.name}: going on from step {checkpoint.step} of {total}", file=sys.stderr, flush=True)
+        else:
+            self._clear_folder()
+        self._write_record(params, checkpoint)
+
+    def _write_record(self, params: int, checkpoint: Checkpoint | None) -> None:
         plan = self._inputs.plan
         shape = self._config.model.shape()
         record = run_record(
@@ -125,32 +199,46 @@ class _Run:
             params=params,
             nonembedding_params=shape.nonembedding_params(),
             plan=plan.identity(),
-            fingerprints=self._inputs.fingerprints,
+            fingerprints={**self._inputs.fingerprints, "plan": plan.fingerprint},
             layout=asdict(self._layout),
             device=self._engine.device.name,
             precision=self._engine.precision,
             epochs=self._inputs.text.epochs(len(plan)),
         )
+        if checkpoint is not None:
+            record["sessions"] = [*checkpoint.manifest["sessions"], {"from_step": checkpoint.step, **_session(record)}]
+        else:
+            record["sessions"] = [{"from_step": 0, **_session(record)}]
+        self._sessions = record["sessions"]
+        self._branched = None if checkpoint is None else checkpoint.manifest.get("branched_from")
+        if self._branched:
+            record["branched_from"] = self._branched
         write_json(self._folder / "run.json", record)
 
-    def _log(self, name: str) -> JsonLines | None:
+    def _log(self, name: str, checkpoint: Checkpoint | None) -> JsonLines | None:
         if not self._reports:
             return None
-        log = JsonLines(self._folder / name)
-        self._logs.append(log)
-        return log
+        keep = 0 if checkpoint is None else int(checkpoint.manifest["logs"][name])
+        self._logs[name] = JsonLines(self._folder / name, keep=keep)
+        return self._logs[name]
 
-    def _hooks(self) -> list[Hook]:
+    def _hooks(self, checkpoint: Checkpoint | None) -> list[Hook]:
         config, engine, inputs, steps = self._config, self._engine, self._inputs, self._state.steps
-        metrics = self._log("metrics.jsonl")
+        metrics, probes = (self._log(name, checkpoint) for name in _LOGS)
+        speed = Speed(
+            config.model.shape().flops_per_token(padded_vocabulary(inputs.vocabulary), config.training.sequence_length),
+            device=engine.device,
+            devices=self._layout.world_size,
+            precision=engine.precision,
+        )
         hooks: list[Hook] = [
-            MetricsHook(metrics, every=config.logging.every),
+            MetricsHook(metrics, every=config.logging.every, speed=speed),
             ValidationHook(config.validation, engine, inputs.validation, metrics, steps=steps),
             ProbeHook(
                 config.probes,
                 engine,
                 inputs.questions,
-                self._log("probes.jsonl"),
+                probes,
                 first=inputs.eod_id,
                 steps=steps,
                 outcomes=self._folder / "outcomes",
@@ -158,6 +246,7 @@ class _Run:
         ]
         if self._reports:
             hooks.append(ProgressHook(config.name, every=config.logging.every))
+            hooks += trackers(config, self._folder)
         return hooks
 
     def _step(self, step: int) -> None:
@@ -166,28 +255,119 @@ class _Run:
         share = config.global_batch_size // layout.data_size
         first = step * config.global_batch_size + layout.data_rank * share
         samples = [self._inputs.dataset[sequence] for sequence in range(first, first + share)]
-        rate = learning_rate(step, state.steps, config.optimizer)
+        rate = learning_rate(step, state.steps, self._optimizer)
         loss, norm = self._engine.train_step(
-            samples, micro_batch_size=min(config.micro_batch_size or share, share), learning_rate=rate
+            samples,
+            micro_batch_size=min(config.micro_batch_size or share, share),
+            learning_rate=rate,
+            accept=self._guard.accepts,
         )
-        if self._reports and not (math.isfinite(loss) and math.isfinite(norm)):
-            raise JobError(f"loss {loss} and gradient norm {norm} at step {step + 1}: not finite; lower learning_rate")
-        for offset, sample in enumerate(samples):
-            self._ledger.observe(sample.tokens.numpy(), self._inputs.plan[first + offset])
         state.step = step + 1
         state.tokens = state.step * config.global_batch_size * config.sequence_length
-        state.loss, state.gradient_norm, state.learning_rate = loss, norm, rate
-        state.infusion_ratio = self._ledger.infusion_ratio
+        state.learning_rate = rate
+        if self._guard.complaint is None:
+            for offset, sample in enumerate(samples):
+                self._ledger.observe(sample["tokens"].numpy(), self._inputs.plan[first + offset])
+            state.loss, state.gradient_norm = loss, norm
+        else:
+            self._pass_over(loss, norm)
+        if state.step % self._config.logging.every == 0 or state.step == state.steps:
+            state.infusion_ratio = self._infusion_ratio()
         state.seconds += time.perf_counter() - started
 
-    def _close(self, seconds: float) -> None:
+    def _sequences(self, step: int) -> range:
+        """The sequences of a step (from 1), over all replicas."""
+        size = self._config.training.global_batch_size
+        return range((step - 1) * size, step * size)
+
+    def _pass_over(self, loss: float, norm: float) -> None:
+        """A bad step, whose update was left out: the run stops, or says so and goes on, as the rule has it."""
+        step, sequences = self._state.step, self._sequences(self._state.step)
+        exposed = exposures_in([self._inputs.plan[sequence] for sequence in sequences])
+        message = bad_step(str(self._guard.complaint), step, sequences, exposed, self._inputs.store)
+        if not self._guard.skips(step):
+            raise JobError(
+                f"{message}; lower training.optimizer.learning_rate, or let training.guard.skip_in_a_row pass over it"
+            )
+        if self._reports:
+            print(f"kis: {message}; its update is left out", file=sys.stderr, flush=True)
+            numbers = {"loss": loss, "grad_norm": norm}
+            finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+            row = {"kind": "skipped", "step": step, "sequences": [sequences[0], sequences[-1]], **finite}
+            self._logs["metrics.jsonl"].write(row)
+
+    def _missing(self) -> list[str]:
+        """Facts that did not get their exposures, those of skipped steps apart: they are known not to have come."""
+        plan, skipped = self._inputs.plan, self._guard.skipped
+        if not skipped:
+            return self._ledger.differences(plan)
+        layouts = [plan[sequence] for step in skipped for sequence in self._sequences(step)]
+        return differences_without(layouts, self._ledger.received, plan, self._inputs.store)
+
+    def _infusion_ratio(self) -> float:
+        """Share of the tokens that all replicas have seen so far."""
+        counts = torch.tensor([self._ledger.infused_tokens, self._ledger.tokens], dtype=torch.int64)
+        infused, tokens = sum_over_data(counts.to(self._engine.device.torch_device)).tolist()
+        return float(infused / tokens) if tokens else 0.0
+
+    def _counts(self) -> torch.Tensor:
+        """The ledger's counts over all replicas."""
+        return sum_over_data(self._ledger.as_tensor().to(self._engine.device.torch_device))
+
+    def _contents(self, hooks: list[Hook]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """What a checkpoint holds: this rank's tensors, and the manifest on the reporting rank."""
+        sharded = {**self._engine.sharded_state(), "ledger": self._replicated("ledger", self._counts())}
+        if not self._reports:
+            return sharded, None
+        state = self._state
+        return sharded, {
+            "run": self._config.name,
+            "step": state.step,
+            "steps": state.steps,
+            "sequences": state.step * self._config.training.global_batch_size,
+            "tokens": state.tokens,
+            "validation_loss": state.results.get("validation_loss") if state.validated_at == state.step else None,
+            "identity": self._identity,
+            "layout": _sizes(self._layout),
+            "device": self._engine.device.kind,
+            "sessions": self._sessions,
+            "branched_from": self._branched,
+            "state": state.record(),
+            "guard": self._guard.record(),
+            "elapsed": time.perf_counter() - self._started,
+            "hooks": {type(hook).__name__: hook.state() for hook in hooks},
+            "logs": {name: log.position() for name, log in self._logs.items()},
+        }
+
+    def _take_over(self, checkpoint: Checkpoint, hooks: list[Hook]) -> None:
+        """Loads a checkpoint into model, optimizer, ledger, random streams, state and hooks."""
+        manifest = checkpoint.manifest
+        sharded = self._engine.sharded_state(loading=True)
+        same_layout = manifest["layout"] == _sizes(self._layout) and manifest["device"] == self._engine.device.kind
+        if not same_layout:  # the streams belong to ranks; a fresh one is as good, and nothing draws from it by default
+            del sharded["random"]
+        sharded["ledger"] = self._replicated("ledger", torch.zeros_like(self._ledger.as_tensor()))
+        loaded = shards.load(sharded, checkpoint.folder)
+        counts = loaded.pop("ledger")
+        if self._layout.data_rank == 0:  # counts are summed over replicas
+            self._ledger.load_tensor(counts)
+        self._engine.load_state(loaded)
+        self._state.load(manifest["state"])
+        self._guard.load(manifest["guard"])
+        self._started -= float(manifest["elapsed"])
+        for hook in hooks:
+            hook.load(manifest["hooks"].get(type(hook).__name__, {}))
+
+    def _replicated(self, name: str, values: torch.Tensor) -> ShardedTensor:
+        return ShardedTensor.from_rank_offsets(name, values, replica_id=self._layout.rank)
+
+    def _close(self) -> None:
         """Merges the ledger over replicas, checks it against the plan, and writes DONE."""
-        counts = self._ledger.as_tensor().to(self._engine.device.torch_device)
-        self._ledger.load_tensor(sum_over_data(counts))
+        self._ledger.load_tensor(self._counts())
         if not self._reports:
             return
         write_json(self._folder / "exposures.json", self._ledger.as_json(self._inputs.plan))
-        differences = self._ledger.differences(self._inputs.plan)
+        differences = self._missing()
         if differences:
             raise JobError(f"{len(differences)} facts did not get their exposures, first: {differences[0]}")
         mark_done(
@@ -195,8 +375,25 @@ class _Run:
             {
                 "steps": self._state.step,
                 "tokens": self._state.tokens,
-                "seconds": round(seconds, 2),
+                "seconds": round(time.perf_counter() - self._started, 2),
                 "training_seconds": round(self._state.seconds, 2),
                 "loss": self._state.loss,
+                "skipped_steps": self._guard.skipped,
             },
         )
+
+
+def _sizes(layout: Layout) -> dict[str, int]:
+    """The layout, the same on every rank."""
+    return {"tensor": layout.tensor_size, "pipeline": layout.pipeline_size, "data": layout.data_size}
+
+
+def _session(record: dict[str, Any]) -> dict[str, Any]:
+    """What computed a part of a run."""
+    return {
+        "started": record["started"],
+        "parallel": {name: size for name, size in record["parallel"].items() if name.endswith("_size")},
+        "device": record["device"],
+        "code": record["fingerprints"]["code"],
+        "versions": record["versions"],
+    }

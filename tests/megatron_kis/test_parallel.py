@@ -15,6 +15,9 @@ import pytest
 import yaml
 
 from megatron_kis.config import RunConfig
+from megatron_kis.errors import InputError
+from megatron_kis.parallel import environment_of_srun, first_node
+from tests.megatron_kis.processes import free_port
 
 MakeRun = Callable[..., RunConfig]
 SHAPE = {"layers": 2, "width": 32, "heads": 4, "query_groups": 2}
@@ -98,3 +101,56 @@ def test_too_few_processes_for_the_layout_are_refused(tiny_run: MakeRun, tmp_pat
     assert ended.returncode == 2
     assert "torchrun" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+SRUN = {"SLURM_STEP_ID": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",
+        "SLURM_NTASKS": "16", "SLURM_JOB_ID": "1234", "SLURM_STEP_NODELIST": "gpu[007-008]"}  # fmt: skip
+
+
+def test_tasks_of_srun_know_their_place() -> None:
+    place = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu007", "MASTER_PORT": "23402"}
+    assert environment_of_srun(SRUN) == place
+    own = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    assert environment_of_srun({**SRUN, **own}) == {**place, **own}
+
+
+def test_outside_a_job_step_and_under_torchrun_nothing_is_taken_from_slurm() -> None:
+    batch_script = {name: value for name, value in SRUN.items() if not name.startswith("SLURM_STEP")}
+    assert environment_of_srun(batch_script) == {}
+    assert environment_of_srun({**SRUN, "RANK": "0"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("gpu[007-012,020],login1", "gpu007"),
+        ("a-b[3,5]", "a-b3"),
+        ("c[01-02]-ib", "c01-ib"),
+        ("host.domain", "host.domain"),
+    ],
+)
+def test_the_first_node_of_a_list(nodes: str, first: str) -> None:
+    assert first_node(nodes) == first
+
+
+def test_a_list_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="set MASTER_ADDR"):
+        first_node("[1-2]")
+
+
+@pytest.mark.distributed
+def test_ranks_started_as_srun_starts_them_train_together(tiny_run: MakeRun, tmp_path: Path) -> None:
+    config = tiny_run(name="srun", model=SHAPE, training=TRAINING)
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    shared = {**SRUN, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "OMP_NUM_THREADS": "1",
+              "MASTER_PORT": str(free_port())}  # fmt: skip
+    command = [sys.executable, "-m", "megatron_kis", "train", str(path)]
+    ranks = [
+        subprocess.Popen(command, env={**os.environ, **shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+        for rank in ("0", "1")
+    ]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    assert json.loads((config.output / "run.json").read_text())["parallel"]["data_size"] == 2

@@ -97,15 +97,35 @@ def test_micro_batches_change_nothing_but_rounding(tiny_run: MakeRun) -> None:
 
 def test_sdpa_attention_equals_megatrons_own(tiny_run: MakeRun) -> None:
     ours = losses_of(train(tiny_run(name="sdpa")))
-    theirs = losses_of(train(tiny_run(name="local", model={"attention": "local"})))
+    theirs = losses_of(train(tiny_run(name="local", model={"transformer_impl": "local"})))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_grouped_query_attention_equals_megatrons_own(tiny_run: MakeRun) -> None:
     shape = {"width": 32, "heads": 4, "query_groups": 2}
     ours = losses_of(train(tiny_run(name="sdpa", model=shape)))
-    theirs = losses_of(train(tiny_run(name="local", model={**shape, "attention": "local"})))
+    theirs = losses_of(train(tiny_run(name="local", model={**shape, "transformer_impl": "local"})))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputed_activations_change_nothing(tiny_run: MakeRun, recompute: str) -> None:
+    stored = losses_of(train(tiny_run(name="stored")))
+    again = losses_of(train(tiny_run(name="again", parallel={"recompute": recompute})))
+    assert again == stored
+
+
+def test_transformer_engine_is_refused_where_it_cannot_be(tiny_run: MakeRun) -> None:
+    with pytest.raises(InputError, match=r"transformer_impl: Transformer Engine is asked for, and it needs CUDA"):
+        train(tiny_run(model={"transformer_impl": "transformer_engine"}))
+    with pytest.raises(InputError, match=r"parallel\.sequence: the sdpa layers cannot be split along the sequence"):
+        train(tiny_run(parallel={"sequence": True}))
+
+
+def test_the_rate_falls_with_the_width_if_a_reference_is_given(tiny_run: MakeRun) -> None:
+    optimizer = {"learning_rate": 1e-3, "reference_width": 8, "warmup_share": 0.0, "schedule": "wsd"}
+    folder = train(tiny_run(training={"optimizer": optimizer}))  # width 16
+    assert rows_of(folder, "metrics.jsonl")[0]["lr"] == pytest.approx(5e-4)
 
 
 def test_a_done_run_is_left_as_it_is(tiny_run: MakeRun) -> None:

@@ -1,0 +1,148 @@
+"""Branches: a run that takes over another's checkpoint and decays from there, so that one trunk serves several budgets.
+
+A trunk is trained with the ``wsd`` schedule. While its rate is stable its checkpoints do not depend on its budget; a
+branch with a budget of its own starts from one of them and lets the rate fall (Hu et al. 2024). Its folder gets the
+trunk's records up to that step and the checkpoint itself (links, where the file system has them), so that from then on
+it is a run like any other, which can be killed and goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from megatron_kis.config import OptimizerConfig, RunConfig
+from megatron_kis.data.extension import check_continuation
+from megatron_kis.errors import InputError
+from megatron_kis.settings import parse_config
+from megatron_kis.training.checkpoint import CHECKPOINT_SCHEMA, FOLDER, MANIFEST, Checkpoint, newest, write_manifest
+from megatron_kis.training.resume import differences
+from megatron_kis.training.schedule import learning_rate
+
+_OWN = (
+    "training.token_budget", "training.optimizer.warmup_share", "training.optimizer.decay_share",
+    "training.optimizer.minimum_share", "extends", "infusion.", "probes.moments.", "validation.moments.",
+)  # fmt: skip
+"""Settings that a branch may have of its own; what they make of the exposures, the plans say."""
+
+
+def parse_source(text: str) -> tuple[Path, int | None]:
+    """The folder and the step of ``RUN_DIR[@STEP]``.
+
+    Raises:
+        InputError: the step is no number, or there is no such folder.
+    """
+    folder, at, step = text.rpartition("@")
+    if not at or Path(text).is_dir():
+        folder, step = text, ""
+    if step and not step.isdecimal():
+        raise InputError(f"is {text!r}", where="--branch-from", remedy="give RUN_DIR or RUN_DIR@STEP")
+    if not Path(folder).is_dir():
+        raise InputError("there is no such run", where=folder, remedy="give the folder of a run with checkpoints")
+    return Path(folder), int(step) if step else None
+
+
+def find_source(text: str) -> Checkpoint:
+    """The trunk's checkpoint that ``RUN_DIR[@STEP]`` means; every rank calls this.
+
+    Raises:
+        InputError: there is none that is whole.
+    """
+    trunk, step = parse_source(text)
+    checkpoint = newest(trunk, at=step)
+    if checkpoint is None:
+        at = "" if step is None else f" of step {step}"
+        raise InputError(f"has no whole checkpoint{at}", where=str(trunk / FOLDER), remedy="see what lies there")
+    return checkpoint
+
+
+def check_branch(checkpoint: Checkpoint, config: RunConfig, identity: dict[str, Any]) -> None:
+    """Refuses a branch that its trunk cannot serve.
+
+    Args:
+        checkpoint: of the trunk.
+        config: the branch.
+        identity: of the branch.
+
+    Raises:
+        InputError: other data or settings, exposures that the branch's plan does not have, or a step at which the
+            trunk's rate is not stable or the branch's has begun to fall.
+    """
+    where, then = str(checkpoint.folder), checkpoint.manifest["identity"]
+    for name in sorted({*then["data"], *identity["data"]}):
+        before, now = then["data"].get(name), identity["data"].get(name)
+        if before != now:
+            problem = f"the trunk was trained on another {name} ({str(before)[:16]}, now {str(now)[:16]})"
+            raise InputError(problem, where=where, remedy="branch on the trunk's own data")
+    other = [said for said in differences(then["settings"], identity["settings"]) if not said.startswith(_OWN)]
+    if other:
+        raise InputError(f"the trunk has other settings: {', '.join(other)}", where=where, remedy="use the trunk's")
+    _check_plan(then["plan_identity"], identity["plan_identity"])
+    _check_rates(checkpoint, config)
+
+
+def _check_plan(trunk: dict[str, Any], branch: dict[str, Any]) -> None:
+    """Plans without any exposure fit each other; others must be the same, or the branch's extend the trunk's."""
+    if any(plan.get(name) for plan in (trunk, branch) for name in ("infused_tokens", "background_tokens")):
+        check_continuation(trunk, branch)
+
+
+def _check_rates(checkpoint: Checkpoint, config: RunConfig) -> None:
+    step, steps = checkpoint.step, config.training.steps
+    trunk = parse_config(OptimizerConfig, checkpoint.manifest["identity"]["settings"]["training"]["optimizer"],
+                         source=str(checkpoint.folder / MANIFEST))  # fmt: skip
+    where = f"training (branch at step {step})"
+    if trunk.schedule != "wsd":
+        raise InputError(f"the trunk's schedule is {trunk.schedule}", where=where, remedy="train a trunk with wsd")
+    if step >= steps:
+        raise InputError(f"the branch has only {steps} steps", where=where, remedy="use a larger token_budget")
+    if learning_rate(step - 1, int(checkpoint.manifest["steps"]), trunk) != trunk.learning_rate:
+        raise InputError("the trunk's rate is not stable there", where=where, remedy="branch between warm-up and decay")
+    if learning_rate(step - 1, steps, config.training.optimizer) != trunk.learning_rate:
+        raise InputError(
+            "the branch's own schedule would be warming up or decaying there already",
+            where=where,
+            remedy="branch earlier, or use a smaller decay_share or warmup_share",
+        )
+
+
+def adopt(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, Any]) -> None:
+    """Makes a trunk's checkpoint, and its records up to there, those of the branch. One rank calls this.
+
+    Args:
+        checkpoint: of the trunk.
+        run: the branch's folder, without checkpoints or logs.
+        steps: of the branch.
+        identity: of the branch.
+    """
+    trunk = checkpoint.folder.parent.parent
+    for name, size in checkpoint.manifest["logs"].items():
+        with open(trunk / name, "rb") as source, open(run / name, "wb") as target:
+            target.write(source.read(size))
+    outcomes = [path for path in (trunk / "outcomes").glob("step-*.npz") if _number(path) <= checkpoint.step]
+    for path in outcomes:
+        (run / "outcomes").mkdir(exist_ok=True)
+        shutil.copyfile(path, run / "outcomes" / path.name)
+    partial = run / FOLDER / f".{checkpoint.folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in checkpoint.manifest["files"]:
+        _link(checkpoint.folder / name, partial / name)
+    branched = {"run": checkpoint.manifest["run"], "folder": str(trunk), "step": checkpoint.step}
+    own = {"schema": CHECKPOINT_SCHEMA, "steps": steps, "identity": identity, "milestone": False}
+    write_manifest(partial / MANIFEST, {**checkpoint.manifest, **own, "branched_from": branched})
+    partial.rename(run / FOLDER / checkpoint.folder.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def _number(path: Path) -> int:
+    number = path.stem.removeprefix("step-")
+    return int(number) if number.isdecimal() else -1

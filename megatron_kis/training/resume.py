@@ -1,0 +1,85 @@
+"""Going on from a checkpoint: what must be the same, and how the records are brought back to its step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_kis.config import RunConfig
+from megatron_kis.errors import InputError
+from megatron_kis.files import fingerprint
+from megatron_kis.training.checkpoint import Checkpoint
+from megatron_kis.training.record import config_fingerprint, result_settings
+
+_REMEDY = "restore what it was trained with, choose another output, or begin anew with --restart"
+
+
+def identity(config: RunConfig, *, plan: dict[str, Any], data: dict[str, str], precision: str) -> dict[str, Any]:
+    """What a checkpoint and the run that goes on from it must share.
+
+    Args:
+        config: the run.
+        plan: the plan's identity.
+        data: fingerprints of the data by name.
+        precision: of the weights.
+    """
+    return {
+        "config": config_fingerprint(config),
+        "settings": result_settings(config),
+        "plan": fingerprint(plan),
+        "plan_identity": plan,
+        "data": data,
+        "precision": precision,
+    }
+
+
+def check_same_run(checkpoint: Checkpoint, now: dict[str, Any]) -> None:
+    """Refuses to go on with other data, another plan or other settings.
+
+    Raises:
+        InputError: they differ; with both fingerprints, and the keys that differ.
+    """
+    then = checkpoint.manifest["identity"]
+    for name in sorted({*then["data"], *now["data"]}):
+        _compare(checkpoint, f"on another {name}", then["data"].get(name), now["data"].get(name))
+    settings = ", ".join(differences(then["settings"], now["settings"]))
+    _compare(checkpoint, "with other settings", then["config"], now["config"], settings)
+    plan = ", ".join(differences(then["plan_identity"], now["plan_identity"]))
+    _compare(checkpoint, "with another exposure plan", then["plan"], now["plan"], plan)
+    _compare(checkpoint, "in another precision", then["precision"], now["precision"])
+
+
+def _compare(checkpoint: Checkpoint, how: str, then: str | None, now: str | None, keys: str = "") -> None:
+    if then == now:
+        return
+    detail = f": {keys}" if keys else ""
+    raise InputError(
+        f"this run was trained {how} up to step {checkpoint.step} (checkpoint {str(then)[:16]}, now {str(now)[:16]})"
+        + detail,
+        where=str(checkpoint.folder),
+        remedy=_REMEDY,
+    )
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """``key then -> now`` of each leaf that differs."""
+    before, after = dict(_leaves(then)), dict(_leaves(now))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [f"{key} {before.get(key)} -> {after.get(key)}" for key in keys]
+
+
+def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, content
+
+
+def forget_later_outcomes(folder: Path, step: int) -> None:
+    """Removes outcomes of probes behind ``step``, which the resumed run makes again."""
+    for path in folder.glob("step-*.npz"):
+        number = path.stem.removeprefix("step-")
+        if number.isdigit() and int(number) > step:
+            path.unlink()

@@ -1,0 +1,75 @@
+"""When a run is saved, what is saved, and what happens if that fails or the run is asked to stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_kis.config import CheckpointConfig
+from megatron_kis.errors import JobError
+from megatron_kis.parallel import gather, largest
+from megatron_kis.training.checkpoint import CheckpointWriter
+from megatron_kis.training.hooks import State
+from megatron_kis.training.signals import Stopped, StopRequest
+
+Contents = Callable[[], tuple[dict[str, Any], dict[str, Any] | None]]
+"""Gives this rank's sharded tensors, and on the reporting rank what ``checkpoint.json`` should say."""
+
+
+class Saver:
+    """Saves a run at its moments. Every rank calls ``after_step`` after every step."""
+
+    def __init__(self, settings: CheckpointConfig, run: Path, *, steps: int, device: torch.device) -> None:
+        """Prepares for a run of ``steps`` in the folder ``run``."""
+        self._settings, self._device = settings, device
+        self._at = settings.moments.steps(steps)
+        self._milestones = settings.moments.model_copy(update={"every": None}).steps(steps)
+        self._writer = CheckpointWriter(run, keep_last=settings.keep_last, keep_best=settings.keep_best)
+        self._last_time = time.monotonic()
+
+    def after_step(self, state: State, request: StopRequest, contents: Contents) -> None:
+        """Saves if it is time, and stops the run if a signal on any rank asks for it.
+
+        Raises:
+            JobError: what must be saved cannot be.
+            Stopped: a signal asked to stop; all is saved.
+            KeyboardInterrupt: the same for Ctrl-C.
+        """
+        minutes = self._settings.moments.minutes
+        overdue = minutes is not None and time.monotonic() - self._last_time >= 60 * minutes
+        asked, due, writing = largest([request.number, int(overdue), int(self._writer.writing)], self._device)
+        must = bool(asked) or state.step == state.steps
+        wanted = must or bool(due) or state.step in self._at
+        if self._writer.pending and (wanted or not writing):
+            self._complete(must=False)
+        if wanted:
+            self._begin(state, contents)
+            if must or not self._settings.asynchronous:
+                self._complete(must=must)
+        if asked:
+            name = signal.Signals(asked).name
+            if asked == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise Stopped(f"stopped by {name} after step {state.step} of {state.steps}; run the same command to go on")
+
+    def _begin(self, state: State, contents: Contents) -> None:
+        self._last_time = time.monotonic()
+        sharded, said = contents()
+        manifest = next(said for said in gather(said) if said is not None)
+        self._writer.begin(sharded, {**manifest, "milestone": state.step in self._milestones})
+
+    def _complete(self, *, must: bool) -> None:
+        problem = self._writer.complete()
+        if problem is None:
+            return
+        message = f"a checkpoint could not be written ({problem}); the ones before it are untouched"
+        if must:
+            raise JobError(message)
+        if torch.distributed.get_rank() == 0:
+            print(f"kis: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,209 @@
+"""Sharded tensors on disk: Megatron-Core's ``torch_dist`` format, written in two halves and read without unpickling.
+
+Megatron-Core says which rank holds which part of which tensor; PyTorch's writer puts the parts into files. Three things
+are our own:
+
+- Writing is split. ``stage`` copies what this rank has to write, which takes the time of a copy; ``Staged.write``
+  needs no other rank and may run in a thread while training goes on. Nothing is forked.
+- ``.metadata``, where PyTorch says which part lies where, is a pickle, and its reader unpickles it: who can write to a
+  checkpoint could run code with it. It is written all the same, so that other tools find what they expect; we read
+  ``index.json``, which says the same in JSON. The parts themselves are read with ``weights_only=True``.
+- Objects that are no tensors are refused: PyTorch would unpickle those too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+
+from megatron_kis.device import quiet_megatron
+from megatron_kis.errors import InputError
+from megatron_kis.files import read_json, write_json
+
+with quiet_megatron():
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+    from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+    from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
+    from megatron.core.dist_checkpointing.strategies.state_dict_saver import save_state_dict_async_plan
+
+INDEX_SCHEMA = "kis.index/1"
+INDEX_NAME = "index.json"
+COMMON_NAME = "common.pt"  # Megatron-Core's name for what is not sharded
+
+
+class _StagedWriter(FileSystemWriter):
+    """PyTorch's writer of files, in two halves: copy now, write later."""
+
+    def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
+        """Copies what the plan makes this rank write; called by Megatron-Core at the end of planning."""
+        self._plan = plan
+        self._copies = {item.index: _copy(planner.resolve_data(item)) for item in plan.items}
+
+    def resolve_data(self, item: WriteItem) -> torch.Tensor:
+        """The copy of an item: the writer asks us in the planner's place."""
+        return self._copies[item.index]
+
+    def write(self) -> list[WriteResult]:
+        """Writes the copies and says what lies where."""
+        results: list[WriteResult] = self.write_data(self._plan, self).wait()  # type: ignore[arg-type]
+        self._copies.clear()
+        return results
+
+
+def _copy(data: Any) -> torch.Tensor:
+    assert isinstance(data, torch.Tensor)
+    return data.detach().to("cpu", copy=True)
+
+
+class Staged:
+    """A copy of this rank's part of a checkpoint, to be written without any other rank."""
+
+    def __init__(self, folder: Path, writer: _StagedWriter, metadata: Metadata | None, common: dict[str, Any]) -> None:
+        """Keeps what ``stage`` prepared; ``metadata`` is None on every rank but the first."""
+        self._folder, self._writer, self._metadata, self._common = folder, writer, metadata, common
+
+    def write(self) -> list[WriteResult]:
+        """Writes this rank's files, and on the first rank those that all ranks share.
+
+        Raises:
+            OSError, RuntimeError: the disk is full, or the folder is gone (PyTorch's writer of archives turns some
+                errors of the system into RuntimeError).
+        """
+        results = self._writer.write()
+        if self._metadata is not None:
+            buffer = io.BytesIO()
+            torch.save(self._common, buffer)
+            (self._folder / COMMON_NAME).write_bytes(buffer.getvalue())
+            save_config(CheckpointingConfig("torch_dist"), str(self._folder))
+        return results
+
+    def finish(self, results: Sequence[list[WriteResult]]) -> None:
+        """On the first rank, when all have written: says what lies where.
+
+        Args:
+            results: what ``write`` returned on each rank.
+        """
+        assert self._metadata is not None
+        self._writer.finish(self._metadata, list(results))
+        _write_index(self._folder / INDEX_NAME, self._metadata)
+
+
+def stage(sharded: dict[str, Any], folder: Path, *, validate: bool) -> Staged:
+    """Plans a checkpoint and copies this rank's part of it. Every rank calls this at the same step.
+
+    Args:
+        sharded: nested; Megatron-Core's ``ShardedTensor`` for what ranks hold parts of, plain values elsewhere.
+        folder: where to write; it is made.
+        validate: check over all ranks that each part is written exactly once; the first save of a run should.
+    """
+    tensors, common = save_preprocess(sharded, validate)
+    objects = [value.key for value in nested_values(tensors) if isinstance(value, ShardedObject)]
+    if objects:
+        msg = f"not tensors, and refused in a checkpoint: {objects}"
+        raise TypeError(msg)
+    by_key, _, _ = torch_strategy._replace_state_dict_keys_with_sharded_keys(tensors, True)
+    writer = _StagedWriter(folder, per_thread_copy_ahead=0)
+    planner = torch_strategy.MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False,
+                                              can_run_decentralized_global_plan=False)  # fmt: skip
+    planned = save_state_dict_async_plan(
+        torch_strategy.mcore_to_pyt_state_dict(by_key, False), writer, None, 0, planner=planner
+    )
+    return Staged(folder, writer, planned[0][1], common)
+
+
+def load(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Reads a checkpoint into the tensors of this rank, whatever layout it was written under.
+
+    Args:
+        sharded: nested, with a ``ShardedTensor`` for each part that this rank wants.
+        folder: the checkpoint.
+
+    Returns:
+        The same nesting with plain tensors, and the values that are not sharded.
+
+    Raises:
+        InputError: an index that is missing or no index.
+    """
+    torch_strategy._get_filesystem_reader = _IndexReader  # the only place where Megatron-Core would unpickle
+    with quiet_megatron():  # of functions that PyTorch means to remove
+        loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(folder))
+    return loaded
+
+
+class _IndexReader(FileSystemReader):
+    """PyTorch's reader of files, told by ``index.json`` what lies where."""
+
+    def __init__(self, path: Path | str, cache_metadata: bool = False) -> None:
+        """Takes the arguments that Megatron-Core gives a reader."""
+        super().__init__(path)
+        self._metadata = _read_index(Path(path) / INDEX_NAME)
+        self._metadata.storage_meta = StorageMeta(load_id=self.load_id)
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """What lies where."""
+        return self._metadata
+
+
+def _write_index(path: Path, metadata: Metadata) -> None:
+    tensors: dict[str, Any] = {}
+    for name, tensor in metadata.state_dict_metadata.items():
+        assert isinstance(tensor, TensorStorageMetadata)
+        parts = []
+        for chunk in tensor.chunks:
+            place = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+            parts.append([list(chunk.offsets), list(chunk.sizes), place.relative_path, place.offset, place.length])
+        dtype = str(tensor.properties.dtype).removeprefix("torch.")
+        tensors[name] = {"dtype": dtype, "shape": list(tensor.size), "parts": parts}
+    write_json(path, {"schema": INDEX_SCHEMA, "part": ["offsets", "sizes", "file", "start", "bytes"],
+                      "tensors": tensors})  # fmt: skip
+
+
+def _read_index(path: Path) -> Metadata:
+    index = read_json(path, INDEX_SCHEMA, keys=("tensors",))
+    tensors: dict[str, Any] = {}
+    places: dict[MetadataIndex, _StorageInfo] = {}
+    try:
+        for name, tensor in index["tensors"].items():
+            dtype = getattr(torch, tensor["dtype"])
+            if not isinstance(dtype, torch.dtype):
+                raise ValueError(f"dtype {tensor['dtype']}")
+            chunks = []
+            for offsets, sizes, file, start, length in tensor["parts"]:
+                if Path(file).name != file:
+                    raise ValueError(f"file {file!r} is outside the checkpoint")
+                chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
+                places[MetadataIndex(name, offsets)] = _StorageInfo(file, int(start), int(length))
+            properties = TensorProperties(dtype=dtype)
+            tensors[name] = TensorStorageMetadata(properties, torch.Size(tensor["shape"]), chunks)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"not an index of tensors ({error})", where=str(path)) from None
+    return Metadata(state_dict_metadata=tensors, storage_data=places)
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and whole shapes of the tensors in a checkpoint, read from its index alone.
+
+    Raises:
+        InputError: the index is missing or no index.
+    """
+    index = read_json(folder / INDEX_NAME, INDEX_SCHEMA, keys=("tensors",))
+    return {name: tuple(json_tensor["shape"]) for name, json_tensor in index["tensors"].items()}

@@ -1,0 +1,144 @@
+"""Runs that are killed, stopped or moved to another layout, and go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_kis.config import RunConfig
+from megatron_kis.files import read_json
+from tests.megatron_kis.processes import Ranks, finish, losses, rows
+
+MakeRun = Callable[..., RunConfig]
+STEPS = 40
+SETTINGS: dict[str, Any] = {
+    "model": {"layers": 2, "width": 32, "heads": 4, "query_groups": 2},
+    "training": {"token_budget": STEPS * 8 * 64, "optimizer": {"learning_rate": 2e-3}},
+    "infusion": {"frequency": 12},
+    "probes": {"moments": {"every": 10}},
+    "validation": {"moments": {"every": 10}},
+    "logging": {"every": 1},
+    "checkpoints": {"moments": {"every": 3}},
+}
+
+
+def killed_at(config: RunConfig, size: int, step: int, rank: int = 0) -> None:
+    """Starts a run and kills one of its ranks when its log shows ``step``."""
+    with Ranks(config, size) as ranks:
+        ranks.wait_for_step(step)
+        ranks.send(signal.SIGKILL, rank)
+        assert ranks.processes[rank].wait() == -signal.SIGKILL, ranks.said()
+    assert not (config.output / "DONE").exists()
+
+
+def assert_same_run(ours: Path, theirs: Path, *, atol: float) -> None:
+    """Every step is reported once with the same loss, all probes and validations are there, the ledger is exact."""
+    first, second = losses(ours), losses(theirs)
+    assert sorted(first) == sorted(second) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(first.values()), list(second.values()), rtol=0, atol=atol)
+    for name, columns in (("metrics.jsonl", ("kind", "step")), ("probes.jsonl", ("step", "group", "split", "scoring"))):
+        keys = [[tuple(row[column] for column in columns) for row in rows(folder, name)] for folder in (ours, theirs)]
+        assert keys[0] == keys[1]
+    margins = [[row["margin"] for row in rows(folder, "probes.jsonl")] for folder in (ours, theirs)]
+    np.testing.assert_allclose(margins[0], margins[1], rtol=0, atol=1e3 * atol)
+    ledgers = [read_json(folder / "exposures.json", "kis.ledger/1") for folder in (ours, theirs)]
+    assert ledgers[0] == ledgers[1]
+    assert ledgers[0]["exact"]
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[int, Path]:
+    return {}
+
+
+def uninterrupted(make: MakeRun, size: int, trained: dict[int, Path]) -> Path:
+    """The run that was never cut off, on ``size`` processes, trained once."""
+    if size not in trained:
+        config = make(name=f"whole-{size}", **SETTINGS)
+        finish(config, size)
+        trained[size] = config.output
+    return trained[size]
+
+
+@pytest.mark.distributed
+def test_a_run_whose_ranks_are_killed_at_random_goes_on_exactly(tiny_run: MakeRun, trained: dict[int, Path]) -> None:
+    config = tiny_run(name="killed", **SETTINGS)
+    chance = random.Random(7)
+    for lowest in (4, 14):
+        killed_at(config, 2, lowest + chance.randrange(8), rank=chance.randrange(2))
+    said = finish(config, 2)
+    assert "going on from step" in said
+    assert_same_run(config.output, uninterrupted(tiny_run, 2, trained), atol=0.0)
+    record = read_json(config.output / "run.json", "kis.run/1")
+    assert len(record["sessions"]) == 3
+    assert all(session["from_step"] % 3 == 0 for session in record["sessions"])
+
+
+@pytest.mark.distributed
+def test_a_run_goes_on_under_any_other_layout(tiny_run: MakeRun, trained: dict[int, Path]) -> None:
+    """Two replicas, one process, two tensor ranks, two stages, two replicas: the run of two replicas all the same."""
+    config = tiny_run(name="moved", **SETTINGS)
+    killed_at(config, 2, 7)
+    killed_at(config, 1, 14)
+    killed_at(tiny_run(name="moved", **{**SETTINGS, "parallel": {"tensor": 2}}), 2, 21, rank=1)
+    killed_at(tiny_run(name="moved", **{**SETTINGS, "parallel": {"pipeline": 2}}), 2, 28, rank=1)
+    finish(config, 2)
+    assert_same_run(config.output, uninterrupted(tiny_run, 2, trained), atol=2e-6)
+    record = read_json(config.output / "run.json", "kis.run/1")
+    sizes = [tuple(session["parallel"].values()) for session in record["sessions"]]
+    assert sizes == [(2, 1, 1, 2), (1, 1, 1, 1), (2, 2, 1, 1), (2, 1, 2, 1), (2, 1, 1, 2)]
+
+
+@pytest.mark.distributed
+def test_a_signal_to_one_rank_saves_the_run_and_leaves_with_its_own_status(tiny_run: MakeRun) -> None:
+    config = tiny_run(name="asked", **{**SETTINGS, "checkpoints": {"moments": {"every": None}}})
+    for number, step, rank in ((signal.SIGTERM, 5, 1), (signal.SIGUSR1, 15, 0)):
+        with Ranks(config, 2) as ranks:
+            ranks.wait_for_step(step)
+            ranks.send(number, rank)
+            assert ranks.wait(seconds=30) == [75, 75], ranks.said()
+            assert f"stopped by {number.name} after step" in ranks.said()
+            assert "Traceback" not in ranks.said()
+        newest = max((config.output / "checkpoints").iterdir())
+        manifest = read_json(newest / "checkpoint.json", "kis.checkpoint/1")
+        assert manifest["step"] == max(losses(config.output)) >= step
+
+
+@pytest.mark.distributed
+def test_a_rank_that_hangs_ends_the_others_with_their_stacks(tiny_run: MakeRun) -> None:
+    settings = {**SETTINGS, "training": {**SETTINGS["training"], "guard": {"hang_minutes": 0.1}}}
+    config = tiny_run(name="hung", **settings)
+    with Ranks(config, 2) as ranks:
+        ranks.wait_for_step(5)
+        ranks.send(signal.SIGSTOP, 1)
+        assert ranks.processes[0].wait(timeout=60) == 1
+    stacks = (config.output / "stacks" / "rank-0.txt").read_text(encoding="utf-8")
+    assert "Timeout (0:00:06)!" in stacks
+    assert "all_reduce" in stacks
+    finish(tiny_run(name="hung", **SETTINGS), 1)
+    assert not (config.output / "stacks" / "rank-0.txt").exists()
+
+
+def test_a_data_file_that_vanishes_does_not_end_a_run_that_has_it_open(
+    tiny_run: MakeRun, tiny_data: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    places = {"corpus": data / "corpus", "exposures": data / "exposures"}
+    config = tiny_run(name="vanished", data=places, **SETTINGS)
+    with Ranks(config, 1) as ranks:
+        ranks.wait_for_step(3)
+        (data / "corpus.bin").unlink()
+        assert ranks.wait() == [0], ranks.said()
+    assert read_json(config.output / "exposures.json", "kis.ledger/1")["exact"]
+    (config.output / "DONE").unlink()
+    with Ranks(config, 1) as ranks:
+        assert ranks.wait() == [2]
+        assert "corpus.bin" in ranks.said()
+        assert "Traceback" not in ranks.said()

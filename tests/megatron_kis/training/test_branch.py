@@ -1,0 +1,115 @@
+"""Branches of a WSD trunk: what they take over, and which are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_kis.config import RunConfig
+from megatron_kis.errors import InputError
+from megatron_kis.files import read_json
+from megatron_kis.training.branch import parse_source
+from megatron_kis.training.run import train
+from tests.megatron_kis.processes import losses, rows
+from tests.megatron_kis.training.test_checkpoint import cut_off
+
+MakeRun = Callable[..., RunConfig]
+STEP = 8 * 64
+NONE = {"frequency": 0, "background": {"frequency": 0}}
+WSD: dict[str, Any] = {"schedule": "wsd", "warmup_share": 0.1, "decay_share": 0.25, "minimum_share": 0.0}
+
+
+def run(make: MakeRun, name: str, steps: int, **changes: Any) -> RunConfig:
+    """A run of ``steps`` with WSD, every step logged, saved every 5."""
+    optimizer = {**WSD, **changes.pop("optimizer", {})}
+    settings: dict[str, Any] = {
+        "infusion": NONE,
+        "logging": {"every": 1},
+        "checkpoints": {"moments": {"every": 5}, "keep_last": 9, "asynchronous": False},
+        **changes,
+    }
+    return make(name=name, training={"token_budget": steps * STEP, "optimizer": optimizer}, **settings)
+
+
+def rates(folder: Path) -> list[float]:
+    return [row["lr"] for row in rows(folder, "metrics.jsonl") if row["kind"] == "train"]
+
+
+def test_a_trunk_serves_several_budgets(tiny_run: MakeRun) -> None:
+    trunk = run(tiny_run, "trunk", 20)
+    train(trunk)
+    for steps, at in ((12, 5), (16, 10), (24, 15)):
+        branch = run(tiny_run, f"branch-{steps}", steps)
+        folder = train(branch, branch_from=f"{trunk.output}@{at}")
+        assert read_json(folder / "DONE", "kis.done/1")["steps"] == steps
+        found, theirs = losses(folder), losses(trunk.output)
+        assert sorted(found) == list(range(1, steps + 1))
+        assert [found[step] for step in range(1, at + 1)] == [theirs[step] for step in range(1, at + 1)]
+        rate, decay = rates(folder), round(steps * 0.25)
+        assert rate[at : steps - decay] == [3e-3] * (steps - decay - at)
+        assert rate[steps - decay :] == pytest.approx([3e-3 * (decay - n - 1) / decay for n in range(decay)])
+        assert read_json(folder / "run.json", "kis.run/1")["branched_from"]["step"] == at
+
+
+def test_a_branch_with_the_trunks_own_budget_is_the_trunk(tiny_run: MakeRun) -> None:
+    trunk = run(tiny_run, "trunk", 20, infusion={"frequency": 8, "background": {"frequency": 6}})
+    train(trunk)
+    same = run(tiny_run, "same", 20, infusion={"frequency": 8, "background": {"frequency": 6}})
+    train(same, branch_from=f"{trunk.output}@10")
+    assert losses(same.output) == losses(trunk.output)
+    ledgers = [(config.output / "exposures.json").read_bytes() for config in (same, trunk)]
+    assert ledgers[0] == ledgers[1]
+
+
+def test_a_branch_that_is_cut_off_goes_on_without_being_told_where_it_came_from(tiny_run: MakeRun) -> None:
+    trunk, branch, other = (run(tiny_run, name, steps) for name, steps in (("t", 20), ("b", 16), ("o", 16)))
+    train(trunk)
+    train(other, branch_from=f"{trunk.output}@10")
+    whole = trunk.output / "checkpoints" / "step-00000010" / "index.json"
+    before = whole.read_bytes()
+
+    def begin() -> None:
+        train(branch, branch_from=f"{trunk.output}@10")
+
+    cut_off(branch, 12, begin)
+    train(branch)
+    assert losses(branch.output) == losses(other.output)
+    assert whole.read_bytes() == before
+    assert read_json(branch.output / "run.json", "kis.run/1")["branched_from"]["run"] == "t"
+
+
+@pytest.mark.parametrize(
+    ("changes", "at", "said"),
+    [
+        ({}, 20, "rate is not stable there"),
+        ({}, 7, "has no whole checkpoint of step 7"),
+        ({"optimizer": {"decay_share": 0.9}}, 10, "warming up or decaying there already"),
+        ({"optimizer": {"learning_rate": 1e-3}}, 10, r"other settings: training\.optimizer\.learning_rate"),
+        ({"optimizer": {"schedule": "cosine"}}, 10, r"other settings: training\.optimizer\.schedule"),
+        ({"model": {"layers": 3}}, 10, r"other settings: model\.layers 2 -> 3"),
+        ({"infusion": {"frequency": 2}}, 10, "another exposure plan"),
+    ],
+    ids=str,
+)
+def test_a_branch_that_its_trunk_cannot_serve_is_refused(
+    changes: dict[str, Any], at: int, said: str, tiny_run: MakeRun
+) -> None:
+    trunk = run(tiny_run, "trunk", 20)
+    train(trunk)
+    branch = run(tiny_run, "branch", 24, **changes)
+    with pytest.raises(InputError, match=said):
+        train(branch, branch_from=f"{trunk.output}@{at}")
+    assert not (branch.output / "checkpoints").exists()
+
+
+def test_a_source_is_a_folder_and_perhaps_a_step(tmp_path: Path) -> None:
+    odd = tmp_path / "run@7"
+    odd.mkdir()
+    assert parse_source(str(odd)) == (odd, None)
+    assert parse_source(f"{odd}@12") == (odd, 12)
+    for text in (f"{tmp_path}@x", f"{tmp_path}/absent@3"):
+        with pytest.raises(InputError):
+            parse_source(text)

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from megatron_kis.config import RunConfig
+from megatron_kis.device import Device
+from megatron_kis.errors import InputError
+from megatron_kis.training.run import train
+from megatron_kis.training.speed import Speed
+from tests.megatron_kis.processes import losses, rows
+from tests.megatron_kis.training.test_checkpoint import EVERY_5, cut_off
+
+MakeRun = Callable[..., RunConfig]
+
+
+def test_tensorboard_has_the_losses_of_the_log_also_after_a_crash(tiny_run: MakeRun) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny_run(logging={"every": 1, "tensorboard": True}, checkpoints=EVERY_5)
+    cut_off(config, 8)
+    train(config)
+    events = EventAccumulator(str(config.output / "tensorboard"))
+    events.Reload()
+    shown = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert shown == pytest.approx(losses(config.output))
+    assert len(events.Scalars("train/loss")) == 20
+    assert events.Scalars("results/validation_loss")
+
+
+def test_weights_and_biases_offline_needs_no_network(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = tiny_run(logging={"every": 5, "wandb": "offline"})
+    train(config)
+    assert list((config.output / "wandb").glob("offline-run-*/*.wandb"))
+    assert (config.output / "DONE").exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("tensorboard", True), ("wandb", "offline")])
+def test_a_tracker_that_is_not_installed_is_named(
+    key: str, value: object, tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == key else find(name, *rest))
+    with pytest.raises(InputError, match=rf"logging\.{key}: the package {key} is not installed; pip install {key}"):
+        train(tiny_run(logging={key: value}))
+
+
+def test_rows_say_how_much_memory_was_taken(tiny_run: MakeRun) -> None:
+    folder = train(tiny_run())
+    row = rows(folder, "metrics.jsonl")[0]
+    assert 50e6 < row["memory_bytes"] < 50e9
+    assert "mfu" not in row  # nobody knows the peak of this processor
+
+
+def test_the_share_of_the_peak_is_that_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
+    card = Device("cuda", torch.device("cpu"), "nccl", "NVIDIA H100 80GB HBM3")
+    speed = Speed(6e9, device=card, devices=8, precision="bf16")
+    assert speed.measure(8 * 50_000) == {"mfu": round(50_000 * 6e9 / 989e12, 4), "memory_bytes": 7}
+    assert "mfu" not in Speed(6e9, device=card, devices=8, precision="fp32").measure(1.0)
