@@ -1,87 +1,115 @@
-"""The law: log F* = a + b log N (+ c log D), by least squares on logs, with t-based intervals.
+"""The law of collapse points over N and D: fitted to every cell, censored ones too, chosen among candidates.
 
-A first, plain form: transitions that were not bracketed (censored, inconclusive) do not enter, are listed with their
-reason, and are warned about, because leaving them out can bias the slope. The covariates are centred for the fit.
+`analysis.regression` holds the likelihood, `analysis.candidates` the forms. Here transitions become cells, a form is
+chosen by how well it foretells the largest N from the others, and what the cells cannot support is refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from analysis.collapse.base import KINDS, Transition
-from analysis.curves import Array
+from analysis.candidates import (
+    CANDIDATES,
+    SIZE,
+    SIZE_AND_BUDGET,
+    Candidate,
+    Cells,
+    Fitted,
+    compare,
+    fit_candidate,
+)
+from analysis.coefficients import Coefficient, coefficients_of, cost_of, equivalents, lack_of_fit, nonembedding
+from analysis.collapse.base import KINDS, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_json
 
 SCHEMA = "kis.law/1"
-LAW_N, LAW_ND = "log F* = a + b log N", "log F* = a + b log N + c log D"
 _FEWEST_SIZES = 3  # a line through two sizes cannot be wrong
 _VALIDATED_CELLS = 5  # below it a law is a point estimate (labelled unvalidated)
 _COLLINEAR = 0.999  # |correlation| of log N and log D beyond which b and c cannot be told apart
+_Z = 1.959964  # normal quantile of the curves' 95% intervals
 
 
 class LawRefused(InputError):
-    """The points cannot support a law. ``code`` says why: one_size, few_points, collinear, no_points, not_finite."""
+    """The points cannot support a law.
+
+    ``code`` says why: no_points, all_censored, one_size, few_points, collinear, not_finite.
+    """
 
     def __init__(self, code: str, problem: str, *, remedy: str | None = None) -> None:
         super().__init__(problem, where="law", remedy=remedy)
         self.code = code
 
 
-@dataclass(frozen=True)
-class Coefficient:
-    """An estimate with its standard error and confidence interval."""
-
-    value: float
-    standard_error: float
-    low: float
-    high: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """A fitted law. ``centre`` and ``covariance`` belong to the centred fit: [intercept, log N, (log D)]."""
+    """A fitted law. ``centre``, ``parameters`` and ``covariance`` belong to the centred fit."""
 
     kind: str
     group: str
     selected_law: str
+    """The law's formula; natural logarithms."""
+    law: str
+    """The candidate's name."""
+    selection: str
+    """How it was chosen."""
     coefficients: dict[str, Coefficient | None]
-    """a, b_log_params, c_log_tokens (None: D is not in this law). Natural logarithms."""
+    """a, b_log_params, c_log_tokens (None: not in this law), and log_f_inf for a law with an offset."""
     sigma: float
-    """Residual standard deviation of log F*, n - p degrees of freedom."""
-    degrees_of_freedom: int
+    """Standard deviation of log F* between models, beyond what each curve's own interval explains."""
+    degrees_of_freedom: float
     confidence: float
     unvalidated: bool
     centre: list[float]
-    """Means of the covariates [log N, (log D)]."""
-    intercept: float
-    """Mean of log F* of the points: the intercept of the centred fit."""
+    """Means of the covariates."""
+    parameters: list[float]
+    """Intercept at the centre, slopes, (log F_inf)."""
     covariance: list[list[float]]
-    """Covariance of the centred fit's coefficients."""
+    """Of the parameters, Knapp-Hartung scaled."""
     range_params: tuple[int, int]
     range_tokens: tuple[int, int]
     tokens_per_frequency: float | None
     """Tokens that one unit of F costs (facts times mean exposure length); None where the points disagree."""
     points: list[dict[str, Any]]
+    """Every cell that was fitted, censored ones too (residual None)."""
     excluded: list[dict[str, Any]]
+    """Inconclusive cells, with their reason."""
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    """Candidate laws with AICc and leave-the-largest-N-out log score."""
+    lack_of_fit: dict[str, Any] | None = None
+    """Test of a curvature in log N: coefficient, p_value, flag. None where cells are too few."""
+    equivalents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The same law of the infusion ratio and of the exposure tokens."""
+    sensitivity: dict[str, Any] = field(default_factory=dict)
+    """Slope when N counts non-embedding parameters only."""
+    calibration: dict[str, Any] | None = None
+    """Critical values from a bootstrap through both stages (`analysis.bootstrap`); None: Student's t."""
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def candidate(self) -> Candidate:
+        """The law's form."""
+        return CANDIDATES[self.law]
 
     @property
     def in_tokens(self) -> bool:
         """Whether the law has a term in D."""
-        return len(self.centre) == 2
+        return any(w_d for _, w_d in self.candidate.rows)
 
-    def slopes(self) -> Array:
-        """The centred fit's coefficients [intercept, b, (c)]."""
-        names = ("b_log_params", "c_log_tokens")[: len(self.centre)]
-        return np.array([self.intercept, *(self.coefficients[name].value for name in names)])  # type: ignore[union-attr]
+    def at(self, params: float, tokens: float) -> tuple[float, float]:
+        """(mean of log F*, its standard error) at one (N, D)."""
+        fitted = Fitted(
+            self.candidate, np.array(self.centre), np.array(self.parameters), np.array(self.covariance), self.sigma,
+            self.degrees_of_freedom, None,
+        )  # fmt: skip
+        mean, variance = fitted.mean(np.log([params]), np.log([tokens]))
+        return float(mean[0]), math.sqrt(max(float(variance[0]), 0.0))
 
     def record(self) -> dict[str, Any]:
         """The law as JSON-ready values."""
@@ -89,20 +117,76 @@ class Law:
 
 
 def fit_law(
-    points: Iterable[Transition], kind: str = "collapse", group: str | None = None, *, confidence: float = 0.95
-) -> Law:
-    """Fits the law to the informative points of one kind and group.
+    points: Iterable[Transition], kind: str = "collapse", group: str | None = None, *, confidence: float = 0.95,
+    law: str = "auto", compare_laws: bool = True,
+) -> Law:  # fmt: skip
+    """Fits the law to the points of one kind and group; censored ones contribute what they know.
 
     Args:
         points: transitions, in any order.
         kind: onset, collapse or tolerance.
         group: infused, background or general; may be left out if the points of that kind have one group only.
         confidence: level of the intervals.
+        law: a candidate's name (`analysis.candidates.CANDIDATES`), or ``auto``.
+        compare_laws: whether to score the other candidates where ``law`` names one.
 
     Raises:
         LawRefused: the points cannot support a law; nothing is fitted.
-        InputError: unknown kind, or several groups and none named.
+        InputError: unknown kind or law, or several groups and none named.
     """
+    chosen, group = _chosen(points, kind, group)
+    if law != "auto" and law not in CANDIDATES:
+        raise InputError(f"unknown law {law!r}", where="law", remedy=nearest(law, CANDIDATES))
+    used = [p for p in chosen if p.informative or _censored(p)]
+    cells = cells_of(used)
+    _refuse(chosen, cells, explicit=law != "auto")
+    candidates = compare(cells) if compare_laws or law == "auto" else []
+    name, selection = _select(candidates, cells) if law == "auto" else (law, "declared")
+    fitted = fit_candidate(CANDIDATES[name], cells)
+    if fitted is None:
+        raise LawRefused(
+            "few_points",
+            f"{int(cells.informative.sum())} bracketed points cannot carry the law {CANDIDATES[name].formula}",
+            remedy=f"at least {CANDIDATES[name].size + 1} bracketed (N, D) that tell its terms apart",
+        )  # fmt: skip
+    informative = [p for p in used if p.informative]
+    excluded = [
+        _listed(p, reason=f"{p.status}: {p.reason}".rstrip(": ")) for p in chosen if not (p.informative or _censored(p))
+    ]
+    fitted_mean, _ = fitted.mean(cells.log_n, cells.log_d)
+    lack = lack_of_fit(fitted, cells)
+    warnings = _warnings(len(informative), used, lack)
+    return Law(
+        kind=kind,
+        group=group,
+        selected_law=fitted.law.formula,
+        law=name,
+        selection=selection,
+        coefficients=coefficients_of(fitted, confidence),
+        sigma=fitted.sigma,
+        degrees_of_freedom=fitted.freedom,
+        confidence=confidence,
+        unvalidated=len(informative) < _VALIDATED_CELLS,
+        centre=fitted.centre.tolist(),
+        parameters=fitted.parameters.tolist(),
+        covariance=fitted.covariance.tolist(),
+        range_params=(min(p.params for p in informative), max(p.params for p in informative)),
+        range_tokens=(min(p.tokens for p in informative), max(p.tokens for p in informative)),
+        tokens_per_frequency=_tokens_per_frequency(informative),
+        points=[
+            _listed(p, residual=math.log(p.value) - float(m) if p.informative and p.value else None)
+            for p, m in zip(used, fitted_mean, strict=True)
+        ],
+        excluded=excluded,
+        candidates=[row | {"selected": row["law"] == name} for row in candidates],
+        lack_of_fit=lack,
+        equivalents=equivalents(used, cells, fitted, confidence),
+        sensitivity=nonembedding(used, cells, fitted, confidence),
+        warnings=warnings,
+    )
+
+
+def _chosen(points: Iterable[Transition], kind: str, group: str | None) -> tuple[list[Transition], str]:
     if kind not in KINDS:
         raise InputError(f"unknown kind {kind!r}", where="kind", remedy=nearest(kind, KINDS))
     of_kind = [point for point in points if point.kind == kind]
@@ -113,82 +197,87 @@ def fit_law(
                 f"{kind} points of several groups", where="group", remedy="name one of " + ", ".join(groups)
             )
         group = groups[0] if groups else ""
-    chosen = sorted((p for p in of_kind if p.group == group), key=_identity)
-    used = [point for point in chosen if point.informative]
-    if not used:
-        listed = ", ".join(sorted({point.status for point in chosen})) or "none at all"
-        raise LawRefused("no_points", f"no {kind} point of group {group!r} was bracketed (statuses: {listed})")
-    values = np.array([[p.params, p.tokens, p.value] for p in used], dtype=float)
-    if not (np.isfinite(values).all() and (values > 0).all()):
+    return sorted((p for p in of_kind if p.group == group), key=_identity), group
+
+
+def _censored(point: Transition) -> bool:
+    return (point.status == RIGHT_CENSORED and bool(point.low)) or (point.status == LEFT_CENSORED and bool(point.high))
+
+
+def cells_of(points: Sequence[Transition]) -> Cells:
+    """Transitions as cells of the regression, in their order.
+
+    A ``bracket`` enters as an interval, a ``profile`` interval as a point with the variance that its width implies; an
+    end that is open leaves the other to say how wide.
+    """
+    lower, upper, variance = [], [], []
+    for p in points:
+        low = math.log(p.low) if p.low else -math.inf
+        high = math.log(p.high) if p.high else math.inf
+        spread = 0.0
+        if p.informative and p.value is not None:
+            centre = math.log(p.value) if p.value > 0 else math.nan
+            closed = math.isfinite(low) and math.isfinite(high)
+            if not (p.interval == "bracket" and closed and high > low):
+                if closed:
+                    spread = ((high - low) / (2 * _Z)) ** 2
+                elif math.isfinite(low) or math.isfinite(high):
+                    spread = ((centre - low if math.isfinite(low) else high - centre) / _Z) ** 2
+                low = high = centre
+        elif p.status == RIGHT_CENSORED:
+            high = math.inf
+        else:
+            low = -math.inf
+        lower.append(low)
+        upper.append(high)
+        variance.append(spread)
+    log_n = np.log([max(p.params, 0) for p in points]) if points else np.empty(0)
+    log_d = np.log([max(p.tokens, 0) for p in points]) if points else np.empty(0)
+    return Cells(log_n, log_d, np.array(lower), np.array(upper), np.array(variance))
+
+
+def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool) -> None:
+    informative = cells.informative | np.isnan(cells.lower)
+    if not informative.any():
+        listed = ", ".join(sorted({p.status for p in chosen})) or "none at all"
+        code = "all_censored" if chosen else "no_points"
+        raise LawRefused(code, f"no point was bracketed (statuses: {listed})", remedy="frequencies on both sides of it")
+    if not (np.isfinite(cells.log_n).all() and np.isfinite(cells.log_d).all()) or np.isnan(cells.lower).any():
         raise LawRefused("not_finite", "N, D and F of every point must be finite and positive")
-
-    log_n, log_d, y = np.log(values).T
-    columns, name = _design(log_n, log_d)
-    centre = columns.mean(axis=1)
-    x = np.vstack([np.ones(len(y)), columns - centre[:, None]]).T
-    n, p = x.shape
-    if n <= p:
-        remedy = f"at least {p + 1} bracketed (N, D)"
-        raise LawRefused("few_points", f"{n} points for {p} coefficients leave no error to estimate", remedy=remedy)
-    beta, *_ = np.linalg.lstsq(x, y, rcond=None)
-    residual = y - x @ beta
-    freedom = n - p
-    sigma = math.sqrt(float(residual @ residual) / freedom)
-    covariance = np.linalg.inv(x.T @ x) * sigma**2
-    quantile = float(stats.t.ppf(0.5 + confidence / 2, freedom))
-
-    def coefficient(value: float, variance: float) -> Coefficient:
-        error = math.sqrt(max(variance, 0.0))
-        return Coefficient(value, error, value - quantile * error, value + quantile * error)
-
-    origin = np.concatenate([[1.0], -centre])  # log N = log D = 0
-    excluded = [
-        _listed(point, reason=f"{point.status}: {point.reason}".rstrip(": "))
-        for point in chosen
-        if not point.informative
-    ]
-    return Law(
-        kind=kind,
-        group=group,
-        selected_law=name,
-        coefficients={
-            "a": coefficient(float(origin @ beta), float(origin @ covariance @ origin)),
-            "b_log_params": coefficient(float(beta[1]), float(covariance[1, 1])),
-            "c_log_tokens": coefficient(float(beta[2]), float(covariance[2, 2])) if p == 3 else None,
-        },
-        sigma=sigma,
-        degrees_of_freedom=freedom,
-        confidence=confidence,
-        unvalidated=n < _VALIDATED_CELLS,
-        centre=[float(value) for value in centre],
-        intercept=float(beta[0]),
-        covariance=[[float(value) for value in row] for row in covariance],
-        range_params=(int(values[:, 0].min()), int(values[:, 0].max())),
-        range_tokens=(int(values[:, 1].min()), int(values[:, 1].max())),
-        tokens_per_frequency=_tokens_per_frequency(used),
-        points=[_listed(point, residual=float(r)) for point, r in zip(used, residual, strict=True)],
-        excluded=excluded,
-        warnings=_warnings(n, excluded),
-    )
-
-
-def _design(log_n: Array, log_d: Array) -> tuple[Array, str]:
-    """Covariates [k, n] and the law's name; refuses designs that cannot support one."""
-    sizes = len(np.unique(log_n))
+    sizes = len(np.unique(cells.log_n[informative]))
     if sizes < _FEWEST_SIZES:
-        code = "one_size" if sizes == 1 else "few_points"
-        noun = "size" if sizes == 1 else "sizes"
+        code, noun = ("one_size", "size") if sizes == 1 else ("few_points", "sizes")
         raise LawRefused(
             code, f"bracketed points of {sizes} {noun} N only", remedy=f"at least {_FEWEST_SIZES} distinct N"
         )
-    if len(np.unique(log_d)) == 1:
-        return log_n[None, :], LAW_N
-    if abs(float(np.corrcoef(log_n, log_d)[0, 1])) > _COLLINEAR:
-        raise LawRefused(
-            "collinear", "N and D grow together in every point, so their effects cannot be told apart",
-            remedy="add a size with a second token budget",
-        )  # fmt: skip
-    return np.vstack([log_n, log_d]), LAW_ND
+    if len(np.unique(cells.log_d)) > 1:
+        if not explicit and abs(float(np.corrcoef(cells.log_n, cells.log_d)[0, 1])) > _COLLINEAR:
+            raise LawRefused(
+                "collinear", "N and D grow together in every point, so their effects cannot be told apart",
+                remedy="add a size with a second token budget",
+            )  # fmt: skip
+        if not explicit and int(informative.sum()) <= SIZE_AND_BUDGET.size:
+            raise LawRefused(
+                "few_points", f"{int(informative.sum())} bracketed points for {SIZE_AND_BUDGET.size} coefficients",
+                remedy=f"at least {SIZE_AND_BUDGET.size + 1} bracketed (N, D)",
+            )  # fmt: skip
+
+
+def _select(candidates: list[dict[str, Any]], cells: Cells) -> tuple[str, str]:
+    """(name, how).
+
+    The law with a term for all that was varied stands, unless another foretells the largest N better by more than one
+    unit of log score: that score is a single held-out size, and a law without a term extrapolates with more confidence
+    than a handful of cells can give it.
+    """
+    full = SIZE if len(np.unique(cells.log_d)) == 1 else SIZE_AND_BUDGET
+    scores = {row["law"]: row["log_score"] for row in candidates if row["log_score"] is not None}
+    if full.name not in scores:
+        return full.name, "by design: too few cells to hold the largest N out"
+    best = max(scores, key=lambda name: scores[name])
+    if scores[best] > scores[full.name] + 1:
+        return best, "foretells the largest N, held out, better than the full law"
+    return full.name, "no other law foretells the largest N, held out, better by more than one unit of log score"
 
 
 def _identity(point: Transition) -> tuple[float, ...]:
@@ -196,26 +285,28 @@ def _identity(point: Transition) -> tuple[float, ...]:
 
 
 def _listed(point: Transition, **more: Any) -> dict[str, Any]:
-    kept = ("params", "tokens", "status", "value", "low", "high", "infusion_ratio")
+    kept = ("params", "tokens", "status", "value", "low", "high", "interval", "infusion_ratio")
     return {name: getattr(point, name) for name in kept} | more
 
 
-def _tokens_per_frequency(used: list[Transition]) -> float | None:
-    costs = [p.exposure_tokens / p.value for p in used if p.exposure_tokens and p.value]
-    if not costs or max(costs) > 1.05 * min(costs):
+def _tokens_per_frequency(used: Sequence[Transition]) -> float | None:
+    costs = cost_of(used)
+    if costs is None or costs.max() > 1.05 * costs.min():
         return None
-    return float(np.mean(costs))
+    return float(costs.mean())
 
 
-def _warnings(n: int, excluded: list[dict[str, Any]]) -> list[str]:
+def _warnings(informative: int, used: Sequence[Transition], lack: dict[str, Any] | None) -> list[str]:
     warnings = []
-    if n < _VALIDATED_CELLS:
-        warnings.append(f"unvalidated: {n} informative points; a law to rely on needs at least {_VALIDATED_CELLS}")
-    censored = sum("censored" in point["status"] for point in excluded)
-    if censored:
+    if informative < _VALIDATED_CELLS:
         warnings.append(
-            f"{censored} censored point{'s were' if censored > 1 else ' was'} left out, which can bias the slope"
+            f"unvalidated: {informative} informative points; a law to rely on needs at least {_VALIDATED_CELLS}"
         )
+    censored = len(used) - informative
+    if 2 * censored > len(used):
+        warnings.append(f"{censored} of {len(used)} points are censored: the law rests on few that are not")
+    if lack is not None and lack["flag"]:
+        warnings.append(f"lack of fit: the points bend in log N (p = {lack['p_value']:.2g}); do not extrapolate far")
     return warnings
 
 
@@ -237,6 +328,8 @@ def load_law(path: Path | str) -> Law:
             name: Coefficient(**values) if values else None for name, values in record["coefficients"].items()
         }
         known["range_params"], known["range_tokens"] = tuple(record["range_params"]), tuple(record["range_tokens"])
-        return Law(**known)
-    except (KeyError, TypeError) as error:
+        law = Law(**known)
+        law.at(1e6, 1e6)
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"damaged law ({error})", where=str(path), remedy="fit it again with kis law fit") from None
+    return law

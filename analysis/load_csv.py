@@ -31,8 +31,8 @@ _DEFAULT_GROUP = {"onset": "infused", "collapse": "infused", "tolerance": "gener
 
 POINT_COLUMNS = [
     "params", "tokens", "kind", "value", "low", "high", "status", "group", "split", "scoring", "nonembedding_params",
-    "infusion_ratio", "ratio_low", "ratio_high", "exposure_tokens", "peak", "drop", "detectable", "p_value", "levels",
-    "seeds", "reason",
+    "infusion_ratio", "ratio_low", "ratio_high", "exposure_tokens", "peak", "drop", "detectable", "p_value",
+    "steepness", "companion", "interval", "flags", "levels", "seeds", "reason",
 ]  # fmt: skip
 
 
@@ -108,6 +108,8 @@ def load_points_csv(path: Path | str) -> list[Transition]:
                 "drop",
                 "detectable",
                 "p_value",
+                "steepness",
+                "companion",
             )
         }
         counts: dict[str, Any] = {
@@ -121,7 +123,8 @@ def load_points_csv(path: Path | str) -> list[Transition]:
                 kind=kind, group=field.one_of("group", GROUPS, _DEFAULT_GROUP[kind]),
                 split=cells.get("split") or None, scoring=cells.get("scoring") or None,
                 status=status, value=value if status in INFORMATIVE else None, low=low, high=high,
-                reason=cells.get("reason") or "", **extra, **counts,
+                interval=field.one_of("interval", ("bracket", "profile"), "profile") if status in INFORMATIVE else None,
+                flags=cells.get("flags") or "", reason=cells.get("reason") or "", **extra, **counts,
             )
         )  # fmt: skip
     return sorted(points, key=_order)

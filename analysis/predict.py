@@ -41,6 +41,16 @@ class Prediction:
     extrapolation: dict[str, float]
     infusion_ratio: float | None
     """The infusion ratio at the centre, if facts cost as many tokens as in the study."""
+    exposure_tokens: float | None
+    """Tokens of domain data at the centre: copies of each fact times what one copy of all facts costs."""
+    exposure_tokens_interval: tuple[float, float] | None
+    """The same at the ends of the prediction interval."""
+    domain: dict[str, float | None] | None
+    """For the facts asked about: ``copies_per_fact`` and ``tokens`` at the recommended end if each fact has its limit
+    (F), ``copies_per_fact_by_tokens`` if their tokens together have it (the study's exposure tokens shared by these
+    facts; None where the points do not say what F costs), and ``copies_safe``, the smaller."""
+    interval_method: str
+    """``t`` (Student's, from the points) or ``two-stage bootstrap`` (curves drawn, detected and fitted again)."""
     baselines: dict[str, float]
     """What the constant law (geometric mean) and the largest model's value would say."""
     unvalidated: bool
@@ -49,8 +59,14 @@ class Prediction:
     """The law's formula, coefficients and fingerprint."""
 
 
-def predict(law: Law, params: float, tokens: float | None = None) -> Prediction:
+def predict(
+    law: Law, params: float, tokens: float | None = None, *, facts: float | None = None,
+    fact_tokens: float | None = None,
+) -> Prediction:  # fmt: skip
     """Predicts F* at N = ``params`` and D = ``tokens`` (left out: the budget the law was fitted at).
+
+    ``facts`` facts of ``fact_tokens`` tokens an exposure, where they are not the study's: what the prediction means for
+    them, read both ways (`Prediction.domain`).
 
     Raises:
         InputError: N or D is not positive, or D is needed and missing.
@@ -62,33 +78,49 @@ def predict(law: Law, params: float, tokens: float | None = None) -> Prediction:
     for name, value in (("--params", params), ("--tokens", tokens)):
         if not (math.isfinite(value) and value >= 1):
             raise InputError(f"{value} is not a positive number", where=name, remedy="for example 7e9")
-    logs = np.log([params, tokens][: len(law.centre)])
-    row = np.concatenate([[1.0], logs - np.array(law.centre)])
-    mean = float(row @ law.slopes())
-    variance = max(float(row @ np.array(law.covariance) @ row), 0.0)
-    quantile = float(stats.t.ppf(0.5 + law.confidence / 2, law.degrees_of_freedom))
-    near, far = quantile * math.sqrt(variance), quantile * math.sqrt(variance + law.sigma**2)
+    mean, error = law.at(params, tokens)
+    for name, asked in (("--facts", facts), ("--fact-tokens", fact_tokens)):
+        if asked is not None and not (math.isfinite(asked) and asked >= 1):
+            raise InputError(f"{asked} is not a positive number", where=name, remedy="for example 1e6")
+    if (facts is None) != (fact_tokens is None):
+        raise InputError(
+            "one without the other", where="--facts, --fact-tokens",
+            remedy="the number of facts and the mean tokens of an exposure",
+        )  # fmt: skip
     factors = {
         "params": _beyond(params, law.range_params),
         "tokens": _beyond(tokens, law.range_tokens),
     }
-    centre, interval = _exp(mean), (_exp(mean - far), _exp(mean + far))
+    near, far = critical_values(law, max(factors.values()))
+    total = math.hypot(error, law.sigma)
+    # A new model is never known better than the law's mean; drawn critical values of the two can cross by chance.
+    ends = min(far[0] * total, near[0] * error), max(far[1] * total, near[1] * error)
+    centre, interval = _exp(mean), (_exp(mean + ends[0]), _exp(mean + ends[1]))
     ratio = None if law.tokens_per_frequency is None else centre * law.tokens_per_frequency / tokens
-    values = [point["value"] for point in law.points]
-    largest = max(law.points, key=lambda point: (point["params"], point["tokens"]))
+    seen = [point for point in law.points if point["value"]]
+    values = [point["value"] for point in seen]
+    largest = max(seen, key=lambda point: (point["params"], point["tokens"]))
     return Prediction(
         kind=law.kind,
         group=law.group,
         params=round(params),
         tokens=round(tokens),
         centre=centre,
-        confidence_interval=(_exp(mean - near), _exp(mean + near)),
+        confidence_interval=(_exp(mean + near[0] * error), _exp(mean + near[1] * error)),
         prediction_interval=interval,
         recommended=interval[1] if law.kind == "onset" else interval[0],
         confidence=law.confidence,
         extrapolation_factor=max(factors.values()),
         extrapolation=factors,
         infusion_ratio=ratio,
+        exposure_tokens=None if ratio is None else ratio * tokens,
+        exposure_tokens_interval=(
+            None
+            if law.tokens_per_frequency is None
+            else (interval[0] * law.tokens_per_frequency, interval[1] * law.tokens_per_frequency)
+        ),
+        domain=_domain(law, interval, centre, facts, fact_tokens),
+        interval_method="t" if law.calibration is None else "two-stage bootstrap",
         baselines={"constant": float(np.exp(np.mean(np.log(values)))), "largest_model": float(largest["value"])},
         unvalidated=law.unvalidated,
         warnings=(*law.warnings, *_warnings(law, factors, ratio)),
@@ -99,6 +131,44 @@ def predict(law: Law, params: float, tokens: float | None = None) -> Prediction:
             "fingerprint": fingerprint(law.record()),
         },
     )
+
+
+def critical_values(law: Law, extrapolation: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Lower and upper critical values of the mean and of a new model, in their standard errors.
+
+    From the bootstrap through both stages where the law carries one (linear in the logarithm of the extrapolation
+    between the factors it was run at), else Student's t.
+    """
+    quantile = float(stats.t.ppf(0.5 + law.confidence / 2, max(law.degrees_of_freedom, 1e-3)))
+    if law.calibration is None:
+        return (-quantile, quantile), (-quantile, quantile)
+    at = np.log(law.calibration["extrapolation"])
+
+    def ends(name: str) -> tuple[float, float]:
+        low, high = np.array(law.calibration[name]).T  # type: ignore[index]
+        x = math.log(max(extrapolation, 1.0))
+        return float(np.interp(x, at, low)), float(np.interp(x, at, high))
+
+    return ends("confidence"), ends("prediction")
+
+
+def _domain(
+    law: Law, interval: tuple[float, float], centre: float, facts: float | None, fact_tokens: float | None
+) -> dict[str, float | None] | None:
+    if facts is None or fact_tokens is None:
+        return None
+    copies = interval[1] if law.kind == "onset" else interval[0]
+    cost = facts * fact_tokens
+    shared = None if law.tokens_per_frequency is None else copies * law.tokens_per_frequency / cost
+    return {
+        "facts": facts,
+        "fact_tokens": fact_tokens,
+        "copies_per_fact": copies,
+        "tokens": copies * cost,
+        "tokens_at_centre": centre * cost,
+        "copies_per_fact_by_tokens": shared,
+        "copies_safe": copies if shared is None else min(copies, shared),
+    }
 
 
 def _exp(value: float) -> float:

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.collapse import Transition, find_transitions
-from analysis.curves import curve_table, write_curves_csv
+from analysis.curves import Curve, curve_table, write_curves_csv
+from analysis.curves import curves as all_curves
 from analysis.law import SCHEMA as LAW_SCHEMA
 from analysis.law import Law, LawRefused, fit_law
 from analysis.load import Runs, load_runs
@@ -20,6 +21,7 @@ from analysis.load_csv import write_points_csv
 from analysis.predict import SCHEMA as PREDICTION_SCHEMA
 from analysis.predict import Prediction, load_predictions, predict, prediction_record
 from analysis.settings import AnalysisSettings
+from analysis.validate import Score, rolling_origin
 from megatron_kis.files import write_json
 
 # The law at the top of law.json is the first of these that could be fitted: the paper's collapse point before its
@@ -39,6 +41,8 @@ class AnalysisResult:
     refused: list[dict[str, str]]
     """Laws that the points cannot support: kind, group, code, reason."""
     predictions: list[Prediction]
+    rolling: dict[tuple[str, str], list[Score]] = field(default_factory=dict)
+    """Of each law's kind and group: how the study would have foretold its own larger N and D."""
     title: str = "Knowledge-infusion study"
     study: dict[str, Any] = field(default_factory=dict)
     """What study.yaml says, where there is one."""
@@ -49,15 +53,31 @@ class AnalysisResult:
         return self.laws[0] if self.laws else None
 
 
-def fit_laws(points: Sequence[Transition], *, confidence: float = 0.95) -> tuple[list[Law], list[dict[str, str]]]:
-    """The laws of every kind and group the points hold, in `LAW_ORDER`, and the refusals."""
+def fit_laws(
+    points: Sequence[Transition], settings: AnalysisSettings | None = None, curves: pd.DataFrame | None = None
+) -> tuple[list[Law], list[dict[str, str]]]:
+    """The laws of every kind and group the points hold, in their order, and the refusals.
+
+    With the ``curves`` table the collapse laws by the hinge get their intervals from the bootstrap through both stages.
+    """
+    from analysis.bootstrap import bootstrap_law
+
+    settings = settings or AnalysisSettings()
     laws, refused = [], []
     there = {(point.kind, point.group) for point in points}
-    for kind, group in [*LAW_ORDER, *sorted(there - set(LAW_ORDER))]:
+    order = (
+        sorted(LAW_ORDER, key=lambda key: key[0] != "tolerance") if settings.criterion == "general_loss" else LAW_ORDER
+    )
+    drawn: list[Curve] = []
+    if curves is not None and settings.law_resamples and settings.criterion == "hinge":
+        primary = curves[(curves["split"] == settings.split) & (curves["scoring"] == settings.scoring)]
+        drawn = all_curves(primary)
+    for kind, group in [*order, *sorted(there - set(order))]:
         if (kind, group) not in there:
             continue
         try:
-            laws.append(fit_law(points, kind, group, confidence=confidence))
+            law = fit_law(points, kind, group, confidence=settings.confidence, law=settings.law)
+            laws.append(bootstrap_law(law, drawn, points, settings, resamples=settings.law_resamples) if drawn else law)
         except LawRefused as error:
             refused.append({"kind": kind, "group": group, "code": error.code, "reason": str(error)})
     return laws, refused
@@ -82,11 +102,17 @@ def analyse_points(
 
     Without ``predict_tokens`` a prediction is for the largest budget of its law.
     """
-    laws, refused = fit_laws(points, confidence=settings.confidence)
+    laws, refused = fit_laws(points, settings, curves)
     predictions = [
         predict(law, params, predict_tokens or law.range_tokens[1]) for law in laws for params in predict_params
     ]
-    return AnalysisResult(settings, runs, curves, points, laws, refused, predictions, title, study or {})
+    rolling = {
+        (law.kind, law.group): rolling_origin(
+            points, law.kind, law.group, confidence=settings.confidence, law=settings.law
+        )
+        for law in laws
+    }
+    return AnalysisResult(settings, runs, curves, points, laws, refused, predictions, rolling, title, study or {})
 
 
 def analyse(

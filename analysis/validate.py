@@ -1,13 +1,19 @@
-"""Scores predictions that were written down before against transitions that were measured after."""
+"""How well predictions did: those written down before a large run, and those a study would have made of itself.
+
+`validate` scores a dated, hashed prediction file against points measured since. `rolling_origin` plays the same game
+inside a study: the largest N (or D) is foretold from all smaller ones, then the next largest, and so on down.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from analysis.collapse.base import LEFT_CENSORED, RIGHT_CENSORED, Transition
+from analysis.law import LawRefused, fit_law
+from analysis.predict import predict
 from megatron_kis.errors import InputError
 
 _SAME = 0.005  # N and D agree to the rounding of a command line
@@ -36,6 +42,9 @@ class Score:
     """Gneiting and Raftery's interval score in log F (width plus penalty); smaller is better."""
     baselines: dict[str, float]
     """|log ratio| of the constant law and of the largest model's value."""
+    axis: str | None = None
+    """``params`` or ``tokens`` where the study foretold its own largest; None for a prediction made before a run."""
+    extrapolation_factor: float | None = None
 
 
 def validate(predictions: Iterable[dict[str, Any]], points: Iterable[Transition]) -> list[Score]:
@@ -67,12 +76,51 @@ def summary(scores: list[Score]) -> dict[str, Any]:
         "predictions": len(scores),
         "hits": sum(score.hit for score in scores),
         "mean_abs_log_ratio": sum(errors) / len(errors) if errors else None,
+        "mean_interval_score": _mean([score.interval_score for score in scores]),
+        "baselines": {
+            name: _mean([score.baselines.get(name) for score in scores]) for name in ("constant", "largest_model")
+        },
         "scores": [asdict(score) for score in scores],
     }
 
 
+def rolling_origin(
+    points: Iterable[Transition], kind: str, group: str, *, confidence: float = 0.95, law: str = "auto"
+) -> list[Score]:
+    """Scores of each N foretold from the smaller N alone, and of each D from the smaller D, as far as laws can be had.
+
+    A law of one budget says nothing about another and is not asked to: over D only a law with a term in D is scored.
+    """
+    mine = [p for p in points if (p.kind, p.group) == (kind, group)]
+    scores = []
+    for axis in ("params", "tokens"):
+        for value in sorted({getattr(p, axis) for p in mine if p.informative}):
+            before = [p for p in mine if getattr(p, axis) < value]
+            try:
+                fitted = fit_law(before, kind, group, confidence=confidence, law=law, compare_laws=False)
+            except LawRefused:
+                continue
+            if axis == "tokens" and not fitted.in_tokens:
+                continue
+            for point in mine:
+                if getattr(point, axis) != value or not _evidence(point):
+                    continue
+                if not fitted.in_tokens and not fitted.range_tokens[0] <= point.tokens <= fitted.range_tokens[1]:
+                    continue
+                found = predict(fitted, point.params, point.tokens)
+                record = asdict(found) | {"created": "", "hash": ""}
+                more = {"axis": axis, "extrapolation_factor": found.extrapolation_factor}
+                scores.append(replace(_score(record, point), **more))  # type: ignore[arg-type]
+    return scores
+
+
 def _evidence(point: Transition) -> bool:
     return point.informative or point.status in (RIGHT_CENSORED, LEFT_CENSORED)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _matches(prediction: dict[str, Any], point: Transition) -> bool:

@@ -20,7 +20,8 @@ from analysis.collapse.base import (
     Criterion,
     Transition,
 )  # fmt: skip
-from analysis.collapse.memory import MemoryCollapse
+from analysis.collapse.hinge import HingeCollapse
+from analysis.collapse.memory import ToleranceRule
 from analysis.collapse.onset import Onset
 from analysis.collapse.tolerance import LossTolerance
 from analysis.curves import curve_table, curves
@@ -29,22 +30,35 @@ from analysis.settings import AnalysisSettings
 from megatron_kis.errors import InputError
 
 __all__ = [
-    "COLLAPSED", "CRITERIA", "INCONCLUSIVE", "INFORMATIVE", "KINDS", "LEFT_CENSORED", "OBSERVED", "RIGHT_CENSORED",
-    "STATUSES", "Criterion", "LossTolerance", "MemoryCollapse", "Onset", "Transition", "find_transitions",
+    "COLLAPSED", "INCONCLUSIVE", "INFORMATIVE", "KINDS", "LEFT_CENSORED", "OBSERVED", "RIGHT_CENSORED", "STATUSES",
+    "Criterion", "HingeCollapse", "LossTolerance", "Onset", "ToleranceRule", "Transition", "criteria_of",
+    "find_transitions",
 ]  # fmt: skip
 
-CRITERIA: tuple[Criterion, ...] = (Onset(), MemoryCollapse(), LossTolerance())
+_COLLAPSE: dict[str, Criterion] = {"hinge": HingeCollapse(), "tolerance_rule": ToleranceRule()}
+
+
+def criteria_of(settings: AnalysisSettings) -> tuple[Criterion, ...]:
+    """What a study looks for: onset, collapse by the declared criterion, and the tolerance on general loss.
+
+    With ``general_loss`` the last is the collapse itself: no rate is looked at for one.
+    """
+    chosen = _COLLAPSE.get(settings.criterion)
+    return (Onset(), *((chosen,) if chosen else ()), LossTolerance())
 
 
 def find_transitions(
-    data: Runs | pd.DataFrame, settings: AnalysisSettings | None = None, *, criteria: tuple[Criterion, ...] = CRITERIA
+    data: Runs | pd.DataFrame,
+    settings: AnalysisSettings | None = None,
+    *,
+    criteria: tuple[Criterion, ...] | None = None,
 ) -> list[Transition]:
     """The transitions of every (N, D), ordered by kind, group, N and D.
 
     Args:
         data: runs, or a curve table (`analysis.curves.curve_table`, `analysis.load_csv.load_curves_csv`).
         settings: the declared choices; the defaults if None.
-        criteria: what to look for.
+        criteria: what to look for; those of the settings if None.
 
     Raises:
         InputError: no complete run, or no row of the declared split and scoring rule.
@@ -60,8 +74,9 @@ def find_transitions(
             remedy="there are " + ", ".join(there),
         )
     found: dict[tuple[int, str, int, int], Transition] = {}
-    for criterion in criteria:
-        for curve in curves(primary):
+    every = curves(primary)
+    for criterion in criteria_of(settings) if criteria is None else criteria:
+        for curve in every:
             if curve.group in criterion.groups:
                 transition = criterion.find(curve, settings)
                 # Every group's rows carry the loss of their run: its tolerance point is the same, and kept once.

@@ -55,6 +55,15 @@ class Transition:
     detectable: float | None = None
     """Smallest drop at the largest F that would have been found with the settings' power."""
     p_value: float | None = None
+    steepness: float | None = None
+    """gamma of the hinge: fall of the logit for each e-fold of F beyond the collapse point."""
+    companion: float | None = None
+    """F at which the tolerance rule puts the collapse: the last at which the fitted rate is (1 - r) of its maximum."""
+    interval: str | None = None
+    """What [low, high] is: ``bracket`` (neighbouring levels, nothing is known between them) or ``profile`` (a
+    confidence interval wider than the bracket)."""
+    flags: str = ""
+    """What a reader must know beside the status."""
     levels: int | None = None
     seeds: int | None = None
     reason: str = ""
@@ -92,6 +101,10 @@ def make(
     drop: float | None = None,
     detectable: float | None = None,
     p_value: float | None = None,
+    steepness: float | None = None,
+    companion: float | None = None,
+    interval: str | None = None,
+    flags: str = "",
 ) -> Transition:
     """A transition of ``curve`` with the infusion ratio and the exposure tokens that go with its F."""
     ratio = ratio_at(curve, value)
@@ -116,6 +129,10 @@ def make(
         drop=drop,
         detectable=detectable,
         p_value=p_value,
+        steepness=steepness,
+        companion=companion,
+        interval=interval or ("bracket" if value is not None else None),
+        flags=flags,
         levels=len(curve.frequency),
         seeds=curve.seeds,
         reason=reason,

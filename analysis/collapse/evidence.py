@@ -1,8 +1,8 @@
 """Tests on rates whose unit of evidence is the fact within the run, and the run among runs.
 
 Questions of one fact under several templates are not independent, and the facts of one run move together with its seed.
-So a rate counts as if it came from ``n_eff = facts / (1 + (facts - 1) * icc)`` independent facts a run (the design
-effect of cluster sampling), summed over the seeds: with one seed and icc = 0.01, 100 facts weigh like 50.
+So a rate counts as if it came from ``n_eff`` independent facts (`resample.evidence`): with one seed and icc = 0.01, 100
+facts weigh like 50.
 """
 
 from __future__ import annotations
@@ -10,39 +10,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import betainc, ndtr, ndtri
 
-from analysis.curves import Array, Curve
-
-_FEW_SEEDS = 3  # degrees of freedom below which a between-seed variance says nothing
-
-
-def intraclass_correlation(curve: Curve, floor: float) -> float:
-    """Moment estimate from the seeds' spread, never below ``floor``; ``floor`` where seeds are too few."""
-    excess, scale, freedom = 0.0, 0.0, 0
-    for rate, rates, facts in zip(curve.rate, curve.seed_rates, curve.seed_facts, strict=True):
-        more, n = len(rates) - 1, float(facts.mean())
-        if more < 1 or n <= 1:
-            continue
-        binomial = rate * (1 - rate)
-        excess += more * (float(np.var(rates, ddof=1)) - binomial / n)
-        scale += more * binomial * (1 - 1 / n)
-        freedom += more
-    if freedom < _FEW_SEEDS or scale <= 0:
-        return floor
-    return min(max(excess / scale, floor), 0.99)
-
-
-def seed_deviation(curve: Curve) -> float | None:
-    """Pooled standard deviation of the rate between seeds; None where seeds are too few."""
-    squares = [(len(rates) - 1, float(np.var(rates, ddof=1))) for rates in curve.seed_rates if len(rates) > 1]
-    freedom = sum(more for more, _ in squares)
-    if freedom < _FEW_SEEDS:
-        return None
-    return float(np.sqrt(sum(more * variance for more, variance in squares) / freedom))
-
-
-def effective_facts(curve: Curve, icc: float) -> Array:
-    """[L] effective numbers of independent facts, seeds summed."""
-    return np.array([float(np.sum(facts / (1 + (facts - 1) * icc))) for facts in curve.seed_facts])
+from analysis.curves import Array
 
 
 def p_above(rate: float, n_eff: float, level: float) -> float:

@@ -1,4 +1,4 @@
-"""Collapse by memory: the F beyond which a memorised rate falls sharply and stays down."""
+"""Criterion ``tolerance_rule``: the last F at which a memorised rate is within r of its maximum, if it stays down."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ from analysis.collapse.base import (
 )  # fmt: skip
 from analysis.collapse.evidence import (
     detectable_drop,
-    effective_facts,
-    intraclass_correlation,
     logit,
     p_above,
     plateau_fit,
-    seed_deviation,
 )  # fmt: skip
+from analysis.collapse.resample import evidence, seed_matrix
 from analysis.curves import Array, Curve
 from analysis.settings import AnalysisSettings
 
@@ -70,7 +68,7 @@ def fall(rates: Array, weight: Array, settings: AnalysisSettings, spread: float 
     return Fall(last, drop, z)
 
 
-class MemoryCollapse:
+class ToleranceRule:
     """The collapse point is where the curve crosses, for the last time, ``margin`` below its maximum.
 
     The interval is the bracket of levels around that crossing, the value the crossing on the logit scale, linear in
@@ -89,8 +87,8 @@ class MemoryCollapse:
         levels = len(curve.frequency)
         if levels < _FEWEST_LEVELS:
             return make(curve, self.kind, INCONCLUSIVE, f"{levels} levels of F; at least {_FEWEST_LEVELS} are needed")
-        icc = intraclass_correlation(curve, settings.overdispersion)
-        weight, spread = effective_facts(curve, icc), seed_deviation(curve)
+        counts = evidence(*seed_matrix(curve), settings.overdispersion)
+        weight, spread = counts.weight, float(counts.spread) or None
         top = int(np.argmax(curve.rate))
         peak = float(curve.rate[top])
         chance = float(np.nanmean(curve.chance)) if np.isfinite(curve.chance).any() else 0.0
@@ -107,7 +105,7 @@ class MemoryCollapse:
         largest = count(float(curve.frequency[-1]))
         if last == levels - 1 or p_value > settings.alpha:
             said = "stays within the margin of its maximum" if last == levels - 1 else "no reliable fall"
-            reference = settings.reference_loss * (peak - chance)
+            reference = settings.reference(peak, chance, spread or 0.0)
             # Levels behind `last` may be down without being reliably down: nothing is said about them.
             reached = float(curve.frequency[last])
             if detectable > reference or reached == 0:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.collapse.base import INCONCLUSIVE, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition, count, make
-from analysis.collapse.evidence import effective_facts, intraclass_correlation, p_above, p_greater
+from analysis.collapse.evidence import p_above, p_greater
+from analysis.collapse.resample import evidence, seed_matrix
 from analysis.curves import Curve
 from analysis.settings import AnalysisSettings
 
@@ -29,7 +30,7 @@ class Onset:
             return make(curve, self.kind, INCONCLUSIVE, "no run with F > 0")
         if chance is None:
             return make(curve, self.kind, INCONCLUSIVE, "the chance level is not known")
-        weight = effective_facts(curve, intraclass_correlation(curve, settings.overdispersion))
+        weight = evidence(*seed_matrix(curve), settings.overdispersion).weight
         baseline = 0 if curve.frequency[0] == 0 else None
         alpha = settings.alpha / int(infused.sum())
 

@@ -39,22 +39,30 @@ def report(
         InputError: no complete run, or data that contradict each other.
     """
     if not isinstance(source, AnalysisResult):
-        described: dict[str, Any] = {}
-        runs = source if isinstance(source, Runs) else load_runs(source)
-        if not isinstance(source, Runs):
-            described = study_description(Path(source))
-            settings = settings or declared_settings(Path(source))
-            if not predict_params:
-                predict_params, before = predicted_before(Path(source))
-                predict_tokens = predict_tokens or before
-        title = described.get("title") or described.get("name") or _study_name(runs) or "Knowledge-infusion study"
-        source = analyse(
-            runs, settings, predict_params=predict_params, predict_tokens=predict_tokens, title=str(title),
-            study=described,
-        )  # fmt: skip
+        source = analyse_folder(source, settings, predict_params=predict_params, predict_tokens=predict_tokens)
     output = Path(output)
     write_text(output, render(source))
     return output
+
+
+def analyse_folder(
+    source: Runs | Path | str, settings: AnalysisSettings | None = None, *, predict_params: Sequence[float] = (),
+    predict_tokens: float | None = None,
+) -> AnalysisResult:  # fmt: skip
+    """What `report` shows of runs, or of the folder of a study or of runs; the arguments are those of `report`."""
+    described: dict[str, Any] = {}
+    runs = source if isinstance(source, Runs) else load_runs(source)
+    if not isinstance(source, Runs):
+        described = study_description(Path(source))
+        settings = settings or declared_settings(Path(source))
+        if not predict_params:
+            predict_params, before = predicted_before(Path(source))
+            predict_tokens = predict_tokens or before
+    title = described.get("title") or described.get("name") or _study_name(runs) or "Knowledge-infusion study"
+    return analyse(
+        runs, settings, predict_params=predict_params, predict_tokens=predict_tokens, title=str(title),
+        study=described,
+    )  # fmt: skip
 
 
 def _study_name(runs: Runs) -> str | None:
@@ -74,7 +82,7 @@ def render(result: AnalysisResult) -> str:
 
 
 def _content(result: AnalysisResult) -> dict[str, Any]:
-    from analysis.report import figures, law_figure, summary, tables, wording
+    from analysis.report import check_figures, figures, law_figure, summary, tables, wording
 
     content: dict[str, Any] = {
         "title": result.title,
@@ -86,6 +94,7 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
         "matrix": summary.matrix(result),
         "headline": summary.headline(result),
         "law_figures": law_figure.law_figures(result),
+        "checks": check_figures.check_figures(result),
         "refused": [
             (wording.kind_title(item["kind"], item["group"]), item["reason"].removeprefix("law: ").replace("_", "-"))
             for item in result.refused
@@ -93,7 +102,10 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
         "settings": result.settings,
         "tables": {
             name: getattr(tables, name)(result)
-            for name in ("transitions", "ledger", "rates", "laws", "predictions", "problems", "provenance")
+            for name in (
+                "transitions", "ledger", "rates", "laws", "candidates", "sensitivity", "predictions", "foretold",
+                "problems", "provenance",
+            )
         },
         "version": __version__,
         "settings_fingerprint": fingerprint(result.settings.record())[:12],

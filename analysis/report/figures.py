@@ -210,10 +210,40 @@ def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawi
                 _band(drawn, axis, point) for point in result.points
                 if (point.params, point.tokens, point.group) == (params, tokens, group)
             ]  # fmt: skip
+            _hinge_line(drawn, axis, result, mine[mine["split"] == settings.split], notes)
             drawn.axes.set_title(w.GROUP_TITLES[group])
             caption = f"{label}. {' '.join(note for note in notes if note)}".strip()
             drawings.append(Drawing(to_svg(drawn), caption))
     return drawings
+
+
+def _hinge_line(
+    drawn: Panel, axis: FrequencyAxis, result: AnalysisResult, rows: pd.DataFrame, notes: list[str]
+) -> None:
+    """The fitted plateau and fall, where a collapse was found by the hinge."""
+    from analysis.collapse.hinge import fit_hinge
+    from analysis.collapse.hinge_model import rate_of
+
+    settings = result.settings
+    if settings.criterion != "hinge" or rows.empty:
+        return
+    (curve,) = curves(rows)
+    point = next(
+        (p for p in result.points if p.kind == "collapse" and p.informative
+         and (p.params, p.tokens, p.group) == (curve.params, curve.tokens, curve.group)), None,
+    )  # fmt: skip
+    if point is None:
+        return
+    fits = fit_hinge(curve, settings).fits
+    chance = float(np.nanmean(curve.chance)) if np.isfinite(curve.chance).any() else 0.0
+    start = max(float(curve.frequency[int(fits.kappa[0])]), float(curve.frequency[curve.frequency > 0][0]))
+    levels = np.geomspace(start, float(curve.frequency[-1]), 80)
+    eta = fits.plateau[0] - fits.gamma[0] * np.maximum(np.log(levels) - fits.tau[0], 0.0)
+    drawn.line(
+        [axis.at(f) for f in levels], rate_of(eta, chance).tolist(), series="hinge", colour="ink", linewidth=1.3,
+        linestyle=(0, (6, 2)),
+    )  # fmt: skip
+    notes.append("Dashed: the fitted plateau and fall.")
 
 
 def _split_series(drawn: Panel, axis: FrequencyAxis, rows: pd.DataFrame, name: str) -> None:

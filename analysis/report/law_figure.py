@@ -1,5 +1,7 @@
 """Transition points against model size, with the law's line and bands and the predictions."""
 
+# ruff: noqa: RUF001 (texts for readers use real dashes, minus signs and Greek letters)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -64,7 +66,9 @@ def _law_panel(
             bottom, top = min([*heights, *bands]), max([*heights, *bands])
             axes.set_ylim(max(bottom, min(heights) / _SPREAD) / 2.2, min(top, max(heights) * _SPREAD) * 2.2)
         axes.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
-        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=9))
+        decades = np.log10(max(sizes) / min(sizes)) if len(sizes) > 1 else 0
+        subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=9))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: w.size(value)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=9))
@@ -118,9 +122,9 @@ def _draw_points(drawn: Panel, points: Sequence[Transition], colour: str) -> Non
 
 def _caption(law: Law | None, predictions: Sequence[Prediction]) -> str:
     if law is None:
-        return "Points only: they do not support a law. Bars are grid brackets, open arrows censored points."
+        return "Points only: they do not support a law. Bars are intervals, open arrows censored points."
     text = (
         f"Law {law.selected_law} with {100 * law.confidence:g}% confidence band (dark) and prediction band (light); "
-        "bars are grid brackets, open arrows censored points."
+        "bars are the points’ own intervals, open arrows censored points."
     )
     return text + (" Star: prediction for a size that was not trained." if predictions else "")

@@ -165,19 +165,27 @@ def headline(result: AnalysisResult) -> tuple[str, list[str]] | None:
 
 
 def answer(p: Prediction) -> str:
-    """A prediction in a sentence or two; an unvalidated law recommends nothing."""
+    """A prediction in a paragraph; an unvalidated law recommends nothing."""
     low, high = (w.frequency(value) for value in p.prediction_interval)
     where = f"For {w.size(p.params)} parameters and {w.size(p.tokens)} tokens"
-    interval = f"{100 * p.confidence:g}% prediction interval {low} to {high}"
+    level = f"{100 * p.confidence:g}%"
     beyond = (
         f"{p.extrapolation_factor:.3g} times beyond the sizes trained"
         if p.extrapolation_factor > 1
         else "inside the sizes trained"
     )
     what = w.kind_title(p.kind, p.group).lower()
-    if p.kind == "onset":
-        return f"{where} the law puts the {what} at F ≈ {w.frequency(p.centre)} ({interval}; {beyond})."
-    sentence = f"{where} the law puts the {what} at F ≈ {w.frequency(p.centre)} ({interval}; {beyond}). "
+    interval = f"{level} prediction interval {low} to {high}; {beyond}"
+    law = f"the law puts the {what} at F ≈ {w.frequency(p.centre)} ({interval})"
+    tokens = ""
+    if p.exposure_tokens_interval is not None:
+        at = p.exposure_tokens_interval[1 if p.kind == "onset" else 0]
+        tokens = f", {w.size(at)} tokens of domain data with the study’s facts"
     if p.unvalidated:
-        return sentence + "This is a point estimate from few models: no amount can be recommended from it."
-    return sentence + f"To stay clear of it, show each fact at most {w.frequency(p.recommended)} times."
+        return f"{where} {law}. This is a point estimate from few models: no amount can be recommended from it."
+    if p.kind == "onset":
+        return f"{where} show each fact at least {w.frequency(p.recommended)} times{tokens}, because {law}."
+    return (
+        f"{where} infuse each fact at most {w.frequency(p.recommended)} times{tokens}, because {law}: more risks the "
+        "collapse, less only leaves facts less well learned."
+    )

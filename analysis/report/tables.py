@@ -34,21 +34,24 @@ def transitions(result: AnalysisResult) -> Table:
     heads = [
         ("transition", False), ("N", True), ("D", True), ("status", False), ("F", True), ("interval", True),
         ("ρ", True),
-        ("exposure tokens", True), ("peak", True), ("drop", True), ("p", True), ("levels", True), ("seeds", True),
-        ("why", False),
+        ("exposure tokens", True), ("peak", True), ("drop", True), ("smallest detectable", True), ("γ", True),
+        ("tolerance rule", True), ("p", True), ("levels", True), ("seeds", True), ("why", False),
     ]  # fmt: skip
     rows = [
         [
             w.kind_title(p.kind, p.group), w.size(p.params), w.size(p.tokens), w.STATUS_WORDS[p.status],
             w.frequency(p.value), w.bracket(p), w.ratio(p.infusion_ratio),
             "–" if p.exposure_tokens is None else w.size(p.exposure_tokens), w.number(p.peak), w.number(p.drop),
+            w.number(p.detectable, 2), w.number(p.steepness, 2), w.frequency(p.companion),
             w.p_value(p.p_value), _whole(p.levels), _whole(p.seeds), p.reason,
         ]
         for p in result.points
     ]  # fmt: skip
     note = (
-        "Intervals are brackets of the frequencies tried, not confidence intervals. Peak and drop are rates; for the "
-        "loss, the loss at F = 0 in nats a token and the largest relative excess."
+        "Intervals of collapse points are bootstrap-calibrated profile intervals, never narrower than the bracket of "
+        "the frequencies tried; those of onset and tolerance are such brackets. γ: fall of the logit for each e-fold "
+        "of F. Peak and drop are rates; for the loss, the loss at F = 0 in nats a token and the largest relative "
+        "excess."
     )
     return Table(heads, rows, note, remark=True)
 
@@ -106,7 +109,7 @@ def laws(result: AnalysisResult) -> Table | None:
         return None
     heads = [
         ("transition", False), ("law", False), ("a", True), ("b (log N)", True), ("c (log D)", True), ("σ", True),
-        ("points", True), ("left out", True), ("status", False),
+        ("points", True), ("censored", True), ("left out", True), ("status", False),
     ]  # fmt: skip
 
     def estimate(law: Any, name: str) -> str:
@@ -117,14 +120,87 @@ def laws(result: AnalysisResult) -> Table | None:
         [
             w.kind_title(law.kind, law.group), law.selected_law,
             *(estimate(law, name) for name in ("a", "b_log_params", "c_log_tokens")), w.number(law.sigma),
-            str(len(law.points)), str(len(law.excluded)), "unvalidated" if law.unvalidated else "fitted",
+            str(sum(p["residual"] is not None for p in law.points)),
+            str(sum(p["residual"] is None for p in law.points)), str(len(law.excluded)),
+            "unvalidated" if law.unvalidated else "fitted",
         ]
         for law in result.laws
     ]  # fmt: skip
     level = f"{100 * result.settings.confidence:g}%"
     return Table(
-        heads, rows, f"Natural logarithms; least squares; {level} confidence intervals with n − p degrees of freedom."
+        heads, rows,
+        f"Natural logarithms; censored regression, REML σ; {level} confidence intervals (t, Knapp–Hartung). "
+        "Censored points are part of the fit; inconclusive ones are left out."
+    )  # fmt: skip
+
+
+def candidates(result: AnalysisResult) -> Table | None:
+    """Candidate laws with AICc and the log score of the largest N, held out."""
+    rows = [
+        [
+            w.kind_title(law.kind, law.group), row["formula"], str(row["parameters"]), w.number(row["sigma"]),
+            w.number(row["aicc"], 4), w.number(row["log_score"], 4), "in use" if row["selected"] else "",
+        ]
+        for law in result.laws
+        for row in law.candidates
+    ]  # fmt: skip
+    if not rows:
+        return None
+    heads = [
+        ("transition", False), ("law", False), ("coefficients", True), ("σ", True), ("AICc", True), ("log score", True),
+        ("", False),
+    ]  # fmt: skip
+    note = (
+        "Log score: of the largest N, held out, under the law of the others (higher is better). The law with a term "
+        "for all that was varied stands unless another is better by more than one. AICc beside it: lower is better."
     )
+    return Table(heads, rows, note)
+
+
+def sensitivity(result: AnalysisResult) -> Table | None:
+    """The slope with N counted without embeddings, and the same law of the infusion ratio and of exposure tokens."""
+    names = {
+        "nonembedding_params": "N without embeddings",
+        "infusion_ratio": "of the infusion ratio ρ",
+        "exposure_tokens": "of exposure tokens",
+    }
+
+    def cells(coefficients: dict[str, Any]) -> list[str]:
+        return [
+            "–" if (c := coefficients.get(name)) is None
+            else f"{w.number(c['value'])} [{w.number(c['low'])}, {w.number(c['high'])}]"
+            for name in ("a", "b_log_params", "c_log_tokens")
+        ]  # fmt: skip
+
+    rows = [
+        [w.kind_title(law.kind, law.group), names[key], *cells(item["coefficients"]), w.number(item["sigma"])]
+        for law in result.laws
+        for key, item in (law.sensitivity | law.equivalents).items()
+    ]
+    heads = [("transition", False), ("law", False), ("a", True), ("b (log N)", True), ("c (log D)", True), ("σ", True)]
+    return Table(heads, rows) if rows else None
+
+
+def foretold(result: AnalysisResult) -> Table | None:
+    """Each size and budget foretold from the smaller ones."""
+    heads = [
+        ("transition", False), ("from smaller", False), ("N", True), ("D", True), ("extrapolation", True),
+        ("foretold", True), ("prediction interval", True), ("measured", True), ("|log ratio|", True), ("hit", False),
+        ("constant", True), ("largest model", True),
+    ]  # fmt: skip
+    rows = [
+        [
+            w.kind_title(s.kind, s.group), "N" if s.axis == "params" else "D", w.size(s.params), w.size(s.tokens),
+            f"{s.extrapolation_factor:.3g}×", w.frequency(s.centre), _interval(s.prediction_interval),
+            w.frequency(s.measured) if s.measured else w.STATUS_WORDS[s.status], w.number(s.abs_log_ratio),
+            "yes" if s.hit else "no", w.number(s.baselines.get("constant")), w.number(s.baselines.get("largest_model")),
+        ]
+        for scores in result.rolling.values()
+        for s in scores
+    ]  # fmt: skip
+    if not rows:
+        return None
+    return Table(heads, rows, "The last two columns are |log ratio| of the baselines: smaller is better.")
 
 
 def predictions(result: AnalysisResult) -> Table | None:
@@ -133,14 +209,15 @@ def predictions(result: AnalysisResult) -> Table | None:
         return None
     heads = [
         ("transition", False), ("N", True), ("D", True), ("centre", True), ("confidence interval", True),
-        ("prediction interval", True), ("recommended", True), ("ρ at centre", True), ("extrapolation", True),
-        ("reservations", False),
+        ("prediction interval", True), ("recommended", True), ("ρ at centre", True), ("domain tokens at centre", True),
+        ("extrapolation", True), ("intervals from", False), ("reservations", False),
     ]  # fmt: skip
     rows = [
         [
             w.kind_title(p.kind, p.group), w.size(p.params), w.size(p.tokens), w.frequency(p.centre),
             _interval(p.confidence_interval), _interval(p.prediction_interval), w.frequency(p.recommended),
-            w.ratio(p.infusion_ratio), f"{p.extrapolation_factor:.3g}×", "; ".join(p.warnings) or "none",
+            w.ratio(p.infusion_ratio), "–" if p.exposure_tokens is None else w.size(p.exposure_tokens),
+            f"{p.extrapolation_factor:.3g}×", p.interval_method, "; ".join(p.warnings) or "none",
         ]
         for p in result.predictions
     ]  # fmt: skip

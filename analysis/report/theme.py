@@ -10,13 +10,17 @@ import io
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from megatron_kis.files import atomic_path
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
@@ -125,8 +129,36 @@ def panel(name: str, alt: str, *, width: float = 5.4, height: float = 3.5) -> It
         yield Panel(name, alt, figure, figure.add_subplot())
 
 
+_EXPORT: ContextVar[tuple[Path, int, list[Path]] | None] = ContextVar("export", default=None)
+
+
+@contextmanager
+def exported_to(folder: Path, dpi: int) -> Iterator[list[Path]]:
+    """Panels drawn meanwhile are also written to ``folder`` as .svg and .png; yields the paths as they come."""
+    written: list[Path] = []
+    token = _EXPORT.set((folder, dpi, written))
+    try:
+        yield written
+    finally:
+        _EXPORT.reset(token)
+
+
+def _export(drawn: Panel) -> None:
+    target = _EXPORT.get()
+    if target is None:
+        return
+    folder, dpi, written = target
+    for kind in ("svg", "png"):
+        path = folder / f"{drawn.name}.{kind}"
+        with mpl.rc_context(_style(drawn.name)), atomic_path(path) as partial:
+            more: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": dpi}
+            drawn.figure.savefig(partial, format=kind, facecolor="white", bbox_inches="tight", **more)
+        written.append(path)
+
+
 def to_svg(drawn: Panel) -> str:
     """The panel as an inline ``<svg>``: CSS variables for colours, ``<title>`` on points, no stray ids."""
+    _export(drawn)
     buffer = io.StringIO()
     with mpl.rc_context(_style(drawn.name)):
         drawn.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -64,7 +64,9 @@ def ratio(value: float | None) -> str:
     """An infusion ratio."""
     if value is None or not math.isfinite(value):
         return "–"
-    return "0" if value == 0 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+    if value == 0:
+        return "0"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}" if value >= 0.01 else f"{value:.2g}"
 
 
 def rate(value: float | None) -> str:
@@ -87,7 +89,9 @@ def bracket(point: Transition) -> str:
     if point.low is None and point.high is None:
         return "–"
     low = frequency(point.low or 0)
-    return f"> {low}" if point.high is None else f"({low}, {frequency(point.high)}]"
+    if point.high is None:
+        return f"> {low}"
+    return f"[{low}, {frequency(point.high)}]" if point.interval == "profile" else f"({low}, {frequency(point.high)}]"
 
 
 def finding(point: Transition) -> str:

@@ -73,6 +73,8 @@ def _add_predict(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("law", type=Path, metavar="LAW_JSON", help="a law written by kis law fit or kis study run")
     parser.add_argument("--params", required=True, type=quantity, metavar="N", help="model size: 7e9 or 7b")
     parser.add_argument("--tokens", type=quantity, metavar="D", help="token budget: 1e12 or 1T (default: the law's)")
+    parser.add_argument("--facts", type=quantity, metavar="K", help="what it means for this many facts")
+    parser.add_argument("--fact-tokens", type=quantity, metavar="L", help="...of this many tokens an exposure")
     parser.add_argument("--output", type=Path, metavar="JSON", help="write the prediction, dated and hashed")
     _json_argument(parser)
     parser.set_defaults(handler=_predict)
@@ -106,6 +108,7 @@ def _add_report(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "--tokens", type=quantity, metavar="D", help="token budget of the predictions (default: the law's)"
     )
+    parser.add_argument("--export", type=Path, metavar="DIR", help="also write figures (SVG, PNG), tables (CSV)")
     _settings_arguments(parser)
     parser.set_defaults(handler=_report)
 
@@ -122,6 +125,9 @@ def _source(parser: argparse.ArgumentParser, *, curves: bool = False, points: bo
 def _settings_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("declared choices (defaults as in a study)")
     group.add_argument("--split", choices=("train", "held_out", "question"), help="template split of the criteria")
+    group.add_argument("--criterion", choices=("hinge", "tolerance_rule", "general_loss"), help="what a collapse is")
+    group.add_argument("--law", metavar="NAME", help="the law's form: auto, or N, 'N and D', D/N, C, constant")
+    group.add_argument("--law-resamples", type=int, help="resamples of the two-stage bootstrap (999; 0: Student's t)")
     group.add_argument("--scoring", metavar="RULE", help="scoring rule of the criteria, e.g. statement or sum")
     group.add_argument("--r", type=float, help="relative fall below the maximum that marks a collapse (0.10)")
     group.add_argument("--delta-min", type=float, help="smallest fall in rate that may be a collapse (0.05)")
@@ -150,7 +156,9 @@ def _settings(options: argparse.Namespace) -> AnalysisSettings:
     from analysis.settings import AnalysisSettings
     from analysis.study import declared_settings
 
-    names = ("split", "scoring", "r", "delta_min", "tolerance", "alpha", "confidence")
+    names = (
+        "split", "criterion", "law", "law_resamples", "scoring", "r", "delta_min", "tolerance", "alpha", "confidence",
+    )  # fmt: skip
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     folder = getattr(options, "runs", None) or getattr(options, "source", None)
     if folder is None or not folder.is_dir():
@@ -187,6 +195,7 @@ def _collapse(options: argparse.Namespace) -> int:
 
 def _fit(options: argparse.Namespace) -> int:
     from analysis.collapse import find_transitions
+    from analysis.curves import curve_table
     from analysis.law import fit_law
     from analysis.load import load_runs
     from analysis.load_csv import load_points_csv
@@ -195,15 +204,16 @@ def _fit(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     if options.points is not None:
-        points = load_points_csv(options.points)
+        points, table = load_points_csv(options.points), None
     else:
-        points = find_transitions(load_runs(options.runs), settings)
+        table = curve_table(load_runs(options.runs))
+        points = find_transitions(table, settings)
     refused: list[dict[str, str]] = []
     if options.kind is not None:
-        laws = [fit_law(points, options.kind, options.group, confidence=settings.confidence)]
+        laws = [fit_law(points, options.kind, options.group, confidence=settings.confidence, law=settings.law)]
     else:
         chosen = [point for point in points if options.group in (None, point.group)]
-        laws, refused = fit_laws(chosen, confidence=settings.confidence)
+        laws, refused = fit_laws(chosen, settings, table)
         if not laws:
             reasons = "; ".join(f"{item['kind']} of {item['group']}: {item['reason']}" for item in refused)
             raise InputError(
@@ -228,7 +238,9 @@ def _predict(options: argparse.Namespace) -> int:
     from analysis.report import wording as w
     from megatron_kis.files import write_json
 
-    prediction = predict(load_law(options.law), options.params, options.tokens)
+    prediction = predict(
+        load_law(options.law), options.params, options.tokens, facts=options.facts, fact_tokens=options.fact_tokens
+    )
     record = prediction_record(prediction)
     if options.output is not None:
         write_json(options.output, record)
@@ -244,10 +256,18 @@ def _predict(options: argparse.Namespace) -> int:
         ["centre", f"F = {w.frequency(prediction.centre)}"],
         [f"{level} confidence interval of the law", interval(prediction.confidence_interval)],
         [f"{level} prediction interval of a model", interval(prediction.prediction_interval)],
-        ["recommended", f"F = {w.frequency(prediction.recommended)}"],
+        ["recommended (copies of each fact)", f"F = {w.frequency(prediction.recommended)}"],
+        ["tokens of domain data at the centre", _tokens(prediction.exposure_tokens)],
+        ["intervals from", prediction.interval_method],
         ["infusion ratio at the centre", w.ratio(prediction.infusion_ratio)],
         ["extrapolation factor", f"{prediction.extrapolation_factor:.3g}"],
     ]
+    if prediction.domain is not None:
+        domain = prediction.domain
+        rows.append(["for these facts, each with its own limit", f"{w.frequency(domain['copies_per_fact'])} copies"])
+        if domain["copies_per_fact_by_tokens"] is not None:
+            shared = w.frequency(domain["copies_per_fact_by_tokens"])
+            rows.append(["for these facts, their tokens limited together", f"{shared} copies"])
     what = w.kind_title(prediction.kind, prediction.group)
     title = f"{what}: N = {w.size(prediction.params)}, D = {w.size(prediction.tokens)}"
     _print_table(title, ["", ""], rows)
@@ -256,6 +276,12 @@ def _predict(options: argparse.Namespace) -> int:
     if options.output is not None:
         print(f"written: {options.output}")
     return 0
+
+
+def _tokens(value: float | None) -> str:
+    from analysis.report import wording as w
+
+    return "unknown (no infusion ratio in the points)" if value is None else w.size(value)
 
 
 def _validate(options: argparse.Namespace) -> int:
@@ -285,13 +311,13 @@ def _validate(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from analysis.load_csv import load_curves_csv, load_points_csv
-    from analysis.report import report
+    from analysis.report import analyse_folder, report
     from analysis.study import analyse, analyse_points
 
     settings = _settings(options)
     asked = {"predict_params": options.params, "predict_tokens": options.tokens}
     if options.source.is_dir():
-        report(options.source, options.output, settings, **asked)
+        result = analyse_folder(options.source, settings, **asked)
     else:
         header = _header(options.source)
         title = options.source.stem
@@ -299,7 +325,11 @@ def _report(options: argparse.Namespace) -> int:
             result = analyse_points(load_points_csv(options.source), settings, title=title, **asked)
         else:
             result = analyse(load_curves_csv(options.source), settings, title=title, **asked)
-        report(result, options.output)
+    report(result, options.output)
+    if options.export is not None:
+        from analysis.report.export import export
+
+        print(f"written: {len(export(result, options.export))} files in {options.export}")
     print(f"written: {options.output}")
     return 0
 

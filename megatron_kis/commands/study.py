@@ -15,7 +15,8 @@ from megatron_kis.errors import InputError, JobError
 if TYPE_CHECKING:
     from analysis.settings import AnalysisSettings
     from data_tools.prepare import DataSettings
-    from megatron_kis.config import DataConfig, RunConfig
+    from megatron_kis.config import RunConfig
+    from megatron_kis.data.settings import DataConfig
     from megatron_kis.study.config import StudyConfig
     from megatron_kis.study.executor import Progress
 
@@ -32,6 +33,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     run = _add(steps, "run", "prepare the data, execute what is not done, analyse, write the report", _run)
     run.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: the study's, or all cores)")
     _add(steps, "status", "where the runs of a study stand", _status)
+    proposed = _add(
+        steps, "next", "the runs that would narrow the prediction most for what they cost; trains nothing", _next
+    )
+    proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose (6)")
+    proposed.add_argument("--params", type=float, metavar="N", help="target size (default: the largest of predict)")
+    proposed.add_argument("--tokens", type=float, metavar="D", help="target budget (default: the study's largest)")
     _add(steps, "report", "analyse the runs that are done and write the report", _report)
 
 
@@ -66,7 +73,7 @@ def _load(options: argparse.Namespace) -> tuple[StudyConfig, DataSettings, Analy
 
 
 def _data_config(study: StudyConfig, data: DataSettings) -> DataConfig:
-    from megatron_kis.config import DataConfig
+    from megatron_kis.data.settings import DataConfig
 
     if not data.validation_share:
         raise InputError("is 0", where="data.validation_share", remedy="a study needs text set aside, such as 0.02")
@@ -159,6 +166,36 @@ def _run(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     study, _, analysis = _load(options)
     _analyse(study, analysis, as_json=options.json)
+    return 0
+
+
+def _next(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from analysis.curves import curve_table
+    from analysis.load import load_runs
+    from analysis.next_runs import propose
+
+    study, _, analysis = _load(options)
+    params = options.params or max(study.predict, default=None)
+    if params is None:
+        raise InputError("no target size", where="--params", remedy="for example 7e9, or predict: in the study")
+    tokens = options.tokens or max(study.token_budgets)
+    if options.count < 1:
+        raise InputError(f"is {options.count}", where="--count", remedy="use at least 1")
+    found = propose(curve_table(load_runs(study.output)), params, tokens, analysis, count=options.count)
+    if options.json:
+        print(json.dumps([asdict(item) for item in found], indent=1))
+        return 0
+    rows = [
+        [_shown(p.params), _shown(p.tokens), f"{p.frequency:g}", str(p.seed), f"{p.flops:.2g}",
+         "-" if p.gain is None else f"{p.gain:.1%}", p.reason]
+        for p in found
+    ]  # fmt: skip
+    columns = ("params", "tokens", "infusion_frequency", "seed", "FLOPs", "variance off", "why")
+    _print_table(f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}", columns, rows)
+    if not found:
+        print("no run that is not there yet would tell more")
     return 0
 
 

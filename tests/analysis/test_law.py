@@ -54,7 +54,7 @@ def test_a_noise_free_law_in_size_and_budget_is_recovered():
 @pytest.mark.parametrize("two_budgets", [False, True])
 def test_estimates_and_intervals_equal_ordinary_least_squares(two_budgets):
     points = noisy(two_budgets=two_budgets)
-    law = fit_law(points)
+    law = fit_law(points, law="N and D" if two_budgets else "N")
     covariates = [[np.log(p.params)] + ([np.log(p.tokens)] if two_budgets else []) for p in points]
     model = sm.OLS(np.log([p.value for p in points]), sm.add_constant(np.array(covariates))).fit()
     names = ["a", "b_log_params"] + (["c_log_tokens"] if two_budgets else [])
@@ -94,7 +94,7 @@ def test_row_order_does_not_change_a_byte_of_the_law():
     ("points", "code"),
     [
         ([], "no_points"),
-        ([point(n, 5, status="right_censored", low=9.0) for n in SIZES], "no_points"),
+        ([point(n, 5, status="right_censored", low=9.0) for n in SIZES], "all_censored"),
         ([point(1e6, 5, d) for d in (1e6, 2e6, 3e6, 4e6)], "one_size"),
         ([point(1e6, 5), point(2e6, 6)], "few_points"),
         ([point(1e6, 5), point(2e6, 6, 3e6), point(5e6, 8, 2e6)], "few_points"),
@@ -115,11 +115,21 @@ def test_few_points_make_an_unvalidated_law():
     assert not fit_law(noisy()[:5]).unvalidated
 
 
-def test_censored_points_are_left_out_listed_and_warned_about():
-    law = fit_law([*noisy(), point(1e8, 0, status="right_censored", low=900.0, reason="flat")])
+def test_inconclusive_points_are_left_out_and_listed_with_their_reason():
+    law = fit_law([*noisy(), point(1e8, 0, status="inconclusive", reason="flat")])
     assert len(law.points) == 6
-    assert [(item["params"], item["reason"]) for item in law.excluded] == [(100_000_000, "right_censored: flat")]
-    assert any("left out" in warning for warning in law.warnings)
+    assert [(item["params"], item["reason"]) for item in law.excluded] == [(100_000_000, "inconclusive: flat")]
+
+
+def test_a_censored_point_moves_the_law_the_way_it_is_open():
+    free = fit_law(noisy(), law="N")
+    far = predict(free, 1e8).centre
+    above = fit_law([*noisy(), point(1e8, 0, status="right_censored", low=far * 1.5)], law="N")
+    below = fit_law([*noisy(), point(1e8, 0, status="left_censored", high=far / 1.5)], law="N")
+    assert predict(below, 1e8).centre < far < predict(above, 1e8).centre
+    satisfied = fit_law([*noisy(), point(1e8, 0, status="right_censored", low=far / 20)], law="N")
+    assert predict(satisfied, 1e8).centre == pytest.approx(far, rel=0.01)
+    assert len(above.points) == 7
 
 
 def test_several_groups_need_a_choice():

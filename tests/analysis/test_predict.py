@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -101,3 +102,20 @@ def test_a_prediction_is_scored_against_what_was_measured(prediction):
 def test_points_of_other_models_do_not_validate(prediction):
     with pytest.raises(InputError, match=r"no measured point.*params 7000000000"):
         validate([prediction_record(prediction, THEN)], [point(7.5e9, 900.0)])
+
+
+def test_other_facts_are_read_both_ways_and_the_safe_one_is_the_smaller():
+    law = fit_law([point(p.params, p.value, exposure_tokens=p.value * 100.0) for p in noisy()])
+    domain = predict(law, 1e7, facts=1000, fact_tokens=20).domain
+    assert domain["tokens"] == pytest.approx(domain["copies_per_fact"] * 20_000)
+    assert domain["copies_per_fact_by_tokens"] == pytest.approx(domain["copies_per_fact"] * 100 / 20_000)
+    assert domain["copies_safe"] == domain["copies_per_fact_by_tokens"]
+    with pytest.raises(InputError, match="--facts"):
+        predict(law, 1e7, facts=1000)
+
+
+def test_a_new_model_is_never_known_better_than_the_law():
+    law = fit_law(noisy())
+    crossed = {"extrapolation": [1.0, 1000.0], "confidence": [[-9.0, 9.0]] * 2, "prediction": [[-1.0, 1.0]] * 2}
+    prediction = predict(replace(law, calibration=crossed), 7e9)
+    assert prediction.prediction_interval == prediction.confidence_interval

@@ -23,7 +23,6 @@ QUIET = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--window-size=1200,900",
     "--virtual-time-budget=3000",
 ]
 
@@ -58,7 +57,8 @@ window.addEventListener("load", () => {
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_the_page_works_in_a_browser(tmp_path):
+@pytest.mark.parametrize("window", ["1200,900", "390,844"], ids=["desktop", "phone"])
+def test_the_page_works_in_a_browser(tmp_path, window):
     write_study(tmp_path, Truth(facts=60), params=(100_000, 200_000), frequencies=(0, 64, 512))
     page = report(tmp_path, tmp_path / "report.html").read_text()
     page = page.replace(
@@ -68,6 +68,7 @@ def test_the_page_works_in_a_browser(tmp_path):
     command = [
         CHROMIUM,
         *QUIET,
+        f"--window-size={window}",
         f"--user-data-dir={tmp_path / 'profile'}",
         "--dump-dom",
         f"file://{tmp_path}/probed.html",

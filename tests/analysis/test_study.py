@@ -125,7 +125,10 @@ def test_ids_are_unique_and_every_reference_has_its_target(page):
 
 def test_figures_are_static_svg_whose_points_tell_their_values(page):
     figures = re.findall(r"<figure><svg.*?</svg>", page, flags=re.S)
-    assert len(figures) == 2 + 2 + 4 + 4 * 4  # overview, loss, laws, (curves and spread) of four models
+    section = page.split('id="checks"')[1].split("</section>")[0]
+    checks = len(re.findall(r"<figure>.*?</figure>", section, flags=re.S))
+    assert checks >= 4  # residuals, candidates, foretold, errors of at least one law
+    assert len(figures) == 2 + 2 + 4 + checks + 4 * 4  # checks; curves and spread of four models
     assert all('aria-label="' in figure for figure in figures)
     assert "N = 100k · F = 512 · \u03c1 = 0.37" in page
     assert "held-out templates 3" in page
@@ -156,3 +159,16 @@ def test_seeds_are_drawn_one_by_one(tmp_path):
     page = report(tmp_path, tmp_path / "report.html").read_text()
     assert "seed 2" in page
     assert "3 seeds a cell" in visible(page)
+
+
+def test_figures_and_tables_are_also_files_for_papers(tmp_path):
+    from analysis.report.export import export
+
+    write_study(tmp_path / "s", Truth(facts=40), params=(100_000, 200_000, 400_000), frequencies=(0, 64, 256, 512, 900))
+    result = analyse(load_runs(tmp_path / "s"), AnalysisSettings(resamples=99, law_resamples=0))
+    written = {path.name for path in export(result, tmp_path / "out", dpi=40)}
+    assert {"overview-background.svg", "overview-background.png", "transitions.csv"} <= written
+    assert (tmp_path / "out" / "overview-background.png").read_bytes().startswith(b"\x89PNG")
+    assert "url(http" not in (tmp_path / "out" / "overview-background.svg").read_text()
+    lines = (tmp_path / "out" / "transitions.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(result.points)

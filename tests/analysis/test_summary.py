@@ -9,7 +9,7 @@ from tests.analysis.test_law import noisy
 
 
 def test_a_law_of_enough_models_recommends_the_lower_end_of_its_interval():
-    assert "show each fact at most" in answer(predict(fit_law(noisy()), 1e9))
+    assert "infuse each fact at most" in answer(predict(fit_law(noisy()), 1e9))
 
 
 def test_a_law_of_few_models_recommends_nothing():

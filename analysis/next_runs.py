@@ -1,0 +1,333 @@
+"""Which runs to train next: those that narrow the prediction at the target most for what they cost.
+
+Each candidate adds one run to one cell: a level between two that the interval of F* leaves open, another seed of a
+level there, or a level beyond a censored end. Its gain is simulated: curves with that run are drawn from the cell's
+fitted hinge, tau is found again, and the variance it would have goes into the law's prediction variance at the
+target. Runs are chosen one at a time, each as if those before it had come out as expected.
+
+Where no law can be fitted yet, the cells are bisected (`bisect`), the baseline: cheapest first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from analysis.bootstrap import Source, detect, source_of
+from analysis.candidates import SIZE, SIZE_AND_BUDGET, design
+from analysis.collapse import find_transitions
+from analysis.collapse.base import INCONCLUSIVE, LEFT_CENSORED, RIGHT_CENSORED, Transition
+from analysis.collapse.hinge import FEWEST_LEVELS
+from analysis.collapse.resample import Evidence, draw
+from analysis.curves import Array, Curve, curves
+from analysis.law import Law, LawRefused, fit_law
+from analysis.settings import AnalysisSettings
+from megatron_kis.errors import InputError
+
+_STEP = 1.5  # a level beyond a censored end lies this factor further
+_DRAWS = 32  # curves drawn to see what a run would tell; the gain is an average over them
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One run to train."""
+
+    params: int
+    tokens: int
+    frequency: float
+    seed: int
+    flops: float
+    """6 N D, its cost."""
+    gain: float | None
+    """Expected relative fall of the prediction variance at the target; None where cells are bisected without a law."""
+    reason: str
+
+
+@dataclass
+class _Cell:
+    curve: Curve
+    point: Transition
+    source: Source | None
+    variance: float
+    """Of log F*, as the cell stands (with the runs proposed so far)."""
+
+    options: list[tuple[float, float, str]] | None = None
+    """(frequency, expected variance, reason) of the runs that could be added; None until they are simulated."""
+
+    @property
+    def flops(self) -> float:
+        return 6.0 * self.curve.params * self.curve.tokens
+
+
+def propose(
+    table: pd.DataFrame, params: float, tokens: float, settings: AnalysisSettings | None = None, *,
+    group: str | None = None, count: int = 6, largest_ratio: float = 0.95,
+) -> list[Proposal]:  # fmt: skip
+    """The next ``count`` runs for the prediction at N = ``params``, D = ``tokens``.
+
+    Args:
+        table: the curves so far.
+        params: N of the target.
+        tokens: D of the target.
+        settings: the declared choices.
+        group: fact group whose collapse is foretold; the first that has a collapse, background last, if None.
+        count: runs to propose.
+        largest_ratio: the infusion ratio that no proposal goes beyond, where the table says what F costs.
+
+    Raises:
+        InputError: no curve of that group.
+    """
+    settings = settings or AnalysisSettings()
+    primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
+    points = [p for p in find_transitions(table, settings) if p.kind == "collapse"]
+    group = group or _group(points)
+    mine = [c for c in curves(primary) if c.group == group]
+    if not mine:
+        raise InputError(f"no curve of group {group!r}", where="group", remedy="infused or background")
+    by_cell = {(p.params, p.tokens): p for p in points if p.group == group}
+    cells = [_cell(curve, by_cell[curve.params, curve.tokens], settings) for curve in mine]
+    try:
+        law: Law | None = fit_law(points, "collapse", group, law=settings.law, compare_laws=False)
+    except LawRefused:
+        law = None
+    proposals: list[Proposal] = []
+    for _ in range(count):
+        best = _best(cells, law, params, tokens, settings, largest_ratio) if law else None
+        best = best or _bisect(cells, largest_ratio)
+        if best is None:
+            break
+        proposal, index, variance = best
+        proposals.append(proposal)
+        cells[index] = _with_run(cells[index], proposal.frequency, variance, settings)
+    return proposals
+
+
+def bisect(
+    table: pd.DataFrame, settings: AnalysisSettings | None = None, *, group: str, count: int = 6
+) -> list[Proposal]:
+    """The baseline: the widest bracket of the cheapest undecided cell, halved again and again."""
+    settings = settings or AnalysisSettings()
+    primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
+    points = {
+        (p.params, p.tokens): p for p in find_transitions(table, settings) if p.kind == "collapse" and p.group == group
+    }
+    cells = [_Cell(c, points[c.params, c.tokens], None, 0.0) for c in curves(primary) if c.group == group]
+    found = []
+    for _ in range(count):
+        best = _bisect(cells, 0.95)
+        if best is None:
+            break
+        found.append(best[0])
+        cells[best[1]] = _with_run(cells[best[1]], best[0].frequency, 0.0, settings)
+    return found
+
+
+def _group(points: Sequence[Transition]) -> str:
+    seen = {p.group for p in points if p.informative}
+    return "infused" if "infused" in seen else "background" if "background" in seen else "infused"
+
+
+def _cell(curve: Curve, point: Transition, settings: AnalysisSettings) -> _Cell:
+    source = None
+    if point.informative and len(curve.frequency) >= FEWEST_LEVELS:
+        source = source_of(curve, point, point.steepness or 4.0, settings, 99)
+    return _Cell(curve, point, source, _variance(point))
+
+
+def _variance(point: Transition) -> float:
+    """Of log F* as its interval says: a profile's as of a normal, a bracket's as of a uniform."""
+    if not point.informative or not point.high or not point.value:
+        return math.inf
+    low = math.log(point.low) if point.low else 2 * math.log(point.value) - math.log(point.high)
+    width = math.log(point.high) - low
+    return width**2 / 12 if point.interval == "bracket" else (width / 3.92) ** 2
+
+
+def prediction_variance(law: Law, cells: Sequence[tuple[int, int, float]], params: float, tokens: float) -> float:
+    """Of log F* of a new model at the target, from cells (N, D, variance of log F*); censored ones with infinity."""
+    known = [(n, d, v) for n, d, v in cells if math.isfinite(v)]
+    log_n, log_d = np.log([[n, d] for n, d, _ in known]).T
+    form = law.candidate if not law.candidate.offset else (SIZE_AND_BUDGET if law.in_tokens else SIZE)
+    centre = form.covariates(log_n, log_d).mean(axis=0)
+    x = design(form, centre, log_n, log_d)
+    sigma = max(law.sigma, 0.02)
+    weight = 1 / (sigma**2 + np.array([v for _, _, v in known]))
+    row = design(form, centre, np.log([params]), np.log([tokens]))[0]
+    return float(row @ np.linalg.solve((x * weight[:, None]).T @ x, row)) + sigma**2
+
+
+def _best(
+    cells: list[_Cell], law: Law, params: float, tokens: float, settings: AnalysisSettings, largest_ratio: float
+) -> tuple[Proposal, int, float] | None:
+    state = [(c.curve.params, c.curve.tokens, c.variance) for c in cells]
+    now = prediction_variance(law, state, params, tokens)
+    best: tuple[float, tuple[Proposal, int, float]] | None = None
+    for index, cell in enumerate(cells):
+        if cell.options is None:
+            cell.options = _options(cell, law, settings, largest_ratio)
+        for frequency, expected, reason in cell.options:
+            then = list(state)
+            then[index] = (cell.curve.params, cell.curve.tokens, expected)
+            gain = 1 - prediction_variance(law, then, params, tokens) / now
+            worth = gain / cell.flops
+            if gain > 1e-4 and (best is None or worth > best[0]):
+                best = worth, (_proposal(cell, frequency, gain, reason), index, expected)
+    return best[1] if best else None
+
+
+def _options(cell: _Cell, law: Law, settings: AnalysisSettings, largest_ratio: float) -> list[tuple[float, float, str]]:
+    """(frequency, variance of log F* expected with that run, reason) of the runs that could be added to a cell."""
+    point, curve = cell.point, cell.curve
+    if point.status in (RIGHT_CENSORED, INCONCLUSIVE) and point.low:
+        frequency = _capped(curve, float(curve.frequency[-1]) * _STEP, largest_ratio)
+        if frequency <= curve.frequency[-1]:
+            return []
+        mean, error = law.at(curve.params, curve.tokens)
+        total = math.hypot(error, law.sigma)
+        reached = 0.5 * (1 + math.erf((math.log(frequency) - 0.2 - mean) / (total * math.sqrt(2))))
+        width = math.log(frequency / point.low)
+        return [(frequency, width**2 / 12 / max(reached, 1e-3), "beyond the censored end")]
+    if cell.source is None or not point.value or not point.high:
+        return []
+    generator = np.random.default_rng([settings.seed, curve.params % (1 << 32)])
+    tau = math.log(point.value) + math.sqrt(_variance(point)) * generator.standard_normal(_DRAWS)
+    now = _drawn_variance(cell.source, tau, settings)
+    options = []
+    for frequency, reason in _places(curve, point, largest_ratio):
+        then = _drawn_variance(_extended(cell.source, frequency), tau, settings)
+        # One run cannot teach less than nothing: the rest is the noise of few drawn curves.
+        options.append((frequency, cell.variance * min(then / now, 1.0), reason))
+    return options
+
+
+def _places(curve: Curve, point: Transition, largest_ratio: float) -> list[tuple[float, str]]:
+    """Levels to halve and to repeat: those that the interval of F* touches, and the two beyond."""
+    levels = curve.frequency[curve.frequency > 0]
+    assert point.high is not None
+    low = point.low or float(levels[0])
+    first = max(int(np.searchsorted(levels, low, side="right")) - 1, 0)
+    last = min(int(np.searchsorted(levels, point.high)) + 1, len(levels) - 1)
+    near = levels[first : last + 1]
+    places = [(float(f), "another seed where the curve turns") for f in near]
+    for a, b in pairwise(near):
+        middle = float(round(math.sqrt(a * b)))
+        if a < middle < b:
+            places.append((middle, "halves a bracket that may hold F*"))
+    if last == len(levels) - 1:
+        beyond = _capped(curve, float(levels[-1]) * _STEP, largest_ratio)
+        if beyond > levels[-1]:
+            places.append((beyond, "a level beyond, to see the fall"))
+    return places
+
+
+def _drawn_variance(source: Source, tau: Array, settings: AnalysisSettings) -> float:
+    # The same random numbers with and without the run: their difference is the run's.
+    rates = draw(np.random.default_rng(7), source.rates(tau), source.facts, float(source.seen.icc), len(tau))
+    lower, upper, variance = detect(replace(source, critical=-1.0), rates, settings, steps=2, rounds=4)
+    closed = np.isfinite(lower) & np.isfinite(upper)
+    width = np.where(closed, np.where(closed, upper, 0.0) - np.where(closed, lower, 0.0), 1.5)
+    return float(np.mean(np.where(closed & (variance > 0), variance, width**2 / 12)))
+
+
+def _extended(source: Source, frequency: float) -> Source:
+    """The source with one run more: a seed of a level it has, or a level of its own."""
+    x = math.log(frequency)
+    per_run = float(source.facts.max())
+    at = int(np.searchsorted(source.x, x - 1e-9))
+    known = at < len(source.x) and abs(source.x[at] - x) < 1e-9
+    facts = source.facts
+    if known:
+        row = facts[at]
+        free = np.flatnonzero(row == 0)
+        if len(free):
+            facts = facts.copy()
+            facts[at, free[0]] = per_run
+        else:
+            facts = np.column_stack([facts, np.zeros(len(facts))])
+            facts[at, -1] = per_run
+        return replace(source, facts=facts)
+    row = np.zeros((1, facts.shape[1]))
+    row[0, 0] = per_run
+    seen = source.seen
+    more = Evidence(
+        np.insert(seen.rate, at, seen.rate[min(at, len(seen.rate) - 1)]),
+        np.insert(seen.weight, at, seen.weight.mean()), seen.icc, seen.spread,
+    )  # fmt: skip
+    kappa = source.kappa + (at < source.kappa)
+    return replace(
+        source, x=np.insert(source.x, at, x), facts=np.insert(facts, at, row, axis=0), seen=more, kappa=kappa
+    )
+
+
+def _with_run(cell: _Cell, frequency: float, variance: float, settings: AnalysisSettings) -> _Cell:
+    """The cell as if the run had come out as expected."""
+    source = None if cell.source is None else _extended(cell.source, frequency)
+    curve = cell.curve
+    levels = np.unique(np.append(curve.frequency, frequency))
+    if len(levels) > len(curve.frequency):
+        at = int(np.searchsorted(curve.frequency, frequency))
+        # Only the levels are looked at from here on; the rates of a run that was not trained are unknown.
+        nothing = (np.array([np.nan]), np.array([0.0]))
+        curve = replace(
+            curve, frequency=levels, rate=np.insert(curve.rate, at, np.nan), chance=np.insert(curve.chance, at, np.nan),
+            seed_rates=(*curve.seed_rates[:at], nothing[0], *curve.seed_rates[at:]),
+            seed_facts=(*curve.seed_facts[:at], nothing[1], *curve.seed_facts[at:]),
+            ratio=np.insert(curve.ratio, at, np.nan), loss=np.insert(curve.loss, at, np.nan),
+            seed_losses=(*curve.seed_losses[:at], {}, *curve.seed_losses[at:]),
+        )  # fmt: skip
+    return _Cell(curve, cell.point, source, variance)
+
+
+def _bisect(cells: Sequence[_Cell], largest_ratio: float) -> tuple[Proposal, int, float] | None:
+    """The widest open bracket of the cheapest cells, or a level beyond a censored end."""
+    best: tuple[tuple[float, float], tuple[Proposal, int, float]] | None = None
+    for index, cell in enumerate(cells):
+        point, levels = cell.point, cell.curve.frequency[cell.curve.frequency > 0]
+        if not len(levels):
+            continue
+        if point.informative and point.high:
+            low = max(point.low or 0.0, float(levels[0]))
+            inner = [(a, b) for a, b in pairwise(levels) if b > low and a < point.high]
+            if not inner:
+                continue
+            a, b = max(inner, key=lambda pair: pair[1] / pair[0])
+            frequency, width = float(round(math.sqrt(a * b))), math.log(b / a)
+            if not a < frequency < b:
+                continue
+            reason = "halves a bracket that may hold F*"
+        elif point.status == LEFT_CENSORED:
+            frequency, width = float(max(round(levels[0] / _STEP), 1)), 1.0
+            if frequency >= levels[0]:
+                continue
+            reason = "below the censored end"
+        else:
+            frequency, width = _capped(cell.curve, float(levels[-1]) * _STEP, largest_ratio), 1.0
+            if frequency <= levels[-1]:
+                continue
+            reason = "beyond the largest F"
+        # A bracket halved in a model of four times the cost is worth it only when four times as wide.
+        rank = (width / cell.flops, width)
+        if best is None or rank > best[0]:
+            best = rank, (_proposal(cell, frequency, None, reason), index, cell.variance)
+    return best[1] if best else None
+
+
+def _proposal(cell: _Cell, frequency: float, gain: float | None, reason: str) -> Proposal:
+    at = np.flatnonzero(np.isclose(cell.curve.frequency, frequency))
+    seed = len(cell.curve.seed_rates[int(at[0])]) if len(at) else 0
+    return Proposal(cell.curve.params, cell.curve.tokens, frequency, seed, cell.flops, gain, reason)
+
+
+def _capped(curve: Curve, frequency: float, largest_ratio: float) -> float:
+    """``frequency``, or the largest whole F whose infusion ratio fits where the curve says what F costs."""
+    known = np.isfinite(curve.ratio) & (curve.frequency > 0)
+    if known.any():
+        cost = float(np.max(curve.ratio[known] / curve.frequency[known]))
+        if cost > 0:
+            frequency = min(frequency, math.floor(largest_ratio / cost))
+    return float(round(frequency))

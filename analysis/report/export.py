@@ -1,0 +1,40 @@
+"""The report's figures and tables as files for papers: SVG and PNG, and CSV."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from analysis.report import check_figures, figures, law_figure, tables
+from analysis.report.theme import exported_to
+from analysis.study import AnalysisResult
+from megatron_kis.files import atomic_write
+
+TABLES = ("transitions", "laws", "candidates", "predictions", "foretold", "ledger", "rates", "provenance")
+
+
+def export(result: AnalysisResult, folder: Path | str, *, dpi: int = 200) -> list[Path]:
+    """Writes every figure as .svg and .png (``dpi`` dots an inch) and every table as .csv; returns what was written."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with exported_to(folder, dpi) as written:
+        law_figure.law_figures(result)
+        check_figures.check_figures(result)
+        if result.curves is not None:
+            figures.overview(result)
+            figures.losses(result)
+            cells = {(int(n), int(d)) for n, d in zip(result.curves["params"], result.curves["tokens"], strict=True)}
+            for cell in sorted(cells):
+                figures.model_curves(result, *cell)
+                figures.template_spread(result, *cell)
+    for name in TABLES:
+        table = getattr(tables, name)(result)
+        if table is None:
+            continue
+        path = folder / f"{name}.csv"
+        with atomic_write(path) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([head for head, _ in table.heads])
+            writer.writerows(table.rows)
+        written.append(path)
+    return written

@@ -1,0 +1,357 @@
+"""Do the intervals mean what they say? The proofs of the statistics by simulation, and the table of docs/statistics.md.
+
+    python -m benchmarks.coverage [--simulations 400] [--single 200] [--nested 100] [--output docs/coverage.md]
+
+Every study is simulated from a known truth (`analysis.simulate`) and goes through the product's own functions: curves
+are drawn, collapse points found (test, hinge, interval, censoring), the law fitted, its intervals compared with the
+truth. For speed the chain is run on all simulations of a design at once; the critical values of the fall test and the
+profile cut-off are those of the true curve instead of each simulated one's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from analysis.bootstrap import Source, bootstrap_law, detect
+from analysis.candidates import SIZE_AND_BUDGET, design
+from analysis.collapse import HingeCollapse, find_transitions
+from analysis.collapse.hinge_model import fit_hinges
+from analysis.collapse.resample import draw, evidence
+from analysis.collapse.unimodal import fall_test
+from analysis.curves import Array, curves
+from analysis.law import LawRefused, fit_law
+from analysis.predict import predict
+from analysis.regression import fit
+from analysis.settings import AnalysisSettings
+from analysis.simulate import Truth, simulate_curve, simulate_table
+
+SETTINGS = AnalysisSettings(resamples=199)
+REFERENCE = (100_000_000, 2_000_000_000)
+DESIGNS = {6: (3, 2), 9: (3, 3), 12: (4, 3)}  # cells: sizes x budgets
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Coverage of a whole chain, from counts to predictions."""
+
+    cells: int
+    censored: float
+    noise: str
+    simulations: int
+    refused: int
+    seen_censored: float
+    """Share of cells that were found censored."""
+    tau: float
+    b: float
+    c: float
+    at_4: float
+    at_10: float
+    bias_in_errors: float
+    """|bias of b| in units of its median standard error."""
+    dropped_bias: float
+    """The same where censored cells are dropped."""
+    width: float
+    """Median width of log of the prediction interval at 4 times the largest N."""
+
+
+def chain(
+    cells: int, censored: float, noise: str, simulations: int, *, seed: int = 0, truth: Truth | None = None,
+    levels: int = 12, seeds: int = 3,
+) -> Chain:  # fmt: skip
+    """Simulates ``simulations`` studies of ``cells`` cells whose grid ends where ``censored`` of them lie beyond it."""
+    generator = np.random.default_rng([seed, cells, round(100 * censored), len(noise)])
+    truth = replace(truth or Truth(size_exponent=0.3, budget_exponent=0.2, facts=200), noise=noise)
+    sizes, budgets = DESIGNS[cells]
+    grid_n = [int(25e6 * 4**i) for i in range(sizes)]
+    grid_d = [int(1e9 * 4**i) for i in range(budgets)]
+    where = [(n, d) for n in grid_n for d in grid_d]
+    means = np.log([truth.collapse_point(*cell) for cell in where])
+    log_n, log_d = np.log(np.array(where, dtype=float)).T
+    top = np.quantile(means, 1 - censored) + (0.0 if censored else 1.0)
+    x = np.concatenate([[-np.inf], np.linspace(means.min() - 1.6, top, levels - 1)])
+    facts = np.full((levels, seeds), float(truth.facts))
+
+    tau = means + np.array([truth.scatters(generator, len(where)) for _ in range(simulations)])
+    data = np.empty((3, simulations, len(where)))
+    for index in range(len(where)):
+        source = true_source(truth, x, facts, math.exp(means[index]), generator)
+        p = np.array([truth.rates(np.exp(x), math.exp(t)) for t in tau[:, index]])
+        data[:, :, index] = detect(source, draw(generator, p, facts, truth.correlation, simulations), SETTINGS)
+    lower, upper, variance = data
+    closed = np.isfinite(lower) & np.isfinite(upper)
+    centre = np.array([log_n.mean(), log_d.mean()])
+    design_ = design(SIZE_AND_BUDGET, centre, log_n, log_d)
+    usable = _identified(design_, closed)
+    found = fit(design_, lower[usable], upper[usable], variance[usable])
+    quantile = stats.t.ppf(0.975, np.maximum(found.freedom, 1e-3))
+
+    def covered(row: Array, value: Array | float, spread: Array | float = 0.0) -> tuple[float, Array]:
+        error = np.sqrt(np.einsum("i,rij,j->r", row, found.covariance, row) + np.asarray(spread) ** 2)
+        miss = np.abs(found.beta @ row - value)
+        return float((miss <= quantile * error).mean()), 2 * quantile * error
+
+    at: dict[int, float] = {}
+    width = math.nan
+    for factor in (4, 10):
+        n = grid_n[-1] * factor
+        row = design(SIZE_AND_BUDGET, centre, np.log([n]), np.log([grid_d[-1]]))[0]
+        new = math.log(truth.collapse_point(n, grid_d[-1])) + truth.scatters(generator, int(usable.sum()))
+        at[factor], widths = covered(row, new, found.sigma)
+        width = float(np.median(widths)) if factor == 4 else width
+    slope_error = float(np.median(np.sqrt(found.covariance[:, 1, 1])))
+    tau_cover = _tau_coverage(lower, upper, variance, closed, tau)
+    return Chain(
+        cells, censored, noise, simulations, int((~usable).sum()), float((~closed).mean()), tau_cover,
+        covered(np.array([0.0, 1, 0]), truth.size_exponent)[0],
+        covered(np.array([0.0, 0, 1]), truth.budget_exponent)[0],
+        at[4], at[10], abs(float(np.mean(found.beta[:, 1])) - truth.size_exponent) / slope_error,
+        abs(_dropped(design_, lower, upper, closed) - truth.size_exponent) / slope_error, width,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Fitted on at most 1B parameters, asked about 7B and 70B."""
+
+    curvature: float
+    simulations: int
+    at_7b: float
+    at_70b: float
+    error_7b: float
+    """Median |log ratio|."""
+    error_70b: float
+    flagged: float
+    """Share of studies whose lack-of-fit test rejects the straight law at 5%."""
+
+
+def end_to_end(simulations: int, curvature: float, *, seed: int = 0) -> EndToEnd:
+    """Six sizes from 1M to 1B at one budget, 12 levels, 3 seeds; then the models nobody could sweep."""
+    generator = np.random.default_rng([seed, 77, round(1e4 * abs(curvature))])
+    truth = Truth(size_exponent=0.3, facts=200, reference=(30_000_000, 2_000_000_000), curvature=curvature)
+    sizes = np.geomspace(1e6, 1e9, 6)
+    means = np.log([truth.collapse_point(n, truth.reference[1]) for n in sizes])
+    tau = means + np.array([truth.scatters(generator, len(sizes)) for _ in range(simulations)])
+    facts = np.full((12, 3), float(truth.facts))
+    data = np.empty((3, simulations, len(sizes)))
+    for index, mean in enumerate(means):
+        x = np.concatenate([[-np.inf], np.linspace(mean - 1.6, mean + 1.0, 11)])
+        source = true_source(truth, x, facts, math.exp(mean), generator)
+        p = np.array([truth.rates(np.exp(x), math.exp(t)) for t in tau[:, index]])
+        data[:, :, index] = detect(source, draw(generator, p, facts, truth.correlation, simulations), SETTINGS)
+    lower, upper, variance = data
+    log_n = np.log(sizes)
+    straight = np.column_stack([np.ones(len(sizes)), log_n - log_n.mean()])
+    bend = (log_n - log_n.mean()) ** 2
+    bent = np.column_stack([straight, bend - bend.mean()])
+    closed = np.isfinite(lower) & np.isfinite(upper)
+    usable = closed.sum(axis=1) > 3
+    lower, upper, variance = lower[usable], upper[usable], variance[usable]
+    found, curved = fit(straight, lower, upper, variance), fit(bent, lower, upper, variance)
+    quantile = stats.t.ppf(0.975, np.maximum(found.freedom, 1e-3))
+    covered, errors = [], []
+    for n in (7e9, 70e9):
+        row = np.array([1.0, math.log(n) - log_n.mean()])
+        new = math.log(truth.collapse_point(n, truth.reference[1])) + truth.scatters(generator, int(usable.sum()))
+        error = np.sqrt(np.einsum("i,rij,j->r", row, found.covariance, row) + found.sigma**2)
+        miss = np.abs(found.beta @ row - new)
+        covered.append(float((miss <= quantile * error).mean()))
+        errors.append(float(np.median(miss)))
+    z = np.abs(curved.beta[:, 2]) / np.sqrt(curved.covariance[:, 2, 2])
+    flagged = float((2 * stats.t.sf(z, np.maximum(curved.freedom, 1e-3)) < 0.05).mean())
+    return EndToEnd(curvature, simulations, *covered, *errors, flagged)
+
+
+def nested(simulations: int, *, seed: int = 0, resamples: int = 199) -> dict[str, float]:
+    """Whole studies through the product's own calls, every bootstrap included: six sizes, 10 levels, 3 seeds.
+
+    Coverage of a new model at 4 times the largest N, and median log widths, of Student's t and of the two-stage
+    bootstrap.
+    """
+    generator = np.random.default_rng([seed, 5])
+    truth = Truth(size_exponent=0.3, facts=200)
+    cells = [(int(25e6 * 2**i), 2_000_000_000) for i in range(6)]
+    hits, widths = {"t": 0, "bootstrap": 0}, {"t": [], "bootstrap": []}  # type: dict[str, int], dict[str, list[float]]
+    done = 0
+    for _ in range(simulations):
+        grid = [0.0, *np.geomspace(40, 2000, 9).round()]
+        table, _ = simulate_table(truth, cells, grid, 3, generator, groups=("background",))
+        points = find_transitions(table, SETTINGS)
+        try:
+            law = fit_law(points, "collapse", "background", law="N", compare_laws=False)
+        except LawRefused:
+            continue
+        done += 1
+        target = cells[-1][0] * 4
+        new = truth.collapse_point(target, cells[-1][1]) * math.exp(float(truth.scatters(generator, 1)[0]))
+        drawn = bootstrap_law(law, curves(table), points, SETTINGS, resamples=resamples)
+        for name, found in (("t", law), ("bootstrap", drawn)):
+            low, high = predict(found, target).prediction_interval
+            hits[name] += low <= new <= high
+            widths[name].append(math.log(high / low))
+    return {
+        "studies": done, "t": hits["t"] / done, "bootstrap": hits["bootstrap"] / done,
+        "t_width": float(np.median(widths["t"])), "bootstrap_width": float(np.median(widths["bootstrap"])),
+    }  # fmt: skip
+
+
+def true_source(truth: Truth, x: Array, facts: Array, collapse: float, generator: np.random.Generator) -> Source:
+    """The criterion's critical value and cut-off for the true curve of a cell."""
+    p = truth.rates(np.exp(x), collapse)
+    seen = evidence(np.broadcast_to(p[:, None], facts.shape), facts, truth.correlation)
+    _, null = fall_test(seen, facts, truth.correlation, 499, generator)
+    again = evidence(draw(generator, p, facts, truth.correlation, 299), facts, SETTINGS.overdispersion)
+    fits = fit_hinges(x, again.rate, again.weight, truth.chance, steps=4, rounds=5)
+    ratios = [float(np.interp(math.log(collapse), fits.taus, row)) for row in fits.ratio]
+    cut = max(float(np.quantile(ratios, 0.95)), float(stats.chi2.ppf(0.95, 1)))
+    return Source(x, facts, seen, truth.chance, 0, 0.0, truth.steepness, float(np.quantile(null, 0.95)), cut)
+
+
+def _identified(design_: Array, closed: Array) -> Array:
+    return np.array(
+        [row.sum() > design_.shape[1] and np.linalg.matrix_rank(design_[row]) == design_.shape[1] for row in closed]
+    )
+
+
+def _tau_coverage(lower: Array, upper: Array, variance: Array, closed: Array, tau: Array) -> float:
+    half = np.where(variance > 0, 1.959964 * np.sqrt(variance), 0.0)
+    inside = (lower - half <= tau + 1e-9) & (tau <= upper + half + 1e-9)
+    return float(inside[closed].mean())
+
+
+def _dropped(design_: Array, lower: Array, upper: Array, closed: Array) -> float:
+    """Mean slope of least squares on the closed cells alone."""
+    slopes = []
+    for low, high, keep in zip(lower, upper, closed, strict=True):
+        if keep.sum() > design_.shape[1] and np.linalg.matrix_rank(design_[keep]) == design_.shape[1]:
+            slopes.append(np.linalg.lstsq(design_[keep], (low[keep] + high[keep]) / 2, rcond=None)[0][1])
+    return float(np.mean(slopes))
+
+
+def size_of_test(simulations: int, *, seed: int = 0) -> Iterator[tuple[str, int, int, float]]:
+    """(curve, facts, seeds, share rejected at 5%) of curves that never fall."""
+    shapes = {
+        "flat at 0.6": [0.6] * 8,
+        "flat at 0.9": [0.9] * 8,
+        "rising": [0.25, 0.25, 0.3, 0.5, 0.7, 0.8, 0.85, 0.88],
+        "a step that stays up": [0.25, 0.25, 0.25, 0.9, 0.9, 0.9, 0.9, 0.9],
+    }
+    for name, shape in shapes.items():
+        for facts, seeds in ((60, 1), (100, 3), (400, 1)):
+            generator = np.random.default_rng([seed, facts, seeds, len(name)])
+            matrix = np.full((len(shape), seeds), float(facts))
+            rejected = 0
+            for rates in draw(generator, np.array(shape), matrix, 0.01, simulations):
+                seen = evidence(rates, matrix, 0.01)
+                rejected += fall_test(seen, matrix, 0.01, 199, generator)[0] <= 0.05
+            yield name, facts, seeds, rejected / simulations
+
+
+def tau_coverage(simulations: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """The criterion as users call it, calibration of every curve included."""
+    designs = ((120, 3, 6.0, 10), (60, 1, 6.0, 8), (300, 3, 20.0, 10), (120, 2, 3.0, 10))
+    for facts, seeds, steepness, levels in designs:
+        generator = np.random.default_rng([seed, facts, seeds, levels])
+        truth = Truth(facts=facts, steepness=steepness)
+        grid = [0.0, *np.geomspace(40, 640, levels - 1).round()]
+        statuses: dict[str, int] = {}
+        inside, widths = 0, []
+        for _ in range(simulations):
+            collapse = 400 * math.exp(generator.uniform(-0.5, 0.2))
+            curve = simulate_curve(truth, REFERENCE, grid, seeds, generator, collapse=collapse)
+            point = HingeCollapse().find(curve, SETTINGS)
+            statuses[point.status] = statuses.get(point.status, 0) + 1
+            if point.informative and point.high is not None:
+                inside += (point.low or 0.0) <= collapse <= point.high
+                widths.append(math.log(point.high / (point.low or grid[1])))
+        n = statuses.get("collapsed", 0)
+        yield {
+            "facts": facts, "seeds": seeds, "steepness": steepness, "levels": levels, "simulations": simulations,
+            "collapsed": n, "covered": inside / max(n, 1), "width": float(np.median(widths)) if widths else math.nan,
+        }  # fmt: skip
+
+
+def markdown(simulations: int, single: int, inner: int) -> str:
+    """The tables, as they stand in the documentation."""
+    started = time.perf_counter()
+    lines = [
+        f"Law and predictions, {simulations} simulated studies a row (nominal 95%; 200 facts, 3 seeds, 12 levels):",
+        "",
+        "| cells | beyond the grid | noise | censored | refused | F* | b | c | next model, 4 x N | 10 x N | bias of b "
+        "(s.e.) | censored cells dropped | width at 4 x N (log) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cells in DESIGNS:
+        for censored in (0.0, 0.3):
+            for noise in ("gaussian", "t4"):
+                r = chain(cells, censored, noise, simulations)
+                lines.append(
+                    f"| {cells} | {censored:.0%} | {noise} | {r.seen_censored:.0%} | {r.refused} | {r.tau:.3f} | "
+                    f"{r.b:.3f} | {r.c:.3f} | {r.at_4:.3f} | {r.at_10:.3f} | {r.bias_in_errors:.2f} | "
+                    f"{r.dropped_bias:.2f} | {r.width:.2f} |"
+                )
+    lines += [
+        "", f"End to end, {simulations} studies a row: six sizes from 1M to 1B, then 7B and 70B. Curvature: "
+        "coefficient of (log N)^2 in the truth; the fitted law is straight.", "",
+        "| curvature | 7B in its interval | 70B | median error at 7B (log) | at 70B | lack of fit flagged |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for curvature in (0.0, -0.02, -0.05):
+        e = end_to_end(simulations, curvature)
+        lines.append(
+            f"| {e.curvature:g} | {e.at_7b:.3f} | {e.at_70b:.3f} | {e.error_7b:.2f} | {e.error_70b:.2f} | "
+            f"{e.flagged:.2f} |"
+        )
+    n = nested(inner)
+    lines += [
+        "", f"{n['studies']:.0f} whole studies, every bootstrap included (199 resamples), six sizes, 4 x N:", "",
+        "| interval | covered | median width (log) |", "|---|---|---|",
+        f"| Student's t | {n['t']:.3f} | {n['t_width']:.2f} |",
+        f"| bootstrap through both stages | {n['bootstrap']:.3f} | {n['bootstrap_width']:.2f} |",
+    ]  # fmt: skip
+    lines += [
+        "", f"Collapse points, {single} curves a row, each with its own test and calibration:", "",
+        "| facts | seeds | steepness | levels | called collapsed | F* in its interval | median width (log) |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in tau_coverage(single):
+        lines.append(
+            f"| {row['facts']} | {row['seeds']} | {row['steepness']:g} | {row['levels']} | {row['collapsed']} of "
+            f"{row['simulations']} | {row['covered']:.3f} | {row['width']:.2f} |"
+        )
+    lines += [
+        "", f"Size of the test against no collapse, nominal 5%, {simulations} curves a row:", "",
+        "| curve | facts | seeds | rejected |", "|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [
+        f"| {name} | {facts} | {seeds} | {share:.3f} |" for name, facts, seeds, share in size_of_test(simulations)
+    ]
+    lines += ["", f"Run time {time.perf_counter() - started:.0f} s on one core."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Prints or writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--simulations", type=int, default=400, help="studies a row (400)")
+    parser.add_argument("--single", type=int, default=200, help="single curves a row (200)")
+    parser.add_argument("--nested", type=int, default=100, help="whole studies with every bootstrap (100)")
+    parser.add_argument("--output", type=Path, help="write the tables here instead of printing them")
+    options = parser.parse_args()
+    text = markdown(options.simulations, options.single, options.nested)
+    if options.output:
+        options.output.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""What `kis study next` saves: compute to reach the prediction interval of a full grid, over simulated studies.
+
+    python -m benchmarks.next_runs [--studies 50] [--first 0] [--json FILE]
+
+Each study has five sizes (30M to 500M) and asks for the collapse point at 7B. The full grid trains F = 0 and nine
+levels with three seeds at each size. The planned study starts from F = 0 and five levels with one seed, and adds the
+runs that `analysis.next_runs.propose` names, five at a time, until its 95% prediction interval is as narrow as the full
+grid's of the same truth. The baseline adds the runs that bisection names. Compute is 6 N D summed over runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.collapse import find_transitions
+from analysis.law import LawRefused, fit_law
+from analysis.next_runs import Proposal, bisect, propose
+from analysis.predict import predict
+from analysis.settings import AnalysisSettings
+from analysis.simulate import Cell, Truth, simulate_curve, table_of
+
+SIZES = (30_000_000, 60_000_000, 125_000_000, 250_000_000, 500_000_000)
+TOKENS, TARGET = 2_000_000_000, 7e9
+SETTINGS = AnalysisSettings(resamples=99, law="N", criterion="hinge")
+FULL = [0.0, *np.geomspace(40, 1600, 9).round()]
+COARSE = [0.0, *np.geomspace(40, 1600, 5).round()]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One study."""
+
+    study: int
+    full_width: float
+    """log of the full grid's prediction interval, upper end over lower."""
+    planned_share: float
+    """Compute of the planned study over the full grid's, when its interval was as narrow (or all was spent)."""
+    planned_width: float
+    planned_hit: bool
+    bisected_share: float
+    bisected_width: float
+    full_hit: bool
+
+
+def width_and_hit(table: pd.DataFrame, new: float) -> tuple[float, bool]:
+    """(log width of the prediction interval, whether it holds the new model's log F*)."""
+    try:
+        law = fit_law(find_transitions(table, SETTINGS), "collapse", "background", law="N", compare_laws=False)
+    except LawRefused:
+        return math.inf, True
+    low, high = predict(law, TARGET, TOKENS).prediction_interval
+    return math.log(high / low), math.log(low) <= new <= math.log(high)
+
+
+def study(number: int) -> Outcome:
+    """Runs one simulated study three ways."""
+    truth = Truth(scatter=0.08, facts=200, size_exponent=0.25)
+    generator = np.random.default_rng([11, number])
+    cells: list[Cell] = [(n, TOKENS) for n in SIZES]
+    collapse = {c: truth.collapse_point(*c) * math.exp(float(truth.scatters(generator, 1)[0])) for c in cells}
+    new = math.log(truth.collapse_point(TARGET, TOKENS)) + float(truth.scatters(generator, 1)[0])
+
+    def train(cell: Cell, frequencies: list[float], seeds: int) -> pd.DataFrame:
+        return table_of(
+            [simulate_curve(truth, cell, frequencies, seeds, generator, collapse=collapse[cell], group="background")]
+        )
+
+    def cost(table: pd.DataFrame) -> float:
+        return float((table["params"].astype(float) * table["tokens"]).sum())
+
+    full = pd.concat([train(cell, FULL, 3) for cell in cells], ignore_index=True)
+    wanted, full_hit = width_and_hit(full, new)
+    start = pd.concat([train(cell, COARSE, 1) for cell in cells], ignore_index=True)
+
+    def extend(table: pd.DataFrame, proposals: list[Proposal]) -> pd.DataFrame:
+        rows = [train((p.params, p.tokens), [p.frequency], 1).assign(seed=p.seed) for p in proposals]
+        return pd.concat([table, *rows], ignore_index=True)
+
+    def follow(plan: str) -> tuple[float, float, bool]:
+        table = start
+        width, hit = width_and_hit(table, new)
+        while width > wanted and cost(table) < cost(full):
+            if plan == "next":
+                proposals = propose(table, TARGET, TOKENS, SETTINGS, group="background", count=5)
+            else:
+                proposals = bisect(table, SETTINGS, group="background", count=5)
+            if not proposals:
+                break
+            table = extend(table, proposals)
+            width, hit = width_and_hit(table, new)
+        return cost(table) / cost(full), width, hit
+
+    share, width, hit = follow("next")
+    bisected, bisected_width, _ = follow("bisect")
+    return Outcome(number, wanted, share, width, hit, bisected, bisected_width, full_hit)
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """The result in a few lines."""
+    planned, bisected = [o.planned_share for o in outcomes], [o.bisected_share for o in outcomes]
+    reached = [o for o in outcomes if o.planned_width <= o.full_width]
+    return (
+        f"{len(outcomes)} studies. Compute to the full grid's interval: planned {statistics.median(planned):.2f} of "
+        f"its (mean {statistics.mean(planned):.2f}, at most half in {sum(s <= 0.5 for s in planned)}), bisection "
+        f"{statistics.median(bisected):.2f} (mean {statistics.mean(bisected):.2f}). Reached in {len(reached)}. The new "
+        f"model lay in the planned study's interval in {sum(o.planned_hit for o in outcomes)}, in the full grid's in "
+        f"{sum(o.full_hit for o in outcomes)}."
+    )
+
+
+def main() -> None:
+    """Runs the studies and prints the summary."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=50, help="simulated studies (50)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first (0)")
+    parser.add_argument("--json", type=Path, help="write the outcomes here")
+    options = parser.parse_args()
+    outcomes = []
+    started = time.perf_counter()
+    for number in range(options.first, options.first + options.studies):
+        outcomes.append(study(number))
+        print(outcomes[-1], flush=True)
+    print(summary(outcomes), f"{time.perf_counter() - started:.0f} s")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(o) for o in outcomes], indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The censored regression: against other programs, against differences, and against what dropping cells would do."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+from scipy import optimize, stats
+
+from analysis.candidates import CANDIDATES, SIZE, Cells, compare, fit_candidate
+from analysis.law import fit_law
+from analysis.predict import predict
+from analysis.regression import fit, log_likelihood
+from analysis.study import fit_laws, law_record
+from tests.analysis.test_law import SIZES, noisy, point
+
+
+def cells(seed=0, n=14):
+    generator = np.random.default_rng(seed)
+    x = np.column_stack([np.ones(n), generator.normal(size=(n, 2))])
+    y = x @ [1, 0.5, -0.3] + 0.3 * generator.normal(size=n)
+    return x, y
+
+
+def mixed(y):
+    """Two right-censored, one left-censored, one bracket, the others points."""
+    lower, upper = y.copy(), y.copy()
+    upper[:2], lower[2] = np.inf, -np.inf
+    lower[3], upper[3] = y[3] - 0.2, y[3] + 0.3
+    return lower, upper
+
+
+def test_points_known_exactly_are_ordinary_least_squares():
+    x, y = cells()
+    ours, theirs = fit(x, y, y, np.zeros(len(y))), sm.OLS(y, x).fit()
+    assert ours.beta == pytest.approx(theirs.params, abs=1e-8)
+    assert ours.covariance == pytest.approx(theirs.cov_params(), abs=1e-8)
+    assert float(ours.sigma) == pytest.approx(math.sqrt(theirs.scale), abs=1e-8)
+    assert float(ours.freedom) == pytest.approx(theirs.df_resid)
+
+
+def test_gradients_are_those_of_central_differences():
+    x, y = cells(1)
+    lower, upper = mixed(y)
+    beta, log_sigma, variance, h = np.array([0.9, 0.4, -0.2]), math.log(0.35), np.full(len(y), 0.02), 1e-5
+
+    def value(beta, log_sigma):
+        return log_likelihood(x @ beta, np.array(math.exp(log_sigma)), lower, upper, variance)[0].sum()
+
+    _, score, information, by_sigma = log_likelihood(x @ beta, np.array(math.exp(log_sigma)), lower, upper, variance)
+    for axis, step in enumerate(h * np.eye(3)):
+        assert (value(beta + step, log_sigma) - value(beta - step, log_sigma)) / (2 * h) == pytest.approx(
+            float(score @ x[:, axis]), abs=1e-6
+        )
+        second = value(beta + step, log_sigma) - 2 * value(beta, log_sigma) + value(beta - step, log_sigma)
+        assert -second / h**2 == pytest.approx(float((information * x[:, axis] ** 2).sum()), rel=1e-3)
+    assert (value(beta, log_sigma + h) - value(beta, log_sigma - h)) / (2 * h) == pytest.approx(
+        float(by_sigma.sum()), abs=1e-6
+    )
+
+
+def test_maximum_likelihood_is_where_a_general_optimizer_ends():
+    x, y = cells(2)
+    lower, upper = mixed(y)
+
+    def loss(theta):  # written from the definition, by scipy's own distribution functions
+        mean, sigma = x @ theta[:3], math.exp(theta[3])
+        point = lower == upper
+        density = stats.norm.logpdf(np.where(point, lower, 0), mean, sigma)
+        mass = stats.norm.cdf(upper, mean, sigma) - stats.norm.cdf(lower, mean, sigma)
+        return -np.where(point, density, np.log(np.where(point, 1.0, mass))).sum()
+
+    best = optimize.minimize(
+        loss, [1, 0.5, -0.3, -1], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12, "maxiter": 9999}
+    )
+    ours = fit(x, lower, upper, np.zeros(len(y)), method="ml")
+    assert [*ours.beta, math.log(ours.sigma)] == pytest.approx(best.x, abs=1e-4)
+    assert float(ours.likelihood) == pytest.approx(-best.fun, abs=1e-7)
+
+
+def test_right_censored_cells_are_those_of_a_log_normal_survival_model():
+    lifelines = pytest.importorskip("lifelines")
+    x, y = cells(3, n=30)
+    upper = y.copy()
+    upper[:8] = np.inf
+    frame = pd.DataFrame({"time": np.exp(y), "seen": np.isfinite(upper), "x": x[:, 1], "z": x[:, 2]})
+    theirs = lifelines.LogNormalAFTFitter().fit(frame, "time", "seen")
+    ours = fit(x, y, upper, np.zeros(len(y)), method="ml")
+    expected = [theirs.params_["mu_"][name] for name in ("Intercept", "x", "z")]
+    assert ours.beta == pytest.approx(expected, abs=1e-4)
+    assert math.log(ours.sigma) == pytest.approx(theirs.params_["sigma_"]["Intercept"], abs=1e-4)
+
+
+def test_resamples_fitted_together_are_those_fitted_alone():
+    x, y = cells(4)
+    lower, upper = mixed(y)
+    shift = np.random.default_rng(0).normal(size=(5, 1)) * 0.2
+    variance = np.full(len(y), 0.01)
+    together = fit(x, lower + shift, upper + shift, np.broadcast_to(variance, (5, len(y))))
+    for row in range(5):
+        alone = fit(x, lower + shift[row], upper + shift[row], variance)
+        assert together.beta[row] == pytest.approx(alone.beta, abs=2e-3)
+        assert together.sigma[row] == pytest.approx(float(alone.sigma), rel=0.03)
+
+
+def test_censored_cells_do_not_bias_the_slope_and_dropping_them_does():
+    generator = np.random.default_rng(0)
+    n = np.repeat(np.log(np.geomspace(1e6, 1e9, 5)), 4)
+    x = np.column_stack([np.ones(len(n)), n - n.mean()])
+    y = 5 + 0.3 * x[:, 1] + 0.3 * generator.normal(size=(300, len(n)))
+    limit = np.quantile(y, 0.7)  # of the grid's top: 30% lie beyond it, mostly large models
+    lower, upper = np.minimum(y, limit), np.where(y > limit, np.inf, y)
+    kept = fit(x, lower, upper, np.zeros(y.shape))
+    error = float(np.median(np.sqrt(kept.covariance[:, 1, 1])))
+    assert abs(kept.beta[:, 1].mean() - 0.3) < 0.5 * error
+    dropped = [np.polyfit(x[row < limit, 1], row[row < limit], 1)[0] for row in y]
+    assert np.mean(dropped) < 0.3 - 0.7 * error
+
+
+def as_cells(n, d, log_f):
+    return Cells(np.log(n), np.log(d), log_f, log_f, np.zeros(len(n)))
+
+
+@pytest.mark.parametrize("name", ["N", "N and D", "D/N", "C"])
+def test_every_candidate_recovers_its_own_noise_free_law(name):
+    n, d = (a.ravel() for a in np.meshgrid(np.geomspace(1e6, 1e9, 4), np.geomspace(1e9, 1e11, 3)))
+    law = CANDIDATES[name]
+    slopes = np.array([0.4, 0.2])[: len(law.rows)]
+    log_f = 1.0 + law.covariates(np.log(n), np.log(d)) @ slopes
+    fitted = fit_candidate(law, as_cells(n, d, log_f))
+    mean, _ = fitted.mean(np.log([7e10]), np.log([1e12]))
+    expected = 1.0 + law.covariates(np.log([7e10]), np.log([1e12])) @ slopes
+    assert mean == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_law_with_an_offset_is_recovered():
+    n = np.geomspace(1e6, 1e9, 8)
+    log_f = np.log(200 + np.exp(-2 + 0.4 * np.log(n))) + 1e-4 * np.random.default_rng(0).normal(size=8)
+    fitted = fit_candidate(CANDIDATES["N + offset"], as_cells(n, np.full(8, 1e9), log_f))
+    assert math.exp(fitted.parameters[-1]) == pytest.approx(200, rel=0.02)
+    assert fitted.parameters[1] == pytest.approx(0.4, abs=0.01)
+
+
+def test_the_largest_size_held_out_tells_a_law_from_a_constant():
+    n = np.geomspace(1e6, 1e9, 7)
+    log_f = 3 + 0.3 * np.log(n) + 0.05 * np.random.default_rng(1).normal(size=7)
+    scores = {row["law"]: row["log_score"] for row in compare(as_cells(n, np.full(7, 1e9), log_f))}
+    assert scores["N"] > scores["constant"] + 2
+    flat = {row["law"]: row["log_score"] for row in compare(as_cells(n, np.full(7, 1e9), log_f - 0.3 * np.log(n)))}
+    assert flat["constant"] > flat["N"]
+
+
+def test_a_law_of_exposure_tokens_and_of_the_ratio_agrees_with_that_of_f():
+    cost = 1500.0
+    points = [
+        point(n, p.value, d, exposure_tokens=p.value * cost, infusion_ratio=p.value * cost / d)
+        for p in noisy(two_budgets=True) for n, d in [(p.params, p.tokens)]
+    ]  # fmt: skip
+    law = fit_law(points, law="N and D")
+    ratio, tokens = (law.equivalents[name]["coefficients"] for name in ("infusion_ratio", "exposure_tokens"))
+    a, b, c = (law.coefficients[name].value for name in ("a", "b_log_params", "c_log_tokens"))
+    assert tokens["a"]["value"] == pytest.approx(a + math.log(cost), abs=1e-8)
+    assert [tokens[k]["value"] for k in ("b_log_params", "c_log_tokens")] == pytest.approx([b, c], abs=1e-8)
+    assert [ratio[k]["value"] for k in ("a", "b_log_params")] == pytest.approx([a + math.log(cost), b], abs=1e-8)
+    assert ratio["c_log_tokens"]["value"] == pytest.approx(c - 1, abs=1e-8)
+
+
+def test_without_embeddings_the_slope_is_another_row():
+    points = [point(p.params, p.value, nonembedding_params=int(p.params**0.9)) for p in noisy()]
+    law = fit_law(points, law="N")
+    row = law.sensitivity["nonembedding_params"]["coefficients"]["b_log_params"]
+    assert row["value"] == pytest.approx(law.coefficients["b_log_params"].value / 0.9, rel=1e-3)
+
+
+def test_a_curved_truth_raises_the_lack_of_fit_flag():
+    generator = np.random.default_rng(0)
+    n = np.geomspace(1e6, 1e9, 7)
+    bend = 2 + 0.3 * np.log(n) - 0.05 * (np.log(n) - np.log(n).mean()) ** 2
+    noise = 0.03 * generator.normal(size=7)
+    curved = fit_law([point(a, math.exp(b)) for a, b in zip(n, bend + noise, strict=True)], law="N")
+    straight = fit_law([point(a, math.exp(2 + 0.3 * math.log(a) + e)) for a, e in zip(n, noise, strict=True)], law="N")
+    assert curved.lack_of_fit["flag"]
+    assert any("lack of fit" in warning for warning in curved.warnings)
+    assert not straight.lack_of_fit["flag"]
+
+
+def test_a_point_known_badly_weighs_less():
+    points = noisy()
+    wrong = point(points[-1].params, points[-1].value * 5)
+    sure = fit_law([*points[:-1], wrong], law="N")
+    vague = point(wrong.params, wrong.value, low=wrong.value / 30, high=wrong.value * 30, interval="profile")
+    truth = fit_law(points, law="N").coefficients["b_log_params"].value
+    unsure = fit_law([*points[:-1], vague], law="N")
+    assert abs(unsure.coefficients["b_log_params"].value - truth) < 0.3 * abs(
+        sure.coefficients["b_log_params"].value - truth
+    )
+
+
+def test_rescaling_the_budget_changes_only_the_intercept():
+    points = noisy(two_budgets=True)
+    scaled = [point(p.params, p.value, p.tokens * 1000) for p in points]
+    law, other = fit_law(points, law="N and D"), fit_law(scaled, law="N and D")
+    for name in ("b_log_params", "c_log_tokens"):
+        assert other.coefficients[name].value == pytest.approx(law.coefficients[name].value, rel=1e-9)
+    assert predict(other, 7e9, 1e15).centre == pytest.approx(predict(law, 7e9, 1e12).centre, rel=1e-9)
+
+
+def test_the_same_points_give_the_same_bytes():
+    points = [*noisy(), point(1e8, 0, status="right_censored", low=900.0)]
+    assert json.dumps(law_record(*fit_laws(points))) == json.dumps(law_record(*fit_laws(points[::-1])))
+    assert SIZE.name == fit_law(points).law
+    assert len(SIZES) + 1 == len(fit_law(points).points)
