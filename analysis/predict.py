@@ -133,11 +133,14 @@ def predict(
     )
 
 
-def critical_values(law: Law, extrapolation: float) -> tuple[tuple[float, float], tuple[float, float]]:
+def critical_values(
+    law: Law, extrapolation: float, *, at_least_t: bool = True
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Lower and upper critical values of the mean and of a new model, in their standard errors.
 
     From the bootstrap through both stages where the law carries one (linear in the logarithm of the extrapolation
-    between the factors it was run at), else Student's t.
+    between the factors it was run at), else Student's t. The bootstrap may widen Student's interval and not narrow it
+    (``at_least_t``): that the narrower one covers has not been shown over enough studies (docs/statistics.md).
     """
     quantile = float(stats.t.ppf(0.5 + law.confidence / 2, max(law.degrees_of_freedom, 1e-3)))
     if law.calibration is None:
@@ -147,7 +150,8 @@ def critical_values(law: Law, extrapolation: float) -> tuple[tuple[float, float]
     def ends(name: str) -> tuple[float, float]:
         low, high = np.array(law.calibration[name]).T  # type: ignore[index]
         x = math.log(max(extrapolation, 1.0))
-        return float(np.interp(x, at, low)), float(np.interp(x, at, high))
+        ends = float(np.interp(x, at, low)), float(np.interp(x, at, high))
+        return (min(ends[0], -quantile), max(ends[1], quantile)) if at_least_t else ends
 
     return ends("confidence"), ends("prediction")
 

@@ -29,7 +29,7 @@ from analysis.collapse.resample import draw, evidence
 from analysis.collapse.unimodal import fall_test
 from analysis.curves import Array, curves
 from analysis.law import LawRefused, fit_law
-from analysis.predict import predict
+from analysis.predict import critical_values
 from analysis.regression import fit
 from analysis.settings import AnalysisSettings
 from analysis.simulate import Truth, simulate_curve, simulate_table
@@ -193,10 +193,12 @@ def nested(simulations: int, *, seed: int = 0, resamples: int = 199) -> dict[str
         target = cells[-1][0] * 4
         new = truth.collapse_point(target, cells[-1][1]) * math.exp(float(truth.scatters(generator, 1)[0]))
         drawn = bootstrap_law(law, curves(table), points, SETTINGS, resamples=resamples)
+        mean, error = law.at(target, cells[-1][1])
         for name, found in (("t", law), ("bootstrap", drawn)):
-            low, high = predict(found, target).prediction_interval
-            hits[name] += low <= new <= high
-            widths[name].append(math.log(high / low))
+            _, ends = critical_values(found, 4.0, at_least_t=False)
+            low, high = (mean + end * math.hypot(error, law.sigma) for end in ends)
+            hits[name] += low <= math.log(new) <= high
+            widths[name].append(high - low)
     return {
         "studies": done, "t": hits["t"] / done, "bootstrap": hits["bootstrap"] / done,
         "t_width": float(np.median(widths["t"])), "bootstrap_width": float(np.median(widths["bootstrap"])),

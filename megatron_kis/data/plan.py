@@ -259,7 +259,8 @@ class ExposurePlan:
     def evenness(self) -> float:
         """How far consecutive exposures of a fact may be from S / F sequences apart, as a share of S / F.
 
-        Of infused facts under the uniform schedule; add two blocks for the packing.
+        Of infused facts under the uniform schedule; add three blocks for the packing (the last one may have two blocks'
+        sequences).
         """
         return self._streams[0].evenness
 

@@ -122,7 +122,7 @@ def plan_settings(draw: st.DrawFn, *, schedule: Any = None) -> dict[str, Any]:
         "token_budget": sequences * length + draw(st.integers(0, length - 1)),
         "sequence_length": length,
         "seed": draw(st.integers(0, 2**31)),
-        "schedule": draw(schedules()) if schedule is None else schedule,
+        "schedule": draw(st.one_of(st.just("uniform"), schedules())) if schedule is None else schedule,
         "templates": draw(st.sampled_from(["round_robin", "random", 0])),
         "background_lengths": background,
         "background_frequency": draw(st.integers(0, max(0, room // 3))),

@@ -61,6 +61,27 @@ def test_layouts_arranged_together_are_those_arranged_one_by_one(made: dict[str,
             assert together[sequence] == plan[sequence]
 
 
+def test_exposures_of_a_crowded_block_keep_the_order_of_their_ideal_places() -> None:
+    one, two = stream_of([33] * 10, 10), Stream("background", np.full((10, 1), 33), 8, key=9)
+    ideals: dict[tuple[str, int, int], int] = {}
+    for group, stream in (("infused", one), ("background", two)):
+        facts, _, ordinals, ideal, _ = stream.between(np.array([0]), np.array([300]), 300)
+        ideals |= {(group, *key): place for *key, place in zip(facts, ordinals, ideal, strict=True)}
+    assert len(set(ideals.values())) < len(ideals)  # some would share a sequence, which holds one
+    blocks = Arranger([one, two], sequences=300, sequence_length=64, key=1).arrange(
+        [range(first, first + 60) for first in range(0, 300, 60)]
+    )
+    assert blocks is not None
+    found = [
+        ideals[exposure[0], exposure.fact, exposure.ordinal]
+        for block in blocks
+        for place in range(60)
+        for exposure in block.layout(place).exposures
+    ]
+    assert len(found) == 180
+    assert found == sorted(found)
+
+
 def test_more_blocks_than_are_kept_can_be_asked_for_together() -> None:
     plan = ExposurePlan(np.full((40, 2), 9), token_budget=9000 * 64, sequence_length=64, infusion_frequency=500, seed=2)
     wanted = list(range(0, 9000, 7))

@@ -84,6 +84,22 @@ def test_the_bound_holds_for_the_fullest_block(made: dict[str, Any]) -> None:
             assert fullest <= fit._fullest(streams, block, len(plan)) + 1e-6
 
 
+@pytest.mark.parametrize("block", [64, 512])
+def test_the_bound_is_not_far_above_what_chance_reaches(block: int) -> None:
+    # Half of the facts as long as can be, half as short: the largest variance that the bound reckons with.
+    lengths = np.where(np.arange(4000) % 2, 31, 1)[:, None]
+    plan = ExposurePlan(lengths, token_budget=20_000 * 128, sequence_length=128, infusion_frequency=20)
+    starts = np.arange(len(plan))
+    facts, _, _, ideal, _ = plan._streams[0].between(starts, starts + 1, len(plan))
+    tokens = np.bincount(ideal, lengths[facts, 0], minlength=len(plan))
+    blocks = tokens[: len(plan) // block * block].reshape(-1, block).sum(axis=1)
+    bound, mean = fit._fullest(plan._streams, block, len(plan)), blocks.mean()
+    deviation = np.sqrt(4 * block * 15**2)  # of 4 exposures a sequence, before they come in rounds
+    assert blocks.max() <= bound
+    # Bernstein's for a probability of e^-40 is sqrt(2 * 40) = 8.9 deviations, and some for its linear term.
+    assert 8.9 * deviation <= bound - mean <= 8.9 * deviation + 2 * 40 * 15
+
+
 @given(st.integers(1, 5000), st.integers(1, 600))
 def test_blocks_part_a_run_and_the_last_takes_what_is_left(sequences: int, block: int) -> None:
     found = Fit(sequences, block)

@@ -85,6 +85,13 @@ def test_nearly_all_of_a_run_can_be_infusion_of_mixed_lengths(sequences: int, ba
     assert counts(plan, "background", 4) == [0 if background == "displaced" else 3] * 4
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_ratio_is_never_met_with_more_tokens_than_there_are(seed: int) -> None:
+    # 10 tokens would be nearer to 9 than 7, or 3, but there are only 9.
+    plan = ExposurePlan([[7, 3]], token_budget=9, sequence_length=9, infusion_ratio=1.0, seed=seed)
+    assert plan.infused_tokens in (3, 7)
+
+
 def test_a_frequency_with_a_fraction_is_a_mean_of_its_neighbours() -> None:
     plan = ExposurePlan(np.full((40, 2), 6), token_budget=900 * 64, sequence_length=64, infusion_frequency=2.25)
     received = counts(plan, "infused", 40)

@@ -120,6 +120,33 @@ def test_round_robin_goes_round_and_random_turns_have_every_template_once() -> N
     assert all(len(found) == 5 for found in begins.values())
 
 
+@pytest.mark.parametrize("policy", ["displaced", "protected"])
+def test_background_facts_have_the_template_policy_of_infused_ones_but_no_fixed_template(policy: str) -> None:
+    table = np.full((12, 4), 6)
+    fixed: dict[str, Any] = {"background_lengths": table, "exposure_lengths": table, "background_policy": policy}
+
+    def turns(templates: Any) -> set[tuple[int, ...]]:
+        plan = plan_of(templates=templates, infusion_frequency=0, background_frequency=8, **fixed)
+        found = by_fact(plan, "background").values()
+        assert all(Counter(item.exposure.template for item in items) == dict.fromkeys(range(4), 2) for items in found)
+        return {tuple(item.exposure.template for item in items) for items in found}
+
+    assert turns("round_robin") == turns(0) == turns(3)
+    assert turns("random") != turns("round_robin")
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.013, 0.25, 0.5, 0.7, 0.95])
+@pytest.mark.parametrize("schedule", ["uniform", {"kind": "window", "start": 0.02, "end": 0.99}])
+def test_infusion_displaces_its_share_of_every_background_fact(ratio: float, schedule: Any) -> None:
+    plan = plan_of(infusion_frequency=None, infusion_ratio=ratio, schedule=schedule, background_frequency=37)
+    kept = round(37 * (1 - plan.infused_tokens / plan.token_budget))
+    assert counts(plan, "background", 6) == [kept] * 6
+    assert plan.background_frequency == kept
+    assert (kept < 37) == (ratio > 0.1)
+    protected = plan_of(infusion_frequency=100, background_frequency=37, background_policy="protected")
+    assert counts(protected, "background", 6) == [37] * 6
+
+
 @pytest.mark.parametrize("templates", [2, 4, 8])
 def test_displacement_leaves_a_background_fact_all_its_templates(templates: int) -> None:
     # Regression: half of the exposures were once all of half of the templates, and a tenth all of one template.
@@ -291,6 +318,16 @@ def test_any_change_shows_in_the_identity_and_in_the_layouts(change: dict[str, A
     assert plan.identity() != other.identity()
     assert plan.fingerprint != other.fingerprint
     assert list(plan) != list(other)
+
+
+def test_what_changes_no_count_shows_in_the_identity_all_the_same() -> None:
+    # Each background fact is shown equally often through each of its templates: all sums are those of the other plan.
+    fixed: dict[str, Any] = {"background_policy": "protected", "infusion_frequency": 0}
+    plan = plan_of(**fixed)
+    for change in ({"background_lengths": SIX_FACTS}, {"background_policy": "displaced"}):
+        other = plan_of(**{**fixed, **change})
+        assert other.background_tokens == plan.background_tokens
+        assert other.fingerprint != plan.fingerprint
 
 
 @pytest.mark.parametrize(
