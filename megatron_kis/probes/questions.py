@@ -1,4 +1,4 @@
-"""Questions: reading the file that ``kis data render`` writes, and laying their options out for the model."""
+"""Questions: reading the file that ``kis data render`` writes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json_lines
@@ -44,6 +41,8 @@ class Question:
     template: int
     answer: int
     options: tuple[Option, ...]
+    aliases: tuple[Option, ...] = ()
+    """Other names of the answer, right where a model completes the statement; never options."""
 
 
 @dataclass(frozen=True)
@@ -91,39 +90,23 @@ def read_questions(path: Path, templates: Mapping[Any, int | None]) -> QuestionS
 
 
 def _question(row: dict[str, Any]) -> Question:
-    options = tuple(
-        Option(text=option["text"], tokens=tuple(map(index, option["tokens"])), span=(start, stop))
-        for option in row["options"]
-        for start, stop in [map(index, option["span"])]
-    )
+    options, aliases = _options(row["options"]), _options(row.get("aliases", ()))
     answer = index(row["answer"])
     if not 0 <= answer < len(options) or len(options) < 2:
         raise ValueError("the answer is not among at least two options")
-    if any(not 0 <= option.span[0] < option.span[1] <= len(option.tokens) for option in options):
+    if any(not 0 <= option.span[0] < option.span[1] <= len(option.tokens) for option in (*options, *aliases)):
         raise ValueError("a span lies outside its statement")
     if not all(option.text for option in options):
         raise ValueError("an option has no text")
     return Question(
         fact=row["fact"], group=row["group"], relation=row["relation"], split=row["split"],
-        template=row["template"], answer=answer, options=options,
+        template=row["template"], answer=answer, options=options, aliases=aliases,
     )  # fmt: skip
 
 
-def lay_out(options: Sequence[Option], first: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Inputs and labels of some options, padded on the right.
-
-    Args:
-        options: [n].
-        first: the token that stands before every statement (the end-of-document token, as in training).
-
-    Returns:
-        int64 [n, T] inputs (``first`` and the statement without its last token) and int64 [n, T] labels (the
-        statement); padding is ``first``.
-    """
-    width = max(len(option.tokens) for option in options)
-    labels = np.full((len(options), width), first, dtype=np.int64)
-    for row, option in enumerate(options):
-        labels[row, : len(option.tokens)] = option.tokens
-    inputs = np.full_like(labels, first)
-    inputs[:, 1:] = labels[:, :-1]
-    return inputs, labels
+def _options(rows: Sequence[dict[str, Any]]) -> tuple[Option, ...]:
+    return tuple(
+        Option(text=option["text"], tokens=tuple(map(index, option["tokens"])), span=(start, stop))
+        for option in rows
+        for start, stop in [map(index, option["span"])]
+    )

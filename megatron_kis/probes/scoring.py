@@ -7,6 +7,9 @@
 | ``mean_token`` | ``sum`` / tokens of the answer | common variant |
 | ``mean_char`` | ``sum`` / characters of the answer | lm-evaluation-harness ``acc_norm`` |
 | ``mean_byte`` | ``sum`` / UTF-8 bytes of the answer | common variant |
+| ``pmi`` | ``sum`` - log-likelihood of the answer's tokens at the start of a document | lm-eval ``acc_mutual_info`` |
+
+``pmi`` says nothing of an answer with which its statement begins: there the two terms are the same.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-RULES = ("statement", "sum", "mean_token", "mean_char", "mean_byte")
+RULES = ("statement", "sum", "mean_token", "mean_char", "mean_byte", "pmi")
 
 
 def token_log_probs(logits: ArrayLike, tokens: ArrayLike) -> NDArray[np.float64]:
@@ -38,7 +41,13 @@ def token_log_probs(logits: ArrayLike, tokens: ArrayLike) -> NDArray[np.float64]
 
 
 def score_options(
-    log_probs: ArrayLike, *, lengths: ArrayLike, spans: ArrayLike, answers: Sequence[str], rule: str
+    log_probs: ArrayLike,
+    *,
+    lengths: ArrayLike,
+    spans: ArrayLike,
+    answers: Sequence[str],
+    rule: str,
+    neutral: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
     """The score of each option under a rule; larger is likelier.
 
@@ -48,9 +57,10 @@ def score_options(
         spans: int [options, 2] half-open token range of the answer within the statement.
         answers: the answers' texts.
         rule: one of ``RULES``.
+        neutral: float [options] log-likelihood of each answer without a prompt, nats; needed by ``pmi`` alone.
 
     Raises:
-        ValueError: an unknown rule.
+        ValueError: an unknown rule, or ``pmi`` without ``neutral``.
     """
     if rule not in RULES:
         raise ValueError(f"no scoring rule {rule!r}; valid: {', '.join(RULES)}")
@@ -68,6 +78,10 @@ def score_options(
         return total / np.array([len(answer) for answer in answers])
     if rule == "mean_byte":
         return total / np.array([len(answer.encode()) for answer in answers])
+    if rule == "pmi":
+        if neutral is None:
+            raise ValueError("the rule 'pmi' needs the answers' log-likelihoods without a prompt")
+        return total - np.asarray(neutral, dtype=np.float64)
     return total
 
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from megatron_kis.config import MomentsConfig, ProbeConfig, ValidationConfig
 from megatron_kis.data.general import ValidationText
-from megatron_kis.probes.probe import run_probe
+from megatron_kis.files import write_json
+from megatron_kis.probes.forward import Scorer
+from megatron_kis.probes.probe import PROBE_NAME, PROBE_SCHEMA, Probe
 from megatron_kis.probes.questions import QuestionSet
 from megatron_kis.training.logs import JsonLines
+from megatron_kis.training.speed import Speed
 
 if TYPE_CHECKING:
     from megatron_kis.training.engine import Engine
+
+
+_KEPT = (
+    "step", "tokens", "loss", "gradient_norm", "learning_rate", "infusion_ratio", "seconds", "tokens_per_second",
+    "results", "validated_at",
+)  # fmt: skip
 
 
 @dataclass
@@ -24,6 +34,9 @@ class State:
 
     steps: int
     """Of the whole run."""
+
+    resumed: bool = False
+    """Whether the run goes on from a checkpoint: what belongs to its step has been done."""
 
     step: int = 0
     """Steps done."""
@@ -52,18 +65,39 @@ class State:
     results: dict[str, float] = field(default_factory=dict)
     """What hooks found last, for the progress line."""
 
+    validated_at: int = -1
+    """The step at which the validation loss among the results was measured."""
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps, in JSON's types."""
+        kept = {name: getattr(self, name) for name in _KEPT}
+        return {name: None if isinstance(value, float) and isnan(value) else value for name, value in kept.items()}
+
+    def load(self, record: dict[str, Any]) -> None:
+        """Takes over what ``record`` gave."""
+        for name in _KEPT:
+            setattr(self, name, float("nan") if record[name] is None else record[name])
+        self.resumed = True
+
 
 class Hook:
     """A hook does nothing at every moment; a subclass overrides the moments it wants."""
 
     def before_training(self, state: State) -> None:
-        """Before the first step."""
+        """Before the first step, of a resumed run too."""
 
     def after_step(self, state: State) -> None:
         """After each step."""
 
     def after_training(self, state: State) -> None:
         """After the last step, or where the run was cut off."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint should keep of this hook, in JSON's types."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes over what ``state`` gave."""
 
 
 class AtMoments(Hook):
@@ -74,8 +108,9 @@ class AtMoments(Hook):
         self._at = moments.steps(steps)
 
     def before_training(self, state: State) -> None:
-        """Acts if the moments include the start."""
-        self.after_step(state)
+        """Acts if the moments include the start, and this is the start."""
+        if not state.resumed:
+            self.after_step(state)
 
     def after_step(self, state: State) -> None:
         """Acts if this step is one of the moments."""
@@ -105,7 +140,7 @@ class ValidationHook(AtMoments):
         if losses is None:
             return
         loss = float(losses.mean(dtype=np.float64))
-        state.results["validation_loss"] = loss
+        state.results["validation_loss"], state.validated_at = loss, state.step
         if self._log:
             self._log.write({"kind": "validation", "step": state.step, "tokens": state.tokens, "loss": loss})
 
@@ -126,18 +161,13 @@ class ProbeHook(AtMoments):
     ) -> None:
         """Prepares; ``log`` is None on ranks that do not report; outcomes a question go to the folder ``outcomes``."""
         super().__init__(settings.moments, steps)
-        self._engine, self._questions, self._log = engine, questions, log
-        self._first, self._batch_size, self._outcomes = first, settings.batch_size, outcomes
+        self._log, self._outcomes = log, outcomes
+        self._scorer = Scorer(engine)
+        self._probe = Probe(questions, first=first, batch_size=settings.batch_size, branching=self._scorer.branching)
 
     def act(self, state: State) -> None:
         """Probes and logs."""
-        size = self._batch_size
-        result = run_probe(
-            self._questions,
-            lambda inputs, labels: self._engine.token_losses(inputs, labels, batch_size=size),
-            first=self._first,
-            batch_size=size,
-        )
+        result = self._probe.ask(self._scorer.score)
         if result is None or self._log is None:
             return
         for row in result.rows:
@@ -145,15 +175,16 @@ class ProbeHook(AtMoments):
             if row["split"] == "held_out" and row["scoring"] == "statement":
                 state.results[row["group"]] = row["correct"] / row["n"]
         self._outcomes.mkdir(exist_ok=True)
-        np.savez_compressed(self._outcomes / f"step-{state.step}.npz", correct=result.correct, margins=result.margins)
+        write_json(self._outcomes / PROBE_NAME, {"schema": PROBE_SCHEMA, **self._probe.settings()})
+        np.savez_compressed(self._outcomes / f"step-{state.step}.npz", **result.outcomes())  # type: ignore[arg-type]
 
 
 class MetricsHook(Hook):
     """Rows of metrics.jsonl, and the clock."""
 
-    def __init__(self, log: JsonLines | None, *, every: int) -> None:
+    def __init__(self, log: JsonLines | None, *, every: int, speed: Speed) -> None:
         """Writes a row each ``every`` steps and at the end."""
-        self._log, self._every = log, every
+        self._log, self._every, self._speed = log, every, speed
         self._seconds, self._tokens = 0.0, 0
 
     def before_training(self, state: State) -> None:
@@ -176,6 +207,7 @@ class MetricsHook(Hook):
                     "grad_norm": state.gradient_norm,
                     "tokens_per_second": round(state.tokens_per_second, 1),
                     "infusion_ratio": state.infusion_ratio,
+                    **self._speed.measure(state.tokens_per_second),
                 }
             )
         self._seconds, self._tokens = state.seconds, state.tokens

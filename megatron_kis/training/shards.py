@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import load as read_parts
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -207,3 +208,19 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """
     index = read_json(folder / INDEX_NAME, INDEX_SCHEMA, keys=("tensors",))
     return {name: tuple(json_tensor["shape"]) for name, json_tensor in index["tensors"].items()}
+
+
+def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Whole tensors of a checkpoint, whatever layout it was written under; no other rank takes part.
+
+    Raises:
+        InputError: the index is missing or no index, or a name is not in it.
+    """
+    index = read_json(folder / INDEX_NAME, INDEX_SCHEMA, keys=("tensors",))["tensors"]
+    missing = [name for name in names if name not in index]
+    if missing:
+        raise InputError(f"holds no {missing[0]}", where=str(folder))
+    tensors = {name: torch.empty(index[name]["shape"], dtype=getattr(torch, index[name]["dtype"])) for name in names}
+    with quiet_megatron():
+        read_parts(tensors, storage_reader=_IndexReader(folder), no_dist=True)
+    return tensors

@@ -64,7 +64,7 @@ def test_probes_cover_all_groups_splits_and_rules(tiny_run: MakeRun) -> None:
     assert sorted({row["step"] for row in rows}) == [0, 10, 20]
     seen = {(row["group"], row["split"], row["scoring"]) for row in rows}
     groups, splits = ("infused", "background", "control"), ("train", "held_out", "question")
-    rules = ("statement", "sum", "mean_token", "mean_char", "mean_byte")
+    rules = ("statement", "sum", "mean_token", "mean_char", "mean_byte", "pmi")
     assert seen == {(group, split, rule) for group in groups for split in splits for rule in rules}
     for row in rows:
         assert row["facts"] == 16

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from random import Random
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +47,25 @@ def test_orders_are_spread_over_all_places() -> None:
     for value in range(10):
         at = np.bincount(np.flatnonzero(orders == value) % 10, minlength=10)
         assert abs(at - 200).max() < 80
+
+
+@pytest.mark.parametrize("key_of_order", [lambda number: key_of(number), mix_one, lambda number: number])
+def test_all_orders_of_a_few_are_equally_frequent(key_of_order: Callable[[int], int]) -> None:
+    # 24,000 orders of 4: each of the 24 is expected 1,000 times; 6 standard deviations are 186.
+    keys = np.array([[key_of_order(number)] * 4 for number in range(24_000)], dtype=np.uint64)
+    orders = permute(np.tile(np.arange(4), (24_000, 1)), 4, keys)
+    found = Counter(map(tuple, orders.tolist()))
+    assert len(found) == 24
+    assert max(abs(count - 1000) for count in found.values()) < 186
+
+
+def test_neighbours_do_not_stay_neighbours() -> None:
+    # A value's image and the next one's: the correlation of 5,000 pairs is within 6 / sqrt(5,000).
+    image = permute(np.arange(5000), 5000, key_of("neighbours"))
+    assert abs(np.corrcoef(image[:-1], image[1:])[0, 1]) < 0.085
+    assert abs(np.corrcoef(np.arange(5000), image)[0, 1]) < 0.085
+    steps = Counter(np.diff(image).tolist())
+    assert max(steps.values()) < 10  # a step of a chance order comes about once
 
 
 def test_keys_tell_their_parts_apart() -> None:

@@ -4,6 +4,7 @@ import random
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from megatron_kis.probes.probe import ProbeResult, run_probe
-from megatron_kis.probes.questions import Option, Question, QuestionSet, lay_out, read_questions
+from megatron_kis.probes.forest import EdgeScores, Forest
+from megatron_kis.probes.probe import Probe, ProbeResult
+from megatron_kis.probes.questions import Option, Question, QuestionSet, read_questions
 from megatron_kis.probes.scoring import RULES
 
 VOCABULARY, FIRST = 50, 1
@@ -24,7 +26,7 @@ class PrefixModel:
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         self._inputs, self._outputs = rng.normal(size=(VOCABULARY, 8)), rng.normal(size=(8, VOCABULARY))
-        self.shapes: list[tuple[int, ...]] = []
+        self.rows_a_pass = 0
 
     def logits(self, prefix: NDArray[np.int64]) -> NDArray[np.float64]:
         """[vocabulary] after the prefix [T]."""
@@ -37,13 +39,19 @@ class PrefixModel:
         values = self.logits(prefix)
         return float(values[token] - np.log(np.exp(values).sum()))
 
-    def __call__(self, inputs: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.float32]:
-        self.shapes.append(inputs.shape)
-        losses = [
-            [-self.log_prob(row[: at + 1], label) for at, label in enumerate(wanted)]
-            for row, wanted in zip(inputs, labels, strict=True)
-        ]
-        return np.array(losses, dtype=np.float32)
+    def __call__(self, forest: Forest, rows_a_pass: int) -> EdgeScores:
+        """Each edge under the tokens that its node may see, in the order of their depths."""
+        self.rows_a_pass = rows_a_pass
+        found, greedy = [], []
+        for row in range(len(forest.counts)):
+            for edge in range(forest.edge_starts[row], forest.edge_starts[row + 1]):
+                place = forest.places[edge]
+                seen = [at for at in range(place + 1) if place < forest.ends[row, at]]
+                assert forest.depths[row, seen].tolist() == list(range(len(seen)))
+                prefix = forest.tokens[row, seen]
+                found.append(self.log_prob(prefix, forest.labels[edge]))
+                greedy.append(self.logits(prefix).argmax() == forest.labels[edge])
+        return EdgeScores(np.array(found), np.array(greedy, dtype=bool))
 
 
 def question_set(seed: int, facts: int = 6) -> QuestionSet:
@@ -75,11 +83,18 @@ def expected_scores(model: PrefixModel, option: Option) -> dict[str, float]:
         "mean_token": answer / (option.span[1] - option.span[0]),
         "mean_char": answer / len(option.text),
         "mean_byte": answer / len(option.text.encode()),
+        "pmi": answer - expected_start(model, option),
     }
 
 
-def probe(questions: QuestionSet, model: PrefixModel, batch_size: int = 7) -> ProbeResult:
-    result = run_probe(questions, model, first=FIRST, batch_size=batch_size)
+def expected_start(model: PrefixModel, option: Option) -> float:
+    """Log-likelihood of the answer's tokens at the start of a document."""
+    answer = [FIRST, *option.tokens[slice(*option.span)]]
+    return sum(model.log_prob(np.array(answer[:at]), answer[at]) for at in range(1, len(answer)))
+
+
+def probe(questions: QuestionSet, model: PrefixModel, batch_size: int = 7, **layout: Any) -> ProbeResult:
+    result = Probe(questions, first=FIRST, batch_size=batch_size, **layout).ask(model)
     assert result is not None
     return result
 
@@ -94,6 +109,10 @@ def test_a_probe_finds_what_scoring_each_option_alone_finds(seed: int) -> None:
             values = [score[rule] for score in scores]
             others = max(value for index, value in enumerate(values) if index != question.answer)
             margin = values[question.answer] - others
+            assert result.scores[number, column] == pytest.approx(values[question.answer], abs=1e-4)
+            if rule == "pmi" and any(option.span[0] == 0 for option in question.options):
+                assert np.isnan(result.margins[number, column])
+                continue
             assert result.margins[number, column] == pytest.approx(margin, abs=1e-4)
             assert result.correct[number, column] == (margin > 0)
     by_rule = [result.correct[:, column].tolist() for column in range(len(RULES))]
@@ -107,6 +126,8 @@ def test_rows_sum_up_the_questions_of_a_group_and_split() -> None:
     groups = ("infused", "background", "control")
     assert sorted(keys) == sorted((g, s, rule) for g in groups for s in ("train", "held_out") for rule in RULES)
     for row in result.rows:
+        if row["scoring"] == "pmi":
+            continue  # of some questions only, below
         column = RULES.index(row["scoring"])
         members = [
             number
@@ -119,6 +140,13 @@ def test_rows_sum_up_the_questions_of_a_group_and_split() -> None:
         assert row["correct"] == sum(result.correct[number, column] for number in members)
         assert row["chance"] == pytest.approx(sum(1 / len(question.options) for question in asked) / len(asked))
         assert row["margin"] == pytest.approx(np.mean([result.margins[number, column] for number in members]), abs=1e-5)
+        chance = row["chance"]
+        assert row["corrected"] == pytest.approx((row["correct"] / row["n"] - chance) / (1 - chance))
+        by_fact = defaultdict(list)
+        for number, question in zip(members, asked, strict=True):
+            by_fact[question.fact].append(result.correct[number, column])
+        assert row["facts_always"] == sum(all(marks) for marks in by_fact.values())
+        assert row["facts_ever"] == sum(any(marks) for marks in by_fact.values())
         spread = defaultdict(lambda: [0, 0])
         for number, question in zip(members, asked, strict=True):
             spread[question.relation, question.template][0] += 1
@@ -129,14 +157,15 @@ def test_rows_sum_up_the_questions_of_a_group_and_split() -> None:
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(0, 1000), st.integers(1, 80))
-def test_batches_and_padding_change_nothing(seed: int, batch_size: int) -> None:
+@given(st.integers(0, 1000), st.integers(1, 80), st.integers(1, 60), st.booleans())
+def test_rows_and_batches_change_nothing(seed: int, batch_size: int, width: int, branching: bool) -> None:
     questions = question_set(seed, facts=3)
-    whole, parts, model = probe(questions, PrefixModel(), 1000), None, PrefixModel()
-    parts = probe(questions, model, batch_size)
-    assert max(rows for rows, _ in model.shapes) <= batch_size
+    whole, alone = probe(questions, PrefixModel(), 1000, width=10_000), PrefixModel()
+    parts = probe(questions, alone, batch_size, width=width, branching=branching)
+    assert alone.rows_a_pass >= 1
     np.testing.assert_allclose(parts.margins, whole.margins, atol=1e-5)
     assert (parts.correct == whole.correct).all()
+    assert (parts.generated == whole.generated).all()
 
 
 def test_the_order_of_questions_and_of_options_changes_nothing() -> None:
@@ -165,41 +194,99 @@ def test_two_equal_options_are_a_tie_and_wrong() -> None:
     assert (result.margins == 0).all()
 
 
-def test_a_rank_without_the_loss_takes_part_in_every_batch_and_reports_nothing() -> None:
+def test_a_rank_without_the_loss_takes_part_and_reports_nothing() -> None:
     calls = []
-    questions = question_set(1)
-    options = sum(len(question.options) for question in questions.questions)
-    result = run_probe(questions, lambda inputs, labels: calls.append(inputs.shape), first=FIRST, batch_size=10)
-    assert result is None
-    assert len(calls) == -(-options // 10)
+    found = Probe(question_set(1), first=FIRST, batch_size=10).ask(lambda forest, rows: calls.append(forest))
+    assert found is None
+    assert len(calls) == 1
 
 
-def test_options_are_laid_out_behind_the_first_token_and_padded_on_the_right() -> None:
-    inputs, labels = lay_out([Option("a", (7, 8, 9), (0, 1)), Option("b", (5,), (0, 1))], FIRST)
-    assert inputs.tolist() == [[1, 7, 8], [1, 5, 1]]
-    assert labels.tolist() == [[7, 8, 9], [5, 1, 1]]
+def statement(text: str, tokens: tuple[int, ...], start: int, stop: int) -> Option:
+    return Option(text, tokens, (start, stop))
+
+
+class Oracle:
+    """Says of each token under each prefix what it is told, and that all others are 2 nats away."""
+
+    def __init__(self, told: dict[tuple[int, ...], float]) -> None:
+        self._told = told
+
+    def __call__(self, forest: Forest, rows_a_pass: int) -> EdgeScores:
+        values = []
+        for row in range(len(forest.counts)):
+            for edge in range(forest.edge_starts[row], forest.edge_starts[row + 1]):
+                place = forest.places[edge]
+                seen = [at for at in range(1, place + 1) if place < forest.ends[row, at]]
+                values.append(self._told.get((*forest.tokens[row, seen].tolist(), int(forest.labels[edge])), -2.0))
+        found = np.array(values)
+        return EdgeScores(found, found > -0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "told", "expected"),
+    [
+        pytest.param(  # "The city is Rom" against "The city is Rom a"
+            [statement("Rom", (5, 6, 7), 2, 3), statement("Rom a", (5, 6, 7, 8), 2, 4)],
+            {(5, 6, 7): -1.0, (5, 6, 7, 8): -0.5, (7,): -3.0, (7, 8): -0.25},
+            {"statement": (-5, -5.5), "sum": (-1, -1.5), "mean_token": (-1, -0.75), "mean_char": (-1 / 3, -0.3),
+             "mean_byte": (-1 / 3, -0.3), "pmi": (2.0, 1.75)},
+            id="last, one a prefix of the other",
+        ),
+        pytest.param(  # "... Zürich lies", "... Köln lies"
+            [statement("Zürich", (5, 7, 8, 9), 1, 3), statement("Köln", (5, 10, 9), 1, 2)],
+            {(5, 7): -1.0, (5, 7, 8): -2.0, (5, 7, 8, 9): -4.0, (5, 10): -2.5, (7,): -8.0, (10,): -1.0},
+            {"statement": (-9, -6.5), "sum": (-3, -2.5), "mean_token": (-1.5, -2.5), "mean_char": (-0.5, -0.625),
+             "mean_byte": (-3 / 7, -0.5), "pmi": (7.0, -1.5)},
+            id="middle, unicode, several tokens",
+        ),
+        pytest.param(
+            [statement("Rom", (7, 5, 6), 0, 1), statement("Ulm", (8, 5, 6), 0, 1)],
+            {(7,): -4.0, (7, 5): -0.5, (7, 5, 6): -0.5, (8,): -1.0},
+            {"statement": (-5, -5), "sum": (-4, -1), "mean_token": (-4, -1), "mean_char": (-4 / 3, -1 / 3),
+             "mean_byte": (-4 / 3, -1 / 3)},
+            id="first",
+        ),
+    ],
+)  # fmt: skip
+def test_every_rule_gives_what_is_known_by_hand(
+    options: list[Option], told: dict[tuple[int, ...], float], expected: dict[str, tuple[float, float]]
+) -> None:
+    for answer in (0, 1):
+        question = Question("f", "infused", "r", "train", 0, answer, tuple(options))
+        result = Probe(QuestionSet({}, (question,)), first=FIRST, batch_size=8).ask(Oracle(told))
+        assert result is not None
+        for rule, scores in expected.items():
+            column, margin = RULES.index(rule), scores[answer] - scores[1 - answer]
+            assert result.scores[0, column] == pytest.approx(scores[answer], abs=1e-6)
+            assert result.margins[0, column] == pytest.approx(margin, abs=1e-6)
+            assert result.correct[0, column] == (margin > 0)
+        assert {row["scoring"] for row in result.rows} == set(expected)
+
+
+def test_a_completion_counts_if_greedy_decoding_gives_the_answer_or_an_alias_and_the_full_stop() -> None:
+    rom, ulm, alias = (statement(name, (5, token, 9), 1, 2) for name, token in (("Rom", 7), ("Ulm", 8), ("Roma", 10)))
+    middle = replace(rom, tokens=(5, 7, 9, 9))
+    cases = {
+        ((5, 7), (5, 7, 9)): (rom, 1), ((5, 7),): (rom, 0), ((5, 8), (5, 8, 9)): (rom, 0),
+        ((5, 10), (5, 10, 9)): (rom, 1), ((5, 7), (5, 7, 9), (5, 7, 9, 9)): (middle, -1),
+    }  # fmt: skip
+    for greedy, (right, expected) in cases.items():
+        question = Question("f", "infused", "r", "train", 0, 1, (ulm, right), (alias,))
+        result = Probe(QuestionSet({}, (question,)), first=FIRST, batch_size=8).ask(Oracle(dict.fromkeys(greedy, -0.1)))
+        assert result is not None
+        assert result.generated.tolist() == [expected]
+        assert result.rows[0]["generated"] == {"n": int(expected >= 0), "correct": int(expected > 0)}
 
 
 @pytest.mark.parametrize(("known", "share"), [("answer", 1.0), ("distractor", 0.0)])
 def test_what_the_model_knows_is_found_by_every_rule(tiny_data: Path, known: str, share: float) -> None:
     """On real questions, a model that finds one option of each likely and all others unlikely."""
     questions = read_questions(tiny_data / "exposures.questions.jsonl", {"held_out": None, "question": None})
-    likely = set()
-    for question in questions.questions:
-        chosen = question.answer if known == "answer" else question.answer - 1
-        likely.add(question.options[chosen].tokens)
-
-    def losses(inputs: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.float32]:
-        found = np.full(labels.shape, 50.0, dtype=np.float32)
-        for row, tokens in enumerate(labels.tolist()):
-            if any(tuple(tokens[:end]) in likely for end in range(len(tokens) + 1)):
-                found[row] = 0.01
-        return found
-
-    result = run_probe(questions, losses, first=1, batch_size=64)
-    assert result is not None
-    assert len(result.rows) == 3 * 2 * len(RULES)
-    for row in result.rows:
-        assert row["correct"] / row["n"] == share
-        assert row["chance"] == 0.25
-        assert row["facts"] == 16
+    for question in questions.questions[::7]:  # one at a time: its options are right elsewhere
+        tokens = question.options[question.answer if known == "answer" else question.answer - 1].tokens
+        told = {tokens[:end]: -0.01 for end in range(1, len(tokens) + 1)}
+        result = Probe(replace(questions, questions=(question,)), first=1, batch_size=64).ask(Oracle(told))
+        assert result is not None
+        for row in result.rows:
+            if row["scoring"] != "pmi":  # the answers' own likelihoods take part
+                assert (row["correct"], row["n"], row["chance"]) == (share, 1, 0.25)

@@ -24,15 +24,21 @@ LENGTHS, SPANS, ANSWERS = [4, 3], [(1, 3), (2, 3)], ["Zürich", "Rom"]
         ("mean_token", [-3.0, -6.0]),
         ("mean_char", [-1.0, -2.0]),
         ("mean_byte", [-6.0 / 7, -2.0]),  # ü takes two bytes
+        ("pmi", [1.0, -4.0]),
     ],
 )
 def test_each_rule_is_what_its_table_says(rule: str, expected: list[float]) -> None:
-    scores = score_options(LOG_PROBS, lengths=LENGTHS, spans=SPANS, answers=ANSWERS, rule=rule)
+    scores = score_options(LOG_PROBS, lengths=LENGTHS, spans=SPANS, answers=ANSWERS, rule=rule, neutral=[-7.0, -2.0])
     assert scores == pytest.approx(expected)
 
 
+def test_pmi_without_the_answers_alone_is_refused() -> None:
+    with pytest.raises(ValueError, match="'pmi' needs"):
+        score_options(LOG_PROBS, lengths=LENGTHS, spans=SPANS, answers=ANSWERS, rule="pmi")
+
+
 def test_every_documented_rule_exists() -> None:
-    assert set(RULES) == {"statement", "sum", "mean_token", "mean_char", "mean_byte"}
+    assert set(RULES) == {"statement", "sum", "mean_token", "mean_char", "mean_byte", "pmi"}
 
 
 def test_an_unknown_rule_is_refused_with_the_valid_ones() -> None:
@@ -50,8 +56,9 @@ def test_scores_are_the_sums_of_the_tokens_they_name(data: st.DataObject) -> Non
     first = [int(rng.integers(0, length)) for length in lengths]
     spans = [(start, int(rng.integers(start + 1, length + 1))) for start, length in zip(first, lengths, strict=True)]
     answers = ["é" * int(rng.integers(1, 6)) for _ in range(options)]
+    neutral = -rng.exponential(3.0, size=options)
     for rule in RULES:
-        scores = score_options(values, lengths=lengths, spans=spans, answers=answers, rule=rule)
+        scores = score_options(values, lengths=lengths, spans=spans, answers=answers, rule=rule, neutral=neutral)
         for row, (start, stop) in enumerate(spans):
             answer = math.fsum(values[row, start:stop])
             expected = {
@@ -60,6 +67,7 @@ def test_scores_are_the_sums_of_the_tokens_they_name(data: st.DataObject) -> Non
                 "mean_token": answer / (stop - start),
                 "mean_char": answer / len(answers[row]),
                 "mean_byte": answer / (2 * len(answers[row])),
+                "pmi": answer - neutral[row],
             }[rule]
             assert scores[row] == pytest.approx(expected, abs=1e-9)
 

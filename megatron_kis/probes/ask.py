@@ -1,0 +1,90 @@
+"""A checkpoint asked after training, on the run's questions or on others."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.indexed import suffixed
+from data_tools.tokenizer import load_tokenizer
+from megatron_kis.errors import InputError
+from megatron_kis.files import atomic_path, sha256_file
+from megatron_kis.probes.forward import Scorer
+from megatron_kis.probes.probe import PROBE_SCHEMA, Probe
+from megatron_kis.probes.questions import SPLITS, read_questions
+from megatron_kis.probes.restore import read_config, restored
+
+
+def ask_checkpoint(
+    run: Path,
+    *,
+    step: int | None = None,
+    exposures: Path | None = None,
+    all_templates: bool = False,
+    batch_size: int | None = None,
+    device: str = "auto",
+    tensor: int = 1,
+    pipeline: int = 1,
+    outcomes: Path | None = None,
+) -> dict[str, Any] | None:
+    """Probes a checkpoint; under torchrun every process calls this.
+
+    Args:
+        run: the run's folder.
+        step: of the checkpoint; None for the newest.
+        exposures: prefix of other questions, made with the run's tokenizer; None for the run's own.
+        all_templates: ask with every template instead of the run's choice.
+        batch_size: options in one forward pass; None for the run's.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        tensor: ranks that share each layer.
+        pipeline: stages.
+        outcomes: where to write the record a question (``.npz``).
+
+    Returns:
+        Schema ``kis.probe/1`` with the rows of probes.jsonl, on the reporting rank; None on others.
+
+    Raises:
+        InputError: no such run, checkpoint or questions, or questions of another tokenizer.
+    """
+    config = read_config(run).model_copy(update={"device": device})
+    path = config.data.questions if exposures is None else suffixed(exposures, ".questions.jsonl")
+    templates = dict.fromkeys(SPLITS) if all_templates else config.probes.templates
+    questions, tokenizer = read_questions(path, templates), load_tokenizer(config.data.tokenizer)
+    theirs, ours = questions.tokenizer_fingerprint, tokenizer.fingerprint
+    if theirs != ours:
+        raise InputError(
+            f"was made with tokenizer {theirs[:12]}, the run's is {ours[:12]}",
+            where=str(path),
+            remedy=f"make it again with {config.data.tokenizer}",
+        )
+    size = batch_size or config.probes.batch_size
+    with restored(run, config, vocabulary=tokenizer.vocab_size, step=step, tensor=tensor, pipeline=pipeline) as (
+        engine,
+        checkpoint,
+    ):
+        scorer = Scorer(engine)
+        probe = Probe(questions, first=tokenizer.eod_id, batch_size=size, branching=scorer.branching)
+        result = probe.ask(scorer.score)
+        if result is None or not engine.layout.reports:
+            return None
+    if outcomes is not None:
+        with atomic_path(outcomes) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **result.outcomes())  # type: ignore[arg-type]
+    rows = [{name: _finite(value) for name, value in row.items()} for row in result.rows]
+    return {
+        "schema": PROBE_SCHEMA,
+        "run": config.name,
+        "step": checkpoint.step,
+        "tokens": checkpoint.manifest["tokens"],
+        "questions_file": str(path),
+        "questions_sha256": sha256_file(path),
+        **probe.settings(),
+        "rows": rows,
+    }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,81 @@
+"""A run's model at a checkpoint, under the layout of the processes at hand, ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_kis.config import RunConfig
+from megatron_kis.device import open_device, seed_device
+from megatron_kis.errors import InputError
+from megatron_kis.files import read_json
+from megatron_kis.model.vocabulary import padded_vocabulary
+from megatron_kis.parallel import close_groups, open_groups
+from megatron_kis.settings import parse_config
+from megatron_kis.training import shards
+from megatron_kis.training.checkpoint import FOLDER, Checkpoint, newest
+from megatron_kis.training.engine import Engine
+from megatron_kis.training.record import RUN_SCHEMA
+
+
+def read_config(run: Path) -> RunConfig:
+    """The configuration that a run was trained with, from its ``run.json``.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    record = read_json(run / "run.json", RUN_SCHEMA, keys=("config",))
+    return parse_config(RunConfig, record["config"], source=str(run / "run.json"))
+
+
+@contextmanager
+def restored(
+    run: Path, config: RunConfig, *, vocabulary: int, step: int | None, tensor: int = 1, pipeline: int = 1
+) -> Iterator[tuple[Engine, Checkpoint]]:
+    """An engine with the weights of a checkpoint; under torchrun every process enters.
+
+    Args:
+        run: the run's folder.
+        config: of the run; its ``parallel`` section is not used, its ``device`` is.
+        vocabulary: pieces of the tokenizer, before padding.
+        step: of the checkpoint; None for the newest.
+        tensor: ranks that share each layer.
+        pipeline: stages.
+
+    Raises:
+        InputError: there is no whole checkpoint, or not of this step.
+    """
+    device = open_device(config.device)
+    layout = open_groups(device, tensor=tensor, pipeline=pipeline)
+    try:
+        checkpoint = _found(run, step)
+        seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
+        engine = Engine(config, vocabulary=padded_vocabulary(vocabulary), layout=layout, device=device)
+        model = engine.sharded_state(loading=True)["model"]
+        loaded = shards.load({"model": model}, checkpoint.folder)
+        engine.replica.module.load_state_dict(loaded["model"], strict=True)
+        yield engine, checkpoint
+    finally:
+        close_groups()
+
+
+def open_checkpoint(run: Path, step: int | None) -> Checkpoint:
+    """A whole checkpoint of a run, for one process that builds no model.
+
+    Raises:
+        InputError: there is none, or not of this step.
+    """
+    open_groups(open_device("cpu"))
+    try:
+        return _found(run, step)
+    finally:
+        close_groups()
+
+
+def _found(run: Path, step: int | None) -> Checkpoint:
+    checkpoint = newest(run, at=step)
+    if checkpoint is None:
+        what = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise InputError(f"has no whole {what}", where=str(run / FOLDER), remedy="see what lies there")
+    return checkpoint

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_kis.errors import InputError
+from megatron_kis.probes.curves import (
+    NEVER,
+    bits_per_parameter,
+    effectivity,
+    histories,
+    learned_bits,
+    read_outcomes,
+    retainability,
+)
+from megatron_kis.probes.scoring import RULES
+
+
+def test_facts_are_followed_through_learning_forgetting_and_learning_again() -> None:
+    known = np.array([[0, 0, 0, 0, 1], [1, 0, 1, 0, 1], [0, 0, 1, 0, 1], [1, 0, 1, 0, 0], [0, 0, 1, 1, 0]], dtype=bool)
+    found = histories([10, 20, 30, 40, 50], known)
+    assert found.learned.tolist() == [20, NEVER, 20, 50, 10]
+    assert found.forgotten.tolist() == [30, NEVER, NEVER, NEVER, 40]
+    assert found.learned_again.tolist() == [40, NEVER, NEVER, NEVER, NEVER]
+    assert found.changes.tolist() == [4, 0, 1, 1, 2]
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12))
+def test_a_history_is_what_reading_the_marks_in_turn_gives(marks: list[bool]) -> None:
+    expected, wanted = [], True
+    for step, mark in enumerate(marks):
+        if mark == wanted:
+            expected.append(step)
+            wanted = not wanted
+    found = histories(range(len(marks)), np.array(marks)[:, None])
+    events = [int(event[0]) for event in (found.learned, found.forgotten, found.learned_again)]
+    assert events == (expected + [NEVER] * 3)[:3]
+    assert found.changes[0] == len(expected)
+
+
+STEPS = [0, 10, 20, 30, 40, 50, 60, 70]
+LOG_PROBS = [-9.0, -8.5, -5.0, -6.0, -3.0, -4.0, -6.0, -9.5]
+
+
+def test_effectivity_is_the_gain_up_to_the_local_maximum() -> None:
+    assert effectivity(STEPS, LOG_PROBS, 0, 30) == pytest.approx(4.0)  # -5 at step 20
+    assert effectivity(STEPS, LOG_PROBS, 0, 10) == pytest.approx(0.5)
+    assert effectivity(STEPS, LOG_PROBS, 30, 30) == pytest.approx(3.0)
+    assert effectivity(STEPS, LOG_PROBS, 40, 30) == pytest.approx(-1.0)  # the exposure's own moment is not after it
+
+
+def test_retainability_is_what_is_left_of_the_whole_gain() -> None:
+    since, left = retainability(STEPS, LOG_PROBS, [0, 30], 30)
+    assert since.tolist() == [0, 10, 20, 30]
+    assert left == pytest.approx([1.0, 5 / 6, 0.5, -0.5 / 6])
+    assert np.isnan(retainability([0, 1], [-1.0, -2.0], [0], 1)[1]).all()
+
+
+def test_moments_that_are_needed_and_missing_are_an_error() -> None:
+    with pytest.raises(ValueError, match="no moment at step 5"):
+        effectivity(STEPS, LOG_PROBS, 5, 30)
+    with pytest.raises(ValueError, match="no moment within 9 steps after step 0"):
+        effectivity(STEPS, LOG_PROBS, 0, 9)
+
+
+def test_bits_are_those_known_beyond_guessing() -> None:
+    assert learned_bits([True] * 8, [4] * 8) == pytest.approx(16.0)
+    assert learned_bits([True, False, False, False], [4] * 4) == pytest.approx(0.0)  # chance
+    assert learned_bits([True, True], [2, 8]) == pytest.approx(1 + 3)
+    assert bits_per_parameter([True] * 8, [4] * 8, 64) == pytest.approx(0.25)
+
+
+def test_outcomes_are_read_in_the_order_of_the_steps(tmp_path: Path) -> None:
+    for step in (200, 9):
+        correct = np.zeros((3, len(RULES)), dtype=bool)
+        correct[1, RULES.index("sum")] = step == 200
+        np.savez_compressed(tmp_path / f"step-{step}.npz", correct=correct, scores=np.full(correct.shape, -step))
+    found = read_outcomes(tmp_path, "sum")
+    assert found.steps.tolist() == [9, 200]
+    assert found.correct.tolist() == [[False] * 3, [False, True, False]]
+    assert found.scores[:, 0].tolist() == [-9, -200]
+    assert not read_outcomes(tmp_path, "statement").correct.any()
+
+
+def test_outcomes_that_cannot_be_followed_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no outcomes"):
+        read_outcomes(tmp_path, "sum")
+    np.savez_compressed(tmp_path / "step-1.npz", correct=np.zeros((2, 5), dtype=bool))
+    with pytest.raises(InputError, match=r"step-1\.npz: has no scores"):
+        read_outcomes(tmp_path, "sum")

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_kis.probes.forest import Forest, plant
+
+SEARCH = settings(max_examples=150, deadline=None)
+PATHS = st.lists(st.lists(st.integers(2, 5), min_size=1, max_size=7).map(tuple), min_size=1, max_size=30)
+
+
+def path_of(forest: Forest, index: int) -> list[int]:
+    """The tokens of a path as its edges tell them: what each node may see, and the label."""
+    edges = forest.path_edges[forest.path_starts[index] : forest.path_starts[index + 1]]
+    (row,) = {int(np.searchsorted(forest.edge_starts, edge, side="right")) - 1 for edge in edges}
+    labels = []
+    for edge in edges:
+        place = int(forest.places[edge])
+        seen = [at for at in range(place + 1) if place < forest.ends[row, at]]
+        assert forest.tokens[row, seen].tolist() == [1, *labels]  # all that came before, and nothing else
+        assert forest.depths[row, seen].tolist() == list(range(len(seen)))
+        labels.append(int(forest.labels[edge]))
+    return labels
+
+
+@SEARCH
+@given(PATHS, st.integers(1, 40), st.booleans())
+def test_each_path_sees_itself_alone_and_whole(paths: list[tuple[int, ...]], width: int, branching: bool) -> None:
+    forest = plant(paths, first=1, width=width, branching=branching)
+    assert [path_of(forest, index) for index in range(len(paths))] == [list(path) for path in paths]
+    longest = max(len(path) for path in paths)
+    assert forest.counts.max() <= max(width, longest)
+    if not branching:  # a causal mask is enough
+        for row, count in enumerate(forest.counts):
+            assert forest.depths[row, :count].tolist() == list(range(count))
+            assert (forest.ends[row, :count] == count).all()
+
+
+@SEARCH
+@given(PATHS)
+def test_in_one_row_nothing_is_computed_twice(paths: list[tuple[int, ...]]) -> None:
+    forest = plant(paths, first=1, width=10_000)
+    prefixes = {path[:end] for path in paths for end in range(len(path) + 1)}
+    inputs = {
+        prefix
+        for prefix in prefixes
+        if any(len(path) > len(prefix) and path[: len(prefix)] == prefix for path in paths)
+    }
+    assert len(forest.counts) == 1
+    assert forest.nodes == len(inputs)
+    assert len(forest.labels) == len(prefixes) - 1
+
+
+def test_equal_paths_are_one() -> None:
+    forest = plant([(3, 4), (2,), (3, 4)], first=1, width=8)
+    first, _, last = np.split(forest.path_edges, forest.path_starts[1:-1])
+    assert first.tolist() == last.tolist()
+
+
+def test_options_at_the_end_cost_their_own_tokens_only() -> None:
+    options = [(2, 3, 4, option, 9) for option in range(10, 20)]
+    assert plant(options, first=1, width=64).nodes == 4 + 10
+    assert plant(options, first=1, width=64, branching=False).nodes == 5 * 10
+
+
+@pytest.mark.parametrize("branching", [True, False])
+def test_no_paths_make_no_rows(branching: bool) -> None:
+    forest = plant([], first=1, width=8, branching=branching)
+    assert forest.nodes == len(forest.labels) == len(forest.path_edges) == 0

@@ -1,0 +1,129 @@
+"""The forest through the real model, against one option at a time through the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_kis.config import RunConfig
+from megatron_kis.probes.ask import ask_checkpoint
+from megatron_kis.probes.forward import Scorer
+from megatron_kis.probes.probe import Probe
+from megatron_kis.probes.questions import QuestionSet, read_questions
+from megatron_kis.probes.restore import read_config, restored
+from megatron_kis.probes.scoring import RULES, score_options
+from megatron_kis.settings import parse_config
+from megatron_kis.training.engine import Engine
+from megatron_kis.training.run import train
+from tests.conftest import TINY_VOCABULARY
+from tests.megatron_kis.processes import free_port, losses
+
+MakeRun = Callable[..., RunConfig]
+
+
+def one_by_one(engine: Engine, questions: QuestionSet, first: int) -> np.ndarray:
+    """[options, rules but pmi], each option in a forward pass of its own."""
+    scores = []
+    for question in questions.questions:
+        for option in question.options:
+            labels = np.array([option.tokens])
+            losses = engine.token_losses(np.array([[first, *option.tokens[:-1]]]), labels, batch_size=1)
+            facts = {"lengths": [labels.shape[1]], "spans": [option.span], "answers": [option.text]}
+            scores.append([score_options(-losses, rule=rule, **facts)[0] for rule in RULES[:-1]])
+    return np.array(scores)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """A trained run with grouped queries."""
+    data = {
+        "corpus": "corpus",
+        "validation": "corpus.validation",
+        "exposures": "exposures",
+        "tokenizer": "tokenizer.model",
+    }
+    content = {
+        "name": "probed",
+        "output": tmp_path_factory.mktemp("probed") / "run",
+        "device": "cpu",
+        "data": {name: tiny_data / place for name, place in data.items()},
+        "model": {"layers": 2, "width": 32, "heads": 4, "query_groups": 2},
+        "training": {"token_budget": 20 * 8 * 64, "sequence_length": 64, "global_batch_size": 8},
+        "infusion": {"frequency": 8, "background": {"frequency": 6}},
+        "probes": {"moments": {"shares": [1.0]}, "templates": {"train": 1, "held_out": 1}},
+    }
+    return train(parse_config(RunConfig, content, source="probed"))
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "local"])
+def test_rows_of_options_score_as_each_option_alone(run: Path, implementation: str) -> None:
+    config = read_config(run)
+    model = config.model.model_copy(update={"transformer_impl": implementation})
+    questions = read_questions(config.data.questions, {"held_out": 1, "question": 1})
+    questions = QuestionSet(questions.header, questions.questions[::6])
+    with restored(run, config.model_copy(update={"model": model}), vocabulary=TINY_VOCABULARY, step=None) as (
+        engine,
+        _,
+    ):
+        expected = one_by_one(engine, questions, first=1)
+        scorer = Scorer(engine)
+        assert scorer.branching == (implementation == "sdpa")
+        drawn = torch.get_rng_state()
+        for width, batch_size in ((16, 1), (64, 30), (512, 10_000)):
+            probe = Probe(questions, first=1, batch_size=batch_size, branching=scorer.branching, width=width)
+            scores, _ = probe._option_scores(scorer.score(probe.forest, probe._rows_a_pass))
+            np.testing.assert_allclose(scores[:, :-1], expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(torch.get_rng_state(), drawn)
+        assert engine.replica.training
+        again = one_by_one(engine, questions, first=1)
+    assert (again == expected).all()  # the model is as it was
+
+
+def test_a_checkpoint_asked_again_answers_as_in_training(run: Path, tmp_path: Path) -> None:
+    found = ask_checkpoint(run, device="cpu", outcomes=tmp_path / "again.npz")
+    assert found is not None
+    assert (found["step"], found["ties"], found["asked"]) == (20, "wrong", 96)
+    then, now = np.load(run / "outcomes" / "step-20.npz"), np.load(tmp_path / "again.npz")
+    assert sorted(then) == sorted(now)
+    for name in then:
+        np.testing.assert_array_equal(then[name], now[name])
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", [("--tensor", "2"), ("--pipeline", "2"), ()], ids=["tensor", "pipeline", "data"])
+def test_two_ranks_find_what_one_finds(run: Path, tmp_path: Path, layout: tuple[str, ...]) -> None:
+    alone = ask_checkpoint(run, device="cpu", outcomes=tmp_path / "alone.npz")
+    assert alone is not None
+    command = [sys.executable, "-m", "megatron_kis", "probe", str(run), "--device", "cpu", "--json", *layout,
+               "--outcomes", str(tmp_path / "two.npz")]  # fmt: skip
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+              "WORLD_SIZE": "2"}  # fmt: skip
+    ranks = [
+        subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    (found,) = [json.loads(text) for text in said if text]
+    one, two = np.load(tmp_path / "alone.npz"), np.load(tmp_path / "two.npz")
+    for name in ("scores", "margins"):
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=2e-5)
+    assert [row["margin"] for row in found["rows"]] == pytest.approx([row["margin"] for row in alone["rows"]], abs=1e-4)
+
+
+def test_with_and_without_probes_the_losses_are_the_same(tiny_run: MakeRun) -> None:
+    asked = train(tiny_run(name="asked", probes={"moments": {"every": 3}}))
+    silent = train(tiny_run(name="silent", probes={"moments": {"shares": [1.0]}}))
+    assert len(list((asked / "outcomes").glob("*.npz"))) >= 6
+    assert len(list((silent / "outcomes").glob("*.npz"))) == 1
+    first, second = ((folder / "exposures.json").read_text() for folder in (asked, silent))
+    assert first == second
+    assert list(losses(asked).values()) == list(losses(silent).values())
