@@ -27,8 +27,10 @@ def main() -> None:
     result = evaluator.evaluate_dataset(dataset, batch_size=int(batch_size), reduction="sum")
     seconds, processor = time.perf_counter() - started, time.process_time() - spent
     for relation in result:
-        for row in relation.instance_table.to_dict("records"):
-            found.append([relation.relation_code, row["sub_label"], row["template_index"], list(row["pll_scores"])])
+        found += [
+            [relation.relation_code, row["sub_label"], row["template_index"], list(row["pll_scores"])]
+            for row in relation.instance_table.to_dict("records")
+        ]
     Path(output).write_text(json.dumps({"seconds": seconds, "processor": processor, "scores": found}))
 
 
