@@ -12,6 +12,7 @@ VERSION = next(
 )
 
 CORPUS = ["gigatoken>=0.10", "tokenizers>=0.20", "tiktoken>=0.8", "zstandard>=0.22", "pyarrow>=15", "nltk>=3.9.1"]
+EXPORT = ["transformers>=4.44", "safetensors>=0.4"]
 REPORT = ["jinja2>=3.1", "matplotlib>=3.8"]
 
 setup(
@@ -49,10 +50,11 @@ setup(
             "mypy>=1.11",
             "statsmodels>=0.14",
             *CORPUS,
+            *EXPORT,
         ],
         "corpus": CORPUS,
         "report": REPORT,
-        "export": ["transformers>=4.44", "safetensors>=0.4"],
+        "export": EXPORT,
         "trackers": ["tensorboard>=2.17", "wandb>=0.18"],
         "gpu": ["transformer-engine[pytorch]>=2.0"],
     },

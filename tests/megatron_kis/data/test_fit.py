@@ -100,6 +100,7 @@ def test_the_bound_is_not_far_above_what_chance_reaches(block: int) -> None:
     assert 8.9 * deviation <= bound - mean <= 8.9 * deviation + 2 * 40 * 15
 
 
+@SEARCH
 @given(st.integers(1, 5000), st.integers(1, 600))
 def test_blocks_part_a_run_and_the_last_takes_what_is_left(sequences: int, block: int) -> None:
     found = Fit(sequences, block)

@@ -113,6 +113,7 @@ def test_popular_facts_are_shown_in_proportion() -> None:
     assert plan.infusion_frequency == 16
 
 
+@SEARCH
 @given(st.integers(0, 300), st.floats(0, 3), st.integers(0, 99))
 def test_zipf_popularity_falls_as_a_power_of_a_rank_that_is_drawn(facts: int, exponent: float, seed: int) -> None:
     drawn = zipf_popularity(facts, exponent, seed=seed)

@@ -167,6 +167,7 @@ def test_the_displaced_background_keeps_its_rate_in_the_general_text_in_and_out_
     assert rates[1] == pytest.approx(rates[0], rel=0.05)
 
 
+@SEARCH
 @given(schedules(), st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=20))
 def test_shares_and_times_rise_together_and_undo_each_other(made: Any, values: list[float]) -> None:
     schedule = schedule_of(made)
@@ -180,6 +181,7 @@ def test_shares_and_times_rise_together_and_undo_each_other(made: Any, values: l
     assert schedule.peak >= 1 - 1e-12
 
 
+@SEARCH
 @given(schedules(), st.floats(0.01, 1))
 def test_general_text_and_exposures_fill_every_part_of_a_run_together(made: Any, share: float) -> None:
     schedule = schedule_of(made)
