@@ -163,6 +163,25 @@ def test_displacement_leaves_a_background_fact_all_its_templates(templates: int)
         assert len({item.exposure.template for item in found}) == templates
 
 
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.85, 0.95])
+def test_what_displacement_leaves_is_spread_over_the_run(ratio: float) -> None:
+    plan = ExposurePlan(
+        np.full((10, 1), 16),
+        token_budget=1280 * 64,
+        sequence_length=64,
+        infusion_ratio=ratio,
+        background_lengths=np.full((12, 2), 10),
+        background_frequency=64,
+    )
+    kept = plan.background_frequency
+    assert kept == round(64 * (1 - ratio))
+    for found in by_fact(plan, "background").values():
+        ordinals = sorted(item.exposure.ordinal for item in found)
+        gaps = np.diff([*ordinals, ordinals[0] + 64])
+        # In bit-reversed order the first 2^n of 64 are 64 / 2^n apart.
+        assert gaps.max() <= 64 / 2 ** int(np.log2(kept))
+
+
 def test_displacement_shows_no_template_for_long() -> None:
     # Where every second exposure gives way the rest must not be one template in the first half, another in the second.
     plan = ExposurePlan(
