@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -176,6 +177,19 @@ def _nearest(
             high, at_high = middle, found
         if at_high == 0:
             break
-    best = high if abs(at_high) <= abs(at_low) and at_high + target <= limit else low
-    each = apportionment.at(best)
+    below, above = apportionment.at(low), apportionment.at(high)
+    rising = np.flatnonzero(above > below)  # several, where facts reach their next whole number at the same level
+
+    def with_first(count: int) -> IntArray:
+        each = below.copy()
+        each[rising[:count]] = above[rising[:count]]
+        return each
+
+    def excess(count: int) -> float:
+        return measure(with_first(count)) - target
+
+    count = bisect_left(range(len(rising)), 0.0, key=excess)  # the fewest that reach the target
+    if count and not (abs(excess(count)) <= abs(excess(count - 1)) and excess(count) + target <= limit):
+        count -= 1
+    each = with_first(count)
     return int(each[0]) if equal_frequencies(each) else each

@@ -339,7 +339,7 @@ class ExposurePlan:
     def _largest_frequency(self) -> int:
         """Nearly the largest F that fits, by bisection; of unequal frequencies their mean, in the same proportions."""
         share = np.asarray(self._frequencies / np.mean(self._frequencies))
-        fits, fails = 0, int(min(self.infusion_frequency, 1 + self.token_budget // max(1, self.infused_tokens_at(1))))
+        fits, fails = 0, int(min(self.infusion_frequency, 1 + self.token_budget // self._streams[0].facts))
         while fails - fits > 1:
             middle = (fits + fails) // 2
             each = np.floor(share * middle + 0.5).astype(np.int64)

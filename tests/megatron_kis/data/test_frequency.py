@@ -156,3 +156,16 @@ def test_nothing_is_shown_of_a_ratio_or_a_frequency_of_nothing() -> None:
         plan = ExposurePlan(np.full((2, 2), 6), **settings, **asked)
         assert (plan.infused_tokens, plan.infusion_ratio, plan.infusion_frequency) == (0, 0.0, 0)
         assert not any(layout.exposures for layout in plan)
+
+
+def test_facts_that_reach_their_next_whole_number_together_get_it_one_by_one() -> None:
+    # Regression: weights of 1 / rank let two facts step at the same level, and the sum was 307 of 306.
+    plan = ExposurePlan(
+        np.full((12, 1), 5),
+        token_budget=3450,
+        sequence_length=50,
+        seed=87950211,
+        infusion_frequency=25.5,
+        popularity=zipf_popularity(12, 1.0, seed=87950211),
+    )
+    assert plan.expected("infused").sum() == 306

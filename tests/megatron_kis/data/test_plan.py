@@ -391,6 +391,14 @@ def test_the_largest_frequency_that_a_refusal_names_is_nearly_the_largest(made: 
     assert not fits(named + round(0.05 * named + 2 * room_made) + 3)
 
 
+def test_the_largest_frequency_does_not_follow_from_the_tokens_of_the_first_exposures() -> None:
+    # Regression: with one long template of three the first exposures were longer than the mean, and 8 was named.
+    made: dict[str, Any] = {"token_budget": 32, "sequence_length": 8, "seed": 1}
+    with pytest.raises(InputError, match="the largest that fits is about 11"):
+        ExposurePlan(np.array([[1, 1, 2], [2, 1, 0]]), infusion_frequency=12, **made)
+    assert ExposurePlan(np.array([[1, 1, 2], [2, 1, 0]]), infusion_frequency=11, **made).infused_tokens == 32
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_a_plan_that_was_accepted_can_be_laid_out_to_its_last_sequence(seed: int) -> None:
     # Regression: the last of 17 sequences, a block of its own, could not hold the long facts that chance gave it.
