@@ -1,6 +1,7 @@
 # make study   environment, data, the quickstart study, its report
 # make test    environment, linters, all tests
 # make lint    ruff and mypy alone
+# make docs    the documentation as a site, in site/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 CONSTRAINTS ?= .ci/constraints.txt
@@ -9,7 +10,7 @@ STUDY ?= run_scripts/studies/quickstart.yaml
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study test lint
+.PHONY: study test lint docs
 
 study: $(VENV)/.installed
 	$(BIN)/kis data demo --output data/demo
@@ -22,6 +23,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q -f docs/site/mkdocs.yml
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \

@@ -12,7 +12,9 @@ VERSION = next(
 )
 
 CORPUS = ["gigatoken>=0.10", "tokenizers>=0.20", "tiktoken>=0.8", "zstandard>=0.22", "pyarrow>=15", "nltk>=3.9.1"]
+COMPARE = ["lm-pub-quiz==0.3.3", "lm-eval>=0.4.9"]
 EXPORT = ["transformers>=4.44", "safetensors>=0.4"]
+DOCS = ["mkdocs-material>=9.5"]
 REPORT = ["jinja2>=3.1", "matplotlib>=3.8"]
 
 setup(
@@ -51,9 +53,13 @@ setup(
             "statsmodels>=0.14",
             *CORPUS,
             *EXPORT,
+            *DOCS,
+            *COMPARE,
         ],
         "corpus": CORPUS,
+        "compare": COMPARE,
         "report": REPORT,
+        "docs": DOCS,
         "export": EXPORT,
         "trackers": ["tensorboard>=2.17", "wandb>=0.18"],
         "gpu": ["transformer-engine[pytorch]>=2.0"],

@@ -174,8 +174,9 @@ def newton(
         value, score, information, _ = log_likelihood(beta @ x.T, sigma, lower, upper, variance)
         before, best = best, value.sum(-1)
         with np.errstate(invalid="ignore"):
-            if float(np.nanmax(best - before)) < tolerance:
-                break
+            gained = best - before
+        if not (gained >= tolerance).any():  # of samples that have left the finite numbers none gains any more
+            break
     return beta, best
 
 

@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.training_cpu
 
-The peer is what one would write without Megatron-Core: RMSNorm, one matrix for queries, keys and values,
-rotary positions, ``scaled_dot_product_attention``, SwiGLU, tied embeddings, ``cross_entropy``, PyTorch's fused AdamW
-and clipping. Both train on the same batches from the same shape in fp32. Rounds of the two take turns, and the ratio is
-taken within each round, since machines are noisy; the medians are printed as JSON. Times are the process's processor
-time over its threads: use one thread.
+The peer is what one would write without Megatron-Core: RMSNorm, one matrix for queries, keys and values, rotary
+positions, ``scaled_dot_product_attention``, SwiGLU, ``cross_entropy``, PyTorch's fused AdamW and clipping. Both train
+on the same batches from the same shape in fp32. Rounds of the two take turns, and the ratio is taken within each round,
+since machines are noisy; the medians are printed as JSON. Times are the process's processor time over its threads: use
+one thread.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Block(nn.Module):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.heads, width = shape.heads, shape.width
+        self.heads, width, self.groups = shape.heads, shape.width, shape.query_groups
         self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = nn.Linear(width, width + 2 * self.groups * (width // self.heads), bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, 2 * shape.ffn_width, bias=False)
         self.down = nn.Linear(shape.ffn_width, width, bias=False)
@@ -46,9 +46,14 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """[batch, length, width] to the same."""
         b, t, w = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        rows, grouped = self.qkv(self.norm1(x)), self.groups != self.heads
+        if grouped:
+            heads = rows.view(b, t, -1, w // self.heads).transpose(1, 2)
+            q, k, v = heads.split([self.heads, self.groups, self.groups], dim=1)
+        else:  # the faster way, so that the peer is not held back
+            q, k, v = rows.view(b, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         x = x + self.out(y.transpose(1, 2).reshape(b, t, w))
         gate, up = self.up(self.norm2(x)).chunk(2, dim=-1)
         return x + self.down(functional.silu(gate) * up)
@@ -68,6 +73,9 @@ class Plain(nn.Module):
         self.embedding = nn.Embedding(vocabulary, shape.width)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.width, eps=1e-5)
+        self.head = nn.Linear(shape.width, vocabulary, bias=False)
+        if shape.tied_embeddings:
+            self.head.weight = self.embedding.weight
         head = shape.width // shape.heads
         angles = torch.outer(torch.arange(length), shape.rope_base ** -(torch.arange(0, head, 2) / head))
         self.register_buffer("cos", torch.cat([angles, angles], -1).cos(), persistent=False)
@@ -81,7 +89,7 @@ class Plain(nn.Module):
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, self.cos, self.sin)
-        logits = functional.linear(self.norm(x), self.embedding.weight)
+        logits = self.head(self.norm(x))
         return functional.cross_entropy(logits.view(-1, logits.shape[-1]), labels.reshape(-1))
 
 

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_tools.corpus_merge import SCHEMA, join
 from data_tools.corpus_part import QUARANTINE, SPLITS, PartEncoder, PartRecord, PartSettings
@@ -29,16 +29,19 @@ from data_tools.corpus_work import encode_parts
 from data_tools.encode import choose_encoder
 from data_tools.facts import Fact
 from data_tools.indexed import IndexedReader, suffixed
-from data_tools.leaks import LeakCount, LeakFinder
 from data_tools.progress import Progress
 from data_tools.sentences import SentenceSplitter, load_splitter, train_splitter
-from data_tools.text import TextPart, check_text_files, expand, lines_before, plan_parts
+from data_tools.text_lines import lines_before
+from data_tools.text_parts import TextPart, check_text_files, expand, plan_parts
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, locked, read_json, read_json_lines, sha256_file, write_json_lines
 
 VALIDATION_SUFFIX = SPLITS[1]
 """Added to the corpus prefix for the validation split."""
+
+if TYPE_CHECKING:
+    from data_tools.leaks import LeakFinder
 
 _SPLIT_NAMES = ("training", "validation")
 _SAMPLED_PARTS, _SAMPLED_CHARACTERS = 8, 64_000  # for the choice of the encoder
@@ -89,8 +92,10 @@ class CorpusSummary:
     """Its tokens."""
     text_bytes: int
     """UTF-8 bytes of the text of both."""
-    leaks: LeakCount
+    leaked_documents: int
     """Documents left out because they state a studied fact."""
+    leaked_facts: int
+    """Facts that they state."""
     empty: int
     """Documents without text or tokens."""
     skipped: int
@@ -155,7 +160,7 @@ def build_corpus(
     sample = sample_texts(parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS)
     encoder, line = choose_encoder(tokenizer, list(sample), options.encoder)
     progress.say(line)
-    finder = LeakFinder(facts) if facts else None
+    finder = _finder(facts)
     part_encoder = PartEncoder(settings, tokenizer, encoder, splitter=splitter, finder=finder)
     with _folder(suffixed(target, ".parts")) as folder, ThreadPoolExecutor(1) as thread:
         work = [(part, folder / f"{number:06d}") for number, part in enumerate(chosen)]
@@ -249,6 +254,14 @@ def _splitter(
     return load_splitter(path, keep_newlines=options.keep_newlines)
 
 
+def _finder(facts: list[Fact]) -> LeakFinder | None:
+    if not facts:
+        return None
+    from data_tools.leaks import LeakFinder
+
+    return LeakFinder(facts)
+
+
 def _left_out(records: Sequence[PartRecord]) -> dict[str, Any]:
     leaks: Counter[str] = Counter()
     for record in records:
@@ -312,7 +325,8 @@ def _summary(target: Path, metas: Sequence[dict[str, Any]]) -> CorpusSummary:
         validation_documents=validation["documents"] if validation else 0,
         validation_tokens=validation["tokens"] if validation else 0,
         text_bytes=sum(meta["bytes"] for meta in metas),
-        leaks=LeakCount(documents=training["leaked_documents_removed"], facts=Counter(training["leaks"])),
+        leaked_documents=training["leaked_documents_removed"],
+        leaked_facts=training["leaked_facts"],
         empty=training["empty_documents"],
         skipped=training["skipped_lines"],
         quarantine=suffixed(target, QUARANTINE) if training["skipped_lines"] else None,

@@ -7,6 +7,7 @@ what it was made from, what it holds, and the SHA-256 of its files. A part count
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from data_tools.encode import Encoder
 from data_tools.indexed import IndexedWriter, suffixed
 from data_tools.sentences import SentenceSplitter
-from data_tools.text import TextPart, iter_blocks
+from data_tools.text import iter_blocks
+from data_tools.text_parts import TextPart
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
-from megatron_kis.files import fingerprint, read_json, write_json, write_json_lines
+from megatron_kis.files import fingerprint, read_json, write_json_lines
 
 if TYPE_CHECKING:
     from data_tools.leaks import LeakFinder
@@ -160,20 +163,20 @@ class PartEncoder:
         record.skipped, record.leaks = len(skipped), dict(sorted(leaks.items()))
         if skipped:
             write_json_lines(suffixed(prefix, QUARANTINE), skipped)
-        write_json(suffixed(prefix, ".json"), {"schema": SCHEMA, "key": key, "record": asdict(record)})
+        _write_record(suffixed(prefix, ".json"), {"schema": SCHEMA, "key": key, "record": asdict(record)})
         return record
 
     def _wanted(self, texts: list[str], record: PartRecord, leaks: Counter[str]) -> list[str]:
         """The texts that are kept; counts the others."""
         if not self._settings.keep_empty:
-            visible = [text for text in texts if text.strip()]
+            visible = [text for text in texts if text and not text.isspace()]
             record.empty += len(texts) - len(visible)
             texts = visible
         if self._finder is None:
             return texts
         kept = []
-        for text in texts:
-            if stated := self._finder.find(text):
+        for text, stated in zip(texts, self._finder.find_all(texts), strict=True):
+            if stated:
                 record.leaked += 1
                 leaks.update(stated)
             else:
@@ -195,15 +198,15 @@ class PartEncoder:
         if not texts:
             return 0
         if self._splitter is None:
-            tokens, lengths = self._encoder.encode(texts)
-            sequences = np.ones(len(texts), np.int64)
+            tokens, lengths = self._encoder.encode(texts, ended=self._settings.append_eod)
+            tokens, lengths, sequences = without_empty(tokens, lengths, np.ones(len(texts), np.int64))
         else:
             sentences = [self._splitter.split(text) for text in texts]
             tokens, lengths = self._encoder.encode([sentence for row in sentences for sentence in row])
             sequences = np.fromiter(map(len, sentences), np.int64, len(texts))
-        tokens, lengths, sequences = without_empty(tokens, lengths, sequences)
-        if self._settings.append_eod:
-            tokens, lengths = with_eod(tokens, lengths, sequences, self._tokenizer.eod_id)
+            tokens, lengths, sequences = without_empty(tokens, lengths, sequences)
+            if self._settings.append_eod:
+                tokens, lengths = with_eod(tokens, lengths, sequences, self._tokenizer.eod_id)
         empty = int(np.count_nonzero(sequences == 0))
         writer.add_batch(tokens, lengths, sequences if self._settings.keep_empty else sequences[sequences > 0])
         return empty
@@ -248,6 +251,13 @@ def draw(text: str, seed: int) -> float:
     """A uniform number in [0, 1) from the document's text and the seed."""
     digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2.0**64
+
+
+def _write_record(path: Path, content: dict[str, Any]) -> None:
+    """Writes a part's record without waiting for the disk: one that a crash damaged only has the part done again."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(orjson.dumps(content))
+    partial.replace(path)
 
 
 def _content(prefix: Path) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_tools.text import TextPart, iter_part
+from data_tools.text import iter_part
+from data_tools.text_parts import TextPart, beginning
 from megatron_kis.errors import InputError
 
 _SMALLEST_PART, _MOST_PARTS = 2 << 20, 4096
+_BYTES_A_CHARACTER = 8  # of the files, at most, in most texts: names of keys and other columns included
 
 
 def part_bytes(paths: Sequence[Path]) -> int:
@@ -47,7 +49,9 @@ def sample_texts(parts: Sequence[TextPart], text_key: str, *, most: int, charact
     chosen = parts[:: max(1, -(-len(parts) // most))]
     for part in chosen:
         left = characters // len(chosen)
-        for document in iter_part(part, text_key=text_key, on_bad=lambda _line, _error: None):
+        for document in iter_part(
+            beginning(part, _BYTES_A_CHARACTER * left), text_key=text_key, on_bad=lambda _line, _error: None
+        ):
             yield document.text[:left]
             left -= len(document.text)
             if left <= 0:

@@ -16,7 +16,7 @@ from typing import Any
 
 from data_tools.corpus_part import PartEncoder, PartRecord
 from data_tools.progress import Meter, Progress
-from data_tools.text import TextPart
+from data_tools.text_parts import TextPart
 from megatron_kis.errors import JobError
 
 _LOOK = 0.2  # seconds between two looks at how far the processes are

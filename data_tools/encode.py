@@ -41,14 +41,18 @@ AWKWARD = (
 _CACHE_TEXT = 1 << 30  # characters after which gigatoken's caches, which only grow, are thrown away
 
 
+Batch = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]
+"""Token ids of several texts one after another, ``[n]``, and how many belong to each, ``[texts]``."""
+
+
 class Encoder(Protocol):
     """What turns texts into token ids."""
 
     name: str
     """The package that encodes, with its version."""
 
-    def encode(self, texts: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """Token ids of all texts one after another, ``[n]``, and how many belong to each, ``[len(texts)]``."""
+    def encode(self, texts: list[str], *, ended: bool = False) -> Batch:
+        """Token ids of the texts; with ``ended``, those of each that has any end with the end-of-document token."""
 
 
 class ReferenceEncoder:
@@ -59,12 +63,12 @@ class ReferenceEncoder:
         self._tokenizer = tokenizer
         self.name = _version(tokenizer.library)
 
-    def encode(self, texts: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """Token ids of all texts one after another, and how many belong to each."""
+    def encode(self, texts: list[str], *, ended: bool = False) -> Batch:
+        """Token ids of the texts; see :class:`Encoder`."""
         rows = self._tokenizer.encode_documents(texts)
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         tokens = np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(lengths.sum()))
-        return tokens, lengths
+        return with_ends(tokens, lengths, self._tokenizer.eod_id) if ended else (tokens, lengths)
 
 
 class UnsupportedError(Exception):
@@ -94,21 +98,21 @@ class GigatokenEncoder:
         self._encoded = 0
         self.name = _version("gigatoken")
 
-    def encode(self, texts: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """Token ids of all texts one after another, and how many belong to each.
+    def encode(self, texts: list[str], *, ended: bool = False) -> Batch:
+        """Token ids of the texts; see :class:`Encoder`.
 
         Raises:
             InputError: the first text of the batch is encoded differently by the tokenizer's own library.
         """
-        tokens, lengths = self.encode_unchecked(texts)
+        tokens, lengths = self.encode_unchecked(texts, ended=ended)
         if texts and len(texts[0]) <= _CHECKED:
-            expected, _ = self._reference.encode(texts[:1])
+            expected, _ = self._reference.encode(texts[:1], ended=ended)
             if not np.array_equal(tokens[: lengths[0]], expected):
                 problem = f"{self.name} and {self._reference.name} encode this text differently: {texts[0][:80]!r}"
                 raise InputError(problem, remedy="--encoder reference")
         return tokens, lengths
 
-    def encode_unchecked(self, texts: list[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    def encode_unchecked(self, texts: list[str], *, ended: bool = False) -> Batch:
         """As :meth:`encode`, without the comparison."""
         if not texts:
             return np.empty(0, np.uint32), np.empty(0, np.int64)
@@ -116,21 +120,24 @@ class GigatokenEncoder:
         if self._encoded > _CACHE_TEXT:
             self._encoded = 0
             self._backend, *_ = _load(self._tokenizer)
-        joined = (self._separator or "\x00").join(texts)
+        eod_id = self._tokenizer.eod_id
+        joined = (self._separator or "\x00").join([*texts, ""])
         plain = not any(
-            joined.count(spelling) > (len(texts) - 1 if spelling == self._separator else 0)
-            for spelling in self._spellings
+            joined.count(spelling) > (len(texts) if spelling == self._separator else 0) for spelling in self._spellings
         )
         if self._separator and plain and not (len(self._before) or len(self._after)):
             tokens = self._backend.encode(joined)
-            ends = np.append(np.flatnonzero(tokens == self._tokenizer.eod_id), len(tokens))
-            lengths = np.diff(ends, prepend=-1) - 1
+            ends = np.flatnonzero(tokens == eod_id)
+            lengths = np.diff(ends, prepend=-1)
+            if ended and lengths.min() > 1:
+                return tokens, lengths
             kept = np.ones(len(tokens), dtype=bool)
-            kept[ends[:-1]] = False
-            return tokens[kept], lengths
-        rows = [self._row(text, plain) for text in texts]
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        return np.concatenate(rows), lengths
+            kept[ends] = False
+            tokens, lengths = tokens[kept], lengths - 1
+        else:
+            rows = [self._row(text, plain) for text in texts]
+            tokens, lengths = np.concatenate(rows), np.fromiter(map(len, rows), np.int64, len(rows))
+        return with_ends(tokens, lengths, eod_id) if ended else (tokens, lengths)
 
     def _row(self, text: str, plain: bool) -> npt.NDArray[Any]:
         if not plain and any(spelling in text for spelling in self._spellings):
@@ -140,6 +147,12 @@ class GigatokenEncoder:
             tokens = np.concatenate([self._before, tokens, self._after])
         row: npt.NDArray[Any] = tokens
         return row
+
+
+def with_ends(tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], eod_id: int) -> Batch:
+    """Puts the end-of-document token after every text that has a token."""
+    filled = lengths > 0
+    return np.insert(tokens, np.cumsum(lengths)[filled], eod_id), lengths + filled
 
 
 _CHECKED = 2_000  # characters of a text that is compared while encoding: the reference needs a millisecond for so many

@@ -28,6 +28,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from types import TracebackType
 from typing import IO, Any
 
@@ -44,6 +45,7 @@ _UINT16_VOCABULARY = 65_500  # Megatron's own limit (DType.optimal_dtype): small
 _BUFFER_TOKENS = 1 << 18
 _INDEX_CHUNK = 1 << 16
 _COPIED = 1 << 22  # bytes
+_SPOOLED = 1 << 22  # bytes of lengths, and of boundaries, that are kept in memory
 
 
 def suffixed(prefix: Path, suffix: str) -> Path:
@@ -59,8 +61,9 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 class IndexedWriter:
     """Writes ``PREFIX.bin`` and ``PREFIX.idx``; a context manager.
 
-    Memory is bounded whatever the size: tokens go through a buffer of 256k ids, lengths and boundaries through side
-    files. Both files appear under their names only when all is written, the index last: an index that exists is whole.
+    Memory is bounded whatever the size: tokens go through a buffer of 256k ids, lengths and boundaries into side
+    files where they take more than 4 MB. Both files appear under their names only when all is written, the index last:
+    an index that exists is whole.
     After an exception nothing is left.
     """
 
@@ -87,15 +90,15 @@ class IndexedWriter:
         self.content_fingerprint = ""
         """Hexadecimal SHA-256 of the bytes of ``.bin`` followed by those of ``.idx``; set when closed."""
         self._partial = {
-            name: prefix.with_name(f".{prefix.name}.{name}.{os.getpid()}.partial")
-            for name in ("bin", "lengths", "boundaries", "idx")
+            name: prefix.with_name(f".{prefix.name}.{name}.{os.getpid()}.partial") for name in ("bin", "idx")
         }
         self._files: dict[str, IO[bytes]] = {}
 
     def __enter__(self) -> IndexedWriter:
         self._prefix.parent.mkdir(parents=True, exist_ok=True)
-        for name in ("bin", "lengths", "boundaries"):
-            self._files[name] = open(self._partial[name], "w+b")
+        self._files["bin"] = open(self._partial["bin"], "wb")
+        for name in ("lengths", "boundaries"):
+            self._files[name] = SpooledTemporaryFile(_SPOOLED, dir=str(self._prefix.parent))
         return self
 
     def add(self, tokens: Sequence[int]) -> None:

@@ -21,7 +21,8 @@ from data_tools.progress import Progress
 from data_tools.render import render
 from data_tools.select import SelectSettings
 from data_tools.templates import load_templates
-from data_tools.text import check_text_files, expand, iter_documents
+from data_tools.text import iter_documents
+from data_tools.text_parts import check_text_files, expand
 from data_tools.tokenizer import MODEL_KINDS, load_tokenizer, train_tokenizer
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, read_json, sha256_file, write_json
@@ -156,8 +157,8 @@ def prepare_data(settings: DataSettings, output: Path, *, progress: Progress | N
         )
         progress.say(
             f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"
-            f" documents, {summary.validation_tokens} tokens; left out {summary.leaks.documents} documents that state"
-            f" {len(summary.leaks.facts)} of the facts"
+            f" documents, {summary.validation_tokens} tokens; left out {summary.leaked_documents} documents that state"
+            f" {summary.leaked_facts} of the facts"
         )
 
     facts_content = sha256_file(paths.facts)

@@ -29,7 +29,8 @@ class HuggingFaceTokenizer(Tokenizer):
     def __init__(self, tokenizer: Any, model: bytes, *, eod: str) -> None:
         """Wraps a loaded ``tokenizers.Tokenizer``; use ``data_tools.tokenizer.load_tokenizer``."""
         added = tokenizer.get_added_tokens_decoder()
-        vocab_size = max(tokenizer.get_vocab_size(), *(token + 1 for token in added), 0)
+        # Asked for the size with added tokens, the library copies the whole vocabulary.
+        vocab_size = max(tokenizer.get_vocab_size(with_added_tokens=False), *(token + 1 for token in added), 0)
         super().__init__(model, vocab_size=vocab_size, eod_id=tokenizer.token_to_id(eod))
         self._tokenizer = tokenizer
         self.eod = eod

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 from megatron_kis import __version__
-from megatron_kis.commands import data, export, law, probe, study, train
+from megatron_kis.commands import data, export, import_, law, plan, probe, study, train
 from megatron_kis.errors import KisError
 
 _INTERRUPTED = 130  # 128 + SIGINT, what shells report
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"megatron_kis {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (data, train, probe, export, study, law):
+    for module in (data, train, probe, export, import_, study, law, plan):
         module.add_parser(commands)
     return parser
 

@@ -6,6 +6,7 @@ overrides is in ``settings``.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +48,12 @@ class ModelConfig(Settings):
     rope_base: int = 10_000
     """Base of the rotary embedding."""
 
+    norm_epsilon: float = Field(1e-5, gt=0)
+    """Added to the mean square in RMSNorm."""
+
+    init_from: Path | None = None
+    """Folder of ``kis import hf``: the weights to begin with. The other keys must be those that it names."""
+
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights (GPT-2's value)."""
 
@@ -69,7 +76,8 @@ class ModelConfig(Settings):
             msg = "needs either 'preset' or all of 'layers', 'width' and 'heads'"
             raise ValueError(msg)
         explicit += [self.query_groups, self.ffn_width]
-        changed = not self.tied_embeddings or self.rope_base != ModelConfig.model_fields["rope_base"].default
+        defaults = {name: ModelConfig.model_fields[name].default for name in ("rope_base", "norm_epsilon")}
+        changed = not self.tied_embeddings or any(getattr(self, name) != value for name, value in defaults.items())
         if self.preset is not None and (changed or any(value is not None for value in explicit)):
             msg = "has both a 'preset' and an explicit shape; give one"
             raise ValueError(msg)
@@ -93,6 +101,7 @@ class ModelConfig(Settings):
             ffn_width=-(-(8 * self.width // 3) // 16) * 16 if self.ffn_width is None else self.ffn_width,
             tied_embeddings=self.tied_embeddings,
             rope_base=self.rope_base,
+            norm_epsilon=self.norm_epsilon,
         )
 
 
@@ -174,8 +183,9 @@ class TrainingConfig(Settings):
     seed: int = Field(0, ge=0)
     """Seed of the weights, the order of the text and the exposures."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """``auto``: bf16 on CUDA, fp32 on CPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    """``auto``: bf16 on CUDA, fp32 on CPU. ``fp8``: bf16 weights, Transformer Engine's matrix products in FP8 (E4M3
+    forward, E5M2 backward); needs it and CUDA."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
@@ -186,7 +196,12 @@ class TrainingConfig(Settings):
     @property
     def steps(self) -> int:
         """Optimizer steps of the run."""
-        return self.token_budget // (self.sequence_length * self.global_batch_size)
+        return self.token_budget // self.step_tokens
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step."""
+        return self.sequence_length * self.global_batch_size
 
     @model_validator(mode="after")
     def _at_least_a_step(self) -> TrainingConfig:
@@ -211,12 +226,30 @@ class ParallelConfig(Settings):
     pipeline: int = Field(1, ge=1)
     """Pipeline-parallel size."""
 
+    virtual: int = Field(1, ge=1)
+    """Chunks of layers a stage (the interleaved schedule); more than one is refused so far."""
+
+    context: int = Field(1, ge=1)
+    """Ranks that share a sequence; more than one is refused so far."""
+
     sequence: bool = False
     """Split norms and residuals over the tensor ranks along the sequence, too; needs Transformer Engine's layers."""
 
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations that are computed again in the backward pass to save memory: none, those of the attention, or those
     of whole layers (about a third more computation)."""
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> ParallelConfig:
+        if self.virtual > 1:
+            msg = f"virtual is {self.virtual}: probes and validation cannot run interleaved stages yet; use 1"
+            raise ValueError(msg)
+        if self.context > 1:
+            there = importlib.util.find_spec("transformer_engine") is not None
+            why = "sequences are not dealt to context ranks yet" if there else "it needs Transformer Engine"
+            msg = f"context is {self.context}: {why}; use 1"
+            raise ValueError(msg)
+        return self
 
 
 class MomentsConfig(Settings):
@@ -228,6 +261,10 @@ class MomentsConfig(Settings):
     every: int | None = Field(None, gt=0)
     """Also every so many steps."""
 
+    tokens: tuple[NonNegativeInt, ...] = ()
+    """Also when so many tokens have been trained on: after the step that reaches them. Counts beyond the run's budget
+    are passed over, so that runs of several budgets can share a list."""
+
     @field_validator("shares")
     @classmethod
     def _shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
@@ -236,9 +273,17 @@ class MomentsConfig(Settings):
             raise ValueError(msg)
         return shares
 
-    def steps(self, last: int) -> frozenset[int]:
-        """The steps (0 is before the first) at which it happens in a run of ``last`` steps; always the last one."""
+    def steps(self, last: int, *, step_tokens: int | None = None) -> frozenset[int]:
+        """The steps (0 is before the first) at which it happens in a run of ``last`` steps; always the last one.
+
+        Args:
+            last: steps of the run.
+            step_tokens: tokens of a step; needed where ``tokens`` are named.
+        """
         steps = {round(share * last) for share in self.shares} | {last}
+        if self.tokens:
+            assert step_tokens is not None
+            steps |= {step for count in self.tokens if (step := -(-count // step_tokens)) <= last}
         if self.every:
             steps |= set(range(self.every, last + 1, self.every))
         return frozenset(steps)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,3 +66,7 @@ def _names(rng: random.Random, count: int) -> Iterator[str]:
         if not any(name[:4] == other[:4] for other in seen):
             seen.add(name)
             yield name
+
+
+if __name__ == "__main__":
+    write_sources(Path(sys.argv[1]))

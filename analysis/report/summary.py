@@ -141,7 +141,8 @@ def _sentence(kind: str, group: str, points: list[Transition]) -> str:
     for status in (COLLAPSED, OBSERVED):
         if status in by:
             values = sorted(p.value for p in by[status] if p.value is not None)
-            span = f"F ≈ {w.frequency(values[0])}" + (f" to {w.frequency(values[-1])}" if len(values) > 1 else "")
+            ends = dict.fromkeys(w.frequency(value) for value in (values[0], values[-1]))  # one, if they read alike
+            span = f"F ≈ {' to '.join(ends)}"
             parts.append(f"seen at {span} ({names(status)})")
     if LEFT_CENSORED in by:
         parts.append(f"already at or before the smallest F tried ({names(LEFT_CENSORED)})")

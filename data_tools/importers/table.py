@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data_tools.importers.base import Candidate, Imported, parse_rows
-from data_tools.text import read_lines
+from data_tools.text_lines import read_lines
 from megatron_kis.errors import InputError
 
 _NAMES = ("subject", "relation", "object")

@@ -1,1 +1,1 @@
-"""Runs for other tools: Hugging Face checkpoints (``llama``), their files (``huggingface``) and tokenizers."""
+"""Runs for other tools: Llama checkpoints (``huggingface``, ``llama``, ``tokenizer``), tasks of lm-eval."""

@@ -14,8 +14,6 @@ import torch
 
 from megatron_kis.model.ladder import ModelShape
 
-NORM_EPSILON = 1e-5  # of `megatron_kis.model.build`
-
 STORED = (
     "embedding.word_embeddings.weight",
     "decoder.layers.self_attention.linear_qkv.layer_norm_weight",
@@ -72,6 +70,61 @@ def split_qkv(joined: torch.Tensor, shape: ModelShape) -> tuple[torch.Tensor, to
     return tuple(part.reshape(-1, shape.width) for part in (query, key, value))
 
 
+def from_llama(tensors: Mapping[str, torch.Tensor], shape: ModelShape) -> dict[str, torch.Tensor]:
+    """The tensors of ``STORED`` (and ``STORED_OUTPUT``) of a ``LlamaForCausalLM``: what ``to_llama`` undoes.
+
+    Args:
+        tensors: of every name in ``llama_shapes``.
+        shape: of the model.
+    """
+    stacked: dict[str, list[torch.Tensor]] = {name: [] for name in STORED[1:-1]}
+    for layer in range(shape.layers):
+        own = {name: tensors[f"model.layers.{layer}.{name}.weight"] for name in _LAYER}
+        joined = (
+            own["input_layernorm"],
+            join_qkv(own["self_attn.q_proj"], own["self_attn.k_proj"], own["self_attn.v_proj"], shape),
+            own["self_attn.o_proj"],
+            own["post_attention_layernorm"],
+            torch.cat([own["mlp.gate_proj"], own["mlp.up_proj"]]),
+            own["mlp.down_proj"],
+        )
+        for name, tensor in zip(STORED[1:-1], joined, strict=True):
+            stacked[name].append(tensor)
+    stored = {STORED[0]: tensors["model.embed_tokens.weight"], STORED[-1]: tensors["model.norm.weight"]}
+    stored |= {name: torch.stack(layers) for name, layers in stacked.items()}
+    if not shape.tied_embeddings:
+        stored[STORED_OUTPUT] = tensors["lm_head.weight"]
+    return stored
+
+
+_LAYER = (
+    "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+
+
+def llama_shapes(shape: ModelShape, *, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of a ``LlamaForCausalLM`` with ``vocabulary`` rows in its tables."""
+    width, ffn = shape.width, shape.ffn_width
+    shared = width // shape.heads * shape.query_groups
+    layer = dict(zip(_LAYER, [(width,), (width, width), (shared, width), (shared, width), (width, width), (width,),
+                              (ffn, width), (ffn, width), (width, ffn)], strict=True))  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
+    for number in range(shape.layers):
+        shapes |= {f"model.layers.{number}.{name}.weight": size for name, size in layer.items()}
+    shapes["model.norm.weight"] = (width,)
+    if not shape.tied_embeddings:
+        shapes["lm_head.weight"] = (vocabulary, width)
+    return shapes
+
+
+def join_qkv(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shape: ModelShape) -> torch.Tensor:
+    """Megatron-Core's joined matrix; ``split_qkv`` undoes it."""
+    head, groups = shape.width // shape.heads, shape.query_groups
+    parts = [part.view(groups, -1, head, shape.width) for part in (query, key, value)]
+    return torch.cat(parts, dim=1).reshape(-1, shape.width)
+
+
 def llama_config(
     shape: ModelShape, *, vocabulary: int, sequence_length: int, eod_id: int, dtype: torch.dtype
 ) -> dict[str, Any]:
@@ -96,7 +149,7 @@ def llama_config(
         "head_dim": shape.width // shape.heads,
         "hidden_act": "silu",
         "max_position_embeddings": sequence_length,
-        "rms_norm_eps": NORM_EPSILON,
+        "rms_norm_eps": shape.norm_epsilon,
         "rope_theta": float(shape.rope_base),  # transformers 4
         "rope_parameters": {"rope_type": "default", "rope_theta": float(shape.rope_base)},  # transformers 5
         "attention_bias": False,

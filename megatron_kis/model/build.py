@@ -31,18 +31,28 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 }
 
 
-def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False) -> str:
+def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False, precision: str = "fp32") -> str:
     """The layers that ``model.transformer_impl`` means on a device.
 
     Args:
         asked: the setting.
         device: where the model is to live.
         own_mask: whether attention has a mask beside the causal one (documents that do not see each other).
+        precision: ``fp8`` is Transformer Engine's alone.
 
     Raises:
         InputError: Transformer Engine is asked for where it is not, where there is no CUDA, or where its causal
-            attention would pass over a mask.
+            attention would pass over a mask; or FP8 without it.
     """
+    if precision == "fp8":
+        asked = "transformer_engine" if asked == "auto" and not own_mask else asked
+        there = importlib.util.find_spec("transformer_engine") is not None
+        if asked != "transformer_engine" or device.is_host or not there:
+            raise InputError(
+                "FP8 needs Transformer Engine's layers on CUDA",
+                where="training.precision",
+                remedy="install transformer-engine[pytorch] on a machine with CUDA, or use bf16",
+            )
     if asked == "transformer_engine" and own_mask:
         raise InputError(
             "Transformer Engine's causal layers take no other mask, documents would see each other",
@@ -96,7 +106,7 @@ def transformer_config(
             f"{shape.layers} layers cannot be split into {layout.pipeline_size} stages", where="parallel.pipeline",
             remedy=f"use a divisor of {shape.layers}",
         )  # fmt: skip
-    half = precision == "bf16"
+    half = precision in ("bf16", "fp8")
     on_cuda = not device.is_host
     return TransformerConfig(
         num_layers=shape.layers,
@@ -105,7 +115,7 @@ def transformer_config(
         num_query_groups=shape.query_groups,
         ffn_hidden_size=shape.ffn_width,
         normalization="RMSNorm",
-        layernorm_epsilon=1e-5,
+        layernorm_epsilon=shape.norm_epsilon,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
@@ -119,6 +129,7 @@ def transformer_config(
         pipeline_dtype=torch.bfloat16 if half else torch.float32,
         params_dtype=torch.bfloat16 if half else torch.float32,
         bf16=half,
+        fp8="hybrid" if precision == "fp8" else None,
         calculate_per_token_loss=True,
         batch_p2p_sync=False,
         masked_softmax_fusion=False,  # a kernel of NVIDIA apex's that SDPA does not need
@@ -154,12 +165,51 @@ def build_model(
         sequence_length: the longest sequence, tokens.
         layout: this rank's place.
         device: where the weights live.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` or ``fp8`` (bf16 weights, matrix products in FP8).
         implementation: of the layers: ``transformer_engine``, ``sdpa`` or ``local`` (``resolve_implementation``).
         sequence_parallel: split along the sequence between tensor-parallel regions, too.
         recompute: ``none``, ``selective`` or ``full``: activations that the backward pass computes again.
         init_std: standard deviation of the weights.
         seed: seed of the weights; equal seeds give equal full weights under every layout.
+
+    Raises:
+        InputError: the layout does not divide the shape.
+    """
+    model = assemble_model(
+        shape,
+        vocabulary=vocabulary,
+        sequence_length=sequence_length,
+        layout=layout,
+        device=device,
+        precision=precision,
+        implementation=implementation,
+        sequence_parallel=sequence_parallel,
+        recompute=recompute,
+        init_std=init_std,
+    )
+    initialise(model, layers=shape.layers, layout=layout, init_std=init_std, seed=seed)
+    if precision in ("bf16", "fp8"):
+        for parameter in model.parameters():  # norms are made in fp32; mixed types miss PyTorch's fused kernel
+            parameter.data = parameter.data.bfloat16()
+    return model.to(device.torch_device)
+
+
+def assemble_model(
+    shape: ModelShape,
+    *,
+    vocabulary: int,
+    sequence_length: int,
+    layout: Layout,
+    device: Device,
+    precision: str = "fp32",
+    implementation: str = "sdpa",
+    sequence_parallel: bool = False,
+    recompute: str = "none",
+    init_std: float = 0.02,
+) -> GPTModel:
+    """This rank's part of the model as Megatron-Core makes it, before ``initialise``; arguments as ``build_model``.
+
+    Under ``torch.device("meta")`` it takes no memory: the shapes of a 70B model on a laptop.
 
     Raises:
         InputError: the layout does not divide the shape.
@@ -193,8 +243,7 @@ def build_model(
             position_embedding_type="rope",
             rotary_base=shape.rope_base,
         )
-    initialise(model, layers=shape.layers, layout=layout, init_std=init_std, seed=seed)
-    return model.to(device.torch_device)
+    return model
 
 
 @torch.no_grad()

@@ -36,6 +36,9 @@ class ModelShape:
     rope_base: int = 10_000
     """Base of the rotary embedding's wavelengths."""
 
+    norm_epsilon: float = 1e-5
+    """Added to the mean square in RMSNorm."""
+
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "query_groups", "ffn_width"):
             if getattr(self, name) < 1:

@@ -46,6 +46,8 @@ def restored(
     Raises:
         InputError: there is no whole checkpoint, or not of this step.
     """
+    own_weights = config.model.model_copy(update={"init_from": None})
+    config = config.model_copy(update={"model": own_weights})
     device = open_device(config.device)
     layout = open_groups(device, tensor=tensor, pipeline=pipeline)
     try:

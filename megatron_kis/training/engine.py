@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from megatron_kis.config import RunConfig
 from megatron_kis.data.dataset import Sample
 from megatron_kis.device import Device, quiet_megatron, random_states, restore_random_states
+from megatron_kis.imports.start import load_start, open_start
 from megatron_kis.model.build import build_model, resolve_implementation
 from megatron_kis.parallel import Layout, sum_over_all
 from megatron_kis.training.optimizer import build_optimizer, wrap_model
@@ -56,7 +57,10 @@ class Engine:
             device=device,
             precision=precision,
             implementation=resolve_implementation(
-                config.model.transformer_impl, device, own_mask=config.documents.reset_attention
+                config.model.transformer_impl,
+                device,
+                own_mask=config.documents.reset_attention,
+                precision=precision,
             ),
             sequence_parallel=config.parallel.sequence,
             recompute=config.parallel.recompute,
@@ -64,8 +68,11 @@ class Engine:
             seed=config.training.seed,
         )
         self.replica = wrap_model(model, device)
+        if config.model.init_from is not None:  # before the optimizer, which may keep copies of the weights
+            start = open_start(config.model.init_from, config.model.shape(), vocabulary=vocabulary)
+            self.replica.module.load_state_dict(load_start(start, self._weights()), strict=True)
         self.replica.config.finalize_model_grads_func = finalize_model_grads
-        self._optimizer = build_optimizer(self.replica, config.training.optimizer, device, half=precision == "bf16")
+        self._optimizer = build_optimizer(self.replica, config.training.optimizer, device, half=precision != "fp32")
         self._forward_backward = get_forward_backward_func()
 
     def train_step(

@@ -11,7 +11,7 @@ import numpy as np
 
 from megatron_kis.config import MomentsConfig, ProbeConfig, ValidationConfig
 from megatron_kis.data.general import ValidationText
-from megatron_kis.files import write_json
+from megatron_kis.files import atomic_path, write_json
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import PROBE_NAME, PROBE_SCHEMA, Probe
 from megatron_kis.probes.questions import QuestionSet
@@ -103,9 +103,9 @@ class Hook:
 class AtMoments(Hook):
     """A hook that acts at the moments of its settings."""
 
-    def __init__(self, moments: MomentsConfig, steps: int) -> None:
-        """Resolves the moments for a run of ``steps``."""
-        self._at = moments.steps(steps)
+    def __init__(self, moments: MomentsConfig, steps: int, step_tokens: int) -> None:
+        """Resolves the moments for a run of ``steps`` of ``step_tokens`` each."""
+        self._at = moments.steps(steps, step_tokens=step_tokens)
 
     def before_training(self, state: State) -> None:
         """Acts if the moments include the start, and this is the start."""
@@ -126,10 +126,17 @@ class ValidationHook(AtMoments):
     """The loss on held-out general text."""
 
     def __init__(
-        self, settings: ValidationConfig, engine: Engine, text: ValidationText, log: JsonLines | None, *, steps: int
+        self,
+        settings: ValidationConfig,
+        engine: Engine,
+        text: ValidationText,
+        log: JsonLines | None,
+        *,
+        steps: int,
+        step_tokens: int,
     ) -> None:
         """Prepares; ``log`` is None on ranks that do not report."""
-        super().__init__(settings.moments, steps)
+        super().__init__(settings.moments, steps, step_tokens)
         self._engine, self._log = engine, log
         rows = np.stack([text[number] for number in range(len(text))]).astype(np.int64)
         self._inputs, self._labels = rows[:, :-1], rows[:, 1:]
@@ -157,10 +164,11 @@ class ProbeHook(AtMoments):
         *,
         first: int,
         steps: int,
+        step_tokens: int,
         outcomes: Path,
     ) -> None:
         """Prepares; ``log`` is None on ranks that do not report; outcomes a question go to the folder ``outcomes``."""
-        super().__init__(settings.moments, steps)
+        super().__init__(settings.moments, steps, step_tokens)
         self._log, self._outcomes = log, outcomes
         self._scorer = Scorer(engine)
         self._probe = Probe(questions, first=first, batch_size=settings.batch_size, branching=self._scorer.branching)
@@ -176,7 +184,8 @@ class ProbeHook(AtMoments):
                 state.results[row["group"]] = row["correct"] / row["n"]
         self._outcomes.mkdir(exist_ok=True)
         write_json(self._outcomes / PROBE_NAME, {"schema": PROBE_SCHEMA, **self._probe.settings()})
-        np.savez_compressed(self._outcomes / f"step-{state.step}.npz", **result.outcomes())  # type: ignore[arg-type]
+        with atomic_path(self._outcomes / f"step-{state.step}.npz") as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **result.outcomes())  # type: ignore[arg-type]
 
 
 class MetricsHook(Hook):

@@ -13,6 +13,8 @@ from megatron_kis.data.plans import open_plan
 from megatron_kis.data.store import ExposureStore
 from megatron_kis.errors import InputError
 from megatron_kis.files import sha256_file
+from megatron_kis.imports.start import open_start
+from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.probes.questions import QuestionSet, read_questions
 
 
@@ -74,6 +76,10 @@ def open_inputs(config: RunConfig) -> Inputs:
                 where=str(what),
                 remedy=f"make it again with {config.data.tokenizer}",
             )
+    start = None
+    if config.model.init_from is not None:
+        rows = padded_vocabulary(tokenizer.vocab_size)
+        start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows)
     plan = open_plan(config, store)
     return Inputs(
         vocabulary=tokenizer.vocab_size,
@@ -96,5 +102,6 @@ def open_inputs(config: RunConfig) -> Inputs:
             "exposures": store.fingerprint,
             "validation": validation.fingerprint,
             "questions": sha256_file(config.data.questions),
+            **({} if start is None else {"start": start.fingerprint}),
         },
     )

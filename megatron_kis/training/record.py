@@ -33,7 +33,7 @@ _RESULTLESS: dict[str, Any] = {
     "infusion": {"frequencies"},
     "checkpoints": True,
     "logging": True,
-    "model": {"name", "transformer_impl"},
+    "model": {"name", "transformer_impl", "init_from"},
     "training": {"micro_batch_size": True, "guard": {"hang_minutes"}},
     "probes": {"batch_size"},
 }
@@ -41,9 +41,25 @@ _RESULTLESS: dict[str, Any] = {
 files that count by what the plan makes of them."""
 
 
+_LATER: dict[tuple[str, ...], Any] = {
+    ("model", "norm_epsilon"): 1e-5,
+    ("probes", "moments", "tokens"): [],
+    ("validation", "moments", "tokens"): [],
+}
+"""Settings that came later, with their defaults. They count where they have another value, so that older checkpoints
+go on."""
+
+
 def result_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that can change a result. Data count by their content, not by their place."""
-    return config.model_dump(mode="json", exclude=_RESULTLESS)
+    settings = config.model_dump(mode="json", exclude=_RESULTLESS)
+    for (*path, last), default in _LATER.items():
+        section = settings
+        for part in path:
+            section = section[part]
+        if section.get(last) == default:
+            del section[last]
+    return settings
 
 
 def config_fingerprint(config: RunConfig) -> str:

@@ -144,7 +144,10 @@ class _Run:
         device = self._engine.device.torch_device
         watchdog = Watchdog(config.training.guard.hang_minutes, self._folder, rank=self._layout.rank)
         try:
-            saver = Saver(config.checkpoints, self._folder, steps=state.steps, device=device)
+            saver = Saver(
+                config.checkpoints, self._folder, steps=state.steps, step_tokens=config.training.step_tokens,
+                device=device,
+            )  # fmt: skip
             for hook in hooks:
                 watchdog.rearm()
                 hook.before_training(state)
@@ -233,7 +236,14 @@ class _Run:
         )
         hooks: list[Hook] = [
             MetricsHook(metrics, every=config.logging.every, speed=speed),
-            ValidationHook(config.validation, engine, inputs.validation, metrics, steps=steps),
+            ValidationHook(
+                config.validation,
+                engine,
+                inputs.validation,
+                metrics,
+                steps=steps,
+                step_tokens=config.training.step_tokens,
+            ),
             ProbeHook(
                 config.probes,
                 engine,
@@ -241,6 +251,7 @@ class _Run:
                 probes,
                 first=inputs.eod_id,
                 steps=steps,
+                step_tokens=config.training.step_tokens,
                 outcomes=self._folder / "outcomes",
             ),
         ]

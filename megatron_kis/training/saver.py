@@ -25,11 +25,14 @@ Contents = Callable[[], tuple[dict[str, Any], dict[str, Any] | None]]
 class Saver:
     """Saves a run at its moments. Every rank calls ``after_step`` after every step."""
 
-    def __init__(self, settings: CheckpointConfig, run: Path, *, steps: int, device: torch.device) -> None:
-        """Prepares for a run of ``steps`` in the folder ``run``."""
+    def __init__(
+        self, settings: CheckpointConfig, run: Path, *, steps: int, step_tokens: int, device: torch.device
+    ) -> None:
+        """Prepares for a run of ``steps`` of ``step_tokens`` each in the folder ``run``."""
         self._settings, self._device = settings, device
-        self._at = settings.moments.steps(steps)
-        self._milestones = settings.moments.model_copy(update={"every": None}).steps(steps)
+        self._at = settings.moments.steps(steps, step_tokens=step_tokens)
+        lasting = settings.moments.model_copy(update={"every": None})
+        self._milestones = lasting.steps(steps, step_tokens=step_tokens)
         self._writer = CheckpointWriter(run, keep_last=settings.keep_last, keep_best=settings.keep_best)
         self._last_time = time.monotonic()
 

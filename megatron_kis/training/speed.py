@@ -8,18 +8,7 @@ import sys
 import torch
 
 from megatron_kis.device import Device
-
-PEAK_BF16 = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "B200": 2250e12,
-}
-"""Dense BF16 operations a second by a part of the device's name, the more special first (NVIDIA's data sheets)."""
+from megatron_kis.planning.hardware import GPUS
 
 
 class Speed:
@@ -32,9 +21,9 @@ class Speed:
             flops_per_token: of training (``ModelShape.flops_per_token``).
             device: of this rank.
             devices: over all ranks.
-            precision: ``bf16`` or ``fp32``; the peak is known for the first only.
+            precision: in fp32 the peak is not known; FP8 is measured against the peak of BF16.
         """
-        known = [peak for name, peak in PEAK_BF16.items() if name in device.name] if precision == "bf16" else []
+        known = [gpu.peak_bf16 for gpu in GPUS.values() if gpu.name in device.name] if precision != "fp32" else []
         self._share = flops_per_token / (known[0] * devices) if known else None
         self._device = device
 

@@ -99,3 +99,23 @@ def test_describing_the_command_imports_nothing_slow():
     code = f"import sys, megatron_kis.commands.data; print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("facts", "--from", "tsv", "--input", TRIPLES, "--output", "folder"), "'folder' is a folder"),
+        (("leaks", "--input", LEADS, "--facts", "f", "--output", "folder"), "'folder' is a folder"),
+        (("tokenizer", "--input", LEADS, "--vocab-size", "400", "--output", "folder"), "'folder' is a folder"),
+        (("export", "--facts", "f", "--templates", "t", "--output", "file"), "'file' is a file"),
+        (("corpus", "--input", LEADS, "--tokenizer", "t", "--output", "file/c"), "'file' is a file"),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_refused_at_once(tmp_path, monkeypatch, capsys, arguments, problem):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stop:
+        kis("data", *arguments)
+    assert stop.value.code == 2
+    assert problem in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_documents_that_state_a_studied_fact_are_in_neither_split(tmp_path, toke
     everything = " ".join(texts(summary.prefix, tokenizer) + texts(summary.validation_prefix, tokenizer))
     assert "Aconcagua" not in everything
     assert "Brahms" not in everything
-    assert (summary.leaks.documents, summary.documents + summary.validation_documents) == (2, 18)
+    assert (summary.leaked_documents, summary.documents + summary.validation_documents) == (2, 18)
 
 
 def test_a_document_keeps_its_split_when_files_are_added(tmp_path, tokenizer):

@@ -69,10 +69,13 @@ def test_gigatoken_is_chosen_where_it_gives_the_ids_of_the_tokenizers_own_librar
 def test_any_batch_is_encoded_as_one_by_one(models_cache, texts):
     for tokenizer in models_cache:
         encoder = GigatokenEncoder(tokenizer)
-        tokens, lengths = encoder.encode_unchecked(texts)
         expected = tokenizer.encode_documents(texts) if texts else []
-        assert lengths.tolist() == [len(row) for row in expected]
-        assert tokens.tolist() == [token for row in expected for token in row]
+        for ended in (False, True):
+            rows = [[*row, tokenizer.eod_id] if ended and row else row for row in expected]
+            for encode_batch in (encoder.encode_unchecked, ReferenceEncoder(tokenizer).encode):
+                tokens, lengths = encode_batch(texts, ended=ended)
+                assert lengths.tolist() == [len(row) for row in rows]
+                assert tokens.tolist() == [token for row in rows for token in row]
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +96,8 @@ def test_a_difference_on_the_sample_falls_back_and_says_so(models, monkeypatch):
     tokenizer = models["bytes.json"]
     wrong = GigatokenEncoder.encode_unchecked
 
-    def off_by_one(self, texts):
-        tokens, lengths = wrong(self, texts)
+    def off_by_one(self, texts, **options):
+        tokens, lengths = wrong(self, texts, **options)
         tokens = tokens.copy()
         tokens[-1] += 1
         return tokens, lengths

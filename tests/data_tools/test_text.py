@@ -1,11 +1,9 @@
 import gzip
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data_tools import text
-from data_tools.text import check_text_files, expand, iter_documents, iter_part, plan_parts, whole
+from data_tools.text import iter_documents, iter_part
+from data_tools.text_parts import plan_parts
 from megatron_kis.errors import InputError
 
 
@@ -53,12 +51,6 @@ def test_a_malformed_line_is_named_by_file_and_line(tmp_path, line, problem):
     assert problem in str(error.value)
 
 
-def test_kinds_that_are_not_read_are_refused_before_any_work(tmp_path):
-    for name, word in (("a.parquet.gz", "unknown kind"), ("a.pdf", "unknown kind"), ("a.txt", "no such")):
-        with pytest.raises(InputError, match=word):
-            check_text_files([tmp_path / name])
-
-
 def write_parquet(path, column, **options):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
@@ -104,67 +96,3 @@ def test_rows_without_text_are_bad_lines(tmp_path):
     assert bad == [(2, "'text' is null"), (3, "not UTF-8 (byte 0 of the text)")]
     with pytest.raises(InputError, match=r"a\.parquet:2: 'text' is null"):
         read(table)
-
-
-def test_patterns_give_their_files_in_order(tmp_path):
-    for name in ("b.jsonl", "a.jsonl", "sub/c.jsonl", "d.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("{}")
-    names = [path.name for path in expand([tmp_path / "d.txt", tmp_path / "**" / "*.jsonl"])]
-    assert names == ["d.txt", "a.jsonl", "b.jsonl", "c.jsonl"]
-    with pytest.raises(InputError, match="matches no file"):
-        expand([tmp_path / "*.zst"])
-    odd = tmp_path / "odd[1].jsonl"
-    odd.write_text("{}")
-    assert expand([odd]) == [odd]
-
-
-LINES = st.lists(
-    st.sampled_from(
-        [
-            b'{"text": "a"}',
-            b'{"text": "\xc3\xa9\xe5\x8c\x97"}',
-            b"",
-            b"  ",
-            b"word",
-            b"two words",
-            b"\xe3\x80\x80",
-            b"\r",
-        ]
-    ),
-    max_size=25,
-)
-
-
-@settings(deadline=None)
-@given(lines=LINES, part_bytes=st.integers(1, 60), ends=st.booleans(), kind=st.sampled_from([".txt", ".jsonl"]))
-def test_parts_hold_every_document_once_and_in_order(tmp_path_factory, lines, part_bytes, ends, kind):
-    path = tmp_path_factory.mktemp("parts") / f"a{kind}"
-    path.write_bytes(b"\n".join(lines) + (b"\n" if ends else b""))
-
-    def documents(parts):
-        found, bad = [], 0
-
-        def skip(_line, _error):
-            nonlocal bad
-            bad += 1
-
-        for part in parts:
-            found += [document.text for document in iter_part(part, on_bad=skip)]
-        return found, bad
-
-    parts = plan_parts([path], part_bytes=part_bytes)
-    assert documents(parts) == documents([whole(path)])
-
-
-def test_a_line_longer_than_any_document_is_dropped_and_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "LONGEST_LINE", 50)
-    monkeypatch.setattr(text, "_BUFFER", 20)
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"text": "one"}\n{"text": "' + b"x" * 500 + b'"}\n{"text": "three"}\n')
-    with pytest.raises(InputError, match=r"a\.jsonl:2: line of 51. bytes; at most 50"):
-        read(path)
-    bad = []
-    found = list(iter_part(whole(path), on_bad=lambda line, error: bad.append(line)))
-    assert [(document.line, document.text) for document in found] == [(1, "one"), (3, "three")]
-    assert bad == [2]

@@ -49,13 +49,15 @@ class Ranks:
         shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
                   "WORLD_SIZE": str(size), **(env or {})}  # fmt: skip
         self.logs = [config.output.parent / f"{config.name}.{rank}.log" for rank in range(size)]
-        self.processes = []
-        for rank in range(size):
-            with open(self.logs[rank], "wb") as log:
-                place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                self.processes.append(
-                    subprocess.Popen(command, env={**shared, **place}, stdout=log, stderr=subprocess.STDOUT)
-                )
+        self.processes = [
+            self.start(command, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, self.logs[rank])
+            for rank in range(size)
+        ]
+
+    def start(self, command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        """One rank, as a program of its own."""
+        with open(log, "wb") as output:
+            return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
 
     def __enter__(self) -> Ranks:
         return self

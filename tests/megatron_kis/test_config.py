@@ -16,6 +16,7 @@ from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import PRESETS, ModelShape
 from megatron_kis.settings import load_config, parse_config, parse_dataclass
 from megatron_kis.study.config import StudyConfig
+from megatron_kis.training.record import result_settings
 
 RUN: dict[str, Any] = {
     "name": "r",
@@ -72,7 +73,7 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         (RunConfig, RUN, "training.optimizer.learning_rat", "did you mean 'learning_rate'?"),
         (RunConfig, RUN, "infusion.background.frequencey", "did you mean 'frequency'?"),
         (RunConfig, RUN, "probes.moments.evry", "did you mean 'every'?"),
-        (RunConfig, RUN, "parallel.xyzzy", "valid: pipeline, recompute, sequence, tensor"),
+        (RunConfig, RUN, "parallel.xyzzy", "valid: context, pipeline, recompute, sequence, tensor, virtual"),
         (StudyConfig, STUDY, "frequencys", "did you mean 'frequencies'?"),
         (StudyConfig, STUDY, "training.optimizer.beta_1", "did you mean 'beta1'?"),
     ],
@@ -285,6 +286,20 @@ def test_moments_lie_in_the_run_and_include_its_end(shares: list[float], every: 
 
 def test_moments_are_steps() -> None:
     assert MomentsConfig(shares=(0.0, 0.5), every=40).steps(100) == {0, 40, 50, 80, 100}
+
+
+def test_moments_by_tokens_are_the_steps_that_reach_them() -> None:
+    moments = MomentsConfig(shares=(), tokens=(0, 1, 512, 513, 51_200, 51_201))
+    assert moments.steps(100, step_tokens=512) == {0, 1, 2, 100}
+
+
+def test_a_setting_that_came_later_counts_only_where_it_is_not_at_its_default() -> None:
+    plain, named = (parse_config(RunConfig, content, source="run") for content in (
+        RUN, changed(RUN, "probes", {"moments": {"tokens": [7]}})
+    ))  # fmt: skip
+    assert "norm_epsilon" not in result_settings(plain)["model"]
+    assert "tokens" not in result_settings(plain)["probes"]["moments"]
+    assert result_settings(named)["probes"]["moments"]["tokens"] == [7]
 
 
 def test_a_budget_is_rounded_down_to_whole_steps() -> None:

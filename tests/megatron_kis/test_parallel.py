@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -59,9 +60,10 @@ def one_process(tiny_run: MakeRun, tmp_path: Path, reference: dict[str, Path]) -
         pytest.param({"tensor": 2}, {}, id="tensor"),
         pytest.param({"pipeline": 2}, {"micro_batch_size": 2}, id="pipeline"),
         pytest.param({}, {}, id="data"),
+        pytest.param({"tensor": 2, "pipeline": 2}, {"micro_batch_size": 2}, id="tensor-pipeline"),
     ],
 )
-def test_two_processes_train_as_one(
+def test_many_processes_train_as_one(
     parallel: dict[str, int],
     training: dict[str, int],
     tiny_run: MakeRun,
@@ -69,8 +71,8 @@ def test_two_processes_train_as_one(
     reference: dict[str, Path],
 ) -> None:
     alone = one_process(tiny_run, tmp_path, reference)
-    config = tiny_run(name="two", model=SHAPE, training={**TRAINING, **training}, parallel=parallel)
-    ended = run_processes(config, 2, tmp_path)
+    config = tiny_run(name="many", model=SHAPE, training={**TRAINING, **training}, parallel=parallel)
+    ended = run_processes(config, max(2, math.prod(parallel.values())), tmp_path)
     assert ended.returncode == 0, ended.stderr
 
     ours, theirs = read(config.output, "metrics.jsonl"), read(alone, "metrics.jsonl")

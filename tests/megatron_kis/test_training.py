@@ -122,6 +122,26 @@ def test_transformer_engine_is_refused_where_it_cannot_be(tiny_run: MakeRun) -> 
         train(tiny_run(parallel={"sequence": True}))
 
 
+def test_fp8_is_refused_without_transformer_engine(tiny_run: MakeRun) -> None:
+    with pytest.raises(InputError, match=r"training\.precision: FP8 needs Transformer Engine's layers on CUDA"):
+        train(tiny_run(training={"precision": "fp8"}))
+
+
+@pytest.mark.parametrize(
+    ("key", "why"), [("virtual", "interleaved stages"), ("context", "it needs Transformer Engine")]
+)
+def test_parallelism_that_cannot_be_run_is_refused_by_name(tiny_run: MakeRun, key: str, why: str) -> None:
+    with pytest.raises(InputError, match=rf"parallel: {key} is 2: .*{why}"):
+        tiny_run(parallel={key: 2})
+
+
+def test_half_precision_trains_close_to_full(tiny_run: MakeRun) -> None:
+    full = losses_of(train(tiny_run(name="full")))
+    half = losses_of(train(tiny_run(name="half", training={"precision": "bf16"})))
+    assert half != full
+    np.testing.assert_allclose(half, full, atol=0.02)
+
+
 def test_the_rate_falls_with_the_width_if_a_reference_is_given(tiny_run: MakeRun) -> None:
     optimizer = {"learning_rate": 1e-3, "reference_width": 8, "warmup_share": 0.0, "schedule": "wsd"}
     folder = train(tiny_run(training={"optimizer": optimizer}))  # width 16

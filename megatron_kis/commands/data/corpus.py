@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kis.commands.data.options import add_step, add_text_options
+from megatron_kis.commands.data.options import add_step, add_text_options, in_folders
 
 if TYPE_CHECKING:
     from data_tools.corpus import CorpusSummary
@@ -19,7 +19,9 @@ def add_corpus(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add_text_options(parser)
     tokenizer = "SentencePiece model, tokenizer.json or .tiktoken file"
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="PATH", help=tokenizer)
-    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX", help="prefix of the files to write")
+    parser.add_argument(
+        "--output", type=in_folders, required=True, metavar="PREFIX", help="prefix of the files to write"
+    )
     facts = "facts.jsonl: leave out documents that state one of its facts"
     parser.add_argument("--facts", type=Path, metavar="FILE", help=facts)
     parser.add_argument(
@@ -119,7 +121,7 @@ def _describe(summary: CorpusSummary, seconds: float, *, facts: bool) -> None:
         counts = f"{summary.validation_documents} documents, {summary.validation_tokens} tokens"
         print(f"{summary.validation_prefix}: {counts}")
     if facts:
-        print(f"left out: {summary.leaks.documents} documents that state {len(summary.leaks.facts)} of the facts")
+        print(f"left out: {summary.leaked_documents} documents that state {summary.leaked_facts} of the facts")
     if summary.empty:
         print(f"empty: {summary.empty} documents")
     if summary.skipped:
@@ -130,7 +132,9 @@ def add_merge(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Describes ``kis data merge``."""
     parser = add_step(steps, "merge", "join shards or corpora of one tokenizer, without decoding them")
     parser.add_argument("prefixes", type=Path, nargs="+", metavar="PREFIX", help="corpora, in their order")
-    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX", help="prefix of the files to write")
+    parser.add_argument(
+        "--output", type=in_folders, required=True, metavar="PREFIX", help="prefix of the files to write"
+    )
     parser.set_defaults(handler=_merge)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_kis.commands.data.options import add_step
+from megatron_kis.commands.data.options import add_step, new_file, new_folder
 
 # As in data_tools.importers, which is imported only where it is used.
 FORMATS = ("tsv", "csv", "jsonl", "bear", "lama", "trex", "wikidata5m")
@@ -20,7 +20,7 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--from", dest="format", choices=FORMATS, required=True, help="format of the input")
     kinds = "file or folder of triples: a table, JSON lines, or a folder of BEAR, LAMA, T-REx or Wikidata5M"
     parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=kinds)
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="facts.jsonl to write")
+    parser.add_argument("--output", type=new_file, required=True, metavar="FILE", help="facts.jsonl to write")
     parser.add_argument("--relations", nargs="+", default=[], metavar="NAME", help="relations to use; all by default")
     for group in _GROUPS:
         parser.add_argument(f"--{group}", type=int, default=100, metavar="K", help=f"{group} facts in all")
@@ -38,7 +38,7 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     limit = "triples held in memory (0.6 kB each); of more, a random sample of the subjects is used"
     parser.add_argument("--memory-limit", type=int, default=4_000_000, metavar="N", help=limit)
     templates = "write the templates that BEAR and LAMA bring; not over a file that is there"
-    parser.add_argument("--templates-output", type=Path, metavar="FILE", help=templates)
+    parser.add_argument("--templates-output", type=new_file, metavar="FILE", help=templates)
     parser.add_argument("--seed", type=int, default=0, help="seed of the split")
     parser.set_defaults(handler=_facts)
 
@@ -115,7 +115,7 @@ def add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = add_step(steps, "export", "write facts as data sets of BEAR and LM-Pub-Quiz, one a group")
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to write into")
     parser.add_argument(
         "--split", choices=("train", "held_out", "question"), default="held_out", help="templates to ask with"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_kis.commands.data.options import add_step, add_text_options
+from megatron_kis.commands.data.options import add_step, add_text_options, new_file
 
 
 def add_leaks(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -15,9 +15,9 @@ def add_leaks(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
     level = "where subject and object stand together; this is also what --clean leaves out"
     parser.add_argument("--level", choices=("document", "sentence"), default="document", help=level)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines: source, line, ids of the facts")
+    parser.add_argument("--output", type=new_file, metavar="FILE", help="JSON lines: source, line, ids of the facts")
     clean = "JSON lines to write: the text without its leaks, under the text key; .gz to compress"
-    parser.add_argument("--clean", type=Path, metavar="FILE", help=clean)
+    parser.add_argument("--clean", type=new_file, metavar="FILE", help=clean)
     parser.set_defaults(handler=_leaks)
 
 
@@ -25,11 +25,13 @@ def _leaks(options: argparse.Namespace) -> int:
     from data_tools.facts import load_facts
     from data_tools.leaks import LeakCount, filter_leaks
     from data_tools.progress import console_progress
-    from data_tools.text import check_text_files, iter_documents
+    from data_tools.text import iter_documents
+    from data_tools.text_parts import check_text_files, expand
 
-    check_text_files(options.input)
+    paths = expand(options.input)
+    check_text_files(paths)
     facts, count = load_facts(options.facts), LeakCount()
-    documents = iter_documents(options.input, text_key=options.text_key)
+    documents = iter_documents(paths, text_key=options.text_key)
     filter_leaks(
         console_progress().track(documents, description="documents"),
         facts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_kis.commands.data.options import add_step
+from megatron_kis.commands.data.options import add_step, in_folders
 
 
 def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -14,7 +14,9 @@ def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="PATH", help="tokenizer of the corpus")
-    parser.add_argument("--output", type=Path, required=True, metavar="PREFIX", help="prefix of the files to write")
+    parser.add_argument(
+        "--output", type=in_folders, required=True, metavar="PREFIX", help="prefix of the files to write"
+    )
     own = "JSON lines of sentences about single facts, beside the templates: fact, split, text"
     parser.add_argument("--paraphrases", type=Path, metavar="FILE", help=own)
     longest = "refuse exposures of more tokens, end-of-document token included: the sequence length"

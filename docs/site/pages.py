@@ -1,0 +1,192 @@
+"""MkDocs hooks: pages made from the code, and links to the repository's own files.
+
+The start page is the README, the reference of commands comes from the parsers, that of configuration keys from the
+settings' classes. A link out of ``docs/`` gets a copy of the file it names, so that the site is whole by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from analysis.settings import AnalysisSettings
+from data_tools.prepare import DataSettings
+from data_tools.select import SelectSettings
+from megatron_kis.cli import build_parser
+from megatron_kis.config import RunConfig
+from megatron_kis.study.config import StudyConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+_LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
+_EXTERNAL = ("http://", "https://", "mailto:")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the generated pages, and every file of the repository that a page names."""
+    pages = {
+        "index.md": (ROOT / "README.md").read_text(encoding="utf-8"),
+        "reference/commands.md": "\n".join(_commands()),
+        "reference/configuration.md": "\n".join(_configuration()),
+    }
+    for name, content in pages.items():
+        files.append(File.generated(config, name, content=content))
+    for path in sorted({path for file in files.documentation_pages() for path, _ in _outside(file)}):
+        name = f"repository/{path.relative_to(ROOT)}"
+        if path.is_file() and files.get_file_from_path(f"{name}.txt") is None:
+            files.append(File.generated(config, f"{name}.txt", content=path.read_text(encoding="utf-8")))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Points links out of ``docs/`` to the copies."""
+    up = "../" * page.file.src_uri.count("/")
+
+    def moved(match: re.Match[str]) -> str:
+        target, anchor = match[1], match[2] or ""
+        path = _target(page.file, target)
+        if path is None:
+            return match[0]
+        if path.is_relative_to(ROOT / "docs"):
+            return f"{up}{path.relative_to(ROOT / 'docs')}{anchor}"
+        name = f"{up}repository/{path.relative_to(ROOT)}"
+        return f"{name}.txt" if path.is_file() else match[0]
+
+    text = _LINK.sub(moved, markdown)
+    return _folders_as_code(text, page.file)
+
+
+def _folders_as_code(text: str, file: File) -> str:
+    """A folder is no page: its link becomes its name."""
+
+    def plain(match: re.Match[str]) -> str:
+        path = _target(file, match[2])
+        return f"`{match[1].strip('`')}`" if path is not None and path.is_dir() else match[0]
+
+    return re.sub(r"\[([^\]\n]+)\]\(([^)\s#]+)\)", plain, text)
+
+
+def _base(file: File) -> Path:
+    """The folder that a page's links start from."""
+    return ROOT if file.src_uri == "index.md" else (ROOT / "docs" / file.src_uri).parent
+
+
+def _target(file: File, link: str) -> Path | None:
+    """The file of the repository that a link names; None for other links."""
+    if link.startswith(_EXTERNAL):
+        return None
+    path = (_base(file) / link).resolve()
+    return path if path.is_relative_to(ROOT) and path.exists() else None
+
+
+def _outside(file: File) -> Iterator[tuple[Path, str]]:
+    for match in _LINK.finditer(file.content_string):
+        path = _target(file, match[1])
+        if path is not None and not path.is_relative_to(ROOT / "docs"):
+            yield path, match[1]
+
+
+def _commands() -> Iterator[str]:
+    yield "# Commands\n\nGenerated from the code; `kis COMMAND --help` prints the same.\n"
+    yield from _parser(build_parser())
+
+
+def _parser(parser: argparse.ArgumentParser) -> Iterator[str]:
+    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not nested:
+        yield f"## {parser.prog}\n"
+        yield f"{_escaped(parser.description or '')}\n"
+        usage = parser.format_usage().removeprefix("usage: ")
+        yield f"```text\n{usage}```\n"
+        rows = [action for action in parser._actions if action.help not in (None, argparse.SUPPRESS)]
+        yield "| argument | what it is |\n|---|---|"
+        for action in rows:
+            names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+            value = "" if not action.option_strings or action.nargs == 0 else f" {_metavar(action)}"
+            yield f"| `{names}{value}` | {_escaped(_help(parser, action))} |".replace("\n", " ")
+        yield ""
+    for group in nested:
+        for child in dict.fromkeys(group.choices.values()):
+            yield from _parser(child)
+
+
+def _metavar(action: argparse.Action) -> str:
+    if isinstance(action.metavar, tuple):
+        return " ".join(action.metavar)
+    if action.choices is not None:
+        return "{" + ",".join(str(choice) for choice in action.choices) + "}"
+    return str(action.metavar or action.dest.upper())
+
+
+def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    values = {**vars(action), "prog": parser.prog}
+    return (action.help or "") % values
+
+
+def _configuration() -> Iterator[str]:
+    yield "# Configuration keys\n\nGenerated from the code. Unknown keys are refused, the nearest valid one is named.\n"
+    yield "## A run (`kis train RUN.yaml`)\n"
+    yield from _table(_keys(RunConfig, ""))
+    yield "\n## A study (`kis study run STUDY.yaml`)\n"
+    yield "A rung of the `ladder` takes the keys of a run's `model`, and `learning_rate` and `parallel`.\n"
+    yield from _table(_keys(StudyConfig, ""))
+    yield "\n## A study's `data`\n"
+    yield from _table(_fields(DataSettings))
+    yield "\n### `data.select`\n"
+    yield from _table(_fields(SelectSettings))
+    yield "\n## A study's `analysis`\n"
+    yield from _table(_fields(AnalysisSettings))
+
+
+def _table(rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
+    yield "| key | default | what it is |\n|---|---|---|"
+    for key, default, text in rows:
+        yield f"| `{key}` | {default} | {_escaped(text)} |"
+
+
+def _keys(kind: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in kind.model_fields.items():
+        inner = _section(field)
+        if inner is not None:
+            yield from _keys(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _default(field), " ".join((field.description or "").split())
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    """The one settings' class that a field holds, if it holds nothing else."""
+    options = [kind for kind in (typing.get_args(field.annotation) or (field.annotation,)) if kind is not type(None)]
+    only = options[0] if len(options) == 1 else None
+    return only if inspect.isclass(only) and issubclass(only, BaseModel) else None
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return f"`{field.get_default(call_default_factory=True)}`"
+
+
+def _fields(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
+    """The fields of a dataclass whose docstrings stand below them."""
+    described = dict(re.findall(r'^    (\w+): .*?\n    """(.*?)"""', inspect.getsource(kind), flags=re.M | re.S))
+    for field in dataclasses.fields(kind):
+        if field.default_factory is not dataclasses.MISSING:
+            default = f"`{field.default_factory()}`"
+        else:
+            default = "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
+        yield field.name, default.replace("|", "\\|"), " ".join(described.get(field.name, "").split())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("``", "`")

@@ -1,0 +1,139 @@
+"""``kis plan``: layouts that fit, memory, time and GPU-hours of a model or a study, before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_kis.errors import InputError
+from megatron_kis.model.ladder import PRESETS
+
+if TYPE_CHECKING:
+    from megatron_kis.planning.layouts import Job, Option
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis plan``."""
+    parser = commands.add_parser(
+        "plan",
+        help="layouts that fit, memory, time and GPU-hours; trains nothing",
+        description="Says how a model, a run or a study would lie on GPUs. Memory is computed, time is a share of the "
+        "peak (MFU) that is published or given with --mfu.",
+        epilog="model presets: " + ", ".join(PRESETS),
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="a preset, a shape (layers=32,width=4096,heads=32,...), RUN.yaml or STUDY.yaml"
+    )
+    parser.add_argument("--tokens", type=float, metavar="D", help="tokens of the run (of a model; files have theirs)")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs of a run (1)")
+    parser.add_argument("--gpu", default="h100", metavar="KIND", help="h100, h200, a100, b200, ... (h100)")
+    parser.add_argument("--mfu", type=float, metavar="SHARE", help="the share of the peak that you measured, 0 to 1")
+    parser.add_argument("--vocabulary", type=int, metavar="V", help="pieces (32000; a study's own if it says so)")
+    parser.add_argument("--length", type=int, default=2048, metavar="L", help="tokens a sequence, of a model (2048)")
+    parser.add_argument("--batch", type=int, default=512, metavar="B", help="sequences a step, of a model (512)")
+    parser.add_argument("--show", type=int, default=5, metavar="K", help="layouts to show (5)")
+    parser.add_argument(
+        "--interleave", action="store_true",
+        help="also stages of several chunks of layers: Megatron-LM can run them, kis train cannot yet",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(handler=_plan)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from megatron_kis.planning import hardware, layouts
+
+    for name in ("gpus", "show", "length", "batch", "vocabulary", "tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"is {value}", where=f"--{name}", remedy="must be at least 1")
+    if options.mfu is not None and not 0 < options.mfu <= 1:
+        raise InputError(f"is {options.mfu}", where="--mfu", remedy="a share between 0 and 1, such as 0.4")
+    kind = hardware.gpu(options.gpu)
+    sizes: list[dict[str, Any]] = []
+    hours = 0.0
+    for label, job, runs in _jobs(options):
+        params = job.shape.params(job.vocabulary)
+        utilisation = hardware.published_utilisation(params, kind=kind)
+        if options.mfu is not None:
+            utilisation = hardware.Utilisation(options.mfu, "given with --mfu")
+        found = layouts.options(
+            job, gpus=options.gpus, kind=kind, utilisation=utilisation, interleave=options.interleave
+        )
+        hours += runs * found[0].gpu_hours
+        sizes.append(
+            {"model": label, "params": params, "tokens": job.tokens, "runs": runs, "mfu": utilisation.mfu,
+             "mfu_source": utilisation.source, "gpu_hours": runs * found[0].gpu_hours,
+             "layouts": [option.as_dict() for option in found[: options.show]]}
+        )  # fmt: skip
+        if not options.json:
+            _print(sizes[-1], found[: options.show])
+    result = {"gpu": kind.name, "gpus": options.gpus, "gpu_hours": hours, "models": sizes}
+    print(json.dumps(result, indent=1) if options.json else f"all: {hours:,.1f} GPU-hours on {kind.name}")
+    return 0
+
+
+def _print(row: dict[str, Any], found: list[Option]) -> None:
+    print(f"{row['model']}: {row['params']:,} parameters, {row['tokens']:,.0f} tokens, {row['runs']} run(s)")
+    print(f"  MFU {row['mfu']:.0%} ({row['mfu_source']})")
+    print(
+        f"  {'layout':18}{'recompute':>10}{'batch':>6}{'weights':>9}{'grads':>7}{'optim.':>7}"
+        f"{'activ.':>7}{'logits':>7}{'buffers':>8}{'GB':>7}{'s/step':>8}{'GPU-h':>10}"
+    )
+    for option in found:
+        parts = option.memory
+        print(
+            f"  {option.split.label:18}{option.split.recompute:>10}{option.micro_batch:>6}{parts.weights / 1e9:>9.1f}"
+            f"{parts.gradients / 1e9:>7.1f}{parts.optimizer / 1e9:>7.1f}{parts.activations / 1e9:>7.1f}"
+            f"{parts.logits / 1e9:>7.1f}{parts.buffers / 1e9:>8.1f}{parts.total / 1e9:>7.1f}"
+            f"{option.step_seconds:>8.2f}{option.gpu_hours:>10,.1f}"
+        )
+
+
+def _jobs(options: argparse.Namespace) -> list[tuple[str, Job, int]]:
+    """What is to be planned: label, job, and how many runs are like it."""
+    path = Path(options.model)
+    if path.suffix in (".yaml", ".yml"):
+        return _jobs_of_file(path, options)
+    from megatron_kis.config import ModelConfig
+    from megatron_kis.settings import parse_config
+
+    content: dict[str, Any] = {"preset": options.model}
+    if "=" in options.model:
+        content = dict(part.split("=", 1) for part in options.model.split(",") if "=" in part)
+    model = parse_config(ModelConfig, content, source="MODEL")
+    if options.tokens is None:
+        raise InputError("is missing", where="--tokens", remedy="say how many tokens the run has, such as 20e9")
+    return [(model.label, _job(model, options, options.tokens, options.length, options.batch, None), 1)]
+
+
+def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[tuple[str, Job, int]]:
+    from megatron_kis.config import RunConfig
+    from megatron_kis.files import read_text
+    from megatron_kis.settings import load_config
+    from megatron_kis.study.config import StudyConfig
+
+    if not any(line.startswith("ladder:") for line in read_text(path).splitlines()):
+        run = load_config(RunConfig, path)
+        training = run.training
+        length, batch = training.sequence_length, training.global_batch_size
+        return [(run.name, _job(run.model, options, training.token_budget, length, batch, None), 1)]
+    study = load_config(StudyConfig, path)
+    pieces = study.data.get("vocab_size")
+    runs = len(study.frequencies) * len(study.seeds)
+    shared = study.training
+    return [
+        (rung.label, _job(rung, options, budget, shared.sequence_length, shared.global_batch_size, pieces), runs)
+        for rung in study.ladder
+        for budget in study.token_budgets
+    ]
+
+
+def _job(model: Any, options: argparse.Namespace, tokens: float, length: int, batch: int, pieces: int | None) -> Job:
+    from megatron_kis.model.vocabulary import padded_vocabulary
+    from megatron_kis.planning.layouts import Job
+
+    vocabulary = padded_vocabulary(options.vocabulary or pieces or 32_000)
+    return Job(shape=model.shape(), vocabulary=vocabulary, tokens=tokens, length=length, global_batch=batch)

@@ -1,0 +1,225 @@
+"""A model of transformers as the start of a run: the same logits, the same tensors back, and training from its loss."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_kis.cli import main
+from megatron_kis.config import RunConfig
+from megatron_kis.device import open_device
+from megatron_kis.errors import InputError
+from megatron_kis.export.huggingface import export_huggingface
+from megatron_kis.export.llama import join_qkv, split_qkv
+from megatron_kis.export.tokenizer import write_tokenizer
+from megatron_kis.imports.huggingface import import_huggingface
+from megatron_kis.model.ladder import ModelShape
+from megatron_kis.parallel import close_groups, open_groups
+from megatron_kis.training.engine import Engine
+from megatron_kis.training.inputs import open_inputs
+from megatron_kis.training.run import train
+from tests.conftest import TINY_VOCABULARY
+from tests.megatron_kis.processes import finish, losses
+
+transformers = pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors.torch")
+
+MakeRun = Callable[..., RunConfig]
+ROWS = 512  # 400 pieces, padded
+TIED = {"num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 700.0, "tie_word_embeddings": True}
+UNTIED = {"num_key_value_heads": 4, "tie_word_embeddings": False}
+
+
+def make_model(folder: Path, tiny_data: Path, *, vocabulary: int = ROWS, dtype: Any = None, **changes: Any) -> Path:
+    """A small Llama with loud random weights, and the tiny tokenizer."""
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        initializer_range=0.15, bos_token_id=1, eos_token_id=1, max_position_embeddings=64, **changes,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    (model if dtype is None else model.to(dtype)).save_pretrained(folder)
+    write_tokenizer(tiny_data / "tokenizer.model", folder, longest=64, samples=[])
+    return folder
+
+
+def run_from(start: Path, make: MakeRun, **changes: Any) -> RunConfig:
+    """A run that begins with a start; its data keep the tokenizer that the start's has been made from."""
+    model = json.loads((start / "start.json").read_text())["model"]
+    return make(model={**model, "init_from": start}, **changes)
+
+
+def their_logits(folder: Path, rows: torch.Tensor) -> torch.Tensor:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits: torch.Tensor = model(rows).logits
+    return logits
+
+
+def our_logits(config: RunConfig, rows: torch.Tensor) -> torch.Tensor:
+    device = open_device("cpu")
+    layout = open_groups(device)
+    try:
+        engine = Engine(config, vocabulary=ROWS, layout=layout, device=device)
+        engine.replica.eval()
+        with torch.no_grad():
+            logits: torch.Tensor = engine.replica(rows, torch.arange(rows.shape[1]).expand_as(rows), None)
+        return logits
+    finally:
+        close_groups()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("changes", [TIED, UNTIED], ids=["tied, grouped, own epsilon and wavelengths", "untied"])
+def test_an_imported_model_has_the_logits_of_transformers(
+    tiny_run: MakeRun, tiny_data: Path, tmp_path: Path, changes: dict[str, Any], dtype: Any
+) -> None:
+    folder = make_model(tmp_path / "hf", tiny_data, dtype=dtype, **changes)
+    start = import_huggingface(folder, tmp_path / "start")
+    rows = torch.from_numpy(np.random.default_rng(0).integers(0, TINY_VOCABULARY, (4, 40)))
+    expected = their_logits(folder, rows)
+    assert expected.std() > 0.3
+    found = our_logits(run_from(start.folder, tiny_run), rows)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [TIED, UNTIED], ids=["tied", "untied"])
+def test_export_gives_back_every_tensor_bit_for_bit(
+    tiny_run: MakeRun, tiny_data: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = make_model(tmp_path / "hf", tiny_data, **changes)
+    start = import_huggingface(folder, tmp_path / "start")
+    still = {"optimizer": {"learning_rate": 1e-45, "weight_decay": 0.0}}  # a step that rounds to nothing
+    run = train(run_from(start.folder, tiny_run, training=still))
+    back = export_huggingface(run, tmp_path / "back")
+    there, here = (safetensors.load_file(place / "model.safetensors") for place in (folder, back))
+    assert sorted(there) == sorted(here)
+    for name, tensor in there.items():
+        assert torch.equal(here[name], tensor), name
+    theirs, ours = (json.loads((place / "config.json").read_text()) for place in (folder, back))
+    same = ("hidden_size", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "vocab_size")
+    assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", [{"tensor": 2}, {"pipeline": 2}], ids=["tensor", "pipeline"])
+def test_training_starts_at_the_loss_of_the_model_under_every_layout(
+    tiny_run: MakeRun, tiny_data: Path, tmp_path: Path, layout: dict[str, int]
+) -> None:
+    folder = make_model(tmp_path / "hf", tiny_data, **TIED)
+    start = import_huggingface(folder, tmp_path / "start")
+    settings = {"logging": {"every": 1}}
+    alone = run_from(start.folder, tiny_run, name="alone", **settings)
+    two = run_from(start.folder, tiny_run, name="two", parallel=layout, **settings)
+    fresh = train(tiny_run(name="fresh", model={**alone.model.model_dump(), "init_from": None}, **settings))
+    train(alone)
+    finish(two, 2)
+    assert list(losses(two.output).values()) == pytest.approx(list(losses(alone.output).values()), abs=1e-5)
+    samples = [open_inputs(alone).dataset[number] for number in range(8)]
+    rows = torch.from_numpy(np.stack([sample["tokens"] for sample in samples]).astype(np.int64))
+    labels = torch.from_numpy(np.stack([sample["labels"] for sample in samples]).astype(np.int64))
+    counted = torch.from_numpy(np.stack([sample["loss_mask"] for sample in samples])).flatten() > 0
+    logits = their_logits(folder, rows).flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits[counted], labels.flatten()[counted])
+    assert losses(alone.output)[1] == pytest.approx(float(expected), abs=1e-4)
+    assert abs(losses(fresh)[1] - float(expected)) > 0.01
+
+
+def test_a_run_goes_on_from_its_own_checkpoint_and_not_from_another_start(
+    tiny_run: MakeRun, tiny_data: Path, tmp_path: Path
+) -> None:
+    first = import_huggingface(make_model(tmp_path / "hf", tiny_data, **TIED), tmp_path / "start")
+    config = run_from(first.folder, tiny_run)
+    train(config)
+    record = json.loads((config.output / "run.json").read_text())
+    assert record["fingerprints"]["start"] == first.fingerprint
+    moved = tmp_path / "moved"
+    shutil.move(first.folder, moved)
+    done = (config.output / "DONE").stat().st_mtime_ns
+    train(run_from(moved, tiny_run))  # the same start at another place: nothing to do
+    assert (config.output / "DONE").stat().st_mtime_ns == done
+    other = make_model(tmp_path / "other", tiny_data, **TIED)
+    weights = safetensors.load_file(other / "model.safetensors")
+    safetensors.save_file({name: tensor * 1.5 for name, tensor in weights.items()}, other / "model.safetensors")
+    second = import_huggingface(other, tmp_path / "second")
+    with pytest.raises(InputError, match="another start"):
+        train(run_from(second.folder, tiny_run))
+
+
+def test_rows_that_belong_to_no_piece_are_padded_or_dropped(tiny_data: Path, tmp_path: Path) -> None:
+    for vocabulary, added, dropped in ((TINY_VOCABULARY, 112, 0), (640, 0, 128)):
+        folder = make_model(tmp_path / f"hf{vocabulary}", tiny_data, vocabulary=vocabulary, **UNTIED)
+        start = import_huggingface(folder, tmp_path / f"start{vocabulary}")
+        found = {key: start.content[key] for key in ("vocabulary", "rows_added", "rows_dropped")}
+        assert found == {"vocabulary": ROWS, "rows_added": added, "rows_dropped": dropped}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"attention_bias": True}, "attention_bias is not supported"),
+        ({"sliding_window": 128}, "sliding_window is not supported"),
+        ({"head_dim": 16}, "head_dim 16 is not supported"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type 'llama3' is not supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn' is not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
+        ({"num_hidden_layers": 3}, r"has no model\.layers\.2"),
+        ({"num_hidden_layers": 1}, r"has model\.layers\.1.*, which this model does not have"),
+        ({"intermediate_size": 64}, r"config\.json says \(64, 32\)"),
+        ({"tie_word_embeddings": False}, r"has no lm_head\.weight"),
+        ({"hidden_size": None}, "not the configuration of a Llama"),
+    ],
+    ids=str,
+)
+def test_what_is_not_a_plain_llama_is_refused_by_name_and_leaves_nothing(
+    tiny_data: Path, tmp_path: Path, change: dict[str, Any], complaint: str
+) -> None:
+    folder = make_model(tmp_path / "hf", tiny_data, **TIED)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(InputError, match=complaint):
+        import_huggingface(folder, tmp_path / "start")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+def test_pickled_weights_are_not_read(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_model(tmp_path / "hf", tiny_data, **TIED)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert main(["import", "hf", str(folder), "--output", str(tmp_path / "start")]) == 2
+    assert "only pickled weights" in capsys.readouterr().err
+
+
+def test_the_command_prints_the_model_section_that_a_run_needs(
+    tiny_run: MakeRun, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    folder = make_model(tmp_path / "hf", tiny_data, **TIED)
+    assert main(["import", "hf", str(folder), "--output", str(tmp_path / "start")]) == 0
+    section = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert tiny_run(model=section).model.shape().norm_epsilon == 1e-3
+    with pytest.raises(InputError, match=r"model\.width"):
+        train(tiny_run(model={**section, "width": 64}))
+    with open(tmp_path / "start" / "weights" / "__0_0.distcp", "r+b") as file:
+        file.seek(-5000, 2)
+        file.write(b"damage")
+    with pytest.raises(InputError, match="another content than was written"):
+        train(tiny_run(model=section))
+
+
+def test_joining_queries_keys_and_values_undoes_taking_them_apart() -> None:
+    shape = ModelShape(layers=1, width=8, heads=4, query_groups=2, ffn_width=8)
+    joined = torch.arange(16 * 8.0).view(16, 8)
+    assert torch.equal(join_qkv(*split_qkv(joined, shape), shape), joined)

@@ -1,0 +1,124 @@
+"""Layouts that the plan offers: they fit, they divide, and their time adds up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_kis.cli import main
+from megatron_kis.errors import InputError
+from megatron_kis.model.ladder import PRESETS
+from megatron_kis.planning.hardware import GPUS, Utilisation, gpu, published_utilisation
+from megatron_kis.planning.layouts import Job, options, step_seconds
+from megatron_kis.planning.memory import Split
+
+HALF = Utilisation(0.5, "a test's")
+
+
+def job(name: str, *, batch: int = 512, tokens: float = 20e9) -> Job:
+    return Job(PRESETS[name], 32_000, tokens, 2048, batch)
+
+
+@pytest.mark.parametrize(("name", "gpus"), [("137m", 1), ("1b", 8), ("7b", 64), ("70b", 256)])
+def test_every_layout_fits_and_divides_model_batch_and_gpus(name: str, gpus: int) -> None:
+    asked = job(name)
+    found = options(asked, gpus=gpus, kind=GPUS["h100"], utilisation=HALF, interleave=True)
+    assert found
+    for option in found:
+        split = option.split
+        assert split.gpus == gpus
+        assert split.tensor <= 8
+        assert asked.shape.query_groups % split.tensor == 0
+        assert asked.shape.layers % (split.pipeline * split.virtual) == 0
+        assert split.data * option.micro_batch * option.micro_batches == asked.global_batch
+        assert option.memory.total < 80e9
+        assert split.distributed_optimizer == (split.data > 1)
+    assert [option.step_seconds for option in found] == sorted(option.step_seconds for option in found)
+
+
+def test_only_layouts_that_can_be_trained_are_offered_unless_asked() -> None:
+    offered = options(job("7b"), gpus=64, kind=GPUS["h100"], utilisation=HALF)
+    assert {option.split.virtual for option in offered} == {1}
+    asked = options(job("7b"), gpus=64, kind=GPUS["h100"], utilisation=HALF, interleave=True)
+    assert {option.split.virtual for option in asked} > {1}
+
+
+def test_a_model_too_large_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--gpus: no layout on 1 H100 holds the model"):
+        options(job("70b"), gpus=1, kind=GPUS["h100"], utilisation=HALF)
+
+
+def test_the_time_of_a_step_is_its_operations_over_what_the_gpus_do() -> None:
+    asked = job("1b")
+    flops = asked.shape.flops_per_token(32_000, 2048) * 512 * 2048
+    seconds = step_seconds(asked, Split(data=8), 64, kind=GPUS["h100"], utilisation=HALF)
+    assert seconds == pytest.approx(flops / (8 * 989e12 * 0.5))
+    full = step_seconds(asked, Split(data=8, recompute="full"), 64, kind=GPUS["h100"], utilisation=HALF)
+    assert full == pytest.approx(seconds * 4 / 3)
+    stages = step_seconds(asked, Split(pipeline=4, data=2), 12, kind=GPUS["h100"], utilisation=HALF)
+    assert stages == pytest.approx(seconds * (1 + 3 / 12))
+    chunks = step_seconds(asked, Split(pipeline=4, virtual=2, data=2), 12, kind=GPUS["h100"], utilisation=HALF)
+    assert chunks == pytest.approx(seconds * (1 + 3 / 24))
+
+
+def test_gpu_hours_are_those_of_all_steps() -> None:
+    option = options(job("1b"), gpus=8, kind=GPUS["h100"], utilisation=HALF)[0]
+    steps = int(20e9 // (512 * 2048))
+    assert option.gpu_hours == pytest.approx(option.step_seconds * steps * 8 / 3600)
+
+
+def test_a_figure_says_where_it_is_carried_over() -> None:
+    assert "carried over" not in published_utilisation(1e9, kind=gpu("h100")).source
+    assert "carried over to B200" in published_utilisation(1e9, kind=gpu("B200")).source
+    assert "smaller models reach less" in published_utilisation(1e8, kind=gpu("h100")).source
+    with pytest.raises(InputError, match="no GPU 'h10'"):
+        gpu("h10")
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    assert main(["plan", *arguments, "--json"]) == 0
+    result: dict[str, object] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_presets_shapes_and_files_are_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    preset = plan(capsys, "7b", "--tokens", "1e9", "--gpus", "8", "--mfu", "0.4")
+    shape = plan(
+        capsys, "layers=32,width=4096,heads=32,ffn_width=11008,tied_embeddings=false,rope_base=500000",
+        "--tokens", "1e9", "--gpus", "8", "--mfu", "0.4",
+    )  # fmt: skip
+    assert preset["gpu_hours"] == shape["gpu_hours"]
+    assert preset["models"][0]["mfu_source"] == "given with --mfu"  # type: ignore[index]
+
+
+def test_a_study_costs_what_its_runs_cost(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "name: s\noutput: out\ndata: {vocab_size: 32000}\nladder: [{preset: 137m}, {preset: 1b}]\n"
+        "token_budgets: [2000000000, 4000000000]\nfrequencies: [0, 8, 64]\nseeds: [0, 1]\n"
+        "training: {sequence_length: 2048, global_batch_size: 512}\n"
+    )
+    whole = plan(capsys, str(study), "--mfu", "0.4")
+    assert [row["runs"] for row in whole["models"]] == [6, 6, 6, 6]  # type: ignore[attr-defined]
+    single = sum(
+        float(plan(capsys, name, "--tokens", tokens, "--mfu", "0.4")["gpu_hours"])  # type: ignore[arg-type]
+        for name in ("137m", "1b")
+        for tokens in ("2e9", "4e9")
+    )
+    assert whole["gpu_hours"] == pytest.approx(6 * single)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["7b"], "--tokens: is missing"),
+        (["7c", "--tokens", "1e9"], "no model preset '7c'"),
+        (["7b", "--tokens", "1e9", "--gpus", "0"], "--gpus: is 0"),
+        (["7b", "--tokens", "1e9", "--mfu", "40"], "--mfu: is 40"),
+    ],
+)
+def test_a_wrong_question_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments]) == 2
+    assert message in capsys.readouterr().err

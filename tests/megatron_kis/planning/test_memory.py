@@ -1,0 +1,144 @@
+"""The cost model against Megatron-Core's own modules: parameters on the meta device, activations in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from megatron_kis.device import open_device, quiet_megatron, seed_device
+from megatron_kis.model.build import assemble_model
+from megatron_kis.model.ladder import PRESETS, ModelShape
+from megatron_kis.parallel import Layout, close_groups
+from megatron_kis.planning.memory import (
+    Recompute,
+    Split,
+    head_activations,
+    in_flight,
+    layer_activations,
+    logits,
+    memory,
+    rank_params,
+)
+
+with quiet_megatron():
+    from megatron.core import parallel_state
+
+VOCABULARY = 32_000
+
+
+@contextmanager
+def place(tensor: int, pipeline: int, stage: int) -> Iterator[Layout]:
+    """A rank among ranks that are not there: their messages are never sent."""
+    rank, world = stage * tensor, tensor * pipeline
+    device = open_device("cpu")
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    try:
+        parallel_state.initialize_model_parallel(tensor, pipeline, create_gloo_process_groups=False)
+        seed_device(device, 0, tensor_rank=0, pipeline_rank=stage)
+        yield Layout(world, rank, tensor, 0, pipeline, stage, 1, 0)
+    finally:
+        close_groups()
+
+
+LAYOUTS = [(tensor, pipeline) for tensor in (1, 2, 4, 8) for pipeline in (1, 2, 4, 8)]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_rank_holds_the_parameters_that_the_plan_says(name: str) -> None:
+    shape, checked = PRESETS[name], 0
+    for tensor, pipeline in LAYOUTS:
+        parts = (shape.heads, shape.query_groups, shape.ffn_width)
+        if any(part % tensor for part in parts) or shape.layers % pipeline:
+            continue
+        for stage in sorted({0, pipeline // 2, pipeline - 1}):
+            with place(tensor, pipeline, stage) as layout, torch.device("meta"):
+                model = assemble_model(
+                    shape, vocabulary=VOCABULARY, sequence_length=128, layout=layout, device=open_device("cpu")
+                )
+                built = sum(parameter.numel() for parameter in model.parameters())
+            split = Split(tensor=tensor, pipeline=pipeline)
+            assert rank_params(shape, VOCABULARY, split, stage) == built, (tensor, pipeline, stage)
+            checked += 1
+    assert checked >= 2
+    assert rank_params(shape, VOCABULARY, Split(), 0) == shape.params(VOCABULARY)
+
+
+def kept(shape: ModelShape, tensor: int, recompute: Recompute, *, length: int, batch: int, vocabulary: int) -> int:
+    """Bytes that a forward pass keeps for the backward pass, weights apart; each storage counted once."""
+    with place(tensor, 1, 0) as layout:
+        model = assemble_model(
+            shape, vocabulary=vocabulary, sequence_length=length, layout=layout, device=open_device("cpu"),
+            recompute=recompute,
+        )  # fmt: skip
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        held: dict[int, torch.Tensor] = {}  # alive, so that no place is used twice
+
+        def pack(saved: torch.Tensor) -> torch.Tensor:
+            if saved.untyped_storage().data_ptr() not in own:
+                held[saved.untyped_storage().data_ptr()] = saved
+            return saved
+
+        tokens = torch.zeros(batch, length, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            model(tokens, torch.arange(length).expand(batch, length), None, labels=tokens)
+        return sum(saved.untyped_storage().nbytes() for saved in held.values())
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("groups", [2, 4])
+def test_a_layer_keeps_the_bytes_that_the_plan_says(recompute: Recompute, tensor: int, groups: int) -> None:
+    size = {"length": 96, "batch": 3, "vocabulary": 512}
+    one, three = (
+        kept(ModelShape(layers, 64, 4, groups, 160, False), tensor, recompute, **size) for layers in (1, 3)
+    )  # fmt: skip
+    shape, split = ModelShape(1, 64, 4, groups, 160, False), Split(tensor=tensor, recompute=recompute)
+    layer = layer_activations(shape, split, length=96, batch=3, kernels="plain", bytes_each=4)
+    assert (three - one) / 2 == pytest.approx(layer, rel=0.01)
+
+
+def test_a_model_keeps_the_bytes_that_the_plan_says() -> None:
+    shape, split, tokens = ModelShape(4, 64, 4, 2, 160), Split(), 96 * 3
+    real = kept(shape, 1, "none", length=96, batch=3, vocabulary=512)
+    told = 4 * layer_activations(shape, split, length=96, batch=3, kernels="plain", bytes_each=4)
+    told += head_activations(shape, split, tokens=tokens, kernels="plain", bytes_each=4)
+    told += logits(512, split, tokens=tokens, bytes_each=4)
+    assert real == pytest.approx(told, rel=0.01)
+
+
+def test_the_first_stage_holds_the_most_micro_batches() -> None:
+    for virtual in (1, 2, 4):
+        held = [in_flight(Split(pipeline=4, virtual=virtual), stage, 64) for stage in range(4)]
+        assert held == sorted(held, reverse=True)
+    assert in_flight(Split(pipeline=4), 0, 64) == 4
+    assert in_flight(Split(pipeline=4), 0, 2) == 2
+    assert in_flight(Split(pipeline=4, virtual=2), 0, 64) == pytest.approx(4 * (1 + 3 / 8))
+
+
+@pytest.fixture
+def seven() -> Callable[[Split], float]:
+    return lambda split: memory(
+        PRESETS["7b"], VOCABULARY, split, length=2048, micro_batch=1, micro_batches=16
+    ).total  # fmt: skip
+
+
+def test_every_way_to_save_memory_saves_memory(seven: Callable[[Split], float]) -> None:
+    base = seven(Split(data=8))
+    for cheaper in (
+        Split(data=8, distributed_optimizer=True),
+        Split(data=8, recompute="full"),
+        Split(tensor=2, data=4),
+        Split(pipeline=2, data=4),
+    ):
+        assert seven(cheaper) < base
+
+
+def test_mixed_precision_adam_takes_eighteen_bytes_a_parameter() -> None:
+    parts = memory(PRESETS["1b"], VOCABULARY, Split(), length=128, micro_batch=1, micro_batches=1)
+    params = PRESETS["1b"].params(VOCABULARY)
+    assert parts.weights + parts.gradients + parts.optimizer == 18 * params  # ZeRO's 16, gradients in fp32: 18

@@ -1,0 +1,108 @@
+"""The documentation: its commands run, its code runs, its messages exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from megatron_kis.cli import build_parser
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCES = [path for package in ("megatron_kis", "data_tools", "analysis") for path in (ROOT / package).rglob("*.py")]
+_BLOCK = re.compile(r"^( *)(?:<!-- (?P<note>.*?) -->\n *)?```(?P<info>[^\n`]*)\n(?P<text>.*?)^ *```$", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block, and the comment in front of it."""
+
+    language: str
+    title: str | None
+    text: str
+    note: str
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
+        language, _, rest = match["info"].strip().partition(" ")
+        title = re.search(r'title="(.*?)"', rest)
+        yield Block(language, title and title[1], match["text"], match["note"] or "")
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """The words of each line that calls ``kis``."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        if line.startswith("kis "):
+            yield shlex.split(line, comments=True)[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_is_one_that_kis_understands(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in blocks(page):
+        for words in commands(block):
+            try:
+                build_parser().parse_args(words)
+            except SystemExit as ended:
+                pytest.fail(f"kis {shlex.join(words)}: {capsys.readouterr().err}") if ended.code else None
+
+
+def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": paths, "OMP_NUM_THREADS": "1"}
+    shell = shutil.which("bash") or "sh"
+    return subprocess.run(
+        [shell, "-eu", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "sources.py", tmp_path / "tests")
+    shutil.copytree(ROOT / "tests" / "fixtures", tmp_path / "tests" / "fixtures")
+    ran = 0
+    for block in blocks(ROOT / "docs" / "tutorial.md"):
+        if block.title:
+            (tmp_path / block.title).write_text(block.text, encoding="utf-8")
+        if block.language != "sh":
+            continue
+        lines = block.text.strip()
+        if block.note.startswith("in tests: "):
+            overrides = block.note.removeprefix("in tests: ").split()
+            lines = f"{lines} {shlex.join(overrides)}"
+        ended = run(lines, tmp_path)
+        refused = block.note == "may be refused" and ended.returncode == 2 and "kis: error: law:" in ended.stderr
+        assert ended.returncode == 0 or refused, f"{lines}\n{ended.stdout}\n{ended.stderr}"
+        ran += 1
+    assert ran == 6
+    assert (tmp_path / "studies" / "tutorial" / "report.html").is_file()
+
+
+def test_every_message_among_the_errors_is_one_that_is_printed() -> None:
+    table = re.findall(r"^\| `(.*?)` \|", (ROOT / "docs" / "errors.md").read_text(encoding="utf-8"), flags=re.M)
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    assert len(table) > 15
+    assert [message for message in table if message not in sources] == []
+
+
+def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(ROOT / "docs" / "site" / "mkdocs.yml")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [*command, "-d", str(tmp_path / "site")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    page = (tmp_path / "site" / "reference" / "commands.html").read_text(encoding="utf-8")
+    assert "kis data corpus" in page and "--on-error" in page
+    assert "training.optimizer.learning_rate" in (tmp_path / "site" / "reference" / "configuration.html").read_text()
+    everything = "\n".join(path.read_text(encoding="utf-8") for path in (tmp_path / "site").rglob("*.html"))
+    assert not re.search(r'<(?:script|link)[^>]+(?:src|href)="https?://', everything)  # nothing loads from elsewhere
