@@ -109,7 +109,7 @@ def _parser(parser: argparse.ArgumentParser) -> Iterator[str]:
         yield f"{_escaped(parser.description or '')}\n"
         usage = parser.format_usage().removeprefix("usage: ")
         yield f"```text\n{usage}```\n"
-        rows = [action for action in parser._actions if action.help not in (None, argparse.SUPPRESS)]
+        rows = [action for action in parser._actions if action.dest != "help" and action.help != argparse.SUPPRESS]
         yield "| argument | what it is |\n|---|---|"
         for action in rows:
             names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
@@ -174,7 +174,11 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    return f"`{field.get_default(call_default_factory=True)}`"
+    return _shown(field.get_default(call_default_factory=True))
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None or value == "" else f"`{value}`".replace("|", "\\|")
 
 
 def _fields(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
@@ -182,10 +186,10 @@ def _fields(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
     described = dict(re.findall(r'^    (\w+): .*?\n    """(.*?)"""', inspect.getsource(kind), flags=re.M | re.S))
     for field in dataclasses.fields(kind):
         if field.default_factory is not dataclasses.MISSING:
-            default = f"`{field.default_factory()}`"
+            default = _shown(field.default_factory())
         else:
-            default = "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
-        yield field.name, default.replace("|", "\\|"), " ".join(described.get(field.name, "").split())
+            default = "required" if field.default is dataclasses.MISSING else _shown(field.default)
+        yield field.name, default, " ".join(described.get(field.name, "").split())
 
 
 def _escaped(text: str) -> str:
