@@ -5,30 +5,29 @@ lies ``.meta.json`` (schema ``kis.corpus/1``). A document's split depends on its
 it is when files are added, and copies of one text never stand in both splits. Documents that state a studied fact are
 left out of both.
 
-The way: the files are cut into parts, several processes encode them into ``PREFIX.parts/``, and the parts are joined in
-order. A command that was killed finds the finished parts and does the others; the bytes do not depend on the number of
-processes, the size of the parts or how often the work was interrupted.
+The way: the files are cut into parts, several processes encode them into ``PREFIX.parts/``, and meanwhile what is
+finished is joined in order. A command that was killed finds the finished parts and does the others; the bytes do not
+depend on the number of processes, the size of the parts or how often the work was interrupted.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_tools.corpus_merge import SCHEMA, join
+from data_tools.corpus_merge import SCHEMA, write_meta
 from data_tools.corpus_part import QUARANTINE, SPLITS, PartEncoder, PartRecord, PartSettings
 from data_tools.corpus_plan import part_bytes, sample_texts, shard_of
-from data_tools.corpus_work import encode_parts
-from data_tools.encode import choose_encoder
+from data_tools.corpus_work import encode_parts, full_disk_told
+from data_tools.encode import Encoder, choose_encoder
 from data_tools.facts import Fact
-from data_tools.indexed import IndexedReader, suffixed
+from data_tools.indexed import IndexedReader, IndexedWriter, suffixed
 from data_tools.progress import Progress
 from data_tools.sentences import SentenceSplitter, load_splitter, train_splitter
 from data_tools.text_lines import lines_before
@@ -158,20 +157,36 @@ def build_corpus(
         progress.say(f"{target}: up to date")
         return _summary(target, metas)
     sample = sample_texts(parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS)
-    encoder, line = choose_encoder(tokenizer, list(sample), options.encoder)
-    progress.say(line)
-    finder = _finder(facts)
-    part_encoder = PartEncoder(settings, tokenizer, encoder, splitter=splitter, finder=finder)
+    encoder, why = choose_encoder(tokenizer, list(sample), options.encoder)
+    part_encoder = PartEncoder(settings, tokenizer, encoder, splitter=splitter, finder=_finder(facts))
+    splits = SPLITS if validation_share else SPLITS[:1]
     with _folder(suffixed(target, ".parts")) as folder, ThreadPoolExecutor(1) as thread:
         work = [(part, folder / f"{number:06d}") for number, part in enumerate(chosen)]
-        hashes: list[Future[list[dict[str, str]]]] = []
-        records = encode_parts(
-            part_encoder,
-            work,
-            workers=options.workers,
-            progress=progress,
-            started=lambda: hashes.append(thread.submit(_sources, chosen)),
-        )
+        aside: list[Future[dict[str, Any]]] = []  # what the processes that encode leave time for
+
+        def started() -> None:
+            aside.append(thread.submit(_provenance, chosen, encoder, tokenizer))
+            progress.say(f"encoding with {encoder.name}: {why}")
+
+        records: list[PartRecord] = []
+        with full_disk_told(), ExitStack() as stack:
+            writers = [
+                stack.enter_context(
+                    IndexedWriter(suffixed(target, split), vocab_size=tokenizer.vocab_size, scratch=folder)
+                )
+                for split in splits
+            ]
+            encoded = encode_parts(part_encoder, work, workers=options.workers, progress=progress, started=started)
+            for record, (_, at) in zip(encoded, work, strict=True):
+                records.append(record)
+                for split, writer in zip(splits, writers, strict=True):
+                    writer.copy(IndexedReader(suffixed(at, split)))
+            left_out = _left_out(records)
+            for split, writer in zip(_SPLIT_NAMES, writers, strict=False):
+                if not options.shard and not writer.documents:
+                    raise _nothing(split, left_out, inputs)
+            for split in splits:  # a description of an earlier corpus must not outlive its tokens
+                suffixed(target, f"{split}.meta.json").unlink(missing_ok=True)
         common = {
             "schema": SCHEMA,
             "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -182,23 +197,17 @@ def build_corpus(
             "validation_share": validation_share,
             "seed": seed,
             "facts": settings.facts,
-            **_left_out(records),
-            "sources": hashes[0].result(),
-            "versions": _versions(encoder.name, tokenizer.library),
+            **left_out,
+            **aside[0].result(),
             "job": job,
         }
         if options.shard:
             common["shard"] = {"number": options.shard[0], "of": options.shard[1]}
-        splits = range(2 if validation_share else 1)
-        for split in splits:
-            if not options.shard and not sum(record.documents[split] for record in records):
-                raise _nothing(_SPLIT_NAMES[split], common, inputs)
-        for split in splits:
-            text = sum(record.bytes[split] for record in records)
-            meta = {**common, "split": _SPLIT_NAMES[split], "bytes": text}
-            join([suffixed(at, SPLITS[split]) for _, at in work], suffixed(target, SPLITS[split]), meta)
+        for number, (split, writer) in enumerate(zip(splits, writers, strict=True)):
+            text = sum(record.bytes[number] for record in records)
+            write_meta(suffixed(target, split), {**common, "split": _SPLIT_NAMES[number], "bytes": text}, writer)
         _write_quarantine(target, work)
-    return _summary(target, [read_corpus_meta(suffixed(target, SPLITS[split])) for split in splits])
+    return _summary(target, [read_corpus_meta(suffixed(target, split)) for split in splits])
 
 
 def read_corpus_meta(prefix: Path) -> dict[str, Any]:
@@ -333,5 +342,9 @@ def _summary(target: Path, metas: Sequence[dict[str, Any]]) -> CorpusSummary:
     )
 
 
-def _versions(encoder: str, library: str) -> dict[str, str]:
-    return {**{name: importlib.metadata.version(name) for name in (library, "numpy")}, "encoder": encoder}
+def _provenance(parts: Iterable[TextPart], encoder: Encoder, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Hashes of the files and versions of the packages."""
+    import importlib.metadata
+
+    versions = {name: importlib.metadata.version(name) for name in (tokenizer.library, "numpy")}
+    return {"sources": _sources(parts), "versions": {**versions, "encoder": encoder.name}}

@@ -47,11 +47,14 @@ def join(prefixes: Sequence[Path], target: Path, meta: dict[str, Any] | None) ->
         # A description of an earlier corpus must not outlive its tokens.
         suffixed(target, ".meta.json").unlink(missing_ok=True)
     if meta is not None:
-        counts = {"documents": writer.documents, "sequences": writer.sequences, "tokens": writer.tokens}
-        write_json(
-            suffixed(target, ".meta.json"), {**meta, **counts, "content_fingerprint": writer.content_fingerprint}
-        )
+        write_meta(target, meta, writer)
     return writer
+
+
+def write_meta(target: Path, meta: dict[str, Any], writer: IndexedWriter) -> None:
+    """Writes ``.meta.json`` of a pair of files that ``writer`` has finished: ``meta`` and what is counted."""
+    counts = {"documents": writer.documents, "sequences": writer.sequences, "tokens": writer.tokens}
+    write_json(suffixed(target, ".meta.json"), {**meta, **counts, "content_fingerprint": writer.content_fingerprint})
 
 
 def merge_corpora(prefixes: Sequence[Path], target: Path) -> list[tuple[Path, IndexedWriter]]:

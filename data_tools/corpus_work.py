@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def encode_parts(
     workers: int | None,
     progress: Progress,
     started: Callable[[], None],
-) -> list[PartRecord]:
-    """Encodes those parts that are not done yet.
+) -> Iterator[PartRecord]:
+    """Encodes those parts that are not done yet, and meanwhile yields what is done.
 
     Args:
         encoder: what encodes a part.
@@ -44,8 +45,8 @@ def encode_parts(
         progress: where to report.
         started: called once when the processes are there; threads may be started from then on.
 
-    Returns:
-        The record of every part, in order.
+    Yields:
+        The record of every part, in order, as soon as it and those before it are there.
 
     Raises:
         InputError: a part is damaged; parts that are at work then are finished first.
@@ -60,10 +61,17 @@ def encode_parts(
     with full_disk_told(), progress.meter("corpus", sum(part.size for part, _ in jobs)) as meter:
         if count <= 1:
             started()
-            _encode_here(encoder, jobs, records, left, done, meter)
+            work = _encode_here(encoder, jobs, left, done, meter)
         else:
-            _encode_apart(encoder, jobs, records, left, done, meter, workers=count, started=started)
-    return [record for record in records if record is not None]
+            work = _encode_apart(encoder, jobs, left, done, meter, workers=count, started=started)
+        yielded = 0
+        with closing(work):
+            for finished in itertools.chain([()], work):
+                for number, record in finished:
+                    records[number] = record
+                while yielded < len(records) and (ready := records[yielded]) is not None:
+                    yield ready
+                    yielded += 1
 
 
 @contextmanager
@@ -79,13 +87,9 @@ def full_disk_told() -> Iterator[None]:
 
 
 def _encode_here(
-    encoder: PartEncoder,
-    jobs: Sequence[tuple[TextPart, Path]],
-    records: list[PartRecord | None],
-    left: Sequence[int],
-    done: int,
-    meter: Meter,
-) -> None:
+    encoder: PartEncoder, jobs: Sequence[tuple[TextPart, Path]], left: Sequence[int], done: int, meter: Meter
+) -> Generator[list[tuple[int, PartRecord]], None, None]:
+    """Yields (number, record) of one part after the other."""
     text = documents = 0
 
     def report(more_text: int, more_documents: int) -> None:
@@ -95,21 +99,22 @@ def _encode_here(
 
     for number in left:
         part, prefix = jobs[number]
-        records[number] = encoder.encode(part, prefix, report)
+        record = encoder.encode(part, prefix, report)
         done += part.size
+        yield [(number, record)]
 
 
 def _encode_apart(
     encoder: PartEncoder,
     jobs: Sequence[tuple[TextPart, Path]],
-    records: list[PartRecord | None],
     left: Sequence[int],
     done: int,
     meter: Meter,
     *,
     workers: int,
     started: Callable[[], None],
-) -> None:
+) -> Generator[list[tuple[int, PartRecord]], None, None]:
+    """Yields (number, record) of the parts that were finished since the last time, in any order."""
     # Forked: the processes share what is loaded, and start in milliseconds.
     context = multiprocessing.get_context("fork")
     counts = context.Array("q", 2)
@@ -120,11 +125,10 @@ def _encode_apart(
         try:
             while waiting:
                 finished, _ = wait(waiting, timeout=_LOOK, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    number = waiting.pop(future)
-                    records[number] = future.result()
-                    done += jobs[number][0].size
+                numbers = [waiting.pop(future) for future in finished]
+                done += sum(jobs[number][0].size for number in numbers)
                 meter(done, *counts[:])
+                yield [(number, future.result()) for number, future in zip(numbers, finished, strict=True)]
         except BrokenProcessPool:
             problem = "a worker process died (out of memory?); the same command goes on from the finished parts"
             raise JobError(problem) from None

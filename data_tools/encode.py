@@ -7,7 +7,6 @@ batch is compared again while it works.
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -48,8 +47,9 @@ Batch = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]
 class Encoder(Protocol):
     """What turns texts into token ids."""
 
-    name: str
-    """The package that encodes, with its version."""
+    @property
+    def name(self) -> str:
+        """The package that encodes, with its version."""
 
     def encode(self, texts: list[str], *, ended: bool = False) -> Batch:
         """Token ids of the texts; with ``ended``, those of each that has any end with the end-of-document token."""
@@ -61,7 +61,11 @@ class ReferenceEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Encodes with ``tokenizer``."""
         self._tokenizer = tokenizer
-        self.name = _version(tokenizer.library)
+
+    @property
+    def name(self) -> str:
+        """The package that encodes, with its version."""
+        return _version(self._tokenizer.library)
 
     def encode(self, texts: list[str], *, ended: bool = False) -> Batch:
         """Token ids of the texts; see :class:`Encoder`."""
@@ -96,7 +100,11 @@ class GigatokenEncoder:
         if self._separator and self._separator not in self._spellings:
             self._spellings += (self._separator,)
         self._encoded = 0
-        self.name = _version("gigatoken")
+
+    @property
+    def name(self) -> str:
+        """The package that encodes, with its version."""
+        return _version("gigatoken")
 
     def encode(self, texts: list[str], *, ended: bool = False) -> Batch:
         """Token ids of the texts; see :class:`Encoder`.
@@ -167,7 +175,7 @@ def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str], wanted: str = "a
         wanted: ``auto``, ``gigatoken`` or ``reference``.
 
     Returns:
-        The encoder, and a line that says what was chosen and why.
+        The encoder, and why it was chosen.
 
     Raises:
         InputError: gigatoken is wanted and cannot be had.
@@ -176,19 +184,19 @@ def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str], wanted: str = "a
     if wanted not in ENCODERS:
         raise InputError(f"is {wanted!r}", where="encoder", remedy=f"valid: {', '.join(ENCODERS)}")
     if wanted == "reference":
-        return reference, f"encoding with {reference.name}, as asked"
+        return reference, "as asked"
     try:
         fast = GigatokenEncoder(tokenizer)
         texts = [*sample, *AWKWARD, *(f"before {spelling} after" for spelling in tokenizer.spellings)]
         different = _differing(fast, reference, texts)
         if not different:
-            return fast, f"encoding with {fast.name}: its ids are those of {reference.name} on {len(texts)} texts"
-        why = f"{fast.name} differs on {len(different)} of {len(texts)} texts, the first {different[0][:60]!r}"
+            return fast, f"its ids are those of {tokenizer.library} on {len(texts)} texts"
+        why = f"gigatoken differs on {len(different)} of {len(texts)} texts, the first {different[0][:60]!r}"
     except UnsupportedError as error:
         why = str(error)
     if wanted == "gigatoken":
         raise InputError(why, where="encoder", remedy="auto or reference")
-    return reference, f"encoding with {reference.name}: {why}"
+    return reference, why
 
 
 def _differing(fast: GigatokenEncoder, reference: ReferenceEncoder, texts: list[str]) -> list[str]:
@@ -238,4 +246,6 @@ def _load(tokenizer: Tokenizer) -> tuple[Any, str | None, tuple[npt.NDArray[Any]
 
 
 def _version(package: str) -> str:
+    import importlib.metadata  # 50 ms, for the end of the work or while others work
+
     return f"{package} {importlib.metadata.version(package)}"

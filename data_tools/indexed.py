@@ -67,7 +67,15 @@ class IndexedWriter:
     After an exception nothing is left.
     """
 
-    def __init__(self, prefix: Path, *, vocab_size: int, dtype: np.dtype[Any] | None = None, sync: bool = True) -> None:
+    def __init__(
+        self,
+        prefix: Path,
+        *,
+        vocab_size: int,
+        dtype: np.dtype[Any] | None = None,
+        sync: bool = True,
+        scratch: Path | None = None,
+    ) -> None:
         """Prepares to write token ids in ``[0, vocab_size)`` to ``prefix``.
 
         Args:
@@ -75,6 +83,7 @@ class IndexedWriter:
             vocab_size: ids are smaller.
             dtype: type of a token id; None for the one that Megatron chooses.
             sync: wait for the disk. Otherwise files may be damaged after the machine itself went down.
+            scratch: folder on the same file system for what is not whole yet; None for that of ``prefix``.
         """
         self._prefix, self._vocab_size, self._synced = prefix, vocab_size, sync
         self._dtype = token_dtype(vocab_size) if dtype is None else dtype
@@ -89,8 +98,9 @@ class IndexedWriter:
         """Tokens added so far."""
         self.content_fingerprint = ""
         """Hexadecimal SHA-256 of the bytes of ``.bin`` followed by those of ``.idx``; set when closed."""
+        self._scratch = scratch or prefix.parent
         self._partial = {
-            name: prefix.with_name(f".{prefix.name}.{name}.{os.getpid()}.partial") for name in ("bin", "idx")
+            name: self._scratch / f".{prefix.name}.{name}.{os.getpid()}.partial" for name in ("bin", "idx")
         }
         self._files: dict[str, IO[bytes]] = {}
 
@@ -98,7 +108,7 @@ class IndexedWriter:
         self._prefix.parent.mkdir(parents=True, exist_ok=True)
         self._files["bin"] = open(self._partial["bin"], "wb")
         for name in ("lengths", "boundaries"):
-            self._files[name] = SpooledTemporaryFile(_SPOOLED, dir=str(self._prefix.parent))
+            self._files[name] = SpooledTemporaryFile(_SPOOLED, dir=str(self._scratch))
         return self
 
     def add(self, tokens: Sequence[int]) -> None:

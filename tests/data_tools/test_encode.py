@@ -57,9 +57,9 @@ def rows(encoder, texts):
 
 @pytest.mark.parametrize("name", FAST)
 def test_gigatoken_is_chosen_where_it_gives_the_ids_of_the_tokenizers_own_library(models, name):
-    encoder, line = choose_encoder(models[name], TEXTS)
+    encoder, why = choose_encoder(models[name], TEXTS)
     assert isinstance(encoder, GigatokenEncoder)
-    assert "its ids are those of" in line
+    assert "its ids are those of" in why
     spelled = [*TEXTS, *AWKWARD, "a <|endoftext|> b", "<|endoftext|>", "<|endoftext|><|endoftext|>"]
     assert rows(encoder, spelled) == models[name].encode_documents(spelled)
 
@@ -84,9 +84,9 @@ def models_cache(models):
 
 
 def test_a_model_that_gigatoken_does_not_read_is_encoded_by_its_own_library(models):
-    encoder, line = choose_encoder(models["unigram.model"], TEXTS)
+    encoder, why = choose_encoder(models["unigram.model"], TEXTS)
     assert isinstance(encoder, ReferenceEncoder)
-    assert "gigatoken does not read this model" in line
+    assert "gigatoken does not read this model" in why
     assert rows(encoder, TEXTS) == models["unigram.model"].encode_batch(TEXTS)
     with pytest.raises(InputError, match="does not read this model"):
         choose_encoder(models["unigram.model"], TEXTS, "gigatoken")
@@ -103,9 +103,9 @@ def test_a_difference_on_the_sample_falls_back_and_says_so(models, monkeypatch):
         return tokens, lengths
 
     monkeypatch.setattr(GigatokenEncoder, "encode_unchecked", off_by_one)
-    encoder, line = choose_encoder(tokenizer, TEXTS)
+    encoder, why = choose_encoder(tokenizer, TEXTS)
     assert isinstance(encoder, ReferenceEncoder)
-    assert "differs on 1 of" in line
+    assert "differs on 1 of" in why
     with pytest.raises(InputError, match="encode this text differently"):
         GigatokenEncoder(tokenizer).encode(["short"])
 
@@ -121,9 +121,9 @@ def test_the_caches_that_only_grow_are_thrown_away(models, monkeypatch):
 
 def test_without_gigatoken_the_reference_is_taken(models, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gigatoken", None)
-    encoder, line = choose_encoder(models["bytes.json"], TEXTS)
+    encoder, why = choose_encoder(models["bytes.json"], TEXTS)
     assert isinstance(encoder, ReferenceEncoder)
-    assert "gigatoken is not installed" in line
+    assert "gigatoken is not installed" in why
 
 
 @pytest.mark.parametrize("name", ["bytes.json", "ranks.tiktoken"])
