@@ -26,7 +26,7 @@ from analysis.collapse.evidence import non_decreasing_fit
 from analysis.collapse.hinge import (
     FEWEST_LEVELS,
     HAIR,
-    calibrated_cut,
+    calibrated,
     chance_of,
     fit_hinge,
     generator_of,
@@ -37,7 +37,7 @@ from analysis.collapse.memory import fall
 from analysis.collapse.resample import Evidence, draw, evidence, seed_matrix
 from analysis.collapse.unimodal import fall_statistic, fall_test
 from analysis.curves import Array, Curve
-from analysis.law import Law, cells_of
+from analysis.law import Law, cells_of, fit_law
 from analysis.regression import fit
 from analysis.settings import AnalysisSettings
 
@@ -62,6 +62,8 @@ class Source:
     """Fall statistic beyond which a drawn curve is called collapsed."""
     cut: float
     """Profile likelihood ratio that bounds its interval."""
+    error: float | None = None
+    """Root mean square error of log F* in curves drawn from this one; None where it showed no collapse."""
 
     def rates(self, tau: Array) -> Array:
         """[R, L] rates with the hinge at each ``tau`` [R]."""
@@ -87,9 +89,10 @@ def source_of(curve: Curve, point: Transition, gamma: float, settings: AnalysisS
     if point.informative:
         hinge = fit_hinge(curve, settings)
         fits = hinge.fits
+        cut, error = calibrated(hinge, facts, settings, generator)
         return Source(
-            x, facts, seen, chance, int(fits.kappa[0]), float(fits.plateau[0]), float(fits.gamma[0]), critical,
-            calibrated_cut(hinge, facts, settings, generator),
+            x, facts, seen, chance, int(fits.kappa[0]), float(fits.plateau[0]), float(fits.gamma[0]), critical, cut,
+            error,
         )  # fmt: skip
     cut = float(chi2.ppf(settings.confidence, 1))
     if point.status == LEFT_CENSORED:
@@ -100,7 +103,7 @@ def source_of(curve: Curve, point: Transition, gamma: float, settings: AnalysisS
 
 
 def detect(
-    source: Source, rates: Array, settings: AnalysisSettings, *, steps: int = 4, rounds: int = 5
+    source: Source, rates: Array, settings: AnalysisSettings, *, steps: int = 4, rounds: int = 7
 ) -> tuple[Array, Array, Array]:
     """(lower, upper, variance) of log F*, each [R], as the criterion would find them in drawn curves [R, L, S]."""
     x = source.x
@@ -146,6 +149,18 @@ def detect(
     return lower, upper, np.where(collapsed, variance, 0.0)
 
 
+def levelled(variance: Array, estimate: Array, tau: Array) -> Array:
+    """[R] variances that drawn curves' intervals imply, brought to the level of their errors about the true ``tau``.
+
+    An interval that is to cover says more of its tails than of its middle, and is never narrower than the bracket: as a
+    variance its width would count the measurement two or three times, at the cost of the scatter between models.
+    """
+    profile = variance > 0
+    if not profile.any():
+        return variance
+    return variance * float(np.mean((estimate - tau)[profile] ** 2) / np.mean(variance[profile]))
+
+
 def _last_level(seen: Evidence, settings: AnalysisSettings) -> npt.NDArray[np.int64]:
     weight = seen.weight.mean(axis=0)
     return fall(seen.rate, weight, settings, float(seen.spread.mean()) or None).last
@@ -154,10 +169,12 @@ def _last_level(seen: Evidence, settings: AnalysisSettings) -> npt.NDArray[np.in
 def bootstrap_law(
     law: Law, curves: Sequence[Curve], points: Sequence[Transition], settings: AnalysisSettings, *, resamples: int,
 ) -> Law:  # fmt: skip
-    """``law`` with critical values from ``resamples`` resamples of both stages (its ``calibration``).
+    """``law`` refitted with its curves' own errors, and critical values from ``resamples`` resamples of both stages.
 
-    The law comes back as it was where the bootstrap has no basis: a law of another kind, with an offset, or with cells
-    that have no curve here.
+    The errors of log F* are those of curves drawn from each fitted one; where only points are known, their intervals'
+    widths have to stand in (`analysis.law.cells_of`). The critical values are the law's ``calibration``. The law comes
+    back as it was where the bootstrap has no basis: a law of another kind, with an offset, or with cells that have no
+    curve here.
     """
     by_cell = {(curve.params, curve.tokens): curve for curve in curves if curve.group == law.group}
     used = [
@@ -174,8 +191,13 @@ def bootstrap_law(
     used.sort(key=lambda p: (p.params, p.tokens))
     gamma = float(np.median(steep))
     sources = [source_of(by_cell[p.params, p.tokens], p, gamma, settings, resamples) for p in used]
-    pivots = law_pivots(law, used, sources, settings, resamples)
-    return law if pivots is None else replace(law, calibration=pivots)
+    errors = {(p.params, p.tokens): s.error for p, s in zip(used, sources, strict=True) if s.error is not None}
+    again = fit_law(
+        points, law.kind, law.group, confidence=law.confidence, law=law.law, compare_laws=False, errors=errors
+    )
+    again = replace(again, selection=law.selection, candidates=law.candidates)
+    pivots = law_pivots(again, used, sources, settings, resamples)
+    return law if pivots is None else replace(again, calibration=pivots)
 
 
 def law_pivots(
@@ -191,7 +213,8 @@ def law_pivots(
     data = np.empty((3, resamples, len(used)))
     for index, source in enumerate(sources):
         rates = draw(generator, source.rates(tau[:, index]), source.facts, float(source.seen.icc), resamples)
-        data[:, :, index] = detect(source, rates, settings)
+        low, high, implied = detect(source, rates, settings)
+        data[:, :, index] = low, high, levelled(implied, low, tau[:, index])
     lower, upper, variance = data
     closed = np.isfinite(lower) & np.isfinite(upper)
     usable = closed.sum(axis=1) > x.shape[1]
@@ -214,7 +237,8 @@ def law_pivots(
         for pivot, found in (
             ((mean - truth) / error, confidence), ((mean - new) / np.hypot(error, again.sigma), prediction),
         ):  # fmt: skip
-            low, high = np.quantile(pivot, [tail, 1 - tail])
+            # rank / (resamples + 1): exceeded by a new pivot as often as it should be, however few were drawn
+            low, high = np.quantile(pivot, [tail, 1 - tail], method="weibull")
             found.append([-float(high), -float(low)])
     return {
         "method": "two-stage parametric bootstrap, studentised",

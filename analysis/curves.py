@@ -118,8 +118,13 @@ def curves(table: pd.DataFrame) -> list[Curve]:
 def _curves(table: pd.DataFrame) -> Iterator[Curve]:
     for key, rows in canonical(table).groupby([*_SERIES, "params", "tokens"], sort=True):
         group, split, scoring, params, tokens = key
-        levels = [level for _, level in rows.groupby("frequency", sort=True)]
+        frequency, first = np.unique(rows["frequency"].to_numpy(float), return_index=True)
         nonembedding = rows["nonembedding_params"].dropna()
+        column = {
+            name: np.split(rows[name].to_numpy(float), first[1:])
+            for name in ("n", "correct", "facts", "seed", "chance", "infusion_ratio", "validation_loss")
+        }
+        levels = list(zip(column["correct"], column["n"], strict=True))
         yield Curve(
             params=int(params),
             tokens=int(tokens),
@@ -127,23 +132,24 @@ def _curves(table: pd.DataFrame) -> Iterator[Curve]:
             group=str(group),
             split=str(split),
             scoring=str(scoring),
-            frequency=np.array([level["frequency"].iloc[0] for level in levels], dtype=float),
-            rate=np.array([level["correct"].sum() / level["n"].sum() for level in levels], dtype=float),
-            seed_rates=tuple((level["correct"] / level["n"]).to_numpy(float) for level in levels),
-            seed_facts=tuple(level["facts"].to_numpy(float) for level in levels),
-            chance=_means(levels, "chance"),
-            ratio=_means(levels, "infusion_ratio"),
-            loss=_means(levels, "validation_loss"),
+            frequency=frequency,
+            rate=np.array([correct.sum() / n.sum() for correct, n in levels]),
+            seed_rates=tuple(correct / n for correct, n in levels),
+            seed_facts=tuple(column["facts"]),
+            chance=_means(column["chance"]),
+            ratio=_means(column["infusion_ratio"]),
+            loss=_means(column["validation_loss"]),
             seed_losses=tuple(
-                dict(zip(known["seed"].astype(int), known["validation_loss"].astype(float), strict=True))
-                for known in (level.dropna(subset=["validation_loss"]) for level in levels)
+                {int(seed): float(loss) for seed, loss in zip(seeds, losses, strict=True) if np.isfinite(loss)}
+                for seeds, losses in zip(column["seed"], column["validation_loss"], strict=True)
             ),
         )
 
 
-def _means(levels: list[pd.DataFrame], column: str) -> Array:
-    known = (level[column].astype(float).dropna() for level in levels)
-    return np.array([values.mean() if len(values) else np.nan for values in known], dtype=float)
+def _means(levels: list[Array]) -> Array:
+    """[L] means of what is known at each level, NaN where nothing is."""
+    known = (values[~np.isnan(values)] for values in levels)
+    return np.array([values.mean() if len(values) else np.nan for values in known])
 
 
 def mean_curves(table: pd.DataFrame) -> pd.DataFrame:

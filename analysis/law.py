@@ -7,7 +7,7 @@ chosen by how well it foretells the largest N from the others, and what the cell
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class Law:
 
 def fit_law(
     points: Iterable[Transition], kind: str = "collapse", group: str | None = None, *, confidence: float = 0.95,
-    law: str = "auto", compare_laws: bool = True,
+    law: str = "auto", compare_laws: bool = True, errors: Mapping[tuple[int, int], float] | None = None,
 ) -> Law:  # fmt: skip
     """Fits the law to the points of one kind and group; censored ones contribute what they know.
 
@@ -129,6 +129,7 @@ def fit_law(
         confidence: level of the intervals.
         law: a candidate's name (`analysis.candidates.CANDIDATES`), or ``auto``.
         compare_laws: whether to score the other candidates where ``law`` names one.
+        errors: standard errors of log F* by (N, D), where they are known better than from the intervals' widths.
 
     Raises:
         LawRefused: the points cannot support a law; nothing is fitted.
@@ -138,7 +139,7 @@ def fit_law(
     if law != "auto" and law not in CANDIDATES:
         raise InputError(f"unknown law {law!r}", where="law", remedy=nearest(law, CANDIDATES))
     used = [p for p in chosen if p.informative or _censored(p)]
-    cells = cells_of(used)
+    cells = cells_of(used, errors)
     _refuse(chosen, cells, explicit=law != "auto")
     candidates = compare(cells) if compare_laws or law == "auto" else []
     name, selection = _select(candidates, cells) if law == "auto" else (law, "declared")
@@ -204,11 +205,11 @@ def _censored(point: Transition) -> bool:
     return (point.status == RIGHT_CENSORED and bool(point.low)) or (point.status == LEFT_CENSORED and bool(point.high))
 
 
-def cells_of(points: Sequence[Transition]) -> Cells:
+def cells_of(points: Sequence[Transition], errors: Mapping[tuple[int, int], float] | None = None) -> Cells:
     """Transitions as cells of the regression, in their order.
 
-    A ``bracket`` enters as an interval, a ``profile`` interval as a point with the variance that its width implies; an
-    end that is open leaves the other to say how wide.
+    A ``bracket`` enters as an interval, a ``profile`` interval as a point with the variance of its error: the one in
+    ``errors``, by (N, D), or else what its width implies; an end that is open leaves the other to say how wide.
     """
     lower, upper, variance = [], [], []
     for p in points:
@@ -223,6 +224,7 @@ def cells_of(points: Sequence[Transition]) -> Cells:
                     spread = ((high - low) / (2 * _Z)) ** 2
                 elif math.isfinite(low) or math.isfinite(high):
                     spread = ((centre - low if math.isfinite(low) else high - centre) / _Z) ** 2
+                spread = spread if errors is None else errors.get((p.params, p.tokens), math.sqrt(spread)) ** 2
                 low = high = centre
         elif p.status == RIGHT_CENSORED:
             high = math.inf

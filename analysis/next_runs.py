@@ -30,7 +30,8 @@ from analysis.settings import AnalysisSettings
 from megatron_kis.errors import InputError
 
 _STEP = 1.5  # a level beyond a censored end lies this factor further
-_DRAWS = 32  # curves drawn to see what a run would tell; the gain is an average over them
+_WORTHWHILE = 0.2  # of the largest gain: cheap runs that gain less would be trained for ever
+_DRAWS = 128  # curves drawn to see what a run would tell; the gain is an average over them
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class _Cell:
 def propose(
     table: pd.DataFrame, params: float, tokens: float, settings: AnalysisSettings | None = None, *,
     group: str | None = None, count: int = 6, largest_ratio: float = 0.95,
+    points: Sequence[Transition] | None = None,
 ) -> list[Proposal]:  # fmt: skip
     """The next ``count`` runs for the prediction at N = ``params``, D = ``tokens``.
 
@@ -78,13 +80,14 @@ def propose(
         group: fact group whose collapse is foretold; the first that has a collapse, background last, if None.
         count: runs to propose.
         largest_ratio: the infusion ratio that no proposal goes beyond, where the table says what F costs.
+        points: the table's transitions, where they are known already.
 
     Raises:
         InputError: no curve of that group.
     """
     settings = settings or AnalysisSettings()
     primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
-    points = [p for p in find_transitions(table, settings) if p.kind == "collapse"]
+    points = [p for p in points or find_transitions(table, settings) if p.kind == "collapse"]
     group = group or _group(points)
     mine = [c for c in curves(primary) if c.group == group]
     if not mine:
@@ -108,15 +111,15 @@ def propose(
 
 
 def bisect(
-    table: pd.DataFrame, settings: AnalysisSettings | None = None, *, group: str, count: int = 6
-) -> list[Proposal]:
+    table: pd.DataFrame, settings: AnalysisSettings | None = None, *, group: str, count: int = 6,
+    points: Sequence[Transition] | None = None,
+) -> list[Proposal]:  # fmt: skip
     """The baseline: the widest bracket of the cheapest undecided cell, halved again and again."""
     settings = settings or AnalysisSettings()
     primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
-    points = {
-        (p.params, p.tokens): p for p in find_transitions(table, settings) if p.kind == "collapse" and p.group == group
-    }
-    cells = [_Cell(c, points[c.params, c.tokens], None, 0.0) for c in curves(primary) if c.group == group]
+    points = points or find_transitions(table, settings)
+    by_cell = {(p.params, p.tokens): p for p in points if p.kind == "collapse" and p.group == group}
+    cells = [_Cell(c, by_cell[c.params, c.tokens], None, 0.0) for c in curves(primary) if c.group == group]
     found = []
     for _ in range(count):
         best = _bisect(cells, 0.95)
@@ -136,7 +139,8 @@ def _cell(curve: Curve, point: Transition, settings: AnalysisSettings) -> _Cell:
     source = None
     if point.informative and len(curve.frequency) >= FEWEST_LEVELS:
         source = source_of(curve, point, point.steepness or 4.0, settings, 99)
-    return _Cell(curve, point, source, _variance(point))
+    error = source.error if source is not None and point.interval == "profile" else None
+    return _Cell(curve, point, source, error**2 if error else _variance(point))
 
 
 def _variance(point: Transition) -> float:
@@ -166,18 +170,23 @@ def _best(
 ) -> tuple[Proposal, int, float] | None:
     state = [(c.curve.params, c.curve.tokens, c.variance) for c in cells]
     now = prediction_variance(law, state, params, tokens)
-    best: tuple[float, tuple[Proposal, int, float]] | None = None
+    found: list[tuple[float, float, int, tuple[float, float, str]]] = []  # gain, gain per FLOP, cell, option
     for index, cell in enumerate(cells):
         if cell.options is None:
             cell.options = _options(cell, law, settings, largest_ratio)
-        for frequency, expected, reason in cell.options:
+        for option in cell.options:
             then = list(state)
-            then[index] = (cell.curve.params, cell.curve.tokens, expected)
+            then[index] = (cell.curve.params, cell.curve.tokens, option[1])
             gain = 1 - prediction_variance(law, then, params, tokens) / now
-            worth = gain / cell.flops
-            if gain > 1e-4 and (best is None or worth > best[0]):
-                best = worth, (_proposal(cell, frequency, gain, reason), index, expected)
-    return best[1] if best else None
+            if gain > 1e-4:
+                found.append((gain, gain / cell.flops, index, option))
+    if not found:
+        return None
+    least = _WORTHWHILE * max(gain for gain, *_ in found)
+    gain, _, index, (frequency, expected, reason) = max(
+        (row for row in found if row[0] >= least), key=lambda row: row[1]
+    )
+    return _proposal(cells[index], frequency, gain, reason), index, expected
 
 
 def _options(cell: _Cell, law: Law, settings: AnalysisSettings, largest_ratio: float) -> list[tuple[float, float, str]]:
@@ -195,11 +204,13 @@ def _options(cell: _Cell, law: Law, settings: AnalysisSettings, largest_ratio: f
     if cell.source is None or not point.value or not point.high:
         return []
     generator = np.random.default_rng([settings.seed, curve.params % (1 << 32)])
-    tau = math.log(point.value) + math.sqrt(_variance(point)) * generator.standard_normal(_DRAWS)
-    now = _drawn_variance(cell.source, tau, settings)
+    tau = math.log(point.value) + math.sqrt(cell.variance) * generator.standard_normal(_DRAWS)
+    rates = _drawn(generator, cell.source, tau)
+    now = _expected_variance(cell.source, rates, settings)
     options = []
     for frequency, reason in _places(curve, point, largest_ratio):
-        then = _drawn_variance(_extended(cell.source, frequency), tau, settings)
+        extended = _extended(cell.source, frequency)
+        then = _expected_variance(extended, _with_drawn(generator, extended, tau, cell.source, rates), settings)
         # One run cannot teach less than nothing: the rest is the noise of few drawn curves.
         options.append((frequency, cell.variance * min(then / now, 1.0), reason))
     return options
@@ -225,10 +236,24 @@ def _places(curve: Curve, point: Transition, largest_ratio: float) -> list[tuple
     return places
 
 
-def _drawn_variance(source: Source, tau: Array, settings: AnalysisSettings) -> float:
-    # The same random numbers with and without the run: their difference is the run's.
-    rates = draw(np.random.default_rng(7), source.rates(tau), source.facts, float(source.seen.icc), len(tau))
-    lower, upper, variance = detect(replace(source, critical=-1.0), rates, settings, steps=2, rounds=4)
+def _drawn(generator: np.random.Generator, source: Source, tau: Array) -> Array:
+    """[R, L, S] rates of curves with the hinge at each ``tau``."""
+    return draw(generator, source.rates(tau), source.facts, float(source.seen.icc), len(tau))
+
+
+def _with_drawn(generator: np.random.Generator, extended: Source, tau: Array, source: Source, rates: Array) -> Array:
+    """The curves ``rates`` of ``source`` with the extended source's further run: what differs is that run alone."""
+    more = _drawn(generator, extended, tau)
+    there = np.zeros(extended.facts.shape, dtype=bool)
+    levels = np.searchsorted(extended.x, source.x - 1e-9)
+    there[levels, : source.facts.shape[1]] = source.facts > 0
+    more[:, there] = rates[:, source.facts > 0]
+    return more
+
+
+def _expected_variance(source: Source, rates: Array, settings: AnalysisSettings) -> float:
+    """Mean variance of log F* that drawn curves' intervals imply."""
+    lower, upper, variance = detect(replace(source, critical=-1.0), rates, settings, steps=2, rounds=6)
     closed = np.isfinite(lower) & np.isfinite(upper)
     width = np.where(closed, np.where(closed, upper, 0.0) - np.where(closed, lower, 0.0), 1.5)
     return float(np.mean(np.where(closed & (variance > 0), variance, width**2 / 12)))

@@ -138,18 +138,17 @@ def critical_values(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Lower and upper critical values of the mean and of a new model, in their standard errors.
 
-    From the bootstrap through both stages where the law carries one (linear in the logarithm of the extrapolation
-    between the factors it was run at), else Student's t. The bootstrap may widen Student's interval and not narrow it
-    (``at_least_t``): that the narrower one covers has not been shown over enough studies (docs/statistics.md).
+    Student's t, widened where the bootstrap through both stages asks for more (linear in the logarithm of the
+    extrapolation between the factors it was run at), and never narrowed by it: drawn from one estimated scatter it
+    takes that for known, and alone it covers too seldom (docs/statistics.md). ``at_least_t=False`` gives it alone.
     """
     quantile = float(stats.t.ppf(0.5 + law.confidence / 2, max(law.degrees_of_freedom, 1e-3)))
     if law.calibration is None:
         return (-quantile, quantile), (-quantile, quantile)
-    at = np.log(law.calibration["extrapolation"])
+    x, at = math.log(max(extrapolation, 1.0)), np.log(law.calibration["extrapolation"])
 
     def ends(name: str) -> tuple[float, float]:
         low, high = np.array(law.calibration[name]).T  # type: ignore[index]
-        x = math.log(max(extrapolation, 1.0))
         ends = float(np.interp(x, at, low)), float(np.interp(x, at, high))
         return (min(ends[0], -quantile), max(ends[1], quantile)) if at_least_t else ends
 

@@ -1,11 +1,12 @@
 """Do the intervals mean what they say? The proofs of the statistics by simulation, and the table of docs/statistics.md.
 
-    python -m benchmarks.coverage [--simulations 400] [--single 200] [--nested 100] [--output docs/coverage.md]
+    python -m benchmarks.coverage [--simulations 400] [--single 200] [--nested 40] [--output docs/coverage.md]
 
 Every study is simulated from a known truth (`analysis.simulate`) and goes through the product's own functions: curves
 are drawn, collapse points found (test, hinge, interval, censoring), the law fitted, its intervals compared with the
-truth. For speed the chain is run on all simulations of a design at once; the critical values of the fall test and the
-profile cut-off are those of the true curve instead of each simulated one's.
+truth. For speed the chain is run on all simulations of a design at once; the critical values of the fall test, the
+profile cut-off and the level of the errors are those of the true curve instead of each simulated one's. Fewer studies
+(``--nested``) go through the product's own calls with every bootstrap.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.bootstrap import Source, bootstrap_law, detect
+from analysis.bootstrap import Source, bootstrap_law, detect, levelled
 from analysis.candidates import SIZE_AND_BUDGET, design
 from analysis.collapse import HingeCollapse, find_transitions
 from analysis.collapse.hinge_model import fit_hinges
 from analysis.collapse.resample import draw, evidence
 from analysis.collapse.unimodal import fall_test
 from analysis.curves import Array, curves
-from analysis.law import LawRefused, fit_law
-from analysis.predict import critical_values
+from analysis.law import Law, LawRefused, fit_law
+from analysis.predict import critical_values, predict
 from analysis.regression import fit
 from analysis.settings import AnalysisSettings
 from analysis.simulate import Truth, simulate_curve, simulate_table
@@ -85,7 +86,7 @@ def chain(
     for index in range(len(where)):
         source = true_source(truth, x, facts, math.exp(means[index]), generator)
         p = np.array([truth.rates(np.exp(x), math.exp(t)) for t in tau[:, index]])
-        data[:, :, index] = detect(source, draw(generator, p, facts, truth.correlation, simulations), SETTINGS)
+        data[:, :, index] = seen_cells(source, draw(generator, p, facts, truth.correlation, simulations), tau[:, index])
     lower, upper, variance = data
     closed = np.isfinite(lower) & np.isfinite(upper)
     centre = np.array([log_n.mean(), log_d.mean()])
@@ -146,7 +147,7 @@ def end_to_end(simulations: int, curvature: float, *, seed: int = 0) -> EndToEnd
         x = np.concatenate([[-np.inf], np.linspace(mean - 1.6, mean + 1.0, 11)])
         source = true_source(truth, x, facts, math.exp(mean), generator)
         p = np.array([truth.rates(np.exp(x), math.exp(t)) for t in tau[:, index]])
-        data[:, :, index] = detect(source, draw(generator, p, facts, truth.correlation, simulations), SETTINGS)
+        data[:, :, index] = seen_cells(source, draw(generator, p, facts, truth.correlation, simulations), tau[:, index])
     lower, upper, variance = data
     log_n = np.log(sizes)
     straight = np.column_stack([np.ones(len(sizes)), log_n - log_n.mean()])
@@ -170,39 +171,101 @@ def end_to_end(simulations: int, curvature: float, *, seed: int = 0) -> EndToEnd
     return EndToEnd(curvature, simulations, *covered, *errors, flagged)
 
 
-def nested(simulations: int, *, seed: int = 0, resamples: int = 199) -> dict[str, float]:
-    """Whole studies through the product's own calls, every bootstrap included: six sizes, 10 levels, 3 seeds.
+@dataclass(frozen=True)
+class Whole:
+    """A design whose studies go through the product's own calls, every bootstrap included."""
 
-    Coverage of a new model at 4 times the largest N, and median log widths, of Student's t and of the two-stage
-    bootstrap.
+    name: str
+    sizes: int
+    budgets: int = 1
+    seeds: int = 3
+    noise: str = "gaussian"
+    beyond: float = 0.0
+    """Share of cells whose F* lies beyond the largest F."""
+
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        """Sizes two apart, budgets four apart."""
+        return [(int(25e6 * 2**i), int(2e9 * 4**j)) for i in range(self.sizes) for j in range(self.budgets)]
+
+
+WHOLE = (
+    Whole("6 sizes", 6),
+    Whole("6 sizes, one seed", 6, seeds=1),
+    Whole("6 sizes, t4 scatter", 6, noise="t4"),
+    Whole("8 sizes, 25% beyond the grid", 8, beyond=0.25),
+    Whole("4 sizes x 3 budgets", 4, budgets=3),
+)
+
+
+def nested(design_: Whole, simulations: int, *, seed: int = 0, resamples: int = 199) -> dict[str, Any]:
+    """Whole studies of one design: coverage and log widths of the intervals of a new model at 4 times the largest N.
+
+    ``t``: Student's t; ``bootstrap``: the critical values of the two-stage bootstrap; ``used``: what `predict` says;
+    ``mean``: its interval of the law's mean.
     """
-    generator = np.random.default_rng([seed, 5])
-    truth = Truth(size_exponent=0.3, facts=200)
-    cells = [(int(25e6 * 2**i), 2_000_000_000) for i in range(6)]
-    hits, widths = {"t": 0, "bootstrap": 0}, {"t": [], "bootstrap": []}  # type: dict[str, int], dict[str, list[float]]
-    done = 0
+    generator = np.random.default_rng([seed, 5, design_.sizes, design_.budgets, design_.seeds, len(design_.noise)])
+    truth = Truth(
+        size_exponent=0.3, budget_exponent=0.2 if design_.budgets > 1 else 0.0, facts=200, noise=design_.noise
+    )
+    cells = design_.cells
+    means = [truth.collapse_point(*cell) for cell in cells]
+    top = float(np.quantile(means, 1 - design_.beyond)) if design_.beyond else 2.7 * max(means)
+    grid = [0.0, *np.geomspace(min(means) / 5, top, 9).round()]
+    target, budget = 4 * cells[-1][0], cells[-1][1]
+    hits: dict[str, list[bool]] = {name: [] for name in ("t", "bootstrap", "used", "mean")}
+    widths: dict[str, list[float]] = {name: [] for name in hits}
     for _ in range(simulations):
-        grid = [0.0, *np.geomspace(40, 2000, 9).round()]
-        table, _ = simulate_table(truth, cells, grid, 3, generator, groups=("background",))
+        table, _ = simulate_table(truth, cells, grid, design_.seeds, generator, groups=("background",))
+        centre = math.log(truth.collapse_point(target, budget))
+        new = centre + float(truth.scatters(generator, 1)[0])
         points = find_transitions(table, SETTINGS)
         try:
-            law = fit_law(points, "collapse", "background", law="N", compare_laws=False)
+            name = "N" if design_.budgets == 1 else "N and D"
+            law = fit_law(points, "collapse", "background", law=name, compare_laws=False)
         except LawRefused:
             continue
-        done += 1
-        target = cells[-1][0] * 4
-        new = truth.collapse_point(target, cells[-1][1]) * math.exp(float(truth.scatters(generator, 1)[0]))
         drawn = bootstrap_law(law, curves(table), points, SETTINGS, resamples=resamples)
-        mean, error = law.at(target, cells[-1][1])
-        for name, found in (("t", law), ("bootstrap", drawn)):
-            _, ends = critical_values(found, 4.0, at_least_t=False)
-            low, high = (mean + end * math.hypot(error, law.sigma) for end in ends)
-            hits[name] += low <= math.log(new) <= high
+        told = predict(drawn, target, budget)
+        factor = told.extrapolation_factor
+        ends = {
+            "t": _ends(law, target, budget, critical_values(law, factor)[1]),
+            "bootstrap": _ends(drawn, target, budget, critical_values(drawn, factor, at_least_t=False)[1]),
+            "used": [math.log(end) for end in told.prediction_interval],
+            "mean": [math.log(end) for end in told.confidence_interval],
+        }
+        for name, (low, high) in ends.items():
+            hits[name].append(low <= (centre if name == "mean" else new) <= high)
             widths[name].append(high - low)
     return {
-        "studies": done, "t": hits["t"] / done, "bootstrap": hits["bootstrap"] / done,
-        "t_width": float(np.median(widths["t"])), "bootstrap_width": float(np.median(widths["bootstrap"])),
+        "studies": len(hits["used"]), "refused": simulations - len(hits["used"]),
+        "covered": {name: sum(found) for name, found in hits.items()},
+        "width": {name: float(np.mean(w)) for name, w in widths.items()},
     }  # fmt: skip
+
+
+def _pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """All designs' studies together."""
+    studies = [row["studies"] for row in rows]
+    return {
+        "studies": sum(studies), "refused": sum(row["refused"] for row in rows),
+        "covered": {name: sum(row["covered"][name] for row in rows) for name in rows[0]["covered"]},
+        "width": {
+            name: float(np.average([row["width"][name] for row in rows], weights=studies)) for name in rows[0]["width"]
+        },
+    }  # fmt: skip
+
+
+def _said(row: dict[str, Any], name: str) -> str:
+    """Coverage with its exact 95% interval, and the mean log width."""
+    found = stats.binomtest(row["covered"][name], row["studies"])
+    low, high = found.proportion_ci()
+    return f"{found.statistic:.3f} [{low:.2f}, {high:.2f}], {row['width'][name]:.2f}"
+
+
+def _ends(law: Law, params: float, tokens: float, critical: tuple[float, float]) -> list[float]:
+    mean, error = law.at(params, tokens)
+    return [mean + z * math.hypot(error, law.sigma) for z in critical]
 
 
 def true_source(truth: Truth, x: Array, facts: Array, collapse: float, generator: np.random.Generator) -> Source:
@@ -211,10 +274,16 @@ def true_source(truth: Truth, x: Array, facts: Array, collapse: float, generator
     seen = evidence(np.broadcast_to(p[:, None], facts.shape), facts, truth.correlation)
     _, null = fall_test(seen, facts, truth.correlation, 499, generator)
     again = evidence(draw(generator, p, facts, truth.correlation, 299), facts, SETTINGS.overdispersion)
-    fits = fit_hinges(x, again.rate, again.weight, truth.chance, steps=4, rounds=5)
+    fits = fit_hinges(x, again.rate, again.weight, truth.chance, steps=4)
     ratios = [float(np.interp(math.log(collapse), fits.taus, row)) for row in fits.ratio]
     cut = max(float(np.quantile(ratios, 0.95)), float(stats.chi2.ppf(0.95, 1)))
     return Source(x, facts, seen, truth.chance, 0, 0.0, truth.steepness, float(np.quantile(null, 0.95)), cut)
+
+
+def seen_cells(source: Source, rates: Array, tau: Array) -> tuple[Array, Array, Array]:
+    """(lower, upper, variance) of the cells' log F*, each [R]; the variances at the level of the criterion's errors."""
+    lower, upper, implied = detect(source, rates, SETTINGS)
+    return lower, upper, levelled(implied, lower, tau)
 
 
 def _identified(design_: Array, closed: Array) -> Array:
@@ -312,13 +381,17 @@ def markdown(simulations: int, single: int, inner: int) -> str:
             f"| {e.curvature:g} | {e.at_7b:.3f} | {e.at_70b:.3f} | {e.error_7b:.2f} | {e.error_70b:.2f} | "
             f"{e.flagged:.2f} |"
         )
-    n = nested(inner)
     lines += [
-        "", f"{n['studies']:.0f} whole studies, every bootstrap included (199 resamples), six sizes, 4 x N:", "",
-        "| interval | covered | median width (log) |", "|---|---|---|",
-        f"| Student's t | {n['t']:.3f} | {n['t_width']:.2f} |",
-        f"| bootstrap through both stages | {n['bootstrap']:.3f} | {n['bootstrap_width']:.2f} |",
+        "", f"Whole studies, every bootstrap included (199 resamples), {inner} a row; 95% intervals of the coverage in "
+        "brackets, then the mean log width. A new model at 4 times the largest N, by Student's t alone, by the "
+        "bootstrap's critical values alone, and by what `predict` says; last, the law's mean there.", "",
+        "| design | refused | Student's t | bootstrap alone | used | the mean, as used |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
+    rows = {design_.name: nested(design_, inner) for design_ in WHOLE}
+    rows["all"] = _pooled(list(rows.values()))
+    for name, row in rows.items():
+        told = " | ".join(_said(row, which) for which in ("t", "bootstrap", "used", "mean"))
+        lines.append(f"| {name} | {row['refused']} | {told} |")
     lines += [
         "", f"Collapse points, {single} curves a row, each with its own test and calibration:", "",
         "| facts | seeds | steepness | levels | called collapsed | F* in its interval | median width (log) |",
@@ -345,7 +418,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=400, help="studies a row (400)")
     parser.add_argument("--single", type=int, default=200, help="single curves a row (200)")
-    parser.add_argument("--nested", type=int, default=100, help="whole studies with every bootstrap (100)")
+    parser.add_argument(
+        "--nested", type=int, default=40, help="whole studies a design, every bootstrap (40)"
+    )
     parser.add_argument("--output", type=Path, help="write the tables here instead of printing them")
     options = parser.parse_args()
     text = markdown(options.simulations, options.single, options.nested)

@@ -21,7 +21,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.collapse import find_transitions
+from analysis.bootstrap import bootstrap_law
+from analysis.collapse import Transition, find_transitions
+from analysis.curves import curves
 from analysis.law import LawRefused, fit_law
 from analysis.next_runs import Proposal, bisect, propose
 from analysis.predict import predict
@@ -30,9 +32,11 @@ from analysis.simulate import Cell, Truth, simulate_curve, table_of
 
 SIZES = (30_000_000, 60_000_000, 125_000_000, 250_000_000, 500_000_000)
 TOKENS, TARGET = 2_000_000_000, 7e9
-SETTINGS = AnalysisSettings(resamples=99, law="N", criterion="hinge")
+SETTINGS = AnalysisSettings(resamples=99, law_resamples=199, law="N")
 FULL = [0.0, *np.geomspace(40, 1600, 9).round()]
 COARSE = [0.0, *np.geomspace(40, 1600, 5).round()]
+BATCH = 5  # runs trained before the plan is made anew
+BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -42,66 +46,98 @@ class Outcome:
     study: int
     full_width: float
     """log of the full grid's prediction interval, upper end over lower."""
+    full_hit: bool
+    """Whether it holds the new model's F*."""
     planned_share: float
-    """Compute of the planned study over the full grid's, when its interval was as narrow (or all was spent)."""
+    """Compute of the planned study over the full grid's when its interval was as narrow; 1 where it never was."""
     planned_width: float
     planned_hit: bool
     bisected_share: float
     bisected_width: float
-    full_hit: bool
+    bisected_hit: bool
 
 
-def width_and_hit(table: pd.DataFrame, new: float) -> tuple[float, bool]:
-    """(log width of the prediction interval, whether it holds the new model's log F*)."""
-    try:
-        law = fit_law(find_transitions(table, SETTINGS), "collapse", "background", law="N", compare_laws=False)
-    except LawRefused:
-        return math.inf, True
-    low, high = predict(law, TARGET, TOKENS).prediction_interval
-    return math.log(high / low), math.log(low) <= new <= math.log(high)
+class Study:
+    """One simulated world: its models' true collapse points, and runs trained in it on demand."""
+
+    def __init__(self, number: int) -> None:
+        """The world ``number``."""
+        self.truth = Truth(scatter=0.08, facts=200, size_exponent=0.25)
+        self.generator = np.random.default_rng([11, number])
+        self.cells: list[Cell] = [(n, TOKENS) for n in SIZES]
+        scatter = self.truth.scatters(self.generator, len(self.cells) + 1)
+        self.collapse = {
+            cell: self.truth.collapse_point(*cell) * math.exp(s) for cell, s in zip(self.cells, scatter, strict=False)
+        }
+        self.new = math.log(self.truth.collapse_point(TARGET, TOKENS)) + float(scatter[-1])
+        self._points: dict[bytes, list[Transition]] = {}
+
+    def train(self, cell: Cell, frequencies: list[float], seeds: int) -> pd.DataFrame:
+        """The rows of a cell's new runs."""
+        curve = simulate_curve(
+            self.truth, cell, frequencies, seeds, self.generator, collapse=self.collapse[cell], group="background"
+        )
+        return table_of([curve])
+
+    def extend(self, table: pd.DataFrame, proposals: list[Proposal]) -> pd.DataFrame:
+        """The table with the proposed runs trained."""
+        rows = [self.train((p.params, p.tokens), [p.frequency], 1).assign(seed=p.seed) for p in proposals]
+        return pd.concat([table, *rows], ignore_index=True)
+
+    def points(self, table: pd.DataFrame) -> list[Transition]:
+        """The transitions of every cell; those of a cell without a new run are remembered."""
+        found: list[Transition] = []
+        for _, rows in table.groupby("params", sort=True):
+            key = rows[["params", "frequency", "seed", "correct"]].to_numpy(float).tobytes()
+            if key not in self._points:
+                self._points[key] = find_transitions(rows, SETTINGS)
+            found += self._points[key]
+        return found
+
+    def told(self, table: pd.DataFrame) -> tuple[float, bool]:
+        """(log width of the prediction interval at the target, whether it holds the new model's log F*)."""
+        points = self.points(table)
+        try:
+            law = fit_law(points, "collapse", "background", law="N", compare_laws=False)
+        except LawRefused:
+            return math.inf, True
+        law = bootstrap_law(law, curves(table), points, SETTINGS, resamples=SETTINGS.law_resamples)
+        low, high = predict(law, TARGET, TOKENS).prediction_interval
+        return math.log(high / low), math.log(low) <= self.new <= math.log(high)
+
+
+def cost(table: pd.DataFrame) -> float:
+    """6 N D of every run, up to the 6."""
+    return float((table["params"].astype(float) * table["tokens"]).sum())
 
 
 def study(number: int) -> Outcome:
     """Runs one simulated study three ways."""
-    truth = Truth(scatter=0.08, facts=200, size_exponent=0.25)
-    generator = np.random.default_rng([11, number])
-    cells: list[Cell] = [(n, TOKENS) for n in SIZES]
-    collapse = {c: truth.collapse_point(*c) * math.exp(float(truth.scatters(generator, 1)[0])) for c in cells}
-    new = math.log(truth.collapse_point(TARGET, TOKENS)) + float(truth.scatters(generator, 1)[0])
-
-    def train(cell: Cell, frequencies: list[float], seeds: int) -> pd.DataFrame:
-        return table_of(
-            [simulate_curve(truth, cell, frequencies, seeds, generator, collapse=collapse[cell], group="background")]
-        )
-
-    def cost(table: pd.DataFrame) -> float:
-        return float((table["params"].astype(float) * table["tokens"]).sum())
-
-    full = pd.concat([train(cell, FULL, 3) for cell in cells], ignore_index=True)
-    wanted, full_hit = width_and_hit(full, new)
-    start = pd.concat([train(cell, COARSE, 1) for cell in cells], ignore_index=True)
-
-    def extend(table: pd.DataFrame, proposals: list[Proposal]) -> pd.DataFrame:
-        rows = [train((p.params, p.tokens), [p.frequency], 1).assign(seed=p.seed) for p in proposals]
-        return pd.concat([table, *rows], ignore_index=True)
+    world = Study(number)
+    full = pd.concat([world.train(cell, FULL, 3) for cell in world.cells], ignore_index=True)
+    wanted, full_hit = world.told(full)
+    start = pd.concat([world.train(cell, COARSE, 1) for cell in world.cells], ignore_index=True)
 
     def follow(plan: str) -> tuple[float, float, bool]:
         table = start
-        width, hit = width_and_hit(table, new)
-        while width > wanted and cost(table) < cost(full):
+        width, hit = world.told(table)
+        for _ in range(BATCHES):
+            if width <= wanted or cost(table) >= cost(full):
+                break
+            points = world.points(table)
             if plan == "next":
-                proposals = propose(table, TARGET, TOKENS, SETTINGS, group="background", count=5)
+                proposals = propose(table, TARGET, TOKENS, SETTINGS, group="background", count=BATCH, points=points)
             else:
-                proposals = bisect(table, SETTINGS, group="background", count=5)
+                proposals = bisect(table, SETTINGS, group="background", count=BATCH, points=points)
             if not proposals:
                 break
-            table = extend(table, proposals)
-            width, hit = width_and_hit(table, new)
-        return cost(table) / cost(full), width, hit
+            table = world.extend(table, proposals)
+            width, hit = world.told(table)
+        return cost(table) / cost(full) if width <= wanted else 1.0, width, hit
 
     share, width, hit = follow("next")
-    bisected, bisected_width, _ = follow("bisect")
-    return Outcome(number, wanted, share, width, hit, bisected, bisected_width, full_hit)
+    bisected, bisected_width, bisected_hit = follow("bisect")
+    return Outcome(number, wanted, full_hit, share, width, hit, bisected, bisected_width, bisected_hit)
 
 
 def summary(outcomes: list[Outcome]) -> str:

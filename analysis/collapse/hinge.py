@@ -106,16 +106,21 @@ def fit_hinge(curve: Curve, settings: AnalysisSettings) -> Hinge:
     return Hinge(x, seen, fits, chance)
 
 
-def calibrated_cut(hinge: Hinge, facts: Array, settings: AnalysisSettings, generator: np.random.Generator) -> float:
-    """The profile likelihood ratio that the fitted curve's own tau exceeds with probability 1 - confidence.
+def calibrated(
+    hinge: Hinge, facts: Array, settings: AnalysisSettings, generator: np.random.Generator
+) -> tuple[float, float]:
+    """(cut, error) of a fitted curve, by parametric bootstrap.
 
-    Never below the chi-square's: a bootstrap around an abrupt drop knows too little of the tau beside it.
+    ``cut`` is the profile likelihood ratio that the curve's own tau exceeds with probability 1 - confidence, and never
+    below the chi-square's: a bootstrap around an abrupt drop knows too little of the tau beside it. ``error`` is the
+    root mean square error of tau.
     """
     rates = draw(generator, hinge.fitted(), facts, float(hinge.seen.icc), _CALIBRATION)
     again = evidence(rates, facts, settings.overdispersion)
-    fits = fit_hinges(hinge.x, again.rate, again.weight, hinge.chance, steps=4, rounds=5)
+    fits = fit_hinges(hinge.x, again.rate, again.weight, hinge.chance, steps=4)
     ratios = np.array([np.interp(hinge.tau, fits.taus, row) for row in fits.ratio])
-    return max(float(np.quantile(ratios, settings.confidence)), float(chi2.ppf(settings.confidence, 1)))
+    cut = max(float(np.quantile(ratios, settings.confidence)), float(chi2.ppf(settings.confidence, 1)))
+    return cut, float(np.sqrt(np.mean((fits.tau - hinge.tau) ** 2)))
 
 
 @dataclass(frozen=True)
@@ -235,7 +240,7 @@ class HingeCollapse:
         self, curve: Curve, settings: AnalysisSettings, hinge: Hinge, facts: Array, drop: float, peak: float,
         detectable: float, p_value: float,
     ) -> Transition:  # fmt: skip
-        cut = calibrated_cut(hinge, facts, settings, generator_of(curve, settings, "cut"))
+        cut, _ = calibrated(hinge, facts, settings, generator_of(curve, settings, "cut"))
         found = interval(hinge, curve.frequency, cut)
         gamma = float(hinge.fits.gamma[0])
         down = f"falls by {drop:.2f} from {hinge.plateau:.2f}"

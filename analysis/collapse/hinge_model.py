@@ -6,9 +6,9 @@
 by isotonic regression, so no form of the rise is assumed and F = 0 (x = -inf) needs no place on the axis. The chance
 floor lets a collapsed curve level out: on a plain logit scale its flat end would drag tau down.
 
-Everything is fitted for many curves at once: for each (kappa, tau) of a grid the two parameters (M, log gamma) are
-found by a damped Fisher scoring, all nodes and resamples together. A node whose rise ends above its plateau is left
-out: its constrained optimum is the node of a smaller kappa.
+For given tau and M the best rise is known: the isotonic fit of the levels before the last one up to tau, cut off at M
+(bounded isotonic regression). What is left are two smooth parameters, M and log gamma, found by a damped Fisher scoring
+for all taus of a grid and all curves at once.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 
-from analysis.collapse.unimodal import isotonic_prefixes
+from analysis.collapse.unimodal import log_likelihood, prefix_fits
 from analysis.curves import Array
 
 _MOST = 9.0  # |M|: rates within 1e-4 of chance and of one are at the ends
-_JUMP = 1e-7  # of rate: equal heights on both sides of kappa must not look like a fall
+_CONVERGED = 1e-10  # log-likelihood gained by no node: further steps are rounding
+_ZOOM = 13  # taus a step of the search that takes tau off the grid
 _STEEPNESS = (np.log(1e-2), np.log(2e2))  # of log gamma: nothing seen over a decade, and a cliff within 5% of F
 
 
@@ -87,66 +87,68 @@ def fit_hinges(x: Array, rate: Array, weight: Array, chance: float, *, steps: in
         steps: taus tried in each bracket of levels.
         rounds: scoring steps of a node.
     """
-    resamples, levels = rate.shape
     taus = tau_grid(x, steps)
-    rising, top = isotonic_prefixes(rate, weight)
-    best = np.full((resamples, len(taus)), -np.inf)
-    plateau, slope = np.zeros_like(best), np.zeros_like(best)
-    kappas = np.zeros(best.shape, dtype=np.int64)
-    null = np.full(resamples, -np.inf)
-    for kappa in range(levels):
-        k = weight[:, kappa:] * rate[:, kappa:]
-        n = weight[:, kappa:]
-        flat = np.maximum(k.sum(axis=1) / n.sum(axis=1), chance)
-        allowed = top[:, kappa] <= flat + _JUMP
-        level = rising[:, kappa] + _level_likelihood(flat, k, n)
-        null = np.where(allowed, np.maximum(null, level), null)
-        mine = np.flatnonzero(taus >= x[kappa] - 1e-12)
-        if not len(mine) or kappa >= levels - 1:
-            continue
-        m, g, likelihood = fit_nodes(x[kappa:], taus[mine], k, n, chance, rounds)
-        likelihood = likelihood + rising[:, kappa, None]
-        likelihood[top[:, kappa, None] > rate_of(m, chance) + _JUMP] = -np.inf
-        better = likelihood > best[:, mine]
-        rows, columns = np.nonzero(better)
-        places = mine[columns]
-        best[rows, places] = likelihood[better]
-        plateau[rows, places], slope[rows, places], kappas[rows, places] = m[better], g[better], kappa
-    best = np.maximum(best, null[:, None])
+    fits = prefix_fits(rate, weight)
+    flat = log_likelihood(fits[:, -1], rate, weight).sum(axis=1)
+    rise = _rises(x, taus, fits)
+    m, gamma, likelihood = fit_nodes(x, taus, weight * rate, weight, chance, rounds, rise=rise)
+    best = np.maximum(likelihood, flat[:, None])
     tau, index = _peak(taus, best, x)
-    row = np.arange(resamples)
-    return HingeFits(
-        taus, best, null, tau, best.max(axis=1), plateau[row, index], slope[row, index], kappas[row, index]
-    )  # fmt: skip
+    row = np.arange(len(rate))
+    plateau = m[row, index]
+    kappa = np.argmax(rise[row, index] >= rate_of(plateau, chance)[:, None], axis=1)
+    return HingeFits(taus, best, flat, tau, best.max(axis=1), plateau, gamma[row, index], kappa)
 
 
-def _level_likelihood(p: Array, k: Array, n: Array) -> Array:
-    p = np.clip(p, 1e-12, 1 - 1e-12)
-    return np.log(p) * k.sum(axis=1) + np.log1p(-p) * (n - k).sum(axis=1)
+def _rises(x: Array, taus: Array, fits: Array) -> Array:
+    """[R, T, L] the isotonic fit of the levels before the last one up to each tau; +inf from that one on."""
+    last = np.searchsorted(x, taus + 1e-12, side="right") - 1
+    return fits[:, last]
 
 
-def fit_nodes(x: Array, taus: Array, k: Array, n: Array, chance: float, rounds: int) -> tuple[Array, Array, Array]:
-    """(M, gamma, log-likelihood), each [R, T], of levels from the plateau on: x [l], k and n [R, l]."""
+def fit_nodes(
+    x: Array, taus: Array, k: Array, n: Array, chance: float, rounds: int, *, rise: Array | None = None,
+    start: tuple[float, float] | None = None,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """(M, gamma, log-likelihood), each [R, T], of hinges at ``taus`` [T]: levels x [L], right answers k of n [R, L].
+
+    Args:
+        x: rising; the first may be -inf (F = 0).
+        taus: where the fall begins.
+        k: right answers.
+        n: effective numbers of facts.
+        chance: rate of a guess.
+        rounds: scoring steps at most.
+        rise: [R, T, L] rates of the levels before the plateau, which M bounds; +inf on it. None: all on it.
+        start: (M, gamma) to start from; else from the levels on both sides of each tau.
+    """
     with np.errstate(invalid="ignore"):
-        h = np.maximum(np.where(np.isfinite(x), x, -np.inf)[None, :] - taus[:, None], 0.0)  # [T, l]
-    k, miss = k[:, None, :], (n - k)[:, None, :]
-    n = n[:, None, :]
-    on = (h == 0).astype(float)[None]
-    stay = (k * on).sum(-1) / np.maximum((n * on).sum(-1), 1e-12)
-    down = (k * (1 - on)).sum(-1) / np.maximum((n * (1 - on)).sum(-1), 1e-12)
-    m = np.clip(link(stay, chance), -5.0, 5.0)
-    reach = np.maximum((n * h[None]).sum(-1) / np.maximum((n * (1 - on)).sum(-1), 1e-12), 1e-9)
-    fall = np.maximum(m - np.clip(link(down, chance), -5.0, 5.0), 0.05)
-    u = np.clip(np.log(fall / reach), *_STEEPNESS)
+        h = np.maximum(np.where(np.isfinite(x), x, -np.inf)[None, :] - taus[:, None], 0.0)  # [T, L]
+    k, miss, n = k[:, None, :], (n - k)[:, None, :], n[:, None, :]
+    bound = np.full((1, 1, len(x)), np.inf) if rise is None else rise
+    if start is None:
+        before, after = ((h == 0) & np.isinf(bound)).astype(float), (h > 0).astype(float)
+        below = np.where(np.isfinite(bound), bound, 0.0).max(axis=-1)
+        stay = np.maximum((k * before).sum(-1) / np.maximum((n * before).sum(-1), 1e-12), below)
+        down = (k * after).sum(-1) / np.maximum((n * after).sum(-1), 1e-12)
+        m = np.clip(link(stay, chance), -5.0, 5.0)
+        reach = np.maximum((n * h).sum(-1) / np.maximum((n * after).sum(-1), 1e-12), 1e-9)
+        fall = np.maximum(m - np.clip(link(down, chance), -5.0, 5.0), 0.05)
+        u = np.clip(np.log(fall / reach), *_STEEPNESS)
+    else:
+        m, u = (np.full((len(k), len(taus)), value) for value in (start[0], float(np.log(start[1]))))
     damping = np.full(m.shape, 1e-2)
+    bound = np.clip(bound, 1e-12, None)
 
-    def state(m: Array, u: Array) -> tuple[Array, Array, Array, Array]:
+    def state(m: Array, u: Array) -> tuple[Array, Array, Array]:
         eta = np.clip(m[..., None] - np.exp(u)[..., None] * h, -30.0, 30.0)
         share = 1 / (1 + np.exp(-eta))
-        p = np.clip(chance + (1 - chance) * share, 1e-12, 1 - 1e-12)
-        return (k * np.log(p) + miss * np.log1p(-p)).sum(-1), share, p, eta
+        p = np.minimum(chance + (1 - chance) * share, 1 - 1e-12)
+        share = np.where(p <= bound, share, 0.0)  # a level of the rise below M does not move with it
+        p = np.minimum(p, bound)
+        return (k * np.log(p) + miss * np.log1p(-p)).sum(-1), share, p
 
-    likelihood, share, p, _ = state(m, u)
+    likelihood, share, p = state(m, u)
     for _ in range(rounds):
         # Canonical-form pieces of a binomial model with p' = (1 - chance) s (1 - s); (1 - p) = (1 - chance)(1 - s).
         pull = (k - n * p) * share / p
@@ -159,10 +161,13 @@ def fit_nodes(x: Array, taus: Array, k: Array, n: Array, chance: float, rounds: 
         step0 = np.clip((d_ * g0 - b * g1) / determinant, -3.0, 3.0)
         step1 = np.clip((a_ * g1 - b * g0) / determinant, -1.5, 1.5)
         m_new, u_new = np.clip(m + step0, -_MOST, _MOST), np.clip(u + step1, *_STEEPNESS)
-        new, share_new, p_new, _ = state(m_new, u_new)
+        new, share_new, p_new = state(m_new, u_new)
         better = new > likelihood
+        gained = np.where(better, new - likelihood, 0.0).max()
         damping = np.where(better, damping / 10, damping * 10)
         m, u, likelihood = np.where(better, m_new, m), np.where(better, u_new, u), np.where(better, new, likelihood)
+        if gained < _CONVERGED and damping[~better].min(initial=np.inf) > 1.0:
+            break
         share = np.where(better[..., None], share_new, share)
         p = np.where(better[..., None], p_new, p)
     return m, np.exp(u), likelihood
@@ -202,19 +207,21 @@ def polish(x: Array, rate: Array, weight: Array, chance: float, fits: HingeFits,
     taus, index = fits.taus, int(fits.likelihood[0].argmax())
     if abs(float(fits.tau[0]) - taus[index]) > (taus[-1] - taus[0]) / len(taus) + 1e-12:
         return fits  # ties: the middle stands
-    kappa = int(fits.kappa[0])
-    low, high = max(float(taus[max(index - 1, 0)]), float(x[kappa])), float(taus[min(index + 1, len(taus) - 1)])
-    if low >= high:
+    low, high = float(taus[max(index - 1, 0)]), float(taus[min(index + 1, len(taus) - 1)])
+    rises, k = prefix_fits(rate, weight), weight * rate
+    start, tau, best = (float(fits.plateau[0]), float(fits.gamma[0])), float(fits.tau[0]), -np.inf
+    while high - low > 1e-9:
+        inner = np.linspace(low, high, _ZOOM)
+        rise = _rises(x, inner, rises)
+        m, gamma, likelihood = fit_nodes(x, inner, k, weight, chance, rounds, rise=rise, start=start)
+        at = int(likelihood[0].argmax())
+        if likelihood[0, at] > best:
+            best, tau, start = float(likelihood[0, at]), float(inner[at]), (float(m[0, at]), float(gamma[0, at]))
+            kappa = int(np.argmax(rise[0, at] >= rate_of(m[:, at], chance)))
+        low, high = float(inner[max(at - 1, 0)]), float(inner[min(at + 1, _ZOOM - 1)])
+    if best <= fits.best[0]:
         return fits
-    rising, top = isotonic_prefixes(rate, weight)
-    k, n = (weight * rate)[:, kappa:], weight[:, kappa:]
-
-    def loss(tau: float) -> float:
-        return -float(fit_nodes(x[kappa:], np.array([tau]), k, n, chance, rounds)[2][0, 0])
-
-    tau = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-9}).x)
-    m, gamma, likelihood = fit_nodes(x[kappa:], np.array([tau]), k, n, chance, rounds)
-    best = likelihood[:, 0] + rising[:, kappa]
-    if top[0, kappa] > rate_of(m, chance)[0, 0] + _JUMP or best[0] <= fits.best[0]:
-        return fits
-    return replace(fits, tau=np.array([tau]), best=best, plateau=m[:, 0], gamma=gamma[:, 0])
+    return replace(
+        fits, tau=np.array([tau]), best=np.array([best]), plateau=np.array([start[0]]), gamma=np.array([start[1]]),
+        kappa=np.array([kappa]),
+    )  # fmt: skip

@@ -21,12 +21,10 @@ def log_likelihood(p: Array, rate: Array, weight: Array) -> Array:
     return weight * (rate * np.log(np.clip(p, tiny, None)) + (1 - rate) * np.log(np.clip(1 - p, tiny, None)))
 
 
-def isotonic_prefixes(rate: Array, weight: Array) -> tuple[Array, Array]:
-    """Non-decreasing fits of every leading part of curves [..., L].
+def prefix_fits(rate: Array, weight: Array) -> Array:
+    """[..., L + 1, L] the best non-decreasing fit of the first i levels of curves [..., L]; +inf behind them.
 
-    Returns:
-        ([..., L + 1] log-likelihood of the best non-decreasing fit of the first i levels, 0 for none;
-        [..., L + 1] its highest value, 0 for none). By the max-min formula of isotonic regression.
+    By the max-min formula of isotonic regression.
     """
     levels = rate.shape[-1]
     mass = np.cumsum(weight, axis=-1)
@@ -37,20 +35,24 @@ def isotonic_prefixes(rate: Array, weight: Array) -> tuple[Array, Array]:
         mean = (total[..., None, 1:] - total[..., :-1, None]) / (mass[..., None, 1:] - mass[..., :-1, None])
     start, end = np.arange(levels)[:, None], np.arange(levels)[None, :]
     mean = np.where(end >= start, mean, np.inf)  # [..., s, t]: levels s..t
-    likelihood = [np.zeros(rate.shape[:-1])]
-    top = [np.zeros(rate.shape[:-1])]
+    fits = np.full((*rate.shape[:-1], levels + 1, levels), np.inf)
     for size in range(1, levels + 1):
         smallest = np.minimum.accumulate(mean[..., :size, :size][..., ::-1], axis=-1)[..., ::-1]
-        fit = np.where(start[:size] <= end[:, :size], smallest, -np.inf).max(axis=-2)
-        likelihood.append(log_likelihood(fit, rate[..., :size], weight[..., :size]).sum(axis=-1))
-        top.append(fit[..., -1])
-    return np.stack(likelihood, axis=-1), np.stack(top, axis=-1)
+        fits[..., size, :size] = np.where(start[:size] <= end[:, :size], smallest, -np.inf).max(axis=-2)
+    return fits
+
+
+def isotonic_prefixes(rate: Array, weight: Array) -> Array:
+    """[..., L + 1] log-likelihood of the best non-decreasing fit of the first i levels of curves, 0 for none."""
+    fits = prefix_fits(rate, weight)
+    cells = log_likelihood(np.minimum(fits, 1.0), rate[..., None, :], weight[..., None, :])
+    return np.where(np.isfinite(fits), cells, 0.0).sum(axis=-1)
 
 
 def fall_statistic(rate: Array, weight: Array) -> Array:
     """[...] twice the log-likelihood gained by letting curves [..., L] fall behind their best turning place."""
-    rising, _ = isotonic_prefixes(rate, weight)
-    falling, _ = isotonic_prefixes(rate[..., ::-1], weight[..., ::-1])
+    rising = isotonic_prefixes(rate, weight)
+    falling = isotonic_prefixes(rate[..., ::-1], weight[..., ::-1])
     levels = rate.shape[-1]
     turned = rising[..., 1:levels] + falling[..., ::-1][..., 1:levels]  # first i levels rise, the others fall
     return 2 * np.maximum(turned.max(axis=-1) - rising[..., levels], 0.0)

@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression
 from analysis.collapse import HingeCollapse, ToleranceRule, criteria_of, find_transitions
 from analysis.collapse.hinge_model import fit_hinges, fit_nodes, polish, rate_of
 from analysis.collapse.resample import draw, evidence
-from analysis.collapse.unimodal import fall_statistic, fall_test, isotonic_prefixes, log_likelihood
+from analysis.collapse.unimodal import fall_statistic, fall_test, isotonic_prefixes, log_likelihood, prefix_fits
 from analysis.settings import AnalysisSettings
 from analysis.simulate import Truth, simulate_curve, table_of
 from megatron_kis.errors import InputError
@@ -63,10 +63,10 @@ def test_the_score_of_a_node_vanishes_at_its_fit():
 @settings(max_examples=60, deadline=None)
 def test_isotonic_fits_are_those_of_scipy(levels):
     rate, weight = np.array(levels).T
-    likelihood, top = isotonic_prefixes(rate, weight)
+    likelihood, fits = isotonic_prefixes(rate, weight), prefix_fits(rate, weight)
     for size in range(1, len(rate) + 1):
         fit = isotonic_regression(rate[:size], weights=weight[:size]).x
-        assert top[size] == pytest.approx(fit[-1], abs=1e-9)
+        assert fits[size, :size] == pytest.approx(fit, abs=1e-9)
         assert likelihood[size] == pytest.approx(log_likelihood(fit, rate[:size], weight[:size]).sum(), abs=1e-6)
 
 

@@ -43,6 +43,19 @@ def test_points_known_exactly_are_ordinary_least_squares():
     assert float(ours.freedom) == pytest.approx(theirs.df_resid)
 
 
+def test_a_cell_that_says_nothing_changes_nothing():
+    x, y = cells(3)
+    lower, upper = mixed(y)
+    variance = np.full((2, len(y)), 0.02)
+    without = fit(x, lower, upper, variance)
+    more = np.vstack([x, [1.0, 3.0, -2.0]])
+    open_below, open_above = np.append(lower, -np.inf), np.append(upper, np.inf)
+    found = fit(more, open_below, open_above, np.full((2, len(y) + 1), 0.02))
+    assert found.beta == pytest.approx(without.beta, abs=1e-6)
+    assert found.sigma == pytest.approx(without.sigma, abs=1e-6)
+    assert found.freedom == pytest.approx(without.freedom, abs=1e-6)
+
+
 def test_gradients_are_those_of_central_differences():
     x, y = cells(1)
     lower, upper = mixed(y)

@@ -169,6 +169,27 @@ def test_figures_and_tables_are_also_files_for_papers(tmp_path):
     written = {path.name for path in export(result, tmp_path / "out", dpi=40)}
     assert {"overview-background.svg", "overview-background.png", "transitions.csv"} <= written
     assert (tmp_path / "out" / "overview-background.png").read_bytes().startswith(b"\x89PNG")
-    assert "url(http" not in (tmp_path / "out" / "overview-background.svg").read_text()
+    drawn = (tmp_path / "out" / "overview-background.svg").read_text()
+    assert "url(http" not in drawn
+    for size in ("100k", "200k", "400k"):  # the page's legend stands outside its figures; a file has its own
+        assert f">N = {size}<" in drawn
+    assert ">held-out templates<" in (tmp_path / "out" / "model-100000-2000000-background.svg").read_text()
+    page = report(result, tmp_path / "r.html").read_text()
+    assert ">N = 100k<" not in page.split('id="curves"')[1].split("figure>")[1]
     lines = (tmp_path / "out" / "transitions.csv").read_text().splitlines()
     assert len(lines) == 1 + len(result.points)
+
+
+def test_budgets_are_told_apart_in_the_law_and_have_no_common_ratio_axis(tmp_path):
+    import numpy as np
+
+    from analysis import simulate
+
+    cells = [(n, d) for n in (10**7, 10**8, 10**9) for d in (2 * 10**9, 8 * 10**9)]
+    truth = simulate.Truth(budget_exponent=0.3, scatter=0.02)
+    table, _ = simulate.simulate_table(truth, cells, [0, 60, 150, 300, 500, 800, 1300], 2, np.random.default_rng(2))
+    page = report(table, tmp_path / "r.html", AnalysisSettings(resamples=99, law_resamples=0)).read_text()
+    assert "Lines, from below: D = 2B and 8B; bands: D = 2B." in visible(page).replace("\u00a0", " ")
+    curves, models = page.split('id="curves"')[1].split('id="law"')[0], page.split('id="models"')[1]
+    assert "infusion ratio" not in curves  # F is another ratio at every budget
+    assert "infusion ratio" in models
