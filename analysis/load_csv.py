@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +28,16 @@ from megatron_kis.files import atomic_write, read_text
 _CURVES_NEEDED = ("params", "tokens", "frequency", "seed", "n", "correct")
 _POINTS_NEEDED = ("params", "tokens", "kind", "value", "low", "high", "status")
 _SPLITS = ("train", "held_out", "question")
+_FEWEST_PARAMS = 1000
+"""Models are larger; a smaller number is one of millions or billions."""
+
+_EXTRA = {
+    "infusion_ratio": (0, 1), "ratio_low": (0, 1), "ratio_high": (0, math.inf), "exposure_tokens": (0, math.inf),
+    "peak": (-math.inf, math.inf), "drop": (-math.inf, math.inf), "detectable": (0, math.inf), "p_value": (0, 1),
+    "steepness": (0, math.inf), "companion": (0, math.inf),
+}  # fmt: skip
+"""Smallest and largest value of the columns that may be missing."""
+
 _DEFAULT_GROUP = {"onset": "infused", "collapse": "infused", "tolerance": "general"}
 
 POINT_COLUMNS = [
@@ -44,15 +55,16 @@ def load_curves_csv(path: Path | str) -> pd.DataFrame:
     """
     rows = []
     seen: dict[tuple[Any, ...], int] = {}
+    told = _Told()
     for line, cells in _records(Path(path), _CURVES_NEEDED, CURVE_COLUMNS):
         field = _Field(Path(path), line, cells)
         row: dict[str, Any] = {
-            "params": int(field.number("params", least=1, whole=True)),
+            "params": field.params(),
             "tokens": int(field.number("tokens", least=1, whole=True)),
             "frequency": field.number("frequency", least=0),
             "seed": int(field.number("seed", least=0, whole=True)),
             "n": int(field.number("n", least=1, whole=True)),
-            "correct": field.number("correct", least=0),
+            "correct": field.number("correct", least=0, whole=True),
             "chance": field.optional("chance", least=0, most=1),
             "group": field.one_of("group", GROUPS, "infused"),
             "split": field.one_of("split", _SPLITS, "held_out"),
@@ -67,12 +79,58 @@ def load_curves_csv(path: Path | str) -> pd.DataFrame:
             raise field.error(
                 "correct", f"{row['correct']:g} of {row['n']} questions", "a count of at most n, not a rate"
             )
+        _check_units(row, field)
+        told.check(row, line, field)
         key = tuple(row[name] for name in ("params", "tokens", "frequency", "seed", "group", "split", "scoring"))
         if key in seen:
             raise field.error("seed", f"the same run as line {seen[key]}", "one row a run, or another seed")
         seen[key] = line
         rows.append(row)
     return canonical(pd.DataFrame(rows, columns=CURVE_COLUMNS))
+
+
+def _check_units(row: dict[str, Any], field: _Field) -> None:
+    """Refuses what can only be a slip of a unit or of a column."""
+    if row["chance"] >= 1:
+        raise field.error("chance", f"is {row['chance']:g}", "the rate of guessing, below 1")
+    if row["nonembedding_params"] > row["params"]:
+        raise field.error("nonembedding_params", "is more than params", "params counts every parameter")
+    if (row["frequency"] == 0 and row["infusion_ratio"] > 0) or (row["frequency"] > 0 and row["infusion_ratio"] == 0):
+        raise field.error(
+            "infusion_ratio", f"is {row['infusion_ratio']:g} at F = {row['frequency']:g}", "0 at F = 0, and only there"
+        )
+    if row["group"] == "infused" and row["frequency"] * row["facts"] > row["tokens"]:
+        shown = f"{row['tokens']:,} do not hold {row['frequency']:,g} exposures of {row['facts']:,} facts"
+        raise field.error("tokens", shown, "all tokens of the run, not millions or billions")
+
+
+class _Told:
+    """What lines of one run, or of one model, must say alike."""
+
+    _ALIKE = (
+        ("nonembedding_params", ("params",)),
+        ("validation_loss", ("params", "tokens", "frequency", "seed")),
+        ("infusion_ratio", ("params", "tokens", "frequency", "seed")),
+    )
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[Any, ...], tuple[float, int]] = {}
+
+    def check(self, row: dict[str, Any], line: int, field: _Field) -> None:
+        for name, owner in self._ALIKE:
+            if math.isnan(row[name]):
+                continue
+            before, where = self._first.setdefault((name, *(row[key] for key in owner)), (row[name], line))
+            if not math.isclose(before, row[name], rel_tol=1e-6):
+                raise field.error(
+                    name, f"{row[name]:g}, and {before:g} in line {where}", f"one value for the same {', '.join(owner)}"
+                )
+
+
+def is_points_csv(path: Path | str) -> bool:
+    """Whether a CSV file's header is that of transitions (it has a column ``kind``), not that of curves."""
+    header = next(csv.reader(read_text(Path(path)).removeprefix("\ufeff").splitlines()[:1]), [])
+    return "kind" in (name.strip() for name in header)
 
 
 def load_points_csv(path: Path | str) -> list[Transition]:
@@ -82,6 +140,7 @@ def load_points_csv(path: Path | str) -> list[Transition]:
         InputError: naming file, line and column of what is wrong.
     """
     points = []
+    lines: dict[tuple[Any, ...], int] = {}
     for line, cells in _records(Path(path), _POINTS_NEEDED, POINT_COLUMNS):
         field = _Field(Path(path), line, cells)
         kind = field.one_of("kind", KINDS, None)
@@ -97,36 +156,33 @@ def load_points_csv(path: Path | str) -> list[Transition]:
             raise field.error("high", "is open and status is 'left_censored'", "the smallest F with the transition")
         if status in INFORMATIVE and value is not None and not (low or 0) <= value <= (high or math.inf):
             raise field.error("value", f"{value:g} lies outside [low, high]", "low <= value <= high")
-        extra: dict[str, Any] = {
-            name: _finite(field.optional(name, least=-math.inf))
-            for name in (
-                "infusion_ratio",
-                "ratio_low",
-                "ratio_high",
-                "exposure_tokens",
-                "peak",
-                "drop",
-                "detectable",
-                "p_value",
-                "steepness",
-                "companion",
+        if low is not None and high is not None and low > high:
+            raise field.error("low", f"{low:g} is more than high, {high:g}", "low <= high")
+        if status not in INFORMATIVE and value is not None:
+            raise field.error(
+                "value", f"is {value:g} and status is {status!r}", "leave it empty, or correct the status"
             )
+        extra: dict[str, Any] = {
+            name: _finite(field.optional(name, least=least, most=most)) for name, (least, most) in _EXTRA.items()
         }
         counts: dict[str, Any] = {
             name: None if (number := _finite(field.optional(name, least=0))) is None else int(number)
             for name in ("nonembedding_params", "levels", "seeds")
         }
-        points.append(
-            Transition(
-                params=int(field.number("params", least=1, whole=True)),
-                tokens=int(field.number("tokens", least=1, whole=True)),
-                kind=kind, group=field.one_of("group", GROUPS, _DEFAULT_GROUP[kind]),
-                split=cells.get("split") or None, scoring=cells.get("scoring") or None,
-                status=status, value=value if status in INFORMATIVE else None, low=low, high=high,
-                interval=field.one_of("interval", ("bracket", "profile"), "profile") if status in INFORMATIVE else None,
-                flags=cells.get("flags") or "", reason=cells.get("reason") or "", **extra, **counts,
-            )
+        point = Transition(
+            params=field.params(),
+            tokens=int(field.number("tokens", least=1, whole=True)),
+            kind=kind, group=field.one_of("group", GROUPS, _DEFAULT_GROUP[kind]),
+            split=field.one_of("split", _SPLITS, None) if cells.get("split") else None,
+            scoring=cells.get("scoring") or None,
+            status=status, value=value if status in INFORMATIVE else None, low=low, high=high,
+            interval=field.one_of("interval", ("bracket", "profile"), "profile") if status in INFORMATIVE else None,
+            flags=cells.get("flags") or "", reason=cells.get("reason") or "", **extra, **counts,
         )  # fmt: skip
+        key = (point.kind, point.group, point.split, point.scoring, point.params, point.tokens)
+        if lines.setdefault(key, line) != line:
+            raise field.error("params", f"the same transition as line {lines[key]}", "one row a kind, group, N and D")
+        points.append(point)
     return sorted(points, key=_order)
 
 
@@ -172,7 +228,12 @@ def _records(path: Path, needed: Sequence[str], known: Sequence[str]) -> Iterato
     header = [name.strip() for name in next(reader, [])]
     for name in needed:
         if name not in header:
-            raise InputError(f"no column {name!r}", where=f"{path}:1", remedy="needed are " + ",".join(needed))
+            remedy = "needed are " + ",".join(needed)
+            if len(header) == 1 and re.search(r"[;\t]", header[0]):
+                remedy = "separate the columns by commas"
+            elif alike := next((other for other in header if other.lower() == name), None):
+                remedy = f"the header has {alike!r}"
+            raise InputError(f"no column {name!r}", where=f"{path}:1", remedy=remedy)
     for name in header:
         if name not in known:
             raise InputError(f"unknown column {name!r}", where=f"{path}:1", remedy=nearest(name, known))
@@ -200,6 +261,13 @@ class _Field:
 
     def error(self, column: str, problem: str, remedy: str) -> InputError:
         return InputError(f"column {column!r}: {problem}", where=self._where, remedy=remedy)
+
+    def params(self) -> int:
+        """N."""
+        count = int(self.number("params", least=1, whole=True))
+        if count < _FEWEST_PARAMS:
+            raise self.error("params", f"is {count}", "the number of parameters, not of millions or billions")
+        return count
 
     def number(
         self, column: str, *, least: float, most: float = math.inf, whole: bool = False, infinite: bool = False

@@ -7,11 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import pandas as pd
+
+from analysis.collapse.base import Transition
 from analysis.load import Runs, load_runs
+from analysis.load_csv import is_points_csv, load_curves_csv, load_points_csv
 from analysis.settings import AnalysisSettings
-from analysis.study import AnalysisResult, analyse, declared_settings, predicted_before, study_description
+from analysis.study import (
+    AnalysisResult,
+    analyse,
+    analyse_points,
+    declared_settings,
+    predicted_before,
+    study_description,
+)
 from megatron_kis import __version__
 from megatron_kis.files import fingerprint, write_text
 
@@ -20,14 +31,19 @@ __all__ = ["report"]
 _HERE = Path(__file__).parent
 
 
+Source: TypeAlias = AnalysisResult | Runs | pd.DataFrame | Sequence[Transition] | Path | str
+"""What can be reported: an analysis, runs, a curve table, transitions, or the path of a study folder, a folder of runs,
+a ``curves.csv`` or a ``points.csv``."""
+
+
 def report(
-    source: AnalysisResult | Runs | Path | str, output: Path | str, settings: AnalysisSettings | None = None, *,
+    source: Source, output: Path | str, settings: AnalysisSettings | None = None, *,
     predict_params: Sequence[float] = (), predict_tokens: float | None = None,
 ) -> Path:  # fmt: skip
     """Writes the report of a study and returns its path.
 
     Args:
-        source: an analysis, runs, or the folder of a study or of runs.
+        source: see `Source`.
         output: the HTML file.
         settings: the analysis' choices, where ``source`` is not analysed yet; for a folder those its study.yaml
             declares.
@@ -39,30 +55,39 @@ def report(
         InputError: no complete run, or data that contradict each other.
     """
     if not isinstance(source, AnalysisResult):
-        source = analyse_folder(source, settings, predict_params=predict_params, predict_tokens=predict_tokens)
+        source = analyse_source(source, settings, predict_params=predict_params, predict_tokens=predict_tokens)
     output = Path(output)
     write_text(output, render(source))
     return output
 
 
-def analyse_folder(
-    source: Runs | Path | str, settings: AnalysisSettings | None = None, *, predict_params: Sequence[float] = (),
-    predict_tokens: float | None = None,
+def analyse_source(
+    source: Runs | pd.DataFrame | Sequence[Transition] | Path | str, settings: AnalysisSettings | None = None, *,
+    predict_params: Sequence[float] = (), predict_tokens: float | None = None,
 ) -> AnalysisResult:  # fmt: skip
-    """What `report` shows of runs, or of the folder of a study or of runs; the arguments are those of `report`."""
-    described: dict[str, Any] = {}
-    runs = source if isinstance(source, Runs) else load_runs(source)
-    if not isinstance(source, Runs):
-        described = study_description(Path(source))
-        settings = settings or declared_settings(Path(source))
-        if not predict_params:
-            predict_params, before = predicted_before(Path(source))
-            predict_tokens = predict_tokens or before
-    title = described.get("title") or described.get("name") or _study_name(runs) or "Knowledge-infusion study"
-    return analyse(
-        runs, settings, predict_params=predict_params, predict_tokens=predict_tokens, title=str(title),
-        study=described,
-    )  # fmt: skip
+    """What `report` shows of a source; the arguments are those of `report`."""
+    title, described = "", {}
+    if isinstance(source, Path | str):
+        path = Path(source)
+        title = path.stem
+        if path.is_file():
+            source = load_points_csv(path) if is_points_csv(path) else load_curves_csv(path)
+        else:
+            source, described = load_runs(path), study_description(path)
+            settings = settings or declared_settings(path)
+            if not predict_params:
+                predict_params, before = predicted_before(path)
+                predict_tokens = predict_tokens or before
+            title = described.get("title") or described.get("name") or ""
+    if isinstance(source, Runs):
+        title = title or _study_name(source) or ""
+    asked: dict[str, Any] = {
+        "predict_params": predict_params, "predict_tokens": predict_tokens, "study": described,
+        "title": str(title or "Knowledge-infusion study"),
+    }  # fmt: skip
+    if isinstance(source, Runs | pd.DataFrame):
+        return analyse(source, settings, **asked)
+    return analyse_points(list(source), settings or AnalysisSettings(), **asked)
 
 
 def _study_name(runs: Runs) -> str | None:
@@ -74,10 +99,13 @@ def render(result: AnalysisResult) -> str:
     """The report's HTML; the same result gives the same bytes."""
     import jinja2
 
+    from analysis.report import wording
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
+    environment.filters["unbroken"] = wording.unbroken
     return environment.get_template("template.html").render(**_content(result))
 
 

@@ -18,6 +18,9 @@ from analysis.report import wording as w
 from analysis.report.theme import COLOURS, DASHES, MARKERS, SIZE_MARKERS, Panel, panel, size_slot, to_svg
 from analysis.study import AnalysisResult
 
+_LABEL_WIDTH = 0.0155
+"""Of a character of the second axis, as a share of the axis: 6 points at size 9 in 4.6 inches, and some room."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -83,11 +86,23 @@ class FrequencyAxis:
         if ratios:
             drawn.figure.subplots_adjust(top=0.79)
             top = axes.secondary_xaxis("top")
-            top.set_xticks([self.at(level) for level in kept if level in ratios])
-            top.set_xticklabels([w.ratio(ratios[level]) for level in kept if level in ratios])
+            places = [self.at(level) for level in kept if level in ratios]
+            labels = [w.ratio(ratios[level]) for level in kept if level in ratios]
+            shown = apart(places, labels, reach * _LABEL_WIDTH)
+            top.set_xticks([places[i] for i in shown])
+            top.set_xticklabels([labels[i] for i in shown])
             top.tick_params(axis="x", length=2, labelsize=9)
             top.spines["top"].set_visible(False)
             top.set_xlabel("infusion ratio ρ", fontsize=9)
+
+
+def apart(places: Sequence[float], labels: Sequence[str], width: float) -> list[int]:
+    """Which labels to show so that none runs into another; ``width`` is that of a character, in units of the axis."""
+    shown: list[int] = []
+    for i, (place, label) in enumerate(zip(places, labels, strict=True)):
+        if not shown or place - places[shown[-1]] > (len(label) + len(labels[shown[-1]])) / 2 * width:
+            shown.append(i)
+    return shown
 
 
 def _axis(table: pd.DataFrame) -> FrequencyAxis:
@@ -97,7 +112,7 @@ def _axis(table: pd.DataFrame) -> FrequencyAxis:
 def _ratios(table: pd.DataFrame) -> dict[float, float]:
     known = table.dropna(subset=["infusion_ratio"])
     grouped = known.groupby("frequency")["infusion_ratio"]
-    if len(grouped) and bool((grouped.max() - grouped.min() > 0.02).any()):
+    if len(grouped) and bool((grouped.max() - grouped.min() > 0.05 * grouped.max()).any()):
         return {}  # the ratio is not one function of F here (other budgets)
     return {float(level): float(value) for level, value in grouped.mean().items()}
 
@@ -166,7 +181,7 @@ def overview(result: AnalysisResult) -> list[Drawing]:
                     + (f" (seeds {r.lowest:.3f} to {r.highest:.3f})" if r.seeds > 1 else " (1 seed)")
                     for r in rows.itertuples()
                 ]
-                drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark)
+                drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark, label=key.label)
             axis.draw(drawn, _ratios(table))
             drawn.axes.set_title(title)
             drawings.append(Drawing(to_svg(drawn), f"{title}, {w.SPLIT_TITLES[settings.split]}, mean of seeds."))
@@ -241,7 +256,7 @@ def _hinge_line(
     eta = fits.plateau[0] - fits.gamma[0] * np.maximum(np.log(levels) - fits.tau[0], 0.0)
     drawn.line(
         [axis.at(f) for f in levels], rate_of(eta, chance).tolist(), series="hinge", colour="ink", linewidth=1.3,
-        linestyle=(0, (6, 2)),
+        linestyle=(0, (6, 2)), label="fitted plateau and fall",
     )  # fmt: skip
     notes.append("Dashed: the fitted plateau and fall.")
 
@@ -268,8 +283,9 @@ def _split_series(drawn: Panel, axis: FrequencyAxis, rows: pd.DataFrame, name: s
         for r in means.itertuples()
     ]
     drawn.points(
-        x, means["rate"].tolist(), tips, series=name, colour=name, marker=MARKERS[name], markersize=4 if faint else 5
-    )
+        x, means["rate"].tolist(), tips, series=name, colour=name, marker=MARKERS[name], markersize=4 if faint else 5,
+        label=label,
+    )  # fmt: skip
 
 
 def _band(drawn: Panel, axis: FrequencyAxis, point: Transition) -> str:
@@ -282,9 +298,12 @@ def _band(drawn: Panel, axis: FrequencyAxis, point: Transition) -> str:
         axes.axvspan(low, high, color=colour, alpha=0.13, linewidth=0)
         assert point.value is not None
         axes.axvline(axis.at(point.value), color=colour, linewidth=1.2)
+        place = axis.at(point.value)
+        left, right = axes.get_xlim()
+        inward = place > left + 0.8 * (right - left)  # the word would leave the axes
         axes.annotate(
-            word, (axis.at(point.value), 1.0), xycoords=("data", "axes fraction"), xytext=(3, -8),
-            textcoords="offset points", fontsize=9, color=colour,
+            word, (place, 1.0), xycoords=("data", "axes fraction"), xytext=(-3 if inward else 3, -8),
+            textcoords="offset points", ha="right" if inward else "left", fontsize=9, color=colour,
         )  # fmt: skip
         return f"{title}: F ≈ {w.frequency(point.value)}, bracket {w.bracket(point)}."
     if point.status == LEFT_CENSORED:
@@ -330,7 +349,10 @@ def losses(result: AnalysisResult) -> list[Drawing]:
                     for f, r, v in zip(curve.frequency[known], curve.ratio[known], values[known], strict=True)
                 ]
                 drawn.line(x, values[known].tolist(), series=key.series, colour=key.colour)
-                drawn.points(x, values[known].tolist(), tips, series=key.series, colour=key.colour, marker=key.mark)
+                drawn.points(
+                    x, values[known].tolist(), tips, series=key.series, colour=key.colour, marker=key.mark,
+                    label=key.label,
+                )  # fmt: skip
             if not shown:
                 continue
             axis.draw(drawn, _ratios(table))
@@ -383,7 +405,7 @@ def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Dr
                 ]
                 drawn.points(
                     x, (part["correct"] / part["n"]).tolist(), tips, series=split, colour=split, marker=MARKERS[split],
-                    markersize=3.4, alpha=0.6, markeredgewidth=0,
+                    markersize=3.4, alpha=0.6, markeredgewidth=0, label=w.SPLIT_TITLES[split],
                 )  # fmt: skip
             axis.draw(drawn, margin=2.2 * width)
             drawn.axes.set_title(f"{label}: {group} facts, template by template")

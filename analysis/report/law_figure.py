@@ -54,8 +54,8 @@ def _law_panel(
             axes.plot([p.params] * 2, [low, high], color=COLOURS["ink"], linewidth=1.2)
             axes.plot([p.params] * 2, p.confidence_interval, color=COLOURS["ink"], linewidth=3.2, solid_capstyle="butt")
             tip = (
-                f"prediction, N = {w.size(p.params)}\nF ≈ {w.frequency(p.centre)}, {100 * p.confidence:g}% prediction "
-                f"interval {w.frequency(low)} to {w.frequency(high)}"
+                f"prediction, N = {w.size(p.params)}, D = {w.size(p.tokens)}\nF ≈ {w.frequency(p.centre)}, "
+                f"{100 * p.confidence:g}% prediction interval {w.frequency(low)} to {w.frequency(high)}"
             )
             drawn.points(
                 [p.params], [p.centre], [tip], series="prediction", colour="ink", marker="*", markersize=12, zorder=5
@@ -124,7 +124,12 @@ def _caption(law: Law | None, predictions: Sequence[Prediction]) -> str:
     if law is None:
         return "Points only: they do not support a law. Bars are intervals, open arrows censored points."
     text = (
-        f"Law {law.selected_law} with {100 * law.confidence:g}% confidence band (dark) and prediction band (light); "
+        f"Law {law.selected_law} with {100 * law.confidence:g}% confidence band (inner) and prediction band (outer); "
         "bars are the points’ own intervals, open arrows censored points."
     )
+    budgets = {point["tokens"] for point in law.points}
+    if law.in_tokens and len(budgets) > 1:
+        rising = sorted(budgets, key=lambda tokens: law.at(law.range_params[1], tokens)[0])
+        lines = w.listed([w.size(tokens) for tokens in rising])
+        text += f" Lines, from below: D = {lines}; bands: D = {w.size(min(budgets))}."
     return text + (" Star: prediction for a size that was not trained." if predictions else "")

@@ -72,5 +72,5 @@
     if (section) watch.observe(section);
   }
 
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
+  addEventListener("beforeprint", () => document.querySelectorAll("details:not(.bulk)").forEach((d) => { d.open = true; }));
 })();

@@ -132,10 +132,15 @@ def _sentence(kind: str, group: str, points: list[Transition]) -> str:
     by: dict[str, list[Transition]] = {}
     for point in points:
         by.setdefault(point.status, []).append(point)
-    several = len({p.tokens for p in points}) > 1
+    budgets = sorted({p.tokens for p in points})
 
     def names(status: str) -> str:
-        return w.listed([w.size(p.params) + (f" at D = {w.size(p.tokens)}" if several else "") for p in by[status]])
+        if len(by[status]) == len(points) > 3:
+            return f"all {len(points)} models"
+        sizes = {d: [w.size(p.params) for p in by[status] if p.tokens == d] for d in budgets}
+        if len(budgets) == 1:
+            return w.listed(sizes[budgets[0]])
+        return "; ".join(f"{w.listed(found)} at D = {w.size(d)}" for d, found in sizes.items() if found)
 
     parts = []
     for status in (COLLAPSED, OBSERVED):

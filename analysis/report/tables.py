@@ -114,7 +114,7 @@ def laws(result: AnalysisResult) -> Table | None:
 
     def estimate(law: Any, name: str) -> str:
         c = law.coefficients[name]
-        return "–" if c is None else f"{w.number(c.value)} [{w.number(c.low)}, {w.number(c.high)}]"
+        return "–" if c is None else w.estimate(c.value, c.low, c.high)
 
     rows = [
         [
@@ -148,7 +148,7 @@ def candidates(result: AnalysisResult) -> Table | None:
         return None
     heads = [
         ("transition", False), ("law", False), ("coefficients", True), ("σ", True), ("AICc", True), ("log score", True),
-        ("", False),
+        ("chosen", False),
     ]  # fmt: skip
     note = (
         "Log score: of the largest N, held out, under the law of the others (higher is better). The law with a term "
@@ -168,7 +168,7 @@ def sensitivity(result: AnalysisResult) -> Table | None:
     def cells(coefficients: dict[str, Any]) -> list[str]:
         return [
             "–" if (c := coefficients.get(name)) is None
-            else f"{w.number(c['value'])} [{w.number(c['low'])}, {w.number(c['high'])}]"
+            else w.estimate(c["value"], c["low"], c["high"])
             for name in ("a", "b_log_params", "c_log_tokens")
         ]  # fmt: skip
 
@@ -209,7 +209,7 @@ def predictions(result: AnalysisResult) -> Table | None:
         return None
     heads = [
         ("transition", False), ("N", True), ("D", True), ("centre", True), ("confidence interval", True),
-        ("prediction interval", True), ("recommended", True), ("ρ at centre", True), ("domain tokens at centre", True),
+        ("prediction interval", True), ("recommended", True), ("ρ at centre", True), ("domain tokens", True),
         ("extrapolation", True), ("intervals from", False), ("reservations", False),
     ]  # fmt: skip
     rows = [

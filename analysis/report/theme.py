@@ -148,12 +148,22 @@ def _export(drawn: Panel) -> None:
     if target is None:
         return
     folder, dpi, written = target
+    # On the page one legend serves a section; a file has to bring its own.
+    handles, labels = drawn.axes.get_legend_handles_labels()
+    added = None
+    if labels and drawn.axes.get_legend() is None:
+        added = drawn.axes.legend(
+            handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=min(len(labels), 3), fontsize=9,
+            columnspacing=1.4, handletextpad=0.4,
+        )  # fmt: skip
     for kind in ("svg", "png"):
         path = folder / f"{drawn.name}.{kind}"
         with mpl.rc_context(_style(drawn.name)), atomic_path(path) as partial:
             more: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": dpi}
             drawn.figure.savefig(partial, format=kind, facecolor="white", bbox_inches="tight", **more)
         written.append(path)
+    if added is not None:
+        added.remove()
 
 
 def to_svg(drawn: Panel) -> str:

@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import math
+import re
 
 from analysis.collapse.base import COLLAPSED, INCONCLUSIVE, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
 
 MINUS = "−"
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 KIND_TITLES = {
     ("onset", "infused"): "Onset of memorisation",
     ("collapse", "infused"): "Collapse of infused facts",
@@ -48,6 +50,13 @@ def _three(value: float) -> str:
     return f"{float(f'{value:.3g}'):g}"
 
 
+def _power(value: float) -> str:
+    """``1.7 × 10⁶``."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = f"10{str(int(exponent)).translate(_RAISED)}"
+    return power if mantissa == "1.0" else f"{mantissa.removesuffix('.0')} × {power}"
+
+
 def frequency(value: float | None) -> str:
     """F in exposures a fact."""
     if value is None or not math.isfinite(value):
@@ -55,8 +64,9 @@ def frequency(value: float | None) -> str:
     if value == 0:
         return "0"
     if value >= 1e6 or value < 1e-3:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa} × 10^{int(exponent)}".replace("-", MINUS)
+        return _power(value)
+    if value >= 1000 and not float(value).is_integer():  # an estimate; what was tried is whole and shown as it is
+        value = float(f"{value:.3g}")
     return f"{value:,.0f}" if value >= 20 else _three(value)
 
 
@@ -66,6 +76,8 @@ def ratio(value: float | None) -> str:
         return "–"
     if value == 0:
         return "0"
+    if value < 1e-3:
+        return _power(value)
     return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}" if value >= 0.01 else f"{value:.2g}"
 
 
@@ -77,6 +89,23 @@ def rate(value: float | None) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """A plain number to some digits, with a real minus sign."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}".replace("-", MINUS)
+
+
+def estimate(value: float, low: float, high: float) -> str:
+    """``value [low, high]``, with as many decimals as the width of the interval is known to."""
+    width = high - low
+    if not math.isfinite(width) or width <= 0:
+        return f"{number(value)} [{number(low)}, {number(high)}]"
+    decimals = min(max(2 - math.floor(math.log10(width)), 0), 12)
+    shown = [f"{round(x, decimals) + 0.0:.{decimals}f}".replace("-", MINUS) for x in (value, low, high)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def unbroken(text: str) -> str:
+    """The text with every ``F ≈ 759`` and ``b (log N)`` kept on one line."""
+    text = text.replace(" × 10", "\u00a0×\u00a010")
+    text = re.sub(r"\b([abc]) \(log (?=[ND]\))", "\\1\u00a0(log\u00a0", text)
+    return re.sub(r"\b([FND]|p|ρ) ([=≈<>]) (?=[\d.])", "\\1\u00a0\\2\u00a0", text)
 
 
 def p_value(value: float | None) -> str:

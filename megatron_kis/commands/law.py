@@ -310,21 +310,11 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from analysis.load_csv import load_curves_csv, load_points_csv
-    from analysis.report import analyse_folder, report
-    from analysis.study import analyse, analyse_points
+    from analysis.report import analyse_source, report
 
-    settings = _settings(options)
-    asked = {"predict_params": options.params, "predict_tokens": options.tokens}
-    if options.source.is_dir():
-        result = analyse_folder(options.source, settings, **asked)
-    else:
-        header = _header(options.source)
-        title = options.source.stem
-        if "kind" in header:
-            result = analyse_points(load_points_csv(options.source), settings, title=title, **asked)
-        else:
-            result = analyse(load_curves_csv(options.source), settings, title=title, **asked)
+    result = analyse_source(
+        options.source, _settings(options), predict_params=options.params, predict_tokens=options.tokens
+    )
     report(result, options.output)
     if options.export is not None:
         from analysis.report.export import export
@@ -332,12 +322,6 @@ def _report(options: argparse.Namespace) -> int:
         print(f"written: {len(export(result, options.export))} files in {options.export}")
     print(f"written: {options.output}")
     return 0
-
-
-def _header(path: Path) -> str:
-    from megatron_kis.files import read_text
-
-    return read_text(path).partition("\n")[0]
 
 
 def _print_json(content: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,10 @@ from megatron_kis.model.ladder import PRESETS
 
 if TYPE_CHECKING:
     from megatron_kis.planning.layouts import Job, Option
+
+_SHORT_STEP = 0.01
+"""Seconds of arithmetic below which a step is not bound by it: hundreds of kernels have to be started, each in 5 to 10
+microseconds."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--show", type=int, default=5, metavar="K", help="layouts to show (5)")
     parser.add_argument(
         "--interleave", action="store_true",
-        help="also stages of several chunks of layers: Megatron-LM can run them, kis train cannot yet",
+        help="also stages of several chunks of layers (parallel.virtual)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(handler=_plan)
@@ -71,8 +76,17 @@ def _plan(options: argparse.Namespace) -> int:
         if not options.json:
             _print(sizes[-1], found[: options.show])
     result = {"gpu": kind.name, "gpus": options.gpus, "gpu_hours": hours, "models": sizes}
-    print(json.dumps(result, indent=1) if options.json else f"all: {hours:,.1f} GPU-hours on {kind.name}")
+    print(json.dumps(result, indent=1) if options.json else f"all: {gpu_time(hours)} on {kind.name}")
     return 0
+
+
+def gpu_time(hours: float) -> str:
+    """Device time in the largest unit of which it is at least one: ``"2,310 GPU-hours"``, ``"4.2 GPU-minutes"``."""
+    for unit, size in (("hours", 1.0), ("minutes", 1 / 60), ("seconds", 1 / 3600)):
+        value = hours / size
+        if value >= 1:
+            return f"{value:,.0f} GPU-{unit}" if value >= 100 else f"{value:.3g} GPU-{unit}"
+    return "less than a GPU-second"
 
 
 def _print(row: dict[str, Any], found: list[Option]) -> None:
@@ -80,7 +94,7 @@ def _print(row: dict[str, Any], found: list[Option]) -> None:
     print(f"  MFU {row['mfu']:.0%} ({row['mfu_source']})")
     print(
         f"  {'layout':18}{'recompute':>10}{'batch':>6}{'weights':>9}{'grads':>7}{'optim.':>7}"
-        f"{'activ.':>7}{'logits':>7}{'buffers':>8}{'GB':>7}{'s/step':>8}{'GPU-h':>10}"
+        f"{'activ.':>7}{'logits':>7}{'buffers':>8}{'GB':>7}{'s/step':>8}  GPU time"
     )
     for option in found:
         parts = option.memory
@@ -88,8 +102,10 @@ def _print(row: dict[str, Any], found: list[Option]) -> None:
             f"  {option.split.label:18}{option.split.recompute:>10}{option.micro_batch:>6}{parts.weights / 1e9:>9.1f}"
             f"{parts.gradients / 1e9:>7.1f}{parts.optimizer / 1e9:>7.1f}{parts.activations / 1e9:>7.1f}"
             f"{parts.logits / 1e9:>7.1f}{parts.buffers / 1e9:>8.1f}{parts.total / 1e9:>7.1f}"
-            f"{option.step_seconds:>8.2f}{option.gpu_hours:>10,.1f}"
+            f"{option.step_seconds:>8.2g}  {gpu_time(option.gpu_hours)}"
         )
+    if found[0].step_seconds < _SHORT_STEP:
+        print("  A step this short is bound by starting kernels, not by arithmetic: its time is a lower bound.")
 
 
 def _jobs(options: argparse.Namespace) -> list[tuple[str, Job, int]]:
@@ -114,6 +130,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[tuple[str, Jo
     from megatron_kis.files import read_text
     from megatron_kis.settings import load_config
     from megatron_kis.study.config import StudyConfig
+    from megatron_kis.study.grid import spots_of
 
     if not any(line.startswith("ladder:") for line in read_text(path).splitlines()):
         run = load_config(RunConfig, path)
@@ -122,12 +139,12 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[tuple[str, Jo
         return [(run.name, _job(run.model, options, training.token_budget, length, batch, None), 1)]
     study = load_config(StudyConfig, path)
     pieces = study.data.get("vocab_size")
-    runs = len(study.frequencies) * len(study.seeds)
     shared = study.training
+    rungs = {rung.label: rung for rung in study.ladder}
+    runs = Counter((spot.rung.label, spot.tokens) for spot in spots_of(study))
     return [
-        (rung.label, _job(rung, options, budget, shared.sequence_length, shared.global_batch_size, pieces), runs)
-        for rung in study.ladder
-        for budget in study.token_budgets
+        (label, _job(rungs[label], options, budget, shared.sequence_length, shared.global_batch_size, pieces), count)
+        for (label, budget), count in runs.items()
     ]
 
 
@@ -135,5 +152,10 @@ def _job(model: Any, options: argparse.Namespace, tokens: float, length: int, ba
     from megatron_kis.model.vocabulary import padded_vocabulary
     from megatron_kis.planning.layouts import Job
 
+    if tokens < length * batch:
+        raise InputError(
+            f"{tokens:,.0f} tokens are less than one step of {batch} x {length}", where="MODEL",
+            remedy="more --tokens, or a smaller --batch or --length",
+        )  # fmt: skip
     vocabulary = padded_vocabulary(options.vocabulary or pieces or 32_000)
     return Job(shape=model.shape(), vocabulary=vocabulary, tokens=tokens, length=length, global_batch=batch)

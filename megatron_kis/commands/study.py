@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from megatron_kis.data.settings import DataConfig
     from megatron_kis.study.config import StudyConfig
     from megatron_kis.study.executor import Progress
+    from megatron_kis.study.proposed import Placed
 
 _SHORTEST_BAR = 20  # columns of a terminal below which plain lines are clearer
 
@@ -39,6 +40,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose (6)")
     proposed.add_argument("--params", type=float, metavar="N", help="target size (default: the largest of predict)")
     proposed.add_argument("--tokens", type=float, metavar="D", help="target budget (default: the study's largest)")
+    proposed.add_argument(
+        "--write", action="store_true", help="add them to the runs of the study file, for kis study run to train"
+    )
     _add(steps, "report", "analyse the runs that are done and write the report", _report)
 
 
@@ -171,32 +175,59 @@ def _report(options: argparse.Namespace) -> int:
 
 def _next(options: argparse.Namespace) -> int:
     from dataclasses import asdict
+    from datetime import date
 
     from analysis.curves import curve_table
     from analysis.load import load_runs
     from analysis.next_runs import propose
+    from megatron_kis.settings import load_config
+    from megatron_kis.study.config import StudyConfig
+    from megatron_kis.study.grid import spots_of
+    from megatron_kis.study.proposed import add_runs, place, trained_cells
 
     study, _, analysis = _load(options)
     params = options.params or max(study.predict, default=None)
     if params is None:
         raise InputError("no target size", where="--params", remedy="for example 7e9, or predict: in the study")
-    tokens = options.tokens or max(study.token_budgets)
+    tokens = options.tokens or max(spot.tokens for spot in spots_of(study))
     if options.count < 1:
         raise InputError(f"is {options.count}", where="--count", remedy="use at least 1")
-    found = propose(curve_table(load_runs(study.output)), params, tokens, analysis, count=options.count)
+    runs = load_runs(study.output)
+    found = propose(curve_table(runs), params, tokens, analysis, count=options.count)
+    planned = load_config(StudyConfig, options.study)  # as the file says, where they are to be added
+    done = runs.runs[["run", "params", "tokens"]].itertuples(index=False, name=None)
+    cells = trained_cells(planned, done)
+    placed = place(planned, [(p.params, p.tokens, p.frequency) for p in found], cells, runs.runs["run"])
+    new = [item.run for item in placed if item.run and not item.planned]
+    if options.write and new:
+        remark = f"kis study next, {date.today().isoformat()}, for N = {params:.3g} and D = {tokens:.3g}"
+        add_runs(options.study, new, remark=remark)
+    rows = [asdict(proposal) | _entry(at) for proposal, at in zip(found, placed, strict=True)]
     if options.json:
-        print(json.dumps([asdict(item) for item in found], indent=1))
+        print(json.dumps(rows, indent=1))
         return 0
-    rows = [
-        [_shown(p.params), _shown(p.tokens), f"{p.frequency:g}", str(p.seed), f"{p.flops:.2g}",
-         "-" if p.gain is None else f"{p.gain:.1%}", p.reason]
-        for p in found
+    columns = ("size", "params", "tokens", "infusion_frequency", "seed", "FLOPs", "variance off", "why")
+    table = [
+        [row["size"] or "none", _shown(row["params"]), _shown(row["tokens"]), f"{row['frequency']:g}", str(row["seed"]),
+         f"{row['flops']:.2g}", "-" if row["gain"] is None else f"{row['gain']:.1%}",
+         row["reason"] + (" (planned already)" if row["planned"] else "")]
+        for row in rows
     ]  # fmt: skip
-    columns = ("params", "tokens", "infusion_frequency", "seed", "FLOPs", "variance off", "why")
-    _print_table(f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}", columns, rows)
+    _print_table(f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}", columns, table)
     if not found:
         print("no run that is not there yet would tell more")
+    for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
+        print(f"N = {n:,}, D = {d:,} is no size and budget of the study; to train more of it, add it to the ladder")
+    if options.write:
+        print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
     return 0
+
+
+def _entry(at: Placed) -> dict[str, Any]:
+    """What the study says of a proposal."""
+    if at.run is None:
+        return {"size": None, "planned": False}
+    return {"size": at.run.size, "seed": at.run.seed, "planned": at.planned}
 
 
 def _analyse(study: StudyConfig, settings: AnalysisSettings, *, as_json: bool) -> None:

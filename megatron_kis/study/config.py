@@ -1,23 +1,42 @@
-"""The configuration of a study: a ladder of sizes, budgets, frequencies and seeds, and what is done with them."""
+"""The configuration of a study: a ladder of sizes, budgets, frequencies and seeds, and what is done with them.
+
+Its runs are a grid, ladder x ``token_budgets`` x ``frequencies`` x ``seeds``, in which a size may have values of its
+own, and single ones listed in ``runs``.
+"""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, field_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from megatron_kis.config import (
     CheckpointConfig,
+    GuardConfig,
     LoggingConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
+    Precision,
     ProbeConfig,
     ValidationConfig,
 )
 from megatron_kis.data.settings import BackgroundConfig, DocumentsConfig
+from megatron_kis.errors import nearest
 from megatron_kis.settings import Settings
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len({str(value) for value in values}) < len(values):
+        msg = "has an entry twice"
+        raise ValueError(msg)
+    return values
+
+
+Budgets = Annotated[tuple[PositiveInt, ...], AfterValidator(_distinct)]
+Counts = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_distinct)]
 
 
 class RungConfig(ModelConfig):
@@ -28,6 +47,31 @@ class RungConfig(ModelConfig):
 
     parallel: ParallelConfig = ParallelConfig()
     """Layout of this size's runs."""
+
+    token_budgets: Budgets | None = None
+    """Budgets of this size in the grid; the study's if not given."""
+
+    frequencies: Counts | None = None
+    """Frequencies of this size in the grid; the study's if not given, and none at all if empty."""
+
+    seeds: Counts | None = None
+    """Seeds of this size in the grid; the study's if not given."""
+
+
+class ListedRun(Settings):
+    """One run beside the grid."""
+
+    size: str
+    """Which rung of the ladder: its ``name``, or its preset, or ``<layers>x<width>``."""
+
+    tokens: PositiveInt
+    """Budget D."""
+
+    frequency: NonNegativeInt
+    """Infusion frequency F."""
+
+    seed: NonNegativeInt = 0
+    """Seed of weights, order and exposures."""
 
 
 class StudyTraining(Settings):
@@ -42,11 +86,14 @@ class StudyTraining(Settings):
     micro_batch_size: int | None = Field(None, gt=0)
     """Sequences a forward pass on one rank."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of weights and activations."""
+    precision: Precision = "auto"
+    """Of weights and activations (``training.precision`` of a run)."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
+
+    guard: GuardConfig = GuardConfig()
+    """Bad steps and hung ranks."""
 
 
 class ExecutorConfig(Settings):
@@ -74,17 +121,20 @@ class StudyConfig(Settings):
     data: dict[str, Any]
     """Sources and choices of ``data_tools.prepare.DataSettings`` (kis data --help)."""
 
-    ladder: tuple[RungConfig, ...] = Field(min_length=1)
+    ladder: Annotated[tuple[RungConfig, ...], AfterValidator(_distinct)] = Field(min_length=1)
     """Sizes N."""
 
-    token_budgets: tuple[int, ...] = Field(min_length=1)
+    token_budgets: Budgets = ()
     """Budgets D, tokens."""
 
-    frequencies: tuple[int, ...] = Field(min_length=1)
+    frequencies: Counts = ()
     """Infusion frequencies F; 0 is the run without infusion."""
 
-    seeds: tuple[int, ...] = (0,)
+    seeds: Counts = (0,)
     """Seeds of weights, orders and exposures; each is one run a cell."""
+
+    runs: tuple[ListedRun, ...] = ()
+    """Runs beside the grid, such as those that ``kis study next --write`` adds."""
 
     training: StudyTraining
     """Shared by all runs."""
@@ -122,29 +172,32 @@ class StudyConfig(Settings):
     predict: tuple[float, ...] = ()
     """Sizes to predict for, parameters, that need not be trained."""
 
-    @field_validator("frequencies")
-    @classmethod
-    def _not_negative(cls, frequencies: tuple[int, ...]) -> tuple[int, ...]:
-        if any(frequency < 0 for frequency in frequencies):
-            msg = f"must be 0 or more (got {min(frequencies)})"
+    @model_validator(mode="after")
+    def _has_runs(self) -> StudyConfig:
+        grid = {(rung.label, *cell) for rung in self.ladder for cell in self.grid_of(rung)}
+        labels = [rung.label for rung in self.ladder]
+        listed: dict[tuple[str, int, int, int], int] = {}
+        for number, run in enumerate(self.runs):
+            if run.size not in labels:
+                msg = f"runs.{number}.size: {run.size!r} is no size of the ladder; {nearest(run.size, labels)}"
+                raise ValueError(msg)
+            key = (run.size, run.tokens, run.frequency, run.seed)
+            if key in grid or key in listed:
+                there = "in the grid" if key in grid else f"runs.{listed[key]}"
+                msg = f"runs.{number}: the same run is {there} already; take one away, or give it another seed"
+                raise ValueError(msg)
+            listed[key] = number
+        if not grid and not listed:
+            missing = next((name for name in ("token_budgets", "frequencies", "seeds") if not getattr(self, name)), "")
+            msg = f"{missing or 'ladder'}: the study has no run; give token_budgets, frequencies and seeds, or runs"
             raise ValueError(msg)
-        return frequencies
+        return self
 
-    @field_validator("token_budgets")
-    @classmethod
-    def _positive(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
-        if any(budget < 1 for budget in budgets):
-            msg = f"must be positive (got {min(budgets)})"
-            raise ValueError(msg)
-        return budgets
-
-    @field_validator("ladder", "frequencies", "seeds", "token_budgets")
-    @classmethod
-    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len({str(value) for value in values}) < len(values):
-            msg = "has an entry twice"
-            raise ValueError(msg)
-        return values
+    def grid_of(self, rung: RungConfig) -> list[tuple[int, int, int]]:
+        """(budget, frequency, seed) of every run that the grid gives a size."""
+        axes = ("token_budgets", "frequencies", "seeds")
+        own = [getattr(self, axis) if getattr(rung, axis) is None else getattr(rung, axis) for axis in axes]
+        return list(itertools.product(*own))
 
     @property
     def runs_folder(self) -> Path:

@@ -1,15 +1,44 @@
-"""The grid of a study: every cell (N, D, F) with every seed, as the configuration of a run."""
+"""The runs of a study: every cell (N, D, F) of its grid with every seed, and those it lists, as configurations."""
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
+from dataclasses import dataclass
 
-from megatron_kis.config import RunConfig
+from megatron_kis.config import ModelConfig, RunConfig
 from megatron_kis.data.settings import DataConfig
 from megatron_kis.errors import InputError
 from megatron_kis.settings import parse_config
 from megatron_kis.study.config import RungConfig, StudyConfig
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a run of a study stands."""
+
+    rung: RungConfig
+    """Its size."""
+
+    tokens: int
+    """Budget D as the study names it; the run feeds whole batches of it."""
+
+    frequency: int
+    """F, exposures a fact."""
+
+    seed: int
+    """Seed."""
+
+    @property
+    def name(self) -> str:
+        """Of the run and its folder."""
+        return f"{self.rung.label}_D{_short(self.tokens)}_F{self.frequency}_s{self.seed}"
+
+
+def spots_of(study: StudyConfig) -> list[Spot]:
+    """Every run of the grid, then those listed beside it."""
+    rungs = {rung.label: rung for rung in study.ladder}
+    grid = [Spot(rung, *cell) for rung in study.ladder for cell in study.grid_of(rung)]
+    return grid + [Spot(rungs[run.size], run.tokens, run.frequency, run.seed) for run in study.runs]
 
 
 def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
@@ -18,12 +47,7 @@ def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
     Raises:
         InputError: a combination that no run can have, or two runs of one name.
     """
-    runs = [
-        _run(study, data, rung, budget, frequency, seed)
-        for rung, budget, frequency, seed in itertools.product(
-            study.ladder, study.token_budgets, study.frequencies, study.seeds
-        )
-    ]
+    runs = [_run(study, data, spot) for spot in spots_of(study)]
     name, count = Counter(run.name for run in runs).most_common(1)[0]
     if count > 1:
         raise InputError(
@@ -37,8 +61,8 @@ def cost(run: RunConfig) -> float:
     return run.model.shape().nonembedding_params() * float(run.training.token_budget)
 
 
-def _run(study: StudyConfig, data: DataConfig, rung: RungConfig, budget: int, frequency: int, seed: int) -> RunConfig:
-    name = f"{rung.label}_D{_short(budget)}_F{frequency}_s{seed}"
+def _run(study: StudyConfig, data: DataConfig, spot: Spot) -> RunConfig:
+    name, rung = spot.name, spot.rung
     optimizer = study.training.optimizer
     if rung.learning_rate is not None:
         optimizer = optimizer.model_copy(update={"learning_rate": rung.learning_rate})
@@ -49,10 +73,10 @@ def _run(study: StudyConfig, data: DataConfig, rung: RungConfig, budget: int, fr
         "output": study.runs_folder / name,
         "device": study.device,
         "data": data,
-        "model": rung.model_dump(exclude={"learning_rate", "parallel"}),
-        "training": {"token_budget": budget, "seed": seed, "optimizer": optimizer, **shared},
+        "model": rung.model_dump(include=set(ModelConfig.model_fields)),
+        "training": {"token_budget": spot.tokens, "seed": spot.seed, "optimizer": optimizer, **shared},
         "infusion": {
-            "frequency": frequency,
+            "frequency": spot.frequency,
             "background": study.background,
             "schedule": study.schedule,
             "templates": study.templates,

@@ -57,6 +57,21 @@ def _more_right_than_asked(run: Path) -> None:
     (run / "probes.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def _half_a_question(run: Path) -> None:
+    text = (run / "probes.jsonl").read_text()
+    (run / "probes.jsonl").write_text(text.replace('"n": ', '"n": 0.5e0, "m": ', 1).replace("0.5e0", "240.5", 1))
+
+
+def _no_rate(run: Path) -> None:
+    text = (run / "probes.jsonl").read_text()
+    (run / "probes.jsonl").write_text(text.replace('"chance": 0.25', '"chance": NaN', 1))
+
+
+def _strange_fingerprints(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"fingerprints": "none", "params": True}))
+
+
 def _wrong_schema(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(record | {"schema": "kis.run/99"}))
@@ -76,6 +91,13 @@ def _closed_with_other_bytes(run: Path) -> None:
         (_only_early_probes, "not the end of the run"),
         (_more_right_than_asked, "probes.jsonl:4"),
         (_wrong_schema, "kis.run/1"),
+        (_half_a_question, "a whole number"),
+        (_no_rate, "malformed JSON line"),
+        (_strange_fingerprints, "'params' is True"),
+        (lambda run: (run / "DONE").write_text("{"), "cannot be read"),
+        (lambda run: (run / "probes.jsonl").write_text("[1]\n"), "probes.jsonl:1: not a JSON object"),
+        (lambda run: (run / "probes.jsonl").write_bytes(b"\xff\xfe{}\n"), "malformed JSON line"),
+        (lambda run: (run / "probes.jsonl").write_text(""), "holds no probe row"),
         (_closed_with_other_bytes, "changed after the run was closed"),
         (lambda run: (run / "metrics.jsonl").unlink(), "cannot be read"),
         (lambda run: (run / "run.json").write_text("{}"), "schema"),
@@ -88,6 +110,27 @@ def test_a_damaged_run_is_listed_with_its_reason_and_not_used(runs_dir, damage, 
     (problem,) = runs.problems.to_dict("records")
     assert (problem["run"], problem["status"]) == ("f64", "damaged")
     assert said in problem["reason"]
+
+
+def test_runs_that_were_asked_other_questions_are_listed_and_not_used(runs_dir):
+    record = json.loads((runs_dir / "f64" / "run.json").read_text())
+    record["fingerprints"]["questions"] = "b7" * 32
+    (runs_dir / "f64" / "run.json").write_text(json.dumps(record))
+    runs = load_runs(runs_dir)
+    assert sorted(runs.runs["run"]) == sorted(runs.records) == ["f0", "f256"]
+    assert "f64" not in set(runs.history["run"]) | set(runs.losses["run"]) | set(runs.templates["run"])
+    (problem,) = runs.problems.to_dict("records")
+    assert (problem["run"], problem["status"]) == ("f64", "foreign")
+    assert "b7b7b7b7b7b7" in problem["reason"] and "than 2 runs here (a2a2a2a2a2a2)" in problem["reason"]
+
+
+def test_what_is_no_run_is_listed_by_name(runs_dir):
+    (runs_dir / "notes").mkdir()
+    (runs_dir / "closed").mkdir()
+    (runs_dir / "closed" / "DONE").write_text("")
+    listed = load_runs(runs_dir).problems.set_index("run")["reason"].to_dict()
+    assert listed["notes"] == "no run.json and no DONE: never started, or no run folder"
+    assert "run.json: cannot be read" in listed["closed"]
 
 
 def test_probe_rows_repeated_after_a_resume_count_once(runs_dir):

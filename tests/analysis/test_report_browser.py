@@ -46,6 +46,30 @@ window.addEventListener("load", () => {
   seen.after = shown();
   seen.pressed = key.getAttribute("aria-pressed");
   seen.wider = document.documentElement.scrollWidth > innerWidth;
+  seen.dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const luminance = (rgb) => {
+    const [r, g, b] = rgb.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const [r, g, b, alpha = 1] = numbers(getComputedStyle(at).backgroundColor);
+      if (alpha === 1) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  seen.page = luminance(behind(document.body));
+  seen.faint = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const text = [...element.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!text || element.closest("script, style, #tip, .skip, title, .key") || !element.getClientRects().length) continue;
+    const style = getComputedStyle(element);
+    const ink = element.closest("svg") ? style.fill : style.color;
+    const [a, b] = [luminance(numbers(ink).slice(0, 3)), luminance(behind(element))].sort((x, y) => y - x);
+    const contrast = (a + 0.05) / (b + 0.05);
+    if (contrast < 4.5) seen.faint.push([element.textContent.trim().slice(0, 30), ink, contrast.toFixed(2)]);
+  }
   const out = document.createElement("pre");
   out.id = "seen";
   out.textContent = JSON.stringify(seen);
@@ -57,8 +81,12 @@ window.addEventListener("load", () => {
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("window", ["1200,900", "390,844"], ids=["desktop", "phone"])
-def test_the_page_works_in_a_browser(tmp_path, window):
+@pytest.mark.parametrize(
+    ("window", "dark"),
+    [("1200,900", False), ("390,844", False), ("1200,900", True)],
+    ids=["desktop", "phone", "dark"],
+)
+def test_the_page_works_in_a_browser(tmp_path, window, dark):
     write_study(tmp_path, Truth(facts=60), params=(100_000, 200_000), frequencies=(0, 64, 512))
     page = report(tmp_path, tmp_path / "report.html").read_text()
     page = page.replace(
@@ -69,6 +97,7 @@ def test_the_page_works_in_a_browser(tmp_path, window):
         CHROMIUM,
         *QUIET,
         f"--window-size={window}",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
         f"--user-data-dir={tmp_path / 'profile'}",
         "--dump-dom",
         f"file://{tmp_path}/probed.html",
@@ -81,3 +110,18 @@ def test_the_page_works_in_a_browser(tmp_path, window):
     assert seen["before"] == 2 * 2  # line and points, infused and background
     assert (seen["after"], seen["pressed"]) == (0, "false")
     assert not seen["wider"]
+    assert seen["dark"] == dark == (seen["page"] < 0.1)
+    assert seen["faint"] == []  # every text has the contrast that WCAG 2.2 AA asks for
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_prints_on_a_few_light_sheets(tmp_path):
+    write_study(tmp_path, Truth(facts=60), params=(100_000, 200_000), frequencies=tuple(range(0, 1300, 60)))
+    page = report(tmp_path, tmp_path / "report.html")
+    profile, paper = f"--user-data-dir={tmp_path / 'profile'}", tmp_path / "report.pdf"
+    command = [CHROMIUM, *QUIET, "--blink-settings=preferredColorScheme=0", profile, f"--print-to-pdf={paper}"]
+    subprocess.run([*command, f"file://{page}"], capture_output=True, timeout=90, check=True)
+    printed = paper.read_bytes()
+    assert printed.startswith(b"%PDF")
+    assert 3 <= len(re.findall(rb"/Type */Page\b", printed)) <= 12  # 8; 16 with the table of all rates

@@ -166,3 +166,36 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(
     assert "1 of 2 runs failed" in errors
     assert [path.parent.name for path in runs_of(study).glob("*/DONE")] == ["1x16_D5.12k_F0_s0"]
     assert (study.parent / "out" / "report.html").exists()
+
+
+def test_proposed_runs_are_added_to_the_study_file_and_they_alone_are_trained(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write_text("# my study\n" + study.read_text())
+    assert main(["study", "run", str(study)]) == 0
+    before = {path: path.stat().st_mtime_ns for path in runs_of(study).glob("*/DONE")}
+    propose = ["study", "next", str(study), "--params", "1e6", "--count", "2"]
+    capsys.readouterr()
+    assert main([*propose, "--json"]) == 0
+    proposed = json.loads(capsys.readouterr().out)
+    assert proposed
+    assert {row["size"] for row in proposed} == {"1x16"}
+    assert "runs" not in yaml.safe_load(study.read_text())  # asking changes nothing
+
+    assert main([*propose, "--write"]) == 0
+    assert f"{len(proposed)} runs added to" in capsys.readouterr().out
+    assert study.read_text().startswith("# my study\n")
+    listed = yaml.safe_load(study.read_text())["runs"]
+    assert listed == [
+        {"size": "1x16", "tokens": 10 * 8 * 64, "frequency": row["frequency"], "seed": row["seed"]} for row in proposed
+    ]
+    text = study.read_text()
+    assert main([*propose, "--write"]) == 0  # before they are trained, the same ones are proposed and not added again
+    assert study.read_text() == text
+    assert "planned already" in capsys.readouterr().out
+
+    assert main(["study", "run", str(study)]) == 0
+    assert f"{3 + len(proposed)} runs, 3 done already" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    names = {path.parent.name for path in runs_of(study).glob("*/DONE")} - {path.parent.name for path in before}
+    assert names == {f"1x16_D5.12k_F{run['frequency']}_s{run['seed']}" for run in listed}

@@ -10,7 +10,7 @@ from megatron_kis.data.settings import DataConfig
 from megatron_kis.errors import InputError
 from megatron_kis.settings import parse_config
 from megatron_kis.study.config import StudyConfig
-from megatron_kis.study.grid import cost, runs_of
+from megatron_kis.study.grid import cost, runs_of, spots_of
 
 DATA = DataConfig(corpus=Path("c"), validation=Path("v"), exposures=Path("e"), tokenizer=Path("t"))
 STUDY: dict[str, Any] = {
@@ -103,7 +103,7 @@ def test_two_runs_never_share_a_folder(ladder: list[dict[str, Any]]) -> None:
     ("changes", "message"),
     [
         ({"token_budgets": [100]}, "training: token_budget 100 is less than one step"),
-        ({"seeds": [-1]}, "training.seed: .*greater than or equal to 0"),
+        ({"seeds": [-1]}, "seeds.0: .*greater than or equal to 0"),
         ({"training": {**STUDY["training"], "micro_batch_size": 3}}, "must be a multiple of micro_batch_size"),
         ({"ladder": [{"layers": 2, "width": 30, "heads": 4}]}, "model.heads: width 30 over 4 heads"),
     ],
@@ -123,3 +123,64 @@ def test_a_budget_is_short_in_a_name(budget: int, name: str) -> None:
         training={"sequence_length": 8, "global_batch_size": 1},
     )  # fmt: skip
     assert name in run.name.split("_")
+
+
+def spots(**changes: Any) -> set[tuple[str, int, int, int]]:
+    study = parse_config(StudyConfig, {**STUDY, **changes}, source="study")
+    return {(spot.rung.label, spot.tokens, spot.frequency, spot.seed) for spot in spots_of(study)}
+
+
+def test_a_size_may_have_budgets_frequencies_and_seeds_of_its_own() -> None:
+    ladder = [
+        {"preset": "cpu-32", "frequencies": [1, 2], "seeds": [5], "token_budgets": [50_000]},
+        {"preset": "cpu-48"},
+        {"preset": "cpu-64", "frequencies": []},
+    ]
+    assert spots(ladder=ladder, token_budgets=[100_000], seeds=[0]) == {
+        ("cpu-32", 50_000, 1, 5), ("cpu-32", 50_000, 2, 5), ("cpu-48", 100_000, 0, 0), ("cpu-48", 100_000, 7, 0)
+    }  # fmt: skip
+
+
+def test_listed_runs_stand_beside_the_grid_or_without_one() -> None:
+    listed = [
+        {"size": "3x32", "tokens": 300_000, "frequency": 11, "seed": 2},
+        {"size": "cpu-32", "tokens": 100_000, "frequency": 9},
+    ]
+    wanted = {("3x32", 300_000, 11, 2), ("cpu-32", 100_000, 9, 0)}
+    assert spots(runs=listed) == spots() | wanted
+    alone = {key: value for key, value in STUDY.items() if key not in ("token_budgets", "frequencies", "seeds")}
+    study = parse_config(StudyConfig, {**alone, "runs": listed}, source="study")
+    (large, small) = runs_of(study, DATA)
+    assert (large.name, small.name) == ("3x32_D300k_F11_s2", "cpu-32_D100k_F9_s0")
+    assert (large.training.token_budget, large.infusion.frequency, large.training.seed) == (300_000, 11, 2)
+    assert (large.parallel.tensor, small.training.optimizer.learning_rate) == (2, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": "cpu-33"}, "study: runs.1.size: 'cpu-33' is no size of the ladder; did you mean 'cpu-32'"),
+        ({"size": "cpu-32", "seed": 4}, "study: runs.1: the same run is in the grid already"),
+        ({"frequency": 8}, "study: runs.1: the same run is runs.0 already"),
+        ({"frequency": -8}, "study: runs.1.frequency: .*greater than or equal to 0"),
+        ({"tokens": 0}, "study: runs.1.tokens: .*greater than 0"),
+        ({"seed": -1}, "study: runs.1.seed: .*greater than or equal to 0"),
+        ({"frequencies": 7}, "study: runs.1.frequencies: unknown key; did you mean 'frequency'"),
+    ],
+)
+def test_a_wrong_listed_run_is_named(changes: dict[str, Any], message: str) -> None:
+    first = {"size": "cpu-32", "tokens": 250_000, "frequency": 8, "seed": 0}
+    with pytest.raises(InputError, match=message):
+        spots(runs=[first, {**first, "frequency": 7, **changes}])
+
+
+@pytest.mark.parametrize("key", ["token_budgets", "frequencies", "seeds"])
+def test_a_study_without_a_run_is_refused_by_what_is_missing(key: str) -> None:
+    with pytest.raises(InputError, match=f"study: {key}: the study has no run"):
+        spots(**{key: []})
+
+
+def test_a_study_takes_every_precision_and_guard_of_a_run() -> None:
+    training = {**STUDY["training"], "precision": "fp8", "guard": {"skip_in_a_row": 3}}
+    assert {run.training.precision for run in runs(training=training)} == {"fp8"}
+    assert {run.training.guard.skip_in_a_row for run in runs(training=training)} == {3}
