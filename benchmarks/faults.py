@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import random
 import sys
 import tempfile
@@ -25,57 +23,16 @@ from typing import Any
 
 from data_tools.prepare import DataSettings, prepare_data
 from data_tools.select import SelectSettings
-from megatron_kis import cli
 from megatron_kis.config import RunConfig
 from megatron_kis.files import read_json
 from megatron_kis.settings import parse_config
-from megatron_kis.training import run as _run  # noqa: F401 - imported once, for every rank
 from tests.megatron_kis.processes import Ranks, losses, rows
 from tests.sources import write_sources
 
 
-class Forked:
-    """A rank that was forked, with the part of ``subprocess.Popen`` that ``Ranks`` calls."""
-
-    def __init__(self, arguments: list[str], env: dict[str, str], log: Path) -> None:
-        """Starts it."""
-        self._process = multiprocessing.get_context("fork").Process(target=_command, args=(arguments, env, log))
-        self._process.start()
-
-    def poll(self) -> int | None:
-        """Its exit status, once it has ended."""
-        return self._process.exitcode
-
-    def kill(self) -> None:
-        """Sends SIGKILL."""
-        self._process.kill()
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Waits for its end."""
-        self._process.join(timeout)
-        return self._process.exitcode
-
-
-def _command(arguments: list[str], env: dict[str, str], log: Path) -> None:
-    """``kis`` with arguments, in a child."""
-    os.environ.update(env)
-    with open(log, "wb") as output:
-        os.dup2(output.fileno(), sys.stdout.fileno())
-        os.dup2(output.fileno(), sys.stderr.fileno())
-    sys.exit(cli.main(arguments))
-
-
-class ForkedRanks(Ranks):
-    """``Ranks`` whose processes begin with all modules imported."""
-
-    def start(self, command: list[str], env: dict[str, str], log: Path) -> Any:
-        """One rank: the command behind ``python -m megatron_kis``."""
-        return Forked(command[3:], env, log)
-
-
 def finish(config: RunConfig, size: int) -> None:
     """Runs to the end."""
-    with ForkedRanks(config, size) as ranks:
+    with Ranks(config, size) as ranks:
         if ranks.wait(3600) != [0] * size:
             raise SystemExit(ranks.said())
 
@@ -114,7 +71,7 @@ def kill_once(config: RunConfig, chance: random.Random) -> str:
     """Starts the run and kills one rank; says when."""
     seen = rows(config.output, "metrics.jsonl")
     begun = max((row["step"] for row in seen), default=0)
-    with ForkedRanks(config, 2) as ranks:
+    with Ranks(config, 2) as ranks:
         if chance.random() < 0.2:
             time.sleep(chance.uniform(0.0, 1.5))  # while it builds or loads
         else:

@@ -6,7 +6,6 @@ overrides is in ``settings``.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,8 @@ from megatron_kis.data.settings import DataConfig, DocumentsConfig, InfusionConf
 from megatron_kis.errors import nearest
 from megatron_kis.model.ladder import PRESETS, ModelShape, preset
 from megatron_kis.settings import Settings
+
+Precision = Literal["auto", "fp32", "bf16", "fp8"]
 
 
 class ModelConfig(Settings):
@@ -183,7 +184,7 @@ class TrainingConfig(Settings):
     seed: int = Field(0, ge=0)
     """Seed of the weights, the order of the text and the exposures."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    precision: Precision = "auto"
     """``auto``: bf16 on CUDA, fp32 on CPU. ``fp8``: bf16 weights, Transformer Engine's matrix products in FP8 (E4M3
     forward, E5M2 backward); needs it and CUDA."""
 
@@ -227,13 +228,15 @@ class ParallelConfig(Settings):
     """Pipeline-parallel size."""
 
     virtual: int = Field(1, ge=1)
-    """Chunks of layers a stage (the interleaved schedule); more than one is refused so far."""
+    """Chunks of layers a stage (Megatron-Core's interleaved schedule): a smaller bubble for more messages. The
+    micro-batches of a step must be a multiple of the stages."""
 
     context: int = Field(1, ge=1)
-    """Ranks that share a sequence; more than one is refused so far."""
+    """Ranks that share each sequence, for sequences too long for one. Transformer Engine's layers pass keys and values
+    round; with ``sdpa`` each rank gathers them all."""
 
     sequence: bool = False
-    """Split norms and residuals over the tensor ranks along the sequence, too; needs Transformer Engine's layers."""
+    """Split norms and residuals over the tensor ranks along the sequence, too."""
 
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations that are computed again in the backward pass to save memory: none, those of the attention, or those
@@ -241,13 +244,8 @@ class ParallelConfig(Settings):
 
     @model_validator(mode="after")
     def _can_be_run(self) -> ParallelConfig:
-        if self.virtual > 1:
-            msg = f"virtual is {self.virtual}: probes and validation cannot run interleaved stages yet; use 1"
-            raise ValueError(msg)
-        if self.context > 1:
-            there = importlib.util.find_spec("transformer_engine") is not None
-            why = "sequences are not dealt to context ranks yet" if there else "it needs Transformer Engine"
-            msg = f"context is {self.context}: {why}; use 1"
+        if self.virtual > 1 and self.pipeline == 1:
+            msg = f"virtual is {self.virtual}: chunks take turns on several stages; set pipeline, too"
             raise ValueError(msg)
         return self
 

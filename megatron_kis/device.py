@@ -1,9 +1,9 @@
 """The host backend: Megatron-Core on CPU over gloo, and the one place that knows it.
 
 Megatron-Core 0.16 names CUDA in its code: ``torch.cuda.current_device()`` as the device of every buffer,
-``device="cuda"`` in its schedules, a random-state tracker over CUDA generators. ``open_device("cpu")`` puts the host's
-counterpart in each of these places, once, before any model is built; on CUDA it changes nothing. The rest of the
-project asks the returned ``Device`` and never looks.
+``device="cuda"`` in its schedules, pinned memory, a random-state tracker over CUDA generators. ``open_device("cpu")``
+puts the host's counterpart in each of these places, once, before any model is built; on CUDA it changes nothing. The
+rest of the project asks the returned ``Device`` and never looks.
 """
 
 from __future__ import annotations
@@ -132,11 +132,27 @@ class _HostTorch(types.ModuleType):
 
 def _on_host(factory: Any) -> Any:
     def make(*args: Any, **keywords: Any) -> Any:
+        keywords.pop("pin_memory", None)  # for a faster way to a device that there is not
         if str(keywords.get("device", "")).startswith("cuda"):
             keywords["device"] = "cpu"
         return factory(*args, **keywords)
 
     return make
+
+
+def _with_whole_heads(rotate: Any) -> Any:
+    """Megatron-Core's rotary positions, without its copies for the part of a head that is not rotated where all is."""
+
+    def rotate_whole(values: torch.Tensor, angles: torch.Tensor, **settings: Any) -> torch.Tensor:
+        if values.shape[-1] != angles.shape[-1] or any(settings[name] for name in settings if name != "mscale"):
+            rotated: torch.Tensor = rotate(values, angles, **settings)
+            return rotated
+        scale = settings.get("mscale", 1.0)
+        cosines, sines = ((part * scale).to(values.dtype) for part in (angles.cos(), angles.sin()))
+        first, second = values.chunk(2, dim=-1)
+        return values * cosines + torch.cat((-second, first), dim=-1) * sines
+
+    return rotate_whole
 
 
 @functools.cache
@@ -152,6 +168,7 @@ def _install_host_backend() -> None:
 
     with quiet_megatron():
         from megatron.core import tensor_parallel
+        from megatron.core.models.common.embeddings import rope_utils
         from megatron.core.pipeline_parallel import schedules
         from megatron.core.tensor_parallel import layers, random
         from megatron.core.transformer import utils as transformer_utils
@@ -161,10 +178,11 @@ def _install_host_backend() -> None:
     def host_tracker(*_: Any, **__: Any) -> HostRngTracker:
         return tracker
 
-    for module in (schedules, transformer_utils):
+    for module in (schedules, transformer_utils, rope_utils):
         module.torch = _HostTorch()
     for module in (tensor_parallel, layers, random):
         module.get_cuda_rng_tracker = host_tracker
+    rope_utils._apply_rotary_pos_emb_bshd = _with_whole_heads(rope_utils._apply_rotary_pos_emb_bshd)
     # recomputed activations draw what they drew first; the host has one generator, which Megatron restores as well
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)

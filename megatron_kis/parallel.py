@@ -71,45 +71,67 @@ class Layout:
     pipeline_rank: int
     data_size: int
     data_rank: int
+    virtual_size: int = 1
+    context_size: int = 1
+    context_rank: int = 0
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether this rank holds the embedding."""
+        """Whether this rank holds the embedding, in its first chunk of layers."""
         return self.pipeline_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this rank computes the loss."""
+        """Whether this rank computes the loss, with its last chunk of layers."""
         return self.pipeline_rank == self.pipeline_size - 1
+
+    @property
+    def sequence_multiple(self) -> int:
+        """What the tokens of a sequence must be a multiple of, for ranks to share it."""
+        return self.tensor_size * (2 * self.context_size if self.context_size > 1 else 1)
 
     @property
     def reports(self) -> bool:
         """Whether this rank is the one that writes losses and scores: the first of the last stage."""
-        return self.is_last_stage and self.tensor_rank == 0 and self.data_rank == 0
+        return self.is_last_stage and self.tensor_rank == self.data_rank == self.context_rank == 0
 
 
-def open_groups(device: Device, *, tensor: int = 1, pipeline: int = 1) -> Layout:
+def open_groups(device: Device, *, tensor: int = 1, pipeline: int = 1, virtual: int = 1, context: int = 1) -> Layout:
     """Joins WORLD (from torchrun's environment, or alone) and makes Megatron's groups.
 
+    Args:
+        device: what the ranks talk over.
+        tensor: ranks that share each layer.
+        pipeline: stages.
+        virtual: chunks of layers a stage.
+        context: ranks that share each sequence.
+
     Raises:
-        InputError: the world size is not a multiple of tensor x pipeline.
+        InputError: the world size is not a multiple of tensor x pipeline x context.
     """
     with quiet_megatron():
         from megatron.core import parallel_state
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size % (tensor * pipeline):
+    replica = tensor * pipeline * context
+    if world_size % replica:
+        sizes = f"tensor={tensor} x pipeline={pipeline}" + (f" x context={context}" if context > 1 else "")
         raise InputError(
-            f"{world_size} processes cannot hold tensor={tensor} x pipeline={pipeline}",
+            f"{world_size} processes cannot hold {sizes}",
             where="parallel",
-            remedy=f"start a multiple of {tensor * pipeline} processes with torchrun",
+            remedy=f"start a multiple of {replica} processes with torchrun",
         )
     if not dist.is_initialized():
         if world_size == 1:
             dist.init_process_group(device.backend, store=dist.HashStore(), rank=0, world_size=1)
         else:
             dist.init_process_group(device.backend, timeout=_TIMEOUT)
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        context_parallel_size=context,
+    )
     return Layout(
         world_size=world_size,
         rank=dist.get_rank(),
@@ -119,6 +141,9 @@ def open_groups(device: Device, *, tensor: int = 1, pipeline: int = 1) -> Layout
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
+        virtual_size=virtual,
+        context_size=context,
+        context_rank=parallel_state.get_context_parallel_rank(),
     )
 
 
@@ -131,13 +156,26 @@ def close_groups() -> None:
         dist.destroy_process_group()
 
 
-def sum_over_data(values: torch.Tensor) -> torch.Tensor:
-    """Sums ``values`` in place over the data-parallel replicas of this rank and returns it."""
+def sum_over_data(values: torch.Tensor, *, context: bool = False) -> torch.Tensor:
+    """Sums ``values`` in place over the data-parallel replicas of this rank and returns it.
+
+    Args:
+        values: of this rank.
+        context: also over the ranks that share this rank's sequences.
+    """
     from megatron.core import parallel_state
 
-    group = parallel_state.get_data_parallel_group()
+    group = parallel_state.get_data_parallel_group(with_context_parallel=context)
     if group.size() > 1:
         dist.all_reduce(values, group=group)
+    return values
+
+
+def sum_over_context(values: torch.Tensor) -> torch.Tensor:
+    """Sums ``values`` in place over the ranks that share this rank's sequences and returns it."""
+    from megatron.core import parallel_state
+
+    dist.all_reduce(values, group=parallel_state.get_context_parallel_group())
     return values
 
 

@@ -2,6 +2,7 @@
 
 Megatron-Core's local ``DotProductAttention`` writes the whole score matrix to memory. This module computes the same
 function through SDPA, which reaches the flash kernels on CUDA without Transformer Engine and is faster on CPU too.
+Where ranks share a sequence, each gathers all keys and values and attends from the places it holds.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_kis.device import quiet_megatron
-from megatron_kis.errors import InputError
+from megatron_kis.model.context import gather_sequence, positions
 
 with quiet_megatron():
+    from megatron.core import parallel_state
     from megatron.core.tensor_parallel import random as megatron_random
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.module import MegatronModule
@@ -35,18 +37,8 @@ class SdpaAttention(MegatronModule):
         cp_comm_type: str | None = None,
         pg_collection: Any = None,
     ) -> None:
-        """Takes the keywords that Megatron-Core gives a core attention.
-
-        Raises:
-            InputError: context parallelism is asked for.
-        """
+        """Takes the keywords that Megatron-Core gives a core attention."""
         super().__init__(config=config)
-        if config.context_parallel_size > 1:
-            raise InputError(
-                "SDPA attention does not split the sequence",
-                where="parallel.context",
-                remedy="use transformer_impl=transformer_engine for context parallelism",
-            )
         self.attn_mask_type = attn_mask_type
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.softmax_scale = softmax_scale
@@ -67,7 +59,7 @@ class SdpaAttention(MegatronModule):
             query: [sequence, batch, heads / TP, head width].
             key: [sequence, batch, groups / TP, head width], not expanded to the heads.
             value: as ``key``.
-            attention_mask: [batch or 1, 1, sequence, sequence], True where masked (Megatron's sense), or None.
+            attention_mask: [batch or 1, 1, sequence, whole sequence], True where masked (Megatron's sense), or None.
             attn_mask_type: overrides the layer's mask type.
             attention_bias: refused.
             packed_seq_params: refused.
@@ -80,6 +72,12 @@ class SdpaAttention(MegatronModule):
             raise NotImplementedError(msg)
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
         causal = attention_mask is None and mask_type == AttnMaskType.causal
+        if self.config.context_parallel_size > 1:
+            group = parallel_state.get_context_parallel_group()
+            key, value = gather_sequence(key, group), gather_sequence(value, group)
+            if causal:
+                mine = positions(len(key), size=group.size(), rank=group.rank())
+                attention_mask, causal = (mine[:, None] < torch.arange(len(key))).to(key.device)[None, None], False
         # [s, b, n, d] -> [b, n, s, d], the order that SDPA expects
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         dropout = self.dropout if self.training else 0.0

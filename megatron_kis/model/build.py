@@ -12,7 +12,10 @@ import torch
 from megatron_kis.device import Device, quiet_megatron
 from megatron_kis.errors import InputError
 from megatron_kis.model.attention import SdpaAttention
+from megatron_kis.model.gated import SwiGlu
 from megatron_kis.model.ladder import ModelShape
+from megatron_kis.model.loss import cross_entropy
+from megatron_kis.model.norm import RmsNorm
 from megatron_kis.parallel import Layout
 
 with quiet_megatron():
@@ -21,6 +24,8 @@ with quiet_megatron():
         get_gpt_layer_with_transformer_engine_spec,
     )
     from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 
@@ -29,6 +34,22 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
     "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
 }
+
+
+class LanguageModel(GPTModel):
+    """Megatron-Core's model with ``loss`` for its loss."""
+
+    def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihoods.
+
+        Args:
+            labels: [batch, sequence].
+            logits: [sequence, batch, vocabulary / TP], overwritten.
+
+        Returns:
+            [batch, sequence] nats.
+        """
+        return cross_entropy(logits, labels.t().contiguous(), self.pg_collection.tp).t().contiguous()
 
 
 def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False, precision: str = "fp32") -> str:
@@ -87,12 +108,12 @@ def transformer_config(
     """Megatron's configuration of a shape under a layout; see ``build_model``.
 
     Raises:
-        InputError: the layout does not divide the shape, or the layers cannot be split along the sequence.
+        InputError: the layout does not divide the shape, or the attention cannot share a sequence.
     """
-    if sequence_parallel and implementation != "transformer_engine":
+    if layout.context_size > 1 and implementation == "local":
         raise InputError(
-            f"the {implementation} layers cannot be split along the sequence", where="parallel.sequence",
-            remedy="use model.transformer_impl=transformer_engine",
+            "Megatron-Core's own attention needs whole sequences", where="parallel.context",
+            remedy="use model.transformer_impl=auto",
         )  # fmt: skip
     split = {"heads": shape.heads, "query_groups": shape.query_groups, "ffn_width": shape.ffn_width}
     for name, value in {**split, "rows of the vocabulary": vocabulary}.items():
@@ -105,6 +126,12 @@ def transformer_config(
         raise InputError(
             f"{shape.layers} layers cannot be split into {layout.pipeline_size} stages", where="parallel.pipeline",
             remedy=f"use a divisor of {shape.layers}",
+        )  # fmt: skip
+    a_stage = shape.layers // layout.pipeline_size
+    if a_stage % layout.virtual_size:
+        raise InputError(
+            f"a stage's {a_stage} layers cannot be split into {layout.virtual_size} chunks", where="parallel.virtual",
+            remedy=f"use a divisor of {a_stage}",
         )  # fmt: skip
     half = precision in ("bf16", "fp8")
     on_cuda = not device.is_host
@@ -126,6 +153,8 @@ def transformer_config(
         use_cpu_initialization=device.is_host,
         tensor_model_parallel_size=layout.tensor_size,
         pipeline_model_parallel_size=layout.pipeline_size,
+        **_interleaved(layout),
+        context_parallel_size=layout.context_size,
         pipeline_dtype=torch.bfloat16 if half else torch.float32,
         params_dtype=torch.bfloat16 if half else torch.float32,
         bf16=half,
@@ -134,6 +163,7 @@ def transformer_config(
         batch_p2p_sync=False,
         masked_softmax_fusion=False,  # a kernel of NVIDIA apex's that SDPA does not need
         bias_activation_fusion=on_cuda,
+        use_te_activation_func=not on_cuda,  # its name for an activation given in the layers' specification
         bias_dropout_fusion=on_cuda,
         apply_rope_fusion=implementation == "transformer_engine",
         sequence_parallel=sequence_parallel and layout.tensor_size > 1,
@@ -141,6 +171,21 @@ def transformer_config(
         gradient_accumulation_fusion=False,  # needs NVIDIA apex
         persist_layer_norm=False,
     )
+
+
+def _interleaved(layout: Layout) -> dict[str, Any]:
+    """Settings of the interleaved schedule.
+
+    Between two stages its messages go both ways at once, to and from the same rank: only with overlapping messages does
+    Megatron-Core keep the two apart.
+    """
+    if layout.virtual_size == 1:
+        return {}
+    return {
+        "virtual_pipeline_model_parallel_size": layout.virtual_size,
+        "overlap_p2p_comm": True,
+        "batch_p2p_comm": False,
+    }
 
 
 def build_model(
@@ -156,8 +201,9 @@ def build_model(
     recompute: str = "none",
     init_std: float = 0.02,
     seed: int = 0,
+    chunk: int = 0,
 ) -> GPTModel:
-    """This rank's part of the model, on its device.
+    """This rank's part of the model, or one chunk of it under the interleaved schedule, on its device.
 
     Args:
         shape: the model's shape.
@@ -171,6 +217,7 @@ def build_model(
         recompute: ``none``, ``selective`` or ``full``: activations that the backward pass computes again.
         init_std: standard deviation of the weights.
         seed: seed of the weights; equal seeds give equal full weights under every layout.
+        chunk: which of the stage's ``layout.virtual_size`` chunks of layers.
 
     Raises:
         InputError: the layout does not divide the shape.
@@ -186,6 +233,7 @@ def build_model(
         sequence_parallel=sequence_parallel,
         recompute=recompute,
         init_std=init_std,
+        chunk=chunk,
     )
     initialise(model, layers=shape.layers, layout=layout, init_std=init_std, seed=seed)
     if precision in ("bf16", "fp8"):
@@ -206,6 +254,7 @@ def assemble_model(
     sequence_parallel: bool = False,
     recompute: str = "none",
     init_std: float = 0.02,
+    chunk: int = 0,
 ) -> GPTModel:
     """This rank's part of the model as Megatron-Core makes it, before ``initialise``; arguments as ``build_model``.
 
@@ -226,24 +275,32 @@ def assemble_model(
             sequence_parallel=sequence_parallel,
             recompute=recompute,
         )
-        if implementation == "transformer_engine":
-            spec = get_gpt_layer_with_transformer_engine_spec()
-        else:
-            spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-        if implementation == "sdpa":
-            spec.submodules.self_attention.submodules.core_attention = SdpaAttention
-        model = GPTModel(
+        stage = chunk if layout.virtual_size > 1 else None
+        model = LanguageModel(
             config=config,
-            transformer_layer_spec=spec,
+            transformer_layer_spec=_layers(implementation, get_num_layers_to_build(config, stage)),
             vocab_size=vocabulary,
             max_sequence_length=sequence_length,
-            pre_process=layout.is_first_stage,
-            post_process=layout.is_last_stage,
+            pre_process=layout.is_first_stage and chunk == 0,
+            post_process=layout.is_last_stage and chunk == layout.virtual_size - 1,
             share_embeddings_and_output_weights=shape.tied_embeddings,
             position_embedding_type="rope",
             rotary_base=shape.rope_base,
+            vp_stage=stage,
         )
     return model
+
+
+def _layers(implementation: str, count: int) -> ModuleSpec | TransformerBlockSubmodules:
+    """What ``count`` layers and the norm behind them are made of."""
+    if implementation == "transformer_engine":
+        return get_gpt_layer_with_transformer_engine_spec()
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RmsNorm
+    spec.submodules.mlp.submodules.activation_func = SwiGlu
+    if implementation == "sdpa":
+        spec.submodules.self_attention.submodules.core_attention = SdpaAttention
+    return TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=RmsNorm)
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ def options(job: Job, *, gpus: int, kind: Gpu, utilisation: Utilisation, interle
         gpus: how many.
         kind: of GPU.
         utilisation: share of the peak.
-        interleave: also stages of several chunks, which Megatron-LM can run and ``kis train`` refuses.
+        interleave: also stages of several chunks (``parallel.virtual``).
 
     Raises:
         InputError: nothing fits.

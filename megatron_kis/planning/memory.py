@@ -91,10 +91,10 @@ def layer_activations(
 ) -> float:
     """Bytes that one layer keeps for its backward pass, for one micro-batch.
 
-    A token keeps, in elements: of each norm its input and its output (``plain`` kernels the normalised input as well);
+    A token keeps, in elements: of each norm its input and its output;
     the queries, keys and values as they left the matrix (values are read from there), the rotated queries and keys,
     and the context, ``3h + 3kv``, over t; of the gated block both inputs and their product, ``3f`` over t (``plain``:
-    ``5f``, since the activated gate and a copy of the other input stay). In fp32: a number a norm, and one a head over
+    ``4f``, since the activated gate stays). In fp32: a number a norm, and one a head over
     t. ``plain`` is PyTorch's operators one by one, the host's; ``fused`` is CUDA's.
 
     With selective recomputation the number a head is not kept; with full recomputation only the layer's input is.
@@ -104,19 +104,17 @@ def layer_activations(
     head = shape.width // shape.heads
     if split.recompute == "full":
         return tokens * shape.width * bytes_each / along
-    norm = 3 if kernels == "plain" else 2
-    gate = 5 if kernels == "plain" else 3
+    gate = 4 if kernels == "plain" else 3
     keys = shape.query_groups * head
-    elements = 2 * norm * shape.width / along + (3 * shape.width + 3 * keys + gate * shape.ffn_width) / t
+    elements = 2 * 2 * shape.width / along + (3 * shape.width + 3 * keys + gate * shape.ffn_width) / t
     numbers = 2.0 / along + (0 if split.recompute == "selective" else shape.heads / t)
     rotary = 4.0 * length * head * bytes_each  # cosines and sines for queries and for keys
     return tokens * (elements * bytes_each + numbers * 4) + rotary
 
 
-def head_activations(shape: ModelShape, split: Split, *, tokens: float, kernels: Kernels, bytes_each: int) -> float:
+def head_activations(shape: ModelShape, split: Split, *, tokens: float, bytes_each: int) -> float:
     """Bytes that the final norm keeps."""
-    norm = 3 if kernels == "plain" else 2
-    return tokens * (norm * shape.width * bytes_each + 4) / (split.tensor if split.sequence else 1)
+    return tokens * (2 * shape.width * bytes_each + 4) / (split.tensor if split.sequence else 1)
 
 
 def logits(vocabulary: int, split: Split, *, tokens: float, bytes_each: int) -> float:
@@ -191,8 +189,7 @@ def memory(
                 weights=params * each,
                 gradients=params * 4,
                 optimizer=params * (12 if half else 8) / (split.data if split.distributed_optimizer else 1),
-                activations=kept
-                + (head_activations(shape, split, tokens=tokens, kernels=kernels, bytes_each=each) if last else 0),
+                activations=kept + (head_activations(shape, split, tokens=tokens, bytes_each=each) if last else 0),
                 logits=logits(vocabulary, split, tokens=tokens, bytes_each=each) if last else 0,
                 buffers=CONTEXT_BYTES + working,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 with quiet_megatron():
     from megatron.core import parallel_state
     from megatron.core.models.gpt.gpt_model import GPTModel
-    from megatron.core.pipeline_parallel import get_forward_backward_func
 
 Batch = dict[str, Any]
 
@@ -43,12 +43,11 @@ class Scorer:
     """An engine's model as the probe sees it."""
 
     def __init__(self, engine: Engine) -> None:
-        """Takes the engine's replica; it is left as it was after each pass."""
-        self._replica, self._layout = engine.replica, engine.layout
+        """Takes the engine; its chunks are left as they were after each pass."""
+        self._engine, self._layout = engine, engine.layout
         self._device = engine.device.torch_device
-        self._forward = get_forward_backward_func()
-        modules = list(self._replica.modules())
-        (self._model,) = (module for module in modules if isinstance(module, GPTModel))
+        modules = [module for chunk in engine.chunks for module in chunk.modules()]
+        self._vocabulary = next(module.vocab_size for module in modules if isinstance(module, GPTModel))
         self.branching = any(isinstance(module, SdpaAttention) for module in modules)
         """Whether rows may hold trees: Transformer Engine's and the local attention keep to their causal mask."""
 
@@ -66,59 +65,53 @@ class Scorer:
         assert self.branching or not forest.branching
         rows = np.argsort(forest.counts, kind="stable")[self._layout.data_rank :: self._layout.data_size]
         held = _LOGITS_ON_HOST if self._device.type == "cpu" else _LOGITS_ON_DEVICE
-        one = forest.tokens.shape[1] * self._model.vocab_size // self._layout.tensor_size
+        one = forest.tokens.shape[1] * self._vocabulary // self._layout.tensor_size
         rows_a_pass = max(1, min(rows_a_pass, held // one))
         values = torch.zeros((2, len(forest.labels)), dtype=torch.float64, device=self._device)
-        was_training = self._replica.training
-        self._replica.eval()
         for start in range(0, len(rows), rows_a_pass):
             edges, batch = self._batch(forest, rows[start : start + rows_a_pass])
-            parts = self._forward(
-                forward_step_func=self._step,
-                data_iterator=iter([batch]),
-                model=[self._replica],
-                num_microbatches=1,
-                seq_length=batch["tokens"].shape[1],
-                micro_batch_size=batch["tokens"].shape[0],
-                forward_only=True,
-                collect_non_loss_data=True,
-            )
-            if self._layout.is_last_stage:
-                values[:, edges] = parts[0].double()
-        self._replica.train(was_training)
+            count, length = batch["tokens"].shape
+            logits = self._engine.forward(partial(_call, batch), rows=count, length=length)
+            if logits is not None:
+                values[:, edges] = _read_edges(logits, batch["nodes"], batch["labels"]).double()
         if not self._layout.is_last_stage:
             return None
-        log_probs, greedy = sum_over_data(values).cpu().numpy()
+        log_probs, greedy = sum_over_data(values, context=True).cpu().numpy()
         return EdgeScores(log_probs, greedy > 0)
 
     def _batch(self, forest: Forest, rows: NDArray[np.int64]) -> tuple[torch.Tensor, Batch]:
         width = int(forest.counts[rows].max())
-        width += -width % self._layout.tensor_size  # for layers that are split along the sequence
+        width += -width % self._layout.sequence_multiple
+        mine = self._engine.positions(width).numpy()
+        local = np.full(width, -1)
+        local[mine] = np.arange(len(mine))
         lengths = forest.edge_starts[rows + 1] - forest.edge_starts[rows]
         edges = np.concatenate([np.arange(forest.edge_starts[row], forest.edge_starts[row + 1]) for row in rows])
-        nodes = np.repeat(np.arange(len(rows)), lengths) * width + forest.places[edges]
+        places, numbers = local[forest.places[edges]], np.repeat(np.arange(len(rows)), lengths)
+        held = places >= 0  # other edges leave nodes of ranks that share the rows
+        edges = edges[held]
         arrays = {
-            "tokens": _fitted(forest.tokens[rows], width),
-            "depths": _fitted(forest.depths[rows], width),
-            "nodes": nodes,
+            "tokens": _fitted(forest.tokens[rows], width)[:, mine],
+            "depths": _fitted(forest.depths[rows], width)[:, mine],
+            "nodes": (numbers * len(mine) + places)[held],
             "labels": forest.labels[edges],
         }
         if forest.branching:
-            arrays["ends"] = _fitted(forest.ends[rows], width)
+            arrays |= {"places": mine, "ends": _fitted(forest.ends[rows], width)}
         batch = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
         return torch.from_numpy(edges).to(self._device), batch
 
-    def _step(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Any]:
-        """Megatron's forward step."""
-        batch = next(batches)
-        if "ends" not in batch:
-            output = model(batch["tokens"], batch["depths"], None)
-        else:
-            places = torch.arange(batch["tokens"].shape[1], device=self._device)
-            seen = (places[:, None] >= places) & (places[:, None] < batch["ends"][:, None, :])
-            with _placed(self._model, batch["depths"]):
-                output = model(batch["tokens"], batch["depths"], ~seen[:, None])
-        return output, lambda logits, non_loss_data=True: _read_edges(logits, batch["nodes"], batch["labels"])
+
+def _call(batch: Batch, chunk: Any) -> torch.Tensor:
+    """A chunk's output for a batch."""
+    tokens, depths = batch["tokens"], batch["depths"]
+    if "ends" not in batch:
+        return chunk(tokens, depths, None)
+    mine, ends = batch["places"][:, None], batch["ends"][:, None, :]
+    places = torch.arange(ends.shape[-1], device=tokens.device)
+    seen = (mine >= places) & (mine < ends)
+    with _placed(chunk.module, depths):
+        return chunk(tokens, depths, ~seen[:, None])
 
 
 def _fitted(values: NDArray[np.int64], width: int) -> NDArray[np.int64]:

@@ -54,9 +54,7 @@ def restored(
         checkpoint = _found(run, step)
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
         engine = Engine(config, vocabulary=padded_vocabulary(vocabulary), layout=layout, device=device)
-        model = engine.sharded_state(loading=True)["model"]
-        loaded = shards.load({"model": model}, checkpoint.folder)
-        engine.replica.module.load_state_dict(loaded["model"], strict=True)
+        engine.load_weights(shards.load({"model": engine.weights()}, checkpoint.folder)["model"])
         yield engine, checkpoint
     finally:
         close_groups()

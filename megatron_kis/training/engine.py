@@ -6,6 +6,7 @@ parallelism is here; the loop, the probes and the validation above it see sequen
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ from megatron_kis.data.dataset import Sample
 from megatron_kis.device import Device, quiet_megatron, random_states, restore_random_states
 from megatron_kis.imports.start import load_start, open_start
 from megatron_kis.model.build import build_model, resolve_implementation
-from megatron_kis.parallel import Layout, sum_over_all
+from megatron_kis.model.context import positions
+from megatron_kis.parallel import Layout, sum_over_all, sum_over_context
 from megatron_kis.training.optimizer import build_optimizer, wrap_model
 
 with quiet_megatron():
@@ -27,6 +29,7 @@ with quiet_megatron():
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
 Batch = dict[str, torch.Tensor]
 
@@ -49,31 +52,41 @@ class Engine:
             precision = "fp32" if device.is_host else "bf16"
         self.precision = precision
         self._sequence_length = config.training.sequence_length
-        model = build_model(
-            config.model.shape(),
-            vocabulary=vocabulary,
-            sequence_length=self._sequence_length,
-            layout=layout,
-            device=device,
+        implementation = resolve_implementation(
+            config.model.transformer_impl,
+            device,
+            own_mask=config.documents.reset_attention,
             precision=precision,
-            implementation=resolve_implementation(
-                config.model.transformer_impl,
-                device,
-                own_mask=config.documents.reset_attention,
-                precision=precision,
-            ),
-            sequence_parallel=config.parallel.sequence,
-            recompute=config.parallel.recompute,
-            init_std=config.model.init_std,
-            seed=config.training.seed,
         )
-        self.replica = wrap_model(model, device)
+        self.chunks = [
+            wrap_model(
+                build_model(
+                    config.model.shape(),
+                    vocabulary=vocabulary,
+                    sequence_length=self._sequence_length,
+                    layout=layout,
+                    device=device,
+                    precision=precision,
+                    implementation=implementation,
+                    sequence_parallel=config.parallel.sequence,
+                    recompute=config.parallel.recompute,
+                    init_std=config.model.init_std,
+                    seed=config.training.seed,
+                    chunk=chunk,
+                ),
+                device,
+            )
+            for chunk in range(layout.virtual_size)
+        ]
+        """This rank's layers, as data-parallel replicas: one chunk, or several under the interleaved schedule."""
+        self._config = self.chunks[0].config  # the one that Megatron-Core's schedules look at
         if config.model.init_from is not None:  # before the optimizer, which may keep copies of the weights
             start = open_start(config.model.init_from, config.model.shape(), vocabulary=vocabulary)
-            self.replica.module.load_state_dict(load_start(start, self._weights()), strict=True)
-        self.replica.config.finalize_model_grads_func = finalize_model_grads
-        self._optimizer = build_optimizer(self.replica, config.training.optimizer, device, half=precision != "fp32")
+            self.load_weights(load_start(start, self.weights()))
+        self._config.finalize_model_grads_func = _scale_alone if layout.world_size == 1 else finalize_model_grads
+        self._optimizer = build_optimizer(self.chunks, config.training.optimizer, device, half=precision != "fp32")
         self._forward_backward = get_forward_backward_func()
+        self._link = P2PCommunicator(parallel_state.get_pipeline_model_parallel_group(), self._config)
 
     def train_step(
         self,
@@ -94,14 +107,13 @@ class Engine:
         Returns:
             The loss, nats a token over the global batch, and the gradient's norm, on every rank.
         """
-        self.replica.train()
         self._optimizer.zero_grad()
         starts = range(0, len(samples), micro_batch_size)
-        batches = iter([self._stack(samples[start : start + micro_batch_size]) for start in starts])
+        batches = [self._stack(samples[start : start + micro_batch_size]) for start in starts]
         reduced = self._forward_backward(
             forward_step_func=self._forward_loss,
-            data_iterator=batches,
-            model=[self.replica],
+            data_iterator=[iter(batches) for _ in self.chunks],
+            model=self.chunks,
             num_microbatches=len(starts),
             seq_length=self._sequence_length,
             micro_batch_size=micro_batch_size,
@@ -118,10 +130,41 @@ class Engine:
         return loss, norm
 
     @torch.no_grad()
+    def forward(self, call: Callable[[Any], torch.Tensor], *, rows: int, length: int) -> torch.Tensor | None:
+        """Brings a batch through all chunks of all stages, without a gradient or a random draw.
+
+        Megatron-Core's interleaved schedule wants several micro-batches of one shape; here any batch is one.
+
+        Args:
+            call: given a chunk, calls it with the batch; every rank of a model replica has the same.
+            rows: of the batch.
+            length: tokens of a row on this rank.
+
+        Returns:
+            The last chunk's output, on the last stage; None on the others.
+        """
+        if self._config.sequence_parallel:
+            length //= self.layout.tensor_size
+        shape = (length, rows, self._config.hidden_size)
+        output = None
+        for number, chunk in enumerate(self.chunks):
+            chunk.eval()
+            arrived = self._link.recv_forward(shape, self.layout.is_first_stage and number == 0)
+            chunk.module.set_input_tensor(arrived)
+            output = call(chunk)
+            chunk.train()
+            at_end = self.layout.is_last_stage and number == len(self.chunks) - 1
+            self._link.send_forward(output, at_end)
+        return output if self.layout.is_last_stage else None
+
+    def positions(self, length: int) -> torch.Tensor:
+        """Which places of a sequence of ``length`` tokens this rank holds, int64, ascending."""
+        return positions(length, size=self.layout.context_size, rank=self.layout.context_rank)
+
     def token_losses(
         self, rows: NDArray[np.int64], labels: NDArray[np.int64], *, batch_size: int
     ) -> NDArray[np.float32] | None:
-        """Negative log-likelihoods of labels, without a gradient or a random draw.
+        """Negative log-likelihoods of labels.
 
         Args:
             rows: int64 [rows, T] tokens; every rank of a model replica gives the same.
@@ -131,33 +174,24 @@ class Engine:
         Returns:
             float32 [rows, T] nats, on the last pipeline stage; None on the others.
         """
-        self.replica.eval()
-        parts: list[torch.Tensor] = []
+        place = self.device.torch_device
+        mine = self.positions(rows.shape[1])
+        scores = torch.zeros(rows.shape, dtype=torch.float32)
         for start in range(0, len(rows), batch_size):
-            tokens = torch.from_numpy(rows[start : start + batch_size])
-            batch = {
-                "tokens": tokens,
-                "labels": torch.from_numpy(labels[start : start + batch_size]),
-                "position_ids": torch.arange(tokens.shape[1]).expand_as(tokens),
-            }
-            batch = {name: tensor.to(self.device.torch_device) for name, tensor in batch.items()}
-            parts += self._forward_backward(
-                forward_step_func=_forward_scores,
-                data_iterator=iter([batch]),
-                model=[self.replica],
-                num_microbatches=1,
-                seq_length=tokens.shape[1],
-                micro_batch_size=tokens.shape[0],
-                forward_only=True,
-                collect_non_loss_data=True,
+            tokens, following = (
+                torch.from_numpy(array[start : start + batch_size])[:, mine].to(place) for array in (rows, labels)
             )
-        self.replica.train()
+            where = mine.to(place).expand_as(tokens)
+            losses = self.forward(
+                functools.partial(_call, tokens, where, following), rows=tokens.shape[0], length=tokens.shape[1]
+            )
+            if losses is not None:
+                scores[start : start + batch_size, mine] = losses.float().cpu()
         if not self.layout.is_last_stage:
             return None
-        if not parts:
-            return np.zeros(rows.shape, dtype=np.float32)
-        scores: NDArray[np.float32] = torch.cat([part.float().cpu() for part in parts]).numpy()
-        return scores
+        if self.layout.context_size > 1:
+            scores = sum_over_context(scores.to(place)).cpu()
+        return scores.numpy()
 
     def sharded_state(self, *, loading: bool = False) -> dict[str, Any]:
         """Weights, optimizer and random streams, in the form that ``shards`` saves and loads.
@@ -165,7 +199,7 @@ class Engine:
         Args:
             loading: for ``load_state``, not to be saved.
         """
-        model = self._weights()
+        model = self.weights()
         # the optimizer first: to save the weights is to leave their names, and it finds them by identity
         state = {"optimizer": self._optimizer.sharded_state(model, loading=loading), "model": model}
         rank, world = self.layout.rank, self.layout.world_size
@@ -177,17 +211,27 @@ class Engine:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes over what ``sharded_state`` described; random streams only if the state has them."""
-        self.replica.module.load_state_dict(state["model"], strict=True)
+        self.load_weights(state["model"])
         self._optimizer.load_state(state["optimizer"])
         if "random" in state:
             restore_random_states(self.device, {name: states[0].cpu() for name, states in state["random"].items()})
 
-    def _weights(self) -> dict[str, Any]:
-        """Every weight with its place in the whole model."""
-        model: dict[str, Any] = self.replica.module.sharded_state_dict(
-            metadata={"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
-        )
-        return {name: entry for name, entry in model.items() if not isinstance(entry, ShardedObject)}
+    def weights(self) -> dict[str, Any]:
+        """Every weight with its place in the whole model, by chunk."""
+        metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+        return {
+            str(number): {
+                name: entry
+                for name, entry in chunk.module.sharded_state_dict(metadata=metadata).items()
+                if not isinstance(entry, ShardedObject)
+            }
+            for number, chunk in enumerate(self.chunks)
+        }
+
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Takes over what ``weights`` described, its tensors plain."""
+        for number, chunk in enumerate(self.chunks):
+            chunk.module.load_state_dict(weights[str(number)], strict=True)
 
     def parameters(self) -> int:
         """Parameters of the whole model, each counted once over the ranks."""
@@ -196,7 +240,8 @@ class Engine:
 
         mine = sum(
             parameter.numel()
-            for parameter in self.replica.parameters()
+            for chunk in self.chunks
+            for parameter in chunk.parameters()
             if param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter)
         )
         total = torch.tensor([mine], dtype=torch.int64, device=self.device.torch_device)
@@ -204,8 +249,13 @@ class Engine:
         return int(total)
 
     def _stack(self, samples: Sequence[Sample]) -> Batch:
+        """A micro-batch, of each sequence what this rank holds; a mask keeps all keys."""
         columns = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-        return {name: tensor.to(self.device.torch_device) for name, tensor in columns.items()}
+        if self.layout.context_size > 1:
+            mine = self.positions(self._sequence_length)
+            columns = {name: column[..., mine, :] if name == "attention_mask" else column[:, mine]
+                       for name, column in columns.items()}  # fmt: skip
+        return {name: column.to(self.device.torch_device) for name, column in columns.items()}
 
     def _forward_loss(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
         """Megatron's forward step: the output, and how to reduce it to (sum of losses, tokens, what to report)."""
@@ -220,7 +270,13 @@ class Engine:
         return output, reduce
 
 
-def _forward_scores(batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
-    batch = next(batches)
-    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
-    return output, lambda losses, non_loss_data=True: losses.detach()
+def _scale_alone(chunks: Sequence[Any], tokens: torch.Tensor, **_: Any) -> None:
+    """What ``finalize_model_grads`` leaves to do where there is no other rank to talk to."""
+    for chunk in chunks:
+        chunk.finish_grad_sync()
+        chunk.scale_gradients(1.0 / tokens)
+
+
+def _call(tokens: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor, chunk: Any) -> torch.Tensor:
+    output: torch.Tensor = chunk(tokens, positions, None, labels=labels)
+    return output

@@ -6,10 +6,12 @@ that one asserts CUDA tensor types, so the host has PyTorch's fused AdamW and a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from megatron_kis.config import OptimizerConfig
 from megatron_kis.device import Device, quiet_megatron
@@ -57,7 +59,7 @@ class Optimizer(Protocol):
 
 def wrap_model(model: GPTModel, device: Device) -> Any:
     """The model as a data-parallel replica: Megatron-Core's on CUDA, ``HostReplica`` on the host."""
-    group = parallel_state.get_data_parallel_group()
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     if device.is_host:
         return HostReplica(model.config, model, group)
     settings = DistributedDataParallelConfig(
@@ -66,21 +68,26 @@ def wrap_model(model: GPTModel, device: Device) -> Any:
     return DistributedDataParallel(config=model.config, ddp_config=settings, module=model)
 
 
-def build_optimizer(replica: Any, settings: OptimizerConfig, device: Device, *, half: bool) -> Optimizer:
-    """The optimizer of a wrapped model."""
+def build_optimizer(chunks: Sequence[Any], settings: OptimizerConfig, device: Device, *, half: bool) -> Optimizer:
+    """The optimizer of a rank's wrapped chunks."""
     if device.is_host:
-        return HostOptimizer(replica, settings)
-    return MegatronOptimizer(replica, settings, half=half)
+        return HostOptimizer(chunks, settings)
+    return MegatronOptimizer(chunks, settings, half=half)
 
 
 class HostOptimizer:
     """PyTorch's fused AdamW; the norm is taken once over every weight of the whole model."""
 
-    def __init__(self, replica: HostReplica, settings: OptimizerConfig) -> None:
+    def __init__(self, chunks: Sequence[HostReplica], settings: OptimizerConfig) -> None:
         """Prepares the moments; norms and biases are not decayed."""
-        self._replica = replica
+        self._chunks = chunks
         self._clip = settings.gradient_clip
-        self._parameters = [parameter for parameter in replica.parameters() if parameter.requires_grad]
+        self._parameters = [weight for chunk in chunks for weight in chunk.parameters() if weight.requires_grad]
+        self._counted = [
+            weight
+            for weight in self._parameters
+            if param_is_not_shared(weight) and param_is_not_tensor_parallel_duplicate(weight)
+        ]
         decayed = [parameter for parameter in self._parameters if parameter.dim() > 1]
         plain = [parameter for parameter in self._parameters if parameter.dim() <= 1]
         self.adam = torch.optim.AdamW(
@@ -93,15 +100,13 @@ class HostOptimizer:
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
-        self._replica.zero_grad_buffer()
+        for chunk in self._chunks:
+            chunk.zero_grad_buffer()
 
     def step(self, learning_rate: float, norm: float) -> None:
         """Clips gradients of norm ``norm`` and applies them."""
         if norm > self._clip:
-            scale = self._clip / (norm + 1e-6)  # as torch.nn.utils.clip_grad_norm_
-            for parameter in self._parameters:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(scale)
+            clip_grads_with_norm_(self._parameters, self._clip, torch.tensor(norm))
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
         self.adam.step()
@@ -137,14 +142,8 @@ class HostOptimizer:
 
     def gradient_norm(self) -> float:
         """The norm over the whole model: weights that several ranks hold are counted on one of them."""
-        squares = torch.zeros((), dtype=torch.float64)
-        for parameter in self._parameters:
-            if (
-                parameter.grad is not None
-                and param_is_not_shared(parameter)
-                and param_is_not_tensor_parallel_duplicate(parameter)
-            ):
-                squares += parameter.grad.square().sum(dtype=torch.float64)
+        gradients = [weight.grad for weight in self._counted if weight.grad is not None]
+        squares = get_total_norm(gradients).double().square()
         group = parallel_state.get_model_parallel_group()
         if group.size() > 1:
             dist.all_reduce(squares, group=group)
@@ -154,9 +153,9 @@ class HostOptimizer:
 class MegatronOptimizer:
     """Megatron-Core's optimizer on CUDA."""
 
-    def __init__(self, replica: Any, settings: OptimizerConfig, *, half: bool) -> None:
+    def __init__(self, chunks: Sequence[Any], settings: OptimizerConfig, *, half: bool) -> None:
         """Prepares main weights and moments."""
-        self._replica = replica
+        self._chunks = chunks
         config = MegatronOptimizerConfig(
             optimizer="adam",
             lr=settings.learning_rate,
@@ -168,14 +167,16 @@ class MegatronOptimizer:
             clip_grad=settings.gradient_clip,
             bf16=half,
             params_dtype=torch.bfloat16 if half else torch.float32,
-            use_distributed_optimizer=replica.ddp_config.use_distributed_optimizer,
+            use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
         )
-        self._optimizer = get_megatron_optimizer(config, [replica])
-        replica.config.no_sync_func = replica.no_sync
+        self._optimizer = get_megatron_optimizer(config, list(chunks))
+        no_sync = [chunk.no_sync for chunk in chunks]
+        chunks[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
     def zero_grad(self) -> None:
         """Forgets the gradients, in the model's buffers too."""
-        self._replica.zero_grad_buffer()
+        for chunk in self._chunks:
+            chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
 
     def gradient_norm(self) -> float:

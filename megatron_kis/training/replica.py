@@ -27,28 +27,29 @@ class HostReplica(_BaseDataParallel):
         super().__init__(config=config, module=module)
         self.ddp_config = DistributedDataParallelConfig()
         self._group = group
+        self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def finish_grad_sync(self, *_: Any, **__: Any) -> None:
         """Sums the gradients of all replicas, in one message; missing ones count as zero."""
         if self._group.size() == 1:
             return
-        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        for parameter in parameters:
+        for parameter in self._trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([parameter.grad.reshape(-1) for parameter in parameters if parameter.grad is not None])
+        flat = torch.cat([parameter.grad.reshape(-1) for parameter in self._trained if parameter.grad is not None])
         dist.all_reduce(flat, group=self._group)
-        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        sizes = [parameter.numel() for parameter in self._trained]
+        for parameter, part in zip(self._trained, flat.split(sizes), strict=True):
             assert parameter.grad is not None
             parameter.grad.copy_(part.view_as(parameter))
 
     def scale_gradients(self, scaling_factor: float | torch.Tensor) -> None:
         """Multiplies every gradient by ``scaling_factor`` (one over the step's tokens)."""
-        for parameter in self.module.parameters():
+        for parameter in self._trained:
             if parameter.grad is not None:
                 parameter.grad.mul_(scaling_factor)
 
     def zero_grad_buffer(self) -> None:
         """Forgets the gradients before a step."""
-        for parameter in self.module.parameters():
+        for parameter in self._trained:
             parameter.grad = None

@@ -68,9 +68,16 @@ def train(config: RunConfig, *, restart: bool = False, branch_from: str | None =
     device = open_device(config.device)
     torch.use_deterministic_algorithms(device.is_host)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - untyped; it looks for bugs, at a price; it changes no result
-    layout = open_groups(device, tensor=config.parallel.tensor, pipeline=config.parallel.pipeline)
+    parallel = config.parallel
+    layout = open_groups(
+        device,
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        virtual=parallel.virtual,
+        context=parallel.context,
+    )
     try:
-        _check_batches(config, layout)
+        check_batches(config, layout)
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
         engine = Engine(config, vocabulary=padded_vocabulary(inputs.vocabulary), layout=layout, device=device)
         _Run(config, inputs, engine).execute(restart=restart, branch_from=branch_from)
@@ -79,7 +86,12 @@ def train(config: RunConfig, *, restart: bool = False, branch_from: str | None =
     return config.output
 
 
-def _check_batches(config: RunConfig, layout: Layout) -> None:
+def check_batches(config: RunConfig, layout: Layout) -> None:
+    """Refuses batches and sequences that the ranks of a layout cannot share.
+
+    Raises:
+        InputError: with the size that could be shared.
+    """
     training = config.training
     if training.global_batch_size % layout.data_size:
         raise InputError(
@@ -93,6 +105,20 @@ def _check_batches(config: RunConfig, layout: Layout) -> None:
             f"{training.micro_batch_size} does not divide a replica's {share} sequences",
             where="training.micro_batch_size",
             remedy=f"use a divisor of {share}",
+        )
+    pieces = 2 * layout.context_size
+    if layout.context_size > 1 and training.sequence_length % pieces:
+        raise InputError(
+            f"{training.sequence_length} tokens cannot be dealt in {pieces} pieces to {layout.context_size} ranks",
+            where="training.sequence_length",
+            remedy=f"use a multiple of {pieces}, or a smaller parallel.context",
+        )
+    batches = share // (training.micro_batch_size or share)
+    if layout.virtual_size > 1 and batches % layout.pipeline_size:
+        raise InputError(
+            f"{batches} micro-batches a step cannot take turns on {layout.pipeline_size} interleaved stages",
+            where="training.micro_batch_size",
+            remedy=f"make a replica's {share} sequences a multiple of {layout.pipeline_size} micro-batches",
         )
 
 
@@ -396,7 +422,9 @@ class _Run:
 
 def _sizes(layout: Layout) -> dict[str, int]:
     """The layout, the same on every rank."""
-    return {"tensor": layout.tensor_size, "pipeline": layout.pipeline_size, "data": layout.data_size}
+    sizes = {"tensor": layout.tensor_size, "pipeline": layout.pipeline_size, "data": layout.data_size}
+    more = {"virtual": layout.virtual_size, "context": layout.context_size}
+    return sizes | {name: size for name, size in more.items() if size > 1}
 
 
 def _session(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,15 @@
-"""Real processes of one run: started as ranks, watched through their log, killed, and asked how they ended."""
+"""Real processes of one run: started as ranks, watched through their log, killed, and asked how they ended.
+
+They are forked by a server that has imported PyTorch and Megatron-Core once: most of a short run's time is that.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +17,11 @@ from typing import Any
 
 import yaml
 
+from megatron_kis import cli
 from megatron_kis.config import RunConfig
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["megatron_kis.commands.train", "megatron_kis.training.run"])
 
 
 def rows(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -37,6 +44,42 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Rank:
+    """One rank."""
+
+    def __init__(self, arguments: list[str], env: dict[str, str], log: Path) -> None:
+        """Starts ``kis`` with arguments, in a process of its own."""
+        self._process = SERVER.Process(target=_command, args=(arguments, env, log))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """Its exit status, once it has ended; that of a signal is negative."""
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, after its end."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            msg = f"still running after {timeout} s"
+            raise TimeoutError(msg)
+        return self._process.exitcode
+
+
+def _command(arguments: list[str], env: dict[str, str], log: Path) -> None:
+    os.environ.update(env)
+    with open(log, "wb") as output:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(output.fileno(), sys.stderr.fileno())
+    sys.exit(cli.main(arguments))
+
+
 class Ranks:
     """The processes of one ``kis train``; none outlives the block."""
 
@@ -45,19 +88,13 @@ class Ranks:
         config.output.parent.mkdir(parents=True, exist_ok=True)
         path = config.output.parent / f"{config.name}.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-        command = [sys.executable, "-m", "megatron_kis", "train", str(path), *options]
-        shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        shared = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
                   "WORLD_SIZE": str(size), **(env or {})}  # fmt: skip
         self.logs = [config.output.parent / f"{config.name}.{rank}.log" for rank in range(size)]
         self.processes = [
-            self.start(command, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, self.logs[rank])
-            for rank in range(size)
+            Rank(["train", str(path), *options], {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log)
+            for rank, log in enumerate(self.logs)
         ]
-
-    def start(self, command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-        """One rank, as a program of its own."""
-        with open(log, "wb") as output:
-            return subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
 
     def __enter__(self) -> Ranks:
         return self

@@ -145,10 +145,10 @@ def test_a_wrong_value_is_refused_at_its_key(place: str, value: Any, message: st
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("frequencies", [0, -1], r"frequencies: must be 0 or more \(got -1\)"),
+        ("frequencies", [0, -1], r"frequencies.1: .*greater than or equal to 0 \(got -1\)"),
         ("frequencies", [0, 5, 5], "frequencies: has an entry twice"),
         ("frequencies", [], "frequencies: "),
-        ("token_budgets", [0], r"token_budgets: must be positive \(got 0\)"),
+        ("token_budgets", [0], r"token_budgets.0: .*greater than 0 \(got 0\)"),
         ("seeds", [1, 1], "seeds: has an entry twice"),
         ("ladder", [], "ladder: "),
         ("ladder", [{"preset": "cpu-32"}, {"preset": "cpu-32"}], "ladder: has an entry twice"),

@@ -18,10 +18,10 @@ import yaml
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import InputError
 from megatron_kis.parallel import environment_of_srun, first_node
-from tests.megatron_kis.processes import free_port
+from tests.megatron_kis.processes import finish, free_port
 
 MakeRun = Callable[..., RunConfig]
-SHAPE = {"layers": 2, "width": 32, "heads": 4, "query_groups": 2}
+SHAPE = {"layers": 4, "width": 32, "heads": 4, "query_groups": 2}
 TRAINING = {"optimizer": {"learning_rate": 1e-2}}
 
 
@@ -43,14 +43,28 @@ def reference() -> dict[str, Path]:
     return {}
 
 
-def one_process(tiny_run: MakeRun, tmp_path: Path, reference: dict[str, Path]) -> Path:
+def one_process(tiny_run: MakeRun, reference: dict[str, Path]) -> Path:
     """The run of one process that the others are compared with, trained once."""
     if "folder" not in reference:
         config = tiny_run(name="one", model=SHAPE, training=TRAINING)
-        ended = run_processes(config, 1, tmp_path)
-        assert ended.returncode == 0, ended.stderr
+        finish(config, 1)
         reference["folder"] = config.output
     return reference["folder"]
+
+
+def assert_trained_as(ours: Path, theirs: Path) -> None:
+    """The same losses, probes and ledger, but for the order of sums."""
+    metrics = [read(folder, "metrics.jsonl") for folder in (ours, theirs)]
+    assert [row["step"] for row in metrics[0]] == [row["step"] for row in metrics[1]]
+    np.testing.assert_allclose(*([row["loss"] for row in rows] for rows in metrics), atol=1e-5)
+    norms = [[row["grad_norm"] for row in rows if row["kind"] == "train"] for rows in metrics]
+    np.testing.assert_allclose(norms[0], norms[1], rtol=1e-3)
+    margins = [[row["margin"] for row in read(folder, "probes.jsonl")] for folder in (ours, theirs)]
+    np.testing.assert_allclose(margins[0], margins[1], atol=2e-3)
+    ledgers = [json.loads((folder / "exposures.json").read_text()) for folder in (ours, theirs)]
+    assert ledgers[0] == ledgers[1]
+    records = [json.loads((folder / "run.json").read_text()) for folder in (ours, theirs)]
+    assert records[0]["params"] == records[1]["params"]
 
 
 @pytest.mark.distributed
@@ -59,33 +73,40 @@ def one_process(tiny_run: MakeRun, tmp_path: Path, reference: dict[str, Path]) -
     [
         pytest.param({"tensor": 2}, {}, id="tensor"),
         pytest.param({"pipeline": 2}, {"micro_batch_size": 2}, id="pipeline"),
-        pytest.param({}, {}, id="data"),
+        pytest.param({"pipeline": 2, "virtual": 2}, {"micro_batch_size": 2}, id="interleaved"),
+        pytest.param({"context": 2}, {}, id="context"),
         pytest.param({"tensor": 2, "pipeline": 2}, {"micro_batch_size": 2}, id="tensor-pipeline"),
+        pytest.param({"tensor": 2, "sequence": True}, {}, id="sequence"),
+        pytest.param({"tensor": 2, "context": 2}, {}, id="tensor-context"),
     ],
 )
 def test_many_processes_train_as_one(
-    parallel: dict[str, int],
-    training: dict[str, int],
-    tiny_run: MakeRun,
-    tmp_path: Path,
-    reference: dict[str, Path],
+    parallel: dict[str, int], training: dict[str, int], tiny_run: MakeRun, reference: dict[str, Path]
 ) -> None:
-    alone = one_process(tiny_run, tmp_path, reference)
+    alone = one_process(tiny_run, reference)
     config = tiny_run(name="many", model=SHAPE, training={**TRAINING, **training}, parallel=parallel)
-    ended = run_processes(config, max(2, math.prod(parallel.values())), tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    finish(config, math.prod(parallel.values()) // parallel.get("virtual", 1))
+    assert_trained_as(config.output, alone)
 
-    ours, theirs = read(config.output, "metrics.jsonl"), read(alone, "metrics.jsonl")
-    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
-    np.testing.assert_allclose([row["loss"] for row in ours], [row["loss"] for row in theirs], atol=1e-5)
-    norms = [[row["grad_norm"] for row in rows if row["kind"] == "train"] for rows in (ours, theirs)]
-    np.testing.assert_allclose(norms[0], norms[1], rtol=1e-3)
-    margins = [[row["margin"] for row in read(folder, "probes.jsonl")] for folder in (config.output, alone)]
-    np.testing.assert_allclose(margins[0], margins[1], atol=2e-3)
-    ledgers = [json.loads((folder / "exposures.json").read_text()) for folder in (config.output, alone)]
-    assert ledgers[0] == ledgers[1]
-    records = [json.loads((folder / "run.json").read_text()) for folder in (config.output, alone)]
-    assert records[0]["params"] == records[1]["params"]
+
+@pytest.mark.distributed
+def test_documents_apart_stay_apart_where_ranks_share_sequences(tiny_run: MakeRun) -> None:
+    documents = {"reset_attention": True, "mask_boundaries": True}
+    settings = {"model": SHAPE, "training": TRAINING, "documents": documents}
+    alone, shared = tiny_run(name="one", **settings), tiny_run(name="two", parallel={"context": 2}, **settings)
+    finish(alone, 1)
+    finish(shared, 2)
+    assert_trained_as(shared.output, alone.output)
+
+
+@pytest.mark.distributed
+def test_replicas_started_by_torchrun_train_as_one(
+    tiny_run: MakeRun, tmp_path: Path, reference: dict[str, Path]
+) -> None:
+    config = tiny_run(name="replicas", model=SHAPE, training=TRAINING)
+    ended = run_processes(config, 2, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert_trained_as(config.output, one_process(tiny_run, reference))
 
 
 @pytest.mark.distributed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import pytest
 
 from megatron_kis.config import RunConfig
 from megatron_kis.files import read_json
-from tests.megatron_kis.processes import Ranks, finish, losses, rows
+from megatron_kis.training import shards
+from megatron_kis.training.run import train
+from tests.megatron_kis.processes import SERVER, Ranks, finish, losses, rows
 
 MakeRun = Callable[..., RunConfig]
 STEPS = 40
 SETTINGS: dict[str, Any] = {
-    "model": {"layers": 2, "width": 32, "heads": 4, "query_groups": 2},
+    "model": {"layers": 4, "width": 32, "heads": 4, "query_groups": 2},
     "training": {"token_budget": STEPS * 8 * 64, "optimizer": {"learning_rate": 2e-3}},
     "infusion": {"frequency": 12},
     "probes": {"moments": {"every": 10}},
@@ -83,17 +86,57 @@ def test_a_run_whose_ranks_are_killed_at_random_goes_on_exactly(tiny_run: MakeRu
 
 @pytest.mark.distributed
 def test_a_run_goes_on_under_any_other_layout(tiny_run: MakeRun, trained: dict[int, Path]) -> None:
-    """Two replicas, one process, two tensor ranks, two stages, two replicas: the run of two replicas all the same."""
+    """Replicas, one process, tensor ranks, interleaved stages, ranks that share sequences: the run of two replicas."""
     config = tiny_run(name="moved", **SETTINGS)
     killed_at(config, 2, 7)
     killed_at(config, 1, 14)
     killed_at(tiny_run(name="moved", **{**SETTINGS, "parallel": {"tensor": 2}}), 2, 21, rank=1)
-    killed_at(tiny_run(name="moved", **{**SETTINGS, "parallel": {"pipeline": 2}}), 2, 28, rank=1)
-    finish(config, 2)
+    chunks = {"parallel": {"pipeline": 2, "virtual": 2}, "training": {**SETTINGS["training"], "micro_batch_size": 2}}
+    killed_at(tiny_run(name="moved", **{**SETTINGS, **chunks}), 2, 28, rank=1)
+    finish(tiny_run(name="moved", **{**SETTINGS, "parallel": {"context": 2}}), 2)
     assert_same_run(config.output, uninterrupted(tiny_run, 2, trained), atol=2e-6)
     record = read_json(config.output / "run.json", "kis.run/1")
-    sizes = [tuple(session["parallel"].values()) for session in record["sessions"]]
-    assert sizes == [(2, 1, 1, 2), (1, 1, 1, 1), (2, 2, 1, 1), (2, 1, 2, 1), (2, 1, 1, 2)]
+    layouts = [{name: size for name, size in session["parallel"].items() if size > 1} for session in record["sessions"]]
+    assert layouts == [
+        {"world_size": 2, "data_size": 2},
+        {},
+        {"world_size": 2, "tensor_size": 2},
+        {"world_size": 2, "pipeline_size": 2, "virtual_size": 2},
+        {"world_size": 2, "context_size": 2},
+    ]
+
+
+def _train_and_never_finish_writing(config: RunConfig, step: int) -> None:
+    """Trains; the checkpoint of ``step`` is written to its last byte but never gets its name."""
+    write = shards.Staged.write
+
+    def write_and_hang(staged: shards.Staged) -> list[Any]:
+        results = write(staged)
+        if staged._folder.name == f".step-{step:08d}.partial":
+            time.sleep(600)
+        return results
+
+    shards.Staged.write = write_and_hang  # type: ignore[method-assign] # in a process of its own
+    train(config)
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
+    tiny_run: MakeRun, trained: dict[int, Path]
+) -> None:
+    config = tiny_run(name="writing", **{**SETTINGS, "checkpoints": {"moments": {"every": 10}, "asynchronous": True}})
+    process = SERVER.Process(target=_train_and_never_finish_writing, args=(config, 20))
+    process.start()
+    deadline = time.monotonic() + 120
+    while max(losses(config.output), default=0) < 23 and time.monotonic() < deadline and process.is_alive():
+        time.sleep(0.01)  # training goes on while the checkpoint is written
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    folder = config.output / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [".step-00000020.partial", "step-00000010"]
+    assert "going on from step 10" in finish(config, 1)
+    assert not list(folder.glob(".*"))
+    assert_same_run(config.output, uninterrupted(tiny_run, 1, trained), atol=0.0)
 
 
 @pytest.mark.distributed

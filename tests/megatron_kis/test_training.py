@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import pytest
 
 from megatron_kis.config import RunConfig
 from megatron_kis.data.ledger import Ledger
+from megatron_kis.device import open_device
 from megatron_kis.errors import InputError, JobError
 from megatron_kis.files import locked, read_json, sha256_file
-from megatron_kis.training.run import train
+from megatron_kis.model.build import assemble_model
+from megatron_kis.model.ladder import ModelShape
+from megatron_kis.parallel import Layout
+from megatron_kis.training.run import check_batches, train
 
 MakeRun = Callable[..., RunConfig]
 
@@ -118,8 +123,15 @@ def test_recomputed_activations_change_nothing(tiny_run: MakeRun, recompute: str
 def test_transformer_engine_is_refused_where_it_cannot_be(tiny_run: MakeRun) -> None:
     with pytest.raises(InputError, match=r"transformer_impl: Transformer Engine is asked for, and it needs CUDA"):
         train(tiny_run(model={"transformer_impl": "transformer_engine"}))
-    with pytest.raises(InputError, match=r"parallel\.sequence: the sdpa layers cannot be split along the sequence"):
-        train(tiny_run(parallel={"sequence": True}))
+    with pytest.raises(InputError, match=r"parallel\.context: Megatron-Core's own attention needs whole sequences"):
+        assemble_model(
+            ModelShape(1, 32, 2, 2, 64),
+            vocabulary=256,
+            sequence_length=64,
+            layout=Layout(2, 0, 1, 0, 1, 0, 1, 0, context_size=2),
+            device=open_device("cpu"),
+            implementation="local",
+        )
 
 
 def test_fp8_is_refused_without_transformer_engine(tiny_run: MakeRun) -> None:
@@ -128,11 +140,38 @@ def test_fp8_is_refused_without_transformer_engine(tiny_run: MakeRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "why"), [("virtual", "interleaved stages"), ("context", "it needs Transformer Engine")]
+    ("settings", "problem"),
+    [
+        pytest.param({"parallel": {"virtual": 2}}, r"parallel: virtual is 2: .*set pipeline, too", id="one-stage"),
+        pytest.param({"parallel": {"context": 2}}, "cannot hold .* x context=2", id="one-process"),
+    ],
 )
-def test_parallelism_that_cannot_be_run_is_refused_by_name(tiny_run: MakeRun, key: str, why: str) -> None:
-    with pytest.raises(InputError, match=rf"parallel: {key} is 2: .*{why}"):
-        tiny_run(parallel={key: 2})
+def test_parallelism_that_cannot_be_run_is_refused_by_name(
+    tiny_run: MakeRun, settings: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(InputError, match=problem):
+        train(tiny_run(**settings))
+
+
+@pytest.mark.parametrize(
+    ("layout", "training", "problem"),
+    [
+        pytest.param({"pipeline_size": 2, "virtual_size": 2}, {}, "1 micro-batches .* 2 interleaved", id="one"),
+        pytest.param(
+            {"pipeline_size": 2, "virtual_size": 2},
+            {"global_batch_size": 9, "micro_batch_size": 3},
+            "3 micro-batches .* 2 interleaved",
+            id="remainder",
+        ),
+        pytest.param({"context_size": 3}, {}, "64 tokens cannot be dealt in 6 pieces", id="context"),
+    ],
+)
+def test_batches_that_a_layout_cannot_share_are_refused(
+    tiny_run: MakeRun, layout: dict[str, int], training: dict[str, int], problem: str
+) -> None:
+    alone = Layout(4, 0, 1, 0, 1, 0, 1, 0)
+    with pytest.raises(InputError, match=problem):
+        check_batches(tiny_run(training=training), replace(alone, **layout))
 
 
 def test_half_precision_trains_close_to_full(tiny_run: MakeRun) -> None:

@@ -34,8 +34,8 @@ def both_logits(run: Path, output: Path) -> tuple[torch.Tensor, torch.Tensor]:
     length = min(len(question.options[0].tokens) for question in questions.questions)
     rows = torch.tensor([[1, *question.options[0].tokens[: length - 1]] for question in questions.questions])
     with restored(run, config, vocabulary=TINY_VOCABULARY, step=None) as (engine, _), torch.no_grad():
-        engine.replica.eval()
-        ours = engine.replica(rows, torch.arange(length).expand_as(rows), None)
+        engine.chunks[0].eval()
+        ours = engine.chunks[0](rows, torch.arange(length).expand_as(rows), None)
     model = transformers.AutoModelForCausalLM.from_pretrained(output).eval()
     with torch.no_grad():
         return ours, model(rows).logits

@@ -71,9 +71,9 @@ def our_logits(config: RunConfig, rows: torch.Tensor) -> torch.Tensor:
     layout = open_groups(device)
     try:
         engine = Engine(config, vocabulary=ROWS, layout=layout, device=device)
-        engine.replica.eval()
+        engine.chunks[0].eval()
         with torch.no_grad():
-            logits: torch.Tensor = engine.replica(rows, torch.arange(rows.shape[1]).expand_as(rows), None)
+            logits: torch.Tensor = engine.chunks[0](rows, torch.arange(rows.shape[1]).expand_as(rows), None)
         return logits
     finally:
         close_groups()

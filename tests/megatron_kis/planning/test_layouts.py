@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_kis.cli import main
+from megatron_kis.commands.plan import gpu_time
 from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import PRESETS
 from megatron_kis.planning.hardware import GPUS, Utilisation, gpu, published_utilisation
@@ -110,6 +111,30 @@ def test_a_study_costs_what_its_runs_cost(capsys: pytest.CaptureFixture[str], tm
     assert whole["gpu_hours"] == pytest.approx(6 * single)
 
 
+def test_runs_listed_beside_the_grid_are_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "name: s\noutput: out\ndata: {vocab_size: 32000}\nladder: [{preset: 137m, frequencies: [0]}, {preset: 1b}]\n"
+        "token_budgets: [2000000000]\nfrequencies: [0, 8, 64]\nruns: [{size: 137m, tokens: 4000000000, frequency: 3}]\n"
+        "training: {sequence_length: 2048, global_batch_size: 512}\n"
+    )
+    rows = plan(capsys, str(study))["models"]
+    assert [(row["model"], row["tokens"], row["runs"]) for row in rows] == [  # type: ignore[attr-defined]
+        ("137m", 2e9, 1), ("1b", 2e9, 3), ("137m", 4e9, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("hours", "shown"),
+    [
+        (32185.2, "32,185 GPU-hours"), (4.216, "4.22 GPU-hours"), (1.0, "1 GPU-hours"), (0.07, "4.2 GPU-minutes"),
+        (0.01, "36 GPU-seconds"), (2e-6, "less than a GPU-second"),
+    ],
+)  # fmt: skip
+def test_device_time_is_shown_in_a_unit_that_says_something(hours: float, shown: str) -> None:
+    assert gpu_time(hours) == shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -117,6 +142,7 @@ def test_a_study_costs_what_its_runs_cost(capsys: pytest.CaptureFixture[str], tm
         (["7c", "--tokens", "1e9"], "no model preset '7c'"),
         (["7b", "--tokens", "1e9", "--gpus", "0"], "--gpus: is 0"),
         (["7b", "--tokens", "1e9", "--mfu", "40"], "--mfu: is 40"),
+        (["7b", "--tokens", "1e6"], "1,000,000 tokens are less than one step of 512 x 2048"),
     ],
 )
 def test_a_wrong_question_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,7 +106,7 @@ def test_a_model_keeps_the_bytes_that_the_plan_says() -> None:
     shape, split, tokens = ModelShape(4, 64, 4, 2, 160), Split(), 96 * 3
     real = kept(shape, 1, "none", length=96, batch=3, vocabulary=512)
     told = 4 * layer_activations(shape, split, length=96, batch=3, kernels="plain", bytes_each=4)
-    told += head_activations(shape, split, tokens=tokens, kernels="plain", bytes_each=4)
+    told += head_activations(shape, split, tokens=tokens, bytes_each=4)
     told += logits(512, split, tokens=tokens, bytes_each=4)
     assert real == pytest.approx(told, rel=0.01)
 

@@ -82,7 +82,7 @@ def test_rows_of_options_score_as_each_option_alone(run: Path, implementation: s
             scores, _ = probe._option_scores(scorer.score(probe.forest, probe._rows_a_pass))
             np.testing.assert_allclose(scores[:, :-1], expected, rtol=1e-5, atol=1e-5)
         assert torch.equal(torch.get_rng_state(), drawn)
-        assert engine.replica.training
+        assert engine.chunks[0].training
         again = one_by_one(engine, questions, first=1)
     assert (again == expected).all()  # the model is as it was
 

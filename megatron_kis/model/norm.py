@@ -1,0 +1,79 @@
+"""RMSNorm: one module, with a kernel for each place.
+
+On CUDA it is NVIDIA apex's fused kernel, if that is importable, or PyTorch's. On the host PyTorch puts the backward
+pass together from many small operations; the formulas written down take nine. Megatron-Core's own choice looks for a
+package named ``apex``, which on PyPI is a web toolkit, and with either takes a LayerNorm behind the last layer.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from megatron_kis.device import quiet_megatron
+
+with quiet_megatron():
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+def nvidia_fused_norm() -> type[torch.nn.Module] | None:
+    """NVIDIA apex's ``FusedRMSNorm``; None without apex, with another package of its name, or without its kernels."""
+    try:
+        importlib.import_module("fused_layer_norm_cuda")
+        module = importlib.import_module("apex.normalization")
+    except ImportError:
+        return None
+    found: type[torch.nn.Module] | None = getattr(module, "FusedRMSNorm", None)
+    return found
+
+
+class RmsNorm(torch.nn.RMSNorm):
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last dimension (Zhang and Sennrich 2019, equation 4)."""
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> Any:
+        """NVIDIA's module in place of this one, where there is one."""
+        fused = None if config.use_cpu_initialization else nvidia_fused_norm()
+        if fused is None:
+            return super().__new__(cls)
+        return _marked(fused(hidden_size, eps=eps), config)
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        """Takes the keywords that Megatron-Core gives a norm."""
+        super().__init__(hidden_size, eps=eps)
+        _marked(self, config)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """[..., hidden] to the same."""
+        if values.is_cuda:
+            return super().forward(values)
+        output: torch.Tensor = _Normalise.apply(values, self.weight, self.eps)
+        return output
+
+
+def _marked(norm: torch.nn.Module, config: TransformerConfig) -> torch.nn.Module:
+    """Says whether each tensor rank sees a part of the sequence: Megatron-Core then sums the weight's gradients."""
+    weight: Any = norm.weight
+    weight.sequence_parallel = config.sequence_parallel
+    return norm
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, values: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        length = torch.linalg.vector_norm(values, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = length.square_().div_(values.shape[-1]).add_(epsilon).rsqrt_()
+        context.save_for_backward(values, weight, scale)
+        return values.mul(scale).mul_(weight).to(values.dtype)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        values, weight, scale = context.saved_tensors
+        (gradient,) = gradients
+        normal = values.mul(scale)
+        towards = gradient.mul(normal)
+        of_weight = towards.flatten(0, -2).sum(dim=0)
+        along = towards.mul_(weight).mean(dim=-1, keepdim=True)
+        of_values = gradient.mul(weight).sub_(normal.mul_(along)).mul_(scale)
+        return of_values.to(values.dtype), of_weight.to(weight.dtype), None
