@@ -418,9 +418,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=400, help="studies a row (400)")
     parser.add_argument("--single", type=int, default=200, help="single curves a row (200)")
-    parser.add_argument(
-        "--nested", type=int, default=40, help="whole studies a design, every bootstrap (40)"
-    )
+    parser.add_argument("--nested", type=int, default=40, help="whole studies a design, every bootstrap (40)")
     parser.add_argument("--output", type=Path, help="write the tables here instead of printing them")
     options = parser.parse_args()
     text = markdown(options.simulations, options.single, options.nested)
