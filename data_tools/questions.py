@@ -6,6 +6,7 @@ row a fact and template::
     {"fact", "group", "relation", "split": "train|held_out|question", "template": index within the split,
      "answer": index of the right option, "options": [{"text", "tokens": [...], "span": [a, b)}, ...]}
 
+and ``"aliases"``, like ``options``, where the object has other names: right when a model completes the statement.
 ``tokens`` is the whole statement with the option filled in, without end-of-document tokens before or after. ``span`` is
 the option's token range in it, read off the tokenized whole, so that the space before the option belongs to the option.
 """
@@ -150,7 +151,7 @@ def iter_questions(
             for index, template in enumerate(own.split(split)):
                 if "[Y]" not in template:  # a train paraphrase that cannot be asked
                     continue
-                yield {
+                row = {
                     "fact": fact.id,
                     "group": fact.group,
                     "relation": fact.relation,
@@ -159,6 +160,10 @@ def iter_questions(
                     "answer": answer,
                     "options": [tokenize_option(template, fact.subject, option, tokenizer) for option in options],
                 }
+                if fact.object_aliases:
+                    names = fact.object_aliases
+                    row["aliases"] = [tokenize_option(template, fact.subject, name, tokenizer) for name in names]
+                yield row
 
 
 def tokenize_option(template: str, subject: str, option: str, tokenizer: Tokenizer) -> dict[str, Any]:

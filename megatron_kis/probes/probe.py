@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_kis.probes.forest import EdgeScores, Forest, plant
-from megatron_kis.probes.questions import Option, QuestionSet
+from megatron_kis.probes.questions import Option, Question, QuestionSet
 from megatron_kis.probes.scoring import RULES, score_options
 
 PROBE_SCHEMA = "kis.probe/1"
@@ -77,7 +77,10 @@ class Probe:
         """
         self._questions, self._first = questions, first
         asked = questions.questions
-        options = [option for question in asked for option in (*question.options, *question.aliases)]
+        # Statements that go on behind the object are not completed: there other names would be scored for nothing.
+        self._completed = np.array([self._completes(question) for question in asked], dtype=bool)
+        aliases = [q.aliases if completed else () for q, completed in zip(asked, self._completed, strict=True)]
+        options = [o for q, others in zip(asked, aliases, strict=True) for o in (*q.options, *others)]
         places: dict[tuple[int, ...], int] = {}
         self._paths = _ints([places.setdefault(option.tokens, len(places)) for option in options])
         self._neutral = _ints([places.setdefault(_answer(option), len(places)) for option in options])
@@ -87,17 +90,17 @@ class Probe:
         self._lengths = _ints([len(option.tokens) for option in options])
         self._spans = _ints([option.span for option in options]).reshape(-1, 2)
         sizes = _ints([len(question.options) for question in asked])
-        every = _ints([len(question.options) + len(question.aliases) for question in asked])
+        every = sizes + _ints([len(others) for others in aliases])
         self._starts = np.concatenate([[0], np.cumsum(every)])[:-1].astype(np.int64)
         self._sizes, self._every = sizes, every
         self._right = self._starts + _ints([question.answer for question in asked])
         self._prompted = np.array([all(o.span[0] for o in question.options) for question in asked], dtype=bool)
-        ends = [self._completes(question.options[question.answer]) for question in asked]
-        self._completed = self._prompted & np.array(ends, dtype=bool)
 
     @staticmethod
-    def _completes(option: Option) -> bool:
-        return len(option.tokens) - option.span[1] <= _ENDING
+    def _completes(question: Question) -> bool:
+        """Whether a model that writes the answer has written the statement."""
+        answer = question.options[question.answer]
+        return all(o.span[0] for o in question.options) and len(answer.tokens) - answer.span[1] <= _ENDING
 
     def settings(self) -> dict[str, Any]:
         """Every choice that decides a score, resolved."""

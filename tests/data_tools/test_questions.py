@@ -1,4 +1,5 @@
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 
@@ -121,3 +122,17 @@ def test_a_part_of_the_facts_is_asked_in_whole_blocks_spread_over_the_relations(
         right = sum(max(options, key=preference) == options[answer] for options, answer in chosen.values())
         assert right == len(chosen) / 4
     assert choose_options(facts, distractors=3, seed=1, asked=30).keys() != chosen.keys()
+
+
+def test_other_names_of_an_object_are_written_beside_the_options(facts, templates, tokenizer):
+    named = [replace(facts[0], object_aliases=("Sweden", "France")), *facts[1:]]
+    plain = list(iter_questions(facts, templates, tokenizer, distractors=3, seed=0))
+    for row, before in zip(iter_questions(named, templates, tokenizer, distractors=3, seed=0), plain, strict=True):
+        assert "aliases" not in before
+        if row["fact"] == facts[0].id:
+            template = templates[row["relation"]].split(row["split"])[row["template"]]
+            expected = [fill(template, facts[0].subject, name).text for name in ("Sweden", "France")]
+            assert [tokenizer.decode(alias["tokens"]) for alias in row["aliases"]] == expected
+            assert not {"Sweden", "France"} & {option["text"] for option in row["options"]}
+        else:
+            assert row == before
