@@ -107,8 +107,11 @@ def open_groups(device: Device, *, tensor: int = 1, pipeline: int = 1, virtual: 
         context: ranks that share each sequence.
 
     Raises:
-        InputError: the world size is not a multiple of tensor x pipeline x context.
+        InputError: the world size is not a multiple of tensor x pipeline x context, or one of them is below one.
     """
+    for key, size in (("tensor", tensor), ("pipeline", pipeline), ("virtual", virtual), ("context", context)):
+        if size < 1:
+            raise InputError(f"is {size}", where=f"parallel.{key}", remedy="1 or more")
     with quiet_megatron():
         from megatron.core import parallel_state
 

@@ -47,8 +47,10 @@ def ask_checkpoint(
         Schema ``kis.probe/1`` with the rows of probes.jsonl, on the reporting rank; None on others.
 
     Raises:
-        InputError: no such run, checkpoint or questions, or questions of another tokenizer.
+        InputError: no such run, checkpoint or questions, questions of another tokenizer, or a size below one.
     """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"is {batch_size}", where="batch size", remedy="1 or more")
     config = read_config(run).model_copy(update={"device": device})
     path = config.data.questions if exposures is None else suffixed(exposures, ".questions.jsonl")
     templates = dict.fromkeys(SPLITS) if all_templates else config.probes.templates

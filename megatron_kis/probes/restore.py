@@ -14,7 +14,7 @@ from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.parallel import close_groups, open_groups
 from megatron_kis.settings import parse_config
 from megatron_kis.training import shards
-from megatron_kis.training.checkpoint import FOLDER, Checkpoint, newest
+from megatron_kis.training.checkpoint import Checkpoint, required
 from megatron_kis.training.engine import Engine
 from megatron_kis.training.record import RUN_SCHEMA
 
@@ -25,6 +25,8 @@ def read_config(run: Path) -> RunConfig:
     Raises:
         InputError: there is no such run.
     """
+    if not (run / "run.json").is_file():
+        raise InputError("has no run.json", where=str(run), remedy="give the folder of a run")
     record = read_json(run / "run.json", RUN_SCHEMA, keys=("config",))
     return parse_config(RunConfig, record["config"], source=str(run / "run.json"))
 
@@ -51,7 +53,7 @@ def restored(
     device = open_device(config.device)
     layout = open_groups(device, tensor=tensor, pipeline=pipeline)
     try:
-        checkpoint = _found(run, step)
+        checkpoint = required(run, step)
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
         engine = Engine(config, vocabulary=padded_vocabulary(vocabulary), layout=layout, device=device)
         engine.load_weights(shards.load({"model": engine.weights()}, checkpoint.folder)["model"])
@@ -68,14 +70,6 @@ def open_checkpoint(run: Path, step: int | None) -> Checkpoint:
     """
     open_groups(open_device("cpu"))
     try:
-        return _found(run, step)
+        return required(run, step)
     finally:
         close_groups()
-
-
-def _found(run: Path, step: int | None) -> Checkpoint:
-    checkpoint = newest(run, at=step)
-    if checkpoint is None:
-        what = "checkpoint" if step is None else f"checkpoint of step {step}"
-        raise InputError(f"has no whole {what}", where=str(run / FOLDER), remedy="see what lies there")
-    return checkpoint

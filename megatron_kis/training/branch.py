@@ -17,7 +17,7 @@ from megatron_kis.config import OptimizerConfig, RunConfig
 from megatron_kis.data.extension import check_continuation
 from megatron_kis.errors import InputError
 from megatron_kis.settings import parse_config
-from megatron_kis.training.checkpoint import CHECKPOINT_SCHEMA, FOLDER, MANIFEST, Checkpoint, newest, write_manifest
+from megatron_kis.training.checkpoint import CHECKPOINT_SCHEMA, FOLDER, MANIFEST, Checkpoint, required, write_manifest
 from megatron_kis.training.resume import differences
 from megatron_kis.training.schedule import learning_rate
 
@@ -50,12 +50,7 @@ def find_source(text: str) -> Checkpoint:
     Raises:
         InputError: there is none that is whole.
     """
-    trunk, step = parse_source(text)
-    checkpoint = newest(trunk, at=step)
-    if checkpoint is None:
-        at = "" if step is None else f" of step {step}"
-        raise InputError(f"has no whole checkpoint{at}", where=str(trunk / FOLDER), remedy="see what lies there")
-    return checkpoint
+    return required(*parse_source(text))
 
 
 def check_branch(checkpoint: Checkpoint, config: RunConfig, identity: dict[str, Any]) -> None:

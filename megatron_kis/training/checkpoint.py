@@ -203,6 +203,21 @@ def newest(run: Path, *, at: int | None = None) -> Checkpoint | None:
     return None
 
 
+def required(run: Path, step: int | None) -> Checkpoint:
+    """The checkpoint of this step, or the newest one, that is whole; every rank calls this.
+
+    Raises:
+        InputError: there is none.
+    """
+    checkpoint = newest(run, at=step)
+    if checkpoint is None:
+        problem = "has no whole checkpoint" + ("" if step is None else f" of step {step}")
+        there = ", ".join(str(_step(folder)) for folder in reversed(_folders(run / FOLDER)))
+        remedy = f"steps that lie there: {there}" if there else "train the run first"
+        raise InputError(problem, where=str(run / FOLDER), remedy=remedy)
+    return checkpoint
+
+
 def _folders(folder: Path) -> list[Path]:
     """Folders that are named like checkpoints, the newest first."""
     if not folder.is_dir():

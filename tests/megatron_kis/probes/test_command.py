@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +33,9 @@ def test_a_run_is_probed_from_the_command_line(tiny_run: MakeRun, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--step", "7"], "no whole checkpoint of step 7"),
+        (["--step", "7"], "no whole checkpoint of step 7; steps that lie there: 20"),
+        (["--batch-size", "0"], "batch size: is 0; 1 or more"),
+        (["--pipeline", "-1"], "parallel.pipeline: is -1; 1 or more"),
         (["--scoring", "summ"], "sum"),
         (["--exposures", "absent"], "absent.questions.jsonl"),
     ],
@@ -43,3 +46,8 @@ def test_wrong_input_ends_with_status_2(
     run = train(tiny_run())
     assert main(["probe", str(run), "--device", "cpu", *arguments]) == 2
     assert complaint in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", str(tmp_path)]) == 2
+    assert f"{tmp_path}: has no run.json; give the folder of a run" in capsys.readouterr().err
