@@ -1,6 +1,6 @@
 """Measures ``kis data corpus`` beside the obvious pipeline and gigatoken alone, on one file in one run.
 
-``python benchmarks/corpus.py FOLDER [--rounds N] [--memory MB ...]`` builds the text (see ``corpus_sources.py``) and a
+``python -m benchmarks.corpus FOLDER [--rounds N] [--memory MB ...]`` builds the text (see ``corpus_sources.py``) and a
 byte-level BPE of 32,000 pieces in FOLDER, then runs each program N times in turn, each in a fresh process:
 
 * ``pipeline``: Hugging Face tokenizers' ``encode_batch`` in two processes into Megatron-Core's IndexedDatasetBuilder;
@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from corpus_sources import build_text
+from benchmarks.corpus_sources import build_text
 
 _VOCABULARY = 32_000
 _BATCH = 1_000  # documents
@@ -136,7 +136,7 @@ def speed(folder: Path, text: Path, tokenizer: Path, rounds: int) -> None:
     theirs, ours, small = (folder / name / "c" for name in ("pipeline", "kis", "start"))
     kis = ["kis", "data", "corpus", "--tokenizer", str(tokenizer), "--validation-share", "0"]
     commands = {
-        "pipeline": [sys.executable, __file__, str(folder), "--pipeline", str(theirs)],
+        "pipeline": [sys.executable, "-m", "benchmarks.corpus", str(folder), "--pipeline", str(theirs)],
         "gigatoken": [sys.executable, "-c", _GIGATOKEN, str(text), str(tokenizer)],
         "kis": [*kis, "--input", str(text), "--output", str(ours)],
         "start": [*kis, "--input", str(one), "--output", str(small)],

@@ -1,17 +1,17 @@
 """Builds the text that the corpus benchmarks read: dictionaries, glosses and manuals out of Debian packages.
 
-``python benchmarks/corpus_sources.py FOLDER`` fetches four packages with ``apt-get download``, unpacks them and writes
+``python -m benchmarks.corpus_sources FOLDER`` fetches four packages with ``apt-get download``, unpacks them and writes
 ``FOLDER/text.jsonl``: about 42 MB, 230,000 documents, most of them short. Nothing is fetched twice. The data keep their
 own licences (GPL, WordNet's, FOLDOC's GFDL, Python's) and are not part of this repository.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,4 +82,6 @@ def _glosses(path: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print(build_text(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where packages and text are written")
+    print(build_text(parser.parse_args().folder))

@@ -1,6 +1,6 @@
 """Memory and time of importing facts, over sources of growing size.
 
-``python benchmarks/facts.py FOLDER``: writes a generated Wikidata5M folder of a million entities into ``FOLDER`` and
+``python -m benchmarks.facts FOLDER``: writes a generated Wikidata5M folder of a million entities into ``FOLDER`` and
 imports from it at three numbers of triples; then writes and opens the index of an exposure store of a million facts, in
 this layout and in the earlier one. Peak memory is that of a fresh process a measurement.
 """

@@ -1,6 +1,6 @@
 """Finding facts in general text: the automaton beside a loop, a regular expression and a dictionary of first words.
 
-``python benchmarks/leaks.py FOLDER``: the text of ``corpus_sources.py`` and facts of WordNet's instances (place, kind,
+``python -m benchmarks.leaks FOLDER``: the text of ``corpus_sources.py`` and facts of WordNet's instances (place, kind,
 years of birth and death). All ways answer the same question, and must agree on every document that they read (codes
 such as OR, which only the automaton tells from words, are left out of the names). The loop and the regular expression
 read a sample: on everything they would take hours. Speeds are MB of text a second of processor time, one core.
@@ -16,8 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from corpus_sources import build_text
-
+from benchmarks.corpus_sources import build_text
 from data_tools.facts import Fact
 from data_tools.importers import Candidate
 from data_tools.leaks import LeakCount, LeakFinder, filter_leaks

@@ -1,6 +1,6 @@
 """The exposure plan beside Megatron-Core's own builders: opening, memory, access to samples, share of a training step.
 
-    python benchmarks/plan.py [--output plan.json]
+    python -m benchmarks.plan [--output plan.json]
 
 Everything is made in a temporary folder; the corpora are random tokens, as neither side looks at them. Each opening is
 measured in a process of its own; accesses alternate between both sides, and the median ratio of the repetitions counts.
