@@ -113,6 +113,12 @@ def check_batches(config: RunConfig, layout: Layout) -> None:
             where="training.sequence_length",
             remedy=f"use a multiple of {pieces}, or a smaller parallel.context",
         )
+    if config.parallel.sequence and training.sequence_length % layout.sequence_multiple:
+        raise InputError(
+            f"{training.sequence_length} tokens cannot be split over {layout.tensor_size} tensor ranks",
+            where="training.sequence_length",
+            remedy=f"use a multiple of {layout.sequence_multiple}, or parallel.sequence: false",
+        )
     batches = share // (training.micro_batch_size or share)
     if layout.virtual_size > 1 and batches % layout.pipeline_size:
         raise InputError(

@@ -164,6 +164,7 @@ def test_parallelism_that_cannot_be_run_is_refused_by_name(
             id="remainder",
         ),
         pytest.param({"context_size": 3}, {}, "64 tokens cannot be dealt in 6 pieces", id="context"),
+        pytest.param({"tensor_size": 3}, {}, "64 tokens cannot be split over 3 tensor ranks", id="sequence"),
     ],
 )
 def test_batches_that_a_layout_cannot_share_are_refused(
@@ -171,7 +172,7 @@ def test_batches_that_a_layout_cannot_share_are_refused(
 ) -> None:
     alone = Layout(4, 0, 1, 0, 1, 0, 1, 0)
     with pytest.raises(InputError, match=problem):
-        check_batches(tiny_run(training=training), replace(alone, **layout))
+        check_batches(tiny_run(training=training, parallel={"sequence": True}), replace(alone, **layout))
 
 
 def test_half_precision_trains_close_to_full(tiny_run: MakeRun) -> None:
