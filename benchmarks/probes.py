@@ -4,8 +4,8 @@
 
 ``ENV`` has lm-pub-quiz, transformers and torch. Each fact is asked with its relation's whole answer space under every
 held-out template, rule ``statement`` (LM-Pub-Quiz: reduction "sum"), tokenizing included on both sides. Prints JSON:
-seconds by the clock and of processor time, facts a second, the largest difference of a score, and the arithmetic floor: FLOPs of the nodes over the speed of
-a matrix product of the model's output layer.
+seconds by the clock and of processor time, facts a second, the largest difference of a score, and the arithmetic floor:
+FLOPs of the nodes over the speed of a matrix product of the model's output layer.
 """
 
 from __future__ import annotations
