@@ -1,0 +1,83 @@
+"""``kis study next``: the runs that would teach most."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from megatron_kis.commands.study.common import add_step, load_study, print_table, shown
+from megatron_kis.errors import InputError
+
+if TYPE_CHECKING:
+    from megatron_kis.study.proposed import Placed
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step."""
+    proposed = add_step(
+        steps, "next", "the runs that would narrow the prediction most for what they cost; trains nothing", _next
+    )
+    proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose (6)")
+    proposed.add_argument("--params", type=float, metavar="N", help="target size (default: the largest of predict)")
+    proposed.add_argument("--tokens", type=float, metavar="D", help="target budget (default: the study's largest)")
+    proposed.add_argument(
+        "--write", action="store_true", help="add them to the runs of the study file, for kis study run to train"
+    )
+
+
+def _next(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+    from datetime import date
+
+    from analysis.curves import curve_table
+    from analysis.load import load_runs
+    from analysis.next_runs import propose
+    from megatron_kis.settings import load_config
+    from megatron_kis.study.config import StudyConfig
+    from megatron_kis.study.grid import spots_of
+    from megatron_kis.study.proposed import add_runs, place, trained_cells
+
+    study, _, analysis = load_study(options)
+    params = options.params or max(study.predict, default=None)
+    if params is None:
+        raise InputError("no target size", where="--params", remedy="for example 7e9, or predict: in the study")
+    tokens = options.tokens or max(spot.tokens for spot in spots_of(study))
+    if options.count < 1:
+        raise InputError(f"is {options.count}", where="--count", remedy="use at least 1")
+    runs = load_runs(study.output)
+    found = propose(curve_table(runs), params, tokens, analysis, count=options.count)
+    planned = load_config(StudyConfig, options.study)  # as the file says, where they are to be added
+    done = runs.runs[["run", "params", "tokens"]].itertuples(index=False, name=None)
+    cells = trained_cells(planned, done)
+    placed = place(planned, [(p.params, p.tokens, p.frequency) for p in found], cells, runs.runs["run"])
+    new = [item.run for item in placed if item.run and not item.planned]
+    if options.write and new:
+        remark = f"kis study next, {date.today().isoformat()}, for N = {params:.3g} and D = {tokens:.3g}"
+        add_runs(options.study, new, remark=remark)
+    rows = [asdict(proposal) | _entry(at) for proposal, at in zip(found, placed, strict=True)]
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    columns = ("size", "params", "tokens", "infusion_frequency", "seed", "FLOPs", "variance off", "why")
+    table = [
+        [row["size"] or "none", shown(row["params"]), shown(row["tokens"]), f"{row['frequency']:g}", str(row["seed"]),
+         f"{row['flops']:.2g}", "-" if row["gain"] is None else f"{row['gain']:.1%}",
+         row["reason"] + (" (planned already)" if row["planned"] else "")]
+        for row in rows
+    ]  # fmt: skip
+    print_table(f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}", columns, table)
+    if not found:
+        print("no run that is not there yet would tell more")
+    for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
+        print(f"N = {n:,}, D = {d:,} is no size and budget of the study; to train more of it, add it to the ladder")
+    if options.write:
+        print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
+    return 0
+
+
+def _entry(at: Placed) -> dict[str, Any]:
+    """What the study says of a proposal."""
+    if at.run is None:
+        return {"size": None, "planned": False}
+    return {"size": at.run.size, "seed": at.run.seed, "planned": at.planned}

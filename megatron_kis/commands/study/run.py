@@ -1,0 +1,103 @@
+"""``kis study run``: the whole study on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from megatron_kis.commands.study.common import add_step, done_runs, load_study, prepare
+from megatron_kis.commands.study.report import analyse
+from megatron_kis.errors import InputError, JobError
+
+if TYPE_CHECKING:
+    from megatron_kis.config import RunConfig
+    from megatron_kis.study.executor import Progress
+
+_SHORTEST_BAR = 20  # columns of a terminal below which plain lines are clearer
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step."""
+    run = add_step(steps, "run", "prepare the data, execute what is not done, analyse, write the report", _run)
+    run.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: the study's, or all cores)")
+
+
+def _run(options: argparse.Namespace) -> int:
+    import yaml
+
+    from megatron_kis.files import write_text
+    from megatron_kis.study.executor import execute, last_lines, study_lock
+
+    study, data, analysis = load_study(options)
+    settings = study.executor
+    if options.workers is not None:
+        if options.workers < 1:
+            raise InputError(f"is {options.workers}", where="--workers", remedy="use at least 1")
+        settings = settings.model_copy(update={"workers": options.workers})
+    with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
+        runs = prepare(study, data)
+        done = done_runs(runs)
+        write_text(study.output / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+        print(f"{study.name}: {len(runs)} runs, {len(done)} done already", file=sys.stderr, flush=True)
+        with shown_progress(runs) as report:
+            ended = execute(runs, done=done, settings=settings, lock=lock, report=report)
+    by_name = {run.name: run for run in runs}
+    for name in ended.failed:
+        print(f"{name} failed; the end of {by_name[name].output / 'log.txt'}:", file=sys.stderr)
+        for line in last_lines(by_name[name]):
+            print(f"    {line}", file=sys.stderr)
+    if ended.done:
+        analyse(study, analysis, as_json=options.json)
+    if ended.failed:
+        raise JobError(f"{len(ended.failed)} of {ended.total} runs failed; run the study again to retry them")
+    return 0
+
+
+class shown_progress:
+    """A bar over all runs on a terminal, a plain line a change otherwise."""
+
+    def __init__(self, runs: list[RunConfig]) -> None:
+        self._runs = {run.name: run for run in runs}
+        self._bar: Any = None
+        self._last: tuple[int, int, int] | None = None
+
+    def __enter__(self) -> Callable[[Progress], None]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        if console.is_terminal and console.width >= _SHORTEST_BAR:
+            self._bar = Bar(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TimeRemainingColumn(), console=console,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task("runs", total=1)
+        return self._report
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def _report(self, progress: Progress) -> None:
+        from megatron_kis.study.status import status_of
+
+        running = ", ".join(
+            f"{status.name} {status.share:.0%}" for status in status_of([self._runs[name] for name in progress.running])
+        )
+        if self._bar:
+            description = running if running else "runs"
+            self._bar.update(self._task, total=progress.total, completed=len(progress.done), description=description)
+            return
+        state = (len(progress.done), len(progress.failed), len(progress.running))
+        if state != self._last:
+            self._last = state
+            failed = f", {len(progress.failed)} failed" if progress.failed else ""
+            print(
+                f"{len(progress.done)} of {progress.total} runs done{failed}; running: {running or 'none'}",
+                file=sys.stderr,
+                flush=True,
+            )
