@@ -1,0 +1,79 @@
+"""What is built to be installed: a source distribution, and a wheel made of that, which works by itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+_PACKAGES = ("megatron_kis", "data_tools", "analysis")
+_OTHERS = ("run_scripts", "tests", "docs", "benchmarks", ".ci")
+_FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CITATION.cff", "Makefile")
+_LEFT_BEHIND = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.pyc")
+
+
+def run(*command: str, cwd: Path, path: Path | None = None) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    ended = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, in which building leaves its traces."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in (*_PACKAGES, *_OTHERS):
+        shutil.copytree(ROOT / name, tree / name, ignore=_LEFT_BEHIND)
+    for name in _FILES:
+        shutil.copy(ROOT / name, tree / name)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel, built out of the unpacked source distribution."""
+    built = tmp_path_factory.mktemp("built")
+    build = "import sys, setuptools.build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
+    run("-c", build, "build_sdist", str(built), cwd=tree)
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(built, filter="data")
+    (source,) = (path for path in built.iterdir() if path.is_dir())
+    for name in ("tests/conftest.py", "run_scripts/studies/quickstart.yaml", ".ci/constraints.txt", "docs/tutorial.md"):
+        assert (source / name).is_file(), f"{name} is missing in the source distribution"
+    run("-c", build, "build_wheel", str(built), cwd=source)
+    (wheel,) = built.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path) -> None:
+    wanted = {
+        str(path.relative_to(ROOT))
+        for package in _PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    with zipfile.ZipFile(wheel) as file:
+        found = {name for name in file.namelist() if ".dist-info/" not in name}
+    assert found == wanted
+
+
+def test_an_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    run("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(site), str(wheel), cwd=tmp_path)
+    where = run("-c", "import megatron_kis; print(megatron_kis.__file__)", cwd=tmp_path, path=site)
+    assert Path(where.strip()).is_relative_to(site)
+    assert run("-m", "megatron_kis", "--version", cwd=tmp_path, path=site).startswith("megatron_kis ")
+    assert "STUDY.yaml" in run("-m", "megatron_kis", "study", "plan", "--help", cwd=tmp_path, path=site)
