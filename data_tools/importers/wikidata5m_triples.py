@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,13 @@ class TripleBlock:
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> TripleBlock:
         """Those triples for which ``chosen``, ``[n]``, holds."""
-        columns = (self.lines, self.subjects, self.relations, self.objects)
-        return TripleBlock(self.file, *(column[chosen] for column in columns), malformed=self.malformed)
+        return replace(
+            self,
+            lines=self.lines[chosen],
+            subjects=self.subjects[chosen],
+            relations=self.relations[chosen],
+            objects=self.objects[chosen],
+        )
 
 
 def number_of(identifier: bytes, letter: bytes, where: str) -> int:
@@ -82,8 +87,8 @@ def triple_blocks(file: Path, relations: Collection[int] = (), *, skip_errors: b
 
 def _block(file: Path, data: bytes, first: int, skip_errors: bool) -> TripleBlock:
     if data.endswith(b"\n") and _WELL_FORMED.fullmatch(data):
-        rows = np.fromstring(data.translate(None, b"QP"), dtype=np.int64, sep=" ").reshape(-1, 3)
-        return TripleBlock(file, np.arange(first, first + len(rows)), *rows.T)
+        subjects, relations, objects = np.fromstring(data.translate(None, b"QP"), np.int64, sep=" ").reshape(-1, 3).T
+        return TripleBlock(file, np.arange(first, first + len(subjects)), subjects, relations, objects)
     found: list[tuple[int, int, int, int]] = []
     malformed = 0
     for number, line in enumerate(data.split(b"\n"), start=first):
@@ -100,7 +105,8 @@ def _block(file: Path, data: bytes, first: int, skip_errors: bool) -> TripleBloc
             if not skip_errors:
                 raise
             malformed += 1
-    return TripleBlock(file, *np.array(found, np.int64).reshape(-1, 4).T, malformed=malformed)
+    lines, subjects, relations, objects = np.array(found, np.int64).reshape(-1, 4).T
+    return TripleBlock(file, lines, subjects, relations, objects, malformed)
 
 
 class SubjectSample:
