@@ -63,8 +63,10 @@ def read_triples(source: Path, kind: str, settings: SelectSettings, *, skip_erro
         raise InputError(f"unknown format {kind!r}", where="facts_format", remedy=nearest(kind, IMPORTERS))
     if not source.exists():
         raise InputError("no such file or folder", where=str(source))
-    if kind == "wikidata5m":  # millions of names need not be looked up for relations that nobody asked for
-        return import_wikidata5m(source, skip_errors=skip_errors, relations=settings.relations)
+    if kind == "wikidata5m":  # names that nobody asked for, or that will not fit into memory, are not looked up
+        limit, seed = settings.memory_limit, settings.seed
+        relations = settings.relations
+        return import_wikidata5m(source, skip_errors=skip_errors, relations=relations, limit=limit, seed=seed)
     return IMPORTERS[kind](source, skip_errors=skip_errors)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import unicodedata
 
@@ -41,6 +42,7 @@ def line_of_words(text: str) -> str:
     return f" {' '.join(words(text))} "
 
 
+@functools.lru_cache(1 << 14)  # of one triple the same two names are asked for six times
 def name_words(name: str) -> tuple[str, ...]:
     """Words of a name without a leading article: text says "Bahamas" and means "The Bahamas"."""
     found = tuple(words(name))
@@ -73,8 +75,14 @@ def _alike(one: str, other: str) -> bool:
         return False
     if one.startswith(other) or other.startswith(one):
         return True
+    if 2 * min(len(one), len(other)) < _ALIKE * (len(one) + len(other)):  # the ratio cannot be more
+        return False
     return difflib.SequenceMatcher(None, one, other, autojunk=False).ratio() >= _ALIKE
 
 
 def _contains(whole: tuple[str, ...], part: tuple[str, ...]) -> bool:
-    return bool(part) and any(whole[at : at + len(part)] == part for at in range(len(whole) - len(part) + 1))
+    return (
+        bool(part)
+        and part[0] in whole
+        and any(whole[at : at + len(part)] == part for at in range(len(whole) - len(part) + 1))
+    )

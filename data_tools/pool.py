@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from data_tools.importers import Candidate, Dropped, Imported
+from data_tools.importers import NOT_SAMPLED, Candidate, Dropped, Imported
 from data_tools.names import gives_away, holds_name, name_words
 
 AMBIGUOUS_OBJECTS = "ambiguous: the subject has several objects"
@@ -25,7 +25,6 @@ REPEATED = "said twice"
 NO_WORDS = "no letter or digit in a name"
 OBJECT_INSIDE = "the object stands in the subject's name"
 TELLING = "the subject's name hints at the object"
-NOT_SAMPLED = "left out by chance: more triples than fit into memory"
 
 
 @dataclass(slots=True)
@@ -76,9 +75,12 @@ def usable_facts(
         pool.seen.add(triple.relation)
         if wanted and triple.relation and triple.relation not in wanted:
             continue
+        if isinstance(triple, Dropped):
+            pool.imported[triple.relation] += triple.count
+            pool.dropped[triple.reason][triple.relation] += triple.count
+            continue
         pool.imported[triple.relation] += 1
-        reason = triple.reason if isinstance(triple, Dropped) else held.add(triple)
-        if reason:
+        if reason := held.add(triple):
             pool.dropped[reason][triple.relation] += 1
     pool.dropped[NOT_SAMPLED].update(held.evicted)
     pool.facts = {relation: [] for relation in pool.imported if relation}

@@ -1,6 +1,6 @@
 """Importers: a file a format of triples; each yields candidates for facts and notes of what it dropped."""
 
-from data_tools.importers.base import Candidate, Dropped, Imported, Importer
+from data_tools.importers.base import NOT_SAMPLED, Candidate, Dropped, Imported, Importer
 from data_tools.importers.bear import bear_templates, import_bear
 from data_tools.importers.json_lines import import_jsonl
 from data_tools.importers.lama import import_lama, import_trex, lama_templates
@@ -23,6 +23,7 @@ TEMPLATE_READERS = {"bear": bear_templates, "lama": lama_templates}
 
 __all__ = [
     "IMPORTERS",
+    "NOT_SAMPLED",
     "TEMPLATE_READERS",
     "Candidate",
     "Dropped",

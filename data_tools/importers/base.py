@@ -40,12 +40,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A row that cannot be a fact. It is counted, not an error."""
+    """A row that cannot be a fact, or several alike. It is counted, not an error."""
 
     relation: str
     """Key of the relation; empty where it is not known."""
     reason: str
     """Why, in a few words that rows of one kind share."""
+    count: int = 1
+    """Rows."""
 
 
 Imported = Candidate | Dropped
@@ -59,6 +61,8 @@ class Importer(Protocol):
         ...
 
 
+NOT_SAMPLED = "left out by chance: more triples than fit into memory"
+"""Reason of a triple whose subject is not in the random sample of a large source."""
 EMPTY = "empty name"
 """Reason of a row without a subject or object."""
 

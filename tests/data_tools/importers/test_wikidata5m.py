@@ -1,7 +1,10 @@
+from collections import Counter
+
+import numpy as np
 import pytest
 
-from data_tools.importers import Candidate, Dropped, import_wikidata5m, relation_names
-from data_tools.importers.wikidata5m import EntityNames
+from data_tools.importers import NOT_SAMPLED, Candidate, Dropped, import_wikidata5m, relation_names, wikidata5m_triples
+from data_tools.importers.wikidata5m_names import EntityNames
 from megatron_kis.errors import InputError
 
 ENTITIES = "Q30\tUnited States\tUSA\tAmerica\nQ7294\tJohannes Brahms\nQ1055\tHamburg\tHansestadt\nQ8\tHamburg\nQ9\t \n"
@@ -81,6 +84,41 @@ def test_names_are_found_whatever_the_order_of_the_ids(tmp_path):
     numbers = [(n * 7919) % 10007 for n in range(1, 2000)]
     path.write_text("".join(f"Q{n}\tname {n}\talias {n}\n" for n in numbers))
     with EntityNames(path) as entities:
-        found = entities.look_up(sorted([*numbers, 10**6]))
+        found = entities.look_up(np.array(sorted([*numbers, 10**6])))
         assert len(entities) == len(numbers)
     assert found == {n: (f"name {n}", (f"alias {n}",), False) for n in numbers}
+
+
+def test_of_more_triples_than_wanted_those_of_a_random_sample_of_subjects_are_named(folder):
+    numbers = range(1, 2001)
+    entities = "".join(f"Q{n}\tname {n}\n" for n in numbers)
+    triples = "".join(f"Q{n}\tP{relation}\tQ{n % 2000 + 1}\n" for n in numbers for relation in (19, 31))
+    path = folder(triples, entities)
+    found = list(import_wikidata5m(path, limit=1000, seed=1))
+    kept = [fact for fact in found if isinstance(fact, Candidate)]
+    assert 800 < len(kept) <= 1000
+    subjects = Counter(fact.subject for fact in kept)
+    assert set(subjects.values()) == {2}  # all triples of a subject or none
+    assert 150 < sum(int(name.split()[1]) > 1000 for name in subjects) < 350  # from all over the ids
+    left_out = {row.relation: row.count for row in found if isinstance(row, Dropped)}
+    assert left_out == {"P19": 2000 - len(subjects), "P31": 2000 - len(subjects)}
+    other = {fact.subject for fact in import_wikidata5m(path, limit=1000, seed=2) if isinstance(fact, Candidate)}
+    assert len(other & set(subjects)) < 200  # the seed's: about a quarter of either are in both
+    assert all(isinstance(fact, Candidate) for fact in import_wikidata5m(path, limit=4000))
+    assert {row.reason for row in found if isinstance(row, Dropped)} == {NOT_SAMPLED}
+
+
+def test_a_malformed_line_among_many_is_read_around_and_named(folder, monkeypatch):
+    monkeypatch.setattr(wikidata5m_triples, "_BLOCK", 64)
+    lines = [f"Q7294\tP19\tQ{1055 if n % 2 else 30}" for n in range(40)]
+    expected = [fact.where.rpartition(":")[2] for fact in import_wikidata5m(folder("\n".join(lines)))]
+    assert expected == [str(n) for n in range(1, 41)]
+    lines[25] = "Q7294\tQ19\tQ30"
+    path = folder("\r\n".join(lines))
+    with pytest.raises(InputError, match=r"triplet\.txt:26: not an id: 'Q19'"):
+        list(import_wikidata5m(path))
+    found = list(import_wikidata5m(path, skip_errors=True))
+    assert [row.count for row in found if isinstance(row, Dropped)] == [1]
+    assert [int(fact.where.rpartition(":")[2]) for fact in found if isinstance(fact, Candidate)] == [
+        number for number in range(1, 41) if number != 26
+    ]
