@@ -49,6 +49,11 @@ class Ragged:
         starts = starts_of(last - first)
         return Ragged(self.values[ranges(self.starts[:-1] + first, starts)], starts)
 
+    def taken(self, chosen: NDArray[np.int64]) -> Ragged:
+        """Some sequences, in the order in which they are named."""
+        starts = starts_of(self.lengths[chosen])
+        return Ragged(self.values[ranges(self.starts[chosen], starts)], starts)
+
     def padded(self, width: int) -> NDArray[np.int32]:
         """[N, width], -1 beyond each sequence's end."""
         table = np.full((len(self), width), -1, dtype=np.int32)
