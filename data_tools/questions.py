@@ -18,10 +18,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_tools.facts import Fact
 from data_tools.names import name_words
 from data_tools.paraphrases import Paraphrases, with_paraphrases
-from data_tools.templates import SPLITS, Templates, fill
+from data_tools.templates import SPLITS, Rendered, Templates, fill
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
 
@@ -158,27 +161,51 @@ def iter_questions(
                     "split": split,
                     "template": index,
                     "answer": answer,
-                    "options": [tokenize_option(template, fact.subject, option, tokenizer) for option in options],
+                    "options": tokenize_options(template, fact.subject, options, tokenizer),
                 }
                 if fact.object_aliases:
                     names = fact.object_aliases
-                    row["aliases"] = [tokenize_option(template, fact.subject, name, tokenizer) for name in names]
+                    row["aliases"] = tokenize_options(template, fact.subject, names, tokenizer)
                 yield row
 
 
 def tokenize_option(template: str, subject: str, option: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """Text, token ids and answer span of a template with an option filled in."""
-    statement = fill(template, subject, option)
-    start, end = statement.answer
-    # A token belongs to the option if it covers one of its characters; the piece of its first word covers the space
-    # before it as well. A space that has a token of its own belongs to the option too, also the one that the tokenizer
-    # puts before a statement, whose range is empty.
-    encoding = tokenizer.encode_with_spans(statement.text)
-    spans = encoding.spans
-    inside = [index for index, (first, last) in enumerate(spans) if first < end and last > start]
-    assert inside, f"no token covers {option!r} in {statement.text!r}"
-    first = inside[0]
-    space = statement.text[:start].endswith(" ") or start == 0
-    if first > 0 and space and spans[first][0] == start and spans[first - 1] == (max(start - 1, 0), start):
-        first -= 1
-    return {"text": option, "tokens": encoding.tokens, "span": [first, inside[-1] + 1]}
+    return tokenize_options(template, subject, [option], tokenizer)[0]
+
+
+def tokenize_options(
+    template: str, subject: str, options: Sequence[str], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """Text, token ids and answer span of a template with each option filled in."""
+    tokens, spans = tokenize_statements([fill(template, subject, option) for option in options], tokenizer)
+    return [
+        {"text": option, "tokens": own, "span": span}
+        for option, own, span in zip(options, tokens, spans.tolist(), strict=True)
+    ]
+
+
+def tokenize_statements(
+    statements: Sequence[Rendered], tokenizer: Tokenizer
+) -> tuple[list[list[int]], NDArray[np.int64]]:
+    """Token ids of statements, each tokenized as a whole, and [statements, 2] the token ranges of their answers.
+
+    A token belongs to the answer if it covers one of its characters; the piece of its first word covers the space before
+    it as well. A space that has a token of its own belongs to the answer too, also the one that the tokenizer puts before
+    a statement, whose range is empty.
+    """
+    tokens, spans = tokenizer.encode_batch_with_spans([statement.text for statement in statements])
+    counts = np.array([len(own) for own in tokens], dtype=np.int64)
+    begins = np.cumsum(counts) - counts
+    answers = np.array([statement.answer for statement in statements], dtype=np.int64).reshape(-1, 2)
+    first, last = spans.T
+    of_token = np.repeat(np.arange(len(statements)), counts)
+    inside = np.flatnonzero((first < answers[of_token, 1]) & (last > answers[of_token, 0]))
+    bounds = np.searchsorted(of_token[inside], np.arange(len(statements) + 1))
+    for number in np.flatnonzero(np.diff(bounds) == 0):
+        raise AssertionError(f"no token covers the answer in {statements[number].text!r}")
+    starts, stops = inside[bounds[:-1]], inside[bounds[1:] - 1] + 1
+    space = np.array([s.answer[0] == 0 or s.text[s.answer[0] - 1] == " " for s in statements], dtype=bool)
+    own = space & (starts > begins) & (first[starts] == answers[:, 0]) & (last[starts - 1] == answers[:, 0])
+    own &= first[starts - 1] == np.maximum(answers[:, 0] - 1, 0)
+    return tokens, np.stack([starts - own - begins, stops - begins], axis=1)
