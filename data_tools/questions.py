@@ -35,7 +35,7 @@ _DRAWS = 8  # then all names are looked through
 
 
 def choose_options(
-    facts: Sequence[Fact], *, distractors: int, seed: int, asked: int | None = None
+    facts: Sequence[Fact], *, distractors: int | None, seed: int, asked: int | None = None
 ) -> dict[str, tuple[list[str], int]]:
     """Options of every asked fact: its object and distractors of the same relation and group, in random order.
 
@@ -49,7 +49,8 @@ def choose_options(
 
     Args:
         facts: all facts of the study.
-        distractors: wrong options of each question.
+        distractors: wrong options of each question; None for the whole answer space, every object of the group and
+            relation that is not right, all questions in the same order.
         seed: seed of the draw.
         asked: facts of each group to ask about, drawn at random and spread over its relations as the facts are, in
             whole blocks; None for all.
@@ -71,12 +72,15 @@ def choose_options(
     for (group, relation), cell in cells.items():
         rng = random.Random(f"{seed}/{group}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
         known = {fact.id: right[fact.relation, name_words(fact.subject)] for fact in cell}
-        blocks, rest = _blocks(rng.sample(cell, len(cell)), known, 1 + distractors)
         share = len(cell) if asked is None else -(-asked * len(cell) // sizes[group])  # rounded up
+        objects = [name for _, name in sorted({name_words(fact.object): fact.object for fact in cell}.items())]
+        if distractors is None:
+            chosen |= {fact.id: _whole_space(fact, objects, known[fact.id]) for fact in rng.sample(cell, share)}
+            continue
+        blocks, rest = _blocks(rng.sample(cell, len(cell)), known, 1 + distractors)
         blocks = blocks[: -(-share // (1 + distractors))]
         rest = rest[: max(0, share - len(blocks) * (1 + distractors))]
         options = {fact.id: [other.object for other in block] for block in blocks for fact in block}
-        objects = [name for _, name in sorted({name_words(fact.object): fact.object for fact in cell}.items())]
         for fact in rest:
             wrong = _draw_wrong(objects, known[fact.id], distractors, rng)
             if len(wrong) < distractors:
@@ -90,6 +94,20 @@ def choose_options(
                 order = rng.sample(options[fact.id], 1 + distractors)
                 chosen[fact.id] = (order, order.index(fact.object))
     return chosen
+
+
+def _whole_space(fact: Fact, objects: list[str], known: set[_Words]) -> tuple[list[str], int]:
+    """The fact's object among all objects that are not right for it, and its place."""
+    own = name_words(fact.object)
+    options = [name for name in objects if name_words(name) == own or name_words(name) not in known]
+    if len(options) < 2:
+        raise InputError(
+            f"fact {fact.id!r} has no wrong object in group {fact.group!r}",
+            remedy="more facts of this group and relation",
+        )
+    answer = next(place for place, name in enumerate(options) if name_words(name) == own)
+    options[answer] = fact.object
+    return options, answer
 
 
 def _draw_wrong(objects: list[str], known: set[_Words], count: int, rng: random.Random) -> list[str]:
@@ -138,7 +156,7 @@ def iter_questions(
     templates: Templates,
     tokenizer: Tokenizer,
     *,
-    distractors: int,
+    distractors: int | None,
     seed: int,
     asked: int | None = None,
     paraphrases: Paraphrases | None = None,
