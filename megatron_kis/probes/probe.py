@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_kis.probes.curves import learned_bits
 from megatron_kis.probes.forest import EdgeScores, Forest, plant
 from megatron_kis.probes.questions import QuestionSet
 from megatron_kis.probes.ragged import Ragged
@@ -203,6 +204,7 @@ class Probe:
             "correct": correct,
             "chance": chance,
             "corrected": (correct / len(chosen) - chance) / (1 - chance),
+            "bits": learned_bits(marks, table.sizes[chosen], weights=1 / asked[fact]),
             "margin": float(result.margins[chosen, column].mean(dtype=np.float64)),
             "facts_always": int((known == asked).sum()),
             "facts_ever": int((known > 0).sum()),
