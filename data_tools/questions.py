@@ -192,9 +192,7 @@ def tokenize_option(template: str, subject: str, option: str, tokenizer: Tokeniz
     return tokenize_options(template, subject, [option], tokenizer)[0]
 
 
-def tokenize_options(
-    template: str, subject: str, options: Sequence[str], tokenizer: Tokenizer
-) -> list[dict[str, Any]]:
+def tokenize_options(template: str, subject: str, options: Sequence[str], tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Text, token ids and answer span of a template with each option filled in."""
     tokens, spans = tokenize_statements([fill(template, subject, option) for option in options], tokenizer)
     return [
@@ -208,9 +206,9 @@ def tokenize_statements(
 ) -> tuple[list[list[int]], NDArray[np.int64]]:
     """Token ids of statements, each tokenized as a whole, and [statements, 2] the token ranges of their answers.
 
-    A token belongs to the answer if it covers one of its characters; the piece of its first word covers the space before
-    it as well. A space that has a token of its own belongs to the answer too, also the one that the tokenizer puts before
-    a statement, whose range is empty.
+    A token belongs to the answer if it covers one of its characters; the piece of its first word covers the space
+    before it as well. A space that has a token of its own belongs to the answer too, also the one that the tokenizer
+    puts before a statement, whose range is empty.
     """
     tokens, spans = tokenizer.encode_batch_with_spans([statement.text for statement in statements])
     counts = np.array([len(own) for own in tokens], dtype=np.int64)

@@ -90,6 +90,6 @@ def _print_table(found: dict[str, Any], rule: str) -> None:
             f"{row['bits']:.1f}",
         ]
         print(f"{row['group']:<12}{row['split']:<10}" + "".join(f"{cell:>10}" for cell in cells))
-    print("right: share of questions; always, ever: of facts, under all or some templates; completed: of answers at the")
-    print("end of a statement, those that greedy decoding gives; bits: log2 of the options of each fact that is known")
-    print("beyond guessing, over the parameters a capacity where learning has saturated")
+    print("right: share of questions; always, ever: of facts, under all or some templates; completed: of answers at")
+    print("the end of a statement, those that greedy decoding gives; bits: log2 of the options of each fact that is")
+    print("known beyond guessing; over the parameters a capacity, where learning has saturated")

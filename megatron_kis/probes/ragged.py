@@ -45,7 +45,7 @@ class Ragged:
         return Ragged(values, np.concatenate([self.starts, self.starts[-1] + other.starts[1:]]))
 
     def parts(self, first: NDArray[np.int64], last: NDArray[np.int64]) -> Ragged:
-        """Of each sequence the values from ``first`` on and before ``last``, both [N] and counted from its beginning."""
+        """Of each sequence the values from ``first`` on and before ``last``, both [N]."""
         starts = starts_of(last - first)
         return Ragged(self.values[ranges(self.starts[:-1] + first, starts)], starts)
 
