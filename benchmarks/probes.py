@@ -4,7 +4,8 @@
 
 ``FOLDER`` is a data set in the format of BEAR and LM-Pub-Quiz: BEAR itself, or what ``kis data export`` writes of a
 group. ``ENV`` has lm-pub-quiz, lm-eval, transformers and torch. Each fact is asked with its relation's whole answer
-space under every template. ``--subjects`` takes a share of each relation's facts, spread evenly over its file, for all alike.
+space under every template. ``--subjects`` takes a share of each relation's facts, spread evenly over its file, for all
+alike.
 
 Rule ``statement`` (LM-Pub-Quiz: reduction "sum"; lm-eval: the log-likelihood of the statement after the token that ends
 documents). Tokenizing is counted on all sides. Prints JSON: seconds by the clock and of processor time, facts and

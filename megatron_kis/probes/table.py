@@ -1,7 +1,7 @@
 """Questions in columns: what a million facts take is arrays, and a question is an object only while it is looked at.
 
-Four options of 15 tokens take 120 bytes each, the question's share included; as tuples of Python integers in dataclasses
-they take 870.
+Four options of 15 tokens take 120 bytes each, the question's share included; as tuples of Python integers in
+dataclasses they take 870.
 """
 
 from __future__ import annotations
