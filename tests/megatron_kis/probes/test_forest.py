@@ -38,7 +38,9 @@ def path_of(forest: Forest, index: int) -> list[int]:
 @SEARCH
 @given(PATHS, st.integers(1, 40), st.booleans())
 def test_each_path_sees_itself_alone_and_whole(paths: list[tuple[int, ...]], width: int, branching: bool) -> None:
-    forest = plant(paths, width=width, branching=branching)
+    with pytest.MonkeyPatch.context() as patch:  # several pieces
+        patch.setattr("megatron_kis.probes.forest._PATHS_AT_ONCE", len(paths) // 3)
+        forest = plant(paths, width=width, branching=branching)
     assert [path_of(forest, index) for index in range(len(paths))] == [list(path) for path in paths]
     longest = max(len(path) for path in paths)
     assert forest.counts.max() <= max(width, longest)
