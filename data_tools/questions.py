@@ -218,7 +218,7 @@ def tokenize_statements(
     of_token = np.repeat(np.arange(len(statements)), counts)
     inside = np.flatnonzero((first < answers[of_token, 1]) & (last > answers[of_token, 0]))
     bounds = np.searchsorted(of_token[inside], np.arange(len(statements) + 1))
-    for number in np.flatnonzero(np.diff(bounds) == 0):
+    for number in np.flatnonzero(np.diff(bounds) == 0).tolist():
         raise AssertionError(f"no token covers the answer in {statements[number].text!r}")
     starts, stops = inside[bounds[:-1]], inside[bounds[1:] - 1] + 1
     space = np.array([s.answer[0] == 0 or s.text[s.answer[0] - 1] == " " for s in statements], dtype=bool)
