@@ -1,11 +1,16 @@
-"""The probe beside LM-Pub-Quiz: same checkpoint, facts, templates and options, one thread each, in turns.
+"""The probe beside LM-Pub-Quiz and lm-eval: same checkpoint, facts, templates and options, one thread each, in turns.
 
-    python -m benchmarks.probes RUN_DIR --facts facts.jsonl --templates templates.yaml --peer ENV/bin/python
+    python -m benchmarks.probes RUN_DIR --data FOLDER --peer ENV/bin/python [--subjects 0.05]
 
-``ENV`` has lm-pub-quiz, transformers and torch. Each fact is asked with its relation's whole answer space under every
-held-out template, rule ``statement`` (LM-Pub-Quiz: reduction "sum"), tokenizing included on both sides. Prints JSON:
-seconds by the clock and of processor time, facts a second, the largest difference of a score, and the arithmetic floor:
-FLOPs of the nodes over the speed of a matrix product of the model's output layer.
+``FOLDER`` is a data set in the format of BEAR and LM-Pub-Quiz: BEAR itself, or what ``kis data export`` writes of a
+group. ``ENV`` has lm-pub-quiz, lm-eval, transformers and torch. Each fact is asked with its relation's whole answer
+space under every template. ``--subjects`` takes a share of each relation's facts, spread evenly over its file, for all
+alike.
+
+Rule ``statement`` (LM-Pub-Quiz: reduction "sum"; lm-eval: the log-likelihood of the statement after the token that ends
+documents). Tokenizing is counted on all sides. Prints JSON: seconds by the clock and of processor time, facts and
+questions a second, the largest difference of a score, and the arithmetic floor: FLOPs of the nodes over the speed of a
+matrix product of the model's output layer.
 """
 
 from __future__ import annotations
@@ -18,110 +23,131 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from data_tools.exports import export_bear
-from data_tools.facts import load_facts
-from data_tools.questions import tokenize_option
-from data_tools.templates import load_templates
-from data_tools.tokenizer import load_tokenizer
+from data_tools.importers.bear import METADATA
+from data_tools.questions import tokenize_statements
+from data_tools.templates import fill
+from data_tools.tokenizer import Tokenizer, load_tokenizer
 from megatron_kis.export.huggingface import export_huggingface
 from megatron_kis.files import read_json_lines
 from megatron_kis.model.ladder import ModelShape
 from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
-from megatron_kis.probes.questions import Option, Question, QuestionSet
+from megatron_kis.probes.questions import QuestionSet
 from megatron_kis.probes.restore import read_config, restored
+from megatron_kis.probes.table import QuestionColumns
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--facts", type=Path, required=True)
-    parser.add_argument("--templates", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--peer", type=Path, required=True)
-    parser.add_argument("--group", default="infused")
+    parser.add_argument("--subjects", type=float, default=1.0)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--peer-batch", type=int, default=32)
+    parser.add_argument("--tools", nargs="+", default=["lm_pub_quiz", "lm_eval"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        export_bear(
-            load_facts(options.facts), load_templates(options.templates), folder / "data", groups=[options.group]
-        )
+        _take(options.data, folder / "data", options.subjects)
         export_huggingface(options.run, folder / "model")
         print(json.dumps(_measure(options, folder)))
+
+
+def _take(source: Path, folder: Path, share: float) -> None:
+    """Copies a data set, of each relation every n-th fact."""
+    folder.mkdir()
+    metadata = (source / METADATA).read_text(encoding="utf-8")
+    (folder / METADATA).write_text(metadata, encoding="utf-8")
+    for relation in json.loads(metadata):
+        lines = (source / f"{relation}.jsonl").read_text(encoding="utf-8").splitlines()
+        wanted = np.linspace(0, len(lines) - 1, max(1, round(share * len(lines)))).round().astype(int)
+        (folder / f"{relation}.jsonl").write_text("".join(f"{lines[at]}\n" for at in wanted), encoding="utf-8")
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     config = read_config(options.run)
     tokenizer = load_tokenizer(config.data.tokenizer)
-    prepared, ours, theirs, difference = [], [], [], 0.0
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", *options.tools)}
+    difference = dict.fromkeys(options.tools, 0.0)
     for _ in range(options.turns):
-        peer = _peer(options, folder)
+        peers = {tool: _peer(tool, options, folder) for tool in options.tools}
         with restored(options.run, config, vocabulary=tokenizer.vocab_size, step=None) as (engine, _):
             scorer = Scorer(engine)
-            clock, spent = time.perf_counter(), time.process_time()
-            questions, names = _questions(folder / "data" / options.group, tokenizer)
-            prepared.append(time.process_time() - spent)
+            spent = [time.process_time()]
+            clock = time.perf_counter()
+            questions, names = _questions(folder / "data", tokenizer)
+            spent.append(time.process_time())
             probe = Probe(questions, first=tokenizer.eod_id, batch_size=config.probes.batch_size)
+            spent.append(time.process_time())
             edges = scorer.score(probe.forest, probe._rows_a_pass)
             assert edges is not None
+            spent.append(time.process_time())
             scores, _ = probe._option_scores(edges)
-            ours.append((time.perf_counter() - clock, time.process_time() - spent))
-        theirs.append((peer["seconds"], peer["processor"]))
-        found = {(relation, subject, template): values for relation, subject, template, values in peer["scores"]}
-        at = 0
-        for key, question in zip(names, questions.questions, strict=True):
-            mine = scores[at : at + len(question.options), 0]
-            difference = max(difference, *abs(mine - found[key]).tolist())
-            at += len(question.options)
+            spent.append(time.process_time())
+            parts = dict(zip(("tokenizing", "layout", "model", "rules"), np.diff(spent).tolist(), strict=True))
+            seconds = time.perf_counter() - clock
+            times["ours"].append({"seconds": seconds, "processor": spent[-1] - spent[0], **parts})
+        for tool, peer in peers.items():
+            times[tool].append({"seconds": peer["seconds"], "processor": peer["processor"]})
+            found = {(relation, subject, template): values for relation, subject, template, values in peer["scores"]}
+            for number, key in enumerate(names):
+                mine = scores[questions.table.starts[number] : questions.table.starts[number + 1], 0]
+                difference[tool] = max(difference[tool], float(np.abs(mine - found[key]).max()))
     floor, speed = _floor(config.model.shape(), padded_vocabulary(tokenizer.vocab_size), probe.forest.nodes)
-    (our_clock, our_spent), (their_clock, their_spent) = min(ours), min(theirs)
-    tokens = sum(len(option.tokens) for question in questions.questions for option in question.options)
+    facts = len({key[:2] for key in names})
     return {
-        "questions": len(questions.questions),
-        "options": at,
-        "tokens": tokens,
+        "facts": facts,
+        "questions": len(names),
+        "options": len(scores),
+        "tokens": len(questions.table.tokens.values),
         "nodes": probe.forest.nodes,
-        "tokenizing": min(prepared),
-        "ours": {"seconds": our_clock, "processor": our_spent, "a_second": len(names) / our_clock},
-        "lm_pub_quiz": {"seconds": their_clock, "processor": their_spent, "a_second": len(names) / their_clock},
-        "ratio_by_turn": [round(b[1] / a[1], 2) for a, b in zip(ours, theirs, strict=True)],
+        **{name: _best(turns, facts, len(names)) for name, turns in times.items()},
+        "ratios_by_turn": {
+            tool: [round(b["processor"] / a["processor"], 2) for a, b in zip(times["ours"], times[tool], strict=True)]
+            for tool in options.tools
+        },
         "largest_difference": difference,
         "floor_seconds": floor,
         "gflops_of_a_product": speed / 1e9,
     }
 
 
-def _questions(folder: Path, tokenizer: Any) -> tuple[QuestionSet, list[tuple[str, str, int]]]:
-    """Every fact of the exported data set under every template, with its relation's answer space."""
-    metadata = json.loads((folder / "metadata_relations.json").read_text(encoding="utf-8"))
-    questions, names = [], []
+def _best(turns: list[dict[str, float]], facts: int, questions: int) -> dict[str, float]:
+    """The turn of the least processor time."""
+    best = min(turns, key=lambda turn: turn["processor"])
+    return {**best, "facts_a_second": facts / best["processor"], "questions_a_second": questions / best["processor"]}
+
+
+def _questions(folder: Path, tokenizer: Tokenizer) -> tuple[QuestionSet, list[tuple[str, str, int]]]:
+    """Every fact of a data set under every template, with its relation's answer space."""
+    metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    columns, names = QuestionColumns(), []
     for relation, content in metadata.items():
-        for _, row in read_json_lines(folder / f"{relation}.jsonl"):
-            for number, template in enumerate(content["templates"]):
-                encoded = [
-                    tokenize_option(template, row["sub_label"], label, tokenizer)
-                    for label in content["answer_space_labels"]
-                ]
-                choices = tuple(Option(o["text"], tuple(o["tokens"]), tuple(o["span"])) for o in encoded)
-                questions.append(
-                    Question(row["fact_id"], "infused", relation, "held_out", number, row["answer_idx"], choices)
-                )
-                names.append((relation, row["sub_label"], number))
-    return QuestionSet({}, tuple(questions)), names
+        answers = content["answer_space_labels"]
+        for number, row in read_json_lines(folder / f"{relation}.jsonl"):
+            for template, text in enumerate(content["templates"]):
+                name = (relation, row["sub_label"], template)
+                columns.add(f"{relation}/{number}", "infused", relation, "held_out", template, row["answer_idx"],
+                            len(answers))  # fmt: skip
+                tokens, spans = tokenize_statements([fill(text, row["sub_label"], a) for a in answers], tokenizer)
+                for own in zip(answers, tokens, spans.tolist(), strict=True):
+                    columns.add_option(*own)
+                names.append(name)
+    return QuestionSet({}, columns.table()), names
 
 
-def _peer(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _peer(tool: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     output = folder / "peer.json"
     script = Path(__file__).with_name("probes_peer.py")
-    data = folder / "data" / options.group
-    command = [str(options.peer), str(script), str(folder / "model"), str(data), str(options.peer_batch), str(output)]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    command = [str(options.peer), str(script), tool, str(folder / "model"), str(folder / "data")]
+    subprocess.run([*command, str(options.peer_batch), str(output)], check=True, stderr=subprocess.DEVNULL)
     content: dict[str, Any] = json.loads(output.read_text())
     return content
 

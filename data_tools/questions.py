@@ -18,10 +18,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_tools.facts import Fact
 from data_tools.names import name_words
 from data_tools.paraphrases import Paraphrases, with_paraphrases
-from data_tools.templates import SPLITS, Templates, fill
+from data_tools.templates import SPLITS, Rendered, Templates, fill
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
 
@@ -32,7 +35,7 @@ _DRAWS = 8  # then all names are looked through
 
 
 def choose_options(
-    facts: Sequence[Fact], *, distractors: int, seed: int, asked: int | None = None
+    facts: Sequence[Fact], *, distractors: int | None, seed: int, asked: int | None = None
 ) -> dict[str, tuple[list[str], int]]:
     """Options of every asked fact: its object and distractors of the same relation and group, in random order.
 
@@ -46,7 +49,8 @@ def choose_options(
 
     Args:
         facts: all facts of the study.
-        distractors: wrong options of each question.
+        distractors: wrong options of each question; None for the whole answer space, every object of the group and
+            relation that is not right, all questions in the same order.
         seed: seed of the draw.
         asked: facts of each group to ask about, drawn at random and spread over its relations as the facts are, in
             whole blocks; None for all.
@@ -68,12 +72,15 @@ def choose_options(
     for (group, relation), cell in cells.items():
         rng = random.Random(f"{seed}/{group}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
         known = {fact.id: right[fact.relation, name_words(fact.subject)] for fact in cell}
-        blocks, rest = _blocks(rng.sample(cell, len(cell)), known, 1 + distractors)
         share = len(cell) if asked is None else -(-asked * len(cell) // sizes[group])  # rounded up
+        objects = [name for _, name in sorted({name_words(fact.object): fact.object for fact in cell}.items())]
+        if distractors is None:
+            chosen |= {fact.id: _whole_space(fact, objects, known[fact.id]) for fact in rng.sample(cell, share)}
+            continue
+        blocks, rest = _blocks(rng.sample(cell, len(cell)), known, 1 + distractors)
         blocks = blocks[: -(-share // (1 + distractors))]
         rest = rest[: max(0, share - len(blocks) * (1 + distractors))]
         options = {fact.id: [other.object for other in block] for block in blocks for fact in block}
-        objects = [name for _, name in sorted({name_words(fact.object): fact.object for fact in cell}.items())]
         for fact in rest:
             wrong = _draw_wrong(objects, known[fact.id], distractors, rng)
             if len(wrong) < distractors:
@@ -87,6 +94,20 @@ def choose_options(
                 order = rng.sample(options[fact.id], 1 + distractors)
                 chosen[fact.id] = (order, order.index(fact.object))
     return chosen
+
+
+def _whole_space(fact: Fact, objects: list[str], known: set[_Words]) -> tuple[list[str], int]:
+    """The fact's object among all objects that are not right for it, and its place."""
+    own = name_words(fact.object)
+    options = [name for name in objects if name_words(name) == own or name_words(name) not in known]
+    if len(options) < 2:
+        raise InputError(
+            f"fact {fact.id!r} has no wrong object in group {fact.group!r}",
+            remedy="more facts of this group and relation",
+        )
+    answer = next(place for place, name in enumerate(options) if name_words(name) == own)
+    options[answer] = fact.object
+    return options, answer
 
 
 def _draw_wrong(objects: list[str], known: set[_Words], count: int, rng: random.Random) -> list[str]:
@@ -135,7 +156,7 @@ def iter_questions(
     templates: Templates,
     tokenizer: Tokenizer,
     *,
-    distractors: int,
+    distractors: int | None,
     seed: int,
     asked: int | None = None,
     paraphrases: Paraphrases | None = None,
@@ -158,27 +179,49 @@ def iter_questions(
                     "split": split,
                     "template": index,
                     "answer": answer,
-                    "options": [tokenize_option(template, fact.subject, option, tokenizer) for option in options],
+                    "options": tokenize_options(template, fact.subject, options, tokenizer),
                 }
                 if fact.object_aliases:
                     names = fact.object_aliases
-                    row["aliases"] = [tokenize_option(template, fact.subject, name, tokenizer) for name in names]
+                    row["aliases"] = tokenize_options(template, fact.subject, names, tokenizer)
                 yield row
 
 
 def tokenize_option(template: str, subject: str, option: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """Text, token ids and answer span of a template with an option filled in."""
-    statement = fill(template, subject, option)
-    start, end = statement.answer
-    # A token belongs to the option if it covers one of its characters; the piece of its first word covers the space
-    # before it as well. A space that has a token of its own belongs to the option too, also the one that the tokenizer
-    # puts before a statement, whose range is empty.
-    encoding = tokenizer.encode_with_spans(statement.text)
-    spans = encoding.spans
-    inside = [index for index, (first, last) in enumerate(spans) if first < end and last > start]
-    assert inside, f"no token covers {option!r} in {statement.text!r}"
-    first = inside[0]
-    space = statement.text[:start].endswith(" ") or start == 0
-    if first > 0 and space and spans[first][0] == start and spans[first - 1] == (max(start - 1, 0), start):
-        first -= 1
-    return {"text": option, "tokens": encoding.tokens, "span": [first, inside[-1] + 1]}
+    return tokenize_options(template, subject, [option], tokenizer)[0]
+
+
+def tokenize_options(template: str, subject: str, options: Sequence[str], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Text, token ids and answer span of a template with each option filled in."""
+    tokens, spans = tokenize_statements([fill(template, subject, option) for option in options], tokenizer)
+    return [
+        {"text": option, "tokens": own, "span": span}
+        for option, own, span in zip(options, tokens, spans.tolist(), strict=True)
+    ]
+
+
+def tokenize_statements(
+    statements: Sequence[Rendered], tokenizer: Tokenizer
+) -> tuple[list[list[int]], NDArray[np.int64]]:
+    """Token ids of statements, each tokenized as a whole, and [statements, 2] the token ranges of their answers.
+
+    A token belongs to the answer if it covers one of its characters; the piece of its first word covers the space
+    before it as well. A space that has a token of its own belongs to the answer too, also the one that the tokenizer
+    puts before a statement, whose range is empty.
+    """
+    tokens, spans = tokenizer.encode_batch_with_spans([statement.text for statement in statements])
+    counts = np.array([len(own) for own in tokens], dtype=np.int64)
+    begins = np.cumsum(counts) - counts
+    answers = np.array([statement.answer for statement in statements], dtype=np.int64).reshape(-1, 2)
+    first, last = spans.T
+    of_token = np.repeat(np.arange(len(statements)), counts)
+    inside = np.flatnonzero((first < answers[of_token, 1]) & (last > answers[of_token, 0]))
+    bounds = np.searchsorted(of_token[inside], np.arange(len(statements) + 1))
+    for number in np.flatnonzero(np.diff(bounds) == 0).tolist():
+        raise AssertionError(f"no token covers the answer in {statements[number].text!r}")
+    starts, stops = inside[bounds[:-1]], inside[bounds[1:] - 1] + 1
+    space = np.array([s.answer[0] == 0 or s.text[s.answer[0] - 1] == " " for s in statements], dtype=bool)
+    own = space & (starts > begins) & (first[starts] == answers[:, 0]) & (last[starts - 1] == answers[:, 0])
+    own &= first[starts - 1] == np.maximum(answers[:, 0] - 1, 0)
+    return tokens, np.stack([starts - own - begins, stops - begins], axis=1)

@@ -84,7 +84,7 @@ def render(
     tokenizer: Tokenizer,
     prefix: Path,
     *,
-    distractors: int = 3,
+    distractors: int | None = 3,
     seed: int = 0,
     longest_exposure: int | None = None,
     asked: int | None = None,
@@ -98,7 +98,7 @@ def render(
         templates: templates of at least their relations.
         tokenizer: the tokenizer of the corpus.
         prefix: where to write.
-        distractors: wrong options of a question.
+        distractors: wrong options of a question; None for every object of its group and relation.
         seed: seed of the distractors.
         longest_exposure: most tokens of an exposure, the end-of-document token included; None for any.
         asked: facts of each group to ask about; None for all.
@@ -214,7 +214,7 @@ def _too_long(offenders: list[str], longest: int | None, where: str) -> InputErr
 
 
 def _header(
-    facts: Sequence[Fact], tokenizer: Tokenizer, *, distractors: int, seed: int, asked: int | None
+    facts: Sequence[Fact], tokenizer: Tokenizer, *, distractors: int | None, seed: int, asked: int | None
 ) -> dict[str, Any]:
     return {
         "schema": "kis.questions/1",
@@ -222,7 +222,7 @@ def _header(
         "vocab_size": tokenizer.vocab_size,
         "eod_id": tokenizer.eod_id,
         "distractors_per_question": distractors,
-        "chance": 1 / (1 + distractors),
+        "chance": None if distractors is None else 1 / (1 + distractors),
         "seed": seed,
         "facts": len(facts),
         "asked_facts_per_group": asked,
@@ -231,7 +231,7 @@ def _header(
         "eod_scored": False,
         "space_before_answer": "answer",
         "distractor_source": "same relation and group",
-        "distractor_design": "blocks",
+        "distractor_design": "whole answer space" if distractors is None else "blocks",
         "options_shared_by_templates": True,
         "article_before_answer": "of each option, where the template says a(n)",
     }

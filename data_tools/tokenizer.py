@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megatron_kis.errors import InputError
 
 EOD_PIECE = "<|endoftext|>"
@@ -69,6 +72,16 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_with_spans(self, text: str) -> Encoding:
         """Token ids and the characters that each covers."""
+
+    def encode_batch_with_spans(self, texts: list[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
+        """Token ids of several texts, and what :meth:`encode_with_spans` says of each.
+
+        Returns:
+            The ids of each text, and [tokens of all texts, 2] the characters that each token covers in its text.
+        """
+        encodings = [self.encode_with_spans(text) for text in texts]
+        spans = [span for encoding in encodings for span in encoding.spans]
+        return [encoding.tokens for encoding in encodings], np.array(spans, dtype=np.int64).reshape(-1, 2)
 
     @abstractmethod
     def decode(self, tokens: list[int]) -> str:

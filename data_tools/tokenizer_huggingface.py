@@ -13,6 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_tools.tokenizer import EOD_PIECE, Encoding, Tokenizer, read_model
 from megatron_kis.errors import InputError
 from megatron_kis.files import atomic_path, write_json
@@ -57,6 +60,12 @@ class HuggingFaceTokenizer(Tokenizer):
         """Token ids and the characters that each covers."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return Encoding(encoding.ids, encoding.offsets)
+
+    def encode_batch_with_spans(self, texts: list[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
+        """Token ids of several texts, and [tokens of all, 2] the characters that each covers in its text."""
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        spans = [span for encoding in encodings for span in encoding.offsets]
+        return [encoding.ids for encoding in encodings], np.array(spans, dtype=np.int64).reshape(-1, 2)
 
     def decode(self, tokens: list[int]) -> str:
         """The text of token ids; special tokens become nothing."""

@@ -18,8 +18,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data_tools.tokenizer import EOD_PIECE, Encoding, Tokenizer, read_model
 from megatron_kis.errors import InputError
@@ -28,6 +32,9 @@ from megatron_kis.files import atomic_path, write_json
 _SMALLEST_VOCABULARY = 300  # 256 bytes, two special pieces, and the letters
 _SAMPLED_LINES = 2_000_000  # beyond this SentencePiece trains on a seeded sample: its memory is about 1 kB a line
 _LONGEST_LINE = 4_000  # characters; SentencePiece would silently skip longer lines
+
+
+_NO_TEXT = 1 << 32  # more than any text has: a token whose text is not its piece
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -41,6 +48,9 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor = processor
         pieces = range(self.vocab_size)
         self.spellings = tuple(processor.id_to_piece(piece) for piece in pieces if processor.is_control(piece))
+        self._characters = np.array(
+            [len(processor.id_to_piece(piece)) if _is_text(processor, piece) else _NO_TEXT for piece in pieces]
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end-of-document token."""
@@ -60,6 +70,27 @@ class SentencePieceTokenizer(Tokenizer):
             if spans[index][0] == spans[index][1] and self._processor.is_byte(tokens[index]):
                 spans[index] = spans[index + 1]
         return Encoding(tokens, spans)
+
+    def encode_batch_with_spans(self, texts: list[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
+        """Token ids of several texts, and [tokens of all, 2] the characters that each covers in its text.
+
+        SentencePiece's own offsets take five times as long as the ids. Where a text's pieces are its characters and the
+        space before it, their lengths say the same; other texts (bytes, normalised ones) are asked for one by one.
+        """
+        encoded = self.encode_batch(texts)
+        counts = np.array([len(tokens) for tokens in encoded], dtype=np.int64)
+        ends = np.cumsum(self._characters[np.fromiter(chain.from_iterable(encoded), np.int64, int(counts.sum()))])
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        before = np.concatenate([[0], ends])[starts]  # characters before each text, and of all
+        spans = np.empty((len(ends), 2), dtype=np.int64)
+        spans[:, 1] = ends - np.repeat(before[:-1] + 1, counts)  # the space before the text is none of its characters
+        spans[1:, 0] = spans[:-1, 1]
+        spans[starts[:-1][counts > 0], 0] = 0
+        plain = np.diff(before) == np.array([len(text) + 1 for text in texts])
+        for number in np.flatnonzero(~plain):
+            encoding = self.encode_with_spans(texts[number])
+            spans[starts[number] : starts[number + 1]] = np.array(encoding.spans).reshape(-1, 2)
+        return encoded, spans
 
     def _offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         if hasattr(self._processor, "encode_as_offset_mapping"):  # from 0.2.3
@@ -183,6 +214,11 @@ def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
     if processor.eos_id() < 0:
         raise InputError("has no end-of-document piece (eos_id is -1)", where=str(path), remedy=remedy)
     return SentencePieceTokenizer(processor, model)
+
+
+def _is_text(processor: Any, piece: int) -> bool:
+    """Whether a piece stands for its own characters."""
+    return not (processor.is_byte(piece) or processor.is_control(piece) or processor.is_unknown(piece))
 
 
 def _reason(error: RuntimeError) -> str:

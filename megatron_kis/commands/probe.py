@@ -28,6 +28,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
     parser.add_argument("--json", action="store_true", help="print all rules and the choices behind them as JSON")
     parser.add_argument("--outcomes", type=Path, metavar="FILE.npz", help="write the record a question")
+    when = "write when each question was learned, forgotten and learned again in the run's own probes; asks nothing"
+    parser.add_argument("--histories", type=Path, metavar="FILE.csv", help=when)
     parser.set_defaults(handler=_probe)
 
 
@@ -40,6 +42,12 @@ def _probe(options: argparse.Namespace) -> int:
         raise InputError(
             f"no scoring rule {options.scoring!r}", where="--scoring", remedy=nearest(options.scoring, RULES)
         )
+    if options.histories is not None:
+        from megatron_kis.probes.history import write_histories
+
+        moments = write_histories(options.run, options.histories, rule=options.scoring)
+        print(f"{options.histories}: {moments} moments, rule {options.scoring}")
+        return 0
     found = ask_checkpoint(
         options.run,
         step=options.step,
@@ -61,8 +69,9 @@ def _probe(options: argparse.Namespace) -> int:
 
 
 def _print_table(found: dict[str, Any], rule: str) -> None:
-    print(f"{found['run']}, step {found['step']}, {found['tokens']:,} tokens, rule {rule}")
-    names = ("questions", "facts", "right", "chance", "corrected", "margin", "always", "ever", "completed")
+    parameters = f"{found['parameters']:,} parameters"
+    print(f"{found['run']}, step {found['step']}, {found['tokens']:,} tokens, {parameters}, rule {rule}")
+    names = ("questions", "facts", "right", "chance", "corrected", "margin", "always", "ever", "completed", "bits")
     print(f"{'group':<12}{'split':<10}" + "".join(f"{name:>10}" for name in names))
     for row in found["rows"]:
         if row["scoring"] != rule:
@@ -78,9 +87,9 @@ def _print_table(found: dict[str, Any], rule: str) -> None:
             f"{row['facts_always'] / facts:.3f}",
             f"{row['facts_ever'] / facts:.3f}",
             f"{completed['correct'] / completed['n']:.3f}" if completed["n"] else "-",
+            f"{row['bits']:.1f}",
         ]
         print(f"{row['group']:<12}{row['split']:<10}" + "".join(f"{cell:>10}" for cell in cells))
-    print(
-        "right: share of questions; always, ever: of facts, under all or some templates; completed: of answers at the"
-    )
-    print("end of a statement, those that greedy decoding gives")
+    print("right: share of questions; always, ever: of facts, under all or some templates; completed: of answers at")
+    print("the end of a statement, those that greedy decoding gives; bits: log2 of the options of each fact that is")
+    print("known beyond guessing; over the parameters a capacity, where learning has saturated")

@@ -59,7 +59,8 @@ class SdpaAttention(MegatronModule):
             query: [sequence, batch, heads / TP, head width].
             key: [sequence, batch, groups / TP, head width], not expanded to the heads.
             value: as ``key``.
-            attention_mask: [batch or 1, 1, sequence, whole sequence], True where masked (Megatron's sense), or None.
+            attention_mask: [batch or 1, 1, sequence, whole sequence], True where masked (Megatron's sense), or numbers
+                to add to the scores; or None.
             attn_mask_type: overrides the layer's mask type.
             attention_bias: refused.
             packed_seq_params: refused.
@@ -82,7 +83,7 @@ class SdpaAttention(MegatronModule):
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         dropout = self.dropout if self.training else 0.0
         arguments: dict[str, Any] = {
-            "attn_mask": None if attention_mask is None else ~attention_mask,  # SDPA: True takes part
+            "attn_mask": _taking_part(attention_mask, q.dtype),
             "dropout_p": dropout,
             "is_causal": causal,
             "scale": self.softmax_scale,
@@ -95,3 +96,10 @@ class SdpaAttention(MegatronModule):
             context = scaled_dot_product_attention(q, k, v, **arguments)
         # [b, n, s, d] -> [s, b, n * d]
         return context.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
+
+
+def _taking_part(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """A mask in SDPA's sense: True takes part; numbers are of the queries' type."""
+    if mask is None:
+        return None
+    return ~mask if mask.dtype == torch.bool else mask.to(dtype)

@@ -69,18 +69,22 @@ def ask_checkpoint(
     ):
         scorer = Scorer(engine)
         probe = Probe(questions, first=tokenizer.eod_id, batch_size=size, branching=scorer.branching)
-        result = probe.ask(scorer.score)
+        result, parameters = probe.ask(scorer.score), engine.parameters()
         if result is None or not engine.layout.reports:
             return None
     if outcomes is not None:
         with atomic_path(outcomes) as partial, open(partial, "wb") as file:
             np.savez_compressed(file, **result.outcomes())  # type: ignore[arg-type]
-    rows = [{name: _finite(value) for name, value in row.items()} for row in result.rows]
+    rows = [
+        {name: _finite(value) for name, value in row.items()} | {"bits_per_parameter": row["bits"] / parameters}
+        for row in result.rows
+    ]
     return {
         "schema": PROBE_SCHEMA,
         "run": config.name,
         "step": checkpoint.step,
         "tokens": checkpoint.manifest["tokens"],
+        "parameters": parameters,
         "questions_file": str(path),
         "questions_sha256": sha256_file(path),
         **probe.settings(),

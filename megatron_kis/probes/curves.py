@@ -166,18 +166,19 @@ def retainability(
     return times[top:] - times[top], left
 
 
-def learned_bits(correct: ArrayLike, options: ArrayLike) -> float:
+def learned_bits(correct: ArrayLike, options: ArrayLike, *, weights: ArrayLike = 1.0) -> float:
     """Bits that a model knows of facts: log2 of the answers to choose from, of each that it knows beyond guessing.
 
     Among n facts with k options of which c are right, (c / n - 1 / k) / (1 - 1 / k) are taken for known; at chance the
     sum is zero on average, and a sample may lie below.
 
     Args:
-        correct: bool [facts].
-        options: int [facts], at least 2 each.
+        correct: bool [questions].
+        options: int [questions], at least 2 each.
+        weights: float [questions] or one for all: where a fact is asked in several ways, the share of each.
     """
     marks, sizes = np.asarray(correct, dtype=np.float64), np.asarray(options, dtype=np.float64)
-    return float(((marks - 1 / sizes) / (1 - 1 / sizes) * np.log2(sizes)).sum())
+    return float(((marks - 1 / sizes) / (1 - 1 / sizes) * np.log2(sizes) * np.asarray(weights)).sum())
 
 
 def bits_per_parameter(correct: ArrayLike, options: ArrayLike, parameters: int) -> float:

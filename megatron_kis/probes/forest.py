@@ -13,13 +13,18 @@ Two statements with the same tokens are one path, and so tie exactly. Pure numpy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from megatron_kis.probes.ragged import Ragged, starts_of
+
+Ints = NDArray[np.int32]
+
+_PATHS_AT_ONCE = 1 << 14
+"""Paths that are laid out in one go: tables of 16 ki paths x their length, however many there are in all."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Forest:
     ends: Ints
     """[R, W] where the nodes below a node end; padding sees itself alone."""
 
-    counts: Ints
+    counts: NDArray[np.int64]
     """[R] nodes of each row."""
 
     places: Ints
@@ -44,14 +49,14 @@ class Forest:
     labels: Ints
     """[E] the token whose log-likelihood is read."""
 
-    edge_starts: Ints
+    edge_starts: NDArray[np.int64]
     """[R + 1] first edge of each row."""
 
-    path_edges: Ints
-    """[sum of path lengths] the edges of all paths, one path behind the other."""
+    paths: Ragged
+    """The edges of each different path."""
 
-    path_starts: Ints
-    """[paths + 1] where each path begins in ``path_edges``."""
+    path_of: NDArray[np.int64]
+    """[statements] which path is a statement's; equal statements have the same."""
 
     branching: bool
     """Whether rows hold trees, or a single path each (and its beginnings)."""
@@ -73,95 +78,154 @@ class EdgeScores:
     """[E] whether no token is likelier."""
 
 
-def plant(paths: Sequence[tuple[int, ...]], *, first: int, width: int, branching: bool = True) -> Forest:
-    """Lays out token paths.
+def plant(statements: Ragged, *, first: int, width: int, branching: bool = True) -> Forest:
+    """Lays out statements.
 
-    Paths are taken in lexicographic order, so that neighbours share most, and put into a row until it is full.
+    They are taken in lexicographic order, so that neighbours share most, and put into a row until it is full.
 
     Args:
-        paths: the statements, none empty; equal ones share everything.
+        statements: their tokens, none empty; equal ones share everything.
         first: the token of each root.
         width: nodes of a row; raised to the longest path.
         branching: False for a model that has a causal mask only: no row holds two branches.
     """
-    width = max([width, *(len(path) for path in paths)])
-    order = sorted(range(len(paths)), key=paths.__getitem__)
-    grower = _Grower(first, width, branching)
-    edges_of: list[list[int]] = [[]] * len(paths)
-    for index in order:
-        edges_of[index] = grower.add(paths[index])
-    return grower.forest(edges_of)
+    longest = int(statements.lengths.max(initial=1))
+    table, path_of = _sorted(statements.padded(longest))
+    lengths = (table >= 0).sum(axis=1)
+    before = np.concatenate([[0], lengths])[: len(table)]
+    # What a path shares with the one before: tokens (edges), and nodes, the root among them.
+    shared = np.concatenate([[0], (table[1:] != table[:-1]).argmax(axis=1)])[: len(table)]
+    kept = np.minimum(shared + 1, np.minimum(lengths, before))
+    row_starts = _rows(lengths, kept, max(width, longest), np.flatnonzero(kept < before) if not branching else None)
+    shared[row_starts[:-1]] = kept[row_starts[:-1]] = 0
+    pieces = [_Piece.of(table[part], lengths[part], shared[part], kept[part], first) for part in _slices(row_starts)]
+    return _joined(pieces, row_starts, lengths, kept, shared, path_of, first=first, branching=branching)
 
 
-class _Grower:
-    """Rows that grow by one path at a time."""
+def _sorted(table: Ints) -> tuple[Ints, NDArray[np.int64]]:
+    """The different rows of a table in lexicographic order, and which of them each row is."""
+    order = np.lexsort(table.T[::-1])
+    table = table[order]
+    new = np.concatenate([[True], (table[1:] != table[:-1]).any(axis=1)])[: len(table)]
+    place = np.empty(len(table), dtype=np.int64)
+    place[order] = np.cumsum(new) - 1
+    return table[new], place
 
-    def __init__(self, first: int, width: int, branching: bool) -> None:
-        self._first, self._width, self._branching = first, width, branching
-        self._rows: list[tuple[list[int], list[int], list[int]]] = []  # tokens, depths, ends
-        self._places: list[int] = []
-        self._labels: list[int] = []
-        self._edge_starts: list[int] = []
-        self._path: tuple[int, ...] = ()
-        self._nodes: list[int] = []  # of the current path, the root first
-        self._edges: list[int] = []
 
-    def add(self, path: tuple[int, ...]) -> list[int]:
-        """Adds a path and returns its edges."""
-        shared = 0
-        for ours, theirs in zip(self._path, path, strict=False):
-            if ours != theirs:
-                break
-            shared += 1
-        kept = min(shared + 1, len(self._nodes), len(path))
-        splits = not self._branching and kept < len(self._nodes)
-        if not self._rows or splits or len(self._rows[-1][0]) + len(path) - kept > self._width:
-            self._close(0)
-            self._rows.append(([], [], []))
-            self._edge_starts.append(len(self._places))
-            self._edges, shared, kept = [], 0, 0
-        self._close(kept)
-        del self._edges[shared:]
-        tokens, depths, ends = self._rows[-1]
-        for depth in range(kept, len(path)):
-            self._nodes.append(len(tokens))
-            tokens.append(path[depth - 1] if depth else self._first)
-            depths.append(depth)
-            ends.append(0)
-        for at in range(shared, len(path)):
-            self._edges.append(len(self._places))
-            self._places.append(self._nodes[at])
-            self._labels.append(path[at])
-        self._path = path
-        return list(self._edges)
+def _rows(
+    lengths: NDArray[np.int64], kept: NDArray[np.int64], width: int, breaks: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """[rows + 1] first path of each row: as many paths as fit, none of ``breaks`` but as the first."""
+    # A row that begins with path i and ends with j holds lengths[i] nodes and what the paths i + 1 to j add.
+    added = np.cumsum(lengths - kept)
+    full, stops = added.tolist(), [] if breaks is None else breaks.tolist()
+    starts, at, stop = [0], 0, 0
+    while at < len(full):
+        end = bisect_right(full, width - int(lengths[at]) + full[at], lo=at)
+        while stop < len(stops) and stops[stop] <= at:
+            stop += 1
+        at = min(end, stops[stop]) if stop < len(stops) else end
+        starts.append(at)
+    return np.array(starts, dtype=np.int64)
 
-    def _close(self, kept: int) -> None:
-        """Leaves the branch below the first ``kept`` nodes of the current path."""
-        if self._rows:
-            tokens, _, ends = self._rows[-1]
-            for node in self._nodes[kept:]:
-                ends[node] = len(tokens)
-        del self._nodes[kept:]
 
-    def forest(self, edges_of: list[list[int]]) -> Forest:
-        self._close(0)
-        counts = np.array([len(tokens) for tokens, _, _ in self._rows], dtype=np.int64)
-        width = int(counts.max(initial=1))
-        tokens = np.full((len(counts), width), self._first, dtype=np.int64)
-        depths = np.zeros_like(tokens)
-        ends = np.tile(np.arange(1, width + 1), (len(counts), 1))
-        for row, (own, deep, stop) in enumerate(self._rows):
-            tokens[row, : len(own)], depths[row, : len(own)], ends[row, : len(own)] = own, deep, stop
-        lengths = [len(edges) for edges in edges_of]
-        return Forest(
-            tokens=tokens,
-            depths=depths,
-            ends=ends,
-            counts=counts,
-            places=np.array(self._places, dtype=np.int64),
-            labels=np.array(self._labels, dtype=np.int64),
-            edge_starts=np.array([*self._edge_starts, len(self._places)], dtype=np.int64),
-            path_edges=np.fromiter((edge for edges in edges_of for edge in edges), dtype=np.int64, count=sum(lengths)),
-            path_starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-            branching=self._branching,
+def _slices(row_starts: NDArray[np.int64]) -> list[slice]:
+    """Paths of whole rows, some ``_PATHS_AT_ONCE`` together."""
+    found, at = [], 0
+    while at < len(row_starts) - 1:
+        until = int(np.searchsorted(row_starts, row_starts[at] + _PATHS_AT_ONCE, side="right")) - 1
+        until = max(at + 1, until)
+        found.append(slice(int(row_starts[at]), int(row_starts[until])))
+        at = until
+    return found
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Neighbouring paths, laid out; nodes and edges are counted from the first of the piece."""
+
+    tokens: Ints
+    """[nodes]."""
+    depths: Ints
+    """[nodes]."""
+    ends: Ints
+    """[nodes] the node behind the last one below."""
+    places: Ints
+    """[edges] node of each."""
+    labels: Ints
+    """[edges]."""
+    path_edges: Ints
+    """[sum of path lengths]."""
+
+    @classmethod
+    def of(
+        cls, table: Ints, lengths: NDArray[np.int64], shared: NDArray[np.int64], kept: NDArray[np.int64], first: int
+    ) -> _Piece:
+        """Lays out paths that are padded to [paths, T]; a path that begins a row shares and keeps nothing."""
+        paths, depth = np.arange(len(table))[:, None], np.arange(table.shape[1])
+        inside = depth < lengths[:, None]
+        inputs = np.concatenate([np.full((len(table), 1), first, dtype=np.int32), table[:, :-1]], axis=1)
+        node_made, edge_made = inside & (depth >= kept[:, None]), inside & (depth >= shared[:, None])
+        node_starts, edge_starts = starts_of(lengths - kept), starts_of(lengths - shared)
+        # The node of a path at a depth is that of the last path that made one there; so are the edges.
+        maker = np.maximum.accumulate(np.where(node_made, paths, 0), axis=0)
+        nodes = (node_starts[:-1] - kept)[maker] + depth
+        maker = np.maximum.accumulate(np.where(edge_made, paths, 0), axis=0)
+        edges = (edge_starts[:-1] - shared)[maker] + depth
+        # A node's branch ends where a later path begins that does not keep it.
+        left = np.where(depth >= kept[:, None], paths, len(table))
+        leaver = np.full_like(left, len(table))
+        leaver[:-1] = np.minimum.accumulate(left[:0:-1], axis=0)[::-1]
+        return cls(
+            tokens=inputs[node_made],
+            depths=np.broadcast_to(depth, inside.shape)[node_made].astype(np.int32),
+            ends=node_starts[leaver[node_made]].astype(np.int32),
+            places=nodes[edge_made].astype(np.int32),
+            labels=table[edge_made],
+            path_edges=edges[inside].astype(np.int32),
         )
+
+
+def _joined(
+    pieces: list[_Piece],
+    row_starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    shared: NDArray[np.int64],
+    path_of: NDArray[np.int64],
+    *,
+    first: int,
+    branching: bool,
+) -> Forest:
+    """One forest of all pieces, its nodes counted from the beginning of their row."""
+    node_starts, edge_starts = starts_of(lengths - kept)[row_starts], starts_of(lengths - shared)[row_starts]
+    counts = np.diff(node_starts)
+    width = int(counts.max(initial=1))
+    inside = np.arange(width) < counts[:, None]
+    table = {"tokens": np.full(inside.shape, first, dtype=np.int32), "depths": np.zeros(inside.shape, dtype=np.int32),
+             "ends": np.tile(np.arange(1, width + 1, dtype=np.int32), (len(counts), 1))}  # fmt: skip
+    flat = {name: np.concatenate([np.zeros(0, dtype=np.int32), *(getattr(piece, name) for piece in pieces)])
+            for name in ("tokens", "depths", "ends", "places", "labels", "path_edges")}  # fmt: skip
+    # Pieces count from their own first node and edge.
+    sizes = [(len(piece.tokens), len(piece.places), len(piece.path_edges)) for piece in pieces]
+    nodes_before = starts_of([nodes for nodes, _, _ in sizes])[:-1]
+    edges_before = starts_of([edges for _, edges, _ in sizes])[:-1]
+    of_nodes = np.repeat(nodes_before, [nodes for nodes, _, _ in sizes]) - np.repeat(node_starts[:-1], counts)
+    of_edges = np.repeat(nodes_before, [edges for _, edges, _ in sizes]) - np.repeat(
+        node_starts[:-1], np.diff(edge_starts)
+    )
+    flat["ends"] += of_nodes.astype(np.int32)
+    flat["places"] += of_edges.astype(np.int32)
+    flat["path_edges"] += np.repeat(edges_before, [size for _, _, size in sizes]).astype(np.int32)
+    for name, values in table.items():
+        values[inside] = flat[name]
+    return Forest(
+        **table,
+        counts=counts,
+        places=flat["places"],
+        labels=flat["labels"],
+        edge_starts=edge_starts,
+        paths=Ragged(flat["path_edges"], starts_of(lengths)),
+        path_of=path_of,
+        branching=branching,
+    )

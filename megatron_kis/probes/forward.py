@@ -1,8 +1,9 @@
 """The model's side of a probe: rows of a forest through Megatron's pipeline, log-likelihoods of their edges out.
 
 Options of one row do not see each other (an attention mask), and each stands where it would stand alone (rotary angles
-by depth in place of the place in the row). The output layer's logits are reduced on the last stage: one normaliser a
-node serves all edges that leave it. Data-parallel replicas share the rows.
+by depth in place of the place in the row). The last stage stops before its output layer, whose logits are made and
+reduced here, some nodes at a time: one normaliser a node serves all edges that leave it. Data-parallel replicas share
+the rows.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch.nn.functional import linear
 
 from megatron_kis.device import quiet_megatron
 from megatron_kis.model.attention import SdpaAttention
 from megatron_kis.parallel import sum_over_data
 from megatron_kis.probes.forest import EdgeScores, Forest
+from megatron_kis.probes.ragged import ranges, starts_of
 
 if TYPE_CHECKING:
     from megatron_kis.training.engine import Engine
@@ -28,15 +31,14 @@ if TYPE_CHECKING:
 with quiet_megatron():
     from megatron.core import parallel_state
     from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
 Batch = dict[str, Any]
 
-_CACHED = 1 << 17
-"""Logits that are reduced at a time on the host: half a megabyte, which a core's cache holds."""
-_LOGITS_ON_HOST = 1 << 22
-"""Logits of a forward pass on the host: 16 MB, below what the C library gives back to the system after each use."""
+_LOGITS_ON_HOST = 1 << 18
+"""Logits that are held at a time on the host: a megabyte, which a core's cache holds."""
 _LOGITS_ON_DEVICE = 1 << 28
-"""Logits of a forward pass on an accelerator: 1 GB in fp32."""
+"""The same on an accelerator: 1 GB in fp32."""
 
 
 class Scorer:
@@ -47,7 +49,6 @@ class Scorer:
         self._engine, self._layout = engine, engine.layout
         self._device = engine.device.torch_device
         modules = [module for chunk in engine.chunks for module in chunk.modules()]
-        self._vocabulary = next(module.vocab_size for module in modules if isinstance(module, GPTModel))
         self.branching = any(isinstance(module, SdpaAttention) for module in modules)
         """Whether rows may hold trees: Transformer Engine's and the local attention keep to their causal mask."""
 
@@ -57,23 +58,20 @@ class Scorer:
 
         Args:
             forest: the same on every rank.
-            rows_a_pass: rows in one forward pass; fewer where their logits would be too many.
+            rows_a_pass: rows in one forward pass.
 
         Returns:
             The scores, or None on ranks without the loss.
         """
         assert self.branching or not forest.branching
         rows = np.argsort(forest.counts, kind="stable")[self._layout.data_rank :: self._layout.data_size]
-        held = _LOGITS_ON_HOST if self._device.type == "cpu" else _LOGITS_ON_DEVICE
-        one = forest.tokens.shape[1] * self._vocabulary // self._layout.tensor_size
-        rows_a_pass = max(1, min(rows_a_pass, held // one))
         values = torch.zeros((2, len(forest.labels)), dtype=torch.float64, device=self._device)
         for start in range(0, len(rows), rows_a_pass):
             edges, batch = self._batch(forest, rows[start : start + rows_a_pass])
             count, length = batch["tokens"].shape
-            logits = self._engine.forward(partial(_call, batch), rows=count, length=length)
-            if logits is not None:
-                values[:, edges] = _read_edges(logits, batch["nodes"], batch["labels"]).double()
+            hidden = self._engine.forward(partial(_call, batch), rows=count, length=length)
+            if hidden is not None:
+                values[:, edges] = self._read_edges(hidden, batch["nodes"], batch["labels"]).double()
         if not self._layout.is_last_stage:
             return None
         log_probs, greedy = sum_over_data(values, context=True).cpu().numpy()
@@ -86,35 +84,114 @@ class Scorer:
         local = np.full(width, -1)
         local[mine] = np.arange(len(mine))
         lengths = forest.edge_starts[rows + 1] - forest.edge_starts[rows]
-        edges = np.concatenate([np.arange(forest.edge_starts[row], forest.edge_starts[row + 1]) for row in rows])
+        edges = ranges(forest.edge_starts[rows], starts_of(lengths))
         places, numbers = local[forest.places[edges]], np.repeat(np.arange(len(rows)), lengths)
-        held = places >= 0  # other edges leave nodes of ranks that share the rows
-        edges = edges[held]
+        nodes = np.where(places < 0, -1, numbers * len(mine) + places)
+        # In the order of their nodes, without those that leave nodes of ranks that share the rows.
+        order = np.argsort(nodes, kind="stable")
+        order = order[np.searchsorted(nodes[order], 0) :]
+        edges, nodes = edges[order], nodes[order]
         arrays = {
             "tokens": _fitted(forest.tokens[rows], width)[:, mine],
             "depths": _fitted(forest.depths[rows], width)[:, mine],
-            "nodes": (numbers * len(mine) + places)[held],
+            "nodes": nodes,
             "labels": forest.labels[edges],
         }
+        batch = {name: torch.from_numpy(array.astype(np.int64)).to(self._device) for name, array in arrays.items()}
         if forest.branching:
-            arrays |= {"places": mine, "ends": _fitted(forest.ends[rows], width)}
-        batch = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+            ends = torch.from_numpy(_fitted(forest.ends[rows], width)).to(self._device)
+            batch["mask"] = _mask(torch.from_numpy(mine).to(self._device), ends)
         return torch.from_numpy(edges).to(self._device), batch
+
+    def _read_edges(self, hidden: torch.Tensor, nodes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """[2, edges] log-likelihood, and 1 where no token is likelier.
+
+        Args:
+            hidden: [W, rows, hidden] what the output layer would get, the W shared out under sequence parallelism.
+            nodes: [edges] places among the rows * W nodes, ascending.
+            labels: [edges] tokens.
+        """
+        model, group = self._engine.chunks[-1].module, parallel_state.get_tensor_model_parallel_group()
+        if model.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=group)
+        tied = model.share_embeddings_and_output_weights
+        weight = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
+        needed, which = nodes.unique_consecutive(return_inverse=True)
+        inputs = hidden.transpose(0, 1).flatten(0, 1)[needed]
+        cut = max(1, (_LOGITS_ON_HOST if hidden.device.type == "cpu" else _LOGITS_ON_DEVICE) // len(weight))
+        own = labels - group.rank() * len(weight)
+        here = (own >= 0) & (own < len(weight))
+        sizes = torch.bincount(which // cut).tolist()
+        parts = zip(inputs.split(cut), which.remainder(cut).split(sizes),
+                    own.clamp(0, len(weight) - 1).split(sizes), strict=True)  # fmt: skip
+        reduced = [_reduce(linear(rows, weight), places, columns) for rows, places, columns in parts]
+        chosen, top, normaliser = (torch.cat(kind) for kind in zip(*reduced, strict=True))
+        if group.size() > 1:
+            chosen = torch.where(here, chosen, 0.0)
+            dist.all_reduce(chosen, group=group)
+            normaliser = _log_sum(normaliser, group)
+            dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+        return torch.stack([chosen - normaliser[which], (chosen >= top[which]).float()])
+
+
+def _reduce(
+    logits: torch.Tensor, places: torch.Tensor, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of edges [edges], and of nodes [n] the largest one and the logarithm of the sum of exponentials.
+
+    Args:
+        logits: [n, vocabulary / TP].
+        places: [edges] which node.
+        columns: [edges] which token.
+    """
+    values = logits.float()
+    # PyTorch's log_softmax goes over the values once less than its logsumexp does.
+    normaliser = values[:, 0] - values.log_softmax(dim=-1)[:, 0]
+    return values[places, columns], values.amax(dim=-1), normaliser
+
+
+def _log_sum(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """log(sum(exp(values))) over the ranks of a group."""
+    top = values.clone()
+    dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+    total = (values - top).exp()
+    dist.all_reduce(total, group=group)
+    return top + total.log()
+
+
+def _mask(places: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """[rows, 1, own, W] what to add to the scores of attention: 0 from a node to itself and to those above, else -inf.
+
+    Args:
+        places: [own] nodes of a row that this rank holds.
+        ends: [rows, W] where the nodes below each end.
+    """
+    mine, others = places[:, None], torch.arange(ends.shape[1], device=ends.device)
+    hidden = (mine < others) | (mine >= ends[:, None, :]) & (mine != others)
+    return torch.zeros(hidden.shape, device=ends.device).masked_fill_(hidden, -torch.inf)[:, None]
 
 
 def _call(batch: Batch, chunk: Any) -> torch.Tensor:
-    """A chunk's output for a batch."""
-    tokens, depths = batch["tokens"], batch["depths"]
-    if "ends" not in batch:
-        return chunk(tokens, depths, None)
-    mine, ends = batch["places"][:, None], batch["ends"][:, None, :]
-    places = torch.arange(ends.shape[-1], device=tokens.device)
-    seen = (mine >= places) & (mine < ends)
-    with _placed(chunk.module, depths):
-        return chunk(tokens, depths, ~seen[:, None])
+    """A chunk's output for a batch, of the last one what its output layer would get."""
+    with _headless(chunk.module):
+        tokens, depths = batch["tokens"], batch["depths"]
+        if "mask" not in batch:
+            return chunk(tokens, depths, None)
+        with _placed(chunk.module, depths):
+            return chunk(tokens, depths, batch["mask"])
 
 
-def _fitted(values: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+@contextmanager
+def _headless(model: GPTModel) -> Iterator[None]:
+    """The model without its output layer."""
+    ends, model.post_process = model.post_process, False
+    try:
+        yield
+    finally:
+        model.post_process = ends
+
+
+def _fitted(values: NDArray[np.int32], width: int) -> NDArray[np.int32]:
     """The first ``width`` columns, or more of the last one."""
     return np.pad(values[:, :width], ((0, 0), (0, max(0, width - values.shape[1]))), mode="edge")
 
@@ -145,29 +222,3 @@ def _placed(model: GPTModel, depths: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         model.rotary_pos_emb = rotary
-
-
-def _read_edges(logits: torch.Tensor, nodes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """[2, edges] log-likelihood, and 1 where no token is likelier.
-
-    Args:
-        logits: [rows, W, vocabulary / TP] of this tensor rank.
-        nodes: [edges] places among the rows * W nodes.
-        labels: [edges] tokens.
-    """
-    group = parallel_state.get_tensor_model_parallel_group()
-    values = logits.flatten(0, 1)
-    size = values.shape[1]
-    own = labels - group.rank() * size
-    here = (own >= 0) & (own < size)
-    chosen = torch.where(here, values[nodes, own.clamp(0, size - 1)].float(), 0.0)
-    top = values.amax(dim=-1).float()
-    if group.size() > 1:
-        dist.all_reduce(chosen, group=group)
-        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-    cut = max(1, (_CACHED if values.device.type == "cpu" else _LOGITS_ON_DEVICE) // size)
-    parts = zip(values.split(cut), top.split(cut), strict=True)
-    total = torch.cat([part.float().sub(highest[:, None]).exp_().sum(dim=-1) for part, highest in parts])
-    if group.size() > 1:
-        dist.all_reduce(total, group=group)
-    return torch.stack([chosen - (top + total.log())[nodes], (chosen >= top[nodes]).float()])

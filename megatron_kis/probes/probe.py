@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_kis.probes.curves import learned_bits
 from megatron_kis.probes.forest import EdgeScores, Forest, plant
-from megatron_kis.probes.questions import Option, Question, QuestionSet
-from megatron_kis.probes.scoring import RULES, score_options
+from megatron_kis.probes.questions import QuestionSet
+from megatron_kis.probes.ragged import Ragged
+from megatron_kis.probes.scoring import RULES, score_rules
 
 PROBE_SCHEMA = "kis.probe/1"
 PROBE_NAME = "probe.json"
@@ -23,6 +24,9 @@ ROW_WIDTH = 128
 
 _ENDING = 1
 """Tokens that may follow an answer which a model is to complete: the full stop."""
+
+_OPTIONS_AT_ONCE = 1 << 14
+"""Options whose tokens are summed up in one go."""
 
 Score = Callable[[Forest, int], "EdgeScores | None"]
 """A forest and the rows of a forward pass to its edges' scores, or None on ranks without the loss."""
@@ -75,38 +79,33 @@ class Probe:
             branching: whether the model takes rows that hold trees.
             width: tokens of a row.
         """
-        self._questions, self._first = questions, first
-        asked = questions.questions
-        # Statements that go on behind the object are not completed: there other names would be scored for nothing.
-        self._completed = np.array([self._completes(question) for question in asked], dtype=bool)
-        aliases = [q.aliases if completed else () for q, completed in zip(asked, self._completed, strict=True)]
-        options = [o for q, others in zip(asked, aliases, strict=True) for o in (*q.options, *others)]
-        places: dict[tuple[int, ...], int] = {}
-        self._paths = _ints([places.setdefault(option.tokens, len(places)) for option in options])
-        self._neutral = _ints([places.setdefault(_answer(option), len(places)) for option in options])
-        self.forest = plant(list(places), first=first, width=width, branching=branching)
-        self._rows_a_pass = max(1, round(batch_size * len(self.forest.counts) / max(1, len(options))))
-        self._texts = [option.text for option in options]
-        self._lengths = _ints([len(option.tokens) for option in options])
-        self._spans = _ints([option.span for option in options]).reshape(-1, 2)
-        sizes = _ints([len(question.options) for question in asked])
-        every = sizes + _ints([len(others) for others in aliases])
-        self._starts = np.concatenate([[0], np.cumsum(every)])[:-1].astype(np.int64)
-        self._sizes, self._every = sizes, every
-        self._right = self._starts + _ints([question.answer for question in asked])
-        self._prompted = np.array([all(o.span[0] for o in question.options) for question in asked], dtype=bool)
-
-    @staticmethod
-    def _completes(question: Question) -> bool:
+        self._questions, self._first, self._table = questions, first, questions.table
+        table = self._table
+        self._owner = np.repeat(np.arange(len(table)), np.diff(table.starts))
+        member = np.arange(len(self._owner)) - table.starts[self._owner]
+        self._alias = member >= table.sizes[self._owner]
+        self._right = table.starts[:-1] + table.answer
+        # An option that begins its statement has no prompt.
+        bare = (table.spans[:, 0] == 0) & ~self._alias
+        self._prompted = np.bincount(self._owner[bare], minlength=len(table)) == 0
+        behind = table.tokens.lengths[self._right] - table.spans[self._right, 1]
+        self._completed = self._prompted & (behind <= _ENDING)
         """Whether a model that writes the answer has written the statement."""
-        answer = question.options[question.answer]
-        return all(o.span[0] for o in question.options) and len(answer.tokens) - answer.span[1] <= _ENDING
+        self._characters = _characters(table.texts)
+        first_token, last_token = table.spans.T.astype(np.int64)
+        answers = table.tokens.parts(first_token, last_token)
+        # Statements that go on behind the object are not completed: their other names would be scored for nothing.
+        self._asked = np.flatnonzero(~self._alias | self._completed[self._owner])
+        asked = table.tokens.taken(self._asked).joined(answers.taken(self._asked))
+        self.forest = plant(asked, first=first, width=width, branching=branching)
+        rows = len(self.forest.counts)
+        self._rows_a_pass = max(1, round(batch_size * rows / max(1, len(self._asked))))
 
     def settings(self) -> dict[str, Any]:
         """Every choice that decides a score, resolved."""
         return {
             "questions": self._questions.header,
-            "asked": len(self._questions.questions),
+            "asked": len(self._table),
             "rules": list(RULES),
             "first_token": self._first,
             "first_token_scored": False,
@@ -132,93 +131,101 @@ class Probe:
         return self._graded(scores, greedy, started)
 
     def _option_scores(self, edges: EdgeScores) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """[options, rules] scores, and [options] whether greedy decoding gives the option to its statement's end."""
-        forest = self.forest
-        lengths = np.diff(forest.path_starts)
-        columns = np.arange(int(lengths.max(initial=1)))
-        places = np.minimum(forest.path_starts[:-1, None] + columns, max(0, len(forest.path_edges) - 1))
-        path_edges = forest.path_edges[places]
-        inside = columns < lengths[:, None]
-        log_probs = np.where(inside, edges.log_probs[path_edges], 0.0)
-        neutral = log_probs.sum(axis=1)[self._neutral]
-        scores = np.stack(
-            [
-                score_options(
-                    log_probs[self._paths],
-                    lengths=self._lengths,
-                    spans=self._spans,
-                    answers=self._texts,
-                    rule=rule,
-                    neutral=neutral,
-                )
-                for rule in RULES
-            ],
-            axis=1,
-        )
-        awaited = inside[self._paths] & (columns >= self._spans[:, :1])
-        return scores, (edges.greedy[path_edges][self._paths] | ~awaited).all(axis=1)
+        """[options, rules] scores, and [options] whether greedy decoding gives the option to its statement's end.
+
+        Options and aliases lie as in the table; an alias that is not asked has scores of minus infinity.
+        """
+        table, forest = self._table, self.forest
+        scores = np.full((len(self._owner), len(RULES)), -np.inf)
+        greedy = np.zeros(len(self._owner), dtype=bool)
+        statements, neutral_paths = np.split(forest.path_of, 2)
+        for start in range(0, len(self._asked), _OPTIONS_AT_ONCE):
+            part = slice(start, start + _OPTIONS_AT_ONCE)
+            options = self._asked[part]
+            spans, lengths = table.spans[options], table.tokens.lengths[options]
+            log_probs, likeliest = _along(forest, edges, statements[part])
+            neutral, _ = _along(forest, edges, neutral_paths[part])
+            scores[options] = score_rules(
+                log_probs,
+                lengths=lengths,
+                spans=spans,
+                characters=self._characters[options],
+                byte_counts=table.texts.lengths[options],
+                neutral=neutral.sum(axis=1),
+            )
+            columns = np.arange(log_probs.shape[1])
+            greedy[options] = (likeliest | (columns < spans[:, :1])).all(axis=1)
+        return scores, greedy
 
     def _graded(self, scores: NDArray[np.float64], greedy: NDArray[np.bool_], started: float) -> ProbeResult:
-        right = scores[self._right]
-        if len(right):
-            others = scores.copy()
+        table, right = self._table, scores[self._right]
+        if len(table):
+            others = np.where(self._alias[:, None], -np.inf, scores)  # an alias is no option
             others[self._right] = -np.inf
-            member = np.arange(len(scores)) - np.repeat(self._starts, self._every)
-            others[member >= np.repeat(self._sizes, self._every)] = -np.inf  # an alias is no option
-            margins = right - np.maximum.reduceat(others, self._starts, axis=0)
-            accepted = greedy.copy()
-            accepted[member < np.repeat(self._sizes, self._every)] = False  # wrong options are not accepted
+            margins = right - np.maximum.reduceat(others, table.starts[:-1], axis=0)
+            accepted = greedy & self._alias  # and wrong options are not accepted
             accepted[self._right] = greedy[self._right]
-            generated = np.where(self._completed, np.logical_or.reduceat(accepted, self._starts), -1)
+            generated = np.where(self._completed, np.logical_or.reduceat(accepted, table.starts[:-1]), -1)
         else:
             margins, generated = right, np.zeros(0)
         correct = margins > 0
         margins[~self._prompted, RULES.index("pmi")] = np.nan
         result = ProbeResult([], correct, margins.astype(np.float32), right.astype(np.float32),
                              generated.astype(np.int8))  # fmt: skip
-        members: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for number, question in enumerate(self._questions.questions):
-            members[question.group, question.split].append(number)
         seconds = round(time.perf_counter() - started, 3)
-        for (group, split), numbers in members.items():
+        splits = len(table.split.names)
+        cells, first = np.unique(table.group.codes * splits + table.split.codes, return_index=True)
+        for cell in cells[np.argsort(first)]:  # in the order in which they are first asked
+            group, split = table.group.names[cell // splits], table.split.names[cell % splits]
+            members = np.flatnonzero((table.group.codes * splits + table.split.codes) == cell)
             for column, rule in enumerate(RULES):
-                asked = [n for n in numbers if rule != "pmi" or self._prompted[n]]
-                if asked:
+                asked = members[self._prompted[members]] if rule == "pmi" else members
+                if len(asked):
                     row = {"group": group, "split": split, "scoring": rule, **self._row(asked, column, result)}
                     result.rows.append({**row, "seconds": seconds})
         return result
 
-    def _row(self, numbers: Sequence[int], column: int, result: ProbeResult) -> dict[str, Any]:
-        questions, marks = self._questions.questions, result.correct[:, column].tolist()
-        by_template: dict[tuple[str, int], list[bool]] = defaultdict(list)
-        by_fact: dict[str, list[bool]] = defaultdict(list)
-        for number in numbers:
-            question = questions[number]
-            by_template[question.relation, question.template].append(marks[number])
-            by_fact[question.fact].append(marks[number])
-        chosen = np.asarray(numbers)
-        correct, chance = int(result.correct[chosen, column].sum()), float((1 / self._sizes[chosen]).mean())
+    def _row(self, chosen: NDArray[np.int64], column: int, result: ProbeResult) -> dict[str, Any]:
+        table, marks = self._table, result.correct[chosen, column]
+        correct, chance = int(marks.sum()), float((1 / table.sizes[chosen]).mean())
+        _, fact = np.unique(table.fact.codes[chosen], return_inverse=True)
+        asked, known = np.bincount(fact), np.bincount(fact, weights=marks)
+        pairs = np.stack([table.relation.codes[chosen], table.template[chosen]])
+        forms, form = np.unique(pairs, axis=1, return_inverse=True)
+        counts = zip(np.bincount(form).tolist(), np.bincount(form, weights=marks).astype(int).tolist(), strict=True)
+        templates = [
+            {"relation": table.relation.names[relation], "template": template, "n": n, "correct": right}
+            for (relation, template), (n, right) in zip(forms.T.tolist(), counts, strict=True)
+        ]
         generated = result.generated[chosen]
         return {
-            "n": len(numbers),
-            "facts": len(by_fact),
+            "n": len(chosen),
+            "facts": len(asked),
             "correct": correct,
             "chance": chance,
-            "corrected": (correct / len(numbers) - chance) / (1 - chance),
+            "corrected": (correct / len(chosen) - chance) / (1 - chance),
+            "bits": learned_bits(marks, table.sizes[chosen], weights=1 / asked[fact]),
             "margin": float(result.margins[chosen, column].mean(dtype=np.float64)),
-            "facts_always": sum(all(own) for own in by_fact.values()),
-            "facts_ever": sum(any(own) for own in by_fact.values()),
+            "facts_always": int((known == asked).sum()),
+            "facts_ever": int((known > 0).sum()),
             "generated": {"n": int((generated >= 0).sum()), "correct": int((generated > 0).sum())},
-            "templates": [
-                {"relation": relation, "template": template, "n": len(own), "correct": sum(own)}
-                for (relation, template), own in sorted(by_template.items())
-            ],
+            "templates": sorted(templates, key=lambda entry: (entry["relation"], entry["template"])),
         }
 
 
-def _answer(option: Option) -> tuple[int, ...]:
-    return option.tokens[option.span[0] : option.span[1]]
+def _along(
+    forest: Forest, edges: EdgeScores, paths: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """[paths, T] log-likelihoods along paths, 0 behind their ends; and whether no token is likelier, True behind."""
+    table = forest.paths.taken(paths)
+    width = int(table.lengths.max(initial=1))
+    places = table.padded(width)
+    inside = places >= 0
+    return np.where(inside, edges.log_probs[places], 0.0), edges.greedy[places] | ~inside
 
 
-def _ints(values: Sequence[Any]) -> NDArray[np.int64]:
-    return np.array(values, dtype=np.int64)
+def _characters(texts: Ragged) -> NDArray[np.int64]:
+    """[N] characters of texts in UTF-8: its bytes but those that continue one."""
+    begins = np.concatenate([[0], np.cumsum((texts.values & 0xC0) != 0x80)])
+    counts: NDArray[np.int64] = np.diff(begins[texts.starts])
+    return counts

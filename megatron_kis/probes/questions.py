@@ -10,39 +10,13 @@ from typing import Any
 
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json_lines
+from megatron_kis.probes.table import Option, Question, QuestionColumns, QuestionTable
+
+__all__ = ["GROUPS", "SPLITS", "Option", "Question", "QuestionSet", "read_questions"]
 
 QUESTIONS_SCHEMA = "kis.questions/1"
 GROUPS = ("infused", "background", "control")
 SPLITS = ("train", "held_out", "question")
-
-
-@dataclass(frozen=True)
-class Option:
-    """One candidate: the statement with this object in it."""
-
-    text: str
-    """The object."""
-
-    tokens: tuple[int, ...]
-    """The whole statement, without a first or last special token."""
-
-    span: tuple[int, int]
-    """Half-open token range of the object."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One fact under one template, with its options."""
-
-    fact: str
-    group: str
-    relation: str
-    split: str
-    template: int
-    answer: int
-    options: tuple[Option, ...]
-    aliases: tuple[Option, ...] = ()
-    """Other names of the answer, right where a model completes the statement; never options."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +26,18 @@ class QuestionSet:
     header: dict[str, Any]
     """Resolved choices: distractors, seed, first token, tokenizer fingerprint."""
 
-    questions: tuple[Question, ...]
+    questions: Sequence[Question]
+    """In columns, however they were given."""
+
+    def __post_init__(self) -> None:
+        """Takes the questions apart."""
+        object.__setattr__(self, "questions", QuestionTable.of(self.questions))
+
+    @property
+    def table(self) -> QuestionTable:
+        """The questions in columns."""
+        assert isinstance(self.questions, QuestionTable)
+        return self.questions
 
     @property
     def tokenizer_fingerprint(self) -> str:
@@ -78,35 +63,28 @@ def read_questions(path: Path, templates: Mapping[Any, int | None]) -> QuestionS
         )
     if "tokenizer_fingerprint" not in header:
         raise InputError("has no 'tokenizer_fingerprint'", where=f"{path}:1", remedy="render the facts again")
-    questions = []
+    columns = QuestionColumns()
     for number, row in rows:
         try:
             limit = templates.get(row["split"], 0)
             if limit is None or row["template"] < limit:
-                questions.append(_question(row))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+                _add(columns, row)
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
             raise InputError(f"not a question ({type(error).__name__}: {error})", where=f"{path}:{number}") from None
-    return QuestionSet(header=header, questions=tuple(questions))
+    return QuestionSet(header=header, questions=columns.table())
 
 
-def _question(row: dict[str, Any]) -> Question:
-    options, aliases = _options(row["options"]), _options(row.get("aliases", ()))
+def _add(columns: QuestionColumns, row: dict[str, Any]) -> None:
+    options, aliases = row["options"], row.get("aliases", ())
     answer = index(row["answer"])
     if not 0 <= answer < len(options) or len(options) < 2:
         raise ValueError("the answer is not among at least two options")
-    if any(not 0 <= option.span[0] < option.span[1] <= len(option.tokens) for option in (*options, *aliases)):
-        raise ValueError("a span lies outside its statement")
-    if not all(option.text for option in options):
-        raise ValueError("an option has no text")
-    return Question(
-        fact=row["fact"], group=row["group"], relation=row["relation"], split=row["split"],
-        template=row["template"], answer=answer, options=options, aliases=aliases,
-    )  # fmt: skip
-
-
-def _options(rows: Sequence[dict[str, Any]]) -> tuple[Option, ...]:
-    return tuple(
-        Option(text=option["text"], tokens=tuple(map(index, option["tokens"])), span=(start, stop))
-        for option in rows
-        for start, stop in [map(index, option["span"])]
-    )
+    columns.add(row["fact"], row["group"], row["relation"], row["split"], row["template"], answer, len(options))
+    for at, option in enumerate((*options, *aliases)):
+        text, tokens = option["text"], option["tokens"]
+        start, stop = option["span"]
+        if not 0 <= index(start) < index(stop) <= len(tokens):
+            raise ValueError("a span lies outside its statement")
+        if not text and at < len(options):
+            raise ValueError("an option has no text")
+        columns.add_option(text, tokens, (start, stop))

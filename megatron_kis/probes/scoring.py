@@ -64,25 +64,56 @@ def score_options(
     """
     if rule not in RULES:
         raise ValueError(f"no scoring rule {rule!r}; valid: {', '.join(RULES)}")
+    if rule == "pmi" and neutral is None:
+        raise ValueError("the rule 'pmi' needs the answers' log-likelihoods without a prompt")
+    scores = score_rules(
+        log_probs,
+        lengths=lengths,
+        spans=spans,
+        characters=[len(answer) for answer in answers],
+        byte_counts=[len(answer.encode()) for answer in answers],
+        neutral=np.zeros(len(answers)) if neutral is None else neutral,
+    )
+    chosen: NDArray[np.float64] = scores[:, RULES.index(rule)]
+    return chosen
+
+
+def score_rules(
+    log_probs: ArrayLike,
+    *,
+    lengths: ArrayLike,
+    spans: ArrayLike,
+    characters: ArrayLike,
+    byte_counts: ArrayLike,
+    neutral: ArrayLike,
+) -> NDArray[np.float64]:
+    """[options, rules] scores, rules in the order of ``RULES``.
+
+    Args:
+        log_probs: float [options, T] of each token of the statement, nats; beyond ``lengths`` ignored.
+        lengths: int [options] tokens of the statement.
+        spans: int [options, 2] half-open token range of the answer within the statement.
+        characters: int [options] of the answers.
+        byte_counts: int [options] UTF-8 bytes of the answers.
+        neutral: float [options] log-likelihood of each answer without a prompt, nats.
+    """
     values = np.asarray(log_probs, dtype=np.float64)
     ends, span = np.asarray(lengths, dtype=np.int64), np.asarray(spans, dtype=np.int64)
-    cumulated = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
+    cumulated = np.zeros((len(values), values.shape[1] + 1))
+    np.cumsum(values, axis=1, out=cumulated[:, 1:])
     rows = np.arange(len(values))
-    if rule == "statement":
-        whole: NDArray[np.float64] = cumulated[rows, ends]
-        return whole
-    total: NDArray[np.float64] = cumulated[rows, span[:, 1]] - cumulated[rows, span[:, 0]]
-    if rule == "mean_token":
-        return total / (span[:, 1] - span[:, 0])
-    if rule == "mean_char":
-        return total / np.array([len(answer) for answer in answers])
-    if rule == "mean_byte":
-        return total / np.array([len(answer.encode()) for answer in answers])
-    if rule == "pmi":
-        if neutral is None:
-            raise ValueError("the rule 'pmi' needs the answers' log-likelihoods without a prompt")
-        return total - np.asarray(neutral, dtype=np.float64)
-    return total
+    total = cumulated[rows, span[:, 1]] - cumulated[rows, span[:, 0]]
+    return np.stack(
+        [
+            cumulated[rows, ends],
+            total,
+            total / (span[:, 1] - span[:, 0]),
+            total / np.asarray(characters),
+            total / np.asarray(byte_counts),
+            total - np.asarray(neutral, dtype=np.float64),
+        ],
+        axis=1,
+    )
 
 
 def grade(scores: NDArray[np.float64], answer: int) -> tuple[bool, float]:

@@ -103,6 +103,26 @@ def test_all_templates_of_a_fact_share_their_options(facts, templates, tokenizer
     assert all(len(seen) == 1 for seen in options.values())
 
 
+def test_the_whole_answer_space_is_every_object_that_is_not_right():
+    facts = cell(5) + cell(4, "control")
+    facts[1] = replace(facts[1], object=facts[0].object)  # two facts share an object: it is one option
+    facts[3] = replace(facts[3], subject=facts[2].subject, object_aliases=(facts[4].object,))
+    chosen = choose_options(facts, distractors=None, seed=0)
+    towns = [f"infused town {number}" for number in (0, 2, 3, 4)]
+    assert chosen["infused0"] == chosen["infused1"] == (towns, 0)
+    assert chosen["infused4"] == (towns, 3)
+    assert chosen["infused2"] == ([towns[0], towns[1]], 1)  # its subject has two right objects, and one's other name
+    assert chosen["infused3"] == ([towns[0], towns[2]], 1)
+    assert len(chosen["control2"][0]) == 4
+    assert len(choose_options(facts, distractors=None, seed=0, asked=2)) == 4
+
+
+def test_a_fact_without_a_wrong_object_has_no_answer_space():
+    facts = [replace(fact, object="here") for fact in cell(3)]
+    with pytest.raises(InputError, match="no wrong object"):
+        choose_options(facts, distractors=None, seed=0)
+
+
 def test_objects_that_many_facts_share_still_make_blocks():
     facts = [Fact(f"f{n}", f"S{n}", "r", f"town {min(n % 40, 10)}", "infused") for n in range(400)]  # 300 of "town 10"
     chosen = choose_options(facts, distractors=3, seed=0)

@@ -50,6 +50,14 @@ def test_encoding_in_a_batch_is_encoding_one_by_one(tokenizer):
     assert tokenizer.encode_batch(AWKWARD) == [tokenizer.encode(text) for text in AWKWARD]
 
 
+def test_spans_in_a_batch_are_those_one_by_one(tokenizer):
+    texts = [*AWKWARD, "The capital of France is Paris.", " two  spaces ", "▁", "", "北 and more", "é"]
+    tokens, spans = tokenizer.encode_batch_with_spans(texts)
+    alone = [tokenizer.encode_with_spans(text) for text in texts]
+    assert tokens == [encoding.tokens for encoding in alone]
+    assert spans.tolist() == [list(span) for encoding in alone for span in encoding.spans]
+
+
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_training_again_gives_the_same_model(tmp_path, kind):
     texts = [document.text for document in iter_documents([LEADS])]

@@ -21,11 +21,21 @@ def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--paraphrases", type=Path, metavar="FILE", help=own)
     longest = "refuse exposures of more tokens, end-of-document token included: the sequence length"
     parser.add_argument("--longest-exposure", type=int, metavar="TOKENS", help=longest)
-    parser.add_argument("--distractors", type=int, default=3, metavar="N", help="wrong options of each question")
+    wrong = "wrong options of each question, or all: every object of its group and relation (default: 3)"
+    parser.add_argument("--distractors", type=_count_or_all, default=3, metavar="N", help=wrong)
     asked = "facts of each group to ask about, drawn at random; all by default"
     parser.add_argument("--asked", type=int, metavar="K", help=asked)
     parser.add_argument("--seed", type=int, default=0, help="seed of the distractors")
     parser.set_defaults(handler=_render)
+
+
+def _count_or_all(text: str) -> int | None:
+    """A number, or None for ``all``."""
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"is {text!r}: 1 or more, or all")
+    return int(text)
 
 
 def _render(options: argparse.Namespace) -> int:

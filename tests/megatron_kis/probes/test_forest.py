@@ -5,15 +5,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_kis.probes.forest import Forest, plant
+from megatron_kis.probes.forest import Forest
+from megatron_kis.probes.forest import plant as plant_ragged
+from megatron_kis.probes.ragged import Ragged
 
 SEARCH = settings(max_examples=150, deadline=None)
 PATHS = st.lists(st.lists(st.integers(2, 5), min_size=1, max_size=7).map(tuple), min_size=1, max_size=30)
 
 
+def plant(paths: list[tuple[int, ...]], *, width: int, branching: bool = True) -> Forest:
+    return plant_ragged(Ragged.of(paths), first=1, width=width, branching=branching)
+
+
+def edges_of(forest: Forest, index: int) -> np.ndarray:
+    return forest.paths[int(forest.path_of[index])]
+
+
 def path_of(forest: Forest, index: int) -> list[int]:
     """The tokens of a path as its edges tell them: what each node may see, and the label."""
-    edges = forest.path_edges[forest.path_starts[index] : forest.path_starts[index + 1]]
+    edges = edges_of(forest, index)
     (row,) = {int(np.searchsorted(forest.edge_starts, edge, side="right")) - 1 for edge in edges}
     labels = []
     for edge in edges:
@@ -28,7 +38,9 @@ def path_of(forest: Forest, index: int) -> list[int]:
 @SEARCH
 @given(PATHS, st.integers(1, 40), st.booleans())
 def test_each_path_sees_itself_alone_and_whole(paths: list[tuple[int, ...]], width: int, branching: bool) -> None:
-    forest = plant(paths, first=1, width=width, branching=branching)
+    with pytest.MonkeyPatch.context() as patch:  # several pieces
+        patch.setattr("megatron_kis.probes.forest._PATHS_AT_ONCE", len(paths) // 3)
+        forest = plant(paths, width=width, branching=branching)
     assert [path_of(forest, index) for index in range(len(paths))] == [list(path) for path in paths]
     longest = max(len(path) for path in paths)
     assert forest.counts.max() <= max(width, longest)
@@ -41,7 +53,7 @@ def test_each_path_sees_itself_alone_and_whole(paths: list[tuple[int, ...]], wid
 @SEARCH
 @given(PATHS)
 def test_in_one_row_nothing_is_computed_twice(paths: list[tuple[int, ...]]) -> None:
-    forest = plant(paths, first=1, width=10_000)
+    forest = plant(paths, width=10_000)
     prefixes = {path[:end] for path in paths for end in range(len(path) + 1)}
     inputs = {
         prefix
@@ -54,18 +66,18 @@ def test_in_one_row_nothing_is_computed_twice(paths: list[tuple[int, ...]]) -> N
 
 
 def test_equal_paths_are_one() -> None:
-    forest = plant([(3, 4), (2,), (3, 4)], first=1, width=8)
-    first, _, last = np.split(forest.path_edges, forest.path_starts[1:-1])
-    assert first.tolist() == last.tolist()
+    forest = plant([(3, 4), (2,), (3, 4)], width=3)
+    assert edges_of(forest, 0).tolist() == edges_of(forest, 2).tolist()
+    assert len(forest.paths) == 2
 
 
 def test_options_at_the_end_cost_their_own_tokens_only() -> None:
     options = [(2, 3, 4, option, 9) for option in range(10, 20)]
-    assert plant(options, first=1, width=64).nodes == 4 + 10
-    assert plant(options, first=1, width=64, branching=False).nodes == 5 * 10
+    assert plant(options, width=64).nodes == 4 + 10
+    assert plant(options, width=64, branching=False).nodes == 5 * 10
 
 
 @pytest.mark.parametrize("branching", [True, False])
 def test_no_paths_make_no_rows(branching: bool) -> None:
-    forest = plant([], first=1, width=8, branching=branching)
-    assert forest.nodes == len(forest.labels) == len(forest.path_edges) == 0
+    forest = plant([], width=8, branching=branching)
+    assert forest.nodes == len(forest.labels) == len(forest.paths) == 0

@@ -1,0 +1,73 @@
+"""Sequences of unlike lengths in two arrays: a million statements are two objects, not a million tuples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """N sequences of integers, one behind the other."""
+
+    values: NDArray[np.int32] | NDArray[np.uint8]
+    """[sum of the lengths] numbers, or the bytes of texts."""
+
+    starts: NDArray[np.int64]
+    """[N + 1] where each begins."""
+
+    @classmethod
+    def of(cls, sequences: Iterable[Sequence[int]]) -> Ragged:
+        """Joins sequences."""
+        held = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
+        values = np.concatenate([np.zeros(0, dtype=np.int32), *held])
+        return cls(values, starts_of([len(sequence) for sequence in held]))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        """One sequence."""
+        return self.values[self.starts[index] : self.starts[index + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[N]."""
+        return np.diff(self.starts)
+
+    def joined(self, other: Ragged) -> Ragged:
+        """These sequences, and behind them the other ones."""
+        values = np.concatenate([self.values, other.values])
+        return Ragged(values, np.concatenate([self.starts, self.starts[-1] + other.starts[1:]]))
+
+    def parts(self, first: NDArray[np.int64], last: NDArray[np.int64]) -> Ragged:
+        """Of each sequence the values from ``first`` on and before ``last``, both [N]."""
+        starts = starts_of(last - first)
+        return Ragged(self.values[ranges(self.starts[:-1] + first, starts)], starts)
+
+    def taken(self, chosen: NDArray[np.int64]) -> Ragged:
+        """Some sequences, in the order in which they are named."""
+        starts = starts_of(self.lengths[chosen])
+        return Ragged(self.values[ranges(self.starts[chosen], starts)], starts)
+
+    def padded(self, width: int) -> NDArray[np.int32]:
+        """[N, width], -1 beyond each sequence's end."""
+        table = np.full((len(self), width), -1, dtype=np.int32)
+        table[np.arange(width) < self.lengths[:, None]] = self.values
+        return table
+
+
+def starts_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """[N + 1] where pieces of given lengths begin, and where the last one ends."""
+    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
+def ranges(first: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counts up from each of ``first``, as often as the piece of ``starts`` is long, all in one array."""
+    return np.arange(starts[-1]) + np.repeat(first - starts[:-1], np.diff(starts))
