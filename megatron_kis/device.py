@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from megatron_kis.allocator import keep_freed_memory
 from megatron_kis.errors import InputError
 
 
@@ -158,6 +159,7 @@ def _with_whole_heads(rotate: Any) -> Any:
 @functools.cache
 def _install_host_backend() -> None:
     """Replaces Megatron's uses of CUDA by the host's, once a process."""
+    keep_freed_memory()
     cpu = torch.device("cpu")
     cuda: Any = torch.cuda
     cuda.current_device = lambda: cpu

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_kis.device import open_device, quiet_megatron, seed_device
+from megatron_kis.device import open_device
 from megatron_kis.model.build import assemble_model
 from megatron_kis.model.ladder import PRESETS, ModelShape
-from megatron_kis.parallel import Layout, close_groups
 from megatron_kis.planning.memory import (
     Recompute,
     Split,
@@ -24,25 +20,9 @@ from megatron_kis.planning.memory import (
     memory,
     rank_params,
 )
-
-with quiet_megatron():
-    from megatron.core import parallel_state
+from tests.megatron_kis.places import place
 
 VOCABULARY = 32_000
-
-
-@contextmanager
-def place(tensor: int, pipeline: int, stage: int) -> Iterator[Layout]:
-    """A rank among ranks that are not there: their messages are never sent."""
-    rank, world = stage * tensor, tensor * pipeline
-    device = open_device("cpu")
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-    try:
-        parallel_state.initialize_model_parallel(tensor, pipeline, create_gloo_process_groups=False)
-        seed_device(device, 0, tensor_rank=0, pipeline_rank=stage)
-        yield Layout(world, rank, tensor, 0, pipeline, stage, 1, 0)
-    finally:
-        close_groups()
 
 
 LAYOUTS = [(tensor, pipeline) for tensor in (1, 2, 4, 8) for pipeline in (1, 2, 4, 8)]
