@@ -53,7 +53,7 @@ def open_device(preference: str = "auto", *, local_rank: int | None = None) -> D
         local_rank: rank within the node; the environment's LOCAL_RANK, or 0, if not given.
 
     Raises:
-        InputError: an unknown name, or ``cuda`` where there is none.
+        InputError: an unknown name, ``cuda`` where there is none, or more ranks than devices.
     """
     if preference not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device {preference!r}", where="device", remedy="valid: auto, cpu, cuda")
@@ -64,8 +64,17 @@ def open_device(preference: str = "auto", *, local_rank: int | None = None) -> D
         _install_host_backend()
         return Device(kind="cpu", torch_device=torch.device("cpu"), backend="gloo", name="cpu")
     rank = int(os.environ.get("LOCAL_RANK", "0")) if local_rank is None else local_rank
-    torch.cuda.set_device(rank)
-    device = torch.device("cuda", rank)
+    visible = torch.cuda.device_count()
+    own = visible == 1 and os.environ.get("LOCAL_WORLD_SIZE", "1") == "1"  # as with srun --gpus-per-task=1
+    number = 0 if own else rank
+    if number >= visible:
+        raise InputError(
+            f"rank {rank} of this node finds {visible} CUDA devices",
+            where="device",
+            remedy=f"start at most {visible} ranks a node, or give each rank a device of its own",
+        )
+    torch.cuda.set_device(number)
+    device = torch.device("cuda", number)
     return Device(kind="cuda", torch_device=device, backend="nccl", name=torch.cuda.get_device_name(device))
 
 

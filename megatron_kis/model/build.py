@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import math
@@ -297,7 +298,9 @@ def _layers(implementation: str, count: int) -> ModuleSpec | TransformerBlockSub
         return get_gpt_layer_with_transformer_engine_spec()
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RmsNorm
-    spec.submodules.mlp.submodules.activation_func = SwiGlu
+    mlp = spec.submodules.mlp  # a specification; from megatron-core 0.19 on a function that lacks the configuration
+    parts = mlp.keywords["submodules"] if isinstance(mlp, functools.partial) else mlp.submodules
+    parts.activation_func = SwiGlu
     if implementation == "sdpa":
         spec.submodules.self_attention.submodules.core_attention = SdpaAttention
     return TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=RmsNorm)
