@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from megatron_kis.config import RunConfig
 from megatron_kis.device import open_device
 from megatron_kis.model.build import assemble_model
 from megatron_kis.model.ladder import PRESETS, ModelShape
@@ -20,11 +21,12 @@ from megatron_kis.planning.memory import (
     memory,
     rank_params,
 )
+from megatron_kis.settings import parse_config
+from megatron_kis.training.engine import Engine
+from megatron_kis.training.optimizer import HostOptimizer
 from tests.megatron_kis.places import place
 
 VOCABULARY = 32_000
-
-
 LAYOUTS = [(tensor, pipeline) for tensor in (1, 2, 4, 8) for pipeline in (1, 2, 4, 8)]
 
 
@@ -89,6 +91,30 @@ def test_a_model_keeps_the_bytes_that_the_plan_says() -> None:
     told += head_activations(shape, split, tokens=tokens, bytes_each=4)
     told += logits(512, split, tokens=tokens, bytes_each=4)
     assert real == pytest.approx(told, rel=0.01)
+
+
+def test_a_step_leaves_the_weights_gradients_and_moments_that_the_plan_says() -> None:
+    content = {
+        "name": "memory", "output": "unused", "device": "cpu",
+        "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
+        "model": {"layers": 2, "width": 32, "heads": 2}, "infusion": {"frequency": 0},
+        "training": {"token_budget": 64, "sequence_length": 32, "global_batch_size": 2},
+    }  # fmt: skip
+    config = parse_config(RunConfig, content, source="test")
+    tokens, ones = torch.arange(33), torch.ones(32)
+    sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": ones, "position_ids": tokens[:-1]}
+    with place(1, 1, 0) as layout:
+        engine = Engine(config, vocabulary=256, layout=layout, device=open_device("cpu"))
+        engine.train_step([sample] * 2, micro_batch_size=2, learning_rate=1e-3, accept=lambda loss, norm: True)
+        weights = [weight for chunk in engine.chunks for weight in chunk.parameters()]
+        assert isinstance(engine._optimizer, HostOptimizer)
+        moments = [state[name] for state in engine._optimizer.adam.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    told = memory(
+        config.model.shape(), 256, Split(), length=32, micro_batch=2, micro_batches=1, half=False, kernels="plain"
+    )
+    assert sum(weight.nbytes for weight in weights) == told.weights
+    assert sum(weight.grad.nbytes for weight in weights if weight.grad is not None) == told.gradients
+    assert sum(moment.nbytes for moment in moments) == told.optimizer
 
 
 def test_the_first_stage_holds_the_most_micro_batches() -> None:
