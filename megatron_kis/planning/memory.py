@@ -46,7 +46,7 @@ class Split:
     def label(self) -> str:
         """Short, for a table."""
         stages = f"PP{self.pipeline}" + (f"x{self.virtual}" if self.virtual > 1 else "")
-        return f"TP{self.tensor} {stages} DP{self.data}"
+        return f"TP{self.tensor} {stages} DP{self.data}" + (" SP" if self.sequence else "")
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,21 @@ def test_a_rank_holds_the_parameters_that_the_plan_says(name: str) -> None:
     assert rank_params(shape, VOCABULARY, Split(), 0) == shape.params(VOCABULARY)
 
 
-def kept(shape: ModelShape, tensor: int, recompute: Recompute, *, length: int, batch: int, vocabulary: int) -> int:
+def kept(
+    shape: ModelShape,
+    tensor: int,
+    recompute: Recompute,
+    *,
+    length: int,
+    batch: int,
+    vocabulary: int,
+    sequence: bool = False,
+) -> int:
     """Bytes that a forward pass keeps for the backward pass, weights apart; each storage counted once."""
     with place(tensor, 1, 0) as layout:
         model = assemble_model(
             shape, vocabulary=vocabulary, sequence_length=length, layout=layout, device=open_device("cpu"),
-            recompute=recompute,
+            recompute=recompute, sequence_parallel=sequence,
         )  # fmt: skip
         own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         held: dict[int, torch.Tensor] = {}  # alive, so that no place is used twice
@@ -75,12 +84,23 @@ def kept(shape: ModelShape, tensor: int, recompute: Recompute, *, length: int, b
 @pytest.mark.parametrize("tensor", [1, 2])
 @pytest.mark.parametrize("groups", [2, 4])
 def test_a_layer_keeps_the_bytes_that_the_plan_says(recompute: Recompute, tensor: int, groups: int) -> None:
-    size = {"length": 96, "batch": 3, "vocabulary": 512}
     one, three = (
-        kept(ModelShape(layers, 64, 4, groups, 160, False), tensor, recompute, **size) for layers in (1, 3)
-    )  # fmt: skip
+        kept(ModelShape(layers, 64, 4, groups, 160, False), tensor, recompute, length=96, batch=3, vocabulary=512)
+        for layers in (1, 3)
+    )
     shape, split = ModelShape(1, 64, 4, groups, 160, False), Split(tensor=tensor, recompute=recompute)
     layer = layer_activations(shape, split, length=96, batch=3, kernels="plain", bytes_each=4)
+    assert (three - one) / 2 == pytest.approx(layer, rel=0.01)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_a_layer_that_shares_its_sequences_keeps_the_bytes_that_the_plan_says(recompute: Recompute) -> None:
+    shape = {layers: ModelShape(layers, 64, 4, 2, 160, False) for layers in (1, 3)}
+    one, three = (
+        kept(shape[layers], 2, recompute, length=96, batch=3, vocabulary=512, sequence=True) for layers in (1, 3)
+    )
+    split = Split(tensor=2, recompute=recompute, sequence=True)
+    layer = layer_activations(shape[1], split, length=96, batch=3, kernels="plain", bytes_each=4)
     assert (three - one) / 2 == pytest.approx(layer, rel=0.01)
 
 
