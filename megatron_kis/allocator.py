@@ -1,8 +1,8 @@
 """The C library's memory on the host: what is freed is kept for the next use.
 
-Probes, validation and steps on the host free tens of megabytes of logits again and again. glibc gives what lies free at
-the top of its heap back to the system, and the next ones have every page made anew: half of a small run's page faults and
-an eighth of its processor time (docs/PERFORMANCE.md). The most that a process holds is the same either way.
+Probes, validation and steps on the host free tens of megabytes of logits again and again. glibc gives what lies free
+at the top of its heap back to the system, and the next ones have every page made anew: half of a small run's page
+faults and an eighth of its processor time (docs/PERFORMANCE.md). The most that a process holds is the same either way.
 """
 
 from __future__ import annotations
