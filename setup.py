@@ -25,12 +25,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.11,<3.12",
+    python_requires=">=3.11,<3.13",
     packages=find_packages(include=["megatron_kis*", "data_tools*", "analysis*"]),
     package_data={"data_tools": ["resources/*"], "analysis.report": ["*.html", "*.css", "*.js"]},
     install_requires=[
         "torch>=2.6",
-        "megatron-core>=0.16.1,<0.17",
+        "megatron-core>=0.16.1,<0.20,!=0.17.*,!=0.18.*",  # tested: 0.16.1 on Python 3.11, 0.19.2 on 3.12 (README)
         "numpy>=1.26",
         "scipy>=1.11",
         "pandas>=2.1",
@@ -68,6 +68,7 @@ setup(
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from megatron_kis.allocator import keep_freed_memory
 from megatron_kis.errors import InputError
 
 
@@ -52,7 +53,7 @@ def open_device(preference: str = "auto", *, local_rank: int | None = None) -> D
         local_rank: rank within the node; the environment's LOCAL_RANK, or 0, if not given.
 
     Raises:
-        InputError: an unknown name, or ``cuda`` where there is none.
+        InputError: an unknown name, ``cuda`` where there is none, or more ranks than devices.
     """
     if preference not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device {preference!r}", where="device", remedy="valid: auto, cpu, cuda")
@@ -63,8 +64,17 @@ def open_device(preference: str = "auto", *, local_rank: int | None = None) -> D
         _install_host_backend()
         return Device(kind="cpu", torch_device=torch.device("cpu"), backend="gloo", name="cpu")
     rank = int(os.environ.get("LOCAL_RANK", "0")) if local_rank is None else local_rank
-    torch.cuda.set_device(rank)
-    device = torch.device("cuda", rank)
+    visible = torch.cuda.device_count()
+    own = visible == 1 and os.environ.get("LOCAL_WORLD_SIZE", "1") == "1"  # as with srun --gpus-per-task=1
+    number = 0 if own else rank
+    if number >= visible:
+        raise InputError(
+            f"rank {rank} of this node finds {visible} CUDA devices",
+            where="device",
+            remedy=f"start at most {visible} ranks a node, or give each rank a device of its own",
+        )
+    torch.cuda.set_device(number)
+    device = torch.device("cuda", number)
     return Device(kind="cuda", torch_device=device, backend="nccl", name=torch.cuda.get_device_name(device))
 
 
@@ -147,17 +157,43 @@ def _with_whole_heads(rotate: Any) -> Any:
         if values.shape[-1] != angles.shape[-1] or any(settings[name] for name in settings if name != "mscale"):
             rotated: torch.Tensor = rotate(values, angles, **settings)
             return rotated
-        scale = settings.get("mscale", 1.0)
-        cosines, sines = ((part * scale).to(values.dtype) for part in (angles.cos(), angles.sin()))
+        cosines, sines = _turns(angles, settings.get("mscale", 1.0), values.dtype)
         first, second = values.chunk(2, dim=-1)
         return values * cosines + torch.cat((-second, first), dim=-1) * sines
 
     return rotate_whole
 
 
+@functools.lru_cache(maxsize=4)
+def _turns(angles: torch.Tensor, scale: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled cosines and sines; Megatron-Core gives all layers of all steps the same tensor of angles."""
+    cosines, sines = ((part * scale).to(dtype) for part in (angles.cos(), angles.sin()))
+    return cosines, sines
+
+
+def _with_plain_products(linear: Any) -> Any:
+    """Megatron-Core's matrix product, whose backward pass sends gradients; PyTorch's where there is nothing to send."""
+
+    @functools.wraps(linear)  # its attributes too, which it looks up by its name
+    def multiply(
+        values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *rest: Any, **settings: Any
+    ) -> torch.Tensor:
+        if rest or any(settings.get(name) for name in _SENDS):
+            sent: torch.Tensor = linear(values, weight, bias, *rest, **settings)
+            return sent
+        return torch.nn.functional.linear(values, weight, bias)
+
+    return multiply
+
+
+_SENDS = ("gradient_accumulation_fusion", "allreduce_dgrad", "sequence_parallel", "grad_output_buffer")
+"""Arguments of Megatron-Core's product that ask for more than the product."""
+
+
 @functools.cache
 def _install_host_backend() -> None:
     """Replaces Megatron's uses of CUDA by the host's, once a process."""
+    keep_freed_memory()
     cpu = torch.device("cpu")
     cuda: Any = torch.cuda
     cuda.current_device = lambda: cpu
@@ -183,6 +219,9 @@ def _install_host_backend() -> None:
     for module in (tensor_parallel, layers, random):
         module.get_cuda_rng_tracker = host_tracker
     rope_utils._apply_rotary_pos_emb_bshd = _with_whole_heads(rope_utils._apply_rotary_pos_emb_bshd)
+    layers.linear_with_grad_accumulation_and_async_allreduce = _with_plain_products(
+        layers.linear_with_grad_accumulation_and_async_allreduce
+    )
     # recomputed activations draw what they drew first; the host has one generator, which Megatron restores as well
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)

@@ -26,7 +26,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="layouts that fit, memory, time and GPU-hours; trains nothing",
         description="Says how a model, a run or a study would lie on GPUs. Memory is computed, time is a share of the "
         "peak (MFU) that is published or given with --mfu.",
-        epilog="model presets: " + ", ".join(PRESETS),
+        epilog="TP, PP, DP: tensor, pipeline and data parallel ranks; SP: parallel.sequence. model presets: "
+        + ", ".join(PRESETS),
     )
     parser.add_argument(
         "model", metavar="MODEL", help="a preset, a shape (layers=32,width=4096,heads=32,...), RUN.yaml or STUDY.yaml"

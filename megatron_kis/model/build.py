@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import importlib.util
+import importlib
 import math
 from typing import Any
 
@@ -67,8 +68,7 @@ def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False
     """
     if precision == "fp8":
         asked = "transformer_engine" if asked == "auto" and not own_mask else asked
-        there = importlib.util.find_spec("transformer_engine") is not None
-        if asked != "transformer_engine" or device.is_host or not there:
+        if asked != "transformer_engine" or _why_no_transformer_engine(device) is not None:
             raise InputError(
                 "FP8 needs Transformer Engine's layers on CUDA",
                 where="training.precision",
@@ -80,17 +80,26 @@ def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False
             where="documents.reset_attention",
             remedy="use model.transformer_impl=sdpa or auto",
         )
-    there = importlib.util.find_spec("transformer_engine") is not None
     if asked == "auto":
-        return "transformer_engine" if there and not device.is_host and not own_mask else "sdpa"
-    if asked == "transformer_engine" and (device.is_host or not there):
-        why = "it needs CUDA" if device.is_host else "it cannot be imported"
+        return "sdpa" if own_mask or _why_no_transformer_engine(device) is not None else "transformer_engine"
+    if asked == "transformer_engine" and (why := _why_no_transformer_engine(device)) is not None:
         raise InputError(
             f"Transformer Engine is asked for, and {why}",
             where="model.transformer_impl",
             remedy="install transformer-engine[pytorch] on a machine with CUDA, or use auto",
         )
     return asked
+
+
+def _why_no_transformer_engine(device: Device) -> str | None:
+    """Why its layers cannot be taken; None where they can. A package that is there may still lack its libraries."""
+    if device.is_host:
+        return "it needs CUDA"
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except (ImportError, OSError) as error:
+        return f"it cannot be imported ({error})"
+    return None
 
 
 def transformer_config(
@@ -297,7 +306,9 @@ def _layers(implementation: str, count: int) -> ModuleSpec | TransformerBlockSub
         return get_gpt_layer_with_transformer_engine_spec()
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RmsNorm
-    spec.submodules.mlp.submodules.activation_func = SwiGlu
+    mlp = spec.submodules.mlp  # a specification; from megatron-core 0.19 on a function that lacks the configuration
+    parts = mlp.keywords["submodules"] if isinstance(mlp, functools.partial) else mlp.submodules
+    parts.activation_func = SwiGlu
     if implementation == "sdpa":
         spec.submodules.self_attention.submodules.core_attention = SdpaAttention
     return TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=RmsNorm)

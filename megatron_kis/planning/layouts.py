@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ class Option:
         split = self.split
         return {
             "tensor": split.tensor, "pipeline": split.pipeline, "virtual": split.virtual, "data": split.data,
-            "recompute": split.recompute, "distributed_optimizer": split.distributed_optimizer,
+            "sequence": split.sequence, "recompute": split.recompute,
+            "distributed_optimizer": split.distributed_optimizer,
             "micro_batch": self.micro_batch, "micro_batches": self.micro_batches,
             "memory": self.memory.as_dict(), "step_seconds": self.step_seconds, "gpu_hours": self.gpu_hours,
         }  # fmt: skip
@@ -67,7 +69,8 @@ def step_seconds(job: Job, split: Split, micro_batches: int, *, kind: Gpu, utili
 def options(job: Job, *, gpus: int, kind: Gpu, utilisation: Utilisation, interleave: bool = False) -> list[Option]:
     """Layouts on all of ``gpus`` that fit, the fastest first; of equals the one that communicates least.
 
-    Each has the largest micro-batch that fits. Recomputation is listed only where nothing fits without.
+    Each has the largest micro-batch that fits. Recomputation and sequence parallelism are listed only where nothing
+    fits without.
 
     Args:
         job: what is to be trained.
@@ -112,18 +115,19 @@ def _preference(option: Option) -> tuple[float, ...]:
 
 
 def _splits(job: Job, gpus: int, kind: Gpu, *, interleave: bool) -> Iterator[Split]:
-    """Layouts that divide model, batch and GPUs, each without recomputation first."""
+    """Layouts that divide model, batch and GPUs, each without recomputation, and then whole sequences, first."""
     shape = job.shape
     for tensor in _divisors(math.gcd(gpus, shape.heads, shape.query_groups, shape.ffn_width, job.vocabulary)):
         if tensor > kind.node:
             continue
+        shared = [False, True] if tensor > 1 and job.length % tensor == 0 else [False]
         for pipeline in _divisors(math.gcd(gpus // tensor, shape.layers)):
             data = gpus // (tensor * pipeline)
             if job.global_batch % data:
                 continue
             for virtual in _divisors(shape.layers // pipeline) if interleave and pipeline > 1 else [1]:
-                for recompute in get_args(Recompute):
-                    yield Split(tensor, pipeline, virtual, data, recompute, distributed_optimizer=data > 1)
+                for recompute, sequence in itertools.product(get_args(Recompute), shared):
+                    yield Split(tensor, pipeline, virtual, data, recompute, data > 1, sequence)
 
 
 def _divisors(number: int) -> list[int]:

@@ -46,7 +46,7 @@ class Split:
     def label(self) -> str:
         """Short, for a table."""
         stages = f"PP{self.pipeline}" + (f"x{self.virtual}" if self.virtual > 1 else "")
-        return f"TP{self.tensor} {stages} DP{self.data}"
+        return f"TP{self.tensor} {stages} DP{self.data}" + (" SP" if self.sequence else "")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def layer_activations(
     keys = shape.query_groups * head
     elements = 2 * 2 * shape.width / along + (3 * shape.width + 3 * keys + gate * shape.ffn_width) / t
     numbers = 2.0 / along + (0 if split.recompute == "selective" else shape.heads / t)
-    rotary = 4.0 * length * head * bytes_each  # cosines and sines for queries and for keys
+    rotary = 0.0 if kernels == "plain" else 4.0 * length * head * bytes_each  # cosines, sines; the host's layers share
     return tokens * (elements * bytes_each + numbers * 4) + rotary
 
 

@@ -18,7 +18,7 @@ from megatron_kis.data.extension import check_continuation
 from megatron_kis.errors import InputError
 from megatron_kis.settings import parse_config
 from megatron_kis.training.checkpoint import CHECKPOINT_SCHEMA, FOLDER, MANIFEST, Checkpoint, required, write_manifest
-from megatron_kis.training.resume import differences
+from megatron_kis.training.resume import differences, outcomes_of
 from megatron_kis.training.schedule import learning_rate
 
 _OWN = (
@@ -116,10 +116,10 @@ def adopt(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, 
     for name, size in checkpoint.manifest["logs"].items():
         with open(trunk / name, "rb") as source, open(run / name, "wb") as target:
             target.write(source.read(size))
-    outcomes = [path for path in (trunk / "outcomes").glob("step-*.npz") if _number(path) <= checkpoint.step]
-    for path in outcomes:
-        (run / "outcomes").mkdir(exist_ok=True)
-        shutil.copyfile(path, run / "outcomes" / path.name)
+    for step, path in outcomes_of(trunk / "outcomes").items():
+        if step <= checkpoint.step:
+            (run / "outcomes").mkdir(exist_ok=True)
+            shutil.copyfile(path, run / "outcomes" / path.name)
     partial = run / FOLDER / f".{checkpoint.folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -136,8 +136,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
-
-
-def _number(path: Path) -> int:
-    number = path.stem.removeprefix("step-")
-    return int(number) if number.isdecimal() else -1

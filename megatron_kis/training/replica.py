@@ -45,9 +45,8 @@ class HostReplica(_BaseDataParallel):
 
     def scale_gradients(self, scaling_factor: float | torch.Tensor) -> None:
         """Multiplies every gradient by ``scaling_factor`` (one over the step's tokens)."""
-        for parameter in self._trained:
-            if parameter.grad is not None:
-                parameter.grad.mul_(scaling_factor)
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        torch._foreach_mul_(gradients, scaling_factor)
 
     def zero_grad_buffer(self) -> None:
         """Forgets the gradients before a step."""

@@ -77,9 +77,14 @@ def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, content
 
 
+def outcomes_of(folder: Path) -> dict[int, Path]:
+    """The files of probes' outcomes in a folder, by step."""
+    numbers = {path: path.stem.removeprefix("step-") for path in folder.glob("step-*.npz")}
+    return {int(number): path for path, number in numbers.items() if number.isdecimal()}
+
+
 def forget_later_outcomes(folder: Path, step: int) -> None:
     """Removes outcomes of probes behind ``step``, which the resumed run makes again."""
-    for path in folder.glob("step-*.npz"):
-        number = path.stem.removeprefix("step-")
-        if number.isdigit() and int(number) > step:
+    for at, path in outcomes_of(folder).items():
+        if at > step:
             path.unlink()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import sys
 import time
 from contextlib import ExitStack
@@ -17,21 +16,23 @@ import torch
 from megatron_kis.config import RunConfig
 from megatron_kis.data.ledger import Ledger
 from megatron_kis.device import open_device, quiet_megatron, seed_device
-from megatron_kis.errors import InputError, JobError
+from megatron_kis.errors import JobError
 from megatron_kis.files import locked, write_json
 from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.parallel import Layout, barrier, close_groups, environment_of_srun, open_groups, sum_over_data
 from megatron_kis.training import shards
-from megatron_kis.training.branch import adopt, check_branch, find_source
-from megatron_kis.training.checkpoint import FOLDER, Checkpoint, newest
+from megatron_kis.training.batches import check_batches
+from megatron_kis.training.branch import check_branch, find_source
+from megatron_kis.training.checkpoint import Checkpoint, newest
 from megatron_kis.training.engine import Engine
+from megatron_kis.training.folder import RunFolder
 from megatron_kis.training.guard import Guard, bad_step, differences_without, exposures_in
 from megatron_kis.training.hooks import Hook, MetricsHook, ProbeHook, State, ValidationHook
 from megatron_kis.training.inputs import Inputs, open_inputs
 from megatron_kis.training.logs import JsonLines
 from megatron_kis.training.progress import ProgressHook
 from megatron_kis.training.record import is_done, mark_done, run_record
-from megatron_kis.training.resume import check_same_run, forget_later_outcomes, identity
+from megatron_kis.training.resume import check_same_run, identity
 from megatron_kis.training.saver import Saver
 from megatron_kis.training.schedule import learning_rate, peak_rate
 from megatron_kis.training.signals import StopRequest, stop_requests
@@ -41,8 +42,6 @@ from megatron_kis.training.watchdog import Watchdog
 
 with quiet_megatron():
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
-
-_LOGS = ("metrics.jsonl", "probes.jsonl")
 
 
 def train(config: RunConfig, *, restart: bool = False, branch_from: str | None = None) -> Path:
@@ -86,48 +85,6 @@ def train(config: RunConfig, *, restart: bool = False, branch_from: str | None =
     return config.output
 
 
-def check_batches(config: RunConfig, layout: Layout) -> None:
-    """Refuses batches and sequences that the ranks of a layout cannot share.
-
-    Raises:
-        InputError: with the size that could be shared.
-    """
-    training = config.training
-    if training.global_batch_size % layout.data_size:
-        raise InputError(
-            f"{training.global_batch_size} sequences cannot be shared by {layout.data_size} replicas",
-            where="training.global_batch_size",
-            remedy=f"use a multiple of {layout.data_size}",
-        )
-    share = training.global_batch_size // layout.data_size
-    if training.micro_batch_size and share % training.micro_batch_size:
-        raise InputError(
-            f"{training.micro_batch_size} does not divide a replica's {share} sequences",
-            where="training.micro_batch_size",
-            remedy=f"use a divisor of {share}",
-        )
-    pieces = 2 * layout.context_size
-    if layout.context_size > 1 and training.sequence_length % pieces:
-        raise InputError(
-            f"{training.sequence_length} tokens cannot be dealt in {pieces} pieces to {layout.context_size} ranks",
-            where="training.sequence_length",
-            remedy=f"use a multiple of {pieces}, or a smaller parallel.context",
-        )
-    if config.parallel.sequence and training.sequence_length % layout.sequence_multiple:
-        raise InputError(
-            f"{training.sequence_length} tokens cannot be split over {layout.tensor_size} tensor ranks",
-            where="training.sequence_length",
-            remedy=f"use a multiple of {layout.sequence_multiple}, or parallel.sequence: false",
-        )
-    batches = share // (training.micro_batch_size or share)
-    if layout.virtual_size > 1 and batches % layout.pipeline_size:
-        raise InputError(
-            f"{batches} micro-batches a step cannot take turns on {layout.pipeline_size} interleaved stages",
-            where="training.micro_batch_size",
-            remedy=f"make a replica's {share} sequences a multiple of {layout.pipeline_size} micro-batches",
-        )
-
-
 class _Run:
     """The state of one run on this rank."""
 
@@ -137,8 +94,8 @@ class _Run:
         self._reports = engine.layout.reports
         self._ledger = Ledger(inputs.store)
         self._state = State(steps=config.training.steps)
-        self._folder = config.output
-        self._logs: dict[str, JsonLines] = {}
+        self._folder = RunFolder(config.output)
+        self._metrics: JsonLines | None = None  # on the rank that reports
         self._started = time.perf_counter()
         optimizer = config.training.optimizer
         peak = peak_rate(optimizer, config.model.shape().width)
@@ -150,22 +107,25 @@ class _Run:
 
     def execute(self, *, restart: bool, branch_from: str | None) -> None:
         """Begins or goes on, trains with all hooks, and closes the run."""
-        params = self._engine.parameters()
+        params, output = self._engine.parameters(), self._config.output
         with ExitStack() as stack:
             if self._reports:
-                stack.enter_context(locked(self._folder, "kis train"))
+                stack.enter_context(locked(output, "kis train"))
             barrier()  # nobody reads the folder before it is locked
-            checkpoint = None if restart else newest(self._folder)
+            checkpoint = None if restart else newest(output)
             if checkpoint is not None:
                 check_same_run(checkpoint, self._identity)
             elif branch_from is not None:
                 checkpoint = self._branch(find_source(branch_from))
             if self._reports:
-                self._prepare_folder(checkpoint, params)
+                self._folder.prepare(checkpoint, self._record(params))
             barrier()  # nor writes to it before it is cleared
             hooks = self._hooks(checkpoint)
             if checkpoint is not None:
                 self._take_over(checkpoint, hooks)
+                if self._reports:
+                    where = f"step {checkpoint.step} of {self._state.steps}"
+                    print(f"{self._config.name}: going on from {where}", file=sys.stderr, flush=True)
             request = stack.enter_context(stop_requests())
             self._train(hooks, request)
             self._close()
@@ -174,10 +134,10 @@ class _Run:
         """All steps with their hooks; logs and bars are closed however it ends."""
         config, state = self._config, self._state
         device = self._engine.device.torch_device
-        watchdog = Watchdog(config.training.guard.hang_minutes, self._folder, rank=self._layout.rank)
+        watchdog = Watchdog(config.training.guard.hang_minutes, config.output, rank=self._layout.rank)
         try:
             saver = Saver(
-                config.checkpoints, self._folder, steps=state.steps, step_tokens=config.training.step_tokens,
+                config.checkpoints, config.output, steps=state.steps, step_tokens=config.training.step_tokens,
                 device=device,
             )  # fmt: skip
             for hook in hooks:
@@ -195,44 +155,23 @@ class _Run:
             watchdog.close()
             for hook in hooks:
                 hook.after_training(state)
-            for log in self._logs.values():
-                log.close()
+            self._folder.close_logs()
 
     def _branch(self, source: Checkpoint) -> Checkpoint | None:
         """Begins with a checkpoint of another run."""
         check_branch(source, self._config, self._identity)
         if self._reports:
-            self._clear_folder()
-            adopt(source, self._folder, steps=self._state.steps, identity=self._identity)
+            self._folder.adopt(source, steps=self._state.steps, identity=self._identity)
         barrier()
-        return newest(self._folder, at=source.step)
+        return newest(self._config.output, at=source.step)
 
-    def _clear_folder(self) -> None:
-        for name in ("run.json", *_LOGS, "exposures.json", "outcomes", FOLDER):
-            path = self._folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-    def _prepare_folder(self, checkpoint: Checkpoint | None, params: int) -> None:
-        """Clears the folder of a run that begins, or brings that of a resumed run back to its checkpoint."""
-        if checkpoint is not None:
-            forget_later_outcomes(self._folder / "outcomes", checkpoint.step)
-            (self._folder / "exposures.json").unlink(missing_ok=True)
-            total = self._config.training.steps
-            print(f"{self._config.name}: going on from step {checkpoint.step} of {total}", file=sys.stderr, flush=True)
-        else:
-            self._clear_folder()
-        self._write_record(params, checkpoint)
-
-    def _write_record(self, params: int, checkpoint: Checkpoint | None) -> None:
+    def _record(self, params: int) -> dict[str, Any]:
+        """The content of ``run.json``, for a model of ``params`` parameters."""
         plan = self._inputs.plan
-        shape = self._config.model.shape()
-        record = run_record(
+        return run_record(
             self._config,
             params=params,
-            nonembedding_params=shape.nonembedding_params(),
+            nonembedding_params=self._config.model.shape().nonembedding_params(),
             plan=plan.identity(),
             fingerprints={**self._inputs.fingerprints, "plan": plan.fingerprint},
             layout=asdict(self._layout),
@@ -240,26 +179,11 @@ class _Run:
             precision=self._engine.precision,
             epochs=self._inputs.text.epochs(len(plan)),
         )
-        if checkpoint is not None:
-            record["sessions"] = [*checkpoint.manifest["sessions"], {"from_step": checkpoint.step, **_session(record)}]
-        else:
-            record["sessions"] = [{"from_step": 0, **_session(record)}]
-        self._sessions = record["sessions"]
-        self._branched = None if checkpoint is None else checkpoint.manifest.get("branched_from")
-        if self._branched:
-            record["branched_from"] = self._branched
-        write_json(self._folder / "run.json", record)
-
-    def _log(self, name: str, checkpoint: Checkpoint | None) -> JsonLines | None:
-        if not self._reports:
-            return None
-        keep = 0 if checkpoint is None else int(checkpoint.manifest["logs"][name])
-        self._logs[name] = JsonLines(self._folder / name, keep=keep)
-        return self._logs[name]
 
     def _hooks(self, checkpoint: Checkpoint | None) -> list[Hook]:
         config, engine, inputs, steps = self._config, self._engine, self._inputs, self._state.steps
-        metrics, probes = (self._log(name, checkpoint) for name in _LOGS)
+        metrics, probes = self._folder.open_logs(checkpoint) if self._reports else (None, None)
+        self._metrics = metrics
         speed = Speed(
             config.model.shape().flops_per_token(padded_vocabulary(inputs.vocabulary), config.training.sequence_length),
             device=engine.device,
@@ -284,12 +208,12 @@ class _Run:
                 first=inputs.eod_id,
                 steps=steps,
                 step_tokens=config.training.step_tokens,
-                outcomes=self._folder / "outcomes",
+                outcomes=self._folder.outcomes,
             ),
         ]
         if self._reports:
             hooks.append(ProgressHook(config.name, every=config.logging.every))
-            hooks += trackers(config, self._folder)
+            hooks += trackers(config, config.output)
         return hooks
 
     def _step(self, step: int) -> None:
@@ -332,12 +256,12 @@ class _Run:
             raise JobError(
                 f"{message}; lower training.optimizer.learning_rate, or let training.guard.skip_in_a_row pass over it"
             )
-        if self._reports:
+        if self._metrics:
             print(f"kis: {message}; its update is left out", file=sys.stderr, flush=True)
             numbers = {"loss": loss, "grad_norm": norm}
             finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
             row = {"kind": "skipped", "step": step, "sequences": [sequences[0], sequences[-1]], **finite}
-            self._logs["metrics.jsonl"].write(row)
+            self._metrics.write(row)
 
     def _missing(self) -> list[str]:
         """Facts that did not get their exposures, those of skipped steps apart: they are known not to have come."""
@@ -373,13 +297,11 @@ class _Run:
             "identity": self._identity,
             "layout": _sizes(self._layout),
             "device": self._engine.device.kind,
-            "sessions": self._sessions,
-            "branched_from": self._branched,
+            **self._folder.manifest(),
             "state": state.record(),
             "guard": self._guard.record(),
             "elapsed": time.perf_counter() - self._started,
             "hooks": {type(hook).__name__: hook.state() for hook in hooks},
-            "logs": {name: log.position() for name, log in self._logs.items()},
         }
 
     def _take_over(self, checkpoint: Checkpoint, hooks: list[Hook]) -> None:
@@ -409,12 +331,12 @@ class _Run:
         self._ledger.load_tensor(self._counts())
         if not self._reports:
             return
-        write_json(self._folder / "exposures.json", self._ledger.as_json(self._inputs.plan))
+        write_json(self._config.output / "exposures.json", self._ledger.as_json(self._inputs.plan))
         differences = self._missing()
         if differences:
             raise JobError(f"{len(differences)} facts did not get their exposures, first: {differences[0]}")
         mark_done(
-            self._folder,
+            self._config.output,
             {
                 "steps": self._state.step,
                 "tokens": self._state.tokens,
@@ -431,14 +353,3 @@ def _sizes(layout: Layout) -> dict[str, int]:
     sizes = {"tensor": layout.tensor_size, "pipeline": layout.pipeline_size, "data": layout.data_size}
     more = {"virtual": layout.virtual_size, "context": layout.context_size}
     return sizes | {name: size for name, size in more.items() if size > 1}
-
-
-def _session(record: dict[str, Any]) -> dict[str, Any]:
-    """What computed a part of a run."""
-    return {
-        "started": record["started"],
-        "parallel": {name: size for name, size in record["parallel"].items() if name.endswith("_size")},
-        "device": record["device"],
-        "code": record["fingerprints"]["code"],
-        "versions": record["versions"],
-    }

@@ -153,8 +153,8 @@ def load(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
 class _IndexReader(FileSystemReader):
     """PyTorch's reader of files, told by ``index.json`` what lies where."""
 
-    def __init__(self, path: Path | str, cache_metadata: bool = False) -> None:
-        """Takes the arguments that Megatron-Core gives a reader."""
+    def __init__(self, path: Path | str, **_: Any) -> None:
+        """Takes the arguments that Megatron-Core gives a reader; how metadata are cached says nothing here."""
         super().__init__(path)
         self._metadata = _read_index(Path(path) / INDEX_NAME)
         self._metadata.storage_meta = StorageMeta(load_id=self.load_id)

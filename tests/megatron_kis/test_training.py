@@ -19,7 +19,8 @@ from megatron_kis.files import locked, read_json, sha256_file
 from megatron_kis.model.build import assemble_model
 from megatron_kis.model.ladder import ModelShape
 from megatron_kis.parallel import Layout
-from megatron_kis.training.run import check_batches, train
+from megatron_kis.training.batches import check_batches
+from megatron_kis.training.run import train
 
 MakeRun = Callable[..., RunConfig]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import PRESETS
 from megatron_kis.planning.hardware import GPUS, Utilisation, gpu, published_utilisation
 from megatron_kis.planning.layouts import Job, options, step_seconds
-from megatron_kis.planning.memory import Split
+from megatron_kis.planning.memory import Split, memory
 
 HALF = Utilisation(0.5, "a test's")
 
@@ -49,6 +50,20 @@ def test_only_layouts_that_can_be_trained_are_offered_unless_asked() -> None:
 def test_a_model_too_large_is_refused() -> None:
     with pytest.raises(InputError, match=r"--gpus: no layout on 1 H100 holds the model"):
         options(job("70b"), gpus=1, kind=GPUS["h100"], utilisation=HALF)
+
+
+def test_sequences_are_shared_where_nothing_fits_without() -> None:
+    long = Job(PRESETS["70b"], 32_000, 20e9, 8192, 256)
+    found = {option.split.label: option for option in options(long, gpus=256, kind=GPUS["h100"], utilisation=HALF)}
+    first = found["TP8 PP2 DP16 SP"]
+    assert first.split.recompute == "none"
+    whole = memory(
+        long.shape, 32_000, replace(first.split, sequence=False), length=8192,
+        micro_batch=first.micro_batch, micro_batches=first.micro_batches,
+    )  # fmt: skip
+    assert first.memory.total < 75.2e9 < whole.total
+    short = options(job("7b"), gpus=64, kind=GPUS["h100"], utilisation=HALF)
+    assert not any(option.split.sequence for option in short)
 
 
 def test_the_time_of_a_step_is_its_operations_over_what_the_gpus_do() -> None:

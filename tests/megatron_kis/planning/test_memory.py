@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_kis.device import open_device, quiet_megatron, seed_device
+from megatron_kis.config import RunConfig
+from megatron_kis.device import open_device
 from megatron_kis.model.build import assemble_model
 from megatron_kis.model.ladder import PRESETS, ModelShape
-from megatron_kis.parallel import Layout, close_groups
 from megatron_kis.planning.memory import (
     Recompute,
     Split,
@@ -24,27 +21,12 @@ from megatron_kis.planning.memory import (
     memory,
     rank_params,
 )
-
-with quiet_megatron():
-    from megatron.core import parallel_state
+from megatron_kis.settings import parse_config
+from megatron_kis.training.engine import Engine
+from megatron_kis.training.optimizer import HostOptimizer
+from tests.megatron_kis.places import place
 
 VOCABULARY = 32_000
-
-
-@contextmanager
-def place(tensor: int, pipeline: int, stage: int) -> Iterator[Layout]:
-    """A rank among ranks that are not there: their messages are never sent."""
-    rank, world = stage * tensor, tensor * pipeline
-    device = open_device("cpu")
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-    try:
-        parallel_state.initialize_model_parallel(tensor, pipeline, create_gloo_process_groups=False)
-        seed_device(device, 0, tensor_rank=0, pipeline_rank=stage)
-        yield Layout(world, rank, tensor, 0, pipeline, stage, 1, 0)
-    finally:
-        close_groups()
-
-
 LAYOUTS = [(tensor, pipeline) for tensor in (1, 2, 4, 8) for pipeline in (1, 2, 4, 8)]
 
 
@@ -68,12 +50,21 @@ def test_a_rank_holds_the_parameters_that_the_plan_says(name: str) -> None:
     assert rank_params(shape, VOCABULARY, Split(), 0) == shape.params(VOCABULARY)
 
 
-def kept(shape: ModelShape, tensor: int, recompute: Recompute, *, length: int, batch: int, vocabulary: int) -> int:
+def kept(
+    shape: ModelShape,
+    tensor: int,
+    recompute: Recompute,
+    *,
+    length: int,
+    batch: int,
+    vocabulary: int,
+    sequence: bool = False,
+) -> int:
     """Bytes that a forward pass keeps for the backward pass, weights apart; each storage counted once."""
     with place(tensor, 1, 0) as layout:
         model = assemble_model(
             shape, vocabulary=vocabulary, sequence_length=length, layout=layout, device=open_device("cpu"),
-            recompute=recompute,
+            recompute=recompute, sequence_parallel=sequence,
         )  # fmt: skip
         own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         held: dict[int, torch.Tensor] = {}  # alive, so that no place is used twice
@@ -93,12 +84,23 @@ def kept(shape: ModelShape, tensor: int, recompute: Recompute, *, length: int, b
 @pytest.mark.parametrize("tensor", [1, 2])
 @pytest.mark.parametrize("groups", [2, 4])
 def test_a_layer_keeps_the_bytes_that_the_plan_says(recompute: Recompute, tensor: int, groups: int) -> None:
-    size = {"length": 96, "batch": 3, "vocabulary": 512}
     one, three = (
-        kept(ModelShape(layers, 64, 4, groups, 160, False), tensor, recompute, **size) for layers in (1, 3)
-    )  # fmt: skip
+        kept(ModelShape(layers, 64, 4, groups, 160, False), tensor, recompute, length=96, batch=3, vocabulary=512)
+        for layers in (1, 3)
+    )
     shape, split = ModelShape(1, 64, 4, groups, 160, False), Split(tensor=tensor, recompute=recompute)
     layer = layer_activations(shape, split, length=96, batch=3, kernels="plain", bytes_each=4)
+    assert (three - one) / 2 == pytest.approx(layer, rel=0.01)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_a_layer_that_shares_its_sequences_keeps_the_bytes_that_the_plan_says(recompute: Recompute) -> None:
+    shape = {layers: ModelShape(layers, 64, 4, 2, 160, False) for layers in (1, 3)}
+    one, three = (
+        kept(shape[layers], 2, recompute, length=96, batch=3, vocabulary=512, sequence=True) for layers in (1, 3)
+    )
+    split = Split(tensor=2, recompute=recompute, sequence=True)
+    layer = layer_activations(shape[1], split, length=96, batch=3, kernels="plain", bytes_each=4)
     assert (three - one) / 2 == pytest.approx(layer, rel=0.01)
 
 
@@ -109,6 +111,30 @@ def test_a_model_keeps_the_bytes_that_the_plan_says() -> None:
     told += head_activations(shape, split, tokens=tokens, bytes_each=4)
     told += logits(512, split, tokens=tokens, bytes_each=4)
     assert real == pytest.approx(told, rel=0.01)
+
+
+def test_a_step_leaves_the_weights_gradients_and_moments_that_the_plan_says() -> None:
+    content = {
+        "name": "memory", "output": "unused", "device": "cpu",
+        "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
+        "model": {"layers": 2, "width": 32, "heads": 2}, "infusion": {"frequency": 0},
+        "training": {"token_budget": 64, "sequence_length": 32, "global_batch_size": 2},
+    }  # fmt: skip
+    config = parse_config(RunConfig, content, source="test")
+    tokens, ones = torch.arange(33), torch.ones(32)
+    sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": ones, "position_ids": tokens[:-1]}
+    with place(1, 1, 0) as layout:
+        engine = Engine(config, vocabulary=256, layout=layout, device=open_device("cpu"))
+        engine.train_step([sample] * 2, micro_batch_size=2, learning_rate=1e-3, accept=lambda loss, norm: True)
+        weights = [weight for chunk in engine.chunks for weight in chunk.parameters()]
+        assert isinstance(engine._optimizer, HostOptimizer)
+        moments = [state[name] for state in engine._optimizer.adam.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    told = memory(
+        config.model.shape(), 256, Split(), length=32, micro_batch=2, micro_batches=1, half=False, kernels="plain"
+    )
+    assert sum(weight.nbytes for weight in weights) == told.weights
+    assert sum(weight.grad.nbytes for weight in weights if weight.grad is not None) == told.gradients
+    assert sum(moment.nbytes for moment in moments) == told.optimizer
 
 
 def test_the_first_stage_holds_the_most_micro_batches() -> None:

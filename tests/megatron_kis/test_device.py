@@ -1,0 +1,42 @@
+"""Which CUDA device a rank takes; the devices are made up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_kis.device import open_device
+from megatron_kis.errors import InputError
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A node of four devices."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"device {device.index}")
+    return monkeypatch
+
+
+def test_a_rank_takes_the_device_of_its_number_or_the_only_one(node: pytest.MonkeyPatch) -> None:
+    node.setenv("LOCAL_RANK", "3")
+    assert open_device("cuda").name == "device 3"
+    node.setattr(torch.cuda, "device_count", lambda: 1)  # as srun --gpus-per-task=1 has it
+    assert open_device("cuda").name == "device 0"
+    node.setenv("LOCAL_WORLD_SIZE", "4")  # as torchrun has it where four ranks would share the one
+    with pytest.raises(InputError, match="rank 3 of this node finds 1 CUDA devices"):
+        open_device("cuda")
+
+
+def test_more_ranks_than_devices_are_refused(node: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="rank 4 of this node finds 4 CUDA devices; start at most 4 ranks a node"):
+        open_device("cuda", local_rank=4)
+
+
+def test_a_device_that_is_not_there_or_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="no CUDA device is available"):
+        open_device("cuda")
+    with pytest.raises(InputError, match="unknown device 'gpu'"):
+        open_device("gpu")
