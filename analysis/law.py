@@ -89,7 +89,8 @@ class Law:
     sensitivity: dict[str, Any] = field(default_factory=dict)
     """Slope when N counts non-embedding parameters only."""
     calibration: dict[str, Any] | None = None
-    """Critical values from a bootstrap through both stages (`analysis.bootstrap`); None: Student's t."""
+    """Critical values from a bootstrap through both stages (`analysis.bootstrap`) or of the points
+    (`analysis.bootstrap_points`), the check of Student's t; None where none was run."""
     warnings: list[str] = field(default_factory=list)
 
     @property
