@@ -193,8 +193,8 @@ def _profile(x: Array, lower: Array, upper: Array, variance: Array, beta: Array,
     REML alone finds.
     """
     resamples, p = beta.shape
-    one_sided = np.flatnonzero((np.isfinite(lower) != np.isfinite(upper)).any(axis=1)) if method == "reml" else []
-    row = np.concatenate([np.arange(resamples), np.array(one_sided, dtype=int)])
+    one_sided = (np.isfinite(lower) != np.isfinite(upper)).any(axis=1) & (method == "reml")
+    row = np.concatenate([np.arange(resamples), np.flatnonzero(one_sided)])
     prior = np.where(np.arange(len(row)) < resamples, _AVOID if method == "reml" else 0.0, 0.0)
 
     def objective(log_sigma: Array, beta: Array, lower: Array, upper: Array, variance: Array) -> tuple[Array, Array]:
