@@ -209,16 +209,16 @@ def predictions(result: AnalysisResult) -> Table | None:
         return None
     heads = [
         ("transition", False), ("N", True), ("D", True), ("centre", True), ("confidence interval", True),
-        ("prediction interval", True), ("recommended", True), ("ρ at centre", True), ("domain tokens", True),
-        ("extrapolation", True), ("by bootstrap", True), ("reservations", False),
+        ("prediction interval", True), ("by bootstrap", True), ("recommended", True), ("ρ at centre", True),
+        ("domain tokens", True), ("times beyond", True), ("reservations", False),
     ]  # fmt: skip
     rows = [
         [
             w.kind_title(p.kind, p.group), w.size(p.params), w.size(p.tokens), w.frequency(p.centre),
-            _interval(p.confidence_interval), _interval(p.prediction_interval), w.frequency(p.recommended),
+            _interval(p.confidence_interval), _interval(p.prediction_interval),
+            "–" if p.bootstrap_interval is None else _interval(p.bootstrap_interval), w.frequency(p.recommended),
             w.ratio(p.infusion_ratio), "–" if p.exposure_tokens is None else w.size(p.exposure_tokens),
-            f"{p.extrapolation_factor:.3g}×",
-            "–" if p.bootstrap_interval is None else _interval(p.bootstrap_interval), "; ".join(p.warnings) or "none",
+            f"{p.extrapolation_factor:.3g}×", "; ".join(p.warnings) or "none",
         ]
         for p in result.predictions
     ]  # fmt: skip
