@@ -215,7 +215,20 @@ def law_pivots(
         rates = draw(generator, source.rates(tau[:, index]), source.facts, float(source.seen.icc), resamples)
         low, high, implied = detect(source, rates, settings)
         data[:, :, index] = low, high, levelled(implied, low, tau[:, index])
+    method = "two-stage parametric bootstrap, studentised"
+    return pivots(law, x, (data[0], data[1], data[2]), method, generator)
+
+
+def pivots(
+    law: Law, x: Array, data: tuple[Array, Array, Array], method: str, generator: np.random.Generator
+) -> dict[str, Any] | None:
+    """Critical values from studies drawn from ``law`` itself: ``data`` (lower, upper, variance) [R, n], design [n, p].
+
+    None where the law cannot be refitted in half of them.
+    """
     lower, upper, variance = data
+    beta, sigma, centre = np.array(law.parameters), law.sigma, np.array(law.centre)
+    resamples = len(lower)
     closed = np.isfinite(lower) & np.isfinite(upper)
     usable = closed.sum(axis=1) > x.shape[1]
     usable &= np.array([np.linalg.matrix_rank(x[row]) == x.shape[1] if ok else False
@@ -241,7 +254,7 @@ def law_pivots(
             low, high = np.quantile(pivot, [tail, 1 - tail], method="weibull")
             found.append([-float(high), -float(low)])
     return {
-        "method": "two-stage parametric bootstrap, studentised",
+        "method": method,
         "resamples": resamples,
         "refused": resamples - count,
         "extrapolation": list(EXTRAPOLATIONS),

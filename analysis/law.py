@@ -89,7 +89,8 @@ class Law:
     sensitivity: dict[str, Any] = field(default_factory=dict)
     """Slope when N counts non-embedding parameters only."""
     calibration: dict[str, Any] | None = None
-    """Critical values from a bootstrap through both stages (`analysis.bootstrap`); None: Student's t."""
+    """Critical values from a bootstrap through both stages (`analysis.bootstrap`) or of the points
+    (`analysis.bootstrap_points`), the check of Student's t; None where none was run."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -119,6 +120,7 @@ class Law:
 def fit_law(
     points: Iterable[Transition], kind: str = "collapse", group: str | None = None, *, confidence: float = 0.95,
     law: str = "auto", compare_laws: bool = True, errors: Mapping[tuple[int, int], float] | None = None,
+    brief: bool = False,
 ) -> Law:  # fmt: skip
     """Fits the law to the points of one kind and group; censored ones contribute what they know.
 
@@ -130,6 +132,7 @@ def fit_law(
         law: a candidate's name (`analysis.candidates.CANDIDATES`), or ``auto``.
         compare_laws: whether to score the other candidates where ``law`` names one.
         errors: standard errors of log F* by (N, D), where they are known better than from the intervals' widths.
+        brief: neither test of fit nor the law in other units; for those who fit thousands.
 
     Raises:
         LawRefused: the points cannot support a law; nothing is fitted.
@@ -155,7 +158,7 @@ def fit_law(
         _listed(p, reason=f"{p.status}: {p.reason}".rstrip(": ")) for p in chosen if not (p.informative or _censored(p))
     ]
     fitted_mean, _ = fitted.mean(cells.log_n, cells.log_d)
-    lack = lack_of_fit(fitted, cells)
+    lack = None if brief else lack_of_fit(fitted, cells)
     warnings = _warnings(len(informative), used, lack)
     return Law(
         kind=kind,
@@ -181,8 +184,8 @@ def fit_law(
         excluded=excluded,
         candidates=[row | {"selected": row["law"] == name} for row in candidates],
         lack_of_fit=lack,
-        equivalents=equivalents(used, cells, fitted, confidence),
-        sensitivity=nonembedding(used, cells, fitted, confidence),
+        equivalents={} if brief else equivalents(used, cells, fitted, confidence),
+        sensitivity={} if brief else nonembedding(used, cells, fitted, confidence),
         warnings=warnings,
     )
 

@@ -29,7 +29,7 @@ from analysis.load_logs import (
     whole,
 )
 from megatron_kis.errors import InputError
-from megatron_kis.files import read_json, read_json_lines
+from megatron_kis.files import read_json_lines
 
 _RUN_SCHEMA = "kis.run/1"
 _LEDGER_SCHEMA = "kis.ledger/1"
@@ -156,7 +156,7 @@ def _why_incomplete(path: Path) -> str:
 
 def _load_run(path: Path) -> _Loaded:
     run = ClosedRun(path)
-    record = read_json(path / "run.json", _RUN_SCHEMA)
+    record = run.record("run.json", _RUN_SCHEMA)
     where = str(path / "run.json")
     tokens = whole(record, "tokens", where, least=1)
     frequency = number(record, "infusion_frequency", where, least=0)
@@ -172,17 +172,17 @@ def _load_run(path: Path) -> _Loaded:
         "infusion_ratio": number(record, "infusion_ratio", where, least=0),
         "seed": whole(record, "seed", where, least=0),
         "background_policy": record.get("background_policy"),
-        "exposures_exact": _exposures_exact(path / "exposures.json", frequency),
+        "exposures_exact": _exposures_exact(run, frequency),
         "host": _host_name(record.get("host")),
     }
     return _Loaded(record, row, probe_rows(run, tokens), loss_rows(run))
 
 
-def _exposures_exact(path: Path, frequency: float) -> bool | None:
+def _exposures_exact(run: ClosedRun, frequency: float) -> bool | None:
     """Whether every fact received the exposures it was promised; None where the ledger has no count of them."""
-    if not path.is_file():
+    if not (run.path / "exposures.json").is_file():
         return None
-    ledger = read_json(path, _LEDGER_SCHEMA)
+    ledger = run.record("exposures.json", _LEDGER_SCHEMA)
     received = (ledger.get("received") or {}).get("infused")
     if isinstance(received, dict) and received:
         # `exact` also covers the background facts, which the plan promises a count as well.

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from megatron_kis.errors import InputError
+from megatron_kis.files import read_json
 
 _END_OF_RUN = 0.9  # the last probe must stand within the last tenth of D (the budget is rounded to whole batches)
 
@@ -44,6 +45,7 @@ class ClosedRun:
             raise InputError(f"cannot be read ({error})", where=str(path / "DONE")) from None
         closed = done.get("files") if isinstance(done, dict) else None
         self._read: dict[str, bytes] = {}
+        self._closed: set[str] = set()
         for name, digest in (closed or {}).items():
             if not isinstance(digest, str) or len(digest) != 64:
                 continue
@@ -51,6 +53,7 @@ class ClosedRun:
                 raise InputError(
                     "was changed after the run was closed (its sha256 is not DONE's)", where=str(path / name)
                 )
+            self._closed.add(name)
 
     def content(self, name: str) -> bytes:
         """The bytes of a file."""
@@ -61,15 +64,36 @@ class ClosedRun:
                 raise InputError(f"cannot be read ({error.strerror})", where=str(self.path / name)) from None
         return self._read[name]
 
-    def rows(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(place, object) of every line of a JSON-lines file."""
-        file = str(self.path / name)
+    def record(self, name: str, schema: str) -> dict[str, Any]:
+        """A JSON file of that schema; `megatron_kis.files.read_json` says what is wrong with one that is not."""
+        try:
+            found = orjson.loads(self.content(name))
+        except orjson.JSONDecodeError:
+            found = None
+        if isinstance(found, dict) and found.get("schema") == schema:
+            return found
+        return read_json(self.path / name, schema)
+
+    def rows(self, name: str, *, only: bytes = b"", without: bytes = b"") -> Iterator[tuple[str, dict[str, Any]]]:
+        """(place, object) of every line of a JSON-lines file.
+
+        Args:
+            name: the file.
+            only: lines that do not hold these bytes may be passed over.
+            without: the key, in quotes, of a last list of flat objects that may be left out.
+
+        Both spare the decoding of what nobody asked for, and both only in a file that DONE closed: elsewhere every line
+        is decoded, so that damage is found.
+        """
+        file, closed = str(self.path / name), name in self._closed
         for number, line in enumerate(self.content(name).split(b"\n"), start=1):
             if not line.strip():
                 continue
+            if closed and only and only not in line:
+                continue
             where = f"{file}:{number}"
             try:
-                row = orjson.loads(line)
+                row = orjson.loads(_without(line, without) if closed and without else line)
             except orjson.JSONDecodeError as error:
                 raise InputError(f"malformed JSON line ({error})", where=where) from None
             if not isinstance(row, dict):
@@ -77,12 +101,19 @@ class ClosedRun:
             yield where, row
 
 
+def _without(line: bytes, key: bytes) -> bytes:
+    """The line of a JSON object without ``key``, where that is its last and holds the only brackets behind it."""
+    at = line.rfind(b", " + key + b": [")
+    tail = line[at:].rstrip() if at > 0 else b""
+    return line[:at] + b"}" if tail.endswith(b"]}") and tail.count(b"]") == 1 else line
+
+
 def probe_rows(run: ClosedRun, budget: int) -> list[Row]:
     """Rows (`PROBE_COLUMNS`) of every probed step; of rows repeated after a resume the last one counts."""
     name = run.path.name
     rows: dict[Row, Row] = {}
     reached = 0
-    for where, raw in run.rows("probes.jsonl"):
+    for where, raw in run.rows("probes.jsonl", without=b'"templates"'):
         key = _key(raw, where)
         n = whole(raw, "n", where, least=1)
         facts = whole(raw, "facts", where, least=1) if "facts" in raw else n
@@ -120,7 +151,7 @@ def template_rows(run: ClosedRun) -> list[Row]:
 def loss_rows(run: ClosedRun) -> list[Row]:
     """Rows (`LOSS_COLUMNS`) of every validated step; of steps repeated after a resume the last one counts."""
     losses: dict[int, Row] = {}
-    for where, raw in run.rows("metrics.jsonl"):
+    for where, raw in run.rows("metrics.jsonl", only=b'"validation"'):
         if raw.get("kind") == "validation":
             step = whole(raw, "step", where, least=0)
             losses[step] = (run.path.name, step, whole(raw, "tokens", where, least=0), number(raw, "loss", where))

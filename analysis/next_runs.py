@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count as numbers
 from itertools import pairwise
 
 import numpy as np
@@ -31,7 +32,7 @@ from megatron_kis.errors import InputError
 
 _STEP = 1.5  # a level beyond a censored end lies this factor further
 _WORTHWHILE = 0.2  # of the largest gain: cheap runs that gain less would be trained for ever
-_DRAWS = 128  # curves drawn to see what a run would tell; the gain is an average over them
+_DRAWS = 64  # curves drawn to see what a run would tell; the gain is an average over them
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class _Cell:
     variance: float
     """Of log F*, as the cell stands (with the runs proposed so far)."""
 
+    seeds: dict[float, set[int]]
+    """The seeds that each level has, those proposed so far among them."""
     options: list[tuple[float, float, str]] | None = None
     """(frequency, expected variance, reason) of the runs that could be added; None until they are simulated."""
 
@@ -68,7 +71,7 @@ class _Cell:
 def propose(
     table: pd.DataFrame, params: float, tokens: float, settings: AnalysisSettings | None = None, *,
     group: str | None = None, count: int = 6, largest_ratio: float = 0.95,
-    points: Sequence[Transition] | None = None,
+    points: Sequence[Transition] | None = None, memory: dict[bytes, _Cell] | None = None,
 ) -> list[Proposal]:  # fmt: skip
     """The next ``count`` runs for the prediction at N = ``params``, D = ``tokens``.
 
@@ -81,6 +84,7 @@ def propose(
         count: runs to propose.
         largest_ratio: the infusion ratio that no proposal goes beyond, where the table says what F costs.
         points: the table's transitions, where they are known already.
+        memory: kept by a caller that asks again and again: what was simulated for curves that have not changed since.
 
     Raises:
         InputError: no curve of that group.
@@ -93,9 +97,17 @@ def propose(
     if not mine:
         raise InputError(f"no curve of group {group!r}", where="group", remedy="infused or background")
     by_cell = {(p.params, p.tokens): p for p in points if p.group == group}
-    cells = [_cell(curve, by_cell[curve.params, curve.tokens], settings) for curve in mine]
+    seeds = _seeds(primary[primary["group"] == group])
+    memory = {} if memory is None else memory
+    cells = []
+    for curve in mine:
+        cell = (curve.params, curve.tokens)
+        key = repr((cell, curve.frequency, curve.seed_rates, curve.seed_facts)).encode()
+        if key not in memory or not memory[key].point.informative:  # a censored cell's options hang on the law
+            memory[key] = _cell(curve, by_cell[cell], settings, seeds[cell])
+        cells.append(memory[key])
     try:
-        law: Law | None = fit_law(points, "collapse", group, law=settings.law, compare_laws=False)
+        law: Law | None = fit_law(points, "collapse", group, law=settings.law, compare_laws=False, brief=True)
     except LawRefused:
         law = None
     proposals: list[Proposal] = []
@@ -106,7 +118,7 @@ def propose(
             break
         proposal, index, variance = best
         proposals.append(proposal)
-        cells[index] = _with_run(cells[index], proposal.frequency, variance, settings)
+        cells[index] = _with_run(cells[index], proposal, variance)
     return proposals
 
 
@@ -119,14 +131,18 @@ def bisect(
     primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
     points = points or find_transitions(table, settings)
     by_cell = {(p.params, p.tokens): p for p in points if p.kind == "collapse" and p.group == group}
-    cells = [_Cell(c, by_cell[c.params, c.tokens], None, 0.0) for c in curves(primary) if c.group == group]
+    seeds = _seeds(primary[primary["group"] == group])
+    cells = [
+        _Cell(c, by_cell[c.params, c.tokens], None, 0.0, seeds[c.params, c.tokens])
+        for c in curves(primary) if c.group == group
+    ]  # fmt: skip
     found = []
     for _ in range(count):
         best = _bisect(cells, 0.95)
         if best is None:
             break
         found.append(best[0])
-        cells[best[1]] = _with_run(cells[best[1]], best[0].frequency, 0.0, settings)
+        cells[best[1]] = _with_run(cells[best[1]], best[0], 0.0)
     return found
 
 
@@ -135,12 +151,20 @@ def _group(points: Sequence[Transition]) -> str:
     return "infused" if "infused" in seen else "background" if "background" in seen else "infused"
 
 
-def _cell(curve: Curve, point: Transition, settings: AnalysisSettings) -> _Cell:
+def _seeds(rows: pd.DataFrame) -> dict[tuple[int, int], dict[float, set[int]]]:
+    """The seeds trained at each level of each (N, D)."""
+    found: dict[tuple[int, int], dict[float, set[int]]] = {}
+    for params, tokens, frequency, seed in rows[["params", "tokens", "frequency", "seed"]].itertuples(index=False):
+        found.setdefault((int(params), int(tokens)), {}).setdefault(float(frequency), set()).add(int(seed))
+    return found
+
+
+def _cell(curve: Curve, point: Transition, settings: AnalysisSettings, seeds: dict[float, set[int]]) -> _Cell:
     source = None
     if point.informative and len(curve.frequency) >= FEWEST_LEVELS:
         source = source_of(curve, point, point.steepness or 4.0, settings, 99)
     error = source.error if source is not None and point.interval == "profile" else None
-    return _Cell(curve, point, source, error**2 if error else _variance(point))
+    return _Cell(curve, point, source, error**2 if error else _variance(point), seeds)
 
 
 def _variance(point: Transition) -> float:
@@ -289,8 +313,10 @@ def _extended(source: Source, frequency: float) -> Source:
     )
 
 
-def _with_run(cell: _Cell, frequency: float, variance: float, settings: AnalysisSettings) -> _Cell:
+def _with_run(cell: _Cell, run: Proposal, variance: float) -> _Cell:
     """The cell as if the run had come out as expected."""
+    frequency = run.frequency
+    seeds = cell.seeds | {frequency: cell.seeds.get(frequency, set()) | {run.seed}}
     source = None if cell.source is None else _extended(cell.source, frequency)
     curve = cell.curve
     levels = np.unique(np.append(curve.frequency, frequency))
@@ -305,7 +331,7 @@ def _with_run(cell: _Cell, frequency: float, variance: float, settings: Analysis
             ratio=np.insert(curve.ratio, at, np.nan), loss=np.insert(curve.loss, at, np.nan),
             seed_losses=(*curve.seed_losses[:at], {}, *curve.seed_losses[at:]),
         )  # fmt: skip
-    return _Cell(curve, cell.point, source, variance)
+    return _Cell(curve, cell.point, source, variance, seeds)
 
 
 def _bisect(cells: Sequence[_Cell], largest_ratio: float) -> tuple[Proposal, int, float] | None:
@@ -343,8 +369,8 @@ def _bisect(cells: Sequence[_Cell], largest_ratio: float) -> tuple[Proposal, int
 
 
 def _proposal(cell: _Cell, frequency: float, gain: float | None, reason: str) -> Proposal:
-    at = np.flatnonzero(np.isclose(cell.curve.frequency, frequency))
-    seed = len(cell.curve.seed_rates[int(at[0])]) if len(at) else 0
+    taken = cell.seeds.get(frequency, set())
+    seed = next(number for number in numbers() if number not in taken)
     return Proposal(cell.curve.params, cell.curve.tokens, frequency, seed, cell.flops, gain, reason)
 
 

@@ -17,6 +17,7 @@ from megatron_kis.files import fingerprint, read_json
 
 SCHEMA = "kis.prediction/1"
 _FAR = 10.0  # an extrapolation by more than this factor is said to be far
+_WIDER = 1.25  # times the headline's log width: a bootstrap that asks for more is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,11 @@ class Prediction:
     (F), ``copies_per_fact_by_tokens`` if their tokens together have it (the study's exposure tokens shared by these
     facts; None where the points do not say what F costs), and ``copies_safe``, the smaller."""
     interval_method: str
-    """``t`` (Student's, from the points) or ``two-stage bootstrap`` (curves drawn, detected and fitted again)."""
+    """``t``: Student's, with REML-type scatter and Knapp-Hartung scaling."""
+    bootstrap_interval: tuple[float, float] | None
+    """Of a new model, by the bootstrap's critical values: the check of the headline. None where none was run."""
+    bootstrap_method: str | None
+    """What was drawn anew: curves through both stages, or points from their own intervals."""
     baselines: dict[str, float]
     """What the constant law (geometric mean) and the largest model's value would say."""
     unvalidated: bool
@@ -91,11 +96,10 @@ def predict(
         "params": _beyond(params, law.range_params),
         "tokens": _beyond(tokens, law.range_tokens),
     }
-    near, far = critical_values(law, max(factors.values()))
-    total = math.hypot(error, law.sigma)
-    # A new model is never known better than the law's mean; drawn critical values of the two can cross by chance.
-    ends = min(far[0] * total, near[0] * error), max(far[1] * total, near[1] * error)
-    centre, interval = _exp(mean), (_exp(mean + ends[0]), _exp(mean + ends[1]))
+    quantile, total = student(law), math.hypot(error, law.sigma)
+    centre, interval = _exp(mean), (_exp(mean - quantile * total), _exp(mean + quantile * total))
+    drawn = critical_values(law, max(factors.values()))
+    bootstrapped = None if drawn is None else (_exp(mean + drawn[0] * total), _exp(mean + drawn[1] * total))
     ratio = None if law.tokens_per_frequency is None else centre * law.tokens_per_frequency / tokens
     seen = [point for point in law.points if point["value"]]
     values = [point["value"] for point in seen]
@@ -106,7 +110,7 @@ def predict(
         params=round(params),
         tokens=round(tokens),
         centre=centre,
-        confidence_interval=(_exp(mean + near[0] * error), _exp(mean + near[1] * error)),
+        confidence_interval=(_exp(mean - quantile * error), _exp(mean + quantile * error)),
         prediction_interval=interval,
         recommended=interval[1] if law.kind == "onset" else interval[0],
         confidence=law.confidence,
@@ -120,10 +124,12 @@ def predict(
             else (interval[0] * law.tokens_per_frequency, interval[1] * law.tokens_per_frequency)
         ),
         domain=_domain(law, interval, centre, facts, fact_tokens),
-        interval_method="t" if law.calibration is None else "two-stage bootstrap",
+        interval_method="t",
+        bootstrap_interval=bootstrapped,
+        bootstrap_method=None if law.calibration is None else str(law.calibration["method"]),
         baselines={"constant": float(np.exp(np.mean(np.log(values)))), "largest_model": float(largest["value"])},
         unvalidated=law.unvalidated,
-        warnings=(*law.warnings, *_warnings(law, factors, ratio)),
+        warnings=(*law.warnings, *_warnings(law, factors, ratio, interval, bootstrapped)),
         law={
             "selected_law": law.selected_law,
             "coefficients": {name: c.value for name, c in law.coefficients.items() if c is not None},
@@ -133,26 +139,23 @@ def predict(
     )
 
 
-def critical_values(
-    law: Law, extrapolation: float, *, at_least_t: bool = True
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Lower and upper critical values of the mean and of a new model, in their standard errors.
+def student(law: Law) -> float:
+    """Student's quantile of the law's two-sided intervals."""
+    return float(stats.t.ppf(0.5 + law.confidence / 2, max(law.degrees_of_freedom, 1e-3)))
 
-    Student's t, widened where the bootstrap through both stages asks for more (linear in the logarithm of the
-    extrapolation between the factors it was run at), and never narrowed by it: drawn from one estimated scatter it
-    takes that for known, and alone it covers too seldom (docs/statistics.md). ``at_least_t=False`` gives it alone.
+
+def critical_values(law: Law, extrapolation: float, kind: str = "prediction") -> tuple[float, float] | None:
+    """Lower and upper critical value of a new model (or of the mean: ``confidence``) that the bootstrap asks for.
+
+    In standard errors; linear in the logarithm of the extrapolation between the factors that it was run at. They are
+    the check of Student's t and not the headline: drawn from one estimated scatter, which it takes for known, the
+    bootstrap alone covers too seldom (docs/statistics.md). None where there was no bootstrap.
     """
-    quantile = float(stats.t.ppf(0.5 + law.confidence / 2, max(law.degrees_of_freedom, 1e-3)))
     if law.calibration is None:
-        return (-quantile, quantile), (-quantile, quantile)
+        return None
     x, at = math.log(max(extrapolation, 1.0)), np.log(law.calibration["extrapolation"])
-
-    def ends(name: str) -> tuple[float, float]:
-        low, high = np.array(law.calibration[name]).T  # type: ignore[index]
-        ends = float(np.interp(x, at, low)), float(np.interp(x, at, high))
-        return (min(ends[0], -quantile), max(ends[1], quantile)) if at_least_t else ends
-
-    return ends("confidence"), ends("prediction")
+    low, high = np.array(law.calibration[kind]).T
+    return float(np.interp(x, at, low)), float(np.interp(x, at, high))
 
 
 def _domain(
@@ -179,12 +182,24 @@ def _exp(value: float) -> float:
     return math.exp(min(max(value, -700.0), 700.0))
 
 
+def _width(interval: tuple[float, float]) -> float:
+    return math.log(max(interval[1], 1e-300) / max(interval[0], 1e-300))
+
+
 def _beyond(value: float, span: tuple[int, int]) -> float:
     return max(1.0, value / span[1], span[0] / value)
 
 
-def _warnings(law: Law, factors: dict[str, float], ratio: float | None) -> list[str]:
+def _warnings(
+    law: Law, factors: dict[str, float], ratio: float | None, interval: tuple[float, float],
+    bootstrapped: tuple[float, float] | None,
+) -> list[str]:  # fmt: skip
     warnings = []
+    if bootstrapped is not None and _width(bootstrapped) > _WIDER * _width(interval):
+        warnings.append(
+            f"the bootstrap asks for a wider interval, {bootstrapped[0]:.3g} to {bootstrapped[1]:.3g}: the points are "
+            "not measured as Student's t assumes"
+        )
     if not law.in_tokens and factors["tokens"] > 1:
         warnings.append("the law was fitted at one token budget and says nothing about another D")
     for name, symbol in (("params", "N"), ("tokens", "D")):

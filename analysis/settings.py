@@ -42,7 +42,7 @@ class AnalysisSettings:
     resamples: int = 999
     """Parametric bootstrap resamples of the test against "no collapse"."""
     law_resamples: int = 999
-    """Resamples of the two-stage bootstrap behind the law's intervals; 0: Student's t from the points alone."""
+    """Resamples of the bootstrap that gives points their errors and checks the law's intervals; 0: none."""
     law: str = "auto"
     """The law's form: ``auto`` (chosen by the largest N, held out) or a candidate's name, such as ``N and D``."""
     confidence: float = 0.95

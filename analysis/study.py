@@ -58,9 +58,11 @@ def fit_laws(
 ) -> tuple[list[Law], list[dict[str, str]]]:
     """The laws of every kind and group the points hold, in their order, and the refusals.
 
-    With the ``curves`` table the collapse laws by the hinge get their intervals from the bootstrap through both stages.
+    With the ``curves`` table the collapse laws by the hinge are bootstrapped through both stages; the other laws from
+    the intervals of their points.
     """
     from analysis.bootstrap import bootstrap_law
+    from analysis.bootstrap_points import bootstrap_points
 
     settings = settings or AnalysisSettings()
     laws, refused = [], []
@@ -77,7 +79,11 @@ def fit_laws(
             continue
         try:
             law = fit_law(points, kind, group, confidence=settings.confidence, law=settings.law)
-            laws.append(bootstrap_law(law, drawn, points, settings, resamples=settings.law_resamples) if drawn else law)
+            if drawn:
+                law = bootstrap_law(law, drawn, points, settings, resamples=settings.law_resamples)
+            if settings.law_resamples and law.calibration is None:
+                law = bootstrap_points(law, points, settings, resamples=settings.law_resamples)
+            laws.append(law)
         except LawRefused as error:
             refused.append({"kind": kind, "group": group, "code": error.code, "reason": str(error)})
     return laws, refused

@@ -23,14 +23,15 @@ import numpy as np
 from scipy import stats
 
 from analysis.bootstrap import Source, bootstrap_law, detect, levelled
+from analysis.bootstrap_points import bootstrap_points
 from analysis.candidates import SIZE_AND_BUDGET, design
 from analysis.collapse import HingeCollapse, find_transitions
 from analysis.collapse.hinge_model import fit_hinges
 from analysis.collapse.resample import draw, evidence
 from analysis.collapse.unimodal import fall_test
 from analysis.curves import Array, curves
-from analysis.law import Law, LawRefused, fit_law
-from analysis.predict import critical_values, predict
+from analysis.law import LawRefused, fit_law
+from analysis.predict import predict
 from analysis.regression import fit
 from analysis.settings import AnalysisSettings
 from analysis.simulate import Truth, simulate_curve, simulate_table
@@ -201,8 +202,8 @@ WHOLE = (
 def nested(design_: Whole, simulations: int, *, seed: int = 0, resamples: int = 199) -> dict[str, Any]:
     """Whole studies of one design: coverage and log widths of the intervals of a new model at 4 times the largest N.
 
-    ``t``: Student's t; ``bootstrap``: the critical values of the two-stage bootstrap; ``used``: what `predict` says;
-    ``mean``: its interval of the law's mean.
+    ``used``: what `predict` says (Student's t); ``bootstrap``: its check by the critical values of the two-stage
+    bootstrap; ``points``: the same check with the curves thrown away; ``mean``: the interval of the law's mean.
     """
     generator = np.random.default_rng([seed, 5, design_.sizes, design_.budgets, design_.seeds, len(design_.noise)])
     truth = Truth(
@@ -213,7 +214,7 @@ def nested(design_: Whole, simulations: int, *, seed: int = 0, resamples: int = 
     top = float(np.quantile(means, 1 - design_.beyond)) if design_.beyond else 2.7 * max(means)
     grid = [0.0, *np.geomspace(min(means) / 5, top, 9).round()]
     target, budget = 4 * cells[-1][0], cells[-1][1]
-    hits: dict[str, list[bool]] = {name: [] for name in ("t", "bootstrap", "used", "mean")}
+    hits: dict[str, list[bool]] = {name: [] for name in ("used", "bootstrap", "points", "mean")}
     widths: dict[str, list[float]] = {name: [] for name in hits}
     for _ in range(simulations):
         table, _ = simulate_table(truth, cells, grid, design_.seeds, generator, groups=("background",))
@@ -227,13 +228,14 @@ def nested(design_: Whole, simulations: int, *, seed: int = 0, resamples: int = 
             continue
         drawn = bootstrap_law(law, curves(table), points, SETTINGS, resamples=resamples)
         told = predict(drawn, target, budget)
-        factor = told.extrapolation_factor
-        ends = {
-            "t": _ends(law, target, budget, critical_values(law, factor)[1]),
-            "bootstrap": _ends(drawn, target, budget, critical_values(drawn, factor, at_least_t=False)[1]),
-            "used": [math.log(end) for end in told.prediction_interval],
-            "mean": [math.log(end) for end in told.confidence_interval],
+        alone = predict(bootstrap_points(law, points, SETTINGS, resamples=resamples), target, budget)
+        intervals = {
+            "used": told.prediction_interval,
+            "bootstrap": told.bootstrap_interval or told.prediction_interval,
+            "points": alone.bootstrap_interval or alone.prediction_interval,
+            "mean": told.confidence_interval,
         }
+        ends = {name: (math.log(low), math.log(high)) for name, (low, high) in intervals.items()}
         for name, (low, high) in ends.items():
             hits[name].append(low <= (centre if name == "mean" else new) <= high)
             widths[name].append(high - low)
@@ -261,11 +263,6 @@ def _said(row: dict[str, Any], name: str) -> str:
     found = stats.binomtest(row["covered"][name], row["studies"])
     low, high = found.proportion_ci()
     return f"{found.statistic:.3f} [{low:.2f}, {high:.2f}], {row['width'][name]:.2f}"
-
-
-def _ends(law: Law, params: float, tokens: float, critical: tuple[float, float]) -> list[float]:
-    mean, error = law.at(params, tokens)
-    return [mean + z * math.hypot(error, law.sigma) for z in critical]
 
 
 def true_source(truth: Truth, x: Array, facts: Array, collapse: float, generator: np.random.Generator) -> Source:
@@ -383,14 +380,15 @@ def markdown(simulations: int, single: int, inner: int) -> str:
         )
     lines += [
         "", f"Whole studies, every bootstrap included (199 resamples), {inner} a row; 95% intervals of the coverage in "
-        "brackets, then the mean log width. A new model at 4 times the largest N, by Student's t alone, by the "
-        "bootstrap's critical values alone, and by what `predict` says; last, the law's mean there.", "",
-        "| design | refused | Student's t | bootstrap alone | used | the mean, as used |", "|---|---|---|---|---|---|",
+        "brackets, then the mean log width. A new model at 4 times the largest N, by what `predict` says (Student's "
+        "t), and by the two bootstraps that check it; last, the law's mean there.", "",
+        "| design | refused | Student's t, used | bootstrap of curves | bootstrap of points | the mean, as used |",
+        "|---|---|---|---|---|---|",
     ]  # fmt: skip
     rows = {design_.name: nested(design_, inner) for design_ in WHOLE}
     rows["all"] = _pooled(list(rows.values()))
     for name, row in rows.items():
-        told = " | ".join(_said(row, which) for which in ("t", "bootstrap", "used", "mean"))
+        told = " | ".join(_said(row, which) for which in ("used", "bootstrap", "points", "mean"))
         lines.append(f"| {name} | {row['refused']} | {told} |")
     lines += [
         "", f"Collapse points, {single} curves a row, each with its own test and calibration:", "",

@@ -17,13 +17,12 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import bootstrap_law
 from analysis.collapse import Transition, find_transitions
-from analysis.curves import curves
 from analysis.law import LawRefused, fit_law
 from analysis.next_runs import Proposal, bisect, propose
 from analysis.predict import predict
@@ -32,7 +31,7 @@ from analysis.simulate import Cell, Truth, simulate_curve, table_of
 
 SIZES = (30_000_000, 60_000_000, 125_000_000, 250_000_000, 500_000_000)
 TOKENS, TARGET = 2_000_000_000, 7e9
-SETTINGS = AnalysisSettings(resamples=99, law_resamples=199, law="N")
+SETTINGS = AnalysisSettings(resamples=199, law="N")
 FULL = [0.0, *np.geomspace(40, 1600, 9).round()]
 COARSE = [0.0, *np.geomspace(40, 1600, 5).round()]
 BATCH = 5  # runs trained before the plan is made anew
@@ -98,10 +97,9 @@ class Study:
         """(log width of the prediction interval at the target, whether it holds the new model's log F*)."""
         points = self.points(table)
         try:
-            law = fit_law(points, "collapse", "background", law="N", compare_laws=False)
+            law = fit_law(points, "collapse", "background", law="N", compare_laws=False, brief=True)
         except LawRefused:
             return math.inf, True
-        law = bootstrap_law(law, curves(table), points, SETTINGS, resamples=SETTINGS.law_resamples)
         low, high = predict(law, TARGET, TOKENS).prediction_interval
         return math.log(high / low), math.log(low) <= self.new <= math.log(high)
 
@@ -120,13 +118,16 @@ def study(number: int) -> Outcome:
 
     def follow(plan: str) -> tuple[float, float, bool]:
         table = start
+        memory: dict[bytes, Any] = {}
         width, hit = world.told(table)
         for _ in range(BATCHES):
             if width <= wanted or cost(table) >= cost(full):
                 break
             points = world.points(table)
             if plan == "next":
-                proposals = propose(table, TARGET, TOKENS, SETTINGS, group="background", count=BATCH, points=points)
+                proposals = propose(
+                    table, TARGET, TOKENS, SETTINGS, group="background", count=BATCH, points=points, memory=memory
+                )
             else:
                 proposals = bisect(table, SETTINGS, group="background", count=BATCH, points=points)
             if not proposals:

@@ -209,19 +209,23 @@ def predictions(result: AnalysisResult) -> Table | None:
         return None
     heads = [
         ("transition", False), ("N", True), ("D", True), ("centre", True), ("confidence interval", True),
-        ("prediction interval", True), ("recommended", True), ("ρ at centre", True), ("domain tokens", True),
-        ("extrapolation", True), ("intervals from", False), ("reservations", False),
+        ("prediction interval", True), ("by bootstrap", True), ("recommended", True), ("ρ at centre", True),
+        ("domain tokens", True), ("times beyond", True), ("reservations", False),
     ]  # fmt: skip
     rows = [
         [
             w.kind_title(p.kind, p.group), w.size(p.params), w.size(p.tokens), w.frequency(p.centre),
-            _interval(p.confidence_interval), _interval(p.prediction_interval), w.frequency(p.recommended),
+            _interval(p.confidence_interval), _interval(p.prediction_interval),
+            "–" if p.bootstrap_interval is None else _interval(p.bootstrap_interval), w.frequency(p.recommended),
             w.ratio(p.infusion_ratio), "–" if p.exposure_tokens is None else w.size(p.exposure_tokens),
-            f"{p.extrapolation_factor:.3g}×", p.interval_method, "; ".join(p.warnings) or "none",
+            f"{p.extrapolation_factor:.3g}×", "; ".join(p.warnings) or "none",
         ]
         for p in result.predictions
     ]  # fmt: skip
-    note = "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset)."
+    note = (
+        "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset). By "
+        "bootstrap: the prediction interval as studies drawn anew from the law ask for it, a check of Student's t."
+    )
     return Table(heads, rows, note, remark=True)
 
 

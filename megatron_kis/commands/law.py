@@ -127,7 +127,9 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--split", choices=("train", "held_out", "question"), help="template split of the criteria")
     group.add_argument("--criterion", choices=("hinge", "tolerance_rule", "general_loss"), help="what a collapse is")
     group.add_argument("--law", metavar="NAME", help="the law's form: auto, or N, 'N and D', D/N, C, constant")
-    group.add_argument("--law-resamples", type=int, help="resamples of the two-stage bootstrap (999; 0: Student's t)")
+    group.add_argument(
+        "--law-resamples", type=int, help="resamples of the bootstrap that checks the intervals (999; 0: none)"
+    )
     group.add_argument("--scoring", metavar="RULE", help="scoring rule of the criteria, e.g. statement or sum")
     group.add_argument("--r", type=float, help="relative fall below the maximum that marks a collapse (0.10)")
     group.add_argument("--delta-min", type=float, help="smallest fall in rate that may be a collapse (0.05)")
@@ -256,9 +258,13 @@ def _predict(options: argparse.Namespace) -> int:
         ["centre", f"F = {w.frequency(prediction.centre)}"],
         [f"{level} confidence interval of the law", interval(prediction.confidence_interval)],
         [f"{level} prediction interval of a model", interval(prediction.prediction_interval)],
+        *(
+            []
+            if prediction.bootstrap_interval is None
+            else [["the same by bootstrap, a check", interval(prediction.bootstrap_interval)]]
+        ),
         ["recommended (copies of each fact)", f"F = {w.frequency(prediction.recommended)}"],
         ["tokens of domain data at the centre", _tokens(prediction.exposure_tokens)],
-        ["intervals from", prediction.interval_method],
         ["infusion ratio at the centre", w.ratio(prediction.infusion_ratio)],
         ["extrapolation factor", f"{prediction.extrapolation_factor:.3g}"],
     ]

@@ -9,6 +9,7 @@ import pytest
 from analysis.curves import CURVE_COLUMNS, curve_table, write_curves_csv
 from analysis.load import load_runs
 from analysis.load_csv import load_curves_csv
+from analysis.load_logs import _without
 from megatron_kis.errors import InputError
 from megatron_kis.files import sha256_file
 from tests.analysis.synthetic import Truth, write_run
@@ -182,3 +183,21 @@ def test_curves_csv_comes_back_as_it_was_written(runs_dir, tmp_path):
     assert list(back.columns) == CURVE_COLUMNS
     for column in CURVE_COLUMNS:
         assert back[column].tolist() == table[column].tolist(), column
+
+
+@pytest.mark.parametrize(
+    ("tail", "kept"),
+    [
+        (', "templates": [{"n": 1}, {"n": 2}]}', False),
+        (', "templates": []}', False),
+        (', "templates": [{"n": [1]}]}', True),  # a bracket within: where the list ends is not plain
+        (', "templates": [{"n": 1}], "margin": 0.5}', True),
+        (', "said": "\\", \\"templates\\": [x]"}', True),
+        ("}", True),
+    ],
+)
+def test_a_last_list_that_nobody_asked_for_is_left_out_and_nothing_else(tail, kept):
+    line = ('{"step": 3, "group": "infused"' + tail).encode()
+    whole = json.loads(line)
+    again = json.loads(_without(line, b'"templates"'))
+    assert again == (whole if kept else {key: value for key, value in whole.items() if key != "templates"})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -114,8 +115,20 @@ def test_other_facts_are_read_both_ways_and_the_safe_one_is_the_smaller():
         predict(law, 1e7, facts=1000)
 
 
-def test_a_new_model_is_never_known_better_than_the_law():
+def test_a_new_model_is_never_known_better_than_the_law_whatever_the_bootstrap_says():
     law = fit_law(noisy())
-    crossed = {"extrapolation": [1.0, 1000.0], "confidence": [[-9.0, 9.0]] * 2, "prediction": [[-1.0, 1.0]] * 2}
-    prediction = predict(replace(law, calibration=crossed), 7e9)
-    assert prediction.prediction_interval == prediction.confidence_interval
+    narrow = {
+        "method": "drawn", "extrapolation": [1.0, 1000.0], "confidence": [[-9.0, 9.0]] * 2,
+        "prediction": [[-0.5, 1.0]] * 2,
+    }  # fmt: skip
+    plain, checked = predict(law, 7e9), predict(replace(law, calibration=narrow), 7e9)
+    assert checked.prediction_interval == plain.prediction_interval
+    low, high = checked.prediction_interval
+    assert low < checked.confidence_interval[0] < checked.confidence_interval[1] < high
+    assert checked.bootstrap_interval is not None
+    below, above = (math.log(end / checked.centre) for end in checked.bootstrap_interval)
+    assert above == pytest.approx(-2 * below)
+    assert plain.bootstrap_interval is plain.bootstrap_method is None
+    assert not any("bootstrap" in warning for warning in checked.warnings)
+    wide = narrow | {"prediction": [[-90.0, 90.0]] * 2}
+    assert any("bootstrap asks for a wider" in w for w in predict(replace(law, calibration=wide), 7e9).warnings)

@@ -134,6 +134,17 @@ def test_censored_cells_do_not_bias_the_slope_and_dropping_them_does():
     assert np.mean(dropped) < 0.3 - 0.7 * error
 
 
+def test_the_prior_on_the_scatter_widens_intervals_and_leaves_the_coefficients_of_censored_cells(monkeypatch):
+    x, y = cells(6, n=6)
+    upper, variance = y.copy(), np.full(6, 0.01)
+    upper[:2] = np.inf
+    with_prior = fit(x, y, upper, variance)
+    monkeypatch.setattr("analysis.regression._AVOID", 0.0)
+    without = fit(x, y, upper, variance)
+    assert with_prior.beta == pytest.approx(without.beta, abs=1e-6)
+    assert float(with_prior.sigma) > 1.1 * float(without.sigma)
+
+
 def as_cells(n, d, log_f):
     return Cells(np.log(n), np.log(d), log_f, log_f, np.zeros(len(n)))
 

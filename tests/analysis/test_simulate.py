@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from analysis.bootstrap import bootstrap_law
+from analysis.bootstrap_points import bootstrap_points, measured_again
+from analysis.candidates import Cells
 from analysis.collapse import find_transitions
 from analysis.curves import curve_table, curves
 from analysis.law import fit_law
@@ -92,8 +94,10 @@ def test_the_bootstrap_goes_through_both_stages_and_is_the_same_again(simulated)
     for low, high in first.calibration["prediction"]:
         assert -8 < low < -1 < 1 < high < 8  # of the order of Student's t
     prediction = predict(first, 7e9)
-    assert prediction.interval_method == "two-stage bootstrap"
+    assert "two-stage" in prediction.bootstrap_method
     low, high = prediction.prediction_interval
+    below, above = prediction.bootstrap_interval
+    assert below < prediction.centre < above
     assert low < truth.collapse_point(7e9, 2e9) < high
     assert low <= prediction.confidence_interval[0] < prediction.centre < prediction.confidence_interval[1] <= high
 
@@ -106,10 +110,43 @@ def test_a_bootstrap_of_a_thousand_resamples_takes_seconds(simulated):
     assert time.process_time() - started < 20
 
 
-def test_without_curves_the_law_keeps_students_t(simulated):
+def test_without_curves_the_points_own_intervals_are_drawn_anew(simulated):
     _, table, _, points = simulated
     law = fit_law(points, "collapse", "background", law="N")
     assert bootstrap_law(law, curves(table)[:2], points, QUICK, resamples=299) is law
+    first = bootstrap_points(law, points, QUICK, resamples=299)
+    assert first == bootstrap_points(law, points[::-1], QUICK, resamples=299)
+    prediction = predict(first, 7e9)
+    assert "points" in prediction.bootstrap_method
+    student, drawn = (
+        math.log(high / low) for low, high in (prediction.prediction_interval, prediction.bootstrap_interval)
+    )
+    assert 0.4 < drawn / student < 1.6
+
+
+def test_points_known_exactly_are_drawn_to_students_t_and_cells_as_they_were_measured():
+    x = np.array([15.0, 16, 17, 18, 19, 20])
+    exact = Cells(x, np.full(6, 21.0), x / 4, x / 4, np.zeros(6))
+    tau = np.random.default_rng(0).normal(4, 1, size=(50, 6))
+    lower, upper, variance = measured_again(exact, tau, np.random.default_rng(1))
+    assert (lower == tau).all()
+    assert (upper == tau).all()
+    assert not variance.any()
+    mixed = replace(
+        exact, lower=np.array([3.5, 3.9, 4.0, -np.inf, 4.2, 4.4]), upper=np.array([3.9, 3.9, np.inf, 4.1, 4.2, 4.4]),
+        variance=np.array([0, 0.01, 0, 0, 0.04, 0.01]),
+    )  # fmt: skip
+    lower, upper, variance = measured_again(mixed, tau, np.random.default_rng(1))
+    assert np.allclose(upper[:, 0] - lower[:, 0], 0.4)  # a bracket of the same grid, and it holds what was drawn
+    assert ((lower[:, 0] <= tau[:, 0] + 1e-9) & (tau[:, 0] <= upper[:, 0] + 1e-9)).all()
+    assert np.allclose((lower[:, 0] - 3.5) / 0.4, np.round((lower[:, 0] - 3.5) / 0.4))
+    assert 0.05 < np.std(lower[:, 1] - tau[:, 1]) < 0.15
+    beyond = tau[:, 2] > 4.0
+    assert (lower[beyond, 2] == 4.0).all()
+    assert np.isinf(upper[beyond, 2]).all()
+    assert np.isfinite(upper[~beyond, 2]).all()
+    assert (np.isneginf(lower[:, 3]) == (tau[:, 3] < 4.1)).all()
+    assert np.allclose(variance[:, 1], 0.01)
 
 
 def test_rolling_origin_foretells_only_from_smaller_models(simulated):
@@ -142,6 +179,21 @@ def test_the_next_runs_go_where_the_collapse_may_be_and_cost_little(simulated):
         assert abs(near) < 1.6  # not at the foot of the curve
     there = {(r.params, r.frequency, r.seed) for r in coarse.itertuples()}
     assert not there & {(p.params, p.frequency, p.seed) for p in proposals}
+
+
+def test_runs_proposed_together_have_seeds_of_their_own(simulated, monkeypatch):
+    _, table, _, points = simulated
+    level = GRID[4]
+
+    def one_level(cell, *_):  # another seed of one level of one cell, again and again
+        return [(level, cell.variance / 4, "")] if cell.curve.params == CELLS[-1][0] else []
+
+    monkeypatch.setattr("analysis.next_runs._options", one_level)
+    renamed = table.assign(seed=table["seed"] + 1)  # 1, 2 and 3: a study need not begin at 0
+    proposals = propose(renamed, 7e9, 2e9, replace(QUICK, law="N"), count=3, points=points)
+    assert [(p.params, p.frequency, p.seed) for p in proposals] == [
+        (CELLS[-1][0], level, 0), (CELLS[-1][0], level, 4), (CELLS[-1][0], level, 5),
+    ]  # fmt: skip
 
 
 def test_without_a_law_the_cells_are_bisected():
