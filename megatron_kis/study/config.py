@@ -26,6 +26,7 @@ from megatron_kis.config import (
 from megatron_kis.data.settings import BackgroundConfig, DocumentsConfig
 from megatron_kis.errors import nearest
 from megatron_kis.settings import Settings
+from megatron_kis.study.slurm.config import ClusterConfig
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -183,6 +184,9 @@ class StudyConfig(Settings):
 
     executor: ExecutorConfig = ExecutorConfig()
     """Execution."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    """Jobs of ``kis study submit``."""
 
     analysis: dict[str, Any] = Field(default_factory=dict)
     """Criteria, declared before the data are seen (``analysis.AnalysisSettings``)."""

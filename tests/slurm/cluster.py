@@ -23,6 +23,8 @@ CPUS = 4
 _PACKAGE = "slurm-wlm"
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel")
 _PR_SET_PDEATHSIG = 1
+_DAEMON = "KIS_TEST_DAEMON"
+"""Variable of a daemon and of what it starts, until a job's own environment takes its place."""
 
 
 def missing() -> str:
@@ -84,8 +86,9 @@ class Cluster:
     def kill_node(self, name: str) -> None:
         """What a power cut does: the node's daemon and all that runs there end without a word."""
         self._daemons.pop(name).kill()
+        marks = {f"{_DAEMON}={name}".encode(), f"SLURMD_NODENAME={name}".encode()}  # its own, and its jobs'
         for number, environment in self._processes():
-            if b"SLURMD_NODENAME=" + name.encode() in environment:
+            if marks & set(environment):
                 _kill(number)
 
     def log(self) -> str:
@@ -123,7 +126,12 @@ class Cluster:
     def _start(self, name: str, command: list[str], *, user: str | None = None) -> None:
         with open(self.folder / "log" / f"{name}.out.log", "ab") as log:
             self._daemons[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self.environment, user=user, preexec_fn=_die_with_parent
+                command,
+                stdout=log,
+                stderr=log,
+                env={**self.environment, _DAEMON: name},
+                user=user,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, looked up before the fork
             )
 
     def _start_munge(self) -> None:

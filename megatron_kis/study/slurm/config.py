@@ -91,7 +91,7 @@ def seconds_of(limit: str) -> int:
     parts = [int(part) for part in rest.split(":")]
     if not dash:
         parts = [0, *parts, 0] if len(parts) == 1 else [0] * (3 - len(parts)) + parts
-    hours, minutes, seconds = (parts + [0, 0])[:3]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 

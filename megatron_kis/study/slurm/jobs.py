@@ -137,9 +137,7 @@ def arrays_of(job: Job, largest: int) -> list[Array]:
     """The arrays of a job, of at most ``largest`` tasks; the limit of tasks at once is shared between them."""
     count = -(-len(job.tasks) // largest)
     at_once = None if job.at_once is None else max(1, job.at_once // count)
-    return [
-        Array(first, min(largest, len(job.tasks) - first), at_once) for first in range(0, len(job.tasks), largest)
-    ]
+    return [Array(first, min(largest, len(job.tasks) - first), at_once) for first in range(0, len(job.tasks), largest)]
 
 
 def _shape(cell: RunConfig, ranks_per_node: int) -> tuple[int, int]:

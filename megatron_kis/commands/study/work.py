@@ -1,0 +1,61 @@
+"""``kis study work``: what a batch script of ``kis study submit`` runs on its node."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from pathlib import Path
+
+from megatron_kis.commands.study.common import data_config, done_runs, load_study
+from megatron_kis.commands.study.run import shown_progress, tell
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step, which is not listed: people have no use for it."""
+    parser = steps.add_parser(
+        "work",
+        description="Runs the cells of one task of a submission. Batch scripts of kis study submit call it; "
+        "SLURM_ARRAY_TASK_ID says which task. Exit status 75: told to end before the time limit, and saved.",
+    )
+    parser.add_argument("submission", type=Path, metavar="FOLDER", help="folder of the submission")
+    parser.add_argument("job", metavar="JOB", help="job of the submission, such as small or large-2x4")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="the job's task that is the array's task 0")
+    parser.set_defaults(handler=_work)
+
+
+def _work(options: argparse.Namespace) -> int:
+    from megatron_kis.study.executor import Progress, execute
+    from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.launch import local_command
+    from megatron_kis.study.slurm import node
+    from megatron_kis.study.slurm.launch import srun_launcher
+    from megatron_kis.study.slurm.records import STUDY
+
+    with node.signals_kept() as told:
+        study, data, _ = load_study(argparse.Namespace(study=options.submission / STUDY, overrides=[]))
+        task, names = node.share(options.submission, options.job, options.first)
+        wanted = set(names)
+        cells = [run for run in runs_of(study, data_config(study, data)) if run.name in wanted]
+        done = done_runs(cells)
+        large = options.job.startswith("large")
+        host, start = os.uname().nodename, os.environ.get("SLURM_RESTART_COUNT", "0")
+        node.note(f"{options.job} task {task} on {host}, start {start}: {len(cells)} cells, {len(done)} done already")
+    if told.number:
+        ended = Progress(tuple(done), (), (), len(cells), tuple(wanted - set(done)), signal=told.number)
+    else:
+        with shown_progress(cells) as report:
+            ended = execute(
+                cells,
+                done=done,
+                settings=node.executor_settings(study),
+                report=report,
+                launcher=srun_launcher(study, folder=Path.cwd()) if large else local_command,
+                machine=node.batch_machine() if large else None,
+            )
+    tell(ended, cells)
+    if ended.signal:
+        node.note(f"told by {signal.Signals(ended.signal).name}")
+    requeues = node.Requeues(options.submission, options.job, task)
+    node.conclude(ended, cells, requeues, at_most=study.cluster.requeues_without_progress)
+    return 0
