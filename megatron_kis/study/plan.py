@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-from megatron_kis.config import RunConfig
+from megatron_kis.config import ModelConfig, RunConfig
 from megatron_kis.model.vocabulary import padded_vocabulary
-from megatron_kis.training.inputs import open_inputs
+from megatron_kis.training.inputs import InputsOfMany, plan_key
 
 
 def plan_rows(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
@@ -16,22 +17,36 @@ def plan_rows(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     Raises:
         InputError: data that are missing or a plan that does not fit.
     """
+    opened = InputsOfMany()
     rows = []
+    shared: dict[Any, tuple[Any, float]] = {}
     for run in runs:
-        inputs = open_inputs(run)
-        plan, shape = inputs.plan, run.model.shape()
-        vocabulary = padded_vocabulary(inputs.vocabulary)
+        key = plan_key(run)
+        if key not in shared:  # sizes share their plans
+            inputs = opened.open(run)
+            shared[key] = (inputs, max(read.epochs for read in inputs.text.epochs(len(inputs.plan))))
+        inputs, epochs = shared[key]
+        plan, vocabulary = inputs.plan, padded_vocabulary(inputs.vocabulary)
+        params, nonembedding, flops = _size(run.model, vocabulary, plan.sequence_length)
         rows.append(
             {
                 "run": run.name,
-                "params": shape.params(vocabulary),
-                "nonembedding_params": shape.nonembedding_params(),
+                "size": run.model.label,
+                "params": params,
+                "nonembedding_params": nonembedding,
                 "tokens": plan.token_budget,
                 "infusion_frequency": plan.infusion_frequency,
                 "infusion_ratio": plan.infusion_ratio,
                 "background_frequency": plan.background_frequency,
-                "epochs": max(read.epochs for read in inputs.text.epochs(len(plan))),
-                "flops": shape.flops_per_token(vocabulary, plan.sequence_length) * plan.token_budget,
+                "epochs": epochs,
+                "flops": flops * plan.token_budget,
             }
         )
     return rows
+
+
+@lru_cache(maxsize=1024)
+def _size(model: ModelConfig, vocabulary: int, length: int) -> tuple[int, int, float]:
+    """N, N without embeddings, FLOPs a token."""
+    shape = model.shape()
+    return shape.params(vocabulary), shape.nonembedding_params(), shape.flops_per_token(vocabulary, length)

@@ -23,14 +23,20 @@ def add_step(
     name: str,
     summary: str,
     handler: Callable[[argparse.Namespace], int],
+    *,
+    cell: bool = False,
+    json: bool = True,
 ) -> argparse.ArgumentParser:
-    """Adds a step that takes a study file and overrides, and may print JSON."""
+    """Adds a step that takes a study file, perhaps a cell, and overrides, and may print JSON."""
     parser = steps.add_parser(name, help=summary, description=summary)
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study's configuration")
+    if cell:
+        parser.add_argument("cell", metavar="CELL", help="the run's name, as kis study status shows it")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's, e.g. seeds=[0,1]"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    if json:
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(handler=handler)
     return parser
 
@@ -78,17 +84,16 @@ def prepare(study: StudyConfig, data: DataSettings) -> list[RunConfig]:
 
 def done_runs(runs: list[RunConfig]) -> list[str]:
     """Names of the runs that are complete; every other one's inputs and plan are checked before any starts."""
-    from megatron_kis.training.inputs import open_inputs
+    from megatron_kis.training.inputs import InputsOfMany, plan_key
     from megatron_kis.training.record import is_done
 
-    names, checked, fingerprints = [], set(), None
+    opened, names = InputsOfMany(), []
+    fingerprints: dict[Any, dict[str, str]] = {}
     for run in runs:
-        training = run.training
-        plan = (run.infusion, training.token_budget, training.sequence_length, training.seed)
-        if plan not in checked:  # sizes share their plans
-            checked.add(plan)
-            fingerprints = open_inputs(run).fingerprints
-        if is_done(run, fingerprints):
+        key = (run.model.init_from, *plan_key(run))
+        if key not in fingerprints:  # sizes share their plans
+            fingerprints[key] = opened.open(run).fingerprints
+        if is_done(run, fingerprints[key]):
             names.append(run.name)
     return names
 
