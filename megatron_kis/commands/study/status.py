@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.commands.study.common import add_step, data_config, load_study
 from megatron_kis.commands.study.table import headline, tables
+from megatron_kis.errors import KisError
 
 if TYPE_CHECKING:
     from megatron_kis.study.config import StudyConfig
     from megatron_kis.study.forecast import Forecast
-    from megatron_kis.study.status import Overview, RunStatus
+    from megatron_kis.study.slurm.queue import Queue
+    from megatron_kis.study.status import Overview, Queued, RunStatus
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,13 +38,23 @@ def overview(options: argparse.Namespace) -> tuple[StudyConfig, Overview]:
     return study, Overview(runs, study.executor.retries, 60 * study.executor.lease_minutes)
 
 
+def queued(queue: Queue) -> dict[str, Queued]:
+    """What SLURM says of the cells that were submitted; a queue that cannot be asked is named and passed over."""
+    try:
+        return queue.cells()
+    except KisError as error:
+        print(f"kis: the queue is not shown: {error}", file=sys.stderr)
+        return {}
+
+
 def _status(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from megatron_kis.study.forecast import forecast
+    from megatron_kis.study.slurm.queue import Queue
 
     study, view = overview(options)
-    rows = view.look()
+    rows = view.look(queued(Queue(study.output)))
     ahead = forecast(rows)
     if options.json:
         print(json.dumps(record(study.name, rows, ahead), indent=1))

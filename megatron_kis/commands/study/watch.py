@@ -8,7 +8,7 @@ import sys
 import time
 
 from megatron_kis.commands.study.common import add_step
-from megatron_kis.commands.study.status import overview
+from megatron_kis.commands.study.status import overview, queued
 from megatron_kis.commands.study.table import headline, tables
 from megatron_kis.errors import InputError, JobError
 
@@ -30,10 +30,12 @@ def _watch(options: argparse.Namespace) -> int:
     from rich.live import Live
 
     from megatron_kis.study.forecast import forecast
+    from megatron_kis.study.slurm.queue import Queue
 
     if not options.every > 0:
         raise InputError(f"is {options.every:g}", where="--every", remedy="seconds, such as 5")
     study, view = overview(options)
+    queue = Queue(study.output)
     console = Console(width=None if os.isatty(1) else 200)
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     last = ""
@@ -41,7 +43,7 @@ def _watch(options: argparse.Namespace) -> int:
         if live:
             live.start()
         while True:
-            rows = view.look()
+            rows = view.look(queued(queue))
             ahead = forecast(rows)
             line = headline(study.name, rows, ahead)
             if live:

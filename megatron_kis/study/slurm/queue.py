@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +12,14 @@ from pathlib import Path
 from megatron_kis.errors import InputError
 from megatron_kis.study.slurm import client
 from megatron_kis.study.slurm.records import Submitted, read_tasks, submission_folder, submitted
+from megatron_kis.study.status import Queued
 
 _OVER = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 }  # fmt: skip
-_PASSING = {"None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit", "(null)", ""}
-"""Reasons for which a job waits and that need nobody's attention."""
+_PLAIN = {"None", "(null)", ""}
+"""Reasons that are none."""
 
 
 @dataclass(frozen=True)
@@ -46,42 +49,52 @@ class Task:
         """Whether it waits, runs, or is being ended."""
         return self.state not in _OVER
 
-    @property
-    def word(self) -> str:
-        """For a table: ``queued``, ``requeued``, ``running``, or how it ended."""
-        if self.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
-            word = "requeued" if self.restarts else "queued"
-            return word if self.reason in _PASSING else f"{word} ({self.reason})"
-        return self.state.lower().replace("_", " ")
 
+class Queue:
+    """The queue as a study sees it, looked at again and again; what is over is asked for once."""
 
-def queue_states(output: Path) -> dict[str, tuple[str, str]]:
-    """What the queue says of each cell that was submitted and is not DONE.
+    def __init__(self, output: Path, *, every: float = 15.0) -> None:
+        """Asks nothing yet.
 
-    Args:
-        output: the study's folder.
+        Args:
+            output: the study's folder.
+            every: seconds for which an answer serves; controllers have better things to do.
+        """
+        self._output, self._every = output, every
+        self._over: set[tuple[str, int]] = set()
+        self._asked = -math.inf
+        self._cells: dict[str, Queued] = {}
 
-    Returns:
-        Cell to (state, number of its job). States: ``queued``, ``requeued``, ``running``, ``completing``, or how its
-        newest job ended (``timeout``, ``cancelled`` ...). Empty where nothing was submitted.
+    def cells(self) -> dict[str, Queued]:
+        """What the queue says of each cell that it holds; nothing where none was submitted.
 
-    Raises:
-        InputError: SLURM is not installed here.
-        JobError: its controller does not answer.
-    """
-    states: dict[str, tuple[str, str]] = {}
-    lists: dict[int, dict[tuple[str, int], list[str]]] = {}
-    for task in tasks_of(output):
-        if not task.indices:
-            continue
-        number = task.job.submission
-        if number not in lists:
-            lists[number] = _lists(output, number)
+        Raises:
+            InputError: SLURM is not installed here.
+            JobError: its controller does not answer.
+        """
+        if time.monotonic() - self._asked < self._every:
+            return self._cells
+        self._cells = {}
+        lists: dict[int, dict[tuple[str, int], list[str]]] = {}
+        for job in submitted(self._output):
+            if (job.name, job.first) in self._over:
+                continue
+            tasks = _tasks_of(job)
+            if not any(task.live for task in tasks):
+                self._over.add((job.name, job.first))
+            for task in tasks:
+                if task.live and task.indices:
+                    listed = lists.setdefault(job.submission, _lists(self._output, job.submission))
+                    self._note(task, listed)
+        self._asked = time.monotonic()
+        return self._cells
+
+    def _note(self, task: Task, listed: dict[tuple[str, int], list[str]]) -> None:
+        array = task.number.partition("_")[0]
+        state = f"{task.state}, requeued {task.restarts} times" if task.restarts else task.state
         for index in task.indices:
-            place = f"{task.number.partition('_')[0]}_{index}"
-            for cell in lists[number].get((task.job.label, task.job.first + index), ()):
-                states[cell] = (task.word, place)
-    return states
+            for cell in listed.get((task.job.label, task.job.first + index), ()):
+                self._cells[cell] = Queued(state, f"{array}_{index}", "" if task.reason in _PLAIN else task.reason)
 
 
 def live_tasks(output: Path) -> list[Task]:
@@ -104,10 +117,14 @@ def cells_of(output: Path, tasks: list[Task]) -> set[str]:
 def tasks_of(output: Path) -> Iterator[Task]:
     """All jobs of a study that SLURM still knows, in the order of their submission."""
     for job in submitted(output):
-        if job.refused or job.number is None:
-            continue
-        found = [task for line in client.show_job(job.number) if (task := _from_controller(job, line))]
-        yield from found or filter(None, (_from_accounting(job, row) for row in client.account_of(job.number)))
+        yield from _tasks_of(job)
+
+
+def _tasks_of(job: Submitted) -> list[Task]:
+    if job.refused or job.number is None:
+        return []
+    found = [task for line in client.show_job(job.number) if (task := _from_controller(job, line))]
+    return found or [task for row in client.account_of(job.number) if (task := _from_accounting(job, row))]
 
 
 def _from_controller(job: Submitted, line: str) -> Task | None:
