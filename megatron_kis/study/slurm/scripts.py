@@ -76,7 +76,7 @@ def comment(value: object) -> str:
 
 def job_name(study: str, label: str, token: str) -> str:
     """The name of a job in the queue: readable, plain letters, and no other job's."""
-    plain = re.sub(r"[^A-Za-z0-9.-]+", "_", study).strip("_")[:40] or "study"
+    plain = re.sub(r"[^A-Za-z0-9.-]+", "_", study)[:40].strip("_.-") or "study"
     return f"kis-{plain}-{label}-{token}"
 
 
