@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from megatron_kis.config import RunConfig
     from megatron_kis.study.config import StudyConfig
     from megatron_kis.study.slurm.queue import Task
-    from megatron_kis.study.slurm.submission import Submission
+    from megatron_kis.study.slurm.submission import Step, Submission
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -78,7 +78,7 @@ def _submit(options: argparse.Namespace) -> int:
         print(json.dumps(_as_json(submission, [number for _, number in steps]), indent=1))
         return 0
     for step, number in steps:
-        print(f"{number}  {step.name}  {_size(submission, step.job.label)}")
+        print(f"{number}  {step.name}  {_size(step)}")
     print(f"{submission.cells} cells in {submission.folder}; kis study status and kis study cancel take it from here")
     return 0
 
@@ -133,19 +133,18 @@ def _show(study: StudyConfig, submission: Submission, done: int, *, as_json: boo
     print("==== calls of sbatch, each job with the numbers of those before")
     for step in submission.steps:
         words = ["sbatch", "--parsable", *step.options({}), f"{step.job.label}.sbatch", *step.arguments]
-        print(f"{shell(words)}    # {_size(submission, step.job.label)}")
+        print(f"{shell(words)}    # {_size(step)}")
     print(f"{study.name}: {submission.cells} cells to run, {done} done already; nothing was submitted")
 
 
-def _size(submission: Submission, label: str) -> str:
-    job = next(step.job for step in submission.steps if step.job.label == label)
-    cells = sum(map(len, job.tasks))
+def _size(step: Step) -> str:
+    """What a job runs, in words."""
+    cells = sum(map(len, step.tasks))
     if not cells:
-        return label
-    tasks = f"{len(job.tasks)} task{'s' * (len(job.tasks) > 1)}"
-    return f"{cells} cell{'s' * (cells > 1)} in {tasks}" + (
-        f" of {job.nodes} x {job.ranks_per_node} ranks" if job.kind == "large" else ""
-    )
+        return step.job.label
+    words = f"{cells} cell{'s' * (cells > 1)} in {len(step.tasks)} task{'s' * (len(step.tasks) > 1)}"
+    ranks = f" of {step.job.nodes} x {step.job.ranks_per_node} ranks"
+    return words + (ranks if step.job.kind == "large" else "")
 
 
 def _as_json(submission: Submission, numbers: list[str]) -> dict[str, Any]:

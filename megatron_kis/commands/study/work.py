@@ -39,8 +39,9 @@ def _work(options: argparse.Namespace) -> int:
         cells = [run for run in runs_of(study, data_config(study, data)) if run.name in wanted]
         done = done_runs(cells)
         large = options.job.startswith("large")
-        host, start = os.uname().nodename, os.environ.get("SLURM_RESTART_COUNT", "0")
-        node.note(f"{options.job} task {task} on {host}, start {start}: {len(cells)} cells, {len(done)} done already")
+        host = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+        start = os.environ.get("SLURM_RESTART_COUNT", "0")
+        node.note(f"{options.job} task {task} on {host}, requeued {start} times: {len(cells)} cells, {len(done)} done already")
     if told.number:
         ended = Progress(tuple(done), (), (), len(cells), tuple(wanted - set(done)), signal=told.number)
     else:

@@ -67,6 +67,12 @@ class Step:
         return options + ([f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes"] if waits else [])
 
     @property
+    def tasks(self) -> Sequence[Sequence[str]]:
+        """The cells of each task of the array; none where the job is none."""
+        array = self.array
+        return self.job.tasks[array.first : array.first + array.count] if array else ()
+
+    @property
     def arguments(self) -> list[str]:
         """For the script: the first of the job's tasks that this array has."""
         return [str(self.array.first)] if self.array else []
@@ -215,7 +221,7 @@ def described(submission: Submission) -> dict[str, Any]:
                 "job": step.job.label,
                 "name": step.name,
                 "tasks": step.array.count if step.array else 1,
-                "cells": sum(map(len, _tasks(step))),
+                "cells": sum(map(len, step.tasks)),
                 "nodes": step.job.nodes,
                 "ranks": step.job.nodes * step.job.ranks_per_node,
                 "options": step.options({}),
@@ -225,8 +231,3 @@ def described(submission: Submission) -> dict[str, Any]:
             for step in submission.steps
         ],
     }
-
-
-def _tasks(step: Step) -> Sequence[Sequence[str]]:
-    array = step.array
-    return step.job.tasks[array.first : array.first + array.count] if array else ()
