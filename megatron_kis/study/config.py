@@ -49,6 +49,9 @@ class RungConfig(ModelConfig):
     parallel: ParallelConfig = ParallelConfig()
     """Layout of this size's runs."""
 
+    micro_batch_size: PositiveInt | None = None
+    """Sequences a forward pass on one rank, for this size; the study's if not given."""
+
     token_budgets: Budgets | None = None
     """Budgets of this size in the grid; the study's if not given."""
 

@@ -90,8 +90,8 @@ class _Maker:
             "output": study.runs_folder / spot.name,
             "device": study.device,
             "data": self._data,
-            "model": self._section("model", ModelConfig, rung.label, spot),
-            "training": self._section("training", TrainingConfig, (rung.label, spot.tokens, spot.seed), spot),
+            "model": self._section("model", ModelConfig, id(rung), spot),
+            "training": self._section("training", TrainingConfig, (id(rung), spot.tokens, spot.seed), spot),
             "infusion": self._section("infusion", InfusionConfig, spot.frequency, spot),
             "documents": study.documents,
             "checkpoints": study.checkpoints,
@@ -115,7 +115,8 @@ class _Maker:
         optimizer = self._study.training.optimizer
         if spot.rung.learning_rate is not None:
             optimizer = optimizer.model_copy(update={"learning_rate": spot.rung.learning_rate})
-        return {"token_budget": spot.tokens, "seed": spot.seed, "optimizer": optimizer, **self._shared}
+        own = {} if spot.rung.micro_batch_size is None else {"micro_batch_size": spot.rung.micro_batch_size}
+        return {"token_budget": spot.tokens, "seed": spot.seed, "optimizer": optimizer, **self._shared, **own}
 
     def _infusion(self, spot: Spot) -> dict[str, Any]:
         study = self._study

@@ -57,6 +57,7 @@ def load_study(options: argparse.Namespace) -> tuple[StudyConfig, DataSettings, 
 
 def data_config(study: StudyConfig, data: DataSettings) -> DataConfig:
     """Where the prepared data of a study lie."""
+    from data_tools.prepare import tokenizer_path
     from megatron_kis.data.settings import DataConfig
 
     if not data.validation_share:
@@ -66,7 +67,7 @@ def data_config(study: StudyConfig, data: DataSettings) -> DataConfig:
         corpus=folder / "corpus",
         validation=folder / "corpus.validation",
         exposures=folder / "exposures",
-        tokenizer=data.tokenizer or folder / "tokenizer.model",
+        tokenizer=tokenizer_path(data, folder),
     )
 
 
