@@ -41,7 +41,9 @@ def _work(options: argparse.Namespace) -> int:
         large = options.job.startswith("large")
         host = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
         start = os.environ.get("SLURM_RESTART_COUNT", "0")
-        node.note(f"{options.job} task {task} on {host}, requeued {start} times: {len(cells)} cells, {len(done)} done already")
+        node.note(
+            f"{options.job} task {task} on {host}, requeued {start} times: {len(cells)} cells, {len(done)} done already"
+        )
     if told.number:
         ended = Progress(tuple(done), (), (), len(cells), tuple(wanted - set(done)), signal=told.number)
     else:
