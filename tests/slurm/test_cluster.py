@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +76,12 @@ def started(cluster: Cluster, make_study: Callable[..., Path], tmp_path_factory:
             folder / "torchrun",
             ladder=[{**small, "parallel": {"replicas": 2}}],
             frequencies=[8],
-            cluster={**SMALL_JOBS, "large": {"ranks_per_node": 1, "cpus_per_rank": 1, "launcher": "torchrun"}},
+            cluster={
+                **SMALL_JOBS,
+                "large": {"ranks_per_node": 1, "cpus_per_rank": 1, "launcher": "torchrun"},
+                "container": {"kind": "apptainer", "image": "an image.sif", "python": sys.executable},
+                "setup": [f"export PATH={shlex.quote(str(_stand_in(folder)))}:$PATH"],
+            },
         ),
         no_data=make_study(folder / "broken", frequencies=[0]),
     )
@@ -84,6 +91,19 @@ def started(cluster: Cluster, make_study: Callable[..., Path], tmp_path_factory:
     for study in (studies.time_limit, studies.over_nodes, studies.hostile, studies.torchrun, studies.no_data):
         assert kis("submit", study) == 0
     return studies
+
+
+def _stand_in(folder: Path) -> Path:
+    """A folder with an ``apptainer`` that goes into no container: it says the image's name and runs the command."""
+    programs = folder / "stand in"
+    programs.mkdir()
+    (programs / "apptainer").write_text(
+        '#!/bin/bash\n[ "$1" = exec ] || exit 9\nshift\n'
+        'while [ "$1" = --bind ] || [ "$1" = --pwd ]; do [ "$1" = --bind ] || cd "$2"; shift 2; done\n'
+        'echo "inside $1" >&2\nshift\nexec "$@"\n'
+    )
+    (programs / "apptainer").chmod(0o755)
+    return programs
 
 
 def rows_of(study: Path) -> list[dict[str, Any]]:
@@ -163,11 +183,14 @@ def test_four_ranks_on_two_nodes_have_the_losses_of_one_process(
     assert together == pytest.approx(alone, abs=1e-5)
 
 
-def test_torchrun_on_each_node_trains_too(cluster: Cluster, started: Started) -> None:
+def test_torchrun_on_each_node_trains_inside_a_container_too(cluster: Cluster, started: Started) -> None:
     wait_for_end(cluster, started.torchrun)
     folder = run_folder(started.torchrun)
     assert (folder / "DONE").exists(), logs(started.torchrun)
     assert json.loads((folder / "run.json").read_text())["parallel"]["data"] == 2
+    assert (folder / "log.txt").read_text().count("inside an image.sif") == 2
+    (data,) = (started.torchrun.parent / "out").glob("slurm/0001/logs/data-*.log")
+    assert "inside an image.sif" in data.read_text()
 
 
 def test_failed_data_end_the_whole_study(cluster: Cluster, started: Started) -> None:

@@ -64,6 +64,8 @@ def srun_launcher(study: StudyConfig, *, folder: Path, environment: Mapping[str,
             ]  # fmt: skip
         threads = str(place.threads)
         variables |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if not job.gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = ""  # a node may have GPUs that are not ours
         return Command([*step, *python, *start, "-m", "megatron_kis", "train", str(config)], variables)
 
     return launch

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from megatron_kis.config import RunConfig
-from megatron_kis.errors import KisError
+from megatron_kis.errors import InputError, KisError
 from megatron_kis.files import write_text
 from megatron_kis.study.config import StudyConfig
 from megatron_kis.study.slurm import client
@@ -128,6 +129,10 @@ def prepare_submission(
         InputError: settings or templates that make no script.
     """
     cluster = study.cluster
+    if study.device == "cuda" and not cluster.gpus_per_node:
+        raise InputError(
+            "is 0, and the study trains on CUDA", where="cluster.gpus_per_node", remedy="give their number"
+        )
     number = next_submission(study.output)
     target = submission_folder(study.output.resolve(), number)
     token = secrets.token_hex(4)
@@ -202,7 +207,8 @@ def submit(
             )
         except KisError:
             record(output, Submitted(submission.number, step.job.label, step.name, first, count, refused=True))
-            client.scancel([number for _, number in done])
+            with suppress(KisError):
+                client.scancel([number for _, number in done])
             raise
         record(output, with_number(row, number))
         numbers.setdefault(step.job.label, []).append(number)

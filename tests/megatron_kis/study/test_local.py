@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_kis.cli import main
 from megatron_kis.errors import JobError
 from megatron_kis.study.executor import study_lock
 from megatron_kis.study.local import end_executor, executors
+from tests.megatron_kis.test_study import write_study
+from tests.sources import Sources
 
 # Holds the study's lock as an executor does, with a child that shares it as a cell does.
 HOLDER = """
@@ -50,6 +54,16 @@ def test_the_executor_is_asked_to_end_and_waited_for(tmp_path: Path) -> None:
         assert process.wait() == 75
         assert other.poll() is None
     assert end_executor(folder, seconds=20) == []
+
+
+def test_cancel_ends_it_and_says_so(tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
+    study = write_study(tmp_path, tiny_sources)
+    with holder(tmp_path / "out") as process:
+        assert main(["study", "cancel", str(study)]) == 0
+        assert f"kis study run was ended (process {process.pid})" in capsys.readouterr().out
+        assert process.wait() == 75
+    assert main(["study", "cancel", "--json", str(study)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"jobs": [], "processes": []}
 
 
 def test_one_that_does_not_end_is_an_error_and_our_own_lock_is_not_meant(tmp_path: Path) -> None:

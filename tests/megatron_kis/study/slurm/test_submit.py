@@ -155,6 +155,13 @@ def test_without_slurm_a_submission_says_so_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_study_on_cuda_must_say_how_many_gpus_a_node_has(
+    tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "submit", "--dry-run", str(write_study(tmp_path, tiny_sources, device="cuda"))]) == 2
+    assert "cluster.gpus_per_node: is 0" in capsys.readouterr().err
+
+
 def test_cells_can_be_chosen(tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
     study = write_study(tmp_path, tiny_sources)
     assert main(["study", "submit", "--dry-run", "--json", str(study), "--only", "1x16_D5.12k_F3_s0"]) == 0
