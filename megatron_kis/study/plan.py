@@ -14,6 +14,9 @@ from megatron_kis.training.inputs import InputsOfMany, plan_key
 def plan_rows(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     """One row a run: size, budget, infusion and cost.
 
+    Seeds share what is said of a plan, so one of them is opened: ten thousand runs are a few hundred plans. Each run's
+    own plan is checked before any starts.
+
     Raises:
         InputError: data that are missing or a plan that does not fit.
     """
@@ -21,8 +24,8 @@ def plan_rows(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     rows = []
     shared: dict[Any, tuple[Any, float]] = {}
     for run in runs:
-        key = plan_key(run)
-        if key not in shared:  # sizes share their plans
+        key = plan_key(run, seed=False)
+        if key not in shared:  # sizes share their plans, too
             inputs = opened.open(run)
             shared[key] = (inputs, max(read.epochs for read in inputs.text.epochs(len(inputs.plan))))
         inputs, epochs = shared[key]

@@ -123,15 +123,20 @@ class InputsOfMany:
         return self._opened[key]
 
 
-def plan_key(config: RunConfig) -> tuple[Any, ...]:
-    """What decides a run's plan, apart from its data. Sizes of a study share their plans."""
+def plan_key(config: RunConfig, *, seed: bool = True) -> tuple[Any, ...]:
+    """What decides a run's plan, apart from its data. Sizes of a study share their plans.
+
+    Args:
+        config: the run.
+        seed: whether the seed counts.
+    """
     training = config.training
     return (
         config.infusion.model_dump_json(),  # a schedule may be a mapping
         training.steps,
         training.global_batch_size,
         training.sequence_length,
-        training.seed,
+        training.seed if seed else None,
         config.extends,
     )
 
