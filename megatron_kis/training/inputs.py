@@ -62,7 +62,10 @@ def open_inputs(config: RunConfig) -> Inputs:
 
 
 class InputsOfMany:
-    """Opens the inputs of many runs. What they share is opened and checked once: a study may have ten thousand."""
+    """Opens the inputs of many runs. Files that they share are opened and checked once: a study may have ten thousand.
+
+    Plans are not shared here; ``plan_key`` tells which are the same.
+    """
 
     def __init__(self) -> None:
         self._opened: dict[tuple[Any, ...], Any] = {}
@@ -91,7 +94,7 @@ class InputsOfMany:
         if config.model.init_from is not None:
             rows = padded_vocabulary(tokenizer.vocab_size)
             start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows)
-        plan = self._once(("plan", data.exposures, *plan_key(config)), lambda: open_plan(config, store))
+        plan = open_plan(config, store)  # not kept: those of many runs would fill the memory
         return Inputs(
             vocabulary=tokenizer.vocab_size,
             eod_id=tokenizer.eod_id,
