@@ -124,6 +124,7 @@ def write_study(folder: Path, cells: int) -> Path:
         "frequencies": list(range(FREQUENCIES)), "seeds": list(range(SEEDS)),
         "training": {"sequence_length": 64, "global_batch_size": 8},
         "background": {"frequency": 4}, "logging": {"every": 1},
+        "probes": {"moments": {"shares": [0.5, 1.0]}}, "validation": {"moments": {"shares": [0.5, 1.0]}},
     }  # fmt: skip
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

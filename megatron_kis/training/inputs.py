@@ -62,7 +62,10 @@ def open_inputs(config: RunConfig) -> Inputs:
 
 
 class InputsOfMany:
-    """Opens the inputs of many runs. What they share is opened and checked once: a study may have ten thousand."""
+    """Opens the inputs of many runs. Files that they share are opened and checked once: a study may have ten thousand.
+
+    Plans are not shared here; ``plan_key`` tells which are the same.
+    """
 
     def __init__(self) -> None:
         self._opened: dict[tuple[Any, ...], Any] = {}
@@ -91,7 +94,7 @@ class InputsOfMany:
         if config.model.init_from is not None:
             rows = padded_vocabulary(tokenizer.vocab_size)
             start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows)
-        plan = self._once(("plan", data.exposures, *plan_key(config)), lambda: open_plan(config, store))
+        plan = open_plan(config, store)  # not kept: those of many runs would fill the memory
         return Inputs(
             vocabulary=tokenizer.vocab_size,
             eod_id=tokenizer.eod_id,
@@ -123,15 +126,20 @@ class InputsOfMany:
         return self._opened[key]
 
 
-def plan_key(config: RunConfig) -> tuple[Any, ...]:
-    """What decides a run's plan, apart from its data. Sizes of a study share their plans."""
+def plan_key(config: RunConfig, *, seed: bool = True) -> tuple[Any, ...]:
+    """What decides a run's plan, apart from its data. Sizes of a study share their plans.
+
+    Args:
+        config: the run.
+        seed: whether the seed counts.
+    """
     training = config.training
     return (
         config.infusion.model_dump_json(),  # a schedule may be a mapping
         training.steps,
         training.global_batch_size,
         training.sequence_length,
-        training.seed,
+        training.seed if seed else None,
         config.extends,
     )
 

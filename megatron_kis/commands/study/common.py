@@ -90,12 +90,17 @@ def done_runs(runs: list[RunConfig]) -> list[str]:
 
     opened, names = InputsOfMany(), []
     fingerprints: dict[Any, dict[str, str]] = {}
+    checked = set()
     for run in runs:
-        key = (run.model.init_from, *plan_key(run))
-        if key not in fingerprints:  # sizes share their plans
-            fingerprints[key] = opened.open(run).fingerprints
-        if is_done(run, fingerprints[key]):
+        start, key = run.model.init_from, plan_key(run)
+        if start not in fingerprints:
+            fingerprints[start] = opened.open(run).fingerprints
+            checked.add(key)
+        if is_done(run, fingerprints[start]):
             names.append(run.name)
+        elif key not in checked:  # sizes share their plans
+            checked.add(key)
+            opened.open(run)
     return names
 
 

@@ -110,7 +110,7 @@ class shown_progress:
     def __init__(self, runs: list[RunConfig]) -> None:
         self._runs = {run.name: run for run in runs}
         self._bar: Any = None
-        self._last: tuple[int, int, int] | None = None
+        self._last: tuple[int, int, int, int] | None = None
 
     def __enter__(self) -> Callable[[Progress], None]:
         from rich.console import Console
@@ -141,10 +141,11 @@ class shown_progress:
             description = running if running else "runs"
             self._bar.update(self._task, total=progress.total, completed=len(progress.done), description=description)
             return
-        state = (len(progress.done), len(progress.failed), len(progress.running))
+        state = (len(progress.done), len(progress.failed), len(progress.retried), len(progress.running))
         if state != self._last:
             self._last = state
-            failed = f", {len(progress.failed)} failed" if progress.failed else ""
+            failed = f", {len(progress.failed)} given up" if progress.failed else ""
+            failed += f", {len(progress.retried)} failed attempts tried again" if progress.retried else ""
             print(
                 f"{len(progress.done)} of {progress.total} runs done{failed}; running: {running or 'none'}",
                 file=sys.stderr,

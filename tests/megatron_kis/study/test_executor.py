@@ -25,18 +25,23 @@ from megatron_kis.study.config import ExecutorConfig
 from megatron_kis.study.executor import Progress, execute, last_lines, study_lock
 from megatron_kis.study.launch import Command
 from megatron_kis.study.places import Place
-from tests.megatron_kis.test_study import write_study
+from tests.megatron_kis.test_study import processes_naming, write_study
 from tests.sources import Sources
 
 STAND_IN = """#!{python}
-import json, os, pathlib, signal, sys, time, yaml
+import json, os, pathlib, signal, subprocess, sys, time, yaml
+if "torch.distributed.run" in sys.argv:  # ranks in sessions of their own, and a status that says little
+    count = int(next(word for word in sys.argv if word.startswith("--nproc")).split("=")[1])
+    rank = [sys.argv[0], *sys.argv[sys.argv.index("megatron_kis") - 1:]]
+    ranks = [subprocess.Popen(rank, start_new_session=True) for _ in range(count)]
+    sys.exit(max(rank.wait() != 0 for rank in ranks))
 assert sys.argv[1:-1] == ["-m", "megatron_kis", "train"], sys.argv
 run = yaml.safe_load(open(sys.argv[-1]))
 output = pathlib.Path(run["output"])
 seen = {{"arguments": sys.argv[1:], "threads": os.environ["OMP_NUM_THREADS"], "started": time.monotonic(),
     "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "cores": sorted(os.sched_getaffinity(0))}}
 if run["name"].startswith("saving"):
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    signal.signal(signal.SIGTERM, lambda *_: ((output / f"saved-{{os.getpid()}}").touch(), sys.exit(75)))
 if run["name"].startswith("deaf"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("line of", run["name"], flush=True)
@@ -263,6 +268,18 @@ def test_a_signal_lets_the_runs_in_flight_save_and_end(tmp_path: Path, number: s
     assert [attempt.status for attempt in read_attempts(runs[1].output).attempts] == [75]
     assert [attempt.outcome for attempt in read_attempts(runs[2].output).attempts] == ["stopped"]  # it had no handler
     assert run_all(tmp_path, [run_of(tmp_path, "after")]).done == ("after",)  # the lock is free again
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("name", ["saving", "deaf"])
+def test_the_ranks_of_torchrun_are_asked_themselves_and_none_is_left(tmp_path: Path, name: str) -> None:
+    run = run_of(tmp_path, name, 60_000, parallel={"tensor": 2}, device="cpu")
+    thread = strike_when(lambda: last_lines(run, 2) == [f"line of {name}"] * 2, signal.SIGTERM)
+    ended = run_all(tmp_path, [run], grace_seconds=30 if name == "saving" else 0.5)
+    thread.join()
+    assert ended.stopped == (name,)
+    assert len(list(run.output.glob("saved-*"))) == (2 if name == "saving" else 0)
+    wait_for(lambda: not processes_naming(str(run.output)))
 
 
 @pytest.mark.usefixtures("stand_in")
