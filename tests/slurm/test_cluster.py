@@ -175,7 +175,7 @@ def test_four_ranks_on_two_nodes_have_the_losses_of_one_process(
     folder = run_folder(started.over_nodes)
     assert (folder / "DONE").exists(), logs(started.over_nodes)
     record = json.loads((folder / "run.json").read_text())
-    assert (record["parallel"]["tensor"], record["parallel"]["data"]) == (2, 2)
+    assert (record["parallel"]["tensor_size"], record["parallel"]["data_size"]) == (2, 2)
     assert re.search(r" NumNodes=2 .* NumTasks=4 ", show(cluster, rows_of(started.over_nodes)[1]["number"]))
 
     content = yaml.safe_load((folder / "config.yaml").read_text())
@@ -190,7 +190,7 @@ def test_torchrun_on_each_node_trains_inside_a_container_too(cluster: Cluster, s
     wait_for_end(cluster, started.torchrun)
     folder = run_folder(started.torchrun)
     assert (folder / "DONE").exists(), logs(started.torchrun)
-    assert json.loads((folder / "run.json").read_text())["parallel"]["data"] == 2
+    assert json.loads((folder / "run.json").read_text())["parallel"]["data_size"] == 2
     assert (folder / "log.txt").read_text().count("inside an image.sif") == 2
     (data,) = (started.torchrun.parent / "out").glob("slurm/0001/logs/data-*.log")
     assert "inside an image.sif" in data.read_text()
@@ -271,7 +271,7 @@ def test_a_cell_in_the_queue_is_not_submitted_again_runs_elsewhere_when_its_node
         lambda: logs(study),
     )
     assert read_attempts(folder).attempts[0].outcome is None  # lost with its node
-    assert json.loads((folder / "run.json").read_text())["sessions"][-1]["step"] > 0
+    assert json.loads((folder / "run.json").read_text())["sessions"][-1]["from_step"] > 0
 
     capsys.readouterr()
     assert kis("cancel", study) == 0
