@@ -275,7 +275,9 @@ def test_a_cell_in_the_queue_is_not_submitted_again_runs_elsewhere_when_its_node
 
     capsys.readouterr()
     assert kis("cancel", study) == 0
-    assert "cancelled" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines() == [
+        f"{row['number']}  {row['name']}  cancelled" for row in before if row["label"] != "data"
+    ]
     states = wait_for_end(cluster, study)
     assert sorted(states.values()) == ["CANCELLED", "CANCELLED", "COMPLETED"]
     wait_for(lambda: read_attempts(folder).attempts[-1].outcome, 60, "it was not recorded", lambda: logs(study))

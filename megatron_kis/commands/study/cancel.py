@@ -27,14 +27,14 @@ def _cancel(options: argparse.Namespace) -> int:
     study, _, _ = load_study(options)
     local = end_executor(study.output, seconds=study.executor.grace_seconds + 10)
     jobs = [] if not submitted(study.output) else live_tasks(study.output)
-    numbers = list(dict.fromkeys(task.number for task in jobs))
+    names = {task.number.partition("_")[0]: task.job.name for task in jobs}  # an array is ended as a whole
+    numbers = list(names)
     scancel(numbers)
     if options.json:
         print(json.dumps({"jobs": numbers, "processes": local}, indent=1))
         return 0
     if local:
         print(f"kis study run was ended (process {', '.join(map(str, local))})")
-    names = {task.number: task.job.name for task in jobs}
     for number in numbers:
         print(f"{number}  {names[number]}  cancelled")
     if not local and not numbers:

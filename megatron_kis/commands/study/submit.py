@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_kis.commands.study.common import add_step, data_config, load_study
 from megatron_kis.commands.study.run import add_selection, selected
-from megatron_kis.errors import InputError
+from megatron_kis.errors import InputError, JobError
 
 if TYPE_CHECKING:
     from megatron_kis.config import RunConfig
@@ -33,6 +33,7 @@ def _submit(options: argparse.Namespace) -> int:
     from megatron_kis.files import locked
     from megatron_kis.study.attempts import forgive, given_up
     from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.local import executors
     from megatron_kis.study.slurm import client, records
     from megatron_kis.study.slurm.queue import cells_of, live_tasks
     from megatron_kis.study.slurm.submission import DEFAULT_ARRAY, prepare_submission, submit, write_submission
@@ -49,6 +50,10 @@ def _submit(options: argparse.Namespace) -> int:
         )
         _show(study, shown, len(done), as_json=options.json)
         return 0
+    if local := executors(study.output):
+        raise JobError(
+            f"kis study run is at work on this study here (process {local[0]}); end it with kis study cancel"
+        )
     largest = largest or client.max_array_size()  # also says at once where there is no SLURM
     with locked(study.output / records.FOLDER, "kis study submit"):
         live = live_tasks(study.output)

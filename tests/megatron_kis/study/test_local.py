@@ -59,6 +59,8 @@ def test_the_executor_is_asked_to_end_and_waited_for(tmp_path: Path) -> None:
 def test_cancel_ends_it_and_says_so(tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
     study = write_study(tmp_path, tiny_sources)
     with holder(tmp_path / "out") as process:
+        assert main(["study", "submit", str(study)]) == 1  # its data job would find the study taken
+        assert f"at work on this study here (process {process.pid})" in capsys.readouterr().err
         assert main(["study", "cancel", str(study)]) == 0
         assert f"kis study run was ended (process {process.pid})" in capsys.readouterr().out
         assert process.wait() == 75
