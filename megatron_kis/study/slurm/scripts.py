@@ -37,7 +37,7 @@ class Templates:
             lstrip_blocks=True,
             keep_trailing_newline=True,
         )
-        self._environment.filters.update(quote=quote, shell=shell, comment=comment)
+        self._environment.filters |= {"quote": quote, "shell": shell, "comment": comment}
 
     def script(self, kind: str, variables: dict[str, Any]) -> str:
         """The script of a kind of job.
