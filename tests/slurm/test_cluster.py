@@ -70,7 +70,12 @@ def started(cluster: Cluster, make_study: Callable[..., Path], tmp_path_factory:
             ladder=[small, {"name": "exploding", **small, "learning_rate": 1e30, "frequencies": [0]}],
             frequencies=[0, 8],
             training={"sequence_length": 64, "global_batch_size": 8, "optimizer": {"warmup_share": 0.0}},
-            cluster={**SMALL_JOBS, "max_array_size": 2, "environment": {"KIS_TEST": "a 'quoted' value"}},
+            cluster={
+                **SMALL_JOBS,
+                "small": {"cpus": 2, "cells_per_task": 2},
+                "max_array_size": 1,
+                "environment": {"KIS_TEST": "a 'quoted' value"},
+            },
         ),
         torchrun=make_study(
             folder / "torchrun",
@@ -151,11 +156,11 @@ def test_a_study_goes_through_the_queue_to_its_report_and_a_failing_cell_is_trie
     assert (out / "report.html").exists(), logs(study)
     done = {path.parent.name for path in out.glob("runs/*/DONE")}
     assert done == {"1x16_D5.12k_F0_s0", "1x16_D5.12k_F8_s0"}
-    assert sorted(states.values()) == ["COMPLETED"] * 4 + ["FAILED"]  # data, two cells, report; and the cell that fails
+    assert sorted(states.values()) == ["COMPLETED"] * 3 + ["FAILED"]  # the last is the task of the cell that fails
     lost = "exploding_D5.12k_F0_s0"
     assert [attempt.outcome for attempt in read_attempts(run_folder(study, lost)).attempts] == ["failed", "failed"]
-    assert f"1 of 1 cells failed and were given up: {lost}" in logs(study)
-    assert len([row for row in rows_of(study) if row["label"] == "small"]) == 2  # no array is longer than two tasks
+    assert f"1 of 2 cells failed and were given up: {lost}" in logs(study)  # another cell was in its task, and is done
+    assert [row["first"] for row in rows_of(study) if row["label"] == "small"] == [0, 1]  # two arrays of one task each
 
     assert not list(study.parent.parent.rglob("pwned"))
     capsys.readouterr()
@@ -242,6 +247,11 @@ def test_a_cell_in_the_queue_is_not_submitted_again_runs_elsewhere_when_its_node
         cluster={**SMALL_JOBS, "small": {"cpus": 2, "options": ["--exclusive"]}},
     )
     assert kis("submit", study) == 0
+    number = next(row["number"] for row in rows_of(study) if row["label"] == "small")
+    capsys.readouterr()
+    assert kis("status", "--json", study) == 0
+    (cell,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (cell["state"], cell["where"]) == ("queued", f"job {number}_0 PENDING Dependency")
     runs = study.parent / "out" / "runs"
     wait_for(lambda: list(runs.glob("*/checkpoints/step-*")), SECONDS, "no checkpoint", lambda: logs(study))
     folder = run_folder(study)
