@@ -35,17 +35,19 @@ def main() -> None:
     """Makes the folders and times everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=10_000, help="cells, a multiple of 1,000 (10000)")
-    parser.add_argument("--folder", type=Path, help="where to make them (a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="where to make them, or where they are (temporary)")
     parser.add_argument("--output", type=Path, help="write the results here, as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         study = write_study(folder, options.cells)
-        started = time.perf_counter()
-        fill(study)
-        files = sum(len(names) for _, _, names in os.walk(folder / "out" / "runs"))
-        print(f"{options.cells:,} cells, {files:,} files, made in {time.perf_counter() - started:.0f} s", flush=True)
-        results: dict[str, Any] = {"cells": options.cells, "files": files}
+        made = folder / "out" / "runs"
+        if not made.exists():
+            fill(study)
+        folders = sum(1 for _ in made.iterdir())
+        files = sum(len(names) for _, _, names in os.walk(made))
+        print(f"{options.cells:,} cells, {folders:,} folders, {files:,} files", flush=True)
+        results: dict[str, Any] = {"cells": options.cells, "folders": folders, "files": files}
         for command in COMMANDS:
             results[f"kis study {command}"] = timed_command(["study", *command.split(), str(study)])
         results["finding what is done"] = timed(lambda: find_done(study))

@@ -191,13 +191,18 @@ class Cluster:
 
 
 def wait_for(
-    condition: Callable[[], object], seconds: float, problem: str, explain: Callable[[], str] = lambda: ""
+    condition: Callable[[], object],
+    seconds: float,
+    problem: str,
+    explain: Callable[[], str] = lambda: "",
+    *,
+    every: float = 0.1,
 ) -> None:
-    """Waits until something is true."""
+    """Waits until something is true, and looks every so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{problem} after {seconds} s\n{explain()}"
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -46,9 +46,9 @@ def started(cluster: Cluster, make_study: Callable[..., Path], tmp_path_factory:
     small = {"layers": 1, "width": 16, "heads": 2}
     large = {**SMALL_JOBS, "large": {"ranks_per_node": 2, "cpus_per_rank": 1}}
     long_run = {
-        "token_budgets": [9000 * BATCH],
+        "token_budgets": [4500 * BATCH],
         "frequencies": [100],
-        "checkpoints": {"moments": {"every": 500}},
+        "checkpoints": {"moments": {"every": 250}},
         "logging": {"every": 100},
     }
     studies = Started(
@@ -133,7 +133,7 @@ def jobs(cluster: Cluster, study: Path) -> dict[str, str]:
 def wait_for_end(cluster: Cluster, study: Path, seconds: float = SECONDS) -> dict[str, str]:
     """Waits until no job of the study waits or runs, and says how each ended."""
     ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
-    wait_for(lambda: set(jobs(cluster, study).values()) <= ended, seconds, "jobs go on", lambda: logs(study))
+    wait_for(lambda: set(jobs(cluster, study).values()) <= ended, seconds, "jobs go on", lambda: logs(study), every=2.0)
     return jobs(cluster, study)
 
 
@@ -219,7 +219,7 @@ def test_before_its_time_limit_a_cell_is_saved_and_requeued_and_its_ledger_is_ex
     # tells a job of which less than the grace and another 30 seconds are left.
     minutes, seconds = map(int, re.search(r" RunTime=00:(\d\d):(\d\d) ", show(cluster, array)).groups())
     cluster.run("scontrol", "update", f"jobid={array}_0", f"timelimit={minutes + (2 if seconds else 1)}")
-    wait_for(lambda: " Restarts=1 " in show(cluster, array), SECONDS, "no requeue", lambda: logs(study))
+    wait_for(lambda: " Restarts=1 " in show(cluster, array), SECONDS, "no requeue", lambda: logs(study), every=1.0)
     cluster.run("scontrol", "update", f"jobid={array}_0", "timelimit=60")
     states = wait_for_end(cluster, study)
     folder = run_folder(study)
