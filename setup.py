@@ -26,8 +26,12 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
-    packages=find_packages(include=["megatron_kis*", "data_tools*", "analysis*"]),
-    package_data={"data_tools": ["resources/*"], "analysis.report": ["*.html", "*.css", "*.js"]},
+    packages=find_packages(include=["megatron_kis*", "data_tools*", "analysis*", "run_scripts"]),
+    package_data={
+        "data_tools": ["resources/*"],
+        "analysis.report": ["*.html", "*.css", "*.js"],
+        "run_scripts": ["slurm/*.j2", "studies/*.yaml", "runs/*.yaml"],
+    },
     install_requires=[
         "torch>=2.6",
         "megatron-core>=0.16.1,<0.20,!=0.17.*,!=0.18.*",  # tested: 0.16.1 on Python 3.11, 0.19.2 on 3.12 (README)

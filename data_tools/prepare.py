@@ -77,6 +77,11 @@ class PreparedData:
     """SentencePiece model."""
 
 
+def tokenizer_path(settings: DataSettings, output: Path) -> Path:
+    """The tokenizer of a study whose data are prepared in ``output``."""
+    return settings.tokenizer or output / _TOKENIZER_NAMES[settings.tokenizer_model == "byte-bpe"]
+
+
 def fact_names(facts: Iterable[Fact]) -> list[str]:
     """Subjects and objects of facts of all groups, each once, sorted: what a tokenizer is trained on beside text."""
     return sorted({name for fact in facts for name in (fact.subject, fact.object)})
@@ -102,7 +107,7 @@ def prepare_data(settings: DataSettings, output: Path, *, progress: Progress | N
         exposures=output / "exposures",
         questions=output / "exposures.questions.jsonl",
         facts=output / "facts.jsonl",
-        tokenizer=settings.tokenizer or output / _TOKENIZER_NAMES[settings.tokenizer_model == "byte-bpe"],
+        tokenizer=tokenizer_path(settings, output),
     )
     steps = _Steps(output / "stamps", progress)
 

@@ -36,6 +36,12 @@ class JobError(KisError):
     """Work that was asked for rightly and failed all the same (a run that crashed, a study with failed cells)."""
 
 
+class Stopped(KisError):
+    """The work was asked to stop and has saved what is needed to go on."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The remedy for an unknown name: ``did you mean 'x'?`` or the list of valid names."""
     names = sorted(valid)

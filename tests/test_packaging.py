@@ -65,6 +65,9 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    scripts = ROOT / "run_scripts"
+    for pattern in ("__init__.py", "slurm/*.j2", "studies/*.yaml", "runs/*.yaml"):
+        wanted |= {str(path.relative_to(ROOT)) for path in scripts.glob(pattern)}
     with zipfile.ZipFile(wheel) as file:
         found = {name for name in file.namelist() if ".dist-info/" not in name}
     assert found == wanted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,10 @@ from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import PRESETS
 
 if TYPE_CHECKING:
+    from megatron_kis.config import ParallelConfig
+    from megatron_kis.planning.hardware import Gpu, Utilisation
     from megatron_kis.planning.layouts import Job, Option
+    from megatron_kis.planning.memory import Split
 
 _SHORT_STEP = 0.01
 """Seconds of arithmetic below which a step is not bound by it: hundreds of kernels have to be started, each in 5 to 10
@@ -33,7 +37,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "model", metavar="MODEL", help="a preset, a shape (layers=32,width=4096,heads=32,...), RUN.yaml or STUDY.yaml"
     )
     parser.add_argument("--tokens", type=float, metavar="D", help="tokens of the run (of a model; files have theirs)")
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs of a run (1)")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="GPUs of a run (1; of a file, as many as its own layout has ranks)"
+    )
     parser.add_argument("--gpu", default="h100", metavar="KIND", help="h100, h200, a100, b200, ... (h100)")
     parser.add_argument("--mfu", type=float, metavar="SHARE", help="the share of the peak that you measured, 0 to 1")
     parser.add_argument("--vocabulary", type=int, metavar="V", help="pieces (32000; a study's own if it says so)")
@@ -49,7 +55,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from megatron_kis.planning import hardware, layouts
+    from megatron_kis.planning import hardware
 
     for name in ("gpus", "show", "length", "batch", "vocabulary", "tokens"):
         value = getattr(options, name)
@@ -59,26 +65,52 @@ def _plan(options: argparse.Namespace) -> int:
         raise InputError(f"is {options.mfu}", where="--mfu", remedy="a share between 0 and 1, such as 0.4")
     kind = hardware.gpu(options.gpu)
     sizes: list[dict[str, Any]] = []
-    hours = 0.0
-    for label, job, runs in _jobs(options):
-        params = job.shape.params(job.vocabulary)
+    hours = flops = 0.0
+    for job in _jobs(options):
+        params = job.job.shape.params(job.job.vocabulary)
         utilisation = hardware.published_utilisation(params, kind=kind)
         if options.mfu is not None:
             utilisation = hardware.Utilisation(options.mfu, "given with --mfu")
-        found = layouts.options(
-            job, gpus=options.gpus, kind=kind, utilisation=utilisation, interleave=options.interleave
-        )
-        hours += runs * found[0].gpu_hours
+        found, note = _layouts(job, options, kind, utilisation)
+        hours += job.runs * found[0].gpu_hours
+        flops += job.runs * job.job.tokens * job.job.shape.flops_per_token(job.job.vocabulary, job.job.length)
         sizes.append(
-            {"model": label, "params": params, "tokens": job.tokens, "runs": runs, "mfu": utilisation.mfu,
-             "mfu_source": utilisation.source, "gpu_hours": runs * found[0].gpu_hours,
+            {"model": job.label, "params": params, "tokens": job.job.tokens, "runs": job.runs,
+             "gpus": found[0].split.gpus, "mfu": utilisation.mfu, "mfu_source": utilisation.source,
+             "gpu_hours": job.runs * found[0].gpu_hours, "as_written": job.split is not None and not note,
              "layouts": [option.as_dict() for option in found[: options.show]]}
         )  # fmt: skip
         if not options.json:
-            _print(sizes[-1], found[: options.show])
-    result = {"gpu": kind.name, "gpus": options.gpus, "gpu_hours": hours, "models": sizes}
-    print(json.dumps(result, indent=1) if options.json else f"all: {gpu_time(hours)} on {kind.name}")
+            _print(sizes[-1], found[: options.show], note)
+    runs = sum(row["runs"] for row in sizes)
+    result = {"gpu": kind.name, "gpu_hours": hours, "flops": flops, "runs": runs, "models": sizes}
+    if options.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print(f"all: {runs:,} run(s), {flops:.3g} FLOPs, {gpu_time(hours)} on {kind.name}")
     return 0
+
+
+def _layouts(
+    planned: Planned, options: argparse.Namespace, kind: Gpu, utilisation: Utilisation
+) -> tuple[list[Option], str]:
+    """The layout that a file has, if it fits; else those that do, and a note."""
+    from megatron_kis.planning import layouts
+
+    note = ""
+    if planned.split is not None and options.gpus is None:
+        option, fits = layouts.written(
+            planned.job, planned.split, micro_batch=planned.micro_batch, kind=kind, utilisation=utilisation
+        )
+        if fits:
+            return [option], ""
+        note = (
+            f"as written ({planned.split.label}, micro-batches of {option.micro_batch}) it needs "
+            f"{option.memory.total / 1e9:.1f} GB; these fit:"
+        )
+    gpus = options.gpus or (planned.split.gpus if planned.split else 1)
+    found = layouts.options(planned.job, gpus=gpus, kind=kind, utilisation=utilisation, interleave=options.interleave)
+    return found, note
 
 
 def gpu_time(hours: float) -> str:
@@ -90,8 +122,13 @@ def gpu_time(hours: float) -> str:
     return "less than a GPU-second"
 
 
-def _print(row: dict[str, Any], found: list[Option]) -> None:
-    print(f"{row['model']}: {row['params']:,} parameters, {row['tokens']:,.0f} tokens, {row['runs']} run(s)")
+def _print(row: dict[str, Any], found: list[Option], note: str) -> None:
+    print(
+        f"{row['model']}: {row['params']:,} parameters, {row['tokens']:,.0f} tokens, "
+        f"{row['runs']} run(s) on {row['gpus']} GPU(s)"
+    )
+    if note:
+        print(f"  {note}")
     print(f"  MFU {row['mfu']:.0%} ({row['mfu_source']})")
     print(
         f"  {'layout':18}{'recompute':>10}{'batch':>6}{'weights':>9}{'grads':>7}{'optim.':>7}"
@@ -109,8 +146,28 @@ def _print(row: dict[str, Any], found: list[Option]) -> None:
         print("  A step this short is bound by starting kernels, not by arithmetic: its time is a lower bound.")
 
 
-def _jobs(options: argparse.Namespace) -> list[tuple[str, Job, int]]:
-    """What is to be planned: label, job, and how many runs are like it."""
+@dataclass(frozen=True)
+class Planned:
+    """Runs that are to be planned: alike but for frequency and seed."""
+
+    label: str
+    """Of the model or the run."""
+
+    job: Job
+    """What is to be trained."""
+
+    runs: int = 1
+    """How many there are."""
+
+    split: Split | None = None
+    """The layout that a file gives them."""
+
+    micro_batch: int | None = None
+    """Sequences a forward pass, as the file says; None: a replica's whole share."""
+
+
+def _jobs(options: argparse.Namespace) -> list[Planned]:
+    """What is to be planned."""
     path = Path(options.model)
     if path.suffix in (".yaml", ".yml"):
         return _jobs_of_file(path, options)
@@ -123,10 +180,10 @@ def _jobs(options: argparse.Namespace) -> list[tuple[str, Job, int]]:
     model = parse_config(ModelConfig, content, source="MODEL")
     if options.tokens is None:
         raise InputError("is missing", where="--tokens", remedy="say how many tokens the run has, such as 20e9")
-    return [(model.label, _job(model, options, options.tokens, options.length, options.batch, None), 1)]
+    return [Planned(model.label, _job(model, options, options.tokens, options.length, options.batch, None))]
 
 
-def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[tuple[str, Job, int]]:
+def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     from megatron_kis.config import RunConfig
     from megatron_kis.files import read_text
     from megatron_kis.settings import load_config
@@ -137,16 +194,35 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[tuple[str, Jo
         run = load_config(RunConfig, path)
         training = run.training
         length, batch = training.sequence_length, training.global_batch_size
-        return [(run.name, _job(run.model, options, training.token_budget, length, batch, None), 1)]
+        job = _job(run.model, options, training.token_budget, length, batch, None)
+        return [Planned(run.name, job, 1, _split(run.parallel), training.micro_batch_size)]
     study = load_config(StudyConfig, path)
     pieces = study.data.get("vocab_size")
     shared = study.training
-    rungs = {rung.label: rung for rung in study.ladder}
-    runs = Counter((spot.rung.label, spot.tokens) for spot in spots_of(study))
+    length, batch = shared.sequence_length, shared.global_batch_size
+    # A size may stand in the ladder several times, with other budgets, layouts or frequencies.
+    kinds = Counter((spot.rung.model_copy(update={"frequencies": None}), spot.tokens) for spot in spots_of(study))
     return [
-        (label, _job(rungs[label], options, budget, shared.sequence_length, shared.global_batch_size, pieces), count)
-        for (label, budget), count in runs.items()
+        Planned(
+            rung.label,
+            _job(rung, options, budget, length, batch, pieces),
+            count,
+            _split(rung.parallel),
+            rung.micro_batch_size or shared.micro_batch_size,
+        )
+        for (rung, budget), count in kinds.items()
     ]
+
+
+def _split(parallel: ParallelConfig) -> Split:
+    """A layout as the memory model knows it. Ranks that share sequences are counted as replicas."""
+    from megatron_kis.planning.memory import Split
+
+    data = parallel.replicas * parallel.context
+    return Split(
+        tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual, data=data,
+        recompute=parallel.recompute, distributed_optimizer=data > 1, sequence=parallel.sequence,
+    )  # fmt: skip
 
 
 def _job(model: Any, options: argparse.Namespace, tokens: float, length: int, batch: int, pieces: int | None) -> Job:

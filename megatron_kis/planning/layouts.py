@@ -109,6 +109,36 @@ def options(job: Job, *, gpus: int, kind: Gpu, utilisation: Utilisation, interle
     return sorted(found.values(), key=_preference)
 
 
+def written(
+    job: Job, split: Split, *, micro_batch: int | None, kind: Gpu, utilisation: Utilisation
+) -> tuple[Option, bool]:
+    """A layout as a configuration has it, and whether it fits.
+
+    Args:
+        job: what is to be trained.
+        split: the layout.
+        micro_batch: sequences a forward pass; a replica's whole share if None.
+        kind: of GPU.
+        utilisation: share of the peak.
+
+    Raises:
+        InputError: the replicas or the micro-batches do not divide the batch.
+    """
+    share, rest = divmod(job.global_batch, split.data)
+    size = min(micro_batch or share, share)
+    if rest or share % size:
+        raise InputError(
+            f"{job.global_batch} sequences a step cannot be shared by {split.data} replicas in micro-batches of {size}",
+            where="training.global_batch_size",
+            remedy=f"use a multiple of {split.data * size}",
+        )
+    parts = memory(job.shape, job.vocabulary, split, length=job.length, micro_batch=size, micro_batches=share // size)
+    seconds = step_seconds(job, split, share // size, kind=kind, utilisation=utilisation)
+    steps = math.floor(job.tokens / (job.global_batch * job.length))
+    option = Option(split, size, share // size, parts, seconds, seconds * steps * split.gpus / 3600)
+    return option, parts.total <= kind.memory * _USABLE
+
+
 def _preference(option: Option) -> tuple[float, ...]:
     split = option.split
     return (round(option.step_seconds, 9), split.tensor * split.pipeline, split.tensor, split.virtual)

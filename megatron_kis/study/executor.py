@@ -1,8 +1,10 @@
-"""Runs a study's runs on this machine, some side by side, each a process of its own.
+"""Executes cells, some side by side, each a process of its own: here, or wherever the launcher starts them.
 
-A failed run does not stop the others. Ctrl-C and a kill lose at most the runs in flight: whatever is DONE is skipped
-when the study is run again. A lock in the study's folder keeps two executors from the same runs. The runs share it, and
-ask the kernel to be ended when the executor dies: even a SIGKILL leaves no run behind that a second one would meet.
+Every cell is claimed first (``claim``), so that executors on many machines can share a study; each attempt is noted
+(``attempts``). A failed cell is tried again at the end, ``retries`` times, and stops no other. Asked to stop (SIGINT,
+SIGTERM, SIGUSR1), the executor asks its cells, which save and end; whatever is DONE is skipped when the study is run
+again. Cells ask the kernel to be ended when the executor dies: even a SIGKILL leaves none behind that a second one
+would meet.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -23,141 +26,356 @@ import yaml
 
 from megatron_kis.config import RunConfig
 from megatron_kis.files import locked, write_text
+from megatron_kis.study.attempts import (
+    STOPPED,
+    Outcome,
+    end_attempt,
+    given_up,
+    settings_fingerprint,
+    start_attempt,
+)
+from megatron_kis.study.claim import Claim, Owner, claim, doubtful, this_process
 from megatron_kis.study.config import ExecutorConfig
+from megatron_kis.study.launch import Command, Launcher, local_command
+from megatron_kis.study.places import Machine, Place, Places, this_machine
 
 LOG_NAME = "log.txt"
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 5.0
-
-
-@dataclass(eq=False)
-class _Job:
-    run: RunConfig
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]
-    started: float = field(default_factory=time.monotonic)
+_LOOK_SECONDS = 2.0  # between looks at claims whose owners may be dead
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the execution stands."""
+    """Where the execution stands. Names of runs."""
 
     done: tuple[str, ...]
     """Runs that are DONE, those skipped included."""
 
     failed: tuple[str, ...]
-    """Runs that ended without DONE."""
+    """Runs that are given up; those that were given up before included."""
 
     running: tuple[str, ...]
     """Runs in flight."""
 
     total: int
-    """Runs of the study."""
+    """Runs that were asked for."""
+
+    stopped: tuple[str, ...] = ()
+    """Runs that were asked to stop, or were not started because the executor was."""
+
+    elsewhere: tuple[tuple[str, str], ...] = ()
+    """Runs that another executor has claimed, and who."""
+
+    retried: tuple[str, ...] = ()
+    """Runs of which an attempt failed and that were, or will be, tried again."""
+
+    signal: int = 0
+    """The signal that asked the executor to stop; 0 for none."""
 
 
 Report = Callable[[Progress], None]
 
 
+@dataclass(eq=False)
+class _Cell:
+    run: RunConfig
+    place: Place
+    claim: Claim
+    command: Command
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    lost: bool = False
+
+
+@dataclass
+class _Stop:
+    """Whether and when the executor was asked to stop."""
+
+    number: int = 0
+    """The signal; 0 for none."""
+
+    at: float = 0.0
+    """When, by the monotonic clock."""
+
+    again: bool = False
+    """Whether Ctrl-C was pressed once more."""
+
+    passed_on: bool = False
+    """Whether the cells were asked."""
+
+    def __call__(self, number: int, _frame: object) -> None:
+        if not self.number:
+            self.number, self.at = number, time.monotonic()
+        elif number == signal.SIGINT:
+            self.again = True
+
+
 def execute(
-    runs: Sequence[RunConfig], *, done: Sequence[str], settings: ExecutorConfig, lock: int, report: Report
+    runs: Sequence[RunConfig],
+    *,
+    done: Collection[str],
+    settings: ExecutorConfig,
+    report: Report = lambda _: None,
+    launcher: Launcher = local_command,
+    machine: Machine | None = None,
+    lock: int | None = None,
+    dead: Callable[[Owner], bool] | None = None,
 ) -> Progress:
-    """Executes the runs that are not done.
+    """Executes the runs that are not done, not given up and not claimed by another.
 
     Args:
-        runs: all runs of the study, in the order in which to start them.
+        runs: runs of a study, all or some, in the order in which to start them.
         done: names of those that are complete.
-        settings: how many side by side.
-        lock: file descriptor of the study's lock (``study_lock``), which the runs share.
+        settings: how many side by side, and where.
         report: called whenever something changes and about once a second.
+        launcher: from a run, its configuration file and its place to its command.
+        machine: GPUs and cores to deal out; what this process may use if not given.
+        lock: file descriptor of the study's lock (``study_lock``), which the runs share; none where several executors
+            work on a study.
+        dead: see ``claim.claim``.
 
     Returns:
-        How it ended.
+        How it ended; ``signal`` says if it was asked to stop, and ``stopped`` which runs were not finished for that.
+
+    Raises:
+        InputError: a run for which there is no place.
     """
-    waiting = [run for run in runs if run.name not in done]
-    finished, failed = list(done), list[str]()
-    workers = settings.workers or os.cpu_count() or 1
-    jobs: list[_Job] = []
+    return _Executor(runs, done, settings, report, launcher, machine, lock, dead).execute()
 
-    def progress() -> Progress:
-        return Progress(tuple(finished), tuple(failed), tuple(job.run.name for job in jobs), len(runs))
 
-    with _stopped_by_signals():
+class _Executor:
+    def __init__(
+        self,
+        runs: Sequence[RunConfig],
+        done: Collection[str],
+        settings: ExecutorConfig,
+        report: Report,
+        launcher: Launcher,
+        machine: Machine | None,
+        lock: int | None,
+        dead: Callable[[Owner], bool] | None,
+    ) -> None:
+        finished = set(done)
+        self._total = len(runs)
+        self._done = [run.name for run in runs if run.name in finished]
+        self._waiting = deque(run for run in runs if run.name not in finished)
+        self._doubtful: deque[RunConfig] = deque()
+        self._looked = 0.0
+        self._failed: list[str] = []
+        self._stopped: list[str] = []
+        self._retried: list[str] = []
+        self._elsewhere: list[tuple[str, str]] = []
+        self._cells: list[_Cell] = []
+        self._settings, self._report, self._launcher = settings, report, launcher
+        self._lock, self._dead = lock, dead
+        self._owner = this_process()
+        self._places = Places(machine or this_machine(settings), settings)
+        if launcher is local_command:
+            self._places.check(list(self._waiting))
+        self._stop = _Stop()
+
+    def execute(self) -> Progress:
+        """Until nothing waits and nothing runs, or until asked to stop."""
+        with _signals_to(self._stop):
+            try:
+                last_report = 0.0
+                while ((self._waiting or self._doubtful) and not self._stop.number) or self._cells:
+                    changed = self._ended() + self._started() > 0
+                    if self._stop.number:
+                        self._pass_on()
+                    if changed or time.monotonic() - last_report >= 1.0:
+                        last_report = time.monotonic()
+                        self._report(self._progress())
+                    if self._cells or self._doubtful:
+                        time.sleep(_POLL_SECONDS)
+            finally:
+                self._kill()
+        self._stopped += [run.name for run in (*self._waiting, *self._doubtful)]
+        return self._progress()
+
+    def _progress(self) -> Progress:
+        return Progress(
+            done=tuple(self._done),
+            failed=tuple(self._failed),
+            running=tuple(cell.run.name for cell in self._cells),
+            total=self._total,
+            stopped=tuple(self._stopped),
+            elsewhere=tuple(self._elsewhere),
+            retried=tuple(self._retried),
+            signal=self._stop.number,
+        )
+
+    def _started(self) -> int:
+        """Starts what there is a place for, in order: small ones do not starve one that waits for several GPUs."""
+        count = 0
+        if self._doubtful and time.monotonic() - self._looked > _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._waiting.extend(self._doubtful)
+            self._doubtful.clear()
+        while self._waiting and not self._stop.number:
+            place = self._places.take(self._waiting[0])
+            if place is None:
+                break
+            run = self._waiting.popleft()
+            if not self._start(run, place):
+                self._places.give_back(run, place)
+            count += 1
+        return count
+
+    def _start(self, run: RunConfig, place: Place) -> bool:
+        """Claims a run and starts it, unless that is not needed."""
+        lease = 60 * self._settings.lease_minutes
+        held = claim(run.output, owner=self._owner, lease=lease, dead=self._dead)
+        if not isinstance(held, Claim):
+            if doubtful(held, self._owner, lease=lease):
+                self._doubtful.append(run)  # its lease ends in a few minutes, or it gives a sign of life
+            else:
+                self._elsewhere.append((run.name, str(held.owner)))
+            return False
         try:
-            last_report = 0.0
-            while waiting or jobs:
-                changed = False
-                while waiting and len(jobs) < workers:
-                    jobs.append(_start(waiting.pop(0), settings, lock))
-                    changed = True
-                for job in [job for job in jobs if job.process.poll() is not None]:
-                    jobs.remove(job)
-                    job.log.close()
-                    complete = job.process.returncode == 0 and (job.run.output / "DONE").exists()
-                    (finished if complete else failed).append(job.run.name)
-                    changed = True
-                if changed or time.monotonic() - last_report >= 1.0:
-                    last_report = time.monotonic()
-                    report(progress())
-                time.sleep(_POLL_SECONDS)
-        finally:
-            _stop(jobs)
-    return progress()
+            if (run.output / "DONE").exists():  # by another executor, since ``done`` was looked up
+                self._done.append(run.name)
+            elif given_up(run, self._settings.retries):
+                self._failed.append(run.name)
+            else:
+                self._cells.append(self._launch(run, place, held))
+                return True
+        except BaseException:
+            held.release()
+            raise
+        held.release()
+        return False
+
+    def _launch(self, run: RunConfig, place: Place, held: Claim) -> _Cell:
+        config = run.output / "config.yaml"
+        write_text(config, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
+        command = self._launcher(run, config, place)
+        start_attempt(held, settings_fingerprint(run))
+        log = open(run.output / LOG_NAME, "ab")  # noqa: SIM115 - closed when the run ends
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        log.write(f"==== attempt {held.number}, {when}, {self._owner}\n".encode())
+        log.flush()
+        # A session of its own: Ctrl-C reaches the executor alone, which then stops its runs in order.
+        process = subprocess.Popen(
+            command.arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **command.environment},
+            start_new_session=True,
+            pass_fds=() if self._lock is None else (self._lock,),
+            preexec_fn=_prepared(place.cores),  # noqa: PLW1509 - two system calls, looked up before the fork
+        )
+        held.started(process.pid)
+        return _Cell(run, place, held, command, process, log)
+
+    def _ended(self) -> int:
+        """Collects the cells that have ended, renews the claims of the others."""
+        ended = [cell for cell in self._cells if cell.process.poll() is not None]
+        for cell in ended:
+            self._collect(cell)
+        for cell in self._cells:
+            if not cell.lost and not cell.claim.renew():
+                cell.lost = True  # another machine took this one for dead, and runs the cell
+                _kill_all(cell)
+        return len(ended)
+
+    def _collect(self, cell: _Cell) -> None:
+        run, status = cell.run, int(cell.process.returncode)
+        self._cells.remove(cell)
+        cell.log.close()
+        self._places.give_back(run, cell.place)
+        if cell.lost:
+            self._elsewhere.append((run.name, "taken over by another executor"))
+            return
+        outcome = self._outcome(run, status)
+        end_attempt(cell.claim, status=status, outcome=outcome)
+        cell.claim.release()
+        if outcome == "done":
+            self._done.append(run.name)
+        elif outcome == "stopped":
+            self._stopped.append(run.name)
+        elif given_up(run, self._settings.retries):
+            self._failed.append(run.name)
+        else:
+            self._retried.append(run.name)
+            self._waiting.append(run)  # after all others: what ails it may pass
+
+    def _outcome(self, run: RunConfig, status: int) -> Outcome:
+        if status == 0 and (run.output / "DONE").exists():
+            return "done"
+        # What ended because we asked, however it ended, goes on from its last checkpoint.
+        return "stopped" if status == STOPPED or self._stop.number else "failed"
+
+    def _pass_on(self) -> None:
+        """Asks the cells to stop, once; kills them when the time for it is over."""
+        if not self._stop.passed_on:
+            self._stop.passed_on = True
+            for cell in self._cells:
+                _ask(cell)
+        if self._stop.again or time.monotonic() - self._stop.at > self._settings.grace_seconds:
+            for cell in self._cells:
+                _kill_all(cell)
+
+    def _kill(self) -> None:
+        """However the executor ends, no cell is left behind."""
+        for cell in self._cells:
+            _kill_all(cell)
+            cell.process.wait()
+            cell.log.close()
+            cell.claim.release()
+        self._cells.clear()
 
 
-def _start(run: RunConfig, settings: ExecutorConfig, lock: int) -> _Job:
-    run.output.mkdir(parents=True, exist_ok=True)
-    config_path = run.output / "config.yaml"
-    write_text(config_path, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
-    processes = run.parallel.tensor * run.parallel.pipeline
-    command = [sys.executable, "-m", "megatron_kis", "train", str(config_path)]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = [sys.executable, *launcher, "-m", "megatron_kis", "train", str(config_path)]
-    threads = str(settings.threads)
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    log = open(run.output / LOG_NAME, "wb")  # noqa: SIM115 - closed when the run ends
-    # A session of its own: Ctrl-C reaches the executor alone, which then stops its runs in order.
-    process = subprocess.Popen(
-        command,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-        pass_fds=(lock,),
-        preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call, its function looked up before the fork
-    )
-    return _Job(run, process, log)
+def _ask(cell: _Cell) -> None:
+    """Asks a cell to save and end."""
+    process = cell.process.pid
+    asked = _descendants(process, depth=1) if cell.command.signal_children else []
+    for number in asked or [process]:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGTERM)
+
+
+def _kill_all(cell: _Cell) -> None:
+    """Kills a cell with all that came of it; torchrun's ranks are in sessions of their own."""
+    process = cell.process.pid
+    for number in [process, *_descendants(process)]:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)
+
+
+def _descendants(process: int, *, depth: int | None = None) -> list[int]:
+    """Processes that a process started, and those that they did, so many levels down."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(folder.name))
+    found, level = list[int](), [process]
+    while level and depth != 0:
+        level = [child for parent in level for child in children.get(parent, ())]
+        found += level
+        depth = None if depth is None else depth - 1
+    return found
 
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
 
 
-def _end_with_parent() -> None:
-    """In a new run, before it starts: let the kernel send SIGTERM when the executor dies, however it dies."""
-    if _prctl is not None:
-        _prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+def _prepared(cores: tuple[int, ...] | None) -> Callable[[], None]:
+    """In a new run, before it starts: its cores; and let the kernel send SIGTERM when the executor dies, however."""
 
+    def prepare() -> None:
+        if cores is not None and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
+        if _prctl is not None:
+            _prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
-def _stop(jobs: list[_Job]) -> None:
-    """Ends what is in flight: asks, waits a little, then kills whole process groups."""
-    for job in jobs:
-        _signal(job, signal.SIGTERM)
-    deadline = time.monotonic() + _GRACE_SECONDS
-    for job in jobs:
-        try:
-            job.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            _signal(job, signal.SIGKILL)
-            job.process.wait()
-        job.log.close()
-
-
-def _signal(job: _Job, number: signal.Signals) -> None:
-    try:
-        os.killpg(job.process.pid, number)
-    except ProcessLookupError:
-        return
+    return prepare
 
 
 @contextmanager
@@ -175,13 +393,9 @@ def study_lock(folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM stops the runs as Ctrl-C does, and so does a SIGINT that a shell's background job would ignore."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+def _signals_to(stop: _Stop) -> Iterator[None]:
+    """Also a SIGINT that a shell's background job would ignore."""
+    previous = {number: signal.signal(number, stop) for number in _STOPPING}
     try:
         yield
     finally:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
-from megatron_kis.config import ModelConfig, RunConfig
-from megatron_kis.data.settings import DataConfig
+from megatron_kis.config import ModelConfig, RunConfig, TrainingConfig
+from megatron_kis.data.settings import DataConfig, InfusionConfig
 from megatron_kis.errors import InputError
-from megatron_kis.settings import parse_config
+from megatron_kis.settings import Settings, parse_config
 from megatron_kis.study.config import RungConfig, StudyConfig
 
 
@@ -47,7 +49,8 @@ def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
     Raises:
         InputError: a combination that no run can have, or two runs of one name.
     """
-    runs = [_run(study, data, spot) for spot in spots_of(study)]
+    make = _Maker(study, data)
+    runs = [make.run(spot) for spot in spots_of(study)]
     name, count = Counter(run.name for run in runs).most_common(1)[0]
     if count > 1:
         raise InputError(
@@ -58,37 +61,71 @@ def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
 
 def cost(run: RunConfig) -> float:
     """Relative cost of a run: weights x tokens."""
-    return run.model.shape().nonembedding_params() * float(run.training.token_budget)
+    return _weights(run.model) * float(run.training.token_budget)
 
 
-def _run(study: StudyConfig, data: DataConfig, spot: Spot) -> RunConfig:
-    name, rung = spot.name, spot.rung
-    optimizer = study.training.optimizer
-    if rung.learning_rate is not None:
-        optimizer = optimizer.model_copy(update={"learning_rate": rung.learning_rate})
-    shared = study.training.model_dump(exclude={"optimizer"})
-    content = {
-        "name": name,
-        "study": study.name,
-        "output": study.runs_folder / name,
-        "device": study.device,
-        "data": data,
-        "model": rung.model_dump(include=set(ModelConfig.model_fields)),
-        "training": {"token_budget": spot.tokens, "seed": spot.seed, "optimizer": optimizer, **shared},
-        "infusion": {
+@lru_cache(maxsize=1024)
+def _weights(model: ModelConfig) -> int:
+    return model.shape().nonembedding_params()
+
+
+class _Maker:
+    """Makes runs of spots. What several runs share is checked once: a study may have ten thousand."""
+
+    def __init__(self, study: StudyConfig, data: DataConfig) -> None:
+        self._study, self._data = study, data
+        self._sections: dict[tuple[str, Any], Settings] = {}
+        self._shared = study.training.model_dump(exclude={"optimizer"})
+
+    def run(self, spot: Spot) -> RunConfig:
+        """The run of a spot.
+
+        Raises:
+            InputError: settings that no run can have.
+        """
+        study, rung = self._study, spot.rung
+        content = {
+            "name": spot.name,
+            "study": study.name,
+            "output": study.runs_folder / spot.name,
+            "device": study.device,
+            "data": self._data,
+            "model": self._section("model", ModelConfig, id(rung), spot),
+            "training": self._section("training", TrainingConfig, (id(rung), spot.tokens, spot.seed), spot),
+            "infusion": self._section("infusion", InfusionConfig, spot.frequency, spot),
+            "documents": study.documents,
+            "checkpoints": study.checkpoints,
+            "parallel": rung.parallel,
+            "probes": study.probes,
+            "validation": study.validation,
+            "logging": study.logging,
+        }
+        return parse_config(RunConfig, content, source=f"run {spot.name}")
+
+    def _section(self, name: str, kind: type[Settings], key: Any, spot: Spot) -> Settings:
+        if (name, key) not in self._sections:
+            content = getattr(self, f"_{name}")(spot)
+            self._sections[name, key] = parse_config(kind, content, source=f"run {spot.name}: {name}")
+        return self._sections[name, key]
+
+    def _model(self, spot: Spot) -> dict[str, Any]:
+        return spot.rung.model_dump(include=set(ModelConfig.model_fields))
+
+    def _training(self, spot: Spot) -> dict[str, Any]:
+        optimizer = self._study.training.optimizer
+        if spot.rung.learning_rate is not None:
+            optimizer = optimizer.model_copy(update={"learning_rate": spot.rung.learning_rate})
+        own = {} if spot.rung.micro_batch_size is None else {"micro_batch_size": spot.rung.micro_batch_size}
+        return {"token_budget": spot.tokens, "seed": spot.seed, "optimizer": optimizer, **self._shared, **own}
+
+    def _infusion(self, spot: Spot) -> dict[str, Any]:
+        study = self._study
+        return {
             "frequency": spot.frequency,
             "background": study.background,
             "schedule": study.schedule,
             "templates": study.templates,
-        },
-        "documents": study.documents,
-        "checkpoints": study.checkpoints,
-        "parallel": rung.parallel,
-        "probes": study.probes,
-        "validation": study.validation,
-        "logging": study.logging,
-    }
-    return parse_config(RunConfig, content, source=f"run {name}")
+        }
 
 
 def _short(tokens: int) -> str:

@@ -1,63 +1,233 @@
-"""Where the runs of a study stand, read from their folders."""
+"""Where the cells of a study stand, read from the ends of their files: DONE, claims, attempts, metrics, log.
+
+Nothing is written, and no file is read whole but those of a few lines: ten thousand cells take seconds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.files import read_json_lines
+from megatron_kis.study.attempts import NAME as ATTEMPTS
+from megatron_kis.study.attempts import History, read_attempts, settings_fingerprint
+from megatron_kis.study.claim import FOLDER as CLAIMS
+from megatron_kis.study.claim import LEASE_SECONDS, Seen, alive, look, this_process
 from megatron_kis.study.executor import LOG_NAME, last_lines
+from megatron_kis.study.grid import cost
+
+State = Literal["waiting", "queued", "running", "stopped", "done", "failed", "given up"]
+
+STATES: tuple[State, ...] = ("done", "running", "queued", "waiting", "stopped", "failed", "given up")
+"""In the order in which they are shown."""
+
+_TAILS = (4096, 1 << 18)
+"""Bytes from the end of a log of rows that are looked through: enough nearly always, and enough always."""
+
+_SHOWN_LINES = 3  # of the log of a failed cell
+
+
+@dataclass(frozen=True)
+class Queued:
+    """What a scheduler says of a cell."""
+
+    state: str
+    """In the scheduler's word, such as PENDING or RUNNING."""
+
+    job: str = ""
+    """Number of its job."""
+
+    reason: str = ""
+    """Why it waits, in the scheduler's word."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run."""
+    """One cell."""
 
     name: str
-    state: str
-    """``done``, ``unfinished`` (in flight, or cut off) or ``waiting``."""
+    """Of the run."""
 
-    share: float
+    size: str
+    """Of the ladder."""
+
+    tokens: int
+    """D, tokens that it feeds."""
+
+    state: State
+    """``waiting``: not begun. ``queued``: a scheduler has it. ``running``: a living executor holds its claim.
+    ``stopped``: asked to stop, or cut off; it goes on where it was saved. ``failed``: will be tried again.
+    ``given up``: failed too often. ``done``."""
+
+    share: float = 0.0
     """Share of its steps that the log shows."""
 
-    loss: float | None
+    loss: float | None = None
     """Last training loss, nats a token."""
 
-    tokens_per_second: float | None
+    tokens_per_second: float | None = None
     """Last speed."""
 
-    last_line: str
-    """Of its log, if it is unfinished."""
+    attempts: int = 0
+    """Attempts, the present one included."""
+
+    seconds: float | None = None
+    """Time of its last attempt, from its start to its end, if it has ended."""
+
+    whole: bool = False
+    """Whether one attempt did all of it, so that ``seconds`` is what such a cell takes."""
+
+    status: int | None = None
+    """Exit status of the last attempt that failed, if that is what came of it."""
+
+    where: str = ""
+    """Machine and job that run it, or the job that it is queued as."""
+
+    log: tuple[str, ...] = ()
+    """The last lines of its log, if it failed or has stopped."""
+
+    cost: float = field(default=0.0, repr=False)
+    """Relative cost (weights x tokens)."""
 
 
-def status_of(runs: Sequence[RunConfig]) -> list[RunStatus]:
-    """The status of each run."""
-    return [_status(run) for run in runs]
+@dataclass
+class Overview:
+    """The cells of a study, looked at again and again; what is done is looked at once."""
+
+    runs: Sequence[RunConfig]
+    """All cells."""
+
+    retries: int = 1
+    """Of the executor."""
+
+    lease: float = LEASE_SECONDS
+    """Of claims, seconds."""
+
+    _done: dict[str, RunStatus] = field(default_factory=dict)
+
+    def look(self, queue: Mapping[str, Queued] | None = None) -> list[RunStatus]:
+        """The status of each cell now.
+
+        Args:
+            queue: what a scheduler says, by cell.
+        """
+        queue = queue or {}
+        there: dict[Path, set[str]] = {}
+        for folder in {run.output.parent for run in self.runs}:
+            there[folder] = _names(folder)
+        rows = []
+        mine = this_process()
+        for run in self.runs:
+            row = self._done.get(run.name)
+            if row is None:
+                names = _names(run.output) if run.output.name in there[run.output.parent] else set()
+                row = _status(
+                    run,
+                    names,
+                    queue.get(run.name),
+                    retries=self.retries,
+                    living=lambda seen: alive(seen, owner=mine, lease=self.lease),
+                )
+                if row.state == "done":
+                    self._done[run.name] = row
+            rows.append(row)
+        return rows
 
 
-def _status(run: RunConfig) -> RunStatus:
-    row = _last_metrics(run)
-    loss = row.get("loss") if row else None
-    speed = row.get("tokens_per_second") if row else None
-    if (run.output / "DONE").exists():
-        return RunStatus(run.name, "done", 1.0, loss, speed, "")
-    if not (run.output / LOG_NAME).exists() and row is None:
-        return RunStatus(run.name, "waiting", 0.0, None, None, "")
-    share = row["step"] / run.training.steps if row else 0.0
-    return RunStatus(run.name, "unfinished", share, loss, speed, "".join(last_lines(run, 1)))
+def status_of(
+    runs: Sequence[RunConfig],
+    *,
+    queue: Mapping[str, Queued] | None = None,
+    retries: int = 1,
+    lease: float = LEASE_SECONDS,
+) -> list[RunStatus]:
+    """The status of each run; see ``Overview``."""
+    return Overview(runs, retries, lease).look(queue)
 
 
-def _last_metrics(run: RunConfig) -> dict[str, float] | None:
-    path = run.output / "metrics.jsonl"
-    if not path.exists():
-        return None
-    last = None
+def _status(
+    run: RunConfig, names: set[str], queued: Queued | None, *, retries: int, living: Callable[[Seen], bool]
+) -> RunStatus:
+    row = _last_metrics(run.output / "metrics.jsonl") if "metrics.jsonl" in names else {}
+    history = read_attempts(run.output) if ATTEMPTS in names else History()
+    seen = look(run.output) if CLAIMS in names and "DONE" not in names else None
+    state = _state(run, names, history, queued, retries=retries, running=seen is not None and living(seen))
+    last = history.attempts[-1] if history.attempts else None
+    where = ""
+    if state == "running" and seen is not None:
+        where = seen.owner.host + (f", job {seen.owner.job}" if seen.owner.job else "")
+    elif state == "queued" and queued is not None:
+        where = " ".join(filter(None, (f"job {queued.job}" if queued.job else "", queued.state, queued.reason)))
+    ended = state in ("stopped", "failed", "given up")
+    return RunStatus(
+        name=run.name,
+        size=run.model.label,
+        tokens=run.training.steps * run.training.step_tokens,
+        state=state,
+        share=1.0 if state == "done" else min(1.0, row.get("step", 0) / run.training.steps),
+        loss=row.get("loss"),
+        tokens_per_second=row.get("tokens_per_second"),
+        attempts=len(history.attempts),
+        seconds=last.ended - last.started if last and last.ended else None,
+        whole=state == "done" and len(history.attempts) == 1,
+        status=last.status if last and last.outcome == "failed" else None,
+        where=where,
+        log=tuple(last_lines(run, _SHOWN_LINES)) if ended else (),
+        cost=cost(run),
+    )
+
+
+def _state(
+    run: RunConfig, names: set[str], history: History, queued: Queued | None, *, retries: int, running: bool
+) -> State:
+    if "DONE" in names:
+        return "done"
+    if running:
+        return "running"
+    last = history.attempts[-1].outcome if history.attempts else None
+    if last == "failed" and history.given_up(settings_fingerprint(run), retries):
+        return "given up"
+    if queued is not None:
+        return "queued"
+    if last == "failed":
+        return "failed"
+    return "stopped" if history.attempts or names & {LOG_NAME, "metrics.jsonl"} else "waiting"
+
+
+def _names(folder: Path) -> set[str]:
     try:
-        for _, row in read_json_lines(path, tolerate_torn_tail=True):
-            if row.get("kind") == "train" and isinstance(row.get("step"), int):
-                last = row
-    except InputError:
-        return last
-    return last
+        return set(os.listdir(folder))  # noqa: PTH208 - names alone, for tens of thousands of folders
+    except OSError:
+        return set()
+
+
+def _last_metrics(path: Path) -> dict[str, Any]:
+    """The last whole row of training; empty if there is none."""
+    for size in _TAILS:
+        try:
+            with open(path, "rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - size))
+                lines = file.read().split(b"\n")
+        except OSError:
+            return {}
+        for line in reversed(lines[:-1]):  # what follows the last newline is still being written
+            if b'"train"' not in line:
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and row.get("kind") == "train" and isinstance(row.get("step"), int):
+                return {key: row[key] for key in ("step", "loss", "tokens_per_second") if _number(row.get(key))}
+        if end <= size:
+            return {}
+    return {}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

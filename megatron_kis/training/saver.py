@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from megatron_kis.config import CheckpointConfig
-from megatron_kis.errors import JobError
+from megatron_kis.errors import JobError, Stopped
 from megatron_kis.parallel import gather, largest
 from megatron_kis.training.checkpoint import CheckpointWriter
 from megatron_kis.training.hooks import State
-from megatron_kis.training.signals import Stopped, StopRequest
+from megatron_kis.training.signals import StopRequest
 
 Contents = Callable[[], tuple[dict[str, Any], dict[str, Any] | None]]
 """Gives this rank's sharded tensors, and on the reporting rank what ``checkpoint.json`` should say."""

@@ -126,6 +126,9 @@ class TrainingConfig(Settings):
 class ParallelConfig(Settings):
     """The parallel layout; data parallelism takes what remains of the processes."""
 
+    replicas: int = Field(1, ge=1)
+    """Data-parallel replicas that ``kis study`` starts. ``kis train`` takes as many as it is started with."""
+
     tensor: int = Field(1, ge=1)
     """Tensor-parallel size."""
 
@@ -146,6 +149,11 @@ class ParallelConfig(Settings):
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations that are computed again in the backward pass to save memory: none, those of the attention, or those
     of whole layers (about a third more computation)."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes that ``kis study`` starts for a run, one a GPU."""
+        return self.tensor * self.pipeline * self.context * self.replicas
 
     @model_validator(mode="after")
     def _can_be_run(self) -> ParallelConfig:

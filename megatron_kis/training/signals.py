@@ -12,15 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from megatron_kis.errors import KisError
-
 _STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-class Stopped(KisError):
-    """The run was asked to stop and has saved what is needed to go on."""
-
-    exit_status = 75
 
 
 class StopRequest:

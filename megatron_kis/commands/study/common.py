@@ -23,14 +23,20 @@ def add_step(
     name: str,
     summary: str,
     handler: Callable[[argparse.Namespace], int],
+    *,
+    cell: bool = False,
+    json: bool = True,
 ) -> argparse.ArgumentParser:
-    """Adds a step that takes a study file and overrides, and may print JSON."""
+    """Adds a step that takes a study file, perhaps a cell, and overrides, and may print JSON."""
     parser = steps.add_parser(name, help=summary, description=summary)
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study's configuration")
+    if cell:
+        parser.add_argument("cell", metavar="CELL", help="the run's name, as kis study status shows it")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's, e.g. seeds=[0,1]"
     )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    if json:
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(handler=handler)
     return parser
 
@@ -51,6 +57,7 @@ def load_study(options: argparse.Namespace) -> tuple[StudyConfig, DataSettings, 
 
 def data_config(study: StudyConfig, data: DataSettings) -> DataConfig:
     """Where the prepared data of a study lie."""
+    from data_tools.prepare import tokenizer_path
     from megatron_kis.data.settings import DataConfig
 
     if not data.validation_share:
@@ -60,7 +67,7 @@ def data_config(study: StudyConfig, data: DataSettings) -> DataConfig:
         corpus=folder / "corpus",
         validation=folder / "corpus.validation",
         exposures=folder / "exposures",
-        tokenizer=data.tokenizer or folder / "tokenizer.model",
+        tokenizer=tokenizer_path(data, folder),
     )
 
 
@@ -78,18 +85,22 @@ def prepare(study: StudyConfig, data: DataSettings) -> list[RunConfig]:
 
 def done_runs(runs: list[RunConfig]) -> list[str]:
     """Names of the runs that are complete; every other one's inputs and plan are checked before any starts."""
-    from megatron_kis.training.inputs import open_inputs
+    from megatron_kis.training.inputs import InputsOfMany, plan_key
     from megatron_kis.training.record import is_done
 
-    names, checked, fingerprints = [], set(), None
+    opened, names = InputsOfMany(), []
+    fingerprints: dict[Any, dict[str, str]] = {}
+    checked = set()
     for run in runs:
-        training = run.training
-        plan = (run.infusion, training.token_budget, training.sequence_length, training.seed)
-        if plan not in checked:  # sizes share their plans
-            checked.add(plan)
-            fingerprints = open_inputs(run).fingerprints
-        if is_done(run, fingerprints):
+        start, key = run.model.init_from, plan_key(run)
+        if start not in fingerprints:
+            fingerprints[start] = opened.open(run).fingerprints
+            checked.add(key)
+        if is_done(run, fingerprints[start]):
             names.append(run.name)
+        elif key not in checked:  # sizes share their plans
+            checked.add(key)
+            opened.open(run)
     return names
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.commands.study.common import add_step, done_runs, load_study, prepare
 from megatron_kis.commands.study.report import analyse
-from megatron_kis.errors import InputError, JobError
+from megatron_kis.errors import InputError, JobError, Stopped, nearest
 
 if TYPE_CHECKING:
     from megatron_kis.config import RunConfig
@@ -22,13 +23,25 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     """Describes the step."""
     run = add_step(steps, "run", "prepare the data, execute what is not done, analyse, write the report", _run)
     run.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: the study's, or all cores)")
+    add_selection(run)
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Which of a study's cells are meant."""
+    parser.add_argument(
+        "--only", nargs="+", action="extend", metavar="CELL", help="these runs alone, by the names of kis study status"
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try those again that were given up (executor.retries)"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
     import yaml
 
     from megatron_kis.files import write_text
-    from megatron_kis.study.executor import execute, last_lines, study_lock
+    from megatron_kis.study.attempts import forgive
+    from megatron_kis.study.executor import execute, study_lock
 
     study, data, analysis = load_study(options)
     settings = study.executor
@@ -37,22 +50,58 @@ def _run(options: argparse.Namespace) -> int:
             raise InputError(f"is {options.workers}", where="--workers", remedy="use at least 1")
         settings = settings.model_copy(update={"workers": options.workers})
     with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
-        runs = prepare(study, data)
+        every = prepare(study, data)
+        runs = selected(every, options.only)
         done = done_runs(runs)
         write_text(study.output / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+        if options.retry_failed:
+            forgive([run.output for run in runs if run.name not in done])
         print(f"{study.name}: {len(runs)} runs, {len(done)} done already", file=sys.stderr, flush=True)
         with shown_progress(runs) as report:
             ended = execute(runs, done=done, settings=settings, lock=lock, report=report)
-    by_name = {run.name: run for run in runs}
-    for name in ended.failed:
-        print(f"{name} failed; the end of {by_name[name].output / 'log.txt'}:", file=sys.stderr)
-        for line in last_lines(by_name[name]):
-            print(f"    {line}", file=sys.stderr)
+    tell(ended, runs)
+    if ended.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if ended.signal:
+        raise Stopped(f"stopped by {signal.Signals(ended.signal).name}; run the same command again to go on")
     if ended.done:
         analyse(study, analysis, as_json=options.json)
     if ended.failed:
-        raise JobError(f"{len(ended.failed)} of {ended.total} runs failed; run the study again to retry them")
+        raise JobError(
+            f"{len(ended.failed)} of {ended.total} runs failed and were given up; "
+            "mend what ails them, and add --retry-failed"
+        )
     return 0
+
+
+def selected(runs: list[RunConfig], names: list[str] | None) -> list[RunConfig]:
+    """The runs of these names, in their order; all if none are named.
+
+    Raises:
+        InputError: a name that no run has.
+    """
+    if names is None:
+        return runs
+    known = {run.name for run in runs}
+    for name in names:
+        if name not in known:
+            raise InputError(f"no run {name!r} in this study", where="--only", remedy=nearest(name, known))
+    return [run for run in runs if run.name in set(names)]
+
+
+def tell(ended: Progress, runs: list[RunConfig]) -> None:
+    """Says what did not end well, with the last lines of its log."""
+    from megatron_kis.study.executor import LOG_NAME, last_lines
+
+    by_name = {run.name: run for run in runs}
+    for name in ended.failed:
+        print(f"{name} failed; the end of {by_name[name].output / LOG_NAME}:", file=sys.stderr)
+        for line in last_lines(by_name[name]):
+            print(f"    {line}", file=sys.stderr)
+    for name, owner in ended.elsewhere:
+        print(f"{name} was left to another executor ({owner})", file=sys.stderr)
+    if ended.stopped:
+        print(f"{len(ended.stopped)} runs were stopped or not started", file=sys.stderr)
 
 
 class shown_progress:
@@ -61,7 +110,7 @@ class shown_progress:
     def __init__(self, runs: list[RunConfig]) -> None:
         self._runs = {run.name: run for run in runs}
         self._bar: Any = None
-        self._last: tuple[int, int, int] | None = None
+        self._last: tuple[int, int, int, int] | None = None
 
     def __enter__(self) -> Callable[[Progress], None]:
         from rich.console import Console
@@ -92,10 +141,11 @@ class shown_progress:
             description = running if running else "runs"
             self._bar.update(self._task, total=progress.total, completed=len(progress.done), description=description)
             return
-        state = (len(progress.done), len(progress.failed), len(progress.running))
+        state = (len(progress.done), len(progress.failed), len(progress.retried), len(progress.running))
         if state != self._last:
             self._last = state
-            failed = f", {len(progress.failed)} failed" if progress.failed else ""
+            failed = f", {len(progress.failed)} given up" if progress.failed else ""
+            failed += f", {len(progress.retried)} failed attempts tried again" if progress.retried else ""
             print(
                 f"{len(progress.done)} of {progress.total} runs done{failed}; running: {running or 'none'}",
                 file=sys.stderr,

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,38 @@ from megatron_kis.cli import main
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import JobError
 from megatron_kis.settings import load_config, parse_config
+from megatron_kis.study.attempts import forgive, read_attempts
+from megatron_kis.study.claim import Claim, Owner, claim, look
 from megatron_kis.study.config import ExecutorConfig
 from megatron_kis.study.executor import Progress, execute, last_lines, study_lock
-from tests.megatron_kis.test_study import write_study
+from megatron_kis.study.launch import Command
+from megatron_kis.study.places import Place
+from tests.megatron_kis.test_study import processes_naming, write_study
 from tests.sources import Sources
 
 STAND_IN = """#!{python}
-import json, os, pathlib, sys, time, yaml
+import json, os, pathlib, signal, subprocess, sys, time, yaml
+if "torch.distributed.run" in sys.argv:  # ranks in sessions of their own, and a status that says little
+    count = int(next(word for word in sys.argv if word.startswith("--nproc")).split("=")[1])
+    rank = [sys.argv[0], *sys.argv[sys.argv.index("megatron_kis") - 1:]]
+    ranks = [subprocess.Popen(rank, start_new_session=True) for _ in range(count)]
+    sys.exit(max(rank.wait() != 0 for rank in ranks))
 assert sys.argv[1:-1] == ["-m", "megatron_kis", "train"], sys.argv
 run = yaml.safe_load(open(sys.argv[-1]))
 output = pathlib.Path(run["output"])
-seen = {{"arguments": sys.argv[1:], "threads": os.environ["OMP_NUM_THREADS"], "started": time.monotonic()}}
+seen = {{"arguments": sys.argv[1:], "threads": os.environ["OMP_NUM_THREADS"], "started": time.monotonic(),
+    "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "cores": sorted(os.sched_getaffinity(0))}}
+if run["name"].startswith("saving"):
+    signal.signal(signal.SIGTERM, lambda *_: ((output / f"saved-{{os.getpid()}}").touch(), sys.exit(75)))
+if run["name"].startswith("deaf"):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("line of", run["name"], flush=True)
 time.sleep(run["training"]["seed"] / 1000)  # a run's seed says how long it takes
-if run["name"].startswith("bad"):
+attempt = sum('"start"' in line for line in open(output / "attempts.jsonl"))
+if run["name"].startswith("bad") or (run["name"].startswith("flaky") and attempt == 1):
     sys.exit("no such luck")
+if run["name"].startswith("wrong"):
+    sys.exit(2)
 seen["ended"] = time.monotonic()
 (output / "seen.json").write_text(json.dumps(seen))
 if not run["name"].startswith("silent"):
@@ -48,7 +66,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(script))
 
 
-def run_of(folder: Path, name: str, milliseconds: int = 0) -> RunConfig:
+def run_of(folder: Path, name: str, milliseconds: int = 0, **changes: Any) -> RunConfig:
     content: dict[str, Any] = {
         "name": name,
         "output": folder / "runs" / name,
@@ -56,14 +74,18 @@ def run_of(folder: Path, name: str, milliseconds: int = 0) -> RunConfig:
         "model": {"preset": "cpu-32"},
         "training": {"token_budget": 64, "sequence_length": 8, "global_batch_size": 1, "seed": milliseconds},
         "infusion": {"frequency": 0},
+        **changes,
     }
     return parse_config(RunConfig, content, source="test")
 
 
-def run_all(folder: Path, runs: list[RunConfig], *, workers: int = 2, done: tuple[str, ...] = ()) -> Progress:
-    settings = ExecutorConfig(workers=workers, threads=3)
+def run_all(
+    folder: Path, runs: list[RunConfig], *, workers: int = 2, done: tuple[str, ...] = (), **settings: Any
+) -> Progress:
     with study_lock(folder) as lock:
-        return execute(runs, done=done, settings=settings, lock=lock, report=lambda _: None)
+        return execute(
+            runs, done=done, settings=ExecutorConfig(workers=workers, **{"threads": 3, **settings}), lock=lock
+        )
 
 
 def seen(run: RunConfig) -> dict[str, Any]:
@@ -79,7 +101,11 @@ def test_every_run_is_a_process_with_its_settings_and_its_log(tmp_path: Path) ->
     for run in runs:
         assert seen(run)["threads"] == "3"
         assert load_config(RunConfig, run.output / "config.yaml") == run
-        assert last_lines(run) == [f"line of {run.name}"]
+        assert last_lines(run, 1) == [f"line of {run.name}"]
+        (attempt,) = read_attempts(run.output).attempts
+        assert (attempt.number, attempt.outcome, attempt.status, attempt.pid) == (1, "done", 0, os.getpid())
+        found = look(run.output)
+        assert found is not None and found.released
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -106,10 +132,96 @@ def test_runs_start_in_order_and_no_more_than_the_workers_at_once(tmp_path: Path
 @pytest.mark.usefixtures("stand_in")
 def test_a_failure_stops_nothing_and_is_told_from_success(tmp_path: Path) -> None:
     runs = [run_of(tmp_path, name) for name in ("bad", "silent", "good")]
-    ended = run_all(tmp_path, runs, workers=1)
+    ended = run_all(tmp_path, runs, workers=1, retries=0)
     assert ended.done == ("good",)
     assert ended.failed == ("bad", "silent")  # an exit without DONE is a failure, whatever its status
-    assert last_lines(runs[0]) == ["line of bad", "no such luck"]
+    assert last_lines(runs[0], 2) == ["line of bad", "no such luck"]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_failed_run_is_tried_again_after_the_others_and_then_given_up(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, name) for name in ("bad", "flaky", "good")]
+    ended = run_all(tmp_path, runs, workers=1, retries=2)
+    assert ended.done == ("good", "flaky")
+    assert (ended.failed, ended.retried) == (("bad",), ("bad", "flaky", "bad"))
+    assert [attempt.outcome for attempt in read_attempts(runs[0].output).attempts] == ["failed"] * 3
+    assert [attempt.outcome for attempt in read_attempts(runs[1].output).attempts] == ["failed", "done"]
+    log = (runs[0].output / "log.txt").read_text()  # no attempt's log is lost
+    assert [line.split(",")[0] for line in log.splitlines() if line.startswith("====")] == [
+        f"==== attempt {number}" for number in (1, 2, 3)
+    ]
+    assert log.count("no such luck") == 3
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_was_given_up_is_named_and_left_alone_until_it_is_forgiven_or_changed(tmp_path: Path) -> None:
+    bad = run_of(tmp_path, "bad")
+    run_all(tmp_path, [bad], retries=1)
+    again = run_all(tmp_path, [bad], retries=1)
+    assert again.failed == ("bad",)
+    assert len(read_attempts(bad.output).attempts) == 2
+    forgive([bad.output])
+    run_all(tmp_path, [bad], retries=0)
+    assert len(read_attempts(bad.output).attempts) == 3
+    run_all(tmp_path, [run_of(tmp_path, "bad", 1)], retries=0)  # other settings, other luck
+    assert len(read_attempts(bad.output).attempts) == 4
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_wrong_input_is_not_tried_again(tmp_path: Path) -> None:
+    wrong = run_of(tmp_path, "wrong")
+    assert run_all(tmp_path, [wrong], retries=5).failed == ("wrong",)
+    assert [attempt.status for attempt in read_attempts(wrong.output).attempts] == [2]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_run_that_another_executor_holds_is_left_to_it(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, name) for name in ("theirs", "ours")]
+    held = claim(runs[0].output)
+    assert isinstance(held, Claim)
+    ended = run_all(tmp_path, runs)
+    assert ended.done == ("ours",)
+    assert [name for name, _ in ended.elsewhere] == ["theirs"]
+    assert not (runs[0].output / "log.txt").exists()
+    held.release()
+    assert run_all(tmp_path, runs, done=("ours",)).done == ("ours", "theirs")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_run_of_a_machine_that_seems_to_have_died_is_waited_for_and_taken_over(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "a")
+    assert isinstance(claim(run.output, owner=Owner(host="far", pid=1, boot="b", namespace="n", began=1)), Claim)
+    lease = 6.0
+    os.utime(run.output / "claims" / "1.json", (time.time() - 0.5 * lease,) * 2)
+    started = time.monotonic()
+    assert run_all(tmp_path, [run], lease_minutes=lease / 60).done == ("a",)
+    assert time.monotonic() - started > 0.4 * lease
+    assert read_attempts(run.output).attempts[-1].number == 2
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_run_that_another_executor_has_finished_meanwhile_is_not_run_again(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "a")
+    run.output.mkdir(parents=True)
+    (run.output / "DONE").write_text("{}")
+    assert run_all(tmp_path, [run]).done == ("a",)
+    assert not (run.output / "log.txt").exists()
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_an_executor_that_lost_its_claim_ends_the_run(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "slow", 60_000)
+
+    def usurp() -> None:
+        wait_for(lambda: bool(last_lines(run)) and "line of slow" in last_lines(run))
+        (run.output / "claims" / "2.json").write_text((run.output / "claims" / "1.json").read_text())
+
+    thread = threading.Thread(target=usurp)
+    thread.start()
+    ended = run_all(tmp_path, [run], lease_minutes=0.05)  # a heartbeat every 0.3 s
+    thread.join()
+    assert [name for name, _ in ended.elsewhere] == ["slow"]
+    assert read_attempts(run.output).attempts[0].outcome is None  # what became of it is the other's to say
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -120,27 +232,94 @@ def test_what_is_done_is_not_touched(tmp_path: Path) -> None:
     assert not runs[0].output.exists()
 
 
-@pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_runs_in_flight_and_is_an_interrupt(tmp_path: Path, number: signal.Signals) -> None:
-    runs = [run_of(tmp_path, "quick"), run_of(tmp_path, "slow", 60_000), run_of(tmp_path, "waiting")]
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
 
+
+def strike_when(condition: Callable[[], bool], *numbers: signal.Signals) -> threading.Thread:
     def strike() -> None:
-        deadline = time.monotonic() + 60
-        while not ((runs[0].output / "DONE").exists() and last_lines(runs[1])) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(os.getpid(), number)
+        wait_for(condition)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
 
     thread = threading.Thread(target=strike)
     thread.start()
+    return thread
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_lets_the_runs_in_flight_save_and_end(tmp_path: Path, number: signal.Signals) -> None:
+    long = ("saving", "slow", "waiting")
+    runs = [run_of(tmp_path, "quick"), *(run_of(tmp_path, name, 60_000) for name in long)]
+    thread = strike_when(lambda: all(last_lines(run, 1) == [f"line of {run.name}"] for run in runs[1:3]), number)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        run_all(tmp_path, runs[:2], workers=2)
+    ended = run_all(tmp_path, runs)
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before
-    assert (runs[0].output / "DONE").exists()
-    assert not (runs[1].output / "seen.json").exists()
+    assert ended.signal == number
+    assert ended.done == ("quick",)
+    assert sorted(ended.stopped) == ["saving", "slow", "waiting"]
+    assert ended.failed == ()
+    assert [attempt.status for attempt in read_attempts(runs[1].output).attempts] == [75]
+    assert [attempt.outcome for attempt in read_attempts(runs[2].output).attempts] == ["stopped"]  # it had no handler
     assert run_all(tmp_path, [run_of(tmp_path, "after")]).done == ("after",)  # the lock is free again
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("name", ["saving", "deaf"])
+def test_the_ranks_of_torchrun_are_asked_themselves_and_none_is_left(tmp_path: Path, name: str) -> None:
+    run = run_of(tmp_path, name, 60_000, parallel={"tensor": 2}, device="cpu")
+    thread = strike_when(lambda: last_lines(run, 2) == [f"line of {name}"] * 2, signal.SIGTERM)
+    ended = run_all(tmp_path, [run], grace_seconds=30 if name == "saving" else 0.5)
+    thread.join()
+    assert ended.stopped == (name,)
+    assert len(list(run.output.glob("saved-*"))) == (2 if name == "saving" else 0)
+    wait_for(lambda: not processes_naming(str(run.output)))
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("impatient", [True, False])
+def test_a_run_that_does_not_end_is_killed_after_the_grace_or_a_second_interrupt(
+    tmp_path: Path, impatient: bool
+) -> None:
+    deaf = run_of(tmp_path, "deaf", 60_000)
+    signals = [signal.SIGINT, signal.SIGINT] if impatient else [signal.SIGTERM]
+    thread = strike_when(lambda: last_lines(deaf, 1) == ["line of deaf"], *signals)
+    started = time.monotonic()
+    ended = run_all(tmp_path, [deaf], grace_seconds=60 if impatient else 0.5)
+    thread.join()
+    assert time.monotonic() - started < 30
+    assert ended.stopped == ("deaf",)
+    assert [attempt.status for attempt in read_attempts(deaf.output).attempts] == [-signal.SIGKILL]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_runs_get_gpus_and_cores_of_their_own(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, f"r{number}", 200) for number in range(4)]
+    mine = sorted(os.sched_getaffinity(0))
+    ended = run_all(tmp_path, runs, workers=4, gpus=("5", "GPU-abc"), cells_per_gpu=2, pin=True)
+    assert len(ended.done) == 4
+    assert sorted(seen(run)["gpus"] for run in runs) == ["5", "5", "GPU-abc", "GPU-abc"]
+    assert all(set(seen(run)["cores"]) < set(mine) or len(mine) == 1 for run in runs)
+    assert set().union(*(seen(run)["cores"] for run in runs)) == set(mine[:4])
+
+
+def test_another_launcher_starts_runs_its_own_way(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "a")
+
+    def launcher(run: RunConfig, config: Path, place: Place) -> Command:
+        script = "import os, pathlib, sys; pathlib.Path(sys.argv[1], 'DONE').write_text(os.environ['SAYS'])"
+        assert config == run.output / "config.yaml" and config.exists()
+        return Command([sys.executable, "-c", script, str(run.output)], {"SAYS": f"worker {place.worker}"})
+
+    ended = execute([run], done=(), settings=ExecutorConfig(workers=1), launcher=launcher)
+    assert ended.done == ("a",)
+    assert (run.output / "DONE").read_text() == "worker 0"
 
 
 @pytest.mark.usefixtures("stand_in")

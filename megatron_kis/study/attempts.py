@@ -1,0 +1,168 @@
+"""The attempts of a cell, in ``runs/<cell>/attempts.jsonl``: a line when one starts, a line when it has ended.
+
+Only who holds the cell's claim writes. A start without an end is an attempt that was lost with its machine. Failures
+count while the cell's settings stay the same, and until somebody asks for another try (``forgive``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_kis.config import RunConfig
+from megatron_kis.files import fingerprint
+from megatron_kis.study.claim import Claim
+
+NAME = "attempts.jsonl"
+Outcome = Literal["done", "failed", "stopped"]
+
+WRONG_INPUT = 2
+"""Exit status of wrong input, which another attempt meets again."""
+
+STOPPED = 75
+"""Exit status of a run that was asked to stop and has saved a checkpoint (``training.signals``)."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt."""
+
+    number: int
+    """That of its claim."""
+
+    host: str
+    """Machine."""
+
+    pid: int
+    """Process of the executor."""
+
+    job: str
+    """SLURM's number of its job, or empty."""
+
+    config: str
+    """Fingerprint of the run's settings."""
+
+    started: float
+    """Seconds since the epoch."""
+
+    ended: float | None = None
+    """Seconds since the epoch; None while it runs, or if it was lost."""
+
+    status: int | None = None
+    """Exit status; negative for a signal."""
+
+    outcome: Outcome | None = None
+    """``done``, ``failed``, or ``stopped``: it was asked to, and goes on from its checkpoint."""
+
+
+@dataclass(frozen=True)
+class History:
+    """All attempts of a cell."""
+
+    attempts: tuple[Attempt, ...] = ()
+    """In their order."""
+
+    forgiven: int = 0
+    """Failures up to this attempt do not count."""
+
+    def failures(self, config: str) -> list[Attempt]:
+        """The failed attempts that count against settings of this fingerprint."""
+        return [
+            attempt
+            for attempt in self.attempts
+            if attempt.outcome == "failed" and attempt.config == config and attempt.number > self.forgiven
+        ]
+
+    def given_up(self, config: str, retries: int) -> bool:
+        """Whether there is no use in another attempt: too many failed, or one on wrong input."""
+        failures = self.failures(config)
+        return len(failures) > retries or any(attempt.status == WRONG_INPUT for attempt in failures)
+
+
+def settings_fingerprint(run: RunConfig) -> str:
+    """Of all settings of a run: those that change no result may well change whether it fails."""
+    return fingerprint(run.model_dump(mode="json"))
+
+
+def given_up(run: RunConfig, retries: int) -> bool:
+    """Whether a cell has failed too often to be tried again."""
+    history = read_attempts(run.output)
+    return bool(history.attempts) and history.given_up(settings_fingerprint(run), retries)
+
+
+def start_attempt(claim: Claim, config: str) -> None:
+    """Notes that the holder of a claim starts the cell."""
+    owner = claim.owner
+    row = {"event": "start", "attempt": claim.number, "host": owner.host, "pid": owner.pid, "job": owner.job}
+    _append(claim.folder, {**row, "config": config, "time": time.time()})
+
+
+def end_attempt(claim: Claim, *, status: int, outcome: Outcome) -> None:
+    """Notes how it ended."""
+    row = {"event": "end", "attempt": claim.number, "status": status, "outcome": outcome, "time": time.time()}
+    _append(claim.folder, row)
+
+
+def forgive(folders: Sequence[Path]) -> None:
+    """Lets cells that were given up be tried again."""
+    for folder in folders:
+        attempts = read_attempts(folder).attempts
+        if attempts:
+            _append(folder, {"event": "forgive", "attempt": attempts[-1].number, "time": time.time()})
+
+
+def read_attempts(folder: Path) -> History:
+    """What the file says; lines that a crash has cut or damaged are passed over."""
+    try:
+        lines = (folder / NAME).read_bytes().splitlines()
+    except OSError:
+        return History()
+    attempts: dict[int, Attempt] = {}
+    forgiven = 0
+    for line in lines:
+        row = _row(line)
+        number, event = row.get("attempt"), row.get("event")
+        if not isinstance(number, int) or not isinstance(row.get("time"), int | float):
+            continue
+        if event == "start":
+            attempts[number] = Attempt(
+                number,
+                host=str(row.get("host", "")),
+                pid=row["pid"] if isinstance(row.get("pid"), int) else 0,
+                job=str(row.get("job", "")),
+                config=str(row.get("config", "")),
+                started=row["time"],
+            )
+        elif event == "end" and number in attempts and row.get("outcome") in ("done", "failed", "stopped"):
+            attempts[number] = replace(
+                attempts[number], ended=row["time"], status=row.get("status"), outcome=row["outcome"]
+            )
+        elif event == "forgive":
+            forgiven = number
+    return History(tuple(attempts.values()), forgiven)
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _append(folder: Path, row: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / NAME, "ab+") as file:
+        line = json.dumps(row).encode() + b"\n"
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a line that a crash has cut; the next begins on its own
+                line = b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())

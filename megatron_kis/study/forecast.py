@@ -1,0 +1,79 @@
+"""How long the rest of a study takes, from what its cells have taken so far.
+
+A cell takes what cells of its size took a token: the time of whole attempts, which counts probes, validation and
+starting, or where there is none yet the speed of training alone. A size of which nothing is known takes by its
+relative cost what the known ones do. The whole takes as long as the work that is left, shared by as many cells as run
+now, and not less than its longest cell.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_kis.study.status import RunStatus
+
+_OPEN = ("running", "queued", "waiting", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The rest of a study."""
+
+    seconds: float | None
+    """Until all is done; None while nothing is known or nothing runs. What was given up does not count."""
+
+    work: float | None
+    """Cell-seconds that are left; None while nothing is known."""
+
+    cells: dict[str, float]
+    """Seconds that each open cell of known speed still takes, once it runs."""
+
+
+def forecast(rows: Sequence[RunStatus]) -> Forecast:
+    """How long the rest takes."""
+    whole: dict[str, list[float]] = defaultdict(list)
+    speed: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.whole and row.seconds:
+            whole[row.size].append(row.seconds / row.tokens)
+        if row.tokens_per_second:
+            speed[row.size].append(1 / row.tokens_per_second)
+    per_token = {size: statistics.median(whole.get(size) or speed[size]) for size in (*whole, *speed)}
+    if not per_token:
+        return Forecast(None, None, {})
+    costs = [per_token[row.size] * row.tokens / row.cost for row in rows if row.size in per_token and row.cost]
+    per_cost = statistics.median(costs) if costs else 0.0
+    cells = {}
+    for row in rows:
+        if row.state not in _OPEN:
+            continue
+        left = 1 - row.share
+        if row.state == "running" and row.tokens_per_second and not whole.get(row.size):
+            cells[row.name] = left * row.tokens / row.tokens_per_second
+        elif row.size in per_token:
+            cells[row.name] = left * row.tokens * per_token[row.size]
+        else:
+            cells[row.name] = left * row.cost * per_cost
+    work = sum(cells.values())
+    running = sum(row.state == "running" for row in rows)
+    if not cells:
+        return Forecast(0.0, 0.0, {})
+    return Forecast(max(work / running, *cells.values()) if running else None, work, cells)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: ``3 d 4 h``, ``2 h 05 min``, ``7 min``, ``40 s``."""
+    if seconds is None:
+        return "-"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

@@ -1,0 +1,127 @@
+"""What a study has submitted: ``<study>/slurm/jobs.jsonl`` and the folders of its submissions.
+
+A job is known by its name, which no other job ever has; its number only says where to ask, and begins anew when a
+cluster's state is lost. A row is written before sbatch is called and another when it has answered, so that a crash in
+between leaves a row without a number, and not a job without a row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_kis.errors import InputError
+from megatron_kis.files import read_json_lines, write_json_lines
+
+FOLDER = "slurm"
+JOBS = "jobs.jsonl"
+TASKS = "tasks.jsonl"
+TASKS_SCHEMA = "kis.tasks/1"
+STUDY = "study.yaml"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job, or one array of it."""
+
+    submission: int
+    """Which submission of the study it belongs to, from 1."""
+
+    label: str
+    """Which job of the submission: ``data``, ``small``, ``large-2x4``, ``report``."""
+
+    name: str
+    """Its name in the queue."""
+
+    first: int = 0
+    """The job's task that is task 0 of this array."""
+
+    count: int = 0
+    """Tasks of the array; 0 where it is none."""
+
+    number: str | None = None
+    """What sbatch answered; None if it refused, or was not asked, or a crash came between."""
+
+    refused: bool = False
+    """Whether sbatch refused it."""
+
+
+def record(output: Path, job: Submitted) -> None:
+    """Adds a row; the last one of a name counts."""
+    path = output / FOLDER / JOBS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row = {**asdict(job), "time": time.time()}
+    with open(path, "ab+") as file:
+        line = json.dumps(row).encode() + b"\n"
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a line that a crash has cut
+                line = b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def submitted(output: Path) -> list[Submitted]:
+    """Every job of a study, in the order in which they were submitted; lines that a crash has cut are passed over."""
+    try:
+        lines = (output / FOLDER / JOBS).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    jobs: dict[tuple[str, int], Submitted] = {}
+    for line in lines:
+        job = _job(line)
+        if job is not None:
+            jobs[job.name, job.first] = job
+    return list(jobs.values())
+
+
+def submission_folder(output: Path, number: int) -> Path:
+    """Where the scripts and the logs of a submission lie."""
+    return output / FOLDER / f"{number:04d}"
+
+
+def next_submission(output: Path) -> int:
+    """The number of the next submission."""
+    folders = (output / FOLDER).glob("[0-9]*")
+    return 1 + max((int(folder.name) for folder in folders if folder.name.isdecimal()), default=0)
+
+
+def write_tasks(folder: Path, tasks: Iterable[tuple[str, int, Sequence[str]]]) -> None:
+    """Writes which cells each task of each job runs."""
+    rows: list[dict[str, Any]] = [{"schema": TASKS_SCHEMA}]
+    rows += [{"job": label, "task": task, "cells": list(cells)} for label, task, cells in tasks]
+    write_json_lines(folder / TASKS, rows)
+
+
+def read_tasks(folder: Path) -> dict[tuple[str, int], list[str]]:
+    """The cells of each (job, task).
+
+    Raises:
+        InputError: the file is missing, or is another.
+    """
+    path = folder / TASKS
+    rows = read_json_lines(path)
+    _, header = next(rows, (0, {}))
+    if header.get("schema") != TASKS_SCHEMA:
+        raise InputError("does not list the tasks of a submission", where=str(path), remedy="submit the study again")
+    return {(row["job"], row["task"]): row["cells"] for _, row in rows}
+
+
+def with_number(job: Submitted, number: str) -> Submitted:
+    """What is to be recorded once sbatch has answered."""
+    return replace(job, number=number)
+
+
+def _job(line: bytes) -> Submitted | None:
+    try:
+        row = json.loads(line)
+        row.pop("time", None)
+        return Submitted(**row)
+    except (ValueError, TypeError, AttributeError):
+        return None

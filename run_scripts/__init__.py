@@ -1,0 +1,1 @@
+"""Studies, runs and templates of batch scripts: files that are shipped with megatron_kis, and no code."""

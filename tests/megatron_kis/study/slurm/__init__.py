@@ -1,0 +1,1 @@
+"""Of a study on a cluster: what needs no cluster."""

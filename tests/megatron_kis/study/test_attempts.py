@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_kis.study.attempts import (
+    NAME,
+    WRONG_INPUT,
+    History,
+    Outcome,
+    end_attempt,
+    forgive,
+    given_up,
+    read_attempts,
+    settings_fingerprint,
+    start_attempt,
+)
+from megatron_kis.study.claim import Claim, claim
+from tests.megatron_kis.study.test_executor import run_of
+
+
+def attempt(folder: Path, outcome: Outcome | None, *, status: int = 1, config: str = "c") -> None:
+    held = claim(folder)
+    assert isinstance(held, Claim)
+    start_attempt(held, config)
+    if outcome:
+        end_attempt(held, status=status, outcome=outcome)
+    held.release()
+
+
+def test_a_cell_that_was_never_tried_has_no_history(tmp_path: Path) -> None:
+    assert read_attempts(tmp_path) == History()
+
+
+def test_attempts_are_numbered_and_say_how_they_ended(tmp_path: Path) -> None:
+    attempt(tmp_path, "failed")
+    attempt(tmp_path, None)
+    attempt(tmp_path, "stopped", status=75)
+    attempt(tmp_path, "done", status=0)
+    found = read_attempts(tmp_path).attempts
+    assert [(a.number, a.outcome, a.status) for a in found] == [
+        (1, "failed", 1), (2, None, None), (3, "stopped", 75), (4, "done", 0),
+    ]  # fmt: skip
+    assert all(a.ended is None or a.started <= a.ended for a in found)
+
+
+def test_what_a_crash_has_cut_spoils_nothing_that_comes_after(tmp_path: Path) -> None:
+    attempt(tmp_path, "failed")
+    with open(tmp_path / NAME, "ab") as file:
+        file.write(b'{"event": "start", "att')
+    assert len(read_attempts(tmp_path).attempts) == 1
+    attempt(tmp_path, "failed")
+    with open(tmp_path / NAME, "ab") as file:
+        file.write(b'\xff\n[]\n{"event": "end"}\n')
+    assert [a.outcome for a in read_attempts(tmp_path).attempts] == ["failed", "failed"]
+
+
+def test_only_failures_count_and_only_against_the_same_settings(tmp_path: Path) -> None:
+    for outcome in ("failed", "stopped", None):
+        attempt(tmp_path, outcome)  # type: ignore[arg-type]
+    history = read_attempts(tmp_path)
+    assert not history.given_up("c", retries=1)
+    assert history.given_up("c", retries=0)
+    assert not history.given_up("other", retries=0)
+    attempt(tmp_path, "failed")
+    assert read_attempts(tmp_path).given_up("c", retries=1)
+
+
+def test_wrong_input_counts_at_once(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "a")
+    assert not given_up(run, retries=0)
+    attempt(run.output, "failed", status=WRONG_INPUT, config=settings_fingerprint(run))
+    assert given_up(run, retries=9)
+    assert not given_up(run_of(tmp_path, "a", 1), retries=9)
+
+
+def test_forgiven_failures_do_not_count_and_later_ones_do(tmp_path: Path) -> None:
+    for _ in range(3):
+        attempt(tmp_path, "failed")
+    forgive([tmp_path, tmp_path / "never tried"])
+    assert not read_attempts(tmp_path).given_up("c", retries=0)
+    assert not (tmp_path / "never tried").exists()
+    attempt(tmp_path, "failed")
+    assert read_attempts(tmp_path).given_up("c", retries=0)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_kis.errors import InputError
+from megatron_kis.study.config import ExecutorConfig
+from megatron_kis.study.launch import local_command
+from megatron_kis.study.places import Machine, Place, Places, this_machine
+from tests.megatron_kis.study.test_executor import run_of
+
+CORES = tuple(range(8))
+
+
+def places(*, gpus: tuple[str, ...] = (), cores: tuple[int, ...] = CORES, **settings: Any) -> Places:
+    return Places(Machine(gpus, cores), ExecutorConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "workers"),
+    [
+        ((), {}, 8),
+        ((), {"threads": 3}, 2),
+        ((), {"threads": 99}, 1),
+        (("0", "1"), {}, 2),
+        (("0", "1"), {"cells_per_gpu": 3}, 6),
+        (("0", "1"), {"cells_per_gpu": 3, "workers": 4}, 4),
+    ],
+)
+def test_there_are_as_many_workers_as_the_gpus_take_or_the_cores(
+    gpus: tuple[str, ...], settings: dict[str, Any], workers: int
+) -> None:
+    assert places(gpus=gpus, **settings).workers == workers
+
+
+def test_small_cells_spread_over_gpus_and_then_share_them(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "a")
+    there = places(gpus=("0", "1"), cells_per_gpu=2)
+    taken = [there.take(run) for _ in range(5)]
+    assert [place.gpus for place in taken if place] == [("0",), ("1",), ("0",), ("1",)]
+    assert taken[4] is None
+    assert taken[1] is not None
+    there.give_back(run, taken[1])
+    again = there.take(run)
+    assert again is not None and again.gpus == ("1",)
+
+
+def test_a_cell_of_several_ranks_gets_whole_gpus_and_waits_for_them(tmp_path: Path) -> None:
+    small = run_of(tmp_path, "small")
+    large = run_of(tmp_path, "large", parallel={"tensor": 2, "replicas": 2})
+    there = places(gpus=("0", "1", "2", "3", "4"), cells_per_gpu=2)
+    beside = there.take(small)
+    first = there.take(large)
+    assert beside is not None and first is not None
+    assert (beside.gpus, first.gpus) == (("0",), ("1", "2", "3", "4"))
+    assert there.take(large) is None
+    there.give_back(large, first)
+    assert there.take(large) is not None
+    assert local_command(large, Path("c"), first).environment["CUDA_VISIBLE_DEVICES"] == "1,2,3,4"
+    assert "--nproc-per-node=4" in local_command(large, Path("c"), first).arguments
+
+
+def test_a_cell_that_fits_nowhere_is_refused_at_once(tmp_path: Path) -> None:
+    large = run_of(tmp_path, "large", parallel={"pipeline": 4})
+    with pytest.raises(InputError, match="run large: parallel: needs 4 GPUs, and there are 2"):
+        places(gpus=("0", "1")).check([large])
+    places().check([large])  # processes on the host need no GPU
+    places(gpus=("0", "1")).check([run_of(tmp_path, "host", device="cpu", parallel={"pipeline": 4})])
+
+
+def test_a_cell_on_the_host_takes_no_gpu(tmp_path: Path) -> None:
+    place = places(gpus=("0",), workers=2).take(run_of(tmp_path, "host", device="cpu"))
+    assert place is not None
+    assert place.gpus is None
+    assert "CUDA_VISIBLE_DEVICES" not in place.environment()
+
+
+@pytest.mark.parametrize(
+    ("settings", "cores"),
+    [
+        ({"workers": 2, "pin": True}, [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ({"workers": 3, "pin": True}, [(0, 1), (2, 3, 4), (5, 6, 7)]),
+        ({"workers": 3}, [None, None, None]),  # cores are left over: the kernel knows better
+        ({"workers": 2, "threads": 4}, [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ({"workers": 2, "threads": 4, "pin": False}, [None, None]),
+        ({"workers": 9}, [(0,), (1,), (2,), (3,), (4,), (5,), (6,), (7,), (0,)]),
+    ],
+)
+def test_cores_are_shared_out_among_the_workers(
+    settings: dict[str, Any], cores: list[tuple[int, ...] | None], tmp_path: Path
+) -> None:
+    there = places(**settings)
+    taken = [there.take(run_of(tmp_path, "a")) for _ in cores]
+    assert [place.cores for place in taken if place] == cores
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus", "found"),
+    [
+        (None, "auto", ("0", "1", "2")),  # three device files, whatever their numbers
+        ("", "auto", ()),
+        ("3,5", "auto", ("3", "5")),
+        ("GPU-a, GPU-b", "auto", ("GPU-a", "GPU-b")),
+        ("3,-1,5", "auto", ("3",)),
+        ("3,5", 1, ("3",)),
+        ("3,5", 0, ()),
+        (None, 4, ("0", "1", "2", "3")),
+        ("3,5", ("7",), ("7",)),
+    ],
+)
+def test_gpus_are_those_that_cuda_would_show(visible: str | None, gpus: Any, found: Any, tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidia7", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    machine = this_machine(ExecutorConfig(gpus=gpus), environment=environment, devices=tmp_path)
+    assert machine.gpus == found
+    assert set(machine.cores) == os.sched_getaffinity(0)
+
+
+def test_more_gpus_than_are_visible_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"executor\.gpus: is 3, and CUDA_VISIBLE_DEVICES shows 2"):
+        this_machine(ExecutorConfig(gpus=3), environment={"CUDA_VISIBLE_DEVICES": "0,1"}, devices=tmp_path)
+
+
+def test_one_rank_is_a_plain_process(tmp_path: Path) -> None:
+    command = local_command(run_of(tmp_path, "a"), Path("c.yaml"), Place(threads=3))
+    assert command.arguments[1:] == ["-m", "megatron_kis", "train", "c.yaml"]
+    assert command.environment == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}

@@ -1,0 +1,74 @@
+"""The study files that come with the software: each is valid, its layouts fit, and its comment says what it costs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_kis.cli import main
+from megatron_kis.commands.study.common import data_config, load_study
+from megatron_kis.config import RunConfig
+from megatron_kis.study.grid import runs_of
+
+STUDIES = sorted((Path(__file__).parents[2] / "run_scripts" / "studies").glob("*.yaml"))
+PRICED = ["cpu-small", "frontier", "paper", "quickstart", "single-gpu"]
+FACT_TOKENS = 20  # an exposure of Wikidata's facts, about; the comments say so
+
+
+def study_of(name: str) -> Path:
+    return next(path for path in STUDIES if path.stem == name)
+
+
+def runs(path: Path) -> list[RunConfig]:
+    study, data, _ = load_study(argparse.Namespace(study=path, overrides=[]))
+    return runs_of(study, data_config(study, data))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_file_is_valid_and_its_runs_have_folders_of_their_own(path: Path) -> None:
+    found = runs(path)
+    assert len({run.output for run in found}) == len(found)
+    assert path.stem == "template" or {run.study for run in found} == {path.stem}
+
+
+@pytest.mark.parametrize("name", PRICED)
+def test_the_comment_of_a_study_says_what_the_plan_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(study_of(name)), "--gpu", "h100"]) == 0
+    total = capsys.readouterr().out.splitlines()[-1]
+    assert f"#   {total}" in study_of(name).read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", PRICED)
+def test_the_layouts_of_a_study_fit_as_they_are_written(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(study_of(name)), "--gpu", "h100", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert models and all(row["as_written"] for row in models)
+
+
+def test_the_single_gpu_study_takes_less_than_a_day_even_at_a_low_utilisation(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plan", str(study_of("single-gpu")), "--mfu", "0.1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["gpus"] for row in found["models"]} == {1}
+    assert found["gpu_hours"] < 24
+
+
+def test_the_papers_ladder_is_the_papers() -> None:
+    found = runs(study_of("paper"))
+    assert {run.model.preset for run in found} == {"137m", "410m", "1b", "3b"}
+    assert max(run.training.token_budget for run in found) == 100_000_000_000
+
+
+@pytest.mark.parametrize("name", ["single-gpu", "paper", "frontier"])
+def test_exposures_leave_room_and_budgets_share_their_ratios(name: str) -> None:
+    study, data, _ = load_study(argparse.Namespace(study=study_of(name), overrides=[]))
+    shares: dict[int, list[float]] = {}
+    for run in runs_of(study, data_config(study, data)):
+        assert run.infusion.frequency is not None
+        share = data.select.infused * run.infusion.frequency * FACT_TOKENS / run.training.token_budget
+        shares.setdefault(run.training.token_budget, []).append(share)
+    assert all(max(found) == pytest.approx(0.81, abs=0.01) for found in shares.values())

@@ -1,0 +1,1 @@
+"""A real SLURM of a few virtual nodes on this machine, and studies that are submitted to it."""

@@ -1,0 +1,313 @@
+"""Studies on a real SLURM: through the queue to the report, over nodes, past time limits, lost nodes and mistakes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_kis.config import RunConfig
+from megatron_kis.settings import parse_config
+from megatron_kis.study.attempts import read_attempts
+from megatron_kis.training.run import train
+from tests.megatron_kis.processes import losses
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.conftest import SMALL_JOBS, kis
+
+pytestmark = pytest.mark.slurm
+
+HOSTILE = 'it\'s "50%"; $(touch pwned)\n#SBATCH --nonsense\ntouch pwned'
+BATCH = 8 * 64
+SECONDS = 1200  # what a study of seconds may take at most, on a machine that does much else
+
+
+@dataclass(frozen=True)
+class Started:
+    """The studies that are submitted before the first test: their jobs run beside each other."""
+
+    hostile: Path
+    over_nodes: Path
+    torchrun: Path
+    time_limit: Path
+    no_data: Path
+
+
+@pytest.fixture(scope="module")
+def started(cluster: Cluster, make_study: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Started:
+    folder = tmp_path_factory.mktemp("studies")
+    small = {"layers": 1, "width": 16, "heads": 2}
+    large = {**SMALL_JOBS, "large": {"ranks_per_node": 2, "cpus_per_rank": 1}}
+    long_run = {
+        "token_budgets": [4500 * BATCH],
+        "frequencies": [100],
+        "checkpoints": {"moments": {"every": 250}},
+        "logging": {"every": 100},
+    }
+    studies = Started(
+        time_limit=make_study(
+            folder / "limit",
+            **long_run,
+            cluster={**SMALL_JOBS, "time_limit": "01:00:00", "grace_seconds": 100},
+        ),
+        over_nodes=make_study(
+            folder / "nodes",
+            ladder=[{"layers": 2, "width": 16, "heads": 2, "parallel": {"tensor": 2, "replicas": 2}}],
+            frequencies=[8],
+            logging={"every": 1},
+            cluster=large,
+        ),
+        hostile=make_study(
+            folder / 'a "b"; it\'s 50% $HOME',
+            name=HOSTILE,
+            ladder=[small, {"name": "exploding", **small, "learning_rate": 1e30, "frequencies": [0]}],
+            frequencies=[0, 8],
+            training={"sequence_length": 64, "global_batch_size": 8, "optimizer": {"warmup_share": 0.0}},
+            cluster={
+                **SMALL_JOBS,
+                "small": {"cpus": 2, "cells_per_task": 2},
+                "max_array_size": 1,
+                "environment": {"KIS_TEST": "a 'quoted' value"},
+            },
+        ),
+        torchrun=make_study(
+            folder / "torchrun",
+            ladder=[{**small, "parallel": {"replicas": 2}}],
+            frequencies=[8],
+            cluster={
+                **SMALL_JOBS,
+                "large": {"ranks_per_node": 1, "cpus_per_rank": 1, "launcher": "torchrun"},
+                "container": {"kind": "apptainer", "image": "an image.sif", "python": sys.executable},
+                "setup": [f"export PATH={shlex.quote(str(_stand_in(folder)))}:$PATH"],
+            },
+        ),
+        no_data=make_study(folder / "broken", frequencies=[0]),
+    )
+    content = yaml.safe_load(studies.no_data.read_text())
+    content["data"]["facts"] = str(folder / "missing.tsv")
+    studies.no_data.write_text(yaml.safe_dump(content))
+    for study in (studies.time_limit, studies.over_nodes, studies.hostile, studies.torchrun, studies.no_data):
+        assert kis("submit", study) == 0
+    return studies
+
+
+def _stand_in(folder: Path) -> Path:
+    """A folder with an ``apptainer`` that goes into no container: it says the image's name and runs the command."""
+    programs = folder / "stand in"
+    programs.mkdir()
+    (programs / "apptainer").write_text(
+        '#!/bin/bash\n[ "$1" = exec ] || exit 9\nshift\n'
+        'while [ "$1" = --bind ] || [ "$1" = --pwd ]; do [ "$1" = --bind ] || cd "$2"; shift 2; done\n'
+        'echo "inside $1" >&2\nshift\nexec "$@"\n'
+    )
+    (programs / "apptainer").chmod(0o755)
+    return programs
+
+
+def rows_of(study: Path) -> list[dict[str, Any]]:
+    """What was recorded of the study's jobs."""
+    lines = (study.parent / "out" / "slurm" / "jobs.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["number"]]
+
+
+def show(cluster: Cluster, number: str) -> str:
+    return cluster.run("scontrol", "-o", "show", "job", number)
+
+
+def jobs(cluster: Cluster, study: Path) -> dict[str, str]:
+    """State of each of the study's jobs and tasks, by its number."""
+    states = {}
+    for row in rows_of(study):
+        for line in show(cluster, row["number"]).splitlines():
+            states[re.search(r"JobId=(\d+)", line)[1]] = re.search(r"JobState=(\w+)", line)[1]
+    return states
+
+
+def wait_for_end(cluster: Cluster, study: Path, seconds: float = SECONDS) -> dict[str, str]:
+    """Waits until no job of the study waits or runs, and says how each ended."""
+    ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+    wait_for(lambda: set(jobs(cluster, study).values()) <= ended, seconds, "jobs go on", lambda: logs(study), every=2.0)
+    return jobs(cluster, study)
+
+
+def logs(study: Path) -> str:
+    files = [*(study.parent / "out").glob("slurm/*/logs/*"), *(study.parent / "out").glob("runs/*/log.txt")]
+    return "\n".join(f"== {path}\n{path.read_text(errors='replace')[-1500:]}" for path in files)
+
+
+def run_folder(study: Path, name: str = "*") -> Path:
+    (folder,) = (study.parent / "out" / "runs").glob(name)
+    return folder
+
+
+def test_a_study_goes_through_the_queue_to_its_report_and_a_failing_cell_is_tried_again_and_named(
+    cluster: Cluster, started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = started.hostile
+    states = wait_for_end(cluster, study)
+    out = study.parent / "out"
+    assert (out / "report.html").exists(), logs(study)
+    done = {path.parent.name for path in out.glob("runs/*/DONE")}
+    assert done == {"1x16_D5.12k_F0_s0", "1x16_D5.12k_F8_s0"}
+    assert sorted(states.values()) == ["COMPLETED"] * 3 + ["FAILED"]  # the last is the task of the cell that fails
+    lost = "exploding_D5.12k_F0_s0"
+    assert [attempt.outcome for attempt in read_attempts(run_folder(study, lost)).attempts] == ["failed", "failed"]
+    assert f"1 of 2 cells failed and were given up: {lost}" in logs(study)  # another cell was in its task, and is done
+    assert [row["first"] for row in rows_of(study) if row["label"] == "small"] == [0, 1]  # two arrays of one task each
+
+    assert not list(study.parent.parent.rglob("pwned"))
+    capsys.readouterr()
+    assert kis("status", "--json", study) == 0
+    assert json.loads(capsys.readouterr().out)["states"] == {"done": 2, "given up": 1}
+    assert kis("submit", study) == 0  # what is done, and what was given up, is not submitted again
+    said = capsys.readouterr()
+    assert "nothing to submit" in said.out
+    assert f"{lost} was given up; --retry-failed" in said.err
+    assert len(list(out.glob("slurm/[0-9]*"))) == 1
+
+
+def test_four_ranks_on_two_nodes_have_the_losses_of_one_process(
+    cluster: Cluster, started: Started, tmp_path: Path
+) -> None:
+    wait_for_end(cluster, started.over_nodes)
+    folder = run_folder(started.over_nodes)
+    assert (folder / "DONE").exists(), logs(started.over_nodes)
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["parallel"]["tensor_size"], record["parallel"]["data_size"]) == (2, 2)
+    assert re.search(r" NumNodes=2 .* NumTasks=4 ", show(cluster, rows_of(started.over_nodes)[1]["number"]))
+
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    content |= {"output": str(tmp_path / "alone"), "parallel": {}}
+    train(parse_config(RunConfig, content, source="alone"))
+    together, alone = losses(folder), losses(tmp_path / "alone")
+    assert len(alone) == 10
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_torchrun_on_each_node_trains_inside_a_container_too(cluster: Cluster, started: Started) -> None:
+    wait_for_end(cluster, started.torchrun)
+    folder = run_folder(started.torchrun)
+    assert (folder / "DONE").exists(), logs(started.torchrun)
+    assert json.loads((folder / "run.json").read_text())["parallel"]["data_size"] == 2
+    assert (folder / "log.txt").read_text().count("inside an image.sif") == 2
+    (data,) = (started.torchrun.parent / "out").glob("slurm/0001/logs/data-*.log")
+    assert "inside an image.sif" in data.read_text()
+
+
+def test_failed_data_end_the_whole_study(cluster: Cluster, started: Started) -> None:
+    states = wait_for_end(cluster, started.no_data)
+    assert sorted(states.values()) == ["CANCELLED", "CANCELLED", "FAILED"]
+    assert "missing.tsv" in logs(started.no_data)
+    assert not (started.no_data.parent / "out" / "runs").exists()
+
+
+def test_before_its_time_limit_a_cell_is_saved_and_requeued_and_its_ledger_is_exact(
+    cluster: Cluster, started: Started
+) -> None:
+    study = started.time_limit
+    array = next(row["number"] for row in rows_of(study) if row["label"] == "small")
+    runs = study.parent / "out" / "runs"
+    wait_for(lambda: list(runs.glob("*/checkpoints/step-*")), SECONDS, "no checkpoint", lambda: logs(study))
+    # However slow the machine is: the limit comes when the cell is at work. SLURM looks at limits every 30 seconds, and
+    # tells a job of which less than the grace and another 30 seconds are left.
+    minutes, seconds = map(int, re.search(r" RunTime=00:(\d\d):(\d\d) ", show(cluster, array)).groups())
+    cluster.run("scontrol", "update", f"jobid={array}_0", f"timelimit={minutes + (2 if seconds else 1)}")
+    wait_for(lambda: " Restarts=1 " in show(cluster, array), SECONDS, "no requeue", lambda: logs(study), every=1.0)
+    cluster.run("scontrol", "update", f"jobid={array}_0", "timelimit=60")
+    states = wait_for_end(cluster, study)
+    folder = run_folder(study)
+    assert (folder / "DONE").exists(), logs(study)
+    assert set(states.values()) == {"COMPLETED"}
+    assert [attempt.outcome for attempt in read_attempts(folder).attempts] == ["stopped", "done"]
+    assert "the time limit is near" in logs(study)
+    steps = [
+        json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines() if "train" in line
+    ]
+    assert steps == sorted(set(steps))  # no step is reported twice
+    ledger = json.loads((folder / "exposures.json").read_text())
+    assert ledger["exact"] is True
+    assert (study.parent / "out" / "report.html").exists()  # and the report came after the last start, not the first
+
+
+def test_a_cell_in_the_queue_is_not_submitted_again_runs_elsewhere_when_its_node_is_lost_and_is_saved_when_cancelled(
+    cluster: Cluster, make_study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(
+        tmp_path / "lost",
+        token_budgets=[30000 * BATCH],
+        frequencies=[100],
+        checkpoints={"moments": {"every": 50}},
+        cluster={**SMALL_JOBS, "small": {"cpus": 2, "options": ["--exclusive"]}},
+    )
+    assert kis("submit", study) == 0
+    number = next(row["number"] for row in rows_of(study) if row["label"] == "small")
+    capsys.readouterr()
+    assert kis("status", "--json", study) == 0
+    (cell,) = json.loads(capsys.readouterr().out)["runs"]
+    assert cell["state"] == "queued"
+    assert cell["where"].startswith(f"job {number}_0 PENDING")  # the reason follows when SLURM has looked at it
+    runs = study.parent / "out" / "runs"
+    wait_for(lambda: list(runs.glob("*/checkpoints/step-*")), SECONDS, "no checkpoint", lambda: logs(study))
+    folder = run_folder(study)
+    before = rows_of(study)
+
+    capsys.readouterr()
+    assert kis("submit", study) == 0
+    said = capsys.readouterr()
+    assert "1 queued or running" in said.err
+    assert "nothing to submit" in said.out
+    assert rows_of(study) == before
+    assert kis("submit", study, "data.seed=3") == 2  # the cell is reading what that would make anew
+    assert "other settings of the data" in capsys.readouterr().err
+
+    array = next(row["number"] for row in before if row["label"] == "small")
+    place = re.search(r" NodeList=(\S+)", show(cluster, array))[1]
+    cluster.kill_node(place)
+    cluster.run("scontrol", "update", f"nodename={place}", "state=down", "reason=power cut")
+    saved = max(path.name for path in folder.glob("checkpoints/step-*"))
+    wait_for(lambda: len(read_attempts(folder).attempts) == 2, SECONDS, "it does not run again", lambda: logs(study))
+    again = re.search(r" NodeList=(\S+)", show(cluster, array))[1]
+    assert again != place
+    wait_for(
+        lambda: max(path.name for path in folder.glob("checkpoints/step-*")) > saved,
+        SECONDS,
+        "it does not go on",
+        lambda: logs(study),
+    )
+    assert read_attempts(folder).attempts[0].outcome is None  # lost with its node
+    assert json.loads((folder / "run.json").read_text())["sessions"][-1]["from_step"] > 0
+
+    capsys.readouterr()
+    assert kis("cancel", study) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{row['number']}  {row['name']}  cancelled" for row in before if row["label"] != "data"
+    ]
+    states = wait_for_end(cluster, study)
+    assert sorted(states.values()) == ["CANCELLED", "CANCELLED", "COMPLETED"]
+    wait_for(lambda: read_attempts(folder).attempts[-1].outcome, 60, "it was not recorded", lambda: logs(study))
+    assert read_attempts(folder).attempts[-1].outcome == "stopped"
+    assert not (folder / "DONE").exists()
+    assert kis("cancel", study) == 0
+    assert "nothing of this study" in capsys.readouterr().out
+    cluster.start_node(place)
+
+
+def test_what_sbatch_refuses_ends_nothing_half_submitted(
+    cluster: Cluster, make_study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {**SMALL_JOBS["small"], "memory": "900G"}
+    study = make_study(tmp_path / "refused", cluster={**SMALL_JOBS, "small": small})
+    assert kis("submit", study) == 2
+    said = capsys.readouterr().err
+    assert "sbatch: " in said
+    assert "lower memory" in said
+    assert list(wait_for_end(cluster, study).values()) == ["CANCELLED"]  # the data job, which had been taken
+    assert kis("submit", study, "cluster.partition=nowhere") == 2
+    assert "sinfo" in capsys.readouterr().err
