@@ -20,6 +20,7 @@ import json
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ import numpy as np
 import torch
 
 from data_tools.importers.bear import METADATA
-from data_tools.questions import tokenize_statements
-from data_tools.templates import fill
+from data_tools.questions import tokenize_in_batches
+from data_tools.templates import Rendered, fill
 from data_tools.tokenizer import Tokenizer, load_tokenizer
 from megatron_kis.export.huggingface import export_huggingface
 from megatron_kis.files import read_json_lines
@@ -129,17 +130,21 @@ def _questions(folder: Path, tokenizer: Tokenizer) -> tuple[QuestionSet, list[tu
     """Every fact of a data set under every template, with its relation's answer space."""
     metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     columns, names = QuestionColumns(), []
-    for relation, content in metadata.items():
-        answers = content["answer_space_labels"]
-        for number, row in read_json_lines(folder / f"{relation}.jsonl"):
-            for template, text in enumerate(content["templates"]):
-                name = (relation, row["sub_label"], template)
-                columns.add(f"{relation}/{number}", "infused", relation, "held_out", template, row["answer_idx"],
-                            len(answers))  # fmt: skip
-                tokens, spans = tokenize_statements([fill(text, row["sub_label"], a) for a in answers], tokenizer)
-                for own in zip(answers, tokens, spans.tolist(), strict=True):
-                    columns.add_option(*own)
-                names.append(name)
+
+    def drafts() -> Iterator[tuple[tuple[str, dict[str, Any], int, int], list[Rendered]]]:
+        for relation, content in metadata.items():
+            for number, row in read_json_lines(folder / f"{relation}.jsonl"):
+                for template, text in enumerate(content["templates"]):
+                    filled = [fill(text, row["sub_label"], answer) for answer in content["answer_space_labels"]]
+                    yield (relation, row, number, template), filled
+
+    for (relation, row, number, template), tokens, spans in tokenize_in_batches(drafts(), tokenizer):
+        answers = metadata[relation]["answer_space_labels"]
+        columns.add(f"{relation}/{number}", "infused", relation, "held_out", template, row["answer_idx"],
+                    len(answers))  # fmt: skip
+        for own in zip(answers, tokens, spans.tolist(), strict=True):
+            columns.add_option(*own)
+        names.append((relation, row["sub_label"], template))
     return QuestionSet({}, columns.table()), names
 
 

@@ -34,7 +34,10 @@ def _lm_pub_quiz(model: str, data: Path, batch_size: int) -> Callable[[], Scores
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     evaluator = Evaluator.from_model(
-        AutoModelForCausalLM.from_pretrained(model), tokenizer=AutoTokenizer.from_pretrained(model), model_type="CLM"
+        AutoModelForCausalLM.from_pretrained(model),
+        tokenizer=AutoTokenizer.from_pretrained(model),
+        model_type="CLM",
+        capitalize=False,  # or it asks about another text where a statement begins with a small letter
     )
     dataset = Dataset.from_path(str(data))
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,11 @@ from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
 
 _Words = tuple[str, ...]
+_Key = TypeVar("_Key")
 
 _SPARE = 4  # names drawn beyond the distractors, because a few may be right
 _DRAWS = 8  # then all names are looked through
+_BATCH = 4096  # statements tokenized in one call: a call for each question's few takes four times as long
 
 
 def choose_options(
@@ -163,42 +165,77 @@ def iter_questions(
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of the questions file: facts in their order, splits and templates in theirs."""
     chosen = choose_options(facts, distractors=distractors, seed=seed, asked=asked)
-    for fact in facts:
-        if fact.id not in chosen:
-            continue
-        options, answer = chosen[fact.id]
-        own = with_paraphrases(templates[fact.relation], (paraphrases or {}).get(fact.id))
-        for split in SPLITS:
-            for index, template in enumerate(own.split(split)):
-                if "[Y]" not in template:  # a train paraphrase that cannot be asked
-                    continue
-                row = {
-                    "fact": fact.id,
-                    "group": fact.group,
-                    "relation": fact.relation,
-                    "split": split,
-                    "template": index,
-                    "answer": answer,
-                    "options": tokenize_options(template, fact.subject, options, tokenizer),
-                }
-                if fact.object_aliases:
-                    names = fact.object_aliases
-                    row["aliases"] = tokenize_options(template, fact.subject, names, tokenizer)
-                yield row
+
+    def drafts() -> Iterator[tuple[dict[str, Any], list[Rendered]]]:
+        for fact in facts:
+            if fact.id not in chosen:
+                continue
+            options, answer = chosen[fact.id]
+            own = with_paraphrases(templates[fact.relation], (paraphrases or {}).get(fact.id))
+            for split in SPLITS:
+                for index, template in enumerate(own.split(split)):
+                    if "[Y]" not in template:  # a train paraphrase that cannot be asked
+                        continue
+                    row = {
+                        "fact": fact.id,
+                        "group": fact.group,
+                        "relation": fact.relation,
+                        "split": split,
+                        "template": index,
+                        "answer": answer,
+                        "options": options,
+                    }
+                    if fact.object_aliases:
+                        row["aliases"] = fact.object_aliases
+                    names = (*options, *fact.object_aliases)
+                    yield row, [fill(template, fact.subject, name) for name in names]
+
+    for row, tokens, spans in tokenize_in_batches(drafts(), tokenizer):
+        filled = iter(zip(tokens, spans.tolist(), strict=True))
+        for names in ("options", "aliases"):
+            if names in row:
+                found = [(name, *next(filled)) for name in row[names]]
+                row[names] = [{"text": name, "tokens": own, "span": span} for name, own, span in found]
+        yield row
+
+
+def tokenize_in_batches(
+    groups: Iterable[tuple[_Key, list[Rendered]]], tokenizer: Tokenizer
+) -> Iterator[tuple[_Key, list[list[int]], NDArray[np.int64]]]:
+    """:func:`tokenize_statements` of each group of statements, many groups in one call.
+
+    Args:
+        groups: what each group is called, and its statements.
+        tokenizer: the tokenizer.
+
+    Yields:
+        The name, the token ids of the group's statements and [statements, 2] the token ranges of their answers.
+    """
+    waiting: list[tuple[_Key, int]] = []
+    statements: list[Rendered] = []
+
+    def finished() -> Iterator[tuple[_Key, list[list[int]], NDArray[np.int64]]]:
+        tokens, spans = tokenize_statements(statements, tokenizer)
+        start = 0
+        for key, count in waiting:
+            yield key, tokens[start : start + count], spans[start : start + count]
+            start += count
+        waiting.clear()
+        statements.clear()
+
+    for key, group in groups:
+        waiting.append((key, len(group)))
+        statements += group
+        if len(statements) >= _BATCH:
+            yield from finished()
+    if waiting:
+        yield from finished()
 
 
 def tokenize_option(template: str, subject: str, option: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """Text, token ids and answer span of a template with an option filled in."""
-    return tokenize_options(template, subject, [option], tokenizer)[0]
-
-
-def tokenize_options(template: str, subject: str, options: Sequence[str], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Text, token ids and answer span of a template with each option filled in."""
-    tokens, spans = tokenize_statements([fill(template, subject, option) for option in options], tokenizer)
-    return [
-        {"text": option, "tokens": own, "span": span}
-        for option, own, span in zip(options, tokens, spans.tolist(), strict=True)
-    ]
+    tokens, spans = tokenize_statements([fill(template, subject, option)], tokenizer)
+    return {"text": option, "tokens": tokens[0], "span": spans[0].tolist()}
 
 
 def tokenize_statements(
