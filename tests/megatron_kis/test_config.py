@@ -73,7 +73,7 @@ def test_settings_cannot_be_changed_afterwards() -> None:
         (RunConfig, RUN, "training.optimizer.learning_rat", "did you mean 'learning_rate'?"),
         (RunConfig, RUN, "infusion.background.frequencey", "did you mean 'frequency'?"),
         (RunConfig, RUN, "probes.moments.evry", "did you mean 'every'?"),
-        (RunConfig, RUN, "parallel.xyzzy", "valid: context, pipeline, recompute, sequence, tensor, virtual"),
+        (RunConfig, RUN, "parallel.xyzzy", "valid: context, pipeline, recompute, replicas, sequence, tensor, virtual"),
         (StudyConfig, STUDY, "frequencys", "did you mean 'frequencies'?"),
         (StudyConfig, STUDY, "training.optimizer.beta_1", "did you mean 'beta1'?"),
     ],
