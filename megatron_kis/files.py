@@ -132,6 +132,20 @@ def read_json_lines(path: Path, *, tolerate_torn_tail: bool = False) -> Iterator
             yield number, row
 
 
+def append_json_line(path: Path, row: dict[str, Any]) -> None:
+    """Appends a row to a JSON-lines file and waits for the disk; behind a line that a crash has cut it begins anew."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        line = json.dumps(row).encode() + b"\n"
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Writes rows as JSON lines, atomically, and returns their number."""
     count = 0

@@ -7,7 +7,6 @@ count while the cell's settings stay the same, and until somebody asks for anoth
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_kis.config import RunConfig
-from megatron_kis.files import fingerprint
+from megatron_kis.files import append_json_line, fingerprint
 from megatron_kis.study.claim import Claim
 
 NAME = "attempts.jsonl"
@@ -99,13 +98,13 @@ def start_attempt(claim: Claim, config: str) -> None:
     """Notes that the holder of a claim starts the cell."""
     owner = claim.owner
     row = {"event": "start", "attempt": claim.number, "host": owner.host, "pid": owner.pid, "job": owner.job}
-    _append(claim.folder, {**row, "config": config, "time": time.time()})
+    append_json_line(claim.folder / NAME, {**row, "config": config, "time": time.time()})
 
 
 def end_attempt(claim: Claim, *, status: int, outcome: Outcome) -> None:
     """Notes how it ended."""
     row = {"event": "end", "attempt": claim.number, "status": status, "outcome": outcome, "time": time.time()}
-    _append(claim.folder, row)
+    append_json_line(claim.folder / NAME, row)
 
 
 def forgive(folders: Sequence[Path]) -> None:
@@ -113,7 +112,7 @@ def forgive(folders: Sequence[Path]) -> None:
     for folder in folders:
         attempts = read_attempts(folder).attempts
         if attempts:
-            _append(folder, {"event": "forgive", "attempt": attempts[-1].number, "time": time.time()})
+            append_json_line(folder / NAME, {"event": "forgive", "attempt": attempts[-1].number, "time": time.time()})
 
 
 def read_attempts(folder: Path) -> History:
@@ -153,16 +152,3 @@ def _row(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
-
-
-def _append(folder: Path, row: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / NAME, "ab+") as file:
-        line = json.dumps(row).encode() + b"\n"
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a line that a crash has cut; the next begins on its own
-                line = b"\n" + line
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())

@@ -14,7 +14,7 @@ from megatron_kis.config import RunConfig
 from megatron_kis.study.grid import runs_of
 
 STUDIES = sorted((Path(__file__).parents[2] / "run_scripts" / "studies").glob("*.yaml"))
-PRICED = ["cpu-small", "frontier", "paper", "quickstart", "single-gpu"]
+PRICED = ["cpu-small", "frontier", "paper", "quickstart", "reference", "single-gpu"]
 FACT_TOKENS = 20  # an exposure of Wikidata's facts, about; the comments say so
 
 

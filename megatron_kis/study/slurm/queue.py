@@ -84,8 +84,9 @@ class Queue:
                 self._over.add((job.name, job.first))
             for task in tasks:
                 if task.live and task.indices:
-                    listed = lists.setdefault(job.submission, _lists(self._output, job.submission))
-                    self._note(task, listed)
+                    if job.submission not in lists:
+                        lists[job.submission] = _lists(self._output, job.submission)
+                    self._note(task, lists[job.submission])
         self._asked = time.monotonic()
         return self._cells
 

@@ -8,7 +8,6 @@ between leaves a row without a number, and not a job without a row.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.errors import InputError
-from megatron_kis.files import read_json_lines, write_json_lines
+from megatron_kis.files import append_json_line, read_json_lines, write_json_lines
 
 FOLDER = "slurm"
 JOBS = "jobs.jsonl"
@@ -53,18 +52,7 @@ class Submitted:
 
 def record(output: Path, job: Submitted) -> None:
     """Adds a row; the last one of a name counts."""
-    path = output / FOLDER / JOBS
-    path.parent.mkdir(parents=True, exist_ok=True)
-    row = {**asdict(job), "time": time.time()}
-    with open(path, "ab+") as file:
-        line = json.dumps(row).encode() + b"\n"
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a line that a crash has cut
-                line = b"\n" + line
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    append_json_line(output / FOLDER / JOBS, {**asdict(job), "time": time.time()})
 
 
 def submitted(output: Path) -> list[Submitted]:

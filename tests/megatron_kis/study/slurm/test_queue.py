@@ -7,9 +7,17 @@ from pathlib import Path
 import pytest
 
 from megatron_kis.errors import InputError, JobError
-from megatron_kis.study.slurm import client
+from megatron_kis.study.slurm import client, queue
 from megatron_kis.study.slurm.queue import Queue, cells_of, live_tasks
-from megatron_kis.study.slurm.records import JOBS, Submitted, record, submission_folder, submitted, write_tasks
+from megatron_kis.study.slurm.records import (
+    JOBS,
+    Submitted,
+    read_tasks,
+    record,
+    submission_folder,
+    submitted,
+    write_tasks,
+)
 
 LINE = (
     "JobId={job} ArrayJobId=7 ArrayTaskId={task} JobName={name} UserId=u(1) GroupId=g(1) JobState={state} "
@@ -53,6 +61,16 @@ def test_a_cell_has_the_state_of_its_task(output: Path, monkeypatch: pytest.Monk
     assert cells_of(output, live_tasks(output)) == set(cells)
 
 
+def test_however_many_tasks_run_the_list_of_their_cells_is_read_once(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, [line(str(task), "RUNNING") for task in range(4)])
+    read: list[Path] = []
+    monkeypatch.setattr(queue, "read_tasks", lambda folder: read.append(folder) or read_tasks(folder))
+    assert len(Queue(output).cells()) == 8
+    assert read == [submission_folder(output, 1)]
+
+
 def test_another_job_that_has_the_number_now_is_not_ours(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, [line("0-3", "RUNNING", name="somebody-elses")])
     assert Queue(output).cells() == {}
@@ -69,9 +87,9 @@ def test_what_the_controller_has_forgotten_is_asked_of_accounting(
 
 def test_a_job_that_is_over_is_asked_for_once(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = answer(monkeypatch, [line("0-3", "FAILED")])
-    queue = Queue(output, every=0.0)
-    queue.cells()
-    queue.cells()
+    seen = Queue(output, every=0.0)
+    seen.cells()
+    seen.cells()
     assert asked == ["7"]
 
 
