@@ -26,7 +26,7 @@ class Table:
     titles: dict[str, str] = field(default_factory=dict)
     """Longer texts of shortened cells, shown on hover."""
     remark: bool = False
-    """Whether the last column is a sentence: it is laid out as a line of its own under the row."""
+    """Whether the last column is a sentence: it is laid out as a line of its own under the row, if it says anything."""
 
 
 def transitions(result: AnalysisResult) -> Table:
@@ -218,7 +218,7 @@ def predictions(result: AnalysisResult) -> Table | None:
             _interval(p.confidence_interval), _interval(p.prediction_interval),
             "–" if p.bootstrap_interval is None else _interval(p.bootstrap_interval), w.frequency(p.recommended),
             w.ratio(p.infusion_ratio), "–" if p.exposure_tokens is None else w.size(p.exposure_tokens),
-            f"{p.extrapolation_factor:.3g}×", "; ".join(p.warnings) or "none",
+            f"{p.extrapolation_factor:.3g}×", "; ".join(p.warnings),
         ]
         for p in result.predictions
     ]  # fmt: skip
