@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import yaml
 from megatron_kis.config import RunConfig
 from megatron_kis.settings import parse_config
 from megatron_kis.study.attempts import read_attempts
+from megatron_kis.study.claim import look
 from megatron_kis.training.run import train
 from tests.megatron_kis.processes import losses
 from tests.slurm.cluster import Cluster, wait_for
@@ -36,7 +39,6 @@ class Started:
     hostile: Path
     over_nodes: Path
     torchrun: Path
-    time_limit: Path
     no_data: Path
 
 
@@ -45,18 +47,7 @@ def started(cluster: Cluster, make_study: Callable[..., Path], tmp_path_factory:
     folder = tmp_path_factory.mktemp("studies")
     small = {"layers": 1, "width": 16, "heads": 2}
     large = {**SMALL_JOBS, "large": {"ranks_per_node": 2, "cpus_per_rank": 1}}
-    long_run = {
-        "token_budgets": [4500 * BATCH],
-        "frequencies": [100],
-        "checkpoints": {"moments": {"every": 250}},
-        "logging": {"every": 100},
-    }
     studies = Started(
-        time_limit=make_study(
-            folder / "limit",
-            **long_run,
-            cluster={**SMALL_JOBS, "time_limit": "01:00:00", "grace_seconds": 100},
-        ),
         over_nodes=make_study(
             folder / "nodes",
             ladder=[{"layers": 2, "width": 16, "heads": 2, "parallel": {"tensor": 2, "replicas": 2}}],
@@ -93,7 +84,7 @@ def started(cluster: Cluster, make_study: Callable[..., Path], tmp_path_factory:
     content = yaml.safe_load(studies.no_data.read_text())
     content["data"]["facts"] = str(folder / "missing.tsv")
     studies.no_data.write_text(yaml.safe_dump(content))
-    for study in (studies.time_limit, studies.over_nodes, studies.hostile, studies.torchrun, studies.no_data):
+    for study in (studies.over_nodes, studies.hostile, studies.torchrun, studies.no_data):
         assert kis("submit", study) == 0
     return studies
 
@@ -208,17 +199,40 @@ def test_failed_data_end_the_whole_study(cluster: Cluster, started: Started) -> 
     assert not (started.no_data.parent / "out" / "runs").exists()
 
 
+def awaits(process: int, number: signal.Signals) -> bool:
+    """Whether a signal was sent to a process that has not seen it yet (``SigPnd`` and ``ShdPnd`` of proc(5))."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(mask >> (number - 1) & 1 for mask in pending)
+
+
 def test_before_its_time_limit_a_cell_is_saved_and_requeued_and_its_ledger_is_exact(
-    cluster: Cluster, started: Started
+    cluster: Cluster, make_study: Callable[..., Path], tmp_path: Path
 ) -> None:
-    study = started.time_limit
+    study = make_study(
+        tmp_path / "limit",
+        token_budgets=[2000 * BATCH],
+        frequencies=[100],
+        checkpoints={"moments": {"every": 250}},
+        logging={"every": 100},
+        cluster={**SMALL_JOBS, "time_limit": "01:00:00", "grace_seconds": 100},
+    )
+    assert kis("submit", study) == 0
     array = next(row["number"] for row in rows_of(study) if row["label"] == "small")
     runs = study.parent / "out" / "runs"
     wait_for(lambda: list(runs.glob("*/checkpoints/step-*")), SECONDS, "no checkpoint", lambda: logs(study))
-    # However slow the machine is: the limit comes when the cell is at work. SLURM looks at limits every 30 seconds, and
-    # tells a job of which less than the grace and another 30 seconds are left.
-    minutes, seconds = map(int, re.search(r" RunTime=00:(\d\d):(\d\d) ", show(cluster, array)).groups())
-    cluster.run("scontrol", "update", f"jobid={array}_0", f"timelimit={minutes + (2 if seconds else 1)}")
+    # However fast or slow the machine is, the limit comes when the cell is at work: it is halted until it was asked to
+    # stop. SLURM looks at limits every 30 seconds, and tells a job of which less than the grace and 30 more are left.
+    claim = look(run_folder(study))
+    assert claim is not None and claim.owner.cell is not None
+    cell, _ = claim.owner.cell
+    os.kill(cell, signal.SIGSTOP)
+    try:
+        minutes, seconds = map(int, re.search(r" RunTime=00:(\d\d):(\d\d) ", show(cluster, array)).groups())
+        cluster.run("scontrol", "update", f"jobid={array}_0", f"timelimit={minutes + (2 if seconds else 1)}")
+        wait_for(lambda: awaits(cell, signal.SIGTERM), SECONDS, "the cell was not asked to stop", lambda: logs(study))
+    finally:
+        os.kill(cell, signal.SIGCONT)
     wait_for(lambda: " Restarts=1 " in show(cluster, array), SECONDS, "no requeue", lambda: logs(study), every=1.0)
     cluster.run("scontrol", "update", f"jobid={array}_0", "timelimit=60")
     states = wait_for_end(cluster, study)
