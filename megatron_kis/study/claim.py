@@ -31,6 +31,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from megatron_kis.study import processes
+
 FOLDER = "claims"
 SCHEMA = "kis.claim/1"
 LEASE_SECONDS = 600.0
@@ -127,7 +129,7 @@ class Claim:
 
     def started(self, process: int) -> None:
         """Notes the cell's process, which may outlive this one by moments."""
-        self.owner = replace(self.owner, cell=(process, _began(process)))
+        self.owner = replace(self.owner, cell=(process, processes.began(process)))
         self._write(released=False)
 
     def release(self) -> None:
@@ -151,7 +153,7 @@ def this_process(environment: Mapping[str, str] = os.environ) -> Owner:
         pid=os.getpid(),
         boot=_boot(),
         namespace=_namespace(),
-        began=_began(os.getpid()),
+        began=processes.began(os.getpid()),
         job=environment.get("SLURM_JOB_ID", ""),
         restart=int(environment.get("SLURM_RESTART_COUNT", "0") or 0),
     )
@@ -321,15 +323,5 @@ def _namespace() -> str:
         return ""
 
 
-def _began(process: int) -> int:
-    """When a process began, ticks since the machine was started; 0 if it is gone, or a corpse nobody has collected."""
-    try:
-        text = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return 0
-    values = text.rpartition(")")[2].split()  # a program's name may hold anything, brackets too
-    return 0 if values[0] in "ZX" else int(values[19])
-
-
 def _lives(process: int, began: int) -> bool:
-    return process > 0 and began > 0 and _began(process) == began
+    return process > 0 and began > 0 and processes.began(process) == began

@@ -9,11 +9,9 @@ would meet.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -38,6 +36,7 @@ from megatron_kis.study.claim import Claim, Owner, claim, doubtful, this_process
 from megatron_kis.study.config import ExecutorConfig
 from megatron_kis.study.launch import Command, Launcher, local_command
 from megatron_kis.study.places import Machine, Place, Places, this_machine
+from megatron_kis.study.processes import descendants, prepared
 
 LOG_NAME = "log.txt"
 _POLL_SECONDS = 0.2
@@ -265,7 +264,7 @@ class _Executor:
             env={**os.environ, **command.environment},
             start_new_session=True,
             pass_fds=() if self._lock is None else (self._lock,),
-            preexec_fn=_prepared(place.cores),  # noqa: PLW1509 - two system calls, looked up before the fork
+            preexec_fn=prepared(place.cores),  # noqa: PLW1509 - two system calls, looked up before the fork
         )
         held.started(process.pid)
         return _Cell(run, place, held, command, process, log)
@@ -331,7 +330,7 @@ class _Executor:
 def _ask(cell: _Cell) -> None:
     """Asks a cell to save and end."""
     process = cell.process.pid
-    asked = _descendants(process, depth=1) if cell.command.signal_children else []
+    asked = descendants(process, depth=1) if cell.command.signal_children else []
     for number in asked or [process]:
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGTERM)
@@ -340,42 +339,11 @@ def _ask(cell: _Cell) -> None:
 def _kill_all(cell: _Cell) -> None:
     """Kills a cell with all that came of it; torchrun's ranks are in sessions of their own."""
     process = cell.process.pid
-    for number in [process, *_descendants(process)]:
+    for number in [process, *descendants(process)]:
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
     with suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)
-
-
-def _descendants(process: int, *, depth: int | None = None) -> list[int]:
-    """Processes that a process started, and those that they did, so many levels down."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parent = int((folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(folder.name))
-    found, level = list[int](), [process]
-    while level and depth != 0:
-        level = [child for parent in level for child in children.get(parent, ())]
-        found += level
-        depth = None if depth is None else depth - 1
-    return found
-
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
-
-
-def _prepared(cores: tuple[int, ...] | None) -> Callable[[], None]:
-    """In a new run, before it starts: its cores; and let the kernel send SIGTERM when the executor dies, however."""
-
-    def prepare() -> None:
-        if cores is not None and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, cores)
-        if _prctl is not None:
-            _prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-
-    return prepare
 
 
 @contextmanager

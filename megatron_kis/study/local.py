@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from megatron_kis.errors import JobError
+from megatron_kis.study.processes import began, parent
 
 
 def end_executor(output: Path, *, seconds: float) -> list[int]:
@@ -33,7 +34,7 @@ def end_executor(output: Path, *, seconds: float) -> list[int]:
         except PermissionError:
             raise JobError(f"process {process} works on this study, and is not yours to end") from None
     deadline = time.monotonic() + seconds
-    while any(Path(f"/proc/{process}/cmdline").exists() and not _zombie(process) for process in found):
+    while any(map(began, found)):
         if time.monotonic() > deadline:
             raise JobError(f"process {found[0]} was asked to end and has not after {seconds:.0f} s")
         time.sleep(0.1)
@@ -47,7 +48,7 @@ def executors(output: Path) -> list[int]:
         return []
     wanted = lock.stat()
     holders = [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if _has_open(folder, wanted)]
-    return [process for process in holders if _parent(process) not in holders and process != os.getpid()]
+    return [process for process in holders if parent(process) not in holders and process != os.getpid()]
 
 
 def _has_open(process: Path, wanted: os.stat_result) -> bool:
@@ -60,17 +61,3 @@ def _has_open(process: Path, wanted: os.stat_result) -> bool:
     except OSError:  # it has ended, or is another user's
         return False
     return False
-
-
-def _parent(process: int) -> int:
-    try:
-        return int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _zombie(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
-        return True

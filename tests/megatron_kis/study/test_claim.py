@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from megatron_kis.study import claim as module
+from megatron_kis.study import processes
 from megatron_kis.study.claim import Claim, Owner, Seen, alive, claim, doubtful, look, this_process
 
 PROCESSES, WINS = 10, 4
@@ -122,7 +123,7 @@ def test_of_many_takers_of_a_dead_owners_cell_one_wins(
 def test_a_process_here_is_dead_when_it_is_gone_and_its_cell_is_too(tmp_path: Path) -> None:
     owner = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     cell = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    here = replace(this_process(), pid=owner.pid, began=module._began(owner.pid))
+    here = replace(this_process(), pid=owner.pid, began=processes.began(owner.pid))
     held(claim(tmp_path, owner=here)).started(cell.pid)
     beaten(tmp_path, 1, 1e6)  # however long it is silent, it is there
     assert isinstance(claim(tmp_path), Seen)
@@ -133,7 +134,7 @@ def test_a_process_here_is_dead_when_it_is_gone_and_its_cell_is_too(tmp_path: Pa
 
 
 def test_a_process_that_has_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path: Path) -> None:
-    held(claim(tmp_path, owner=replace(this_process(), began=module._began(os.getpid()) - 1)))
+    held(claim(tmp_path, owner=replace(this_process(), began=processes.began(os.getpid()) - 1)))
     assert isinstance(claim(tmp_path), Claim)
 
 
