@@ -164,7 +164,10 @@ def test_a_rank_that_hangs_ends_the_others_with_their_stacks(tiny_run: MakeRun) 
         assert ranks.processes[0].wait(timeout=60) == 1
     stacks = (config.output / "stacks" / "rank-0.txt").read_text(encoding="utf-8")
     assert "Timeout (0:00:06)!" in stacks
-    assert "all_reduce" in stacks
+    assert "distributed_c10d.py" in stacks, (
+        "the step's sum of gradients or a checkpoint's exchange, wherever it was caught"
+    )
+    assert "megatron_kis/training/run.py" in stacks
     finish(tiny_run(name="hung", **SETTINGS), 1)
     assert not (config.output / "stacks" / "rank-0.txt").exists()
 
