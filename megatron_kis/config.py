@@ -81,8 +81,8 @@ def _asked_templates() -> dict[Literal["train", "held_out", "question"], int | N
 class ProbeConfig(Settings):
     """The knowledge probe."""
 
-    moments: MomentsConfig = MomentsConfig(shares=(0.25, 0.5, 0.75, 1.0))
-    """When to probe."""
+    moments: MomentsConfig = MomentsConfig(shares=(1.0,))
+    """When to probe. The end is what curves and laws are made of; more moments follow facts through training."""
 
     templates: dict[Literal["train", "held_out", "question"], NonNegativeInt | None] = Field(
         default_factory=_asked_templates

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +45,13 @@ with quiet_megatron():
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 
-def train(config: RunConfig, *, restart: bool = False, branch_from: str | None = None) -> Path:
+HookFactory = Callable[[Engine], Hook]
+"""Makes a hook of one's own for an engine; a subclass of `Hook` that takes the engine is one."""
+
+
+def train(
+    config: RunConfig, *, restart: bool = False, branch_from: str | None = None, hooks: Sequence[HookFactory] = ()
+) -> Path:
     """Trains one run and returns its folder; a folder that is DONE with these settings is left as it is.
 
     Under torchrun every process calls this. Everything that can be wrong with the input is found before the
@@ -54,6 +61,7 @@ def train(config: RunConfig, *, restart: bool = False, branch_from: str | None =
         config: the run.
         restart: begin an unfinished run anew, and forget its checkpoints.
         branch_from: ``RUN_DIR[@STEP]``, a checkpoint of another run with which to begin.
+        hooks: more of them, called after those of the configuration, on every rank.
 
     Raises:
         InputError: wrong settings or data, or a checkpoint of other ones.
@@ -79,7 +87,8 @@ def train(config: RunConfig, *, restart: bool = False, branch_from: str | None =
         check_batches(config, layout)
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
         engine = Engine(config, vocabulary=padded_vocabulary(inputs.vocabulary), layout=layout, device=device)
-        _Run(config, inputs, engine).execute(restart=restart, branch_from=branch_from)
+        more = [make(engine) for make in hooks]
+        _Run(config, inputs, engine, more).execute(restart=restart, branch_from=branch_from)
     finally:
         close_groups()
     return config.output
@@ -88,8 +97,8 @@ def train(config: RunConfig, *, restart: bool = False, branch_from: str | None =
 class _Run:
     """The state of one run on this rank."""
 
-    def __init__(self, config: RunConfig, inputs: Inputs, engine: Engine) -> None:
-        self._config, self._inputs, self._engine = config, inputs, engine
+    def __init__(self, config: RunConfig, inputs: Inputs, engine: Engine, more_hooks: list[Hook]) -> None:
+        self._config, self._inputs, self._engine, self._more_hooks = config, inputs, engine, more_hooks
         self._layout = engine.layout
         self._reports = engine.layout.reports
         self._ledger = Ledger(inputs.store)
@@ -214,7 +223,7 @@ class _Run:
         if self._reports:
             hooks.append(ProgressHook(config.name, every=config.logging.every))
             hooks += trackers(config, config.output)
-        return hooks
+        return hooks + self._more_hooks
 
     def _step(self, step: int) -> None:
         started = time.perf_counter()

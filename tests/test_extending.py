@@ -1,0 +1,76 @@
+"""The page on extensions: its template file passes the check, its criterion, law and hook work as they stand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from analysis.candidates import CANDIDATES
+from analysis.law import Law
+from analysis.simulate import Truth, simulate_table, write_runs
+from megatron_kis.cli import main
+from megatron_kis.config import RunConfig
+from tests.megatron_kis.processes import losses
+from tests.test_docs import ROOT, Block, blocks, commands
+
+PAGE = ROOT / "docs" / "how-to" / "extend.md"
+
+
+def code(language: str) -> list[Block]:
+    return [block for block in blocks(PAGE) if block.language == language]
+
+
+def test_the_relation_of_the_page_passes_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (file,) = code("yaml")
+    Path(str(file.title)).write_text(file.text, encoding="utf-8")
+    (words,) = [words for block in code("sh") for words in commands(block)]
+    assert main(words) == 0
+    assert "drug_target" in capsys.readouterr().out
+    Path(str(file.title)).write_text(file.text.replace("[X] acts on [Y].", "[X] acts."), encoding="utf-8")
+    assert main(words) == 2
+
+
+def test_the_criterion_and_the_law_of_the_page_find_a_known_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(CANDIDATES, "D/sqrt(N)", CANDIDATES["N"])  # so that it is gone again afterwards
+    cells = [(n, d) for n in (30_000_000, 100_000_000, 300_000_000, 1_000_000_000) for d in (1e9, 4e9)]
+    levels = [0, 40, 100, 200, 300, 400, 600, 900, 1400]
+    table, _ = simulate_table(Truth(), cells, levels, 2, np.random.default_rng(5))
+    write_runs(table, tmp_path / "studies" / "my_study" / "runs")
+    criterion, law, _ = code("python")
+    notebook: dict[str, object] = {}
+    exec(criterion.text, notebook)
+    found = [point for point in notebook["points"] if point.group == "background"]  # type: ignore[attr-defined]
+    assert len(found) == len(cells)
+    assert any(point.status == "collapsed" for point in found)
+    exec(law.text, notebook)
+    fitted = notebook["law"]
+    assert isinstance(fitted, Law)
+    assert fitted.law == "D/sqrt(N)"
+    assert fitted.law in {row["law"] for row in fitted.candidates}
+
+
+def test_the_hook_of_the_page_follows_a_run_and_changes_nothing(
+    tiny_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hooked, plain = tiny_run(name="hooked"), tiny_run(name="plain")
+    Path("run.yaml").write_text(yaml.safe_dump(json.loads(hooked.model_dump_json())), encoding="utf-8")
+    exec(code("python")[2].text, {})
+    norms = json.loads((hooked.output / "weight_norms.json").read_text(encoding="utf-8"))
+    assert list(norms) == ["5", "10", "15", "20"]
+    assert len(set(norms.values())) == 4
+    from megatron_kis.training.run import train
+
+    train(plain)
+    assert losses(hooked.output) == losses(plain.output)
