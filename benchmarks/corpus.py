@@ -25,8 +25,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.corpus_sources import build_text
+
+_model: Any = None  # the tokenizer of a process of the pipeline
 
 _VOCABULARY = 32_000
 _BATCH = 1_000  # documents

@@ -60,8 +60,8 @@ def _dictionary(path: Path) -> Iterator[str]:
         head, offset, length = line.split("\t")
         if not head.startswith("00"):
             places.setdefault(_number(offset), _number(length))
-    for offset, length in sorted(places.items()):
-        entry = content[offset : offset + length].decode("utf-8", errors="ignore")
+    for start, size in sorted(places.items()):
+        entry = content[start : start + size].decode("utf-8", errors="ignore")
         if text := re.sub(r"\s+", " ", _PRONUNCIATION.sub("", entry)).strip():
             yield text
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from analysis.bootstrap import Source, bootstrap_law, detect, levelled
@@ -35,6 +36,8 @@ from analysis.predict import predict
 from analysis.regression import fit
 from analysis.settings import AnalysisSettings
 from analysis.simulate import Truth, simulate_curve, simulate_table
+
+Bools = npt.NDArray[np.bool_]
 
 SETTINGS = AnalysisSettings(resamples=199)
 REFERENCE = (100_000_000, 2_000_000_000)
@@ -169,7 +172,8 @@ def end_to_end(simulations: int, curvature: float, *, seed: int = 0) -> EndToEnd
         errors.append(float(np.median(miss)))
     z = np.abs(curved.beta[:, 2]) / np.sqrt(curved.covariance[:, 2, 2])
     flagged = float((2 * stats.t.sf(z, np.maximum(curved.freedom, 1e-3)) < 0.05).mean())
-    return EndToEnd(curvature, simulations, *covered, *errors, flagged)
+    (at_7b, at_70b), (error_7b, error_70b) = covered, errors
+    return EndToEnd(curvature, simulations, at_7b, at_70b, error_7b, error_70b, flagged)
 
 
 @dataclass(frozen=True)
@@ -283,19 +287,19 @@ def seen_cells(source: Source, rates: Array, tau: Array) -> tuple[Array, Array, 
     return lower, upper, levelled(implied, lower, tau)
 
 
-def _identified(design_: Array, closed: Array) -> Array:
+def _identified(design_: Array, closed: Bools) -> Bools:
     return np.array(
         [row.sum() > design_.shape[1] and np.linalg.matrix_rank(design_[row]) == design_.shape[1] for row in closed]
     )
 
 
-def _tau_coverage(lower: Array, upper: Array, variance: Array, closed: Array, tau: Array) -> float:
+def _tau_coverage(lower: Array, upper: Array, variance: Array, closed: Bools, tau: Array) -> float:
     half = np.where(variance > 0, 1.959964 * np.sqrt(variance), 0.0)
     inside = (lower - half <= tau + 1e-9) & (tau <= upper + half + 1e-9)
     return float(inside[closed].mean())
 
 
-def _dropped(design_: Array, lower: Array, upper: Array, closed: Array) -> float:
+def _dropped(design_: Array, lower: Array, upper: Array, closed: Bools) -> float:
     """Mean slope of least squares on the closed cells alone."""
     slopes = []
     for low, high, keep in zip(lower, upper, closed, strict=True):

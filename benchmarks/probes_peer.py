@@ -60,7 +60,8 @@ def _lm_eval(model: str, data: Path, batch_size: int) -> Callable[[], Scores]:
 
     def score() -> Scores:
         context = wrapped.tokenizer.decode([wrapped.eot_token_id])
-        requests, keys = [], []
+        requests: list[Instance] = []
+        keys: list[tuple[str, str, int, int]] = []
         for relation, content in json.loads((data / "metadata_relations.json").read_text(encoding="utf-8")).items():
             for line in (data / f"{relation}.jsonl").read_text(encoding="utf-8").splitlines():
                 subject = json.loads(line)["sub_label"]
@@ -72,7 +73,10 @@ def _lm_eval(model: str, data: Path, batch_size: int) -> Callable[[], Scores]:
                         request = Instance("loglikelihood", {}, (context, text), len(requests))
                         requests.append(request)
         values = iter(wrapped.loglikelihood(requests, disable_tqdm=True))
-        return [(*key, [next(values)[0] for _ in range(count)]) for *key, count in keys]
+        return [
+            (relation, subject, number, [next(values)[0] for _ in range(count)])
+            for relation, subject, number, count in keys
+        ]
 
     return score
 
