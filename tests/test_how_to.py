@@ -1,0 +1,206 @@
+"""The README's steps and the how-to pages: every command runs as it stands there, on files as small as they may be.
+
+What a reader must put in by himself (STUDY.yaml, CELL, RUN_DIR) is put in here; what needs another machine (pip, a
+network, a cluster) is left to the tests of those parts. The tutorial, the notebook and the extensions have their own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from analysis import AnalysisSettings, find_transitions
+from analysis.load_csv import write_points_csv
+from analysis.simulate import Truth, simulate_table
+from data_tools.templates import load_templates
+from megatron_kis.config import RunConfig
+from megatron_kis.settings import parse_config
+from megatron_kis.study.config import StudyConfig
+from tests.sources import Sources, write_sources
+from tests.test_docs import PAGES, ROOT, blocks, run
+
+MakeRun = Callable[..., RunConfig]
+HOW_TO = ROOT / "docs" / "how-to"
+STUDY: dict[str, Any] = {
+    "name": "small",
+    "output": "studies/small",
+    "device": "cpu",
+    "data": {
+        "text": ["text.jsonl"], "facts": "triples.tsv", "templates": "templates.yaml", "vocab_size": 400,
+        "validation_share": 0.05, "select": {"infused": 16, "background": 16, "control": 16, "distractors": 3},
+    },
+    "ladder": [{"layers": 1, "width": 16, "heads": 2}],
+    "token_budgets": [5120],
+    "frequencies": [0, 4],
+    "training": {"sequence_length": 64, "global_batch_size": 8},
+    "probes": {"templates": {"held_out": 1}},
+    "analysis": {"resamples": 99, "law_resamples": 0},
+}  # fmt: skip
+CELL = "1x16_D5.12k_F0_s0"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lines(page: Path) -> Iterator[str]:
+    """The commands of a page's shell blocks, one a line."""
+    for block in blocks(page):
+        if block.language == "sh":
+            yield from (line.strip() for line in block.text.replace("\\\n", " ").splitlines() if line.strip())
+
+
+def execute(line: str, folder: Path) -> str:
+    ended = run(line, folder)
+    assert ended.returncode == 0, f"{line}\n{ended.stdout}\n{ended.stderr}"
+    return ended.stdout
+
+
+def replaced(line: str, words: dict[str, str]) -> str:
+    for old, new in words.items():
+        line = line.replace(old, new)
+    return line
+
+
+def test_the_commands_for_large_corpora(folder: Path, tiny_data: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    sources = write_sources(folder, documents=60)
+    (folder / "raw").mkdir()
+    for part in range(2):
+        packed = zstandard.ZstdCompressor().compress(sources.text.read_bytes() + b'{"no": "text"}\n')
+        (folder / "raw" / f"{part}.jsonl.zst").write_bytes(packed)
+    shutil.copy(sources.text, folder / "raw" / "2.jsonl")
+    shutil.copy(tiny_data / "facts.jsonl", folder)
+    execute("kis data tokenizer --input text.jsonl --model byte-bpe --vocab-size 400 --output tokenizer.json", folder)
+    sharded = " --shard 1/2"
+    ran = 0
+    for line in lines(HOW_TO / "large-corpora.md"):
+        if line.startswith("kis"):
+            if sharded in line:  # one line a machine
+                execute(line.replace(sharded, " --shard 2/2 --on-error skip"), folder)
+            elif "merge" in line:
+                whole = (folder / "corpus.bin").read_bytes()
+                for file in folder.glob("corpus.*"):
+                    file.unlink()
+            execute(line.replace(sharded, f"{sharded} --on-error skip"), folder)
+            ran += 1
+    assert ran == 5
+    assert (folder / "corpus.bin").read_bytes() == whole  # what two machines made, joined
+    assert "no" in (folder / "corpus-00001-of-00002.quarantine.jsonl").read_text(encoding="utf-8")
+    assert (folder / "clean.jsonl").stat().st_size
+
+
+def test_the_commands_for_continued_pretraining(folder: Path, tiny_data: Path, tiny_run: MakeRun) -> None:
+    pytest.importorskip("transformers")
+    from tests.megatron_kis.imports.test_huggingface import make_model
+
+    write_sources(folder, documents=60)
+    shutil.copy(tiny_data / "facts.jsonl", folder)
+    make_model(folder / "my_llama", tiny_data)
+    ran = 0
+    for line in lines(HOW_TO / "continued-pretraining.md"):
+        if line.startswith("kis train"):
+            data = {"corpus": "corpus", "validation": "corpus", "exposures": "exposures"}
+            config = tiny_run(
+                model=json.loads((folder / "start" / "start.json").read_text())["model"],
+                data={**data, "tokenizer": "start/tokenizer.json"},
+            )
+            (folder / "run.yaml").write_text(config.model_dump_json(), encoding="utf-8")
+        if line.startswith("kis"):
+            execute(line, folder)
+            ran += 1
+    assert ran == 4
+    assert json.loads((folder / "runs/tiny/run.json").read_text())["config"]["model"]["init_from"] == "start"
+
+
+def test_the_commands_for_running_and_submitting_a_study(folder: Path) -> None:
+    write_sources(folder, documents=60)
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+    words = {"STUDY.yaml": "study.yaml", "my_study.yaml": "study.yaml", "CELL": CELL, "137m_D10B_F0_s0": CELL}
+    said = [execute(replaced(line, words), folder) for line in lines(HOW_TO / "running-studies.md")]
+    assert len(said) == 7
+    assert (folder / "studies" / "small" / "report.html").is_file()
+    submitting = [replaced(line, words) for line in lines(HOW_TO / "slurm.md")]
+    assert len(submitting) == 6
+    shutil.rmtree(folder / "studies")
+    execute("kis study plan study.yaml", folder)
+    assert "sbatch" in execute(submitting[0], folder)  # the others need the cluster that tests/slurm has
+
+
+def test_the_steps_of_the_readme(folder: Path, tiny_run: MakeRun) -> None:
+    pytest.importorskip("transformers")
+    _demo(folder / "data" / "demo")
+    study = STUDY | {"data": STUDY["data"] | {key: f"data/demo/{STUDY['data'][key]}" for key in ("facts", "templates")}}
+    study["data"]["text"] = ["data/demo/text.jsonl"]
+    (folder / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    words = {"studies/quickstart": "studies/small", "run_scripts/studies/small.yaml": "study.yaml", "CELL": CELL,
+             "RUN_DIR": "runs/tiny", "MODEL_DIR": "model", "START": "start", "--step 500": "--step 20",
+             "FILE.csv": "histories.csv", "--vocab-size 2048": "--vocab-size 400"}  # fmt: skip
+    ran = 0
+    for block in blocks(ROOT / "README.md"):
+        for command in block.text.replace("\\\n", " ").splitlines():
+            if not command.startswith("kis ") or "data demo" in command or "my_study" in command:
+                continue
+            line = replaced(command, words)
+            if line.startswith("kis export"):
+                line = line.replace("DIR", "model" if "export hf" in line else "tasks")
+            if line.startswith("kis train"):
+                data = {name: name for name in ("corpus", "exposures")}
+                data |= {"validation": "corpus.validation", "tokenizer": "tokenizer.model"}
+                config = tiny_run(
+                    output="runs/tiny", data=data, infusion={"frequency": 2, "background": {"frequency": 1}}
+                )
+
+                (folder / "run.yaml").write_text(config.model_dump_json(), encoding="utf-8")
+            if line.startswith("kis law fit"):
+                _points(folder / "points.csv")
+            execute(line, folder)
+            ran += 1
+    assert ran == 22
+    assert (folder / "studies" / "small" / "report.html").is_file()
+
+
+def _demo(folder: Path) -> Sources:
+    """Sources with the names of the demo's files and relations."""
+    sources = write_sources(folder, documents=120, facts_a_relation=120)
+    names = ("airport_region", "iata_city", "country_capital")
+    head, *rows = sources.triples.read_text(encoding="utf-8").splitlines()
+    cells = [row.split("\t") for row in rows]
+    renamed = ["\t".join((subject, names[at % 3], target)) for at, (subject, _, target) in enumerate(cells)]
+    sources.triples.write_text("\n".join([head, *renamed]) + "\n", encoding="utf-8")
+    templates = yaml.safe_load(sources.templates.read_text(encoding="utf-8"))
+    (first, *_) = templates.values()
+    sources.templates.write_text(yaml.safe_dump(dict.fromkeys(names, first)), encoding="utf-8")
+    return sources
+
+
+def _points(path: Path) -> None:
+    """The points of simulated models, which carry a law."""
+    cells = [(params, 2_000_000_000) for params in (30_000_000, 100_000_000, 300_000_000, 1_000_000_000)]
+    levels = [0, 40, 100, 200, 300, 400, 600, 900, 1400]
+    table, _ = simulate_table(Truth(), cells, levels, 2, np.random.default_rng(5))
+    write_points_csv(find_transitions(table, AnalysisSettings(resamples=99)), path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_piece_of_yaml_is_one_that_is_read(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page):
+        if block.language != "yaml":
+            continue
+        content = yaml.safe_load(block.text)
+        if set(content) <= set(StudyConfig.model_fields):
+            grid = {} if "ladder" in content else {"ladder": STUDY["ladder"]}
+            parse_config(StudyConfig, {**STUDY, **grid, **content}, source=str(page))
+        else:
+            (tmp_path / "templates.yaml").write_text(block.text, encoding="utf-8")
+            assert load_templates(tmp_path / "templates.yaml")
