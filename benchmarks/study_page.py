@@ -4,9 +4,9 @@
     python -m benchmarks.study_page fill                         # writes the tables into the page
     python -m benchmarks.study_page check                        # status 1 where the page has others
 
-A table stands in the page between ``<!-- table: KIND ARGUMENTS -->`` and ``<!-- end -->``. Kinds: ``rates NAME GROUP SPLIT``
-(share right, mean of seeds, by N and F), ``losses NAME``, ``points NAME``, ``variants GROUP SPLIT N NAME...`` (one line a study,
-at one N), ``prediction NAME MEASURED`` (what was registered, against the points measured since).
+A table stands in the page between ``<!-- table: KIND ARGUMENTS -->`` and ``<!-- end -->``. Kinds: ``rates NAME GROUP
+SPLIT`` (share right, mean of seeds, by N and F), ``losses NAME``, ``points NAME``, ``variants GROUP SPLIT N NAME...``
+(a line a study, at one N), ``prediction NAME MEASURED`` (what was registered, against the points measured since).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 PAGE = Path(__file__).parents[1] / "docs" / "study" / "index.md"
@@ -118,12 +119,12 @@ def points(name: str) -> str:
         pd.read_csv(RESULTS / name / "points.csv").sort_values(["kind", "group", "tokens", "params"]).itertuples()
     ):
         value = f"{point.value:.0f}" if pd.notna(point.value) else ""
-        ends = [f"{end:.0f}" if pd.notna(end) else "" for end in (point.low, point.high)]
-        interval = f"{ends[0]} to {ends[1]}" if any(ends) else ""
+        low, high = (f"{end:.0f}" if np.isfinite(end) else "" for end in (point.low, point.high))
+        interval = f"{low} to {high}" if low and high else f"beyond {low}" if low else f"before {high}" if high else ""
         ratio = f"{point.infusion_ratio:.2f}" if pd.notna(point.infusion_ratio) else ""
         rows.append([point.kind, point.group, f"{point.params:,}", f"{point.tokens:,}",
                      point.status.replace("_", "-"), value, interval, ratio])  # fmt: skip
-    return _markdown(["kind", "group", "N", "D", "status", "F", "interval", "ρ at F"], rows)
+    return _markdown(["kind", "group", "N", "D", "status", "F", "interval", "ratio at F"], rows)
 
 
 def prediction(name: str, measured: str) -> str:
@@ -141,8 +142,8 @@ def prediction(name: str, measured: str) -> str:
                 f"{point.value:.0f} ({point.low:.0f} to {point.high:.0f})" if known else point.status.replace("_", "-")
             )
             verdict = ("yes" if low <= point.value <= high else "no") if known else "not told"
-            rows.append([one["kind"], one["group"], f"{point.params:,}", f"{one['centre']:.0f}", f"{low:.0f} to {high:.0f}",
-                         value, verdict])  # fmt: skip
+            rows.append([one["kind"], one["group"], f"{point.params:,}", f"{one['centre']:.0f}",
+                         f"{low:.0f} to {high:.0f}", value, verdict])  # fmt: skip
     return _markdown(["kind", "group", "N", "predicted F", "95% prediction interval", "measured", "inside"], rows)
 
 
