@@ -273,15 +273,17 @@ def _select(candidates: list[dict[str, Any]], cells: Cells) -> tuple[str, str]:
 
     The law with a term for all that was varied stands, unless another foretells the largest N better by more than one
     unit of log score: that score is a single held-out size, and a law without a term extrapolates with more confidence
-    than a handful of cells can give it.
+    than a handful of cells can give it. Of several such, within one unit of the best, the one with fewest coefficients.
     """
     full = SIZE if len(np.unique(cells.log_d)) == 1 else SIZE_AND_BUDGET
     scores = {row["law"]: row["log_score"] for row in candidates if row["log_score"] is not None}
     if full.name not in scores:
         return full.name, "by design: too few cells to hold the largest N out"
-    best = max(scores, key=lambda name: scores[name])
-    if scores[best] > scores[full.name] + 1:
-        return best, "foretells the largest N, held out, better than the full law"
+    best = max(scores.values())
+    if best > scores[full.name] + 1:
+        alike = [name for name in scores if scores[name] > max(best - 1, scores[full.name] + 1)]
+        chosen = min(alike, key=lambda name: (CANDIDATES[name].size, -scores[name]))
+        return chosen, "foretells the largest N, held out, better than the full law"
     return full.name, "no other law foretells the largest N, held out, better by more than one unit of log score"
 
 

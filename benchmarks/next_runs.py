@@ -35,7 +35,7 @@ SETTINGS = AnalysisSettings(resamples=199, law="N")
 FULL = [0.0, *np.geomspace(40, 1600, 9).round()]
 COARSE = [0.0, *np.geomspace(40, 1600, 5).round()]
 BATCH = 5  # runs trained before the plan is made anew
-BATCHES = 16
+BATCHES = 32
 
 
 @dataclass(frozen=True)

@@ -155,3 +155,16 @@ def test_the_collapse_of_infused_facts_comes_before_its_companions():
     points = [*noisy(), *(point(n, 3.0, kind="onset", status="observed") for n in SIZES)]
     record = law_record(*fit_laws(points))
     assert (record["kind"], [law["kind"] for law in record["laws"]]) == ("collapse", ["collapse", "onset"])
+
+
+def test_of_laws_that_foretell_alike_the_one_with_fewest_coefficients_is_taken():
+    sizes, more = (121_800, 153_840, 231_744, 322_960, 664_192), (121_800, 153_840, 231_744)
+    values = dict(zip(sizes, (250.8, 234.3, 222.3, 232.2, 191.3), strict=True))
+    points = [point(n, values[n], tokens=599_040, low=200, high=320, interval="bracket") for n in sizes[:4]]
+    points.append(point(sizes[4], values[sizes[4]], tokens=599_040, low=120, high=200, interval="bracket"))
+    doubled = zip(more, (355.9, 374.0, 399.7), strict=True)
+    points += [point(n, value, tokens=1_199_104, low=240, high=400, interval="bracket") for n, value in doubled]
+    law = fit_law(points)
+    scores = {row["law"]: row["log_score"] for row in law.candidates}
+    assert scores["D/N + offset"] > scores["D/N"] > scores["N and D"] + 1
+    assert law.law == "D/N"
