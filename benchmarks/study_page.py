@@ -4,15 +4,15 @@
     python -m benchmarks.study_page fill                         # writes the tables into the page
     python -m benchmarks.study_page check                        # status 1 where the page has others
 
-A table stands in the page between ``<!-- table: KIND ARGUMENTS -->`` and ``<!-- end -->``. Kinds: ``rates NAME GROUP
-SPLIT`` (share right, mean of seeds, by N and F), ``losses NAME``, ``points NAME``, ``variants GROUP SPLIT N NAME...``
-(a line a study, at one N), ``prediction NAME MEASURED`` (what was registered, against the points measured since).
+A table stands in the page between ``<!-- table: KIND ARGUMENTS -->`` and ``<!-- end -->``. Kinds, where NAME may be
+several studies in one, NAME+NAME: ``rates NAME GROUP SPLIT`` (share right, mean of seeds, by N and F), ``losses NAME``,
+``points NAME``, ``variants GROUP SPLIT N NAME...`` (a line a study, at one N), ``prediction NAME MEASURED`` (what was
+registered, against the points measured since).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -21,6 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from analysis.load_csv import load_points_csv
+from analysis.predict import load_predictions
+from analysis.validate import validate
 
 PAGE = Path(__file__).parents[1] / "docs" / "study" / "index.md"
 RESULTS = PAGE.parent / "results"
@@ -49,102 +53,93 @@ def _made(words: list[str]) -> str:
     return _KINDS[words[0]](*words[1:])
 
 
-def _curves(name: str) -> pd.DataFrame:
-    return pd.read_csv(RESULTS / name / "curves.csv")
+def _curves(names: str) -> pd.DataFrame:
+    return pd.concat([pd.read_csv(RESULTS / name / "curves.csv") for name in names.split("+")])
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def _levels(table: pd.DataFrame) -> list[str]:
-    """Heads of the columns: F, and the infusion ratio that goes with it."""
-    ratios = table.groupby("frequency")["infusion_ratio"].mean()
-    return [f"{frequency:g} ({ratio:.2f})" for frequency, ratio in ratios.items()]
+def _grid(rows: dict[str, pd.DataFrame], column: str, first: str) -> str:
+    """A line a table of runs: means of seeds by F, and how far seeds lie apart."""
+    every = pd.concat(list(rows.values()))
+    ratios = every.groupby("frequency")["infusion_ratio"].mean()
+    lines = []
+    for label, table in rows.items():
+        cells = table.groupby("frequency")[column]
+        means = {frequency: f"{mean:.2f}" for frequency, mean in cells.mean().items()}
+        spread = float((cells.var().dropna().mean()) ** 0.5)  # within cells, pooled; NaN where each has one seed
+        apart = f"{spread:.2f}" if np.isfinite(spread) else ""
+        lines.append([label, *(means.get(frequency, "") for frequency in ratios.index), apart])
+    levels = (f"F = {frequency:g}<br>{ratio:.2f}" for frequency, ratio in ratios.items())
+    return _markdown([first, *levels, "sd of seeds"], lines)
 
 
-def _cells(values: pd.Series, digits: int) -> str:
-    """Mean of seeds, and their standard deviation where there are some."""
-    if not len(values):
-        return ""
-    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}"
+def _rates(table: pd.DataFrame, group: str, split: str) -> pd.DataFrame:
+    mine = table[(table["group"] == group) & (table["split"] == split)]
+    return mine.assign(rate=mine["correct"] / mine["n"])
 
 
-def _grid(table: pd.DataFrame, row: str, column: str, digits: int, label: Callable[[object], str]) -> str:
-    frequencies = sorted(table["frequency"].unique())
-    rows = [
-        [label(key), *(_cells(mine.loc[mine["frequency"] == frequency, column], digits) for frequency in frequencies)]
-        for key, mine in table.groupby(row, sort=True)
-    ]
-    return _markdown([{"params": "N", "variant": ""}[row], *(f"F = {level}" for level in _levels(table))], rows)
+def _by_size(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {f"{params:,}": mine for params, mine in table.groupby("params", sort=True)}
 
 
-def rates(name: str, group: str, split: str) -> str:
+def rates(names: str, group: str, split: str) -> str:
     """Share of questions answered right."""
-    table = _curves(name)
-    table = table[(table["group"] == group) & (table["split"] == split)].assign(rate=lambda t: t["correct"] / t["n"])
-    return _grid(table, "params", "rate", 2, lambda key: f"{key:,}")
+    return _grid(_by_size(_rates(_curves(names), group, split)), "rate", "N")
 
 
-def losses(name: str) -> str:
+def losses(names: str) -> str:
     """Loss on general text, nats a token."""
-    table = _curves(name).drop_duplicates(["params", "tokens", "frequency", "seed"])
-    return _grid(table, "params", "validation_loss", 2, lambda key: f"{key:,}")
+    table = _curves(names).drop_duplicates(["params", "tokens", "frequency", "seed"])
+    return _grid(_by_size(table), "validation_loss", "N")
 
 
 def variants(group: str, split: str, params: str, *names: str) -> str:
-    """Share of questions answered right in several studies, at one size."""
-    tables = []
-    for number, name in enumerate(names):
+    """Share of questions answered right (or the loss, for the group ``loss``) in several studies, at one size."""
+    tables = {}
+    for name in names:
         table = _curves(name)
-        table = table[(table["params"] == int(params)) & (table["split"] == split)]
-        value = "validation_loss" if group == "loss" else "rate"
-        table = table.drop_duplicates(["frequency", "seed"]) if group == "loss" else table[table["group"] == group]
-        table = table.assign(rate=table["correct"] / table["n"], variant=f"{number}:{name}")
-        tables.append(table.assign(shown=table[value]))
-    every = pd.concat(tables)
-    frequencies = sorted(every["frequency"].unique())
-    rows = [
-        [name.replace("_", " "), *(_cells(table.loc[table["frequency"] == f, "shown"], 2) for f in frequencies)]
-        for name, table in zip(names, tables, strict=True)
-    ]
-    return _markdown(["study", *(f"F = {frequency:g}" for frequency in frequencies)], rows)
+        table = table[table["params"] == int(params)]
+        runs = table.drop_duplicates(["frequency", "seed"])
+        tables[name.replace("_", " ")] = runs if group == "loss" else _rates(table, group, split)
+    return _grid(tables, "validation_loss" if group == "loss" else "rate", "study")
 
 
-def points(name: str) -> str:
+def points(names: str) -> str:
     """Onset, collapse and tolerance of every (N, D), with status and interval."""
     rows = []
-    for point in (
-        pd.read_csv(RESULTS / name / "points.csv").sort_values(["kind", "group", "tokens", "params"]).itertuples()
-    ):
+    table = pd.concat([pd.read_csv(RESULTS / name / "points.csv") for name in names.split("+")])
+    for point in table.sort_values(["kind", "group", "tokens", "params"]).itertuples():
         value = f"{point.value:.0f}" if pd.notna(point.value) else ""
-        low, high = (f"{end:.0f}" if np.isfinite(end) else "" for end in (point.low, point.high))
-        interval = f"{low} to {high}" if low and high else f"beyond {low}" if low else f"before {high}" if high else ""
         ratio = f"{point.infusion_ratio:.2f}" if pd.notna(point.infusion_ratio) else ""
-        rows.append([point.kind, point.group, f"{point.params:,}", f"{point.tokens:,}",
-                     point.status.replace("_", "-"), value, interval, ratio])  # fmt: skip
-    return _markdown(["kind", "group", "N", "D", "status", "F", "interval", "ratio at F"], rows)
+        rows.append([point.kind, point.group, f"{point.params:,}", point.status.replace("_", "-"), value,
+                     _interval(point.low, point.high), ratio])  # fmt: skip
+    return _markdown(["kind", "group", "N", "status", "F", "interval", "ratio at F"], rows)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    ends = [f"{end:.0f}" if end is not None and np.isfinite(end) else "" for end in (low, high)]
+    return (
+        " to ".join(ends) if all(ends) else f"beyond {ends[0]}" if ends[0] else f"at most {ends[1]}" if ends[1] else ""
+    )
 
 
 def prediction(name: str, measured: str) -> str:
     """What was registered, and what was measured after it."""
-    found = pd.read_csv(RESULTS / measured / "points.csv")
+    found = load_points_csv(RESULTS / measured / "points.csv")
     rows = []
-    for one in json.loads((RESULTS / name / "prediction.json").read_text(encoding="utf-8"))["predictions"]:
-        mine = found[
-            (found["kind"] == one["kind"]) & (found["group"] == one["group"]) & (found["params"] == one["params"])
-        ]
-        low, high = one["prediction_interval"]
-        for point in mine.itertuples():
-            known = pd.notna(point.value)
-            value = (
-                f"{point.value:.0f} ({point.low:.0f} to {point.high:.0f})" if known else point.status.replace("_", "-")
-            )
-            verdict = ("yes" if low <= point.value <= high else "no") if known else "not told"
-            rows.append([one["kind"], one["group"], f"{point.params:,}", f"{one['centre']:.0f}",
-                         f"{low:.0f} to {high:.0f}", value, verdict])  # fmt: skip
-    return _markdown(["kind", "group", "N", "predicted F", "95% prediction interval", "measured", "inside"], rows)
+    for score in validate(load_predictions(RESULTS / name / "prediction.json"), found):
+        (point,) = (p for p in found if (p.kind, p.group, p.params) == (score.kind, score.group, score.params))
+        value = (
+            f"{point.value:.0f} ({_interval(point.low, point.high)})"
+            if point.value
+            else _interval(point.low, point.high)
+        )
+        rows.append([score.kind, score.group, f"{score.centre:.0f}", _interval(*score.prediction_interval), value,
+                     "yes" if score.hit else "no"])  # fmt: skip
+    return _markdown(["kind", "group", "predicted F", "95% prediction interval", "measured", "inside"], rows)
 
 
 _KINDS: dict[str, Callable[..., str]] = {
