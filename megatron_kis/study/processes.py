@@ -40,13 +40,19 @@ def descendants(process: int, *, depth: int | None = None) -> list[int]:
 
 
 def prepared(cores: tuple[int, ...] | None) -> Callable[[], None]:
-    """For a new process, before it starts: its cores; and let the kernel send SIGTERM when its parent dies, however."""
+    """For a new process, before it starts: its cores; and let the kernel send SIGTERM when its parent dies, however.
+
+    One whose parent died before it could ask for that does not start.
+    """
+    starter = os.getpid()
 
     def prepare() -> None:
         if cores is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)
         if _prctl is not None:
             _prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+            if os.getppid() != starter:
+                os._exit(128 + signal.SIGTERM)
 
     return prepare
 
