@@ -1,9 +1,9 @@
 """Which runs to train next: those that narrow the prediction at the target most for what they cost.
 
-Each candidate adds one run to one cell: a level between two that the interval of F* leaves open, another seed of a
-level there, or a level beyond a censored end. Its gain is simulated: curves with that run are drawn from the cell's
-fitted hinge, tau is found again, and the variance it would have goes into the law's prediction variance at the
-target. Runs are chosen one at a time, each as if those before it had come out as expected.
+Each candidate adds one run to one cell: a level between two that the interval of F* leaves open, a level beyond a
+censored end, or, where no two levels can be halved, another seed of one. Its gain is simulated: curves with that run
+are drawn from the cell's fitted hinge, tau is found again, and the variance it would have goes into the law's
+prediction variance at the target. Runs are chosen one at a time, each as if those before it had come out as expected.
 
 Where no law can be fitted yet, the cells are bisected (`bisect`), the baseline: cheapest first.
 """
@@ -31,7 +31,7 @@ from analysis.settings import AnalysisSettings
 from megatron_kis.errors import InputError
 
 _STEP = 1.5  # a level beyond a censored end lies this factor further
-_WORTHWHILE = 0.2  # of the largest gain: cheap runs that gain less would be trained for ever
+_WORTHWHILE = 0.03  # of the largest gain: cheap runs that gain less would be trained for ever
 _DRAWS = 64  # curves drawn to see what a run would tell; the gain is an average over them
 
 
@@ -241,18 +241,23 @@ def _options(cell: _Cell, law: Law, settings: AnalysisSettings, largest_ratio: f
 
 
 def _places(curve: Curve, point: Transition, largest_ratio: float) -> list[tuple[float, str]]:
-    """Levels to halve and to repeat: those that the interval of F* touches, and the two beyond."""
+    """Levels to halve, or to repeat where none can be: those that the interval of F* touches, and the two beyond.
+
+    A level of its own tells at least what another seed of its neighbour would, and where as well. Offered beside it,
+    seeds were chosen again and again for gains that did not come (docs/statistics.md).
+    """
     levels = curve.frequency[curve.frequency > 0]
     assert point.high is not None
     low = point.low or float(levels[0])
     first = max(int(np.searchsorted(levels, low, side="right")) - 1, 0)
     last = min(int(np.searchsorted(levels, point.high)) + 1, len(levels) - 1)
     near = levels[first : last + 1]
-    places = [(float(f), "another seed where the curve turns") for f in near]
+    places = []
     for a, b in pairwise(near):
         middle = float(round(math.sqrt(a * b)))
         if a < middle < b:
             places.append((middle, "halves a bracket that may hold F*"))
+    places = places or [(float(f), "another seed where the curve turns") for f in near]
     if last == len(levels) - 1:
         beyond = _capped(curve, float(levels[-1]) * _STEP, largest_ratio)
         if beyond > levels[-1]:
