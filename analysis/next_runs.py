@@ -1,11 +1,12 @@
 """Which runs to train next: those that narrow the prediction at the target most for what they cost.
 
-Each candidate adds one run to one cell: a level between two that the interval of F* leaves open, a level beyond a
-censored end, or, where no two levels can be halved, another seed of one. Its gain is simulated: curves with that run
-are drawn from the cell's fitted hinge, tau is found again, and the variance it would have goes into the law's
-prediction variance at the target. Runs are chosen one at a time, each as if those before it had come out as expected.
+One run at a time is added to one cell: the level that halves the widest bracket that may hold F*, or one beyond a
+censored end, where width over cost is largest (`bisect`). What a run would gain is simulated beside it: curves with
+that run are drawn from the cell's fitted hinge, tau is found again, and the variance it would have goes into the law's
+prediction variance at the target. Each run is chosen as if those before it had come out as expected.
 
-Where no law can be fitted yet, the cells are bisected (`bisect`), the baseline: cheapest first.
+To choose by the simulated gain itself was tried, with seeds and levels to choose from, and needed more compute for the
+same interval (docs/LOG.md): over a few cells the gain of one run is small beside the noise of its own estimate.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from analysis.settings import AnalysisSettings
 from megatron_kis.errors import InputError
 
 _STEP = 1.5  # a level beyond a censored end lies this factor further
-_WORTHWHILE = 0.03  # of the largest gain: cheap runs that gain less would be trained for ever
 _DRAWS = 64  # curves drawn to see what a run would tell; the gain is an average over them
 
 
@@ -60,8 +60,6 @@ class _Cell:
 
     seeds: dict[float, set[int]]
     """The seeds that each level has, those proposed so far among them."""
-    options: list[tuple[float, float, str]] | None = None
-    """(frequency, expected variance, reason) of the runs that could be added; None until they are simulated."""
 
     @property
     def flops(self) -> float:
@@ -71,7 +69,7 @@ class _Cell:
 def propose(
     table: pd.DataFrame, params: float, tokens: float, settings: AnalysisSettings | None = None, *,
     group: str | None = None, count: int = 6, largest_ratio: float = 0.95,
-    points: Sequence[Transition] | None = None, memory: dict[bytes, _Cell] | None = None,
+    points: Sequence[Transition] | None = None,
 ) -> list[Proposal]:  # fmt: skip
     """The next ``count`` runs for the prediction at N = ``params``, D = ``tokens``.
 
@@ -84,7 +82,6 @@ def propose(
         count: runs to propose.
         largest_ratio: the infusion ratio that no proposal goes beyond, where the table says what F costs.
         points: the table's transitions, where they are known already.
-        memory: kept by a caller that asks again and again: what was simulated for curves that have not changed since.
 
     Raises:
         InputError: no curve of that group.
@@ -98,25 +95,21 @@ def propose(
         raise InputError(f"no curve of group {group!r}", where="group", remedy="infused or background")
     by_cell = {(p.params, p.tokens): p for p in points if p.group == group}
     seeds = _seeds(primary[primary["group"] == group])
-    memory = {} if memory is None else memory
-    cells = []
-    for curve in mine:
-        cell = (curve.params, curve.tokens)
-        key = repr((cell, curve.frequency, curve.seed_rates, curve.seed_facts)).encode()
-        if key not in memory or not memory[key].point.informative:  # a censored cell's options hang on the law
-            memory[key] = _cell(curve, by_cell[cell], settings, seeds[cell])
-        cells.append(memory[key])
+    cells = [
+        _cell(curve, by_cell[curve.params, curve.tokens], settings, seeds[curve.params, curve.tokens]) for curve in mine
+    ]
     try:
         law: Law | None = fit_law(points, "collapse", group, law=settings.law, compare_laws=False, brief=True)
     except LawRefused:
         law = None
     proposals: list[Proposal] = []
     for _ in range(count):
-        best = _best(cells, law, params, tokens, settings, largest_ratio) if law else None
-        best = best or _bisect(cells, largest_ratio)
+        best = _bisect(cells, largest_ratio)
         if best is None:
             break
         proposal, index, variance = best
+        if law:
+            proposal, variance = _foretold(cells, index, proposal, law, params, tokens, settings)
         proposals.append(proposal)
         cells[index] = _with_run(cells[index], proposal, variance)
     return proposals
@@ -126,7 +119,7 @@ def bisect(
     table: pd.DataFrame, settings: AnalysisSettings | None = None, *, group: str, count: int = 6,
     points: Sequence[Transition] | None = None,
 ) -> list[Proposal]:  # fmt: skip
-    """The baseline: the widest bracket of the cheapest undecided cell, halved again and again."""
+    """The same runs, without their gains: the bracket that is widest for its cost, halved again and again."""
     settings = settings or AnalysisSettings()
     primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
     points = points or find_transitions(table, settings)
@@ -189,80 +182,42 @@ def prediction_variance(law: Law, cells: Sequence[tuple[int, int, float]], param
     return float(row @ np.linalg.solve((x * weight[:, None]).T @ x, row)) + sigma**2
 
 
-def _best(
-    cells: list[_Cell], law: Law, params: float, tokens: float, settings: AnalysisSettings, largest_ratio: float
-) -> tuple[Proposal, int, float] | None:
+def _foretold(
+    cells: Sequence[_Cell],
+    index: int,
+    run: Proposal,
+    law: Law,
+    params: float,
+    tokens: float,
+    settings: AnalysisSettings,
+) -> tuple[Proposal, float]:
+    """The run with its gain, and the variance of log F* that its cell is expected to have with it."""
     state = [(c.curve.params, c.curve.tokens, c.variance) for c in cells]
     now = prediction_variance(law, state, params, tokens)
-    found: list[tuple[float, float, int, tuple[float, float, str]]] = []  # gain, gain per FLOP, cell, option
-    for index, cell in enumerate(cells):
-        if cell.options is None:
-            cell.options = _options(cell, law, settings, largest_ratio)
-        for option in cell.options:
-            then = list(state)
-            then[index] = (cell.curve.params, cell.curve.tokens, option[1])
-            gain = 1 - prediction_variance(law, then, params, tokens) / now
-            if gain > 1e-4:
-                found.append((gain, gain / cell.flops, index, option))
-    if not found:
-        return None
-    least = _WORTHWHILE * max(gain for gain, *_ in found)
-    gain, _, index, (frequency, expected, reason) = max(
-        (row for row in found if row[0] >= least), key=lambda row: row[1]
-    )
-    return _proposal(cells[index], frequency, gain, reason), index, expected
+    expected = _expected(cells[index], run.frequency, law, settings)
+    state[index] = (*state[index][:2], expected)
+    gain = 1 - prediction_variance(law, state, params, tokens) / now
+    return replace(run, gain=gain), expected
 
 
-def _options(cell: _Cell, law: Law, settings: AnalysisSettings, largest_ratio: float) -> list[tuple[float, float, str]]:
-    """(frequency, variance of log F* expected with that run, reason) of the runs that could be added to a cell."""
+def _expected(cell: _Cell, frequency: float, law: Law, settings: AnalysisSettings) -> float:
+    """Variance of log F* that is expected of a cell with one run more."""
     point, curve = cell.point, cell.curve
     if point.status in (RIGHT_CENSORED, INCONCLUSIVE) and point.low:
-        frequency = _capped(curve, float(curve.frequency[-1]) * _STEP, largest_ratio)
-        if frequency <= curve.frequency[-1]:
-            return []
         mean, error = law.at(curve.params, curve.tokens)
         total = math.hypot(error, law.sigma)
         reached = 0.5 * (1 + math.erf((math.log(frequency) - 0.2 - mean) / (total * math.sqrt(2))))
-        width = math.log(frequency / point.low)
-        return [(frequency, width**2 / 12 / max(reached, 1e-3), "beyond the censored end")]
-    if cell.source is None or not point.value or not point.high:
-        return []
+        return math.log(frequency / point.low) ** 2 / 12 / max(reached, 1e-3)
+    if cell.source is None or not point.value:
+        return cell.variance
     generator = np.random.default_rng([settings.seed, curve.params % (1 << 32)])
     tau = math.log(point.value) + math.sqrt(cell.variance) * generator.standard_normal(_DRAWS)
     rates = _drawn(generator, cell.source, tau)
     now = _expected_variance(cell.source, rates, settings)
-    options = []
-    for frequency, reason in _places(curve, point, largest_ratio):
-        extended = _extended(cell.source, frequency)
-        then = _expected_variance(extended, _with_drawn(generator, extended, tau, cell.source, rates), settings)
-        # One run cannot teach less than nothing: the rest is the noise of few drawn curves.
-        options.append((frequency, cell.variance * min(then / now, 1.0), reason))
-    return options
-
-
-def _places(curve: Curve, point: Transition, largest_ratio: float) -> list[tuple[float, str]]:
-    """Levels to halve, or to repeat where none can be: those that the interval of F* touches, and the two beyond.
-
-    A level of its own tells at least what another seed of its neighbour would, and where as well. Offered beside it,
-    seeds were chosen again and again for gains that did not come (docs/statistics.md).
-    """
-    levels = curve.frequency[curve.frequency > 0]
-    assert point.high is not None
-    low = point.low or float(levels[0])
-    first = max(int(np.searchsorted(levels, low, side="right")) - 1, 0)
-    last = min(int(np.searchsorted(levels, point.high)) + 1, len(levels) - 1)
-    near = levels[first : last + 1]
-    places = []
-    for a, b in pairwise(near):
-        middle = float(round(math.sqrt(a * b)))
-        if a < middle < b:
-            places.append((middle, "halves a bracket that may hold F*"))
-    places = places or [(float(f), "another seed where the curve turns") for f in near]
-    if last == len(levels) - 1:
-        beyond = _capped(curve, float(levels[-1]) * _STEP, largest_ratio)
-        if beyond > levels[-1]:
-            places.append((beyond, "a level beyond, to see the fall"))
-    return places
+    extended = _extended(cell.source, frequency)
+    then = _expected_variance(extended, _with_drawn(generator, extended, tau, cell.source, rates), settings)
+    # One run cannot teach less than nothing: the rest is the noise of few drawn curves.
+    return cell.variance * min(then / now, 1.0)
 
 
 def _drawn(generator: np.random.Generator, source: Source, tau: Array) -> Array:

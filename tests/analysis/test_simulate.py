@@ -181,19 +181,16 @@ def test_the_next_runs_go_where_the_collapse_may_be_and_cost_little(simulated):
     assert not there & {(p.params, p.frequency, p.seed) for p in proposals}
 
 
-def test_runs_proposed_together_have_seeds_of_their_own(simulated, monkeypatch):
+def test_runs_proposed_together_are_different_ones_that_halve_and_are_worth_their_cost(simulated):
     _, table, _, points = simulated
-    level = GRID[4]
-
-    def one_level(cell, *_):  # another seed of one level of one cell, again and again
-        return [(level, cell.variance / 4, "")] if cell.curve.params == CELLS[-1][0] else []
-
-    monkeypatch.setattr("analysis.next_runs._options", one_level)
     renamed = table.assign(seed=table["seed"] + 1)  # 1, 2 and 3: a study need not begin at 0
-    proposals = propose(renamed, 7e9, 2e9, replace(QUICK, law="N"), count=3, points=points)
-    assert [(p.params, p.frequency, p.seed) for p in proposals] == [
-        (CELLS[-1][0], level, 0), (CELLS[-1][0], level, 4), (CELLS[-1][0], level, 5),
-    ]  # fmt: skip
+    settings = replace(QUICK, law="N")
+    group = next(p.group for p in points if p.kind == "collapse" and p.informative)
+    proposals = propose(renamed, 7e9, 2e9, settings, count=4, points=points, group=group)
+    assert len({(p.params, p.tokens, p.frequency) for p in proposals}) == 4
+    there = set(renamed["frequency"])
+    assert all(p.frequency not in there and p.seed == 0 for p in proposals)
+    assert [replace(p, gain=None) for p in proposals] == bisect(renamed, settings, group=group, count=4, points=points)
 
 
 def test_without_a_law_the_cells_are_bisected():
