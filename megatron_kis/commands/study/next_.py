@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describes the step."""
-    proposed = add_step(
-        steps, "next", "the runs to add next, and what each would gain; trains nothing", _next
-    )
+    proposed = add_step(steps, "next", "the runs to add next, and what each would gain; trains nothing", _next)
     proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose (6)")
     proposed.add_argument("--params", type=float, metavar="N", help="target size (default: the largest of predict)")
     proposed.add_argument("--tokens", type=float, metavar="D", help="target budget (default: the study's largest)")
