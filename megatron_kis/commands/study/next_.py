@@ -1,4 +1,4 @@
-"""``kis study next``: the runs that would teach most."""
+"""``kis study next``: the runs to add next."""
 
 from __future__ import annotations
 
