@@ -1,4 +1,4 @@
-"""Which runs to train next: those that narrow the prediction at the target most for what they cost.
+"""Which runs to train next, and how far each would narrow the prediction at the target.
 
 One run at a time is added to one cell: the level that halves the widest bracket that may hold F*, or one beyond a
 censored end, where width over cost is largest (`bisect`). What a run would gain is simulated beside it: curves with
