@@ -46,7 +46,7 @@ class Proposal:
     flops: float
     """6 N D, its cost."""
     gain: float | None
-    """Expected relative fall of the prediction variance at the target; None where cells are bisected without a law."""
+    """Expected relative fall of the prediction variance at the target; None where no law can be fitted yet."""
     reason: str
 
 
@@ -87,56 +87,58 @@ def propose(
         InputError: no curve of that group.
     """
     settings = settings or AnalysisSettings()
-    primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
     points = [p for p in points or find_transitions(table, settings) if p.kind == "collapse"]
     group = group or _group(points)
-    mine = [c for c in curves(primary) if c.group == group]
-    if not mine:
-        raise InputError(f"no curve of group {group!r}", where="group", remedy="infused or background")
-    by_cell = {(p.params, p.tokens): p for p in points if p.group == group}
-    seeds = _seeds(primary[primary["group"] == group])
-    cells = [
-        _cell(curve, by_cell[curve.params, curve.tokens], settings, seeds[curve.params, curve.tokens]) for curve in mine
-    ]
+    runs = bisect(table, settings, group=group, count=count, largest_ratio=largest_ratio, points=points)
     try:
-        law: Law | None = fit_law(points, "collapse", group, law=settings.law, compare_laws=False, brief=True)
+        law = fit_law(points, "collapse", group, law=settings.law, compare_laws=False, brief=True)
     except LawRefused:
-        law = None
-    proposals: list[Proposal] = []
-    for _ in range(count):
-        best = _bisect(cells, largest_ratio)
-        if best is None:
-            break
-        proposal, index, variance = best
-        if law:
-            proposal, variance = _foretold(cells, index, proposal, law, params, tokens, settings)
-        proposals.append(proposal)
-        cells[index] = _with_run(cells[index], proposal, variance)
-    return proposals
+        return runs
+    cells = {
+        (c.params, c.tokens): _cell(c, p, settings, seeds) for c, p, seeds in _cells(table, settings, group, points)
+    }
+    told: list[Proposal] = []
+    for run in runs:
+        with_gain, variance = _foretold(cells, run, law, params, tokens, settings)
+        told.append(with_gain)
+        cells[run.params, run.tokens] = _with_run(cells[run.params, run.tokens], run, variance)
+    return told
 
 
 def bisect(
     table: pd.DataFrame, settings: AnalysisSettings | None = None, *, group: str, count: int = 6,
-    points: Sequence[Transition] | None = None,
+    largest_ratio: float = 0.95, points: Sequence[Transition] | None = None,
 ) -> list[Proposal]:  # fmt: skip
-    """The same runs, without their gains: the bracket that is widest for its cost, halved again and again."""
+    """The same runs, without their gains: the bracket that is widest for its cost, halved again and again.
+
+    Raises:
+        InputError: no curve of that group.
+    """
     settings = settings or AnalysisSettings()
-    primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
     points = points or find_transitions(table, settings)
-    by_cell = {(p.params, p.tokens): p for p in points if p.kind == "collapse" and p.group == group}
-    seeds = _seeds(primary[primary["group"] == group])
-    cells = [
-        _Cell(c, by_cell[c.params, c.tokens], None, 0.0, seeds[c.params, c.tokens])
-        for c in curves(primary) if c.group == group
-    ]  # fmt: skip
-    found = []
+    cells = [_Cell(curve, point, None, 0.0, seeds) for curve, point, seeds in _cells(table, settings, group, points)]
+    found: list[Proposal] = []
     for _ in range(count):
-        best = _bisect(cells, 0.95)
+        best = _bisect(cells, largest_ratio)
         if best is None:
             break
-        found.append(best[0])
-        cells[best[1]] = _with_run(cells[best[1]], best[0], 0.0)
+        run, index = best
+        found.append(run)
+        cells[index] = _with_run(cells[index], run, 0.0)
     return found
+
+
+def _cells(
+    table: pd.DataFrame, settings: AnalysisSettings, group: str, points: Sequence[Transition]
+) -> list[tuple[Curve, Transition, dict[float, set[int]]]]:
+    """The group's curve of each (N, D), its collapse point, and the seeds of its levels."""
+    primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
+    by_cell = {(p.params, p.tokens): p for p in points if p.kind == "collapse" and p.group == group}
+    seeds = _seeds(primary[primary["group"] == group])
+    mine = [c for c in curves(primary) if c.group == group]
+    if not mine:
+        raise InputError(f"no curve of group {group!r}", where="group", remedy="infused or background")
+    return [(c, by_cell[c.params, c.tokens], seeds[c.params, c.tokens]) for c in mine]
 
 
 def _group(points: Sequence[Transition]) -> str:
@@ -183,21 +185,22 @@ def prediction_variance(law: Law, cells: Sequence[tuple[int, int, float]], param
 
 
 def _foretold(
-    cells: Sequence[_Cell],
-    index: int,
-    run: Proposal,
-    law: Law,
-    params: float,
-    tokens: float,
+    cells: dict[tuple[int, int], _Cell], run: Proposal, law: Law, params: float, tokens: float,
     settings: AnalysisSettings,
-) -> tuple[Proposal, float]:
+) -> tuple[Proposal, float]:  # fmt: skip
     """The run with its gain, and the variance of log F* that its cell is expected to have with it."""
-    state = [(c.curve.params, c.curve.tokens, c.variance) for c in cells]
-    now = prediction_variance(law, state, params, tokens)
-    expected = _expected(cells[index], run.frequency, law, settings)
-    state[index] = (*state[index][:2], expected)
-    gain = 1 - prediction_variance(law, state, params, tokens) / now
-    return replace(run, gain=gain), expected
+    own = run.params, run.tokens
+    expected = _expected(cells[own], run.frequency, law, settings)
+    now, then = (
+        prediction_variance(
+            law,
+            [(*cell, expected if changed and cell == own else c.variance) for cell, c in cells.items()],
+            params,
+            tokens,
+        )
+        for changed in (False, True)
+    )
+    return replace(run, gain=1 - then / now), expected
 
 
 def _expected(cell: _Cell, frequency: float, law: Law, settings: AnalysisSettings) -> float:
@@ -294,9 +297,9 @@ def _with_run(cell: _Cell, run: Proposal, variance: float) -> _Cell:
     return _Cell(curve, cell.point, source, variance, seeds)
 
 
-def _bisect(cells: Sequence[_Cell], largest_ratio: float) -> tuple[Proposal, int, float] | None:
-    """The widest open bracket of the cheapest cells, or a level beyond a censored end."""
-    best: tuple[tuple[float, float], tuple[Proposal, int, float]] | None = None
+def _bisect(cells: Sequence[_Cell], largest_ratio: float) -> tuple[Proposal, int] | None:
+    """The widest open bracket of the cheapest cells, or a level beyond a censored end; and the number of the cell."""
+    best: tuple[tuple[float, float], tuple[Proposal, int]] | None = None
     for index, cell in enumerate(cells):
         point, levels = cell.point, cell.curve.frequency[cell.curve.frequency > 0]
         if not len(levels):
@@ -324,14 +327,14 @@ def _bisect(cells: Sequence[_Cell], largest_ratio: float) -> tuple[Proposal, int
         # A bracket halved in a model of four times the cost is worth it only when four times as wide.
         rank = (width / cell.flops, width)
         if best is None or rank > best[0]:
-            best = rank, (_proposal(cell, frequency, None, reason), index, cell.variance)
+            best = rank, (_proposal(cell, frequency, reason), index)
     return best[1] if best else None
 
 
-def _proposal(cell: _Cell, frequency: float, gain: float | None, reason: str) -> Proposal:
+def _proposal(cell: _Cell, frequency: float, reason: str) -> Proposal:
     taken = cell.seeds.get(frequency, set())
     seed = next(number for number in numbers() if number not in taken)
-    return Proposal(cell.curve.params, cell.curve.tokens, frequency, seed, cell.flops, gain, reason)
+    return Proposal(cell.curve.params, cell.curve.tokens, frequency, seed, cell.flops, None, reason)
 
 
 def _capped(curve: Curve, frequency: float, largest_ratio: float) -> float:
