@@ -150,11 +150,15 @@ _KINDS: dict[str, Callable[..., str]] = {
 def main() -> int:
     """Collects, fills or checks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["collect", "fill", "check"])
-    parser.add_argument("words", nargs="*")
+    steps = parser.add_subparsers(dest="step", required=True)
+    collecting = steps.add_parser("collect", help="take a study's results")
+    collecting.add_argument("study", type=Path, help="the study's folder")
+    collecting.add_argument("name", help="of its folder in docs/study/results")
+    steps.add_parser("fill", help="write the tables into the page")
+    steps.add_parser("check", help="status 1 where the page has others")
     options = parser.parse_args()
     if options.step == "collect":
-        print(collect(Path(options.words[0]), options.words[1]))
+        print(collect(options.study, options.name))
         return 0
     text = PAGE.read_text(encoding="utf-8")
     filled = fill(text)
