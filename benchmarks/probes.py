@@ -1,11 +1,11 @@
 """The probe beside LM-Pub-Quiz and lm-eval: same checkpoint, facts, templates and options, one thread each, in turns.
 
-    python -m benchmarks.probes RUN_DIR --data FOLDER --peer ENV/bin/python [--subjects 0.05]
+    python -m benchmarks.probes RUN_DIR --data FOLDER --peer ENV/bin/python [--subjects 0.05] [--templates 1]
 
 ``FOLDER`` is a data set in the format of BEAR and LM-Pub-Quiz: BEAR itself, or what ``kis data export`` writes of a
 group. ``ENV`` has lm-pub-quiz, lm-eval, transformers and torch. Each fact is asked with its relation's whole answer
-space under every template. ``--subjects`` takes a share of each relation's facts, spread evenly over its file, for all
-alike.
+space under every template, or the relation's first ones (``--templates``). ``--subjects`` takes a share of each
+relation's facts, spread evenly over its file, for all alike.
 
 Rule ``statement`` (LM-Pub-Quiz: reduction "sum"; lm-eval: the log-likelihood of the statement after the token that ends
 documents). Tokenizing is counted on all sides. Prints JSON: seconds by the clock and of processor time, facts and
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--peer", type=Path, required=True)
     parser.add_argument("--subjects", type=float, default=1.0)
+    parser.add_argument("--templates", type=int)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--peer-batch", type=int, default=32)
     parser.add_argument("--tools", nargs="+", default=["lm_pub_quiz", "lm_eval"])
@@ -56,17 +57,19 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _take(options.data, folder / "data", options.subjects)
+        _take(options.data, folder / "data", options.subjects, options.templates)
         export_huggingface(options.run, folder / "model")
         print(json.dumps(_measure(options, folder)))
 
 
-def _take(source: Path, folder: Path, share: float) -> None:
-    """Copies a data set, of each relation every n-th fact."""
+def _take(source: Path, folder: Path, share: float, templates: int | None) -> None:
+    """Copies a data set, of each relation every n-th fact and the first templates (None: all)."""
     folder.mkdir()
-    metadata = (source / METADATA).read_text(encoding="utf-8")
-    (folder / METADATA).write_text(metadata, encoding="utf-8")
-    for relation in json.loads(metadata):
+    metadata = json.loads((source / METADATA).read_text(encoding="utf-8"))
+    for content in metadata.values():
+        content["templates"] = content["templates"][:templates]
+    (folder / METADATA).write_text(json.dumps(metadata), encoding="utf-8")
+    for relation in metadata:
         lines = (source / f"{relation}.jsonl").read_text(encoding="utf-8").splitlines()
         wanted = np.linspace(0, len(lines) - 1, max(1, round(share * len(lines)))).round().astype(int)
         (folder / f"{relation}.jsonl").write_text("".join(f"{lines[at]}\n" for at in wanted), encoding="utf-8")

@@ -13,7 +13,6 @@ Two statements with the same tokens are one path, and so tie exactly. Pure numpy
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +21,10 @@ from numpy.typing import NDArray
 from megatron_kis.probes.ragged import Ragged, starts_of
 
 Ints = NDArray[np.int32]
+
+_ATTENTION = 1000
+"""Nodes of a row whose attention to one another costs as much as all else that is done for them; between 800 and 1300
+by arithmetic for the small shapes, where cutting a row well is worth most."""
 
 _PATHS_AT_ONCE = 1 << 14
 """Paths that are laid out in one go: tables of 16 ki paths x their length, however many there are in all."""
@@ -81,12 +84,12 @@ class EdgeScores:
 def plant(statements: Ragged, *, first: int, width: int, branching: bool = True) -> Forest:
     """Lays out statements.
 
-    They are taken in lexicographic order, so that neighbours share most, and put into a row until it is full.
+    They are taken in lexicographic order, so that neighbours share most, and rows end where little is shared.
 
     Args:
         statements: their tokens, none empty; equal ones share everything.
         first: the token of each root.
-        width: nodes of a row; raised to the longest path.
+        width: nodes of a row at most; raised to the longest path.
         branching: False for a model that has a causal mask only: no row holds two branches.
     """
     longest = int(statements.lengths.max(initial=1))
@@ -96,7 +99,8 @@ def plant(statements: Ragged, *, first: int, width: int, branching: bool = True)
     # What a path shares with the one before: tokens (edges), and nodes, the root among them.
     shared = np.concatenate([[0], (table[1:] != table[:-1]).argmax(axis=1)])[: len(table)]
     kept = np.minimum(shared + 1, np.minimum(lengths, before))
-    row_starts = _rows(lengths, kept, max(width, longest), np.flatnonzero(kept < before) if not branching else None)
+    stops = np.zeros(0, dtype=np.int64) if branching else np.flatnonzero(kept < before)
+    row_starts = _rows(lengths, kept, max(width, longest), stops)
     shared[row_starts[:-1]] = kept[row_starts[:-1]] = 0
     pieces = [_Piece.of(table[part], lengths[part], shared[part], kept[part], first) for part in _slices(row_starts)]
     return _joined(pieces, row_starts, lengths, kept, shared, path_of, first=first, branching=branching)
@@ -113,18 +117,23 @@ def _sorted(table: Ints) -> tuple[Ints, NDArray[np.int64]]:
 
 
 def _rows(
-    lengths: NDArray[np.int64], kept: NDArray[np.int64], width: int, breaks: NDArray[np.int64] | None
+    lengths: NDArray[np.int64], kept: NDArray[np.int64], width: int, stops: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """[rows + 1] first path of each row: as many paths as fit, none of ``breaks`` but as the first."""
-    # A row that begins with path i and ends with j holds lengths[i] nodes and what the paths i + 1 to j add.
-    added = np.cumsum(lengths - kept)
-    full, stops = added.tolist(), [] if breaks is None else breaks.tolist()
-    starts, at, stop = [0], 0, 0
-    while at < len(full):
-        end = bisect_right(full, width - int(lengths[at]) + full[at], lo=at)
-        while stop < len(stops) and stops[stop] <= at:
-            stop += 1
-        at = min(end, stops[stop]) if stop < len(stops) else end
+    """[rows + 1] first path of each row; each of ``stops`` begins one.
+
+    A row ends where its nodes cost least apiece: the next row lays again what its first path shares with the path
+    before, and each node's attention goes over the whole row.
+    """
+    paths = len(lengths)
+    added, again, limits = np.cumsum(lengths - kept), np.append(kept, 0), np.append(stops, paths)
+    starts, at = [0], 0
+    while at < paths:
+        before = added[at] - lengths[at]
+        full = int(np.searchsorted(added, width + before, side="right"))
+        ends = np.arange(at + 1, min(full, int(limits[np.searchsorted(limits, at, side="right")])) + 1)
+        nodes = added[ends - 1] - before
+        cost = again[ends] / nodes + nodes / _ATTENTION
+        at = int(ends[len(ends) - 1 - cost[::-1].argmin()])
         starts.append(at)
     return np.array(starts, dtype=np.int64)
 

@@ -19,8 +19,8 @@ from megatron_kis.probes.scoring import RULES, score_rules
 PROBE_SCHEMA = "kis.probe/1"
 PROBE_NAME = "probe.json"
 
-ROW_WIDTH = 128
-"""Nodes of a row: wide enough that little is cut, narrow enough that attention to other branches costs little."""
+ROW_WIDTH = 192
+"""Nodes of a row at most: room to end a row where little is shared."""
 
 _ENDING = 1
 """Tokens that may follow an answer which a model is to complete: the full stop."""
