@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from data_tools.articles import indefinite_article
@@ -63,18 +64,27 @@ Templates = Mapping[str, RelationTemplates]
 
 def fill(template: str, subject: str, answer: str) -> Rendered:
     """Puts subject and object into a template. Names that hold ``[X]`` or ``[Y]`` themselves do no harm."""
+    slots, tail = _taken_apart(template)
     text, span = "", (0, 0)
-    at = 0
-    for slot in _SLOT.finditer(template):
-        text += template[at : slot.start()]
-        name = subject if slot[2] == "X" else answer
-        if slot[1]:
-            text += f"{slot[1]}{indefinite_article(name)[1:]} "
-        if slot[2] == "Y":
+    for before, article, is_object in slots:
+        name = answer if is_object else subject
+        text += before
+        if article:
+            text += f"{article}{indefinite_article(name)[1:]} "
+        if is_object:
             span = (len(text), len(text) + len(name))
         text += name
+    return Rendered(text + tail, span)
+
+
+@lru_cache(maxsize=1024)
+def _taken_apart(template: str) -> tuple[list[tuple[str, str | None, bool]], str]:
+    """Of each slot the text before it, the letter of its article, and whether it is the object's; and what follows."""
+    slots, at = [], 0
+    for slot in _SLOT.finditer(template):
+        slots.append((template[at : slot.start()], slot[1], slot[2] == "Y"))
         at = slot.end()
-    return Rendered(text + template[at:], span)
+    return slots, template[at:]
 
 
 def wording(template: str) -> str:
