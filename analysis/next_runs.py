@@ -88,7 +88,7 @@ def propose(
     """
     settings = settings or AnalysisSettings()
     points = [p for p in points or find_transitions(table, settings) if p.kind == "collapse"]
-    group = group or _group(points)
+    group = group or group_of(points)
     runs = bisect(table, settings, group=group, count=count, largest_ratio=largest_ratio, points=points)
     try:
         law = fit_law(points, "collapse", group, law=settings.law, compare_laws=False, brief=True)
@@ -141,8 +141,9 @@ def _cells(
     return [(c, by_cell[c.params, c.tokens], seeds[c.params, c.tokens]) for c in mine]
 
 
-def _group(points: Sequence[Transition]) -> str:
-    seen = {p.group for p in points if p.informative}
+def group_of(points: Sequence[Transition]) -> str:
+    """The group whose collapse is foretold: the first that has one, background last."""
+    seen = {p.group for p in points if p.kind == "collapse" and p.informative}
     return "infused" if "infused" in seen else "background" if "background" in seen else "infused"
 
 
@@ -159,10 +160,10 @@ def _cell(curve: Curve, point: Transition, settings: AnalysisSettings, seeds: di
     if point.informative and len(curve.frequency) >= FEWEST_LEVELS:
         source = source_of(curve, point, point.steepness or 4.0, settings, 99)
     error = source.error if source is not None and point.interval == "profile" else None
-    return _Cell(curve, point, source, error**2 if error else _variance(point), seeds)
+    return _Cell(curve, point, source, error**2 if error else variance_of(point), seeds)
 
 
-def _variance(point: Transition) -> float:
+def variance_of(point: Transition) -> float:
     """Of log F* as its interval says: a profile's as of a normal, a bracket's as of a uniform."""
     if not point.informative or not point.high or not point.value:
         return math.inf

@@ -178,8 +178,10 @@ def test_proposed_runs_are_added_to_the_study_file_and_they_alone_are_trained(
     propose = ["study", "next", str(study), "--params", "1e6", "--count", "2"]
     capsys.readouterr()
     assert main([*propose, "--json"]) == 0
-    proposed = json.loads(capsys.readouterr().out)
+    asked = json.loads(capsys.readouterr().out)
+    proposed = asked["runs"]
     assert proposed
+    assert asked["sizes"] == []  # of one size there is no law
     assert {row["size"] for row in proposed} == {"1x16"}
     assert "runs" not in yaml.safe_load(study.read_text())  # asking changes nothing
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describes the step."""
-    proposed = add_step(steps, "next", "the runs to add next, and what each would gain; trains nothing", _next)
+    proposed = add_step(
+        steps, "next", "the runs to add next, what each would gain, and what one size more would; trains nothing", _next
+    )
     proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose (6)")
     proposed.add_argument("--params", type=float, metavar="N", help="target size (default: the largest of predict)")
     proposed.add_argument("--tokens", type=float, metavar="D", help="target budget (default: the study's largest)")
@@ -28,9 +30,12 @@ def _next(options: argparse.Namespace) -> int:
     from dataclasses import asdict
     from datetime import date
 
+    from analysis.collapse import find_transitions
     from analysis.curves import curve_table
+    from analysis.law import LawRefused, fit_law
     from analysis.load import load_runs
-    from analysis.next_runs import propose
+    from analysis.new_sizes import new_sizes
+    from analysis.next_runs import group_of, propose
     from megatron_kis.settings import load_config
     from megatron_kis.study.config import StudyConfig
     from megatron_kis.study.grid import spots_of
@@ -44,7 +49,14 @@ def _next(options: argparse.Namespace) -> int:
     if options.count < 1:
         raise InputError(f"is {options.count}", where="--count", remedy="use at least 1")
     runs = load_runs(study.output)
-    found = propose(curve_table(runs), params, tokens, analysis, count=options.count)
+    curves = curve_table(runs)
+    points = find_transitions(curves, analysis)
+    found = propose(curves, params, tokens, analysis, count=options.count, points=points)
+    try:
+        law = fit_law(points, "collapse", group_of(points), law=analysis.law, compare_laws=False, brief=True)
+        sizes = new_sizes(law, points, curves, params, tokens)
+    except LawRefused:
+        sizes = []
     planned = load_config(StudyConfig, options.study)  # as the file says, where they are to be added
     done = runs.runs[["run", "params", "tokens"]].itertuples(index=False, name=None)
     cells = trained_cells(planned, done)
@@ -55,7 +67,7 @@ def _next(options: argparse.Namespace) -> int:
         add_runs(options.study, new, remark=remark)
     rows = [asdict(proposal) | _entry(at) for proposal, at in zip(found, placed, strict=True)]
     if options.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps({"runs": rows, "sizes": [asdict(size) for size in sizes]}, indent=1))
         return 0
     columns = ("size", "params", "tokens", "infusion_frequency", "seed", "FLOPs", "variance off", "why")
     table = [
@@ -69,6 +81,17 @@ def _next(options: argparse.Namespace) -> int:
         print("no run that is not there yet would tell more")
     for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
         print(f"N = {n:,}, D = {d:,} is no size and budget of the study; to train more of it, add it to the ladder")
+    if sizes:
+        print()
+        print_table(
+            "what one size more would tell (law's own scatter is learnt from sizes; add it to the ladder)",
+            ("params", "tokens", "F* expected", "runs", "FLOPs", "interval narrower by"),
+            [
+                [shown(size.params), shown(size.tokens), f"{size.frequency:.3g}", str(size.runs), f"{size.flops:.2g}",
+                 f"{size.narrower:.0%}"]
+                for size in sizes
+            ],
+        )  # fmt: skip
     if options.write:
         print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
     return 0
