@@ -6,6 +6,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 CONSTRAINTS ?= .ci/constraints.txt
 STUDY ?= run_scripts/studies/quickstart.yaml
+# Test files that run side by side; of what one of them starts, two or four processes may run at a time.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
@@ -17,7 +19,7 @@ study: $(VENV)/.installed
 	$(BIN)/kis study run $(STUDY)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
