@@ -15,6 +15,8 @@ from analysis.law import Law
 from analysis.simulate import Truth, simulate_table, write_runs
 from megatron_kis.cli import main
 from megatron_kis.config import RunConfig
+from megatron_kis.errors import InputError
+from megatron_kis.training.hooks import Hook, State
 from tests.megatron_kis.processes import losses
 from tests.test_docs import ROOT, Block, blocks, commands
 
@@ -74,3 +76,43 @@ def test_the_hook_of_the_page_follows_a_run_and_changes_nothing(
 
     train(plain)
     assert losses(hooked.output) == losses(plain.output)
+
+
+def test_two_hooks_keep_their_states_apart_or_are_refused(tiny_run: Callable[..., RunConfig]) -> None:
+    from megatron_kis.training.engine import Engine
+    from megatron_kis.training.run import train
+
+    began: dict[str, int] = {}
+
+    class Counts(Hook):
+        called = ""
+
+        def __init__(self, engine: Engine) -> None:
+            self.steps = 0
+
+        @property
+        def name(self) -> str:
+            return self.called or super().name
+
+        def after_step(self, state: State) -> None:
+            self.steps += 1
+
+        def state(self) -> dict[str, int]:
+            return {"steps": self.steps}
+
+        def load(self, state: dict[str, int]) -> None:
+            began[self.name] = state["steps"]
+
+    class Later(Counts):
+        called = "later"
+
+        def after_step(self, state: State) -> None:
+            self.steps += state.step > 15
+
+    config = tiny_run()
+    with pytest.raises(InputError, match="two hooks with a state are called 'Counts'"):
+        train(config, hooks=[Counts, Counts])
+    train(config, hooks=[Counts, Later])
+    (config.output / "DONE").unlink()
+    train(config, hooks=[Counts, Later])  # from its last checkpoint
+    assert began == {"Counts": 20, "later": 5}

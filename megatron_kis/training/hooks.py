@@ -83,6 +83,11 @@ class State:
 class Hook:
     """A hook does nothing at every moment; a subclass overrides the moments it wants."""
 
+    @property
+    def name(self) -> str:
+        """Under which a checkpoint keeps the hook's state: one of its own for each hook of a run that has a state."""
+        return type(self).__name__
+
     def before_training(self, state: State) -> None:
         """Before the first step, of a resumed run too."""
 

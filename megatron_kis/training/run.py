@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -17,7 +18,7 @@ import torch
 from megatron_kis.config import RunConfig
 from megatron_kis.data.ledger import Ledger
 from megatron_kis.device import open_device, quiet_megatron, seed_device
-from megatron_kis.errors import JobError
+from megatron_kis.errors import InputError, JobError
 from megatron_kis.files import locked, write_json
 from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.parallel import Layout, barrier, close_groups, environment_of_srun, open_groups, sum_over_data
@@ -223,7 +224,13 @@ class _Run:
         if self._reports:
             hooks.append(ProgressHook(config.name, every=config.logging.every))
             hooks += trackers(config, config.output)
-        return hooks + self._more_hooks
+        hooks += self._more_hooks
+        names = Counter(hook.name for hook in hooks if type(hook).state is not Hook.state)
+        for name in (name for name, count in names.items() if count > 1):
+            raise InputError(
+                f"two hooks with a state are called {name!r}", where="hooks", remedy="give each a name of its own"
+            )
+        return hooks
 
     def _step(self, step: int) -> None:
         started = time.perf_counter()
@@ -310,7 +317,7 @@ class _Run:
             "state": state.record(),
             "guard": self._guard.record(),
             "elapsed": time.perf_counter() - self._started,
-            "hooks": {type(hook).__name__: hook.state() for hook in hooks},
+            "hooks": {hook.name: hook.state() for hook in hooks},
         }
 
     def _take_over(self, checkpoint: Checkpoint, hooks: list[Hook]) -> None:
@@ -330,7 +337,7 @@ class _Run:
         self._guard.load(manifest["guard"])
         self._started -= float(manifest["elapsed"])
         for hook in hooks:
-            hook.load(manifest["hooks"].get(type(hook).__name__, {}))
+            hook.load(manifest["hooks"].get(hook.name, {}))
 
     def _replicated(self, name: str, values: torch.Tensor) -> ShardedTensor:
         return ShardedTensor.from_rank_offsets(name, values, replica_id=self._layout.rank)
