@@ -38,8 +38,8 @@ def offenders(package: str, forbidden: set[str], *, but: str = "") -> list[str]:
 
 
 def loaded_by(code: str) -> set[str]:
-    """Top-level modules in a fresh interpreter after ``code``."""
-    script = f"import sys\n{code}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    """Modules in a fresh interpreter after ``code``."""
+    script = f"import sys\n{code}\nprint(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     return set(ended.stdout.splitlines()[-1].split())
 
@@ -61,6 +61,10 @@ def test_data_tools_need_neither_torch_nor_models_nor_analysis() -> None:
     own = [name for path in SOURCES if path.is_relative_to(ROOT / "data_tools") for name in imports(path)]
     ours = {name for name in own if name.startswith("megatron_kis")}
     assert ours <= {"megatron_kis.errors", "megatron_kis.files"}
+
+
+def test_training_starts_without_pytorchs_compiler() -> None:
+    assert not loaded_by("import megatron_kis.training.run\n") & {"torch._dynamo", "torch._inductor"}
 
 
 def test_training_and_probes_know_nothing_of_the_analysis() -> None:

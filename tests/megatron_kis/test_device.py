@@ -1,11 +1,11 @@
-"""Which CUDA device a rank takes; the devices are made up."""
+"""Which CUDA device a rank takes (the devices are made up), and when Megatron-Core's functions are compiled."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from megatron_kis.device import open_device
+from megatron_kis.device import open_device, quiet_megatron
 from megatron_kis.errors import InputError
 
 
@@ -40,3 +40,29 @@ def test_a_device_that_is_not_there_or_unknown_is_refused(monkeypatch: pytest.Mo
         open_device("cuda")
     with pytest.raises(InputError, match="unknown device 'gpu'"):
         open_device("gpu")
+
+
+def test_what_is_decorated_to_be_compiled_is_compiled_once_at_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    def compiler(function, **settings):
+        asked.append((function.__name__, settings))
+        return lambda value: function(value) + 0.5
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    with quiet_megatron():
+
+        @torch.compile
+        def doubled(value: float) -> float:
+            """Twice."""
+            return 2 * value
+
+        @torch.compile(dynamic=True)
+        def halved(value: float) -> float:
+            return value / 2
+
+    assert torch.compile is compiler
+    assert asked == []
+    assert (doubled.__name__, doubled.__doc__) == ("doubled", "Twice.")
+    assert [doubled(2.0), doubled(3.0), halved(3.0)] == [4.5, 6.5, 2.0]
+    assert asked == [("doubled", {}), ("halved", {"dynamic": True})]
