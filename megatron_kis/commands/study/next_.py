@@ -84,7 +84,7 @@ def _next(options: argparse.Namespace) -> int:
     if sizes:
         print()
         print_table(
-            "what one size more would tell (law's own scatter is learnt from sizes; add it to the ladder)",
+            "what one size more in the ladder would tell",
             ("params", "tokens", "F* expected", "runs", "FLOPs", "interval narrower by"),
             [
                 [shown(size.params), shown(size.tokens), f"{size.frequency:.3g}", str(size.runs), f"{size.flops:.2g}",
