@@ -110,9 +110,11 @@ def test_two_hooks_keep_their_states_apart_or_are_refused(tiny_run: Callable[...
             self.steps += state.step > 15
 
     config = tiny_run()
-    with pytest.raises(InputError, match="two hooks with a state are called 'Counts'"):
-        train(config, hooks=[Counts, Counts])
     train(config, hooks=[Counts, Later])
     (config.output / "DONE").unlink()
+    before = {path: path.read_bytes() for path in config.output.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="two hooks with a state are called 'Counts'"):
+        train(config, restart=True, hooks=[Counts, Counts])
+    assert {path: path.read_bytes() for path in config.output.rglob("*") if path.is_file()} == before
     train(config, hooks=[Counts, Later])  # from its last checkpoint
     assert began == {"Counts": 20, "later": 5}

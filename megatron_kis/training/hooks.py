@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from megatron_kis.config import MomentsConfig, ProbeConfig, ValidationConfig
 from megatron_kis.data.general import ValidationText
+from megatron_kis.errors import InputError
 from megatron_kis.files import atomic_path, write_json
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import PROBE_NAME, PROBE_SCHEMA, Probe
@@ -103,6 +105,23 @@ class Hook:
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes over what ``state`` gave."""
+
+
+def check_names(hooks: Iterable[Hook]) -> None:
+    """Refuses hooks that would keep their states in one place.
+
+    Raises:
+        InputError: two that have a state bear one name.
+    """
+    seen: set[str] = set()
+    for hook in hooks:
+        if type(hook).state is Hook.state:
+            continue
+        if hook.name in seen:
+            raise InputError(
+                f"two hooks with a state are called {hook.name!r}", where="hooks", remedy="give each a name of its own"
+            )
+        seen.add(hook.name)
 
 
 class AtMoments(Hook):

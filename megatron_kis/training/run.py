@@ -6,7 +6,6 @@ import math
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -18,7 +17,7 @@ import torch
 from megatron_kis.config import RunConfig
 from megatron_kis.data.ledger import Ledger
 from megatron_kis.device import open_device, quiet_megatron, seed_device
-from megatron_kis.errors import InputError, JobError
+from megatron_kis.errors import JobError
 from megatron_kis.files import locked, write_json
 from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.parallel import Layout, barrier, close_groups, environment_of_srun, open_groups, sum_over_data
@@ -29,7 +28,7 @@ from megatron_kis.training.checkpoint import Checkpoint, newest
 from megatron_kis.training.engine import Engine
 from megatron_kis.training.folder import RunFolder
 from megatron_kis.training.guard import Guard, bad_step, differences_without, exposures_in
-from megatron_kis.training.hooks import Hook, MetricsHook, ProbeHook, State, ValidationHook
+from megatron_kis.training.hooks import Hook, MetricsHook, ProbeHook, State, ValidationHook, check_names
 from megatron_kis.training.inputs import Inputs, open_inputs
 from megatron_kis.training.logs import JsonLines
 from megatron_kis.training.progress import ProgressHook
@@ -89,6 +88,7 @@ def train(
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
         engine = Engine(config, vocabulary=padded_vocabulary(inputs.vocabulary), layout=layout, device=device)
         more = [make(engine) for make in hooks]
+        check_names(more)
         _Run(config, inputs, engine, more).execute(restart=restart, branch_from=branch_from)
     finally:
         close_groups()
@@ -224,13 +224,7 @@ class _Run:
         if self._reports:
             hooks.append(ProgressHook(config.name, every=config.logging.every))
             hooks += trackers(config, config.output)
-        hooks += self._more_hooks
-        names = Counter(hook.name for hook in hooks if type(hook).state is not Hook.state)
-        for name in (name for name, count in names.items() if count > 1):
-            raise InputError(
-                f"two hooks with a state are called {name!r}", where="hooks", remedy="give each a name of its own"
-            )
-        return hooks
+        return hooks + self._more_hooks
 
     def _step(self, step: int) -> None:
         started = time.perf_counter()
