@@ -7,17 +7,18 @@ wide because of few sizes narrows with a size, whose curve is one point and one 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
-from analysis.collapse.base import Transition
-from analysis.law import Law
-from analysis.next_runs import prediction_variance, variance_of
+from analysis.collapse import Transition, find_transitions
+from analysis.law import LawRefused, fit_law
+from analysis.next_runs import group_of, prediction_variance, variance_of
 from analysis.predict import student
+from analysis.settings import AnalysisSettings
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,27 @@ class NewSize:
 
 
 def new_sizes(
-    law: Law, points: Iterable[Transition], table: pd.DataFrame, params: float, tokens: float, *,
-    largest_ratio: float = 0.95,
+    table: pd.DataFrame, params: float, tokens: float, settings: AnalysisSettings | None = None, *,
+    largest_ratio: float = 0.95, points: Sequence[Transition] | None = None,
 ) -> list[NewSize]:  # fmt: skip
-    """Sizes between those of the study and one step beyond either end, the smallest first.
+    """Sizes between those of the study and one step beyond either end, the smallest first; none where no law is known.
 
     Left out are sizes where the law expects F* beyond ``largest_ratio``: their curves would not show it.
 
     Args:
-        law: the law that foretells the target.
-        points: the transitions that it was fitted to.
-        table: the study's curves.
+        table: the curves so far.
         params: N of the target.
         tokens: D of the target.
+        settings: the declared choices.
         largest_ratio: the infusion ratio that no run goes beyond.
+        points: the table's transitions, where they are known already.
     """
+    settings = settings or AnalysisSettings()
+    points = points or find_transitions(table, settings)
+    try:
+        law = fit_law(points, "collapse", group_of(points), law=settings.law, compare_laws=False, brief=True)
+    except LawRefused:
+        return []
     mine = [p for p in points if p.kind == law.kind and p.group == law.group and p.informative]
     cells = [(p.params, p.tokens, variance_of(p)) for p in mine]
     known = [variance for _, _, variance in cells if math.isfinite(variance)]

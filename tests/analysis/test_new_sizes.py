@@ -10,9 +10,11 @@ from analysis.collapse import Transition
 from analysis.law import fit_law
 from analysis.new_sizes import new_sizes
 from analysis.predict import predict
+from analysis.settings import AnalysisSettings
 
 SIZES = (1_000_000, 2_000_000, 4_000_000, 8_000_000)
 TOKENS, TARGET = 10_000_000, 64e6
+LINE = AnalysisSettings(law="N")
 CURVES = pd.DataFrame(
     [("infused", n, TOKENS, f, s) for n in SIZES for f in (0, 50, 100, 200, 400) for s in (0, 1)],
     columns=["group", "params", "tokens", "frequency", "seed"],
@@ -45,8 +47,7 @@ def test_a_size_more_narrows_as_much_as_is_foretold():
     for _ in range(150):
         more = points_of(generator, (*SIZES, 16_000_000))
         four = more[:-1]
-        law = fit_law(four, law="N")
-        largest = new_sizes(law, four, CURVES, TARGET, TOKENS)[-1]
+        largest = new_sizes(CURVES, TARGET, TOKENS, LINE, points=four)[-1]
         assert largest.params == 16_000_000
         now.append(width(four))
         foretold.append(now[-1] * (1 - largest.narrower))
@@ -57,7 +58,7 @@ def test_a_size_more_narrows_as_much_as_is_foretold():
 
 def test_sizes_lie_between_and_beyond_and_cost_as_many_runs_as_the_others_have():
     points = points_of(np.random.default_rng(0))
-    found = new_sizes(fit_law(points, law="N"), points, CURVES, TARGET, TOKENS)
+    found = new_sizes(CURVES, TARGET, TOKENS, LINE, points=points)
     assert [size.params for size in found] == [500_000, 1_414_214, 2_828_427, 5_656_854, 16_000_000]
     assert {size.runs for size in found} == {10}
     assert all(size.flops == 6.0 * size.params * TOKENS * 10 for size in found)
@@ -68,12 +69,14 @@ def test_sizes_lie_between_and_beyond_and_cost_as_many_runs_as_the_others_have()
 
 def test_a_size_whose_collapse_no_run_could_reach_is_not_named():
     points = points_of(np.random.default_rng(0), cost=5_000.0)
-    law = fit_law(points, law="N")
-    assert law.tokens_per_frequency == pytest.approx(5_000)
-    all_sizes = new_sizes(law, points, CURVES, TARGET, TOKENS)
+    all_sizes = new_sizes(CURVES, TARGET, TOKENS, LINE, points=points)
     reach = all_sizes[-1].frequency * 5_000 / TOKENS
-    fewer = new_sizes(law, points, CURVES, TARGET, TOKENS, largest_ratio=0.99 * reach)
+    fewer = new_sizes(CURVES, TARGET, TOKENS, LINE, points=points, largest_ratio=0.99 * reach)
     assert fewer == all_sizes[:-1]
+
+
+def test_without_a_law_no_size_is_named():
+    assert new_sizes(CURVES, TARGET, TOKENS, LINE, points=points_of(np.random.default_rng(0), SIZES[:2])) == []
 
 
 def test_points_without_a_width_tell_nothing_of_a_further_one():
@@ -81,4 +84,4 @@ def test_points_without_a_width_tell_nothing_of_a_further_one():
         Transition(params=size, tokens=TOKENS, kind="collapse", group="infused", status="collapsed", value=100.0 + size)
         for size in SIZES
     ]
-    assert new_sizes(fit_law(points, law="N"), points, CURVES, TARGET, TOKENS) == []
+    assert new_sizes(CURVES, TARGET, TOKENS, LINE, points=points) == []

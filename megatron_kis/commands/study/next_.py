@@ -32,10 +32,9 @@ def _next(options: argparse.Namespace) -> int:
 
     from analysis.collapse import find_transitions
     from analysis.curves import curve_table
-    from analysis.law import LawRefused, fit_law
     from analysis.load import load_runs
     from analysis.new_sizes import new_sizes
-    from analysis.next_runs import group_of, propose
+    from analysis.next_runs import propose
     from megatron_kis.settings import load_config
     from megatron_kis.study.config import StudyConfig
     from megatron_kis.study.grid import spots_of
@@ -52,11 +51,7 @@ def _next(options: argparse.Namespace) -> int:
     curves = curve_table(runs)
     points = find_transitions(curves, analysis)
     found = propose(curves, params, tokens, analysis, count=options.count, points=points)
-    try:
-        law = fit_law(points, "collapse", group_of(points), law=analysis.law, compare_laws=False, brief=True)
-        sizes = new_sizes(law, points, curves, params, tokens)
-    except LawRefused:
-        sizes = []
+    sizes = new_sizes(curves, params, tokens, analysis, points=points)
     planned = load_config(StudyConfig, options.study)  # as the file says, where they are to be added
     done = runs.runs[["run", "params", "tokens"]].itertuples(index=False, name=None)
     cells = trained_cells(planned, done)
