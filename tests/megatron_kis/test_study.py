@@ -169,6 +169,14 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(
     assert (study.parent / "out" / "report.html").exists()
 
 
+@pytest.mark.parametrize("wrong", [["--params", "nan"], ["--params", "-5"], ["--tokens", "0"], ["--count", "0"]])
+def test_a_target_or_a_count_that_cannot_be_is_refused(
+    study: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]
+) -> None:
+    assert main(["study", "next", str(study), "--params", "1e6", *wrong]) == 2
+    assert f"kis: error: {wrong[0]}: " in capsys.readouterr().err
+
+
 def test_proposed_runs_are_added_to_the_study_file_and_they_alone_are_trained(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

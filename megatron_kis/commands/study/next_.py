@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.commands.study.common import add_step, load_study, print_table, shown
@@ -41,10 +42,13 @@ def _next(options: argparse.Namespace) -> int:
     from megatron_kis.study.proposed import add_runs, place, trained_cells
 
     study, _, analysis = load_study(options)
-    params = options.params or max(study.predict, default=None)
+    params = max(study.predict, default=None) if options.params is None else options.params
     if params is None:
         raise InputError("no target size", where="--params", remedy="for example 7e9, or predict: in the study")
-    tokens = options.tokens or max(spot.tokens for spot in spots_of(study))
+    tokens = max(spot.tokens for spot in spots_of(study)) if options.tokens is None else options.tokens
+    for name, value in (("--params", params), ("--tokens", tokens)):
+        if not (math.isfinite(value) and value >= 1):
+            raise InputError(f"{value} is not a positive number", where=name, remedy="for example 7e9")
     if options.count < 1:
         raise InputError(f"is {options.count}", where="--count", remedy="use at least 1")
     runs = load_runs(study.output)
