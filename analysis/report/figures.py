@@ -1,10 +1,9 @@
-"""The report's figures: curves by size, curves of each model, validation loss, template spread, the law."""
+"""The report's figures of what was measured: curves by size and of each model, validation loss, template spread."""
 
 # ruff: noqa: RUF001 (texts for readers use real dashes, minus signs and Greek letters)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,11 +14,9 @@ from analysis.collapse.base import COLLAPSED, LEFT_CENSORED, OBSERVED, RIGHT_CEN
 from analysis.collapse.tolerance import loss_excess
 from analysis.curves import Curve, curves, mean_curves
 from analysis.report import wording as w
+from analysis.report.axes import FrequencyAxis, axis_of, draw_rate_axis, ratios_of
 from analysis.report.theme import COLOURS, DASHES, MARKERS, SIZE_MARKERS, Panel, panel, size_slot, to_svg
 from analysis.study import AnalysisResult
-
-_LABEL_WIDTH = 0.0155
-"""Of a character of the second axis, as a share of the axis: 6 points at size 9 in 4.6 inches, and some room."""
 
 
 @dataclass(frozen=True)
@@ -38,96 +35,6 @@ class Key:
     label: str
     colour: str
     mark: str
-
-
-@dataclass(frozen=True)
-class FrequencyAxis:
-    """F on a logarithmic axis, with a place of its own for F = 0 left of a break."""
-
-    levels: tuple[float, ...]
-    even: bool = False
-    """Levels side by side instead of on a logarithmic scale, where each needs room for many marks."""
-
-    @property
-    def _zero(self) -> float:
-        positive = [math.log2(level) for level in self.levels if level > 0]
-        steps = np.diff(positive)
-        return positive[0] - (float(np.median(steps)) if len(steps) else 1.0) * 1.25 if positive else 0.0
-
-    def at(self, value: float) -> float:
-        """Place of F on the axis."""
-        if self.even:
-            return float(self.levels.index(value))
-        return math.log2(value) if value > 0 else self._zero
-
-    def draw(self, drawn: Panel, ratios: dict[float, float] | None = None, *, margin: float = 0.0) -> None:
-        """Ticks at the levels tried; above them the infusion ratio, the second axis.
-
-        ``margin`` is the least room beside the outer levels, in the axis' units (doublings of F).
-        """
-        axes = drawn.axes
-        places = [self.at(level) for level in self.levels]
-        reach = max(places) - min(places) or 1.0
-        kept: list[float] = []  # labels that do not run into each other
-        for level in self.levels:
-            if not kept or self.at(level) - self.at(kept[-1]) >= 0.068 * reach:
-                kept.append(level)
-        axes.set_xticks([self.at(level) for level in kept], [f"{level:g}" for level in kept])
-        axes.set_xticks(places, minor=True)
-        axes.tick_params(axis="x", which="minor", length=2)
-        margin = max(margin, 0.05 * reach)
-        axes.set_xlim(min(places) - margin, max(places) + margin)
-        scale = "levels evenly spaced" if self.even else "log scale"
-        axes.set_xlabel(f"infusion frequency F (exposures a fact, {scale})")
-        axes.grid(False, axis="x")
-        if 0 in self.levels and len(self.levels) > 1:
-            gap = (self.at(0) + self.at(self.levels[1])) / 2
-            axes.axvline(gap, color=COLOURS["control"], linewidth=0.8, linestyle=(0, (1, 3)))
-        if ratios:
-            drawn.figure.subplots_adjust(top=0.79)
-            top = axes.secondary_xaxis("top")
-            places = [self.at(level) for level in kept if level in ratios]
-            labels = [w.ratio(ratios[level]) for level in kept if level in ratios]
-            shown = apart(places, labels, reach * _LABEL_WIDTH)
-            top.set_xticks([places[i] for i in shown])
-            top.set_xticklabels([labels[i] for i in shown])
-            top.tick_params(axis="x", length=2, labelsize=9)
-            top.spines["top"].set_visible(False)
-            top.set_xlabel("infusion ratio ρ", fontsize=9)
-
-
-def apart(places: Sequence[float], labels: Sequence[str], width: float) -> list[int]:
-    """Which labels to show so that none runs into another; ``width`` is that of a character, in units of the axis."""
-    shown: list[int] = []
-    for i, (place, label) in enumerate(zip(places, labels, strict=True)):
-        if not shown or place - places[shown[-1]] > (len(label) + len(labels[shown[-1]])) / 2 * width:
-            shown.append(i)
-    return shown
-
-
-def _axis(table: pd.DataFrame) -> FrequencyAxis:
-    return FrequencyAxis(tuple(sorted(float(value) for value in table["frequency"].unique())))
-
-
-def _ratios(table: pd.DataFrame) -> dict[float, float]:
-    known = table.dropna(subset=["infusion_ratio"])
-    grouped = known.groupby("frequency")["infusion_ratio"]
-    if len(grouped) and bool((grouped.max() - grouped.min() > 0.05 * grouped.max()).any()):
-        return {}  # the ratio is not one function of F here (other budgets)
-    return {float(level): float(value) for level, value in grouped.mean().items()}
-
-
-def _rate_axis(drawn: Panel, chance: float | None) -> None:
-    axes = drawn.axes
-    axes.set_ylim(-0.02, 1.12)  # room for the marks above a rate of 1
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axes.set_ylabel("share answered right")
-    if chance is not None and math.isfinite(chance):
-        axes.axhline(chance, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(
-            "chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(-2, -10), textcoords="offset points",
-            ha="right", fontsize=9, color=COLOURS["muted"],
-        )  # fmt: skip
 
 
 def _cells(table: pd.DataFrame) -> list[tuple[int, int]]:
@@ -168,8 +75,8 @@ def overview(result: AnalysisResult) -> list[Drawing]:
         title = w.GROUP_TITLES[group]
         alt = f"{title} against infusion frequency, one line a model, {w.SPLIT_TITLES[settings.split]}."
         with panel(f"overview-{group}", alt) as drawn:
-            axis = _axis(table)
-            _rate_axis(drawn, float(mine["chance"].mean()))
+            axis = axis_of(table)
+            draw_rate_axis(drawn, float(mine["chance"].mean()))
             for key, (n, d) in zip(keys, cells, strict=True):
                 rows = mine[(mine["params"] == n) & (mine["tokens"] == d)]
                 if rows.empty:
@@ -182,7 +89,7 @@ def overview(result: AnalysisResult) -> list[Drawing]:
                     for r in rows.itertuples()
                 ]
                 drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark, label=key.label)
-            axis.draw(drawn, _ratios(table))
+            axis.draw(drawn, ratios_of(table))
             drawn.axes.set_title(title)
             drawings.append(Drawing(to_svg(drawn), f"{title}, {w.SPLIT_TITLES[settings.split]}, mean of seeds."))
     return drawings
@@ -211,16 +118,16 @@ def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawi
             continue
         alt = f"{label}: {w.GROUP_TITLES[group].lower()} against infusion frequency by template split, with controls."
         with panel(f"model-{params}-{tokens}-{group}", alt) as drawn:
-            axis = _axis(table)
+            axis = axis_of(table)
             chance = mine["chance"].dropna()
-            _rate_axis(drawn, float(chance.mean()) if len(chance) else None)
+            draw_rate_axis(drawn, float(chance.mean()) if len(chance) else None)
             control = table[(table["group"] == "control") & (table["split"] == settings.split)]
             if len(control):
                 _split_series(drawn, axis, control, "control")
             for split in ("question", "train", "held_out"):
                 if split in set(mine["split"]):
                     _split_series(drawn, axis, mine[mine["split"] == split], split)
-            axis.draw(drawn, _ratios(table))
+            axis.draw(drawn, ratios_of(table))
             notes = [
                 _band(drawn, axis, point) for point in result.points
                 if (point.params, point.tokens, point.group) == (params, tokens, group)
@@ -325,7 +232,7 @@ def losses(result: AnalysisResult) -> list[Drawing]:
     if table["validation_loss"].isna().all():
         return []
     keys, cells, settings = size_keys(table), _cells(table), result.settings
-    axis = _axis(table)
+    axis = axis_of(table)
     by_cell: dict[tuple[int, int], Curve] = {}
     for curve in curves(table):
         by_cell.setdefault((curve.params, curve.tokens), curve)
@@ -355,7 +262,7 @@ def losses(result: AnalysisResult) -> list[Drawing]:
                 )  # fmt: skip
             if not shown:
                 continue
-            axis.draw(drawn, _ratios(table))
+            axis.draw(drawn, ratios_of(table))
             drawn.axes.set_ylabel(unit)
             drawn.axes.set_title(title)
             caption = f"{title}, mean of seeds."
@@ -387,8 +294,8 @@ def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Dr
             continue
         alt = f"{label}: rate of every single template of {group} facts against infusion frequency, by split."
         with panel(f"spread-{params}-{tokens}-{group}", alt) as drawn:
-            axis = FrequencyAxis(_axis(mine).levels, even=True)
-            _rate_axis(drawn, None)
+            axis = FrequencyAxis(axis_of(mine).levels, even=True)
+            draw_rate_axis(drawn, None)
             width = 0.16  # of the distance between levels, which is 1
             for offset, split in ((-1.6, "train"), (0.0, "held_out"), (1.6, "question")):
                 part = (

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.report import wording as w
-from analysis.report.figures import apart
+from analysis.report.axes import apart
 
 
 @pytest.mark.parametrize(
