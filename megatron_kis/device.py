@@ -159,15 +159,19 @@ def _with_whole_heads(rotate: Any) -> Any:
             return rotated
         cosines, sines = _turns(angles, settings.get("mscale", 1.0), values.dtype)
         first, second = values.chunk(2, dim=-1)
-        return values * cosines + torch.cat((-second, first), dim=-1) * sines
+        return torch.cat((second, first), dim=-1).mul_(sines).addcmul_(values, cosines)
 
     return rotate_whole
 
 
 @functools.lru_cache(maxsize=4)
 def _turns(angles: torch.Tensor, scale: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled cosines and sines; Megatron-Core gives all layers of all steps the same tensor of angles."""
-    cosines, sines = ((part * scale).to(dtype) for part in (angles.cos(), angles.sin()))
+    """Scaled cosines, and sines of which the first half is negated.
+
+    Megatron-Core gives all layers of all steps the same tensor of angles.
+    """
+    first, second = angles.sin().chunk(2, dim=-1)
+    cosines, sines = ((part * scale).to(dtype) for part in (angles.cos(), torch.cat((-first, second), dim=-1)))
     return cosines, sines
 
 
