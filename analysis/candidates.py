@@ -86,6 +86,7 @@ class Fitted:
     covariance: Array
     sigma: float
     freedom: float
+    scatter_freedom: float
     aicc: float | None
     """None where cells are too few for it."""
 
@@ -135,7 +136,7 @@ def _aicc(likelihood: float, parameters: int, n: int) -> float | None:
 def _fitted(law: Candidate, centre: Array, found: Fit, likelihood: float, n: int) -> Fitted:
     return Fitted(
         law, centre, found.beta, found.covariance, float(found.sigma), float(found.freedom),
-        _aicc(likelihood, law.size, n),
+        float(found.scatter_freedom), _aicc(likelihood, law.size, n),
     )  # fmt: skip
 
 
@@ -186,8 +187,9 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit) -> Fit
         return None
     freedom = float(share.sum()) - k
     return Fitted(
-        law, centre, theta, np.linalg.inv(normal).astype(float), sigma, freedom, _aicc(value, law.size, len(mean))
-    )
+        law, centre, theta, np.linalg.inv(normal).astype(float), sigma, freedom, freedom,
+        _aicc(value, law.size, len(mean)),
+    )  # fmt: skip
 
 
 def log_score(fitted: Fitted, held_out: Cells) -> float:

@@ -64,6 +64,9 @@ class Law:
     sigma: float
     """Standard deviation of log F* between models, beyond what each curve's own interval explains."""
     degrees_of_freedom: float
+    """Of the coefficients and of the law's mean."""
+    scatter_degrees_of_freedom: float
+    """Of sigma, which also rests on the prior that keeps it off zero."""
     confidence: float
     unvalidated: bool
     centre: list[float]
@@ -107,7 +110,7 @@ class Law:
         """(mean of log F*, its standard error) at one (N, D)."""
         fitted = Fitted(
             self.candidate, np.array(self.centre), np.array(self.parameters), np.array(self.covariance), self.sigma,
-            self.degrees_of_freedom, None,
+            self.degrees_of_freedom, self.scatter_degrees_of_freedom, None,
         )  # fmt: skip
         mean, variance = fitted.mean(np.log([params]), np.log([tokens]))
         return float(mean[0]), math.sqrt(max(float(variance[0]), 0.0))
@@ -169,6 +172,7 @@ def fit_law(
         coefficients=coefficients_of(fitted, confidence),
         sigma=fitted.sigma,
         degrees_of_freedom=fitted.freedom,
+        scatter_degrees_of_freedom=fitted.scatter_freedom,
         confidence=confidence,
         unvalidated=len(informative) < _VALIDATED_CELLS,
         centre=fitted.centre.tolist(),
@@ -330,6 +334,7 @@ def load_law(path: Path | str) -> Law:
         )
         raise InputError(f"records that no law could be fitted ({reasons or 'no reason given'})", where=str(path))
     try:
+        record.setdefault("scatter_degrees_of_freedom", record["degrees_of_freedom"])  # files of earlier versions
         known = {name: record[name] for name in Law.__dataclass_fields__}
         known["coefficients"] = {
             name: Coefficient(**values) if values else None for name, values in record["coefficients"].items()

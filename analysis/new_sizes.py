@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.collapse import Transition, find_transitions
-from analysis.law import LawRefused, fit_law
-from analysis.next_runs import group_of, prediction_variance, variance_of
-from analysis.predict import student
+from analysis.law import Law, LawRefused, fit_law
+from analysis.next_runs import group_of, variance_of, variances
+from analysis.predict import half_width
 from analysis.settings import AnalysisSettings
 
 
@@ -69,15 +69,22 @@ def new_sizes(
     budget = min({p.tokens for p in mine}, key=lambda own: (abs(math.log(own / tokens)), own))
     runs = _runs_a_size(table[table["group"] == law.group], budget)
     expected = float(np.median(known))
-    now = student(law) * math.sqrt(prediction_variance(law, cells, params, tokens))
-    freer = replace(law, degrees_of_freedom=law.degrees_of_freedom + 1)
+    freedom = law.degrees_of_freedom + 1
+    freer = replace(
+        law, degrees_of_freedom=freedom, scatter_degrees_of_freedom=max(freedom, law.scatter_degrees_of_freedom)
+    )
+
+    def half(law: Law, cells: Sequence[tuple[int, int, float]]) -> float:
+        mean, scatter = variances(law, cells, params, tokens)
+        return half_width(law, math.sqrt(mean), math.sqrt(scatter))
+
+    now = half(law, cells)
     found = []
     for size in _sizes(sorted({p.params for p in mine})):
         frequency = math.exp(law.at(size, budget)[0])
         if law.tokens_per_frequency and frequency * law.tokens_per_frequency > largest_ratio * budget:
             continue
-        with_it = prediction_variance(law, [*cells, (size, budget, expected)], params, tokens)
-        narrower = 1 - student(freer) * math.sqrt(with_it) / now
+        narrower = 1 - half(freer, [*cells, (size, budget, expected)]) / now
         found.append(NewSize(size, budget, frequency, runs, 6.0 * size * budget * runs, narrower))
     return found
 

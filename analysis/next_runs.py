@@ -174,6 +174,12 @@ def variance_of(point: Transition) -> float:
 
 def prediction_variance(law: Law, cells: Sequence[tuple[int, int, float]], params: float, tokens: float) -> float:
     """Of log F* of a new model at the target, from cells (N, D, variance of log F*); censored ones with infinity."""
+    mean, scatter = variances(law, cells, params, tokens)
+    return mean + scatter
+
+
+def variances(law: Law, cells: Sequence[tuple[int, int, float]], params: float, tokens: float) -> tuple[float, float]:
+    """The two parts of `prediction_variance`: of the law's mean at the target, and of models about it."""
     known = [(n, d, v) for n, d, v in cells if math.isfinite(v)]
     log_n, log_d = np.log([[n, d] for n, d, _ in known]).T
     form = law.candidate if not law.candidate.offset else (SIZE_AND_BUDGET if law.in_tokens else SIZE)
@@ -182,7 +188,7 @@ def prediction_variance(law: Law, cells: Sequence[tuple[int, int, float]], param
     sigma = max(law.sigma, 0.02)
     weight = 1 / (sigma**2 + np.array([v for _, _, v in known]))
     row = design(form, centre, np.log([params]), np.log([tokens]))[0]
-    return float(row @ np.linalg.solve((x * weight[:, None]).T @ x, row)) + sigma**2
+    return float(row @ np.linalg.solve((x * weight[:, None]).T @ x, row)), sigma**2
 
 
 def _foretold(

@@ -51,7 +51,7 @@ class Prediction:
     (F), ``copies_per_fact_by_tokens`` if their tokens together have it (the study's exposure tokens shared by these
     facts; None where the points do not say what F costs), and ``copies_safe``, the smaller."""
     interval_method: str
-    """``t``: Student's, with REML-type scatter and Knapp-Hartung scaling."""
+    """``t``: Student's, of the law's mean and of the scatter (`half_width`); REML-type sigma, Knapp-Hartung scaling."""
     bootstrap_interval: tuple[float, float] | None
     """Of a new model, by the bootstrap's critical values: the check of the headline. None where none was run."""
     bootstrap_method: str | None
@@ -96,8 +96,9 @@ def predict(
         "params": _beyond(params, law.range_params),
         "tokens": _beyond(tokens, law.range_tokens),
     }
-    quantile, total = student(law), math.hypot(error, law.sigma)
-    centre, interval = _exp(mean), (_exp(mean - quantile * total), _exp(mean + quantile * total))
+    quantile, total = student(law.degrees_of_freedom, law.confidence), math.hypot(error, law.sigma)
+    half = half_width(law, error, law.sigma)
+    centre, interval = _exp(mean), (_exp(mean - half), _exp(mean + half))
     drawn = critical_values(law, max(factors.values()))
     bootstrapped = None if drawn is None else (_exp(mean + drawn[0] * total), _exp(mean + drawn[1] * total))
     ratio = None if law.tokens_per_frequency is None else centre * law.tokens_per_frequency / tokens
@@ -139,9 +140,19 @@ def predict(
     )
 
 
-def student(law: Law) -> float:
-    """Student's quantile of the law's two-sided intervals."""
-    return float(stats.t.ppf(0.5 + law.confidence / 2, max(law.degrees_of_freedom, 1e-3)))
+def student(freedom: float, confidence: float) -> float:
+    """Student's quantile of a two-sided interval."""
+    return float(stats.t.ppf(0.5 + confidence / 2, max(freedom, 1e-3)))
+
+
+def half_width(law: Law, error: float, sigma: float) -> float:
+    """Half of a new model's interval of log F*, where the law's mean has this standard error.
+
+    The mean's part has the freedom of the coefficients, the scatter's that of sigma; where both are the same, Student's
+    interval of a new observation.
+    """
+    mean = student(law.degrees_of_freedom, law.confidence) * error
+    return math.hypot(mean, student(law.scatter_degrees_of_freedom, law.confidence) * sigma)
 
 
 def critical_values(law: Law, extrapolation: float, kind: str = "prediction") -> tuple[float, float] | None:

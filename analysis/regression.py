@@ -22,6 +22,10 @@ from analysis.curves import Array
 _LOG_2PI = math.log(2 * math.pi)
 _AVOID = 0.75  # weight of the prior that keeps the intervals' sigma off zero; by simulation (docs/statistics.md)
 _LEAST_SCALE = 1e-2  # points on a line by chance still have errors
+_SCATTER_FREEDOM = 4.0
+"""Least degrees of freedom of a sigma that the prior keeps up; by simulation (docs/statistics.md).
+
+Student's long tails answer for a sigma that came out near zero by chance, which the prior already excludes."""
 SMALLEST_SIGMA = 1e-3  # a tenth of a percent of F: no measured scatter is smaller
 
 
@@ -37,6 +41,8 @@ class Fit:
     """[...] standard deviation between models."""
     freedom: Array
     """[...] cells (a censored one counts for the information it holds) less coefficients."""
+    scatter_freedom: Array
+    """[...] the same of sigma, with what the prior on it is worth where cells are few."""
     likelihood: Array
     """[...] log-likelihood at (beta, sigma)."""
 
@@ -132,9 +138,10 @@ def fit(x: Array, lower: Array, upper: Array, variance: Array, *, method: str = 
         # on sigma and intervals wider than their errors add, which Student's t with few degrees of freedom pays again.
         inverse = inverse * np.maximum(scale, _LEAST_SCALE)[:, None, None]
     lead = shape[:-1]
+    prior = not plain and method == "reml"
     return Fit(
         beta.reshape(*lead, p), inverse.reshape(*lead, p, p), sigma.reshape(lead), freedom.reshape(lead),
-        value.sum(-1).reshape(lead),
+        np.maximum(freedom, _SCATTER_FREEDOM if prior else 0.0).reshape(lead), value.sum(-1).reshape(lead),
     )  # fmt: skip
 
 

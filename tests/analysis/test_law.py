@@ -145,6 +145,14 @@ def test_a_law_file_gives_the_same_prediction(tmp_path):
     assert predict(load_law(tmp_path / "law.json"), 7e9, 1e6) == predict(laws[0], 7e9, 1e6)
 
 
+def test_a_file_from_before_sigma_had_a_freedom_of_its_own_is_read(tmp_path):
+    record = law_record(*fit_laws(noisy()))
+    for law in (record, *record["laws"]):
+        del law["scatter_degrees_of_freedom"]
+    write_json(tmp_path / "law.json", record)
+    assert load_law(tmp_path / "law.json").scatter_degrees_of_freedom == record["degrees_of_freedom"]
+
+
 def test_a_file_that_records_a_refusal_gives_no_law(tmp_path):
     write_json(tmp_path / "law.json", law_record(*fit_laws(noisy()[:2])))
     with pytest.raises(InputError, match=r"no law could be fitted.*2 sizes"):

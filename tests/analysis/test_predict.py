@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+from scipy import stats
 
 from analysis.law import fit_law
 from analysis.predict import load_predictions, predict, prediction_record
@@ -113,6 +114,16 @@ def test_other_facts_are_read_both_ways_and_the_safe_one_is_the_smaller():
     assert domain["copies_safe"] == domain["copies_per_fact_by_tokens"]
     with pytest.raises(InputError, match="--facts"):
         predict(law, 1e7, facts=1000)
+
+
+def test_few_measured_points_leave_the_mean_more_uncertain_than_the_scatter():
+    points = [replace(p, low=p.value / 1.3, high=p.value * 1.3, interval="profile") for p in noisy()[:3]]
+    law = fit_law(points, law="N")
+    told = predict(law, 7e9)
+    _, error = law.at(7e9, 1e6)
+    half = math.hypot(stats.t.ppf(0.975, 1) * error, stats.t.ppf(0.975, 4) * law.sigma)
+    assert [math.log(end / told.centre) for end in told.prediction_interval] == pytest.approx([-half, half])
+    assert told.prediction_interval[0] < told.confidence_interval[0]
 
 
 def test_a_new_model_is_never_known_better_than_the_law_whatever_the_bootstrap_says():

@@ -41,6 +41,16 @@ def test_points_known_exactly_are_ordinary_least_squares():
     assert ours.covariance == pytest.approx(theirs.cov_params(), abs=1e-8)
     assert float(ours.sigma) == pytest.approx(math.sqrt(theirs.scale), abs=1e-8)
     assert float(ours.freedom) == pytest.approx(theirs.df_resid)
+    assert ours.scatter_freedom == ours.freedom
+
+
+def test_a_sigma_that_the_prior_keeps_up_has_four_degrees_of_freedom_at_least():
+    for n, freedom in ((4, 1), (6, 3), (7, 4), (12, 9)):
+        x, y = cells(n=n)
+        few = fit(x, y, y, np.full(n, 0.02))
+        assert float(few.freedom) == pytest.approx(freedom)
+        assert float(few.scatter_freedom) == pytest.approx(max(freedom, 4))
+        assert fit(x, y, y, np.full(n, 0.02), method="ml").scatter_freedom == pytest.approx(freedom)
 
 
 def test_a_cell_that_says_nothing_changes_nothing():
