@@ -1,7 +1,8 @@
 """LM-Pub-Quiz or lm-eval on an exported model, in an environment of its own; started by ``benchmarks.probes``.
 
-Arguments: tool, model folder, data set folder, batch size, output file. Prints nothing; writes seconds and scores as
-JSON. lm-eval gets every option as a request of its own, as its tasks of output type ``multiple_choice`` make them.
+Arguments: tool, model folder, data set folder, batch size, threads, output file. Prints nothing; writes seconds and
+scores as JSON. lm-eval gets every option as a request of its own, as its tasks of output type ``multiple_choice`` make
+them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ Scores = list[tuple[str, str, int, list[float]]]
 
 def main() -> None:
     """Scores all facts of the data set with all of its templates."""
-    tool, model, data, batch_size, output = sys.argv[1:]
-    torch.set_num_threads(1)
+    tool, model, data, batch_size, threads, output = sys.argv[1:]
+    torch.set_num_threads(int(threads))
     score = {"lm_pub_quiz": _lm_pub_quiz, "lm_eval": _lm_eval}[tool](model, Path(data), int(batch_size))
     started, spent = time.perf_counter(), time.process_time()
     found = score()
