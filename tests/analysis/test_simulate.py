@@ -21,7 +21,7 @@ from analysis.predict import predict
 from analysis.settings import AnalysisSettings
 from analysis.simulate import Truth, simulate_table, write_runs
 from analysis.validate import rolling_origin
-from benchmarks.coverage import TRUTH, chain, end_to_end
+from benchmarks.simulated import TRUTH, chain, end_to_end
 from megatron_kis.errors import InputError
 
 QUICK = AnalysisSettings(resamples=99)
