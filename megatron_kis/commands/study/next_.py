@@ -11,6 +11,7 @@ from megatron_kis.commands.study.common import add_step, load_study, print_table
 from megatron_kis.errors import InputError
 
 if TYPE_CHECKING:
+    from megatron_kis.study.config import RungConfig
     from megatron_kis.study.proposed import Placed
 
 
@@ -39,6 +40,7 @@ def _next(options: argparse.Namespace) -> int:
     from megatron_kis.settings import load_config
     from megatron_kis.study.config import StudyConfig
     from megatron_kis.study.grid import spots_of
+    from megatron_kis.study.new_rung import rung_near
     from megatron_kis.study.proposed import add_runs, place, trained_cells
 
     study, _, analysis = load_study(options)
@@ -64,9 +66,12 @@ def _next(options: argparse.Namespace) -> int:
     if options.write and new:
         remark = f"kis study next, {date.today().isoformat()}, for N = {params:.3g} and D = {tokens:.3g}"
         add_runs(options.study, new, remark=remark)
+    labels = {rung.label: rung for rung in planned.ladder}
+    rungs = {n: labels[label] for (n, _), (label, _) in cells.items()}
+    more = [asdict(size) | _ladder_entry(rung_near(size.params, rungs) if rungs else None) for size in sizes]
     rows = [asdict(proposal) | _entry(at) for proposal, at in zip(found, placed, strict=True)]
     if options.json:
-        print(json.dumps({"runs": rows, "sizes": [asdict(size) for size in sizes]}, indent=1))
+        print(json.dumps({"runs": rows, "sizes": more}, indent=1))
         return 0
     columns = ("size", "params", "tokens", "infusion_frequency", "seed", "FLOPs", "variance off", "why")
     table = [
@@ -80,20 +85,42 @@ def _next(options: argparse.Namespace) -> int:
         print("no run that is not there yet would tell more")
     for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
         print(f"N = {n:,}, D = {d:,} is no size and budget of the study; to train more of it, add it to the ladder")
-    if sizes:
-        print()
-        print_table(
-            "what one size more in the ladder would tell",
-            ("params", "tokens", "F* expected", "runs", "FLOPs", "interval narrower by"),
-            [
-                [shown(size.params), shown(size.tokens), f"{size.frequency:.3g}", str(size.runs), f"{size.flops:.2g}",
-                 f"{size.narrower:.0%}"]
-                for size in sizes
-            ],
-        )  # fmt: skip
+    _print_sizes(more)
     if options.write:
         print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
     return 0
+
+
+def _print_sizes(sizes: list[dict[str, Any]]) -> None:
+    """What one size more would tell, and its entry of the ladder; nothing where none would."""
+    if not sizes:
+        return
+    print()
+    print_table(
+        "what one size more in the ladder would tell",
+        ("params", "tokens", "F* expected", "runs", "FLOPs", "interval narrower by"),
+        [
+            [shown(size["params"]), shown(size["tokens"]), f"{size['frequency']:.3g}", str(size["runs"]),
+             f"{size['flops']:.2g}", f"{size['narrower']:.0%}"]
+            for size in sizes
+        ],
+    )  # fmt: skip
+    import yaml
+
+    entries = [size for size in sizes if size["rung"]]
+    if entries:
+        print("the nearest entries of the ladder:")
+    for size in entries:
+        line = yaml.safe_dump(size["rung"], default_flow_style=True, sort_keys=False, width=1000).strip()
+        print(f"  - {line}  # N = {shown(size['rung_params'])}")
+
+
+def _ladder_entry(found: tuple[RungConfig, int] | None) -> dict[str, Any]:
+    """The rung as the study file would have it, and its N."""
+    if found is None:
+        return {"rung": None, "rung_params": None}
+    rung, params = found
+    return {"rung": rung.model_dump(mode="json", exclude_defaults=True), "rung_params": params}
 
 
 def _entry(at: Placed) -> dict[str, Any]:
