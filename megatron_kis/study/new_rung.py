@@ -13,11 +13,11 @@ from megatron_kis.study.config import RungConfig
 
 
 def rung_near(params: float, rungs: Mapping[int, RungConfig]) -> tuple[RungConfig, int] | None:
-    """The rung that comes nearest to N = ``params``, and its N; None where that is a rung of the study.
+    """The rung that comes nearest to N = ``params``, and its N.
 
     Depth and learning rate are interpolated over log N between the neighbours and are the last one's beyond them; heads
-    are as wide as the nearest rung's, and its feed-forward block, key-value heads, embeddings, layout and micro-batch
-    size are kept.
+    are as wide as the nearest rung's, whose layout can hold the new one, and all else is that rung's. None where what
+    comes nearest is a rung of the study, or where the nearest one begins with the weights of another model.
 
     Args:
         params: what is wanted.
@@ -28,11 +28,16 @@ def rung_near(params: float, rungs: Mapping[int, RungConfig]) -> tuple[RungConfi
     model, shape = known[near], known[near].shape()
     tables = 1 if shape.tied_embeddings else 2
     vocabulary = (near - shape.nonembedding_params()) // (tables * shape.width)
-    layers = round(_between(params, {n: rung.shape().layers for n, rung in known.items()}))
+    if model.init_from is not None:
+        return None
+    a_stage = model.parallel.pipeline * model.parallel.virtual
+    depth = _between(params, {n: rung.shape().layers for n, rung in known.items()})
+    layers = max(1, round(depth / a_stage)) * a_stage
 
     best: RungConfig | None = None
     found = 0
-    for heads in count(shape.heads // shape.query_groups, shape.heads // shape.query_groups):
+    step = shape.heads // shape.query_groups * model.parallel.tensor  # so that ranks share heads and their groups
+    for heads in count(step, step):
         trial = _rung(model, shape, layers=layers, heads=heads)
         size = trial.shape().params(vocabulary)
         if best is None or abs(math.log(size / params)) < abs(math.log(found / params)):

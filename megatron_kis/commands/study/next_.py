@@ -93,6 +93,8 @@ def _next(options: argparse.Namespace) -> int:
 
 def _print_sizes(sizes: list[dict[str, Any]]) -> None:
     """What one size more would tell, and its entry of the ladder; nothing where none would."""
+    import yaml
+
     if not sizes:
         return
     print()
@@ -105,8 +107,6 @@ def _print_sizes(sizes: list[dict[str, Any]]) -> None:
             for size in sizes
         ],
     )  # fmt: skip
-    import yaml
-
     entries = [size for size in sizes if size["rung"]]
     if entries:
         print("the nearest entries of the ladder:")

@@ -52,16 +52,23 @@ def test_a_rung_beyond_the_last_is_wider_and_as_deep() -> None:
 def test_what_is_unusual_of_the_nearest_rung_is_kept() -> None:
     grouped = {
         "layers": 4, "width": 256, "heads": 8, "query_groups": 2, "ffn_width": 512, "tied_embeddings": False,
-        "micro_batch_size": 2, "parallel": {"tensor": 2},
+        "micro_batch_size": 2, "parallel": {"tensor": 2, "pipeline": 4},
     }  # fmt: skip
     known = rungs(grouped)
     rung, _ = rung_near(2.5 * max(known), known) or pytest.fail("none")
     shape = rung.shape()
     assert shape.heads == 4 * shape.query_groups
+    assert shape.query_groups % 2 == 0
+    assert shape.layers % 4 == 0
     assert shape.ffn_width == 2 * shape.width
     assert not shape.tied_embeddings
     assert (rung.micro_batch_size, rung.parallel.tensor) == (2, 2)
     assert rung.learning_rate is None  # the study's
+
+
+def test_no_width_is_named_beside_a_rung_of_imported_weights() -> None:
+    known = rungs({"layers": 2, "width": 64, "heads": 2, "init_from": "imported"})
+    assert rung_near(2 * max(known), known) is None
 
 
 def test_a_size_that_only_a_rung_of_the_study_comes_near_has_none() -> None:
