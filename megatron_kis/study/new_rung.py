@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import count
 
 import numpy as np
@@ -12,7 +12,9 @@ from megatron_kis.model.ladder import ModelShape
 from megatron_kis.study.config import RungConfig
 
 
-def rung_near(params: float, rungs: Mapping[int, RungConfig]) -> tuple[RungConfig, int] | None:
+def rung_near(
+    params: float, rungs: Mapping[int, RungConfig], ladder: Iterable[RungConfig] = ()
+) -> tuple[RungConfig, int] | None:
     """The rung that comes nearest to N = ``params``, and its N.
 
     Depth and learning rate are interpolated over log N between the neighbours and are the last one's beyond them; heads
@@ -21,15 +23,16 @@ def rung_near(params: float, rungs: Mapping[int, RungConfig]) -> tuple[RungConfi
 
     Args:
         params: what is wanted.
-        rungs: the study's, by the N (all parameters) of their models.
+        rungs: those that were trained, by the N (all parameters) of their models; at least one.
+        ladder: the study's, those that were not trained yet among them.
     """
     known = dict(sorted(rungs.items()))
     near = min(known, key=lambda n: abs(math.log(n / params)))
     model, shape = known[near], known[near].shape()
-    tables = 1 if shape.tied_embeddings else 2
-    vocabulary = (near - shape.nonembedding_params()) // (tables * shape.width)
     if model.init_from is not None:
         return None
+    tables = 1 if shape.tied_embeddings else 2
+    vocabulary = (near - shape.nonembedding_params()) // (tables * shape.width)
     a_stage = model.parallel.pipeline * model.parallel.virtual
     depth = _between(params, {n: rung.shape().layers for n, rung in known.items()})
     layers = max(1, round(depth / a_stage)) * a_stage
@@ -45,7 +48,7 @@ def rung_near(params: float, rungs: Mapping[int, RungConfig]) -> tuple[RungConfi
         if size > params:
             break
     assert best is not None
-    if any(rung.shape() == best.shape() for rung in known.values()):
+    if any(rung.shape() == best.shape() for rung in (*known.values(), *ladder)):
         return None
     rates = {n: rung.learning_rate for n, rung in known.items() if rung.learning_rate is not None}
     rate = float(f"{_between(params, rates):.2g}") if len(rates) == len(known) else None

@@ -68,7 +68,9 @@ def _next(options: argparse.Namespace) -> int:
         add_runs(options.study, new, remark=remark)
     labels = {rung.label: rung for rung in planned.ladder}
     rungs = {n: labels[label] for (n, _), (label, _) in cells.items()}
-    more = [asdict(size) | _ladder_entry(rung_near(size.params, rungs) if rungs else None) for size in sizes]
+    more = [
+        asdict(size) | _ladder_entry(rung_near(size.params, rungs, planned.ladder) if rungs else None) for size in sizes
+    ]
     rows = [asdict(proposal) | _entry(at) for proposal, at in zip(found, placed, strict=True)]
     if options.json:
         print(json.dumps({"runs": rows, "sizes": more}, indent=1))

@@ -116,3 +116,4 @@ def test_next_names_entries_that_the_study_takes(tmp_path: Path, capsys: pytest.
     study["ladder"] = [*entries, *added]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     assert main([*ask, "--json"]) == 0
+    assert not any(size["rung"] for size in json.loads(capsys.readouterr().out)["sizes"])  # they are planned now
