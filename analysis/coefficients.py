@@ -13,7 +13,7 @@ from scipy import stats
 from analysis.candidates import SIZE_AND_BUDGET, Cells, Fitted, design, fit_candidate
 from analysis.collapse.base import Transition
 from analysis.curves import Array
-from analysis.regression import fit
+from analysis.regression import fit, student
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Coefficient:
 def coefficients_of(fitted: Fitted, confidence: float) -> dict[str, Coefficient | None]:
     """a, b and c from the centred fit; they share its covariance through a linear map."""
     law, k = fitted.law, len(fitted.law.rows)
-    quantile = float(stats.t.ppf(0.5 + confidence / 2, max(fitted.freedom, 1e-3)))
+    quantile = float(student(fitted.freedom, confidence))
     p = len(fitted.parameters)
 
     def of(row: Array) -> Coefficient:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from analysis import regression
 from analysis.law import Law
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, read_json
@@ -33,9 +33,9 @@ class Prediction:
     """Of the law's mean at this (N, D)."""
     prediction_interval: tuple[float, float]
     """Of a new model: the headline."""
-    recommended: float
+    recommended: float | None
     """Lower end of the prediction interval: overshooting collapses, undershooting only under-specialises. For an onset
-    the upper end: what is above it is learnt."""
+    the upper end: what is above it is learnt. None from an unvalidated law."""
     confidence: float
     extrapolation_factor: float
     """How many times beyond the fitted range N (or D) lies; 1 inside."""
@@ -49,7 +49,8 @@ class Prediction:
     domain: dict[str, float | None] | None
     """For the facts asked about: ``copies_per_fact`` and ``tokens`` at the recommended end if each fact has its limit
     (F), ``copies_per_fact_by_tokens`` if their tokens together have it (the study's exposure tokens shared by these
-    facts; None where the points do not say what F costs), and ``copies_safe``, the smaller."""
+    facts; None where the points do not say what F costs), and ``copies_safe``, the smaller. None from an unvalidated
+    law."""
     interval_method: str
     """``t``: Student's, of the law's mean and of the scatter (`half_width`); REML-type sigma, Knapp-Hartung scaling."""
     bootstrap_interval: tuple[float, float] | None
@@ -96,8 +97,8 @@ def predict(
         "params": _beyond(params, law.range_params),
         "tokens": _beyond(tokens, law.range_tokens),
     }
-    quantile, total = student(law.degrees_of_freedom, law.confidence), math.hypot(error, law.sigma)
-    half = half_width(law, error, law.sigma)
+    total = math.hypot(error, law.sigma)
+    half, half_of_mean = half_width(law, error, law.sigma), half_width(law, error, 0.0)
     centre, interval = _exp(mean), (_exp(mean - half), _exp(mean + half))
     drawn = critical_values(law, max(factors.values()))
     bootstrapped = None if drawn is None else (_exp(mean + drawn[0] * total), _exp(mean + drawn[1] * total))
@@ -111,9 +112,9 @@ def predict(
         params=round(params),
         tokens=round(tokens),
         centre=centre,
-        confidence_interval=(_exp(mean - quantile * error), _exp(mean + quantile * error)),
+        confidence_interval=(_exp(mean - half_of_mean), _exp(mean + half_of_mean)),
         prediction_interval=interval,
-        recommended=interval[1] if law.kind == "onset" else interval[0],
+        recommended=None if law.unvalidated else interval[1] if law.kind == "onset" else interval[0],
         confidence=law.confidence,
         extrapolation_factor=max(factors.values()),
         extrapolation=factors,
@@ -140,19 +141,10 @@ def predict(
     )
 
 
-def student(freedom: float, confidence: float) -> float:
-    """Student's quantile of a two-sided interval."""
-    return float(stats.t.ppf(0.5 + confidence / 2, max(freedom, 1e-3)))
-
-
 def half_width(law: Law, error: float, sigma: float) -> float:
-    """Half of a new model's interval of log F*, where the law's mean has this standard error.
-
-    The mean's part has the freedom of the coefficients, the scatter's that of sigma; where both are the same, Student's
-    interval of a new observation.
-    """
-    mean = student(law.degrees_of_freedom, law.confidence) * error
-    return math.hypot(mean, student(law.scatter_degrees_of_freedom, law.confidence) * sigma)
+    """Half of a new model's interval of log F*, where the law's mean has this standard error."""
+    freedom = law.degrees_of_freedom, law.scatter_degrees_of_freedom
+    return float(regression.half_width(error, sigma, *freedom, law.confidence))
 
 
 def critical_values(law: Law, extrapolation: float, kind: str = "prediction") -> tuple[float, float] | None:
@@ -172,7 +164,7 @@ def critical_values(law: Law, extrapolation: float, kind: str = "prediction") ->
 def _domain(
     law: Law, interval: tuple[float, float], centre: float, facts: float | None, fact_tokens: float | None
 ) -> dict[str, float | None] | None:
-    if facts is None or fact_tokens is None:
+    if facts is None or fact_tokens is None or law.unvalidated:
         return None
     copies = interval[1] if law.kind == "onset" else interval[0]
     cost = facts * fact_tokens

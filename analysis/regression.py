@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 from scipy.special import log_ndtr
 
 from analysis.curves import Array
@@ -143,6 +144,32 @@ def fit(x: Array, lower: Array, upper: Array, variance: Array, *, method: str = 
         beta.reshape(*lead, p), inverse.reshape(*lead, p, p), sigma.reshape(lead), freedom.reshape(lead),
         np.maximum(freedom, _SCATTER_FREEDOM if prior else 0.0).reshape(lead), value.sum(-1).reshape(lead),
     )  # fmt: skip
+
+
+def student(freedom: Array | float, confidence: float = 0.95) -> Array:
+    """Student's quantile of a two-sided interval, [...] as ``freedom``."""
+    quantile: Array = stats.t.ppf(0.5 + confidence / 2, np.maximum(freedom, 1e-3))
+    return quantile
+
+
+def half_width(
+    error: Array | float, sigma: Array | float, freedom: Array | float, scatter_freedom: Array | float,
+    confidence: float = 0.95,
+) -> Array:  # fmt: skip
+    """Half of the interval of a new y, [...]; with a sigma of zero, of the mean.
+
+    The mean's part has the freedom of the coefficients, the scatter's that of sigma; where both are the same, Student's
+    interval of a new observation.
+
+    Args:
+        error: standard error of the mean.
+        sigma: standard deviation between models.
+        freedom: of `Fit`.
+        scatter_freedom: of `Fit`.
+        confidence: level.
+    """
+    half: Array = np.hypot(student(freedom, confidence) * error, student(scatter_freedom, confidence) * sigma)
+    return half
 
 
 def _midpoints(lower: Array, upper: Array) -> Array:

@@ -27,7 +27,7 @@ from analysis.collapse.unimodal import fall_test
 from analysis.curves import Array, curves
 from analysis.law import LawRefused, fit_law
 from analysis.predict import predict
-from analysis.regression import Fit, fit
+from analysis.regression import fit, half_width
 from analysis.settings import AnalysisSettings
 from analysis.simulate import Truth, simulate_curve, simulate_table
 
@@ -98,6 +98,7 @@ def chain(
             data[:, :, index] = seen_cells(source, drawn, tau[:, index])
         rounds.append(np.concatenate([data, tau[None]]))
         usable = np.concatenate([usable, _identified(design_, np.isfinite(data[0]) & np.isfinite(data[1]))])
+        assert usable.any(), "no study could carry the law"
     last = int(np.flatnonzero(usable)[simulations - 1]) + 1
     lower, upper, variance, tau = np.concatenate(rounds, axis=1)[:, :last]
     usable, closed = usable[:last], np.isfinite(lower) & np.isfinite(upper)
@@ -105,7 +106,7 @@ def chain(
 
     def covered(row: Array, value: Array | float, sigma: Array | float = 0.0) -> tuple[float, Array]:
         error = np.sqrt(np.einsum("i,rij,j->r", row, found.covariance, row))
-        half = half_widths(found, error, sigma)
+        half = half_width(error, sigma, found.freedom, found.scatter_freedom)
         return float((np.abs(found.beta @ row - value) <= half).mean()), 2 * half
 
     at: dict[int, float] = {}
@@ -171,7 +172,7 @@ def end_to_end(simulations: int, curvature: float, *, seed: int = 0) -> EndToEnd
         new = math.log(truth.collapse_point(n, truth.reference[1])) + truth.scatters(generator, int(usable.sum()))
         error = np.sqrt(np.einsum("i,rij,j->r", row, found.covariance, row))
         miss = np.abs(found.beta @ row - new)
-        covered.append(float((miss <= half_widths(found, error, found.sigma)).mean()))
+        covered.append(float((miss <= half_width(error, found.sigma, found.freedom, found.scatter_freedom)).mean()))
         errors.append(float(np.median(miss)))
     z = np.abs(curved.beta[:, 2]) / np.sqrt(curved.covariance[:, 2, 2])
     flagged = float((2 * stats.t.sf(z, np.maximum(curved.freedom, 1e-3)) < 0.05).mean())
@@ -251,15 +252,6 @@ def nested(design_: Whole, simulations: int, *, seed: int = 0, resamples: int = 
         "covered": {name: sum(found) for name, found in hits.items()},
         "width": {name: float(np.mean(w)) for name, w in widths.items()},
     }  # fmt: skip
-
-
-def half_widths(found: Fit, error: Array, sigma: Array | float) -> Array:
-    """`analysis.predict.half_width` of many laws at once; with a sigma of zero, of the mean."""
-    mean, scatter = (
-        stats.t.ppf(0.975, np.maximum(freedom, 1e-3)) for freedom in (found.freedom, found.scatter_freedom)
-    )
-    half: Array = np.hypot(mean * error, scatter * sigma)
-    return half
 
 
 def true_source(truth: Truth, x: Array, facts: Array, collapse: float, generator: np.random.Generator) -> Source:
