@@ -216,14 +216,16 @@ def predictions(result: AnalysisResult) -> Table | None:
         [
             w.kind_title(p.kind, p.group), w.size(p.params), w.size(p.tokens), w.frequency(p.centre),
             _interval(p.confidence_interval), _interval(p.prediction_interval),
-            "–" if p.bootstrap_interval is None else _interval(p.bootstrap_interval), w.frequency(p.recommended),
+            "–" if p.bootstrap_interval is None else _interval(p.bootstrap_interval),
+            "–" if p.recommended is None else w.frequency(p.recommended),
             w.ratio(p.infusion_ratio), "–" if p.exposure_tokens is None else w.size(p.exposure_tokens),
             f"{p.extrapolation_factor:.3g}×", "; ".join(p.warnings),
         ]
         for p in result.predictions
     ]  # fmt: skip
     note = (
-        "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset). By "
+        "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset), "
+        "and nothing where the law is unvalidated. By "
         "bootstrap: the prediction interval as studies drawn anew from the law ask for it, a check of Student's t."
     )
     return Table(heads, rows, note, remark=True)

@@ -254,6 +254,9 @@ def _predict(options: argparse.Namespace) -> int:
     def interval(ends: tuple[float, float]) -> str:
         return f"{w.frequency(ends[0])} to {w.frequency(ends[1])}"
 
+    recommended = "none: the law is unvalidated"
+    if prediction.recommended is not None:
+        recommended = f"F = {w.frequency(prediction.recommended)}"
     rows = [
         ["centre", f"F = {w.frequency(prediction.centre)}"],
         [f"{level} confidence interval of the law", interval(prediction.confidence_interval)],
@@ -263,7 +266,7 @@ def _predict(options: argparse.Namespace) -> int:
             if prediction.bootstrap_interval is None
             else [["the same by bootstrap, a check", interval(prediction.bootstrap_interval)]]
         ),
-        ["recommended (copies of each fact)", f"F = {w.frequency(prediction.recommended)}"],
+        ["recommended (copies of each fact)", recommended],
         ["tokens of domain data at the centre", _tokens(prediction.exposure_tokens)],
         ["infusion ratio at the centre", w.ratio(prediction.infusion_ratio)],
         ["extrapolation factor", f"{prediction.extrapolation_factor:.3g}"],

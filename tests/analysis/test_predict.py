@@ -126,6 +126,14 @@ def test_few_measured_points_leave_the_mean_more_uncertain_than_the_scatter():
     assert told.prediction_interval[0] < told.confidence_interval[0]
 
 
+def test_an_unvalidated_law_recommends_nothing():
+    points = [point(p.params, p.value, exposure_tokens=p.value * 100.0) for p in noisy()]
+    few, enough = (predict(fit_law(points[:n]), 1e7, facts=1000, fact_tokens=20) for n in (4, 5))
+    assert (few.recommended, few.domain) == (None, None)
+    assert enough.recommended == enough.prediction_interval[0]
+    assert enough.domain is not None
+
+
 def test_a_new_model_is_never_known_better_than_the_law_whatever_the_bootstrap_says():
     law = fit_law(noisy())
     narrow = {
