@@ -22,6 +22,9 @@ with quiet_megatron():
     from megatron.core.transformer.module import MegatronModule
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+_QUERIES_AT_ONCE = 32
+"""On the host, under a mask of its own: the kernel takes as many at a time, and goes over every key for them."""
+
 
 class SdpaAttention(MegatronModule):
     """A drop-in ``core_attention`` for Megatron-Core's self-attention."""
@@ -60,7 +63,7 @@ class SdpaAttention(MegatronModule):
             key: [sequence, batch, groups / TP, head width], not expanded to the heads.
             value: as ``key``.
             attention_mask: [batch or 1, 1, sequence, whole sequence], True where masked (Megatron's sense), or numbers
-                to add to the scores; or None.
+                to add to the scores; or None. A causal layer's hides all that comes later.
             attn_mask_type: overrides the layer's mask type.
             attention_bias: refused.
             packed_seq_params: refused.
@@ -92,10 +95,28 @@ class SdpaAttention(MegatronModule):
         if dropout:
             with megatron_random.get_cuda_rng_tracker().fork():
                 context = scaled_dot_product_attention(q, k, v, **arguments)
-        else:
+        elif q.is_cuda or torch.is_grad_enabled() or attention_mask is None or mask_type != AttnMaskType.causal:
             context = scaled_dot_product_attention(q, k, v, **arguments)
+        else:
+            context = _attend_in_slices(q, k, v, **arguments)
         # [b, n, s, d] -> [s, b, n * d]
         return context.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
+
+
+def _attend_in_slices(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, attn_mask: torch.Tensor, **arguments: Any
+) -> torch.Tensor:
+    """Attention under a mask that hides all later places: some queries at a time, with the keys up to their last."""
+    length, whole = attn_mask.shape[-2:]
+    if length != whole:  # places of a shared sequence, out of order
+        return scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **arguments)
+    parts = []
+    for start in range(0, length, _QUERIES_AT_ONCE):
+        own, seen = slice(start, start + _QUERIES_AT_ONCE), slice(start + _QUERIES_AT_ONCE)
+        arguments["attn_mask"] = attn_mask[..., own, seen]
+        parts.append(scaled_dot_product_attention(q[:, :, own], k[:, :, seen], v[:, :, seen], **arguments))
+    # joined in the order in which the layer wants them, which saves it a copy
+    return torch.cat([part.permute(2, 0, 1, 3) for part in parts]).permute(1, 2, 0, 3)
 
 
 def _taking_part(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

@@ -1,9 +1,8 @@
 """The model's side of a probe: rows of a forest through Megatron's pipeline, log-likelihoods of their edges out.
 
 Options of one row do not see each other (an attention mask), and each stands where it would stand alone (rotary angles
-by depth in place of the place in the row). The last stage stops before its output layer, whose logits are made and
-reduced here, some nodes at a time: one normaliser a node serves all edges that leave it. Data-parallel replicas share
-the rows.
+by depth in place of the place in the row). The last stage stops before its output layer, whose logits are never all
+held. Data-parallel replicas share the rows.
 """
 
 from __future__ import annotations
@@ -15,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
-from torch.nn.functional import linear
 
 from megatron_kis.device import quiet_megatron
 from megatron_kis.model.attention import SdpaAttention
 from megatron_kis.parallel import sum_over_data
 from megatron_kis.probes.forest import EdgeScores, Forest
 from megatron_kis.probes.ragged import ranges, starts_of
+from megatron_kis.probes.readout import read_tokens
 
 if TYPE_CHECKING:
     from megatron_kis.training.engine import Engine
@@ -34,11 +32,6 @@ with quiet_megatron():
     from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
 Batch = dict[str, Any]
-
-_LOGITS_ON_HOST = 1 << 18
-"""Logits that are held at a time on the host: a megabyte, which a core's cache holds."""
-_LOGITS_ON_DEVICE = 1 << 28
-"""The same on an accelerator: 1 GB in fp32."""
 
 
 class Scorer:
@@ -118,45 +111,7 @@ class Scorer:
         weight = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
         needed, which = nodes.unique_consecutive(return_inverse=True)
         inputs = hidden.transpose(0, 1).flatten(0, 1)[needed]
-        cut = max(1, (_LOGITS_ON_HOST if hidden.device.type == "cpu" else _LOGITS_ON_DEVICE) // len(weight))
-        own = labels - group.rank() * len(weight)
-        here = (own >= 0) & (own < len(weight))
-        sizes = torch.bincount(which // cut).tolist()
-        parts = zip(inputs.split(cut), which.remainder(cut).split(sizes),
-                    own.clamp(0, len(weight) - 1).split(sizes), strict=True)  # fmt: skip
-        reduced = [_reduce(linear(rows, weight), places, columns) for rows, places, columns in parts]
-        chosen, top, normaliser = (torch.cat(kind) for kind in zip(*reduced, strict=True))
-        if group.size() > 1:
-            chosen = torch.where(here, chosen, 0.0)
-            dist.all_reduce(chosen, group=group)
-            normaliser = _log_sum(normaliser, group)
-            dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-        return torch.stack([chosen - normaliser[which], (chosen >= top[which]).float()])
-
-
-def _reduce(
-    logits: torch.Tensor, places: torch.Tensor, columns: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits of edges [edges], and of nodes [n] the largest one and the logarithm of the sum of exponentials.
-
-    Args:
-        logits: [n, vocabulary / TP].
-        places: [edges] which node.
-        columns: [edges] which token.
-    """
-    values = logits.float()
-    # PyTorch's log_softmax goes over the values once less than its logsumexp does.
-    normaliser = values[:, 0] - values.log_softmax(dim=-1)[:, 0]
-    return values[places, columns], values.amax(dim=-1), normaliser
-
-
-def _log_sum(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """log(sum(exp(values))) over the ranks of a group."""
-    top = values.clone()
-    dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-    total = (values - top).exp()
-    dist.all_reduce(total, group=group)
-    return top + total.log()
+        return read_tokens(inputs, weight, which, labels, group)
 
 
 def _mask(places: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
