@@ -92,13 +92,15 @@ class SdpaAttention(MegatronModule):
             "scale": self.softmax_scale,
             "enable_gqa": k.shape[1] != q.shape[1],
         }
+        # A causal layer's mask hides all later places, and places lie in their order unless ranks share the sequence.
+        in_order = attention_mask is not None and mask_type == AttnMaskType.causal and len(query) == len(key)
         if dropout:
             with megatron_random.get_cuda_rng_tracker().fork():
                 context = scaled_dot_product_attention(q, k, v, **arguments)
-        elif q.is_cuda or torch.is_grad_enabled() or attention_mask is None or mask_type != AttnMaskType.causal:
-            context = scaled_dot_product_attention(q, k, v, **arguments)
-        else:
+        elif in_order and not q.is_cuda and not torch.is_grad_enabled():
             context = _attend_in_slices(q, k, v, **arguments)
+        else:
+            context = scaled_dot_product_attention(q, k, v, **arguments)
         # [b, n, s, d] -> [s, b, n * d]
         return context.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
@@ -107,11 +109,8 @@ def _attend_in_slices(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, attn_mask: torch.Tensor, **arguments: Any
 ) -> torch.Tensor:
     """Attention under a mask that hides all later places: some queries at a time, with the keys up to their last."""
-    length, whole = attn_mask.shape[-2:]
-    if length != whole:  # places of a shared sequence, out of order
-        return scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **arguments)
     parts = []
-    for start in range(0, length, _QUERIES_AT_ONCE):
+    for start in range(0, q.shape[2], _QUERIES_AT_ONCE):
         own, seen = slice(start, start + _QUERIES_AT_ONCE), slice(start + _QUERIES_AT_ONCE)
         arguments["attn_mask"] = attn_mask[..., own, seen]
         parts.append(scaled_dot_product_attention(q[:, :, own], k[:, :, seen], v[:, :, seen], **arguments))
