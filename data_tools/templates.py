@@ -16,6 +16,8 @@ from pathlib import Path
 from data_tools.articles import indefinite_article
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_text
+from megatron_kis.names import checked_name
+from megatron_kis.parsing import parse_yaml
 
 SPLITS = ("train", "held_out", "question")
 """The template splits, in the order in which questions are written."""
@@ -123,17 +125,14 @@ def load_templates(path: Path, *, relations: Iterable[str] | None = None) -> dic
         InputError: not such a file; a template without its slots or one that stands in two places, named by relation,
             split and index; a relation without train templates, or lacking altogether.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"not valid YAML ({getattr(error, 'problem', error)})", where=where) from None
+    content = parse_yaml(read_text(path), where=str(path))
     if not isinstance(content, dict) or not content:
         raise InputError("not a mapping of relations", where=str(path), remedy="expected relation: {train: [...], ...}")
-    templates = {str(relation): _relation(path, str(relation), lists) for relation, lists in content.items()}
+    for relation in content:
+        if not isinstance(relation, str):
+            raise InputError(f"{relation!r} is no relation's name", where=str(path), remedy="put it in quotes")
+        checked_name(relation, where=str(path))
+    templates = {relation: _relation(path, relation, lists) for relation, lists in content.items()}
     for relation in relations or ():
         if relation not in templates:
             raise InputError(

@@ -1,25 +1,27 @@
 """Three kinds of tokenizer behind one interface: SentencePiece, Hugging Face's ``tokenizer.json``, tiktoken.
 
 The kind follows from the file's name: ``.json`` (or a folder with a ``tokenizer.json``), ``.tiktoken``, SentencePiece
-for every other. ``PATH.meta.json`` (schema ``kis.tokenizer/1``) lies beside a tokenizer that was trained here; it names
-kind, vocab_size, eod_id, and fingerprint (sha256 of the model).
+for every other. ``PATH.meta.json`` (schema ``kis.tokenizer/1``) lies beside a tokenizer that was trained or copied here;
+it names kind, vocab_size, eod_id, fingerprint, and what the model file itself does not hold.
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_kis.errors import InputError
+from megatron_kis.files import atomic_path, fingerprint, steadily, write_json
 
 EOD_PIECE = "<|endoftext|>"
+META_SCHEMA = "kis.tokenizer/1"
 MODEL_KINDS = ("unigram", "bpe", "byte-bpe")
 """What can be trained: SentencePiece models (the first two), and byte-level BPE as ``tokenizer.json``."""
 
@@ -43,12 +45,35 @@ class Tokenizer(ABC):
     spellings: tuple[str, ...] = ()
     """Spellings of special tokens that stay plain text when they occur in a document."""
 
-    def __init__(self, model: bytes, *, vocab_size: int, eod_id: int) -> None:
-        """Keeps what all kinds have in common; use :func:`load_tokenizer`."""
+    kind: ClassVar[str]
+    """What ``PATH.meta.json`` calls this kind of file."""
+
+    file_name: ClassVar[str]
+    """Name of the model file in a folder of copies."""
+
+    def __init__(
+        self, model: bytes, *, vocab_size: int, eod_id: int, beside: Mapping[str, Any] | None = None, cut: str = ""
+    ) -> None:
+        """Keeps what all kinds have in common; use :func:`load_tokenizer`.
+
+        Args:
+            model: content of the model file.
+            vocab_size: ids lie below.
+            eod_id: the token that ends documents.
+            beside: what else decides the ids, and lies in a file beside the model.
+            cut: how text is cut into words, where ``beside`` has only a name for it.
+        """
         self.model = model
         """Content of the model file."""
-        self.fingerprint = hashlib.sha256(model).hexdigest()
-        """Hexadecimal SHA-256 of the model file."""
+        self.beside = dict(beside or {})
+        """What else decides ids and the ends of documents, as ``PATH.meta.json`` names it; nothing for SentencePiece,
+        whose file says all."""
+        self.model_sha256 = hashlib.sha256(model).hexdigest()
+        """Hexadecimal SHA-256 of the model file, which is what older records call the fingerprint."""
+        whole = {"model": self.model_sha256, **self.beside, **({"cut": cut} if cut else {})}
+        self.fingerprint = fingerprint(whole) if self.beside else self.model_sha256
+        """Hexadecimal fingerprint of all that decides what this tokenizer does: that of the model file, where it holds
+        everything, else of the file, its end-of-document token, special tokens and pattern together."""
         self.vocab_size = vocab_size
         """Ids lie in ``[0, vocab_size)``."""
         self.eod_id = eod_id
@@ -113,6 +138,41 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return load_sentencepiece(path)
 
 
+def write_copy(tokenizer: Tokenizer, folder: Path) -> Path:
+    """Writes a tokenizer with everything that belongs to it into a folder, under a name of its kind.
+
+    Returns:
+        The model file: ``load_tokenizer`` of it gives a tokenizer of the same fingerprint, wherever the folder goes.
+    """
+    path = folder / tokenizer.file_name
+    with atomic_path(path) as partial:
+        partial.write_bytes(tokenizer.model)
+    write_meta(tokenizer, path)
+    copy = load_tokenizer(path)
+    assert copy.fingerprint == tokenizer.fingerprint
+    return path
+
+
+def write_meta(tokenizer: Tokenizer, path: Path, **more: Any) -> None:
+    """Writes ``PATH.meta.json`` of a model file.
+
+    Args:
+        tokenizer: the tokenizer.
+        path: its model file.
+        more: how it was made.
+    """
+    content = {
+        "schema": META_SCHEMA,
+        "kind": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "eod_id": tokenizer.eod_id,
+        **tokenizer.beside,
+        "fingerprint": tokenizer.fingerprint,
+        **more,
+    }
+    write_json(path.with_name(path.name + ".meta.json"), content)
+
+
 def train_tokenizer(
     texts: Iterable[str],
     output: Path,
@@ -167,7 +227,4 @@ def read_model(path: Path) -> bytes:
     Raises:
         InputError: it cannot be read.
     """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"tokenizer cannot be read ({error.strerror})", where=str(path)) from None
+    return steadily(path.read_bytes, path)

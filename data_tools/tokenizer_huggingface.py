@@ -1,14 +1,14 @@
 """Hugging Face ``tokenizer.json``: loading any, and training byte-level BPE.
 
 The token that ends a document is not named in the file. It is the ``eod`` of ``PATH.meta.json``, else the ``eos_token``
-of a ``tokenizer_config.json`` beside it, else the one of the usual names that the vocabulary has.
+of a ``tokenizer_config.json`` beside it, else the one of the usual names that the vocabulary has. It is part of the
+tokenizer's fingerprint.
 
 As in Megatron's tool, the spelling of a special token within a text becomes that token.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.tokenizer import EOD_PIECE, Encoding, Tokenizer, read_model
+from data_tools.tokenizer import EOD_PIECE, Encoding, Tokenizer, read_model, write_meta
 from megatron_kis.errors import InputError
-from megatron_kis.files import atomic_path, write_json
+from megatron_kis.files import atomic_path, read_text
+from megatron_kis.parsing import parse_json
 
 _USUAL_NAMES = (EOD_PIECE, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "<EOS>")
 _SMALLEST_VOCABULARY = 300  # 256 bytes, one special token, and some merges
@@ -28,13 +29,15 @@ class HuggingFaceTokenizer(Tokenizer):
     """A loaded ``tokenizer.json``."""
 
     library = "tokenizers"
+    kind = "huggingface"
+    file_name = "tokenizer.json"
 
     def __init__(self, tokenizer: Any, model: bytes, *, eod: str) -> None:
         """Wraps a loaded ``tokenizers.Tokenizer``; use ``data_tools.tokenizer.load_tokenizer``."""
         added = tokenizer.get_added_tokens_decoder()
         # Asked for the size with added tokens, the library copies the whole vocabulary.
         vocab_size = max(tokenizer.get_vocab_size(with_added_tokens=False), *(token + 1 for token in added), 0)
-        super().__init__(model, vocab_size=vocab_size, eod_id=tokenizer.token_to_id(eod))
+        super().__init__(model, vocab_size=vocab_size, eod_id=tokenizer.token_to_id(eod), beside={"eod": eod})
         self._tokenizer = tokenizer
         self.eod = eod
         """Spelling of the token that ends every document."""
@@ -123,17 +126,7 @@ def train_huggingface(
     with atomic_path(output) as partial:
         partial.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     trained = load_huggingface(output)
-    meta = {
-        "schema": "kis.tokenizer/1",
-        "kind": "huggingface",
-        "model": "byte-bpe",
-        "vocab_size": trained.vocab_size,
-        "eod": trained.eod,
-        "eod_id": trained.eod_id,
-        "fingerprint": trained.fingerprint,
-        "tokenizers_version": tokenizers.__version__,
-    }
-    write_json(output.with_name(output.name + ".meta.json"), meta)
+    write_meta(trained, output, model="byte-bpe", tokenizers_version=tokenizers.__version__)
     return trained
 
 
@@ -143,11 +136,12 @@ def _chain(texts: Iterable[str], names: Iterable[str]) -> Iterator[str]:
 
 
 def _eod_names(path: Path) -> Iterator[str]:
-    for beside, key in ((path.name + ".meta.json", "eod"), ("tokenizer_config.json", "eos_token")):
-        try:
-            value = json.loads(path.with_name(beside).read_text(encoding="utf-8")).get(key)
-        except (OSError, ValueError, AttributeError):  # absent, or not what it should be: the usual names are tried
+    for name, key in ((path.name + ".meta.json", "eod"), ("tokenizer_config.json", "eos_token")):
+        beside = path.with_name(name)
+        if not beside.exists():
             continue
+        content = parse_json(read_text(beside), where=str(beside))
+        value = content.get(key) if isinstance(content, dict) else None
         if isinstance(value, dict):
             value = value.get("content")
         if isinstance(value, str):

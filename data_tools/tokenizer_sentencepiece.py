@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.tokenizer import EOD_PIECE, Encoding, Tokenizer, read_model
+from data_tools.tokenizer import EOD_PIECE, Encoding, Tokenizer, read_model, write_meta
 from megatron_kis.errors import InputError
-from megatron_kis.files import atomic_path, write_json
+from megatron_kis.files import atomic_path
 
 _SMALLEST_VOCABULARY = 300  # 256 bytes, two special pieces, and the letters
 _SAMPLED_LINES = 2_000_000  # beyond this SentencePiece trains on a seeded sample: its memory is about 1 kB a line
@@ -41,6 +41,8 @@ class SentencePieceTokenizer(Tokenizer):
     """A loaded SentencePiece model."""
 
     library = "sentencepiece"
+    kind = "sentencepiece"
+    file_name = "tokenizer.model"
 
     def __init__(self, processor: Any, model: bytes) -> None:
         """Wraps a loaded ``SentencePieceProcessor``; use ``data_tools.tokenizer.load_tokenizer``."""
@@ -174,18 +176,9 @@ def train_sentencepiece(
     with atomic_path(output) as partial:
         partial.write_bytes(model.getvalue())
     tokenizer = load_sentencepiece(output)
-    meta = {
-        "schema": "kis.tokenizer/1",
-        "kind": "sentencepiece",
-        "model": kind,
-        "vocab_size": tokenizer.vocab_size,
-        "eod_id": tokenizer.eod_id,
-        "fingerprint": tokenizer.fingerprint,
-        "seed": seed,
-        "lines": lines.count,
-        "sentencepiece_version": sentencepiece.__version__,
-    }
-    write_json(output.with_name(output.name + ".meta.json"), meta)
+    write_meta(
+        tokenizer, output, model=kind, seed=seed, lines=lines.count, sentencepiece_version=sentencepiece.__version__
+    )
     return tokenizer
 
 

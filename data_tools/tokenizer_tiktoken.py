@@ -52,12 +52,17 @@ class TiktokenTokenizer(Tokenizer):
     """A loaded tiktoken file."""
 
     library = "tiktoken"
+    kind = "tiktoken"
+    file_name = "tokenizer.tiktoken"
 
     def __init__(
         self, encoding: Any, model: bytes, *, path: Path, pattern: str, special: dict[str, int], eod: str
     ) -> None:
         """Wraps a ``tiktoken.Encoding``; use ``data_tools.tokenizer.load_tokenizer``."""
-        super().__init__(model, vocab_size=encoding.n_vocab, eod_id=special[eod])
+        beside = {"pattern": pattern, "eod": eod, "special_tokens": special}
+        super().__init__(
+            model, vocab_size=encoding.n_vocab, eod_id=special[eod], beside=beside, cut=PATTERNS[pattern]
+        )
         self._encoding = encoding
         self.path, self.pattern, self.special, self.eod = path, pattern, special, eod
         self.spellings = tuple(special)

@@ -11,10 +11,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from megatron_kis import __version__
 from megatron_kis.commands import data, export, import_, law, plan, probe, study, train
-from megatron_kis.errors import KisError
+from megatron_kis.errors import KisError, printable
+from megatron_kis.paths import expanded
 
 _INTERRUPTED = 130  # 128 + SIGINT, what shells report
 
@@ -38,12 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     debug = options.debug or bool(os.environ.get("KIS_DEBUG"))
     try:
+        _expand_paths(options)
         status: int = options.handler(options)
         sys.stdout.flush()  # here, where a reader that has left is no error, and not at exit
     except KisError as error:
         if debug:
             traceback.print_exc()
-        print(f"kis: error: {error}", file=sys.stderr)
+        _tell(str(error))
         return error.exit_status
     except KeyboardInterrupt:
         print("kis: interrupted; run the same command again to go on", file=sys.stderr)
@@ -54,9 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         if debug:
             traceback.print_exc()
-        print(f"kis: error: {error}", file=sys.stderr)
+        _tell(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
         return KisError.exit_status
     return status
+
+
+def _tell(message: str) -> None:
+    """One line, whatever the names in it hold."""
+    print(f"kis: error: {printable(message)}", file=sys.stderr)
+
+
+def _expand_paths(options: argparse.Namespace) -> None:
+    """Fills in ``~`` and variables that no shell has filled in, as in ``--output=~/runs``."""
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            setattr(options, name, expanded(value))
+        elif isinstance(value, list) and any(isinstance(item, Path) for item in value):
+            setattr(options, name, [expanded(item) if isinstance(item, Path) else item for item in value])
 
 
 if __name__ == "__main__":

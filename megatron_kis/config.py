@@ -8,13 +8,13 @@ well. How it is read from YAML and overrides is in ``settings``.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator
 
 from megatron_kis.data.settings import DataConfig, DocumentsConfig, InfusionConfig
 from megatron_kis.model.settings import ModelConfig
-from megatron_kis.settings import Settings
+from megatron_kis.settings import Count, SafeName, Settings
 from megatron_kis.training.settings import GuardConfig, OptimizerConfig, ParallelConfig, Precision, TrainingConfig
 
 __all__ = [
@@ -46,7 +46,7 @@ class MomentsConfig(Settings):
     every: int | None = Field(None, gt=0)
     """Also every so many steps."""
 
-    tokens: tuple[NonNegativeInt, ...] = ()
+    tokens: tuple[Annotated[Count, Field(ge=0)], ...] = ()
     """Also when so many tokens have been trained on: after the step that reaches them. Counts beyond the run's budget
     are passed over, so that runs of several budgets can share a list."""
 
@@ -131,7 +131,7 @@ class ValidationConfig(Settings):
     moments: MomentsConfig = MomentsConfig(shares=(0.25, 0.5, 0.75, 1.0))
     """When to measure."""
 
-    max_tokens: int = Field(1_000_000, gt=0)
+    max_tokens: Count = Field(1_000_000, gt=0)
     """Tokens that are read at most."""
 
 
@@ -151,10 +151,10 @@ class LoggingConfig(Settings):
 class RunConfig(Settings):
     """One run: a cell (N, D, F) with a seed."""
 
-    name: str
+    name: SafeName
     """Name of the run, and of its folder."""
 
-    study: str = ""
+    study: SafeName | Literal[""] = ""
     """The study it belongs to."""
 
     output: Path

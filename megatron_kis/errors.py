@@ -42,6 +42,21 @@ class Stopped(KisError):
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """A text as one that changes nothing on a terminal: line breaks, escapes and the like are spelled out.
+
+    Args:
+        text: what a user, a file or another program wrote.
+        keep: such characters that stay, for example ``"\\n\\t"``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The remedy for an unknown name: ``did you mean 'x'?`` or the list of valid names."""
     names = sorted(valid)

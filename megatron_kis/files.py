@@ -1,33 +1,97 @@
-"""Files that are either whole or absent: atomic writes, locks, JSON with a schema, JSON lines, fingerprints."""
+"""Files that are either whole or absent: atomic writes, locks, JSON with a schema, JSON lines, fingerprints.
+
+What cannot be read is told apart: a file that is not there, or not ours to read, is wrong input; an error of the disk
+or the file server says nothing about the file. Such a one is tried again, and then ends the work (``steadily``).
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from megatron_kis.errors import InputError, JobError
+from megatron_kis.parsing import parse_json
 
 _BLOCK = 1 << 20
+_WAITS = (0.1, 0.5, 2.0)
+"""Seconds before each further try to read a file; a file server that fails over takes longer, and ends the work."""
+
+_OURS = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG,
+}  # fmt: skip
+"""Errors that say something about the path, and come again at every try."""
+
+_Read = TypeVar("_Read")
+
+
+def steadily(read: Callable[[], _Read], path: Path) -> _Read:
+    """What ``read`` returns; an error of the disk or the file server is tried again a few times.
+
+    Args:
+        read: reads something.
+        path: what it reads, for the message.
+
+    Raises:
+        InputError: the path is wrong: missing, of another kind, or not to be read by us.
+        JobError: the error did not pass.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            return read()
+        except OSError as error:
+            if error.errno in _OURS:
+                raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+            if wait is None:
+                raise JobError(f"{path}: cannot be read ({error.strerror or error}); nothing was changed") from None
+        time.sleep(wait)
+    raise AssertionError("unreachable")
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a sibling path to write to; it is renamed to ``path`` on success and removed on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
+        with naming(path):
+            yield partial
+            with open(partial, "rb") as written:
+                os.fsync(written.fileno())
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an error of the system that names no file (a full disk while writing) the path that was written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it.
+
+    Raises:
+        InputError: something on the way is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        there = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), folder)
+        raise InputError("is a file where a folder is wanted", where=str(there), remedy="choose another place") from None
 
 
 @contextmanager
@@ -44,7 +108,7 @@ def locked(folder: Path, holder: str) -> Iterator[int]:
     Raises:
         JobError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with open(folder / ".lock", "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,11 +141,7 @@ def read_json(path: Path, schema: str, *, keys: Iterable[str] = ()) -> dict[str,
     Raises:
         InputError: the file is missing, not JSON, not an object, of another schema, or lacks a key.
     """
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON ({error.msg})", where=f"{path}:{error.lineno}") from None
+    content = parse_json(read_text(path), where=str(path))
     if not isinstance(content, dict):
         raise InputError("not a JSON object", where=str(path))
     found = content.get("schema")
@@ -94,11 +154,14 @@ def read_json(path: Path, schema: str, *, keys: Iterable[str] = ()) -> dict[str,
 
 
 def read_text(path: Path) -> str:
-    """Reads a UTF-8 file; a missing, unreadable or undecodable one is an InputError."""
+    """Reads a UTF-8 file.
+
+    Raises:
+        InputError: it is missing, not to be read, or not UTF-8.
+        JobError: the disk or the file server fails.
+    """
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+        return steadily(lambda: path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 (byte {error.start})", where=str(path)) from None
 
@@ -113,23 +176,30 @@ def read_json_lines(path: Path, *, tolerate_torn_tail: bool = False) -> Iterator
     Raises:
         InputError: a missing file, or a line that is not a JSON object, with its number.
     """
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
-    with file:
+    with steadily(lambda: open(path, "rb"), path) as file, naming(path):
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             if tolerate_torn_tail and not line.endswith(b"\n"):
                 return
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise InputError(f"malformed JSON line ({error})", where=f"{path}:{number}") from None
+            row = parse_json_line(line, where=f"{path}:{number}")
             if not isinstance(row, dict):
                 raise InputError("not a JSON object", where=f"{path}:{number}")
             yield number, row
+
+
+def parse_json_line(line: bytes, *, where: str) -> Any:
+    """The content of one line of a JSON-lines file.
+
+    Raises:
+        InputError: it is malformed, or an object in it has a key twice.
+    """
+    try:
+        return parse_json(line, where=where)
+    except InputError as error:
+        if error.problem.startswith("not "):
+            raise InputError(f"malformed JSON line ({error.problem})", where=where) from None
+        raise
 
 
 def append_json_line(path: Path, row: dict[str, Any]) -> None:
@@ -157,15 +227,21 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    try:
+    """Hexadecimal SHA-256 of a file's bytes.
+
+    Raises:
+        InputError: it is missing, or not to be read.
+        JobError: the disk or the file server fails.
+    """
+
+    def read() -> str:
+        digest = hashlib.sha256()
         with open(path, "rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
-    return digest.hexdigest()
+        return digest.hexdigest()
+
+    return steadily(read, path)
 
 
 def fingerprint(content: Any) -> str:

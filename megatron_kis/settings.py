@@ -1,23 +1,54 @@
 """Reading settings: YAML files and ``key=value`` overrides to frozen, checked classes.
 
-Unknown keys are refused with the nearest valid one, at every depth.
+Unknown keys are refused with the nearest valid one, at every depth, and so is a key that stands twice. Relative paths
+begin at the folder of the file, those of overrides at the current folder (``paths``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_text
+from megatron_kis.names import ALLOWED, complaint, is_name
+from megatron_kis.parsing import parse_yaml
+from megatron_kis.paths import from_folder, placed, seen_from
+from megatron_kis.units import as_count
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+
+def _safe_name(text: str) -> str:
+    if not is_name(text):
+        msg = f"{complaint(text)}; use {ALLOWED}"
+        raise ValueError(msg)
+    return text
+
+
+SafeName = Annotated[str, AfterValidator(_safe_name)]
+"""A name that becomes a folder: see ``names``."""
+
+Count = Annotated[int, BeforeValidator(as_count)]
+"""A number of tokens or parameters, which may be written ``1.2e6`` or ``7b``."""
+
+Quantity = Annotated[float, BeforeValidator(as_count)]
+"""The same, where it need not be whole."""
 
 
 class Settings(BaseModel):
@@ -25,61 +56,94 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _placed(cls, value: Any, info: ValidationInfo) -> Any:
+        """Paths as the file means them that names them."""
+        return _with_places(value, info.context) if info.context is not None else value
+
 
 _Config = TypeVar("_Config", bound=Settings)
 _Record = TypeVar("_Record", bound="DataclassInstance")
 
 
-def load_config(kind: type[_Config], path: Path, overrides: Sequence[str] = ()) -> _Config:
+def load_config(
+    kind: type[_Config], path: Path, overrides: Sequence[str] = (), *, sections: Mapping[str, type] | None = None
+) -> _Config:
     """Reads a YAML file, applies overrides and checks the result.
 
     Args:
         kind: the settings' class.
         path: the YAML file.
         overrides: ``key.path=value``, the value in YAML.
+        sections: classes of sections that ``kind`` leaves to others (as mappings of any content).
 
     Raises:
-        InputError: an unreadable file, invalid YAML, an unknown key or a bad value, with its place.
+        InputError: an unreadable file, invalid YAML, a key that stands twice, an unknown key or a bad value, with its
+            place.
     """
-    try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"not valid YAML ({getattr(error, 'problem', error)})", where=place) from None
+    content = parse_yaml(read_text(path), where=str(path))
     if not isinstance(content, dict):
         raise InputError("not a mapping of settings", where=str(path))
+    fields = _fields_of(kind) | dict(sections or {})
     for override in overrides:
-        _override(content, override)
-    return parse_config(kind, content, source=str(path))
+        _override(content, override, fields, path.parent)
+    return parse_config(kind, content, source=str(path), base=path.parent, overrides=overrides)
 
 
-def parse_config(kind: type[_Config], content: dict[str, Any], *, source: str) -> _Config:
-    """Checks settings that are already in memory; see ``load_config``."""
+def parse_config(
+    kind: type[_Config],
+    content: dict[str, Any],
+    *,
+    source: str,
+    base: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> _Config:
+    """Checks settings that are already in memory; see ``load_config``.
+
+    Args:
+        kind: the settings' class.
+        content: the settings.
+        source: the file, for messages.
+        base: folder at which relative paths begin; None leaves paths as they are.
+        overrides: what of ``content`` is not the file's.
+    """
     try:
-        return kind.model_validate(content)
+        return kind.model_validate(content, context=None if base is None else {"base": base})
     except ValidationError as error:
         first = error.errors()[0]
         place = [part for part in first["loc"] if not isinstance(part, str) or not part.startswith("function-")]
         key = ".".join(map(str, place))
+        where = f"{source}: {key}" if key else source
+        where = next((said for said in reversed(overrides) if f"{key}.".startswith(f"{said.partition('=')[0]}.")), where)
         if first["type"] == "extra_forbidden":
             remedy = nearest(str(place[-1]), _fields_at(kind, place[:-1]))
-            raise InputError("unknown key", where=f"{source}: {key}", remedy=remedy) from None
+            raise InputError("unknown key", where=where, remedy=remedy) from None
         if first["type"] == "missing":
-            raise InputError("is missing", where=f"{source}: {key}", remedy="add it") from None
+            raise InputError("is missing", where=where, remedy="add it") from None
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] != "value_error":
             message += f" (got {first['input']!r})"
-        raise InputError(message, where=f"{source}: {key}" if key else source) from None
+        raise InputError(message, where=where) from None
 
 
-def parse_dataclass(kind: type[_Record], content: dict[str, Any], *, where: str) -> _Record:
+def as_content(config: Settings, folder: Path) -> dict[str, Any]:
+    """Settings as a file in ``folder`` says them, for YAML and JSON: relative paths begin there."""
+    content = TypeAdapter(Any).dump_python(from_folder(config.model_dump(), folder), mode="json")
+    assert isinstance(content, dict)
+    return content
+
+
+def parse_dataclass(
+    kind: type[_Record], content: dict[str, Any], *, where: str, base: Path | None = None
+) -> _Record:
     """Checks the settings of another package, kept there as a (nested) dataclass, as strictly as our own.
 
     Args:
         kind: the dataclass.
         content: its section of the file.
         where: the section's key, for messages.
+        base: folder at which relative paths begin; None leaves paths as they are.
 
     Raises:
         InputError: an unknown key or a bad value.
@@ -91,33 +155,87 @@ def parse_dataclass(kind: type[_Record], content: dict[str, Any], *, where: str)
         if key not in names:
             raise InputError("unknown key", where=f"{where}.{key}", remedy=nearest(str(key), names))
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
-            resolved[key] = parse_dataclass(hints[key], value, where=f"{where}.{key}")
+            resolved[key] = parse_dataclass(hints[key], value, where=f"{where}.{key}", base=base)
     try:
-        return TypeAdapter(kind).validate_python(resolved)
+        record = TypeAdapter(kind).validate_python(resolved)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, (where, *first["loc"])))
-        missing = first["type"] == "missing"
-        raise InputError(
-            "is missing" if missing else first["msg"], where=key, remedy="add it" if missing else None
-        ) from None
+        if first["type"] == "missing":
+            raise InputError("is missing", where=key, remedy="add it") from None
+        raise InputError(first["msg"].removeprefix("Value error, "), where=key) from None
+    if base is None:
+        return record
+    paths = {}
+    for name in names:
+        value = getattr(record, name)
+        try:
+            paths[name] = _with_places(value, {"base": base})
+        except ValueError as error:
+            raise InputError(str(error), where=f"{where}.{name}") from None
+    return dataclasses.replace(record, **paths)
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def _with_places(value: Any, context: Any) -> Any:
+    """A value with every path in it as it is meant."""
+    if isinstance(value, Path):
+        try:
+            return placed(value, context["base"])
+        except InputError as error:
+            msg = str(error)
+            raise ValueError(msg) from None
+    if isinstance(value, tuple) and any(isinstance(item, Path) for item in value):
+        return tuple(_with_places(item, context) for item in value)
+    return value
+
+
+def _override(content: dict[str, Any], override: str, fields: Mapping[str, Any], base: Path) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError("is not of the form key=value", where=override, remedy="for example training.seed=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError("the value is not valid YAML", where=override) from None
+    value = parse_yaml(text, where=override)
     *path, last = key.split(".")
     section = content
     for part in path:
-        section = section.setdefault(part, {})
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
         if not isinstance(section, dict):
             raise InputError(f"{part!r} has no keys of its own", where=override)
-    section[last] = value
+    for part in path:
+        fields = _fields_of(fields.get(part))
+    try:
+        section[last] = _as_the_file_names(value, fields.get(last), base)
+    except InputError as error:
+        raise InputError(error.problem, where=override, remedy=error.remedy) from None
+
+
+def _as_the_file_names(value: Any, kind: Any, base: Path) -> Any:
+    """A value of the command line, whose paths begin at the current folder, as the file would write it."""
+    arms = [kind, *_arms(kind)]
+    if isinstance(value, str) and Path in arms:
+        return str(seen_from(placed(value, None), base))
+    if isinstance(value, list):
+        inner = next((get_args(arm)[0] for arm in arms if get_origin(arm) is tuple), None)
+        return [_as_the_file_names(item, inner, base) for item in value]
+    if isinstance(value, dict):
+        fields = next((found for arm in arms if (found := _fields_of(arm))), {})
+        return {key: _as_the_file_names(item, fields.get(key), base) for key, item in value.items()}
+    return value
+
+
+def _arms(kind: Any) -> tuple[Any, ...]:
+    """What a union or an annotated type is made of."""
+    if get_origin(kind) in (Union, UnionType, Annotated):
+        return tuple(inner for arm in get_args(kind) for inner in (arm, *_arms(arm)))
+    return ()
+
+
+def _fields_of(kind: Any) -> dict[str, Any]:
+    """Names and types of a section's fields; none where it is no section."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    return get_type_hints(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else {}
 
 
 def _fields_at(kind: type[BaseModel], place: Sequence[Any]) -> list[str]:

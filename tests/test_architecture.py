@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("megatron_kis", "data_tools", "analysis")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 HEAVY = {"torch", "megatron", "transformer_engine"}
+GROUND = {f"megatron_kis.{name}" for name in ("errors", "files", "identity", "names", "parsing", "paths", "units")}
 
 
 def imports(path: Path, *, everywhere: bool = True) -> Iterator[str]:
@@ -60,7 +61,13 @@ def test_data_tools_need_neither_torch_nor_models_nor_analysis() -> None:
     assert offenders("data_tools", {*HEAVY, "analysis"}) == []
     own = [name for path in SOURCES if path.is_relative_to(ROOT / "data_tools") for name in imports(path)]
     ours = {name for name in own if name.startswith("megatron_kis")}
-    assert ours <= {"megatron_kis.errors", "megatron_kis.files"}
+    assert ours <= GROUND
+
+
+def test_the_ground_needs_nothing_above_it() -> None:
+    for name in GROUND:
+        used = set(imports(ROOT / f"{name.replace('.', '/')}.py"))
+        assert {one for one in used if one.split(".")[0] in PACKAGES} <= GROUND, name
 
 
 def test_training_starts_without_pytorchs_compiler() -> None:
@@ -74,7 +81,7 @@ def test_training_and_probes_know_nothing_of_the_analysis() -> None:
 def test_analysis_reads_files_and_not_our_training() -> None:
     used = {name for path in SOURCES if path.is_relative_to(ROOT / "analysis") for name in imports(path)}
     ours = {name for name in used if name.split(".")[0] == "megatron_kis"}
-    assert ours <= {"megatron_kis", "megatron_kis.errors", "megatron_kis.files"}
+    assert ours <= {"megatron_kis", *GROUND}
 
 
 def test_the_plan_and_the_scoring_rules_need_no_torch() -> None:
@@ -114,7 +121,7 @@ def test_every_file_says_what_it_is_for_and_has_one_job(path: Path) -> None:
 
 
 def test_commands_import_only_the_standard_library_at_their_top() -> None:
-    light = {"megatron_kis.errors", "megatron_kis.model.ladder", "megatron_kis.commands"}
+    light = {"megatron_kis.errors", "megatron_kis.model.ladder", "megatron_kis.commands", "megatron_kis.units"}
     for path in sorted((ROOT / "megatron_kis" / "commands").glob("*.py")):
         for name in imports(path, everywhere=False):
             assert name in light or name.split(".")[0] in sys.stdlib_module_names, f"{path.name} imports {name}"

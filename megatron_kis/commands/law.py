@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.errors import InputError
+from megatron_kis.units import quantity
 
 if TYPE_CHECKING:
     from analysis.collapse import Transition
     from analysis.law import Law
     from analysis.settings import AnalysisSettings
-
-_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -140,18 +139,6 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-
-
-def quantity(text: str) -> float:
-    """A count as people write it: 7e9, 7b, 137M, 1T, 1_000_000."""
-    match = re.fullmatch(r"([0-9._]+(?:e[+-]?[0-9]+)?)([kmbgt]?)", text.strip().lower())
-    try:
-        value = float(match.group(1)) * _UNITS[match.group(2)] if match else math.nan
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; write 7e9, 7b, 137M or 1T")
-    return value
 
 
 def _settings(options: argparse.Namespace) -> AnalysisSettings:

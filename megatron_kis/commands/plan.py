@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import PRESETS
+from megatron_kis.units import quantity
 
 if TYPE_CHECKING:
     from megatron_kis.config import ParallelConfig
@@ -36,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "model", metavar="MODEL", help="a preset, a shape (layers=32,width=4096,heads=32,...), RUN.yaml or STUDY.yaml"
     )
-    parser.add_argument("--tokens", type=float, metavar="D", help="tokens of the run (of a model; files have theirs)")
+    parser.add_argument("--tokens", type=quantity, metavar="D", help="tokens of the run (of a model; files have theirs)")
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="GPUs of a run (1; of a file, as many as its own layout has ranks)"
     )

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from megatron_kis.errors import nearest
 from megatron_kis.model.ladder import PRESETS, ModelShape, preset
-from megatron_kis.settings import Settings
+from megatron_kis.settings import SafeName, Settings
 
 
 class ModelConfig(Settings):
@@ -18,7 +18,7 @@ class ModelConfig(Settings):
     preset: str | None = None
     """Name of a shape in the ladder (``kis train --help`` lists them)."""
 
-    name: str | None = None
+    name: SafeName | None = None
     """What to call the model in the names of runs; its preset or its widths if not given."""
 
     layers: int | None = None

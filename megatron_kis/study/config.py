@@ -25,7 +25,7 @@ from megatron_kis.config import (
 )
 from megatron_kis.data.settings import BackgroundConfig, DocumentsConfig
 from megatron_kis.errors import nearest
-from megatron_kis.settings import Settings
+from megatron_kis.settings import Count, Quantity, SafeName, Settings
 from megatron_kis.study.slurm.config import ClusterConfig
 
 
@@ -36,7 +36,8 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-Budgets = Annotated[tuple[PositiveInt, ...], AfterValidator(_distinct)]
+Tokens = Annotated[Count, Field(gt=0)]
+Budgets = Annotated[tuple[Tokens, ...], AfterValidator(_distinct)]
 Counts = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_distinct)]
 
 
@@ -68,7 +69,7 @@ class ListedRun(Settings):
     size: str
     """Which rung of the ladder: its ``name``, or its preset, or ``<layers>x<width>``."""
 
-    tokens: PositiveInt
+    tokens: Tokens
     """Budget D."""
 
     frequency: NonNegativeInt
@@ -131,7 +132,7 @@ class ExecutorConfig(Settings):
 class StudyConfig(Settings):
     """A family of runs and the questions asked of it."""
 
-    name: str
+    name: SafeName
     """Name of the study."""
 
     output: Path
@@ -194,7 +195,7 @@ class StudyConfig(Settings):
     analysis: dict[str, Any] = Field(default_factory=dict)
     """Criteria, declared before the data are seen (``analysis.AnalysisSettings``)."""
 
-    predict: tuple[float, ...] = ()
+    predict: tuple[Quantity, ...] = ()
     """Sizes to predict for, parameters, that need not be trained."""
 
     @model_validator(mode="after")

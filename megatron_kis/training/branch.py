@@ -16,9 +16,10 @@ from typing import Any
 from megatron_kis.config import OptimizerConfig, RunConfig
 from megatron_kis.data.extension import check_continuation
 from megatron_kis.errors import InputError
+from megatron_kis.identity import differences
 from megatron_kis.settings import parse_config
 from megatron_kis.training.checkpoint import CHECKPOINT_SCHEMA, FOLDER, MANIFEST, Checkpoint, required, write_manifest
-from megatron_kis.training.resume import differences, outcomes_of
+from megatron_kis.training.resume import outcomes_of
 from megatron_kis.training.schedule import learning_rate
 
 _OWN = (

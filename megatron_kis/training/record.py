@@ -15,6 +15,7 @@ from megatron_kis.config import RunConfig
 from megatron_kis.data.general import Epochs
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, read_json, sha256_file, write_json
+from megatron_kis.identity import settings_of
 
 RUN_SCHEMA = "kis.run/1"
 DONE_SCHEMA = "kis.done/1"
@@ -22,44 +23,9 @@ CLOSED = ("run.json", "metrics.jsonl", "probes.jsonl", "exposures.json")
 """The files whose hashes ``DONE`` holds."""
 
 
-_RESULTLESS: dict[str, Any] = {
-    "name": True,
-    "study": True,
-    "output": True,
-    "device": True,
-    "data": True,
-    "parallel": True,
-    "extends": True,
-    "infusion": {"frequencies"},
-    "checkpoints": True,
-    "logging": True,
-    "model": {"name", "transformer_impl", "init_from"},
-    "training": {"micro_batch_size": True, "guard": {"hang_minutes"}},
-    "probes": {"batch_size"},
-}
-"""Settings that change no result, or nothing but the order of sums: the layout, the device, the size of batches; and
-files that count by what the plan makes of them."""
-
-
-_LATER: dict[tuple[str, ...], Any] = {
-    ("model", "norm_epsilon"): 1e-5,
-    ("probes", "moments", "tokens"): [],
-    ("validation", "moments", "tokens"): [],
-}
-"""Settings that came later, with their defaults. They count where they have another value, so that older checkpoints
-go on."""
-
-
 def result_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that can change a result. Data count by their content, not by their place."""
-    settings = config.model_dump(mode="json", exclude=_RESULTLESS)
-    for (*path, last), default in _LATER.items():
-        section = settings
-        for part in path:
-            section = section[part]
-        if section.get(last) == default:
-            del section[last]
-    return settings
+    return settings_of(config.model_dump(mode="json"))
 
 
 def config_fingerprint(config: RunConfig) -> str:

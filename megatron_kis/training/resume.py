@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint
+from megatron_kis.identity import differences
 from megatron_kis.training.checkpoint import Checkpoint
 from megatron_kis.training.record import config_fingerprint, result_settings
 
@@ -60,21 +60,6 @@ def _compare(checkpoint: Checkpoint, how: str, then: str | None, now: str | None
         where=str(checkpoint.folder),
         remedy=_REMEDY,
     )
-
-
-def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """``key then -> now`` of each leaf that differs."""
-    before, after = dict(_leaves(then)), dict(_leaves(now))
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return [f"{key} {before.get(key)} -> {after.get(key)}" for key in keys]
-
-
-def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, content
 
 
 def outcomes_of(folder: Path) -> dict[int, Path]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from megatron_kis.settings import Settings
+from megatron_kis.settings import Count, Settings
 
 Precision = Literal["auto", "fp32", "bf16", "fp8"]
 
@@ -74,7 +74,7 @@ class GuardConfig(Settings):
 class TrainingConfig(Settings):
     """Budget, batches and precision."""
 
-    token_budget: int = Field(gt=0)
+    token_budget: Count = Field(gt=0)
     """D, tokens; rounded down to whole global batches."""
 
     sequence_length: int = Field(ge=2)

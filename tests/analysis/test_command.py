@@ -7,6 +7,7 @@ import pytest
 
 from megatron_kis.commands import law
 from megatron_kis.errors import InputError
+from megatron_kis.units import quantity
 from tests.analysis.synthetic import Truth, curve_rows, write_run
 
 
@@ -40,13 +41,13 @@ def points_csv(tmp_path):
     ],
 )
 def test_counts_are_read_as_people_write_them(text, value):
-    assert law.quantity(text) == pytest.approx(value)
+    assert quantity(text) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("text", ["", "x", "-7b", "7x", "0", "1.2.3", "inf", "nan", "1e400"])
 def test_what_is_no_count_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError):
-        law.quantity(text)
+        quantity(text)
 
 
 def test_from_points_to_a_validated_prediction(points_csv, tmp_path, capsys):

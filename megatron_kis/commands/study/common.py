@@ -42,17 +42,36 @@ def add_step(
 
 
 def load_study(options: argparse.Namespace) -> tuple[StudyConfig, DataSettings, AnalysisSettings]:
-    """The study and its two sections that other packages own, all checked."""
+    """The study and its two sections that other packages own, all checked; paths begin at the study file's folder."""
+    from dataclasses import asdict
+
     from analysis.settings import AnalysisSettings
     from data_tools.prepare import DataSettings
     from megatron_kis.settings import load_config, parse_dataclass
     from megatron_kis.study.config import StudyConfig
 
-    study = load_config(StudyConfig, options.study, options.overrides)
+    owned = {"data": DataSettings, "analysis": AnalysisSettings}
+    study = load_config(StudyConfig, options.study, options.overrides, sections=owned)
     source = str(options.study)
-    data = parse_dataclass(DataSettings, study.data, where=f"{source}: data")
+    data = parse_dataclass(DataSettings, study.data, where=f"{source}: data", base=options.study.parent)
     analysis = parse_dataclass(AnalysisSettings, study.analysis, where=f"{source}: analysis")
-    return study, data, analysis
+    return study.model_copy(update={"data": asdict(data), "analysis": asdict(analysis)}), data, analysis
+
+
+def write_study(study: StudyConfig, path: Path) -> None:
+    """Writes the resolved study; its relative paths begin at the folder of the file."""
+    import yaml
+
+    from megatron_kis.files import write_text
+
+    write_text(path, yaml.safe_dump(study_content(study, path.parent), sort_keys=False))
+
+
+def study_content(study: StudyConfig, folder: Path) -> dict[str, Any]:
+    """The resolved study as a file in ``folder`` says it."""
+    from megatron_kis.settings import as_content
+
+    return as_content(study, folder)
 
 
 def data_config(study: StudyConfig, data: DataSettings) -> DataConfig:

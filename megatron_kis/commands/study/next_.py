@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_kis.commands.study.common import add_step, load_study, print_table, shown
 from megatron_kis.errors import InputError
+from megatron_kis.units import quantity
 
 if TYPE_CHECKING:
     from megatron_kis.study.config import RungConfig
@@ -21,8 +22,8 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         steps, "next", "the runs to add next, what each would gain, and what one size more would; trains nothing", _next
     )
     proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose (6)")
-    proposed.add_argument("--params", type=float, metavar="N", help="target size (default: the largest of predict)")
-    proposed.add_argument("--tokens", type=float, metavar="D", help="target budget (default: the study's largest)")
+    proposed.add_argument("--params", type=quantity, metavar="N", help="target size (default: the largest of predict)")
+    proposed.add_argument("--tokens", type=quantity, metavar="D", help="target budget (default: the study's largest)")
     proposed.add_argument(
         "--write", action="store_true", help="add them to the runs of the study file, for kis study run to train"
     )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.commands.study.common import add_step, done_runs, load_study, prepare
+from megatron_kis.commands.study.common import add_step, done_runs, load_study, prepare, write_study
 from megatron_kis.commands.study.report import analyse
 from megatron_kis.errors import InputError, JobError, Stopped, nearest
 
@@ -37,9 +37,6 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    import yaml
-
-    from megatron_kis.files import write_text
     from megatron_kis.study.attempts import forgive
     from megatron_kis.study.executor import execute, study_lock
 
@@ -53,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
         every = prepare(study, data)
         runs = selected(every, options.only)
         done = done_runs(runs)
-        write_text(study.output / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+        write_study(study, study.output / "study.yaml")
         if options.retry_failed:
             forgive([run.output for run in runs if run.name not in done])
         print(f"{study.name}: {len(runs)} runs, {len(done)} done already", file=sys.stderr, flush=True)

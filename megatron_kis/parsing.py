@@ -1,0 +1,147 @@
+"""YAML and JSON of users: safe loaders, and no key twice in a mapping.
+
+Both formats let the last of two equal keys win, so that half of what a file says is dropped without a word. Here a
+repeated key is an error that names both lines.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from megatron_kis.errors import InputError
+
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', flags=re.DOTALL)
+_REMEDY = "keep one of them"
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """The content of a YAML document.
+
+    Args:
+        text: the document.
+        where: the file, for messages.
+
+    Raises:
+        InputError: invalid YAML (``file:line``), or a key that a mapping has twice (with both lines).
+    """
+    import yaml
+
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_repeated(node, where, set())
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"not valid YAML ({problem})", where=place) from None
+
+
+def parse_json(text: str | bytes, *, where: str) -> Any:
+    """The content of a JSON document.
+
+    Args:
+        text: the document; bytes are UTF-8.
+        where: the file, for messages; ``file:line`` where the document is one line of a file.
+
+    Raises:
+        InputError: invalid JSON, or a key that an object has twice (with both lines).
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise InputError(f"not valid JSON ({error.msg})", where=_place(where, error.lineno)) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 (byte {error.start})", where=where) from None
+    except RecursionError:
+        raise InputError("not valid JSON (nested too deeply)", where=where) from None
+    except _RepeatedError:
+        text = text if isinstance(text, str) else text.decode("utf-8", errors="replace")
+        raise _twice(*_repeated_in(text), where) from None
+
+
+def same_keys_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """An ``object_pairs_hook`` for readers of single lines: a repeated key is a ``ValueError`` that names it."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} stands twice")
+        found[key] = value
+    return found
+
+
+class _RepeatedError(Exception):
+    """An object has a key twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _RepeatedError
+    return found
+
+
+def _place(where: str, line: int) -> str:
+    """``file:line``; what is one line of a file says so already."""
+    return where if re.search(r":\d+$", where) else f"{where}:{line}"
+
+
+def _twice(key: str, first: int, second: int, where: str) -> InputError:
+    lines = "" if re.search(r":\d+$", where) else f" (line {first}, and again here)"
+    return InputError(f"the key {key!r} stands twice{lines}", where=_place(where, second), remedy=_REMEDY)
+
+
+def _refuse_repeated(node: Any, where: str, seen: set[int]) -> None:
+    import yaml
+
+    if node is None or id(node) in seen:  # an anchor's node is met again at each alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated(item, where, seen)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            _refuse_repeated(value, where, seen)
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line = key.start_mark.line + 1
+            name = (key.tag, key.value)
+            if name in lines:
+                raise _twice(key.value, lines[name], line, where)
+            lines[name] = line
+
+
+def _repeated_in(text: str) -> tuple[str, int, int]:
+    """The first repeated key of a JSON text, and the lines of both; found by its brackets and strings alone."""
+    stack: list[dict[str, int] | None] = []
+    key: tuple[str, int] | None = None
+    for token, line in _tokens(text):
+        if token == "{":
+            stack.append({})
+        elif token == "[":
+            stack.append(None)
+        elif token in "]}" and stack:
+            stack.pop()
+        elif token.startswith('"'):
+            key = (json.loads(token, strict=False), line)
+            continue
+        elif token == ":" and key is not None and stack and (keys := stack[-1]) is not None:
+            name, at = key
+            if name in keys:
+                return name, keys[name], at
+            keys[name] = at
+        key = None
+    return "?", 0, 0
+
+
+def _tokens(text: str) -> Iterator[tuple[str, int]]:
+    line, reached = 1, 0
+    for match in _JSON_TOKEN.finditer(text):
+        line += text.count("\n", reached, match.start())
+        reached = match.start()
+        yield match[0], line

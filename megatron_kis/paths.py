@@ -1,0 +1,71 @@
+"""Paths as users write them: ``~`` and variables, and where relative ones begin.
+
+One rule: a relative path begins at the folder of the file that names it; one on the command line at the current
+folder. What we write names its neighbours in the same way, so that a folder can be moved or copied with them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from megatron_kis.errors import InputError
+
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", flags=re.ASCII)
+
+
+def expanded(path: Path | str) -> Path:
+    """The path with ``~`` and environment variables filled in.
+
+    Raises:
+        InputError: a variable that is not set, or a user who is not known.
+    """
+    text = str(path)
+    missing = [name for match in _VARIABLE.finditer(text) if (name := match[1].strip("{}")) not in os.environ]
+    if missing:
+        raise InputError(f"{text!r} names the variable {missing[0]}, which is not set", remedy="set it, or write it out")
+    text = _VARIABLE.sub(lambda match: os.environ[match[1].strip("{}")], text)
+    if text.startswith("~"):
+        found = os.path.expanduser(text)  # noqa: PTH111 - Path's raises a bare error for a user who is not known
+        if found.startswith("~"):
+            raise InputError(f"{text!r} names a home folder that is not known", remedy="write it out")
+        text = found
+    return Path(text)
+
+
+def placed(path: Path | str, base: Path | None) -> Path:
+    """The path that a file in the folder ``base`` means; None for the current folder.
+
+    Raises:
+        InputError: as ``expanded``.
+    """
+    path = expanded(path)
+    if base is None or path.is_absolute():
+        return path
+    return tidy(base / path)
+
+
+def tidy(path: Path) -> Path:
+    """Without ``a/..`` in it, where that is the same place (``a`` may be a link)."""
+    short = Path(os.path.normpath(path))
+    return short if ".." not in path.parts or short.resolve() == path.resolve() else path
+
+
+def seen_from(path: Path, folder: Path) -> Path:
+    """How a file in ``folder`` names a path: an absolute one as it is, others relative to the folder."""
+    if path.is_absolute():
+        return path
+    return Path(os.path.relpath(path.absolute().parent.resolve() / path.name, folder.absolute().resolve()))
+
+
+def from_folder(content: Any, folder: Path) -> Any:
+    """Content of a record in ``folder`` with every ``Path`` in it as ``seen_from`` there, as text."""
+    if isinstance(content, Path):
+        return str(seen_from(content, folder))
+    if isinstance(content, dict):
+        return {key: from_folder(value, folder) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [from_folder(value, folder) for value in content]
+    return content

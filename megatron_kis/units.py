@@ -1,0 +1,47 @@
+"""Counts of tokens, parameters and facts as people write them: ``7b``, ``1.2e6``, ``137M``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from decimal import Decimal
+from typing import Any
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_COUNT = re.compile(r"\s*([+-]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:e[+-]?\d{1,3})?)\s*([kmbgt]?)\s*", flags=re.I | re.A)
+
+
+def parse_count(text: str) -> Decimal | None:
+    """The number that a text stands for, exactly; None if it is none."""
+    match = _COUNT.fullmatch(text)
+    if match is None:
+        return None
+    return Decimal(match[1].replace("_", "")) * _UNITS[match[2].lower()]
+
+
+def as_count(value: Any) -> Any:
+    """A settings' value as a number where it is a text such as ``1.2e6`` or ``7b``; anything else as it is.
+
+    A whole number becomes an ``int``, whatever its notation: YAML takes ``1.2e6`` for a text and ``1.2e+6`` for a float.
+
+    Raises:
+        ValueError: a text that is no number.
+    """
+    if isinstance(value, str):
+        number = parse_count(value)
+        if number is None:
+            msg = f"{value!r} is no number; write 1200000, 1.2e6 or 1.2M"
+            raise ValueError(msg)
+        return int(number) if number == number.to_integral_value() else float(number)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def quantity(text: str) -> float:
+    """A count of at least 1, as an argument of a command."""
+    number = parse_count(text)
+    if number is None or not 1 <= (value := float(number)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; write 7e9, 7b, 137M or 1T")
+    return value

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from megatron_kis.errors import InputError
+from megatron_kis.parsing import parse_json, parse_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "second"),
+    [
+        ("a: 1\nb: 2\na: 3\n", 1, 3),
+        ("x:\n  y: {k: 1,\n      k: 2}\n", 2, 3),
+        ("- {a: 1}\n- b: 1\n  c: 2\n  'b': 3\n", 2, 4),
+        ("base: &b {k: 1}\nother:\n  <<: *b\n  m: 1\n  m: 2\n", 4, 5),
+        ("1: a\n1: b\n", 1, 2),
+    ],
+)
+def test_a_key_of_yaml_that_stands_twice_is_refused_with_both_lines(text, first, second):
+    with pytest.raises(InputError) as caught:
+        parse_yaml(text, where="f.yaml")
+    assert str(caught.value).startswith(f"f.yaml:{second}: ")
+    assert f"line {first}" in str(caught.value)
+
+
+def test_merges_anchors_and_equal_keys_of_several_mappings_are_right():
+    text = "base: &b {k: 1}\none:\n  <<: *b\n  k: 2\ntwo: *b\nthree: [*b, {k: 3}]\n"
+    assert parse_yaml(text, where="f.yaml")["one"] == {"k": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "second"),
+    [
+        ('{"a": 1,\n "b": {"a": 2},\n "a": 3}', 1, 3),
+        ('[{"a": "}{"},\n{"c": ["a", {"c": 1}],\n"d": 1,\n"c": 2}]', 2, 4),
+        ('{"\\u0061": 1, "a": 2}', 1, 1),
+    ],
+)
+def test_a_key_of_json_that_stands_twice_is_refused_with_both_lines(text, first, second):
+    with pytest.raises(InputError) as caught:
+        parse_json(text, where="f.json")
+    assert str(caught.value).startswith(f"f.json:{second}: ")
+    assert f"line {first}" in str(caught.value)
+
+
+def test_one_line_of_a_file_names_its_line():
+    with pytest.raises(InputError, match=r"^f.jsonl:7: the key 'id' stands twice; keep one"):
+        parse_json(b'{"id": 1, "id": 2}', where="f.jsonl:7")
+
+
+@pytest.mark.parametrize("text", ["{", "[1,]", '{"a" 1}', "[" * 100_000])
+def test_what_is_no_json_is_refused_with_its_place(text):
+    with pytest.raises(InputError, match=r"f.json.*not valid JSON"):
+        parse_json(text, where="f.json")
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: b: c", "\tx: 1", "a: !!python/object:os.system {}"])
+def test_what_is_no_yaml_is_refused_with_its_line(text):
+    with pytest.raises(InputError, match=r"f.yaml:1: not valid YAML"):
+        parse_yaml(text, where="f.yaml")
