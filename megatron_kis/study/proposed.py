@@ -15,6 +15,7 @@ import yaml
 
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_text, write_text
+from megatron_kis.parsing import parse_yaml
 from megatron_kis.study.config import ListedRun, StudyConfig
 from megatron_kis.study.grid import spots_of
 
@@ -101,7 +102,7 @@ def add_runs(path: Path, runs: Iterable[ListedRun], *, remark: str) -> None:
     """
     path = path.resolve()  # the file itself, where the name is a link
     text = read_text(path)
-    before = yaml.safe_load(text)
+    before = parse_yaml(text, where=str(path))
     entries = [run.model_dump() for run in runs]
     lines = [yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip() for entry in entries]
     changed = _with_entries(text, lines, remark)
