@@ -81,16 +81,17 @@ def _corpus(options: argparse.Namespace) -> int:
     from data_tools.facts import load_facts
     from data_tools.progress import console_progress
     from data_tools.tokenizer import load_tokenizer
-    from megatron_kis.errors import InputError
+    from megatron_kis.errors import InputError, printable
 
     if options.workers is not None and options.workers < 1:
         raise InputError(f"is {options.workers}", where="--workers", remedy="at least 1")
     if (options.punkt or options.keep_newlines) and not options.split_sentences:
         raise InputError("is for --split-sentences alone", where="--punkt" if options.punkt else "--keep-newlines")
     start = time.monotonic()
+    tokenizer = load_tokenizer(options.tokenizer)
     summary = build_corpus(
         options.input,
-        load_tokenizer(options.tokenizer),
+        tokenizer,
         options.output,
         text_key=options.text_key,
         facts=load_facts(options.facts) if options.facts else (),
@@ -111,6 +112,8 @@ def _corpus(options: argparse.Namespace) -> int:
         ),
     )
     _describe(summary, time.monotonic() - start, facts=options.facts is not None)
+    token = f"{tokenizer.eod_id} ({printable(tokenizer.piece(tokenizer.eod_id))})"
+    print(f"documents end with token {token}" if options.append_eod else f"no document ends with token {token}")
     return 0
 
 

@@ -47,6 +47,7 @@ def _tokenizer(options: argparse.Namespace) -> int:
     from data_tools.text import iter_documents
     from data_tools.text_parts import check_text_files, expand
     from data_tools.tokenizer import train_tokenizer
+    from megatron_kis.errors import printable
 
     paths = expand(options.input)
     check_text_files(paths)
@@ -56,5 +57,6 @@ def _tokenizer(options: argparse.Namespace) -> int:
     tokenizer = train_tokenizer(
         texts, options.output, vocab_size=options.vocab_size, kind=options.model, names=names, seed=options.seed
     )
-    print(f"{options.output}: {tokenizer.vocab_size} pieces, end of document {tokenizer.eod_id}")
+    piece = printable(tokenizer.piece(tokenizer.eod_id))
+    print(f"{options.output}: {tokenizer.vocab_size} pieces, end of document {tokenizer.eod_id} ({piece})")
     return 0
