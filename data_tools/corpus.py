@@ -176,8 +176,7 @@ def build_corpus(
         job = job_of(described, paths, parts, sharded=options.shard is not None)
         return _Plan(target, chosen, settings, described, job, encoder, why)
 
-    sample = sample_texts(parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS)
-    encoder, why = choose_encoder(tokenizer, list(sample), options.encoder)
+    encoder, why = _choose(tokenizer, parts, text_key, options.encoder)
     first, second = plan(encoder, why), None
     if options.encoder == "auto" and not options.shard and not isinstance(encoder, ReferenceEncoder):
         second = plan(ReferenceEncoder(tokenizer), f"{encoder.name} gives other ids for some of this text")
@@ -196,6 +195,20 @@ def build_corpus(
         progress.say(f"{error.problem}; all of it is encoded again")
         write_text(_distrust(target), encoder.name)
         return make(second)
+
+
+def encoder_for(paths: Sequence[Path], tokenizer: Tokenizer, text_key: str = "text") -> tuple[Encoder, str]:
+    """The encoder that ``build_corpus`` begins with, and why; takes a second or two.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    return _choose(tokenizer, plan_parts(paths, part_bytes=part_bytes(paths)), text_key, "auto")
+
+
+def _choose(tokenizer: Tokenizer, parts: list[TextPart], text_key: str, wanted: str) -> tuple[Encoder, str]:
+    sample = sample_texts(parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS)
+    return choose_encoder(tokenizer, list(sample), wanted)
 
 
 @dataclass(frozen=True, slots=True)

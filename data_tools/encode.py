@@ -207,8 +207,7 @@ def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str], wanted: str = "a
 
 def versions_of(encoder: Encoder, tokenizer: Tokenizer) -> dict[str, str]:
     """The encoder, and the version of the tokenizer's own library, which encodes what the encoder leaves to it."""
-    library, _, version = _version(tokenizer.library).partition(" ")
-    return {"encoder": encoder.name, library: version}
+    return {"encoder": encoder.name, tokenizer.library: package_version(tokenizer.library)}
 
 
 def _differing(fast: GigatokenEncoder, reference: ReferenceEncoder, texts: list[str]) -> list[str]:
@@ -258,6 +257,20 @@ def _load(tokenizer: Tokenizer) -> tuple[Any, str | None, tuple[npt.NDArray[Any]
         raise UnsupportedError(f"gigatoken does not read this model ({str(error).splitlines()[0]})") from None
     before, after = (np.asarray(tokens, dtype=np.uint32) for tokens in frame)
     return model.backend, separator, (before, after)
+
+
+def usable_gigatoken() -> str | None:
+    """Version of gigatoken; None where it is not installed."""
+    try:
+        import gigatoken  # noqa: F401
+    except ImportError:
+        return None
+    return package_version("gigatoken")
+
+
+def package_version(package: str) -> str:
+    """Version of an installed package."""
+    return _version(package).partition(" ")[2]
 
 
 def _version(package: str) -> str:
