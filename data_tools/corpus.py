@@ -156,7 +156,8 @@ def build_corpus(
     sources = Sources(paths)
     parts = plan_parts(paths, part_bytes=options.part_bytes or part_bytes(paths))
     target, chosen = shard_of(prefix, parts, options.shard)
-    refuse_own_outputs(inputs, [suffixed(target, QUARANTINE)])
+    written = (QUARANTINE, ".punkt.json", *(f"{split}.meta.json" for split in SPLITS))
+    refuse_own_outputs(inputs, [suffixed(target, suffix) for suffix in written])
     splitter = _splitter(parts, text_key, prefix, options, progress)
 
     def plan(encoder: Encoder, why: str) -> _Plan:

@@ -22,7 +22,7 @@ from data_tools.progress import Progress
 from data_tools.publish import adopt, finish, is_halfway, publish, unfinished
 from data_tools.seen import Seen, Sources
 from data_tools.settings import DataSettings
-from data_tools.stamps import State, Step, old_versions, read_stamp, state_of, write_stamp
+from data_tools.stamps import OF_THE_MODEL, State, Step, old_versions, read_stamp, state_of, write_stamp
 from data_tools.templates import load_templates
 from data_tools.text_parts import check_text_files, expand
 from data_tools.tokenizer import MODEL_KINDS, load_tokenizer
@@ -85,6 +85,8 @@ def prepare_data(
         KisError: what ``held`` raises; nothing was changed then.
     """
     settings = _checked(settings)
+    if spare is not None and spare.resolve() == output.resolve():
+        spare = None
     preparation = _Preparation(settings, output, progress or Progress(), spare, held)
     if is_halfway(output) or not preparation.is_done():
         preparation.run()
@@ -257,7 +259,7 @@ class _Preparation:
         """Whether a step stays as it is: it is up to date, or differs in versions alone and runs hold it."""
         if not (state.fresh or step.name in self.kept or self._keeps(step, state)):
             return False
-        if state.old and os.access(self.output / "stamps", os.W_OK):
+        if state.old and OF_THE_MODEL not in state.differences and os.access(self.output / "stamps", os.W_OK):
             write_stamp(step, self.output, seen, versions=old_versions(step, self.output))
         return True
 

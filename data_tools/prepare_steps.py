@@ -253,7 +253,7 @@ def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None
         make=make,
         labels={"data.text": list(map(str, settings.text)), "gigatoken": usable_gigatoken(), **labels},
         known=known,
-        old_fingerprint=_old("corpus", old) if known else None,
+        **_both("corpus", old, tokenizer, known),
         settle=settle,
         recorded=recorded,
     )
@@ -299,7 +299,7 @@ def _render(
         make=make,
         labels=labels,
         known=known,
-        old_fingerprint=_old("render", old) if known else None,
+        **_both("render", old, tokenizer, known),
     )
 
 
@@ -333,6 +333,13 @@ def _old_text(context: Context) -> dict[str, Any]:
 def _old(step: str, key: dict[str, Any]) -> str:
     """The fingerprint in a stamp of the old schema."""
     return fingerprint({"version": int(OLD_VERSION), "step": step, **key})
+
+
+def _both(step: str, key: dict[str, Any], tokenizer: Tokenizer | None, known: bool) -> dict[str, str]:
+    if tokenizer is None or not known:
+        return {}
+    older = {**key, "tokenizer": tokenizer.model_sha256}
+    return {"old_fingerprint": _old(step, key), "older_fingerprint": _old(step, older)}
 
 
 def _read(path: Path, schema: str) -> dict[str, Any]:

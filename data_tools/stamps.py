@@ -24,6 +24,8 @@ SCHEMA = "kis.stamp/2"
 OLD_SCHEMA = "kis.stamp/1"
 OLD_VERSION = "2"
 """Version of the code that wrote the last stamps of the old schema."""
+OF_THE_MODEL = "versions.tokenizer_fingerprint of the model file -> of all that belongs to it"
+"""The difference of data that name an unchanged tokenizer by an older kind of fingerprint."""
 VERSIONS = "versions."
 """Differences that begin so are of versions: no setting and no file is another."""
 
@@ -50,6 +52,8 @@ class Step:
     """Whether the key is complete: all earlier steps are done."""
     old_fingerprint: str | None = None
     """What a stamp of the old schema holds; None where that is not known."""
+    older_fingerprint: str | None = None
+    """The same where the tokenizer counted by its model file alone."""
     settle: Callable[[Mapping[str, Any] | None], dict[str, str]] = lambda _: {}
     """Versions that are found out only by trying, given a stamp that may spare the trial."""
     recorded: Callable[[Path], dict[str, str]] = lambda _: {}
@@ -173,9 +177,10 @@ def _damage(path: Path, entry: Mapping[str, Any], seen: Seen) -> str | None:
 
 def _differences(stamp: Mapping[str, Any], step: Step, folder: Path) -> list[str]:
     if stamp["schema"] == OLD_SCHEMA:
-        if step.known and stamp["fingerprint"] != step.old_fingerprint:
+        if step.known and stamp["fingerprint"] not in (step.old_fingerprint, step.older_fingerprint):
             return [f"{step.name}: made from other settings or files (its stamp does not say which)"]
-        return _of_versions(old_versions(step, folder), {**step.key["versions"], **step.settle(None)})
+        older = [OF_THE_MODEL] if step.known and stamp["fingerprint"] != step.old_fingerprint else []
+        return older + _of_versions(old_versions(step, folder), {**step.key["versions"], **step.settle(None)})
     then, now = stamp["key"], json.loads(json.dumps(step.key))
     return [
         *_of_settings(then["data"], now["data"]),

@@ -207,6 +207,20 @@ def test_the_description_says_what_the_corpus_was_made_with(tmp_path, source, fa
     assert (meta["text_key"], meta["keep_empty"], meta["skip_errors"], meta["seed"]) == ("text", False, False, 3)
 
 
+def test_another_nltk_learns_sentences_again(tmp_path, source, fast, monkeypatch):
+    import importlib.metadata
+
+    pytest.importorskip("nltk")
+    options = CorpusOptions(sentences=True, **ONE)
+    build(source, fast, tmp_path / "c", options)
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0" if name == "nltk" else version(name))
+    lines, _ = build(source, fast, tmp_path / "c", options)
+    assert any(line.endswith("c.punkt.json: learned from the text") for line in lines)
+    assert not is_up_to_date(lines)
+    assert is_up_to_date(build(source, fast, tmp_path / "c", options)[0])
+
+
 @pytest.mark.parametrize("suffix", [".bin", ".idx", ".validation.bin"])
 def test_a_corpus_that_was_changed_in_place_is_not_up_to_date(tmp_path, source, fast, suffix):
     _, expected = build(source, fast, tmp_path / "c")

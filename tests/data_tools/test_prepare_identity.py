@@ -482,6 +482,29 @@ def test_data_of_older_code_are_kept_where_runs_hold_them(settings, data):
     assert worked(run(settings, data)) == ["facts", "render"]
 
 
+def test_data_that_name_a_tokenizer_by_its_model_file_are_kept_where_runs_hold_them(settings, data, monkeypatch):
+    """As of studies with a byte-bpe tokenizer that were begun with version 2 of the code."""
+    for step in prepare_steps.CODE:
+        monkeypatch.setitem(prepare_steps.CODE, step, "2")
+    bytes_ = replace(settings, tokenizer_model="byte-bpe")
+    run(bytes_, data)
+    facts, templates = load_facts(data / "facts.jsonl"), load_templates(settings.templates)
+    key = {
+        "facts": sha256_file(data / "facts.jsonl"),
+        "templates": {name: asdict(templates[name]) for name in sorted({fact.relation for fact in facts})},
+        "tokenizer": sha256_file(data / "tokenizer.json"),
+        "distractors": 3,
+        "seed": 0,
+    }
+    path = data / "stamps" / "render.json"
+    sizes = {name: entry["bytes"] for name, entry in json.loads(path.read_text())["outputs"].items()}
+    wanted = fingerprint({"version": 2, "step": "render", **key})
+    path.write_text(json.dumps({"schema": "kis.stamp/1", "fingerprint": wanted, "outputs": sizes}))
+    assert stale(bytes_, data) == [stamps.OF_THE_MODEL]
+    assert worked(run(bytes_, data, held=Runs())) == []
+    assert worked(run(bytes_, data)) == ["render"]
+
+
 def test_a_damaged_stamp_is_none(settings, data):
     path = data / "stamps" / "corpus.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
