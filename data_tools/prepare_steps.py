@@ -335,7 +335,7 @@ def _old(step: str, key: dict[str, Any]) -> str:
     return fingerprint({"version": int(OLD_VERSION), "step": step, **key})
 
 
-def _both(step: str, key: dict[str, Any], tokenizer: Tokenizer | None, known: bool) -> dict[str, str]:
+def _both(step: str, key: dict[str, Any], tokenizer: Tokenizer | None, known: bool) -> dict[str, Any]:
     if tokenizer is None or not known:
         return {}
     older = {**key, "tokenizer": tokenizer.model_sha256}

@@ -50,10 +50,13 @@ def _add_content(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_work(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how the work is done; the bytes do not depend on it")
+    group = parser.add_argument_group("how the work is done")
     errors = "a line that holds no document: end there, or list it in PREFIX.quarantine.jsonl and go on"
     group.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
-    encoder = "gigatoken is taken where it gives the ids of the tokenizer's own library, the reference"
+    encoder = (
+        "auto is gigatoken where it gives the ids of the tokenizer's own library, the reference; a corpus of another"
+        " encoder, or another version of it, is made again"
+    )
     group.add_argument("--encoder", choices=("auto", "gigatoken", "reference"), default="auto", help=encoder)
     group.add_argument("--workers", type=int, metavar="N", help="processes; one a core by default")
     shard = "do the i-th of n shards, for several machines; `kis data merge` joins them"
