@@ -5,6 +5,10 @@ lies ``.meta.json`` (schema ``kis.corpus/1``). A document's split depends on its
 it is when files are added, and copies of one text never stand in both splits. Documents that state a studied fact are
 left out of both.
 
+A corpus is up to date, and a part is used again, only where text, settings, tokenizer and the encoder with its version
+are the same. gigatoken may turn out to give other ids than the tokenizer's own library while it works; then the library
+encodes everything again.
+
 The way: the files are cut into parts, several processes encode them into ``PREFIX.parts/``, and meanwhile what is
 finished is joined in order. A command that was killed finds the finished parts and does the others; the bytes do not
 depend on the number of processes, the size of the parts or how often the work was interrupted.
@@ -12,29 +16,40 @@ depend on the number of processes, the size of the parts or how often the work w
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_tools.corpus_merge import SCHEMA, write_meta
+from data_tools.corpus_merge import remove_split, write_meta
+from data_tools.corpus_meta import (
+    changes_of,
+    description,
+    job_of,
+    left_out,
+    read_corpus_meta,
+    sources_of,
+    up_to_date,
+    writing_versions,
+)
 from data_tools.corpus_part import QUARANTINE, SPLITS, PartEncoder, PartRecord, PartSettings
 from data_tools.corpus_plan import part_bytes, sample_texts, shard_of
 from data_tools.corpus_work import encode_parts, full_disk_told
-from data_tools.encode import Encoder, choose_encoder
+from data_tools.encode import Encoder, EncodersDifferError, ReferenceEncoder, choose_encoder
 from data_tools.facts import Fact
 from data_tools.indexed import IndexedReader, IndexedWriter, suffixed
 from data_tools.progress import Progress
+from data_tools.seen import Sources
 from data_tools.sentences import SentenceSplitter, load_splitter, train_splitter
 from data_tools.text_lines import lines_before
-from data_tools.text_parts import TextPart, check_text_files, expand, plan_parts
+from data_tools.text_parts import TextPart, check_text_files, expand, plan_parts, refuse_own_outputs
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
-from megatron_kis.files import fingerprint, locked, read_json, read_json_lines, sha256_file, write_json_lines
+from megatron_kis.files import fingerprint, locked, read_json_lines, write_json_lines, write_text
 
 VALIDATION_SUFFIX = SPLITS[1]
 """Added to the corpus prefix for the validation split."""
@@ -64,7 +79,7 @@ class CorpusOptions:
     skip_errors: bool = False
     """Put lines that hold no document into ``PREFIX.quarantine.jsonl`` and go on; otherwise the first ends the work."""
     encoder: str = "auto"
-    """``auto``, ``gigatoken`` or ``reference``; the ids are the same."""
+    """``gigatoken``, ``reference`` (the tokenizer's own library), or ``auto``: gigatoken where the ids are the same."""
     workers: int | None = None
     """Processes; None for one a core."""
     shard: tuple[int, int] | None = None
@@ -129,8 +144,8 @@ def build_corpus(
         options: how.
 
     Raises:
-        InputError: a file or line is damaged (``file:line``), or nothing is left to train on. No corpus is left half
-            written; finished parts are kept for the next attempt.
+        InputError: a file is given twice or changes meanwhile, a line is damaged (``file:line``), or nothing is left to
+            train on. No corpus is left half written; finished parts are kept for the next attempt.
         JobError: the disk is full, a worker died, or another process is at work on this corpus.
     """
     options, progress, facts = options or CorpusOptions(), progress or Progress(), list(facts)
@@ -138,117 +153,169 @@ def build_corpus(
         raise InputError(f"is {validation_share}", where="validation_share", remedy="expected a share in [0, 1)")
     paths = expand(inputs)
     check_text_files(paths)
+    sources = Sources(paths)
     parts = plan_parts(paths, part_bytes=options.part_bytes or part_bytes(paths))
     target, chosen = shard_of(prefix, parts, options.shard)
+    written = (QUARANTINE, ".punkt.json", *(f"{split}.meta.json" for split in SPLITS))
+    refuse_own_outputs(inputs, [suffixed(target, suffix) for suffix in written])
     splitter = _splitter(parts, text_key, prefix, options, progress)
-    settings = PartSettings(
-        tokenizer=tokenizer.fingerprint,
-        text_key=text_key,
-        append_eod=options.append_eod,
-        keep_empty=options.keep_empty,
-        sentences=splitter.fingerprint if splitter else None,
-        facts=fingerprint([asdict(fact) for fact in facts]) if facts else None,
-        validation_share=validation_share,
-        seed=seed,
-        skip_errors=options.skip_errors,
-    )
-    job = _job(settings, paths, parts, options)
-    if metas := _up_to_date(target, job, settings, chosen):
+
+    def plan(encoder: Encoder, why: str) -> _Plan:
+        settings = PartSettings(
+            tokenizer=tokenizer.fingerprint,
+            text_key=text_key,
+            append_eod=options.append_eod,
+            keep_empty=options.keep_empty,
+            sentences=splitter.fingerprint if splitter else None,
+            facts=fingerprint([asdict(fact) for fact in facts]) if facts else None,
+            validation_share=validation_share,
+            seed=seed,
+            skip_errors=options.skip_errors,
+            versions=writing_versions(encoder, tokenizer, sentences=splitter is not None),
+        )
+        described = description(settings, tokenizer)
+        job = job_of(described, paths, parts, sharded=options.shard is not None)
+        return _Plan(target, chosen, settings, described, job, encoder, why)
+
+    encoder, why = _choose(tokenizer, parts, text_key, options.encoder)
+    first, second = plan(encoder, why), None
+    if options.encoder == "auto" and not options.shard and not isinstance(encoder, ReferenceEncoder):
+        second = plan(ReferenceEncoder(tokenizer), f"{encoder.name} gives other ids for some of this text")
+        if _known_to_differ(second, encoder):
+            first, second = second, None
+    if metas := up_to_date(target, first.job, first.described, chosen):
         progress.say(f"{target}: up to date")
         return _summary(target, metas)
-    sample = sample_texts(parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS)
-    encoder, why = choose_encoder(tokenizer, list(sample), options.encoder)
-    part_encoder = PartEncoder(settings, tokenizer, encoder, splitter=splitter, finder=_finder(facts))
-    splits = SPLITS if validation_share else SPLITS[:1]
-    with _folder(suffixed(target, ".parts")) as folder, ThreadPoolExecutor(1) as thread:
-        work = [(part, folder / f"{number:06d}") for number, part in enumerate(chosen)]
-        aside: list[Future[dict[str, Any]]] = []  # what the processes that encode leave time for
-
-        def started() -> None:
-            aside.append(thread.submit(_provenance, chosen, encoder, tokenizer))
-            progress.say(f"encoding with {encoder.name}: {why}")
-
-        records: list[PartRecord] = []
-        with full_disk_told(), ExitStack() as stack:
-            writers = [
-                stack.enter_context(
-                    IndexedWriter(suffixed(target, split), vocab_size=tokenizer.vocab_size, scratch=folder)
-                )
-                for split in splits
-            ]
-            encoded = encode_parts(part_encoder, work, workers=options.workers, progress=progress, started=started)
-            for record, (_, at) in zip(encoded, work, strict=True):
-                records.append(record)
-                for split, writer in zip(splits, writers, strict=True):
-                    writer.copy(IndexedReader(suffixed(at, split)))
-            left_out = _left_out(records)
-            for split, writer in zip(_SPLIT_NAMES, writers, strict=False):
-                if not options.shard and not writer.documents:
-                    raise _nothing(split, left_out, inputs)
-            for split in splits:  # a description of an earlier corpus must not outlive its tokens
-                suffixed(target, f"{split}.meta.json").unlink(missing_ok=True)
-        common = {
-            "schema": SCHEMA,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "eod_id": tokenizer.eod_id,
-            "vocab_size": tokenizer.vocab_size,
-            "append_eod": options.append_eod,
-            "sentences": settings.sentences,
-            "validation_share": validation_share,
-            "seed": seed,
-            "facts": settings.facts,
-            **left_out,
-            **aside[0].result(),
-            "job": job,
-        }
-        if options.shard:
-            common["shard"] = {"number": options.shard[0], "of": options.shard[1]}
-        for number, (split, writer) in enumerate(zip(splits, writers, strict=True)):
-            text = sum(record.bytes[number] for record in records)
-            write_meta(suffixed(target, split), {**common, "split": _SPLIT_NAMES[number], "bytes": text}, writer)
-        _write_quarantine(target, work)
-    return _summary(target, [read_corpus_meta(suffixed(target, split)) for split in splits])
+    first_source = list(dict.fromkeys(part.path for part in parts)).index(chosen[0].path)
+    make = _Maker(tokenizer, splitter, facts, options, sources, inputs, first_source, progress)
+    try:
+        return make(first)
+    except EncodersDifferError as error:
+        if second is None:
+            raise
+        progress.say(f"{error.problem}; all of it is encoded again")
+        write_text(_distrust(target), encoder.name)
+        return make(second)
 
 
-def read_corpus_meta(prefix: Path) -> dict[str, Any]:
-    """Reads ``PREFIX.meta.json`` and checks it against the index.
+def encoder_for(paths: Sequence[Path], tokenizer: Tokenizer, text_key: str = "text") -> tuple[Encoder, str]:
+    """The encoder that ``build_corpus`` begins with, and why; takes a second or two.
 
     Raises:
-        InputError: it is missing, of another schema, or counts other documents or tokens than the index.
+        InputError: a file is missing or damaged.
     """
-    path = suffixed(prefix, ".meta.json")
-    meta = read_json(path, SCHEMA)
-    reader = IndexedReader(prefix)
-    for key, found in (("documents", reader.documents), ("tokens", reader.tokens)):
-        if meta.get(key) != found:
-            raise InputError(f"{key} is {meta.get(key)}, the index has {found}", where=str(path))
-    return meta
+    return _choose(tokenizer, plan_parts(paths, part_bytes=part_bytes(paths)), text_key, "auto")
 
 
-def _job(settings: PartSettings, paths: list[Path], parts: list[TextPart], options: CorpusOptions) -> str:
-    """Fingerprint of what all shards of a job have in common, on whatever machine."""
-    files = [{"name": path.name, "size": path.stat().st_size} for path in paths]
-    cuts = [[part.start, part.stop] for part in parts] if options.shard else None
-    return fingerprint({"settings": asdict(settings), "files": files, "cuts": cuts})
+def _choose(tokenizer: Tokenizer, parts: list[TextPart], text_key: str, wanted: str) -> tuple[Encoder, str]:
+    sample = sample_texts(parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS)
+    return choose_encoder(tokenizer, list(sample), wanted)
 
 
-def _sources(parts: Iterable[TextPart]) -> list[dict[str, str]]:
-    paths = dict.fromkeys(part.path for part in parts)
-    return [{"path": str(path), "sha256": sha256_file(path)} for path in paths]
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to be written where, and with which encoder."""
+
+    target: Path
+    parts: list[TextPart]
+    settings: PartSettings
+    described: dict[str, Any]
+    """What the description will say of it."""
+    job: str
+    encoder: Encoder
+    why: str
+    """Why this encoder."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return SPLITS if self.settings.validation_share else SPLITS[:1]
 
 
-def _up_to_date(
-    target: Path, job: str, settings: PartSettings, parts: Sequence[TextPart]
-) -> list[dict[str, Any]] | None:
-    """Descriptions of a corpus that was made from the same by the same, and is whole."""
-    splits = SPLITS if settings.validation_share else SPLITS[:1]
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes a corpus by a plan."""
+
+    tokenizer: Tokenizer
+    splitter: SentenceSplitter | None
+    facts: list[Fact]
+    options: CorpusOptions
+    sources: Sources
+    inputs: Sequence[Path]
+    first_source: int
+    """Place of the shard's first file among all."""
+    progress: Progress
+
+    def __call__(self, plan: _Plan) -> CorpusSummary:
+        target, splits = plan.target, plan.splits
+        part_encoder = PartEncoder(
+            plan.settings, self.tokenizer, plan.encoder, splitter=self.splitter, finder=_finder(self.facts)
+        )
+        with _folder(suffixed(target, ".parts")) as folder, ThreadPoolExecutor(1) as thread:
+            work = [(part, folder / f"{number:06d}") for number, part in enumerate(plan.parts)]
+            hashed: list[Future[list[dict[str, str]]]] = []  # what the processes that encode leave time for
+
+            def started() -> None:
+                hashed.append(thread.submit(sources_of, plan.parts))
+                self.progress.say(f"encoding with {plan.encoder.name}: {plan.why}{_instead(target, plan.described)}")
+
+            records: list[PartRecord] = []
+            with full_disk_told(), ExitStack() as stack:
+                size = self.tokenizer.vocab_size
+                writers = [
+                    stack.enter_context(IndexedWriter(suffixed(target, split), vocab_size=size, scratch=folder))
+                    for split in splits
+                ]
+                workers = self.options.workers
+                encoded = encode_parts(part_encoder, work, workers=workers, progress=self.progress, started=started)
+                for record, (_, at) in zip(encoded, work, strict=True):
+                    records.append(record)
+                    for split, writer in zip(splits, writers, strict=True):
+                        writer.copy(IndexedReader(suffixed(at, split)))
+                counts = left_out(records)
+                for split, writer in zip(_SPLIT_NAMES, writers, strict=False):
+                    if not self.options.shard and not writer.documents:
+                        raise _nothing(split, counts, self.inputs)
+                sources = hashed[0].result()
+                self.sources.check()
+                for split in splits:  # a description of an earlier corpus must not outlive its tokens
+                    suffixed(target, f"{split}.meta.json").unlink(missing_ok=True)
+            common = {**plan.described, **counts, "sources": sources, "job": plan.job}
+            common["versions"] = {**common["versions"], "numpy": importlib.metadata.version("numpy")}
+            if _distrust(target).exists():
+                common["encoder_instead_of"] = _distrust(target).read_text(encoding="utf-8")
+            if self.options.shard:
+                number, of = self.options.shard
+                common["shard"] = {"number": number, "of": of, "first_source": self.first_source}
+            for number, (split, writer) in enumerate(zip(splits, writers, strict=True)):
+                text = sum(record.bytes[number] for record in records)
+                write_meta(suffixed(target, split), {**common, "split": _SPLIT_NAMES[number], "bytes": text}, writer)
+            for split in SPLITS[len(splits) :]:
+                remove_split(suffixed(target, split))
+            _write_quarantine(target, work)
+        return _summary(target, [read_corpus_meta(suffixed(target, split)) for split in splits])
+
+
+def _distrust(target: Path) -> Path:
+    """Names the encoder that was found to differ, while the work is not finished."""
+    return suffixed(target, ".parts") / "distrusted"
+
+
+def _known_to_differ(plan: _Plan, encoder: Encoder) -> bool:
+    """Whether an earlier command found that this encoder gives other ids for this text."""
+    with suppress(OSError):
+        return _distrust(plan.target).read_text(encoding="utf-8") == encoder.name
+    metas = up_to_date(plan.target, plan.job, plan.described, plan.parts)
+    return metas is not None and metas[0].get("encoder_instead_of") == encoder.name
+
+
+def _instead(target: Path, described: dict[str, Any]) -> str:
+    """What the corpus that is there was made with otherwise."""
     try:
-        metas = [read_corpus_meta(suffixed(target, split)) for split in splits]
+        meta = read_corpus_meta(target)
     except InputError:
-        return None
-    if any(meta.get("job") != job for meta in metas) or metas[0].get("sources") != _sources(parts):
-        return None
-    return metas
+        return ""
+    changed = changes_of(meta, {key: value for key, value in described.items() if key in meta})
+    return f"; the corpus there has another {', '.join(changed)}" if changed else ""
 
 
 def _splitter(
@@ -269,19 +336,6 @@ def _finder(facts: list[Fact]) -> LeakFinder | None:
     from data_tools.leaks import LeakFinder
 
     return LeakFinder(facts)
-
-
-def _left_out(records: Sequence[PartRecord]) -> dict[str, Any]:
-    leaks: Counter[str] = Counter()
-    for record in records:
-        leaks.update(record.leaks)
-    return {
-        "leaked_documents_removed": sum(record.leaked for record in records),
-        "leaked_facts": len(leaks),
-        "leaks": dict(sorted(leaks.items())),
-        "empty_documents": sum(record.empty for record in records),
-        "skipped_lines": sum(record.skipped for record in records),
-    }
 
 
 def _nothing(split: str, counts: dict[str, Any], inputs: Sequence[Path]) -> InputError:
@@ -340,11 +394,3 @@ def _summary(target: Path, metas: Sequence[dict[str, Any]]) -> CorpusSummary:
         skipped=training["skipped_lines"],
         quarantine=suffixed(target, QUARANTINE) if training["skipped_lines"] else None,
     )
-
-
-def _provenance(parts: Iterable[TextPart], encoder: Encoder, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Hashes of the files and versions of the packages."""
-    import importlib.metadata
-
-    versions = {name: importlib.metadata.version(name) for name in (tokenizer.library, "numpy")}
-    return {"sources": _sources(parts), "versions": {**versions, "encoder": encoder.name}}

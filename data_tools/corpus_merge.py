@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from megatron_kis.files import read_json, read_json_lines, write_json, write_jso
 SCHEMA = "kis.corpus/1"
 
 _SAME = ("schema", "split", "tokenizer_fingerprint", "eod_id", "vocab_size", "append_eod", "sentences")
-_SAME_OR_NONE = ("validation_share", "seed", "facts", "job")
+_SAME_OR_NONE = ("validation_share", "seed", "facts", "text_key", "keep_empty", "skip_errors", "job")
 _SUMS = ("documents", "sequences", "tokens", "bytes", "leaked_documents_removed", "empty_documents", "skipped_lines")
+
+_WEIGHTS = "to show text more often, give a corpus a larger weight in data.corpus of the runs"
 
 
 def join(prefixes: Sequence[Path], target: Path, meta: dict[str, Any] | None) -> IndexedWriter:
@@ -57,11 +60,22 @@ def write_meta(target: Path, meta: dict[str, Any], writer: IndexedWriter) -> Non
     write_json(suffixed(target, ".meta.json"), {**meta, **counts, "content_fingerprint": writer.content_fingerprint})
 
 
+def remove_split(prefix: Path) -> None:
+    """Removes a split of an earlier corpus of the same name, description first; files of others stay."""
+    try:
+        read_json(suffixed(prefix, ".meta.json"), SCHEMA)
+    except InputError:
+        return
+    for suffix in (".meta.json", ".idx", ".bin"):
+        suffixed(prefix, suffix).unlink(missing_ok=True)
+
+
 def merge_corpora(prefixes: Sequence[Path], target: Path) -> list[tuple[Path, IndexedWriter]]:
     """Joins corpora or shards, validation splits and quarantines too.
 
     All shards of one job, in order, give the bytes of the job done at once. Pairs of files that others made, without
-    descriptions, are joined as well.
+    descriptions, are joined as well. Corpora of different encoders are not joined: nothing could tell afterwards which
+    documents have whose ids. A run can read them side by side.
 
     Args:
         prefixes: corpora in their order.
@@ -71,21 +85,37 @@ def merge_corpora(prefixes: Sequence[Path], target: Path) -> list[tuple[Path, In
         Prefix of each split and what was written there.
 
     Raises:
-        InputError: corpora that do not fit together, or a shard that is missing or out of order.
+        InputError: corpora that do not fit together or hold the same text, or a shard that is missing or out of order.
     """
-    if target in prefixes:
+    places = [os.path.realpath(prefix) for prefix in prefixes]
+    if os.path.realpath(target) in places:
         raise InputError("would be written over", where=str(target), remedy="another name for the result")
-    splits = [split for split in SPLITS if not split or suffixed(suffixed(prefixes[0], split), ".idx").exists()]
-    joined = []
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise InputError("is given twice", where=str(prefixes[number]), remedy=_WEIGHTS)
+    with_validation = [suffixed(suffixed(prefix, SPLITS[1]), ".idx").exists() for prefix in prefixes]
+    if any(with_validation) and not all(with_validation):
+        having, lacking = (prefixes[with_validation.index(found)] for found in (True, False))
+        problem = f"has no validation split, {having} has one"
+        raise InputError(problem, where=str(lacking), remedy="make all with or without one")
+    splits = SPLITS if all(with_validation) else SPLITS[:1]
     descriptions = [_descriptions([suffixed(prefix, split) for prefix in prefixes]) for split in splits]
-    for split, found in zip(splits, descriptions, strict=True):
-        pairs = [suffixed(prefix, split) for prefix in prefixes]
+    sums = [
+        _sum(found, [suffixed(prefix, split) for prefix in prefixes]) if found else None
+        for split, found in zip(splits, descriptions, strict=True)
+    ]
+    joined = []
+    for split, total in zip(splits, sums, strict=True):
         path = suffixed(target, split)
-        joined.append((path, join(pairs, path, _sum(found, pairs) if found else None)))
+        joined.append((path, join([suffixed(prefix, split) for prefix in prefixes], path, total)))
+    for split in SPLITS[len(splits) :]:
+        remove_split(suffixed(target, split))
     rows = [path for prefix in prefixes if (path := suffixed(prefix, QUARANTINE)).exists()]
     if rows:
         lines = itertools.chain.from_iterable(read_json_lines(path) for path in rows)
         write_json_lines(suffixed(target, QUARANTINE), (row for _, row in lines))
+    else:
+        suffixed(target, QUARANTINE).unlink(missing_ok=True)
     return joined
 
 
@@ -94,28 +124,63 @@ def _descriptions(prefixes: Sequence[Path]) -> list[dict[str, Any]]:
     there = [path for path in paths if path.exists()]
     if not there:
         return []
-    return [read_json(path, SCHEMA, keys=(*_SAME, *_SUMS)) for path in paths]
+    return [read_json(path, SCHEMA, keys=(*_SAME, *_SUMS, "sources", "versions")) for path in paths]
 
 
 def _sum(metas: Sequence[dict[str, Any]], prefixes: Sequence[Path]) -> dict[str, Any]:
     first = metas[0]
     for meta, prefix in zip(metas, prefixes, strict=True):
+        where = str(suffixed(prefix, ".meta.json"))
         for key in _SAME:
             if meta[key] != first[key]:
-                problem = f"{key} is {meta[key]}, that of {prefixes[0]} is {first[key]}"
-                raise InputError(problem, where=str(suffixed(prefix, ".meta.json")))
+                raise InputError(f"{key} is {meta[key]}, that of {prefixes[0]} is {first[key]}", where=where)
+        ours, theirs = (one["versions"].get("encoder") for one in (meta, first))
+        if ours != theirs:
+            problem = f"was encoded with {ours}, {prefixes[0]} with {theirs}"
+            raise InputError(problem, where=where, remedy="encode all with one, such as --encoder reference")
     _check_shards(metas, prefixes)
     leaks: Counter[str] = Counter()
     for meta in metas:
         leaks.update(meta.get("leaks", {}))
-    sources = {source["path"]: source for meta in metas for source in meta["sources"]}
     total = {key: value for key, value in first.items() if key != "shard"}
     for key in _SAME_OR_NONE:
         if any(meta.get(key) != first.get(key) for meta in metas):
             total[key] = None
     total.update({key: sum(meta[key] for meta in metas) for key in _SUMS})
-    total.update(leaked_facts=len(leaks), leaks=dict(sorted(leaks.items())), sources=list(sources.values()))
+    total.update(leaked_facts=len(leaks), leaks=dict(sorted(leaks.items())))
+    total.update(sources=_sources(metas, prefixes), versions=_versions(metas))
     return total
+
+
+def _versions(metas: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Versions of all, those that differ one after another."""
+    found: dict[str, dict[str, None]] = {}
+    for meta in metas:
+        for name, version in meta["versions"].items():
+            found.setdefault(name, {})[version] = None
+    return {name: ", ".join(versions) for name, versions in found.items()}
+
+
+def _sources(metas: Sequence[dict[str, Any]], prefixes: Sequence[Path]) -> list[dict[str, str]]:
+    """The text files of all, each once.
+
+    Raises:
+        InputError: two corpora hold the same text, or shards of one file saw different contents of it.
+    """
+    found: dict[Any, tuple[dict[str, str], Path]] = {}
+    for meta, prefix in zip(metas, prefixes, strict=True):
+        shard = meta.get("shard")
+        for number, source in enumerate(meta["sources"]):
+            # Shards share the file in which one ends and the next begins, perhaps under another path elsewhere.
+            key = shard.get("first_source", 0) + number if shard else (source["sha256"], meta.get("text_key"))
+            other, there = found.setdefault(key, (source, prefix))
+            if shard and other["sha256"] != source["sha256"]:
+                problem = f"{source['path']} had another content when {there} was made"
+                raise InputError(problem, where=str(prefix), remedy="make the shards again, from the same files")
+            if not shard and there != prefix:
+                problem = f"holds {source['path']}, which {there} holds already"
+                raise InputError(problem, where=str(prefix), remedy=_WEIGHTS)
+    return [source for source, _ in found.values()]
 
 
 def _check_shards(metas: Sequence[dict[str, Any]], prefixes: Sequence[Path]) -> None:

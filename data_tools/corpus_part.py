@@ -20,7 +20,8 @@ import numpy.typing as npt
 import orjson
 
 from data_tools.encode import Encoder
-from data_tools.indexed import IndexedWriter, suffixed
+from data_tools.indexed import IndexedWriter, content_fingerprint, suffixed
+from data_tools.seen import status_of
 from data_tools.sentences import SentenceSplitter
 from data_tools.text import iter_blocks
 from data_tools.text_parts import TextPart
@@ -35,6 +36,8 @@ SPLITS = ("", ".validation")
 """Added to a prefix for each split."""
 SCHEMA = "kis.corpus-part/1"
 QUARANTINE = ".quarantine.jsonl"
+CODE = 2
+"""Raise it when the code writes other bytes for the same text and settings."""
 
 Report = Callable[[int, int], None]
 """Told of bytes of text and documents that were encoded just now."""
@@ -59,6 +62,9 @@ class PartSettings:
     seed: int
     skip_errors: bool
     """Lines that hold no document go to the quarantine file; otherwise the first of them ends the work."""
+    versions: dict[str, str]
+    """The encoder and the tokenizer's own library, whose ids are written; Unicode's tables; and where sentences are
+    split, nltk. What only unpacks files has one right result, and does not count."""
 
 
 @dataclass(slots=True)
@@ -101,11 +107,14 @@ class PartEncoder:
         self._splits = SPLITS if settings.validation_share else SPLITS[:1]
 
     def key(self, part: TextPart) -> str:
-        """Fingerprint of all that decides a part's bytes; the file counts by its size and time of change."""
-        status = part.path.stat()
-        source = {"path": str(part.path), "size": status.st_size, "changed": status.st_mtime_ns}
+        """Fingerprint of all that decides a part's bytes.
+
+        The file counts by its size and its times of change, the inode's too: no program can set that one back, so a
+        file that was rewritten in place does not pass for the old one, whatever its size and date.
+        """
+        source = {"path": str(part.path), "status": status_of(part.path)}
         cut = {"start": part.start, "stop": part.stop}
-        return fingerprint({"schema": SCHEMA, **asdict(self._settings), **source, **cut})
+        return fingerprint({"schema": SCHEMA, "code": CODE, **asdict(self._settings), **source, **cut})
 
     def finished(self, part: TextPart, prefix: Path) -> PartRecord | None:
         """The record of a part that was encoded before and is whole; None where it has to be encoded."""
@@ -115,7 +124,7 @@ class PartEncoder:
             if content["key"] != self.key(part):
                 return None
             for split, expected in zip(self._splits, record.content, strict=True):
-                if _content(suffixed(prefix, split)) != expected:
+                if content_fingerprint(suffixed(prefix, split)) != expected:
                     return None
             if record.skipped and not suffixed(prefix, QUARANTINE).exists():
                 return None
@@ -258,16 +267,3 @@ def _write_record(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_bytes(orjson.dumps(content))
     partial.replace(path)
-
-
-def _content(prefix: Path) -> str:
-    """SHA-256 of ``.bin`` followed by ``.idx``."""
-    digest = hashlib.sha256()
-    for suffix in (".bin", ".idx"):
-        try:
-            with open(suffixed(prefix, suffix), "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})", where=str(suffixed(prefix, suffix))) from None
-    return digest.hexdigest()

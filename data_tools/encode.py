@@ -8,7 +8,9 @@ batch is compared again while it works.
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,6 +55,10 @@ class Encoder(Protocol):
 
     def encode(self, texts: list[str], *, ended: bool = False) -> Batch:
         """Token ids of the texts; with ``ended``, those of each that has any end with the end-of-document token."""
+
+
+class EncodersDifferError(InputError):
+    """gigatoken and the tokenizer's own library gave other ids for one text."""
 
 
 class ReferenceEncoder:
@@ -110,14 +116,14 @@ class GigatokenEncoder:
         """Token ids of the texts; see :class:`Encoder`.
 
         Raises:
-            InputError: the first text of the batch is encoded differently by the tokenizer's own library.
+            EncodersDifferError: the first text of the batch is encoded differently by the tokenizer's own library.
         """
         tokens, lengths = self.encode_unchecked(texts, ended=ended)
         if texts and len(texts[0]) <= _CHECKED:
             expected, _ = self._reference.encode(texts[:1], ended=ended)
             if not np.array_equal(tokens[: lengths[0]], expected):
                 problem = f"{self.name} and {self._reference.name} encode this text differently: {texts[0][:80]!r}"
-                raise InputError(problem, remedy="--encoder reference")
+                raise EncodersDifferError(problem, remedy="--encoder reference")
         return tokens, lengths
 
     def encode_unchecked(self, texts: list[str], *, ended: bool = False) -> Batch:
@@ -199,6 +205,11 @@ def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str], wanted: str = "a
     return reference, why
 
 
+def versions_of(encoder: Encoder, tokenizer: Tokenizer) -> dict[str, str]:
+    """The encoder, and the version of the tokenizer's own library, which encodes what the encoder leaves to it."""
+    return {"encoder": encoder.name, tokenizer.library: package_version(tokenizer.library)}
+
+
 def _differing(fast: GigatokenEncoder, reference: ReferenceEncoder, texts: list[str]) -> list[str]:
     tokens, lengths = fast.encode_unchecked(texts)
     expected, expected_lengths = reference.encode(texts)
@@ -231,9 +242,12 @@ def _load(tokenizer: Tokenizer) -> tuple[Any, str | None, tuple[npt.NDArray[Any]
             model = gigatoken.Tokenizer.from_json(tokenizer.model)
             separator, frame = tokenizer.eod, tokenizer.frame
         elif isinstance(tokenizer, TiktokenTokenizer):
-            model = gigatoken.Tokenizer.from_tiktoken(
-                tokenizer.path, pretokenizer=tokenizer.pattern, special_tokens=tokenizer.special
-            )
+            with tempfile.TemporaryDirectory() as folder:  # the file itself may have changed since it was read
+                copy = Path(folder) / tokenizer.file_name
+                copy.write_bytes(tokenizer.model)
+                model = gigatoken.Tokenizer.from_tiktoken(
+                    copy, pretokenizer=tokenizer.pattern, special_tokens=tokenizer.special
+                )
             separator = tokenizer.eod
         elif isinstance(tokenizer, SentencePieceTokenizer):
             model = gigatoken.Tokenizer.from_sentencepiece(tokenizer.model)
@@ -243,6 +257,20 @@ def _load(tokenizer: Tokenizer) -> tuple[Any, str | None, tuple[npt.NDArray[Any]
         raise UnsupportedError(f"gigatoken does not read this model ({str(error).splitlines()[0]})") from None
     before, after = (np.asarray(tokens, dtype=np.uint32) for tokens in frame)
     return model.backend, separator, (before, after)
+
+
+def usable_gigatoken() -> str | None:
+    """Version of gigatoken; None where it is not installed."""
+    try:
+        import gigatoken  # noqa: F401
+    except ImportError:
+        return None
+    return package_version("gigatoken")
+
+
+def package_version(package: str) -> str:
+    """Version of an installed package."""
+    return _version(package).partition(" ")[2]
 
 
 def _version(package: str) -> str:

@@ -371,6 +371,24 @@ class IndexedReader:
                 raise InputError(problem, where=str(suffixed(self.prefix, ".idx")))
 
 
+def content_fingerprint(prefix: Path) -> str:
+    """Hexadecimal SHA-256 of ``.bin`` followed by ``.idx``.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for suffix in (".bin", ".idx"):
+        path = suffixed(prefix, suffix)
+        try:
+            with open(path, "rb") as file:
+                while block := file.read(_COPIED):
+                    digest.update(block)
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+    return digest.hexdigest()
+
+
 def _size(path: Path) -> int:
     try:
         with open(path, "rb") as file:

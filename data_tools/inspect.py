@@ -5,7 +5,6 @@ Everything is read in blocks: memory stays bounded whatever the size.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.exposures import ExposureIndex, index_fingerprint, read_exposure_index
-from data_tools.indexed import IndexedReader, suffixed
+from data_tools.indexed import IndexedReader, content_fingerprint, suffixed
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json
@@ -45,7 +44,7 @@ def inspect_corpus(prefix: Path, *, tokenizer: Tokenizer | None = None, sample: 
     """
     reader = IndexedReader(prefix)
     reader.verify()
-    found = _content_fingerprint(prefix)
+    found = content_fingerprint(prefix)
     kind, meta, index = _description(prefix, reader)
     if meta and tokenizer and meta["tokenizer_fingerprint"] != tokenizer.fingerprint:
         problem = f"was made with another tokenizer ({meta['tokenizer_fingerprint'][:12]})"
@@ -152,15 +151,6 @@ def _compare(prefix: Path, meta: dict[str, Any], reader: IndexedReader, found: s
         if len(wrong):
             problem = f"document {first + int(documents[wrong[0]])} does not end with token {meta['eod_id']}"
             raise InputError(problem, where=where)
-
-
-def _content_fingerprint(prefix: Path) -> str:
-    digest = hashlib.sha256()
-    for suffix in (".bin", ".idx"):
-        with open(suffixed(prefix, suffix), "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _token_counts(reader: IndexedReader) -> NDArray[np.int64]:

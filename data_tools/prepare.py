@@ -1,62 +1,40 @@
-"""All data steps of a study in order, each skipped where its inputs and settings are those of the last time.
+"""All data steps of a study in order, each left as it is where making it again would write the same bytes.
 
-``prepare_data`` runs facts -> tokenizer -> corpus -> exposures and questions. After each step a stamp in
-``OUTPUT/stamps`` records a fingerprint of what went in and the sizes of what came out; a changed file or setting redoes
-that step and all that follow from it.
+``prepare_data`` runs facts -> tokenizer -> corpus -> exposures and questions. Stamps in ``OUTPUT/stamps`` say what each
+step was made from (``data_tools.stamps``), so that a change is named. New files are made in ``OUTPUT/unfinished`` and
+take their place together when all are whole (``data_tools.publish``): a mistake in a later step, or a kill at any
+moment, leaves the data as they were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from data_tools.corpus import VALIDATION_SUFFIX, build_corpus
-from data_tools.facts import Fact, load_facts
+from data_tools.corpus import VALIDATION_SUFFIX
 from data_tools.importers import IMPORTERS
-from data_tools.imports import import_facts, source_fingerprint
-from data_tools.indexed import suffixed
+from data_tools.prepare_steps import Context, Steps, fact_files, fact_names, steps, tokenizer_name
 from data_tools.progress import Progress
-from data_tools.render import render
-from data_tools.select import SelectSettings
+from data_tools.publish import adopt, finish, is_halfway, publish, unfinished
+from data_tools.seen import Seen, Sources
+from data_tools.settings import DataSettings
+from data_tools.stamps import OF_THE_MODEL, State, Step, old_versions, read_stamp, state_of, write_stamp
 from data_tools.templates import load_templates
-from data_tools.text import iter_documents
 from data_tools.text_parts import check_text_files, expand
-from data_tools.tokenizer import MODEL_KINDS, load_tokenizer, train_tokenizer
-from megatron_kis.errors import InputError
-from megatron_kis.files import fingerprint, read_json, sha256_file, write_json
+from data_tools.tokenizer import MODEL_KINDS, load_tokenizer
+from megatron_kis.errors import InputError, JobError, KisError
+from megatron_kis.files import locked, sha256_file
 
-_TOKENIZER_NAMES = ("tokenizer.model", "tokenizer.json")
-_VERSION = 2  # raise it when a step's code changes what it writes
+__all__ = ["DataSettings", "Held", "PreparedData", "fact_names", "prepare_data", "stale", "tokenizer_path"]
 
+Held = Callable[[str, list[str]], None]
+"""Told of a step whose files would be written over, and of what differs; raises where runs were made with them."""
 
-@dataclass(frozen=True, slots=True)
-class DataSettings:
-    """Everything that decides what a study's data are."""
-
-    text: tuple[Path, ...]
-    """Files of general text, or patterns of their names; the kinds are those of ``data_tools.text``."""
-    facts: Path
-    """Triples to choose the facts from."""
-    templates: Path
-    """``templates.yaml`` for their relations."""
-    facts_format: str = "tsv"
-    """A key of ``data_tools.importers.IMPORTERS``: ``tsv``, ``csv``, ``jsonl``, ``bear``, ``lama``, ``trex``, ..."""
-    text_key: str = "text"
-    """JSON key or TSV column of the text."""
-    tokenizer: Path | None = None
-    """A tokenizer to use; None trains one on the general text and the names of all chosen facts."""
-    vocab_size: int = 2048
-    """Pieces of a tokenizer that is trained here. Small models: the embedding is most of their parameters."""
-    tokenizer_model: str = "unigram"
-    """``unigram`` or ``bpe`` (SentencePiece), or ``byte-bpe`` (a ``tokenizer.json``)."""
-    select: SelectSettings = field(default_factory=SelectSettings)
-    """Which facts, and how many of each group; also the distractors of a question."""
-    validation_share: float = 0.02
-    """Share of documents of general text set aside for the validation loss."""
-    seed: int = 0
-    """Seed of the validation split, the distractors and the tokenizer's sample; facts have ``select.seed``."""
+_HOLDER = "preparation of these data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,34 +52,45 @@ class PreparedData:
     facts: Path
     """``facts.jsonl``."""
     tokenizer: Path
-    """SentencePiece model."""
+    """The tokenizer: the user's own where one was given, else the one that was trained."""
 
 
 def tokenizer_path(settings: DataSettings, output: Path) -> Path:
     """The tokenizer of a study whose data are prepared in ``output``."""
-    return settings.tokenizer or output / _TOKENIZER_NAMES[settings.tokenizer_model == "byte-bpe"]
+    return settings.tokenizer or output / tokenizer_name(settings)
 
 
-def fact_names(facts: Iterable[Fact]) -> list[str]:
-    """Subjects and objects of facts of all groups, each once, sorted: what a tokenizer is trained on beside text."""
-    return sorted({name for fact in facts for name in (fact.subject, fact.object)})
-
-
-def prepare_data(settings: DataSettings, output: Path, *, progress: Progress | None = None) -> PreparedData:
-    """Prepares all data of a study in ``output``; steps that are up to date are skipped.
+def prepare_data(
+    settings: DataSettings,
+    output: Path,
+    *,
+    progress: Progress | None = None,
+    spare: Path | None = None,
+    held: Held | None = None,
+) -> PreparedData:
+    """Prepares all data of a study in ``output``; steps that are up to date stay as they are.
 
     Args:
         settings: sources and choices.
         output: folder for the results.
         progress: where to report.
+        spare: another such folder; a step that is up to date there is moved over instead of being made.
+        held: asked before files that are there and whole are replaced by others, and before any long work where that
+            can be known by then. Where nothing but versions of packages differs and it raises, the files stay, and a
+            line says so. Missing and damaged files are made again without asking, if they come out as they were.
 
     Raises:
         InputError: any wrong input; files, templates and settings are checked before long work starts.
+        JobError: the disk is full, or another process prepares the same data.
+        KisError: what ``held`` raises; nothing was changed then.
     """
-    progress = progress or Progress()
-    _check(settings)
-    settings = replace(settings, text=tuple(expand(settings.text)))
-    paths = PreparedData(
+    settings = _checked(settings)
+    if spare is not None and spare.resolve() == output.resolve():
+        spare = None
+    preparation = _Preparation(settings, output, progress or Progress(), spare, held)
+    if is_halfway(output) or not preparation.is_done():
+        preparation.run()
+    return PreparedData(
         corpus=output / "corpus",
         validation=output / f"corpus{VALIDATION_SUFFIX}" if settings.validation_share else None,
         exposures=output / "exposures",
@@ -109,109 +98,50 @@ def prepare_data(settings: DataSettings, output: Path, *, progress: Progress | N
         facts=output / "facts.jsonl",
         tokenizer=tokenizer_path(settings, output),
     )
-    steps = _Steps(output / "stamps", progress)
-
-    def make_facts() -> None:
-        selection = import_facts(settings.facts, settings.facts_format, paths.facts, settings.select)
-        for line in selection.summary():
-            progress.say(f"  {line}")
-
-    facts_key = {
-        "source": source_fingerprint(settings.facts),
-        "format": settings.facts_format,
-        **asdict(settings.select),
-    }
-    steps.run("facts", facts_key, [paths.facts], make_facts)
-    facts = load_facts(paths.facts)
-    templates = load_templates(settings.templates, relations=sorted({fact.relation for fact in facts}))
-    text_key = {"text": [sha256_file(path) for path in settings.text], "text_key": settings.text_key}
-
-    if settings.tokenizer is None:
-
-        def make_tokenizer() -> None:
-            documents = iter_documents(settings.text, text_key=settings.text_key)
-            train_tokenizer(
-                (document.text for document in progress.track(documents, description="documents")),
-                paths.tokenizer,
-                vocab_size=settings.vocab_size,
-                kind=settings.tokenizer_model,
-                names=fact_names(facts),
-                seed=settings.seed,
-            )
-
-        tokenizer_key = {
-            **text_key,
-            "names": fingerprint(fact_names(facts)),
-            "vocab_size": settings.vocab_size,
-            "model": settings.tokenizer_model,
-            "seed": settings.seed,
-        }
-        steps.run("tokenizer", tokenizer_key, [paths.tokenizer], make_tokenizer)
-    tokenizer = load_tokenizer(paths.tokenizer)
-
-    def make_corpus() -> None:
-        summary = build_corpus(
-            settings.text,
-            tokenizer,
-            paths.corpus,
-            text_key=settings.text_key,
-            facts=facts,
-            validation_share=settings.validation_share,
-            seed=settings.seed,
-            progress=progress,
-        )
-        progress.say(
-            f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"
-            f" documents, {summary.validation_tokens} tokens; left out {summary.leaked_documents} documents that state"
-            f" {summary.leaked_facts} of the facts"
-        )
-
-    facts_content = sha256_file(paths.facts)
-    corpus_key = {
-        **text_key,
-        "tokenizer": tokenizer.fingerprint,
-        "facts": facts_content,
-        "validation_share": settings.validation_share,
-        "seed": settings.seed,
-    }
-    corpora = [paths.corpus] + ([paths.validation] if paths.validation else [])
-    corpus_files = [suffixed(prefix, suffix) for prefix in corpora for suffix in (".bin", ".idx", ".meta.json")]
-    steps.run("corpus", corpus_key, corpus_files, make_corpus)
-
-    def make_exposures() -> None:
-        summary = render(
-            facts,
-            templates,
-            tokenizer,
-            paths.exposures,
-            distractors=settings.select.distractors,
-            seed=settings.seed,
-            progress=progress,
-        )
-        means = ", ".join(f"{group} {mean:.2f}" for group, mean in summary.mean_tokens.items())
-        progress.say(
-            f"  {summary.exposures} exposures, mean tokens {means}, longest {summary.longest};"
-            f" {summary.questions} questions"
-        )
-
-    render_key = {
-        "facts": facts_content,
-        "templates": {name: asdict(templates[name]) for name in sorted({fact.relation for fact in facts})},
-        "tokenizer": tokenizer.fingerprint,
-        "distractors": settings.select.distractors,
-        "seed": settings.seed,
-    }
-    suffixes = (".bin", ".idx", ".json", ".facts.npy", ".ids.txt", ".questions.jsonl")
-    render_files = [suffixed(paths.exposures, suffix) for suffix in suffixes]
-    steps.run("render", render_key, render_files, make_exposures)
-    return paths
 
 
-def _check(settings: DataSettings) -> None:
-    """Everything that can be checked without long work."""
+def stale(settings: DataSettings, output: Path) -> list[str]:
+    """What ``prepare_data`` would make again and why; nothing is written.
+
+    Returns:
+        ``data.vocab_size 400 -> 390``, ``data.text: sources/text.jsonl: content changed``, ``versions.encoder ...``,
+        ``corpus.idx: missing``, ``facts: not made yet``; nothing where all is up to date. What follows from a change
+        is not listed: whether a step changes that takes what another one makes, is known when that one is made.
+
+    Raises:
+        InputError: any wrong input.
+    """
+    settings = _checked(settings)
+    seen = _seen(output)
+    found: dict[str, None] = {}
+    chain = steps(Context(settings, seen, Progress()))
+    step: Step | None = next(chain)
+    while step is not None:
+        state = state_of(step, output, seen)
+        if not state.fresh:
+            found.update(dict.fromkeys(state.reasons(step.name)))
+        step = _sent(chain, output if state.fresh else None)
+    return list(found)
+
+
+def _seen(folder: Path) -> Seen:
+    return Seen(folder / "stamps" / "seen.json")
+
+
+def _sent(chain: Steps, place: Path | None) -> Step | None:
+    """The next step, after the place of the last one is known."""
+    try:
+        return chain.send(place)
+    except StopIteration:
+        return None
+
+
+def _checked(settings: DataSettings) -> DataSettings:
+    """The settings with each text file named; everything is checked that can be without long work."""
     if not settings.text:
         raise InputError("no files of general text", where="data.text")
-    check_text_files(expand(settings.text))
+    settings = replace(settings, text=tuple(expand(settings.text)))
+    check_text_files(settings.text)
     if settings.facts_format not in IMPORTERS:
         raise InputError(
             f"is {settings.facts_format!r}", where="data.facts_format", remedy=f"valid: {', '.join(IMPORTERS)}"
@@ -222,46 +152,157 @@ def _check(settings: DataSettings) -> None:
         )
     if not 0 <= settings.validation_share < 1:
         raise InputError(f"is {settings.validation_share}", where="data.validation_share", remedy="a share in [0, 1)")
+    fact_files(settings.facts)
     load_templates(settings.templates, relations=settings.select.relations)
     if settings.tokenizer is not None:
         load_tokenizer(settings.tokenizer)
+    return settings
 
 
-class _Steps:
-    """Runs steps whose stamp does not match."""
+@dataclass(slots=True)
+class _Preparation:
+    """One call of ``prepare_data``."""
 
-    def __init__(self, folder: Path, progress: Progress) -> None:
-        self._folder, self._progress = folder, progress
+    settings: DataSettings
+    output: Path
+    progress: Progress
+    spare: Path | None
+    held: Held | None
+    kept: dict[str, list[str]] = field(default_factory=dict)
+    """Steps that stay as they are although versions differ."""
+    asked: set[str] = field(default_factory=set)
+    """Steps that may be written over."""
 
-    def run(self, name: str, key: dict[str, Any], outputs: Sequence[Path], make: Callable[[], None]) -> None:
-        """Makes ``outputs`` unless they are there, whole, and made from the same ``key``."""
-        stamp_path = self._folder / f"{name}.json"
-        wanted = fingerprint({"version": _VERSION, "step": name, **key})
-        if _matches(stamp_path, wanted, outputs):
-            self._progress.say(f"{name}: up to date")
-            return
-        self._progress.say(f"{name}: working")
-        stamp_path.unlink(missing_ok=True)
-        make()
-        sizes = {path.name: path.stat().st_size for path in outputs}
-        write_json(stamp_path, {"schema": "kis.stamp/1", "fingerprint": wanted, "outputs": sizes})
+    def is_done(self) -> bool:
+        """Whether nothing has to be made. Asks ``held`` about all that will be written over, as far as it is known."""
+        seen = _seen(self.output)
+        chain = steps(Context(self.settings, seen, self.progress))
+        states: dict[str, State] = {}
+        step: Step | None = next(chain)
+        while step is not None:
+            state = states[step.name] = state_of(step, self.output, seen)
+            step = _sent(chain, self.output if self._stays(step, state, seen) else self._elsewhere(step))
+        for name, state in states.items():
+            self._ask(name, state)
+        done = all(state.fresh or name in self.kept for name, state in states.items())
+        if done:
+            for name in states:
+                self._say_stays(name)
+            if os.access(self.output / "stamps", os.W_OK):
+                seen.save()
+                if unfinished(self.output).exists():  # of other settings, which are not wanted any more
+                    with suppress(JobError), locked(self.output / "stamps", _HOLDER):
+                        shutil.rmtree(unfinished(self.output))
+        return done
 
+    def run(self) -> None:
+        """Makes what is not up to date, and puts it in place."""
+        with locked(self.output / "stamps", _HOLDER):
+            if is_halfway(self.output):
+                finish(self.output)
+            self._make_all()
 
-def _matches(stamp_path: Path, wanted: str, outputs: Sequence[Path]) -> bool:
-    try:
-        stamp = read_json(stamp_path, "kis.stamp/1")
-    except InputError:  # absent or damaged: the step is done again
+    def _make_all(self) -> None:
+        seen, folder = _seen(self.output), unfinished(self.output)
+        settings = self.settings
+        given = [settings.tokenizer] if settings.tokenizer and settings.tokenizer.is_file() else []
+        sources = Sources([*settings.text, *fact_files(settings.facts), settings.templates, *given])
+        made: list[Step] = []
+        chain = steps(Context(settings, seen, self.progress))
+        step: Step | None = next(chain)
+        while step is not None:
+            place = self._place(step, seen)
+            if place != self.output:
+                made.append(step)
+            step = _sent(chain, place)
+        sources.check()
+        for step in made:
+            self._compare(step, seen)
+        if made:
+            publish(self.output, made)
+            for step in made:
+                stamp = read_stamp(self.output, step.name)
+                for name, entry in (stamp or {"outputs": {}})["outputs"].items():
+                    seen.add(self.output / name, entry["sha256"])
+        seen.save()
+        if folder.exists():
+            shutil.rmtree(folder)
+
+    def _place(self, step: Step, seen: Seen) -> Path:
+        """The folder in which a step is whole: where it was, or ``unfinished``."""
+        state = state_of(step, self.output, seen)
+        if self._stays(step, state, seen):
+            self._say_stays(step.name)
+            return self.output
+        self._ask(step.name, state)
+        folder, place = unfinished(self.output), self._elsewhere(step)
+        if place == folder:
+            self.progress.say(f"{step.name}: made before")
+        elif place is not None:
+            adopt(step, place, folder)
+            self.progress.say(f"{step.name}: taken from {place}")
+        else:
+            self.progress.say(f"{step.name}: working")
+            (folder / "stamps" / f"{step.name}.json").unlink(missing_ok=True)
+            step.make(folder)
+            versions = step.recorded(folder).items()  # the encoder
+            found = {key: version for key, version in versions if key not in step.key["versions"]}
+            write_stamp(step, folder, _seen(folder), versions=found)
+        return folder
+
+    def _elsewhere(self, step: Step) -> Path | None:
+        """The other folder in which a step is up to date: where it was made before a kill, or the spare one."""
+        folders = (unfinished(self.output), self.spare)
+        return next((one for one in folders if one is not None and state_of(step, one, _seen(one)).fresh), None)
+
+    def _stays(self, step: Step, state: State, seen: Seen) -> bool:
+        """Whether a step stays as it is: it is up to date, or differs in versions alone and runs hold it."""
+        if not (state.fresh or step.name in self.kept or self._keeps(step, state)):
+            return False
+        if state.old and OF_THE_MODEL not in state.differences and os.access(self.output / "stamps", os.W_OK):
+            write_stamp(step, self.output, seen, versions=old_versions(step, self.output))
+        return True
+
+    def _keeps(self, step: Step, state: State) -> bool:
+        if self.held is None or not (state.known and state.of_versions) or state.damage:
+            return False
+        try:
+            self.held(step.name, state.differences)
+        except KisError:
+            self.kept[step.name] = state.differences
+            return True
+        self.asked.add(step.name)
         return False
-    sizes = {path.name: path.stat().st_size if path.exists() else -1 for path in outputs}
-    return bool(stamp.get("fingerprint") == wanted and stamp.get("outputs") == sizes)
 
+    def _ask(self, name: str, state: State) -> None:
+        """Asks once whether files may be written over by others; other versions alone may give the same."""
+        if self.held is None or name in self.asked or not state.found or not state.differences or state.of_versions:
+            return
+        self.held(name, state.differences)
+        self.asked.add(name)
 
-def quickstart_settings(demo: Path, *, vocab_size: int = 2048) -> DataSettings:
-    """Settings for the sources that ``kis data demo`` fetched into ``demo``: 100 facts a group over three relations."""
-    return DataSettings(
-        text=(demo / "text.jsonl",),
-        facts=demo / "triples.tsv",
-        templates=demo / "templates.yaml",
-        vocab_size=vocab_size,
-        select=replace(SelectSettings(), relations=("airport_region", "iata_city", "country_capital"), longest_name=30),
-    )
+    def _compare(self, step: Step, seen: Seen) -> None:
+        """Asks whether files may be written over of which nobody was asked, unless the new ones are the same.
+
+        Descriptions do not count: they name versions and paths.
+        """
+        if self.held is None or step.name in self.asked:
+            return
+        stamp = read_stamp(self.output, step.name)
+        recorded = {} if stamp is None else stamp["outputs"]
+        others = []
+        for name in (name for name in step.outputs if not name.endswith(".meta.json")):
+            there = self.output / name
+            then = recorded.get(name, {}).get("sha256") or (seen.sha256(there) if there.exists() else None)
+            if then is not None and sha256_file(unfinished(self.output) / name) != then:
+                others.append(f"{name}: made again, it has another content")
+        if others:
+            self.held(step.name, others)
+            self.asked.add(step.name)
+
+    def _say_stays(self, name: str) -> None:
+        if name in self.kept:
+            changed = ", ".join(self.kept[name])
+            self.progress.say(f"{name}: kept as it is, runs were made with it ({changed})")
+        else:
+            self.progress.say(f"{name}: up to date")

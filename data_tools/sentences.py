@@ -10,6 +10,7 @@ Splitting follows Megatron's ``tools/preprocess_data.py``: a text is split in bl
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,7 +50,7 @@ class SentenceSplitter:
 
 
 def train_splitter(texts: Iterable[str], output: Path) -> bool:
-    """Trains Punkt and writes ``PUNKT.json``, unless the file was trained on the same texts.
+    """Trains Punkt and writes ``PUNKT.json``, unless the file was trained on the same texts by the same nltk.
 
     Args:
         texts: documents; some megabytes are enough, and take ten seconds.
@@ -62,7 +63,8 @@ def train_splitter(texts: Iterable[str], output: Path) -> bool:
         InputError: there is no text.
     """
     texts = list(texts)
-    seen = fingerprint({"schema": SCHEMA, "texts": texts})
+    _library()
+    seen = fingerprint({"schema": SCHEMA, "texts": texts, "nltk": importlib.metadata.version("nltk")})
     if output.exists() and read_json(output, SCHEMA).get("text_fingerprint") == seen:
         return False
     characters = sum(map(len, texts))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,9 +34,10 @@ def expand(patterns: Iterable[Path]) -> list[Path]:
     """Files of the patterns (``*``, ``?``, ``[...]``, ``**``) in sorted order; other paths stay as they are.
 
     Raises:
-        InputError: a pattern matches nothing.
+        InputError: a pattern matches nothing, or a file is given twice.
     """
     paths: list[Path] = []
+    seen: dict[str, tuple[Path, Path]] = {}
     for pattern in patterns:
         found = [pattern]
         if glob.has_magic(str(pattern)) and not pattern.exists():
@@ -42,8 +45,46 @@ def expand(patterns: Iterable[Path]) -> list[Path]:
             found = sorted(path for path in map(Path, names) if path.is_file())
             if not found:
                 raise InputError("matches no file", where=str(pattern))
+        for path in found:
+            place = os.path.realpath(path)
+            if place in seen:
+                raise _twice(path, pattern, *seen[place])
+            seen[place] = (path, pattern)
         paths += found
     return paths
+
+
+def _twice(path: Path, pattern: Path, other: Path, other_pattern: Path) -> InputError:
+    problem = "would be read twice"
+    if path != other:
+        problem += f": it is the same file as {other}"
+    elif pattern != other_pattern:
+        problem += f": both {str(other_pattern)!r} and {str(pattern)!r} name it"
+    return InputError(problem, where=str(path), remedy="name each file once")
+
+
+def refuse_own_outputs(patterns: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """Refuses to write a file that is read as well, or would be the next time because a pattern matches it.
+
+    Raises:
+        InputError: names the file and what matches it.
+    """
+    patterns = list(patterns)
+    for output in outputs:
+        place = Path(os.path.realpath(output))
+        for pattern in patterns:
+            if _matches(place.parts, Path(os.path.realpath(pattern)).parts):
+                problem = f"is written here, and {str(pattern)!r} reads it"
+                raise InputError(problem, where=str(output), remedy="write it elsewhere")
+
+
+def _matches(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether a path matches a pattern, folder by folder; ``**`` stands for any number of them."""
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(_matches(names[at:], pattern[1:]) for at in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
 def check_text_files(paths: Iterable[Path]) -> None:

@@ -1,7 +1,7 @@
 """Three kinds of tokenizer behind one interface: SentencePiece, Hugging Face's ``tokenizer.json``, tiktoken.
 
 The kind follows from the file's name: ``.json`` (or a folder with a ``tokenizer.json``), ``.tiktoken``, SentencePiece
-for every other. ``PATH.meta.json`` (schema ``kis.tokenizer/1``) lies beside a tokenizer that was trained or copied here;
+for every other. ``PATH.meta.json`` (schema ``kis.tokenizer/1``) is next to a tokenizer that was trained or copied here;
 it names kind, vocab_size, eod_id, fingerprint, and what the model file itself does not hold.
 """
 
@@ -145,12 +145,18 @@ def write_copy(tokenizer: Tokenizer, folder: Path) -> Path:
         The model file: ``load_tokenizer`` of it gives a tokenizer of the same fingerprint, wherever the folder goes.
     """
     path = folder / tokenizer.file_name
+    side_file(path).unlink(missing_ok=True)  # one of an earlier model may name another token
     with atomic_path(path) as partial:
         partial.write_bytes(tokenizer.model)
     write_meta(tokenizer, path)
     copy = load_tokenizer(path)
     assert copy.fingerprint == tokenizer.fingerprint
     return path
+
+
+def side_file(path: Path) -> Path:
+    """``PATH.meta.json`` of a model file."""
+    return path.with_name(path.name + ".meta.json")
 
 
 def write_meta(tokenizer: Tokenizer, path: Path, **more: Any) -> None:
@@ -170,7 +176,7 @@ def write_meta(tokenizer: Tokenizer, path: Path, **more: Any) -> None:
         "fingerprint": tokenizer.fingerprint,
         **more,
     }
-    write_json(path.with_name(path.name + ".meta.json"), content)
+    write_json(side_file(path), content)
 
 
 def train_tokenizer(

@@ -1,8 +1,8 @@
 """Hugging Face ``tokenizer.json``: loading any, and training byte-level BPE.
 
 The token that ends a document is not named in the file. It is the ``eod`` of ``PATH.meta.json``, else the ``eos_token``
-of a ``tokenizer_config.json`` beside it, else the one of the usual names that the vocabulary has. It is part of the
-tokenizer's fingerprint.
+of a ``tokenizer_config.json`` next to it, else the one of the usual names that the vocabulary has. What one of these
+files names must be a token. It is part of the tokenizer's fingerprint.
 
 As in Megatron's tool, the spelling of a special token within a text becomes that token.
 """
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.tokenizer import EOD_PIECE, Encoding, Tokenizer, read_model, write_meta
+from data_tools.tokenizer import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_model, side_file, write_meta
 from megatron_kis.errors import InputError
-from megatron_kis.files import atomic_path, read_text
+from megatron_kis.files import atomic_path, read_json, read_text
 from megatron_kis.parsing import parse_json
 
 _USUAL_NAMES = (EOD_PIECE, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "<EOS>")
@@ -94,11 +94,7 @@ def load_huggingface(path: Path) -> HuggingFaceTokenizer:
         raise InputError(f"not a tokenizer.json ({str(error).splitlines()[0]})", where=str(path)) from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    names = [name for name in _eod_names(path) if tokenizer.token_to_id(name) is not None]
-    if not names:
-        remedy = f'name it in {path.name}.meta.json: {{"schema": "kis.tokenizer/1", "eod": "..."}}'
-        raise InputError("has no end-of-document token of a usual name", where=str(path), remedy=remedy)
-    return HuggingFaceTokenizer(tokenizer, model, eod=names[0])
+    return HuggingFaceTokenizer(tokenizer, model, eod=_eod(path, tokenizer))
 
 
 def train_huggingface(
@@ -123,9 +119,11 @@ def train_huggingface(
     if tokenizer.get_vocab_size() < vocab_size:
         problem = f"no tokenizer of {vocab_size} pieces (the text gives {tokenizer.get_vocab_size()})"
         raise InputError(problem, where="vocab_size")
+    side_file(output).unlink(missing_ok=True)  # one of an earlier model may name another token
+    model = tokenizer.to_str(pretty=True).encode()
     with atomic_path(output) as partial:
-        partial.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    trained = load_huggingface(output)
+        partial.write_bytes(model)
+    trained = HuggingFaceTokenizer(tokenizers.Tokenizer.from_buffer(model), model, eod=EOD_PIECE)
     write_meta(trained, output, model="byte-bpe", tokenizers_version=tokenizers.__version__)
     return trained
 
@@ -135,18 +133,39 @@ def _chain(texts: Iterable[str], names: Iterable[str]) -> Iterator[str]:
     yield from names
 
 
-def _eod_names(path: Path) -> Iterator[str]:
-    for name, key in ((path.name + ".meta.json", "eod"), ("tokenizer_config.json", "eos_token")):
-        beside = path.with_name(name)
-        if not beside.exists():
+def _eod(path: Path, tokenizer: Any) -> str:
+    """The end-of-document token: what a file next to the model names, else one of the usual names.
+
+    Raises:
+        InputError: a file is damaged or names what is no token of the vocabulary, or there is none of a usual name.
+    """
+    meta, config = side_file(path), path.with_name("tokenizer_config.json")
+    remedy = f'name it in {meta.name}: {{"schema": "{META_SCHEMA}", "eod": "..."}}'
+    for beside, key in ((meta, "eod"), (config, "eos_token")):
+        named = _named(beside, key)
+        if named is None:
             continue
-        content = parse_json(read_text(beside), where=str(beside))
-        value = content.get(key) if isinstance(content, dict) else None
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            yield value
-    yield from _USUAL_NAMES
+        if not isinstance(named, str) or tokenizer.token_to_id(named) is None:
+            problem = f"{key} is {named!r}, which is no token of {path.name}"
+            raise InputError(problem, where=str(beside), remedy="name one" if beside == meta else remedy)
+        return named
+    found = next((name for name in _USUAL_NAMES if tokenizer.token_to_id(name) is not None), None)
+    if found is None:
+        raise InputError("has no end-of-document token of a usual name", where=str(path), remedy=remedy)
+    return found
+
+
+def _named(beside: Path, key: str) -> Any:
+    """What a file next to the model names; None where there is no file or it says nothing."""
+    if not beside.exists():
+        return None
+    if key == "eod":
+        return read_json(beside, META_SCHEMA).get(key)
+    content = parse_json(read_text(beside), where=str(beside))
+    if not isinstance(content, dict):
+        raise InputError("not a JSON object", where=str(beside))
+    value = content.get(key)
+    return value.get("content", value) if isinstance(value, dict) else value
 
 
 def _library() -> Any:

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.tokenizer import EOD_PIECE, Encoding, Tokenizer, read_model, write_meta
+from data_tools.tokenizer import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_model, side_file, write_meta
 from megatron_kis.errors import InputError
-from megatron_kis.files import atomic_path
+from megatron_kis.files import atomic_path, read_json
 
 _SMALLEST_VOCABULARY = 300  # 256 bytes, two special pieces, and the letters
 _SAMPLED_LINES = 2_000_000  # beyond this SentencePiece trains on a seeded sample: its memory is about 1 kB a line
@@ -173,6 +173,7 @@ def train_sentencepiece(
         if not lines.count:
             raise InputError("no text to train a tokenizer on", where=str(output)) from None
         raise InputError(f"no tokenizer of {vocab_size} pieces ({_reason(error)})", where="vocab_size") from None
+    side_file(output).unlink(missing_ok=True)  # of an earlier model
     with atomic_path(output) as partial:
         partial.write_bytes(model.getvalue())
     tokenizer = load_sentencepiece(output)
@@ -206,7 +207,17 @@ def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
         raise InputError("a SentencePiece model without pieces", where=str(path), remedy=remedy)
     if processor.eos_id() < 0:
         raise InputError("has no end-of-document piece (eos_id is -1)", where=str(path), remedy=remedy)
+    _check_side_file(path, processor)
     return SentencePieceTokenizer(processor, model)
+
+
+def _check_side_file(path: Path, processor: Any) -> None:
+    """A SentencePiece model says itself what ends documents; a file next to it that names another is refused."""
+    beside, piece = side_file(path), processor.id_to_piece(processor.eos_id())
+    named = read_json(beside, META_SCHEMA).get("eod", piece) if beside.exists() else piece
+    if named != piece:
+        remedy = f"leave it out, or give the model another end of sentence: documents end with its {piece!r}"
+        raise InputError(f"eod is {named!r}", where=str(beside), remedy=remedy)
 
 
 def _is_text(processor: Any, piece: int) -> bool:

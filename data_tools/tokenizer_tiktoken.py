@@ -17,7 +17,7 @@ from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
-from data_tools.tokenizer import EOD_PIECE, Encoding, Tokenizer, read_model
+from data_tools.tokenizer import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_model, side_file
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json
 
@@ -60,9 +60,7 @@ class TiktokenTokenizer(Tokenizer):
     ) -> None:
         """Wraps a ``tiktoken.Encoding``; use ``data_tools.tokenizer.load_tokenizer``."""
         beside = {"pattern": pattern, "eod": eod, "special_tokens": special}
-        super().__init__(
-            model, vocab_size=encoding.n_vocab, eod_id=special[eod], beside=beside, cut=PATTERNS[pattern]
-        )
+        super().__init__(model, vocab_size=encoding.n_vocab, eod_id=special[eod], beside=beside, cut=PATTERNS[pattern])
         self._encoding = encoding
         self.path, self.pattern, self.special, self.eod = path, pattern, special, eod
         self.spellings = tuple(special)
@@ -139,17 +137,18 @@ def _ranks(path: Path, model: bytes) -> dict[bytes, int]:
 
 def _description(path: Path) -> tuple[str, dict[str, int], str]:
     """Pattern, special tokens and the end-of-document token of a file."""
-    beside = path.with_name(path.name + ".meta.json")
+    beside = side_file(path)
     if not beside.exists():
         if path.stem not in _PUBLISHED:
             remedy = f"name pattern and special_tokens in {beside.name}, or call it one of {', '.join(_PUBLISHED)}"
             raise InputError("a .tiktoken file does not say how text is cut into words", where=str(path), remedy=remedy)
         pattern, eod_id = _PUBLISHED[path.stem]
         return pattern, {EOD_PIECE: eod_id}, EOD_PIECE
-    meta = read_json(beside, "kis.tokenizer/1", keys=("pattern", "special_tokens"))
+    meta = read_json(beside, META_SCHEMA, keys=("pattern", "special_tokens"))
     pattern, special, eod = meta["pattern"], meta["special_tokens"], meta.get("eod", EOD_PIECE)
-    if pattern not in PATTERNS:
+    if not isinstance(pattern, str) or pattern not in PATTERNS:
         raise InputError(f"pattern is {pattern!r}", where=str(beside), remedy=f"valid: {', '.join(PATTERNS)}")
-    if not isinstance(special, dict) or not all(type(token) is int for token in special.values()) or eod not in special:
+    ids = all(type(token) is int for token in special.values()) if isinstance(special, dict) else False
+    if not ids or not isinstance(eod, str) or eod not in special:
         raise InputError(f"special_tokens do not hold {eod!r} and its id", where=str(beside))
     return pattern, special, eod

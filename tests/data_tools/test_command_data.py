@@ -119,3 +119,16 @@ def test_a_place_that_cannot_be_written_to_is_refused_at_once(tmp_path, monkeypa
         kis("data", *arguments)
     assert stop.value.code == 2
     assert problem in capsys.readouterr().err
+
+
+def test_text_without_leaks_is_not_read_again_the_next_time(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_bytes(LEADS.read_bytes())
+    facts = tmp_path / "facts.jsonl"
+    row = {"id": "a", "subject": "Aconcagua", "relation": "peak_country", "object": "Argentina", "group": "infused"}
+    facts.write_text(json.dumps(row) + "\n")
+    shared = ("data", "leaks", "--input", tmp_path / "in" / "*.jsonl", "--facts", facts)
+    for option in ("--clean", "--output"):
+        with pytest.raises(InputError, match=r"b\.jsonl: is written here, and .*reads it; write it elsewhere"):
+            kis(*shared, option, tmp_path / "in" / "b.jsonl")
+    assert kis(*shared, "--clean", tmp_path / "b.jsonl") == 0

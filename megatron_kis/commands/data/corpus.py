@@ -50,10 +50,13 @@ def _add_content(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_work(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how the work is done; the bytes do not depend on it")
+    group = parser.add_argument_group("how the work is done")
     errors = "a line that holds no document: end there, or list it in PREFIX.quarantine.jsonl and go on"
     group.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
-    encoder = "gigatoken is taken where it gives the ids of the tokenizer's own library, the reference"
+    encoder = (
+        "auto is gigatoken where it gives the ids of the tokenizer's own library, the reference; a corpus of another"
+        " encoder, or another version of it, is made again"
+    )
     group.add_argument("--encoder", choices=("auto", "gigatoken", "reference"), default="auto", help=encoder)
     group.add_argument("--workers", type=int, metavar="N", help="processes; one a core by default")
     shard = "do the i-th of n shards, for several machines; `kis data merge` joins them"
@@ -81,16 +84,17 @@ def _corpus(options: argparse.Namespace) -> int:
     from data_tools.facts import load_facts
     from data_tools.progress import console_progress
     from data_tools.tokenizer import load_tokenizer
-    from megatron_kis.errors import InputError
+    from megatron_kis.errors import InputError, printable
 
     if options.workers is not None and options.workers < 1:
         raise InputError(f"is {options.workers}", where="--workers", remedy="at least 1")
     if (options.punkt or options.keep_newlines) and not options.split_sentences:
         raise InputError("is for --split-sentences alone", where="--punkt" if options.punkt else "--keep-newlines")
     start = time.monotonic()
+    tokenizer = load_tokenizer(options.tokenizer)
     summary = build_corpus(
         options.input,
-        load_tokenizer(options.tokenizer),
+        tokenizer,
         options.output,
         text_key=options.text_key,
         facts=load_facts(options.facts) if options.facts else (),
@@ -111,6 +115,8 @@ def _corpus(options: argparse.Namespace) -> int:
         ),
     )
     _describe(summary, time.monotonic() - start, facts=options.facts is not None)
+    token = f"{tokenizer.eod_id} ({printable(tokenizer.piece(tokenizer.eod_id))})"
+    print(f"documents end with token {token}" if options.append_eod else f"no document ends with token {token}")
     return 0
 
 

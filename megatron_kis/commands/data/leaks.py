@@ -26,10 +26,11 @@ def _leaks(options: argparse.Namespace) -> int:
     from data_tools.leaks import LeakCount, filter_leaks
     from data_tools.progress import console_progress
     from data_tools.text import iter_documents
-    from data_tools.text_parts import check_text_files, expand
+    from data_tools.text_parts import check_text_files, expand, refuse_own_outputs
 
     paths = expand(options.input)
     check_text_files(paths)
+    refuse_own_outputs(options.input, [path for path in (options.output, options.clean) if path])
     facts, count = load_facts(options.facts), LeakCount()
     documents = iter_documents(paths, text_key=options.text_key)
     filter_leaks(

@@ -45,16 +45,19 @@ def _tokenizer(options: argparse.Namespace) -> int:
     from data_tools.prepare import fact_names
     from data_tools.progress import console_progress
     from data_tools.text import iter_documents
-    from data_tools.text_parts import check_text_files, expand
+    from data_tools.text_parts import check_text_files, expand, refuse_own_outputs
     from data_tools.tokenizer import train_tokenizer
+    from megatron_kis.errors import printable
 
     paths = expand(options.input)
     check_text_files(paths)
+    refuse_own_outputs(options.input, [options.output])
     names = fact_names(load_facts(options.facts)) if options.facts else []
     documents = iter_documents(paths, text_key=options.text_key)
     texts = (document.text for document in console_progress().track(documents, description="documents"))
     tokenizer = train_tokenizer(
         texts, options.output, vocab_size=options.vocab_size, kind=options.model, names=names, seed=options.seed
     )
-    print(f"{options.output}: {tokenizer.vocab_size} pieces, end of document {tokenizer.eod_id}")
+    piece = printable(tokenizer.piece(tokenizer.eod_id))
+    print(f"{options.output}: {tokenizer.vocab_size} pieces, end of document {tokenizer.eod_id} ({piece})")
     return 0

@@ -1,0 +1,355 @@
+"""The steps of a study's data: what decides the bytes of each, and how they are made.
+
+``steps`` yields them in order. Whoever runs them sends back the folder in which a step's outputs are, or None where
+they are not made yet: the keys of later steps then lack what is not known.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data_tools.corpus import VALIDATION_SUFFIX, build_corpus, encoder_for
+from data_tools.corpus_meta import read_corpus_meta
+from data_tools.encode import package_version, usable_gigatoken
+from data_tools.facts import Fact, load_facts
+from data_tools.imports import import_facts
+from data_tools.progress import Progress
+from data_tools.render import render
+from data_tools.seen import Seen
+from data_tools.settings import DataSettings
+from data_tools.stamps import OLD_VERSION, Step
+from data_tools.templates import RelationTemplates, load_templates
+from data_tools.text import iter_documents
+from data_tools.text_open import kind_of
+from data_tools.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from megatron_kis.errors import InputError
+from megatron_kis.files import fingerprint, read_json
+
+CODE = {"facts": "3", "tokenizer": "2", "corpus": "2", "render": "3"}
+"""Versions of our own code. Raise one when its step writes other bytes for the same key: data are then made again, or
+kept with a word where runs hold them."""
+
+_CORPUS_SUFFIXES = (".bin", ".idx", ".meta.json")
+_RENDER_SUFFIXES = (".json", ".bin", ".idx", ".facts.npy", ".ids.txt", ".questions.jsonl")
+_TOKENIZER_NAMES = ("tokenizer.model", "tokenizer.json")
+_NAMED = ("bear", "lama")  # formats in which the relation is the file's name
+_OF_VERSION_2 = (
+    "infused", "background", "control", "relations", "distractors", "facts_per_object", "longest_name",
+    "keep_telling_names", "seed", "spread", "memory_limit",
+)  # fmt: skip
+
+Steps = Generator[Step, Path | None, None]
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the steps are made with."""
+
+    settings: DataSettings
+    """Its text is expanded: each file by its name."""
+    seen: Seen
+    """Knows the content of the sources."""
+    progress: Progress
+
+
+def tokenizer_name(settings: DataSettings) -> str:
+    """Name of the model file of a tokenizer that is trained here."""
+    return _TOKENIZER_NAMES[settings.tokenizer_model == "byte-bpe"]
+
+
+def fact_names(facts: Iterable[Fact]) -> list[str]:
+    """Subjects and objects of facts of all groups, each once, sorted: what a tokenizer is trained on next to text."""
+    return sorted({name for fact in facts for name in (fact.subject, fact.object)})
+
+
+def fact_files(source: Path) -> list[Path]:
+    """The files of a source of triples.
+
+    Raises:
+        InputError: there is no such file or folder.
+    """
+    if source.is_dir():
+        return sorted(path for path in source.iterdir() if path.is_file())
+    if not source.exists():
+        raise InputError("no such file or folder", where=str(source))
+    return [source]
+
+
+def steps(context: Context) -> Steps:
+    """Yields facts, tokenizer (where one is trained), corpus and render; see the module's docstring.
+
+    Raises:
+        InputError: a source is missing, or lacks templates for a relation of the facts.
+    """
+    settings = context.settings
+    place = yield _facts(context)
+    facts = load_facts(place / "facts.jsonl") if place else None
+    facts_sha256 = context.seen.sha256(place / "facts.jsonl") if place else None
+    relations = sorted({fact.relation for fact in facts}) if facts else None
+    templates = load_templates(settings.templates, relations=relations)
+    tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer else None
+    if tokenizer is None:
+        place = yield _tokenizer(context, facts)
+        tokenizer = load_tokenizer(place / tokenizer_name(settings)) if place else None
+    yield _corpus(context, facts, facts_sha256, tokenizer)
+    chosen = {name: templates[name] for name in relations} if relations else templates
+    yield _render(context, facts, facts_sha256, tokenizer, chosen)
+
+
+def _facts(context: Context) -> Step:
+    settings, seen = context.settings, context.seen
+    files = fact_files(settings.facts)
+    hashes = {path.name: seen.sha256(path) for path in files}
+    named = settings.facts.is_dir() or settings.facts_format in _NAMED
+    select = asdict(settings.select)
+
+    def make(folder: Path) -> None:
+        selection = import_facts(
+            settings.facts, settings.facts_format, folder / "facts.jsonl", settings.select, progress=context.progress
+        )
+        for line in selection.summary():
+            context.progress.say(f"  {line}")
+
+    old = {
+        "source": fingerprint(hashes) if settings.facts.is_dir() else hashes[settings.facts.name],
+        "format": settings.facts_format,
+        **{name: select[name] for name in _OF_VERSION_2},
+    }
+    return Step(
+        name="facts",
+        key={
+            "data": {"facts_format": settings.facts_format, "select": select},
+            "files": {
+                "data.facts": [
+                    {"sha256": sha256, **({"name": name} if named else {})} for name, sha256 in hashes.items()
+                ]
+            },
+            "made": {},
+            "versions": _versions("facts"),
+        },
+        outputs=("facts.jsonl", "facts.meta.json"),
+        make=make,
+        labels={"data.facts": list(map(str, files))},
+        old_fingerprint=_old("facts", old),
+    )
+
+
+def _tokenizer(context: Context, facts: list[Fact] | None) -> Step:
+    settings = context.settings
+    name = tokenizer_name(settings)
+    library = "tokenizers" if name.endswith(".json") else "sentencepiece"
+
+    def make(folder: Path) -> None:
+        documents = iter_documents(settings.text, text_key=settings.text_key)
+        train_tokenizer(
+            (document.text for document in context.progress.track(documents, description="documents")),
+            folder / name,
+            vocab_size=settings.vocab_size,
+            kind=settings.tokenizer_model,
+            names=fact_names(_known(facts)),
+            seed=settings.seed,
+        )
+
+    def recorded(folder: Path) -> dict[str, str]:
+        version = _read(folder / f"{name}.meta.json", "kis.tokenizer/1").get(f"{library}_version")
+        return {library: str(version)} if version else {}
+
+    names = fingerprint(fact_names(facts)) if facts else None
+    old = {
+        **_old_text(context),
+        "names": names,
+        "vocab_size": settings.vocab_size,
+        "model": settings.tokenizer_model,
+        "seed": settings.seed,
+    }
+    return Step(
+        name="tokenizer",
+        key={
+            "data": {
+                "text_key": settings.text_key,
+                "vocab_size": settings.vocab_size,
+                "tokenizer_model": settings.tokenizer_model,
+                "seed": settings.seed,
+            },
+            "files": {"data.text": _text(context)},
+            "made": {"names": names} if names else {},
+            "versions": {**_versions("tokenizer"), library: package_version(library)},
+        },
+        outputs=(name, f"{name}.meta.json"),
+        make=make,
+        labels={"data.text": list(map(str, settings.text))},
+        known=facts is not None,
+        old_fingerprint=_old("tokenizer", old) if facts else None,
+        recorded=recorded,
+    )
+
+
+def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None, tokenizer: Tokenizer | None) -> Step:
+    settings = context.settings
+
+    def make(folder: Path) -> None:
+        summary = build_corpus(
+            settings.text,
+            _known(tokenizer),
+            folder / "corpus",
+            text_key=settings.text_key,
+            facts=_known(facts),
+            validation_share=settings.validation_share,
+            seed=settings.seed,
+            progress=context.progress,
+        )
+        context.progress.say(
+            f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"
+            f" documents, {summary.validation_tokens} tokens; left out {summary.leaked_documents} documents that state"
+            f" {summary.leaked_facts} of the facts"
+        )
+
+    def settle(stamp: Mapping[str, Any] | None) -> dict[str, str]:
+        """The encoder: the same again where tokenizer and both libraries are the same, else by a trial.
+
+        With another tokenizer it does not count by itself.
+        """
+        if tokenizer is None or (stamp and stamp["key"]["made"].get("tokenizer") != tokenizer.fingerprint):
+            return {}
+        then = stamp["key"]["versions"] if stamp else {}
+        tried = stamp is not None and stamp["labels"].get("gigatoken") == usable_gigatoken()
+        if tried and "encoder" in then and then.get(tokenizer.library) == package_version(tokenizer.library):
+            return {"encoder": then["encoder"]}
+        return {"encoder": encoder_for(settings.text, tokenizer, settings.text_key)[0].name}
+
+    def recorded(folder: Path) -> dict[str, str]:
+        try:
+            versions = read_corpus_meta(folder / "corpus").get("versions", {})
+        except InputError:
+            return {}
+        return {key: version for key, version in versions.items() if key not in ("numpy", "code")}
+
+    prefixes = ["corpus", *([f"corpus{VALIDATION_SUFFIX}"] if settings.validation_share else [])]
+    made, labels, known = _made(context, facts_sha256, tokenizer)
+    old = {
+        **_old_text(context),
+        **made,
+        "validation_share": settings.validation_share,
+        "seed": settings.seed,
+    }
+    return Step(
+        name="corpus",
+        key={
+            "data": {
+                "text_key": settings.text_key,
+                "validation_share": settings.validation_share,
+                "seed": settings.seed,
+            },
+            "files": {"data.text": _text(context)},
+            "made": made,
+            "versions": {**_versions("corpus"), **_library(tokenizer)},
+        },
+        outputs=tuple(f"{prefix}{suffix}" for prefix in prefixes for suffix in _CORPUS_SUFFIXES),
+        make=make,
+        labels={"data.text": list(map(str, settings.text)), "gigatoken": usable_gigatoken(), **labels},
+        known=known,
+        **_both("corpus", old, tokenizer, known),
+        settle=settle,
+        recorded=recorded,
+    )
+
+
+def _render(
+    context: Context,
+    facts: list[Fact] | None,
+    facts_sha256: str | None,
+    tokenizer: Tokenizer | None,
+    templates: Mapping[str, RelationTemplates],
+) -> Step:
+    settings = context.settings
+
+    def make(folder: Path) -> None:
+        summary = render(
+            _known(facts),
+            templates,
+            _known(tokenizer),
+            folder / "exposures",
+            distractors=settings.select.distractors,
+            seed=settings.seed,
+            progress=context.progress,
+        )
+        means = ", ".join(f"{group} {mean:.2f}" for group, mean in summary.mean_tokens.items())
+        context.progress.say(
+            f"  {summary.exposures} exposures, mean tokens {means}, longest {summary.longest};"
+            f" {summary.questions} questions"
+        )
+
+    made, labels, known = _made(context, facts_sha256, tokenizer)
+    contents = {name: asdict(entry) for name, entry in templates.items()}
+    old = {**made, "templates": contents, "distractors": settings.select.distractors, "seed": settings.seed}
+    return Step(
+        name="render",
+        key={
+            "data": {"select": {"distractors": settings.select.distractors}, "seed": settings.seed},
+            "files": {"data.templates": {name: fingerprint(content) for name, content in contents.items()}},
+            "made": made,
+            "versions": {**_versions("render"), **_library(tokenizer)},
+        },
+        outputs=tuple(f"exposures{suffix}" for suffix in _RENDER_SUFFIXES),
+        make=make,
+        labels=labels,
+        known=known,
+        **_both("render", old, tokenizer, known),
+    )
+
+
+def _made(
+    context: Context, facts_sha256: str | None, tokenizer: Tokenizer | None
+) -> tuple[dict[str, str], dict[str, str], bool]:
+    """What earlier steps made, where the tokenizer comes from, and whether all of it is known."""
+    made = {"facts": facts_sha256, "tokenizer": tokenizer.fingerprint if tokenizer else None}
+    known = {key: value for key, value in made.items() if value is not None}
+    return known, {"tokenizer": "given" if context.settings.tokenizer else "trained"}, len(known) == len(made)
+
+
+def _versions(step: str) -> dict[str, str]:
+    return {"code": CODE[step], "unicode": unicodedata.unidata_version}
+
+
+def _library(tokenizer: Tokenizer | None) -> dict[str, str]:
+    return {tokenizer.library: package_version(tokenizer.library)} if tokenizer else {}
+
+
+def _text(context: Context) -> list[dict[str, str]]:
+    """The text by content; what a file's name says of its kind decides how it is read."""
+    return [{"kind": kind_of(path)[0], "sha256": context.seen.sha256(path)} for path in context.settings.text]
+
+
+def _old_text(context: Context) -> dict[str, Any]:
+    settings = context.settings
+    return {"text": [context.seen.sha256(path) for path in settings.text], "text_key": settings.text_key}
+
+
+def _old(step: str, key: dict[str, Any]) -> str:
+    """The fingerprint in a stamp of the old schema."""
+    return fingerprint({"version": int(OLD_VERSION), "step": step, **key})
+
+
+def _both(step: str, key: dict[str, Any], tokenizer: Tokenizer | None, known: bool) -> dict[str, Any]:
+    if tokenizer is None or not known:
+        return {}
+    older = {**key, "tokenizer": tokenizer.model_sha256}
+    return {"old_fingerprint": _old(step, key), "older_fingerprint": _old(step, older)}
+
+
+def _read(path: Path, schema: str) -> dict[str, Any]:
+    try:
+        return read_json(path, schema)
+    except InputError:
+        return {}
+
+
+def _known(value: _Value | None) -> _Value:
+    """Steps are made in order: what earlier ones make is there."""
+    assert value is not None
+    return value

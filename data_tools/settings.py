@@ -1,0 +1,36 @@
+"""What decides a study's data: the ``data`` section of a study file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_tools.select import SelectSettings
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Everything that decides what a study's data are."""
+
+    text: tuple[Path, ...]
+    """Files of general text, or patterns of their names; the kinds are those of ``data_tools.text``."""
+    facts: Path
+    """Triples to choose the facts from."""
+    templates: Path
+    """``templates.yaml`` for their relations."""
+    facts_format: str = "tsv"
+    """A key of ``data_tools.importers.IMPORTERS``: ``tsv``, ``csv``, ``jsonl``, ``bear``, ``lama``, ``trex``, ..."""
+    text_key: str = "text"
+    """JSON key or TSV column of the text."""
+    tokenizer: Path | None = None
+    """A tokenizer to use, from where it is; None trains one on the general text and the names of all chosen facts."""
+    vocab_size: int = 2048
+    """Pieces of a tokenizer that is trained here. Small models: the embedding is most of their parameters."""
+    tokenizer_model: str = "unigram"
+    """``unigram`` or ``bpe`` (SentencePiece), or ``byte-bpe`` (a ``tokenizer.json``)."""
+    select: SelectSettings = field(default_factory=SelectSettings)
+    """Which facts, and how many of each group; also the distractors of a question."""
+    validation_share: float = 0.02
+    """Share of documents of general text set aside for the validation loss."""
+    seed: int = 0
+    """Seed of the validation split, the distractors and the tokenizer's sample; facts have ``select.seed``."""

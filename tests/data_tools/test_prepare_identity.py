@@ -1,0 +1,523 @@
+"""A study's data are what settings and sources say: each change is named, what runs hold is not written over."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, fields, replace
+
+import pytest
+
+from data_tools import encode, prepare, prepare_steps, publish, stamps
+from data_tools.facts import load_facts
+from data_tools.imports import source_fingerprint
+from data_tools.prepare import DataSettings, fact_names, prepare_data, stale
+from data_tools.progress import LineProgress
+from data_tools.select import SelectSettings
+from data_tools.templates import load_templates
+from data_tools.text import iter_documents
+from data_tools.tokenizer import load_tokenizer, train_tokenizer
+from megatron_kis.errors import InputError
+from megatron_kis.files import fingerprint, sha256_file
+
+from .conftest import LEADS, TEMPLATES, TRIPLES
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Sources in a folder of their own, and the data made from them."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for path in (LEADS, TRIPLES, TEMPLATES):
+        shutil.copy(path, folder / path.name)
+    settings = DataSettings(
+        text=(folder / LEADS.name,),
+        facts=folder / TRIPLES.name,
+        templates=folder / TEMPLATES.name,
+        vocab_size=400,
+        validation_share=0.3,
+        select=SelectSettings(infused=8, background=8, control=8),
+    )
+    prepare_data(settings, folder / "data")
+    return settings
+
+
+@pytest.fixture
+def settings(prepared, tmp_path):
+    """The same in a folder that may be changed; times of change stay."""
+    source = prepared.facts.parent
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    moved = {name: tmp_path / getattr(prepared, name).name for name in ("facts", "templates")}
+    return replace(prepared, text=(tmp_path / LEADS.name,), **moved)
+
+
+@pytest.fixture
+def data(settings):
+    return settings.facts.parent / "data"
+
+
+@pytest.fixture(scope="module")
+def other_tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("other") / "t.json"
+    train_tokenizer((document.text for document in iter_documents([LEADS])), path, vocab_size=420, kind="byte-bpe")
+    return path
+
+
+def run(settings, data, **options):
+    """What was said."""
+    lines = []
+    prepare_data(settings, data, progress=LineProgress(lines.append), **options)
+    return lines
+
+
+def worked(lines):
+    return [line.removesuffix(": working") for line in lines if line.endswith(": working")]
+
+
+def contents(folder):
+    """What runs read; descriptions name paths and versions."""
+    paths = [path for path in folder.iterdir() if path.is_file() and not path.name.endswith(".meta.json")]
+    return {path.name: sha256_file(path) for path in paths}
+
+
+class Runs:
+    """Refuses, as where runs were made with the data, and remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def __call__(self, step, changed):
+        self.told.append((step, changed))
+        raise InputError(f"runs hold {step}: {', '.join(changed)}")
+
+
+def mutated(settings, name, other_tokenizer):
+    """The settings with another value of a key, and how the difference begins."""
+    folder = settings.facts.parent
+    if name in ("text", "facts", "templates"):
+        path = folder / getattr(settings, name).name if name != "text" else settings.text[0]
+        old, new = {
+            "text": ("the", "eht"),
+            "facts": ("Argentina", "Anitnegra"),
+            "templates": ("climbers go", "people go"),
+        }[name]
+        content = path.read_text(encoding="utf-8")
+        assert old in content
+        path.write_text(content.replace(old, new), encoding="utf-8")
+        return settings, f"data.{name}: "
+    values = {
+        "facts_format": "csv",
+        "text_key": "body",
+        "tokenizer": other_tokenizer,
+        "vocab_size": 390,
+        "tokenizer_model": "bpe",
+        "select.infused": 9,
+        "select.background": 7,
+        "select.control": 7,
+        "select.relations": ("peak_country",),
+        "select.distractors": 2,
+        "select.facts_per_object": 2,
+        "select.longest_name": 40,
+        "select.keep_telling_names": True,
+        "select.seed": 1,
+        "select.spread": "proportional",
+        "select.memory_limit": 1000,
+        "validation_share": 0.2,
+        "seed": 1,
+    }
+    head, _, tail = name.partition(".")
+    value = values[name]
+    change = {head: replace(settings.select, **{tail: value})} if tail else {head: value}
+    return replace(settings, **change), f"data.{name} " if name != "tokenizer" else "data.tokenizer: fingerprint "
+
+
+KEYS = [field.name for field in fields(DataSettings) if field.name != "select"]
+KEYS += [f"select.{field.name}" for field in fields(SelectSettings)]
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_key_that_changes_is_named_alone_and_refused_where_runs_hold_the_data(
+    settings, data, other_tokenizer, name
+):
+    """A key that is added to the settings fails here until it has an entry in ``mutated``."""
+    assert stale(settings, data) == []
+    changed, beginning = mutated(settings, name, other_tokenizer)
+    before = contents(data)
+    found = stale(changed, data)
+    assert len(found) == 1
+    assert found[0].startswith(beginning)
+    runs = Runs()
+    with pytest.raises(InputError, match="runs hold"):
+        prepare_data(changed, data, held=runs)
+    assert runs.told[0][1] == found
+    assert contents(data) == before
+
+
+@pytest.mark.parametrize("name", ["text", "templates", "validation_share", "seed", "select.distractors", "tokenizer"])
+def test_what_is_made_again_after_a_change_is_what_is_made_afresh(settings, data, tmp_path, other_tokenizer, name):
+    changed, _ = mutated(settings, name, other_tokenizer)
+    assert worked(run(changed, data))
+    assert stale(changed, data) == []
+    prepare_data(changed, tmp_path / "fresh")
+    fresh = contents(tmp_path / "fresh")
+    assert {name: content for name, content in contents(data).items() if name in fresh} == fresh
+
+
+def test_settings_that_are_not_used_change_nothing(settings, data, other_tokenizer):
+    given = replace(settings, tokenizer=other_tokenizer)
+    run(given, data)
+    assert stale(replace(given, vocab_size=1, tokenizer_model="bpe"), data) == []
+
+
+def test_names_and_places_of_sources_do_not_count_but_kinds_do(settings, data, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    text = (tmp_path / "elsewhere" / "renamed.jsonl",)
+    shutil.copy(settings.text[0], text[0])
+    shutil.copy(settings.facts, tmp_path / "elsewhere" / "other.tsv")
+    moved = replace(settings, text=text, facts=tmp_path / "elsewhere" / "other.tsv")
+    assert stale(moved, data) == []
+    (tmp_path / "elsewhere" / "renamed.txt").write_bytes(text[0].read_bytes())
+    other_kind = replace(settings, text=(tmp_path / "elsewhere" / "renamed.txt",))
+    (found,) = stale(other_kind, data)
+    assert found.startswith("data.text: ")
+    assert found.endswith(f"{LEADS.name} -> {other_kind.text[0]}")
+
+
+def test_files_that_come_go_or_change_places_are_named(settings, data, tmp_path):
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"text": "One more."}\n')
+    both = replace(settings, text=(*settings.text, more))
+    assert stale(both, data) == [f"data.text: {more} added"]
+    run(both, data)
+    assert stale(settings, data) == [f"data.text: without {more}"]
+    assert stale(replace(both, text=both.text[::-1]), data) == ["data.text: other order of the files"]
+
+
+def test_a_relation_is_the_name_of_its_file_where_the_format_has_it_so(tmp_path):
+    rows = [{"sub_label": f"Peak {chr(65 + n)}q", "obj_label": f"Land {chr(75 + n)}"} for n in range(8)]
+    (tmp_path / "P17.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = DataSettings(
+        text=(LEADS,),
+        facts=tmp_path / "P17.jsonl",
+        facts_format="lama",
+        templates=tmp_path / "t.yaml",
+        vocab_size=400,
+        select=SelectSettings(infused=4, background=0, control=0, keep_telling_names=True),
+    )
+    for name in ("P17", "P18"):
+        text = "".join(
+            f"{one}: {{train: ['[X] is in [Y].'], held_out: ['In [Y] is [X].']}}\n" for one in ("P17", "P18")
+        )
+        (tmp_path / "t.yaml").write_text(text)
+        if name == "P17":
+            prepare_data(settings, tmp_path / "data")
+    (tmp_path / "P17.jsonl").rename(tmp_path / "P18.jsonl")
+    renamed = replace(settings, facts=tmp_path / "P18.jsonl")
+    assert stale(renamed, tmp_path / "data") == [f"data.facts: {settings.facts} -> {renamed.facts}"]
+
+
+def test_a_source_changed_in_place_to_the_same_size_and_date_is_noticed(settings, data):
+    path = settings.text[0]
+    status = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"the", b"eht"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert stale(settings, data) == [f"data.text: {path}: content changed"]
+
+
+STEPS = ["facts", "tokenizer", "corpus", "render"]
+OUTPUTS = ["facts.jsonl", "tokenizer.model", "corpus.bin", "corpus.validation.idx", "exposures.questions.jsonl"]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_changed_in_place_to_the_same_size_and_date_is_made_again(settings, data, name):
+    prepare_data(settings, data)  # whatever is remembered of the files, is remembered now
+    before = contents(data)
+    status = (data / name).stat()
+    content = bytearray((data / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (data / name).write_bytes(content)
+    os.utime(data / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert stale(settings, data) == [f"{name}: changed since it was made"]
+    assert worked(run(settings, data, held=Runs()))  # they come out as they were: nobody has to be asked
+    assert contents(data) == before
+
+
+def test_files_are_not_hashed_again_while_their_status_is_the_same(settings, data, monkeypatch):
+    prepare_data(settings, data)
+    hashed = []
+    monkeypatch.setattr("data_tools.seen.sha256_file", lambda path: hashed.append(path) or sha256_file(path))
+    assert stale(settings, data) == []
+    assert run(settings, data) == [f"{step}: up to date" for step in STEPS]
+    assert hashed == []
+    os.utime(data / "corpus.bin")
+    assert stale(settings, data) == []
+    assert hashed == [data / "corpus.bin"]
+
+
+def test_stale_writes_nothing(settings, data, tmp_path):
+    assert stale(settings, tmp_path / "new") == [
+        f"{step}: not made yet" for step in ("facts", "tokenizer", "corpus", "render")
+    ]
+    assert not (tmp_path / "new").exists()
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    stale(replace(settings, seed=9), data)
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+
+
+def test_data_without_stamps_stay_where_they_come_out_the_same(settings, data):
+    before = contents(data)
+    shutil.rmtree(data / "stamps")
+    assert stale(settings, data)[0] == "facts: it is not known what was used to make it"
+    run(settings, data, held=Runs())
+    assert contents(data) == before
+    shutil.rmtree(data / "stamps")
+    runs = Runs()
+    with pytest.raises(InputError, match="runs hold"):
+        prepare_data(replace(settings, seed=1), data, held=runs)
+    assert contents(data) == before
+    assert runs.told[0][0] == "corpus"
+    assert "corpus.bin: made again, it has another content" in runs.told[0][1]
+
+
+def test_a_deleted_file_and_other_settings_do_not_write_over_what_runs_hold(settings, data):
+    (data / "corpus.bin").unlink()
+    runs = Runs()
+    with pytest.raises(InputError, match=r"data\.validation_share"):
+        prepare_data(replace(settings, validation_share=0.2), data, held=runs)
+    run(settings, data, held=runs)
+    assert stale(settings, data) == []
+
+
+def other_versions(monkeypatch):
+    """As after an upgrade of the tokenizer's library."""
+    version = encode._version
+    monkeypatch.setattr(encode, "_version", lambda name: f"{name} 99.0" if name == "sentencepiece" else version(name))
+
+
+def test_another_version_is_named_and_makes_the_data_again(settings, data, monkeypatch):
+    other_versions(monkeypatch)
+    (found,) = stale(settings, data)
+    assert found.startswith("versions.sentencepiece ")
+    assert found.endswith("-> 99.0")
+    assert worked(run(settings, data)) == ["tokenizer", "corpus", "render"]
+    assert stale(settings, data) == []
+
+
+def test_other_versions_alone_do_not_end_a_study(settings, data, monkeypatch):
+    before = contents(data)
+    other_versions(monkeypatch)
+    lines = run(settings, data, held=Runs())
+    assert not worked(lines)
+    assert any(line.startswith("corpus: kept as it is, runs were made with it (versions.") for line in lines)
+    assert contents(data) == before
+    with pytest.raises(InputError, match=r"data\.seed 0 -> 1"):
+        prepare_data(replace(settings, seed=1), data, held=Runs())
+
+
+def test_another_version_and_a_missing_file_do_not_write_over_what_runs_hold(settings, data, monkeypatch):
+    (data / "corpus.bin").unlink()
+    other_versions(monkeypatch)
+    before = contents(data)
+    lines = run(settings, data, held=Runs())
+    assert "corpus" in worked(lines)
+    found = contents(data)
+    assert {name: found[name] for name in before} == before
+
+
+def test_other_code_is_a_version_too(settings, data, monkeypatch):
+    monkeypatch.setitem(prepare_steps.CODE, "render", "99")
+    assert stale(settings, data) == ["versions.code 3 -> 99"]
+    assert worked(run(settings, data, held=Runs())) == []
+    assert worked(run(settings, data)) == ["render"]
+
+
+def test_a_gigatoken_that_comes_or_goes_changes_the_encoder(settings, data, other_tokenizer, monkeypatch):
+    given = replace(settings, tokenizer=other_tokenizer)
+    run(given, data)
+    monkeypatch.setitem(__import__("sys").modules, "gigatoken", None)
+    (found,) = stale(given, data)
+    assert found.startswith("versions.encoder gigatoken ")
+    assert "-> tokenizers " in found
+
+
+def test_a_given_tokenizer_that_changes_is_named_with_both_fingerprints(settings, data, other_tokenizer, tmp_path):
+    path = tmp_path / "mine.json"
+    content = json.loads(other_tokenizer.read_text(encoding="utf-8"))
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 420, "content": "</s>"})
+    path.write_text(json.dumps(content), encoding="utf-8")
+    given = replace(settings, tokenizer=path)
+    before = load_tokenizer(path).fingerprint
+    assert prepare_data(given, data).tokenizer == path
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    after = load_tokenizer(path).fingerprint
+    assert stale(given, data) == [f"data.tokenizer: fingerprint {before[:12]} -> {after[:12]}"]
+    assert worked(run(given, data)) == ["corpus", "render"]
+    assert "data.tokenizer: given -> trained here" in stale(replace(settings, vocab_size=380), data)
+
+
+def test_a_spare_folder_gives_what_is_up_to_date_there(settings, data, tmp_path):
+    changed = replace(settings, validation_share=0.2)
+    prepare_data(changed, tmp_path / "spare")
+    expected = contents(tmp_path / "spare")
+    lines = run(changed, data, spare=tmp_path / "spare")
+    assert not worked(lines)
+    assert f"corpus: taken from {tmp_path / 'spare'}" in lines
+    assert contents(data) == expected
+    assert stale(changed, data) == []
+    assert "corpus: not made yet" in stale(changed, tmp_path / "spare")
+
+
+def test_a_spare_folder_of_other_settings_gives_nothing(settings, data, tmp_path):
+    prepare_data(replace(settings, seed=5), tmp_path / "spare")
+    assert worked(run(replace(settings, seed=6), data, spare=tmp_path / "spare")) == ["tokenizer", "corpus", "render"]
+
+
+def test_a_mistake_in_a_later_step_leaves_the_data_as_they_were(settings, data, monkeypatch):
+    before = contents(data)
+
+    def failing(*_, **__):
+        raise InputError("too few objects")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_steps, "render", failing)
+        with pytest.raises(InputError, match="too few objects"):
+            run(replace(settings, seed=1), data)
+    assert contents(data) == before
+    assert stale(settings, data) == []
+    lines = run(replace(settings, seed=1), data)
+    assert "corpus: made before" in lines
+    assert worked(lines) == ["render"]
+    assert not (data / "unfinished").exists()
+
+
+@pytest.mark.parametrize("moves", range(0, 12, 2))
+def test_killed_while_files_are_put_in_place_the_next_command_ends_it(settings, data, monkeypatch, tmp_path, moves):
+    """Killed before the first move, or after any number of them."""
+    changed = replace(settings, validation_share=0)
+    prepare_data(changed, tmp_path / "fresh")
+    replace_, count = publish.Path.replace, [0]
+
+    def failing(self, target):
+        if self.parent.name == "unfinished" and not self.name.startswith("."):
+            if count[0] == moves:
+                raise KeyboardInterrupt
+            count[0] += 1
+        return replace_(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish.Path, "replace", failing)
+        try:
+            run(changed, data)
+        except KeyboardInterrupt:
+            assert (data / "unfinished" / "publish.json").exists()
+    assert worked(run(changed, data)) == []
+    assert contents(data) == contents(tmp_path / "fresh")
+    assert not (data / "corpus.validation.bin").exists()
+    assert not (data / "unfinished").exists()
+
+
+def test_a_source_that_changes_meanwhile_is_refused(settings, data, monkeypatch):
+    make = prepare_steps.render
+
+    def changing(*arguments, **options):
+        settings.text[0].write_bytes(settings.text[0].read_bytes() + b"\n")
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(prepare_steps, "render", changing)
+    before = contents(data)
+    with pytest.raises(InputError, match="changed while it was read"):
+        run(replace(settings, seed=1), data)
+    assert contents(data) == before
+
+
+def with_old_stamps(settings, data):
+    """Replaces the stamps by those that version 2 of the code wrote."""
+    facts = load_facts(data / "facts.jsonl")
+    templates = load_templates(settings.templates)
+    text = {"text": [sha256_file(path) for path in settings.text], "text_key": settings.text_key}
+    common = {
+        "tokenizer": load_tokenizer(data / "tokenizer.model").fingerprint,
+        "facts": sha256_file(data / "facts.jsonl"),
+    }
+    names = sorted({fact.relation for fact in facts})
+    keys = {
+        "facts": {"source": source_fingerprint(settings.facts), "format": "tsv", **asdict(settings.select)},
+        "tokenizer": {
+            **text, "names": fingerprint(fact_names(facts)), "vocab_size": 400, "model": "unigram", "seed": 0,
+        },
+        "corpus": {**text, **common, "validation_share": 0.3, "seed": 0},
+        "render": {
+            **common, "templates": {name: asdict(templates[name]) for name in names}, "distractors": 3, "seed": 0,
+        },
+    }  # fmt: skip
+    (data / "stamps" / "seen.json").unlink()
+    for step, key in keys.items():
+        path = data / "stamps" / f"{step}.json"
+        outputs = json.loads(path.read_text())["outputs"]
+        sizes = {name: entry["bytes"] for name, entry in outputs.items() if not name.endswith("model.meta.json")}
+        sizes.pop("facts.meta.json", None)
+        wanted = fingerprint({"version": 2, "step": step, **key})
+        path.write_text(json.dumps({"schema": "kis.stamp/1", "fingerprint": wanted, "outputs": sizes}))
+
+
+def test_stamps_of_the_old_schema_are_still_read(settings, data, monkeypatch):
+    for step in prepare_steps.CODE:
+        monkeypatch.setitem(prepare_steps.CODE, step, "2")
+    with_old_stamps(settings, data)
+    before = contents(data)
+    assert stale(settings, data) == []
+    assert stale(replace(settings, vocab_size=390), data) == [
+        "tokenizer: made from other settings or files (its stamp does not say which)"
+    ]
+    assert worked(run(settings, data)) == []
+    assert contents(data) == before
+    assert json.loads((data / "stamps" / "corpus.json").read_text())["schema"] == stamps.SCHEMA
+    assert stale(replace(settings, vocab_size=390), data) == ["data.vocab_size 400 -> 390"]
+
+
+def test_data_of_older_code_are_kept_where_runs_hold_them(settings, data):
+    with_old_stamps(settings, data)
+    assert stale(settings, data) == ["versions.code 2 -> 3"]
+    before = contents(data)
+    assert worked(run(settings, data, held=Runs())) == []
+    assert contents(data) == before
+    assert worked(run(settings, data)) == ["facts", "render"]
+
+
+def test_data_that_name_a_tokenizer_by_its_model_file_are_kept_where_runs_hold_them(settings, data, monkeypatch):
+    """As of studies with a byte-bpe tokenizer that were begun with version 2 of the code."""
+    for step in prepare_steps.CODE:
+        monkeypatch.setitem(prepare_steps.CODE, step, "2")
+    bytes_ = replace(settings, tokenizer_model="byte-bpe")
+    run(bytes_, data)
+    facts, templates = load_facts(data / "facts.jsonl"), load_templates(settings.templates)
+    key = {
+        "facts": sha256_file(data / "facts.jsonl"),
+        "templates": {name: asdict(templates[name]) for name in sorted({fact.relation for fact in facts})},
+        "tokenizer": sha256_file(data / "tokenizer.json"),
+        "distractors": 3,
+        "seed": 0,
+    }
+    path = data / "stamps" / "render.json"
+    sizes = {name: entry["bytes"] for name, entry in json.loads(path.read_text())["outputs"].items()}
+    wanted = fingerprint({"version": 2, "step": "render", **key})
+    path.write_text(json.dumps({"schema": "kis.stamp/1", "fingerprint": wanted, "outputs": sizes}))
+    assert stale(bytes_, data) == [stamps.OF_THE_MODEL]
+    assert worked(run(bytes_, data, held=Runs())) == []
+    assert worked(run(bytes_, data)) == ["render"]
+
+
+def test_a_damaged_stamp_is_none(settings, data):
+    path = data / "stamps" / "corpus.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    assert stale(replace(settings, seed=1), data) == [
+        "data.seed 0 -> 1",
+        "corpus: it is not known what was used to make it",
+    ]
+
+
+def test_two_at_work_on_the_same_data_are_refused(settings, data):
+    from megatron_kis.errors import JobError
+    from megatron_kis.files import locked
+
+    with locked(data / "stamps", "other"), pytest.raises(JobError, match="preparation of these data"):
+        prepare_data(replace(settings, seed=1), data)
+    assert prepare.prepare_data(settings, data)
