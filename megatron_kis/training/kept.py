@@ -205,7 +205,7 @@ class PastRun:
         other = data_differences(ours, then["data"])
         settings = self.record.get("settings") or settings_of(self.record["config"])
         other += setting_differences(
-            settings, then["settings"], precision=(self.record["precision"], then["precision"])
+            settings, then["settings"], precision=(self.record.get("precision"), then["precision"])
         )
         if other:
             raise InputError(
@@ -227,7 +227,7 @@ def open_run(folder: Path) -> PastRun:
     path = folder / RECORD
     if not path.exists():
         raise InputError(f"has no {RECORD}", where=str(folder), remedy="give the folder of a run")
-    record = read_json(path, RUN_SCHEMA, keys=("run", "config", "fingerprints", "precision"))
+    record = read_json(path, RUN_SCHEMA, keys=("run", "config", "fingerprints"))
     if not isinstance(record["fingerprints"], dict):
         raise InputError("'fingerprints' is no object", where=str(path))
     return PastRun(folder, record)

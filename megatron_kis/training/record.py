@@ -121,12 +121,13 @@ def setting_differences(
     """What differs between the settings of two runs that can change a result.
 
     Args:
-        then: ``settings_of`` one.
+        then: ``settings_of`` one, as its record has them: of an older version, too.
         now: ``settings_of`` the other.
         precision: of both, resolved, where known: ``auto`` is what it stands for.
     """
     resolved = None not in precision and precision[0] == precision[1]
-    return differences(then, now, but=("training.precision",) if resolved else ())
+    but = ("training.precision",) if resolved else ()
+    return differences(settings_of(then), settings_of(now), but=but)
 
 
 def is_done(

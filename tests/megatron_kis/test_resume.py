@@ -145,7 +145,7 @@ def test_a_killed_run_that_loses_a_log_goes_on_as_if_it_had_not(
     name: str, tiny_run: MakeRun, trained: dict[int, Path]
 ) -> None:
     config = tiny_run(name="lost", **SETTINGS)
-    killed_at(config, 1, 14)
+    killed_at(config, 1, 24)
     (config.output / name).unlink()
     said = finish(config, 1)
     assert "restored from the checkpoint" in said
