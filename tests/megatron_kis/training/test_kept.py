@@ -21,6 +21,7 @@ from megatron_kis.files import read_json, sha256_file, write_json
 from megatron_kis.identity import settings_of
 from megatron_kis.probes.restore import read_config
 from megatron_kis.training.audit import audit_run
+from megatron_kis.training.checkpoint import write_manifest
 from megatron_kis.training.kept import made_with, open_run
 from megatron_kis.training.run import train
 from tests.conftest import TINY_SELECTION
@@ -301,3 +302,41 @@ def test_an_older_fingerprint_of_a_tokenizer_is_that_of_its_model_file(tmp_path:
     assert made_with(tokenizer, tokenizer.model_sha256)
     assert not made_with(tokenizer, tokenizer.model_sha256, tokenizer.eod_id + 1)
     assert not made_with(tokenizer, "0" * 64, tokenizer.eod_id)
+
+
+def test_an_older_run_of_a_tokenizer_json_resumes_and_one_of_another_end_of_documents_does_not(
+    tiny_run: MakeRun, tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [json.loads(line)["text"] for line in tiny_sources.text.read_text().splitlines()]
+    model = tmp_path / "own" / "tokenizer.json"
+    model.parent.mkdir()
+    tokenizer = train_tokenizer(texts, model, vocab_size=320, kind="byte-bpe")
+    data = tmp_path / "study" / "data"
+    prepare_data(settings(tiny_sources, vocab_size=None, tokenizer=model), data)
+    for name in ("corpus.meta.json", "corpus.validation.meta.json", "exposures.json", "exposures.questions.jsonl"):
+        path = data / name  # as they were made when the file's hash was the fingerprint
+        path.write_text(path.read_text().replace(tokenizer.fingerprint, tokenizer.model_sha256))
+    config = on(tiny_run, data, **OFTEN)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": model})})
+    cut_off(config, 7)
+    manifest_path = config.output / "checkpoints" / "step-00000005" / "checkpoint.json"
+    manifest = json.loads(manifest_path.read_text())
+    manifest["identity"]["data"]["tokenizer"] = tokenizer.model_sha256
+    write_manifest(manifest_path, manifest)
+    train(config)
+    record = read_json(config.output / "run.json", "kis.run/1")
+    assert [session["from_step"] for session in record["sessions"]] == [0, 5]
+    record["fingerprints"]["tokenizer"] = tokenizer.model_sha256
+    record.pop("inputs")
+    record["config"] = config.model_dump(mode="json")
+    write_json(config.output / "run.json", record)
+    train(config)  # done
+    assert main(["probe", str(config.output), "--device", "cpu"]) == 0
+    meta = model.with_name("tokenizer.json.meta.json")
+    meta.write_text(meta.read_text().replace('"<|endoftext|>"', '"a"'))
+    assert load_tokenizer(model).model_sha256 == tokenizer.model_sha256
+    with pytest.raises(InputError, match=r"was made with tokenizer .* and the end-of-document token"):
+        train(config)
+    capsys.readouterr()
+    assert main(["probe", str(config.output), "--device", "cpu"]) == 2
+    assert "and the end-of-document token" in capsys.readouterr().err
