@@ -32,7 +32,7 @@ import torch
 from data_tools.importers.bear import METADATA
 from data_tools.questions import tokenize_in_batches
 from data_tools.templates import Rendered, fill
-from data_tools.tokenizer import Tokenizer, load_tokenizer
+from data_tools.tokenizer import Tokenizer
 from megatron_kis.export.huggingface import export_huggingface
 from megatron_kis.files import read_json_lines
 from megatron_kis.model.ladder import ModelShape
@@ -40,8 +40,9 @@ from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
 from megatron_kis.probes.questions import QuestionSet
-from megatron_kis.probes.restore import read_config, restored
+from megatron_kis.probes.restore import restored
 from megatron_kis.probes.table import QuestionColumns
+from megatron_kis.training.kept import open_run
 
 
 def main() -> None:
@@ -79,8 +80,8 @@ def _take(source: Path, folder: Path, share: float, templates: int | None) -> No
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    config = read_config(options.run)
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    past = open_run(options.run)
+    config, tokenizer = past.config, past.tokenizer
     times: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", *options.tools)}
     difference = dict.fromkeys(options.tools, 0.0)
     for _ in range(options.turns):

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gzip
 import hashlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from megatron_kis.errors import InputError, JobError
 from megatron_kis.parsing import parse_json
@@ -91,7 +93,9 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         there = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), folder)
-        raise InputError("is a file where a folder is wanted", where=str(there), remedy="choose another place") from None
+        raise InputError(
+            "is a file where a folder is wanted", where=str(there), remedy="choose another place"
+        ) from None
 
 
 @contextmanager
@@ -128,6 +132,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes ``text`` atomically."""
     with atomic_write(path) as file:
         file.write(text)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes ``content`` atomically."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -176,7 +186,7 @@ def read_json_lines(path: Path, *, tolerate_torn_tail: bool = False) -> Iterator
     Raises:
         InputError: a missing file, or a line that is not a JSON object, with its number.
     """
-    with steadily(lambda: open(path, "rb"), path) as file, naming(path):
+    with steadily(lambda: open_content(path), path) as file, naming(path), _whole(path):
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -186,6 +196,38 @@ def read_json_lines(path: Path, *, tolerate_torn_tail: bool = False) -> Iterator
             if not isinstance(row, dict):
                 raise InputError("not a JSON object", where=f"{path}:{number}")
             yield number, row
+
+
+def open_content(path: Path) -> IO[bytes]:
+    """Opens a file for reading; what ends with ``.gz`` is decompressed."""
+    return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else open(path, "rb")
+
+
+def sha256_content(path: Path) -> str:
+    """Hexadecimal SHA-256 of what a file holds; what ends with ``.gz`` is decompressed first.
+
+    Raises:
+        InputError: it is missing, not to be read, or no gzip file.
+        JobError: the disk or the file server fails.
+    """
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        with open_content(path) as file, _whole(path):
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+    return steadily(read, path)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Tells a compressed file that is cut off or damaged."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"not a whole gzip file ({error})", where=str(path)) from None
 
 
 def parse_json_line(line: bytes, *, where: str) -> Any:

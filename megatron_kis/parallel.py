@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_kis.device import Device, quiet_megatron
-from megatron_kis.errors import InputError
+from megatron_kis.errors import InputError, JobError, KisError
 
 _TIMEOUT = datetime.timedelta(minutes=30)
 _Value = TypeVar("_Value")
@@ -218,3 +218,37 @@ def barrier() -> None:
     """Waits for all ranks."""
     if dist.get_world_size() > 1:
         dist.barrier()
+
+
+def together(work: Callable[[], _Value]) -> list[_Value]:
+    """Does something on every rank and waits for all: what fails on one rank fails on all, with its message.
+
+    Args:
+        work: of this rank; a rank that has nothing to do returns at once.
+
+    Returns:
+        What each rank's work returned, in the order of the ranks.
+
+    Raises:
+        KisError: that of the first rank that failed. An error of the system is a JobError that names the path.
+    """
+    outcome: _Value | KisError
+    try:
+        outcome = work()
+    except KisError as error:
+        outcome = error
+    except OSError as error:
+        known = error.filename and error.strerror
+        outcome = JobError(f"{error.filename}: {error.strerror}" if known else str(error))
+    values: list[_Value] = []
+    for said in gather(outcome):
+        if isinstance(said, KisError):
+            raise said
+        values.append(said)
+    return values
+
+
+def is_loss_of_a_rank(error: RuntimeError) -> bool:
+    """Whether an error of a collective call only says that another rank has ended."""
+    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+    return isinstance(error, dist.DistError) or any(said in str(error) for said in gone)

@@ -120,7 +120,7 @@ def test_the_commands_for_continued_pretraining(folder: Path, tiny_data: Path, t
             execute(line, folder)
             ran += 1
     assert ran == 4
-    assert json.loads((folder / "runs/tiny/run.json").read_text())["config"]["model"]["init_from"] == "start"
+    assert json.loads((folder / "runs/tiny/run.json").read_text())["config"]["model"]["init_from"] == "../../start"
 
 
 def test_the_commands_for_running_and_submitting_a_study(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from megatron_kis.model.ladder import PRESETS
@@ -14,7 +15,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "train",
         help="train one run; under torchrun for many ranks",
         description="Trains one run from a YAML file. A folder that is DONE with these settings is left as it is; an "
-        "unfinished run goes on from its newest whole checkpoint. SIGTERM and SIGUSR1 make it save a checkpoint and "
+        "unfinished run resumes from its newest whole checkpoint. SIGTERM and SIGUSR1 make it save a checkpoint and "
         "leave with exit status 75.",
         epilog="model presets: " + ", ".join(PRESETS),
     )
@@ -27,7 +28,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="RUN_DIR[@STEP]",
         help="begin with a checkpoint of another run (schedule wsd, stable rate there) and decay from it",
     )
-    parser.add_argument("--restart", action="store_true", help="begin an unfinished run anew; its checkpoints are lost")
+    parser.add_argument(
+        "--restart", action="store_true", help="begin an unfinished run again; its checkpoints are removed"
+    )
     parser.set_defaults(handler=_train)
 
 
@@ -38,5 +41,7 @@ def _train(options: argparse.Namespace) -> int:
     config = load_config(RunConfig, options.config, options.overrides)
     from megatron_kis.training.run import train  # after the configuration: it imports Megatron-Core
 
-    print(train(config, restart=options.restart, branch_from=options.branch_from))
+    folder = train(config, restart=options.restart, branch_from=options.branch_from)
+    if os.environ.get("RANK", "0") == "0":  # once, however many ranks there are
+        print(folder)
     return 0

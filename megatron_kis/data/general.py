@@ -79,6 +79,10 @@ class GeneralText:
         """Each corpus and the fingerprint of the tokenizer that made it."""
         return [(corpus.prefix, str(corpus.meta["tokenizer_fingerprint"])) for corpus in self._corpora]
 
+    def ends(self) -> list[int | None]:
+        """Of each corpus the token that ends its documents; None where its record does not say."""
+        return [corpus.meta.get("eod_id") for corpus in self._corpora]
+
     def epochs(self, sequences: int) -> list[Epochs]:
         """How often a run of ``sequences`` goes through each corpus, if general text fills them."""
         read = self._turns.counts(sequences)
@@ -167,7 +171,7 @@ class ValidationText:
         """
         meta = read_json(suffixed(prefix, ".meta.json"), CORPUS_SCHEMA, keys=_META_KEYS)
         self.fingerprint = str(meta["content_fingerprint"])
-        self.tokenizer_fingerprint = str(meta["tokenizer_fingerprint"])
+        self.tokenizer_fingerprint, self.eod_id = str(meta["tokenizer_fingerprint"]), meta.get("eod_id")
         self._reader = IndexedReader(prefix)
         self.sequence_length = sequence_length
         if max_tokens < sequence_length:

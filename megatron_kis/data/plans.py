@@ -14,7 +14,7 @@ from megatron_kis.data.settings import InfusionConfig
 from megatron_kis.data.store import ExposureStore
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json, read_text
-from megatron_kis.settings import parse_config
+from megatron_kis.recorded import RECORD, recorded_config
 
 _RUN_SCHEMA = "kis.run/1"
 _MOST_DIGITS = 18  # of a count: it is kept in 64 bits
@@ -59,7 +59,7 @@ def _plan_of_run(folder: Path, config: RunConfig, store: ExposureStore) -> Expos
     """The plan of a finished run, made again from its record and compared with it."""
     if not (folder / "DONE").exists():
         raise InputError("is no finished run", where=f"extends: {folder}", remedy="finish it first")
-    record = read_json(folder / "run.json", _RUN_SCHEMA, keys=("config", "plan", "fingerprints"))
+    record = read_json(folder / RECORD, _RUN_SCHEMA, keys=("config", "plan", "fingerprints"))
     found, wanted = record["fingerprints"].get("exposures"), store.fingerprint
     if found != wanted:
         raise InputError(
@@ -67,7 +67,7 @@ def _plan_of_run(folder: Path, config: RunConfig, store: ExposureStore) -> Expos
             where=f"extends: {folder}",
             remedy="go on with the same exposures",
         )
-    before = parse_config(RunConfig, record["config"], source=str(folder / "run.json"))
+    before = recorded_config(record, folder)
     for name in ("sequence_length", "global_batch_size", "seed"):
         was, now = getattr(before.training, name), getattr(config.training, name)
         if was != now:

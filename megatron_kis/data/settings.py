@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from megatron_kis.data.schedule import schedule_of
-from megatron_kis.errors import InputError
+from megatron_kis.errors import InputError, nearest
+from megatron_kis.identity import DATA
 from megatron_kis.settings import Settings
 
 
@@ -93,6 +94,19 @@ class DataConfig(Settings):
 
     tokenizer: Path
     """The tokenizer's model file."""
+
+    fingerprints: dict[str, str] = Field(default_factory=dict)
+    """Fingerprints that the files must have, by name: tokenizer, corpus, validation, exposures, questions. A study
+    writes those of its data into each cell, so that no cell trains on files that were made again meanwhile."""
+
+    @field_validator("fingerprints")
+    @classmethod
+    def _of_data(cls, fingerprints: dict[str, str]) -> dict[str, str]:
+        for name in fingerprints:
+            if name not in DATA:
+                msg = f"there is no fingerprint of {name!r}; {nearest(name, DATA)}"
+                raise ValueError(msg)
+        return fingerprints
 
     @field_validator("corpus", mode="before")
     @classmethod

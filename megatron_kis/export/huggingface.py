@@ -15,11 +15,10 @@ import torch
 from megatron_kis.errors import InputError
 from megatron_kis.export.llama import STORED, STORED_OUTPUT, llama_config, to_llama
 from megatron_kis.export.tokenizer import write_tokenizer
-from megatron_kis.files import read_json, write_json
-from megatron_kis.probes.questions import read_questions
-from megatron_kis.probes.restore import open_checkpoint, read_config
+from megatron_kis.files import fingerprint, sha256_file, write_json
+from megatron_kis.probes.restore import open_checkpoint
 from megatron_kis.training import shards
-from megatron_kis.training.record import RUN_SCHEMA
+from megatron_kis.training.kept import open_run
 
 EXPORT_SCHEMA = "kis.export/1"
 _PART_BYTES = 5_000_000_000  # what transformers takes for the size of a part
@@ -48,10 +47,11 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
         raise InputError("safetensors is needed to export", remedy=remedy) from None
     if output.exists() and any(output.iterdir()):
         raise InputError("the folder is not empty", where=str(output), remedy="choose another output")
-    config = read_config(run)
-    shape = config.model.shape()
-    questions = read_questions(config.data.questions, config.probes.templates)
+    past = open_run(run)
+    config, shape = past.config, past.config.model.shape()
+    questions = past.questions(config.probes.templates)
     checkpoint = open_checkpoint(run, step)
+    past.check_checkpoint(checkpoint)
     names = [*STORED, *([] if shape.tied_embeddings else [STORED_OUTPUT])]
     stored = shards.read_tensors(checkpoint.folder, names)
     embedding = stored[STORED[0]]
@@ -62,7 +62,7 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
     try:
         if tokenizer:
             samples = [list(question.options[question.answer].tokens) for question in questions.questions[:_SAMPLES]]
-            write_tokenizer(config.data.tokenizer, partial, longest=config.training.sequence_length, samples=samples)
+            write_tokenizer(past.tokenizer_path, partial, longest=config.training.sequence_length, samples=samples)
         write_json(
             partial / "config.json",
             llama_config(
@@ -81,15 +81,21 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
             write_json(partial / "model.safetensors.index.json", _index(parts))
         write_json(partial / "generation_config.json", {"bos_token_id": eod_id, "eos_token_id": eod_id,
                                                         "do_sample": False})  # fmt: skip
-        record = read_json(run / "run.json", RUN_SCHEMA, keys=("run", "fingerprints"))
+        written = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
         write_json(
             partial / "export.json",
             {
                 "schema": EXPORT_SCHEMA,
-                "run": record["run"],
+                "run": past.record["run"],
                 "step": checkpoint.step,
                 "tokens": checkpoint.manifest["tokens"],
-                "fingerprints": record["fingerprints"],
+                "fingerprints": {
+                    **past.record["fingerprints"],  # of what the weights saw; the checkpoint has the same
+                    "tokenizer": past.tokenizer.fingerprint,
+                    "questions": past.questions_sha256,
+                    "checkpoint": fingerprint(checkpoint.manifest),
+                },
+                "files": written,
             },
         )
         if output.exists():

@@ -20,12 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.indexed import suffixed
-from data_tools.tokenizer import Tokenizer, load_tokenizer
+from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
-from megatron_kis.files import sha256_file, write_json, write_json_lines
-from megatron_kis.probes.questions import SPLITS, Option, Question, read_questions
-from megatron_kis.probes.restore import read_config
+from megatron_kis.files import write_json, write_json_lines
+from megatron_kis.probes.questions import SPLITS, Option, Question
+from megatron_kis.training.kept import open_run
 
 TASKS_SCHEMA = "kis.lm-eval/1"
 _METRICS = {"statement": ("acc",), "answer": ("acc", "acc_norm")}
@@ -50,13 +49,10 @@ def export_lm_eval(
     """
     if output.exists() and any(output.iterdir()):
         raise InputError("the folder is not empty", where=str(output), remedy="choose another output")
-    config = read_config(run)
-    path = config.data.questions if exposures is None else suffixed(exposures, ".questions.jsonl")
-    questions = read_questions(path, dict.fromkeys(SPLITS) if all_templates else config.probes.templates)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    if questions.tokenizer_fingerprint != tokenizer.fingerprint:
-        remedy = f"make it again with {config.data.tokenizer}"
-        raise InputError("was made with another tokenizer than the run's", where=str(path), remedy=remedy)
+    past = open_run(run)
+    config, tokenizer = past.config, past.tokenizer
+    templates = dict.fromkeys(SPLITS) if all_templates else config.probes.templates
+    _, questions, sha256 = past.asked(exposures, templates)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -68,7 +64,13 @@ def export_lm_eval(
                 write_json_lines(partial / f"{task}.jsonl", rows)
                 # JSON is YAML, too
                 write_json(partial / f"{task}.yaml", _task(task, output.absolute() / f"{task}.jsonl"))
-        record = {"schema": TASKS_SCHEMA, "run": config.name, "questions_sha256": sha256_file(path), "tasks": counts}
+        record = {
+            "schema": TASKS_SCHEMA,
+            "run": config.name,
+            "questions_sha256": sha256,
+            "tokenizer": tokenizer.fingerprint,
+            "tasks": counts,
+        }
         write_json(partial / "export.json", record)
         if output.exists():
             output.rmdir()

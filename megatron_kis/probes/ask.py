@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.indexed import suffixed
-from data_tools.tokenizer import load_tokenizer
 from megatron_kis.errors import InputError
-from megatron_kis.files import atomic_path, sha256_file
+from megatron_kis.files import atomic_path
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import PROBE_SCHEMA, Probe
-from megatron_kis.probes.questions import SPLITS, read_questions
-from megatron_kis.probes.restore import read_config, restored
+from megatron_kis.probes.questions import SPLITS
+from megatron_kis.probes.restore import restored
+from megatron_kis.training.kept import open_run
 
 
 def ask_checkpoint(
@@ -51,22 +50,16 @@ def ask_checkpoint(
     """
     if batch_size is not None and batch_size < 1:
         raise InputError(f"is {batch_size}", where="batch size", remedy="1 or more")
-    config = read_config(run).model_copy(update={"device": device})
-    path = config.data.questions if exposures is None else suffixed(exposures, ".questions.jsonl")
+    past = open_run(run)
+    config, tokenizer = past.config.model_copy(update={"device": device}), past.tokenizer
     templates = dict.fromkeys(SPLITS) if all_templates else config.probes.templates
-    questions, tokenizer = read_questions(path, templates), load_tokenizer(config.data.tokenizer)
-    theirs, ours = questions.tokenizer_fingerprint, tokenizer.fingerprint
-    if theirs != ours:
-        raise InputError(
-            f"was made with tokenizer {theirs[:12]}, the run's is {ours[:12]}",
-            where=str(path),
-            remedy=f"make it again with {config.data.tokenizer}",
-        )
+    path, questions, sha256 = past.asked(exposures, templates)
     size = batch_size or config.probes.batch_size
     with restored(run, config, vocabulary=tokenizer.vocab_size, step=step, tensor=tensor, pipeline=pipeline) as (
         engine,
         checkpoint,
     ):
+        past.check_checkpoint(checkpoint)
         scorer = Scorer(engine)
         probe = Probe(questions, first=tokenizer.eod_id, batch_size=size, branching=scorer.branching)
         result, parameters = probe.ask(scorer.score), engine.parameters()
@@ -86,7 +79,7 @@ def ask_checkpoint(
         "tokens": checkpoint.manifest["tokens"],
         "parameters": parameters,
         "questions_file": str(path),
-        "questions_sha256": sha256_file(path),
+        "questions_sha256": sha256,
         **probe.settings(),
         "rows": rows,
     }

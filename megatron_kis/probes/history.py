@@ -8,8 +8,7 @@ from pathlib import Path
 from megatron_kis.errors import InputError
 from megatron_kis.files import atomic_write
 from megatron_kis.probes.curves import NEVER, histories, read_outcomes
-from megatron_kis.probes.questions import read_questions
-from megatron_kis.probes.restore import read_config
+from megatron_kis.training.kept import open_run
 
 COLUMNS = (
     "fact", "group", "relation", "split", "template", "learned", "forgotten", "learned_again", "changes", "score",
@@ -30,12 +29,12 @@ def write_histories(run: Path, output: Path, *, rule: str) -> int:
     Raises:
         InputError: no such run, no outcomes, or the questions have changed since.
     """
-    config = read_config(run)
-    questions = read_questions(config.data.questions, config.probes.templates)
+    past = open_run(run)
+    questions = past.questions(past.config.probes.templates)
     outcomes = read_outcomes(run / "outcomes", rule)
     if outcomes.correct.shape[1] != len(questions.questions):
         problem = f"the run was asked {outcomes.correct.shape[1]} questions, now there are {len(questions.questions)}"
-        raise InputError(problem, where=str(config.data.questions), remedy="give the questions of the run back")
+        raise InputError(problem, where=str(past.questions_path), remedy="give the questions of the run back")
     found = histories(outcomes.steps, outcomes.correct)
     events = zip(found.learned, found.forgotten, found.learned_again, strict=True)
     with atomic_write(output) as file:

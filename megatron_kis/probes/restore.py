@@ -8,15 +8,12 @@ from pathlib import Path
 
 from megatron_kis.config import RunConfig
 from megatron_kis.device import open_device, seed_device
-from megatron_kis.errors import InputError
-from megatron_kis.files import read_json
 from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.parallel import close_groups, open_groups
-from megatron_kis.settings import parse_config
 from megatron_kis.training import shards
 from megatron_kis.training.checkpoint import Checkpoint, required
 from megatron_kis.training.engine import Engine
-from megatron_kis.training.record import RUN_SCHEMA
+from megatron_kis.training.kept import open_run
 
 
 def read_config(run: Path) -> RunConfig:
@@ -25,10 +22,7 @@ def read_config(run: Path) -> RunConfig:
     Raises:
         InputError: there is no such run.
     """
-    if not (run / "run.json").is_file():
-        raise InputError("has no run.json", where=str(run), remedy="give the folder of a run")
-    record = read_json(run / "run.json", RUN_SCHEMA, keys=("config",))
-    return parse_config(RunConfig, record["config"], source=str(run / "run.json"))
+    return open_run(run).config
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from data_tools.progress import Progress
 from megatron_kis.data.ledger import GROUPS, LEDGER_SCHEMA, Ledger
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json
-from megatron_kis.settings import parse_config
 from megatron_kis.training.record import RUN_SCHEMA
 
 _TOGETHER = 64  # sequences that are laid out in one pass
@@ -94,14 +93,13 @@ def differences_of(result: dict[str, Any]) -> int:
 
 def _recount(record: dict[str, Any], folder: Path, progress: Progress) -> dict[str, dict[str, int]]:
     """Exposures in the sequences that the run's configuration gives now, by group and fact."""
-    from megatron_kis.config import RunConfig
+    from megatron_kis.recorded import recorded_config
     from megatron_kis.training.inputs import open_inputs
 
-    config = parse_config(RunConfig, record["config"], source=str(folder / "run.json"))
-    inputs = open_inputs(config)
+    inputs = open_inputs(recorded_config(record, folder))
     for name, found in inputs.fingerprints.items():
         was = record["fingerprints"].get(name)
-        if was != found:
+        if was != found and not (name == "tokenizer" and was == inputs.tokenizer.model_sha256):
             raise InputError(
                 f"was trained on another {name} ({str(was)[:12]}, now {found[:12]})",
                 where=str(folder),

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from megatron_kis.config import OptimizerConfig, RunConfig
 from megatron_kis.data.extension import check_continuation
 from megatron_kis.errors import InputError
-from megatron_kis.identity import differences
+from megatron_kis.files import write_bytes
+from megatron_kis.paths import seen_from
 from megatron_kis.settings import parse_config
 from megatron_kis.training.checkpoint import CHECKPOINT_SCHEMA, FOLDER, MANIFEST, Checkpoint, required, write_manifest
+from megatron_kis.training.mending import content_at
+from megatron_kis.training.record import setting_differences
 from megatron_kis.training.resume import outcomes_of
 from megatron_kis.training.schedule import learning_rate
 
@@ -54,25 +58,33 @@ def find_source(text: str) -> Checkpoint:
     return required(*parse_source(text))
 
 
-def check_branch(checkpoint: Checkpoint, config: RunConfig, identity: dict[str, Any]) -> None:
+def check_branch(
+    checkpoint: Checkpoint, config: RunConfig, identity: dict[str, Any], *, model_sha256: str | None = None
+) -> None:
     """Refuses a branch that its trunk cannot serve.
 
     Args:
         checkpoint: of the trunk.
         config: the branch.
         identity: of the branch.
+        model_sha256: of the tokenizer's model file, which is what an older trunk has as its fingerprint.
 
     Raises:
-        InputError: other data or settings, exposures that the branch's plan does not have, or a step at which the
-            trunk's rate is not stable or the branch's has begun to fall.
+        InputError: other data, settings or precision, exposures that the branch's plan does not have, or a step at
+            which the trunk's rate is not stable or the branch's has begun to fall.
     """
     where, then = str(checkpoint.folder), checkpoint.manifest["identity"]
     for name in sorted({*then["data"], *identity["data"]}):
         before, now = then["data"].get(name), identity["data"].get(name)
-        if before != now:
+        if before != now and not (name == "tokenizer" and before == model_sha256):
             problem = f"the trunk was trained on another {name} ({str(before)[:16]}, now {str(now)[:16]})"
             raise InputError(problem, where=where, remedy="branch on the trunk's own data")
-    other = [said for said in differences(then["settings"], identity["settings"]) if not said.startswith(_OWN)]
+    precisions = then["precision"], identity["precision"]
+    if precisions[0] != precisions[1]:
+        problem = f"the trunk was trained in another precision ({precisions[0]}, now {precisions[1]})"
+        raise InputError(problem, where=where, remedy="use the trunk's")
+    differ = setting_differences(then["settings"], identity["settings"], precision=precisions)
+    other = [said for said in differ if not said.startswith(_OWN)]
     if other:
         raise InputError(f"the trunk has other settings: {', '.join(other)}", where=where, remedy="use the trunk's")
     _check_plan(then["plan_identity"], identity["plan_identity"])
@@ -104,7 +116,7 @@ def _check_rates(checkpoint: Checkpoint, config: RunConfig) -> None:
         )
 
 
-def adopt(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, Any]) -> None:
+def adopt(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, Any], beginning: str) -> None:
     """Makes a trunk's checkpoint, and its records up to there, those of the branch. One rank calls this.
 
     Args:
@@ -112,11 +124,16 @@ def adopt(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, 
         run: the branch's folder, without checkpoints or logs.
         steps: of the branch.
         identity: of the branch.
+        beginning: a name of this beginning of the branch, see ``RunFolder.beginning``.
     """
     trunk = checkpoint.folder.parent.parent
-    for name, size in checkpoint.manifest["logs"].items():
-        with open(trunk / name, "rb") as source, open(run / name, "wb") as target:
-            target.write(source.read(size))
+    ends = {}
+    for name in checkpoint.manifest["logs"]:
+        content, lost = content_at(checkpoint, trunk, name)
+        if lost:
+            print(f"kis: {trunk / name} {lost}; the branch has the rest", file=sys.stderr, flush=True)
+        ends[name] = len(content)
+        write_bytes(run / name, content)
     for step, path in outcomes_of(trunk / "outcomes").items():
         if step <= checkpoint.step:
             (run / "outcomes").mkdir(exist_ok=True)
@@ -126,8 +143,9 @@ def adopt(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, 
     partial.mkdir(parents=True)
     for name in checkpoint.manifest["files"]:
         _link(checkpoint.folder / name, partial / name)
-    branched = {"run": checkpoint.manifest["run"], "folder": str(trunk), "step": checkpoint.step}
-    own = {"schema": CHECKPOINT_SCHEMA, "steps": steps, "identity": identity, "milestone": False}
+    branched = {"run": checkpoint.manifest["run"], "folder": str(seen_from(trunk, run)), "step": checkpoint.step}
+    own = {"schema": CHECKPOINT_SCHEMA, "steps": steps, "identity": identity, "milestone": False, "logs": ends,
+           "beginning": beginning}  # fmt: skip
     write_manifest(partial / MANIFEST, {**checkpoint.manifest, **own, "branched_from": branched})
     partial.rename(run / FOLDER / checkpoint.folder.name)
 

@@ -1,8 +1,11 @@
 """Checkpoints of a run: folders that are whole or absent, checked before they are used, and cleared away by a rule.
 
-``checkpoints/step-00000120/`` holds the sharded tensors (``shards``) and ``checkpoint.json``, written last, with the
-hash of every other file. A folder is written under a name with a dot and renamed when it is whole; nothing points to
-the newest one, the names say which it is. All ranks share the file system.
+``checkpoints/step-00000120/`` holds the sharded tensors (``shards``), the logs up to there and ``checkpoint.json``,
+written last, with the hash of every other file. A folder is written under a name with a dot and renamed when it is
+whole; nothing points to the newest one, the names say which it is. All ranks share the file system.
+
+A checkpoint is damaged if something in it was read and is wrong, or is missing. What cannot be read says nothing about
+it: that is an error, and nothing is passed over or removed for it.
 """
 
 from __future__ import annotations
@@ -14,22 +17,29 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from stat import S_ISDIR
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from megatron_kis.errors import InputError
-from megatron_kis.files import fingerprint, read_json, sha256_file, write_json
-from megatron_kis.parallel import barrier, from_first, gather
+from megatron_kis.errors import InputError, KisError
+from megatron_kis.files import fingerprint, naming, sha256_file, steadily, write_json
+from megatron_kis.parallel import from_first, gather, together
+from megatron_kis.parsing import parse_json
 from megatron_kis.training import shards
+from megatron_kis.training.logs import JsonLines
 
 CHECKPOINT_SCHEMA = "kis.checkpoint/1"
 MANIFEST = "checkpoint.json"
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8,})")
 _KEYS = ("step", "sequences", "identity", "state", "logs", "files", "layout", "hash")
+_ASIDE = ".damaged"
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -57,10 +67,12 @@ class CheckpointWriter:
         self._keep_last, self._keep_best = keep_last, keep_best
         self._thread: threading.Thread | None = None
         self._first = True
+        together(self._clear_leftovers)
+
+    def _clear_leftovers(self) -> None:
         if dist.get_rank() == 0:
             for leftover in self._folder.glob(".step-*.partial"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        barrier()
 
     @property
     def pending(self) -> bool:
@@ -72,14 +84,18 @@ class CheckpointWriter:
         """Whether this rank is still writing its part."""
         return self._thread is not None and self._thread.is_alive()
 
-    def begin(self, sharded: dict[str, Any], manifest: dict[str, Any]) -> None:
+    def begin(
+        self, sharded: dict[str, Any], manifest: dict[str, Any], logs: Mapping[str, JsonLines] | None = None
+    ) -> None:
         """Copies what this rank has to save and starts to write it.
 
         Args:
             sharded: the tensors, see ``shards.stage``.
             manifest: what ``checkpoint.json`` says besides the files; the first rank's counts.
+            logs: by name, on the rank that writes them; copied up to the ends that the manifest's ``logs`` give.
         """
         assert not self.pending
+        self._logs = dict(logs or {})
         name = f"step-{manifest['step']:08d}"
         self._target, self._partial = self._folder / name, self._folder / f".{name}.partial"
         self._manifest = manifest
@@ -112,11 +128,14 @@ class CheckpointWriter:
         try:
             results = staged.write()
             names = {result.storage_data.relative_path for result in results}
+            for name, log in self._logs.items():
+                log.copy(self._partial / name, int(self._manifest["logs"][name]))
+                names.add(name)
             if dist.get_rank() == 0:
                 names |= {shards.COMMON_NAME, "metadata.json"}
             self._outcome = _Written(results, {name: _seal(self._partial / name) for name in sorted(names)})
         except Exception as error:
-            self._outcome = f"{self._partial}: {error}"
+            self._outcome = reason_of(error, self._partial)
 
     def complete(self) -> str | None:
         """Waits for all ranks' parts and gives the checkpoint its name, or clears a failed one away.
@@ -133,9 +152,11 @@ class CheckpointWriter:
             if problem is None:
                 try:
                     self._finish([outcome for outcome in outcomes if isinstance(outcome, _Written)])
-                except OSError as error:
-                    problem = f"{self._partial}: {error.strerror}"
+                except (OSError, KisError) as error:
+                    problem = reason_of(error, self._partial)
             shutil.rmtree(self._partial, ignore_errors=True)
+            if problem is None:
+                self._make_room()
         self._staged = None
         return from_first(problem)
 
@@ -148,14 +169,17 @@ class CheckpointWriter:
         write_manifest(self._partial / MANIFEST, content)
         _sync_folder(self._partial)
         if self._target.exists():  # a damaged one of the same step, which a resume did not use
-            _remove(self._target)
+            self._target.rename(_aside(self._target))
         self._partial.rename(self._target)
         _sync_folder(self._folder)
-        self._make_room()
 
     def _make_room(self) -> None:
-        """Removes what the rule does not keep."""
-        found = [_read(folder) for folder in _folders(self._folder)]
+        """Removes what the rule does not keep. What cannot be read stays, and so does what a resume passed over."""
+        try:
+            found = [_read(folder) for folder in _folders(self._folder) if _step(folder) <= self._manifest["step"]]
+        except KisError as error:
+            print(f"kis: older checkpoints stay for now ({error})", file=sys.stderr, flush=True)
+            return
         whole = [checkpoint for checkpoint in found if isinstance(checkpoint, Checkpoint)]
         keep = {checkpoint.step for checkpoint in whole[: self._keep_last]}
         keep |= {checkpoint.step for checkpoint in whole if checkpoint.manifest.get("milestone")}
@@ -164,7 +188,11 @@ class CheckpointWriter:
             keep.add(min(measured, key=lambda c: float(c.manifest["validation_loss"])).step)
         for checkpoint in whole:
             if checkpoint.step not in keep:
-                _remove(checkpoint.folder)
+                try:
+                    _remove(checkpoint.folder)
+                except OSError as error:
+                    said = f"cannot be removed ({error.strerror or error})"
+                    print(f"kis: {checkpoint.folder}: {said}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -185,45 +213,81 @@ def newest(run: Path, *, at: int | None = None) -> Checkpoint | None:
         at: only the checkpoint of this step.
 
     Returns:
-        The checkpoint, or None where there is none.
+        The checkpoint, or None where there is none at all.
+
+    Raises:
+        InputError: there are checkpoints and none of them can be used, or they may not be read.
+        JobError: the disk or the file server fails.
     """
-    names = from_first([folder.name for folder in _folders(run / FOLDER)])
-    for name in names:
-        folder = run / FOLDER / name
-        if at is not None and _step(folder) != at:
-            continue
-        found = _read(folder)
-        problem = found if isinstance(found, str) else _damage(found, run)
-        problem = next((said for said in gather(problem) if said is not None), None)
-        if problem is None:
-            assert isinstance(found, Checkpoint)
-            return found
-        if dist.get_rank() == 0:
-            print(f"kis: checkpoint {folder} is damaged ({problem}); looking for the one before", file=sys.stderr)
-    return None
+    found, problems = _search(run, at)
+    if found is None and problems:
+        raise InputError(
+            f"none of the checkpoints can be used ({_listed(problems)})",
+            where=str(run / FOLDER),
+            remedy="give back what they lack, or begin again with --restart, which removes them",
+        )
+    return found
 
 
 def required(run: Path, step: int | None) -> Checkpoint:
     """The checkpoint of this step, or the newest one, that is whole; every rank calls this.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it may not be read.
+        JobError: the disk or the file server fails.
     """
-    checkpoint = newest(run, at=step)
+    checkpoint, problems = _search(run, step)
     if checkpoint is None:
         problem = "has no whole checkpoint" + ("" if step is None else f" of step {step}")
-        there = ", ".join(str(_step(folder)) for folder in reversed(_folders(run / FOLDER)))
+        if problems:
+            problem += f" ({_listed(problems)})"
+        there = ", ".join(map(str, steps_there(run)))
         remedy = f"steps that lie there: {there}" if there else "train the run first"
         raise InputError(problem, where=str(run / FOLDER), remedy=remedy)
     return checkpoint
 
 
+def _search(run: Path, at: int | None) -> tuple[Checkpoint | None, dict[int, str]]:
+    """The newest whole checkpoint, and what is wrong with each that is newer."""
+    first = dist.get_rank() == 0
+    names = together(lambda: [folder.name for folder in _folders(run / FOLDER)] if first else [])[0]
+    problems: dict[int, str] = {}
+    for folder in (run / FOLDER / name for name in names):
+        if at is not None and _step(folder) != at:
+            continue
+        checks = together(partial(_checked, folder))
+        problem = next((said for said in checks if isinstance(said, str)), None)
+        if problem is None:
+            checkpoint = _read(folder)
+            assert isinstance(checkpoint, Checkpoint)
+            return checkpoint, problems
+        problems[_step(folder)] = problem
+        if first:
+            print(f"kis: checkpoint {folder} is damaged ({problem}); it is passed over", file=sys.stderr, flush=True)
+    return None, problems
+
+
+def _listed(problems: Mapping[int, str]) -> str:
+    return "; ".join(f"step {step}: {problem}" for step, problem in problems.items())
+
+
 def _folders(folder: Path) -> list[Path]:
     """Folders that are named like checkpoints, the newest first."""
-    if not folder.is_dir():
-        return []
-    named = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(named, key=_step, reverse=True)
+    names = _unless_missing(lambda: [path.name for path in folder.iterdir() if _NAME.fullmatch(path.name)], folder)
+    paths = [folder / name for name in names or []]
+    found = [(path, _unless_missing(path.stat, path)) for path in paths]
+    there = [path for path, facts in found if facts is not None and S_ISDIR(facts.st_mode)]
+    return sorted(there, key=_step, reverse=True)
+
+
+def steps_there(run: Path) -> list[int]:
+    """Steps of the checkpoints that lie in a run's folder, whole or damaged, ascending.
+
+    Raises:
+        InputError: the folder may not be read.
+        JobError: the disk or the file server fails.
+    """
+    return [_step(folder) for folder in reversed(_folders(run / FOLDER))]
 
 
 def _step(folder: Path) -> int:
@@ -232,12 +296,49 @@ def _step(folder: Path) -> int:
     return int(match[1])
 
 
+def _unless_missing(read: Callable[[], _Read], path: Path) -> _Read | None:
+    """What ``read`` returns; None where there is no such file, as far as the file server knows.
+
+    Raises:
+        InputError: it may not be read.
+        JobError: the disk or the file server fails.
+    """
+
+    def attempt() -> _Read | None:
+        try:
+            return read()
+        except FileNotFoundError:
+            return None
+
+    return steadily(attempt, path)
+
+
+def _checked(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, as far as this rank's share of the files tells."""
+    found = _read(folder)
+    return found if isinstance(found, str) else _damage(found)
+
+
 def _read(folder: Path) -> Checkpoint | str:
-    """The checkpoint in a folder, or why it is none."""
+    """The checkpoint in a folder, or what is wrong with its manifest."""
+    path = folder / MANIFEST
     try:
-        manifest = read_json(folder / MANIFEST, CHECKPOINT_SCHEMA, keys=_KEYS)
+        text = _unless_missing(lambda: path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError:
+        return f"{MANIFEST} is no text"
+    return f"{MANIFEST} is missing" if text is None else _parsed(folder, text)
+
+
+def _parsed(folder: Path, text: str) -> Checkpoint | str:
+    try:
+        manifest = parse_json(text, where=MANIFEST)
     except InputError as error:
         return str(error)
+    if not isinstance(manifest, dict) or manifest.get("schema") != CHECKPOINT_SCHEMA:
+        return f"{MANIFEST} is not of the schema {CHECKPOINT_SCHEMA!r}"
+    lacking = next((key for key in _KEYS if key not in manifest), None)
+    if lacking is not None:
+        return f"{MANIFEST} has no {lacking!r}"
     if manifest.pop("hash") != fingerprint(manifest):
         return f"{MANIFEST} has another content than was written"
     return Checkpoint(folder, manifest)
@@ -249,25 +350,48 @@ def write_manifest(path: Path, content: dict[str, Any]) -> None:
     write_json(path, {**content, "hash": fingerprint(content)})
 
 
-def _damage(checkpoint: Checkpoint, run: Path) -> str | None:
-    """What is wrong with this rank's share of the files, and with the logs that belong to them."""
+def _damage(checkpoint: Checkpoint) -> str | None:
+    """What is wrong with this rank's share of the files."""
     files = sorted(checkpoint.manifest["files"].items())
     for name, facts in files[dist.get_rank() :: dist.get_world_size()]:
         path = checkpoint.folder / name
-        if Path(name).name != name or not path.is_file():
+        there = _unless_missing(path.stat, path) if Path(name).name == name else None
+        if there is None:
             return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"] or sha256_file(path) != facts["sha256"]:
+        if there.st_size != facts["bytes"]:
             return f"{name} has another content than was written"
-    for name, size in checkpoint.manifest["logs"].items():
-        path = run / name
-        if not path.is_file() or path.stat().st_size < size:
-            return f"{path} is shorter than when it was written"
+        try:
+            sha256 = sha256_file(path)
+        except InputError:
+            if _unless_missing(path.stat, path) is None:  # removed meanwhile, by a run that makes room
+                return f"{name} is missing"
+            raise
+        if sha256 != facts["sha256"]:
+            return f"{name} has another content than was written"
     return None
+
+
+def reason_of(error: BaseException, path: Path) -> str:
+    """Why something could not be written, with the path.
+
+    PyTorch's writer of archives turns an error of the system into one of its own, which does not name it
+    (``[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598``); the first one is its context.
+
+    Args:
+        error: what was caught.
+        path: what was being written, where the error does not say.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"{cause.filename or path}: {cause.strerror}"
+        cause = cause.__cause__ or cause.__context__
+    return str(error) if isinstance(error, KisError) else f"{path}: {error}"
 
 
 def _seal(path: Path) -> dict[str, Any]:
     """Brings a file to the disk, and says what it is."""
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, naming(path):
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
@@ -285,6 +409,12 @@ def _remove(folder: Path) -> None:
     """Removes a checkpoint: first what makes it one, so that half a folder is never taken for a whole one."""
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    """A name under which a damaged checkpoint stays, and is none."""
+    names = (folder.with_name(f"{folder.name}{_ASIDE}{number}") for number in ("", *range(2, 1000)))
+    return next(name for name in names if not name.exists())
 
 
 def _now() -> str:

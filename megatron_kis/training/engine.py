@@ -23,6 +23,7 @@ from megatron_kis.model.build import build_model, resolve_implementation
 from megatron_kis.model.context import positions
 from megatron_kis.parallel import Layout, sum_over_all, sum_over_context
 from megatron_kis.training.optimizer import build_optimizer, wrap_model
+from megatron_kis.training.settings import resolve_precision
 
 with quiet_megatron():
     from megatron.core import parallel_state
@@ -47,9 +48,7 @@ class Engine:
             device: where to compute.
         """
         self.layout, self.device = layout, device
-        precision = config.training.precision
-        if precision == "auto":
-            precision = "fp32" if device.is_host else "bf16"
+        precision = resolve_precision(config.training.precision, host=device.is_host)
         self.precision = precision
         self._sequence_length = config.training.sequence_length
         implementation = resolve_implementation(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.files import write_json
+from megatron_kis.errors import InputError
+from megatron_kis.files import fingerprint, write_json
+from megatron_kis.recorded import RECORD
 from megatron_kis.training.branch import adopt
-from megatron_kis.training.checkpoint import FOLDER, Checkpoint
+from megatron_kis.training.checkpoint import FOLDER, Checkpoint, steps_there
+from megatron_kis.training.kept import FOLDER as INPUTS
 from megatron_kis.training.logs import JsonLines
+from megatron_kis.training.mending import METRICS, PROBES, Mended, mend_logs
 from megatron_kis.training.resume import forget_later_outcomes
-
-METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
+from megatron_kis.training.trackers import TRACKED
 
 
 class RunFolder:
@@ -23,59 +29,99 @@ class RunFolder:
         self.path = path
         self.outcomes = path / "outcomes"
         """Where probes leave their outcomes by question."""
-        self._logs: dict[str, JsonLines] = {}
+        self.logs: dict[str, JsonLines] = {}
+        """Open logs by name."""
+        self.inputs: dict[str, str] = {}
+        """Kept inputs, as ``run.json`` names them."""
+        self._mended = Mended()
         self._origin: dict[str, Any] = {}
 
-    def clear(self) -> None:
-        """Makes room for a run that begins, or begins anew."""
-        for name in ("run.json", METRICS, PROBES, "exposures.json", self.outcomes.name, FOLDER):
+    @property
+    def lost(self) -> set[str]:
+        """Kinds of rows that belong to the step of the checkpoint and are no longer in the logs."""
+        return self._mended.lost
+
+    @property
+    def beginning(self) -> str:
+        """A random name of this beginning of the run: resumed it is the same, begun again it is another."""
+        return str(self._origin["beginning"])
+
+    def clear(self, *, restart: bool) -> None:
+        """Makes room for a run that begins.
+
+        Args:
+            restart: also where there are checkpoints.
+
+        Raises:
+            InputError: there are, and nobody asked to begin again.
+        """
+        if not restart and (steps := steps_there(self.path)):
+            problem = f"there are checkpoints (of steps {', '.join(map(str, steps))})"
+            raise InputError(problem, where=str(self.path / FOLDER), remedy="begin again with --restart")
+        there = (RECORD, METRICS, PROBES, "exposures.json", self.outcomes.name, FOLDER, INPUTS, *TRACKED)
+        for name in there:
             path = self.path / name
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
 
-    def adopt(self, source: Checkpoint, *, steps: int, identity: dict[str, Any]) -> None:
+    def adopt(self, source: Checkpoint, *, steps: int, identity: dict[str, Any], restart: bool) -> None:
         """Makes a trunk's checkpoint this run's own, see ``branch.adopt``."""
-        self.clear()
-        adopt(source, self.path, steps=steps, identity=identity)
+        self.clear(restart=restart)
+        adopt(source, self.path, steps=steps, identity=identity, beginning=secrets.token_hex(8))
 
-    def prepare(self, checkpoint: Checkpoint | None, record: dict[str, Any]) -> None:
-        """Clears the folder, or brings it back to a checkpoint, and writes ``run.json``.
+    def prepare(
+        self,
+        checkpoint: Checkpoint | None,
+        record: dict[str, Any],
+        *,
+        restart: bool,
+        keep: Callable[[], Mapping[str, str]],
+    ) -> None:
+        """Clears the folder, or brings it back to a checkpoint, and writes the inputs and ``run.json``.
 
         Args:
-            checkpoint: with which the run goes on.
-            record: the content of ``run.json``, without the sessions and the branch.
+            checkpoint: from which the run resumes.
+            record: the content of ``run.json``, without the inputs, the sessions and the branch.
+            restart: whether checkpoints may be removed.
+            keep: puts the inputs there, see ``kept.keep_inputs``.
         """
         sessions: list[dict[str, Any]] = []
-        step, branched = 0, None
+        step, branched, beginning = 0, None, secrets.token_hex(8)
         if checkpoint is None:
-            self.clear()
+            self.clear(restart=restart)
         else:
+            self._mended = mend_logs(checkpoint, self.path)
             forget_later_outcomes(self.outcomes, checkpoint.step)
             (self.path / "exposures.json").unlink(missing_ok=True)
             step, sessions = checkpoint.step, checkpoint.manifest["sessions"]
             branched = checkpoint.manifest.get("branched_from")
-        self._origin = {
-            "sessions": [*sessions, {"from_step": step, **_session(record)}],
-            "branched_from": branched,
-        }
-        write_json(self.path / "run.json", record | {name: said for name, said in self._origin.items() if said})
+            older = fingerprint([record["study"], record["run"], str(self.path)])[:16]
+            beginning = checkpoint.manifest.get("beginning", older)
+        session = {"from_step": step, **_session(record)}
+        if self._mended.said:
+            session["logs"] = self._mended.said
+            for name, problem in self._mended.said.items():
+                print(f"kis: {self.path / name} {problem}", file=sys.stderr, flush=True)
+        self._origin = {"beginning": beginning, "sessions": [*sessions, session], "branched_from": branched}
+        self.inputs = dict(keep())
+        said = {name: value for name, value in self._origin.items() if value}
+        write_json(self.path / RECORD, record | {"inputs": self.inputs} | said)
 
-    def open_logs(self, checkpoint: Checkpoint | None) -> tuple[JsonLines, JsonLines]:
-        """``metrics.jsonl`` and ``probes.jsonl``, without what was written behind the checkpoint."""
+    def open_logs(self) -> tuple[JsonLines, JsonLines]:
+        """``metrics.jsonl`` and ``probes.jsonl``, without what was written after the checkpoint."""
         for name in (METRICS, PROBES):
-            keep = 0 if checkpoint is None else int(checkpoint.manifest["logs"][name])
-            self._logs[name] = JsonLines(self.path / name, keep=keep)
-        return self._logs[METRICS], self._logs[PROBES]
+            self.logs[name] = JsonLines(self.path / name, keep=self._mended.sizes.get(name, 0))
+        return self.logs[METRICS], self.logs[PROBES]
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint keeps of the folder; the logs have reached the disk up to there when this returns."""
-        return {**self._origin, "logs": {name: log.position() for name, log in self._logs.items()}}
+        return {**self._origin, "logs": {name: log.position() for name, log in self.logs.items()}}
 
     def close_logs(self) -> None:
         """Closes what ``open_logs`` opened."""
-        for log in self._logs.values():
+        for log in self.logs.values():
             log.close()
 
 

@@ -124,7 +124,17 @@ def check_names(hooks: Iterable[Hook]) -> None:
         seen.add(hook.name)
 
 
-class AtMoments(Hook):
+class LoggingHook(Hook):
+    """A hook whose rows can be made again where a log has lost them."""
+
+    kind: str
+    """Of its rows: ``train``, ``validation`` or ``probe``."""
+
+    lost = False
+    """Whether the rows of the step from which the run resumes are no longer in the log."""
+
+
+class AtMoments(LoggingHook):
     """A hook that acts at the moments of its settings."""
 
     def __init__(self, moments: MomentsConfig, steps: int, step_tokens: int) -> None:
@@ -132,8 +142,8 @@ class AtMoments(Hook):
         self._at = moments.steps(steps, step_tokens=step_tokens)
 
     def before_training(self, state: State) -> None:
-        """Acts if the moments include the start, and this is the start."""
-        if not state.resumed:
+        """Acts if the moments include the start, and this is the start; or if the log has lost what belongs here."""
+        if not state.resumed or self.lost:
             self.after_step(state)
 
     def after_step(self, state: State) -> None:
@@ -148,6 +158,8 @@ class AtMoments(Hook):
 
 class ValidationHook(AtMoments):
     """The loss on held-out general text."""
+
+    kind = "validation"
 
     def __init__(
         self,
@@ -178,6 +190,8 @@ class ValidationHook(AtMoments):
 
 class ProbeHook(AtMoments):
     """The knowledge probe of all groups and splits."""
+
+    kind = "probe"
 
     def __init__(
         self,
@@ -212,8 +226,10 @@ class ProbeHook(AtMoments):
             np.savez_compressed(file, **result.outcomes())  # type: ignore[arg-type]
 
 
-class MetricsHook(Hook):
+class MetricsHook(LoggingHook):
     """Rows of metrics.jsonl, and the clock."""
+
+    kind = "train"
 
     def __init__(self, log: JsonLines | None, *, every: int, speed: Speed) -> None:
         """Writes a row each ``every`` steps and at the end."""
@@ -223,12 +239,21 @@ class MetricsHook(Hook):
     def before_training(self, state: State) -> None:
         """Starts the clock."""
         self._seconds, self._tokens = state.seconds, state.tokens
+        if self.lost and self._due(state):
+            self._write(state)
+
+    def _due(self, state: State) -> bool:
+        return state.step % self._every == 0 or state.step == state.steps
 
     def after_step(self, state: State) -> None:
         """Writes a row if it is time."""
-        if state.step % self._every and state.step != state.steps:
+        if not self._due(state):
             return
         state.tokens_per_second = (state.tokens - self._tokens) / max(state.seconds - self._seconds, 1e-9)
+        self._write(state)
+        self._seconds, self._tokens = state.seconds, state.tokens
+
+    def _write(self, state: State) -> None:
         if self._log:
             self._log.write(
                 {
@@ -243,4 +268,3 @@ class MetricsHook(Hook):
                     **self._speed.measure(state.tokens_per_second),
                 }
             )
-        self._seconds, self._tokens = state.seconds, state.tokens

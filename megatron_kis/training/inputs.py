@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from data_tools.tokenizer import load_tokenizer
+from data_tools.tokenizer import Tokenizer, load_tokenizer
 from megatron_kis.config import RunConfig
 from megatron_kis.data.dataset import InfusedDataset
 from megatron_kis.data.extension import Plan
@@ -18,17 +18,15 @@ from megatron_kis.files import sha256_file
 from megatron_kis.imports.start import open_start
 from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.probes.questions import QuestionSet, read_questions
+from megatron_kis.training.kept import made_with
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Everything a run reads."""
 
-    vocabulary: int
-    """Pieces of the tokenizer, before padding."""
-
-    eod_id: int
-    """The end-of-document token."""
+    tokenizer: Tokenizer
+    """The tokenizer with which everything here was made."""
 
     text: GeneralText
     """General text."""
@@ -51,12 +49,23 @@ class Inputs:
     fingerprints: dict[str, str]
     """Of all files that decide a result: training on the same text and asking something else is another run."""
 
+    @property
+    def vocabulary(self) -> int:
+        """Pieces of the tokenizer, before padding."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def eod_id(self) -> int:
+        """The end-of-document token."""
+        return self.tokenizer.eod_id
+
 
 def open_inputs(config: RunConfig) -> Inputs:
     """Opens and checks a run's inputs.
 
     Raises:
-        InputError: a missing, damaged or truncated file, files of different tokenizers, or a plan that does not fit.
+        InputError: a missing, damaged or truncated file, files of different tokenizers, others than
+            ``data.fingerprints`` asks for, or a plan that does not fit.
     """
     return InputsOfMany().open(config)
 
@@ -89,15 +98,22 @@ class InputsOfMany:
             ("questions", data.questions, *asked.items()),
             lambda: (read_questions(data.questions, asked), sha256_file(data.questions)),
         )
-        _check_tokenizers(config, tokenizer.fingerprint, text, validation, store, questions)
+        fingerprints = {
+            "tokenizer": tokenizer.fingerprint,
+            "corpus": text.fingerprint,
+            "exposures": store.fingerprint,
+            "validation": validation.fingerprint,
+            "questions": questions_sha256,
+        }
+        _check_fingerprints(config, fingerprints)
+        _check_tokenizers(config, tokenizer, text, validation, store, questions)
         start = None
         if config.model.init_from is not None:
             rows = padded_vocabulary(tokenizer.vocab_size)
             start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows)
         plan = open_plan(config, store)  # not kept: those of many runs would fill the memory
         return Inputs(
-            vocabulary=tokenizer.vocab_size,
-            eod_id=tokenizer.eod_id,
+            tokenizer=tokenizer,
             text=text,
             validation=validation,
             store=store,
@@ -110,14 +126,7 @@ class InputsOfMany:
                 mask_boundaries=config.documents.mask_boundaries,
             ),
             questions=questions,
-            fingerprints={
-                "tokenizer": tokenizer.fingerprint,
-                "corpus": text.fingerprint,
-                "exposures": store.fingerprint,
-                "validation": validation.fingerprint,
-                "questions": questions_sha256,
-                **({} if start is None else {"start": start.fingerprint}),
-            },
+            fingerprints=fingerprints | ({} if start is None else {"start": start.fingerprint}),
         )
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -144,23 +153,35 @@ def plan_key(config: RunConfig, *, seed: bool = True) -> tuple[Any, ...]:
     )
 
 
+def _check_fingerprints(config: RunConfig, found: dict[str, str]) -> None:
+    for name, wanted in config.data.fingerprints.items():
+        if found[name] != wanted:
+            raise InputError(
+                f"is {wanted[:16]}, and {getattr(config.data, name)} has {found[name][:16]} now",
+                where=f"data.fingerprints.{name}",
+                remedy="give the files back, or make the run's configuration again",
+            )
+
+
 def _check_tokenizers(
     config: RunConfig,
-    wanted: str,
+    tokenizer: Tokenizer,
     text: GeneralText,
     validation: ValidationText,
     store: ExposureStore,
     questions: QuestionSet,
 ) -> None:
-    for what, fingerprint in (
-        *text.tokenizers(),
-        (config.data.validation, validation.tokenizer_fingerprint),
-        (config.data.exposures, store.tokenizer_fingerprint),
-        (config.data.questions, questions.tokenizer_fingerprint),
+    wanted = tokenizer.fingerprint
+    for what, (fingerprint, eod_id) in (
+        *((prefix, (made, eod_id)) for (prefix, made), eod_id in zip(text.tokenizers(), text.ends(), strict=True)),
+        (config.data.validation, (validation.tokenizer_fingerprint, validation.eod_id)),
+        (config.data.exposures, (store.tokenizer_fingerprint, store.eod_id)),
+        (config.data.questions, (questions.tokenizer_fingerprint, questions.header.get("eod_id"))),
     ):
-        if fingerprint != wanted:
+        if not made_with(tokenizer, fingerprint, eod_id):
+            older = f" and the end-of-document token {eod_id}" if fingerprint == tokenizer.model_sha256 else ""
             raise InputError(
-                f"was made with tokenizer {fingerprint[:12]}, the run's is {wanted[:12]}",
+                f"was made with tokenizer {fingerprint[:12]}{older}, the run's is {wanted[:12]}",
                 where=str(what),
                 remedy=f"make it again with {config.data.tokenizer}",
             )

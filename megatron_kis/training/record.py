@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from megatron_kis.config import RunConfig
 from megatron_kis.data.general import Epochs
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, read_json, sha256_file, write_json
-from megatron_kis.identity import settings_of
+from megatron_kis.identity import DATA, differences, settings_of
+from megatron_kis.paths import seen_from
+from megatron_kis.settings import as_content
 
 RUN_SCHEMA = "kis.run/1"
 DONE_SCHEMA = "kis.done/1"
@@ -62,7 +64,8 @@ def run_record(
     precision: str,
     epochs: Sequence[Epochs],
 ) -> dict[str, Any]:
-    """The content of ``run.json``."""
+    """The content of ``run.json``; paths in it begin at the run's folder."""
+    folder = config.output
     shape = config.model.shape()
     return {
         "schema": RUN_SCHEMA,
@@ -79,11 +82,16 @@ def run_record(
         "background_policy": plan["background_policy"],
         "background_frequency": plan["background_frequency"],
         "general_text": [
-            {"corpus": str(read.corpus), "sequences": read.sequences, "epochs": round(read.epochs, 4)}
+            {
+                "corpus": str(seen_from(read.corpus, folder)),
+                "sequences": read.sequences,
+                "epochs": round(read.epochs, 4),
+            }
             for read in epochs
         ],
         "plan": plan,
-        "config": config.model_dump(mode="json"),
+        "config": as_content(config, folder),
+        "settings": result_settings(config),
         "config_fingerprint": config_fingerprint(config),
         "fingerprints": {**fingerprints, "code": code_fingerprint()},
         "versions": versions(),
@@ -95,18 +103,47 @@ def run_record(
     }
 
 
-def mark_done(folder: Path, summary: dict[str, Any]) -> None:
-    """Writes ``DONE``, last of all, with the hashes of what it closes."""
-    hashes = {name: sha256_file(folder / name) for name in CLOSED}
-    write_json(folder / "DONE", {"schema": DONE_SCHEMA, "files": hashes, **summary})
+def mark_done(folder: Path, summary: dict[str, Any], *, kept: Sequence[str] = ()) -> None:
+    """Writes ``DONE``, last of all, with the hashes of what it closes.
+
+    Args:
+        folder: the run's.
+        summary: what else it says.
+        kept: the run's inputs, paths relative to the folder.
+    """
+    hashes, inputs = ({name: sha256_file(folder / name) for name in names} for names in (CLOSED, kept))
+    write_json(folder / "DONE", {"schema": DONE_SCHEMA, "files": hashes, "inputs": inputs, **summary})
 
 
-def is_done(config: RunConfig, data_fingerprints: dict[str, str] | None = None) -> bool:
+def setting_differences(
+    then: Mapping[str, Any], now: Mapping[str, Any], *, precision: tuple[Any, Any] = (None, None)
+) -> list[str]:
+    """What differs between the settings of two runs that can change a result.
+
+    Args:
+        then: ``settings_of`` one, as its record has them: of an older version, too.
+        now: ``settings_of`` the other.
+        precision: of both, resolved, where known: ``auto`` is what it stands for.
+    """
+    resolved = None not in precision and precision[0] == precision[1]
+    but = ("training.precision",) if resolved else ()
+    return differences(settings_of(then), settings_of(now), but=but)
+
+
+def is_done(
+    config: RunConfig,
+    data_fingerprints: Mapping[str, str] | None = None,
+    *,
+    precision: str | None = None,
+    model_sha256: str | None = None,
+) -> bool:
     """Whether the run's folder holds a complete run of this very configuration.
 
     Args:
         config: the run.
-        data_fingerprints: of the data it would read now; not compared if not given.
+        data_fingerprints: of the data it would read now; those that the configuration asks for if not given.
+        precision: in which it would be trained now, resolved; not compared if not given.
+        model_sha256: of the tokenizer's model file, which is what an older record has as its fingerprint.
 
     Raises:
         InputError: it holds a complete run of another configuration or of other data.
@@ -115,18 +152,26 @@ def is_done(config: RunConfig, data_fingerprints: dict[str, str] | None = None) 
     if not (folder / "DONE").exists():
         return False
     record = read_json(folder / "run.json", RUN_SCHEMA, keys=("config_fingerprint", "fingerprints"))
+    remedy = "choose another output, or move that run away"
     if record["config_fingerprint"] != config_fingerprint(config):
-        raise InputError(
-            "holds a complete run with other settings",
-            where=str(folder),
-            remedy="choose another output, or move that run away",
-        )
-    for name, wanted in (data_fingerprints or {}).items():
-        found = record["fingerprints"].get(name)
-        if found != wanted:
-            raise InputError(
-                f"holds a complete run on another {name} ({str(found)[:12]}, now {wanted[:12]})",
-                where=str(folder),
-                remedy="choose another output, or move that run away",
-            )
+        then = record.get("settings") or settings_of(record.get("config") or {})
+        keys = setting_differences(then, result_settings(config), precision=(record.get("precision"), precision))
+        if keys or not then:
+            which = f": {', '.join(keys)}" if then else ""
+            raise InputError(f"holds a complete run with other settings{which}", where=str(folder), remedy=remedy)
+    was: dict[str, Any] = record["fingerprints"]
+    now = {**config.data.fingerprints, **(data_fingerprints or {})}
+    names = [*now, *(name for name in (*DATA, "start") if name in was and name not in now and data_fingerprints)]
+    for name in names:
+        if was.get(name) == now.get(name) or (name == "tokenizer" and was.get(name) == model_sha256):
+            continue
+        said = f"({_short(was.get(name))}, now {_short(now.get(name))})"
+        raise InputError(f"holds a complete run on another {name} {said}", where=str(folder), remedy=remedy)
+    if precision is not None and record.get("precision", precision) != precision:
+        said = f"({record['precision']}, now {precision})"
+        raise InputError(f"holds a complete run in another precision {said}", where=str(folder), remedy=remedy)
     return True
+
+
+def _short(fingerprint: Any) -> str:
+    return str(fingerprint)[:12]

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: what must be the same, and how the records are brought back to its step."""
+"""Resuming from a checkpoint: what must be the same, and how the records are brought back to its step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint
 from megatron_kis.identity import differences
 from megatron_kis.training.checkpoint import Checkpoint
-from megatron_kis.training.record import config_fingerprint, result_settings
+from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 
 _REMEDY = "restore what it was trained with, choose another output, or begin anew with --restart"
 
 
 def identity(config: RunConfig, *, plan: dict[str, Any], data: dict[str, str], precision: str) -> dict[str, Any]:
-    """What a checkpoint and the run that goes on from it must share.
+    """What a checkpoint and the run that resumes from it must share.
 
     Args:
         config: the run.
@@ -34,17 +34,25 @@ def identity(config: RunConfig, *, plan: dict[str, Any], data: dict[str, str], p
     }
 
 
-def check_same_run(checkpoint: Checkpoint, now: dict[str, Any]) -> None:
-    """Refuses to go on with other data, another plan or other settings.
+def check_same_run(checkpoint: Checkpoint, now: dict[str, Any], *, model_sha256: str | None = None) -> None:
+    """Refuses to resume with other data, another plan, other settings or another precision.
+
+    Args:
+        checkpoint: from which a run is to resume.
+        now: its identity.
+        model_sha256: of the tokenizer's model file, which is what an older checkpoint has as its fingerprint.
 
     Raises:
         InputError: they differ; with both fingerprints, and the keys that differ.
     """
     then = checkpoint.manifest["identity"]
     for name in sorted({*then["data"], *now["data"]}):
-        _compare(checkpoint, f"on another {name}", then["data"].get(name), now["data"].get(name))
-    settings = ", ".join(differences(then["settings"], now["settings"]))
-    _compare(checkpoint, "with other settings", then["config"], now["config"], settings)
+        if name != "tokenizer" or then["data"].get(name) != model_sha256:
+            _compare(checkpoint, f"on another {name}", then["data"].get(name), now["data"].get(name))
+    precisions = then["precision"], now["precision"]
+    settings = setting_differences(then["settings"], now["settings"], precision=precisions)
+    if settings:
+        _compare(checkpoint, "with other settings", then["config"], now["config"], ", ".join(settings))
     plan = ", ".join(differences(then["plan_identity"], now["plan_identity"]))
     _compare(checkpoint, "with another exposure plan", then["plan"], now["plan"], plan)
     _compare(checkpoint, "in another precision", then["precision"], now["precision"])
@@ -69,7 +77,7 @@ def outcomes_of(folder: Path) -> dict[int, Path]:
 
 
 def forget_later_outcomes(folder: Path, step: int) -> None:
-    """Removes outcomes of probes behind ``step``, which the resumed run makes again."""
+    """Removes outcomes of probes after ``step``, which the resumed run makes again."""
     for at, path in outcomes_of(folder).items():
         if at > step:
             path.unlink()

@@ -1,4 +1,4 @@
-"""One run, from its configuration to its logs and ``DONE``; a run that was cut off goes on where it was saved."""
+"""One run, from its configuration to its logs and ``DONE``; a run that was cut off resumes where it was saved."""
 
 from __future__ import annotations
 
@@ -20,22 +20,41 @@ from megatron_kis.device import open_device, quiet_megatron, seed_device
 from megatron_kis.errors import JobError
 from megatron_kis.files import locked, write_json
 from megatron_kis.model.vocabulary import padded_vocabulary
-from megatron_kis.parallel import Layout, barrier, close_groups, environment_of_srun, open_groups, sum_over_data
+from megatron_kis.parallel import (
+    Layout,
+    close_groups,
+    environment_of_srun,
+    gather,
+    is_loss_of_a_rank,
+    open_groups,
+    sum_over_data,
+    together,
+)
 from megatron_kis.training import shards
 from megatron_kis.training.batches import check_batches
 from megatron_kis.training.branch import check_branch, find_source
-from megatron_kis.training.checkpoint import Checkpoint, newest
+from megatron_kis.training.checkpoint import Checkpoint, newest, required
 from megatron_kis.training.engine import Engine
 from megatron_kis.training.folder import RunFolder
 from megatron_kis.training.guard import Guard, bad_step, differences_without, exposures_in
-from megatron_kis.training.hooks import Hook, MetricsHook, ProbeHook, State, ValidationHook, check_names
+from megatron_kis.training.hooks import (
+    Hook,
+    LoggingHook,
+    MetricsHook,
+    ProbeHook,
+    State,
+    ValidationHook,
+    check_names,
+)
 from megatron_kis.training.inputs import Inputs, open_inputs
+from megatron_kis.training.kept import keep_inputs, kept_files
 from megatron_kis.training.logs import JsonLines
 from megatron_kis.training.progress import ProgressHook
 from megatron_kis.training.record import is_done, mark_done, run_record
 from megatron_kis.training.resume import check_same_run, identity
 from megatron_kis.training.saver import Saver
 from megatron_kis.training.schedule import learning_rate, peak_rate
+from megatron_kis.training.settings import check_precision, resolve_precision
 from megatron_kis.training.signals import StopRequest, stop_requests
 from megatron_kis.training.speed import Speed
 from megatron_kis.training.trackers import trackers
@@ -55,24 +74,28 @@ def train(
     """Trains one run and returns its folder; a folder that is DONE with these settings is left as it is.
 
     Under torchrun every process calls this. Everything that can be wrong with the input is found before the
-    first step. An unfinished run goes on from its newest whole checkpoint.
+    first step. An unfinished run resumes from its newest whole checkpoint.
 
     Args:
         config: the run.
-        restart: begin an unfinished run anew, and forget its checkpoints.
+        restart: begin an unfinished run again, and remove its checkpoints.
         branch_from: ``RUN_DIR[@STEP]``, a checkpoint of another run with which to begin.
         hooks: more of them, called after those of the configuration, on every rank.
 
     Raises:
-        InputError: wrong settings or data, or a checkpoint of other ones.
-        JobError: the loss is no longer finite, or the ledger does not show what the plan promised.
+        InputError: wrong settings or data, a checkpoint of other ones, or checkpoints of which none can be used.
+        JobError: the loss is no longer finite, the ledger does not show what the plan promised, something cannot be
+            read or written, or another rank has ended.
         Stopped: a signal asked to stop; a checkpoint is written.
     """
-    inputs = open_inputs(config)
-    if is_done(config, {**inputs.fingerprints, "plan": inputs.plan.fingerprint}):
-        return config.output
     os.environ.update(environment_of_srun(os.environ))
+    inputs = open_inputs(config)
     device = open_device(config.device)
+    precision = resolve_precision(config.training.precision, host=device.is_host)
+    found = {**inputs.fingerprints, "plan": inputs.plan.fingerprint}
+    if is_done(config, found, precision=precision, model_sha256=inputs.tokenizer.model_sha256):
+        return config.output
+    check_precision(precision, host=device.is_host)
     torch.use_deterministic_algorithms(device.is_host)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - untyped; it looks for bugs, at a price; it changes no result
     parallel = config.parallel
@@ -90,6 +113,12 @@ def train(
         more = [make(engine) for make in hooks]
         check_names(more)
         _Run(config, inputs, engine, more).execute(restart=restart, branch_from=branch_from)
+    except RuntimeError as error:
+        if layout.world_size > 1 and is_loss_of_a_rank(error):
+            raise JobError(
+                f"rank {layout.rank}: another rank of this run has ended; its own message says why"
+            ) from error
+        raise
     finally:
         close_groups()
     return config.output
@@ -116,21 +145,19 @@ class _Run:
         )
 
     def execute(self, *, restart: bool, branch_from: str | None) -> None:
-        """Begins or goes on, trains with all hooks, and closes the run."""
+        """Begins or resumes, trains with all hooks, and closes the run."""
         params, output = self._engine.parameters(), self._config.output
         with ExitStack() as stack:
-            if self._reports:
-                stack.enter_context(locked(output, "kis train"))
-            barrier()  # nobody reads the folder before it is locked
+            # nobody reads the folder before it is locked
+            together(lambda: self._reports and stack.enter_context(locked(output, "kis train")))
             checkpoint = None if restart else newest(output)
             if checkpoint is not None:
-                check_same_run(checkpoint, self._identity)
+                check_same_run(checkpoint, self._identity, model_sha256=self._inputs.tokenizer.model_sha256)
             elif branch_from is not None:
-                checkpoint = self._branch(find_source(branch_from))
-            if self._reports:
-                self._folder.prepare(checkpoint, self._record(params))
-            barrier()  # nor writes to it before it is cleared
-            hooks = self._hooks(checkpoint)
+                checkpoint = self._branch(find_source(branch_from), restart=restart)
+                restart = False
+            together(lambda: self._prepare(checkpoint, params, restart=restart))  # nor writes before it is cleared
+            hooks = self._hooks()
             if checkpoint is not None:
                 self._take_over(checkpoint, hooks)
                 if self._reports:
@@ -148,7 +175,7 @@ class _Run:
         try:
             saver = Saver(
                 config.checkpoints, config.output, steps=state.steps, step_tokens=config.training.step_tokens,
-                device=device,
+                device=device, logs=self._folder.logs,
             )  # fmt: skip
             for hook in hooks:
                 watchdog.rearm()
@@ -167,13 +194,27 @@ class _Run:
                 hook.after_training(state)
             self._folder.close_logs()
 
-    def _branch(self, source: Checkpoint) -> Checkpoint | None:
+    def _branch(self, source: Checkpoint, *, restart: bool) -> Checkpoint:
         """Begins with a checkpoint of another run."""
-        check_branch(source, self._config, self._identity)
-        if self._reports:
-            self._folder.adopt(source, steps=self._state.steps, identity=self._identity)
-        barrier()
-        return newest(self._config.output, at=source.step)
+        check_branch(source, self._config, self._identity, model_sha256=self._inputs.tokenizer.model_sha256)
+
+        def adopt() -> None:
+            if self._reports:
+                self._folder.adopt(source, steps=self._state.steps, identity=self._identity, restart=restart)
+
+        together(adopt)
+        return required(self._config.output, source.step)
+
+    def _prepare(self, checkpoint: Checkpoint | None, params: int, *, restart: bool) -> None:
+        """Writes what lies in the folder before the first step; on the rank that reports."""
+        if not self._reports:
+            return
+        config, inputs = self._config, self._inputs
+
+        def keep() -> dict[str, str]:
+            return keep_inputs(config.output, config, inputs.tokenizer, inputs.fingerprints["questions"])
+
+        self._folder.prepare(checkpoint, self._record(params), restart=restart, keep=keep)
 
     def _record(self, params: int) -> dict[str, Any]:
         """The content of ``run.json``, for a model of ``params`` parameters."""
@@ -190,9 +231,9 @@ class _Run:
             epochs=self._inputs.text.epochs(len(plan)),
         )
 
-    def _hooks(self, checkpoint: Checkpoint | None) -> list[Hook]:
+    def _hooks(self) -> list[Hook]:
         config, engine, inputs, steps = self._config, self._engine, self._inputs, self._state.steps
-        metrics, probes = self._folder.open_logs(checkpoint) if self._reports else (None, None)
+        metrics, probes = self._folder.open_logs() if self._reports else (None, None)
         self._metrics = metrics
         speed = Speed(
             config.model.shape().flops_per_token(padded_vocabulary(inputs.vocabulary), config.training.sequence_length),
@@ -223,7 +264,7 @@ class _Run:
         ]
         if self._reports:
             hooks.append(ProgressHook(config.name, every=config.logging.every))
-            hooks += trackers(config, config.output)
+            hooks += trackers(config, config.output, beginning=self._folder.beginning)
         return hooks + self._more_hooks
 
     def _step(self, step: int) -> None:
@@ -332,6 +373,10 @@ class _Run:
         self._started -= float(manifest["elapsed"])
         for hook in hooks:
             hook.load(manifest["hooks"].get(hook.name, {}))
+        lost = {kind for kinds in gather(self._folder.lost) for kind in kinds}
+        for hook in hooks:
+            if isinstance(hook, LoggingHook):
+                hook.lost = hook.kind in lost
 
     def _replicated(self, name: str, values: torch.Tensor) -> ShardedTensor:
         return ShardedTensor.from_rank_offsets(name, values, replica_id=self._layout.rank)
@@ -339,6 +384,9 @@ class _Run:
     def _close(self) -> None:
         """Merges the ledger over replicas, checks it against the plan, and writes DONE."""
         self._ledger.load_tensor(self._counts())
+        together(self._write_end)
+
+    def _write_end(self) -> None:
         if not self._reports:
             return
         write_json(self._config.output / "exposures.json", self._ledger.as_json(self._inputs.plan))
@@ -355,6 +403,7 @@ class _Run:
                 "loss": self._state.loss,
                 "skipped_steps": self._guard.skipped,
             },
+            kept=kept_files(self._config.output, self._folder.inputs),
         )
 
 

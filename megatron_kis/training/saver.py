@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from megatron_kis.errors import JobError, Stopped
 from megatron_kis.parallel import gather, largest
 from megatron_kis.training.checkpoint import CheckpointWriter
 from megatron_kis.training.hooks import State
+from megatron_kis.training.logs import JsonLines
 from megatron_kis.training.signals import StopRequest
 
 Contents = Callable[[], tuple[dict[str, Any], dict[str, Any] | None]]
@@ -26,10 +27,26 @@ class Saver:
     """Saves a run at its moments. Every rank calls ``after_step`` after every step."""
 
     def __init__(
-        self, settings: CheckpointConfig, run: Path, *, steps: int, step_tokens: int, device: torch.device
+        self,
+        settings: CheckpointConfig,
+        run: Path,
+        *,
+        steps: int,
+        step_tokens: int,
+        device: torch.device,
+        logs: Mapping[str, JsonLines],
     ) -> None:
-        """Prepares for a run of ``steps`` of ``step_tokens`` each in the folder ``run``."""
-        self._settings, self._device = settings, device
+        """Prepares for a run in the folder ``run``.
+
+        Args:
+            settings: when to save, and what stays.
+            run: the run's folder.
+            steps: of the run.
+            step_tokens: tokens of a step.
+            device: of this rank.
+            logs: open logs by name, of which checkpoints keep copies; none on ranks that do not report.
+        """
+        self._settings, self._device, self._logs = settings, device, logs
         self._at = settings.moments.steps(steps, step_tokens=step_tokens)
         lasting = settings.moments.model_copy(update={"every": None})
         self._milestones = lasting.steps(steps, step_tokens=step_tokens)
@@ -65,7 +82,7 @@ class Saver:
         self._last_time = time.monotonic()
         sharded, said = contents()
         manifest = next(said for said in gather(said) if said is not None)
-        self._writer.begin(sharded, {**manifest, "milestone": state.step in self._milestones})
+        self._writer.begin(sharded, {**manifest, "milestone": state.step in self._milestones}, self._logs)
 
     def _complete(self, *, must: bool) -> None:
         problem = self._writer.complete()

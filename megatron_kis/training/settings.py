@@ -6,9 +6,43 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from megatron_kis.errors import InputError
 from megatron_kis.settings import Count, Settings
 
 Precision = Literal["auto", "fp32", "bf16", "fp8"]
+
+
+def resolve_precision(precision: Precision, *, host: bool) -> Literal["fp32", "bf16", "fp8"]:
+    """The precision that a run has on a device.
+
+    Args:
+        precision: as configured.
+        host: whether the device is the CPU.
+    """
+    if precision != "auto":
+        return precision
+    return "fp32" if host else "bf16"
+
+
+def check_precision(precision: str, *, host: bool) -> None:
+    """Refuses to train on the CPU with weights in half precision.
+
+    On CUDA such weights have copies in fp32 that take up updates smaller than the weights' own steps. On the CPU they
+    would have none: the same settings would be two trainings. Asking such a checkpoint on the CPU is no problem.
+
+    Args:
+        precision: resolved.
+        host: whether the device is the CPU.
+
+    Raises:
+        InputError: it is such a training.
+    """
+    if host and precision == "bf16":
+        raise InputError(
+            "is bf16, which is not trained on a CPU (there the weights have no copies in fp32)",
+            where="training.precision",
+            remedy="use auto or fp32, or a CUDA device",
+        )
 
 
 class OptimizerConfig(Settings):
@@ -90,7 +124,8 @@ class TrainingConfig(Settings):
     """Seed of the weights, the order of the text and the exposures."""
 
     precision: Precision = "auto"
-    """``auto``: bf16 on CUDA, fp32 on CPU. ``fp8``: bf16 weights, Transformer Engine's matrix products in FP8 (E4M3
+    """``auto``: bf16 on CUDA, fp32 on the CPU, which trains in nothing else: there weights of bf16 would have no copies
+    in fp32 that take up small updates. ``fp8``: bf16 weights, Transformer Engine's matrix products in FP8 (E4M3
     forward, E5M2 backward); needs it and CUDA."""
 
     optimizer: OptimizerConfig = OptimizerConfig()

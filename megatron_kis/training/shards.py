@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint import load as read_parts
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -34,7 +35,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_kis.device import quiet_megatron
-from megatron_kis.errors import InputError
+from megatron_kis.errors import InputError, JobError
 from megatron_kis.files import read_json, write_json
 
 with quiet_megatron():
@@ -143,10 +144,17 @@ def load(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     Raises:
         InputError: an index that is missing or no index.
+        JobError: the disk or the file server fails.
     """
     torch_strategy._get_filesystem_reader = _IndexReader  # the only place where Megatron-Core would unpickle
     with quiet_megatron():  # of functions that PyTorch means to remove
-        loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(folder))
+        try:
+            loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(folder))
+        except CheckpointException as error:  # no Exception: it would pass by all that tidies up
+            reasons = [failure for failure, _ in error.failures.values() if isinstance(failure, OSError)]
+            if not reasons:
+                raise
+            raise JobError(f"{folder}: cannot be read ({reasons[0].strerror or reasons[0]})") from None
     return loaded
 
 

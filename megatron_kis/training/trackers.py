@@ -8,12 +8,19 @@ from typing import Any
 
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import InputError
-from megatron_kis.files import fingerprint
 from megatron_kis.training.hooks import Hook, State
 
+TRACKED = ("tensorboard", "wandb")
+"""Folders of trackers in a run's folder; a run that begins again leaves nothing of its first beginning there."""
 
-def trackers(config: RunConfig, folder: Path) -> list[Hook]:
+
+def trackers(config: RunConfig, folder: Path, *, beginning: str) -> list[Hook]:
     """The trackers that a configuration asks for.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        beginning: a name of this beginning of the run, the same when it resumes.
 
     Raises:
         InputError: a package is not installed.
@@ -21,10 +28,10 @@ def trackers(config: RunConfig, folder: Path) -> list[Hook]:
     hooks: list[Hook] = []
     if config.logging.tensorboard:
         _need("tensorboard", "logging.tensorboard")
-        hooks.append(TensorBoardHook(folder / "tensorboard", every=config.logging.every))
+        hooks.append(TensorBoardHook(folder / TRACKED[0], every=config.logging.every))
     if config.logging.wandb is not None:
         _need("wandb", "logging.wandb")
-        hooks.append(WandbHook(config, folder))
+        hooks.append(WandbHook(config, folder, identifier=beginning))
     return hooks
 
 
@@ -74,9 +81,16 @@ class TensorBoardHook(Hook):
 class WandbHook(Hook):
     """A run of Weights & Biases, which goes on under its name when ours does."""
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
-        """Keeps what to call it; ``folder`` takes what it writes."""
+    def __init__(self, config: RunConfig, folder: Path, *, identifier: str) -> None:
+        """Keeps what to call it.
+
+        Args:
+            config: of the run.
+            folder: takes what is written.
+            identifier: of the run over there; the same for a run that resumes, wherever its folder is by then.
+        """
         self._config, self._folder, self._every = config, folder, config.logging.every
+        self._identifier = identifier
         self._run: Any = None
 
     def before_training(self, state: State) -> None:
@@ -88,7 +102,7 @@ class WandbHook(Hook):
         self._run = wandb.init(
             project=config.study or "megatron_kis",
             name=config.name,
-            id=fingerprint([config.study, config.name, str(config.output)])[:16],
+            id=self._identifier,
             dir=str(self._folder),
             mode=config.logging.wandb,
             resume="allow" if config.logging.wandb == "online" else None,

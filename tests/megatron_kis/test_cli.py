@@ -237,7 +237,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
     (tmp_path / "taken").write_text("a file, not a folder")
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(tiny_run(output=tmp_path / "taken" / "run").model_dump(mode="json")))
-    assert kis("train", path) == 1
+    assert kis("train", path) == 2
     error = capsys.readouterr().err
     assert error.startswith("kis: error: ")
     assert "taken" in error

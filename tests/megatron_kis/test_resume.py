@@ -140,6 +140,42 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("name", ["metrics.jsonl", "probes.jsonl"])
+def test_a_killed_run_that_loses_a_log_goes_on_as_if_it_had_not(
+    name: str, tiny_run: MakeRun, trained: dict[int, Path]
+) -> None:
+    config = tiny_run(name="lost", **SETTINGS)
+    killed_at(config, 1, 24)
+    (config.output / name).unlink()
+    said = finish(config, 1)
+    assert "restored from the checkpoint" in said
+    assert_same_run(config.output, uninterrupted(tiny_run, 1, trained), atol=0.0)
+
+
+@pytest.mark.distributed
+def test_stages_save_the_logs_of_the_rank_that_writes_them(tiny_run: MakeRun) -> None:
+    config = tiny_run(name="stages", **{**SETTINGS, "parallel": {"pipeline": 2}})
+    killed_at(config, 2, 14)
+    (config.output / "metrics.jsonl").unlink()
+    assert "restored from the checkpoint" in finish(config, 2)
+    assert sorted(losses(config.output)) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.distributed
+def test_ranks_without_a_usable_checkpoint_all_end_with_the_reason(tiny_run: MakeRun) -> None:
+    config = tiny_run(name="unusable", **SETTINGS)
+    killed_at(config, 2, 8)
+    folders = sorted(path for path in (config.output / "checkpoints").iterdir() if path.name.startswith("step-"))
+    for folder in folders:
+        (folder / "__1_0.distcp").write_bytes(b"damaged")
+    with Ranks(config, 2) as ranks:
+        assert ranks.wait(seconds=60) == [2, 2], ranks.said()
+        assert ranks.said().count("none of the checkpoints can be used") == 2
+        assert "--restart" in ranks.said() and "Traceback" not in ranks.said()
+    assert all(folder.exists() for folder in folders)
+
+
+@pytest.mark.distributed
 def test_a_signal_to_one_rank_saves_the_run_and_leaves_with_its_own_status(tiny_run: MakeRun) -> None:
     config = tiny_run(name="asked", **{**SETTINGS, "checkpoints": {"moments": {"every": None}}})
     for number, step, rank in ((signal.SIGTERM, 5, 1), (signal.SIGUSR1, 15, 0)):

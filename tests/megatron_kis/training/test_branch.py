@@ -105,6 +105,15 @@ def test_a_branch_that_its_trunk_cannot_serve_is_refused(
     assert not (branch.output / "checkpoints").exists()
 
 
+def test_a_trunk_of_another_precision_is_refused(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = run(tiny_run, "trunk", 20)
+    with monkeypatch.context() as patch:
+        patch.setattr("megatron_kis.training.engine.resolve_precision", lambda *_, **__: "bf16")
+        train(trunk)
+    with pytest.raises(InputError, match=r"another precision \(bf16, now fp32\)"):
+        train(run(tiny_run, "branch", 24), branch_from=f"{trunk.output}@10")
+
+
 def test_a_source_is_a_folder_and_perhaps_a_step(tmp_path: Path) -> None:
     odd = tmp_path / "run@7"
     odd.mkdir()

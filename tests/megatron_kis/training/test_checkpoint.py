@@ -125,18 +125,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert sorted(losses(config.output)) == list(range(1, 21))
 
 
-def test_a_log_that_lost_rows_makes_the_checkpoint_unusable(
-    tiny_run: MakeRun, capfd: pytest.CaptureFixture[str]
-) -> None:
-    config = tiny_run(**OFTEN)
-    cut_off(config, 11)
-    log = config.output / "metrics.jsonl"
-    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:7]))
-    train(config)
-    assert "metrics.jsonl is shorter than when it was written" in capfd.readouterr().err
-    assert sorted(losses(config.output)) == list(range(1, 21))
-
-
 @pytest.fixture
 def own_data(tiny_data: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_data, tmp_path / "data"))

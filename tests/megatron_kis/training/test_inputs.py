@@ -93,3 +93,16 @@ def test_questions_that_change_make_it_another_run(tiny_run: MakeRun, copied: Pa
 def test_an_exposure_longer_than_a_sequence_is_refused(tiny_run: MakeRun) -> None:
     with pytest.raises(InputError, match=r"an exposure of fact .* tokens, a sequence 16"):
         open_inputs(tiny_run(training={"sequence_length": 16}))
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "corpus", "validation", "exposures", "questions"])
+def test_files_that_have_other_fingerprints_than_asked_for_are_refused(tiny_run: MakeRun, name: str) -> None:
+    found = open_inputs(tiny_run()).fingerprints
+    assert open_inputs(tiny_run(data={"fingerprints": found})).fingerprints == found
+    with pytest.raises(InputError, match=rf"data\.fingerprints\.{name}: is 0{{16}}, and .* has {found[name][:16]} now"):
+        open_inputs(tiny_run(data={"fingerprints": {**found, name: "0" * 64}}))
+
+
+def test_a_fingerprint_of_something_else_is_refused(tiny_run: MakeRun) -> None:
+    with pytest.raises(InputError, match=r"no fingerprint of 'corpse'; did you mean 'corpus'"):
+        tiny_run(data={"fingerprints": {"corpse": "0" * 64}})

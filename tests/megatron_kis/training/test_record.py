@@ -9,13 +9,14 @@ import pytest
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json, sha256_file, write_json
+from megatron_kis.identity import settings_of
 from megatron_kis.training.record import CLOSED, code_fingerprint, config_fingerprint, is_done, mark_done
 
 MakeRun = Callable[..., RunConfig]
 FINGERPRINTS = {"corpus": "c" * 64, "questions": "q" * 64}
 
 
-def closed(config: RunConfig, **changes: Any) -> Path:
+def closed(config: RunConfig, /, **changes: Any) -> Path:
     """A folder as a complete run of ``config`` leaves it."""
     record = {
         "schema": "kis.run/1",
@@ -106,6 +107,48 @@ def test_a_record_without_fingerprints_is_refused(tiny_run: MakeRun) -> None:
     write_json(config.output / "run.json", {"schema": "kis.run/1"})
     with pytest.raises(InputError, match=r"run\.json: has no 'config_fingerprint'"):
         is_done(config, FINGERPRINTS)
+
+
+@pytest.mark.parametrize("record", ["settings", "config"])
+def test_a_refusal_names_the_settings_that_differ(tiny_run: MakeRun, record: str) -> None:
+    config = tiny_run()
+    content = config.model_dump(mode="json")
+    closed(config, **{record: settings_of(content) if record == "settings" else content})
+    other = tiny_run(training={"seed": 1, "optimizer": {"learning_rate": 1e-3}})
+    said = r"other settings: training\.seed 0 -> 1, training\.optimizer\.learning_rate 0\.003 -> 0\.001; choose another"
+    with pytest.raises(InputError, match=said):
+        is_done(other, FINGERPRINTS)
+
+
+def test_precision_is_compared_as_it_was_resolved(tiny_run: MakeRun) -> None:
+    config = tiny_run()
+    closed(config, settings=settings_of(config.model_dump(mode="json")), precision="fp32")
+    assert is_done(config, FINGERPRINTS, precision="fp32")
+    assert is_done(tiny_run(training={"precision": "fp32"}), FINGERPRINTS, precision="fp32")  # which auto was
+    with pytest.raises(InputError, match=r"in another precision \(fp32, now bf16\)"):
+        is_done(config, FINGERPRINTS, precision="bf16")
+    with pytest.raises(InputError, match=r"other settings: training\.precision auto -> bf16"):
+        is_done(tiny_run(training={"precision": "bf16"}), FINGERPRINTS, precision="bf16")
+
+
+def test_data_that_are_no_longer_there_or_asked_for_are_compared(tiny_run: MakeRun) -> None:
+    config = tiny_run()
+    closed(config, fingerprints={**FINGERPRINTS, "validation": "v" * 64, "start": "s" * 64, "code": "x"})
+    with pytest.raises(InputError, match="another validation"):
+        is_done(config, {**FINGERPRINTS, "validation": "w" * 64, "start": "s" * 64})
+    with pytest.raises(InputError, match=r"another start \(ssssssssssss, now None\)"):
+        is_done(config, {**FINGERPRINTS, "validation": "v" * 64})
+    asked = tiny_run(data={"fingerprints": {"corpus": "d" * 64}})
+    with pytest.raises(InputError, match="another corpus"):
+        is_done(asked)
+
+
+def test_an_older_record_of_a_tokenizer_counts(tiny_run: MakeRun) -> None:
+    config = tiny_run()
+    closed(config, fingerprints={"tokenizer": "m" * 64})
+    assert is_done(config, {"tokenizer": "t" * 64}, model_sha256="m" * 64)
+    with pytest.raises(InputError, match="another tokenizer"):
+        is_done(config, {"tokenizer": "t" * 64}, model_sha256="n" * 64)
 
 
 def test_the_code_has_one_fingerprint() -> None:

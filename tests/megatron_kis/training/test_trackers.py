@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +14,7 @@ import torch
 from megatron_kis.config import RunConfig
 from megatron_kis.device import Device
 from megatron_kis.errors import InputError
+from megatron_kis.files import read_json
 from megatron_kis.training.run import train
 from megatron_kis.training.speed import Speed
 from tests.megatron_kis.processes import losses, rows
@@ -30,6 +36,47 @@ def test_tensorboard_has_the_losses_of_the_log_also_after_a_crash(tiny_run: Make
     assert shown == pytest.approx(losses(config.output))
     assert len(events.Scalars("train/loss")) == 20
     assert events.Scalars("results/validation_loss")
+
+
+def test_a_run_that_begins_again_is_shown_once(tiny_run: MakeRun) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"logging": {"every": 1, "tensorboard": True}}
+    cut_off(tiny_run(**settings), 14)
+    (tiny_run().output / "wandb").mkdir()
+    for restart in (False, True):  # by itself, as there is no checkpoint; and by demand
+        config = tiny_run(**settings, training={"optimizer": {"learning_rate": 1e-4}})
+        cut_off(config, 9, lambda config=config, restart=restart: train(config, restart=restart))  # type: ignore[misc]
+        assert not (config.output / "wandb").exists()
+    train(config, restart=True)
+    events = EventAccumulator(str(config.output / "tensorboard"))
+    events.Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert [step for step, _ in shown] == list(range(1, 21))
+    assert dict(shown) == pytest.approx(losses(config.output))
+
+
+def test_each_beginning_of_a_run_is_one_run_of_weights_and_biases(
+    tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def init(*, id: str, **_: Any) -> Any:
+        seen.append(id)
+        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda **_: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, __spec__=importlib.util.find_spec("json")))
+    settings: dict[str, Any] = {"logging": {"wandb": "offline"}, "checkpoints": EVERY_5}
+    config = tiny_run(**settings)
+    cut_off(config, 7)
+    moved = tmp_path / "moved"
+    shutil.move(config.output, moved)
+    cut_off(tiny_run(**settings, output=moved), 12)
+    cut_off(tiny_run(**settings, output=moved), 7, lambda: train(tiny_run(**settings, output=moved), restart=True))
+    train(tiny_run(**settings, output=moved))
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+    assert read_json(moved / "run.json", "kis.run/1")["beginning"] == seen[3]
 
 
 def test_weights_and_biases_offline_needs_no_network(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,35 @@
+"""The configuration of a run as its own record says it, wherever its folder has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_kis.config import RunConfig
+from megatron_kis.settings import parse_config
+
+RECORD = "run.json"
+
+
+def recorded_config(record: Mapping[str, Any], folder: Path) -> RunConfig:
+    """The configuration in a ``run.json``, with ``folder`` as its output.
+
+    Paths in it begin at the run's folder. A run that keeps no inputs is older: there they begin at the current folder,
+    as they did when it was trained. A file of frequencies that the run has kept takes the place of the original.
+
+    Args:
+        record: content of ``run.json``.
+        folder: the run's.
+
+    Raises:
+        InputError: it is no configuration of a run.
+    """
+    kept = record.get("inputs")
+    config = parse_config(
+        RunConfig, record["config"], source=str(folder / RECORD), base=folder if isinstance(kept, dict) else None
+    )
+    changes: dict[str, Any] = {"output": folder}
+    if isinstance(kept, dict) and "frequencies" in kept:
+        changes["infusion"] = config.infusion.model_copy(update={"frequencies": folder / kept["frequencies"]})
+    return config.model_copy(update=changes)
