@@ -49,13 +49,15 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
     if output.exists() and any(output.iterdir()):
         raise InputError("the folder is not empty", where=str(output), remedy="choose another output")
     config = read_config(run)
+    record = read_json(run / "run.json", RUN_SCHEMA, keys=("run", "fingerprints"))
     shape = config.model.shape()
     questions = read_questions(config.data.questions, config.probes.templates)
     checkpoint = open_checkpoint(run, step)
     names = [*STORED, *([] if shape.tied_embeddings else [STORED_OUTPUT])]
     stored = shards.read_tensors(checkpoint.folder, names)
     embedding = stored[STORED[0]]
-    eod_id = int(questions.header["eod_id"])
+    eod_id, *frame = questions.first_tokens
+    bos_id = frame[0] if frame else eod_id
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -71,6 +73,8 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
                 sequence_length=config.training.sequence_length,
                 eod_id=eod_id,
                 dtype=embedding.dtype,
+                bos_id=bos_id,
+                positions=record.get("max_position_embeddings"),
             ),
         )
         parts = _parts(dict(to_llama(stored, shape)))
@@ -79,9 +83,8 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
             (partial / name).chmod((partial / "config.json").stat().st_mode)  # the library lets nobody else read it
         if len(parts) > 1:
             write_json(partial / "model.safetensors.index.json", _index(parts))
-        write_json(partial / "generation_config.json", {"bos_token_id": eod_id, "eos_token_id": eod_id,
+        write_json(partial / "generation_config.json", {"bos_token_id": bos_id, "eos_token_id": eod_id,
                                                         "do_sample": False})  # fmt: skip
-        record = read_json(run / "run.json", RUN_SCHEMA, keys=("run", "fingerprints"))
         write_json(
             partial / "export.json",
             {

@@ -14,7 +14,7 @@ from megatron_kis.errors import InputError
 from megatron_kis.files import atomic_path, sha256_file
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import PROBE_SCHEMA, Probe
-from megatron_kis.probes.questions import SPLITS, read_questions
+from megatron_kis.probes.questions import SPLITS, check_lengths, read_questions
 from megatron_kis.probes.restore import read_config, restored
 
 
@@ -62,13 +62,14 @@ def ask_checkpoint(
             where=str(path),
             remedy=f"make it again with {config.data.tokenizer}",
         )
+    check_lengths(questions, config.training.sequence_length, where=str(path))
     size = batch_size or config.probes.batch_size
     with restored(run, config, vocabulary=tokenizer.vocab_size, step=step, tensor=tensor, pipeline=pipeline) as (
         engine,
         checkpoint,
     ):
         scorer = Scorer(engine)
-        probe = Probe(questions, first=tokenizer.eod_id, batch_size=size, branching=scorer.branching)
+        probe = Probe(questions, batch_size=size, branching=scorer.branching)
         result, parameters = probe.ask(scorer.score), engine.parameters()
         if result is None or not engine.layout.reports:
             return None
