@@ -188,8 +188,8 @@ def _triples(where: str, document: Any) -> Iterator[Imported]:
         raise InputError(problem, where=where, remedy="expected triples of subject, predicate and object") from None
 
 
-def _last(uri: str | int) -> str:
+def _last(uri: Any) -> str:
     """``P19`` of ``http://www.wikidata.org/prop/direct/P19``; dates and numbers, which are no entities, stay whole."""
     if isinstance(uri, int) and not isinstance(uri, bool):
         return str(uri)
-    return uri if "^^" in uri else uri.rstrip("/").rpartition("/")[2]
+    return str(uri if "^^" in uri else uri.rstrip("/").rpartition("/")[2])

@@ -58,7 +58,8 @@ class Ragged:
         """Each sequence after the same values."""
         if not before:
             return self
-        values = np.insert(self.values, np.repeat(self.starts[:-1], len(before)), np.tile(before, len(self)))
+        at, what = np.repeat(self.starts[:-1], len(before)), np.tile(before, len(self))
+        values: NDArray[Any] = np.insert(self.values, at, what)
         return Ragged(values, self.starts + len(before) * np.arange(len(self.starts)))
 
     def padded(self, width: int) -> NDArray[np.int32]:
