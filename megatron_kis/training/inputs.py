@@ -93,15 +93,15 @@ class InputsOfMany:
             lambda: (read_questions(data.questions, asked), sha256_file(data.questions)),
         )
         _check_tokenizers(config, tokenizer.fingerprint, text, validation, store, questions)
-        self._once(
-            ("lengths", data.questions, *asked.items(), length),
-            lambda: check_lengths(questions, length, where=str(data.questions)),
-        )
         start = None
         if config.model.init_from is not None:
             rows = padded_vocabulary(tokenizer.vocab_size)
             start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows, longest=length)
         plan = open_plan(config, store)  # not kept: those of many runs would fill the memory
+        self._once(
+            ("lengths", data.questions, *asked.items(), length),
+            lambda: check_lengths(questions, length, where=str(data.questions)),
+        )
         return Inputs(
             vocabulary=tokenizer.vocab_size,
             eod_id=tokenizer.eod_id,
