@@ -92,7 +92,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             clock = time.perf_counter()
             questions, names = _questions(folder / "data", tokenizer)
             spent.append(time.process_time())
-            probe = Probe(questions, first=tokenizer.eod_id, batch_size=config.probes.batch_size)
+            probe = Probe(questions, batch_size=config.probes.batch_size)
             spent.append(time.process_time())
             edges = scorer.score(probe.forest, probe._rows_a_pass)
             assert edges is not None
@@ -153,7 +153,7 @@ def _questions(folder: Path, tokenizer: Tokenizer) -> tuple[QuestionSet, list[tu
         for own in zip(answers, tokens, spans.tolist(), strict=True):
             columns.add_option(*own)
         names.append((relation, row["sub_label"], template))
-    return QuestionSet({}, columns.table()), names
+    return QuestionSet({"first_tokens": tokenizer.frame[0] or [tokenizer.eod_id]}, columns.table()), names
 
 
 def _peer(tool: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ relation. ``lm_pub_quiz.Dataset.from_path(OUTPUT/<group>)`` reads it; so does th
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,7 @@ from data_tools.names import name_words
 from data_tools.templates import SPLITS, Templates, plain
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import write_json, write_json_lines
-
-_FILE_NAME = re.compile(r"[\w-]+")  # LM-Pub-Quiz takes what follows a dot for the format
+from megatron_kis.names import is_name
 
 
 def export_bear(
@@ -56,8 +54,8 @@ def export_bear(
         if fact.group in groups:
             cells[fact.group][fact.relation].append(fact)
     for relation in {relation for cell in cells.values() for relation in cell}:
-        if not _FILE_NAME.fullmatch(relation):
-            remedy = "letters, digits, _ and - only"
+        if not is_name(relation) or "." in relation:  # LM-Pub-Quiz takes what follows a dot for the format
+            remedy = "letters, digits, _, - and + only"
             raise InputError(f"relation {relation!r} cannot name a file of this format", remedy=remedy)
         if not templates[relation].split(split):
             raise InputError(f"relation {relation!r} has no {split} templates", remedy="choose another split")

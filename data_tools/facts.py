@@ -7,13 +7,14 @@ A row is ``{"id", "subject", "relation", "object", "group", "subject_aliases", "
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json_lines, write_json_lines
+from megatron_kis.names import ALLOWED, complaint, is_name
 
 GROUPS = ("infused", "background", "control")
 """The fact groups, in the order of the file."""
@@ -49,14 +50,18 @@ def load_facts(path: Path) -> list[Fact]:
     """Reads ``facts.jsonl``.
 
     Raises:
-        InputError: with ``file:line``, where a fact lacks a field, has an unknown group or an id for the second time.
+        InputError: with ``file:line``, where a fact lacks a field, has an unknown group, a relation that is no name, or
+            an id for the second time.
     """
     facts: list[Fact] = []
     seen: dict[str, str] = {}
     for number, row in read_json_lines(path):
         where = f"{path}:{number}"
         subject, relation, answer = (string_field(row, key, where) for key in _NAMES)
-        identifier = string_field(row, "id", where)
+        check_relation(relation, where)
+        identifier = id_field(row, "id", where)
+        if not identifier:
+            raise InputError("id is missing", where=where, remedy="every fact needs an id of its own")
         group = string_field(row, "group", where)
         if group not in GROUPS:
             raise InputError(f"group is {group!r}", where=where, remedy=f"valid: {', '.join(GROUPS)}")
@@ -64,7 +69,7 @@ def load_facts(path: Path) -> list[Fact]:
             raise InputError(f"id {identifier!r} is taken by {seen[identifier]}", where=where)
         seen[identifier] = where
         aliases = (strings_field(row, "subject_aliases", where), strings_field(row, "object_aliases", where))
-        entities = (str(row.get("subject_id") or ""), str(row.get("object_id") or ""))
+        entities = (id_field(row, "subject_id", where), id_field(row, "object_id", where))
         facts.append(Fact(identifier, subject, relation, answer, group, *aliases, *entities))
     if not facts:
         raise InputError("no facts", where=str(path))
@@ -87,6 +92,7 @@ def string_field(row: dict[str, Any], key: str, where: str) -> str:
         raise InputError(f"{key} is missing", where=where, remedy="every fact needs subject, relation and object")
     if not isinstance(value, str):
         raise InputError(f"{key} is {type(value).__name__}, not a string", where=where)
+    check_text(value, key, where)
     return value.strip()
 
 
@@ -99,4 +105,44 @@ def strings_field(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     value = row.get(key) or []
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise InputError(f"{key} is not a list of strings", where=where)
+    for name in value:
+        check_text(name, key, where)
     return tuple(name.strip() for name in value if name.strip())
+
+
+def id_field(row: Mapping[str, Any], key: str, where: str) -> str:
+    """An id, which may be a number, 0 too; empty where there is none.
+
+    Raises:
+        InputError: it is neither a string nor a number.
+    """
+    value = row.get(key)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(f"{key} is {value!r}", where=where, remedy="an id is a string or a number")
+    check_text(str(value), key, where)
+    return str(value).strip()
+
+
+def check_text(text: str, key: str, where: str) -> None:
+    """Refuses what no UTF-8 file can hold: JSON can escape half of a surrogate pair.
+
+    Raises:
+        InputError: the text holds one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{key} holds half of a surrogate pair, which is not text", where=where) from None
+
+
+def check_relation(relation: str, where: str) -> None:
+    """Refuses a relation whose name is not safe as a file's, or in a table.
+
+    Raises:
+        InputError: it holds something else than letters, digits and ``. _ - +``.
+    """
+    if not is_name(relation):
+        problem = f"not the name of a relation ({complaint(relation)})"
+        raise InputError(problem, where=where, remedy=f"use {ALLOWED}")

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from data_tools.facts import Fact, string_field
+from data_tools.facts import Fact, id_field, string_field
 from data_tools.names import line_of_words
 from data_tools.templates import SPLITS, RelationTemplates
 from megatron_kis.errors import InputError, nearest
@@ -38,7 +38,8 @@ def load_paraphrases(path: Path, facts: Sequence[Fact]) -> Paraphrases:
     places: dict[tuple[str, str], str] = {}
     for number, row in read_json_lines(path):
         where = f"{path}:{number}"
-        identifier, split, text = (string_field(row, key, where) for key in ("fact", "split", "text"))
+        split, text = (string_field(row, key, where) for key in ("split", "text"))
+        identifier = id_field(row, "fact", where)
         if identifier not in known:
             raise InputError(f"no fact {identifier!r}", where=where, remedy="expected the id of a fact in facts.jsonl")
         if split not in SPLITS:

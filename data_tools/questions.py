@@ -9,40 +9,70 @@ row a fact and template::
 and ``"aliases"``, like ``options``, where the object has other names: right when a model completes the statement.
 ``tokens`` is the whole statement with the option filled in, without end-of-document tokens before or after. ``span`` is
 the option's token range in it, read off the tokenized whole, so that the space before the option belongs to the option.
+The header's ``first_tokens`` are put before each statement when it is asked, and are not scored: what the tokenizer puts
+before every document, as in the corpus, or the end-of-document token if it puts nothing there. These are the first
+tokens that other tools ask a model with, too.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
 
 from data_tools.facts import Fact
 from data_tools.names import name_words
 from data_tools.paraphrases import Paraphrases, with_paraphrases
+from data_tools.rivals import Rivals
+from data_tools.statements import tokenize_in_batches, tokenize_option, tokenize_statements
 from data_tools.templates import SPLITS, Rendered, Templates, fill
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
 
-_Words = tuple[str, ...]
-_Key = TypeVar("_Key")
+__all__ = ["Dealt", "choose_options", "deal", "deal_fairly", "iter_questions", "tokenize_in_batches",
+           "tokenize_option", "tokenize_statements"]  # fmt: skip
 
+_Words = tuple[str, ...]
+_Rival = Callable[[Fact, str], bool]
+"""Whether an object must not be an option of a fact, because one of the two extends the other."""
 _SPARE = 4  # names drawn beyond the distractors, because a few may be right
 _DRAWS = 8  # then all names are looked through
-_BATCH = 4096  # statements tokenized in one call: a call for each question's few takes four times as long
+_EXCHANGES = 64  # blocks, or facts left over, that are tried for an exchange
+
+
+@dataclass
+class Dealt:
+    """The options of questions."""
+
+    options: dict[str, tuple[list[str], int]] = field(default_factory=dict)
+    """Fact id to its options, and the index of the right one."""
+    left_out: list[str] = field(default_factory=list)
+    """Ids of facts that are not asked about: too few objects neither extend theirs nor are extended by it."""
 
 
 def choose_options(
     facts: Sequence[Fact], *, distractors: int | None, seed: int, asked: int | None = None
 ) -> dict[str, tuple[list[str], int]]:
+    """The options that :func:`deal` gives where no object extends another."""
+    return deal(facts, distractors=distractors, seed=seed, asked=asked).options
+
+
+def deal(
+    facts: Sequence[Fact],
+    *,
+    distractors: int | None,
+    seed: int,
+    asked: int | None = None,
+    rival: _Rival | None = None,
+) -> Dealt:
     """Options of every asked fact: its object and distractors of the same relation and group, in random order.
 
     Distractors of another group would be a trap: a model prefers any object it was trained on, and controls would fall
-    below chance. Other right objects of the subject, and aliases of the answer, are never distractors.
+    below chance. Other right objects of the subject, and aliases of the answer, are never distractors; nor is an object
+    that extends the answer or is extended by it.
 
     Facts of a group and relation are put into random blocks of ``1 + distractors``, and the objects of a block are the
     options of each of its facts. A model that prefers some names whatever the subject (short ones, frequent ones) then
@@ -56,12 +86,10 @@ def choose_options(
         seed: seed of the draw.
         asked: facts of each group to ask about, drawn at random and spread over its relations as the facts are, in
             whole blocks; None for all.
-
-    Returns:
-        fact id to (options, index of the right one).
+        rival: whether an object must not be an option of a fact (``data_tools.rivals``).
 
     Raises:
-        InputError: a group and relation has too few objects.
+        InputError: a group and relation has too few objects, or none of its facts can be asked about.
     """
     right: dict[tuple[str, _Words], set[_Words]] = defaultdict(set)
     cells: dict[tuple[str, str], list[Fact]] = defaultdict(list)
@@ -70,39 +98,88 @@ def choose_options(
         right[fact.relation, name_words(fact.subject)] |= names
         cells[fact.group, fact.relation].append(fact)
     sizes = Counter(fact.group for fact in facts)
-    chosen: dict[str, tuple[list[str], int]] = {}
+    dealt = Dealt()
     for (group, relation), cell in cells.items():
-        rng = random.Random(f"{seed}/{group}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
         known = {fact.id: right[fact.relation, name_words(fact.subject)] for fact in cell}
         share = len(cell) if asked is None else -(-asked * len(cell) // sizes[group])  # rounded up
-        objects = [name for _, name in sorted({name_words(fact.object): fact.object for fact in cell}.items())]
-        if distractors is None:
-            chosen |= {fact.id: _whole_space(fact, objects, known[fact.id]) for fact in rng.sample(cell, share)}
-            continue
-        blocks, rest = _blocks(rng.sample(cell, len(cell)), known, 1 + distractors)
-        blocks = blocks[: -(-share // (1 + distractors))]
-        rest = rest[: max(0, share - len(blocks) * (1 + distractors))]
-        options = {fact.id: [other.object for other in block] for block in blocks for fact in block}
-        for fact in rest:
-            wrong = _draw_wrong(objects, known[fact.id], distractors, rng)
-            if len(wrong) < distractors:
-                raise InputError(
-                    f"fact {fact.id!r} has {len(wrong)} possible distractors in group {group!r}, needs {distractors}",
-                    remedy="more facts of this group and relation, or fewer distractors",
-                )
+        rng = random.Random(f"{seed}/{group}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
+        before = len(dealt.options)
+        _deal_cell(dealt, cell, _Rules(known, rival or _no_rival), distractors, share, rng)
+        if share and len(dealt.options) == before:
+            raise InputError(
+                f"no fact of relation {relation!r} in group {group!r} can be asked about: an option must not extend"
+                f" another one, and the objects do (fact {dealt.left_out[-1]!r})",
+                remedy="facts with other objects, or fewer distractors",
+            )
+    return dealt
+
+
+def _no_rival(_fact: Fact, _name: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Which objects of a group and relation may be distractors of a fact."""
+
+    known: dict[str, set[_Words]]
+    """Fact id to the words of all objects that are right for its subject."""
+    rival: _Rival
+
+    def wrong(self, fact: Fact, name: str) -> bool:
+        """Whether an object is wrong for a fact."""
+        return name_words(name) not in self.known[fact.id]
+
+    def allow(self, fact: Fact, name: str) -> bool:
+        """Whether it may be a distractor, too."""
+        return self.wrong(fact, name) and not self.rival(fact, name)
+
+    def clashes(self, block: Sequence[Fact]) -> int:
+        """How often an object of a block must not be a distractor of another fact of it."""
+        return sum(not self.allow(fact, other.object) for fact in block for other in block if other is not fact)
+
+
+def _deal_cell(
+    dealt: Dealt, cell: list[Fact], rules: _Rules, distractors: int | None, share: int, rng: random.Random
+) -> None:
+    """Options of ``share`` facts of a group and relation."""
+    objects = [name for _, name in sorted({name_words(fact.object): fact.object for fact in cell}.items())]
+    if distractors is None:
+        for fact in rng.sample(cell, share):
+            if (whole := _whole_space(fact, objects, rules)) is None:
+                dealt.left_out.append(fact.id)
+            else:
+                dealt.options[fact.id] = whole
+        return
+    blocks, rest = _blocks(rng.sample(cell, len(cell)), rules, 1 + distractors)
+    blocks = blocks[: -(-share // (1 + distractors))]
+    options = {fact.id: [other.object for other in block] for block in blocks for fact in block}
+    for fact in rest:
+        if len(options) >= share:
+            break
+        wrong = _draw_wrong(objects, fact, rules, distractors, rng)
+        if len(wrong) == distractors:
             options[fact.id] = [*wrong, fact.object]
-        for fact in cell:
-            if fact.id in options:
-                order = rng.sample(options[fact.id], 1 + distractors)
-                chosen[fact.id] = (order, order.index(fact.object))
-    return chosen
+        elif sum(rules.wrong(fact, name) for name in objects) >= distractors:
+            dealt.left_out.append(fact.id)
+        else:
+            raise InputError(
+                f"fact {fact.id!r} has {len(wrong)} possible distractors in group {fact.group!r}, needs {distractors}",
+                remedy="more facts of this group and relation with other objects, or fewer distractors",
+            )
+    for fact in cell:
+        if fact.id in options:
+            order = rng.sample(options[fact.id], 1 + distractors)
+            dealt.options[fact.id] = (order, order.index(fact.object))
 
 
-def _whole_space(fact: Fact, objects: list[str], known: set[_Words]) -> tuple[list[str], int]:
-    """The fact's object among all objects that are not right for it, and its place."""
+def _whole_space(fact: Fact, objects: list[str], rules: _Rules) -> tuple[list[str], int] | None:
+    """The fact's object among all that may be its distractors, and its place; None where rivals leave no wrong one."""
     own = name_words(fact.object)
-    options = [name for name in objects if name_words(name) == own or name_words(name) not in known]
+    options = [name for name in objects if name_words(name) == own or rules.allow(fact, name)]
     if len(options) < 2:
+        if any(rules.wrong(fact, name) for name in objects):
+            return None
         raise InputError(
             f"fact {fact.id!r} has no wrong object in group {fact.group!r}",
             remedy="more facts of this group and relation",
@@ -112,20 +189,18 @@ def _whole_space(fact: Fact, objects: list[str], known: set[_Words]) -> tuple[li
     return options, answer
 
 
-def _draw_wrong(objects: list[str], known: set[_Words], count: int, rng: random.Random) -> list[str]:
-    """Up to ``count`` different objects, none of them right: all that there are where they are too few."""
+def _draw_wrong(objects: list[str], fact: Fact, rules: _Rules, count: int, rng: random.Random) -> list[str]:
+    """Up to ``count`` different objects that may be distractors: all that there are where they are too few."""
     for _ in range(_DRAWS):
-        drawn = [
-            name for name in rng.sample(objects, min(len(objects), count + _SPARE)) if name_words(name) not in known
-        ]
+        drawn = [name for name in rng.sample(objects, min(len(objects), count + _SPARE)) if rules.allow(fact, name)]
         if len(drawn) >= count:
             return drawn[:count]
-    drawn = [name for name in objects if name_words(name) not in known]
+    drawn = [name for name in objects if rules.allow(fact, name)]
     return rng.sample(drawn, min(count, len(drawn)))
 
 
-def _blocks(facts: Sequence[Fact], known: dict[str, set[_Words]], size: int) -> tuple[list[list[Fact]], list[Fact]]:
-    """Blocks of ``size`` facts none of whose objects is right for another, in random order, and what is left over.
+def _blocks(facts: Sequence[Fact], rules: _Rules, size: int) -> tuple[list[list[Fact]], list[Fact]]:
+    """Blocks of ``size`` facts each of whose objects may be a distractor of the others, and what is left over.
 
     Facts lie sorted by their object, the most frequent first, and are dealt to the blocks in turn: one object's facts
     go to different blocks. An object that has more facts than there are blocks leaves some over.
@@ -140,17 +215,54 @@ def _blocks(facts: Sequence[Fact], known: dict[str, set[_Words]], size: int) -> 
     dealt = [fact for member in members for fact in member[:count]]
     rest = [fact for member in members for fact in member[count:]] + dealt[count * size :]
     blocks = [dealt[start : count * size : count] for start in range(count)]
-    sound = [block for block in blocks if _sound(block, known)]
-    rest += [fact for block in blocks if not _sound(block, known) for fact in block]
-    return sound, rest
+    _part_rivals(blocks, rest, rules)
+    sound = [not rules.clashes(block) for block in blocks]
+    rest += [fact for block, kept in zip(blocks, sound, strict=True) if not kept for fact in block]
+    return [block for block, kept in zip(blocks, sound, strict=True) if kept], rest
 
 
-def _sound(block: Sequence[Fact], known: dict[str, set[_Words]]) -> bool:
-    """Whether each fact of a block has one right option: other facts' objects can be right too, or their aliases."""
-    words = [name_words(fact.object) for fact in block]
-    return all(
-        other not in known[fact.id] for place, fact in enumerate(block) for at, other in enumerate(words) if at != place
-    )
+def _part_rivals(blocks: list[list[Fact]], rest: list[Fact], rules: _Rules) -> None:
+    """Exchanges facts between blocks, and with those left over, as long as fewer objects of a block extend another."""
+    for place, block in enumerate(blocks):
+        if not any(rules.rival(fact, other.object) for fact in block for other in block):
+            continue
+        near = [blocks[(place + step) % len(blocks)] for step in range(1, min(len(blocks), _EXCHANGES))]
+        while rules.clashes(block):
+            if any(_exchanged(block, other, rules) for other in near):
+                continue
+            if not _exchanged(block, rest, rules, free=True):
+                break
+
+
+def _exchanged(block: list[Fact], other: list[Fact], rules: _Rules, *, free: bool = False) -> bool:
+    """Exchanges two facts if that leaves fewer clashes; facts that are ``free``, in no block, clash with none."""
+    before = rules.clashes(block) + (0 if free else rules.clashes(other))
+    for at, place in product(range(len(block)), range(min(len(other), _EXCHANGES))):
+        mine, theirs = list(block), list(other)
+        mine[at], theirs[place] = other[place], block[at]
+        if rules.clashes(mine) + (0 if free else rules.clashes(theirs)) < before:
+            block[:], other[:] = mine, theirs
+            return True
+    return False
+
+
+def deal_fairly(
+    facts: Sequence[Fact],
+    templates: Templates,
+    tokenizer: Tokenizer,
+    *,
+    distractors: int | None,
+    seed: int,
+    asked: int | None = None,
+    paraphrases: Paraphrases | None = None,
+) -> Dealt:
+    """:func:`deal` without options that extend one another in the statements of these templates.
+
+    Args and errors are those of :func:`iter_questions` and :func:`deal`.
+    """
+    own = paraphrases or {}
+    rival = Rivals(facts, lambda fact: with_paraphrases(templates[fact.relation], own.get(fact.id)), tokenizer)
+    return deal(facts, distractors=distractors, seed=seed, asked=asked, rival=rival)
 
 
 def iter_questions(
@@ -162,9 +274,24 @@ def iter_questions(
     seed: int,
     asked: int | None = None,
     paraphrases: Paraphrases | None = None,
+    dealt: Dealt | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the rows of the questions file: facts in their order, splits and templates in theirs."""
-    chosen = choose_options(facts, distractors=distractors, seed=seed, asked=asked)
+    """Yields the rows of the questions file: facts in their order, splits and templates in theirs.
+
+    Args:
+        facts: all facts of the study.
+        templates: templates of at least their relations.
+        tokenizer: the tokenizer of the study.
+        distractors: as in :func:`deal`.
+        seed: as in :func:`deal`.
+        asked: as in :func:`deal`.
+        paraphrases: sentences of single facts, next to the templates.
+        dealt: what :func:`deal_fairly` gave for these, where it was called before.
+    """
+    dealt = dealt or deal_fairly(
+        facts, templates, tokenizer, distractors=distractors, seed=seed, asked=asked, paraphrases=paraphrases
+    )
+    chosen = dealt.options
 
     def drafts() -> Iterator[tuple[dict[str, Any], list[Rendered]]]:
         for fact in facts:
@@ -197,68 +324,3 @@ def iter_questions(
                 found = [(name, *next(filled)) for name in row[names]]
                 row[names] = [{"text": name, "tokens": own, "span": span} for name, own, span in found]
         yield row
-
-
-def tokenize_in_batches(
-    groups: Iterable[tuple[_Key, list[Rendered]]], tokenizer: Tokenizer
-) -> Iterator[tuple[_Key, list[list[int]], NDArray[np.int64]]]:
-    """:func:`tokenize_statements` of each group of statements, many groups in one call.
-
-    Args:
-        groups: what each group is called, and its statements.
-        tokenizer: the tokenizer.
-
-    Yields:
-        The name, the token ids of the group's statements and [statements, 2] the token ranges of their answers.
-    """
-    waiting: list[tuple[_Key, int]] = []
-    statements: list[Rendered] = []
-
-    def finished() -> Iterator[tuple[_Key, list[list[int]], NDArray[np.int64]]]:
-        tokens, spans = tokenize_statements(statements, tokenizer)
-        start = 0
-        for key, count in waiting:
-            yield key, tokens[start : start + count], spans[start : start + count]
-            start += count
-        waiting.clear()
-        statements.clear()
-
-    for key, group in groups:
-        waiting.append((key, len(group)))
-        statements += group
-        if len(statements) >= _BATCH:
-            yield from finished()
-    if waiting:
-        yield from finished()
-
-
-def tokenize_option(template: str, subject: str, option: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Text, token ids and answer span of a template with an option filled in."""
-    tokens, spans = tokenize_statements([fill(template, subject, option)], tokenizer)
-    return {"text": option, "tokens": tokens[0], "span": spans[0].tolist()}
-
-
-def tokenize_statements(
-    statements: Sequence[Rendered], tokenizer: Tokenizer
-) -> tuple[list[list[int]], NDArray[np.int64]]:
-    """Token ids of statements, each tokenized as a whole, and [statements, 2] the token ranges of their answers.
-
-    A token belongs to the answer if it covers one of its characters; the piece of its first word covers the space
-    before it as well. A space that has a token of its own belongs to the answer too, also the one that the tokenizer
-    puts before a statement, whose range is empty.
-    """
-    tokens, spans = tokenizer.encode_batch_with_spans([statement.text for statement in statements])
-    counts = np.array([len(own) for own in tokens], dtype=np.int64)
-    begins = np.cumsum(counts) - counts
-    answers = np.array([statement.answer for statement in statements], dtype=np.int64).reshape(-1, 2)
-    first, last = spans.T
-    of_token = np.repeat(np.arange(len(statements)), counts)
-    inside = np.flatnonzero((first < answers[of_token, 1]) & (last > answers[of_token, 0]))
-    bounds = np.searchsorted(of_token[inside], np.arange(len(statements) + 1))
-    for number in np.flatnonzero(np.diff(bounds) == 0).tolist():
-        raise AssertionError(f"no token covers the answer in {statements[number].text!r}")
-    starts, stops = inside[bounds[:-1]], inside[bounds[1:] - 1] + 1
-    space = np.array([s.answer[0] == 0 or s.text[s.answer[0] - 1] == " " for s in statements], dtype=bool)
-    own = space & (starts > begins) & (first[starts] == answers[:, 0]) & (last[starts - 1] == answers[:, 0])
-    own &= first[starts - 1] == np.maximum(answers[:, 0] - 1, 0)
-    return tokens, np.stack([starts - own - begins, stops - begins], axis=1)

@@ -1,8 +1,9 @@
 """Renders facts through templates into the exposure store and the probe questions.
 
 ``PREFIX.bin``/``.idx`` (Megatron's format) holds one document for every (fact, train template) of the groups
-``infused`` and ``background``, each ending with the end-of-document token; ``data_tools.exposures`` describes the index
-that leads back. Control facts are never rendered. ``PREFIX.questions.jsonl`` is described in ``data_tools.questions``.
+``infused`` and ``background``, in the frame that documents of the corpus have and each ending with the
+end-of-document token; ``data_tools.exposures`` describes the index that leads back. Control facts are never rendered.
+``PREFIX.questions.jsonl`` is described in ``data_tools.questions``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from data_tools.facts import Fact
 from data_tools.indexed import IndexedWriter, suffixed
 from data_tools.paraphrases import Paraphrases, with_paraphrases
 from data_tools.progress import Progress
-from data_tools.questions import iter_questions
+from data_tools.questions import deal_fairly, iter_questions
 from data_tools.templates import Templates, fill, wrong_articles
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
@@ -72,6 +73,8 @@ class RenderSummary:
     """Mean tokens of an exposure, by group."""
     questions: int
     """Rows of the questions file."""
+    left_out: int = 0
+    """Facts that no question asks about, because too few objects neither extend theirs nor are extended by it."""
     relations: dict[str, TokenCounts] = field(default_factory=dict)
     """Lengths of each relation's exposures."""
     remarks: tuple[str, ...] = ()
@@ -102,13 +105,19 @@ def render(
         seed: seed of the distractors.
         longest_exposure: most tokens of an exposure, the end-of-document token included; None for any.
         asked: facts of each group to ask about; None for all.
-        paraphrases: sentences of single facts, beside the templates.
+        paraphrases: sentences of single facts, next to the templates.
         progress: where to report.
 
     Raises:
         InputError: a group and relation has too few objects for the distractors, or an exposure is too long.
     """
     progress, paraphrases = progress or Progress(), paraphrases or {}
+    dealt = deal_fairly(
+        facts, templates, tokenizer, distractors=distractors, seed=seed, asked=asked, paraphrases=paraphrases
+    )
+    left_out = len(dealt.left_out)
+    if left_out:
+        progress.say(f"  {left_out} facts are not asked about: too few options that do not extend the answer")
     questions_path = suffixed(prefix, ".questions.jsonl")
     for suffix in (".json", ".questions.jsonl", ".facts.npy", ".ids.txt"):
         suffixed(prefix, suffix).unlink(missing_ok=True)
@@ -130,14 +139,15 @@ def render(
         if too_long:
             raise _too_long(too_long, longest_exposure, str(prefix))
     rows = iter_questions(
-        facts, templates, tokenizer, distractors=distractors, seed=seed, asked=asked, paraphrases=paraphrases
+        facts, templates, tokenizer, distractors=distractors, seed=seed, paraphrases=paraphrases, dealt=dealt
     )
-    header = _header(facts, tokenizer, distractors=distractors, seed=seed, asked=asked)
+    header = _header(facts, tokenizer, distractors=distractors, seed=seed, asked=asked, left_out=left_out)
     count = write_json_lines(questions_path, _with_header(header, progress.track(rows, description="questions")))
     content = {
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "content_fingerprint": writer.content_fingerprint,
         "eod_id": tokenizer.eod_id,
+        "frame": {name: list(tokens) for name, tokens in zip(("before", "after"), tokenizer.frame, strict=True)},
         "vocab_size": tokenizer.vocab_size,
         "lengths": {relation: asdict(counts) for relation, counts in sorted(relations.items())},
         "paraphrased_facts": len(paraphrases),
@@ -151,6 +161,7 @@ def render(
         longest=max((counts.longest for counts in groups.values()), default=0),
         mean_tokens={group: groups[group].mean for group in RENDERED_GROUPS if group in groups},
         questions=count - 1,
+        left_out=left_out,
         relations=dict(sorted(relations.items())),
         remarks=tuple(template_remarks(facts, templates)),
     )
@@ -176,7 +187,7 @@ def template_lengths(facts: Sequence[Fact], templates: Templates, tokenizer: Tok
     counts: dict[str, TokenCounts] = defaultdict(TokenCounts)
     for fact in facts:
         places, own = zip(*templates[fact.relation].places(), strict=True)
-        encoded = tokenizer.encode_batch([fill(template, fact.subject, fact.object).text for template in own])
+        encoded = tokenizer.encode_documents([fill(template, fact.subject, fact.object).text for template in own])
         for place, tokens in zip(places, encoded, strict=True):
             counts[f"{fact.relation}.{place}"].add(len(tokens) + 1)
     return dict(sorted(counts.items()))
@@ -199,7 +210,8 @@ def _encoded(
     facts: list[Fact], own: Mapping[str, tuple[str, ...]], tokenizer: Tokenizer
 ) -> Iterator[tuple[Fact, int, list[int]]]:
     pairs = [(fact, number, template) for fact in facts for number, template in enumerate(own[fact.id])]
-    encoded = tokenizer.encode_batch([fill(template, fact.subject, fact.object).text for fact, _, template in pairs])
+    texts = [fill(template, fact.subject, fact.object).text for fact, _, template in pairs]
+    encoded = tokenizer.encode_documents(texts)  # in the frame that documents of the corpus have
     for (fact, number, _), tokens in zip(pairs, encoded, strict=True):
         yield fact, number, tokens
 
@@ -214,8 +226,15 @@ def _too_long(offenders: list[str], longest: int | None, where: str) -> InputErr
 
 
 def _header(
-    facts: Sequence[Fact], tokenizer: Tokenizer, *, distractors: int | None, seed: int, asked: int | None
+    facts: Sequence[Fact],
+    tokenizer: Tokenizer,
+    *,
+    distractors: int | None,
+    seed: int,
+    asked: int | None,
+    left_out: int,
 ) -> dict[str, Any]:
+    before, _ = tokenizer.frame
     return {
         "schema": "kis.questions/1",
         "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -226,7 +245,9 @@ def _header(
         "seed": seed,
         "facts": len(facts),
         "asked_facts_per_group": asked,
-        "bos": "eod",
+        "facts_left_out": left_out,
+        "first_tokens": before or [tokenizer.eod_id],
+        "bos": "what the tokenizer puts before a document" if before else "eod",
         "bos_scored": False,
         "eod_scored": False,
         "space_before_answer": "answer",
@@ -234,6 +255,7 @@ def _header(
         "distractor_design": "whole answer space" if distractors is None else "blocks",
         "options_shared_by_templates": True,
         "article_before_answer": "of each option, where the template says a(n)",
+        "options_that_extend_the_answer": "none",
     }
 
 

@@ -226,11 +226,18 @@ def _draw(
     settings: SelectSettings,
 ) -> list[tuple[Candidate, str]]:
     """Goes through the pool in random order and gives each fact to a random group that still has room for it."""
+    needed, of_object = settings.distractors + 1, Counter(map(object_key, pool))
+    objects = len(of_object)
+    if 0 < objects < needed and any(wanted.values()):
+        raise InputError(
+            f"relation {relation!r} has {objects} different objects, {settings.distractors} distractors need {needed}",
+            remedy=f"{_at_most(objects - 1)}, or leave the relation out: more facts of the same objects do not help",
+        )
     for group, count in wanted.items():
-        if 0 < count < _fewest(settings):
+        if 0 < count < needed:
             raise InputError(
                 f"{count} {group} facts of relation {relation!r} cannot have {settings.distractors} distractors each",
-                remedy=f"at least {_fewest(settings)} facts of a group and relation",
+                remedy=f"at least {needed} facts of a group and relation",
             )
     drawn: list[tuple[Candidate, str]] = []
     room = dict(wanted)
@@ -252,18 +259,36 @@ def _draw(
         drawn.append((candidate, group))
     short = {group: left for group, left in room.items() if left}
     if short:
-        objects = len(set(map(object_key, pool)))
         lacking = ", ".join(f"{left} {group}" for group, left in short.items())
         raise InputError(
             f"relation {relation!r} lacks {lacking} facts: {sum(wanted.values())} wanted of {len(pool)} usable ones"
             f" with {objects} objects",
-            remedy="ask for fewer facts, add relations, or raise facts_per_object",
+            remedy=f"ask for fewer facts{_or_raise(settings, wanted, of_object)}, or add relations",
         )
     for group, answers in used.items():
-        if 0 < len(answers) <= settings.distractors:
-            problem = f"the {group} facts of relation {relation!r} have {len(answers)} objects"
-            raise InputError(problem, remedy=f"{settings.distractors} distractors need {settings.distractors + 1}")
+        if 0 < len(answers) < needed:
+            raise InputError(
+                f"the {answers.total()} {group} facts of relation {relation!r} have {len(answers)} different objects,"
+                f" {settings.distractors} distractors need {needed}",
+                # Facts that share an object by no more than that have so many objects whatever is drawn.
+                remedy=f"facts_per_object of {max(1, (answers.total() - 1) // settings.distractors)} or less,"
+                f" {_at_most(len(answers) - 1)}, or more {group} facts",
+            )
     return drawn
+
+
+def _at_most(distractors: int) -> str:
+    return f"at most {distractors} distractors" if distractors else "a relation whose objects differ"
+
+
+def _or_raise(settings: SelectSettings, wanted: Mapping[str, int], of_object: Mapping[str, int]) -> str:
+    """What to say of ``facts_per_object`` where it is what keeps facts out."""
+    most = settings.facts_per_object * sum(count > 0 for count in wanted.values())
+    total = sum(wanted.values())
+    if not most or total > sum(of_object.values()) or sum(min(count, most) for count in of_object.values()) >= total:
+        return ""
+    shares = [-(-count // len(of_object)) for count in wanted.values()]
+    return f", raise facts_per_object (to {max(settings.facts_per_object + 1, *shares)} or more)"
 
 
 def _fact(candidate: Candidate, group: str) -> Fact:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 import orjson
 
@@ -22,14 +22,15 @@ _PARQUET_ROWS = 256  # a batch in memory: some hundred documents
 
 
 def iter_jsonl(part: TextPart, file: IO[bytes], text_key: str, on_bad: OnBad) -> Iterator[Block]:
-    """Documents under a key of JSON objects, one a line."""
+    """Documents under a key of JSON objects, one per line; a line that has the key twice holds no document."""
     loads = orjson.loads
+    spellings = {json.dumps(text_key, ensure_ascii=ascii_only).encode() for ascii_only in (False, True)}
     for first, lines in iter_lines(part, file, on_bad):
         try:
             texts = [loads(line)[text_key] for line in lines]
         except (ValueError, KeyError, TypeError, IndexError):
             texts = []
-        if texts and set(map(type, texts)) == {str}:
+        if texts and set(map(type, texts)) == {str} and not _any_twice(lines, text_key, spellings):
             yield range(first, first + len(lines)), texts
             continue
         # The standard library decides what is JSON, and says what is wrong; orjson is five times as fast.
@@ -44,15 +45,37 @@ def iter_jsonl(part: TextPart, file: IO[bytes], text_key: str, on_bad: OnBad) ->
         yield numbers, texts
 
 
+def _any_twice(lines: list[bytes], key: str, spellings: set[bytes]) -> bool:
+    """Whether a line has a key twice. Nearly all lines hold its spelling once, which is found out in no time."""
+    for spelling in spellings:
+        for line in lines:
+            if line.count(spelling) > 1 and [name for name, _ in _parsed(line)[1]].count(key) > 1:
+                return True
+    return False
+
+
+def _parsed(line: bytes) -> tuple[Any, list[tuple[str, Any]]]:
+    """The content of a line, and the keys and values of its object, those that are repeated too."""
+    outermost: list[tuple[str, Any]] = []
+
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        outermost[:] = pairs  # objects are closed from the inside out
+        return dict(pairs)
+
+    return json.loads(line, object_pairs_hook=keep), outermost
+
+
 def _text_of(number: int, line: bytes, text_key: str) -> str:
     try:
-        row = json.loads(line)
+        row, pairs = _parsed(line)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadLineError(number, f"malformed JSON line ({error})") from None
     if not isinstance(row, dict):
         raise BadLineError(number, "not a JSON object")
     if text_key not in row:
         raise BadLineError(number, f"no key {text_key!r}", nearest(text_key, row))
+    if [name for name, _ in pairs].count(text_key) > 1:
+        raise BadLineError(number, f"the key {text_key!r} stands twice", "keep one of them")
     text = row[text_key]
     if not isinstance(text, str):
         raise BadLineError(number, f"{text_key!r} is {type(text).__name__}, not a string")

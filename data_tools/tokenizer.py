@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,6 +50,9 @@ class Tokenizer(ABC):
 
     file_name: ClassVar[str]
     """Name of the model file in a folder of copies."""
+
+    frame: tuple[Sequence[int], Sequence[int]] = ((), ())
+    """Tokens that the model puts before and after a document, besides the end-of-document token."""
 
     def __init__(
         self, model: bytes, *, vocab_size: int, eod_id: int, beside: Mapping[str, Any] | None = None, cut: str = ""

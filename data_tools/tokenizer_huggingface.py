@@ -44,7 +44,6 @@ class HuggingFaceTokenizer(Tokenizer):
         bare, framed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
         at = next((at for at in range(len(framed)) if framed[at : at + len(bare)] == bare), 0)
         self.frame: tuple[list[int], list[int]] = framed[:at], framed[at + len(bare) :]
-        """Tokens that the model puts before and after a document."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end-of-document token."""

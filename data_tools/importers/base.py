@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from data_tools.facts import check_relation, check_text
 from megatron_kis.errors import InputError
+from megatron_kis.files import parse_json_line
 
 Row = TypeVar("Row")
 
@@ -71,11 +72,11 @@ def parse_rows(rows: Iterable[Row], parse: Callable[[Row], Imported], *, skip_er
     """Yields ``parse(row)`` of each row; with ``skip_errors`` a malformed row is dropped instead of ending the import.
 
     Raises:
-        InputError: what ``parse`` raises, unless errors are skipped.
+        InputError: what ``parse`` raises, or :func:`checked` finds, unless errors are skipped.
     """
     for row in rows:
         try:
-            yield parse(row)
+            yield checked(parse(row))
         except InputError as error:
             if not skip_errors:
                 raise
@@ -94,10 +95,7 @@ def parse_json_lines(
     def parse_line(entry: tuple[int, bytes]) -> Imported:
         number, line = entry
         where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"malformed JSON line ({error})", where=where) from None
+        row = parse_json_line(line, where=where)
         if not isinstance(row, dict):
             raise InputError("not a JSON object", where=where)
         return parse(where, row)
@@ -108,6 +106,32 @@ def parse_json_lines(
             yield from parse_rows(lines, parse_line, skip_errors=skip_errors)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+
+
+def checked(found: Imported) -> Imported:
+    """What an importer found.
+
+    Raises:
+        InputError: a name or id that is no text, or a relation whose name is not safe.
+    """
+    if isinstance(found, Candidate):
+        for key in ("subject", "relation", "object", "id", "subject_id", "object_id"):
+            check_text(getattr(found, key), key, found.where)
+        for key in ("subject_aliases", "object_aliases"):
+            check_text(" ".join(getattr(found, key)), key, found.where)
+        check_relation(found.relation, found.where)
+    return found
+
+
+def text_field(row: Mapping[str, Any], *keys: str) -> str:
+    """The first of these fields that is there and not empty, as text: numbers are taken, 0 too."""
+    for key in keys:
+        value = row.get(key)
+        if isinstance(value, bool) or value is None or isinstance(value, list | dict):
+            continue
+        if text := str(value).strip():
+            return text
+    return ""
 
 
 def _kind(error: InputError) -> str:

@@ -8,15 +8,15 @@ the labels must be there. The metadata maps a relation to ``templates`` with ``[
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.facts import strings_field
-from data_tools.importers.base import Candidate, Imported, candidate_or_dropped, parse_json_lines
+from data_tools.facts import id_field, strings_field
+from data_tools.importers.base import Candidate, Imported, candidate_or_dropped, parse_json_lines, text_field
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_text
+from megatron_kis.parsing import parse_json
 
 METADATA = "metadata_relations.json"
 """Name of the file with templates and answer spaces."""
@@ -65,10 +65,7 @@ def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / METADATA
     if not path.exists():
         return {}
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON ({error.msg})", where=f"{path}:{error.lineno}") from None
+    content = parse_json(read_text(path), where=str(path))
     if not isinstance(content, dict):
         raise InputError("not a JSON object", where=str(path), remedy="expected relation: {templates: [...]}")
     return {str(relation): entry for relation, entry in content.items() if isinstance(entry, dict)}
@@ -86,13 +83,13 @@ def _candidate(relation: str, answers: list[str] | None, where: str, row: dict[s
         raise InputError(problem, where=where, remedy="the rows and the answer space must agree")
     return candidate_or_dropped(
         Candidate(
-            subject=str(row.get("sub_label") or "").strip(),
+            subject=text_field(row, "sub_label"),
             relation=relation,
-            object=str(answer or "").strip(),
+            object=text_field({"answer": answer}, "answer"),
             where=where,
-            id=str(row.get("fact_id") or ""),
-            subject_id=str(row.get("sub_id") or ""),
-            object_id=str(row.get("obj_id") or ""),
+            id=id_field(row, "fact_id", where),
+            subject_id=id_field(row, "sub_id", where),
+            object_id=id_field(row, "obj_id", where),
             subject_aliases=strings_field(row, "sub_aliases", where),
             object_aliases=strings_field(row, "obj_aliases", where),
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.facts import string_field, strings_field
+from data_tools.facts import id_field, string_field, strings_field
 from data_tools.importers.base import Candidate, Imported, parse_json_lines
 
 
@@ -23,9 +23,9 @@ def import_jsonl(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]
             relation=string_field(row, "relation", where),
             object=string_field(row, "object", where),
             where=where,
-            id=str(row.get("id") or ""),
-            subject_id=str(row.get("subject_id") or ""),
-            object_id=str(row.get("object_id") or ""),
+            id=id_field(row, "id", where),
+            subject_id=id_field(row, "subject_id", where),
+            object_id=id_field(row, "object_id", where),
             subject_aliases=strings_field(row, "subject_aliases", where),
             object_aliases=strings_field(row, "object_aliases", where),
         )

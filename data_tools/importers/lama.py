@@ -17,7 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.importers.base import Candidate, Dropped, Imported, candidate_or_dropped, parse_json_lines
+from data_tools.importers.base import (
+    Candidate,
+    Dropped,
+    Imported,
+    candidate_or_dropped,
+    checked,
+    parse_json_lines,
+    text_field,
+)
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json_lines
 
@@ -82,8 +90,11 @@ def import_trex(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
     """
     for file in _files(path, "*.json"):
         for number, document in enumerate(_documents(file)):
+            where = f"{file}: document {number}"
             try:
-                yield from _triples(f"{file}: document {number}", document)
+                if _Object.any_twice and (key := _repeated(document)) is not None:
+                    raise InputError(f"the key {key!r} stands twice", where=where, remedy="keep one of them")
+                yield from map(checked, _triples(where, document))
             except InputError:
                 if not skip_errors:
                     raise
@@ -99,15 +110,15 @@ def _files(path: Path, pattern: str) -> list[Path]:
 
 
 def _candidate(relation: str, where: str, row: dict[str, Any]) -> Imported:
-    relation = str(row.get("predicate_id") or row.get("pred") or relation).strip("/").replace("/", ".")
+    relation = (text_field(row, "predicate_id", "pred") or relation).strip("/").replace("/", ".")
     return candidate_or_dropped(
         Candidate(
-            subject=str(row.get("sub_label") or "").strip(),
+            subject=text_field(row, "sub_label"),
             relation=relation,
-            object=str(row.get("obj_label") or "").strip(),
+            object=text_field(row, "obj_label"),
             where=where,
-            subject_id=str(row.get("sub_uri") or row.get("sub") or ""),
-            object_id=str(row.get("obj_uri") or row.get("obj") or ""),
+            subject_id=text_field(row, "sub_uri", "sub"),
+            object_id=text_field(row, "obj_uri", "obj"),
             subject_aliases=_aliases(row, "sub_aliases"),
             object_aliases=_aliases(row, "obj_aliases"),
         )
@@ -120,12 +131,35 @@ def _aliases(row: dict[str, Any], key: str) -> tuple[str, ...]:
     return tuple(str(name).strip() for name in names if str(name).strip()) if isinstance(names, list) else ()
 
 
+class _Object(dict[str, Any]):
+    """A JSON object that knows of a key which it was given twice."""
+
+    any_twice = False
+    """Whether there has been such an object at all: others are not searched for one."""
+
+    __slots__ = ("twice",)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in self:
+            self.twice = key
+            _Object.any_twice = True
+        super().__setitem__(key, value)
+
+
+def _repeated(content: Any) -> str | None:
+    """A key that an object within a document has twice."""
+    if isinstance(content, _Object) and hasattr(content, "twice"):
+        return str(content.twice)
+    inside = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return next((key for part in inside if (key := _repeated(part)) is not None), None)
+
+
 def _documents(file: Path) -> Iterator[Any]:
     import ijson
 
     try:
         with open(file, "rb") as content:
-            yield from ijson.items(content, "item")
+            yield from ijson.items(content, "item", map_type=_Object)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=str(file)) from None
     except (ijson.JSONError, UnicodeDecodeError) as error:
@@ -135,12 +169,14 @@ def _documents(file: Path) -> Iterator[Any]:
 
 def _triples(where: str, document: Any) -> Iterator[Imported]:
     try:
-        home = document.get("uri") or document.get("docid")
+        home = text_field(document, "uri", "docid")
         for triple in document["triples"]:
             subject, answer = triple["subject"], triple["object"]
             relation = _last(triple["predicate"]["uri"])
-            called = document.get("title") if subject["uri"] == home else None
-            names = [str(name or "").strip() for name in (called or subject["surfaceform"], answer["surfaceform"])]
+            own = home and home == text_field(subject, "uri")
+            called = text_field(document, "title") if own else ""
+            forms = [{"form": part["surfaceform"]} for part in (subject, answer)]
+            names = [called or text_field(forms[0], "form"), text_field(forms[1], "form")]
             if any(name.casefold() in _PRONOUNS for name in names):
                 yield Dropped(relation, "a pronoun for a name")
                 continue
@@ -152,6 +188,8 @@ def _triples(where: str, document: Any) -> Iterator[Imported]:
         raise InputError(problem, where=where, remedy="expected triples of subject, predicate and object") from None
 
 
-def _last(uri: str) -> str:
+def _last(uri: Any) -> str:
     """``P19`` of ``http://www.wikidata.org/prop/direct/P19``; dates and numbers, which are no entities, stay whole."""
-    return uri if "^^" in uri else uri.rstrip("/").rpartition("/")[2]
+    if isinstance(uri, int) and not isinstance(uri, bool):
+        return str(uri)
+    return str(uri if "^^" in uri else uri.rstrip("/").rpartition("/")[2])

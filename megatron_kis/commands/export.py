@@ -43,11 +43,14 @@ def _huggingface(options: argparse.Namespace) -> int:
 
 
 def _lm_eval(options: argparse.Namespace) -> int:
-    from megatron_kis.export.lm_eval import export_lm_eval
+    from megatron_kis.export.lm_eval import TASKS_SCHEMA, export_lm_eval
+    from megatron_kis.files import read_json
 
     counts = export_lm_eval(
         options.run, options.output, exposures=options.exposures, all_templates=options.all_templates
     )
     for task, count in counts.items():
         print(f"{task}: {count['questions']} questions, {count['left_out']} left out (they would be cut otherwise)")
+    if more := read_json(options.output / "export.json", TASKS_SCHEMA)["model_args"]:
+        print(f"the contexts spell out the tokenizer's first token: ask with --model_args pretrained=MODEL,{more}")
     return 0

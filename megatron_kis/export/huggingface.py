@@ -55,7 +55,7 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
     names = [*STORED, *([] if shape.tied_embeddings else [STORED_OUTPUT])]
     stored = shards.read_tensors(checkpoint.folder, names)
     embedding = stored[STORED[0]]
-    eod_id = int(questions.header["eod_id"])
+    eod_id, bos_id = past.tokenizer.eod_id, questions.first_tokens[0]
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -71,6 +71,8 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
                 sequence_length=config.training.sequence_length,
                 eod_id=eod_id,
                 dtype=embedding.dtype,
+                bos_id=bos_id,
+                positions=past.record.get("max_position_embeddings"),
             ),
         )
         parts = _parts(dict(to_llama(stored, shape)))
@@ -79,7 +81,7 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
             (partial / name).chmod((partial / "config.json").stat().st_mode)  # the library lets nobody else read it
         if len(parts) > 1:
             write_json(partial / "model.safetensors.index.json", _index(parts))
-        write_json(partial / "generation_config.json", {"bos_token_id": eod_id, "eos_token_id": eod_id,
+        write_json(partial / "generation_config.json", {"bos_token_id": bos_id, "eos_token_id": eod_id,
                                                         "do_sample": False})  # fmt: skip
         written = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
         write_json(

@@ -126,7 +126,14 @@ def join_qkv(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shape:
 
 
 def llama_config(
-    shape: ModelShape, *, vocabulary: int, sequence_length: int, eod_id: int, dtype: torch.dtype
+    shape: ModelShape,
+    *,
+    vocabulary: int,
+    sequence_length: int,
+    eod_id: int,
+    dtype: torch.dtype,
+    bos_id: int | None = None,
+    positions: int | None = None,
 ) -> dict[str, Any]:
     """The content of ``config.json``.
 
@@ -134,8 +141,11 @@ def llama_config(
         shape: of the model.
         vocabulary: rows of the embedding, padding included: padding takes part in the softmax here as in training.
         sequence_length: the longest sequence it was trained on.
-        eod_id: the token that ends documents, and so stands before each.
+        eod_id: the token that ends documents.
         dtype: of the weights.
+        bos_id: the token that the tokenizer puts before a document; None where it puts none there, so that the
+            end-of-document token of the document before is the first one.
+        positions: tokens of the longest sequence that the model it was trained from was made for, if there is one.
     """
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -148,7 +158,7 @@ def llama_config(
         "num_key_value_heads": shape.query_groups,
         "head_dim": shape.width // shape.heads,
         "hidden_act": "silu",
-        "max_position_embeddings": sequence_length,
+        "max_position_embeddings": max(sequence_length, positions or 0),
         "rms_norm_eps": shape.norm_epsilon,
         "rope_theta": float(shape.rope_base),  # transformers 4
         "rope_parameters": {"rope_type": "default", "rope_theta": float(shape.rope_base)},  # transformers 5
@@ -156,7 +166,7 @@ def llama_config(
         "attention_dropout": 0.0,
         "mlp_bias": False,
         "tie_word_embeddings": shape.tied_embeddings,
-        "bos_token_id": eod_id,
+        "bos_token_id": eod_id if bos_id is None else bos_id,
         "eos_token_id": eod_id,
         "pad_token_id": None,
         "initializer_range": 0.02,

@@ -10,6 +10,10 @@ Two tasks for each group and split, each a YAML file and its documents beside it
 The harness cuts texts into tokens itself. A question is left out, and counted, where one of its options would be cut
 otherwise than it was asked here. The context of ``answer`` begins with the end-of-document token, spelled out, and ends
 with the space before the object, which the harness gives to the object.
+
+Where the tokenizer puts a token of its own before every document, that token is spelled out after the end-of-document
+token, for ``statement`` too, and the harness must be told not to put it there once more: ``add_bos_token=False`` among
+its ``model_args`` (``export.json`` says so).
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from typing import Any
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
 from megatron_kis.files import write_json, write_json_lines
-from megatron_kis.probes.questions import SPLITS, Option, Question
+from megatron_kis.probes.questions import SPLITS, Option, Question, QuestionSet, check_lengths
 from megatron_kis.training.kept import open_run
 
 TASKS_SCHEMA = "kis.lm-eval/1"
@@ -52,13 +56,14 @@ def export_lm_eval(
     past = open_run(run)
     config, tokenizer = past.config, past.tokenizer
     templates = dict.fromkeys(SPLITS) if all_templates else config.probes.templates
-    _, questions, sha256 = past.asked(exposures, templates)
+    path, questions, sha256 = past.asked(exposures, templates)
+    check_lengths(questions, config.training.sequence_length, where=str(path))
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         counts = {}
-        for task, (rows, left_out) in _documents(questions.questions, tokenizer).items():
+        for task, (rows, left_out) in _documents(questions, tokenizer).items():
             counts[task] = {"questions": len(rows), "left_out": left_out}
             if rows:
                 write_json_lines(partial / f"{task}.jsonl", rows)
@@ -69,6 +74,8 @@ def export_lm_eval(
             "run": config.name,
             "questions_sha256": sha256,
             "tokenizer": tokenizer.fingerprint,
+            "first_tokens": list(questions.first_tokens),
+            "model_args": "add_bos_token=False" if len(questions.first_tokens) > 1 else "",
             "tasks": counts,
         }
         write_json(partial / "export.json", record)
@@ -97,14 +104,17 @@ def _task(name: str, documents: Path) -> dict[str, Any]:
     }
 
 
-def _documents(questions: Sequence[Question], tokenizer: Tokenizer) -> Mapping[str, tuple[list[dict[str, Any]], int]]:
+def _documents(questions: QuestionSet, tokenizer: Tokenizer) -> Mapping[str, tuple[list[dict[str, Any]], int]]:
     """Task to its documents and how many questions cannot be asked so."""
     found: dict[str, list[dict[str, Any] | None]] = defaultdict(list)
-    for question in questions:
+    first = questions.first_tokens
+    # The harness puts the model's first token before an empty context: two tokens must be spelled out.
+    spelled = "".join(map(tokenizer.piece, first)) if len(first) > 1 else ""
+    for question in questions.questions:
         name = f"kis_{question.group}_{question.split}"
-        whole = [_statement(option, tokenizer) for option in question.options]
-        found[f"{name}_statement"].append(_row(question, "", whole))
-        parts = [_parts(option, tokenizer) for option in question.options]
+        whole = [_statement(option, tokenizer, first, spelled) for option in question.options]
+        found[f"{name}_statement"].append(_row(question, spelled, whole))
+        parts = [_parts(option, tokenizer, first) for option in question.options]
         contexts = {part[0] for part in parts if part is not None}
         same = len(contexts) == 1  # a(n): the words before the object go by the object
         choices = [part[1] if part is not None and same else None for part in parts]
@@ -124,19 +134,25 @@ def _row(question: Question, context: str, choices: Sequence[str | None]) -> dic
     }  # fmt: skip
 
 
-def _statement(option: Option, tokenizer: Tokenizer) -> str | None:
-    """The statement, if its text is cut into these tokens again."""
+def _statement(option: Option, tokenizer: Tokenizer, first: Sequence[int], spelled: str) -> str | None:
+    """The statement, if its text, or that after the ``first`` tokens where they are spelled, is cut so again."""
     text = tokenizer.decode(list(option.tokens))
-    return text if tuple(tokenizer.encode(text)) == option.tokens else None
+    expected = (*first, *option.tokens) if spelled else option.tokens
+    return text if tuple(tokenizer.encode(spelled + text)) == expected else None
 
 
-def _parts(option: Option, tokenizer: Tokenizer) -> tuple[str, str] | None:
+def _parts(option: Option, tokenizer: Tokenizer, first: Sequence[int]) -> tuple[str, str] | None:
     """What precedes the object, and the object, if both texts together are cut where the tokens are."""
     start, stop = option.span
     before, until = (tokenizer.decode(list(option.tokens[:end])) for end in (start, stop))
-    cut_again = tuple(tokenizer.encode(before)) == option.tokens[:start]
-    cut_again &= tuple(tokenizer.encode(until)) == option.tokens[:stop]
+    spelled = "".join(map(tokenizer.piece, first))
+    seen = tuple(first) if tuple(tokenizer.encode(spelled)) == tuple(first) else ()
+    if len(first) > 1 and not seen:
+        return None
+    within = spelled if seen else ""
+    cut_again = tuple(tokenizer.encode(within + before)) == (*seen, *option.tokens[:start])
+    cut_again &= tuple(tokenizer.encode(within + until)) == (*seen, *option.tokens[:stop])
     space = " " if start and until == f"{before} {option.text}" else ""
     if not cut_again or until != f"{before}{space}{option.text}":
         return None
-    return f"{tokenizer.piece(tokenizer.eod_id)}{before}{space}", option.text
+    return f"{spelled}{before}{space}", option.text

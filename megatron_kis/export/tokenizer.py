@@ -46,7 +46,7 @@ def write_tokenizer(source: Path, folder: Path, *, longest: int, samples: Sequen
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": eod,
+            "bos_token": ours.piece(before[0]) if (before := ours.frame[0]) else eod,
             "eos_token": eod,
             "pad_token": eod,
             "clean_up_tokenization_spaces": False,

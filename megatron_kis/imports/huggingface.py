@@ -6,7 +6,6 @@ Read are ``config.json``, ``*.safetensors`` (no pickle) and the tokenizer. Whate
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from megatron_kis.files import read_text, sha256_file, write_json
 from megatron_kis.imports.start import Start, open_start, write_start
 from megatron_kis.model.ladder import ModelShape
 from megatron_kis.model.vocabulary import padded_vocabulary
+from megatron_kis.parsing import parse_json
 
 _KINDS = ("llama", "mistral")
 """Values of ``model_type``: the same layers under two names, without a sliding window."""
@@ -47,7 +47,8 @@ def import_huggingface(source: Path, output: Path, *, eod: str | None = None) ->
     """
     if output.exists() and any(output.iterdir()):
         raise InputError("the folder is not empty", where=str(output), remedy="choose another output")
-    shape = _shape(source / "config.json")
+    config = parse_json(read_text(source / "config.json"), where=str(source / "config.json"))
+    shape, positions = _shape(config, source / "config.json"), _positions(config, source / "config.json")
     tensors = _weights(source, shape)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -62,6 +63,7 @@ def import_huggingface(source: Path, output: Path, *, eod: str | None = None) ->
             if table in tensors:
                 tensors[table] = _resized(tensors[table], rows)
         record = {
+            "max_position_embeddings": positions,
             "rows_added": max(0, rows - given),
             "rows_dropped": max(0, given - rows),
             "tokenizer": {"file": name, "fingerprint": tokenizer.fingerprint, "eod_id": tokenizer.eod_id},
@@ -76,10 +78,17 @@ def import_huggingface(source: Path, output: Path, *, eod: str | None = None) ->
     return open_start(output, shape, vocabulary=rows)
 
 
-def _shape(path: Path) -> ModelShape:
+def _positions(config: Mapping[str, Any], path: Path) -> int | None:
+    """Tokens of the longest sequence that the model was made for; None where its configuration does not say."""
+    found = config.get("max_position_embeddings")
+    if found is not None and (not isinstance(found, int) or found < 1):
+        raise InputError(f"max_position_embeddings is {found!r}", where=str(path), remedy="a number of tokens")
+    return found
+
+
+def _shape(config: Any, path: Path) -> ModelShape:
     """The shape in a ``config.json``, if it is one that we have."""
     try:
-        config = json.loads(read_text(path))
         values = {name: int(config[name]) for name in _NEEDED}
         heads = values["num_attention_heads"]
         groups = int(config.get("num_key_value_heads") or heads)
@@ -126,7 +135,7 @@ def _parts(source: Path) -> list[Path]:
     index = source / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
+            names = sorted(set(parse_json(read_text(index), where=str(index))["weight_map"].values()))
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError("not an index of safetensors files", where=str(index)) from None
         if any(Path(name).name != name for name in names):

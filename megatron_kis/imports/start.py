@@ -38,6 +38,12 @@ class Start:
     """Of ``start.json``."""
 
     @property
+    def positions(self) -> int | None:
+        """Tokens of the longest sequence that the model was made for; None where the start does not say."""
+        found = self.content.get("max_position_embeddings")
+        return None if found is None else int(found)
+
+    @property
     def fingerprint(self) -> str:
         """Of shape and weights: a run that begins with others is another run."""
         return fingerprint({key: self.content[key] for key in ("model", "vocabulary", "files")})
@@ -76,16 +82,18 @@ def _files(weights: Path) -> list[Path]:
     return sorted([weights / shards.INDEX_NAME, *weights.glob("*.distcp")])
 
 
-def open_start(folder: Path, shape: ModelShape, *, vocabulary: int) -> Start:
+def open_start(folder: Path, shape: ModelShape, *, vocabulary: int, longest: int | None = None) -> Start:
     """Reads a start and checks that it is what the run asks for.
 
     Args:
         folder: of the start.
         shape: the run's.
         vocabulary: the run's rows of the embedding, padded.
+        longest: the run's sequence length; None where nothing will be trained.
 
     Raises:
-        InputError: there is no start, a file of another size, or a model of another shape or vocabulary.
+        InputError: there is no start, a file of another size, a model of another shape or vocabulary, or one that was
+            made for shorter sequences.
     """
     path = folder / START_NAME
     content = read_json(path, START_SCHEMA, keys=("model", "vocabulary", "files"))
@@ -100,11 +108,19 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int) -> Start:
             where=str(path),
             remedy="make the data with the tokenizer that lies beside it",
         )
+    start = Start(folder, content)
+    if longest is not None and start.positions is not None and longest > start.positions:
+        raise InputError(
+            f"is {longest}, the model of {path} was made for {start.positions} positions at most"
+            " (max_position_embeddings)",
+            where="training.sequence_length",
+            remedy=f"use {start.positions} or less",
+        )
     for name, facts in content["files"].items():
         file = folder / WEIGHTS / name
         if Path(name).name != name or not file.is_file() or file.stat().st_size != facts["bytes"]:
             raise InputError("is missing or of another size", where=str(file), remedy="import the model again")
-    return Start(folder, content)
+    return start
 
 
 def load_start(start: Start, sharded: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from megatron_kis.errors import InputError
 from megatron_kis.files import atomic_path
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import PROBE_SCHEMA, Probe
-from megatron_kis.probes.questions import SPLITS
+from megatron_kis.probes.questions import SPLITS, check_lengths
 from megatron_kis.probes.restore import restored
 from megatron_kis.training.kept import open_run
 
@@ -54,6 +54,7 @@ def ask_checkpoint(
     config, tokenizer = past.config.model_copy(update={"device": device}), past.tokenizer
     templates = dict.fromkeys(SPLITS) if all_templates else config.probes.templates
     path, questions, sha256 = past.asked(exposures, templates)
+    check_lengths(questions, config.training.sequence_length, where=str(path))
     size = batch_size or config.probes.batch_size
     with restored(run, config, vocabulary=tokenizer.vocab_size, step=step, tensor=tensor, pipeline=pipeline) as (
         engine,
@@ -61,7 +62,7 @@ def ask_checkpoint(
     ):
         past.check_checkpoint(checkpoint)
         scorer = Scorer(engine)
-        probe = Probe(questions, first=tokenizer.eod_id, batch_size=size, branching=scorer.branching)
+        probe = Probe(questions, batch_size=size, branching=scorer.branching)
         result, parameters = probe.ask(scorer.score), engine.parameters()
         if result is None or not engine.layout.reports:
             return None

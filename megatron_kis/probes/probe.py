@@ -65,7 +65,6 @@ class Probe:
         self,
         questions: QuestionSet,
         *,
-        first: int,
         batch_size: int,
         branching: bool = True,
         width: int = ROW_WIDTH,
@@ -73,13 +72,12 @@ class Probe:
         """Lays the questions out.
 
         Args:
-            questions: what is asked.
-            first: the token before each statement, itself unscored (the end-of-document token, as in training).
+            questions: what is asked, each statement after ``questions.first_tokens``, which are not scored.
             batch_size: options in one forward pass, about.
             branching: whether the model takes rows that hold trees.
             width: tokens of a row.
         """
-        self._questions, self._first, self._table = questions, first, questions.table
+        self._questions, self._first, self._table = questions, questions.first_tokens, questions.table
         table = self._table
         self._owner = np.repeat(np.arange(len(table)), np.diff(table.starts))
         member = np.arange(len(self._owner)) - table.starts[self._owner]
@@ -97,7 +95,8 @@ class Probe:
         # Statements that go on behind the object are not completed: their other names would be scored for nothing.
         self._asked = np.flatnonzero(~self._alias | self._completed[self._owner])
         asked = table.tokens.taken(self._asked).joined(answers.taken(self._asked))
-        self.forest = plant(asked, first=first, width=width, branching=branching)
+        root, *more = self._first
+        self.forest = plant(asked.after(more), first=root, width=width, branching=branching)
         rows = len(self.forest.counts)
         self._rows_a_pass = max(1, round(batch_size * rows / max(1, len(self._asked))))
 
@@ -107,10 +106,10 @@ class Probe:
             "questions": self._questions.header,
             "asked": len(self._table),
             "rules": list(RULES),
-            "first_token": self._first,
-            "first_token_scored": False,
+            "first_tokens": list(self._first),
+            "first_tokens_scored": False,
             "ties": "wrong",
-            "pmi_prompt": "first token alone",
+            "pmi_prompt": "first tokens alone",
             "generated": f"greedy; answer or alias, and at most {_ENDING} token behind it",
         }
 
@@ -135,16 +134,16 @@ class Probe:
 
         Options and aliases lie as in the table; an alias that is not asked has scores of minus infinity.
         """
-        table, forest = self._table, self.forest
+        table = self._table
         scores = np.full((len(self._owner), len(RULES)), -np.inf)
         greedy = np.zeros(len(self._owner), dtype=bool)
-        statements, neutral_paths = np.split(forest.path_of, 2)
+        statements, neutral_paths = np.split(self.forest.path_of, 2)
         for start in range(0, len(self._asked), _OPTIONS_AT_ONCE):
             part = slice(start, start + _OPTIONS_AT_ONCE)
             options = self._asked[part]
             spans, lengths = table.spans[options], table.tokens.lengths[options]
-            log_probs, likeliest = _along(forest, edges, statements[part])
-            neutral, _ = _along(forest, edges, neutral_paths[part])
+            log_probs, likeliest = self._along(edges, statements[part])
+            neutral, _ = self._along(edges, neutral_paths[part])
             scores[options] = score_rules(
                 log_probs,
                 lengths=lengths,
@@ -156,6 +155,16 @@ class Probe:
             columns = np.arange(log_probs.shape[1])
             greedy[options] = (likeliest | (columns < spans[:, :1])).all(axis=1)
         return scores, greedy
+
+    def _along(self, edges: EdgeScores, paths: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """[paths, T] log-likelihoods along paths, and whether no token is likelier; 0 and True after their ends.
+
+        The first tokens are left out: they are not scored.
+        """
+        table = self.forest.paths.taken(paths)
+        places = table.padded(int(table.lengths.max(initial=1)))[:, len(self._first) - 1 :]
+        inside = places >= 0
+        return np.where(inside, edges.log_probs[places], 0.0), edges.greedy[places] | ~inside
 
     def _graded(self, scores: NDArray[np.float64], greedy: NDArray[np.bool_], started: float) -> ProbeResult:
         table, right = self._table, scores[self._right]
@@ -211,17 +220,6 @@ class Probe:
             "generated": {"n": int((generated >= 0).sum()), "correct": int((generated > 0).sum())},
             "templates": sorted(templates, key=lambda entry: (entry["relation"], entry["template"])),
         }
-
-
-def _along(
-    forest: Forest, edges: EdgeScores, paths: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """[paths, T] log-likelihoods along paths, 0 behind their ends; and whether no token is likelier, True behind."""
-    table = forest.paths.taken(paths)
-    width = int(table.lengths.max(initial=1))
-    places = table.padded(width)
-    inside = places >= 0
-    return np.where(inside, edges.log_probs[places], 0.0), edges.greedy[places] | ~inside
 
 
 def _characters(texts: Ragged) -> NDArray[np.int64]:

@@ -8,11 +8,13 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json_lines
 from megatron_kis.probes.table import Option, Question, QuestionColumns, QuestionTable
 
-__all__ = ["GROUPS", "SPLITS", "Option", "Question", "QuestionSet", "read_questions"]
+__all__ = ["GROUPS", "SPLITS", "Option", "Question", "QuestionSet", "check_lengths", "read_questions"]
 
 QUESTIONS_SCHEMA = "kis.questions/1"
 GROUPS = ("infused", "background", "control")
@@ -44,6 +46,52 @@ class QuestionSet:
         """Fingerprint of the tokenizer whose ids these are."""
         return str(self.header["tokenizer_fingerprint"])
 
+    @property
+    def first_tokens(self) -> tuple[int, ...]:
+        """The tokens before each statement, which are not scored.
+
+        They are what the tokenizer puts before a document, or else the end-of-document token, as in older files.
+
+        Raises:
+            InputError: the header names none.
+        """
+        return _first_tokens(self.header, "the questions' header")
+
+
+def _first_tokens(header: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    first = header.get("first_tokens", [header.get("eod_id")])
+    if not isinstance(first, list) or not first or not all(type(token) is int and token >= 0 for token in first):
+        raise InputError(f"first_tokens is {first!r}", where=where, remedy="render the facts again")
+    return tuple(first)
+
+
+def check_lengths(questions: QuestionSet, longest: int, *, where: str) -> None:
+    """Refuses questions that are longer than the sequences of the model they are asked of.
+
+    Args:
+        questions: the questions.
+        longest: tokens of a training sequence.
+        where: their file, for the message.
+
+    Raises:
+        InputError: a statement takes more tokens than that, the first ones included.
+    """
+    table, before = questions.table, len(questions.first_tokens)
+    lengths = table.tokens.lengths + before
+    if lengths.max(initial=0) <= longest:
+        return
+    owner = np.repeat(np.arange(len(table)), np.diff(table.starts))
+    too_long = np.unique(owner[lengths > longest])
+    number = int(owner[lengths.argmax()])
+    raise InputError(
+        f"{len(too_long)} of {len(table)} questions are longer than {longest} tokens, the longest with"
+        f" {int(lengths.max())} (fact {table.fact[number]!r},"
+        f" {table.relation[number]}.{table.split[number]}[{int(table.template[number])}])",
+        where=where,
+        remedy="use longer sequences (training.sequence_length), shorten the templates, ask with fewer of them"
+        " (probes.templates), or choose facts with shorter names",
+    )
+
 
 def read_questions(path: Path, templates: Mapping[Any, int | None]) -> QuestionSet:
     """Reads a questions file.
@@ -61,6 +109,8 @@ def read_questions(path: Path, templates: Mapping[Any, int | None]) -> QuestionS
         raise InputError(
             f"schema is {header.get('schema')!r}", where=f"{path}:1", remedy=f"expected {QUESTIONS_SCHEMA!r}"
         )
+    if "first_tokens" in header:
+        _first_tokens(header, f"{path}:1")
     if "tokenizer_fingerprint" not in header:
         raise InputError("has no 'tokenizer_fingerprint'", where=f"{path}:1", remedy="render the facts again")
     columns = QuestionColumns()

@@ -54,6 +54,14 @@ class Ragged:
         starts = starts_of(self.lengths[chosen])
         return Ragged(self.values[ranges(self.starts[chosen], starts)], starts)
 
+    def after(self, before: Sequence[int]) -> Ragged:
+        """Each sequence after the same values."""
+        if not before:
+            return self
+        at, what = np.repeat(self.starts[:-1], len(before)), np.tile(before, len(self))
+        values: NDArray[Any] = np.insert(self.values, at, what)
+        return Ragged(values, self.starts + len(before) * np.arange(len(self.starts)))
+
     def padded(self, width: int) -> NDArray[np.int32]:
         """[N, width], -1 beyond each sequence's end."""
         table = np.full((len(self), width), -1, dtype=np.int32)

@@ -200,7 +200,6 @@ class ProbeHook(AtMoments):
         questions: QuestionSet,
         log: JsonLines | None,
         *,
-        first: int,
         steps: int,
         step_tokens: int,
         outcomes: Path,
@@ -209,7 +208,7 @@ class ProbeHook(AtMoments):
         super().__init__(settings.moments, steps, step_tokens)
         self._log, self._outcomes = log, outcomes
         self._scorer = Scorer(engine)
-        self._probe = Probe(questions, first=first, batch_size=settings.batch_size, branching=self._scorer.branching)
+        self._probe = Probe(questions, batch_size=settings.batch_size, branching=self._scorer.branching)
 
     def act(self, state: State) -> None:
         """Probes and logs."""

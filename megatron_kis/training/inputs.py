@@ -17,7 +17,7 @@ from megatron_kis.errors import InputError
 from megatron_kis.files import sha256_file
 from megatron_kis.imports.start import open_start
 from megatron_kis.model.vocabulary import padded_vocabulary
-from megatron_kis.probes.questions import QuestionSet, read_questions
+from megatron_kis.probes.questions import QuestionSet, check_lengths, read_questions
 from megatron_kis.training.kept import made_with
 
 
@@ -45,6 +45,9 @@ class Inputs:
 
     questions: QuestionSet
     """What the probe asks."""
+
+    positions: int | None
+    """Tokens of the longest sequence that the start was made for; None without a start, or where it does not say."""
 
     fingerprints: dict[str, str]
     """Of all files that decide a result: training on the same text and asking something else is another run."""
@@ -110,8 +113,12 @@ class InputsOfMany:
         start = None
         if config.model.init_from is not None:
             rows = padded_vocabulary(tokenizer.vocab_size)
-            start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows)
+            start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows, longest=length)
         plan = open_plan(config, store)  # not kept: those of many runs would fill the memory
+        self._once(
+            ("lengths", data.questions, *asked.items(), length),
+            lambda: check_lengths(questions, length, where=str(data.questions)),
+        )
         return Inputs(
             tokenizer=tokenizer,
             text=text,
@@ -126,6 +133,7 @@ class InputsOfMany:
                 mask_boundaries=config.documents.mask_boundaries,
             ),
             questions=questions,
+            positions=None if start is None else start.positions,
             fingerprints=fingerprints | ({} if start is None else {"start": start.fingerprint}),
         )
 

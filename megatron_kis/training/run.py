@@ -219,7 +219,7 @@ class _Run:
     def _record(self, params: int) -> dict[str, Any]:
         """The content of ``run.json``, for a model of ``params`` parameters."""
         plan = self._inputs.plan
-        return run_record(
+        record = run_record(
             self._config,
             params=params,
             nonembedding_params=self._config.model.shape().nonembedding_params(),
@@ -230,6 +230,7 @@ class _Run:
             precision=self._engine.precision,
             epochs=self._inputs.text.epochs(len(plan)),
         )
+        return {**record, "max_position_embeddings": self._inputs.positions}
 
     def _hooks(self) -> list[Hook]:
         config, engine, inputs, steps = self._config, self._engine, self._inputs, self._state.steps
@@ -256,7 +257,6 @@ class _Run:
                 engine,
                 inputs.questions,
                 probes,
-                first=inputs.eod_id,
                 steps=steps,
                 step_tokens=config.training.step_tokens,
                 outcomes=self._folder.outcomes,

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 
 import pytest
@@ -133,3 +134,42 @@ def test_names_are_compared_without_case_accents_and_article():
     assert name_words("São TOMÉ") == ("sao", "tome")
     assert name_words("N'Djamena") == ("n", "djamena")
     assert name_words("The") == ("the",)
+
+
+def test_a_relation_with_too_few_objects_is_not_told_to_have_more_facts():
+    for facts_per_object in (1, 24, 0):
+        settings = SelectSettings(infused=8, background=8, control=8, facts_per_object=facts_per_object)
+        with pytest.raises(InputError) as error:
+            select_facts(many(200, objects=2), settings)
+        assert "relation 'r' has 2 different objects, 3 distractors need 4; at most 1 distractors" in str(error.value)
+        assert "at least" not in str(error.value)
+
+
+@pytest.mark.parametrize("facts_per_object", [8, 24, 0])
+def test_facts_that_have_enough_objects_are_taken_whatever_facts_per_object_allows(facts_per_object):
+    settings = SelectSettings(infused=8, background=8, control=8, facts_per_object=facts_per_object, distractors=1)
+    facts = select_facts(many(60, objects=2), settings).facts
+    for group in GROUPS:
+        assert len({fact.object for fact in facts if fact.group == group}) == 2
+
+
+def test_following_the_advice_about_too_few_drawn_objects_leads_to_a_selection():
+    rows = candidates([(f"Qx{n}", "Town0" if n < 380 else f"Town{n}") for n in range(400)])
+    settings = {"infused": 10, "background": 10, "control": 10, "distractors": 2}
+    with pytest.raises(InputError) as error:
+        select_facts(rows, SelectSettings(**settings, facts_per_object=24))
+    advice = re.search(r"facts_per_object of (\d+) or less", str(error.value))
+    assert "different objects, 2 distractors need 3" in str(error.value)
+    assert advice is not None
+    for seed in range(20):
+        select_facts(rows, SelectSettings(**settings, facts_per_object=int(advice[1]), seed=seed))
+
+
+def test_raising_facts_per_object_is_advised_where_it_helps_and_only_there():
+    settings = {"infused": 8, "background": 8, "control": 8, "distractors": 1}
+    with pytest.raises(InputError, match=r"raise facts_per_object \(to 2 or more\)"):
+        select_facts(many(60, objects=4), SelectSettings(**settings))
+    select_facts(many(60, objects=4), SelectSettings(**settings, facts_per_object=2))
+    with pytest.raises(InputError) as error:
+        select_facts(many(20, objects=4), SelectSettings(**settings, facts_per_object=2))
+    assert "facts_per_object" not in str(error.value)

@@ -96,3 +96,25 @@ def test_rows_without_text_are_bad_lines(tmp_path):
     assert bad == [(2, "'text' is null"), (3, "not UTF-8 (byte 0 of the text)")]
     with pytest.raises(InputError, match=r"a\.parquet:2: 'text' is null"):
         read(table)
+
+
+@pytest.mark.parametrize("key", ["text", "текст"])
+def test_a_line_whose_text_key_stands_twice_is_bad_and_others_are_not_looked_into(tmp_path, key):
+    path = tmp_path / "a.jsonl"
+    good = [
+        f'{{"{key}": "one"}}',
+        f'{{"meta": {{"{key}": 1, "id": 2}}, "{key}": "two", "id": 3}}',
+        f'{{"id": 1, "id": 2, "{key}": "three"}}',  # other keys are not ours
+        f'{{"{key}": "four", "said": "\\"{key}\\" and \\"{key}\\": x"}}',
+    ]
+    path.write_text("\n".join(good) + "\n", encoding="utf-8")
+    assert [text for text, _ in read(path, text_key=key)] == ["one", "two", "three", "four"]
+    for twice in (f'{{"{key}": "a", "{key}": "b"}}', f'{{"{key}": "a", "id": {{"{key}": "c"}}, "{key}": "a"}}'):
+        path.write_text("\n".join([*good, twice, good[0]]) + "\n", encoding="utf-8")
+        with pytest.raises(InputError, match=rf"a\.jsonl:5: the key '{key}' stands twice"):
+            read(path, text_key=key)
+    escaped = '{"\\u0442\\u0435\\u043a\\u0441\\u0442": "a", "\\u0442\\u0435\\u043a\\u0441\\u0442": "b"}'
+    if key != "text":
+        path.write_text(escaped + "\n", encoding="utf-8")
+        with pytest.raises(InputError, match=r"a\.jsonl:1: the key"):
+            read(path, text_key=key)

@@ -67,5 +67,6 @@ def _render(options: argparse.Namespace) -> int:
         print(f"  {relation}: {counts.shortest} to {counts.longest} tokens, mean {counts.mean:.2f}")
     for remark in summary.remarks:
         print(f"remark: {remark}")
-    print(f"{summary.questions_path}: {summary.questions} questions")
+    left_out = f", {summary.left_out} facts are not asked about" if summary.left_out else ""
+    print(f"{summary.questions_path}: {summary.questions} questions{left_out}")
     return 0

@@ -63,7 +63,7 @@ def option_scores(run: Path, questions: QuestionSet) -> list[np.ndarray]:
     """[options, rules] of each question."""
     with restored(run, read_config(run), vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
         scorer = Scorer(engine)
-        probe = Probe(questions, first=1, batch_size=256, branching=scorer.branching)
+        probe = Probe(questions, batch_size=256, branching=scorer.branching)
         edges = scorer.score(probe.forest, probe._rows_a_pass)
         assert edges is not None
         scores, _ = probe._option_scores(edges)
@@ -146,7 +146,7 @@ def test_lm_pub_quiz_gives_every_option_our_score(
                     options = tuple(Option(o["text"], tuple(o["tokens"]), tuple(o["span"])) for o in encoded)
                     asked.append(Question("f", "infused", relation, "train", number, row["answer_idx"], options))
                     keys.append((relation, row["sub_label"], number))
-        ours = dict(zip(keys, option_scores(run, QuestionSet({}, tuple(asked))), strict=True))
+        ours = dict(zip(keys, option_scores(run, QuestionSet({"eod_id": 1}, tuple(asked))), strict=True))
         result = evaluator.evaluate_dataset(lm_pub_quiz.Dataset.from_path(str(folder)), batch_size=64, reduction="sum")
         for relation in result:
             for row in relation.instance_table.to_dict("records"):
@@ -162,7 +162,7 @@ def test_an_option_that_would_be_cut_otherwise_is_left_out(tiny_data: Path) -> N
     tokens = tuple(tokenizer.encode("The river crosses"))
     assert len(tokens) >= 3
     start = next(at for at in range(1, len(tokens)) if tokenizer.decode(list(tokens[:at])) == "The river")
-    assert _parts(Option("crosses", tokens, (start, len(tokens))), tokenizer) == (
+    assert _parts(Option("crosses", tokens, (start, len(tokens))), tokenizer, (1,)) == (
         "<|endoftext|>The river ",
         "crosses",
     )
@@ -170,8 +170,8 @@ def test_an_option_that_would_be_cut_otherwise_is_left_out(tiny_data: Path) -> N
     letters = (*tokens[:start], pieces["▁"], *(pieces[letter] for letter in "crosses"))  # another way to write it
     assert letters != tokens
     assert tokenizer.decode(list(letters)) == "The river crosses"
-    assert _parts(Option("crosses", letters, (start, len(letters))), tokenizer) is None
-    assert _parts(Option("crosse", tokens, (start, len(tokens))), tokenizer) is None
+    assert _parts(Option("crosses", letters, (start, len(letters))), tokenizer, (1,)) is None
+    assert _parts(Option("crosse", tokens, (start, len(tokens))), tokenizer, (1,)) is None
 
 
 def test_the_command_writes_tasks_and_refuses_a_folder_that_is_taken(

@@ -223,3 +223,36 @@ def test_joining_queries_keys_and_values_undoes_taking_them_apart() -> None:
     shape = ModelShape(layers=1, width=8, heads=4, query_groups=2, ffn_width=8)
     joined = torch.arange(16 * 8.0).view(16, 8)
     assert torch.equal(join_qkv(*split_qkv(joined, shape), shape), joined)
+
+
+def test_sequences_longer_than_a_start_was_made_for_are_refused_and_its_limit_is_exported(
+    tiny_run: MakeRun, tiny_data: Path, tmp_path: Path
+) -> None:
+    folder = make_model(tmp_path / "hf", tiny_data, **TIED)
+    config = json.loads((folder / "config.json").read_text())
+    limits = {"short": 32, "long": 128, "unsaid": None}
+    for name, limit in limits.items():
+        content = {key: value for key, value in config.items() if key != "max_position_embeddings"}
+        content |= {} if limit is None else {"max_position_embeddings": limit}
+        (folder / "config.json").write_text(json.dumps(content))
+        start = import_huggingface(folder, tmp_path / name)
+        assert start.content["max_position_embeddings"] == start.positions == limit
+    with pytest.raises(InputError, match=r"training\.sequence_length: is 64, .*made for 32 positions .*use 32 or less"):
+        train(run_from(tmp_path / "short", tiny_run))
+    for name, expected in (("long", 128), ("unsaid", 64)):
+        run = train(run_from(tmp_path / name, tiny_run, name=name))
+        shutil.rmtree(tmp_path / name)  # the run says it itself
+        back = export_huggingface(run, tmp_path / f"{name}-back", tokenizer=False)
+        assert json.loads((back / "config.json").read_text())["max_position_embeddings"] == expected
+    content = {**config, "max_position_embeddings": "many"}
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="max_position_embeddings is 'many'"):
+        import_huggingface(folder, tmp_path / "never")
+
+
+def test_a_key_twice_in_the_configuration_of_a_model_is_refused(tiny_data: Path, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "hf", tiny_data, **TIED)
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace("{", '{"rms_norm_eps": 0.5,', 1))
+    with pytest.raises(InputError, match=r"config\.json:\d+: the key 'rms_norm_eps' stands twice"):
+        import_huggingface(folder, tmp_path / "start")

@@ -49,7 +49,7 @@ def known(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
 def asked(run: Path, questions: QuestionSet) -> ProbeResult:
     with restored(run, read_config(run), vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
         scorer = Scorer(engine)
-        probe = Probe(questions, first=1, batch_size=512, branching=scorer.branching)
+        probe = Probe(questions, batch_size=512, branching=scorer.branching)
         result = probe.ask(scorer.score)
     assert result is not None
     return result

@@ -78,7 +78,7 @@ def test_rows_of_options_score_as_each_option_alone(run: Path, implementation: s
         assert scorer.branching == (implementation == "sdpa")
         drawn = torch.get_rng_state()
         for width, batch_size in ((16, 1), (64, 30), (512, 10_000)):
-            probe = Probe(questions, first=1, batch_size=batch_size, branching=scorer.branching, width=width)
+            probe = Probe(questions, batch_size=batch_size, branching=scorer.branching, width=width)
             scores, _ = probe._option_scores(scorer.score(probe.forest, probe._rows_a_pass))
             np.testing.assert_allclose(scores[:, :-1], expected, rtol=1e-5, atol=1e-5)
         assert torch.equal(torch.get_rng_state(), drawn)

@@ -69,7 +69,7 @@ def question_set(seed: int, facts: int = 6) -> QuestionSet:
             group = ("infused", "background", "control")[number % 3]
             answer = rng.randrange(len(options))
             questions.append(Question(f"f{number}", group, f"r{number % 2}", split, template, answer, tuple(options)))
-    return QuestionSet(header={"tokenizer_fingerprint": "t"}, questions=tuple(questions))
+    return QuestionSet(header={"tokenizer_fingerprint": "t", "eod_id": FIRST}, questions=tuple(questions))
 
 
 def expected_scores(model: PrefixModel, option: Option) -> dict[str, float]:
@@ -94,7 +94,7 @@ def expected_start(model: PrefixModel, option: Option) -> float:
 
 
 def probe(questions: QuestionSet, model: PrefixModel, batch_size: int = 7, **layout: Any) -> ProbeResult:
-    result = Probe(questions, first=FIRST, batch_size=batch_size, **layout).ask(model)
+    result = Probe(questions, batch_size=batch_size, **layout).ask(model)
     assert result is not None
     return result
 
@@ -189,14 +189,14 @@ def test_the_order_of_questions_and_of_options_changes_nothing() -> None:
 def test_two_equal_options_are_a_tie_and_wrong() -> None:
     option = Option("a", (5, 6), (1, 2))
     question = Question("f", "infused", "r", "train", 0, 0, (option, option))
-    result = probe(QuestionSet({}, (question,)), PrefixModel())
+    result = probe(QuestionSet({"eod_id": FIRST}, (question,)), PrefixModel())
     assert not result.correct.any()
     assert (result.margins == 0).all()
 
 
 def test_a_rank_without_the_loss_takes_part_and_reports_nothing() -> None:
     calls = []
-    found = Probe(question_set(1), first=FIRST, batch_size=10).ask(lambda forest, rows: calls.append(forest))
+    found = Probe(question_set(1), batch_size=10).ask(lambda forest, rows: calls.append(forest))
     assert found is None
     assert len(calls) == 1
 
@@ -253,7 +253,7 @@ def test_every_rule_gives_what_is_known_by_hand(
 ) -> None:
     for answer in (0, 1):
         question = Question("f", "infused", "r", "train", 0, answer, tuple(options))
-        result = Probe(QuestionSet({}, (question,)), first=FIRST, batch_size=8).ask(Oracle(told))
+        result = Probe(QuestionSet({"eod_id": FIRST}, (question,)), batch_size=8).ask(Oracle(told))
         assert result is not None
         for rule, scores in expected.items():
             column, margin = RULES.index(rule), scores[answer] - scores[1 - answer]
@@ -272,7 +272,8 @@ def test_a_completion_counts_if_greedy_decoding_gives_the_answer_or_an_alias_and
     }  # fmt: skip
     for greedy, (right, expected) in cases.items():
         question = Question("f", "infused", "r", "train", 0, 1, (ulm, right), (alias,))
-        result = Probe(QuestionSet({}, (question,)), first=FIRST, batch_size=8).ask(Oracle(dict.fromkeys(greedy, -0.1)))
+        questions = QuestionSet({"eod_id": FIRST}, (question,))
+        result = Probe(questions, batch_size=8).ask(Oracle(dict.fromkeys(greedy, -0.1)))
         assert result is not None
         assert result.generated.tolist() == [expected]
         assert result.rows[0]["generated"] == {"n": int(expected >= 0), "correct": int(expected > 0)}
@@ -285,7 +286,7 @@ def test_what_the_model_knows_is_found_by_every_rule(tiny_data: Path, known: str
     for question in questions.questions[::7]:  # one at a time: its options are right elsewhere
         tokens = question.options[question.answer if known == "answer" else question.answer - 1].tokens
         told = {tokens[:end]: -0.01 for end in range(1, len(tokens) + 1)}
-        result = Probe(replace(questions, questions=(question,)), first=1, batch_size=64).ask(Oracle(told))
+        result = Probe(replace(questions, questions=(question,)), batch_size=64).ask(Oracle(told))
         assert result is not None
         for row in result.rows:
             if row["scoring"] != "pmi":  # the answers' own likelihoods take part

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_kis.errors import InputError
-from megatron_kis.probes.questions import read_questions
+from megatron_kis.probes.questions import check_lengths, read_questions
 
 ALL = {"train": None, "held_out": None, "question": None}
 HEADER = {"schema": "kis.questions/1", "tokenizer_fingerprint": "abc"}
@@ -105,3 +105,33 @@ def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
         read_questions(write(tmp_path / "q.jsonl"), ALL)
     with pytest.raises(InputError, match=r"absent\.jsonl: cannot be read"):
         read_questions(tmp_path / "absent.jsonl", ALL)
+
+
+def test_first_tokens_are_those_of_the_header_or_of_older_files_the_end_of_document(tmp_path: Path) -> None:
+    for more, expected in (({"first_tokens": [7, 2], "eod_id": 7}, (7, 2)), ({"eod_id": 0}, (0,))):
+        assert read_questions(write(tmp_path / "q.jsonl", {**HEADER, **more}, ROW), ALL).first_tokens == expected
+    with pytest.raises(InputError, match="first_tokens is"):
+        _ = read_questions(write(tmp_path / "q.jsonl", HEADER, ROW), ALL).first_tokens
+
+
+@pytest.mark.parametrize("first", [[], 3, [-1], ["x"], [True], None, [1.5]], ids=str)
+def test_wrong_first_tokens_are_refused_when_they_are_read(tmp_path: Path, first: Any) -> None:
+    with pytest.raises(InputError, match=r"q\.jsonl:1: first_tokens is .*render the facts again"):
+        read_questions(write(tmp_path / "q.jsonl", {**HEADER, "first_tokens": first}, ROW), ALL)
+
+
+def test_questions_that_no_sequence_holds_are_refused_by_name(tmp_path: Path) -> None:
+    long = {**ROW, "fact": "g", "split": "held_out", "template": 4,
+            "options": [ROW["options"][0], {"text": "c", "tokens": list(range(3, 15)), "span": [1, 3]}]}  # fmt: skip
+    aliases = {**ROW, "aliases": [{"text": "d", "tokens": list(range(3, 14)), "span": [1, 3]}]}
+    header = {**HEADER, "eod_id": 1, "first_tokens": [1, 2]}
+    questions = read_questions(write(tmp_path / "q.jsonl", header, ROW, long, aliases), ALL)
+    check_lengths(questions, 14, where="q.jsonl")
+    with pytest.raises(InputError) as caught:
+        check_lengths(questions, 13, where="q.jsonl")
+    for words in ("q.jsonl: 1 of 3 questions are longer than 13 tokens", "with 14", "fact 'g'", "r.held_out[4]",
+                  "training.sequence_length"):  # fmt: skip
+        assert words in str(caught.value)
+    with pytest.raises(InputError, match="2 of 3 questions"):
+        check_lengths(questions, 12, where="q.jsonl")
+    check_lengths(read_questions(write(tmp_path / "none.jsonl", header), ALL), 1, where="none.jsonl")
