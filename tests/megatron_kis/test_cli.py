@@ -43,8 +43,8 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (InputError("is -1", where="seed", remedy="use 0 or more"), 2, "kis: error: seed: is -1; use 0 or more\n"),
         (JobError("the loss is nan"), 1, "kis: error: the loss is nan\n"),
-        (KeyboardInterrupt(), 130, "kis: interrupted; run the same command again to go on\n"),
-        (OSError(28, "No space left on device", "/x"), 1, "kis: error: [Errno 28] No space left on device: '/x'\n"),
+        (KeyboardInterrupt(), 130, "kis: interrupted; run the same command again to resume\n"),
+        (OSError(28, "No space left on device", "/x"), 1, "kis: error: /x: No space left on device\n"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -237,7 +237,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
     (tmp_path / "taken").write_text("a file, not a folder")
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(tiny_run(output=tmp_path / "taken" / "run").model_dump(mode="json")))
-    assert kis("train", path) == 1
+    assert kis("train", path) == 2
     error = capsys.readouterr().err
     assert error.startswith("kis: error: ")
     assert "taken" in error
