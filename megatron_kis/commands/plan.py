@@ -37,7 +37,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "model", metavar="MODEL", help="a preset, a shape (layers=32,width=4096,heads=32,...), RUN.yaml or STUDY.yaml"
     )
-    parser.add_argument("--tokens", type=quantity, metavar="D", help="tokens of the run (of a model; files have theirs)")
+    parser.add_argument(
+        "--tokens", type=quantity, metavar="D", help="tokens of the run (of a model; files have theirs)"
+    )
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="GPUs of a run (1; of a file, as many as its own layout has ranks)"
     )
