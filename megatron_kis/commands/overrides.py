@@ -24,8 +24,8 @@ def take_overrides(options: argparse.Namespace, more: Sequence[str]) -> list[str
     """
     if not hasattr(options, "overrides"):
         return list(more)
-    names = getattr(options, "only", None)
-    found = [word for word in names or () if _is_setting(word)]
+    names: Sequence[str] = getattr(options, "only", None) or ()
+    found = [word for word in names if _is_setting(word)]
     if found:
         options.only = [word for word in names if not _is_setting(word)]
     found += [word for word in more if _is_setting(word)]

@@ -13,6 +13,10 @@ ATTEMPT = "==== attempt "
 """How the line begins that the executor writes before each attempt."""
 
 _ERROR = "kis: error:"
+_CONSEQUENCE = "another rank of this run has ended"
+"""What a rank says that has met the end of another one. That one says why; or it was killed, and the launcher's last
+lines tell more."""
+
 _TAIL = 1 << 18
 """Bytes from the end of a log in which the reason is looked for; what torchrun prints after it takes a few thousand."""
 
@@ -36,7 +40,7 @@ def reason(run: RunConfig, count: int = 5) -> list[str]:
     if attempts and attempts[-1].outcome == "failed" and attempts[-1].error:
         return [f"{_ERROR} {attempts[-1].error}"]
     for line in reversed(_tail(run, _TAIL)):
-        if line.startswith(_ERROR):
+        if line.startswith(_ERROR) and _CONSEQUENCE not in line:
             return [line]
         if line.startswith(ATTEMPT):
             break

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_kis.commands.study.common import add_step, data_config, load_study
 from megatron_kis.commands.study.run import add_selection, another_try, selected
-from megatron_kis.errors import InputError, JobError
+from megatron_kis.errors import InputError, JobError, printable
 
 if TYPE_CHECKING:
     from megatron_kis.config import RunConfig
@@ -133,7 +133,7 @@ def _show(study: StudyConfig, submission: Submission, done: int, *, as_json: boo
         print(json.dumps({**described(submission), "scripts": submission.scripts}, indent=1))
         return
     for label, script in submission.scripts.items():
-        print(f"==== {submission.folder / label}.sbatch\n{script}")
+        print(printable(f"==== {submission.folder / label}.sbatch\n{script}", keep="\n\t"))
     print("==== calls of sbatch, each job with the numbers of those before")
     for step in submission.steps:
         words = ["sbatch", "--parsable", *step.options({}), f"{step.job.label}.sbatch", *step.arguments]

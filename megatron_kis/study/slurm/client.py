@@ -117,7 +117,10 @@ def used_variables(script: str, environment: Mapping[str, str]) -> set[str]:
 def unused_variables(scripts: Iterable[str], environment: Mapping[str, str]) -> list[str]:
     """The variables for sbatch that count for none of some scripts, or not for all of them; sorted."""
     given = {name for name in environment if name.startswith("SBATCH_")}
-    return sorted(given - set.intersection(given, *(used_variables(script, environment) for script in scripts)))
+    used = given
+    for script in scripts:
+        used = used & used_variables(script, environment)
+    return sorted(given - used)
 
 
 def scancel(jobs: Sequence[str]) -> None:

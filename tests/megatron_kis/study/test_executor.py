@@ -207,6 +207,16 @@ def test_without_a_whole_status_file_the_log_says_why(tmp_path: Path, name: str,
     assert reason(run) == ["kis: error: [0m wrong input"]
 
 
+def test_a_rank_that_met_the_end_of_another_is_not_the_reason(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "a")
+    run.output.mkdir(parents=True)
+    log = "==== attempt 1\nkis: error: rank 1: another rank of this run has ended; ...\nSignal 9 (SIGKILL) received\n"
+    (run.output / "log.txt").write_text(log)
+    assert reason(run, 1) == ["Signal 9 (SIGKILL) received"]
+    (run.output / "log.txt").write_text(log.replace("attempt 1\n", "attempt 1\nkis: error: no space left\n"))
+    assert reason(run) == ["kis: error: no space left"]
+
+
 @pytest.mark.usefixtures("stand_in")
 def test_the_reason_of_an_earlier_attempt_is_not_that_of_the_last(tmp_path: Path) -> None:
     run = run_of(tmp_path, "bad")
