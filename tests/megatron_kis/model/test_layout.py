@@ -20,20 +20,35 @@ from tests.sources import Sources
 SHAPE = {"layers": 6, "width": 48, "heads": 6, "query_groups": 3, "ffn_width": 96}
 BATCH = {"token_budget": 4096, "sequence_length": 64, "global_batch_size": 12}
 
-REFUSED = [
-    pytest.param({"heads": 4, "query_groups": 1}, {"tensor": 2}, {}, "parallel.tensor: 1 query_groups cannot be split 2 ways", id="query groups"),
-    pytest.param({"heads": 6, "query_groups": 6}, {"tensor": 4}, {}, "parallel.tensor: 6 heads cannot be split 4 ways", id="heads"),
-    pytest.param({"ffn_width": 100}, {"tensor": 3}, {}, "parallel.tensor: 100 ffn_width cannot be split 3 ways", id="width"),
-    pytest.param({}, {"tensor": 3}, {}, "parallel.tensor: 512 rows of the vocabulary cannot be split 3 ways", id="vocabulary"),
-    pytest.param({}, {"pipeline": 4}, {}, "parallel.pipeline: 6 layers cannot be split into 4 stages", id="stages"),
-    pytest.param({}, {"pipeline": 2, "virtual": 2}, {}, "parallel.virtual: a stage's 3 layers cannot be split into 2 chunks", id="chunks"),
-    pytest.param({}, {"context": 3}, {}, "training.sequence_length: 64 tokens cannot be dealt in 6 pieces to 3 ranks", id="context"),
-    pytest.param({"transformer_impl": "local"}, {"context": 2}, {}, "parallel.context: Megatron-Core's own attention needs whole", id="local"),
-    pytest.param({"query_groups": 6}, {"tensor": 2, "sequence": True}, {"sequence_length": 63}, "training.sequence_length: 63 tokens cannot be split over 2", id="sequence"),
-    pytest.param({}, {"replicas": 5}, {}, "training.global_batch_size: 12 sequences cannot be shared by 5 replicas", id="replicas"),
-    pytest.param({}, {"replicas": 3}, {"micro_batch_size": 3}, "training.micro_batch_size: 3 does not divide a replica's 4 sequences", id="micro-batch"),
-    pytest.param({}, {"pipeline": 2, "virtual": 3}, {}, "training.micro_batch_size: 1 micro-batches per step cannot take turns on 2", id="one"),
-    pytest.param({}, {"pipeline": 2, "virtual": 3}, {"micro_batch_size": 4}, "training.micro_batch_size: 3 micro-batches per step cannot take turns on 2", id="remainder"),
+REFUSED: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
+    ({"heads": 4, "query_groups": 1}, {"tensor": 2}, {}, "parallel.tensor: 1 query_groups cannot be split 2 ways"),
+    ({"heads": 6, "query_groups": 6}, {"tensor": 4}, {}, "parallel.tensor: 6 heads cannot be split 4 ways"),
+    ({"ffn_width": 100}, {"tensor": 3}, {}, "parallel.tensor: 100 ffn_width cannot be split 3 ways"),
+    ({}, {"tensor": 3}, {}, "parallel.tensor: 512 rows of the vocabulary cannot be split 3 ways"),
+    ({}, {"pipeline": 4}, {}, "parallel.pipeline: 6 layers cannot be split into 4 stages"),
+    ({}, {"pipeline": 2, "virtual": 2}, {}, "parallel.virtual: a stage's 3 layers cannot be split into 2 chunks"),
+    ({}, {"context": 3}, {}, "training.sequence_length: 64 tokens cannot be dealt in 6 pieces to 3 ranks"),
+    (
+        {"transformer_impl": "local"}, {"context": 2}, {},
+        "parallel.context: Megatron-Core's own attention needs whole sequences",
+    ),
+    (
+        {"query_groups": 6}, {"tensor": 2, "sequence": True}, {"sequence_length": 63},
+        "training.sequence_length: 63 tokens cannot be split over 2 tensor ranks",
+    ),
+    ({}, {"replicas": 5}, {}, "training.global_batch_size: 12 sequences cannot be shared by 5 replicas"),
+    (
+        {}, {"replicas": 3}, {"micro_batch_size": 3},
+        "training.micro_batch_size: 3 does not divide a replica's 4 sequences",
+    ),
+    (
+        {}, {"pipeline": 2, "virtual": 3}, {},
+        "training.micro_batch_size: 1 micro-batches per step cannot take turns on 2 interleaved stages",
+    ),
+    (
+        {}, {"pipeline": 2, "virtual": 3}, {"micro_batch_size": 4},
+        "training.micro_batch_size: 3 micro-batches per step cannot take turns on 2 interleaved stages",
+    ),
 ]  # fmt: skip
 
 
