@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from megatron_kis.errors import printable
+
 Item = TypeVar("Item")
 
 Meter = Callable[[int, int, int], None]
@@ -73,7 +75,7 @@ class BarProgress(Progress):
 
     def say(self, message: str) -> None:
         """Reports one line."""
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
 
     def track(self, items: Iterable[Item], *, description: str, total: int | None = None) -> Iterator[Item]:
         """Draws a bar that disappears when the work is done."""
@@ -121,4 +123,4 @@ def console_progress() -> Progress:
     """The progress of a command: a bar where standard error is a terminal, plain lines to it otherwise."""
     if sys.stderr.isatty():
         return BarProgress()
-    return LineProgress(lambda line: print(line, file=sys.stderr, flush=True))
+    return LineProgress(lambda line: print(printable(line), file=sys.stderr, flush=True))

@@ -12,18 +12,29 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from megatron_kis import __version__
 from megatron_kis.commands import data, export, import_, law, plan, probe, study, train
+from megatron_kis.commands.overrides import check_places, take_overrides
+from megatron_kis.ending import tell_starter
 from megatron_kis.errors import KisError, printable
 from megatron_kis.paths import expanded
 
 _INTERRUPTED = 130  # 128 + SIGINT, what shells report
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose complaints quote what was typed without harm to the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the usage and the complaint, and ends with status 2."""
+        super().error(printable(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kis",
         description="How much domain knowledge can be infused into a model before its memory collapses?",
     )
@@ -36,10 +47,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
-    options = build_parser().parse_args(arguments)
+    """Runs one command and returns its exit status.
+
+    0: done. 1: failed. 2: wrong input. 75: stopped, or left to others; try again later. 130: interrupted. ``kis train``
+    also says how it ended where it was asked to (``ending``).
+    """
+    options = _parse(arguments)
     debug = options.debug or bool(os.environ.get("KIS_DEBUG"))
+    trains = getattr(options, "command", None) == "train"
     try:
+        check_places(options)
         _expand_paths(options)
         status: int = options.handler(options)
         sys.stdout.flush()  # here, where a reader that has left is no error, and not at exit
@@ -47,9 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         _tell(str(error))
+        if trains:
+            tell_starter(error.exit_status, str(error))
         return error.exit_status
     except KeyboardInterrupt:
-        print("kis: interrupted; run the same command again to go on", file=sys.stderr)
+        print("kis: interrupted; run the same command again to resume", file=sys.stderr)
+        if trains:
+            tell_starter(_INTERRUPTED, "interrupted")
         return _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,9 +78,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         if debug:
             traceback.print_exc()
-        _tell(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        message = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        _tell(message)
+        if trains:
+            tell_starter(KisError.exit_status, message)
         return KisError.exit_status
+    except Exception as error:
+        if trains:
+            tell_starter(KisError.exit_status, f"{type(error).__name__}: {error}")
+        raise
     return status
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, with settings (``key=value``) taken wherever they stand after the file's name."""
+    parser = build_parser()
+    options, more = parser.parse_known_args(arguments)
+    more = take_overrides(options, more)
+    if more:
+        parser.error("unrecognized arguments: " + " ".join(more))
+    return options
 
 
 def _tell(message: str) -> None:

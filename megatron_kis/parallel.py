@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from megatron_kis.device import Device, quiet_megatron
 from megatron_kis.errors import InputError, JobError, KisError
+from megatron_kis.model.layout import replicas_of
 
 _TIMEOUT = datetime.timedelta(minutes=30)
 _Value = TypeVar("_Value")
@@ -116,14 +117,7 @@ def open_groups(device: Device, *, tensor: int = 1, pipeline: int = 1, virtual: 
         from megatron.core import parallel_state
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    replica = tensor * pipeline * context
-    if world_size % replica:
-        sizes = f"tensor={tensor} x pipeline={pipeline}" + (f" x context={context}" if context > 1 else "")
-        raise InputError(
-            f"{world_size} processes cannot hold {sizes}",
-            where="parallel",
-            remedy=f"start a multiple of {replica} processes with torchrun",
-        )
+    replicas_of(world_size, tensor=tensor, pipeline=pipeline, context=context)
     if not dist.is_initialized():
         if world_size == 1:
             dist.init_process_group(device.backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -37,7 +37,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "model", metavar="MODEL", help="a preset, a shape (layers=32,width=4096,heads=32,...), RUN.yaml or STUDY.yaml"
     )
-    parser.add_argument("--tokens", type=quantity, metavar="D", help="tokens of the run (of a model; files have theirs)")
+    parser.add_argument(
+        "--tokens", type=quantity, metavar="D", help="tokens of the run (of a model; files have theirs)"
+    )
     parser.add_argument(
         "--gpus", type=int, metavar="N", help="GPUs of a run (1; of a file, as many as its own layout has ranks)"
     )
@@ -185,9 +187,10 @@ def _jobs(options: argparse.Namespace) -> list[Planned]:
 
 
 def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
-    from megatron_kis.config import RunConfig
+    from megatron_kis.config import RunConfig, TrainingConfig
     from megatron_kis.files import read_text
-    from megatron_kis.settings import load_config
+    from megatron_kis.model.layout import check_layout
+    from megatron_kis.settings import load_config, parse_config
     from megatron_kis.study.config import StudyConfig
     from megatron_kis.study.grid import spots_of
 
@@ -196,6 +199,8 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
         training = run.training
         length, batch = training.sequence_length, training.global_batch_size
         job = _job(run.model, options, training.token_budget, length, batch, None)
+        if options.gpus is None:
+            check_layout(run.model, run.parallel, training, vocabulary=options.vocabulary)
         return [Planned(run.name, job, 1, _split(run.parallel), training.micro_batch_size)]
     study = load_config(StudyConfig, path)
     pieces = study.data.get("vocab_size")
@@ -203,6 +208,13 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     length, batch = shared.sequence_length, shared.global_batch_size
     # A size may stand in the ladder several times, with other budgets, layouts or frequencies.
     kinds = Counter((spot.rung.model_copy(update={"frequencies": None}), spot.tokens) for spot in spots_of(study))
+    for rung, budget in kinds if options.gpus is None else ():
+        own = {"token_budget": budget, "micro_batch_size": rung.micro_batch_size or shared.micro_batch_size}
+        training = parse_config(TrainingConfig, {**shared.model_dump(), **own}, source=f"{path}: {rung.label}")
+        try:
+            check_layout(rung, rung.parallel, training, vocabulary=options.vocabulary or pieces)
+        except InputError as error:
+            raise InputError(error.problem, where=f"{rung.label}: {error.where}", remedy=error.remedy) from None
     return [
         Planned(
             rung.label,

@@ -15,9 +15,11 @@ from megatron_kis.errors import InputError
 from megatron_kis.model.attention import SdpaAttention
 from megatron_kis.model.gated import SwiGlu
 from megatron_kis.model.ladder import ModelShape
+from megatron_kis.model.layout import check_shape
 from megatron_kis.model.loss import cross_entropy
 from megatron_kis.model.norm import RmsNorm
 from megatron_kis.parallel import Layout
+from megatron_kis.training.settings import ParallelConfig
 
 with quiet_megatron():
     from megatron.core.models.gpt.gpt_layer_specs import (
@@ -119,29 +121,13 @@ def transformer_config(
     Raises:
         InputError: the layout does not divide the shape, or the attention cannot share a sequence.
     """
-    if layout.context_size > 1 and implementation == "local":
-        raise InputError(
-            "Megatron-Core's own attention needs whole sequences", where="parallel.context",
-            remedy="use model.transformer_impl=auto",
-        )  # fmt: skip
-    split = {"heads": shape.heads, "query_groups": shape.query_groups, "ffn_width": shape.ffn_width}
-    for name, value in {**split, "rows of the vocabulary": vocabulary}.items():
-        if value % layout.tensor_size:
-            raise InputError(
-                f"{value} {name} cannot be split {layout.tensor_size} ways", where="parallel.tensor",
-                remedy=f"use a divisor of {value}",
-            )  # fmt: skip
-    if shape.layers % layout.pipeline_size:
-        raise InputError(
-            f"{shape.layers} layers cannot be split into {layout.pipeline_size} stages", where="parallel.pipeline",
-            remedy=f"use a divisor of {shape.layers}",
-        )  # fmt: skip
-    a_stage = shape.layers // layout.pipeline_size
-    if a_stage % layout.virtual_size:
-        raise InputError(
-            f"a stage's {a_stage} layers cannot be split into {layout.virtual_size} chunks", where="parallel.virtual",
-            remedy=f"use a divisor of {a_stage}",
-        )  # fmt: skip
+    parallel = ParallelConfig(
+        tensor=layout.tensor_size,
+        pipeline=layout.pipeline_size,
+        virtual=layout.virtual_size,
+        context=layout.context_size,
+    )
+    check_shape(shape, parallel, rows=vocabulary, implementation=implementation)
     half = precision in ("bf16", "fp8")
     on_cuda = not device.is_host
     return TransformerConfig(

@@ -1,7 +1,7 @@
 """The attempts of a cell, in ``runs/<cell>/attempts.jsonl``: a line when one starts, a line when it has ended.
 
 Only who holds the cell's claim writes. A start without an end is an attempt that was lost with its machine. Failures
-count while the cell's settings stay the same, and until somebody asks for another try (``forgive``).
+count while the cell's settings stay the same, and until somebody asks for another try (``forgive``, ``begin_again``).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ WRONG_INPUT = 2
 
 STOPPED = 75
 """Exit status of a run that was asked to stop and has saved a checkpoint (``training.signals``)."""
+
+_LONGEST_ERROR = 4000  # characters of a reason that are kept
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ class Attempt:
     """Exit status; negative for a signal."""
 
     outcome: Outcome | None = None
-    """``done``, ``failed``, or ``stopped``: it was asked to, and goes on from its checkpoint."""
+    """``done``, ``failed``, or ``stopped``: it was asked to, and resumes from its checkpoint."""
+
+    error: str = ""
+    """What its first failing rank gave as the reason; empty if none did."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,9 @@ class History:
 
     forgiven: int = 0
     """Failures up to this attempt do not count."""
+
+    restart: bool = False
+    """Whether the next attempt is to begin the run again, and not to resume it (``begin_again``)."""
 
     def failures(self, config: str) -> list[Attempt]:
         """The failed attempts that count against settings of this fingerprint."""
@@ -101,10 +109,10 @@ def start_attempt(claim: Claim, config: str) -> None:
     append_json_line(claim.folder / NAME, {**row, "config": config, "time": time.time()})
 
 
-def end_attempt(claim: Claim, *, status: int, outcome: Outcome) -> None:
-    """Notes how it ended."""
+def end_attempt(claim: Claim, *, status: int, outcome: Outcome, error: str = "") -> None:
+    """Notes how it ended, and the reason if there is one."""
     row = {"event": "end", "attempt": claim.number, "status": status, "outcome": outcome, "time": time.time()}
-    append_json_line(claim.folder / NAME, row)
+    append_json_line(claim.folder / NAME, row | ({"error": error[:_LONGEST_ERROR]} if error else {}))
 
 
 def forgive(folders: Sequence[Path]) -> None:
@@ -115,6 +123,19 @@ def forgive(folders: Sequence[Path]) -> None:
             append_json_line(folder / NAME, {"event": "forgive", "attempt": attempts[-1].number, "time": time.time()})
 
 
+def begin_again(folders: Sequence[Path]) -> None:
+    """Lets the next attempt of each cell, and only that one, begin at step 0; forgives it, too.
+
+    Args:
+        folders: of cells that nobody runs; a cell without a folder has nothing to forget.
+    """
+    for folder in folders:
+        if folder.is_dir():
+            attempts = read_attempts(folder).attempts
+            number = attempts[-1].number if attempts else 0
+            append_json_line(folder / NAME, {"event": "restart", "attempt": number, "time": time.time()})
+
+
 def read_attempts(folder: Path) -> History:
     """What the file says; lines that a crash has cut or damaged are passed over."""
     try:
@@ -122,13 +143,14 @@ def read_attempts(folder: Path) -> History:
     except OSError:
         return History()
     attempts: dict[int, Attempt] = {}
-    forgiven = 0
+    forgiven, restart = 0, False
     for line in lines:
         row = _row(line)
         number, event = row.get("attempt"), row.get("event")
         if not isinstance(number, int) or not isinstance(row.get("time"), int | float):
             continue
         if event == "start":
+            restart = False
             attempts[number] = Attempt(
                 number,
                 host=str(row.get("host", "")),
@@ -139,11 +161,15 @@ def read_attempts(folder: Path) -> History:
             )
         elif event == "end" and number in attempts and row.get("outcome") in ("done", "failed", "stopped"):
             attempts[number] = replace(
-                attempts[number], ended=row["time"], status=row.get("status"), outcome=row["outcome"]
+                attempts[number],
+                ended=row["time"],
+                status=row.get("status"),
+                outcome=row["outcome"],
+                error=str(row.get("error", "")),
             )
-        elif event == "forgive":
-            forgiven = number
-    return History(tuple(attempts.values()), forgiven)
+        elif event in ("forgive", "restart"):
+            forgiven, restart = number, restart or event == "restart"
+    return History(tuple(attempts.values()), forgiven, restart)
 
 
 def _row(line: bytes) -> dict[str, Any]:

@@ -11,7 +11,8 @@ The next number may be created when the claim that counts is released, or when i
 - on the same machine (same boot, same process namespace): its process is gone, and so is the cell's;
 - on the same node, of the same SLURM job: it belongs to an earlier start of the job, before it was requeued;
 - elsewhere: its heartbeat, the file's modification time, which the owner renews ten times a lease, is older than the
-  lease. Both times compared are those of the file server, so that clocks need not agree.
+  lease. Both times compared are those of the file server, so that clocks need not agree. One that lies in the future,
+  because that server's clock was set back, is set to the present by who meets it.
 
 An owner that was taken for dead all the same (a machine that hung for longer than the lease) sees it at its next
 heartbeat, by the higher number, and ends its cell. Until then the lock of the run's folder (``files.locked``), which
@@ -26,6 +27,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -175,7 +177,7 @@ def claim(
         dead: a further proof that an owner elsewhere is dead, such as a scheduler that says its job is over.
 
     Returns:
-        The claim, or whose claim was met instead.
+        The claim, or whose claim was met instead, as it was.
     """
     owner = owner or this_process()
     claims = folder / FOLDER
@@ -186,8 +188,13 @@ def claim(
         number = _last(claims)
         while True:
             seen = _read(folder, number) if number else None
-            if seen is not None and not _over(seen, owner, now=_now(mine), lease=lease, dead=dead):
-                return seen
+            if seen is not None:
+                now = _now(mine)
+                if not _over(seen, owner, now=now, lease=lease, dead=dead):
+                    if _ahead(seen, owner, now=now, lease=lease):
+                        with suppress(OSError):  # nobody's lease ends later than a lease from now
+                            os.utime(_path(folder, number))
+                    return seen
             if _create(mine, _path(folder, number + 1)):
                 return Claim(folder, number + 1, owner, lease)
             number += 1  # somebody was faster; is it alive?
@@ -210,18 +217,34 @@ def alive(seen: Seen, *, owner: Owner | None = None, now: float | None = None, l
         now: time of the file server; this machine's if not given.
         lease: seconds.
     """
-    return not _over(seen, owner or this_process(), now=time.time() if now is None else now, lease=lease, dead=None)
+    owner, now = owner or this_process(), time.time() if now is None else now
+    over = _over(seen, owner, now=now, lease=lease, dead=None)
+    return not over and not _ahead(seen, owner, now=now, lease=lease)
 
 
 def doubtful(seen: Seen, owner: Owner, *, now: float | None = None, lease: float = LEASE_SECONDS) -> bool:
     """Whether it may well turn out, when the lease is over, that the owner of a claim is dead.
 
-    It has missed several heartbeats, or it is an earlier start of our own job on another node: the scheduler may have
-    lost that node, or merely its connection to it.
+    It has missed several heartbeats, or its last one lies in the future (``claim`` sets it back), or it is an earlier
+    start of our own job on another node: the scheduler may have lost that node, or merely its connection to it.
     """
     theirs, now = seen.owner, time.time() if now is None else now
     ours = bool(theirs.job) and theirs.job == owner.job and theirs.restart < owner.restart
-    return ours or now - seen.beat > _MISSED_BEATS * lease / _BEATS_A_LEASE
+    silent = now - seen.beat > _MISSED_BEATS * lease / _BEATS_A_LEASE
+    return ours or silent or _ahead(seen, owner, now=now, lease=lease)
+
+
+def _ahead(seen: Seen, mine: Owner, *, now: float, lease: float) -> bool:
+    """Whether the heartbeat of an owner elsewhere lies more than a lease in the future.
+
+    The file server's clock was set back since. An owner that lives renews it, with the present time.
+    """
+    return not _is_here(seen.owner, mine) and seen.beat - now > lease
+
+
+def _is_here(theirs: Owner, mine: Owner) -> bool:
+    """Whether the kernel can tell us what has become of an owner."""
+    return bool(theirs.boot) and (theirs.boot, theirs.namespace) == (mine.boot, mine.namespace)
 
 
 def _over(seen: Seen, mine: Owner, *, now: float, lease: float, dead: Callable[[Owner], bool] | None) -> bool:
@@ -229,7 +252,7 @@ def _over(seen: Seen, mine: Owner, *, now: float, lease: float, dead: Callable[[
     theirs = seen.owner
     if seen.released:
         return True
-    if theirs.boot and (theirs.boot, theirs.namespace) == (mine.boot, mine.namespace):
+    if _is_here(theirs, mine):
         return not any(_lives(*process) for process in ((theirs.pid, theirs.began), theirs.cell) if process)
     if theirs.job and (theirs.job, theirs.host) == (mine.job, mine.host) and theirs.restart < mine.restart:
         return True

@@ -23,22 +23,25 @@ from typing import IO
 import yaml
 
 from megatron_kis.config import RunConfig
+from megatron_kis.ending import VARIABLE, Ending, read_ending
 from megatron_kis.files import locked, write_text
 from megatron_kis.study.attempts import (
     STOPPED,
     Outcome,
     end_attempt,
     given_up,
+    read_attempts,
     settings_fingerprint,
     start_attempt,
 )
-from megatron_kis.study.claim import Claim, Owner, claim, doubtful, this_process
+from megatron_kis.study.claim import Claim, Owner, Seen, claim, doubtful, look, this_process
 from megatron_kis.study.config import ExecutorConfig
 from megatron_kis.study.launch import Command, Launcher, local_command
+from megatron_kis.study.logs import ATTEMPT, LOG_NAME
 from megatron_kis.study.places import Machine, Place, Places, this_machine
 from megatron_kis.study.processes import descendants, prepared
 
-LOG_NAME = "log.txt"
+_ENDING = ".status-{}.json"  # in the run's folder, by the number of the attempt
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 2.0  # between looks at claims whose owners may be dead
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -84,6 +87,9 @@ class _Cell:
     command: Command
     process: subprocess.Popen[bytes]
     log: IO[bytes]
+    ending: Path
+    """Where its first failing rank says why."""
+
     lost: bool = False
 
 
@@ -161,6 +167,7 @@ class _Executor:
         self._waiting = deque(run for run in runs if run.name not in finished)
         self._doubtful: deque[RunConfig] = deque()
         self._looked = 0.0
+        self._beats: dict[str, float] = {}
         self._failed: list[str] = []
         self._stopped: list[str] = []
         self._retried: list[str] = []
@@ -227,7 +234,7 @@ class _Executor:
         lease = 60 * self._settings.lease_minutes
         held = claim(run.output, owner=self._owner, lease=lease, dead=self._dead)
         if not isinstance(held, Claim):
-            if doubtful(held, self._owner, lease=lease):
+            if self._doubts(run, held, lease):
                 self._doubtful.append(run)  # its lease ends in a few minutes, or it gives a sign of life
             else:
                 self._elsewhere.append((run.name, str(held.owner)))
@@ -246,28 +253,43 @@ class _Executor:
         held.release()
         return False
 
+    def _doubts(self, run: RunConfig, seen: Seen, lease: float) -> bool:
+        """Whether the owner of a claim may be dead; once it may, until it gives a sign of life."""
+        if self._beats.get(run.name) == seen.beat:
+            return True
+        if not doubtful(seen, self._owner, lease=lease):
+            return False
+        now = look(run.output)  # a heartbeat in the future was set back when we tried to claim the cell
+        self._beats[run.name] = now.beat if now else seen.beat
+        return True
+
     def _launch(self, run: RunConfig, place: Place, held: Claim) -> _Cell:
         config = run.output / "config.yaml"
         write_text(config, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
         command = self._launcher(run, config, place)
+        again = ["--restart"] if read_attempts(run.output).restart else []
         start_attempt(held, settings_fingerprint(run))
+        for left in run.output.glob(_ENDING.format("*")):  # by an executor that was killed
+            left.unlink(missing_ok=True)
+        # A name that nobody has looked up before: NFS remembers for a while that a file is not there.
+        ending = run.output.resolve() / _ENDING.format(held.number)
         log = open(run.output / LOG_NAME, "ab")  # noqa: SIM115 - closed when the run ends
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        log.write(f"==== attempt {held.number}, {when}, {self._owner}\n".encode())
+        log.write(f"{ATTEMPT}{held.number}, {when}, {self._owner}\n".encode())
         log.flush()
         # A session of its own: Ctrl-C reaches the executor alone, which then stops its runs in order.
         process = subprocess.Popen(
-            command.arguments,
+            [*command.arguments, *again],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **command.environment},
+            env={**os.environ, **command.environment, VARIABLE: str(ending)},
             start_new_session=True,
             pass_fds=() if self._lock is None else (self._lock,),
             preexec_fn=prepared(place.cores),  # noqa: PLW1509 - two system calls, looked up before the fork
         )
         held.started(process.pid)
-        return _Cell(run, place, held, command, process, log)
+        return _Cell(run, place, held, command, process, log, ending)
 
     def _ended(self) -> int:
         """Collects the cells that have ended, renews the claims of the others."""
@@ -288,8 +310,10 @@ class _Executor:
         if cell.lost:
             self._elsewhere.append((run.name, "taken over by another executor"))
             return
+        said = _said(cell)
+        status = said.status if said else status
         outcome = self._outcome(run, status)
-        end_attempt(cell.claim, status=status, outcome=outcome)
+        end_attempt(cell.claim, status=status, outcome=outcome, error=said.error if said else "")
         cell.claim.release()
         if outcome == "done":
             self._done.append(run.name)
@@ -325,6 +349,14 @@ class _Executor:
             cell.log.close()
             cell.claim.release()
         self._cells.clear()
+
+
+def _said(cell: _Cell) -> Ending | None:
+    """What the first failing rank of an ended cell wrote: launchers of several ranks end with a status of their own."""
+    said = read_ending(cell.ending) if cell.process.returncode else None
+    with suppress(OSError):
+        cell.ending.unlink(missing_ok=True)
+    return said
 
 
 def _ask(cell: _Cell) -> None:
@@ -369,14 +401,3 @@ def _signals_to(stop: _Stop) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def last_lines(run: RunConfig, count: int = 5) -> list[str]:
-    """The last lines of a run's log."""
-    path = run.output / LOG_NAME
-    if not path.exists():
-        return []
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 8192))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
-    return [line for line in lines if line.strip()][-count:]

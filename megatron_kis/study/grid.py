@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from data_tools.tokenizer import load_tokenizer
 from megatron_kis.config import ModelConfig, RunConfig, TrainingConfig
 from megatron_kis.data.settings import DataConfig, InfusionConfig
-from megatron_kis.errors import InputError
+from megatron_kis.errors import InputError, KisError
+from megatron_kis.model.layout import check_layouts
+from megatron_kis.model.vocabulary import VOCABULARY_MULTIPLE
 from megatron_kis.settings import Settings, parse_config
 from megatron_kis.study.config import RungConfig, StudyConfig
 
@@ -47,16 +51,32 @@ def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
     """The runs of a study, the most expensive first (so that none is left alone at the end).
 
     Raises:
-        InputError: a combination that no run can have, or two runs of one name.
+        InputError: a combination that no run can have, a layout that cannot hold its model or share its batches, or two
+            runs of one name.
     """
     make = _Maker(study, data)
     runs = [make.run(spot) for spot in spots_of(study)]
+    check_layouts(runs, vocabulary=_vocabulary(study))
     name, count = Counter(run.name for run in runs).most_common(1)[0]
     if count > 1:
         raise InputError(
             f"{count} runs would be called {name!r}", where="ladder", remedy="give each size its own 'name'"
         )
     return sorted(runs, key=cost, reverse=True)
+
+
+def _vocabulary(study: StudyConfig) -> int | None:
+    """Pieces of the study's tokenizer, before it is made; None where it does not matter or is not known yet."""
+    if all(VOCABULARY_MULTIPLE % rung.parallel.tensor == 0 for rung in study.ladder):
+        return None  # whatever the tokenizer, the padded rows can be split
+    given = study.data.get("tokenizer")
+    if given is None:
+        pieces = study.data.get("vocab_size")
+        return pieces if isinstance(pieces, int) else None
+    try:
+        return load_tokenizer(Path(given)).vocab_size
+    except KisError:  # who prepares the data says so
+        return None
 
 
 def cost(run: RunConfig) -> float:

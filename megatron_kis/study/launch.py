@@ -16,7 +16,7 @@ class Command:
     """What starts a cell."""
 
     arguments: list[str]
-    """The program and its arguments."""
+    """The program and its arguments. They end with those of ``kis train``: the executor may add ``--restart``."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables beside those of the executor."""

@@ -17,8 +17,8 @@ from megatron_kis.study.attempts import NAME as ATTEMPTS
 from megatron_kis.study.attempts import History, read_attempts, settings_fingerprint
 from megatron_kis.study.claim import FOLDER as CLAIMS
 from megatron_kis.study.claim import LEASE_SECONDS, Seen, alive, look, this_process
-from megatron_kis.study.executor import LOG_NAME, last_lines
 from megatron_kis.study.grid import cost
+from megatron_kis.study.logs import LOG_NAME, last_lines, reason
 
 State = Literal["waiting", "queued", "running", "stopped", "done", "failed", "given up"]
 
@@ -88,7 +88,7 @@ class RunStatus:
     """Machine and job that run it, or the job that it is queued as."""
 
     log: tuple[str, ...] = ()
-    """The last lines of its log, if it failed or has stopped."""
+    """Why it failed (``logs.reason``), or the last lines of its log if it has stopped."""
 
     cost: float = field(default=0.0, repr=False)
     """Relative cost (weights x tokens)."""
@@ -162,7 +162,7 @@ def _status(
         where = seen.owner.host + (f", job {seen.owner.job}" if seen.owner.job else "")
     elif state == "queued" and queued is not None:
         where = " ".join(filter(None, (f"job {queued.job}" if queued.job else "", queued.state, queued.reason)))
-    ended = state in ("stopped", "failed", "given up")
+    said = reason if state in ("failed", "given up") else last_lines if state == "stopped" else None
     return RunStatus(
         name=run.name,
         size=run.model.label,
@@ -176,7 +176,7 @@ def _status(
         whole=state == "done" and len(history.attempts) == 1,
         status=last.status if last and last.outcome == "failed" else None,
         where=where,
-        log=tuple(last_lines(run, _SHOWN_LINES)) if ended else (),
+        log=tuple(said(run, _SHOWN_LINES)) if said else (),
         cost=cost(run),
     )
 

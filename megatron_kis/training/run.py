@@ -19,6 +19,7 @@ from megatron_kis.data.ledger import Ledger
 from megatron_kis.device import open_device, quiet_megatron, seed_device
 from megatron_kis.errors import JobError
 from megatron_kis.files import locked, write_json
+from megatron_kis.model.layout import check_layout, replicas_of
 from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.parallel import (
     Layout,
@@ -31,7 +32,6 @@ from megatron_kis.parallel import (
     together,
 )
 from megatron_kis.training import shards
-from megatron_kis.training.batches import check_batches
 from megatron_kis.training.branch import check_branch, find_source
 from megatron_kis.training.checkpoint import Checkpoint, newest, required
 from megatron_kis.training.engine import Engine
@@ -90,6 +90,10 @@ def train(
     """
     os.environ.update(environment_of_srun(os.environ))
     inputs = open_inputs(config)
+    parallel = config.parallel
+    sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
+    replicas = replicas_of(int(os.environ.get("WORLD_SIZE", "1")), **sizes)
+    check_layout(config.model, parallel, config.training, replicas=replicas, vocabulary=inputs.vocabulary)
     device = open_device(config.device)
     precision = resolve_precision(config.training.precision, host=device.is_host)
     found = {**inputs.fingerprints, "plan": inputs.plan.fingerprint}
@@ -98,16 +102,8 @@ def train(
     check_precision(precision, host=device.is_host)
     torch.use_deterministic_algorithms(device.is_host)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - untyped; it looks for bugs, at a price; it changes no result
-    parallel = config.parallel
-    layout = open_groups(
-        device,
-        tensor=parallel.tensor,
-        pipeline=parallel.pipeline,
-        virtual=parallel.virtual,
-        context=parallel.context,
-    )
+    layout = open_groups(device, virtual=parallel.virtual, **sizes)
     try:
-        check_batches(config, layout)
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
         engine = Engine(config, vocabulary=padded_vocabulary(inputs.vocabulary), layout=layout, device=device)
         more = [make(engine) for make in hooks]

@@ -43,8 +43,8 @@ def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (InputError("is -1", where="seed", remedy="use 0 or more"), 2, "kis: error: seed: is -1; use 0 or more\n"),
         (JobError("the loss is nan"), 1, "kis: error: the loss is nan\n"),
-        (KeyboardInterrupt(), 130, "kis: interrupted; run the same command again to go on\n"),
-        (OSError(28, "No space left on device", "/x"), 1, "kis: error: [Errno 28] No space left on device: '/x'\n"),
+        (KeyboardInterrupt(), 130, "kis: interrupted; run the same command again to resume\n"),
+        (OSError(28, "No space left on device", "/x"), 1, "kis: error: /x: No space left on device\n"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from megatron_kis.files import locked, read_json, sha256_file
 from megatron_kis.model.build import assemble_model
 from megatron_kis.model.ladder import ModelShape
 from megatron_kis.parallel import Layout
-from megatron_kis.training.batches import check_batches
 from megatron_kis.training.run import train
 
 MakeRun = Callable[..., RunConfig]
@@ -160,26 +158,6 @@ def test_parallelism_that_cannot_be_run_is_refused_by_name(
         train(tiny_run(**settings))
 
 
-@pytest.mark.parametrize(
-    ("layout", "training", "problem"),
-    [
-        pytest.param({"pipeline_size": 2, "virtual_size": 2}, {}, "1 micro-batches .* 2 interleaved", id="one"),
-        pytest.param(
-            {"pipeline_size": 2, "virtual_size": 2},
-            {"global_batch_size": 9, "micro_batch_size": 3},
-            "3 micro-batches .* 2 interleaved",
-            id="remainder",
-        ),
-        pytest.param({"context_size": 3}, {}, "64 tokens cannot be dealt in 6 pieces", id="context"),
-        pytest.param({"tensor_size": 3}, {}, "64 tokens cannot be split over 3 tensor ranks", id="sequence"),
-    ],
-)
-def test_batches_that_a_layout_cannot_share_are_refused(
-    tiny_run: MakeRun, layout: dict[str, int], training: dict[str, int], problem: str
-) -> None:
-    alone = Layout(4, 0, 1, 0, 1, 0, 1, 0)
-    with pytest.raises(InputError, match=problem):
-        check_batches(tiny_run(training=training, parallel={"sequence": True}), replace(alone, **layout))
 
 
 def test_the_rate_falls_with_the_width_if_a_reference_is_given(tiny_run: MakeRun) -> None:

@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,9 +48,15 @@ def missing() -> str:
 class Cluster:
     """A running SLURM."""
 
-    def __init__(self, folder: Path) -> None:
-        """Starts it and waits until all nodes are idle."""
-        self.folder = folder
+    def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None, partitions: str = "") -> None:
+        """Starts it and waits until all nodes are idle.
+
+        Args:
+            folder: where everything lies.
+            settings: further lines of slurm.conf, by key.
+            partitions: further lines of slurm.conf that describe partitions.
+        """
+        self.folder, self._settings, self._partitions = folder, dict(settings or {}), partitions
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         for name in ("run", "log", "spool", "state", "run/munge"):
@@ -74,9 +80,8 @@ class Cluster:
 
     def states(self) -> list[str]:
         """State of every node."""
-        ended = subprocess.run(
-            ["sinfo", "-h", "-N", "-o", "%T"], env=self.environment, capture_output=True, text=True, check=False
-        )
+        ask = ["sinfo", "-h", "-N", "-p", "main", "-o", "%T"]
+        ended = subprocess.run(ask, env=self.environment, capture_output=True, text=True, check=False)
         return ended.stdout.split()
 
     def start_node(self, name: str) -> None:
@@ -180,12 +185,13 @@ class Cluster:
             "KillWait": "10",
             "MinJobAge": "86400",
             "MaxArraySize": "8",
+            **self._settings,
         }
         span = f"[{ports[1]}-{ports[-1]}]"
         text = "".join(f"{key}={value}\n" for key, value in lines.items())
         text += f"NodeName=kis[1-{NODES}] NodeHostname=localhost NodeAddr=127.0.0.1 Port={span} CPUs={CPUS} "
         text += "RealMemory=8000 Gres=gpu:2 State=UNKNOWN\n"
-        text += "PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP\n"
+        text += "PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP\n" + self._partitions
         (folder / "slurm.conf").write_text(text)
         (folder / "gres.conf").write_text(f"NodeName=kis[1-{NODES}] Name=gpu File=/dev/null,/dev/zero\n")
 

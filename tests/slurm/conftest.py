@@ -30,7 +30,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     reason = missing()
     if reason:
         pytest.skip(f"no SLURM here: {reason}")
-    running = Cluster(tmp_path_factory.mktemp("slurm"))
+    running = Cluster(
+        tmp_path_factory.mktemp("slurm"),
+        settings={
+            "PreemptType": "preempt/partition_prio",
+            "PreemptMode": "REQUEUE",
+            "SlurmctldParameters": "preempt_send_user_signal",
+        },
+        partitions="PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=600 State=UP\n"
+        "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP\n",
+    )
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = running.environment["SLURM_CONF"]
     try:

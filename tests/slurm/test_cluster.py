@@ -27,7 +27,6 @@ from tests.slurm.conftest import SMALL_JOBS, kis
 
 pytestmark = pytest.mark.slurm
 
-HOSTILE = 'it\'s "50%"; $(touch pwned)\n#SBATCH --nonsense\ntouch pwned'
 BATCH = 8 * 64
 SECONDS = 1200  # what a study of seconds may take at most, on a machine that does much else
 
@@ -56,8 +55,7 @@ def started(cluster: Cluster, make_study: Callable[..., Path], tmp_path_factory:
             cluster=large,
         ),
         hostile=make_study(
-            folder / 'a "b"; it\'s 50% $HOME',
-            name=HOSTILE,
+            folder / 'a "b"; it\'s 50% $(touch pwned)',
             ladder=[small, {"name": "exploding", **small, "learning_rate": 1e30, "frequencies": [0]}],
             frequencies=[0, 8],
             training={"sequence_length": 64, "global_batch_size": 8, "optimizer": {"warmup_share": 0.0}},
@@ -325,3 +323,88 @@ def test_what_sbatch_refuses_ends_nothing_half_submitted(
     assert list(wait_for_end(cluster, study).values()) == ["CANCELLED"]  # the data job, which had been taken
     assert kis("submit", study, "cluster.partition=nowhere") == 2
     assert "sinfo" in capsys.readouterr().err
+
+
+def test_wrong_input_of_ranks_under_torchrun_is_given_up_at_once_and_its_reason_is_told(
+    cluster: Cluster, make_study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(
+        tmp_path / "refused",
+        ladder=[{"layers": 1, "width": 16, "heads": 2, "parallel": {"replicas": 2}}],
+        frequencies=[8],
+        training={"sequence_length": 64, "global_batch_size": 8, "precision": "fp8"},  # which only its ranks can tell
+        executor={"retries": 2},
+        cluster={**SMALL_JOBS, "large": {"ranks_per_node": 2, "cpus_per_rank": 1, "launcher": "torchrun"}},
+    )
+    assert kis("submit", study) == 0
+    wait_for_end(cluster, study)
+    (attempt,) = read_attempts(run_folder(study)).attempts
+    assert (attempt.status, attempt.outcome) == (2, "failed"), logs(study)
+    (told,) = (study.parent / "out").glob("slurm/0001/logs/large*.log")
+    assert "    kis: error: training.precision: FP8 needs" in told.read_text()
+    capsys.readouterr()
+    assert kis("status", "--json", study) == 0
+    (cell,) = json.loads(capsys.readouterr().out)["runs"]
+    assert cell["state"] == "given up"
+    assert cell["log"][0].startswith("kis: error: training.precision")
+
+
+def test_the_variables_of_the_shell_say_only_what_the_study_leaves_open(
+    cluster: Cluster,
+    make_study: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = make_study(
+        tmp_path / "shell", cluster={**SMALL_JOBS, "partition": "main", "small": {"cpus": 2, "time_limit": "00:10:00"}}
+    )
+    shell = {"PARTITION": "high", "TIMELIMIT": "7", "NO_REQUEUE": "1", "ACCOUNT": "lab", "BEGIN": "now+1hour"}
+    for name, value in shell.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    assert kis("submit", study) == 0
+    assert (
+        "not used where the jobs say otherwise: SBATCH_BEGIN, SBATCH_NO_REQUEUE, SBATCH_PARTITION, SBATCH_TIMELIMIT;"
+        in capsys.readouterr().err
+    )
+    shown = {row["label"]: show(cluster, row["number"]) for row in rows_of(study)}
+    assert kis("cancel", study) == 0
+    for label, limit in (("small", "00:10:00"), ("data", "00:07:00"), ("report", "00:07:00")):
+        for asked in ("Partition=main", "Account=lab", f"TimeLimit={limit}"):
+            assert f" {asked} " in shown[label], label
+    assert " Requeue=1 " in shown["small"]
+
+
+def test_a_cell_that_is_preempted_makes_room_at_once_and_resumes(
+    cluster: Cluster, make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With a user signal at preemption: the grace time (600 s here) is what a cell may take, not what it waits."""
+    study = make_study(
+        tmp_path / "preempted",
+        token_budgets=[30000 * BATCH],
+        frequencies=[100],
+        checkpoints={"moments": {"every": 50}},
+        cluster={**SMALL_JOBS, "small": {"cpus": 2, "partition": "low", "options": ["--exclusive"]}},
+    )
+    assert kis("submit", study) == 0
+    array = next(row["number"] for row in rows_of(study) if row["label"] == "small")
+    runs = study.parent / "out" / "runs"
+    wait_for(lambda: list(runs.glob("*/checkpoints/step-*")), SECONDS, "no checkpoint", lambda: logs(study))
+    place = re.search(r" NodeList=(\S+)", show(cluster, array))[1]
+    script = tmp_path / "high.sh"
+    script.write_text("#!/bin/bash\nsleep 1\n")
+    log = f"--output={tmp_path}/high.log"
+    urgent = cluster.run("sbatch", "--parsable", "-p", "high", "--exclusive", "-w", place, log, str(script)).strip()
+    wait_for(lambda: "JobState=COMPLETED" in show(cluster, urgent), 300, "no room was made", lambda: logs(study))
+    folder = run_folder(study)
+    wait_for(lambda: len(read_attempts(folder).attempts) == 2, SECONDS, "it does not resume", lambda: logs(study))
+    first, _ = read_attempts(folder).attempts
+    assert (first.outcome, first.status) == ("stopped", 75)
+    wait_for(
+        lambda: json.loads((folder / "run.json").read_text())["sessions"][-1]["from_step"] > 0,
+        SECONDS,
+        "it does not resume where it was saved",
+        lambda: logs(study),
+    )
+    assert kis("cancel", study) == 0
+    wait_for_end(cluster, study)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from megatron_kis.commands.data.options import add_step, new_file, new_folder
+from megatron_kis.errors import printable
 
 # As in data_tools.importers, which is imported only where it is used.
 FORMATS = ("tsv", "csv", "jsonl", "bear", "lama", "trex", "wikidata5m")
@@ -70,7 +71,7 @@ def _facts(options: argparse.Namespace) -> int:
         progress=console_progress(),
     )
     for line in selection.summary():
-        print(line)
+        print(printable(line))
     if options.templates_output:
         relations = sorted({fact.relation for fact in selection.facts})
         count = write_source_templates(options.input, options.format, options.templates_output, relations)
@@ -99,13 +100,14 @@ def _templates(options: argparse.Namespace) -> int:
     facts = load_facts(options.facts) if options.facts else []
     templates = load_templates(options.templates, relations=sorted({fact.relation for fact in facts}))
     for relation, entry in templates.items():
-        print(f"{relation}: {len(entry.train)} train, {len(entry.held_out)} held out, {len(entry.question)} questions")
+        name = printable(relation)
+        print(f"{name}: {len(entry.train)} train, {len(entry.held_out)} held out, {len(entry.question)} questions")
     if options.tokenizer:
         for place, counts in template_lengths(facts, templates, load_tokenizer(options.tokenizer)).items():
-            print(f"{place}: {counts.shortest} to {counts.longest} tokens, mean {counts.mean:.1f}")
+            print(f"{printable(place)}: {counts.shortest} to {counts.longest} tokens, mean {counts.mean:.1f}")
     remarks = list(template_remarks(facts, templates))
     for remark in remarks:
-        print(f"remark: {remark}")
+        print(f"remark: {printable(remark)}")
     print(f"{len(templates)} relations, {len(remarks)} remarks")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_kis.commands.data.options import JSON_HELP, add_step
@@ -32,7 +33,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     result = inspect_corpus(options.prefix, tokenizer=tokenizer, sample=options.sample)
-    print(json.dumps(result, ensure_ascii=False, indent=1) if options.json else "\n".join(describe(result)))
+    print(json.dumps(result, ensure_ascii=False, indent=1) if options.json else _lines(describe(result)))
     return 0
 
 
@@ -42,7 +43,14 @@ def _inspect_run(options: argparse.Namespace) -> int:
     from megatron_kis.training.audit import audit_run, describe_audit, differences_of
 
     result = audit_run(options.prefix, recount=console_progress() if options.recount else None)
-    print(json.dumps(result, ensure_ascii=False, indent=1) if options.json else "\n".join(describe_audit(result)))
+    print(json.dumps(result, ensure_ascii=False, indent=1) if options.json else _lines(describe_audit(result)))
     if different := differences_of(result):
         raise JobError(f"{options.prefix}: {different} facts did not get what the plan promised")
     return 0
+
+
+def _lines(lines: Iterable[str]) -> str:
+    """Lines for a terminal: what stands in a corpus may be anything."""
+    from megatron_kis.errors import printable
+
+    return "\n".join(printable(line, keep="\n\t") for line in lines)

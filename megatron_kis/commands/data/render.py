@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from megatron_kis.commands.data.options import add_step, in_folders
+from megatron_kis.errors import printable
 
 
 def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,11 +63,11 @@ def _render(options: argparse.Namespace) -> int:
     )
     print(f"{summary.prefix}: {summary.exposures} exposures, {summary.tokens} tokens, longest {summary.longest}")
     for group, mean in summary.mean_tokens.items():
-        print(f"  {group}: {mean:.2f} tokens an exposure")
+        print(f"  {printable(group)}: {mean:.2f} tokens an exposure")
     for relation, counts in summary.relations.items():
-        print(f"  {relation}: {counts.shortest} to {counts.longest} tokens, mean {counts.mean:.2f}")
+        print(f"  {printable(relation)}: {counts.shortest} to {counts.longest} tokens, mean {counts.mean:.2f}")
     for remark in summary.remarks:
-        print(f"remark: {remark}")
+        print(f"remark: {printable(remark)}")
     left_out = f", {summary.left_out} facts are not asked about" if summary.left_out else ""
     print(f"{summary.questions_path}: {summary.questions} questions{left_out}")
     return 0

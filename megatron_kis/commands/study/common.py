@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.errors import InputError
+from megatron_kis.errors import InputError, printable
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from analysis.settings import AnalysisSettings
     from data_tools.prepare import DataSettings
     from megatron_kis.config import RunConfig
@@ -132,15 +134,22 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def plain(text: str) -> Text:
+    """A text for a table or a title as it is: nothing in it is markup or means something to a terminal."""
+    from rich.text import Text
+
+    return Text(printable(text))
+
+
 def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
     """Prints a table, as wide as the terminal."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=plain(title), title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
+        table.add_column(plain(column), justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     # Piped output is not cut at 80 columns.
     Console(width=None if os.isatty(1) else 200).print(table)

@@ -24,7 +24,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _logs(options: argparse.Namespace) -> int:
-    from megatron_kis.study.executor import LOG_NAME
+    from megatron_kis.study.logs import LOG_NAME
     from megatron_kis.study.status import Overview
 
     if options.lines < 0:
@@ -44,11 +44,13 @@ def _logs(options: argparse.Namespace) -> int:
             time.sleep(_POLL_SECONDS)
         with open(path, "rb") as log:
             log.seek(_start_of_tail(log, options.lines))
-            _copy(log)
+            copy = _Copy(log)
+            copy.lines()
             while options.follow and view.look()[0].state in ("running", "queued", "waiting"):
                 time.sleep(_POLL_SECONDS)
-                _copy(log)
-            _copy(log)
+                copy.lines()
+            copy.lines()
+            copy.rest()
     except KeyboardInterrupt:
         return 0
     return 0
@@ -75,7 +77,25 @@ def _start_of_tail(log: IO[bytes], lines: int) -> int:
     return 0
 
 
-def _copy(log: IO[bytes]) -> None:
-    while block := log.read(_BLOCK):
-        sys.stdout.write(block.decode("utf-8", errors="replace"))
-    sys.stdout.flush()
+class _Copy:
+    """Prints whole lines of a log as they come; what a terminal would obey is taken out or spelled out."""
+
+    def __init__(self, log: IO[bytes]) -> None:
+        self._log, self._begun = log, b""
+
+    def lines(self) -> None:
+        """The lines that have ended since the last call."""
+        while block := self._log.read(_BLOCK):
+            whole, newline, self._begun = (self._begun + block).rpartition(b"\n")
+            self._print(whole + newline)
+        sys.stdout.flush()
+
+    def rest(self) -> None:
+        """A last line that has not ended."""
+        self._print(self._begun)
+        sys.stdout.flush()
+
+    def _print(self, text: bytes) -> None:
+        from megatron_kis.study.logs import for_terminal
+
+        sys.stdout.write(for_terminal(text.decode("utf-8", errors="replace")))

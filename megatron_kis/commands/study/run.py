@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_kis.commands.study.common import add_step, done_runs, load_study, prepare, write_study
 from megatron_kis.commands.study.report import analyse
-from megatron_kis.errors import InputError, JobError, Stopped, nearest
+from megatron_kis.errors import InputError, JobError, Stopped, nearest, printable
 
 if TYPE_CHECKING:
     from megatron_kis.config import RunConfig
+    from megatron_kis.study.config import ExecutorConfig
     from megatron_kis.study.executor import Progress
 
 _SHORTEST_BAR = 20  # columns of a terminal below which plain lines are clearer
@@ -34,10 +35,12 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry-failed", action="store_true", help="try those again that were given up (executor.retries)"
     )
+    parser.add_argument(
+        "--restart", action="store_true", help="begin unfinished runs again at step 0; their checkpoints are lost"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
-    from megatron_kis.study.attempts import forgive
     from megatron_kis.study.executor import execute, study_lock
 
     study, data, analysis = load_study(options)
@@ -51,8 +54,7 @@ def _run(options: argparse.Namespace) -> int:
         runs = selected(every, options.only)
         done = done_runs(runs)
         write_study(study, study.output / "study.yaml")
-        if options.retry_failed:
-            forgive([run.output for run in runs if run.name not in done])
+        another_try([run for run in runs if run.name not in done], study.executor, options)
         print(f"{study.name}: {len(runs)} runs, {len(done)} done already", file=sys.stderr, flush=True)
         with shown_progress(runs) as report:
             ended = execute(runs, done=done, settings=settings, lock=lock, report=report)
@@ -65,10 +67,27 @@ def _run(options: argparse.Namespace) -> int:
         analyse(study, analysis, as_json=options.json)
     if ended.failed:
         raise JobError(
-            f"{len(ended.failed)} of {ended.total} runs failed and were given up; "
-            "mend what ails them, and add --retry-failed"
+            f"{len(ended.failed)} of {ended.total} runs failed and were given up; fix the cause, then add "
+            "--retry-failed (they resume where they were saved) or --restart (they begin again)"
+        )
+    if ended.elsewhere:
+        raise Stopped(
+            f"{len(ended.elsewhere)} of {ended.total} runs were left to other executors; run the same command again "
+            "when they have ended"
         )
     return 0
+
+
+def another_try(runs: list[RunConfig], settings: ExecutorConfig, options: argparse.Namespace) -> None:
+    """Notes for unfinished runs what ``--restart`` and ``--retry-failed`` ask for; runs at work elsewhere are left."""
+    from megatron_kis.study.attempts import begin_again, forgive
+    from megatron_kis.study.claim import alive, look
+
+    if not options.restart and not options.retry_failed:
+        return
+    lease = 60 * settings.lease_minutes
+    idle = [run.output for run in runs if (seen := look(run.output)) is None or not alive(seen, lease=lease)]
+    (begin_again if options.restart else forgive)(idle)
 
 
 def selected(runs: list[RunConfig], names: list[str] | None) -> list[RunConfig]:
@@ -87,16 +106,16 @@ def selected(runs: list[RunConfig], names: list[str] | None) -> list[RunConfig]:
 
 
 def tell(ended: Progress, runs: list[RunConfig]) -> None:
-    """Says what did not end well, with the last lines of its log."""
-    from megatron_kis.study.executor import LOG_NAME, last_lines
+    """Says what did not end well, and why."""
+    from megatron_kis.study.logs import LOG_NAME, for_terminal, reason
 
     by_name = {run.name: run for run in runs}
     for name in ended.failed:
-        print(f"{name} failed; the end of {by_name[name].output / LOG_NAME}:", file=sys.stderr)
-        for line in last_lines(by_name[name]):
+        print(f"{name} failed ({printable(str(by_name[name].output / LOG_NAME))}):", file=sys.stderr)
+        for line in "\n".join(map(for_terminal, reason(by_name[name]))).splitlines():
             print(f"    {line}", file=sys.stderr)
     for name, owner in ended.elsewhere:
-        print(f"{name} was left to another executor ({owner})", file=sys.stderr)
+        print(f"{name} was left to another executor ({printable(owner)})", file=sys.stderr)
     if ended.stopped:
         print(f"{len(ended.stopped)} runs were stopped or not started", file=sys.stderr)
 
@@ -117,7 +136,7 @@ class shown_progress:
         console = Console(stderr=True)
         if console.is_terminal and console.width >= _SHORTEST_BAR:
             self._bar = Bar(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                 TimeRemainingColumn(), console=console,
             )  # fmt: skip
             self._bar.start()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_kis.commands.study.common import add_step, data_config, load_study
 from megatron_kis.commands.study.table import headline, tables
-from megatron_kis.errors import KisError
+from megatron_kis.errors import KisError, printable
 
 if TYPE_CHECKING:
     from megatron_kis.study.config import StudyConfig
@@ -43,7 +43,7 @@ def queued(queue: Queue) -> dict[str, Queued]:
     try:
         return queue.cells()
     except KisError as error:
-        print(f"kis: the queue is not shown: {error}", file=sys.stderr)
+        print(f"kis: the queue is not shown: {printable(str(error))}", file=sys.stderr)
         return {}
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.commands.study.common import add_step, data_config, load_study
-from megatron_kis.commands.study.run import add_selection, selected
-from megatron_kis.errors import InputError, JobError
+from megatron_kis.commands.study.run import add_selection, another_try, selected
+from megatron_kis.errors import InputError, JobError, printable
 
 if TYPE_CHECKING:
     from megatron_kis.config import RunConfig
@@ -31,7 +31,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _submit(options: argparse.Namespace) -> int:
     from megatron_kis.files import locked
-    from megatron_kis.study.attempts import forgive, given_up
+    from megatron_kis.study.attempts import given_up
     from megatron_kis.study.grid import runs_of
     from megatron_kis.study.local import executors
     from megatron_kis.study.slurm import client, records
@@ -60,8 +60,7 @@ def _submit(options: argparse.Namespace) -> int:
         _same_data(study, live)
         queued = cells_of(study.output, live)
         open_runs = [run for run in runs if run.name not in done]
-        if options.retry_failed:
-            forgive([run.output for run in open_runs if run.name not in queued])
+        another_try([run for run in open_runs if run.name not in queued], study.executor, options)
         hopeless = {run.name for run in open_runs if given_up(run, study.executor.retries)}
         cells = [run for run in open_runs if run.name not in queued and run.name not in hopeless]
         _say(study, runs, done, queued, hopeless)
@@ -95,7 +94,7 @@ def _say(study: StudyConfig, runs: list[RunConfig], done: set[str], queued: set[
         line += f", {len(waiting)} queued or running"
     print(line, file=sys.stderr)
     for name in sorted(hopeless):
-        print(f"{name} was given up; --retry-failed tries it again", file=sys.stderr)
+        print(f"{name} was given up; --retry-failed tries it again, --restart begins it again", file=sys.stderr)
 
 
 def _nothing(study: StudyConfig, options: argparse.Namespace, live: list[Task]) -> int:
@@ -134,7 +133,7 @@ def _show(study: StudyConfig, submission: Submission, done: int, *, as_json: boo
         print(json.dumps({**described(submission), "scripts": submission.scripts}, indent=1))
         return
     for label, script in submission.scripts.items():
-        print(f"==== {submission.folder / label}.sbatch\n{script}")
+        print(printable(f"==== {submission.folder / label}.sbatch\n{script}", keep="\n\t"))
     print("==== calls of sbatch, each job with the numbers of those before")
     for step in submission.steps:
         words = ["sbatch", "--parsable", *step.options({}), f"{step.job.label}.sbatch", *step.arguments]

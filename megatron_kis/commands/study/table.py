@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from megatron_kis.commands.study.common import shown
+from megatron_kis.commands.study.common import plain, shown
+from megatron_kis.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+    from rich.text import Text
 
     from megatron_kis.study.forecast import Forecast
     from megatron_kis.study.status import RunStatus
@@ -29,7 +31,7 @@ def headline(name: str, rows: Sequence[RunStatus], ahead: Forecast) -> str:
 
     counts = Counter(row.state for row in rows)
     states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
-    line = f"{name}: {len(rows):,} runs: {states or 'none'}"
+    line = f"{printable(name)}: {len(rows):,} runs: {states or 'none'}"
     if ahead.seconds:
         line += f"; about {duration(ahead.seconds)} left"
     elif ahead.work:
@@ -59,8 +61,8 @@ def _cells(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
     for row in rows:
         left = duration(ahead.cells[row.name]) if row.name in ahead.cells else "-"
         table.add_row(
-            row.name, _state(row.state), f"{row.share:.0%}", left, shown(_float(row.tokens_per_second)),
-            shown(_float(row.loss)), str(row.attempts or "-"), row.where or "-",
+            plain(row.name), _state(row.state), f"{row.share:.0%}", left, shown(_float(row.tokens_per_second)),
+            shown(_float(row.loss)), str(row.attempts or "-"), plain(row.where or "-"),
         )  # fmt: skip
     return table
 
@@ -80,7 +82,7 @@ def _sizes(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
         progress = sum(row.share * row.tokens for row in group) / sum(row.tokens for row in group)
         work = sum(ahead.cells.get(row.name, 0.0) for row in group)
         table.add_row(
-            size, f"{len(group):,}", *(f"{counts[state]:,}" for state in states), f"{progress:.0%}",
+            plain(size), f"{len(group):,}", *(f"{counts[state]:,}" for state in states), f"{progress:.0%}",
             shown(float(median(speeds)) if speeds else None), duration(work) if ahead.cells else "-",
         )  # fmt: skip
     return table
@@ -89,11 +91,14 @@ def _sizes(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
 def _failures(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
     from rich.text import Text
 
+    from megatron_kis.study.logs import for_terminal
+
     failed = sorted((row for row in rows if row.state in ("failed", "given up")), key=lambda row: row.state == "failed")
     for row in failed[:_MOST_FAILED]:
         tries = f"{row.attempts} attempt" + ("s" if row.attempts != 1 else "")
         status = f", exit status {row.status}" if row.status is not None else ""
-        lines = [f"{row.name}: {row.state} after {tries}{status}", *(f"    {line}" for line in row.log)]
+        lines = [f"{printable(row.name)}: {row.state} after {tries}{status}"]
+        lines += [f"    {line}" for text in row.log for line in for_terminal(text).splitlines()]
         yield Text("\n".join(lines))
     if len(failed) > _MOST_FAILED:
         yield f"and {len(failed) - _MOST_FAILED:,} more that failed (--json names all)"
@@ -110,9 +115,11 @@ def _table(columns: Sequence[str]) -> Table:
     return table
 
 
-def _state(state: str) -> str:
+def _state(state: str) -> Text:
+    from rich.text import Text
+
     colours = {"done": "green", "running": "cyan", "stopped": "yellow", "failed": "yellow", "given up": "red"}
-    return f"[{colours[state]}]{state}[/]" if state in colours else state
+    return Text(state, style=colours.get(state, ""))
 
 
 def _float(value: float | None) -> float | None:

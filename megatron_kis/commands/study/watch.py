@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from megatron_kis.commands.study.common import add_step
+from megatron_kis.commands.study.common import add_step, plain
 from megatron_kis.commands.study.status import overview, queued
 from megatron_kis.commands.study.table import headline, tables
 from megatron_kis.errors import InputError, JobError
@@ -47,7 +47,7 @@ def _watch(options: argparse.Namespace) -> int:
             ahead = forecast(rows)
             line = headline(study.name, rows, ahead)
             if live:
-                live.update(Group(line, *tables(rows, ahead, every=options.all)), refresh=True)
+                live.update(Group(plain(line), *tables(rows, ahead, every=options.all)), refresh=True)
             elif line != last:  # plain lines, where something changed
                 print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
             last = line

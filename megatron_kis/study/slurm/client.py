@@ -9,15 +9,28 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from megatron_kis.errors import InputError, JobError
+from megatron_kis.files import read_text
 
 _PATIENCE = 120.0
 """Seconds after which a command that does not answer is given up; controllers are slow at times."""
 
 _KEPT = {"SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS"}
+
+_DEFAULTS = {
+    "SBATCH_ACCOUNT": ("account", "A"),
+    "SBATCH_CLUSTERS": ("clusters", "M"),
+    "SBATCH_CONSTRAINT": ("constraint", "C"),
+    "SBATCH_PARTITION": ("partition", "p"),
+    "SBATCH_QOS": ("qos", "q"),
+    "SBATCH_RESERVATION": ("reservation", None),
+    "SBATCH_TIMELIMIT": ("time", "t"),
+}
+"""Variables by which a user's shell says where jobs go, and the options of a script that say the same. sbatch itself
+would let the variables win."""
 
 _REMEDIES = (
     ("Invalid account", "cluster.account must be one of yours (sacctmgr show associations user=$USER)"),
@@ -35,8 +48,13 @@ _REMEDIES = (
 )  # fmt: skip
 
 
-def run(*command: str, folder: Path | None = None) -> str:
+def run(*command: str, folder: Path | None = None, keep: Collection[str] = ()) -> str:
     """What a SLURM command prints.
+
+    Args:
+        command: the command.
+        folder: where it runs.
+        keep: further variables of ours that it is to see.
 
     Raises:
         InputError: SLURM is not installed here, or refuses what was asked for.
@@ -44,7 +62,7 @@ def run(*command: str, folder: Path | None = None) -> str:
     """
     try:
         ended = subprocess.run(
-            command, cwd=folder, env=_environment(os.environ), stdin=subprocess.DEVNULL, capture_output=True,
+            command, cwd=folder, env=_environment(os.environ, keep), stdin=subprocess.DEVNULL, capture_output=True,
             text=True, errors="replace", timeout=_PATIENCE, check=False,
         )  # fmt: skip
     except FileNotFoundError:
@@ -67,15 +85,42 @@ def run(*command: str, folder: Path | None = None) -> str:
 def sbatch(script: Path, *, options: Sequence[str], arguments: Sequence[str] = ()) -> str:
     """Submits a script from its own folder and returns the job's number.
 
+    What the script does not say, the variables of the shell may (``used_variables``).
+
     Raises:
         InputError: it is refused.
         JobError: the controller does not answer.
     """
-    printed = run("sbatch", "--parsable", *options, script.name, *arguments, folder=script.parent)
+    kept = used_variables(read_text(script), os.environ)
+    printed = run("sbatch", "--parsable", *options, script.name, *arguments, folder=script.parent, keep=kept)
     number = printed.strip().split(";")[0]  # with the cluster's name behind it where there are several
     if not number.isdecimal():
         raise JobError(f"sbatch printed {printed.strip()!r} where the job's number was expected")
     return number
+
+
+def used_variables(script: str, environment: Mapping[str, str]) -> set[str]:
+    """The variables for sbatch that count: those that say what a script leaves open.
+
+    Args:
+        script: the script's text, with its ``#SBATCH`` lines.
+        environment: the shell's.
+    """
+    said = _options_of(script)
+    return {
+        name
+        for name, (long, short) in _DEFAULTS.items()
+        if name in environment and not any(long.startswith(word) or word == f"-{short}" for word in said)
+    }
+
+
+def unused_variables(scripts: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+    """The variables for sbatch that count for none of some scripts, or not for all of them; sorted."""
+    given = {name for name in environment if name.startswith("SBATCH_")}
+    used = given
+    for script in scripts:
+        used = used & used_variables(script, environment)
+    return sorted(given - used)
 
 
 def scancel(jobs: Sequence[str]) -> None:
@@ -116,6 +161,29 @@ def node_address(name: str) -> str | None:
     return match[1] if match else None
 
 
-def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without the variables of a job in which we may be: sbatch would hand them on."""
-    return {name: value for name, value in environment.items() if not name.startswith("SLURM_") or name in _KEPT}
+def _options_of(script: str) -> set[str]:
+    """Options of a script's ``#SBATCH`` lines, as sbatch reads them: up to the first command.
+
+    Long ones are given by their names (of which beginnings do, too), short ones as ``-p``.
+    """
+    options = set()
+    for line in script.splitlines():
+        if line.strip() and not line.startswith("#"):
+            break
+        if match := re.match(r"#SBATCH\s+(.*)", line):
+            words = match[1].split()
+            options |= {word[2:].partition("=")[0] for word in words if re.match(r"--\w", word)}
+            options |= {word[:2] for word in words if re.match(r"-\w", word)}
+    return options
+
+
+def _environment(environment: Mapping[str, str], keep: Collection[str]) -> dict[str, str]:
+    """Without the variables of a job in which we may be, and without the shell's own wishes for jobs.
+
+    sbatch would hand on the former, and put the latter before what the script says.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(("SLURM_", "SBATCH_")) or name in _KEPT or name in keep
+    }

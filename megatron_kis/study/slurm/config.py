@@ -81,18 +81,29 @@ Memory = Annotated[str, AfterValidator(_matching(r"\d+[KMGT]?", "an amount of me
 TimeLimit = Annotated[
     str,
     BeforeValidator(_quoted),
-    AfterValidator(_matching(r"(\d+-\d+(:\d\d){0,2})|(\d+(:\d\d){0,2})", "a time, such as 12:00:00 or 2-00:00:00")),
+    AfterValidator(
+        _matching(
+            r"UNLIMITED|(\d+-\d+(:\d\d){0,2})|(\d+(:\d\d){0,2})",
+            "a time, such as 12:00:00 or 2-00:00:00, or UNLIMITED",
+        )
+    ),
 ]
 
 
-def seconds_of(limit: str) -> int:
-    """A time limit in seconds, in SLURM's notations: minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s."""
+def seconds_of(limit: str) -> int | None:
+    """A time limit in seconds, in SLURM's notations: minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s.
+
+    Returns:
+        None where there is none: ``UNLIMITED``, or a time of zero, which means the same to SLURM.
+    """
+    if limit == "UNLIMITED":
+        return None
     days, dash, rest = limit.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if not dash:
         parts = [0, *parts, 0] if len(parts) == 1 else [0] * (3 - len(parts)) + parts
     hours, minutes, seconds = [*parts, 0, 0][:3]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or None
 
 
 class JobConfig(Settings):
@@ -112,7 +123,8 @@ class JobConfig(Settings):
 
     time_limit: TimeLimit | None = None
     """Time of one job (``"12:00:00"``, in quotes); the partition's if not given. Cells that take longer are saved
-    before it is over, requeued, and go on."""
+    before it is over, requeued, and resumed. ``UNLIMITED`` (or ``"0"``) is no limit; where a partition has one, SLURM
+    refuses such a job, or never starts it."""
 
     memory: Memory | None = None
     """Memory a node; the partition's if not given. ``"0"`` is all of it."""
@@ -233,7 +245,8 @@ class ClusterConfig(JobConfig):
     def _can_be_told_in_time(self) -> ClusterConfig:
         for name in ("small", "large"):
             limit = getattr(self, name).time_limit or self.time_limit
-            if limit is not None and seconds_of(limit) <= self.grace_seconds:
+            seconds = None if limit is None else seconds_of(limit)
+            if seconds is not None and seconds <= self.grace_seconds:
                 msg = f"{name}: the time limit {limit} is not longer than grace_seconds ({self.grace_seconds})"
                 raise ValueError(msg)
         return self

@@ -132,13 +132,15 @@ def conclude(ended: Progress, cells: Sequence[RunConfig], requeues: Requeues, *,
     """
     if ended.signal == _TIME_LIMIT and ended.stopped:
         if requeues.worthwhile(cells, at_most=at_most):
-            raise Stopped(f"the time limit is near; {len(ended.stopped)} cells go on after a requeue")
+            why = "the time limit is near, or the job is preempted"
+            raise Stopped(f"{why}; {len(ended.stopped)} cells resume after a requeue")
         raise JobError(
             f"requeued {at_most + 1} times without a new checkpoint of {', '.join(ended.stopped)}; "
             "raise cluster.time_limit or cluster.grace_seconds, or lower cluster.small.cells_per_task"
         )
     if ended.signal and ended.stopped:
-        raise Stopped(f"told to end; {len(ended.stopped)} cells go on when the study is submitted again")
+        later = "after a requeue, or when the study is submitted again"
+        raise Stopped(f"told to end; {len(ended.stopped)} cells resume {later}")
     if ended.failed:
         raise JobError(
             f"{len(ended.failed)} of {ended.total} cells failed and were given up: {', '.join(ended.failed)}"

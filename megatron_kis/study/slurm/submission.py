@@ -6,6 +6,7 @@ however they end (afterany).
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import yaml
 
 from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError, KisError
+from megatron_kis.errors import InputError, KisError, printable
 from megatron_kis.files import write_text
 from megatron_kis.study.config import StudyConfig
 from megatron_kis.study.slurm import client
@@ -193,6 +194,11 @@ def submit(
     Raises:
         KisError: sbatch refuses one; those before it are cancelled, so that no half of a study runs.
     """
+    if unused := client.unused_variables(submission.scripts.values(), os.environ):
+        print(
+            f"kis: not used where the jobs say otherwise: {printable(', '.join(unused))}; use the keys of cluster",
+            file=sys.stderr,
+        )
     numbers: dict[str, list[str]] = {}
     done: list[tuple[Step, str]] = []
     for step in submission.steps:

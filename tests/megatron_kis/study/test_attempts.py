@@ -7,6 +7,7 @@ from megatron_kis.study.attempts import (
     WRONG_INPUT,
     History,
     Outcome,
+    begin_again,
     end_attempt,
     forgive,
     given_up,
@@ -81,3 +82,33 @@ def test_forgiven_failures_do_not_count_and_later_ones_do(tmp_path: Path) -> Non
     assert not (tmp_path / "never tried").exists()
     attempt(tmp_path, "failed")
     assert read_attempts(tmp_path).given_up("c", retries=0)
+
+
+def test_a_restart_is_for_the_next_attempt_alone_and_forgives(tmp_path: Path) -> None:
+    attempt(tmp_path, "failed", status=WRONG_INPUT)
+    begin_again([tmp_path, tmp_path / "never tried"])
+    history = read_attempts(tmp_path)
+    assert history.restart
+    assert not history.given_up("c", retries=0)
+    assert not (tmp_path / "never tried").exists()
+    attempt(tmp_path, None)  # it was lost with its machine
+    assert not read_attempts(tmp_path).restart
+    attempt(tmp_path, "failed", status=WRONG_INPUT)
+    assert read_attempts(tmp_path).given_up("c", retries=9)
+
+
+def test_a_cell_that_only_kis_train_knew_can_be_begun_again(tmp_path: Path) -> None:
+    begin_again([tmp_path])
+    assert read_attempts(tmp_path) == History((), 0, restart=True)
+    forgive([tmp_path])
+    assert read_attempts(tmp_path).restart
+
+
+def test_an_attempt_says_why_it_failed(tmp_path: Path) -> None:
+    held = claim(tmp_path)
+    assert isinstance(held, Claim)
+    start_attempt(held, "c")
+    end_attempt(held, status=2, outcome="failed", error="seed: is -1" + "x" * 9000)
+    (found,) = read_attempts(tmp_path).attempts
+    assert found.error.startswith("seed: is -1")
+    assert len(found.error) < 5000

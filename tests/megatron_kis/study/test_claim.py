@@ -239,3 +239,38 @@ def test_the_file_says_who_holds_the_cell(tmp_path: Path) -> None:
     assert content["owner"]["pid"] == os.getpid()
     assert content["owner"]["cell"][0] == os.getpid()
     assert names(tmp_path) == ["1.json"]
+
+
+def test_a_heartbeat_in_the_future_is_set_back_and_ends_a_lease_later(tmp_path: Path) -> None:
+    """The file server's clock was set back since."""
+    theirs = held(claim(tmp_path, owner=elsewhere(), lease=100))
+    beaten(tmp_path, 1, -1e6)
+    seen = look(tmp_path)
+    assert seen is not None
+    assert not alive(seen, lease=100)
+    assert doubtful(seen, this_process(), lease=100)
+    assert isinstance(claim(tmp_path, lease=100), Seen)  # it may well live
+    assert abs(time.time() - (tmp_path / "claims" / "1.json").stat().st_mtime) < 10
+    assert isinstance(claim(tmp_path, lease=100), Seen)
+    theirs._beat -= 11
+    assert theirs.renew()  # nothing was taken from it
+    beaten(tmp_path, 1, 101)
+    assert isinstance(claim(tmp_path, lease=100), Claim)
+
+
+def test_clocks_that_disagree_by_less_than_a_lease_change_nothing(tmp_path: Path) -> None:
+    held(claim(tmp_path, owner=elsewhere(), lease=100))
+    beaten(tmp_path, 1, -90)
+    before = (tmp_path / "claims" / "1.json").stat().st_mtime
+    seen = claim(tmp_path, lease=100)
+    assert isinstance(seen, Seen)
+    assert alive(seen, lease=100)
+    assert not doubtful(seen, this_process(), lease=100)
+    assert (tmp_path / "claims" / "1.json").stat().st_mtime == before
+
+
+def test_a_process_here_is_believed_whatever_its_heartbeat_says(tmp_path: Path) -> None:
+    held(claim(tmp_path))
+    beaten(tmp_path, 1, -1e6)
+    seen = look(tmp_path)
+    assert seen is not None and alive(seen, lease=100) and not doubtful(seen, this_process(), lease=100)

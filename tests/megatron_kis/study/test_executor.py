@@ -19,11 +19,12 @@ from megatron_kis.cli import main
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import JobError
 from megatron_kis.settings import load_config, parse_config
-from megatron_kis.study.attempts import forgive, read_attempts
+from megatron_kis.study.attempts import begin_again, forgive, read_attempts
 from megatron_kis.study.claim import Claim, Owner, claim, look
 from megatron_kis.study.config import ExecutorConfig
-from megatron_kis.study.executor import Progress, execute, last_lines, study_lock
-from megatron_kis.study.launch import Command
+from megatron_kis.study.executor import Progress, execute, study_lock
+from megatron_kis.study.launch import Command, local_command
+from megatron_kis.study.logs import last_lines, reason
 from megatron_kis.study.places import Place
 from tests.megatron_kis.test_study import processes_naming, write_study
 from tests.sources import Sources
@@ -35,8 +36,8 @@ if "torch.distributed.run" in sys.argv:  # ranks in sessions of their own, and a
     rank = [sys.argv[0], *sys.argv[sys.argv.index("megatron_kis") - 1:]]
     ranks = [subprocess.Popen(rank, start_new_session=True) for _ in range(count)]
     sys.exit(max(rank.wait() != 0 for rank in ranks))
-assert sys.argv[1:-1] == ["-m", "megatron_kis", "train"], sys.argv
-run = yaml.safe_load(open(sys.argv[-1]))
+assert sys.argv[1:4] == ["-m", "megatron_kis", "train"] and sys.argv[5:] in ([], ["--restart"]), sys.argv
+run = yaml.safe_load(open(sys.argv[4]))
 output = pathlib.Path(run["output"])
 seen = {{"arguments": sys.argv[1:], "threads": os.environ["OMP_NUM_THREADS"], "started": time.monotonic(),
     "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "cores": sorted(os.sched_getaffinity(0))}}
@@ -49,7 +50,16 @@ time.sleep(run["training"]["seed"] / 1000)  # a run's seed says how long it take
 attempt = sum('"start"' in line for line in open(output / "attempts.jsonl"))
 if run["name"].startswith("bad") or (run["name"].startswith("flaky") and attempt == 1):
     sys.exit("no such luck")
-if run["name"].startswith("wrong"):
+if run["name"].startswith(("wrong", "torn")):
+    print("kis: error: [0m wrong input", flush=True)
+    if not run["name"].endswith("silent"):  # the first of many ranks that fail
+        try:
+            with open(os.environ["KIS_STATUS_FILE"], "x") as file:
+                ending = {{"schema": "kis.status/1", "status": 2, "error": "seed: is -1"}}
+                file.write(json.dumps(ending)[: 9 if run["name"].startswith("torn") else None])
+        except FileExistsError:
+            pass
+    print("what others say of it\\n" * 9, flush=True)
     sys.exit(2)
 seen["ended"] = time.monotonic()
 (output / "seen.json").write_text(json.dumps(seen))
@@ -172,6 +182,93 @@ def test_wrong_input_is_not_tried_again(tmp_path: Path) -> None:
     wrong = run_of(tmp_path, "wrong")
     assert run_all(tmp_path, [wrong], retries=5).failed == ("wrong",)
     assert [attempt.status for attempt in read_attempts(wrong.output).attempts] == [2]
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_status_and_the_reason_are_those_of_the_first_rank_that_failed(tmp_path: Path, ranks: int) -> None:
+    wrong = run_of(tmp_path, "wrong", parallel={"tensor": ranks}, device="cpu")
+    wrong.output.mkdir(parents=True)
+    (wrong.output / ".status-7.json").write_text("of an executor that was killed")
+    assert run_all(tmp_path, [wrong], retries=5).failed == ("wrong",)
+    (attempt,) = read_attempts(wrong.output).attempts  # torchrun's own status would have been tried again
+    assert (attempt.status, attempt.error) == (2, "seed: is -1")
+    assert reason(wrong) == ["kis: error: seed: is -1"]
+    assert not list(wrong.output.glob(".status*"))
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(("name", "status"), [("wrong-silent", 1), ("torn", 1)])
+def test_without_a_whole_status_file_the_log_says_why(tmp_path: Path, name: str, status: int) -> None:
+    run = run_of(tmp_path, name, parallel={"tensor": 2}, device="cpu")
+    run_all(tmp_path, [run], retries=0)
+    (attempt,) = read_attempts(run.output).attempts
+    assert (attempt.status, attempt.error) == (status, "")
+    assert reason(run) == ["kis: error: [0m wrong input"]
+
+
+def test_a_rank_that_met_the_end_of_another_is_not_the_reason(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "a")
+    run.output.mkdir(parents=True)
+    log = "==== attempt 1\nkis: error: rank 1: another rank of this run has ended; ...\nSignal 9 (SIGKILL) received\n"
+    (run.output / "log.txt").write_text(log)
+    assert reason(run, 1) == ["Signal 9 (SIGKILL) received"]
+    (run.output / "log.txt").write_text(log.replace("attempt 1\n", "attempt 1\nkis: error: no space left\n"))
+    assert reason(run) == ["kis: error: no space left"]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_reason_of_an_earlier_attempt_is_not_that_of_the_last(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "bad")
+    run.output.mkdir(parents=True)
+    (run.output / "log.txt").write_text("kis: error: long ago\n")
+    run_all(tmp_path, [run], retries=0)
+    assert reason(run, 2) == ["line of bad", "no such luck"]
+
+
+def test_ranks_that_were_asked_to_stop_are_not_failed_for_what_torchrun_says(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "a")
+
+    def launcher(run: RunConfig, config: Path, place: Place) -> Command:
+        said = json.dumps({"schema": "kis.status/1", "status": 75, "error": "stopped"})
+        script = f"import os, sys; open(os.environ['KIS_STATUS_FILE'], 'x').write({said!r}); sys.exit(1)"
+        return Command([sys.executable, "-c", script])
+
+    ended = execute([run], done=(), settings=ExecutorConfig(workers=1), launcher=launcher)
+    assert (ended.stopped, ended.failed) == (("a",), ())
+    assert [attempt.outcome for attempt in read_attempts(run.output).attempts] == ["stopped"]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_run_that_is_to_begin_again_does_so_once(tmp_path: Path) -> None:
+    runs = [run_of(tmp_path, name) for name in ("flaky", "b")]
+    for run in runs:
+        run.output.mkdir(parents=True)
+    begin_again([runs[0].output])
+    flags: dict[str, list[bool]] = {}
+
+    def launcher(run: RunConfig, config: Path, place: Place) -> Command:
+        flags.setdefault(run.name, []).append(read_attempts(run.output).restart)
+        return local_command(run, config, place)
+
+    settings = ExecutorConfig(workers=1, threads=3)
+    assert sorted(execute(runs, done=(), settings=settings, launcher=launcher).done) == ["b", "flaky"]
+    assert flags == {"flaky": [True, False], "b": [False]}
+    assert seen(runs[0])["arguments"][-1] != "--restart"  # its second attempt went on where the first had failed
+    begin_again([run_of(tmp_path, "b").output])
+    (runs[1].output / "DONE").unlink()
+    execute(runs[1:], done=(), settings=settings)
+    assert seen(runs[1])["arguments"][-1] == "--restart"
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_claim_from_the_future_is_waited_for_and_taken_over(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "a")
+    assert isinstance(claim(run.output, owner=Owner(host="far", pid=1, boot="b", namespace="n", began=1)), Claim)
+    os.utime(run.output / "claims" / "1.json", (time.time() + 1e8,) * 2)
+    started = time.monotonic()
+    assert run_all(tmp_path, [run], lease_minutes=4.0 / 60).done == ("a",)
+    assert time.monotonic() - started > 3.0
 
 
 @pytest.mark.usefixtures("stand_in")

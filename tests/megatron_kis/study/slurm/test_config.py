@@ -85,11 +85,17 @@ def test_a_time_that_yaml_reads_as_a_number_is_refused_with_the_remedy() -> None
 @pytest.mark.parametrize(
     ("limit", "seconds"),
     [
+        ("UNLIMITED", None), ("0", None), ("00:00:00", None), ("0-00", None),
         ("90", 5400), ("2:30", 150), ("12:00:00", 43200), ("1-6", 108000), ("1-06:30", 109800), ("2-00:00:01", 172801)
     ],
 )  # fmt: skip
-def test_time_limits_are_read_as_slurm_reads_them(limit: str, seconds: int) -> None:
+def test_time_limits_are_read_as_slurm_reads_them(limit: str, seconds: int | None) -> None:
     assert seconds_of(limit) == seconds
+
+
+@pytest.mark.parametrize("limit", ["UNLIMITED", "0", "0:00"])
+def test_no_limit_is_longer_than_any_grace(limit: str) -> None:
+    assert cluster(time_limit=limit, small={"time_limit": limit}).small.time_limit == limit
 
 
 @pytest.mark.parametrize(
@@ -99,6 +105,7 @@ def test_time_limits_are_read_as_slurm_reads_them(limit: str, seconds: int) -> N
         ({"small": {"time_limit": "00:05:00"}}, "small"),
         ({"small": {"gpus": 1}}, "gpus_per_node"),
         ({"gpus_per_node": 4, "large": {"ranks_per_node": 8}}, "large.ranks_per_node is 8"),
+        ({"time_limit": "forever"}, "a time, such as 12:00:00 or 2-00:00:00, or UNLIMITED"),
         ({"partitoin": "gpu"}, "did you mean 'partition'"),
     ],
 )

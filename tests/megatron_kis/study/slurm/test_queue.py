@@ -135,6 +135,7 @@ def test_what_sbatch_refuses_comes_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, kind: type[Exception], remedy: str
 ) -> None:
     program(tmp_path, monkeypatch, f"cat >&2 <<'END'\n{said}\nEND\nexit 1")
+    (tmp_path / "a.sbatch").write_text("#!/bin/bash\n")
     with pytest.raises(kind, match=remedy):
         client.sbatch(tmp_path / "a.sbatch", options=[])
 
@@ -149,11 +150,55 @@ def test_a_job_is_submitted_from_its_folder_without_the_variables_of_a_job_aroun
     )
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    for name in ("PARTITION", "TIMELIMIT", "NO_REQUEUE", "ACCOUNT", "QOS", "MEM_PER_NODE"):
+        monkeypatch.setenv(f"SBATCH_{name}", "the-shells")
     folder = tmp_path / "a folder"
     folder.mkdir()
+    (folder / "x.sbatch").write_text(SCRIPT)
     assert client.sbatch(folder / "x.sbatch", options=["--array=0-3"], arguments=["5"]) == "12"
     seen = (tmp_path / "seen").read_text()
     assert seen.startswith(str(folder))
     assert "--parsable --array=0-3 x.sbatch 5" in seen
     assert "SLURM_CPUS_PER_TASK" not in seen
     assert "SLURM_CONF=/etc/slurm.conf" in seen
+    # What the script does not say, the shell may.
+    assert [line for line in sorted(seen.splitlines()) if line.startswith("SBATCH_")] == [
+        "SBATCH_ACCOUNT=the-shells", "SBATCH_QOS=the-shells",
+    ]  # fmt: skip
+
+
+SCRIPT = """#!/bin/bash
+# A job.
+#SBATCH --time=5
+#SBATCH -p main --mem 3G
+
+echo
+#SBATCH --account=too-late
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "used"),
+    [
+        ("", {"ACCOUNT", "PARTITION", "QOS", "CONSTRAINT", "RESERVATION", "CLUSTERS", "TIMELIMIT"}),
+        ("#SBATCH --account=lab", {"PARTITION", "QOS", "CONSTRAINT", "RESERVATION", "CLUSTERS", "TIMELIMIT"}),
+        ("#SBATCH -Alab -pmain", {"QOS", "CONSTRAINT", "RESERVATION", "CLUSTERS", "TIMELIMIT"}),
+        ("#SBATCH --acc lab\n#SBATCH --qos=q --constraint x", {"PARTITION", "RESERVATION", "CLUSTERS", "TIMELIMIT"}),
+        ("#SBATCH --time-min=3", {"ACCOUNT", "PARTITION", "QOS", "CONSTRAINT", "RESERVATION", "CLUSTERS", "TIMELIMIT"}),
+        ("#SBATCH --reservation=r\n#SBATCH -t 5 -M other -C x -q y", {"ACCOUNT", "PARTITION"}),
+    ],
+)  # fmt: skip
+def test_the_shells_wishes_count_where_the_script_says_nothing(lines: str, used: set[str]) -> None:
+    script = f"#!/bin/bash\n{lines}\necho\n"
+    every = ("ACCOUNT", "PARTITION", "QOS", "CONSTRAINT", "RESERVATION", "CLUSTERS", "TIMELIMIT", "NO_REQUEUE", "GRES")
+    environment = {f"SBATCH_{name}": "x" for name in every} | {"SBATCHED": "x"}
+    assert client.used_variables(script, environment) == {f"SBATCH_{name}" for name in used}
+    assert client.unused_variables([script], environment) == sorted(f"SBATCH_{name}" for name in set(every) - used)
+
+
+def test_a_wish_that_some_jobs_leave_open_is_named_for_the_others() -> None:
+    open_, said = "#!/bin/bash\n", "#!/bin/bash\n#SBATCH --partition=main\n"
+    environment = {"SBATCH_PARTITION": "x", "SBATCH_QOS": "y"}
+    assert client.unused_variables([open_, said], environment) == ["SBATCH_PARTITION"]
+    assert client.unused_variables([open_], environment) == []
+    assert client.unused_variables([open_], {}) == []
