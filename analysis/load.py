@@ -1,14 +1,14 @@
 """Run folders to tidy tables. A run counts only if DONE exists; every other folder is listed with its reason.
 
-A folder is *incomplete* when DONE is absent (still running, killed or failed) and *damaged* when DONE is there but a
-file it promises is missing, malformed or contradicts another, and *foreign* when it was asked other questions than most
-runs of the folder. None of them is ever used.
+A folder is *incomplete* when DONE is absent (still running, killed or failed), *damaged* when DONE is there but a file
+it promises is missing, malformed or contradicts another, *foreign* when its run was made otherwise than the study says,
+or than most runs here (`analysis.membership`), and *misplaced* when it is hidden or lies within another folder. None of
+them is ever used.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +28,9 @@ from analysis.load_logs import (
     template_rows,
     whole,
 )
+from analysis.membership import apart, manifest_near, marked, parse_manifest
 from megatron_kis.errors import InputError
-from megatron_kis.files import read_json_lines
+from megatron_kis.files import read_json_lines, steadily
 
 _RUN_SCHEMA = "kis.run/1"
 _LEDGER_SCHEMA = "kis.ledger/1"
@@ -56,9 +57,14 @@ class Runs:
     losses: pd.DataFrame
     """Validation losses in nats a token at every validated step (`LOSS_COLUMNS`)."""
     problems: pd.DataFrame
-    """Folders that do not count (`PROBLEM_COLUMNS`), status `incomplete`, `damaged` or `foreign`."""
+    """Folders that do not count (`PROBLEM_COLUMNS`), status `incomplete`, `damaged`, `foreign` or `misplaced`."""
     records: dict[str, dict[str, Any]]
     """run.json of each complete run, by run name."""
+
+    @property
+    def foreign(self) -> pd.DataFrame:
+        """The problems that are complete runs which do not belong here; ``reason`` says what differs."""
+        return self.problems[self.problems["status"] == "foreign"]
 
     @cached_property
     def templates(self) -> pd.DataFrame:
@@ -66,32 +72,44 @@ class Runs:
         return _table([template_rows(ClosedRun(self.folder / name)) for name in self.runs["run"]], TEMPLATE_COLUMNS)
 
 
-def load_runs(runs_dir: Path | str) -> Runs:
+def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) -> Runs:
     """Reads the run folders below ``runs_dir`` (a runs folder, or a study folder that holds ``runs/``).
 
+    Args:
+        runs_dir: the folder.
+        belongs: which runs are the study's, as in ``study.json`` (``megatron_kis.study.manifest.manifest_of``); that of
+            the study's folder if None, and where there is none the runs are compared among themselves alone.
+
     Raises:
-        InputError: the folder is missing or holds no run folder at all.
+        InputError: the folder is missing or holds no run folder at all, or study.json is damaged.
+        JobError: the disk or the file server fails; no law is made of the runs that could be read.
     """
     folder = Path(runs_dir)
     if (folder / "runs").is_dir():
         folder = folder / "runs"
     if not folder.is_dir():
         raise InputError("no such folder", where=str(folder), remedy="a folder of runs, or a study folder")
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not found:
-        raise InputError("holds no run folder", where=str(folder), remedy="train first, or name the folder of the runs")
+    manifest = manifest_near(folder) if belongs is None else parse_manifest(belongs)
 
     loaded: list[_Loaded] = []
     problems: list[Row] = []
-    for path in found:
-        if not (path / "DONE").is_file():
-            problems.append((path.name, "incomplete", _why_incomplete(path)))
+    for path in _folders(folder):
+        hidden = path.name.startswith(".")
+        if hidden or not _is_there(path / "DONE"):
+            within = list(_runs_within(folder, path)) if hidden or not _is_there(path / "run.json") else []
+            problems += within
+            if not hidden and not within:
+                problems.append((path.name, "incomplete", _why_incomplete(path)))
             continue
         try:
             loaded.append(_load_run(path))
         except InputError as error:
             problems.append((path.name, "damaged", str(error)))
-    loaded, foreign = _of_one_study(loaded)
+    if not loaded and not problems:
+        raise InputError("holds no run folder", where=str(folder), remedy="train first, or name the folder of the runs")
+    reasons = apart([marked(run.row["run"], run.record) for run in loaded], manifest)
+    problems += [(name, "foreign", reason) for name, reason in reasons.items()]
+    loaded = [run for run in loaded if run.row["run"] not in reasons]
 
     history = _table([run.probes for run in loaded], PROBE_COLUMNS)
     last = history.groupby("run")["step"].transform("max") if len(history) else history["step"]
@@ -101,9 +119,29 @@ def load_runs(runs_dir: Path | str) -> Runs:
         probes=history[history["step"] == last].reset_index(drop=True),
         history=history,
         losses=_table([run.losses for run in loaded], LOSS_COLUMNS),
-        problems=_table([sorted([*problems, *foreign])], PROBLEM_COLUMNS),
+        problems=_table([sorted(problems)], PROBLEM_COLUMNS),
         records={run.row["run"]: run.record for run in loaded},
     )
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name."""
+    return steadily(lambda: sorted(path for path in folder.iterdir() if path.is_dir()), folder)
+
+
+def _is_there(path: Path) -> bool:
+    return steadily(path.is_file, path)
+
+
+def _runs_within(folder: Path, path: Path) -> Iterator[Row]:
+    """Problem rows of the run folders that a folder which should be one is, hidden, or holds."""
+    if path.name.startswith(".") and (_is_there(path / "run.json") or _is_there(path / "DONE")):
+        yield path.name, "misplaced", "its name begins with a dot: rename it if it is a run of this study"
+        return
+    for inner in _folders(path):
+        if _is_there(inner / "run.json") or _is_there(inner / "DONE"):
+            name = inner.relative_to(folder).as_posix()
+            yield name, "misplaced", f"a run within the folder {path.name}: move it up if it is a run of this study"
 
 
 @dataclass(frozen=True)
@@ -112,27 +150,6 @@ class _Loaded:
     row: dict[str, Any]
     probes: list[Row]
     losses: list[Row]
-
-    @property
-    def questions(self) -> str:
-        """Fingerprint of the questions that the run was asked; empty if it does not say."""
-        prints = self.record.get("fingerprints")
-        return str(prints.get("questions") or "") if isinstance(prints, dict) else ""
-
-
-def _of_one_study(loaded: list[_Loaded]) -> tuple[list[_Loaded], list[Row]]:
-    """The runs that were asked the questions of most of them, and the others: their rates belong to no common curve."""
-    counts = Counter(run.questions for run in loaded if run.questions)
-    if len(counts) < 2:
-        return loaded, []
-    most, count = counts.most_common(1)[0]
-    kept = [run for run in loaded if run.questions in (most, "")]
-    foreign: list[Row] = []
-    for run in loaded:
-        if run.questions not in (most, ""):
-            reason = f"was asked other questions ({run.questions[:12]}) than {count} runs here ({most[:12]})"
-            foreign.append((run.row["run"], "foreign", reason))
-    return kept, foreign
 
 
 def _table(parts: Sequence[Sequence[Row]], columns: list[str]) -> pd.DataFrame:
