@@ -8,7 +8,8 @@ them is ever used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,20 +95,23 @@ def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) ->
     loaded: list[_Loaded] = []
     problems: list[Row] = []
     for path in _folders(folder):
-        hidden = path.name.startswith(".")
-        if hidden or not _is_there(path / "DONE"):
-            within = list(_runs_within(folder, path)) if hidden or not _is_there(path / "run.json") else []
-            problems += within
-            if not hidden and not within:
-                problems.append((path.name, "incomplete", _why_incomplete(path)))
+        if _as_text(path.name) != path.name:
+            problems.append((path.name, "misplaced", "its name is no UTF-8: rename it"))
+            continue
+        if path.name.startswith("."):
+            problems += _misplaced(folder, path)
             continue
         try:
             loaded.append(_load_run(path))
         except InputError as error:
-            problems.append((path.name, "damaged", str(error)))
+            if _is_there(path / "DONE"):
+                problems.append((path.name, "damaged", str(error)))
+            else:
+                within = [] if _is_there(path / "run.json") else _misplaced(folder, path)
+                problems += within or [(path.name, "incomplete", _why_incomplete(path))]
     if not loaded and not problems:
         raise InputError("holds no run folder", where=str(folder), remedy="train first, or name the folder of the runs")
-    reasons = apart([marked(run.row["run"], run.record) for run in loaded], manifest)
+    reasons = apart(marked({run.row["run"]: run.record for run in loaded}), manifest)
     problems += [(name, "foreign", reason) for name, reason in reasons.items()]
     loaded = [run for run in loaded if run.row["run"] not in reasons]
 
@@ -119,29 +123,35 @@ def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) ->
         probes=history[history["step"] == last].reset_index(drop=True),
         history=history,
         losses=_table([run.losses for run in loaded], LOSS_COLUMNS),
-        problems=_table([sorted(problems)], PROBLEM_COLUMNS),
+        problems=_table([sorted(tuple(map(_as_text, row)) for row in problems)], PROBLEM_COLUMNS),
         records={run.row["run"]: run.record for run in loaded},
     )
 
 
 def _folders(folder: Path) -> list[Path]:
     """The folders in a folder, by name."""
-    return steadily(lambda: sorted(path for path in folder.iterdir() if path.is_dir()), folder)
+
+    def names() -> list[str]:
+        with os.scandir(folder) as found:
+            return sorted(entry.name for entry in found if entry.is_dir())
+
+    return [folder / name for name in steadily(names, folder)]
 
 
 def _is_there(path: Path) -> bool:
     return steadily(path.is_file, path)
 
 
-def _runs_within(folder: Path, path: Path) -> Iterator[Row]:
-    """Problem rows of the run folders that a folder which should be one is, hidden, or holds."""
-    if path.name.startswith(".") and (_is_there(path / "run.json") or _is_there(path / "DONE")):
-        yield path.name, "misplaced", "its name begins with a dot: rename it if it is a run of this study"
-        return
-    for inner in _folders(path):
-        if _is_there(inner / "run.json") or _is_there(inner / "DONE"):
-            name = inner.relative_to(folder).as_posix()
-            yield name, "misplaced", f"a run within the folder {path.name}: move it up if it is a run of this study"
+def _misplaced(folder: Path, path: Path) -> list[Row]:
+    """Problem rows of the runs that a hidden folder is, or that a folder which is no run holds."""
+
+    def is_run(place: Path) -> bool:
+        return _is_there(place / "run.json") or _is_there(place / "DONE")
+
+    if path.name.startswith(".") and is_run(path):
+        return [(path.name, "misplaced", "its name begins with a dot: rename it if it is a run of this study")]
+    reason = f"a run within the folder {path.name}: move it up if it is a run of this study"
+    return [(f"{path.name}/{inner.name}", "misplaced", reason) for inner in _folders(path) if is_run(inner)]
 
 
 @dataclass(frozen=True)
@@ -174,30 +184,35 @@ def _why_incomplete(path: Path) -> str:
 def _load_run(path: Path) -> _Loaded:
     run = ClosedRun(path)
     record = run.record("run.json", _RUN_SCHEMA)
-    where = str(path / "run.json")
+    where = f"{path}{os.sep}run.json"
     tokens = whole(record, "tokens", where, least=1)
     frequency = number(record, "infusion_frequency", where, least=0)
     model = record.get("model")
     row: dict[str, Any] = {
         "run": path.name,
-        "study": record.get("study"),
-        "model": model.get("name") if isinstance(model, dict) else model,
+        "study": _as_text(record.get("study")),
+        "model": _as_text(model.get("name") if isinstance(model, dict) else model),
         "params": whole(record, "params", where, least=1),
         "nonembedding_params": _optional_int(record, "nonembedding_params", where),
         "tokens": tokens,
         "frequency": frequency,
         "infusion_ratio": number(record, "infusion_ratio", where, least=0),
         "seed": whole(record, "seed", where, least=0),
-        "background_policy": record.get("background_policy"),
+        "background_policy": _as_text(record.get("background_policy")),
         "exposures_exact": _exposures_exact(run, frequency),
-        "host": _host_name(record.get("host")),
+        "host": _as_text(_host_name(record.get("host"))),
     }
     return _Loaded(record, row, probe_rows(run, tokens), loss_rows(run))
 
 
+def _as_text(value: Any) -> Any:
+    """A text that UTF-8 can hold; JSON and names of files may have halves of characters."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
 def _exposures_exact(run: ClosedRun, frequency: float) -> bool | None:
     """Whether every fact received the exposures it was promised; None where the ledger has no count of them."""
-    if not (run.path / "exposures.json").is_file():
+    if not run.has("exposures.json"):
         return None
     ledger = run.record("exposures.json", _LEDGER_SCHEMA)
     received = (ledger.get("received") or {}).get("infused")

@@ -62,6 +62,14 @@ class ClosedRun:
             self._read[name] = steadily(path.read_bytes, path)
         return self._read[name]
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            self.content(name)
+        except InputError:
+            return (self.path / name).is_file()
+        return True
+
     def record(self, name: str, schema: str) -> dict[str, Any]:
         """A JSON file of that schema; `megatron_kis.files.read_json` says what is wrong with one that is not."""
         found = _parsed(self.content(name), self._place(name), whole=name in self._closed)
@@ -90,9 +98,8 @@ class ClosedRun:
                 raise InputError("not a JSON object", where=f"{file}:{number}")
             if not closed:
                 keys += len(row)
-                for value in row.values():
-                    if type(value) is list and set(map(type, value)) == _OBJECTS:
-                        keys += sum(map(len, value))
+                if type(lists := row.get("templates")) is list:
+                    keys += _keys_of_objects(lists)
             yield f"{file}:{number}", row
         if not closed and keys != _keys_written(content):
             for number, line in enumerate(content.split(b"\n"), start=1):
@@ -114,21 +121,22 @@ def _parsed(content: bytes, where: str, *, whole: bool = False) -> Any:
 
 def _keys(value: Any) -> int:
     """Keys of an object, and of all objects in it."""
-    if type(value) is list:
-        kinds = set(map(type, value))
-        if dict not in kinds and list not in kinds:
-            return 0
-        return sum(map(_keys, value))
-    count = 0
-    if type(value) is dict:
-        count = len(value)
-        for inner in value.values():
-            if type(inner) is dict or type(inner) is list:
-                count += _keys(inner)
-    return count
+    inner = value.values() if type(value) is dict else value if type(value) is list else ()
+    count = len(value) if type(value) is dict else 0
+    if _NESTED.isdisjoint(map(type, inner)):
+        return count
+    return count + sum(_keys(item) for item in inner if type(item) in _NESTED)
 
 
-_OBJECTS = {dict}
+_NESTED = frozenset({dict, list})
+
+
+def _keys_of_objects(items: list[Any]) -> int:
+    """Keys of a list of objects; -1 where something else is in it."""
+    try:
+        return sum(map(dict.__len__, items))
+    except TypeError:
+        return -1
 
 
 def _keys_written(content: bytes) -> int:
@@ -141,11 +149,11 @@ def _keys_written(content: bytes) -> int:
         if any(pair in content for pair in _APART):
             return -1
         return content.count(b'":')
-    text = np.frombuffer(content, dtype=np.uint8)
-    quotes, after = text[:-1] == ord('"'), text[1:]
-    if np.any(quotes & (after <= ord(" "))):
+    if content.endswith(b'"'):
         return -1
-    return int(np.count_nonzero(quotes & (after == ord(":"))))
+    text = np.frombuffer(content, dtype=np.uint8)
+    after = text[np.flatnonzero(text == ord('"')) + 1]
+    return -1 if np.any(after <= ord(" ")) else int(np.count_nonzero(after == ord(":")))
 
 
 _SMALL = 4096  # bytes up to which plain searches are faster

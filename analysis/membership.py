@@ -9,11 +9,11 @@ say is not compared with other runs.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,17 @@ import orjson
 
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json, steadily
-from megatron_kis.identity import CELL, DATA, OF_THE_SIZE, data_differences, differences, leaves, settings_of, within
+from megatron_kis.identity import (
+    CELL,
+    DATA,
+    OF_THE_SIZE,
+    RESULTLESS,
+    data_differences,
+    differences,
+    leaves,
+    settings_of,
+    within,
+)
 
 SCHEMA = "kis.study/1"
 FILE = "study.json"
@@ -51,7 +61,7 @@ class Marked:
     of_the_curve: Marks
     """What runs of one N and D have in common."""
     cell: dict[str, Any] = field(default_factory=dict)
-    """Budget, frequency and seed as the settings say them."""
+    """Budget, frequency and seed as the settings say them; frequency and seed alone where there are none."""
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -73,26 +83,34 @@ class Manifest:
     """By name: which of the settings, and those of the cell."""
 
 
-def marked(run: str, record: Mapping[str, Any]) -> Marked:
-    """The marks of a run.
+def marked(records: Mapping[str, Mapping[str, Any]]) -> list[Marked]:
+    """The marks of runs, in their order.
 
     Args:
-        run: name of its folder.
-        record: its run.json.
+        records: run.json of each, by the name of its folder.
     """
+    known: dict[tuple[str, bytes], _Placed] = {}  # thousands of runs share most sections of their configurations
+    return [_marked(run, record, known) for run, record in records.items()]
+
+
+_Placed = dict[str, dict[str, Any]]
+"""Leaves of settings by what they belong to: ``study``, ``size`` or ``cell``."""
+
+
+def _marked(run: str, record: Mapping[str, Any], known: dict[tuple[str, bytes], _Placed]) -> Marked:
     shared: Marks = {}
     of_the_size: Marks = {}
     of_the_curve: Marks = {}
     cell: dict[str, Any] = {}
     config, said = record.get("config"), record.get("settings") or record.get("config")
     if isinstance(said, dict) and said:
-        places: dict[str, dict[str, Any]] = {"": {}, "size": {}, "cell": cell}
-        for key, value in leaves(settings_of(said)):
-            places[_place(key)][key] = value
-        shared[_SETTINGS], of_the_size[_SETTINGS] = places[""], places["size"]
+        own = _own_settings(said, known)
+        shared[_SETTINGS], of_the_size[_SETTINGS], cell = own["study"], own["size"], own["cell"]
         if record.get("infusion_frequency"):  # with none, nothing tells the two apart
             one = cell.get("infusion.frequency") is not None or cell.get("infusion.ratio") is not None
             shared["infusion.frequencies"] = "none" if one else "a file"
+    else:
+        cell = {"infusion.frequency": record.get("infusion_frequency"), "training.seed": record.get("seed")}
     if isinstance(config, dict) and config:
         of_the_curve["extends"] = "none" if config.get("extends") is None else "a finished run"
     policy = record.get("background_policy")
@@ -108,9 +126,28 @@ def marked(run: str, record: Mapping[str, Any]) -> Marked:
     return Marked(run, record["params"], record["tokens"], shared, of_the_size, of_the_curve, cell)
 
 
-@lru_cache(maxsize=4096)
-def _place(key: str) -> str:
-    return "cell" if within(key, CELL) else "size" if within(key, OF_THE_SIZE) else ""
+def _own_settings(said: Mapping[str, Any], known: dict[tuple[str, bytes], _Placed]) -> _Placed:
+    whole: _Placed = {"study": {}, "size": {}, "cell": {}}
+    for name, section in said.items():
+        if within(name, RESULTLESS):
+            continue
+        key = name, _bytes(section)
+        if key not in known:
+            known[key] = {"study": {}, "size": {}, "cell": {}}
+            for leaf, value in leaves(settings_of({name: section})):
+                place = "cell" if within(leaf, CELL) else "size" if within(leaf, OF_THE_SIZE) else "study"
+                known[key][place][leaf] = value
+        for place, found in known[key].items():
+            whole[place].update(found)
+    return whole
+
+
+def _bytes(content: Any) -> bytes:
+    """JSON, the same for the same content."""
+    try:
+        return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # numbers and texts that it does not know
+        return json.dumps(content, sort_keys=True).encode()
 
 
 def manifest_near(folder: Path) -> Manifest | None:
@@ -189,22 +226,23 @@ _LEVELS: tuple[tuple[Callable[[Marked], Marks], Callable[[Marked], Any]], ...] =
 
 def _from_manifest(run: Marked, manifest: Manifest) -> str:
     """Why a run is not the study's; empty if it is."""
-    settings = run.settings
-    data = {name: run.shared.get(name) for name in manifest.data}
-    differ = data_differences(data, manifest.data)
+    settings, data = run.settings, {name: run.shared.get(name) for name in manifest.data}
+    if settings is None:  # of another trainer: what it does not say is not compared
+        data = {name: value for name, value in data.items() if value is not None}
+    differ = data_differences(data, {name: manifest.data[name] for name in data})
     if run.run not in manifest.runs:
         near = [differences(settings, own) for own in manifest.settings] if settings is not None else []
         return "; ".join([_UNNAMED, *min(near, key=len, default=[]), *differ])
-    if settings is None:
-        return "; ".join(["its run.json does not say its settings", *differ])
     index, cell = manifest.runs[run.run]
     said = {key: value for key, value in run.cell.items() if value is not None}
-    return "; ".join([*differences(settings, manifest.settings[index]), *differences(said, cell), *differ])
+    wanted = cell if settings is not None else {key: value for key, value in cell.items() if key in said}
+    found = differences(settings, manifest.settings[index]) if settings is not None else []
+    return "; ".join([*found, *differences(said, wanted), *differ])
 
 
 def _odd(runs: Sequence[Marked], marks: Callable[[Marked], Marks]) -> dict[str, str]:
     """The runs whose marks differ from those of the most, with what differs."""
-    kinds = [orjson.dumps(marks(run), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS) for run in runs]
+    kinds = [_bytes(marks(run)) for run in runs]
     counts = Counter(kinds)  # in the order of the runs
     if len(counts) == 1:
         return {}

@@ -183,10 +183,15 @@ def test_what_a_record_does_not_say_is_not_compared_among_the_runs(tmp_path: Pat
     assert foreign(tmp_path) == {"f256": "unlike 3 runs here: validation aa -> bb"}
 
 
-def test_a_run_that_a_study_names_must_say_its_settings(study: Path) -> None:
-    write_run(study / "runs" / CHANGED, TRUTH, SIZES[0], 64, 0, fingerprints=FINGERPRINTS)
-    named = (study / "study.json").exists()
-    assert foreign(study) == ({CHANGED: "its run.json does not say its settings"} if named else {})
+def test_of_a_run_that_does_not_say_its_settings_the_rest_is_compared(study: Path) -> None:
+    path = study / "runs" / CHANGED
+    write_run(path, TRUTH, SIZES[0], 64, 0, fingerprints=FINGERPRINTS)
+    assert foreign(study) == {}
+    write_run(path, TRUTH, SIZES[0], 64, 0, fingerprints=FINGERPRINTS | {"validation": "f" * 64})
+    assert list(foreign(study)) == [CHANGED]
+    if (study / "study.json").exists():
+        write_run(path, TRUTH, SIZES[0], 65, 0, fingerprints=FINGERPRINTS)
+        assert foreign(study) == {CHANGED: "infusion.frequency 65 -> 64.0"}
 
 
 def test_the_recorded_settings_count_where_there_are_some(study: Path) -> None:
