@@ -206,13 +206,22 @@ def apart(runs: Sequence[Marked], manifest: Manifest | None) -> dict[str, str]:
     reasons: dict[str, str] = {}
     if manifest is not None:
         reasons = {run.run: reason for run in runs if (reason := _from_manifest(run, manifest))}
+    runs = [run for run in runs if run.run not in reasons]
+    odd: dict[str, tuple[int, list[str]]] = {}
     for marks, together in _LEVELS:
         groups: dict[Any, list[Marked]] = {}
         for run in runs:
-            if run.run not in reasons:
+            if run.run not in odd:
                 groups.setdefault(together(run), []).append(run)
+        wanted = {key: _of_most(group, marks) for key, group in groups.items()}
+        differ = {run.run: _differing(marks(run), wanted.get(together(run), {})) for run in runs}
         for group in groups.values():
-            reasons |= _odd(group, marks)
+            stay = sum(not differ[run.run] for run in group)
+            odd |= {run.run: (stay, []) for run in group if differ[run.run]}
+        for name, (_, found) in odd.items():  # also what else differs in a run that is out already
+            found.extend(differ[name])
+    for name, (stay, found) in odd.items():
+        reasons[name] = f"unlike {stay} run{'s' * (stay != 1)} here: {'; '.join(found)}"
     return reasons
 
 
@@ -240,12 +249,12 @@ def _from_manifest(run: Marked, manifest: Manifest) -> str:
     return "; ".join([*found, *differences(said, wanted), *differ])
 
 
-def _odd(runs: Sequence[Marked], marks: Callable[[Marked], Marks]) -> dict[str, str]:
-    """The runs whose marks differ from those of the most, with what differs."""
+def _of_most(runs: Sequence[Marked], marks: Callable[[Marked], Marks]) -> Marks:
+    """The marks that the most runs have; of equally many those of the first."""
     kinds = [_bytes(marks(run)) for run in runs]
     counts = Counter(kinds)  # in the order of the runs
     if len(counts) == 1:
-        return {}
+        return marks(runs[0])
     representatives = {kind: marks(runs[kinds.index(kind)]) for kind in counts}
     with_them = {
         kind: sum(counts[other] for other, one in representatives.items() if _agree(one, representatives[kind]))
@@ -260,10 +269,7 @@ def _odd(runs: Sequence[Marked], marks: Callable[[Marked], Marks]) -> dict[str, 
         ]
         if said:
             wanted[name] = _most_said(said)
-    differ = {kind: _differing(one, wanted) for kind, one in representatives.items()}
-    stay = sum(counts[kind] for kind, found in differ.items() if not found)
-    others = f"unlike {stay} run{'s' * (stay != 1)} here: "
-    return {run.run: others + "; ".join(differ[kind]) for run, kind in zip(runs, kinds, strict=True) if differ[kind]}
+    return wanted
 
 
 def _most_said(values: Sequence[tuple[Any, int]]) -> Any:

@@ -252,7 +252,7 @@ def problems(result: AnalysisResult) -> Table | None:
     rows = [[r.run, r.status, r.reason] for r in found.itertuples()]
     if not rows:
         return None
-    return Table([("run folder", False), ("status", False), ("reason", False)], rows)
+    return Table([("run folder", False), ("status", False), ("reason", False)], rows, remark=True)
 
 
 def provenance(result: AnalysisResult) -> Table | None:

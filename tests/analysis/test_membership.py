@@ -169,9 +169,11 @@ def test_a_run_that_the_study_does_not_name_is_apart_with_what_differs(tmp_path:
 def test_the_most_runs_stay_and_of_equally_many_the_first(tmp_path: Path) -> None:
     for frequency in FREQUENCIES:
         config = config_of(tmp_path / "runs" / name_of(SIZES[0], frequency), TRUTH, SIZES[0], frequency, 0)
-        config["training"]["global_batch_size"] = 16 if frequency in (64, 256) else 8
+        if frequency in (64, 256):
+            config["training"]["global_batch_size"] = 16
+            config["training"]["optimizer"]["learning_rate"] = 0.01
         write(tmp_path, SIZES[0], frequency, config=config)
-    expected = "unlike 2 runs here: training.global_batch_size 16 -> 8"
+    expected = "unlike 2 runs here: training.global_batch_size 16 -> 8; training.optimizer.learning_rate 0.01 -> 0.003"
     assert foreign(tmp_path) == {name_of(SIZES[0], frequency): expected for frequency in (64, 256)}
 
 
