@@ -77,13 +77,14 @@ def curve_table(runs: Runs) -> pd.DataFrame:
     """The curve table (`CURVE_COLUMNS`) of complete runs at their last step, in canonical order.
 
     Raises:
-        InputError: no complete run; two runs of one cell and seed; background policies mixed.
+        InputError: no complete run of the study; two runs of one cell and seed.
     """
     if runs.runs.empty:
         listed = "; ".join(f"{row.run}: {row.reason}" for row in runs.problems.head(5).itertuples())
-        raise InputError(
-            "no complete run", where=str(runs.folder), remedy=f"a run counts when its DONE exists ({listed})"
-        )
+        problem, rule = "no complete run", "a run counts when its DONE exists"
+        if not runs.foreign.empty:
+            problem, rule = "no complete run of this study", f"{rule} and it was made as the study says"
+        raise InputError(problem, where=str(runs.folder), remedy=f"{rule} ({listed})")
     repeated = runs.runs[runs.runs.duplicated(_CELL, keep=False)]
     if len(repeated):
         names = ", ".join(repeated["run"].head(4))
@@ -92,12 +93,6 @@ def curve_table(runs: Runs) -> pd.DataFrame:
             where=str(runs.folder),
             remedy="keep one, or give each a seed",
         )
-    policies = sorted({str(policy) for policy in runs.runs["background_policy"].dropna()})
-    if len(policies) > 1:
-        raise InputError(
-            f"background policies mixed ({', '.join(policies)})", where=str(runs.folder),
-            remedy="one study, one policy: displacement and interference are different curves",
-        )  # fmt: skip
     final = runs.losses.sort_values("step").groupby("run")["loss"].last()
     table = runs.probes.merge(runs.runs, on="run", validate="many_to_one")
     table["validation_loss"] = table["run"].map(final).astype(float)

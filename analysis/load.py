@@ -1,14 +1,15 @@
 """Run folders to tidy tables. A run counts only if DONE exists; every other folder is listed with its reason.
 
-A folder is *incomplete* when DONE is absent (still running, killed or failed) and *damaged* when DONE is there but a
-file it promises is missing, malformed or contradicts another, and *foreign* when it was asked other questions than most
-runs of the folder. None of them is ever used.
+A folder is *incomplete* when DONE is absent (still running, killed or failed), *damaged* when DONE is there but a file
+it promises is missing, malformed or contradicts another, *foreign* when its run was made otherwise than the study says,
+or than most runs here (`analysis.membership`), and *misplaced* when it is hidden or lies within another folder. None of
+them is ever used.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +29,9 @@ from analysis.load_logs import (
     template_rows,
     whole,
 )
+from analysis.membership import apart, manifest_near, marked, parse_manifest
 from megatron_kis.errors import InputError
-from megatron_kis.files import read_json_lines
+from megatron_kis.files import read_json_lines, steadily
 
 _RUN_SCHEMA = "kis.run/1"
 _LEDGER_SCHEMA = "kis.ledger/1"
@@ -56,9 +58,14 @@ class Runs:
     losses: pd.DataFrame
     """Validation losses in nats a token at every validated step (`LOSS_COLUMNS`)."""
     problems: pd.DataFrame
-    """Folders that do not count (`PROBLEM_COLUMNS`), status `incomplete`, `damaged` or `foreign`."""
+    """Folders that do not count (`PROBLEM_COLUMNS`), status `incomplete`, `damaged`, `foreign` or `misplaced`."""
     records: dict[str, dict[str, Any]]
     """run.json of each complete run, by run name."""
+
+    @property
+    def foreign(self) -> pd.DataFrame:
+        """The problems that are complete runs which do not belong here; ``reason`` says what differs."""
+        return self.problems[self.problems["status"] == "foreign"]
 
     @cached_property
     def templates(self) -> pd.DataFrame:
@@ -66,32 +73,47 @@ class Runs:
         return _table([template_rows(ClosedRun(self.folder / name)) for name in self.runs["run"]], TEMPLATE_COLUMNS)
 
 
-def load_runs(runs_dir: Path | str) -> Runs:
+def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) -> Runs:
     """Reads the run folders below ``runs_dir`` (a runs folder, or a study folder that holds ``runs/``).
 
+    Args:
+        runs_dir: the folder.
+        belongs: which runs are the study's, as in ``study.json`` (``megatron_kis.study.manifest.manifest_of``); that of
+            the study's folder if None, and where there is none the runs are compared among themselves alone.
+
     Raises:
-        InputError: the folder is missing or holds no run folder at all.
+        InputError: the folder is missing or holds no run folder at all, or study.json is damaged.
+        JobError: the disk or the file server fails; no law is made of the runs that could be read.
     """
     folder = Path(runs_dir)
     if (folder / "runs").is_dir():
         folder = folder / "runs"
     if not folder.is_dir():
         raise InputError("no such folder", where=str(folder), remedy="a folder of runs, or a study folder")
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not found:
-        raise InputError("holds no run folder", where=str(folder), remedy="train first, or name the folder of the runs")
+    manifest = manifest_near(folder) if belongs is None else parse_manifest(belongs)
 
     loaded: list[_Loaded] = []
     problems: list[Row] = []
-    for path in found:
-        if not (path / "DONE").is_file():
-            problems.append((path.name, "incomplete", _why_incomplete(path)))
+    for path in _folders(folder):
+        if _as_text(path.name) != path.name:
+            problems.append((path.name, "misplaced", "its name is no UTF-8: rename it"))
+            continue
+        if path.name.startswith("."):
+            problems += _misplaced(folder, path)
             continue
         try:
             loaded.append(_load_run(path))
         except InputError as error:
-            problems.append((path.name, "damaged", str(error)))
-    loaded, foreign = _of_one_study(loaded)
+            if _is_there(path / "DONE"):
+                problems.append((path.name, "damaged", str(error)))
+            else:
+                within = [] if _is_there(path / "run.json") else _misplaced(folder, path)
+                problems += within or [(path.name, "incomplete", _why_incomplete(path))]
+    if not loaded and not problems:
+        raise InputError("holds no run folder", where=str(folder), remedy="train first, or name the folder of the runs")
+    reasons = apart(marked({run.row["run"]: run.record for run in loaded}), manifest)
+    problems += [(name, "foreign", reason) for name, reason in reasons.items()]
+    loaded = [run for run in loaded if run.row["run"] not in reasons]
 
     history = _table([run.probes for run in loaded], PROBE_COLUMNS)
     last = history.groupby("run")["step"].transform("max") if len(history) else history["step"]
@@ -101,9 +123,35 @@ def load_runs(runs_dir: Path | str) -> Runs:
         probes=history[history["step"] == last].reset_index(drop=True),
         history=history,
         losses=_table([run.losses for run in loaded], LOSS_COLUMNS),
-        problems=_table([sorted([*problems, *foreign])], PROBLEM_COLUMNS),
+        problems=_table([sorted(tuple(map(_as_text, row)) for row in problems)], PROBLEM_COLUMNS),
         records={run.row["run"]: run.record for run in loaded},
     )
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name."""
+
+    def names() -> list[str]:
+        with os.scandir(folder) as found:
+            return sorted(entry.name for entry in found if entry.is_dir())
+
+    return [folder / name for name in steadily(names, folder)]
+
+
+def _is_there(path: Path) -> bool:
+    return steadily(path.is_file, path)
+
+
+def _misplaced(folder: Path, path: Path) -> list[Row]:
+    """Problem rows of the runs that a hidden folder is, or that a folder which is no run holds."""
+
+    def is_run(place: Path) -> bool:
+        return _is_there(place / "run.json") or _is_there(place / "DONE")
+
+    if path.name.startswith(".") and is_run(path):
+        return [(path.name, "misplaced", "its name begins with a dot: rename it if it is a run of this study")]
+    reason = f"a run within the folder {path.name}: move it up if it is a run of this study"
+    return [(f"{path.name}/{inner.name}", "misplaced", reason) for inner in _folders(path) if is_run(inner)]
 
 
 @dataclass(frozen=True)
@@ -112,27 +160,6 @@ class _Loaded:
     row: dict[str, Any]
     probes: list[Row]
     losses: list[Row]
-
-    @property
-    def questions(self) -> str:
-        """Fingerprint of the questions that the run was asked; empty if it does not say."""
-        prints = self.record.get("fingerprints")
-        return str(prints.get("questions") or "") if isinstance(prints, dict) else ""
-
-
-def _of_one_study(loaded: list[_Loaded]) -> tuple[list[_Loaded], list[Row]]:
-    """The runs that were asked the questions of most of them, and the others: their rates belong to no common curve."""
-    counts = Counter(run.questions for run in loaded if run.questions)
-    if len(counts) < 2:
-        return loaded, []
-    most, count = counts.most_common(1)[0]
-    kept = [run for run in loaded if run.questions in (most, "")]
-    foreign: list[Row] = []
-    for run in loaded:
-        if run.questions not in (most, ""):
-            reason = f"was asked other questions ({run.questions[:12]}) than {count} runs here ({most[:12]})"
-            foreign.append((run.row["run"], "foreign", reason))
-    return kept, foreign
 
 
 def _table(parts: Sequence[Sequence[Row]], columns: list[str]) -> pd.DataFrame:
@@ -157,30 +184,35 @@ def _why_incomplete(path: Path) -> str:
 def _load_run(path: Path) -> _Loaded:
     run = ClosedRun(path)
     record = run.record("run.json", _RUN_SCHEMA)
-    where = str(path / "run.json")
+    where = f"{path}{os.sep}run.json"
     tokens = whole(record, "tokens", where, least=1)
     frequency = number(record, "infusion_frequency", where, least=0)
     model = record.get("model")
     row: dict[str, Any] = {
         "run": path.name,
-        "study": record.get("study"),
-        "model": model.get("name") if isinstance(model, dict) else model,
+        "study": _as_text(record.get("study")),
+        "model": _as_text(model.get("name") if isinstance(model, dict) else model),
         "params": whole(record, "params", where, least=1),
         "nonembedding_params": _optional_int(record, "nonembedding_params", where),
         "tokens": tokens,
         "frequency": frequency,
         "infusion_ratio": number(record, "infusion_ratio", where, least=0),
         "seed": whole(record, "seed", where, least=0),
-        "background_policy": record.get("background_policy"),
+        "background_policy": _as_text(record.get("background_policy")),
         "exposures_exact": _exposures_exact(run, frequency),
-        "host": _host_name(record.get("host")),
+        "host": _as_text(_host_name(record.get("host"))),
     }
     return _Loaded(record, row, probe_rows(run, tokens), loss_rows(run))
 
 
+def _as_text(value: Any) -> Any:
+    """A text that UTF-8 can hold; JSON and names of files may have halves of characters."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
 def _exposures_exact(run: ClosedRun, frequency: float) -> bool | None:
     """Whether every fact received the exposures it was promised; None where the ledger has no count of them."""
-    if not (run.path / "exposures.json").is_file():
+    if not run.has("exposures.json"):
         return None
     ledger = run.record("exposures.json", _LEDGER_SCHEMA)
     received = (ledger.get("received") or {}).get("infused")

@@ -7,16 +7,18 @@ thousand runs this is nearly all of the time that loading takes.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from megatron_kis.errors import InputError
-from megatron_kis.files import read_json
+from megatron_kis.files import parse_json_line, read_json, steadily
+from megatron_kis.parsing import parse_json
 
 _END_OF_RUN = 0.9  # the last probe must stand within the last tenth of D (the budget is rounded to whole batches)
 
@@ -37,75 +39,125 @@ class ClosedRun:
 
         Raises:
             InputError: DONE is no JSON, or a file is missing or not the one that was closed.
+            JobError: the disk or the file server fails.
         """
         self.path = path
-        try:
-            done = json.loads((path / "DONE").read_bytes() or b"{}")
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot be read ({error})", where=str(path / "DONE")) from None
-        closed = done.get("files") if isinstance(done, dict) else None
         self._read: dict[str, bytes] = {}
         self._closed: set[str] = set()
-        for name, digest in (closed or {}).items():
+        done = _parsed(self.content("DONE") or b"{}", self._place("DONE"))
+        closed = done.get("files") if isinstance(done, dict) else None
+        for name, digest in (closed if isinstance(closed, dict) else {}).items():
             if not isinstance(digest, str) or len(digest) != 64:
                 continue
             if hashlib.sha256(self.content(name)).hexdigest() != digest:
                 raise InputError(
-                    "was changed after the run was closed (its sha256 is not DONE's)", where=str(path / name)
+                    "was changed after the run was closed (its sha256 is not DONE's)", where=self._place(name)
                 )
             self._closed.add(name)
 
     def content(self, name: str) -> bytes:
         """The bytes of a file."""
         if name not in self._read:
-            try:
-                self._read[name] = (self.path / name).read_bytes()
-            except OSError as error:
-                raise InputError(f"cannot be read ({error.strerror})", where=str(self.path / name)) from None
+            path = self.path / name
+            self._read[name] = steadily(path.read_bytes, path)
         return self._read[name]
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            self.content(name)
+        except InputError:
+            return (self.path / name).is_file()
+        return True
 
     def record(self, name: str, schema: str) -> dict[str, Any]:
         """A JSON file of that schema; `megatron_kis.files.read_json` says what is wrong with one that is not."""
-        try:
-            found = orjson.loads(self.content(name))
-        except orjson.JSONDecodeError:
-            found = None
+        found = _parsed(self.content(name), self._place(name), whole=name in self._closed)
         if isinstance(found, dict) and found.get("schema") == schema:
             return found
         return read_json(self.path / name, schema)
 
-    def rows(self, name: str, *, only: bytes = b"", without: bytes = b"") -> Iterator[tuple[str, dict[str, Any]]]:
+    def rows(self, name: str, *, only: bytes = b"") -> Iterator[tuple[str, dict[str, Any]]]:
         """(place, object) of every line of a JSON-lines file.
 
         Args:
             name: the file.
-            only: lines that do not hold these bytes may be passed over.
-            without: the key, in quotes, of a last list of flat objects that may be left out.
-
-        Both spare the decoding of what nobody asked for, and both only in a file that DONE closed: elsewhere every line
-        is decoded, so that damage is found.
+            only: lines that do not hold these bytes may be passed over. That spares the decoding of what nobody asked
+                for, and only in a file that DONE closed: elsewhere every line is decoded, so that damage is found.
         """
-        file, closed = str(self.path / name), name in self._closed
-        for number, line in enumerate(self.content(name).split(b"\n"), start=1):
-            if not line.strip():
+        file, closed, content = self._place(name), name in self._closed, self.content(name)
+        keys = 0
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if not line or (closed and only not in line) or line.isspace():
                 continue
-            if closed and only and only not in line:
-                continue
-            where = f"{file}:{number}"
             try:
-                row = orjson.loads(_without(line, without) if closed and without else line)
+                row = orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                raise InputError(f"malformed JSON line ({error})", where=where) from None
-            if not isinstance(row, dict):
-                raise InputError("not a JSON object", where=where)
-            yield where, row
+                raise InputError(f"malformed JSON line ({error})", where=f"{file}:{number}") from None
+            if type(row) is not dict:
+                raise InputError("not a JSON object", where=f"{file}:{number}")
+            if not closed:
+                keys += len(row)
+                if type(lists := row.get("templates")) is list:
+                    keys += _keys_of_objects(lists)
+            yield f"{file}:{number}", row
+        if not closed and keys != _keys_written(content):
+            for number, line in enumerate(content.split(b"\n"), start=1):
+                if line and not line.isspace():
+                    parse_json_line(line, where=f"{file}:{number}")
+
+    def _place(self, name: str) -> str:
+        return f"{self.path}{os.sep}{name}"
 
 
-def _without(line: bytes, key: bytes) -> bytes:
-    """The line of a JSON object without ``key``, where that is its last and holds the only brackets behind it."""
-    at = line.rfind(b", " + key + b": [")
-    tail = line[at:].rstrip() if at > 0 else b""
-    return line[:at] + b"}" if tail.endswith(b"]}") and tail.count(b"]") == 1 else line
+def _parsed(content: bytes, where: str, *, whole: bool = False) -> Any:
+    """The content of a JSON file; ``whole`` says that it is as our own writer left it, where no key is twice."""
+    try:
+        found = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return parse_json(content, where=where)
+    return found if whole or _keys(found) == _keys_written(content) else parse_json(content, where=where)
+
+
+def _keys(value: Any) -> int:
+    """Keys of an object, and of all objects in it."""
+    inner = value.values() if type(value) is dict else value if type(value) is list else ()
+    count = len(value) if type(value) is dict else 0
+    if _NESTED.isdisjoint(map(type, inner)):
+        return count
+    return count + sum(_keys(item) for item in inner if type(item) in _NESTED)
+
+
+_NESTED = frozenset({dict, list})
+
+
+def _keys_of_objects(items: list[Any]) -> int:
+    """Keys of a list of objects; -1 where something else is in it."""
+    try:
+        return sum(map(dict.__len__, items))
+    except TypeError:
+        return -1
+
+
+def _keys_written(content: bytes) -> int:
+    """Keys that JSON text has, at most; -1 where that cannot be told from quotes and colons that touch.
+
+    More of them than its objects have means that one may be twice, and that the text is worth reading with care: a fast
+    parser keeps the last of two.
+    """
+    if len(content) < _SMALL:
+        if any(pair in content for pair in _APART):
+            return -1
+        return content.count(b'":')
+    if content.endswith(b'"'):
+        return -1
+    text = np.frombuffer(content, dtype=np.uint8)
+    after = text[np.flatnonzero(text == ord('"')) + 1]
+    return -1 if np.any(after <= ord(" ")) else int(np.count_nonzero(after == ord(":")))
+
+
+_SMALL = 4096  # bytes up to which plain searches are faster
+_APART = tuple(b'"' + space for space in (b" ", b"\n", b"\r", b"\t"))
 
 
 def probe_rows(run: ClosedRun, budget: int) -> list[Row]:
@@ -113,7 +165,7 @@ def probe_rows(run: ClosedRun, budget: int) -> list[Row]:
     name = run.path.name
     rows: dict[Row, Row] = {}
     reached = 0
-    for where, raw in run.rows("probes.jsonl", without=b'"templates"'):
+    for where, raw in run.rows("probes.jsonl"):
         key = _key(raw, where)
         n = whole(raw, "n", where, least=1)
         facts = whole(raw, "facts", where, least=1) if "facts" in raw else n
@@ -161,8 +213,11 @@ def loss_rows(run: ClosedRun) -> list[Row]:
 def _key(raw: dict[str, Any], where: str) -> tuple[int, str, str, str]:
     step = whole(raw, "step", where, least=0)
     for name in ("group", "split", "scoring"):
-        if not isinstance(raw.get(name), str):
+        value = raw.get(name)
+        if not isinstance(value, str):
             raise InputError(f"no {name!r}", where=where)
+        if not value.isprintable():
+            raise InputError(f"{name!r} is {value!r}", where=where, remedy="a plain name")
     return step, raw["group"], raw["split"], raw["scoring"]
 
 
@@ -173,6 +228,8 @@ def number(record: dict[str, Any], key: str, where: str, *, least: float = -math
         InputError: it is missing, something else, or less than ``least``.
     """
     value = record.get(key)
+    if type(value) is float and least <= value < math.inf:  # nearly always
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
         bound = "" if least == -math.inf else f" of at least {least:g}"
         raise InputError(f"{key!r} is {value!r}", where=where, remedy=f"a number{bound}")

@@ -32,6 +32,7 @@ from analysis.settings import AnalysisSettings
 from megatron_kis.errors import InputError
 
 _STEP = 1.5  # a level beyond a censored end lies this factor further
+_NEAR = 1.1  # levels closer than this factor are one: a run between, or just beyond, is another seed of it
 _DRAWS = 64  # curves drawn to see what a run would tell; the gain is an average over them
 
 
@@ -318,17 +319,17 @@ def _bisect(cells: Sequence[_Cell], largest_ratio: float) -> tuple[Proposal, int
                 continue
             a, b = max(inner, key=lambda pair: pair[1] / pair[0])
             frequency, width = float(round(math.sqrt(a * b))), math.log(b / a)
-            if not a < frequency < b:
+            if frequency < _NEAR * a or b < _NEAR * frequency:
                 continue
             reason = "halves a bracket that may hold F*"
         elif point.status == LEFT_CENSORED:
             frequency, width = float(max(round(levels[0] / _STEP), 1)), 1.0
-            if frequency >= levels[0]:
+            if levels[0] < _NEAR * frequency:
                 continue
             reason = "below the censored end"
         else:
             frequency, width = _capped(cell.curve, float(levels[-1]) * _STEP, largest_ratio), 1.0
-            if frequency <= levels[-1]:
+            if frequency < _NEAR * levels[-1]:
                 continue
             reason = "beyond the largest F"
         # A bracket halved in a model of four times the cost is worth it only when four times as wide.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,9 @@ from analysis.predict import SCHEMA as PREDICTION_SCHEMA
 from analysis.predict import Prediction, load_predictions, predict, prediction_record
 from analysis.settings import AnalysisSettings
 from analysis.validate import Score, rolling_origin
-from megatron_kis.files import write_json
+from megatron_kis.errors import InputError
+from megatron_kis.files import read_json, read_text, write_json
+from megatron_kis.parsing import parse_yaml
 
 # The law at the top of law.json is the first of these that could be fitted: the paper's collapse point before its
 # companions. The order is fixed here, before any data are seen.
@@ -138,12 +140,13 @@ def analyse(
 
 def analyse_study(
     study_dir: Path, settings: AnalysisSettings | None = None, *, predict_params: Sequence[float] = (),
-    predict_tokens: float | None = None, now: datetime | None = None,
+    predict_tokens: float | None = None, now: datetime | None = None, belongs: Mapping[str, Any] | None = None,
 ) -> AnalysisResult:  # fmt: skip
     """Analyses ``study_dir/runs`` and writes curves.csv, points.csv, law.json, prediction.json and report.html there.
 
     ``settings`` are those that study.yaml declares if None. Each file is written atomically. prediction.json is kept
     as it is where it already holds the same predictions, so that its date stays the day they were first made.
+    ``belongs`` says which runs are the study's, as for `load_runs`.
 
     Raises:
         InputError: no complete run, or data that contradict each other.
@@ -154,7 +157,7 @@ def analyse_study(
     settings = settings or declared_settings(study_dir)
     described = study_description(study_dir)
     result = analyse(
-        load_runs(study_dir), settings, predict_params=predict_params, predict_tokens=predict_tokens,
+        load_runs(study_dir, belongs), settings, predict_params=predict_params, predict_tokens=predict_tokens,
         title=str(described.get("title") or described.get("name") or study_dir.resolve().name), study=described,
     )  # fmt: skip
     assert result.curves is not None
@@ -171,10 +174,10 @@ def write_predictions(predictions: Sequence[Prediction], path: Path, *, now: dat
     records = [prediction_record(prediction, now) for prediction in predictions]
     if path.is_file():
         try:
-            before = json.loads(path.read_text(encoding="utf-8")).get("predictions")
-        except (ValueError, AttributeError):
+            before = read_json(path, PREDICTION_SCHEMA).get("predictions")
+        except InputError:
             before = None
-        if before is not None and [_timeless(item) for item in before] == [_timeless(item) for item in records]:
+        if isinstance(before, list) and [_timeless(item) for item in before] == [_timeless(item) for item in records]:
             return
     write_json(path, {"schema": PREDICTION_SCHEMA, "predictions": records})
 
@@ -184,13 +187,15 @@ def _timeless(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def study_description(study_dir: Path) -> dict[str, Any]:
-    """What ``study.yaml`` says, or nothing where it is absent or no mapping."""
-    import yaml
+    """What ``study.yaml`` says, or nothing where it is absent or no mapping.
 
+    Raises:
+        InputError: it cannot be read, is no YAML, or has a key twice.
+    """
     path = study_dir / "study.yaml"
     if not path.is_file():
         return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = parse_yaml(read_text(path), where=str(path))
     return content if isinstance(content, dict) else {}
 
 

@@ -9,6 +9,7 @@ what it is not. ``docs/identity.md`` is the map.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from megatron_kis.files import fingerprint
@@ -21,8 +22,8 @@ RESULTLESS = (
 """Settings of a run that change no result, or nothing but the order of sums: the layout, the device, the size of
 batches; and files, which count by their content."""
 
-CELL = ("training.token_budget", "training.seed", "infusion.frequency")
-"""Settings in which the runs of one study differ by design, beside their model."""
+CELL = ("training.token_budget", "training.seed", "infusion.frequency", "infusion.ratio")
+"""Settings in which the runs of one study differ by design, next to their model; a ratio is an F said otherwise."""
 
 OF_THE_SIZE = ("model", "training.optimizer.learning_rate")
 """Settings that a size of the ladder may have of its own."""
@@ -72,6 +73,7 @@ def leaves(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
             yield here, value
 
 
+@lru_cache(maxsize=4096)
 def within(key: str, sections: tuple[str, ...]) -> bool:
     """Whether a dotted key is one of these, or lies in one of them."""
     return any(key == section or key.startswith(f"{section}.") for section in sections)

@@ -24,6 +24,7 @@ from analysis.study import (
     study_description,
 )
 from megatron_kis import __version__
+from megatron_kis.errors import printable
 from megatron_kis.files import fingerprint, write_text
 
 __all__ = ["report"]
@@ -103,10 +104,18 @@ def render(result: AnalysisResult) -> str:
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined, finalize=_shown,
     )  # fmt: skip
     environment.filters["unbroken"] = wording.unbroken
     return environment.get_template("template.html").render(**_content(result))
+
+
+_SPACES = "\n\t\u00a0\u2009\u202f"
+
+
+def _shown(value: Any) -> Any:
+    """A value for the page: control characters, which names of runs and studies may hold, are spelled out."""
+    return printable(value, keep=_SPACES) if type(value) is str else value  # Markup is our own drawing or style
 
 
 def _content(result: AnalysisResult) -> dict[str, Any]:
@@ -132,7 +141,7 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
             name: getattr(tables, name)(result)
             for name in (
                 "transitions", "ledger", "rates", "laws", "candidates", "sensitivity", "predictions", "foretold",
-                "problems", "provenance",
+                "foreign", "problems", "provenance",
             )
         },
         "version": __version__,

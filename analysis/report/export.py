@@ -8,9 +8,21 @@ from pathlib import Path
 from analysis.report import check_figures, figures, law_figure, tables
 from analysis.report.theme import exported_to
 from analysis.study import AnalysisResult
+from megatron_kis.errors import printable
 from megatron_kis.files import atomic_write
 
-TABLES = ("transitions", "laws", "candidates", "predictions", "foretold", "ledger", "rates", "provenance")
+TABLES = (
+    "transitions",
+    "laws",
+    "candidates",
+    "predictions",
+    "foretold",
+    "ledger",
+    "rates",
+    "foreign",
+    "problems",
+    "provenance",
+)
 
 
 def export(result: AnalysisResult, folder: Path | str, *, dpi: int = 200) -> list[Path]:
@@ -35,6 +47,6 @@ def export(result: AnalysisResult, folder: Path | str, *, dpi: int = 200) -> lis
         with atomic_write(path) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow([head for head, _ in table.heads])
-            writer.writerows(table.rows)
+            writer.writerows([printable(cell, keep="\u00a0") for cell in row] for row in table.rows)
         written.append(path)
     return written

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from analysis.collapse.base import COLLAPSED, INCONCLUSIVE, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
+from analysis.load import Runs
 from analysis.predict import Prediction
 from analysis.report import wording as w
 from analysis.report.figures import cell_label
@@ -126,6 +127,27 @@ def seen(result: AnalysisResult) -> list[str]:
         if points:
             sentences.append(_sentence(kind, group, points))
     return sentences
+
+
+def not_of_this_study(runs: Runs, *, most: int = 8) -> str:
+    """The runs that are foreign, by name and what differs, in a line; empty where there is none.
+
+    Args:
+        runs: what was loaded.
+        most: names per difference; of the others the number alone.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for row in runs.foreign.itertuples():
+        by_reason.setdefault(str(row.reason), []).append(str(row.run))
+    if not by_reason:
+        return ""
+    count = len(runs.foreign)
+    parts = []
+    for reason, names in by_reason.items():
+        further = f" and {len(names) - most} more" if len(names) > most else ""
+        parts.append(f"{', '.join(names[:most])}{further} ({reason})")
+    verb = "is" if count == 1 else "are"
+    return f"{w.plural(count, 'run')} {verb} not of this study: {'; '.join(parts)}"
 
 
 def _sentence(kind: str, group: str, points: list[Transition]) -> str:

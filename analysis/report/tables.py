@@ -231,12 +231,28 @@ def predictions(result: AnalysisResult) -> Table | None:
     return Table(heads, rows, note, remark=True)
 
 
-def problems(result: AnalysisResult) -> Table | None:
-    """Run folders that were not counted."""
-    if result.runs is None or result.runs.problems.empty:
+def foreign(result: AnalysisResult) -> Table | None:
+    """Complete runs that do not belong to the study, and in what they differ."""
+    if result.runs is None or result.runs.foreign.empty:
         return None
-    rows = [[r.run, r.status, r.reason] for r in result.runs.problems.itertuples()]
-    return Table([("run folder", False), ("status", False), ("reason", False)], rows)
+    rows = [[row.run, row.reason] for row in result.runs.foreign.itertuples()]
+    note = (
+        "Complete runs that were made with other settings or data than the study, or that it does not name. What "
+        "differs: that run’s -> the study’s. They are in no curve, loss comparison or law."
+    )
+    return Table([("run folder", False), ("what differs", False)], rows, note, remark=True)
+
+
+def problems(result: AnalysisResult) -> Table | None:
+    """Run folders that hold no complete run."""
+    if result.runs is None:
+        return None
+    found = result.runs.problems
+    found = found[found["status"] != "foreign"]
+    rows = [[r.run, r.status, r.reason] for r in found.itertuples()]
+    if not rows:
+        return None
+    return Table([("run folder", False), ("status", False), ("reason", False)], rows, remark=True)
 
 
 def provenance(result: AnalysisResult) -> Table | None:

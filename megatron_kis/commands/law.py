@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.errors import InputError
+from megatron_kis.errors import InputError, printable
 from megatron_kis.units import quantity
 
 if TYPE_CHECKING:
     from analysis.collapse import Transition
     from analysis.law import Law
+    from analysis.load import Runs
     from analysis.settings import AnalysisSettings
 
 
@@ -165,10 +164,7 @@ def _collapse(options: argparse.Namespace) -> int:
     if options.curves is not None:
         table = load_curves_csv(options.curves)
     else:
-        runs = load_runs(options.runs)
-        for problem in runs.problems.itertuples():
-            print(f"not counted: {problem.run} ({problem.status}): {problem.reason}", file=sys.stderr)
-        table = curve_table(runs)
+        table = curve_table(_counted(load_runs(options.runs)))
     points = find_transitions(table, settings)
     write_points_csv(points, options.output)
     if options.curves_output is not None:
@@ -180,6 +176,14 @@ def _collapse(options: argparse.Namespace) -> int:
         _print_points(points)
         print(f"written: {options.output}")
     return 0
+
+
+def _counted(runs: Runs) -> Runs:
+    """The runs, after those that do not count have been named."""
+    for problem in runs.problems.itertuples():
+        line = f"not counted: {problem.run} ({problem.status}): {problem.reason}"
+        print(printable(line), file=sys.stderr)
+    return runs
 
 
 def _fit(options: argparse.Namespace) -> int:
@@ -195,7 +199,7 @@ def _fit(options: argparse.Namespace) -> int:
     if options.points is not None:
         points, table = load_points_csv(options.points), None
     else:
-        table = curve_table(load_runs(options.runs))
+        table = curve_table(_counted(load_runs(options.runs)))
         points = find_transitions(table, settings)
     refused: list[dict[str, str]] = []
     if options.kind is not None:
@@ -216,7 +220,7 @@ def _fit(options: argparse.Namespace) -> int:
     for law in laws:
         _print_law(law)
     for item in refused:
-        print(f"no law for {item['kind']} of {item['group']}: {item['reason']}")
+        print(printable(f"no law for {item['kind']} of {item['group']}: {item['reason']}"))
     print(f"written: {options.output}")
     return 0
 
@@ -268,7 +272,7 @@ def _predict(options: argparse.Namespace) -> int:
     title = f"{what}: N = {w.size(prediction.params)}, D = {w.size(prediction.tokens)}"
     _print_table(title, ["", ""], rows)
     for warning in prediction.warnings:
-        print(f"warning: {warning}")
+        print(printable(f"warning: {warning}"))
     if options.output is not None:
         print(f"written: {options.output}")
     return 0
@@ -311,6 +315,8 @@ def _report(options: argparse.Namespace) -> int:
     result = analyse_source(
         options.source, _settings(options), predict_params=options.params, predict_tokens=options.tokens
     )
+    if result.runs is not None:
+        _counted(result.runs)
     report(result, options.output)
     if options.export is not None:
         from analysis.report.export import export
@@ -350,11 +356,12 @@ def _print_law(law: Law) -> None:
     title = f"{w.kind_title(law.kind, law.group)}: {law.selected_law} ({w.plural(len(law.points), 'point')})"
     _print_table(title, ["", "estimate", f"{100 * law.confidence:g}% interval"], rows)
     for warning in law.warnings:
-        print(f"warning: {warning}")
+        print(printable(f"warning: {warning}"))
 
 
 def _print_table(title: str, heads: list[str], rows: list[list[str]]) -> None:
     """A table with lines on a terminal, aligned columns elsewhere: logs are read without a terminal's width."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,9 +81,44 @@ def write_study(
     return folder
 
 
+def config_of(path: Path, truth: Truth, params: int, frequency: float, seed: int) -> dict[str, Any]:
+    """The whole configuration of a run, as run.json has it; of the size it has the width."""
+    from megatron_kis.config import RunConfig
+
+    data = {name: path.parent / name for name in ("corpus", "validation", "exposures", "tokenizer")}
+    training = {"token_budget": truth.tokens, "sequence_length": 64, "global_batch_size": 8, "seed": seed}
+    run = RunConfig.model_validate(
+        {
+            "name": path.name,
+            "study": "synthetic",
+            "output": path,
+            "data": data,
+            "model": {"layers": 2, "width": 16 * (params // 10_000), "heads": 2},
+            "training": training,
+            "infusion": {"frequency": frequency},
+        }
+    )
+    return run.model_dump(mode="json")
+
+
 def write_run(
-    path: Path, truth: Truth, params: int, frequency: int, seed: int, *, noise: int = 0, done: bool = True
-) -> Path:
+    path: Path, truth: Truth, params: int, frequency: int, seed: int, *, noise: int = 0, done: bool = True,
+    closed: bool = False, fingerprints: dict[str, str] | None = None, **record: Any,
+) -> Path:  # fmt: skip
+    """Writes a run's folder.
+
+    Args:
+        path: the folder.
+        truth: the world.
+        params: N.
+        frequency: F.
+        seed: of the run.
+        noise: seed of the noise.
+        done: whether the run is complete.
+        closed: whether DONE has the hashes of the files.
+        fingerprints: those that differ from the usual ones.
+        record: what run.json has besides, or instead.
+    """
     generator = np.random.default_rng([noise, params, frequency, seed])
     path.mkdir(parents=True, exist_ok=True)
     run = {
@@ -97,10 +134,14 @@ def write_run(
         "model": {"name": f"size-{params // 1000}k", "layers": 2, "width": 48},
         "background_policy": "displaced",
         "config": {},
-        "fingerprints": {"corpus": "c0" * 32, "exposures": "e1" * 32, "questions": "a2" * 32, "code": "d3" * 32},
+        "fingerprints": {
+            "corpus": "c0" * 32, "exposures": "e1" * 32, "questions": "a2" * 32, "code": "d3" * 32,
+            **(fingerprints or {}),
+        },
         "versions": {"megatron_kis": "0.1.0", "torch": "2.13.0", "megatron-core": "0.16.1"},
         "host": {"name": "synthetic-host", "device": "cpu"},
-    }
+        **record,
+    }  # fmt: skip
     (path / "run.json").write_text(json.dumps(run))
     steps = (250, 500)
     metrics, probes = [], []
@@ -127,7 +168,9 @@ def write_run(
     }
     (path / "exposures.json").write_text(json.dumps(ledger))
     if done:
-        (path / "DONE").write_text(json.dumps({"schema": "kis.done/1"}))
+        names = ("run.json", "metrics.jsonl", "probes.jsonl", "exposures.json") if closed else ()
+        files = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in names}
+        (path / "DONE").write_text(json.dumps({"schema": "kis.done/1"} | ({"files": files} if files else {})))
     return path
 
 

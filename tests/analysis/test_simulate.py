@@ -215,6 +215,15 @@ def test_without_a_law_the_cells_are_bisected():
         propose(table, 7e9, 2e9, QUICK, group="infused")
 
 
+def test_nearly_equal_levels_are_one():
+    """Of one level at which half of the tokens are exposures the cap on the ratio is not far from the last step."""
+    truth = Truth(collapses=False)
+    table, _ = simulate_table(truth, CELLS[:1], [8], 1, np.random.default_rng(1), groups=("background",))
+    table["infusion_ratio"] = 0.95 * 8 / 41.5
+    levels = [p.frequency for p in bisect(table, QUICK, group="background", count=6)]
+    assert levels == [12, 18, 27, 40]
+
+
 def test_a_better_known_point_narrows_the_prediction(simulated):
     _, _, _, points = simulated
     law = fit_law(points, "collapse", "background", law="N")

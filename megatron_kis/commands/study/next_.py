@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.commands.study.common import add_step, load_study, print_table, shown
-from megatron_kis.errors import InputError
+from megatron_kis.errors import InputError, printable
 from megatron_kis.units import quantity
 
 if TYPE_CHECKING:
-    from megatron_kis.study.config import RungConfig
+    from analysis.load import Runs
+    from megatron_kis.study.config import RungConfig, StudyConfig
     from megatron_kis.study.proposed import Placed
 
 
@@ -35,7 +37,6 @@ def _next(options: argparse.Namespace) -> int:
 
     from analysis.collapse import find_transitions
     from analysis.curves import curve_table
-    from analysis.load import load_runs
     from analysis.new_sizes import new_sizes
     from analysis.next_runs import propose
     from megatron_kis.settings import load_config
@@ -54,7 +55,7 @@ def _next(options: argparse.Namespace) -> int:
             raise InputError(f"{value} is not a positive number", where=name, remedy="for example 7e9")
     if options.count < 1:
         raise InputError(f"is {options.count}", where="--count", remedy="use at least 1")
-    runs = load_runs(study.output)
+    runs = _runs(study)
     curves = curve_table(runs)
     points = find_transitions(curves, analysis)
     found = propose(curves, params, tokens, analysis, count=options.count, points=points)
@@ -92,6 +93,18 @@ def _next(options: argparse.Namespace) -> int:
     if options.write:
         print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
     return 0
+
+
+def _runs(study: StudyConfig) -> Runs:
+    """The complete runs of the study; those that are not of it are named."""
+    from analysis.load import load_runs
+    from analysis.report.summary import not_of_this_study
+    from megatron_kis.commands.study.report import belonging
+
+    runs = load_runs(study.output, belonging(study))
+    if line := not_of_this_study(runs):
+        print(printable(line), file=sys.stderr)
+    return runs
 
 
 def _print_sizes(sizes: list[dict[str, Any]]) -> None:

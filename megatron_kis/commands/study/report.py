@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from megatron_kis.commands.study.common import add_step, load_study
+from megatron_kis.errors import InputError, printable
 
 if TYPE_CHECKING:
     from analysis.settings import AnalysisSettings
@@ -26,14 +28,76 @@ def _report(options: argparse.Namespace) -> int:
 
 def analyse(study: StudyConfig, settings: AnalysisSettings, *, as_json: bool) -> None:
     """Analyses the runs that are done, writes the report, and prints what was seen."""
-    from analysis.report.summary import seen
+    from analysis.report.summary import not_of_this_study, seen
     from analysis.study import analyse_study
 
-    result = analyse_study(study.output, settings, predict_params=study.predict)
+    result = analyse_study(study.output, settings, predict_params=study.predict, belongs=belonging(study))
+    assert result.runs is not None
     outputs = {name: str(study.output / name) for name in ("report.html", "points.csv", "law.json", "curves.csv")}
     if as_json:
-        print(json.dumps({"study": study.name, **outputs}, indent=1))
+        apart = result.runs.problems.to_dict("records")
+        print(json.dumps({"study": study.name, **outputs, "not_counted": apart}, indent=1))
         return
     for line in seen(result):
-        print(f"- {line}")
+        print(f"- {printable(line)}")
+    if line := not_of_this_study(result.runs):
+        print(f"- {printable(line)}")
     print(outputs["report.html"])
+
+
+def belonging(study: StudyConfig) -> dict[str, Any]:
+    """Which runs belong to the study as its file is now, as ``study.json`` says it.
+
+    The data are those that the runs were made with: their fingerprints are of the study's own ``study.json``.
+
+    Raises:
+        InputError: the file asks for other data than the study's are made from.
+    """
+    from megatron_kis.data.settings import DataConfig
+    from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.manifest import data_fingerprints, manifest_of
+
+    _same_data(study)
+    place = study.output / "data"  # a run's settings do not depend on the places of its files
+    runs = runs_of(study, DataConfig(corpus=place, validation=place, exposures=place, tokenizer=place))
+    return manifest_of(study.name, runs, data_fingerprints(study.output))
+
+
+def _same_data(study: StudyConfig) -> None:
+    """Refuses to report on data that are not made yet."""
+    from megatron_kis.files import read_text
+    from megatron_kis.identity import leaves
+    from megatron_kis.parsing import parse_yaml
+
+    path = study.output / "study.yaml"
+    if not path.is_file():
+        return
+    made = parse_yaml(read_text(path), where=str(path))
+    section = made.get("data") if isinstance(made, dict) else None
+    then, now = dict(leaves(section if isinstance(section, dict) else {})), dict(leaves(study.data))
+    places = (study.output, Path())  # earlier versions wrote paths as they were named
+    changed = [
+        f"data.{key} {_shown(then[key])} -> {_shown(value)}"
+        for key, value in now.items()
+        if key in then and not any(_placed(then[key], value, base) == _placed(value, value, Path()) for base in places)
+    ]
+    if changed:
+        raise InputError(
+            f"the data of this study were made with other settings: {'; '.join(changed)}", where=str(path),
+            remedy="kis study run makes them, or says which runs hold the old ones; or choose another output",
+        )  # fmt: skip
+
+
+def _placed(value: Any, like: Any, base: Path) -> Any:
+    """A value of a file in ``base``, with its paths as absolute ones; ``like`` tells what is a path."""
+    if isinstance(like, list | tuple) and isinstance(value, list | tuple):
+        return [_placed(item, like[0] if like else None, base) for item in value]
+    if isinstance(like, Path) and isinstance(value, str | Path):
+        return (base / value).resolve()
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)

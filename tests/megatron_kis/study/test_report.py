@@ -1,0 +1,121 @@
+"""``kis study report`` and ``next`` look at the runs that the study file now names; folders are made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_kis.cli import main
+from megatron_kis.commands.study.report import belonging
+from megatron_kis.study.config import StudyConfig
+from tests.analysis.synthetic import Truth, write_run
+
+FREQUENCIES = [0, 64, 128, 256, 512]
+TOKENS = 2_000_000
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study file whose runs are all done."""
+    content = {
+        "name": "s", "output": str(tmp_path / "out"), "ladder": [{"layers": 1, "width": 16, "heads": 2}],
+        "token_budgets": [TOKENS], "frequencies": FREQUENCIES,
+        "training": {"sequence_length": 64, "global_batch_size": 8, "optimizer": {"learning_rate": 0.01}},
+        "data": {"text": ["t.jsonl"], "facts": "f.tsv", "templates": "t.yaml"},
+        "analysis": {"resamples": 99, "law_resamples": 0},
+    }  # fmt: skip
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    for name, config in configs(path).items():
+        frequency = int(config["infusion"]["frequency"])
+        write_run(tmp_path / "out" / "runs" / name, Truth(facts=30), 100_000, frequency, 0, config=config)
+    return path
+
+
+def configs(path: Path) -> dict[str, dict[str, Any]]:
+    from megatron_kis.data.settings import DataConfig
+    from megatron_kis.study.grid import runs_of
+
+    data = DataConfig(corpus=Path("c"), validation=Path("v"), exposures=Path("e"), tokenizer=Path("t"))
+    return {run.name: run.model_dump(mode="json") for run in runs_of(loaded(path), data)}
+
+
+def loaded(path: Path) -> StudyConfig:
+    from argparse import Namespace
+
+    from megatron_kis.commands.study.common import load_study
+
+    return load_study(Namespace(study=path, overrides=[]))[0]
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+
+
+def test_all_runs_of_the_study_are_reported(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "report", str(study)]) == 0
+    assert "not of this study" not in capsys.readouterr().out
+    assert len(belonging(loaded(study))["runs"]) == len(FREQUENCIES)
+
+
+def test_runs_that_an_edited_study_does_not_name_are_apart_everywhere(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(study, frequencies=[0, 64, 128, 256])
+    apart = "1x16_D2M_F512_s0"
+    assert main(["study", "report", str(study)]) == 0
+    assert f"1 run is not of this study: {apart} (the study does not name it)" in capsys.readouterr().out
+    out = study.parent / "out"
+    assert ",512," not in (out / "curves.csv").read_text()
+    page = (out / "report.html").read_text()
+    assert "Not of this study" in page
+    assert apart in page
+    assert main(["study", "next", str(study), "--params", "1e6"]) == 0
+    assert apart in capsys.readouterr().err
+    assert main(["study", "report", str(study), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["not_counted"]
+    assert rows == [{"run": apart, "status": "foreign", "reason": "the study does not name it"}]
+
+
+def test_runs_of_other_settings_are_apart_and_the_key_is_named(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(study, training={"sequence_length": 64, "global_batch_size": 4, "optimizer": {"learning_rate": 0.01}})
+    for step in (["report"], ["next", "--params", "1e6"]):
+        assert main(["study", step[0], str(study), *step[1:]]) == 2
+        assert "training.global_batch_size 8 -> 4" in capsys.readouterr().err
+
+
+def test_data_that_are_not_made_yet_are_not_reported_on(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from megatron_kis.commands.study.common import write_study
+
+    out = study.parent / "out"
+    write_study(loaded(study), out / "study.yaml")
+    assert main(["study", "report", str(study)]) == 0
+    edit(study, data={"text": ["t2.jsonl"], "facts": "f.tsv", "templates": "t.yaml", "vocab_size": 390})
+    capsys.readouterr()
+    for step in (["report"], ["next", "--params", "1e6"]):
+        assert main(["study", step[0], str(study), *step[1:]]) == 2
+        said = capsys.readouterr().err
+        assert "data.vocab_size 2048 -> 390" in said
+        assert "t2.jsonl" in said
+
+
+def test_names_from_records_reach_neither_terminal_nor_page_raw(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = next(iter(configs(study).values()))
+    name = "x\x1b[31m<b>"
+    write_run(study.parent / "out" / "runs" / name, Truth(facts=30), 100_000, 7, 0, config=config, study="\ud800\x00")
+    assert main(["study", "report", str(study)]) == 0
+    printed = capsys.readouterr()
+    page = (study.parent / "out" / "report.html").read_text()
+    for text in (printed.out, printed.err, page):
+        assert not {"\x1b", "\x00", "\ud800"} & set(text)
+    assert "x\\x1b[31m&lt;b&gt;" in page
+    assert "x\\x1b[31m<b>" in printed.out
+    out = study.parent / "out"
+    assert main(["law", "collapse", str(out), "--output", str(out / "p.csv")]) == 0
+    assert "\x1b" not in capsys.readouterr().err
