@@ -9,8 +9,8 @@ row a fact and template::
 and ``"aliases"``, like ``options``, where the object has other names: right when a model completes the statement.
 ``tokens`` is the whole statement with the option filled in, without end-of-document tokens before or after. ``span`` is
 the option's token range in it, read off the tokenized whole, so that the space before the option belongs to the option.
-The header's ``first_tokens`` are put before each statement when it is asked, and are not scored: what the tokenizer puts
-before every document, as in the corpus, or the end-of-document token if it puts nothing there. These are the first
+The header's ``first_tokens`` are put before each statement when it is asked, and are not scored: what the tokenizer
+puts before every document, as in the corpus, or the end-of-document token if it puts nothing there. These are the first
 tokens that other tools ask a model with, too.
 """
 

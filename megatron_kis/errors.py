@@ -43,11 +43,11 @@ class Stopped(KisError):
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """A text as one that changes nothing on a terminal: line breaks, escapes and the like are spelled out.
+    r"""A text as one that changes nothing on a terminal: line breaks, escapes and the like are spelled out.
 
     Args:
         text: what a user, a file or another program wrote.
-        keep: such characters that stay, for example ``"\\n\\t"``.
+        keep: such characters that stay, for example ``"\n\t"``.
     """
     if text.isprintable():
         return text

@@ -99,7 +99,9 @@ def data_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     """``name then -> now`` of each fingerprint that differs, both shortened."""
     names = sorted({*then, *now})
     return [
-        f"{name} {_short(then.get(name))} -> {_short(now.get(name))}" for name in names if then.get(name) != now.get(name)
+        f"{name} {_short(then.get(name))} -> {_short(now.get(name))}"
+        for name in names
+        if then.get(name) != now.get(name)
     ]
 
 

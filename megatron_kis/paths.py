@@ -25,7 +25,9 @@ def expanded(path: Path | str) -> Path:
     text = str(path)
     missing = [name for match in _VARIABLE.finditer(text) if (name := match[1].strip("{}")) not in os.environ]
     if missing:
-        raise InputError(f"{text!r} names the variable {missing[0]}, which is not set", remedy="set it, or write it out")
+        raise InputError(
+            f"{text!r} names the variable {missing[0]}, which is not set", remedy="set it, or write it out"
+        )
     text = _VARIABLE.sub(lambda match: os.environ[match[1].strip("{}")], text)
     if text.startswith("~"):
         found = os.path.expanduser(text)  # noqa: PTH111 - Path's raises a bare error for a user who is not known

@@ -115,7 +115,9 @@ def parse_config(
         place = [part for part in first["loc"] if not isinstance(part, str) or not part.startswith("function-")]
         key = ".".join(map(str, place))
         where = f"{source}: {key}" if key else source
-        where = next((said for said in reversed(overrides) if f"{key}.".startswith(f"{said.partition('=')[0]}.")), where)
+        where = next(
+            (said for said in reversed(overrides) if f"{key}.".startswith(f"{said.partition('=')[0]}.")), where
+        )
         if first["type"] == "extra_forbidden":
             remedy = nearest(str(place[-1]), _fields_at(kind, place[:-1]))
             raise InputError("unknown key", where=where, remedy=remedy) from None
@@ -134,9 +136,7 @@ def as_content(config: Settings, folder: Path) -> dict[str, Any]:
     return content
 
 
-def parse_dataclass(
-    kind: type[_Record], content: dict[str, Any], *, where: str, base: Path | None = None
-) -> _Record:
+def parse_dataclass(kind: type[_Record], content: dict[str, Any], *, where: str, base: Path | None = None) -> _Record:
     """Checks the settings of another package, kept there as a (nested) dataclass, as strictly as our own.
 
     Args:

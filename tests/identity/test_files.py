@@ -6,10 +6,8 @@ What continues the run refuses the file, with both fingerprints. What asks or ex
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -159,9 +157,7 @@ def test_probes_and_exports_need_the_run_alone(replaced: tuple[Made, str]) -> No
     assert main(["export", "lm-eval", str(made.folder / "done"), "--output", str(made.folder / "tasks")]) == 0
 
 
-def test_a_run_folder_alone_is_enough_anywhere(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_folder_alone_is_enough_anywhere(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(made.folder / "done", tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     assert probe(Path("moved"), tmp_path / "probe") == made.probed
@@ -197,5 +193,3 @@ def test_what_a_run_keeps_is_compared_before_it_is_used(
     assert main(arguments[command]) == 2
     assert "inputs" in capsys.readouterr().err
     assert not Path(output).exists()
-
-

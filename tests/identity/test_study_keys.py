@@ -225,7 +225,9 @@ def kis(*arguments: str) -> int:
 def states(study: Path, changes: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     capsys.readouterr()
     assert kis("status", str(study), *changes, "--json") == 0
-    return {row["run"] if "run" in row else row["name"]: row["state"] for row in json.loads(capsys.readouterr().out)["runs"]}
+    return {
+        row["run"] if "run" in row else row["name"]: row["state"] for row in json.loads(capsys.readouterr().out)["runs"]
+    }
 
 
 def results(study: Path) -> dict[str, str]:
@@ -249,7 +251,11 @@ def test_the_table_holds_every_key_of_a_study() -> None:
 def test_a_setting_that_counts_is_refused_before_training_and_pools_nothing(
     study: Path, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes, before, named = overrides(study, key, SETTINGS[key]), hashes(study.parent / "out"), NAMED_OTHERWISE.get(key, key)
+    changes, before, named = (
+        overrides(study, key, SETTINGS[key]),
+        hashes(study.parent / "out"),
+        NAMED_OTHERWISE.get(key, key),
+    )
     for command in ("plan", "run", "report", "next"):
         more = ["--params", "1e6"] if command == "next" else []
         assert kis(command, str(study), *changes, *more) == 2, command
@@ -305,9 +311,7 @@ def test_criteria_leave_what_was_trained_as_it_is(study: Path, key: str, tmp_pat
 
 
 @pytest.mark.parametrize("key", FREE)
-def test_how_runs_are_executed_makes_them_no_others(
-    study: Path, key: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_how_runs_are_executed_makes_them_no_others(study: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     def runs(changes: list[str]) -> dict[str, str]:
         config = load_config(StudyConfig, study, changes, sections={"data": DataSettings})
         data = parse_dataclass(DataSettings, config.data, where="data")

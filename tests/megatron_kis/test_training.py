@@ -158,8 +158,6 @@ def test_parallelism_that_cannot_be_run_is_refused_by_name(
         train(tiny_run(**settings))
 
 
-
-
 def test_the_rate_falls_with_the_width_if_a_reference_is_given(tiny_run: MakeRun) -> None:
     optimizer = {"learning_rate": 1e-3, "reference_width": 8, "warmup_share": 0.0, "schedule": "wsd"}
     folder = train(tiny_run(training={"optimizer": optimizer}))  # width 16
