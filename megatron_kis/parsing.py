@@ -120,17 +120,17 @@ def _repeated_in(text: str) -> tuple[str, int, int]:
     """The first repeated key of a JSON text, and the lines of both; found by its brackets and strings alone."""
     stack: list[dict[str, int] | None] = []
     key: tuple[str, int] | None = None
-    for token, line in _tokens(text):
-        if token == "{":
+    for part, line in _tokens(text):
+        if part == "{":
             stack.append({})
-        elif token == "[":
+        elif part == "[":
             stack.append(None)
-        elif token in "]}" and stack:
+        elif part in "]}" and stack:
             stack.pop()
-        elif token.startswith('"'):
-            key = (json.loads(token, strict=False), line)
+        elif part.startswith('"'):
+            key = (json.loads(part, strict=False), line)
             continue
-        elif token == ":" and key is not None and stack and (keys := stack[-1]) is not None:
+        elif part == ":" and key is not None and stack and (keys := stack[-1]) is not None:
             name, at = key
             if name in keys:
                 return name, keys[name], at

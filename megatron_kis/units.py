@@ -23,7 +23,7 @@ def parse_count(text: str) -> Decimal | None:
 def as_count(value: Any) -> Any:
     """A settings' value as a number where it is a text such as ``1.2e6`` or ``7b``; anything else as it is.
 
-    A whole number becomes an ``int``, whatever its notation: YAML takes ``1.2e6`` for a text and ``1.2e+6`` for a float.
+    A whole number becomes an ``int`` in every notation: YAML takes ``1.2e6`` for a text and ``1.2e+6`` for a float.
 
     Raises:
         ValueError: a text that is no number.

@@ -8,11 +8,11 @@ from typing import Any
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint
-from megatron_kis.identity import differences
+from megatron_kis.identity import DATA, data_differences, differences
 from megatron_kis.training.checkpoint import Checkpoint
 from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 
-_REMEDY = "restore what it was trained with, choose another output, or begin anew with --restart"
+_REMEDY = "restore what it was trained with, choose another output, or begin again with --restart"
 
 
 def identity(config: RunConfig, *, plan: dict[str, Any], data: dict[str, str], precision: str) -> dict[str, Any]:
@@ -46,9 +46,13 @@ def check_same_run(checkpoint: Checkpoint, now: dict[str, Any], *, model_sha256:
         InputError: they differ; with both fingerprints, and the keys that differ.
     """
     then = checkpoint.manifest["identity"]
-    for name in sorted({*then["data"], *now["data"]}):
-        if name != "tokenizer" or then["data"].get(name) != model_sha256:
-            _compare(checkpoint, f"on another {name}", then["data"].get(name), now["data"].get(name))
+    was = then["data"] | (
+        {"tokenizer": now["data"]["tokenizer"]} if then["data"].get("tokenizer") == model_sha256 else {}
+    )
+    changed = [name for name in {**dict.fromkeys(DATA), **was, **now["data"]} if was.get(name) != now["data"].get(name)]
+    if changed:
+        which = ", ".join(data_differences(was, now["data"])) if len(changed) > 1 else ""
+        _compare(checkpoint, f"on another {changed[0]}", was.get(changed[0]), now["data"].get(changed[0]), which)
     precisions = then["precision"], now["precision"]
     settings = setting_differences(then["settings"], now["settings"], precision=precisions)
     if settings:

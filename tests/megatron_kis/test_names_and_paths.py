@@ -46,7 +46,7 @@ def test_home_and_variables_are_filled_in(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("path", ["$NOT_SET_HERE/x", "${NOT_SET_HERE}", "a/$NOT_SET_HERE", "~nobody-of-this-name/x"])
 def test_what_cannot_be_filled_in_is_refused(path):
-    with pytest.raises(InputError, match="is not set|is not known"):
+    with pytest.raises(InputError, match=r"is not set|is not known"):
         expanded(path)
 
 
