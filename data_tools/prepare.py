@@ -7,7 +7,9 @@ that step and all that follow from it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from data_tools.text_parts import check_text_files, expand
 from data_tools.tokenizer import MODEL_KINDS, load_tokenizer, train_tokenizer
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, read_json, sha256_file, write_json
+from megatron_kis.identity import differences
 
 _TOKENIZER_NAMES = ("tokenizer.model", "tokenizer.json")
 _VERSION = 2  # raise it when a step's code changes what it writes
@@ -87,18 +90,50 @@ def fact_names(facts: Iterable[Fact]) -> list[str]:
     return sorted({name for fact in facts for name in (fact.subject, fact.object)})
 
 
-def prepare_data(settings: DataSettings, output: Path, *, progress: Progress | None = None) -> PreparedData:
+class _Stop(Exception):
+    """What follows of a step that is not up to date is not known before it is made."""
+
+
+def stale(settings: DataSettings, output: Path) -> list[str]:
+    """What differs from the last time, without writing anything; nothing where all is there and up to date."""
+    steps = _Steps(output / "stamps", Progress(), output=output, looking=True)
+    with suppress(_Stop):
+        _prepare(settings, output, Progress(), steps)
+    return [difference for differences in steps.found.values() for difference in differences]
+
+
+def prepare_data(
+    settings: DataSettings,
+    output: Path,
+    *,
+    progress: Progress | None = None,
+    spare: Path | None = None,
+    held: Callable[[str, list[str]], None] | None = None,
+) -> PreparedData:
     """Prepares all data of a study in ``output``; steps that are up to date are skipped.
 
     Args:
         settings: sources and choices.
         output: folder for the results.
         progress: where to report.
+        spare: another folder of the same layout; a step that is up to date there is moved over.
+        held: called with a step and what differs before anything that is there and whole is made again; may raise.
 
     Raises:
         InputError: any wrong input; files, templates and settings are checked before long work starts.
     """
     progress = progress or Progress()
+    if held is not None:
+        steps = _Steps(output / "stamps", Progress(), output=output, looking=True)
+        with suppress(_Stop):
+            _prepare(settings, output, Progress(), steps)
+        for step, differences in steps.found.items():
+            if steps.whole[step]:
+                held(step, differences)
+    return _prepare(settings, output, progress, _Steps(output / "stamps", progress, output=output, spare=spare))
+
+
+def _prepare(settings: DataSettings, output: Path, progress: Progress, steps: _Steps) -> PreparedData:
     _check(settings)
     settings = replace(settings, text=tuple(expand(settings.text)))
     paths = PreparedData(
@@ -109,8 +144,6 @@ def prepare_data(settings: DataSettings, output: Path, *, progress: Progress | N
         facts=output / "facts.jsonl",
         tokenizer=tokenizer_path(settings, output),
     )
-    steps = _Steps(output / "stamps", progress)
-
     def make_facts() -> None:
         selection = import_facts(settings.facts, settings.facts_format, paths.facts, settings.select)
         for line in selection.summary():
@@ -230,8 +263,13 @@ def _check(settings: DataSettings) -> None:
 class _Steps:
     """Runs steps whose stamp does not match."""
 
-    def __init__(self, folder: Path, progress: Progress) -> None:
-        self._folder, self._progress = folder, progress
+    def __init__(
+        self, folder: Path, progress: Progress, *, output: Path, spare: Path | None = None, looking: bool = False
+    ) -> None:
+        self._folder, self._progress, self._output, self._spare = folder, progress, output, spare
+        self._looking = looking
+        self.found: dict[str, list[str]] = {}
+        self.whole: dict[str, bool] = {}
 
     def run(self, name: str, key: dict[str, Any], outputs: Sequence[Path], make: Callable[[], None]) -> None:
         """Makes ``outputs`` unless they are there, whole, and made from the same ``key``."""
@@ -240,11 +278,27 @@ class _Steps:
         if _matches(stamp_path, wanted, outputs):
             self._progress.say(f"{name}: up to date")
             return
+        if self._looking:
+            stamp = read_json(stamp_path, "kis.stamp/1") if stamp_path.exists() else {}
+            self.whole[name] = bool(stamp) and all(path.exists() for path in outputs)
+            changed = differences(stamp.get("key", {}), key) if self.whole[name] else ["not made yet"]
+            self.found[name] = [f"{name}: {change}" for change in changed]
+            raise _Stop
+        if self._spare is not None:
+            theirs = [self._spare / path.relative_to(self._output) for path in outputs]
+            if _matches(self._spare / "stamps" / stamp_path.name, wanted, theirs):
+                stamp_path.unlink(missing_ok=True)
+                stamp_path.parent.mkdir(parents=True, exist_ok=True)
+                for path, target in zip(theirs, outputs, strict=True):
+                    path.replace(target)
+                (self._spare / "stamps" / stamp_path.name).replace(stamp_path)
+                return
         self._progress.say(f"{name}: working")
         stamp_path.unlink(missing_ok=True)
         make()
         sizes = {path.name: path.stat().st_size for path in outputs}
-        write_json(stamp_path, {"schema": "kis.stamp/1", "fingerprint": wanted, "outputs": sizes})
+        content = {"schema": "kis.stamp/1", "fingerprint": wanted, "outputs": sizes, "key": key}
+        write_json(stamp_path, json.loads(json.dumps(content, default=str)))
 
 
 def _matches(stamp_path: Path, wanted: str, outputs: Sequence[Path]) -> bool:
