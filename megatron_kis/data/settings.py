@@ -94,6 +94,9 @@ class DataConfig(Settings):
     tokenizer: Path
     """The tokenizer's model file."""
 
+    fingerprints: dict[str, str] = Field(default_factory=dict)
+    """Fingerprints that the files must have, by what they are of (``identity.DATA``); none are asked for if empty."""
+
     @field_validator("corpus", mode="before")
     @classmethod
     def _weighted(cls, corpus: Any) -> Any:

@@ -90,6 +90,16 @@ class InputsOfMany:
             lambda: (read_questions(data.questions, asked), sha256_file(data.questions)),
         )
         _check_tokenizers(config, tokenizer.fingerprint, text, validation, store, questions)
+        found = {
+            "tokenizer": tokenizer.fingerprint,
+            "corpus": text.fingerprint,
+            "exposures": store.fingerprint,
+            "validation": validation.fingerprint,
+            "questions": questions_sha256,
+        }
+        for name, expected in data.fingerprints.items():
+            if found.get(name) != expected:
+                raise InputError(f"is {str(found.get(name))[:12]}, and must be {expected[:12]}", where=f"data: {name}")
         start = None
         if config.model.init_from is not None:
             rows = padded_vocabulary(tokenizer.vocab_size)
@@ -111,11 +121,7 @@ class InputsOfMany:
             ),
             questions=questions,
             fingerprints={
-                "tokenizer": tokenizer.fingerprint,
-                "corpus": text.fingerprint,
-                "exposures": store.fingerprint,
-                "validation": validation.fingerprint,
-                "questions": questions_sha256,
+                **found,
                 **({} if start is None else {"start": start.fingerprint}),
             },
         )
