@@ -34,7 +34,7 @@ from megatron_kis.study.attempts import (
 )
 from megatron_kis.study.claim import Claim, Owner, claim, doubtful, this_process
 from megatron_kis.study.config import ExecutorConfig
-from megatron_kis.study.launch import Command, Launcher, local_command
+from megatron_kis.study.launch import Command, Launcher, absolute_content, local_command
 from megatron_kis.study.places import Machine, Place, Places, this_machine
 from megatron_kis.study.processes import descendants, prepared
 
@@ -248,7 +248,7 @@ class _Executor:
 
     def _launch(self, run: RunConfig, place: Place, held: Claim) -> _Cell:
         config = run.output / "config.yaml"
-        write_text(config, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
+        write_text(config, yaml.safe_dump(absolute_content(run), sort_keys=False))
         command = self._launcher(run, config, place)
         start_attempt(held, settings_fingerprint(run))
         log = open(run.output / LOG_NAME, "ab")  # noqa: SIM115 - closed when the run ends
