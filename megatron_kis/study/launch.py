@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,17 +37,18 @@ and cores to the command. The executor sees to the place's cores, its log, its a
 
 def absolute_content(run: RunConfig) -> dict[str, Any]:
     """A run's configuration for YAML, with absolute paths: the file works wherever it is copied to."""
-    content = TypeAdapter(Any).dump_python(_absolute(run.model_dump()), mode="json")
+    content = TypeAdapter(Any).dump_python(absolute(run.model_dump()), mode="json")
     assert isinstance(content, dict)
     return content
 
 
-def _absolute(content: Any) -> Any:
+def absolute(content: Any) -> Any:
+    """Content of settings with every path in it as an absolute one, as text."""
     if isinstance(content, Path):
-        return str(content.absolute())
+        return os.path.abspath(content)  # noqa: PTH100 - without ".." in it; links stay what they are
     if isinstance(content, dict):
-        return {key: _absolute(value) for key, value in content.items()}
-    return [_absolute(value) for value in content] if isinstance(content, list | tuple) else content
+        return {key: absolute(value) for key, value in content.items()}
+    return [absolute(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def local_command(run: RunConfig, config: Path, place: Place) -> Command:

@@ -148,8 +148,9 @@ def check_owner(study: StudyConfig, runs: Sequence[RunConfig]) -> str:
         return ""
     others = unnamed(study, runs)
     if others and not any(_begun(run.output) for run in runs):
+        count = f"{len(others):,} run{'s' * (len(others) > 1)}"
         raise InputError(
-            f"holds another study, {owner!r}, with {len(others):,} run{'s' * (len(others) > 1)}, none of them this one's",
+            f"holds another study, {owner!r}, with {count}, none of them this one's",
             where=str(study.output),
             remedy="give each study an 'output' of its own",
         )

@@ -63,36 +63,6 @@ def load_study(options: argparse.Namespace) -> tuple[StudyConfig, DataSettings, 
     return study.model_copy(update={"data": asdict(data), "analysis": asdict(analysis)}), data, analysis
 
 
-def write_study(study: StudyConfig, path: Path) -> None:
-    """Writes the resolved study; its relative paths begin at the folder of the file."""
-    import yaml
-
-    from megatron_kis.files import write_text
-
-    write_text(path, yaml.safe_dump(study_content(study, path.parent), sort_keys=False))
-
-
-def study_content(study: StudyConfig, folder: Path) -> dict[str, Any]:
-    """The resolved study as a file in ``folder`` says it.
-
-    What lies in the study's own folder is named relative to it, so that the folder can be moved and copied; other
-    absolute paths stay.
-    """
-    from megatron_kis.settings import as_content
-
-    own = study.output.resolve()
-
-    def inside(value: Any) -> Any:
-        if isinstance(value, Path) and value.is_absolute() and value.resolve().is_relative_to(own):
-            return Path(os.path.relpath(value.resolve()))
-        if isinstance(value, dict):
-            return {key: inside(item) for key, item in value.items()}
-        return type(value)(map(inside, value)) if isinstance(value, list | tuple) else value
-
-    changed = {"output": inside(study.output), "data": inside(study.data)}
-    return as_content(study.model_copy(update=changed), folder)
-
-
 def data_config(study: StudyConfig, data: DataSettings, folder: Path | None = None) -> DataConfig:
     """Where the prepared data of a study lie.
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.commands.study.common import add_step, done_runs, load_study, look_over, prepare, write_study
+from megatron_kis.commands.study.common import add_step, done_runs, load_study, look_over, prepare
 from megatron_kis.commands.study.report import analyse
 from megatron_kis.errors import InputError, JobError, Stopped, nearest
 
@@ -41,6 +41,7 @@ def _run(options: argparse.Namespace) -> int:
     from megatron_kis.study.data import check_sources, with_data
     from megatron_kis.study.executor import execute, study_lock
     from megatron_kis.study.manifest import write_manifest
+    from megatron_kis.study.resolved import write_study
 
     study, data, analysis = load_study(options)
     settings = study.executor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -100,7 +101,13 @@ def test_every_run_is_a_process_with_its_settings_and_its_log(tmp_path: Path) ->
     assert (sorted(ended.done), ended.failed, ended.running, ended.total) == (["a", "b", "c"], (), (), 3)
     for run in runs:
         assert seen(run)["threads"] == "3"
-        assert load_config(RunConfig, run.output / "config.yaml") == run
+        written = run.output / "config.yaml"
+        assert load_config(RunConfig, written).model_dump(exclude={"data"}) == run.model_dump(exclude={"data"})
+        copy = tmp_path / "elsewhere" / "start.yaml"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(written, copy)  # as the start of another run: its paths are the same
+        assert load_config(RunConfig, copy) == load_config(RunConfig, written)
+        assert load_config(RunConfig, copy).data.corpus == run.data.corpus.absolute()
         assert last_lines(run, 1) == [f"line of {run.name}"]
         (attempt,) = read_attempts(run.output).attempts
         assert (attempt.number, attempt.outcome, attempt.status, attempt.pid) == (1, "done", 0, os.getpid())
