@@ -347,12 +347,11 @@ def test_the_end_of_a_log_is_read_from_its_end(tmp_path: Path) -> None:
     assert last_lines(run, 2) == ["fünf", "sechs"]
 
 
-@pytest.mark.parametrize("step", ["plan", "run"])
-def test_the_data_of_a_study_at_work_are_not_made_anew(
-    step: str, tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+def test_the_data_of_a_study_at_work_are_not_made_again(
+    tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path, tiny_sources)
     with study_lock(tmp_path / "out"):
-        assert main(["study", step, str(study), "data.seed=7"]) == 1
+        assert main(["study", "run", str(study), "data.seed=7"]) == 1
     assert "another 'kis study run' is at work here" in capsys.readouterr().err
     assert not (tmp_path / "out" / "data").exists()
