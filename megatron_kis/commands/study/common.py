@@ -85,23 +85,18 @@ def data_config(study: StudyConfig, data: DataSettings, folder: Path | None = No
     )
 
 
-def look_over(study: StudyConfig, data: DataSettings, *, restart: bool = False) -> list[RunConfig]:
-    """The runs of a study, once nothing that is trained stands in their way; reads records alone.
-
-    Args:
-        study: the study.
-        data: its section of that name.
-        restart: whether unfinished runs are to be begun again, whatever they were.
+def look_over(study: StudyConfig, data: DataSettings) -> list[RunConfig]:
+    """The runs of a study, once no complete run stands in their way; reads records alone.
 
     Raises:
         InputError: the output holds another study, or runs of other settings.
     """
     from megatron_kis.study.grid import runs_of
-    from megatron_kis.study.standing import check_owner, conflicts, refuse, unfinished_conflicts, unnamed_line
+    from megatron_kis.study.standing import check_owner, conflicts, refuse, unnamed_line
 
     runs = runs_of(study, data_config(study, data))
     owner = check_owner(study, runs)
-    refuse(study.output, [*conflicts(runs), *([] if restart else unfinished_conflicts(runs))], holds=owner)
+    refuse(study.output, conflicts(runs), holds=owner)
     if line := unnamed_line(study, runs):
         print(f"{study.name}: {line}", file=sys.stderr)
     return runs

@@ -42,6 +42,7 @@ def _run(options: argparse.Namespace) -> int:
     from megatron_kis.study.executor import execute, study_lock
     from megatron_kis.study.manifest import write_manifest
     from megatron_kis.study.resolved import write_study
+    from megatron_kis.study.standing import refuse, unfinished_conflicts
 
     study, data, analysis = load_study(options)
     settings = study.executor
@@ -49,8 +50,9 @@ def _run(options: argparse.Namespace) -> int:
         if options.workers < 1:
             raise InputError(f"is {options.workers}", where="--workers", remedy="use at least 1")
         settings = settings.model_copy(update={"workers": options.workers})
-    every = look_over(study, data, restart=getattr(options, "restart", False))
+    every = look_over(study, data)
     runs = selected(every, options.only)
+    refuse(study.output, unfinished_conflicts(runs))
     check_sources(data)
     with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
         prepare(study, data)

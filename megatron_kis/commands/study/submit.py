@@ -38,10 +38,11 @@ def _submit(options: argparse.Namespace) -> int:
     from megatron_kis.study.slurm import client, records
     from megatron_kis.study.slurm.queue import cells_of, live_tasks
     from megatron_kis.study.slurm.submission import DEFAULT_ARRAY, prepare_submission, submit, write_submission
+    from megatron_kis.study.standing import refuse, unfinished_conflicts
 
     study, data, _ = load_study(options)
-    every = look_over(study, data, restart=getattr(options, "restart", False))
-    runs = selected(every, options.only)
+    runs = selected(look_over(study, data), options.only)
+    refuse(study.output, unfinished_conflicts(runs))
     done = {run.name for run in runs if (run.output / "DONE").exists()}
     largest = study.cluster.max_array_size
     if options.dry_run:

@@ -234,7 +234,10 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
 
 
 def test_the_data_job_says_which_data_the_cells_must_find_and_a_late_cell_meets_no_others(
-    prepared: Path, submitted: Callable[[Path], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    prepared: Path,
+    submitted: Callable[[Path], Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = submitted(prepared)
     monkeypatch.chdir("/")

@@ -68,6 +68,15 @@ def test_a_status_of_an_edited_study_does_not_call_an_old_run_done(
         assert json.loads(capsys.readouterr().out)["states"] == {"done": 1}, same
 
 
+def test_a_status_says_that_the_data_were_made_with_other_settings(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "status", str(done)]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["study", "status", str(done), "data.vocab_size=390"]) == 0
+    assert "out/data were made with other settings: data.vocab_size 400 -> 390\n" in capsys.readouterr().err
+
+
 def test_runs_that_the_study_does_not_name_are_told_and_kept(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = done.parent / "out" / "runs"
     before = tree(runs / CELL)
