@@ -89,7 +89,7 @@ def find_done(study: Path) -> None:
     """What ``kis study run`` does before it starts anything."""
     from megatron_kis.commands.study.common import done_runs
 
-    assert done_runs(runs(study))
+    assert done_runs(runs(study))[0]
 
 
 def load(folder: Path) -> None:
@@ -130,10 +130,10 @@ def write_study(folder: Path, cells: int) -> Path:
     }  # fmt: skip
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    subprocess.run(
-        [sys.executable, "-m", "megatron_kis", "study", "plan", "--json", str(path)],
-        check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    from megatron_kis.commands.study.common import load_study, prepare
+
+    study, data, _ = load_study(argparse.Namespace(study=path, overrides=[]))
+    prepare(study, data)
     return path
 
 

@@ -59,7 +59,8 @@ def seen_from(path: Path, folder: Path) -> Path:
     """How a file in ``folder`` names a path: an absolute one as it is, others relative to the folder."""
     if path.is_absolute():
         return path
-    return Path(os.path.relpath(path.absolute().parent.resolve() / path.name, folder.absolute().resolve()))
+    whole = path.absolute()  # "." has no name of its own
+    return Path(os.path.relpath(whole.parent.resolve() / whole.name, folder.absolute().resolve()))
 
 
 def from_folder(content: Any, folder: Path) -> Any:

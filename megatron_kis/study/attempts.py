@@ -92,8 +92,8 @@ class History:
 
 
 def settings_fingerprint(run: RunConfig) -> str:
-    """Of all settings of a run: those that change no result may well change whether it fails."""
-    return fingerprint(run.model_dump(mode="json"))
+    """Of all settings of a run but its files: those that change no result may well change whether it fails."""
+    return fingerprint(run.model_dump(mode="json", exclude={"data", "output"}))
 
 
 def given_up(run: RunConfig, retries: int) -> bool:

@@ -36,7 +36,7 @@ from megatron_kis.study.attempts import (
 )
 from megatron_kis.study.claim import Claim, Owner, Seen, claim, doubtful, look, this_process
 from megatron_kis.study.config import ExecutorConfig
-from megatron_kis.study.launch import Command, Launcher, local_command
+from megatron_kis.study.launch import Command, Launcher, absolute_content, local_command
 from megatron_kis.study.logs import ATTEMPT, LOG_NAME
 from megatron_kis.study.places import Machine, Place, Places, this_machine
 from megatron_kis.study.processes import descendants, prepared
@@ -265,7 +265,7 @@ class _Executor:
 
     def _launch(self, run: RunConfig, place: Place, held: Claim) -> _Cell:
         config = run.output / "config.yaml"
-        write_text(config, yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
+        write_text(config, yaml.safe_dump(absolute_content(run), sort_keys=False))
         command = self._launcher(run, config, place)
         again = ["--restart"] if read_attempts(run.output).restart else []
         start_attempt(held, settings_fingerprint(run))

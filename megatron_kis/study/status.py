@@ -19,10 +19,13 @@ from megatron_kis.study.claim import FOLDER as CLAIMS
 from megatron_kis.study.claim import LEASE_SECONDS, Seen, alive, look, this_process
 from megatron_kis.study.grid import cost
 from megatron_kis.study.logs import LOG_NAME, last_lines, reason
+from megatron_kis.study.standing import foreign_settings
 
-State = Literal["waiting", "queued", "running", "stopped", "done", "failed", "given up"]
+State = Literal["waiting", "queued", "running", "stopped", "done", "failed", "given up", "other settings"]
 
-STATES: tuple[State, ...] = ("done", "running", "queued", "waiting", "stopped", "failed", "given up")
+STATES: tuple[State, ...] = (
+    "done", "running", "queued", "waiting", "stopped", "failed", "given up", "other settings",
+)  # fmt: skip
 """In the order in which they are shown."""
 
 _TAILS = (4096, 1 << 18)
@@ -61,7 +64,7 @@ class RunStatus:
     state: State
     """``waiting``: not begun. ``queued``: a scheduler has it. ``running``: a living executor holds its claim.
     ``stopped``: asked to stop, or cut off; it goes on where it was saved. ``failed``: will be tried again.
-    ``given up``: failed too often. ``done``."""
+    ``given up``: failed too often. ``done``. ``other settings``: its folder holds a complete run of other settings."""
 
     share: float = 0.0
     """Share of its steps that the log shows."""
@@ -89,6 +92,9 @@ class RunStatus:
 
     log: tuple[str, ...] = ()
     """Why it failed (``logs.reason``), or the last lines of its log if it has stopped."""
+
+    differs: tuple[str, ...] = ()
+    """``key then -> now`` of the settings in which the complete run there is another."""
 
     cost: float = field(default=0.0, repr=False)
     """Relative cost (weights x tokens)."""
@@ -132,7 +138,7 @@ class Overview:
                     retries=self.retries,
                     living=lambda seen: alive(seen, owner=mine, lease=self.lease),
                 )
-                if row.state == "done":
+                if row.state in ("done", "other settings"):
                     self._done[run.name] = row
             rows.append(row)
         return rows
@@ -155,7 +161,10 @@ def _status(
     row = _last_metrics(run.output / "metrics.jsonl") if "metrics.jsonl" in names else {}
     history = read_attempts(run.output) if ATTEMPTS in names else History()
     seen = look(run.output) if CLAIMS in names and "DONE" not in names else None
-    state = _state(run, names, history, queued, retries=retries, running=seen is not None and living(seen))
+    differs = _foreign(run) if {"DONE", "run.json"} <= names else []
+    state: State = "other settings"
+    if not differs:
+        state = _state(run, names, history, queued, retries=retries, running=seen is not None and living(seen))
     last = history.attempts[-1] if history.attempts else None
     where = ""
     if state == "running" and seen is not None:
@@ -168,7 +177,7 @@ def _status(
         size=run.model.label,
         tokens=run.training.steps * run.training.step_tokens,
         state=state,
-        share=1.0 if state == "done" else min(1.0, row.get("step", 0) / run.training.steps),
+        share=1.0 if "DONE" in names else min(1.0, row.get("step", 0) / run.training.steps),
         loss=row.get("loss"),
         tokens_per_second=row.get("tokens_per_second"),
         attempts=len(history.attempts),
@@ -177,6 +186,7 @@ def _status(
         status=last.status if last and last.outcome == "failed" else None,
         where=where,
         log=tuple(said(run, _SHOWN_LINES)) if said else (),
+        differs=tuple(differs),
         cost=cost(run),
     )
 
@@ -196,6 +206,17 @@ def _state(
     if last == "failed":
         return "failed"
     return "stopped" if history.attempts or names & {LOG_NAME, "metrics.jsonl"} else "waiting"
+
+
+def _foreign(run: RunConfig) -> list[str]:
+    """How the complete run in a run's folder differs in its settings; a damaged record is the analysis' to name."""
+    try:
+        record = json.loads((run.output / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return []
+    if not isinstance(record, dict) or "config" not in record:
+        return []
+    return foreign_settings(run, record)
 
 
 def _names(folder: Path) -> set[str]:

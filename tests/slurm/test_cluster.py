@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -194,6 +195,7 @@ def test_failed_data_end_the_whole_study(cluster: Cluster, started: Started) -> 
     states = wait_for_end(cluster, started.no_data)
     assert sorted(states.values()) == ["CANCELLED", "CANCELLED", "FAILED"]
     assert "missing.tsv" in logs(started.no_data)
+    assert not (started.no_data.parent / "out" / "slurm" / "0001" / "data.json").exists()
     assert not (started.no_data.parent / "out" / "runs").exists()
 
 
@@ -276,8 +278,18 @@ def test_a_cell_in_the_queue_is_not_submitted_again_runs_elsewhere_when_its_node
     assert "1 queued or running" in said.err
     assert "nothing to submit" in said.out
     assert rows_of(study) == before
-    assert kis("submit", study, "data.seed=3") == 2  # the cell is reading what that would make anew
-    assert "other settings of the data" in capsys.readouterr().err
+    # The cell is reading what that would make again: nobody does.
+    data = {path: path.stat().st_mtime_ns for path in (study.parent / "out" / "data").rglob("*")}
+    assert kis("submit", study, "data.seed=3") == 2
+    assert "other settings of the data (data.seed 0 -> 3)" in capsys.readouterr().err
+    for step in ("plan", "run"):
+        assert kis(step, study, "data.seed=3") == 2
+        said = capsys.readouterr().err
+        assert "1 running cell (" in said
+        assert f"1 job in the queue ({number})" in said
+    assert {path: path.stat().st_mtime_ns for path in (study.parent / "out" / "data").rglob("*")} == data
+    assert kis("plan", study) == 0  # with the data that are there
+    assert rows_of(study) == before
 
     array = next(row["number"] for row in before if row["label"] == "small")
     place = re.search(r" NodeList=(\S+)", show(cluster, array))[1]
@@ -408,3 +420,42 @@ def test_a_cell_that_is_preempted_makes_room_at_once_and_resumes(
     )
     assert kis("cancel", study) == 0
     wait_for_end(cluster, study)
+
+
+def test_a_cell_that_starts_late_meets_no_other_data_than_it_was_submitted_with(
+    cluster: Cluster, make_study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(tmp_path / "late", frequencies=[8])
+    assert kis("submit", study, "cluster.small.options=[--hold]") == 0
+    data, small, _ = (row["number"] for row in rows_of(study))
+    out = study.parent / "out"
+    wait_for(lambda: jobs(cluster, study)[data] == "COMPLETED", SECONDS, "no data", lambda: logs(study), every=1.0)
+    before = json.loads((out / "slurm" / "0001" / "data.json").read_text())["fingerprints"]
+    assert json.loads((out / "study.json").read_text())["data"] == before
+
+    (out / "data").rename(out / "taken away")  # by somebody who knows better
+    assert kis("plan", study, "data.vocab_size=390") == 0
+    (out.parent / ".out.planned" / "data").rename(out / "data")
+    cluster.run("scontrol", "release", small)
+    wait_for_end(cluster, study)
+    (attempt,) = read_attempts(run_folder(study)).attempts  # status 2 is not tried again
+    assert attempt.status == 2, logs(study)
+    assert before["tokenizer"][:12] in (run_folder(study) / "log.txt").read_text()
+    assert not (run_folder(study) / "DONE").exists()
+
+    # The data job of a submission refuses as well what has changed since.
+    shutil.rmtree(out / "data")
+    (out / "taken away").rename(out / "data")
+    content = yaml.safe_load(study.read_text())
+    templates = shutil.copy(content["data"]["templates"], study.parent / "templates.yaml")
+    content["data"]["templates"] = str(templates)
+    study.write_text(yaml.safe_dump(content))
+    assert kis("submit", study, "cluster.data.options=[--hold]", "--retry-failed") == 0
+    held = next(row["number"] for row in rows_of(study) if row["submission"] == 2 and row["label"] == "data")
+    templates.write_text(templates.read_text() + "\n")
+    assert kis("submit", study) == 2
+    assert f"{templates}: changed since the jobs of submission 2" in capsys.readouterr().err
+    cluster.run("scontrol", "release", held)
+    states = wait_for_end(cluster, study)
+    assert states[held] == "FAILED"
+    assert f"{templates}: changed since the study was submitted" in logs(study)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.errors import InputError, printable
+from megatron_kis.errors import InputError, JobError, printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from megatron_kis.config import RunConfig
     from megatron_kis.data.settings import DataConfig
     from megatron_kis.study.config import StudyConfig
+
+DATA_FOLDER = "data"
+"""Of a study's output."""
 
 
 def add_step(
@@ -60,30 +65,20 @@ def load_study(options: argparse.Namespace) -> tuple[StudyConfig, DataSettings, 
     return study.model_copy(update={"data": asdict(data), "analysis": asdict(analysis)}), data, analysis
 
 
-def write_study(study: StudyConfig, path: Path) -> None:
-    """Writes the resolved study; its relative paths begin at the folder of the file."""
-    import yaml
+def data_config(study: StudyConfig, data: DataSettings, folder: Path | None = None) -> DataConfig:
+    """Where the prepared data of a study lie.
 
-    from megatron_kis.files import write_text
-
-    write_text(path, yaml.safe_dump(study_content(study, path.parent), sort_keys=False))
-
-
-def study_content(study: StudyConfig, folder: Path) -> dict[str, Any]:
-    """The resolved study as a file in ``folder`` says it."""
-    from megatron_kis.settings import as_content
-
-    return as_content(study, folder)
-
-
-def data_config(study: StudyConfig, data: DataSettings) -> DataConfig:
-    """Where the prepared data of a study lie."""
+    Args:
+        study: the study.
+        data: its section of that name.
+        folder: with the data, if they are not in the study's own.
+    """
     from data_tools.prepare import tokenizer_path
     from megatron_kis.data.settings import DataConfig
 
     if not data.validation_share:
         raise InputError("is 0", where="data.validation_share", remedy="a study needs text set aside, such as 0.02")
-    folder = study.output / "data"
+    folder = folder or study.output / DATA_FOLDER
     return DataConfig(
         corpus=folder / "corpus",
         validation=folder / "corpus.validation",
@@ -92,37 +87,108 @@ def data_config(study: StudyConfig, data: DataSettings) -> DataConfig:
     )
 
 
-def prepare(study: StudyConfig, data: DataSettings) -> list[RunConfig]:
-    """Prepares the data, checks every run against them, and returns the runs."""
-    from data_tools.prepare import prepare_data
-    from data_tools.progress import console_progress
-    from megatron_kis.study.grid import runs_of
+def look_over(study: StudyConfig, data: DataSettings) -> list[RunConfig]:
+    """The runs of a study, once no complete run stands in their way; reads records alone.
 
-    files = data_config(study, data)
-    runs = runs_of(study, files)
-    prepare_data(data, study.output / "data", progress=console_progress())
+    Raises:
+        InputError: the output holds another study, or runs of other settings.
+    """
+    from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.standing import check_owner, conflicts, refuse, unnamed_line
+
+    runs = runs_of(study, data_config(study, data))
+    owner = check_owner(study, runs)
+    refuse(study.output, conflicts(runs), holds=owner)
+    if line := unnamed_line(study, runs):
+        print(f"{study.name}: {line}", file=sys.stderr)
     return runs
 
 
-def done_runs(runs: list[RunConfig]) -> list[str]:
-    """Names of the runs that are complete; every other one's inputs and plan are checked before any starts."""
-    from megatron_kis.training.inputs import InputsOfMany, plan_key
-    from megatron_kis.training.record import is_done
+def prepare(
+    study: StudyConfig, data: DataSettings, *, submission: int | None = None, restarted: Collection[str] = ()
+) -> None:
+    """Prepares the data of a study in its folder; what ``kis study plan`` has made is taken over.
 
-    opened, names = InputsOfMany(), []
-    fingerprints: dict[Any, dict[str, str]] = {}
+    Args:
+        study: the study, whose lock is held.
+        data: its section of that name.
+        submission: the submission of SLURM's that asks; its own jobs hold no data.
+        restarted: runs that are to begin again; their checkpoints hold none.
+
+    Raises:
+        InputError: wrong sources or settings; or the data there would be made again while somebody holds them.
+    """
+    import shutil
+
+    from data_tools.prepare import prepare_data
+    from data_tools.progress import console_progress
+    from megatron_kis.study.data import fingerprints_of
+    from megatron_kis.study.held import refusal
+
+    there = fingerprints_of(data_config(study, data))
+    lease = 60 * study.executor.lease_minutes
+    held = refusal(study.output, there, lease=lease, submission=submission, restarted=restarted)
+    with _planned(study.output) as spare:
+        target = study.output / DATA_FOLDER
+        prepare_data(data, target, progress=console_progress(), spare=spare and spare / DATA_FOLDER, held=held)
+        if spare is not None:
+            shutil.rmtree(spare, ignore_errors=True)
+
+
+@contextmanager
+def _planned(output: Path) -> Iterator[Path | None]:
+    """The folder of ``kis study plan``, if it is there and no plan is at work in it."""
+    from megatron_kis.files import locked
+    from megatron_kis.study.data import planned_folder
+
+    folder = planned_folder(output)
+    with ExitStack() as stack:
+        free = folder.is_dir()
+        if free:
+            try:
+                stack.enter_context(locked(folder, "kis study plan"))
+            except JobError:
+                free = False
+        yield folder if free else None
+
+
+def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tuple[list[str], dict[str, str]]:
+    """Which runs are complete, and the fingerprints of their data; the plans of all others are checked.
+
+    Args:
+        every: the runs of a study; none may be complete on other data.
+        runs: those that are to be trained; all if not given.
+
+    Returns:
+        Names of complete runs among ``runs``, and fingerprints by ``identity.DATA``.
+
+    Raises:
+        InputError: missing or wrong data, complete runs on other data, or a plan that does not fit.
+    """
+    from megatron_kis.identity import DATA
+    from megatron_kis.study.standing import conflicts, refuse
+    from megatron_kis.training.inputs import InputsOfMany, plan_key
+
+    opened = InputsOfMany()
+    data: dict[Path | None, dict[str, str]] = {}
+    model_sha256 = ""
     checked = set()
+    runs = every if runs is None else runs
+    for run in (*runs, *every):
+        if run.model.init_from not in data:
+            inputs = opened.open(run)
+            data[run.model.init_from], model_sha256 = inputs.fingerprints, inputs.tokenizer.model_sha256
+            checked.add(plan_key(run))
+    refuse(every[0].output.parent.parent, conflicts(every, data, model_sha256=model_sha256))
+    names = []
     for run in runs:
-        start, key = run.model.init_from, plan_key(run)
-        if start not in fingerprints:
-            fingerprints[start] = opened.open(run).fingerprints
-            checked.add(key)
-        if is_done(run, fingerprints[start]):
+        if (run.output / "DONE").exists():
             names.append(run.name)
-        elif key not in checked:  # sizes share their plans
+        elif (key := plan_key(run)) not in checked:  # sizes share their plans
             checked.add(key)
             opened.open(run)
-    return names
+    prints = next(iter(data.values()))
+    return names, {name: prints[name] for name in DATA}
 
 
 def shown(value: Any) -> str:

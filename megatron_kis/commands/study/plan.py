@@ -4,27 +4,48 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from megatron_kis.commands.study.common import add_step, load_study, prepare, print_table, shown
+from megatron_kis.commands.study.common import (
+    DATA_FOLDER,
+    add_step,
+    data_config,
+    load_study,
+    look_over,
+    print_table,
+    shown,
+)
 from megatron_kis.commands.study.table import MANY
+
+if TYPE_CHECKING:
+    from data_tools.prepare import DataSettings
+    from megatron_kis.data.settings import DataConfig
+    from megatron_kis.study.config import StudyConfig
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describes the step."""
     plan = add_step(
-        steps, "plan", "show the runs of a study and what each feeds, and check its settings; trains nothing", _plan
+        steps, "plan", "show the runs of a study and what each feeds, and check its settings; changes nothing", _plan
     )
     plan.add_argument("--all", action="store_true", help="every run, however many there are")
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from megatron_kis.study.executor import study_lock
+    from megatron_kis.study.data import fingerprints_of
+    from megatron_kis.study.grid import runs_of
     from megatron_kis.study.plan import plan_rows
+    from megatron_kis.study.standing import conflicts, refuse
 
     study, data, _ = load_study(options)
-    with study_lock(study.output):
-        rows = plan_rows(prepare(study, data))
+    every = look_over(study, data)
+    with _data(study, data) as files:
+        found = fingerprints_of(files)
+        refuse(study.output, conflicts(every, {run.model.init_from: found for run in every}))
+        rows = plan_rows(runs_of(study, files))
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -39,6 +60,30 @@ def _plan(options: argparse.Namespace) -> int:
     flops = sum(row["flops"] for row in rows)
     print(f"{flops:.3g} training FLOPs in all")
     return 0
+
+
+@contextmanager
+def _data(study: StudyConfig, data: DataSettings) -> Iterator[DataConfig]:
+    """The data that the study would be trained on: those in its folder, or made next to it for the plan alone."""
+    from data_tools.prepare import prepare_data, stale
+    from data_tools.progress import console_progress
+    from megatron_kis.files import locked
+    from megatron_kis.study.data import fingerprints_of, planned_folder
+    from megatron_kis.study.held import holders_of, refused
+
+    own = data_config(study, data)
+    differences = stale(data, study.output / DATA_FOLDER)
+    if not differences:
+        yield own
+        return
+    holders = holders_of(study.output, fingerprints_of(own), lease=60 * study.executor.lease_minutes)
+    if holders:
+        raise refused(study.output, differences, holders)
+    place = planned_folder(study.output)
+    print(f"{study.name}: the data are made in {place}, for kis study run to take over", file=sys.stderr)
+    with locked(place, "kis study plan"):
+        prepare_data(data, place / DATA_FOLDER, progress=console_progress())
+        yield data_config(study, data, place / DATA_FOLDER)
 
 
 def _summary(rows: list[dict[str, Any]]) -> list[list[str]]:

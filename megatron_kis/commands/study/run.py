@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.commands.study.common import add_step, done_runs, load_study, prepare, write_study
+from megatron_kis.commands.study.common import add_step, done_runs, load_study, look_over, prepare
 from megatron_kis.commands.study.report import analyse
 from megatron_kis.errors import InputError, JobError, Stopped, nearest, printable
 
@@ -41,7 +41,11 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from megatron_kis.study.data import check_sources, with_data
     from megatron_kis.study.executor import execute, study_lock
+    from megatron_kis.study.manifest import write_manifest
+    from megatron_kis.study.resolved import write_study
+    from megatron_kis.study.standing import refuse, unfinished_conflicts
 
     study, data, analysis = load_study(options)
     settings = study.executor
@@ -49,11 +53,17 @@ def _run(options: argparse.Namespace) -> int:
         if options.workers < 1:
             raise InputError(f"is {options.workers}", where="--workers", remedy="use at least 1")
         settings = settings.model_copy(update={"workers": options.workers})
+    every = look_over(study, data)
+    runs = selected(every, options.only)
+    if not options.restart:
+        refuse(study.output, unfinished_conflicts(runs))
+    check_sources(data)
     with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
-        every = prepare(study, data)
-        runs = selected(every, options.only)
-        done = done_runs(runs)
+        prepare(study, data, restarted={run.name for run in runs} if options.restart else ())
+        done, fingerprints = done_runs(every, runs)
         write_study(study, study.output / "study.yaml")
+        write_manifest(study.output, study.name, every, fingerprints)
+        runs = with_data(runs, fingerprints)
         another_try([run for run in runs if run.name not in done], study.executor, options)
         print(f"{study.name}: {len(runs)} runs, {len(done)} done already", file=sys.stderr, flush=True)
         with shown_progress(runs) as report:

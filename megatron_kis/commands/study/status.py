@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.commands.study.common import add_step, data_config, load_study
+from megatron_kis.commands.study.common import DATA_FOLDER, add_step, data_config, load_study
 from megatron_kis.commands.study.table import headline, tables
 from megatron_kis.errors import KisError, printable
 
@@ -54,6 +54,11 @@ def _status(options: argparse.Namespace) -> int:
     from megatron_kis.study.slurm.queue import Queue
 
     study, view = overview(options)
+    if changed := _other_data(study):
+        print(
+            f"kis: the data in {study.output / DATA_FOLDER} were made with other settings: {', '.join(changed)}",
+            file=sys.stderr,
+        )
     rows = view.look(queued(Queue(study.output)))
     ahead = forecast(rows)
     if options.json:
@@ -64,6 +69,24 @@ def _status(options: argparse.Namespace) -> int:
     for table in tables(rows, ahead, every=options.all):
         console.print(table, highlight=False)
     return 0
+
+
+def _other_data(study: StudyConfig) -> list[str]:
+    """How the settings of the data differ from those that the study was last run with; files are not compared."""
+    from megatron_kis.files import read_text
+    from megatron_kis.identity import differences
+    from megatron_kis.parsing import parse_yaml
+    from megatron_kis.study.launch import absolute
+
+    path = study.output / "study.yaml"
+    if not path.exists():
+        return []
+    content = parse_yaml(read_text(path), where=str(path))
+    then = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(then, dict):
+        return []
+    files = ("data.text", "data.facts", "data.templates", "data.tokenizer")
+    return differences({"data": then}, {"data": absolute(study.data)}, but=files)
 
 
 def record(name: str, rows: list[RunStatus], ahead: Forecast) -> dict[str, Any]:

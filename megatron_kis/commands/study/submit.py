@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.commands.study.common import add_step, data_config, load_study
+from megatron_kis.commands.study.common import add_step, load_study, look_over
 from megatron_kis.commands.study.run import add_selection, another_try, selected
 from megatron_kis.errors import InputError, JobError, printable
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from megatron_kis.config import RunConfig
     from megatron_kis.study.config import StudyConfig
     from megatron_kis.study.slurm.queue import Task
+    from megatron_kis.study.slurm.records import Source
     from megatron_kis.study.slurm.submission import Step, Submission
 
 
@@ -32,16 +33,18 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _submit(options: argparse.Namespace) -> int:
     from megatron_kis.files import locked
     from megatron_kis.study.attempts import given_up
-    from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.data import source_files
     from megatron_kis.study.local import executors
     from megatron_kis.study.slurm import client, records
     from megatron_kis.study.slurm.queue import cells_of, live_tasks
     from megatron_kis.study.slurm.submission import DEFAULT_ARRAY, prepare_submission, submit, write_submission
-    from megatron_kis.training.record import is_done
+    from megatron_kis.study.standing import refuse, unfinished_conflicts
 
     study, data, _ = load_study(options)
-    runs = selected(runs_of(study, data_config(study, data)), options.only)
-    done = {run.name for run in runs if is_done(run)}
+    runs = selected(look_over(study, data), options.only)
+    if not options.restart:
+        refuse(study.output, unfinished_conflicts(runs))
+    done = {run.name for run in runs if (run.output / "DONE").exists()}
     largest = study.cluster.max_array_size
     if options.dry_run:
         cells = [run for run in runs if run.name not in done]
@@ -57,7 +60,8 @@ def _submit(options: argparse.Namespace) -> int:
     largest = largest or client.max_array_size()  # also says at once where there is no SLURM
     with locked(study.output / records.FOLDER, "kis study submit"):
         live = live_tasks(study.output)
-        _same_data(study, live)
+        sources = records.identities(source_files(data))
+        _same_data(study, live, sources)
         queued = cells_of(study.output, live)
         open_runs = [run for run in runs if run.name not in done]
         another_try([run for run in open_runs if run.name not in queued], study.executor, options)
@@ -66,14 +70,14 @@ def _submit(options: argparse.Namespace) -> int:
         _say(study, runs, done, queued, hopeless)
         if not cells:
             return _nothing(study, options, live)
-        data_jobs = [task.number for task in live if task.job.label == "data"]
         submission = prepare_submission(
             study,
             cells,
             folder=Path.cwd(),
             templates=options.templates,
             largest_array=largest,
-            data_job=data_jobs[-1] if data_jobs else None,
+            sources=sources,
+            after_data=[task.number for task in live if task.job.label == "data"],
             also_after=sorted({task.number.partition("_")[0] for task in live if task.indices}),
         )
         write_submission(submission)
@@ -107,21 +111,26 @@ def _nothing(study: StudyConfig, options: argparse.Namespace, live: list[Task]) 
     return 0
 
 
-def _same_data(study: StudyConfig, live: list[Task]) -> None:
-    """Refuses to make the data anew under cells that wait for them or read them."""
-    import yaml
+def _same_data(study: StudyConfig, live: list[Task], sources: list[Source]) -> None:
+    """Refuses to make the data again under cells that wait for them or read them."""
+    from megatron_kis.identity import differences
+    from megatron_kis.study.launch import absolute
+    from megatron_kis.study.slurm.records import SOURCES, STUDY, changed_source, submission_folder
 
-    from megatron_kis.files import read_text
-    from megatron_kis.study.slurm.records import STUDY, submission_folder
-
-    now = study.model_dump(mode="json")["data"]
-    for number in sorted({task.job.submission for task in live}):
-        path = submission_folder(study.output, number) / STUDY
-        if path.exists() and yaml.safe_load(read_text(path)).get("data") != now:
+    remedy = "end them with kis study cancel, or wait for them"
+    for number in sorted({task.job.submission for task in live if task.job.label != "report"}):
+        folder = submission_folder(study.output.absolute(), number)
+        if (folder / STUDY).exists():
+            theirs, _, _ = load_study(argparse.Namespace(study=folder / STUDY, overrides=[]))
+            if changed := differences({"data": absolute(theirs.data)}, {"data": absolute(study.data)}):
+                raise InputError(
+                    f"jobs in the queue work with other settings of the data ({', '.join(changed)})",
+                    where=str(study.output), remedy=remedy,
+                )  # fmt: skip
+        if (folder / SOURCES).exists() and (changed_file := changed_source(folder, sources)) is not None:
             raise InputError(
-                "jobs in the queue work with other settings of the data", where="data",
-                remedy="end them with kis study cancel, or wait for them",
-            )  # fmt: skip
+                f"changed since the jobs of submission {number} were submitted", where=changed_file, remedy=remedy
+            )
 
 
 def _show(study: StudyConfig, submission: Submission, done: int, *, as_json: bool) -> None:

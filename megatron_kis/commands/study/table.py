@@ -51,6 +51,7 @@ def tables(rows: Sequence[RunStatus], ahead: Forecast, *, every: bool) -> Iterab
         if len(running) > _MOST_RUNNING:
             yield f"and {len(running) - _MOST_RUNNING:,} more that run (--all shows every run)"
     yield from _failures(rows)
+    yield from _others(rows)
 
 
 def _cells(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
@@ -104,6 +105,22 @@ def _failures(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
         yield f"and {len(failed) - _MOST_FAILED:,} more that failed (--json names all)"
 
 
+def _others(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
+    """What differs of the complete runs that are other ones, and of how many."""
+    from rich.text import Text
+
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for row in rows:
+        if row.state == "other settings":
+            groups[row.differs].append(row.name)
+    for differs, names in list(groups.items())[:_MOST_FAILED]:
+        count = "1 complete run has" if len(names) == 1 else f"{len(names):,} complete runs have"
+        first = names[0] if len(names) == 1 else f"first {names[0]}"
+        yield Text(f"{count} other settings: {', '.join(differs)} ({first})")
+    if len(groups) > _MOST_FAILED:
+        yield f"and {len(groups) - _MOST_FAILED:,} more kinds (--json names all)"
+
+
 def _table(columns: Sequence[str]) -> Table:
     from rich.table import Table
 
@@ -119,6 +136,7 @@ def _state(state: str) -> Text:
     from rich.text import Text
 
     colours = {"done": "green", "running": "cyan", "stopped": "yellow", "failed": "yellow", "given up": "red"}
+    colours["other settings"] = "red"
     return Text(state, style=colours.get(state, ""))
 
 

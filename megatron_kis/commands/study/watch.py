@@ -51,7 +51,7 @@ def _watch(options: argparse.Namespace) -> int:
             elif line != last:  # plain lines, where something changed
                 print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
             last = line
-            if all(row.state in ("done", "given up") for row in rows):
+            if all(row.state in ("done", "given up", "other settings") for row in rows):
                 break
             time.sleep(options.every)
     except KeyboardInterrupt:
@@ -60,6 +60,9 @@ def _watch(options: argparse.Namespace) -> int:
     finally:
         if live:
             live.stop()
+    others = sum(row.state == "other settings" for row in rows)
+    if others:
+        raise JobError(f"{others} of {len(rows)} runs are there with other settings; kis study status says which")
     lost = sum(row.state == "given up" for row in rows)
     if lost:
         raise JobError(f"{lost} of {len(rows)} runs were given up; kis study status says why")

@@ -7,7 +7,6 @@ import os
 import signal
 from pathlib import Path
 
-from megatron_kis.commands.study.common import data_config
 from megatron_kis.commands.study.run import shown_progress, tell
 
 
@@ -25,25 +24,29 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _work(options: argparse.Namespace) -> int:
-    from data_tools.prepare import DataSettings
-    from megatron_kis.settings import load_config, parse_dataclass
+    from megatron_kis.data.settings import DataConfig
+    from megatron_kis.settings import load_config
     from megatron_kis.study.config import StudyConfig
+    from megatron_kis.study.data import with_data
     from megatron_kis.study.executor import Progress, execute
     from megatron_kis.study.grid import runs_of
     from megatron_kis.study.launch import local_command
     from megatron_kis.study.slurm import node
     from megatron_kis.study.slurm.launch import srun_launcher
-    from megatron_kis.study.slurm.records import STUDY
-    from megatron_kis.training.record import is_done
+    from megatron_kis.study.slurm.records import STUDY, read_data
+    from megatron_kis.study.standing import conflicts, refuse
 
-    # The data job has checked every run against the data: a thousand workers need not, and start without PyTorch.
+    # The data job has checked every run against the data and says which they are: a thousand workers need not open
+    # them, and start without PyTorch. Each cell compares them with what it finds.
     with node.signals_kept() as told:
         study = load_config(StudyConfig, options.submission / STUDY)
-        data = parse_dataclass(DataSettings, study.data, where=f"{options.submission / STUDY}: data")
+        files, fingerprints = read_data(options.submission)
         task, names = node.share(options.submission, options.job, options.first)
         wanted = set(names)
-        cells = [run for run in runs_of(study, data_config(study, data)) if run.name in wanted]
-        done = [run.name for run in cells if is_done(run)]
+        every = runs_of(study, DataConfig.model_validate(files))
+        cells = with_data([run for run in every if run.name in wanted], fingerprints)
+        refuse(study.output, conflicts(cells, {run.model.init_from: fingerprints for run in cells}))
+        done = [run.name for run in cells if (run.output / "DONE").exists()]
         large = options.job.startswith("large")
         host = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
         start = os.environ.get("SLURM_RESTART_COUNT", "0")

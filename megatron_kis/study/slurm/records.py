@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_kis.errors import InputError
-from megatron_kis.files import append_json_line, read_json_lines, write_json_lines
+from megatron_kis.files import append_json_line, read_json, read_json_lines, write_json, write_json_lines
 
 FOLDER = "slurm"
 JOBS = "jobs.jsonl"
 TASKS = "tasks.jsonl"
 TASKS_SCHEMA = "kis.tasks/1"
 STUDY = "study.yaml"
+SOURCES = "sources.json"
+SOURCES_SCHEMA = "kis.submission-sources/1"
+DATA = "data.json"
+DATA_SCHEMA = "kis.submission-data/1"
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,79 @@ def read_tasks(folder: Path) -> dict[tuple[str, int], list[str]]:
     if header.get("schema") != TASKS_SCHEMA:
         raise InputError("does not list the tasks of a submission", where=str(path), remedy="submit the study again")
     return {(row["job"], row["task"]): row["cells"] for _, row in rows}
+
+
+Source = tuple[str, int | None, int | None]
+"""A file that data are made from: its absolute path, its size in bytes and its time of modification in nanoseconds;
+None for both where it was missing."""
+
+
+def identities(files: Iterable[Path]) -> list[Source]:
+    """The identities of files as they are now."""
+    found: list[Source] = []
+    for path in files:
+        try:
+            said = path.stat()
+            found.append((str(path), said.st_size, said.st_mtime_ns))
+        except OSError:
+            found.append((str(path), None, None))
+    return found
+
+
+def write_sources(folder: Path, files: Iterable[Source]) -> None:
+    """Writes what a submission's data are to be made from."""
+    rows = [{"path": path, "size": size, "mtime_ns": time_ns} for path, size, time_ns in files]
+    write_json(folder / SOURCES, {"schema": SOURCES_SCHEMA, "files": rows})
+
+
+def changed_source(folder: Path, now: Iterable[Source]) -> str | None:
+    """The first source that is not what it was when a submission was made; None if all are.
+
+    A file that was missing then may be there by now.
+
+    Args:
+        folder: of the submission.
+        now: the sources as they are.
+
+    Raises:
+        InputError: the record is missing or damaged.
+    """
+    content = read_json(folder / SOURCES, SOURCES_SCHEMA, keys=("files",))
+    then = {row["path"]: (row["size"], row["mtime_ns"]) for row in content["files"]}
+    found = {path: (size, time_ns) for path, size, time_ns in now}
+    for path in (*then, *found):
+        if path in then and then[path] == (None, None):
+            continue
+        if then.get(path) != found.get(path):
+            return path
+    return None
+
+
+def write_data(folder: Path, files: Mapping[str, Path], fingerprints: Mapping[str, str]) -> None:
+    """Writes which data the cells of a submission are trained on.
+
+    Args:
+        folder: of the submission.
+        files: corpus, validation, exposures and tokenizer.
+        fingerprints: of the data, by ``identity.DATA``.
+    """
+    paths = {name: str(path.absolute()) for name, path in files.items()}
+    write_json(folder / DATA, {"schema": DATA_SCHEMA, "data": paths, "fingerprints": dict(fingerprints)})
+
+
+def read_data(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """What ``write_data`` wrote.
+
+    Raises:
+        InputError: it is missing: the submission's data job has not ended well.
+    """
+    path = folder / DATA
+    if not path.exists():
+        raise InputError(
+            "is missing: the data job has not ended well", where=str(path), remedy="submit the study again"
+        )
+    content = read_json(path, DATA_SCHEMA, keys=("data", "fingerprints"))
+    return {name: Path(place) for name, place in content["data"].items()}, content["fingerprints"]
 
 
 def with_number(job: Submitted, number: str) -> Submitted:

@@ -20,17 +20,22 @@ import yaml
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import InputError, KisError, printable
 from megatron_kis.files import write_text
+from megatron_kis.paths import expanded
 from megatron_kis.study.config import StudyConfig
+from megatron_kis.study.resolved import study_content
 from megatron_kis.study.slurm import client
+from megatron_kis.study.slurm.config import ClusterConfig
 from megatron_kis.study.slurm.container import contained
 from megatron_kis.study.slurm.jobs import Array, Job, arrays_of, jobs_of, single_job
 from megatron_kis.study.slurm.records import (
     STUDY,
+    Source,
     Submitted,
     next_submission,
     record,
     submission_folder,
     with_number,
+    write_sources,
     write_tasks,
 )
 from megatron_kis.study.slurm.scripts import Templates, job_name
@@ -96,6 +101,9 @@ class Submission:
     scripts: dict[str, str] = field(default_factory=dict)
     """Label of the job to its script."""
 
+    sources: tuple[Source, ...] = ()
+    """What its data are to be made from."""
+
     steps: tuple[Step, ...] = ()
     """Calls of sbatch, in their order."""
 
@@ -112,7 +120,8 @@ def prepare_submission(
     folder: Path,
     templates: Path | None = None,
     largest_array: int = DEFAULT_ARRAY,
-    data_job: str | None = None,
+    sources: Sequence[Source] = (),
+    after_data: Sequence[str] = (),
     also_after: Sequence[str] = (),
 ) -> Submission:
     """Works out a submission; writes nothing, and needs neither SLURM nor data.
@@ -120,15 +129,17 @@ def prepare_submission(
     Args:
         study: the study.
         cells: what to run, the most expensive first.
-        folder: where relative paths of the study begin.
+        folder: where the jobs work.
         templates: edited templates; the study's ``cluster.templates`` if not given.
         largest_array: MaxArraySize.
-        data_job: number of a data job that waits or runs already, to wait for in place of another.
+        sources: what the data are to be made from.
+        after_data: numbers of data jobs that wait or run already: ours comes after them, and checks our runs.
         also_after: numbers of jobs for which the report waits, too.
 
     Raises:
         InputError: settings or templates that make no script.
     """
+    study = study.model_copy(update={"cluster": _placed(study.cluster)})
     cluster = study.cluster
     if study.device == "cuda" and not cluster.gpus_per_node:
         raise InputError(
@@ -138,8 +149,8 @@ def prepare_submission(
     target = submission_folder(study.output.resolve(), number)
     token = secrets.token_hex(4)
     running = jobs_of(cells, cluster)
-    before = [] if data_job else [single_job("data", cluster)]
-    jobs = [*before, *running, single_job("report", cluster)]
+    before = single_job("data", cluster)
+    jobs = [before, *running, single_job("report", cluster)]
     made = Templates(templates or cluster.templates)
     scripts = {}
     for job in jobs:
@@ -158,24 +169,49 @@ def prepare_submission(
                 "kis": python if job.kind == "large" else contained(python, study, job, folder=folder),
             },
         )
-    data = data_job or "data"
-    steps = [Step(job, job_name(study.name, job.label, token)) for job in before]
+    steps = [Step(before, job_name(study.name, before.label, token), (), tuple(after_data))]
     for job in running:
         steps += [
-            Step(job, job_name(study.name, job.label, token), (data,), (), array)
+            Step(job, job_name(study.name, job.label, token), (before.label,), (), array)
             for array in arrays_of(job, largest_array)
         ]
     report = jobs[-1]
     after = (*(job.label for job in running), *also_after)
-    steps.append(Step(report, job_name(study.name, report.label, token), (data,), after))
-    settings = study.model_dump(mode="json")
-    return Submission(number, target, yaml.safe_dump(settings, sort_keys=False), scripts, tuple(steps))
+    steps.append(Step(report, job_name(study.name, report.label, token), (before.label,), after))
+    content = yaml.safe_dump(study_content(study, target), sort_keys=False)
+    return Submission(number, target, content, scripts, tuple(sources), tuple(steps))
+
+
+def _placed(cluster: ClusterConfig) -> ClusterConfig:
+    """With ``~`` and variables filled in where a program or an image is named: the scripts quote what they call.
+
+    Raises:
+        InputError: a variable that is not set.
+    """
+    changed: dict[str, Any] = {}
+    if cluster.python is not None:
+        changed["python"] = _expanded(cluster.python, "cluster.python")
+    if cluster.container is not None:
+        container = cluster.container
+        image = _expanded(container.image, "cluster.container.image")
+        changed["container"] = container.model_copy(update={"image": image})
+    return cluster.model_copy(update=changed)
+
+
+def _expanded(text: str, key: str) -> str:
+    if not text.startswith("~") and "$" not in text:
+        return text  # as it is: an address is no path
+    try:
+        return str(expanded(text))
+    except InputError as error:
+        raise InputError(error.problem, where=key, remedy=error.remedy) from None
 
 
 def write_submission(submission: Submission) -> None:
     """Writes the scripts, the list of tasks and the resolved study."""
     (submission.folder / "logs").mkdir(parents=True)  # sbatch does not make it
     write_text(submission.folder / STUDY, submission.study)
+    write_sources(submission.folder, submission.sources)
     for label, script in submission.scripts.items():
         write_text(submission.folder / f"{label}.sbatch", script)
     jobs = {step.job.label: step.job for step in submission.steps}

@@ -64,6 +64,14 @@ def test_the_chain_cancels_cells_without_data_and_waits_for_cells_however_they_e
     assert report["options"] == ["--dependency=afterok:data,afterany:small", "--kill-on-invalid-dep=yes"]
 
 
+def test_a_name_that_a_script_might_run_is_refused(
+    tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path, tiny_sources, name="a$(touch pwned)\n#SBATCH --account=other")
+    assert main(["study", "submit", "--dry-run", str(study)]) == 2
+    assert ": name: the name " in capsys.readouterr().err
+
+
 def test_no_name_adds_a_line_or_a_command_to_a_script(
     tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +99,7 @@ def test_no_name_adds_a_line_or_a_command_to_a_script(
             env={"PATH": "/usr/bin:/bin"},
         )  # fmt: skip
         words = f"-m megatron_kis study work {shown['folder']} small --first 7"
-        expected = words if label == "small" else f"-m megatron_kis study {'plan' if label == 'data' else 'report'}"
+        expected = words if label == "small" else f"-m megatron_kis study {'prepare' if label == 'data' else 'report'}"
         assert expected in ended.stdout, ended.stderr
         assert ended.stderr == "set up\n"
     assert [path for path in (*tmp_path.rglob("pwned"), Path("pwned")) if path.exists()] == []

@@ -1,0 +1,103 @@
+"""The prepared data of a study: which data lie there, where a plan makes them, and what they are made from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_kis.config import RunConfig
+from megatron_kis.data.settings import DataConfig
+from megatron_kis.errors import InputError
+from megatron_kis.files import read_text, sha256_file
+from megatron_kis.identity import DATA
+from megatron_kis.parsing import parse_json
+
+if TYPE_CHECKING:
+    from data_tools.prepare import DataSettings
+
+_NEXT_TO_A_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
+"""Files that decide about a tokenizer.json; ``<model>.meta.json`` decides about the others."""
+
+
+def fingerprints_of(files: DataConfig) -> dict[str, str]:
+    """Fingerprints of the data that lie there, by ``identity.DATA``, from their metadata.
+
+    What is missing or damaged is left out: a folder without data gives none.
+    """
+    found: dict[str, Any] = {}
+    if isinstance(files.corpus, Path):
+        corpus = _metadata(_beside(files.corpus, ".meta.json"))
+        found |= {"corpus": corpus.get("content_fingerprint"), "tokenizer": corpus.get("tokenizer_fingerprint")}
+    found["validation"] = _metadata(_beside(files.validation, ".meta.json")).get("content_fingerprint")
+    exposures = _metadata(_beside(files.exposures, ".json"))
+    found["exposures"] = exposures.get("content_fingerprint")
+    if "tokenizer" not in found or found["tokenizer"] is None:
+        found["tokenizer"] = exposures.get("tokenizer_fingerprint")
+    if files.questions.is_file():
+        found["questions"] = sha256_file(files.questions)
+    return {name: str(found[name]) for name in DATA if found.get(name) is not None}
+
+
+def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two sets of fingerprints are of the same data, as far as both say."""
+    return all(one[name] == other[name] for name in DATA if one.get(name) and other.get(name))
+
+
+def with_data(runs: Sequence[RunConfig], fingerprints: Mapping[str, str]) -> list[RunConfig]:
+    """The runs, each told which data it must find: one that starts late on other data is refused."""
+    expected = {name: fingerprints[name] for name in DATA if name in fingerprints}
+    return [run.model_copy(update={"data": run.data.model_copy(update={"fingerprints": expected})}) for run in runs]
+
+
+def planned_folder(output: Path) -> Path:
+    """Where ``kis study plan`` makes data that are not there: next to the study's folder, on the same file system."""
+    place = output.resolve()
+    return place.parent / f".{place.name}.planned"
+
+
+def source_files(settings: DataSettings) -> list[Path]:
+    """Every file that a study's data are made from, in a fixed order; those that are missing as they are named.
+
+    Raises:
+        InputError: a pattern that matches nothing.
+    """
+    from data_tools.text_parts import expand
+
+    files = [*expand(settings.text), *_facts(settings.facts), settings.templates]
+    if settings.tokenizer is not None:
+        files.append(settings.tokenizer)
+        sides = (settings.tokenizer.with_name(name) for name in _NEXT_TO_A_TOKENIZER)
+        files += [path for path in (*sides, _beside(settings.tokenizer, ".meta.json")) if path.exists()]
+    return [Path(os.path.abspath(path)) for path in dict.fromkeys(files)]  # noqa: PTH100 - links stay what they are
+
+
+def check_sources(settings: DataSettings) -> None:
+    """Refuses a study whose sources are not there, before anything is made.
+
+    Raises:
+        InputError: names the file.
+    """
+    for path in source_files(settings):
+        if not path.exists():
+            raise InputError("no such file", where=str(path), remedy="change data: in the study")
+
+
+def _facts(source: Path) -> Iterator[Path]:
+    if source.is_dir():
+        yield from sorted(path for path in source.iterdir() if path.is_file())
+    else:
+        yield source
+
+
+def _beside(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(prefix.name + suffix)
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    try:
+        content = parse_json(read_text(path), where=str(path))
+    except InputError:
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,214 @@
+"""What of a study is complete, and what stands in its way: found before anything is trained, and said by key.
+
+A run counts as done where its folder holds a complete run of its very settings, on the data of now. Other complete runs
+would be mixed with it, or would have to be trained over, and so they are listed and refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_kis.config import RunConfig
+from megatron_kis.errors import InputError
+from megatron_kis.files import read_json, read_text
+from megatron_kis.identity import data_differences, differences, settings_of
+from megatron_kis.parsing import parse_yaml
+from megatron_kis.study.config import StudyConfig
+from megatron_kis.training.record import RUN_SCHEMA, config_fingerprint, result_settings
+
+_SHOWN = 3  # names, and kinds of differences
+_REMEDY = "restore the settings, choose another output, or move those runs away"
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A folder that holds another run than the study's."""
+
+    name: str
+    """Of the run."""
+
+    what: str
+    """How it differs: ``have other settings``, ``were trained on other data`` ..."""
+
+    differences: tuple[str, ...]
+    """``key then -> now``."""
+
+
+def foreign_settings(run: RunConfig, record: Mapping[str, Any]) -> list[str]:
+    """How the settings of a run that is recorded differ from the study's; nothing if they do not.
+
+    Args:
+        run: the study's run.
+        record: ``run.json`` of its folder.
+    """
+    if record.get("config_fingerprint") == config_fingerprint(run):
+        return []
+    config = record.get("config")
+    if not isinstance(config, dict):
+        return ["its settings are not recorded"]
+    return differences(settings_of(config), result_settings(run))
+
+
+def conflicts(
+    runs: Iterable[RunConfig],
+    data: Mapping[Path | None, Mapping[str, str]] | None = None,
+    *,
+    model_sha256: str | None = None,
+) -> list[Conflict]:
+    """The complete runs that have other settings, or were trained on other data.
+
+    Args:
+        runs: of the study; those that are not complete are passed over.
+        data: fingerprints of the data of now, by the runs' start (``model.init_from``); not compared if not given.
+        model_sha256: of the tokenizer's model file, which is what an older record has as its fingerprint.
+
+    Raises:
+        InputError: a complete run whose record cannot be read.
+    """
+    found = []
+    for run in runs:
+        if not (run.output / "DONE").exists():
+            continue
+        record = read_json(run.output / "run.json", RUN_SCHEMA, keys=("config_fingerprint", "fingerprints"))
+        if changed := foreign_settings(run, record):
+            found.append(Conflict(run.name, "other settings", tuple(changed)))
+        elif data is not None:
+            now = data[run.model.init_from]
+            then = {name: record["fingerprints"].get(name) for name in now}
+            if then.get("tokenizer") == model_sha256:
+                then["tokenizer"] = now.get("tokenizer")
+            if changed := data_differences(then, now):
+                found.append(Conflict(run.name, "other data", tuple(changed)))
+    return found
+
+
+def unfinished_conflicts(runs: Iterable[RunConfig]) -> list[Conflict]:
+    """The unfinished runs whose checkpoints are of other settings, so that they cannot be resumed."""
+    found = []
+    for run in runs:
+        newest = None if (run.output / "DONE").exists() else newest_checkpoint(run.output)
+        if newest is None:
+            continue
+        try:
+            identity = read_json(newest / "checkpoint.json", "kis.checkpoint/1").get("identity")
+        except InputError:
+            continue  # kis train says what is wrong with it
+        if not isinstance(identity, dict) or identity.get("config") == config_fingerprint(run):
+            continue
+        then = identity.get("settings")
+        if changed := differences(then, result_settings(run)) if isinstance(then, dict) else []:
+            found.append(Conflict(run.name, "checkpoints of other settings", tuple(changed)))
+    return found
+
+
+def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
+    """Refuses a study while runs stand in its way.
+
+    Args:
+        output: the study's folder.
+        found: those runs.
+        holds: another study that the folder says it is of.
+
+    Raises:
+        InputError: how many there are, what differs by key, and the first by name.
+    """
+    if not found:
+        return
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for conflict in found:
+        groups.setdefault((conflict.what, conflict.differences), []).append(conflict.name)
+    parts = []
+    for (what, changed), names in list(groups.items())[:_SHOWN]:
+        kind = "unfinished" if what.startswith("checkpoints") else "complete"
+        have = ("have" if len(names) > 1 else "has") if what != "other data" else "used"
+        who = f"{len(names):,} {kind} run{'s' * (len(names) > 1)} {have} {what}"
+        shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
+        parts.append(f"{who}: {shown} ({'first ' if len(names) > 1 else ''}{names[0]})")
+    if len(groups) > _SHOWN:
+        rest = sum(len(names) for names in list(groups.values())[_SHOWN:])
+        parts.append(f"{rest:,} more differ otherwise")
+    if holds:
+        parts.append(f"the folder holds the study {holds!r}")
+    remedy = _REMEDY
+    if all(conflict.what.startswith("checkpoints") for conflict in found):
+        remedy = "restore the settings, choose another output, or begin them again with --restart"
+    raise InputError("; ".join(parts), where=str(output / "runs"), remedy=remedy)
+
+
+def check_owner(study: StudyConfig, runs: Sequence[RunConfig]) -> str:
+    """Refuses an output folder in which another study's runs lie.
+
+    A study that was renamed is still the same: some of its runs are there.
+
+    Returns:
+        The name of the study that the folder says it is of, if it is another; else nothing.
+
+    Raises:
+        InputError: the folder is of another study, and none of this one's runs is in it.
+    """
+    owner = _owner(study.output)
+    if not owner or owner == study.name:
+        return ""
+    others = unnamed(study, runs)
+    if others and not any(_begun(run.output) for run in runs):
+        count = f"{len(others):,} run{'s' * (len(others) > 1)}"
+        raise InputError(
+            f"holds another study, {owner!r}, with {count}, none of them this one's",
+            where=str(study.output),
+            remedy="give each study an 'output' of its own",
+        )
+    return owner
+
+
+def unnamed(study: StudyConfig, runs: Iterable[RunConfig]) -> list[str]:
+    """The runs in the study's folder that the study does not name."""
+    try:
+        names = set(os.listdir(study.runs_folder))  # noqa: PTH208 - names alone, for tens of thousands of folders
+    except OSError:
+        return []
+    others = names - {run.output.name for run in runs}
+    return sorted(name for name in others if not name.startswith(".") and _begun(study.runs_folder / name))
+
+
+def unnamed_line(study: StudyConfig, runs: Iterable[RunConfig]) -> str:
+    """What to say of them; nothing where there are none."""
+    names = unnamed(study, runs)
+    if not names:
+        return ""
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
+    count = "1 run" if len(names) == 1 else f"{len(names):,} runs"
+    return f"{count} in {study.runs_folder} that the study does not name: kept, and not analysed ({shown})"
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The folder of a run's newest checkpoint, by its name."""
+    places = (folder / "checkpoints").glob("step-*")
+    steps = {path: int(match[1]) for path in places if (match := re.fullmatch(r"step-(\d+)", path.name))}
+    return max(steps, key=lambda path: steps[path], default=None)
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run was begun in a folder."""
+    return any((folder / mark).exists() for mark in ("run.json", "DONE", "checkpoints", "metrics.jsonl"))
+
+
+def _owner(output: Path) -> str:
+    """The name of the study that a folder was made for; empty if it does not say."""
+    try:
+        name = read_json(output / "study.json", "kis.study/1").get("study")
+        if isinstance(name, str) and name:
+            return name
+    except InputError:
+        pass
+    path = output / "study.yaml"
+    try:
+        content = parse_yaml(read_text(path), where=str(path))
+    except InputError:
+        return ""
+    name = content.get("name") if isinstance(content, dict) else None
+    return name if isinstance(name, str) else ""
