@@ -87,9 +87,10 @@ def runs(study: Path) -> list[Any]:
 
 def find_done(study: Path) -> None:
     """What ``kis study run`` does before it starts anything."""
-    from megatron_kis.commands.study.common import done_runs
+    from megatron_kis.commands.study.common import done_runs, load_study, look_over
 
-    assert done_runs(runs(study))[0]
+    loaded, data, _ = load_study(argparse.Namespace(study=study, overrides=[]))
+    assert done_runs(look_over(loaded, data))[0]
 
 
 def load(folder: Path) -> None:
