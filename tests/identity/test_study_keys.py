@@ -16,6 +16,8 @@ import yaml
 
 from analysis.settings import AnalysisSettings
 from data_tools.prepare import DataSettings
+from data_tools.text import iter_documents
+from data_tools.tokenizer import train_tokenizer
 from megatron_kis.cli import main
 from megatron_kis.commands.study.common import data_config
 from megatron_kis.settings import load_config, parse_dataclass
@@ -118,7 +120,7 @@ DATA: dict[str, Any] = {
     "data.validation_share": 0.1,
     "data.seed": 1,
 }
-"""Keys that say what the data are made of; two of them (with a file of the same content elsewhere) are tried below."""
+"""Keys that say what the data are made of."""
 
 ANALYSIS: dict[str, Any] = {
     "analysis.split": "train", "analysis.criterion": "tolerance_rule", "analysis.scoring": "sum", "analysis.r": 0.2,
@@ -196,7 +198,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Pa
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     assert main(["study", "run", str(path)]) == 0
-    shutil.copyfile(folder / "out" / "data" / "tokenizer.model", other / "tokenizer.model")
+    texts = [document.text for document in iter_documents([tiny_sources.text])]
+    train_tokenizer(texts, other / "tokenizer.model", vocab_size=340)
     return path
 
 
@@ -299,6 +302,22 @@ def test_data_that_runs_were_made_with_stay(study: Path, key: str, capsys: pytes
         assert status == 2, (command, said)
         if command != "plan":
             assert key in said, (command, said)
+
+
+@pytest.mark.parametrize("key", ["text", "facts", "templates", "tokenizer"])
+def test_files_count_by_their_content_and_not_by_their_place(
+    study: Path, key: str, tmp_path: Path, tiny_sources: Sources
+) -> None:
+    files = {
+        "text": tiny_sources.text, "facts": tiny_sources.triples, "templates": tiny_sources.templates,
+        "tokenizer": study.parent / "out" / "data" / "tokenizer.model",
+    }  # fmt: skip
+    moved = shutil.copy(files[key], tmp_path)
+    before = results(study)
+    change = f"data.{key}={json.dumps([str(moved)] if key == 'text' else str(moved))}"
+    for command in ("plan", "run"):
+        assert kis(command, str(study), change) == 0
+        assert results(study) == before
 
 
 @pytest.mark.parametrize("key", ANALYSIS)
