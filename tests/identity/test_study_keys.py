@@ -233,9 +233,8 @@ def states(study: Path, changes: list[str], capsys: pytest.CaptureFixture[str]) 
     }
 
 
-def results(study: Path) -> dict[str, str]:
+def results(out: Path) -> dict[str, str]:
     """Of every file of the runs and the data, but for what remembers where files were seen."""
-    out = study.parent / "out"
     found = {f"runs/{name}": text for name, text in hashes(out / "runs").items()}
     found |= {f"data/{name}": text for name, text in hashes(out / "data").items()}
     return {name: text for name, text in found.items() if name != "data/stamps/seen.json"}
@@ -274,7 +273,7 @@ def test_the_report_of_another_grid_holds_the_runs_that_it_names(
 ) -> None:
     shutil.copytree(study.parent / "out", tmp_path / "out")
     changes = [*of_a_grid(GRID[key]), f"output={tmp_path / 'out'}"]
-    before = results(study)
+    before = results(tmp_path / "out")
     shown = states(study, changes, capsys)
     done = {name for name, state in shown.items() if state == "done"}
     assert done == set(shown) & set(RUNS)
@@ -288,7 +287,7 @@ def test_the_report_of_another_grid_holds_the_runs_that_it_names(
             assert name in said.out + said.err
     else:
         assert status == 2
-    assert results(study) == before
+    assert results(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("key", DATA)
@@ -312,12 +311,14 @@ def test_files_count_by_their_content_and_not_by_their_place(
         "text": tiny_sources.text, "facts": tiny_sources.triples, "templates": tiny_sources.templates,
         "tokenizer": study.parent / "out" / "data" / "tokenizer.model",
     }  # fmt: skip
+    out = tmp_path / "out"
+    shutil.copytree(study.parent / "out", out)
     moved = shutil.copy(files[key], tmp_path)
-    before = results(study)
+    before = results(out)
     change = f"data.{key}={json.dumps([str(moved)] if key == 'text' else str(moved))}"
-    for command in ("plan", "run"):
-        assert kis(command, str(study), change) == 0
-        assert results(study) == before
+    for command in ("plan", "report", "run", "report"):
+        assert kis(command, str(study), change, f"output={out}") == 0, command
+        assert results(out) == before, command
 
 
 @pytest.mark.parametrize("key", ANALYSIS)
@@ -340,6 +341,6 @@ def test_how_runs_are_executed_makes_them_no_others(study: Path, key: str, capsy
     assert runs(changes) == runs([])
     assert set(states(study, changes, capsys).values()) == {"done"}
     if not key.startswith("cluster."):
-        before = results(study)
+        before = results(study.parent / "out")
         assert kis("run", str(study), *changes) == 0
-        assert results(study) == before
+        assert results(study.parent / "out") == before
