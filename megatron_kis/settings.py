@@ -129,9 +129,9 @@ def parse_config(
         raise InputError(message, where=where) from None
 
 
-def as_content(config: Settings, folder: Path) -> dict[str, Any]:
-    """Settings as a file in ``folder`` says them, for YAML and JSON: relative paths begin there."""
-    content = TypeAdapter(Any).dump_python(from_folder(config.model_dump(), folder), mode="json")
+def as_content(config: Settings, folder: Path, *, within: Path | None = None) -> dict[str, Any]:
+    """Settings as a file in ``folder`` says them, for YAML and JSON; see ``paths.seen_from``."""
+    content = TypeAdapter(Any).dump_python(from_folder(config.model_dump(), folder, within=within), mode="json")
     assert isinstance(content, dict)
     return content
 

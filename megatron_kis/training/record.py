@@ -64,8 +64,9 @@ def run_record(
     precision: str,
     epochs: Sequence[Epochs],
 ) -> dict[str, Any]:
-    """The content of ``run.json``; paths in it begin at the run's folder."""
+    """The content of ``run.json``; paths in it begin at the run's folder, and so do all within its study."""
     folder = config.output
+    within = folder.parent.parent if config.study else folder  # OUTPUT/runs/RUN: what is copied together
     shape = config.model.shape()
     return {
         "schema": RUN_SCHEMA,
@@ -83,14 +84,14 @@ def run_record(
         "background_frequency": plan["background_frequency"],
         "general_text": [
             {
-                "corpus": str(seen_from(read.corpus, folder)),
+                "corpus": str(seen_from(read.corpus, folder, within=within)),
                 "sequences": read.sequences,
                 "epochs": round(read.epochs, 4),
             }
             for read in epochs
         ],
         "plan": plan,
-        "config": as_content(config, folder),
+        "config": as_content(config, folder, within=within),
         "settings": result_settings(config),
         "config_fingerprint": config_fingerprint(config),
         "fingerprints": {**fingerprints, "code": code_fingerprint()},
