@@ -147,7 +147,7 @@ def refused(output: Path, differences: Sequence[str], holders: Holders) -> Input
     if len(differences) > _SHOWN_DIFFERENCES:
         shown += f" and {len(differences) - _SHOWN_DIFFERENCES} more"
     return InputError(
-        f"the data there are not those of the study ({shown}), and are not made again: {holders} hold them",
+        f"the data there are not those of the study ({shown}), and are not made again: they are held by {holders}",
         where=str(output / "data"),
         remedy=holders.remedy,
     )
