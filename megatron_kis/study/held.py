@@ -14,12 +14,13 @@ from typing import Any
 
 from megatron_kis.errors import InputError, KisError
 from megatron_kis.files import read_json
+from megatron_kis.identity import RUN_FILE, RUN_SCHEMA
 from megatron_kis.study.claim import FOLDER as CLAIMS
 from megatron_kis.study.claim import LEASE_SECONDS, alive, look
 from megatron_kis.study.data import same_data
 from megatron_kis.study.slurm.queue import live_tasks
 from megatron_kis.study.slurm.records import Submitted, read_tasks, submission_folder, submitted
-from megatron_kis.study.standing import newest_checkpoint
+from megatron_kis.study.standing import newest_identity
 
 _SHOWN = 3  # names of each kind
 _SHOWN_DIFFERENCES = 6
@@ -162,7 +163,7 @@ def _run_folders(output: Path) -> Iterator[Path]:
 def _data_of_run(folder: Path) -> dict[str, Any]:
     """The fingerprints of a run's data; none where its record is damaged, which counts as holding any."""
     try:
-        prints = read_json(folder / "run.json", "kis.run/1").get("fingerprints")
+        prints = read_json(folder / RUN_FILE, RUN_SCHEMA).get("fingerprints")
     except InputError:
         return {}
     return prints if isinstance(prints, dict) else {}
@@ -170,14 +171,10 @@ def _data_of_run(folder: Path) -> dict[str, Any]:
 
 def _data_of_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The same of the newest checkpoint; None where there is none."""
-    newest = newest_checkpoint(folder)
-    if newest is None:
+    identity = newest_identity(folder)
+    if identity is None:
         return None
-    try:
-        identity = read_json(newest / "checkpoint.json", "kis.checkpoint/1").get("identity")
-    except InputError:
-        return {}
-    data = identity.get("data") if isinstance(identity, dict) else None
+    data = identity.get("data")
     return data if isinstance(data, dict) else {}
 
 

@@ -16,10 +16,20 @@ from typing import Any
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json, read_text
-from megatron_kis.identity import data_differences, differences, settings_of
+from megatron_kis.identity import (
+    CHECKPOINT_FILE,
+    CHECKPOINT_SCHEMA,
+    RUN_FILE,
+    RUN_SCHEMA,
+    STUDY_FILE,
+    STUDY_SCHEMA,
+    data_differences,
+    differences,
+    settings_of,
+)
 from megatron_kis.parsing import parse_yaml
 from megatron_kis.study.config import StudyConfig
-from megatron_kis.training.record import RUN_SCHEMA, config_fingerprint, result_settings
+from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 
 _SHOWN = 3  # names, and kinds of differences
 _REMEDY = "restore the settings, choose another output, or move those runs away"
@@ -74,15 +84,13 @@ def conflicts(
     for run in runs:
         if not (run.output / "DONE").exists():
             continue
-        record = read_json(run.output / "run.json", RUN_SCHEMA, keys=("config_fingerprint", "fingerprints"))
+        record = read_json(run.output / RUN_FILE, RUN_SCHEMA, keys=("config_fingerprint", "fingerprints"))
         if changed := foreign_settings(run, record):
             found.append(Conflict(run.name, "other settings", tuple(changed)))
         elif data is not None:
             now = data[run.model.init_from]
             then = {name: record["fingerprints"].get(name) for name in now}
-            if then.get("tokenizer") == model_sha256:
-                then["tokenizer"] = now.get("tokenizer")
-            if changed := data_differences(then, now):
+            if changed := data_differences(then, now, model_sha256=model_sha256):
                 found.append(Conflict(run.name, "other data", tuple(changed)))
     return found
 
@@ -91,17 +99,11 @@ def unfinished_conflicts(runs: Iterable[RunConfig]) -> list[Conflict]:
     """The unfinished runs whose checkpoints are of other settings, so that they cannot be resumed."""
     found = []
     for run in runs:
-        newest = None if (run.output / "DONE").exists() else newest_checkpoint(run.output)
-        if newest is None:
-            continue
-        try:
-            identity = read_json(newest / "checkpoint.json", "kis.checkpoint/1").get("identity")
-        except InputError:
-            continue  # kis train says what is wrong with it
-        if not isinstance(identity, dict) or identity.get("config") == config_fingerprint(run):
-            continue
+        identity = None if (run.output / "DONE").exists() else newest_identity(run.output)
+        if not identity or identity.get("config") == config_fingerprint(run):
+            continue  # of a damaged one kis train says what is wrong
         then = identity.get("settings")
-        if changed := differences(then, result_settings(run)) if isinstance(then, dict) else []:
+        if changed := setting_differences(then, result_settings(run)) if isinstance(then, dict) else []:
             found.append(Conflict(run.name, "checkpoints of other settings", tuple(changed)))
     return found
 
@@ -192,15 +194,27 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(steps, key=lambda path: steps[path], default=None)
 
 
+def newest_identity(folder: Path) -> dict[str, Any] | None:
+    """The identity in a run's newest checkpoint; None where there is no checkpoint, empty where it cannot be told."""
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        return None
+    try:
+        identity = read_json(newest / CHECKPOINT_FILE, CHECKPOINT_SCHEMA).get("identity")
+    except InputError:
+        return {}
+    return identity if isinstance(identity, dict) else {}
+
+
 def _begun(folder: Path) -> bool:
     """Whether a run was begun in a folder."""
-    return any((folder / mark).exists() for mark in ("run.json", "DONE", "checkpoints", "metrics.jsonl"))
+    return any((folder / mark).exists() for mark in (RUN_FILE, "DONE", "checkpoints", "metrics.jsonl"))
 
 
 def _owner(output: Path) -> str:
     """The name of the study that a folder was made for; empty if it does not say."""
     try:
-        name = read_json(output / "study.json", "kis.study/1").get("study")
+        name = read_json(output / STUDY_FILE, STUDY_SCHEMA).get("study")
         if isinstance(name, str) and name:
             return name
     except InputError:
