@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from megatron_kis.errors import InputError
@@ -61,16 +61,6 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
     except _RepeatedError:
         text = text if isinstance(text, str) else text.decode("utf-8", errors="replace")
         raise _twice(*_repeated_in(text), where) from None
-
-
-def same_keys_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """An ``object_pairs_hook`` for readers of single lines: a repeated key is a ``ValueError`` that names it."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key!r} stands twice")
-        found[key] = value
-    return found
 
 
 class _RepeatedError(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,22 @@ def seen_from(path: Path, folder: Path, *, within: Path | None = None) -> Path:
     return Path(os.path.relpath(whole.parent.resolve() / whole.name, folder.absolute().resolve()))
 
 
-def from_folder(content: Any, folder: Path, *, within: Path | None = None) -> Any:
-    """Content of a record in ``folder`` with every ``Path`` in it as ``seen_from`` there, as text."""
+def absolute(path: Path) -> Path:
+    """The path from the root, without ``..`` in it; links stay what they are."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps "..", Path.resolve follows links
+
+
+def with_paths(content: Any, written: Callable[[Path], Path]) -> Any:
+    """Nested content with every ``Path`` in it as text; tuples become lists.
+
+    Args:
+        content: of a record.
+        written: how the record names a path, such as ``absolute``.
+    """
     if isinstance(content, Path):
-        return str(seen_from(content, folder, within=within))
+        return str(written(content))
     if isinstance(content, dict):
-        return {key: from_folder(value, folder, within=within) for key, value in content.items()}
+        return {key: with_paths(value, written) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [from_folder(value, folder, within=within) for value in content]
+        return [with_paths(value, written) for value in content]
     return content

@@ -7,7 +7,7 @@ begin at the folder of the file, those of overrides at the current folder (``pat
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -27,7 +27,7 @@ from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_text
 from megatron_kis.names import ALLOWED, complaint, is_name
 from megatron_kis.parsing import parse_yaml
-from megatron_kis.paths import from_folder, placed, seen_from
+from megatron_kis.paths import absolute, placed, seen_from, with_paths
 from megatron_kis.units import as_count
 
 if TYPE_CHECKING:
@@ -131,7 +131,16 @@ def parse_config(
 
 def as_content(config: Settings, folder: Path, *, within: Path | None = None) -> dict[str, Any]:
     """Settings as a file in ``folder`` says them, for YAML and JSON; see ``paths.seen_from``."""
-    content = TypeAdapter(Any).dump_python(from_folder(config.model_dump(), folder, within=within), mode="json")
+    return _dumped(config, lambda path: seen_from(path, folder, within=within))
+
+
+def absolute_content(config: Settings) -> dict[str, Any]:
+    """Settings for YAML and JSON with absolute paths: the file works wherever it is copied to."""
+    return _dumped(config, absolute)
+
+
+def _dumped(config: Settings, written: Callable[[Path], Path]) -> dict[str, Any]:
+    content = TypeAdapter(Any).dump_python(with_paths(config.model_dump(), written), mode="json")
     assert isinstance(content, dict)
     return content
 

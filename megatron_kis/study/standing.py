@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import InputError
-from megatron_kis.files import read_json, read_text
+from megatron_kis.files import read_json
 from megatron_kis.identity import (
     CHECKPOINT_FILE,
     CHECKPOINT_SCHEMA,
@@ -27,8 +27,8 @@ from megatron_kis.identity import (
     differences,
     settings_of,
 )
-from megatron_kis.parsing import parse_yaml
 from megatron_kis.study.config import StudyConfig
+from megatron_kis.study.resolved import read_resolved
 from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 
 _SHOWN = 3  # names, and kinds of differences
@@ -219,10 +219,8 @@ def _owner(output: Path) -> str:
             return name
     except InputError:
         pass
-    path = output / "study.yaml"
     try:
-        content = parse_yaml(read_text(path), where=str(path))
+        name = read_resolved(output).get("name")
     except InputError:
         return ""
-    name = content.get("name") if isinstance(content, dict) else None
     return name if isinstance(name, str) else ""
