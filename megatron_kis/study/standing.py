@@ -1,4 +1,4 @@
-"""What of a study is complete, and what stands in its way: found before anything is trained, and said by key.
+"""What of a study is complete, and which runs conflict with it: found before anything is trained, and said by key.
 
 A run counts as done where its folder holds a complete run of its very settings, on the data of now. Other complete runs
 would be mixed with it, or would have to be trained over, and so they are listed and refused.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
+from megatron_kis.errors import InputError, first_of
 from megatron_kis.files import read_json
 from megatron_kis.identity import (
     CHECKPOINT_FILE,
@@ -32,6 +32,7 @@ from megatron_kis.study.resolved import read_resolved
 from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 
 _SHOWN = 3  # names, and kinds of differences
+_SHOWN_DIFFERENCES = 6  # of each kind
 _REMEDY = "restore the settings, choose another output, or move those runs away"
 
 
@@ -109,7 +110,7 @@ def unfinished_conflicts(runs: Iterable[RunConfig]) -> list[Conflict]:
 
 
 def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
-    """Refuses a study while runs stand in its way.
+    """Refuses a study while runs conflict with it.
 
     Args:
         output: the study's folder.
@@ -129,8 +130,7 @@ def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
         kind = "unfinished" if what.startswith("checkpoints") else "complete"
         have = ("have" if len(names) > 1 else "has") if what != "other data" else "used"
         who = f"{len(names):,} {kind} run{'s' * (len(names) > 1)} {have} {what}"
-        shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
-        parts.append(f"{who}: {shown} ({'first ' if len(names) > 1 else ''}{names[0]})")
+        parts.append(f"{who}: {first_of(changed, _SHOWN_DIFFERENCES)} ({'first ' if len(names) > 1 else ''}{names[0]})")
     if len(groups) > _SHOWN:
         rest = sum(len(names) for names in list(groups.values())[_SHOWN:])
         parts.append(f"{rest:,} more differ otherwise")
@@ -143,7 +143,7 @@ def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
 
 
 def check_owner(study: StudyConfig, runs: Sequence[RunConfig]) -> str:
-    """Refuses an output folder in which another study's runs lie.
+    """Refuses an output folder in which another study's runs are.
 
     A study that was renamed is still the same: some of its runs are there.
 
@@ -182,9 +182,9 @@ def unnamed_line(study: StudyConfig, runs: Iterable[RunConfig]) -> str:
     names = unnamed(study, runs)
     if not names:
         return ""
-    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
     count = "1 run" if len(names) == 1 else f"{len(names):,} runs"
-    return f"{count} in {study.runs_folder} that the study does not name: kept, and not analysed ({shown})"
+    where = f"{count} in {study.runs_folder} that the study does not name"
+    return f"{where}: kept, and not analysed ({first_of(names, _SHOWN)})"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
