@@ -2,7 +2,7 @@
 
 A folder is *incomplete* when DONE is absent (still running, killed or failed), *damaged* when DONE is there but a file
 it promises is missing, malformed or contradicts another, *foreign* when its run was made otherwise than the study says,
-or than most runs here (`analysis.membership`), and *misplaced* when it is hidden or lies within another folder. None of
+or than most runs here (`analysis.membership`), and *misplaced* when it is hidden or is within another folder. None of
 them is ever used.
 """
 

@@ -242,7 +242,7 @@ def _records(path: Path, needed: Sequence[str], known: Sequence[str]) -> Iterato
         if name not in known:
             raise InputError(f"unknown column {name!r}", where=f"{path}:1", remedy=nearest(name, known))
         if header.count(name) > 1:
-            raise InputError(f"column {name!r} stands twice", where=f"{path}:1")
+            raise InputError(f"column {name!r} is given twice", where=f"{path}:1")
     empty = True
     for cells in reader:
         if not any(cell.strip() for cell in cells):

@@ -61,9 +61,9 @@ class Tokenizer(ABC):
 
         Args:
             model: content of the model file.
-            vocab_size: ids lie below.
+            vocab_size: ids are below it.
             eod_id: the token that ends documents.
-            beside: what else decides the ids, and lies in a file beside the model.
+            beside: what else decides the ids, and is in a file next to the model.
             cut: how text is cut into words, where ``beside`` has only a name for it.
         """
         self.model = model

@@ -80,7 +80,7 @@ def leaves(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 
 @lru_cache(maxsize=4096)
 def within(key: str, sections: tuple[str, ...]) -> bool:
-    """Whether a dotted key is one of these, or lies in one of them."""
+    """Whether a dotted key is one of these, or is within one of them."""
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 

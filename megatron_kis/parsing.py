@@ -81,7 +81,7 @@ def _place(where: str, line: int) -> str:
 
 def _twice(key: str, first: int, second: int, where: str) -> InputError:
     lines = "" if re.search(r":\d+$", where) else f" (line {first}, and again here)"
-    return InputError(f"the key {key!r} stands twice{lines}", where=_place(where, second), remedy=_REMEDY)
+    return InputError(f"the key {key!r} is given twice{lines}", where=_place(where, second), remedy=_REMEDY)
 
 
 def _refuse_repeated(node: Any, where: str, seen: set[int]) -> None:

@@ -1,6 +1,6 @@
 """Reading settings: YAML files and ``key=value`` overrides to frozen, checked classes.
 
-Unknown keys are refused with the nearest valid one, at every depth, and so is a key that stands twice. Relative paths
+Unknown keys are refused with the nearest valid one, at every depth, and so is a key that is given twice. Relative paths
 begin at the folder of the file, those of overrides at the current folder (``paths``).
 """
 
@@ -79,7 +79,7 @@ def load_config(
         sections: classes of sections that ``kind`` leaves to others (as mappings of any content).
 
     Raises:
-        InputError: an unreadable file, invalid YAML, a key that stands twice, an unknown key or a bad value, with its
+        InputError: an unreadable file, invalid YAML, a key that is given twice, an unknown key or a bad value, with its
             place.
     """
     content = parse_yaml(read_text(path), where=str(path))

@@ -65,7 +65,7 @@ def _plan_of_run(folder: Path, config: RunConfig, store: ExposureStore) -> Expos
         raise InputError(
             f"was trained on the exposures {str(found)[:12]}, this run's are {wanted[:12]}",
             where=f"extends: {folder}",
-            remedy="go on with the same exposures",
+            remedy="continue with the same exposures",
         )
     before = recorded_config(record, folder)
     for name in ("sequence_length", "global_batch_size", "seed"):

@@ -1,4 +1,4 @@
-"""The prepared data of a study: which data lie there, where a plan makes them, and what they are made from."""
+"""The prepared data of a study: which data are there, where a plan makes them, and what they are made from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NEXT_TO_A_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def fingerprints_of(files: DataConfig) -> dict[str, str]:
-    """Fingerprints of the data that lie there, by ``identity.DATA``, from their metadata.
+    """Fingerprints of the data that are there, by ``identity.DATA``, from their metadata.
 
     What is missing or damaged is left out: a folder without data gives none.
     """

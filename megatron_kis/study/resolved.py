@@ -25,7 +25,7 @@ def write_study(study: StudyConfig, path: Path) -> None:
 def study_content(study: StudyConfig, folder: Path) -> dict[str, Any]:
     """The resolved study as a file in ``folder`` says it: relative paths begin there.
 
-    What lies in the study's own folder is named relative to it, however the study names it, so that the folder can be
+    What is in the study's own folder is named relative to it, however the study names it, so that the folder can be
     moved and copied. Other absolute paths stay.
     """
     return as_content(study, folder, within=study.output)

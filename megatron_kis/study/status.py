@@ -64,7 +64,7 @@ class RunStatus:
 
     state: State
     """``waiting``: not begun. ``queued``: a scheduler has it. ``running``: a living executor holds its claim.
-    ``stopped``: asked to stop, or cut off; it goes on where it was saved. ``failed``: will be tried again.
+    ``stopped``: asked to stop, or cut off; it resumes where it was saved. ``failed``: will be tried again.
     ``given up``: failed too often. ``done``. ``other settings``: its folder holds a complete run of other settings."""
 
     share: float = 0.0

@@ -280,7 +280,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def steps_there(run: Path) -> list[int]:
-    """Steps of the checkpoints that lie in a run's folder, whole or damaged, ascending.
+    """Steps of the checkpoints in a run's folder, whole or damaged, ascending.
 
     Raises:
         InputError: the folder may not be read.

@@ -192,7 +192,7 @@ class PastRun:
             )
 
     def check_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Refuses a checkpoint that lies in the run's folder and is another run's.
+        """Refuses a checkpoint that is in the run's folder but belongs to another run.
 
         Raises:
             InputError: its weights saw other data than ``run.json`` says, or have other settings.
