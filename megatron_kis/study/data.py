@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.indexed import suffixed
-from data_tools.tokenizer import side_file
+from data_tools.tokenizer import model_file, side_file
 from megatron_kis.config import RunConfig
 from megatron_kis.data.settings import DataConfig
 from megatron_kis.errors import InputError
@@ -69,9 +69,9 @@ def source_files(settings: DataSettings) -> list[Path]:
 
     files = [*expand(settings.text), *_facts(settings.facts), settings.templates]
     if settings.tokenizer is not None:
-        files.append(settings.tokenizer)
-        sides = (settings.tokenizer.with_name(name) for name in _NEXT_TO_A_TOKENIZER)
-        files += [path for path in (*sides, side_file(settings.tokenizer)) if path.exists()]
+        model = model_file(settings.tokenizer)
+        sides = (*(model.with_name(name) for name in _NEXT_TO_A_TOKENIZER), side_file(model))
+        files += [model, *(path for path in sides if path.exists())]
     return [absolute(path) for path in dict.fromkeys(files)]
 
 
