@@ -2,7 +2,7 @@
 
 A folder is *incomplete* when DONE is absent (still running, killed or failed), *damaged* when DONE is there but a file
 it promises is missing, malformed or contradicts another, *foreign* when its run was made otherwise than the study says,
-or than most runs here (`analysis.membership`), and *misplaced* when it is hidden or lies within another folder. None of
+or than most runs here (`analysis.membership`), and *misplaced* when it is hidden or is within another folder. None of
 them is ever used.
 """
 
@@ -32,8 +32,8 @@ from analysis.load_logs import (
 from analysis.membership import apart, manifest_near, marked, parse_manifest
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json_lines, steadily
+from megatron_kis.identity import RUN_FILE, RUN_SCHEMA
 
-_RUN_SCHEMA = "kis.run/1"
 _LEDGER_SCHEMA = "kis.ledger/1"
 
 RUN_COLUMNS = [
@@ -107,7 +107,7 @@ def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) ->
             if _is_there(path / "DONE"):
                 problems.append((path.name, "damaged", str(error)))
             else:
-                within = [] if _is_there(path / "run.json") else _misplaced(folder, path)
+                within = [] if _is_there(path / RUN_FILE) else _misplaced(folder, path)
                 problems += within or [(path.name, "incomplete", _why_incomplete(path))]
     if not loaded and not problems:
         raise InputError("holds no run folder", where=str(folder), remedy="train first, or name the folder of the runs")
@@ -146,7 +146,7 @@ def _misplaced(folder: Path, path: Path) -> list[Row]:
     """Problem rows of the runs that a hidden folder is, or that a folder which is no run holds."""
 
     def is_run(place: Path) -> bool:
-        return _is_there(place / "run.json") or _is_there(place / "DONE")
+        return _is_there(place / RUN_FILE) or _is_there(place / "DONE")
 
     if path.name.startswith(".") and is_run(path):
         return [(path.name, "misplaced", "its name begins with a dot: rename it if it is a run of this study")]
@@ -167,7 +167,7 @@ def _table(parts: Sequence[Sequence[Row]], columns: list[str]) -> pd.DataFrame:
 
 
 def _why_incomplete(path: Path) -> str:
-    if not (path / "run.json").is_file():
+    if not (path / RUN_FILE).is_file():
         return "no run.json and no DONE: never started, or no run folder"
     step = None
     if (path / "metrics.jsonl").is_file():
@@ -183,8 +183,8 @@ def _why_incomplete(path: Path) -> str:
 
 def _load_run(path: Path) -> _Loaded:
     run = ClosedRun(path)
-    record = run.record("run.json", _RUN_SCHEMA)
-    where = f"{path}{os.sep}run.json"
+    record = run.record(RUN_FILE, RUN_SCHEMA)
+    where = f"{path}{os.sep}{RUN_FILE}"
     tokens = whole(record, "tokens", where, least=1)
     frequency = number(record, "infusion_frequency", where, least=0)
     model = record.get("model")

@@ -24,6 +24,7 @@ from analysis.collapse.base import COLLAPSED, GROUPS, INFORMATIVE, KINDS, OBSERV
 from analysis.curves import CURVE_COLUMNS, canonical
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import atomic_write, read_text
+from megatron_kis.units import parse_count
 
 _CURVES_NEEDED = ("params", "tokens", "frequency", "seed", "n", "correct")
 _POINTS_NEEDED = ("params", "tokens", "kind", "value", "low", "high", "status")
@@ -37,6 +38,9 @@ _EXTRA = {
     "steepness": (0, math.inf), "companion": (0, math.inf),
 }  # fmt: skip
 """Smallest and largest value of the columns that may be missing."""
+
+_COUNTS = ("params", "tokens", "nonembedding_params")
+"""Columns of counts, which may be written with a unit."""
 
 _DEFAULT_GROUP = {"onset": "infused", "collapse": "infused", "tolerance": "general"}
 
@@ -238,7 +242,7 @@ def _records(path: Path, needed: Sequence[str], known: Sequence[str]) -> Iterato
         if name not in known:
             raise InputError(f"unknown column {name!r}", where=f"{path}:1", remedy=nearest(name, known))
         if header.count(name) > 1:
-            raise InputError(f"column {name!r} stands twice", where=f"{path}:1")
+            raise InputError(f"column {name!r} is given twice", where=f"{path}:1")
     empty = True
     for cells in reader:
         if not any(cell.strip() for cell in cells):
@@ -275,8 +279,9 @@ class _Field:
         text = self._cells.get(column, "")
         bound = f"a {'whole ' if whole else ''}number" + ("" if least == -math.inf else f" of at least {least:g}")
         bound += "" if most == math.inf else f" and at most {most:g}"
+        count = parse_count(text) if column in _COUNTS else None  # 7b, 1.2M
         try:
-            value = float(text)
+            value = float(text if count is None else count)
         except ValueError:
             raise self.error(column, f"{text!r} is no number", bound) from None
         if math.isnan(value) or (math.isinf(value) and not infinite) or not least <= value <= most:

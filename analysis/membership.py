@@ -26,6 +26,8 @@ from megatron_kis.identity import (
     DATA,
     OF_THE_SIZE,
     RESULTLESS,
+    STUDY_FILE,
+    STUDY_SCHEMA,
     data_differences,
     differences,
     leaves,
@@ -33,8 +35,6 @@ from megatron_kis.identity import (
     within,
 )
 
-SCHEMA = "kis.study/1"
-FILE = "study.json"
 _SETTINGS = "settings"
 _FINGERPRINTS = (*DATA, "start")
 _CANDIDATES = 64  # kinds of runs, of those with the most, for which it is counted how many go with them
@@ -158,13 +158,13 @@ def manifest_near(folder: Path) -> Manifest | None:
     """
     own = (Path(os.path.abspath(folder)), folder.resolve())  # noqa: PTH100 - a link's own place first
     for place in (folder, *(path.parent for path in own if path.name == "runs")):
-        path = place / FILE
+        path = place / STUDY_FILE
         if steadily(path.is_file, path):
-            return parse_manifest(read_json(path, SCHEMA), where=str(path))
+            return parse_manifest(read_json(path, STUDY_SCHEMA), where=str(path))
     return None
 
 
-def parse_manifest(content: Mapping[str, Any], *, where: str = FILE) -> Manifest:
+def parse_manifest(content: Mapping[str, Any], *, where: str = STUDY_FILE) -> Manifest:
     """Checks the content of a ``study.json``.
 
     Raises:

@@ -27,6 +27,7 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from types import TracebackType
@@ -36,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_kis.errors import InputError
+from megatron_kis.files import steadily
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -375,18 +377,21 @@ def content_fingerprint(prefix: Path) -> str:
     """Hexadecimal SHA-256 of ``.bin`` followed by ``.idx``.
 
     Raises:
-        InputError: a file cannot be read.
+        InputError: a file is missing, or not to be read.
+        JobError: the disk or the file server fails.
     """
-    digest = hashlib.sha256()
-    for suffix in (".bin", ".idx"):
-        path = suffixed(prefix, suffix)
-        try:
-            with open(path, "rb") as file:
-                while block := file.read(_COPIED):
-                    digest.update(block)
-        except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
-    return digest.hexdigest()
+
+    def read(path: Path, before: Any) -> Any:
+        digest = before.copy()
+        with open(path, "rb") as file:
+            while block := file.read(_COPIED):
+                digest.update(block)
+        return digest
+
+    digest: Any = hashlib.sha256()
+    for path in (suffixed(prefix, suffix) for suffix in (".bin", ".idx")):
+        digest = steadily(partial(read, path, digest), path)
+    return str(digest.hexdigest())
 
 
 def _size(path: Path) -> int:

@@ -25,7 +25,7 @@ from data_tools.settings import DataSettings
 from data_tools.stamps import OF_THE_MODEL, State, Step, old_versions, read_stamp, state_of, write_stamp
 from data_tools.templates import load_templates
 from data_tools.text_parts import check_text_files, expand
-from data_tools.tokenizer import MODEL_KINDS, load_tokenizer
+from data_tools.tokenizer import MODEL_KINDS, load_tokenizer, model_file
 from megatron_kis.errors import InputError, JobError, KisError
 from megatron_kis.files import locked, sha256_file
 
@@ -205,7 +205,7 @@ class _Preparation:
     def _make_all(self) -> None:
         seen, folder = _seen(self.output), unfinished(self.output)
         settings = self.settings
-        given = [settings.tokenizer] if settings.tokenizer and settings.tokenizer.is_file() else []
+        given = [model_file(settings.tokenizer)] if settings.tokenizer else []
         sources = Sources([*settings.text, *fact_files(settings.facts), settings.templates, *given])
         made: list[Step] = []
         chain = steps(Context(settings, seen, self.progress))

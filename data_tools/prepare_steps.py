@@ -25,7 +25,7 @@ from data_tools.stamps import OLD_VERSION, Step
 from data_tools.templates import RelationTemplates, load_templates
 from data_tools.text import iter_documents
 from data_tools.text_open import kind_of
-from data_tools.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from data_tools.tokenizer import META_SCHEMA, Tokenizer, load_tokenizer, side_file, train_tokenizer
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, read_json
 
@@ -156,7 +156,7 @@ def _tokenizer(context: Context, facts: list[Fact] | None) -> Step:
         )
 
     def recorded(folder: Path) -> dict[str, str]:
-        version = _read(folder / f"{name}.meta.json", "kis.tokenizer/1").get(f"{library}_version")
+        version = _read(side_file(folder / name), META_SCHEMA).get(f"{library}_version")
         return {library: str(version)} if version else {}
 
     names = fingerprint(fact_names(facts)) if facts else None

@@ -23,7 +23,7 @@ least one of them, whatever the tokenizer does to a text first."""
 
 
 class Rivals:
-    """Tells whether an object may be an option beside a fact's own.
+    """Tells whether an object may be an option next to a fact's own.
 
     Almost no two objects come near each other: the statements of those that do are looked at, and of no others.
     """

@@ -62,7 +62,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How a step stands in a folder."""
+    """The state of a step in a folder."""
 
     stamped: bool
     """Whether it is known what was made there."""
@@ -95,7 +95,7 @@ class State:
 
 
 def state_of(step: Step, folder: Path, seen: Seen) -> State:
-    """How a step stands in a folder; nothing is written.
+    """The state of a step in a folder; nothing is written.
 
     Args:
         step: the step as it is wanted.

@@ -75,7 +75,7 @@ def _text_of(number: int, line: bytes, text_key: str) -> str:
     if text_key not in row:
         raise BadLineError(number, f"no key {text_key!r}", nearest(text_key, row))
     if [name for name, _ in pairs].count(text_key) > 1:
-        raise BadLineError(number, f"the key {text_key!r} stands twice", "keep one of them")
+        raise BadLineError(number, f"the key {text_key!r} is given twice", "keep one of them")
     text = row[text_key]
     if not isinstance(text, str):
         raise BadLineError(number, f"{text_key!r} is {type(text).__name__}, not a string")

@@ -61,9 +61,9 @@ class Tokenizer(ABC):
 
         Args:
             model: content of the model file.
-            vocab_size: ids lie below.
+            vocab_size: ids are below it.
             eod_id: the token that ends documents.
-            beside: what else decides the ids, and lies in a file beside the model.
+            beside: what else decides the ids, and is in a file next to the model.
             cut: how text is cut into words, where ``beside`` has only a name for it.
         """
         self.model = model
@@ -126,8 +126,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         InputError: the file is missing, unreadable, not a tokenizer, or has no end-of-document token.
     """
-    if path.is_dir() and (path / "tokenizer.json").is_file():
-        path /= "tokenizer.json"
+    path = model_file(path)
     if path.suffix == ".json":
         from data_tools.tokenizer_huggingface import load_huggingface
 
@@ -139,6 +138,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
     from data_tools.tokenizer_sentencepiece import load_sentencepiece
 
     return load_sentencepiece(path)
+
+
+def model_file(path: Path) -> Path:
+    """The model file of a tokenizer: the ``tokenizer.json`` in it where a folder with one is given, else the path."""
+    inside = path / "tokenizer.json"
+    return inside if path.is_dir() and inside.is_file() else path
 
 
 def write_copy(tokenizer: Tokenizer, folder: Path) -> Path:

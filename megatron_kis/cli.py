@@ -18,7 +18,7 @@ from megatron_kis import __version__
 from megatron_kis.commands import data, export, import_, law, plan, probe, study, train
 from megatron_kis.commands.overrides import check_places, take_overrides
 from megatron_kis.ending import tell_starter
-from megatron_kis.errors import KisError, printable
+from megatron_kis.errors import KisError, printable, system_problem
 from megatron_kis.paths import expanded
 
 _INTERRUPTED = 130  # 128 + SIGINT, what shells report
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         if debug:
             traceback.print_exc()
-        message = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        message = system_problem(error)
         _tell(message)
         if trains:
             tell_starter(KisError.exit_status, message)
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, with settings (``key=value``) taken wherever they stand after the file's name."""
+    """The options, with settings (``key=value``) taken wherever they come after the file's name."""
     parser = build_parser()
     options, more = parser.parse_known_args(arguments)
     more = take_overrides(options, more)

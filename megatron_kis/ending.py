@@ -2,7 +2,7 @@
 
 ``KIS_STATUS_FILE`` names the file. The first rank that fails writes it, exclusively: what other ranks meet afterwards
 (a connection that is closed, a signal) is a consequence. torchrun itself reads ``TORCHELASTIC_ERROR_FILE`` of each rank
-and prints what stands there.
+and prints its content.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class KisError(Exception):
@@ -55,6 +55,17 @@ def printable(text: str, *, keep: str = "") -> str:
         letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode("ascii")
         for letter in text
     )
+
+
+def system_problem(error: OSError) -> str:
+    """``path: reason`` of an error of the system; what it says itself where it lacks one of them."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+
+
+def first_of(items: Sequence[str], most: int, *, separator: str = ", ") -> str:
+    """The first items of a list, at most ``most``, and how many more there are."""
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -210,10 +210,13 @@ def sha256_content(path: Path) -> str:
         InputError: it is missing, not to be read, or no gzip file.
         JobError: the disk or the file server fails.
     """
+    return _sha256(path, open_content)
 
+
+def _sha256(path: Path, opened: Callable[[Path], IO[bytes]]) -> str:
     def read() -> str:
         digest = hashlib.sha256()
-        with open_content(path) as file, _whole(path):
+        with opened(path) as file, _whole(path):
             while block := file.read(_BLOCK):
                 digest.update(block)
         return digest.hexdigest()
@@ -275,15 +278,7 @@ def sha256_file(path: Path) -> str:
         InputError: it is missing, or not to be read.
         JobError: the disk or the file server fails.
     """
-
-    def read() -> str:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-        return digest.hexdigest()
-
-    return steadily(read, path)
+    return _sha256(path, lambda path: open(path, "rb"))
 
 
 def fingerprint(content: Any) -> str:

@@ -36,6 +36,11 @@ _LATER: dict[str, Any] = {
 """Settings that came later, with their defaults. They count where they have another value, so that older checkpoints
 are resumed and older runs stay in their study."""
 
+RUN_FILE, RUN_SCHEMA = "run.json", "kis.run/1"
+CHECKPOINT_FILE, CHECKPOINT_SCHEMA = "checkpoint.json", "kis.checkpoint/1"
+STUDY_FILE, STUDY_SCHEMA = "study.json", "kis.study/1"
+"""The records in which identities are written down, and their schemas."""
+
 DATA = ("tokenizer", "corpus", "validation", "exposures", "questions")
 """Fingerprints of a run's data, by what they are of."""
 
@@ -75,7 +80,7 @@ def leaves(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 
 @lru_cache(maxsize=4096)
 def within(key: str, sections: tuple[str, ...]) -> bool:
-    """Whether a dotted key is one of these, or lies in one of them."""
+    """Whether a dotted key is one of these, or is within one of them."""
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
@@ -95,19 +100,29 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[s
     ]
 
 
-def data_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """``name then -> now`` of each fingerprint that differs, both shortened."""
-    names = sorted({*then, *now})
-    return [
-        f"{name} {_short(then.get(name))} -> {_short(now.get(name))}"
-        for name in names
-        if then.get(name) != now.get(name)
-    ]
+def changed_data(then: Mapping[str, Any], now: Mapping[str, Any], *, model_sha256: str | None = None) -> list[str]:
+    """Names of the fingerprints that differ: those of ``DATA`` first, in that order.
+
+    Args:
+        then: fingerprints by name, as a record has them.
+        now: others.
+        model_sha256: of the tokenizer's model file, which is what an older record has as the tokenizer's fingerprint.
+    """
+    names = [name for name in dict.fromkeys((*DATA, *then, *now)) if then.get(name) != now.get(name)]
+    older = model_sha256 is not None and then.get("tokenizer") == model_sha256
+    return [name for name in names if not (older and name == "tokenizer")]
+
+
+def data_differences(then: Mapping[str, Any], now: Mapping[str, Any], *, model_sha256: str | None = None) -> list[str]:
+    """``name then -> now`` of each fingerprint that differs, both shortened; the arguments are ``changed_data``'s."""
+    names = sorted(changed_data(then, now, model_sha256=model_sha256))
+    return [f"{name} {short(then.get(name))} -> {short(now.get(name))}" for name in names]
+
+
+def short(fingerprint: Any) -> str:
+    """A fingerprint for people: its first 12 letters; ``none`` where there is none."""
+    return "none" if fingerprint is None else str(fingerprint)[:12]
 
 
 def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
-
-
-def _short(value: Any) -> str:
-    return "none" if value is None else str(value)[:12]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_kis.device import Device, quiet_megatron
-from megatron_kis.errors import InputError, JobError, KisError
+from megatron_kis.errors import InputError, JobError, KisError, system_problem
 from megatron_kis.model.layout import replicas_of
 
 _TIMEOUT = datetime.timedelta(minutes=30)
@@ -232,8 +232,7 @@ def together(work: Callable[[], _Value]) -> list[_Value]:
     except KisError as error:
         outcome = error
     except OSError as error:
-        known = error.filename and error.strerror
-        outcome = JobError(f"{error.filename}: {error.strerror}" if known else str(error))
+        outcome = JobError(system_problem(error))
     values: list[_Value] = []
     for said in gather(outcome):
         if isinstance(said, KisError):

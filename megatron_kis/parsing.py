@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from megatron_kis.errors import InputError
@@ -63,16 +63,6 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
         raise _twice(*_repeated_in(text), where) from None
 
 
-def same_keys_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """An ``object_pairs_hook`` for readers of single lines: a repeated key is a ``ValueError`` that names it."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key!r} stands twice")
-        found[key] = value
-    return found
-
-
 class _RepeatedError(Exception):
     """An object has a key twice."""
 
@@ -91,7 +81,7 @@ def _place(where: str, line: int) -> str:
 
 def _twice(key: str, first: int, second: int, where: str) -> InputError:
     lines = "" if re.search(r":\d+$", where) else f" (line {first}, and again here)"
-    return InputError(f"the key {key!r} stands twice{lines}", where=_place(where, second), remedy=_REMEDY)
+    return InputError(f"the key {key!r} is given twice{lines}", where=_place(where, second), remedy=_REMEDY)
 
 
 def _refuse_repeated(node: Any, where: str, seen: set[int]) -> None:

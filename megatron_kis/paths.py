@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +56,39 @@ def tidy(path: Path) -> Path:
     return short if ".." not in path.parts or short.resolve() == path.resolve() else path
 
 
-def seen_from(path: Path, folder: Path) -> Path:
-    """How a file in ``folder`` names a path: an absolute one as it is, others relative to the folder."""
-    if path.is_absolute():
+def seen_from(path: Path, folder: Path, *, within: Path | None = None) -> Path:
+    """How a file in ``folder`` names a path.
+
+    Args:
+        path: from the current folder, or absolute.
+        folder: where the file is.
+        within: a folder that is moved and copied as a whole, so that absolute paths in it are named relatively, too.
+
+    Returns:
+        A path relative to ``folder``; an absolute one elsewhere as it is.
+    """
+    if path.is_absolute() and not (within is not None and path.resolve().is_relative_to(within.resolve())):
         return path
     whole = path.absolute()  # "." has no name of its own
     return Path(os.path.relpath(whole.parent.resolve() / whole.name, folder.absolute().resolve()))
 
 
-def from_folder(content: Any, folder: Path) -> Any:
-    """Content of a record in ``folder`` with every ``Path`` in it as ``seen_from`` there, as text."""
+def absolute(path: Path) -> Path:
+    """The path from the root, without ``..`` in it; links stay what they are."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps "..", Path.resolve follows links
+
+
+def with_paths(content: Any, written: Callable[[Path], Path]) -> Any:
+    """Nested content with every ``Path`` in it as text; tuples become lists.
+
+    Args:
+        content: of a record.
+        written: how the record names a path, such as ``absolute``.
+    """
     if isinstance(content, Path):
-        return str(seen_from(content, folder))
+        return str(written(content))
     if isinstance(content, dict):
-        return {key: from_folder(value, folder) for key, value in content.items()}
+        return {key: with_paths(value, written) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [from_folder(value, folder) for value in content]
+        return [with_paths(value, written) for value in content]
     return content

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.config import RunConfig
+from megatron_kis.identity import RUN_FILE
 from megatron_kis.settings import parse_config
-
-RECORD = "run.json"
 
 
 def recorded_config(record: Mapping[str, Any], folder: Path) -> RunConfig:
@@ -27,7 +26,7 @@ def recorded_config(record: Mapping[str, Any], folder: Path) -> RunConfig:
     """
     kept = record.get("inputs")
     config = parse_config(
-        RunConfig, record["config"], source=str(folder / RECORD), base=folder if isinstance(kept, dict) else None
+        RunConfig, record["config"], source=str(folder / RUN_FILE), base=folder if isinstance(kept, dict) else None
     )
     changes: dict[str, Any] = {"output": folder}
     if isinstance(kept, dict) and "frequencies" in kept:

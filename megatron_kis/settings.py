@@ -1,13 +1,13 @@
 """Reading settings: YAML files and ``key=value`` overrides to frozen, checked classes.
 
-Unknown keys are refused with the nearest valid one, at every depth, and so is a key that stands twice. Relative paths
+Unknown keys are refused with the nearest valid one, at every depth, and so is a key that is given twice. Relative paths
 begin at the folder of the file, those of overrides at the current folder (``paths``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -27,7 +27,7 @@ from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_text
 from megatron_kis.names import ALLOWED, complaint, is_name
 from megatron_kis.parsing import parse_yaml
-from megatron_kis.paths import from_folder, placed, seen_from
+from megatron_kis.paths import absolute, placed, seen_from, with_paths
 from megatron_kis.units import as_count
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def load_config(
         sections: classes of sections that ``kind`` leaves to others (as mappings of any content).
 
     Raises:
-        InputError: an unreadable file, invalid YAML, a key that stands twice, an unknown key or a bad value, with its
+        InputError: an unreadable file, invalid YAML, a key that is given twice, an unknown key or a bad value, with its
             place.
     """
     content = parse_yaml(read_text(path), where=str(path))
@@ -129,9 +129,18 @@ def parse_config(
         raise InputError(message, where=where) from None
 
 
-def as_content(config: Settings, folder: Path) -> dict[str, Any]:
-    """Settings as a file in ``folder`` says them, for YAML and JSON: relative paths begin there."""
-    content = TypeAdapter(Any).dump_python(from_folder(config.model_dump(), folder), mode="json")
+def as_content(config: Settings, folder: Path, *, within: Path | None = None) -> dict[str, Any]:
+    """Settings as a file in ``folder`` says them, for YAML and JSON; see ``paths.seen_from``."""
+    return _dumped(config, lambda path: seen_from(path, folder, within=within))
+
+
+def absolute_content(config: Settings) -> dict[str, Any]:
+    """Settings for YAML and JSON with absolute paths: the file works wherever it is copied to."""
+    return _dumped(config, absolute)
+
+
+def _dumped(config: Settings, written: Callable[[Path], Path]) -> dict[str, Any]:
+    content = TypeAdapter(Any).dump_python(with_paths(config.model_dump(), written), mode="json")
     assert isinstance(content, dict)
     return content
 

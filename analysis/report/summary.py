@@ -12,6 +12,7 @@ from analysis.predict import Prediction
 from analysis.report import wording as w
 from analysis.report.figures import cell_label
 from analysis.study import AnalysisResult
+from megatron_kis.errors import first_of
 
 _ORDER = (("onset", "infused"), ("collapse", "infused"), ("collapse", "background"), ("tolerance", "general"))
 
@@ -144,8 +145,7 @@ def not_of_this_study(runs: Runs, *, most: int = 8) -> str:
     count = len(runs.foreign)
     parts = []
     for reason, names in by_reason.items():
-        further = f" and {len(names) - most} more" if len(names) > most else ""
-        parts.append(f"{', '.join(names[:most])}{further} ({reason})")
+        parts.append(f"{first_of(names, most)} ({reason})")
     verb = "is" if count == 1 else "are"
     return f"{w.plural(count, 'run')} {verb} not of this study: {'; '.join(parts)}"
 

@@ -93,7 +93,7 @@ def import_trex(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
             where = f"{file}: document {number}"
             try:
                 if _Object.any_twice and (key := _repeated(document)) is not None:
-                    raise InputError(f"the key {key!r} stands twice", where=where, remedy="keep one of them")
+                    raise InputError(f"the key {key!r} is given twice", where=where, remedy="keep one of them")
                 yield from map(checked, _triples(where, document))
             except InputError:
                 if not skip_errors:

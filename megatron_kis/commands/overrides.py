@@ -1,4 +1,4 @@
-"""Settings on the command line, ``key=value``: taken wherever they stand after the file whose settings they replace."""
+"""Settings on the command line, ``key=value``: taken wherever they come after the file whose settings they replace."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def take_overrides(options: argparse.Namespace, more: Sequence[str]) -> list[str
 
 
 def check_places(options: argparse.Namespace) -> None:
-    """Refuses settings that stand where something else is expected.
+    """Refuses settings that are given where something else is expected.
 
     Raises:
         InputError: a setting before the file or in the place of a cell's name, or ``--only`` without a name.
@@ -44,11 +44,11 @@ def check_places(options: argparse.Namespace) -> None:
     for name, what in (("study", "STUDY.yaml"), ("config", "RUN.yaml")):
         value = getattr(options, name, None)
         if isinstance(value, Path) and _is_setting(str(value)) and not value.exists():
-            problem = f"stands where {what} is expected"
+            problem = f"is given where {what} is expected"
             raise InputError(problem, where=str(value), remedy="settings come after the file")
     cell = getattr(options, "cell", None)
     if cell is not None and "=" in cell:
-        raise InputError("stands where a run is expected", where=cell, remedy="settings come after the run's name")
+        raise InputError("is given where a run is expected", where=cell, remedy="settings come after the run's name")
     if getattr(options, "only", None) == []:
         raise InputError("names no run", where="--only", remedy="kis study status lists them")
 

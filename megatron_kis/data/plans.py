@@ -14,9 +14,9 @@ from megatron_kis.data.settings import InfusionConfig
 from megatron_kis.data.store import ExposureStore
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json, read_text
-from megatron_kis.recorded import RECORD, recorded_config
+from megatron_kis.identity import RUN_FILE, RUN_SCHEMA
+from megatron_kis.recorded import recorded_config
 
-_RUN_SCHEMA = "kis.run/1"
 _MOST_DIGITS = 18  # of a count: it is kept in 64 bits
 
 
@@ -59,13 +59,13 @@ def _plan_of_run(folder: Path, config: RunConfig, store: ExposureStore) -> Expos
     """The plan of a finished run, made again from its record and compared with it."""
     if not (folder / "DONE").exists():
         raise InputError("is no finished run", where=f"extends: {folder}", remedy="finish it first")
-    record = read_json(folder / RECORD, _RUN_SCHEMA, keys=("config", "plan", "fingerprints"))
+    record = read_json(folder / RUN_FILE, RUN_SCHEMA, keys=("config", "plan", "fingerprints"))
     found, wanted = record["fingerprints"].get("exposures"), store.fingerprint
     if found != wanted:
         raise InputError(
             f"was trained on the exposures {str(found)[:12]}, this run's are {wanted[:12]}",
             where=f"extends: {folder}",
-            remedy="go on with the same exposures",
+            remedy="continue with the same exposures",
         )
     before = recorded_config(record, folder)
     for name in ("sequence_length", "global_batch_size", "seed"):

@@ -11,7 +11,7 @@ The next number may be created when the claim that counts is released, or when i
 - on the same machine (same boot, same process namespace): its process is gone, and so is the cell's;
 - on the same node, of the same SLURM job: it belongs to an earlier start of the job, before it was requeued;
 - elsewhere: its heartbeat, the file's modification time, which the owner renews ten times a lease, is older than the
-  lease. Both times compared are those of the file server, so that clocks need not agree. One that lies in the future,
+  lease. Both times compared are those of the file server, so that clocks need not agree. One that is in the future,
   because that server's clock was set back, is set to the present by who meets it.
 
 An owner that was taken for dead all the same (a machine that hung for longer than the lease) sees it at its next
@@ -225,7 +225,7 @@ def alive(seen: Seen, *, owner: Owner | None = None, now: float | None = None, l
 def doubtful(seen: Seen, owner: Owner, *, now: float | None = None, lease: float = LEASE_SECONDS) -> bool:
     """Whether it may well turn out, when the lease is over, that the owner of a claim is dead.
 
-    It has missed several heartbeats, or its last one lies in the future (``claim`` sets it back), or it is an earlier
+    It has missed several heartbeats, or its last one is in the future (``claim`` sets it back), or it is an earlier
     start of our own job on another node: the scheduler may have lost that node, or merely its connection to it.
     """
     theirs, now = seen.owner, time.time() if now is None else now
@@ -235,7 +235,7 @@ def doubtful(seen: Seen, owner: Owner, *, now: float | None = None, lease: float
 
 
 def _ahead(seen: Seen, mine: Owner, *, now: float, lease: float) -> bool:
-    """Whether the heartbeat of an owner elsewhere lies more than a lease in the future.
+    """Whether the heartbeat of an owner elsewhere is more than a lease in the future.
 
     The file server's clock was set back since. An owner that lives renews it, with the present time.
     """

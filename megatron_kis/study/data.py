@@ -1,18 +1,20 @@
-"""The prepared data of a study: which data lie there, where a plan makes them, and what they are made from."""
+"""The prepared data of a study: which data are there, where a plan makes them, and what they are made from."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_tools.indexed import suffixed
+from data_tools.tokenizer import model_file, side_file
 from megatron_kis.config import RunConfig
 from megatron_kis.data.settings import DataConfig
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_text, sha256_file
 from megatron_kis.identity import DATA
 from megatron_kis.parsing import parse_json
+from megatron_kis.paths import absolute
 
 if TYPE_CHECKING:
     from data_tools.prepare import DataSettings
@@ -22,16 +24,16 @@ _NEXT_TO_A_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def fingerprints_of(files: DataConfig) -> dict[str, str]:
-    """Fingerprints of the data that lie there, by ``identity.DATA``, from their metadata.
+    """Fingerprints of the data that are there, by ``identity.DATA``, from their metadata.
 
     What is missing or damaged is left out: a folder without data gives none.
     """
     found: dict[str, Any] = {}
     if isinstance(files.corpus, Path):
-        corpus = _metadata(_beside(files.corpus, ".meta.json"))
+        corpus = _metadata(suffixed(files.corpus, ".meta.json"))
         found |= {"corpus": corpus.get("content_fingerprint"), "tokenizer": corpus.get("tokenizer_fingerprint")}
-    found["validation"] = _metadata(_beside(files.validation, ".meta.json")).get("content_fingerprint")
-    exposures = _metadata(_beside(files.exposures, ".json"))
+    found["validation"] = _metadata(suffixed(files.validation, ".meta.json")).get("content_fingerprint")
+    exposures = _metadata(suffixed(files.exposures, ".json"))
     found["exposures"] = exposures.get("content_fingerprint")
     if "tokenizer" not in found or found["tokenizer"] is None:
         found["tokenizer"] = exposures.get("tokenizer_fingerprint")
@@ -67,10 +69,10 @@ def source_files(settings: DataSettings) -> list[Path]:
 
     files = [*expand(settings.text), *_facts(settings.facts), settings.templates]
     if settings.tokenizer is not None:
-        files.append(settings.tokenizer)
-        sides = (settings.tokenizer.with_name(name) for name in _NEXT_TO_A_TOKENIZER)
-        files += [path for path in (*sides, _beside(settings.tokenizer, ".meta.json")) if path.exists()]
-    return [Path(os.path.abspath(path)) for path in dict.fromkeys(files)]  # noqa: PTH100 - links stay what they are
+        model = model_file(settings.tokenizer)
+        sides = (*(model.with_name(name) for name in _NEXT_TO_A_TOKENIZER), side_file(model))
+        files += [model, *(path for path in sides if path.exists())]
+    return [absolute(path) for path in dict.fromkeys(files)]
 
 
 def check_sources(settings: DataSettings) -> None:
@@ -89,10 +91,6 @@ def _facts(source: Path) -> Iterator[Path]:
         yield from sorted(path for path in source.iterdir() if path.is_file())
     else:
         yield source
-
-
-def _beside(prefix: Path, suffix: str) -> Path:
-    return prefix.with_name(prefix.name + suffix)
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import yaml
 from megatron_kis.config import RunConfig
 from megatron_kis.ending import VARIABLE, Ending, read_ending
 from megatron_kis.files import locked, write_text
+from megatron_kis.settings import absolute_content
 from megatron_kis.study.attempts import (
     STOPPED,
     Outcome,
@@ -36,7 +37,7 @@ from megatron_kis.study.attempts import (
 )
 from megatron_kis.study.claim import Claim, Owner, Seen, claim, doubtful, look, this_process
 from megatron_kis.study.config import ExecutorConfig
-from megatron_kis.study.launch import Command, Launcher, absolute_content, local_command
+from megatron_kis.study.launch import Command, Launcher, local_command
 from megatron_kis.study.logs import ATTEMPT, LOG_NAME
 from megatron_kis.study.places import Machine, Place, Places, this_machine
 from megatron_kis.study.processes import descendants, prepared

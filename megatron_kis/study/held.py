@@ -1,7 +1,7 @@
 """Who holds the data of a study: what was trained on them, trains on them, or waits for them.
 
 Data that somebody holds are not made again with other content. A run that has ended holds the data that it was trained
-on, and none if other data lie there by now; so does a checkpoint. A cell at work and a job in the queue hold what lies
+on, and none if other data are there by now; so does a checkpoint. A cell at work and a job in the queue hold what is
 there. All folders count, also of cells that the study no longer names.
 """
 
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.errors import InputError, KisError
+from megatron_kis.errors import InputError, KisError, first_of
 from megatron_kis.files import read_json
+from megatron_kis.identity import RUN_FILE, RUN_SCHEMA
 from megatron_kis.study.claim import FOLDER as CLAIMS
 from megatron_kis.study.claim import LEASE_SECONDS, alive, look
 from megatron_kis.study.data import same_data
 from megatron_kis.study.slurm.queue import live_tasks
 from megatron_kis.study.slurm.records import Submitted, read_tasks, submission_folder, submitted
-from megatron_kis.study.standing import newest_checkpoint
+from megatron_kis.study.standing import newest_identity
 
 _SHOWN = 3  # names of each kind
 _SHOWN_DIFFERENCES = 6
@@ -87,7 +88,7 @@ def holders_of(
 
     Args:
         output: the study's folder.
-        there: fingerprints of the data that lie there; nobody holds data that are not there.
+        there: fingerprints of the data that are there; nobody holds data that are not there.
         lease: of claims, seconds.
         submission: whose jobs do not count: the one that asks.
         restarted: runs that are to begin again, so that their checkpoints hold nothing.
@@ -122,7 +123,7 @@ def refusal(
 
     Args:
         output: the study's folder.
-        there: fingerprints of the data that lie there.
+        there: fingerprints of the data that are there.
         lease: of claims, seconds.
         submission: whose jobs do not count.
         restarted: see ``holders_of``.
@@ -143,11 +144,9 @@ def refusal(
 
 def refused(output: Path, differences: Sequence[str], holders: Holders) -> InputError:
     """The error: what differs, who holds the data, and what would be right."""
-    shown = "; ".join(differences[:_SHOWN_DIFFERENCES])
-    if len(differences) > _SHOWN_DIFFERENCES:
-        shown += f" and {len(differences) - _SHOWN_DIFFERENCES} more"
+    shown = first_of(differences, _SHOWN_DIFFERENCES, separator="; ")
     return InputError(
-        f"the data there are not those of the study ({shown}), and are not made again: {holders} hold them",
+        f"the data there are not those of the study ({shown}), and are not made again: they are held by {holders}",
         where=str(output / "data"),
         remedy=holders.remedy,
     )
@@ -162,7 +161,7 @@ def _run_folders(output: Path) -> Iterator[Path]:
 def _data_of_run(folder: Path) -> dict[str, Any]:
     """The fingerprints of a run's data; none where its record is damaged, which counts as holding any."""
     try:
-        prints = read_json(folder / "run.json", "kis.run/1").get("fingerprints")
+        prints = read_json(folder / RUN_FILE, RUN_SCHEMA).get("fingerprints")
     except InputError:
         return {}
     return prints if isinstance(prints, dict) else {}
@@ -170,14 +169,10 @@ def _data_of_run(folder: Path) -> dict[str, Any]:
 
 def _data_of_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The same of the newest checkpoint; None where there is none."""
-    newest = newest_checkpoint(folder)
-    if newest is None:
+    identity = newest_identity(folder)
+    if identity is None:
         return None
-    try:
-        identity = read_json(newest / "checkpoint.json", "kis.checkpoint/1").get("identity")
-    except InputError:
-        return {}
-    data = identity.get("data") if isinstance(identity, dict) else None
+    data = identity.get("data")
     return data if isinstance(data, dict) else {}
 
 
@@ -215,8 +210,6 @@ def _as_number(text: str) -> tuple[int, str]:
 def _counted(names: Sequence[str], kind: str, more: str = "") -> str:
     if not names:
         return ""
-    shown = ", ".join(names[:_SHOWN])
-    if len(names) > _SHOWN:
-        shown += f" and {len(names) - _SHOWN:,} more"
+    shown = first_of(names, _SHOWN)
     words = f"{len(names):,} {kind}{'s' * (len(names) > 1)}"
     return f"{words} {more} ({shown})" if more else f"{words} ({shown})"

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter
 
 from megatron_kis.config import RunConfig
 from megatron_kis.study.places import Place
@@ -33,22 +29,6 @@ class Command:
 Launcher = Callable[[RunConfig, Path, Place], Command]
 """From a run, the file of its configuration (``config.yaml`` in its folder) and its place among the executor's GPUs
 and cores to the command. The executor sees to the place's cores, its log, its attempts and its signals."""
-
-
-def absolute_content(run: RunConfig) -> dict[str, Any]:
-    """A run's configuration for YAML, with absolute paths: the file works wherever it is copied to."""
-    content = TypeAdapter(Any).dump_python(absolute(run.model_dump()), mode="json")
-    assert isinstance(content, dict)
-    return content
-
-
-def absolute(content: Any) -> Any:
-    """Content of settings with every path in it as an absolute one, as text."""
-    if isinstance(content, Path):
-        return os.path.abspath(content)  # noqa: PTH100 - without ".." in it; links stay what they are
-    if isinstance(content, dict):
-        return {key: absolute(value) for key, value in content.items()}
-    return [absolute(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def local_command(run: RunConfig, config: Path, place: Place) -> Command:

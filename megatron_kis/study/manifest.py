@@ -13,10 +13,7 @@ from typing import Any
 
 from megatron_kis.config import RunConfig
 from megatron_kis.files import read_json, write_text
-from megatron_kis.identity import CELL, DATA, settings_of
-
-SCHEMA = "kis.study/1"
-FILE = "study.json"
+from megatron_kis.identity import CELL, DATA, STUDY_FILE, STUDY_SCHEMA, settings_of
 
 
 def manifest_of(study_name: str, runs: Sequence[RunConfig], fingerprints: Mapping[str, str]) -> dict[str, Any]:
@@ -34,7 +31,7 @@ def manifest_of(study_name: str, runs: Sequence[RunConfig], fingerprints: Mappin
         number = settings.setdefault(json.dumps(shared, sort_keys=True), len(settings))
         rows.append([run.name, number, run.training.token_budget, run.infusion.frequency, run.training.seed])
     return {
-        "schema": SCHEMA,
+        "schema": STUDY_SCHEMA,
         "study": study_name,
         "data": {name: fingerprints[name] for name in DATA if fingerprints.get(name)},
         "settings": [json.loads(text) for text in settings],
@@ -47,7 +44,7 @@ def write_manifest(output: Path, study_name: str, runs: Sequence[RunConfig], fin
     content = manifest_of(study_name, runs, fingerprints)
     rows = [json.dumps(row, ensure_ascii=False) for row in content.pop("runs")]
     head = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
-    write_text(output / FILE, f'{head},\n "runs": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n")
+    write_text(output / STUDY_FILE, f'{head},\n "runs": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n")
 
 
 def data_fingerprints(output: Path) -> dict[str, str]:
@@ -56,10 +53,10 @@ def data_fingerprints(output: Path) -> dict[str, str]:
     Raises:
         InputError: the file is damaged.
     """
-    path = output / FILE
+    path = output / STUDY_FILE
     if not path.is_file():
         return {}
-    data = read_json(path, SCHEMA, keys=("data",))["data"]
+    data = read_json(path, STUDY_SCHEMA, keys=("data",))["data"]
     return {str(name): str(value) for name, value in data.items()} if isinstance(data, dict) else {}
 
 

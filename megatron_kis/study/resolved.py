@@ -1,16 +1,20 @@
-"""The resolved study as a file: in its output folder, and in the folder of a submission."""
+"""The resolved study as a file, in its output folder and in that of a submission; and how the data differ from it."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from megatron_kis.files import write_text
+from megatron_kis.files import read_text, write_text
+from megatron_kis.identity import leaves
+from megatron_kis.parsing import parse_yaml
 from megatron_kis.settings import as_content
 from megatron_kis.study.config import StudyConfig
+
+FILE = "study.yaml"
+"""In the study's output folder."""
 
 
 def write_study(study: StudyConfig, path: Path) -> None:
@@ -21,21 +25,51 @@ def write_study(study: StudyConfig, path: Path) -> None:
 def study_content(study: StudyConfig, folder: Path) -> dict[str, Any]:
     """The resolved study as a file in ``folder`` says it: relative paths begin there.
 
-    What lies in the study's own folder is named relative to it, however the study names it, so that the folder can be
+    What is in the study's own folder is named relative to it, however the study names it, so that the folder can be
     moved and copied. Other absolute paths stay.
     """
-    changed = {"output": _inside(study.output, study.output), "data": _inside(study.data, study.output)}
-    return as_content(study.model_copy(update=changed), folder)
+    return as_content(study, folder, within=study.output)
 
 
-def _inside(value: Any, output: Path) -> Any:
-    """A value with the absolute paths in it that lie in ``output`` as relative ones, from the current folder."""
-    if isinstance(value, Path):
-        place = value.resolve()
-        own = value.is_absolute() and place.is_relative_to(output.resolve())
-        return Path(os.path.relpath(place)) if own else value
-    if isinstance(value, dict):
-        return {key: _inside(item, output) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_inside(item, output) for item in value]
+def read_resolved(output: Path) -> dict[str, Any]:
+    """What ``study.yaml`` of an output folder says; nothing where there is none, or it is no mapping.
+
+    Raises:
+        InputError: it cannot be read, is no YAML, or has a key twice.
+    """
+    path = output / FILE
+    content = parse_yaml(read_text(path), where=str(path)) if path.is_file() else None
+    return content if isinstance(content, dict) else {}
+
+
+def other_data_settings(study: StudyConfig) -> list[str]:
+    """``data.key then -> now`` of the settings of the data that differ from those that the study was last run with.
+
+    What was not written down then, because the setting came later, is not compared.
+
+    Raises:
+        InputError: as ``read_resolved``.
+    """
+    section = read_resolved(study.output).get("data")
+    then, now = dict(leaves(section if isinstance(section, dict) else {})), dict(leaves(study.data))
+    places = (study.output, Path())  # earlier versions wrote paths as they were named
+    return [
+        f"data.{key} {_shown(then[key])} -> {_shown(value)}"
+        for key, value in now.items()
+        if key in then and not any(_placed(then[key], value, base) == _placed(value, value, Path()) for base in places)
+    ]
+
+
+def _placed(value: Any, like: Any, base: Path) -> Any:
+    """A value of a file in ``base``, with its paths as absolute ones; ``like`` tells what is a path."""
+    if isinstance(like, list | tuple) and isinstance(value, list | tuple):
+        return [_placed(item, like[0] if like else None, base) for item in value]
+    if isinstance(like, Path) and isinstance(value, str | Path):
+        return (base / value).resolve()
     return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)

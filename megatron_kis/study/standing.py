@@ -1,4 +1,4 @@
-"""What of a study is complete, and what stands in its way: found before anything is trained, and said by key.
+"""What of a study is complete, and which runs conflict with it: found before anything is trained, and said by key.
 
 A run counts as done where its folder holds a complete run of its very settings, on the data of now. Other complete runs
 would be mixed with it, or would have to be trained over, and so they are listed and refused.
@@ -14,14 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.files import read_json, read_text
-from megatron_kis.identity import data_differences, differences, settings_of
-from megatron_kis.parsing import parse_yaml
+from megatron_kis.errors import InputError, first_of
+from megatron_kis.files import read_json
+from megatron_kis.identity import (
+    CHECKPOINT_FILE,
+    CHECKPOINT_SCHEMA,
+    RUN_FILE,
+    RUN_SCHEMA,
+    STUDY_FILE,
+    STUDY_SCHEMA,
+    data_differences,
+    differences,
+    settings_of,
+)
 from megatron_kis.study.config import StudyConfig
-from megatron_kis.training.record import RUN_SCHEMA, config_fingerprint, result_settings
+from megatron_kis.study.resolved import read_resolved
+from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 
 _SHOWN = 3  # names, and kinds of differences
+_SHOWN_DIFFERENCES = 6  # of each kind
 _REMEDY = "restore the settings, choose another output, or move those runs away"
 
 
@@ -74,15 +85,13 @@ def conflicts(
     for run in runs:
         if not (run.output / "DONE").exists():
             continue
-        record = read_json(run.output / "run.json", RUN_SCHEMA, keys=("config_fingerprint", "fingerprints"))
+        record = read_json(run.output / RUN_FILE, RUN_SCHEMA, keys=("config_fingerprint", "fingerprints"))
         if changed := foreign_settings(run, record):
             found.append(Conflict(run.name, "other settings", tuple(changed)))
         elif data is not None:
             now = data[run.model.init_from]
             then = {name: record["fingerprints"].get(name) for name in now}
-            if then.get("tokenizer") == model_sha256:
-                then["tokenizer"] = now.get("tokenizer")
-            if changed := data_differences(then, now):
+            if changed := data_differences(then, now, model_sha256=model_sha256):
                 found.append(Conflict(run.name, "other data", tuple(changed)))
     return found
 
@@ -91,23 +100,17 @@ def unfinished_conflicts(runs: Iterable[RunConfig]) -> list[Conflict]:
     """The unfinished runs whose checkpoints are of other settings, so that they cannot be resumed."""
     found = []
     for run in runs:
-        newest = None if (run.output / "DONE").exists() else newest_checkpoint(run.output)
-        if newest is None:
-            continue
-        try:
-            identity = read_json(newest / "checkpoint.json", "kis.checkpoint/1").get("identity")
-        except InputError:
-            continue  # kis train says what is wrong with it
-        if not isinstance(identity, dict) or identity.get("config") == config_fingerprint(run):
-            continue
+        identity = None if (run.output / "DONE").exists() else newest_identity(run.output)
+        if not identity or identity.get("config") == config_fingerprint(run):
+            continue  # of a damaged one kis train says what is wrong
         then = identity.get("settings")
-        if changed := differences(then, result_settings(run)) if isinstance(then, dict) else []:
+        if changed := setting_differences(then, result_settings(run)) if isinstance(then, dict) else []:
             found.append(Conflict(run.name, "checkpoints of other settings", tuple(changed)))
     return found
 
 
 def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
-    """Refuses a study while runs stand in its way.
+    """Refuses a study while runs conflict with it.
 
     Args:
         output: the study's folder.
@@ -127,8 +130,7 @@ def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
         kind = "unfinished" if what.startswith("checkpoints") else "complete"
         have = ("have" if len(names) > 1 else "has") if what != "other data" else "used"
         who = f"{len(names):,} {kind} run{'s' * (len(names) > 1)} {have} {what}"
-        shown = ", ".join(changed[:6]) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
-        parts.append(f"{who}: {shown} ({'first ' if len(names) > 1 else ''}{names[0]})")
+        parts.append(f"{who}: {first_of(changed, _SHOWN_DIFFERENCES)} ({'first ' if len(names) > 1 else ''}{names[0]})")
     if len(groups) > _SHOWN:
         rest = sum(len(names) for names in list(groups.values())[_SHOWN:])
         parts.append(f"{rest:,} more differ otherwise")
@@ -141,7 +143,7 @@ def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
 
 
 def check_owner(study: StudyConfig, runs: Sequence[RunConfig]) -> str:
-    """Refuses an output folder in which another study's runs lie.
+    """Refuses an output folder in which another study's runs are.
 
     A study that was renamed is still the same: some of its runs are there.
 
@@ -180,9 +182,9 @@ def unnamed_line(study: StudyConfig, runs: Iterable[RunConfig]) -> str:
     names = unnamed(study, runs)
     if not names:
         return ""
-    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
     count = "1 run" if len(names) == 1 else f"{len(names):,} runs"
-    return f"{count} in {study.runs_folder} that the study does not name: kept, and not analysed ({shown})"
+    where = f"{count} in {study.runs_folder} that the study does not name"
+    return f"{where}: kept, and not analysed ({first_of(names, _SHOWN)})"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -192,23 +194,33 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(steps, key=lambda path: steps[path], default=None)
 
 
+def newest_identity(folder: Path) -> dict[str, Any] | None:
+    """The identity in a run's newest checkpoint; None where there is no checkpoint, empty where it cannot be told."""
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        return None
+    try:
+        identity = read_json(newest / CHECKPOINT_FILE, CHECKPOINT_SCHEMA).get("identity")
+    except InputError:
+        return {}
+    return identity if isinstance(identity, dict) else {}
+
+
 def _begun(folder: Path) -> bool:
     """Whether a run was begun in a folder."""
-    return any((folder / mark).exists() for mark in ("run.json", "DONE", "checkpoints", "metrics.jsonl"))
+    return any((folder / mark).exists() for mark in (RUN_FILE, "DONE", "checkpoints", "metrics.jsonl"))
 
 
 def _owner(output: Path) -> str:
     """The name of the study that a folder was made for; empty if it does not say."""
     try:
-        name = read_json(output / "study.json", "kis.study/1").get("study")
+        name = read_json(output / STUDY_FILE, STUDY_SCHEMA).get("study")
         if isinstance(name, str) and name:
             return name
     except InputError:
         pass
-    path = output / "study.yaml"
     try:
-        content = parse_yaml(read_text(path), where=str(path))
+        name = read_resolved(output).get("name")
     except InputError:
         return ""
-    name = content.get("name") if isinstance(content, dict) else None
     return name if isinstance(name, str) else ""

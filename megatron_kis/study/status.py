@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_kis.config import RunConfig
+from megatron_kis.identity import RUN_FILE
 from megatron_kis.study.attempts import NAME as ATTEMPTS
 from megatron_kis.study.attempts import History, read_attempts, settings_fingerprint
 from megatron_kis.study.claim import FOLDER as CLAIMS
@@ -63,7 +64,7 @@ class RunStatus:
 
     state: State
     """``waiting``: not begun. ``queued``: a scheduler has it. ``running``: a living executor holds its claim.
-    ``stopped``: asked to stop, or cut off; it goes on where it was saved. ``failed``: will be tried again.
+    ``stopped``: asked to stop, or cut off; it resumes where it was saved. ``failed``: will be tried again.
     ``given up``: failed too often. ``done``. ``other settings``: its folder holds a complete run of other settings."""
 
     share: float = 0.0
@@ -161,7 +162,7 @@ def _status(
     row = _last_metrics(run.output / "metrics.jsonl") if "metrics.jsonl" in names else {}
     history = read_attempts(run.output) if ATTEMPTS in names else History()
     seen = look(run.output) if CLAIMS in names and "DONE" not in names else None
-    differs = _foreign(run) if {"DONE", "run.json"} <= names else []
+    differs = _foreign(run) if {"DONE", RUN_FILE} <= names else []
     state: State = "other settings"
     if not differs:
         state = _state(run, names, history, queued, retries=retries, running=seen is not None and living(seen))
@@ -211,7 +212,7 @@ def _state(
 def _foreign(run: RunConfig) -> list[str]:
     """How the complete run in a run's folder differs in its settings; a damaged record is the analysis' to name."""
     try:
-        record = json.loads((run.output / "run.json").read_bytes())
+        record = json.loads((run.output / RUN_FILE).read_bytes())
     except (OSError, ValueError):
         return []
     if not isinstance(record, dict) or "config" not in record:

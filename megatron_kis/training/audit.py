@@ -9,14 +9,14 @@ from data_tools.progress import Progress
 from megatron_kis.data.ledger import GROUPS, LEDGER_SCHEMA, Ledger
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json
-from megatron_kis.training.record import RUN_SCHEMA
+from megatron_kis.identity import RUN_FILE, RUN_SCHEMA, changed_data, short
 
 _TOGETHER = 64  # sequences that are laid out in one pass
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run."""
-    return (folder / "run.json").exists()
+    return (folder / RUN_FILE).exists()
 
 
 def audit_run(folder: Path, *, recount: Progress | None = None) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def audit_run(folder: Path, *, recount: Progress | None = None) -> dict[str, Any
     Raises:
         InputError: no run, one that has not reached its end, or damaged files.
     """
-    record = read_json(folder / "run.json", RUN_SCHEMA, keys=("run", "config", "plan", "fingerprints"))
+    record = read_json(folder / RUN_FILE, RUN_SCHEMA, keys=("run", "config", "plan", "fingerprints"))
     path = folder / "exposures.json"
     if not path.exists():
         raise InputError("is not there yet", where=str(path), remedy="a run writes it at its end; go on with kis train")
@@ -97,14 +97,14 @@ def _recount(record: dict[str, Any], folder: Path, progress: Progress) -> dict[s
     from megatron_kis.training.inputs import open_inputs
 
     inputs = open_inputs(recorded_config(record, folder))
-    for name, found in inputs.fingerprints.items():
-        was = record["fingerprints"].get(name)
-        if was != found and not (name == "tokenizer" and was == inputs.tokenizer.model_sha256):
-            raise InputError(
-                f"was trained on another {name} ({str(was)[:12]}, now {found[:12]})",
-                where=str(folder),
-                remedy="count again where its data lie",
-            )
+    then, now = record["fingerprints"], inputs.fingerprints
+    changed = changed_data(then, now, model_sha256=inputs.tokenizer.model_sha256)
+    for name in (one for one in changed if one in now):
+        raise InputError(
+            f"was trained on another {name} ({short(then.get(name))}, now {short(now[name])})",
+            where=str(folder),
+            remedy="count again where its data are",
+        )
     ledger = Ledger(inputs.store)
     sequences = len(inputs.plan)
     firsts, steps = range(0, sequences, _TOGETHER), -(-sequences // _TOGETHER)

@@ -18,9 +18,10 @@ from megatron_kis.config import OptimizerConfig, RunConfig
 from megatron_kis.data.extension import check_continuation
 from megatron_kis.errors import InputError
 from megatron_kis.files import write_bytes
+from megatron_kis.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA, changed_data, short
 from megatron_kis.paths import seen_from
 from megatron_kis.settings import parse_config
-from megatron_kis.training.checkpoint import CHECKPOINT_SCHEMA, FOLDER, MANIFEST, Checkpoint, required, write_manifest
+from megatron_kis.training.checkpoint import FOLDER, Checkpoint, required, write_manifest
 from megatron_kis.training.mending import content_at
 from megatron_kis.training.record import setting_differences
 from megatron_kis.training.resume import outcomes_of
@@ -74,11 +75,10 @@ def check_branch(
             which the trunk's rate is not stable or the branch's has begun to fall.
     """
     where, then = str(checkpoint.folder), checkpoint.manifest["identity"]
-    for name in sorted({*then["data"], *identity["data"]}):
-        before, now = then["data"].get(name), identity["data"].get(name)
-        if before != now and not (name == "tokenizer" and before == model_sha256):
-            problem = f"the trunk was trained on another {name} ({str(before)[:16]}, now {str(now)[:16]})"
-            raise InputError(problem, where=where, remedy="branch on the trunk's own data")
+    for name in changed_data(then["data"], identity["data"], model_sha256=model_sha256):
+        before, now = (short(data.get(name)) for data in (then["data"], identity["data"]))
+        problem = f"the trunk was trained on another {name} ({before}, now {now})"
+        raise InputError(problem, where=where, remedy="branch on the trunk's own data")
     precisions = then["precision"], identity["precision"]
     if precisions[0] != precisions[1]:
         problem = f"the trunk was trained in another precision ({precisions[0]}, now {precisions[1]})"
@@ -100,7 +100,7 @@ def _check_plan(trunk: dict[str, Any], branch: dict[str, Any]) -> None:
 def _check_rates(checkpoint: Checkpoint, config: RunConfig) -> None:
     step, steps = checkpoint.step, config.training.steps
     trunk = parse_config(OptimizerConfig, checkpoint.manifest["identity"]["settings"]["training"]["optimizer"],
-                         source=str(checkpoint.folder / MANIFEST))  # fmt: skip
+                         source=str(checkpoint.folder / CHECKPOINT_FILE))  # fmt: skip
     where = f"training (branch at step {step})"
     if trunk.schedule != "wsd":
         raise InputError(f"the trunk's schedule is {trunk.schedule}", where=where, remedy="train a trunk with wsd")
@@ -146,7 +146,7 @@ def adopt(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, 
     branched = {"run": checkpoint.manifest["run"], "folder": str(seen_from(trunk, run)), "step": checkpoint.step}
     own = {"schema": CHECKPOINT_SCHEMA, "steps": steps, "identity": identity, "milestone": False, "logs": ends,
            "beginning": beginning}  # fmt: skip
-    write_manifest(partial / MANIFEST, {**checkpoint.manifest, **own, "branched_from": branched})
+    write_manifest(partial / CHECKPOINT_FILE, {**checkpoint.manifest, **own, "branched_from": branched})
     partial.rename(run / FOLDER / checkpoint.folder.name)
 
 

@@ -28,13 +28,12 @@ import torch.distributed as dist
 
 from megatron_kis.errors import InputError, KisError
 from megatron_kis.files import fingerprint, naming, sha256_file, steadily, write_json
+from megatron_kis.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA
 from megatron_kis.parallel import from_first, gather, together
 from megatron_kis.parsing import parse_json
 from megatron_kis.training import shards
 from megatron_kis.training.logs import JsonLines
 
-CHECKPOINT_SCHEMA = "kis.checkpoint/1"
-MANIFEST = "checkpoint.json"
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8,})")
 _KEYS = ("step", "sequences", "identity", "state", "logs", "files", "layout", "hash")
@@ -166,7 +165,7 @@ class CheckpointWriter:
         files = {name: facts for part in written for name, facts in part.files.items()}
         files |= {name: _seal(self._partial / name) for name in (".metadata", shards.INDEX_NAME)}
         content = {"schema": CHECKPOINT_SCHEMA, **self._manifest, "files": files, "written": _now()}
-        write_manifest(self._partial / MANIFEST, content)
+        write_manifest(self._partial / CHECKPOINT_FILE, content)
         _sync_folder(self._partial)
         if self._target.exists():  # a damaged one of the same step, which a resume did not use
             self._target.rename(_aside(self._target))
@@ -281,7 +280,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def steps_there(run: Path) -> list[int]:
-    """Steps of the checkpoints that lie in a run's folder, whole or damaged, ascending.
+    """Steps of the checkpoints in a run's folder, whole or damaged, ascending.
 
     Raises:
         InputError: the folder may not be read.
@@ -321,26 +320,26 @@ def _checked(folder: Path) -> str | None:
 
 def _read(folder: Path) -> Checkpoint | str:
     """The checkpoint in a folder, or what is wrong with its manifest."""
-    path = folder / MANIFEST
+    path = folder / CHECKPOINT_FILE
     try:
         text = _unless_missing(lambda: path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError:
-        return f"{MANIFEST} is no text"
-    return f"{MANIFEST} is missing" if text is None else _parsed(folder, text)
+        return f"{CHECKPOINT_FILE} is no text"
+    return f"{CHECKPOINT_FILE} is missing" if text is None else _parsed(folder, text)
 
 
 def _parsed(folder: Path, text: str) -> Checkpoint | str:
     try:
-        manifest = parse_json(text, where=MANIFEST)
+        manifest = parse_json(text, where=CHECKPOINT_FILE)
     except InputError as error:
         return str(error)
     if not isinstance(manifest, dict) or manifest.get("schema") != CHECKPOINT_SCHEMA:
-        return f"{MANIFEST} is not of the schema {CHECKPOINT_SCHEMA!r}"
+        return f"{CHECKPOINT_FILE} is not of the schema {CHECKPOINT_SCHEMA!r}"
     lacking = next((key for key in _KEYS if key not in manifest), None)
     if lacking is not None:
-        return f"{MANIFEST} has no {lacking!r}"
+        return f"{CHECKPOINT_FILE} has no {lacking!r}"
     if manifest.pop("hash") != fingerprint(manifest):
-        return f"{MANIFEST} has another content than was written"
+        return f"{CHECKPOINT_FILE} has another content than was written"
     return Checkpoint(folder, manifest)
 
 
@@ -407,7 +406,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Removes a checkpoint: first what makes it one, so that half a folder is never taken for a whole one."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, write_json
-from megatron_kis.recorded import RECORD
+from megatron_kis.identity import RUN_FILE
 from megatron_kis.training.branch import adopt
 from megatron_kis.training.checkpoint import FOLDER, Checkpoint, steps_there
 from megatron_kis.training.kept import FOLDER as INPUTS
@@ -58,7 +58,7 @@ class RunFolder:
         if not restart and (steps := steps_there(self.path)):
             problem = f"there are checkpoints (of steps {', '.join(map(str, steps))})"
             raise InputError(problem, where=str(self.path / FOLDER), remedy="begin again with --restart")
-        there = (RECORD, METRICS, PROBES, "exposures.json", self.outcomes.name, FOLDER, INPUTS, *TRACKED)
+        there = (RUN_FILE, METRICS, PROBES, "exposures.json", self.outcomes.name, FOLDER, INPUTS, *TRACKED)
         for name in there:
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
@@ -107,7 +107,7 @@ class RunFolder:
         self._origin = {"beginning": beginning, "sessions": [*sessions, session], "branched_from": branched}
         self.inputs = dict(keep())
         said = {name: value for name, value in self._origin.items() if value}
-        write_json(self.path / RECORD, record | {"inputs": self.inputs} | said)
+        write_json(self.path / RUN_FILE, record | {"inputs": self.inputs} | said)
 
     def open_logs(self) -> tuple[JsonLines, JsonLines]:
         """``metrics.jsonl`` and ``probes.jsonl``, without what was written after the checkpoint."""

@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.indexed import suffixed
-from data_tools.tokenizer import Tokenizer, load_tokenizer, write_copy
+from data_tools.tokenizer import Tokenizer, load_tokenizer, side_file, write_copy
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import InputError
 from megatron_kis.files import atomic_path, read_json, sha256_content, sha256_file, steadily
-from megatron_kis.identity import data_differences, settings_of
+from megatron_kis.identity import RUN_FILE, RUN_SCHEMA, data_differences, settings_of
 from megatron_kis.probes.questions import QuestionSet, read_questions
-from megatron_kis.recorded import RECORD, recorded_config
+from megatron_kis.recorded import recorded_config
 from megatron_kis.training.checkpoint import Checkpoint
-from megatron_kis.training.record import RUN_SCHEMA, setting_differences
+from megatron_kis.training.record import setting_differences
 
 FOLDER = "inputs"
 QUESTIONS = f"{FOLDER}/questions.jsonl.gz"
@@ -56,7 +56,7 @@ def keep_inputs(run: Path, config: RunConfig, tokenizer: Tokenizer, questions_sh
     (run / FOLDER).mkdir(parents=True, exist_ok=True)
     inputs = {"tokenizer": f"{FOLDER}/{tokenizer.file_name}", "questions": QUESTIONS}
     model = run / inputs["tokenizer"]
-    if not model.exists() or not _meta(model).exists():  # the model alone: a kill between the two
+    if not model.exists() or not side_file(model).exists():  # the model alone: a kill between the two
         if model.exists():
             _same(model, "tokenizer", tokenizer.model_sha256, (sha256_file(model),))
         write_copy(tokenizer, run / FOLDER)
@@ -77,7 +77,7 @@ def kept_files(run: Path, inputs: Mapping[str, str]) -> list[str]:
         run: the run's folder.
         inputs: as ``keep_inputs`` returned them.
     """
-    names = [*inputs.values(), str(_meta(Path(inputs["tokenizer"])))]
+    names = [*inputs.values(), str(side_file(Path(inputs["tokenizer"])))]
     return sorted(name for name in names if (run / name).exists())
 
 
@@ -192,7 +192,7 @@ class PastRun:
             )
 
     def check_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Refuses a checkpoint that lies in the run's folder and is another run's.
+        """Refuses a checkpoint that is in the run's folder but belongs to another run.
 
         Raises:
             InputError: its weights saw other data than ``run.json`` says, or have other settings.
@@ -211,7 +211,7 @@ class PastRun:
             raise InputError(
                 f"is another run's ({', '.join(other)})",
                 where=str(checkpoint.folder),
-                remedy=f"take it out of {self.folder}, whose {RECORD} says otherwise",
+                remedy=f"take it out of {self.folder}, whose {RUN_FILE} says otherwise",
             )
 
     def _fingerprint(self, name: str) -> str:
@@ -224,9 +224,9 @@ def open_run(folder: Path) -> PastRun:
     Raises:
         InputError: there is no such run.
     """
-    path = folder / RECORD
+    path = folder / RUN_FILE
     if not path.exists():
-        raise InputError(f"has no {RECORD}", where=str(folder), remedy="give the folder of a run")
+        raise InputError(f"has no {RUN_FILE}", where=str(folder), remedy="give the folder of a run")
     record = read_json(path, RUN_SCHEMA, keys=("run", "config", "fingerprints"))
     if not isinstance(record["fingerprints"], dict):
         raise InputError("'fingerprints' is no object", where=str(path))
@@ -273,7 +273,3 @@ def _same(path: Path, what: str, wanted: str, found: tuple[str, ...]) -> None:
             where=str(path),
             remedy="give back the file that the run was trained with",
         )
-
-
-def _meta(model: Path) -> Path:
-    return model.with_name(f"{model.name}.meta.json")

@@ -15,13 +15,12 @@ from megatron_kis.config import RunConfig
 from megatron_kis.data.general import Epochs
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, read_json, sha256_file, write_json
-from megatron_kis.identity import DATA, differences, settings_of
+from megatron_kis.identity import DATA, RUN_FILE, RUN_SCHEMA, changed_data, differences, settings_of, short
 from megatron_kis.paths import seen_from
 from megatron_kis.settings import as_content
 
-RUN_SCHEMA = "kis.run/1"
 DONE_SCHEMA = "kis.done/1"
-CLOSED = ("run.json", "metrics.jsonl", "probes.jsonl", "exposures.json")
+CLOSED = (RUN_FILE, "metrics.jsonl", "probes.jsonl", "exposures.json")
 """The files whose hashes ``DONE`` holds."""
 
 
@@ -64,8 +63,9 @@ def run_record(
     precision: str,
     epochs: Sequence[Epochs],
 ) -> dict[str, Any]:
-    """The content of ``run.json``; paths in it begin at the run's folder."""
+    """The content of ``run.json``; paths in it begin at the run's folder, and so do all within its study."""
     folder = config.output
+    within = folder.parent.parent if config.study else folder  # OUTPUT/runs/RUN: what is copied together
     shape = config.model.shape()
     return {
         "schema": RUN_SCHEMA,
@@ -83,14 +83,14 @@ def run_record(
         "background_frequency": plan["background_frequency"],
         "general_text": [
             {
-                "corpus": str(seen_from(read.corpus, folder)),
+                "corpus": str(seen_from(read.corpus, folder, within=within)),
                 "sequences": read.sequences,
                 "epochs": round(read.epochs, 4),
             }
             for read in epochs
         ],
         "plan": plan,
-        "config": as_content(config, folder),
+        "config": as_content(config, folder, within=within),
         "settings": result_settings(config),
         "config_fingerprint": config_fingerprint(config),
         "fingerprints": {**fingerprints, "code": code_fingerprint()},
@@ -151,7 +151,7 @@ def is_done(
     folder = config.output
     if not (folder / "DONE").exists():
         return False
-    record = read_json(folder / "run.json", RUN_SCHEMA, keys=("config_fingerprint", "fingerprints"))
+    record = read_json(folder / RUN_FILE, RUN_SCHEMA, keys=("config_fingerprint", "fingerprints"))
     remedy = "choose another output, or move that run away"
     if record["config_fingerprint"] != config_fingerprint(config):
         then = record.get("settings") or settings_of(record.get("config") or {})
@@ -161,17 +161,11 @@ def is_done(
             raise InputError(f"holds a complete run with other settings{which}", where=str(folder), remedy=remedy)
     was: dict[str, Any] = record["fingerprints"]
     now = {**config.data.fingerprints, **(data_fingerprints or {})}
-    names = [*now, *(name for name in (*DATA, "start") if name in was and name not in now and data_fingerprints)]
-    for name in names:
-        if was.get(name) == now.get(name) or (name == "tokenizer" and was.get(name) == model_sha256):
-            continue
-        said = f"({_short(was.get(name))}, now {_short(now.get(name))})"
+    compared = {*now, *((*DATA, "start") if data_fingerprints else ())}
+    for name in (one for one in changed_data(was, now, model_sha256=model_sha256) if one in compared):
+        said = f"({short(was.get(name))}, now {short(now.get(name))})"
         raise InputError(f"holds a complete run on another {name} {said}", where=str(folder), remedy=remedy)
     if precision is not None and record.get("precision", precision) != precision:
         said = f"({record['precision']}, now {precision})"
         raise InputError(f"holds a complete run in another precision {said}", where=str(folder), remedy=remedy)
     return True
-
-
-def _short(fingerprint: Any) -> str:
-    return str(fingerprint)[:12]

@@ -8,7 +8,7 @@ from typing import Any
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint
-from megatron_kis.identity import DATA, data_differences, differences
+from megatron_kis.identity import changed_data, data_differences, differences
 from megatron_kis.training.checkpoint import Checkpoint
 from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 
@@ -46,13 +46,11 @@ def check_same_run(checkpoint: Checkpoint, now: dict[str, Any], *, model_sha256:
         InputError: they differ; with both fingerprints, and the keys that differ.
     """
     then = checkpoint.manifest["identity"]
-    was = then["data"] | (
-        {"tokenizer": now["data"]["tokenizer"]} if then["data"].get("tokenizer") == model_sha256 else {}
-    )
-    changed = [name for name in {**dict.fromkeys(DATA), **was, **now["data"]} if was.get(name) != now["data"].get(name)]
+    changed = changed_data(then["data"], now["data"], model_sha256=model_sha256)
     if changed:
-        which = ", ".join(data_differences(was, now["data"])) if len(changed) > 1 else ""
-        _compare(checkpoint, f"on another {changed[0]}", was.get(changed[0]), now["data"].get(changed[0]), which)
+        first, all_of_them = changed[0], data_differences(then["data"], now["data"], model_sha256=model_sha256)
+        which = ", ".join(all_of_them) if len(changed) > 1 else ""
+        _compare(checkpoint, f"on another {first}", then["data"].get(first), now["data"].get(first), which)
     precisions = then["precision"], now["precision"]
     settings = setting_differences(then["settings"], now["settings"], precision=precisions)
     if settings:

@@ -202,7 +202,7 @@ class _Run:
         return required(self._config.output, source.step)
 
     def _prepare(self, checkpoint: Checkpoint | None, params: int, *, restart: bool) -> None:
-        """Writes what lies in the folder before the first step; on the rank that reports."""
+        """Writes what the folder holds before the first step; on the rank that reports."""
         if not self._reports:
             return
         config, inputs = self._config, self._inputs

@@ -79,7 +79,7 @@ class TensorBoardHook(Hook):
 
 
 class WandbHook(Hook):
-    """A run of Weights & Biases, which goes on under its name when ours does."""
+    """A run of Weights & Biases, which is resumed under its name when ours is."""
 
     def __init__(self, config: RunConfig, folder: Path, *, identifier: str) -> None:
         """Keeps what to call it.
@@ -94,7 +94,7 @@ class WandbHook(Hook):
         self._run: Any = None
 
     def before_training(self, state: State) -> None:
-        """Begins, or goes on."""
+        """Begins, or resumes."""
         import wandb
 
         config = self._config

@@ -123,3 +123,11 @@ def test_points_csv_comes_back_as_it_was_written(tmp_path):
     write_points_csv(points, tmp_path / "points.csv")
     assert load_points_csv(tmp_path / "points.csv") == points
     assert not any(isinstance(p.high, float) and math.isinf(p.high) for p in points)
+
+
+def test_sizes_and_budgets_may_have_units(tmp_path):
+    path = tmp_path / "curves.csv"
+    path.write_text("params,tokens,frequency,seed,n,correct\n1.3b,20B,4,0,100,50\n1300000000,2e10,8,0,100,60\n")
+    table = load_curves_csv(path)
+    assert set(table["params"]) == {1_300_000_000}
+    assert set(table["tokens"]) == {20_000_000_000}

@@ -175,13 +175,13 @@ def test_a_key_twice_is_refused_in_every_file_of_triples(tmp_path: Path) -> None
         "P1.jsonl": lambda: import_lama(write(tmp_path / "P1.jsonl", NILE, twice)),
         "P2.jsonl": lambda: import_bear(write(tmp_path / "b" / "P2.jsonl", NILE, twice).parent),
     }.items():
-        with pytest.raises(InputError, match=rf"{place}:2: the key 'obj\w*' stands twice"):
+        with pytest.raises(InputError, match=rf"{place}:2: the key 'obj\w*' is given twice"):
             list(read())
-    with pytest.raises(InputError, match=r"f\.jsonl:1: the key 'object' stands twice"):
+    with pytest.raises(InputError, match=r"f\.jsonl:1: the key 'object' is given twice"):
         load_facts(write(tmp_path / "f.jsonl", row))
     entry = '"P2": {"templates": []}'
     metadata = write(tmp_path / "b" / "metadata_relations.json", f"{{{entry},", f"{entry}}}")
-    with pytest.raises(InputError, match=r"metadata_relations\.json:2: the key 'P2' stands twice"):
+    with pytest.raises(InputError, match=r"metadata_relations\.json:2: the key 'P2' is given twice"):
         list(import_bear(metadata.parent))
     assert isinstance(list(import_lama(tmp_path / "P1.jsonl", skip_errors=True))[1], Dropped)
 
@@ -191,7 +191,7 @@ def test_a_key_twice_in_a_document_of_trex_names_that_document(tmp_path: Path) -
     bad = json.dumps(good).replace('"uri": "e/Q2"', '"uri": "e/Q2", "uri": "e/Q3"')
     assert bad != json.dumps(good)
     path = write(tmp_path / "t.json", f"[{json.dumps(good)}, {bad}, {json.dumps(good)}]")
-    with pytest.raises(InputError, match=r"t\.json: document 1: the key 'uri' stands twice"):
+    with pytest.raises(InputError, match=r"t\.json: document 1: the key 'uri' is given twice"):
         list(import_trex(path))
     found = list(import_trex(path, skip_errors=True))
     assert [isinstance(row, Candidate) for row in found] == [True, False, True]

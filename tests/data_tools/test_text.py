@@ -111,7 +111,7 @@ def test_a_line_whose_text_key_stands_twice_is_bad_and_others_are_not_looked_int
     assert [text for text, _ in read(path, text_key=key)] == ["one", "two", "three", "four"]
     for twice in (f'{{"{key}": "a", "{key}": "b"}}', f'{{"{key}": "a", "id": {{"{key}": "c"}}, "{key}": "a"}}'):
         path.write_text("\n".join([*good, twice, good[0]]) + "\n", encoding="utf-8")
-        with pytest.raises(InputError, match=rf"a\.jsonl:5: the key '{key}' stands twice"):
+        with pytest.raises(InputError, match=rf"a\.jsonl:5: the key '{key}' is given twice"):
             read(path, text_key=key)
     escaped = '{"\\u0442\\u0435\\u043a\\u0441\\u0442": "a", "\\u0442\\u0435\\u043a\\u0441\\u0442": "b"}'
     if key != "text":

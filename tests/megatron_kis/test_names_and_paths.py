@@ -86,6 +86,10 @@ def test_a_file_names_its_neighbours_so_that_both_can_be_moved(tmp_path, monkeyp
     assert content["output"] == "."
     assert content["data"]["corpus"] == "../../d/c"
     assert content["data"]["exposures"] == "/abs/e"
+    whole = load_config(RunConfig, tmp_path / "run.yaml")  # absolute paths, as a study gives its cells
+    content = as_content(whole, tmp_path / "runs" / "r", within=tmp_path)
+    assert (content["output"], content["data"]["corpus"]) == (".", "../../d/c")
+    assert content["data"]["exposures"] == "/abs/e"
 
 
 @pytest.mark.parametrize("override", ["output=$NOT_SET_HERE/x", "training.token_budget=many", "name=a/b"])

@@ -44,7 +44,7 @@ def test_a_key_of_json_that_stands_twice_is_refused_with_both_lines(text, first,
 
 
 def test_one_line_of_a_file_names_its_line():
-    with pytest.raises(InputError, match=r"^f.jsonl:7: the key 'id' stands twice; keep one"):
+    with pytest.raises(InputError, match=r"^f.jsonl:7: the key 'id' is given twice; keep one"):
         parse_json(b'{"id": 1, "id": 2}', where="f.jsonl:7")
 
 

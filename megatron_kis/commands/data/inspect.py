@@ -50,7 +50,7 @@ def _inspect_run(options: argparse.Namespace) -> int:
 
 
 def _lines(lines: Iterable[str]) -> str:
-    """Lines for a terminal: what stands in a corpus may be anything."""
+    """Lines for a terminal: a corpus may hold anything."""
     from megatron_kis.errors import printable
 
     return "\n".join(printable(line, keep="\n\t") for line in lines)

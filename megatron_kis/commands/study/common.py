@@ -66,7 +66,7 @@ def load_study(options: argparse.Namespace) -> tuple[StudyConfig, DataSettings, 
 
 
 def data_config(study: StudyConfig, data: DataSettings, folder: Path | None = None) -> DataConfig:
-    """Where the prepared data of a study lie.
+    """Where the prepared data of a study are.
 
     Args:
         study: the study.
@@ -88,7 +88,7 @@ def data_config(study: StudyConfig, data: DataSettings, folder: Path | None = No
 
 
 def look_over(study: StudyConfig, data: DataSettings) -> list[RunConfig]:
-    """The runs of a study, once no complete run stands in their way; reads records alone.
+    """The runs of a study, if no complete run conflicts with them; reads records alone.
 
     Raises:
         InputError: the output holds another study, or runs of other settings.

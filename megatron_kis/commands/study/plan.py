@@ -35,6 +35,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from data_tools.tokenizer import load_tokenizer
     from megatron_kis.study.data import fingerprints_of
     from megatron_kis.study.grid import runs_of
     from megatron_kis.study.plan import plan_rows
@@ -43,8 +44,11 @@ def _plan(options: argparse.Namespace) -> int:
     study, data, _ = load_study(options)
     every = look_over(study, data)
     with _data(study, data) as files:
-        found = fingerprints_of(files)
-        refuse(study.output, conflicts(every, {run.model.init_from: found for run in every}))
+        found, tokenizer = fingerprints_of(files), load_tokenizer(files.tokenizer)
+        if found.get("tokenizer") == tokenizer.model_sha256:  # data of an older version: runs are compared with today's
+            found["tokenizer"] = tokenizer.fingerprint
+        now = {run.model.init_from: found for run in every}
+        refuse(study.output, conflicts(every, now, model_sha256=tokenizer.model_sha256))
         rows = plan_rows(runs_of(study, files))
     if options.json:
         print(json.dumps(rows, indent=1))
@@ -67,6 +71,7 @@ def _data(study: StudyConfig, data: DataSettings) -> Iterator[DataConfig]:
     """The data that the study would be trained on: those in its folder, or made next to it for the plan alone."""
     from data_tools.prepare import prepare_data, stale
     from data_tools.progress import console_progress
+    from data_tools.stamps import VERSIONS
     from megatron_kis.files import locked
     from megatron_kis.study.data import fingerprints_of, planned_folder
     from megatron_kis.study.held import holders_of, refused
@@ -78,7 +83,12 @@ def _data(study: StudyConfig, data: DataSettings) -> Iterator[DataConfig]:
         return
     holders = holders_of(study.output, fingerprints_of(own), lease=60 * study.executor.lease_minutes)
     if holders:
-        raise refused(study.output, differences, holders)
+        if not all(one.startswith(VERSIONS) for one in differences):
+            raise refused(study.output, differences, holders)
+        changed = ", ".join(differences)
+        print(f"{study.name}: the data stay as they are, runs were made with them ({changed})", file=sys.stderr)
+        yield own  # what kis study run does
+        return
     place = planned_folder(study.output)
     print(f"{study.name}: the data are made in {place}, for kis study run to take over", file=sys.stderr)
     with locked(place, "kis study plan"):

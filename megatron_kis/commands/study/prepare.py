@@ -26,7 +26,7 @@ def _prepare(options: argparse.Namespace) -> int:
     from megatron_kis.study.data import source_files
     from megatron_kis.study.executor import study_lock
     from megatron_kis.study.manifest import write_manifest
-    from megatron_kis.study.resolved import write_study
+    from megatron_kis.study.resolved import FILE, write_study
     from megatron_kis.study.slurm.records import STUDY, changed_source, identities, write_data
 
     folder = options.submission
@@ -43,7 +43,7 @@ def _prepare(options: argparse.Namespace) -> int:
     with study_lock(study.output):
         prepare(study, data, submission=int(folder.name))
         done, fingerprints = done_runs(every)
-        write_study(study, study.output / "study.yaml")
+        write_study(study, study.output / FILE)
         write_manifest(study.output, study.name, every, fingerprints)
         files = data_config(study, data)
         write_data(

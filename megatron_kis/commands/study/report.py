@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.commands.study.common import add_step, load_study
@@ -65,39 +64,11 @@ def belonging(study: StudyConfig) -> dict[str, Any]:
 
 def _same_data(study: StudyConfig) -> None:
     """Refuses to report on data that are not made yet."""
-    from megatron_kis.files import read_text
-    from megatron_kis.identity import leaves
-    from megatron_kis.parsing import parse_yaml
+    from megatron_kis.study.resolved import FILE, other_data_settings
 
-    path = study.output / "study.yaml"
-    if not path.is_file():
-        return
-    made = parse_yaml(read_text(path), where=str(path))
-    section = made.get("data") if isinstance(made, dict) else None
-    then, now = dict(leaves(section if isinstance(section, dict) else {})), dict(leaves(study.data))
-    places = (study.output, Path())  # earlier versions wrote paths as they were named
-    changed = [
-        f"data.{key} {_shown(then[key])} -> {_shown(value)}"
-        for key, value in now.items()
-        if key in then and not any(_placed(then[key], value, base) == _placed(value, value, Path()) for base in places)
-    ]
-    if changed:
+    if changed := other_data_settings(study):
         raise InputError(
-            f"the data of this study were made with other settings: {'; '.join(changed)}", where=str(path),
+            f"the data of this study were made with other settings: {'; '.join(changed)}",
+            where=str(study.output / FILE),
             remedy="kis study run makes them, or says which runs hold the old ones; or choose another output",
-        )  # fmt: skip
-
-
-def _placed(value: Any, like: Any, base: Path) -> Any:
-    """A value of a file in ``base``, with its paths as absolute ones; ``like`` tells what is a path."""
-    if isinstance(like, list | tuple) and isinstance(value, list | tuple):
-        return [_placed(item, like[0] if like else None, base) for item in value]
-    if isinstance(like, Path) and isinstance(value, str | Path):
-        return (base / value).resolve()
-    return value
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return "none" if value is None else str(value)
+        )

@@ -44,7 +44,7 @@ def _run(options: argparse.Namespace) -> int:
     from megatron_kis.study.data import check_sources, with_data
     from megatron_kis.study.executor import execute, study_lock
     from megatron_kis.study.manifest import write_manifest
-    from megatron_kis.study.resolved import write_study
+    from megatron_kis.study.resolved import FILE, write_study
     from megatron_kis.study.standing import refuse, unfinished_conflicts
 
     study, data, analysis = load_study(options)
@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
     with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
         prepare(study, data, restarted={run.name for run in runs} if options.restart else ())
         done, fingerprints = done_runs(every, runs)
-        write_study(study, study.output / "study.yaml")
+        write_study(study, study.output / FILE)
         write_manifest(study.output, study.name, every, fingerprints)
         runs = with_data(runs, fingerprints)
         another_try([run for run in runs if run.name not in done], study.executor, options)

@@ -51,10 +51,11 @@ def _status(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from megatron_kis.study.forecast import forecast
+    from megatron_kis.study.resolved import other_data_settings
     from megatron_kis.study.slurm.queue import Queue
 
     study, view = overview(options)
-    if changed := _other_data(study):
+    if changed := other_data_settings(study):
         print(
             f"kis: the data in {study.output / DATA_FOLDER} were made with other settings: {', '.join(changed)}",
             file=sys.stderr,
@@ -69,24 +70,6 @@ def _status(options: argparse.Namespace) -> int:
     for table in tables(rows, ahead, every=options.all):
         console.print(table, highlight=False)
     return 0
-
-
-def _other_data(study: StudyConfig) -> list[str]:
-    """How the settings of the data differ from those that the study was last run with; files are not compared."""
-    from megatron_kis.files import read_text
-    from megatron_kis.identity import differences
-    from megatron_kis.parsing import parse_yaml
-    from megatron_kis.study.launch import absolute
-
-    path = study.output / "study.yaml"
-    if not path.exists():
-        return []
-    content = parse_yaml(read_text(path), where=str(path))
-    then = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(then, dict):
-        return []
-    files = ("data.text", "data.facts", "data.templates", "data.tokenizer")
-    return differences({"data": then}, {"data": absolute(study.data)}, but=files)
 
 
 def record(name: str, rows: list[RunStatus], ahead: Forecast) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _nothing(study: StudyConfig, options: argparse.Namespace, live: list[Task]) 
 def _same_data(study: StudyConfig, live: list[Task], sources: list[Source]) -> None:
     """Refuses to make the data again under cells that wait for them or read them."""
     from megatron_kis.identity import differences
-    from megatron_kis.study.launch import absolute
+    from megatron_kis.paths import absolute, with_paths
     from megatron_kis.study.slurm.records import SOURCES, STUDY, changed_source, submission_folder
 
     remedy = "end them with kis study cancel, or wait for them"
@@ -122,7 +122,7 @@ def _same_data(study: StudyConfig, live: list[Task], sources: list[Source]) -> N
         folder = submission_folder(study.output.absolute(), number)
         if (folder / STUDY).exists():
             theirs, _, _ = load_study(argparse.Namespace(study=folder / STUDY, overrides=[]))
-            if changed := differences({"data": absolute(theirs.data)}, {"data": absolute(study.data)}):
+            if changed := differences(*({"data": with_paths(one.data, absolute)} for one in (theirs, study))):
                 raise InputError(
                     f"jobs in the queue work with other settings of the data ({', '.join(changed)})",
                     where=str(study.output), remedy=remedy,

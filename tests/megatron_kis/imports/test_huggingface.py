@@ -254,5 +254,5 @@ def test_a_key_twice_in_the_configuration_of_a_model_is_refused(tiny_data: Path,
     folder = make_model(tmp_path / "hf", tiny_data, **TIED)
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace("{", '{"rms_norm_eps": 0.5,', 1))
-    with pytest.raises(InputError, match=r"config\.json:\d+: the key 'rms_norm_eps' stands twice"):
+    with pytest.raises(InputError, match=r"config\.json:\d+: the key 'rms_norm_eps' is given twice"):
         import_huggingface(folder, tmp_path / "start")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from data_tools import prepare_steps
 from megatron_kis.cli import main
 from megatron_kis.study.attempts import read_attempts
 from megatron_kis.study.claim import Claim, claim
@@ -121,6 +122,17 @@ def test_data_that_a_run_was_made_with_are_not_made_again(
     changed = {path for path in {*before, *after} if before.get(path) != after.get(path)}
     assert changed <= {"out", "out/.lock"}
     assert main(["study", step, str(done), change, f"output={done.parent / 'other'}"]) == 0  # the advice helps
+
+
+def test_a_plan_reads_data_that_differ_in_versions_alone_where_runs_hold_them(
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(prepare_steps.CODE, "render", "99")
+    before = tree(done.parent)
+    assert main(["study", "plan", str(done)]) == 0
+    said = capsys.readouterr().err
+    assert "the data stay as they are, runs were made with them (versions.code " in said
+    assert tree(done.parent) == before
 
 
 def test_a_changed_source_is_refused_as_well(

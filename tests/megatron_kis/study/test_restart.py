@@ -94,9 +94,9 @@ def test_settings_are_taken_wherever_they_stand(
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["study", "run", "seeds=[1]", "S.yaml"], "seeds=[1]: stands where STUDY.yaml is expected"),
-        (["train", "training.seed=1", "R.yaml"], "training.seed=1: stands where RUN.yaml is expected"),
-        (["study", "logs", "S.yaml", "seeds=[1]", "A"], "seeds=[1]: stands where a run is expected"),
+        (["study", "run", "seeds=[1]", "S.yaml"], "seeds=[1]: is given where STUDY.yaml is expected"),
+        (["train", "training.seed=1", "R.yaml"], "training.seed=1: is given where RUN.yaml is expected"),
+        (["study", "logs", "S.yaml", "seeds=[1]", "A"], "seeds=[1]: is given where a run is expected"),
         (["study", "run", "S.yaml", "--only", "seeds=[1]"], "--only: names no run"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_run_on_other_data_is_refused(tiny_run: MakeRun) -> None:
     for name in FINGERPRINTS:
         with pytest.raises(InputError, match=f"holds a complete run on another {name} .*, now 000000000000"):
             is_done(config, {**FINGERPRINTS, name: "0" * 64})
-    with pytest.raises(InputError, match=r"another exposures \(None, now"):
+    with pytest.raises(InputError, match=r"another exposures \(none, now"):
         is_done(config, {**FINGERPRINTS, "exposures": "e" * 64})
 
 
@@ -136,7 +136,7 @@ def test_data_that_are_no_longer_there_or_asked_for_are_compared(tiny_run: MakeR
     closed(config, fingerprints={**FINGERPRINTS, "validation": "v" * 64, "start": "s" * 64, "code": "x"})
     with pytest.raises(InputError, match="another validation"):
         is_done(config, {**FINGERPRINTS, "validation": "w" * 64, "start": "s" * 64})
-    with pytest.raises(InputError, match=r"another start \(ssssssssssss, now None\)"):
+    with pytest.raises(InputError, match=r"another start \(ssssssssssss, now none\)"):
         is_done(config, {**FINGERPRINTS, "validation": "v" * 64})
     asked = tiny_run(data={"fingerprints": {"corpus": "d" * 64}})
     with pytest.raises(InputError, match="another corpus"):
