@@ -8,13 +8,16 @@ from typing import Any
 import yaml
 
 from megatron_kis.files import read_text, write_text
-from megatron_kis.identity import leaves
+from megatron_kis.identity import leaves, within
 from megatron_kis.parsing import parse_yaml
 from megatron_kis.settings import as_content
 from megatron_kis.study.config import StudyConfig
 
 FILE = "study.yaml"
 """In the study's output folder."""
+
+FILES = ("data.text", "data.facts", "data.templates", "data.tokenizer")
+"""Settings that name files, which count by their content."""
 
 
 def write_study(study: StudyConfig, path: Path) -> None:
@@ -42,10 +45,14 @@ def read_resolved(output: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def other_data_settings(study: StudyConfig) -> list[str]:
+def other_data_settings(study: StudyConfig, *, but: tuple[str, ...] = ()) -> list[str]:
     """``data.key then -> now`` of the settings of the data that differ from those that the study was last run with.
 
     What was not written down then, because the setting came later, is not compared.
+
+    Args:
+        study: the study.
+        but: keys that may differ, such as ``FILES``.
 
     Raises:
         InputError: as ``read_resolved``.
@@ -56,7 +63,9 @@ def other_data_settings(study: StudyConfig) -> list[str]:
     return [
         f"data.{key} {_shown(then[key])} -> {_shown(value)}"
         for key, value in now.items()
-        if key in then and not any(_placed(then[key], value, base) == _placed(value, value, Path()) for base in places)
+        if key in then
+        and not within(f"data.{key}", but)
+        and not any(_placed(then[key], value, base) == _placed(value, value, Path()) for base in places)
     ]
 
 

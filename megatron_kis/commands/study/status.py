@@ -51,11 +51,11 @@ def _status(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from megatron_kis.study.forecast import forecast
-    from megatron_kis.study.resolved import other_data_settings
+    from megatron_kis.study.resolved import FILES, other_data_settings
     from megatron_kis.study.slurm.queue import Queue
 
     study, view = overview(options)
-    if changed := other_data_settings(study):
+    if changed := other_data_settings(study, but=FILES):
         print(
             f"kis: the data in {study.output / DATA_FOLDER} were made with other settings: {', '.join(changed)}",
             file=sys.stderr,
