@@ -46,6 +46,7 @@ class ClosedRun:
         self._closed: set[str] = set()
         done = _parsed(self.content("DONE") or b"{}", self._place("DONE"))
         closed = done.get("files") if isinstance(done, dict) else None
+        self.hashed = isinstance(closed, dict) and bool(closed)
         for name, digest in (closed if isinstance(closed, dict) else {}).items():
             if not isinstance(digest, str) or len(digest) != 64:
                 continue

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_LARGEST = 10**24
 _COUNT = re.compile(r"\s*([+-]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:e[+-]?\d{1,3})?)\s*([kmbgt]?)\s*", flags=re.I | re.A)
 
 
@@ -26,17 +27,21 @@ def as_count(value: Any) -> Any:
     A whole number becomes an ``int`` in every notation: YAML takes ``1.2e6`` for a text and ``1.2e+6`` for a float.
 
     Raises:
-        ValueError: a text that is no number.
+        ValueError: a text or a truth value, which are no numbers, or a number beyond all sizes and budgets.
     """
+    if isinstance(value, bool):
+        msg = f"{str(value).lower()} is no number"
+        raise ValueError(msg)
     if isinstance(value, str):
         number = parse_count(value)
         if number is None:
             msg = f"{value!r} is no number; write 1200000, 1.2e6 or 1.2M"
             raise ValueError(msg)
-        return int(number) if number == number.to_integral_value() else float(number)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+        value = float(number) if abs(number) > _LARGEST or number != number.to_integral_value() else int(number)
+    if isinstance(value, int | float) and abs(value) > _LARGEST:
+        msg = f"is larger than {_LARGEST:.0e}, which nothing has"
+        raise ValueError(msg)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def quantity(text: str) -> float:

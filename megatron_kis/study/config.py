@@ -38,7 +38,7 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Tokens = Annotated[Count, Field(gt=0)]
 Budgets = Annotated[tuple[Tokens, ...], AfterValidator(_distinct)]
-Counts = Annotated[tuple[NonNegativeInt, ...], AfterValidator(_distinct)]
+Counts = Annotated[tuple[Annotated[Count, Field(ge=0)], ...], AfterValidator(_distinct)]
 
 
 class RungConfig(ModelConfig):
@@ -82,7 +82,7 @@ class ListedRun(Settings):
 class StudyTraining(Settings):
     """What the runs of a study share."""
 
-    sequence_length: int = Field(ge=2)
+    sequence_length: Count = Field(ge=2)
     """L, tokens."""
 
     global_batch_size: int = Field(gt=0)
@@ -195,7 +195,7 @@ class StudyConfig(Settings):
     analysis: dict[str, Any] = Field(default_factory=dict)
     """Criteria, declared before the data are seen (``analysis.AnalysisSettings``)."""
 
-    predict: tuple[Quantity, ...] = ()
+    predict: tuple[Annotated[Quantity, Field(gt=0, allow_inf_nan=False)], ...] = ()
     """Sizes to predict for, parameters, that need not be trained."""
 
     @model_validator(mode="after")

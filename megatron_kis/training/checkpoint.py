@@ -36,6 +36,7 @@ from megatron_kis.training.logs import JsonLines
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8,})")
+_PARTIAL = re.compile(r"\.step-\d{8,}\.partial")
 _KEYS = ("step", "sequences", "identity", "state", "logs", "files", "layout", "hash")
 _ASIDE = ".damaged"
 _Read = TypeVar("_Read")
@@ -279,6 +280,23 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(there, key=_step, reverse=True)
 
 
+def left_there(run: Path) -> list[str]:
+    """Names of everything in a run's folder of checkpoints but parts that a killed writer has left.
+
+    They need not be checkpoints that can be used: one whose name was changed, or a link to a place that is away, is
+    somebody's work as well. The folder itself, where it is a link that leads nowhere, is named ``checkpoints``.
+
+    Raises:
+        InputError: the folder may not be read.
+        JobError: the disk or the file server fails.
+    """
+    folder = run / FOLDER
+    names = _unless_missing(lambda: [path.name for path in folder.iterdir()], folder)
+    if names is None:
+        return [FOLDER] if folder.is_symlink() else []
+    return sorted(name for name in names if not _PARTIAL.fullmatch(name))
+
+
 def steps_there(run: Path) -> list[int]:
     """Steps of the checkpoints in a run's folder, whole or damaged, ascending.
 
@@ -351,7 +369,8 @@ def write_manifest(path: Path, content: dict[str, Any]) -> None:
 
 def _damage(checkpoint: Checkpoint) -> str | None:
     """What is wrong with this rank's share of the files."""
-    files = sorted(checkpoint.manifest["files"].items())
+    logs = checkpoint.manifest["logs"]  # copies that are lost are no damage of weights: see training/mending
+    files = sorted(item for item in checkpoint.manifest["files"].items() if item[0] not in logs)
     for name, facts in files[dist.get_rank() :: dist.get_world_size()]:
         path = checkpoint.folder / name
         there = _unless_missing(path.stat, path) if Path(name).name == name else None

@@ -13,7 +13,7 @@ from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, write_json
 from megatron_kis.identity import RUN_FILE
 from megatron_kis.training.branch import adopt
-from megatron_kis.training.checkpoint import FOLDER, Checkpoint, steps_there
+from megatron_kis.training.checkpoint import FOLDER, Checkpoint, left_there
 from megatron_kis.training.kept import FOLDER as INPUTS
 from megatron_kis.training.logs import JsonLines
 from megatron_kis.training.mending import METRICS, PROBES, Mended, mend_logs
@@ -55,9 +55,10 @@ class RunFolder:
         Raises:
             InputError: there are, and nobody asked to begin again.
         """
-        if not restart and (steps := steps_there(self.path)):
-            problem = f"there are checkpoints (of steps {', '.join(map(str, steps))})"
-            raise InputError(problem, where=str(self.path / FOLDER), remedy="begin again with --restart")
+        if not restart and (names := left_there(self.path)):
+            problem = f"holds {', '.join(names)}, and no checkpoint with which the run can be resumed"
+            remedy = "restore or move away what is there, or begin again with --restart"
+            raise InputError(problem, where=str(self.path / FOLDER), remedy=remedy)
         there = (RUN_FILE, METRICS, PROBES, "exposures.json", self.outcomes.name, FOLDER, INPUTS, *TRACKED)
         for name in there:
             path = self.path / name

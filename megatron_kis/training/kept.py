@@ -30,7 +30,7 @@ from megatron_kis.identity import RUN_FILE, RUN_SCHEMA, data_differences, settin
 from megatron_kis.probes.questions import QuestionSet, read_questions
 from megatron_kis.recorded import recorded_config
 from megatron_kis.training.checkpoint import Checkpoint
-from megatron_kis.training.record import setting_differences
+from megatron_kis.training.record import check_closed, setting_differences
 
 FOLDER = "inputs"
 QUESTIONS = f"{FOLDER}/questions.jsonl.gz"
@@ -203,7 +203,8 @@ class PastRun:
         if {then["data"].get("tokenizer"), ours.get("tokenizer")} == {sha256, self.tokenizer.fingerprint}:
             ours["tokenizer"] = then["data"]["tokenizer"]  # older, and still the same
         other = data_differences(ours, then["data"])
-        settings = self.record.get("settings") or settings_of(self.record["config"])
+        # Not the record's own "settings": the model is built, and the questions chosen, by its "config".
+        settings = settings_of(self.record["config"])
         other += setting_differences(
             settings, then["settings"], precision=(self.record.get("precision"), then["precision"])
         )
@@ -228,8 +229,16 @@ def open_run(folder: Path) -> PastRun:
     if not path.exists():
         raise InputError(f"has no {RUN_FILE}", where=str(folder), remedy="give the folder of a run")
     record = read_json(path, RUN_SCHEMA, keys=("run", "config", "fingerprints"))
-    if not isinstance(record["fingerprints"], dict):
-        raise InputError("'fingerprints' is no object", where=str(path))
+    for name in ("config", "fingerprints"):
+        if not isinstance(record[name], dict):
+            raise InputError(f"{name!r} is no object", where=str(path))
+    inputs = record.get("inputs")
+    if inputs is not None and not (isinstance(inputs, dict) and all(isinstance(name, str) for name in inputs.values())):
+        raise InputError("'inputs' does not name files", where=str(path), remedy="restore the file")
+    positions = record.get("max_position_embeddings")
+    if positions is not None and type(positions) is not int:
+        raise InputError(f"'max_position_embeddings' is {positions!r}", where=str(path), remedy="a whole number")
+    check_closed(folder)
     return PastRun(folder, record)
 
 

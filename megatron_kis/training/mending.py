@@ -1,11 +1,12 @@
 """The logs of a run, brought back to a checkpoint: what was written after it is dropped, what is lost is restored.
 
-A checkpoint keeps a copy of both logs as they were. One from before there were copies only knows their lengths: then
-the rows that are still there count, and what is lost is said.
+A checkpoint keeps a copy of both logs as they were. Where there is none (an older checkpoint, or a damaged copy) the
+rows that are still in the run's own log count, and what is lost is said.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,9 +47,11 @@ def content_at(checkpoint: Checkpoint, run: Path, name: str) -> tuple[bytes, str
         InputError, JobError: it cannot be read.
     """
     size = int(checkpoint.manifest["logs"][name])
-    if name in checkpoint.manifest["files"]:
-        copy = checkpoint.folder / name
-        return steadily(copy.read_bytes, copy), None
+    copied = checkpoint.manifest["files"].get(name)
+    if copied is not None:
+        copy = _content(checkpoint.folder / name)
+        if hashlib.sha256(copy).hexdigest() == copied["sha256"]:
+            return copy, None
     content = _content(run / name)[:size]
     if len(content) == size:
         return content, None

@@ -115,6 +115,26 @@ def mark_done(folder: Path, summary: dict[str, Any], *, kept: Sequence[str] = ()
     write_json(folder / "DONE", {"schema": DONE_SCHEMA, "files": hashes, "inputs": inputs, **summary})
 
 
+def check_closed(folder: Path) -> bool:
+    """Whether a run is complete, with the ``run.json`` that ``DONE`` closed.
+
+    Raises:
+        InputError: ``DONE`` is damaged, or ``run.json`` was changed after the run was closed.
+    """
+    done = folder / "DONE"
+    if not done.exists():
+        return False
+    remedy = "restore both files, or train the run again in another folder"
+    files = read_json(done, DONE_SCHEMA, keys=("files",))["files"]
+    closed = files.get(RUN_FILE) if isinstance(files, dict) else None
+    if not isinstance(closed, str):
+        raise InputError(f"holds no hash of {RUN_FILE}", where=str(done), remedy=remedy)
+    if sha256_file(folder / RUN_FILE) != closed:
+        problem = "was changed after the run was closed (its sha256 is not DONE's)"
+        raise InputError(problem, where=str(folder / RUN_FILE), remedy=remedy)
+    return True
+
+
 def setting_differences(
     then: Mapping[str, Any], now: Mapping[str, Any], *, precision: tuple[Any, Any] = (None, None)
 ) -> list[str]:
@@ -149,7 +169,7 @@ def is_done(
         InputError: it holds a complete run of another configuration or of other data.
     """
     folder = config.output
-    if not (folder / "DONE").exists():
+    if not check_closed(folder):
         return False
     record = read_json(folder / RUN_FILE, RUN_SCHEMA, keys=("config_fingerprint", "fingerprints"))
     remedy = "choose another output, or move that run away"

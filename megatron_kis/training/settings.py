@@ -111,7 +111,7 @@ class TrainingConfig(Settings):
     token_budget: Count = Field(gt=0)
     """D, tokens; rounded down to whole global batches."""
 
-    sequence_length: int = Field(ge=2)
+    sequence_length: Count = Field(ge=2)
     """L, tokens."""
 
     global_batch_size: int = Field(gt=0)

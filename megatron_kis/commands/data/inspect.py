@@ -53,4 +53,4 @@ def _lines(lines: Iterable[str]) -> str:
     """Lines for a terminal: a corpus may hold anything."""
     from megatron_kis.errors import printable
 
-    return "\n".join(printable(line, keep="\n\t") for line in lines)
+    return "\n".join(printable(line, keep="\t") for line in lines)
