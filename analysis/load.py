@@ -185,6 +185,8 @@ def _load_run(path: Path) -> _Loaded:
     run = ClosedRun(path)
     record = run.record(RUN_FILE, RUN_SCHEMA)
     where = f"{path}{os.sep}{RUN_FILE}"
+    if record.get("config_fingerprint") and not run.hashed:  # a run of ours; other trainers may leave DONE empty
+        raise InputError("holds no hashes of the run's files", where=f"{path}{os.sep}DONE")
     tokens = whole(record, "tokens", where, least=1)
     frequency = number(record, "infusion_frequency", where, least=0)
     model = record.get("model")

@@ -68,7 +68,7 @@ def _parsed(line: bytes) -> tuple[Any, list[tuple[str, Any]]]:
 def _text_of(number: int, line: bytes, text_key: str) -> str:
     try:
         row, pairs = _parsed(line)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadLineError(number, f"malformed JSON line ({error})") from None
     if not isinstance(row, dict):
         raise BadLineError(number, "not a JSON object")

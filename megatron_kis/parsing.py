@@ -38,6 +38,10 @@ def parse_yaml(text: str, *, where: str) -> Any:
         place = f"{where}:{mark.line + 1}" if mark else where
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise InputError(f"not valid YAML ({problem})", where=place) from None
+    except (ValueError, OverflowError) as error:  # a value such as 2026-02-30, which YAML takes for a date
+        raise InputError(f"not valid YAML ({error})", where=where, remedy="put such a value in quotes") from None
+    except RecursionError:
+        raise InputError("not valid YAML (nested too deeply)", where=where) from None
 
 
 def parse_json(text: str | bytes, *, where: str) -> Any:
@@ -58,6 +62,8 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
         raise InputError(f"not UTF-8 (byte {error.start})", where=where) from None
     except RecursionError:
         raise InputError("not valid JSON (nested too deeply)", where=where) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"not valid JSON ({error})", where=where) from None
     except _RepeatedError:
         text = text if isinstance(text, str) else text.decode("utf-8", errors="replace")
         raise _twice(*_repeated_in(text), where) from None

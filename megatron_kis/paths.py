@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,21 @@ def expanded(path: Path | str) -> Path:
     return Path(text)
 
 
-def placed(path: Path | str, base: Path | None) -> Path:
+@dataclass(frozen=True)
+class Moved:
+    """Where the paths of a record of an older version begin.
+
+    It named paths from the folder in which it was made, its own among them, and that folder may be another one now.
+    """
+
+    folder: Path
+    """Of the record."""
+
+    origin: Path
+    """The same folder as the record names it."""
+
+
+def placed(path: Path | str, base: Path | Moved | None) -> Path:
     """The path that a file in the folder ``base`` means; None for the current folder.
 
     Raises:
@@ -47,6 +62,8 @@ def placed(path: Path | str, base: Path | None) -> Path:
     path = expanded(path)
     if base is None or path.is_absolute():
         return path
+    if isinstance(base, Moved):
+        return tidy(base.folder / os.path.relpath(path, base.origin))
     return tidy(base / path)
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 from megatron_kis.config import RunConfig
 from megatron_kis.identity import RUN_FILE
+from megatron_kis.paths import Moved
 from megatron_kis.settings import parse_config
 
 
 def recorded_config(record: Mapping[str, Any], folder: Path) -> RunConfig:
     """The configuration in a ``run.json``, with ``folder`` as its output.
 
-    Paths in it begin at the run's folder. A run that keeps no inputs is older: there they begin at the current folder,
-    as they did when it was trained. A file of frequencies that the run has kept takes the place of the original.
+    Paths in it begin at the run's folder. A run that keeps no inputs is older: there they begin where the run was
+    started, and its own folder is named from there as well. A file of frequencies that the run has kept takes the place
+    of the original.
 
     Args:
         record: content of ``run.json``.
@@ -25,9 +27,10 @@ def recorded_config(record: Mapping[str, Any], folder: Path) -> RunConfig:
         InputError: it is no configuration of a run.
     """
     kept = record.get("inputs")
-    config = parse_config(
-        RunConfig, record["config"], source=str(folder / RUN_FILE), base=folder if isinstance(kept, dict) else None
-    )
+    base: Path | Moved = folder
+    if not isinstance(kept, dict):
+        base = Moved(folder, Path(str(record["config"].get("output", "."))))
+    config = parse_config(RunConfig, record["config"], source=str(folder / RUN_FILE), base=base)
     changes: dict[str, Any] = {"output": folder}
     if isinstance(kept, dict) and "frequencies" in kept:
         changes["infusion"] = config.infusion.model_copy(update={"frequencies": folder / kept["frequencies"]})

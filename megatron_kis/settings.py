@@ -25,9 +25,10 @@ from pydantic import (
 
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_text
+from megatron_kis.identity import RUN_FILE
 from megatron_kis.names import ALLOWED, complaint, is_name
 from megatron_kis.parsing import parse_yaml
-from megatron_kis.paths import absolute, placed, seen_from, with_paths
+from megatron_kis.paths import Moved, absolute, placed, seen_from, with_paths
 from megatron_kis.units import as_count
 
 if TYPE_CHECKING:
@@ -86,9 +87,27 @@ def load_config(
     if not isinstance(content, dict):
         raise InputError("not a mapping of settings", where=str(path))
     fields = _fields_of(kind) | dict(sections or {})
+    base = file_base(path, content)
     for override in overrides:
-        _override(content, override, fields, path.parent)
-    return parse_config(kind, content, source=str(path), base=path.parent, overrides=overrides)
+        _override(content, override, fields, base)
+    return parse_config(kind, content, source=str(path), base=base, overrides=overrides)
+
+
+def file_base(path: Path, content: Mapping[str, Any]) -> Path | Moved:
+    """Where the relative paths of a file of settings begin: at its folder.
+
+    The records of older versions, in the ``output`` that they name, have paths from the folder in which they were made.
+
+    Args:
+        path: the file.
+        content: what it says.
+    """
+    folder, output = path.parent, content.get("output")
+    origin = Path(output) if isinstance(output, str) else Path()
+    own = folder.resolve().parts[-len(origin.parts) :] == origin.parts
+    if own and not origin.is_absolute() and any((folder / name).exists() for name in ("runs", RUN_FILE)):
+        return Moved(folder, origin)
+    return folder
 
 
 def parse_config(
@@ -96,7 +115,7 @@ def parse_config(
     content: dict[str, Any],
     *,
     source: str,
-    base: Path | None = None,
+    base: Path | Moved | None = None,
     overrides: Sequence[str] = (),
 ) -> _Config:
     """Checks settings that are already in memory; see ``load_config``.
@@ -145,7 +164,9 @@ def _dumped(config: Settings, written: Callable[[Path], Path]) -> dict[str, Any]
     return content
 
 
-def parse_dataclass(kind: type[_Record], content: dict[str, Any], *, where: str, base: Path | None = None) -> _Record:
+def parse_dataclass(
+    kind: type[_Record], content: dict[str, Any], *, where: str, base: Path | Moved | None = None
+) -> _Record:
     """Checks the settings of another package, kept there as a (nested) dataclass, as strictly as our own.
 
     Args:
@@ -198,7 +219,7 @@ def _with_places(value: Any, context: Any) -> Any:
     return value
 
 
-def _override(content: dict[str, Any], override: str, fields: Mapping[str, Any], base: Path) -> None:
+def _override(content: dict[str, Any], override: str, fields: Mapping[str, Any], base: Path | Moved) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError("is not of the form key=value", where=override, remedy="for example training.seed=1")
@@ -219,11 +240,12 @@ def _override(content: dict[str, Any], override: str, fields: Mapping[str, Any],
         raise InputError(error.problem, where=override, remedy=error.remedy) from None
 
 
-def _as_the_file_names(value: Any, kind: Any, base: Path) -> Any:
+def _as_the_file_names(value: Any, kind: Any, base: Path | Moved) -> Any:
     """A value of the command line, whose paths begin at the current folder, as the file would write it."""
     arms = [kind, *_arms(kind)]
     if isinstance(value, str) and Path in arms:
-        return str(seen_from(placed(value, None), base))
+        path = placed(value, None)
+        return str(path.absolute() if isinstance(base, Moved) else seen_from(path, base))
     if isinstance(value, list):
         inner = next((get_args(arm)[0] for arm in arms if get_origin(arm) is tuple), None)
         return [_as_the_file_names(item, inner, base) for item in value]

@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError, first_of
+from megatron_kis.errors import InputError, first_of, system_problem
 from megatron_kis.files import read_json
 from megatron_kis.identity import (
     CHECKPOINT_FILE,
@@ -140,6 +141,25 @@ def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
     if all(conflict.what.startswith("checkpoints") for conflict in found):
         remedy = "restore the settings, choose another output, or begin them again with --restart"
     raise InputError("; ".join(parts), where=str(output / "runs"), remedy=remedy)
+
+
+def check_output(output: Path) -> None:
+    """Refuses an output folder that can be none.
+
+    Raises:
+        InputError: it, or a folder above it, is a file; or a name is too long.
+    """
+    for place in (output, *output.absolute().parents):
+        try:
+            folder = S_ISDIR(place.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise InputError(system_problem(error), where=f"output: {place}", remedy="choose another output") from None
+        if not folder:
+            problem = "is a file where a folder is wanted"
+            raise InputError(problem, where=f"output: {place}", remedy="choose another output")
+        return
 
 
 def check_owner(study: StudyConfig, runs: Sequence[RunConfig]) -> str:

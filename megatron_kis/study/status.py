@@ -210,13 +210,15 @@ def _state(
 
 
 def _foreign(run: RunConfig) -> list[str]:
-    """How the complete run in a run's folder differs in its settings; a damaged record is the analysis' to name."""
+    """How the complete run in a run's folder differs in its settings; that its record is damaged, if it is."""
     try:
         record = json.loads((run.output / RUN_FILE).read_bytes())
-    except (OSError, ValueError):
+    except OSError:
         return []
+    except ValueError:
+        record = None
     if not isinstance(record, dict) or "config" not in record:
-        return []
+        return [f"{RUN_FILE} is damaged"]
     return foreign_settings(run, record)
 
 

@@ -169,9 +169,10 @@ def is_done(
         InputError: it holds a complete run of another configuration or of other data.
     """
     folder = config.output
-    if not check_closed(folder):
+    if not (folder / "DONE").exists():
         return False
     record = read_json(folder / RUN_FILE, RUN_SCHEMA, keys=("config_fingerprint", "fingerprints"))
+    check_closed(folder)
     remedy = "choose another output, or move that run away"
     if record["config_fingerprint"] != config_fingerprint(config):
         then = record.get("settings") or settings_of(record.get("config") or {})

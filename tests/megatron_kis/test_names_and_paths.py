@@ -7,7 +7,7 @@ import pytest
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import InputError, printable
 from megatron_kis.names import checked_name, is_name
-from megatron_kis.paths import expanded, placed, seen_from
+from megatron_kis.paths import Moved, expanded, placed, seen_from
 from megatron_kis.settings import as_content, load_config
 from megatron_kis.units import as_count
 
@@ -112,3 +112,20 @@ def test_counts_are_numbers_in_every_notation(value, number):
 def test_text_for_a_terminal_holds_no_control_characters():
     assert printable("a\nb\x1b[31m\u202e") == "a\\nb\\x1b[31m\\u202e"
     assert printable("größe\n", keep="\n") == "größe\n"
+
+
+def test_a_record_of_an_older_version_names_paths_from_where_it_was_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "work" / "runs" / "r"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(RUN)
+    (folder / "run.json").write_text("{}")
+    run = load_config(RunConfig, Path("work/runs/r/config.yaml"))
+    assert (run.output, run.data.corpus) == (Path("work/runs/r"), Path("work/d/c"))
+    assert placed("d/c", Moved(Path("copy"), Path("runs/r"))).resolve() == (tmp_path / ".." / "d" / "c").resolve()
+
+
+@pytest.mark.parametrize("value", [True, "1e400", 10**30, 1e30, "x", "1.2.3"])
+def test_what_is_no_count_or_beyond_all_is_refused(value):
+    with pytest.raises(ValueError, match=r"is no number|is larger than"):
+        as_count(value)

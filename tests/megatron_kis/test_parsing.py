@@ -58,3 +58,14 @@ def test_what_is_no_json_is_refused_with_its_place(text):
 def test_what_is_no_yaml_is_refused_with_its_line(text):
     with pytest.raises(InputError, match=r"f.yaml:1: not valid YAML"):
         parse_yaml(text, where="f.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: 2026-02-30", "2026-13-01: a", '!!int "abc"', "[" * 3000])
+def test_values_that_yaml_cannot_read_are_wrong_input(text):
+    with pytest.raises(InputError, match=r"f.yaml.*not valid YAML"):
+        parse_yaml(text, where="f.yaml")
+
+
+def test_a_number_of_thousands_of_digits_is_wrong_input():
+    with pytest.raises(InputError, match=r"f.json.*not valid JSON"):
+        parse_json('{"a": ' + "1" * 5000 + "}", where="f.json")

@@ -54,13 +54,16 @@ def load_study(options: argparse.Namespace) -> tuple[StudyConfig, DataSettings, 
 
     from analysis.settings import AnalysisSettings
     from data_tools.prepare import DataSettings
-    from megatron_kis.settings import load_config, parse_dataclass
+    from megatron_kis.files import read_text
+    from megatron_kis.parsing import parse_yaml
+    from megatron_kis.settings import file_base, load_config, parse_dataclass
     from megatron_kis.study.config import StudyConfig
 
     owned = {"data": DataSettings, "analysis": AnalysisSettings}
     study = load_config(StudyConfig, options.study, options.overrides, sections=owned)
     source = str(options.study)
-    data = parse_dataclass(DataSettings, study.data, where=f"{source}: data", base=options.study.parent)
+    base = file_base(options.study, parse_yaml(read_text(options.study), where=source))
+    data = parse_dataclass(DataSettings, study.data, where=f"{source}: data", base=base)
     analysis = parse_dataclass(AnalysisSettings, study.analysis, where=f"{source}: analysis")
     return study.model_copy(update={"data": asdict(data), "analysis": asdict(analysis)}), data, analysis
 
@@ -94,8 +97,9 @@ def look_over(study: StudyConfig, data: DataSettings) -> list[RunConfig]:
         InputError: the output holds another study, or runs of other settings.
     """
     from megatron_kis.study.grid import runs_of
-    from megatron_kis.study.standing import check_owner, conflicts, refuse, unnamed_line
+    from megatron_kis.study.standing import check_output, check_owner, conflicts, refuse, unnamed_line
 
+    check_output(study.output)
     runs = runs_of(study, data_config(study, data))
     owner = check_owner(study, runs)
     refuse(study.output, conflicts(runs), holds=owner)

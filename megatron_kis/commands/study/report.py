@@ -64,11 +64,23 @@ def belonging(study: StudyConfig) -> dict[str, Any]:
 
 def _same_data(study: StudyConfig) -> None:
     """Refuses to report on data that are not made yet."""
-    from megatron_kis.study.resolved import FILE, other_data_settings
+    from megatron_kis.study.resolved import FILE, FILES, other_data_settings
 
-    if changed := other_data_settings(study):
+    changed = other_data_settings(study)
+    if changed and (other_data_settings(study, but=FILES) or not _as_made(study)):
         raise InputError(
             f"the data of this study were made with other settings: {'; '.join(changed)}",
             where=str(study.output / FILE),
             remedy="kis study run makes them, or says which runs hold the old ones; or choose another output",
         )
+
+
+def _as_made(study: StudyConfig) -> bool:
+    """Whether the data that are there are made from the files that the study names now: the same, at other places."""
+    from data_tools.prepare import DataSettings, stale
+    from megatron_kis.settings import parse_dataclass
+
+    try:
+        return not stale(parse_dataclass(DataSettings, study.data, where="data"), study.output / "data")
+    except InputError:  # a file that is not there
+        return False

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from analysis.load import load_runs
 from data_tools.prepare import DataSettings, prepare_data
 from data_tools.select import SelectSettings
 from data_tools.tokenizer import load_tokenizer, train_tokenizer
@@ -189,6 +190,57 @@ def made_older(run: Path, config: RunConfig) -> None:
         record.pop(name)
     write_json(run / "run.json", record | {"config": config.model_dump(mode="json")})
     shutil.rmtree(run / "inputs")
+    close_again(run)
+
+
+def close_again(run: Path) -> None:
+    """Closes a run with the ``run.json`` that is there now."""
+    if (run / "DONE").exists():
+        done = read_json(run / "DONE", "kis.done/1")
+        write_json(run / "DONE", done | {"files": done["files"] | {"run.json": sha256_file(run / "run.json")}})
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_record_that_was_edited_is_not_what_a_run_is_asked_with(
+    tiny_run: MakeRun, closed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_run()
+    run = train(config)
+    record = read_json(run / "run.json", "kis.run/1")
+    record["config"]["model"]["rope_base"] = 500
+    write_json(run / "run.json", record)
+    if closed:
+        close_again(run)
+    assert main(["probe", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert ("model.rope_base" if closed else "was changed after the run was closed") in said
+
+
+@pytest.mark.parametrize(
+    "change", [{"inputs": {"tokenizer": 5}}, {"config": 5}, {"fingerprints": []}, {"max_position_embeddings": "x"}]
+)
+def test_a_record_of_other_types_is_wrong_input(
+    tiny_run: MakeRun, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tiny_run())
+    write_json(run / "run.json", read_json(run / "run.json", "kis.run/1") | change)
+    close_again(run)
+    assert main(["probe", str(run)]) == 2
+    assert "run.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"schema": "kis.done/1", "files": 5}'])
+def test_a_run_whose_done_closes_nothing_is_not_used(
+    tiny_run: MakeRun, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_run()
+    run = train(config)
+    (run / "DONE").write_text(content)
+    assert main(["probe", str(run)]) == 2
+    assert "DONE" in capsys.readouterr().err
+    with pytest.raises(InputError, match="DONE"):
+        train(config)
+    assert load_runs(run.parent).problems["status"].tolist() == ["damaged"]
 
 
 def test_an_older_run_is_asked_with_the_files_at_the_old_place_if_they_are_the_same(
@@ -330,6 +382,7 @@ def test_an_older_run_of_a_tokenizer_json_resumes_and_one_of_another_end_of_docu
     record.pop("inputs")
     record["config"] = config.model_dump(mode="json")
     write_json(config.output / "run.json", record)
+    close_again(config.output)
     train(config)  # done
     assert main(["probe", str(config.output), "--device", "cpu"]) == 0
     meta = model.with_name("tokenizer.json.meta.json")

@@ -75,11 +75,47 @@ def test_no_run_begins_again_by_itself_where_checkpoints_lie(tiny_run: MakeRun) 
     assert "--restart" in said
     after = content(config)
     assert before == {name: after[name] for name in before}
-    with pytest.raises(InputError, match="there are checkpoints"):
+    with pytest.raises(InputError, match=r"holds step-00000005, step-00000010, and no checkpoint"):
         RunFolder(config.output).clear(restart=False)
     train(config, restart=True)
     assert [session["from_step"] for session in read_json(config.output / "run.json", "kis.run/1")["sessions"]] == [0]
     assert folders(config) == ["step-00000015", "step-00000020"]
+
+
+@pytest.mark.parametrize("how", ["renamed", "links", "link", "archive"])
+def test_what_lies_among_checkpoints_is_not_removed_unasked(tiny_run: MakeRun, tmp_path: Path, how: str) -> None:
+    """Checkpoints under other names, and links to a place that is away, are somebody's work."""
+    config = tiny_run(**OFTEN)
+    cut_off(config, 12)
+    there = config.output / "checkpoints"
+    names = sorted(path.name for path in there.iterdir())
+    if how == "link":
+        there.rename(tmp_path / "away")
+        there.symlink_to(tmp_path / "not mounted")
+    else:
+        for name in names:
+            (there / name).rename(there / f"old-{name}")
+            if how == "links":
+                (there / name).symlink_to(tmp_path / "not mounted" / name)
+    if how == "archive":
+        (there / "old.tar").write_bytes(b"")
+    before = content(config)
+    with pytest.raises(InputError, match=r"checkpoints: holds .*begin again with --restart"):
+        train(config)
+    after = content(config)
+    assert before == {name: after[name] for name in before}
+    assert there.is_symlink() == (how == "link")
+    train(config, restart=True)
+    assert (config.output / "DONE").exists()
+
+
+def test_lost_copies_of_logs_are_no_damage_of_weights(tiny_run: MakeRun) -> None:
+    config = tiny_run(**OFTEN)
+    cut_off(config, 12)
+    for path in (config.output / "checkpoints").glob("*/*.jsonl"):
+        path.unlink()
+    train(config)
+    assert [row["from_step"] for row in read_json(config.output / "run.json", "kis.run/1")["sessions"]] == [0, 10]
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "changed"])
