@@ -10,7 +10,8 @@ import yaml
 from megatron_kis.files import read_text, write_text
 from megatron_kis.identity import leaves, within
 from megatron_kis.parsing import parse_yaml
-from megatron_kis.settings import as_content
+from megatron_kis.paths import Moved, placed
+from megatron_kis.settings import as_content, file_base
 from megatron_kis.study.config import StudyConfig
 
 FILE = "study.yaml"
@@ -57,24 +58,24 @@ def other_data_settings(study: StudyConfig, *, but: tuple[str, ...] = ()) -> lis
     Raises:
         InputError: as ``read_resolved``.
     """
-    section = read_resolved(study.output).get("data")
+    content = read_resolved(study.output)
+    section, base = content.get("data"), file_base(study.output / FILE, content)
     then, now = dict(leaves(section if isinstance(section, dict) else {})), dict(leaves(study.data))
-    places = (study.output, Path())  # earlier versions wrote paths as they were named
     return [
         f"data.{key} {_shown(then[key])} -> {_shown(value)}"
         for key, value in now.items()
         if key in then
         and not within(f"data.{key}", but)
-        and not any(_placed(then[key], value, base) == _placed(value, value, Path()) for base in places)
+        and _placed(then[key], value, base) != _placed(value, value, None)
     ]
 
 
-def _placed(value: Any, like: Any, base: Path) -> Any:
+def _placed(value: Any, like: Any, base: Path | Moved | None) -> Any:
     """A value of a file in ``base``, with its paths as absolute ones; ``like`` tells what is a path."""
     if isinstance(like, list | tuple) and isinstance(value, list | tuple):
         return [_placed(item, like[0] if like else None, base) for item in value]
     if isinstance(like, Path) and isinstance(value, str | Path):
-        return (base / value).resolve()
+        return placed(value, base).resolve()
     return value
 
 
