@@ -267,6 +267,19 @@ def test_a_setting_that_counts_is_refused_before_training_and_pools_nothing(
     assert "done" not in states(study, changes, capsys).values()
 
 
+def test_the_law_of_a_folder_is_of_the_study_as_it_was_run(study: Path, tmp_path: Path) -> None:
+    """``kis law`` reads a study's folder and not its file: an edited file changes nothing there until it is run."""
+    out = study.parent / "out"
+    before = (out / "points.csv").read_text(encoding="utf-8")
+    text = study.read_text(encoding="utf-8")
+    try:
+        study.write_text(text.replace("frequency: 4", "frequency: 5"), encoding="utf-8")
+        assert main(["law", "collapse", str(out), "--output", str(tmp_path / "points.csv")]) == 0
+    finally:
+        study.write_text(text, encoding="utf-8")
+    assert (tmp_path / "points.csv").read_text(encoding="utf-8") == before
+
+
 @pytest.mark.parametrize("key", GRID)
 def test_the_report_of_another_grid_holds_the_runs_that_it_names(
     study: Path, key: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
