@@ -12,11 +12,12 @@ from data_tools.corpus import CorpusOptions, build_corpus, read_corpus_meta
 from data_tools.corpus_merge import merge_corpora
 from data_tools.encode import GigatokenEncoder
 from data_tools.facts import Fact
-from data_tools.indexed import IndexedReader, suffixed
+from data_tools.indexed import IndexedReader, IndexedWriter, content_fingerprint, suffixed
 from data_tools.progress import LineProgress
 from data_tools.text import iter_documents
 from data_tools.text_parts import expand, refuse_own_outputs
 from data_tools.tokenizer import load_tokenizer, train_tokenizer
+from megatron_kis.cli import main
 from megatron_kis.errors import InputError
 
 from .conftest import LEADS
@@ -334,6 +335,60 @@ def test_one_text_is_not_joined_twice(tmp_path, source, fast):
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(InputError, match="would be written over"):
         merge_corpora([tmp_path / "a"], tmp_path / "link" / "a")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output"),
+    [
+        (["q", "all.validation"], "all"),
+        (["all", "q"], "all.validation"),
+        (["q", "q.validation"], "q"),
+        (["link"], "all"),
+    ],
+)
+def test_no_file_of_an_input_is_written_over_or_removed(tmp_path, capsys, inputs, output):
+    for name, token in (("q", 1), ("all", 2), ("all.validation", 3)):
+        with IndexedWriter(tmp_path / name, vocab_size=400) as writer:
+            writer.add([token])
+        (tmp_path / f"{name}.meta.json").write_text('{"schema": "kis.corpus/1"}')
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"link{suffix}").symlink_to(tmp_path / f"all{suffix}")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(["data", "merge", *(str(tmp_path / name) for name in inputs), "--output", str(tmp_path / output)]) == 2
+    assert f"would be written over by {tmp_path / output}" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_killed_while_files_are_put_in_place_no_half_of_a_joined_corpus_looks_whole(
+    tmp_path, source, fast, monkeypatch, validation
+):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "Another text."}\n' * 3 + '{"text": "More."}\n{"text": "Most."}\n', encoding="utf-8")
+    build(source, fast, tmp_path / "a")
+    build(other, fast, tmp_path / "b", validation_share=0.5 if validation else 0)
+    merge_corpora([tmp_path / "a"], tmp_path / "both")
+    replaced = []
+
+    class KilledError(Exception):
+        pass
+
+    def killed(path, to):
+        if replaced:
+            raise KilledError
+        replaced.append(to)
+        os.replace(path, to)
+
+    monkeypatch.setattr("pathlib.Path.replace", killed)
+    with pytest.raises(KilledError):
+        merge_corpora([tmp_path / "b"], tmp_path / "both")
+    assert replaced
+    assert not list(tmp_path.glob("both*.meta.json"))
+    monkeypatch.undo()
+    joined = merge_corpora([tmp_path / "b"], tmp_path / "both")
+    assert len(joined) == len(list(tmp_path.glob("both*.meta.json"))) == 1 + validation
+    for prefix, _ in joined:
+        assert read_corpus_meta(prefix)["content_fingerprint"] == content_fingerprint(prefix)
 
 
 def test_no_validation_split_is_lost_when_corpora_are_joined(tmp_path, source, fast):
