@@ -121,7 +121,7 @@ def _files(prefix: Path) -> list[Path]:
 
 def _place(path: Path) -> str:
     """Where a file's name stands: a link of that name is what is replaced, not what it leads to."""
-    return os.path.join(os.path.realpath(path.parent), path.name)
+    return str(path.parent.resolve() / path.name)
 
 
 @contextmanager

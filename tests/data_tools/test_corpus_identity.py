@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,6 +259,30 @@ def test_a_source_changed_in_place_to_the_same_size_and_date_is_read_again(tmp_p
     assert found == build(source, fast, tmp_path / "fresh")[1]
 
 
+@pytest.mark.usefixtures("twins")
+def test_kept_parts_of_the_file_that_a_link_led_to_before_are_not_taken(tmp_path, source, fast, monkeypatch):
+    encode_part, count = corpus_part.PartEncoder.encode, [0]
+    new, link = tmp_path / "new.jsonl", tmp_path / "link.jsonl"
+    new.write_bytes(source.read_bytes().replace(b"the", b"eht"))
+    link.symlink_to(source)
+
+    def failing(self, part, prefix, report):
+        count[0] += 1
+        if count[0] > 4:
+            raise KeyboardInterrupt
+        return encode_part(self, part, prefix, report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_part.PartEncoder, "encode", failing)
+        with pytest.raises(KeyboardInterrupt):
+            build(link, fast, tmp_path / "c")
+    link.unlink()
+    link.symlink_to(new)
+    lines, found = build(link, fast, tmp_path / "c")
+    assert not any("were done before" in line for line in lines)
+    assert found == build(new, fast, tmp_path / "fresh")[1]
+
+
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, source, fast, monkeypatch):
     encode_part = corpus_part.PartEncoder.encode
 
@@ -368,7 +393,7 @@ def test_killed_while_files_are_put_in_place_no_half_of_a_joined_corpus_looks_wh
     build(source, fast, tmp_path / "a")
     build(other, fast, tmp_path / "b", validation_share=0.5 if validation else 0)
     merge_corpora([tmp_path / "a"], tmp_path / "both")
-    replaced = []
+    replaced, replace_ = [], Path.replace
 
     class KilledError(Exception):
         pass
@@ -377,7 +402,7 @@ def test_killed_while_files_are_put_in_place_no_half_of_a_joined_corpus_looks_wh
         if replaced:
             raise KilledError
         replaced.append(to)
-        os.replace(path, to)
+        return replace_(path, to)
 
     monkeypatch.setattr("pathlib.Path.replace", killed)
     with pytest.raises(KilledError):

@@ -12,6 +12,7 @@ from data_tools.facts import load_facts
 from data_tools.imports import source_fingerprint
 from data_tools.prepare import DataSettings, fact_names, prepare_data, stale
 from data_tools.progress import LineProgress
+from data_tools.seen import Seen, Sources
 from data_tools.select import SelectSettings
 from data_tools.templates import load_templates
 from data_tools.text import iter_documents
@@ -220,6 +221,26 @@ def test_a_source_changed_in_place_to_the_same_size_and_date_is_noticed(settings
     path.write_bytes(path.read_bytes().replace(b"the", b"eht"))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert stale(settings, data) == [f"data.text: {path}: content changed"]
+
+
+@pytest.mark.usefixtures("twins")
+def test_a_link_turned_to_another_file_of_the_same_size_and_times_is_noticed(settings, data, tmp_path):
+    old, new, link = settings.text[0], tmp_path / "new.jsonl", tmp_path / "link.jsonl"
+    new.write_bytes(old.read_bytes().replace(b"the", b"eht"))
+    link.symlink_to(old)
+    linked = replace(settings, text=(link,))
+    seen, sources = Seen(tmp_path / "stamps" / "seen.json"), Sources([link])
+    assert seen.sha256(link) == sha256_file(old)
+    seen.save()
+    run(linked, data)
+    assert stale(linked, data) == []
+    link.unlink()
+    link.symlink_to(new)
+    with pytest.raises(InputError, match="changed while it was read"):
+        sources.check()
+    assert Seen(tmp_path / "stamps" / "seen.json").sha256(link) == sha256_file(new)
+    (found,) = stale(linked, data)
+    assert found.startswith("data.text: ")
 
 
 STEPS = ["facts", "tokenizer", "corpus", "render"]
