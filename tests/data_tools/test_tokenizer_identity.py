@@ -74,6 +74,50 @@ def test_an_added_token_is_another_tokenizer(hugging):
     assert load_tokenizer(hugging).fingerprint != before
 
 
+def characters(path, around, *, vocab=None):
+    """A ``tokenizer.json`` of characters that has no token for a letter of Latin script."""
+    from tokenizers import Tokenizer, models, processors
+
+    vocab = vocab or {"<s>": 0, "<m>": 1, "</s>": 2, "\u4e2d": 3, "\u6587": 4}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.add_special_tokens(["<s>", "<m>", "</s>"])
+    special = [(name, vocab[name]) for name in ("<s>", "<m>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=special)
+    path.write_text(tokenizer.to_str(), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("around", "frame"),
+    [
+        ("<s> $A", ([0], [])),
+        ("$A <s>", ([], [0])),
+        ("<s> <m> $A </s>", ([0, 1], [2])),
+        ("<s> $A <s>", ([0], [0])),
+        ("$A", ([], [])),
+    ],
+)
+def test_what_stands_before_a_text_and_after_it_is_told_of_any_vocabulary(tmp_path, around, frame):
+    tokenizer = load_tokenizer(characters(tmp_path / "t.json", around))
+    assert tokenizer.encode("a") == []
+    assert tokenizer.frame == frame
+    assert tokenizer.encode_documents(["\u4e2d\u6587"]) == [[*frame[0], 3, 4, *frame[1]]]
+
+
+def test_a_model_that_does_something_else_with_a_text_is_refused(tmp_path):
+    path = characters(tmp_path / "t.json", "$A <s> $A")
+    with pytest.raises(InputError, match=r"t\.json: puts tokens around a text in a way that cannot be told"):
+        load_tokenizer(path)
+
+
+def test_a_vocabulary_with_holes_ends_with_its_largest_id(tmp_path):
+    vocab = {"<s>": 0, "<m>": 1, "</s>": 2, "\u4e2d": 3, "\u6587": 90}
+    tokenizer = load_tokenizer(characters(tmp_path / "t.json", "<s> $A", vocab=vocab))
+    assert tokenizer.vocab_size == 91
+    (tmp_path / "text.txt").write_text("\u4e2d\u6587\n", encoding="utf-8")
+    assert build_corpus([tmp_path / "text.txt"], tokenizer, tmp_path / "c", validation_share=0).tokens == 4
+
+
 @pytest.mark.parametrize(
     "change",
     [
