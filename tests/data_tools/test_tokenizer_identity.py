@@ -193,6 +193,45 @@ def test_a_damaged_side_file_of_a_tiktoken_file_is_named(tmp_path, change, probl
     assert f"{path.name}.meta.json: {problem}" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("special", "problem"),
+    [
+        ({"<|endoftext|>": 258}, "'<|endoftext|>' has the id 258 of a token of the text"),
+        ({"<|endoftext|>": 400, "<|other|>": 400}, "'<|other|>' has the id 400 of '<|endoftext|>'"),
+        ({"<|endoftext|>": 400, "<|other|>": -1}, "'<|other|>' has the id -1; ids are whole numbers"),
+        ({"<|endoftext|>": 2**31}, "'<|endoftext|>' has the id 2147483648"),
+        ({"<|endoftext|>": 2**70}, "'<|endoftext|>' has the id"),
+        ({"<|endoftext|>": 400, "": 401}, "special_tokens holds an empty one"),
+    ],
+)
+def test_special_tokens_have_ids_of_their_own(tmp_path, special, problem):
+    path = tiktoken_file(tmp_path, special_tokens=special)
+    with pytest.raises(InputError) as error:
+        load_tokenizer(path)
+    assert f"{path.name}.meta.json: " in str(error.value)
+    assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("token", "rank", "problem"),
+    [
+        (b"the", "300", "the token has a rank in line 258 already"),
+        (b"new", "258", "two tokens have one rank: line 259 gives 258 too"),
+        (b"new", "-1", "rank is -1; ids are whole numbers"),
+        (b"new", str(2**31), "rank is 2147483648"),
+        (b"new", str(2**70), "rank is"),
+        (b"new", "x", "not a token and its rank"),
+    ],
+)
+def test_ranks_of_a_tiktoken_file_that_cannot_be_are_named_by_line(tmp_path, token, rank, problem):
+    path = tiktoken_file(tmp_path)
+    with path.open("a") as file:
+        file.write(f"{base64.b64encode(token).decode()} {rank}\n")
+    with pytest.raises(InputError) as error:
+        load_tokenizer(path)
+    assert f"{path}:260: {problem}" in str(error.value)
+
+
 def test_a_side_file_of_a_sentencepiece_model_that_names_another_end_is_refused(tmp_path):
     train_tokenizer(TEXTS, tmp_path / "t.model", vocab_size=400)
     path = side_file(tmp_path / "t.model")
