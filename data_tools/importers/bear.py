@@ -61,6 +61,16 @@ def relation_files(path: Path) -> list[Path]:
     return files
 
 
+def bear_files(path: Path) -> list[Path]:
+    """The files of a folder that are read.
+
+    Raises:
+        InputError: there are no relations.
+    """
+    files = relation_files(path)
+    return sorted([*files, metadata] if (metadata := path / METADATA).exists() else files)
+
+
 def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / METADATA
     if not path.exists():
