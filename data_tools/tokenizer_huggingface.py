@@ -44,7 +44,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer = tokenizer
         self.eod = eod
         """Spelling of the token that ends every document."""
-        self.frame = _frame(tokenizer, vocab_size, path)
+        self.frame: tuple[list[int], list[int]] = _frame(tokenizer, vocab_size, path)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end-of-document token."""
