@@ -279,6 +279,8 @@ class _Maker:
                 self.sources.check()
                 for split in splits:  # a description of an earlier corpus must not outlive its tokens
                     suffixed(target, f"{split}.meta.json").unlink(missing_ok=True)
+                for split in SPLITS[len(splits) :]:
+                    remove_split(suffixed(target, split))
             common = {**plan.described, **counts, "sources": sources, "job": plan.job}
             common["versions"] = {**common["versions"], "numpy": importlib.metadata.version("numpy")}
             if _distrust(target).exists():
@@ -289,8 +291,6 @@ class _Maker:
             for number, (split, writer) in enumerate(zip(splits, writers, strict=True)):
                 text = sum(record.bytes[number] for record in records)
                 write_meta(suffixed(target, split), {**common, "split": _SPLIT_NAMES[number], "bytes": text}, writer)
-            for split in SPLITS[len(splits) :]:
-                remove_split(suffixed(target, split))
             _write_quarantine(target, work)
         return _summary(target, [read_corpus_meta(suffixed(target, split)) for split in splits])
 

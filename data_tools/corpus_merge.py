@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +25,6 @@ _SAME_OR_NONE = ("validation_share", "seed", "facts", "text_key", "keep_empty", 
 _SUMS = ("documents", "sequences", "tokens", "bytes", "leaked_documents_removed", "empty_documents", "skipped_lines")
 
 _WEIGHTS = "to show text more often, give a corpus a larger weight in data.corpus of the runs"
-
-
-def join(prefixes: Sequence[Path], target: Path, meta: dict[str, Any] | None) -> IndexedWriter:
-    """Joins pairs of files into one, and writes its description.
-
-    Args:
-        prefixes: pairs in their order.
-        target: prefix of the pair to write.
-        meta: content of ``.meta.json`` without what is counted; None for no description.
-
-    Raises:
-        InputError: a pair is missing or damaged, or the types of their tokens differ.
-        JobError: the disk is full.
-    """
-    first = IndexedReader(prefixes[0])
-    largest = np.iinfo(first.dtype).max
-    with full_disk_told(), IndexedWriter(target, vocab_size=largest, dtype=first.dtype) as writer:
-        for prefix in prefixes:
-            reader = IndexedReader(prefix)
-            if reader.dtype != first.dtype:
-                problem = f"tokens are {reader.dtype.name}, those of {prefixes[0]} {first.dtype.name}"
-                raise InputError(problem, where=str(prefix), remedy="encode all with one tokenizer")
-            writer.copy(reader)
-        # A description of an earlier corpus must not outlive its tokens.
-        suffixed(target, ".meta.json").unlink(missing_ok=True)
-    if meta is not None:
-        write_meta(target, meta, writer)
-    return writer
 
 
 def write_meta(target: Path, meta: dict[str, Any], writer: IndexedWriter) -> None:
@@ -85,11 +58,12 @@ def merge_corpora(prefixes: Sequence[Path], target: Path) -> list[tuple[Path, In
         Prefix of each split and what was written there.
 
     Raises:
-        InputError: corpora that do not fit together or hold the same text, or a shard that is missing or out of order.
+        InputError: corpora that do not fit together or hold the same text, a shard that is missing or out of order, or
+            a result that would be written over an input.
+        JobError: the disk is full.
     """
+    _spare(prefixes, target)
     places = [os.path.realpath(prefix) for prefix in prefixes]
-    if os.path.realpath(target) in places:
-        raise InputError("would be written over", where=str(target), remedy="another name for the result")
     for number, place in enumerate(places):
         if place in places[:number]:
             raise InputError("is given twice", where=str(prefixes[number]), remedy=_WEIGHTS)
@@ -104,19 +78,69 @@ def merge_corpora(prefixes: Sequence[Path], target: Path) -> list[tuple[Path, In
         _sum(found, [suffixed(prefix, split) for prefix in prefixes]) if found else None
         for split, found in zip(splits, descriptions, strict=True)
     ]
-    joined = []
-    for split, total in zip(splits, sums, strict=True):
-        path = suffixed(target, split)
-        joined.append((path, join([suffixed(prefix, split) for prefix in prefixes], path, total)))
-    for split in SPLITS[len(splits) :]:
-        remove_split(suffixed(target, split))
+    with full_disk_told(), ExitStack() as stack:
+        writers = [
+            stack.enter_context(_joined([suffixed(prefix, split) for prefix in prefixes], suffixed(target, split)))
+            for split in splits
+        ]
+        # Killed from here on, nothing may pass for whole: neither half of the earlier corpus beside one of the new.
+        for split in splits:
+            suffixed(target, f"{split}.meta.json").unlink(missing_ok=True)
+        for split in SPLITS[len(splits) :]:
+            remove_split(suffixed(target, split))
     rows = [path for prefix in prefixes if (path := suffixed(prefix, QUARANTINE)).exists()]
     if rows:
         lines = itertools.chain.from_iterable(read_json_lines(path) for path in rows)
         write_json_lines(suffixed(target, QUARANTINE), (row for _, row in lines))
     else:
         suffixed(target, QUARANTINE).unlink(missing_ok=True)
-    return joined
+    for split, total, writer in zip(splits, sums, writers, strict=True):
+        if total is not None:
+            write_meta(suffixed(target, split), total, writer)
+    return [(suffixed(target, split), writer) for split, writer in zip(splits, writers, strict=True)]
+
+
+def _spare(prefixes: Sequence[Path], target: Path) -> None:
+    """Refuses a result that would take the place of a file of its own inputs, or of their other halves.
+
+    Raises:
+        InputError: names the input.
+    """
+    written = {_place(path) for path in _files(target)}
+    for prefix in prefixes:
+        if any(_place(path) in written or os.path.realpath(path) in written for path in _files(prefix)):
+            problem = f"would be written over by {target}"
+            raise InputError(problem, where=str(prefix), remedy="another name for the result")
+
+
+def _files(prefix: Path) -> list[Path]:
+    """All files of a corpus."""
+    pairs = [suffixed(prefix, f"{split}{suffix}") for split in SPLITS for suffix in (".bin", ".idx", ".meta.json")]
+    return [*pairs, suffixed(prefix, QUARANTINE)]
+
+
+def _place(path: Path) -> str:
+    """Where a file's name stands: a link of that name is what is replaced, not what it leads to."""
+    return str(path.parent.resolve() / path.name)
+
+
+@contextmanager
+def _joined(prefixes: Sequence[Path], target: Path) -> Iterator[IndexedWriter]:
+    """Joins pairs of files into one, which is put in its place at the end.
+
+    Raises:
+        InputError: a pair is missing or damaged, or the types of their tokens differ.
+    """
+    first = IndexedReader(prefixes[0])
+    largest = np.iinfo(first.dtype).max
+    with IndexedWriter(target, vocab_size=largest, dtype=first.dtype) as writer:
+        for prefix in prefixes:
+            reader = IndexedReader(prefix)
+            if reader.dtype != first.dtype:
+                problem = f"tokens are {reader.dtype.name}, those of {prefixes[0]} {first.dtype.name}"
+                raise InputError(problem, where=str(prefix), remedy="encode all with one tokenizer")
+            writer.copy(reader)
+        yield writer
 
 
 def _descriptions(prefixes: Sequence[Path]) -> list[dict[str, Any]]:

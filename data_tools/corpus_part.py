@@ -109,10 +109,10 @@ class PartEncoder:
     def key(self, part: TextPart) -> str:
         """Fingerprint of all that decides a part's bytes.
 
-        The file counts by its size and its times of change, the inode's too: no program can set that one back, so a
-        file that was rewritten in place does not pass for the old one, whatever its size and date.
+        The file counts by where links lead, its size and its times of change, the inode's too: no program can set that
+        one back, so a file that was rewritten in place does not pass for the old one, whatever its size and date.
         """
-        source = {"path": str(part.path), "status": status_of(part.path)}
+        source = {"path": str(part.path), "place": str(part.path.resolve()), "status": status_of(part.path)}
         cut = {"start": part.start, "stop": part.stop}
         return fingerprint({"schema": SCHEMA, "code": CODE, **asdict(self._settings), **source, **cut})
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_tools.facts import write_facts
-from data_tools.importers import IMPORTERS, TEMPLATE_READERS, Imported, import_wikidata5m
+from data_tools.importers import IMPORTERS, SOURCE_FILES, TEMPLATE_READERS, Imported, import_wikidata5m
 from data_tools.progress import Progress
 from data_tools.select import Selection, SelectSettings, select_facts
 from data_tools.templates import wording
@@ -42,7 +42,7 @@ def import_facts(
     write_facts(output, selection.facts)
     meta = {
         "schema": "kis.facts/1",
-        "source": {"path": str(source), "format": kind, "sha256": source_fingerprint(source)},
+        "source": {"path": str(source), "format": kind, "sha256": source_fingerprint(source, kind)},
         "settings": asdict(settings),
         "imported": dict(selection.imported),
         "dropped": {reason: dict(counts) for reason, counts in selection.dropped.items() if counts},
@@ -105,9 +105,22 @@ def write_source_templates(source: Path, kind: str, output: Path, relations: Seq
     return len(content)
 
 
-def source_fingerprint(source: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and hashes of the files in it."""
+def source_files(source: Path, kind: str) -> list[Path]:
+    """The files of a source of triples that its format reads; others in its folder do not count.
+
+    Raises:
+        InputError: there is no such file or folder, or none of the format's files in it.
+    """
+    if not source.exists():
+        raise InputError("no such file or folder", where=str(source))
+    if kind in SOURCE_FILES:
+        return SOURCE_FILES[kind](source)
+    return sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
+
+
+def source_fingerprint(source: Path, kind: str) -> str:
+    """SHA-256 of a file; of a folder, over the names and hashes of the files that are read."""
+    files = source_files(source, kind)
     if not source.is_dir():
         return sha256_file(source)
-    files = sorted(path for path in source.iterdir() if path.is_file())
     return fingerprint({path.name: sha256_file(path) for path in files})

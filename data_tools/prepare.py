@@ -17,7 +17,8 @@ from pathlib import Path
 
 from data_tools.corpus import VALIDATION_SUFFIX
 from data_tools.importers import IMPORTERS
-from data_tools.prepare_steps import Context, Steps, fact_files, fact_names, steps, tokenizer_name
+from data_tools.imports import source_files
+from data_tools.prepare_steps import Context, Steps, fact_names, steps, tokenizer_name
 from data_tools.progress import Progress
 from data_tools.publish import adopt, finish, is_halfway, publish, unfinished
 from data_tools.seen import Seen, Sources
@@ -152,7 +153,7 @@ def _checked(settings: DataSettings) -> DataSettings:
         )
     if not 0 <= settings.validation_share < 1:
         raise InputError(f"is {settings.validation_share}", where="data.validation_share", remedy="a share in [0, 1)")
-    fact_files(settings.facts)
+    source_files(settings.facts, settings.facts_format)
     load_templates(settings.templates, relations=settings.select.relations)
     if settings.tokenizer is not None:
         load_tokenizer(settings.tokenizer)
@@ -206,7 +207,9 @@ class _Preparation:
         seen, folder = _seen(self.output), unfinished(self.output)
         settings = self.settings
         given = [model_file(settings.tokenizer)] if settings.tokenizer else []
-        sources = Sources([*settings.text, *fact_files(settings.facts), settings.templates, *given])
+        sources = Sources(
+            [*settings.text, *source_files(settings.facts, settings.facts_format), settings.templates, *given]
+        )
         made: list[Step] = []
         chain = steps(Context(settings, seen, self.progress))
         step: Step | None = next(chain)

@@ -16,7 +16,7 @@ from data_tools.corpus import VALIDATION_SUFFIX, build_corpus, encoder_for
 from data_tools.corpus_meta import read_corpus_meta
 from data_tools.encode import package_version, usable_gigatoken
 from data_tools.facts import Fact, load_facts
-from data_tools.imports import import_facts
+from data_tools.imports import import_facts, source_files
 from data_tools.progress import Progress
 from data_tools.render import render
 from data_tools.seen import Seen
@@ -67,19 +67,6 @@ def fact_names(facts: Iterable[Fact]) -> list[str]:
     return sorted({name for fact in facts for name in (fact.subject, fact.object)})
 
 
-def fact_files(source: Path) -> list[Path]:
-    """The files of a source of triples.
-
-    Raises:
-        InputError: there is no such file or folder.
-    """
-    if source.is_dir():
-        return sorted(path for path in source.iterdir() if path.is_file())
-    if not source.exists():
-        raise InputError("no such file or folder", where=str(source))
-    return [source]
-
-
 def steps(context: Context) -> Steps:
     """Yields facts, tokenizer (where one is trained), corpus and render; see the module's docstring.
 
@@ -103,7 +90,7 @@ def steps(context: Context) -> Steps:
 
 def _facts(context: Context) -> Step:
     settings, seen = context.settings, context.seen
-    files = fact_files(settings.facts)
+    files = source_files(settings.facts, settings.facts_format)
     hashes = {path.name: seen.sha256(path) for path in files}
     named = settings.facts.is_dir() or settings.facts_format in _NAMED
     select = asdict(settings.select)

@@ -1,8 +1,9 @@
-"""Files whose content is known: told by their size and times of change, hashed again only where one of them differs.
+"""Files whose content is known: told by size, times of change and inode, hashed again only where one of them differs.
 
 Hashing a corpus of 100 GB takes minutes; asking for its status takes microseconds. A status stands for the content as
 long as it is the same to the nanosecond. The inode's time of change belongs to it: programs can set a file's date back,
-but not that one.
+but not that one. Its number tells apart two files that were made in one tick of the clock, when a link is turned from
+one to the other. The device's number is left out: machines that share a file system each have their own for it.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ _COARSE = 1_000_000
 """Nanoseconds: times that are whole multiples of it come from a file system that keeps no finer ones."""
 
 Status = list[int]
-"""Size in bytes, time of the last change of the content and of the inode in nanoseconds."""
+"""Size in bytes, time of the last change of the content and of the inode in nanoseconds, the inode's number."""
+_NUMBERS = 4
+"""Of a status; one of fewer, from an earlier version, is not known."""
 
 
 def status_of(path: Path) -> Status:
-    """What changes whenever a file does.
+    """What changes whenever a file does, or a link leads to another.
 
     Raises:
         InputError: the file is missing, or not to be read.
     """
     status = steadily(path.stat, path)
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 class Sources:
@@ -107,10 +110,10 @@ class Seen:
         self._changed = False
 
     def _name(self, path: Path) -> str:
-        """Files of the study's own folder by their place in it, so that the folder can be moved."""
-        absolute, home = path.absolute(), self._path.absolute().parent.parent
-        return str(absolute.relative_to(home)) if absolute.is_relative_to(home) else str(absolute)
+        """Where links lead; files of the study's own folder by their place in it, so that the folder can be moved."""
+        place, home = (one.resolve() for one in (path, self._path.parent.parent))
+        return str(place.relative_to(home)) if place.is_relative_to(home) else str(place)
 
 
 def _whole(entry: Any) -> bool:
-    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], list) and len(entry[0]) == 3
+    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], list) and len(entry[0]) == _NUMBERS

@@ -32,18 +32,19 @@ class HuggingFaceTokenizer(Tokenizer):
     kind = "huggingface"
     file_name = "tokenizer.json"
 
-    def __init__(self, tokenizer: Any, model: bytes, *, eod: str) -> None:
-        """Wraps a loaded ``tokenizers.Tokenizer``; use ``data_tools.tokenizer.load_tokenizer``."""
-        added = tokenizer.get_added_tokens_decoder()
-        # Asked for the size with added tokens, the library copies the whole vocabulary.
-        vocab_size = max(tokenizer.get_vocab_size(with_added_tokens=False), *(token + 1 for token in added), 0)
+    def __init__(self, tokenizer: Any, model: bytes, *, path: Path, eod: str) -> None:
+        """Wraps a loaded ``tokenizers.Tokenizer``; use ``data_tools.tokenizer.load_tokenizer``.
+
+        Raises:
+            InputError: it cannot be told what the model puts before and after a text.
+        """
+        # The largest id counts, not the number of tokens: some vocabularies have holes.
+        vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         super().__init__(model, vocab_size=vocab_size, eod_id=tokenizer.token_to_id(eod), beside={"eod": eod})
         self._tokenizer = tokenizer
         self.eod = eod
         """Spelling of the token that ends every document."""
-        bare, framed = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-        at = next((at for at in range(len(framed)) if framed[at : at + len(bare)] == bare), 0)
-        self.frame: tuple[list[int], list[int]] = framed[:at], framed[at + len(bare) :]
+        self.frame: tuple[list[int], list[int]] = _frame(tokenizer, vocab_size, path)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end-of-document token."""
@@ -83,7 +84,8 @@ def load_huggingface(path: Path) -> HuggingFaceTokenizer:
     """Loads a ``tokenizer.json``.
 
     Raises:
-        InputError: the file is missing, not a tokenizer, or its end-of-document token cannot be told.
+        InputError: the file is missing, not a tokenizer, or its end-of-document token or what it puts around a text
+            cannot be told.
     """
     tokenizers = _library()
     model = read_model(path)
@@ -93,7 +95,7 @@ def load_huggingface(path: Path) -> HuggingFaceTokenizer:
         raise InputError(f"not a tokenizer.json ({str(error).splitlines()[0]})", where=str(path)) from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return HuggingFaceTokenizer(tokenizer, model, eod=_eod(path, tokenizer))
+    return HuggingFaceTokenizer(tokenizer, model, path=path, eod=_eod(path, tokenizer))
 
 
 def train_huggingface(
@@ -122,7 +124,7 @@ def train_huggingface(
     model = tokenizer.to_str(pretty=True).encode()
     with atomic_path(output) as partial:
         partial.write_bytes(model)
-    trained = HuggingFaceTokenizer(tokenizers.Tokenizer.from_buffer(model), model, eod=EOD_PIECE)
+    trained = HuggingFaceTokenizer(tokenizers.Tokenizer.from_buffer(model), model, path=output, eod=EOD_PIECE)
     write_meta(trained, output, model="byte-bpe", tokenizers_version=tokenizers.__version__)
     return trained
 
@@ -152,6 +154,40 @@ def _eod(path: Path, tokenizer: Any) -> str:
     if found is None:
         raise InputError("has no end-of-document token of a usual name", where=str(path), remedy=remedy)
     return found
+
+
+def _frame(tokenizer: Any, vocab_size: int, path: Path) -> tuple[list[int], list[int]]:
+    """The tokens that the model puts before and after a text: those that explain the empty text and one with tokens.
+
+    Raises:
+        InputError: there are none, or several, such as where the model does something else with a text.
+    """
+    possible: set[tuple[tuple[int, ...], tuple[int, ...]]] | None = None
+    for text in _texts(tokenizer, vocab_size):
+        try:
+            bare, framed = (tokenizer.encode(text, add_special_tokens=special).ids for special in (False, True))
+        except Exception:  # noqa: S112 - some models refuse what they have no tokens for, with bare exceptions
+            continue
+        ends = ((at, at + len(bare)) for at in range(len(framed) - len(bare) + 1))
+        found = {(tuple(framed[:at]), tuple(framed[end:])) for at, end in ends if framed[at:end] == bare}
+        possible = found if possible is None else possible & found
+        if not possible or (bare and len(possible) == 1):
+            break
+    if possible is None or len(possible) != 1:
+        remedy = "its post_processor must put the same tokens before and after every text"
+        raise InputError("puts tokens around a text in a way that cannot be told", where=str(path), remedy=remedy)
+    [(before, after)] = possible
+    return list(before), list(after)
+
+
+def _texts(tokenizer: Any, vocab_size: int) -> Iterator[str]:
+    """The empty text, and others until one of them has tokens: not all models have one for a letter."""
+    yield ""
+    yield "a"
+    for token in range(vocab_size):
+        if (piece := tokenizer.id_to_token(token)) is not None:
+            yield piece
+            yield tokenizer.decode([token], skip_special_tokens=False)
 
 
 def _named(beside: Path, key: str) -> Any:

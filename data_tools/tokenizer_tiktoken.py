@@ -48,6 +48,11 @@ _PUBLISHED = {  # name of the file: its pattern, and its end-of-document token
 }
 
 
+_NO_ID = 2**31 - 1
+"""Ids are smaller: a corpus has 32 bits for each, with a sign."""
+_IDS = f"ids are whole numbers from 0 to {_NO_ID - 1}"
+
+
 class TiktokenTokenizer(Tokenizer):
     """A loaded tiktoken file."""
 
@@ -100,7 +105,8 @@ def load_tiktoken(path: Path) -> TiktokenTokenizer:
     """Loads a tiktoken file.
 
     Raises:
-        InputError: the file is missing or damaged (``file:line``), or its pattern is not known.
+        InputError: the file is missing or damaged (``file:line``), its pattern is not known, or an id stands for two
+            tokens.
     """
     try:
         import tiktoken
@@ -110,6 +116,8 @@ def load_tiktoken(path: Path) -> TiktokenTokenizer:
     model = read_model(path)
     ranks = _ranks(path, model)
     pattern, special, eod = _description(path)
+    beside = side_file(path)
+    _check_special(special, ranks, beside if beside.exists() else path)
     try:
         encoding = tiktoken.Encoding(
             path.stem, pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens=special
@@ -121,18 +129,50 @@ def load_tiktoken(path: Path) -> TiktokenTokenizer:
 
 def _ranks(path: Path, model: bytes) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
+    taken: dict[int, int] = {}  # line of each rank
     for number, line in enumerate(model.splitlines(), start=1):
+        if not line:
+            continue
+        where = f"{path}:{number}"
         try:
-            if line:
-                token, rank = line.split()
-                ranks[base64.b64decode(token, validate=True)] = int(rank)
+            encoded, written = line.split()
+            token, rank = base64.b64decode(encoded, validate=True), int(written)
         except (ValueError, binascii.Error):
-            raise InputError("not a token and its rank", where=f"{path}:{number}") from None
+            raise InputError("not a token and its rank", where=where) from None
+        if not token:
+            raise InputError("an empty token", where=where)
+        if not _is_id(rank):
+            raise InputError(f"rank is {rank}", where=where, remedy=_IDS)
+        if token in ranks:
+            raise InputError(f"the token has a rank in line {taken[ranks[token]]} already", where=where)
+        if rank in taken:
+            raise InputError(f"two tokens have one rank: line {taken[rank]} gives {rank} too", where=where)
+        ranks[token], taken[rank] = rank, number
     missing = 256 - sum(bytes([value]) in ranks for value in range(256))
-    if missing or len(set(ranks.values())) != len(ranks):
-        problem = f"{missing} of the 256 bytes are missing" if missing else "two tokens have one rank"
-        raise InputError(f"not a tiktoken file ({problem})", where=str(path))
+    if missing:
+        raise InputError(f"not a tiktoken file ({missing} of the 256 bytes are missing)", where=str(path))
     return ranks
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _NO_ID
+
+
+def _check_special(special: dict[str, int], ranks: dict[bytes, int], where: Path) -> None:
+    """Refuses special tokens whose ids do not tell them from all other tokens.
+
+    Raises:
+        InputError: names the token.
+    """
+    taken = dict.fromkeys(ranks.values(), "a token of the text")
+    for spelling, token in special.items():
+        if not spelling:
+            raise InputError("special_tokens holds an empty one", where=str(where))
+        if not _is_id(token):
+            raise InputError(f"special_tokens: {spelling!r} has the id {token}", where=str(where), remedy=_IDS)
+        if token in taken:
+            raise InputError(f"special_tokens: {spelling!r} has the id {token} of {taken[token]}", where=str(where))
+        taken[token] = repr(spelling)
 
 
 def _description(path: Path) -> tuple[str, dict[str, int], str]:

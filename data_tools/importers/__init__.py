@@ -1,11 +1,14 @@
 """Importers: a file a format of triples; each yields candidates for facts and notes of what it dropped."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 from data_tools.importers.base import NOT_SAMPLED, Candidate, Dropped, Imported, Importer
-from data_tools.importers.bear import bear_templates, import_bear
+from data_tools.importers.bear import bear_files, bear_templates, import_bear
 from data_tools.importers.json_lines import import_jsonl
-from data_tools.importers.lama import import_lama, import_trex, lama_templates
+from data_tools.importers.lama import import_lama, import_trex, lama_files, lama_templates, trex_files
 from data_tools.importers.table import import_csv, import_tsv
-from data_tools.importers.wikidata5m import import_wikidata5m, relation_names
+from data_tools.importers.wikidata5m import import_wikidata5m, relation_names, wikidata5m_files
 
 IMPORTERS: dict[str, Importer] = {
     "tsv": import_tsv,
@@ -18,12 +21,21 @@ IMPORTERS: dict[str, Importer] = {
 }
 """Reader of each format."""
 
+SOURCE_FILES: dict[str, Callable[[Path], list[Path]]] = {
+    "bear": bear_files,
+    "lama": lama_files,
+    "trex": trex_files,
+    "wikidata5m": wikidata5m_files,
+}
+"""Of the formats that are folders, the files that are read, of all that lie there."""
+
 TEMPLATE_READERS = {"bear": bear_templates, "lama": lama_templates}
 """Reader of the templates of those formats that have some."""
 
 __all__ = [
     "IMPORTERS",
     "NOT_SAMPLED",
+    "SOURCE_FILES",
     "TEMPLATE_READERS",
     "Candidate",
     "Dropped",

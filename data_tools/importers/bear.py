@@ -20,6 +20,8 @@ from megatron_kis.parsing import parse_json
 
 METADATA = "metadata_relations.json"
 """Name of the file with templates and answer spaces."""
+_LISTS = (("templates", (str,), "strings"), ("answer_space_labels", (str, int, float), "names"))
+"""Lists in the metadata of a relation, and what they hold."""
 
 
 def import_bear(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
@@ -42,10 +44,7 @@ def import_bear(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
 
 def bear_templates(path: Path) -> dict[str, list[str]]:
     """Templates of each relation; empty where the folder has no metadata."""
-    return {
-        relation: [str(template) for template in entry.get("templates") or ()]
-        for relation, entry in _metadata(path).items()
-    }
+    return {relation: list(entry.get("templates") or ()) for relation, entry in _metadata(path).items()}
 
 
 def relation_files(path: Path) -> list[Path]:
@@ -61,23 +60,51 @@ def relation_files(path: Path) -> list[Path]:
     return files
 
 
+def bear_files(path: Path) -> list[Path]:
+    """The files of a folder that are read.
+
+    Raises:
+        InputError: there are no relations.
+    """
+    files = relation_files(path)
+    return sorted([*files, metadata] if (metadata := path / METADATA).exists() else files)
+
+
 def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the metadata say of each relation; nothing where the folder has none.
+
+    Raises:
+        InputError: they are not what the format has; names file and relation.
+    """
     path = folder / METADATA
     if not path.exists():
         return {}
     content = parse_json(read_text(path), where=str(path))
     if not isinstance(content, dict):
         raise InputError("not a JSON object", where=str(path), remedy="expected relation: {templates: [...]}")
-    return {str(relation): entry for relation, entry in content.items() if isinstance(entry, dict)}
+    metadata = {str(relation): entry for relation, entry in content.items() if isinstance(entry, dict)}
+    for relation in content:
+        if relation not in metadata and (folder / f"{relation}.jsonl").exists():
+            raise InputError(f"{relation} is not a JSON object", where=str(path))
+    for relation, entry in metadata.items():
+        for key, kinds, expected in _LISTS:
+            value = entry.get(key)
+            if value is None:
+                continue
+            if not isinstance(value, list) or not all(type(item) in kinds for item in value):
+                raise InputError(f"{relation}: {key} is not a list of {expected}", where=str(path))
+    return metadata
 
 
-def _candidate(relation: str, answers: list[str] | None, where: str, row: dict[str, Any]) -> Imported:
+def _candidate(relation: str, answers: list[str | int | float] | None, where: str, row: dict[str, Any]) -> Imported:
     answer, place = row.get("obj_label"), row.get("answer_idx")
-    if answer is None and answers and isinstance(place, int) and 0 <= place < len(answers):
-        answer = answers[place]
-    if answers and place is not None and not (isinstance(place, int) and 0 <= place < len(answers)):
+    if answers and place is not None and type(place) is not int:
+        raise InputError(f"answer_idx is {place!r}", where=where, remedy="expected a whole number, from 0")
+    if answers and place is not None and not 0 <= place < len(answers):
         problem = f"answer_idx is {place!r}"
         raise InputError(problem, where=where, remedy=f"the answer space has {len(answers)} entries")
+    if answers and place is not None and answer is None:
+        answer = answers[place]
     if answers and place is not None and answers[place] != answer:
         problem = f"answer_idx {place} points at {answers[place]!r}, obj_label is {answer!r}"
         raise InputError(problem, where=where, remedy="the rows and the answer space must agree")

@@ -62,9 +62,8 @@ def import_lama(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
     Raises:
         InputError: nothing to read, or a damaged row (``file:line``).
     """
-    for file in _files(path, "*.jsonl"):
-        if file.name != _RELATIONS:
-            yield from parse_json_lines(file, functools.partial(_candidate, file.stem), skip_errors=skip_errors)
+    for file in lama_files(path):
+        yield from parse_json_lines(file, functools.partial(_candidate, file.stem), skip_errors=skip_errors)
 
 
 def lama_templates(path: Path) -> dict[str, list[str]]:
@@ -88,7 +87,7 @@ def import_trex(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
     Raises:
         InputError: nothing to read, a file that is not an array of documents, or a document without triples.
     """
-    for file in _files(path, "*.json"):
+    for file in trex_files(path):
         for number, document in enumerate(_documents(file)):
             where = f"{file}: document {number}"
             try:
@@ -99,6 +98,24 @@ def import_trex(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
                 if not skip_errors:
                     raise
                 yield Dropped("", "malformed document")
+
+
+def lama_files(path: Path) -> list[Path]:
+    """The files with LAMA's triples.
+
+    Raises:
+        InputError: nothing to read.
+    """
+    return [file for file in _files(path, "*.jsonl") if file.name != _RELATIONS]
+
+
+def trex_files(path: Path) -> list[Path]:
+    """The files with T-REx's documents.
+
+    Raises:
+        InputError: nothing to read.
+    """
+    return _files(path, "*.json")
 
 
 def _files(path: Path, pattern: str) -> list[Path]:

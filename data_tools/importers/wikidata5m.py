@@ -74,6 +74,15 @@ def import_wikidata5m(
             yield from _resolved(block.where(kept), entities)
 
 
+def wikidata5m_files(path: Path) -> list[Path]:
+    """The files of a folder that are read.
+
+    Raises:
+        InputError: one is missing.
+    """
+    return sorted({*(_single(path, f"*_{kind}.txt") for kind in ("relation", "entity")), *_triple_files(path)})
+
+
 def relation_names(path: Path) -> dict[str, str]:
     """The name of each relation's id: to write templates by."""
     return _relations(_single(path, "*_relation.txt"))

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from data_tools.corpus import CorpusOptions, build_corpus, read_corpus_meta
 from data_tools.corpus_merge import merge_corpora
 from data_tools.encode import GigatokenEncoder
 from data_tools.facts import Fact
-from data_tools.indexed import IndexedReader, suffixed
+from data_tools.indexed import IndexedReader, IndexedWriter, content_fingerprint, suffixed
 from data_tools.progress import LineProgress
 from data_tools.text import iter_documents
 from data_tools.text_parts import expand, refuse_own_outputs
 from data_tools.tokenizer import load_tokenizer, train_tokenizer
+from megatron_kis.cli import main
 from megatron_kis.errors import InputError
 
 from .conftest import LEADS
@@ -257,6 +259,30 @@ def test_a_source_changed_in_place_to_the_same_size_and_date_is_read_again(tmp_p
     assert found == build(source, fast, tmp_path / "fresh")[1]
 
 
+@pytest.mark.usefixtures("twins")
+def test_kept_parts_of_the_file_that_a_link_led_to_before_are_not_taken(tmp_path, source, fast, monkeypatch):
+    encode_part, count = corpus_part.PartEncoder.encode, [0]
+    new, link = tmp_path / "new.jsonl", tmp_path / "link.jsonl"
+    new.write_bytes(source.read_bytes().replace(b"the", b"eht"))
+    link.symlink_to(source)
+
+    def failing(self, part, prefix, report):
+        count[0] += 1
+        if count[0] > 4:
+            raise KeyboardInterrupt
+        return encode_part(self, part, prefix, report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus_part.PartEncoder, "encode", failing)
+        with pytest.raises(KeyboardInterrupt):
+            build(link, fast, tmp_path / "c")
+    link.unlink()
+    link.symlink_to(new)
+    lines, found = build(link, fast, tmp_path / "c")
+    assert not any("were done before" in line for line in lines)
+    assert found == build(new, fast, tmp_path / "fresh")[1]
+
+
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, source, fast, monkeypatch):
     encode_part = corpus_part.PartEncoder.encode
 
@@ -334,6 +360,60 @@ def test_one_text_is_not_joined_twice(tmp_path, source, fast):
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(InputError, match="would be written over"):
         merge_corpora([tmp_path / "a"], tmp_path / "link" / "a")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output"),
+    [
+        (["q", "all.validation"], "all"),
+        (["all", "q"], "all.validation"),
+        (["q", "q.validation"], "q"),
+        (["link"], "all"),
+    ],
+)
+def test_no_file_of_an_input_is_written_over_or_removed(tmp_path, capsys, inputs, output):
+    for name, token in (("q", 1), ("all", 2), ("all.validation", 3)):
+        with IndexedWriter(tmp_path / name, vocab_size=400) as writer:
+            writer.add([token])
+        (tmp_path / f"{name}.meta.json").write_text('{"schema": "kis.corpus/1"}')
+    for suffix in (".bin", ".idx"):
+        (tmp_path / f"link{suffix}").symlink_to(tmp_path / f"all{suffix}")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(["data", "merge", *(str(tmp_path / name) for name in inputs), "--output", str(tmp_path / output)]) == 2
+    assert f"would be written over by {tmp_path / output}" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_killed_while_files_are_put_in_place_no_half_of_a_joined_corpus_looks_whole(
+    tmp_path, source, fast, monkeypatch, validation
+):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "Another text."}\n' * 3 + '{"text": "More."}\n{"text": "Most."}\n', encoding="utf-8")
+    build(source, fast, tmp_path / "a")
+    build(other, fast, tmp_path / "b", validation_share=0.5 if validation else 0)
+    merge_corpora([tmp_path / "a"], tmp_path / "both")
+    replaced, replace_ = [], Path.replace
+
+    class KilledError(Exception):
+        pass
+
+    def killed(path, to):
+        if replaced:
+            raise KilledError
+        replaced.append(to)
+        return replace_(path, to)
+
+    monkeypatch.setattr("pathlib.Path.replace", killed)
+    with pytest.raises(KilledError):
+        merge_corpora([tmp_path / "b"], tmp_path / "both")
+    assert replaced
+    assert not list(tmp_path.glob("both*.meta.json"))
+    monkeypatch.undo()
+    joined = merge_corpora([tmp_path / "b"], tmp_path / "both")
+    assert len(joined) == len(list(tmp_path.glob("both*.meta.json"))) == 1 + validation
+    for prefix, _ in joined:
+        assert read_corpus_meta(prefix)["content_fingerprint"] == content_fingerprint(prefix)
 
 
 def test_no_validation_split_is_lost_when_corpora_are_joined(tmp_path, source, fast):

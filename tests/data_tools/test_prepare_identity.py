@@ -9,9 +9,10 @@ import pytest
 
 from data_tools import encode, prepare, prepare_steps, publish, stamps
 from data_tools.facts import load_facts
-from data_tools.imports import source_fingerprint
+from data_tools.imports import source_files, source_fingerprint
 from data_tools.prepare import DataSettings, fact_names, prepare_data, stale
 from data_tools.progress import LineProgress
+from data_tools.seen import Seen, Sources
 from data_tools.select import SelectSettings
 from data_tools.templates import load_templates
 from data_tools.text import iter_documents
@@ -220,6 +221,73 @@ def test_a_source_changed_in_place_to_the_same_size_and_date_is_noticed(settings
     path.write_bytes(path.read_bytes().replace(b"the", b"eht"))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert stale(settings, data) == [f"data.text: {path}: content changed"]
+
+
+FOLDERS = {
+    "bear": (["P17.jsonl", "P36.jsonl", "metadata_relations.json"], ["README.md", "metadata.json"]),
+    "lama": (["P17.jsonl", "P36.jsonl"], ["relations.jsonl", "README.md"]),
+    "trex": (["re-nlg_0-10000.json", "re-nlg_10000-20000.json"], ["README.md", "P17.jsonl"]),
+    "wikidata5m": (["w_entity.txt", "w_relation.txt", "w_test.txt", "w_train.txt"], ["w_text.txt", "readme.txt"]),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_only_the_files_that_a_format_reads_count(tmp_path, kind):
+    read, stray = FOLDERS[kind]
+    for name in read:
+        (tmp_path / name).write_text(name)
+    before = source_fingerprint(tmp_path, kind)
+    for name in (*stray, ".DS_Store"):
+        (tmp_path / name).write_text("stray")
+    assert [path.name for path in source_files(tmp_path, kind)] == read
+    assert source_fingerprint(tmp_path, kind) == before
+    for name in read:
+        (tmp_path / name).write_text("changed")
+        changed = source_fingerprint(tmp_path, kind)
+        assert changed != before
+        before = changed
+
+
+def test_a_stray_file_in_a_folder_of_facts_changes_nothing(tmp_path):
+    folder = tmp_path / "bear"
+    folder.mkdir()
+    rows = [{"sub_label": f"Peak {chr(65 + n)}q", "obj_label": f"Land {chr(75 + n)}"} for n in range(8)]
+    (folder / "P17.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "t.yaml").write_text("P17: {train: ['[X] is in [Y].'], held_out: ['In [Y] is [X].']}\n")
+    settings = DataSettings(
+        text=(LEADS,),
+        facts=folder,
+        facts_format="bear",
+        templates=tmp_path / "t.yaml",
+        vocab_size=400,
+        select=SelectSettings(infused=4, background=0, control=0, keep_telling_names=True),
+    )
+    prepare_data(settings, tmp_path / "data")
+    for name in (".DS_Store", "README.md"):
+        (folder / name).write_text("stray")
+    assert stale(settings, tmp_path / "data") == []
+    (folder / "metadata_relations.json").write_text('{"P17": {}}')
+    assert stale(settings, tmp_path / "data") == [f"data.facts: {folder / 'metadata_relations.json'} added"]
+
+
+@pytest.mark.usefixtures("twins")
+def test_a_link_turned_to_another_file_of_the_same_size_and_times_is_noticed(settings, data, tmp_path):
+    old, new, link = settings.text[0], tmp_path / "new.jsonl", tmp_path / "link.jsonl"
+    new.write_bytes(old.read_bytes().replace(b"the", b"eht"))
+    link.symlink_to(old)
+    linked = replace(settings, text=(link,))
+    seen, sources = Seen(tmp_path / "stamps" / "seen.json"), Sources([link])
+    assert seen.sha256(link) == sha256_file(old)
+    seen.save()
+    run(linked, data)
+    assert stale(linked, data) == []
+    link.unlink()
+    link.symlink_to(new)
+    with pytest.raises(InputError, match="changed while it was read"):
+        sources.check()
+    assert Seen(tmp_path / "stamps" / "seen.json").sha256(link) == sha256_file(new)
+    (found,) = stale(linked, data)
+    assert found.startswith("data.text: ")
 
 
 STEPS = ["facts", "tokenizer", "corpus", "render"]
@@ -439,7 +507,7 @@ def with_old_stamps(settings, data):
     }
     names = sorted({fact.relation for fact in facts})
     keys = {
-        "facts": {"source": source_fingerprint(settings.facts), "format": "tsv", **asdict(settings.select)},
+        "facts": {"source": source_fingerprint(settings.facts, "tsv"), "format": "tsv", **asdict(settings.select)},
         "tokenizer": {
             **text, "names": fingerprint(fact_names(facts)), "vocab_size": 400, "model": "unigram", "seed": 0,
         },

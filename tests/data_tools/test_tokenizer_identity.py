@@ -74,6 +74,50 @@ def test_an_added_token_is_another_tokenizer(hugging):
     assert load_tokenizer(hugging).fingerprint != before
 
 
+def characters(path, around, *, vocab=None):
+    """A ``tokenizer.json`` of characters that has no token for a letter of Latin script."""
+    from tokenizers import Tokenizer, models, processors
+
+    vocab = vocab or {"<s>": 0, "<m>": 1, "</s>": 2, "\u4e2d": 3, "\u6587": 4}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.add_special_tokens(["<s>", "<m>", "</s>"])
+    special = [(name, vocab[name]) for name in ("<s>", "<m>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=special)
+    path.write_text(tokenizer.to_str(), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("around", "frame"),
+    [
+        ("<s> $A", ([0], [])),
+        ("$A <s>", ([], [0])),
+        ("<s> <m> $A </s>", ([0, 1], [2])),
+        ("<s> $A <s>", ([0], [0])),
+        ("$A", ([], [])),
+    ],
+)
+def test_what_stands_before_a_text_and_after_it_is_told_of_any_vocabulary(tmp_path, around, frame):
+    tokenizer = load_tokenizer(characters(tmp_path / "t.json", around))
+    assert tokenizer.encode("a") == []
+    assert tokenizer.frame == frame
+    assert tokenizer.encode_documents(["\u4e2d\u6587"]) == [[*frame[0], 3, 4, *frame[1]]]
+
+
+def test_a_model_that_does_something_else_with_a_text_is_refused(tmp_path):
+    path = characters(tmp_path / "t.json", "$A <s> $A")
+    with pytest.raises(InputError, match=r"t\.json: puts tokens around a text in a way that cannot be told"):
+        load_tokenizer(path)
+
+
+def test_a_vocabulary_with_holes_ends_with_its_largest_id(tmp_path):
+    vocab = {"<s>": 0, "<m>": 1, "</s>": 2, "\u4e2d": 3, "\u6587": 90}
+    tokenizer = load_tokenizer(characters(tmp_path / "t.json", "<s> $A", vocab=vocab))
+    assert tokenizer.vocab_size == 91
+    (tmp_path / "text.txt").write_text("\u4e2d\u6587\n", encoding="utf-8")
+    assert build_corpus([tmp_path / "text.txt"], tokenizer, tmp_path / "c", validation_share=0).tokens == 4
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -147,6 +191,45 @@ def test_a_damaged_side_file_of_a_tiktoken_file_is_named(tmp_path, change, probl
     with pytest.raises(InputError) as error:
         load_tokenizer(path)
     assert f"{path.name}.meta.json: {problem}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("special", "problem"),
+    [
+        ({"<|endoftext|>": 258}, "'<|endoftext|>' has the id 258 of a token of the text"),
+        ({"<|endoftext|>": 400, "<|other|>": 400}, "'<|other|>' has the id 400 of '<|endoftext|>'"),
+        ({"<|endoftext|>": 400, "<|other|>": -1}, "'<|other|>' has the id -1; ids are whole numbers"),
+        ({"<|endoftext|>": 2**31}, "'<|endoftext|>' has the id 2147483648"),
+        ({"<|endoftext|>": 2**70}, "'<|endoftext|>' has the id"),
+        ({"<|endoftext|>": 400, "": 401}, "special_tokens holds an empty one"),
+    ],
+)
+def test_special_tokens_have_ids_of_their_own(tmp_path, special, problem):
+    path = tiktoken_file(tmp_path, special_tokens=special)
+    with pytest.raises(InputError) as error:
+        load_tokenizer(path)
+    assert f"{path.name}.meta.json: " in str(error.value)
+    assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("token", "rank", "problem"),
+    [
+        (b"the", "300", "the token has a rank in line 258 already"),
+        (b"new", "258", "two tokens have one rank: line 259 gives 258 too"),
+        (b"new", "-1", "rank is -1; ids are whole numbers"),
+        (b"new", str(2**31), "rank is 2147483648"),
+        (b"new", str(2**70), "rank is"),
+        (b"new", "x", "not a token and its rank"),
+    ],
+)
+def test_ranks_of_a_tiktoken_file_that_cannot_be_are_named_by_line(tmp_path, token, rank, problem):
+    path = tiktoken_file(tmp_path)
+    with path.open("a") as file:
+        file.write(f"{base64.b64encode(token).decode()} {rank}\n")
+    with pytest.raises(InputError) as error:
+        load_tokenizer(path)
+    assert f"{path}:260: {problem}" in str(error.value)
 
 
 def test_a_side_file_of_a_sentencepiece_model_that_names_another_end_is_refused(tmp_path):

@@ -42,6 +42,9 @@ def test_an_object_may_be_given_by_its_place_in_the_answer_space(folder):
     [
         ([{**NILE, "answer_idx": 0}], r"P30\.jsonl:1: answer_idx 0 points at 'Asia', obj_label is 'Africa'"),
         ([{**NILE, "answer_idx": 2}], r"P30\.jsonl:1: answer_idx is 2; the answer space has 2 entries"),
+        ([{**NILE, "answer_idx": True}], r"P30\.jsonl:1: answer_idx is True; expected a whole number"),
+        ([{"sub_label": "Nile", "answer_idx": True}], r"P30\.jsonl:1: answer_idx is True; expected a whole number"),
+        ([{**NILE, "answer_idx": "1"}], r"P30\.jsonl:1: answer_idx is '1'; expected a whole number"),
         ([NILE, "{oops"], r"P30\.jsonl:2: malformed JSON line"),
         ([{**NILE, "sub_aliases": "x"}], r"P30\.jsonl:1: sub_aliases is not a list"),
     ],
@@ -50,6 +53,40 @@ def test_wrong_rows_are_named_by_file_and_line(folder, rows, problem):
     with pytest.raises(InputError, match=problem):
         list(import_bear(folder(rows)))
     assert isinstance(list(import_bear(folder(rows), skip_errors=True))[-1], Dropped)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ({"templates": 5}, "templates is not a list of strings"),
+        ({"templates": "[X] is in [Y]."}, "templates is not a list of strings"),
+        ({"templates": ["[X] is in [Y].", 5]}, "templates is not a list of strings"),
+        ({"templates": {"a": "[X] is in [Y]."}}, "templates is not a list of strings"),
+        ({"answer_space_labels": {"0": "Asia", "1": "Africa"}}, "answer_space_labels is not a list of names"),
+        ({"answer_space_labels": "Africa"}, "answer_space_labels is not a list of names"),
+        ({"answer_space_labels": ["Asia", True]}, "answer_space_labels is not a list of names"),
+        ({"answer_space_labels": 5}, "answer_space_labels is not a list of names"),
+    ],
+)
+def test_metadata_of_another_type_are_named_by_file_and_relation(folder, metadata, problem):
+    path = folder([{**NILE, "answer_idx": 1}], **metadata)
+    for read in (bear_templates, lambda place: list(import_bear(place))):
+        with pytest.raises(InputError, match=rf"metadata_relations\.json: P30: {problem}"):
+            read(path)
+
+
+@pytest.mark.parametrize("entry", [5, "x", ["[X] is in [Y]."], None])
+def test_a_relation_of_the_metadata_that_is_no_object_is_named(folder, entry):
+    path = folder([NILE])
+    (path / "metadata_relations.json").write_text(json.dumps({"P30": entry, "_version": 1}))
+    with pytest.raises(InputError, match=r"metadata_relations\.json: P30 is not a JSON object"):
+        list(import_bear(path))
+
+
+def test_metadata_may_say_nothing(folder):
+    path = folder([NILE], templates=None, answer_space_labels=None)
+    assert bear_templates(path) == {"P30": []}
+    assert [fact.object for fact in import_bear(path)] == ["Africa"]
 
 
 def test_a_row_without_a_name_is_dropped_and_not_an_error(folder):
