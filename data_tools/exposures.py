@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from data_tools.facts import Fact
 from data_tools.indexed import suffixed
 from megatron_kis.errors import InputError
-from megatron_kis.files import atomic_path, atomic_write, read_json, read_text, write_json
+from megatron_kis.files import atomic_path, atomic_write, read_json, read_text, unreadable, write_json
 
 SCHEMA = "kis.exposures/2"
 """What is written."""
@@ -123,7 +123,7 @@ def index_fingerprint(prefix: Path) -> str:
             digest.update(suffixed(prefix, suffix).read_bytes())
         except OSError as error:
             where = str(suffixed(prefix, suffix))
-            raise InputError(f"cannot be read ({error.strerror})", where=where, remedy=_REMEDY) from None
+            raise unreadable(error, Path(where), remedy=_REMEDY) from None
     return digest.hexdigest()
 
 
@@ -171,7 +171,7 @@ def _from_table(prefix: Path, header: dict[str, Any]) -> ExposureIndex:
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror or error})", where=str(path), remedy=_REMEDY) from None
+        raise unreadable(error, path, remedy=_REMEDY) from None
     except (ValueError, EOFError) as error:
         raise InputError(f"not a whole array ({error})", where=str(path), remedy=_REMEDY) from None
     groups, relations = list(map(str, header["groups"])), list(map(str, header["relations"]))

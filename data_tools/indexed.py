@@ -37,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_kis.errors import InputError
-from megatron_kis.files import steadily
+from megatron_kis.files import steadily, unreadable
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -400,7 +400,7 @@ def _size(path: Path) -> int:
             return os.fstat(file.fileno()).st_size
     except OSError as error:
         remedy = "a corpus is a pair of files PREFIX.bin and PREFIX.idx; build it again"
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path), remedy=remedy) from None
+        raise unreadable(error, path, remedy=remedy) from None
 
 
 def _truncated(path: Path, expected: int, found: int, content: str) -> InputError:

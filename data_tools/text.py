@@ -21,6 +21,7 @@ from data_tools.text_lines import BadLineError, OnBad, lines_before
 from data_tools.text_open import kind_of, opened
 from data_tools.text_parts import TextPart, whole
 from megatron_kis.errors import InputError
+from megatron_kis.files import unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def iter_blocks(part: TextPart, *, text_key: str = "text", on_bad: OnBad | None 
     except (gzip.BadGzipFile, EOFError) as error:
         raise InputError(f"damaged gzip file ({error})", where=str(part.path)) from None
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror or error})", where=str(part.path)) from None
+        raise unreadable(error, part.path) from None
 
 
 def _raise(_line: int, error: InputError) -> None:

@@ -9,6 +9,7 @@ from typing import IO
 from data_tools.text_open import BUFFER, kind_of
 from data_tools.text_parts import TextPart
 from megatron_kis.errors import InputError
+from megatron_kis.files import unreadable
 
 LONGEST_LINE = 128 << 20
 """Bytes of the longest line that is read: longer ones are no text, and would not fit into memory."""
@@ -102,7 +103,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 if text.strip():
                     yield number, text.rstrip("\r\n")
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+        raise unreadable(error, path) from None
 
 
 def decoded(number: int, line: bytes) -> str:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from megatron_kis.errors import InputError, JobError
+from megatron_kis.errors import InputError, JobError, KisError
 from megatron_kis.parsing import parse_json
 
 _BLOCK = 1 << 20
@@ -32,6 +32,22 @@ _OURS = {
 """Errors that say something about the path, and come again at every try."""
 
 _Read = TypeVar("_Read")
+
+
+def unreadable(error: OSError, path: Path, *, remedy: str | None = None) -> KisError:
+    """The error for a file that could not be read to its end, where a second try is not possible.
+
+    Args:
+        error: what the system, or a decompressor, said.
+        path: the file.
+        remedy: what would be right, where the file is.
+
+    Returns:
+        An InputError, if the path or the file is wrong; a JobError, if the disk or the file server failed.
+    """
+    if error.errno is None or error.errno in _OURS:
+        return InputError(f"cannot be read ({error.strerror or error})", where=str(path), remedy=remedy)
+    return JobError(f"{path}: cannot be read ({error.strerror or error}); nothing was changed")
 
 
 def steadily(read: Callable[[], _Read], path: Path) -> _Read:
@@ -50,7 +66,7 @@ def steadily(read: Callable[[], _Read], path: Path) -> _Read:
             return read()
         except OSError as error:
             if error.errno in _OURS:
-                raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+                raise unreadable(error, path) from None
             if wait is None:
                 raise JobError(f"{path}: cannot be read ({error.strerror or error}); nothing was changed") from None
         time.sleep(wait)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from data_tools.facts import check_relation, check_text
 from megatron_kis.errors import InputError
-from megatron_kis.files import parse_json_line
+from megatron_kis.files import parse_json_line, unreadable
 
 Row = TypeVar("Row")
 
@@ -105,7 +105,7 @@ def parse_json_lines(
             lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
             yield from parse_rows(lines, parse_line, skip_errors=skip_errors)
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+        raise unreadable(error, path) from None
 
 
 def checked(found: Imported) -> Imported:

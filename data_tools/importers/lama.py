@@ -27,7 +27,7 @@ from data_tools.importers.base import (
     text_field,
 )
 from megatron_kis.errors import InputError
-from megatron_kis.files import read_json_lines
+from megatron_kis.files import read_json_lines, unreadable
 
 _RELATIONS = "relations.jsonl"
 _SPACE_BEFORE_MARK = re.compile(r"\s+(?=[.,;:!?])")  # LAMA's templates are tokenized: "[X] was born in [Y] ."
@@ -178,7 +178,7 @@ def _documents(file: Path) -> Iterator[Any]:
         with open(file, "rb") as content:
             yield from ijson.items(content, "item", map_type=_Object)
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(file)) from None
+        raise unreadable(error, file) from None
     except (ijson.JSONError, UnicodeDecodeError) as error:
         problem = str(error).splitlines()[0]
         raise InputError(f"not valid JSON ({problem})", where=str(file), remedy="is the file whole?") from None

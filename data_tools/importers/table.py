@@ -14,6 +14,7 @@ from pathlib import Path
 from data_tools.importers.base import Candidate, Imported, parse_rows
 from data_tools.text_lines import read_lines
 from megatron_kis.errors import InputError
+from megatron_kis.files import unreadable
 
 _NAMES = ("subject", "relation", "object")
 _OPTIONAL = ("id", "subject_id", "object_id")
@@ -65,7 +66,7 @@ class _Lines:
                 for self.number, line in enumerate(file, start=1):
                     yield line.decode("utf-8-sig" if self.number == 1 else "utf-8")
         except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})", where=str(self._path)) from None
+            raise unreadable(error, self._path) from None
         except UnicodeDecodeError as error:
             problem = f"not UTF-8 (byte {error.start} of the line)"
             raise InputError(problem, where=f"{self._path}:{self.number}") from None

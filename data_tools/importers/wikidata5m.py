@@ -19,6 +19,7 @@ from data_tools.importers.base import NOT_SAMPLED, Candidate, Dropped, Imported
 from data_tools.importers.wikidata5m_names import EntityNames, Names
 from data_tools.importers.wikidata5m_triples import SubjectSample, TripleBlock, number_of, triple_blocks
 from megatron_kis.errors import InputError, nearest
+from megatron_kis.files import unreadable
 
 _TOGETHER = 1 << 16  # triples whose names are in memory together
 
@@ -129,7 +130,7 @@ def _relations(path: Path) -> dict[str, str]:
                     relation = f"P{number_of(identifier, b'P', f'{path}:{number}')}"
                     known[relation] = rest.decode("utf-8", "replace").partition("\t")[0].strip()
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+        raise unreadable(error, path) from None
     return known
 
 

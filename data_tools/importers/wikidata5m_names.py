@@ -16,6 +16,7 @@ import numpy.typing as npt
 from data_tools.importers.wikidata5m_triples import Ints, number_of
 from data_tools.names import name_words
 from megatron_kis.errors import InputError
+from megatron_kis.files import unreadable
 
 Names = tuple[str, tuple[str, ...], bool]
 """Name, aliases, and whether another entity bears the name too."""
@@ -45,7 +46,7 @@ class EntityNames:
                     offset += len(line)
             self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+            raise unreadable(error, path) from None
         order = np.argsort(np.frombuffer(ids, np.int64), kind="stable") if ids else np.empty(0, np.int64)
         self._ids: Ints = np.array(ids, np.int64)[order]
         self._offsets, self._lengths = np.array(offsets, np.int64)[order], np.array(lengths, np.int32)[order]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_kis.errors import InputError
+from megatron_kis.files import unreadable
 
 Ints = npt.NDArray[np.int64]
 
@@ -82,7 +83,7 @@ def triple_blocks(file: Path, relations: Collection[int] = (), *, skip_errors: b
                 yield block.where(np.isin(block.relations, wanted)) if len(wanted) else block
                 first += data.count(b"\n")
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(file)) from None
+        raise unreadable(error, file) from None
 
 
 def _block(file: Path, data: bytes, first: int, skip_errors: bool) -> TripleBlock:
