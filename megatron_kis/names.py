@@ -31,6 +31,11 @@ def checked_name(text: str, *, where: str | None = None) -> str:
     raise InputError(complaint(text), where=where, remedy=f"use {ALLOWED}")
 
 
+def same_place(text: str) -> str:
+    """What names have in common that a file system or a reader may take for one: composed accents, any case."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
 def complaint(text: str) -> str:
     """What is wrong with a text that is no safe name."""
     if not text:

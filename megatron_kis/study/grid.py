@@ -14,6 +14,7 @@ from megatron_kis.data.settings import DataConfig, InfusionConfig
 from megatron_kis.errors import InputError, KisError
 from megatron_kis.model.layout import check_layouts
 from megatron_kis.model.vocabulary import VOCABULARY_MULTIPLE
+from megatron_kis.names import same_place
 from megatron_kis.settings import Settings, parse_config
 from megatron_kis.study.config import RungConfig, StudyConfig
 
@@ -57,10 +58,12 @@ def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
     make = _Maker(study, data)
     runs = [make.run(spot) for spot in spots_of(study)]
     check_layouts(runs, vocabulary=_vocabulary(study))
-    name, count = Counter(run.name for run in runs).most_common(1)[0]
+    folded, count = Counter(same_place(run.name) for run in runs).most_common(1)[0]
     if count > 1:
+        names = dict.fromkeys(repr(run.name) for run in runs if same_place(run.name) == folded)
+        called = " and ".join(list(names)[:3])
         raise InputError(
-            f"{count} runs would be called {name!r}", where="ladder", remedy="give each size its own 'name'"
+            f"{count} runs would be called {called}", where="ladder", remedy="give each size its own 'name'"
         )
     return sorted(runs, key=cost, reverse=True)
 

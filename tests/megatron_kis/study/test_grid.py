@@ -90,6 +90,8 @@ def test_the_most_expensive_runs_start_first() -> None:
     [
         [{"preset": "cpu-32", "learning_rate": 0.01}, {"preset": "cpu-32", "learning_rate": 0.02}],
         [{"layers": 2, "width": 32, "heads": 2}, {"layers": 2, "width": 32, "heads": 4}],
+        [{"preset": "cpu-32", "name": "A"}, {"preset": "cpu-48", "name": "a"}],
+        [{"preset": "cpu-32", "name": "caf\u00e9"}, {"preset": "cpu-48", "name": "cafe\u0301"}],
     ],
 )
 def test_two_runs_never_share_a_folder(ladder: list[dict[str, Any]]) -> None:
