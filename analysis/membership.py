@@ -13,7 +13,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from megatron_kis.identity import (
     CELL,
     DATA,
     OF_THE_SIZE,
+    OLDER_TOKENIZER,
     RESULTLESS,
     STUDY_FILE,
     STUDY_SCHEMA,
@@ -81,6 +82,8 @@ class Manifest:
     """Distinct settings as leaves by dotted key, without those of the cell."""
     runs: dict[str, tuple[int, dict[str, Any]]]
     """By name: which of the settings, and those of the cell."""
+    older_tokenizer: str | None = None
+    """What older records have as the fingerprint of the tokenizer, where that is another one."""
 
 
 def marked(records: Mapping[str, Mapping[str, Any]]) -> list[Marked]:
@@ -193,7 +196,9 @@ def parse_manifest(content: Mapping[str, Any], *, where: str = STUDY_FILE) -> Ma
         of_cell = {"training.token_budget": budget, "training.seed": seed}
         runs[name] = index, of_cell | ({} if frequency is None else {"infusion.frequency": frequency})
     flat = [{key: value for key, value in leaves(settings_of(item)) if not within(key, CELL)} for item in settings]
-    return Manifest({str(name): str(value) for name, value in data.items() if value}, flat, runs)
+    prints = {str(name): str(value) for name, value in data.items() if value}
+    older = prints.pop(OLDER_TOKENIZER, None)
+    return Manifest(prints, flat, runs, older)
 
 
 def apart(runs: Sequence[Marked], manifest: Manifest | None) -> dict[str, str]:
@@ -204,6 +209,8 @@ def apart(runs: Sequence[Marked], manifest: Manifest | None) -> dict[str, str]:
         manifest: which runs are the study's, if that is known.
     """
     reasons: dict[str, str] = {}
+    if manifest is not None and manifest.older_tokenizer is not None:
+        runs = [_as_today(run, manifest) for run in runs]
     if manifest is not None:
         reasons = {run.run: reason for run in runs if (reason := _from_manifest(run, manifest))}
     runs = [run for run in runs if run.run not in reasons]
@@ -247,6 +254,13 @@ def _from_manifest(run: Marked, manifest: Manifest) -> str:
     wanted = cell if settings is not None else {key: value for key, value in cell.items() if key in said}
     found = differences(settings, manifest.settings[index]) if settings is not None else []
     return "; ".join([*found, *differences(said, wanted), *differ])
+
+
+def _as_today(run: Marked, manifest: Manifest) -> Marked:
+    """A run with the fingerprint that its tokenizer has today."""
+    if run.shared.get("tokenizer") != manifest.older_tokenizer or "tokenizer" not in manifest.data:
+        return run
+    return replace(run, shared={**run.shared, "tokenizer": manifest.data["tokenizer"]})
 
 
 def _of_most(runs: Sequence[Marked], marks: Callable[[Marked], Marks]) -> Marks:

@@ -44,6 +44,10 @@ STUDY_FILE, STUDY_SCHEMA = "study.json", "kis.study/1"
 DATA = ("tokenizer", "corpus", "validation", "exposures", "questions")
 """Fingerprints of a run's data, by what they are of."""
 
+OLDER_TOKENIZER = "tokenizer_model"
+"""Next to those of ``DATA``: what records of older versions have as the fingerprint of the same tokenizer (the hash of
+its model file alone), where that is another one."""
+
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that can change a result, nested as in its configuration.

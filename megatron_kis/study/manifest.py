@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_kis.config import RunConfig
 from megatron_kis.files import read_json, write_text
-from megatron_kis.identity import CELL, DATA, STUDY_FILE, STUDY_SCHEMA, settings_of
+from megatron_kis.identity import CELL, DATA, OLDER_TOKENIZER, STUDY_FILE, STUDY_SCHEMA, settings_of
 
 
 def manifest_of(study_name: str, runs: Sequence[RunConfig], fingerprints: Mapping[str, str]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def manifest_of(study_name: str, runs: Sequence[RunConfig], fingerprints: Mappin
     return {
         "schema": STUDY_SCHEMA,
         "study": study_name,
-        "data": {name: fingerprints[name] for name in DATA if fingerprints.get(name)},
+        "data": {name: fingerprints[name] for name in (*DATA, OLDER_TOKENIZER) if fingerprints.get(name)},
         "settings": [json.loads(text) for text in settings],
         "runs": rows,
     }

@@ -14,7 +14,7 @@ from analysis.load import load_runs
 from analysis.membership import parse_manifest
 from megatron_kis.config import RunConfig
 from megatron_kis.errors import InputError
-from megatron_kis.identity import CELL, DATA, OF_THE_SIZE, RESULTLESS, leaves, settings_of, within
+from megatron_kis.identity import CELL, DATA, OF_THE_SIZE, OLDER_TOKENIZER, RESULTLESS, leaves, settings_of, within
 from megatron_kis.settings import parse_config
 from megatron_kis.study.manifest import manifest_of, write_manifest
 from tests.analysis.synthetic import Truth, config_of, write_run
@@ -40,14 +40,14 @@ def write(study: Path, params: int, frequency: int, *, config: dict[str, Any] | 
     return write_run(path, TRUTH, params, frequency, 0, closed=True, config=config, fingerprints=prints, **more)
 
 
-def manifest(study: Path) -> None:
+def manifest(study: Path, fingerprints: dict[str, str] = FINGERPRINTS) -> None:
     """``study.json`` of the whole grid."""
     runs = [
         parse_config(RunConfig, config_of(study / "runs" / name_of(n, f), TRUTH, n, f, 0), source="test")
         for n in SIZES
         for f in FREQUENCIES
     ]
-    write_manifest(study, "synthetic", runs, FINGERPRINTS)
+    write_manifest(study, "synthetic", runs, fingerprints)
 
 
 @pytest.fixture(params=["named", "unnamed"])
@@ -129,6 +129,16 @@ def test_a_run_on_other_data_is_apart(study: Path, name: str) -> None:
     write(study, SIZES[0], 64, fingerprints={name: "f" * 64})
     assert list(foreign(study)) == [CHANGED]
     assert f"{name} ffffffffffff -> {FINGERPRINTS[name][:12]}" in foreign(study)[CHANGED]
+
+
+def test_an_older_fingerprint_of_the_same_tokenizer_is_no_difference(tmp_path: Path) -> None:
+    for params in SIZES:
+        for frequency in FREQUENCIES:
+            write(tmp_path, params, frequency, fingerprints={"tokenizer": "e" * 64} if frequency == 64 else {})
+    manifest(tmp_path, FINGERPRINTS | {OLDER_TOKENIZER: "e" * 64})
+    assert foreign(tmp_path) == {}
+    write(tmp_path, SIZES[0], 64, fingerprints={"tokenizer": "d" * 64})
+    assert list(foreign(tmp_path)) == [CHANGED]
 
 
 def test_a_run_of_another_precision_or_from_another_start_is_apart(study: Path) -> None:

@@ -164,12 +164,12 @@ def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tu
         runs: those that are to be trained; all if not given.
 
     Returns:
-        Names of complete runs among ``runs``, and fingerprints by ``identity.DATA``.
+        Names of complete runs among ``runs``, and fingerprints by ``identity.DATA`` (and ``OLDER_TOKENIZER``).
 
     Raises:
         InputError: missing or wrong data, complete runs on other data, or a plan that does not fit.
     """
-    from megatron_kis.identity import DATA
+    from megatron_kis.identity import DATA, OLDER_TOKENIZER
     from megatron_kis.study.standing import conflicts, refuse
     from megatron_kis.training.inputs import InputsOfMany, plan_key
 
@@ -192,7 +192,8 @@ def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tu
             checked.add(key)
             opened.open(run)
     prints = next(iter(data.values()))
-    return names, {name: prints[name] for name in DATA}
+    older = {OLDER_TOKENIZER: model_sha256} if model_sha256 != prints["tokenizer"] else {}
+    return names, {name: prints[name] for name in DATA} | older
 
 
 def shown(value: Any) -> str:

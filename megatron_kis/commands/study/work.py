@@ -25,6 +25,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _work(options: argparse.Namespace) -> int:
     from megatron_kis.data.settings import DataConfig
+    from megatron_kis.identity import OLDER_TOKENIZER
     from megatron_kis.settings import load_config
     from megatron_kis.study.config import StudyConfig
     from megatron_kis.study.data import with_data
@@ -45,7 +46,9 @@ def _work(options: argparse.Namespace) -> int:
         wanted = set(names)
         every = runs_of(study, DataConfig.model_validate(files))
         cells = with_data([run for run in every if run.name in wanted], fingerprints)
-        refuse(study.output, conflicts(cells, {run.model.init_from: fingerprints for run in cells}))
+        older = fingerprints.pop(OLDER_TOKENIZER, None)
+        found = {run.model.init_from: fingerprints for run in cells}
+        refuse(study.output, conflicts(cells, found, model_sha256=older))
         done = [run.name for run in cells if (run.output / "DONE").exists()]
         large = options.job.startswith("large")
         host = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
