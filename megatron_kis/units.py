@@ -50,3 +50,11 @@ def quantity(text: str) -> float:
     if number is None or not 1 <= (value := float(number)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no count; write 7e9, 7b, 137M or 1T")
     return value
+
+
+def whole_quantity(text: str) -> int:
+    """A whole count of at least 1, as an argument of a command."""
+    value = quantity(text)
+    if not value.is_integer():
+        raise argparse.ArgumentTypeError(f"{text!r} is not whole")
+    return int(value)

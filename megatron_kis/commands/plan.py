@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import PRESETS
-from megatron_kis.units import quantity
+from megatron_kis.units import quantity, whole_quantity
 
 if TYPE_CHECKING:
     from megatron_kis.config import ParallelConfig
@@ -46,7 +46,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--gpu", default="h100", metavar="KIND", help="h100, h200, a100, b200, ... (h100)")
     parser.add_argument("--mfu", type=float, metavar="SHARE", help="the share of the peak that you measured, 0 to 1")
     parser.add_argument("--vocabulary", type=int, metavar="V", help="pieces (32000; a study's own if it says so)")
-    parser.add_argument("--length", type=int, default=2048, metavar="L", help="tokens a sequence, of a model (2048)")
+    parser.add_argument("--length", type=whole_quantity, default=2048, metavar="L", help="tokens per sequence (2048)")
     parser.add_argument("--batch", type=int, default=512, metavar="B", help="sequences a step, of a model (512)")
     parser.add_argument("--show", type=int, default=5, metavar="K", help="layouts to show (5)")
     parser.add_argument(

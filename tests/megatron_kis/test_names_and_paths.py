@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from megatron_kis.errors import InputError, printable
 from megatron_kis.names import checked_name, is_name
 from megatron_kis.paths import Moved, expanded, placed, seen_from
 from megatron_kis.settings import as_content, load_config
-from megatron_kis.units import as_count
+from megatron_kis.units import as_count, whole_quantity
 
 RUN = """
 name: r
@@ -129,3 +130,10 @@ def test_a_record_of_an_older_version_names_paths_from_where_it_was_made(tmp_pat
 def test_what_is_no_count_or_beyond_all_is_refused(value):
     with pytest.raises(ValueError, match=r"is no number|is larger than"):
         as_count(value)
+
+
+def test_tokens_on_the_command_line_are_counts_too():
+    assert whole_quantity("1e3") == whole_quantity("1k") == 1000
+    for text in ("1.5", "0", "many"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            whole_quantity(text)

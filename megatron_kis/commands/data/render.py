@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_kis.commands.data.options import add_step, in_folders
 from megatron_kis.errors import printable
+from megatron_kis.units import whole_quantity
 
 
 def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,7 +22,7 @@ def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     own = "JSON lines of sentences about single facts, beside the templates: fact, split, text"
     parser.add_argument("--paraphrases", type=Path, metavar="FILE", help=own)
     longest = "refuse exposures of more tokens, end-of-document token included: the sequence length"
-    parser.add_argument("--longest-exposure", type=int, metavar="TOKENS", help=longest)
+    parser.add_argument("--longest-exposure", type=whole_quantity, metavar="TOKENS", help=longest)
     wrong = "wrong options of each question, or all: every object of its group and relation (default: 3)"
     parser.add_argument("--distractors", type=_count_or_all, default=3, metavar="N", help=wrong)
     asked = "facts of each group to ask about, drawn at random; all by default"
