@@ -22,7 +22,7 @@ from megatron_kis.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA, changed_da
 from megatron_kis.paths import seen_from
 from megatron_kis.settings import parse_config
 from megatron_kis.training.checkpoint import FOLDER, Checkpoint, required, write_manifest
-from megatron_kis.training.mending import content_at
+from megatron_kis.training.log_repair import content_at
 from megatron_kis.training.record import setting_differences
 from megatron_kis.training.resume import outcomes_of
 from megatron_kis.training.schedule import learning_rate

@@ -369,7 +369,7 @@ def write_manifest(path: Path, content: dict[str, Any]) -> None:
 
 def _damage(checkpoint: Checkpoint) -> str | None:
     """What is wrong with this rank's share of the files."""
-    logs = checkpoint.manifest["logs"]  # copies that are lost are no damage of weights: see training/mending
+    logs = checkpoint.manifest["logs"]  # copies that are lost are no damage of weights: see training/log_repair
     files = sorted(item for item in checkpoint.manifest["files"].items() if item[0] not in logs)
     for name, facts in files[dist.get_rank() :: dist.get_world_size()]:
         path = checkpoint.folder / name

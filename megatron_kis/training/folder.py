@@ -15,8 +15,8 @@ from megatron_kis.identity import RUN_FILE
 from megatron_kis.training.branch import adopt
 from megatron_kis.training.checkpoint import FOLDER, Checkpoint, left_there
 from megatron_kis.training.kept import FOLDER as INPUTS
+from megatron_kis.training.log_repair import METRICS, PROBES, RepairedLogs, repair_logs
 from megatron_kis.training.logs import JsonLines
-from megatron_kis.training.mending import METRICS, PROBES, Mended, mend_logs
 from megatron_kis.training.resume import forget_later_outcomes
 from megatron_kis.training.trackers import TRACKED
 
@@ -33,13 +33,13 @@ class RunFolder:
         """Open logs by name."""
         self.inputs: dict[str, str] = {}
         """Kept inputs, as ``run.json`` names them."""
-        self._mended = Mended()
+        self._repaired = RepairedLogs()
         self._origin: dict[str, Any] = {}
 
     @property
     def lost(self) -> set[str]:
         """Kinds of rows that belong to the step of the checkpoint and are no longer in the logs."""
-        return self._mended.lost
+        return self._repaired.lost
 
     @property
     def beginning(self) -> str:
@@ -93,7 +93,7 @@ class RunFolder:
         if checkpoint is None:
             self.clear(restart=restart)
         else:
-            self._mended = mend_logs(checkpoint, self.path)
+            self._repaired = repair_logs(checkpoint, self.path)
             forget_later_outcomes(self.outcomes, checkpoint.step)
             (self.path / "exposures.json").unlink(missing_ok=True)
             step, sessions = checkpoint.step, checkpoint.manifest["sessions"]
@@ -101,9 +101,9 @@ class RunFolder:
             older = fingerprint([record["study"], record["run"], str(self.path)])[:16]
             beginning = checkpoint.manifest.get("beginning", older)
         session = {"from_step": step, **_session(record)}
-        if self._mended.said:
-            session["logs"] = self._mended.said
-            for name, problem in self._mended.said.items():
+        if self._repaired.said:
+            session["logs"] = self._repaired.said
+            for name, problem in self._repaired.said.items():
                 print(f"kis: {self.path / name} {problem}", file=sys.stderr, flush=True)
         self._origin = {"beginning": beginning, "sessions": [*sessions, session], "branched_from": branched}
         self.inputs = dict(keep())
@@ -113,7 +113,7 @@ class RunFolder:
     def open_logs(self) -> tuple[JsonLines, JsonLines]:
         """``metrics.jsonl`` and ``probes.jsonl``, without what was written after the checkpoint."""
         for name in (METRICS, PROBES):
-            self.logs[name] = JsonLines(self.path / name, keep=self._mended.sizes.get(name, 0))
+            self.logs[name] = JsonLines(self.path / name, keep=self._repaired.sizes.get(name, 0))
         return self.logs[METRICS], self.logs[PROBES]
 
     def manifest(self) -> dict[str, Any]:

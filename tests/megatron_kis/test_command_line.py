@@ -177,3 +177,14 @@ def test_a_run_is_configured_by_file_and_overrides(
     assert "parallel.tensro" in refused(["train", str(path), "parallel.tensro=2"], capsys)
     path.write_text("name: [unclosed\n")
     assert f"{path}:" in refused(["train", str(path)], capsys)
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "0001", "studies"])
+def test_what_is_no_submission_is_not_prepared(
+    folder: str, tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "studies").mkdir()
+    write_study(tmp_path / "studies", tiny_sources)
+    assert f"{folder}: is no submission; give the folder" in refused(
+        ["study", "prepare", str(tmp_path / folder)], capsys
+    )

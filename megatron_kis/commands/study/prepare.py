@@ -30,6 +30,9 @@ def _prepare(options: argparse.Namespace) -> int:
     from megatron_kis.study.slurm.records import STUDY, changed_source, identities, write_data
 
     folder = options.submission
+    if not (folder.name.isdecimal() and (folder / STUDY).is_file()):
+        remedy = "give the folder of a submission, such as studies/my_study/slurm/0001"
+        raise InputError("is no submission", where=str(folder), remedy=remedy)
     # Named from here, what the study names relative to itself stays so in its own record.
     options.study, options.overrides = Path(os.path.relpath(folder / STUDY)), []
     study, data, _ = load_study(options)

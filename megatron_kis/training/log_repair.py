@@ -19,7 +19,7 @@ LOGS = (METRICS, PROBES)
 
 
 @dataclass
-class Mended:
+class RepairedLogs:
     """What became of a run's logs."""
 
     sizes: dict[str, int] = field(default_factory=dict)
@@ -59,7 +59,7 @@ def content_at(checkpoint: Checkpoint, run: Path, name: str) -> tuple[bytes, str
     return kept, f"lost {size - len(kept)} of its {size} bytes up to step {checkpoint.step}"
 
 
-def mend_logs(checkpoint: Checkpoint, run: Path) -> Mended:
+def repair_logs(checkpoint: Checkpoint, run: Path) -> RepairedLogs:
     """Brings both logs back to a checkpoint.
 
     Args:
@@ -69,17 +69,17 @@ def mend_logs(checkpoint: Checkpoint, run: Path) -> Mended:
     Raises:
         InputError, JobError: something cannot be read.
     """
-    mended = Mended()
+    repaired = RepairedLogs()
     found = {name: (*content_at(checkpoint, run, name), _content(run / name)) for name in LOGS}
     for name, (content, loss, there) in found.items():
-        mended.sizes[name] = len(content)
+        repaired.sizes[name] = len(content)
         if there[: len(content)] != content or loss:
-            mended.said[name] = loss or "was not as it had been written; restored from the checkpoint"
+            repaired.said[name] = loss or "was not as it had been written; restored from the checkpoint"
             write_bytes(run / name, content)
         if loss:
             kinds = {"probe"} if name == PROBES else {"train", "validation"}
-            mended.lost |= kinds - _kinds(content, checkpoint.step)
-    return mended
+            repaired.lost |= kinds - _kinds(content, checkpoint.step)
+    return repaired
 
 
 def _content(path: Path) -> bytes:
