@@ -14,7 +14,7 @@ from typing import Any
 
 from data_tools.facts import GROUPS, Fact
 from data_tools.importers.bear import METADATA
-from data_tools.names import name_words
+from data_tools.mentions import name_words
 from data_tools.templates import SPLITS, Templates, plain
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import write_json, write_json_lines

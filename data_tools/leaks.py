@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_tools.facts import Fact
-from data_tools.names import line_of_words, name_words
+from data_tools.mentions import line_of_words, name_words
 from data_tools.text import Document
 from megatron_kis.errors import InputError
 from megatron_kis.files import atomic_path, atomic_write

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data_tools.facts import Fact, id_field, string_field
-from data_tools.names import line_of_words
+from data_tools.mentions import line_of_words
 from data_tools.templates import SPLITS, RelationTemplates
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_json_lines

@@ -16,8 +16,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from data_tools.hints import gives_away, holds_name
 from data_tools.importers import NOT_SAMPLED, Candidate, Dropped, Imported
-from data_tools.names import gives_away, holds_name, name_words
+from data_tools.mentions import name_words
 
 AMBIGUOUS_OBJECTS = "ambiguous: the subject has several objects"
 AMBIGUOUS_NAMES = "ambiguous: several entities bear the subject's name"

@@ -24,7 +24,7 @@ from itertools import product
 from typing import Any
 
 from data_tools.facts import Fact
-from data_tools.names import name_words
+from data_tools.mentions import name_words
 from data_tools.paraphrases import Paraphrases, with_paraphrases
 from data_tools.rivals import Rivals
 from data_tools.statements import tokenize_in_batches, tokenize_option, tokenize_statements

@@ -1,7 +1,5 @@
 """The axes that figures share: F, with a place for F = 0 and the infusion ratio above, and shares answered right."""
 
-# ruff: noqa: RUF001 (texts for readers use real dashes, minus signs and Greek letters)
-
 from __future__ import annotations
 
 import math

@@ -1,7 +1,5 @@
 """Figures that check the law: residuals, candidates, sizes foretold from smaller ones, error by extrapolation."""
 
-# ruff: noqa: RUF001 (texts for readers use real dashes, minus signs and Greek letters)
-
 from __future__ import annotations
 
 import math

@@ -1,7 +1,5 @@
 """The report's figures of what was measured: curves by size and of each model, validation loss, template spread."""
 
-# ruff: noqa: RUF001 (texts for readers use real dashes, minus signs and Greek letters)
-
 from __future__ import annotations
 
 from collections.abc import Sequence

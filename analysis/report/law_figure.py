@@ -1,7 +1,5 @@
 """Transition points against model size, with the law's line and bands and the predictions."""
 
-# ruff: noqa: RUF001 (texts for readers use real dashes, minus signs and Greek letters)
-
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What was asked and what was seen, in plain words made from results only."""
 
-# ruff: noqa: RUF001 (texts for readers use real dashes, minus signs and Greek letters)
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The report's tables as rows of text; the template only lays them out."""
 
-# ruff: noqa: RUF001 (texts for readers use real dashes, minus signs and Greek letters)
-
 from __future__ import annotations
 
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """How numbers, sizes and statuses are written for a reader."""
 
-# ruff: noqa: RUF001 (texts for readers use real dashes, minus signs and Greek letters)
-
 from __future__ import annotations
 
 import math

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.importers.wikidata5m_triples import Ints, number_of
-from data_tools.names import name_words
+from data_tools.mentions import name_words
 from megatron_kis.errors import InputError
 from megatron_kis.files import unreadable
 

@@ -1,5 +1,3 @@
-# ruff: noqa: RUF001 (texts for readers use real dashes, minus signs and Greek letters)
-
 from __future__ import annotations
 
 import re

@@ -4,8 +4,9 @@ from collections import Counter
 import pytest
 
 from data_tools.facts import GROUPS
+from data_tools.hints import gives_away
 from data_tools.importers import Candidate, import_tsv
-from data_tools.names import gives_away, name_words
+from data_tools.mentions import name_words
 from data_tools.select import SelectSettings, select_facts
 from megatron_kis.errors import InputError
 
