@@ -45,8 +45,7 @@ def build_text(folder: Path) -> Path:
 def _documents(packages: Path) -> Iterator[str]:
     for name in ("gcide", "foldoc"):
         yield from _dictionary(packages / f"dict-{name}" / "usr/share/dictd" / name)
-    for part in sorted((packages / "wordnet-base" / "usr/share/wordnet").glob("data.*")):
-        yield from _glosses(part)
+    yield from glosses(packages)
     for manual in _MANUALS:
         for path in sorted(packages.glob(f"python3.11-doc/**/_sources/{manual}/*.txt")):
             yield path.read_text(encoding="utf-8")
@@ -73,12 +72,13 @@ def _number(digits: str) -> int:
     return value
 
 
-def _glosses(path: Path) -> Iterator[str]:
-    """``word: gloss`` of every synset; lines that start with two spaces are the licence."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("  "):
-            data, _, gloss = line.partition(" | ")
-            yield f"{data.split(' ')[4].replace('_', ' ')}: {gloss.strip()}"
+def glosses(packages: Path) -> Iterator[str]:
+    """``word: gloss`` of every synset of WordNet; lines that start with two spaces are the licence."""
+    for part in sorted((packages / "wordnet-base" / "usr/share/wordnet").glob("data.*")):
+        for line in part.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("  "):
+                data, _, gloss = line.partition(" | ")
+                yield f"{data.split(' ')[4].replace('_', ' ')}: {gloss.strip()}"
 
 
 if __name__ == "__main__":
