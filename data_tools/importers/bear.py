@@ -2,7 +2,8 @@
 
 A row is ``{"sub_id", "sub_label", "sub_aliases", "obj_id", "obj_label", "obj_aliases", "answer_idx"}``, of which only
 the labels must be there. The metadata maps a relation to ``templates`` with ``[X]`` and ``[Y]`` and to its answer space
-(``answer_space_labels``, ``answer_space_ids``). Format: https://github.com/lm-pub-quiz/lm-pub-quiz, docs/data_files.md.
+(``answer_space_labels``, ``answer_space_ids``). Fields of ``kis data export`` say what the fact itself had: ``object``,
+``subject_id``, ``object_id``. Format: https://github.com/lm-pub-quiz/lm-pub-quiz, docs/data_files.md.
 """
 
 from __future__ import annotations
@@ -112,11 +113,11 @@ def _candidate(relation: str, answers: list[str | int | float] | None, where: st
         Candidate(
             subject=text_field(row, "sub_label"),
             relation=relation,
-            object=text_field({"answer": answer}, "answer"),
+            object=text_field({"answer": answer, **row}, "object", "answer"),
             where=where,
             id=id_field(row, "fact_id", where),
-            subject_id=id_field(row, "sub_id", where),
-            object_id=id_field(row, "obj_id", where),
+            subject_id=id_field(row, "subject_id" if "subject_id" in row else "sub_id", where),
+            object_id=id_field(row, "object_id" if "object_id" in row else "obj_id", where),
             subject_aliases=strings_field(row, "sub_aliases", where),
             object_aliases=strings_field(row, "obj_aliases", where),
         )
