@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Statement: TypeAlias = "Fact | Candidate"
 """A fact, or a triple that may become one."""
 
+_Bearers: TypeAlias = "dict[str, str | set[str]]"
+
 _INVISIBLE = dict.fromkeys(
     [0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF]
 )
@@ -82,7 +84,8 @@ class Entities:
     def __init__(self, statements: Iterable[Statement]) -> None:
         """Reads the statements twice; time and memory are linear in their names."""
         shown = {name_key(one.name) for statement in statements for one in mentions(statement)}
-        self._bearers: dict[str, str | set[str]] = {}  # name -> the entities that it is a name of, but for its own
+        self._ids: _Bearers = {}  # name -> the entities with an id that it is a name of
+        self._others: _Bearers = {}  # name -> those without one, but for its own, that have it as an alias
         self._aliases: dict[str, set[str]] = {}  # name without an id -> its other names
         self._many: dict[str, frozenset[str]] = {}
         for statement in statements:
@@ -96,17 +99,16 @@ class Entities:
                 bearer = entity_key(one.name, one.identifier)
                 for name in {name_key(name) for name in (one.name, *one.aliases)} & shown:
                     if f"={name}" != bearer:
-                        self._add(name, bearer)
+                        _add(self._ids if one.identifier else self._others, name, bearer)
 
     def meanings(self, name: str) -> frozenset[str]:
         """All that a name may mean."""
         key = name_key(name)
         if key in self._many:
             return self._many[key]
-        found: set[str] = {f"={key}", *self._entities(key)}
+        found: set[str] = {f"={key}", *_of(self._ids, key), *_of(self._others, key)}
         for alias in self._aliases.get(key, ()):
-            found.add(f"={alias}")
-            found.update(bearer for bearer in self._entities(alias) if bearer.startswith("#"))
+            found |= {f"={alias}", *_of(self._ids, alias)}
         meanings = frozenset(found)
         if len(meanings) > _MANY:
             self._many[key] = meanings
@@ -121,21 +123,21 @@ class Entities:
     def entities(self, one: Mention) -> frozenset[str]:
         """The entities that a mention is surely of: its id, or all that bear its name."""
         key = name_key(one.name)
-        bearers = self._entities(key)
-        if one.identifier:
-            bearers = {f"#{one.identifier}", *(bearer for bearer in bearers if bearer.startswith("="))}
-        return frozenset({f"={key}", *bearers})
+        ids = {f"#{one.identifier}"} if one.identifier else _of(self._ids, key)
+        return frozenset({f"={key}", *ids, *_of(self._others, key)})
 
-    def _entities(self, key: str) -> Set[str]:
-        found = self._bearers.get(key, set())
-        return {found} if isinstance(found, str) else found
 
-    def _add(self, name: str, bearer: str) -> None:
-        known = self._bearers.setdefault(name, bearer)  # most names have one bearer, and need no set
-        if isinstance(known, set):
-            known.add(bearer)
-        elif known != bearer:
-            self._bearers[name] = {known, bearer}
+def _add(bearers: _Bearers, name: str, bearer: str) -> None:
+    known = bearers.setdefault(name, bearer)  # most names have one bearer, and need no set
+    if isinstance(known, set):
+        known.add(bearer)
+    elif known != bearer:
+        bearers[name] = {known, bearer}
+
+
+def _of(bearers: _Bearers, name: str) -> Set[str]:
+    found = bearers.get(name, set())
+    return {found} if isinstance(found, str) else found
 
 
 def one_of_each(meanings: Mapping[str, Set[Hashable]]) -> dict[str, str]:

@@ -23,6 +23,8 @@ METADATA = "metadata_relations.json"
 """Name of the file with templates and answer spaces."""
 _LISTS = (("templates", (str,), "strings"), ("answer_space_labels", (str, int, float), "names"))
 """Lists in the metadata of a relation, and what they hold."""
+_OWN = {"object", "subject_id", "object_id"}
+"""Fields that ``kis data export`` writes next to those of the format."""
 
 
 def import_bear(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
@@ -109,15 +111,16 @@ def _candidate(relation: str, answers: list[str | int | float] | None, where: st
     if answers and place is not None and answers[place] != answer:
         problem = f"answer_idx {place} points at {answers[place]!r}, obj_label is {answer!r}"
         raise InputError(problem, where=where, remedy="the rows and the answer space must agree")
+    own = row if row.keys() >= _OWN else {}
     return candidate_or_dropped(
         Candidate(
             subject=text_field(row, "sub_label"),
             relation=relation,
-            object=text_field({"answer": answer, **row}, "object", "answer"),
+            object=text_field(own, "object") or text_field({"answer": answer}, "answer"),
             where=where,
             id=id_field(row, "fact_id", where),
-            subject_id=id_field(row, "subject_id" if "subject_id" in row else "sub_id", where),
-            object_id=id_field(row, "object_id" if "object_id" in row else "obj_id", where),
+            subject_id=id_field(own, "subject_id", where) if own else id_field(row, "sub_id", where),
+            object_id=id_field(own, "object_id", where) if own else id_field(row, "obj_id", where),
             subject_aliases=strings_field(row, "sub_aliases", where),
             object_aliases=strings_field(row, "obj_aliases", where),
         )
