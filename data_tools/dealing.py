@@ -25,7 +25,9 @@ _Marks = frozenset[Hashable]
 """What a name may mean, and the tokens that it shares with others: options that have a mark in common are one."""
 _SPARE = 4  # names drawn beyond the distractors, because a few may be right
 _DRAWS = 8  # then all names are looked through
-_EXCHANGES = 64  # blocks, or facts left over, that are tried for an exchange; and blocks for which that may fail
+_EXCHANGES = 64  # blocks, or facts left over, that are tried for an exchange
+_FAILURES = 8  # blocks for which that may fail: then too many facts clash for a better deal
+_MANY = 64  # right objects of a subject with which the wrong ones are kept, not sought for each of its facts
 _LOOKED_AT = 64  # facts that a message about too few objects looks at
 
 
@@ -155,7 +157,8 @@ class _Cell:
         self.objects = [name for key, name in sorted(names.items()) if self.stands[key] == key]
         """Each under one name, in the order of these names."""
         self._marked = {mark: name for name in self.objects for mark in marks[name_key(name)]}
-        self._barred: dict[str, frozenset[str]] = {}
+        self._right: dict[str, frozenset[str]] = {}
+        self._wrong: dict[str, list[str]] = {}
 
     def deal_all(self, dealt: Dealt, share: int, rng: random.Random) -> None:
         """All that is wrong, for ``share`` of the facts; facts without other objects share one list."""
@@ -215,10 +218,10 @@ class _Cell:
     def right_objects(self, fact: Fact) -> frozenset[str]:
         """Those of the different objects that are right for the fact's subject."""
         key = name_key(fact.subject)
-        if key not in self._barred:
+        if key not in self._right:
             marks = (mark for right in self.rules.right(fact) for mark in right)
-            self._barred[key] = frozenset(self._marked[mark] for mark in marks if mark in self._marked)
-        return self._barred[key]
+            self._right[key] = frozenset(self._marked[mark] for mark in marks if mark in self._marked)
+        return self._right[key]
 
     def _has_wrong(self, fact: Fact, count: int) -> bool:
         if sum(map(len, self.rules.right(fact))) <= len(self.objects) - count:  # an object has a mark or more
@@ -232,8 +235,19 @@ class _Cell:
             drawn = [name for name in rng.sample(objects, min(len(objects), count + _SPARE)) if allow(fact, name)]
             if len(drawn) >= count:
                 return drawn[:count]
-        drawn = [name for name in objects if allow(fact, name)]
+        drawn = self._wrong_objects(fact)
+        if barred := self.rules.rivals_of(fact):
+            drawn = [name for name in drawn if name not in barred]
         return rng.sample(drawn, min(count, len(drawn)))
+
+    def _wrong_objects(self, fact: Fact) -> list[str]:
+        right = self.right_objects(fact)
+        if len(right) < _MANY:
+            return [name for name in self.objects if name not in right]
+        key = name_key(fact.subject)
+        if key not in self._wrong:
+            self._wrong[key] = [name for name in self.objects if name not in right]
+        return self._wrong[key]
 
 
 def _blocks(facts: Sequence[Fact], cell: _Cell, size: int) -> tuple[list[list[Fact]], list[Fact]]:
@@ -263,7 +277,7 @@ def _part_rivals(blocks: list[list[Fact]], rest: list[Fact], rules: _Rules) -> N
     """Exchanges facts between blocks, and with those left over, as long as that leaves fewer clashes."""
     failed = 0
     for place, block in enumerate(blocks):
-        if failed == _EXCHANGES:
+        if failed == _FAILURES:
             break
         if not rules.clashes(block):
             continue
