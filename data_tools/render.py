@@ -120,7 +120,7 @@ def render(
         size = expected_size(facts, templates, tokenizer, distractors=distractors, asked=asked, paraphrases=paraphrases)
         if size > largest_questions:
             raise InputError(
-                f"would take about {size / 1e9:.1f} GB, more than {largest_questions / 1e9:.1f} GB",
+                f"would take about {size / 1e6:,.0f} MB, more than {largest_questions / 1e6:,.0f} MB",
                 where=str(questions_path),
                 remedy="ask with fewer distractors (--distractors), about fewer facts (--asked), with fewer templates,"
                 " or raise the limit (--largest-questions)",
