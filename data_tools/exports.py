@@ -3,22 +3,27 @@
 ``OUTPUT/<group>/<relation>.jsonl`` and ``OUTPUT/<group>/metadata_relations.json``: a data set a group, because an
 option must be an object of the fact's own group (see ``data_tools.questions``) and the format has one answer space a
 relation. ``lm_pub_quiz.Dataset.from_path(OUTPUT/<group>)`` reads it; so does the importer ``bear``.
+
+An object has one label in the answer space, whatever names and ids its facts have. What the format has no place for is
+in fields of our own, which other readers pass over and the importer ``bear`` reads: ``object``, the name that the fact
+itself has, and ``subject_id`` and ``object_id``, which are empty where the source has none.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from data_tools.facts import GROUPS, Fact
 from data_tools.importers.bear import METADATA
-from data_tools.mentions import name_words
+from data_tools.names import Entities, mentions
 from data_tools.templates import SPLITS, Templates, plain
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import write_json, write_json_lines
-from megatron_kis.names import is_name
+from megatron_kis.names import is_name, same_place
 
 
 def export_bear(
@@ -53,17 +58,21 @@ def export_bear(
     for fact in facts:
         if fact.group in groups:
             cells[fact.group][fact.relation].append(fact)
-    for relation in {relation for cell in cells.values() for relation in cell}:
+    files: dict[str, str] = {}
+    for relation in sorted({relation for cell in cells.values() for relation in cell}):
         if not is_name(relation) or "." in relation:  # LM-Pub-Quiz takes what follows a dot for the format
             remedy = "letters, digits, _, - and + only"
             raise InputError(f"relation {relation!r} cannot name a file of this format", remedy=remedy)
         if not templates[relation].split(split):
             raise InputError(f"relation {relation!r} has no {split} templates", remedy="choose another split")
-    folders = []
+        if (other := files.setdefault(same_place(relation), relation)) != relation:
+            problem = f"relations {other!r} and {relation!r} may name one file"
+            raise InputError(problem, remedy="names that differ in more than case")
+    entities, folders = Entities(facts), []
     for group, cell in cells.items():
         metadata: dict[str, Any] = {}
         for relation, members in cell.items():
-            rows, answers = _rows(members)
+            rows, answers = _rows(members, entities)
             write_json_lines(output / group / f"{relation}.jsonl", rows)
             metadata[relation] = {
                 "templates": [plain(template) for template in templates[relation].split(split)],
@@ -75,17 +84,20 @@ def export_bear(
     return folders
 
 
-def _rows(facts: Sequence[Fact]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _rows(facts: Sequence[Fact], entities: Entities) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Rows of a relation, and its answer space: id to label, an object once whatever it is called."""
     answers: dict[str, str] = {}
-    known: dict[tuple[str, ...], str] = {}
+    known: dict[str, str] = {}  # what an object is known as -> its id in the answer space
     places: dict[str, int] = {}
+    given = {fact.object_id for fact in facts}
+    made = (identifier for number in count() if (identifier := f"{facts[0].relation}-{number}") not in given)
     rows = []
     for fact in facts:
-        words = name_words(fact.object)
-        identifier = known.setdefault(words, fact.object_id or f"{fact.relation}-{len(known)}")
+        called = entities.entities(mentions(fact)[1])
+        identifier = next((known[one] for one in sorted(called) if one in known), None) or fact.object_id or next(made)
+        for one in called:
+            known.setdefault(one, identifier)
         answers.setdefault(identifier, fact.object)
-        place = places.setdefault(identifier, len(places))
         rows.append(
             {
                 "fact_id": fact.id,
@@ -96,7 +108,10 @@ def _rows(facts: Sequence[Fact]) -> tuple[list[dict[str, Any]], dict[str, str]]:
                 "obj_id": identifier,
                 "obj_label": answers[identifier],
                 "obj_aliases": list(fact.object_aliases),
-                "answer_idx": place,
+                "answer_idx": places.setdefault(identifier, len(places)),
+                "object": fact.object,
+                "subject_id": fact.subject_id,
+                "object_id": fact.object_id,
             }
         )
     return rows, answers

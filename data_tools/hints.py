@@ -24,6 +24,8 @@ def gives_away(subject: str, answer: str) -> bool:
     alike (Algeria, Algiers), or the subject is a code with the object's first letter (CHA, Chattanooga).
     """
     left, right = name_words(subject), name_words(answer)
+    if not left or not right:  # names of symbols alone hint at nothing
+        return False
     if _contains(left, right) or _contains(right, left):
         return True
     if {word for word in left if len(word) >= _TELLING_LETTERS} & set(right):

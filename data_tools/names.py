@@ -4,23 +4,39 @@ Two names are one where nothing differs but white space, case and compatibility 
 caseless matching). Accents, vowel signs, voicing marks, signs before digits and symbols are the name: Togo and Tonga in
 Devanagari, Paris and Bali in Katakana, ``A+`` and ``A-``, ``C`` and ``C++`` are different names. Finding a name in
 text, where writers are less exact, is the work of ``data_tools.mentions``.
+
+Two names may mean the same although they differ: ``Entities`` knows the other names that a source gives.
 """
 
 from __future__ import annotations
 
 import functools
 import unicodedata
+from collections.abc import Hashable, Iterable, Mapping, Set
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from data_tools.facts import Fact
+    from data_tools.importers.base import Candidate
+
+Statement: TypeAlias = "Fact | Candidate"
+"""A fact, or a triple that may become one."""
+
+_Bearers: TypeAlias = "dict[str, str | set[str]]"
 
 _INVISIBLE = dict.fromkeys(
     [0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF]
 )
 """Marks of line breaks and of the direction of writing, which nobody sees. Joiners are seen, and stay."""
 _TELLING = "LNS"  # categories of which a name must have something: letters, numbers, symbols
+_MANY = 8  # bearers of a name with which what it may mean is kept, not made again at each question
 
 
 @functools.lru_cache(1 << 14)  # of one triple the same two names are asked for several times
 def name_key(name: str) -> str:
     """The name as it is compared: equal for two spellings of one name, different for two names."""
+    if name.isascii():
+        return " ".join(name.lower().split())
     folded = unicodedata.normalize("NFD", name.translate(_INVISIBLE))
     for _ in range(2):  # the second changes what the first brought to light, such as a capital in a ligature
         folded = unicodedata.normalize("NFKD", folded.casefold())
@@ -35,3 +51,108 @@ def entity_key(name: str, identifier: str) -> str:
 def says_something(name: str) -> bool:
     """Whether a name has a letter, number or symbol: marks of punctuation alone are no name."""
     return any(unicodedata.category(letter)[0] in _TELLING for letter in name)
+
+
+class Mention(NamedTuple):
+    """What a source says of an entity in one place."""
+
+    name: str
+    """The name it is called by."""
+    identifier: str
+    """Its id; empty where the source has none."""
+    aliases: tuple[str, ...]
+    """Its other names."""
+
+
+def mentions(statement: Statement) -> tuple[Mention, Mention]:
+    """The subject and the object of a fact."""
+    return (
+        Mention(statement.subject, statement.subject_id, statement.subject_aliases),
+        Mention(statement.object, statement.object_id, statement.object_aliases),
+    )
+
+
+class Entities:
+    """Which names mean, or may mean, the same, by all that a source says.
+
+    An entity is an id, or a name without one; its names are all that any fact calls it, as subject or object, in any
+    relation. What a name may mean is a set: two names may mean the same where their sets meet. They do where the
+    source gives them one id, where one is an alias of the other, or where both are names of a third entity. That an
+    alias is shared by two ids does not make these one; entities without ids that share one may be.
+    """
+
+    def __init__(self, statements: Iterable[Statement]) -> None:
+        """Reads the statements twice; time and memory are linear in their names."""
+        shown = {name_key(one.name) for statement in statements for one in mentions(statement)}
+        self._ids: _Bearers = {}  # name -> the entities with an id that it is a name of
+        self._others: _Bearers = {}  # name -> those without one, but for its own, that have it as an alias
+        self._aliases: dict[str, set[str]] = {}  # name without an id -> its other names
+        self._many: dict[str, frozenset[str]] = {}
+        for statement in statements:
+            for one in mentions(statement):
+                if not one.identifier and one.aliases:
+                    names = set(map(name_key, one.aliases))
+                    self._aliases.setdefault(name_key(one.name), set()).update(names)
+                    shown |= names
+        for statement in statements:
+            for one in mentions(statement):
+                bearer = entity_key(one.name, one.identifier)
+                for name in {name_key(name) for name in (one.name, *one.aliases)} & shown:
+                    if f"={name}" != bearer:
+                        _add(self._ids if one.identifier else self._others, name, bearer)
+
+    def meanings(self, name: str) -> frozenset[str]:
+        """All that a name may mean."""
+        key = name_key(name)
+        if key in self._many:
+            return self._many[key]
+        found: set[str] = {f"={key}", *_of(self._ids, key), *_of(self._others, key)}
+        for alias in self._aliases.get(key, ()):
+            found |= {f"={alias}", *_of(self._ids, alias)}
+        meanings = frozenset(found)
+        if len(meanings) > _MANY:
+            self._many[key] = meanings
+        return meanings
+
+    def same(self, one: Mention, other: Mention) -> bool:
+        """Whether two mentions surely are of one entity: by their ids, or by their names where one has no id."""
+        if one.identifier and other.identifier:
+            return one.identifier == other.identifier
+        return not self.entities(one).isdisjoint(self.entities(other))
+
+    def entities(self, one: Mention) -> frozenset[str]:
+        """The entities that a mention is surely of: its id, or all that bear its name."""
+        key = name_key(one.name)
+        ids = {f"#{one.identifier}"} if one.identifier else _of(self._ids, key)
+        return frozenset({f"={key}", *ids, *_of(self._others, key)})
+
+
+def _add(bearers: _Bearers, name: str, bearer: str) -> None:
+    known = bearers.setdefault(name, bearer)  # most names have one bearer, and need no set
+    if isinstance(known, set):
+        known.add(bearer)
+    elif known != bearer:
+        bearers[name] = {known, bearer}
+
+
+def _of(bearers: _Bearers, name: str) -> Set[str]:
+    found = bearers.get(name, set())
+    return {found} if isinstance(found, str) else found
+
+
+def one_of_each(meanings: Mapping[str, Set[Hashable]]) -> dict[str, str]:
+    """Name to the name that stands for it: no two of those that stand for names may mean the same.
+
+    Args:
+        meanings: of each name, what it may mean.
+
+    Returns:
+        The same names in the same order. A name that may mean the same as several others has no place among them.
+    """
+    taken: dict[Hashable, str] = {}
+    stands: dict[str, str] = {}
+    for name in sorted(meanings, key=lambda name: (len(meanings[name]), name)):
+        stands[name] = min((taken[one] for one in meanings[name] if one in taken), default=name)
+        if stands[name] == name:
+            taken |= dict.fromkeys(meanings[name], name)
+    return {name: stands[name] for name in meanings}

@@ -1,8 +1,8 @@
 """The usable facts of a source: what cannot be asked fairly is dropped and counted, in bounded memory.
 
 A fact is usable where its subject has one object in the relation, its name belongs to no other subject, and the names
-give nothing away. Subjects and objects are told apart by their ids where the source has some, else by the words of
-their names.
+give nothing away. Subjects and objects are told apart by their ids where the source has some, else by their names
+(``data_tools.names``): different names are one only if an alias says so.
 
 Where a source has more triples than ``limit``, a random sample of its subjects is kept: those whose hash lies under a
 threshold that is halved when memory is full. All triples of a kept subject are kept, so that what is ambiguous is still
@@ -12,20 +12,24 @@ known exactly.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from data_tools.hints import gives_away, holds_name
 from data_tools.importers import NOT_SAMPLED, Candidate, Dropped, Imported
-from data_tools.mentions import name_words
+from data_tools.names import Entities, entity_key, mentions, name_key, says_something
 
 AMBIGUOUS_OBJECTS = "ambiguous: the subject has several objects"
 AMBIGUOUS_NAMES = "ambiguous: several entities bear the subject's name"
 REPEATED = "said twice"
-NO_WORDS = "no letter or digit in a name"
+SAYS_NOTHING = "no letter, number or symbol in a name"
 OBJECT_INSIDE = "the object stands in the subject's name"
 TELLING = "the subject's name hints at the object"
+
+_Place = tuple[str, str]
+"""Relation and subject."""
 
 
 @dataclass(slots=True)
@@ -40,16 +44,8 @@ class Pool:
     """Reason to relation to count of dropped triples."""
     seen: set[str] = field(default_factory=set)
     """All relations of the source, also those not asked for."""
-
-
-def subject_key(candidate: Candidate) -> str:
-    """What tells a subject from others: its id, or the words of its name."""
-    return f"#{candidate.subject_id}" if candidate.subject_id else " ".join(name_words(candidate.subject))
-
-
-def object_key(candidate: Candidate) -> str:
-    """What tells an object from others."""
-    return f"#{candidate.object_id}" if candidate.object_id else " ".join(name_words(candidate.object))
+    entities: Entities = field(default_factory=lambda: Entities(()))
+    """What the names of the facts mean, by all triples that were held."""
 
 
 def usable_facts(
@@ -85,13 +81,43 @@ def usable_facts(
             pool.dropped[reason][triple.relation] += 1
     pool.dropped[NOT_SAMPLED].update(held.evicted)
     pool.facts = {relation: [] for relation in pool.imported if relation}
-    for (relation, key), candidates in held.by_subject.items():
-        reason = held.ambiguity(key, candidates) or _unfair(candidates[0], longest_name, keep_telling_names)
-        if reason:
-            pool.dropped[reason][relation] += len(candidates)
+    pool.entities = Entities(held.triples.values())
+    for relation, candidates in _by_subject(held, pool.entities):
+        first, *others = candidates
+        reason = AMBIGUOUS_NAMES if any(held.is_shared(one, pool.entities) for one in candidates) else None
+        if not all(pool.entities.same(mentions(first)[1], mentions(other)[1]) for other in others):
+            reason = AMBIGUOUS_OBJECTS
+        elif others:
+            pool.dropped[REPEATED][relation] += len(others)
+            for other in others:
+                first = _merged(first, other)
+        if reason := reason or _unfair(first, longest_name, keep_telling_names):
+            pool.dropped[reason][relation] += len(candidates) if reason == AMBIGUOUS_OBJECTS else 1
         else:
-            pool.facts[relation].append(candidates[0])
+            pool.facts[relation].append(first)
     return pool
+
+
+def _by_subject(held: _Held, entities: Entities) -> Iterator[tuple[str, list[Candidate]]]:
+    """Yields a relation and the triples of a subject in it; subjects without ids are one where an alias says so."""
+    homes: dict[_Place, _Place] = {}
+    for (relation, subject, _), candidate in held.triples.items():
+        if not candidate.subject_id:
+            for entity in entities.entities(mentions(candidate)[0]):
+                one, other = _home(homes, (relation, subject)), _home(homes, (relation, entity))
+                if one != other and entity.startswith("="):
+                    homes[max(one, other)] = min(one, other)
+    groups: dict[_Place, list[Candidate]] = {}
+    for (relation, subject, _), candidate in held.triples.items():
+        groups.setdefault(_home(homes, (relation, subject)), []).append(candidate)
+    for (relation, _), candidates in groups.items():
+        yield relation, candidates
+
+
+def _home(homes: dict[_Place, _Place], place: _Place) -> _Place:
+    while place in homes:
+        homes[place] = place = homes.get(homes[place], homes[place])
+    return place
 
 
 def _unfair(candidate: Candidate, longest_name: int | None, keep_telling_names: bool) -> str | None:
@@ -100,75 +126,72 @@ def _unfair(candidate: Candidate, longest_name: int | None, keep_telling_names: 
             return OBJECT_INSIDE
         if gives_away(candidate.subject, candidate.object):
             return TELLING
-    longest = max(len(candidate.subject), len(candidate.object))
+    longest = max(len(unicodedata.normalize("NFC", name)) for name in (candidate.subject, candidate.object))
     if longest_name is not None and longest > longest_name:
         return f"a name longer than {longest_name} characters"
     return None
 
 
 class _Held:
-    """Distinct triples in memory, by relation and subject."""
+    """Distinct triples in memory."""
 
     def __init__(self, limit: int, seed: int) -> None:
         self._limit, self._seed = limit, seed
         self._threshold = 1 << 64
-        self._count = 0
-        self._bearers: dict[str, str | None] = {}  # words of a subject's name -> its key, None where there are several
-        self.by_subject: dict[tuple[str, str], list[Candidate]] = {}
+        self._bearers: dict[str, str | None] = {}  # a subject's name -> its key, None where there are several
+        self.triples: dict[tuple[str, str, str], Candidate] = {}
+        """By relation, subject and object, in the order of the source."""
         self.evicted: Counter[str] = Counter()
 
     def add(self, candidate: Candidate) -> str | None:
         """Keeps a triple, or gives the reason why not."""
-        name = " ".join(name_words(candidate.subject))
-        answer = object_key(candidate)
-        if not name or not name_words(candidate.object):
-            return NO_WORDS
+        if not says_something(candidate.subject) or not says_something(candidate.object):
+            return SAYS_NOTHING
+        name = name_key(candidate.subject)
         if self._threshold < 1 << 64 and self._rank(name) >= self._threshold:
             return NOT_SAMPLED
-        key = f"#{candidate.subject_id}" if candidate.subject_id else name
-        if self._bearers.setdefault(name, key) != key:
+        subject, answer = (entity_key(one.name, one.identifier) for one in mentions(candidate))
+        if self._bearers.setdefault(name, subject) != subject:
             self._bearers[name] = None
-        known = self.by_subject.setdefault((candidate.relation, key), [])
-        for place, other in enumerate(known):
-            if object_key(other) == answer:
-                known[place] = _merged(other, candidate)
-                return REPEATED
-        known.append(candidate)
-        self._count += 1
-        while self._count > self._limit:
+        place = (candidate.relation, subject, answer)
+        if (known := self.triples.get(place)) is not None:
+            self.triples[place] = _merged(known, candidate)
+            return REPEATED
+        self.triples[place] = candidate
+        while len(self.triples) > self._limit:
             self._evict()
         return None
 
-    def ambiguity(self, key: str, candidates: list[Candidate]) -> str | None:
-        """Why the facts of a subject in a relation cannot be asked, if so."""
-        if len(candidates) > 1:
-            return AMBIGUOUS_OBJECTS
-        name = " ".join(name_words(candidates[0].subject))
-        return None if self._bearers[name] == key else AMBIGUOUS_NAMES
+    def is_shared(self, candidate: Candidate, entities: Entities) -> bool:
+        """Whether other entities bear the subject's name: as theirs, or, of a subject without an id, as an alias."""
+        if self._bearers[name_key(candidate.subject)] is None:
+            return True
+        own = entities.entities(mentions(candidate)[0])
+        return not candidate.subject_id and any(entity.startswith("#") for entity in own)
 
     def _rank(self, name: str) -> int:
         return int.from_bytes(hashlib.blake2b(f"{self._seed}/{name}".encode(), digest_size=8).digest(), "little")
 
     def _evict(self) -> None:
         self._threshold //= 2
-        kept: dict[tuple[str, str], list[Candidate]] = {}
-        for (relation, key), candidates in self.by_subject.items():
-            stay = [one for one in candidates if self._rank(" ".join(name_words(one.subject))) < self._threshold]
-            self.evicted[relation] += len(candidates) - len(stay)
-            if stay:
-                kept[relation, key] = stay
-        self.by_subject = kept
+        kept = {}
+        for place, candidate in self.triples.items():
+            if self._rank(name_key(candidate.subject)) < self._threshold:
+                kept[place] = candidate
+            else:
+                self.evicted[candidate.relation] += 1
+        self.triples = kept
         self._bearers = {name: key for name, key in self._bearers.items() if self._rank(name) < self._threshold}
-        self._count = sum(map(len, kept.values()))
 
 
 def _merged(one: Candidate, other: Candidate) -> Candidate:
-    """The first of two rows that say the same, with all names of both."""
+    """The first of two rows that say the same, with all names of both, and the ids that one of them has."""
     subjects = _names(one.subject, (*one.subject_aliases, other.subject, *other.subject_aliases))
     objects = _names(one.object, (*one.object_aliases, other.object, *other.object_aliases))
-    if (subjects, objects) == (one.subject_aliases, one.object_aliases):
+    ids = (one.subject_id or other.subject_id, one.object_id or other.object_id)
+    if (subjects, objects, *ids) == (one.subject_aliases, one.object_aliases, one.subject_id, one.object_id):
         return one
-    return replace(one, subject_aliases=subjects, object_aliases=objects)
+    return replace(one, subject_aliases=subjects, object_aliases=objects, subject_id=ids[0], object_id=ids[1])
 
 
 def _names(name: str, aliases: tuple[str, ...]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from data_tools.facts import Fact
 from data_tools.indexed import IndexedWriter, suffixed
 from data_tools.paraphrases import Paraphrases, with_paraphrases
 from data_tools.progress import Progress
-from data_tools.questions import deal_fairly, iter_questions
+from data_tools.questions import deal_fairly, expected_size, iter_questions
 from data_tools.templates import Templates, fill, wrong_articles
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
@@ -74,7 +74,7 @@ class RenderSummary:
     questions: int
     """Rows of the questions file."""
     left_out: int = 0
-    """Facts that no question asks about, because too few objects neither extend theirs nor are extended by it."""
+    """Facts that no question asks about, because too few objects are wrong and can be told from theirs."""
     relations: dict[str, TokenCounts] = field(default_factory=dict)
     """Lengths of each relation's exposures."""
     remarks: tuple[str, ...] = ()
@@ -92,6 +92,7 @@ def render(
     longest_exposure: int | None = None,
     asked: int | None = None,
     paraphrases: Paraphrases | None = None,
+    largest_questions: int | None = None,
     progress: Progress | None = None,
 ) -> RenderSummary:
     """Writes the exposure store and the questions; the same inputs give the same bytes.
@@ -106,19 +107,30 @@ def render(
         longest_exposure: most tokens of an exposure, the end-of-document token included; None for any.
         asked: facts of each group to ask about; None for all.
         paraphrases: sentences of single facts, next to the templates.
+        largest_questions: most bytes of the questions file; None for any.
         progress: where to report.
 
     Raises:
-        InputError: a group and relation has too few objects for the distractors, or an exposure is too long.
+        InputError: a group and relation has too few objects for the distractors, or an exposure is too long, or the
+            questions would be too large.
     """
     progress, paraphrases = progress or Progress(), paraphrases or {}
+    questions_path = suffixed(prefix, ".questions.jsonl")
+    if largest_questions is not None:
+        size = expected_size(facts, templates, tokenizer, distractors=distractors, asked=asked, paraphrases=paraphrases)
+        if size > largest_questions:
+            raise InputError(
+                f"would take about {size / 1e6:,.0f} MB, more than {largest_questions / 1e6:,.0f} MB",
+                where=str(questions_path),
+                remedy="ask with fewer distractors (--distractors), about fewer facts (--asked), with fewer templates,"
+                " or raise the limit (--largest-questions)",
+            )
     dealt = deal_fairly(
         facts, templates, tokenizer, distractors=distractors, seed=seed, asked=asked, paraphrases=paraphrases
     )
     left_out = len(dealt.left_out)
     if left_out:
-        progress.say(f"  {left_out} facts are not asked about: too few options that do not extend the answer")
-    questions_path = suffixed(prefix, ".questions.jsonl")
+        progress.say(f"  {left_out} facts are not asked about: too few options that are wrong and can be told from it")
     for suffix in (".json", ".questions.jsonl", ".facts.npy", ".ids.txt"):
         suffixed(prefix, suffix).unlink(missing_ok=True)
     rendered = [fact for fact in facts if fact.group in RENDERED_GROUPS]
@@ -256,6 +268,7 @@ def _header(
         "options_shared_by_templates": True,
         "article_before_answer": "of each option, where the template says a(n)",
         "options_that_extend_the_answer": "none",
+        "options_that_mean_the_same": "none",
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_tools.facts import Fact
@@ -17,9 +17,9 @@ from data_tools.statements import tokenize_in_batches, tokenize_statements
 from data_tools.templates import RelationTemplates, fill
 from data_tools.tokenizer import Tokenizer
 
-_Forms = tuple[str, tuple[int, ...]]
-"""Letters of a name without case and accents, and its tokens in a statement: one of two rivals begins the other in at
-least one of them, whatever the tokenizer does to a text first."""
+_Forms = tuple[Sequence[Any], ...]
+"""Letters of a name without case and accents, and its tokens in a statement of each template: one of two rivals begins
+the other in at least one of them, whatever the tokenizer does to a text first."""
 
 
 class Rivals:
@@ -41,13 +41,22 @@ class Rivals:
         self._templates, self._tokenizer = templates, tokenizer
         self._found: dict[tuple[str, str], bool] = {}
         self._near: dict[str, dict[str, _Forms]] = {}
+        self._ties: dict[str, dict[str, set[tuple[int, int]]]] = {}
         first: dict[str, dict[str, Fact]] = defaultdict(dict)
         for fact in facts:
             first[fact.relation].setdefault(fact.object, fact)
         for relation, objects in first.items():
-            forms = dict(self._forms(objects))
-            near = _begun(forms, 0) | _begun(forms, 1)
-            self._near[relation] = {name: forms[name] for name in near}
+            letters = {name: _letters(name) for name in objects}
+            near, ties = _begun(letters), defaultdict(set)
+            asked = _asked(templates(next(iter(objects.values()))))
+            for number, template in enumerate(asked):  # one at a time: many objects have many tokens
+                forms = dict(self._forms(template, objects))
+                near |= _begun(forms)
+                for name, group in _equal(forms).items():
+                    ties[name].add((number, group))
+            at_hand = [dict(self._forms(template, {name: objects[name] for name in near})) for template in asked]
+            self._near[relation] = {name: (letters[name], *(forms[name] for forms in at_hand)) for name in near}
+            self._ties[relation] = ties
 
     def __call__(self, fact: Fact, name: str) -> bool:
         """Whether an object extends the fact's own, or is extended by it, in one of the fact's statements."""
@@ -61,13 +70,18 @@ class Rivals:
             self._found[key] = self._in_statements(fact, name)
         return self._found[key]
 
-    def _forms(self, objects: Mapping[str, Fact]) -> Iterator[tuple[str, _Forms]]:
-        def statements() -> Iterator[tuple[str, list[Any]]]:
-            for name, fact in objects.items():
-                yield name, [fill(_asked(self._templates(fact))[0], fact.subject, name)]
+    def near(self, relation: str) -> Collection[str]:
+        """The objects of a relation of which one may begin another."""
+        return self._near.get(relation, {})
 
-        for name, [tokens], [(start, stop)] in tokenize_in_batches(statements(), self._tokenizer):
-            yield name, (_letters(name), tuple(tokens[start:stop]))
+    def ties(self, relation: str, name: str) -> frozenset[tuple[int, int]]:
+        """Marks of an object that it shares with those that are the same tokens in the statement of some template."""
+        return frozenset(self._ties.get(relation, {}).get(name, ()))
+
+    def _forms(self, template: str, objects: Mapping[str, Fact]) -> Iterator[tuple[str, tuple[int, ...]]]:
+        statements = ((name, [fill(template, fact.subject, name)]) for name, fact in objects.items())
+        for name, [tokens], [(start, stop)] in tokenize_in_batches(statements, self._tokenizer):
+            yield name, tuple(tokens[start:stop])
 
     def _in_statements(self, fact: Fact, name: str) -> bool:
         asked = _asked(self._templates(fact))
@@ -103,14 +117,23 @@ def _one_begins(one: Sequence[Any], other: Sequence[Any]) -> bool:
     return one[:shorter] == other[:shorter]
 
 
-def _begun(forms: Mapping[str, _Forms], which: int) -> set[str]:
+def _begun(forms: Mapping[str, Sequence[Any]]) -> set[str]:
     """The names whose form begins another's, and those that are begun; n log n."""
     found: set[str] = set()
     above: list[tuple[Any, str]] = []  # those sorted before, each beginning the next
-    for form, name in sorted((form[which], name) for name, form in forms.items()):
+    for form, name in sorted((form, name) for name, form in forms.items()):
         while above and not _one_begins(above[-1][0], form):
             above.pop()
         if above:
             found |= {name, above[-1][1]}
         above.append((form, name))
     return found
+
+
+def _equal(forms: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The names whose form another has too, and the number of that form."""
+    names: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name, form in forms.items():
+        names[form].append(name)
+    shared = (members for members in names.values() if len(members) > 1)
+    return {name: number for number, members in enumerate(shared) for name in members}

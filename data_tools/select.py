@@ -2,7 +2,8 @@
 
 The three groups are exchangeable: a fact's group is a random draw within its relation, so a difference between groups
 can only come from what the model was shown. Within a group and relation an object is the answer of one fact only (by
-default): every option is then equally often right, and preferring a frequent object gains nothing.
+default): every option is then equally often right, and preferring a frequent object gains nothing. Names that may mean
+the same (``data_tools.names``) are one object, and all facts of subjects that may be the same are in one group.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 
 from data_tools.facts import GROUPS, Fact
 from data_tools.importers import Candidate, Imported
-from data_tools.pool import object_key, subject_key, usable_facts
+from data_tools.names import Entities, name_key, one_of_each
+from data_tools.pool import usable_facts
 from megatron_kis.errors import InputError, nearest
 
 SPREADS = ("even", "proportional")
@@ -133,16 +135,21 @@ def select_facts(triples: Iterable[Imported], settings: SelectSettings) -> Selec
         if relation not in pool.seen:
             raise InputError(f"no facts of relation {relation!r}", remedy=nearest(relation, pool.seen))
     selection = Selection(imported=pool.imported, dropped=pool.dropped, distractors=settings.distractors)
-    order = sorted(pool.facts) if not settings.relations else list(settings.relations)
+    order = list(dict.fromkeys(settings.relations)) or sorted(pool.facts)
     sizes = {relation: len(pool.facts[relation]) for relation in order}
     shares = {group: _shares(count, sizes, settings) for group, count in settings.counts().items()}
+    entities = pool.entities
+    sources = {
+        relation: _Source(relation, pool.facts[relation], entities, _frequencies(pool.facts[relation], entities))
+        for relation in order
+    }
     home: dict[str, str] = {}
     drawn: dict[str, list[tuple[Candidate, str]]] = {}
     # Scarce relations first: a subject's group is settled by the first relation that draws it.
     for relation in sorted(order, key=lambda name: (sizes[name], name)):
         wanted = {group: shares[group][relation] for group in GROUPS}
         rng = random.Random(f"{settings.seed}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
-        drawn[relation] = _draw(relation, pool.facts[relation], wanted, home, rng, settings)
+        drawn[relation] = _draw(sources[relation], wanted, home, rng, settings)
     for group in GROUPS:
         for relation in order:
             chosen = [candidate for candidate, owner in drawn[relation] if owner == group]
@@ -150,21 +157,40 @@ def select_facts(triples: Iterable[Imported], settings: SelectSettings) -> Selec
     _unique_ids(selection.facts)
     for relation in order:
         taken = Counter(group for _, group in drawn[relation])
-        selection.relations.append(_summary(relation, pool.imported[relation], pool.facts[relation], taken))
+        frequencies = sources[relation].frequencies
+        usable = frequencies.total()
+        summary = RelationSummary(
+            relation=relation,
+            imported=pool.imported[relation],
+            usable=usable,
+            objects=len(frequencies),
+            chance=1 / max(1, len(frequencies)),
+            most_frequent=max(frequencies.values(), default=0) / max(1, usable),
+            chosen={group: taken[group] for group in GROUPS},
+        )
+        selection.relations.append(summary)
     return selection
 
 
-def _summary(relation: str, imported: int, usable: list[Candidate], taken: Counter[str]) -> RelationSummary:
-    objects = Counter(map(object_key, usable))
-    return RelationSummary(
-        relation=relation,
-        imported=imported,
-        usable=len(usable),
-        objects=len(objects),
-        chance=1 / max(1, len(objects)),
-        most_frequent=max(objects.values(), default=0) / max(1, len(usable)),
-        chosen={group: taken[group] for group in GROUPS},
-    )
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The usable facts of a relation."""
+
+    relation: str
+    facts: list[Candidate]
+    entities: Entities
+    frequencies: Counter[str]
+    """Of each object, how many facts have it."""
+
+
+def _frequencies(facts: Iterable[Candidate], entities: Entities) -> Counter[str]:
+    """How many facts have each object, under one of the names that may mean it."""
+    counts = Counter(name_key(fact.object) for fact in facts)
+    stands = one_of_each({name: entities.meanings(name) for name in counts})
+    found: Counter[str] = Counter()
+    for name, count in counts.items():
+        found[stands[name]] += count
+    return found
 
 
 def _check(settings: SelectSettings) -> None:
@@ -218,16 +244,15 @@ def _spread(count: int, relations: Sequence[str]) -> dict[str, int]:
 
 
 def _draw(
-    relation: str,
-    pool: list[Candidate],
+    source: _Source,
     wanted: dict[str, int],
     home: dict[str, str],
     rng: random.Random,
     settings: SelectSettings,
 ) -> list[tuple[Candidate, str]]:
     """Goes through the pool in random order and gives each fact to a random group that still has room for it."""
-    needed, of_object = settings.distractors + 1, Counter(map(object_key, pool))
-    objects = len(of_object)
+    relation, pool, meanings = source.relation, source.facts, source.entities.meanings
+    needed, objects = settings.distractors + 1, len(source.frequencies)
     if 0 < objects < needed and any(wanted.values()):
         raise InputError(
             f"relation {relation!r} has {objects} different objects, {settings.distractors} distractors need {needed}",
@@ -241,21 +266,26 @@ def _draw(
             )
     drawn: list[tuple[Candidate, str]] = []
     room = dict(wanted)
-    used: dict[str, Counter[str]] = {group: Counter() for group in room}
-    most = settings.facts_per_object or len(pool)
+    used: dict[str, Counter[str]] = {group: Counter() for group in room}  # what objects may mean, by facts
     for candidate in rng.sample(pool, len(pool)):
         if not any(room.values()):
             break
-        subject, answer = subject_key(candidate), object_key(candidate)
         # All facts of a subject stay in one group: a control subject is never shown, by no relation.
-        groups = [home[subject]] if subject in home else list(GROUPS)
-        groups = [group for group in groups if room[group] and used[group][answer] < most]
+        subject = meanings(candidate.subject)
+        homes = {home[one] for one in subject if one in home}
+        if len(homes) > 1:
+            continue
+        groups = [
+            group
+            for group in homes or GROUPS
+            if room[group] and _has_room(used[group], candidate.object, source.entities, settings.facts_per_object)
+        ]
         if not groups:
             continue
         group = rng.choices(groups, [room[group] for group in groups])[0]
-        home[subject] = group
+        home |= dict.fromkeys(subject, group)
         room[group] -= 1
-        used[group][answer] += 1
+        used[group].update(meanings(candidate.object))
         drawn.append((candidate, group))
     short = {group: left for group, left in room.items() if left}
     if short:
@@ -263,18 +293,27 @@ def _draw(
         raise InputError(
             f"relation {relation!r} lacks {lacking} facts: {sum(wanted.values())} wanted of {len(pool)} usable ones"
             f" with {objects} objects",
-            remedy=f"ask for fewer facts{_or_raise(settings, wanted, of_object)}, or add relations",
+            remedy=f"ask for fewer facts{_or_raise(settings, wanted, source.frequencies)}, or add relations",
         )
-    for group, answers in used.items():
-        if 0 < len(answers) < needed:
+    for group in room:
+        found = _frequencies((candidate for candidate, owner in drawn if owner == group), source.entities)
+        if 0 < len(found) < needed:
             raise InputError(
-                f"the {answers.total()} {group} facts of relation {relation!r} have {len(answers)} different objects,"
+                f"the {found.total()} {group} facts of relation {relation!r} have {len(found)} different objects,"
                 f" {settings.distractors} distractors need {needed}",
                 # Facts that share an object by no more than that have so many objects whatever is drawn.
-                remedy=f"facts_per_object of {max(1, (answers.total() - 1) // settings.distractors)} or less,"
-                f" {_at_most(len(answers) - 1)}, or more {group} facts",
+                remedy=f"facts_per_object of {max(1, (found.total() - 1) // settings.distractors)} or less,"
+                f" {_at_most(len(found) - 1)}, or more {group} facts",
             )
     return drawn
+
+
+def _has_room(used: Counter[str], answer: str, entities: Entities, most: int) -> bool:
+    """Whether fewer than ``most`` facts (0: any number) have an object that may mean the same as this one."""
+    own = f"={name_key(answer)}"
+    if most and used[own] < most and any(used[one] >= most for one in entities.meanings(answer)):
+        used[own] = most  # so it stays: many entities may bear one name
+    return not most or used[own] < most
 
 
 def _at_most(distractors: int) -> str:

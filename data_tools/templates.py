@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from unicodedata import category
 
 from data_tools.articles import indefinite_article
+from data_tools.names import name_key
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_text
 from megatron_kis.names import checked_name
@@ -24,7 +26,8 @@ SPLITS = ("train", "held_out", "question")
 
 _SLOT = re.compile(r"(?:\b([Aa])\(n\) )?\[([XY])\]")
 _FIXED_ARTICLE = re.compile(r"\b(an?) \[([XY])\]", re.IGNORECASE)
-_SPACES = re.compile(r"\W+")
+_MINUS = re.compile(r"(?<!\w)-(?=\d)")
+_READ_OUT = "#%&@\u2030_"  # of what Unicode calls punctuation: other marks only part or close what is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,13 @@ def _taken_apart(template: str) -> tuple[list[tuple[str, str | None, bool]], str
 
 
 def wording(template: str) -> str:
-    """The template without case, marks and the choice between *a* and *an*: what two templates must not share."""
-    return _SPACES.sub(" ", plain(template).casefold()).strip()
+    """The template without case, punctuation and the choice between *a* and *an*: what two templates must not share.
+
+    Symbols, vowel signs and a minus before a number are of the wording.
+    """
+    words = name_key(_MINUS.sub("\u2212", plain(template)))
+    kept = (letter if letter in _READ_OUT or category(letter)[0] in "LMNS" else " " for letter in words)
+    return " ".join("".join(kept).split())
 
 
 def plain(template: str) -> str:

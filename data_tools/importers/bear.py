@@ -2,7 +2,8 @@
 
 A row is ``{"sub_id", "sub_label", "sub_aliases", "obj_id", "obj_label", "obj_aliases", "answer_idx"}``, of which only
 the labels must be there. The metadata maps a relation to ``templates`` with ``[X]`` and ``[Y]`` and to its answer space
-(``answer_space_labels``, ``answer_space_ids``). Format: https://github.com/lm-pub-quiz/lm-pub-quiz, docs/data_files.md.
+(``answer_space_labels``, ``answer_space_ids``). Fields of ``kis data export`` say what the fact itself had: ``object``,
+``subject_id``, ``object_id``. Format: https://github.com/lm-pub-quiz/lm-pub-quiz, docs/data_files.md.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ METADATA = "metadata_relations.json"
 """Name of the file with templates and answer spaces."""
 _LISTS = (("templates", (str,), "strings"), ("answer_space_labels", (str, int, float), "names"))
 """Lists in the metadata of a relation, and what they hold."""
+_OWN = {"object", "subject_id", "object_id"}
+"""Fields that ``kis data export`` writes next to those of the format."""
 
 
 def import_bear(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
@@ -108,15 +111,16 @@ def _candidate(relation: str, answers: list[str | int | float] | None, where: st
     if answers and place is not None and answers[place] != answer:
         problem = f"answer_idx {place} points at {answers[place]!r}, obj_label is {answer!r}"
         raise InputError(problem, where=where, remedy="the rows and the answer space must agree")
+    own = row if row.keys() >= _OWN else {}
     return candidate_or_dropped(
         Candidate(
             subject=text_field(row, "sub_label"),
             relation=relation,
-            object=text_field({"answer": answer}, "answer"),
+            object=text_field(own, "object") or text_field({"answer": answer}, "answer"),
             where=where,
             id=id_field(row, "fact_id", where),
-            subject_id=id_field(row, "sub_id", where),
-            object_id=id_field(row, "obj_id", where),
+            subject_id=id_field(own, "subject_id", where) if own else id_field(row, "sub_id", where),
+            object_id=id_field(own, "object_id", where) if own else id_field(row, "obj_id", where),
             subject_aliases=strings_field(row, "sub_aliases", where),
             object_aliases=strings_field(row, "obj_aliases", where),
         )

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.importers.wikidata5m_triples import Ints, number_of
-from data_tools.mentions import name_words
+from data_tools.names import name_key
 from megatron_kis.errors import InputError
 from megatron_kis.files import unreadable
 
@@ -42,7 +42,8 @@ class EntityNames:
                         ids.append(number_of(identifier, b"Q", f"{path}:{number}"))
                         offsets.append(offset)
                         lengths.append(len(line))
-                        hashes.append(_hash(rest.partition(b"\t")[0].decode("utf-8", "replace")))
+                        shown = _names(rest.partition(b"\t")[0]) or _names(rest)[:1]
+                        hashes.append(_hash(" ".join(shown)))
                     offset += len(line)
             self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -74,12 +75,16 @@ class EntityNames:
         found: dict[int, Names] = {}
         columns = (wanted, self._lengths[places], self._offsets[places], self._shared[places])
         for identifier, length, offset, shared in zip(*(column.tolist() for column in columns), strict=True):
-            line = os.pread(self._file, length, offset).decode("utf-8", "replace")
-            _, *fields = line.rstrip("\r\n").split("\t")
-            names = list(dict.fromkeys(name.strip() for name in fields if name.strip()))
-            if names:
+            _, _, rest = os.pread(self._file, length, offset).partition(b"\t")
+            if names := _names(rest):
                 found[identifier] = (names[0], tuple(names[1:]), shared)
         return found
+
+
+def _names(fields: bytes) -> list[str]:
+    """The names of a line, each once; the entity is shown by the first."""
+    names = (name.strip() for name in fields.decode("utf-8", "replace").split("\t"))
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
@@ -90,4 +95,4 @@ def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
 
 
 def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(" ".join(name_words(name)).encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(name_key(name).encode(), digest_size=8).digest(), "little")

@@ -1,10 +1,12 @@
 import json
+from dataclasses import astuple, replace
 
 import pytest
 
 from data_tools.exports import export_bear
 from data_tools.facts import Fact
 from data_tools.importers import bear_templates, import_bear
+from data_tools.select import SelectSettings, select_facts
 from data_tools.templates import RelationTemplates
 from megatron_kis.errors import InputError
 
@@ -57,3 +59,81 @@ def test_what_the_format_cannot_hold_is_refused_before_anything_is_written(tmp_p
     with pytest.raises(InputError, match="unknown group 'controls'"):
         export_bear(FACTS, TEMPLATES, tmp_path, groups=["controls"])
     assert list(tmp_path.iterdir()) == []
+
+
+def back(folder):
+    """The facts of an exported group, without what a file of facts has of its own."""
+    return [astuple(replace(found, where="")) for found in import_bear(folder)]
+
+
+def facts_of(*rows, **more):
+    return [Fact(f"r/{subject}", subject, "r", answer, "infused", **more) for subject, answer in rows]
+
+
+def as_candidates(facts):
+    return [
+        (f.subject, f.relation, f.object, "", f.id, f.subject_id, f.object_id, f.subject_aliases, f.object_aliases)
+        for f in facts
+    ]
+
+
+def exported(facts, folder):
+    templates = {fact.relation: TEMPLATES["P30"] for fact in facts}
+    [group] = export_bear(facts, templates, folder)
+    return group, json.loads((group / "metadata_relations.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [
+        ("AB+", "AB-", "B+", "B-", "O+", "O-", "A-", "A+", "O+"),
+        ("लोमे", "लीमा", "パリ", "バリ", "-5", "5", "C", "C++", "C#"),
+        ("Lodz", "Łódź", "Peru", "Perú", "The Who", "Who"),
+    ],
+)
+def test_each_fact_keeps_its_own_object(tmp_path, objects):
+    facts = facts_of(*((f"S{n}", answer) for n, answer in enumerate(objects)))
+    group, metadata = exported(facts, tmp_path)
+    assert back(group) == as_candidates(facts)
+    assert metadata["r"]["answer_space_labels"] == list(dict.fromkeys(objects))
+    rows = [json.loads(line) for line in (group / "r.jsonl").read_text().splitlines()]
+    assert [metadata["r"]["answer_space_labels"][row["answer_idx"]] for row in rows] == list(objects)
+
+
+def test_an_object_has_one_label_and_every_fact_its_own_name_of_it(tmp_path):
+    facts = [
+        *facts_of(("A", "United States"), object_id="Q30"),
+        *facts_of(("B", "U.S."), object_id="Q30", object_aliases=("USA",)),
+        *facts_of(("C", "Holland")),
+        *facts_of(("D", "Netherlands"), object_aliases=("Holland",)),
+        *facts_of(("E", "Georgia"), object_id="Q1428"),
+        *facts_of(("F", "Georgia"), object_id="Q230"),
+        *facts_of(("G", "Peru"), object_id="r-0", subject_id="Q1"),  # an id like those that are made
+    ]
+    group, metadata = exported(facts, tmp_path)
+    assert back(group) == as_candidates(facts)
+    assert metadata["r"]["answer_space_labels"] == ["United States", "Holland", "Georgia", "Peru"]
+    assert metadata["r"]["answer_space_ids"] == ["Q30", "r-1", "Q1428", "r-0"]
+    rows = [json.loads(line) for line in (group / "r.jsonl").read_text().splitlines()]
+    assert [row["answer_idx"] for row in rows] == [0, 0, 1, 1, 2, 2, 3]
+
+
+def test_subjects_without_ids_are_the_same_in_all_relations_when_they_come_back(tmp_path):
+    rows = [
+        Fact(f"{relation}/{n}", f"S{n}", relation, f"{relation}{n}", "infused") for n in range(8) for relation in "pq"
+    ]
+    group, _ = exported(rows, tmp_path)
+    settings = SelectSettings(infused=16, background=0, control=0)
+    assert {fact.id for fact in select_facts(import_bear(group), settings).facts} == {fact.id for fact in rows}
+
+
+def test_a_relation_may_be_named_in_any_script(tmp_path):
+    names = ("ਰਾਜਧਾਨੀ", "राजधानी", "மூலதனம்", "เมืองหลวง", "မြို့တော်", "រដ្ឋធានី", "عاصمة", "首都")
+    facts = [Fact(name, "A", name, "B", "infused") for name in names]
+    group, metadata = exported(facts, tmp_path)
+    assert {path.stem for path in group.glob("*.jsonl")} == set(metadata) == set(names)
+    assert {found.relation for found in import_bear(group)} == set(names)
+    twins = [Fact("a", "A", "Ä", "B", "infused"), Fact("b", "A", "a\u0308", "B", "infused")]
+    with pytest.raises(InputError, match="may name one file"):
+        exported(twins, tmp_path / "twins")
+    assert not (tmp_path / "twins").exists()

@@ -1,12 +1,15 @@
 """What a name is: which spellings are one name, and which names are two."""
 
+import time
 import unicodedata
+from itertools import combinations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.names import entity_key, name_key, says_something
+from data_tools.importers import Candidate
+from data_tools.names import Entities, entity_key, mentions, name_key, one_of_each, says_something
 
 
 @pytest.mark.parametrize(
@@ -68,3 +71,65 @@ def test_an_id_decides_where_there_is_one():
 @pytest.mark.parametrize(("name", "found"), [("", False), (" ?! ", False), ("+", True), ("€", True), ("ก", True)])
 def test_punctuation_alone_says_nothing(name, found):
     assert says_something(name) is found
+
+
+def fact(subject, answer, **more):
+    return Candidate(subject, "r", answer, "t", **more)
+
+
+def meet(entities, one, other):
+    return not entities.meanings(one).isdisjoint(entities.meanings(other))
+
+
+def test_names_that_a_source_gives_to_one_entity_may_mean_the_same():
+    entities = Entities(
+        [
+            fact("Hague House", "Holland"),
+            fact("Delft Tower", "Netherlands", object_aliases=("Nederland",)),
+            fact("the Netherlands", "Europe", subject_aliases=("Holland", "Nederland", "Netherlands")),
+            fact("A", "U.S.", object_id="Q30"),
+            fact("B", "America", object_id="Q30", object_aliases=("USA",)),
+            fact("C", "usa"),
+            fact("D", "Georgia (state)", object_id="Q1428", object_aliases=("Georgia", "GA")),
+            fact("E", "Sakartvelo", object_id="Q230", object_aliases=("Georgia",)),
+            fact("F", "Gabon", object_id="Q1000", object_aliases=("GA",)),
+        ]
+    )
+    for one, other in combinations(("Holland", "Netherlands", "Nederland"), 2):
+        assert meet(entities, one, other)  # by an alias, or as names of a third entity
+    assert meet(entities, "U.S.", "America")
+    assert meet(entities, "U.S.", "USA")  # the other name of an entity that is called so by another fact
+    assert not meet(entities, "Georgia (state)", "Sakartvelo")  # two ids share an alias
+    assert not meet(entities, "Georgia (state)", "Gabon")
+    assert not meet(entities, "Holland", "U.S.")
+
+
+def test_a_name_shown_may_mean_all_that_bear_it_and_nothing_joins_these():
+    state = fact("A", "Georgia (state)", object_id="Q1428", object_aliases=("Georgia",))
+    country = fact("B", "Sakartvelo", object_id="Q230", object_aliases=("Georgia",))
+    entities = Entities([state, country, fact("C", "Georgia")])
+    assert meet(entities, "Georgia", "Georgia (state)")
+    assert meet(entities, "Georgia", "Sakartvelo")
+    assert not meet(entities, "Georgia (state)", "Sakartvelo")
+    names = {name: entities.meanings(name) for name in ("Georgia", "Georgia (state)", "Sakartvelo")}
+    stands = one_of_each(names)
+    assert {stands["Georgia (state)"], stands["Sakartvelo"]} == {"Georgia (state)", "Sakartvelo"}
+    assert stands["Georgia"] in ("Georgia (state)", "Sakartvelo")
+
+
+def test_entities_without_ids_that_share_an_alias_may_be_one_but_are_not_surely():
+    one, other = fact("A", "Britain", object_aliases=("UK",)), fact("B", "Great Britain", object_aliases=("UK",))
+    entities = Entities([one, other])
+    assert meet(entities, "Britain", "Great Britain")
+    assert not entities.same(mentions(one)[1], mentions(other)[1])
+
+
+def test_many_entities_that_share_a_name_take_linear_time():
+    count = 50_000
+    rows = [fact(f"S{n}", "John Smith", object_id=f"Q{n}", object_aliases=("JS",)) for n in range(count)]
+    rows += [fact(f"T{n}", f"Place {n}", object_aliases=("the place",)) for n in range(count)]
+    begin = time.process_time()
+    entities = Entities(rows)
+    assert all(meet(entities, row.object, "John Smith") for row in rows[:count])
+    assert sum(len(entities.meanings(row.object)) for row in rows[count:]) == 2 * count
+    assert time.process_time() - begin < 10

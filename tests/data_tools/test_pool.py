@@ -1,10 +1,19 @@
 import random
+import time
 from collections import Counter
 
 import pytest
 
 from data_tools.importers import Candidate, Dropped
-from data_tools.pool import AMBIGUOUS_NAMES, AMBIGUOUS_OBJECTS, NOT_SAMPLED, OBJECT_INSIDE, REPEATED, usable_facts
+from data_tools.pool import (
+    AMBIGUOUS_NAMES,
+    AMBIGUOUS_OBJECTS,
+    NOT_SAMPLED,
+    OBJECT_INSIDE,
+    REPEATED,
+    SAYS_NOTHING,
+    usable_facts,
+)
 from data_tools.select import SelectSettings, select_facts
 from megatron_kis.errors import InputError
 
@@ -92,3 +101,79 @@ def test_any_number_of_facts_may_share_an_object_but_not_all_of_them():
     rows = many(60, objects=2)
     with pytest.raises(InputError, match="3 distractors need 4"):
         select_facts(rows, SelectSettings(infused=10, background=10, control=10, facts_per_object=0))
+
+
+def pairs(*rows, relation="r"):
+    return [Candidate(subject, relation, answer, "t") for subject, answer in rows]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("टोगो", "लोमे"), ("टोंगा", "नुकुआलोफ़ा"), ("पेरू", "लीमा")],
+        [("C", "Ritchie"), ("C++", "Stroustrup"), ("C#", "Hejlsberg"), ("C--", "Ramsey")],
+        [("กา", "Nan"), ("กี", "Trat"), ("กู", "Phuket")],
+        [("مِصر", "Nile"), ("مُصر", "Oder")],
+        [("β", "two"), ("ß", "ss"), ("β+", "decay"), ("β−", "other")],
+        [("+", "plus"), ("€", "euro"), ("$", "dollar"), ("5", "five"), ("-5", "minus")],
+    ],
+)
+def test_names_that_differ_by_a_mark_or_a_symbol_are_several_subjects(rows):
+    pool = usable_facts(pairs(*rows), keep_telling_names=True)
+    assert [(fact.subject, fact.object) for fact in pool.facts["r"]] == rows
+
+
+@pytest.mark.parametrize(
+    "objects", [("लोमे", "लीमा"), ("パリ", "バリ"), ("-5", "5"), ("A+", "A-"), ("C#", "C++"), ("ဂ", "ဂါ")]
+)
+def test_objects_that_differ_by_a_mark_or_a_symbol_contradict_one_another(objects):
+    pool = usable_facts(pairs(*(("Rahul", answer) for answer in objects)))
+    assert pool.facts == {"r": []}
+    assert pool.dropped[AMBIGUOUS_OBJECTS] == {"r": 2}
+    assert not pool.dropped[REPEATED]
+
+
+def test_names_of_punctuation_alone_are_dropped():
+    assert usable_facts(pairs(("A", "?!"), ("--", "B"))).dropped[SAYS_NOTHING] == {"r": 2}
+
+
+def test_an_object_under_another_name_that_the_source_gives_it_says_the_same_twice():
+    rows = [
+        Candidate("Hague House", "r", "Holland", "t"),
+        Candidate("Hague House", "r", "Nederland", "t", object_id="Q55"),
+        Candidate("Delft", "s", "Netherlands", "t", object_aliases=("Holland", "Nederland")),
+        Candidate("Tbilisi", "r", "Georgia", "t", object_id="Q230"),
+        Candidate("Tbilisi", "r", "Georgia", "t", object_id="Q1428"),
+    ]
+    pool = usable_facts(rows)
+    [fact] = pool.facts["r"]
+    assert (fact.object, fact.object_aliases, fact.object_id) == ("Holland", ("Nederland",), "Q55")
+    assert (pool.dropped[REPEATED], pool.dropped[AMBIGUOUS_OBJECTS]) == ({"r": 1}, {"r": 2})  # other ids are others
+
+
+def test_subjects_without_ids_are_one_where_an_alias_says_so():
+    rows = [
+        Candidate("Holland", "capital", "Amsterdam", "t"),
+        Candidate("Netherlands", "capital", "The Hague", "t", subject_aliases=("Holland",)),
+        Candidate("Ceylon", "ocean", "Indian Ocean", "t"),
+        Candidate("Sri Lanka", "ocean", "Indian Ocean", "t", subject_aliases=("Ceylon",)),
+        Candidate("Peru", "capital", "Lima", "t"),
+    ]
+    pool = usable_facts(rows)
+    assert pool.dropped[AMBIGUOUS_OBJECTS] == {"capital": 2}
+    assert pool.dropped[REPEATED] == {"ocean": 1}
+    assert [fact.subject for fact in pool.facts["capital"]] == ["Peru"]
+    [fact] = pool.facts["ocean"]
+    assert (fact.subject, fact.subject_aliases) == ("Ceylon", ("Sri Lanka",))
+
+
+def test_a_subject_of_very_many_objects_takes_linear_time():
+    begin = time.process_time()
+    rows = [Candidate("France", "r", f"Commune {n}", "t") for n in range(100_000)]
+    assert usable_facts(rows).dropped[AMBIGUOUS_OBJECTS] == {"r": 100_000}
+    assert time.process_time() - begin < 20
+
+
+def test_a_name_is_as_long_as_it_looks():
+    rows = pairs(("e\u0301" * 5, "Lima"), ("abcdef", "Oslo"))
+    assert [fact.object for fact in usable_facts(rows, longest_name=5).facts["r"]] == ["Lima"]

@@ -1,13 +1,20 @@
 import json
+import re
+import time
 from dataclasses import replace
 
 import pytest
 
 from data_tools.exposures import read_exposure_index
+from data_tools.facts import Fact, write_facts
 from data_tools.indexed import IndexedReader
+from data_tools.questions import expected_size
 from data_tools.render import render, template_lengths
 from data_tools.templates import fill
+from megatron_kis.cli import main
 from megatron_kis.errors import InputError
+
+from .conftest import TEMPLATES
 
 
 def test_rows_lead_back_to_fact_and_template_and_control_facts_are_never_rendered(
@@ -94,3 +101,30 @@ def test_an_article_that_does_not_fit_is_remarked(tmp_path, facts, templates, to
     remarks = render(facts, other, tokenizer, tmp_path / "e").remarks
     assert any("peak_country.train[0]: the article does not fit" in remark for remark in remarks)
     assert render(facts, templates, tokenizer, tmp_path / "e").remarks == ()
+
+
+@pytest.mark.parametrize("distractors", [3, None])
+def test_the_size_of_questions_is_known_before_they_are_made(tmp_path, facts, templates, tokenizer, distractors):
+    options = {"distractors": distractors, "asked": 4}
+    path = render(facts, templates, tokenizer, tmp_path / "e", **options).questions_path
+    size = expected_size(facts, templates, tokenizer, **options)
+    assert 0.7 * size < path.stat().st_size < 1.5 * size
+
+
+def test_questions_that_would_be_too_large_are_refused_before_any_work(tmp_path, templates, tokenizer, capsys):
+    facts = [
+        Fact(f"{group}{n}", f"Peak {n}", "peak_country", f"Land {n}", group)
+        for group in ("infused", "control")
+        for n in range(10_000)
+    ]
+    write_facts(tmp_path / "f.jsonl", facts)
+    (tmp_path / "t.model").write_bytes(tokenizer.model)
+    command = ["data", "render", "--facts", str(tmp_path / "f.jsonl"), "--templates", str(TEMPLATES), "--tokenizer",
+               str(tmp_path / "t.model"), "--output", str(tmp_path / "e"), "--distractors", "all"]  # fmt: skip
+    begin = time.process_time()
+    assert main(command) == 2
+    assert time.process_time() - begin < 10
+    message = capsys.readouterr().err
+    assert re.search(r"e\.questions\.jsonl: would take about [\d,]+ MB, more than 4,000 MB; .*--asked", message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.jsonl", "t.model"]
+    assert main([*command[:-1], "3", "--asked", "40", "--largest-questions", "1M"]) == 0

@@ -1,5 +1,6 @@
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -174,3 +175,31 @@ def test_raising_facts_per_object_is_advised_where_it_helps_and_only_there():
     with pytest.raises(InputError) as error:
         select_facts(many(20, objects=4), SelectSettings(**settings, facts_per_object=2))
     assert "facts_per_object" not in str(error.value)
+
+
+def test_objects_that_may_mean_the_same_are_one_object_of_a_group():
+    rows = candidates([(f"Qx{n}", f"Town{n}") for n in range(20)])
+    rows += [replace(rows[n], subject=f"Rx{n}", object=f"Burgh{n}", object_id=f"Q{n}") for n in range(20)]
+    rows[:20] = [replace(row, object_id=f"Q{n}") for n, row in enumerate(rows[:20])]  # one id, two names
+    rows += [replace(rows[n], subject=f"Sx{n}", object=f"Ville{n}", object_id="") for n in range(20)]
+    rows[20:40] = [replace(row, object_aliases=(f"Ville{n}",)) for n, row in enumerate(rows[20:40])]
+    for seed in range(5):
+        selection = select_facts(rows, SelectSettings(infused=18, background=18, control=18, seed=seed))
+        assert selection.relations[0].objects == 20
+        for group in GROUPS:
+            towns = [re.sub(r"\D+", "", fact.object) for fact in selection.facts if fact.group == group]
+            assert len(set(towns)) == len(towns) == 18
+
+
+def test_facts_of_one_subject_under_several_names_stay_in_one_group():
+    rows = [Candidate(f"Land {n}", "a", f"Town{n}", "t", subject_aliases=(f"Terra {n}",)) for n in range(40)]
+    rows += [Candidate(f"Terra {n}", "b", f"Hill{n}", "t") for n in range(40)]
+    facts = select_facts(rows, SelectSettings(infused=20, background=20, control=20)).facts
+    groups = {}
+    for fact in facts:
+        assert groups.setdefault(fact.subject.split()[1], fact.group) == fact.group
+
+
+def test_a_relation_that_is_named_twice_is_one():
+    facts = select_facts(many(12), SelectSettings(infused=4, background=4, control=4, relations=("r", "r"))).facts
+    assert len(facts) == 12

@@ -2,7 +2,7 @@ import importlib.resources
 
 import pytest
 
-from data_tools.templates import SPLITS, fill, load_templates, plain, wrong_articles
+from data_tools.templates import SPLITS, fill, load_templates, plain, wording, wrong_articles
 from megatron_kis.errors import InputError
 
 GOOD = 'r:\n  train: ["[X] is [Y]."]\n  held_out: ["[Y] has [X]."]\n  question: []\n'
@@ -84,3 +84,39 @@ def test_a_held_out_template_may_not_be_a_train_one_with_another_article(tmp_pat
     text = 'r:\n  train: ["[X] is a [Y]."]\n  held_out: ["[X] is a(n) [Y]!"]\n'
     with pytest.raises(InputError, match=r"r\.held_out\[0\]: same wording as .*r\.train\[0\]"):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("[X] टोगो [Y]", "[X] टोंगा [Y]"),
+        ("[X]はパリで[Y]", "[X]はバリで[Y]"),
+        ("[X] กา [Y]", "[X] กี [Y]"),
+        ("[X] uses C: [Y].", "[X] uses C++: [Y]."),
+        ("[X] uses C: [Y].", "[X] uses C#: [Y]."),
+        ("[X] costs $[Y].", "[X] costs €[Y]."),
+        ("[X] is below -5: [Y].", "[X] is below 5: [Y]."),
+        ("[X] has [Y].", "[X] has [Y]%."),
+    ],
+)
+def test_templates_that_differ_by_a_vowel_sign_or_a_symbol_are_two(tmp_path, one, other):
+    assert wording(one) != wording(other)
+    entry = load(tmp_path, f"r:\n  train: ['{one}', '{other}']\n")["r"]
+    assert entry.train == (one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("[X] is in [Y].", "[X]  is in «[Y]»!"),
+        ("[X], a(n) [Y].", "[X] - A [Y]"),
+        ("[X]の首都は[Y]。", "[X]の首都は[Y]"),
+        ("[X] e\u0301tait [Y]", "[X] ÉTAIT [Y]"),
+    ],
+)
+def test_punctuation_spaces_and_case_make_no_other_wording(one, other):
+    assert wording(one) == wording(other)
+
+
+def test_relations_may_be_named_in_any_script(tmp_path):
+    assert list(load(tmp_path, GOOD.replace("r:", "ਰਾਜਧਾਨੀ:", 1))) == ["ਰਾਜਧਾਨੀ"]

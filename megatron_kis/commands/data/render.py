@@ -27,6 +27,8 @@ def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--distractors", type=_count_or_all, default=3, metavar="N", help=wrong)
     asked = "facts of each group to ask about, drawn at random; all by default"
     parser.add_argument("--asked", type=int, metavar="K", help=asked)
+    largest = "refuse questions of more bytes (default: 4G); --distractors all grows with the square of the facts"
+    parser.add_argument("--largest-questions", type=whole_quantity, default=4 * 10**9, metavar="BYTES", help=largest)
     parser.add_argument("--seed", type=int, default=0, help="seed of the distractors")
     parser.set_defaults(handler=_render)
 
@@ -60,6 +62,7 @@ def _render(options: argparse.Namespace) -> int:
         longest_exposure=options.longest_exposure,
         asked=options.asked,
         paraphrases=load_paraphrases(options.paraphrases, facts) if options.paraphrases else None,
+        largest_questions=options.largest_questions,
         progress=console_progress(),
     )
     print(f"{summary.prefix}: {summary.exposures} exposures, {summary.tokens} tokens, longest {summary.longest}")

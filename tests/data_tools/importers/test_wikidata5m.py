@@ -89,6 +89,16 @@ def test_names_are_found_whatever_the_order_of_the_ids(tmp_path):
     assert found == {n: (f"name {n}", (f"alias {n}",), False) for n in numbers}
 
 
+def test_a_name_is_shared_where_it_is_the_one_shown_and_written_alike(tmp_path):
+    names = {1: "\tTogo", 2: "\tLomé", 3: "टोगो", 4: "टोंगा", 5: "TOGO", 6: "C++", 7: "C#", 8: " \t "}
+    path = tmp_path / "entity.txt"
+    path.write_text("".join(f"Q{n}\t{name}\n" for n, name in names.items()), encoding="utf-8")
+    with EntityNames(path) as entities:
+        found = entities.look_up(np.array([*names]))
+    assert {n for n, (*_, shared) in found.items() if shared} == {1, 5}
+    assert (found[1][0], 8 in found) == ("Togo", False)
+
+
 def test_of_more_triples_than_wanted_those_of_a_random_sample_of_subjects_are_named(folder):
     numbers = range(1, 2001)
     entities = "".join(f"Q{n}\tname {n}\n" for n in numbers)
