@@ -1,10 +1,8 @@
 """Finds general text that states a studied fact, and takes it out.
 
-A text states a fact where it names subject and object, by name or alias, as whole words. Case and accents do not
-matter, save for codes: Oregon's alias OR is not the word "or". ``document`` asks this of whole documents; ``sentence``
-of single sentences, which spares more text but not a fact that is told over two sentences.
-
-All names go into one Aho-Corasick automaton, so that the text is searched once for all of them.
+A text states a fact where it names subject and object, by name or alias (``mentions.py`` says when it does).
+``document`` asks this of whole documents; ``sentence`` of single sentences, which spares more text but not a fact that
+is told over two sentences.
 """
 
 from __future__ import annotations
@@ -12,17 +10,17 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import re
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any
 
 from data_tools.facts import Fact
-from data_tools.mentions import line_of_words, name_words
+from data_tools.name_finder import NameFinder
+from data_tools.sentence_spans import sentence_spans
 from data_tools.text import Document
 from megatron_kis.errors import InputError
 from megatron_kis.files import atomic_path, atomic_write
@@ -31,16 +29,8 @@ LEVELS = ("document", "sentence")
 """Where subject and object must stand together."""
 
 _Span = tuple[int, int]
-_CODE = re.compile(r"[A-Z]{1,4}")  # names that are words, too, once their case is gone: OR, US, SIN
 _BATCH = 1 << 18  # characters that are searched together
 _SHOWN = 10  # facts that a summary names
-
-# What may end a sentence: its mark, closing quotes or brackets, space, and something that can begin another.
-_SENTENCE_END = re.compile(r"""([.!?…。!?])["'\u201d\u2019»)\]]*\s+(?=["'\u201c\u2018«(\[]*[^\W_a-z])|\n\s*\n""")
-# Words whose full stop ends none, beside all of one or two letters ("J. Brahms", "St. Louis"): to cut too little costs
-# a few words of text, to cut too much would overlook a leak.
-_TITLES = frozenset(["Mrs", "Gen", "Col", "Rev", "Gov", "Sen", "Rep", "Hon", "Prof", "Capt", "Inc", "Ltd", "Corp"])
-_LONGEST_TITLE = max(map(len, _TITLES))
 
 
 @dataclass(slots=True)
@@ -57,6 +47,8 @@ class LeakCount:
     """Characters of the text that states facts: of its documents, or of its sentences."""
     over_sentences: set[str] = field(default_factory=set)
     """Facts whose subject and object stand in different sentences of a document, where sentences are asked for."""
+    unsought: list[str] = field(default_factory=list)
+    """Names of facts that cannot be found in text, having neither letters nor digits nor symbols."""
     all_documents: int = 0
     """Documents that were read."""
     all_characters: int = 0
@@ -77,6 +69,9 @@ class LeakCount:
         ]
         if level == "sentence":
             lines.append(f"{len(self.over_sentences)} facts are told over several sentences of a document as well")
+        if self.unsought:
+            shown = ", ".join(map(repr, self.unsought[:_SHOWN]))
+            lines.append(f"{len(self.unsought)} names of facts cannot be looked for: {shown}")
         return lines + [f"{count:8d}  {fact}" for fact, count in self.facts.most_common(_SHOWN)]
 
 
@@ -91,40 +86,27 @@ class Leak:
 
 
 class LeakFinder:
-    """An automaton of the studied facts' names."""
+    """The names of the studied facts, and which of them state a fact together."""
 
     def __init__(self, facts: Iterable[Fact]) -> None:
-        """Builds the automaton; facts of all groups count."""
-        from ahocorasick_rs import AhoCorasick, Implementation
-
-        names: dict[str, int] = {}
-        not_codes: set[int] = set()
-        codes: dict[int, str] = {}
-
-        def numbers(*forms: str) -> set[int]:
-            found = set()
-            for form in forms:
-                if words := name_words(form):
-                    number = names.setdefault(f" {' '.join(words)} ", len(names))
-                    found.add(number)
-                    if _CODE.fullmatch(form):
-                        codes[number] = form
-                    else:
-                        not_codes.add(number)
-            return found
-
+        """Reads the names; facts of all groups count."""
+        self._names = NameFinder()
+        self.unsought: list[str] = []
+        """Names that cannot be found in text."""
         self._ids: list[str] = []
         self._objects: list[frozenset[int]] = []
         self._subjects: dict[int, list[int]] = defaultdict(list)
         for row, fact in enumerate(facts):
             self._ids.append(fact.id)
-            self._objects.append(frozenset(numbers(fact.object, *fact.object_aliases)))
-            for subject in numbers(fact.subject, *fact.subject_aliases):
+            self._objects.append(self._numbers(fact.object, *fact.object_aliases))
+            for subject in self._numbers(fact.subject, *fact.subject_aliases):
                 self._subjects[subject].append(row)
-        self._codes = {
-            number: re.compile(rf"(?<!\w){code}(?!\w)") for number, code in codes.items() if number not in not_codes
-        }
-        self._automaton = AhoCorasick(list(names), implementation=Implementation.ContiguousNFA) if names else None
+        self._names.build()
+
+    def _numbers(self, *forms: str) -> frozenset[int]:
+        numbers = {form: self._names.add(form) for form in forms}
+        self.unsought += [form for form, number in numbers.items() if number is None]
+        return frozenset(number for number in numbers.values() if number is not None)
 
     def find(self, text: str) -> list[str]:
         """Ids of the facts that a document states, sorted."""
@@ -132,44 +114,52 @@ class LeakFinder:
 
     def find_all(self, texts: Sequence[str]) -> list[list[str]]:
         """Ids of the facts that each of several documents states, as :meth:`find` of each, in one search."""
-        if self._automaton is None:
-            return [[] for _ in texts]
-        lines = list(map(line_of_words, texts))
-        ends = list(accumulate(map(len, lines)))
-        found: list[set[int]] = [set() for _ in texts]
-        document = 0
-        # Names hold single spaces and lines begin and end with one: no name is found across two documents.
-        for name, _, end in self._automaton.find_matches_as_indexes("".join(lines), overlapping=True):
-            while ends[document] < end:  # matches come in the order of their ends
-                document += 1
-            found[document].add(name)
-        return [self._stated(text, names) if len(names) > 1 else [] for text, names in zip(texts, found, strict=True)]
+        found: list[list[str]] = []
+        for candidates in self._names.candidates(texts):
+            wanted = self._involved(candidates.numbers) if len(candidates.numbers) > 1 else None
+            if wanted:
+                named = self._names.mentions(candidates, wanted, every=False).keys()
+                found.append(sorted({self._ids[row] for row, _ in self._stated(named)}))
+            else:
+                found.append([])
+        return found
 
-    def _stated(self, text: str, found: set[int]) -> list[str]:
-        if not self._codes.keys().isdisjoint(found):
-            found = {name for name in found if name not in self._codes or self._codes[name].search(text)}
-        pairs = ((name, row) for name in found for row in self._subjects.get(name, ()))
-        # One name that subject and object share says nothing by itself.
-        return sorted({self._ids[row] for name, row in pairs if not found.isdisjoint(self._objects[row] - {name})})
+    def _stated(self, names: Set[int]) -> Iterator[tuple[int, int]]:
+        """Rows of facts that names state together, each with its subject's number."""
+        for name in names:
+            for row in self._subjects.get(name, ()):
+                objects = self._objects[row]
+                # One name that subject and object share says nothing by itself.
+                if not objects.isdisjoint(names) and (name not in objects or len(objects & names) > 1):
+                    yield row, name
+
+    def _involved(self, candidates: Set[int]) -> set[int]:
+        """The names among candidates that would state a fact with another one."""
+        involved: set[int] = set()
+        for row, subject in self._stated(candidates):
+            involved.add(subject)
+            involved.update(self._objects[row] & candidates)
+        return involved
 
     def find_sentences(self, text: str) -> list[Leak]:
         """The sentences that state facts, in their order."""
+        [candidates] = self._names.candidates([text])
+        wanted = self._involved(candidates.numbers)
+        if not wanted:
+            return []
         spans = sentence_spans(text)
-        stated = zip(spans, self.find_all([text[slice(*span)] for span in spans]), strict=True)
-        return [Leak(span, tuple(facts)) for span, facts in stated if facts]
-
-
-def sentence_spans(text: str) -> list[_Span]:
-    """Half-open character ranges of a text's sentences, space behind them included: together they are the text."""
-    ends = (match.end() for match in _SENTENCE_END.finditer(text) if not _abbreviates(text, match))
-    return [(start, end) for start, end in pairwise([0, *ends, len(text)]) if start < end]
-
-
-def _abbreviates(text: str, mark: re.Match[str]) -> bool:
-    if mark[1] != ".":
-        return False
-    word = re.split(r"\W", text[max(0, mark.start() - _LONGEST_TITLE - 1) : mark.start()])[-1]
-    return word.isalpha() and (len(word) <= 2 or word in _TITLES)
+        starts = [start for start, _ in spans]
+        named: dict[int, set[int]] = defaultdict(set)
+        for number, places in self._names.mentions(candidates, wanted).items():
+            for start, end in places:
+                sentence = bisect_right(starts, start) - 1
+                if end <= spans[sentence][1]:
+                    named[sentence].add(number)
+        leaks = []
+        for sentence, names in sorted(named.items()):
+            if stated := sorted({self._ids[row] for row, _ in self._stated(names)}):
+                leaks.append(Leak(spans[sentence], tuple(stated)))
+        return leaks
 
 
 def without(text: str, leaks: Iterable[Leak]) -> str:
@@ -192,6 +182,7 @@ def iter_document_leaks(
     if level not in LEVELS:
         raise InputError(f"unknown level {level!r}", where="level", remedy=f"valid: {', '.join(LEVELS)}")
     finder = LeakFinder(facts)
+    count.unsought = finder.unsought
     for document, stated in _stated_by_each(documents, finder):
         leaks = [Leak((0, len(document.text)), tuple(stated))] if stated else []
         if stated and level == "sentence":

@@ -1,44 +1,282 @@
-"""Folding names and text so that one can be found in the other: words without case and accents."""
+"""How a name is written in text: the places that can be a mention, and which of them are one.
+
+A name is searched by its patterns in the folded text (``folding.py``). A place that has one is then weighed: by what is
+glued to it (``scripts.py``), by case (``capitals.py``), by signs and separators of numbers (``numerals.py``), and by
+symbols, which belong to names: ``C`` is not in ``C++``.
+"""
 
 from __future__ import annotations
 
-import functools
-import re
-import unicodedata
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
-_WORD = re.compile(r"\w")
-_ARTICLES = ("the", "a", "an")
+import regex
 
+from data_tools import numerals
+from data_tools.capitals import ARTICLES, Capitals, Spelling, function_words
+from data_tools.folding import FoldedText, cased, composed, words
+from data_tools.scripts import SPLIT_SCRIPTS, Glue, glue_after, glue_before, script_of, stands_between
 
-class _Folding(dict[int, str | int]):
-    """Code point to its letters without case and accents, or to a space; filled as characters are met."""
+Span = tuple[int, int]
+"""Half-open range of characters."""
 
-    def __missing__(self, code: int) -> str | int:
-        decomposed = unicodedata.normalize("NFKD", chr(code).casefold())
-        letters = (letter for letter in decomposed.casefold() if not unicodedata.combining(letter))
-        folded = "".join(letter if _WORD.match(letter) else " " for letter in letters)
-        self[code] = ord(folded) if len(folded) == 1 else folded  # a number is translated nearly twice as fast
-        return self[code]
-
-
-_FOLDED = _Folding()
-
-
-def words(text: str) -> list[str]:
-    """Words of a text, case folded, accents removed: ``"N'Djamena"`` is ``["n", "djamena"]``."""
-    return text.translate(_FOLDED).split()
-
-
-def line_of_words(text: str) -> str:
-    """The words of a text between single spaces, one before the first and one after the last.
-
-    A name stands in the text as whole words if and only if its own such line is part of the text's.
-    """
-    return f" {' '.join(words(text))} "
+_ARTICLE = regex.compile(r"\s*(the|an?)\s+(?=[^\W_])", regex.IGNORECASE)
+_NOTE = regex.compile(r"(.*\w.*?)\s*(?:\([^()]*\)|（[^（）]*）)")  # "Mercury (planet)" is called Mercury
+_INITIALS = regex.compile(r"(?<![\w.])(?:\p{Lu}\.\s?){2,}(?:\p{Lu}(?!\w))?|(?<!\w)\p{Lu}{2,5}(?!\w)")
+_MOST_WAYS = 8
+_SIGNS = str.maketrans("＋＃♯\u2212\u2013－", "+##---")
+_AFTER = regex.compile(r"[+#♯＋＃*]+|[-\u2212\u2013－](?!\w)")
+_BEFORE = regex.compile(r"(?:[#@\p{Sc}]|(?<!\.)\.)$")
+_SYMBOLS = regex.compile(r"[+#♯=<>±×÷√∞＋＃\p{Sc}]")
+_BREAK = regex.compile(r"[;:!?…]|\n\s*\n")  # no name goes on over it, unless it is written so
+_JOINT = regex.compile(r"[·・‧•=＝]|\n")  # between parts of names in scripts without spaces
+_SHORT = 2  # letters of a name whose minus is seldom a hyphen: A-, AB-
 
 
-@functools.lru_cache(1 << 14)  # of one triple the same two names are asked for six times
+@lru_cache(1 << 14)
 def name_words(name: str) -> tuple[str, ...]:
-    """Words of a name without a leading article: text says "Bahamas" and means "The Bahamas"."""
-    found = tuple(words(name))
-    return found[1:] if len(found) > 1 and found[0] in _ARTICLES else found
+    """Folded words of a name without a leading article: text says "Bahamas" and means "The Bahamas"."""
+    return tuple(words(_without_article(name)))
+
+
+def _without_article(name: str) -> str:
+    """A name without an article that text may leave out; *The Who* keeps its own."""
+    match = _ARTICLE.match(name)
+    if match is None or words(name[match.end() :])[0] in function_words():
+        return name
+    return name[match.end() :]
+
+
+def pattern_of(name: Sequence[str]) -> str:
+    """What a folded line has where it may hold these folded words as a name."""
+    found = " ".join(name)
+    before, after = glue_before(name[0]), glue_after(name[-1])
+    if before:
+        found = before.stem + found[len(name[0]) :]
+    if after:
+        found = found[: len(found) - len(name[-1])] + after.stem
+    return f"{'' if before else ' '}{found}{'' if after else ' '}"
+
+
+class WeighedText(FoldedText):
+    """A text in which names are weighed."""
+
+    @cached_property
+    def capitals(self) -> Capitals:
+        """How it uses capitals."""
+        return Capitals(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A word of a name, initials that may be one word, or a number."""
+
+    ways: tuple[tuple[str, ...], ...]
+    """Folded words as which it may stand in text."""
+    cased: str
+    gap: str
+    """What is written between it and the part before."""
+    number: frozenset[str] = frozenset()
+    initials: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """A place where a name stands."""
+
+    start: int
+    """In the text in composed form."""
+    end: int
+    glued: bool
+    """Whether it is part of a longer run of letters."""
+
+
+class Name:
+    """One written form of a name."""
+
+    def __init__(self, written: str) -> None:
+        """Takes the form apart."""
+        note = _NOTE.fullmatch(written)
+        self._written = composed(written).strip()
+        full = composed(note[1] if note else written).strip()
+        bare = FoldedText(_without_article(full))
+        self._article = full[: len(full) - len(bare.text)].strip()
+        self._parts = list(_parts(bare))
+        self._spelling = Spelling([part.cased for part in self._parts], article_left_out=bool(self._article))
+        self._after = self._before = ""
+        self._glue_before: Glue | None = None
+        self._glue_after: Glue | None = None
+        self._ways: list[tuple[tuple[str, ...], ...]] = []
+        self._split = False
+        self.sought = bool(self._parts) and not self._spelling.says_nothing
+        """Whether it can be found: it has letters or digits, and is not the English I."""
+        if not self._parts:
+            return
+        first, last = bare.place(1, 2)[0], bare.place(len(bare.line) - 2, len(bare.line) - 1)[1]
+        if match := _AFTER.match(bare.text, last):
+            self._after = match[0].translate(_SIGNS)
+        if not self._parts[0].number and (match := _BEFORE.search(bare.text[:first])):
+            self._before = match[0]
+        self._glue_before = glue_before(self._parts[0].ways[0][0])
+        self._glue_after = glue_after(self._parts[-1].ways[0][-1])
+        self._split = bool({script_of(bare.text[first]), script_of(bare.text[last - 1])} & set(SPLIT_SCRIPTS))
+        self._ways = list(itertools.islice(itertools.product(*(part.ways for part in self._parts)), _MOST_WAYS))
+
+    @property
+    def key(self) -> str:
+        """The same for forms of one name that differ in case, accents or separators only."""
+        numbers = (min(part.number) if part.number else " ".join(part.ways[0]) for part in self._parts)
+        return f"{self._before}{' '.join(numbers)}{self._after}"
+
+    @cached_property
+    def patterns(self) -> list[str]:
+        """What a folded line has where it may hold the name; :meth:`weigh` takes their numbers."""
+        return [pattern_of([word for part in way for word in part]) for way in self._ways]
+
+    @property
+    def may_be_glued(self) -> bool:
+        """Whether it may be part of a longer run of letters."""
+        return self._split or self._glue_before is not None or self._glue_after is not None
+
+    def weigh(self, text: WeighedText, start: int, end: int, way: int, *, strict: bool = True) -> Mention | None:
+        """The mention, if a place that has a pattern is one.
+
+        Args:
+            text: the text.
+            start: where the pattern begins in the text's line.
+            end: where it ends.
+            way: which pattern it is.
+            strict: whether names that are no codes need their capitals.
+        """
+        line = text.line
+        start, end = start + (line[start] == " "), end - (line[end - 1] == " ")
+        glued = False
+        if self._glue_before:
+            run = line[line.rfind(" ", 0, start) + 1 : start]
+            own = self._parts[0].ways[0][0].removesuffix(self._glue_before.stem)
+            if not (run == own or self._glue_before.around.fullmatch(run)):
+                return None
+            start -= len(own) if run.endswith(own) else 0
+            glued = run != own
+        if self._glue_after:
+            run = line[end : line.find(" ", end)]
+            own = self._parts[-1].ways[0][-1].removeprefix(self._glue_after.stem)
+            if not self._glue_after.around.fullmatch(run):
+                return None
+            end += len(own) if run.startswith(own) else 0
+            glued = glued or run != own
+        places = [text.place(match.start(), match.end()) for match in _WORD.finditer(line, start, end)]
+        first, last = places[0][0], places[-1][1]
+        if self._split:
+            if not stands_between(text.text, first, last):
+                return None
+            glued = script_of(text.text[last - 1]) != "Hang" or script_of(text.text[last : last + 1] or " ") == "Hang"
+        spelled = self._spelled(text.text, places, self._ways[way])
+        if spelled is None or not self._has_its_symbols(text.text, first, last):
+            return None
+        if not self._spelling.fits(spelled, first, text.capitals, strict=strict):
+            return None
+        return self._whole(text.text, first, last, glued)
+
+    def _spelled(self, text: str, places: Sequence[Span], way: Sequence[Sequence[str]]) -> list[str] | None:
+        """The words of a place in its own case, or None where numbers or what stands between words do not fit."""
+        found: list[str] = []
+        at = 0
+        for part, ways in zip(self._parts, way, strict=True):
+            (start, end), inner = places[at], places[at : at + len(ways)]
+            end = inner[-1][1]
+            if at and not self._joins(text[places[at - 1][1] : start], part.gap):
+                return None
+            if part.number and not numerals.stands_at(text, start, end, part.number):
+                return None
+            if part.initials and not all(
+                "." in (gap := text[one[1] : other[0]]) or len(self._parts) > 1 and gap.isspace()
+                for one, other in itertools.pairwise(inner)
+            ):
+                return None
+            found.append(cased(text[start:end]))
+            at += len(ways)
+        return found
+
+    def _joins(self, gap: str, own: str) -> bool:
+        """Whether what text has between two words of the name may be there, where the name has its own."""
+        if gap == own:
+            return True
+        if sorted(_SYMBOLS.findall(gap)) != sorted(_SYMBOLS.findall(own)):
+            return False
+        if self._split and not own:
+            return not gap or _JOINT.fullmatch(gap) is not None
+        return bool(gap or self._split) and not (_BREAK.search(gap) and gap.strip() != own.strip())
+
+    def _has_its_symbols(self, text: str, start: int, end: int) -> bool:
+        match = _AFTER.match(text, end)
+        after = match[0].translate(_SIGNS) if match else ""
+        if self._before and not text[:start].endswith(self._before):
+            return False
+        if self._after:
+            return after == self._after
+        size = sum(len(part.cased) for part in self._parts)
+        if size == 1 and self._parts[0].cased.upper() != self._parts[0].cased.lower():  # of letters such as C
+            before, behind = text[max(0, start - 2) : start], text[end : end + 3]
+            if regex.fullmatch(r"\w[-'’&]", before) or regex.match(r"[-&]\w|['’](?!s(?!\w))\w", behind):
+                return False
+        return not ("+" in after or "#" in after or (after == "-" and size <= _SHORT))
+
+    def _whole(self, text: str, start: int, end: int, glued: bool) -> Mention:
+        """The mention with its article, and with all that is written of the name."""
+        head = start - len(self._article) - 1
+        if self._article and head >= 0 and text[head : start - 1].casefold() == self._article.casefold():
+            if not (head and text[head - 1].isalnum()):
+                start = head
+        if text.startswith(self._written, start):
+            end = max(end, start + len(self._written))
+        return Mention(start, end, glued)
+
+
+_WORD = regex.compile(r"[^ ]+")
+
+
+def _parts(bare: FoldedText) -> Iterator[_Part]:
+    places = [bare.place(match.start(), match.end()) for match in _WORD.finditer(bare.line)]
+    found = bare.line.split()
+    numbers = {match.start(): match.end() for match in numerals.NUMBER.finditer(bare.text)}
+    initials = {match.start(): match.end() for match in _INITIALS.finditer(bare.text)}
+    at, past = 0, 0
+    while at < len(places):
+        start, end = places[at]
+        gap = bare.text[past:start]
+        count = 1
+        number: frozenset[str] = frozenset()
+        ways: list[tuple[str, ...]] = []
+        if start in numbers and (number := numerals.number_at(bare.text, start, numbers[start])):
+            count = sum(start <= one < numbers[start] for one, _ in places)
+            ways = sorted({way for reading in number for way in numerals.spellings(reading)})
+        elif start in initials and script_of(bare.text[start]) not in SPLIT_SCRIPTS:
+            count = sum(start <= one < initials[start] for one, _ in places)
+            letters = "".join(found[at : at + count])
+            ways = [(letters,), tuple(letters)]
+        past = places[at + count - 1][1]
+        written = cased(bare.text[start:past])
+        yield _Part(tuple(ways) or ((found[at],),), written, gap, number, len(ways) == 2 and not number)
+        at += count
+
+
+@lru_cache(1 << 16)
+def name_of(written: str) -> Name:
+    """The name of a written form."""
+    return Name(written)
+
+
+def mentions(text: WeighedText, names: Iterable[str], *, strict: bool = True) -> list[Span]:
+    """Where any of several forms stands in a text, in order; places are in the text as it was given."""
+    found: set[Span] = set()
+    for name in map(name_of, names):
+        for way, pattern in enumerate(name.patterns):
+            at = text.line.find(pattern)
+            while at >= 0:
+                if mention := name.weigh(text, at, at + len(pattern), way, strict=strict):
+                    found.add(text.in_original(mention.start, mention.end))
+                at = text.line.find(pattern, at + 1)
+    return sorted(found)

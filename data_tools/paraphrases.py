@@ -1,7 +1,7 @@
 """Paraphrases: sentences about single facts that a user brings, beside the templates of the relation.
 
 A line of ``paraphrases.jsonl`` is ``{"fact": id, "split": "train|held_out|question", "text"}``. The text must name the
-fact's subject and object, by name or alias, as whole words. The object may be marked, ``[[Paris]]``; otherwise it is
+fact's subject and object, by name or alias (``mentions.py``). The object may be marked, ``[[Paris]]``; otherwise it is
 found. Train paraphrases are exposures like the filled templates; the others are asked about, each option standing in
 the object's place (a train one too, where it holds the object's name once and in no other form).
 """
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_tools.facts import Fact, id_field, string_field
-from data_tools.mentions import line_of_words
+from data_tools.folding import line_of_words
+from data_tools.mentions import Span, WeighedText, mentions
 from data_tools.templates import SPLITS, RelationTemplates
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_json_lines
@@ -70,20 +71,19 @@ def _template(text: str, fact: Fact, split: str, where: str) -> str:
     if len(marks) > 1:
         raise InputError("marks several objects", where=where, remedy="mark one, [[like this]]")
     bare = _MARKED.sub(r"\1", text)
-    line = line_of_words(bare)
-    if not any(line_of_words(name) in line for name in (fact.subject, *fact.subject_aliases)):
+    if not _places(bare, (fact.subject, *fact.subject_aliases)):
         raise InputError(f"does not name the subject {fact.subject!r}", where=where, remedy="nor one of its aliases")
     names = (fact.object, *fact.object_aliases)
-    spans = [marks[0].span()] if marks else list(_occurrences(text, names))
+    # The first of the names that the text has: an alias is not the object named again.
+    spans = [marks[0].span()] if marks else next(filter(None, (_places(text, [name]) for name in names)), [])
     if not spans:
         remedy = "name it, or mark its form in this sentence [[like this]]"
         raise InputError(f"does not name the object {fact.object!r}", where=where, remedy=remedy)
-    if marks and not any(line_of_words(name) in line_of_words(marks[0][1]) for name in names):
+    if marks and not _places(marks[0][1], names):
         remedy = f"expected {fact.object!r} or an alias in the marked words"
         raise InputError(f"marks {marks[0][1]!r}", where=where, remedy=remedy)
     start, end = spans[0]
-    around = line_of_words(text[:start] + " \0 " + text[end:])
-    once = len(spans) == 1 and not any(line_of_words(name) in around for name in names)
+    once = len(spans) == 1 and not _places(f"{text[:start]} \0 {text[end:]}", names)
     if split == "train" and not (once and (marks[0][1] if marks else text[start:end]) == fact.object):
         return bare
     if not once:
@@ -91,10 +91,6 @@ def _template(text: str, fact: Fact, split: str, where: str) -> str:
     return text[:start] + "[Y]" + text[end:]
 
 
-def _occurrences(text: str, names: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """Where the first of the names that the text holds as whole words stands."""
-    for name in names:
-        spans = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
-        if spans:
-            yield from spans
-            return
+def _places(text: str, names: Iterable[str]) -> list[Span]:
+    """Where any of the names stands; who writes a paraphrase means the names, in whatever case."""
+    return mentions(WeighedText(text), names, strict=False)

@@ -1,0 +1,93 @@
+"""Numbers as text writes them: ``8,849``, ``8.849``, ``8 849`` and ``8849`` are one; ``-5``, ``3.5`` and ``5`` are three."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+
+import regex
+
+_SEPARATORS = ".,'’٬٫\u00a0\u202f\u2009 "
+_GLUED = _SEPARATORS[:-1]  # a plain space stands between two numbers as often as within one
+_MINUS = "-\u2212\u2013\uff0d"
+_SHORT = 2  # digits of a number that says nothing as a part of a code or a date
+_GROUPED = regex.compile(rf"([1-9]\d{{0,2}})(?:([{_SEPARATORS}])\d{{3}})(?:\2\d{{3}})*")
+_INDIAN = regex.compile(r"[1-9]\d?(?:[,٬]\d\d)+[,٬]\d{3}")
+_DECIMAL = regex.compile(r"(.*\d)[.,٫](\d+)")
+_DIGITS = regex.compile(r"\d+")
+
+NUMBER = regex.compile(
+    rf"(?<!\w)(?:\d{{1,3}}([{_SEPARATORS}])\d{{3}}(?!\d)(?:\1\d{{3}}(?!\d))*(?:[.,٫]\d+)?|\d+(?:[{_GLUED}]\d+)*)(?!\w)"
+)
+"""A number of a name, without its sign."""
+
+
+def number_at(name: str, start: int, end: int) -> frozenset[str]:
+    """The readings of a number that stands in a name, with its sign."""
+    return _signed(name, start, readings(name[start:end]))
+
+
+def _signed(text: str, start: int, found: frozenset[str]) -> frozenset[str]:
+    """The readings with a minus before them, where one stands there that joins nothing."""
+    if not start or text[start - 1] not in _MINUS or (start > 1 and (text[start - 2].isalnum() or text[start - 2] in ".)")):
+        return found
+    return frozenset(f"-{value}" for value in found)
+
+
+def readings(written: str) -> frozenset[str]:
+    """What a number can mean: ``3.500`` is 3500 or 3.500; nothing where it is no number, such as ``5.8.1990``."""
+    body = "".join(str(unicodedata.decimal(letter, letter)) for letter in written)
+    whole = _whole(body)
+    found = {whole} if whole else set()
+    if match := _DECIMAL.fullmatch(body):
+        fraction = _whole(match[1])
+        separator = body[match.end(1)]
+        if fraction and separator not in match[1]:
+            found.add(f"{fraction}.{match[2]}")
+    return frozenset(found)
+
+
+def _whole(body: str) -> str:
+    if _DIGITS.fullmatch(body):
+        return body
+    grouped = _GROUPED.fullmatch(body) or _INDIAN.fullmatch(body)
+    return "".join(_DIGITS.findall(body)) if grouped else ""
+
+
+def spellings(reading: str) -> Iterator[tuple[str, ...]]:
+    """The folded words of all ways to write a reading."""
+    whole, _, fraction = reading.lstrip("-").partition(".")
+    tail = (fraction,) if fraction else ()
+    yield (whole, *tail)
+    if len(whole) > 3 and not whole.startswith("0"):
+        first = len(whole) % 3 or 3
+        yield (whole[:first], *(whole[at : at + 3] for at in range(first, len(whole), 3)), *tail)
+    if len(whole) > 5 and not whole.startswith("0"):
+        first = (len(whole) - 3) % 2 or 2
+        yield (whole[:first], *(whole[at : at + 2] for at in range(first, len(whole) - 3, 2)), whole[-3:], *tail)
+
+
+def stands_at(text: str, start: int, end: int, wanted: frozenset[str]) -> bool:
+    """Whether the whole number around these digits has one of the readings."""
+    first, last = start, end
+    while first > 1 and text[first - 1] in _GLUED and text[first - 2].isdecimal():
+        first -= 2
+        while first and text[first - 1].isdecimal():
+            first -= 1
+    while last + 1 < len(text) and text[last] in _GLUED and text[last + 1].isdecimal():
+        last += 2
+        while last < len(text) and text[last].isdecimal():
+            last += 1
+    found = readings(text[first:last])
+    if not found:  # a date, a version, a list: its parts are numbers
+        found, first, last = readings(text[start:end]), start, end
+        if end - start <= _SHORT:
+            return False
+    if end - start <= _SHORT and (_is_glued(text, first - 1, -1) or _is_glued(text, last, 1)):
+        return False
+    return not _signed(text, first, found).isdisjoint(wanted)
+
+
+def _is_glued(text: str, at: int, step: int) -> bool:
+    """Whether a mark at a place joins a number to another letter or digit."""
+    return 0 < at < len(text) - 1 and text[at] in f"{_MINUS}/:" and text[at + step].isalnum()
