@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.tokenizer import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_model, side_file, write_meta
-from data_tools.tokenizer_vocabulary import check_vocabulary
+from data_tools.tokenizer_vocabulary import check_vocabulary, what_is_wrong
 from megatron_kis.errors import InputError
 from megatron_kis.files import atomic_path, read_json, read_text
 from megatron_kis.parsing import parse_json
@@ -121,7 +121,7 @@ def load_huggingface(path: Path) -> HuggingFaceTokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(model)
     except Exception as error:  # the library raises bare exceptions
-        raise InputError(f"not a tokenizer.json ({str(error).splitlines()[0]})", where=str(path)) from None
+        raise InputError(f"not a tokenizer.json ({what_is_wrong(model, error)})", where=str(path)) from None
     content = parse_json(model, where=str(path))
     check_vocabulary(content, tokenizer, where=str(path))
     tokenizer.no_padding()

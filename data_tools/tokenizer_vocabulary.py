@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -49,6 +50,25 @@ def check_vocabulary(content: dict[str, Any], tokenizer: Any, *, where: str) -> 
     if content["model"].get("dropout"):
         problem = f"model.dropout is {content['model']['dropout']}: a text has other tokens each time"
         raise InputError(problem, where=where, remedy="set it to null")
+
+
+def what_is_wrong(model: bytes, error: Exception) -> str:
+    """Why a file is no ``tokenizer.json``, where more can be said than its library says."""
+    told = str(error).splitlines()[0]
+    try:
+        content = json.loads(model)
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as half:
+        return f"it holds half of a surrogate pair, {half.object[half.start]!r}"
+    except json.JSONDecodeError as damage:
+        return f"not valid JSON: {damage.msg} in line {damage.lineno}"
+    except (ValueError, RecursionError):
+        return told
+    if not isinstance(content, dict):
+        return "it is no JSON object"
+    if content and all(type(value) is int for value in content.values()):
+        return "it maps words to ids, as a vocab.json, and does not say how text is cut"
+    return told if "model" in content else "it has no model"
 
 
 def _twice(names: Any) -> str | None:

@@ -97,5 +97,5 @@ def test_an_unreadable_tokenizer_is_an_input_error(tmp_path, tokenizer_path):
             load_tokenizer(damaged)
     with pytest.raises(InputError, match="cannot be read"):
         load_tokenizer(tmp_path / "absent.model")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="has no tokenizer; expected one of"):
         load_tokenizer(tmp_path)
