@@ -40,44 +40,36 @@ class Beware:
             {spelling for spelling in spellings if spelling and (blanks or not is_blank(spelling))}
             for spellings in (tokenizer.spellings, tokenizer.normal_spellings)
         ]
-        self._raw, self._normal = map(_searcher, wanted)
+        self._raw, self._normal = map(_test, wanted)
         self._normalise = tokenizer.normalise if wanted[1] else None
 
     def found(self, texts: list[str]) -> list[int]:
         """Places of such texts among ``texts``, in order."""
-        found = set(self._raw(texts))
+        found = {*_places(texts, self._raw), *_places(texts, _has_new_characters)}
         if self._normalise is not None:
-            found.update(self._normal([self._normalise(text) for text in texts]))
-        found.update(_with_new_characters(texts))
+            found.update(_places([self._normalise(text) for text in texts], self._normal))
         return sorted(found)
 
 
-def _searcher(spellings: Collection[str]) -> Callable[[list[str]], list[int]]:
-    """A function that gives the places of the texts that hold one of the spellings."""
+def _places(texts: list[str], test: Callable[[str], bool]) -> list[int]:
+    """Places of the texts that pass a test, which is asked of all of them together first: nearly always none does."""
+    return [place for place, text in enumerate(texts) if test(text)] if test("\x00".join(texts)) else []
+
+
+def _test(spellings: Collection[str]) -> Callable[[str], bool]:
+    """A function that says whether a text holds one of the spellings."""
     if len(spellings) <= _FEW:
-        return lambda texts: [place for place, text in enumerate(texts) if any(one in text for one in spellings)]
+        return lambda text: any(spelling in text for spelling in spellings)
     import ahocorasick_rs
 
     automaton = ahocorasick_rs.BytesAhoCorasick([spelling.encode() for spelling in sorted(spellings)])
-
-    def search(texts: list[str]) -> list[int]:
-        # Bytes, and together: no matches are counted in characters, and nearly always there are none.
-        if not automaton.find_matches_as_indexes("\x00".join(texts).encode()):
-            return []
-        return [place for place, text in enumerate(texts) if automaton.find_matches_as_indexes(text.encode())]
-
-    return search
+    return lambda text: bool(automaton.find_matches_as_indexes(text.encode()))
 
 
-def _with_new_characters(texts: list[str]) -> list[int]:
-    """Places of texts with characters that Python's own Unicode tables do not know."""
-    places = [place for place, text in enumerate(texts) if not text.isascii()]
-    if not places or not _any_new("".join([texts[place] for place in places])):
-        return []
-    return [place for place in places if _any_new(texts[place])]
-
-
-def _any_new(text: str) -> bool:
+def _has_new_characters(text: str) -> bool:
+    """Whether a text has characters that Python's own Unicode tables do not know."""
+    if text.isascii():
+        return False
     return bool(_new_characters()[np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)].any())
 
 
