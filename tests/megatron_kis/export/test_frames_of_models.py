@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from data_tools.text import iter_documents
 from data_tools.tokenizer import load_tokenizer, train_tokenizer
+from megatron_kis.errors import InputError
 from megatron_kis.export.tokenizer import write_tokenizer
+from tests.data_tools.conftest import LEADS
 
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
@@ -102,3 +105,27 @@ def test_a_sentencepiece_model_says_that_it_does_not_begin_documents(tmp_path):
     assert tokenizer.frame_record() == {"before": [], "after": []}
     assert "<s> begins documents, and none begins with it" in tokenizer.remarks[0]
     assert train_tokenizer(TEXTS, tmp_path / "own.json", vocab_size=300, kind="byte-bpe").remarks == ()
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_sentencepiece_model_of_ours_is_handed_on_with_its_frame(tmp_path, kind):
+    texts = [document.text for document in iter_documents([LEADS])]
+    tokenizer = train_tokenizer(texts, tmp_path / "t.model", vocab_size=400, kind=kind)
+    write_tokenizer(tmp_path / "t.model", tmp_path, longest=64, samples=[])
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in (*TEXTS[:2], " a  b", "\n"):
+        assert theirs(text)["input_ids"] == tokenizer.encode_documents([text])[0]
+    assert theirs.eos_token == theirs.bos_token == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("more", [{"user_defined_symbols": ["[REF]"]}, {"normalization_rule_name": "nmt_nfkc"}])
+def test_a_sentencepiece_model_that_the_export_does_not_express_is_refused(tmp_path, more):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, **more}
+    with (tmp_path / "t.model").open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXTS), model_writer=model, model_type="bpe", vocab_size=320, byte_fallback=True,
+            minloglevel=2, hard_vocab_limit=False, **options,
+        )  # fmt: skip
+    with pytest.raises(InputError, match=r"t\.model: .* in tokenizer\.json; export with --no-tokenizer"):
+        write_tokenizer(tmp_path / "t.model", tmp_path, longest=64, samples=[])
