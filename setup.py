@@ -11,7 +11,7 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
-CORPUS = ["gigatoken>=0.10", "tokenizers>=0.20", "tiktoken>=0.8", "zstandard>=0.22", "pyarrow>=15", "nltk>=3.9.1"]
+CORPUS = ["gigatoken>=0.10", "tokenizers>=0.20.1", "tiktoken>=0.8", "zstandard>=0.22", "pyarrow>=15", "nltk>=3.9.1"]
 COMPARE = ["lm-pub-quiz==0.3.3", "lm-eval>=0.4.9"]
 EXPORT = ["transformers>=4.44", "safetensors>=0.4"]
 DOCS = ["mkdocs-material>=9.5"]

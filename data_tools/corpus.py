@@ -6,8 +6,8 @@ it is when files are added, and copies of one text never stand in both splits. D
 left out of both.
 
 A corpus is up to date, and a part is used again, only where text, settings, tokenizer and the encoder with its version
-are the same. gigatoken may turn out to give other ids than the tokenizer's own library while it works; then the library
-encodes everything again.
+are the same. gigatoken may turn out to give other ids than the tokenizer's own library while it works, or fail; then
+the library encodes everything again.
 
 The way: the files are cut into parts, several processes encode them into ``PREFIX.parts/``, and meanwhile what is
 finished is joined in order. A command that was killed finds the finished parts and does the others; the bytes do not
@@ -39,7 +39,8 @@ from data_tools.corpus_meta import (
 from data_tools.corpus_part import QUARANTINE, SPLITS, PartEncoder, PartRecord, PartSettings
 from data_tools.corpus_plan import part_bytes, sample_texts, shard_of
 from data_tools.corpus_work import encode_parts, full_disk_told
-from data_tools.encode import Encoder, EncodersDifferError, ReferenceEncoder, choose_encoder
+from data_tools.encode import choose_encoder
+from data_tools.encode_reference import Encoder, EncodersDifferError, ReferenceEncoder
 from data_tools.facts import Fact
 from data_tools.indexed import IndexedReader, IndexedWriter, suffixed
 from data_tools.progress import Progress
@@ -180,7 +181,7 @@ def build_corpus(
     encoder, why = _choose(tokenizer, parts, text_key, options.encoder)
     first, second = plan(encoder, why), None
     if options.encoder == "auto" and not options.shard and not isinstance(encoder, ReferenceEncoder):
-        second = plan(ReferenceEncoder(tokenizer), f"{encoder.name} gives other ids for some of this text")
+        second = plan(ReferenceEncoder(tokenizer), f"{encoder.name} is not right for some of this text")
         if _known_to_differ(second, encoder):
             first, second = second, None
     if metas := up_to_date(target, first.job, first.described, chosen):
@@ -283,6 +284,7 @@ class _Maker:
                     remove_split(suffixed(target, split))
             common = {**plan.described, **counts, "sources": sources, "job": plan.job}
             common["versions"] = {**common["versions"], "numpy": importlib.metadata.version("numpy")}
+            common["frame"] = self.tokenizer.frame_record()
             if _distrust(target).exists():
                 common["encoder_instead_of"] = _distrust(target).read_text(encoding="utf-8")
             if self.options.shard:

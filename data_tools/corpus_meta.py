@@ -11,7 +11,7 @@ from typing import Any
 
 from data_tools.corpus_merge import SCHEMA
 from data_tools.corpus_part import CODE, QUARANTINE, SPLITS, PartRecord, PartSettings
-from data_tools.encode import Encoder, versions_of
+from data_tools.encode_reference import Encoder, versions_of
 from data_tools.indexed import IndexedReader, content_fingerprint, suffixed
 from data_tools.text_parts import TextPart
 from data_tools.tokenizer import Tokenizer

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from data_tools.encode import Encoder
+from data_tools.encode_reference import Encoder
 from data_tools.indexed import IndexedWriter, content_fingerprint, suffixed
 from data_tools.seen import status_of
 from data_tools.sentences import SentenceSplitter
@@ -36,7 +36,7 @@ SPLITS = ("", ".validation")
 """Added to a prefix for each split."""
 SCHEMA = "kis.corpus-part/1"
 QUARANTINE = ".quarantine.jsonl"
-CODE = 2
+CODE = 3
 """Raise it when the code writes other bytes for the same text and settings."""
 
 Report = Callable[[int, int], None]

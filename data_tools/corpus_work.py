@@ -132,8 +132,9 @@ def _encode_apart(
         except BrokenProcessPool:
             problem = "a worker process died (out of memory?); the same command goes on from the finished parts"
             raise JobError(problem) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException as error:
+            # Until they have ended, the processes hold the lock of the parts, which may be encoded again next.
+            pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
             raise
 
 

@@ -159,7 +159,7 @@ def render(
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "content_fingerprint": writer.content_fingerprint,
         "eod_id": tokenizer.eod_id,
-        "frame": {name: list(tokens) for name, tokens in zip(("before", "after"), tokenizer.frame, strict=True)},
+        "frame": tokenizer.frame_record(),
         "vocab_size": tokenizer.vocab_size,
         "lengths": {relation: asdict(counts) for relation, counts in sorted(relations.items())},
         "paraphrased_facts": len(paraphrases),

@@ -1,8 +1,8 @@
-"""Three kinds of tokenizer behind one interface: SentencePiece, Hugging Face's ``tokenizer.json``, tiktoken.
+"""Four kinds of tokenizer behind one interface: SentencePiece, Hugging Face's ``tokenizer.json``, tiktoken, tekken.
 
-The kind follows from the file's name: ``.json`` (or a folder with a ``tokenizer.json``), ``.tiktoken``, SentencePiece
-for every other. ``PATH.meta.json`` (schema ``kis.tokenizer/1``) is next to a tokenizer that was trained or copied here;
-it names kind, vocab_size, eod_id, fingerprint, and what the model file itself does not hold.
+The kind follows from the file's name and content (``data_tools.tokenizer_files``). ``PATH.meta.json`` (schema
+``kis.tokenizer/1``) is next to a tokenizer that was trained or copied here; it names kind, vocab_size, eod_id,
+fingerprint, and what the model file itself does not hold.
 """
 
 from __future__ import annotations
@@ -43,7 +43,13 @@ class Tokenizer(ABC):
     """Package that does the encoding."""
 
     spellings: tuple[str, ...] = ()
-    """Spellings of special tokens that stay plain text when they occur in a document."""
+    """Spellings that are not cut into tokens like other text: they are a token, or must not become one."""
+
+    normal_spellings: tuple[str, ...] = ()
+    """As ``spellings``, but looked for in what :meth:`normalise` makes of a text."""
+
+    remarks: tuple[str, ...] = ()
+    """What a user should know of the tokens around documents, one line each."""
 
     kind: ClassVar[str]
     """What ``PATH.meta.json`` calls this kind of file."""
@@ -97,6 +103,24 @@ class Tokenizer(ABC):
         """
         return self.encode_batch(texts)
 
+    def normalise(self, text: str) -> str:
+        """The text as the model cuts it."""
+        return text
+
+    def frame_line(self, *, ended: bool = True) -> str:
+        """Which tokens documents begin and end with, in one line to read; ``ended`` by the end-of-document token."""
+        eod = f"{self.eod_id} ({self.piece(self.eod_id)})"
+        before, after = ([f"{token} ({self.piece(token)})" for token in tokens] for tokens in self.frame)
+        after += [eod] if ended else []
+        end = f"documents end with token {', '.join(after)}" if after else f"no document ends with token {eod}"
+        begin = f"begin with token {', '.join(before)}" if before else "begin with no token of their own"
+        return f"{end}{', and' if after else '; documents'} {begin}"
+
+    def frame_record(self) -> dict[str, list[int]]:
+        """The token ids that the model puts around a document, for records."""
+        before, after = self.frame
+        return {"before": list(before), "after": list(after)}
+
     @abstractmethod
     def encode_with_spans(self, text: str) -> Encoding:
         """Token ids and the characters that each covers."""
@@ -126,12 +150,19 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         InputError: the file is missing, unreadable, not a tokenizer, or has no end-of-document token.
     """
+    from data_tools.tokenizer_files import kind_of_file
+
     path = model_file(path)
-    if path.suffix == ".json":
+    kind = kind_of_file(path, read_model(path))
+    if kind == "huggingface":
         from data_tools.tokenizer_huggingface import load_huggingface
 
         return load_huggingface(path)
-    if path.suffix == ".tiktoken":
+    if kind == "tekken":
+        from data_tools.tokenizer_tekken import load_tekken
+
+        return load_tekken(path)
+    if kind == "tiktoken":
         from data_tools.tokenizer_tiktoken import load_tiktoken
 
         return load_tiktoken(path)
@@ -141,9 +172,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def model_file(path: Path) -> Path:
-    """The model file of a tokenizer: the ``tokenizer.json`` in it where a folder with one is given, else the path."""
-    inside = path / "tokenizer.json"
-    return inside if path.is_dir() and inside.is_file() else path
+    """The model file of a tokenizer: where a folder is given, the one in it, else the path.
+
+    Raises:
+        InputError: the folder has no tokenizer, or only files that do not say how text is cut.
+    """
+    from data_tools.tokenizer_files import file_in_folder
+
+    return file_in_folder(path) if path.is_dir() else path
 
 
 def write_copy(tokenizer: Tokenizer, folder: Path) -> Path:

@@ -9,7 +9,9 @@ As in Megatron's tool, the spelling of a special token within a text becomes tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.tokenizer import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_model, side_file, write_meta
+from data_tools.tokenizer_vocabulary import check_vocabulary, what_is_wrong
 from megatron_kis.errors import InputError
 from megatron_kis.files import atomic_path, read_json, read_text
 from megatron_kis.parsing import parse_json
 
 _USUAL_NAMES = (EOD_PIECE, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "<EOS>")
+_ENDS_OF_TURNS = (
+    "<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eot|>", "<|end|>", "<|return|>", "<|END_OF_TURN_TOKEN|>",
+)  # fmt: skip
+"""What ends a message of a chat, not a document."""
 _SMALLEST_VOCABULARY = 300  # 256 bytes, one special token, and some merges
+
+Normalise = Callable[[str], str]
+"""What is done to a text before it is cut."""
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -32,8 +42,17 @@ class HuggingFaceTokenizer(Tokenizer):
     kind = "huggingface"
     file_name = "tokenizer.json"
 
-    def __init__(self, tokenizer: Any, model: bytes, *, path: Path, eod: str) -> None:
+    def __init__(
+        self, tokenizer: Any, model: bytes, *, path: Path, eod: str, normalise: Normalise | None = None
+    ) -> None:
         """Wraps a loaded ``tokenizers.Tokenizer``; use ``data_tools.tokenizer.load_tokenizer``.
+
+        Args:
+            tokenizer: the library's object.
+            model: content of the file.
+            path: the file.
+            eod: spelling of the end-of-document token.
+            normalise: what the model does to a text before it looks for tokens in it; None for nothing.
 
         Raises:
             InputError: it cannot be told what the model puts before and after a text.
@@ -45,6 +64,16 @@ class HuggingFaceTokenizer(Tokenizer):
         self.eod = eod
         """Spelling of the token that ends every document."""
         self.frame: tuple[list[int], list[int]] = _frame(tokenizer, vocab_size, path)
+        self._normalise = normalise
+        added = tokenizer.get_added_tokens_decoder().values()
+        normalised = {token.content for token in added if token.normalized and normalise}
+        self.spellings = tuple(token.content for token in added if token.content not in normalised)
+        self.normal_spellings = tuple(normalise(content) for content in normalised) if normalise else ()
+        self.remarks = (*self.remarks, *_frame_remarks(self, path))
+
+    def normalise(self, text: str) -> str:
+        """The text as the model cuts it."""
+        return self._normalise(text) if self._normalise else text
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end-of-document token."""
@@ -84,18 +113,23 @@ def load_huggingface(path: Path) -> HuggingFaceTokenizer:
     """Loads a ``tokenizer.json``.
 
     Raises:
-        InputError: the file is missing, not a tokenizer, or its end-of-document token or what it puts around a text
-            cannot be told.
+        InputError: the file is missing, not a tokenizer, names two tokens alike, or its end-of-document token or what
+            it puts around a text cannot be told.
     """
     tokenizers = _library()
     model = read_model(path)
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(model)
     except Exception as error:  # the library raises bare exceptions
-        raise InputError(f"not a tokenizer.json ({str(error).splitlines()[0]})", where=str(path)) from None
+        raise InputError(f"not a tokenizer.json ({what_is_wrong(model, error)})", where=str(path)) from None
+    content = parse_json(model, where=str(path))
+    check_vocabulary(content, tokenizer, where=str(path))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return HuggingFaceTokenizer(tokenizer, model, path=path, eod=_eod(path, tokenizer))
+    eod, remarks = _eod(path, tokenizer)
+    loaded = HuggingFaceTokenizer(tokenizer, model, path=path, eod=eod, normalise=_normaliser(content, tokenizer))
+    loaded.remarks += remarks
+    return loaded
 
 
 def train_huggingface(
@@ -134,14 +168,16 @@ def _chain(texts: Iterable[str], names: Iterable[str]) -> Iterator[str]:
     yield from names
 
 
-def _eod(path: Path, tokenizer: Any) -> str:
-    """The end-of-document token: what a file next to the model names, else one of the usual names.
+def _eod(path: Path, tokenizer: Any) -> tuple[str, tuple[str, ...]]:
+    """The end-of-document token: what a file next to the model names, else one of the usual names; and remarks on it.
 
     Raises:
         InputError: a file is damaged or names what is no token of the vocabulary, or there is none of a usual name.
     """
     meta, config = side_file(path), path.with_name("tokenizer_config.json")
-    remedy = f'name it in {meta.name}: {{"schema": "{META_SCHEMA}", "eod": "..."}}'
+    example = f'{{"schema": "{META_SCHEMA}", "eod": "..."}}'
+    remedy = f"name it in {meta.name}: {example}"
+    usual = next((name for name in _USUAL_NAMES if tokenizer.token_to_id(name) is not None), None)
     for beside, key in ((meta, "eod"), (config, "eos_token")):
         named = _named(beside, key)
         if named is None:
@@ -149,11 +185,57 @@ def _eod(path: Path, tokenizer: Any) -> str:
         if not isinstance(named, str) or tokenizer.token_to_id(named) is None:
             problem = f"{key} is {named!r}, which is no token of {path.name}"
             raise InputError(problem, where=str(beside), remedy="name one" if beside == meta else remedy)
-        return named
-    found = next((name for name in _USUAL_NAMES if tokenizer.token_to_id(name) is not None), None)
-    if found is None:
+        if beside == config and named in _ENDS_OF_TURNS:
+            other = usual or "another token"
+            remark = (
+                f"{named} ends documents because {config.name} says so, but it ends the turns of a conversation;"
+                f" for {other}, write {example.replace('...', usual or '...')} into {meta.name}"
+            )
+            return named, (remark,)
+        return named, ()
+    if usual is None:
         raise InputError("has no end-of-document token of a usual name", where=str(path), remedy=remedy)
-    return found
+    return usual, ()
+
+
+def _frame_remarks(tokenizer: HuggingFaceTokenizer, path: Path) -> Iterator[str]:
+    """What differs between the frame of documents here and what may be expected of the files."""
+    before, after = tokenizer.frame
+    eod = tokenizer.eod
+    if tokenizer.eod_id in after:
+        yield f"{path.name} itself puts {eod} after a text: documents end with it twice"
+    config = path.with_name("tokenizer_config.json")
+    wanted = _named(config, "add_bos_token")
+    if wanted is True and not before:
+        yield f"{config.name} has add_bos_token, but {path.name} puts no token before a text: documents begin with none"
+    if wanted is False and before:
+        yield f"{config.name} has no add_bos_token, but {path.name} puts a token before a text: documents begin with it"
+
+
+def _normaliser(content: dict[str, Any], tokenizer: Any) -> Normalise | None:
+    """What the model does to a text before it looks for the added tokens that are ``normalized``; None for nothing."""
+    described = content.get("normalizer")
+    if described is None:
+        return None
+    steps = [_step(step) for step in described.get("normalizers", [described])]
+    if None in steps:
+        whole: Normalise = tokenizer.normalizer.normalize_str
+        return whole
+    return lambda text: reduce(lambda result, step: step(result), steps, text)  # type: ignore[misc]
+
+
+def _step(described: dict[str, Any]) -> Normalise | None:
+    """A step of a normaliser that Python does as its library, and many times as fast; None for any other."""
+    if described["type"] == "NFC":
+        slow: Normalise = _library().normalizers.NFC().normalize_str
+        return lambda text: text if unicodedata.is_normalized("NFC", text) else slow(text)
+    if described["type"] == "Prepend":
+        prefix: str = described["prepend"]
+        return lambda text: text and prefix + text
+    if described["type"] == "Replace" and described["pattern"].get("String"):
+        old, new = described["pattern"]["String"], described["content"]
+        return lambda text: text.replace(old, new)
+    return None
 
 
 def _frame(tokenizer: Any, vocab_size: int, path: Path) -> tuple[list[int], list[int]]:

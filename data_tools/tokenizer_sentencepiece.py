@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.tokenizer import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_model, side_file, write_meta
+from data_tools.tokenizer_sentencepiece_file import only_marks_spaces, special_pieces
 from megatron_kis.errors import InputError
 from megatron_kis.files import atomic_path, read_json
 
@@ -49,10 +50,28 @@ class SentencePieceTokenizer(Tokenizer):
         super().__init__(model, vocab_size=processor.get_piece_size(), eod_id=processor.eos_id())
         self._processor = processor
         pieces = range(self.vocab_size)
-        self.spellings = tuple(processor.id_to_piece(piece) for piece in pieces if processor.is_control(piece))
+        kept, unused = special_pieces(model)
+        never = [piece for piece in pieces if processor.is_control(piece) or processor.is_unknown(piece)]
+        self.spellings = tuple(map(processor.id_to_piece, [*never, *kept]))
+        self.normal_spellings = tuple(map(processor.id_to_piece, [*kept, *unused]))
+        self._plain = bool(self.normal_spellings) and only_marks_spaces(model)
+        self.remarks = self._remarks()
         self._characters = np.array(
             [len(processor.id_to_piece(piece)) if _is_text(processor, piece) else _NO_TEXT for piece in pieces]
         )
+
+    def _remarks(self) -> tuple[str, ...]:
+        if (bos := self._processor.bos_id()) < 0:
+            return ()
+        begins = self.piece(bos)
+        return (f"the file does not say that {begins} begins documents, and none begins with it; tokenizer.json may",)
+
+    def normalise(self, text: str) -> str:
+        """The text as the model cuts it: with marks for spaces."""
+        if self._plain:
+            return f"▁{text}".replace(" ", "▁")
+        normal: str = self._processor.normalize(text)
+        return normal
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end-of-document token."""

@@ -6,6 +6,8 @@ both follow from the name (``r50k_base``, ``cl100k_base``, ``o200k_base``); for 
     {"schema": "kis.tokenizer/1", "kind": "tiktoken", "pattern": "gpt4", "eod": "<|endoftext|>",
      "special_tokens": {"<|endoftext|>": 100257}}
 
+A ``tokenizer.model`` of 128,000 ranks is Llama 3's as Meta publishes it, whose pattern and special tokens are known.
+
 The spelling of a special token within a text is text here, and never ends a document.
 """
 
@@ -38,8 +40,15 @@ PATTERNS = {
             r"\s+",
         ]
     ),
+    "llama3": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    ),
 }
-"""How text is cut into words, by name; from the ``tiktoken`` package (``tiktoken_ext/openai_public.py``)."""
+"""How text is cut into words, by name; from the ``tiktoken`` package (``tiktoken_ext/openai_public.py``), and for
+Llama 3 from the ``pre_tokenizer`` of its ``tokenizer.json``."""
+_SCHEMES = {"gpt2": "gpt2", "gpt4": "gpt4", "o200k": "o200k", "llama3": "gpt4"}
+"""What gigatoken calls them."""
 
 _PUBLISHED = {  # name of the file: its pattern, and its end-of-document token
     "r50k_base": ("gpt2", 50256),
@@ -47,6 +56,14 @@ _PUBLISHED = {  # name of the file: its pattern, and its end-of-document token
     "o200k_base": ("o200k", 199999),
 }
 
+
+_LLAMA3_RANKS, _LLAMA3_EOD = 128_000, "<|end_of_text|>"
+_LLAMA3_SPECIAL = (
+    "<|begin_of_text|>", _LLAMA3_EOD, *(f"<|reserved_special_token_{number}|>" for number in range(4)),
+    "<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>",
+    *(f"<|reserved_special_token_{number}|>" for number in range(5, 251)),
+)  # fmt: skip
+"""The 256 special tokens of Llama 3, whose ids follow the ranks."""
 
 _NO_ID = 2**31 - 1
 """Ids are smaller: a corpus has 32 bits for each, with a sign."""
@@ -61,14 +78,32 @@ class TiktokenTokenizer(Tokenizer):
     file_name = "tokenizer.tiktoken"
 
     def __init__(
-        self, encoding: Any, model: bytes, *, path: Path, pattern: str, special: dict[str, int], eod: str
+        self,
+        encoding: Any,
+        model: bytes,
+        *,
+        special: dict[str, int],
+        eod: str,
+        beside: dict[str, Any],
+        cut: str = "",
+        scheme: str | None = None,
     ) -> None:
-        """Wraps a ``tiktoken.Encoding``; use ``data_tools.tokenizer.load_tokenizer``."""
-        beside = {"pattern": pattern, "eod": eod, "special_tokens": special}
-        super().__init__(model, vocab_size=encoding.n_vocab, eod_id=special[eod], beside=beside, cut=PATTERNS[pattern])
+        """Wraps a ``tiktoken.Encoding``; use ``data_tools.tokenizer.load_tokenizer``.
+
+        Args:
+            encoding: the library's object.
+            model: content of the file.
+            special: ids of the special tokens, which a text never has.
+            eod: the one that ends documents.
+            beside: what else decides the ids, as ``PATH.meta.json`` names it.
+            cut: the pattern, where ``beside`` has only a name for it.
+            scheme: what gigatoken calls the pattern; None where it has none.
+        """
+        super().__init__(model, vocab_size=encoding.n_vocab, eod_id=special[eod], beside=beside, cut=cut)
         self._encoding = encoding
-        self.path, self.pattern, self.special, self.eod = path, pattern, special, eod
+        self.special, self.eod, self.scheme = special, eod, scheme
         self.spellings = tuple(special)
+        self.remarks = _remarks(special)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without an end-of-document token."""
@@ -108,23 +143,39 @@ def load_tiktoken(path: Path) -> TiktokenTokenizer:
         InputError: the file is missing or damaged (``file:line``), its pattern is not known, or an id stands for two
             tokens.
     """
+    model = read_model(path)
+    ranks = _ranks(path, model)
+    pattern, special, eod = _description(path, ranks)
+    beside = side_file(path)
+    check_special(special, ranks, beside if beside.exists() else path)
+    encoding = made_encoding(path, PATTERNS[pattern], ranks, special)
+    content = {"pattern": pattern, "eod": eod, "special_tokens": special}
+    cut, scheme = PATTERNS[pattern], _SCHEMES[pattern]
+    return TiktokenTokenizer(encoding, model, special=special, eod=eod, beside=content, cut=cut, scheme=scheme)
+
+
+def made_encoding(path: Path, pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> Any:
+    """The library's object.
+
+    Raises:
+        InputError: tiktoken is not installed, or refuses the model.
+    """
     try:
         import tiktoken
     except ImportError:
         remedy = "pip install 'megatron-kis[corpus]'"
-        raise InputError("tiktoken is needed for .tiktoken files", remedy=remedy) from None
-    model = read_model(path)
-    ranks = _ranks(path, model)
-    pattern, special, eod = _description(path)
-    beside = side_file(path)
-    _check_special(special, ranks, beside if beside.exists() else path)
+        raise InputError(f"tiktoken is needed for {path.name}", remedy=remedy) from None
     try:
-        encoding = tiktoken.Encoding(
-            path.stem, pat_str=PATTERNS[pattern], mergeable_ranks=ranks, special_tokens=special
-        )
+        return tiktoken.Encoding(path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
     except (ValueError, AssertionError) as error:
-        raise InputError(f"not a tiktoken file ({error})", where=str(path)) from None
-    return TiktokenTokenizer(encoding, model, path=path, pattern=pattern, special=special, eod=eod)
+        raise InputError(f"tiktoken refuses the model ({error})", where=str(path)) from None
+
+
+def _remarks(special: dict[str, int]) -> tuple[str, ...]:
+    begins = next((name for name in ("<|begin_of_text|>", "<s>") if name in special), None)
+    if begins is None:
+        return ()
+    return (f"the file does not say that {begins} begins documents, and none begins with it; its tokenizer.json may",)
 
 
 def _ranks(path: Path, model: bytes) -> dict[bytes, int]:
@@ -141,7 +192,7 @@ def _ranks(path: Path, model: bytes) -> dict[bytes, int]:
             raise InputError("not a token and its rank", where=where) from None
         if not token:
             raise InputError("an empty token", where=where)
-        if not _is_id(rank):
+        if not is_id(rank):
             raise InputError(f"rank is {rank}", where=where, remedy=_IDS)
         if token in ranks:
             raise InputError(f"the token has a rank in line {taken[ranks[token]]} already", where=where)
@@ -154,11 +205,12 @@ def _ranks(path: Path, model: bytes) -> dict[bytes, int]:
     return ranks
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """Whether something is the id of a token."""
     return type(value) is int and 0 <= value < _NO_ID
 
 
-def _check_special(special: dict[str, int], ranks: dict[bytes, int], where: Path) -> None:
+def check_special(special: dict[str, int], ranks: dict[bytes, int], where: Path) -> None:
     """Refuses special tokens whose ids do not tell them from all other tokens.
 
     Raises:
@@ -168,20 +220,24 @@ def _check_special(special: dict[str, int], ranks: dict[bytes, int], where: Path
     for spelling, token in special.items():
         if not spelling:
             raise InputError("special_tokens holds an empty one", where=str(where))
-        if not _is_id(token):
+        if not is_id(token):
             raise InputError(f"special_tokens: {spelling!r} has the id {token}", where=str(where), remedy=_IDS)
         if token in taken:
             raise InputError(f"special_tokens: {spelling!r} has the id {token} of {taken[token]}", where=str(where))
         taken[token] = repr(spelling)
 
 
-def _description(path: Path) -> tuple[str, dict[str, int], str]:
+def _description(path: Path, ranks: dict[bytes, int]) -> tuple[str, dict[str, int], str]:
     """Pattern, special tokens and the end-of-document token of a file."""
     beside = side_file(path)
     if not beside.exists():
-        if path.stem not in _PUBLISHED:
-            remedy = f"name pattern and special_tokens in {beside.name}, or call it one of {', '.join(_PUBLISHED)}"
-            raise InputError("a .tiktoken file does not say how text is cut into words", where=str(path), remedy=remedy)
+        if path.suffix != ".tiktoken" and sorted(ranks.values()) == list(range(_LLAMA3_RANKS)):
+            return "llama3", {name: _LLAMA3_RANKS + number for number, name in enumerate(_LLAMA3_SPECIAL)}, _LLAMA3_EOD
+        if path.stem not in _PUBLISHED or path.suffix != ".tiktoken":
+            names = ", ".join(f"{name}.tiktoken" for name in _PUBLISHED)
+            remedy = f"name pattern and special_tokens in {beside.name}, or call it one of {names}"
+            problem = f"a tiktoken file ({len(ranks)} ranks), which does not say how text is cut into words"
+            raise InputError(problem, where=str(path), remedy=remedy)
         pattern, eod_id = _PUBLISHED[path.stem]
         return pattern, {EOD_PIECE: eod_id}, EOD_PIECE
     meta = read_json(beside, META_SCHEMA, keys=("pattern", "special_tokens"))

@@ -1,7 +1,8 @@
 """A run's tokenizer as Hugging Face's ``tokenizer.json`` and ``tokenizer_config.json``.
 
 SentencePiece models of ours change nothing in a text but its spaces, which lets ``tokenizers`` do the same with the
-same pieces; texts are encoded with both, and a difference is an error.
+same pieces; texts are encoded with both, awkward ones and the model's user-defined pieces too, and a difference is an
+error.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_tools.encode import AWKWARD
 from data_tools.tokenizer import EOD_PIECE, Tokenizer, load_tokenizer
 from megatron_kis.errors import InputError
 from megatron_kis.files import atomic_path, write_json
@@ -95,8 +97,10 @@ def _merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
 
 
 def _check(ours: Tokenizer, theirs: Any, samples: Sequence[list[int]], source: Path) -> None:
-    texts = [ours.decode(tokens) for tokens in samples]
+    texts = [*(ours.decode(tokens) for tokens in samples), *AWKWARD]
+    texts += [f"a {spelling} b" for spelling in ours.normal_spellings]
     for text, expected in zip(texts, ours.encode_batch(texts), strict=True):
         found = theirs.encode(text, add_special_tokens=False).ids
         if found != expected:
-            raise InputError(f"{text!r} is {expected}, and {found} in tokenizer.json", where=str(source))
+            problem = f"{text!r} is {expected}, and {found} in tokenizer.json"
+            raise InputError(problem, where=str(source), remedy="export with --no-tokenizer")

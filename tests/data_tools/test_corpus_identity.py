@@ -1,5 +1,6 @@
 """A corpus is what its command would write again: what counts, what is taken again, and what is not joined."""
 
+import importlib.metadata
 import json
 import os
 from dataclasses import fields, replace
@@ -11,7 +12,8 @@ import pytest
 from data_tools import corpus_part, encode
 from data_tools.corpus import CorpusOptions, build_corpus, read_corpus_meta
 from data_tools.corpus_merge import merge_corpora
-from data_tools.encode import GigatokenEncoder
+from data_tools.encode_gigatoken import GigatokenEncoder
+from data_tools.encode_reference import EncodersDifferError
 from data_tools.facts import Fact
 from data_tools.indexed import IndexedReader, IndexedWriter, content_fingerprint, suffixed
 from data_tools.progress import LineProgress
@@ -75,7 +77,7 @@ class DifferingGigatoken(GigatokenEncoder):
 
     def encode(self, texts, *, ended=False):
         if any("Brahms" in text for text in texts):
-            raise encode.EncodersDifferError("encode this text differently: 'Brahms'", remedy="--encoder reference")
+            raise EncodersDifferError("encode this text differently: 'Brahms'", remedy="--encoder reference")
         return super().encode(texts, ended=ended)
 
 
@@ -126,8 +128,8 @@ def test_shards_may_not_change_their_encoder_alone(tmp_path, source, fast, monke
 @pytest.mark.parametrize("package", ["gigatoken", "tokenizers"])
 def test_another_version_of_what_encodes_makes_the_corpus_again(tmp_path, source, fast, monkeypatch, package):
     build(source, fast, tmp_path / "c")
-    version = encode._version
-    monkeypatch.setattr(encode, "_version", lambda name: f"{name} 99.0" if name == package else version(name))
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0" if name == package else version(name))
     lines, _ = build(source, fast, tmp_path / "c")
     assert not is_up_to_date(lines)
     assert "99.0" in json.dumps(read_corpus_meta(tmp_path / "c")["versions"])

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools import encode
-from data_tools.encode import AWKWARD, GigatokenEncoder, ReferenceEncoder, choose_encoder
+from data_tools import encode_gigatoken
+from data_tools.encode import AWKWARD, choose_encoder
+from data_tools.encode_gigatoken import GigatokenEncoder
+from data_tools.encode_reference import ReferenceEncoder
 from data_tools.text import iter_documents
 from data_tools.tokenizer import load_tokenizer, train_tokenizer
 from megatron_kis.errors import InputError
@@ -111,7 +113,7 @@ def test_a_difference_on_the_sample_falls_back_and_says_so(models, monkeypatch):
 
 
 def test_the_caches_that_only_grow_are_thrown_away(models, monkeypatch):
-    monkeypatch.setattr(encode, "_CACHE_TEXT", 100)
+    monkeypatch.setattr(encode_gigatoken, "_CACHE_TEXT", 100)
     encoder = GigatokenEncoder(models["bytes.json"])
     before = encoder._backend
     assert rows(encoder, TEXTS) == models["bytes.json"].encode_documents(TEXTS)

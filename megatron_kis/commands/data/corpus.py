@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kis.commands.data.options import add_step, add_text_options, in_folders
+from megatron_kis.commands.data.options import add_step, add_text_options, in_folders, print_frame
 
 if TYPE_CHECKING:
     from data_tools.corpus import CorpusSummary
@@ -17,7 +17,7 @@ def add_corpus(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     """Describes ``kis data corpus``."""
     parser = add_step(steps, "corpus", "tokenize text into PREFIX.bin/.idx and PREFIX.validation.bin/.idx")
     add_text_options(parser)
-    tokenizer = "SentencePiece model, tokenizer.json or .tiktoken file"
+    tokenizer = "SentencePiece model, tokenizer.json, .tiktoken or tekken.json file, or a folder with one of them"
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="PATH", help=tokenizer)
     parser.add_argument(
         "--output", type=in_folders, required=True, metavar="PREFIX", help="prefix of the files to write"
@@ -84,7 +84,7 @@ def _corpus(options: argparse.Namespace) -> int:
     from data_tools.facts import load_facts
     from data_tools.progress import console_progress
     from data_tools.tokenizer import load_tokenizer
-    from megatron_kis.errors import InputError, printable
+    from megatron_kis.errors import InputError
 
     if options.workers is not None and options.workers < 1:
         raise InputError(f"is {options.workers}", where="--workers", remedy="at least 1")
@@ -115,8 +115,7 @@ def _corpus(options: argparse.Namespace) -> int:
         ),
     )
     _describe(summary, time.monotonic() - start, facts=options.facts is not None)
-    token = f"{tokenizer.eod_id} ({printable(tokenizer.piece(tokenizer.eod_id))})"
-    print(f"documents end with token {token}" if options.append_eod else f"no document ends with token {token}")
+    print_frame(tokenizer, ended=options.append_eod)
     return 0
 
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_kis.errors import printable
+
+if TYPE_CHECKING:
+    from data_tools.tokenizer import Tokenizer
 
 JSON_HELP = "print the result as JSON"
 
@@ -45,3 +51,10 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     kinds = "text files or patterns: .jsonl, .txt (blank line between documents), .tsv, each also .gz or .zst; .parquet"
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help=kinds)
     parser.add_argument("--text-key", default="text", metavar="KEY", help="JSON key or column of the text")
+
+
+def print_frame(tokenizer: Tokenizer, *, ended: bool = True) -> None:
+    """Prints which tokens documents begin and end with, and what may surprise about them."""
+    print(printable(tokenizer.frame_line(ended=ended)))
+    for remark in tokenizer.remarks:
+        print(f"remark: {printable(remark)}")

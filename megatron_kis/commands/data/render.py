@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_kis.commands.data.options import add_step, in_folders
+from megatron_kis.commands.data.options import add_step, in_folders, print_frame
 from megatron_kis.errors import printable
 from megatron_kis.units import whole_quantity
 
@@ -52,10 +52,11 @@ def _render(options: argparse.Namespace) -> int:
 
     facts = load_facts(options.facts)
     templates = load_templates(options.templates, relations=sorted({fact.relation for fact in facts}))
+    tokenizer = load_tokenizer(options.tokenizer)
     summary = render(
         facts,
         templates,
-        load_tokenizer(options.tokenizer),
+        tokenizer,
         options.output,
         distractors=options.distractors,
         seed=options.seed,
@@ -74,4 +75,5 @@ def _render(options: argparse.Namespace) -> int:
         print(f"remark: {printable(remark)}")
     left_out = f", {summary.left_out} facts are not asked about" if summary.left_out else ""
     print(f"{summary.questions_path}: {summary.questions} questions{left_out}")
+    print_frame(tokenizer)
     return 0
