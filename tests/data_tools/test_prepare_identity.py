@@ -166,7 +166,15 @@ def test_what_is_made_again_after_a_change_is_what_is_made_afresh(settings, data
 def test_settings_that_are_not_used_change_nothing(settings, data, other_tokenizer):
     given = replace(settings, tokenizer=other_tokenizer)
     run(given, data)
-    assert stale(replace(given, vocab_size=1, tokenizer_model="bpe"), data) == []
+    assert stale(replace(given, vocab_size=1, tokenizer_model="bpe", character_coverage=2.0), data) == []
+
+
+def test_a_usual_character_coverage_is_in_no_key_so_that_older_data_stay_as_they_are(settings, data):
+    key = json.loads((data / "stamps" / "tokenizer.json").read_text())["key"]
+    assert "character_coverage" not in key["data"]
+    of_bytes = replace(settings, tokenizer_model="byte-bpe")
+    before, after = stale(of_bytes, data), stale(replace(of_bytes, character_coverage=0.99), data)
+    assert before == after  # byte-bpe has a piece for every byte
 
 
 def test_names_and_places_of_sources_do_not_count_but_kinds_do(settings, data, tmp_path):
