@@ -18,7 +18,7 @@ from pathlib import Path
 from data_tools.corpus import VALIDATION_SUFFIX
 from data_tools.importers import IMPORTERS
 from data_tools.imports import source_files
-from data_tools.prepare_steps import Context, Steps, fact_names, steps, tokenizer_name
+from data_tools.prepare_steps import Context, Steps, fact_names, steps, tokenizer_name, training
 from data_tools.progress import Progress
 from data_tools.publish import adopt, finish, is_halfway, publish, unfinished
 from data_tools.seen import Seen, Sources
@@ -26,7 +26,7 @@ from data_tools.settings import DataSettings
 from data_tools.stamps import OF_THE_MODEL, State, Step, old_versions, read_stamp, state_of, write_stamp
 from data_tools.templates import load_templates
 from data_tools.text_parts import check_text_files, expand
-from data_tools.tokenizer import MODEL_KINDS, load_tokenizer, model_file
+from data_tools.tokenizer import load_tokenizer, model_file
 from megatron_kis.errors import InputError, JobError, KisError
 from megatron_kis.files import locked, sha256_file
 
@@ -147,10 +147,8 @@ def _checked(settings: DataSettings) -> DataSettings:
         raise InputError(
             f"is {settings.facts_format!r}", where="data.facts_format", remedy=f"valid: {', '.join(IMPORTERS)}"
         )
-    if settings.tokenizer_model not in MODEL_KINDS:
-        raise InputError(
-            f"is {settings.tokenizer_model!r}", where="data.tokenizer_model", remedy=f"valid: {', '.join(MODEL_KINDS)}"
-        )
+    if settings.tokenizer is None:
+        training(settings).check()
     if not 0 <= settings.validation_share < 1:
         raise InputError(f"is {settings.validation_share}", where="data.validation_share", remedy="a share in [0, 1)")
     source_files(settings.facts, settings.facts_format)

@@ -26,7 +26,8 @@ from data_tools.stamps import OLD_VERSION, Step
 from data_tools.templates import RelationTemplates, load_templates
 from data_tools.text import iter_documents
 from data_tools.text_open import kind_of
-from data_tools.tokenizer import META_SCHEMA, Tokenizer, load_tokenizer, side_file, train_tokenizer
+from data_tools.tokenizer import CHARACTER_COVERAGE, META_SCHEMA, Tokenizer, Training, load_tokenizer, side_file
+from data_tools.tokenizer_training import train
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, read_json
 
@@ -61,6 +62,17 @@ class Context:
 def tokenizer_name(settings: DataSettings) -> str:
     """Name of the model file of a tokenizer that is trained here."""
     return _TOKENIZER_NAMES[settings.tokenizer_model == "byte-bpe"]
+
+
+def training(settings: DataSettings) -> Training:
+    """How a tokenizer is trained here."""
+    return Training(
+        vocab_size=settings.vocab_size,
+        kind=settings.tokenizer_model,
+        seed=settings.seed,
+        character_coverage=settings.character_coverage,
+        option=lambda name: "data.tokenizer_model" if name == "model" else f"data.{name}",
+    )
 
 
 def fact_names(facts: Iterable[Fact]) -> list[str]:
@@ -134,13 +146,12 @@ def _tokenizer(context: Context, facts: list[Fact] | None) -> Step:
 
     def make(folder: Path) -> None:
         documents = iter_documents(settings.text, text_key=settings.text_key)
-        train_tokenizer(
+        train(
             (document.text for document in context.progress.track(documents, description="documents")),
             folder / name,
-            vocab_size=settings.vocab_size,
-            kind=settings.tokenizer_model,
+            training(settings),
             names=fact_names(_known(facts)),
-            seed=settings.seed,
+            say=context.progress.say,
         )
 
     def recorded(folder: Path) -> dict[str, str]:
@@ -148,6 +159,8 @@ def _tokenizer(context: Context, facts: list[Fact] | None) -> Step:
         return {library: str(version)} if version else {}
 
     names = fingerprint(fact_names(facts)) if facts else None
+    # Only where it counts and is not the default: data of older versions have none in their key.
+    rare = settings.tokenizer_model != "byte-bpe" and settings.character_coverage != CHARACTER_COVERAGE
     old = {
         **_old_text(context),
         "names": names,
@@ -163,6 +176,7 @@ def _tokenizer(context: Context, facts: list[Fact] | None) -> Step:
                 "vocab_size": settings.vocab_size,
                 "tokenizer_model": settings.tokenizer_model,
                 "seed": settings.seed,
+                **({"character_coverage": settings.character_coverage} if rare else {}),
             },
             "files": {"data.text": _text(context)},
             "made": {"names": names} if names else {},

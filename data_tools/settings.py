@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_tools.select import SelectSettings
+from data_tools.tokenizer import CHARACTER_COVERAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,9 @@ class DataSettings:
     """Pieces of a tokenizer that is trained here. Small models: the embedding is most of their parameters."""
     tokenizer_model: str = "unigram"
     """``unigram`` or ``bpe`` (SentencePiece), or ``byte-bpe`` (a ``tokenizer.json``)."""
+    character_coverage: float = CHARACTER_COVERAGE
+    """Share of the text's characters that get a piece of their own, from 0.98 to 1 (``unigram`` and ``bpe``); the
+    others become bytes. Chinese text needs a smaller one, or a larger ``vocab_size``."""
     select: SelectSettings = field(default_factory=SelectSettings)
     """Which facts, and how many of each group; also the distractors of a question."""
     validation_share: float = 0.02

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,42 @@ EOD_PIECE = "<|endoftext|>"
 META_SCHEMA = "kis.tokenizer/1"
 MODEL_KINDS = ("unigram", "bpe", "byte-bpe")
 """What can be trained: SentencePiece models (the first two), and byte-level BPE as ``tokenizer.json``."""
+SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 300, 1_000_000
+"""Pieces: 256 bytes, the special ones and the letters; more than a million are a mistake."""
+SMALLEST_COVERAGE = 0.98
+"""SentencePiece refuses a smaller one."""
+CHARACTER_COVERAGE = 0.9995
+"""Share of characters that get a piece of their own; SentencePiece's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a tokenizer is trained with; see :func:`train_tokenizer`."""
+
+    vocab_size: int
+    kind: str
+    seed: int = 0
+    character_coverage: float = CHARACTER_COVERAGE
+    option: Callable[[str], str] = str
+    """What the user calls an argument."""
+
+    def check(self) -> None:
+        """Checks what can be before the text is read.
+
+        Raises:
+            InputError: a value is out of its range.
+        """
+        ranges = {
+            "vocab_size": (SMALLEST_VOCABULARY, LARGEST_VOCABULARY),
+            "character_coverage": (SMALLEST_COVERAGE, 1),
+        }
+        for name, (least, most) in ranges.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                problem, remedy = f"is {value}", f"from {least} to {most}"
+                raise InputError(problem, where=self.option(name), remedy=remedy)
+        if self.kind not in MODEL_KINDS:
+            remedy = f"valid: {', '.join(MODEL_KINDS)}"
+            raise InputError(f"is {self.kind!r}", where=self.option("model"), remedy=remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,44 +267,28 @@ def train_tokenizer(
     kind: str = "unigram",
     names: Iterable[str] = (),
     seed: int = 0,
-    character_coverage: float = 0.9995,
+    character_coverage: float = CHARACTER_COVERAGE,
 ) -> Tokenizer:
     """Trains a tokenizer and writes ``output`` and ``output.meta.json``.
 
     Args:
         texts: documents of general text.
         output: path of the model file; ``.json`` for ``byte-bpe``, and for no other kind.
-        vocab_size: number of pieces, at least 300.
+        vocab_size: number of pieces, from 300 to a million.
         kind: one of ``MODEL_KINDS``.
         names: names of studied facts, added once each as lines of their own. Give the names of all groups alike, so
             that no group's names are cut into fewer tokens than another's.
-        seed: seed of SentencePiece's sampling (beyond two million lines).
-        character_coverage: share of characters that get a piece of their own; the rest become bytes
+        seed: seed of the sample of more than 100 MB of text.
+        character_coverage: share of characters that get a piece of their own, from 0.98 to 1; the rest become bytes
             (SentencePiece).
 
     Raises:
         InputError: the vocabulary is too small or too large for the text, or the text is empty.
     """
-    if kind not in MODEL_KINDS:
-        raise InputError(f"unknown tokenizer model {kind!r}", remedy=f"valid: {', '.join(MODEL_KINDS)}")
-    if (kind == "byte-bpe") != (output.suffix == ".json"):
-        remedy = "a byte-bpe tokenizer is a .json file, the other kinds are not"
-        raise InputError(f"is no name for a {kind} model", where=str(output), remedy=remedy)
-    if kind == "byte-bpe":
-        from data_tools.tokenizer_huggingface import train_huggingface
+    from data_tools.tokenizer_training import train
 
-        return train_huggingface(texts, output, vocab_size=vocab_size, names=names)
-    from data_tools.tokenizer_sentencepiece import train_sentencepiece
-
-    return train_sentencepiece(
-        texts,
-        output,
-        vocab_size=vocab_size,
-        kind=kind,
-        names=names,
-        seed=seed,
-        character_coverage=character_coverage,
-    )
+    training = Training(vocab_size, kind, seed, character_coverage)
+    return train(texts, output, training, names=names)
 
 
 def read_model(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Hugging Face ``tokenizer.json``: loading any, and training byte-level BPE.
+"""Hugging Face ``tokenizer.json``: loading any, and encoding with character offsets.
 
 The token that ends a document is not named in the file. It is the ``eod`` of ``PATH.meta.json``, else the ``eos_token``
 of a ``tokenizer_config.json`` next to it, else the one of the usual names that the vocabulary has. What one of these
@@ -10,7 +10,7 @@ As in Megatron's tool, the spelling of a special token within a text becomes tha
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.tokenizer import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_model, side_file, write_meta
+from data_tools.tokenizer import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_model, side_file
 from data_tools.tokenizer_vocabulary import check_vocabulary, what_is_wrong
 from megatron_kis.errors import InputError
-from megatron_kis.files import atomic_path, read_json, read_text
+from megatron_kis.files import read_json, read_text
 from megatron_kis.parsing import parse_json
 
 _USUAL_NAMES = (EOD_PIECE, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "<EOS>")
@@ -29,7 +29,6 @@ _ENDS_OF_TURNS = (
     "<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eot|>", "<|end|>", "<|return|>", "<|END_OF_TURN_TOKEN|>",
 )  # fmt: skip
 """What ends a message of a chat, not a document."""
-_SMALLEST_VOCABULARY = 300  # 256 bytes, one special token, and some merges
 
 Normalise = Callable[[str], str]
 """What is done to a text before it is cut."""
@@ -116,7 +115,7 @@ def load_huggingface(path: Path) -> HuggingFaceTokenizer:
         InputError: the file is missing, not a tokenizer, names two tokens alike, or its end-of-document token or what
             it puts around a text cannot be told.
     """
-    tokenizers = _library()
+    tokenizers = library()
     model = read_model(path)
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(model)
@@ -130,42 +129,6 @@ def load_huggingface(path: Path) -> HuggingFaceTokenizer:
     loaded = HuggingFaceTokenizer(tokenizer, model, path=path, eod=eod, normalise=_normaliser(content, tokenizer))
     loaded.remarks += remarks
     return loaded
-
-
-def train_huggingface(
-    texts: Iterable[str], output: Path, *, vocab_size: int, names: Iterable[str] = ()
-) -> HuggingFaceTokenizer:
-    """Trains byte-level BPE with the pre-tokenizer of GPT-2; see ``data_tools.tokenizer.train_tokenizer``."""
-    tokenizers = _library()
-    if vocab_size < _SMALLEST_VOCABULARY:
-        remedy = f"at least {_SMALLEST_VOCABULARY}: 256 bytes, a special token and some merges"
-        raise InputError(f"is {vocab_size}", where="vocab_size", remedy=remedy)
-    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = byte_level
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOD_PIECE],
-        initial_alphabet=sorted(byte_level.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_chain(texts, names), trainer)
-    if tokenizer.get_vocab_size() < vocab_size:
-        problem = f"no tokenizer of {vocab_size} pieces (the text gives {tokenizer.get_vocab_size()})"
-        raise InputError(problem, where="vocab_size")
-    side_file(output).unlink(missing_ok=True)  # one of an earlier model may name another token
-    model = tokenizer.to_str(pretty=True).encode()
-    with atomic_path(output) as partial:
-        partial.write_bytes(model)
-    trained = HuggingFaceTokenizer(tokenizers.Tokenizer.from_buffer(model), model, path=output, eod=EOD_PIECE)
-    write_meta(trained, output, model="byte-bpe", tokenizers_version=tokenizers.__version__)
-    return trained
-
-
-def _chain(texts: Iterable[str], names: Iterable[str]) -> Iterator[str]:
-    yield from texts
-    yield from names
 
 
 def _eod(path: Path, tokenizer: Any) -> tuple[str, tuple[str, ...]]:
@@ -227,7 +190,7 @@ def _normaliser(content: dict[str, Any], tokenizer: Any) -> Normalise | None:
 def _step(described: dict[str, Any]) -> Normalise | None:
     """A step of a normaliser that Python does as its library, and many times as fast; None for any other."""
     if described["type"] == "NFC":
-        slow: Normalise = _library().normalizers.NFC().normalize_str
+        slow: Normalise = library().normalizers.NFC().normalize_str
         return lambda text: text if unicodedata.is_normalized("NFC", text) else slow(text)
     if described["type"] == "Prepend":
         prefix: str = described["prepend"]
@@ -285,7 +248,12 @@ def _named(beside: Path, key: str) -> Any:
     return value.get("content", value) if isinstance(value, dict) else value
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The package ``tokenizers``.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import tokenizers
     except ImportError:

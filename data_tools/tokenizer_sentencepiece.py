@@ -1,6 +1,6 @@
-"""SentencePiece models: training, loading, encoding with character offsets.
+"""SentencePiece models: loading, and encoding with character offsets.
 
-Choices, so that text comes back as it was:
+Those that are trained here (``tokenizer_training.py``) give text back as it was:
 
 * normalisation ``identity``, no whitespace is removed: NFC, NFD, case and double spaces stay. (The one exception is the
   character U+2581, SentencePiece's own mark of a space, which comes back as a space);
@@ -10,14 +10,11 @@ Choices, so that text comes back as it was:
 * piece 0 is ``<unk>`` (unused), piece 1 ``<|endoftext|>`` ends documents. It is a control piece: the same characters in
   a text are encoded as text and can never end a document.
 
-Training is deterministic: one thread, a fixed seed, no sampling below two million lines.
 ``PATH.meta.json`` (schema ``kis.tokenizer/1``) names kind, vocab_size, eod_id, and fingerprint (sha256 of the model).
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,15 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.tokenizer import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_model, side_file, write_meta
+from data_tools.tokenizer import META_SCHEMA, Encoding, Tokenizer, read_model, side_file
 from data_tools.tokenizer_sentencepiece_file import only_marks_spaces, special_pieces
 from megatron_kis.errors import InputError
-from megatron_kis.files import atomic_path, read_json
-
-_SMALLEST_VOCABULARY = 300  # 256 bytes, two special pieces, and the letters
-_SAMPLED_LINES = 2_000_000  # beyond this SentencePiece trains on a seeded sample: its memory is about 1 kB a line
-_LONGEST_LINE = 4_000  # characters; SentencePiece would silently skip longer lines
-
+from megatron_kis.files import read_json
 
 _NO_TEXT = 1 << 32  # more than any text has: a token whose text is not its piece
 
@@ -131,77 +123,6 @@ class SentencePieceTokenizer(Tokenizer):
         return piece
 
 
-def train_sentencepiece(
-    texts: Iterable[str],
-    output: Path,
-    *,
-    vocab_size: int,
-    kind: str = "unigram",
-    names: Iterable[str] = (),
-    seed: int = 0,
-    character_coverage: float = 0.9995,
-) -> SentencePieceTokenizer:
-    """Trains a tokenizer and writes ``output`` and ``output.meta.json``.
-
-    Args:
-        texts: documents of general text.
-        output: path of the model file.
-        vocab_size: number of pieces, at least 300.
-        kind: ``unigram`` or ``bpe``.
-        names: names of studied facts, added once each as lines of their own. Give the names of all groups alike, so
-            that no group's names are cut into fewer tokens than another's.
-        seed: seed of SentencePiece's sampling (beyond two million lines).
-        character_coverage: share of characters that get a piece of their own; the rest become bytes.
-
-    Raises:
-        InputError: the vocabulary is too small or too large for the text, or the text is empty.
-    """
-    import sentencepiece
-
-    if vocab_size < _SMALLEST_VOCABULARY:
-        remedy = f"at least {_SMALLEST_VOCABULARY}: 256 bytes, 2 special pieces and the letters"
-        raise InputError(f"is {vocab_size}", where="vocab_size", remedy=remedy)
-    model = io.BytesIO()
-    sentencepiece.set_random_generator_seed(seed)
-    lines = _CountedLines(texts, names)
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            model_type=kind,
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=True,
-            character_coverage=character_coverage,
-            unk_id=0,
-            eos_id=1,
-            eos_piece=EOD_PIECE,
-            bos_id=-1,
-            pad_id=-1,
-            max_sentence_length=8 * _LONGEST_LINE,
-            input_sentence_size=_SAMPLED_LINES,
-            shuffle_input_sentence=True,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        if lines.error:  # SentencePiece turns an exception of the iterator into one of its own
-            raise lines.error from None
-        if not lines.count:
-            raise InputError("no text to train a tokenizer on", where=str(output)) from None
-        raise InputError(f"no tokenizer of {vocab_size} pieces ({_reason(error)})", where="vocab_size") from None
-    side_file(output).unlink(missing_ok=True)  # of an earlier model
-    with atomic_path(output) as partial:
-        partial.write_bytes(model.getvalue())
-    tokenizer = load_sentencepiece(output)
-    write_meta(
-        tokenizer, output, model=kind, seed=seed, lines=lines.count, sentencepiece_version=sentencepiece.__version__
-    )
-    return tokenizer
-
-
 def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
     """Loads a SentencePiece model.
 
@@ -242,42 +163,3 @@ def _check_side_file(path: Path, processor: Any) -> None:
 def _is_text(processor: Any, piece: int) -> bool:
     """Whether a piece stands for its own characters."""
     return not (processor.is_byte(piece) or processor.is_control(piece) or processor.is_unknown(piece))
-
-
-def _reason(error: RuntimeError) -> str:
-    """SentencePiece's own words without its source code: "Vocabulary size too high (400). Please set it to ..."."""
-    return str(error).splitlines()[-1].rpartition("] ")[2].strip()
-
-
-class _CountedLines:
-    """Lines of the documents and names, cut at spaces where they are too long, and their count."""
-
-    def __init__(self, texts: Iterable[str], names: Iterable[str]) -> None:
-        self._texts, self._names = texts, names
-        self.count = 0
-        self.error: BaseException | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        try:
-            yield from self._lines()
-        except (Exception, KeyboardInterrupt) as error:
-            self.error = error
-            raise
-
-    def _lines(self) -> Iterator[str]:
-        for text in self._texts:
-            for line in text.splitlines():
-                yield from self._cut(line)
-        for name in self._names:
-            yield from self._cut(name)
-
-    def _cut(self, line: str) -> Iterator[str]:
-        while len(line) > _LONGEST_LINE:
-            at = line.rfind(" ", 1, _LONGEST_LINE)
-            at = at if at > 0 else _LONGEST_LINE
-            self.count += 1
-            yield line[:at]
-            line = line[at:]
-        if line.strip():
-            self.count += 1
-            yield line

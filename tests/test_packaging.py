@@ -73,6 +73,14 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path
     assert found == wanted
 
 
+def test_what_encodes_fast_is_installed_without_an_extra(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        required = [line for line in file.read(name).decode().splitlines() if line.startswith("Requires-Dist: ")]
+    always = " ".join(line for line in required if "extra ==" not in line)
+    assert all(package in always for package in ("gigatoken", "tokenizers", "zstandard", "sentencepiece"))
+
+
 def test_an_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     run("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(site), str(wheel), cwd=tmp_path)

@@ -37,7 +37,7 @@ with quiet_megatron():
 def main() -> int:
     """Builds the datasets, trains, and prints what every fact received."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="corpus, exposures and tokenizer.model")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="corpus, exposures and tokenizer")
     parser.add_argument("--steps", type=int, default=50, help="optimizer steps")
     parser.add_argument("--batch", type=int, default=8, help="sequences a step")
     parser.add_argument("--length", type=int, default=128, help="tokens a sequence")
@@ -47,7 +47,8 @@ def main() -> int:
 
     device = open_device()
     layout = open_groups(device)
-    tokenizer = load_tokenizer(options.data / "tokenizer.model")
+    names = ("tokenizer.model", "tokenizer.json")
+    tokenizer = load_tokenizer(next((path for name in names if (path := options.data / name).exists()), options.data))
 
     # 1. Megatron's own dataset of general text, as any Megatron training script builds it.
     base = _gpt_dataset(options.data / "corpus", tokenizer, length=options.length, samples=sequences)

@@ -111,6 +111,7 @@ def mutated(settings, name, other_tokenizer):
         "tokenizer": other_tokenizer,
         "vocab_size": 390,
         "tokenizer_model": "bpe",
+        "character_coverage": 0.99,
         "select.infused": 9,
         "select.background": 7,
         "select.control": 7,
@@ -166,7 +167,15 @@ def test_what_is_made_again_after_a_change_is_what_is_made_afresh(settings, data
 def test_settings_that_are_not_used_change_nothing(settings, data, other_tokenizer):
     given = replace(settings, tokenizer=other_tokenizer)
     run(given, data)
-    assert stale(replace(given, vocab_size=1, tokenizer_model="bpe"), data) == []
+    assert stale(replace(given, vocab_size=1, tokenizer_model="bpe", character_coverage=2.0), data) == []
+
+
+def test_a_usual_character_coverage_is_in_no_key_so_that_older_data_stay_as_they_are(settings, data):
+    key = json.loads((data / "stamps" / "tokenizer.json").read_text())["key"]
+    assert "character_coverage" not in key["data"]
+    of_bytes = replace(settings, tokenizer_model="byte-bpe")
+    before, after = stale(of_bytes, data), stale(replace(of_bytes, character_coverage=0.99), data)
+    assert before == after  # byte-bpe has a piece for every byte
 
 
 def test_names_and_places_of_sources_do_not_count_but_kinds_do(settings, data, tmp_path):
@@ -550,7 +559,7 @@ def test_data_of_older_code_are_kept_where_runs_hold_them(settings, data):
     before = contents(data)
     assert worked(run(settings, data, held=Runs())) == []
     assert contents(data) == before
-    assert worked(run(settings, data)) == ["facts", "corpus", "render"]
+    assert worked(run(settings, data)) == ["facts", "tokenizer", "corpus", "render"]
 
 
 def test_data_that_name_a_tokenizer_by_its_model_file_are_kept_where_runs_hold_them(settings, data, monkeypatch):

@@ -106,6 +106,7 @@ DATA: dict[str, Any] = {
     "data.tokenizer": "OTHER/tokenizer.model",
     "data.vocab_size": 390,
     "data.tokenizer_model": "bpe",
+    "data.character_coverage": 0.99,
     "data.select.infused": 14,
     "data.select.background": 14,
     "data.select.control": 14,

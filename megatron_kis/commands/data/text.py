@@ -30,10 +30,15 @@ def add_tokenizer(steps: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = add_step(steps, "tokenizer", "train a tokenizer that can spell any text")
     add_text_options(parser)
     parser.add_argument("--vocab-size", type=int, required=True, metavar="V", help="number of pieces")
-    kinds = "SentencePiece unigram or bpe, or byte-level BPE as a tokenizer.json"
-    parser.add_argument("--model", choices=("unigram", "bpe", "byte-bpe"), default="unigram", help=kinds)
+    kinds = "SentencePiece unigram or bpe, or byte-level BPE as a tokenizer.json;"
+    usual = "without it byte-bpe where PATH ends in .json, else unigram. gigatoken encodes with byte-bpe and bpe"
+    parser.add_argument(
+        "--model", choices=("unigram", "bpe", "byte-bpe"), default=argparse.SUPPRESS, help=f"{kinds} {usual}"
+    )
     parser.add_argument("--facts", type=Path, metavar="FILE", help="facts.jsonl: add the names of all its facts")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample from very large inputs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample that is taken of more than 100 MB")
+    covered = "share of characters that get a piece of their own, 0.98 to 1; the others become bytes (unigram, bpe)"
+    parser.add_argument("--character-coverage", type=float, default=0.9995, metavar="SHARE", help=covered)
     parser.add_argument(
         "--output", type=new_file, required=True, metavar="PATH", help="model file to write; .json for byte-bpe"
     )
@@ -46,18 +51,26 @@ def _tokenizer(options: argparse.Namespace) -> int:
     from data_tools.progress import console_progress
     from data_tools.text import iter_documents
     from data_tools.text_parts import check_text_files, expand, refuse_own_outputs
-    from data_tools.tokenizer import train_tokenizer
+    from data_tools.tokenizer import Training
+    from data_tools.tokenizer_training import train
     from megatron_kis.errors import printable
 
+    training = Training(
+        vocab_size=options.vocab_size,
+        kind=getattr(options, "model", "byte-bpe" if options.output.suffix == ".json" else "unigram"),
+        seed=options.seed,
+        character_coverage=options.character_coverage,
+        option=lambda name: f"--{name.replace('_', '-')}",
+    )
+    training.check()
     paths = expand(options.input)
     check_text_files(paths)
     refuse_own_outputs(options.input, [options.output])
     names = fact_names(load_facts(options.facts)) if options.facts else []
     documents = iter_documents(paths, text_key=options.text_key)
-    texts = (document.text for document in console_progress().track(documents, description="documents"))
-    tokenizer = train_tokenizer(
-        texts, options.output, vocab_size=options.vocab_size, kind=options.model, names=names, seed=options.seed
-    )
+    progress = console_progress()
+    texts = (document.text for document in progress.track(documents, description="documents"))
+    tokenizer = train(texts, options.output, training, names=names, say=progress.say)
     piece = printable(tokenizer.piece(tokenizer.eod_id))
     print(f"{options.output}: {tokenizer.vocab_size} pieces, end of document {tokenizer.eod_id} ({piece})")
     return 0
