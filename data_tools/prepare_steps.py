@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_tools.corpus import VALIDATION_SUFFIX, build_corpus, encoder_for
+from data_tools.corpus import VALIDATION_SUFFIX, CorpusOptions, build_corpus, encoder_for
 from data_tools.corpus_meta import read_corpus_meta
 from data_tools.encode import package_version, usable_gigatoken
 from data_tools.facts import Fact, load_facts
@@ -132,7 +132,7 @@ def _tokenizer(context: Context, facts: list[Fact] | None) -> Step:
     library = "tokenizers" if name.endswith(".json") else "sentencepiece"
 
     def make(folder: Path) -> None:
-        documents = iter_documents(settings.text, text_key=settings.text_key)
+        documents = iter_documents(settings.text, text_key=settings.text_key, text_format=settings.text_format)
         train_tokenizer(
             (document.text for document in context.progress.track(documents, description="documents")),
             folder / name,
@@ -158,7 +158,7 @@ def _tokenizer(context: Context, facts: list[Fact] | None) -> Step:
         name="tokenizer",
         key={
             "data": {
-                "text_key": settings.text_key,
+                **_reading(settings),
                 "vocab_size": settings.vocab_size,
                 "tokenizer_model": settings.tokenizer_model,
                 "seed": settings.seed,
@@ -189,6 +189,7 @@ def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None
             validation_share=settings.validation_share,
             seed=settings.seed,
             progress=context.progress,
+            options=CorpusOptions(text_format=settings.text_format),
         )
         context.progress.say(
             f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"
@@ -207,7 +208,7 @@ def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None
         tried = stamp is not None and stamp["labels"].get("gigatoken") == usable_gigatoken()
         if tried and "encoder" in then and then.get(tokenizer.library) == package_version(tokenizer.library):
             return {"encoder": then["encoder"]}
-        return {"encoder": encoder_for(settings.text, tokenizer, settings.text_key)[0].name}
+        return {"encoder": encoder_for(settings.text, tokenizer, settings.text_key, settings.text_format)[0].name}
 
     def recorded(folder: Path) -> dict[str, str]:
         try:
@@ -228,7 +229,7 @@ def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None
         name="corpus",
         key={
             "data": {
-                "text_key": settings.text_key,
+                **_reading(settings),
                 "validation_share": settings.validation_share,
                 "seed": settings.seed,
             },
@@ -307,9 +308,16 @@ def _library(tokenizer: Tokenizer | None) -> dict[str, str]:
     return {tokenizer.library: package_version(tokenizer.library)} if tokenizer else {}
 
 
+def _reading(settings: DataSettings) -> dict[str, str]:
+    """How text is read; a format counts where one is given."""
+    given = {"text_format": settings.text_format} if settings.text_format else {}
+    return {"text_key": settings.text_key, **given}
+
+
 def _text(context: Context) -> list[dict[str, str]]:
-    """The text by content; what a file's name says of its kind decides how it is read."""
-    return [{"kind": kind_of(path)[0], "sha256": context.seen.sha256(path)} for path in context.settings.text]
+    """The text by content; what a file's name or the user says of its kind decides how it is read."""
+    settings, seen = context.settings, context.seen
+    return [{"kind": kind_of(path, settings.text_format), "sha256": seen.sha256(path)} for path in settings.text]
 
 
 def _old_text(context: Context) -> dict[str, Any]:

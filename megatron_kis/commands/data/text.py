@@ -46,14 +46,17 @@ def _tokenizer(options: argparse.Namespace) -> int:
     from data_tools.progress import console_progress
     from data_tools.text import iter_documents
     from data_tools.text_parts import check_text_files, expand, refuse_own_outputs
-    from data_tools.tokenizer import train_tokenizer
+    from data_tools.tokenizer import side_file, train_tokenizer
     from megatron_kis.errors import printable
 
     paths = expand(options.input)
-    check_text_files(paths)
-    refuse_own_outputs(options.input, [options.output])
+    check_text_files(paths, options.format)
+    facts = [options.facts] if options.facts else []
+    refuse_own_outputs([*options.input, *facts], [options.output, side_file(options.output)])
     names = fact_names(load_facts(options.facts)) if options.facts else []
-    documents = iter_documents(paths, text_key=options.text_key)
+    documents = iter_documents(
+        paths, text_key=options.text_key, text_format=options.format, longest=options.longest_line
+    )
     texts = (document.text for document in console_progress().track(documents, description="documents"))
     tokenizer = train_tokenizer(
         texts, options.output, vocab_size=options.vocab_size, kind=options.model, names=names, seed=options.seed
