@@ -47,7 +47,7 @@ from data_tools.progress import Progress
 from data_tools.seen import Sources
 from data_tools.sentences import SentenceSplitter, load_splitter, train_splitter
 from data_tools.text_lines import LONGEST_LINE
-from data_tools.text_parts import TextPart, expand, plan_parts, refuse_own_outputs
+from data_tools.text_parts import TextPart, check_text_files, expand, plan_parts, refuse_own_outputs
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, locked, write_text
@@ -159,6 +159,7 @@ def build_corpus(
     if not 0 <= validation_share < 1:
         raise InputError(f"is {validation_share}", where="validation_share", remedy="expected a share in [0, 1)")
     paths = expand(inputs)
+    check_text_files(paths, options.text_format)
     sources = Sources(paths)
     parts = plan_parts(paths, part_bytes=options.part_bytes or part_bytes(paths), text_format=options.text_format)
     target, chosen = shard_of(prefix, parts, options.shard)

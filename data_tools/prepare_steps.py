@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -315,9 +316,16 @@ def _reading(settings: DataSettings) -> dict[str, str]:
 
 
 def _text(context: Context) -> list[dict[str, str]]:
-    """The text by content; what a file's name or the user says of its kind decides how it is read."""
+    """The text by content; what a file's name says of its kind decides how it is read, unless a format is given."""
     settings, seen = context.settings, context.seen
-    return [{"kind": kind_of(path, settings.text_format), "sha256": seen.sha256(path)} for path in settings.text]
+    return [{"kind": _kind(path, settings.text_format), "sha256": seen.sha256(path)} for path in settings.text]
+
+
+def _kind(path: Path, text_format: str | None) -> str:
+    """What the name says, so that a format that is given is a change of its own."""
+    with suppress(InputError):
+        return kind_of(path)
+    return kind_of(path, text_format)
 
 
 def _old_text(context: Context) -> dict[str, Any]:

@@ -157,6 +157,6 @@ def open_parquet(path: Path) -> Any:
     """
     parquet = library("pyarrow.parquet", "parquet files")
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(path, page_checksum_verification=True)
     except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise InputError(f"no parquet file ({str(error).splitlines()[0]})", where=str(path)) from None

@@ -137,7 +137,6 @@ def plan_parts(paths: Sequence[Path], *, part_bytes: int, text_format: str | Non
     Raises:
         InputError: a file is missing, of an unknown kind, or no parquet file in spite of its name.
     """
-    check_text_files(paths, text_format)
     return [part for path in paths for part in _cut(whole(path, text_format), part_bytes)]
 
 
