@@ -37,7 +37,8 @@ from data_tools.corpus_meta import (
     writing_versions,
 )
 from data_tools.corpus_part import QUARANTINE, SPLITS, PartEncoder, PartRecord, PartSettings
-from data_tools.corpus_plan import part_bytes, sample_texts, shard_of
+from data_tools.corpus_plan import outputs_of, part_bytes, sample_texts, shard_of
+from data_tools.corpus_quarantine import write_quarantine
 from data_tools.corpus_work import encode_parts, full_disk_told
 from data_tools.encode import choose_encoder
 from data_tools.encode_reference import Encoder, EncodersDifferError, ReferenceEncoder
@@ -46,11 +47,11 @@ from data_tools.indexed import IndexedReader, IndexedWriter, suffixed
 from data_tools.progress import Progress
 from data_tools.seen import Sources
 from data_tools.sentences import SentenceSplitter, load_splitter, train_splitter
-from data_tools.text_lines import lines_before
+from data_tools.text_lines import LONGEST_LINE
 from data_tools.text_parts import TextPart, check_text_files, expand, plan_parts, refuse_own_outputs
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
-from megatron_kis.files import fingerprint, locked, read_json_lines, write_json_lines, write_text
+from megatron_kis.files import fingerprint, locked, write_text
 
 VALIDATION_SUFFIX = SPLITS[1]
 """Added to the corpus prefix for the validation split."""
@@ -85,6 +86,10 @@ class CorpusOptions:
     """Processes; None for one a core."""
     shard: tuple[int, int] | None = None
     """(i, n): do the i-th of n equal shards, i from 1, and write it to ``PREFIX-0000i-of-0000n``."""
+    text_format: str | None = None
+    """``jsonl``, ``txt``, ``tsv`` or ``parquet``, whatever the files' names; None: as their names say."""
+    longest_line: int = LONGEST_LINE
+    """Bytes of the longest line or document; a longer one is a line that holds no document."""
     part_bytes: int | None = None
     """Bytes of text between two restart points; None for 2 MB, more where that makes more than 4096 parts."""
 
@@ -130,6 +135,7 @@ def build_corpus(
     seed: int = 0,
     progress: Progress | None = None,
     options: CorpusOptions | None = None,
+    also_read: Sequence[Path] = (),
 ) -> CorpusSummary:
     """Tokenizes text files into a corpus, or into one shard of it.
 
@@ -143,6 +149,7 @@ def build_corpus(
         seed: seed of the validation split.
         progress: where to report.
         options: how.
+        also_read: files of the tokenizer and the facts, which nothing is written over.
 
     Raises:
         InputError: a file is given twice or changes meanwhile, a line is damaged (``file:line``), or nothing is left to
@@ -153,18 +160,19 @@ def build_corpus(
     if not 0 <= validation_share < 1:
         raise InputError(f"is {validation_share}", where="validation_share", remedy="expected a share in [0, 1)")
     paths = expand(inputs)
-    check_text_files(paths)
+    check_text_files(paths, options.text_format)
     sources = Sources(paths)
-    parts = plan_parts(paths, part_bytes=options.part_bytes or part_bytes(paths))
+    parts = plan_parts(paths, part_bytes=options.part_bytes or part_bytes(paths), text_format=options.text_format)
     target, chosen = shard_of(prefix, parts, options.shard)
-    written = (QUARANTINE, ".punkt.json", *(f"{split}.meta.json" for split in SPLITS))
-    refuse_own_outputs(inputs, [suffixed(target, suffix) for suffix in written])
+    read = [*inputs, *also_read, *([options.punkt] if options.punkt else [])]
+    refuse_own_outputs(read, outputs_of(target, sentences=options.sentences and options.punkt is None))
     splitter = _splitter(parts, text_key, prefix, options, progress)
 
     def plan(encoder: Encoder, why: str) -> _Plan:
         settings = PartSettings(
             tokenizer=tokenizer.fingerprint,
             text_key=text_key,
+            text_format=options.text_format,
             append_eod=options.append_eod,
             keep_empty=options.keep_empty,
             sentences=splitter.fingerprint if splitter else None,
@@ -172,13 +180,14 @@ def build_corpus(
             validation_share=validation_share,
             seed=seed,
             skip_errors=options.skip_errors,
+            longest_line=options.longest_line if options.skip_errors else None,
             versions=writing_versions(encoder, tokenizer, sentences=splitter is not None),
         )
         described = description(settings, tokenizer)
         job = job_of(described, paths, parts, sharded=options.shard is not None)
         return _Plan(target, chosen, settings, described, job, encoder, why)
 
-    encoder, why = _choose(tokenizer, parts, text_key, options.encoder)
+    encoder, why = _choose(tokenizer, parts, text_key, options)
     first, second = plan(encoder, why), None
     if options.encoder == "auto" and not options.shard and not isinstance(encoder, ReferenceEncoder):
         second = plan(ReferenceEncoder(tokenizer), f"{encoder.name} is not right for some of this text")
@@ -199,18 +208,23 @@ def build_corpus(
         return make(second)
 
 
-def encoder_for(paths: Sequence[Path], tokenizer: Tokenizer, text_key: str = "text") -> tuple[Encoder, str]:
+def encoder_for(
+    paths: Sequence[Path], tokenizer: Tokenizer, text_key: str = "text", text_format: str | None = None
+) -> tuple[Encoder, str]:
     """The encoder that ``build_corpus`` begins with, and why; takes a second or two.
 
     Raises:
         InputError: a file is missing or damaged.
     """
-    return _choose(tokenizer, plan_parts(paths, part_bytes=part_bytes(paths)), text_key, "auto")
+    parts = plan_parts(paths, part_bytes=part_bytes(paths), text_format=text_format)
+    return _choose(tokenizer, parts, text_key, CorpusOptions())
 
 
-def _choose(tokenizer: Tokenizer, parts: list[TextPart], text_key: str, wanted: str) -> tuple[Encoder, str]:
-    sample = sample_texts(parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS)
-    return choose_encoder(tokenizer, list(sample), wanted)
+def _choose(tokenizer: Tokenizer, parts: list[TextPart], text_key: str, options: CorpusOptions) -> tuple[Encoder, str]:
+    sample = sample_texts(
+        parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS, longest=options.longest_line
+    )
+    return choose_encoder(tokenizer, list(sample), options.encoder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +263,12 @@ class _Maker:
     def __call__(self, plan: _Plan) -> CorpusSummary:
         target, splits = plan.target, plan.splits
         part_encoder = PartEncoder(
-            plan.settings, self.tokenizer, plan.encoder, splitter=self.splitter, finder=_finder(self.facts)
+            plan.settings,
+            self.tokenizer,
+            plan.encoder,
+            splitter=self.splitter,
+            finder=_finder(self.facts),
+            longest=self.options.longest_line,
         )
         with _folder(suffixed(target, ".parts")) as folder, ThreadPoolExecutor(1) as thread:
             work = [(part, folder / f"{number:06d}") for number, part in enumerate(plan.parts)]
@@ -293,7 +312,7 @@ class _Maker:
             for number, (split, writer) in enumerate(zip(splits, writers, strict=True)):
                 text = sum(record.bytes[number] for record in records)
                 write_meta(suffixed(target, split), {**common, "split": _SPLIT_NAMES[number], "bytes": text}, writer)
-            _write_quarantine(target, work)
+            write_quarantine(target, work)
         return _summary(target, [read_corpus_meta(suffixed(target, split)) for split in splits])
 
 
@@ -326,7 +345,7 @@ def _splitter(
     if not options.sentences:
         return None
     path = options.punkt or suffixed(prefix, ".punkt.json")
-    texts = sample_texts(parts, text_key, most=_PUNKT_PARTS, characters=_PUNKT_CHARACTERS)
+    texts = sample_texts(parts, text_key, most=_PUNKT_PARTS, characters=_PUNKT_CHARACTERS, longest=options.longest_line)
     if options.punkt is None and train_splitter(texts, path):
         progress.say(f"{path}: learned from the text")
     return load_splitter(path, keep_newlines=options.keep_newlines)
@@ -344,25 +363,6 @@ def _nothing(split: str, counts: dict[str, Any], inputs: Sequence[Path]) -> Inpu
     reasons = ("leaked_documents_removed", "empty_documents", "skipped_lines")
     why = ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in reasons)
     return InputError(f"no documents for the {split} split ({why})", where=", ".join(map(str, inputs)))
-
-
-def _write_quarantine(target: Path, work: Sequence[tuple[TextPart, Path]]) -> None:
-    """Joins the lists of the parts; lines are counted within the whole file now."""
-    found = [(part, path) for part, at in work if (path := suffixed(at, QUARANTINE)).exists()]
-    if not found:
-        suffixed(target, QUARANTINE).unlink(missing_ok=True)
-        return
-    starts: dict[Path, list[int]] = {}
-    for part, _ in found:
-        starts.setdefault(part.path, []).append(part.start)
-    before = {path: lines_before(path, edges) for path, edges in starts.items()}
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for part, path in found:
-            for _, row in read_json_lines(path):
-                yield {**row, "line": row["line"] + before[part.path][part.start]}
-
-    write_json_lines(suffixed(target, QUARANTINE), rows())
 
 
 @contextmanager

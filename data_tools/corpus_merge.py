@@ -21,7 +21,17 @@ from megatron_kis.files import read_json, read_json_lines, write_json, write_jso
 SCHEMA = "kis.corpus/1"
 
 _SAME = ("schema", "split", "tokenizer_fingerprint", "eod_id", "vocab_size", "append_eod", "sentences")
-_SAME_OR_NONE = ("validation_share", "seed", "facts", "text_key", "keep_empty", "skip_errors", "job")
+_SAME_OR_NONE = (
+    "validation_share",
+    "seed",
+    "facts",
+    "text_key",
+    "text_format",
+    "keep_empty",
+    "skip_errors",
+    "longest_line",
+    "job",
+)
 _SUMS = ("documents", "sequences", "tokens", "bytes", "leaked_documents_removed", "empty_documents", "skipped_lines")
 
 _WEIGHTS = "to show text more often, give a corpus a larger weight in data.corpus of the runs"
@@ -63,7 +73,7 @@ def merge_corpora(prefixes: Sequence[Path], target: Path) -> list[tuple[Path, In
         JobError: the disk is full.
     """
     _spare(prefixes, target)
-    places = [os.path.realpath(prefix) for prefix in prefixes]
+    places = [_identity(prefix) for prefix in prefixes]
     for number, place in enumerate(places):
         if place in places[:number]:
             raise InputError("is given twice", where=str(prefixes[number]), remedy=_WEIGHTS)
@@ -108,7 +118,10 @@ def _spare(prefixes: Sequence[Path], target: Path) -> None:
     """
     written = {_place(path) for path in _files(target)}
     for prefix in prefixes:
-        if any(_place(path) in written or os.path.realpath(path) in written for path in _files(prefix)):
+        own = _files(prefix)
+        there = [path for path in _files(target) if path.exists()]
+        same = any(path.exists() and any(map(path.samefile, there)) for path in own)
+        if same or any(_place(path) in written or os.path.realpath(path) in written for path in own):
             problem = f"would be written over by {target}"
             raise InputError(problem, where=str(prefix), remedy="another name for the result")
 
@@ -117,6 +130,15 @@ def _files(prefix: Path) -> list[Path]:
     """All files of a corpus."""
     pairs = [suffixed(prefix, f"{split}{suffix}") for split in SPLITS for suffix in (".bin", ".idx", ".meta.json")]
     return [*pairs, suffixed(prefix, QUARANTINE)]
+
+
+def _identity(prefix: Path) -> object:
+    """What two names of one corpus have in common: links, and names that a file system takes for the same, too."""
+    tokens = suffixed(prefix, ".bin")
+    if not tokens.exists():
+        return str(prefix)
+    status = tokens.stat()
+    return status.st_dev, status.st_ino
 
 
 def _place(path: Path) -> str:

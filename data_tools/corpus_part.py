@@ -24,6 +24,7 @@ from data_tools.indexed import IndexedWriter, content_fingerprint, suffixed
 from data_tools.seen import status_of
 from data_tools.sentences import SentenceSplitter
 from data_tools.text import iter_blocks
+from data_tools.text_lines import LONGEST_LINE
 from data_tools.text_parts import TextPart
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
@@ -50,6 +51,8 @@ class PartSettings:
     tokenizer: str
     """Fingerprint of the tokenizer."""
     text_key: str
+    text_format: str | None
+    """How the files are read; None: by their names."""
     append_eod: bool
     """End every document with the end-of-document token."""
     keep_empty: bool
@@ -62,6 +65,8 @@ class PartSettings:
     seed: int
     skip_errors: bool
     """Lines that hold no document go to the quarantine file; otherwise the first of them ends the work."""
+    longest_line: int | None
+    """Bytes of the longest line that is no such line; None where the first ends the work: then it decides nothing."""
     versions: dict[str, str]
     """The encoder and the tokenizer's own library, whose ids are written; Unicode's tables; and where sentences are
     split, nltk. What only unpacks files has one right result, and does not count."""
@@ -100,10 +105,11 @@ class PartEncoder:
         *,
         splitter: SentenceSplitter | None = None,
         finder: LeakFinder | None = None,
+        longest: int = LONGEST_LINE,
     ) -> None:
         """Puts the pieces together; they must be those that ``settings`` names by fingerprint."""
         self._settings, self._tokenizer, self._encoder = settings, tokenizer, encoder
-        self._splitter, self._finder = splitter, finder
+        self._splitter, self._finder, self._longest = splitter, finder, longest
         self._splits = SPLITS if settings.validation_share else SPLITS[:1]
 
     def key(self, part: TextPart) -> str:
@@ -149,9 +155,8 @@ class PartEncoder:
         def skip(line: int, error: InputError) -> None:
             skipped.append({"file": str(part.path), "line": line, "reason": error.problem})
 
-        blocks = iter_blocks(
-            part, text_key=self._settings.text_key, on_bad=skip if self._settings.skip_errors else None
-        )
+        on_bad = skip if self._settings.skip_errors else None
+        blocks = iter_blocks(part, text_key=self._settings.text_key, on_bad=on_bad, longest=self._longest)
         with ExitStack() as stack:
             vocab_size = self._tokenizer.vocab_size
             writers = [

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from data_tools.corpus_part import QUARANTINE, SPLITS
+from data_tools.indexed import suffixed
 from data_tools.text import iter_part
+from data_tools.text_lines import LONGEST_LINE
 from data_tools.text_parts import TextPart, beginning
 from megatron_kis.errors import InputError
 
@@ -41,7 +44,22 @@ def shard_of(prefix: Path, parts: list[TextPart], shard: tuple[int, int] | None)
     return prefix.with_name(f"{prefix.name}-{number:05d}-of-{of:05d}"), parts[first:last]
 
 
-def sample_texts(parts: Sequence[TextPart], text_key: str, *, most: int, characters: int) -> Iterator[str]:
+def outputs_of(target: Path, *, sentences: bool) -> list[Path]:
+    """Files that a corpus consists of, and of those that its parts have meanwhile, the ones of the first.
+
+    Args:
+        target: prefix of the corpus.
+        sentences: whether a model of sentences is learned, too.
+    """
+    names = [QUARANTINE, *([".punkt.json"] if sentences else [])]
+    names += [f"{split}{suffix}" for split in SPLITS for suffix in (".bin", ".idx", ".meta.json")]
+    part = suffixed(target, ".parts") / "000000"
+    return [suffixed(target, name) for name in names] + [suffixed(part, name) for name in (QUARANTINE, ".json")]
+
+
+def sample_texts(
+    parts: Sequence[TextPart], text_key: str, *, most: int, characters: int, longest: int = LONGEST_LINE
+) -> Iterator[str]:
     """Documents from the beginnings of at most ``most`` parts, evenly spread, about ``characters`` in all.
 
     Lines that hold no document are passed over here.
@@ -49,9 +67,8 @@ def sample_texts(parts: Sequence[TextPart], text_key: str, *, most: int, charact
     chosen = parts[:: max(1, -(-len(parts) // most))]
     for part in chosen:
         left = characters // len(chosen)
-        for document in iter_part(
-            beginning(part, _BYTES_A_CHARACTER * left), text_key=text_key, on_bad=lambda _line, _error: None
-        ):
+        start = beginning(part, _BYTES_A_CHARACTER * left)
+        for document in iter_part(start, text_key=text_key, on_bad=lambda _line, _error: None, longest=longest):
             yield document.text[:left]
             left -= len(document.text)
             if left <= 0:

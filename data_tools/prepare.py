@@ -25,6 +25,7 @@ from data_tools.seen import Seen, Sources
 from data_tools.settings import DataSettings
 from data_tools.stamps import OF_THE_MODEL, State, Step, old_versions, read_stamp, state_of, write_stamp
 from data_tools.templates import load_templates
+from data_tools.text_open import FORMATS
 from data_tools.text_parts import check_text_files, expand
 from data_tools.tokenizer import load_tokenizer, model_file
 from megatron_kis.errors import InputError, JobError, KisError
@@ -142,7 +143,11 @@ def _checked(settings: DataSettings) -> DataSettings:
     if not settings.text:
         raise InputError("no files of general text", where="data.text")
     settings = replace(settings, text=tuple(expand(settings.text)))
-    check_text_files(settings.text)
+    if settings.text_format not in (None, *FORMATS):
+        raise InputError(
+            f"is {settings.text_format!r}", where="data.text_format", remedy=f"valid: {', '.join(FORMATS)}"
+        )
+    check_text_files(settings.text, settings.text_format)
     if settings.facts_format not in IMPORTERS:
         raise InputError(
             f"is {settings.facts_format!r}", where="data.facts_format", remedy=f"valid: {', '.join(IMPORTERS)}"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_tools.corpus import VALIDATION_SUFFIX, build_corpus, encoder_for
+from data_tools.corpus import VALIDATION_SUFFIX, CorpusOptions, build_corpus, encoder_for
 from data_tools.corpus_meta import read_corpus_meta
 from data_tools.encode_gigatoken import usable_gigatoken
 from data_tools.encode_reference import package_version
@@ -145,7 +146,7 @@ def _tokenizer(context: Context, facts: list[Fact] | None) -> Step:
     library = "tokenizers" if name.endswith(".json") else "sentencepiece"
 
     def make(folder: Path) -> None:
-        documents = iter_documents(settings.text, text_key=settings.text_key)
+        documents = iter_documents(settings.text, text_key=settings.text_key, text_format=settings.text_format)
         train(
             (document.text for document in context.progress.track(documents, description="documents")),
             folder / name,
@@ -172,7 +173,7 @@ def _tokenizer(context: Context, facts: list[Fact] | None) -> Step:
         name="tokenizer",
         key={
             "data": {
-                "text_key": settings.text_key,
+                **_reading(settings),
                 "vocab_size": settings.vocab_size,
                 "tokenizer_model": settings.tokenizer_model,
                 "seed": settings.seed,
@@ -204,6 +205,7 @@ def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None
             validation_share=settings.validation_share,
             seed=settings.seed,
             progress=context.progress,
+            options=CorpusOptions(text_format=settings.text_format),
         )
         context.progress.say(
             f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"
@@ -222,7 +224,7 @@ def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None
         tried = stamp is not None and stamp["labels"].get("gigatoken") == usable_gigatoken()
         if tried and "encoder" in then and then.get(tokenizer.library) == package_version(tokenizer.library):
             return {"encoder": then["encoder"]}
-        return {"encoder": encoder_for(settings.text, tokenizer, settings.text_key)[0].name}
+        return {"encoder": encoder_for(settings.text, tokenizer, settings.text_key, settings.text_format)[0].name}
 
     def recorded(folder: Path) -> dict[str, str]:
         try:
@@ -243,7 +245,7 @@ def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None
         name="corpus",
         key={
             "data": {
-                "text_key": settings.text_key,
+                **_reading(settings),
                 "validation_share": settings.validation_share,
                 "seed": settings.seed,
             },
@@ -322,9 +324,23 @@ def _library(tokenizer: Tokenizer | None) -> dict[str, str]:
     return {tokenizer.library: package_version(tokenizer.library)} if tokenizer else {}
 
 
+def _reading(settings: DataSettings) -> dict[str, str]:
+    """How text is read; a format counts where one is given."""
+    given = {"text_format": settings.text_format} if settings.text_format else {}
+    return {"text_key": settings.text_key, **given}
+
+
 def _text(context: Context) -> list[dict[str, str]]:
-    """The text by content; what a file's name says of its kind decides how it is read."""
-    return [{"kind": kind_of(path)[0], "sha256": context.seen.sha256(path)} for path in context.settings.text]
+    """The text by content; what a file's name says of its kind decides how it is read, unless a format is given."""
+    settings, seen = context.settings, context.seen
+    return [{"kind": _kind(path, settings.text_format), "sha256": seen.sha256(path)} for path in settings.text]
+
+
+def _kind(path: Path, text_format: str | None) -> str:
+    """What the name says, so that a format that is given is a change of its own."""
+    with suppress(InputError):
+        return kind_of(path)
+    return kind_of(path, text_format)
 
 
 def _old_text(context: Context) -> dict[str, Any]:

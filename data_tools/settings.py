@@ -23,6 +23,8 @@ class DataSettings:
     """A key of ``data_tools.importers.IMPORTERS``: ``tsv``, ``csv``, ``jsonl``, ``bear``, ``lama``, ``trex``, ..."""
     text_key: str = "text"
     """JSON key or TSV column of the text."""
+    text_format: str | None = None
+    """``jsonl``, ``txt``, ``tsv`` or ``parquet`` for text files of any name; None: as their names say."""
     tokenizer: Path | None = None
     """A tokenizer to use, from where it is; None trains one on the general text and the names of all chosen facts."""
     vocab_size: int = 2048

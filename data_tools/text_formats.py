@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import IO
 
 import orjson
 
-from data_tools.text_lines import LONGEST_LINE, BadLineError, OnBad, decoded, iter_lines
+from data_tools.text_json import Spellings, text_of
+from data_tools.text_lines import BadLineError, OnBad, decoded, iter_lines, skip_line, too_long
 from data_tools.text_open import open_parquet
 from data_tools.text_parts import TO_THE_END, TextPart
 from megatron_kis.errors import InputError, nearest
@@ -21,16 +19,15 @@ Block = tuple[Sequence[int], list[str]]
 _PARQUET_ROWS = 256  # a batch in memory: some hundred documents
 
 
-def iter_jsonl(part: TextPart, file: IO[bytes], text_key: str, on_bad: OnBad) -> Iterator[Block]:
+def iter_jsonl(part: TextPart, file: IO[bytes], text_key: str, on_bad: OnBad, longest: int) -> Iterator[Block]:
     """Documents under a key of JSON objects, one per line; a line that has the key twice holds no document."""
-    loads = orjson.loads
-    spellings = {json.dumps(text_key, ensure_ascii=ascii_only).encode() for ascii_only in (False, True)}
-    for first, lines in iter_lines(part, file, on_bad):
+    loads, spellings = orjson.loads, Spellings(text_key)
+    for first, lines in iter_lines(part, file, on_bad, longest):
         try:
             texts = [loads(line)[text_key] for line in lines]
         except (ValueError, KeyError, TypeError, IndexError):
             texts = []
-        if texts and set(map(type, texts)) == {str} and not _any_twice(lines, text_key, spellings):
+        if texts and set(map(type, texts)) == {str} and not spellings.any_twice(lines):
             yield range(first, first + len(lines)), texts
             continue
         # The standard library decides what is JSON, and says what is wrong; orjson is five times as fast.
@@ -38,131 +35,130 @@ def iter_jsonl(part: TextPart, file: IO[bytes], text_key: str, on_bad: OnBad) ->
         for number, line in enumerate(lines, start=first):
             if line.strip():
                 try:
-                    texts.append(_text_of(number, line, text_key))
+                    texts.append(text_of(number, line, text_key))
                     numbers.append(number)
                 except BadLineError as error:
                     on_bad(number, error)
         yield numbers, texts
 
 
-def _any_twice(lines: list[bytes], key: str, spellings: set[bytes]) -> bool:
-    """Whether a line has a key twice. Nearly all lines hold its spelling once, which is found out in no time."""
-    for spelling in spellings:
-        for line in lines:
-            if line.count(spelling) > 1 and [name for name, _ in _parsed(line)[1]].count(key) > 1:
-                return True
-    return False
+class _Paragraphs:
+    """The document between blank lines that is being read."""
+
+    def __init__(self, on_bad: OnBad, longest: int, *, inside: bool) -> None:
+        self.inside = inside
+        """Whether the document belongs to the part; the one that the part's first lines continue does not."""
+        self._on_bad, self._longest = on_bad, longest
+        self._lines: list[str] = []
+        self._first = self._size = 0
+        self._bad = False
+
+    def refuse(self, line: int, error: InputError) -> None:
+        """Tells once why the document is none, and drops what is read of it until it ends."""
+        if self.inside and not self._bad:
+            self._on_bad(line, error)
+        self._bad, self._lines = True, []
+
+    def add(self, number: int, text: str, size: int) -> None:
+        """Takes a line that is not blank."""
+        self._first = self._first or number
+        self._size += size + 1
+        if self._size - 1 > self._longest:
+            what = f"document of {self._size - 1} bytes or more"
+            self.refuse(self._first, too_long(self._first, what, self._longest))
+        if self.inside and not self._bad:
+            self._lines.append(text)
+
+    def end(self) -> Iterator[Block]:
+        """The document, if there is one; the next one belongs to the part."""
+        if self._lines:
+            yield [self._first], ["\n".join(self._lines).strip("\r\n")]
+        self._lines, self._first, self._size, self._bad, self.inside = [], 0, 0, False, True
 
 
-def _parsed(line: bytes) -> tuple[Any, list[tuple[str, Any]]]:
-    """The content of a line, and the keys and values of its object, those that are repeated too."""
-    outermost: list[tuple[str, Any]] = []
-
-    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        outermost[:] = pairs  # objects are closed from the inside out
-        return dict(pairs)
-
-    return json.loads(line, object_pairs_hook=keep), outermost
-
-
-def _text_of(number: int, line: bytes, text_key: str) -> str:
-    try:
-        row, pairs = _parsed(line)
-    except (ValueError, RecursionError) as error:
-        raise BadLineError(number, f"malformed JSON line ({error})") from None
-    if not isinstance(row, dict):
-        raise BadLineError(number, "not a JSON object")
-    if text_key not in row:
-        raise BadLineError(number, f"no key {text_key!r}", nearest(text_key, row))
-    if [name for name, _ in pairs].count(text_key) > 1:
-        raise BadLineError(number, f"the key {text_key!r} is given twice", "keep one of them")
-    text = row[text_key]
-    if not isinstance(text, str):
-        raise BadLineError(number, f"{text_key!r} is {type(text).__name__}, not a string")
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can escape half a surrogate pair, which no UTF-8 encoder accepts
-        raise BadLineError(number, "holds half of a surrogate pair, which is not text") from None
-    return text
-
-
-def iter_txt(part: TextPart, file: IO[bytes], _text_key: str, on_bad: OnBad) -> Iterator[Block]:
+def iter_txt(part: TextPart, file: IO[bytes], _text_key: str, on_bad: OnBad, longest: int) -> Iterator[Block]:
     """Documents between blank lines; one belongs to the part in which the blank line before it begins, or its file."""
-    inside = part.start == 0
-    paragraph: list[str] = []
-    damage: BadLineError | None = None
-    first = 0
+    document = _Paragraphs(on_bad, longest, inside=part.start == 0)
 
-    def finished() -> Iterator[Block]:
-        if damage:
-            on_bad(damage.line, damage)
-        elif paragraph:
-            yield [first], ["\n".join(paragraph).strip("\r\n")]
-
-    for number, line in _lines_to_blank(part, file, on_bad):
+    def took(number: int, line: bytes) -> bool:
+        """Whether the line belongs to a document; a blank one does not."""
         try:
             text = decoded(number if part.start == 0 else 0, line)
         except BadLineError as error:
-            text, damage = "?", damage or (BadLineError(number, error.problem) if inside else None)
+            document.refuse(number, BadLineError(number, error.problem))
+            return True
         if text.strip():
-            first = first if paragraph else number
-            if inside:
-                paragraph.append(text)
-            continue
-        yield from finished()
-        paragraph, damage, inside = [], None, True
-    yield from finished()
+            document.add(number, text, len(line))
+            return True
+        return False
 
-
-def _lines_to_blank(part: TextPart, file: IO[bytes], on_bad: OnBad) -> Iterator[tuple[int, bytes]]:
-    """The lines of a part, and those after it up to the first blank line."""
     number = 0
-    for first, lines in iter_lines(part, file, on_bad):
+    for first, lines in iter_lines(part, file, document.refuse, longest):
         for number, line in enumerate(lines, start=first):
-            yield number, line
-    while (line := file.readline(LONGEST_LINE)) and part.stop < TO_THE_END:
+            if not took(number, line):
+                yield from document.end()
+    # The last document may go on after the part.
+    while document.inside and part.stop != TO_THE_END and (line := file.readline(longest + 1)):
         number += 1
-        yield number, line.removesuffix(b"\n")
-        try:
-            if not decoded(0, line).strip():
-                return
-        except BadLineError:
-            continue
+        if len(line) > longest and not line.endswith(b"\n"):
+            size = len(line) + skip_line(file)
+            document.refuse(number, too_long(number, f"line of {size} bytes", longest))
+        elif not took(number, line.removesuffix(b"\n")):
+            break
+    if document.inside:
+        yield from document.end()
 
 
-def iter_tsv(part: TextPart, file: IO[bytes], text_key: str, on_bad: OnBad) -> Iterator[Block]:
-    """Documents in a column of a table that begins with a header."""
-    columns: list[str] | None = None
-    for first, lines in iter_lines(part, file, on_bad):
+def iter_tsv(part: TextPart, file: IO[bytes], text_key: str, on_bad: OnBad, longest: int) -> Iterator[Block]:
+    """Documents in a column of a table that begins with a header; quotes are letters.
+
+    Raises:
+        InputError: no header that names the column, whatever ``on_bad``.
+    """
+    columns: list[str] = []
+    column = -1
+
+    def bad(number: int, error: InputError) -> None:
+        if number == 1:
+            raise InputError(f"the header cannot be read: {error.problem}", where=f"{part.path}:1")
+        on_bad(number, error)
+
+    for first, lines in iter_lines(part, file, bad, longest):
         numbers: list[int] = []
         texts: list[str] = []
         for number, line in enumerate(lines, start=first):
             try:
-                row = decoded(number, line).rstrip("\r\n")
-                fields = next(csv.reader(io.StringIO(row), delimiter="\t", quoting=csv.QUOTE_NONE), [])
-                if columns is not None and fields and len(fields) != len(columns):
+                fields = decoded(number, line).rstrip("\r\n").split("\t")
+                if number == 1:
+                    columns, column = fields, column_of(part, text_key, fields)
+                elif len(fields) == len(columns):
+                    numbers.append(number)
+                    texts.append(fields[column])
+                elif fields != [""]:
                     raise BadLineError(number, f"{len(fields)} fields, the header has {len(columns)}")
-            except (BadLineError, csv.Error) as error:
-                on_bad(number, error if isinstance(error, BadLineError) else BadLineError(number, str(error)))
-                continue
-            if columns is None:
-                columns = fields
-                if text_key not in columns:
-                    problem = f"no column {text_key!r}"
-                    raise InputError(problem, where=f"{part.path}:1", remedy=nearest(text_key, columns))
-            elif fields:
-                numbers.append(number)
-                texts.append(fields[columns.index(text_key)])
+            except BadLineError as error:
+                bad(number, error)
         yield numbers, texts
 
 
-def iter_parquet(part: TextPart, text_key: str, on_bad: OnBad) -> Iterator[Block]:
+def column_of(part: TextPart, name: str, columns: list[str]) -> int:
+    """Place of a column.
+
+    Raises:
+        InputError: there is none of this name, or several.
+    """
+    where = f"{part.path}:1" if part.kind == ".tsv" else str(part.path)
+    if name not in columns:
+        raise InputError(f"no column {name!r}", where=where, remedy=nearest(name, columns))
+    if columns.count(name) > 1:
+        raise InputError(f"{columns.count(name)} columns are named {name!r}", where=where, remedy="rename one of them")
+    return columns.index(name)
+
+
+def iter_parquet(part: TextPart, text_key: str, on_bad: OnBad, longest: int) -> Iterator[Block]:
     """Documents in a column of a parquet file."""
     with open_parquet(part.path) as file:
-        columns = file.schema_arrow.names
-        if text_key not in columns:
-            remedy = nearest(text_key, columns)
-            raise InputError(f"no column {text_key!r}", where=str(part.path), remedy=remedy)
+        column_of(part, text_key, file.schema_arrow.names)
         row = sum(file.metadata.row_group(group).num_rows for group in range(part.start))
         groups = list(range(part.start, part.stop))
         try:
@@ -173,6 +169,9 @@ def iter_parquet(part: TextPart, text_key: str, on_bad: OnBad) -> Iterator[Block
                 for value in batch.column(0).cast("binary").to_pylist():
                     row += 1
                     try:
+                        if len(value or b"") > longest:
+                            on_bad(row, too_long(row, f"text of {len(value)} bytes", longest))
+                            continue
                         texts.append(value.decode())
                         numbers.append(row)
                     except AttributeError:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_tools.text_open import kind_of, open_parquet
+from data_tools.text_open import check_beginning, is_packed, kind_of, open_parquet
 from megatron_kis.errors import InputError
 
 TO_THE_END = 1 << 62
@@ -28,6 +29,8 @@ class TextPart:
     """The byte, or row group, after the last. A line belongs to the part in which it begins."""
     size: int
     """Bytes on disk, for progress."""
+    kind: str
+    """``.jsonl``, ``.txt``, ``.tsv`` or ``.parquet``."""
 
 
 def expand(patterns: Iterable[Path]) -> list[Path]:
@@ -66,79 +69,96 @@ def _twice(path: Path, pattern: Path, other: Path, other_pattern: Path) -> Input
 def refuse_own_outputs(patterns: Iterable[Path], outputs: Iterable[Path]) -> None:
     """Refuses to write a file that is read as well, or would be the next time because a pattern matches it.
 
+    A file counts by what it is, too: a hard link, or a name that differs in case where the file system takes it for
+    the same.
+
     Raises:
         InputError: names the file and what matches it.
     """
-    patterns = list(patterns)
+    found = [(pattern, Path(os.path.realpath(pattern)).parts) for pattern in patterns]
     for output in outputs:
-        place = Path(os.path.realpath(output))
-        for pattern in patterns:
-            if _matches(place.parts, Path(os.path.realpath(pattern)).parts):
+        place = Path(os.path.realpath(output)).parts
+        for pattern, parts in found:
+            if _matches(place, parts) or (output.exists() and any(map(output.samefile, _existing(pattern)))):
                 problem = f"is written here, and {str(pattern)!r} reads it"
                 raise InputError(problem, where=str(output), remedy="write it elsewhere")
 
 
+def _existing(pattern: Path) -> list[Path]:
+    """The files that a pattern or name stands for now."""
+    if pattern.exists():
+        return [pattern]
+    return [path for path in map(Path, glob.glob(str(pattern), recursive=True)) if path.exists()]  # noqa: PTH207
+
+
 def _matches(names: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether a path matches a pattern, folder by folder; ``**`` stands for any number of them."""
+    """Whether a path matches a pattern, folder by folder; ``**`` stands for any number of them that are not hidden."""
     if not pattern:
         return not names
     if pattern[0] == "**":
-        return any(_matches(names[at:], pattern[1:]) for at in range(len(names) + 1))
-    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
+        visible = itertools.takewhile(lambda at: at == 0 or not names[at - 1].startswith("."), range(len(names) + 1))
+        return any(_matches(names[at:], pattern[1:]) for at in visible)
+    if not names or (names[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    return fnmatch.fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
-def check_text_files(paths: Iterable[Path]) -> None:
-    """Refuses missing files and unknown kinds before any work starts.
+def check_text_files(paths: Iterable[Path], text_format: str | None = None) -> None:
+    """Refuses missing files, unknown kinds and what is no text by its first bytes, before any work starts.
 
     Raises:
-        InputError: names the file and the kinds that are read.
+        InputError: names the file and what is read.
     """
     for path in paths:
-        kind_of(path)
+        kind = kind_of(path, text_format)
         if not path.is_file():
-            raise InputError("no such file", where=str(path))
+            raise InputError("is no regular file" if path.exists() else "no such file", where=str(path))
+        if kind != ".parquet":
+            check_beginning(path, kind)
 
 
-def whole(path: Path) -> TextPart:
-    """All of a file as one part."""
-    kind, packed = kind_of(path)
-    size = path.stat().st_size if path.is_file() else 0
-    stop = _row_groups(path) if kind == ".parquet" else TO_THE_END if packed else size
-    return TextPart(path, 0, stop, size)
+def whole(path: Path, text_format: str | None = None) -> TextPart:
+    """All of a file as one part.
+
+    Raises:
+        InputError: it is missing, of an unknown kind, or no parquet file in spite of its name.
+    """
+    kind = kind_of(path, text_format)
+    if not path.is_file():
+        raise InputError("no such file", where=str(path))
+    size = path.stat().st_size
+    stop = _row_groups(path) if kind == ".parquet" else TO_THE_END if is_packed(path) else size
+    return TextPart(path, 0, stop, size, kind)
 
 
-def plan_parts(paths: Sequence[Path], *, part_bytes: int) -> list[TextPart]:
+def plan_parts(paths: Sequence[Path], *, part_bytes: int, text_format: str | None = None) -> list[TextPart]:
     """Cuts files into parts of about ``part_bytes`` where that is possible (.jsonl, .txt, .parquet), in order.
 
     Raises:
         InputError: a file is missing, of an unknown kind, or no parquet file in spite of its name.
     """
-    check_text_files(paths)
-    return [part for path in paths for part in _cut(whole(path), part_bytes)]
+    return [part for path in paths for part in _cut(whole(path, text_format), part_bytes)]
 
 
 def _cut(part: TextPart, part_bytes: int) -> Iterator[TextPart]:
-    kind, packed = kind_of(part.path)
-    pieces = -(-part.size // part_bytes)
-    if packed or kind == ".tsv":
-        pieces = 1
-    elif kind == ".parquet":
-        pieces = min(pieces, part.stop)
-    for index in range(max(pieces, 1)):
-        start, stop = (part.stop * edge // max(pieces, 1) for edge in (index, index + 1))
-        yield replace(part, start=start, stop=stop, size=part.size // max(pieces, 1))
+    pieces = max(1, -(-part.size // part_bytes))
+    if not _has_bytes(part):
+        pieces = min(pieces, max(1, part.stop)) if part.kind == ".parquet" else 1
+    for index in range(pieces):
+        start, stop = (part.stop * edge // pieces for edge in (index, index + 1))
+        yield replace(part, start=start, stop=stop, size=part.size // pieces)
 
 
 def beginning(part: TextPart, size: int) -> TextPart:
     """The first ``size`` bytes of a part as a part, where that can be cut; the whole part otherwise."""
-    kind, packed = kind_of(part.path)
-    if packed or kind in (".tsv", ".parquet"):
-        return part
-    return replace(part, stop=min(part.stop, part.start + size))
+    return replace(part, stop=min(part.stop, part.start + size)) if _has_bytes(part) else part
+
+
+def _has_bytes(part: TextPart) -> bool:
+    """Whether a part is a range of bytes, which can be cut: lines need nothing of those before them."""
+    return part.kind in (".jsonl", ".txt") and part.stop != TO_THE_END
 
 
 def _row_groups(path: Path) -> int:
-    if not path.is_file():
-        raise InputError("no such file", where=str(path))
     with open_parquet(path) as file:
         return int(file.metadata.num_row_groups)

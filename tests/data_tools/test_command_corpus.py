@@ -60,6 +60,9 @@ def test_options_of_megatrons_tool_change_what_is_written(tmp_path, model):
         (("--workers", "0"), "--workers: is 0; at least 1"),
         (("--keep-newlines",), "--keep-newlines: is for --split-sentences alone"),
         (("--encoder", "fast"), "invalid choice"),
+        (("--format", "csv"), "invalid choice"),
+        (("--longest-line", "1"), "'1' is too small; at least 2 MB"),
+        (("--longest-line", "x"), "'x' is no size"),
     ],
 )
 def test_wrong_options_exit_with_2(tmp_path, model, capsys, arguments, problem):
@@ -82,3 +85,24 @@ def test_a_corpus_is_made_without_importing_anything_heavy(tmp_path, model):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_outputs_are_not_written_over_what_is_read_besides_text(tmp_path, model, capsys):
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text('{"id": "a", "subject": "A", "relation": "r", "object": "B", "group": "infused"}\n')
+    before = {path: path.read_bytes() for path in (facts, model)}
+    side = model.with_name(f"{model.name}.meta.json")
+    text, vocabulary = ("--input", LEADS), ("--vocab-size", 400)
+    for command, name in (
+        (("corpus", *text, "--tokenizer", model, "--output", model), side.name),  # PREFIX.meta.json
+        (("tokenizer", *text, *vocabulary, "--facts", facts, "--output", facts), facts.name),
+        (("leaks", *text, "--facts", facts, "--output", facts), facts.name),
+        (("leaks", *text, "--facts", facts, "--clean", facts), facts.name),
+        (("tokenizer", *text, *vocabulary, "--output", LEADS), LEADS.name),
+    ):
+        assert kis(*command) == 2
+        assert f"{name}: is written here, and" in capsys.readouterr().err
+    both = tmp_path / "both.jsonl"
+    assert kis("leaks", *text, "--facts", facts, "--output", both, "--clean", both) == 2
+    assert "--clean: is the same file as --output" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before

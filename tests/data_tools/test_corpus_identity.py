@@ -146,6 +146,8 @@ OPTIONS = {  # field: another value, and whether other bytes or another descript
     "encoder": ("reference", True),
     "workers": (2, False),  # how many processes share the work
     "shard": ((1, 2), True),  # under another prefix
+    "text_format": ("txt", True),
+    "longest_line": (20_000_000, False),  # without skip_errors a longer line ends the work
     "part_bytes": (2000, False),  # where the work may be taken up again
 }
 
@@ -159,6 +161,8 @@ def test_an_option_that_changes_bytes_makes_the_corpus_again(tmp_path, source, f
     pytest.importorskip("nltk")
     value, counts = OPTIONS[name]
     before = CorpusOptions(**ONE, sentences=name in ("punkt", "keep_newlines"))
+    if name == "text_format":  # as .txt every line is a document, too
+        source.write_bytes(source.read_bytes().replace(b"\n", b"\n\n"))
     build(source, fast, tmp_path / "c", before)
     assert is_up_to_date(build(source, fast, tmp_path / "c", before)[0])
     if name == "punkt":
@@ -169,6 +173,17 @@ def test_an_option_that_changes_bytes_makes_the_corpus_again(tmp_path, source, f
     lines, found = build(source, fast, tmp_path / "c", after)
     assert is_up_to_date(lines) != counts
     assert found == build(source, fast, tmp_path / "fresh", after)[1]
+
+
+def test_what_lines_are_too_long_counts_where_they_are_skipped(tmp_path, source, fast):
+    skipping = CorpusOptions(**ONE, skip_errors=True)
+    with open(source, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"text": "a longer text " * 200_000}) + "\n")
+    lines, _ = build(source, fast, tmp_path / "c", replace(skipping, longest_line=2_000_000))
+    assert read_corpus_meta(tmp_path / "c")["skipped_lines"] == 1
+    lines, found = build(source, fast, tmp_path / "c", skipping)
+    assert not is_up_to_date(lines)
+    assert found == build(source, fast, tmp_path / "fresh", skipping)[1]
 
 
 SETTINGS = {
@@ -320,9 +335,25 @@ def test_what_is_written_is_not_read_the_next_time(tmp_path, source, fast, monke
         with pytest.raises(InputError, match=r"clean\.jsonl: is written here, and .*reads it"):
             refuse_own_outputs([pattern], [tmp_path / "clean.jsonl"])
     refuse_own_outputs([tmp_path / "*.jsonl", tmp_path / "*" / "*.jsonl"], [tmp_path / "a" / "b" / "clean.jsonl"])
+    refuse_own_outputs([tmp_path / "**" / "*.jsonl"], [tmp_path / ".hidden" / "clean.jsonl", tmp_path / ".clean.jsonl"])
+    (tmp_path / "twin.out").hardlink_to(source)
+    for pattern in (source, tmp_path / "*.jsonl"):
+        with pytest.raises(InputError, match=r"twin\.out: is written here, and .*reads it"):
+            refuse_own_outputs([pattern], [tmp_path / "twin.out"])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"c\.quarantine\.jsonl: is written here"):
-        build([tmp_path / "*.jsonl"], fast, tmp_path.relative_to(tmp_path) / "c")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "source.json").write_bytes(source.read_bytes())
+    for pattern, output in (
+        (tmp_path / "*.jsonl", r"c\.quarantine\.jsonl"),
+        (tmp_path / "in" / "**" / "*.json", r"in/c\.meta\.json"),
+        (tmp_path / "*" / "0*.json", r"c\.parts/000000\.json"),
+        (tmp_path / "c.bin", r"c\.bin"),
+    ):
+        (tmp_path / "c.bin").write_bytes(b"text")
+        (tmp_path / "in" / "0.json").write_bytes(b'{"text": "a"}\n')
+        folder = Path("in") if "in" in pattern.parts else Path()
+        with pytest.raises(InputError, match=rf"{output}: is written here"):
+            build([pattern], fast, folder / "c", CorpusOptions(text_format="jsonl"))
 
 
 def test_corpora_of_different_encoders_are_not_joined(tmp_path, source, fast):
@@ -452,3 +483,26 @@ def test_the_tokens_of_a_tiktoken_file_are_those_that_were_read(tmp_path):
     path.unlink()
     tokens, _ = GigatokenEncoder(tokenizer).encode(["the"])
     assert np.array_equal(tokens, [257])
+
+
+def test_a_corpus_is_not_joined_with_itself_under_another_name(tmp_path, source, fast):
+    build(source, fast, tmp_path / "a", validation_share=0)
+    (tmp_path / "a.meta.json").unlink()  # as of a pair that Megatron's own tool made
+    for suffix in (".bin", ".idx"):
+        suffixed(tmp_path / "hard", suffix).hardlink_to(suffixed(tmp_path / "a", suffix))
+        suffixed(tmp_path / "soft", suffix).symlink_to(suffixed(tmp_path / "a", suffix))
+    for other in ("hard", "soft"):
+        with pytest.raises(InputError, match=rf"{other}: is given twice"):
+            merge_corpora([tmp_path / "a", tmp_path / other], tmp_path / "joined")
+        with pytest.raises(InputError, match=r"a: would be written over by .*" + other):
+            merge_corpora([tmp_path / "a"], tmp_path / other)
+    with pytest.raises(InputError, match="would be written over"):
+        merge_corpora([tmp_path / "a"], tmp_path / "a")
+
+
+def test_a_validation_split_is_not_written_over_by_a_merge_of_its_corpus(tmp_path, source, fast):
+    build(source, fast, tmp_path / "a")
+    before = (tmp_path / "a.validation.bin").read_bytes()
+    with pytest.raises(InputError, match=r"a: would be written over by .*a\.validation"):
+        merge_corpora([tmp_path / "a"], tmp_path / "a.validation")
+    assert (tmp_path / "a.validation.bin").read_bytes() == before

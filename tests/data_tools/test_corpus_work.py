@@ -288,7 +288,11 @@ def test_a_document_of_50_mb_needs_bounded_memory(tmp_path):
     train_tokenizer(texts, tmp_path / "t.json", vocab_size=400, kind="byte-bpe")
     arguments = ["--input", source, "--tokenizer", tmp_path / "t.json", "--output", tmp_path / "c"]
     command = [sys.executable, "-m", "megatron_kis.cli", "data", "corpus", *arguments, "--validation-share", "0"]
-    subprocess.run([str(argument) for argument in command], check=True, capture_output=True)
+    command = [str(argument) for argument in command]
+    refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "large.jsonl:1: line of 51000013 bytes; at most 16000000; split it, or allow more with" in refused.stderr
+    subprocess.run([*command, "--longest-line", "60"], check=True, capture_output=True)
     assert read_corpus_meta(tmp_path / "c")["documents"] == 2
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1_000_000  # kB
 

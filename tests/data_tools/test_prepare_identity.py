@@ -108,6 +108,7 @@ def mutated(settings, name, other_tokenizer):
     values = {
         "facts_format": "csv",
         "text_key": "body",
+        "text_format": "txt",
         "tokenizer": other_tokenizer,
         "vocab_size": 390,
         "tokenizer_model": "bpe",

@@ -3,7 +3,7 @@ import gzip
 import pytest
 
 from data_tools.text import iter_documents, iter_part
-from data_tools.text_parts import plan_parts
+from data_tools.text_parts import plan_parts, whole
 from megatron_kis.errors import InputError
 
 
@@ -28,7 +28,7 @@ def test_gzip_files_are_read_and_damaged_ones_refused(tmp_path):
     path.write_bytes(gzip.compress(b'{"text": "packed"}\n' * 1000))
     assert read(path)[999] == ("packed", 1000)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"a\.jsonl\.gz: damaged gzip"):
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz: truncated gzip"):
         read(path)
 
 
@@ -39,7 +39,12 @@ def test_gzip_files_are_read_and_damaged_ones_refused(tmp_path):
         (b'["text"]', "a.jsonl:2: not a JSON object"),
         (b'{"texts": "x"}', "a.jsonl:2: no key 'text'; did you mean 'texts'"),
         (b'{"text": 3}', "a.jsonl:2: 'text' is int"),
-        (b'{"text": "\xff"}', "a.jsonl:2: malformed JSON line"),
+        (b'{"text": "\xff"}', "a.jsonl:2: malformed JSON line (not UTF-8, byte 10)"),
+        (b'{"text": NaN}', "a.jsonl:2: 'text' is float"),
+        (b'{"text": "a", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "a.jsonl:2: malformed JSON line"),
+        (b'{"text": "a"}, ', "a.jsonl:2: malformed JSON line (Extra data"),
+        (b'{"text": "a", "t\\u0065xt": "b"}', "a.jsonl:2: the key 'text' is given twice; keep one of them"),
+        (b'{"\\u0074ext": "a", "id": 1, "te\\u0078t": "b"}', "a.jsonl:2: the key 'text' is given twice"),
         (b'{"text": "\\ud800"}', "a.jsonl:2: holds half of a surrogate pair"),
     ],
 )
@@ -118,3 +123,96 @@ def test_a_line_whose_text_key_stands_twice_is_bad_and_others_are_not_looked_int
         path.write_text(escaped + "\n", encoding="utf-8")
         with pytest.raises(InputError, match=r"a\.jsonl:1: the key"):
             read(path, text_key=key)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        '"score": NaN',
+        '"score": -Infinity',
+        f'"id": {2**64}',
+        f'"id": {"9" * 100_000}',
+        '"by": "\\ud800"',
+        '"said": "\\u0074\\"text\\": \\"text\\""',
+    ],
+)
+def test_what_other_keys_hold_does_not_matter(tmp_path, more):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "ёлка", {more}}}\n{{{more}, "text": "松"}}\n', encoding="utf-8")
+    assert read(path) == [("ёлка", 1), ("松", 2)]
+
+
+@pytest.mark.parametrize(
+    ("key", "spellings"),
+    [
+        ("text", ['"text"', '"t\\u0065xt"', '"\\u0074\\u0065\\u0078\\u0074"']),
+        ("naïve", ['"naïve"', '"na\\u00efve"', '"na\\u00EFve"', '"n\\u0061ïve"']),
+        ("ключ", ['"ключ"', '"кл\\u044eч"', '"кл\\u044Eч"']),
+        ("a/b", ['"a/b"', '"a\\/b"', '"a\\u002fb"', '"a\\u002Fb"']),
+        ('say "x"', ['"say \\"x\\""', '"say \\u0022x\\""']),
+        ("𝒳", ['"𝒳"', '"\\ud835\\udcb3"', '"\\uD835\\uDCB3"']),
+        (".*", ['".*"', '"\\u002e*"']),
+    ],
+)
+def test_a_key_that_is_given_twice_is_found_in_all_its_spellings(tmp_path, key, spellings):
+    path = tmp_path / "a.jsonl"
+    for one in spellings:
+        path.write_text(f'{{{one}: "fine", "other": "\\u0061\\n"}}\n', encoding="utf-8")
+        assert read(path, text_key=key) == [("fine", 1)]
+        for other in spellings:
+            path.write_text(f'{{"id": 1, {one}: "a", {other} : "b"}}\n', encoding="utf-8")
+            with pytest.raises(InputError, match=r"a\.jsonl:1: the key .* is given twice"):
+                read(path, text_key=key)
+
+
+def skipping(path, **options):
+    bad = []
+    found = iter_part(whole(path), on_bad=lambda line, error: bad.append((line, error.problem)), **options)
+    return [(document.text, document.line) for document in found], bad
+
+
+def test_fields_of_tables_have_any_length_and_quotes_are_letters(tmp_path):
+    path = tmp_path / "a.tsv"
+    long = "语" * 100_000
+    path.write_text(f'\ufefftext\tid\r\n{long}\t1\r\na\rb\t2\r\n"a\t3\r\nb"\t4\r\n\r\n', encoding="utf-8", newline="")
+    assert read(path) == [(long, 2), ("a\rb", 3), ('"a', 4), ('b"', 5)]
+
+
+def test_rows_of_tables_that_are_at_fault_are_skipped_and_headers_are_not(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"id\ttext\n1\t\xff\n2\n3\tc\n4\td\te\n")
+    assert skipping(path) == (
+        [("c", 4)],
+        [(2, "not UTF-8 (byte 2 of the line)"), (3, "1 fields, the header has 2"), (5, "3 fields, the header has 2")],
+    )
+    for header, problem in (
+        (b"id\ttext\xff", "the header cannot be read: not UTF-8"),
+        (b"id\tbody", "no column 'text'"),
+        (b"text\ttext", "2 columns are named 'text'; rename one of them"),
+        (b"x" * 3_000_000, "the header cannot be read: line of 3000001 bytes"),
+    ):
+        path.write_bytes(header + b"\nid\ttext\n1\ta\n")
+        with pytest.raises(InputError, match=rf"a\.tsv:1: {problem}"):
+            skipping(path, longest=2_000_000)
+
+
+def test_a_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(InputError, match=r"a\.parquet: 2 columns are named 'text'"):
+        read(path)
+
+
+@pytest.mark.parametrize("options", [{"compression": "snappy"}, {"compression": "none", "write_page_checksum": True}])
+def test_a_damaged_page_ends_the_work_also_where_rows_are_skipped(tmp_path, options):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    write_parquet(path, [f"{number} " * 50 for number in range(2000)], use_dictionary=False, **options)
+    page = parquet.ParquetFile(path).metadata.row_group(0).column(1).data_page_offset + 200
+    content = path.read_bytes()
+    path.write_bytes(content[:page] + b"7" * 400 + content[page + 400 :])
+    with pytest.raises(InputError, match=r"a\.parquet: cannot be read"):
+        skipping(path)

@@ -103,6 +103,7 @@ DATA: dict[str, Any] = {
     "data.templates": "OTHER/templates.yaml",
     "data.facts_format": "csv",
     "data.text_key": "title",
+    "data.text_format": "txt",
     "data.tokenizer": "OTHER/tokenizer.model",
     "data.vocab_size": 390,
     "data.tokenizer_model": "bpe",

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kis.commands.data.options import add_step, add_text_options, in_folders, print_frame
+from megatron_kis.commands.data.options import add_step, add_text_options, in_folders, megabytes, print_frame
 
 if TYPE_CHECKING:
     from data_tools.corpus import CorpusSummary
@@ -62,7 +62,7 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
     shard = "do the i-th of n shards, for several machines; `kis data merge` joins them"
     group.add_argument("--shard", type=_shard, metavar="i/n", help=shard)
     part = "text between two restart points, in MB; 2 or more by default"
-    group.add_argument("--part-size", type=_megabytes, metavar="MB", help=part)
+    group.add_argument("--part-size", type=megabytes, metavar="MB", help=part)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -72,18 +72,11 @@ def _shard(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def _megabytes(text: str) -> int:
-    size = int(float(text) * 1e6)
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size")
-    return size
-
-
 def _corpus(options: argparse.Namespace) -> int:
     from data_tools.corpus import CorpusOptions, build_corpus
     from data_tools.facts import load_facts
     from data_tools.progress import console_progress
-    from data_tools.tokenizer import load_tokenizer
+    from data_tools.tokenizer import load_tokenizer, model_file, side_file
     from megatron_kis.errors import InputError
 
     if options.workers is not None and options.workers < 1:
@@ -91,7 +84,7 @@ def _corpus(options: argparse.Namespace) -> int:
     if (options.punkt or options.keep_newlines) and not options.split_sentences:
         raise InputError("is for --split-sentences alone", where="--punkt" if options.punkt else "--keep-newlines")
     start = time.monotonic()
-    tokenizer = load_tokenizer(options.tokenizer)
+    tokenizer, model = load_tokenizer(options.tokenizer), model_file(options.tokenizer)
     summary = build_corpus(
         options.input,
         tokenizer,
@@ -111,8 +104,11 @@ def _corpus(options: argparse.Namespace) -> int:
             encoder=options.encoder,
             workers=options.workers,
             shard=options.shard,
+            text_format=options.format,
+            longest_line=options.longest_line,
             part_bytes=options.part_size,
         ),
+        also_read=[model, side_file(model), *([options.facts] if options.facts else [])],
     )
     _describe(summary, time.monotonic() - start, facts=options.facts is not None)
     print_frame(tokenizer, ended=options.append_eod)

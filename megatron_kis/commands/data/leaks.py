@@ -27,12 +27,17 @@ def _leaks(options: argparse.Namespace) -> int:
     from data_tools.progress import console_progress
     from data_tools.text import iter_documents
     from data_tools.text_parts import check_text_files, expand, refuse_own_outputs
+    from megatron_kis.errors import InputError
 
     paths = expand(options.input)
-    check_text_files(paths)
-    refuse_own_outputs(options.input, [path for path in (options.output, options.clean) if path])
+    check_text_files(paths, options.format)
+    refuse_own_outputs([*options.input, options.facts], [path for path in (options.output, options.clean) if path])
+    if options.output and options.clean and options.output.resolve() == options.clean.resolve():
+        raise InputError("is the same file as --output", where="--clean", remedy="write the two into different files")
     facts, count = load_facts(options.facts), LeakCount()
-    documents = iter_documents(paths, text_key=options.text_key)
+    documents = iter_documents(
+        paths, text_key=options.text_key, text_format=options.format, longest=options.longest_line
+    )
     filter_leaks(
         console_progress().track(documents, description="documents"),
         facts,

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 JSON_HELP = "print the result as JSON"
 
+_SMALLEST_LIMIT = 2_000_000
+
 
 def add_step(
     steps: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
@@ -48,9 +50,34 @@ def new_folder(text: str) -> Path:
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Adds the text files and the key of their text."""
-    kinds = "text files or patterns: .jsonl, .txt (blank line between documents), .tsv, each also .gz or .zst; .parquet"
+    kinds = (
+        "text files or patterns: .jsonl (.json, .ndjson), .txt (blank line between documents), .tsv, each also .gz,"
+        " .zst, .bz2 or .xz; .parquet"
+    )
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help=kinds)
     parser.add_argument("--text-key", default="text", metavar="KEY", help="JSON key or column of the text")
+    named = "format of all files, whatever their names"
+    parser.add_argument("--format", choices=("jsonl", "txt", "tsv", "parquet"), help=named)
+    longest = "largest line, or document of a .txt file; encoding may take 155 times as much memory"
+    parser.add_argument("--longest-line", type=_line_size, default="16", metavar="MB", help=longest)
+
+
+def megabytes(text: str) -> int:
+    """Bytes of a size in MB, as an argument."""
+    try:
+        size = int(float(text) * 1e6)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size")
+    return size
+
+
+def _line_size(text: str) -> int:
+    size = megabytes(text)
+    if size < _SMALLEST_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} is too small; at least 2 MB, which are read at a time anyway")
+    return size
 
 
 def print_frame(tokenizer: Tokenizer, *, ended: bool = True) -> None:

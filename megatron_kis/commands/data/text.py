@@ -51,7 +51,7 @@ def _tokenizer(options: argparse.Namespace) -> int:
     from data_tools.progress import console_progress
     from data_tools.text import iter_documents
     from data_tools.text_parts import check_text_files, expand, refuse_own_outputs
-    from data_tools.tokenizer import Training
+    from data_tools.tokenizer import Training, side_file
     from data_tools.tokenizer_training import train
     from megatron_kis.errors import printable
 
@@ -64,10 +64,13 @@ def _tokenizer(options: argparse.Namespace) -> int:
     )
     training.check()
     paths = expand(options.input)
-    check_text_files(paths)
-    refuse_own_outputs(options.input, [options.output])
+    check_text_files(paths, options.format)
+    facts = [options.facts] if options.facts else []
+    refuse_own_outputs([*options.input, *facts], [options.output, side_file(options.output)])
     names = fact_names(load_facts(options.facts)) if options.facts else []
-    documents = iter_documents(paths, text_key=options.text_key)
+    documents = iter_documents(
+        paths, text_key=options.text_key, text_format=options.format, longest=options.longest_line
+    )
     progress = console_progress()
     texts = (document.text for document in progress.track(documents, description="documents"))
     tokenizer = train(texts, options.output, training, names=names, say=progress.say)

@@ -1,0 +1,37 @@
+"""``PREFIX.quarantine.jsonl``: the lines of all parts that hold no document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_tools.corpus_part import QUARANTINE
+from data_tools.indexed import suffixed
+from data_tools.text_lines import lines_before
+from data_tools.text_parts import TextPart
+from megatron_kis.files import read_json_lines, write_json_lines
+
+
+def write_quarantine(target: Path, work: Sequence[tuple[TextPart, Path]]) -> None:
+    """Joins the lists of the parts; lines are counted within the whole file now.
+
+    Args:
+        target: prefix of the corpus; a list of an earlier one goes where there are no such lines.
+        work: parts and the prefixes of their files.
+    """
+    found = [(part, path) for part, at in work if (path := suffixed(at, QUARANTINE)).exists()]
+    if not found:
+        suffixed(target, QUARANTINE).unlink(missing_ok=True)
+        return
+    starts: dict[tuple[Path, str], list[int]] = {}
+    for part, _ in found:
+        starts.setdefault((part.path, part.kind), []).append(part.start)
+    before = {path: lines_before(path, kind, edges) for (path, kind), edges in starts.items()}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for part, path in found:
+            for _, row in read_json_lines(path):
+                yield {**row, "line": row["line"] + before[part.path][part.start]}
+
+    write_json_lines(suffixed(target, QUARANTINE), rows())
