@@ -38,6 +38,8 @@ class Pool:
     """Triples read, by relation."""
     dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Reason to relation to count of dropped triples."""
+    examples: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(Reason, relation) to where the first such triple is."""
     seen: set[str] = field(default_factory=set)
     """All relations of the source, also those not asked for."""
 
@@ -79,16 +81,19 @@ def usable_facts(
         if isinstance(triple, Dropped):
             pool.imported[triple.relation] += triple.count
             pool.dropped[triple.reason][triple.relation] += triple.count
+            pool.examples.setdefault((triple.reason, triple.relation), triple.where)
             continue
         pool.imported[triple.relation] += 1
         if reason := held.add(triple):
             pool.dropped[reason][triple.relation] += 1
+            pool.examples.setdefault((reason, triple.relation), triple.where)
     pool.dropped[NOT_SAMPLED].update(held.evicted)
     pool.facts = {relation: [] for relation in pool.imported if relation}
     for (relation, key), candidates in held.by_subject.items():
         reason = held.ambiguity(key, candidates) or _unfair(candidates[0], longest_name, keep_telling_names)
         if reason:
             pool.dropped[reason][relation] += len(candidates)
+            pool.examples.setdefault((reason, relation), candidates[0].where)
         else:
             pool.facts[relation].append(candidates[0])
     return pool

@@ -29,7 +29,7 @@ from data_tools.tokenizer import META_SCHEMA, Tokenizer, load_tokenizer, side_fi
 from megatron_kis.errors import InputError
 from megatron_kis.files import fingerprint, read_json
 
-CODE = {"facts": "3", "tokenizer": "2", "corpus": "2", "render": "3"}
+CODE = {"facts": "4", "tokenizer": "2", "corpus": "2", "render": "3"}
 """Versions of our own code. Raise one when its step writes other bytes for the same key: data are then made again, or
 kept with a word where runs hold them."""
 
@@ -94,10 +94,16 @@ def _facts(context: Context) -> Step:
     hashes = {path.name: seen.sha256(path) for path in files}
     named = settings.facts.is_dir() or settings.facts_format in _NAMED
     select = asdict(settings.select)
+    columns = {"facts_columns": dict(settings.facts_columns)} if settings.facts_columns else {}
 
     def make(folder: Path) -> None:
         selection = import_facts(
-            settings.facts, settings.facts_format, folder / "facts.jsonl", settings.select, progress=context.progress
+            settings.facts,
+            settings.facts_format,
+            folder / "facts.jsonl",
+            settings.select,
+            columns=settings.facts_columns,
+            progress=context.progress,
         )
         for line in selection.summary():
             context.progress.say(f"  {line}")
@@ -110,7 +116,7 @@ def _facts(context: Context) -> Step:
     return Step(
         name="facts",
         key={
-            "data": {"facts_format": settings.facts_format, "select": select},
+            "data": {"facts_format": settings.facts_format, **columns, "select": select},
             "files": {
                 "data.facts": [
                     {"sha256": sha256, **({"name": name} if named else {})} for name, sha256 in hashes.items()

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.importers.wikidata5m_triples import Ints, number_of
+from data_tools.facts import is_text, one_line
+from data_tools.importers.base import Dropped, malformed
+from data_tools.importers.wikidata5m_triples import Ints, identified
 from data_tools.mentions import name_words
 from megatron_kis.errors import InputError
 from megatron_kis.files import unreadable
@@ -25,24 +27,36 @@ Names = tuple[str, tuple[str, ...], bool]
 class EntityNames:
     """Names of entities, looked up in the file that holds them; a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, skip_errors: bool = False) -> None:
         """Indexes ``path``.
 
+        Args:
+            path: the file.
+            skip_errors: leave malformed lines out, and note them in ``dropped``.
+
         Raises:
-            InputError: an unreadable file, or a malformed or repeated id (``file:line``).
+            InputError: an unreadable file, or unless errors are skipped a malformed line or repeated id
+                (``file:line``).
         """
         self._path = path
+        self.dropped: list[Dropped] = []
         ids, offsets, lengths, hashes = array("q"), array("q"), array("i"), array("Q")
         offset = 0
         try:
             with open(path, "rb") as file:
                 for number, line in enumerate(file, start=1):
                     if line.strip():
-                        identifier, _, rest = line.partition(b"\t")
-                        ids.append(number_of(identifier, b"Q", f"{path}:{number}"))
-                        offsets.append(offset)
-                        lengths.append(len(line))
-                        hashes.append(_hash(rest.partition(b"\t")[0].decode("utf-8", "replace")))
+                        try:
+                            identifier, names = identified(line, b"Q", f"{path}:{number}")
+                        except InputError as error:
+                            if not skip_errors:
+                                raise
+                            self.dropped.append(malformed(error, "line of names"))
+                        else:
+                            ids.append(identifier)
+                            offsets.append(offset)
+                            lengths.append(len(line))
+                            hashes.append(_hash(names.partition("\t")[0]))
                     offset += len(line)
             self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -50,10 +64,20 @@ class EntityNames:
         order = np.argsort(np.frombuffer(ids, np.int64), kind="stable") if ids else np.empty(0, np.int64)
         self._ids: Ints = np.array(ids, np.int64)[order]
         self._offsets, self._lengths = np.array(offsets, np.int64)[order], np.array(lengths, np.int32)[order]
-        repeated = np.flatnonzero(self._ids[1:] == self._ids[:-1])
-        if len(repeated):
-            raise InputError(f"Q{self._ids[repeated[0]]} stands in two lines", where=str(path))
-        self._shared = _repeated(np.array(hashes, np.uint64)[order])
+        hashed = np.array(hashes, np.uint64)[order]
+        first = np.ones(len(self._ids), np.bool_)
+        first[1:] = self._ids[1:] != self._ids[:-1]
+        if not first.all():
+            identifier = self._ids[~first][0]
+            twice = InputError(f"Q{identifier} stands in two lines", where=str(path))
+            if not skip_errors:
+                raise twice
+            self.dropped += [Dropped("", "malformed line of names (an id in two lines)", where=str(path))] * int(
+                np.count_nonzero(~first)
+            )
+            self._ids, self._offsets, self._lengths = self._ids[first], self._offsets[first], self._lengths[first]
+            hashed = hashed[first]
+        self._shared = _repeated(hashed)
 
     def __enter__(self) -> EntityNames:
         return self
@@ -76,9 +100,9 @@ class EntityNames:
         for identifier, length, offset, shared in zip(*(column.tolist() for column in columns), strict=True):
             line = os.pread(self._file, length, offset).decode("utf-8", "replace")
             _, *fields = line.rstrip("\r\n").split("\t")
-            names = list(dict.fromkeys(name.strip() for name in fields if name.strip()))
-            if names:
-                found[identifier] = (names[0], tuple(names[1:]), shared)
+            names = list(dict.fromkeys(filter(None, map(one_line, fields))))
+            if names and is_text(names[0]):
+                found[identifier] = (names[0], tuple(filter(is_text, names[1:])), shared)
         return found
 
 
