@@ -15,9 +15,9 @@ from data_tools.importers import (
     WITH_COLUMNS,
     Candidate,
     Imported,
-    check_columns,
     import_wikidata5m,
     malformed,
+    parse_columns,
 )
 from data_tools.pool import Pool
 from data_tools.progress import Progress
@@ -33,7 +33,7 @@ def import_facts(
     output: Path,
     settings: SelectSettings,
     *,
-    columns: Mapping[str, str] | None = None,
+    columns: Sequence[str] = (),
     skip_errors: bool = False,
     progress: Progress | None = None,
 ) -> Selection:
@@ -44,7 +44,7 @@ def import_facts(
         kind: its format, a key of ``IMPORTERS``.
         output: the facts file to write.
         settings: which facts, and how many.
-        columns: of a table or JSON lines, field to the column that holds it, where its name does not say so.
+        columns: of a table or JSON lines, ``field=column`` where the header does not say what a column holds.
         skip_errors: drop and count malformed rows instead of ending.
         progress: where to report.
 
@@ -55,7 +55,6 @@ def import_facts(
     for file in source_files(source, kind):
         if output.exists() and output.samefile(file):
             raise InputError("is written here, and read as the source", where=str(output), remedy="write elsewhere")
-    columns = dict(columns or {})
     twice = [relation for relation, count in Counter(settings.relations).items() if count > 1]
     if twice:
         raise InputError(f"{twice[0]!r} is given twice", where="relations", remedy="name each relation once")
@@ -77,7 +76,7 @@ def import_facts(
     described = {"path": str(source), "format": kind, "sha256": source_fingerprint(source, kind)}
     meta = {
         "schema": "kis.facts/1",
-        "source": {**described, "columns": columns} if columns else described,
+        "source": {**described, "columns": list(columns)} if columns else described,
         "settings": asdict(settings),
         "imported": dict(selection.imported),
         "dropped": {reason: dict(counts) for reason, counts in selection.dropped.items() if counts},
@@ -136,7 +135,7 @@ def read_triples(
     kind: str,
     settings: SelectSettings,
     *,
-    columns: Mapping[str, str] | None = None,
+    columns: Sequence[str] = (),
     skip_errors: bool = False,
 ) -> Iterator[Imported]:
     """The triples of a source.
@@ -146,7 +145,7 @@ def read_triples(
     """
     check_source(source, kind, columns)
     if kind in WITH_COLUMNS:
-        return WITH_COLUMNS[kind](source, skip_errors=skip_errors, columns=columns)
+        return WITH_COLUMNS[kind](source, skip_errors=skip_errors, columns=parse_columns(columns))
     if kind == "wikidata5m":  # names that nobody asked for, or that will not fit into memory, are not looked up
         limit, seed = settings.memory_limit, settings.seed
         relations = settings.relations
@@ -154,7 +153,7 @@ def read_triples(
     return IMPORTERS[kind](source, skip_errors=skip_errors)
 
 
-def check_source(source: Path, kind: str, columns: Mapping[str, str] | None = None) -> None:
+def check_source(source: Path, kind: str, columns: Sequence[str] = ()) -> None:
     """Checks what can be told of a source without reading it.
 
     Raises:
@@ -169,7 +168,7 @@ def check_source(source: Path, kind: str, columns: Mapping[str, str] | None = No
         raise InputError("is a folder", where=str(source), remedy=f"{kind} is one file; of folders there are {folders}")
     if columns and kind not in WITH_COLUMNS:
         raise InputError(f"{kind} has no columns to name", where="columns", remedy=f"{', '.join(WITH_COLUMNS)} do")
-    check_columns(columns or {})
+    parse_columns(columns)
 
 
 def read_source_templates(source: Path, kind: str, *, skip_errors: bool = False) -> dict[str, list[str]]:

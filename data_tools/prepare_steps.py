@@ -94,7 +94,7 @@ def _facts(context: Context) -> Step:
     hashes = {path.name: seen.sha256(path) for path in files}
     named = settings.facts.is_dir() or settings.facts_format in _NAMED
     select = asdict(settings.select)
-    columns = {"facts_columns": dict(settings.facts_columns)} if settings.facts_columns else {}
+    columns = {"facts_columns": list(settings.facts_columns)} if settings.facts_columns else {}
 
     def make(folder: Path) -> None:
         selection = import_facts(

@@ -20,9 +20,8 @@ class DataSettings:
     """``templates.yaml`` for their relations."""
     facts_format: str = "tsv"
     """A key of ``data_tools.importers.IMPORTERS``: ``tsv``, ``csv``, ``jsonl``, ``bear``, ``lama``, ``trex``, ..."""
-    facts_columns: dict[str, str] = field(default_factory=dict)
-    """Of a table or JSON lines, field (``subject``, ``relation``, ``object``, ...) to the column that holds it; needed
-    where the header does not say so."""
+    facts_columns: tuple[str, ...] = ()
+    """Of a table or JSON lines, such as ``subject=city``: which column holds a field whose name is another."""
     text_key: str = "text"
     """JSON key or TSV column of the text."""
     tokenizer: Path | None = None

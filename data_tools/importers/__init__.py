@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_tools.importers.base import NOT_SAMPLED, Candidate, Dropped, Imported, Importer, malformed
 from data_tools.importers.bear import bear_files, bear_templates, import_bear
-from data_tools.importers.columns import check_columns
+from data_tools.importers.columns import parse_columns
 from data_tools.importers.json_lines import import_jsonl
 from data_tools.importers.lama import import_lama, lama_files, lama_templates
 from data_tools.importers.table import import_csv, import_tsv
@@ -48,7 +48,6 @@ __all__ = [
     "Imported",
     "Importer",
     "bear_templates",
-    "check_columns",
     "import_bear",
     "import_csv",
     "import_jsonl",
@@ -58,5 +57,6 @@ __all__ = [
     "import_wikidata5m",
     "lama_templates",
     "malformed",
+    "parse_columns",
     "relation_names",
 ]

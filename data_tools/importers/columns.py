@@ -13,6 +13,8 @@ ALIASES = ("subject_aliases", "object_aliases")
 FIELDS = (*NEEDED, "id", "subject_id", "object_id", *ALIASES)
 """Fields of a triple: what columns can be named."""
 
+_EXAMPLE = "for example subject=city"
+
 # Headers of published tables: LAMA, PopQA, KAMEL, and what knowledge graphs call their columns.
 _ALSO = {
     "subject": ("subject_label", "subject_name", "sub_label", "subj_label", "head_label", "subj", "sub",
@@ -38,19 +40,25 @@ _VAGUE = {
 }  # fmt: skip
 
 
-def check_columns(columns: Mapping[str, str]) -> None:
-    """Checks a choice of columns by itself.
+def parse_columns(columns: Sequence[str]) -> dict[str, str]:
+    """Field to column of such choices as ``subject=city``.
 
     Raises:
-        InputError: it names no field of a triple, or a column for two of them.
+        InputError: one is not of this form, names no field of a triple, or is the second of a field or column.
     """
-    for field, column in columns.items():
+    found: dict[str, str] = {}
+    for choice in columns:
+        field, _, column = choice.partition("=")
+        if not field or not column:
+            raise InputError(f"{choice!r} is not of the form FIELD=COLUMN", where="columns", remedy=_EXAMPLE)
         if field not in FIELDS:
             raise InputError(f"unknown field {field!r}", where="columns", remedy=nearest(field, FIELDS))
-        if not column:
-            raise InputError(f"{field} has no column", where="columns", remedy=f"for example {field}=NAME")
-        if list(columns.values()).count(column) > 1:
-            raise InputError(f"{column!r} is given for two fields", where="columns", remedy="each has its own column")
+        if field in found:
+            raise InputError(f"{field} is given twice", where="columns", remedy="one column per field")
+        if column in found.values():
+            raise InputError(f"{column!r} is given for two fields", where="columns", remedy="one column per field")
+        found[field] = column
+    return found
 
 
 def layout(first: Sequence[str], columns: Mapping[str, str], where: str) -> tuple[dict[str, int], bool]:

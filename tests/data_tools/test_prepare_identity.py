@@ -106,7 +106,7 @@ def mutated(settings, name, other_tokenizer):
         return settings, f"data.{name}: "
     values = {
         "facts_format": "csv",
-        "facts_columns": {"id": "4"},
+        "facts_columns": ("subject=1", "relation=2", "object=3"),
         "text_key": "body",
         "tokenizer": other_tokenizer,
         "vocab_size": 390,

@@ -25,7 +25,7 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     columns = (
         "what the columns of a table or the keys of JSON lines hold, such as subject=city relation=prop object=obj"
     )
-    parser.add_argument("--columns", nargs="+", default=[], type=_column, metavar="FIELD=COLUMN", help=columns)
+    parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help=columns)
     parser.add_argument("--relations", nargs="+", default=[], metavar="NAME", help="relations to use; all by default")
     for group in _GROUPS:
         parser.add_argument(f"--{group}", type=int, default=100, metavar="K", help=f"{group} facts in all")
@@ -77,7 +77,7 @@ def _facts(options: argparse.Namespace) -> int:
         options.format,
         options.output,
         settings,
-        columns=_once(options.columns),
+        columns=options.columns,
         skip_errors=options.on_error == "skip",
         progress=console_progress(),
     )
@@ -88,27 +88,6 @@ def _facts(options: argparse.Namespace) -> int:
         count = write_source_templates(templates, options.templates_output, relations)
         print(f"{options.templates_output}: templates of {count} relations")
     return 0
-
-
-def _column(text: str) -> tuple[str, str]:
-    field, equals, column = text.partition("=")
-    if not equals or not field or not column:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form FIELD=COLUMN, such as subject=city")
-    return field, column
-
-
-def _once(columns: list[tuple[str, str]]) -> dict[str, str]:
-    """The columns by field.
-
-    Raises:
-        InputError: a field has two.
-    """
-    found: dict[str, str] = {}
-    for field, column in columns:
-        if field in found:
-            raise InputError(f"{field} is given twice", where="--columns", remedy="one column per field")
-        found[field] = column
-    return found
 
 
 def add_templates(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
