@@ -21,7 +21,8 @@ GROUPS = ("infused", "background", "control")
 """The fact groups, in the order of the file."""
 
 _NAMES = ("subject", "relation", "object")
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
+_NO_TEXT = re.compile(f"{_HALF.pattern}|[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _BREAK = re.compile("[\t-\r\x1c-\x1f\x85\u2028\u2029]")  # those that are white space
 _EXACT = 1 << 53  # whole numbers below are exact as floats
 
@@ -139,14 +140,14 @@ def id_field(row: Mapping[str, Any], key: str, where: str) -> str:
 
 def one_line(name: str) -> str:
     """A name without line breaks and tabs, which cells of tables have: each becomes a space."""
-    if not _CONTROL.search(name):
+    if not _NO_TEXT.search(name):
         return name.strip()
     return " ".join(filter(None, map(str.strip, _BREAK.split(name))))
 
 
 def is_text(name: str) -> bool:
-    """Whether a name has no control characters and no line breaks."""
-    return not _CONTROL.search(name)
+    """Whether a name has no control characters, no line breaks and no half of a surrogate pair."""
+    return not _NO_TEXT.search(name)
 
 
 def check_text(text: str, key: str, where: str) -> None:
@@ -156,15 +157,13 @@ def check_text(text: str, key: str, where: str) -> None:
         InputError: the text holds one.
     """
     _check_whole(text, key, where)
-    if found := _CONTROL.search(text):
+    if found := _NO_TEXT.search(text):
         raise InputError(f"{key} holds the control character {found[0]!r}", where=where, remedy="take it out")
 
 
 def _check_whole(text: str, key: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{key} holds half of a surrogate pair, which is not text", where=where) from None
+    if _HALF.search(text):
+        raise InputError(f"{key} holds half of a surrogate pair, which is not text", where=where)
 
 
 def check_relation(relation: str, where: str) -> None:

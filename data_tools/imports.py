@@ -61,11 +61,17 @@ def import_facts(
     triples = read_triples(source, kind, settings, columns=columns, skip_errors=skip_errors)
     triples = _ids_once(triples, settings, skip_errors=skip_errors)
     pools: list[Pool] = []
+
+    def seen(pool: Pool) -> None:
+        pools.append(pool)
+        if not any(pool.imported) and not settings.relations:
+            raise InputError("holds no triples that can be read", where=str(source))
+        if not pool.seen:
+            raise InputError("holds no triples", where=str(source))
+
     try:
         tracked = (progress or Progress()).track(triples, description="triples")
-        selection = select_facts(tracked, settings, see_pool=pools.append)
-        if not selection.facts and any(settings.counts().values()):
-            raise InputError("no usable triples", where=str(source))
+        selection = select_facts(tracked, settings, see_pool=seen)
     except InputError as error:
         if not pools:
             raise
@@ -100,7 +106,7 @@ def _ids_once(triples: Iterable[Imported], settings: SelectSettings, *, skip_err
             if first is None and len(seen) < settings.memory_limit:
                 seen[triple.id] = triple
             elif first is not None and _said(first) != _said(triple):
-                problem = f"id {triple.id!r} is taken by {first.where}"
+                problem = f"id {triple.id!r} is taken (by {first.where})"
                 error = InputError(problem, where=triple.where, remedy="ids must be unique, or left out")
                 if not skip_errors:
                     raise error

@@ -9,7 +9,6 @@ from typing import IO
 from data_tools.text_open import BUFFER, kind_of
 from data_tools.text_parts import TextPart
 from megatron_kis.errors import InputError
-from megatron_kis.files import unreadable
 
 LONGEST_LINE = 128 << 20
 """Bytes of the longest line that is read: longer ones are no text, and would not fit into memory."""
@@ -85,25 +84,6 @@ def lines_before(path: Path, starts: Iterable[int]) -> dict[int, int]:
                 at, last = at + len(block), block[-1:]
             found[start] = count + (last != b"\n")
     return found
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line without its end) of a UTF-8 file; blank lines are skipped.
-
-    Raises:
-        InputError: the file cannot be read, or a line is not UTF-8 (``file:line``).
-    """
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    text = decoded(number, line)
-                except BadLineError as error:
-                    raise InputError(error.problem, where=f"{path}:{number}") from None
-                if text.strip():
-                    yield number, text.rstrip("\r\n")
-    except OSError as error:
-        raise unreadable(error, path) from None
 
 
 def decoded(number: int, line: bytes) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from data_tools.facts import check_relation, check_text, one_line
+from data_tools.facts import check_relation, check_text, is_text, one_line
 from data_tools.importers.reading import source_lines
-from megatron_kis.errors import InputError
+from megatron_kis.errors import InputError, first_of
 from megatron_kis.files import parse_json_line
+from megatron_kis.names import is_name
 
 Row = TypeVar("Row")
 
@@ -121,7 +123,8 @@ def json_object(line: bytes, where: str) -> dict[str, Any]:
     """
     row = parse_json_line(line, where=where)
     if not isinstance(row, dict):
-        raise InputError("not a JSON object", where=where)
+        remedy = "expected an object per line, no array around them" if isinstance(row, list) else None
+        raise InputError("not a JSON object", where=where, remedy=remedy)
     return row
 
 
@@ -133,18 +136,46 @@ def checked(found: Imported) -> Imported:
     """
     if not isinstance(found, Candidate):
         return found
-    names = {key: one_line(getattr(found, key)) for key in ("subject", "object")}
-    aliases = {
-        key: tuple(filter(None, map(one_line, getattr(found, key)))) for key in ("subject_aliases", "object_aliases")
-    }
-    if any(getattr(found, key) != value for key, value in {**names, **aliases}.items()):
-        found = replace(found, **names, **aliases)  # type: ignore[arg-type]
-    for key in ("subject", "object", "id", "subject_id", "object_id"):
-        check_text(getattr(found, key), key, found.where)
-    for key, values in aliases.items():
-        check_text(" ".join(values), key, found.where)
-    check_relation(found.relation, found.where)
+    told_twice = found.subject in found.subject_aliases or found.object in found.object_aliases
+    if told_twice or not is_text(_texts(found)):
+        found = _cleaned(found)
+        for key in ("subject", "object", "id", "subject_id", "object_id"):
+            check_text(getattr(found, key), key, found.where)
+        for key in ("subject_aliases", "object_aliases"):
+            check_text(" ".join(getattr(found, key)), key, found.where)
+    if not _is_name(found.relation):
+        check_relation(found.relation, found.where)
     return found
+
+
+_is_name = functools.lru_cache(1 << 12)(is_name)  # a source has few relations
+
+
+def _texts(found: Candidate) -> str:
+    ids = (found.id, found.subject_id, found.object_id)
+    return " ".join((found.subject, found.object, *ids, *found.subject_aliases, *found.object_aliases))
+
+
+def _cleaned(found: Candidate) -> Candidate:
+    """With each name on one line, and no name among its own aliases."""
+    names = (one_line(found.subject), one_line(found.object))
+    aliases = [
+        tuple(alias for alias in map(one_line, others) if alias not in ("", name))
+        for name, others in zip(names, (found.subject_aliases, found.object_aliases), strict=True)
+    ]
+    return replace(found, subject=names[0], object=names[1], subject_aliases=aliases[0], object_aliases=aliases[1])
+
+
+def labelled(row: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    """Checks that a row has the fields of its format.
+
+    Raises:
+        InputError: it lacks one.
+    """
+    for key in keys:
+        if key not in row:
+            remedy = "is it of another format?"
+            raise InputError(f"{key} is missing (keys: {first_of(list(row), 20)})", where=where, remedy=remedy)
 
 
 def text_field(row: Mapping[str, Any], *keys: str) -> str:

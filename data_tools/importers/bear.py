@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.facts import id_field, strings_field
-from data_tools.importers.base import Candidate, Imported, candidate_or_dropped, parse_json_lines, text_field
+from data_tools.importers.base import Candidate, Imported, candidate_or_dropped, labelled, parse_json_lines, text_field
 from data_tools.importers.reading import source_files_of
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_text
@@ -98,6 +98,7 @@ def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _candidate(relation: str, answers: list[str | int | float] | None, where: str, row: dict[str, Any]) -> Imported:
     answer, place = row.get("obj_label"), row.get("answer_idx")
+    labelled(row, ("sub_label",) if place is not None else ("sub_label", "obj_label"), where)
     if answers and place is not None and type(place) is not int:
         raise InputError(f"answer_idx is {place!r}", where=where, remedy="expected a whole number, from 0")
     if answers and place is not None and not 0 <= place < len(answers):

@@ -82,11 +82,12 @@ def layout(first: Sequence[str], columns: Mapping[str, str], where: str) -> tupl
             names = (field, *_ALSO[field])
             found = next((name for name in names if name in folded), None)
             if found is not None and (place := folded.index(found)) not in places.values():
-                if folded.count(found) > 1 and field in NEEDED:
-                    raise InputError(f"the column {header[place]!r} is there twice", where=where, remedy="rename one")
                 places[field] = place
     lacking = [field for field in NEEDED if field not in places]
     if not lacking:
+        twice = next((place for place in places.values() if folded.count(folded[place]) > 1), None)
+        if twice is not None:
+            raise InputError(f"the column {header[twice]!r} is there twice", where=where, remedy="rename one")
         return places, True
     if columns:
         there = first_of(header, 20)
@@ -123,8 +124,6 @@ def _by_number(width: int, columns: Mapping[str, str], where: str) -> dict[str, 
 def _place(column: str, header: Sequence[str], where: str) -> int:
     if column not in header:
         raise InputError(f"no column {column!r}", where=where, remedy=nearest(column, header))
-    if header.count(column) > 1:
-        raise InputError(f"the column {column!r} is there twice", where=where, remedy="rename one")
     return header.index(column)
 
 

@@ -19,6 +19,7 @@ from data_tools.importers.base import (
     Imported,
     candidate_or_dropped,
     json_object,
+    labelled,
     parse_json_lines,
     text_field,
 )
@@ -78,18 +79,19 @@ def _candidate(relation: str, where: str, row: dict[str, Any]) -> Imported:
     if row.get("sub_label") == "Squad" and "predicate_id" not in row and "pred" not in row:
         remedy = "LAMA's Squad asks about sentences; take TREx, Google_RE or ConceptNet"
         raise InputError("no triple: the subject of every row is 'Squad'", where=where, remedy=remedy)
+    by_label = "sub_label" in row  # ConceptNet's rows are not: what others have as ids are their names
+    labelled(row, ("sub_label" if by_label or "sub" not in row else "sub", "obj_label"), where)
     for key in ("sub_label", "obj_label"):
         if isinstance(row.get(key), list | dict):
             raise InputError(f"{key} is not a name", where=where, remedy="expected one row per object")
-    labelled = "sub_label" in row  # ConceptNet's rows are not: what others have as ids are their names
     return candidate_or_dropped(
         Candidate(
-            subject=text_field(row, "sub_label") if labelled else text_field(row, "sub"),
+            subject=text_field(row, "sub_label") if by_label else text_field(row, "sub"),
             relation=relation,
-            object=text_field(row, "obj_label") if labelled else text_field(row, "obj_label", "obj"),
+            object=text_field(row, "obj_label"),
             where=where,
-            subject_id=_id(row, where, "sub_uri", "sub") if labelled else "",
-            object_id=_id(row, where, "obj_uri", "obj") if labelled else "",
+            subject_id=_id(row, where, "sub_uri", "sub") if by_label else "",
+            object_id=_id(row, where, "obj_uri", "obj") if by_label else "",
             subject_aliases=_aliases(row, "sub_aliases"),
             object_aliases=_aliases(row, "obj_aliases"),
         )

@@ -49,7 +49,7 @@ def source_files_of(path: Path, pattern: str, *, but: Collection[str] = ()) -> l
     files = [file for file in visible(path, pattern) if file.name not in but]
     if not files:
         inside = sorted({file.parent for file in path.glob(f"*/{pattern}") if not file.parent.name.startswith(".")})
-        remedy = f"give one of the {len(inside)} folders in it that have some, such as {inside[0]}" if inside else None
+        remedy = f"give a folder in it that has some, such as {inside[0]}" if inside else None
         remedy = remedy or f"expected a file, or a folder of {pattern}"
         raise InputError(f"no {pattern} files with triples", where=str(path), remedy=remedy)
     return files

@@ -146,6 +146,10 @@ def _import(
         number, first = next(rows, (0, []))
     if not first:
         return
+    if first[0].lstrip().startswith(('{"', "[{")):
+        raise InputError(
+            "looks like JSON, not like a table", where=f"{path}:{number}", remedy="use --from jsonl or lama"
+        )
     places, is_header = layout(first, columns, f"{path}:{number}")
     width = len(first) if is_header or columns else len(NEEDED)
     parse = _parser(path, places, width, is_header, between)
@@ -174,7 +178,12 @@ def _parser(
     return parse
 
 
-_SIGNS = {"\t": "tabs: use --from tsv", ",": "commas: use --from csv", ";": "semicolons", "|": "bars"}
+_SIGNS = {
+    "\t": "tabs: use --from tsv",
+    ",": "commas: use --from csv",
+    ";": "semicolons: write commas or tabs",
+    "|": "bars: write commas or tabs",
+}
 """What rows are written with instead, and what to do."""
 
 

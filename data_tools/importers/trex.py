@@ -20,7 +20,7 @@ from data_tools.importers.base import (
     parse_rows,
     text_field,
 )
-from data_tools.importers.reading import refuse_foreign, source_files_of
+from data_tools.importers.reading import source_files_of
 from data_tools.text_open import opened
 from megatron_kis.errors import InputError
 from megatron_kis.files import unreadable
@@ -93,7 +93,6 @@ def _documents(file: Path) -> Iterator[Any]:
 
     try:
         with opened(file) as content:
-            refuse_foreign(content.peek(8), file) if hasattr(content, "peek") else None
             yield from ijson.items(content, "item", map_type=_Object)
     except (EOFError, zlib.error) as error:
         raise InputError(f"not a whole gzip file ({error})", where=str(file)) from None
@@ -137,7 +136,7 @@ class _Own:
             aliases = (forms[0],) if forms[0] != names[0] and _is_name(forms[0]) else ()
             ids = (_last(subject["uri"]), _last(answer["uri"]))
         except (KeyError, TypeError, AttributeError) as error:
-            problem = f"lacks {error}" if isinstance(error, KeyError) else "is not of T-REx's form"
+            problem = f"lacks {error.args[0]}" if isinstance(error, KeyError) else "is not of T-REx's form"
             remedy = "expected triples of subject, predicate and object"
             raise InputError(problem, where=self._where, remedy=remedy) from None
         candidate = Candidate(

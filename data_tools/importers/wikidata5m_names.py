@@ -100,8 +100,10 @@ class EntityNames:
         for identifier, length, offset, shared in zip(*(column.tolist() for column in columns), strict=True):
             line = os.pread(self._file, length, offset).decode("utf-8", "replace")
             _, *fields = line.rstrip("\r\n").split("\t")
-            names = list(dict.fromkeys(filter(None, map(one_line, fields))))
-            if names and is_text(names[0]):
+            names = list(dict.fromkeys(name.strip() for name in fields if name.strip()))
+            if not is_text("".join(names)):  # seldom: control characters
+                names = list(map(one_line, names)) if is_text(one_line(names[0])) else []
+            if names:
                 found[identifier] = (names[0], tuple(filter(is_text, names[1:])), shared)
         return found
 

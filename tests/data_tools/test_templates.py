@@ -84,3 +84,10 @@ def test_a_held_out_template_may_not_be_a_train_one_with_another_article(tmp_pat
     text = 'r:\n  train: ["[X] is a [Y]."]\n  held_out: ["[X] is a(n) [Y]!"]\n'
     with pytest.raises(InputError, match=r"r\.held_out\[0\]: same wording as .*r\.train\[0\]"):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize("relation", ["no", "on", "yes", "1", "1.50", "null", "2020-01-01", "true", "0x10"])
+def test_relations_are_read_as_they_are_written(tmp_path, relation):
+    path = tmp_path / "t.yaml"
+    path.write_text(f'{relation}:\n  train: ["[X] is in [Y]."]\n')
+    assert list(load_templates(path, relations=[relation])) == [relation]

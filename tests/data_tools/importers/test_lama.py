@@ -70,6 +70,15 @@ def test_trex_calls_a_document_s_own_entity_by_its_title_and_drops_pronouns(tmp_
         assert (date.object, date.object_id[:4]) == ("808", "0808")
 
 
+def test_trex_keeps_what_the_text_calls_a_document_s_own_entity_where_it_is_a_name(tmp_path):
+    own = ENTITY + "Q308"
+    for form, aliases in (("Mercury", ("Mercury",)), ("the planet", ()), ("It", ()), ("水星", ("水星",))):
+        document = {"title": "Mercury (planet)", "uri": own, "triples": [triple((own, form), "P361", HAMBURG)]}
+        (tmp_path / "d.json").write_text(json.dumps([document]))
+        [fact] = import_trex(tmp_path / "d.json")
+        assert (fact.subject, fact.subject_aliases) == ("Mercury (planet)", aliases)
+
+
 def test_trex_is_read_document_by_document(tmp_path):
     path = tmp_path / "cut.json"
     documents = json.dumps(
