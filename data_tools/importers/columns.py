@@ -101,14 +101,15 @@ def layout(first: Sequence[str], columns: Mapping[str, str], where: str) -> tupl
 
 
 def suggested(names: Sequence[str]) -> str:
-    """How to name the columns among ``names``; empty where none is known."""
+    """How to name the columns among ``names``; empty where that is not known."""
     folded = list(map(_folded, names))
     found = {
-        field: next((names[folded.index(name)] for name in _ALSO[field] if name in folded), None) for field in FIELDS
+        field: next((names[folded.index(name)] for name in (field, *_ALSO[field]) if name in folded), None)
+        for field in FIELDS
     }
-    if not all(found[field] or field in folded for field in NEEDED):
+    if not all(found[field] for field in NEEDED):
         return ""
-    return "--columns " + " ".join(f"{field}={name}" for field, name in found.items() if name and field not in folded)
+    return "--columns " + " ".join(f"{field}={name}" for field, name in found.items() if name not in (None, field))
 
 
 def _by_number(width: int, columns: Mapping[str, str], where: str) -> dict[str, int]:
@@ -129,6 +130,7 @@ def _place(column: str, header: Sequence[str], where: str) -> int:
 
 def _like_a_header(folded: Sequence[str]) -> bool:
     """Whether a line holds words for two of the three columns, or the name of the relation's own column."""
+    folded = [word.strip("\"'") for word in folded]
     words = [word for word in folded if len(word) > 1 or not word.isascii()]
     roles = sum(any(word in {field, *_ALSO[field], *_VAGUE[field]} for word in words) for field in NEEDED)
     relation = {"relation", "predicate", *_VAGUE["relation"]}

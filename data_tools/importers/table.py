@@ -68,7 +68,7 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
     """The records of a CSV file. Of one that is malformed the first line is given up, and reading goes on behind it."""
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
     lines = _Lines(path)
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(lines, strict=True, skipinitialspace=True)
     while True:
         lines.begin()
         try:

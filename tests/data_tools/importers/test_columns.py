@@ -75,6 +75,7 @@ def test_a_table_of_popqa_is_read_with_its_quoted_lists(tmp_path: Path) -> None:
         "country\trelation\tcapital",
         "entity\tvia\tvalue",
         "Subject\tname\tObject\tnote",
+        '"subject"\t"relation"\t"object"',
     ],
 )
 def test_what_looks_like_a_header_is_no_fact(tmp_path: Path, header: str) -> None:
@@ -155,3 +156,11 @@ def test_keys_of_other_names_are_told_to_be_named(tmp_path: Path) -> None:
         InputError, match=r"j\.jsonl:1: subject is missing \(keys: subj, prop, obj\); add --columns subject=subj "
     ):
         list(import_jsonl(path))
+    path = tsv(tmp_path / "j.jsonl", '{"Subject": "a", "relation": "b", "Object": "c"}')
+    with pytest.raises(InputError, match=r"add --columns subject=Subject object=Object$"):
+        list(import_jsonl(path))
+
+
+def test_quotes_behind_a_comma_and_a_space_are_quotes(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "t.csv", '"subject", "relation", "object"', '"Rysy", "peak_country", "Poland, the"')
+    assert triples(list(import_csv(path))) == [("Rysy", "peak_country", "Poland, the")]
