@@ -18,10 +18,6 @@ _FOREIGN = {
     b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
     b"PAR1": ("a parquet file", "write its rows as JSON lines"),
     b"PK\x03\x04": ("a zip file or a spreadsheet", "unpack it, or save the sheet as CSV"),
-    b"\x1f\x8b": ("packed by gzip", "give it a name that ends with .gz"),
-    b"\x28\xb5\x2f\xfd": ("packed by zstd", "give it a name that ends with .zst"),
-    b"BZh": ("packed by bzip2", "unpack it"),
-    b"\xfd7zXZ": ("packed by xz", "unpack it"),
 }  # fmt: skip
 """How files begin that hold no lines of UTF-8, what they are, and what to do."""
 
@@ -57,8 +53,8 @@ def source_files_of(path: Path, pattern: str, *, but: Collection[str] = ()) -> l
 
 def relation_of(file: Path) -> str:
     """The relation that a ``<relation>.jsonl`` file is named after, whether it is packed or not."""
-    packed = file.suffix in (".gz", ".zst")
-    return Path(file.stem).stem if packed else file.stem
+    name, jsonl, _ = file.name.partition(".jsonl")
+    return name if jsonl else file.stem
 
 
 def source_lines(path: Path) -> Iterator[tuple[int, bytes]]:
