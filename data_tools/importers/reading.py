@@ -18,7 +18,7 @@ _FOREIGN = {
     b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
     b"PAR1": ("a parquet file", "write its rows as JSON lines"),
     b"PK\x03\x04": ("a zip file or a spreadsheet", "unpack it, or save the sheet as CSV"),
-}  # fmt: skip
+}
 """How files begin that hold no lines of UTF-8, what they are, and what to do."""
 
 
