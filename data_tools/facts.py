@@ -64,6 +64,7 @@ def load_facts(path: Path) -> list[Fact]:
         where = f"{path}:{number}"
         subject, relation, answer = (string_field(row, key, where) for key in _NAMES)
         check_relation(relation, where)
+        subject, answer = one_line(subject), one_line(answer)
         check_text(subject, "subject", where)
         check_text(answer, "object", where)
         identifier = id_field(row, "id", where)
@@ -100,7 +101,7 @@ def string_field(row: dict[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{key} is {type(value).__name__}, not a string", where=where)
     _check_whole(value, key, where)
-    return one_line(value)
+    return value.strip()
 
 
 def strings_field(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:

@@ -179,11 +179,13 @@ def labelled(row: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
 
 
 def text_field(row: Mapping[str, Any], *keys: str) -> str:
-    """The first of these fields that is there and not empty, as text: numbers are taken, 0 too."""
+    """The first of these fields that is there and not empty, as text: numbers are taken, 0 too, but not NaN."""
     for key in keys:
         value = row.get(key)
-        if isinstance(value, bool) or value is None or isinstance(value, list | dict):
+        if isinstance(value, bool) or value is None or isinstance(value, list | dict) or value != value:  # noqa: PLR0124
             continue
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if text := str(value).strip():
             return text
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from megatron_kis.errors import InputError, first_of, nearest
@@ -13,6 +14,7 @@ ALIASES = ("subject_aliases", "object_aliases")
 FIELDS = (*NEEDED, "id", "subject_id", "object_id", *ALIASES)
 """Fields of a triple: what columns can be named."""
 
+_NEXT = re.compile(f",(?=(?:{'|'.join(FIELDS)})=)")
 _EXAMPLE = "for example subject=city"
 
 # Headers of published tables: LAMA, PopQA, KAMEL, and what knowledge graphs call their columns.
@@ -41,13 +43,13 @@ _VAGUE = {
 
 
 def parse_columns(columns: Sequence[str]) -> dict[str, str]:
-    """Field to column of such choices as ``subject=city``.
+    """Field to column of such choices as ``subject=city``, also of several with commas between them.
 
     Raises:
         InputError: one is not of this form, names no field of a triple, or is the second of a field or column.
     """
     found: dict[str, str] = {}
-    for choice in columns:
+    for choice in (one for part in columns for one in _NEXT.split(part)):
         field, _, column = choice.partition("=")
         if not field or not column:
             raise InputError(f"{choice!r} is not of the form FIELD=COLUMN", where="columns", remedy=_EXAMPLE)

@@ -106,3 +106,13 @@ def test_nothing_to_read_is_an_input_error(tmp_path):
         list(import_trex(tmp_path))
     with pytest.raises(InputError, match="no such file or folder"):
         list(import_lama(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("1945.0", "1945"), ("0", "0"), ("NaN", None), ("1.5", "1.5"), ("true", None)]
+)
+def test_labels_that_are_numbers_are_their_text(tmp_path, label, name):
+    path = tmp_path / "P1.jsonl"
+    path.write_text(f'{{"sub_label": "a", "obj_label": {label}}}\n')
+    [found] = import_lama(path)
+    assert getattr(found, "object", None) == name
