@@ -32,9 +32,11 @@ _ALSO = {
 }  # fmt: skip
 # Words that headers also use, in some large languages; too vague to say which column is meant.
 _VAGUE = {
-    "subject": {"subjekt", "sujet", "sujeto", "soggetto", "sujeito", "onderwerp", "субъект", "entity", "item", "主語",
+    "subject": {"subjekt", "sujet", "sujeto", "soggetto", "sujeito", "onderwerp", "субъект", "entity", "item",
+                "name", "label", "title", "主語",
                 "主语", "主体", "주어"},
-    "relation": {"prädikat", "praedikat", "prédicat", "predicado", "predicato", "relación", "relazione", "relação",
+    "relation": {"attribute", "prädikat", "praedikat", "prédicat", "predicado", "predicato", "relación",
+                 "relazione", "relação",
                  "beziehung", "eigenschaft", "propriété", "propiedad", "предикат", "отношение", "述語", "谓语", "关系",
                  "関係", "관계"},
     "object": {"objekt", "objet", "objeto", "oggetto", "объект", "value", "answer", "target", "目的語", "宾语", "客体",

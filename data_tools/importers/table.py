@@ -78,7 +78,9 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
             return
         except csv.Error as error:
             problem = "a lone carriage return" if "new-line" in str(error) else str(error)
-            row = InputError(f"not valid CSV ({problem})", where=f"{path}:{lines.first}", remedy=_CSV_REMEDY)
+            other = next((_SIGNS[sign] for sign in "\t;|" if f'"{sign}"'.encode() in lines.text), None)
+            remedy = f"expected commas between fields, found {other}" if other else _CSV_REMEDY
+            row = InputError(f"not valid CSV ({problem})", where=f"{path}:{lines.first}", remedy=remedy)
         except _BadLineError as error:
             row = InputError(error.problem, where=error.where)
         if isinstance(row, InputError):
@@ -108,6 +110,11 @@ class _Lines:
     def first(self) -> int:
         """Number of the record's first line."""
         return self._taken[0][0]
+
+    @property
+    def text(self) -> bytes:
+        """The record's first line."""
+        return self._taken[0][1]
 
     def begin(self) -> None:
         """Another record begins."""
