@@ -47,6 +47,7 @@ setup(
         "rich>=13.0",
         "sentencepiece>=0.2",
         "ahocorasick_rs>=1.0",
+        "regex>=2024.4.16",
         "orjson>=3.10",
         "ijson>=3.3",
         *ENCODE,

@@ -7,6 +7,7 @@ A row is ``{"id", "subject", "relation", "object", "group", "subject_aliases", "
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ GROUPS = ("infused", "background", "control")
 """The fact groups, in the order of the file."""
 
 _NAMES = ("subject", "relation", "object")
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
+_NO_TEXT = re.compile(f"{_HALF.pattern}|[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_BREAK = re.compile("[\t-\r\x1c-\x1f\x85\u2028\u2029]")  # those that are white space
+_EXACT = 1 << 53  # whole numbers below are exact as floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,9 @@ def load_facts(path: Path) -> list[Fact]:
         where = f"{path}:{number}"
         subject, relation, answer = (string_field(row, key, where) for key in _NAMES)
         check_relation(relation, where)
+        subject, answer = one_line(subject), one_line(answer)
+        check_text(subject, "subject", where)
+        check_text(answer, "object", where)
         identifier = id_field(row, "id", where)
         if not identifier:
             raise InputError("id is missing", where=where, remedy="every fact needs an id of its own")
@@ -92,7 +100,7 @@ def string_field(row: dict[str, Any], key: str, where: str) -> str:
         raise InputError(f"{key} is missing", where=where, remedy="every fact needs subject, relation and object")
     if not isinstance(value, str):
         raise InputError(f"{key} is {type(value).__name__}, not a string", where=where)
-    check_text(value, key, where)
+    _check_whole(value, key, where)
     return value.strip()
 
 
@@ -105,36 +113,58 @@ def strings_field(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     value = row.get(key) or []
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise InputError(f"{key} is not a list of strings", where=where)
-    for name in value:
+    names = tuple(filter(None, map(one_line, value)))
+    for name in names:
         check_text(name, key, where)
-    return tuple(name.strip() for name in value if name.strip())
+    return names
 
 
 def id_field(row: Mapping[str, Any], key: str, where: str) -> str:
-    """An id, which may be a number, 0 too; empty where there is none.
+    """An id, which may be a number, 0 too; empty where there is none. A whole number may be written as 1.0.
 
     Raises:
-        InputError: it is neither a string nor a number.
+        InputError: it is neither a string nor a number, or a number that is not exact.
     """
     value = row.get(key)
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(f"{key} is {value!r}", where=where, remedy="an id is a string or a number")
-    check_text(str(value), key, where)
-    return str(value).strip()
+    if isinstance(value, float):
+        if not abs(value) < _EXACT:
+            raise InputError(f"{key} is {value!r}", where=where, remedy="leave it out, or write the id as a string")
+        value = int(value) if value.is_integer() else value
+    text = str(value).strip()
+    check_text(text, key, where)
+    return text
+
+
+def one_line(name: str) -> str:
+    """A name without line breaks and tabs, which cells of tables have: each becomes a space."""
+    if not _NO_TEXT.search(name):
+        return name.strip()
+    return " ".join(filter(None, map(str.strip, _BREAK.split(name))))
+
+
+def is_text(name: str) -> bool:
+    """Whether a name has no control characters, no line breaks and no half of a surrogate pair."""
+    return not _NO_TEXT.search(name)
 
 
 def check_text(text: str, key: str, where: str) -> None:
-    """Refuses what no UTF-8 file can hold: JSON can escape half of a surrogate pair.
+    """Refuses what no UTF-8 file can hold (JSON can escape half of a surrogate pair), and control characters.
 
     Raises:
         InputError: the text holds one.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{key} holds half of a surrogate pair, which is not text", where=where) from None
+    _check_whole(text, key, where)
+    if found := _NO_TEXT.search(text):
+        raise InputError(f"{key} holds the control character {found[0]!r}", where=where, remedy="take it out")
+
+
+def _check_whole(text: str, key: str, where: str) -> None:
+    if _HALF.search(text):
+        raise InputError(f"{key} holds half of a surrogate pair, which is not text", where=where)
 
 
 def check_relation(relation: str, where: str) -> None:
@@ -145,4 +175,6 @@ def check_relation(relation: str, where: str) -> None:
     """
     if not is_name(relation):
         problem = f"not the name of a relation ({complaint(relation)})"
-        raise InputError(problem, where=where, remedy=f"use {ALLOWED}")
+        joined = "_".join(relation.split())
+        example = f", such as {joined!r}" if is_name(joined) else ""
+        raise InputError(problem, where=where, remedy=f"use {ALLOWED}{example}")

@@ -42,6 +42,8 @@ class Pool:
     """Triples read, by relation."""
     dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Reason to relation to count of dropped triples."""
+    examples: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(Reason, relation) to where the first such triple is."""
     seen: set[str] = field(default_factory=set)
     """All relations of the source, also those not asked for."""
     entities: Entities = field(default_factory=lambda: Entities(()))
@@ -75,10 +77,12 @@ def usable_facts(
         if isinstance(triple, Dropped):
             pool.imported[triple.relation] += triple.count
             pool.dropped[triple.reason][triple.relation] += triple.count
+            pool.examples.setdefault((triple.reason, triple.relation), triple.where)
             continue
         pool.imported[triple.relation] += 1
         if reason := held.add(triple):
             pool.dropped[reason][triple.relation] += 1
+            pool.examples.setdefault((reason, triple.relation), triple.where)
     pool.dropped[NOT_SAMPLED].update(held.evicted)
     pool.facts = {relation: [] for relation in pool.imported if relation}
     pool.entities = Entities(held.triples.values())
@@ -93,6 +97,7 @@ def usable_facts(
                 first = _merged(first, other)
         if reason := reason or _unfair(first, longest_name, keep_telling_names):
             pool.dropped[reason][relation] += len(candidates) if reason == AMBIGUOUS_OBJECTS else 1
+            pool.examples.setdefault((reason, relation), first.where)
         else:
             pool.facts[relation].append(first)
     return pool

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data_tools.corpus import VALIDATION_SUFFIX
 from data_tools.importers import IMPORTERS
-from data_tools.imports import source_files
+from data_tools.imports import check_source, source_files
 from data_tools.prepare_steps import Context, Steps, fact_names, steps, tokenizer_name, training
 from data_tools.progress import Progress
 from data_tools.publish import adopt, finish, is_halfway, publish, unfinished
@@ -156,6 +156,7 @@ def _checked(settings: DataSettings) -> DataSettings:
         training(settings).check()
     if not 0 <= settings.validation_share < 1:
         raise InputError(f"is {settings.validation_share}", where="data.validation_share", remedy="a share in [0, 1)")
+    check_source(settings.facts, settings.facts_format, settings.facts_columns)
     source_files(settings.facts, settings.facts_format)
     load_templates(settings.templates, relations=settings.select.relations)
     if settings.tokenizer is not None:

@@ -108,10 +108,16 @@ def _facts(context: Context) -> Step:
     hashes = {path.name: seen.sha256(path) for path in files}
     named = settings.facts.is_dir() or settings.facts_format in _NAMED
     select = asdict(settings.select)
+    columns = {"facts_columns": list(settings.facts_columns)} if settings.facts_columns else {}
 
     def make(folder: Path) -> None:
         selection = import_facts(
-            settings.facts, settings.facts_format, folder / "facts.jsonl", settings.select, progress=context.progress
+            settings.facts,
+            settings.facts_format,
+            folder / "facts.jsonl",
+            settings.select,
+            columns=settings.facts_columns,
+            progress=context.progress,
         )
         for line in selection.summary():
             context.progress.say(f"  {line}")
@@ -124,7 +130,7 @@ def _facts(context: Context) -> Step:
     return Step(
         name="facts",
         key={
-            "data": {"facts_format": settings.facts_format, "select": select},
+            "data": {"facts_format": settings.facts_format, **columns, "select": select},
             "files": {
                 "data.facts": [
                     {"sha256": sha256, **({"name": name} if named else {})} for name, sha256 in hashes.items()

@@ -30,9 +30,7 @@ GLUING_SCRIPTS = frozenset(
     [*SPLIT_SCRIPTS, *_BEFORE, *"Deva Beng Gujr Guru Orya Taml Telu Knda Mlym Sinh Geor Armn Tibt".split()]
 )
 """Scripts in which a name may be part of a longer run of letters."""
-_SCRIPT = regex.compile(
-    "|".join(rf"(?P<{name}>\p{{{name}}})" for name in sorted(GLUING_SCRIPTS)) + "|(?P<Kana_>ー)"
-)
+_SCRIPT = regex.compile("|".join(rf"(?P<{name}>\p{{{name}}})" for name in sorted(GLUING_SCRIPTS)) + "|(?P<Kana_>ー)")
 _SHORTEST = 3  # letters of a name that may have something glued to it; a shorter one stands alone
 
 # Particles, forms of the copula and units of administration, one after the other.

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data_tools.facts import GROUPS, Fact
 from data_tools.importers import Candidate, Imported
 from data_tools.names import Entities, name_key, one_of_each
-from data_tools.pool import usable_facts
+from data_tools.pool import Pool, usable_facts
 from megatron_kis.errors import InputError, nearest
 
 SPREADS = ("even", "proportional")
@@ -116,8 +116,15 @@ def _counts(counter: Mapping[str, int]) -> str:
     return f"{sum(counter.values())} (" + ", ".join([*shown, *more]) + ")"
 
 
-def select_facts(triples: Iterable[Imported], settings: SelectSettings) -> Selection:
+def select_facts(
+    triples: Iterable[Imported], settings: SelectSettings, *, see_pool: Callable[[Pool], None] | None = None
+) -> Selection:
     """Drops unfair facts and splits the rest into groups, stratified by relation.
+
+    Args:
+        triples: what an importer yields.
+        settings: which facts, and how many.
+        see_pool: is shown what there is to choose from, before anything is chosen.
 
     Raises:
         InputError: a relation is unknown, or has too few facts or objects for its share; says how many there are.
@@ -131,6 +138,8 @@ def select_facts(triples: Iterable[Imported], settings: SelectSettings) -> Selec
         limit=settings.memory_limit,
         seed=settings.seed,
     )
+    if see_pool is not None:
+        see_pool(pool)
     for relation in settings.relations:
         if relation not in pool.seen:
             raise InputError(f"no facts of relation {relation!r}", remedy=nearest(relation, pool.seen))

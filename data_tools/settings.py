@@ -21,6 +21,8 @@ class DataSettings:
     """``templates.yaml`` for their relations."""
     facts_format: str = "tsv"
     """A key of ``data_tools.importers.IMPORTERS``: ``tsv``, ``csv``, ``jsonl``, ``bear``, ``lama``, ``trex``, ..."""
+    facts_columns: tuple[str, ...] = ()
+    """Of a table or JSON lines, such as ``subject=city``: which column holds a field whose name is another."""
     text_key: str = "text"
     """JSON key or TSV column of the text."""
     text_format: str | None = None

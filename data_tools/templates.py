@@ -133,7 +133,7 @@ def load_templates(path: Path, *, relations: Iterable[str] | None = None) -> dic
         InputError: not such a file; a template without its slots or one that stands in two places, named by relation,
             split and index; a relation without train templates, or lacking altogether.
     """
-    content = parse_yaml(read_text(path), where=str(path))
+    content = parse_yaml(read_text(path), where=str(path), names=True)
     if not isinstance(content, dict) or not content:
         raise InputError("not a mapping of relations", where=str(path), remedy="expected relation: {train: [...], ...}")
     for relation in content:

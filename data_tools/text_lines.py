@@ -9,7 +9,6 @@ from typing import IO
 from data_tools.text_open import BUFFER
 from data_tools.text_parts import TextPart
 from megatron_kis.errors import InputError
-from megatron_kis.files import unreadable
 
 LONGEST_LINE = 16_000_000
 """Bytes of the longest line or document that is read, unless the user says otherwise.
@@ -98,25 +97,6 @@ def lines_before(path: Path, kind: str, starts: Iterable[int]) -> dict[int, int]
                 at, last = at + len(block), block[-1:]
             found[start] = count + (last != b"\n")
     return found
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (line number from 1, line without its end) of a UTF-8 file; blank lines are skipped.
-
-    Raises:
-        InputError: the file cannot be read, or a line is not UTF-8 (``file:line``).
-    """
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    text = decoded(number, line)
-                except BadLineError as error:
-                    raise InputError(error.problem, where=f"{path}:{number}") from None
-                if text.strip():
-                    yield number, text.rstrip("\r\n")
-    except OSError as error:
-        raise unreadable(error, path) from None
 
 
 def decoded(number: int, line: bytes) -> str:

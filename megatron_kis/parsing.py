@@ -6,6 +6,7 @@ repeated key is an error that names both lines.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -17,12 +18,13 @@ _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', flags=
 _REMEDY = "keep one of them"
 
 
-def parse_yaml(text: str, *, where: str) -> Any:
+def parse_yaml(text: str, *, where: str, names: bool = False) -> Any:
     """The content of a YAML document.
 
     Args:
         text: the document.
         where: the file, for messages.
+        names: the keys of the outermost mapping are names, text as it is written: ``no`` and ``1.50``, too.
 
     Raises:
         InputError: invalid YAML (``file:line``), or a key that a mapping has twice (with both lines).
@@ -30,9 +32,14 @@ def parse_yaml(text: str, *, where: str) -> Any:
     import yaml
 
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = _loader()(text)
+        node = loader.get_single_node()
+        if names and isinstance(node, yaml.MappingNode):
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                    key.tag = "tag:yaml.org,2002:str"
         _refuse_repeated(node, where, set())
-        return yaml.safe_load(text)
+        return None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
@@ -42,6 +49,26 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise InputError(f"not valid YAML ({error})", where=where, remedy="put such a value in quotes") from None
     except RecursionError:
         raise InputError("not valid YAML (nested too deeply)", where=where) from None
+
+
+@functools.cache
+def _loader() -> Any:
+    """YAML's safe loader, to which ``no``, ``on`` and ``y`` are words, as in YAML 1.2: relations have such names.
+
+    Settings that are true or false take them all the same.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    boolean = "tag:yaml.org,2002:bool"
+    Loader.yaml_implicit_resolvers = {
+        letter: [(tag, found) for tag, found in resolvers if tag != boolean]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver(boolean, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+    return Loader
 
 
 def parse_json(text: str | bytes, *, where: str) -> Any:

@@ -193,7 +193,8 @@ def parse_dataclass(
         key = ".".join(map(str, (where, *first["loc"])))
         if first["type"] == "missing":
             raise InputError("is missing", where=key, remedy="add it") from None
-        raise InputError(first["msg"].removeprefix("Value error, "), where=key) from None
+        remedy = "put it in quotes" if first["type"] == "string_type" else None
+        raise InputError(first["msg"].removeprefix("Value error, "), where=key, remedy=remedy) from None
     if base is None:
         return record
     paths = {}

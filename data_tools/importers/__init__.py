@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from data_tools.importers.base import NOT_SAMPLED, Candidate, Dropped, Imported, Importer
+from data_tools.importers.base import NOT_SAMPLED, Candidate, Dropped, Imported, Importer, malformed
 from data_tools.importers.bear import bear_files, bear_templates, import_bear
+from data_tools.importers.columns import parse_columns
 from data_tools.importers.json_lines import import_jsonl
-from data_tools.importers.lama import import_lama, import_trex, lama_files, lama_templates, trex_files
+from data_tools.importers.lama import import_lama, lama_files, lama_templates
 from data_tools.importers.table import import_csv, import_tsv
+from data_tools.importers.trex import import_trex, trex_files
 from data_tools.importers.wikidata5m import import_wikidata5m, relation_names, wikidata5m_files
 
 IMPORTERS: dict[str, Importer] = {
@@ -20,6 +22,9 @@ IMPORTERS: dict[str, Importer] = {
     "wikidata5m": import_wikidata5m,
 }
 """Reader of each format."""
+
+WITH_COLUMNS = {"tsv": import_tsv, "csv": import_csv, "jsonl": import_jsonl}
+"""Readers of single files, whose columns can be named."""
 
 SOURCE_FILES: dict[str, Callable[[Path], list[Path]]] = {
     "bear": bear_files,
@@ -37,6 +42,7 @@ __all__ = [
     "NOT_SAMPLED",
     "SOURCE_FILES",
     "TEMPLATE_READERS",
+    "WITH_COLUMNS",
     "Candidate",
     "Dropped",
     "Imported",
@@ -50,5 +56,7 @@ __all__ = [
     "import_tsv",
     "import_wikidata5m",
     "lama_templates",
+    "malformed",
+    "parse_columns",
     "relation_names",
 ]

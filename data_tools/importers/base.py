@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from data_tools.facts import check_relation, check_text
-from megatron_kis.errors import InputError
-from megatron_kis.files import parse_json_line, unreadable
+from data_tools.facts import check_relation, check_text, is_text, one_line
+from data_tools.importers.reading import source_lines
+from megatron_kis.errors import InputError, first_of
+from megatron_kis.files import parse_json_line
+from megatron_kis.names import is_name
 
 Row = TypeVar("Row")
 
@@ -49,6 +52,8 @@ class Dropped:
     """Why, in a few words that rows of one kind share."""
     count: int = 1
     """Rows."""
+    where: str = field(default="", compare=False)
+    """``file:line`` of the first; empty where it is not known."""
 
 
 Imported = Candidate | Dropped
@@ -67,9 +72,13 @@ NOT_SAMPLED = "left out by chance: more triples than fit into memory"
 EMPTY = "empty name"
 """Reason of a row without a subject or object."""
 
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+
 
 def parse_rows(rows: Iterable[Row], parse: Callable[[Row], Imported], *, skip_errors: bool) -> Iterator[Imported]:
     """Yields ``parse(row)`` of each row; with ``skip_errors`` a malformed row is dropped instead of ending the import.
+
+    ``rows`` must not raise for a malformed row, only where nothing more can be read.
 
     Raises:
         InputError: what ``parse`` raises, or :func:`checked` finds, unless errors are skipped.
@@ -80,7 +89,13 @@ def parse_rows(rows: Iterable[Row], parse: Callable[[Row], Imported], *, skip_er
         except InputError as error:
             if not skip_errors:
                 raise
-            yield Dropped("", f"malformed row ({_kind(error)})")
+            yield malformed(error)
+
+
+def malformed(error: InputError, what: str = "row") -> Dropped:
+    """The note of a row that is skipped because of an error."""
+    kind = re.split(r"[:([{]", _QUOTED.sub("...", error.problem))[0].strip()
+    return Dropped("", f"malformed {what} ({kind})", where=error.where or "")
 
 
 def parse_json_lines(
@@ -95,52 +110,89 @@ def parse_json_lines(
     def parse_line(entry: tuple[int, bytes]) -> Imported:
         number, line = entry
         where = f"{path}:{number}"
-        row = parse_json_line(line, where=where)
-        if not isinstance(row, dict):
-            raise InputError("not a JSON object", where=where)
-        return parse(where, row)
+        return parse(where, json_object(line, where))
 
-    try:
-        with open(path, "rb") as file:
-            lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-            yield from parse_rows(lines, parse_line, skip_errors=skip_errors)
-    except OSError as error:
-        raise unreadable(error, path) from None
+    yield from parse_rows(source_lines(path), parse_line, skip_errors=skip_errors)
+
+
+def json_object(line: bytes, where: str) -> dict[str, Any]:
+    """The object that a line of a JSON-lines file holds.
+
+    Raises:
+        InputError: it holds none.
+    """
+    row = parse_json_line(line, where=where)
+    if not isinstance(row, dict):
+        remedy = "expected an object per line, no array around them" if isinstance(row, list) else None
+        raise InputError("not a JSON object", where=where, remedy=remedy)
+    return row
 
 
 def checked(found: Imported) -> Imported:
-    """What an importer found.
+    """What an importer found, with each name on one line.
 
     Raises:
         InputError: a name or id that is no text, or a relation whose name is not safe.
     """
-    if isinstance(found, Candidate):
-        for key in ("subject", "relation", "object", "id", "subject_id", "object_id"):
+    if not isinstance(found, Candidate):
+        return found
+    told_twice = found.subject in found.subject_aliases or found.object in found.object_aliases
+    if told_twice or not is_text(_texts(found)):
+        found = _cleaned(found)
+        for key in ("subject", "object", "id", "subject_id", "object_id"):
             check_text(getattr(found, key), key, found.where)
         for key in ("subject_aliases", "object_aliases"):
             check_text(" ".join(getattr(found, key)), key, found.where)
+    if not _is_name(found.relation):
         check_relation(found.relation, found.where)
     return found
 
 
+_is_name = functools.lru_cache(1 << 12)(is_name)  # a source has few relations
+
+
+def _texts(found: Candidate) -> str:
+    ids = (found.id, found.subject_id, found.object_id)
+    return " ".join((found.subject, found.object, *ids, *found.subject_aliases, *found.object_aliases))
+
+
+def _cleaned(found: Candidate) -> Candidate:
+    """With each name on one line, and no name among its own aliases."""
+    names = (one_line(found.subject), one_line(found.object))
+    aliases = [
+        tuple(alias for alias in map(one_line, others) if alias not in ("", name))
+        for name, others in zip(names, (found.subject_aliases, found.object_aliases), strict=True)
+    ]
+    return replace(found, subject=names[0], object=names[1], subject_aliases=aliases[0], object_aliases=aliases[1])
+
+
+def labelled(row: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    """Checks that a row has the fields of its format.
+
+    Raises:
+        InputError: it lacks one.
+    """
+    for key in keys:
+        if key not in row:
+            remedy = "is it of another format?"
+            raise InputError(f"{key} is missing (keys: {first_of(list(row), 20)})", where=where, remedy=remedy)
+
+
 def text_field(row: Mapping[str, Any], *keys: str) -> str:
-    """The first of these fields that is there and not empty, as text: numbers are taken, 0 too."""
+    """The first of these fields that is there and not empty, as text: numbers are taken, 0 too, but not NaN."""
     for key in keys:
         value = row.get(key)
-        if isinstance(value, bool) or value is None or isinstance(value, list | dict):
+        if isinstance(value, bool) or value is None or isinstance(value, list | dict) or value != value:  # noqa: PLR0124
             continue
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if text := str(value).strip():
             return text
     return ""
 
 
-def _kind(error: InputError) -> str:
-    """The problem without what differs from row to row."""
-    return re.split(r"[:(]", error.problem)[0].strip()
-
-
 def candidate_or_dropped(candidate: Candidate) -> Imported:
     """The candidate, or the note that one of its names is empty."""
     if not candidate.subject.strip() or not candidate.object.strip():
-        return Dropped(candidate.relation, EMPTY)
+        return Dropped(candidate.relation, EMPTY, where=candidate.where)
     return candidate

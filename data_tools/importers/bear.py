@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.facts import id_field, strings_field
-from data_tools.importers.base import Candidate, Imported, candidate_or_dropped, parse_json_lines, text_field
+from data_tools.importers.base import Candidate, Imported, candidate_or_dropped, labelled, parse_json_lines, text_field
+from data_tools.importers.reading import source_files_of
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_text
 from megatron_kis.parsing import parse_json
@@ -45,7 +46,7 @@ def import_bear(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
         yield from parse_json_lines(file, parse, skip_errors=skip_errors)
 
 
-def bear_templates(path: Path) -> dict[str, list[str]]:
+def bear_templates(path: Path, *, skip_errors: bool = False) -> dict[str, list[str]]:
     """Templates of each relation; empty where the folder has no metadata."""
     return {relation: list(entry.get("templates") or ()) for relation, entry in _metadata(path).items()}
 
@@ -56,11 +57,10 @@ def relation_files(path: Path) -> list[Path]:
     Raises:
         InputError: there are none.
     """
-    files = sorted(path.glob("*.jsonl"))
-    if not files:
-        problem = "no <relation>.jsonl files" if path.is_dir() else "not a folder"
-        raise InputError(problem, where=str(path), remedy="expected a folder with a .jsonl file a relation")
-    return files
+    if not path.is_dir():
+        remedy = "expected a folder with a .jsonl file per relation"
+        raise InputError("not a folder", where=str(path), remedy=remedy)
+    return source_files_of(path, "*.jsonl")
 
 
 def bear_files(path: Path) -> list[Path]:
@@ -101,6 +101,7 @@ def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _candidate(relation: str, answers: list[str | int | float] | None, where: str, row: dict[str, Any]) -> Imported:
     answer, place = row.get("obj_label"), row.get("answer_idx")
+    labelled(row, ("sub_label",) if place is not None else ("sub_label", "obj_label"), where)
     if answers and place is not None and type(place) is not int:
         raise InputError(f"answer_idx is {place!r}", where=where, remedy="expected a whole number, from 0")
     if answers and place is not None and not 0 <= place < len(answers):

@@ -1,111 +1,232 @@
-"""TSV and CSV tables of triples.
+"""TSV and CSV tables of triples, also packed by gzip or zstd.
 
-A header line that names ``subject``, ``relation`` and ``object`` gives the columns, in any order; ``id``,
-``subject_id``, ``object_id``, ``subject_aliases`` and ``object_aliases`` (names between ``|``) may stand beside them,
-other columns are ignored. Without a header a line is subject, relation, object.
+A header line that names ``subject``, ``relation`` and ``object``, or calls them as other data sets do (``head``,
+``predicate``, ``obj_label``), gives the columns, in any order; ``id``, ``subject_id``, ``object_id``,
+``subject_aliases`` and ``object_aliases`` (names between ``|``, or a JSON list) may stand beside them, other columns
+are ignored. Without a header a line is subject, relation, object.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from data_tools.importers.base import Candidate, Imported, parse_rows
-from data_tools.text_lines import read_lines
+from data_tools.importers.base import Candidate, Imported, malformed, parse_rows
+from data_tools.importers.columns import ALIASES, NEEDED, layout
+from data_tools.importers.reading import decoded, source_lines
+from data_tools.text_lines import LONGEST_LINE
 from megatron_kis.errors import InputError
-from megatron_kis.files import unreadable
 
-_NAMES = ("subject", "relation", "object")
-_OPTIONAL = ("id", "subject_id", "object_id")
-_ALIASES = ("subject_aliases", "object_aliases")
-_Row = tuple[int, Sequence[str]]
+_Row = tuple[int, Sequence[str] | InputError]
+_LONGEST_RECORD = 1 << 20  # characters of a record of many lines: a quote that is never closed must not take the file
 
 
-def import_tsv(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
+def import_tsv(
+    path: Path, *, skip_errors: bool = False, columns: Mapping[str, str] | None = None
+) -> Iterator[Imported]:
     """Reads tab-separated triples; quotes are letters like any other.
+
+    Args:
+        path: the file.
+        skip_errors: drop malformed rows instead of ending.
+        columns: field to column, its name in the header or its number from 1; None goes by the header.
 
     Raises:
         InputError: with ``file:line``, where a line has another number of fields or an empty name.
     """
-    rows = ((number, line.split("\t")) for number, line in read_lines(path))
-    return _import(path, rows, "subject, relation and object between tabs", skip_errors)
+    return _import(path, _tsv_rows(path), "tabs", skip_errors, columns or {})
 
 
-def import_csv(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
+def import_csv(
+    path: Path, *, skip_errors: bool = False, columns: Mapping[str, str] | None = None
+) -> Iterator[Imported]:
     """Reads comma-separated triples; a field in double quotes may hold commas and line breaks.
+
+    Args:
+        path: the file.
+        skip_errors: drop malformed rows instead of ending.
+        columns: field to column, as for TSV.
 
     Raises:
         InputError: with ``file:line``, as for TSV, or where quotes are not closed.
     """
-    return _import(path, _csv_rows(path), "subject, relation and object between commas", skip_errors)
+    return _import(path, _csv_rows(path), "commas", skip_errors, columns or {})
+
+
+def _tsv_rows(path: Path) -> Iterator[_Row]:
+    for number, line in source_lines(path):
+        try:
+            yield number, decoded(line, f"{path}:{number}").split("\t")
+        except InputError as error:
+            yield number, error
 
 
 def _csv_rows(path: Path) -> Iterator[_Row]:
+    """The records of a CSV file. Of one that is malformed the first line is given up, and reading goes on behind it."""
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
     lines = _Lines(path)
-    reader = csv.reader(lines, strict=True)
-    first = 1
-    try:
-        for fields in reader:
-            if fields:
-                yield first, fields
-            first = lines.number + 1
-    except csv.Error as error:
-        raise InputError(f"not valid CSV ({error})", where=f"{path}:{first}") from None
+    reader = csv.reader(lines, strict=True, skipinitialspace=True)
+    while True:
+        lines.begin()
+        try:
+            fields = next(reader)
+            row: Sequence[str] | InputError = fields
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problem = "a lone carriage return" if "new-line" in str(error) else str(error)
+            other = next((_SIGNS[sign] for sign in "\t;|" if f'"{sign}"'.encode() in lines.text), None)
+            remedy = f"expected commas between fields, found {other}" if other else _CSV_REMEDY
+            row = InputError(f"not valid CSV ({problem})", where=f"{path}:{lines.first}", remedy=remedy)
+        except _BadLineError as error:
+            row = InputError(error.problem, where=error.where)
+        if isinstance(row, InputError):
+            number = lines.back_to_second()
+            yield number, row
+        elif row:
+            yield lines.first, row
+
+
+_CSV_REMEDY = 'write a quote within quotes as "", and end lines with line feeds'
+
+
+class _BadLineError(InputError):
+    """A line that cannot be part of a record."""
 
 
 class _Lines:
-    """Lines of a file with their ends, and the number of the last one."""
+    """Lines of a file with their ends, which can go back to the second line of the record that is being read."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self.number = path, 0
+        self._path, self._lines = path, source_lines(path)
+        self._ahead: deque[tuple[int, bytes]] = deque()
+        self._taken: list[tuple[int, bytes]] = []
+        self._length = 0
 
-    def __iter__(self) -> Iterator[str]:
+    @property
+    def first(self) -> int:
+        """Number of the record's first line."""
+        return self._taken[0][0]
+
+    @property
+    def text(self) -> bytes:
+        """The record's first line."""
+        return self._taken[0][1]
+
+    def begin(self) -> None:
+        """Another record begins."""
+        self._taken, self._length = [], 0
+
+    def back_to_second(self) -> int:
+        """The next record begins with the second line of this one, whose first line's number is returned."""
+        first, *rest = self._taken
+        self._ahead.extendleft(reversed(rest))
+        return first[0]
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        number, line = self._ahead.popleft() if self._ahead else next(self._lines)
+        self._taken.append((number, line))
+        self._length += len(line)
+        where = f"{self._path}:{number}"
+        if len(self._taken) > 1 and self._length > _LONGEST_RECORD:
+            raise _BadLineError("not valid CSV (a quote is not closed)", where=f"{self._path}:{self.first}")
         try:
-            with open(self._path, "rb") as file:
-                for self.number, line in enumerate(file, start=1):
-                    yield line.decode("utf-8-sig" if self.number == 1 else "utf-8")
-        except OSError as error:
-            raise unreadable(error, self._path) from None
+            return line.decode()
         except UnicodeDecodeError as error:
-            problem = f"not UTF-8 (byte {error.start} of the line)"
-            raise InputError(problem, where=f"{self._path}:{self.number}") from None
+            raise _BadLineError(f"not UTF-8 (byte {error.start} of the line)", where=where) from None
 
 
-def _import(path: Path, rows: Iterator[_Row], expected: str, skip_errors: bool) -> Iterator[Imported]:
-    first = next(rows, None)
-    if first is None:
+def _import(
+    path: Path, rows: Iterator[_Row], between: str, skip_errors: bool, columns: Mapping[str, str]
+) -> Iterator[Imported]:
+    number, first = next(rows, (0, []))
+    while isinstance(first, InputError):
+        if not skip_errors:
+            raise first
+        yield malformed(first)
+        number, first = next(rows, (0, []))
+    if not first:
         return
-    header = [field.strip().casefold() for field in first[1]]
-    columns = list(_NAMES)
-    if set(_NAMES) <= set(header):
-        columns = header
-    else:
-        yield from parse_rows([first], _parser(path, columns, expected), skip_errors=skip_errors)
-    yield from parse_rows(rows, _parser(path, columns, expected), skip_errors=skip_errors)
+    if first[0].lstrip().startswith(('{"', "[{")):
+        raise InputError(
+            "looks like JSON, not like a table", where=f"{path}:{number}", remedy="use --from jsonl or lama"
+        )
+    places, is_header = layout(first, columns, f"{path}:{number}")
+    width = len(first) if is_header or columns else len(NEEDED)
+    parse = _parser(path, places, width, is_header, between)
+    if not is_header:
+        yield from parse_rows([(number, first)], parse, skip_errors=skip_errors)
+    yield from parse_rows(rows, parse, skip_errors=skip_errors)
 
 
-def _parser(path: Path, columns: list[str], expected: str) -> Callable[[_Row], Imported]:
-    places = {name: columns.index(name) for name in (*_NAMES, *_OPTIONAL, *_ALIASES) if name in columns}
-
+def _parser(
+    path: Path, places: Mapping[str, int], width: int, is_header: bool, between: str
+) -> Callable[[_Row], Imported]:
     def parse(row: _Row) -> Imported:
         number, fields = row
+        if isinstance(fields, InputError):
+            raise fields
         where = f"{path}:{number}"
-        if len(fields) != len(columns):
-            missing = "object is missing" if len(fields) == 2 else f"{len(fields)} fields"
-            remedy = f"expected {len(columns)} fields as in the header" if columns != list(_NAMES) else None
-            raise InputError(
-                f"{missing}: {' '.join(fields)[:60]!r}", where=where, remedy=remedy or f"expected {expected}"
-            )
+        if len(fields) != width:
+            raise InputError(_miscounted(fields), where=where, remedy=_remedy(fields, width, is_header, between))
         values = {name: fields[place].strip() for name, place in places.items()}
-        for name in _NAMES:
+        for name in NEEDED:
             if not values[name]:
                 raise InputError(f"{name} is missing", where=where, remedy="every fact needs all three")
-        aliases = {name: _split(values.pop(name, "")) for name in _ALIASES}
+        aliases = {name: _names(values.pop(name, ""), name, where) for name in ALIASES}
         return Candidate(where=where, **values, **aliases)  # type: ignore[arg-type]
 
     return parse
 
 
-def _split(names: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in names.split("|") if name.strip())
+_SIGNS = {
+    "\t": "tabs: use --from tsv",
+    ",": "commas: use --from csv",
+    ";": "semicolons: write commas or tabs",
+    "|": "bars: write commas or tabs",
+}
+"""What rows are written with instead, and what to do."""
+
+
+def _miscounted(fields: Sequence[str]) -> str:
+    count = "object is missing" if len(fields) == 2 else "1 field" if len(fields) == 1 else f"{len(fields)} fields"
+    return f"{count}: {' '.join(fields)[:60]!r}"
+
+
+def _remedy(fields: Sequence[str], width: int, is_header: bool, between: str) -> str:
+    """What to do with a row of another number of fields."""
+    text, expected = fields[0], f"expected subject, relation and object between {between}"
+    if "\r" in "".join(fields):
+        remedy = "end lines with line feeds, not with carriage returns alone"
+    elif text.startswith("/a/["):
+        remedy = "these are ConceptNet's assertions; write subject, relation and object of one language as a table"
+    elif len(fields) == 1 and text.startswith("<"):
+        remedy = "these are N-Triples, ids without names; write a table of names"
+    elif len(fields) == 1:
+        found = next((name for sign, name in _SIGNS.items() if sign in text), None)
+        remedy = f"{expected}, found {found}" if found else f"{expected}; spaces do not separate them"
+    elif is_header or width != len(NEEDED):
+        remedy = f"expected {width} fields as in the {'header' if is_header else 'first line'}"
+    else:
+        remedy = f"{expected}, or --columns subject=1 relation=2 object=3"
+    return remedy
+
+
+def _names(text: str, key: str, where: str) -> tuple[str, ...]:
+    """Names between ``|``, or of a JSON list; in tables of pandas the list is quoted as in CSV."""
+    plain = text[1:-1].replace('""', '"') if text.startswith('"[') and text.endswith(']"') else text
+    if not plain.startswith(('["', "['", '[ "')) and plain != "[]":
+        return tuple(name.strip() for name in text.split("|") if name.strip())
+    try:
+        names = json.loads(plain)
+    except ValueError:
+        raise InputError(
+            f"{key} is no JSON list: {text[:60]!r}", where=where, remedy="or put | between names"
+        ) from None
+    return tuple(str(name).strip() for name in names if str(name).strip())

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.importers.base import NOT_SAMPLED, Candidate, Dropped, Imported
+from data_tools.importers.base import NOT_SAMPLED, Candidate, Dropped, Imported, malformed
+from data_tools.importers.reading import source_lines, visible
 from data_tools.importers.wikidata5m_names import EntityNames, Names
-from data_tools.importers.wikidata5m_triples import SubjectSample, TripleBlock, number_of, triple_blocks
+from data_tools.importers.wikidata5m_triples import SubjectSample, TripleBlock, identified, triple_blocks
 from megatron_kis.errors import InputError, nearest
-from megatron_kis.files import unreadable
 
 _TOGETHER = 1 << 16  # triples whose names are in memory together
 
 NO_NAME = "an id without a name"
-"""Reason of a triple whose subject or object is not in ``*_entity.txt``."""
+"""Reason of a triple whose subject or object is not in ``*_entity.txt``, or has control characters for a name."""
 SHARED_NAME = "ambiguous: several entities bear the subject's name"
 """Reason of a triple whose subject's name belongs to another entity too, by the whole of ``*_entity.txt``."""
 
@@ -49,7 +49,7 @@ def import_wikidata5m(
     Raises:
         InputError: a file is missing, a line malformed (``file:line``), or a relation not in ``*_relation.txt``.
     """
-    known = _relations(_single(path, "*_relation.txt"))
+    known, dropped = _relations(_single(path, "*_relation.txt"), skip_errors=skip_errors)
     for relation in relations:
         if relation not in known:
             raise InputError(f"no relation {relation!r}", where=str(path), remedy=nearest(relation, known))
@@ -60,7 +60,8 @@ def import_wikidata5m(
         for file in files:
             yield from triple_blocks(file, wanted, skip_errors=skip_errors)
 
-    with EntityNames(_single(path, "*_entity.txt")) as entities:
+    with EntityNames(_single(path, "*_entity.txt"), skip_errors=skip_errors) as entities:
+        yield from [*dropped, *entities.dropped]
         sample = None if limit is None else SubjectSample(blocks(), limit, seed)
         for block in blocks():
             if block.malformed:
@@ -86,7 +87,7 @@ def wikidata5m_files(path: Path) -> list[Path]:
 
 def relation_names(path: Path) -> dict[str, str]:
     """The name of each relation's id: to write templates by."""
-    return _relations(_single(path, "*_relation.txt"))
+    return _relations(_single(path, "*_relation.txt"))[0]
 
 
 def _resolved(block: TripleBlock, entities: EntityNames) -> Iterator[Imported]:
@@ -120,22 +121,24 @@ def _resolve(file: Path, triple: tuple[int, int, int, int], names: dict[int, Nam
     )
 
 
-def _relations(path: Path) -> dict[str, str]:
+def _relations(path: Path, *, skip_errors: bool = False) -> tuple[dict[str, str], list[Dropped]]:
+    """The name of each relation, and malformed lines where errors are skipped."""
     known: dict[str, str] = {}
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                identifier, _, rest = line.partition(b"\t")
-                if line.strip():
-                    relation = f"P{number_of(identifier, b'P', f'{path}:{number}')}"
-                    known[relation] = rest.decode("utf-8", "replace").partition("\t")[0].strip()
-    except OSError as error:
-        raise unreadable(error, path) from None
-    return known
+    dropped: list[Dropped] = []
+    for number, line in source_lines(path):
+        try:
+            identifier, names = identified(line, b"P", f"{path}:{number}")
+        except InputError as error:
+            if not skip_errors:
+                raise
+            dropped.append(malformed(error, "line of names"))
+        else:
+            known[f"P{identifier}"] = names.partition("\t")[0].strip()
+    return known, dropped
 
 
 def _single(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
+    found = visible(folder, pattern)
     if len(found) != 1:
         problem = f"{len(found)} files {pattern}" if folder.is_dir() else "not a folder"
         raise InputError(problem, where=str(folder), remedy=f"expected a folder with one {pattern}")
@@ -143,8 +146,8 @@ def _single(folder: Path, pattern: str) -> Path:
 
 
 def _triple_files(folder: Path) -> list[Path]:
-    splits = [path for split in ("train", "valid", "test") for path in sorted(folder.glob(f"*_{split}.txt"))]
-    files = sorted(folder.glob("*_triplet.txt")) or splits
+    splits = [path for split in ("train", "valid", "test") for path in visible(folder, f"*_{split}.txt")]
+    files = visible(folder, "*_triplet.txt") or splits
     if not files:
         raise InputError(
             "no *_triplet.txt", where=str(folder), remedy="expected lines of subject, relation, object ids"

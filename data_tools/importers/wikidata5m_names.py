@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.importers.wikidata5m_triples import Ints, number_of
+from data_tools.facts import is_text, one_line
+from data_tools.importers.base import Dropped, malformed
+from data_tools.importers.wikidata5m_triples import Ints, identified
 from data_tools.names import name_key
 from megatron_kis.errors import InputError
 from megatron_kis.files import unreadable
@@ -25,25 +27,37 @@ Names = tuple[str, tuple[str, ...], bool]
 class EntityNames:
     """Names of entities, looked up in the file that holds them; a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, skip_errors: bool = False) -> None:
         """Indexes ``path``.
 
+        Args:
+            path: the file.
+            skip_errors: leave malformed lines out, and note them in ``dropped``.
+
         Raises:
-            InputError: an unreadable file, or a malformed or repeated id (``file:line``).
+            InputError: an unreadable file, or unless errors are skipped a malformed line or repeated id
+                (``file:line``).
         """
         self._path = path
+        self.dropped: list[Dropped] = []
         ids, offsets, lengths, hashes = array("q"), array("q"), array("i"), array("Q")
         offset = 0
         try:
             with open(path, "rb") as file:
                 for number, line in enumerate(file, start=1):
                     if line.strip():
-                        identifier, _, rest = line.partition(b"\t")
-                        ids.append(number_of(identifier, b"Q", f"{path}:{number}"))
-                        offsets.append(offset)
-                        lengths.append(len(line))
-                        shown = _names(rest.partition(b"\t")[0]) or _names(rest)[:1]
-                        hashes.append(_hash(" ".join(shown)))
+                        try:
+                            identifier, names = identified(line, b"Q", f"{path}:{number}")
+                        except InputError as error:
+                            if not skip_errors:
+                                raise
+                            self.dropped.append(malformed(error, "line of names"))
+                        else:
+                            ids.append(identifier)
+                            offsets.append(offset)
+                            lengths.append(len(line))
+                            shown = _names(names.partition("\t")[0]) or _names(names)[:1]
+                            hashes.append(_hash(" ".join(shown)))
                     offset += len(line)
             self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -51,10 +65,20 @@ class EntityNames:
         order = np.argsort(np.frombuffer(ids, np.int64), kind="stable") if ids else np.empty(0, np.int64)
         self._ids: Ints = np.array(ids, np.int64)[order]
         self._offsets, self._lengths = np.array(offsets, np.int64)[order], np.array(lengths, np.int32)[order]
-        repeated = np.flatnonzero(self._ids[1:] == self._ids[:-1])
-        if len(repeated):
-            raise InputError(f"Q{self._ids[repeated[0]]} stands in two lines", where=str(path))
-        self._shared = _repeated(np.array(hashes, np.uint64)[order])
+        hashed = np.array(hashes, np.uint64)[order]
+        first = np.ones(len(self._ids), np.bool_)
+        first[1:] = self._ids[1:] != self._ids[:-1]
+        if not first.all():
+            identifier = self._ids[~first][0]
+            twice = InputError(f"Q{identifier} stands in two lines", where=str(path))
+            if not skip_errors:
+                raise twice
+            self.dropped += [Dropped("", "malformed line of names (an id in two lines)", where=str(path))] * int(
+                np.count_nonzero(~first)
+            )
+            self._ids, self._offsets, self._lengths = self._ids[first], self._offsets[first], self._lengths[first]
+            hashed = hashed[first]
+        self._shared = _repeated(hashed)
 
     def __enter__(self) -> EntityNames:
         return self
@@ -75,16 +99,18 @@ class EntityNames:
         found: dict[int, Names] = {}
         columns = (wanted, self._lengths[places], self._offsets[places], self._shared[places])
         for identifier, length, offset, shared in zip(*(column.tolist() for column in columns), strict=True):
-            _, _, rest = os.pread(self._file, length, offset).partition(b"\t")
-            if names := _names(rest):
+            _, _, fields = os.pread(self._file, length, offset).decode("utf-8", "replace").partition("\t")
+            if names := _names(fields):
                 found[identifier] = (names[0], tuple(names[1:]), shared)
         return found
 
 
-def _names(fields: bytes) -> list[str]:
-    """The names of a line, each once; the entity is shown by the first."""
-    names = (name.strip() for name in fields.decode("utf-8", "replace").split("\t"))
-    return list(dict.fromkeys(name for name in names if name))
+def _names(fields: str) -> list[str]:
+    """The names between tabs, each once; the entity is shown by the first."""
+    names = list(dict.fromkeys(name.strip() for name in fields.split("\t") if name.strip()))
+    if not is_text("".join(names)):  # seldom: control characters
+        names = list(map(one_line, names)) if is_text(one_line(names[0])) else []
+    return [*names[:1], *filter(is_text, names[1:])]
 
 
 def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from data_tools.importers.reading import BOM, decoded, refuse_foreign
 from megatron_kis.errors import InputError
 from megatron_kis.files import unreadable
 
@@ -64,6 +65,16 @@ def number_of(identifier: bytes, letter: bytes, where: str) -> int:
     return int(digits[1:])
 
 
+def identified(line: bytes, letter: bytes, where: str) -> tuple[int, str]:
+    """The number of a line's id, and the names behind it, between tabs.
+
+    Raises:
+        InputError: it begins with no such id, or is not UTF-8.
+    """
+    identifier, _, names = line.removeprefix(BOM).partition(b"\t")
+    return number_of(identifier, letter, where), decoded(names, where)
+
+
 def triple_blocks(file: Path, relations: Collection[int] = (), *, skip_errors: bool = False) -> Iterator[TripleBlock]:
     """Reads a file of triples.
 
@@ -79,6 +90,9 @@ def triple_blocks(file: Path, relations: Collection[int] = (), *, skip_errors: b
     try:
         with open(file, "rb") as stream:
             while data := stream.read(_BLOCK) + stream.readline():
+                if first == 1:
+                    refuse_foreign(data, file)
+                    data = data.removeprefix(BOM)
                 block = _block(file, data, first, skip_errors)
                 yield block.where(np.isin(block.relations, wanted)) if len(wanted) else block
                 first += data.count(b"\n")

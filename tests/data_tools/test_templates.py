@@ -120,3 +120,10 @@ def test_punctuation_spaces_and_case_make_no_other_wording(one, other):
 
 def test_relations_may_be_named_in_any_script(tmp_path):
     assert list(load(tmp_path, GOOD.replace("r:", "ਰਾਜਧਾਨੀ:", 1))) == ["ਰਾਜਧਾਨੀ"]
+
+
+@pytest.mark.parametrize("relation", ["no", "on", "yes", "1", "1.50", "null", "2020-01-01", "true", "0x10"])
+def test_relations_are_read_as_they_are_written(tmp_path, relation):
+    path = tmp_path / "t.yaml"
+    path.write_text(f'{relation}:\n  train: ["[X] is in [Y]."]\n')
+    assert list(load_templates(path, relations=[relation])) == [relation]

@@ -102,6 +102,7 @@ DATA: dict[str, Any] = {
     "data.facts": "OTHER/triples.tsv",
     "data.templates": "OTHER/templates.yaml",
     "data.facts_format": "csv",
+    "data.facts_columns": ["subject=1", "relation=2", "object=3"],
     "data.text_key": "title",
     "data.text_format": "txt",
     "data.tokenizer": "OTHER/tokenizer.model",

@@ -69,3 +69,18 @@ def test_values_that_yaml_cannot_read_are_wrong_input(text):
 def test_a_number_of_thousands_of_digits_is_wrong_input():
     with pytest.raises(InputError, match=r"f.json.*not valid JSON"):
         parse_json('{"a": ' + "1" * 5000 + "}", where="f.json")
+
+
+def test_words_that_yaml_1_1_takes_for_true_and_false_are_words():
+    assert parse_yaml("relations: [no, on, yes, y, Off]\nflag: [true, False]", where="f") == {
+        "relations": ["no", "on", "yes", "y", "Off"],
+        "flag": [True, False],
+    }
+
+
+def test_keys_that_are_names_are_read_as_they_are_written():
+    text = "no: 1\n1.50: 2\nnull: 3\n2020-01-01: 4\n0x10: {1: 5}\n"
+    found = parse_yaml(text, where="f", names=True)
+    assert found == {"no": 1, "1.50": 2, "null": 3, "2020-01-01": 4, "0x10": {1: 5}}
+    with pytest.raises(InputError, match=r"f:2: the key '1' is given twice \(line 1"):
+        parse_yaml("1: a\n'1': b", where="f", names=True)

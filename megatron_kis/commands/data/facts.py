@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from megatron_kis.commands.data.options import add_step, new_file, new_folder
-from megatron_kis.errors import printable
+from megatron_kis.errors import InputError, printable
 
 # As in data_tools.importers, which is imported only where it is used.
 FORMATS = ("tsv", "csv", "jsonl", "bear", "lama", "trex", "wikidata5m")
@@ -19,9 +19,13 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         steps, "facts", "import triples, drop ambiguous ones, split them into infused, background, control"
     )
     parser.add_argument("--from", dest="format", choices=FORMATS, required=True, help="format of the input")
-    kinds = "file or folder of triples: a table, JSON lines, or a folder of BEAR, LAMA, T-REx or Wikidata5M"
+    kinds = "a table or JSON lines (also .gz or .zst), or a folder of BEAR, LAMA, T-REx or Wikidata5M"
     parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=kinds)
     parser.add_argument("--output", type=new_file, required=True, metavar="FILE", help="facts.jsonl to write")
+    columns = (
+        "what the columns of a table or the keys of JSON lines hold, such as subject=city relation=prop object=obj"
+    )
+    parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help=columns)
     parser.add_argument("--relations", nargs="+", default=[], metavar="NAME", help="relations to use; all by default")
     for group in _GROUPS:
         parser.add_argument(f"--{group}", type=int, default=100, metavar="K", help=f"{group} facts in all")
@@ -45,7 +49,7 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _facts(options: argparse.Namespace) -> int:
-    from data_tools.imports import import_facts, write_source_templates
+    from data_tools.imports import import_facts, read_source_templates, write_source_templates
     from data_tools.progress import console_progress
     from data_tools.select import SelectSettings
 
@@ -62,19 +66,26 @@ def _facts(options: argparse.Namespace) -> int:
         spread=options.spread,
         memory_limit=options.memory_limit,
     )
+    templates = None
+    if options.templates_output:
+        if options.templates_output.exists():
+            remedy = "templates that may have been edited are not overwritten"
+            raise InputError("exists", where=str(options.templates_output), remedy=remedy)
+        templates = read_source_templates(options.input, options.format, skip_errors=options.on_error == "skip")
     selection = import_facts(
         options.input,
         options.format,
         options.output,
         settings,
+        columns=options.columns,
         skip_errors=options.on_error == "skip",
         progress=console_progress(),
     )
     for line in selection.summary():
         print(printable(line))
-    if options.templates_output:
+    if templates is not None:
         relations = sorted({fact.relation for fact in selection.facts})
-        count = write_source_templates(options.input, options.format, options.templates_output, relations)
+        count = write_source_templates(templates, options.templates_output, relations)
         print(f"{options.templates_output}: templates of {count} relations")
     return 0
 
@@ -93,7 +104,6 @@ def _templates(options: argparse.Namespace) -> int:
     from data_tools.render import template_lengths, template_remarks
     from data_tools.templates import load_templates
     from data_tools.tokenizer import load_tokenizer
-    from megatron_kis.errors import InputError
 
     if options.tokenizer and not options.facts:
         raise InputError("needs --facts", where="--tokenizer", remedy="tokens are counted with the names filled in")

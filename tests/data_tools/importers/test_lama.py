@@ -70,6 +70,15 @@ def test_trex_calls_a_document_s_own_entity_by_its_title_and_drops_pronouns(tmp_
         assert (date.object, date.object_id[:4]) == ("808", "0808")
 
 
+def test_trex_keeps_what_the_text_calls_a_document_s_own_entity_where_it_is_a_name(tmp_path):
+    own = ENTITY + "Q308"
+    for form, aliases in (("Mercury", ("Mercury",)), ("the planet", ()), ("It", ()), ("水星", ("水星",))):
+        document = {"title": "Mercury (planet)", "uri": own, "triples": [triple((own, form), "P361", HAMBURG)]}
+        (tmp_path / "d.json").write_text(json.dumps([document]))
+        [fact] = import_trex(tmp_path / "d.json")
+        assert (fact.subject, fact.subject_aliases) == ("Mercury (planet)", aliases)
+
+
 def test_trex_is_read_document_by_document(tmp_path):
     path = tmp_path / "cut.json"
     documents = json.dumps(
@@ -97,3 +106,13 @@ def test_nothing_to_read_is_an_input_error(tmp_path):
         list(import_trex(tmp_path))
     with pytest.raises(InputError, match="no such file or folder"):
         list(import_lama(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("1945.0", "1945"), ("0", "0"), ("NaN", None), ("1.5", "1.5"), ("true", None)]
+)
+def test_labels_that_are_numbers_are_their_text(tmp_path, label, name):
+    path = tmp_path / "P1.jsonl"
+    path.write_text(f'{{"sub_label": "a", "obj_label": {label}}}\n')
+    [found] = import_lama(path)
+    assert getattr(found, "object", None) == name
