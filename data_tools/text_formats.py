@@ -131,10 +131,12 @@ def iter_tsv(part: TextPart, file: IO[bytes], text_key: str, on_bad: OnBad, long
                 fields = decoded(number, line).rstrip("\r\n").split("\t")
                 if number == 1:
                     columns, column = fields, column_of(part, text_key, fields)
+                elif fields == [""]:
+                    continue
                 elif len(fields) == len(columns):
                     numbers.append(number)
                     texts.append(fields[column])
-                elif fields != [""]:
+                else:
                     raise BadLineError(number, f"{len(fields)} fields, the header has {len(columns)}")
             except BadLineError as error:
                 bad(number, error)

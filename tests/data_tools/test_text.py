@@ -178,6 +178,12 @@ def test_fields_of_tables_have_any_length_and_quotes_are_letters(tmp_path):
     assert read(path) == [(long, 2), ("a\rb", 3), ('"a', 4), ('b"', 5)]
 
 
+def test_a_blank_line_of_a_table_is_no_row(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(b"text\n\na\n\r\n")
+    assert [document.text for document in iter_part(whole(path))] == ["a"]
+
+
 def test_rows_of_tables_that_are_at_fault_are_skipped_and_headers_are_not(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_bytes(b"id\ttext\n1\t\xff\n2\n3\tc\n4\td\te\n")
