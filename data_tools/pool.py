@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from data_tools.hints import gives_away, holds_name
 from data_tools.importers import NOT_SAMPLED, Candidate, Dropped, Imported
-from data_tools.names import Entities, entity_key, mentions, name_key, says_something
+from data_tools.names import Entities, Mention, entity_key, mentions, name_key, says_something
 
 AMBIGUOUS_OBJECTS = "ambiguous: the subject has several objects"
 AMBIGUOUS_NAMES = "ambiguous: several entities bear the subject's name"
@@ -85,7 +85,7 @@ def usable_facts(
             pool.examples.setdefault((reason, triple.relation), triple.where)
     pool.dropped[NOT_SAMPLED].update(held.evicted)
     pool.facts = {relation: [] for relation in pool.imported if relation}
-    pool.entities = Entities(held.triples.values())
+    pool.entities = Entities(held)
     for relation, candidates in _by_subject(held, pool.entities):
         first, *others = candidates
         reason = AMBIGUOUS_NAMES if any(held.is_shared(one, pool.entities) for one in candidates) else None
@@ -106,17 +106,21 @@ def usable_facts(
 def _by_subject(held: _Held, entities: Entities) -> Iterator[tuple[str, list[Candidate]]]:
     """Yields a relation and the triples of a subject in it; subjects without ids are one where an alias says so."""
     homes: dict[_Place, _Place] = {}
-    for (relation, subject, _), candidate in held.triples.items():
-        if not candidate.subject_id:
-            for entity in entities.entities(mentions(candidate)[0]):
+    for relation, subject in held.places():
+        if subject.startswith("="):
+            for entity in entities.entities(Mention(subject[1:], "", ())):
                 one, other = _home(homes, (relation, subject)), _home(homes, (relation, entity))
                 if one != other and entity.startswith("="):
                     homes[max(one, other)] = min(one, other)
-    groups: dict[_Place, list[Candidate]] = {}
-    for (relation, subject, _), candidate in held.triples.items():
-        groups.setdefault(_home(homes, (relation, subject)), []).append(candidate)
-    for (relation, _), candidates in groups.items():
-        yield relation, candidates
+    joined = {_home(homes, place) for place in list(homes)}
+    together: dict[_Place, list[_Place]] = {}
+    for place in held.places():
+        if (home := _home(homes, place)) in joined:
+            together.setdefault(home, []).append(place)
+    for place in held.places():
+        places = together.get(_home(homes, place), [place])
+        if place == places[0]:
+            yield place[0], [candidate for one in places for candidate in held.at(one)]
 
 
 def _home(homes: dict[_Place, _Place], place: _Place) -> _Place:
@@ -143,9 +147,9 @@ class _Held:
     def __init__(self, limit: int, seed: int) -> None:
         self._limit, self._seed = limit, seed
         self._threshold = 1 << 64
+        self._count = 0
         self._bearers: dict[str, str | None] = {}  # a subject's name -> its key, None where there are several
-        self.triples: dict[tuple[str, str, str], Candidate] = {}
-        """By relation, subject and object, in the order of the source."""
+        self._by_subject: dict[_Place, Candidate | dict[str, Candidate]] = {}  # most have one object: no dict for it
         self.evicted: Counter[str] = Counter()
 
     def add(self, candidate: Candidate) -> str | None:
@@ -158,14 +162,35 @@ class _Held:
         subject, answer = (entity_key(one.name, one.identifier) for one in mentions(candidate))
         if self._bearers.setdefault(name, subject) != subject:
             self._bearers[name] = None
-        place = (candidate.relation, subject, answer)
-        if (known := self.triples.get(place)) is not None:
-            self.triples[place] = _merged(known, candidate)
-            return REPEATED
-        self.triples[place] = candidate
-        while len(self.triples) > self._limit:
+        place = (candidate.relation, subject)
+        known = self._by_subject.get(place)
+        if known is None:
+            self._by_subject[place] = candidate
+        else:
+            if isinstance(known, Candidate):
+                known = {entity_key(known.object, known.object_id): known}
+            repeated = answer in known
+            known[answer] = _merged(known[answer], candidate) if repeated else candidate
+            self._by_subject[place] = known if len(known) > 1 else known[answer]
+            if repeated:
+                return REPEATED
+        self._count += 1
+        while self._count > self._limit:
             self._evict()
         return None
+
+    def places(self) -> Iterable[_Place]:
+        """The relations and subjects of all triples, in the order of the source."""
+        return self._by_subject.keys()
+
+    def at(self, place: _Place) -> Iterable[Candidate]:
+        """What a relation says of a subject."""
+        known = self._by_subject[place]
+        return [known] if isinstance(known, Candidate) else known.values()
+
+    def __iter__(self) -> Iterator[Candidate]:
+        for place in self._by_subject:
+            yield from self.at(place)
 
     def is_shared(self, candidate: Candidate, entities: Entities) -> bool:
         """Whether other entities bear the subject's name: as theirs, or, of a subject without an id, as an alias."""
@@ -179,13 +204,15 @@ class _Held:
 
     def _evict(self) -> None:
         self._threshold //= 2
-        kept = {}
-        for place, candidate in self.triples.items():
-            if self._rank(name_key(candidate.subject)) < self._threshold:
-                kept[place] = candidate
-            else:
-                self.evicted[candidate.relation] += 1
-        self.triples = kept
+        kept: dict[_Place, Candidate | dict[str, Candidate]] = {}
+        for place, known in self._by_subject.items():
+            several = known if isinstance(known, dict) else {"": known}
+            stay = {key: one for key, one in several.items() if self._rank(name_key(one.subject)) < self._threshold}
+            self.evicted[place[0]] += len(several) - len(stay)
+            if stay:
+                kept[place] = stay if len(stay) > 1 else next(iter(stay.values()))
+        self._by_subject = kept
+        self._count = sum(1 if isinstance(known, Candidate) else len(known) for known in kept.values())
         self._bearers = {name: key for name, key in self._bearers.items() if self._rank(name) < self._threshold}
 
 
