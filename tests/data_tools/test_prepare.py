@@ -81,7 +81,7 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
         ({"facts_format": "xls"}, "data.facts_format: is 'xls'"),
         ({"tokenizer_model": "word"}, "data.tokenizer_model: is 'word'"),
         ({"validation_share": 1.5}, "data.validation_share: is 1.5"),
-        ({"tokenizer": LEADS}, "not a SentencePiece model"),
+        ({"tokenizer": LEADS}, "not a tokenizer.json"),
         ({"select": SelectSettings(relations=("peaks",))}, "no templates for relation 'peaks'"),
     ],
 )
