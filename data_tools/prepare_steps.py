@@ -218,6 +218,8 @@ def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None
             f" documents, {summary.validation_tokens} tokens; left out {summary.leaked_documents} documents that state"
             f" {summary.leaked_facts} of the facts"
         )
+        for line in (_known(tokenizer).frame_line(), *_known(tokenizer).remarks):
+            context.progress.say(f"  {line}")
 
     def settle(stamp: Mapping[str, Any] | None) -> dict[str, str]:
         """The encoder: the same again where tokenizer and both libraries are the same, else by a trial.

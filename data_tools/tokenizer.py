@@ -22,6 +22,7 @@ from megatron_kis.files import atomic_path, fingerprint, steadily, write_json
 
 EOD_PIECE = "<|endoftext|>"
 META_SCHEMA = "kis.tokenizer/1"
+_RARE = ("\U00010348", "\U0001f9ff")  # characters of no vocabulary: they have bytes, or nothing of their own
 MODEL_KINDS = ("unigram", "bpe", "byte-bpe")
 """What can be trained: SentencePiece models (the first two), and byte-level BPE as ``tokenizer.json``."""
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 300, 1_000_000
@@ -186,9 +187,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         InputError: the file is missing, unreadable, not a tokenizer, or has no end-of-document token.
     """
+    tokenizer = _loaded(model_file(path))
+    if tokenizer.encode(_RARE[0]) == tokenizer.encode(_RARE[1]):
+        lost = (
+            "the vocabulary lacks characters and has no bytes for them: they are lost, and texts in some scripts alike"
+        )
+        tokenizer.remarks += (lost,)
+    return tokenizer
+
+
+def _loaded(path: Path) -> Tokenizer:
     from data_tools.tokenizer_files import kind_of_file
 
-    path = model_file(path)
     kind = kind_of_file(path, read_model(path))
     if kind == "huggingface":
         from data_tools.tokenizer_huggingface import load_huggingface

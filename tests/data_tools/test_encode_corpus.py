@@ -15,7 +15,7 @@ from data_tools.encode_gigatoken import GigatokenEncoder, _pieces
 from data_tools.encode_reference import EncodersDifferError, ReferenceEncoder
 from data_tools.progress import LineProgress
 from data_tools.text import iter_documents
-from data_tools.tokenizer import train_tokenizer
+from data_tools.tokenizer import load_tokenizer, train_tokenizer
 from megatron_kis.cli import main
 
 from .conftest import LEADS
@@ -179,3 +179,20 @@ def test_characters_that_unicode_tables_disagree_on_are_left_to_the_tokenizers_o
 def test_the_corpus_records_what_stands_around_documents(tmp_path, fast):
     build(fast, LEADS, tmp_path / "c")
     assert read_corpus_meta(tmp_path / "c")["frame"] == {"before": [], "after": []}
+
+
+def test_unused_pieces_of_sentencepiece_are_left_to_it(tmp_path):
+    tokenizer = train_tokenizer(TEXTS, tmp_path / "t.model", vocab_size=400, kind="bpe")
+    model, piece = tokenizer.model, "▁the".encode()
+    at = model.index(b"\x0a" + bytes([len(piece)]) + piece + b"\x15")  # the piece, and then its score
+    size = model[at - 1]
+    unused = model[: at - 1] + bytes([size + 2]) + model[at : at + size] + b"\x18\x05" + model[at + size :]
+    (tmp_path / "u.model").write_bytes(unused)
+    other = load_tokenizer(tmp_path / "u.model")
+    assert other.normal_spellings == ("▁the",)
+    encoder, _ = choose_encoder(other, TEXTS)
+    assert isinstance(encoder, GigatokenEncoder)
+    texts = ["the water in the", "xthe", "no"]
+    expected = ReferenceEncoder(other).encode(texts)
+    assert expected[1].tolist() != ReferenceEncoder(tokenizer).encode(texts)[1].tolist()
+    assert [part.tolist() for part in encoder.encode_unchecked(texts)] == [part.tolist() for part in expected]

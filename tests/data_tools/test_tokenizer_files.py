@@ -241,3 +241,12 @@ def test_other_json_files_are_told_as_what_they_are(tmp_path, content, problem):
         load_tokenizer(tmp_path / "vocab.json")
     assert str(error.value).startswith(f"{tmp_path / 'vocab.json'}: ")
     assert problem in str(error.value)
+
+
+def test_a_vocabulary_that_loses_characters_is_remarked(tmp_path):
+    for unknown in (None, "<unk>"):
+        tokenizer = Tokenizer(models.BPE({"<unk>": 0, "</s>": 1, "a": 2}, [], unk_token=unknown))
+        (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+        assert "they are lost" in load_tokenizer(tmp_path).remarks[-1]
+    assert train_tokenizer(TEXTS, tmp_path / "t.model", vocab_size=400).remarks == ()
+    assert load_tokenizer(tmp_path / "t.model").remarks == ()
