@@ -1,4 +1,4 @@
-"""Numbers as text writes them: ``8,849``, ``8.849``, ``8 849`` and ``8849`` are one; ``-5``, ``3.5`` and ``5`` are three."""
+"""Numbers as text writes them: ``8,849``, ``8 849`` and ``8849`` are one; ``-5``, ``3.5`` and ``5`` are three."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ def number_at(name: str, start: int, end: int) -> frozenset[str]:
 
 def _signed(text: str, start: int, found: frozenset[str]) -> frozenset[str]:
     """The readings with a minus before them, where one stands there that joins nothing."""
-    if not start or text[start - 1] not in _MINUS or (start > 1 and (text[start - 2].isalnum() or text[start - 2] in ".)")):
+    if (
+        not start
+        or text[start - 1] not in _MINUS
+        or (start > 1 and (text[start - 2].isalnum() or text[start - 2] in ".)"))
+    ):
         return found
     return frozenset(f"-{value}" for value in found)
 

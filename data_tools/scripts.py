@@ -26,13 +26,10 @@ _ARABIC_ARTICLE = "ال"
 _BEFORE_ARTICLE = regex.compile(r"[وف]?(?:[بك]?ال|لل)")
 SPLIT_SCRIPTS = ("Hani", "Hira", "Kana", "Hang", "Thai", "Laoo", "Khmr", "Mymr")
 """Scripts in which a name is a part of a run of letters; every letter is a word of the folded line."""
-GLUING_SCRIPTS = frozenset(
-    [*SPLIT_SCRIPTS, *_BEFORE, *"Deva Beng Gujr Guru Orya Taml Telu Knda Mlym Sinh Geor Armn Tibt".split()]
-)
+_WITH_ENDINGS = ("Deva", "Beng", "Gujr", "Guru", "Orya", "Taml", "Telu", "Knda", "Mlym", "Sinh", "Geor", "Armn", "Tibt")
+GLUING_SCRIPTS = frozenset([*SPLIT_SCRIPTS, *_BEFORE, *_WITH_ENDINGS])
 """Scripts in which a name may be part of a longer run of letters."""
-_SCRIPT = regex.compile(
-    "|".join(rf"(?P<{name}>\p{{{name}}})" for name in sorted(GLUING_SCRIPTS)) + "|(?P<Kana_>ー)"
-)
+_SCRIPT = regex.compile("|".join(rf"(?P<{name}>\p{{{name}}})" for name in sorted(GLUING_SCRIPTS)) + "|(?P<Kana_>ー)")
 _SHORTEST = 3  # letters of a name that may have something glued to it; a shorter one stands alone
 
 # Particles, forms of the copula and units of administration, one after the other.
@@ -42,6 +39,7 @@ _HANGUL_AFTER = regex.compile(
     r"(?:은|는|이|가|을|를|의|와|과|도|이며|며|이고|고|인|이다|다|입니다|이었다|였다|이었으며|였으며|임|이자|자|이지만|지만|일|이라|라"
     r"|이에요|예요|이었습니다|였습니다|이야|야|하고|이랑|랑)?(?!\p{Hang})"
 )
+_NO_LETTER_BEFORE = ("Kana", "Hang")
 _CONTINUES = regex.compile(r"[\p{M}\u0E30\u0E33\u0E45\u0EB0\u0EB3\u0EBD]")  # vowels of Thai and Lao that are no marks
 _CODA = regex.compile(r"\p{Mymr}[\u103A\u1039]")  # a final consonant, or the first of a stack
 _OPENS = regex.compile(r"[\u0E40-\u0E44\u0E31\u0EC0-\u0EC4\u0EB1\u17D2\u1039]")  # vowels and signs that await a letter
@@ -114,16 +112,9 @@ def stands_between(text: str, start: int, end: int) -> bool:
     before, after = text[start - 1] if start else " ", text[end] if end < len(text) else " "
     if _CONTINUES.match(after) or _CODA.match(text, end) or _OPENS.match(before):
         return False
-    if first == last == "Hani" and end - start == 1:
-        return script_of(before) != "Hani" and script_of(after) != "Hani"
-    if first == last == "Hira" and end - start < _SHORTEST:
-        return script_of(before) != "Hira" and script_of(after) != "Hira"
-    if "Kana" in {first, script_of(before)} and first == script_of(before):
+    alone = (first == last == "Hani" and end - start == 1) or (first == last == "Hira" and end - start < _SHORTEST)
+    if alone and first in {script_of(before), script_of(after)}:
         return False
-    if last == "Kana" == script_of(after):
+    if (first in _NO_LETTER_BEFORE and first == script_of(before)) or last == "Kana" == script_of(after):
         return False
-    if first == "Hang" == script_of(before):
-        return False
-    if last == "Hang" == script_of(after):
-        return _HANGUL_AFTER.match(text, end) is not None
-    return True
+    return last != "Hang" or _HANGUL_AFTER.match(text, end) is not None
