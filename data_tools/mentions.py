@@ -55,7 +55,7 @@ def _without_article(name: str) -> str:
 def pattern_of(name: Sequence[str]) -> str:
     """What a folded line has where it may hold these folded words as a name."""
     found = " ".join(name)
-    before, after = glue_before(name[0]), glue_after(name[-1])
+    before, after = glue_before(name), glue_after(name)
     if before:
         found = before.stem + found[len(name[0]) :]
     if after:
@@ -122,16 +122,19 @@ class Name:
             self._after = match[0].translate(_SIGNS)
         if not self._parts[0].number and (match := _BEFORE.search(bare.text[:first])):
             self._before = match[0]
-        self._glue_before = glue_before(self._parts[0].ways[0][0])
-        self._glue_after = glue_after(self._parts[-1].ways[0][-1])
+        folded = [word for part in self._parts for word in part.ways[0]]
+        self._glue_before, self._glue_after = glue_before(folded), glue_after(folded)
         self._split = bool({script_of(bare.text[first]), script_of(bare.text[last - 1])} & set(SPLIT_SCRIPTS))
         self._ways = list(itertools.islice(itertools.product(*(part.ways for part in self._parts)), _MOST_WAYS))
 
     @property
     def key(self) -> str:
         """The same for forms of one name that differ in case, accents or separators only."""
-        numbers = (min(part.number) if part.number else " ".join(part.ways[0]) for part in self._parts)
-        return f"{self._before}{' '.join(numbers)}{self._after}"
+        parts = [
+            f"{''.join(_SYMBOLS.findall(part.gap))} {min(part.number) if part.number else ' '.join(part.ways[0])}"
+            for part in self._parts
+        ]
+        return f"{self._before}{''.join(parts).strip()}{self._after}"
 
     @cached_property
     def patterns(self) -> list[str]:
@@ -192,7 +195,7 @@ class Name:
             end = inner[-1][1]
             if at and not self._joins(text[places[at - 1][1] : start], part.gap):
                 return None
-            if part.number and not numerals.stands_at(text, start, end, part.number):
+            if part.number and not numerals.stands_at(text, start, end, part.number, first=not at):
                 return None
             if part.initials and not all(
                 "." in (gap := text[one[1] : other[0]]) or (len(self._parts) > 1 and gap.isspace())

@@ -6,6 +6,7 @@ of letters; what may stand before and after it there is decided here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -60,10 +61,11 @@ def script_of(letter: str) -> str:
     return (match.lastgroup or "")[:4] if match else ""
 
 
-def glue_before(word: str) -> Glue | None:
-    """What may stand before a folded word within its run of letters; None where nothing may."""
+def glue_before(name: Sequence[str]) -> Glue | None:
+    """What may stand before a name's first folded word within its run of letters; None where nothing may."""
+    word = name[0]
     script = script_of(word[0])
-    if script not in _BEFORE or len(word) < (2 if script == "Ethi" else _SHORTEST):
+    if script not in _BEFORE or sum(map(len, name)) < (2 if script == "Ethi" else _SHORTEST):
         return None
     if word.startswith(_ARABIC_ARTICLE) and len(word) >= _SHORTEST + len(_ARABIC_ARTICLE):
         return Glue(word.removeprefix(_ARABIC_ARTICLE), _BEFORE_ARTICLE)
@@ -77,11 +79,12 @@ def _endings() -> dict[str, dict[str, object]]:
     return content
 
 
-def glue_after(word: str) -> Glue | None:
-    """What may stand after a folded word within its run of letters; None where nothing may."""
+def glue_after(name: Sequence[str]) -> Glue | None:
+    """What may stand after a name's last folded word within its run of letters; None where nothing may."""
+    word = name[-1]
     script = script_of(word[-1])
     table = _endings().get(script)
-    if table is None or len(word) < 2:
+    if table is None or sum(map(len, name)) < 2:
         return None
     stems = table.get("stems", {})
     assert isinstance(stems, dict)

@@ -92,6 +92,8 @@ def named(text, *names):
         ("ilk", "The ilk of them"),
         ("gas", "Gas is light."),
         ("e\u0301tude", "an étude"),
+        ("סן חואן", "הוא גר בסן חואן"),
+        ("GMT-1", "the zone GMT-1"),
     ],
 )
 def test_a_name_is_found(name, text):
@@ -143,6 +145,7 @@ def test_a_name_is_found(name, text):
         ("+", "C++ is a language"),
         ("Київ", "Києв"),
         ("Guinea", "guineas"),
+        ("GMT-1", "the zone GMT+1"),
     ],
 )
 def test_another_word_is_not_the_name(name, text):
