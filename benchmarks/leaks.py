@@ -18,9 +18,9 @@ from pathlib import Path
 
 from benchmarks.corpus_sources import build_text
 from data_tools.facts import Fact
+from data_tools.folding import line_of_words, words
 from data_tools.importers import Candidate
 from data_tools.leaks import LeakCount, LeakFinder, filter_leaks
-from data_tools.folding import line_of_words, words
 from data_tools.mentions import name_words
 from data_tools.pool import usable_facts
 from data_tools.text import Document, iter_documents

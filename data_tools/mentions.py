@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 import regex
 
 from data_tools import numerals
-from data_tools.capitals import ARTICLES, Capitals, Spelling, function_words
+from data_tools.capitals import Capitals, Spelling, function_words
 from data_tools.folding import FoldedText, cased, composed, words
 from data_tools.scripts import SPLIT_SCRIPTS, Glue, glue_after, glue_before, script_of, stands_between
 
@@ -29,6 +29,9 @@ _MOST_WAYS = 8
 _SIGNS = str.maketrans("＋＃♯\u2212\u2013－", "+##---")
 _AFTER = regex.compile(r"[+#♯＋＃*]+|[-\u2212\u2013－](?!\w)")
 _BEFORE = regex.compile(r"(?:[#@\p{Sc}]|(?<!\.)\.)$")
+_SYMBOL = regex.compile(r"[\p{S}#]")
+_MATHS = regex.compile(r"[\p{Sm}#^`]")
+_PART_OF_SIGN = regex.compile(r"[\p{M}\u200D\p{Emoji_Modifier}]")
 _SYMBOLS = regex.compile(r"[+#♯=<>±×÷√∞＋＃\p{Sc}]")
 _BREAK = regex.compile(r"[;:!?…]|\n\s*\n")  # no name goes on over it, unless it is written so
 _JOINT = regex.compile(r"[·・‧•=＝]|\n")  # between parts of names in scripts without spaces
@@ -52,7 +55,7 @@ def _without_article(name: str) -> str:
 def pattern_of(name: Sequence[str]) -> str:
     """What a folded line has where it may hold these folded words as a name."""
     found = " ".join(name)
-    before, after = glue_before(name[0]), glue_after(name[-1])
+    before, after = glue_before(name), glue_after(name)
     if before:
         found = before.stem + found[len(name[0]) :]
     if after:
@@ -119,16 +122,19 @@ class Name:
             self._after = match[0].translate(_SIGNS)
         if not self._parts[0].number and (match := _BEFORE.search(bare.text[:first])):
             self._before = match[0]
-        self._glue_before = glue_before(self._parts[0].ways[0][0])
-        self._glue_after = glue_after(self._parts[-1].ways[0][-1])
+        folded = [word for part in self._parts for word in part.ways[0]]
+        self._glue_before, self._glue_after = glue_before(folded), glue_after(folded)
         self._split = bool({script_of(bare.text[first]), script_of(bare.text[last - 1])} & set(SPLIT_SCRIPTS))
         self._ways = list(itertools.islice(itertools.product(*(part.ways for part in self._parts)), _MOST_WAYS))
 
     @property
     def key(self) -> str:
         """The same for forms of one name that differ in case, accents or separators only."""
-        numbers = (min(part.number) if part.number else " ".join(part.ways[0]) for part in self._parts)
-        return f"{self._before}{' '.join(numbers)}{self._after}"
+        parts = [
+            f"{''.join(_SYMBOLS.findall(part.gap))} {min(part.number) if part.number else ' '.join(part.ways[0])}"
+            for part in self._parts
+        ]
+        return f"{self._before}{''.join(parts).strip()}{self._after}"
 
     @cached_property
     def patterns(self) -> list[str]:
@@ -189,10 +195,10 @@ class Name:
             end = inner[-1][1]
             if at and not self._joins(text[places[at - 1][1] : start], part.gap):
                 return None
-            if part.number and not numerals.stands_at(text, start, end, part.number):
+            if part.number and not numerals.stands_at(text, start, end, part.number, first=not at):
                 return None
             if part.initials and not all(
-                "." in (gap := text[one[1] : other[0]]) or len(self._parts) > 1 and gap.isspace()
+                "." in (gap := text[one[1] : other[0]]) or (len(self._parts) > 1 and gap.isspace())
                 for one, other in itertools.pairwise(inner)
             ):
                 return None
@@ -227,9 +233,9 @@ class Name:
     def _whole(self, text: str, start: int, end: int, glued: bool) -> Mention:
         """The mention with its article, and with all that is written of the name."""
         head = start - len(self._article) - 1
-        if self._article and head >= 0 and text[head : start - 1].casefold() == self._article.casefold():
-            if not (head and text[head - 1].isalnum()):
-                start = head
+        has_article = self._article and head >= 0 and text[head : start - 1].casefold() == self._article.casefold()
+        if has_article and not (head and text[head - 1].isalnum()):
+            start = head
         if text.startswith(self._written, start):
             end = max(end, start + len(self._written))
         return Mention(start, end, glued)
@@ -245,7 +251,7 @@ def _parts(bare: FoldedText) -> Iterator[_Part]:
     initials = {match.start(): match.end() for match in _INITIALS.finditer(bare.text)}
     at, past = 0, 0
     while at < len(places):
-        start, end = places[at]
+        start = places[at][0]
         gap = bare.text[past:start]
         count = 1
         number: frozenset[str] = frozenset()
@@ -269,10 +275,29 @@ def name_of(written: str) -> Name:
     return Name(written)
 
 
+def is_sign(name: str) -> bool:
+    """Whether a name without letters and digits has a symbol, by which it can be found."""
+    return not name_words(name) and _SYMBOL.search(name) is not None
+
+
+def sign_stands(text: str, start: int, end: int) -> bool:
+    """Whether symbols at a place are a name: € and 👍 are wherever they stand, + is not where it belongs to another."""
+    before, after = text[start - 1 : start], text[end : end + 1]
+    if _PART_OF_SIGN.match(after) or before == "\u200d":
+        return False
+    return not (
+        _MATHS.search(text, start, end) and any(char.isalpha() or _SYMBOL.match(char) for char in before + after)
+    )
+
+
 def mentions(text: WeighedText, names: Iterable[str], *, strict: bool = True) -> list[Span]:
     """Where any of several forms stands in a text, in order; places are in the text as it was given."""
     found: set[Span] = set()
-    for name in map(name_of, names):
+    for written in names:
+        name = name_of(written)
+        if is_sign(written):
+            signs = regex.finditer(regex.escape(written.strip()), text.text)
+            found.update(text.in_original(*sign.span()) for sign in signs if sign_stands(text.text, *sign.span()))
         for way, pattern in enumerate(name.patterns):
             at = text.line.find(pattern)
             while at >= 0:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import regex
 
+from data_tools.capitals import function_words
 from data_tools.folding import composed, line_of_words, words
-from data_tools.mentions import Mention, Name, Span, WeighedText, name_of, pattern_of
+from data_tools.mentions import Mention, Name, Span, WeighedText, is_sign, name_of, pattern_of, sign_stands
 from data_tools.scripts import GLUING_SCRIPTS, script_of
 
 if TYPE_CHECKING:
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
 
 # Most names are words without initials, numbers of their own, symbols or an article: they need not be taken apart.
 _PLAIN = regex.compile(
-    r"(?![Tt]he |[Aa]n? )(?:(?:\p{Lu}?[\p{Ll}\p{M}][\p{L}\p{M}\d]*|\p{Lu}\.)[ ,.'’-]+(?!\p{Lu}\.))*\p{Lu}?\p{Ll}[\p{L}\p{M}\d]*",
+    r"(?![Tt]he |[Aa]n? )(?:(?:\p{Lu}?[\p{Ll}\p{M}][\p{L}\p{M}\d]*|\p{Lu}\.)[ ,.'’-]+(?!\p{Lu}\.))*"
+    r"\p{Lu}?\p{Ll}[\p{L}\p{M}\d]*",
 )
+_EASY = 5  # letters
+_SIGNS = frozenset("+#♯＋＃")  # what makes another name of a name
 _UNCASED = regex.compile(r"[\p{Lo}\p{M}ー ]+")
-_SYMBOL = regex.compile(r"[\p{S}#]")
-_MATHS = regex.compile(r"[\p{Sm}#^`]")
-_PART_OF_SIGN = regex.compile(r"[\p{M}\u200D\p{Emoji_Modifier}]")
 # What may follow a name that does not make it another one: a city, a province, a country.
 _UNITS = frozenset("市都府县縣県省州区區郡州島岛国國시도군구")
 
 
-_PATTERN, _END = itemgetter(0), itemgetter(2)
+_END = itemgetter(2)
 
 
 class Candidates(NamedTuple):
@@ -55,14 +56,18 @@ class NameFinder:
         self._forms: dict[int, tuple[str, ...]] = {}
         self._patterns: dict[str, int] = {}
         self._owners: list[tuple[int, ...]] = []
+        self._first_owner: list[int] = []
+        self._more: dict[int, set[int]] = {}  # first owner of a pattern to all others
         self._signs: dict[str, int] = {}
         self._glued: set[int] = set()
+        self._easy: set[int] = set()  # names that are one wherever they are written as they are given
         self._automaton: AhoCorasick | None = None
         self._sign_automaton: AhoCorasick | None = None
 
     def add(self, written: str) -> int | None:
         """The number of a name; None where it cannot be found in text, having no letter, digit or symbol."""
-        found = words(written) if _PLAIN.fullmatch(written) or _UNCASED.fullmatch(written) else []
+        plain = _PLAIN.fullmatch(written) is not None
+        found = words(written) if plain or _UNCASED.fullmatch(written) else []
         if found:
             key, patterns = " ".join(found), [pattern_of(found)]
             glued = bool({script_of(found[0][0]), script_of(found[-1][-1])} & GLUING_SCRIPTS)
@@ -78,6 +83,8 @@ class NameFinder:
         self._forms[number] = (*forms, written)
         if glued:
             self._glued.add(number)
+        elif plain and len(written) >= _EASY and (len(found) > 1 or found[0] not in function_words()):
+            self._easy.add(number)
         for pattern in patterns:
             index = self._patterns.setdefault(pattern, len(self._patterns))
             if index == len(self._owners):
@@ -87,7 +94,7 @@ class NameFinder:
         return number
 
     def _add_sign(self, sign: str) -> int | None:
-        if not _SYMBOL.search(sign):
+        if not is_sign(sign):
             return None
         number = self._numbers.setdefault(sign, len(self._numbers))
         self._signs[sign] = number
@@ -102,6 +109,10 @@ class NameFinder:
         if self._signs:
             self._sign_automaton = AhoCorasick(list(self._signs), implementation=Implementation.ContiguousNFA)
         self._pattern_list = list(self._patterns)
+        for first, *others in self._owners:
+            self._first_owner.append(first)
+            if others:
+                self._more.setdefault(first, set()).update(others)
         self._sign_list = list(self._signs)
 
     def candidates(self, texts: Sequence[str]) -> Iterator[Candidates]:
@@ -109,18 +120,21 @@ class NameFinder:
         lines = list(map(line_of_words, texts))
         # Lines begin and end with a space, patterns have single ones: none is found across two documents.
         found = self._automaton.find_matches_as_indexes("".join(lines), overlapping=True) if self._automaton else []
-        owners = self._owners
+        first_owner = self._first_owner
+        more = self._more
         first = offset = 0
         for text, line in zip(texts, lines, strict=True):
             past = bisect_right(found, offset + len(line), first, key=_END)  # matches come in the order of their ends
             matches, first = found[first:past], past
-            numbers = set().union(*(owners[pattern] for pattern in set(map(_PATTERN, matches))))
+            numbers = {first_owner[match[0]] for match in matches}
+            if more and not more.keys().isdisjoint(numbers):
+                numbers.update(*(more[number] for number in numbers & more.keys()))
             if self._sign_automaton:
                 numbers.update(number for number, _ in self._sign_mentions(composed(text)))
             yield Candidates(text, line, numbers, matches, offset)
             offset += len(line)
 
-    def mentions(self, candidates: Candidates, wanted: Collection[int], *, every: bool = True) -> dict[int, list[Span]]:
+    def mentions(self, candidates: Candidates, wanted: set[int], *, every: bool = True) -> dict[int, list[Span]]:
         """Where names of some numbers stand in a text.
 
         Args:
@@ -133,14 +147,19 @@ class NameFinder:
         offset = candidates.offset
         glued = not self._glued.isdisjoint(wanted)
         places: list[tuple[int, int, int, bool]] = []
+        sought = wanted | self._glued if glued else wanted
         for pattern, start, end in candidates.matches:
-            for number in self._owners[pattern]:
-                if number in self._glued:
-                    if glued and (mention := self._weighed(text, number, pattern, start - offset, end - offset)):
-                        places.append((mention.start, -mention.end, number, mention.glued))
-                elif number in wanted and (every or number not in found):
-                    if mention := self._weighed(text, number, pattern, start - offset, end - offset):
-                        found[number].append(text.in_original(mention.start, mention.end))
+            if sought.isdisjoint(self._owners[pattern]):
+                continue
+            for number in sought.intersection(self._owners[pattern]):
+                is_glued = number in self._glued
+                if not is_glued and not every and number in found:
+                    continue
+                mention = self._weighed(text, number, pattern, start - offset, end - offset)
+                if mention and is_glued:
+                    places.append((mention.start, -mention.end, number, mention.glued))
+                elif mention:
+                    found[number].append(text.in_original(mention.start, mention.end))
         for number, start, end in _uncovered(text.text, sorted(places)):
             if number in wanted:
                 found[number].append(text.in_original(start, end))
@@ -151,6 +170,10 @@ class NameFinder:
         return found
 
     def _weighed(self, text: WeighedText, number: int, pattern: int, start: int, end: int) -> Mention | None:
+        if number in self._easy:
+            first, last = text.place(start + 1, end - 1)
+            if text.text[first:last] in self._forms[number] and text.text[last : last + 1] not in _SIGNS:
+                return Mention(first, last, glued=False)
         for form in self._forms[number]:
             name = name_of(form)
             for way, own in enumerate(name.patterns):
@@ -162,13 +185,8 @@ class NameFinder:
         """Names that are symbols only stand literally; one such as + is not part of a word or a longer sign."""
         assert self._sign_automaton
         for index, start, end in self._sign_automaton.find_matches_as_indexes(text, overlapping=True):
-            before, after = text[start - 1 : start], text[end : end + 1]
-            if _PART_OF_SIGN.match(after) or before == "\u200d":
-                continue
-            sign = self._sign_list[index]
-            if _MATHS.search(sign) and any(char.isalpha() or _SYMBOL.match(char) for char in before + after):
-                continue
-            yield self._signs[sign], (start, end)
+            if sign_stands(text, start, end):
+                yield self._signs[self._sign_list[index]], (start, end)
 
 
 def _uncovered(text: str, places: Sequence[tuple[int, int, int, bool]]) -> Iterator[tuple[int, int, int]]:

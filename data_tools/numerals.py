@@ -1,4 +1,4 @@
-"""Numbers as text writes them: ``8,849``, ``8.849``, ``8 849`` and ``8849`` are one; ``-5``, ``3.5`` and ``5`` are three."""
+"""Numbers as text writes them: ``8,849``, ``8 849`` and ``8849`` are one; ``-5``, ``3.5`` and ``5`` are three."""
 
 from __future__ import annotations
 
@@ -71,25 +71,34 @@ def spellings(reading: str) -> Iterator[tuple[str, ...]]:
         yield (whole[:first], *(whole[at : at + 2] for at in range(first, len(whole) - 3, 2)), whole[-3:], *tail)
 
 
-def stands_at(text: str, start: int, end: int, wanted: frozenset[str]) -> bool:
-    """Whether the whole number around these digits has one of the readings."""
-    first, last = start, end
-    while first > 1 and text[first - 1] in _GLUED and text[first - 2].isdecimal():
-        first -= 2
-        while first and text[first - 1].isdecimal():
-            first -= 1
+def stands_at(text: str, start: int, end: int, wanted: frozenset[str], *, first: bool) -> bool:
+    """Whether the whole number around these digits has one of the readings.
+
+    Args:
+        text: the text.
+        start: where the digits begin.
+        end: where they end.
+        wanted: the readings.
+        first: whether nothing of the name stands before them.
+    """
+    head, last = start, end
+    while first and head > 1 and text[head - 1] in _GLUED and text[head - 2].isdecimal():
+        head -= 2
+        while head and text[head - 1].isdecimal():
+            head -= 1
     while last + 1 < len(text) and text[last] in _GLUED and text[last + 1].isdecimal():
         last += 2
         while last < len(text) and text[last].isdecimal():
             last += 1
-    found = readings(text[first:last])
+    found = readings(text[head:last])
+    short = end - start <= _SHORT
     if not found:  # a date, a version, a list: its parts are numbers
-        found, first, last = readings(text[start:end]), start, end
-        if end - start <= _SHORT:
+        if short:
             return False
-    if end - start <= _SHORT and (_is_glued(text, first - 1, -1) or _is_glued(text, last, 1)):
+        found, head, last = readings(text[start:end]), start, end
+    if short and ((first and _is_glued(text, head - 1, -1)) or _is_glued(text, last, 1)):
         return False
-    return not _signed(text, first, found).isdisjoint(wanted)
+    return not (_signed(text, head, found) if first else found).isdisjoint(wanted)
 
 
 def _is_glued(text: str, at: int, step: int) -> bool:

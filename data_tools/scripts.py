@@ -6,6 +6,7 @@ of letters; what may stand before and after it there is decided here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -26,9 +27,8 @@ _ARABIC_ARTICLE = "ال"
 _BEFORE_ARTICLE = regex.compile(r"[وف]?(?:[بك]?ال|لل)")
 SPLIT_SCRIPTS = ("Hani", "Hira", "Kana", "Hang", "Thai", "Laoo", "Khmr", "Mymr")
 """Scripts in which a name is a part of a run of letters; every letter is a word of the folded line."""
-GLUING_SCRIPTS = frozenset(
-    [*SPLIT_SCRIPTS, *_BEFORE, *"Deva Beng Gujr Guru Orya Taml Telu Knda Mlym Sinh Geor Armn Tibt".split()]
-)
+_WITH_ENDINGS = ("Deva", "Beng", "Gujr", "Guru", "Orya", "Taml", "Telu", "Knda", "Mlym", "Sinh", "Geor", "Armn", "Tibt")
+GLUING_SCRIPTS = frozenset([*SPLIT_SCRIPTS, *_BEFORE, *_WITH_ENDINGS])
 """Scripts in which a name may be part of a longer run of letters."""
 _SCRIPT = regex.compile("|".join(rf"(?P<{name}>\p{{{name}}})" for name in sorted(GLUING_SCRIPTS)) + "|(?P<Kana_>ー)")
 _SHORTEST = 3  # letters of a name that may have something glued to it; a shorter one stands alone
@@ -40,6 +40,7 @@ _HANGUL_AFTER = regex.compile(
     r"(?:은|는|이|가|을|를|의|와|과|도|이며|며|이고|고|인|이다|다|입니다|이었다|였다|이었으며|였으며|임|이자|자|이지만|지만|일|이라|라"
     r"|이에요|예요|이었습니다|였습니다|이야|야|하고|이랑|랑)?(?!\p{Hang})"
 )
+_NO_LETTER_BEFORE = ("Kana", "Hang")
 _CONTINUES = regex.compile(r"[\p{M}\u0E30\u0E33\u0E45\u0EB0\u0EB3\u0EBD]")  # vowels of Thai and Lao that are no marks
 _CODA = regex.compile(r"\p{Mymr}[\u103A\u1039]")  # a final consonant, or the first of a stack
 _OPENS = regex.compile(r"[\u0E40-\u0E44\u0E31\u0EC0-\u0EC4\u0EB1\u17D2\u1039]")  # vowels and signs that await a letter
@@ -60,10 +61,11 @@ def script_of(letter: str) -> str:
     return (match.lastgroup or "")[:4] if match else ""
 
 
-def glue_before(word: str) -> Glue | None:
-    """What may stand before a folded word within its run of letters; None where nothing may."""
+def glue_before(name: Sequence[str]) -> Glue | None:
+    """What may stand before a name's first folded word within its run of letters; None where nothing may."""
+    word = name[0]
     script = script_of(word[0])
-    if script not in _BEFORE or len(word) < (2 if script == "Ethi" else _SHORTEST):
+    if script not in _BEFORE or sum(map(len, name)) < (2 if script == "Ethi" else _SHORTEST):
         return None
     if word.startswith(_ARABIC_ARTICLE) and len(word) >= _SHORTEST + len(_ARABIC_ARTICLE):
         return Glue(word.removeprefix(_ARABIC_ARTICLE), _BEFORE_ARTICLE)
@@ -77,11 +79,12 @@ def _endings() -> dict[str, dict[str, object]]:
     return content
 
 
-def glue_after(word: str) -> Glue | None:
-    """What may stand after a folded word within its run of letters; None where nothing may."""
+def glue_after(name: Sequence[str]) -> Glue | None:
+    """What may stand after a name's last folded word within its run of letters; None where nothing may."""
+    word = name[-1]
     script = script_of(word[-1])
     table = _endings().get(script)
-    if table is None or len(word) < 2:
+    if table is None or sum(map(len, name)) < 2:
         return None
     stems = table.get("stems", {})
     assert isinstance(stems, dict)
@@ -112,16 +115,9 @@ def stands_between(text: str, start: int, end: int) -> bool:
     before, after = text[start - 1] if start else " ", text[end] if end < len(text) else " "
     if _CONTINUES.match(after) or _CODA.match(text, end) or _OPENS.match(before):
         return False
-    if first == last == "Hani" and end - start == 1:
-        return script_of(before) != "Hani" and script_of(after) != "Hani"
-    if first == last == "Hira" and end - start < _SHORTEST:
-        return script_of(before) != "Hira" and script_of(after) != "Hira"
-    if "Kana" in {first, script_of(before)} and first == script_of(before):
+    alone = (first == last == "Hani" and end - start == 1) or (first == last == "Hira" and end - start < _SHORTEST)
+    if alone and first in {script_of(before), script_of(after)}:
         return False
-    if last == "Kana" == script_of(after):
+    if (first in _NO_LETTER_BEFORE and first == script_of(before)) or last == "Kana" == script_of(after):
         return False
-    if first == "Hang" == script_of(before):
-        return False
-    if last == "Hang" == script_of(after):
-        return _HANGUL_AFTER.match(text, end) is not None
-    return True
+    return last != "Hang" or _HANGUL_AFTER.match(text, end) is not None

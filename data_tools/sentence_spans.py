@@ -1,4 +1,4 @@
-"""Where the sentences of a text end, in every script: to cut too little costs some text, to cut too much hides a leak."""
+"""Where sentences end, in every script: to cut too little costs some text, to cut too much hides a leak."""
 
 from __future__ import annotations
 
