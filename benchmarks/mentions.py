@@ -117,7 +117,14 @@ def labels(language: str) -> list[tuple[str, str]]:
         own = locale.time_zones.get(zone, {}).get("city")
         city = own or zone.rpartition("/")[2].replace("_", " ")
         name = locale.territories.get(territory)
-        if name and territory != "ZZ" and "/" in zone and (own or city.isascii()) and name not in city and city not in name:
+        if (
+            name
+            and territory != "ZZ"
+            and "/" in zone
+            and (own or city.isascii())
+            and name not in city
+            and city not in name
+        ):
             found.setdefault(city, name)
     return list(found.items())
 

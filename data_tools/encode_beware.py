@@ -18,6 +18,7 @@ import numpy.typing as npt
 from data_tools.tokenizer import Tokenizer
 
 _FEW = 4  # spellings that are faster to look for one by one
+_BETWEEN = "\x01"  # in no spelling of a token
 _TABLED = 0x40000  # above are private planes and, up to U+E0000, no characters
 
 
@@ -29,16 +30,17 @@ def is_blank(spelling: str) -> bool:
 class Beware:
     """Finds the texts that are left to the tokenizer's own library."""
 
-    def __init__(self, tokenizer: Tokenizer, *, blanks: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, blanks: bool, also: Collection[str] = ()) -> None:
         """Looks for the spellings of a tokenizer.
 
         Args:
             tokenizer: the tokenizer.
             blanks: also for those of white space, which most texts hold in some models.
+            also: further spellings.
         """
         wanted = [
             {spelling for spelling in spellings if spelling and (blanks or not is_blank(spelling))}
-            for spellings in (tokenizer.spellings, tokenizer.normal_spellings)
+            for spellings in ((*tokenizer.spellings, *also), tokenizer.normal_spellings)
         ]
         self._raw, self._normal = map(_test, wanted)
         self._normalise = tokenizer.normalise if wanted[1] else None
@@ -53,7 +55,7 @@ class Beware:
 
 def _places(texts: list[str], test: Callable[[str], bool]) -> list[int]:
     """Places of the texts that pass a test, which is asked of all of them together first: nearly always none does."""
-    return [place for place, text in enumerate(texts) if test(text)] if test("\x00".join(texts)) else []
+    return [place for place, text in enumerate(texts) if test(text)] if test(_BETWEEN.join(texts)) else []
 
 
 def _test(spellings: Collection[str]) -> Callable[[str], bool]:

@@ -11,6 +11,7 @@ import random
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ class UnsupportedError(Exception):
 class GigatokenEncoder:
     """Encodes with gigatoken on one thread.
 
-    Where the model takes a special token in the text for that token, the texts of a batch go through in one piece with
-    the token between them: half the time of one call a text.
+    Where the model has a token that no text holds, the texts of a batch go through in one piece with the token between
+    them: half the time of one call a text.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, blanks: bool = True, joined: bool = True) -> None:
@@ -58,9 +59,10 @@ class GigatokenEncoder:
         """
         self._tokenizer = tokenizer
         self._reference = ReferenceEncoder(tokenizer)
-        self._backend, separator, (self._before, self._after) = _load(tokenizer)
-        self._separator = separator if joined and separator and _stands_apart(separator, tokenizer) else None
-        self._beware = Beware(tokenizer, blanks=not blanks)
+        self._backend, joint, (self._before, self._after) = _load(tokenizer)
+        framed = len(self._before) or len(self._after)
+        self._joint = joint if joined and joint and not framed and _stands_apart(joint.token, tokenizer) else None
+        self._beware = Beware(tokenizer, blanks=not blanks, also=[self._joint.token] if self._joint else [])
         self._encoded = 0
 
     @property
@@ -95,21 +97,22 @@ class GigatokenEncoder:
         own = list(texts)
         for place in left:
             own[place] = ""
-        framed = len(self._before) or len(self._after)
-        if self._separator and not framed:
-            tokens = self._ids(self._separator.join([*own, ""]))
-            ends = np.flatnonzero(tokens == self._tokenizer.eod_id)
-            if len(ends) != len(texts):
-                problem = f"{self.name} takes {len(texts)} texts with a token between them for {len(ends)}"
+        filled = list(filter(None, own)) if self._joint else []
+        if self._joint and filled:
+            tokens = self._ids(self._joint.between.join(filled) + self._joint.token)
+            ends = np.flatnonzero(tokens == self._joint.id)
+            if len(ends) != len(filled):
+                problem = f"{self.name} takes {len(filled)} texts with a token between them for {len(ends)}"
                 raise EncodersDifferError(problem, remedy=_REMEDY)
             lengths = np.diff(ends, prepend=-1)
-            if ended and not left and lengths.min() > 1:
+            if ended and len(filled) == len(texts) and lengths.min() > 1:
+                tokens[ends] = self._tokenizer.eod_id
                 return tokens, lengths
-            tokens, lengths = np.delete(tokens, ends), lengths - 1
+            tokens, full = np.delete(tokens, ends), lengths - 1
+            lengths = np.zeros(len(texts), np.int64)
+            lengths[np.fromiter(map(bool, own), bool, len(own))] = full
         else:
-            rows = [self._ids(text) for text in own]
-            if framed:
-                rows = [np.concatenate([self._before, row, self._after]) for row in rows]
+            rows = [np.concatenate([self._before, self._ids(text), self._after]) for text in own]
             tokens, lengths = np.concatenate(rows), np.fromiter(map(len, rows), np.int64, len(rows))
         if left:
             rows = np.split(tokens, np.cumsum(lengths)[:-1])
@@ -171,22 +174,34 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _load(tokenizer: Tokenizer) -> tuple[Any, str | None, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """The model as gigatoken reads it, the special token to put between texts, and the tokens around each text."""
+@dataclass(frozen=True, slots=True)
+class _Joint:
+    """What texts are joined with that are encoded in one piece."""
+
+    token: str
+    """The spelling of a token that is behind every text, and in none."""
+    between: str
+    """What is between two texts: the token, and what the model itself puts before a text."""
+    id: int
+    """The token."""
+
+
+def _load(tokenizer: Tokenizer) -> tuple[Any, _Joint | None, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """The model as gigatoken reads it, what to put between texts, and the tokens around each text."""
     try:
         import gigatoken
     except ImportError:
         raise UnsupportedError("gigatoken is not installed (pip install 'megatron-kis[corpus]')") from None
     try:
         with _untold():
-            backend, separator = _model(gigatoken, tokenizer)
+            backend, joint = _model(gigatoken, tokenizer)
     except BaseException as error:
         if isinstance(error, UnsupportedError) or not _is_failure(error):
             raise
         raise UnsupportedError(f"gigatoken does not read this model ({_first_line(error)})") from None
     frame: Iterable[Any] = tokenizer.frame
     before, after = (np.asarray(tokens, dtype=np.uint32) for tokens in frame)
-    return backend, separator, (before, after)
+    return backend, joint, (before, after)
 
 
 @contextmanager
@@ -207,20 +222,23 @@ def _untold() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _model(gigatoken: Any, tokenizer: Tokenizer) -> tuple[Any, str | None]:
+def _model(gigatoken: Any, tokenizer: Tokenizer) -> tuple[Any, _Joint | None]:
     from data_tools.tokenizer_huggingface import HuggingFaceTokenizer
     from data_tools.tokenizer_sentencepiece import SentencePieceTokenizer
     from data_tools.tokenizer_tiktoken import TiktokenTokenizer
 
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        return gigatoken.Tokenizer.from_json(tokenizer.model).backend, tokenizer.eod
+        eod = tokenizer.eod
+        return gigatoken.Tokenizer.from_json(tokenizer.model).backend, _Joint(eod, eod, tokenizer.eod_id)
     if isinstance(tokenizer, SentencePieceTokenizer):
-        return gigatoken.Tokenizer.from_sentencepiece(tokenizer.model).backend, None
+        nul = tokenizer.byte_piece(0)  # what it is put before a text is a space
+        joint = None if nul is None else _Joint("\0", "\0 ", nul)
+        return gigatoken.Tokenizer.from_sentencepiece(tokenizer.model).backend, joint
     if isinstance(tokenizer, TiktokenTokenizer) and tokenizer.scheme:
         with tempfile.TemporaryDirectory() as folder:  # the file itself may have changed since it was read
             copy = Path(folder) / "ranks.tiktoken"
             copy.write_bytes(tokenizer.model)
             special = tokenizer.special
             model = gigatoken.Tokenizer.from_tiktoken(copy, pretokenizer=tokenizer.scheme, special_tokens=special)
-        return model.backend, tokenizer.eod
+        return model.backend, _Joint(tokenizer.eod, tokenizer.eod, tokenizer.eod_id)
     raise UnsupportedError(f"gigatoken does not read such a model of {tokenizer.library}")

@@ -58,6 +58,11 @@ class SentencePieceTokenizer(Tokenizer):
         begins = self.piece(bos)
         return (f"the file does not say that {begins} begins documents, and none begins with it; tokenizer.json may",)
 
+    def byte_piece(self, value: int) -> int | None:
+        """The piece of a byte; None where the model has no bytes."""
+        piece: int = self._processor.piece_to_id(f"<0x{value:02X}>")
+        return piece if self._processor.is_byte(piece) else None
+
     def normalise(self, text: str) -> str:
         """The text as the model cuts it: with marks for spaces."""
         if self._plain:

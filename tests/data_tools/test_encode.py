@@ -67,7 +67,11 @@ def test_gigatoken_is_chosen_where_it_gives_the_ids_of_the_tokenizers_own_librar
 
 
 @settings(max_examples=50, deadline=None)
-@given(texts=st.lists(st.text(max_size=40) | st.sampled_from(["<|endoftext|>", " ", "\n", "▁"]), max_size=6))
+@given(
+    texts=st.lists(
+        st.text(max_size=40) | st.sampled_from(["<|endoftext|>", " ", "\n", "▁", "\0", "<0x00>"]), max_size=6
+    )
+)
 def test_any_batch_is_encoded_as_one_by_one(models_cache, texts):
     for tokenizer in models_cache:
         encoder = GigatokenEncoder(tokenizer)
@@ -82,7 +86,22 @@ def test_any_batch_is_encoded_as_one_by_one(models_cache, texts):
 
 @pytest.fixture(scope="module")
 def models_cache(models):
-    return [models[name] for name in ("bytes.json", "ranks.tiktoken")]
+    return [models[name] for name in ("bytes.json", "ranks.tiktoken", "bpe.model")]
+
+
+@pytest.mark.parametrize("name", ["bpe.model", "bytes.json", "ranks.tiktoken", "framed.json"])
+@pytest.mark.parametrize("ended", [False, True])
+def test_texts_that_are_encoded_in_one_piece_are_told_apart(models, name, ended, monkeypatch):
+    tokenizer = models[name]
+    fast = GigatokenEncoder(tokenizer)
+    encode, pieces = fast._ids, []
+    monkeypatch.setattr(fast, "_ids", lambda text: pieces.append(text) or encode(text))
+    for texts in (TEXTS, ["", " a", "\0", "b\0 c", "", "d  "], ["", ""]):
+        expected = ReferenceEncoder(tokenizer).encode(texts, ended=ended)
+        pieces.clear()
+        assert all(map(np.array_equal, fast.encode_unchecked(texts, ended=ended), expected))
+        if any(texts) and name != "framed.json":
+            assert len(pieces) == 1
 
 
 def test_a_model_that_gigatoken_does_not_read_is_encoded_by_its_own_library(models):
