@@ -392,7 +392,7 @@ def test_another_version_and_a_missing_file_do_not_write_over_what_runs_hold(set
 
 def test_other_code_is_a_version_too(settings, data, monkeypatch):
     monkeypatch.setitem(prepare_steps.CODE, "render", "99")
-    assert stale(settings, data) == ["versions.code 3 -> 99"]
+    assert stale(settings, data) == ["versions.code 4 -> 99"]
     assert worked(run(settings, data, held=Runs())) == []
     assert worked(run(settings, data)) == ["render"]
 
@@ -543,7 +543,7 @@ def test_stamps_of_the_old_schema_are_still_read(settings, data, monkeypatch):
 
 def test_data_of_older_code_are_kept_where_runs_hold_them(settings, data):
     with_old_stamps(settings, data)
-    assert stale(settings, data) == ["versions.code 2 -> 3"]
+    assert stale(settings, data) == ["versions.code 2 -> 4"]
     before = contents(data)
     assert worked(run(settings, data, held=Runs())) == []
     assert contents(data) == before
