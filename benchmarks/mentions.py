@@ -48,8 +48,10 @@ def _rules(*rules: tuple[str, str]) -> Ending:
 _CONSONANT_BN = r"(?<=[\u0995-\u09b9\u09dc-\u09df\u09ce\u0982\u0981])$"
 _ENDINGS: dict[str, dict[str, Ending]] = {
     "ko": {"s": _korean("은", "는"), "i": _after("에"), "g": _after("의"), "c": _korean("이다", "다")},
-    "bn": {"i": _rules((r"্$", "ে"), (_CONSONANT_BN, "ে"), (r"$", "তে")), "g": _rules((_CONSONANT_BN, "ের"), (r"$", "র"))},
-    "mr": {"i": _rules((r"(?<=[\u0915-\u0939])$", "ात"), (r"्$", "मध्ये"), (r"$", "त")), "g": _rules((r"(?<=[\u0915-\u0939])$", "ाचे"), (r"$", "चे"))},
+    "bn": {"i": _rules((r"্$", "ে"), (_CONSONANT_BN, "ে"), (r"$", "তে")),
+           "g": _rules((_CONSONANT_BN, "ের"), (r"$", "র"))},
+    "mr": {"i": _rules((r"(?<=[\u0915-\u0939])$", "ात"), (r"्$", "मध्ये"), (r"$", "त")),
+           "g": _rules((r"(?<=[\u0915-\u0939])$", "ाचे"), (r"$", "चे"))},
     "gu": {"i": _after("માં"), "g": _after("નું")},
     "ne": {"i": _after("मा"), "g": _after("को")},
     "ta": {
@@ -57,8 +59,11 @@ _ENDINGS: dict[str, dict[str, Ending]] = {
         "g": _rules((r"ம்$", "த்தின்"), (r"்$", "ின்"), (r"ு$", "ின்"), (r"(?<=[ியைே])$", "யின்"), (r"$", "வின்")),
     },
     "te": {"i": _after("లో"), "g": _after("కి")},
-    "kn": {"i": _rules((r"್$", "‌ನಲ್ಲಿ"), (r"(?<=[ಾ])$", "ದಲ್ಲಿ"), (r"(?<=[ಿೀೆೇೈ])$", "ಯಲ್ಲಿ"), (r"ು$", "ಿನಲ್ಲಿ"), (r"$", "ನಲ್ಲಿ"))},
-    "ml": {"i": _rules((r"ം$", "ത്തിൽ"), (r"്$", "ിൽ"), (r"ൽ$", "ലിൽ"), (r"ൻ$", "നിൽ"), (r"ർ$", "റിൽ"), (r"(?<=[ാൂോ])$", "വിൽ"), (r"$", "യിൽ"))},
+    "kn": {"i": _rules((r"್$", "‌ನಲ್ಲಿ"), (r"(?<=[ಾ])$", "ದಲ್ಲಿ"), (r"(?<=[ಿೀೆೇೈ])$", "ಯಲ್ಲಿ"),
+                  (r"ು$", "ಿನಲ್ಲಿ"), (r"$", "ನಲ್ಲಿ"))},
+    "ml": {"i": _rules((r"ം$", "ത്തിൽ"), (r"്$", "ിൽ"), (r"ൽ$", "ലിൽ"),
+                  (r"ൻ$", "നിൽ"), (r"ർ$", "റിൽ"),
+                  (r"(?<=[ാൂോ])$", "വിൽ"), (r"$", "യിൽ"))},
     "ka": {"i": _rules((r"ი$", "ში"), (r"$", "ში")), "g": _rules((r"ი$", "ის"), (r"[აე]$", "ის"), (r"$", "ს"))},
     "hy": {"i": _rules((r"ա$", "այում"), (r"$", "ում")), "g": _rules((r"ա$", "այի"), (r"ի$", "ու"), (r"$", "ի"))},
     "tr": {"i": _after("'da")},
@@ -117,7 +122,14 @@ def labels(language: str) -> list[tuple[str, str]]:
         own = locale.time_zones.get(zone, {}).get("city")
         city = own or zone.rpartition("/")[2].replace("_", " ")
         name = locale.territories.get(territory)
-        if name and territory != "ZZ" and "/" in zone and (own or city.isascii()) and name not in city and city not in name:
+        if (
+            name
+            and territory != "ZZ"
+            and "/" in zone
+            and (own or city.isascii())
+            and name not in city
+            and city not in name
+        ):
             found.setdefault(city, name)
     return list(found.items())
 
