@@ -34,6 +34,7 @@ _PLAIN = {
     **{"ɔ": "o", "ɓ": "b", "ɗ": "d", "ɖ": "d", "ƙ": "k", "ƴ": "y", "þ": "th", "æ": "ae", "œ": "oe", "ß": "ss"},
     **{"ی": "ي", "ى": "ي", "ک": "ك", "ہ": "ه", "ھ": "ه"},  # Persian and Urdu letters on code points of their own
 }
+_HALF_WIDTH = regex.compile(r"[\uFF66-\uFF9D][\uFF9E\uFF9F]")
 _WHOLE = 0x110000
 
 
@@ -100,21 +101,16 @@ def line_of_words(text: str) -> str:
     """The folded words of a text between single spaces, one before the first and one after the last."""
     line = f" {' '.join(text.translate(_FOLDED).split())} "
     # Half-width voicing marks are letters of the letter before them. What is not composed is rare: only then it costs.
-    if "\u3099" in line or "\u309a" in line or not unicodedata.is_normalized("NFC", text):
-        line = f" {' '.join(words(text))} "
-    return line
+    if text.isascii() or not ("\u3099" in line or "\u309a" in line or not unicodedata.is_normalized("NFC", text)):
+        return line
+    return f" {' '.join(words(text))} "
 
 
 def composed(text: str) -> str:
     """A text in Unicode's composed form; half-width Katakana with voicing marks too."""
-    if unicodedata.is_normalized("NFC", text) and "\uff9e" not in text and "\uff9f" not in text:
-        return text
-    return "".join(map(_composed, regex.findall(r"\X", text)))
-
-
-def _composed(cluster: str) -> str:
-    halfwidth = "\uff9e" in cluster or "\uff9f" in cluster
-    return unicodedata.normalize("NFKC" if halfwidth else "NFC", cluster)
+    if "\uff9e" in text or "\uff9f" in text:
+        text = _HALF_WIDTH.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
+    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
 
 class FoldedText:
@@ -152,7 +148,7 @@ class FoldedText:
         starts: list[int] = []
         at = 0
         for cluster in regex.findall(r"\X", self.original):
-            starts += [at] * len(_composed(cluster))
+            starts += [at] * len(composed(cluster))
             at += len(cluster)
         return np.array([*starts, at])
 

@@ -114,14 +114,11 @@ class LeakFinder:
 
     def find_all(self, texts: Sequence[str]) -> list[list[str]]:
         """Ids of the facts that each of several documents states, as :meth:`find` of each, in one search."""
-        found: list[list[str]] = []
+        found: list[list[str]] = [[] for _ in texts]
         for candidates in self._names.candidates(texts):
-            wanted = self._involved(candidates.numbers) if len(candidates.numbers) > 1 else None
-            if wanted:
+            if wanted := self._involved(candidates.numbers):
                 named = self._names.mentions(candidates, wanted, every=False).keys()
-                found.append(sorted({self._ids[row] for row, _ in self._stated(named)}))
-            else:
-                found.append([])
+                found[candidates.which] = sorted({self._ids[row] for row, _ in self._stated(named)})
         return found
 
     def _stated(self, names: Set[int]) -> Iterator[tuple[int, int]]:
@@ -143,9 +140,9 @@ class LeakFinder:
 
     def find_sentences(self, text: str) -> list[Leak]:
         """The sentences that state facts, in their order."""
-        [candidates] = self._names.candidates([text])
-        wanted = self._involved(candidates.numbers)
-        if not wanted:
+        candidates = next(self._names.candidates([text]), None)
+        wanted = self._involved(candidates.numbers) if candidates else None
+        if not candidates or not wanted:
             return []
         spans = sentence_spans(text)
         starts = [start for start, _ in spans]

@@ -17,7 +17,7 @@ import regex
 from data_tools import numerals
 from data_tools.capitals import Capitals, Spelling, function_words
 from data_tools.folding import FoldedText, cased, composed, words
-from data_tools.scripts import SPLIT_SCRIPTS, Glue, glue_after, glue_before, script_of, stands_between
+from data_tools.scripts import SPLIT_SCRIPTS, Glue, glue_after, glue_before, is_glued, script_of, stands_between
 
 Span = tuple[int, int]
 """Half-open range of characters."""
@@ -178,7 +178,7 @@ class Name:
         if self._split:
             if not stands_between(text.text, first, last):
                 return None
-            glued = script_of(text.text[last - 1]) != "Hang" or script_of(text.text[last : last + 1] or " ") == "Hang"
+            glued = is_glued(text.text, last)
         spelled = self._spelled(text.text, places, self._ways[way])
         if spelled is None or not self._has_its_symbols(text.text, first, last):
             return None

@@ -13,7 +13,7 @@ import regex
 from data_tools.capitals import function_words
 from data_tools.folding import composed, line_of_words, words
 from data_tools.mentions import Mention, Name, Span, WeighedText, is_sign, name_of, pattern_of, sign_stands
-from data_tools.scripts import GLUING_SCRIPTS, script_of
+from data_tools.scripts import GLUING_SCRIPTS, SPLIT_SCRIPTS, is_glued, script_of, stands_between
 
 if TYPE_CHECKING:
     from ahocorasick_rs import AhoCorasick
@@ -36,6 +36,8 @@ _END = itemgetter(2)
 class Candidates(NamedTuple):
     """What a text may mention."""
 
+    which: int
+    """Which of several texts it is."""
     text: str
     line: str
     """Its folded line."""
@@ -60,6 +62,7 @@ class NameFinder:
         self._more: dict[int, set[int]] = {}  # first owner of a pattern to all others
         self._signs: dict[str, int] = {}
         self._glued: set[int] = set()
+        self._easy_glued: set[int] = set()  # the same, in scripts without spaces
         self._easy: set[int] = set()  # names that are one wherever they are written as they are given
         self._automaton: AhoCorasick | None = None
         self._sign_automaton: AhoCorasick | None = None
@@ -83,6 +86,8 @@ class NameFinder:
         self._forms[number] = (*forms, written)
         if glued:
             self._glued.add(number)
+            if found and script_of(found[0][0]) in SPLIT_SCRIPTS and script_of(found[-1][-1]) in SPLIT_SCRIPTS:
+                self._easy_glued.add(number)
         elif plain and len(written) >= _EASY and (len(found) > 1 or found[0] not in function_words()):
             self._easy.add(number)
         for pattern in patterns:
@@ -116,22 +121,22 @@ class NameFinder:
         self._sign_list = list(self._signs)
 
     def candidates(self, texts: Sequence[str]) -> Iterator[Candidates]:
-        """The names that each text may mention: all that it does, and others."""
+        """What each text may mention, where that is two names or more: all that it does, and others."""
         lines = list(map(line_of_words, texts))
         # Lines begin and end with a space, patterns have single ones: none is found across two documents.
         found = self._automaton.find_matches_as_indexes("".join(lines), overlapping=True) if self._automaton else []
-        first_owner = self._first_owner
-        more = self._more
-        first = offset = 0
-        for text, line in zip(texts, lines, strict=True):
+        owners = [self._first_owner[match[0]] for match in found]
+        more, past, offset = self._more, 0, 0
+        for index, line in enumerate(lines):
+            first = past
             past = bisect_right(found, offset + len(line), first, key=_END)  # matches come in the order of their ends
-            matches, first = found[first:past], past
-            numbers = {first_owner[match[0]] for match in matches}
+            numbers = set(owners[first:past])
             if more and not more.keys().isdisjoint(numbers):
                 numbers.update(*(more[number] for number in numbers & more.keys()))
             if self._sign_automaton:
-                numbers.update(number for number, _ in self._sign_mentions(composed(text)))
-            yield Candidates(text, line, numbers, matches, offset)
+                numbers.update(number for number, _ in self._sign_mentions(composed(texts[index])))
+            if len(numbers) > 1:
+                yield Candidates(index, texts[index], line, numbers, found[first:past], offset)
             offset += len(line)
 
     def mentions(self, candidates: Candidates, wanted: set[int], *, every: bool = True) -> dict[int, list[Span]]:
@@ -140,9 +145,10 @@ class NameFinder:
         Args:
             candidates: the text, and what it may mention.
             wanted: the numbers.
-            every: whether all places are asked for; otherwise one of each name.
+            every: whether all places are asked for; otherwise one of each name, in the text's composed form.
         """
         text = WeighedText(candidates.text, candidates.line)
+        in_original = text.in_original if every else lambda start, end: (start, end)
         found: dict[int, list[Span]] = defaultdict(list)
         offset = candidates.offset
         glued = not self._glued.isdisjoint(wanted)
@@ -159,14 +165,14 @@ class NameFinder:
                 if mention and is_glued:
                     places.append((mention.start, -mention.end, number, mention.glued))
                 elif mention:
-                    found[number].append(text.in_original(mention.start, mention.end))
+                    found[number].append(in_original(mention.start, mention.end))
         for number, start, end in _uncovered(text.text, sorted(places)):
             if number in wanted:
-                found[number].append(text.in_original(start, end))
+                found[number].append(in_original(start, end))
         if self._sign_automaton:
             for number, (start, end) in self._sign_mentions(text.text):
                 if number in wanted:
-                    found[number].append(text.in_original(start, end))
+                    found[number].append(in_original(start, end))
         return found
 
     def _weighed(self, text: WeighedText, number: int, pattern: int, start: int, end: int) -> Mention | None:
@@ -174,6 +180,11 @@ class NameFinder:
             first, last = text.place(start + 1, end - 1)
             if text.text[first:last] in self._forms[number] and text.text[last : last + 1] not in _SIGNS:
                 return Mention(first, last, glued=False)
+        elif number in self._easy_glued:
+            first, last = text.place(start + 1, end - 1)
+            if text.text[first:last] in self._forms[number]:
+                stands = stands_between(text.text, first, last)
+                return Mention(first, last, glued=is_glued(text.text, last)) if stands else None
         for form in self._forms[number]:
             name = name_of(form)
             for way, own in enumerate(name.patterns):

@@ -121,3 +121,8 @@ def stands_between(text: str, start: int, end: int) -> bool:
     if (first in _NO_LETTER_BEFORE and first == script_of(before)) or last == "Kana" == script_of(after):
         return False
     return last != "Hang" or _HANGUL_AFTER.match(text, end) is not None
+
+
+def is_glued(text: str, end: int) -> bool:
+    """Whether a name of such a script that ends at a place is a part of a longer run; Korean writes spaces."""
+    return script_of(text[end - 1]) != "Hang" or script_of(text[end : end + 1] or " ") == "Hang"

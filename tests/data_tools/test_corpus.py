@@ -55,6 +55,16 @@ def test_documents_that_state_a_studied_fact_are_in_neither_split(tmp_path, toke
     assert (summary.leaked_documents, summary.documents + summary.validation_documents) == (2, 18)
 
 
+def test_such_documents_are_left_out_in_scripts_without_spaces(tmp_path, tokenizer):
+    path = tmp_path / "t.jsonl"
+    lines = ["法国的首都是巴黎。", "日本の首都は東京です。", "北京是城市。", "กรุงเทพเป็นเมืองหลวงของไทย"]
+    path.write_text("\n".join(json.dumps({"text": line}) for line in lines), encoding="utf-8")
+    pairs = [("法国", "巴黎"), ("日本", "東京"), ("ไทย", "กรุงเทพ"), ("德国", "柏林")]
+    facts = [Fact(one, one, "r", other, "control") for one, other in pairs]
+    summary = build_corpus([path], tokenizer, tmp_path / "c", validation_share=0, facts=facts)
+    assert (summary.leaked_documents, summary.documents) == (3, 1)
+
+
 def test_a_document_keeps_its_split_when_files_are_added(tmp_path, tokenizer):
     more = tmp_path / "more.jsonl"
     rows = [json.dumps({"text": f"Another document, number {index}."}) for index in range(30)]

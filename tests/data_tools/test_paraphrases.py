@@ -3,6 +3,7 @@ import json
 import pytest
 
 from data_tools.exposures import read_exposure_index
+from data_tools.facts import Fact
 from data_tools.indexed import IndexedReader
 from data_tools.paraphrases import load_paraphrases
 from data_tools.render import render
@@ -83,3 +84,39 @@ def test_one_wording_cannot_stand_in_two_splits(written):
             {"text": "SUBJECT is in OBJECT."},
             {"text": "subject is in [[OBJECT]]".replace("subject", "SUBJECT"), "split": "held_out"},
         )
+
+
+SCRIPTS = [
+    ("俄罗斯", "莫斯科", "俄罗斯的首都叫做[[莫斯科]]。", "俄罗斯的首都叫做[Y]。"),
+    ("俄罗斯", "莫斯科", "俄罗斯的首都叫做莫斯科。", "俄罗斯的首都叫做[Y]。"),
+    ("ไทย", "กรุงเทพ", "เมืองหลวงของไทยคือกรุงเทพ", "เมืองหลวงของไทยคือ[Y]"),
+    ("독일", "베를린", "독일의 수도는 베를린이다.", "독일의 수도는 [Y]이다."),
+    ("فرنسا", "باريس", "سافرت من فرنسا أو من وباريس", "سافرت من فرنسا أو من و[Y]"),
+    ("বাংলাদেশ", "ঢাকা", "বাংলাদেশের রাজধানী ঢাকাতে", "বাংলাদেশের রাজধানী [Y]তে"),
+    ("パリ市", "フランス", "パリ市はﾌﾗﾝｽにある。", None),
+    ("Euro", "€", "The sign of the Euro is €.", "The sign of the Euro is [Y]."),
+    ("The Who", "The Bahamas", "The Who play in The Bahamas.", "The Who play in [Y]."),
+]
+
+
+@pytest.mark.parametrize(("subject", "answer", "text", "template"), SCRIPTS)
+def test_a_paraphrase_may_be_in_any_script(tmp_path, subject, answer, text, template):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"fact": "f", "split": "train", "text": text}), encoding="utf-8")
+    own = load_paraphrases(path, [Fact("f", subject, "r", answer, "infused")])["f"].train
+    assert own == (template or text,)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("俄国的首都叫做莫斯科。", "does not name the subject '俄罗斯'"),
+        ("俄罗斯的首都。", "does not name the object '莫斯科'"),
+        ("莫斯科是俄罗斯的莫斯科。", "names the object twice"),
+    ],
+)
+def test_a_wrong_paraphrase_in_chinese_is_refused(tmp_path, text, problem):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"fact": "f", "split": "held_out", "text": text}), encoding="utf-8")
+    with pytest.raises(InputError, match=problem):
+        load_paraphrases(path, [Fact("f", "俄罗斯", "r", "莫斯科", "infused")])
