@@ -547,7 +547,7 @@ def test_data_of_older_code_are_kept_where_runs_hold_them(settings, data):
     before = contents(data)
     assert worked(run(settings, data, held=Runs())) == []
     assert contents(data) == before
-    assert worked(run(settings, data)) == ["facts", "render"]
+    assert worked(run(settings, data)) == ["facts", "corpus", "render"]
 
 
 def test_data_that_name_a_tokenizer_by_its_model_file_are_kept_where_runs_hold_them(settings, data, monkeypatch):
