@@ -14,7 +14,7 @@ from pathlib import Path
 import regex
 
 from megatron_kis.files import read_text
-from megatron_kis.settings import parse_yaml
+from megatron_kis.parsing import parse_yaml
 
 _ENDINGS = Path(__file__).parent / "resources" / "endings.yaml"
 _BEFORE = {
