@@ -156,7 +156,7 @@ def test_the_steps_of_the_readme(folder: Path, tiny_run: MakeRun) -> None:
                 line = line.replace("DIR", "model" if "export hf" in line else "tasks")
             if line.startswith("kis train"):
                 data = {name: name for name in ("corpus", "exposures")}
-                data |= {"validation": "corpus.validation", "tokenizer": "tokenizer.model"}
+                data |= {"validation": "corpus.validation", "tokenizer": "tokenizer.json"}
                 config = tiny_run(
                     output="runs/tiny", data=data, infusion={"frequency": 2, "background": {"frequency": 1}}
                 )
@@ -172,7 +172,7 @@ def test_the_steps_of_the_readme(folder: Path, tiny_run: MakeRun) -> None:
 
 def _demo(folder: Path) -> Sources:
     """Sources with the names of the demo's files and relations."""
-    sources = write_sources(folder, documents=120, facts_a_relation=120)
+    sources = write_sources(folder, documents=360, facts_a_relation=120)
     names = ("airport_region", "iata_city", "country_capital")
     head, *rows = sources.triples.read_text(encoding="utf-8").splitlines()
     cells = [row.split("\t") for row in rows]
