@@ -172,7 +172,7 @@ def test_the_steps_of_the_readme(folder: Path, tiny_run: MakeRun) -> None:
 
 def _demo(folder: Path) -> Sources:
     """Sources with the names of the demo's files and relations."""
-    sources = write_sources(folder, documents=120, facts_a_relation=120)
+    sources = write_sources(folder, documents=360, facts_a_relation=120)
     names = ("airport_region", "iata_city", "country_capital")
     head, *rows = sources.triples.read_text(encoding="utf-8").splitlines()
     cells = [row.split("\t") for row in rows]
