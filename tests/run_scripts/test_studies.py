@@ -11,6 +11,7 @@ import pytest
 from megatron_kis.cli import main
 from megatron_kis.commands.study.common import data_config, load_study
 from megatron_kis.config import RunConfig
+from megatron_kis.settings import load_config
 from megatron_kis.study.grid import runs_of
 
 STUDIES = sorted((Path(__file__).parents[2] / "run_scripts" / "studies").glob("*.yaml"))
@@ -72,3 +73,17 @@ def test_exposures_leave_room_and_budgets_share_their_ratios(name: str) -> None:
         share = data.select.infused * run.infusion.frequency * FACT_TOKENS / run.training.token_budget
         shares.setdefault(run.training.token_budget, []).append(share)
     assert all(max(found) == pytest.approx(0.81, abs=0.01) for found in shares.values())
+
+
+def test_the_example_of_a_run_reads_the_data_that_the_quickstart_makes() -> None:
+    path = STUDIES[0].parents[1] / "runs" / "example.yaml"
+    run = load_config(RunConfig, path)
+    quickstart = runs(study_of("quickstart"))[0]
+    for key in ("corpus", "validation", "exposures", "tokenizer"):
+        own, made = (getattr(one.data, key) for one in (run, quickstart))
+        assert [Path(where).resolve() for where in _places(own)] == [Path(where).resolve() for where in _places(made)]
+    assert run.output.resolve() == path.parents[2] / "runs" / "example"
+
+
+def _places(value: object) -> list[object]:
+    return [getattr(one, "path", one) for one in value] if isinstance(value, tuple | list) else [value]
