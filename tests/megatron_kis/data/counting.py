@@ -150,10 +150,10 @@ def unequal_settings(draw: st.DrawFn) -> dict[str, Any]:
     if kind.startswith("zipf"):
         settings["popularity"] = zipf_popularity(facts, draw(st.sampled_from([0.5, 1.0, 2.0])), seed=settings["seed"])
     if kind.endswith("ratio"):
+        plain = {**settings, "infusion_frequency": 0.8 * frequency, "popularity": None}
+        assume(_fits(plain))
         settings["infusion_frequency"] = None
-        settings["infusion_ratio"] = (
-            0.8 * ExposurePlan(**{**settings, "infusion_frequency": 0.8 * frequency, "popularity": None}).infusion_ratio
-        )
+        settings["infusion_ratio"] = 0.8 * ExposurePlan(**plain).infusion_ratio
     assume(_fits(settings))
     return settings
 
