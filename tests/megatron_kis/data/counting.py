@@ -131,6 +131,7 @@ def plan_settings(draw: st.DrawFn, *, schedule: Any = None) -> dict[str, Any]:
     most = largest_frequency(**settings)
     share = draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
     settings["infusion_frequency"] = min(most, draw(st.sampled_from([0, 1, 2])) + int(share * most))
+    assume(_fits(settings))  # less may not fit where more does: with more, no background is left beside a short window
     return settings
 
 
