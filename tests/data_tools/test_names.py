@@ -24,6 +24,7 @@ from data_tools.names import Entities, entity_key, mentions, name_key, one_of_ea
         ("한국", unicodedata.normalize("NFD", "한국")),
         ("e\u00adlec\u200btro\u200e", "electro"),
         ("H₂O", "h2o"),
+        ("10⁶", "10^6"),
         ("Σίσυφος", "ΣΊΣΥΦΟΣ"),
         (" a\u00a0b\t", "A B"),
     ],
@@ -52,6 +53,9 @@ def test_space_case_and_compatibility_forms_make_no_other_name(one, other):
         ("כֹּהֵן", "כהן"),
         ("€", "$"),
         ("a b", "ab"),
+        ("10⁶", "106"),
+        ("x²", "x2"),
+        ("N'Djamena", "N’Djamena"),
     ],
 )
 def test_everything_else_does(one, other):
@@ -115,6 +119,25 @@ def test_a_name_shown_may_mean_all_that_bear_it_and_nothing_joins_these():
     stands = one_of_each(names)
     assert {stands["Georgia (state)"], stands["Sakartvelo"]} == {"Georgia (state)", "Sakartvelo"}
     assert stands["Georgia"] in ("Georgia (state)", "Sakartvelo")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("N'Djamena", "N’Djamena"),
+        ("Hawaiʻi", "Hawai'i"),
+        ("-5", "\u22125"),
+        ("Guinea-Bissau", "Guinea\u2010Bissau"),
+        ("❤", "❤\ufe0f"),
+        ("A-", "A\u2013"),
+    ],
+)
+def test_names_that_differ_in_the_form_of_a_sign_may_mean_the_same(one, other):
+    entities = Entities([Candidate("S", "r", one, "f:1"), Candidate("T", "r", other, "f:2")])
+    assert not entities.meanings(one).isdisjoint(entities.meanings(other))
+    alias = Entities([Candidate("S", "r", "X", "f:1", object_aliases=(other,)), Candidate("T", "r", one, "f:2")])
+    assert not alias.meanings("X").isdisjoint(alias.meanings(one))
+    assert Entities([]).meanings(one).isdisjoint(Entities([]).meanings(f"{one}+"))
 
 
 def test_entities_without_ids_that_share_an_alias_may_be_one_but_are_not_surely():
