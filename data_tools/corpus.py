@@ -181,7 +181,7 @@ def build_corpus(
             seed=seed,
             skip_errors=options.skip_errors,
             longest_line=options.longest_line if options.skip_errors else None,
-            versions=writing_versions(encoder, tokenizer, sentences=splitter is not None),
+            versions=writing_versions(encoder, tokenizer, sentences=splitter is not None, facts=bool(facts)),
         )
         described = description(settings, tokenizer)
         job = job_of(described, paths, parts, sharded=options.shard is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,14 +36,18 @@ def read_corpus_meta(prefix: Path) -> dict[str, Any]:
     return meta
 
 
-def writing_versions(encoder: Encoder, tokenizer: Tokenizer, *, sentences: bool) -> dict[str, str]:
-    """Versions of everything that decides a corpus' bytes next to its text and settings."""
-    versions = {**versions_of(encoder, tokenizer), "unicode": unicodedata.unidata_version}
-    if sentences:
-        import importlib.metadata
+def writing_versions(encoder: Encoder, tokenizer: Tokenizer, *, sentences: bool, facts: bool) -> dict[str, str]:
+    """Versions of everything that decides a corpus' bytes next to its text and settings.
 
-        versions["nltk"] = importlib.metadata.version("nltk")
-    return versions
+    Args:
+        encoder: what encodes.
+        tokenizer: the tokenizer.
+        sentences: nltk splits sentences.
+        facts: documents that state facts are left out; regex knows the scripts of their names.
+    """
+    versions = {**versions_of(encoder, tokenizer), "unicode": unicodedata.unidata_version}
+    packages = [*(["nltk"] if sentences else []), *(["regex"] if facts else [])]
+    return versions | {package: importlib.metadata.version(package) for package in packages}
 
 
 def description(settings: PartSettings, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -68,8 +68,8 @@ class PartSettings:
     longest_line: int | None
     """Bytes of the longest line that is no such line; None where the first ends the work: then it decides nothing."""
     versions: dict[str, str]
-    """The encoder and the tokenizer's own library, whose ids are written; Unicode's tables; and where sentences are
-    split, nltk. What only unpacks files has one right result, and does not count."""
+    """The encoder and the tokenizer's own library, whose ids are written; Unicode's tables; where sentences are
+    split, nltk; where facts are left out, regex. What only unpacks files has one right result and does not count."""
 
 
 @dataclass(slots=True)

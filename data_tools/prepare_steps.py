@@ -325,7 +325,8 @@ def _made(
 
 
 def _versions(step: str) -> dict[str, str]:
-    return {"code": CODE[step], "unicode": unicodedata.unidata_version}
+    versions = {"code": CODE[step], "unicode": unicodedata.unidata_version}
+    return versions if step == "tokenizer" else {**versions, "regex": package_version("regex")}  # scripts of names
 
 
 def _library(tokenizer: Tokenizer | None) -> dict[str, str]:

@@ -125,6 +125,15 @@ def test_shards_may_not_change_their_encoder_alone(tmp_path, source, fast, monke
             build(source, fast, tmp_path / "c", CorpusOptions(shard=(number, 2), **ONE))
 
 
+def test_another_version_of_what_finds_names_makes_a_corpus_without_facts_again(tmp_path, source, fast, monkeypatch):
+    facts = [Fact("f", "Aconcagua", "r", "Argentina", "infused")]
+    build(source, fast, tmp_path / "c", facts=facts)
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0" if name == "regex" else version(name))
+    assert not is_up_to_date(build(source, fast, tmp_path / "c", facts=facts)[0])
+    assert read_corpus_meta(tmp_path / "c")["versions"]["regex"] == "99.0"
+
+
 @pytest.mark.parametrize("package", ["gigatoken", "tokenizers"])
 def test_another_version_of_what_encodes_makes_the_corpus_again(tmp_path, source, fast, monkeypatch, package):
     build(source, fast, tmp_path / "c")
