@@ -85,6 +85,9 @@ class Tokenizer(ABC):
     normal_spellings: tuple[str, ...] = ()
     """As ``spellings``, but looked for in what :meth:`normalise` makes of a text."""
 
+    has_tables: bool = False
+    """The model normalises texts by Unicode tables, which are not the same in all libraries."""
+
     remarks: tuple[str, ...] = ()
     """What a user should know of the tokens around documents, one line each."""
 
