@@ -283,6 +283,8 @@ def test_a_copy_keeps_the_end_of_document_that_a_config_names(hugging, tmp_path)
 def test_a_copy_of_a_tiktoken_file_keeps_pattern_and_special_tokens(tmp_path, name):
     path = tiktoken_file(tmp_path, name, pattern="o200k", eod="<|other|>")
     if name.startswith("cl100k"):
+        ranks = [*(bytes([value]) for value in range(256)), *(b"%d" % number for number in range(200_000, 300_000))]
+        path.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(ranks)))
         side_file(path).unlink()
     same_everywhere(load_tokenizer(path), tmp_path / "copy")
 
