@@ -2,8 +2,9 @@
 
 Encoders of one model differ where a text holds the spelling of a token that is taken out of it before the rest is cut:
 added tokens of a ``tokenizer.json`` with their flags, user-defined and control pieces of SentencePiece, special tokens
-of tiktoken. They differ in characters, too, that one library's Unicode tables know as letters and another's not yet.
-Both are rare in text, and found many times as fast as a text is encoded.
+of tiktoken. They differ in characters, too, that one library's Unicode tables know as letters and another's not yet, or
+that one library orders and composes in NFC and another not yet (:func:`probes`).
+All are rare in text, and found many times as fast as a text is encoded.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from data_tools.tokenizer import Tokenizer
 
 _FEW = 4  # spellings that are faster to look for one by one
 _BETWEEN = "\x01"  # in no spelling of a token
+_LAST_ORDER = 240  # of combining marks
 _TABLED = 0x40000  # above are private planes and, up to U+E0000, no characters
 
 
@@ -44,13 +46,46 @@ class Beware:
         ]
         self._raw, self._normal = map(_test, wanted)
         self._normalise = tokenizer.normalise if wanted[1] else None
+        self._characters = _new_characters()
+
+    def add(self, characters: Collection[str]) -> None:
+        """Looks for further characters."""
+        if characters:
+            self._characters = self._characters.copy()
+            self._characters[[ord(character) for character in characters]] = True
 
     def found(self, texts: list[str]) -> list[int]:
         """Places of such texts among ``texts``, in order."""
-        found = {*_places(texts, self._raw), *_places(texts, _has_new_characters)}
+        found = {*_places(texts, self._raw), *_places(texts, self._has_character)}
         if self._normalise is not None:
             found.update(_places([self._normalise(text) for text in texts], self._normal))
         return sorted(found)
+
+    def _has_character(self, text: str) -> bool:
+        """Whether a text has one of the characters."""
+        if text.isascii():
+            return False
+        return bool(self._characters[np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)].any())
+
+
+@cache
+def probes() -> dict[str, str]:
+    """Texts that become others in NFC by tables that know a character, and the characters that each is about.
+
+    A mark is put where it must change its place. A character that has a decomposition is taken as it is, and in parts.
+    """
+    found = {"\uac00\u11a7": "\u11a7"}  # no final consonant, though next to those
+    for character in map(chr, np.flatnonzero(~_new_characters()[:_TABLED])):
+        if order := unicodedata.combining(character):
+            found["a\u0345" + character + "\u0334"] = character  # orders 240, its own and 1
+            if order == _LAST_ORDER:
+                found["a" + character + "\u0334"] = character
+        if unicodedata.decomposition(character)[:1] not in ("", "<"):
+            found[character] = character
+            parts = unicodedata.normalize("NFD", character)
+            if len(parts) > 1:
+                found.setdefault(parts, "".join(part for part in parts if not part.isascii()))
+    return found
 
 
 def _places(texts: list[str], test: Callable[[str], bool]) -> list[int]:
@@ -68,16 +103,9 @@ def _test(spellings: Collection[str]) -> Callable[[str], bool]:
     return lambda text: bool(automaton.find_matches_as_indexes(text.encode()))
 
 
-def _has_new_characters(text: str) -> bool:
-    """Whether a text has characters that Python's own Unicode tables do not know."""
-    if text.isascii():
-        return False
-    return bool(_new_characters()[np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)].any())
-
-
 @cache
 def _new_characters() -> npt.NDArray[np.bool_]:
-    """[characters] whether each has no place in Python's Unicode tables."""
+    """[characters] whether each has no place in Python's own Unicode tables."""
     table = np.zeros(0x110000, dtype=bool)
     table[:_TABLED] = [unicodedata.category(chr(character)) == "Cn" for character in range(_TABLED)]
     table[_TABLED:0xE0000] = True

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.encode_beware import Beware
+from data_tools.encode_beware import Beware, probes
 from data_tools.encode_reference import (
     Batch,
     EncodersDifferError,
@@ -56,6 +56,7 @@ class GigatokenEncoder:
 
         Raises:
             UnsupportedError: gigatoken is not installed or does not read this model.
+            EncodersDifferError: gigatoken failed.
         """
         self._tokenizer = tokenizer
         self._reference = ReferenceEncoder(tokenizer)
@@ -64,6 +65,8 @@ class GigatokenEncoder:
         self._joint = joint if joined and joint and not framed and _stands_apart(joint.token, tokenizer) else None
         self._beware = Beware(tokenizer, blanks=not blanks, also=[self._joint.token] if self._joint else [])
         self._encoded = 0
+        if tokenizer.has_tables:
+            self._beware.add(self._disagreed())
 
     @property
     def name(self) -> str:
@@ -120,6 +123,15 @@ class GigatokenEncoder:
                 rows[place], lengths[place] = row, len(row)
             tokens = np.concatenate(rows)
         return with_ends(tokens, lengths, self._tokenizer.eod_id) if ended else (tokens, lengths)
+
+    def _disagreed(self) -> set[str]:
+        """Characters that the tables of gigatoken and of the tokenizer's own library normalise differently."""
+        texts = list(probes())
+        tokens, lengths = self.encode_unchecked(texts)
+        rows = zip(
+            np.split(tokens, np.cumsum(lengths)[:-1]), self._reference.rows(texts), probes().values(), strict=True
+        )
+        return {character for found, row, about in rows if not np.array_equal(found, row) for character in about}
 
     def _ids(self, text: str) -> npt.NDArray[Any]:
         try:

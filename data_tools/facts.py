@@ -100,7 +100,7 @@ def string_field(row: dict[str, Any], key: str, where: str) -> str:
         raise InputError(f"{key} is missing", where=where, remedy="every fact needs subject, relation and object")
     if not isinstance(value, str):
         raise InputError(f"{key} is {type(value).__name__}, not a string", where=where)
-    _check_whole(value, key, where)
+    check_whole(value, key, where)
     return value.strip()
 
 
@@ -157,12 +157,17 @@ def check_text(text: str, key: str, where: str) -> None:
     Raises:
         InputError: the text holds one.
     """
-    _check_whole(text, key, where)
+    check_whole(text, key, where)
     if found := _NO_TEXT.search(text):
         raise InputError(f"{key} holds the control character {found[0]!r}", where=where, remedy="take it out")
 
 
-def _check_whole(text: str, key: str, where: str) -> None:
+def check_whole(text: str, key: str, where: str) -> None:
+    """Refuses half of a surrogate pair.
+
+    Raises:
+        InputError: the text holds one.
+    """
     if _HALF.search(text):
         raise InputError(f"{key} holds half of a surrogate pair, which is not text", where=where)
 

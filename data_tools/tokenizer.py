@@ -85,6 +85,9 @@ class Tokenizer(ABC):
     normal_spellings: tuple[str, ...] = ()
     """As ``spellings``, but looked for in what :meth:`normalise` makes of a text."""
 
+    has_tables: bool = False
+    """The model normalises texts by Unicode tables, which are not the same in all libraries."""
+
     remarks: tuple[str, ...] = ()
     """What a user should know of the tokens around documents, one line each."""
 
@@ -144,14 +147,21 @@ class Tokenizer(ABC):
         """The text as the model cuts it."""
         return text
 
-    def frame_line(self, *, ended: bool = True) -> str:
-        """Which tokens documents begin and end with, in one line to read; ``ended`` by the end-of-document token."""
+    def frame_line(self, *, ended: bool = True, sentences: bool = False) -> str:
+        """Which tokens documents begin and end with, in one line to read.
+
+        Args:
+            ended: documents end with the end-of-document token.
+            sentences: each sentence of a document is encoded by itself, within the frame of a text.
+        """
         eod = f"{self.eod_id} ({self.piece(self.eod_id)})"
-        before, after = ([f"{token} ({self.piece(token)})" for token in tokens] for tokens in self.frame)
-        after += [eod] if ended else []
-        end = f"documents end with token {', '.join(after)}" if after else f"no document ends with token {eod}"
-        begin = f"begin with token {', '.join(before)}" if before else "begin with no token of their own"
-        return f"{end}{', and' if after else '; documents'} {begin}"
+        before, after = (", ".join(f"{token} ({self.piece(token)})" for token in tokens) for tokens in self.frame)
+        last = ", ".join(filter(None, (after, eod if ended else "")))
+        end = f"documents end with token {last}" if last else f"no document ends with token {eod}"
+        begin = f"begin with token {before}" if before else "begin with no token of their own"
+        line = f"{end}{', and' if last else '; documents'} {begin}"
+        around = [f"{verb} with token {tokens}" for verb, tokens in (("begins", before), ("ends", after)) if tokens]
+        return f"{line}; every sentence {' and '.join(around)}" if sentences and around else line
 
     def frame_record(self) -> dict[str, list[int]]:
         """The token ids that the model puts around a document, for records."""

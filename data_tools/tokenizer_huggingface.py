@@ -29,6 +29,8 @@ _ENDS_OF_TURNS = (
     "<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eot|>", "<|end|>", "<|return|>", "<|END_OF_TURN_TOKEN|>",
 )  # fmt: skip
 """What ends a message of a chat, not a document."""
+_WITHOUT_TABLES = ("Prepend", "Replace")
+"""Steps of a normaliser that need no tables of Unicode."""
 
 Normalise = Callable[[str], str]
 """What is done to a text before it is cut."""
@@ -128,6 +130,7 @@ def load_huggingface(path: Path) -> HuggingFaceTokenizer:
     eod, remarks = _eod(path, tokenizer)
     loaded = HuggingFaceTokenizer(tokenizer, model, path=path, eod=eod, normalise=_normaliser(content, tokenizer))
     loaded.remarks += remarks
+    loaded.has_tables = any(step["type"] not in _WITHOUT_TABLES for step in _steps(content))
     return loaded
 
 
@@ -177,14 +180,19 @@ def _frame_remarks(tokenizer: HuggingFaceTokenizer, path: Path) -> Iterator[str]
 
 def _normaliser(content: dict[str, Any], tokenizer: Any) -> Normalise | None:
     """What the model does to a text before it looks for the added tokens that are ``normalized``; None for nothing."""
-    described = content.get("normalizer")
-    if described is None:
+    if content.get("normalizer") is None:
         return None
-    steps = [_step(step) for step in described.get("normalizers", [described])]
+    steps = [_step(step) for step in _steps(content)]
     if None in steps:
         whole: Normalise = tokenizer.normalizer.normalize_str
         return whole
     return lambda text: reduce(lambda result, step: step(result), steps, text)  # type: ignore[misc]
+
+
+def _steps(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the file says of each step of its normaliser."""
+    described = content.get("normalizer")
+    return described.get("normalizers", [described]) if described else []
 
 
 def _step(described: dict[str, Any]) -> Normalise | None:

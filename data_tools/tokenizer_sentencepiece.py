@@ -144,7 +144,7 @@ def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
             raise RuntimeError("empty file")
         processor.LoadFromSerializedProto(model)
         pieces = processor.get_piece_size()
-    except (RuntimeError, OSError):
+    except (RuntimeError, OSError, UnicodeDecodeError):  # the last where its own message holds a damaged piece
         raise InputError(
             f"not a SentencePiece model ({len(model)} bytes; damaged?)", where=str(path), remedy=remedy
         ) from None
@@ -152,8 +152,17 @@ def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
         raise InputError("a SentencePiece model without pieces", where=str(path), remedy=remedy)
     if processor.eos_id() < 0:
         raise InputError("has no end-of-document piece (eos_id is -1)", where=str(path), remedy=remedy)
+    for piece in range(pieces):
+        try:
+            processor.id_to_piece(piece)
+        except UnicodeDecodeError:
+            problem = f"not a SentencePiece model (piece {piece} is not UTF-8; damaged?)"
+            raise InputError(problem, where=str(path), remedy=remedy) from None
     _check_side_file(path, processor)
-    return SentencePieceTokenizer(processor, model)
+    try:
+        return SentencePieceTokenizer(processor, model)
+    except (ValueError, IndexError, TypeError):  # what the library itself passes over
+        raise InputError("not a SentencePiece model (damaged?)", where=str(path), remedy=remedy) from None
 
 
 def _check_side_file(path: Path, processor: Any) -> None:

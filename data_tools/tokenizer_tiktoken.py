@@ -50,10 +50,10 @@ Llama 3 from the ``pre_tokenizer`` of its ``tokenizer.json``."""
 _SCHEMES = {"gpt2": "gpt2", "gpt4": "gpt4", "o200k": "o200k", "llama3": "gpt4"}
 """What gigatoken calls them."""
 
-_PUBLISHED = {  # name of the file: its pattern, and its end-of-document token
-    "r50k_base": ("gpt2", 50256),
-    "cl100k_base": ("gpt4", 100257),
-    "o200k_base": ("o200k", 199999),
+_PUBLISHED = {  # name of the file: its pattern, how many ranks it has, from 0, and its end-of-document token
+    "r50k_base": ("gpt2", 50256, 50256),
+    "cl100k_base": ("gpt4", 100256, 100257),
+    "o200k_base": ("o200k", 199998, 199999),
 }
 
 
@@ -238,7 +238,11 @@ def _description(path: Path, ranks: dict[bytes, int]) -> tuple[str, dict[str, in
             remedy = f"name pattern and special_tokens in {beside.name}, or call it one of {names}"
             problem = f"a tiktoken file ({len(ranks)} ranks), which does not say how text is cut into words"
             raise InputError(problem, where=str(path), remedy=remedy)
-        pattern, eod_id = _PUBLISHED[path.stem]
+        pattern, count, eod_id = _PUBLISHED[path.stem]
+        if sorted(ranks.values()) != list(range(count)):
+            problem = f"has {len(ranks)} ranks, and {path.stem} as it is published those from 0 to {count - 1}"
+            remedy = f"fetch it again, or, if it is another model, name pattern and special_tokens in {beside.name}"
+            raise InputError(problem, where=str(path), remedy=remedy)
         return pattern, {EOD_PIECE: eod_id}, EOD_PIECE
     meta = read_json(beside, META_SCHEMA, keys=("pattern", "special_tokens"))
     pattern, special, eod = meta["pattern"], meta["special_tokens"], meta.get("eod", EOD_PIECE)

@@ -22,6 +22,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from data_tools.facts import check_whole
 from data_tools.tokenizer import (
     EOD_PIECE,
     SMALLEST_COVERAGE,
@@ -44,6 +45,7 @@ _SEEDS_PER_PIECE = 12
 # Share of the pieces that a round of unigram keeps, and steps of EM in it; SentencePiece has 0.75 and 2.
 _SHRINKING, _STEPS = 0.65, 1
 _SPECIAL = 258  # pieces of a SentencePiece model that are no text: bytes, <unk>, end of document
+_SEED_LIMIT = 1 << 32  # of SentencePiece; all else takes any whole number
 _RESERVED = "\u2585"  # SentencePiece silently drops lines with its own mark of unknown pieces
 
 
@@ -98,6 +100,9 @@ def train(
         InputError: as ``train_tokenizer``.
     """
     training.check()
+    names = list(names)
+    for name in names:
+        check_whole(name, "a name", ascii(name))
     whole = training.kind == "byte-bpe"  # whose pieces may span lines
     if whole != (output.suffix == ".json") or output.suffix == ".tiktoken":
         remedy = "byte-bpe is a .json file; unigram and bpe are neither .json nor .tiktoken"
@@ -151,7 +156,7 @@ def _sentencepiece(pieces: list[str], training: Training) -> tuple[bytes, dict[s
     if any(_RESERVED in piece for piece in pieces):
         pieces = [piece.replace(_RESERVED, " ") for piece in pieces]
     model = io.BytesIO()
-    sentencepiece.set_random_generator_seed(training.seed)
+    sentencepiece.set_random_generator_seed(training.seed % _SEED_LIMIT)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(pieces),

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -331,3 +332,24 @@ def test_any_text_of_any_tokenizer_is_encoded_as_by_its_own_library(zoo, data):
     texts = data.draw(st.lists(st.lists(part, max_size=6).map("".join), max_size=8))
     if texts:
         check(tokenizer, encoder, texts)
+
+
+@pytest.mark.parametrize("name", ["NFC", "Qwen", "normalized after NFC"])
+def test_marks_that_tables_of_nfc_disagree_on_are_left_to_the_tokenizers_own_library(zoo, name):
+    tokenizer, encoder = zoo(name)
+    assert isinstance(encoder, GigatokenEncoder)
+    characters = [chr(character) for character in range(0x30000) if not 0xD800 <= character < 0xE000]
+    marks = [character for character in characters if unicodedata.combining(character)]
+    others = "\u0301\u0327\u0345\u0334\u302a\u05b4\u3099"
+    pairs = [f"a{mark}{other}b a{other}{mark}b e{mark}{other}" for mark in marks for other in others]
+    parts = [unicodedata.normalize("NFD", character) for character in characters]
+    composed = [text for text, character in zip(parts, characters, strict=True) if text != character]
+    newer = ["\u0e97\u0eba\u0ec8\u0e97", "a\U00011935\U00011930", "\u1100\u1161\u11a8 \uac00\u11a8 \uac00\u11a7"]
+    for texts in (pairs, composed, [*newer, "a" + "\u0301" * 40 + "\u0327"]):
+        assert rows(encoder.encode_unchecked(texts)) == tokenizer.encode_documents(texts)
+
+
+def test_common_scripts_of_a_model_with_nfc_stay_with_gigatoken(zoo):
+    _, encoder = zoo("Qwen")
+    burmese, lao = "\u1019\u103c\u1014\u103a\u1019\u102c\u1005\u102c", "\u0e9e\u0eb2\u0eaa\u0eb2\u0ea5\u0eb2\u0ea7"
+    assert encoder._beware.found([*SCRIPTS[:12], "e\u0301 क़ \u05e9\u05bc\u05c1 Việt Nam", burmese, lao]) == []

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -250,3 +251,60 @@ def test_a_vocabulary_that_loses_characters_is_remarked(tmp_path):
         assert "they are lost" in load_tokenizer(tmp_path).remarks[-1]
     assert train_tokenizer(TEXTS, tmp_path / "t.model", vocab_size=400).remarks == ()
     assert load_tokenizer(tmp_path / "t.model").remarks == ()
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    """Small SentencePiece models, one with pieces that are kept whole."""
+    import sentencepiece
+
+    models = []
+    more = {"user_defined_symbols": ["<a>", "foo"], "control_symbols": ["<c>"], "remove_extra_whitespaces": False}
+    for options in ({}, more):
+        path = tmp_path_factory.mktemp("whole") / "t"
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXTS), model_prefix=str(path), vocab_size=500, byte_fallback=True,
+            normalization_rule_name="identity", minloglevel=2, **options,
+        )  # fmt: skip
+        models.append(path.with_suffix(".model").read_bytes())
+    return models
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_damaged_sentencepiece_model_is_read_or_refused(damaged, which, tmp_path):
+    whole, path, draw = damaged[which], tmp_path / "t.model", random.Random(which)
+    refused = []
+    for _ in range(200):
+        model = bytearray(whole)
+        model[draw.randrange(len(model))] ^= draw.randrange(1, 256)
+        path.write_bytes(model)
+        try:
+            tokenizer = load_tokenizer(path)
+        except InputError as error:
+            refused.append(str(error))
+        else:
+            assert [tokenizer.normalise(text) for text in TEXTS[:2]]
+            tokenizer.encode_with_spans(TEXTS[0])
+    assert len(refused) > 20
+    assert any("is not UTF-8" in line for line in refused)
+
+
+def test_a_piece_that_is_no_text_is_named(damaged, tmp_path):
+    model = bytearray(damaged[0])
+    model[model.rindex("▁".encode()) + 1] = 0x20
+    (tmp_path / "t.model").write_bytes(model)
+    with pytest.raises(InputError, match=r"t\.model: not a SentencePiece model \(piece \d+ is not UTF-8"):
+        load_tokenizer(tmp_path / "t.model")
+
+
+@pytest.mark.parametrize(("name", "count"), [("r50k_base", 50256), ("cl100k_base", 100256), ("o200k_base", 199998)])
+def test_a_published_tiktoken_file_that_is_cut_off_is_refused(tmp_path, name, count):
+    path = tmp_path / f"{name}.tiktoken"
+    lines = rank_lines([*BYTES, *(b"%d" % number for number in range(1_000_000, 1_000_000 + count - 256))])
+    lines = lines.splitlines(keepends=True)
+    path.write_text("".join(lines))
+    assert load_tokenizer(path).eod_id == count + (name != "r50k_base")
+    for part in (lines[:300], lines[:-1], [*lines[:-1], f"eHl6 {count + 7}\n"]):
+        path.write_text("".join(part))
+        with pytest.raises(InputError, match=rf"{name}\.tiktoken: has {len(part)} ranks.*from 0 to {count - 1}; fetch"):
+            load_tokenizer(path)

@@ -3,6 +3,7 @@
 import base64
 import json
 
+import numpy as np
 import pytest
 
 from data_tools.corpus import build_corpus, read_corpus_meta
@@ -102,6 +103,25 @@ def test_what_stands_before_a_text_and_after_it_is_told_of_any_vocabulary(tmp_pa
     assert tokenizer.encode("a") == []
     assert tokenizer.frame == frame
     assert tokenizer.encode_documents(["\u4e2d\u6587"]) == [[*frame[0], 3, 4, *frame[1]]]
+
+
+def test_with_sentences_apart_the_command_says_that_each_has_the_frame(tmp_path, capsys):
+    pytest.importorskip("nltk")
+    vocab = {"<s>": 0, "<m>": 1, "</s>": 2, **{character: 3 + number for number, character in enumerate("abcd. A")}}
+    path = characters(tmp_path / "t.json", "<s> $A <m>", vocab=vocab)
+    (tmp_path / "a.jsonl").write_text('{"text": "Abba dada. Aba cada. Aca."}\n')
+    learned = {"abbreviations": [], "collocations": [], "sentence_starters": [], "orthography": {}}
+    (tmp_path / "p.json").write_text(json.dumps({"schema": "kis.punkt/1", **learned}))
+    line = "documents end with token 1 (<m>), 2 (</s>), and begin with token 0 (<s>)"
+    sentences = ("--split-sentences", "--punkt", str(tmp_path / "p.json"))
+    each = "; every sentence begins with token 0 (<s>) and ends with token 1 (<m>)"
+    for more, count, told in (((), 1, ""), (sentences, 3, each)):
+        prefix = str(tmp_path / f"c{count}")
+        command = ["--input", str(tmp_path / "a.jsonl"), "--tokenizer", str(path), "--output", prefix]
+        assert main(["data", "corpus", *command, "--validation-share", "0", *more]) == 0
+        assert f"{line}{told}\n" in capsys.readouterr().out
+        tokens = np.fromfile(f"{prefix}.bin", np.uint16).tolist()
+        assert [tokens.count(token) for token in (0, 1, 2)] == [count, count, 1]
 
 
 def test_a_model_that_does_something_else_with_a_text_is_refused(tmp_path):
@@ -283,6 +303,8 @@ def test_a_copy_keeps_the_end_of_document_that_a_config_names(hugging, tmp_path)
 def test_a_copy_of_a_tiktoken_file_keeps_pattern_and_special_tokens(tmp_path, name):
     path = tiktoken_file(tmp_path, name, pattern="o200k", eod="<|other|>")
     if name.startswith("cl100k"):
+        ranks = [*(bytes([value]) for value in range(256)), *(b"%d" % number for number in range(200_000, 300_000))]
+        path.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(ranks)))
         side_file(path).unlink()
     same_everywhere(load_tokenizer(path), tmp_path / "copy")
 

@@ -194,3 +194,19 @@ def test_the_command_makes_the_kind_of_model_that_the_name_says(tmp_path):
         assert main(command) == 0
         assert json.loads((tmp_path / f"{name}.meta.json").read_text())["model"] == kind
     assert json.loads((tmp_path / "t.model.meta.json").read_text())["character_coverage"] == CHARACTER_COVERAGE
+
+
+@pytest.mark.parametrize("kind", MODEL_KINDS)
+@pytest.mark.parametrize("seed", [-1, 99999999999999999999])
+def test_any_whole_number_is_a_seed(tmp_path, kind, seed):
+    path = tmp_path / NAMES[kind]
+    train_tokenizer(leads(), path, vocab_size=600, kind=kind, seed=seed)
+    assert json.loads((tmp_path / f"{NAMES[kind]}.meta.json").read_text())["seed"] == seed
+
+
+@pytest.mark.parametrize("kind", MODEL_KINDS)
+def test_half_a_character_in_a_name_is_refused_before_any_text_is_read(tmp_path, kind):
+    texts, names = iter(lambda: 1 / 0, 1), ["Rom", "Paris \ud83d Tower"]
+    with pytest.raises(InputError, match=r"'Paris \\ud83d Tower': a name holds half of a surrogate pair"):
+        train_tokenizer(texts, tmp_path / NAMES[kind], vocab_size=400, kind=kind, names=names)
+    assert list(tmp_path.iterdir()) == []

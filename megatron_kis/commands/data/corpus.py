@@ -111,7 +111,7 @@ def _corpus(options: argparse.Namespace) -> int:
         also_read=[model, side_file(model), *([options.facts] if options.facts else [])],
     )
     _describe(summary, time.monotonic() - start, facts=options.facts is not None)
-    print_frame(tokenizer, ended=options.append_eod)
+    print_frame(tokenizer, ended=options.append_eod, sentences=options.split_sentences)
     return 0
 
 

@@ -80,8 +80,8 @@ def _line_size(text: str) -> int:
     return size
 
 
-def print_frame(tokenizer: Tokenizer, *, ended: bool = True) -> None:
-    """Prints which tokens documents begin and end with, and what may surprise about them."""
-    print(printable(tokenizer.frame_line(ended=ended)))
+def print_frame(tokenizer: Tokenizer, *, ended: bool = True, sentences: bool = False) -> None:
+    """Prints which tokens documents and sentences begin and end with, and what may surprise about them."""
+    print(printable(tokenizer.frame_line(ended=ended, sentences=sentences)))
     for remark in tokenizer.remarks:
         print(f"remark: {printable(remark)}")
