@@ -37,7 +37,7 @@ SPLITS = ("", ".validation")
 """Added to a prefix for each split."""
 SCHEMA = "kis.corpus-part/1"
 QUARANTINE = ".quarantine.jsonl"
-CODE = 3
+CODE = 4
 """Raise it when the code writes other bytes for the same text and settings."""
 
 Report = Callable[[int, int], None]

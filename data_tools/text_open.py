@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from data_tools.text_depth import too_deep
 from data_tools.text_packed import library, packing_of, unpacked
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import unreadable
@@ -142,9 +143,11 @@ def _one_document(start: bytes) -> str | None:
         return "object"
     if not line.startswith(b"["):
         return None
+    if too_deep(line):
+        return "array"
     try:
         json.loads(line)
-    except (ValueError, RecursionError):
+    except ValueError:
         return "array"
     return None if rest.strip() else "array"  # one wrong line among others is a matter of that line
 

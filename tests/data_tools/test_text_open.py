@@ -84,6 +84,7 @@ ROWS = [{"text": "a"}, {"text": "b"}]
         ("a.json", json.dumps(ROWS, indent=2), "is one JSON array"),
         ("a.jsonl", '[{"text": "a"},\n{"text": "b"}]\n', "is one JSON array"),
         ("a.json", json.dumps([{"text": "a" * 9000}] * 3), "is one JSON array"),
+        ("a.jsonl", "[" * 300 + "]" * 300 + '\n{"text": "a"}\n', "is one JSON array"),
         ("a.json", json.dumps(ROWS[0], indent=2), "is one JSON object, not one object per line; convert it: jq -c ."),
         ("a.jsonl", "\ufeff{\r\n" + '"text": "a"}', "is one JSON object"),
     ],
