@@ -38,7 +38,7 @@ from data_tools.corpus_meta import (
 )
 from data_tools.corpus_part import QUARANTINE, SPLITS, PartEncoder, PartRecord, PartSettings
 from data_tools.corpus_plan import outputs_of, part_bytes, sample_texts, shard_of
-from data_tools.corpus_quarantine import write_quarantine
+from data_tools.corpus_quarantine import first_skipped, write_quarantine
 from data_tools.corpus_work import encode_parts, full_disk_told
 from data_tools.encode import choose_encoder
 from data_tools.encode_reference import Encoder, EncodersDifferError, ReferenceEncoder
@@ -294,7 +294,7 @@ class _Maker:
                 counts = left_out(records)
                 for split, writer in zip(_SPLIT_NAMES, writers, strict=False):
                     if not self.options.shard and not writer.documents:
-                        raise _nothing(split, counts, self.inputs)
+                        raise _nothing(split, counts, self.inputs, first_skipped(work))
                 sources = hashed[0].result()
                 self.sources.check()
                 for split in splits:  # a description of an earlier corpus must not outlive its tokens
@@ -359,9 +359,10 @@ def _finder(facts: list[Fact]) -> LeakFinder | None:
     return LeakFinder(facts)
 
 
-def _nothing(split: str, counts: dict[str, Any], inputs: Sequence[Path]) -> InputError:
+def _nothing(split: str, counts: dict[str, Any], inputs: Sequence[Path], skipped: str) -> InputError:
     reasons = ("leaked_documents_removed", "empty_documents", "skipped_lines")
     why = ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in reasons)
+    why += f", the first {skipped}" if skipped else ""
     return InputError(f"no documents for the {split} split ({why})", where=", ".join(map(str, inputs)))
 
 

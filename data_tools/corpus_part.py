@@ -146,7 +146,8 @@ class PartEncoder:
             OSError: the files cannot be written; nothing of the part is left then.
         """
         key = self.key(part)
-        suffixed(prefix, ".json").unlink(missing_ok=True)
+        for left in (".json", QUARANTINE):
+            suffixed(prefix, left).unlink(missing_ok=True)
         nothing = [0] * len(self._splits)
         record = PartRecord(list(nothing), list(nothing), list(nothing), list(nothing))
         skipped: list[dict[str, Any]] = []

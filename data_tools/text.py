@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data_tools.text_formats import Block, iter_jsonl, iter_parquet, iter_tsv, iter_txt
@@ -36,8 +37,28 @@ class Document:
     """Its first line there, or its row, from 1. Of a part that does not begin its file: from 1 within the part."""
 
 
+@dataclass(slots=True)
+class SkippedLines:
+    """Lines that hold no document, where they do not end the work."""
+
+    count: int = 0
+    """How many there are."""
+    first: str = ""
+    """``FILE:LINE: REASON`` of the first."""
+
+    def add(self, path: Path, line: int, error: InputError) -> None:
+        """Counts a line of a file."""
+        self.first = self.first or f"{path}:{line}: {error.problem}"
+        self.count += 1
+
+
 def iter_documents(
-    paths: Iterable[Path], *, text_key: str = "text", text_format: str | None = None, longest: int = LONGEST_LINE
+    paths: Iterable[Path],
+    *,
+    text_key: str = "text",
+    text_format: str | None = None,
+    longest: int = LONGEST_LINE,
+    skipped: SkippedLines | None = None,
 ) -> Iterator[Document]:
     """Yields the documents of all files in order. Documents without any visible character are skipped.
 
@@ -46,12 +67,14 @@ def iter_documents(
         text_key: JSON key or column of the text.
         text_format: their format; None where their names tell it.
         longest: bytes of the longest line or document.
+        skipped: where to count lines that hold no document; None: the first of them ends the work.
 
     Raises:
         InputError: a file is missing, of an unknown kind, damaged, not UTF-8, or a line is malformed (``file:line``).
     """
     for path in paths:
-        for document in iter_part(whole(path, text_format), text_key=text_key, longest=longest):
+        on_bad = partial(skipped.add, path) if skipped is not None else None
+        for document in iter_part(whole(path, text_format), text_key=text_key, on_bad=on_bad, longest=longest):
             if document.text.strip():
                 yield document
 

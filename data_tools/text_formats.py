@@ -7,6 +7,7 @@ from typing import IO
 
 import orjson
 
+from data_tools.text_depth import too_deep
 from data_tools.text_json import Spellings, text_of
 from data_tools.text_lines import BadLineError, OnBad, decoded, iter_lines, skip_line, too_long
 from data_tools.text_open import open_parquet
@@ -27,7 +28,12 @@ def iter_jsonl(part: TextPart, file: IO[bytes], text_key: str, on_bad: OnBad, lo
             texts = [loads(line)[text_key] for line in lines]
         except (ValueError, KeyError, TypeError, IndexError):
             texts = []
-        if texts and set(map(type, texts)) == {str} and not spellings.any_twice(lines):
+        if (
+            texts
+            and set(map(type, texts)) == {str}
+            and not any(map(too_deep, lines))
+            and not spellings.any_twice(lines)
+        ):
             yield range(first, first + len(lines)), texts
             continue
         # The standard library decides what is JSON, and says what is wrong; orjson is five times as fast.

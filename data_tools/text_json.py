@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from data_tools.text_depth import DEEPEST, too_deep
 from data_tools.text_lines import BadLineError
 from megatron_kis.errors import nearest
 
@@ -47,12 +48,19 @@ def text_of(number: int, line: bytes, text_key: str) -> str:
     Raises:
         BadLineError: it is no JSON object, or has no text, no single one, or none that UTF-8 can hold.
     """
+    if too_deep(line):
+        raise BadLineError(number, f"JSON nested more than {DEEPEST} deep")
     try:
         row, pairs = _parsed(line)
     except UnicodeDecodeError as error:
         raise BadLineError(number, f"malformed JSON line (not UTF-8, byte {error.start})") from None
-    except (ValueError, RecursionError) as error:
-        raise BadLineError(number, f"malformed JSON line ({error})") from None
+    except json.JSONDecodeError as error:
+        at = f"column {error.pos + 1}"
+        if error.msg == "Extra data" and error.doc[error.pos] == "{":
+            problem = f"several JSON objects on one line, the second at {at}"
+            raise BadLineError(number, problem, "write one per line: jq -c .") from None
+        problem = f"{error.msg.removesuffix(' at').removesuffix(':')} at {at}"
+        raise BadLineError(number, f"malformed JSON line ({problem})") from None
     if not isinstance(row, dict):
         raise BadLineError(number, "not a JSON object")
     if text_key not in row:

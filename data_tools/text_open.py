@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from data_tools.text_depth import too_deep
 from data_tools.text_packed import library, packing_of, unpacked
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import unreadable
@@ -114,11 +115,15 @@ def check_beginning(path: Path, kind: str) -> None:
     try:
         with opened(path, beginning=True) as file:
             start = file.peek(_LOOK)[:_LOOK]  # type: ignore[attr-defined]  # all of them are buffered
+            ends_with_returns = kind in (".txt", ".tsv") and b"\0" not in start and _only_returns(file)
     except OSError as error:
         raise unreadable(error, path) from None
     other = next((what for magic, what in _OTHERS.items() if start.startswith(magic)), None)
     if start[_TAR_AT:].startswith(_TAR):
         other = "a tar archive"
+    if packing := packing_of(start):
+        problem = f"is packed twice: its content is a {packing} file again"
+        raise InputError(problem, where=str(path), remedy="unpack it once")
     if other:
         raise InputError(f"is {other}, not text", where=str(path), remedy=f"unpack or convert it to {kind} first")
     encoding = next((name for mark, name in _UTF.items() if start.startswith(mark)), None)
@@ -129,10 +134,25 @@ def check_beginning(path: Path, kind: str) -> None:
     if encoding:
         remedy = f"convert it: iconv -f {encoding.partition(' ')[0]} -t UTF-8"
         raise InputError(f"is {encoding}, not UTF-8", where=str(path), remedy=remedy)
+    if ends_with_returns:
+        problem = r"has no line ends but '\r', as of an old Mac"
+        raise InputError(problem, where=str(path), remedy=r"convert them: tr '\r' '\n'")
     if kind == ".jsonl" and (what := _one_document(start.removeprefix(b"\xef\xbb\xbf").lstrip())):
         problem = f"is one JSON {what}, not one object per line"
         remedy = f"convert it: jq -c {repr('.[]') if what == 'array' else '.'}"
         raise InputError(problem, where=str(path), remedy=remedy)
+
+
+def _only_returns(file: IO[bytes]) -> bool:
+    r"""Whether ``\r`` ends lines and ``\n`` none; reads to the first ``\n``, or to the end in bounded memory."""
+    found, before = False, b""
+    while block := file.readline(BUFFER):
+        if block.endswith(b"\n"):
+            return False
+        text = (before + block).lstrip()
+        found = found or b"\r" in text.rstrip()  # one after all text ends no line but the last
+        before = text[:1] + (b"\r" if b"\r" in text[len(text.rstrip()) :] else b"")
+    return found
 
 
 def _one_document(start: bytes) -> str | None:
@@ -142,9 +162,11 @@ def _one_document(start: bytes) -> str | None:
         return "object"
     if not line.startswith(b"["):
         return None
+    if too_deep(line):
+        return "array"
     try:
         json.loads(line)
-    except (ValueError, RecursionError):
+    except ValueError:
         return "array"
     return None if rest.strip() else "array"  # one wrong line among others is a matter of that line
 

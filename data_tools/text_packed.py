@@ -57,6 +57,9 @@ def unpacked(raw: IO[bytes], packing: str, path: Path, *, buffer: int, beginning
         raise InputError(f"truncated {packing} file", where=str(path), remedy="copy or make it again") from None
     except _DamageError as error:
         raise InputError(f"damaged {packing} file ({error})", where=str(path)) from None
+    except _WindowError as error:
+        problem = f"needs a window of {error.size / 2**30:.4g} GiB to unpack; at most {_LARGEST_WINDOW >> 30} are taken"
+        raise InputError(problem, where=str(path), remedy="pack it again: zstd --long=31, or less") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"damaged gzip file ({error})", where=str(path)) from None
 
@@ -78,6 +81,14 @@ class _DamageError(Exception):
     """What a library says of a damaged file."""
 
 
+class _WindowError(Exception):
+    """A frame's window is too large."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
 def _gzip(raw: IO[bytes], beginning: bool) -> io.RawIOBase:
     start = raw.read(16)
     if not beginning and (start[3:4], start[10:]) == (b"\x04", b"\x06\x00BC\x02\x00"):  # the extra field of bgzip
@@ -90,21 +101,23 @@ def _gzip(raw: IO[bytes], beginning: bool) -> io.RawIOBase:
 
 def _zstd(raw: IO[bytes], beginning: bool) -> io.RawIOBase:
     zstandard = library("zstandard", "zst files")
-    if not beginning:
-        _check_frames(raw)
+    _check_frames(raw, first=beginning)
     raw.seek(0)
     decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
     stream = decompressor.stream_reader(raw, read_across_frames=True, closefd=False)
     return _Told(stream, zstandard.ZstdError)
 
 
-def _check_frames(raw: IO[bytes]) -> None:
-    """Goes from block to block of a zstd file (RFC 8878, section 3) and reads one buffer per 128 KiB of text.
+def _check_frames(raw: IO[bytes], *, first: bool) -> None:
+    """Looks at the header of the first frame, or of all.
+
+    Goes from block to block of a zstd file (RFC 8878, section 3) and reads one buffer per 128 KiB of text.
 
     The library does not tell the end of a file that was cut off from the end of its text.
 
     Raises:
         EOFError: the file ends within a frame.
+        _WindowError: a frame takes too much memory.
         _DamageError: something else follows a frame.
     """
     size, at = os.fstat(raw.fileno()).st_size, 0
@@ -128,7 +141,14 @@ def _check_frames(raw: IO[bytes]) -> None:
             raise _DamageError(f"no frame begins at byte {start}")
         descriptor = number(1)
         single, checksum = descriptor >> 5 & 1, descriptor >> 2 & 1
-        at += (1 - single) + (0, 1, 2, 4)[descriptor & 3] + (single, 2, 4, 8)[descriptor >> 6]
+        exponent, eighths = divmod(0 if single else number(1), 8)
+        at += (0, 1, 2, 4)[descriptor & 3]
+        content = number((single, 2, 4, 8)[descriptor >> 6])
+        window = content if single else (8 + eighths) << (7 + exponent)
+        if window > _LARGEST_WINDOW:
+            raise _WindowError(window)
+        if first:
+            return
         last = 0
         while not last:
             block = number(3)

@@ -7,6 +7,7 @@ import glob
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,10 +38,10 @@ def expand(patterns: Iterable[Path]) -> list[Path]:
     """Files of the patterns (``*``, ``?``, ``[...]``, ``**``) in sorted order; other paths stay as they are.
 
     Raises:
-        InputError: a pattern matches nothing, or a file is given twice.
+        InputError: a pattern matches nothing, or a file is given twice, under two names too.
     """
     paths: list[Path] = []
-    seen: dict[str, tuple[Path, Path]] = {}
+    seen: dict[str | tuple[int, int], tuple[Path, Path]] = {}
     for pattern in patterns:
         found = [pattern]
         if glob.has_magic(str(pattern)) and not pattern.exists():
@@ -49,12 +50,22 @@ def expand(patterns: Iterable[Path]) -> list[Path]:
             if not found:
                 raise InputError("matches no file", where=str(pattern))
         for path in found:
-            place = os.path.realpath(path)
-            if place in seen:
-                raise _twice(path, pattern, *seen[place])
-            seen[place] = (path, pattern)
+            for place in _places(path):
+                if place in seen:
+                    raise _twice(path, pattern, *seen[place])
+            seen |= dict.fromkeys(_places(path), (path, pattern))
         paths += found
     return paths
+
+
+def _places(path: Path) -> list[str | tuple[int, int]]:
+    """What tells a file from others: where links lead, and its number on its device, which hard links share."""
+    places: list[str | tuple[int, int]] = [os.path.realpath(path)]
+    with suppress(OSError):  # a missing file is told later
+        status = path.stat()
+        if status.st_ino:  # some file systems number nothing
+            places.append((status.st_dev, status.st_ino))
+    return places
 
 
 def _twice(path: Path, pattern: Path, other: Path, other_pattern: Path) -> InputError:

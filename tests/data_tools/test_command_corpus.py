@@ -1,3 +1,4 @@
+import gzip
 import json
 import subprocess
 import sys
@@ -106,3 +107,43 @@ def test_outputs_are_not_written_over_what_is_read_besides_text(tmp_path, model,
     assert kis("leaks", *text, "--facts", facts, "--output", both, "--clean", both) == 2
     assert "--clean: is the same file as --output" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.fixture
+def flawed(tmp_path):
+    """Good text with two lines and a row that hold none, and the good text alone."""
+    lines = LEADS.read_bytes().splitlines(keepends=True)
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines[:9]) + b'{"text": 3}\n' + b"".join(lines[9:]) + b"{oops\n")
+    (tmp_path / "b.tsv").write_text("text\tid\nShort text of a table.\t1\nno id\n")
+    (tmp_path / "good.tsv").write_text("text\tid\nShort text of a table.\t1\n")
+    return ("--input", tmp_path / "a.jsonl", tmp_path / "b.tsv"), ("--input", LEADS, tmp_path / "good.tsv")
+
+
+def test_leaks_and_tokenizer_leave_bad_lines_out_where_they_are_told_to(tmp_path, flawed, capsys):
+    bad, good = flawed
+    facts = tmp_path / "facts.jsonl"
+    row = {"id": "a", "subject": "Aconcagua", "relation": "r", "object": "Argentina", "group": "infused"}
+    facts.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    told = f"skipped: 3 lines, the first {tmp_path / 'a.jsonl'}:10: 'text' is int, not a string\n"
+    for arguments in (("leaks", "--facts", facts, "--clean"), ("tokenizer", "--vocab-size", 400, "--output")):
+        name = "clean.jsonl" if "leaks" in arguments else "t.json"
+        assert kis(*arguments, tmp_path / name, *bad) == 2
+        assert "a.jsonl:10: 'text' is int" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+        assert kis(*arguments, tmp_path / name, *bad, "--on-error", "skip") == 0
+        out = capsys.readouterr().out
+        assert told in out
+        assert kis(*arguments, tmp_path / f"good-{name}", *good, "--on-error", "skip") == 0
+        assert (tmp_path / name).read_bytes() == (tmp_path / f"good-{name}").read_bytes()
+        assert "skipped" not in capsys.readouterr().out
+
+
+def test_damage_ends_leaks_and_tokenizer_also_where_lines_are_skipped(tmp_path, flawed, capsys):
+    path = tmp_path / "cut.jsonl.gz"
+    path.write_bytes(gzip.compress(LEADS.read_bytes() * 20)[:-10])
+    arguments = (*flawed[0], path, "--on-error", "skip", "--vocab-size", 400, "--output", tmp_path / "t.json")
+    assert kis("tokenizer", *arguments) == 2
+    told = capsys.readouterr()
+    assert "cut.jsonl.gz: truncated gzip file" in told.err
+    assert "skipped: 3 lines" in told.out
+    assert not (tmp_path / "t.json").exists()

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from data_tools.corpus import build_corpus, read_corpus_meta
+from data_tools.corpus import CorpusOptions, build_corpus, read_corpus_meta
 from data_tools.facts import Fact
 from data_tools.indexed import IndexedReader, suffixed
 from data_tools.text import iter_documents
@@ -112,3 +112,12 @@ def test_wrong_shares_missing_files_and_empty_text_are_refused(tmp_path, tokeniz
     empty.write_text("\n")
     with pytest.raises(InputError, match="no documents for the training split"):
         build_corpus([empty], tokenizer, tmp_path / "c")
+
+
+def test_without_a_document_the_first_skipped_line_and_its_reason_are_named(tmp_path, tokenizer):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n" * 40 + '{"txt": "a"}\n{"text": 3}\n')
+    options = CorpusOptions(skip_errors=True, part_bytes=20, workers=1)
+    with pytest.raises(InputError, match=r"2 skipped lines, the first .*a\.jsonl:41: no key 'text'\)"):
+        build_corpus([path], tokenizer, tmp_path / "c", options=options)
+    assert list(tmp_path.glob("c.*.bin")) == []

@@ -344,3 +344,16 @@ def test_a_bad_line_far_into_a_file_is_counted_from_its_beginning(tmp_path, toke
         build_corpus([source], tokenizer, tmp_path / "c", options=options)
     assert list((tmp_path / "c.parts").glob("*.json"))  # what was done stays, for the next attempt
     assert not (tmp_path / "c.idx").exists()
+
+
+def test_lines_of_a_file_that_was_corrected_meanwhile_are_not_listed(tmp_path, tokenizer):
+    text, parts = tmp_path / "a.jsonl", tmp_path / "c.parts"
+    good = LEADS.read_bytes()
+    text.write_bytes(b"{oops\n")
+    options = CorpusOptions(skip_errors=True, workers=1)
+    with pytest.raises(InputError, match=r"1 skipped lines, the first .*a\.jsonl:1: malformed JSON line"):
+        build_corpus([text], tokenizer, tmp_path / "c", validation_share=0, options=options)
+    assert (parts / "000000.quarantine.jsonl").exists()  # as after a command that was killed
+    text.write_bytes(good)
+    build_corpus([text], tokenizer, tmp_path / "c", validation_share=0, options=options)
+    assert not (tmp_path / "c.quarantine.jsonl").exists()

@@ -41,8 +41,17 @@ def test_gzip_files_are_read_and_damaged_ones_refused(tmp_path):
         (b'{"text": 3}', "a.jsonl:2: 'text' is int"),
         (b'{"text": "\xff"}', "a.jsonl:2: malformed JSON line (not UTF-8, byte 10)"),
         (b'{"text": NaN}', "a.jsonl:2: 'text' is float"),
-        (b'{"text": "a", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "a.jsonl:2: malformed JSON line"),
-        (b'{"text": "a"}, ', "a.jsonl:2: malformed JSON line (Extra data"),
+        (
+            b'{"text": "a", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            "a.jsonl:2: JSON nested more than 200 deep",
+        ),
+        (b'{"text": "a"}, ', "a.jsonl:2: malformed JSON line (Extra data at column 14)"),
+        (
+            b'{"text":"a"}{"text":"b"}',
+            "a.jsonl:2: several JSON objects on one line, the second at column 13; ",
+        ),
+        (b'{"text":"a" "b"}', "a.jsonl:2: malformed JSON line (Expecting ',' delimiter at column 13)"),
+        (b'{"text":"a', "a.jsonl:2: malformed JSON line (Unterminated string starting at column 9)"),
         (b'{"text": "a", "t\\u0065xt": "b"}', "a.jsonl:2: the key 'text' is given twice; keep one of them"),
         (b'{"\\u0074ext": "a", "id": 1, "te\\u0078t": "b"}', "a.jsonl:2: the key 'text' is given twice"),
         (b'{"text": "\\ud800"}', "a.jsonl:2: holds half of a surrogate pair"),
@@ -54,6 +63,42 @@ def test_a_malformed_line_is_named_by_file_and_line(tmp_path, line, problem):
     with pytest.raises(InputError) as error:
         read(path)
     assert problem in str(error.value)
+
+
+def nested(depth, text="[[{{"):
+    """A line whose outermost object counts as one of ``depth``; brackets of texts do not."""
+    inner = "[" * (depth - 2) + '{"\\"[[": "[{"}' + "]" * (depth - 2)
+    return f'{{"text": "{text}", "deep": {inner}}}\n'.encode()
+
+
+@pytest.mark.parametrize("beside", [b"", b"\n", b'\xef\xbb\xbf{"text": "marked"}\n'])
+@pytest.mark.parametrize("frames", [0, 600])
+def test_the_deepest_line_is_the_same_for_every_caller_and_neighbour(tmp_path, beside, frames):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(beside + nested(199) + nested(200) + nested(201) + nested(2, "[{" * 500) + nested(970))
+    bad = []
+
+    def within(more):
+        return within(more - 1) if more else [one.line for one in iter_part(whole(path), on_bad=tell)]
+
+    def tell(line, error):
+        bad.append((line, error.problem))
+
+    before = bool(beside)
+    lines = within(frames)
+    assert lines[-3:] == [1 + before, 2 + before, 4 + before]
+    assert bad == [(line + before, "JSON nested more than 200 deep") for line in (3, 5)]
+
+
+def test_a_line_that_is_not_closed_is_refused_however_long_it_is(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n' + b"[{" * 500 + b"\n" + b'{"text": "' + b"[" * 500 + b"\n")
+    bad = []
+    assert len(list(iter_part(whole(path), on_bad=lambda *told: bad.append(told[1].problem)))) == 1
+    assert bad == [
+        "JSON nested more than 200 deep",
+        "malformed JSON line (Unterminated string starting at column 10)",
+    ]
 
 
 def write_parquet(path, column, **options):

@@ -1,7 +1,9 @@
 """What a file is: told by its name, by the user, or refused by its first bytes."""
 
+import bz2
 import gzip
 import json
+import lzma
 
 import pytest
 
@@ -84,6 +86,7 @@ ROWS = [{"text": "a"}, {"text": "b"}]
         ("a.json", json.dumps(ROWS, indent=2), "is one JSON array"),
         ("a.jsonl", '[{"text": "a"},\n{"text": "b"}]\n', "is one JSON array"),
         ("a.json", json.dumps([{"text": "a" * 9000}] * 3), "is one JSON array"),
+        ("a.jsonl", "[" * 300 + "]" * 300 + '\n{"text": "a"}\n', "is one JSON array"),
         ("a.json", json.dumps(ROWS[0], indent=2), "is one JSON object, not one object per line; convert it: jq -c ."),
         ("a.jsonl", "\ufeff{\r\n" + '"text": "a"}', "is one JSON object"),
     ],
@@ -150,3 +153,26 @@ def test_commands_read_files_of_any_name(tmp_path, capsys):
     assert main([*corpus, "--format", "jsonl", "--validation-share", "0"]) == 0
     assert "c: 600 documents" in capsys.readouterr().out
     assert json.loads((tmp_path / "c.meta.json").read_text())["text_format"] == "jsonl"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.tsv"])
+@pytest.mark.parametrize("first", ["short", "long " * 3000])
+def test_lines_that_end_as_on_an_old_mac_are_refused(tmp_path, name, first):
+    path = tmp_path / name
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    path.write_bytes(pack(f"{first}\r\rtext\rmore\r".encode()))
+    with pytest.raises(InputError, match=r"a\.t\S+: has no line ends but '\\r', .*; convert them: tr '\\r' '\\n'"):
+        check_text_files([path])
+    with pytest.raises(InputError, match="has no line ends"):
+        texts(path)
+    for fine in (f"{first}\r\r\ntext\r\n", first, f"\r{first}\r"):
+        path.write_bytes(pack(fine.encode()))
+        check_text_files([path])
+
+
+@pytest.mark.parametrize("inner", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_file_that_is_packed_twice_is_called_so(tmp_path, inner):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(inner(b'{"text": "a"}\n')))
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz: is packed twice: its content is a \w+ file again; unpack it"):
+        check_text_files([path])

@@ -195,3 +195,18 @@ def test_documents_of_packed_files_keep_their_lines(tmp_path):
     path = tmp_path / "a.jsonl.xz"
     path.write_bytes(XZ)
     assert [document.line for document in iter_documents([path])] == list(range(1, 3001))
+
+
+SINGLE = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 3 << 30)  # as of three GiB that were packed at once
+WINDOW = b"\x28\xb5\x2f\xfd\x00" + bytes([22 << 3])
+
+
+@pytest.mark.parametrize("before", [b"", SKIPPABLE, zst(RAW)])
+@pytest.mark.parametrize(("header", "size"), [(SINGLE, 3), (WINDOW, 4), (b"\x28\xb5\x2f\xfd\x00\xa9", 2.25)])
+def test_a_window_that_takes_too_much_memory_is_named(tmp_path, before, header, size):
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(before + header + zst(RAW)[6:])
+    with pytest.raises(
+        InputError, match=rf"a\.jsonl\.zst: needs a window of {size} GiB to unpack; at most 2 are taken"
+    ):
+        read(path)

@@ -75,3 +75,13 @@ def test_the_beginning_of_a_part_holds_its_first_documents(tmp_path):
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(b"")
     assert beginning(whole(packed), 200) == whole(packed)
+
+
+def test_a_file_with_two_names_is_not_read_twice(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
+    (tmp_path / "b.jsonl").hardlink_to(tmp_path / "a.jsonl")
+    for names in ([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], [tmp_path / "*.jsonl"]):
+        with pytest.raises(InputError, match=r"b\.jsonl: would be read twice: it is the same file as .*a\.jsonl"):
+            expand(names)
+    missing = [tmp_path / "c.jsonl", tmp_path / "d.jsonl"]
+    assert expand(missing) == missing

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_kis.commands.data.options import add_step, add_text_options, new_file
+from megatron_kis.commands.data.options import add_skipping, add_step, add_text_options, documents_of, new_file
 
 
 def add_leaks(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describes ``kis data leaks``."""
     parser = add_step(steps, "leaks", "list the text that states a studied fact, and write the text without it")
     add_text_options(parser)
+    add_skipping(parser)
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
     level = "where subject and object stand together; this is also what --clean leaves out"
     parser.add_argument("--level", choices=("document", "sentence"), default="document", help=level)
@@ -25,7 +26,6 @@ def _leaks(options: argparse.Namespace) -> int:
     from data_tools.facts import load_facts
     from data_tools.leaks import LeakCount, filter_leaks
     from data_tools.progress import console_progress
-    from data_tools.text import iter_documents
     from data_tools.text_parts import check_text_files, expand, refuse_own_outputs
     from megatron_kis.errors import InputError
 
@@ -35,18 +35,16 @@ def _leaks(options: argparse.Namespace) -> int:
     if options.output and options.clean and options.output.resolve() == options.clean.resolve():
         raise InputError("is the same file as --output", where="--clean", remedy="write the two into different files")
     facts, count = load_facts(options.facts), LeakCount()
-    documents = iter_documents(
-        paths, text_key=options.text_key, text_format=options.format, longest=options.longest_line
-    )
-    filter_leaks(
-        console_progress().track(documents, description="documents"),
-        facts,
-        count,
-        level=options.level,
-        listing=options.output,
-        clean=options.clean,
-        text_key=options.text_key,
-    )
+    with documents_of(options, paths) as documents:
+        filter_leaks(
+            console_progress().track(documents, description="documents"),
+            facts,
+            count,
+            level=options.level,
+            listing=options.output,
+            clean=options.clean,
+            text_key=options.text_key,
+        )
     for line in count.summary(len(facts), options.level):
         print(line)
     return 0

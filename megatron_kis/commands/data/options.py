@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kis.errors import printable
 
 if TYPE_CHECKING:
+    from data_tools.text import Document
     from data_tools.tokenizer import Tokenizer
 
 JSON_HELP = "print the result as JSON"
@@ -60,6 +63,31 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("jsonl", "txt", "tsv", "parquet"), help=named)
     longest = "largest line, or document of a .txt file; encoding may take 155 times as much memory"
     parser.add_argument("--longest-line", type=_line_size, default="16", metavar="MB", help=longest)
+
+
+def add_skipping(parser: argparse.ArgumentParser) -> None:
+    """Adds what is done about a line that holds no document."""
+    errors = "a line that holds no document: end there, or count it, name the first and go on"
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
+
+
+@contextmanager
+def documents_of(options: argparse.Namespace, paths: Iterable[Path]) -> Iterator[Iterator[Document]]:
+    """The documents of the text files; says at the end, also that of an error, which lines were skipped."""
+    from data_tools.text import SkippedLines, iter_documents
+
+    skipped = SkippedLines() if options.on_error == "skip" else None
+    try:
+        yield iter_documents(
+            paths,
+            text_key=options.text_key,
+            text_format=options.format,
+            longest=options.longest_line,
+            skipped=skipped,
+        )
+    finally:
+        if skipped and skipped.count:
+            print(printable(f"skipped: {skipped.count} lines, the first {skipped.first}"))
 
 
 def megabytes(text: str) -> int:

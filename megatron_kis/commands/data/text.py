@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_kis.commands.data.options import add_step, add_text_options, new_file, new_folder
+from megatron_kis.commands.data.options import (
+    add_skipping,
+    add_step,
+    add_text_options,
+    documents_of,
+    new_file,
+    new_folder,
+)
 
 
 def add_demo(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,6 +36,7 @@ def add_tokenizer(steps: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Describes ``kis data tokenizer``."""
     parser = add_step(steps, "tokenizer", "train a tokenizer that can spell any text")
     add_text_options(parser)
+    add_skipping(parser)
     parser.add_argument("--vocab-size", type=int, required=True, metavar="V", help="number of pieces")
     kinds = "SentencePiece unigram or bpe, or byte-level BPE as a tokenizer.json;"
     usual = "without it byte-bpe where PATH ends in .json, else unigram. gigatoken encodes with byte-bpe and bpe"
@@ -49,7 +57,6 @@ def _tokenizer(options: argparse.Namespace) -> int:
     from data_tools.facts import load_facts
     from data_tools.prepare import fact_names
     from data_tools.progress import console_progress
-    from data_tools.text import iter_documents
     from data_tools.text_parts import check_text_files, expand, refuse_own_outputs
     from data_tools.tokenizer import Training, side_file
     from data_tools.tokenizer_training import train
@@ -68,12 +75,10 @@ def _tokenizer(options: argparse.Namespace) -> int:
     facts = [options.facts] if options.facts else []
     refuse_own_outputs([*options.input, *facts], [options.output, side_file(options.output)])
     names = fact_names(load_facts(options.facts)) if options.facts else []
-    documents = iter_documents(
-        paths, text_key=options.text_key, text_format=options.format, longest=options.longest_line
-    )
     progress = console_progress()
-    texts = (document.text for document in progress.track(documents, description="documents"))
-    tokenizer = train(texts, options.output, training, names=names, say=progress.say)
+    with documents_of(options, paths) as documents:
+        texts = (document.text for document in progress.track(documents, description="documents"))
+        tokenizer = train(texts, options.output, training, names=names, say=progress.say)
     piece = printable(tokenizer.piece(tokenizer.eod_id))
     print(f"{options.output}: {tokenizer.vocab_size} pieces, end of document {tokenizer.eod_id} ({piece})")
     return 0
