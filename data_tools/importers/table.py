@@ -186,10 +186,10 @@ def _begun(path: Path, row: _Row, between: str, columns: Mapping[str, str]) -> t
     if fields[0].lstrip().startswith(('{"', "[{")):
         raise _LayoutError("looks like JSON, not like a table", where=where, remedy="use --from jsonl or lama")
     if not like_a_header(fields):
-        if len(fields) < len(NEEDED):
-            raise InputError(_miscounted(fields), where=where, remedy=_remedy(fields, len(NEEDED), False, between))
         if _COMMENT.match(fields[0]):
             raise InputError("is a comment", where=where, remedy="begin with the header or the first triple")
+        if len(fields) < len(NEEDED):
+            raise InputError(_miscounted(fields), where=where, remedy=_remedy(fields, len(NEEDED), False, between))
     try:
         places, is_header = layout(fields, columns, where)
     except InputError as error:

@@ -56,7 +56,8 @@ def test_what_is_above_a_header_does_not_settle_the_columns(tmp_path, above, col
     read = import_tsv if between == "\t" else import_csv
     lines = [*above, "object|relation|subject", "Ankara|capital|Turkey", "Paris|capital|France"]
     path = write(tmp_path / name, "".join(f"{line}\n" for line in lines).replace("|", between))
-    with pytest.raises(InputError, match=rf"{name}:1: "):
+    problem = "is a comment; begin with the header" if above[0].startswith("#") else ""
+    with pytest.raises(InputError, match=rf"{name}:1: {problem}"):
         list(read(path, columns=columns))
     found = list(read(path, columns=columns, skip_errors=True))
     triples = [(one.subject, one.relation, one.object) for one in found if isinstance(one, Candidate)]
