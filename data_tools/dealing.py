@@ -76,8 +76,10 @@ def deal(
         rivals: which objects cannot be told apart by their tokens.
 
     Raises:
-        InputError: none of the facts of a group and relation can be asked about.
+        InputError: none of the facts of a group and relation can be asked about, or ``asked`` is less than 1.
     """
+    if asked is not None and asked < 1:
+        raise InputError(f"is {asked}", where="asked", remedy="1 or more facts of each group, or all")
     cells: dict[tuple[str, str], list[Fact]] = defaultdict(list)
     for fact in facts:
         cells[fact.group, fact.relation].append(fact)

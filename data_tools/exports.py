@@ -32,7 +32,7 @@ def export_bear(
     output: Path,
     *,
     split: str = "held_out",
-    groups: Sequence[str] = GROUPS,
+    groups: Sequence[str] | None = None,
 ) -> list[Path]:
     """Writes a folder a group.
 
@@ -41,22 +41,25 @@ def export_bear(
         templates: of at least their relations.
         output: folder for the folders.
         split: which templates to ask with: ``train``, ``held_out`` or ``question``.
-        groups: groups to write.
+        groups: groups to write, each of which must have facts; None for all that have some.
 
     Returns:
-        The folders, one for each group that has facts.
+        The folders, one for each group.
 
     Raises:
-        InputError: an unknown split or group, a relation without templates of the split, or whose name is no file name.
+        InputError: an unknown split or group, a group without facts, a relation without templates of the split, or
+            whose name is no file name.
     """
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}", where="split", remedy=nearest(split, SPLITS))
-    for group in groups:
+    for group in groups or ():
         if group not in GROUPS:
             raise InputError(f"unknown group {group!r}", where="groups", remedy=nearest(group, GROUPS))
+        if group not in {fact.group for fact in facts}:
+            raise InputError(f"no facts of group {group!r}", where="groups", remedy="leave it out")
     cells: dict[str, dict[str, list[Fact]]] = defaultdict(lambda: defaultdict(list))
     for fact in facts:
-        if fact.group in groups:
+        if groups is None or fact.group in groups:
             cells[fact.group][fact.relation].append(fact)
     files: dict[str, str] = {}
     for relation in sorted({relation for cell in cells.values() for relation in cell}):

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.names import says_something
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json_lines, write_json_lines
 from megatron_kis.names import ALLOWED, complaint, is_name
@@ -55,8 +56,8 @@ def load_facts(path: Path) -> list[Fact]:
     """Reads ``facts.jsonl``.
 
     Raises:
-        InputError: with ``file:line``, where a fact lacks a field, has an unknown group, a relation that is no name, or
-            an id for the second time.
+        InputError: with ``file:line``, where a fact lacks a field, has an unknown group, a name without a letter,
+            number or symbol, a relation that is no name, or an id for the second time.
     """
     facts: list[Fact] = []
     seen: dict[str, str] = {}
@@ -67,6 +68,10 @@ def load_facts(path: Path) -> list[Fact]:
         subject, answer = one_line(subject), one_line(answer)
         check_text(subject, "subject", where)
         check_text(answer, "object", where)
+        for key, name in (("subject", subject), ("object", answer)):
+            if not says_something(name):
+                remedy = "a name has a letter, number or symbol"
+                raise InputError(f"{key} is no name: {name!r}", where=where, remedy=remedy)
         identifier = id_field(row, "id", where)
         if not identifier:
             raise InputError("id is missing", where=where, remedy="every fact needs an id of its own")

@@ -22,6 +22,7 @@ from data_tools.prepare_steps import Context, Steps, fact_names, steps, tokenize
 from data_tools.progress import Progress
 from data_tools.publish import adopt, finish, is_halfway, publish, unfinished
 from data_tools.seen import Seen, Sources
+from data_tools.select import check_settings
 from data_tools.settings import DataSettings
 from data_tools.stamps import OF_THE_MODEL, State, Step, old_versions, read_stamp, state_of, write_stamp
 from data_tools.templates import load_templates
@@ -152,6 +153,10 @@ def _checked(settings: DataSettings) -> DataSettings:
         raise InputError(
             f"is {settings.facts_format!r}", where="data.facts_format", remedy=f"valid: {', '.join(IMPORTERS)}"
         )
+    try:
+        check_settings(settings.select)
+    except InputError as error:
+        raise InputError(error.problem, where=f"data.select.{error.where}", remedy=error.remedy) from None
     if settings.tokenizer is None:
         training(settings).check()
     if not 0 <= settings.validation_share < 1:

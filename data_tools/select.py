@@ -131,7 +131,7 @@ def select_facts(
     Raises:
         InputError: a relation is unknown, or has too few facts or objects for its share; says how many there are.
     """
-    _check(settings)
+    check_settings(settings)
     pool = usable_facts(
         triples,
         relations=settings.relations,
@@ -204,10 +204,20 @@ def _frequencies(facts: Iterable[Candidate], entities: Entities) -> Counter[str]
     return found
 
 
-def _check(settings: SelectSettings) -> None:
+def check_settings(settings: SelectSettings) -> None:
+    """Checks what can be told of settings without the triples.
+
+    Raises:
+        InputError: a number is too small, or a choice unknown.
+    """
     for group, count in settings.counts().items():
         if count < 0:
-            raise InputError(f"is {count}", where=f"facts.{group}", remedy="a number of facts, 0 or more")
+            raise InputError(f"is {count}", where=group, remedy="a number of facts, 0 or more")
+    if not any(settings.counts().values()):
+        remedy = "a number of facts for one of them at least"
+        raise InputError("are all 0", where="infused, background and control", remedy=remedy)
+    if settings.longest_name is not None and settings.longest_name < 1:
+        raise InputError(f"is {settings.longest_name}", where="longest_name", remedy="1 character or more")
     if settings.distractors < 1:
         raise InputError(f"is {settings.distractors}", where="distractors", remedy="at least 1")
     if settings.facts_per_object < 0:

@@ -79,7 +79,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with naming(path):
+        with naming(path, partial):
             yield partial
             with open(partial, "rb") as written:
                 os.fsync(written.fileno())
@@ -89,12 +89,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Gives an error of the system that names no file (a full disk while writing) the path that was written."""
+def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Gives an error of the system that names no file (a full disk while writing), or ``partial``, the path."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or str(error.filename) == str(partial):
             error.filename = str(path)
         raise
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,8 +90,9 @@ def parse_json(text: str | bytes, *, where: str) -> Any:
         raise InputError(f"not UTF-8 (byte {error.start})", where=where) from None
     except RecursionError:
         raise InputError("not valid JSON (nested too deeply)", where=where) from None
-    except ValueError as error:  # a number of thousands of digits
-        raise InputError(f"not valid JSON ({error})", where=where) from None
+    except ValueError:  # the only one that is left
+        problem = f"not valid JSON (a number of more than {sys.get_int_max_str_digits()} digits)"
+        raise InputError(problem, where=where) from None
     except _RepeatedError:
         text = text if isinstance(text, str) else text.decode("utf-8", errors="replace")
         raise _twice(*_repeated_in(text), where) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -79,7 +80,7 @@ def layout(first: Sequence[str], columns: Mapping[str, str], where: str) -> tupl
     header = [field.strip() for field in first]
     folded = list(map(_folded, header))
     if columns and all(column.isdecimal() and column not in header for column in columns.values()):
-        return _by_number(len(header), columns, where), _like_a_header(folded)
+        return _by_number(len(header), columns, where), _folded_header(folded)
     places = {field: _place(column, header, where) for field, column in columns.items()}
     for field in FIELDS:
         if field not in places:
@@ -97,7 +98,7 @@ def layout(first: Sequence[str], columns: Mapping[str, str], where: str) -> tupl
         there = first_of(header, 20)
         remedy = f"name it, for example {lacking[0]}={header[0]!r}"
         raise InputError(f"no column of {lacking[0]} among {there}", where=where, remedy=remedy)
-    if _like_a_header(folded):
+    if _folded_header(folded):
         problem = f"looks like a header ({first_of(header, 20)}) without {', '.join(lacking)}"
         remedy = "call the columns subject, relation and object, or name them with --columns subject=NAME ..."
         raise InputError(problem, where=where, remedy=remedy)
@@ -132,7 +133,19 @@ def _place(column: str, header: Sequence[str], where: str) -> int:
     return header.index(column)
 
 
-def _like_a_header(folded: Sequence[str]) -> bool:
+def like_a_header(fields: Sequence[str]) -> bool:
+    """Whether a line of a table looks like a header, known columns or not."""
+    return _folded_header(list(map(_folded, fields)))
+
+
+@functools.lru_cache(1 << 12)  # is asked of relations, which are few
+def in_headers(word: str) -> bool:
+    """Whether headers have such a word for subject, relation or object."""
+    word = _folded(word).strip("\"'")
+    return any(word in {field, *_ALSO[field], *_VAGUE[field]} for field in NEEDED)
+
+
+def _folded_header(folded: Sequence[str]) -> bool:
     """Whether a line holds words for two of the three columns, or the name of the relation's own column."""
     folded = [word.strip("\"'") for word in folded]
     words = [word for word in folded if len(word) > 1 or not word.isascii()]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_tools.text_lines import LONGEST_LINE
 from data_tools.text_open import opened
+from data_tools.text_packed import packing_of
 from megatron_kis.errors import InputError
 from megatron_kis.files import unreadable
 
@@ -91,6 +92,16 @@ def refuse_foreign(beginning: bytes, path: Path) -> None:
     for magic, (kind, remedy) in _FOREIGN.items():
         if beginning.startswith(magic):
             raise InputError(f"is {kind}", where=str(path), remedy=remedy)
+
+
+def refuse_packed(beginning: bytes, path: Path) -> None:
+    """Refuses a packed file where places in the file are needed, which a packed one has not.
+
+    Raises:
+        InputError: says how it is packed.
+    """
+    if packing := packing_of(beginning[:16]):
+        raise InputError(f"is packed with {packing}", where=str(path), remedy="unpack it")
 
 
 def decoded(line: bytes, where: str) -> str:

@@ -3,22 +3,28 @@
 A header line that names ``subject``, ``relation`` and ``object``, or calls them as other data sets do (``head``,
 ``predicate``, ``obj_label``), gives the columns, in any order; ``id``, ``subject_id``, ``object_id``,
 ``subject_aliases`` and ``object_aliases`` (names between ``|``, or a JSON list) may stand beside them, other columns
-are ignored. Without a header a line is subject, relation, object.
+are ignored. Without a header a line is subject, relation, object. Only a header or a whole triple says what the columns
+are: a malformed row or comment above it is refused, or skipped where errors are, and a header below triples is refused.
+
+Quotes are letters in TSV: the name of the album ``"Heroes"`` has them. A field whose inner quotes are doubled was
+written with CSV's quotes, as pandas does (``"The ""High"" One"``), and is refused.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.importers.base import Candidate, Imported, malformed, parse_rows
-from data_tools.importers.columns import ALIASES, NEEDED, layout
+from data_tools.importers.base import Candidate, Imported, checked, malformed, parse_rows
+from data_tools.importers.columns import ALIASES, NEEDED, in_headers, layout, like_a_header
 from data_tools.importers.reading import decoded, source_lines
 from data_tools.text_lines import LONGEST_LINE
-from megatron_kis.errors import InputError
+from megatron_kis.errors import InputError, first_of
 
 _Row = tuple[int, Sequence[str] | InputError]
 _LONGEST_RECORD = 1 << 20  # characters of a record of many lines: a quote that is never closed must not take the file
@@ -27,7 +33,7 @@ _LONGEST_RECORD = 1 << 20  # characters of a record of many lines: a quote that 
 def import_tsv(
     path: Path, *, skip_errors: bool = False, columns: Mapping[str, str] | None = None
 ) -> Iterator[Imported]:
-    """Reads tab-separated triples; quotes are letters like any other.
+    """Reads tab-separated triples; quotes are letters like any other, and doubled ones are refused.
 
     Args:
         path: the file.
@@ -145,46 +151,120 @@ class _Lines:
 def _import(
     path: Path, rows: Iterator[_Row], between: str, skip_errors: bool, columns: Mapping[str, str]
 ) -> Iterator[Imported]:
-    number, first = next(rows, (0, []))
-    while isinstance(first, InputError):
-        if not skip_errors:
-            raise first
-        yield malformed(first)
-        number, first = next(rows, (0, []))
-    if not first:
-        return
-    if first[0].lstrip().startswith(('{"', "[{")):
-        raise InputError(
-            "looks like JSON, not like a table", where=f"{path}:{number}", remedy="use --from jsonl or lama"
-        )
-    places, is_header = layout(first, columns, f"{path}:{number}")
-    width = len(first) if is_header or columns else len(NEEDED)
-    parse = _parser(path, places, width, is_header, between)
-    if not is_header:
-        yield from parse_rows([(number, first)], parse, skip_errors=skip_errors)
-    yield from parse_rows(rows, parse, skip_errors=skip_errors)
+    table = None
+    for row in rows:
+        try:
+            table, found = _begun(path, row, between, columns)
+        except _LayoutError:
+            raise
+        except InputError as error:  # such a row says nothing of the columns: the header may be below it
+            if not skip_errors:
+                raise
+            yield malformed(error)
+            continue
+        yield from [] if found is None else [found]
+        break
+    if table is not None:
+        yield from parse_rows(table.below(rows), table.parse, skip_errors=skip_errors)
 
 
-def _parser(
-    path: Path, places: Mapping[str, int], width: int, is_header: bool, between: str
-) -> Callable[[_Row], Imported]:
-    def parse(row: _Row) -> Imported:
+class _LayoutError(InputError):
+    """The columns are not known, so that no row can be read."""
+
+
+def _begun(path: Path, row: _Row, between: str, columns: Mapping[str, str]) -> tuple[_Table, Imported | None]:
+    """The table that begins with a row: its header, or its first triple, which is returned too.
+
+    Raises:
+        _LayoutError: the row looks like a header, or like JSON, and does not say which columns hold what.
+        InputError: it can be neither a header nor a triple.
+    """
+    number, fields = row
+    if isinstance(fields, InputError):
+        raise fields
+    where = f"{path}:{number}"
+    if fields[0].lstrip().startswith(('{"', "[{")):
+        raise _LayoutError("looks like JSON, not like a table", where=where, remedy="use --from jsonl or lama")
+    if not like_a_header(fields):
+        if _COMMENT.match(fields[0]):
+            raise InputError("is a comment", where=where, remedy="begin with the header or the first triple")
+        if len(fields) < len(NEEDED):
+            raise InputError(_miscounted(fields), where=where, remedy=_remedy(fields, len(NEEDED), False, between))
+    try:
+        places, is_header = layout(fields, columns, where)
+    except InputError as error:
+        numbers = [int(column) for column in columns.values() if column.isdecimal()]
+        if error.where == where and len(fields) < max(numbers, default=0):  # too short a row, or a wrong number
+            raise
+        raise _LayoutError(error.problem, where=error.where, remedy=error.remedy) from None
+    width = len(fields) if is_header or columns else len(NEEDED)
+    table = _Table(path, places, width, fields if is_header else None, between)
+    return table, None if is_header else checked(table.parse(row))
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What is known of a table once its first line is read."""
+
+    path: Path
+    places: Mapping[str, int]
+    """Field to its place in a row."""
+    width: int
+    """Fields of a row."""
+    header: Sequence[str] | None
+    between: str
+    """What is between fields."""
+
+    def below(self, rows: Iterable[_Row]) -> Iterator[_Row]:
+        """The rows, of which none may be a header: it would give other columns to the rows below it.
+
+        Raises:
+            InputError: one is, and is not the first line once more.
+        """
+        relation, known = self.places["relation"], sorted(self.header or ())
+        for number, fields in rows:
+            if not isinstance(fields, InputError) and len(fields) > relation and in_headers(fields[relation]):
+                where = f"{self.path}:{number}"
+                if self.header is None and like_a_header(fields):
+                    problem = f"looks like a header ({first_of(fields, 20)}) below other rows"
+                    raise InputError(problem, where=where, remedy="take out what is above it")
+                if known == sorted(fields):
+                    if list(self.header or ()) != list(fields):
+                        problem = "another header, with the columns in another order"
+                        raise InputError(problem, where=where, remedy="write the tables into files of their own")
+                    yield number, InputError("the header once more", where=where, remedy="take it out")
+                    continue
+            yield number, fields
+
+    def parse(self, row: _Row) -> Imported:
+        """A row's triple.
+
+        Raises:
+            InputError: it is malformed.
+        """
         number, fields = row
         if isinstance(fields, InputError):
             raise fields
-        where = f"{path}:{number}"
-        if len(fields) != width:
-            raise InputError(_miscounted(fields), where=where, remedy=_remedy(fields, width, is_header, between))
-        values = {name: fields[place].strip() for name, place in places.items()}
+        where = f"{self.path}:{number}"
+        if len(fields) != self.width:
+            remedy = _remedy(fields, self.width, self.header is not None, self.between)
+            raise InputError(_miscounted(fields), where=where, remedy=remedy)
+        values = {name: fields[place].strip() for name, place in self.places.items()}
+        if self.between == "tabs":
+            for name, value in values.items():
+                if '""' in value and _QUOTED.fullmatch(value) and not (name in ALIASES and value.startswith('"[')):
+                    problem = f"{name} is quoted as in CSV: {value[:60]!r}"
+                    remedy = "write the table without such quotes (pandas: quoting=csv.QUOTE_NONE), or as CSV"
+                    raise InputError(problem, where=where, remedy=remedy)
         for name in NEEDED:
             if not values[name]:
                 raise InputError(f"{name} is missing", where=where, remedy="every fact needs all three")
         aliases = {name: _names(values.pop(name, ""), name, where) for name in ALIASES}
         return Candidate(where=where, **values, **aliases)  # type: ignore[arg-type]
 
-    return parse
 
-
+_COMMENT = re.compile(r"\s*#(?:[\s#]|$)")  # "#MeToo" is a name
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _SIGNS = {
     "\t": "tabs: use --from tsv",
     ",": "commas: use --from csv",

@@ -21,6 +21,7 @@ from data_tools.importers.base import (
     text_field,
 )
 from data_tools.importers.reading import source_files_of
+from data_tools.text_lines import LONGEST_LINE
 from data_tools.text_open import opened
 from megatron_kis.errors import InputError
 from megatron_kis.files import unreadable
@@ -92,6 +93,7 @@ def _documents(file: Path) -> Iterator[Any]:
     import ijson
 
     try:
+        _refuse_no_array(file)
         with opened(file) as content:
             yield from ijson.items(content, "item", map_type=_Object)
     except (EOFError, zlib.error) as error:
@@ -101,6 +103,26 @@ def _documents(file: Path) -> Iterator[Any]:
     except (ijson.JSONError, UnicodeDecodeError) as error:
         problem = str(error).splitlines()[0]
         raise InputError(f"not valid JSON ({problem})", where=str(file), remedy="is the file whole?") from None
+
+
+def _refuse_no_array(file: Path) -> None:
+    """Refuses JSON that is no array of documents, before it is read as one without any.
+
+    Raises:
+        InputError: says what it is instead.
+    """
+    with opened(file) as content:
+        first = content.read(1).strip()
+        while not first and (more := content.read(1)):
+            first = more.strip()
+        if first and first.isascii() and first != b"[":
+            one_line = content.readline(LONGEST_LINE).rstrip().endswith(b"}")
+            if first == b"{" and one_line and content.readline(LONGEST_LINE).lstrip().startswith(b"{"):
+                remedy = "make it one array of documents: jq -s . FILE"
+                raise InputError("is JSON lines", where=str(file), remedy=remedy)
+            problem = "is one JSON object" if first == b"{" else "is no JSON array"
+            remedy = "expected an array of documents: the list alone, or a single document between [ and ]"
+            raise InputError(problem, where=str(file), remedy=remedy)
 
 
 def _triples(document: Any, where: str) -> list[Any]:

@@ -64,8 +64,7 @@ def import_wikidata5m(
         yield from [*dropped, *entities.dropped]
         sample = None if limit is None else SubjectSample(blocks(), limit, seed)
         for block in blocks():
-            if block.malformed:
-                yield Dropped("", "malformed row", count=block.malformed)
+            yield from block.malformed
             if sample is None:
                 yield from _resolved(block, entities)
                 continue
@@ -103,17 +102,18 @@ def _resolved(block: TripleBlock, entities: EntityNames) -> Iterator[Imported]:
 def _resolve(file: Path, triple: tuple[int, int, int, int], names: dict[int, Names]) -> Imported:
     line, subject, number, answer = triple
     relation = f"P{number}"
+    where = f"{file}:{line}"
     if subject not in names or answer not in names:
-        return Dropped(relation, NO_NAME)
+        return Dropped(relation, NO_NAME, where=where)
     subject_name, subject_aliases, shared = names[subject]
     object_name, object_aliases, _ = names[answer]
     if shared:
-        return Dropped(relation, SHARED_NAME)
+        return Dropped(relation, SHARED_NAME, where=where)
     return Candidate(
         subject=subject_name,
         relation=relation,
         object=object_name,
-        where=f"{file}:{line}",
+        where=where,
         subject_id=f"Q{subject}",
         object_id=f"Q{answer}",
         subject_aliases=subject_aliases,

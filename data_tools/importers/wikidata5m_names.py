@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from data_tools.facts import is_text, one_line
 from data_tools.importers.base import Dropped, malformed
+from data_tools.importers.reading import refuse_foreign, refuse_packed
 from data_tools.importers.wikidata5m_triples import Ints, identified
 from data_tools.names import name_key
 from megatron_kis.errors import InputError
@@ -45,6 +46,9 @@ class EntityNames:
         try:
             with open(path, "rb") as file:
                 for number, line in enumerate(file, start=1):
+                    if number == 1:
+                        refuse_foreign(line, path)
+                        refuse_packed(line, path)
                     if line.strip():
                         try:
                             identifier, names = identified(line, b"Q", f"{path}:{number}")
@@ -69,13 +73,14 @@ class EntityNames:
         first = np.ones(len(self._ids), np.bool_)
         first[1:] = self._ids[1:] != self._ids[:-1]
         if not first.all():
-            identifier = self._ids[~first][0]
-            twice = InputError(f"Q{identifier} stands in two lines", where=str(path))
+            place = int(np.flatnonzero(~first)[self._offsets[~first].argmin()])
+            where = f"{path}:{_line_at(path, int(self._offsets[place]))}"
+            before = _line_at(path, int(self._offsets[np.searchsorted(self._ids, self._ids[place])]))
+            problem = f"Q{self._ids[place]} is in two lines, the first of which is {before}"
             if not skip_errors:
-                raise twice
-            self.dropped += [Dropped("", "malformed line of names (an id in two lines)", where=str(path))] * int(
-                np.count_nonzero(~first)
-            )
+                raise InputError(problem, where=where, remedy="keep one of them")
+            count = int(np.count_nonzero(~first))
+            self.dropped.append(Dropped("", "malformed line of names (an id in two lines)", count=count, where=where))
             self._ids, self._offsets, self._lengths = self._ids[first], self._offsets[first], self._lengths[first]
             hashed = hashed[first]
         self._shared = _repeated(hashed)
@@ -103,6 +108,16 @@ class EntityNames:
             if names := _names(fields):
                 found[identifier] = (names[0], tuple(names[1:]), shared)
         return found
+
+
+def _line_at(path: Path, offset: int) -> int:
+    """The number of the line that begins at an offset."""
+    number = 1
+    with open(path, "rb") as file:
+        while offset > 0 and (block := file.read(min(offset, 1 << 20))):
+            number += block.count(b"\n")
+            offset -= len(block)
+    return number
 
 
 def _names(fields: str) -> list[str]:

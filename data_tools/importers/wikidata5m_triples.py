@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.importers.reading import BOM, decoded, refuse_foreign
+from data_tools.importers.base import Dropped, malformed
+from data_tools.importers.reading import BOM, decoded, refuse_foreign, refuse_packed
 from megatron_kis.errors import InputError
 from megatron_kis.files import unreadable
 
@@ -38,8 +39,8 @@ class TripleBlock:
     """Numbers of the relations' ids, ``[n]``."""
     objects: Ints
     """Numbers of the objects' ids, ``[n]``."""
-    malformed: int = 0
-    """Lines that were skipped."""
+    malformed: tuple[Dropped, ...] = ()
+    """Lines that were skipped, one note of each kind."""
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> TripleBlock:
         """Those triples for which ``chosen``, ``[n]``, holds."""
@@ -92,6 +93,7 @@ def triple_blocks(file: Path, relations: Collection[int] = (), *, skip_errors: b
             while data := stream.read(_BLOCK) + stream.readline():
                 if first == 1:
                     refuse_foreign(data, file)
+                    refuse_packed(data, file)
                     data = data.removeprefix(BOM)
                 block = _block(file, data, first, skip_errors)
                 yield block.where(np.isin(block.relations, wanted)) if len(wanted) else block
@@ -105,7 +107,7 @@ def _block(file: Path, data: bytes, first: int, skip_errors: bool) -> TripleBloc
         subjects, relations, objects = np.fromstring(data.translate(None, b"QP"), np.int64, sep=" ").reshape(-1, 3).T
         return TripleBlock(file, np.arange(first, first + len(subjects)), subjects, relations, objects)
     found: list[tuple[int, int, int, int]] = []
-    malformed = 0
+    skipped: dict[str, Dropped] = {}
     for number, line in enumerate(data.split(b"\n"), start=first):
         if not (fields := line.split()):
             continue
@@ -116,12 +118,14 @@ def _block(file: Path, data: bytes, first: int, skip_errors: bool) -> TripleBloc
                 raise InputError(f"{len(fields)} fields", where=where, remedy=remedy)
             subject, relation, answer = map(number_of, fields, (b"Q", b"P", b"Q"), (where,) * 3)
             found.append((number, subject, relation, answer))
-        except InputError:
+        except InputError as error:
             if not skip_errors:
                 raise
-            malformed += 1
+            note = malformed(error)
+            known = skipped.setdefault(note.reason, replace(note, count=0))
+            skipped[note.reason] = replace(known, count=known.count + 1)
     lines, subjects, relations, objects = np.array(found, np.int64).reshape(-1, 4).T
-    return TripleBlock(file, lines, subjects, relations, objects, malformed)
+    return TripleBlock(file, lines, subjects, relations, objects, tuple(skipped.values()))
 
 
 class SubjectSample:

@@ -101,6 +101,9 @@ def test_describing_the_command_imports_nothing_slow():
     assert done.stdout.strip() == "[]"
 
 
+RENDERED = ("--facts", "f", "--templates", "t", "--tokenizer", "t", "--output", "e")
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -109,9 +112,11 @@ def test_describing_the_command_imports_nothing_slow():
         (("tokenizer", "--input", LEADS, "--vocab-size", "400", "--output", "folder"), "'folder' is a folder"),
         (("export", "--facts", "f", "--templates", "t", "--output", "file"), "'file' is a file"),
         (("corpus", "--input", LEADS, "--tokenizer", "t", "--output", "file/c"), "'file' is a file"),
+        (("render", *RENDERED, "--asked", "0"), "argument --asked: '0' is no count"),
+        (("render", *RENDERED, "--asked", "-3"), "argument --asked: '-3' is no count"),
     ],
 )
-def test_a_place_that_cannot_be_written_to_is_refused_at_once(tmp_path, monkeypatch, capsys, arguments, problem):
+def test_what_cannot_be_done_is_refused_at_once(tmp_path, monkeypatch, capsys, arguments, problem):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
@@ -132,3 +137,12 @@ def test_text_without_leaks_is_not_read_again_the_next_time(tmp_path):
         with pytest.raises(InputError, match=r"b\.jsonl: is written here, and .*reads it; write it elsewhere"):
             kis(*shared, option, tmp_path / "in" / "b.jsonl")
     assert kis(*shared, "--clean", tmp_path / "b.jsonl") == 0
+
+
+def test_an_output_that_cannot_be_written_is_named_as_the_user_wrote_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    counts = ("--infused", 8, "--background", 8, "--control", 8)
+    output = f"{'x' * 250}.jsonl"
+    with pytest.raises(OSError) as error:
+        kis("data", "facts", "--from", "tsv", "--input", TRIPLES, "--output", output, *counts)
+    assert error.value.filename == output

@@ -124,3 +124,9 @@ def test_no_two_options_are_the_same_tokens(tmp_path: Path, distractors: int | N
             [fact for fact in facts if fact.object in names[:3]],
             {"land": TEMPLATES}, tokenizer, distractors=distractors, seed=0,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [0, -3])
+def test_less_than_one_fact_cannot_be_asked_about(asked: int) -> None:
+    with pytest.raises(InputError, match=f"asked: is {asked}; 1 or more"):
+        deal(HOLLAND, distractors=1, seed=0, asked=asked)

@@ -56,6 +56,8 @@ def test_what_the_format_cannot_hold_is_refused_before_anything_is_written(tmp_p
         export_bear(FACTS, TEMPLATES, tmp_path, split="question")
     with pytest.raises(InputError, match="unknown split 'held'; did you mean 'held_out'"):
         export_bear(FACTS, TEMPLATES, tmp_path, split="held")
+    with pytest.raises(InputError, match="groups: no facts of group 'background'"):
+        export_bear(FACTS, TEMPLATES, tmp_path, groups=["infused", "background"])
     with pytest.raises(InputError, match="unknown group 'controls'"):
         export_bear(FACTS, TEMPLATES, tmp_path, groups=["controls"])
     assert list(tmp_path.iterdir()) == []

@@ -21,6 +21,8 @@ def test_facts_come_back_as_they_were_written(tmp_path):
         ({"group": "infuse"}, "facts.jsonl:2: group is 'infuse'; valid: infused"),
         ({"id": "a"}, "facts.jsonl:2: id 'a' is taken"),
         ({"subject": 3}, "facts.jsonl:2: subject is int"),
+        ({"object": "\u200b"}, r"facts.jsonl:2: object is no name: '\u200b'; a name has a letter"),
+        ({"subject": "..."}, "facts.jsonl:2: subject is no name: '...'"),
         ({"object_aliases": "Polska"}, "facts.jsonl:2: object_aliases is not a list"),
     ],
 )

@@ -83,6 +83,8 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
         ({"vocab_size": 100}, "data.vocab_size: is 100"),
         ({"character_coverage": 0.5}, "data.character_coverage: is 0.5"),
         ({"validation_share": 1.5}, "data.validation_share: is 1.5"),
+        ({"select": SelectSettings(longest_name=-5)}, "data.select.longest_name: is -5"),
+        ({"select": SelectSettings(infused=0, background=0, control=0)}, "background and control: are all 0"),
         ({"tokenizer": LEADS}, "not a tokenizer.json"),
         ({"select": SelectSettings(relations=("peaks",))}, "no templates for relation 'peaks'"),
     ],

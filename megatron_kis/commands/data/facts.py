@@ -131,7 +131,8 @@ def add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--split", choices=("train", "held_out", "question"), default="held_out", help="templates to ask with"
     )
-    parser.add_argument("--groups", nargs="+", choices=_GROUPS, default=list(_GROUPS), help="groups to write")
+    groups = "groups to write, each of which must have facts; all that have some by default"
+    parser.add_argument("--groups", nargs="+", choices=_GROUPS, default=argparse.SUPPRESS, help=groups)
     parser.set_defaults(handler=_export)
 
 
@@ -142,6 +143,8 @@ def _export(options: argparse.Namespace) -> int:
 
     facts = load_facts(options.facts)
     templates = load_templates(options.templates, relations=sorted({fact.relation for fact in facts}))
-    for folder in export_bear(facts, templates, options.output, split=options.split, groups=options.groups):
+    for folder in export_bear(
+        facts, templates, options.output, split=options.split, groups=getattr(options, "groups", None)
+    ):
         print(folder)
     return 0

@@ -116,3 +116,20 @@ def test_labels_that_are_numbers_are_their_text(tmp_path, label, name):
     path.write_text(f'{{"sub_label": "a", "obj_label": {label}}}\n')
     [found] = import_lama(path)
     assert getattr(found, "object", None) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"docs": [{"triples": []}]}', "is one JSON object; expected an array of documents"),
+        ('\n{\n "triples": []\n}\n', "is one JSON object; expected an array of documents"),
+        ('{"triples": []}\n', "is one JSON object; expected an array of documents"),
+        ('{"triples": []}\n{"triples": []}\n', r"is JSON lines; make it one array of documents: jq -s \. FILE"),
+        ('"text"', "is no JSON array; expected an array of documents"),
+    ],
+)
+@pytest.mark.parametrize("skip_errors", [False, True])
+def test_trex_that_is_no_array_of_documents_says_so(tmp_path, text, problem, skip_errors):
+    (tmp_path / "d.json").write_text(text)
+    with pytest.raises(InputError, match=rf"d\.json: {problem}"):
+        list(import_trex(tmp_path / "d.json", skip_errors=skip_errors))

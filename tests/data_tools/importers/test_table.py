@@ -39,7 +39,69 @@ def test_a_header_is_skipped_only_where_it_stands_first(tmp_path):
     path = write(tmp_path / "t.tsv", "\ufeffSubject\tRelation\tObject\r\nRysy\tpeak_country\tPoland\r\n")
     assert [(fact.subject, fact.object, fact.where) for fact in import_tsv(path)] == [("Rysy", "Poland", f"{path}:2")]
     path = write(tmp_path / "t.tsv", "Rysy\tpeak_country\tPoland\nsubject\trelation\tobject\n")
-    assert len(list(import_tsv(path))) == 2
+    for skip_errors in (False, True):
+        with pytest.raises(InputError, match=r"t\.tsv:2: looks like a header .* below other rows"):
+            list(import_tsv(path, skip_errors=skip_errors))
+
+
+ABOVE = ["# exported 2026", "#", "Exported by|Ann Smith|2026", "Export||", "# by|me|2026", "a|b|c|d", "two|fields"]
+
+
+@pytest.mark.parametrize("above", [[line] for line in ABOVE] + [ABOVE])
+@pytest.mark.parametrize("columns", [None, {"object": "1", "relation": "2", "subject": "3"}])
+@pytest.mark.parametrize(("name", "between"), [("t.tsv", "\t"), ("t.csv", ",")])
+def test_what_is_above_a_header_does_not_settle_the_columns(tmp_path, above, columns, name, between):
+    if columns and "a|b|c|d" in above:
+        pytest.skip("four columns whose numbers are given are a table of four columns")
+    read = import_tsv if between == "\t" else import_csv
+    lines = [*above, "object|relation|subject", "Ankara|capital|Turkey", "Paris|capital|France"]
+    path = write(tmp_path / name, "".join(f"{line}\n" for line in lines).replace("|", between))
+    problem = "is a comment; begin with the header" if above[0].startswith("#") else ""
+    with pytest.raises(InputError, match=rf"{name}:1: {problem}"):
+        list(read(path, columns=columns))
+    found = list(read(path, columns=columns, skip_errors=True))
+    triples = [(one.subject, one.relation, one.object) for one in found if isinstance(one, Candidate)]
+    assert triples == [("Turkey", "capital", "Ankara"), ("France", "capital", "Paris")]
+    assert [one.where for one in found if isinstance(one, Dropped)] == [f"{path}:{n + 1}" for n in range(len(above))]
+
+
+@pytest.mark.parametrize("header", ["object|relation|subject", "value|attribute|entity"])
+def test_a_header_below_what_reads_as_a_triple_is_refused_also_where_errors_are_skipped(tmp_path, header):
+    path = write(tmp_path / "t.csv", f"Export,by,Ann\n{header}\nAnkara,capital,Turkey\n".replace("|", ","))
+    with pytest.raises(InputError, match=r"t\.csv:2: looks like a header"):
+        list(import_csv(path, skip_errors=True))
+
+
+def test_a_header_that_comes_again_is_no_triple(tmp_path):
+    path = write(tmp_path / "t.csv", "object,relation,subject\nb,r,a\nobject,relation,subject\nd,r,c\n")
+    with pytest.raises(InputError, match=r"t\.csv:3: the header once more"):
+        list(import_csv(path))
+    found = list(import_csv(path, skip_errors=True))
+    assert [(one.subject, one.object) for one in found if isinstance(one, Candidate)] == [("a", "b"), ("c", "d")]
+    path = write(tmp_path / "t.csv", "object,relation,subject\nb,r,a\nsubject,relation,object\nc,r,d\n")
+    with pytest.raises(InputError, match=r"t\.csv:3: another header"):
+        list(import_csv(path, skip_errors=True))
+
+
+def test_a_name_may_begin_with_a_number_sign(tmp_path):
+    assert [one.subject for one in import_tsv(write(tmp_path / "t.tsv", "#MeToo\tstart\t2006\n"))] == ["#MeToo"]
+
+
+@pytest.mark.parametrize("field", ['"""Weird"" Al"', '"The ""High"" One"', '""'])
+@pytest.mark.parametrize("place", range(2))
+def test_the_quotes_of_csv_are_no_part_of_a_tsv_s_names(tmp_path, field, place):
+    row = "\t".join([field, "r", "x"][:: -1 if place else 1])
+    path = write(tmp_path / "t.tsv", f"a\tr\tb\n{row}\n")
+    with pytest.raises(InputError, match=r"t\.tsv:2: (subject|object) is quoted as in CSV: .* QUOTE_NONE|t\.tsv:2: "):
+        list(import_tsv(path))
+    _, dropped = import_tsv(path, skip_errors=True)
+    assert dropped == Dropped("", f"malformed row ({'object' if place else 'subject'} is quoted as in CSV)")
+
+
+def test_quotes_that_are_not_csv_s_stay_and_pandas_lists_are_read(tmp_path):
+    text = 'subject\trelation\tobject\tsubject_aliases\n"Heroes"\tby\tthe "Duke"\t"[""a"", ""b""]"\n'
+    [fact] = import_tsv(write(tmp_path / "t.tsv", text))
+    assert (fact.subject, fact.object, fact.subject_aliases) == ('"Heroes"', 'the "Duke"', ("a", "b"))
 
 
 def test_a_header_gives_the_columns_in_any_order_and_brings_ids_and_aliases(tmp_path):

@@ -1,3 +1,4 @@
+import gzip
 from collections import Counter
 
 import numpy as np
@@ -67,16 +68,32 @@ def test_malformed_triples_are_named_or_skipped(folder, triples, problem):
     with pytest.raises(InputError, match=problem):
         list(import_wikidata5m(path))
     dropped, fact = import_wikidata5m(path, skip_errors=True)
-    assert dropped == Dropped("", "malformed row")
+    kind = "2 fields" if "2 fields" in problem else "not an id"
+    assert (dropped, dropped.where) == (
+        Dropped("", f"malformed row ({kind})"), f"{path / 'wikidata5m_all_triplet.txt'}:1")  # fmt: skip
     assert isinstance(fact, Candidate)
 
 
 def test_an_entity_in_two_lines_and_missing_files_are_refused(folder, tmp_path):
-    with pytest.raises(InputError, match=r"entity\.txt: Q30 stands in two lines"):
-        list(import_wikidata5m(folder("Q7294\tP19\tQ1055\n", entities="Q30\ta\nQ30\tb\n")))
+    path = folder("Q7294\tP19\tQ1055\n", entities="Q31\tx\nQ30\ta\n\nQ30\tb\nQ31\ty\n")
+    with pytest.raises(InputError, match=r"entity\.txt:4: Q30 is in two lines, the first of which is 2"):
+        list(import_wikidata5m(path))
+    twice, nameless = import_wikidata5m(path, skip_errors=True)
+    assert twice == Dropped("", "malformed line of names (an id in two lines)", 2)
+    assert twice.where == f"{path / 'wikidata5m_entity.txt'}:4"
+    assert nameless.where == f"{path / 'wikidata5m_all_triplet.txt'}:1"
     (tmp_path / "wikidata5m_entity.txt").unlink()
     with pytest.raises(InputError, match=r"0 files \*_entity\.txt"):
         list(import_wikidata5m(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["wikidata5m_entity.txt", "wikidata5m_all_triplet.txt"])
+@pytest.mark.parametrize("skip_errors", [False, True])
+def test_packed_names_and_triples_are_to_be_unpacked(folder, name, skip_errors):
+    path = folder("Q7294\tP19\tQ1055\n")
+    (path / name).write_bytes(gzip.compress((path / name).read_bytes()))
+    with pytest.raises(InputError, match=rf"{name}: is packed with gzip; unpack it"):
+        list(import_wikidata5m(path, skip_errors=skip_errors))
 
 
 def test_names_are_found_whatever_the_order_of_the_ids(tmp_path):
