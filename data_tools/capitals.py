@@ -12,6 +12,7 @@ from data_tools.folding import words
 
 ARTICLES = frozenset(["the", "a", "an"])
 _RESOURCE = Path(__file__).parent / "resources" / "function_words.txt"
+_EVERYDAY = _RESOURCE.with_name("everyday_words.txt")
 _SHORT = 3  # letters of a name that must stand as it is written
 _CODE = 4  # letters of one in capitals
 _CAPITAL_WITHIN = regex.compile(r"[\p{Ll},;] \p{Lu}\p{Ll}")
@@ -20,6 +21,9 @@ _START = regex.compile(
     r"(?:^|[\p{STerm}:…][\p{Pf}\p{Pe}\"']*\s|\n)[\s\p{Ps}\p{Pi}\p{Pd}\"'„*•#>¿¡]*$|[¿¡][\s\p{Ps}\p{Pi}\"']*$"
 )
 _BEFORE, _BEHIND = 24, 200  # characters that are looked at
+_SEVERAL = regex.compile(r"[\p{L}\p{M}.]*\p{Lu}[\p{L}\p{M}.]*\p{Lu}")  # US, U.S., McX: no capital of a sentence's start
+_SIGNED = regex.compile(r"\w+(?:[+#♯＋＃*\p{Sc}]|[-\u2212\u2013－](?!\w))")  # A+, O-, US$
+_LOWER = regex.compile(r"\p{Ll}")
 
 
 @cache
@@ -33,6 +37,13 @@ def _grammars() -> tuple[frozenset[str], ...]:
 def function_words() -> frozenset[str]:
     """Folded words of the grammars of languages that write capitals."""
     return frozenset().union(*_grammars())
+
+
+@cache
+def everyday_words() -> frozenset[str]:
+    """Folded English words, and their plurals, that are names with an article before them: *the Band*."""
+    lines = _EVERYDAY.read_text(encoding="utf-8").splitlines()
+    return frozenset(word for line in lines if not line.startswith("#") for word in words(line))
 
 
 class Capitals:
@@ -55,12 +66,17 @@ class Capitals:
 
     def begin_grammar(self, at: int, word: str) -> bool:
         """Whether the first word of a sentence is one of the grammar of its language: *Como* is in Spanish."""
-        if not self.say_nothing(at):
+        if not self.say_nothing(at) or self._is_marked(at):
             return False
         around = words(self._text[at : at + _BEHIND])
         counts = [(sum(map(grammar.__contains__, around)), word in grammar) for grammar in _grammars()]
         most = max(count for count, _ in counts)
         return any(count == most and known for count, known in counts)
+
+    def _is_marked(self, at: int) -> bool:
+        """Whether a word has a sign, or several capitals in text that is not all in capitals."""
+        several = _SEVERAL.match(self._text, at)
+        return bool(_SIGNED.match(self._text, at) or (several and _LOWER.search(self._text, at, at + _BEHIND)))
 
 
 class Spelling:
@@ -103,7 +119,7 @@ class Spelling:
         )
         if lowered:
             return self._several or not capitals.mark_names
-        return not (self._article_left_out and self._single and capitals.say_nothing(at))
+        return not (self._article_left_out and self._single.lower() in everyday_words() and capitals.say_nothing(at))
 
     def _is_raised(self, text: Sequence[str], at: int, capitals: Capitals) -> bool:
         """Whether only the first letter differs: a lower-case name at a sentence's start, or *the* of *The Who*."""

@@ -21,9 +21,7 @@ _END = regex.compile(
 )
 _RESOURCE = Path(__file__).parent / "resources" / "abbreviations.txt"
 _WORD = regex.compile(r"(?<![\w\p{M}])\p{L}[\p{L}\p{M}]*$")
-_ORDINAL = regex.compile(
-    r"(?<![\w.,])\d{1,2}$|(?<!\w)[IVXLC]+$"
-)  # "14. März", "Ludwig XIV. starb"; not a year, nor 3.5
+_ORDINAL = regex.compile(r"(?<![\w.,])\d{1,2}$|(?<!\w)[IVXLC]+$")  # "14. März", "Ludwig XIV. starb"; no year, not 3.5
 _SHORT = 6  # letters of a word whose full stop ends nothing before a digit: "Aug. 4", "approx. 50%"
 _BEFORE = 16  # characters that are looked at
 
