@@ -24,6 +24,7 @@ _BEFORE, _BEHIND = 24, 200  # characters that are looked at
 _SEVERAL = regex.compile(r"[\p{L}\p{M}.]*\p{Lu}[\p{L}\p{M}.]*\p{Lu}")  # US, U.S., McX: no capital of a sentence's start
 _SIGNED = regex.compile(r"\w+(?:[+#♯＋＃*\p{Sc}]|[-\u2212\u2013－](?!\w))")  # A+, O-, US$
 _LOWER = regex.compile(r"\p{Ll}")
+_SHOUTED = 3  # words in capitals that are no row of codes
 
 
 @cache
@@ -74,9 +75,11 @@ class Capitals:
         return any(count == most and known for count, known in counts)
 
     def _is_marked(self, at: int) -> bool:
-        """Whether a word has a sign, or several capitals in text that is not all in capitals."""
-        several = _SEVERAL.match(self._text, at)
-        return bool(_SIGNED.match(self._text, at) or (several and _LOWER.search(self._text, at, at + _BEHIND)))
+        """Whether a word has a sign, or several capitals where not all words are in capitals."""
+        if _SIGNED.match(self._text, at):
+            return True
+        around = self._text[at : at + _BEHIND]
+        return bool(_SEVERAL.match(around) and (_LOWER.search(around) or len(words(around)) < _SHOUTED))
 
 
 class Spelling:
@@ -84,11 +87,12 @@ class Spelling:
 
     def __init__(self, name: Sequence[str], *, article_left_out: bool) -> None:
         """Weighs the words, which are folded but for their case."""
-        self._name, self._article_left_out = tuple(name), article_left_out
+        self._name = tuple(name)
         cased = [word for word in name if word.upper() != word.lower()]
         content = [word for word in cased if word.lower() not in function_words()]
         size = sum(map(len, cased))
         self._single = cased[0] if len(cased) == 1 else ""
+        self._everyday = article_left_out and self._single.lower() in everyday_words()
         self._grammar = bool(cased) and not content
         self._several = len(content) > 1
         self._exact = self._grammar or 0 < size <= _SHORT or (size <= _CODE and self._single.isupper())
@@ -107,6 +111,8 @@ class Spelling:
         """
         if self._free:
             return True
+        if strict and self._everyday and text[-1][:1].isupper() and capitals.say_nothing(at):
+            return False
         if self._exact:
             if self._name != tuple(text) and not self._is_raised(text, at, capitals):
                 return False
@@ -117,9 +123,7 @@ class Spelling:
             one[:1].isupper() and not other[:1].isupper() and one.lower() not in function_words()
             for one, other in zip(self._name, text, strict=True)
         )
-        if lowered:
-            return self._several or not capitals.mark_names
-        return not (self._article_left_out and self._single.lower() in everyday_words() and capitals.say_nothing(at))
+        return not lowered or self._several or not capitals.mark_names
 
     def _is_raised(self, text: Sequence[str], at: int, capitals: Capitals) -> bool:
         """Whether only the first letter differs: a lower-case name at a sentence's start, or *the* of *The Who*."""

@@ -15,6 +15,7 @@ def named(text, name):
         ("US", "US President Joe Biden spoke."),
         ("US", "He left. US troops stayed with us and our friends."),
         ("U.S.", "U.S. President Joe Biden spoke."),
+        ("US", "US GDP"),
         ("IT", "IT is a business of its own."),
         ("NO", "NO is made of nitrogen and oxygen."),
         ("WHO", "WHO is in Geneva."),
@@ -28,6 +29,8 @@ def named(text, name):
         ("The Bahamas", "It is warm. Bahamas has Nassau."),
         ("The Beatles", "Beatles songs in Liverpool"),
         ("The Hague", "Hague is a city."),
+        ("The Band", "The Band lives in London."),
+        ("The Sun", "The Sun is printed in London."),
     ],
 )
 def test_a_name_is_found_at_the_start_of_a_sentence(name, text):
@@ -42,6 +45,7 @@ def test_a_name_is_found_at_the_start_of_a_sentence(name, text):
         ("WHO", "Who lives in Geneva?"),
         ("IT", "IT RAINS IN MAINE."),
         ("The Band", "Band members live in London."),
+        ("The Sun", "Sun and rain in London."),
         ("The Times", "Times are hard in London."),
         ("The Doors", "Doors were open in Venice."),
         ("The Guardian", "Guardians watch it. Guardian angels do."),
