@@ -6,7 +6,7 @@ of letters; what may stand before and after it there is decided here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ _BEFORE = {
 }
 """Little words that are glued to the front of a name."""
 _ARABIC_ARTICLE = "ال"
-_BEFORE_ARTICLE = regex.compile(r"[وف]?(?:[بك]?ال|لل)")
+_BEFORE_ARTICLE = regex.compile(r"[وف]?(?:[بك]?ال|لل|لال)")  # the last where it is no article: لألمانيا
 SPLIT_SCRIPTS = ("Hani", "Hira", "Kana", "Hang", "Thai", "Laoo", "Khmr", "Mymr")
 """Scripts in which a name is a part of a run of letters; every letter is a word of the folded line."""
 _WITH_ENDINGS = ("Deva", "Beng", "Gujr", "Guru", "Orya", "Taml", "Telu", "Knda", "Mlym", "Sinh", "Geor", "Armn", "Tibt")
@@ -33,12 +33,24 @@ GLUING_SCRIPTS = frozenset([*SPLIT_SCRIPTS, *_BEFORE, *_WITH_ENDINGS])
 _SCRIPT = regex.compile("|".join(rf"(?P<{name}>\p{{{name}}})" for name in sorted(GLUING_SCRIPTS)) + "|(?P<Kana_>ー)")
 _SHORTEST = 3  # letters of a name that may have something glued to it; a shorter one stands alone
 
-# Particles, forms of the copula and units of administration, one after the other.
+# What Korean glues to a name, in this order: a unit of administration, a title, the plural; a case, which another may
+# follow; a word of emphasis; at last the topic or the copula. Of the latter 이 is left out after vowels.
+_CASES = (
+    "에서부터|에서|에게서|에게|에|한테서|한테|께서|께|으로부터|로부터|으로서|로서|으로써|로써|으로|로|부터|까지|보다|처럼"
+    "|같이|만큼|마다|대로|하고|이랑|랑|와|과|의|더러|보고"
+)
+_EMPHASIS = (
+    "만|조차|마저|밖에|까지|부터|뿐|은커녕|는커녕|이나마|나마|이나|나|이야말로|야말로|이라도|라도|이든지|든지|이든|든"
+)
+_COPULA = (
+    "(?:이었|였)(?:다|다고|다는|다가|다면|고|으며|으나|으니|으면|으므로|지만|는데|는지|던|을|음|기|습니다|습니다만|습니까|어요|어|지|죠|거든)"
+    "|이?(?:다|다만|며|면서|고|고요|자|지만|지|지요|죠|면|라|라서|라면|라며|라는|라고|라도|란|므로|니|니까|기|기도|던|거나|야|에요|어서|어야|네|네요"
+    "|나|라던|로서)|예요|입니다|입니다만|입니까|인|인데|인가|인지|일|임|임을|임이|인데요|이신|이십니다|이시다"
+)
 _HANGUL_AFTER = regex.compile(
-    r"(?:특별시|광역시|시|도|군|구|현|주|성|섬)?(?:들)?"
-    r"(?:에서|에게|에|으로|로|까지|부터|만|보다|처럼|이라고|라고|이라는|라는|이란|란|이나|나)?"
-    r"(?:은|는|이|가|을|를|의|와|과|도|이며|며|이고|고|인|이다|다|입니다|이었다|였다|이었으며|였으며|임|이자|자|이지만|지만|일|이라|라"
-    r"|이에요|예요|이었습니다|였습니다|이야|야|하고|이랑|랑)?(?!\p{Hang})"
+    r"(?:특별시|광역시|특별자치시|특별자치도|시|도|군|구|현|주|성|섬)?(?:씨|님)?(?:들)?"
+    rf"(?:{_CASES})?(?:{_CASES})?(?:{_EMPHASIS})?(?:{_CASES})?"
+    rf"(?:은|는|이|가|을|를|도|요|(?:{_COPULA})(?:는|도|만|요)?)?(?!\p{{Hang}})"
 )
 _NO_LETTER_BEFORE = ("Kana", "Hang")
 _CONTINUES = regex.compile(r"[\p{M}\u0E30\u0E33\u0E45\u0EB0\u0EB3\u0EBD]")  # vowels of Thai and Lao that are no marks
@@ -61,13 +73,17 @@ def script_of(letter: str) -> str:
     return (match.lastgroup or "")[:4] if match else ""
 
 
+def _has_article(word: str) -> bool:
+    return word.startswith(_ARABIC_ARTICLE) and len(word) >= _SHORTEST + len(_ARABIC_ARTICLE)
+
+
 def glue_before(name: Sequence[str]) -> Glue | None:
     """What may stand before a name's first folded word within its run of letters; None where nothing may."""
     word = name[0]
     script = script_of(word[0])
     if script not in _BEFORE or sum(map(len, name)) < (2 if script == "Ethi" else _SHORTEST):
         return None
-    if word.startswith(_ARABIC_ARTICLE) and len(word) >= _SHORTEST + len(_ARABIC_ARTICLE):
+    if _has_article(word):
         return Glue(word.removeprefix(_ARABIC_ARTICLE), _BEFORE_ARTICLE)
     return Glue(word, _BEFORE[script])
 
@@ -89,6 +105,8 @@ def glue_after(name: Sequence[str]) -> Glue | None:
     stems = table.get("stems", {})
     assert isinstance(stems, dict)
     changed = tuple(end for end in stems if word.endswith(end) and len(word) - len(end) >= 2)
+    if not (changed or table["endings"]) or (len(name) == 1 and _has_article(word)):
+        return None
     cut = len(word) - max(map(len, changed), default=0)
     return Glue(word[:cut], _around(script, word[cut:], changed))
 
@@ -99,10 +117,19 @@ def _around(script: str, own: str, changed: tuple[str, ...]) -> regex.Pattern[st
     endings, stems = _endings()[script]["endings"], _endings()[script].get("stems", {})
     assert isinstance(stems, dict)
     ways = [f"{own}(?:{_listed(str(endings))})?"]
-    ways += [
-        f"{own.removesuffix(end)}(?:{_listed(str(endings if stems[end] == '=' else stems[end]))})" for end in changed
-    ]
+    for end in changed:
+        instead = [f"{letter}{ending}" for ending, letter in _instead(str(stems[end]), str(endings))]
+        ways.append(f"{own.removesuffix(end)}(?:{_listed(' '.join(instead))})")
     return regex.compile("|".join(ways))
+
+
+def _instead(listed: str, endings: str) -> Iterator[tuple[str, str]]:
+    """Each ending that stands in place of a stem's own end, and the letters before it."""
+    for one in listed.split():
+        if one.endswith("="):
+            yield from ((ending, one[:-1]) for ending in endings.split())
+        else:
+            yield one, ""
 
 
 def _listed(endings: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import regex
 
@@ -12,13 +14,22 @@ _CLOSING = r"[\p{Pe}\p{Pf}\"']*"
 _END = regex.compile(
     rf"(?<mark>[.!?…‼⁇⁈⁉]){_CLOSING}\s+(?=[\p{{Ps}}\p{{Pi}}\"'¿¡]*[^\W_\p{{Ll}}])"
     rf"|[[\p{{STerm}}｡﹒︒]--[.!?‼⁇⁈⁉]]+[\p{{STerm}}]*{_CLOSING}\s*"
+    r"|[\u0F0D-\u0F11](?:\s*[\u0F0D-\u0F11])*\s*"  # the shads of Tibetan, of which two may stand apart
     r"|(?<=[\p{Thai}\p{Laoo}][^\n]{0,9})\n\s*"
     r"|\n\s*\n",
     regex.V1,
 )
-# Words whose full stop ends none, beside all of one or two letters ("J. Brahms", "St. Louis").
-_TITLES = frozenset(["Mrs", "Gen", "Col", "Rev", "Gov", "Sen", "Rep", "Hon", "Prof", "Capt", "Inc", "Ltd", "Corp"])
-_LONGEST_TITLE = max(map(len, _TITLES))
+_RESOURCE = Path(__file__).parent / "resources" / "abbreviations.txt"
+_WORD = regex.compile(r"(?<![\w\p{M}])\p{L}[\p{L}\p{M}]*$")
+_ORDINAL = regex.compile(r"(?<![\w.,])\d{1,2}$|(?<!\w)[IVXLC]+$")  # "14. März", "Ludwig XIV. starb"; no year, not 3.5
+_SHORT = 6  # letters of a word whose full stop ends nothing before a digit: "Aug. 4", "approx. 50%"
+_BEFORE = 16  # characters that are looked at
+
+
+@cache
+def _abbreviations() -> frozenset[str]:
+    lines = _RESOURCE.read_text(encoding="utf-8").splitlines()
+    return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
@@ -28,7 +39,16 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _abbreviates(text: str, mark: regex.Match[str]) -> bool:
+    """Whether a full stop belongs to the word or number before it, whatever follows."""
     if mark["mark"] != ".":
         return False
-    word = regex.split(r"\W", text[max(0, mark.start() - _LONGEST_TITLE - 1) : mark.start()])[-1]
-    return word.isalpha() and (len(word) <= 2 or word in _TITLES)
+    before = text[max(0, mark.start() - _BEFORE) : mark.start()]
+    if _ORDINAL.search(before):
+        return True
+    match = _WORD.search(before)
+    if match is None:
+        return False
+    word = match[0]
+    if (word.isalpha() and len(word) <= 2) or not _abbreviations().isdisjoint([word, word.lower()]):
+        return True
+    return len(word) <= _SHORT and text[mark.end() : mark.end() + 1].isdecimal()
