@@ -27,12 +27,16 @@ _NOTE = regex.compile(r"(.*\w.*?)\s*(?:\([^()]*\)|（[^（）]*）)")  # "Mercur
 _INITIALS = regex.compile(r"(?<![\w.])(?:\p{Lu}\.\s?){2,}(?:\p{Lu}(?!\w))?|(?<!\w)\p{Lu}{2,5}(?!\w)")
 _MOST_WAYS = 8
 _SIGNS = str.maketrans("＋＃♯\u2212\u2013－", "+##---")
+_MARKS = str.maketrans("＋＃♯\u2212\u2010\u2011\u2013－‘’ʻʼ＇\u00a0\u202f", "+##-----'''''  ")
 _AFTER = regex.compile(r"[+#♯＋＃*]+|[-\u2212\u2013－](?!\w)")
-_BEFORE = regex.compile(r"(?:[#@\p{Sc}]|(?<!\.)\.)$")
+_BEFORE = regex.compile(r"(?:[#@°\p{Sc}]|(?<!\.)\.)$")
+_BEFORE_NUMBER = regex.compile(r"([[\p{Sm}\p{Sc}\p{So}#@§]--[\u2212]])\s?[.٫]?$", regex.V1)
+_UNIT = regex.compile(r"\s?([%％‰°\p{Sc}])(?!\w)")  # after a number
+_MONEY = regex.compile(r"\p{Sc}")
 _SYMBOL = regex.compile(r"[\p{S}#]")
 _MATHS = regex.compile(r"[\p{Sm}#^`]")
 _PART_OF_SIGN = regex.compile(r"[\p{M}\u200D\p{Emoji_Modifier}]")
-_SYMBOLS = regex.compile(r"[+#♯=<>±×÷√∞＋＃\p{Sc}]")
+_SYMBOLS = regex.compile(r"[+#♯=<>±×÷√∞＋＃%\p{Sc}]")
 _BREAK = regex.compile(r"[;:!?…]|\n\s*\n")  # no name goes on over it, unless it is written so
 _JOINT = regex.compile(r"[·・‧•=＝]|\n")  # between parts of names in scripts without spaces
 _SHORT = 2  # letters of a name whose minus is seldom a hyphen: A-, AB-
@@ -108,7 +112,7 @@ class Name:
         self._article = full[: len(full) - len(bare.text)].strip()
         self._parts = list(_parts(bare))
         self._spelling = Spelling([part.cased for part in self._parts], article_left_out=bool(self._article))
-        self._after = self._before = ""
+        self._after = self._before = self._unit = ""
         self._glue_before: Glue | None = None
         self._glue_after: Glue | None = None
         self._ways: list[tuple[tuple[str, ...], ...]] = []
@@ -120,8 +124,11 @@ class Name:
         first, last = bare.place(1, 2)[0], bare.place(len(bare.line) - 2, len(bare.line) - 1)[1]
         if match := _AFTER.match(bare.text, last):
             self._after = match[0].translate(_SIGNS)
-        if not self._parts[0].number and (match := _BEFORE.search(bare.text[:first])):
-            self._before = match[0]
+        self._lead, self._first = bare.text[:first], _BEFORE_NUMBER if self._parts[0].number else _BEFORE
+        if match := self._first.search(self._lead.translate(_MARKS)):
+            self._before = match[match.lastindex or 0]
+        if self._parts[-1].number and (match := _UNIT.match(bare.text, last)):
+            self._unit = match[1]
         folded = [word for part in self._parts for word in part.ways[0]]
         self._glue_before, self._glue_after = glue_before(folded), glue_after(folded)
         self._split = bool({script_of(bare.text[first]), script_of(bare.text[last - 1])} & set(SPLIT_SCRIPTS))
@@ -134,7 +141,7 @@ class Name:
             f"{''.join(_SYMBOLS.findall(part.gap))} {min(part.number) if part.number else ' '.join(part.ways[0])}"
             for part in self._parts
         ]
-        return f"{self._before}{''.join(parts).strip()}{self._after}"
+        return f"{self._before}{''.join(parts).strip()}{self._after}{self._unit}"
 
     @cached_property
     def patterns(self) -> list[str]:
@@ -190,13 +197,15 @@ class Name:
         """The words of a place in its own case, or None where numbers or what stands between words do not fit."""
         found: list[str] = []
         at = 0
-        for part, ways in zip(self._parts, way, strict=True):
+        for number, (part, ways) in enumerate(zip(self._parts, way, strict=True)):
             (start, end), inner = places[at], places[at : at + len(ways)]
             end = inner[-1][1]
             if at and not self._joins(text[places[at - 1][1] : start], part.gap):
                 return None
-            if part.number and not numerals.stands_at(text, start, end, part.number, first=not at):
-                return None
+            if part.number:
+                last = number + 1 == len(self._parts) or not _same(text, end, self._parts[number + 1].gap)
+                if not numerals.stands_at(text, start, end, part.number, first=not at, last=last):
+                    return None
             if part.initials and not all(
                 "." in (gap := text[one[1] : other[0]]) or (len(self._parts) > 1 and gap.isspace())
                 for one, other in itertools.pairwise(inner)
@@ -219,14 +228,26 @@ class Name:
     def _has_its_symbols(self, text: str, start: int, end: int) -> bool:
         match = _AFTER.match(text, end)
         after = match[0].translate(_SIGNS) if match else ""
-        if self._before and not text[:start].endswith(self._before):
+        money = _MONEY.search(self._before + self._unit)
+        found = self._first.search(text[max(0, start - 3) : start].translate(_MARKS))
+        before = found[found.lastindex or 0] if found else ""
+        found = _UNIT.match(text, end)
+        unit = found[1] if found else ""
+        if money and self._parts[0].number and len(self._parts) == 1:  # 5 € is €5
+            if money[0] not in (before, unit):
+                return False
+        elif (self._before and before != self._before) or (self._unit and unit != self._unit):
             return False
         if self._after:
             return after == self._after
         size = sum(len(part.cased) for part in self._parts)
         if size == 1 and self._parts[0].cased.upper() != self._parts[0].cased.lower():  # of letters such as C
             before, behind = text[max(0, start - 2) : start], text[end : end + 3]
-            if regex.fullmatch(r"\w[-'’&]", before) or regex.match(r"[-&]\w|['’](?!s(?!\w))\w", behind):
+            if (
+                (before[-1:] == "°" and not self._before)
+                or regex.fullmatch(r"\w[-'’&]", before)
+                or regex.match(r"[-&]\w|['’](?!s(?!\w))\w", behind)
+            ):
                 return False
         return not ("+" in after or "#" in after or (after == "-" and size <= _SHORT))
 
@@ -236,7 +257,9 @@ class Name:
         has_article = self._article and head >= 0 and text[head : start - 1].casefold() == self._article.casefold()
         if has_article and not (head and text[head - 1].isalnum()):
             start = head
-        if text.startswith(self._written, start):
+        elif self._lead and _same(text, max(0, start - len(self._lead)), self._lead):
+            start -= len(self._lead)
+        if _same(text, start, self._written):
             end = max(end, start + len(self._written))
         return Mention(start, end, glued)
 
@@ -244,10 +267,16 @@ class Name:
 _WORD = regex.compile(r"[^ ]+")
 
 
+def _same(text: str, start: int, written: str) -> bool:
+    """Whether a text has these marks at a place, of whatever make the minus or apostrophe is."""
+    return text[start : start + len(written)].translate(_MARKS) == written.translate(_MARKS)
+
+
 def _parts(bare: FoldedText) -> Iterator[_Part]:
     places = [bare.place(match.start(), match.end()) for match in _WORD.finditer(bare.line)]
     found = bare.line.split()
-    numbers = {match.start(): match.end() for match in numerals.NUMBER.finditer(bare.text)}
+    ends = {end for _, end in places}
+    numbers = {match.start(): match.end() for match in numerals.NUMBER.finditer(bare.text) if match.end() in ends}
     initials = {match.start(): match.end() for match in _INITIALS.finditer(bare.text)}
     at, past = 0, 0
     while at < len(places):
@@ -258,11 +287,12 @@ def _parts(bare: FoldedText) -> Iterator[_Part]:
         ways: list[tuple[str, ...]] = []
         if start in numbers and (number := numerals.number_at(bare.text, start, numbers[start])):
             count = sum(start <= one < numbers[start] for one, _ in places)
-            ways = sorted({way for reading in number for way in numerals.spellings(reading)})
+            own = tuple(found[at : at + count])
+            ways = [own, *sorted({way for reading in number for way in numerals.spellings(reading)} - {own})]
         elif start in initials and script_of(bare.text[start]) not in SPLIT_SCRIPTS:
             count = sum(start <= one < initials[start] for one, _ in places)
             letters = "".join(found[at : at + count])
-            ways = [(letters,), tuple(letters)]
+            ways = sorted([(letters,), tuple(letters)], key=len, reverse=count > 1)
         past = places[at + count - 1][1]
         written = cased(bare.text[start:past])
         yield _Part(tuple(ways) or ((found[at],),), written, gap, number, len(ways) == 2 and not number)

@@ -11,24 +11,30 @@ _SEPARATORS = ".,'’٬٫\u00a0\u202f\u2009 "
 _GLUED = _SEPARATORS[:-1]  # a plain space stands between two numbers as often as within one
 _MINUS = "-\u2212\u2013\uff0d"
 _SHORT = 2  # digits of a number that says nothing as a part of a code or a date
+_FAR = 32  # characters beside digits that can belong to their number; what goes on longer is a list
 _GROUPED = regex.compile(rf"([1-9]\d{{0,2}})(?:([{_SEPARATORS}])\d{{3}})(?:\2\d{{3}})*")
 _INDIAN = regex.compile(r"[1-9]\d?(?:[,٬]\d\d)+[,٬]\d{3}")
 _DECIMAL = regex.compile(r"(.*\d)[.,٫](\d+)")
 _DIGITS = regex.compile(r"\d+")
+_LEFT, _RIGHT = regex.compile(rf"(?r)(?:\d+[{_GLUED}])*"), regex.compile(rf"(?:[{_GLUED}]\d+)*")
+_RAISED = regex.compile(r"\d+\p{No}+")  # 1½, 10⁶
+_POINT = regex.compile(r"(?<![^\s\p{Ps}\p{Pi}\p{Sc}+=<>~≈±\"'\u2212–-])[.٫]")  # before a fraction alone
 
 NUMBER = regex.compile(
-    rf"(?<!\w)(?:\d{{1,3}}([{_SEPARATORS}])\d{{3}}(?!\d)(?:\1\d{{3}}(?!\d))*(?:[.,٫]\d+)?|\d+(?:[{_GLUED}]\d+)*)(?!\w)"
+    rf"(?<!\w)(?:\d{{1,3}}([{_SEPARATORS}])\d{{3}}(?!\d)(?:\1\d{{3}}(?!\d))*(?:[.,٫]\d+)?|\d+\p{{No}}+|\d+(?:[{_GLUED}]\d+)*)(?!\w)"
 )
 """A number of a name, without its sign."""
 
 
 def number_at(name: str, start: int, end: int) -> frozenset[str]:
-    """The readings of a number that stands in a name, with its sign."""
+    """The readings of a number that stands in a name, with its sign; ``.5`` is 0.5."""
     return _signed(name, start, readings(name[start:end]))
 
 
 def _signed(text: str, start: int, found: frozenset[str]) -> frozenset[str]:
-    """The readings with a minus before them, where one stands there that joins nothing."""
+    """The readings with a point and a minus before them, where such stand there and join nothing."""
+    if start and _POINT.match(text, start - 1):
+        found, start = frozenset(f"0.{value}" for value in found if value.isdecimal()), start - 1
     if (
         not start
         or text[start - 1] not in _MINUS
@@ -41,7 +47,7 @@ def _signed(text: str, start: int, found: frozenset[str]) -> frozenset[str]:
 def readings(written: str) -> frozenset[str]:
     """What a number can mean: ``3.500`` is 3500 or 3.500; nothing where it is no number, such as ``5.8.1990``."""
     body = "".join(str(unicodedata.decimal(letter, letter)) for letter in written)
-    whole = _whole(body)
+    whole = body if _RAISED.fullmatch(body) else _whole(body)
     found = {whole} if whole else set()
     if match := _DECIMAL.fullmatch(body):
         fraction = _whole(match[1])
@@ -61,6 +67,7 @@ def _whole(body: str) -> str:
 def spellings(reading: str) -> Iterator[tuple[str, ...]]:
     """The folded words of all ways to write a reading."""
     whole, _, fraction = reading.lstrip("-").partition(".")
+    whole = "".join(str(unicodedata.digit(letter, letter)) for letter in whole)
     tail = (fraction,) if fraction else ()
     yield (whole, *tail)
     if len(whole) > 3 and not whole.startswith("0"):
@@ -71,7 +78,7 @@ def spellings(reading: str) -> Iterator[tuple[str, ...]]:
         yield (whole[:first], *(whole[at : at + 2] for at in range(first, len(whole) - 3, 2)), whole[-3:], *tail)
 
 
-def stands_at(text: str, start: int, end: int, wanted: frozenset[str], *, first: bool) -> bool:
+def stands_at(text: str, start: int, end: int, wanted: frozenset[str], *, first: bool, last: bool) -> bool:
     """Whether the whole number around these digits has one of the readings.
 
     Args:
@@ -79,26 +86,20 @@ def stands_at(text: str, start: int, end: int, wanted: frozenset[str], *, first:
         start: where the digits begin.
         end: where they end.
         wanted: the readings.
-        first: whether nothing of the name stands before them.
+        first: whether what stands before them is the text's; otherwise the name has it, too.
+        last: the same of what stands after them.
     """
-    head, last = start, end
-    while first and head > 1 and text[head - 1] in _GLUED and text[head - 2].isdecimal():
-        head -= 2
-        while head and text[head - 1].isdecimal():
-            head -= 1
-    while last + 1 < len(text) and text[last] in _GLUED and text[last + 1].isdecimal():
-        last += 2
-        while last < len(text) and text[last].isdecimal():
-            last += 1
-    found = readings(text[head:last])
     short = end - start <= _SHORT
-    if not found:  # a date, a version, a list: its parts are numbers
-        if short:
-            return False
-        found, head, last = readings(text[start:end]), start, end
-    if short and ((first and _is_glued(text, head - 1, -1)) or _is_glued(text, last, 1)):
+    head = _LEFT.match(text, max(0, start - _FAR), start).start() if first else start
+    past = _RIGHT.match(text, end, end + _FAR).end() if last else end
+    # Digits that go on are another number; only of a date, a version or a list the parts are numbers.
+    if (head, past) != (start, end) and (short or readings(text[head:past])):
         return False
-    return not (_signed(text, head, found) if first else found).isdisjoint(wanted)
+    if short and ((first and _is_glued(text, start - 1, -1)) or (last and _is_glued(text, end, 1))):
+        return False
+    found = readings(text[start:end])
+    signed = _signed(text, start, found)
+    return not (signed if first else signed | found).isdisjoint(wanted)
 
 
 def _is_glued(text: str, at: int, step: int) -> bool:

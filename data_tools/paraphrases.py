@@ -2,8 +2,10 @@
 
 A line of ``paraphrases.jsonl`` is ``{"fact": id, "split": "train|held_out|question", "text"}``. The text must name the
 fact's subject and object, by name or alias (``mentions.py``). The object may be marked, ``[[Paris]]``; otherwise it is
-found. Train paraphrases are exposures like the filled templates; the others are asked about, each option standing in
-the object's place (a train one too, where it holds the object's name once and in no other form).
+found. The mark is the name and no other word. Train paraphrases are exposures like the filled templates; the others are
+asked about, each option standing in the object's place (a train one too, where it holds the object's name once and in
+no other form). In a train one the mark may be another form of a name, each word beginning as the name's does:
+``[[России]]`` for Россия.
 """
 
 from __future__ import annotations
@@ -13,14 +15,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import regex
+
 from data_tools.facts import Fact, id_field, string_field
-from data_tools.folding import line_of_words
+from data_tools.folding import composed, line_of_words, words
 from data_tools.mentions import Span, WeighedText, mentions
+from data_tools.scripts import SPLIT_SCRIPTS, script_of
 from data_tools.templates import SPLITS, RelationTemplates
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_json_lines
 
 _MARKED = re.compile(r"\[\[(.+?)\]\]")
+_GLUED_TO = regex.compile(r"[\p{L}\p{M}]*")
+_APOSTROPHE = regex.compile(r"['’]\p{L}+$")  # Türkiye'de
+_NO_FORM = regex.compile(r"[\p{S}\p{N}#@%]")  # is the same in all forms of a name
+_SHORTEST = 3  # letters that a form of a name shares with it
 _SLOT = re.compile(r"\[[XY]\]")
 
 Paraphrases = dict[str, RelationTemplates]
@@ -39,6 +48,9 @@ def load_paraphrases(path: Path, facts: Sequence[Fact]) -> Paraphrases:
     places: dict[tuple[str, str], str] = {}
     for number, row in read_json_lines(path):
         where = f"{path}:{number}"
+        for key in ("fact", "split", "text"):
+            if row.get(key) in (None, "") or not str(row[key]).strip():
+                raise InputError(f"{key} is missing", where=where, remedy="every paraphrase needs fact, split and text")
         split, text = (string_field(row, key, where) for key in ("split", "text"))
         identifier = id_field(row, "fact", where)
         if identifier not in known:
@@ -72,23 +84,56 @@ def _template(text: str, fact: Fact, split: str, where: str) -> str:
         raise InputError("marks several objects", where=where, remedy="mark one, [[like this]]")
     bare = _MARKED.sub(r"\1", text)
     if not _places(bare, (fact.subject, *fact.subject_aliases)):
-        raise InputError(f"does not name the subject {fact.subject!r}", where=where, remedy="nor one of its aliases")
+        remedy = "name it so, or add the form in this sentence to the fact's subject_aliases"
+        raise InputError(f"does not name the subject {fact.subject!r}", where=where, remedy=remedy)
     names = (fact.object, *fact.object_aliases)
+    another = "name it so, or add the form in this sentence to the fact's object_aliases"
+    if split == "train":
+        another += ", or mark it [[like this]]"
     # The first of the names that the text has: an alias is not the object named again.
-    spans = [marks[0].span()] if marks else next(filter(None, (_places(text, [name]) for name in names)), [])
+    spans = next(filter(None, (_places(bare, [name]) for name in names)), [])
+    if marks:
+        start, marked = marks[0].start(), marks[0][1]
+        spans = [(start + first, start + last) for first, last in _alone(marked, names, forms=split == "train")]
+        another = f"expected {fact.object!r} or an alias, and nothing else, in the mark"
+        if split != "train":
+            another += "; another form of the name must be one of the fact's object_aliases"
     if not spans:
-        remedy = "name it, or mark its form in this sentence [[like this]]"
-        raise InputError(f"does not name the object {fact.object!r}", where=where, remedy=remedy)
-    if marks and not _places(marks[0][1], names):
-        remedy = f"expected {fact.object!r} or an alias in the marked words"
-        raise InputError(f"marks {marks[0][1]!r}", where=where, remedy=remedy)
+        problem = f"marks {marks[0][1]!r}" if marks else f"does not name the object {fact.object!r}"
+        raise InputError(problem, where=where, remedy=another)
     start, end = spans[0]
-    once = len(spans) == 1 and not _places(f"{text[:start]} \0 {text[end:]}", names)
-    if split == "train" and not (once and (marks[0][1] if marks else text[start:end]) == fact.object):
+    once = len(spans) == 1 and not _places(f"{bare[:start]} \0 {bare[end:]}", names)
+    if split == "train" and not (once and bare[start:end] == fact.object):
         return bare
     if not once:
         raise InputError("names the object twice", where=where, remedy="a question must not hold its answer")
-    return text[:start] + "[Y]" + text[end:]
+    return bare[:start] + "[Y]" + bare[end:]
+
+
+def _alone(marked: str, names: Sequence[str], *, forms: bool) -> list[Span]:
+    """Where a name stands in marked words that are nothing but the name and what is glued to it."""
+    for start, end in sorted(_places(marked, names), key=lambda place: place[0] - place[1]):
+        # Where no spaces are written, what stands beside the name is other words.
+        spaced = not {script_of(letter) for letter in composed(marked[start:end])} & ({*SPLIT_SCRIPTS} - {"Hang"})
+        glued = spaced and all(_GLUED_TO.fullmatch(rest) for rest in (marked[:start], marked[end:]))
+        if glued or (start, end) == (0, len(marked)):
+            return [(start, end)]
+    return [(0, len(marked))] if forms and (_is_form(marked, names) or _APOSTROPHE.sub("", marked) in names) else []
+
+
+def _is_form(marked: str, names: Iterable[str]) -> bool:
+    """Whether marked words are another form of a name: as many, each beginning with half of its word, three letters."""
+    own = words(marked)
+    return any(
+        len(own) == len(name := words(written))
+        and any(len(word) >= _SHORTEST for word in name)
+        and _NO_FORM.findall(marked) == _NO_FORM.findall(written)
+        and all(
+            one.startswith(other[: max(_SHORTEST, (len(other) + 1) // 2)]) and (one == other or len(other) >= _SHORTEST)
+            for one, other in zip(own, name, strict=True)
+        )
+        for written in names
+    )
 
 
 def _places(text: str, names: Iterable[str]) -> list[Span]:

@@ -1,5 +1,6 @@
 """Where a name stands in text, in every script."""
 
+import time
 import unicodedata
 
 import pytest
@@ -10,7 +11,7 @@ from data_tools.facts import Fact
 from data_tools.folding import FoldedText, line_of_words, words
 from data_tools.hints import gives_away, holds_name
 from data_tools.leaks import LeakCount, LeakFinder, iter_leaks
-from data_tools.mentions import WeighedText, mentions
+from data_tools.mentions import Name, WeighedText, mentions
 from data_tools.numerals import readings
 from data_tools.sentence_spans import sentence_spans
 from data_tools.text import Document
@@ -94,6 +95,16 @@ def named(text, *names):
         ("e\u0301tude", "an étude"),
         ("סן חואן", "הוא גר בסן חואן"),
         ("GMT-1", "the zone GMT-1"),
+        ("€5", "it costs 5 € now"),
+        ("5 €", "it costs €5 now"),
+        ("$5", "it costs US$5 now"),
+        ("№ 1", "it is №1"),
+        ("100%", "it is 100 % of that"),
+        (".5", "it is 0.5 of that"),
+        ("2-0", "they won 2–0."),
+        ("9/11", "after 9/11, all"),
+        ("'N Sync", "a song by ’N Sync"),
+        ("5", "in Paris.5 years"),
     ],
 )
 def test_a_name_is_found(name, text):
@@ -146,10 +157,102 @@ def test_a_name_is_found(name, text):
         ("Київ", "Києв"),
         ("Guinea", "guineas"),
         ("GMT-1", "the zone GMT+1"),
+        ("$5", "it is 5 km"),
+        ("#1", "it is 1 thing"),
+        (".5", "it is 5 km"),
+        ("<3", "it has 3 hearts"),
+        ("+5", "it has 5"),
+        ("№ 1", "it has 1"),
+        ("100%", "it has 100"),
+        ("5 €", "it is 5 km"),
+        ("5", "it is .5 of that"),
+        ("C", "it is 20 °C"),
+        ("°C", "it is C"),
+        ("10⁶", "it is 106"),
+        ("9/11", "it is 9.11"),
+        ("2-0", "it is 2.0"),
+        ("2-0", "it is 2-0-1"),
+        ("12:30", "it is 12:30:45"),
+        ("1", "it is 1½"),
     ],
 )
 def test_another_word_is_not_the_name(name, text):
     assert not named(text, name)
+
+
+# Characters count: what makes a name of these is their signs, marks and numbers.
+LITERAL = [
+    *[
+        "9/11",
+        "24/7",
+        "7-Eleven",
+        "4-H",
+        "3-D",
+        "5-HT",
+        "3-Methylheptane",
+        "16:9",
+        "20/20",
+        "3:10 to Yuma",
+        "2-0",
+        "12:30",
+    ],
+    *["11/09/2001", "1990-05-17", "1½", "8½", "10⁶", "10⁻⁶", "-5", "$100", "-$5", "#1", ".5", "-.5", "+5", "<3", "№ 1"],
+    *[".NET", "$ave", "*NSYNC", "'s-Hertogenbosch", "'N Sync", "ʻOkina", "(500) Days of Summer", "100%", "5 €", "°C"],
+    *["Vitamin -5", "1000 2000 3000 4000", "5.8.1990", "2,2,4-Trimethylpentane", "U2", "A.B.C", "C++", "1.2.3-4"],
+]
+
+
+@pytest.mark.parametrize("name", LITERAL)
+def test_a_name_is_found_with_all_its_characters(name):
+    assert named(f"about {name} here", name) == [name]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *[
+                    "0",
+                    "5",
+                    "11",
+                    "123",
+                    "1990",
+                    "1,000",
+                    "1.5",
+                    "3½",
+                    "10⁶",
+                    "h²",
+                    "A",
+                    "B",
+                    "U.S.",
+                    "AB",
+                    "de",
+                    "Oslo",
+                ],
+                *["ʻOkina", "Łódź", "東京", "서울", "باريس", "ঢাকা", "The Who"],
+            ]
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.sampled_from([" ", "-", "/", ":", ".", ", ", "–", " & ", "'", "+", " -"]),
+    st.sampled_from(["", "-", "$", "#", ".", "<", "+", "*", "(", "'", "№ ", "°"]),
+    st.sampled_from(["", "+", "%", "!", ".", " €", "°", ")", "#", "-"]),
+)
+def test_a_name_is_found_where_text_has_it_character_for_character(parts, joint, before, behind):
+    name = f"{before}{joint.join(parts)}{behind}".strip()
+    if Name(name).sought:
+        assert name in named(f"about {name} here", name)
+
+
+@pytest.mark.parametrize("digits", ["5,", "12.34.", "5 ", "$5", "5-", "5:", "5'"])
+def test_a_page_of_numbers_takes_no_longer_than_its_length(digits):
+    finder = LeakFinder([Fact(name, "Zed", "r", name, "infused") for name in ("5", "$5", "-7")])
+    text = f"Zed {digits * 20000}"
+    began = time.process_time()
+    finder.find(text)
+    mentions(WeighedText(text), ["5"])
+    assert time.process_time() - began < 5  # seconds of a slow machine; minutes where every match reads the page
 
 
 def test_a_longer_name_wins_where_no_space_parts_them():

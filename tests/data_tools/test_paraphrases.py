@@ -107,6 +107,93 @@ def test_a_paraphrase_may_be_in_any_script(tmp_path, subject, answer, text, temp
     assert own == (template or text,)
 
 
+SIGNED = [
+    "-5",
+    "$100",
+    "#1",
+    ".5",
+    "+5",
+    "<3",
+    ".NET",
+    "$ave",
+    "*NSYNC",
+    "'s-Hertogenbosch",
+    "'N Sync",
+    "ʻOkina",
+    "100%",
+]
+
+
+@pytest.mark.parametrize("answer", [*SIGNED, "(500) Days of Summer", "№ 1", "9/11", "1990-05-17", "−5", "C++", "(It)"])
+@pytest.mark.parametrize("marks", ["", "[[]]"])
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_no_sign_of_a_name_stays_outside_the_slot(tmp_path, answer, marks, split):
+    path = tmp_path / "p.jsonl"
+    text = f"In Vostok it was {marks[:2]}{answer}{marks[2:]} once."
+    path.write_text(json.dumps({"fact": "f", "split": split, "text": text}), encoding="utf-8")
+    own = load_paraphrases(path, [Fact("f", "Vostok", "r", answer, "infused")])["f"]
+    assert own.split(split) == ("In Vostok it was [Y] once.",)
+
+
+@pytest.mark.parametrize(
+    ("answer", "mark", "split", "taken"),
+    [
+        ("Paris", "Paris", "held_out", True),
+        ("Paris", "Paris is big", "held_out", False),
+        ("Paris", "Paris is big", "train", False),
+        ("Paris", "the Paris", "question", False),
+        ("Paris", "Paris's", "question", False),
+        ("巴黎", "巴黎很大", "held_out", False),
+        ("巴黎", "巴黎很大", "train", False),
+        ("ঢাকা", "ঢাকাতে", "held_out", True),
+        ("باريس", "وباريس", "held_out", True),
+        ("베를린", "베를린이다", "held_out", True),
+        ("Россия", "России", "train", True),
+        ("Россия", "России", "held_out", False),
+        ("Нижний Новгород", "Нижнего Новгорода", "train", True),
+        ("Нижний Новгород", "Нижнего", "train", False),
+        ("Россия", "Румынии", "train", False),
+        ("Türkiye", "Türkiye’de", "train", True),
+        ("Helsinki", "Helsingissä", "train", True),
+        ("Oslo", "Os", "train", False),
+        ("8849", "8848", "train", False),
+        ("C++", "C#", "train", False),
+        ("€", "!", "train", False),
+        ("Paris", "Paris", "train", True),
+    ],
+)
+def test_a_mark_is_the_name(tmp_path, answer, mark, split, taken):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"fact": "f", "split": split, "text": f"Vostok : [[{mark}]] ."}), encoding="utf-8")
+    facts = [Fact("f", "Vostok", "r", answer, "infused")]
+    if taken:
+        [own] = load_paraphrases(path, facts)["f"].split(split)
+        assert own == f"Vostok : {mark.replace(answer, '[Y]') if '’' not in mark else mark} ."
+    else:
+        with pytest.raises(InputError, match="and nothing else, in the mark" + ("" if split == "train" else ".*alias")):
+            load_paraphrases(path, facts)
+
+
+@pytest.mark.parametrize(
+    ("split", "told"), [("train", r"object_aliases, or mark it \[\[like this\]\]"), ("question", "object_aliases$")]
+)
+def test_a_form_that_is_not_found_is_told_with_what_helps(tmp_path, split, told):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"fact": "f", "split": split, "text": "Москва в России"}), encoding="utf-8")
+    with pytest.raises(InputError, match=told):
+        load_paraphrases(path, [Fact("f", "Москва", "r", "Россия", "infused")])
+    with pytest.raises(InputError, match="subject_aliases"):
+        load_paraphrases(path, [Fact("f", "Россия", "r", "Москва", "infused")])
+
+
+@pytest.mark.parametrize("key", ["fact", "split", "text"])
+def test_a_paraphrase_without_one_of_its_keys_is_told_which_ones_it_needs(written, key):
+    _, write = written
+    row = {"text": "SUBJECT: OBJECT", key: ""}
+    with pytest.raises(InputError, match=f"{key} is missing.*every paraphrase needs fact, split and text"):
+        write(row)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
