@@ -15,6 +15,7 @@ Those that are trained here (``tokenizer_training.py``) give text back as it was
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,13 @@ class SentencePieceTokenizer(Tokenizer):
         self.normal_spellings = tuple(map(processor.id_to_piece, [*kept, *unused]))
         self._plain = bool(self.normal_spellings) and only_marks_spaces(model)
         self.remarks = self._remarks()
-        self._characters = np.array(
-            [len(processor.id_to_piece(piece)) if _is_text(processor, piece) else _NO_TEXT for piece in pieces]
-        )
+
+    @cached_property
+    def _characters(self) -> NDArray[np.int64]:
+        """[pieces] characters that each piece stands for."""
+        pieces = range(self.vocab_size)
+        processor = self._processor
+        return np.array([len(self.piece(piece)) if _is_text(processor, piece) else _NO_TEXT for piece in pieces])
 
     def _remarks(self) -> tuple[str, ...]:
         if (bos := self._processor.bos_id()) < 0:
