@@ -27,11 +27,11 @@ _NOTE = regex.compile(r"(.*\w.*?)\s*(?:\([^()]*\)|（[^（）]*）)")  # "Mercur
 _INITIALS = regex.compile(r"(?<![\w.])(?:\p{Lu}\.\s?){2,}(?:\p{Lu}(?!\w))?|(?<!\w)\p{Lu}{2,5}(?!\w)")
 _MOST_WAYS = 8
 _SIGNS = str.maketrans("＋＃♯\u2212\u2013－", "+##---")
-_MARKS = str.maketrans("＋＃♯\u2212\u2010\u2011\u2013－‘’ʻʼ＇\u00a0\u202f", "+##-----'''''  ")
+_MARKS = str.maketrans("％٪＄￥￡＋＃♯\u2212\u2010\u2011\u2013－‘’ʻʼ＇\u00a0\u202f", "%%$¥£+##-----'''''  ")
 _AFTER = regex.compile(r"[+#♯＋＃*]+|[-\u2212\u2013－](?!\w)")
 _BEFORE = regex.compile(r"(?:[#@°\p{Sc}]|(?<!\.)\.)$")
 _BEFORE_NUMBER = regex.compile(r"([[\p{Sm}\p{Sc}\p{So}#@§]--[\u2212]])\s?[.٫]?$", regex.V1)
-_UNIT = regex.compile(r"\s?([%％‰°\p{Sc}])(?!\w)")  # after a number
+_UNIT = regex.compile(r"\s?([%‰\p{Sc}]|°(?!\w))")  # after a number
 _MONEY = regex.compile(r"\p{Sc}")
 _SYMBOL = regex.compile(r"[\p{S}#]")
 _MATHS = regex.compile(r"[\p{Sm}#^`]")
@@ -127,7 +127,7 @@ class Name:
         self._lead, self._first = bare.text[:first], _BEFORE_NUMBER if self._parts[0].number else _BEFORE
         if match := self._first.search(self._lead.translate(_MARKS)):
             self._before = match[match.lastindex or 0]
-        if self._parts[-1].number and (match := _UNIT.match(bare.text, last)):
+        if self._parts[-1].number and (match := _UNIT.match(bare.text[last : last + 3].translate(_MARKS))):
             self._unit = match[1]
         folded = [word for part in self._parts for word in part.ways[0]]
         self._glue_before, self._glue_after = glue_before(folded), glue_after(folded)
@@ -231,7 +231,7 @@ class Name:
         money = _MONEY.search(self._before + self._unit)
         found = self._first.search(text[max(0, start - 3) : start].translate(_MARKS))
         before = found[found.lastindex or 0] if found else ""
-        found = _UNIT.match(text, end)
+        found = _UNIT.match(text[end : end + 3].translate(_MARKS))
         unit = found[1] if found else ""
         if money and self._parts[0].number and len(self._parts) == 1:  # 5 € is €5
             if money[0] not in (before, unit):
@@ -244,7 +244,7 @@ class Name:
         if size == 1 and self._parts[0].cased.upper() != self._parts[0].cased.lower():  # of letters such as C
             before, behind = text[max(0, start - 2) : start], text[end : end + 3]
             if (
-                (before[-1:] == "°" and not self._before)
+                (not self._before and regex.search(r"[°º]\s?$", before))
                 or regex.fullmatch(r"\w[-'’&]", before)
                 or regex.match(r"[-&]\w|['’](?!s(?!\w))\w", behind)
             ):

@@ -105,6 +105,9 @@ def named(text, *names):
         ("9/11", "after 9/11, all"),
         ("'N Sync", "a song by ’N Sync"),
         ("5", "in Paris.5 years"),
+        ("100%", "共100％"),
+        ("$5", "it is ＄5"),
+        ("100%", "es ist 100%ig"),
     ],
 )
 def test_a_name_is_found(name, text):
@@ -167,6 +170,8 @@ def test_a_name_is_found(name, text):
         ("5 €", "it is 5 km"),
         ("5", "it is .5 of that"),
         ("C", "it is 20 °C"),
+        ("C", "it is 20 º C"),
+        ("5°", "it is 5°C"),
         ("°C", "it is C"),
         ("10⁶", "it is 106"),
         ("9/11", "it is 9.11"),
