@@ -26,6 +26,9 @@ _BLOCK = 1 << 20
 _WAITS = (0.1, 0.5, 2.0)
 """Seconds before each further try to read a file; a file server that fails over takes longer, and ends the work."""
 
+_DYING = 2.0
+"""Seconds for which a lock is asked for: processes that were killed may not be gone yet."""
+
 _OURS = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG,
 }  # fmt: skip
@@ -130,11 +133,20 @@ def locked(folder: Path, holder: str) -> Iterator[int]:
     """
     make_folder(folder)
     with open(folder / ".lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise JobError(f"{folder}: another '{holder}' is at work here; wait for it or stop it") from None
+        patience = time.monotonic() + _DYING
+        while not _has_lock(file):
+            if time.monotonic() > patience:
+                raise JobError(f"{folder}: another '{holder}' is at work here; wait for it or stop it")
+            time.sleep(0.05)
         yield file.fileno()
+
+
+def _has_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
