@@ -156,7 +156,7 @@ def test_the_steps_of_the_readme(folder: Path, tiny_run: MakeRun) -> None:
                 line = line.replace("DIR", "model" if "export hf" in line else "tasks")
             if line.startswith("kis train"):
                 data = {name: name for name in ("corpus", "exposures")}
-                data |= {"validation": "corpus.validation", "tokenizer": "tokenizer.json"}
+                data |= {"validation": "corpus.validation", "tokenizer": "tokenizer.model"}
                 config = tiny_run(
                     output="runs/tiny", data=data, infusion={"frequency": 2, "background": {"frequency": 1}}
                 )
