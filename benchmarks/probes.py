@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from data_tools.importers.bear import METADATA
-from data_tools.questions import tokenize_in_batches
+from data_tools.statements import tokenize_in_batches
 from data_tools.templates import Rendered, fill
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.export.huggingface import export_huggingface

@@ -18,10 +18,10 @@ from pathlib import Path
 import regex
 
 from data_tools.facts import Fact, id_field, string_field
-from data_tools.folding import composed, line_of_words, words
+from data_tools.folding import composed, words
 from data_tools.mentions import Span, WeighedText, mentions
 from data_tools.scripts import SPLIT_SCRIPTS, script_of
-from data_tools.templates import SPLITS, RelationTemplates
+from data_tools.templates import SPLITS, RelationTemplates, wording
 from megatron_kis.errors import InputError, nearest
 from megatron_kis.files import read_json_lines
 
@@ -58,7 +58,7 @@ def load_paraphrases(path: Path, facts: Sequence[Fact]) -> Paraphrases:
         if split not in SPLITS:
             raise InputError(f"unknown split {split!r}", where=where, remedy=nearest(split, SPLITS))
         template = _template(text, known[identifier], split, where)
-        taken = places.setdefault((identifier, line_of_words(text)), where)
+        taken = places.setdefault((identifier, wording(text)), where)
         if taken != where:
             raise InputError(f"same wording as {taken}", where=where, remedy="a sentence stands in one split and once")
         found[identifier][split].append(template)

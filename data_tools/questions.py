@@ -21,16 +21,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data_tools.dealing import Dealt, choose_options, deal, deal_fairly
+from data_tools.dealing import Dealt, deal_fairly
 from data_tools.facts import Fact
 from data_tools.names import name_key
 from data_tools.paraphrases import Paraphrases, with_paraphrases
-from data_tools.statements import tokenize_in_batches, tokenize_option, tokenize_statements
+from data_tools.statements import tokenize_in_batches, tokenize_option
 from data_tools.templates import SPLITS, Rendered, Templates, fill
 from data_tools.tokenizer import Tokenizer
-
-__all__ = ["Dealt", "choose_options", "deal", "deal_fairly", "expected_size", "iter_questions", "tokenize_in_batches",
-           "tokenize_option", "tokenize_statements"]  # fmt: skip
 
 _SAMPLE = 16  # facts and templates of a group and relation of which the size of its questions is known well enough
 

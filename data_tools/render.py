@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_tools.dealing import deal_fairly
 from data_tools.exposures import RENDERED_GROUPS, write_exposure_index
 from data_tools.facts import Fact
 from data_tools.indexed import IndexedWriter, suffixed
 from data_tools.paraphrases import Paraphrases, with_paraphrases
 from data_tools.progress import Progress
-from data_tools.questions import deal_fairly, expected_size, iter_questions
+from data_tools.questions import expected_size, iter_questions
 from data_tools.templates import Templates, fill, wrong_articles
 from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.dealing import choose_options, deal, deal_fairly
 from data_tools.facts import Fact
 from data_tools.names import Entities
-from data_tools.questions import choose_options, deal, deal_fairly
 from data_tools.templates import RelationTemplates
 from data_tools.tokenizer import Tokenizer, load_tokenizer
 from megatron_kis.errors import InputError

@@ -86,6 +86,12 @@ def test_one_wording_cannot_stand_in_two_splits(written):
         )
 
 
+def test_sentences_that_differ_by_a_symbol_are_two(written):
+    fact, write = written
+    own = write({"text": "SUBJECT in OBJECT costs $5."}, {"text": "SUBJECT in OBJECT costs €5.", "split": "held_out"})
+    assert len(own[fact.id].train) == len(own[fact.id].held_out) == 1
+
+
 SCRIPTS = [
     ("俄罗斯", "莫斯科", "俄罗斯的首都叫做[[莫斯科]]。", "俄罗斯的首都叫做[Y]。"),
     ("俄罗斯", "莫斯科", "俄罗斯的首都叫做莫斯科。", "俄罗斯的首都叫做[Y]。"),

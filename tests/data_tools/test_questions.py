@@ -3,8 +3,10 @@ from dataclasses import replace
 
 import pytest
 
+from data_tools.dealing import choose_options
 from data_tools.facts import Fact
-from data_tools.questions import choose_options, iter_questions, tokenize_option
+from data_tools.questions import iter_questions
+from data_tools.statements import tokenize_option
 from data_tools.templates import fill
 from megatron_kis.errors import InputError
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.dealing import choose_options, deal, deal_fairly
 from data_tools.facts import Fact
-from data_tools.questions import choose_options, deal, deal_fairly, iter_questions
+from data_tools.questions import iter_questions
 from data_tools.render import render
 from data_tools.rivals import Rivals
 from data_tools.templates import RelationTemplates

@@ -12,7 +12,7 @@ import torch
 
 from data_tools.exports import export_bear
 from data_tools.facts import load_facts
-from data_tools.questions import tokenize_option
+from data_tools.statements import tokenize_option
 from data_tools.templates import load_templates
 from data_tools.tokenizer import load_tokenizer
 from megatron_kis.cli import main
