@@ -165,7 +165,8 @@ def build_corpus(
     parts = plan_parts(paths, part_bytes=options.part_bytes or part_bytes(paths), text_format=options.text_format)
     target, chosen = shard_of(prefix, parts, options.shard)
     read = [*inputs, *also_read, *([options.punkt] if options.punkt else [])]
-    refuse_own_outputs(read, outputs_of(target, sentences=options.sentences and options.punkt is None))
+    learned = [suffixed(prefix, ".punkt.json")] if options.sentences and options.punkt is None else []
+    refuse_own_outputs(read, [*outputs_of(target), *learned])
     splitter = _splitter(parts, text_key, prefix, options, progress)
 
     def plan(encoder: Encoder, why: str) -> _Plan:

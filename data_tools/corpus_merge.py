@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ import numpy as np
 from data_tools.corpus_part import QUARANTINE, SPLITS
 from data_tools.corpus_work import full_disk_told
 from data_tools.indexed import IndexedReader, IndexedWriter, suffixed
+from data_tools.text_parts import file_places, refuse_own_outputs
 from megatron_kis.errors import InputError
 from megatron_kis.files import read_json, read_json_lines, write_json, write_json_lines
 
@@ -73,7 +73,7 @@ def merge_corpora(prefixes: Sequence[Path], target: Path) -> list[tuple[Path, In
         JobError: the disk is full.
     """
     _spare(prefixes, target)
-    places = [_identity(prefix) for prefix in prefixes]
+    places = [file_places(suffixed(prefix, ".bin"))[-1] for prefix in prefixes]
     for number, place in enumerate(places):
         if place in places[:number]:
             raise InputError("is given twice", where=str(prefixes[number]), remedy=_WEIGHTS)
@@ -116,34 +116,18 @@ def _spare(prefixes: Sequence[Path], target: Path) -> None:
     Raises:
         InputError: names the input.
     """
-    written = {_place(path) for path in _files(target)}
     for prefix in prefixes:
-        own = _files(prefix)
-        there = [path for path in _files(target) if path.exists()]
-        same = any(path.exists() and any(map(path.samefile, there)) for path in own)
-        if same or any(_place(path) in written or os.path.realpath(path) in written for path in own):
+        try:
+            refuse_own_outputs(_files(prefix), _files(target))
+        except InputError:
             problem = f"would be written over by {target}"
-            raise InputError(problem, where=str(prefix), remedy="another name for the result")
+            raise InputError(problem, where=str(prefix), remedy="another name for the result") from None
 
 
 def _files(prefix: Path) -> list[Path]:
     """All files of a corpus."""
     pairs = [suffixed(prefix, f"{split}{suffix}") for split in SPLITS for suffix in (".bin", ".idx", ".meta.json")]
     return [*pairs, suffixed(prefix, QUARANTINE)]
-
-
-def _identity(prefix: Path) -> object:
-    """What two names of one corpus have in common: links, and names that a file system takes for the same, too."""
-    tokens = suffixed(prefix, ".bin")
-    if not tokens.exists():
-        return str(prefix)
-    status = tokens.stat()
-    return status.st_dev, status.st_ino
-
-
-def _place(path: Path) -> str:
-    """Where a file's name stands: a link of that name is what is replaced, not what it leads to."""
-    return str(path.parent.resolve() / path.name)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from data_tools.corpus_merge import SCHEMA
 from data_tools.corpus_part import CODE, QUARANTINE, SPLITS, PartRecord, PartSettings
-from data_tools.encode_reference import Encoder, versions_of
+from data_tools.encode_reference import Encoder, package_version, versions_of
 from data_tools.indexed import IndexedReader, content_fingerprint, suffixed
 from data_tools.text_parts import TextPart
 from data_tools.tokenizer import Tokenizer
@@ -47,7 +46,7 @@ def writing_versions(encoder: Encoder, tokenizer: Tokenizer, *, sentences: bool,
     """
     versions = {**versions_of(encoder, tokenizer), "unicode": unicodedata.unidata_version}
     packages = [*(["nltk"] if sentences else []), *(["regex"] if facts else [])]
-    return versions | {package: importlib.metadata.version(package) for package in packages}
+    return versions | {package: package_version(package) for package in packages}
 
 
 def description(settings: PartSettings, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -44,15 +44,9 @@ def shard_of(prefix: Path, parts: list[TextPart], shard: tuple[int, int] | None)
     return prefix.with_name(f"{prefix.name}-{number:05d}-of-{of:05d}"), parts[first:last]
 
 
-def outputs_of(target: Path, *, sentences: bool) -> list[Path]:
-    """Files that a corpus consists of, and of those that its parts have meanwhile, the ones of the first.
-
-    Args:
-        target: prefix of the corpus.
-        sentences: whether a model of sentences is learned, too.
-    """
-    names = [QUARANTINE, *([".punkt.json"] if sentences else [])]
-    names += [f"{split}{suffix}" for split in SPLITS for suffix in (".bin", ".idx", ".meta.json")]
+def outputs_of(target: Path) -> list[Path]:
+    """Files that a corpus consists of, and of those that its parts have meanwhile, the ones of the first."""
+    names = [QUARANTINE, *(f"{split}{suffix}" for split in SPLITS for suffix in (".bin", ".idx", ".meta.json"))]
     part = suffixed(target, ".parts") / "000000"
     return [suffixed(target, name) for name in names] + [suffixed(part, name) for name in (QUARANTINE, ".json")]
 

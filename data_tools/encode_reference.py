@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 from typing import Any, Protocol
 
@@ -67,11 +68,9 @@ def versions_of(encoder: Encoder, tokenizer: Tokenizer) -> dict[str, str]:
 
 def package_version(package: str) -> str:
     """Version of an installed package."""
-    return name_of(package).partition(" ")[2]
+    return importlib.metadata.version(package)
 
 
 def name_of(package: str) -> str:
     """An installed package with its version."""
-    import importlib.metadata  # 50 ms, for the end of the work or while others work
-
-    return f"{package} {importlib.metadata.version(package)}"
+    return f"{package} {package_version(package)}"

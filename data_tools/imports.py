@@ -23,6 +23,7 @@ from data_tools.pool import Pool
 from data_tools.progress import Progress
 from data_tools.select import Selection, SelectSettings, select_facts
 from data_tools.templates import wording
+from data_tools.text_parts import refuse_own_outputs
 from megatron_kis.errors import InputError, first_of, nearest
 from megatron_kis.files import fingerprint, sha256_file, write_json, write_text
 
@@ -52,9 +53,7 @@ def import_facts(
         InputError: a damaged row or an id for the second time (``file:line``), or too few facts for what is asked: it
             says what was dropped, and why.
     """
-    for file in source_files(source, kind):
-        if output.exists() and output.samefile(file):
-            raise InputError("is written here, and read as the source", where=str(output), remedy="write elsewhere")
+    refuse_own_outputs(source_files(source, kind), [output, output.with_suffix(".meta.json")])
     twice = [relation for relation, count in Counter(settings.relations).items() if count > 1]
     if twice:
         raise InputError(f"{twice[0]!r} is given twice", where="relations", remedy="name each relation once")
@@ -100,8 +99,8 @@ def _ids_once(triples: Iterable[Imported], settings: SelectSettings, *, skip_err
     """
     seen: dict[str, Candidate] = {}
     for triple in triples:
-        wanted = isinstance(triple, Candidate) and (not settings.relations or triple.relation in settings.relations)
-        if wanted and isinstance(triple, Candidate) and triple.id:
+        everything = not settings.relations
+        if isinstance(triple, Candidate) and triple.id and (everything or triple.relation in settings.relations):
             first = seen.get(triple.id)
             if first is None and len(seen) < settings.memory_limit:
                 seen[triple.id] = triple

@@ -18,11 +18,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from data_tools.hints import gives_away, holds_name
-from data_tools.importers import NOT_SAMPLED, Candidate, Dropped, Imported
+from data_tools.importers import AMBIGUOUS_NAMES, NOT_SAMPLED, Candidate, Dropped, Imported
 from data_tools.names import Entities, Mention, entity_key, mentions, name_key, says_something
 
 AMBIGUOUS_OBJECTS = "ambiguous: the subject has several objects"
-AMBIGUOUS_NAMES = "ambiguous: several entities bear the subject's name"
 REPEATED = "said twice"
 SAYS_NOTHING = "no letter, number or symbol in a name"
 OBJECT_INSIDE = "the object stands in the subject's name"

@@ -161,7 +161,11 @@ def _checked(settings: DataSettings) -> DataSettings:
         training(settings).check()
     if not 0 <= settings.validation_share < 1:
         raise InputError(f"is {settings.validation_share}", where="data.validation_share", remedy="a share in [0, 1)")
-    check_source(settings.facts, settings.facts_format, settings.facts_columns)
+    try:
+        check_source(settings.facts, settings.facts_format, settings.facts_columns)
+    except InputError as error:
+        where = "data.facts_columns" if error.where == "columns" else error.where
+        raise InputError(error.problem, where=where, remedy=error.remedy) from None
     source_files(settings.facts, settings.facts_format)
     load_templates(settings.templates, relations=settings.select.relations)
     if settings.tokenizer is not None:

@@ -20,6 +20,7 @@ from data_tools.encode_reference import package_version
 from data_tools.facts import Fact, load_facts
 from data_tools.imports import import_facts, source_files
 from data_tools.progress import Progress
+from data_tools.render import SUFFIXES as RENDER_SUFFIXES
 from data_tools.render import render
 from data_tools.seen import Seen
 from data_tools.settings import DataSettings
@@ -37,7 +38,6 @@ CODE = {"facts": "4", "tokenizer": "3", "corpus": "4", "render": "4"}
 kept with a word where runs hold them."""
 
 _CORPUS_SUFFIXES = (".bin", ".idx", ".meta.json")
-_RENDER_SUFFIXES = (".json", ".bin", ".idx", ".facts.npy", ".ids.txt", ".questions.jsonl")
 _TOKENIZER_NAMES = ("tokenizer.model", "tokenizer.json")
 _NAMED = ("bear", "lama")  # formats in which the relation is the file's name
 _OF_VERSION_2 = (
@@ -307,7 +307,7 @@ def _render(
             "made": made,
             "versions": {**_versions("render"), **_library(tokenizer)},
         },
-        outputs=tuple(f"exposures{suffix}" for suffix in _RENDER_SUFFIXES),
+        outputs=tuple(f"exposures{suffix}" for suffix in RENDER_SUFFIXES),
         make=make,
         labels=labels,
         known=known,

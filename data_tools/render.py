@@ -26,6 +26,8 @@ from data_tools.tokenizer import Tokenizer
 from megatron_kis.errors import InputError
 from megatron_kis.files import write_json_lines
 
+SUFFIXES = (".json", ".bin", ".idx", ".facts.npy", ".ids.txt", ".questions.jsonl")
+"""Of the files that rendering writes."""
 _BATCH = 256  # facts whose sentences are encoded together
 _NAMED = 5  # offenders that a message names
 
@@ -80,6 +82,11 @@ class RenderSummary:
     """Lengths of each relation's exposures."""
     remarks: tuple[str, ...] = ()
     """Templates that do not read well with some names, one line each."""
+
+
+def outputs_of(prefix: Path) -> list[Path]:
+    """The files that :func:`render` writes."""
+    return [suffixed(prefix, suffix) for suffix in SUFFIXES]
 
 
 def render(

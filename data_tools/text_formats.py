@@ -17,7 +17,7 @@ from megatron_kis.errors import InputError, nearest
 Block = tuple[Sequence[int], list[str]]
 """Documents: the first line of each, from 1 within its part, and the texts."""
 
-_PARQUET_ROWS = 256  # a batch in memory: some hundred documents
+_PARQUET_ROWS = 16  # in memory together, before it is known how long they are
 
 
 def iter_jsonl(part: TextPart, file: IO[bytes], text_key: str, on_bad: OnBad, longest: int) -> Iterator[Block]:
@@ -174,7 +174,8 @@ def iter_parquet(part: TextPart, text_key: str, on_bad: OnBad, longest: int) -> 
                 numbers: list[int] = []
                 texts: list[str] = []
                 # As bytes: one value that is not UTF-8 would otherwise stop the whole batch.
-                for value in batch.column(0).cast("binary").to_pylist():
+                for cell in batch.column(0).cast("binary"):
+                    value = cell.as_py()
                     row += 1
                     try:
                         if len(value or b"") > longest:

@@ -32,7 +32,7 @@ class BadLineError(InputError):
 
 def too_long(line: int, what: str, longest: int) -> BadLineError:
     """The error for a line or document (``line of 50000000 bytes``), where ``longest`` bytes are allowed."""
-    remedy = "split it, or allow more with --longest-line: encoding takes up to 155 bytes of memory per byte"
+    remedy = "split it, or allow more with --longest-line of kis data (encoding takes up to 155 times as much memory)"
     return BadLineError(line, f"{what}; at most {longest}", remedy)
 
 

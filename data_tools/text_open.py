@@ -162,6 +162,8 @@ def _one_document(start: bytes) -> str | None:
         return "object"
     if not line.startswith(b"["):
         return None
+    if b"\n" not in start and not line[1:].lstrip().startswith((b"{", b"[")):
+        return None  # a long line of something else, whose end is not seen
     if too_deep(line):
         return "array"
     try:

@@ -50,15 +50,16 @@ def expand(patterns: Iterable[Path]) -> list[Path]:
             if not found:
                 raise InputError("matches no file", where=str(pattern))
         for path in found:
-            for place in _places(path):
+            places = file_places(path)
+            for place in places:
                 if place in seen:
                     raise _twice(path, pattern, *seen[place])
-            seen |= dict.fromkeys(_places(path), (path, pattern))
+            seen |= dict.fromkeys(places, (path, pattern))
         paths += found
     return paths
 
 
-def _places(path: Path) -> list[str | tuple[int, int]]:
+def file_places(path: Path) -> list[str | tuple[int, int]]:
     """What tells a file from others: where links lead, and its number on its device, which hard links share."""
     places: list[str | tuple[int, int]] = [os.path.realpath(path)]
     with suppress(OSError):  # a missing file is told later
@@ -86,11 +87,14 @@ def refuse_own_outputs(patterns: Iterable[Path], outputs: Iterable[Path]) -> Non
     Raises:
         InputError: names the file and what matches it.
     """
-    found = [(pattern, Path(os.path.realpath(pattern)).parts) for pattern in patterns]
+    found = []
+    for pattern in patterns:
+        held = {place for path in _existing(pattern) for place in file_places(path)}
+        found.append((pattern, Path(os.path.realpath(pattern)).parts, held))
     for output in outputs:
-        place = Path(os.path.realpath(output)).parts
-        for pattern, parts in found:
-            if _matches(place, parts) or (output.exists() and any(map(output.samefile, _existing(pattern)))):
+        place, own = Path(os.path.realpath(output)).parts, file_places(output)
+        for pattern, parts, held in found:
+            if _matches(place, parts) or not held.isdisjoint(own):
                 problem = f"is written here, and {str(pattern)!r} reads it"
                 raise InputError(problem, where=str(output), remedy="write it elsewhere")
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_kis.errors import InputError
-from megatron_kis.files import atomic_path, fingerprint, steadily, write_json
+from megatron_kis.files import fingerprint, steadily, write_bytes, write_json
 
 EOD_PIECE = "<|endoftext|>"
 META_SCHEMA = "kis.tokenizer/1"
@@ -197,8 +197,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         InputError: the file is missing, unreadable, not a tokenizer, or has no end-of-document token.
     """
-    tokenizer = _loaded(model_file(path))
-    if tokenizer.encode(_RARE[0]) == tokenizer.encode(_RARE[1]):
+    path = model_file(path)
+    tokenizer = _loaded(path)
+    try:
+        alike = tokenizer.encode(_RARE[0]) == tokenizer.encode(_RARE[1])
+    except Exception as error:  # tokenizers raises bare exceptions
+        problem = f"refuses text that it has no tokens for ({error})"
+        raise InputError(problem, where=str(path), remedy="give the model an unk_token of its vocabulary") from None
+    if alike:
         lost = (
             "the vocabulary lacks characters and has no bytes for them: they are lost, and texts in some scripts alike"
         )
@@ -246,8 +252,7 @@ def write_copy(tokenizer: Tokenizer, folder: Path) -> Path:
     """
     path = folder / tokenizer.file_name
     side_file(path).unlink(missing_ok=True)  # one of an earlier model may name another token
-    with atomic_path(path) as partial:
-        partial.write_bytes(tokenizer.model)
+    write_bytes(path, tokenizer.model)
     write_meta(tokenizer, path)
     copy = load_tokenizer(path)
     assert copy.fingerprint == tokenizer.fingerprint

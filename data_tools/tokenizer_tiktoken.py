@@ -228,27 +228,36 @@ def check_special(special: dict[str, int], ranks: dict[bytes, int], where: Path)
 
 
 def _description(path: Path, ranks: dict[bytes, int]) -> tuple[str, dict[str, int], str]:
-    """Pattern, special tokens and the end-of-document token of a file."""
+    """Pattern, special tokens and the end-of-document token of a file: what the side file names, else as published."""
     beside = side_file(path)
-    if not beside.exists():
-        if path.suffix != ".tiktoken" and sorted(ranks.values()) == list(range(_LLAMA3_RANKS)):
-            return "llama3", {name: _LLAMA3_RANKS + number for number, name in enumerate(_LLAMA3_SPECIAL)}, _LLAMA3_EOD
-        if path.stem not in _PUBLISHED or path.suffix != ".tiktoken":
-            names = ", ".join(f"{name}.tiktoken" for name in _PUBLISHED)
-            remedy = f"name pattern and special_tokens in {beside.name}, or call it one of {names}"
-            problem = f"a tiktoken file ({len(ranks)} ranks), which does not say how text is cut into words"
-            raise InputError(problem, where=str(path), remedy=remedy)
-        pattern, count, eod_id = _PUBLISHED[path.stem]
-        if sorted(ranks.values()) != list(range(count)):
-            problem = f"has {len(ranks)} ranks, and {path.stem} as it is published those from 0 to {count - 1}"
-            remedy = f"fetch it again, or, if it is another model, name pattern and special_tokens in {beside.name}"
-            raise InputError(problem, where=str(path), remedy=remedy)
-        return pattern, {EOD_PIECE: eod_id}, EOD_PIECE
-    meta = read_json(beside, META_SCHEMA, keys=("pattern", "special_tokens"))
-    pattern, special, eod = meta["pattern"], meta["special_tokens"], meta.get("eod", EOD_PIECE)
+    meta = read_json(beside, META_SCHEMA) if beside.exists() else {}
+    if "pattern" in meta or "special_tokens" in meta:
+        meta = read_json(beside, META_SCHEMA, keys=("pattern", "special_tokens"))
+        pattern, special, eod = meta["pattern"], meta["special_tokens"], EOD_PIECE
+    else:
+        pattern, special, eod = _published(path, ranks)
+    eod = meta.get("eod", eod)
     if not isinstance(pattern, str) or pattern not in PATTERNS:
         raise InputError(f"pattern is {pattern!r}", where=str(beside), remedy=f"valid: {', '.join(PATTERNS)}")
     ids = all(type(token) is int for token in special.values()) if isinstance(special, dict) else False
     if not ids or not isinstance(eod, str) or eod not in special:
         raise InputError(f"special_tokens do not hold {eod!r} and its id", where=str(beside))
     return pattern, special, eod
+
+
+def _published(path: Path, ranks: dict[bytes, int]) -> tuple[str, dict[str, int], str]:
+    """The same of a file that is known by its ranks or its name."""
+    if path.suffix != ".tiktoken" and sorted(ranks.values()) == list(range(_LLAMA3_RANKS)):
+        return "llama3", {name: _LLAMA3_RANKS + number for number, name in enumerate(_LLAMA3_SPECIAL)}, _LLAMA3_EOD
+    beside = side_file(path)
+    if path.stem not in _PUBLISHED or path.suffix != ".tiktoken":
+        names = ", ".join(f"{name}.tiktoken" for name in _PUBLISHED)
+        remedy = f"name pattern and special_tokens in {beside.name}, or call it one of {names}"
+        problem = f"a tiktoken file ({len(ranks)} ranks), which does not say how text is cut into words"
+        raise InputError(problem, where=str(path), remedy=remedy)
+    pattern, count, eod_id = _PUBLISHED[path.stem]
+    if sorted(ranks.values()) != list(range(count)):
+        problem = f"has {len(ranks)} ranks, and {path.stem} as it is published those from 0 to {count - 1}"
+        remedy = f"fetch it again, or, if it is another model, name pattern and special_tokens in {beside.name}"
+        raise InputError(problem, where=str(path), remedy=remedy)
+    return pattern, {EOD_PIECE: eod_id}, EOD_PIECE

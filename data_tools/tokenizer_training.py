@@ -35,7 +35,7 @@ from data_tools.tokenizer import (
 from data_tools.tokenizer_huggingface import HuggingFaceTokenizer, library
 from data_tools.tokenizer_sentencepiece import load_sentencepiece
 from megatron_kis.errors import InputError
-from megatron_kis.files import atomic_path
+from megatron_kis.files import write_bytes
 
 _SAMPLE = 100_000_000  # bytes of text that a tokenizer is trained on
 _LONGEST = 4_000  # characters of a piece of text
@@ -116,8 +116,7 @@ def train(
     sample.pieces += (piece for name in names for piece in _pieces(name, whole))
     model, made = (_huggingface if whole else _sentencepiece)(sample.pieces, training)
     side_file(output).unlink(missing_ok=True)  # of an earlier model
-    with atomic_path(output) as partial:
-        partial.write_bytes(model)
+    write_bytes(output, model)
     tokenizer: Tokenizer
     if whole:  # a tokenizer_config.json that is there already does not count
         loaded = library().Tokenizer.from_buffer(model)

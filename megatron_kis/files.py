@@ -68,10 +68,8 @@ def steadily(read: Callable[[], _Read], path: Path) -> _Read:
         try:
             return read()
         except OSError as error:
-            if error.errno in _OURS:
+            if error.errno in _OURS or wait is None:
                 raise unreadable(error, path) from None
-            if wait is None:
-                raise JobError(f"{path}: cannot be read ({error.strerror or error}); nothing was changed") from None
         time.sleep(wait)
     raise AssertionError("unreachable")
 

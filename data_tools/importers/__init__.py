@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from data_tools.importers.base import NOT_SAMPLED, Candidate, Dropped, Imported, Importer, malformed
+from data_tools.importers.base import AMBIGUOUS_NAMES, NOT_SAMPLED, Candidate, Dropped, Imported, Importer, malformed
 from data_tools.importers.bear import bear_files, bear_templates, import_bear
 from data_tools.importers.columns import parse_columns
 from data_tools.importers.json_lines import import_jsonl
@@ -38,6 +38,7 @@ TEMPLATE_READERS = {"bear": bear_templates, "lama": lama_templates}
 """Reader of the templates of those formats that have some."""
 
 __all__ = [
+    "AMBIGUOUS_NAMES",
     "IMPORTERS",
     "NOT_SAMPLED",
     "SOURCE_FILES",

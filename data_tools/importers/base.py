@@ -67,6 +67,8 @@ class Importer(Protocol):
         ...
 
 
+AMBIGUOUS_NAMES = "ambiguous: several entities bear the subject's name"
+"""Reason of a triple whose subject's name belongs to another entity too."""
 NOT_SAMPLED = "left out by chance: more triples than fit into memory"
 """Reason of a triple whose subject is not in the random sample of a large source."""
 EMPTY = "empty name"

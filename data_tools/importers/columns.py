@@ -20,14 +20,16 @@ _EXAMPLE = "for example subject=city"
 
 # Headers of published tables: LAMA, PopQA, KAMEL, and what knowledge graphs call their columns.
 _ALSO = {
-    "subject": ("subject_label", "subject_name", "sub_label", "subj_label", "head_label", "subj", "sub",
-                "head", "head_entity", "s", "h"),
-    "relation": ("predicate", "property", "relation_label", "predicate_label", "property_label", "relation_name",
-                 "predicate_id", "relation_id", "prop", "pred", "rel", "p", "r"),
-    "object": ("object_label", "object_name", "obj_label", "tail_label", "obj", "tail", "tail_entity", "o", "t"),
+    "subject": ("subject_label", "subject_name", "sub_label", "sub_name", "subj_label", "subj_name", "head_label",
+                "head_name", "subj", "sub", "head", "head_entity", "s_label", "s_name", "h_label", "h_name", "s", "h"),
+    "relation": ("predicate", "property", "relation_label", "predicate_label", "property_label", "prop_label",
+                 "relation_name", "predicate_name", "property_name", "predicate_id", "relation_id", "property_id",
+                 "prop_id", "rel_id", "prop", "pred", "rel", "p", "r"),
+    "object": ("object_label", "object_name", "obj_label", "obj_name", "tail_label", "tail_name", "obj", "tail",
+               "tail_entity", "o_label", "o_name", "t_label", "t_name", "o", "t"),
     "id": ("fact_id",),
-    "subject_id": ("sub_id", "subj_id", "sub_uri", "subj_uri", "subject_uri", "head_id", "s_id", "s_uri"),
-    "object_id": ("obj_id", "obj_uri", "object_uri", "tail_id", "o_id", "o_uri"),
+    "subject_id": ("sub_id", "subj_id", "sub_uri", "subj_uri", "subject_uri", "head_id", "head_uri", "s_id", "s_uri"),
+    "object_id": ("obj_id", "obj_uri", "object_uri", "tail_id", "tail_uri", "o_id", "o_uri"),
     "subject_aliases": ("sub_aliases", "subj_aliases", "s_aliases"),
     "object_aliases": ("obj_aliases", "o_aliases", "possible_answers"),
 }  # fmt: skip
@@ -150,7 +152,7 @@ def _folded_header(folded: Sequence[str]) -> bool:
     folded = [word.strip("\"'") for word in folded]
     words = [word for word in folded if len(word) > 1 or not word.isascii()]
     roles = sum(any(word in {field, *_ALSO[field], *_VAGUE[field]} for word in words) for field in NEEDED)
-    relation = {"relation", "predicate", *_VAGUE["relation"]}
+    relation = {word for word in ("relation", *_ALSO["relation"]) if len(word) > 1} | _VAGUE["relation"]
     return roles >= 2 or (len(folded) == 3 and folded[1] in relation)
 
 

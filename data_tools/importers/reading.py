@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from data_tools.text_lines import LONGEST_LINE
-from data_tools.text_open import opened
+from data_tools.text_open import check_beginning, opened
 from data_tools.text_packed import packing_of
 from megatron_kis.errors import InputError
 from megatron_kis.files import unreadable
 
 BOM = b"\xef\xbb\xbf"
 """Byte order mark with which some programs begin a UTF-8 file."""
-_FOREIGN = {
-    b"\xff\xfe": ("UTF-16 text", "save it as UTF-8"),
-    b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
-    b"PAR1": ("a parquet file", "write its rows as JSON lines"),
-    b"PK\x03\x04": ("a zip file or a spreadsheet", "unpack it, or save the sheet as CSV"),
-}
-"""How files begin that hold no lines of UTF-8, what they are, and what to do."""
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
@@ -64,6 +56,7 @@ def source_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         InputError: the file cannot be read to its end, or holds no lines of text at all.
     """
+    check_beginning(path, ".jsonl" if ".jsonl" in path.name else ".tsv")
     try:
         with opened(path) as file:
             number = 0
@@ -73,25 +66,11 @@ def source_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     remedy = "is it a text file, with a row per line?"
                     raise InputError(f"line of {LONGEST_LINE} bytes or more", where=f"{path}:{number}", remedy=remedy)
                 if number == 1:
-                    refuse_foreign(line, path)
                     line = line.removeprefix(BOM)
                 if line.strip():
                     yield number, line
-    except (EOFError, zlib.error) as error:
-        raise InputError(f"not a whole gzip file ({error})", where=str(path)) from None
     except OSError as error:
         raise unreadable(error, path) from None
-
-
-def refuse_foreign(beginning: bytes, path: Path) -> None:
-    """Refuses a file that is something else than text.
-
-    Raises:
-        InputError: says what it is.
-    """
-    for magic, (kind, remedy) in _FOREIGN.items():
-        if beginning.startswith(magic):
-            raise InputError(f"is {kind}", where=str(path), remedy=remedy)
 
 
 def refuse_packed(beginning: bytes, path: Path) -> None:

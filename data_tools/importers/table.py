@@ -1,4 +1,4 @@
-"""TSV and CSV tables of triples, also packed by gzip or zstd.
+"""TSV and CSV tables of triples, also packed.
 
 A header line that names ``subject``, ``relation`` and ``object``, or calls them as other data sets do (``head``,
 ``predicate``, ``obj_label``), gives the columns, in any order; ``id``, ``subject_id``, ``object_id``,

@@ -6,7 +6,6 @@ of these with ``uri`` and ``surfaceform``. A document is in memory at a time.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,8 +95,6 @@ def _documents(file: Path) -> Iterator[Any]:
         _refuse_no_array(file)
         with opened(file) as content:
             yield from ijson.items(content, "item", map_type=_Object)
-    except (EOFError, zlib.error) as error:
-        raise InputError(f"not a whole gzip file ({error})", where=str(file)) from None
     except OSError as error:
         raise unreadable(error, file) from None
     except (ijson.JSONError, UnicodeDecodeError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.importers.base import NOT_SAMPLED, Candidate, Dropped, Imported, malformed
+from data_tools.importers.base import AMBIGUOUS_NAMES, NOT_SAMPLED, Candidate, Dropped, Imported, malformed
 from data_tools.importers.reading import source_lines, visible
 from data_tools.importers.wikidata5m_names import EntityNames, Names
 from data_tools.importers.wikidata5m_triples import SubjectSample, TripleBlock, identified, triple_blocks
@@ -25,8 +25,6 @@ _TOGETHER = 1 << 16  # triples whose names are in memory together
 
 NO_NAME = "an id without a name"
 """Reason of a triple whose subject or object is not in ``*_entity.txt``, or has control characters for a name."""
-SHARED_NAME = "ambiguous: several entities bear the subject's name"
-"""Reason of a triple whose subject's name belongs to another entity too, by the whole of ``*_entity.txt``."""
 
 
 def import_wikidata5m(
@@ -108,7 +106,7 @@ def _resolve(file: Path, triple: tuple[int, int, int, int], names: dict[int, Nam
     subject_name, subject_aliases, shared = names[subject]
     object_name, object_aliases, _ = names[answer]
     if shared:
-        return Dropped(relation, SHARED_NAME, where=where)
+        return Dropped(relation, AMBIGUOUS_NAMES, where=where)
     return Candidate(
         subject=subject_name,
         relation=relation,

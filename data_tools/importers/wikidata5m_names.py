@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from data_tools.facts import is_text, one_line
 from data_tools.importers.base import Dropped, malformed
-from data_tools.importers.reading import refuse_foreign, refuse_packed
+from data_tools.importers.reading import refuse_packed
 from data_tools.importers.wikidata5m_triples import Ints, identified
 from data_tools.names import name_key
+from data_tools.text_open import check_beginning
 from megatron_kis.errors import InputError
 from megatron_kis.files import unreadable
 
@@ -47,8 +48,8 @@ class EntityNames:
             with open(path, "rb") as file:
                 for number, line in enumerate(file, start=1):
                     if number == 1:
-                        refuse_foreign(line, path)
                         refuse_packed(line, path)
+                        check_beginning(path, ".txt")
                     if line.strip():
                         try:
                             identifier, names = identified(line, b"Q", f"{path}:{number}")

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.importers.base import Dropped, malformed
-from data_tools.importers.reading import BOM, decoded, refuse_foreign, refuse_packed
+from data_tools.importers.reading import BOM, decoded, refuse_packed
+from data_tools.text_open import check_beginning
 from megatron_kis.errors import InputError
 from megatron_kis.files import unreadable
 
@@ -92,8 +93,8 @@ def triple_blocks(file: Path, relations: Collection[int] = (), *, skip_errors: b
         with open(file, "rb") as stream:
             while data := stream.read(_BLOCK) + stream.readline():
                 if first == 1:
-                    refuse_foreign(data, file)
                     refuse_packed(data, file)
+                    check_beginning(file, ".txt")
                     data = data.removeprefix(BOM)
                 block = _block(file, data, first, skip_errors)
                 yield block.where(np.isin(block.relations, wanted)) if len(wanted) else block

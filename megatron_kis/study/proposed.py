@@ -108,8 +108,8 @@ def add_runs(path: Path, runs: Iterable[ListedRun], *, remark: str) -> None:
     changed = _with_entries(text, lines, remark)
     wanted = {**before, "runs": [*(before.get("runs") or []), *entries]}
     try:
-        fits = yaml.safe_load(changed) == wanted
-    except yaml.YAMLError:
+        fits = parse_yaml(changed, where=str(path)) == wanted
+    except InputError:
         fits = False
     if not fits:
         raise InputError(

@@ -47,8 +47,7 @@ def main() -> int:
 
     device = open_device()
     layout = open_groups(device)
-    names = ("tokenizer.model", "tokenizer.json")
-    tokenizer = load_tokenizer(next((path for name in names if (path := options.data / name).exists()), options.data))
+    tokenizer = load_tokenizer(options.data)
 
     # 1. Megatron's own dataset of general text, as any Megatron training script builds it.
     base = _gpt_dataset(options.data / "corpus", tokenizer, length=options.length, samples=sequences)

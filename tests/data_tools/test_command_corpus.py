@@ -109,6 +109,29 @@ def test_outputs_are_not_written_over_what_is_read_besides_text(tmp_path, model,
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_steps_do_not_write_over_their_own_inputs(tmp_path, model, capsys):
+    facts, triples = tmp_path / "x.questions.jsonl", tmp_path / "g.meta.json"
+    facts.write_text('{"id": "a", "subject": "A", "relation": "r", "object": "B", "group": "infused"}\n')
+    triples.write_text('{"subject": "A", "relation": "r", "object": "B"}\n')
+    templates = tmp_path / "t.yaml"
+    templates.write_text("r:\n  train: ['[X] has [Y].']\n")
+    before = {path: path.read_bytes() for path in (facts, triples, templates, model)}
+    made = ("--templates", templates, "--output")
+    for command, name in (
+        (("render", "--facts", facts, "--tokenizer", model, *made, tmp_path / "x"), facts.name),
+        (("render", "--facts", facts, "--tokenizer", model, *made, model.with_suffix("")), model.name),
+        (("facts", "--from", "jsonl", "--input", triples, "--output", tmp_path / "g.jsonl"), triples.name),
+    ):
+        assert kis(*command) == 2
+        assert f"{name}: is written here, and" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    both = tmp_path / "both.jsonl"
+    arguments = ("--from", "bear", "--input", tmp_path, "--output", both, "--templates-output", both)
+    assert kis("facts", *arguments) == 2
+    assert "--templates-output: is written by --output, too" in capsys.readouterr().err
+    assert not both.exists()
+
+
 @pytest.fixture
 def flawed(tmp_path):
     """Good text with two lines and a row that hold none, and the good text alone."""

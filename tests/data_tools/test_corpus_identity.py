@@ -515,3 +515,12 @@ def test_a_validation_split_is_not_written_over_by_a_merge_of_its_corpus(tmp_pat
     with pytest.raises(InputError, match=r"a: would be written over by .*a\.validation"):
         merge_corpora([tmp_path / "a"], tmp_path / "a.validation")
     assert (tmp_path / "a.validation.bin").read_bytes() == before
+
+
+def test_the_model_of_sentences_of_a_shard_is_no_input_the_next_time(tmp_path, fast):
+    source = tmp_path / "c.one.json"
+    source.write_bytes(LEADS.read_bytes())
+    options = CorpusOptions(shard=(1, 1), sentences=True, **ONE)
+    with pytest.raises(InputError, match=r"c\.punkt\.json: is written here, and"):
+        build(tmp_path / "c.*.json", fast, tmp_path / "c", options)
+    assert not (tmp_path / "c.punkt.json").exists()

@@ -2,7 +2,7 @@ import gzip
 
 import pytest
 
-from data_tools.text import iter_documents, iter_part
+from data_tools.text import iter_blocks, iter_documents, iter_part
 from data_tools.text_parts import plan_parts, whole
 from megatron_kis.errors import InputError
 
@@ -267,3 +267,15 @@ def test_a_damaged_page_ends_the_work_also_where_rows_are_skipped(tmp_path, opti
     path.write_bytes(content[:page] + b"7" * 400 + content[page + 400 :])
     with pytest.raises(InputError, match=r"a\.parquet: cannot be read"):
         skipping(path)
+
+
+def test_few_long_values_of_parquet_are_in_memory_together(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "a.parquet"
+    write_parquet(path, ["x" * 1_000_000] * 200)
+    bad = []
+    before = pyarrow.total_allocated_bytes()
+    blocks = iter_blocks(whole(path), on_bad=lambda line, error: bad.append(line), longest=500_000)
+    peak = max(pyarrow.total_allocated_bytes() - before for _ in blocks)
+    assert len(bad) == 200
+    assert peak < 100_000_000

@@ -7,9 +7,9 @@ import lzma
 
 import pytest
 
-from data_tools.text import iter_documents
+from data_tools.text import iter_documents, iter_part
 from data_tools.text_open import kind_of
-from data_tools.text_parts import check_text_files, expand, plan_parts
+from data_tools.text_parts import check_text_files, expand, plan_parts, whole
 from megatron_kis.cli import main
 from megatron_kis.errors import InputError
 
@@ -176,3 +176,13 @@ def test_a_file_that_is_packed_twice_is_called_so(tmp_path, inner):
     path.write_bytes(gzip.compress(inner(b'{"text": "a"}\n')))
     with pytest.raises(InputError, match=r"a\.jsonl\.gz: is packed twice: its content is a \w+ file again; unpack it"):
         check_text_files([path])
+
+
+def test_a_long_first_line_that_is_no_document_is_one_bad_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('["' + "x" * 9000 + '"]\n{"text": "ok"}\n', encoding="utf-8")
+    check_text_files([path])
+    bad = []
+    part = whole(path)
+    texts = [document.text for document in iter_part(part, on_bad=lambda line, error: bad.append(line))]
+    assert (texts, bad) == (["ok"], [1])

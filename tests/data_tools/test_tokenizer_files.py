@@ -304,7 +304,20 @@ def test_a_published_tiktoken_file_that_is_cut_off_is_refused(tmp_path, name, co
     lines = lines.splitlines(keepends=True)
     path.write_text("".join(lines))
     assert load_tokenizer(path).eod_id == count + (name != "r50k_base")
+    beside = {"schema": "kis.tokenizer/1", "eod": "<|endoftext|>"}  # a file that names the end of documents alone
+    path.with_name(f"{path.name}.meta.json").write_text(json.dumps(beside))
+    assert load_tokenizer(path).eod_id == count + (name != "r50k_base")
+    path.with_name(f"{path.name}.meta.json").unlink()
     for part in (lines[:300], lines[:-1], [*lines[:-1], f"eHl6 {count + 7}\n"]):
         path.write_text("".join(part))
         with pytest.raises(InputError, match=rf"{name}\.tiktoken: has {len(part)} ranks.*from 0 to {count - 1}; fetch"):
             load_tokenizer(path)
+
+
+def test_a_model_that_refuses_unknown_words_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    path = tmp_path / "tokenizer.json"
+    Tokenizer(models.WordLevel({"a": 0, "</s>": 1})).save(str(path))
+    with pytest.raises(InputError, match=r"tokenizer\.json: refuses text that it has no tokens for .*unk_token"):
+        load_tokenizer(path)

@@ -19,7 +19,7 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         steps, "facts", "import triples, drop ambiguous ones, split them into infused, background, control"
     )
     parser.add_argument("--from", dest="format", choices=FORMATS, required=True, help="format of the input")
-    kinds = "a table or JSON lines (also .gz or .zst), or a folder of BEAR, LAMA, T-REx or Wikidata5M"
+    kinds = "a table or JSON lines (also .gz, .zst, .bz2 or .xz), or a folder of BEAR, LAMA, T-REx or Wikidata5M"
     parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=kinds)
     parser.add_argument("--output", type=new_file, required=True, metavar="FILE", help="facts.jsonl to write")
     columns = (
@@ -68,6 +68,12 @@ def _facts(options: argparse.Namespace) -> int:
     )
     templates = None
     if options.templates_output:
+        from data_tools.text_parts import file_places, refuse_own_outputs
+
+        refuse_own_outputs([options.input], [options.templates_output])
+        others = (options.output, options.output.with_suffix(".meta.json"))
+        if {*file_places(options.templates_output)} & {place for path in others for place in file_places(path)}:
+            raise InputError("is written by --output, too", where="--templates-output", remedy="write it elsewhere")
         if options.templates_output.exists():
             remedy = "templates that may have been edited are not overwritten"
             raise InputError("exists", where=str(options.templates_output), remedy=remedy)

@@ -26,13 +26,13 @@ def _leaks(options: argparse.Namespace) -> int:
     from data_tools.facts import load_facts
     from data_tools.leaks import LeakCount, filter_leaks
     from data_tools.progress import console_progress
-    from data_tools.text_parts import check_text_files, expand, refuse_own_outputs
+    from data_tools.text_parts import check_text_files, expand, file_places, refuse_own_outputs
     from megatron_kis.errors import InputError
 
     paths = expand(options.input)
     check_text_files(paths, options.format)
     refuse_own_outputs([*options.input, options.facts], [path for path in (options.output, options.clean) if path])
-    if options.output and options.clean and options.output.resolve() == options.clean.resolve():
+    if options.output and options.clean and {*file_places(options.output)} & {*file_places(options.clean)}:
         raise InputError("is the same file as --output", where="--clean", remedy="write the two into different files")
     facts, count = load_facts(options.facts), LeakCount()
     with documents_of(options, paths) as documents:

@@ -104,7 +104,7 @@ def megabytes(text: str) -> int:
 def _line_size(text: str) -> int:
     size = megabytes(text)
     if size < _SMALLEST_LIMIT:
-        raise argparse.ArgumentTypeError(f"{text!r} is too small; at least 2 MB, which are read at a time anyway")
+        raise argparse.ArgumentTypeError(f"{text!r} is too small; at least 2 MB")
     return size
 
 

@@ -46,13 +46,17 @@ def _render(options: argparse.Namespace) -> int:
     from data_tools.facts import load_facts
     from data_tools.paraphrases import load_paraphrases
     from data_tools.progress import console_progress
-    from data_tools.render import render
+    from data_tools.render import outputs_of, render
     from data_tools.templates import load_templates
-    from data_tools.tokenizer import load_tokenizer
+    from data_tools.text_parts import refuse_own_outputs
+    from data_tools.tokenizer import load_tokenizer, model_file, side_file
 
+    model = model_file(options.tokenizer)
+    read = [options.facts, options.templates, model, side_file(model)]
+    refuse_own_outputs([*read, *([options.paraphrases] if options.paraphrases else [])], outputs_of(options.output))
     facts = load_facts(options.facts)
     templates = load_templates(options.templates, relations=sorted({fact.relation for fact in facts}))
-    tokenizer = load_tokenizer(options.tokenizer)
+    tokenizer = load_tokenizer(model)
     summary = render(
         facts,
         templates,

@@ -33,6 +33,11 @@ def triples(found: object) -> list[tuple[str, str, str]]:
         "Subject Label\tProperty\tObject-Label",
         "s\tp\to",
         "h\tr\tt",
+        "subj_name\trel\tobj_name",
+        "sub_name\tp\tobj_name",
+        "h_label\tr\tt_label",
+        "s_name\tp\to_name",
+        "head_name\tproperty_id\ttail_name",
     ],
 )
 def test_headers_of_other_data_sets_name_the_columns(tmp_path: Path, header: str) -> None:
@@ -74,6 +79,8 @@ def test_a_table_of_popqa_is_read_with_its_quoted_lists(tmp_path: Path) -> None:
         "主語\t述語\t目的語",
         "country\trelation\tcapital",
         "entity\tvia\tvalue",
+        "stadt\tprop\tland",
+        "Stadt\tproperty\tLand",
         "name\tkind\tvalue",
         "Subject\tname\tObject\tnote",
         '"subject"\t"relation"\t"object"',

@@ -160,9 +160,9 @@ def test_malformed_names_of_wikidata5m_are_skipped_and_counted(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("a\tr\tb\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        ("a\tr\tb\n".encode("utf-16"), "is UTF-16, not UTF-8; convert it"),
         (b"PAR1\x15\x04", "is a parquet file"),
-        (b"PK\x03\x04\x14", "is a zip file or a spreadsheet"),
+        (b"PK\x03\x04\x14", "is a zip archive, not text"),
     ],
 )
 def test_what_is_no_text_at_all_ends_the_import_also_where_errors_are_skipped(

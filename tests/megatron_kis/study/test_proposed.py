@@ -111,3 +111,10 @@ def test_the_file_behind_a_link_is_changed_and_the_link_stays(tmp_path: Path) ->
     add_runs(tmp_path / "study.yaml", NEW[:1], remark="from next")
     assert (tmp_path / "study.yaml").is_symlink()
     assert load_config(StudyConfig, tmp_path / "real.yaml").runs == tuple(NEW[:1])
+
+
+def test_runs_are_added_to_a_file_with_words_that_yaml_takes_for_booleans(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("name: s\ndata: {select: {relations: [no, on]}}\nparallel: {sequence: off}\n", encoding="utf-8")
+    add_runs(path, [ListedRun(size="cpu-32", tokens=100_000, frequency=3, seed=0)], remark="a remark")
+    assert "cpu-32" in path.read_text(encoding="utf-8")
