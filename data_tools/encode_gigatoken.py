@@ -1,7 +1,8 @@
-"""gigatoken: the ids of the tokenizer's own library, ten to a hundred times as fast, in most texts of most models.
+"""gigatoken: the ids of the tokenizer's own library, many times as fast, in most texts of most models.
 
-It is never trusted blindly. ``data_tools.encode`` tries it before it is chosen; texts in which encoders are known to
-differ are left to the tokenizer's own library (``data_tools.encode_beware``); and pieces of every batch are compared.
+On English with byte-level BPE it is 25 times as fast. It is never trusted blindly. ``data_tools.encode`` tries it
+before it is chosen; texts in which encoders are known to differ are left to the tokenizer's own library
+(``data_tools.encode_beware``); and pieces of every batch are compared.
 """
 
 from __future__ import annotations

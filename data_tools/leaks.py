@@ -48,7 +48,7 @@ class LeakCount:
     over_sentences: set[str] = field(default_factory=set)
     """Facts whose subject and object stand in different sentences of a document, where sentences are asked for."""
     unsought: list[str] = field(default_factory=list)
-    """Names of facts that cannot be found in text, having neither letters nor digits nor symbols."""
+    """Names of facts that cannot be found in text: without letters, digits and symbols, or the single letter I."""
     all_documents: int = 0
     """Documents that were read."""
     all_characters: int = 0

@@ -87,8 +87,8 @@ class Entities:
     An entity is an id, or a name without one; its names are all that any fact calls it, as subject or object, in any
     relation. What a name may mean is a set: two names may mean the same where their sets meet. They do where the
     source gives them one id, where one is an alias of the other, where both are names of a third entity, or where they
-    differ in the form of an apostrophe or dash only. That an alias is shared by two ids does not make these one;
-    entities without ids that share one may be.
+    differ in the form of an apostrophe, quotation mark or dash only. That an alias is shared by two ids does not make
+    these one; entities without ids that share one may be.
     """
 
     def __init__(self, statements: Iterable[Statement]) -> None:

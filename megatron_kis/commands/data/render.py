@@ -23,12 +23,12 @@ def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--paraphrases", type=Path, metavar="FILE", help=own)
     longest = "refuse exposures of more tokens, end-of-document token included: the sequence length"
     parser.add_argument("--longest-exposure", type=whole_quantity, metavar="TOKENS", help=longest)
-    wrong = "wrong options of each question, or all: every object of its group and relation (default: 3)"
+    wrong = "wrong options of each question, or all: every object of its group and relation"
     parser.add_argument("--distractors", type=_count_or_all, default=3, metavar="N", help=wrong)
     asked = "facts of each group to ask about, drawn at random; all by default"
     parser.add_argument("--asked", type=whole_quantity, metavar="K", help=asked)
-    largest = "refuse questions of more bytes (default: 4G); --distractors all grows with the square of the facts"
-    parser.add_argument("--largest-questions", type=whole_quantity, default=4 * 10**9, metavar="BYTES", help=largest)
+    largest = "refuse questions of more bytes; --distractors all grows with the square of the facts"
+    parser.add_argument("--largest-questions", type=whole_quantity, default="4G", metavar="BYTES", help=largest)
     parser.add_argument("--seed", type=int, default=0, help="seed of the distractors")
     parser.set_defaults(handler=_render)
 
