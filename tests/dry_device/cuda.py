@@ -91,7 +91,9 @@ def install(said: Callable[[str], None]) -> FakeTensorMode:
     # FakeTensor would refuse to move; and there is nothing to pin.
     torch.Tensor.cuda = lambda self, device=None, non_blocking=False, **_: self.to("cuda:0", non_blocking=non_blocking)
     FakeTensor.__deepcopy__ = lambda self, _: self.clone()  # the original copies storage
+    FakeTensor.__reduce_ex__ = _pickled  # Transformer Engine pickles its scales into a tensor of bytes
     torch.set_rng_state = torch.random.set_rng_state = lambda _: None  # the states of a checkpoint are fake, too
+    torch.UntypedStorage.data_ptr = lambda self: self._cdata  # no address, but one of its own
     torch.Tensor.pin_memory = lambda self, *_: self
     for name in ("tensor", "empty", "zeros", "full"):
         setattr(torch, name, _unpinned(getattr(torch, name)))
@@ -134,6 +136,14 @@ def _replace_torch_cuda(said: Callable[[str], None]) -> None:
                                       manual_seed=lambda *_: None, graphsafe_set_state=lambda *_: None)  # fmt: skip
     generator.clone_state = generator.graphsafe_get_state = lambda: generator
     cuda.default_generators = (generator,) * DEVICES
+
+
+def _pickled(tensor: Any, _: int) -> Any:
+    return _unpickled, (tuple(tensor.shape), tensor.dtype, str(tensor.device))
+
+
+def _unpickled(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _answering(value: Any) -> Callable[..., Any]:

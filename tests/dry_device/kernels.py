@@ -46,6 +46,27 @@ _norm_back = _define(
 _swiglu = _define("swiglu(Tensor y) -> Tensor", lambda y: y.new_empty((*y.shape[:-1], y.shape[-1] // 2)))
 _swiglu_back = _define("swiglu_back(Tensor g, Tensor y) -> Tensor", lambda g, y: torch.empty_like(y))
 
+product = _define(
+    "product(Tensor left, Tensor right, ScalarType dtype) -> Tensor",
+    lambda left, right, dtype: left.new_empty((left.shape[0], right.shape[1]), dtype=dtype),
+)
+product_into = _define(
+    "product_into(Tensor(a!) out, Tensor left, Tensor right, bool add) -> ()", lambda out, left, right, add: None
+)
+_fused = _define(
+    "attend_fused(Tensor q, Tensor k, Tensor v, bool causal) -> (Tensor, Tensor, Tensor)",
+    lambda q, k, v, causal: (
+        q.new_empty((*q.shape[:3], v.shape[3])),
+        q.new_empty((q.shape[1], q.shape[2], q.shape[0], 1), dtype=torch.float32),
+        q.new_empty(2, dtype=torch.int64),
+    ),
+)
+_fused_back = _define(
+    "attend_fused_back(Tensor g, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, bool causal)"
+    " -> (Tensor, Tensor, Tensor)",
+    lambda g, q, k, v, out, lse, causal: (torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)),
+)
+
 
 class _Attention(torch.autograd.Function):
     @staticmethod
@@ -101,6 +122,17 @@ def attention(
         return _by_operators(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
                              enable_gqa=enable_gqa)  # fmt: skip
     return _Attention.apply(q, k, v, attn_mask, is_causal)
+
+
+def fused_attention(q: Any, k: Any, v: Any, causal: bool) -> list[torch.Tensor]:
+    """Transformer Engine's, over q, k and v [sequence, batch, heads, width]: output, statistics, state of dropout."""
+    CHOSEN[f"transformer engine q={tuple(q.shape)} k={tuple(k.shape)} {q.dtype} causal={causal}"] += 1
+    return list(_fused(q, k, v, causal))
+
+
+def fused_attention_back(g: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, causal: bool) -> list[torch.Tensor]:
+    """The gradients of q, k and v."""
+    return list(_fused_back(g, q, k, v, out, lse, causal))
 
 
 _by_operators = torch.nn.functional.scaled_dot_product_attention
