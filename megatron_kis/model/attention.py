@@ -9,7 +9,7 @@ call                                  kernel
 bf16, causal                          cuDNN's on Hopper where PyTorch prefers it (2.11 with CUDA 13), otherwise flash
 bf16, causal, ranks share a sequence  flash, which can align the causal mask to the last key
 bf16, own mask, training              cuDNN's as above, otherwise the memory-efficient one
-own mask, no gradient                 the memory-efficient one: cuDNN's plans each new shape, for about half a second
+own mask, evaluation                  the memory-efficient one: cuDNN's plans each new shape, for about half a second
 fp32                                  the memory-efficient one
 ====================================  =================================================================================
 
@@ -105,30 +105,33 @@ class SdpaAttention(MegatronModule):
         # [s, b, n, d] -> [b, n, s, d], the order that SDPA expects
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         mask = _taking_part(attention_mask, q.dtype)
+        if q.is_cuda and (mask is not None or q.dtype == torch.float32):
+            k, v = (_repeated(part, q.shape[1] // k.shape[1]) for part in (k, v))
         dropout = self.dropout if self.training else 0.0
-        settings: dict[str, Any] = {"dropout_p": dropout, "scale": self.softmax_scale}
-        with megatron_random.get_cuda_rng_tracker().fork() if dropout else nullcontext():
+        settings: dict[str, Any] = {
+            "dropout_p": dropout,
+            "scale": self.softmax_scale,
+            "enable_gqa": k.shape[1] != q.shape[1],
+        }
+        # by the mode and not by gradients, without which recomputed activations are computed first
+        unplanned = q.is_cuda and mask is not None and not self.training
+        with (
+            megatron_random.get_cuda_rng_tracker().fork() if dropout else nullcontext(),
+            sdpa_kernel(_UNPLANNED) if unplanned else nullcontext(),
+        ):
             if causal and held is not None:
                 context = _attend_from_pieces(q, k, v, held, **settings)
             elif mask is not None and in_order and not (q.is_cuda or dropout or torch.is_grad_enabled()):
                 context = _attend_in_slices(q, k, v, mask, **settings)
             else:
-                context = _attend(q, k, v, mask, is_causal=causal, **settings)
+                context = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, **settings)
         # [b, n, s, d] -> [s, b, n * d]
         return context.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
 
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, **settings: Any
-) -> torch.Tensor:
-    """SDPA by the kernel that the module's table names."""
-    heads, groups = q.shape[1], k.shape[1]
-    own = mask is not None and not hasattr(mask, "variant")
-    if q.is_cuda and heads != groups and (own or q.dtype == torch.float32):
-        k, v = (part.unsqueeze(2).expand(-1, -1, heads // groups, -1, -1).flatten(1, 2) for part in (k, v))
-    unplanned = q.is_cuda and own and not torch.is_grad_enabled()
-    with sdpa_kernel(_UNPLANNED) if unplanned else nullcontext():
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=k.shape[1] != heads, **settings)
+def _repeated(values: torch.Tensor, times: int) -> torch.Tensor:
+    """[b, g, s, d] -> [b, g * times, s, d], each group for its heads."""
+    return values if times == 1 else values.unsqueeze(2).expand(-1, -1, times, -1, -1).flatten(1, 2)
 
 
 def _attend_from_pieces(
@@ -140,21 +143,22 @@ def _attend_from_pieces(
     for piece, own in zip(held, q.split(length, dim=2), strict=True):
         seen = (piece + 1) * length
         mask = None if seen == length else _lower_right(length, seen, on_host=not q.is_cuda)
-        parts.append(_attend(own, k[:, :, :seen], v[:, :, :seen], mask, is_causal=mask is None, **settings))
+        settings |= {"attn_mask": mask, "is_causal": mask is None}
+        parts.append(scaled_dot_product_attention(own, k[:, :, :seen], v[:, :, :seen], **settings))
     return _joined(parts)
 
 
 @functools.lru_cache(maxsize=8)
 def _lower_right(queries: int, keys: int, *, on_host: bool) -> torch.Tensor:
-    """A causal mask under which the last query sees the last key; on CUDA in the form that flash has no need to store.
+    """A causal mask under which the last query sees the last key; on CUDA in a form that stores nothing.
 
-    ``causal_lower_right`` itself allocates [2, queries, keys] floats that nothing reads.
+    PyTorch's ``causal_lower_right`` gives the same and allocates [2, queries, keys] floats that nothing reads.
     """
     if on_host:
         return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     from torch.nn.attention.bias import CausalBias, CausalVariant  # imports PyTorch's compiler
 
-    mask = torch.empty(0).as_subclass(CausalBias)
+    mask = CausalBias.__new__(CausalBias)
     mask.variant, mask.seq_len_q, mask.seq_len_kv = CausalVariant.LOWER_RIGHT, queries, keys
     return mask
 
@@ -166,7 +170,8 @@ def _attend_in_slices(
     parts = []
     for start in range(0, q.shape[2], _QUERIES_AT_ONCE):
         own, seen = slice(start, start + _QUERIES_AT_ONCE), slice(start + _QUERIES_AT_ONCE)
-        parts.append(_attend(q[:, :, own], k[:, :, seen], v[:, :, seen], mask[..., own, seen], **settings))
+        settings["attn_mask"] = mask[..., own, seen]
+        parts.append(scaled_dot_product_attention(q[:, :, own], k[:, :, seen], v[:, :, seen], **settings))
     return _joined(parts)
 
 

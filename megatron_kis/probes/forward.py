@@ -43,6 +43,8 @@ class Scorer:
         """Takes the engine; its chunks are left as they were after each pass."""
         self._engine, self._layout = engine, engine.layout
         self._device = engine.device.torch_device
+        self._few_shapes = self._device.type != "cpu"
+        """Whether passes are padded to few shapes: accelerators choose, plan or compile kernels for each."""
         modules = [module for chunk in engine.chunks for module in chunk.modules()]
         self.branching = any(isinstance(module, SdpaAttention) for module in modules)
         """Whether rows may hold trees: Transformer Engine's and the local attention keep to their causal mask."""
@@ -72,21 +74,16 @@ class Scorer:
         return EdgeScores(log_probs, greedy > 0)
 
     def _parts(self, rows: NDArray[np.int64], rows_a_pass: int) -> Iterator[tuple[NDArray[np.int64], int]]:
-        """Rows of each pass, and how many it has: on an accelerator all have equally many, some of them padding."""
-        size = max(1, min(rows_a_pass, len(rows)))
-        if self._device.type != "cpu":
-            size = -(-len(rows) // -(-len(rows) // size)) if len(rows) else size
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            yield part, len(part) if self._device.type == "cpu" else size
+        """Rows of each pass, and how many it is to have: more than there are where padding makes them all alike."""
+        passes = -(-len(rows) // rows_a_pass)
+        size = -(-len(rows) // max(1, passes)) if self._few_shapes else rows_a_pass
+        for number in range(passes):
+            part = rows[number * size : (number + 1) * size]
+            yield part, size if self._few_shapes else len(part)
 
     def _width(self, nodes: int) -> int:
-        """Tokens of a row that holds so many nodes.
-
-        On an accelerator there are few of them, since kernels are chosen, planned or compiled for each shape: multiples
-        of 32 up to 512, and eight to each doubling beyond.
-        """
-        step = 1 if self._device.type == "cpu" else max(32, 1 << nodes.bit_length() >> 4)
+        """Tokens of a row that holds so many nodes; of few shapes multiples of 32, past 512 eight to each doubling."""
+        step = max(32, 1 << nodes.bit_length() >> 4) if self._few_shapes else 1
         for_ranks = math.lcm(self._layout.sequence_multiple, self._layout.context_size * self._engine.row_multiple)
         return nodes + -nodes % math.lcm(step, for_ranks)
 
