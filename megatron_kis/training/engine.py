@@ -34,6 +34,10 @@ with quiet_megatron():
 
 Batch = dict[str, torch.Tensor]
 
+_FP8_TOKENS = 16
+"""Tokens that a matrix product in FP8 takes a multiple of, on each rank: Transformer Engine asks for 8 (its
+``assert_dim_for_fp8_exec``), the product for the gradient of a weight, which sums over them, for 16."""
+
 
 class Engine:
     """A model under a parallel layout, its optimizer, and how to step and to score."""
@@ -79,6 +83,9 @@ class Engine:
         ]
         """This rank's layers, as data-parallel replicas: one chunk, or several under the interleaved schedule."""
         self._config = self.chunks[0].config  # the one that Megatron-Core's schedules look at
+        along = layout.tensor_size if self._config.sequence_parallel else 1
+        self.row_multiple = _FP8_TOKENS * along if precision == "fp8" else 1
+        """What the tokens of a pass on this rank (rows x local width) must be a multiple of."""
         if config.model.init_from is not None:  # before the optimizer, which may keep copies of the weights
             start = open_start(config.model.init_from, config.model.shape(), vocabulary=vocabulary)
             self.load_weights(load_start(start, self.weights()))
