@@ -195,7 +195,7 @@ def build_model(
     sequence_parallel: bool = False,
     recompute: str = "none",
     init_std: float = 0.02,
-    seed: int = 0,
+    seed: int | None = 0,
     chunk: int = 0,
 ) -> GPTModel:
     """This rank's part of the model, or one chunk of it under the interleaved schedule, on its device.
@@ -211,7 +211,8 @@ def build_model(
         sequence_parallel: split along the sequence between tensor-parallel regions, too.
         recompute: ``none``, ``selective`` or ``full``: activations that the backward pass computes again.
         init_std: standard deviation of the weights.
-        seed: seed of the weights; equal seeds give equal full weights under every layout.
+        seed: seed of the weights; equal seeds give equal full weights under every layout. None: they are still to be
+            set, by ``initialise`` or from a checkpoint.
         chunk: which of the stage's ``layout.virtual_size`` chunks of layers.
 
     Raises:
@@ -230,7 +231,8 @@ def build_model(
         init_std=init_std,
         chunk=chunk,
     )
-    initialise(model, layers=shape.layers, layout=layout, init_std=init_std, seed=seed)
+    if seed is not None:
+        initialise(model, layers=shape.layers, layout=layout, init_std=init_std, seed=seed)
     if precision in ("bf16", "fp8"):
         for parameter in model.parameters():  # norms are made in fp32; mixed types miss PyTorch's fused kernel
             parameter.data = parameter.data.bfloat16()

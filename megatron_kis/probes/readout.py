@@ -12,11 +12,10 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import linear
 
+from megatron_kis.model.vocabulary import LOGITS_PER_BLOCK
+
 _BLOCK_ON_HOST = 512
 """Nodes and tokens of a block on the host: a megabyte of logits, and no more weights than stay in a core's cache."""
-
-_LOGITS_ON_DEVICE = 1 << 28
-"""Logits of a block on an accelerator, which has each node's all together: 1 GB in fp32."""
 
 
 def read_tokens(
@@ -46,7 +45,7 @@ def _reduced(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits of edges [edges], and of nodes [n] the largest one and the logarithm of the sum of exponentials."""
     on_host = inputs.device.type == "cpu"
-    nodes = _BLOCK_ON_HOST if on_host else max(1, _LOGITS_ON_DEVICE // len(weight))
+    nodes = _BLOCK_ON_HOST if on_host else max(1, LOGITS_PER_BLOCK // len(weight))
     tokens = _BLOCK_ON_HOST if on_host else len(weight)
     rows, columns = inputs.split(nodes), weight.split(tokens)
     block = which // nodes * len(columns) + labels // tokens

@@ -35,7 +35,7 @@ def one_by_one(engine: Engine, questions: QuestionSet, first: int) -> np.ndarray
     for question in questions.questions:
         for option in question.options:
             labels = np.array([option.tokens])
-            losses = engine.token_losses(np.array([[first, *option.tokens[:-1]]]), labels, batch_size=1)
+            losses = engine.token_losses(np.array([[first, *option.tokens[:-1]]]), labels, rows_a_pass=1)
             facts = {"lengths": [labels.shape[1]], "spans": [option.span], "answers": [option.text]}
             scores.append([score_options(-losses, rule=rule, **facts)[0] for rule in RULES[:-1]])
     return np.array(scores)
