@@ -341,16 +341,16 @@ def _stream(seed: int, name: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+def global_name(model: GPTModel, name: str) -> str:
+    """The name of a parameter or a module of this rank with its layer's number in the whole model."""
+    if not name.startswith("decoder.layers."):
+        return name
+    _, _, local, rest = name.split(".", 3)
+    return f"decoder.layers.{model.decoder.layers[int(local)].layer_number - 1}.{rest}"
+
+
 def _global_names(model: GPTModel) -> list[tuple[str, torch.nn.Parameter]]:
-    """Parameters with the layer numbers of the whole model, and the tied output layer under the embedding's name."""
-    named: list[tuple[str, torch.nn.Parameter]] = []
-    for name, parameter in model.named_parameters():
-        global_name = name
-        if name.startswith("decoder.layers."):
-            _, _, local, rest = name.split(".", 3)
-            number = model.decoder.layers[int(local)].layer_number - 1
-            global_name = f"decoder.layers.{number}.{rest}"
-        elif name == "output_layer.weight" and model.share_embeddings_and_output_weights:
-            global_name = "embedding.word_embeddings.weight"
-        named.append((global_name, parameter))
-    return named
+    """Parameters under their global names, and the tied output layer under the embedding's."""
+    tied = {"output_layer.weight": "embedding.word_embeddings.weight"}
+    renamed = tied if model.share_embeddings_and_output_weights else {}
+    return [(renamed.get(name, global_name(model, name)), parameter) for name, parameter in model.named_parameters()]

@@ -42,6 +42,8 @@ def restored(
     Raises:
         InputError: there is no whole checkpoint, or not of this step.
     """
+    if config.training.precision == "fp8":  # of training steps alone; the weights are bf16
+        config = config.model_copy(update={"training": config.training.model_copy(update={"precision": "bf16"})})
     device = open_device(config.device)
     layout = open_groups(device, tensor=tensor, pipeline=pipeline)
     try:

@@ -7,7 +7,6 @@ parallelism is here; the loop, the probes and the validation above it see sequen
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from megatron_kis.model.context import positions
 from megatron_kis.model.head import head_losses, headless
 from megatron_kis.parallel import Layout, sum_over_all, sum_over_data
 from megatron_kis.training.optimizer import build_optimizer, wrap_model
+from megatron_kis.training.scaling import DelayedScaling, without_fp8
 from megatron_kis.training.settings import resolve_precision
 
 with quiet_megatron():
@@ -35,10 +35,6 @@ with quiet_megatron():
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
 Batch = dict[str, torch.Tensor]
-
-_FP8_TOKENS = 16
-"""Tokens that a matrix product in FP8 takes a multiple of, on each rank: Transformer Engine asks for 8 (its
-``assert_dim_for_fp8_exec``), the product for the gradient of a weight, which sums over them, for 16."""
 
 
 class Engine:
@@ -90,9 +86,7 @@ class Engine:
         ]
         """This rank's layers, as data-parallel replicas: one chunk, or several under the interleaved schedule."""
         self._config = self.chunks[0].config  # the one that Megatron-Core's schedules look at
-        along = layout.tensor_size if self._config.sequence_parallel else 1
-        self.row_multiple = _FP8_TOKENS * along if precision == "fp8" else 1
-        """What the tokens of a pass on this rank (rows x local width) must be a multiple of."""
+        self._scaling = DelayedScaling(self.chunks, layout) if precision == "fp8" else None
         self._config.finalize_model_grads_func = _scale_alone if layout.world_size == 1 else finalize_model_grads
         self._optimizer = build_optimizer(self.chunks, config.training.optimizer, device, half=precision != "fp32")
         self._forward_backward = get_forward_backward_func()
@@ -159,7 +153,7 @@ class Engine:
 
     @torch.no_grad()
     def forward(self, call: Callable[[Any], torch.Tensor], *, rows: int, length: int) -> torch.Tensor | None:
-        """Brings a batch through all chunks of all stages, without a gradient or a random draw.
+        """Brings a batch through all chunks of all stages, without a gradient, a random draw or FP8.
 
         Megatron-Core's interleaved schedule wants several micro-batches of one shape; here any batch is one.
 
@@ -179,7 +173,8 @@ class Engine:
             chunk.eval()
             arrived = self._link.recv_forward(shape, self.layout.is_first_stage and number == 0)
             chunk.module.set_input_tensor(arrived)
-            output = call(chunk)
+            with without_fp8(chunk):
+                output = call(chunk)
             chunk.train()
             at_end = self.layout.is_last_stage and number == len(self.chunks) - 1
             self._link.send_forward(output, at_end)
@@ -199,7 +194,7 @@ class Engine:
         Args:
             rows: int64 [rows, T] tokens, the same on every rank.
             labels: int64 [rows, T] what follows each token.
-            rows_a_pass: rows of a forward pass, about: FP8 may ask for more.
+            rows_a_pass: rows of a forward pass.
 
         Returns:
             float32 [rows, T] nats, on the last pipeline stage; None on the others.
@@ -207,7 +202,6 @@ class Engine:
         place, count, size = self.device.torch_device, len(rows), self.layout.data_size
         mine = self.positions(rows.shape[1])
         where = mine.to(place)
-        rows_a_pass += -rows_a_pass % (self.row_multiple // math.gcd(self.row_multiple, len(mine)))
         passes = -(-count // (rows_a_pass * size))
         share = np.arange(passes * rows_a_pass) * size + self.layout.data_rank
         scores = torch.zeros(rows.shape, dtype=torch.float32, device=place)
@@ -234,6 +228,8 @@ class Engine:
         model = self.weights()
         # the optimizer first: to save the weights is to leave their names, and it finds them by identity
         state = {"optimizer": self._optimizer.sharded_state(model, loading=loading), "model": model}
+        if self._scaling is not None:
+            state["scaling"] = self._scaling.sharded_state()
         rank, world = self.layout.rank, self.layout.world_size
         state["random"] = {
             name: ShardedTensor.from_rank_offsets(f"random.{name}", states[None].contiguous(), (0, rank, world))
@@ -245,6 +241,8 @@ class Engine:
         """Takes over what ``sharded_state`` described; random streams only if the state has them."""
         self.load_weights(state["model"])
         self._optimizer.load_state(state["optimizer"])
+        if self._scaling is not None:
+            self._scaling.load_state(state["scaling"])
         if "random" in state:
             restore_random_states(self.device, {name: states[0].cpu() for name, states in state["random"].items()})
 
