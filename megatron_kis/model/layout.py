@@ -200,11 +200,11 @@ def check_fp8(shape: ModelShape, training: TrainingConfig, parallel: ParallelCon
         "model.heads x their width": shape.heads * head // t,
         "the width of queries, keys and values": (shape.heads + 2 * shape.query_groups) * head // t,
         "model.ffn_width": shape.ffn_width // t,
-        "the tokens of a micro-batch": tokens // t if parallel.sequence else tokens,
+        "the number of tokens of a micro-batch": tokens // t if parallel.sequence else tokens,
     }.items():
         if size % _FP8_MULTIPLE:
             raise InputError(
-                f"fp8 needs multiples of {_FP8_MULTIPLE}, and {what} is {size} on a rank",
+                f"fp8 needs multiples of {_FP8_MULTIPLE}; on a rank {size} is {what}",
                 where="training.precision",
                 remedy="change that size, or use bf16",
             )

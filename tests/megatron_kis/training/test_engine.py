@@ -179,3 +179,16 @@ def test_scoring_holds_no_more_logits_than_a_block(most: int, monkeypatch: pytes
     np.testing.assert_allclose(scored(config_of(), rows_a_pass=4)["losses"], whole, atol=1e-6)
     assert max(held) <= max(most, VOCABULARY)  # a node at least
     assert sum(held) == 8 * LENGTH * VOCABULARY
+
+
+def test_a_checkpoint_of_fp8_is_asked_in_bf16_on_any_device(tiny_run: MakeRun) -> None:
+    config = tiny_run()
+    train(config)
+    training = config.training.model_copy(update={"precision": "fp8"})
+    trained = read_config(config.output).model_copy(update={"training": training})
+    with restored(config.output, trained, vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
+        assert engine.precision == "bf16"
+        tokens = np.ones((1, 8), dtype=np.int64)
+        losses = engine.token_losses(tokens, tokens, rows_a_pass=1)
+    assert losses is not None
+    assert np.isfinite(losses).all()
