@@ -168,14 +168,6 @@ def sum_over_data(values: torch.Tensor, *, context: bool = False) -> torch.Tenso
     return values
 
 
-def sum_over_context(values: torch.Tensor) -> torch.Tensor:
-    """Sums ``values`` in place over the ranks that share this rank's sequences and returns it."""
-    from megatron.core import parallel_state
-
-    dist.all_reduce(values, group=parallel_state.get_context_parallel_group())
-    return values
-
-
 def sum_over_all(values: torch.Tensor) -> torch.Tensor:
     """Sums ``values`` in place over all ranks and returns it."""
     if dist.get_world_size() > 1:

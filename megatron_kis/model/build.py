@@ -195,7 +195,7 @@ def build_model(
     sequence_parallel: bool = False,
     recompute: str = "none",
     init_std: float = 0.02,
-    seed: int = 0,
+    seed: int | None = 0,
     chunk: int = 0,
 ) -> GPTModel:
     """This rank's part of the model, or one chunk of it under the interleaved schedule, on its device.
@@ -211,7 +211,8 @@ def build_model(
         sequence_parallel: split along the sequence between tensor-parallel regions, too.
         recompute: ``none``, ``selective`` or ``full``: activations that the backward pass computes again.
         init_std: standard deviation of the weights.
-        seed: seed of the weights; equal seeds give equal full weights under every layout.
+        seed: seed of the weights; equal seeds give equal full weights under every layout. None: they are still to be
+            set, by ``initialise`` or from a checkpoint.
         chunk: which of the stage's ``layout.virtual_size`` chunks of layers.
 
     Raises:
@@ -230,7 +231,8 @@ def build_model(
         init_std=init_std,
         chunk=chunk,
     )
-    initialise(model, layers=shape.layers, layout=layout, init_std=init_std, seed=seed)
+    if seed is not None:
+        initialise(model, layers=shape.layers, layout=layout, init_std=init_std, seed=seed)
     if precision in ("bf16", "fp8"):
         for parameter in model.parameters():  # norms are made in fp32; mixed types miss PyTorch's fused kernel
             parameter.data = parameter.data.bfloat16()
@@ -339,16 +341,16 @@ def _stream(seed: int, name: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+def global_name(model: GPTModel, name: str) -> str:
+    """The name of a parameter or a module of this rank with its layer's number in the whole model."""
+    if not name.startswith("decoder.layers."):
+        return name
+    _, _, local, rest = name.split(".", 3)
+    return f"decoder.layers.{model.decoder.layers[int(local)].layer_number - 1}.{rest}"
+
+
 def _global_names(model: GPTModel) -> list[tuple[str, torch.nn.Parameter]]:
-    """Parameters with the layer numbers of the whole model, and the tied output layer under the embedding's name."""
-    named: list[tuple[str, torch.nn.Parameter]] = []
-    for name, parameter in model.named_parameters():
-        global_name = name
-        if name.startswith("decoder.layers."):
-            _, _, local, rest = name.split(".", 3)
-            number = model.decoder.layers[int(local)].layer_number - 1
-            global_name = f"decoder.layers.{number}.{rest}"
-        elif name == "output_layer.weight" and model.share_embeddings_and_output_weights:
-            global_name = "embedding.word_embeddings.weight"
-        named.append((global_name, parameter))
-    return named
+    """Parameters under their global names, and the tied output layer under the embedding's."""
+    tied = {"output_layer.weight": "embedding.word_embeddings.weight"}
+    renamed = tied if model.share_embeddings_and_output_weights else {}
+    return [(renamed.get(name, global_name(model, name)), parameter) for name, parameter in model.named_parameters()]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from megatron_kis.device import quiet_megatron
 from megatron_kis.model.attention import SdpaAttention
+from megatron_kis.model.head import head_inputs, head_weight, headless
 from megatron_kis.parallel import sum_over_data
 from megatron_kis.probes.forest import EdgeScores, Forest
 from megatron_kis.probes.packed import send
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from megatron_kis.training.engine import Engine
 
 with quiet_megatron():
-    from megatron.core import parallel_state
     from megatron.core.models.gpt.gpt_model import GPTModel
-    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
 Batch = dict[str, torch.Tensor]
 
@@ -84,8 +83,7 @@ class Scorer:
     def _width(self, nodes: int) -> int:
         """Tokens of a row that holds so many nodes; of few shapes multiples of 32, past 512 eight to each doubling."""
         step = max(32, 1 << nodes.bit_length() >> 4) if self._few_shapes else 1
-        for_ranks = math.lcm(self._layout.sequence_multiple, self._layout.context_size * self._engine.row_multiple)
-        return nodes + -nodes % math.lcm(step, for_ranks)
+        return nodes + -nodes % math.lcm(step, self._layout.sequence_multiple)
 
     def _batch(
         self, forest: Forest, rows: NDArray[np.int64], size: int
@@ -129,12 +127,9 @@ class Scorer:
             which: [edges] the node of each.
             labels: [edges] tokens.
         """
-        model, group = self._engine.chunks[-1].module, parallel_state.get_tensor_model_parallel_group()
-        if model.config.sequence_parallel:
-            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=group)
-        tied = model.share_embeddings_and_output_weights
-        weight = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
-        return read_tokens(hidden.transpose(0, 1).flatten(0, 1)[nodes], weight, which, labels, group)
+        model = self._engine.chunks[-1].module
+        inputs = head_inputs(model, hidden).transpose(0, 1).flatten(0, 1)[nodes]
+        return read_tokens(inputs, head_weight(model), which, labels, model.pg_collection.tp)
 
 
 def _mask(places: torch.Tensor, ends: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -152,22 +147,12 @@ def _mask(places: torch.Tensor, ends: torch.Tensor, dtype: torch.dtype) -> torch
 
 def _call(batch: Batch, chunk: Any) -> torch.Tensor:
     """A chunk's output for a batch, of the last one what its output layer would get."""
-    with _headless(chunk.module):
+    with headless(chunk.module):
         tokens, depths = batch["tokens"], batch["depths"]
         if "mask" not in batch:
             return chunk(tokens, depths, None)
         with _placed(chunk.module, depths):
             return chunk(tokens, depths, batch["mask"])
-
-
-@contextmanager
-def _headless(model: GPTModel) -> Iterator[None]:
-    """The model without its output layer."""
-    ends, model.post_process = model.post_process, False
-    try:
-        yield
-    finally:
-        model.post_process = ends
 
 
 def _fitted(values: NDArray[np.int32], width: int) -> NDArray[np.int32]:

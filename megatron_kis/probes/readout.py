@@ -14,13 +14,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.nn.functional import linear
 
+from megatron_kis.model.vocabulary import LOGITS_PER_BLOCK
 from megatron_kis.probes.packed import send
 
 _BLOCK_ON_HOST = 512
 """Nodes and tokens of a block on the host: a megabyte of logits, and no more weights than stay in a core's cache."""
-
-_LOGITS_ON_DEVICE = 1 << 28
-"""Logits of a block on an accelerator, which has each node's all together: 1 GB in fp32."""
 
 
 def read_tokens(
@@ -40,7 +38,7 @@ def read_tokens(
         group: the ranks that share the vocabulary; all have the same inputs and edges.
     """
     on_host, held = inputs.device.type == "cpu", len(weight)
-    nodes = _BLOCK_ON_HOST if on_host else max(1, _LOGITS_ON_DEVICE // held)
+    nodes = _BLOCK_ON_HOST if on_host else max(1, LOGITS_PER_BLOCK // held)
     tokens = _BLOCK_ON_HOST if on_host else held
     rows, columns = inputs.split(nodes), weight.split(tokens)
     own = labels - group.rank() * held

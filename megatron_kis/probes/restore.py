@@ -42,14 +42,15 @@ def restored(
     Raises:
         InputError: there is no whole checkpoint, or not of this step.
     """
-    own_weights = config.model.model_copy(update={"init_from": None})
-    config = config.model_copy(update={"model": own_weights})
+    if config.training.precision == "fp8":  # of training steps alone; the weights are bf16
+        config = config.model_copy(update={"training": config.training.model_copy(update={"precision": "bf16"})})
     device = open_device(config.device)
     layout = open_groups(device, tensor=tensor, pipeline=pipeline)
     try:
         checkpoint = required(run, step)
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
-        engine = Engine(config, vocabulary=padded_vocabulary(vocabulary), layout=layout, device=device)
+        rows = padded_vocabulary(vocabulary)
+        engine = Engine(config, vocabulary=rows, layout=layout, device=device, begin=False)
         engine.load_weights(shards.load({"model": engine.weights()}, checkpoint.folder)["model"])
         yield engine, checkpoint
     finally:

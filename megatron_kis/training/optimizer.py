@@ -48,6 +48,10 @@ class Optimizer(Protocol):
         """Clips gradients of norm ``norm`` and applies them."""
         ...
 
+    def take_weights(self) -> None:
+        """Copies the model's weights, where the optimizer has weights of its own; to be called when they are set."""
+        ...
+
     def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
         """The state for a checkpoint, with the split of ``model``, the model's own sharded state."""
         ...
@@ -110,6 +114,9 @@ class HostOptimizer:
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
         self.adam.step()
+
+    def take_weights(self) -> None:
+        """Nothing: the weights are the model's."""
 
     def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
         """The moments, split as their weights are, and the number of steps done."""
@@ -193,6 +200,10 @@ class MegatronOptimizer:
             if parameters:
                 clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
         self._optimizer.step_with_ready_grads()
+
+    def take_weights(self) -> None:
+        """Copies the model's weights to the main weights."""
+        self._optimizer.reload_model_params()
 
     def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
         """Main weights and moments, in the form that loads under every layout."""

@@ -37,7 +37,7 @@ def one_by_one(engine: Engine, questions: QuestionSet, first: int) -> np.ndarray
     for question in questions.questions:
         for option in question.options:
             labels = np.array([option.tokens])
-            losses = engine.token_losses(np.array([[first, *option.tokens[:-1]]]), labels, batch_size=1)
+            losses = engine.token_losses(np.array([[first, *option.tokens[:-1]]]), labels, rows_a_pass=1)
             facts = {"lengths": [labels.shape[1]], "spans": [option.span], "answers": [option.text]}
             scores.append([score_options(-losses, rule=rule, **facts)[0] for rule in RULES[:-1]])
     return np.array(scores)
@@ -109,28 +109,22 @@ def test_on_an_accelerator_a_probe_has_few_shapes_and_the_same_scores(
         scorer._few_shapes = True
         shapes.clear()
         padded = scorer.score(probe.forest, 4)
-        engine.row_multiple = 48  # as under FP8, which asks for 16
-        scorer.score(probe.forest, 4)
     assert tight is not None
     assert padded is not None
     np.testing.assert_allclose(padded.log_probs, tight.log_probs, rtol=1e-5, atol=1e-5)
     assert (padded.greedy == tight.greedy).all()
-    few, for_fp8 = shapes[: len(shapes) // 2], shapes[len(shapes) // 2 :]
-    assert len(few) > len(tight_shapes) > 6
-    assert len({rows for rows, _ in few}) == 1
-    assert {length for _, length in few} <= {32, 64, 96, 128, 160, 192}
-    assert all(rows * length % 48 == 0 for rows, length in for_fp8)
+    assert len(shapes) > len(tight_shapes) > 6
+    assert len({rows for rows, _ in shapes}) == 1
+    assert {length for _, length in shapes} <= {32, 64, 96, 128, 160, 192}
 
 
 @pytest.mark.parametrize("nodes", [1, 32, 33, 512, 513, 700, 4000, 100_000])
 def test_rows_of_few_widths_are_little_wider(nodes: int) -> None:
     layout = Layout(8, 0, 4, 0, 1, 0, 1, 0, context_size=2)
-    engine = SimpleNamespace(
-        layout=layout, device=SimpleNamespace(torch_device=torch.device("cuda")), chunks=[], row_multiple=16
-    )
+    engine = SimpleNamespace(layout=layout, device=SimpleNamespace(torch_device=torch.device("cuda")), chunks=[])
     scorer = Scorer(engine)  # type: ignore[arg-type]
     width = scorer._width(nodes)
-    assert width % 32 == 0  # 4 tensor ranks, 2 pieces of each of 2 context ranks, 16 tokens of FP8
+    assert width % 32 == 0  # 4 tensor ranks, 2 pieces of each of 2 context ranks
     assert nodes <= width < nodes + max(32, nodes / 8)
     assert len({scorer._width(number) for number in range(1, 4097)}) == 16 + 8 * 3
 
