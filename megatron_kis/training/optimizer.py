@@ -1,7 +1,8 @@
 """The optimizer: AdamW with gradient clipping over all parallel ranks, one interface on the host and on CUDA.
 
-On CUDA it is Megatron-Core's (main weights in fp32, the distributed optimizer, NVIDIA apex's fused Adam if importable);
-that one asserts CUDA tensor types, so the host has PyTorch's fused AdamW and a norm over the model-parallel ranks.
+On CUDA it is Megatron-Core's: main weights in fp32, the distributed optimizer, the fused Adam of Transformer Engine or
+of NVIDIA apex, or PyTorch's where neither is installed. Megatron-Core's optimizer asserts CUDA tensor types, so the host
+has PyTorch's AdamW alone. The norm of the gradients and their clipping are the same code on both.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from megatron_kis.config import OptimizerConfig
 from megatron_kis.device import Device, quiet_megatron
@@ -25,7 +26,6 @@ with quiet_megatron():
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer
-    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
     from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
     from megatron.core.transformer.module import param_is_not_shared
 
@@ -81,7 +81,7 @@ class HostOptimizer:
     def __init__(self, chunks: Sequence[HostReplica], settings: OptimizerConfig) -> None:
         """Prepares the moments; norms and biases are not decayed."""
         self._chunks = chunks
-        self._clip = settings.gradient_clip
+        self._limit = settings.gradient_clip
         self._parameters = [weight for chunk in chunks for weight in chunk.parameters() if weight.requires_grad]
         self._counted = [
             weight
@@ -105,8 +105,7 @@ class HostOptimizer:
 
     def step(self, learning_rate: float, norm: float) -> None:
         """Clips gradients of norm ``norm`` and applies them."""
-        if norm > self._clip:
-            clip_grads_with_norm_(self._parameters, self._clip, torch.tensor(norm))
+        _clip([weight.grad for weight in self._parameters if weight.grad is not None], norm, self._limit)
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
         self.adam.step()
@@ -143,11 +142,7 @@ class HostOptimizer:
     def gradient_norm(self) -> float:
         """The norm over the whole model: weights that several ranks hold are counted on one of them."""
         gradients = [weight.grad for weight in self._counted if weight.grad is not None]
-        squares = get_total_norm(gradients).double().square()
-        group = parallel_state.get_model_parallel_group()
-        if group.size() > 1:
-            dist.all_reduce(squares, group=group)
-        return float(squares.sqrt())
+        return float(_norm(gradients, parallel_state.get_model_parallel_group(), torch.device("cpu")))
 
 
 class MegatronOptimizer:
@@ -169,7 +164,11 @@ class MegatronOptimizer:
             params_dtype=torch.bfloat16 if half else torch.float32,
             use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
         )
+        self._limit = settings.gradient_clip
+        self._device = torch.device("cuda", torch.cuda.current_device())
         self._optimizer = get_megatron_optimizer(config, list(chunks))
+        self._parts = getattr(self._optimizer, "chained_optimizers", [self._optimizer])
+        self._fuse()
         no_sync = [chunk.no_sync for chunk in chunks]
         chunks[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
@@ -180,18 +179,21 @@ class MegatronOptimizer:
         self._optimizer.zero_grad()
 
     def gradient_norm(self) -> float:
-        """Brings the gradients to the main weights, and returns their norm."""
+        """Brings the gradients to the main weights, and returns their norm.
+
+        Megatron-Core's own ``get_grad_norm`` waits for the device once for each weight where neither Transformer Engine
+        nor apex is installed. This waits once.
+        """
         self._optimizer.prepare_grads()
-        return float(self._optimizer.get_grad_norm())
+        gradients = [gradient for part in self._parts for gradient in part.get_main_grads_for_grad_norm()]
+        return float(_norm(gradients, self._optimizer.get_grad_stats_parallel_group(), self._device))
 
     def step(self, learning_rate: float, norm: float) -> None:
         """Clips gradients of norm ``norm`` and applies them; ``ChainedOptimizer.step`` without its preparation."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_mult", 1.0)
-        for part in getattr(self._optimizer, "chained_optimizers", [self._optimizer]):
-            parameters = part.get_parameters()
-            if parameters:
-                clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
+        weights = [weight for part in self._parts for weight in part.get_parameters()]
+        _clip([weight.grad for weight in weights if weight.grad is not None], norm, self._limit)
         self._optimizer.step_with_ready_grads()
 
     def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
@@ -202,3 +204,38 @@ class MegatronOptimizer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes over main weights and moments."""
         self._optimizer.load_state_dict(state)
+        self._fuse()  # a loaded state brings its own settings of the groups
+
+    def _fuse(self) -> None:
+        """Lets PyTorch's AdamW update all weights in one kernel, without temporaries of 4 bytes per parameter.
+
+        Megatron-Core builds it without ``fused`` and has no setting for it. A fused kernel wants the number of steps on
+        the device, in a tensor for each weight: the distributed optimizer loads one that all weights share.
+        """
+        for part in self._parts:
+            adam = part.optimizer
+            if not isinstance(adam, torch.optim.AdamW):  # Transformer Engine's or apex's is fused; a stub has none
+                continue
+            for group in adam.param_groups:
+                group["fused"] = True
+                for state in (adam.state[weight] for weight in group["params"] if adam.state.get(weight)):
+                    state["step"] = state["step"].to(self._device, torch.float32, copy=True)
+
+
+def _norm(gradients: Sequence[torch.Tensor], group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:
+    """The norm of gradients that the ranks of ``group`` hold parts of; fp64, on the device, without waiting for it."""
+    squares = torch.zeros((), dtype=torch.float64, device=device)
+    if gradients:  # a rank may hold none
+        squares = get_total_norm(gradients).double().square()
+    if group.size() > 1:
+        dist.all_reduce(squares, group=group)
+    return squares.sqrt()
+
+
+def _clip(gradients: Sequence[torch.Tensor], norm: float, limit: float) -> None:
+    """Scales gradients of norm ``norm`` to norm ``limit`` if they are larger, as PyTorch's ``clip_grads_with_norm_``.
+
+    The factor is rounded to fp32 as there; as a Python number it needs no copy to the device, which would wait for it.
+    """
+    if norm > limit and gradients:
+        torch._foreach_mul_(gradients, float(limit / (torch.tensor(norm) + 1e-6)))
