@@ -22,13 +22,12 @@ from megatron_kis.imports.start import load_start, open_start
 from megatron_kis.model.build import build_model, resolve_implementation
 from megatron_kis.model.context import positions
 from megatron_kis.parallel import Layout, sum_over_all, sum_over_context
-from megatron_kis.training.optimizer import build_optimizer, wrap_model
+from megatron_kis.training.optimizer import build_optimizer, finish_gradients, wrap_model
 from megatron_kis.training.settings import resolve_precision
 
 with quiet_megatron():
     from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
-    from megatron.core.distributed import finalize_model_grads
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
@@ -82,7 +81,7 @@ class Engine:
         if config.model.init_from is not None:  # before the optimizer, which may keep copies of the weights
             start = open_start(config.model.init_from, config.model.shape(), vocabulary=vocabulary)
             self.load_weights(load_start(start, self.weights()))
-        self._config.finalize_model_grads_func = _scale_alone if layout.world_size == 1 else finalize_model_grads
+        self._config.finalize_model_grads_func = finish_gradients
         self._optimizer = build_optimizer(self.chunks, config.training.optimizer, device, half=precision != "fp32")
         self._forward_backward = get_forward_backward_func()
         self._link = P2PCommunicator(parallel_state.get_pipeline_model_parallel_group(), self._config)
@@ -267,13 +266,6 @@ class Engine:
             return total, count.to(torch.int), torch.stack([total.detach().float(), count.float()])
 
         return output, reduce
-
-
-def _scale_alone(chunks: Sequence[Any], tokens: torch.Tensor, **_: Any) -> None:
-    """What ``finalize_model_grads`` leaves to do where there is no other rank to talk to."""
-    for chunk in chunks:
-        chunk.finish_grad_sync()
-        chunk.scale_gradients(1.0 / tokens)
 
 
 def _call(tokens: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor, chunk: Any) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """The optimizer: AdamW with gradient clipping over all parallel ranks, one interface on the host and on CUDA.
 
 On CUDA it is Megatron-Core's: main weights in fp32, the distributed optimizer, the fused Adam of Transformer Engine or
-of NVIDIA apex, or PyTorch's where neither is installed. Megatron-Core's optimizer asserts CUDA tensor types, so the host
-has PyTorch's AdamW alone. The norm of the gradients and their clipping are the same code on both.
+of NVIDIA apex, or PyTorch's where neither is installed. Megatron-Core's optimizer asserts CUDA tensor types, so the
+host has PyTorch's AdamW alone. The norm of the gradients and their clipping are the same code on both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ with quiet_megatron():
     from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer
@@ -66,6 +70,32 @@ def wrap_model(model: GPTModel, device: Device) -> Any:
         grad_reduce_in_fp32=True, use_distributed_optimizer=group.size() > 1, overlap_grad_reduce=group.size() > 1
     )
     return DistributedDataParallel(config=model.config, ddp_config=settings, module=model)
+
+
+def finish_gradients(chunks: Sequence[Any], tokens: torch.Tensor, **groups: Any) -> None:
+    """Sums the gradients over all ranks that share weights and divides them by the tokens of the step.
+
+    Megatron-Core's ``finalize_model_grads``, but for the division: there the host looks at the number of tokens, and so
+    waits for the device once for each chunk.
+
+    Args:
+        chunks: of this rank.
+        tokens: int [], of this rank's micro-batches; only the last stage has counted them.
+        groups: what else Megatron-Core's schedules tell it.
+    """
+    pipeline = parallel_state.get_pipeline_model_parallel_group()
+    replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    if parallel_state.get_model_parallel_group().size() == replicas.size() == 1:
+        for chunk in chunks:
+            chunk.finish_grad_sync()
+    else:
+        finalize_model_grads(list(chunks), None, **groups)
+    if pipeline.size() > 1:
+        dist.broadcast(tokens, src=dist.get_process_group_ranks(pipeline)[-1], group=pipeline)
+    if replicas.size() > 1:
+        dist.all_reduce(tokens, group=replicas)
+    for chunk in chunks:
+        chunk.scale_gradients(1.0 / tokens.clamp(min=1))
 
 
 def build_optimizer(chunks: Sequence[Any], settings: OptimizerConfig, device: Device, *, half: bool) -> Optimizer:
@@ -222,7 +252,7 @@ class MegatronOptimizer:
                     state["step"] = state["step"].to(self._device, torch.float32, copy=True)
 
 
-def _norm(gradients: Sequence[torch.Tensor], group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:
+def _norm(gradients: list[torch.Tensor], group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:
     """The norm of gradients that the ranks of ``group`` hold parts of; fp64, on the device, without waiting for it."""
     squares = torch.zeros((), dtype=torch.float64, device=device)
     if gradients:  # a rank may hold none
@@ -232,7 +262,7 @@ def _norm(gradients: Sequence[torch.Tensor], group: dist.ProcessGroup, device: t
     return squares.sqrt()
 
 
-def _clip(gradients: Sequence[torch.Tensor], norm: float, limit: float) -> None:
+def _clip(gradients: list[torch.Tensor], norm: float, limit: float) -> None:
     """Scales gradients of norm ``norm`` to norm ``limit`` if they are larger, as PyTorch's ``clip_grads_with_norm_``.
 
     The factor is rounded to fp32 as there; as a Python number it needs no copy to the device, which would wait for it.

@@ -178,6 +178,7 @@ class _Run:
                 hook.before_training(state)
             for step in range(state.step, state.steps):
                 watchdog.rearm()
+                saver.before_step(request)
                 self._step(step)
                 for hook in hooks:
                     watchdog.rearm()
