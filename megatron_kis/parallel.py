@@ -128,6 +128,7 @@ def open_groups(device: Device, *, tensor: int = 1, pipeline: int = 1, virtual: 
         pipeline_model_parallel_size=pipeline,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
         context_parallel_size=context,
+        create_gloo_process_groups=False,  # nothing sends by them, and on CUDA they need a network of the hosts
     )
     return Layout(
         world_size=world_size,
@@ -231,9 +232,13 @@ def largest(values: Sequence[int], device: torch.device) -> Callable[[], list[in
 
 
 def barrier() -> None:
-    """Waits for all ranks."""
+    """Waits for all ranks.
+
+    NCCL is told the device here, not when WORLD is made: with a device WORLD would split a communicator off for every
+    group that Megatron-Core makes, and most of them are never used.
+    """
     if dist.get_world_size() > 1:
-        dist.barrier()
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
 
 
 def together(work: Callable[[], _Value]) -> list[_Value]:

@@ -163,7 +163,8 @@ def transformer_config(
         apply_rope_fusion=implementation == "transformer_engine",
         sequence_parallel=sequence_parallel and layout.tensor_size > 1,
         **_RECOMPUTE[recompute],
-        gradient_accumulation_fusion=False,  # needs NVIDIA apex
+        gradient_accumulation_fusion=False,  # the output layer's needs NVIDIA apex; see ``_accumulate_in_place``
+        deallocate_pipeline_outputs=True,
         persist_layer_norm=False,
     )
 
@@ -283,7 +284,20 @@ def assemble_model(
             rotary_base=shape.rope_base,
             vp_stage=stage,
         )
+    if not device.is_host:
+        _accumulate_in_place(model)
     return model
+
+
+def _accumulate_in_place(model: GPTModel) -> None:
+    """Lets Transformer Engine's layers add their weight gradients to the replica's fp32 buffers as they multiply.
+
+    Otherwise each gradient is written in bf16 first. Megatron-Core has one setting for these layers, which can do it,
+    and for its own output layer, which refuses it without a kernel of NVIDIA apex.
+    """
+    for layer in model.decoder.modules():
+        if hasattr(layer, "fuse_wgrad_accumulation"):
+            layer.fuse_wgrad_accumulation = True
 
 
 def _layers(implementation: str, count: int) -> ModuleSpec | TransformerBlockSubmodules:

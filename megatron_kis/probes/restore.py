@@ -44,7 +44,7 @@ def restored(
     """
     own_weights = config.model.model_copy(update={"init_from": None})
     config = config.model_copy(update={"model": own_weights})
-    device = open_device(config.device)
+    device = open_device(config.device, in_order=tensor > 1)
     layout = open_groups(device, tensor=tensor, pipeline=pipeline)
     try:
         checkpoint = required(run, step)

@@ -146,6 +146,7 @@ class Engine:
         shape = (length, rows, self._config.hidden_size)
         output = None
         for number, chunk in enumerate(self.chunks):
+            chunk.gather()
             chunk.eval()
             arrived = self._link.recv_forward(shape, self.layout.is_first_stage and number == 0)
             chunk.module.set_input_tensor(arrived)
@@ -216,6 +217,8 @@ class Engine:
 
     def weights(self) -> dict[str, Any]:
         """Every weight with its place in the whole model, by chunk."""
+        for chunk in self.chunks:
+            chunk.gather()
         metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
         return {
             str(number): {

@@ -66,10 +66,33 @@ def wrap_model(model: GPTModel, device: Device) -> Any:
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     if device.is_host:
         return HostReplica(model.config, model, group)
+    shared = group.size() > 1
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=group.size() > 1, overlap_grad_reduce=group.size() > 1
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=shared,
+        overlap_grad_reduce=shared,
+        overlap_param_gather=shared,
+        align_param_gather=shared and model.config.virtual_pipeline_model_parallel_size is not None,
     )
-    return DistributedDataParallel(config=model.config, ddp_config=settings, module=model)
+    return DeviceReplica(config=model.config, ddp_config=settings, module=model)
+
+
+class DeviceReplica(DistributedDataParallel):
+    """Megatron-Core's replica, which gathers the weights of a step during the next step's forward pass."""
+
+    behind = False
+    """Whether other replicas have parts of the last step's weights that this one has not gathered yet."""
+
+    def zero_grad_buffer(self) -> None:
+        """Begins a step, whose forward pass gathers the weights."""
+        self.behind = False
+        super().zero_grad_buffer()
+
+    def gather(self) -> None:
+        """Gathers the weights of the last step now, for all that is no training step."""
+        if self.behind:
+            self.start_param_sync(force_sync=True)
+        self.behind = False
 
 
 def finish_gradients(chunks: Sequence[Any], tokens: torch.Tensor, **groups: Any) -> None:
@@ -193,14 +216,19 @@ class MegatronOptimizer:
             bf16=half,
             params_dtype=torch.bfloat16 if half else torch.float32,
             use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
+            overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
         )
         self._limit = settings.gradient_clip
         self._device = torch.device("cuda", torch.cuda.current_device())
-        self._optimizer = get_megatron_optimizer(config, list(chunks))
+        self._optimizer = get_megatron_optimizer(config, list(chunks), use_gloo_process_groups=False)
         self._parts = getattr(self._optimizer, "chained_optimizers", [self._optimizer])
         self._fuse()
         no_sync = [chunk.no_sync for chunk in chunks]
         chunks[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+        if chunks[
+            0
+        ].ddp_config.align_param_gather:  # the interleaved schedule starts the gathers, on all stages at once
+            chunks[0].config.param_sync_func = [chunk.start_param_sync for chunk in chunks]
 
     def zero_grad(self) -> None:
         """Forgets the gradients, in the model's buffers too."""
@@ -225,6 +253,8 @@ class MegatronOptimizer:
         weights = [weight for part in self._parts for weight in part.get_parameters()]
         _clip([weight.grad for weight in weights if weight.grad is not None], norm, self._limit)
         self._optimizer.step_with_ready_grads()
+        for chunk in self._chunks:
+            chunk.behind = chunk.ddp_config.overlap_param_gather
 
     def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
         """Main weights and moments, in the form that loads under every layout."""

@@ -94,7 +94,7 @@ def train(
     sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
     replicas = replicas_of(int(os.environ.get("WORLD_SIZE", "1")), **sizes)
     check_layout(config.model, parallel, config.training, replicas=replicas, vocabulary=inputs.vocabulary)
-    device = open_device(config.device)
+    device = open_device(config.device, in_order=parallel.tensor * parallel.context > 1)
     precision = resolve_precision(config.training.precision, host=device.is_host)
     found = {**inputs.fingerprints, "plan": inputs.plan.fingerprint}
     if is_done(config, found, precision=precision, model_sha256=inputs.tokenizer.model_sha256):
