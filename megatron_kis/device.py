@@ -281,17 +281,21 @@ def restore_random_states(device: Device, states: dict[str, torch.Tensor]) -> No
 
 
 @contextlib.contextmanager
-def quiet_megatron() -> Iterator[None]:
+def quiet_megatron(*begin: str) -> Iterator[None]:
     """For imports of Megatron-Core: without its warnings of what is not installed, and without PyTorch's compiler.
 
     Megatron-Core decorates functions with ``torch.compile``, which imports the compiler: 2.4 of the 6 seconds that a
     process takes to start, on the host for functions that it never calls. They are compiled when they are first called.
+
+    Args:
+        begin: how the warnings begin that are left out; all if not given.
     """
     compiler = torch.compile
     torch.compile = _compiled_when_called  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            for beginning in begin or ("",):
+                warnings.filterwarnings("ignore", message=beginning)
             yield
     finally:
         torch.compile = compiler
