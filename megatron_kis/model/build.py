@@ -110,6 +110,7 @@ def transformer_config(
     implementation: str = "sdpa",
     sequence_parallel: bool = False,
     recompute: str = "none",
+    deterministic: bool = False,
 ) -> TransformerConfig:
     """Megatron's configuration of a shape under a layout; see ``build_model``.
 
@@ -159,6 +160,7 @@ def transformer_config(
         apply_rope_fusion=implementation == "transformer_engine",
         sequence_parallel=sequence_parallel and layout.tensor_size > 1,
         **_RECOMPUTE[recompute],
+        deterministic_mode=deterministic and not device.is_host,
         gradient_accumulation_fusion=False,  # the output layer's needs NVIDIA apex; see ``_accumulate_in_place``
         persist_layer_norm=False,
     )
@@ -191,6 +193,7 @@ def build_model(
     implementation: str = "sdpa",
     sequence_parallel: bool = False,
     recompute: str = "none",
+    deterministic: bool = False,
     init_std: float = 0.02,
     seed: int = 0,
     chunk: int = 0,
@@ -207,6 +210,7 @@ def build_model(
         implementation: of the layers: ``transformer_engine``, ``sdpa`` or ``local`` (``resolve_implementation``).
         sequence_parallel: split along the sequence between tensor-parallel regions, too.
         recompute: ``none``, ``selective`` or ``full``: activations that the backward pass computes again.
+        deterministic: on CUDA, whether kernels must repeat their bits; after ``set_determinism``.
         init_std: standard deviation of the weights.
         seed: seed of the weights; equal seeds give equal full weights under every layout.
         chunk: which of the stage's ``layout.virtual_size`` chunks of layers.
@@ -224,6 +228,7 @@ def build_model(
         implementation=implementation,
         sequence_parallel=sequence_parallel,
         recompute=recompute,
+        deterministic=deterministic,
         init_std=init_std,
         chunk=chunk,
     )
@@ -245,6 +250,7 @@ def assemble_model(
     implementation: str = "sdpa",
     sequence_parallel: bool = False,
     recompute: str = "none",
+    deterministic: bool = False,
     init_std: float = 0.02,
     chunk: int = 0,
 ) -> GPTModel:
@@ -266,6 +272,7 @@ def assemble_model(
             implementation=implementation,
             sequence_parallel=sequence_parallel,
             recompute=recompute,
+            deterministic=deterministic,
         )
         stage = chunk if layout.virtual_size > 1 else None
         model = LanguageModel(

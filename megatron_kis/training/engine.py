@@ -68,6 +68,7 @@ class Engine:
                     implementation=implementation,
                     sequence_parallel=config.parallel.sequence,
                     recompute=config.parallel.recompute,
+                    deterministic=config.training.deterministic,
                     init_std=config.model.init_std,
                     seed=config.training.seed,
                     chunk=chunk,

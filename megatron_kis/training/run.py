@@ -16,6 +16,7 @@ import torch
 
 from megatron_kis.config import RunConfig
 from megatron_kis.data.ledger import Ledger
+from megatron_kis.determinism import set_determinism
 from megatron_kis.device import open_device, quiet_megatron, seed_device
 from megatron_kis.errors import JobError
 from megatron_kis.files import locked, write_json
@@ -100,8 +101,7 @@ def train(
     if is_done(config, found, precision=precision, model_sha256=inputs.tokenizer.model_sha256):
         return config.output
     check_precision(precision, host=device.is_host)
-    torch.use_deterministic_algorithms(device.is_host)
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - untyped; it looks for bugs, at a price; it changes no result
+    set_determinism(device, asked=config.training.deterministic)
     layout = open_groups(device, virtual=parallel.virtual, **sizes)
     try:
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)

@@ -128,6 +128,10 @@ class TrainingConfig(Settings):
     in fp32 that take up small updates. ``fp8``: bf16 weights, Transformer Engine's matrix products in FP8 (E4M3
     forward, E5M2 backward); needs it and CUDA."""
 
+    deterministic: bool = False
+    """Use only kernels that repeat their bits, on CUDA: equal runs on equal machines, libraries and layouts then have
+    equal bits. It costs speed (attention without cuDNN, NCCL without NVLink's sums). A CPU always repeats its bits."""
+
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
 
