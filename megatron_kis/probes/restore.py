@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_kis.config import RunConfig
+from megatron_kis.determinism import set_determinism
 from megatron_kis.device import open_device, seed_device
 from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.parallel import close_groups, open_groups
@@ -44,7 +45,8 @@ def restored(
     """
     if config.training.precision == "fp8":  # of training steps alone; the weights are bf16
         config = config.model_copy(update={"training": config.training.model_copy(update={"precision": "bf16"})})
-    device = open_device(config.device)
+    device = open_device(config.device, in_order=tensor > 1)
+    set_determinism(device, asked=config.training.deterministic)
     layout = open_groups(device, tensor=tensor, pipeline=pipeline)
     try:
         checkpoint = required(run, step)

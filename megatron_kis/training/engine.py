@@ -23,14 +23,13 @@ from megatron_kis.model.build import build_model, initialise, resolve_implementa
 from megatron_kis.model.context import positions
 from megatron_kis.model.head import head_losses, headless
 from megatron_kis.parallel import Layout, sum_over_all, sum_over_data
-from megatron_kis.training.optimizer import build_optimizer, wrap_model
+from megatron_kis.training.optimizer import build_optimizer, finish_gradients, wrap_model
 from megatron_kis.training.scaling import DelayedScaling, without_fp8
 from megatron_kis.training.settings import resolve_precision
 
 with quiet_megatron():
     from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
-    from megatron.core.distributed import finalize_model_grads
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
@@ -76,6 +75,7 @@ class Engine:
                     implementation=implementation,
                     sequence_parallel=config.parallel.sequence,
                     recompute=config.parallel.recompute,
+                    deterministic=config.training.deterministic,
                     init_std=config.model.init_std,
                     chunk=chunk,
                     seed=None,
@@ -87,7 +87,7 @@ class Engine:
         """This rank's layers, as data-parallel replicas: one chunk, or several under the interleaved schedule."""
         self._config = self.chunks[0].config  # the one that Megatron-Core's schedules look at
         self._scaling = DelayedScaling(self.chunks, layout) if precision == "fp8" else None
-        self._config.finalize_model_grads_func = _scale_alone if layout.world_size == 1 else finalize_model_grads
+        self._config.finalize_model_grads_func = finish_gradients
         self._optimizer = build_optimizer(self.chunks, config.training.optimizer, device, half=precision != "fp32")
         self._forward_backward = get_forward_backward_func()
         self._link = P2PCommunicator(parallel_state.get_pipeline_model_parallel_group(), self._config)
@@ -170,6 +170,7 @@ class Engine:
         shape = (length, rows, self._config.hidden_size)
         output = None
         for number, chunk in enumerate(self.chunks):
+            chunk.gather()
             chunk.eval()
             arrived = self._link.recv_forward(shape, self.layout.is_first_stage and number == 0)
             chunk.module.set_input_tensor(arrived)
@@ -248,6 +249,8 @@ class Engine:
 
     def weights(self) -> dict[str, Any]:
         """Every weight with its place in the whole model, by chunk."""
+        for chunk in self.chunks:
+            chunk.gather()
         metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
         return {
             str(number): {
@@ -308,13 +311,6 @@ class Engine:
             return total, count.to(torch.int), torch.stack([total.detach().float(), count.float()])
 
         return output, reduce
-
-
-def _scale_alone(chunks: Sequence[Any], tokens: torch.Tensor, **_: Any) -> None:
-    """What ``finalize_model_grads`` leaves to do where there is no other rank to talk to."""
-    for chunk in chunks:
-        chunk.finish_grad_sync()
-        chunk.scale_gradients(1.0 / tokens)
 
 
 def _body(tokens: torch.Tensor, positions: torch.Tensor, chunk: Any) -> torch.Tensor:

@@ -16,6 +16,7 @@ import torch
 
 from megatron_kis.config import RunConfig
 from megatron_kis.data.ledger import Ledger
+from megatron_kis.determinism import set_determinism
 from megatron_kis.device import open_device, quiet_megatron, seed_device
 from megatron_kis.errors import JobError
 from megatron_kis.files import locked, write_json
@@ -94,14 +95,13 @@ def train(
     sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
     replicas = replicas_of(int(os.environ.get("WORLD_SIZE", "1")), **sizes)
     check_layout(config.model, parallel, config.training, replicas=replicas, vocabulary=inputs.vocabulary)
-    device = open_device(config.device)
+    device = open_device(config.device, in_order=parallel.tensor * parallel.context > 1)
     precision = resolve_precision(config.training.precision, host=device.is_host)
     found = {**inputs.fingerprints, "plan": inputs.plan.fingerprint}
     if is_done(config, found, precision=precision, model_sha256=inputs.tokenizer.model_sha256):
         return config.output
     check_precision(precision, host=device.is_host)
-    torch.use_deterministic_algorithms(device.is_host)
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - untyped; it looks for bugs, at a price; it changes no result
+    set_determinism(device, asked=config.training.deterministic)
     layout = open_groups(device, virtual=parallel.virtual, **sizes)
     try:
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
@@ -183,6 +183,7 @@ class _Run:
                 hook.before_training(state)
             for step in range(state.step, state.steps):
                 watchdog.rearm()
+                saver.before_step(request)
                 self._step(step)
                 for hook in hooks:
                     watchdog.rearm()

@@ -129,6 +129,10 @@ class TrainingConfig(Settings):
     products in FP8 (E4M3 forward, E5M2 backward, delayed scaling); needs it and CUDA, and sizes that are multiples of
     16. Probes and validation compute with the same weights in bf16, as does whoever opens an export."""
 
+    deterministic: bool = False
+    """Use only kernels that repeat their bits, on CUDA: equal runs on equal machines, libraries and layouts then have
+    equal bits. It costs speed (attention without cuDNN, NCCL without NVLink's sums). A CPU always repeats its bits."""
+
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
 
