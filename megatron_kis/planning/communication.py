@@ -109,15 +109,15 @@ def _tensor(shape: ModelShape, split: Split, stage: int, passes: Passes) -> list
 def _context(shape: ModelShape, split: Split, passes: Passes) -> list[Message]:
     c, layers = split.context, shape.layers // split.pipeline
     keys = shape.width // shape.heads * shape.query_groups // split.tensor
-    size = float(passes.length * passes.micro_batch * keys * passes.bytes_each)  # of the keys, or of the values
+    size = 2.0 * passes.length * passes.micro_batch * keys * passes.bytes_each  # of the keys and the values
     forward = passes.micro_batches * layers * (2 if split.recompute == "full" else 1)
     backward = passes.micro_batches * layers
     if passes.ring:  # forward keys and values, backward also their gradients; one step fewer than there are ranks
         steps = (c - 1) * (forward + 2 * backward)
-        return [Message("context", "send", c, steps, 2 * size / c, hidden=True)]
+        return [Message("context", "send", c, steps, size / c, hidden=True)]
     return [
-        Message("context", "all_gather", c, 2 * forward, size),
-        Message("context", "all_reduce", c, 2 * backward, size),
+        Message("context", "all_gather", c, forward, size),
+        Message("context", "reduce_scatter", c, backward, size),
     ]
 
 

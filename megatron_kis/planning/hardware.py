@@ -48,7 +48,7 @@ class Gpu:
     """GPUs of a node joined by NVLink; tensor parallelism stays within."""
 
 
-_AMPERE: dict[str, Any] = {"products": 0.78, "attention": 0.55}
+_AMPERE: dict[str, Any] = {"products": 0.77, "attention": 0.55}
 
 GPUS = {
     "h100-pcie": Gpu("H100 PCIe", 756e12, 80e9, 2.0e12, 300e9, 25e9, node=2),

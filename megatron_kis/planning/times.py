@@ -44,7 +44,7 @@ class Program:
     fused_accumulation: bool = False
     """Whether a product adds a weight's gradient to the fp32 sum itself."""
 
-    overlap_gather: bool = False
+    overlap_gather: bool = True
     """Whether the updated weights are gathered during the next forward pass."""
 
     ring: bool = False
