@@ -35,10 +35,16 @@ LAYOUTS: dict[str, dict[str, Any]] = {
                                         "sequence": True, "recompute": "full"},
 }  # fmt: skip
 
-SHARED = {  # by the group's name in Megatron-Core
-    "TENSOR_MODEL_PARALLEL_GROUP": "tensor", "CONTEXT_PARALLEL_GROUP": "context", "EMBEDDING_GROUP": "pipeline",
-    "PIPELINE_MODEL_PARALLEL_GROUP": "pipeline", "DATA_PARALLEL_GROUP_WITH_CP": "data", "default_pg": "pipeline",
-}  # fmt: skip
+SHARED = {
+    "tp": "tensor",
+    "cp": "context",
+    "pp": "pipeline",
+    "embedding": "pipeline",
+    "dp_cp": "data",
+    "world": "pipeline",
+}
+"""What the planner calls a group of the dry device. Interleaved stages talk over ``world``, too."""
+
 SMALL = 64
 """Bytes up to which a message is a few numbers: losses, counts, the gradient's norm."""
 
