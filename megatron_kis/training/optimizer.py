@@ -15,11 +15,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from megatron_kis.config import OptimizerConfig
 from megatron_kis.device import Device, quiet_megatron
+from megatron_kis.training.pieces import held_by, pieces
 from megatron_kis.training.replica import HostReplica
 
 with quiet_megatron():
     from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
     from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.models.gpt.gpt_model import GPTModel
@@ -30,7 +32,7 @@ with quiet_megatron():
     from megatron.core.transformer.module import param_is_not_shared
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # PyTorch's names of AdamW's moments
-_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+_MAIN = "main"  # weights in fp32, where the model's are in half precision
 
 
 class Optimizer(Protocol):
@@ -48,8 +50,11 @@ class Optimizer(Protocol):
         """Clips gradients of norm ``norm`` and applies them."""
         ...
 
-    def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
-        """The state for a checkpoint, with the split of ``model``, the model's own sharded state."""
+    def sharded_state(self, model: dict[str, Any]) -> dict[str, Any]:
+        """The state, to be saved or to be read into, with the split of ``model``, the model's own sharded state.
+
+        It has the same names and whole shapes in every optimizer and under every layout.
+        """
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -111,7 +116,7 @@ class HostOptimizer:
             group["lr"] = learning_rate
         self.adam.step()
 
-    def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
+    def sharded_state(self, model: dict[str, Any]) -> dict[str, Any]:
         """The moments, split as their weights are, and the number of steps done."""
         places = {id(entry.data): entry for entry in nested_values(model)}
         moments = {
@@ -170,6 +175,9 @@ class MegatronOptimizer:
             use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
         )
         self._optimizer = get_megatron_optimizer(config, list(chunks))
+        self._parts = getattr(self._optimizer, "chained_optimizers", [self._optimizer])
+        self._steps = 0
+        self._pieces: dict[str, list[ShardedTensor]] = {}
         no_sync = [chunk.no_sync for chunk in chunks]
         chunks[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
@@ -188,17 +196,49 @@ class MegatronOptimizer:
         """Clips gradients of norm ``norm`` and applies them; ``ChainedOptimizer.step`` without its preparation."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_mult", 1.0)
-        for part in getattr(self._optimizer, "chained_optimizers", [self._optimizer]):
+        for part in self._parts:
             parameters = part.get_parameters()
             if parameters:
                 clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
         self._optimizer.step_with_ready_grads()
+        self._steps += 1
 
-    def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
-        """Main weights and moments, in the form that loads under every layout."""
-        state: dict[str, Any] = self._optimizer.sharded_state_dict(model, is_loading=loading, metadata=_SHARDING)
-        return state
+    def sharded_state(self, model: dict[str, Any]) -> dict[str, Any]:
+        """Main weights and moments that this rank holds, as parts of the whole ones, and the number of steps done."""
+        places = {id(entry.data): entry for entry in nested_values(model)}
+        self._pieces = {}
+        for part in self._parts:
+            self._allocate(part)
+            for held in held_by(part):
+                values = {moment: part.optimizer.state[held.values][moment] for moment in _MOMENTS}
+                if held.values.dtype != held.weight.dtype:
+                    values[_MAIN] = held.values
+                for name, tensor in values.items():
+                    found = pieces(places[id(held.weight)], name, tensor, held.start)
+                    self._pieces.setdefault(name, []).extend(found)
+        return {**self._pieces, "steps": self._steps}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over main weights and moments."""
-        self._optimizer.load_state_dict(state)
+        """Takes over main weights, moments and number of steps."""
+        for name, found in self._pieces.items():
+            for piece, values in zip(found, state[name], strict=True):
+                piece.data.copy_(values)
+        self._steps = int(state["steps"])
+        for part in self._parts:
+            if isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW):
+                for mine in part.optimizer.state.values():
+                    mine["step"].fill_(self._steps)
+            else:  # the fused ones of Transformer Engine and apex
+                for group in part.optimizer.param_groups:
+                    group["step"] = self._steps
+
+    @staticmethod
+    def _allocate(part: Any) -> None:
+        """Makes the moments, which optimizers make themselves only in their first step."""
+        part.init_state_fn(part.optimizer, part.config)
+        if isinstance(part.optimizer, torch.optim.Adam | torch.optim.AdamW):
+            for group in part.optimizer.param_groups:
+                for weight in group["params"]:
+                    on_device = group["fused"] or group["capturable"]
+                    zero = torch.zeros((), dtype=torch.float32, device=weight.device if on_device else "cpu")
+                    part.optimizer.state[weight].setdefault("step", zero)
