@@ -149,7 +149,7 @@ def stage(sharded: dict[str, Any], folder: Path, plans: Plans | None = None) -> 
                                               can_run_decentralized_global_plan=False)  # fmt: skip
     planner.set_up_planner(parts, is_coordinator=dist.get_rank() == 0)
     mine = planner.create_local_plan()
-    known = all(gather(mine.items == plans.items))
+    known = plans.items is not None and all(gather(mine.items == plans.items))
     agreed = (plans.central, mine, True) if known else None
     planned = save_state_dict_async_plan(parts, writer, None, 0, planner=planner, cached_ckpt_structure=agreed)
     if not known:

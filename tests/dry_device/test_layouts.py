@@ -1,0 +1,49 @@
+"""Every layout runs through on the fake device: start, two steps, validation, probe, what a checkpoint copies, load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "one GPU": {"preset": "70m"},
+    "fp32": {"preset": "70m", "precision": "fp32", "layers": 2},
+    "1b, full recomputation": {"preset": "1b", "layers": 2, "recompute": "full"},
+    "1b, selective recomputation": {"preset": "1b", "layers": 2, "recompute": "selective"},
+    "grouped queries": {"preset": "3b", "layers": 2, "length": 4096},
+    "replicas": {"preset": "70m", "data": 4, "layers": 2, "rank": 1},
+    "first stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "layers": 4, "micro_batches": 4},
+    "last stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "layers": 4, "micro_batches": 4, "rank": 5},
+    "interleaved stages": {"preset": "7b", "tensor": 4, "pipeline": 2, "virtual": 2, "data": 2, "sequence": True,
+                           "layers": 4, "micro_batches": 4},
+    "70b, first stage": {"preset": "70b", "tensor": 8, "pipeline": 4, "data": 8, "sequence": True, "layers": 8,
+                         "micro_batches": 4},
+    "70b, last stage": {"preset": "70b", "tensor": 8, "pipeline": 4, "data": 8, "sequence": True, "layers": 8,
+                        "micro_batches": 4, "rank": 192},
+    "shared sequences": {"preset": "1b", "context": 2, "layers": 2, "length": 4096},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_runs(run_case: Callable[..., dict[str, Any]], layout: str) -> None:
+    case = run_case(**LAYOUTS[layout])
+    assert {part: why for part, why in case["problems"].items() if part != "load"} == {}
+    assert set(case["peaks"]) >= {"passes", "update", "validation", "probe", "save"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_loads_what_it_saved(run_case: Callable[..., dict[str, Any]], layout: str) -> None:
+    assert "load" not in run_case(**LAYOUTS[layout])["problems"]
+
+
+@pytest.mark.parametrize("layout", ["70b, first stage", "70b, last stage"])
+def test_a_checkpoint_copies_a_replicas_share_and_gathers_no_optimizer(
+    run_case: Callable[..., dict[str, Any]], layout: str
+) -> None:
+    case = run_case(**LAYOUTS[layout])
+    save = case["parts"]["save"]
+    share = (2 + 12) * case["parameters"] / LAYOUTS[layout]["data"]  # weights; main weights and two moments
+    assert 0.8 * share < save["copied_to_host"] < 1.1 * share
+    assert "allgather" not in save["sent"]["dp_cp"]  # that of the weights, into one tensor, ends the step before
