@@ -30,6 +30,9 @@ class Split:
     """Chunks of layers a stage (interleaving)."""
 
     data: int = 1
+    context: int = 1
+    """Ranks that share each sequence."""
+
     recompute: Recompute = "none"
     distributed_optimizer: bool = False
     """Main weights and moments divided over the replicas (ZeRO's first stage)."""
@@ -40,13 +43,14 @@ class Split:
     @property
     def gpus(self) -> int:
         """All ranks."""
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.pipeline * self.context * self.data
 
     @property
     def label(self) -> str:
         """Short, for a table."""
         stages = f"PP{self.pipeline}" + (f"x{self.virtual}" if self.virtual > 1 else "")
-        return f"TP{self.tensor} {stages} DP{self.data}" + (" SP" if self.sequence else "")
+        shared = f" CP{self.context}" if self.context > 1 else ""
+        return f"TP{self.tensor} {stages}{shared} DP{self.data}" + (" SP" if self.sequence else "")
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,9 @@ def memory(
             Memory(
                 weights=params * each,
                 gradients=params * 4,
-                optimizer=params * (12 if half else 8) / (split.data if split.distributed_optimizer else 1),
+                optimizer=params
+                * (12 if half else 8)
+                / (split.data * split.context if split.distributed_optimizer else 1),
                 activations=kept + (head_activations(shape, split, tokens=tokens, bytes_each=each) if last else 0),
                 logits=logits(vocabulary, split, tokens=tokens, bytes_each=each) if last else 0,
                 buffers=CONTEXT_BYTES + working,
