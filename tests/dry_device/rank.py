@@ -160,11 +160,12 @@ class Rank:
 
         from megatron_kis.training import shards
 
-        alone = self.layout.world_size == 1
-        if not alone:  # nobody can join the plans of all ranks: this one writes what it plans to
+        if self.layout.world_size > 1:  # nobody can join the plans of all ranks: this one writes what it plans to
             _DistWrapper.reduce_scatter = lambda _, name, plan, join: plan()
+            prepare: Any = shards.save_preprocess
+            vars(shards)["save_preprocess"] = lambda sharded, _: prepare(sharded, False)
         with tempfile.TemporaryDirectory() as folder:
-            self.common = shards.stage(self.engine.sharded_state(), Path(folder), validate=alone)._common
+            self.common = shards.stage(self.engine.sharded_state(), Path(folder))._common
 
     def load(self) -> None:
         """What ``shards.load`` does but for the disk: this rank's parts are its own tensors. After ``save``."""
@@ -173,7 +174,7 @@ class Rank:
         from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
         from megatron.core.dist_checkpointing.utils import extract_sharded_base
 
-        wanted, plain, factories = load_preprocess(self.engine.sharded_state(loading=True))
+        wanted, plain, factories = load_preprocess(self.engine.sharded_state())
         parts, _ = extract_sharded_base(wanted)
         dict_list_map_inplace(lambda part: part.data, parts)
         state = merge(merge(self.common, plain), parts)
