@@ -114,7 +114,8 @@ class Counts(TorchDispatchMode):
         for output in outputs:
             self._allocated(output)
         if name in ("aten._to_copy.default", "aten.copy_.default"):
-            self._copied(*((args[0], result) if "_to_copy" in name else (args[1], args[0])))
+            waits = not (kwargs.get("non_blocking") or args[2:3] == (True,))
+            self._copied(*((args[0], result) if "_to_copy" in name else (args[1], args[0])), waits=waits)
         self._count(name, func, args, kwargs, result, outputs)
         if len(outputs) == 1 and isinstance(outputs[0], FakeTensor) and outputs[0].device.type == "cpu":
             _keep_numbers(name, func, args, kwargs, outputs[0])
@@ -167,11 +168,12 @@ class Counts(TorchDispatchMode):
                 "part": self.part}  # fmt: skip
         self.messages.append(said if peer is None else said | {"peer": ranks[peer]})
 
-    def _copied(self, source: torch.Tensor, target: torch.Tensor) -> None:
+    def _copied(self, source: torch.Tensor, target: torch.Tensor, *, waits: bool) -> None:
         if source.device.type == "cuda" and target.device.type == "cpu":
             self.copied_to_host += target.nbytes
-            self.sync("copy to the host")
-        if source.device.type == "cpu" and target.device.type == "cuda" and source.numel() > 1:
+            if waits:
+                self.sync("copy to the host")
+        if source.device.type == "cpu" and target.device.type == "cuda" and source.numel() > 1 and waits:
             self.copies[f"pageable, to the device @ {_place()}"] += 1
 
     def _count(self, name: str, func: Any, args: Any, kwargs: Any, result: Any, outputs: list[torch.Tensor]) -> None:

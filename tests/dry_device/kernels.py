@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections import Counter
 from typing import Any
 
@@ -140,6 +142,7 @@ _by_operators = torch.nn.functional.scaled_dot_product_attention
 
 def install() -> None:
     """Puts the stand-ins in place. Before the project is imported: it takes attention by name."""
+    sys.modules.setdefault("triton", types.ModuleType("triton"))  # what is compiled has stand-ins, too
     torch.nn.functional.scaled_dot_product_attention = attention
     torch.nn.functional.rms_norm = rms_norm
     from megatron.core.fusions import fused_bias_swiglu

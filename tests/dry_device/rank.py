@@ -111,16 +111,30 @@ class Rank:
 
     def step(self) -> None:
         """Two steps; the second, with the optimizer's state in place, is what stays counted."""
+        from megatron_kis.training.signals import StopRequest
+
         asked = self.asked
         tokens = torch.arange(asked.length + 1)
         sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": torch.ones(asked.length),
                   "position_ids": torch.arange(asked.length)}  # fmt: skip
+        saver = self._saver()
         for _ in range(2):
             self._label()
             self.counts.restart()
             self.counts.begin("begin")
+            saver.before_step(StopRequest())
             self.engine.train_step([sample] * (asked.micro_batch * asked.micro_batches), learning_rate=1e-4,
                                    micro_batch_size=asked.micro_batch, accept=lambda *_: True)  # fmt: skip
+            if saver._answer is not None:
+                saver._answer()  # as `after_step` does; what it would do then depends on numbers
+
+    def _saver(self) -> Any:
+        """That of a run, which asks the other ranks at each step."""
+        from megatron_kis.config import CheckpointConfig
+        from megatron_kis.training.saver import Saver
+
+        return Saver(CheckpointConfig(), Path("unused"), steps=9, step_tokens=1, device=self.engine.device.torch_device,
+                     logs={})  # fmt: skip
 
     def validation(self) -> None:
         """The hook of the training loop, on 40 sequences."""
@@ -189,6 +203,14 @@ class Rank:
             for state in part.optimizer.state.values():
                 yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
+    def _steps_of_adam(self) -> dict[str, Any]:
+        """Where PyTorch's AdamW keeps its numbers of steps, and in how many tensors for how many weights."""
+        whole = self.engine._optimizer._optimizer
+        parts = getattr(whole, "chained_optimizers", [whole])
+        states = [state for part in parts for state in part.optimizer.state.values() if "step" in state]
+        return {"weights": len(states), "tensors": len({id(state["step"]) for state in states}),
+                "devices": sorted({state["step"].device.type for state in states})}  # fmt: skip
+
     def run(self) -> dict[str, Any]:
         """Runs the parts that were asked for.
 
@@ -221,6 +243,7 @@ class Rank:
             "parameters": sum(weight.numel() for chunk in self.engine.chunks for weight in chunk.parameters()),
             "flops_of_the_model": shape.flops_per_token(self.vocabulary, asked_of.length) * tokens,
             "groups": dict(world.MADE),
+            "steps_of_adam": self._steps_of_adam(),
         }
 
     def _counted(self) -> dict[str, Any]:
