@@ -171,7 +171,8 @@ class Counts(TorchDispatchMode):
         if source.device.type == "cuda" and target.device.type == "cpu":
             self.copied_to_host += target.nbytes
             self.sync("copy to the host")
-        if source.device.type == "cpu" and target.device.type == "cuda" and source.numel() > 1:
+        pageable = not getattr(source, "pinned", False)
+        if source.device.type == "cpu" and target.device.type == "cuda" and source.numel() > 1 and pageable:
             self.copies[f"pageable, to the device @ {_place()}"] += 1
 
     def _count(self, name: str, func: Any, args: Any, kwargs: Any, result: Any, outputs: list[torch.Tensor]) -> None:
@@ -180,7 +181,8 @@ class Counts(TorchDispatchMode):
         if name.startswith("dry.attend"):
             back = "back" in name
             q, k = args[1:3] if back else args[:2]
-            count = 4 * q.numel() * k.shape[2] / (2 if args[-1] else 1)  # a causal kernel does half
+            keys = k.shape[2] - q.shape[2] / 2 if args[-1] else k.shape[2]  # causal: half of those of the same places
+            count = 4 * q.numel() * keys
             self.flops[f"attention.{'backward' if back else way}"] += int(count * (2 if back else 1))
         elif func._overloadpacket in flop_registry:
             self.flops[f"matmul.{way}"] += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)

@@ -92,7 +92,7 @@ def install(said: Callable[[str], None]) -> FakeTensorMode:
     torch.Tensor.cuda = lambda self, device=None, non_blocking=False, **_: self.to("cuda:0", non_blocking=non_blocking)
     FakeTensor.__deepcopy__ = lambda self, _: self.clone()  # the original copies storage
     torch.set_rng_state = torch.random.set_rng_state = lambda _: None  # the states of a checkpoint are fake, too
-    torch.Tensor.pin_memory = lambda self, *_: self
+    torch.Tensor.pin_memory = _pinned
     for name in ("tensor", "empty", "zeros", "full"):
         setattr(torch, name, _unpinned(getattr(torch, name)))
     torch.compile = lambda function=None, **_: function or (lambda function: function)  # fake tensors run eagerly
@@ -138,6 +138,12 @@ def _replace_torch_cuda(said: Callable[[str], None]) -> None:
 
 def _answering(value: Any) -> Callable[..., Any]:
     return lambda *_, **__: value
+
+
+def _pinned(tensor: Any, *_: Any) -> Any:
+    """The same tensor, whose copies the host does not wait for."""
+    tensor.pinned = True
+    return tensor
 
 
 def _unpinned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
