@@ -118,6 +118,8 @@ class Rank:
         sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": torch.ones(asked.length),
                   "position_ids": torch.arange(asked.length)}  # fmt: skip
         saver = self._saver()
+        if self.config.documents.reset_attention:
+            sample["attention_mask"] = torch.ones(1, asked.length, asked.length, dtype=torch.bool).triu(1)
         for _ in range(2):
             self._label()
             self.counts.restart()
