@@ -34,10 +34,11 @@ VARIANTS = (("auto", "bf16"), ("sdpa", "bf16"), ("transformer_engine", "fp8"), (
 LOSS = {"fp32": 1e-3, "bf16": 2e-2, "fp8": 1e-1}
 """Nats per token by which losses of one run may differ that was cut off, or trained by two or more ranks."""
 
-SCORE = {"fp32": 1e-2, "bf16": 0.3, "fp8": 1.0}
-"""Nats by which the log-likelihood of a statement may differ between devices, layers or layouts."""
+SCORE = {"fp32": 1e-2, "bf16": 0.3, "fp8": 0.3}
+"""Nats by which the log-likelihood of a statement may differ between devices, layers or layouts; FP8 is of training
+steps alone."""
 
-LOGIT = {"fp32": 1e-2, "bf16": 0.2, "fp8": 0.5}
+LOGIT = {"fp32": 1e-2, "bf16": 0.2, "fp8": 0.2}
 """By which a logit may differ between the run's model and the exported one in fp32 on the CPU."""
 
 LAYOUTS: tuple[tuple[str, int, dict[str, Any]], ...] = (
@@ -126,16 +127,8 @@ class Chain:
         """The run's last checkpoint, loaded in a new process, beside the run's own last probe."""
         assert self.run is not None
         outcomes = self._bench.work / f"{self._stem}-{device}.npz"
-        log = self._bench.log(f"{self._stem}-probe-{device}")
-        with Command(
-            kis("probe", self.run, "--device", device, "--json", "--outcomes", outcomes), log=log,
-            limit=self._bench.limit,
-        ) as command:  # fmt: skip
-            status = command.wait()
-            if status == 2 and self._precision == "fp8" and device == "cpu":
-                raise Skipped(command.reason())
-            if status:
-                raise Failed(command.reason())
+        run(kis("probe", self.run, "--device", device, "--json", "--outcomes", outcomes),
+            log=self._bench.log(f"{self._stem}-probe-{device}"), limit=self._bench.limit)  # fmt: skip
         same = device == self._bench.device == "cpu"
         return compare_scores(scores(outcomes), scores(last_outcomes(self.run)), 0 if same else SCORE[self._precision])
 
@@ -156,8 +149,6 @@ class Chain:
     def _other_layers(self) -> dict[str, Any]:
         """Log-likelihoods of the same checkpoint with two implementations of the layers."""
         assert self.run is not None
-        if self._precision == "fp8":
-            raise Skipped("FP8 is Transformer Engine's alone")
         others = ["sdpa", "local" if te_problem(self._bench) else "transformer_engine"]
         found = self._bench.measure(
             f"{self._stem}-layers", "implementations", run=self.run, device=self._bench.device, names=others
@@ -179,8 +170,8 @@ def te_problem(bench: Bench) -> str | None:
     """Why Transformer Engine's layers cannot be used; None where they can."""
     if bench.on_host:
         return "Transformer Engine needs CUDA"
-    problem = bench.machine["transformer_engine"]
-    return None if problem is None else f"Transformer Engine cannot be imported ({problem})"
+    problem = bench.machine["no_transformer_engine"]
+    return None if problem is None else f"Transformer Engine: {problem}"
 
 
 def why_not(bench: Bench, implementation: str, precision: str) -> str | None:
@@ -226,13 +217,8 @@ def _refused(bench: Bench, data: Path) -> dict[str, Any]:
 
 
 def _twice(bench: Bench, chain: Chain) -> dict[str, Any]:
-    """Two runs with ``training.deterministic`` have the same bits. A CPU is deterministic without being asked."""
-    from megatron_kis.config import TrainingConfig
-
-    asked = {} if bench.on_host else {"deterministic": True}
-    if asked and "deterministic" not in TrainingConfig.model_fields:
-        raise Skipped("there is no setting training.deterministic")
-    one, two = (train(bench, chain.write(name, training=asked)) for name in ("one", "two"))
+    """Two runs with ``training.deterministic`` have the same bits."""
+    one, two = (train(bench, chain.write(name, training={"deterministic": True})) for name in ("one", "two"))
     first, second = (scores(last_outcomes(folder)) for folder in (one, two))
     return {**compare_losses(losses(one), losses(two), 0.0), "probe": compare_scores(first, second, 0.0)}
 

@@ -196,14 +196,20 @@ def run(
         return command.output()
 
 
-def worker(name: str, **settings: Any) -> list[str]:
+def worker(name: str, *, ranks: int = 1, **settings: Any) -> list[str]:
     """The command of a measurement (``benchmarks.gpu.work``)."""
-    return [sys.executable, "-m", "benchmarks.gpu.work", name, json.dumps(settings, default=str)]
+    return python("benchmarks.gpu.work", name, json.dumps(settings, default=str), ranks=ranks)
+
+
+def python(module: str, *arguments: str, ranks: int = 1) -> list[str]:
+    """A module of Python with its arguments, with so many ranks under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    return [sys.executable, *launcher, "-m", module, *arguments]
 
 
 def kis(*arguments: str | Path) -> list[str]:
     """A command of ``kis``."""
-    return [sys.executable, "-m", "megatron_kis", *map(str, arguments)]
+    return python("megatron_kis", *map(str, arguments))
 
 
 def last_object(output: str) -> dict[str, Any]:

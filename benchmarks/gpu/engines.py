@@ -18,12 +18,12 @@ Samples = list[dict[str, torch.Tensor]]
 
 
 @contextmanager
-def opened(device: str) -> Iterator[tuple[Device, Layout]]:
-    """One rank on a device, its random streams seeded."""
-    place = open_device(device)
-    layout = open_groups(place)
+def opened(device: str, *, tensor: int = 1, pipeline: int = 1) -> Iterator[tuple[Device, Layout]]:
+    """This rank on its device, its random streams seeded; sizes as in a run's configuration."""
+    place = open_device(device, in_order=tensor > 1)
+    layout = open_groups(place, tensor=tensor, pipeline=pipeline)
     try:
-        seed_device(place, 0, tensor_rank=0, pipeline_rank=0)
+        seed_device(place, 0, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
         yield place, layout
     finally:
         close_groups()

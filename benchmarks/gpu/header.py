@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import subprocess
@@ -27,6 +26,7 @@ def describe(device: str) -> dict[str, Any]:
     import torch
 
     from megatron_kis.device import open_device
+    from megatron_kis.model.support import why_no_compiler, why_no_transformer_engine
     from megatron_kis.training.record import code_fingerprint
 
     opened = open_device(device)
@@ -36,7 +36,8 @@ def describe(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: installed for name in PACKAGES if (installed := _version(name))},
-        "transformer_engine": None if opened.is_host else _problem("transformer_engine.pytorch"),
+        "no_transformer_engine": why_no_transformer_engine(opened),
+        "no_compiler": why_no_compiler(),
         "commit": _said("git", "rev-parse", "HEAD"),
         "changed": bool(_said("git", "status", "--porcelain", "--untracked-files=no")),
         "code": code_fingerprint()[:16],
@@ -60,15 +61,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _problem(module: str) -> str | None:
-    """Why a module cannot be imported; None if it can."""
-    try:
-        importlib.import_module(module)
-    except (ImportError, OSError) as error:
-        return str(error)
-    return None
 
 
 def _said(*command: str) -> str | None:

@@ -62,42 +62,36 @@ class Meter:
         return 1024 * int(found[1])
 
 
-def planned(
-    *, preset: str, length: int, micro_batch: int, recompute: str, precision: str, vocabulary: int, on_host: bool
-) -> dict[str, float]:
-    """What ``kis plan`` says of one GPU, bytes by name, without the context."""
+def planned(case: dict[str, Any], *, replicas: int, on_host: bool) -> dict[str, float]:
+    """What ``kis plan`` says of the fullest GPU, bytes by name, without the context."""
+    split = Split(
+        tensor=case["tensor"], pipeline=case["pipeline"], data=replicas, recompute=case["recompute"],
+        sequence=case["sequence"], distributed_optimizer=replicas > 1,
+    )  # fmt: skip
     parts = planned_memory(
-        ladder.preset(preset), padded_vocabulary(vocabulary), Split(recompute=recompute),  # type: ignore[arg-type]
-        length=length, micro_batch=micro_batch, micro_batches=2, half=precision != "fp32",
+        ladder.preset(case["preset"]), padded_vocabulary(case["vocabulary"]), split, length=case["length"],
+        micro_batch=case["micro_batch"], micro_batches=case["micro_batches"], half=case["precision"] != "fp32",
         kernels="plain" if on_host else "fused",
     ).as_dict()  # fmt: skip
     static = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
     return {**parts, "static": static, "peak": parts["total"] - CONTEXT_BYTES}
 
 
-def measure(
-    *, preset: str, length: int, micro_batch: int, recompute: str, implementation: str, precision: str,
-    vocabulary: int, device: str, data: str,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """A step of two micro-batches, a validation pass, a probe and a staged checkpoint.
+def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[str, Any]]:
+    """A step of two micro-batches (of more with stages), a validation pass, a probe and a staged checkpoint.
 
     Args:
-        preset: of the model.
-        length: tokens per sequence.
-        micro_batch: sequences per pass.
-        recompute: ``parallel.recompute``.
-        implementation: ``model.transformer_impl``.
-        precision: of the training.
-        vocabulary: pieces, before padding.
+        case: ``preset``, ``length``, ``micro_batch``, ``implementation``, ``precision``, ``vocabulary``,
+            ``recompute``, ``tensor``, ``pipeline``, ``sequence``; what these leave of the ranks are replicas.
         device: ``cuda`` or ``cpu``.
         data: folder of prepared data, for questions.
 
     Yields:
         ``name``, ``bytes`` and, where ``kis plan`` has the part, ``planned`` and ``ratio`` (measured over planned).
     """
-    with opened(device) as (place, layout):
-        plan = planned(preset=preset, length=length, micro_batch=micro_batch, recompute=recompute,
-                       precision=precision, vocabulary=vocabulary, on_host=place.is_host)  # fmt: skip
+    case["micro_batches"] = max(2, 2 * case["pipeline"])
+    with opened(device, tensor=case["tensor"], pipeline=case["pipeline"]) as (place, layout):
+        plan = planned(case, replicas=layout.data_size, on_host=place.is_host)
         taken = 0
         if not place.is_host:
             free, total = torch.cuda.mem_get_info()
@@ -112,10 +106,13 @@ def measure(
             return {"name": name, "bytes": found, **said}
 
         meter = Meter(place)
-        engine = build(place, layout, preset=preset, vocabulary=vocabulary, length=length, batch=2 * micro_batch,
-                       precision=precision, implementation=implementation,
-                       parallel={"recompute": recompute})  # fmt: skip
-        samples = samples_of(2 * micro_batch, length, vocabulary)
+        sequences = case["micro_batches"] * case["micro_batch"]
+        engine = build(
+            place, layout, batch=sequences * layout.data_size,
+            **{name: case[name] for name in ("preset", "vocabulary", "length", "precision", "implementation")},
+            parallel={name: case[name] for name in ("recompute", "tensor", "pipeline", "sequence")},
+        )  # fmt: skip
+        samples = samples_of(sequences, case["length"], case["vocabulary"])
         most: dict[str, int] = {}
 
         def between(loss: float, norm: float) -> bool:  # the engine asks after the passes, before the update
@@ -124,7 +121,7 @@ def measure(
             return True
 
         def step() -> None:
-            engine.train_step(samples, micro_batch_size=micro_batch, learning_rate=1e-4, accept=between)
+            engine.train_step(samples, micro_batch_size=case["micro_batch"], learning_rate=1e-4, accept=between)
 
         step()  # makes what stays: the optimizer's moments
         static = meter.held()
@@ -136,7 +133,7 @@ def measure(
             if name not in most:
                 gc.collect()
                 meter.reset()
-                {"validation": _validate, "probe": _probe, "save": _save}[name](engine, length, vocabulary, Path(data))
+                {"validation": _validate, "probe": _probe, "save": _save}[name](engine, case, Path(data))
                 most[name] = meter.most()
             yield row(name, most[name] - static)
         yield row("peak", max(most.values()))
@@ -147,18 +144,20 @@ def measure(
             yield {"name": "context", "bytes": total - free - reserved, "at_start": taken, "planned": CONTEXT_BYTES}
 
 
-def _validate(engine: Any, length: int, vocabulary: int, data: Path) -> None:
+def _validate(engine: Any, case: dict[str, Any], data: Path) -> None:
     """The validation of a run, on random rows."""
     from megatron_kis.config import MomentsConfig, ValidationConfig
     from megatron_kis.training.hooks import State, ValidationHook
 
-    rows = torch.randint(0, vocabulary, (64, length + 1), generator=torch.Generator().manual_seed(2)).numpy()
+    shape, random = (64, case["length"] + 1), torch.Generator().manual_seed(2)
+    rows = torch.randint(0, case["vocabulary"], shape, generator=random).numpy()
     settings = ValidationConfig(moments=MomentsConfig())
     text: Any = list(rows)
-    ValidationHook(settings, engine, text, None, steps=1, step_tokens=length).act(State(steps=1))
+    hook = ValidationHook(settings, engine, text, None, steps=1, step_tokens=1, rows_a_pass=case["micro_batch"])
+    hook.act(State(steps=1))
 
 
-def _probe(engine: Any, length: int, vocabulary: int, data: Path) -> None:
+def _probe(engine: Any, case: dict[str, Any], data: Path) -> None:
     """A run's probe, on the questions of the small data."""
     from megatron_kis.config import ProbeConfig
     from megatron_kis.probes.forward import Scorer
@@ -171,7 +170,7 @@ def _probe(engine: Any, length: int, vocabulary: int, data: Path) -> None:
     Probe(questions, batch_size=settings.batch_size, branching=scorer.branching).ask(scorer.score)
 
 
-def _save(engine: Any, length: int, vocabulary: int, data: Path) -> None:
+def _save(engine: Any, case: dict[str, Any], data: Path) -> None:
     """A checkpoint up to its copy in the host's memory: what follows is written from there."""
     from megatron_kis.training import shards
 

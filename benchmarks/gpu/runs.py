@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import yaml
 
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.commands import Failed, kis, run
+from benchmarks.gpu.commands import Failed, python, run
 
 Losses = dict[int, float]
 LENGTH, BATCH = 128, 8  # tokens per sequence, sequences per step
@@ -52,11 +51,8 @@ def write_run(bench: Bench, name: str, data: Path, *, steps: int, **sections: Ma
 
 
 def train_command(path: Path, ranks: int = 1) -> list[str]:
-    """``kis train``, with so many ranks under torchrun."""
-    if ranks == 1:
-        return kis("train", path)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*launcher, "-m", "megatron_kis", "train", str(path)]
+    """``kis train``, with so many ranks."""
+    return python("megatron_kis", "train", str(path), ranks=ranks)
 
 
 def train(bench: Bench, path: Path, ranks: int = 1, environment: Mapping[str, str] | None = None) -> Path:

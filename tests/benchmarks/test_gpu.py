@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -19,9 +20,12 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.checks import Chain
 from benchmarks.gpu.commands import ROOT, Command, Failed, Limit, Skipped, run
+from benchmarks.gpu.memory import ALONE
+from benchmarks.gpu.memory_work import TOP_PARTS
 from benchmarks.gpu.rows import Rows, read_rows
 from benchmarks.gpu.runs import compare_losses, compare_scores
 from benchmarks.gpu.table import table
+from tests.dry_device.cases import missing, need
 
 SMALL = ["--device", "cpu", "--presets", "cpu-32", "--lengths", "64", "--batch", "2", "--micro-batch", "1"]
 SMALL += ["--vocabulary", "400", "--seconds", "0.1", "--facts", "16", "--turns", "1", "--together", "1"]
@@ -156,6 +160,37 @@ def mentioning(text: str, *, but: int) -> list[int]:
             if text.encode() in line and b"benchmarks.gpu.work" in line:
                 found.append(int(folder.name))
     return found
+
+
+def dry(name: str, **settings: Any) -> list[dict[str, Any]]:
+    """Results of a measurement on the dry device, as on CUDA."""
+    need(missing())
+    line = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.dry_work", name, json.dumps(settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+def test_memory_on_cuda_is_that_of_the_plan(tiny_data: Path) -> None:
+    case = {"preset": "70m", "length": 2048, "micro_batch": 2, "recompute": "none", "implementation": "sdpa",
+            "precision": "bf16", "vocabulary": 32000, **ALONE}  # fmt: skip
+    found = {row["name"]: row for row in dry("memory", case=case, device="cuda", data=str(tiny_data))}
+    assert list(found) == ["static", *TOP_PARTS, "peak", "reserved", "context"]
+    assert found["static"]["ratio"] == pytest.approx(1, abs=0.01)
+    assert found["peak"]["ratio"] == pytest.approx(1, abs=0.1)
+    assert found["passes"]["bytes"] > found["validation"]["bytes"] > found["update"]["bytes"] > 0
+    case["preset"] = "7b"
+    (refused,) = dry("memory", case=case, device="cuda", data=str(tiny_data))
+    assert "the device has 85.0" in refused["too_large"]
+
+
+def test_speed_on_cuda_has_a_share_of_the_peak() -> None:
+    cell = {"kind": "ours", "preset": "70m", "length": 512, "batch": 2, "micro_batch": 1, "vocabulary": 32000}
+    (found,) = dry("speed", **cell, device="cuda", seconds=0)
+    assert found["steps"] == 2
+    assert found["mfu"] > 0
+    assert found["memory_bytes"] > 500e6  # weights, gradients and moments
 
 
 def test_parts_without_time_are_named(tmp_path: Path) -> None:
