@@ -30,6 +30,9 @@ class Split:
     """Chunks of layers a stage (interleaving)."""
 
     data: int = 1
+    context: int = 1
+    """Ranks that share each sequence."""
+
     recompute: Recompute = "none"
     distributed_optimizer: bool = False
     """Main weights and moments divided over the replicas (ZeRO's first stage)."""
@@ -40,13 +43,14 @@ class Split:
     @property
     def gpus(self) -> int:
         """All ranks."""
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.pipeline * self.context * self.data
 
     @property
     def label(self) -> str:
         """Short, for a table."""
         stages = f"PP{self.pipeline}" + (f"x{self.virtual}" if self.virtual > 1 else "")
-        return f"TP{self.tensor} {stages} DP{self.data}" + (" SP" if self.sequence else "")
+        shared = f" CP{self.context}" if self.context > 1 else ""
+        return f"TP{self.tensor} {stages}{shared} DP{self.data}" + (" SP" if self.sequence else "")
 
 
 @dataclass(frozen=True)
@@ -97,17 +101,17 @@ def layer_activations(
     ``4f``, since the activated gate stays). In fp32: a number a norm, and one a head over
     t. ``plain`` is PyTorch's operators one by one, the host's; ``fused`` is CUDA's.
 
-    With selective recomputation the number a head is not kept; with full recomputation only the layer's input is.
+    With selective recomputation nothing of the gated block is kept; with full recomputation only the layer's input is.
     """
     tokens, t = float(length * batch), split.tensor
     along = t if split.sequence else 1
     head = shape.width // shape.heads
     if split.recompute == "full":
         return tokens * shape.width * bytes_each / along
-    gate = 4 if kernels == "plain" else 3
+    gate = 0 if split.recompute == "selective" else 4 if kernels == "plain" else 3
     keys = shape.query_groups * head
     elements = 2 * 2 * shape.width / along + (3 * shape.width + 3 * keys + gate * shape.ffn_width) / t
-    numbers = 2.0 / along + (0 if split.recompute == "selective" else shape.heads / t)
+    numbers = 2.0 / along + shape.heads / t
     rotary = 0.0 if kernels == "plain" else 4.0 * length * head * bytes_each  # cosines, sines; the host's layers share
     return tokens * (elements * bytes_each + numbers * 4) + rotary
 
@@ -179,16 +183,18 @@ def memory(
         kept = shape.layers // split.pipeline * layer * in_flight(split, stage, micro_batches)
         last = stage == split.pipeline - 1
         working = tokens * each * (2 * shape.width + 3 * shape.ffn_width / split.tensor)
-        if split.recompute == "full":
+        if split.recompute != "none":
             again = Split(tensor=split.tensor, sequence=split.sequence)
             working += layer_activations(
                 shape, again, length=length, batch=micro_batch, kernels=kernels, bytes_each=each
-            )
+            ) - (layer if split.recompute == "selective" else 0)
         stages.append(
             Memory(
                 weights=params * each,
                 gradients=params * 4,
-                optimizer=params * (12 if half else 8) / (split.data if split.distributed_optimizer else 1),
+                optimizer=params
+                * (12 if half else 8)
+                / (split.data * split.context if split.distributed_optimizer else 1),
                 activations=kept + (head_activations(shape, split, tokens=tokens, bytes_each=each) if last else 0),
                 logits=logits(vocabulary, split, tokens=tokens, bytes_each=each) if last else 0,
                 buffers=CONTEXT_BYTES + working,

@@ -125,7 +125,9 @@ class Rank:
         from megatron_kis.training.hooks import State, ValidationHook
 
         text = [np.zeros(self.asked.length + 1, dtype=np.int64)] * 40
-        ValidationHook(ValidationConfig(), self.engine, text, None, steps=1, step_tokens=1).act(State(1))
+        hook = ValidationHook(ValidationConfig(), self.engine, text, None, steps=1, step_tokens=1,
+                              rows_a_pass=self.asked.micro_batch)  # fmt: skip
+        hook.act(State(1))
 
     def probe(self) -> None:
         """Options of a common beginning, as many rows a pass as a run has by default."""
