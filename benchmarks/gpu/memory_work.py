@@ -175,4 +175,4 @@ def _save(engine: Any, case: dict[str, Any], data: Path) -> None:
     from megatron_kis.training import shards
 
     with tempfile.TemporaryDirectory() as folder:
-        shards.stage(engine.sharded_state(), Path(folder) / "checkpoint", validate=True)
+        shards.stage(engine.sharded_state(), Path(folder) / "checkpoint")
