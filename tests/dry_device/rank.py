@@ -263,8 +263,8 @@ class Rank:
         return counted | ({"messages": list(counts.messages)} if self.asked.messages else {})
 
 
-def run(asked: argparse.Namespace) -> dict[str, Any]:
-    """Makes this process a rank, and runs it. Once per process: what is replaced stays replaced."""
+def prepare(asked: argparse.Namespace) -> tuple[Counts, Any]:
+    """Makes this process a rank: the counts and the mode to enter. What is replaced stays replaced."""
     counts = Counts()
     world.open_world(asked.rank, asked.tensor * asked.pipeline * asked.context * asked.data, counts.say)
     mode = cuda.install(counts.sync)
@@ -272,21 +272,27 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         transformer_engine.load()
     kernels.install()
     read_from_the_host(counts)
+    return counts, mode
+
+
+def run(asked: argparse.Namespace, counts: Counts, mode: Any) -> dict[str, Any]:
+    """Runs a rank."""
     with mode, counts:
         return Rank(asked, counts).run()
 
 
-def run_every_rank(asked: argparse.Namespace) -> list[dict[str, Any]]:
+def run_every_rank(asked: argparse.Namespace, counts: Counts, mode: Any) -> list[dict[str, Any]]:
     """One process per rank, one after the other; each is forked, so that the imports are paid once."""
-    if not asked.transformer_engine:
-        import megatron_kis.training.hooks
-        import megatron_kis.training.shards  # noqa: F401
+    import megatron_kis.training.hooks
+    import megatron_kis.training.shards  # noqa: F401
+
     found = []
     for rank in range(asked.tensor * asked.pipeline * asked.context * asked.data):
         with tempfile.TemporaryFile("w+") as file:
             child = os.fork()
             if child == 0:
-                json.dump(run(argparse.Namespace(**{**vars(asked), "rank": rank})), file)
+                os.environ["RANK"] = str(rank)
+                json.dump(run(asked, counts, mode), file)
                 file.flush()
                 os._exit(0)
             _, status = os.waitpid(child, 0)
@@ -299,7 +305,8 @@ def run_every_rank(asked: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Prints what a rank counted, or a list of what each rank did."""
     asked = arguments()
-    json.dump(run_every_rank(asked) if asked.every_rank else run(asked), sys.stdout)
+    place = prepare(asked)
+    json.dump(run_every_rank(asked, *place) if asked.every_rank else run(asked, *place), sys.stdout)
 
 
 if __name__ == "__main__":
