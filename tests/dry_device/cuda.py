@@ -94,7 +94,7 @@ def install(said: Callable[[str], None]) -> FakeTensorMode:
     FakeTensor.__reduce_ex__ = _pickled  # Transformer Engine pickles its scales into a tensor of bytes
     torch.set_rng_state = torch.random.set_rng_state = lambda _: None  # the states of a checkpoint are fake, too
     torch.UntypedStorage.data_ptr = lambda self: self._cdata  # no address, but one of its own
-    torch.Tensor.pin_memory = lambda self, *_: self
+    torch.Tensor.pin_memory = _pinned
     for name in ("tensor", "empty", "zeros", "full"):
         setattr(torch, name, _unpinned(getattr(torch, name)))
     torch.compile = lambda function=None, **_: function or (lambda function: function)  # fake tensors run eagerly
@@ -148,6 +148,12 @@ def _unpickled(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch
 
 def _answering(value: Any) -> Callable[..., Any]:
     return lambda *_, **__: value
+
+
+def _pinned(tensor: Any, *_: Any) -> Any:
+    """The same tensor, whose copies the host does not wait for."""
+    tensor.pinned = True
+    return tensor
 
 
 def _unpinned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -111,16 +111,32 @@ class Rank:
 
     def step(self) -> None:
         """Two steps; the second, with the optimizer's state in place, is what stays counted."""
+        from megatron_kis.training.signals import StopRequest
+
         asked = self.asked
         tokens = torch.arange(asked.length + 1)
         sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": torch.ones(asked.length),
                   "position_ids": torch.arange(asked.length)}  # fmt: skip
+        saver = self._saver()
+        if self.config.documents.reset_attention:
+            sample["attention_mask"] = torch.ones(1, asked.length, asked.length, dtype=torch.bool).triu(1)
         for _ in range(2):
             self._label()
             self.counts.restart()
             self.counts.begin("begin")
+            saver.before_step(StopRequest())
             self.engine.train_step([sample] * (asked.micro_batch * asked.micro_batches), learning_rate=1e-4,
                                    micro_batch_size=asked.micro_batch, accept=lambda *_: True)  # fmt: skip
+            if saver._answer is not None:
+                saver._answer()  # as `after_step` does; what it would do then depends on numbers
+
+    def _saver(self) -> Any:
+        """That of a run, which asks the other ranks at each step."""
+        from megatron_kis.config import CheckpointConfig
+        from megatron_kis.training.saver import Saver
+
+        return Saver(CheckpointConfig(), Path("unused"), steps=9, step_tokens=1, device=self.engine.device.torch_device,
+                     logs={})  # fmt: skip
 
     def validation(self) -> None:
         """The hook of the training loop, on 40 sequences."""
@@ -149,11 +165,12 @@ class Rank:
 
         from megatron_kis.training import shards
 
-        alone = self.layout.world_size == 1
-        if not alone:  # nobody can join the plans of all ranks: this one writes what it plans to
+        if self.layout.world_size > 1:  # nobody can join the plans of all ranks: this one writes what it plans to
             _DistWrapper.reduce_scatter = lambda _, name, plan, join: plan()
+            prepare: Any = shards.save_preprocess
+            vars(shards)["save_preprocess"] = lambda sharded, _: prepare(sharded, False)
         with tempfile.TemporaryDirectory() as folder:
-            self.common = shards.stage(self.engine.sharded_state(), Path(folder), validate=alone)._common
+            self.common = shards.stage(self.engine.sharded_state(), Path(folder))._common
 
     def load(self) -> None:
         """What ``shards.load`` does but for the disk: this rank's parts are its own tensors. After ``save``."""
@@ -162,7 +179,7 @@ class Rank:
         from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
         from megatron.core.dist_checkpointing.utils import extract_sharded_base
 
-        wanted, plain, factories = load_preprocess(self.engine.sharded_state(loading=True))
+        wanted, plain, factories = load_preprocess(self.engine.sharded_state())
         parts, _ = extract_sharded_base(wanted)
         dict_list_map_inplace(lambda part: part.data, parts)
         state = merge(merge(self.common, plain), parts)
@@ -187,6 +204,14 @@ class Rank:
                 yield from (weight.grad for weight in group["params"] if weight.grad is not None)
             for state in part.optimizer.state.values():
                 yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+    def _steps_of_adam(self) -> dict[str, Any]:
+        """Where PyTorch's AdamW keeps its numbers of steps, and in how many tensors for how many weights."""
+        whole = self.engine._optimizer._optimizer
+        parts = getattr(whole, "chained_optimizers", [whole])
+        states = [state for part in parts for state in part.optimizer.state.values() if "step" in state]
+        return {"weights": len(states), "tensors": len({id(state["step"]) for state in states}),
+                "devices": sorted({state["step"].device.type for state in states})}  # fmt: skip
 
     def run(self) -> dict[str, Any]:
         """Runs the parts that were asked for.
@@ -220,6 +245,7 @@ class Rank:
             "parameters": sum(weight.numel() for chunk in self.engine.chunks for weight in chunk.parameters()),
             "flops_of_the_model": shape.flops_per_token(self.vocabulary, asked_of.length) * tokens,
             "groups": dict(world.MADE),
+            "steps_of_adam": self._steps_of_adam(),
         }
 
     def _counted(self) -> dict[str, Any]:
