@@ -101,17 +101,17 @@ def layer_activations(
     ``4f``, since the activated gate stays). In fp32: a number a norm, and one a head over
     t. ``plain`` is PyTorch's operators one by one, the host's; ``fused`` is CUDA's.
 
-    With selective recomputation the number a head is not kept; with full recomputation only the layer's input is.
+    With selective recomputation nothing of the gated block is kept; with full recomputation only the layer's input is.
     """
     tokens, t = float(length * batch), split.tensor
     along = t if split.sequence else 1
     head = shape.width // shape.heads
     if split.recompute == "full":
         return tokens * shape.width * bytes_each / along
-    gate = 4 if kernels == "plain" else 3
+    gate = 0 if split.recompute == "selective" else 4 if kernels == "plain" else 3
     keys = shape.query_groups * head
     elements = 2 * 2 * shape.width / along + (3 * shape.width + 3 * keys + gate * shape.ffn_width) / t
-    numbers = 2.0 / along + (0 if split.recompute == "selective" else shape.heads / t)
+    numbers = 2.0 / along + shape.heads / t
     rotary = 0.0 if kernels == "plain" else 4.0 * length * head * bytes_each  # cosines, sines; the host's layers share
     return tokens * (elements * bytes_each + numbers * 4) + rotary
 
@@ -183,11 +183,11 @@ def memory(
         kept = shape.layers // split.pipeline * layer * in_flight(split, stage, micro_batches)
         last = stage == split.pipeline - 1
         working = tokens * each * (2 * shape.width + 3 * shape.ffn_width / split.tensor)
-        if split.recompute == "full":
+        if split.recompute != "none":
             again = Split(tensor=split.tensor, sequence=split.sequence)
             working += layer_activations(
                 shape, again, length=length, batch=micro_batch, kernels=kernels, bytes_each=each
-            )
+            ) - (layer if split.recompute == "selective" else 0)
         stages.append(
             Memory(
                 weights=params * each,

@@ -25,6 +25,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "layers computed again": {"preset": "7b", "tensor": 2, "layers": 2, "micro_batches": 2, "recompute": "full"},
     "layers with shared sequences computed again": {"preset": "7b", "tensor": 2, "layers": 2, "micro_batches": 2,
                                                     "sequence": True, "recompute": "full"},
+    "feed-forward blocks with shared sequences computed again": {"preset": "1b", "tensor": 2, "layers": 2,
+                                                                 "sequence": True, "recompute": "selective"},
     "chunks, first stage": {"preset": "1b", **CHUNKS},
     "chunks, last stage": {"preset": "1b", **CHUNKS, "sequence": True, "rank": 2},
     "tied embeddings, first stage": {"preset": "410m", **STAGES, "tensor": 2},
