@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from megatron_kis.config import ParallelConfig
     from megatron_kis.planning.hardware import Gpu, Utilisation
     from megatron_kis.planning.layouts import Job, Option
-    from megatron_kis.planning.memory import Split
+    from megatron_kis.planning.split import Split
 
 _SHORT_STEP = 0.01
 """Seconds of arithmetic below which a step is not bound by it: hundreds of kernels have to be started, each in 5 to 10
@@ -229,7 +229,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
 
 def _split(parallel: ParallelConfig) -> Split:
     """A layout as the memory model knows it. Ranks that share sequences are counted as replicas."""
-    from megatron_kis.planning.memory import Split
+    from megatron_kis.planning.split import Split
 
     data = parallel.replicas * parallel.context
     return Split(

@@ -11,7 +11,8 @@ from typing import Any, get_args
 from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import ModelShape
 from megatron_kis.planning.hardware import Gpu, Utilisation
-from megatron_kis.planning.memory import Memory, Recompute, Split, memory
+from megatron_kis.planning.memory import Memory, memory
+from megatron_kis.planning.split import Recompute, Split
 
 _USABLE = 0.94
 """Share of the memory that may be filled: the rest is lost to fragments (an assumption)."""
@@ -157,7 +158,10 @@ def _splits(job: Job, gpus: int, kind: Gpu, *, interleave: bool) -> Iterator[Spl
                 continue
             for virtual in _divisors(shape.layers // pipeline) if interleave and pipeline > 1 else [1]:
                 for recompute, sequence in itertools.product(get_args(Recompute), shared):
-                    yield Split(tensor, pipeline, virtual, data, recompute, data > 1, sequence)
+                    yield Split(
+                        tensor=tensor, pipeline=pipeline, virtual=virtual, data=data, recompute=recompute,
+                        distributed_optimizer=data > 1, sequence=sequence,
+                    )  # fmt: skip
 
 
 def _divisors(number: int) -> list[int]:

@@ -14,7 +14,8 @@ from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import PRESETS
 from megatron_kis.planning.hardware import GPUS, Utilisation, gpu, published_utilisation
 from megatron_kis.planning.layouts import Job, options, step_seconds
-from megatron_kis.planning.memory import Split, memory
+from megatron_kis.planning.memory import memory
+from megatron_kis.planning.split import Split
 
 HALF = Utilisation(0.5, "a test's")
 
