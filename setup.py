@@ -73,7 +73,11 @@ setup(
         "docs": DOCS,
         "export": EXPORT,
         "trackers": ["tensorboard>=2.17", "wandb>=0.18"],
-        "gpu": ["transformer-engine[pytorch]>=2.0"],
+        # as megatron_kis/model/support.py has it, for the megatron-core that each Python gets
+        "gpu": [
+            "transformer-engine[core_cu13,pytorch]>=2.9,<2.12; python_version < '3.12'",
+            "transformer-engine[core_cu13,pytorch]>=2.9,<2.21; python_version >= '3.12'",
+        ],
     },
     entry_points={"console_scripts": ["kis = megatron_kis.cli:main"]},
     classifiers=[

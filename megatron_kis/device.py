@@ -45,12 +45,13 @@ class Device:
         return self.kind == "cpu"
 
 
-def open_device(preference: str = "auto", *, local_rank: int | None = None) -> Device:
+def open_device(preference: str = "auto", *, local_rank: int | None = None, in_order: bool = False) -> Device:
     """Chooses the device of this rank and, on the host, puts the host backend in place.
 
     Args:
         preference: ``auto`` (CUDA if there is one), ``cpu`` or ``cuda``.
         local_rank: rank within the node; the environment's LOCAL_RANK, or 0, if not given.
+        in_order: whether a layer's messages are to overlap with its products, as under tensor and context parallelism.
 
     Raises:
         InputError: an unknown name, ``cuda`` where there is none, or more ranks than devices.
@@ -73,9 +74,16 @@ def open_device(preference: str = "auto", *, local_rank: int | None = None) -> D
             where="device",
             remedy=f"start at most {visible} ranks a node, or give each rank a device of its own",
         )
+    if in_order and torch.cuda.get_device_capability(number) < _NO_ORDER_NEEDED:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # read with the first use of the device
     torch.cuda.set_device(number)
     device = torch.device("cuda", number)
     return Device(kind="cuda", torch_device=device, backend="nccl", name=torch.cuda.get_device_name(device))
+
+
+_NO_ORDER_NEEDED = (10, 0)
+"""Blackwell. Older devices start kernels in the order they are given only through a single queue, and Megatron-Core
+counts on that order to overlap messages with products (Megatron-LM asks for it in its ``validate_args``)."""
 
 
 class HostRngTracker:
@@ -273,17 +281,21 @@ def restore_random_states(device: Device, states: dict[str, torch.Tensor]) -> No
 
 
 @contextlib.contextmanager
-def quiet_megatron() -> Iterator[None]:
+def quiet_megatron(*begin: str) -> Iterator[None]:
     """For imports of Megatron-Core: without its warnings of what is not installed, and without PyTorch's compiler.
 
     Megatron-Core decorates functions with ``torch.compile``, which imports the compiler: 2.4 of the 6 seconds that a
     process takes to start, on the host for functions that it never calls. They are compiled when they are first called.
+
+    Args:
+        begin: how the warnings begin that are left out; all if not given.
     """
     compiler = torch.compile
     torch.compile = _compiled_when_called  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            for beginning in begin or ("",):
+                warnings.filterwarnings("ignore", message=beginning)
             yield
     finally:
         torch.compile = compiler

@@ -17,7 +17,7 @@ from megatron_kis.files import fingerprint
 RESULTLESS = (
     "name", "study", "output", "device", "data", "parallel", "extends", "infusion.frequencies", "checkpoints",
     "logging", "model.name", "model.transformer_impl", "model.init_from", "training.micro_batch_size",
-    "training.guard.hang_minutes", "probes.batch_size",
+    "training.deterministic", "training.guard.hang_minutes", "probes.batch_size",
 )  # fmt: skip
 """Settings of a run that change no result, or nothing but the order of sums: the layout, the device, the size of
 batches; and files, which count by their content."""

@@ -128,6 +128,7 @@ def open_groups(device: Device, *, tensor: int = 1, pipeline: int = 1, virtual: 
         pipeline_model_parallel_size=pipeline,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
         context_parallel_size=context,
+        create_gloo_process_groups=False,  # nothing sends by them, and on CUDA they need a network of the hosts
     )
     return Layout(
         world_size=world_size,
@@ -168,14 +169,6 @@ def sum_over_data(values: torch.Tensor, *, context: bool = False) -> torch.Tenso
     return values
 
 
-def sum_over_context(values: torch.Tensor) -> torch.Tensor:
-    """Sums ``values`` in place over the ranks that share this rank's sequences and returns it."""
-    from megatron.core import parallel_state
-
-    dist.all_reduce(values, group=parallel_state.get_context_parallel_group())
-    return values
-
-
 def sum_over_all(values: torch.Tensor) -> torch.Tensor:
     """Sums ``values`` in place over all ranks and returns it."""
     if dist.get_world_size() > 1:
@@ -199,19 +192,45 @@ def from_first(value: _Value) -> _Value:
     return values[0]
 
 
-def largest(values: Sequence[int], device: torch.device) -> list[int]:
-    """The largest of each number over all ranks: one small message, cheap enough for every step."""
+def largest(values: Sequence[int], device: torch.device) -> Callable[[], list[int]]:
+    """Asks all ranks for the largest of each number: one small message, cheap enough for every step.
+
+    Args:
+        values: of this rank.
+        device: of this rank's tensors.
+
+    Returns:
+        What gives the answer. On CUDA the device sends the message when it has done what it was given before, and the
+        answer waits for that: ask, give it a step, and read the answer when the step's loss was read.
+    """
     if dist.get_world_size() == 1:
-        return list(values)
-    numbers = torch.tensor(values, dtype=torch.int64, device=device)
+        return lambda: list(values)
+    numbers = torch.tensor(values, dtype=torch.int64)
+    on_device = device.type == "cuda"
+    numbers = numbers.pin_memory().to(device, non_blocking=True) if on_device else numbers
     dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
-    return [int(number) for number in numbers.tolist()]
+    if not on_device:
+        return lambda: [int(number) for number in numbers.tolist()]
+    arrived = torch.empty(len(values), dtype=torch.int64, pin_memory=True)
+    arrived.copy_(numbers, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def answer() -> list[int]:
+        copied.synchronize()
+        return [int(number) for number in arrived.tolist()]
+
+    return answer
 
 
 def barrier() -> None:
-    """Waits for all ranks."""
+    """Waits for all ranks.
+
+    NCCL is told the device here, not when WORLD is made: with a device WORLD would split a communicator off for every
+    group that Megatron-Core makes, and most of them are never used.
+    """
     if dist.get_world_size() > 1:
-        dist.barrier()
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
 
 
 def together(work: Callable[[], _Value]) -> list[_Value]:

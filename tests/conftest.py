@@ -13,6 +13,7 @@ from data_tools.prepare import DataSettings, prepare_data
 from data_tools.select import SelectSettings
 from megatron_kis.config import RunConfig
 from megatron_kis.settings import parse_config
+from tests.dry_device.cases import run_case  # noqa: F401  a fixture
 from tests.sources import Sources, write_sources
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only lose time to threads

@@ -1,19 +1,36 @@
-"""Core attention over PyTorch's ``scaled_dot_product_attention``.
+"""Core attention over PyTorch's ``scaled_dot_product_attention`` (SDPA).
 
-Megatron-Core's local ``DotProductAttention`` writes the whole score matrix to memory. This module computes the same
-function through SDPA, which reaches the flash kernels on CUDA without Transformer Engine and is faster on CPU too.
-Where ranks share a sequence, each gathers all keys and values and attends from the places it holds.
+Megatron-Core's local ``DotProductAttention`` writes the whole score matrix to memory. SDPA does not, where one of its
+fused kernels takes the call. What PyTorch 2.6 to 2.13 choose on CUDA (``sdp_utils.cpp``):
+
+====================================  =================================================================================
+call                                  kernel
+====================================  =================================================================================
+bf16, causal                          cuDNN's on Hopper where PyTorch prefers it (2.11 with CUDA 13), otherwise flash
+bf16, causal, ranks share a sequence  flash, which can align the causal mask to the last key
+bf16, own mask, training              cuDNN's as above, otherwise the memory-efficient one
+own mask, evaluation                  the memory-efficient one: cuDNN's plans each new shape, for about half a second
+fp32                                  the memory-efficient one
+====================================  =================================================================================
+
+The memory-efficient kernel does not share keys between heads, so they are repeated for it. It takes head widths that
+are a multiple of 8 (of 4 in fp32), cuDNN's a multiple of 8 up to 128, flash any up to 256. What none of them takes
+writes its scores to memory. Where ranks share a sequence, each gathers all keys and values and attends from the places
+that it holds.
 """
 
 from __future__ import annotations
 
+import functools
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_kis.device import quiet_megatron
-from megatron_kis.model.context import gather_sequence, positions
+from megatron_kis.model.context import gather_sequence, pieces_of
 
 with quiet_megatron():
     from megatron.core import parallel_state
@@ -21,6 +38,9 @@ with quiet_megatron():
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.module import MegatronModule
     from megatron.core.transformer.transformer_config import TransformerConfig
+
+_UNPLANNED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels that take a mask of its own and any shape at once."""
 
 _QUERIES_AT_ONCE = 32
 """On the host, under a mask of its own: the kernel takes as many at a time, and goes over every key for them."""
@@ -76,45 +96,87 @@ class SdpaAttention(MegatronModule):
             raise NotImplementedError(msg)
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
         causal = attention_mask is None and mask_type == AttnMaskType.causal
+        # A causal layer's mask hides all later places, and places lie in their order unless ranks share the sequence.
+        in_order, held = mask_type == AttnMaskType.causal, None
         if self.config.context_parallel_size > 1:
             group = parallel_state.get_context_parallel_group()
-            key, value = gather_sequence(key, group), gather_sequence(value, group)
-            if causal:
-                mine = positions(len(key), size=group.size(), rank=group.rank())
-                attention_mask, causal = (mine[:, None] < torch.arange(len(key))).to(key.device)[None, None], False
+            key, value = gather_sequence(torch.stack((key, value), dim=1), group).unbind(1)
+            in_order, held = False, pieces_of(size=group.size(), rank=group.rank())
         # [s, b, n, d] -> [b, n, s, d], the order that SDPA expects
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        mask = _taking_part(attention_mask, q.dtype)
+        if q.is_cuda and (mask is not None or q.dtype == torch.float32):
+            k, v = (_repeated(part, q.shape[1] // k.shape[1]) for part in (k, v))
         dropout = self.dropout if self.training else 0.0
-        arguments: dict[str, Any] = {
-            "attn_mask": _taking_part(attention_mask, q.dtype),
+        settings: dict[str, Any] = {
             "dropout_p": dropout,
-            "is_causal": causal,
             "scale": self.softmax_scale,
             "enable_gqa": k.shape[1] != q.shape[1],
         }
-        # A causal layer's mask hides all later places, and places lie in their order unless ranks share the sequence.
-        in_order = attention_mask is not None and mask_type == AttnMaskType.causal and len(query) == len(key)
-        if dropout:
-            with megatron_random.get_cuda_rng_tracker().fork():
-                context = scaled_dot_product_attention(q, k, v, **arguments)
-        elif in_order and not q.is_cuda and not torch.is_grad_enabled():
-            context = _attend_in_slices(q, k, v, **arguments)
-        else:
-            context = scaled_dot_product_attention(q, k, v, **arguments)
+        # by the mode and not by gradients, without which recomputed activations are computed first
+        unplanned = q.is_cuda and mask is not None and not self.training
+        with (
+            megatron_random.get_cuda_rng_tracker().fork() if dropout else nullcontext(),
+            sdpa_kernel(_UNPLANNED) if unplanned else nullcontext(),
+        ):
+            if causal and held is not None:
+                context = _attend_from_pieces(q, k, v, held, **settings)
+            elif mask is not None and in_order and not (q.is_cuda or dropout or torch.is_grad_enabled()):
+                context = _attend_in_slices(q, k, v, mask, **settings)
+            else:
+                context = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, **settings)
         # [b, n, s, d] -> [s, b, n * d]
         return context.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
 
+def _repeated(values: torch.Tensor, times: int) -> torch.Tensor:
+    """[b, g, s, d] -> [b, g * times, s, d], each group for its heads."""
+    return values if times == 1 else values.unsqueeze(2).expand(-1, -1, times, -1, -1).flatten(1, 2)
+
+
+def _attend_from_pieces(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, held: tuple[int, int], **settings: Any
+) -> torch.Tensor:
+    """Causal attention of two pieces of a sequence, each with the keys up to its end and no others."""
+    length = q.shape[2] // 2
+    parts = []
+    for piece, own in zip(held, q.split(length, dim=2), strict=True):
+        seen = (piece + 1) * length
+        mask = None if seen == length else _lower_right(length, seen, on_host=not q.is_cuda)
+        settings |= {"attn_mask": mask, "is_causal": mask is None}
+        parts.append(scaled_dot_product_attention(own, k[:, :, :seen], v[:, :, :seen], **settings))
+    return _joined(parts)
+
+
+@functools.lru_cache(maxsize=8)
+def _lower_right(queries: int, keys: int, *, on_host: bool) -> torch.Tensor:
+    """A causal mask under which the last query sees the last key; on CUDA in a form that stores nothing.
+
+    PyTorch's ``causal_lower_right`` gives the same and allocates [2, queries, keys] floats that nothing reads.
+    """
+    if on_host:
+        return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    from torch.nn.attention.bias import CausalBias, CausalVariant  # imports PyTorch's compiler
+
+    mask = CausalBias.__new__(CausalBias)
+    mask.variant, mask.seq_len_q, mask.seq_len_kv = CausalVariant.LOWER_RIGHT, queries, keys
+    return mask
+
+
 def _attend_in_slices(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, attn_mask: torch.Tensor, **arguments: Any
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, **settings: Any
 ) -> torch.Tensor:
     """Attention under a mask that hides all later places: some queries at a time, with the keys up to their last."""
     parts = []
     for start in range(0, q.shape[2], _QUERIES_AT_ONCE):
         own, seen = slice(start, start + _QUERIES_AT_ONCE), slice(start + _QUERIES_AT_ONCE)
-        arguments["attn_mask"] = attn_mask[..., own, seen]
-        parts.append(scaled_dot_product_attention(q[:, :, own], k[:, :, seen], v[:, :, seen], **arguments))
-    # joined in the order in which the layer wants them, which saves it a copy
+        settings["attn_mask"] = mask[..., own, seen]
+        parts.append(scaled_dot_product_attention(q[:, :, own], k[:, :, seen], v[:, :, seen], **settings))
+    return _joined(parts)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Parts of a sequence in the order in which the layer wants them, which saves it a copy: [b, n, s, d]."""
     return torch.cat([part.permute(2, 0, 1, 3) for part in parts]).permute(1, 2, 0, 3)
 
 

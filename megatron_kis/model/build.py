@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import math
 from typing import Any
 
@@ -18,6 +17,7 @@ from megatron_kis.model.ladder import ModelShape
 from megatron_kis.model.layout import check_shape
 from megatron_kis.model.loss import cross_entropy
 from megatron_kis.model.norm import RmsNorm
+from megatron_kis.model.support import fuses, say_if_transformer_engine_is_unused, why_no_transformer_engine
 from megatron_kis.parallel import Layout
 from megatron_kis.training.settings import ParallelConfig
 
@@ -70,11 +70,14 @@ def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False
     """
     if precision == "fp8":
         asked = "transformer_engine" if asked == "auto" and not own_mask else asked
-        if asked != "transformer_engine" or _why_no_transformer_engine(device) is not None:
+        why = (
+            f"model.transformer_impl is {asked}" if asked != "transformer_engine" else why_no_transformer_engine(device)
+        )
+        if why is not None:
             raise InputError(
-                "FP8 needs Transformer Engine's layers on CUDA",
+                f"FP8 needs Transformer Engine's layers on CUDA; {why}",
                 where="training.precision",
-                remedy="install transformer-engine[pytorch] on a machine with CUDA, or use bf16",
+                remedy="pip install 'megatron-kis[gpu]' on a machine with CUDA, or use bf16",
             )
     if asked == "transformer_engine" and own_mask:
         raise InputError(
@@ -83,25 +86,17 @@ def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False
             remedy="use model.transformer_impl=sdpa or auto",
         )
     if asked == "auto":
-        return "sdpa" if own_mask or _why_no_transformer_engine(device) is not None else "transformer_engine"
-    if asked == "transformer_engine" and (why := _why_no_transformer_engine(device)) is not None:
+        if own_mask:
+            return "sdpa"
+        say_if_transformer_engine_is_unused(device)
+        return "sdpa" if why_no_transformer_engine(device) is not None else "transformer_engine"
+    if asked == "transformer_engine" and (why := why_no_transformer_engine(device)) is not None:
         raise InputError(
             f"Transformer Engine is asked for, and {why}",
             where="model.transformer_impl",
-            remedy="install transformer-engine[pytorch] on a machine with CUDA, or use auto",
+            remedy="pip install 'megatron-kis[gpu]' on a machine with CUDA, or use auto",
         )
     return asked
-
-
-def _why_no_transformer_engine(device: Device) -> str | None:
-    """Why its layers cannot be taken; None where they can. A package that is there may still lack its libraries."""
-    if device.is_host:
-        return "it needs CUDA"
-    try:
-        importlib.import_module("transformer_engine.pytorch")
-    except (ImportError, OSError) as error:
-        return f"it cannot be imported ({error})"
-    return None
 
 
 def transformer_config(
@@ -115,6 +110,7 @@ def transformer_config(
     implementation: str = "sdpa",
     sequence_parallel: bool = False,
     recompute: str = "none",
+    deterministic: bool = False,
 ) -> TransformerConfig:
     """Megatron's configuration of a shape under a layout; see ``build_model``.
 
@@ -129,7 +125,7 @@ def transformer_config(
     )
     check_shape(shape, parallel, rows=vocabulary, implementation=implementation)
     half = precision in ("bf16", "fp8")
-    on_cuda = not device.is_host
+    fused = fuses(device)
     return TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.width,
@@ -148,7 +144,7 @@ def transformer_config(
         use_cpu_initialization=device.is_host,
         tensor_model_parallel_size=layout.tensor_size,
         pipeline_model_parallel_size=layout.pipeline_size,
-        **_interleaved(layout),
+        **_schedule(layout),
         context_parallel_size=layout.context_size,
         pipeline_dtype=torch.bfloat16 if half else torch.float32,
         params_dtype=torch.bfloat16 if half else torch.float32,
@@ -157,25 +153,28 @@ def transformer_config(
         calculate_per_token_loss=True,
         batch_p2p_sync=False,
         masked_softmax_fusion=False,  # a kernel of NVIDIA apex's that SDPA does not need
-        bias_activation_fusion=on_cuda,
-        use_te_activation_func=not on_cuda,  # its name for an activation given in the layers' specification
-        bias_dropout_fusion=on_cuda,
+        bias_activation_fusion=fused,
+        # Megatron-Core's name for an activation given in the layers' specification, as `_layers` gives its own
+        use_te_activation_func=not fused and implementation != "transformer_engine",
+        bias_dropout_fusion=fused,
         apply_rope_fusion=implementation == "transformer_engine",
         sequence_parallel=sequence_parallel and layout.tensor_size > 1,
         **_RECOMPUTE[recompute],
-        gradient_accumulation_fusion=False,  # needs NVIDIA apex
+        deterministic_mode=deterministic and not device.is_host,
+        gradient_accumulation_fusion=False,  # the output layer's needs NVIDIA apex; see ``_accumulate_in_place``
         persist_layer_norm=False,
     )
 
 
-def _interleaved(layout: Layout) -> dict[str, Any]:
-    """Settings of the interleaved schedule.
+def _schedule(layout: Layout) -> dict[str, Any]:
+    """Settings of the pipeline's schedule.
 
-    Between two stages its messages go both ways at once, to and from the same rank: only with overlapping messages does
-    Megatron-Core keep the two apart.
+    Between two stages the messages of the interleaved one go both ways at once, to and from the same rank: only with
+    overlapping messages does Megatron-Core keep the two apart. These are still being sent when the schedule would free
+    what a stage has put out, so that it may be overwritten (seen with gloo); the other schedule waits for them.
     """
     if layout.virtual_size == 1:
-        return {}
+        return {"deallocate_pipeline_outputs": True}
     return {
         "virtual_pipeline_model_parallel_size": layout.virtual_size,
         "overlap_p2p_comm": True,
@@ -194,8 +193,9 @@ def build_model(
     implementation: str = "sdpa",
     sequence_parallel: bool = False,
     recompute: str = "none",
+    deterministic: bool = False,
     init_std: float = 0.02,
-    seed: int = 0,
+    seed: int | None = 0,
     chunk: int = 0,
 ) -> GPTModel:
     """This rank's part of the model, or one chunk of it under the interleaved schedule, on its device.
@@ -210,8 +210,10 @@ def build_model(
         implementation: of the layers: ``transformer_engine``, ``sdpa`` or ``local`` (``resolve_implementation``).
         sequence_parallel: split along the sequence between tensor-parallel regions, too.
         recompute: ``none``, ``selective`` or ``full``: activations that the backward pass computes again.
+        deterministic: on CUDA, whether kernels must repeat their bits; after ``set_determinism``.
         init_std: standard deviation of the weights.
-        seed: seed of the weights; equal seeds give equal full weights under every layout.
+        seed: seed of the weights; equal seeds give equal full weights under every layout. None: they are still to be
+            set, by ``initialise`` or from a checkpoint.
         chunk: which of the stage's ``layout.virtual_size`` chunks of layers.
 
     Raises:
@@ -227,10 +229,12 @@ def build_model(
         implementation=implementation,
         sequence_parallel=sequence_parallel,
         recompute=recompute,
+        deterministic=deterministic,
         init_std=init_std,
         chunk=chunk,
     )
-    initialise(model, layers=shape.layers, layout=layout, init_std=init_std, seed=seed)
+    if seed is not None:
+        initialise(model, layers=shape.layers, layout=layout, init_std=init_std, seed=seed)
     if precision in ("bf16", "fp8"):
         for parameter in model.parameters():  # norms are made in fp32; mixed types miss PyTorch's fused kernel
             parameter.data = parameter.data.bfloat16()
@@ -248,6 +252,7 @@ def assemble_model(
     implementation: str = "sdpa",
     sequence_parallel: bool = False,
     recompute: str = "none",
+    deterministic: bool = False,
     init_std: float = 0.02,
     chunk: int = 0,
 ) -> GPTModel:
@@ -258,7 +263,7 @@ def assemble_model(
     Raises:
         InputError: the layout does not divide the shape.
     """
-    with quiet_megatron():
+    with quiet_megatron("full scope is deprecated", "MLP requires ffn_hidden_size"):  # of what is not set here
         config = transformer_config(
             shape,
             vocabulary=vocabulary,
@@ -269,6 +274,7 @@ def assemble_model(
             implementation=implementation,
             sequence_parallel=sequence_parallel,
             recompute=recompute,
+            deterministic=deterministic,
         )
         stage = chunk if layout.virtual_size > 1 else None
         model = LanguageModel(
@@ -283,7 +289,20 @@ def assemble_model(
             rotary_base=shape.rope_base,
             vp_stage=stage,
         )
+    if not device.is_host:
+        _accumulate_in_place(model)
     return model
+
+
+def _accumulate_in_place(model: GPTModel) -> None:
+    """Lets Transformer Engine's layers add their weight gradients to the replica's fp32 buffers as they multiply.
+
+    Otherwise each gradient is written in bf16 first. Megatron-Core has one setting for these layers, which can do it,
+    and for its own output layer, which refuses it without a kernel of NVIDIA apex.
+    """
+    for layer in model.decoder.modules():
+        if hasattr(layer, "fuse_wgrad_accumulation"):
+            layer.fuse_wgrad_accumulation = True
 
 
 def _layers(implementation: str, count: int) -> ModuleSpec | TransformerBlockSubmodules:
@@ -339,16 +358,16 @@ def _stream(seed: int, name: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+def global_name(model: GPTModel, name: str) -> str:
+    """The name of a parameter or a module of this rank with its layer's number in the whole model."""
+    if not name.startswith("decoder.layers."):
+        return name
+    _, _, local, rest = name.split(".", 3)
+    return f"decoder.layers.{model.decoder.layers[int(local)].layer_number - 1}.{rest}"
+
+
 def _global_names(model: GPTModel) -> list[tuple[str, torch.nn.Parameter]]:
-    """Parameters with the layer numbers of the whole model, and the tied output layer under the embedding's name."""
-    named: list[tuple[str, torch.nn.Parameter]] = []
-    for name, parameter in model.named_parameters():
-        global_name = name
-        if name.startswith("decoder.layers."):
-            _, _, local, rest = name.split(".", 3)
-            number = model.decoder.layers[int(local)].layer_number - 1
-            global_name = f"decoder.layers.{number}.{rest}"
-        elif name == "output_layer.weight" and model.share_embeddings_and_output_weights:
-            global_name = "embedding.word_embeddings.weight"
-        named.append((global_name, parameter))
-    return named
+    """Parameters under their global names, and the tied output layer under the embedding's."""
+    tied = {"output_layer.weight": "embedding.word_embeddings.weight"}
+    renamed = tied if model.share_embeddings_and_output_weights else {}
+    return [(renamed.get(name, global_name(model, name)), parameter) for name, parameter in model.named_parameters()]

@@ -8,10 +8,13 @@ PyTorch's attention has them all gathered (Llama 3, section 3.3.2).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
+
+from megatron_kis.device import quiet_megatron
+
+with quiet_megatron():
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
 
 def positions(length: int, *, size: int, rank: int) -> torch.Tensor:
@@ -29,7 +32,12 @@ def positions(length: int, *, size: int, rank: int) -> torch.Tensor:
     if size == 1:
         return places
     pieces = places.view(2 * size, -1)
-    return torch.cat([pieces[rank], pieces[2 * size - 1 - rank]])
+    return torch.cat([pieces[piece] for piece in pieces_of(size=size, rank=rank)])
+
+
+def pieces_of(*, size: int, rank: int) -> tuple[int, int]:
+    """Which two of a sequence's 2 size pieces a rank holds, ascending."""
+    return rank, 2 * size - 1 - rank
 
 
 def gather_sequence(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -42,27 +50,6 @@ def gather_sequence(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Ten
     Returns:
         [length, ...] in the sequence's order; what flows back is summed over the ranks.
     """
-    if group.size() == 1:
-        return values
-    gathered: torch.Tensor = _Gather.apply(values, group)
-    return gathered
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-        size, length = group.size(), len(values) * group.size()
-        parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(size)]
-        dist.all_gather(parts, values.contiguous(), group=group)
-        places = [positions(length, size=size, rank=rank).to(values.device) for rank in range(size)]
-        context.group, context.mine = group, places[group.rank()]
-        whole = values.new_empty((length, *values.shape[1:]))
-        whole[torch.cat(places)] = torch.cat(parts)
-        return whole
-
-    @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (gradient,) = gradients
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total, group=context.group)
-        return total[context.mine], None
+    pieces = gather_from_sequence_parallel_region(values, group=group).chunk(2 * group.size())
+    # rank by rank its early and its late piece; late ones lie in the order of falling ranks
+    return torch.cat([*pieces[::2], *pieces[::-2]])

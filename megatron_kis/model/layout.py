@@ -18,6 +18,9 @@ from megatron_kis.training.settings import ParallelConfig, TrainingConfig
 if TYPE_CHECKING:
     from megatron_kis.config import RunConfig
 
+_FP8_MULTIPLE = 16
+"""Transformer Engine asks for it of what a product sums over, and the gradient of a weight sums over the tokens."""
+
 
 def check_layout(
     model: ModelConfig,
@@ -45,7 +48,10 @@ def check_layout(
         rows=None if vocabulary is None else padded_vocabulary(vocabulary),
         implementation=model.transformer_impl,
     )
-    check_batches(training, parallel, parallel.replicas if replicas is None else replicas)
+    replicas = parallel.replicas if replicas is None else replicas
+    check_batches(training, parallel, replicas)
+    if training.precision == "fp8":
+        check_fp8(model.shape(), training, parallel, replicas)
 
 
 def check_layouts(runs: Iterable[RunConfig], *, vocabulary: int | None = None) -> None:
@@ -57,7 +63,7 @@ def check_layouts(runs: Iterable[RunConfig], *, vocabulary: int | None = None) -
     checked = set()
     for run in runs:
         training = run.training
-        batches = (training.global_batch_size, training.micro_batch_size, training.sequence_length)
+        batches = (training.global_batch_size, training.micro_batch_size, training.sequence_length, training.precision)
         key = (run.model, run.parallel, batches)
         if key in checked:
             continue
@@ -172,3 +178,33 @@ def check_batches(training: TrainingConfig, parallel: ParallelConfig, replicas: 
             where="training.micro_batch_size",
             remedy=f"make a replica's {share} sequences a multiple of {parallel.pipeline} micro-batches",
         )
+
+
+def check_fp8(shape: ModelShape, training: TrainingConfig, parallel: ParallelConfig, replicas: int) -> None:
+    """Refuses matrices that cannot be multiplied in FP8, whose sizes must be multiples of ``_FP8_MULTIPLE``.
+
+    Args:
+        shape: the model's shape.
+        training: batches and sequence length.
+        parallel: the layout.
+        replicas: data-parallel replicas.
+
+    Raises:
+        InputError: with what is odd, and its size on a rank.
+    """
+    share = training.global_batch_size // replicas
+    tokens = (training.micro_batch_size or share) * training.sequence_length // parallel.context
+    head, t = shape.width // shape.heads, parallel.tensor
+    for what, size in {
+        "model.width": shape.width,
+        "model.heads x their width": shape.heads * head // t,
+        "the width of queries, keys and values": (shape.heads + 2 * shape.query_groups) * head // t,
+        "model.ffn_width": shape.ffn_width // t,
+        "the number of tokens of a micro-batch": tokens // t if parallel.sequence else tokens,
+    }.items():
+        if size % _FP8_MULTIPLE:
+            raise InputError(
+                f"fp8 needs multiples of {_FP8_MULTIPLE}; on a rank {size} is {what}",
+                where="training.precision",
+                remedy="change that size, or use bf16",
+            )

@@ -7,6 +7,7 @@ held. Data-parallel replicas share the rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 
 from megatron_kis.device import quiet_megatron
 from megatron_kis.model.attention import SdpaAttention
+from megatron_kis.model.head import head_inputs, head_weight, headless
 from megatron_kis.parallel import sum_over_data
 from megatron_kis.probes.forest import EdgeScores, Forest
+from megatron_kis.probes.packed import send
 from megatron_kis.probes.ragged import ranges, starts_of
 from megatron_kis.probes.readout import read_tokens
 
@@ -27,11 +30,9 @@ if TYPE_CHECKING:
     from megatron_kis.training.engine import Engine
 
 with quiet_megatron():
-    from megatron.core import parallel_state
     from megatron.core.models.gpt.gpt_model import GPTModel
-    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-Batch = dict[str, Any]
+Batch = dict[str, torch.Tensor]
 
 
 class Scorer:
@@ -41,6 +42,8 @@ class Scorer:
         """Takes the engine; its chunks are left as they were after each pass."""
         self._engine, self._layout = engine, engine.layout
         self._device = engine.device.torch_device
+        self._few_shapes = self._device.type != "cpu"
+        """Whether passes are padded to few shapes: accelerators choose, plan or compile kernels for each."""
         modules = [module for chunk in engine.chunks for module in chunk.modules()]
         self.branching = any(isinstance(module, SdpaAttention) for module in modules)
         """Whether rows may hold trees: Transformer Engine's and the local attention keep to their causal mask."""
@@ -59,20 +62,34 @@ class Scorer:
         assert self.branching or not forest.branching
         rows = np.argsort(forest.counts, kind="stable")[self._layout.data_rank :: self._layout.data_size]
         values = torch.zeros((2, len(forest.labels)), dtype=torch.float64, device=self._device)
-        for start in range(0, len(rows), rows_a_pass):
-            edges, batch = self._batch(forest, rows[start : start + rows_a_pass])
-            count, length = batch["tokens"].shape
-            hidden = self._engine.forward(partial(_call, batch), rows=count, length=length)
+        for part, size in self._parts(rows, rows_a_pass):
+            batch, labels, which = self._batch(forest, part, size)
+            hidden = self._engine.forward(partial(_call, batch), rows=size, length=batch["tokens"].shape[1])
             if hidden is not None:
-                values[:, edges] = self._read_edges(hidden, batch["nodes"], batch["labels"]).double()
+                values[:, batch["edges"]] = self._read_edges(hidden, batch["nodes"], which, labels).double()
         if not self._layout.is_last_stage:
             return None
         log_probs, greedy = sum_over_data(values, context=True).cpu().numpy()
         return EdgeScores(log_probs, greedy > 0)
 
-    def _batch(self, forest: Forest, rows: NDArray[np.int64]) -> tuple[torch.Tensor, Batch]:
-        width = int(forest.counts[rows].max())
-        width += -width % self._layout.sequence_multiple
+    def _parts(self, rows: NDArray[np.int64], rows_a_pass: int) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """Rows of each pass, and how many it is to have: more than there are where padding makes them all alike."""
+        passes = -(-len(rows) // rows_a_pass)
+        size = -(-len(rows) // max(1, passes)) if self._few_shapes else rows_a_pass
+        for number in range(passes):
+            part = rows[number * size : (number + 1) * size]
+            yield part, size if self._few_shapes else len(part)
+
+    def _width(self, nodes: int) -> int:
+        """Tokens of a row that holds so many nodes; of few shapes multiples of 32, past 512 eight to each doubling."""
+        step = max(32, 1 << nodes.bit_length() >> 4) if self._few_shapes else 1
+        return nodes + -nodes % math.lcm(step, self._layout.sequence_multiple)
+
+    def _batch(
+        self, forest: Forest, rows: NDArray[np.int64], size: int
+    ) -> tuple[Batch, NDArray[np.int64], NDArray[np.int64]]:
+        """A pass over rows, repeated up to ``size``: its tensors; of each edge that this rank reads token and node."""
+        width = self._width(int(forest.counts[rows].max()))
         mine = self._engine.positions(width).numpy()
         local = np.full(width, -1)
         local[mine] = np.arange(len(mine))
@@ -83,67 +100,59 @@ class Scorer:
         # In the order of their nodes, without those that leave nodes of ranks that share the rows.
         order = np.argsort(nodes, kind="stable")
         order = order[np.searchsorted(nodes[order], 0) :]
-        edges, nodes = edges[order], nodes[order]
+        edges = edges[order]
+        needed, which = np.unique(nodes[order], return_inverse=True)
+        laid = np.pad(rows, (0, size - len(rows)), mode="edge")
         arrays = {
-            "tokens": _fitted(forest.tokens[rows], width)[:, mine],
-            "depths": _fitted(forest.depths[rows], width)[:, mine],
-            "nodes": nodes,
-            "labels": forest.labels[edges],
+            "tokens": _fitted(forest.tokens[laid], width)[:, mine],
+            "depths": _fitted(forest.depths[laid], width)[:, mine],
+            "nodes": needed,
+            "edges": edges,
         }
-        batch = {name: torch.from_numpy(array.astype(np.int64)).to(self._device) for name, array in arrays.items()}
         if forest.branching:
-            ends = torch.from_numpy(_fitted(forest.ends[rows], width)).to(self._device)
-            batch["mask"] = _mask(torch.from_numpy(mine).to(self._device), ends)
-        return torch.from_numpy(edges).to(self._device), batch
+            arrays |= {"ends": _fitted(forest.ends[laid], width), "places": mine}
+        batch = send({name: array.astype(np.int64) for name, array in arrays.items()}, self._device)
+        if forest.branching:
+            batch["mask"] = _mask(batch["places"], batch["ends"], self._engine.chunks[0].config.params_dtype)
+        return batch, forest.labels[edges].astype(np.int64), which
 
-    def _read_edges(self, hidden: torch.Tensor, nodes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _read_edges(
+        self, hidden: torch.Tensor, nodes: torch.Tensor, which: NDArray[np.int64], labels: NDArray[np.int64]
+    ) -> torch.Tensor:
         """[2, edges] log-likelihood, and 1 where no token is likelier.
 
         Args:
             hidden: [W, rows, hidden] what the output layer would get, the W shared out under sequence parallelism.
-            nodes: [edges] places among the rows * W nodes, ascending.
+            nodes: [n] places among the rows * W nodes, ascending.
+            which: [edges] the node of each.
             labels: [edges] tokens.
         """
-        model, group = self._engine.chunks[-1].module, parallel_state.get_tensor_model_parallel_group()
-        if model.config.sequence_parallel:
-            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False, group=group)
-        tied = model.share_embeddings_and_output_weights
-        weight = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
-        needed, which = nodes.unique_consecutive(return_inverse=True)
-        inputs = hidden.transpose(0, 1).flatten(0, 1)[needed]
-        return read_tokens(inputs, weight, which, labels, group)
+        model = self._engine.chunks[-1].module
+        inputs = head_inputs(model, hidden).transpose(0, 1).flatten(0, 1)[nodes]
+        return read_tokens(inputs, head_weight(model), which, labels, model.pg_collection.tp)
 
 
-def _mask(places: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def _mask(places: torch.Tensor, ends: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """[rows, 1, own, W] what to add to the scores of attention: 0 from a node to itself and to those above, else -inf.
 
     Args:
         places: [own] nodes of a row that this rank holds.
         ends: [rows, W] where the nodes below each end.
+        dtype: of the scores.
     """
     mine, others = places[:, None], torch.arange(ends.shape[1], device=ends.device)
     hidden = (mine < others) | (mine >= ends[:, None, :]) & (mine != others)
-    return torch.zeros(hidden.shape, device=ends.device).masked_fill_(hidden, -torch.inf)[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill_(hidden, -torch.inf)[:, None]
 
 
 def _call(batch: Batch, chunk: Any) -> torch.Tensor:
     """A chunk's output for a batch, of the last one what its output layer would get."""
-    with _headless(chunk.module):
+    with headless(chunk.module):
         tokens, depths = batch["tokens"], batch["depths"]
         if "mask" not in batch:
             return chunk(tokens, depths, None)
         with _placed(chunk.module, depths):
             return chunk(tokens, depths, batch["mask"])
-
-
-@contextmanager
-def _headless(model: GPTModel) -> Iterator[None]:
-    """The model without its output layer."""
-    ends, model.post_process = model.post_process, False
-    try:
-        yield
-    finally:
-        model.post_process = ends
 
 
 def _fitted(values: NDArray[np.int32], width: int) -> NDArray[np.int32]:

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch.nn.functional import linear
+
+from megatron_kis.model.vocabulary import LOGITS_PER_BLOCK
+from megatron_kis.probes.packed import send
 
 _BLOCK_ON_HOST = 512
 """Nodes and tokens of a block on the host: a megabyte of logits, and no more weights than stay in a core's cache."""
 
-_LOGITS_ON_DEVICE = 1 << 28
-"""Logits of a block on an accelerator, which has each node's all together: 1 GB in fp32."""
-
 
 def read_tokens(
-    inputs: torch.Tensor, weight: torch.Tensor, which: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    which: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    group: dist.ProcessGroup,
 ) -> torch.Tensor:
     """[2, edges] log-likelihood of the token of each edge, and 1 where no token is likelier.
 
@@ -31,44 +37,47 @@ def read_tokens(
         labels: [edges] token.
         group: the ranks that share the vocabulary; all have the same inputs and edges.
     """
-    own = labels - group.rank() * len(weight)
-    chosen, top, normaliser = _reduced(inputs, weight, which, own.clamp(0, len(weight) - 1))
-    if group.size() > 1:
-        chosen = torch.where((own >= 0) & (own < len(weight)), chosen, 0.0)
-        dist.all_reduce(chosen, group=group)
-        normaliser = _log_sum(normaliser, group)
-        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-    return torch.stack([chosen - normaliser[which], (chosen >= top[which]).float()])
-
-
-def _reduced(
-    inputs: torch.Tensor, weight: torch.Tensor, which: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits of edges [edges], and of nodes [n] the largest one and the logarithm of the sum of exponentials."""
-    on_host = inputs.device.type == "cpu"
-    nodes = _BLOCK_ON_HOST if on_host else max(1, _LOGITS_ON_DEVICE // len(weight))
-    tokens = _BLOCK_ON_HOST if on_host else len(weight)
+    on_host, held = inputs.device.type == "cpu", len(weight)
+    nodes = _BLOCK_ON_HOST if on_host else max(1, LOGITS_PER_BLOCK // held)
+    tokens = _BLOCK_ON_HOST if on_host else held
     rows, columns = inputs.split(nodes), weight.split(tokens)
-    block = which // nodes * len(columns) + labels // tokens
-    order = block.argsort(stable=True)
-    sizes = torch.bincount(block, minlength=len(rows) * len(columns)).tolist()
-    edges = zip((which % nodes)[order].split(sizes), (labels % tokens)[order].split(sizes), strict=True)
+    own = labels - group.rank() * held
+    here, own = (own >= 0) & (own < held), own.clip(0, held - 1)
+    block = which // nodes * len(columns) + own // tokens
+    order = np.argsort(block, kind="stable")
+    sizes = np.bincount(block, minlength=len(rows) * len(columns)).tolist()
+    sent = send(
+        {
+            "places": (which % nodes)[order],
+            "columns": (own % tokens)[order],
+            "back": np.argsort(order, kind="stable"),
+            "which": which,
+            "here": here.astype(np.int64),
+        },
+        inputs.device,
+    )
+    edges = zip(sent["places"].split(sizes), sent["columns"].split(sizes), strict=True)
     blocks = [_reduce(linear(*factors), *ends) for factors, ends in zip(product(rows, columns), edges, strict=True)]
     logits, tops, normalisers = zip(*blocks, strict=True)
-    sorted_logits = torch.cat(logits)
-    chosen = torch.empty_like(sorted_logits)
-    chosen[order] = sorted_logits
+    chosen = torch.cat(logits)[sent["back"]]
     top, normaliser = (  # [blocks of tokens, n]
         torch.stack([torch.cat(kind[column :: len(columns)]) for column in range(len(columns))])
         for kind in (tops, normalisers)
     )
-    return chosen, top.amax(dim=0), normaliser.logsumexp(dim=0)
+    top, normaliser = top.amax(dim=0), normaliser.logsumexp(dim=0)
+    if group.size() > 1:
+        chosen = torch.where(sent["here"] > 0, chosen, 0.0)
+        dist.all_reduce(chosen, group=group)
+        normaliser = _log_sum(normaliser, group)
+        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+    which_node = sent["which"]
+    return torch.stack([chosen - normaliser[which_node], (chosen >= top[which_node]).float()])
 
 
 def _reduce(
     logits: torch.Tensor, places: torch.Tensor, columns: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same of one block.
+    """Logits of edges [edges], and of nodes [n] the largest one and the logarithm of the sum of exponentials.
 
     Args:
         logits: [n, tokens].

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_kis.config import RunConfig
+from megatron_kis.determinism import set_determinism
 from megatron_kis.device import open_device, seed_device
 from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.parallel import close_groups, open_groups
@@ -42,14 +43,16 @@ def restored(
     Raises:
         InputError: there is no whole checkpoint, or not of this step.
     """
-    own_weights = config.model.model_copy(update={"init_from": None})
-    config = config.model_copy(update={"model": own_weights})
-    device = open_device(config.device)
+    if config.training.precision == "fp8":  # of training steps alone; the weights are bf16
+        config = config.model_copy(update={"training": config.training.model_copy(update={"precision": "bf16"})})
+    device = open_device(config.device, in_order=tensor > 1)
+    set_determinism(device, asked=config.training.deterministic)
     layout = open_groups(device, tensor=tensor, pipeline=pipeline)
     try:
         checkpoint = required(run, step)
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
-        engine = Engine(config, vocabulary=padded_vocabulary(vocabulary), layout=layout, device=device)
+        rows = padded_vocabulary(vocabulary)
+        engine = Engine(config, vocabulary=rows, layout=layout, device=device, begin=False)
         engine.load_weights(shards.load({"model": engine.weights()}, checkpoint.folder)["model"])
         yield engine, checkpoint
     finally:

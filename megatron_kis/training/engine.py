@@ -19,16 +19,17 @@ from megatron_kis.config import RunConfig
 from megatron_kis.data.dataset import Sample
 from megatron_kis.device import Device, quiet_megatron, random_states, restore_random_states
 from megatron_kis.imports.start import load_start, open_start
-from megatron_kis.model.build import build_model, resolve_implementation
+from megatron_kis.model.build import build_model, initialise, resolve_implementation
 from megatron_kis.model.context import positions
-from megatron_kis.parallel import Layout, sum_over_all, sum_over_context
-from megatron_kis.training.optimizer import build_optimizer, wrap_model
+from megatron_kis.model.head import head_losses, headless
+from megatron_kis.parallel import Layout, sum_over_all, sum_over_data
+from megatron_kis.training.optimizer import build_optimizer, finish_gradients, wrap_model
+from megatron_kis.training.scaling import DelayedScaling, without_fp8
 from megatron_kis.training.settings import resolve_precision
 
 with quiet_megatron():
     from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
-    from megatron.core.distributed import finalize_model_grads
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
@@ -38,7 +39,9 @@ Batch = dict[str, torch.Tensor]
 class Engine:
     """A model under a parallel layout, its optimizer, and how to step and to score."""
 
-    def __init__(self, config: RunConfig, *, vocabulary: int, layout: Layout, device: Device) -> None:
+    def __init__(
+        self, config: RunConfig, *, vocabulary: int, layout: Layout, device: Device, begin: bool = True
+    ) -> None:
         """Builds this rank's part.
 
         Args:
@@ -46,8 +49,11 @@ class Engine:
             vocabulary: padded rows of the embedding.
             layout: this rank's place.
             device: where to compute.
+            begin: give the weights their first values. A caller that is going to load others says no: to draw those
+                of a large model takes minutes.
         """
         self.layout, self.device = layout, device
+        self._model, self._seed, self._vocabulary = config.model, config.training.seed, vocabulary
         precision = resolve_precision(config.training.precision, host=device.is_host)
         self.precision = precision
         self._sequence_length = config.training.sequence_length
@@ -69,9 +75,10 @@ class Engine:
                     implementation=implementation,
                     sequence_parallel=config.parallel.sequence,
                     recompute=config.parallel.recompute,
+                    deterministic=config.training.deterministic,
                     init_std=config.model.init_std,
-                    seed=config.training.seed,
                     chunk=chunk,
+                    seed=None,
                 ),
                 device,
             )
@@ -79,13 +86,29 @@ class Engine:
         ]
         """This rank's layers, as data-parallel replicas: one chunk, or several under the interleaved schedule."""
         self._config = self.chunks[0].config  # the one that Megatron-Core's schedules look at
-        if config.model.init_from is not None:  # before the optimizer, which may keep copies of the weights
-            start = open_start(config.model.init_from, config.model.shape(), vocabulary=vocabulary)
-            self.load_weights(load_start(start, self.weights()))
-        self._config.finalize_model_grads_func = _scale_alone if layout.world_size == 1 else finalize_model_grads
+        self._scaling = DelayedScaling(self.chunks, layout) if precision == "fp8" else None
+        self._config.finalize_model_grads_func = finish_gradients
         self._optimizer = build_optimizer(self.chunks, config.training.optimizer, device, half=precision != "fp32")
         self._forward_backward = get_forward_backward_func()
         self._link = P2PCommunicator(parallel_state.get_pipeline_model_parallel_group(), self._config)
+        if begin:
+            self.begin()
+
+    def begin(self) -> None:
+        """Gives the weights their first values: drawn, or those of ``model.init_from``.
+
+        Raises:
+            InputError: a start that does not fit the model, or is damaged.
+        """
+        model = self._model
+        if model.init_from is not None:
+            start = open_start(model.init_from, model.shape(), vocabulary=self._vocabulary)
+            self.load_weights(load_start(start, self.weights()))
+        else:
+            for chunk in self.chunks:
+                initialise(chunk.module, layers=model.shape().layers, layout=self.layout, init_std=model.init_std,
+                           seed=self._seed)  # fmt: skip
+        self._optimizer.take_weights()
 
     def train_step(
         self,
@@ -130,7 +153,7 @@ class Engine:
 
     @torch.no_grad()
     def forward(self, call: Callable[[Any], torch.Tensor], *, rows: int, length: int) -> torch.Tensor | None:
-        """Brings a batch through all chunks of all stages, without a gradient or a random draw.
+        """Brings a batch through all chunks of all stages, without a gradient, a random draw or FP8.
 
         Megatron-Core's interleaved schedule wants several micro-batches of one shape; here any batch is one.
 
@@ -147,10 +170,12 @@ class Engine:
         shape = (length, rows, self._config.hidden_size)
         output = None
         for number, chunk in enumerate(self.chunks):
+            chunk.gather()
             chunk.eval()
             arrived = self._link.recv_forward(shape, self.layout.is_first_stage and number == 0)
             chunk.module.set_input_tensor(arrived)
-            output = call(chunk)
+            with without_fp8(chunk):
+                output = call(chunk)
             chunk.train()
             at_end = self.layout.is_last_stage and number == len(self.chunks) - 1
             self._link.send_forward(output, at_end)
@@ -161,36 +186,39 @@ class Engine:
         return positions(length, size=self.layout.context_size, rank=self.layout.context_rank)
 
     def token_losses(
-        self, rows: NDArray[np.int64], labels: NDArray[np.int64], *, batch_size: int
+        self, rows: NDArray[np.int64], labels: NDArray[np.int64], *, rows_a_pass: int
     ) -> NDArray[np.float32] | None:
-        """Negative log-likelihoods of labels.
+        """Negative log-likelihoods of labels; data-parallel replicas share the rows.
+
+        All passes have one shape, and each replica has as many: the last rows are asked again where some are missing.
 
         Args:
-            rows: int64 [rows, T] tokens; every rank of a model replica gives the same.
+            rows: int64 [rows, T] tokens, the same on every rank.
             labels: int64 [rows, T] what follows each token.
-            batch_size: rows a forward pass.
+            rows_a_pass: rows of a forward pass.
 
         Returns:
             float32 [rows, T] nats, on the last pipeline stage; None on the others.
         """
-        place = self.device.torch_device
+        place, count, size = self.device.torch_device, len(rows), self.layout.data_size
         mine = self.positions(rows.shape[1])
-        scores = torch.zeros(rows.shape, dtype=torch.float32)
-        for start in range(0, len(rows), batch_size):
-            tokens, following = (
-                torch.from_numpy(array[start : start + batch_size])[:, mine].to(place) for array in (rows, labels)
-            )
-            where = mine.to(place).expand_as(tokens)
-            losses = self.forward(
-                functools.partial(_call, tokens, where, following), rows=tokens.shape[0], length=tokens.shape[1]
-            )
-            if losses is not None:
-                scores[start : start + batch_size, mine] = losses.float().cpu()
+        where = mine.to(place)
+        passes = -(-count // (rows_a_pass * size))
+        share = np.arange(passes * rows_a_pass) * size + self.layout.data_rank
+        scores = torch.zeros(rows.shape, dtype=torch.float32, device=place)
+        for asked in share.reshape(passes, rows_a_pass):
+            numbers = np.minimum(asked, count - 1)
+            both = np.stack([array[numbers][:, mine.numpy()] for array in (rows, labels)])
+            tokens, following = torch.from_numpy(both).to(place)
+            body = functools.partial(_body, tokens, where.expand_as(tokens))
+            hidden = self.forward(body, rows=rows_a_pass, length=len(mine))
+            if hidden is not None:
+                losses = head_losses(self.chunks[-1].module, hidden, following)
+                real = int((asked < count).sum())
+                scores[asked[0] : count : size][:real, where] = losses[:real]
         if not self.layout.is_last_stage:
             return None
-        if self.layout.context_size > 1:
-            scores = sum_over_context(scores.to(place)).cpu()
-        return scores.numpy()
+        return sum_over_data(scores, context=True).cpu().numpy()
 
     def sharded_state(self, *, loading: bool = False) -> dict[str, Any]:
         """Weights, optimizer and random streams, in the form that ``shards`` saves and loads.
@@ -201,6 +229,8 @@ class Engine:
         model = self.weights()
         # the optimizer first: to save the weights is to leave their names, and it finds them by identity
         state = {"optimizer": self._optimizer.sharded_state(model, loading=loading), "model": model}
+        if self._scaling is not None:
+            state["scaling"] = self._scaling.sharded_state()
         rank, world = self.layout.rank, self.layout.world_size
         state["random"] = {
             name: ShardedTensor.from_rank_offsets(f"random.{name}", states[None].contiguous(), (0, rank, world))
@@ -212,11 +242,15 @@ class Engine:
         """Takes over what ``sharded_state`` described; random streams only if the state has them."""
         self.load_weights(state["model"])
         self._optimizer.load_state(state["optimizer"])
+        if self._scaling is not None:
+            self._scaling.load_state(state["scaling"])
         if "random" in state:
             restore_random_states(self.device, {name: states[0].cpu() for name, states in state["random"].items()})
 
     def weights(self) -> dict[str, Any]:
         """Every weight with its place in the whole model, by chunk."""
+        for chunk in self.chunks:
+            chunk.gather()
         metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
         return {
             str(number): {
@@ -228,9 +262,19 @@ class Engine:
         }
 
     def load_weights(self, weights: dict[str, Any]) -> None:
-        """Takes over what ``weights`` described, its tensors plain."""
+        """Takes over what ``weights`` described, its tensors plain.
+
+        Transformer Engine's layers have states of their own among those of a model; ``weights`` leaves them out.
+
+        Raises:
+            ValueError: a weight that the model has is not there, or one that it has not.
+        """
         for number, chunk in enumerate(self.chunks):
-            chunk.module.load_state_dict(weights[str(number)], strict=True)
+            missing, unexpected = chunk.module.load_state_dict(weights[str(number)], strict=False)
+            missing = [name for name in missing if not name.endswith("_extra_state")]
+            if missing or unexpected:
+                msg = f"chunk {number}: weights that are missing: {missing}; that the model has not: {unexpected}"
+                raise ValueError(msg)
 
     def parameters(self) -> int:
         """Parameters of the whole model, each counted once over the ranks."""
@@ -269,13 +313,8 @@ class Engine:
         return output, reduce
 
 
-def _scale_alone(chunks: Sequence[Any], tokens: torch.Tensor, **_: Any) -> None:
-    """What ``finalize_model_grads`` leaves to do where there is no other rank to talk to."""
-    for chunk in chunks:
-        chunk.finish_grad_sync()
-        chunk.scale_gradients(1.0 / tokens)
-
-
-def _call(tokens: torch.Tensor, positions: torch.Tensor, labels: torch.Tensor, chunk: Any) -> torch.Tensor:
-    output: torch.Tensor = chunk(tokens, positions, None, labels=labels)
+def _body(tokens: torch.Tensor, positions: torch.Tensor, chunk: Any) -> torch.Tensor:
+    """A chunk's output, of the last one what its output layer would get."""
+    with headless(chunk.module):
+        output: torch.Tensor = chunk(tokens, positions, None)
     return output

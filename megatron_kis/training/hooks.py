@@ -170,16 +170,20 @@ class ValidationHook(AtMoments):
         *,
         steps: int,
         step_tokens: int,
+        rows_a_pass: int,
     ) -> None:
-        """Prepares; ``log`` is None on ranks that do not report."""
+        """Prepares; ``log`` is None on ranks that do not report.
+
+        A pass takes ``rows_a_pass`` sequences. With a training step's micro-batch it needs less memory than the step.
+        """
         super().__init__(settings.moments, steps, step_tokens)
-        self._engine, self._log = engine, log
+        self._engine, self._log, self._rows_a_pass = engine, log, rows_a_pass
         rows = np.stack([text[number] for number in range(len(text))]).astype(np.int64)
         self._inputs, self._labels = rows[:, :-1], rows[:, 1:]
 
     def act(self, state: State) -> None:
         """Measures and logs."""
-        losses = self._engine.token_losses(self._inputs, self._labels, batch_size=32)
+        losses = self._engine.token_losses(self._inputs, self._labels, rows_a_pass=self._rows_a_pass)
         if losses is None:
             return
         loss = float(losses.mean(dtype=np.float64))

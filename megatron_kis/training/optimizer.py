@@ -1,7 +1,8 @@
 """The optimizer: AdamW with gradient clipping over all parallel ranks, one interface on the host and on CUDA.
 
-On CUDA it is Megatron-Core's (main weights in fp32, the distributed optimizer, NVIDIA apex's fused Adam if importable);
-that one asserts CUDA tensor types, so the host has PyTorch's fused AdamW and a norm over the model-parallel ranks.
+On CUDA it is Megatron-Core's: main weights in fp32, the distributed optimizer, the fused Adam of Transformer Engine or
+of NVIDIA apex, or PyTorch's where neither is installed. Megatron-Core's optimizer asserts CUDA tensor types, so the
+host has PyTorch's AdamW alone. The norm of the gradients and their clipping are the same code on both.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from megatron_kis.config import OptimizerConfig
 from megatron_kis.device import Device, quiet_megatron
@@ -21,11 +22,14 @@ with quiet_megatron():
     from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer
-    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
     from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
     from megatron.core.transformer.module import param_is_not_shared
 
@@ -48,6 +52,10 @@ class Optimizer(Protocol):
         """Clips gradients of norm ``norm`` and applies them."""
         ...
 
+    def take_weights(self) -> None:
+        """Copies the model's weights, where the optimizer has weights of its own; to be called when they are set."""
+        ...
+
     def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
         """The state for a checkpoint, with the split of ``model``, the model's own sharded state."""
         ...
@@ -62,10 +70,59 @@ def wrap_model(model: GPTModel, device: Device) -> Any:
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     if device.is_host:
         return HostReplica(model.config, model, group)
+    shared = group.size() > 1
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=group.size() > 1, overlap_grad_reduce=group.size() > 1
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=shared,
+        overlap_grad_reduce=shared,
+        overlap_param_gather=shared,
+        align_param_gather=shared and model.config.virtual_pipeline_model_parallel_size is not None,
     )
-    return DistributedDataParallel(config=model.config, ddp_config=settings, module=model)
+    return DeviceReplica(config=model.config, ddp_config=settings, module=model)
+
+
+class DeviceReplica(DistributedDataParallel):
+    """Megatron-Core's replica, which gathers the weights of a step during the next step's forward pass."""
+
+    behind = False
+    """Whether other replicas have parts of the last step's weights that this one has not gathered yet."""
+
+    def zero_grad_buffer(self) -> None:
+        """Begins a step, whose forward pass gathers the weights."""
+        self.behind = False
+        super().zero_grad_buffer()
+
+    def gather(self) -> None:
+        """Gathers the weights of the last step now, for all that is no training step."""
+        if self.behind:
+            self.start_param_sync(force_sync=True)
+        self.behind = False
+
+
+def finish_gradients(chunks: Sequence[Any], tokens: torch.Tensor, **groups: Any) -> None:
+    """Sums the gradients over all ranks that share weights and divides them by the tokens of the step.
+
+    Megatron-Core's ``finalize_model_grads``, but for the division: there the host looks at the number of tokens, and so
+    waits for the device once for each chunk.
+
+    Args:
+        chunks: of this rank.
+        tokens: int [], of this rank's micro-batches; only the last stage has counted them.
+        groups: what else Megatron-Core's schedules tell it.
+    """
+    pipeline = parallel_state.get_pipeline_model_parallel_group()
+    replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    if parallel_state.get_model_parallel_group().size() == replicas.size() == 1:
+        for chunk in chunks:
+            chunk.finish_grad_sync()
+    else:
+        finalize_model_grads(list(chunks), None, **groups)
+    if pipeline.size() > 1:
+        dist.broadcast(tokens, src=dist.get_process_group_ranks(pipeline)[-1], group=pipeline)
+    if replicas.size() > 1:
+        dist.all_reduce(tokens, group=replicas)
+    for chunk in chunks:
+        chunk.scale_gradients(1.0 / tokens.clamp(min=1))
 
 
 def build_optimizer(chunks: Sequence[Any], settings: OptimizerConfig, device: Device, *, half: bool) -> Optimizer:
@@ -81,7 +138,7 @@ class HostOptimizer:
     def __init__(self, chunks: Sequence[HostReplica], settings: OptimizerConfig) -> None:
         """Prepares the moments; norms and biases are not decayed."""
         self._chunks = chunks
-        self._clip = settings.gradient_clip
+        self._limit = settings.gradient_clip
         self._parameters = [weight for chunk in chunks for weight in chunk.parameters() if weight.requires_grad]
         self._counted = [
             weight
@@ -105,11 +162,13 @@ class HostOptimizer:
 
     def step(self, learning_rate: float, norm: float) -> None:
         """Clips gradients of norm ``norm`` and applies them."""
-        if norm > self._clip:
-            clip_grads_with_norm_(self._parameters, self._clip, torch.tensor(norm))
+        _clip([weight.grad for weight in self._parameters if weight.grad is not None], norm, self._limit)
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
         self.adam.step()
+
+    def take_weights(self) -> None:
+        """Nothing: the weights are the model's."""
 
     def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
         """The moments, split as their weights are, and the number of steps done."""
@@ -143,11 +202,7 @@ class HostOptimizer:
     def gradient_norm(self) -> float:
         """The norm over the whole model: weights that several ranks hold are counted on one of them."""
         gradients = [weight.grad for weight in self._counted if weight.grad is not None]
-        squares = get_total_norm(gradients).double().square()
-        group = parallel_state.get_model_parallel_group()
-        if group.size() > 1:
-            dist.all_reduce(squares, group=group)
-        return float(squares.sqrt())
+        return float(_norm(gradients, parallel_state.get_model_parallel_group(), torch.device("cpu")))
 
 
 class MegatronOptimizer:
@@ -168,10 +223,19 @@ class MegatronOptimizer:
             bf16=half,
             params_dtype=torch.bfloat16 if half else torch.float32,
             use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
+            overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
         )
-        self._optimizer = get_megatron_optimizer(config, list(chunks))
+        self._limit = settings.gradient_clip
+        self._device = torch.device("cuda", torch.cuda.current_device())
+        self._optimizer = get_megatron_optimizer(config, list(chunks), use_gloo_process_groups=False)
+        self._parts = getattr(self._optimizer, "chained_optimizers", [self._optimizer])
+        self._fuse()
         no_sync = [chunk.no_sync for chunk in chunks]
         chunks[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+        if chunks[
+            0
+        ].ddp_config.align_param_gather:  # the interleaved schedule starts the gathers, on all stages at once
+            chunks[0].config.param_sync_func = [chunk.start_param_sync for chunk in chunks]
 
     def zero_grad(self) -> None:
         """Forgets the gradients, in the model's buffers too."""
@@ -180,19 +244,28 @@ class MegatronOptimizer:
         self._optimizer.zero_grad()
 
     def gradient_norm(self) -> float:
-        """Brings the gradients to the main weights, and returns their norm."""
+        """Brings the gradients to the main weights, and returns their norm.
+
+        Megatron-Core's own ``get_grad_norm`` waits for the device once for each weight where neither Transformer Engine
+        nor apex is installed. This waits once.
+        """
         self._optimizer.prepare_grads()
-        return float(self._optimizer.get_grad_norm())
+        gradients = [gradient for part in self._parts for gradient in part.get_main_grads_for_grad_norm()]
+        return float(_norm(gradients, self._optimizer.get_grad_stats_parallel_group(), self._device))
 
     def step(self, learning_rate: float, norm: float) -> None:
         """Clips gradients of norm ``norm`` and applies them; ``ChainedOptimizer.step`` without its preparation."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_mult", 1.0)
-        for part in getattr(self._optimizer, "chained_optimizers", [self._optimizer]):
-            parameters = part.get_parameters()
-            if parameters:
-                clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
+        weights = [weight for part in self._parts for weight in part.get_parameters()]
+        _clip([weight.grad for weight in weights if weight.grad is not None], norm, self._limit)
         self._optimizer.step_with_ready_grads()
+        for chunk in self._chunks:
+            chunk.behind = chunk.ddp_config.overlap_param_gather
+
+    def take_weights(self) -> None:
+        """Copies the model's weights to the main weights."""
+        self._optimizer.reload_model_params()
 
     def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
         """Main weights and moments, in the form that loads under every layout."""
@@ -202,3 +275,38 @@ class MegatronOptimizer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes over main weights and moments."""
         self._optimizer.load_state_dict(state)
+        self._fuse()  # a loaded state brings its own settings of the groups
+
+    def _fuse(self) -> None:
+        """Lets PyTorch's AdamW update all weights in one kernel, without temporaries of 4 bytes per parameter.
+
+        Megatron-Core builds it without ``fused`` and has no setting for it. A fused kernel wants the number of steps on
+        the device, in a tensor for each weight: the distributed optimizer loads one that all weights share.
+        """
+        for part in self._parts:
+            adam = part.optimizer
+            if not isinstance(adam, torch.optim.AdamW):  # Transformer Engine's or apex's is fused; a stub has none
+                continue
+            for group in adam.param_groups:
+                group["fused"] = True
+                for state in (adam.state[weight] for weight in group["params"] if adam.state.get(weight)):
+                    state["step"] = state["step"].to(self._device, torch.float32, copy=True)
+
+
+def _norm(gradients: list[torch.Tensor], group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:
+    """The norm of gradients that the ranks of ``group`` hold parts of; fp64, on the device, without waiting for it."""
+    squares = torch.zeros((), dtype=torch.float64, device=device)
+    if gradients:  # a rank may hold none
+        squares = get_total_norm(gradients).double().square()
+    if group.size() > 1:
+        dist.all_reduce(squares, group=group)
+    return squares.sqrt()
+
+
+def _clip(gradients: list[torch.Tensor], norm: float, limit: float) -> None:
+    """Scales gradients of norm ``norm`` to norm ``limit`` if they are larger, as PyTorch's ``clip_grads_with_norm_``.
+
+    The factor is rounded to fp32 as there; as a Python number it needs no copy to the device, which would wait for it.
+    """
+    if norm > limit and gradients:
+        torch._foreach_mul_(gradients, float(limit / (torch.tensor(norm) + 1e-6)))

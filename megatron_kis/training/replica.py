@@ -43,6 +43,9 @@ class HostReplica(_BaseDataParallel):
             assert parameter.grad is not None
             parameter.grad.copy_(part.view_as(parameter))
 
+    def gather(self) -> None:
+        """Nothing: every replica has all weights of the last step."""
+
     def scale_gradients(self, scaling_factor: float | torch.Tensor) -> None:
         """Multiplies every gradient by ``scaling_factor`` (one over the step's tokens)."""
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]

@@ -16,6 +16,7 @@ import torch
 
 from megatron_kis.config import RunConfig
 from megatron_kis.data.ledger import Ledger
+from megatron_kis.determinism import set_determinism
 from megatron_kis.device import open_device, quiet_megatron, seed_device
 from megatron_kis.errors import JobError
 from megatron_kis.files import locked, write_json
@@ -94,18 +95,18 @@ def train(
     sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
     replicas = replicas_of(int(os.environ.get("WORLD_SIZE", "1")), **sizes)
     check_layout(config.model, parallel, config.training, replicas=replicas, vocabulary=inputs.vocabulary)
-    device = open_device(config.device)
+    device = open_device(config.device, in_order=parallel.tensor * parallel.context > 1)
     precision = resolve_precision(config.training.precision, host=device.is_host)
     found = {**inputs.fingerprints, "plan": inputs.plan.fingerprint}
     if is_done(config, found, precision=precision, model_sha256=inputs.tokenizer.model_sha256):
         return config.output
     check_precision(precision, host=device.is_host)
-    torch.use_deterministic_algorithms(device.is_host)
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - untyped; it looks for bugs, at a price; it changes no result
+    set_determinism(device, asked=config.training.deterministic)
     layout = open_groups(device, virtual=parallel.virtual, **sizes)
     try:
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
-        engine = Engine(config, vocabulary=padded_vocabulary(inputs.vocabulary), layout=layout, device=device)
+        rows = padded_vocabulary(inputs.vocabulary)
+        engine = Engine(config, vocabulary=rows, layout=layout, device=device, begin=False)
         more = [make(engine) for make in hooks]
         check_names(more)
         _Run(config, inputs, engine, more).execute(restart=restart, branch_from=branch_from)
@@ -135,6 +136,8 @@ class _Run:
         optimizer = config.training.optimizer
         peak = peak_rate(optimizer, config.model.shape().width)
         self._optimizer = optimizer.model_copy(update={"learning_rate": peak})
+        self._share = config.training.global_batch_size // engine.layout.data_size
+        self._micro_batch_size = min(config.training.micro_batch_size or self._share, self._share)
         self._guard = Guard(config.training.guard)
         self._identity = identity(
             config, plan=inputs.plan.identity(), data=inputs.fingerprints, precision=engine.precision
@@ -152,6 +155,8 @@ class _Run:
             elif branch_from is not None:
                 checkpoint = self._branch(find_source(branch_from), restart=restart)
                 restart = False
+            if checkpoint is None:
+                self._engine.begin()
             together(lambda: self._prepare(checkpoint, params, restart=restart))  # nor writes before it is cleared
             hooks = self._hooks()
             if checkpoint is not None:
@@ -178,6 +183,7 @@ class _Run:
                 hook.before_training(state)
             for step in range(state.step, state.steps):
                 watchdog.rearm()
+                saver.before_step(request)
                 self._step(step)
                 for hook in hooks:
                     watchdog.rearm()
@@ -247,6 +253,7 @@ class _Run:
                 metrics,
                 steps=steps,
                 step_tokens=config.training.step_tokens,
+                rows_a_pass=self._micro_batch_size,
             ),
             ProbeHook(
                 config.probes,
@@ -266,13 +273,13 @@ class _Run:
     def _step(self, step: int) -> None:
         started = time.perf_counter()
         config, state, layout = self._config.training, self._state, self._layout
-        share = config.global_batch_size // layout.data_size
+        share = self._share
         first = step * config.global_batch_size + layout.data_rank * share
         samples = [self._inputs.dataset[sequence] for sequence in range(first, first + share)]
         rate = learning_rate(step, state.steps, self._optimizer)
         loss, norm = self._engine.train_step(
             samples,
-            micro_batch_size=min(config.micro_batch_size or share, share),
+            micro_batch_size=self._micro_batch_size,
             learning_rate=rate,
             accept=self._guard.accepts,
         )

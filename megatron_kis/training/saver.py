@@ -24,7 +24,7 @@ Contents = Callable[[], tuple[dict[str, Any], dict[str, Any] | None]]
 
 
 class Saver:
-    """Saves a run at its moments. Every rank calls ``after_step`` after every step."""
+    """Saves a run at its moments. Every rank calls ``before_step`` and ``after_step`` around every step."""
 
     def __init__(
         self,
@@ -52,18 +52,31 @@ class Saver:
         self._milestones = lasting.steps(steps, step_tokens=step_tokens)
         self._writer = CheckpointWriter(run, keep_last=settings.keep_last, keep_best=settings.keep_best)
         self._last_time = time.monotonic()
+        self._answer: Callable[[], list[int]] | None = None
+
+    def before_step(self, request: StopRequest) -> None:
+        """On CUDA, asks the other ranks before a step what ``after_step`` is to act on.
+
+        The answer is there when the step's loss has been read. To ask after the step would be to wait for the update of
+        the weights, with nothing left for the device to do. The host asks after the step: a signal stops it sooner.
+        """
+        together = self._device.type == "cuda" and torch.distributed.get_world_size() > 1
+        self._answer = self._ask(request) if together else None
+
+    def _ask(self, request: StopRequest) -> Callable[[], list[int]]:
+        minutes = self._settings.moments.minutes
+        overdue = minutes is not None and time.monotonic() - self._last_time >= 60 * minutes
+        return largest([request.number, int(overdue), int(self._writer.writing)], self._device)
 
     def after_step(self, state: State, request: StopRequest, contents: Contents) -> None:
-        """Saves if it is time, and stops the run if a signal on any rank asks for it.
+        """Saves if it is time, and stops the run if a signal on any rank asked for it (on CUDA: before the step).
 
         Raises:
             JobError: what must be saved cannot be.
             Stopped: a signal asked to stop; all is saved.
             KeyboardInterrupt: the same for Ctrl-C.
         """
-        minutes = self._settings.moments.minutes
-        overdue = minutes is not None and time.monotonic() - self._last_time >= 60 * minutes
-        asked, due, writing = largest([request.number, int(overdue), int(self._writer.writing)], self._device)
+        asked, due, writing = (self._answer or self._ask(request))()
         must = bool(asked) or state.step == state.steps
         wanted = must or bool(due) or state.step in self._at
         if self._writer.pending and (wanted or not writing):

@@ -125,8 +125,13 @@ class TrainingConfig(Settings):
 
     precision: Precision = "auto"
     """``auto``: bf16 on CUDA, fp32 on the CPU, which trains in nothing else: there weights of bf16 would have no copies
-    in fp32 that take up small updates. ``fp8``: bf16 weights, Transformer Engine's matrix products in FP8 (E4M3
-    forward, E5M2 backward); needs it and CUDA."""
+    in fp32 that take up small updates. ``fp8``: bf16 weights, and in training steps Transformer Engine's matrix
+    products in FP8 (E4M3 forward, E5M2 backward, delayed scaling); needs it and CUDA, and sizes that are multiples of
+    16. Probes and validation compute with the same weights in bf16, as does whoever opens an export."""
+
+    deterministic: bool = False
+    """Use only kernels that repeat their bits, on CUDA: equal runs on equal machines, libraries and layouts then have
+    equal bits. It costs speed (attention without cuDNN, NCCL without NVLink's sums). A CPU always repeats its bits."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""

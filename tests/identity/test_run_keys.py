@@ -77,6 +77,7 @@ TABLE: dict[str, Change] = dict([
     free("training.micro_batch_size", 2, exact=False),
     counts("training.seed", 1),
     free("training.precision", "fp32"),  # what auto is on a CPU; bf16 is refused there
+    free("training.deterministic", True),  # as a CPU always is
     counts("training.optimizer.learning_rate", 1e-3),
     counts("training.optimizer.reference_width", 64),
     counts("training.optimizer.schedule", "wsd"),

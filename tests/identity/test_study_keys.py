@@ -134,6 +134,7 @@ ANALYSIS: dict[str, Any] = {
 
 FREE: dict[str, Any] = {
     "device": "auto", "predict": [1e6], "training.micro_batch_size": 4, "training.guard.hang_minutes": 5.0,
+    "training.deterministic": True,
     "probes.batch_size": 64, "logging.every": 5, "logging.tensorboard": True, "logging.wandb": "offline",
     "checkpoints.moments.shares": [0.5], "checkpoints.moments.every": 5, "checkpoints.moments.tokens": [1024],
     "checkpoints.moments.minutes": 1.0, "checkpoints.keep_last": 3, "checkpoints.keep_best": False,

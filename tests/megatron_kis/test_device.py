@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -32,6 +34,24 @@ def test_a_rank_takes_the_device_of_its_number_or_the_only_one(node: pytest.Monk
 def test_more_ranks_than_devices_are_refused(node: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="rank 4 of this node finds 4 CUDA devices; start at most 4 ranks a node"):
         open_device("cuda", local_rank=4)
+
+
+@pytest.mark.parametrize(
+    ("capability", "in_order", "own", "expected"),
+    [((9, 0), True, None, "1"), ((9, 0), False, None, None), ((10, 0), True, None, None), ((9, 0), True, "8", "8")],
+)
+def test_kernels_start_in_order_where_messages_overlap_with_products(
+    node: pytest.MonkeyPatch, capability: tuple[int, int], in_order: bool, own: str | None, expected: str | None
+) -> None:
+    name = "CUDA_DEVICE_MAX_CONNECTIONS"
+    node.setenv(name, own or "")
+    if own is None:
+        node.delenv(name)
+    seen: list[str | None] = []  # the variable counts as it is when the device is first used
+    node.setattr(torch.cuda, "get_device_capability", lambda number: capability)
+    node.setattr(torch.cuda, "set_device", lambda number: seen.append(os.environ.get(name)))
+    open_device("cuda", in_order=in_order)
+    assert seen == [expected]
 
 
 def test_a_device_that_is_not_there_or_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,8 +97,6 @@ def meeting_point(
     variables = {
         "MASTER_ADDR": host,
         "MASTER_PORT": environment.get("MASTER_PORT") or str(_free_port(int(environment.get("SLURM_JOB_ID") or 0))),
-        # Megatron-Core overlaps the messages of tensor parallel ranks with its products only under this order.
-        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "NCCL_DEBUG": "WARN",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",  # a rank that is gone ends the others, who would wait for it
     }

@@ -116,7 +116,7 @@ def one_by_one(engine: Engine, questions: QuestionSet) -> tuple[np.ndarray, list
 
     def log_probs(tokens: tuple[int, ...]) -> np.ndarray:
         row = np.array([[*first, *tokens]])
-        return -engine.token_losses(row[:, :-1], row[:, 1:], batch_size=1)[:, len(first) - 1 :]
+        return -engine.token_losses(row[:, :-1], row[:, 1:], rows_a_pass=1)[:, len(first) - 1 :]
 
     for question in questions.questions:
         for option in question.options:

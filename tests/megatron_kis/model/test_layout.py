@@ -49,6 +49,23 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
         {}, {"pipeline": 2, "virtual": 3}, {"micro_batch_size": 4},
         "training.micro_batch_size: 3 micro-batches per step cannot take turns on 2 interleaved stages",
     ),
+    (
+        {"heads": 6, "query_groups": 6}, {"tensor": 2}, {"precision": "fp8"},
+        "training.precision: fp8 needs multiples of 16; on a rank 24 is model.heads x their width",
+    ),
+    (
+        {"ffn_width": 100}, {}, {"precision": "fp8"},
+        "training.precision: fp8 needs multiples of 16; on a rank 100 is model.ffn_width",
+    ),
+    (
+        {"width": 96}, {}, {"precision": "fp8", "sequence_length": 60, "micro_batch_size": 1},
+        "training.precision: fp8 needs multiples of 16; on a rank 60 is the number of tokens of a micro-batch",
+    ),
+    (
+        {"width": 96, "heads": 2, "query_groups": 2}, {"tensor": 2, "sequence": True},
+        {"precision": "fp8", "sequence_length": 48, "micro_batch_size": 1},
+        "training.precision: fp8 needs multiples of 16; on a rank 24 is the number of tokens of a micro-batch",
+    ),
 ]  # fmt: skip
 
 

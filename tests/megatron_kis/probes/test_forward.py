@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from megatron_kis.config import RunConfig
+from megatron_kis.parallel import Layout
 from megatron_kis.probes.ask import ask_checkpoint
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
@@ -35,7 +37,7 @@ def one_by_one(engine: Engine, questions: QuestionSet, first: int) -> np.ndarray
     for question in questions.questions:
         for option in question.options:
             labels = np.array([option.tokens])
-            losses = engine.token_losses(np.array([[first, *option.tokens[:-1]]]), labels, batch_size=1)
+            losses = engine.token_losses(np.array([[first, *option.tokens[:-1]]]), labels, rows_a_pass=1)
             facts = {"lengths": [labels.shape[1]], "spans": [option.span], "answers": [option.text]}
             scores.append([score_options(-losses, rule=rule, **facts)[0] for rule in RULES[:-1]])
     return np.array(scores)
@@ -85,6 +87,46 @@ def test_rows_of_options_score_as_each_option_alone(run: Path, implementation: s
         assert engine.chunks[0].training
         again = one_by_one(engine, questions, first=1)
     assert (again == expected).all()  # the model is as it was
+
+
+def test_on_an_accelerator_a_probe_has_few_shapes_and_the_same_scores(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_config(run)
+    questions = read_questions(config.data.questions, {"train": 2, "held_out": 2, "question": 2})
+    shapes: list[tuple[int, int]] = []
+    forward = Engine.forward
+
+    def counted(self: Engine, call: Callable[..., torch.Tensor], *, rows: int, length: int) -> torch.Tensor | None:
+        shapes.append((rows, length))
+        return forward(self, call, rows=rows, length=length)
+
+    monkeypatch.setattr(Engine, "forward", counted)
+    with restored(run, config, vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
+        probe = Probe(questions, batch_size=40, branching=True)
+        scorer = Scorer(engine)
+        tight, tight_shapes = scorer.score(probe.forest, 4), set(shapes)
+        scorer._few_shapes = True
+        shapes.clear()
+        padded = scorer.score(probe.forest, 4)
+    assert tight is not None
+    assert padded is not None
+    np.testing.assert_allclose(padded.log_probs, tight.log_probs, rtol=1e-5, atol=1e-5)
+    assert (padded.greedy == tight.greedy).all()
+    assert len(shapes) > len(tight_shapes) > 6
+    assert len({rows for rows, _ in shapes}) == 1
+    assert {length for _, length in shapes} <= {32, 64, 96, 128, 160, 192}
+
+
+@pytest.mark.parametrize("nodes", [1, 32, 33, 512, 513, 700, 4000, 100_000])
+def test_rows_of_few_widths_are_little_wider(nodes: int) -> None:
+    layout = Layout(8, 0, 4, 0, 1, 0, 1, 0, context_size=2)
+    engine = SimpleNamespace(layout=layout, device=SimpleNamespace(torch_device=torch.device("cuda")), chunks=[])
+    scorer = Scorer(engine)  # type: ignore[arg-type]
+    width = scorer._width(nodes)
+    assert width % 32 == 0  # 4 tensor ranks, 2 pieces of each of 2 context ranks
+    assert nodes <= width < nodes + max(32, nodes / 8)
+    assert len({scorer._width(number) for number in range(1, 4097)}) == 16 + 8 * 3
 
 
 def test_a_checkpoint_asked_again_answers_as_in_training(run: Path, tmp_path: Path) -> None:

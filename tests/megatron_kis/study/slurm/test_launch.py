@@ -40,7 +40,7 @@ def test_a_node_whose_name_does_not_resolve_is_met_where_slurm_finds_it() -> Non
 
 
 def test_what_the_user_set_is_left_as_it_is() -> None:
-    own = {"MASTER_ADDR": "10.1.1.1", "MASTER_PORT": "4000", "NCCL_DEBUG": "INFO", "CUDA_DEVICE_MAX_CONNECTIONS": "8"}
+    own = {"MASTER_ADDR": "10.1.1.1", "MASTER_PORT": "4000", "NCCL_DEBUG": "INFO"}
     variables = meeting_point(2, {**BATCH, **own}, resolves=resolves(), node_address=lambda _: None)
     assert {name: variables[name] for name in own} == own
 

@@ -1,0 +1,72 @@
+"""The end of the model: its output layer apart from its body, so that the logits of a batch are never all held.
+
+A training step needs its logits for the backward pass. A pass that only scores tokens takes what the output layer
+would get, makes logits block by block, and keeps one number a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.functional import linear
+
+from megatron_kis.device import quiet_megatron
+from megatron_kis.model.loss import cross_entropy
+from megatron_kis.model.vocabulary import LOGITS_PER_BLOCK
+
+with quiet_megatron():
+    from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+
+@contextmanager
+def headless(model: GPTModel) -> Iterator[None]:
+    """The model without its output layer: its last chunk gives what that layer would get."""
+    ends, model.post_process = model.post_process, False
+    try:
+        yield
+    finally:
+        model.post_process = ends
+
+
+def head_inputs(model: GPTModel, hidden: torch.Tensor) -> torch.Tensor:
+    """[W, rows, hidden] what the output layer gets, on every tensor rank.
+
+    Args:
+        model: the last chunk.
+        hidden: what it gave without its output layer; under sequence parallelism [W / TP, rows, hidden].
+    """
+    if not model.config.sequence_parallel:
+        return hidden
+    gathered: torch.Tensor = gather_from_sequence_parallel_region(
+        hidden, tensor_parallel_output_grad=False, group=model.pg_collection.tp
+    )
+    return gathered
+
+
+def head_weight(model: GPTModel) -> torch.Tensor:
+    """[vocabulary / TP, hidden] of the output layer."""
+    tied = model.share_embeddings_and_output_weights
+    weight: torch.Tensor = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
+    return weight
+
+
+@torch.no_grad()
+def head_losses(model: GPTModel, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihoods, from blocks of at most ``LOGITS_PER_BLOCK`` logits.
+
+    Args:
+        model: the last chunk.
+        hidden: as for ``head_inputs``.
+        labels: int64 [rows, W] tokens.
+
+    Returns:
+        fp32 [rows, W] nats.
+    """
+    inputs, weight = head_inputs(model, hidden).flatten(0, 1), head_weight(model)
+    nodes = max(1, LOGITS_PER_BLOCK // len(weight))
+    pairs = zip(inputs.split(nodes), labels.t().flatten().split(nodes), strict=True)
+    losses = torch.cat([cross_entropy(linear(block, weight), asked, model.pg_collection.tp) for block, asked in pairs])
+    return losses.view(labels.T.shape).t()

@@ -1,0 +1,1 @@
+"""A rank of a CUDA job without a GPU: see README.md."""

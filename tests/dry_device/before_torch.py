@@ -1,0 +1,5 @@
+"""Imported before torch: registers the device."""
+
+from tests.dry_device import shim
+
+shim.install()

@@ -1,0 +1,87 @@
+"""``run_case``: a rank on the fake device in a process of its own, once for all tests that ask for it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TORCH = "2.13"
+"""What the stand-ins are written for: they replace private names of PyTorch's."""
+
+_SECONDS = 240
+Case = dict[str, Any]
+
+
+def missing() -> str | None:
+    """Why nothing runs here; None if it does."""
+    found = importlib.metadata.version("torch")
+    if not found.startswith(f"{TORCH}."):
+        return f"the dry device is written for torch {TORCH}, and {found} is installed"
+    return None if shutil.which("g++") else "the dry device needs g++"
+
+
+def need(problem: str | None) -> None:
+    """Skips a test where something is missing; in CI, which has everything, it fails."""
+    if problem is not None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(problem)
+
+
+@pytest.fixture(scope="session")
+def run_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+    """Runs a rank: ``run_case("7b", tensor=4, rank=2, layers=2)`` returns what ``rank.py`` prints.
+
+    Keywords are the options of ``python -m tests.dry_device.rank``; ``set`` is a mapping of the configuration's keys:
+    ``set={"training.optimizer.gradient_clip": 0.5}``. Equal calls of one session, in all its workers, run once.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "dry_device"
+    shared.mkdir(exist_ok=True)
+
+    def run(preset: str, **options: Any) -> Case:
+        need(missing())
+        words = [preset, *_words(options)]
+        file = shared / f"{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]}.json"
+        with open(file.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not file.exists():
+                file.write_text(json.dumps(_run(words)))
+        case: Case = json.loads(file.read_text())
+        assert "failed" not in case, case["failed"]
+        return case
+
+    return run
+
+
+def _words(options: Case) -> list[str]:
+    words = []
+    for name, value in sorted(options.items()):
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, dict):
+            words += [f"{flag}={key}={json.dumps(setting)}" for key, setting in sorted(value.items())]
+        elif value is not False:
+            words.append(flag if value is True else f"{flag}={value}")
+    return words
+
+
+def _run(words: list[str]) -> Case:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.dry_device.rank", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False
+    )
+    if ended.returncode:
+        return {"failed": f"{' '.join(command[3:])}\n{ended.stderr[-6000:]}"}
+    case: Case = json.loads(ended.stdout)
+    return case

@@ -1,0 +1,249 @@
+"""One rank of a run on the fake device, through the project's own code; prints what it counted as JSON.
+
+python -m tests.dry_device.rank 7b --tensor 4 --pipeline 2 --rank 4 --layers 4 --micro-batches 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.dry_device import cuda, kernels, world
+from tests.dry_device.counts import Counts, read_from_the_host
+
+import numpy as np  # isort: skip
+import torch  # isort: skip
+
+PARTS = ("step", "validation", "probe", "save", "load")
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line; the keywords of ``run_case`` have the same names."""
+    parser = argparse.ArgumentParser(prog="python -m tests.dry_device.rank", description=__doc__)
+    parser.add_argument("preset")
+    for name, least in {"tensor": 1, "pipeline": 1, "virtual": 1, "context": 1, "data": 1, "micro_batch": 1,
+                        "micro_batches": 1, "rank": 0, "length": 2048, "vocabulary": 32000}.items():  # fmt: skip
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=least)
+    parser.add_argument("--layers", type=int, help="fewer than the preset's")
+    parser.add_argument("--sequence", action="store_true", help="sequence parallelism")
+    parser.add_argument("--recompute", default="none")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--implementation", default="auto")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=JSON", help="of the configuration")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--messages", action="store_true", help="print each message of the measured step and the rest")
+    return parser.parse_args(words)
+
+
+def configuration(asked: argparse.Namespace) -> Any:
+    """The run's configuration, as a file of the same content would give it."""
+    from megatron_kis.config import RunConfig
+    from megatron_kis.model.ladder import preset
+    from megatron_kis.settings import parse_config
+
+    shape = preset(asked.preset)
+    sequences = asked.micro_batch * asked.micro_batches * asked.data
+    fields = {name: getattr(shape, name) for name in type(shape).__dataclass_fields__}
+    content: dict[str, Any] = {
+        "name": "dry",
+        "output": "unused",
+        "device": "cuda",
+        "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
+        "model": {**fields, "layers": asked.layers or shape.layers, "transformer_impl": asked.implementation},
+        "infusion": {"frequency": 0},
+        "parallel": {name: getattr(asked, name) for name in ("tensor", "pipeline", "virtual", "context", "sequence",
+                                                             "recompute")},
+        "training": {"token_budget": sequences * asked.length, "sequence_length": asked.length,
+                     "global_batch_size": sequences, "micro_batch_size": asked.micro_batch,
+                     "precision": asked.precision},
+    }  # fmt: skip
+    for words in asked.set:
+        key, _, value = words.partition("=")
+        *sections, last = key.split(".")
+        place = content
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = json.loads(value)
+    return parse_config(RunConfig, content, source="the dry device")
+
+
+class Rank:
+    """A rank with its engine, and what it counted."""
+
+    def __init__(self, asked: argparse.Namespace, counts: Counts) -> None:
+        """Builds the engine as ``kis train`` does."""
+        from megatron_kis.device import open_device, seed_device
+        from megatron_kis.model.vocabulary import padded_vocabulary
+        from megatron_kis.parallel import open_groups
+        from megatron_kis.training.engine import Engine
+
+        self.asked, self.counts, self.config = asked, counts, configuration(asked)
+        device = open_device(self.config.device)
+        parallel = self.config.parallel
+        self.layout = open_groups(device, tensor=parallel.tensor, pipeline=parallel.pipeline,
+                                  virtual=parallel.virtual, context=parallel.context)  # fmt: skip
+        seed_device(device, 0, tensor_rank=self.layout.tensor_rank, pipeline_rank=self.layout.pipeline_rank)
+        self.vocabulary = padded_vocabulary(asked.vocabulary)
+        self.engine = Engine(self.config, vocabulary=self.vocabulary, layout=self.layout, device=device)
+        self._divide_the_step()
+
+    def _divide_the_step(self) -> None:
+        """Names the parts of a step: ``passes`` (forward and backward), then ``update``."""
+        passes = self.engine._forward_backward
+
+        def named(**arguments: Any) -> Any:
+            self.counts.begin("passes")
+            try:
+                return passes(**arguments)
+            finally:
+                self.counts.begin("update")
+
+        self.engine._forward_backward = named
+
+    def step(self) -> None:
+        """Two steps; the second, with the optimizer's state in place, is what stays counted."""
+        asked = self.asked
+        tokens = torch.arange(asked.length + 1)
+        sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": torch.ones(asked.length),
+                  "position_ids": torch.arange(asked.length)}  # fmt: skip
+        for _ in range(2):
+            self._label()
+            self.counts.restart()
+            self.counts.begin("begin")
+            self.engine.train_step([sample] * (asked.micro_batch * asked.micro_batches), learning_rate=1e-4,
+                                   micro_batch_size=asked.micro_batch, accept=lambda *_: True)  # fmt: skip
+
+    def validation(self) -> None:
+        """The hook of the training loop, on 40 sequences."""
+        from megatron_kis.config import ValidationConfig
+        from megatron_kis.training.hooks import State, ValidationHook
+
+        text = [np.zeros(self.asked.length + 1, dtype=np.int64)] * 40
+        ValidationHook(ValidationConfig(), self.engine, text, None, steps=1, step_tokens=1).act(State(1))
+
+    def probe(self) -> None:
+        """Options of a common beginning, as many rows a pass as a run has by default."""
+        from megatron_kis.probes.forest import plant
+        from megatron_kis.probes.forward import Scorer
+        from megatron_kis.probes.probe import ROW_WIDTH
+        from megatron_kis.probes.ragged import Ragged
+
+        scorer, random = Scorer(self.engine), np.random.default_rng(0)
+        options = [[5, 6, 7, *random.integers(10, 1000, length % 12 + 3).tolist()] for length in range(256)]
+        scorer.score(plant(Ragged.of(options), first=1, width=ROW_WIDTH, branching=scorer.branching), 32)
+
+    def save(self) -> None:
+        """What a checkpoint copies; nothing is written."""
+        from torch.distributed.checkpoint.utils import _DistWrapper
+
+        from megatron_kis.training import shards
+
+        alone = self.layout.world_size == 1
+        if not alone:  # nobody can join the plans of all ranks: this one writes what it plans to
+            _DistWrapper.reduce_scatter = lambda _, name, plan, join: plan()
+        with tempfile.TemporaryDirectory() as folder:
+            self.common = shards.stage(self.engine.sharded_state(), Path(folder), validate=alone)._common
+
+    def load(self) -> None:
+        """What ``shards.load`` does but for the disk: this rank's parts are its own tensors. After ``save``."""
+        from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace, merge
+        from megatron.core.dist_checkpointing.mapping import apply_factory_merges
+        from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
+        from megatron.core.dist_checkpointing.utils import extract_sharded_base
+
+        wanted, plain, factories = load_preprocess(self.engine.sharded_state(loading=True))
+        parts, _ = extract_sharded_base(wanted)
+        dict_list_map_inplace(lambda part: part.data, parts)
+        state = merge(merge(self.common, plain), parts)
+        self.engine.load_state(apply_factory_merges(state, factories))
+
+    def _label(self) -> None:
+        """Says which of the tensors alive are weights, gradients and the optimizer's."""
+        counts = self.counts
+        counts.label("weights", (weight for chunk in self.engine.chunks for weight in chunk.parameters()))
+        buffers = [buffer for chunk in self.engine.chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers]
+        own = {weight.untyped_storage()._cdata for chunk in self.engine.chunks for weight in chunk.parameters()}
+        own |= {buffer.grad_data.untyped_storage()._cdata for buffer in buffers}
+        counts.label("optimizer", (one for one in self._of_the_optimizer() if one.untyped_storage()._cdata not in own))
+        counts.label("weights", (buffer.param_data for buffer in buffers if buffer.param_data is not None))
+        counts.label("gradients", (buffer.grad_data for buffer in buffers))
+
+    def _of_the_optimizer(self) -> Iterator[torch.Tensor]:
+        whole = self.engine._optimizer._optimizer
+        for part in getattr(whole, "chained_optimizers", [whole]):
+            for group in part.optimizer.param_groups:
+                yield from group["params"]
+                yield from (weight.grad for weight in group["params"] if weight.grad is not None)
+            for state in part.optimizer.state.values():
+                yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+    def run(self) -> dict[str, Any]:
+        """Runs the parts that were asked for.
+
+        Returns:
+            ``static``: bytes alive by kind between steps; ``peaks``: by part, the most bytes alive above these;
+            ``parts``: by part, what else was counted; ``problems``: the parts that failed, with their tracebacks.
+        """
+        counts, asked = self.counts, self.asked.parts.split(",")
+        found: dict[str, Any] = {"peaks": {}, "parts": {}, "problems": {}}
+        static = 0
+        for part in asked:
+            counts.restart()
+            counts.begin(part)
+            kernels.CHOSEN.clear()
+            try:
+                getattr(self, part)()
+            except Exception:
+                found["problems"][part] = traceback.format_exc()
+                continue
+            self._label()
+            if part == "step":
+                static = counts.alive
+                found["static"] = {kind: size for kind, size in counts.by_kind.items() if size}
+            found["peaks"] |= {name: peak - static for name, (peak, _) in counts.peaks.items()}
+            found["parts"][part] = self._counted()
+        shape, asked_of = self.config.model.shape(), self.asked
+        tokens = asked_of.micro_batch * asked_of.micro_batches * asked_of.length
+        return found | {
+            "layout": {name: getattr(self.layout, name) for name in type(self.layout).__dataclass_fields__},
+            "parameters": sum(weight.numel() for chunk in self.engine.chunks for weight in chunk.parameters()),
+            "flops_of_the_model": shape.flops_per_token(self.vocabulary, asked_of.length) * tokens,
+            "groups": dict(world.MADE),
+        }
+
+    def _counted(self) -> dict[str, Any]:
+        counts = self.counts
+        sent: dict[str, dict[str, list[int]]] = {}
+        for message in counts.messages:
+            number = sent.setdefault(message["group"], {}).setdefault(message["operator"], [0, 0])
+            number[0] += 1
+            number[1] += message["bytes"]
+        counted = {
+            "flops": dict(counts.flops), "launches": dict(counts.launches), "syncs": dict(counts.syncs),
+            "copies": dict(counts.copies), "copied_to_host": counts.copied_to_host, "attention": dict(kernels.CHOSEN),
+            "sent": sent, "at_peak": {part: kinds for part, (_, kinds) in counts.peaks.items()},
+        }  # fmt: skip
+        return counted | ({"messages": list(counts.messages)} if self.asked.messages else {})
+
+
+def main() -> None:
+    """Runs one rank and prints its counts."""
+    asked = arguments()
+    counts = Counts()
+    world.open_world(asked.rank, asked.tensor * asked.pipeline * asked.context * asked.data, counts.say)
+    mode = cuda.install(counts.sync)
+    kernels.install()
+    read_from_the_host(counts)
+    with mode, counts:
+        found = Rank(asked, counts).run()
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
