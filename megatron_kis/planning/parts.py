@@ -48,10 +48,16 @@ def peak_of_update(work: Work, stage: int, micro_batches: int) -> float:
     return between(work, stage) + batches(work, micro_batches) + 2 * _BLOCK * (layers * _TENSORS_PER_LAYER + 4)
 
 
+def _body(work: Work, stage: int) -> float:
+    """Bytes of the layers where nothing is kept. The first stage holds what the embedding gave all along; the others'
+    first input is among their last inputs."""
+    return unkept_peak(work) + (work.shared if stage == 0 else 0.0)
+
+
 def peak_of_validation(work: Work, stage: int, besides: Besides) -> float:
     """Bytes of a pass that keeps nothing, over a micro-batch; logits are made in blocks."""
     inputs = between(work, stage) + work.tokens * 16 + besides.validation_tokens * 4
-    body = unkept_peak(work)
+    body = _body(work, stage)
     if stage < work.split.pipeline - 1:
         return inputs + body
     block = min(work.tokens * work.vocabulary / work.split.tensor, LOGITS_PER_BLOCK)
@@ -69,7 +75,7 @@ def peak_of_probe(work: Work, stage: int, besides: Besides) -> float:
     asked = replace(work, length=besides.probe_width, batch=besides.probe_rows,
                     split=replace(work.split, recompute="none"))  # fmt: skip
     inputs = between(work, stage) + asked.tokens * _NODE_BYTES
-    body = unkept_peak(asked)
+    body = _body(asked, stage)
     if not asked.engine:
         angles = asked.tokens * asked.head * (4 + 4 * asked.each)
         mask = asked.tokens * besides.probe_width * (asked.each + 2)

@@ -233,9 +233,12 @@ def _attention(work: Work) -> list[Step]:
 
 
 def recomputed(work: Work) -> Step:
-    """A layer of which only the input is kept: its backward pass first goes through it forward again."""
+    """A layer of which only the input is kept: its backward pass first goes through it forward again.
+
+    Beside what the layer then keeps are the gradient that comes in, and the output that was made again.
+    """
     inner = layer(work)
-    again = max(forward_peak(inner) + work.shared, backward_peak(inner)) - work.shared
+    again = max(forward_peak(inner), backward_peak(inner))
     return Step("layer", work.shared, unkept_peak(work) - work.shared, again)
 
 
