@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,9 @@ from megatron_kis.units import quantity, whole_quantity
 
 if TYPE_CHECKING:
     from megatron_kis.config import ParallelConfig
-    from megatron_kis.planning.hardware import Gpu, Utilisation
+    from megatron_kis.planning.hardware import Gpu
     from megatron_kis.planning.layouts import Job, Option
     from megatron_kis.planning.split import Split
-
-_SHORT_STEP = 0.01
-"""Seconds of arithmetic below which a step is not bound by it: hundreds of kernels have to be started, each in 5 to 10
-microseconds."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,8 +26,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "plan",
         help="layouts that fit, memory, time and GPU-hours; trains nothing",
-        description="Says how a model, a run or a study would lie on GPUs. Memory is computed, time is a share of the "
-        "peak (MFU) that is published or given with --mfu.",
+        description="Says how a model, a run or a study would lie on GPUs. Memory and time are computed; a "
+        "share of the peak (MFU) that you measured can be given with --mfu.",
         epilog="TP, PP, DP: tensor, pipeline and data parallel ranks; SP: parallel.sequence. model presets: "
         + ", ".join(PRESETS),
     )
@@ -45,6 +42,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--gpu", default="h100", metavar="KIND", help="h100, h200, a100, b200, ... (h100)")
     parser.add_argument("--mfu", type=float, metavar="SHARE", help="the share of the peak that you measured, 0 to 1")
+    parser.add_argument(
+        "--nvlink", type=float, metavar="GB/s",
+        help="between GPUs of a node, of each GPU in one direction (by --gpu; 450 for h100)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--network", type=float, metavar="GB/s", help="between nodes, of each GPU in one direction (50 for h100)"
+    )
     parser.add_argument("--vocabulary", type=int, metavar="V", help="pieces (32000; a study's own if it says so)")
     parser.add_argument("--length", type=whole_quantity, default=2048, metavar="L", help="tokens per sequence (2048)")
     parser.add_argument("--batch", type=int, default=512, metavar="B", help="sequences a step, of a model (512)")
@@ -66,20 +70,18 @@ def _plan(options: argparse.Namespace) -> int:
             raise InputError(f"is {value}", where=f"--{name}", remedy="must be at least 1")
     if options.mfu is not None and not 0 < options.mfu <= 1:
         raise InputError(f"is {options.mfu}", where="--mfu", remedy="a share between 0 and 1, such as 0.4")
-    kind = hardware.gpu(options.gpu)
+    kind = _linked(hardware.gpu(options.gpu), options)
     sizes: list[dict[str, Any]] = []
     hours = flops = 0.0
     for job in _jobs(options):
         params = job.job.shape.params(job.job.vocabulary)
-        utilisation = hardware.published_utilisation(params, kind=kind)
-        if options.mfu is not None:
-            utilisation = hardware.Utilisation(options.mfu, "given with --mfu")
-        found, note = _layouts(job, options, kind, utilisation)
+        found, note = _layouts(job, options, kind)
         hours += job.runs * found[0].gpu_hours
         flops += job.runs * job.job.tokens * job.job.shape.flops_per_token(job.job.vocabulary, job.job.length)
         sizes.append(
             {"model": job.label, "params": params, "tokens": job.job.tokens, "runs": job.runs,
-             "gpus": found[0].split.gpus, "mfu": utilisation.mfu, "mfu_source": utilisation.source,
+             "gpus": found[0].split.gpus, "mfu": found[0].mfu,
+             "mfu_source": "computed" if options.mfu is None else "given with --mfu",
              "gpu_hours": job.runs * found[0].gpu_hours, "as_written": job.split is not None and not note,
              "layouts": [option.as_dict() for option in found[: options.show]]}
         )  # fmt: skip
@@ -94,16 +96,25 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
-def _layouts(
-    planned: Planned, options: argparse.Namespace, kind: Gpu, utilisation: Utilisation
-) -> tuple[list[Option], str]:
+def _linked(kind: Gpu, options: argparse.Namespace) -> Gpu:
+    """A kind of GPU with the links that are given."""
+    given = {name: getattr(options, name) for name in ("nvlink", "network") if getattr(options, name) is not None}
+    for name, value in given.items():
+        if not 0 < value < math.inf:
+            raise InputError(
+                f"is {value:g}", where=f"--{name}", remedy="GB/s of one GPU in one direction, such as 50 for 400 Gb/s"
+            )
+    return replace(kind, **{name: value * 1e9 for name, value in given.items()})
+
+
+def _layouts(planned: Planned, options: argparse.Namespace, kind: Gpu) -> tuple[list[Option], str]:
     """The layout that a file has, if it fits; else those that do, and a note."""
     from megatron_kis.planning import layouts
 
     note = ""
     if planned.split is not None and options.gpus is None:
         option, fits = layouts.written(
-            planned.job, planned.split, micro_batch=planned.micro_batch, kind=kind, utilisation=utilisation
+            planned.job, planned.split, micro_batch=planned.micro_batch, kind=kind, mfu=options.mfu
         )
         if fits:
             return [option], ""
@@ -112,7 +123,7 @@ def _layouts(
             f"{option.memory.total / 1e9:.1f} GB; these fit:"
         )
     gpus = options.gpus or (planned.split.gpus if planned.split else 1)
-    found = layouts.options(planned.job, gpus=gpus, kind=kind, utilisation=utilisation, interleave=options.interleave)
+    found = layouts.options(planned.job, gpus=gpus, kind=kind, mfu=options.mfu, interleave=options.interleave)
     return found, note
 
 
@@ -135,7 +146,7 @@ def _print(row: dict[str, Any], found: list[Option], note: str) -> None:
     print(f"  MFU {row['mfu']:.0%} ({row['mfu_source']})")
     print(
         f"  {'layout':18}{'recompute':>10}{'batch':>6}{'weights':>9}{'grads':>7}{'optim.':>7}"
-        f"{'activ.':>7}{'logits':>7}{'buffers':>8}{'GB':>7}{'s/step':>8}  GPU time"
+        f"{'activ.':>7}{'logits':>7}{'buffers':>8}{'GB':>7}{'s/step':>8}{'MFU':>5}  {'limit':14} GPU time"
     )
     for option in found:
         parts = option.memory
@@ -143,10 +154,8 @@ def _print(row: dict[str, Any], found: list[Option], note: str) -> None:
             f"  {option.split.label:18}{option.split.recompute:>10}{option.micro_batch:>6}{parts.weights / 1e9:>9.1f}"
             f"{parts.gradients / 1e9:>7.1f}{parts.optimizer / 1e9:>7.1f}{parts.activations / 1e9:>7.1f}"
             f"{parts.logits / 1e9:>7.1f}{parts.buffers / 1e9:>8.1f}{parts.total / 1e9:>7.1f}"
-            f"{option.step_seconds:>8.2g}  {gpu_time(option.gpu_hours)}"
+            f"{option.step_seconds:>8.2g}{option.mfu:>5.0%}  {option.seconds.limit:14} {gpu_time(option.gpu_hours)}"
         )
-    if found[0].step_seconds < _SHORT_STEP:
-        print("  A step this short is bound by starting kernels, not by arithmetic: its time is a lower bound.")
 
 
 @dataclass(frozen=True)
@@ -228,13 +237,13 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
 
 
 def _split(parallel: ParallelConfig) -> Split:
-    """A layout as the memory model knows it. Ranks that share sequences are counted as replicas."""
+    """A layout as the planner knows it."""
     from megatron_kis.planning.split import Split
 
-    data = parallel.replicas * parallel.context
     return Split(
-        tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual, data=data,
-        recompute=parallel.recompute, distributed_optimizer=data > 1, sequence=parallel.sequence,
+        tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual, data=parallel.replicas,
+        context=parallel.context, recompute=parallel.recompute, sequence=parallel.sequence,
+        distributed_optimizer=parallel.replicas * parallel.context > 1,
     )  # fmt: skip
 
 

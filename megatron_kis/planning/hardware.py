@@ -1,39 +1,65 @@
-"""GPUs: peak and memory by name, and the shares of the peak that others have published."""
+"""GPUs by name: peak, memory, links, and the shares of the peak that a model's kernels reach."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_kis.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU."""
+    """One kind of GPU, and how it is linked to others; NVIDIA's data sheets."""
 
     name: str
     """Part of what the driver calls it."""
 
     peak_bf16: float
-    """Dense BF16 operations a second (NVIDIA's data sheets; half of what they print with sparsity)."""
+    """Dense BF16 operations per second (half of what the data sheets print with sparsity)."""
 
     memory: float
     """Bytes."""
 
-    node: int = 8
-    """GPUs a node joined by NVLink; tensor parallelism stays within."""
+    bandwidth: float
+    """Bytes per second between the GPU and its memory."""
 
+    nvlink: float
+    """Bytes per second to the other GPUs of the node, in one direction."""
+
+    network: float
+    """Bytes per second of this GPU's share of the node's network, in one direction."""
+
+    products: float = 0.64
+    """Share of ``peak_bf16`` that the matrix products of a training step reach, apart from reading their operands.
+
+    The best single product reaches 80.1% on H100 and 85.9% on A100 (table of achievable matrix products in
+    github.com/stas00/ml-engineering, compute/accelerator). A step reaches about 0.8 of that on H100, whose clock falls
+    under such load, and 0.9 on A100: two numbers, chosen so that the published step times of ``benchmarks/step_times``
+    are met on the whole. For other kinds H100's is carried over."""
+
+    attention: float = 0.45
+    """Share of ``peak_bf16`` that attention reaches in both passes, counting the scores that a causal mask leaves.
+
+    Of the usual order for fused kernels: 62% forward without a mask on H100 (cuDNN in the FlashAttention-3 paper, head
+    width 128), less backward and with a mask."""
+
+    node: int = 8
+    """GPUs of a node joined by NVLink; tensor parallelism stays within."""
+
+
+_AMPERE: dict[str, Any] = {"products": 0.77, "attention": 0.55}
 
 GPUS = {
-    "h100-pcie": Gpu("H100 PCIe", 756e12, 80e9, node=2),
-    "h100-nvl": Gpu("H100 NVL", 835e12, 94e9, node=2),
-    "h100": Gpu("H100", 989e12, 80e9),
-    "gh200": Gpu("GH200", 989e12, 96e9, node=1),
-    "h200": Gpu("H200", 989e12, 141e9),
-    "a100": Gpu("A100", 312e12, 80e9),
-    "a100-40": Gpu("A100", 312e12, 40e9),
-    "l40s": Gpu("L40S", 362e12, 48e9, node=1),
-    "b200": Gpu("B200", 2250e12, 180e9),
+    "h100-pcie": Gpu("H100 PCIe", 756e12, 80e9, 2.0e12, 300e9, 25e9, node=2),
+    "h100-nvl": Gpu("H100 NVL", 835e12, 94e9, 3.9e12, 300e9, 25e9, node=2),
+    "h100": Gpu("H100", 989e12, 80e9, 3.35e12, 450e9, 50e9),
+    "gh200": Gpu("GH200", 989e12, 96e9, 4.0e12, 450e9, 50e9, node=1),
+    "h200": Gpu("H200", 989e12, 141e9, 4.8e12, 450e9, 50e9),
+    "a100": Gpu("A100", 312e12, 80e9, 2.04e12, 300e9, 25e9, **_AMPERE),
+    "a100-40": Gpu("A100", 312e12, 40e9, 1.555e12, 300e9, 25e9, **_AMPERE),
+    "l40s": Gpu("L40S", 362e12, 48e9, 0.864e12, 32e9, 25e9, node=1),
+    "b200": Gpu("B200", 2250e12, 180e9, 7.7e12, 900e9, 50e9),
 }
 """By the name that ``kis plan --gpu`` takes; the more special names come first."""
 
@@ -47,32 +73,3 @@ def gpu(name: str) -> Gpu:
     if name.lower() not in GPUS:
         raise InputError(f"no GPU {name!r}", where="--gpu", remedy=nearest(name, GPUS))
     return GPUS[name.lower()]
-
-
-@dataclass(frozen=True)
-class Utilisation:
-    """A share of the peak, and where it is from."""
-
-    mfu: float
-    source: str
-
-
-_PUBLISHED = (
-    (2e9, Utilisation(0.40, "published: OLMo-core 1.2.0, 1B, sequence 4096, one H100: 39% to 41%")),
-    (2e10, Utilisation(0.36, "published: torchtitan 2024-12, 8B, 8 H100: 33% to 39%")),
-    (float("inf"), Utilisation(0.41, "published: Megatron-LM's README, 2B to 462B, H100: 41% to 48%, the lower end")),
-)
-
-
-def published_utilisation(params: float, *, kind: Gpu) -> Utilisation:
-    """What others reached with a model of about this size; all figures are BF16 on H100.
-
-    The source says where a figure is carried over to another GPU, or to a smaller model than was published.
-    """
-    found = next(entry for limit, entry in _PUBLISHED if params < limit)
-    notes = []
-    if "H100" not in kind.name:
-        notes.append(f"carried over to {kind.name}")
-    if params < 0.9e9:
-        notes.append("smaller models reach less")
-    return Utilisation(found.mfu, "; ".join([found.source, *notes]))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import ModelShape
-from megatron_kis.planning.hardware import Gpu, Utilisation
+from megatron_kis.planning.hardware import Gpu
 from megatron_kis.planning.memory import Memory, memory
 from megatron_kis.planning.split import Recompute, Split
+from megatron_kis.planning.times import Program, Seconds, step_time
 
 _USABLE = 0.94
 """Share of the memory that may be filled: the rest is lost to fragments (an assumption)."""
@@ -31,6 +32,11 @@ class Job:
     global_batch: int
     """Sequences a step."""
 
+    @property
+    def flops(self) -> float:
+        """Operations of a step, without those that recomputation repeats."""
+        return self.shape.flops_per_token(self.vocabulary, self.length) * self.global_batch * self.length
+
 
 @dataclass(frozen=True)
 class Option:
@@ -40,44 +46,55 @@ class Option:
     micro_batch: int
     micro_batches: int
     memory: Memory
-    step_seconds: float
-    gpu_hours: float
+    seconds: Seconds
+    steps: int
+    """Of the run."""
+
+    mfu: float
+    """Share of the peak of all GPUs that the model's operations take up."""
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a whole step."""
+        return self.seconds.total
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of the run, on all GPUs."""
+        return self.step_seconds * self.steps * self.split.gpus / 3600
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; bytes, seconds, hours."""
         split = self.split
         return {
-            "tensor": split.tensor, "pipeline": split.pipeline, "virtual": split.virtual, "data": split.data,
-            "sequence": split.sequence, "recompute": split.recompute,
+            "tensor": split.tensor, "pipeline": split.pipeline, "virtual": split.virtual, "context": split.context,
+            "data": split.data, "sequence": split.sequence, "recompute": split.recompute,
             "distributed_optimizer": split.distributed_optimizer,
             "micro_batch": self.micro_batch, "micro_batches": self.micro_batches,
-            "memory": self.memory.as_dict(), "step_seconds": self.step_seconds, "gpu_hours": self.gpu_hours,
+            "memory": self.memory.as_dict(), "step_seconds": self.step_seconds, "seconds": self.seconds.as_dict(),
+            "limit": self.seconds.limit, "mfu": self.mfu, "gpu_hours": self.gpu_hours,
         }  # fmt: skip
 
 
-def step_seconds(job: Job, split: Split, micro_batches: int, *, kind: Gpu, utilisation: Utilisation) -> float:
-    """Seconds of a step.
+def options(
+    job: Job,
+    *,
+    gpus: int,
+    kind: Gpu,
+    program: Program | None = None,
+    mfu: float | None = None,
+    interleave: bool = False,
+) -> list[Option]:
+    """Layouts on all of ``gpus`` that fit, the fastest first; of equals the one with the fewest parts.
 
-    The model's operations over peak x MFU; times 4/3 with full recomputation (one more forward pass, which MFU does not
-    count); times ``1 + (p - 1) / (v m)``, the pipeline's bubble (Narayanan et al. 2021, section 2.2).
-    """
-    flops = job.shape.flops_per_token(job.vocabulary, job.length) * job.global_batch * job.length
-    ideal = flops / (split.gpus * kind.peak_bf16 * utilisation.mfu)
-    bubble = 1 + (split.pipeline - 1) / (split.virtual * micro_batches)
-    return ideal * bubble * (4 / 3 if split.recompute == "full" else 1)
-
-
-def options(job: Job, *, gpus: int, kind: Gpu, utilisation: Utilisation, interleave: bool = False) -> list[Option]:
-    """Layouts on all of ``gpus`` that fit, the fastest first; of equals the one that communicates least.
-
-    Each has the largest micro-batch that fits. Recomputation and sequence parallelism are listed only where nothing
-    fits without.
+    Each has the micro-batch, the recomputation and the sharing of sequences with which it is fastest.
 
     Args:
         job: what is to be trained.
         gpus: how many.
         kind: of GPU.
-        utilisation: share of the peak.
+        program: how a step is programmed.
+        mfu: a share of the peak that was measured, of the fastest; the times of all are scaled to it.
         interleave: also stages of several chunks (``parallel.virtual``).
 
     Raises:
@@ -86,32 +103,35 @@ def options(job: Job, *, gpus: int, kind: Gpu, utilisation: Utilisation, interle
     found: dict[tuple[int, int, int], Option] = {}
     for split in _splits(job, gpus, kind, interleave=interleave):
         key = (split.tensor, split.pipeline, split.virtual)
-        if key in found:
-            continue
         share = job.global_batch // split.data
-        for micro_batch in sorted((size for size in range(1, share + 1) if share % size == 0), reverse=True):
+        for micro_batch in _divisors(share):
             count = share // micro_batch
-            if split.pipeline > 1 and count < split.pipeline:
-                continue  # stages would stand idle, and interleaving needs as many micro-batches as stages
-            parts = memory(
-                job.shape, job.vocabulary, split, length=job.length, micro_batch=micro_batch, micro_batches=count
-            )
-            if parts.total <= kind.memory * _USABLE:
-                seconds = step_seconds(job, split, count, kind=kind, utilisation=utilisation)
-                steps = math.floor(job.tokens / (job.global_batch * job.length))
-                found[key] = Option(split, micro_batch, count, parts, seconds, seconds * steps * gpus / 3600)
-                break
+            if split.pipeline > 1 and (count < split.pipeline or (split.virtual > 1 and count % split.pipeline)):
+                continue  # stages would stand idle; interleaved, they take turns on as many micro-batches as there are
+            option = _option(job, split, micro_batch, kind, program)
+            if option.memory.total > kind.memory * _USABLE:
+                break  # larger ones do not fit either
+            if key not in found or option.step_seconds < found[key].step_seconds * (1 - 1e-9):
+                found[key] = option
     if not found:
         raise InputError(
             f"no layout on {gpus} {kind.name} holds the model with {job.global_batch} sequences a step",
             where="--gpus",
             remedy="use more GPUs or ones with more memory, or a batch that more replicas divide",
         )
-    return sorted(found.values(), key=_preference)
+    fastest_first = sorted(found.values(), key=_preference)
+    factor = _factor(fastest_first[0], mfu)
+    return [_scaled(option, factor) for option in fastest_first]
 
 
 def written(
-    job: Job, split: Split, *, micro_batch: int | None, kind: Gpu, utilisation: Utilisation
+    job: Job,
+    split: Split,
+    *,
+    micro_batch: int | None,
+    kind: Gpu,
+    program: Program | None = None,
+    mfu: float | None = None,
 ) -> tuple[Option, bool]:
     """A layout as a configuration has it, and whether it fits.
 
@@ -120,7 +140,8 @@ def written(
         split: the layout.
         micro_batch: sequences a forward pass; a replica's whole share if None.
         kind: of GPU.
-        utilisation: share of the peak.
+        program: how a step is programmed.
+        mfu: the share of the peak that was measured with this layout.
 
     Raises:
         InputError: the replicas or the micro-batches do not divide the batch.
@@ -133,11 +154,30 @@ def written(
             where="training.global_batch_size",
             remedy=f"use a multiple of {split.data * size}",
         )
-    parts = memory(job.shape, job.vocabulary, split, length=job.length, micro_batch=size, micro_batches=share // size)
-    seconds = step_seconds(job, split, share // size, kind=kind, utilisation=utilisation)
+    option = _option(job, split, size, kind, program)
+    return _scaled(option, _factor(option, mfu)), option.memory.total <= kind.memory * _USABLE
+
+
+def _option(job: Job, split: Split, micro_batch: int, kind: Gpu, program: Program | None) -> Option:
+    """A layout, whether it fits or not."""
+    count = job.global_batch // split.data // micro_batch
+    parts = memory(job.shape, job.vocabulary, split, length=job.length, micro_batch=micro_batch, micro_batches=count)
+    seconds = step_time(
+        job.shape, job.vocabulary, split, length=job.length, micro_batch=micro_batch, micro_batches=count, gpu=kind,
+        program=program or Program(),
+    )  # fmt: skip
     steps = math.floor(job.tokens / (job.global_batch * job.length))
-    option = Option(split, size, share // size, parts, seconds, seconds * steps * split.gpus / 3600)
-    return option, parts.total <= kind.memory * _USABLE
+    mfu = job.flops / (split.gpus * kind.peak_bf16 * seconds.total)
+    return Option(split, micro_batch, count, parts, seconds, steps, mfu)
+
+
+def _factor(reference: Option, mfu: float | None) -> float:
+    """What every time is multiplied by, for ``reference`` to reach the share of the peak that was measured."""
+    return 1.0 if mfu is None else reference.mfu / mfu
+
+
+def _scaled(option: Option, factor: float) -> Option:
+    return replace(option, seconds=option.seconds.scaled(factor), mfu=option.mfu / factor)
 
 
 def _preference(option: Option) -> tuple[float, ...]:

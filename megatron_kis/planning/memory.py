@@ -21,7 +21,7 @@ from megatron_kis.planning.parts import (
     written,
 )
 from megatron_kis.planning.passes import peak_of_passes
-from megatron_kis.planning.split import Split
+from megatron_kis.planning.split import Split, rank_params
 from megatron_kis.planning.steps import Kernels, Layers, Precision, Work
 
 CONTEXT_BYTES = 1.5e9
@@ -74,22 +74,6 @@ class Memory:
             "context": self.context, "parts": dict(self.parts), "peak": self.peak, "total": self.total,
             "stage": self.stage, "host": self.host,
         }  # fmt: skip
-
-
-def rank_params(shape: ModelShape, vocabulary: int, split: Split, stage: int) -> int:
-    """Parameters that a rank of pipeline ``stage`` holds.
-
-    Matrices are split over the tensor ranks, norms are on each. The first stage has the embedding, the last the final
-    norm and the output layer; with tied embeddings and several stages both hold the table.
-    """
-    head = shape.width // shape.heads
-    attention = shape.width * head * (shape.heads + 2 * shape.query_groups) + shape.width**2
-    matrices = attention + 3 * shape.width * shape.ffn_width
-    layer = matrices // split.tensor + 2 * shape.width
-    table = vocabulary * shape.width // split.tensor
-    first, last = stage == 0, stage == split.pipeline - 1
-    tables = first + (last and not (first and shape.tied_embeddings))
-    return shape.layers // split.pipeline * layer + tables * table + last * shape.width
 
 
 def memory(

@@ -49,8 +49,10 @@ def peak_of_update(work: Work, stage: int, micro_batches: int) -> float:
 
 
 def _body(work: Work, stage: int) -> float:
-    """Bytes of the layers where nothing is kept. The first stage holds what the embedding gave all along; the others'
-    first input is among their last inputs."""
+    """Bytes of the layers where nothing is kept.
+
+    The first stage holds what the embedding gave all along; the others' first input is among their last inputs.
+    """
     return unkept_peak(work) + (work.shared if stage == 0 else 0.0)
 
 

@@ -1,9 +1,11 @@
-"""How a run is spread over ranks, as the planner knows it."""
+"""How a run is spread over ranks, as the planner knows it, and what of the model a rank holds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+from megatron_kis.model.ladder import ModelShape
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -39,3 +41,19 @@ class Split:
         stages = f"PP{self.pipeline}" + (f"x{self.virtual}" if self.virtual > 1 else "")
         context = f" CP{self.context}" if self.context > 1 else ""
         return f"TP{self.tensor} {stages}{context} DP{self.data}" + (" SP" if self.sequence else "")
+
+
+def rank_params(shape: ModelShape, vocabulary: int, split: Split, stage: int) -> int:
+    """Parameters that a rank of pipeline ``stage`` holds.
+
+    Matrices are split over the tensor ranks, norms are on each. The first stage has the embedding, the last the final
+    norm and the output layer; with tied embeddings and several stages both hold the table.
+    """
+    head = shape.width // shape.heads
+    attention = shape.width * head * (shape.heads + 2 * shape.query_groups) + shape.width**2
+    matrices = attention + 3 * shape.width * shape.ffn_width
+    layer = matrices // split.tensor + 2 * shape.width
+    table = vocabulary * shape.width // split.tensor
+    first, last = stage == 0, stage == split.pipeline - 1
+    tables = first + (last and not (first and shape.tied_embeddings))
+    return shape.layers // split.pipeline * layer + tables * table + last * shape.width

@@ -12,12 +12,8 @@ from megatron_kis.cli import main
 from megatron_kis.commands.plan import gpu_time
 from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import PRESETS
-from megatron_kis.planning.hardware import GPUS, Utilisation, gpu, published_utilisation
-from megatron_kis.planning.layouts import Job, options, step_seconds
-from megatron_kis.planning.memory import memory
-from megatron_kis.planning.split import Split
-
-HALF = Utilisation(0.5, "a test's")
+from megatron_kis.planning.hardware import GPUS, gpu
+from megatron_kis.planning.layouts import Job, options, written
 
 
 def job(name: str, *, batch: int = 512, tokens: float = 20e9) -> Job:
@@ -27,7 +23,7 @@ def job(name: str, *, batch: int = 512, tokens: float = 20e9) -> Job:
 @pytest.mark.parametrize(("name", "gpus"), [("137m", 1), ("1b", 8), ("7b", 64), ("70b", 256)])
 def test_every_layout_fits_and_divides_model_batch_and_gpus(name: str, gpus: int) -> None:
     asked = job(name)
-    found = options(asked, gpus=gpus, kind=GPUS["h100"], utilisation=HALF, interleave=True)
+    found = options(asked, gpus=gpus, kind=GPUS["h100"], interleave=True)
     assert found
     for option in found:
         split = option.split
@@ -42,54 +38,63 @@ def test_every_layout_fits_and_divides_model_batch_and_gpus(name: str, gpus: int
 
 
 def test_only_layouts_that_can_be_trained_are_offered_unless_asked() -> None:
-    offered = options(job("7b"), gpus=64, kind=GPUS["h100"], utilisation=HALF)
+    offered = options(job("7b"), gpus=64, kind=GPUS["h100"])
     assert {option.split.virtual for option in offered} == {1}
-    asked = options(job("7b"), gpus=64, kind=GPUS["h100"], utilisation=HALF, interleave=True)
+    asked = options(job("7b"), gpus=64, kind=GPUS["h100"], interleave=True)
     assert {option.split.virtual for option in asked} > {1}
 
 
 def test_a_model_too_large_is_refused() -> None:
     with pytest.raises(InputError, match=r"--gpus: no layout on 1 H100 holds the model"):
-        options(job("70b"), gpus=1, kind=GPUS["h100"], utilisation=HALF)
+        options(job("70b"), gpus=1, kind=GPUS["h100"])
 
 
-def test_sequences_are_shared_where_nothing_fits_without() -> None:
+def test_a_layout_is_offered_with_what_makes_it_fastest() -> None:
     long = Job(PRESETS["70b"], 32_000, 20e9, 8192, 256)
-    found = {option.split.label: option for option in options(long, gpus=256, kind=GPUS["h100"], utilisation=HALF)}
+    found = {option.split.label: option for option in options(long, gpus=256, kind=GPUS["h100"])}
     first = found["TP8 PP2 DP16 SP"]
     assert first.split.recompute == "none"
-    whole = memory(
-        long.shape, 32_000, replace(first.split, sequence=False), length=8192,
-        micro_batch=first.micro_batch, micro_batches=first.micro_batches,
-    )  # fmt: skip
-    assert first.memory.total < 75.2e9 < whole.total
-    short = options(job("7b"), gpus=64, kind=GPUS["h100"], utilisation=HALF)
-    assert not any(option.split.sequence for option in short)
+    for other in (
+        replace(first.split, sequence=False),
+        replace(first.split, recompute="full"),
+        replace(first.split, sequence=False, recompute="full"),
+    ):
+        for micro_batch in (1, 2, 4):
+            option, fits = written(long, other, micro_batch=micro_batch, kind=GPUS["h100"])
+            assert not fits or option.step_seconds > first.step_seconds
+    # what fits only with whole layers computed again is offered so
+    again = options(Job(PRESETS["70b"], 32_000, 20e9, 32768, 64), gpus=64, kind=GPUS["h100"])
+    assert any(option.split.recompute == "full" for option in again)
 
 
-def test_the_time_of_a_step_is_its_operations_over_what_the_gpus_do() -> None:
-    asked = job("1b")
-    flops = asked.shape.flops_per_token(32_000, 2048) * 512 * 2048
-    seconds = step_seconds(asked, Split(data=8), 64, kind=GPUS["h100"], utilisation=HALF)
-    assert seconds == pytest.approx(flops / (8 * 989e12 * 0.5))
-    full = step_seconds(asked, Split(data=8, recompute="full"), 64, kind=GPUS["h100"], utilisation=HALF)
-    assert full == pytest.approx(seconds * 4 / 3)
-    stages = step_seconds(asked, Split(pipeline=4, data=2), 12, kind=GPUS["h100"], utilisation=HALF)
-    assert stages == pytest.approx(seconds * (1 + 3 / 12))
-    chunks = step_seconds(asked, Split(pipeline=4, virtual=2, data=2), 12, kind=GPUS["h100"], utilisation=HALF)
-    assert chunks == pytest.approx(seconds * (1 + 3 / 24))
+def test_interleaved_stages_take_turns_on_a_multiple_of_their_number() -> None:
+    found = options(job("7b", batch=96), gpus=32, kind=GPUS["h100"], interleave=True)
+    interleaved = [option for option in found if option.split.virtual > 1]
+    assert interleaved
+    assert all(option.micro_batches % option.split.pipeline == 0 for option in interleaved)
+
+
+def test_a_measured_share_of_the_peak_is_that_of_the_fastest_layout() -> None:
+    asked = job("7b")
+    computed = options(asked, gpus=64, kind=GPUS["h100"])
+    measured = options(asked, gpus=64, kind=GPUS["h100"], mfu=0.2)
+    assert measured[0].step_seconds == pytest.approx(asked.flops / (64 * 989e12 * 0.2))
+    assert measured[0].mfu == pytest.approx(0.2)
+    assert [option.split for option in measured] == [option.split for option in computed]
+    ratios = [one.step_seconds / other.step_seconds for one, other in zip(measured, computed, strict=True)]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios))
+    own, _ = written(asked, computed[-1].split, micro_batch=1, kind=GPUS["h100"], mfu=0.2)
+    assert own.step_seconds == pytest.approx(asked.flops / (64 * 989e12 * 0.2))
 
 
 def test_gpu_hours_are_those_of_all_steps() -> None:
-    option = options(job("1b"), gpus=8, kind=GPUS["h100"], utilisation=HALF)[0]
+    option = options(job("1b"), gpus=8, kind=GPUS["h100"])[0]
     steps = int(20e9 // (512 * 2048))
     assert option.gpu_hours == pytest.approx(option.step_seconds * steps * 8 / 3600)
 
 
-def test_a_figure_says_where_it_is_carried_over() -> None:
-    assert "carried over" not in published_utilisation(1e9, kind=gpu("h100")).source
-    assert "carried over to B200" in published_utilisation(1e9, kind=gpu("B200")).source
-    assert "smaller models reach less" in published_utilisation(1e8, kind=gpu("h100")).source
+def test_an_unknown_gpu_is_refused_with_one_that_is_known() -> None:
+    assert gpu("H100").name == "H100"
     with pytest.raises(InputError, match="no GPU 'h10'"):
         gpu("h10")
 
@@ -108,6 +113,39 @@ def test_presets_shapes_and_files_are_planned(capsys: pytest.CaptureFixture[str]
     )  # fmt: skip
     assert preset["gpu_hours"] == shape["gpu_hours"]
     assert preset["models"][0]["mfu_source"] == "given with --mfu"  # type: ignore[index]
+
+
+def test_seconds_are_listed_by_what_takes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    row = plan(capsys, "7b", "--tokens", "1e9", "--gpus", "64")["models"][0]  # type: ignore[index]
+    assert row["mfu_source"] == "computed"
+    for layout in row["layouts"]:
+        parts = dict(layout["seconds"])
+        assert parts.pop("total") == pytest.approx(sum(parts.values())) == layout["step_seconds"]
+    assert main(["plan", "7b", "--tokens", "1e9", "--gpus", "64"]) == 0
+    shown = capsys.readouterr().out
+    assert " limit " in shown
+    assert "tensor" in shown
+
+
+def test_slower_links_cost_time(capsys: pytest.CaptureFixture[str]) -> None:
+    def seconds(*arguments: str) -> float:
+        row = plan(capsys, "7b", "--tokens", "1e9", "--gpus", "64", "--show", "50", *arguments)["models"][0]  # type: ignore[index]
+        return next(
+            float(layout["step_seconds"])
+            for layout in row["layouts"]
+            if (layout["tensor"], layout["pipeline"]) == (8, 1)
+        )
+
+    assert seconds() < seconds("--nvlink", "100") < seconds("--nvlink", "50")
+    assert seconds() < seconds("--network", "1")
+    assert seconds() == seconds("--nvlink", "450", "--network", "50")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("flag", ["--nvlink", "--network"])
+def test_a_link_without_a_speed_is_refused(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "7b", "--tokens", "1e9", f"{flag}={value}"]) == 2
+    assert f"{flag}: is {value}" in capsys.readouterr().err
 
 
 def test_a_study_costs_what_its_runs_cost(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

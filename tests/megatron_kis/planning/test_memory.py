@@ -13,9 +13,9 @@ from megatron_kis.device import open_device
 from megatron_kis.model.build import assemble_model
 from megatron_kis.model.ladder import PRESETS, ModelShape
 from megatron_kis.planning import steps
-from megatron_kis.planning.memory import memory, rank_params
+from megatron_kis.planning.memory import memory
 from megatron_kis.planning.schedule import passes
-from megatron_kis.planning.split import Recompute, Split
+from megatron_kis.planning.split import Recompute, Split, rank_params
 from megatron_kis.planning.steps import Step, Work, backward_peak, forward_peak
 from megatron_kis.settings import parse_config
 from megatron_kis.training.engine import Engine

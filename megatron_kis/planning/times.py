@@ -1,0 +1,271 @@
+"""Seconds of a step: products, attention, kernels bound by memory, messages, idle stages, the update.
+
+Each part has a formula of its own, so that nothing is counted twice: the share of the peak that products reach is that
+of the products alone, and what else a step does comes on top. What an end-to-end share of the peak (MFU) would be is a
+result, not an input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from megatron_kis.model.ladder import ModelShape
+from megatron_kis.planning.communication import Message, Passes, messages
+from megatron_kis.planning.hardware import Gpu
+from megatron_kis.planning.split import Split, rank_params
+
+_MEMORY_SHARE = 0.8
+"""Of the memory's bandwidth, that kernels reach which only read and write: an assumption, of the usual order."""
+
+_LINK_SHARE = 0.8
+"""Of a link's bandwidth, that NCCL reaches: its protocol costs about 20% on NVLink (an NVIDIA engineer in
+github.com/NVIDIA/nccl-tests, issue 212); the network is taken to be alike."""
+
+_LATENCY = 15e-6
+"""Seconds that a message takes however small it is: an assumption, the order of a small all-reduce in a node."""
+
+_LAUNCH = 6e-6
+"""Seconds that PyTorch takes to start one kernel: an assumption, of the usual order for eager mode."""
+
+_LAUNCHES = 40
+"""Kernels of a layer's forward pass; as many of its backward pass (counted in a step of the engine, with ``sdpa``)."""
+
+_BUCKET = 40e6
+"""Weights of a bucket of gradients, at least; Megatron-Core takes a million times the replicas where that is more."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the time depends on besides model, layout and hardware."""
+
+    fused_accumulation: bool = False
+    """Whether a product adds a weight's gradient to the fp32 sum itself."""
+
+    overlap_gather: bool = True
+    """Whether the updated weights are gathered during the next forward pass."""
+
+    ring: bool = False
+    """Whether ranks that share a sequence pass keys and values round, or gather them all."""
+
+    logit_bytes: float = 46.0
+    """Bytes that the loss reads and writes for each logit: ``model/loss.py``, pass by pass."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Seconds of a step on the slowest rank, by what it does; they add up."""
+
+    compute: float
+    """Products, attention, and kernels bound by memory, with those that recomputation repeats."""
+
+    launch: float
+    """What starting kernels takes beyond that."""
+
+    tensor: float
+    """Messages of the tensor ranks that no product hides."""
+
+    context: float
+    """Keys and values of the ranks that share a sequence."""
+
+    pipeline: float
+    """Messages between stages, and those of tied embeddings."""
+
+    bubble: float
+    """Waiting for other stages."""
+
+    data: float
+    """Gradients and weights of the replicas, as far as the passes do not hide them."""
+
+    update: float
+    """The optimizer."""
+
+    @property
+    def total(self) -> float:
+        """Of the whole step."""
+        return math.fsum(asdict(self).values())
+
+    @property
+    def limit(self) -> str:
+        """The largest part besides computing, and its share: ``"tensor 18%"``; ``"compute"`` where all are small."""
+        others = {name: value for name, value in asdict(self).items() if name != "compute"}
+        worst = max(others, key=lambda name: others[name])
+        share = others[worst] / self.total
+        return f"{worst} {share:.0%}" if share >= 0.05 else "compute"
+
+    def scaled(self, factor: float) -> Seconds:
+        """Every part times ``factor``."""
+        return Seconds(**{field.name: getattr(self, field.name) * factor for field in fields(self)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The parts and their total, seconds."""
+        return {**asdict(self), "total": self.total}
+
+
+def link(kind: str, ranks: int, split: Split, gpu: Gpu) -> float:
+    """Bytes per second that a rank of a group sends, in one direction.
+
+    Ranks are numbered tensor first, then context, replicas, stages (Megatron-Core's order), and fill node after node. A
+    group that lies in one node talks over NVLink. One that does not talks over the network, with the shares of all its
+    members in a node, as NCCL's rings leave a node over each of them.
+    """
+    stride = {"tensor": 1, "context": split.tensor, "data": split.tensor}.get(kind, split.gpus // split.pipeline)
+    span = split.gpus if kind == "pipeline" else stride * ranks
+    if span <= gpu.node:
+        return gpu.nvlink * _LINK_SHARE
+    together = 1 if kind == "pipeline" else max(1, gpu.node // stride)
+    return min(gpu.nvlink, together * gpu.network) * _LINK_SHARE
+
+
+def message_seconds(message: Message, split: Split, gpu: Gpu) -> float:
+    """Seconds of all of a rank's messages of one sort.
+
+    A ring moves ``(n - 1) / n`` of the tensor through each rank to gather or scatter it, twice that to add it up.
+    """
+    around = (message.ranks - 1) / message.ranks
+    moved = {"all_reduce": 2 * around, "all_gather": around, "reduce_scatter": around, "send": 1.0}[message.operation]
+    return message.count * (_LATENCY + moved * message.size / link(message.kind, message.ranks, split, gpu))
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Seconds of one micro-batch on a stage."""
+
+    forward: float
+    backward: float
+    launch: float
+    tensor: float
+    context: float
+    pipeline: float
+
+    @property
+    def total(self) -> float:
+        return math.fsum(asdict(self).values())
+
+
+def step_time(
+    shape: ModelShape, vocabulary: int, split: Split, *, length: int, micro_batch: int, micro_batches: int, gpu: Gpu,
+    program: Program,
+) -> Seconds:  # fmt: skip
+    """Seconds of a step.
+
+    All micro-batches on the slowest stage, plus one on each other stage, which is what it waits for (1F1B; Narayanan et
+    al. 2021, section 2.2; over the chunks of a stage with the interleaved schedule). Gradients are reduced
+    during the backward pass of the last micro-batch, from the first bucket on.
+
+    Args:
+        shape: the model.
+        vocabulary: padded rows of the embedding.
+        split: the layout.
+        length: tokens of a sequence.
+        micro_batch: sequences of a micro-batch.
+        micro_batches: of a step, for each replica.
+        gpu: its speed and its links.
+        program: how the step is programmed.
+    """
+    passes = Passes(length, micro_batch, micro_batches, ring=program.ring)
+    last = split.pipeline - 1
+    found = {  # those between the first and the last are alike
+        stage: _stage(shape, vocabulary, split, stage, passes, gpu=gpu, program=program)
+        for stage in sorted({0, min(1, last), last})
+    }
+    slowest = max(found.values(), key=lambda stage: stage.total)
+    between = found[min(1, last)].total
+    everywhere = math.fsum(stage.total for stage in found.values()) + (split.pipeline - len(found)) * between
+    sent = messages(shape, vocabulary, split, 0, passes)
+    params = rank_params(shape, vocabulary, split, 0)
+    shards = split.data * split.context if split.distributed_optimizer else 1
+    once = {
+        kind: math.fsum(message_seconds(one, split, gpu) for one in sent if one.once and one.kind == kind)
+        for kind in ("tensor", "pipeline")
+    }
+    return Seconds(
+        compute=micro_batches * (slowest.forward + slowest.backward),
+        launch=micro_batches * slowest.launch,
+        tensor=micro_batches * slowest.tensor + once["tensor"],
+        context=micro_batches * slowest.context,
+        pipeline=micro_batches * slowest.pipeline + once["pipeline"],
+        bubble=(everywhere - slowest.total) / split.virtual,
+        data=_data(sent, split, params, found[0], passes, gpu=gpu, program=program),
+        update=params * (8 + 30 / shards) / (gpu.bandwidth * _MEMORY_SHARE),
+    )
+
+
+def _stage(
+    shape: ModelShape, vocabulary: int, split: Split, stage: int, passes: Passes, *, gpu: Gpu, program: Program
+) -> _Stage:
+    """One micro-batch on a stage."""
+    layers, last = shape.layers // split.pipeline, stage == split.pipeline - 1
+    tokens = passes.length // split.context * passes.micro_batch
+    head = shape.width // shape.heads
+    keys = head * shape.query_groups
+    weights = 2 * shape.width * (shape.width + keys) + 3 * shape.width * shape.ffn_width
+    columns = shape.width * (shape.width + 2 * keys) + 2 * shape.width * shape.ffn_width  # of column-parallel layers
+    product = tokens / split.tensor / (gpu.peak_bf16 * gpu.products)  # seconds of a weight, per operation and token
+    attention = 2 * tokens * passes.length * shape.width / split.tensor / (gpu.peak_bf16 * gpu.attention)
+    stream = tokens / (gpu.bandwidth * _MEMORY_SHARE)  # seconds of a byte per token
+    operands = 2 * (4 * shape.width + (2 * shape.width + 2 * keys + 3 * shape.ffn_width) / split.tensor) * stream
+    forward = 2 * weights * product + operands + attention + _streamed(shape, split, keys, backward=False) * stream
+    backward = (
+        4 * weights * product + 2 * operands + 2 * attention + _streamed(shape, split, keys, backward=True) * stream
+    )
+    if split.recompute == "full":
+        backward += forward
+    elif split.recompute == "selective":
+        backward += attention
+    started = _LAUNCHES * _LAUNCH
+    again = 2 if split.recompute == "full" else 1
+    waits = layers * (max(0.0, started - forward) + max(0.0, again * started - backward))
+    logits = vocabulary * shape.width * product * last
+    loss = vocabulary / split.tensor * program.logit_bytes * stream * last
+    params = rank_params(shape, vocabulary, split, stage)
+    added = params * (12 if program.fused_accumulation else 16) / (gpu.bandwidth * _MEMORY_SHARE)
+    forward, backward = layers * forward + 2 * logits + loss / 2, layers * backward + 4 * logits + loss / 2 + added
+    seconds: dict[str, float] = {}
+    behind = {  # what a rank computes while such a message is under way
+        "tensor": (4 if split.sequence else 2) * layers * columns * product,  # the backward products of such a layer
+        "context": layers * 3 * attention,
+        "pipeline": forward + backward,
+    }
+    for message in messages(shape, vocabulary, split, stage, passes):
+        if message.once:
+            continue
+        spent = message_seconds(message, split, gpu) / passes.micro_batches
+        if message.hidden:
+            spent = max(0.0, spent - behind[message.kind])
+        seconds[message.kind] = seconds.get(message.kind, 0.0) + spent
+    return _Stage(forward, backward, waits, *(seconds.get(kind, 0.0) for kind in ("tensor", "context", "pipeline")))
+
+
+def _streamed(shape: ModelShape, split: Split, keys: int, *, backward: bool) -> float:
+    """Bytes per token that a layer's kernels beside products and attention read and write.
+
+    In elements, forward: two norms (``4h``), two residuals (``6h``), rotated queries and keys, the gate (``3f``);
+    backward: ``6h``, ``6h``, the same again, ``5f``.
+    """
+    along = split.tensor if split.sequence else 1
+    whole = (12 if backward else 10) * shape.width / along
+    return 2 * (whole + (2 * (shape.width + keys) + (5 if backward else 3) * shape.ffn_width) / split.tensor)
+
+
+def _data(
+    sent: Sequence[Message], split: Split, params: int, first: _Stage, passes: Passes, *, gpu: Gpu, program: Program
+) -> float:
+    """What the passes do not hide of the replicas' messages: the first bucket, and what exceeds the passes.
+
+    Those are one micro-batch's; with interleaved chunks those of as many as there are stages, which take turns on the
+    first chunk before the next one is needed.
+    """
+    buckets = max(1.0, params / max(_BUCKET, 1e6 * split.data * split.context))
+    turns = min(split.pipeline, passes.micro_batches) if split.virtual > 1 else 1
+    total = 0.0
+    for message in (one for one in sent if one.kind == "data"):
+        spent = message_seconds(message, split, gpu)
+        if message.operation == "all_gather":
+            hiding = turns * first.forward if program.overlap_gather else 0.0
+        else:
+            hiding = turns * first.backward
+        total += max(spent / buckets, spent - hiding)
+    return total
