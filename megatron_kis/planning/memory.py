@@ -6,9 +6,9 @@ update, validation, probe, saving and loading come one after another, so the pea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from megatron_kis.model.ladder import ModelShape
 from megatron_kis.planning.parts import (
@@ -24,8 +24,13 @@ from megatron_kis.planning.passes import peak_of_passes
 from megatron_kis.planning.split import Split, rank_params
 from megatron_kis.planning.steps import Kernels, Layers, Precision, Work
 
-CONTEXT_BYTES = 1.5e9
-"""Of the CUDA context, its libraries and NCCL's channels: an assumption, of the usual order on H100."""
+CONTEXT_BYTES = 1.0e9
+"""Of the CUDA context and its libraries' workspaces: an assumption. A process on an H100 had 1.06 GB besides PyTorch's
+memory before its first collective (github.com/NVIDIA/nccl, issue 1685)."""
+
+COMMUNICATOR_BYTES = 0.7e9
+"""Of NCCL, for each group of ranks that talks: 0.54 GB between two A100s and 0.69 GB between more were measured
+(github.com/NVIDIA/nccl, issue 964). H100 and networks may differ: an assumption."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,9 @@ class Memory:
     stage: int
     """Of the pipeline."""
 
+    layers: Layers
+    """Whose."""
+
     weights: float
     """Of the model; under FP8 also the copies that products take."""
 
@@ -43,7 +51,7 @@ class Memory:
     """Main weights and moments."""
 
     context: float
-    """Outside of PyTorch: an assumption."""
+    """Outside of PyTorch, CUDA's and NCCL's: an assumption."""
 
     parts: Mapping[str, float]
     """The most that each part of a run adds to these: ``passes`` (forward and backward), ``update``, ``validation``,
@@ -72,7 +80,7 @@ class Memory:
         return {
             "weights": self.weights, "gradients": self.gradients, "optimizer": self.optimizer,
             "context": self.context, "parts": dict(self.parts), "peak": self.peak, "total": self.total,
-            "stage": self.stage, "host": self.host,
+            "stage": self.stage, "layers": self.layers, "host": self.host,
         }  # fmt: skip
 
 
@@ -85,7 +93,7 @@ def memory(
     micro_batch: int,
     micro_batches: int,
     precision: Precision = "bf16",
-    layers: Layers = "sdpa",
+    layers: Layers | Literal["auto"] = "auto",
     kernels: Kernels = "fused",
     own_mask: bool = False,
     besides: Besides | None = None,
@@ -100,13 +108,26 @@ def memory(
         micro_batch: sequences of a micro-batch.
         micro_batches: of a step, per replica.
         precision: of weights and products.
-        layers: whose.
+        layers: whose; ``auto`` counts those that take more memory of the ones that a run may have.
         kernels: ``fused`` (CUDA) or ``plain`` (host).
         own_mask: documents that do not see each other.
         besides: what the run does besides its steps.
     """
-    work = Work(shape, vocabulary, split, length, micro_batch, precision, layers, kernels, own_mask)
-    stages = [stage_memory(work, stage, micro_batches, besides or Besides()) for stage in {0, split.pipeline - 1}]
+    choices: Sequence[Layers] = ("transformer_engine", "sdpa") if layers == "auto" else (layers,)
+    if layers == "auto" and precision == "fp8":
+        choices = ("transformer_engine",)
+    elif layers == "auto" and (own_mask or kernels == "plain"):
+        choices = ("sdpa",)
+    stages = [
+        stage_memory(
+            Work(shape, vocabulary, split, length, micro_batch, precision, choice, kernels, own_mask),
+            stage,
+            micro_batches,
+            besides or Besides(),
+        )
+        for choice in choices
+        for stage in sorted({0, split.pipeline - 1})
+    ]
     return max(stages, key=lambda found: found.total)
 
 
@@ -124,10 +145,11 @@ def stage_memory(work: Work, stage: int, micro_batches: int, besides: Besides) -
     shares = split.data * split.context if split.distributed_optimizer else 1
     return Memory(
         stage=stage,
+        layers=work.layers,
         weights=params * each + (own * matrices if work.precision == "fp8" else 0.0),
         gradients=params * 4,
         optimizer=params * (12 if each < 4 else 8) / shares,
-        context=CONTEXT_BYTES,
+        context=CONTEXT_BYTES + COMMUNICATOR_BYTES * len(groups(work)),
         parts={
             "passes": peak_of_passes(work, stage, micro_batches),
             "update": peak_of_update(work, stage, micro_batches),
@@ -138,3 +160,23 @@ def stage_memory(work: Work, stage: int, micro_batches: int, besides: Besides) -
         },
         host=written(split, params, each),
     )
+
+
+def groups(work: Work) -> list[str]:
+    """Groups of ranks that talk during a run, each of which is a communicator of NCCL.
+
+    Tensor ranks; stages; replicas and context ranks for gradients and weights; context ranks for keys and values;
+    tensor ranks and stages for the gradient's norm; the two copies of a tied table; all ranks for the loss.
+    """
+    split = work.split
+    stages = split.pipeline > 1
+    sizes = {
+        "tensor": split.tensor,
+        "pipeline": split.pipeline,
+        "data": split.data * split.context,
+        "context": split.context,
+        "model": split.tensor * split.pipeline,
+        "embedding": 2 if stages and work.shape.tied_embeddings else 1,
+        "all": split.gpus,
+    }
+    return [name for name, size in sizes.items() if size > 1]

@@ -16,6 +16,9 @@ _BLOCK = 512
 """Bytes of the smallest piece of memory that PyTorch gives."""
 
 _TENSORS_PER_LAYER = 6
+_TREE_WIDTH = 192
+"""Tokens of a row with several options (``ROW_WIDTH`` of ``probes/probe.py``)."""
+
 _NODE_BYTES = 200
 """Per token of a probe: tokens, depths, places, nodes, edges and their labels in int64, and scores."""
 
@@ -28,7 +31,8 @@ class Besides:
     """Of the held-out text (``validation.max_tokens``)."""
 
     probe_rows: int = 512
-    """Rows of a probe's pass: with Transformer Engine's layers one for each option (``probes.batch_size``)."""
+    """Options of a probe's pass (``probes.batch_size``), each in a row of its own. Rows that share beginnings have
+    fewer tokens."""
 
     probe_width: int = 32
     """Tokens of such a row: an assumption, statements of facts are seldom longer."""
@@ -58,7 +62,7 @@ def _body(work: Work, stage: int) -> float:
 
 def peak_of_validation(work: Work, stage: int, besides: Besides) -> float:
     """Bytes of a pass that keeps nothing, over a micro-batch; logits are made in blocks."""
-    inputs = between(work, stage) + work.tokens * 16 + besides.validation_tokens * 4
+    inputs = between(work, stage) + work.tokens * 32 + besides.validation_tokens * 4
     body = _body(work, stage)
     if stage < work.split.pipeline - 1:
         return inputs + body
@@ -70,23 +74,23 @@ def peak_of_validation(work: Work, stage: int, besides: Besides) -> float:
 def peak_of_probe(work: Work, stage: int, besides: Besides) -> float:
     """Bytes of a probe's pass.
 
-    Rows hold trees of options and have a mask, but with Transformer Engine's layers. A fused kernel that takes a mask
-    wants keys for each query head. What the output layer gets is laid out anew and picked from; of a block of logits
-    there are an fp32 copy and its logarithms.
+    With ``sdpa`` rows hold trees of options and have a mask, and a fused kernel that takes a mask wants keys for each
+    query head. What the output layer gets is laid out anew and picked from; a block of logits has an fp32 copy and its
+    logarithms beside it.
     """
-    asked = replace(work, length=besides.probe_width, batch=besides.probe_rows,
-                    split=replace(work.split, recompute="none"))  # fmt: skip
+    asked = replace(work, length=besides.probe_width, batch=besides.probe_rows)
     inputs = between(work, stage) + asked.tokens * _NODE_BYTES
     body = _body(asked, stage)
     if not asked.engine:
-        angles = asked.tokens * asked.head * (4 + 4 * asked.each)
-        mask = asked.tokens * besides.probe_width * (asked.each + 2)
-        body += angles + mask + 2 * asked.activation(asked.shape.width) / asked.split.tensor
+        inputs += max(0.0, asked.gathered - work.gathered)  # the buffer grows with what it gathers
+        body += asked.tokens * (asked.head * (4 + 4 * asked.each) + _TREE_WIDTH * (asked.each + 2))  # angles, mask
+        if asked.shape.query_groups < asked.shape.heads:
+            body += 2 * asked.activation(asked.shape.width) / asked.split.tensor
     if stage < work.split.pipeline - 1:
         return inputs + body
     block = min(asked.tokens * asked.vocabulary / asked.split.tensor, LOGITS_PER_BLOCK)
-    reading = asked.shared + max(2 * asked.whole, asked.whole) + block * (4 + 4 + (asked.each if asked.each < 4 else 0))
-    return inputs + max(body, reading + asked.gathered)
+    copy = asked.each if asked.each < 4 else 0
+    return inputs + max(body, asked.shared + asked.gathered + 2 * asked.whole + block * (8 + copy))
 
 
 def peak_of_saving(work: Work, stage: int) -> float:

@@ -257,10 +257,9 @@ def unkept_peak(work: Work) -> float:
 
 
 def layers(work: Work, count: int) -> list[Step]:
-    """The steps of ``count`` layers."""
-    if work.split.recompute == "full":
-        return [recomputed(work)] * count
-    return layer(work) * count
+    """The steps of ``count`` layers: what all but the last keep, and the last one's, at which each pass is fullest."""
+    one = [recomputed(work)] if work.split.recompute == "full" else layer(work)
+    return [Step("layers before", (count - 1) * kept(one)), *one]
 
 
 def embedding(work: Work) -> Step:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from megatron_kis.cli import main
-from megatron_kis.commands.plan import gpu_time
 from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import PRESETS
 from megatron_kis.planning.hardware import GPUS, gpu
 from megatron_kis.planning.layouts import Job, options, written
+from megatron_kis.planning.table import gpu_time
 
 
 def job(name: str, *, batch: int = 512, tokens: float = 20e9) -> Job:
