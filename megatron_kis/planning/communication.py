@@ -83,7 +83,8 @@ def messages(shape: ModelShape, vocabulary: int, split: Split, stage: int, passe
 
 
 def _tensor(shape: ModelShape, split: Split, stage: int, passes: Passes) -> list[Message]:
-    t, m, again = split.tensor, passes.micro_batches, split.recompute == "full"
+    t, m = split.tensor, passes.micro_batches
+    again = {"none": 0, "selective": 1, "full": 2}[split.recompute]  # of a layer's two blocks
     first, last = stage == 0, stage == split.pipeline - 1
     layers = shape.layers // split.pipeline
     tokens = passes.length // split.context * passes.micro_batch
@@ -92,16 +93,16 @@ def _tensor(shape: ModelShape, split: Split, stage: int, passes: Passes) -> list
     if not split.sequence:
         return [
             *found,
-            Message("tensor", "all_reduce", t, m * (layers * (4 if again else 2) + first), size),
+            Message("tensor", "all_reduce", t, m * (layers * (2 + again) + first), size),
             Message("tensor", "all_reduce", t, m * (layers * 2 + last), size, hidden=True),
         ]
     norms = (2 * layers + last) * shape.width  # each rank has seen its part of the tokens
     return [
         *found,
         Message("tensor", "all_reduce", t, 1, norms * _FP32, once=True),
-        Message("tensor", "reduce_scatter", t, m * (layers * (4 if again else 2) + first), size),
+        Message("tensor", "reduce_scatter", t, m * (layers * (2 + again) + first), size),
         Message("tensor", "reduce_scatter", t, m * (layers * 2 + last), size, hidden=True),
-        Message("tensor", "all_gather", t, m * (layers * (6 if again else 4) + first + last), size),
+        Message("tensor", "all_gather", t, m * (layers * (4 + again) + first + last), size),
         Message("tensor", "all_gather", t, m * (layers * 2 + last), size, hidden=True),
     ]
 

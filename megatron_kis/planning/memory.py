@@ -13,6 +13,7 @@ from typing import Any, Literal
 from megatron_kis.model.ladder import ModelShape
 from megatron_kis.planning.parts import (
     Besides,
+    between,
     peak_of_loading,
     peak_of_probe,
     peak_of_saving,
@@ -53,8 +54,11 @@ class Memory:
     context: float
     """Outside of PyTorch, CUDA's and NCCL's: an assumption."""
 
+    remains: float
+    """What else stays between steps; each part has it."""
+
     parts: Mapping[str, float]
-    """The most that each part of a run adds to these: ``passes`` (forward and backward), ``update``, ``validation``,
+    """The most that each part of a run adds to weights, gradients, optimizer and context: ``passes`` (forward and backward), ``update``, ``validation``,
     ``probe``, ``save``, ``load``."""
 
     host: float
@@ -79,7 +83,7 @@ class Memory:
         """All of it, bytes; the stage; and which part sets the peak."""
         return {
             "weights": self.weights, "gradients": self.gradients, "optimizer": self.optimizer,
-            "context": self.context, "parts": dict(self.parts), "peak": self.peak, "total": self.total,
+            "context": self.context, "remains": self.remains, "parts": dict(self.parts), "peak": self.peak, "total": self.total,
             "stage": self.stage, "layers": self.layers, "host": self.host,
         }  # fmt: skip
 
@@ -150,6 +154,7 @@ def stage_memory(work: Work, stage: int, micro_batches: int, besides: Besides) -
         gradients=params * 4,
         optimizer=params * (12 if each < 4 else 8) / shares,
         context=CONTEXT_BYTES + COMMUNICATOR_BYTES * len(groups(work)),
+        remains=between(work, stage),
         parts={
             "passes": peak_of_passes(work, stage, micro_batches),
             "update": peak_of_update(work, stage, micro_batches),

@@ -232,14 +232,17 @@ def _attention(work: Work) -> list[Step]:
     ]
 
 
-def recomputed(work: Work) -> Step:
-    """A layer of which only the input is kept: its backward pass first goes through it forward again.
+def recomputed(work: Work, steps: Sequence[Step], forward: float) -> Step:
+    """Steps of which only the input is kept: their backward pass first goes through them forward again.
 
-    Beside what the layer then keeps are the gradient that comes in, and the output that was made again.
+    Beside what they then keep are the gradient that comes in, and the output that was made again.
+
+    Args:
+        work: a micro-batch.
+        steps: all of a layer's, or the last ones.
+        forward: bytes that their forward pass has at once where it keeps nothing.
     """
-    inner = layer(work)
-    again = max(forward_peak(inner), backward_peak(inner))
-    return Step("layer", work.shared, unkept_peak(work) - work.shared, again)
+    return Step("recomputed", work.shared, forward, max(forward_peak(steps), backward_peak(steps)))
 
 
 def unkept_peak(work: Work) -> float:
@@ -257,8 +260,17 @@ def unkept_peak(work: Work) -> float:
 
 
 def layers(work: Work, count: int) -> list[Step]:
-    """The steps of ``count`` layers: what all but the last keep, and the last one's, at which each pass is fullest."""
-    one = [recomputed(work)] if work.split.recompute == "full" else layer(work)
+    """The steps of ``count`` layers: what all but the last keep, and the last one's, at which each pass is fullest.
+
+    With full recomputation a layer keeps its input, with selective recomputation its feed-forward block does, to which
+    Transformer Engine's layers add the norm.
+    """
+    one, again = layer(work), unkept_peak(work) - work.shared
+    if work.split.recompute == "full":
+        one = [recomputed(work, one, again)]
+    elif work.split.recompute == "selective":
+        block = 4 if work.engine else 3
+        one = [*one[:-block], recomputed(work, one[-block:], again)]
     return [Step("layers before", (count - 1) * kept(one)), *one]
 
 

@@ -213,8 +213,9 @@ def _stage(
     )
     if split.recompute == "full":
         backward += forward
-    elif split.recompute == "selective":
-        backward += attention
+    elif split.recompute == "selective":  # the feed-forward block: its products, what they and the gate read and write
+        backward += 6 * shape.width * shape.ffn_width * product
+        backward += 2 * (2 * shape.width + 6 * shape.ffn_width / split.tensor) * stream
     started = _LAUNCHES * _LAUNCH
     again = 2 if split.recompute == "full" else 1
     waits = layers * (max(0.0, started - forward) + max(0.0, again * started - backward))

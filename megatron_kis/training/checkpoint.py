@@ -66,7 +66,7 @@ class CheckpointWriter:
         self._folder = run / FOLDER
         self._keep_last, self._keep_best = keep_last, keep_best
         self._thread: threading.Thread | None = None
-        self._first = True
+        self._plans = shards.Plans()
         together(self._clear_leftovers)
 
     def _clear_leftovers(self) -> None:
@@ -117,9 +117,7 @@ class CheckpointWriter:
         if problem is not None:
             self._outcome = problem
             return None
-        staged = shards.stage(sharded, self._partial, validate=self._first)
-        self._first = False
-        return staged
+        return shards.stage(sharded, self._partial, self._plans)
 
     def _write(self, staged: shards.Staged | None) -> None:
         """In a thread of its own: this rank's files and their hashes."""

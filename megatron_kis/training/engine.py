@@ -26,6 +26,7 @@ from megatron_kis.parallel import Layout, sum_over_all, sum_over_data
 from megatron_kis.training.optimizer import build_optimizer, finish_gradients, wrap_model
 from megatron_kis.training.scaling import DelayedScaling, without_fp8
 from megatron_kis.training.settings import resolve_precision
+from megatron_kis.training.shards import share_out
 
 with quiet_megatron():
     from megatron.core import parallel_state
@@ -220,15 +221,13 @@ class Engine:
             return None
         return sum_over_data(scores, context=True).cpu().numpy()
 
-    def sharded_state(self, *, loading: bool = False) -> dict[str, Any]:
-        """Weights, optimizer and random streams, in the form that ``shards`` saves and loads.
-
-        Args:
-            loading: for ``load_state``, not to be saved.
-        """
+    def sharded_state(self) -> dict[str, Any]:
+        """Weights, optimizer and random streams, in the form that ``shards`` saves and loads."""
         model = self.weights()
+        replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        share_out(model, replicas.rank(), replicas.size())
         # the optimizer first: to save the weights is to leave their names, and it finds them by identity
-        state = {"optimizer": self._optimizer.sharded_state(model, loading=loading), "model": model}
+        state = {"optimizer": self._optimizer.sharded_state(model), "model": model}
         if self._scaling is not None:
             state["scaling"] = self._scaling.sharded_state()
         rank, world = self.layout.rank, self.layout.world_size

@@ -16,11 +16,13 @@ from torch.nn.utils import get_total_norm
 
 from megatron_kis.config import OptimizerConfig
 from megatron_kis.device import Device, quiet_megatron
+from megatron_kis.training.pieces import held_by, pieces
 from megatron_kis.training.replica import HostReplica
 
 with quiet_megatron():
     from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
     from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
     from megatron.core.distributed import (
         DistributedDataParallel,
@@ -34,7 +36,7 @@ with quiet_megatron():
     from megatron.core.transformer.module import param_is_not_shared
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # PyTorch's names of AdamW's moments
-_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+_MAIN = "main"  # weights in fp32, where the model's are in half precision
 
 
 class Optimizer(Protocol):
@@ -56,8 +58,11 @@ class Optimizer(Protocol):
         """Copies the model's weights, where the optimizer has weights of its own; to be called when they are set."""
         ...
 
-    def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
-        """The state for a checkpoint, with the split of ``model``, the model's own sharded state."""
+    def sharded_state(self, model: dict[str, Any]) -> dict[str, Any]:
+        """The state, to be saved or to be read into, with the split of ``model``, the model's own sharded state.
+
+        It has the same names and whole shapes in every optimizer and under every layout.
+        """
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -170,7 +175,7 @@ class HostOptimizer:
     def take_weights(self) -> None:
         """Nothing: the weights are the model's."""
 
-    def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
+    def sharded_state(self, model: dict[str, Any]) -> dict[str, Any]:
         """The moments, split as their weights are, and the number of steps done."""
         places = {id(entry.data): entry for entry in nested_values(model)}
         moments = {
@@ -226,10 +231,12 @@ class MegatronOptimizer:
             overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
         )
         self._limit = settings.gradient_clip
-        self._device = torch.device("cuda", torch.cuda.current_device())
+        self._device = next(chunks[0].parameters()).device
         self._optimizer = get_megatron_optimizer(config, list(chunks), use_gloo_process_groups=False)
         self._parts = getattr(self._optimizer, "chained_optimizers", [self._optimizer])
         self._fuse()
+        self._steps = 0
+        self._pieces: dict[str, list[ShardedTensor]] = {}
         no_sync = [chunk.no_sync for chunk in chunks]
         chunks[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         if chunks[
@@ -260,6 +267,7 @@ class MegatronOptimizer:
         weights = [weight for part in self._parts for weight in part.get_parameters()]
         _clip([weight.grad for weight in weights if weight.grad is not None], norm, self._limit)
         self._optimizer.step_with_ready_grads()
+        self._steps += 1
         for chunk in self._chunks:
             chunk.behind = chunk.ddp_config.overlap_param_gather
 
@@ -267,30 +275,52 @@ class MegatronOptimizer:
         """Copies the model's weights to the main weights."""
         self._optimizer.reload_model_params()
 
-    def sharded_state(self, model: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
-        """Main weights and moments, in the form that loads under every layout."""
-        state: dict[str, Any] = self._optimizer.sharded_state_dict(model, is_loading=loading, metadata=_SHARDING)
-        return state
+    def sharded_state(self, model: dict[str, Any]) -> dict[str, Any]:
+        """Main weights and moments that this rank holds, as parts of the whole ones, and the number of steps done."""
+        places = {id(entry.data): entry for entry in nested_values(model)}
+        self._pieces = {}
+        for part in self._parts:
+            self._allocate(part)
+            for held in held_by(part):
+                values = {moment: part.optimizer.state[held.values][moment] for moment in _MOMENTS}
+                if held.values.dtype != held.weight.dtype:
+                    values[_MAIN] = held.values
+                for name, tensor in values.items():
+                    found = pieces(places[id(held.weight)], name, tensor, held.start)
+                    self._pieces.setdefault(name, []).extend(found)
+        return {**self._pieces, "steps": self._steps}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over main weights and moments."""
-        self._optimizer.load_state_dict(state)
-        self._fuse()  # a loaded state brings its own settings of the groups
+        """Takes over main weights, moments and number of steps."""
+        for name, found in self._pieces.items():
+            for piece, values in zip(found, state[name], strict=True):
+                piece.data.copy_(values)
+        self._steps = int(state["steps"])
+        for part in self._parts:
+            if isinstance(part.optimizer, torch.optim.AdamW):
+                for mine in part.optimizer.state.values():
+                    mine["step"].fill_(self._steps)
+            else:  # Transformer Engine's and apex's count by group
+                for group in part.optimizer.param_groups:
+                    group["step"] = self._steps
+
+    @staticmethod
+    def _allocate(part: Any) -> None:
+        """Makes the state that optimizers make themselves only in their first step."""
+        part.init_state_fn(part.optimizer, part.config)
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for weight, state in part.optimizer.state.items():
+                state.setdefault("step", torch.zeros((), dtype=torch.float32, device=weight.device))
 
     def _fuse(self) -> None:
         """Lets PyTorch's AdamW update all weights in one kernel, without temporaries of 4 bytes per parameter.
 
-        Megatron-Core builds it without ``fused`` and has no setting for it. A fused kernel wants the number of steps on
-        the device, in a tensor for each weight: the distributed optimizer loads one that all weights share.
+        Megatron-Core builds it without ``fused`` and has no setting for it.
         """
         for part in self._parts:
-            adam = part.optimizer
-            if not isinstance(adam, torch.optim.AdamW):  # Transformer Engine's or apex's is fused; a stub has none
-                continue
-            for group in adam.param_groups:
-                group["fused"] = True
-                for state in (adam.state[weight] for weight in group["params"] if adam.state.get(weight)):
-                    state["step"] = state["step"].to(self._device, torch.float32, copy=True)
+            if isinstance(part.optimizer, torch.optim.AdamW):  # Transformer Engine's or apex's is; a stub has none
+                for group in part.optimizer.param_groups:
+                    group["fused"] = True
 
 
 def _norm(gradients: list[torch.Tensor], group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:

@@ -361,7 +361,7 @@ class _Run:
     def _take_over(self, checkpoint: Checkpoint, hooks: list[Hook]) -> None:
         """Loads a checkpoint into model, optimizer, ledger, random streams, state and hooks."""
         manifest = checkpoint.manifest
-        sharded = self._engine.sharded_state(loading=True)
+        sharded = self._engine.sharded_state()
         same_layout = manifest["layout"] == _sizes(self._layout) and manifest["device"] == self._engine.device.kind
         if not same_layout:  # the streams belong to ranks; a fresh one is as good, and nothing draws from it by default
             del sharded["random"]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint import load as read_parts
 from torch.distributed.checkpoint.api import CheckpointException
@@ -37,10 +38,11 @@ from torch.distributed.checkpoint.storage import WriteResult
 from megatron_kis.device import quiet_megatron
 from megatron_kis.errors import InputError, JobError
 from megatron_kis.files import read_json, write_json
+from megatron_kis.parallel import gather
 
 with quiet_megatron():
     from megatron.core import dist_checkpointing
-    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+    from megatron.core.dist_checkpointing.core import CheckpointingConfig, CheckpointingException, save_config
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedObject
     from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
@@ -109,27 +111,66 @@ class Staged:
         _write_index(self._folder / INDEX_NAME, self._metadata)
 
 
-def stage(sharded: dict[str, Any], folder: Path, *, validate: bool) -> Staged:
+class Plans:
+    """What a run's first checkpoint made all ranks agree on: the later ones hold the same tensors, and need no plan."""
+
+    def __init__(self) -> None:
+        """Knows nothing yet."""
+        self.items: list[WriteItem] | None = None
+        """What this rank has to write; None before the first checkpoint."""
+
+        self.central: SavePlan | None = None
+        """The same, with its place among the files."""
+
+        self.metadata: Metadata | None = None
+        """On the first rank: what all ranks write."""
+
+
+def stage(sharded: dict[str, Any], folder: Path, plans: Plans | None = None) -> Staged:
     """Plans a checkpoint and copies this rank's part of it. Every rank calls this at the same step.
+
+    The first time it is checked over all ranks that each part is written exactly once.
 
     Args:
         sharded: nested; Megatron-Core's ``ShardedTensor`` for what ranks hold parts of, plain values elsewhere.
         folder: where to write; it is made.
-        validate: check over all ranks that each part is written exactly once; the first save of a run should.
+        plans: of the run's checkpoints so far, which get this one's; None for a checkpoint that stands alone.
     """
-    tensors, common = save_preprocess(sharded, validate)
+    plans = plans or Plans()
+    tensors, common = save_preprocess(sharded, plans.items is None)
     objects = [value.key for value in nested_values(tensors) if isinstance(value, ShardedObject)]
     if objects:
         msg = f"not tensors, and refused in a checkpoint: {objects}"
         raise TypeError(msg)
     by_key, _, _ = torch_strategy._replace_state_dict_keys_with_sharded_keys(tensors, True)
+    parts = torch_strategy.mcore_to_pyt_state_dict(by_key, False)
     writer = _StagedWriter(folder, per_thread_copy_ahead=0)
     planner = torch_strategy.MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False,
                                               can_run_decentralized_global_plan=False)  # fmt: skip
-    planned = save_state_dict_async_plan(
-        torch_strategy.mcore_to_pyt_state_dict(by_key, False), writer, None, 0, planner=planner
-    )
-    return Staged(folder, writer, planned[0][1], common)
+    planner.set_up_planner(parts, is_coordinator=dist.get_rank() == 0)
+    mine = planner.create_local_plan()
+    known = plans.items is not None and all(gather(mine.items == plans.items))
+    agreed = (plans.central, mine, True) if known else None
+    planned = save_state_dict_async_plan(parts, writer, None, 0, planner=planner, cached_ckpt_structure=agreed)
+    if not known:
+        plans.items, plans.central, plans.metadata = mine.items, planned[1], planned[0][1]
+    return Staged(folder, writer, plans.metadata, common)
+
+
+def share_out(model: dict[str, Any], rank: int, size: int) -> None:
+    """Makes each data-parallel replica write a share of the weights that they all have; the first would write all.
+
+    Args:
+        model: nested, the model's own sharded state with Megatron-Core's replica numbers (stage, tensor, data), which
+            are changed.
+        rank: this rank's replica.
+        size: replicas.
+    """
+    load = [0] * size
+    for entry in nested_values(model):
+        writer = load.index(min(load))
+        load[writer] += entry.data.numel()
+        entry.replica_id = (*entry.replica_id[:-1], (rank - writer) % size)
 
 
 def load(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -143,18 +184,25 @@ def load(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
         The same nesting with plain tensors, and the values that are not sharded.
 
     Raises:
-        InputError: an index that is missing or no index.
+        InputError: an index that is missing or no index, or a checkpoint of other tensors.
         JobError: the disk or the file server fails.
     """
     torch_strategy._get_filesystem_reader = _IndexReader  # the only place where Megatron-Core would unpickle
     with quiet_megatron():  # of functions that PyTorch means to remove
         try:
-            loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(folder))
+            # what ranks read need not be disjoint or whole: nothing for all of them to tell each other
+            loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(folder), validate_access_integrity=False)
         except CheckpointException as error:  # no Exception: it would pass by all that tidies up
-            reasons = [failure for failure, _ in error.failures.values() if isinstance(failure, OSError)]
-            if not reasons:
-                raise
-            raise JobError(f"{folder}: cannot be read ({reasons[0].strerror or reasons[0]})") from None
+            failures = [failure for failure, _ in error.failures.values()]
+            for failure in failures:
+                if isinstance(failure, OSError):
+                    raise JobError(f"{folder}: cannot be read ({failure.strerror or failure})") from None
+            for failure in failures:
+                if isinstance(failure, KeyError | CheckpointingException):
+                    said = str(failure.args[0]).split(": [")[0]  # without all the names that are there
+                    remedy = "use the version that wrote it"
+                    raise InputError(f"holds other tensors ({said})", where=str(folder), remedy=remedy) from None
+            raise
     return loaded
 
 

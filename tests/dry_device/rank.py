@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import traceback
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.dry_device import cuda, kernels, world
+from tests.dry_device import cuda, kernels, transformer_engine, world
 from tests.dry_device.counts import Counts, read_from_the_host
 
 import numpy as np  # isort: skip
@@ -30,8 +31,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     for name, least in {"tensor": 1, "pipeline": 1, "virtual": 1, "context": 1, "data": 1, "micro_batch": 1,
                         "micro_batches": 1, "rank": 0, "length": 2048, "vocabulary": 32000}.items():  # fmt: skip
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=least)
+    parser.add_argument("--every-rank", action="store_true", help="run all, print a list")
     parser.add_argument("--layers", type=int, help="fewer than the preset's")
     parser.add_argument("--sequence", action="store_true", help="sequence parallelism")
+    parser.add_argument("--transformer-engine", action="store_true", help="as if it were installed")
     parser.add_argument("--recompute", default="none")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--implementation", default="auto")
@@ -108,16 +111,32 @@ class Rank:
 
     def step(self) -> None:
         """Two steps; the second, with the optimizer's state in place, is what stays counted."""
+        from megatron_kis.training.signals import StopRequest
+
         asked = self.asked
         tokens = torch.arange(asked.length + 1)
         sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": torch.ones(asked.length),
                   "position_ids": torch.arange(asked.length)}  # fmt: skip
+        saver = self._saver()
+        if self.config.documents.reset_attention:
+            sample["attention_mask"] = torch.ones(1, asked.length, asked.length, dtype=torch.bool).triu(1)
         for _ in range(2):
             self._label()
             self.counts.restart()
             self.counts.begin("begin")
+            saver.before_step(StopRequest())
             self.engine.train_step([sample] * (asked.micro_batch * asked.micro_batches), learning_rate=1e-4,
                                    micro_batch_size=asked.micro_batch, accept=lambda *_: True)  # fmt: skip
+            if saver._answer is not None:
+                saver._answer()  # as `after_step` does; what it would do then depends on numbers
+
+    def _saver(self) -> Any:
+        """That of a run, which asks the other ranks at each step."""
+        from megatron_kis.config import CheckpointConfig
+        from megatron_kis.training.saver import Saver
+
+        return Saver(CheckpointConfig(), Path("unused"), steps=9, step_tokens=1, device=self.engine.device.torch_device,
+                     logs={})  # fmt: skip
 
     def validation(self) -> None:
         """The hook of the training loop, on 40 sequences."""
@@ -125,7 +144,9 @@ class Rank:
         from megatron_kis.training.hooks import State, ValidationHook
 
         text = [np.zeros(self.asked.length + 1, dtype=np.int64)] * 40
-        ValidationHook(ValidationConfig(), self.engine, text, None, steps=1, step_tokens=1).act(State(1))
+        hook = ValidationHook(ValidationConfig(), self.engine, text, None, steps=1, step_tokens=1,
+                              rows_a_pass=self.asked.micro_batch)  # fmt: skip
+        hook.act(State(1))
 
     def probe(self) -> None:
         """Options of a common beginning, as many rows a pass as a run has by default."""
@@ -136,7 +157,7 @@ class Rank:
 
         scorer, random = Scorer(self.engine), np.random.default_rng(0)
         options = [[5, 6, 7, *random.integers(10, 1000, length % 12 + 3).tolist()] for length in range(256)]
-        scorer.score(plant(Ragged.of(options), first=1, width=ROW_WIDTH, branching=scorer.branching), 32)
+        scorer.score(plant(Ragged.of(options), first=1, width=ROW_WIDTH, branching=scorer.branching), 27)
 
     def save(self) -> None:
         """What a checkpoint copies; nothing is written."""
@@ -144,11 +165,12 @@ class Rank:
 
         from megatron_kis.training import shards
 
-        alone = self.layout.world_size == 1
-        if not alone:  # nobody can join the plans of all ranks: this one writes what it plans to
+        if self.layout.world_size > 1:  # nobody can join the plans of all ranks: this one writes what it plans to
             _DistWrapper.reduce_scatter = lambda _, name, plan, join: plan()
+            prepare: Any = shards.save_preprocess
+            vars(shards)["save_preprocess"] = lambda sharded, _: prepare(sharded, False)
         with tempfile.TemporaryDirectory() as folder:
-            self.common = shards.stage(self.engine.sharded_state(), Path(folder), validate=alone)._common
+            self.common = shards.stage(self.engine.sharded_state(), Path(folder))._common
 
     def load(self) -> None:
         """What ``shards.load`` does but for the disk: this rank's parts are its own tensors. After ``save``."""
@@ -157,7 +179,7 @@ class Rank:
         from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
         from megatron.core.dist_checkpointing.utils import extract_sharded_base
 
-        wanted, plain, factories = load_preprocess(self.engine.sharded_state(loading=True))
+        wanted, plain, factories = load_preprocess(self.engine.sharded_state())
         parts, _ = extract_sharded_base(wanted)
         dict_list_map_inplace(lambda part: part.data, parts)
         state = merge(merge(self.common, plain), parts)
@@ -182,6 +204,14 @@ class Rank:
                 yield from (weight.grad for weight in group["params"] if weight.grad is not None)
             for state in part.optimizer.state.values():
                 yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+    def _steps_of_adam(self) -> dict[str, Any]:
+        """Where PyTorch's AdamW keeps its numbers of steps, and in how many tensors for how many weights."""
+        whole = self.engine._optimizer._optimizer
+        parts = getattr(whole, "chained_optimizers", [whole])
+        states = [state for part in parts for state in part.optimizer.state.values() if "step" in state]
+        return {"weights": len(states), "tensors": len({id(state["step"]) for state in states}),
+                "devices": sorted({state["step"].device.type for state in states})}  # fmt: skip
 
     def run(self) -> dict[str, Any]:
         """Runs the parts that were asked for.
@@ -215,6 +245,7 @@ class Rank:
             "parameters": sum(weight.numel() for chunk in self.engine.chunks for weight in chunk.parameters()),
             "flops_of_the_model": shape.flops_per_token(self.vocabulary, asked_of.length) * tokens,
             "groups": dict(world.MADE),
+            "steps_of_adam": self._steps_of_adam(),
         }
 
     def _counted(self) -> dict[str, Any]:
@@ -232,17 +263,43 @@ class Rank:
         return counted | ({"messages": list(counts.messages)} if self.asked.messages else {})
 
 
-def main() -> None:
-    """Runs one rank and prints its counts."""
-    asked = arguments()
+def run(asked: argparse.Namespace) -> dict[str, Any]:
+    """Makes this process a rank, and runs it. Once per process: what is replaced stays replaced."""
     counts = Counts()
     world.open_world(asked.rank, asked.tensor * asked.pipeline * asked.context * asked.data, counts.say)
     mode = cuda.install(counts.sync)
+    if asked.transformer_engine:
+        transformer_engine.load()
     kernels.install()
     read_from_the_host(counts)
     with mode, counts:
-        found = Rank(asked, counts).run()
-    json.dump(found, sys.stdout)
+        return Rank(asked, counts).run()
+
+
+def run_every_rank(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """One process per rank, one after the other; each is forked, so that the imports are paid once."""
+    if not asked.transformer_engine:
+        import megatron_kis.training.hooks
+        import megatron_kis.training.shards  # noqa: F401
+    found = []
+    for rank in range(asked.tensor * asked.pipeline * asked.context * asked.data):
+        with tempfile.TemporaryFile("w+") as file:
+            child = os.fork()
+            if child == 0:
+                json.dump(run(argparse.Namespace(**{**vars(asked), "rank": rank})), file)
+                file.flush()
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            assert status == 0, f"rank {rank} failed"
+            file.seek(0)
+            found.append(json.load(file))
+    return found
+
+
+def main() -> None:
+    """Prints what a rank counted, or a list of what each rank did."""
+    asked = arguments()
+    json.dump(run_every_rank(asked) if asked.every_rank else run(asked), sys.stdout)
 
 
 if __name__ == "__main__":

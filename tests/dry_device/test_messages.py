@@ -25,6 +25,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "layers computed again": {"preset": "7b", "tensor": 2, "layers": 2, "micro_batches": 2, "recompute": "full"},
     "layers with shared sequences computed again": {"preset": "7b", "tensor": 2, "layers": 2, "micro_batches": 2,
                                                     "sequence": True, "recompute": "full"},
+    "feed-forward blocks with shared sequences computed again": {"preset": "1b", "tensor": 2, "layers": 2,
+                                                                 "sequence": True, "recompute": "selective"},
     "chunks, first stage": {"preset": "1b", **CHUNKS},
     "chunks, last stage": {"preset": "1b", **CHUNKS, "sequence": True, "rank": 2},
     "tied embeddings, first stage": {"preset": "410m", **STAGES, "tensor": 2},
@@ -35,10 +37,16 @@ LAYOUTS: dict[str, dict[str, Any]] = {
                                         "sequence": True, "recompute": "full"},
 }  # fmt: skip
 
-SHARED = {  # by the group's name in Megatron-Core
-    "TENSOR_MODEL_PARALLEL_GROUP": "tensor", "CONTEXT_PARALLEL_GROUP": "context", "EMBEDDING_GROUP": "pipeline",
-    "PIPELINE_MODEL_PARALLEL_GROUP": "pipeline", "DATA_PARALLEL_GROUP_WITH_CP": "data", "default_pg": "pipeline",
-}  # fmt: skip
+SHARED = {
+    "tp": "tensor",
+    "cp": "context",
+    "pp": "pipeline",
+    "embedding": "pipeline",
+    "dp_cp": "data",
+    "world": "pipeline",
+}
+"""What the planner calls a group of the dry device. Interleaved stages talk over ``world``, too."""
+
 SMALL = 64
 """Bytes up to which a message is a few numbers: losses, counts, the gradient's norm."""
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,11 @@ def free_port() -> int:
 class Rank:
     """One rank."""
 
-    def __init__(self, arguments: list[str], env: dict[str, str], log: Path) -> None:
-        """Starts ``kis`` with arguments, in a process of its own."""
-        self._process = SERVER.Process(target=_command, args=(arguments, env, log))
+    def __init__(
+        self, arguments: list[str], env: dict[str, str], log: Path, before: Callable[[], None] | None = None
+    ) -> None:
+        """Starts ``kis`` with arguments, in a process of its own, after what is to be done there ``before``."""
+        self._process = SERVER.Process(target=_command, args=(arguments, env, log, before))
         self._process.start()
 
     def poll(self) -> int | None:
@@ -72,18 +75,27 @@ class Rank:
         return self._process.exitcode
 
 
-def _command(arguments: list[str], env: dict[str, str], log: Path) -> None:
+def _command(arguments: list[str], env: dict[str, str], log: Path, before: Callable[[], None] | None) -> None:
     os.environ.update(env)
     with open(log, "wb") as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
+    if before is not None:
+        before()
     sys.exit(cli.main(arguments))
 
 
 class Ranks:
     """The processes of one ``kis train``; none outlives the block."""
 
-    def __init__(self, config: RunConfig, size: int, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        size: int,
+        *options: str,
+        env: dict[str, str] | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> None:
         self.config = config
         config.output.parent.mkdir(parents=True, exist_ok=True)
         path = config.output.parent / f"{config.name}.yaml"
@@ -92,7 +104,7 @@ class Ranks:
                   "WORLD_SIZE": str(size), **(env or {})}  # fmt: skip
         self.logs = [config.output.parent / f"{config.name}.{rank}.log" for rank in range(size)]
         self.processes = [
-            Rank(["train", str(path), *options], {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log)
+            Rank(["train", str(path), *options], {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log, before)
             for rank, log in enumerate(self.logs)
         ]
 
@@ -128,8 +140,8 @@ class Ranks:
         return "".join(log.read_text(encoding="utf-8", errors="replace") for log in self.logs)
 
 
-def finish(config: RunConfig, size: int, *options: str) -> str:
+def finish(config: RunConfig, size: int, *options: str, before: Callable[[], None] | None = None) -> str:
     """Runs to the end, and returns what was printed."""
-    with Ranks(config, size, *options) as ranks:
+    with Ranks(config, size, *options, before=before) as ranks:
         assert ranks.wait() == [0] * size, ranks.said()
         return ranks.said()

@@ -20,13 +20,8 @@ def time(name: str = "7b", **given: Any) -> Seconds:
     known = {"length", "micro_batch", "micro_batches", "gpu", "program"}
     split = Split(**{key: value for key, value in given.items() if key not in known})
     split = replace(split, distributed_optimizer=split.data * split.context > 1)
-    arguments: dict[str, Any] = {
-        "length": 2048,
-        "micro_batch": 1,
-        "micro_batches": 16,
-        "gpu": H100,
-        "program": Program(),
-    }
+    arguments: dict[str, Any] = {"length": 2048, "micro_batch": 1, "micro_batches": 16, "gpu": H100,
+                                 "program": Program()}  # fmt: skip
     arguments |= {key: value for key, value in given.items() if key in known}
     return step_time(PRESETS[name], 32_000, split, **arguments)
 
@@ -54,6 +49,9 @@ def test_whole_layers_computed_again_cost_a_third_and_their_messages() -> None:
     kept, again = time(tensor=2), time(tensor=2, recompute="full")
     assert 1.25 < again.compute / kept.compute < 4 / 3
     assert again.tensor > 1.4 * kept.tensor
+    some = time(tensor=2, recompute="selective")  # the feed-forward block has over half of a layer's products
+    assert 1.1 < some.compute / kept.compute < again.compute / kept.compute - 0.05
+    assert kept.tensor < some.tensor < again.tensor
 
 
 def test_stages_wait_as_long_as_the_others_take_for_one_micro_batch() -> None:

@@ -1,0 +1,43 @@
+"""Megatron-Core's replicas and optimizers of CUDA on the host, so that real numbers go through them without a GPU.
+
+They ask for nothing that gloo and a CPU lack, but for the names of types and devices: ``Tensor.type()`` must name a
+tensor of CUDA, and ``device="cuda"`` must mean the host. ``install`` changes a process for good: use one of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from megatron_kis import device as device_module
+from megatron_kis.device import Device, open_device
+from megatron_kis.training import engine, run
+from megatron_kis.training import optimizer as optimizer_module
+
+CUDA = Device(kind="cuda", torch_device=torch.device("cpu"), backend="gloo", name="host")
+
+
+def install() -> None:
+    """Puts them in the place of the host's; one replica has the optimizer that is not distributed."""
+    from megatron.core import utils
+    from megatron.core.distributed import distributed_data_parallel, param_and_grad_buffer
+    from megatron.core.optimizer import clip_grads, distrib_optimizer, optimizer
+
+    open_device("cpu")
+    names, build, wrap = torch.Tensor.type, optimizer_module.build_optimizer, optimizer_module.wrap_model
+
+    def type_of(self: torch.Tensor, *wanted: Any, **more: Any) -> Any:
+        said = names(self, *wanted, **more)
+        return said.replace("torch.", "torch.cuda.", 1) if isinstance(said, str) else said
+
+    changed: Any = torch.Tensor
+    changed.type = type_of
+    for module in (distributed_data_parallel, param_and_grad_buffer, clip_grads, distrib_optimizer, optimizer, utils):
+        module.torch = device_module._HostTorch()
+    engine.wrap_model = lambda model, _: wrap(model, CUDA)
+    engine.build_optimizer = lambda chunks, settings, _, *, half: build(chunks, settings, CUDA, half=half)
+    run.check_precision = lambda *_, **__: None  # in half precision there are main weights here, as on CUDA
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
