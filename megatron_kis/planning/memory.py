@@ -45,8 +45,6 @@ class Memory:
     """Whose."""
 
     weights: float
-    """Of the model; under FP8 also the copies that products take."""
-
     gradients: float
     optimizer: float
     """Main weights and moments."""
@@ -58,8 +56,8 @@ class Memory:
     """What else stays between steps; each part has it."""
 
     parts: Mapping[str, float]
-    """The most that each part of a run adds to weights, gradients, optimizer and context: ``passes`` (forward and backward), ``update``, ``validation``,
-    ``probe``, ``save``, ``load``."""
+    """The most that each part of a run adds to weights, gradients, optimizer and context: ``passes`` (forward and
+    backward), ``update``, ``validation``, ``probe``, ``save``, ``load``."""
 
     host: float
     """Of the host, for this GPU's copy of a checkpoint while that is written."""
@@ -83,8 +81,8 @@ class Memory:
         """All of it, bytes; the stage; and which part sets the peak."""
         return {
             "weights": self.weights, "gradients": self.gradients, "optimizer": self.optimizer,
-            "context": self.context, "remains": self.remains, "parts": dict(self.parts), "peak": self.peak, "total": self.total,
-            "stage": self.stage, "layers": self.layers, "host": self.host,
+            "context": self.context, "remains": self.remains, "parts": dict(self.parts), "peak": self.peak,
+            "total": self.total, "stage": self.stage, "layers": self.layers, "host": self.host,
         }  # fmt: skip
 
 
@@ -139,18 +137,15 @@ def stage_memory(work: Work, stage: int, micro_batches: int, besides: Besides) -
     """Memory of a rank of a stage.
 
     Weights 2 bytes (fp32: 4); gradients 4, reduced in fp32; optimizer 12: main weights and two moments (fp32: 8, the
-    weights are the main weights), over the replicas and context ranks with the distributed optimizer. FP8 adds 2 bytes
-    per weight of the layers' matrices: Transformer Engine keeps each in FP8 as it is and transposed.
+    weights are the main weights), over the replicas and context ranks with the distributed optimizer.
     """
     split, each = work.split, work.each
     params = rank_params(work.shape, work.vocabulary, split, stage)
-    own = work.shape.layers // split.pipeline
-    matrices = sum(work.matrix(name) for name in work.products)
     shares = split.data * split.context if split.distributed_optimizer else 1
     return Memory(
         stage=stage,
         layers=work.layers,
-        weights=params * each + (own * matrices if work.precision == "fp8" else 0.0),
+        weights=params * each,
         gradients=params * 4,
         optimizer=params * (12 if each < 4 else 8) / shares,
         context=CONTEXT_BYTES + COMMUNICATOR_BYTES * len(groups(work)),
@@ -161,7 +156,7 @@ def stage_memory(work: Work, stage: int, micro_batches: int, besides: Besides) -
             "validation": peak_of_validation(work, stage, besides),
             "probe": peak_of_probe(work, stage, besides),
             "save": peak_of_saving(work, stage),
-            "load": peak_of_loading(work),
+            "load": peak_of_loading(work, stage),
         },
         host=written(split, params, each),
     )

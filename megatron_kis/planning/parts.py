@@ -37,6 +37,9 @@ class Besides:
     probe_width: int = 32
     """Tokens of such a row: an assumption, statements of facts are seldom longer."""
 
+    probe_nodes: int | None = None
+    """Of these tokens, the ones after which another is asked; all of them if not given."""
+
 
 def between(work: Work, stage: int) -> float:
     """Bytes that stay between steps."""
@@ -88,7 +91,8 @@ def peak_of_probe(work: Work, stage: int, besides: Besides) -> float:
             body += 2 * asked.activation(asked.shape.width) / asked.split.tensor
     if stage < work.split.pipeline - 1:
         return inputs + body
-    block = min(asked.tokens * asked.vocabulary / asked.split.tensor, LOGITS_PER_BLOCK)
+    nodes = besides.probe_nodes or asked.tokens
+    block = min(nodes * asked.vocabulary / asked.split.tensor, LOGITS_PER_BLOCK)
     copy = asked.each if asked.each < 4 else 0
     return inputs + max(body, asked.shared + asked.gathered + 2 * asked.whole + block * (8 + copy))
 
@@ -98,9 +102,9 @@ def peak_of_saving(work: Work, stage: int) -> float:
     return between(work, stage)
 
 
-def peak_of_loading(work: Work) -> float:
+def peak_of_loading(work: Work, stage: int) -> float:
     """Bytes of taking over a checkpoint: the two matrices of each gate, read apart, are joined."""
-    return work.shape.layers // work.split.pipeline * work.matrix("fc1")
+    return between(work, stage) + work.shape.layers // work.split.pipeline * work.matrix("fc1")
 
 
 def written(split: Split, params: int, each: int) -> float:

@@ -13,6 +13,9 @@ the device before the first pass."""
 _REPORT_BYTES = 4096
 """Per micro-batch: its sum of losses and its count of tokens, and what they are reported in, each in a block of 512."""
 
+_WORKSPACE = 32 * 2**20 + 1024
+"""Of cuBLAS, which Transformer Engine gives it on Hopper and later (its ``get_cublas_workspace_size_bytes``)."""
+
 
 def chunk_steps(work: Work, stage: int, chunk: int) -> list[Step]:
     """The steps of one chunk of a stage."""
@@ -62,15 +65,18 @@ def peak_of_passes(work: Work, stage: int, micro_batches: int) -> float:
 def left_over(work: Work, stage: int) -> float:
     """Bytes that stay after the first step: the rotary angles of each chunk, in fp32, and buffers of products.
 
-    Megatron-Core's products gather their input into one buffer. Transformer Engine's add the gradient of a weight to
-    the main gradient, and give autograd one that nobody reads, kept for each shape.
+    Megatron-Core's products gather their input into one buffer. Transformer Engine's have a workspace, add the gradient
+    of a weight to the main gradient and give autograd one that nobody reads, kept for each shape; in FP8 they keep each
+    weight in one byte as it is and transposed.
     """
     split = work.split
     angles = work.length * work.head * 4.0 * split.virtual
     if not work.engine:
         return angles + work.gathered
     unread = sum(rows * columns / split.tensor * work.each for rows, columns in set(work.products.values()))
-    return angles + unread + (work.gathered if stage == split.pipeline - 1 else 0.0)
+    matrices = sum(work.matrix(name) for name in work.products) * (work.shape.layers // split.pipeline)
+    unread += matrices if work.precision == "fp8" else 0.0
+    return angles + unread + _WORKSPACE + (work.gathered if stage == split.pipeline - 1 else 0.0)
 
 
 def last_inputs(work: Work, stage: int) -> float:

@@ -172,26 +172,39 @@ def layer(work: Work) -> list[Step]:
     ``qkv`` and ``fc1`` scatter that of their input. ``qkv`` and ``fc1`` also gather their input: Megatron-Core's layers
     into a buffer that stays, Transformer Engine's into a copy. The latter add weight gradients to the main ones as they
     multiply. ``plain`` kernels keep the activated gate as well.
+
+    In FP8 a product keeps its input in one byte per number, beside what other steps keep of it in bf16. While it runs,
+    there are that input in bf16, and as it is and transposed in FP8; in the backward pass, the same of its output's
+    gradient.
     """
     residual, whole, gathered, scattered = work.shared, work.whole, work.gathered, work.scattered
     hidden = work.activation(work.shape.ffn_width) / work.split.tensor
     numbers = work.tokens * _NUMBER / work.along
     copy = gathered if work.engine else 0.0
+    queries, mixed = _queries(work), _queries(work) + 2 * _keys(work)
+    fp8 = work.precision == "fp8"
+    held = 0.5 if fp8 else 1.0
 
     def weight(name: str) -> float:
         return 0.0 if work.engine else work.matrix(name)
 
-    mixed = _queries(work) + 2 * _keys(work)
+    def quantised(size: float) -> float:
+        return size if fp8 else 0.0
+
     return [
         Step("norm", residual + numbers, residual, 4 * residual),
-        Step("qkv", residual, mixed + copy, residual + mixed + whole + scattered + copy + weight("qkv")),
+        Step("qkv", held * residual, mixed + copy + quantised(residual),
+             residual + mixed + quantised(mixed) + whole + scattered + copy + weight("qkv")),
         *_attention(work),
-        Step("projection", 0.0, whole + scattered, residual + gathered + _queries(work) + weight("projection")),
+        Step("projection", queries / 2 if fp8 else 0.0, whole + scattered + quantised(queries),
+             residual + gathered + quantised(whole) + queries + weight("projection")),
         Step("norm", residual + numbers, residual, 4 * residual),
-        Step("fc1", residual, 2 * hidden + copy, residual + 2 * hidden + whole + scattered + copy + weight("fc1")),
+        Step("fc1", held * residual, 2 * hidden + copy + quantised(residual),
+             residual + 2 * hidden + quantised(2 * hidden) + whole + scattered + copy + weight("fc1")),
         Step("gate", (3 if work.kernels == "plain" else 2) * hidden, hidden, residual + 3 * hidden),
-        Step("fc2", hidden, whole + scattered, residual + gathered + hidden + weight("fc2")),
-    ]
+        Step("fc2", held * hidden, whole + scattered + quantised(hidden),
+             residual + gathered + quantised(whole) + hidden + weight("fc2")),
+    ]  # fmt: skip
 
 
 def _queries(work: Work) -> float:
@@ -206,7 +219,8 @@ def _attention(work: Work) -> list[Step]:
     """Rotation and attention.
 
     Kept are queries, keys and values as they left the matrix (values are read from there), queries and keys rotated,
-    the output, and a number per head. The angles' cosines and sines are kept once for the queries and once for the
+    the output, and a number per head. Transformer Engine's attention copies the values and leaves the rest of the
+    matrix's output. The angles' cosines and sines are kept once for the queries and once for the
     keys where the rotation is not fused. Ranks that share sequences gather keys and values (``sdpa``); the output is
     made in two pieces that are then joined.
     """
