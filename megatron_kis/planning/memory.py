@@ -165,8 +165,8 @@ def stage_memory(work: Work, stage: int, micro_batches: int, besides: Besides) -
 def groups(work: Work) -> list[str]:
     """Groups of ranks that talk during a run, each of which is a communicator of NCCL.
 
-    Tensor ranks; stages; replicas and context ranks for gradients and weights; context ranks for keys and values;
-    tensor ranks and stages for the gradient's norm; the two copies of a tied table; all ranks for the loss.
+    Tensor ranks; stages; replicas and context ranks for gradients and weights; context ranks for keys and values; those
+    that hold different gradients, for the norm; the two copies of a tied table; all ranks for the loss.
     """
     split = work.split
     stages = split.pipeline > 1
@@ -175,7 +175,7 @@ def groups(work: Work) -> list[str]:
         "pipeline": split.pipeline,
         "data": split.data * split.context,
         "context": split.context,
-        "model": split.tensor * split.pipeline,
+        "norm": split.gpus if split.distributed_optimizer else split.tensor * split.pipeline,
         "embedding": 2 if stages and work.shape.tied_embeddings else 1,
         "all": split.gpus,
     }

@@ -24,13 +24,13 @@ def table(found: Sequence[Option]) -> Iterator[str]:
             f"{memory.total / 1e9:>7.1f}{option.step_seconds:>8.2g}{option.mfu:>5.0%}  {option.seconds.limit:11} "
             f"{gpu_time(option.gpu_hours)}"
         )
-    memory = found[0].memory
+    memory, split = found[0].memory, found[0].split
     parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in memory.parts.items())
-    yield f"  {found[0].split.label}: GB beside weights, gradients and optimizer by part of the run: {parts}"
     yield (
-        f"  stage {memory.stage + 1} of {found[0].split.pipeline}, layers of {_LAYERS[memory.layers]}; "
-        f"{memory.host / 1e9:.1f} GB of the host's memory per GPU while a checkpoint is written"
+        f"  {split.label}, stage {memory.stage + 1} of {split.pipeline}, layers of {_LAYERS[memory.layers]}; "
+        "GB that each part of a run adds:"
     )
+    yield f"    {parts}; on the host, while saving, up to {memory.host / 1e9:.1f}"
 
 
 _LAYERS = {"sdpa": "sdpa", "transformer_engine": "Transformer Engine"}

@@ -96,7 +96,7 @@ class Rank:
         self.vocabulary = padded_vocabulary(asked.vocabulary)
         self.engine = Engine(self.config, vocabulary=self.vocabulary, layout=self.layout, device=device)
         self.nodes: int | None = None
-        """Those of the probe after which a token is asked, on all replicas."""
+        """Those of this replica's part of the probe after which a token is asked."""
 
         self._divide_the_step()
 
@@ -162,8 +162,9 @@ class Rank:
         scorer, random = Scorer(self.engine), np.random.default_rng(0)
         options = [[5, 6, 7, *random.integers(10, 1000, length % 12 + 3).tolist()] for length in range(256)]
         forest = plant(Ragged.of(options), first=1, width=ROW_WIDTH, branching=scorer.branching)
-        rows = [forest.places[start:end] for start, end in pairwise(forest.edge_starts)]
-        self.nodes = sum(len(np.unique(places)) for places in rows)
+        of_rows = [forest.places[start:end] for start, end in pairwise(forest.edge_starts)]
+        mine = np.argsort(forest.counts, kind="stable")[self.layout.data_rank :: self.layout.data_size]
+        self.nodes = sum(len(np.unique(of_rows[row])) for row in mine)
         scorer.score(forest, 27)
 
     def save(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from megatron_kis.device import open_device
 from megatron_kis.model.build import assemble_model
 from megatron_kis.model.ladder import PRESETS, ModelShape
 from megatron_kis.planning import steps
-from megatron_kis.planning.memory import memory
+from megatron_kis.planning.memory import Memory, memory
 from megatron_kis.planning.schedule import passes
 from megatron_kis.planning.split import Recompute, Split, rank_params
 from megatron_kis.planning.steps import Step, Work, backward_peak, forward_peak
@@ -208,3 +209,43 @@ def test_mixed_precision_adam_takes_eighteen_bytes_a_parameter() -> None:
     parts = memory(PRESETS["1b"], VOCABULARY, Split(), length=128, micro_batch=1, micro_batches=1)
     params = PRESETS["1b"].params(VOCABULARY)
     assert parts.weights + parts.gradients + parts.optimizer == 18 * params  # ZeRO's 16, gradients in fp32: 18
+
+
+def told(split: Split, **given: Any) -> Memory:
+    return memory(PRESETS["7b"], VOCABULARY, split, **{"length": 2048, "micro_batch": 1, "micro_batches": 16} | given)
+
+
+def test_the_part_that_takes_the_most_sets_the_peak() -> None:
+    usual, short = told(Split()), told(Split(recompute="full"), length=128)
+    assert (usual.peak, short.peak) == ("passes", "load")  # to load joins matrices, which no short sequence outweighs
+    for found in (usual, short):
+        assert found.total == found.static + found.context + max(found.parts.values())
+        assert all(size >= found.remains for size in found.parts.values())
+
+
+def test_layers_that_are_not_known_yet_are_those_that_take_more() -> None:
+    for split in (Split(), Split(tensor=8, pipeline=4, data=8, distributed_optimizer=True, sequence=True)):
+        each = {layers: told(split, layers=layers).total for layers in ("sdpa", "transformer_engine")}
+        assert len(set(each.values())) == 2
+        assert told(split).total == max(each.values())
+    assert told(Split(), precision="fp8").layers == "transformer_engine"
+    assert told(Split(), own_mask=True).layers == "sdpa"
+
+
+def test_masks_of_documents_are_counted() -> None:
+    plain, masked = (told(Split(), layers="sdpa", own_mask=own).parts["passes"] for own in (False, True))
+    of_layers, of_batches = 32 * 2048 * 2048 * 2, 16 * 2048 * 2048  # bf16 to add to the scores; as they come, 1 byte
+    assert masked - plain == of_layers + of_batches
+
+
+def test_each_group_of_ranks_that_talks_takes_memory() -> None:
+    contexts = [
+        told(split).context
+        for split in (
+            Split(),
+            Split(data=8, distributed_optimizer=True),
+            Split(tensor=8),
+            Split(tensor=8, pipeline=4, data=8, distributed_optimizer=True),
+        )
+    ]
+    assert contexts == pytest.approx([1e9 + 0.7e9 * groups for groups in (0, 3, 3, 5)])
