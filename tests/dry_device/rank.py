@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,9 @@ class Rank:
         seed_device(device, 0, tensor_rank=self.layout.tensor_rank, pipeline_rank=self.layout.pipeline_rank)
         self.vocabulary = padded_vocabulary(asked.vocabulary)
         self.engine = Engine(self.config, vocabulary=self.vocabulary, layout=self.layout, device=device)
+        self.nodes: int | None = None
+        """Those of this replica's part of the probe after which a token is asked."""
+
         self._divide_the_step()
 
     def _divide_the_step(self) -> None:
@@ -157,7 +161,11 @@ class Rank:
 
         scorer, random = Scorer(self.engine), np.random.default_rng(0)
         options = [[5, 6, 7, *random.integers(10, 1000, length % 12 + 3).tolist()] for length in range(256)]
-        scorer.score(plant(Ragged.of(options), first=1, width=ROW_WIDTH, branching=scorer.branching), 27)
+        forest = plant(Ragged.of(options), first=1, width=ROW_WIDTH, branching=scorer.branching)
+        of_rows = [forest.places[start:end] for start, end in pairwise(forest.edge_starts)]
+        mine = np.argsort(forest.counts, kind="stable")[self.layout.data_rank :: self.layout.data_size]
+        self.nodes = sum(len(np.unique(of_rows[row])) for row in mine)
+        scorer.score(forest, 27)
 
     def save(self) -> None:
         """What a checkpoint copies; nothing is written."""
@@ -246,6 +254,7 @@ class Rank:
             "flops_of_the_model": shape.flops_per_token(self.vocabulary, asked_of.length) * tokens,
             "groups": dict(world.MADE),
             "steps_of_adam": self._steps_of_adam(),
+            "probe_nodes": self.nodes,
         }
 
     def _counted(self) -> dict[str, Any]:
