@@ -5,6 +5,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 CONSTRAINTS ?= .ci/constraints.txt
+DRY_DEVICE := .ci/dry-device.txt
 STUDY ?= run_scripts/studies/quickstart.yaml
 # Test files that run side by side; of what one of them starts, two or four processes may run at a time.
 WORKERS ?= 2
@@ -38,6 +39,7 @@ $(VENV)/.installed: $(VENV)/bin/python setup.py $(CONSTRAINTS)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/bin/python setup.py $(CONSTRAINTS)
+$(VENV)/.installed-dev: $(VENV)/bin/python setup.py $(CONSTRAINTS) $(DRY_DEVICE)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/dry-device -r $(DRY_DEVICE)
 	@touch $@ $(VENV)/.installed

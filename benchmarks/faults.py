@@ -21,13 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_tools.prepare import DataSettings, prepare_data
-from data_tools.select import SelectSettings
+from benchmarks.small_data import make_data
 from megatron_kis.config import RunConfig
 from megatron_kis.files import read_json
 from megatron_kis.settings import parse_config
 from tests.megatron_kis.processes import Ranks, losses, rows
-from tests.sources import write_sources
 
 
 def finish(config: RunConfig, size: int) -> None:
@@ -35,18 +33,6 @@ def finish(config: RunConfig, size: int) -> None:
     with Ranks(config, size) as ranks:
         if ranks.wait(3600) != [0] * size:
             raise SystemExit(ranks.said())
-
-
-def make_data(folder: Path) -> Path:
-    """Sixteen facts a group, and text."""
-    (folder / "sources").mkdir(parents=True)
-    sources = write_sources(folder / "sources")
-    settings = DataSettings(
-        text=(sources.text,), facts=sources.triples, templates=sources.templates, vocab_size=400,
-        select=SelectSettings(infused=16, background=16, control=16), validation_share=0.05,
-    )  # fmt: skip
-    prepare_data(settings, folder / "data")
-    return folder / "data"
 
 
 def configure(name: str, folder: Path, data: Path, steps: int) -> RunConfig:

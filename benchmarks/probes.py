@@ -1,7 +1,7 @@
 """The probe beside LM-Pub-Quiz and lm-eval: same checkpoint, facts, templates, options and threads, in turns.
 
     python -m benchmarks.probes RUN_DIR --data FOLDER --peer ENV/bin/python [--subjects 0.05] [--templates 1]
-        [--threads 1]
+        [--threads 1] [--device cuda]
 
 ``FOLDER`` is a data set in the format of BEAR and LM-Pub-Quiz: BEAR itself, or what ``kis data export`` writes of a
 group. ``ENV`` has lm-pub-quiz, lm-eval, transformers and torch. Each fact is asked with its relation's whole answer
@@ -10,9 +10,9 @@ relation's facts, spread evenly over its file, for all alike.
 
 Rule ``statement`` (LM-Pub-Quiz: reduction "sum"; lm-eval: the log-likelihood of the statement after the token that ends
 documents). Tokenizing is counted on all sides. Prints JSON: seconds by the clock and of processor time (which alone
-other work on the machine leaves as it is: with one thread it is what counts, with more the clock), facts and questions
-a second, the largest difference of a score, and the arithmetic floor: FLOPs of the nodes over the speed of a
-matrix product of the model's output layer.
+other work on the machine leaves as it is: with one thread it is what counts; with more, or on a GPU, the clock), facts
+and questions a second, the largest difference of a score, and the arithmetic floor: FLOPs of the nodes over the speed
+of a matrix product of the model's output layer.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--peer-batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tools", nargs="+", default=["lm_pub_quiz", "lm_eval"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--tools", nargs="*", default=["lm_pub_quiz", "lm_eval"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
@@ -81,7 +82,7 @@ def _take(source: Path, folder: Path, share: float, templates: int | None) -> No
 
 def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     past = open_run(options.run)
-    config, tokenizer = past.config, past.tokenizer
+    config, tokenizer = past.config.model_copy(update={"device": options.device}), past.tokenizer
     times: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", *options.tools)}
     difference = dict.fromkeys(options.tools, 0.0)
     for _ in range(options.turns):
@@ -108,9 +109,9 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for number, key in enumerate(names):
                 mine = scores[questions.table.starts[number] : questions.table.starts[number + 1], 0]
                 difference[tool] = max(difference[tool], float(np.abs(mine - found[key]).max()))
-    floor, speed = _floor(config.model.shape(), padded_vocabulary(tokenizer.vocab_size), probe.forest.nodes)
+    floor, speed = _floor(config.model.shape(), padded_vocabulary(tokenizer.vocab_size), probe.forest.nodes, engine)
     facts = len({key[:2] for key in names})
-    counts = "processor" if options.threads == 1 else "seconds"
+    counts = "processor" if options.threads == 1 and options.device == "cpu" else "seconds"
     return {
         "facts": facts,
         "questions": len(names),
@@ -160,20 +161,29 @@ def _peer(tool: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
     output = folder / "peer.json"
     script = Path(__file__).with_name("probes_peer.py")
     command = [str(options.peer), str(script), tool, str(folder / "model"), str(folder / "data")]
-    command += [str(options.peer_batch), str(options.threads), str(output)]
+    command += [str(options.peer_batch), str(options.threads), options.device, str(output)]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     content: dict[str, Any] = json.loads(output.read_text())
     return content
 
 
-def _floor(shape: ModelShape, vocabulary: int, nodes: int) -> tuple[float, float]:
+def _floor(shape: ModelShape, vocabulary: int, nodes: int, engine: Any) -> tuple[float, float]:
     """Seconds that the products of all nodes take at the speed of the output layer's, and that speed."""
-    rows, weight = torch.randn(2048, shape.width), torch.randn(shape.width, vocabulary)
+    place, dtype = engine.device.torch_device, next(engine.chunks[0].parameters()).dtype
+    sizes = (2048, shape.width), (shape.width, vocabulary)
+    rows, weight = (torch.randn(*size, device=place, dtype=dtype) for size in sizes)
+
+    def now() -> float:
+        if engine.device.is_host:
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
     best = float("inf")
     for _ in range(10):
-        started = time.process_time()
+        started = now()
         rows @ weight
-        best = min(best, time.process_time() - started)
+        best = min(best, now() - started)
     speed = 2 * rows.numel() * vocabulary / best
     return nodes * shape.flops_per_token(vocabulary, 0) / 3 / speed, speed
 

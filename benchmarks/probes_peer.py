@@ -1,8 +1,8 @@
 """LM-Pub-Quiz or lm-eval on an exported model, in an environment of its own; started by ``benchmarks.probes``.
 
-Arguments: tool, model folder, data set folder, batch size, threads, output file. Prints nothing; writes seconds and
-scores as JSON. lm-eval gets every option as a request of its own, as its tasks of output type ``multiple_choice`` make
-them.
+Arguments: tool, model folder, data set folder, batch size, threads, device, output file. Prints nothing; writes seconds
+and scores as JSON. lm-eval gets every option as a request of its own, as its tasks of output type ``multiple_choice``
+make them.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ Scores = list[tuple[str, str, int, list[float]]]
 
 def main() -> None:
     """Scores all facts of the data set with all of its templates."""
-    tool, model, data, batch_size, threads, output = sys.argv[1:]
+    tool, model, data, batch_size, threads, device, output = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    score = {"lm_pub_quiz": _lm_pub_quiz, "lm_eval": _lm_eval}[tool](model, Path(data), int(batch_size))
+    score = {"lm_pub_quiz": _lm_pub_quiz, "lm_eval": _lm_eval}[tool](model, Path(data), int(batch_size), device)
     started, spent = time.perf_counter(), time.process_time()
     found = score()
     seconds, processor = time.perf_counter() - started, time.process_time() - spent
     Path(output).write_text(json.dumps({"seconds": seconds, "processor": processor, "scores": found}))
 
 
-def _lm_pub_quiz(model: str, data: Path, batch_size: int) -> Callable[[], Scores]:
+def _lm_pub_quiz(model: str, data: Path, batch_size: int, device: str) -> Callable[[], Scores]:
     from lm_pub_quiz import Dataset, Evaluator
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     evaluator = Evaluator.from_model(
         AutoModelForCausalLM.from_pretrained(model),
+        device=device,
         tokenizer=AutoTokenizer.from_pretrained(model),
         model_type="CLM",
         capitalize=False,  # or it asks about another text where a statement begins with a small letter
@@ -53,11 +54,11 @@ def _lm_pub_quiz(model: str, data: Path, batch_size: int) -> Callable[[], Scores
     return score
 
 
-def _lm_eval(model: str, data: Path, batch_size: int) -> Callable[[], Scores]:
+def _lm_eval(model: str, data: Path, batch_size: int, device: str) -> Callable[[], Scores]:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    wrapped = HFLM(pretrained=model, device="cpu", batch_size=batch_size)
+    wrapped = HFLM(pretrained=model, device=device, batch_size=batch_size)
 
     def score() -> Scores:
         context = wrapped.tokenizer.decode([wrapped.eot_token_id])

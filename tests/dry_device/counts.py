@@ -173,17 +173,23 @@ class Counts(TorchDispatchMode):
             self.copied_to_host += target.nbytes
             if waits:
                 self.sync("copy to the host")
-        if source.device.type == "cpu" and target.device.type == "cuda" and source.numel() > 1 and waits:
+        pageable = not getattr(source, "pinned", False)
+        if source.device.type == "cpu" and target.device.type == "cuda" and source.numel() > 1 and pageable:
             self.copies[f"pageable, to the device @ {_place()}"] += 1
 
     def _count(self, name: str, func: Any, args: Any, kwargs: Any, result: Any, outputs: list[torch.Tensor]) -> None:
         backward = torch._C._current_graph_task_id() != -1
         way = "backward" if backward else "forward"
         if name.startswith("dry.attend"):
-            back = "back" in name
+            back, fused = "back" in name, "fused" in name
             q, k = args[1:3] if back else args[:2]
-            count = 4 * q.numel() * k.shape[2] / (2 if args[-1] else 1)  # a causal kernel does half
+            asked, there = (tensor.shape[0 if fused else 2] for tensor in (q, k))
+            keys = there - asked / 2 if args[-1] else there  # causal: half of those of the same places
+            count = 4 * q.numel() * keys
             self.flops[f"attention.{'backward' if back else way}"] += int(count * (2 if back else 1))
+        elif name.startswith("dry.product"):
+            left, right = args[1:3] if "into" in name else args[:2]
+            self.flops[f"matmul.{way}"] += 2 * left.numel() * right.shape[1]
         elif func._overloadpacket in flop_registry:
             self.flops[f"matmul.{way}"] += flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
         if outputs and outputs[0].device.type == "cuda" and not _is_view(func) and not name.startswith(_NO_KERNEL):

@@ -91,8 +91,10 @@ def install(said: Callable[[str], None]) -> FakeTensorMode:
     # FakeTensor would refuse to move; and there is nothing to pin.
     torch.Tensor.cuda = lambda self, device=None, non_blocking=False, **_: self.to("cuda:0", non_blocking=non_blocking)
     FakeTensor.__deepcopy__ = lambda self, _: self.clone()  # the original copies storage
+    FakeTensor.__reduce_ex__ = _pickled  # Transformer Engine pickles its scales into a tensor of bytes
     torch.set_rng_state = torch.random.set_rng_state = lambda _: None  # the states of a checkpoint are fake, too
-    torch.Tensor.pin_memory = lambda self, *_: self
+    torch.UntypedStorage.data_ptr = lambda self: self._cdata  # no address, but one of its own
+    torch.Tensor.pin_memory = _pinned
     for name in ("tensor", "empty", "zeros", "full"):
         setattr(torch, name, _unpinned(getattr(torch, name)))
     torch.compile = lambda function=None, **_: function or (lambda function: function)  # fake tensors run eagerly
@@ -136,8 +138,22 @@ def _replace_torch_cuda(said: Callable[[str], None]) -> None:
     cuda.default_generators = (generator,) * DEVICES
 
 
+def _pickled(tensor: Any, _: int) -> Any:
+    return _unpickled, (tuple(tensor.shape), tensor.dtype, str(tensor.device))
+
+
+def _unpickled(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
 def _answering(value: Any) -> Callable[..., Any]:
     return lambda *_, **__: value
+
+
+def _pinned(tensor: Any, *_: Any) -> Any:
+    """The same tensor, whose copies the host does not wait for."""
+    tensor.pinned = True
+    return tensor
 
 
 def _unpinned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.dry_device import cuda, kernels, world
+from tests.dry_device import cuda, kernels, transformer_engine, world
 from tests.dry_device.counts import Counts, read_from_the_host
 
 import numpy as np  # isort: skip
@@ -30,8 +32,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     for name, least in {"tensor": 1, "pipeline": 1, "virtual": 1, "context": 1, "data": 1, "micro_batch": 1,
                         "micro_batches": 1, "rank": 0, "length": 2048, "vocabulary": 32000}.items():  # fmt: skip
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=least)
+    parser.add_argument("--every-rank", action="store_true", help="run all, print a list")
     parser.add_argument("--layers", type=int, help="fewer than the preset's")
     parser.add_argument("--sequence", action="store_true", help="sequence parallelism")
+    parser.add_argument("--transformer-engine", action="store_true", help="as if it were installed")
     parser.add_argument("--recompute", default="none")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--implementation", default="auto")
@@ -91,6 +95,9 @@ class Rank:
         seed_device(device, 0, tensor_rank=self.layout.tensor_rank, pipeline_rank=self.layout.pipeline_rank)
         self.vocabulary = padded_vocabulary(asked.vocabulary)
         self.engine = Engine(self.config, vocabulary=self.vocabulary, layout=self.layout, device=device)
+        self.nodes: int | None = None
+        """Those of this replica's part of the probe after which a token is asked."""
+
         self._divide_the_step()
 
     def _divide_the_step(self) -> None:
@@ -115,6 +122,8 @@ class Rank:
         sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": torch.ones(asked.length),
                   "position_ids": torch.arange(asked.length)}  # fmt: skip
         saver = self._saver()
+        if self.config.documents.reset_attention:
+            sample["attention_mask"] = torch.ones(1, asked.length, asked.length, dtype=torch.bool).triu(1)
         for _ in range(2):
             self._label()
             self.counts.restart()
@@ -152,7 +161,11 @@ class Rank:
 
         scorer, random = Scorer(self.engine), np.random.default_rng(0)
         options = [[5, 6, 7, *random.integers(10, 1000, length % 12 + 3).tolist()] for length in range(256)]
-        scorer.score(plant(Ragged.of(options), first=1, width=ROW_WIDTH, branching=scorer.branching), 32)
+        forest = plant(Ragged.of(options), first=1, width=ROW_WIDTH, branching=scorer.branching)
+        of_rows = [forest.places[start:end] for start, end in pairwise(forest.edge_starts)]
+        mine = np.argsort(forest.counts, kind="stable")[self.layout.data_rank :: self.layout.data_size]
+        self.nodes = sum(len(np.unique(of_rows[row])) for row in mine)
+        scorer.score(forest, 27)
 
     def save(self) -> None:
         """What a checkpoint copies; nothing is written."""
@@ -241,6 +254,7 @@ class Rank:
             "flops_of_the_model": shape.flops_per_token(self.vocabulary, asked_of.length) * tokens,
             "groups": dict(world.MADE),
             "steps_of_adam": self._steps_of_adam(),
+            "probe_nodes": self.nodes,
         }
 
     def _counted(self) -> dict[str, Any]:
@@ -258,17 +272,43 @@ class Rank:
         return counted | ({"messages": list(counts.messages)} if self.asked.messages else {})
 
 
-def main() -> None:
-    """Runs one rank and prints its counts."""
-    asked = arguments()
+def run(asked: argparse.Namespace) -> dict[str, Any]:
+    """Makes this process a rank, and runs it. Once per process: what is replaced stays replaced."""
     counts = Counts()
     world.open_world(asked.rank, asked.tensor * asked.pipeline * asked.context * asked.data, counts.say)
     mode = cuda.install(counts.sync)
+    if asked.transformer_engine:
+        transformer_engine.load()
     kernels.install()
     read_from_the_host(counts)
     with mode, counts:
-        found = Rank(asked, counts).run()
-    json.dump(found, sys.stdout)
+        return Rank(asked, counts).run()
+
+
+def run_every_rank(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """One process per rank, one after the other; each is forked, so that the imports are paid once."""
+    if not asked.transformer_engine:
+        import megatron_kis.training.hooks
+        import megatron_kis.training.shards  # noqa: F401
+    found = []
+    for rank in range(asked.tensor * asked.pipeline * asked.context * asked.data):
+        with tempfile.TemporaryFile("w+") as file:
+            child = os.fork()
+            if child == 0:
+                json.dump(run(argparse.Namespace(**{**vars(asked), "rank": rank})), file)
+                file.flush()
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            assert status == 0, f"rank {rank} failed"
+            file.seek(0)
+            found.append(json.load(file))
+    return found
+
+
+def main() -> None:
+    """Prints what a rank counted, or a list of what each rank did."""
+    asked = arguments()
+    json.dump(run_every_rank(asked) if asked.every_rank else run(asked), sys.stdout)
 
 
 if __name__ == "__main__":

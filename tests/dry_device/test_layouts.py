@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from megatron_kis.model.ladder import PRESETS
+
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one GPU": {"preset": "70m"},
     "fp32": {"preset": "70m", "precision": "fp32", "layers": 2},
@@ -38,6 +40,26 @@ def test_a_layout_loads_what_it_saved(run_case: Callable[..., dict[str, Any]], l
     assert "load" not in run_case(**LAYOUTS[layout])["problems"]
 
 
+@pytest.mark.parametrize("layout", ["one GPU", "fp32", "grouped queries", "replicas"])
+def test_flops_are_those_of_the_model(run_case: Callable[..., dict[str, Any]], layout: str) -> None:
+    case = run_case(**LAYOUTS[layout])
+    assert sum(case["parts"]["step"]["flops"].values()) == pytest.approx(case["flops_of_the_model"], rel=1e-4)
+
+
+def test_flops_of_all_stages_and_tensor_ranks_are_those_of_the_model(run_case: Callable[..., dict[str, Any]]) -> None:
+    first, last = (run_case(**LAYOUTS[layout]) for layout in ("first stage", "last stage"))
+    done = sum(sum(case["parts"]["step"]["flops"].values()) for case in (first, last))
+    assert 4 * done == pytest.approx(first["flops_of_the_model"], rel=1e-4)
+
+
+def test_full_recomputation_repeats_the_layers_forward_passes(run_case: Callable[..., dict[str, Any]]) -> None:
+    case = run_case(**LAYOUTS["1b, full recomputation"])
+    shape = PRESETS["1b"]
+    head = 6 * 32000 * shape.width * 2048  # of the output layer, which is not repeated
+    layers = case["flops_of_the_model"] - head
+    assert sum(case["parts"]["step"]["flops"].values()) == pytest.approx(head + layers * 4 / 3, rel=1e-3)
+
+
 @pytest.mark.parametrize("layout", ["70b, first stage", "70b, last stage"])
 def test_a_checkpoint_copies_a_replicas_share_and_gathers_no_optimizer(
     run_case: Callable[..., dict[str, Any]], layout: str
@@ -46,4 +68,4 @@ def test_a_checkpoint_copies_a_replicas_share_and_gathers_no_optimizer(
     save = case["parts"]["save"]
     share = (2 + 12) * case["parameters"] / LAYOUTS[layout]["data"]  # weights; main weights and two moments
     assert 0.8 * share < save["copied_to_host"] < 1.1 * share
-    assert "allgather" not in save["sent"]["dp_cp"]  # that of the weights, into one tensor, ends the step before
+    assert save["sent"] == {}

@@ -1,0 +1,25 @@
+"""A small study's data, made in seconds and without a network, for benchmarks that train real runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_tools.prepare import DataSettings, prepare_data
+from data_tools.select import SelectSettings
+from tests.sources import write_sources
+
+
+def make_data(folder: Path, *, facts: int = 16) -> Path:
+    """Text and facts of ``tests/sources.py``, prepared in ``folder / "data"``, which is returned.
+
+    Args:
+        folder: where to write; ``sources`` and ``data`` are made in it.
+        facts: of each group: infused, background, control.
+    """
+    sources = write_sources(folder / "sources", facts_a_relation=3 * facts // 2)
+    settings = DataSettings(
+        text=(sources.text,), facts=sources.triples, templates=sources.templates, vocab_size=400,
+        select=SelectSettings(infused=facts, background=facts, control=facts), validation_share=0.05,
+    )  # fmt: skip
+    prepare_data(settings, folder / "data")
+    return folder / "data"

@@ -1,0 +1,105 @@
+"""The counts themselves, on a model small enough to count by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.dry_device.cases import ROOT, missing, need
+
+SCRIPT = """
+import json
+from tests.dry_device import cuda, kernels, world
+from tests.dry_device.counts import Counts, read_from_the_host
+import torch
+
+counts, found = Counts(), {}
+world.open_world(1, 4, counts.say)
+mode = cuda.install(counts.sync)
+read_from_the_host(counts)
+with mode, counts:
+    layer = torch.nn.Linear(256, 512, bias=False, device="cuda", dtype=torch.bfloat16)
+    inputs = torch.zeros(128, 256, device="cuda", dtype=torch.bfloat16)
+    found["layer and inputs"] = counts.alive
+    counts.restart()
+    counts.begin("passes")
+    outputs = layer(inputs)
+    found["with outputs"] = counts.alive
+    outputs.sum().backward()
+    found |= {"flops": dict(counts.flops), "peak": counts.peaks["passes"][0], "launches": counts.launches["passes"]}
+    del outputs
+    layer.weight.grad = None
+    found["in the end"] = counts.alive
+    q = torch.zeros(2, 4, 64, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    counts.restart()
+    kernels.attention(q, q, q, is_causal=True).sum().backward()
+    found["attention"], found["kernel"] = dict(counts.flops), list(kernels.CHOSEN)
+    counts.restart()
+    here = torch.tensor(3)
+    found["known"] = [here.item(), torch.arange(6).view(2, 3)[1].tolist(), bool((torch.arange(3) == 1)[1])]
+    found["syncs of the host alone"] = sum(counts.syncs.values())
+    inputs[0, 0].item()
+    inputs.cpu()
+    found |= {"syncs": dict(counts.syncs), "copied": counts.copied_to_host}
+    torch.distributed.init_process_group("nccl")
+    pair = torch.distributed.new_group([1, 3], backend="nccl", group_desc="TENSOR_MODEL_PARALLEL_GROUP")
+    torch.distributed.all_reduce(inputs, group=pair)
+    torch.distributed.send(inputs, 3, group=pair)
+    found["messages"] = counts.messages
+    del layer, inputs, q
+    found["after all"] = counts.alive
+    try:
+        torch.zeros(2, device="cuda") + torch.zeros(2)
+    except RuntimeError as error:
+        found["mixed"] = str(error)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    need(missing())
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return json.loads(ended.stdout)
+
+
+def test_bytes_alive_and_their_peak(found: dict[str, Any]) -> None:
+    layer, inputs, outputs = 2 * 256 * 512, 2 * 128 * 256, 2 * 128 * 512
+    assert found["layer and inputs"] == layer + inputs
+    assert found["with outputs"] == layer + inputs + outputs
+    # in the backward pass the sum, its gradient (512 bytes each), and the gradient of the weight
+    assert layer + inputs + outputs + layer <= found["peak"] <= layer + inputs + outputs + layer + 4 * 512
+    assert found["in the end"] == layer + inputs
+    assert found["after all"] == 0
+
+
+def test_flops(found: dict[str, Any]) -> None:
+    product = 2 * 128 * 256 * 512
+    assert found["flops"] == {"matmul.forward": product, "matmul.backward": product}  # the inputs want no gradient
+    causal = 2 * 2 * (2 * 4 * 64 * 64 * 32) // 2
+    assert found["attention"] == {"attention.forward": causal, "attention.backward": 2 * causal}
+    assert found["kernel"] == ["cudnn q=(2, 4, 64, 32) k=(2, 4, 64, 32) torch.bfloat16 mask=False causal=True"]
+
+
+def test_the_host_knows_its_own_numbers_and_waits_for_the_device(found: dict[str, Any]) -> None:
+    assert found["known"] == [3, [3, 4, 5], True]
+    assert found["syncs of the host alone"] == 0
+    assert [what.split(" @ ")[0] for what in found["syncs"]] == ["item", "copy to the host"]
+    assert found["copied"] == 2 * 128 * 256
+
+
+def test_messages_have_their_group_and_size(found: dict[str, Any]) -> None:
+    same = {"group": "tp", "ranks": [1, 3], "bytes": 2 * 128 * 256, "dtype": "torch.bfloat16", "part": "passes"}
+    assert found["messages"] == [{"operator": "allreduce", **same}, {"operator": "send", **same, "peer": 3}]
+
+
+def test_a_host_tensor_does_not_meet_one_of_the_device(found: dict[str, Any]) -> None:
+    assert "cpu" in found["mixed"]
+    assert "cuda" in found["mixed"]

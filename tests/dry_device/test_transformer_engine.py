@@ -1,0 +1,37 @@
+"""Transformer Engine's layers, which `auto` takes where it is installed, in bf16 and FP8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+CASES: dict[str, dict[str, Any]] = {
+    "one GPU": {"preset": "70m", "layers": 2},
+    "tensor, last stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "layers": 4, "micro_batches": 2, "rank": 5,
+                           "sequence": True},
+    "replicas": {"preset": "3b", "layers": 2, "data": 2},
+    "FP8": {"preset": "70m", "layers": 2, "precision": "fp8"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, run_case: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    return run_case(**CASES[request.param], transformer_engine=True)
+
+
+@pytest.mark.parametrize("case", CASES, indirect=True)
+def test_steps_and_validation_run_and_a_state_is_saved(case: dict[str, Any]) -> None:
+    assert not {"step", "validation", "save"} & set(case["problems"]), case["problems"]
+    assert any(chosen.startswith("transformer engine") for chosen in case["parts"]["step"]["attention"])
+
+
+@pytest.mark.parametrize("case", CASES, indirect=True)
+def test_a_probe_runs_and_a_state_loads(case: dict[str, Any]) -> None:
+    assert not case["problems"]
+
+
+@pytest.mark.parametrize("case", ["one GPU", "FP8"], indirect=True)
+def test_flops_are_those_of_the_model(case: dict[str, Any]) -> None:
+    assert sum(case["parts"]["step"]["flops"].values()) == pytest.approx(case["flops_of_the_model"], rel=1e-4)
