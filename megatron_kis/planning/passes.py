@@ -70,7 +70,7 @@ def left_over(work: Work, stage: int) -> float:
     weight in one byte as it is and transposed.
     """
     split = work.split
-    angles = work.length * work.head * 4.0 * split.virtual
+    angles = work.length / split.context * work.head * 4 * split.virtual
     if not work.engine:
         return angles + work.gathered
     unread = sum(rows * columns / split.tensor * work.each for rows, columns in set(work.products.values()))
