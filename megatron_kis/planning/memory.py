@@ -14,6 +14,7 @@ from megatron_kis.model.ladder import ModelShape
 from megatron_kis.planning.parts import (
     Besides,
     between,
+    grown,
     peak_of_loading,
     peak_of_probe,
     peak_of_saving,
@@ -149,14 +150,14 @@ def stage_memory(work: Work, stage: int, micro_batches: int, besides: Besides) -
         gradients=params * 4,
         optimizer=params * (12 if each < 4 else 8) / shares,
         context=CONTEXT_BYTES + COMMUNICATOR_BYTES * len(groups(work)),
-        remains=between(work, stage),
+        remains=between(work, stage, besides),
         parts={
-            "passes": peak_of_passes(work, stage, micro_batches),
-            "update": peak_of_update(work, stage, micro_batches),
+            "passes": peak_of_passes(work, stage, micro_batches) + grown(work, besides),
+            "update": peak_of_update(work, stage, micro_batches, besides),
             "validation": peak_of_validation(work, stage, besides),
             "probe": peak_of_probe(work, stage, besides),
-            "save": peak_of_saving(work, stage),
-            "load": peak_of_loading(work, stage),
+            "save": peak_of_saving(work, stage, besides),
+            "load": peak_of_loading(work, stage, besides),
         },
         host=written(split, params, each),
     )

@@ -41,18 +41,27 @@ class Besides:
     """Of these tokens, the ones after which another is asked; all of them if not given."""
 
 
-def between(work: Work, stage: int) -> float:
+def between(work: Work, stage: int, besides: Besides) -> float:
     """Bytes that stay between steps."""
-    return left_over(work, stage) + last_inputs(work, stage)
+    return left_over(work, stage) + grown(work, besides) + last_inputs(work, stage)
 
 
-def peak_of_update(work: Work, stage: int, micro_batches: int) -> float:
+def grown(work: Work, besides: Besides) -> float:
+    """Bytes by which a probe enlarges the buffer in which Megatron-Core's products gather their input."""
+    return 0.0 if work.engine else max(0.0, _asked(work, besides).gathered - work.gathered)
+
+
+def _asked(work: Work, besides: Besides) -> Work:
+    return replace(work, length=besides.probe_width, batch=besides.probe_rows)
+
+
+def peak_of_update(work: Work, stage: int, micro_batches: int, besides: Besides) -> float:
     """Bytes of an optimizer step: a norm for each weight, and the micro-batches that are still there.
 
     The optimizers are fused and update in place, whichever is installed.
     """
     layers = work.shape.layers // work.split.pipeline
-    return between(work, stage) + batches(work, micro_batches) + 2 * _BLOCK * (layers * _TENSORS_PER_LAYER + 4)
+    return between(work, stage, besides) + batches(work, micro_batches) + 2 * _BLOCK * (layers * _TENSORS_PER_LAYER + 4)
 
 
 def _body(work: Work, stage: int) -> float:
@@ -65,7 +74,7 @@ def _body(work: Work, stage: int) -> float:
 
 def peak_of_validation(work: Work, stage: int, besides: Besides) -> float:
     """Bytes of a pass that keeps nothing, over a micro-batch; logits are made in blocks."""
-    inputs = between(work, stage) + work.tokens * 32 + besides.validation_tokens * 4
+    inputs = between(work, stage, besides) + work.tokens * 32 + besides.validation_tokens * 4
     body = _body(work, stage)
     if stage < work.split.pipeline - 1:
         return inputs + body
@@ -81,11 +90,10 @@ def peak_of_probe(work: Work, stage: int, besides: Besides) -> float:
     query head. What the output layer gets is laid out anew and picked from; a block of logits has an fp32 copy and its
     logarithms beside it.
     """
-    asked = replace(work, length=besides.probe_width, batch=besides.probe_rows)
-    inputs = between(work, stage) + asked.tokens * _NODE_BYTES
+    asked = _asked(work, besides)
+    inputs = between(work, stage, besides) + asked.tokens * _NODE_BYTES
     body = _body(asked, stage)
     if not asked.engine:
-        inputs += max(0.0, asked.gathered - work.gathered)  # the buffer grows with what it gathers
         body += asked.tokens * (asked.head * (4 + 4 * asked.each) + _TREE_WIDTH * (asked.each + 2))  # angles, mask
         if asked.shape.query_groups < asked.shape.heads:
             body += 2 * asked.activation(asked.shape.width) / asked.split.tensor
@@ -97,14 +105,14 @@ def peak_of_probe(work: Work, stage: int, besides: Besides) -> float:
     return inputs + max(body, asked.shared + asked.gathered + 2 * asked.whole + block * (8 + copy))
 
 
-def peak_of_saving(work: Work, stage: int) -> float:
+def peak_of_saving(work: Work, stage: int, besides: Besides) -> float:
     """Bytes of a checkpoint: each rank copies what it holds to the host, tensor by tensor."""
-    return between(work, stage)
+    return between(work, stage, besides)
 
 
-def peak_of_loading(work: Work, stage: int) -> float:
+def peak_of_loading(work: Work, stage: int, besides: Besides) -> float:
     """Bytes of taking over a checkpoint: the two matrices of each gate, read apart, are joined."""
-    return between(work, stage) + work.shape.layers // work.split.pipeline * work.matrix("fc1")
+    return between(work, stage, besides) + work.shape.layers // work.split.pipeline * work.matrix("fc1")
 
 
 def written(split: Split, params: int, each: int) -> float:

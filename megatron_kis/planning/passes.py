@@ -16,6 +16,9 @@ _REPORT_BYTES = 4096
 _WORKSPACE = 32 * 2**20 + 1024
 """Of cuBLAS, which Transformer Engine gives it on Hopper and later (its ``get_cublas_workspace_size_bytes``)."""
 
+_STATE_BYTES = 64 * 512
+"""Of a layer of Transformer Engine: seeds, and FP8's scales and largest values, each in a block of 512."""
+
 
 def chunk_steps(work: Work, stage: int, chunk: int) -> list[Step]:
     """The steps of one chunk of a stage."""
@@ -70,12 +73,13 @@ def left_over(work: Work, stage: int) -> float:
     weight in one byte as it is and transposed.
     """
     split = work.split
-    angles = work.length * work.head * 4.0 * split.virtual
+    angles = work.length / split.context * work.head * 4 * split.virtual
     if not work.engine:
         return angles + work.gathered
     unread = sum(rows * columns / split.tensor * work.each for rows, columns in set(work.products.values()))
     matrices = sum(work.matrix(name) for name in work.products) * (work.shape.layers // split.pipeline)
     unread += matrices if work.precision == "fp8" else 0.0
+    unread += _STATE_BYTES * (work.shape.layers // split.pipeline)
     return angles + unread + _WORKSPACE + (work.gathered if stage == split.pipeline - 1 else 0.0)
 
 

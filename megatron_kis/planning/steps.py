@@ -240,9 +240,10 @@ def _attention(work: Work) -> list[Step]:
                  residual + 2 * queries + 3 * everyone),
             Step("join", queries, 0.0, residual + queries),
         ]  # fmt: skip
+    values = keys if work.engine else mixed  # a copy, or with what they came with
     return [
         rotary,
-        Step("attention", mixed + queries + keys + queries + numbers + mask, 0.0, residual + queries + mixed),
+        Step("attention", values + queries + keys + queries + numbers + mask, 0.0, residual + queries + mixed),
     ]
 
 

@@ -53,18 +53,23 @@ def work_of(asked: Case) -> Work:
 
 
 def plan_of(asked: Case, case: Case) -> Memory:
-    """What ``kis plan`` says of the rank of a case, with the texts that the case validated and the rows it probed."""
-    work = work_of(asked)
-    besides = Besides(validation_tokens=40 * work.length)
-    if "probe" in case["parts"]:
-        found = (re.search(r"q=\(([\d, ]+)\)", words) for words in case["parts"]["probe"]["attention"])
-        shapes = [[int(size) for size in match[1].split(",")] for match in found if match]
-        # [rows, heads, width, ...]; with Transformer Engine's layers [width, rows, ...]
-        passes = [(size[1], size[0]) if work.engine else (size[0], size[2]) for size in shapes]
-        rows, width = max(passes, key=lambda sizes: sizes[0] * sizes[1])
-        besides = replace(besides, probe_rows=rows, probe_width=width * work.split.context,
-                          probe_nodes=None if work.layers == "transformer_engine" else case["probe_nodes"])  # fmt: skip
-    return stage_memory(work, case["layout"]["pipeline_rank"], asked.get("micro_batches", 1), besides)
+    """What ``kis plan`` says of the rank of a case, with the texts that the case validated and the rows it probed.
+
+    Its passes and its update came before the first probe.
+    """
+    work, stage, count = work_of(asked), case["layout"]["pipeline_rank"], asked.get("micro_batches", 1)
+    before = Besides(validation_tokens=40 * work.length, probe_rows=1, probe_width=1)
+    found = (re.search(r"q=\(([\d, ]+)\)", words) for words in case["parts"].get("probe", {}).get("attention", ()))
+    shapes = [[int(size) for size in match[1].split(",")] for match in found if match]
+    if not shapes:
+        return stage_memory(work, stage, count, before)
+    # [rows, heads, width, ...]; with Transformer Engine's layers [width, rows, ...]
+    passes = [(size[1], size[0]) if work.engine else (size[0], size[2]) for size in shapes]
+    rows, width = max(passes, key=lambda sizes: sizes[0] * sizes[1])
+    nodes = None if work.engine else case["probe_nodes"]
+    probed = replace(before, probe_rows=rows, probe_width=width * work.split.context, probe_nodes=nodes)
+    told, first = stage_memory(work, stage, count, probed), stage_memory(work, stage, count, before)
+    return replace(told, parts={**told.parts, **{part: first.parts[part] for part in ("passes", "update")}})
 
 
 @pytest.mark.parametrize("name", CASES)

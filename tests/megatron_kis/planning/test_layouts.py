@@ -212,7 +212,7 @@ def test_the_plan_says_which_part_of_a_run_sets_the_peak(capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     assert f"{found['parts']['passes'] / 1e9:.1f} passes" in shown
     assert "validation" in shown
-    assert max(map(len, shown.splitlines())) <= 124
+    assert max(map(len, shown.splitlines())) <= 120
 
 
 @pytest.mark.parametrize(
