@@ -70,10 +70,16 @@ class Optimizer(Protocol):
         ...
 
 
-def wrap_model(model: GPTModel, device: Device) -> Any:
-    """The model as a data-parallel replica: Megatron-Core's on CUDA, ``HostReplica`` on the host."""
+def wrap_model(model: GPTModel, device: Device, *, trains: bool = True) -> Any:
+    """The model as a data-parallel replica: Megatron-Core's on CUDA; ``HostReplica``, which has no buffers, elsewhere.
+
+    Args:
+        model: a rank's chunk.
+        device: where it lives.
+        trains: whether gradients are to be summed.
+    """
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    if device.is_host:
+    if device.is_host or not trains:
         return HostReplica(model.config, model, group)
     shared = group.size() > 1
     settings = DistributedDataParallelConfig(
