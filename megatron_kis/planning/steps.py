@@ -219,10 +219,13 @@ def _attention(work: Work) -> list[Step]:
     """Rotation and attention.
 
     Kept are queries, keys and values as they left the matrix (values are read from there), queries and keys rotated,
-    the output, and a number per head. Transformer Engine's attention copies the values and leaves the rest of the
-    matrix's output. The angles' cosines and sines are kept once for the queries and once for the
-    keys where the rotation is not fused. Ranks that share sequences gather keys and values (``sdpa``); the output is
-    made in two pieces that are then joined.
+    the output, and a number per head; the angles' cosines and sines once for the queries and once for the keys where
+    the rotation is not fused. Ranks that share sequences gather keys and values (``sdpa``); the output is made in two
+    pieces that are then joined.
+
+    Transformer Engine's attention copies the values and leaves the rest of the matrix's output. Where ranks share
+    sequences it passes keys and values round, and holds those of every rank and each one's output at once (its
+    ``AttnFuncWithCPAndKVP2P``: read, not run here).
     """
     queries, keys, residual = _queries(work), _keys(work), work.shared
     mixed = queries + 2 * keys
@@ -241,10 +244,12 @@ def _attention(work: Work) -> list[Step]:
             Step("join", queries, 0.0, residual + queries),
         ]  # fmt: skip
     values = keys if work.engine else mixed  # a copy, or with what they came with
+    ring = work.split.context if work.split.context > 1 else 0
     return [
         rotary,
-        Step("attention", values + queries + keys + queries + numbers + mask, 0.0, residual + queries + mixed),
-    ]
+        Step("attention", values + queries + keys + queries + numbers + mask, ring * (2 * keys + queries),
+             residual + queries + mixed + (queries + 8 * keys if ring else 0.0)),
+    ]  # fmt: skip
 
 
 def recomputed(work: Work, steps: Sequence[Step], forward: float) -> Step:
