@@ -20,7 +20,7 @@ import yaml
 
 from megatron_kis.model.ladder import ModelShape
 from megatron_kis.planning.hardware import GPUS, Gpu
-from megatron_kis.planning.memory import Split
+from megatron_kis.planning.split import Split
 from megatron_kis.planning.times import Program, Seconds, step_time
 
 PUBLISHED = Path(__file__).with_name("published.yaml")

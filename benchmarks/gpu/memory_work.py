@@ -20,8 +20,9 @@ from benchmarks.gpu.engines import build, opened, samples_of
 from megatron_kis.device import Device
 from megatron_kis.model import ladder
 from megatron_kis.model.vocabulary import padded_vocabulary
-from megatron_kis.planning.memory import CONTEXT_BYTES, Split
 from megatron_kis.planning.memory import memory as planned_memory
+from megatron_kis.planning.split import Split
+from megatron_kis.training.settings import resolve_precision
 
 USABLE = 0.94
 """Share of a GPU's memory up to which a case is tried, as in ``kis plan``."""
@@ -68,13 +69,16 @@ def planned(case: dict[str, Any], *, replicas: int, on_host: bool) -> dict[str, 
         tensor=case["tensor"], pipeline=case["pipeline"], data=replicas, recompute=case["recompute"],
         sequence=case["sequence"], distributed_optimizer=replicas > 1,
     )  # fmt: skip
-    parts = planned_memory(
+    layers: Any = case["implementation"] if case["implementation"] in ("sdpa", "transformer_engine") else "auto"
+    memory = planned_memory(
         ladder.preset(case["preset"]), padded_vocabulary(case["vocabulary"]), split, length=case["length"],
-        micro_batch=case["micro_batch"], micro_batches=case["micro_batches"], half=case["precision"] != "fp32",
+        micro_batch=case["micro_batch"], micro_batches=case["micro_batches"],
+        precision=resolve_precision(case["precision"], host=on_host), layers=layers,
         kernels="plain" if on_host else "fused",
-    ).as_dict()  # fmt: skip
-    static = sum(parts[name] for name in ("weights", "gradients", "optimizer"))
-    return {**parts, "static": static, "peak": parts["total"] - CONTEXT_BYTES}
+    )  # fmt: skip
+    parts = {name: size - memory.remains for name, size in memory.parts.items()}
+    return {**parts, "static": memory.static + memory.remains, "peak": memory.total - memory.context,
+            "total": memory.total, "context": memory.context}  # fmt: skip
 
 
 def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[str, Any]]:
@@ -141,7 +145,12 @@ def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[st
             free, total = torch.cuda.mem_get_info()
             reserved = torch.cuda.memory_reserved()
             yield row("reserved", torch.cuda.max_memory_reserved())
-            yield {"name": "context", "bytes": total - free - reserved, "at_start": taken, "planned": CONTEXT_BYTES}
+            yield {
+                "name": "context",
+                "bytes": total - free - reserved,
+                "at_start": taken,
+                "planned": round(plan["context"]),
+            }
 
 
 def _validate(engine: Any, case: dict[str, Any], data: Path) -> None:

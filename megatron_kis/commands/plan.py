@@ -15,10 +15,11 @@ from megatron_kis.model.ladder import PRESETS
 from megatron_kis.units import quantity, whole_quantity
 
 if TYPE_CHECKING:
-    from megatron_kis.config import ParallelConfig
+    from megatron_kis.config import ParallelConfig, RunConfig
     from megatron_kis.planning.hardware import Gpu
     from megatron_kis.planning.layouts import Job, Option
-    from megatron_kis.planning.memory import Split
+    from megatron_kis.planning.split import Split
+    from megatron_kis.study.config import StudyConfig
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,6 +64,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _plan(options: argparse.Namespace) -> int:
     from megatron_kis.planning import hardware
+    from megatron_kis.planning.table import gpu_time
 
     for name in ("gpus", "show", "length", "batch", "vocabulary", "tokens"):
         value = getattr(options, name)
@@ -127,16 +129,9 @@ def _layouts(planned: Planned, options: argparse.Namespace, kind: Gpu) -> tuple[
     return found, note
 
 
-def gpu_time(hours: float) -> str:
-    """Device time in the largest unit of which it is at least one: ``"2,310 GPU-hours"``, ``"4.2 GPU-minutes"``."""
-    for unit, size in (("hours", 1.0), ("minutes", 1 / 60), ("seconds", 1 / 3600)):
-        value = hours / size
-        if value >= 1:
-            return f"{value:,.0f} GPU-{unit}" if value >= 100 else f"{value:.3g} GPU-{unit}"
-    return "less than a GPU-second"
-
-
 def _print(row: dict[str, Any], found: list[Option], note: str) -> None:
+    from megatron_kis.planning.table import table
+
     print(
         f"{row['model']}: {row['params']:,} parameters, {row['tokens']:,.0f} tokens, "
         f"{row['runs']} run(s) on {row['gpus']} GPU(s)"
@@ -144,18 +139,7 @@ def _print(row: dict[str, Any], found: list[Option], note: str) -> None:
     if note:
         print(f"  {note}")
     print(f"  MFU {row['mfu']:.0%} ({row['mfu_source']})")
-    print(
-        f"  {'layout':18}{'recompute':>10}{'batch':>6}{'weights':>9}{'grads':>7}{'optim.':>7}"
-        f"{'activ.':>7}{'logits':>7}{'buffers':>8}{'GB':>7}{'s/step':>8}{'MFU':>5}  {'limit':14} GPU time"
-    )
-    for option in found:
-        parts = option.memory
-        print(
-            f"  {option.split.label:18}{option.split.recompute:>10}{option.micro_batch:>6}{parts.weights / 1e9:>9.1f}"
-            f"{parts.gradients / 1e9:>7.1f}{parts.optimizer / 1e9:>7.1f}{parts.activations / 1e9:>7.1f}"
-            f"{parts.logits / 1e9:>7.1f}{parts.buffers / 1e9:>8.1f}{parts.total / 1e9:>7.1f}"
-            f"{option.step_seconds:>8.2g}{option.mfu:>5.0%}  {option.seconds.limit:14} {gpu_time(option.gpu_hours)}"
-        )
+    print(*table(found), sep="\n")
 
 
 @dataclass(frozen=True)
@@ -207,7 +191,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
         run = load_config(RunConfig, path)
         training = run.training
         length, batch = training.sequence_length, training.global_batch_size
-        job = _job(run.model, options, training.token_budget, length, batch, None)
+        job = _job(run.model, options, training.token_budget, length, batch, None, run)
         if options.gpus is None:
             check_layout(run.model, run.parallel, training, vocabulary=options.vocabulary)
         return [Planned(run.name, job, 1, _split(run.parallel), training.micro_batch_size)]
@@ -227,7 +211,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     return [
         Planned(
             rung.label,
-            _job(rung, options, budget, length, batch, pieces),
+            _job(rung, options, budget, length, batch, pieces, study),
             count,
             _split(rung.parallel),
             rung.micro_batch_size or shared.micro_batch_size,
@@ -238,7 +222,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
 
 def _split(parallel: ParallelConfig) -> Split:
     """A layout as the planner knows it."""
-    from megatron_kis.planning.memory import Split
+    from megatron_kis.planning.split import Split
 
     return Split(
         tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual, data=parallel.replicas,
@@ -247,7 +231,15 @@ def _split(parallel: ParallelConfig) -> Split:
     )  # fmt: skip
 
 
-def _job(model: Any, options: argparse.Namespace, tokens: float, length: int, batch: int, pieces: int | None) -> Job:
+def _job(
+    model: Any,
+    options: argparse.Namespace,
+    tokens: float,
+    length: int,
+    batch: int,
+    pieces: int | None,
+    file: RunConfig | StudyConfig | None = None,
+) -> Job:
     from megatron_kis.model.vocabulary import padded_vocabulary
     from megatron_kis.planning.layouts import Job
 
@@ -257,4 +249,18 @@ def _job(model: Any, options: argparse.Namespace, tokens: float, length: int, ba
             remedy="more --tokens, or a smaller --batch or --length",
         )  # fmt: skip
     vocabulary = padded_vocabulary(options.vocabulary or pieces or 32_000)
-    return Job(shape=model.shape(), vocabulary=vocabulary, tokens=tokens, length=length, global_batch=batch)
+    job = Job(shape=model.shape(), vocabulary=vocabulary, tokens=tokens, length=length, global_batch=batch)
+    return job if file is None else replace(job, **_settings(file, model))
+
+
+def _settings(file: RunConfig | StudyConfig, model: Any) -> dict[str, Any]:
+    """What else of a file the memory of its runs depends on; Megatron-Core's own layers are counted as ``sdpa``."""
+    from megatron_kis.planning.parts import Besides
+    from megatron_kis.training.settings import resolve_precision
+
+    return {
+        "precision": resolve_precision(file.training.precision, host=False),
+        "layers": "sdpa" if model.transformer_impl == "local" else model.transformer_impl,
+        "own_mask": file.documents.reset_attention,
+        "besides": Besides(validation_tokens=file.validation.max_tokens, probe_rows=file.probes.batch_size),
+    }

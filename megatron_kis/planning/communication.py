@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_kis.model.ladder import ModelShape
-from megatron_kis.planning.memory import Split, rank_params
+from megatron_kis.planning.split import Split, rank_params
 
 Kind = Literal["tensor", "context", "pipeline", "data"]
 Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "send"]

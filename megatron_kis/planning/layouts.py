@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import ModelShape
 from megatron_kis.planning.hardware import Gpu
-from megatron_kis.planning.memory import Memory, Recompute, Split, memory
+from megatron_kis.planning.memory import Memory, memory
+from megatron_kis.planning.parts import Besides
+from megatron_kis.planning.split import Recompute, Split
+from megatron_kis.planning.steps import Layers, Precision
 from megatron_kis.planning.times import Program, Seconds, step_time
 
 _USABLE = 0.94
@@ -30,6 +33,16 @@ class Job:
     length: int
     global_batch: int
     """Sequences a step."""
+
+    precision: Precision = "bf16"
+    layers: Layers | Literal["auto"] = "auto"
+    """Whose layers (``model.transformer_impl``)."""
+
+    own_mask: bool = False
+    """Documents do not see each other (``documents.reset_attention``)."""
+
+    besides: Besides = field(default_factory=Besides)
+    """What a run does besides its steps."""
 
     @property
     def flops(self) -> float:
@@ -160,7 +173,10 @@ def written(
 def _option(job: Job, split: Split, micro_batch: int, kind: Gpu, program: Program | None) -> Option:
     """A layout, whether it fits or not."""
     count = job.global_batch // split.data // micro_batch
-    parts = memory(job.shape, job.vocabulary, split, length=job.length, micro_batch=micro_batch, micro_batches=count)
+    parts = memory(
+        job.shape, job.vocabulary, split, length=job.length, micro_batch=micro_batch, micro_batches=count,
+        precision=job.precision, layers=job.layers, own_mask=job.own_mask, besides=job.besides,
+    )  # fmt: skip
     seconds = step_time(
         job.shape, job.vocabulary, split, length=job.length, micro_batch=micro_batch, micro_batches=count, gpu=kind,
         program=program or Program(),

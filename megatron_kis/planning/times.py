@@ -15,7 +15,7 @@ from typing import Any
 from megatron_kis.model.ladder import ModelShape
 from megatron_kis.planning.communication import Message, Passes, messages
 from megatron_kis.planning.hardware import Gpu
-from megatron_kis.planning.memory import Split, rank_params
+from megatron_kis.planning.split import Split, rank_params
 
 _MEMORY_SHARE = 0.8
 """Of the memory's bandwidth, that kernels reach which only read and write: an assumption, of the usual order."""

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recompute", default="none")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--implementation", default="auto")
+    parser.add_argument("--answers", action="store_true", help="the engine of kis probe: validation and probe only")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=JSON", help="of the configuration")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--messages", action="store_true", help="print each message of the measured step and the rest")
@@ -93,7 +95,13 @@ class Rank:
                                   virtual=parallel.virtual, context=parallel.context)  # fmt: skip
         seed_device(device, 0, tensor_rank=self.layout.tensor_rank, pipeline_rank=self.layout.pipeline_rank)
         self.vocabulary = padded_vocabulary(asked.vocabulary)
-        self.engine = Engine(self.config, vocabulary=self.vocabulary, layout=self.layout, device=device)
+        trains = not asked.answers
+        self.engine = Engine(
+            self.config, vocabulary=self.vocabulary, layout=self.layout, device=device, begin=trains, trains=trains
+        )
+        self.nodes: int | None = None
+        """Those of this replica's part of the probe after which a token is asked."""
+
         self._divide_the_step()
 
     def _divide_the_step(self) -> None:
@@ -157,7 +165,11 @@ class Rank:
 
         scorer, random = Scorer(self.engine), np.random.default_rng(0)
         options = [[5, 6, 7, *random.integers(10, 1000, length % 12 + 3).tolist()] for length in range(256)]
-        scorer.score(plant(Ragged.of(options), first=1, width=ROW_WIDTH, branching=scorer.branching), 27)
+        forest = plant(Ragged.of(options), first=1, width=ROW_WIDTH, branching=scorer.branching)
+        of_rows = [forest.places[start:end] for start, end in pairwise(forest.edge_starts)]
+        mine = np.argsort(forest.counts, kind="stable")[self.layout.data_rank :: self.layout.data_size]
+        self.nodes = sum(len(np.unique(of_rows[row])) for row in mine)
+        scorer.score(forest, 27)
 
     def save(self) -> None:
         """What a checkpoint copies; nothing is written."""
@@ -222,7 +234,7 @@ class Rank:
         """
         counts, asked = self.counts, self.asked.parts.split(",")
         found: dict[str, Any] = {"peaks": {}, "parts": {}, "problems": {}}
-        static = 0
+        static = counts.alive
         for part in asked:
             counts.restart()
             counts.begin(part)
@@ -232,7 +244,8 @@ class Rank:
             except Exception:
                 found["problems"][part] = traceback.format_exc()
                 continue
-            self._label()
+            if not self.asked.answers:
+                self._label()
             if part == "step":
                 static = counts.alive
                 found["static"] = {kind: size for kind, size in counts.by_kind.items() if size}
@@ -245,7 +258,9 @@ class Rank:
             "parameters": sum(weight.numel() for chunk in self.engine.chunks for weight in chunk.parameters()),
             "flops_of_the_model": shape.flops_per_token(self.vocabulary, asked_of.length) * tokens,
             "groups": dict(world.MADE),
-            "steps_of_adam": self._steps_of_adam(),
+            "steps_of_adam": None if self.asked.answers else self._steps_of_adam(),
+            "bytes_at_the_end": counts.alive,
+            "probe_nodes": self.nodes,
         }
 
     def _counted(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_kis.model.ladder import PRESETS
 from megatron_kis.planning.communication import Passes, messages
-from megatron_kis.planning.memory import Split
+from megatron_kis.planning.split import Split
 
 STAGES = {"tensor": 4, "pipeline": 2, "layers": 4, "micro_batches": 2}
 CHUNKS = {"tensor": 2, "pipeline": 2, "virtual": 2, "layers": 8, "micro_batches": 4}

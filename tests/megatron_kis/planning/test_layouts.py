@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from megatron_kis.cli import main
-from megatron_kis.commands.plan import gpu_time
 from megatron_kis.errors import InputError
 from megatron_kis.model.ladder import PRESETS
 from megatron_kis.planning.hardware import GPUS, gpu
 from megatron_kis.planning.layouts import Job, options, written
+from megatron_kis.planning.table import gpu_time
 
 
 def job(name: str, *, batch: int = 512, tokens: float = 20e9) -> Job:
@@ -202,3 +202,37 @@ def test_device_time_is_shown_in_a_unit_that_says_something(hours: float, shown:
 def test_a_wrong_question_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_plan_says_which_part_of_a_run_sets_the_peak(capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(capsys, "1b", "--tokens", "1e9", "--gpus", "8")["models"][0]["layouts"][0]["memory"]  # type: ignore[index]
+    assert found["peak"] == "passes"
+    assert set(found["parts"]) == {"passes", "update", "validation", "probe", "save", "load"}
+    assert main(["plan", "1b", "--tokens", "1e9", "--gpus", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{found['parts']['passes'] / 1e9:.1f} passes" in shown
+    assert "validation" in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("model: {preset: 1b}", {"layers": "transformer_engine"}),
+        ("model: {preset: 1b, transformer_impl: sdpa}", {"layers": "sdpa"}),
+        ("model: {preset: 1b}\ndocuments: {reset_attention: true}", {"layers": "sdpa"}),
+    ],
+)
+def test_a_file_says_what_its_memory_depends_on(
+    setting: str, expected: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"{setting}\nname: r\noutput: out\ninfusion: {{frequency: 0}}\n"
+        "data: {corpus: a, validation: b, exposures: c, tokenizer: d}\n"
+        "training: {token_budget: 1e8, sequence_length: 2048, global_batch_size: 8, micro_batch_size: 1}\n"
+        "validation: {max_tokens: 1e9}\n"
+    )
+    found = plan(capsys, str(run))["models"][0]["layouts"][0]["memory"]  # type: ignore[index]
+    assert found["layers"] == expected["layers"]
+    assert found["parts"]["validation"] > 4e9  # a loss in fp32 for each token

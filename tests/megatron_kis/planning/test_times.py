@@ -10,7 +10,7 @@ import pytest
 from megatron_kis.model.ladder import PRESETS
 from megatron_kis.planning.communication import Message
 from megatron_kis.planning.hardware import GPUS
-from megatron_kis.planning.memory import Split
+from megatron_kis.planning.split import Split
 from megatron_kis.planning.times import Program, Seconds, link, message_seconds, step_time
 
 H100 = GPUS["h100"]

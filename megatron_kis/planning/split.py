@@ -1,0 +1,59 @@
+"""How a run is spread over ranks, as the planner knows it, and what of the model a rank holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_kis.model.ladder import ModelShape
+
+Recompute = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a run is spread over ranks."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    virtual: int = 1
+    """Chunks of layers per stage (interleaving)."""
+
+    data: int = 1
+    context: int = 1
+    """Ranks that share each sequence."""
+
+    recompute: Recompute = "none"
+    distributed_optimizer: bool = False
+    """Main weights and moments divided over the replicas and the context ranks (ZeRO's first stage)."""
+
+    sequence: bool = False
+    """Norms and residuals split over the tensor ranks, too."""
+
+    @property
+    def gpus(self) -> int:
+        """All ranks."""
+        return self.tensor * self.pipeline * self.context * self.data
+
+    @property
+    def label(self) -> str:
+        """Short, for a table."""
+        stages = f"PP{self.pipeline}" + (f"x{self.virtual}" if self.virtual > 1 else "")
+        context = f" CP{self.context}" if self.context > 1 else ""
+        return f"TP{self.tensor} {stages}{context} DP{self.data}" + (" SP" if self.sequence else "")
+
+
+def rank_params(shape: ModelShape, vocabulary: int, split: Split, stage: int) -> int:
+    """Parameters that a rank of pipeline ``stage`` holds.
+
+    Matrices are split over the tensor ranks, norms are on each. The first stage has the embedding, the last the final
+    norm and the output layer; with tied embeddings and several stages both hold the table.
+    """
+    head = shape.width // shape.heads
+    attention = shape.width * head * (shape.heads + 2 * shape.query_groups) + shape.width**2
+    matrices = attention + 3 * shape.width * shape.ffn_width
+    layer = matrices // split.tensor + 2 * shape.width
+    table = vocabulary * shape.width // split.tensor
+    first, last = stage == 0, stage == split.pipeline - 1
+    tables = first + (last and not (first and shape.tied_embeddings))
+    return shape.layers // split.pipeline * layer + tables * table + last * shape.width
