@@ -52,7 +52,7 @@ def restored(
         checkpoint = required(run, step)
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
         rows = padded_vocabulary(vocabulary)
-        engine = Engine(config, vocabulary=rows, layout=layout, device=device, begin=False)
+        engine = Engine(config, vocabulary=rows, layout=layout, device=device, begin=False, trains=False)
         engine.load_weights(shards.load({"model": engine.weights()}, checkpoint.folder)["model"])
         yield engine, checkpoint
     finally:

@@ -41,7 +41,14 @@ class Engine:
     """A model under a parallel layout, its optimizer, and how to step and to score."""
 
     def __init__(
-        self, config: RunConfig, *, vocabulary: int, layout: Layout, device: Device, begin: bool = True
+        self,
+        config: RunConfig,
+        *,
+        vocabulary: int,
+        layout: Layout,
+        device: Device,
+        begin: bool = True,
+        trains: bool = True,
     ) -> None:
         """Builds this rank's part.
 
@@ -52,6 +59,7 @@ class Engine:
             device: where to compute.
             begin: give the weights their first values. A caller that is going to load others says no: to draw those
                 of a large model takes minutes.
+            trains: have an optimizer, and room for gradients. An engine that only answers holds its weights alone.
         """
         self.layout, self.device = layout, device
         self._model, self._seed, self._vocabulary = config.model, config.training.seed, vocabulary
@@ -82,6 +90,7 @@ class Engine:
                     seed=None,
                 ),
                 device,
+                trains=trains,
             )
             for chunk in range(layout.virtual_size)
         ]
@@ -89,7 +98,8 @@ class Engine:
         self._config = self.chunks[0].config  # the one that Megatron-Core's schedules look at
         self._scaling = DelayedScaling(self.chunks, layout) if precision == "fp8" else None
         self._config.finalize_model_grads_func = finish_gradients
-        self._optimizer = build_optimizer(self.chunks, config.training.optimizer, device, half=precision != "fp32")
+        if trains:
+            self._optimizer = build_optimizer(self.chunks, config.training.optimizer, device, half=precision != "fp32")
         self._forward_backward = get_forward_backward_func()
         self._link = P2PCommunicator(parallel_state.get_pipeline_model_parallel_group(), self._config)
         if begin:

@@ -31,7 +31,7 @@ with quiet_megatron():
     )
     from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-    from megatron.core.optimizer import get_megatron_optimizer
+    from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
     from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
     from megatron.core.transformer.module import param_is_not_shared
 
@@ -70,10 +70,16 @@ class Optimizer(Protocol):
         ...
 
 
-def wrap_model(model: GPTModel, device: Device) -> Any:
-    """The model as a data-parallel replica: Megatron-Core's on CUDA, ``HostReplica`` on the host."""
+def wrap_model(model: GPTModel, device: Device, *, trains: bool = True) -> Any:
+    """The model as a data-parallel replica: Megatron-Core's on CUDA; ``HostReplica``, which has no buffers, elsewhere.
+
+    Args:
+        model: a rank's chunk.
+        device: where it lives.
+        trains: whether gradients are to be summed.
+    """
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    if device.is_host:
+    if device.is_host or not trains:
         return HostReplica(model.config, model, group)
     shared = group.size() > 1
     settings = DistributedDataParallelConfig(
@@ -230,18 +236,22 @@ class MegatronOptimizer:
             use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
             overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
         )
-        self._limit = settings.gradient_clip
+        self._limit, self._decay = settings.gradient_clip, settings.weight_decay
         self._device = next(chunks[0].parameters()).device
-        self._optimizer = get_megatron_optimizer(config, list(chunks), use_gloo_process_groups=False)
+        self._optimizer = get_megatron_optimizer(
+            config,
+            list(chunks),
+            config_overrides=get_standard_config_overrides(config),  # norms apart: 0.16 does not decide it by itself
+            use_gloo_process_groups=False,
+        )
         self._parts = getattr(self._optimizer, "chained_optimizers", [self._optimizer])
         self._fuse()
         self._steps = 0
         self._pieces: dict[str, list[ShardedTensor]] = {}
         no_sync = [chunk.no_sync for chunk in chunks]
         chunks[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
-        if chunks[
-            0
-        ].ddp_config.align_param_gather:  # the interleaved schedule starts the gathers, on all stages at once
+        # the interleaved schedule starts the gathers, on all stages at once
+        if chunks[0].ddp_config.align_param_gather:
             chunks[0].config.param_sync_func = [chunk.start_param_sync for chunk in chunks]
 
     def zero_grad(self) -> None:
@@ -264,6 +274,7 @@ class MegatronOptimizer:
         """Clips gradients of norm ``norm`` and applies them; ``ChainedOptimizer.step`` without its preparation."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group.get("lr_mult", 1.0)
+            group["weight_decay"] = self._decay * group.get("wd_mult", 1.0)  # left to Megatron-Core's own scheduler
         weights = [weight for part in self._parts for weight in part.get_parameters()]
         _clip([weight.grad for weight in weights if weight.grad is not None], norm, self._limit)
         self._optimizer.step_with_ready_grads()

@@ -20,7 +20,7 @@ with quiet_megatron():
 
 
 class HostReplica(_BaseDataParallel):
-    """A model whose gradients are summed over replicas after each step's backward passes."""
+    """A model whose gradients, if there are any, are summed over replicas after each step's backward passes."""
 
     def __init__(self, config: TransformerConfig, module: torch.nn.Module, group: dist.ProcessGroup) -> None:
         """Wraps ``module``; ``group`` joins its replicas."""

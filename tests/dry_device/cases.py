@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 TORCH = "2.13"
 """What the stand-ins are written for: they replace private names of PyTorch's."""
 
-_SECONDS = 240
+_SECONDS = 600
 Case = dict[str, Any]
 
 

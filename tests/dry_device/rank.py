@@ -39,6 +39,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recompute", default="none")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--implementation", default="auto")
+    parser.add_argument("--answers", action="store_true", help="the engine of kis probe: validation and probe only")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=JSON", help="of the configuration")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--messages", action="store_true", help="print each message of the measured step and the rest")
@@ -94,7 +95,10 @@ class Rank:
                                   virtual=parallel.virtual, context=parallel.context)  # fmt: skip
         seed_device(device, 0, tensor_rank=self.layout.tensor_rank, pipeline_rank=self.layout.pipeline_rank)
         self.vocabulary = padded_vocabulary(asked.vocabulary)
-        self.engine = Engine(self.config, vocabulary=self.vocabulary, layout=self.layout, device=device)
+        trains = not asked.answers
+        self.engine = Engine(
+            self.config, vocabulary=self.vocabulary, layout=self.layout, device=device, begin=trains, trains=trains
+        )
         self.nodes: int | None = None
         """Those of this replica's part of the probe after which a token is asked."""
 
@@ -230,7 +234,7 @@ class Rank:
         """
         counts, asked = self.counts, self.asked.parts.split(",")
         found: dict[str, Any] = {"peaks": {}, "parts": {}, "problems": {}}
-        static = 0
+        static = counts.alive
         for part in asked:
             counts.restart()
             counts.begin(part)
@@ -240,7 +244,8 @@ class Rank:
             except Exception:
                 found["problems"][part] = traceback.format_exc()
                 continue
-            self._label()
+            if not self.asked.answers:
+                self._label()
             if part == "step":
                 static = counts.alive
                 found["static"] = {kind: size for kind, size in counts.by_kind.items() if size}
@@ -253,7 +258,8 @@ class Rank:
             "parameters": sum(weight.numel() for chunk in self.engine.chunks for weight in chunk.parameters()),
             "flops_of_the_model": shape.flops_per_token(self.vocabulary, asked_of.length) * tokens,
             "groups": dict(world.MADE),
-            "steps_of_adam": self._steps_of_adam(),
+            "steps_of_adam": None if self.asked.answers else self._steps_of_adam(),
+            "bytes_at_the_end": counts.alive,
             "probe_nodes": self.nodes,
         }
 
@@ -272,8 +278,8 @@ class Rank:
         return counted | ({"messages": list(counts.messages)} if self.asked.messages else {})
 
 
-def run(asked: argparse.Namespace) -> dict[str, Any]:
-    """Makes this process a rank, and runs it. Once per process: what is replaced stays replaced."""
+def prepare(asked: argparse.Namespace) -> tuple[Counts, Any]:
+    """Makes this process a rank: the counts and the mode to enter. What is replaced stays replaced."""
     counts = Counts()
     world.open_world(asked.rank, asked.tensor * asked.pipeline * asked.context * asked.data, counts.say)
     mode = cuda.install(counts.sync)
@@ -281,21 +287,27 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         transformer_engine.load()
     kernels.install()
     read_from_the_host(counts)
+    return counts, mode
+
+
+def run(asked: argparse.Namespace, counts: Counts, mode: Any) -> dict[str, Any]:
+    """Runs a rank."""
     with mode, counts:
         return Rank(asked, counts).run()
 
 
-def run_every_rank(asked: argparse.Namespace) -> list[dict[str, Any]]:
+def run_every_rank(asked: argparse.Namespace, counts: Counts, mode: Any) -> list[dict[str, Any]]:
     """One process per rank, one after the other; each is forked, so that the imports are paid once."""
-    if not asked.transformer_engine:
-        import megatron_kis.training.hooks
-        import megatron_kis.training.shards  # noqa: F401
+    import megatron_kis.training.hooks
+    import megatron_kis.training.shards  # noqa: F401
+
     found = []
     for rank in range(asked.tensor * asked.pipeline * asked.context * asked.data):
         with tempfile.TemporaryFile("w+") as file:
             child = os.fork()
             if child == 0:
-                json.dump(run(argparse.Namespace(**{**vars(asked), "rank": rank})), file)
+                os.environ["RANK"] = str(rank)
+                json.dump(run(asked, counts, mode), file)
                 file.flush()
                 os._exit(0)
             _, status = os.waitpid(child, 0)
@@ -308,7 +320,8 @@ def run_every_rank(asked: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Prints what a rank counted, or a list of what each rank did."""
     asked = arguments()
-    json.dump(run_every_rank(asked) if asked.every_rank else run(asked), sys.stdout)
+    place = prepare(asked)
+    json.dump(run_every_rank(asked, *place) if asked.every_rank else run(asked, *place), sys.stdout)
 
 
 if __name__ == "__main__":

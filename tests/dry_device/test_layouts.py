@@ -69,3 +69,10 @@ def test_a_checkpoint_copies_a_replicas_share_and_gathers_no_optimizer(
     share = (2 + 12) * case["parameters"] / LAYOUTS[layout]["data"]  # weights; main weights and two moments
     assert 0.8 * share < save["copied_to_host"] < 1.1 * share
     assert save["sent"] == {}
+
+
+def test_an_engine_that_only_answers_holds_its_weights_alone(run_case: Callable[..., dict[str, Any]]) -> None:
+    case = run_case("70m", answers=True, parts="validation,probe", tensor=2, layers=2)
+    assert case["problems"] == {}
+    weights = 2 * case["parameters"]  # bf16; with gradients and main weights it would be nine times as much
+    assert weights <= case["bytes_at_the_end"] < 1.2 * weights

@@ -22,14 +22,10 @@ def case(request: pytest.FixtureRequest, run_case: Callable[..., dict[str, Any]]
 
 
 @pytest.mark.parametrize("case", CASES, indirect=True)
-def test_steps_and_validation_run_and_a_state_is_saved(case: dict[str, Any]) -> None:
-    assert not {"step", "validation", "save"} & set(case["problems"]), case["problems"]
+def test_every_part_runs(case: dict[str, Any]) -> None:
+    """A load meets extra states that no checkpoint has, and FP8 wants 8 to divide the tokens of every pass."""
+    assert case["problems"] == {}
     assert any(chosen.startswith("transformer engine") for chosen in case["parts"]["step"]["attention"])
-
-
-@pytest.mark.parametrize("case", CASES, indirect=True)
-def test_a_probe_runs_and_a_state_loads(case: dict[str, Any]) -> None:
-    assert not case["problems"]
 
 
 @pytest.mark.parametrize("case", ["one GPU", "FP8"], indirect=True)

@@ -32,7 +32,9 @@ def open_world(rank: int, world: int, said: Callable[[str, Any], None]) -> None:
     start, new_group = dist.init_process_group, dist.new_group
 
     def init_process_group(*_: Any, **__: Any) -> None:
-        start("fake", store=FakeStore(), rank=rank, world_size=world)
+        start(
+            "fake", store=FakeStore(), rank=int(os.environ["RANK"]), world_size=world
+        )  # forks have ranks of their own
 
     def group(ranks: Any = None, *_: Any, backend: str | None = None, group_desc: str | None = None, **__: Any) -> Any:
         MADE[str(backend)] += 1
