@@ -104,7 +104,7 @@ def _messages(split: Split, stage: int) -> dict[bool, int]:
 
     Without interleaving: the last backward pass's input and its gradient, until the next one takes their place. With
     it: the next forward pass's input is on its way while a backward pass runs, the last gradient is still being sent,
-    and chunks keep their last input and that one's gradient.
+    and chunks keep their last input and that one's gradient; how many that are was counted on the dry device.
     """
     if split.pipeline == 1:
         return {True: 0, False: 0}
