@@ -13,6 +13,9 @@ the device before the first pass."""
 _REPORT_BYTES = 4096
 """Per micro-batch: its sum of losses and its count of tokens, and what they are reported in, each in a block of 512."""
 
+_SMALL_BYTES = 64 * 512
+"""Frequencies of the rotary embedding, random states, counters: each in a block of 512."""
+
 _WORKSPACE = 32 * 2**20 + 1024
 """Of cuBLAS, which Transformer Engine gives it on Hopper and later (its ``get_cublas_workspace_size_bytes``)."""
 
@@ -73,7 +76,7 @@ def left_over(work: Work, stage: int) -> float:
     weight in one byte as it is and transposed.
     """
     split = work.split
-    angles = work.length / split.context * work.head * 4 * split.virtual
+    angles = work.length / split.context * work.head * 4 * split.virtual + _SMALL_BYTES
     if not work.engine:
         return angles + work.gathered
     unread = sum(rows * columns / split.tensor * work.each for rows, columns in set(work.products.values()))
@@ -101,7 +104,7 @@ def _messages(split: Split, stage: int) -> dict[bool, int]:
 
     Without interleaving: the last backward pass's input and its gradient, until the next one takes their place. With
     it: the next forward pass's input is on its way while a backward pass runs, the last gradient is still being sent,
-    and chunks keep their last input and that one's gradient.
+    and chunks keep their last input and that one's gradient; how many that are was counted on the dry device.
     """
     if split.pipeline == 1:
         return {True: 0, False: 0}
