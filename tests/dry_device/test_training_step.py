@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.dry_device.test_layouts import LAYOUTS, SHARED
+from tests.dry_device.test_layouts import LAYOUTS
+from tests.dry_device.test_transformer_engine import CASES
 
 RunCase = Callable[..., dict[str, Any]]
+SHARED = [name for name, asked in LAYOUTS.items() if asked.get("data", 1) * asked.get("context", 1) > 1]
+ALL = LAYOUTS | {f"Transformer Engine, {name}": {**asked, "transformer_engine": True} for name, asked in CASES.items()}
 
 
 @pytest.mark.parametrize("layout", ["one GPU", "fp32", "replicas", "last stage"])
@@ -23,10 +26,10 @@ def test_an_update_holds_next_to_nothing_more(run_case: RunCase, layout: str) ->
     assert steps["tensors"] == steps["weights"] > 0
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ALL)
 def test_the_host_waits_twice_per_step_at_most(run_case: RunCase, layout: str) -> None:
     """For the loss, and for the norm of the gradients; what the saver asks is there by then."""
-    syncs = run_case(**LAYOUTS[layout])["parts"]["step"]["syncs"]
+    syncs = run_case(**ALL[layout])["parts"]["step"]["syncs"]
     assert sum(syncs.values()) <= 2, syncs
 
 
