@@ -103,14 +103,14 @@ def _messages(split: Split, stage: int) -> dict[bool, int]:
     """Messages that are alive besides in a forward (True) and in a backward pass, once there was a backward pass.
 
     Without interleaving: the last backward pass's input and its gradient, until the next one takes their place. With
-    it: the next forward pass's input is on its way while a backward pass runs, the last gradient is still being sent,
-    and chunks keep their last input and that one's gradient; how many that are was counted on the dry device.
+    it: as much for each chunk that gets its input from another stage, and on inner stages the next input and the last
+    gradient, which are on their way (how many these are was counted on the dry device).
     """
     if split.pipeline == 1:
         return {True: 0, False: 0}
     if split.virtual == 1:
         return {True: 2, False: 1} if stage else {True: 0, False: 0}
-    most = 2 if stage == 0 else 4 if stage == split.pipeline - 1 else 6
+    most = 2 * (split.virtual - (stage == 0)) + (2 if 0 < stage < split.pipeline - 1 else 0)
     return {True: most, False: most}
 
 

@@ -25,6 +25,8 @@ Case = dict[str, Any]
 CASES: dict[str, Case] = LAYOUTS | {
     "interleaved, last stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "virtual": 2, "sequence": True,
                                 "layers": 4, "micro_batches": 4, "rank": 4},
+    "four chunks": {"preset": "7b", "tensor": 4, "pipeline": 2, "virtual": 4, "sequence": True, "layers": 8,
+                    "micro_batches": 4},
     "recomputed stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "sequence": True, "recompute": "full",
                          "layers": 4, "micro_batches": 4, "vocabulary": 128_256, "rank": 4},
 }  # fmt: skip
