@@ -62,6 +62,7 @@ class Scorer:
         assert self.branching or not forest.branching
         rows = np.argsort(forest.counts, kind="stable")[self._layout.data_rank :: self._layout.data_size]
         values = torch.zeros((2, len(forest.labels)), dtype=torch.float64, device=self._device)
+        self._engine.gather()  # with replicas that have fewer rows, or none
         for part, size in self._parts(rows, rows_a_pass):
             batch, labels, which = self._batch(forest, part, size)
             hidden = self._engine.forward(partial(_call, batch), rows=size, length=batch["tokens"].shape[1])

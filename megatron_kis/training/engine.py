@@ -166,7 +166,8 @@ class Engine:
     def forward(self, call: Callable[[Any], torch.Tensor], *, rows: int, length: int) -> torch.Tensor | None:
         """Brings a batch through all chunks of all stages, without a gradient, a random draw or FP8.
 
-        Megatron-Core's interleaved schedule wants several micro-batches of one shape; here any batch is one.
+        Megatron-Core's interleaved schedule wants several micro-batches of one shape; here any batch is one. Replicas
+        that have other numbers of batches ``gather`` first.
 
         Args:
             call: given a chunk, calls it with the batch; every rank of a model replica has the same.
@@ -180,8 +181,8 @@ class Engine:
             length //= self.layout.tensor_size
         shape = (length, rows, self._config.hidden_size)
         output = None
+        self.gather()
         for number, chunk in enumerate(self.chunks):
-            chunk.gather()
             chunk.eval()
             arrived = self._link.recv_forward(shape, self.layout.is_first_stage and number == 0)
             chunk.module.set_input_tensor(arrived)
@@ -191,6 +192,11 @@ class Engine:
             at_end = self.layout.is_last_stage and number == len(self.chunks) - 1
             self._link.send_forward(output, at_end)
         return output if self.layout.is_last_stage else None
+
+    def gather(self) -> None:
+        """Gathers the weights of the last step; every rank calls this, unless ``forward`` or ``weights`` does so."""
+        for chunk in self.chunks:
+            chunk.gather()
 
     def positions(self, length: int) -> torch.Tensor:
         """Which places of a sequence of ``length`` tokens this rank holds, int64, ascending."""
@@ -257,9 +263,8 @@ class Engine:
             restore_random_states(self.device, {name: states[0].cpu() for name, states in state["random"].items()})
 
     def weights(self) -> dict[str, Any]:
-        """Every weight with its place in the whole model, by chunk."""
-        for chunk in self.chunks:
-            chunk.gather()
+        """Every weight with its place in the whole model, by chunk; every rank calls this."""
+        self.gather()
         metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
         return {
             str(number): {

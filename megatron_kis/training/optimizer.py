@@ -95,19 +95,14 @@ def wrap_model(model: GPTModel, device: Device, *, trains: bool = True) -> Any:
 class DeviceReplica(DistributedDataParallel):
     """Megatron-Core's replica, which gathers the weights of a step during the next step's forward pass."""
 
-    behind = False
-    """Whether other replicas have parts of the last step's weights that this one has not gathered yet."""
-
-    def zero_grad_buffer(self) -> None:
-        """Begins a step, whose forward pass gathers the weights."""
-        self.behind = False
-        super().zero_grad_buffer()
-
     def gather(self) -> None:
-        """Gathers the weights of the last step now, for all that is no training step."""
-        if self.behind:
-            self.start_param_sync(force_sync=True)
-        self.behind = False
+        """Gathers the weights of the last step now, where no forward pass has; for all that is no training step.
+
+        A forward pass then gathers nothing until the next step's gradients are summed.
+        """
+        for group in self.bucket_groups if self.use_forward_hook else ():
+            if not group.param_gather_dispatched or group.param_gather_handle is not None:
+                group.start_param_sync(force_sync=True)
 
 
 def finish_gradients(chunks: Sequence[Any], tokens: torch.Tensor, **groups: Any) -> None:
@@ -151,11 +146,7 @@ class HostOptimizer:
         self._chunks = chunks
         self._limit = settings.gradient_clip
         self._parameters = [weight for chunk in chunks for weight in chunk.parameters() if weight.requires_grad]
-        self._counted = [
-            weight
-            for weight in self._parameters
-            if param_is_not_shared(weight) and param_is_not_tensor_parallel_duplicate(weight)
-        ]
+        self._counted = list(filter(_counts, self._parameters))
         decayed = [parameter for parameter in self._parameters if parameter.dim() > 1]
         plain = [parameter for parameter in self._parameters if parameter.dim() <= 1]
         self.adam = torch.optim.AdamW(
@@ -267,7 +258,8 @@ class MegatronOptimizer:
         nor apex is installed. This waits once.
         """
         self._optimizer.prepare_grads()
-        gradients = [gradient for part in self._parts for gradient in part.get_main_grads_for_grad_norm()]
+        weights = [weight for part in self._parts for weight in part.get_parameters() if _counts(weight)]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
         return float(_norm(gradients, self._optimizer.get_grad_stats_parallel_group(), self._device))
 
     def step(self, learning_rate: float, norm: float) -> None:
@@ -279,8 +271,6 @@ class MegatronOptimizer:
         _clip([weight.grad for weight in weights if weight.grad is not None], norm, self._limit)
         self._optimizer.step_with_ready_grads()
         self._steps += 1
-        for chunk in self._chunks:
-            chunk.behind = chunk.ddp_config.overlap_param_gather
 
     def take_weights(self) -> None:
         """Copies the model's weights to the main weights."""
@@ -332,6 +322,11 @@ class MegatronOptimizer:
             if isinstance(part.optimizer, torch.optim.AdamW):  # Transformer Engine's or apex's is; a stub has none
                 for group in part.optimizer.param_groups:
                     group["fused"] = True
+
+
+def _counts(weight: torch.Tensor) -> bool:
+    """Whether the norm counts a weight on this rank; of those that several ranks hold, one does."""
+    return bool(param_is_not_shared(weight) and param_is_not_tensor_parallel_duplicate(weight))
 
 
 def _norm(gradients: list[torch.Tensor], group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:

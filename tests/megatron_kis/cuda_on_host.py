@@ -36,7 +36,7 @@ def install() -> None:
     changed.type = type_of
     for module in (distributed_data_parallel, param_and_grad_buffer, clip_grads, distrib_optimizer, optimizer, utils):
         module.torch = device_module._HostTorch()
-    engine.wrap_model = lambda model, _: wrap(model, CUDA)
+    engine.wrap_model = lambda model, _, **settings: wrap(model, CUDA, **settings)
     engine.build_optimizer = lambda chunks, settings, _, *, half: build(chunks, settings, CUDA, half=half)
     run.check_precision = lambda *_, **__: None  # in half precision there are main weights here, as on CUDA
     torch.set_num_threads(1)
