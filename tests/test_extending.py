@@ -118,3 +118,25 @@ def test_two_hooks_keep_their_states_apart_or_are_refused(tiny_run: Callable[...
     assert {path: path.read_bytes() for path in config.output.rglob("*") if path.is_file()} == before
     train(config, hooks=[Counts, Later])  # from its last checkpoint
     assert began == {"Counts": 20, "later": 5}
+
+
+def test_a_hook_is_made_when_the_weights_are_set(tiny_run: Callable[..., RunConfig]) -> None:
+    from megatron_kis.training.engine import Engine
+    from megatron_kis.training.run import train
+
+    looked: list[int] = []
+
+    class Looks(Hook):
+        def __init__(self, engine: Engine) -> None:
+            self.weights = list(engine.chunks[0].parameters())
+            self.found = [weight.detach().clone() for weight in self.weights]
+
+        def before_training(self, state: State) -> None:
+            looked.append(state.step)
+            assert all(weight.equal(found) for weight, found in zip(self.weights, self.found, strict=True))
+
+    config = tiny_run()
+    train(config, hooks=[Looks])
+    (config.output / "DONE").unlink()
+    train(config, hooks=[Looks])  # from its last checkpoint
+    assert looked == [0, 20]

@@ -66,7 +66,7 @@ with quiet_megatron():
 
 
 HookFactory = Callable[[Engine], Hook]
-"""Makes a hook of one's own for an engine; a subclass of `Hook` that takes the engine is one."""
+"""Makes a hook of one's own for an engine, whose weights are set; a subclass of `Hook` that takes the engine is one."""
 
 
 def train(
@@ -107,9 +107,7 @@ def train(
         seed_device(device, config.training.seed, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
         rows = padded_vocabulary(inputs.vocabulary)
         engine = Engine(config, vocabulary=rows, layout=layout, device=device, begin=False)
-        more = [make(engine) for make in hooks]
-        check_names(more)
-        _Run(config, inputs, engine, more).execute(restart=restart, branch_from=branch_from)
+        _Run(config, inputs, engine, hooks).execute(restart=restart, branch_from=branch_from)
     except RuntimeError as error:
         if layout.world_size > 1 and is_loss_of_a_rank(error):
             raise JobError(
@@ -124,7 +122,7 @@ def train(
 class _Run:
     """The state of one run on this rank."""
 
-    def __init__(self, config: RunConfig, inputs: Inputs, engine: Engine, more_hooks: list[Hook]) -> None:
+    def __init__(self, config: RunConfig, inputs: Inputs, engine: Engine, more_hooks: Sequence[HookFactory]) -> None:
         self._config, self._inputs, self._engine, self._more_hooks = config, inputs, engine, more_hooks
         self._layout = engine.layout
         self._reports = engine.layout.reports
@@ -157,10 +155,14 @@ class _Run:
                 restart = False
             if checkpoint is None:
                 self._engine.begin()
+            else:
+                self._load(checkpoint)
+            more = [make(self._engine) for make in self._more_hooks]  # which may look at the weights
+            check_names(more)
             together(lambda: self._prepare(checkpoint, params, restart=restart))  # nor writes before it is cleared
-            hooks = self._hooks()
+            hooks = self._hooks() + more
             if checkpoint is not None:
-                self._take_over(checkpoint, hooks)
+                self._load_hooks(checkpoint, hooks)
                 if self._reports:
                     where = f"step {checkpoint.step} of {self._state.steps}"
                     print(f"{self._config.name}: going on from {where}", file=sys.stderr, flush=True)
@@ -268,7 +270,7 @@ class _Run:
         if self._reports:
             hooks.append(ProgressHook(config.name, every=config.logging.every))
             hooks += trackers(config, config.output, beginning=self._folder.beginning)
-        return hooks + self._more_hooks
+        return hooks
 
     def _step(self, step: int) -> None:
         started = time.perf_counter()
@@ -358,8 +360,8 @@ class _Run:
             "hooks": {hook.name: hook.state() for hook in hooks},
         }
 
-    def _take_over(self, checkpoint: Checkpoint, hooks: list[Hook]) -> None:
-        """Loads a checkpoint into model, optimizer, ledger, random streams, state and hooks."""
+    def _load(self, checkpoint: Checkpoint) -> None:
+        """Loads a checkpoint into model, optimizer, ledger, random streams, state and guard."""
         manifest = checkpoint.manifest
         sharded = self._engine.sharded_state()
         same_layout = manifest["layout"] == _sizes(self._layout) and manifest["device"] == self._engine.device.kind
@@ -374,8 +376,11 @@ class _Run:
         self._state.load(manifest["state"])
         self._guard.load(manifest["guard"])
         self._started -= float(manifest["elapsed"])
+
+    def _load_hooks(self, checkpoint: Checkpoint, hooks: list[Hook]) -> None:
+        """Gives hooks what a checkpoint kept of them; the folder's logs have been compared with it."""
         for hook in hooks:
-            hook.load(manifest["hooks"].get(hook.name, {}))
+            hook.load(checkpoint.manifest["hooks"].get(hook.name, {}))
         lost = {kind for kinds in gather(self._folder.lost) for kind in kinds}
         for hook in hooks:
             if isinstance(hook, LoggingHook):
