@@ -159,7 +159,7 @@ def stage_memory(work: Work, stage: int, micro_batches: int, besides: Besides) -
             "save": peak_of_saving(work, stage, besides),
             "load": peak_of_loading(work, stage, besides),
         },
-        host=written(split, params, each),
+        host=written(work, params),
     )
 
 

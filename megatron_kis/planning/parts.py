@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from megatron_kis.model.vocabulary import LOGITS_PER_BLOCK
 from megatron_kis.planning.passes import batches, last_inputs, left_over
-from megatron_kis.planning.split import Split
 from megatron_kis.planning.steps import Work, unkept_peak
 
 _BLOCK = 512
@@ -115,10 +114,16 @@ def peak_of_loading(work: Work, stage: int, besides: Besides) -> float:
     return between(work, stage, besides) + work.shape.layers // work.split.pipeline * work.matrix("fc1")
 
 
-def written(split: Split, params: int, each: int) -> float:
-    """Bytes that a rank of the first replica copies to the host's memory for a checkpoint, and then writes.
+def written(work: Work, params: int) -> float:
+    """Bytes that a rank copies to the host's memory for a checkpoint, and then writes.
 
-    Each replica writes its part of the optimizer's state, the first one the weights as well.
+    Replicas share out weights (``share_out`` of ``training/shards.py``; each has one writer) and the optimizer's state.
+
+    Args:
+        work: with the layout.
+        params: parameters of the rank.
     """
-    shares = split.data * split.context if split.distributed_optimizer else 1
-    return params * (each + (12 if each < 4 else 8) / shares)
+    replicas = work.split.data * work.split.context
+    largest = max(work.vocabulary * work.shape.width / work.split.tensor, work.matrix("fc1") / work.each)
+    weights = params if replicas == 1 else max(params / replicas, largest)
+    return weights * work.each + params * (12 if work.each < 4 else 8) / replicas

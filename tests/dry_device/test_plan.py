@@ -94,6 +94,14 @@ def test_the_peak_of_a_run_is_the_plans_to_two_percent(run_case: Callable[..., C
     assert real <= told.total - told.context + 1e6 <= 1.02 * real
 
 
+@pytest.mark.parametrize("asked", [CASES["one GPU"], {**CASES["replicas"], "rank": 0}, CASES["70b, first stage"]])
+def test_a_checkpoint_takes_of_the_host_what_the_plan_says(run_case: Callable[..., Case], asked: Case) -> None:
+    """The plan is of the replica that writes the largest weight, here the embedding or (70b) another's feed-forward."""
+    case = run_case(**asked)
+    told = plan_of(asked, case).host
+    assert 0.85 * told < case["parts"]["save"]["copied_to_host"] < 1.01 * told
+
+
 @pytest.mark.parametrize(("name", "gpus", "length", "vocabulary"), [("3b", 1, 4096, 32_000), ("7b", 8, 2048, 128_256)])
 def test_a_layout_that_the_plan_offers_fits(
     run_case: Callable[..., Case], name: str, gpus: int, length: int, vocabulary: int
