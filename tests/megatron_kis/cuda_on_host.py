@@ -39,6 +39,6 @@ def install() -> None:
     engine.wrap_model = lambda model, _, **settings: wrap(model, CUDA, **settings)
     engine.build_optimizer = lambda chunks, settings, _, *, half: build(chunks, settings, CUDA, half=half)
     run.check_precision = lambda *_, **__: None  # in half precision there are main weights here, as on CUDA
-    torch.cuda.current_stream = lambda *_: None  # type: ignore[assignment, return-value]  # 0.19 asks and has no use for it
+    torch.cuda.current_stream = lambda *_: None  # type: ignore[assignment]  # 0.19 asks and has no use for it
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
