@@ -72,7 +72,7 @@ def open_device(preference: str = "auto", *, local_rank: int | None = None, in_o
         raise InputError(
             f"rank {rank} of this node finds {visible} CUDA devices",
             where="device",
-            remedy=f"start at most {visible} ranks a node, or give each rank a device of its own",
+            remedy=f"start at most {visible} ranks per node, or give each rank a device of its own",
         )
     if in_order and torch.cuda.get_device_capability(number) < _NO_ORDER_NEEDED:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # read with the first use of the device

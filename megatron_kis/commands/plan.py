@@ -52,7 +52,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--vocabulary", type=int, metavar="V", help="pieces (32000; a study's own if it says so)")
     parser.add_argument("--length", type=whole_quantity, default=2048, metavar="L", help="tokens per sequence (2048)")
-    parser.add_argument("--batch", type=int, default=512, metavar="B", help="sequences a step, of a model (512)")
+    parser.add_argument("--batch", type=int, default=512, metavar="B", help="sequences per step, of a model (512)")
     parser.add_argument("--show", type=int, default=5, metavar="K", help="layouts to show (5)")
     parser.add_argument(
         "--interleave", action="store_true",

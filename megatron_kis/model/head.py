@@ -1,7 +1,7 @@
 """The end of the model: its output layer apart from its body, so that the logits of a batch are never all held.
 
 A training step needs its logits for the backward pass. A pass that only scores tokens takes what the output layer
-would get, makes logits block by block, and keeps one number a token.
+would get, makes logits block by block, and keeps one number per token.
 """
 
 from __future__ import annotations

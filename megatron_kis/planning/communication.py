@@ -71,7 +71,7 @@ class Passes:
 def messages(shape: ModelShape, vocabulary: int, split: Split, stage: int, passes: Passes) -> list[Message]:
     """All messages of a step on a rank of pipeline ``stage`` that grow with the model or its batches.
 
-    Left out are a few numbers a step: counts of tokens, losses, the gradient's norm.
+    Left out are a few numbers per step: counts of tokens, losses, the gradient's norm.
     """
     found = [
         *_tensor(shape, split, stage, passes),
@@ -89,7 +89,7 @@ def _tensor(shape: ModelShape, split: Split, stage: int, passes: Passes) -> list
     layers = shape.layers // split.pipeline
     tokens = passes.length // split.context * passes.micro_batch
     size = float(tokens * shape.width * passes.bytes_each)
-    found = [Message("tensor", "all_reduce", t, 3 * m * last, tokens * _FP32)]  # of the loss, one number a token
+    found = [Message("tensor", "all_reduce", t, 3 * m * last, tokens * _FP32)]  # of the loss, one number per token
     if not split.sequence:
         return [
             *found,

@@ -32,7 +32,7 @@ class Job:
     tokens: float
     length: int
     global_batch: int
-    """Sequences a step."""
+    """Sequences per step."""
 
     precision: Precision = "bf16"
     layers: Layers | Literal["auto"] = "auto"
@@ -127,7 +127,7 @@ def options(
                 found[key] = option
     if not found:
         raise InputError(
-            f"no layout on {gpus} {kind.name} holds the model with {job.global_batch} sequences a step",
+            f"no layout on {gpus} {kind.name} holds the model with {job.global_batch} sequences per step",
             where="--gpus",
             remedy="use more GPUs or ones with more memory, or a batch that more replicas divide",
         )
@@ -162,7 +162,7 @@ def written(
     size = min(micro_batch or share, share)
     if rest or share % size:
         raise InputError(
-            f"{job.global_batch} sequences a step cannot be shared by {split.data} replicas in micro-batches of {size}",
+            f"{split.data} replicas cannot share {job.global_batch} sequences per step in micro-batches of {size}",
             where="training.global_batch_size",
             remedy=f"use a multiple of {split.data * size}",
         )

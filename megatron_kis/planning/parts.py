@@ -86,7 +86,7 @@ def peak_of_probe(work: Work, stage: int, besides: Besides) -> float:
     """Bytes of a probe's pass.
 
     With ``sdpa`` rows hold trees of options and have a mask, and a fused kernel that takes a mask wants keys for each
-    query head. What the output layer gets is laid out anew and picked from; a block of logits has an fp32 copy and its
+    query head. What the output layer gets is laid out again and picked from; a block of logits has an fp32 copy and its
     logarithms beside it.
     """
     asked = _asked(work, besides)

@@ -133,12 +133,12 @@ class Engine:
 
         Args:
             samples: this data-parallel rank's share of the global batch.
-            micro_batch_size: sequences a forward pass.
+            micro_batch_size: sequences per forward pass.
             learning_rate: of this step.
             accept: told the loss and the norm, on every rank alike, says whether to apply the gradients.
 
         Returns:
-            The loss, nats a token over the global batch, and the gradient's norm, on every rank.
+            The loss, nats per token over the global batch, and the gradient's norm, on every rank.
         """
         self._optimizer.zero_grad()
         starts = range(0, len(samples), micro_batch_size)

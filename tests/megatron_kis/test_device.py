@@ -32,7 +32,7 @@ def test_a_rank_takes_the_device_of_its_number_or_the_only_one(node: pytest.Monk
 
 
 def test_more_ranks_than_devices_are_refused(node: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="rank 4 of this node finds 4 CUDA devices; start at most 4 ranks a node"):
+    with pytest.raises(InputError, match="rank 4 of this node finds 4 CUDA devices; start at most 4 ranks per node"):
         open_device("cuda", local_rank=4)
 
 
