@@ -7,7 +7,7 @@ host has PyTorch's AdamW alone. The norm of the gradients and their clipping are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -151,11 +151,7 @@ class HostOptimizer:
         self._chunks = chunks
         self._limit = settings.gradient_clip
         self._parameters = [weight for chunk in chunks for weight in chunk.parameters() if weight.requires_grad]
-        self._counted = [
-            weight
-            for weight in self._parameters
-            if param_is_not_shared(weight) and param_is_not_tensor_parallel_duplicate(weight)
-        ]
+        self._counted = _counted_once(self._parameters)
         decayed = [parameter for parameter in self._parameters if parameter.dim() > 1]
         plain = [parameter for parameter in self._parameters if parameter.dim() <= 1]
         self.adam = torch.optim.AdamW(
@@ -267,7 +263,8 @@ class MegatronOptimizer:
         nor apex is installed. This waits once.
         """
         self._optimizer.prepare_grads()
-        gradients = [gradient for part in self._parts for gradient in part.get_main_grads_for_grad_norm()]
+        weights = _counted_once(weight for part in self._parts for weight in part.get_parameters())
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
         return float(_norm(gradients, self._optimizer.get_grad_stats_parallel_group(), self._device))
 
     def step(self, learning_rate: float, norm: float) -> None:
@@ -332,6 +329,13 @@ class MegatronOptimizer:
             if isinstance(part.optimizer, torch.optim.AdamW):  # Transformer Engine's or apex's is; a stub has none
                 for group in part.optimizer.param_groups:
                     group["fused"] = True
+
+
+def _counted_once(weights: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """Without those that this rank shares with another stage or tensor rank, which counts them."""
+    return [
+        weight for weight in weights if param_is_not_shared(weight) and param_is_not_tensor_parallel_duplicate(weight)
+    ]
 
 
 def _norm(gradients: list[torch.Tensor], group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:
