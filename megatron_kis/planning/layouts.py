@@ -162,7 +162,8 @@ def written(
     size = min(micro_batch or share, share)
     if rest or share % size:
         raise InputError(
-            f"{split.data} replicas cannot share {job.global_batch} sequences per step in micro-batches of {size}",
+            f"{job.global_batch} sequences per step cannot be shared by {split.data} replicas in micro-batches of "
+            f"{size}",
             where="training.global_batch_size",
             remedy=f"use a multiple of {split.data * size}",
         )

@@ -7,7 +7,7 @@ host has PyTorch's AdamW alone. The norm of the gradients and their clipping are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -146,7 +146,7 @@ class HostOptimizer:
         self._chunks = chunks
         self._limit = settings.gradient_clip
         self._parameters = [weight for chunk in chunks for weight in chunk.parameters() if weight.requires_grad]
-        self._counted = list(filter(_counts, self._parameters))
+        self._counted = _counted_once(self._parameters)
         decayed = [parameter for parameter in self._parameters if parameter.dim() > 1]
         plain = [parameter for parameter in self._parameters if parameter.dim() <= 1]
         self.adam = torch.optim.AdamW(
@@ -258,7 +258,7 @@ class MegatronOptimizer:
         nor apex is installed. This waits once.
         """
         self._optimizer.prepare_grads()
-        weights = [weight for part in self._parts for weight in part.get_parameters() if _counts(weight)]
+        weights = _counted_once(weight for part in self._parts for weight in part.get_parameters())
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         return float(_norm(gradients, self._optimizer.get_grad_stats_parallel_group(), self._device))
 
@@ -324,9 +324,11 @@ class MegatronOptimizer:
                     group["fused"] = True
 
 
-def _counts(weight: torch.Tensor) -> bool:
-    """Whether the norm counts a weight on this rank; of those that several ranks hold, one does."""
-    return bool(param_is_not_shared(weight) and param_is_not_tensor_parallel_duplicate(weight))
+def _counted_once(weights: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """Without those that this rank shares with another stage or tensor rank, which counts them."""
+    return [
+        weight for weight in weights if param_is_not_shared(weight) and param_is_not_tensor_parallel_duplicate(weight)
+    ]
 
 
 def _norm(gradients: list[torch.Tensor], group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:

@@ -7,6 +7,7 @@ tensor of CUDA, and ``device="cuda"`` must mean the host. ``install`` changes a 
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,11 +35,12 @@ def install() -> None:
 
     changed: Any = torch.Tensor
     changed.type = type_of
+    cuda: Any = torch.cuda
+    cuda.current_stream = lambda *_: SimpleNamespace(wait_stream=lambda _: None)  # from megatron-core 0.19 on
     for module in (distributed_data_parallel, param_and_grad_buffer, clip_grads, distrib_optimizer, optimizer, utils):
         module.torch = device_module._HostTorch()
-    engine.wrap_model = lambda model, _, **settings: wrap(model, CUDA, **settings)
+    engine.wrap_model = lambda model, _, *, trains: wrap(model, CUDA, trains=trains)
     engine.build_optimizer = lambda chunks, settings, _, *, half: build(chunks, settings, CUDA, half=half)
     run.check_precision = lambda *_, **__: None  # in half precision there are main weights here, as on CUDA
-    torch.cuda.current_stream = lambda *_: None  # type: ignore[assignment]  # 0.19 asks and has no use for it
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
