@@ -255,12 +255,15 @@ def _job(
 
 def _settings(file: RunConfig | StudyConfig, model: Any) -> dict[str, Any]:
     """What else of a file the memory of its runs depends on; Megatron-Core's own layers are counted as ``sdpa``."""
+    from megatron_kis.model.layout import check_layers
     from megatron_kis.planning.parts import Besides
     from megatron_kis.training.settings import resolve_precision
 
+    precision, own_mask = resolve_precision(file.training.precision, host=False), file.documents.reset_attention
+    check_layers(model.transformer_impl, own_mask=own_mask, precision=precision)
     return {
-        "precision": resolve_precision(file.training.precision, host=False),
+        "precision": precision,
         "layers": "sdpa" if model.transformer_impl == "local" else model.transformer_impl,
-        "own_mask": file.documents.reset_attention,
+        "own_mask": own_mask,
         "besides": Besides(validation_tokens=file.validation.max_tokens, probe_rows=file.probes.batch_size),
     }
