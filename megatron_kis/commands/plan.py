@@ -81,8 +81,8 @@ def _plan(options: argparse.Namespace) -> int:
         hours += job.runs * found[0].gpu_hours
         flops += job.runs * job.job.tokens * job.job.shape.flops_per_token(job.job.vocabulary, job.job.length)
         sizes.append(
-            {"model": job.label, "params": params, "tokens": job.job.tokens, "runs": job.runs,
-             "gpus": found[0].split.gpus, "mfu": found[0].mfu,
+            {"model": job.label, "params": params, "precision": job.job.precision, "tokens": job.job.tokens,
+             "runs": job.runs, "gpus": found[0].split.gpus, "mfu": found[0].mfu,
              "mfu_source": "computed" if options.mfu is None else "given with --mfu",
              "gpu_hours": job.runs * found[0].gpu_hours, "as_written": job.split is not None and not note,
              "layouts": [option.as_dict() for option in found[: options.show]]}
@@ -138,8 +138,11 @@ def _print(row: dict[str, Any], found: list[Option], note: str) -> None:
     )
     if note:
         print(f"  {note}")
-    print(f"  MFU {row['mfu']:.0%} ({row['mfu_source']})")
+    print(f"  MFU {row['mfu']:.0%}{_OF_THE_PEAK.get(row['precision'], '')} ({row['mfu_source']})")
     print(*table(found), sep="\n")
+
+
+_OF_THE_PEAK = {"fp32": " of the FP32 peak", "fp8": " of the BF16 peak, whose time is shown for FP8 too"}
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,13 @@ def _jobs(options: argparse.Namespace) -> list[Planned]:
 
     content: dict[str, Any] = {"preset": options.model}
     if "=" in options.model:
-        content = dict(part.split("=", 1) for part in options.model.split(",") if "=" in part)
+        parts = [part.partition("=") for part in options.model.split(",")]
+        content = {key: value for key, _, value in parts}
+        if not all(sign for _, sign, _ in parts) or len(content) < len(parts):
+            raise InputError(
+                f"{options.model!r} is no list of keys and values", where="MODEL",
+                remedy="each once, such as layers=32,width=4096,heads=32",
+            )  # fmt: skip
     model = parse_config(ModelConfig, content, source="MODEL")
     if options.tokens is None:
         raise InputError("is missing", where="--tokens", remedy="say how many tokens the run has, such as 20e9")
@@ -255,12 +264,15 @@ def _job(
 
 def _settings(file: RunConfig | StudyConfig, model: Any) -> dict[str, Any]:
     """What else of a file the memory of its runs depends on; Megatron-Core's own layers are counted as ``sdpa``."""
+    from megatron_kis.model.layout import check_layers
     from megatron_kis.planning.parts import Besides
     from megatron_kis.training.settings import resolve_precision
 
+    precision, own_mask = resolve_precision(file.training.precision, host=False), file.documents.reset_attention
+    check_layers(model.transformer_impl, own_mask=own_mask, precision=precision)
     return {
-        "precision": resolve_precision(file.training.precision, host=False),
+        "precision": precision,
         "layers": "sdpa" if model.transformer_impl == "local" else model.transformer_impl,
-        "own_mask": file.documents.reset_attention,
+        "own_mask": own_mask,
         "besides": Besides(validation_tokens=file.validation.max_tokens, probe_rows=file.probes.batch_size),
     }

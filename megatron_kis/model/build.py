@@ -14,7 +14,7 @@ from megatron_kis.errors import InputError
 from megatron_kis.model.attention import SdpaAttention
 from megatron_kis.model.gated import SwiGlu
 from megatron_kis.model.ladder import ModelShape
-from megatron_kis.model.layout import check_shape
+from megatron_kis.model.layout import check_layers, check_shape
 from megatron_kis.model.loss import cross_entropy
 from megatron_kis.model.norm import RmsNorm
 from megatron_kis.model.support import fuses, say_if_transformer_engine_is_unused, why_no_transformer_engine
@@ -70,22 +70,12 @@ def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False
         InputError: Transformer Engine is asked for where it is not, where there is no CUDA, or where its causal
             attention would pass over a mask; or FP8 without it.
     """
-    if precision == "fp8":
-        asked = "transformer_engine" if asked == "auto" and not own_mask else asked
-        why = (
-            f"model.transformer_impl is {asked}" if asked != "transformer_engine" else why_no_transformer_engine(device)
-        )
-        if why is not None:
-            raise InputError(
-                f"FP8 needs Transformer Engine's layers on CUDA; {why}",
-                where="training.precision",
-                remedy="pip install 'megatron-kis[gpu]' on a machine with CUDA, or use bf16",
-            )
-    if asked == "transformer_engine" and own_mask:
+    check_layers(asked, own_mask=own_mask, precision=precision)
+    if precision == "fp8" and (why := why_no_transformer_engine(device)) is not None:
         raise InputError(
-            "Transformer Engine's causal layers take no other mask, documents would see each other",
-            where="documents.reset_attention",
-            remedy="use model.transformer_impl=sdpa or auto",
+            f"FP8 needs Transformer Engine's layers on CUDA; {why}",
+            where="training.precision",
+            remedy="pip install 'megatron-kis[gpu]' on a machine with CUDA, or use bf16",
         )
     if asked == "auto":
         if own_mask:

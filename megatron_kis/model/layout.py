@@ -55,23 +55,50 @@ def check_layout(
 
 
 def check_layouts(runs: Iterable[RunConfig], *, vocabulary: int | None = None) -> None:
-    """``check_layout`` of many runs; alike ones are checked once.
+    """``check_layers`` and ``check_layout`` of many runs; alike ones are checked once.
 
     Raises:
-        InputError: with the name of the first run whose layout cannot be.
+        InputError: with the name of the first run that cannot be.
     """
     checked = set()
     for run in runs:
         training = run.training
         batches = (training.global_batch_size, training.micro_batch_size, training.sequence_length, training.precision)
-        key = (run.model, run.parallel, batches)
+        own_mask = run.documents.reset_attention
+        key = (run.model, run.parallel, batches, own_mask)
         if key in checked:
             continue
         checked.add(key)
         try:
+            check_layers(run.model.transformer_impl, own_mask=own_mask, precision=training.precision)
             check_layout(run.model, run.parallel, training, vocabulary=vocabulary)
         except InputError as error:
             raise InputError(error.problem, where=f"run {run.name}: {error.where}", remedy=error.remedy) from None
+
+
+def check_layers(implementation: str, *, own_mask: bool, precision: str) -> None:
+    """Refuses settings for which there are no layers on any device.
+
+    Args:
+        implementation: of the layers (``model.transformer_impl``).
+        own_mask: whether attention has a mask beside the causal one (documents that do not see each other).
+        precision: ``fp8`` is Transformer Engine's alone.
+
+    Raises:
+        InputError: Transformer Engine's causal attention would pass over a mask, or FP8 without it.
+    """
+    if precision == "fp8" and implementation not in ("auto", "transformer_engine"):
+        raise InputError(
+            f"FP8 needs Transformer Engine's layers; model.transformer_impl is {implementation}",
+            where="training.precision",
+            remedy="use model.transformer_impl=auto, or bf16",
+        )
+    if own_mask and (precision == "fp8" or implementation == "transformer_engine"):
+        raise InputError(
+            "Transformer Engine's causal layers take no other mask, documents would see each other",
+            where="documents.reset_attention",
+            remedy="use training.precision=bf16" if precision == "fp8" else "use model.transformer_impl=sdpa or auto",
+        )
 
 
 def replicas_of(processes: int, *, tensor: int = 1, pipeline: int = 1, context: int = 1) -> int:

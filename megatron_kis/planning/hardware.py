@@ -18,6 +18,9 @@ class Gpu:
     peak_bf16: float
     """Dense BF16 operations per second (half of what the data sheets print with sparsity)."""
 
+    peak_fp32: float
+    """FP32 operations per second outside the tensor cores: PyTorch rounds no operands to TF32 unless it is told to."""
+
     memory: float
     """Bytes."""
 
@@ -47,19 +50,23 @@ class Gpu:
     node: int = 8
     """GPUs of a node joined by NVLink; tensor parallelism stays within."""
 
+    def peak(self, precision: str) -> float:
+        """Operations per second in a precision; FP8's are counted as BF16's, as what it saves was not measured."""
+        return self.peak_fp32 if precision == "fp32" else self.peak_bf16
+
 
 _AMPERE: dict[str, Any] = {"products": 0.77, "attention": 0.55}
 
 GPUS = {
-    "h100-pcie": Gpu("H100 PCIe", 756e12, 80e9, 2.0e12, 300e9, 25e9, node=2),
-    "h100-nvl": Gpu("H100 NVL", 835e12, 94e9, 3.9e12, 300e9, 25e9, node=2),
-    "h100": Gpu("H100", 989e12, 80e9, 3.35e12, 450e9, 50e9),
-    "gh200": Gpu("GH200", 989e12, 96e9, 4.0e12, 450e9, 50e9, node=1),
-    "h200": Gpu("H200", 989e12, 141e9, 4.8e12, 450e9, 50e9),
-    "a100": Gpu("A100", 312e12, 80e9, 2.04e12, 300e9, 25e9, **_AMPERE),
-    "a100-40": Gpu("A100", 312e12, 40e9, 1.555e12, 300e9, 25e9, **_AMPERE),
-    "l40s": Gpu("L40S", 362e12, 48e9, 0.864e12, 32e9, 25e9, node=1),
-    "b200": Gpu("B200", 2250e12, 180e9, 7.7e12, 900e9, 50e9),
+    "h100-pcie": Gpu("H100 PCIe", 756e12, 51e12, 80e9, 2.0e12, 300e9, 25e9, node=2),
+    "h100-nvl": Gpu("H100 NVL", 835e12, 60e12, 94e9, 3.9e12, 300e9, 25e9, node=2),
+    "h100": Gpu("H100", 989e12, 67e12, 80e9, 3.35e12, 450e9, 50e9),
+    "gh200": Gpu("GH200", 989e12, 67e12, 96e9, 4.0e12, 450e9, 50e9, node=1),
+    "h200": Gpu("H200", 989e12, 67e12, 141e9, 4.8e12, 450e9, 50e9),
+    "a100": Gpu("A100", 312e12, 19.5e12, 80e9, 2.04e12, 300e9, 25e9, **_AMPERE),
+    "a100-40": Gpu("A100", 312e12, 19.5e12, 40e9, 1.555e12, 300e9, 25e9, **_AMPERE),
+    "l40s": Gpu("L40S", 362e12, 91.6e12, 48e9, 0.864e12, 32e9, 25e9, node=1),
+    "b200": Gpu("B200", 2250e12, 75e12, 180e9, 7.7e12, 900e9, 50e9),
 }
 """By the name that ``kis plan --gpu`` takes; the more special names come first."""
 

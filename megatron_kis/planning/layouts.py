@@ -63,7 +63,7 @@ class Option:
     """Of the run."""
 
     mfu: float
-    """Share of the peak of all GPUs that the model's operations take up."""
+    """Share of the peak of all GPUs (of FP32 in that precision, else of BF16) that the model's operations take up."""
 
     @property
     def step_seconds(self) -> float:
@@ -178,12 +178,13 @@ def _option(job: Job, split: Split, micro_batch: int, kind: Gpu, program: Progra
         job.shape, job.vocabulary, split, length=job.length, micro_batch=micro_batch, micro_batches=count,
         precision=job.precision, layers=job.layers, own_mask=job.own_mask, besides=job.besides,
     )  # fmt: skip
+    own = job.layers == "transformer_engine" or job.precision == "fp8"
     seconds = step_time(
         job.shape, job.vocabulary, split, length=job.length, micro_batch=micro_batch, micro_batches=count, gpu=kind,
-        program=program or Program(),
+        program=program or Program(fused_accumulation=own, ring=own, precision=job.precision),
     )  # fmt: skip
     steps = math.floor(job.tokens / (job.global_batch * job.length))
-    mfu = job.flops / (split.gpus * kind.peak_bf16 * seconds.total)
+    mfu = job.flops / (split.gpus * kind.peak(job.precision) * seconds.total)
     return Option(split, micro_batch, count, parts, seconds, steps, mfu)
 
 

@@ -16,6 +16,7 @@ from megatron_kis.model.ladder import ModelShape
 from megatron_kis.planning.communication import Message, Passes, messages
 from megatron_kis.planning.hardware import Gpu
 from megatron_kis.planning.split import Split, rank_params
+from megatron_kis.planning.steps import Precision
 
 _MEMORY_SHARE = 0.8
 """Of the memory's bandwidth, that kernels reach which only read and write: an assumption, of the usual order."""
@@ -49,6 +50,9 @@ class Program:
 
     ring: bool = False
     """Whether ranks that share a sequence pass keys and values round, or gather them all."""
+
+    precision: Precision = "bf16"
+    """Of the products; FP8's are counted as if they were BF16's."""
 
     logit_bytes: float = 46.0
     """Bytes that the loss reads and writes for each logit: ``model/loss.py``, pass by pass."""
@@ -165,7 +169,9 @@ def step_time(
         gpu: its speed and its links.
         program: how the step is programmed.
     """
-    passes = Passes(length, micro_batch, micro_batches, ring=program.ring)
+    passes = Passes(
+        length, micro_batch, micro_batches, bytes_each=4 if program.precision == "fp32" else 2, ring=program.ring
+    )  # fmt: skip
     last = split.pipeline - 1
     found = {  # those between the first and the last are alike
         stage: _stage(shape, vocabulary, split, stage, passes, gpu=gpu, program=program)
@@ -203,26 +209,32 @@ def _stage(
     keys = head * shape.query_groups
     weights = 2 * shape.width * (shape.width + keys) + 3 * shape.width * shape.ffn_width
     columns = shape.width * (shape.width + 2 * keys) + 2 * shape.width * shape.ffn_width  # of column-parallel layers
-    product = tokens / split.tensor / (gpu.peak_bf16 * gpu.products)  # seconds of a weight, per operation and token
-    attention = 2 * tokens * passes.length * shape.width / split.tensor / (gpu.peak_bf16 * gpu.attention)
+    peak, each = gpu.peak(program.precision), passes.bytes_each
+    product = tokens / split.tensor / (peak * gpu.products)  # seconds of a weight, per operation and token
+    attention = 2 * tokens * passes.length * shape.width / split.tensor / (peak * gpu.attention)
     stream = tokens / (gpu.bandwidth * _MEMORY_SHARE)  # seconds of a byte per token
-    operands = 2 * (4 * shape.width + (2 * shape.width + 2 * keys + 3 * shape.ffn_width) / split.tensor) * stream
-    forward = 2 * weights * product + operands + attention + _streamed(shape, split, keys, backward=False) * stream
+    operands = each * (4 * shape.width + (2 * shape.width + 2 * keys + 3 * shape.ffn_width) / split.tensor) * stream
+    forward = (
+        2 * weights * product + operands + attention + each * _streamed(shape, split, keys, backward=False) * stream
+    )
     backward = (
-        4 * weights * product + 2 * operands + 2 * attention + _streamed(shape, split, keys, backward=True) * stream
+        4 * weights * product
+        + 2 * operands
+        + 2 * attention
+        + each * _streamed(shape, split, keys, backward=True) * stream
     )
     if split.recompute == "full":
         backward += forward
     elif split.recompute == "selective":  # the feed-forward block: its products, what they and the gate read and write
         backward += 6 * shape.width * shape.ffn_width * product
-        backward += 2 * (2 * shape.width + 6 * shape.ffn_width / split.tensor) * stream
+        backward += each * (2 * shape.width + 6 * shape.ffn_width / split.tensor) * stream
     started = _LAUNCHES * _LAUNCH
     again = 2 if split.recompute == "full" else 1
     waits = layers * (max(0.0, started - forward) + max(0.0, again * started - backward))
     logits = vocabulary * shape.width * product * last
     loss = vocabulary / split.tensor * program.logit_bytes * stream * last
     params = rank_params(shape, vocabulary, split, stage)
-    added = params * (12 if program.fused_accumulation else 16) / (gpu.bandwidth * _MEMORY_SHARE)
+    added = params * (12 if program.fused_accumulation else 12 + 2 * each) / (gpu.bandwidth * _MEMORY_SHARE)
     forward, backward = layers * forward + 2 * logits + loss / 2, layers * backward + 4 * logits + loss / 2 + added
     seconds: dict[str, float] = {}
     behind = {  # what a rank computes while such a message is under way
@@ -241,14 +253,14 @@ def _stage(
 
 
 def _streamed(shape: ModelShape, split: Split, keys: int, *, backward: bool) -> float:
-    """Bytes per token that a layer's kernels beside products and attention read and write.
+    """Numbers per token that a layer's kernels beside products and attention read and write.
 
-    In elements, forward: two norms (``4h``), two residuals (``6h``), rotated queries and keys, the gate (``3f``);
+    Forward: two norms (``4h``), two residuals (``6h``), rotated queries and keys, the gate (``3f``);
     backward: ``6h``, ``6h``, the same again, ``5f``.
     """
     along = split.tensor if split.sequence else 1
     whole = (12 if backward else 10) * shape.width / along
-    return 2 * (whole + (2 * (shape.width + keys) + (5 if backward else 3) * shape.ffn_width) / split.tensor)
+    return whole + (2 * (shape.width + keys) + (5 if backward else 3) * shape.ffn_width) / split.tensor
 
 
 def _data(

@@ -20,7 +20,7 @@ from megatron_kis.determinism import set_determinism
 from megatron_kis.device import open_device, quiet_megatron, seed_device
 from megatron_kis.errors import JobError
 from megatron_kis.files import locked, write_json
-from megatron_kis.model.layout import check_layout, replicas_of
+from megatron_kis.model.layout import check_layers, check_layout, replicas_of
 from megatron_kis.model.vocabulary import padded_vocabulary
 from megatron_kis.parallel import (
     Layout,
@@ -94,6 +94,8 @@ def train(
     parallel = config.parallel
     sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
     replicas = replicas_of(int(os.environ.get("WORLD_SIZE", "1")), **sizes)
+    check_layers(config.model.transformer_impl, own_mask=config.documents.reset_attention,
+                 precision=config.training.precision)  # fmt: skip
     check_layout(config.model, parallel, config.training, replicas=replicas, vocabulary=inputs.vocabulary)
     device = open_device(config.device, in_order=parallel.tensor * parallel.context > 1)
     precision = resolve_precision(config.training.precision, host=device.is_host)

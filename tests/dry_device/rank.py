@@ -83,6 +83,7 @@ class Rank:
 
     def __init__(self, asked: argparse.Namespace, counts: Counts) -> None:
         """Builds the engine as ``kis train`` does."""
+        from megatron_kis.determinism import set_determinism
         from megatron_kis.device import open_device, seed_device
         from megatron_kis.model.vocabulary import padded_vocabulary
         from megatron_kis.parallel import open_groups
@@ -90,6 +91,7 @@ class Rank:
 
         self.asked, self.counts, self.config = asked, counts, configuration(asked)
         device = open_device(self.config.device)
+        set_determinism(device, asked=self.config.training.deterministic)
         parallel = self.config.parallel
         self.layout = open_groups(device, tensor=parallel.tensor, pipeline=parallel.pipeline,
                                   virtual=parallel.virtual, context=parallel.context)  # fmt: skip

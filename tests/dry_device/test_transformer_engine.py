@@ -13,6 +13,7 @@ CASES: dict[str, dict[str, Any]] = {
                            "sequence": True},
     "replicas": {"preset": "3b", "layers": 2, "data": 2},
     "FP8": {"preset": "70m", "layers": 2, "precision": "fp8"},
+    "FP8, shared out sequences": {"preset": "1b", "layers": 2, "tensor": 2, "sequence": True, "precision": "fp8"},
 }  # fmt: skip
 
 
@@ -31,3 +32,9 @@ def test_every_part_runs(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", ["one GPU", "FP8"], indirect=True)
 def test_flops_are_those_of_the_model(case: dict[str, Any]) -> None:
     assert sum(case["parts"]["step"]["flops"].values()) == pytest.approx(case["flops_of_the_model"], rel=1e-4)
+
+
+def test_a_run_that_repeats_its_bits_runs(run_case: Callable[..., dict[str, Any]]) -> None:
+    """Megatron-Core wants Transformer Engine told so, by a variable, before it makes a layer."""
+    case = run_case("70m", layers=2, transformer_engine=True, set={"training.deterministic": True})
+    assert case["problems"] == {}

@@ -168,6 +168,11 @@ def quantize(tensor: Any, quantizer: Any, out: Any = None, noop: Any = None) -> 
     return quantizer.make_empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) if out is None else out
 
 
+def fp8_transpose(data: torch.Tensor, _: Any, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Of a tensor [..., K] that was gathered in FP8: [K, ...]."""
+    return data.new_empty((data.shape[-1], *data.shape[:-1])) if out is None else out
+
+
 def rmsnorm_fwd(
     x: Any, weight: Any, eps: float, out: Any, quantizer: Any, dtype: Any, margin: int, centered: bool
 ) -> Any:
@@ -195,7 +200,8 @@ def fused_attn_bwd(*arguments: Any) -> list[Any]:
 
 
 _STAND_INS: dict[str, Any] = {
-    "generic_gemm": generic_gemm, "quantize": quantize, "rmsnorm_fwd": rmsnorm_fwd, "rmsnorm_bwd": rmsnorm_bwd,
+    "generic_gemm": generic_gemm, "quantize": quantize, "fp8_transpose": fp8_transpose,
+    "rmsnorm_fwd": rmsnorm_fwd, "rmsnorm_bwd": rmsnorm_bwd,
     "fused_attn_fwd": fused_attn_fwd, "fused_attn_bwd": fused_attn_bwd,
     "get_fused_attn_backend": lambda *_: sys.modules[_Compiled.NAME].NVTE_Fused_Attn_Backend.NVTE_F16_arbitrary_seqlen,
     "get_cublasLt_version": lambda: 130000, "get_cudnn_version": lambda: 91900, "get_num_cublas_streams": lambda: 4,

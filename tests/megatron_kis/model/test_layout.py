@@ -145,3 +145,34 @@ def test_kis_plan_of_a_run_checks_its_layout_unless_it_is_to_find_one(
     assert main(["plan", str(path)]) == 2
     assert "parallel.tensor: 1 query_groups cannot be split 2 ways" in capsys.readouterr().err
     assert main(["plan", str(path), "--gpus", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"training": {"precision": "fp8"}, "model": {"transformer_impl": "sdpa"}},
+            "training.precision: FP8 needs Transformer Engine's layers; model.transformer_impl is sdpa",
+        ),
+        (
+            {"training": {"precision": "fp8"}, "documents": {"reset_attention": True}},
+            "documents.reset_attention: Transformer Engine's causal layers take no other mask",
+        ),
+        (
+            {"model": {"transformer_impl": "transformer_engine"}, "documents": {"reset_attention": True}},
+            "documents.reset_attention: Transformer Engine's causal layers take no other mask",
+        ),
+    ],
+)
+def test_settings_for_which_no_device_has_layers_are_refused_before_anything_is_written(
+    changes: dict[str, dict[str, Any]], problem: str, tmp_path: Path, tiny_sources: Sources,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    size = {"layers": 1, "width": 32, "heads": 2, "ffn_width": 96, **changes.get("model", {})}
+    training = {"sequence_length": 64, "global_batch_size": 8, **changes.get("training", {})}
+    sections = {"training": training, "documents": changes.get("documents", {})}
+    study = write_study(tmp_path, tiny_sources, ladder=[size], **sections)
+    for command in (["study", "plan"], ["study", "run"], ["plan"], ["plan", "--gpus", "1"]):
+        assert main([*command, str(study)]) == 2
+        assert problem in capsys.readouterr().err
+    assert not (tmp_path / "out" / "data").exists()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from megatron_kis.cli import main
 from megatron_kis.errors import InputError
@@ -113,6 +115,33 @@ def test_presets_shapes_and_files_are_planned(capsys: pytest.CaptureFixture[str]
     )  # fmt: skip
     assert preset["gpu_hours"] == shape["gpu_hours"]
     assert preset["models"][0]["mfu_source"] == "given with --mfu"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("model", ["layers=2,width=64,heads=2,ffn_width:512", "layers=2,width=64,heads=2,layers=3"])
+def test_words_of_a_shape_that_would_be_passed_over_are_refused(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", model, "--tokens", "1e9"]) == 2
+    assert "is no list of keys and values; each once" in capsys.readouterr().err
+
+
+def test_the_time_of_a_run_is_of_its_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content: dict[str, Any] = {
+        "name": "r", "output": "r", "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "x"),
+        "model": {"preset": "1b"}, "infusion": {"frequency": 0},
+        "training": {"token_budget": 10**9, "sequence_length": 2048, "global_batch_size": 256, "micro_batch_size": 4},
+    }  # fmt: skip
+    path = tmp_path / "run.yaml"
+    hours: dict[str, Any] = {}
+    said = {}
+    for precision in ("bf16", "fp32", "fp8"):
+        content["training"]["precision"] = precision
+        path.write_text(yaml.safe_dump(content))
+        hours[precision] = plan(capsys, str(path))["gpu_hours"]
+        assert main(["plan", str(path)]) == 0
+        said[precision] = capsys.readouterr().out
+    assert hours["fp32"] > 9 * hours["bf16"]
+    assert "of the FP32 peak" in said["fp32"]
+    assert hours["fp8"] == pytest.approx(hours["bf16"], rel=0.05)
+    assert "whose time is shown for FP8 too" in said["fp8"]
 
 
 def test_seconds_are_listed_by_what_takes_them(capsys: pytest.CaptureFixture[str]) -> None:

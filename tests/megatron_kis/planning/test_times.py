@@ -36,6 +36,13 @@ def test_one_gpu_only_computes() -> None:
     assert time("1b", micro_batch=8, gpu=replace(H100, nvlink=1.0, network=1.0)) == alone
 
 
+def test_fp32_is_computed_without_tensor_cores_and_sent_in_twice_the_bytes() -> None:
+    half, full = time("1b", tensor=2), time("1b", tensor=2, program=Program(precision="fp32"))
+    assert 9 < full.compute / half.compute < H100.peak_bf16 / H100.peak_fp32
+    assert 1.5 < full.tensor / half.tensor < 2  # the links are as fast; a message's latency is the same
+    assert time("1b", program=Program(precision="fp8")) == time("1b")  # not measured, and kis plan says so
+
+
 def test_what_is_split_over_tensor_ranks_is_computed_once_and_talked_about() -> None:
     one, eight = time(tensor=1), time(tensor=8)
     assert one.compute / 8 < eight.compute < one.compute / 4  # norms and residuals are on every rank
