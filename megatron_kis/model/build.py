@@ -57,14 +57,15 @@ class LanguageModel(GPTModel):
         return cross_entropy(logits, labels.t().contiguous(), self.pg_collection.tp).t().contiguous()
 
 
-def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False, precision: str = "fp32") -> str:
+def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False, precision: str = "bf16") -> str:
     """The layers that ``model.transformer_impl`` means on a device.
 
     Args:
         asked: the setting.
         device: where the model is to live.
         own_mask: whether attention has a mask beside the causal one (documents that do not see each other).
-        precision: ``fp8`` is Transformer Engine's alone.
+        precision: ``fp8`` is Transformer Engine's alone. In ``fp32`` its attention has no fused kernel and writes its
+            scores to memory; PyTorch's has one.
 
     Raises:
         InputError: Transformer Engine is asked for where it is not, where there is no CUDA, or where its causal
@@ -78,7 +79,7 @@ def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False
             remedy="pip install 'megatron-kis[gpu]' on a machine with CUDA, or use bf16",
         )
     if asked == "auto":
-        if own_mask:
+        if own_mask or precision == "fp32":
             return "sdpa"
         say_if_transformer_engine_is_unused(device)
         return "sdpa" if why_no_transformer_engine(device) is not None else "transformer_engine"

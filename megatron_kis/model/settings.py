@@ -53,7 +53,8 @@ class ModelConfig(Settings):
 
     transformer_impl: Literal["auto", "transformer_engine", "sdpa", "local"] = "auto"
     """The layers: Transformer Engine's; Megatron-Core's with PyTorch's fused attention; or all Megatron-Core's own (to
-    compare). ``auto``: Transformer Engine where it can be imported and there is CUDA, ``sdpa`` elsewhere."""
+    compare). ``auto``: Transformer Engine where it can be imported and there is CUDA, ``sdpa`` elsewhere and in fp32,
+    in which Transformer Engine's attention writes its scores to memory."""
 
     @field_validator("preset")
     @classmethod

@@ -119,7 +119,7 @@ def memory(
     choices: Sequence[Layers] = ("transformer_engine", "sdpa") if layers == "auto" else (layers,)
     if layers == "auto" and precision == "fp8":
         choices = ("transformer_engine",)
-    elif layers == "auto" and (own_mask or kernels == "plain"):
+    elif layers == "auto" and (own_mask or precision == "fp32" or kernels == "plain"):
         choices = ("sdpa",)
     stages = [
         stage_memory(

@@ -215,13 +215,29 @@ def _keys(work: Work) -> float:
     return work.activation(work.shape.query_groups * work.head) / work.split.tensor
 
 
+def _repeated(work: Work) -> float:
+    """Bytes of keys and values, of all ranks that share sequences, repeated for each query head; 0 where they are not.
+
+    ``model/attention.py`` does so on CUDA for the kernel that takes masks of one's own, and fp32.
+    """
+    grouped = work.shape.query_groups < work.shape.heads and (work.own_mask or work.precision == "fp32")
+    return 2 * _queries(work) * work.split.context if grouped and work.kernels == "fused" and not work.engine else 0.0
+
+
+def _everyone(work: Work) -> float:
+    """Bytes of keys and values that a rank gathers of all that share its sequences; 0 where it gathers none."""
+    return 2 * _keys(work) * work.split.context if work.split.context > 1 and not work.engine else 0.0
+
+
 def _attention(work: Work) -> list[Step]:
     """Rotation and attention.
 
     Kept are queries, keys and values as they left the matrix (values are read from there), queries and keys rotated,
     the output, and a number per head; the angles' cosines and sines once for the queries and once for the keys where
-    the rotation is not fused. Ranks that share sequences gather keys and values (``sdpa``); the output is made in two
-    pieces that are then joined.
+    the rotation is not fused. Ranks that share sequences gather keys and values (``sdpa``); under the causal mask the
+    output is made in two pieces that are then joined.
+
+    Keys and values that are repeated for each query head are kept in place of what they came from.
 
     Transformer Engine's attention copies the values and leaves the rest of the matrix's output. Where ranks share
     sequences it passes keys and values round, and holds those of every rank and each one's output at once (its
@@ -236,15 +252,22 @@ def _attention(work: Work) -> list[Step]:
     mask = work.tokens * work.length * work.each if work.own_mask else 0.0
     rotary = Step("rotary", angles, mixed + 2 * queries + keys, residual + 2 * mixed + queries)
     if work.split.context > 1 and not work.engine:
-        everyone = 2 * keys * work.split.context
+        everyone, held = _everyone(work), _repeated(work) or _everyone(work)
+        made = everyone if work.own_mask else 2 * everyone  # two pieces' gradients of the keys, and their sum
         return [
             rotary,
-            Step("attention", queries + everyone + queries + numbers + mask, 2 * keys + everyone + queries,
-                 residual + 2 * queries + 3 * everyone),
-            Step("join", queries, 0.0, residual + queries),
+            Step("attention", queries + held + queries + numbers + mask, 2 * keys + everyone + queries,
+                 residual + 2 * queries + held + made),
+            *([] if work.own_mask else [Step("join", queries, 0.0, residual + queries)]),
         ]  # fmt: skip
     values = keys if work.engine else mixed  # a copy, or with what they came with
     ring = work.split.context if work.split.context > 1 else 0
+    if repeated := _repeated(work):
+        return [
+            rotary,
+            Step("attention", queries + repeated + queries + numbers + mask, mixed + keys,
+                 residual + 2 * queries + repeated + keys),
+        ]  # fmt: skip
     return [
         rotary,
         Step("attention", values + queries + keys + queries + numbers + mask, ring * (2 * keys + queries),
@@ -274,7 +297,9 @@ def unkept_peak(work: Work) -> float:
     copy = work.gathered if work.engine else 0.0
     hidden = work.activation(work.shape.ffn_width) / work.split.tensor
     queries, keys = _queries(work), _keys(work)
-    attention = 2 * residual + (queries + 2 * keys) + queries + keys + max(copy, queries + whole + scattered)
+    others = _repeated(work) + 2 * _everyone(work) + (queries if _everyone(work) else 0.0)
+    attention = 2 * residual + (queries + 2 * keys) + queries + keys
+    attention += max(copy, queries + others, queries + whole + scattered)
     feed_forward = 3 * residual + max(2 * hidden + max(copy, hidden), hidden + whole + scattered)
     return max(attention, feed_forward)
 

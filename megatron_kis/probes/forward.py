@@ -68,6 +68,7 @@ class Scorer:
             hidden = self._engine.forward(partial(_call, batch), rows=size, length=batch["tokens"].shape[1])
             if hidden is not None:
                 values[:, batch["edges"]] = self._read_edges(hidden, batch["nodes"], which, labels).double()
+            del hidden  # or it would be alive in the next pass
         if not self._layout.is_last_stage:
             return None
         log_probs, greedy = sum_over_data(values, context=True).cpu().numpy()

@@ -233,6 +233,7 @@ class Engine:
                 losses = head_losses(self.chunks[-1].module, hidden, following)
                 real = int((asked < count).sum())
                 scores[asked[0] : count : size][:real, where] = losses[:real]
+            del hidden  # or it would be alive in the next pass
         if not self.layout.is_last_stage:
             return None
         return sum_over_data(scores, context=True).cpu().numpy()

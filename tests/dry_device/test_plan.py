@@ -29,6 +29,13 @@ CASES: dict[str, Case] = LAYOUTS | {
                     "micro_batches": 4},
     "recomputed stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "sequence": True, "recompute": "full",
                          "layers": 4, "micro_batches": 4, "vocabulary": 128_256, "rank": 4},
+    "few logits": {"preset": "70b", "tensor": 8, "layers": 2, "vocabulary": 3000, "parts": "step,validation,save"},
+    "few logits, shared sequences": {"preset": "1b", "context": 4, "layers": 2, "length": 4096, "vocabulary": 3000,
+                                     "parts": "step,validation,save"},
+    "fp32, shared sequences, grouped queries": {"preset": "3b", "context": 2, "layers": 2, "precision": "fp32",
+                                                "parts": "step,validation,save"},
+    "own mask, grouped queries": {"preset": "70b", "tensor": 8, "sequence": True, "layers": 2,
+                                  "set": {"documents.reset_attention": True}, "parts": "step,validation,save"},
 }  # fmt: skip
 
 for _name, _case in ENGINE_CASES.items():
@@ -51,6 +58,7 @@ def work_of(asked: Case) -> Work:
     return Work(
         replace(shape, layers=given.get("layers", shape.layers)), padded_vocabulary(given["vocabulary"]), split,
         given["length"], given["micro_batch"], given["precision"], layers,
+        own_mask=given.get("set", {}).get("documents.reset_attention", False),
     )  # fmt: skip
 
 

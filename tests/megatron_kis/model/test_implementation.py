@@ -49,6 +49,7 @@ def test_auto_takes_transformer_engine_where_it_can_be(
     assert resolve_implementation("auto", CARD) == "transformer_engine"
     assert resolve_implementation("auto", HOST) == "sdpa"
     assert resolve_implementation("auto", CARD, own_mask=True) == "sdpa"
+    assert resolve_implementation("auto", CARD, precision="fp32") == "sdpa"
     assert resolve_implementation("auto", CARD, precision="fp8") == "transformer_engine"
     with pytest.raises(InputError, match="documents would see each other"):
         resolve_implementation("transformer_engine", CARD, own_mask=True)
