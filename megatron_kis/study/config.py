@@ -94,6 +94,9 @@ class StudyTraining(Settings):
     precision: Precision = "auto"
     """Of weights and activations (``training.precision`` of a run)."""
 
+    deterministic: bool = False
+    """On CUDA, the same bits each time (``training.deterministic`` of a run)."""
+
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
 
