@@ -206,6 +206,7 @@ _SENDS = ("gradient_accumulation_fusion", "allreduce_dgrad", "sequence_parallel"
 def _install_host_backend() -> None:
     """Replaces Megatron's uses of CUDA by the host's, once a process."""
     keep_freed_memory()
+    warnings.filterwarnings("ignore", message=".*CUDA_DEVICE_MAX_CONNECTIONS")  # of a device that is not there
     cpu = torch.device("cpu")
     cuda: Any = torch.cuda
     cuda.current_device = lambda: cpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -123,6 +124,8 @@ def open_groups(device: Device, *, tensor: int = 1, pipeline: int = 1, virtual: 
             dist.init_process_group(device.backend, store=dist.HashStore(), rank=0, world_size=1)
         else:
             dist.init_process_group(device.backend, timeout=_TIMEOUT)
+    # of the names by which Megatron-Core gathers and scatters; PyTorch 2.13 has others
+    warnings.filterwarnings("ignore", message=".* is deprecated. Please use .torch.distributed", category=FutureWarning)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,

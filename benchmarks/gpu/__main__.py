@@ -55,6 +55,9 @@ def main() -> int:
         rows.add("header", options.device, "failed", message=str(reason))
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    if options.only and not rows.chosen:
+        print(f"no row of these parts has {' or '.join(options.only)} in its name", file=sys.stderr)
+        return 2
     return 1 if rows.failed else 0
 
 
@@ -107,6 +110,13 @@ def _options() -> argparse.Namespace:
     unknown = [name for name in options.parts if name not in PARTS]
     if unknown:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    counts = "minutes jobs steps lengths batch micro_batch vocabulary seconds facts turns together run_tokens"
+    for name in counts.split():
+        given = getattr(options, name)
+        if any(value <= 0 for value in (given if isinstance(given, list) else [given])):
+            parser.error(f"--{name.replace('_', '-')} must be more than 0")
+    if options.table and not options.table.is_file():
+        parser.error(f"--table: there is no file {options.table}")
     options.output = options.output.resolve()
     return options
 

@@ -25,6 +25,9 @@ class Rows:
         self.failed = 0
         """Rows of this call that say ``failed``."""
 
+        self.chosen = 0
+        """Attempts whose item contains what was asked for."""
+
     def add(self, part: str, item: str, status: str = OK, **values: Any) -> None:
         """Appends a row, whole, and says it."""
         row = {"part": part, "item": item, "status": status, **values}
@@ -48,6 +51,7 @@ class Rows:
         """
         if not needed and self._only and not any(text in item for text in self._only):
             return False
+        self.chosen += 1
         started = time.monotonic()
 
         def seconds() -> float:

@@ -85,13 +85,20 @@ def check_layers(implementation: str, *, own_mask: bool, precision: str) -> None
         precision: ``fp8`` is Transformer Engine's alone.
 
     Raises:
-        InputError: Transformer Engine's causal attention would pass over a mask, or FP8 without it.
+        InputError: Transformer Engine's causal attention would pass over a mask, or store its scores; or FP8 without
+            it.
     """
     if precision == "fp8" and implementation not in ("auto", "transformer_engine"):
         raise InputError(
             f"FP8 needs Transformer Engine's layers; model.transformer_impl is {implementation}",
             where="training.precision",
             remedy="use model.transformer_impl=auto, or bf16",
+        )
+    if precision == "fp32" and implementation == "transformer_engine":
+        raise InputError(
+            "Transformer Engine has no fused attention in FP32; its own would store all scores",
+            where="model.transformer_impl",
+            remedy="use auto or sdpa, or training.precision=bf16",
         )
     if own_mask and (precision == "fp8" or implementation == "transformer_engine"):
         raise InputError(

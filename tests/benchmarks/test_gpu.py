@@ -202,6 +202,25 @@ def test_parts_without_time_are_named(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--minutes", "0"], "--minutes must be more than 0"),
+        (["--lengths", "64", "0"], "--lengths must be more than 0"),
+        (["--table", "none/such.jsonl"], "there is no file none/such.jsonl"),
+        (["speeds"], "no part 'speeds'"),
+    ],
+)
+def test_wrong_words_are_refused_before_any_work(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", *words])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_time_that_a_part_leaves_goes_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
     parts = {"one": (lambda bench: given.append(bench.limit.left()), 1.0),

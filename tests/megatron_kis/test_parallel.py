@@ -85,7 +85,8 @@ def test_many_processes_train_as_one(
 ) -> None:
     alone = one_process(tiny_run, reference)
     config = tiny_run(name="many", model=SHAPE, training={**TRAINING, **training}, parallel=parallel)
-    finish(config, math.prod(parallel.values()) // parallel.get("virtual", 1))
+    said = finish(config, math.prod(parallel.values()) // parallel.get("virtual", 1))
+    assert "Warning" not in said, said
     assert_trained_as(config.output, alone)
 
 

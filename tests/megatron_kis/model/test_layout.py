@@ -159,6 +159,10 @@ def test_kis_plan_of_a_run_checks_its_layout_unless_it_is_to_find_one(
             "documents.reset_attention: Transformer Engine's causal layers take no other mask",
         ),
         (
+            {"training": {"precision": "fp32"}, "model": {"transformer_impl": "transformer_engine"}},
+            "model.transformer_impl: Transformer Engine has no fused attention in FP32",
+        ),
+        (
             {"model": {"transformer_impl": "transformer_engine"}, "documents": {"reset_attention": True}},
             "documents.reset_attention: Transformer Engine's causal layers take no other mask",
         ),
