@@ -74,13 +74,16 @@ def open_device(preference: str = "auto", *, local_rank: int | None = None, in_o
             where="device",
             remedy=f"start at most {visible} ranks per node, or give each rank a device of its own",
         )
-    if in_order and torch.cuda.get_device_capability(number) < _NO_ORDER_NEEDED:
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # read with the first use of the device
+    if in_order and _CONNECTIONS not in os.environ:
+        os.environ[_CONNECTIONS] = "1"  # before the first use of the device, to ask what it is as well
+        if torch.cuda.get_device_capability(number) >= _NO_ORDER_NEEDED:
+            del os.environ[_CONNECTIONS]
     torch.cuda.set_device(number)
     device = torch.device("cuda", number)
     return Device(kind="cuda", torch_device=device, backend="nccl", name=torch.cuda.get_device_name(device))
 
 
+_CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 _NO_ORDER_NEEDED = (10, 0)
 """Blackwell. Older devices start kernels in the order they are given only through a single queue, and Megatron-Core
 counts on that order to overlap messages with products (Megatron-LM asks for it in its ``validate_args``)."""

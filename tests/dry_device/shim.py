@@ -1,4 +1,4 @@
-"""Compiles ``shim.cpp`` once per source and version of PyTorch, and loads it. Nothing here imports torch."""
+"""Compiles ``shim.cpp`` once per source and installed PyTorch, and loads it. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ def install() -> None:
 
 def compiled() -> Path:
     """The compiled module; parallel processes wait for the one that compiles."""
-    key = hashlib.sha256(f"{version('torch')} {sys.version} {SOURCE.read_text()}".encode()).hexdigest()[:16]
+    torch = Path(importlib.util.find_spec("torch").origin).resolve().parent  # whose libraries the module loads
+    known = f"{torch} {version('torch')} {sys.version} {SOURCE.read_text()}"
+    key = hashlib.sha256(known.encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kis-dry-device"
     cache.mkdir(parents=True, exist_ok=True)
     module = cache / f"{MODULE}-{key}.so"
     with open(cache / f"{key}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not module.exists():
-            _compile(module)
+            _compile(module, torch)
     return module
 
 
-def _compile(module: Path) -> None:
-    torch = Path(importlib.util.find_spec("torch").origin).parent
+def _compile(module: Path, torch: Path) -> None:
     partial = module.with_suffix(".partial")
     folders = [torch / "include", torch / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
     command = [

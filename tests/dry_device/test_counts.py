@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.dry_device import shim
 from tests.dry_device.cases import ROOT, missing, need
 
 SCRIPT = """
@@ -103,3 +106,15 @@ def test_messages_have_their_group_and_size(found: dict[str, Any]) -> None:
 def test_a_host_tensor_does_not_meet_one_of_the_device(found: dict[str, Any]) -> None:
     assert "cpu" in found["mixed"]
     assert "cuda" in found["mixed"]
+
+
+def test_every_installed_pytorch_has_a_device_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads that PyTorch's libraries by their place: one environment may be removed while another stays."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(shim, "_compile", lambda module, torch: module.write_text(str(torch)))
+    found = []
+    for name in ("one", "two"):
+        place = SimpleNamespace(origin=str(tmp_path / name / "torch" / "__init__.py"))
+        monkeypatch.setattr(shim.importlib.util, "find_spec", lambda _, place=place: place)
+        found.append(shim.compiled().read_text())
+    assert found == [str(tmp_path / name / "torch") for name in ("one", "two")]

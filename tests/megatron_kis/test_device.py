@@ -48,10 +48,17 @@ def test_kernels_start_in_order_where_messages_overlap_with_products(
     if own is None:
         node.delenv(name)
     seen: list[str | None] = []  # the variable counts as it is when the device is first used
-    node.setattr(torch.cuda, "get_device_capability", lambda number: capability)
+    asked: list[str | None] = []  # to ask the device what it is may be the first use
+
+    def capability_of(number: int) -> tuple[int, int]:
+        asked.append(os.environ.get(name))
+        return capability
+
+    node.setattr(torch.cuda, "get_device_capability", capability_of)
     node.setattr(torch.cuda, "set_device", lambda number: seen.append(os.environ.get(name)))
     open_device("cuda", in_order=in_order)
     assert seen == [expected]
+    assert asked == (["1"] if in_order and own is None else [])
 
 
 def test_a_device_that_is_not_there_or_unknown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
