@@ -71,6 +71,12 @@ def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False
         InputError: Transformer Engine is asked for where it is not, where there is no CUDA, or where its causal
             attention would pass over a mask; or FP8 without it.
     """
+    if asked == "transformer_engine" and (why := why_no_transformer_engine(device)) is not None:
+        raise InputError(
+            f"Transformer Engine is asked for, and {why}",
+            where="model.transformer_impl",
+            remedy="pip install 'megatron-kis[gpu]' on a machine with CUDA, or use auto",
+        )
     check_layers(asked, own_mask=own_mask, precision=precision)
     if precision == "fp8" and (why := why_no_transformer_engine(device)) is not None:
         raise InputError(
@@ -83,12 +89,6 @@ def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False
             return "sdpa"
         say_if_transformer_engine_is_unused(device)
         return "sdpa" if why_no_transformer_engine(device) is not None else "transformer_engine"
-    if asked == "transformer_engine" and (why := why_no_transformer_engine(device)) is not None:
-        raise InputError(
-            f"Transformer Engine is asked for, and {why}",
-            where="model.transformer_impl",
-            remedy="pip install 'megatron-kis[gpu]' on a machine with CUDA, or use auto",
-        )
     return asked
 
 
