@@ -11,6 +11,13 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
+# Folders of the checkout that are installed inside the one package. The links of their names in megatron_kis are for
+# whatever reads the sources in place: editors, mypy, a checkout on PYTHONPATH.
+FOLDERS = ("analysis", "data_tools", "run_scripts")
+LINKED = tuple(f"megatron_kis.{folder}" for folder in FOLDERS)
+OWN = [name for name in find_packages(include=["megatron_kis", "megatron_kis.*"]) if not name.startswith(LINKED)]
+MAPPED = [f"megatron_kis.{name}" for folder in FOLDERS for name in find_packages(include=[folder, f"{folder}.*"])]
+
 # What encodes fast is always there: 70 MB with all they need, next to PyTorch's 750. gigatoken has wheels for these
 # machines (Linux, macOS, Windows); on others the tokenizer's own library encodes.
 GIGATOKEN = "gigatoken>=0.10; platform_machine in 'x86_64 AMD64 aarch64 arm64'"
@@ -30,11 +37,12 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
-    packages=find_packages(include=["megatron_kis*", "data_tools*", "analysis*", "run_scripts"]),
+    packages=OWN + MAPPED,
+    package_dir={f"megatron_kis.{folder}": folder for folder in FOLDERS},
     package_data={
-        "data_tools": ["resources/*"],
-        "analysis.report": ["*.html", "*.css", "*.js"],
-        "run_scripts": ["slurm/*.j2", "studies/*.yaml", "runs/*.yaml"],
+        "megatron_kis.data_tools": ["resources/*"],
+        "megatron_kis.analysis.report": ["*.html", "*.css", "*.js"],
+        "megatron_kis.run_scripts": ["slurm/*.j2", "studies/*.yaml", "runs/*.yaml"],
     },
     install_requires=[
         "torch>=2.6",
@@ -79,7 +87,7 @@ setup(
             "transformer-engine[core_cu13,pytorch]>=2.9,<2.21; python_version >= '3.12'",
         ],
     },
-    entry_points={"console_scripts": ["kis = megatron_kis.cli:main"]},
+    entry_points={"console_scripts": ["kis = megatron_kis.cli.main:main"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",

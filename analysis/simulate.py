@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.collapse.hinge_model import link, rate_of
-from analysis.collapse.resample import draw
-from analysis.curves import CURVE_COLUMNS, Array, Curve, canonical
+from megatron_kis.analysis.criteria.counts import draw
+from megatron_kis.analysis.criteria.hinge_fit import link, rate_of
+from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, Array, Curve, canonical
 
 Cell = tuple[int, int]
 """(params, tokens)."""
@@ -144,7 +144,7 @@ def simulate_curves(
 
 
 def table_of(curves: Iterable[Curve]) -> pd.DataFrame:
-    """Simulated curves as a curve table (`analysis.curves.CURVE_COLUMNS`)."""
+    """Simulated curves as a curve table (`megatron_kis.analysis.runs.curves.CURVE_COLUMNS`)."""
     rows = []
     for curve in curves:
         for level, frequency in enumerate(curve.frequency):

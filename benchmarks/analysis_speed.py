@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import isotonic_regression, minimize
 
-from analysis.bootstrap import bootstrap_law
-from analysis.collapse import find_transitions
-from analysis.collapse.hinge import log_frequency
-from analysis.collapse.hinge_model import rate_of
-from analysis.curves import Array, Curve, curve_table, curves
-from analysis.law import fit_law
-from analysis.load import load_runs
-from analysis.settings import AnalysisSettings
-from analysis.simulate import Truth, simulate_curve, simulate_table, write_runs
+from megatron_kis.analysis.criteria import find_transitions
+from megatron_kis.analysis.criteria.hinge import log_frequency
+from megatron_kis.analysis.criteria.hinge_fit import rate_of
+from megatron_kis.analysis.law.bootstrap import bootstrap_law
+from megatron_kis.analysis.law.fit import fit_law
+from megatron_kis.analysis.runs.curves import Array, Curve, curve_table, curves
+from megatron_kis.analysis.runs.load import load_runs
+from megatron_kis.analysis.simulate import Truth, simulate_curve, simulate_table, write_runs
+from megatron_kis.config.analysis import AnalysisSettings
 
 CELLS = [(n, 2_000_000_000) for n in (30_000_000, 60_000_000, 125_000_000, 250_000_000, 500_000_000)]
 GRID = [0.0, *np.geomspace(60, 1500, 9).round()]

@@ -54,7 +54,7 @@ def _word(number: int) -> str:
 
 def import_all(folder: Path) -> int:
     """Streams a folder and keeps nothing."""
-    from data_tools.importers import import_wikidata5m
+    from megatron_kis.data_tools.facts.importers import import_wikidata5m
 
     return sum(1 for _ in import_wikidata5m(folder))
 
@@ -66,14 +66,14 @@ def select_some(folder: Path) -> int:
 
 def select_default(folder: Path) -> int:
     """Chooses 3,000 facts with as many triples held as a user gets without saying."""
-    from data_tools.select import SelectSettings
+    from megatron_kis.data_tools.selection.select import SelectSettings
 
     return _select(folder, SelectSettings().memory_limit)
 
 
 def _select(folder: Path, limit: int) -> int:
-    from data_tools.imports import read_triples
-    from data_tools.select import SelectSettings, select_facts
+    from megatron_kis.data_tools.selection.imports import read_triples
+    from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
 
     settings = SelectSettings(infused=1000, background=1000, control=1000, memory_limit=limit)
     return len(select_facts(read_triples(folder, "wikidata5m", settings), settings).facts)
@@ -81,9 +81,9 @@ def _select(folder: Path, limit: int) -> int:
 
 def write_store(folder: Path) -> int:
     """Writes a million facts' exposures of one token each, and both layouts of their index."""
-    from data_tools.exposures import write_exposure_index
-    from data_tools.facts import Fact
-    from data_tools.indexed import IndexedWriter
+    from megatron_kis.data_tools.facts.fact import Fact
+    from megatron_kis.data_tools.storage.exposures import write_exposure_index
+    from megatron_kis.data_tools.storage.indexed import IndexedWriter
 
     facts = [Fact(f"relation/{_word(n)} {n}", "s", f"relation{n % 50}", "o", "infused") for n in range(1_000_000)]
     rows = len(facts) * _TEMPLATES
@@ -103,14 +103,14 @@ def write_store(folder: Path) -> int:
 
 def open_columns(folder: Path) -> int:
     """Opens the store's index with its table mapped, and looks one exposure up."""
-    from data_tools.exposures import read_exposure_index
+    from megatron_kis.data_tools.storage.exposures import read_exposure_index
 
     return int(read_exposure_index(folder / "columns", exposures=1_000_000 * _TEMPLATES).table[777_777, 0])
 
 
 def open_list(folder: Path) -> int:
     """Opens the store's index as a list of objects."""
-    from data_tools.exposures import read_exposure_index
+    from megatron_kis.data_tools.storage.exposures import read_exposure_index
 
     return int(read_exposure_index(folder / "list", exposures=1_000_000 * _TEMPLATES).table[777_777, 0])
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.small_data import make_data
-from megatron_kis.config import RunConfig
-from megatron_kis.files import read_json
-from megatron_kis.settings import parse_config
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.files import read_json
+from megatron_kis.config.run import RunConfig
 from tests.megatron_kis.processes import Ranks, losses, rows
 
 

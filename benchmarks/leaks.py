@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.corpus_sources import build_text
-from data_tools.facts import Fact
-from data_tools.folding import line_of_words, words
-from data_tools.importers import Candidate
-from data_tools.leaks import LeakCount, LeakFinder, filter_leaks
-from data_tools.mentions import name_words
-from data_tools.pool import usable_facts
-from data_tools.text import Document, iter_documents
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.facts.folding import line_of_words, words
+from megatron_kis.data_tools.facts.importers import Candidate
+from megatron_kis.data_tools.mentions.decontaminate import LeakCount, LeakFinder, filter_leaks
+from megatron_kis.data_tools.mentions.mentions import name_words
+from megatron_kis.data_tools.readers.documents import Document, iter_documents
+from megatron_kis.data_tools.selection.pool import usable_facts
 
 _SAMPLE = 100  # documents that the slow ways read
 _YEARS = re.compile(r"\((\d{3,4})-(\d{3,4})\)")

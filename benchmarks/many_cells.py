@@ -78,7 +78,7 @@ def timed(call: Callable[[], object]) -> dict[str, float]:
 def runs(study: Path) -> list[Any]:
     """The runs of the study."""
     options = argparse.Namespace(study=study, overrides=[])
-    from megatron_kis.commands.study.common import data_config, load_study
+    from megatron_kis.cli.study.common import data_config, load_study
     from megatron_kis.study.grid import runs_of
 
     loaded, data, _ = load_study(options)
@@ -87,7 +87,7 @@ def runs(study: Path) -> list[Any]:
 
 def find_done(study: Path) -> None:
     """What ``kis study run`` does before it starts anything."""
-    from megatron_kis.commands.study.common import done_runs, load_study, look_over
+    from megatron_kis.cli.study.common import done_runs, load_study, look_over
 
     loaded, data, _ = load_study(argparse.Namespace(study=study, overrides=[]))
     assert done_runs(look_over(loaded, data))[0]
@@ -95,7 +95,7 @@ def find_done(study: Path) -> None:
 
 def load(folder: Path) -> None:
     """What the analysis does first."""
-    from analysis.load import load_runs
+    from megatron_kis.analysis.runs.load import load_runs
 
     assert len(load_runs(folder).runs)
 
@@ -131,7 +131,7 @@ def write_study(folder: Path, cells: int) -> Path:
     }  # fmt: skip
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    from megatron_kis.commands.study.common import load_study, prepare
+    from megatron_kis.cli.study.common import load_study, prepare
 
     study, data, _ = load_study(argparse.Namespace(study=path, overrides=[]))
     prepare(study, data)
@@ -140,10 +140,10 @@ def write_study(folder: Path, cells: int) -> Path:
 
 def fill(study: Path) -> None:
     """Trains the cheapest cell and copies its folder for the others."""
-    from megatron_kis.study.attempts import end_attempt, settings_fingerprint, start_attempt
-    from megatron_kis.study.claim import Claim, claim, this_process
-    from megatron_kis.study.config import ExecutorConfig
-    from megatron_kis.study.executor import execute
+    from megatron_kis.config.study import ExecutorConfig
+    from megatron_kis.executor.attempts import end_attempt, settings_fingerprint, start_attempt
+    from megatron_kis.executor.executor import execute
+    from megatron_kis.executor.lease import Claim, claim, this_process
     from megatron_kis.training.record import CLOSED, config_fingerprint
 
     every = runs(study)

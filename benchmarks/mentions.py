@@ -14,8 +14,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from data_tools.facts import Fact
-from data_tools.leaks import LeakFinder
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
 
 Ending = Callable[[str], str]
 

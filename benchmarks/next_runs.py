@@ -4,7 +4,7 @@
 
 Each study has five sizes (30M to 500M) and asks for the collapse point at 7B. The full grid trains F = 0 and nine
 levels with three seeds at each size. The planned study starts from F = 0 and five levels with one seed, and adds the
-runs that `kis study next` proposes (`analysis.next_runs.bisect` names the same without simulating their gains), five at
+runs that `kis study next` proposes (`design.next_runs.bisect` names the same without simulating their gains), five at
 a time, until its 95% prediction interval is as narrow as the full grid's of the same truth. Compute is 6 N D summed
 over runs.
 """
@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.collapse import Transition, find_transitions
-from analysis.law import LawRefused, fit_law
-from analysis.next_runs import Proposal, bisect
-from analysis.predict import predict
-from analysis.settings import AnalysisSettings
-from analysis.simulate import Cell, Truth, simulate_curve, table_of
+from megatron_kis.analysis.criteria import Transition, find_transitions
+from megatron_kis.analysis.design.next_runs import Proposal, bisect
+from megatron_kis.analysis.law.fit import LawRefused, fit_law
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.simulate import Cell, Truth, simulate_curve, table_of
+from megatron_kis.config.analysis import AnalysisSettings
 
 SIZES = (30_000_000, 60_000_000, 125_000_000, 250_000_000, 500_000_000)
 TOKENS, TARGET = 2_000_000_000, 7e9

@@ -79,7 +79,7 @@ def open_plan(sequences: int) -> dict[str, float]:
 
 def build_blend(samples: int) -> dict[str, float]:
     """Builds the index of a blend of two corpora, as ``BlendedDataset`` does it."""
-    from megatron_kis.device import quiet_megatron
+    from megatron_kis.distributed.device import quiet_megatron
 
     with quiet_megatron():
         from megatron.core.datasets import helpers
@@ -134,11 +134,11 @@ def accesses(folder: Path) -> list[dict[str, Any]]:
 
 def step_share(folder: Path) -> dict[str, float]:
     """The share of a training step of the smallest preset that goes into its samples."""
-    from megatron_kis.config import RunConfig
-    from megatron_kis.device import open_device
-    from megatron_kis.parallel import close_groups, open_groups
-    from megatron_kis.settings import parse_config
-    from megatron_kis.training.engine import Engine
+    from megatron_kis.common.configuration import parse_config
+    from megatron_kis.config.run import RunConfig
+    from megatron_kis.distributed.device import open_device
+    from megatron_kis.distributed.parallel import close_groups, open_groups
+    from megatron_kis.engine.engine import Engine
 
     length, batch, steps = 128, 8, 60
     _, infused = _both(folder, length, 100_000, blend=False)
@@ -174,10 +174,10 @@ def step_share(folder: Path) -> dict[str, float]:
 
 def _both(folder: Path, length: int, samples: int, *, blend: bool = True) -> tuple[Any, Any]:
     """Megatron's blend of a corpus and of facts, and ours of the same."""
-    from data_tools.indexed import IndexedReader
     from megatron_kis.data import ExposurePlan, InfusedDataset
-    from megatron_kis.data.general import GeneralText
-    from megatron_kis.device import quiet_megatron
+    from megatron_kis.data.pretraining_text import GeneralText
+    from megatron_kis.data_tools.storage.indexed import IndexedReader
+    from megatron_kis.distributed.device import quiet_megatron
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(SHORTEST, LONGEST + 1, size=(FACTS, TEMPLATES))
@@ -210,7 +210,7 @@ def _both(folder: Path, length: int, samples: int, *, blend: bool = True) -> tup
 
 def _corpus(prefix: Path, lengths: np.ndarray) -> Path:
     """A corpus of random tokens with documents of these lengths."""
-    from data_tools.indexed import IndexedWriter
+    from megatron_kis.data_tools.storage.indexed import IndexedWriter
 
     if prefix.with_name(prefix.name + ".idx").exists():
         return prefix

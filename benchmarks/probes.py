@@ -29,20 +29,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_tools.importers.bear import METADATA
-from data_tools.statements import tokenize_in_batches
-from data_tools.templates import Rendered, fill
-from data_tools.tokenizer import Tokenizer
-from megatron_kis.export.huggingface import export_huggingface
-from megatron_kis.files import read_json_lines
-from megatron_kis.model.ladder import ModelShape
-from megatron_kis.model.vocabulary import padded_vocabulary
+from megatron_kis.common.files import read_json_lines
+from megatron_kis.config.ladder import ModelShape
+from megatron_kis.config.vocabulary import padded_vocabulary
+from megatron_kis.convert.to_huggingface import export_huggingface
+from megatron_kis.data_tools.facts.importers.bear import METADATA
+from megatron_kis.data_tools.rendering.statements import tokenize_in_batches
+from megatron_kis.data_tools.rendering.templates import Rendered, fill
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
+from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
 from megatron_kis.probes.questions import QuestionSet
-from megatron_kis.probes.restore import restored
 from megatron_kis.probes.table import QuestionColumns
-from megatron_kis.training.kept import open_run
+from megatron_kis.training.artifacts import open_run
 
 
 def main() -> None:

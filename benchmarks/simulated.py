@@ -17,19 +17,19 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from analysis.bootstrap import Source, bootstrap_law, detect, levelled
-from analysis.bootstrap_points import bootstrap_points
-from analysis.candidates import SIZE_AND_BUDGET, design
-from analysis.collapse import HingeCollapse, find_transitions
-from analysis.collapse.hinge_model import fit_hinges
-from analysis.collapse.resample import draw, evidence
-from analysis.collapse.unimodal import fall_test
-from analysis.curves import Array, curves
-from analysis.law import LawRefused, fit_law
-from analysis.predict import predict
-from analysis.regression import fit, half_width
-from analysis.settings import AnalysisSettings
-from analysis.simulate import Truth, simulate_curve, simulate_table
+from megatron_kis.analysis.criteria import HingeCollapse, find_transitions
+from megatron_kis.analysis.criteria.counts import draw, evidence
+from megatron_kis.analysis.criteria.hinge_fit import fit_hinges
+from megatron_kis.analysis.criteria.unimodal import fall_test
+from megatron_kis.analysis.law.bootstrap import Source, bootstrap_law, detect, levelled
+from megatron_kis.analysis.law.bootstrap_points import bootstrap_points
+from megatron_kis.analysis.law.candidates import SIZE_AND_BUDGET, design
+from megatron_kis.analysis.law.fit import LawRefused, fit_law
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.regression import fit, half_width
+from megatron_kis.analysis.runs.curves import Array, curves
+from megatron_kis.analysis.simulate import Truth, simulate_curve, simulate_table
+from megatron_kis.config.analysis import AnalysisSettings
 
 Bools = npt.NDArray[np.bool_]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_tools.prepare import DataSettings, prepare_data
-from data_tools.select import SelectSettings
+from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
+from megatron_kis.data_tools.selection.select import SelectSettings
 from tests.sources import write_sources
 
 

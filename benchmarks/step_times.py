@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from megatron_kis.model.ladder import ModelShape
+from megatron_kis.config.ladder import ModelShape
 from megatron_kis.planning.hardware import GPUS, Gpu
 from megatron_kis.planning.split import Split
 from megatron_kis.planning.times import Program, Seconds, step_time

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.load_csv import load_points_csv
-from analysis.predict import load_predictions
-from analysis.validate import validate
+from megatron_kis.analysis.law.predict import load_predictions
+from megatron_kis.analysis.law.validate import validate
+from megatron_kis.analysis.runs.load_csv import load_points_csv
 
 PAGE = Path(__file__).parents[1] / "docs" / "study" / "index.md"
 RESULTS = PAGE.parent / "results"

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.corpus_sources import build_text
-from data_tools.tokenizer import MODEL_KINDS, load_tokenizer
-from megatron_kis.files import sha256_file
+from megatron_kis.common.files import sha256_file
+from megatron_kis.data_tools.tokenizers.base import MODEL_KINDS, load_tokenizer
 
 _DEFAULTS = """
 import json, sys

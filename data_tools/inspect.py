@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.exposures import ExposureIndex, index_fingerprint, read_exposure_index
-from data_tools.indexed import IndexedReader, content_fingerprint, suffixed
-from data_tools.tokenizer import Tokenizer
-from megatron_kis.errors import InputError
-from megatron_kis.files import read_json
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import read_json
+from megatron_kis.data_tools.storage.exposures import ExposureIndex, index_fingerprint, read_exposure_index
+from megatron_kis.data_tools.storage.indexed import IndexedReader, content_fingerprint, suffixed
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
 
 _BLOCK = 1 << 20
 _SHOWN_TOKENS = 20  # most frequent tokens that are listed

@@ -2,6 +2,6 @@
 
 import sys
 
-from megatron_kis.cli import main
+from megatron_kis.cli.main import main
 
 sys.exit(main())

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from data_tools.prepare import DataSettings, prepare_data
-from data_tools.select import SelectSettings
-from megatron_kis.config import RunConfig
-from megatron_kis.settings import parse_config
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.config.run import RunConfig
+from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
+from megatron_kis.data_tools.selection.select import SelectSettings
 from tests.dry_device.cases import run_case  # noqa: F401  a fixture
 from tests.sources import Sources, write_sources
 

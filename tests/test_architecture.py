@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("megatron_kis", "data_tools", "analysis")
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+FOLDERS = ("megatron_kis", "data_tools", "analysis", "run_scripts")
+"""Of the checkout; what is installed is ``megatron_kis`` alone, with the others inside it."""
+
+PATHS = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 HEAVY = {"torch", "megatron", "transformer_engine"}
-GROUND = {f"megatron_kis.{name}" for name in ("errors", "files", "identity", "names", "parsing", "paths", "units")}
+
+
+def module_of(path: Path) -> str:
+    """The name under which a source file is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    inside = parts if parts[0] == "megatron_kis" else ("megatron_kis", *parts)
+    return ".".join(inside).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in PATHS if "examples" not in path.parts}
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imports(path: Path, *, everywhere: bool = True) -> Iterator[str]:
     """Modules that a file imports, also late ones; without ``everywhere`` only those at its top."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
-
-
-def offenders(package: str, forbidden: set[str], *, but: str = "") -> list[str]:
-    return [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for path in SOURCES
-        if path.is_relative_to(ROOT / package) and not (but and path.is_relative_to(ROOT / but))
-        for name in imports(path)
-        if name.split(".")[0] in forbidden
-    ]
+            for name in node.names:
+                inner = f"{node.module}.{name.name}"
+                yield inner if inner in MODULES else node.module or ""
 
 
 def loaded_by(code: str) -> set[str]:
@@ -45,43 +54,63 @@ def loaded_by(code: str) -> set[str]:
     return set(ended.stdout.splitlines()[-1].split())
 
 
-def test_there_are_sources_to_check() -> None:
-    assert {path.relative_to(ROOT).parts[0] for path in SOURCES} == set(PACKAGES)
-    assert len(SOURCES) > 50
+def floors() -> dict[str, int]:
+    """Rooms of the README's floor plan with their floor; the ground has the highest number."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (plan,) = re.findall(r"^```text floors\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return {
+        f"megatron_kis.{room.replace('/', '.')}": floor
+        for floor, line in enumerate(plan.splitlines())
+        for room in re.split(r"\s{2,}", line)[0].split()
+    }
 
 
-def test_analysis_needs_no_torch() -> None:
-    assert offenders("analysis", HEAVY) == []
-    modules = [path.relative_to(ROOT).with_suffix("") for path in SOURCES if path.is_relative_to(ROOT / "analysis")]
-    names = {".".join(module.parts).removesuffix(".__init__") for module in modules}
-    assert not loaded_by("".join(f"import {name}\n" for name in sorted(names))) & HEAVY
+def room_of(module: str, rooms: dict[str, int]) -> str | None:
+    """The innermost room that a module is in; None for the package's own face."""
+    inside = [room for room in rooms if module == room or module.startswith(f"{room}.")]
+    return max(inside, key=len, default=None)
 
 
-def test_data_tools_need_neither_torch_nor_models_nor_analysis() -> None:
-    assert offenders("data_tools", {*HEAVY, "analysis"}) == []
-    own = [name for path in SOURCES if path.is_relative_to(ROOT / "data_tools") for name in imports(path)]
-    ours = {name for name in own if name.startswith("megatron_kis")}
-    assert ours <= GROUND
+def test_every_source_has_a_room_on_the_floor_plan_and_every_room_has_sources() -> None:
+    rooms = floors()
+    homeless = [name for name in MODULES if room_of(name, rooms) is None]
+    assert homeless == ["megatron_kis", "megatron_kis.__main__"]
+    assert {room_of(name, rooms) for name in MODULES} - {None} == set(rooms)
 
 
-def test_the_ground_needs_nothing_above_it() -> None:
-    for name in GROUND:
-        used = set(imports(ROOT / f"{name.replace('.', '/')}.py"))
-        assert {one for one in used if one.split(".")[0] in PACKAGES} <= GROUND, name
+def test_imports_go_down_the_floor_plan() -> None:
+    rooms = floors()
+    upwards = []
+    for name, path in MODULES.items():
+        own = room_of(name, rooms)
+        for used in imports(path):
+            other = room_of(used, rooms)
+            if own is None or other is None or other == own:
+                continue
+            if rooms[other] <= rooms[own]:
+                upwards.append(f"{path.relative_to(ROOT)} imports {used}")
+    assert upwards == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = {name: {used for used in imports(path) if used in MODULES} for name, path in MODULES.items()}
+    for name, used in graph.items():
+        # A package's face hands on names of its modules, which may import one another by their own names.
+        used.discard(name)
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_what_comes_before_and_after_training_needs_no_torch() -> None:
+    for room in ("analysis", "data_tools", "common"):
+        names = [name for name in MODULES if name.startswith(f"megatron_kis.{room}")]
+        heavy = [f"{name}: {used}" for name in names for used in imports(MODULES[name]) if used.split(".")[0] in HEAVY]
+        assert heavy == []
+    analysis = sorted(name for name in MODULES if name.startswith("megatron_kis.analysis"))
+    assert not loaded_by("".join(f"import {name}\n" for name in analysis)) & HEAVY
 
 
 def test_training_starts_without_pytorchs_compiler() -> None:
-    assert not loaded_by("import megatron_kis.training.run\n") & {"torch._dynamo", "torch._inductor"}
-
-
-def test_training_and_probes_know_nothing_of_the_analysis() -> None:
-    assert offenders("megatron_kis", {"analysis"}, but="megatron_kis/commands") == []
-
-
-def test_analysis_reads_files_and_not_our_training() -> None:
-    used = {name for path in SOURCES if path.is_relative_to(ROOT / "analysis") for name in imports(path)}
-    ours = {name for name in used if name.split(".")[0] == "megatron_kis"}
-    assert ours <= {"megatron_kis", *GROUND}
+    assert not loaded_by("import megatron_kis.training.trainer\n") & {"torch._dynamo", "torch._inductor"}
 
 
 def test_the_plan_and_the_scoring_rules_need_no_torch() -> None:
@@ -90,38 +119,47 @@ def test_the_plan_and_the_scoring_rules_need_no_torch() -> None:
 
 
 def test_help_is_instant() -> None:
-    code = "from megatron_kis.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    print()\n"
+    code = "from megatron_kis.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    print()\n"
     assert not loaded_by(code) & {*HEAVY, "numpy", "pandas", "scipy", "pydantic", "yaml", "rich", "sentencepiece"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_source_does_what_is_unsafe(path: Path) -> None:
-    """Nothing unpickles, evaluates text, loads YAML objects or starts a shell."""
-    assert not {"pickle", "cPickle", "dill", "marshal", "shelve"} & {name.split(".")[0] for name in imports(path)}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def unsafe(path: Path) -> Iterator[str]:
+    """Calls and imports of a file that unpickle, evaluate text, load YAML objects or start a shell."""
+    for name in {"pickle", "cPickle", "dill", "marshal", "shelve"} & {name.split(".")[0] for name in imports(path)}:
+        yield f"{path.relative_to(ROOT)} imports {name}"
+    for node in ast.walk(parsed(path)):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
-        where = f"{path.relative_to(ROOT)}:{node.lineno}: {called}"
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        assert called not in {"eval", "exec", "compile", "__import__"}, where
-        assert called not in {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"}, where
-        assert called not in {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}, where
-        assert keywords.get("shell", "False") == "False", where
-        assert keywords.get("allow_pickle", "False") == "False", where
-        if called == "torch.load":
-            assert keywords.get("weights_only") == "True", where
+        if (
+            called in {"eval", "exec", "compile", "__import__"}
+            or called in {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all"}
+            or called in {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
+            or keywords.get("shell", "False") != "False"
+            or keywords.get("allow_pickle", "False") != "False"
+            or (called == "torch.load" and keywords.get("weights_only") != "True")
+        ):
+            yield f"{path.relative_to(ROOT)}:{node.lineno}: {called}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_file_says_what_it_is_for_and_has_one_job(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(text)), "no docstring"
-    assert len(text.splitlines()) <= 480
+def test_no_source_does_what_is_unsafe() -> None:
+    assert [found for path in PATHS for found in unsafe(path)] == []
+
+
+def test_every_file_says_what_it_is_for() -> None:
+    assert [str(path.relative_to(ROOT)) for path in PATHS if not ast.get_docstring(parsed(path))] == []
 
 
 def test_commands_import_only_the_standard_library_at_their_top() -> None:
-    light = {"megatron_kis.errors", "megatron_kis.model.ladder", "megatron_kis.commands", "megatron_kis.units"}
-    for path in sorted((ROOT / "megatron_kis" / "commands").glob("*.py")):
-        for name in imports(path, everywhere=False):
-            assert name in light or name.split(".")[0] in sys.stdlib_module_names, f"{path.name} imports {name}"
+    light = {"megatron_kis", "megatron_kis.common.errors", "megatron_kis.common.ending", "megatron_kis.common.paths"}
+    light |= {"megatron_kis.common.units", "megatron_kis.config.ladder"}
+    heavy = [
+        f"{path.relative_to(ROOT)} imports {used}"
+        for name, path in MODULES.items()
+        if name.startswith("megatron_kis.cli")
+        for used in imports(path, everywhere=False)
+        if used not in light and not used.startswith("megatron_kis.cli")
+        if used.split(".")[0] not in sys.stdlib_module_names
+    ]
+    assert heavy == []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kis.cli import build_parser
+from megatron_kis.cli.main import build_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import yaml
 
-from analysis.candidates import CANDIDATES
-from analysis.law import Law
-from analysis.simulate import Truth, simulate_table, write_runs
-from megatron_kis.cli import main
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.training.hooks import Hook, State
+from megatron_kis.analysis.law.candidates import CANDIDATES
+from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.run import RunConfig
+from megatron_kis.training.callbacks.base import Hook, State
 from tests.megatron_kis.processes import losses
 from tests.test_docs import ROOT, Block, blocks, commands
 
@@ -72,15 +72,15 @@ def test_the_hook_of_the_page_follows_a_run_and_changes_nothing(
     norms = json.loads((hooked.output / "weight_norms.json").read_text(encoding="utf-8"))
     assert list(norms) == ["5", "10", "15", "20"]
     assert len(set(norms.values())) == 4
-    from megatron_kis.training.run import train
+    from megatron_kis.training.trainer import train
 
     train(plain)
     assert losses(hooked.output) == losses(plain.output)
 
 
 def test_two_hooks_keep_their_states_apart_or_are_refused(tiny_run: Callable[..., RunConfig]) -> None:
-    from megatron_kis.training.engine import Engine
-    from megatron_kis.training.run import train
+    from megatron_kis.engine.engine import Engine
+    from megatron_kis.training.trainer import train
 
     began: dict[str, int] = {}
 
@@ -121,8 +121,8 @@ def test_two_hooks_keep_their_states_apart_or_are_refused(tiny_run: Callable[...
 
 
 def test_a_hook_is_made_when_the_weights_are_set(tiny_run: Callable[..., RunConfig]) -> None:
-    from megatron_kis.training.engine import Engine
-    from megatron_kis.training.run import train
+    from megatron_kis.engine.engine import Engine
+    from megatron_kis.training.trainer import train
 
     looked: list[int] = []
 

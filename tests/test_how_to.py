@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import yaml
 
-from analysis import AnalysisSettings, find_transitions
-from analysis.load_csv import write_points_csv
-from analysis.simulate import Truth, simulate_table
-from data_tools.templates import load_templates
-from megatron_kis.config import RunConfig
-from megatron_kis.settings import parse_config
-from megatron_kis.study.config import StudyConfig
+from megatron_kis.analysis import AnalysisSettings, find_transitions
+from megatron_kis.analysis.runs.load_csv import write_points_csv
+from megatron_kis.analysis.simulate import Truth, simulate_table
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.config.run import RunConfig
+from megatron_kis.config.study import StudyConfig
+from megatron_kis.data_tools.rendering.templates import load_templates
 from tests.sources import Sources, write_sources
 from tests.test_docs import PAGES, ROOT, blocks, run
 

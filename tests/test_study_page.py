@@ -8,11 +8,11 @@ import re
 import pandas as pd
 import pytest
 
-from analysis.load_csv import load_points_csv
-from analysis.predict import load_predictions
-from analysis.validate import validate
 from benchmarks import study_page
-from megatron_kis.errors import InputError
+from megatron_kis.analysis.law.predict import load_predictions
+from megatron_kis.analysis.law.validate import validate
+from megatron_kis.analysis.runs.load_csv import load_points_csv
+from megatron_kis.common.errors import InputError
 
 
 def test_every_table_of_the_page_is_made_of_its_results() -> None:

@@ -11,11 +11,8 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from analysis.collapse.base import Transition
-from analysis.load import Runs, load_runs
-from analysis.load_csv import is_points_csv, load_curves_csv, load_points_csv
-from analysis.settings import AnalysisSettings
-from analysis.study import (
+from megatron_kis import __version__
+from megatron_kis.analysis.findings.result import (
     AnalysisResult,
     analyse,
     analyse_points,
@@ -23,9 +20,12 @@ from analysis.study import (
     predicted_before,
     study_description,
 )
-from megatron_kis import __version__
-from megatron_kis.errors import printable
-from megatron_kis.files import fingerprint, write_text
+from megatron_kis.analysis.runs.load import Runs, load_runs
+from megatron_kis.analysis.runs.load_csv import is_points_csv, load_curves_csv, load_points_csv
+from megatron_kis.analysis.runs.transitions import Transition
+from megatron_kis.common.errors import printable
+from megatron_kis.common.files import fingerprint, write_text
+from megatron_kis.config.analysis import AnalysisSettings
 
 __all__ = ["report"]
 
@@ -100,7 +100,7 @@ def render(result: AnalysisResult) -> str:
     """The report's HTML; the same result gives the same bytes."""
     import jinja2
 
-    from analysis.report import wording
+    from megatron_kis.analysis.report import wording
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -119,7 +119,7 @@ def _shown(value: Any) -> Any:
 
 
 def _content(result: AnalysisResult) -> dict[str, Any]:
-    from analysis.report import check_figures, figures, law_figure, summary, tables, wording
+    from megatron_kis.analysis.report import check_figures, figures, law_figure, summary, tables, wording
 
     content: dict[str, Any] = {
         "title": result.title,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.report import wording as w
-from analysis.report.theme import COLOURS, Panel
+from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report.theme import COLOURS, Panel
 
 _LABEL_WIDTH = 0.0155
 """Of a character of the second axis, as a share of the axis: 6 points at size 9 in 4.6 inches, and some room."""

@@ -6,12 +6,12 @@ import math
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from analysis.law import Law
-from analysis.report import wording as w
-from analysis.report.figures import Drawing
-from analysis.report.theme import COLOURS, panel, to_svg
-from analysis.study import AnalysisResult
-from analysis.validate import Score
+from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.validate import Score
+from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report.figures import Drawing
+from megatron_kis.analysis.report.theme import COLOURS, panel, to_svg
 
 
 def check_figures(result: AnalysisResult) -> list[tuple[str, list[Drawing]]]:

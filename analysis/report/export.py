@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from analysis.report import check_figures, figures, law_figure, tables
-from analysis.report.theme import exported_to
-from analysis.study import AnalysisResult
-from megatron_kis.errors import printable
-from megatron_kis.files import atomic_write
+from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.report import check_figures, figures, law_figure, tables
+from megatron_kis.analysis.report.theme import exported_to
+from megatron_kis.common.errors import printable
+from megatron_kis.common.files import atomic_write
 
 TABLES = (
     "transitions",

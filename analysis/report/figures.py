@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.collapse.base import COLLAPSED, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
-from analysis.collapse.tolerance import loss_excess
-from analysis.curves import Curve, curves, mean_curves
-from analysis.report import wording as w
-from analysis.report.axes import FrequencyAxis, axis_of, draw_rate_axis, ratios_of
-from analysis.report.theme import COLOURS, DASHES, MARKERS, SIZE_MARKERS, Panel, panel, size_slot, to_svg
-from analysis.study import AnalysisResult
+from megatron_kis.analysis.criteria.loss import loss_excess
+from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report.axes import FrequencyAxis, axis_of, draw_rate_axis, ratios_of
+from megatron_kis.analysis.report.theme import COLOURS, DASHES, MARKERS, SIZE_MARKERS, Panel, panel, size_slot, to_svg
+from megatron_kis.analysis.runs.curves import Curve, curves, mean_curves
+from megatron_kis.analysis.runs.transitions import COLLAPSED, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def _hinge_line(
     drawn: Panel, axis: FrequencyAxis, result: AnalysisResult, rows: pd.DataFrame, notes: list[str]
 ) -> None:
     """The fitted plateau and fall, where a collapse was found by the hinge."""
-    from analysis.collapse.hinge import fit_hinge
-    from analysis.collapse.hinge_model import rate_of
+    from megatron_kis.analysis.criteria.hinge import fit_hinge
+    from megatron_kis.analysis.criteria.hinge_fit import rate_of
 
     settings = result.settings
     if settings.criterion != "hinge" or rows.empty:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from analysis.collapse.base import LEFT_CENSORED, RIGHT_CENSORED, Transition
-from analysis.law import Law
-from analysis.predict import Prediction, predict
-from analysis.report import wording as w
-from analysis.report.figures import Drawing
-from analysis.report.theme import COLOURS, Panel, panel, to_svg
-from analysis.study import LAW_ORDER, AnalysisResult
+from megatron_kis.analysis.findings.result import LAW_ORDER, AnalysisResult
+from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.predict import Prediction, predict
+from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report.figures import Drawing
+from megatron_kis.analysis.report.theme import COLOURS, Panel, panel, to_svg
+from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
 
 _SPREAD = 30.0  # the axis shows bands up to this factor beyond the points; wider ones run off it
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.collapse.base import COLLAPSED, INCONCLUSIVE, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
-from analysis.load import Runs
-from analysis.predict import Prediction
-from analysis.report import wording as w
-from analysis.report.figures import cell_label
-from analysis.study import AnalysisResult
-from megatron_kis.errors import first_of
+from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.law.predict import Prediction
+from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report.figures import cell_label
+from megatron_kis.analysis.runs.load import Runs
+from megatron_kis.analysis.runs.transitions import (
+    COLLAPSED,
+    INCONCLUSIVE,
+    LEFT_CENSORED,
+    OBSERVED,
+    RIGHT_CENSORED,
+    Transition,
+)
+from megatron_kis.common.errors import first_of
 
 _ORDER = (("onset", "infused"), ("collapse", "infused"), ("collapse", "background"), ("tolerance", "general"))
 

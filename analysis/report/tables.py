@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.report import wording as w
-from analysis.study import AnalysisResult
+from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.report import wording as w
 
 _LONG = 16  # characters of a fingerprint shown; the whole stands in its tooltip
 
@@ -85,7 +85,7 @@ def rates(result: AnalysisResult) -> Table | None:
     """Level means of every group, split and scoring rule."""
     if result.curves is None:
         return None
-    from analysis.curves import mean_curves
+    from megatron_kis.analysis.runs.curves import mean_curves
 
     heads = [
         ("group", False), ("split", False), ("scoring", False), ("N", True), ("D", True), ("F", True), ("rate", True),

@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 import re
 
-from analysis.collapse.base import COLLAPSED, INCONCLUSIVE, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
+from megatron_kis.analysis.runs.transitions import (
+    COLLAPSED,
+    INCONCLUSIVE,
+    LEFT_CENSORED,
+    OBSERVED,
+    RIGHT_CENSORED,
+    Transition,
+)
 
 MINUS = "−"
 _RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")

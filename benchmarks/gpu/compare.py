@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_kis.data.general import ValidationText
+from megatron_kis.data.pretraining_text import ValidationText
+from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
-from megatron_kis.probes.restore import restored
-from megatron_kis.training.kept import open_run
+from megatron_kis.training.artifacts import open_run
 
 ROWS = 8  # sequences whose logits are compared
 

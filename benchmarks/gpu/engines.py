@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from megatron_kis.config import RunConfig
-from megatron_kis.device import Device, open_device, seed_device
-from megatron_kis.model.vocabulary import padded_vocabulary
-from megatron_kis.parallel import Layout, close_groups, open_groups
-from megatron_kis.settings import parse_config
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.config.run import RunConfig
+from megatron_kis.config.vocabulary import padded_vocabulary
+from megatron_kis.distributed.device import Device, open_device, seed_device
+from megatron_kis.distributed.parallel import Layout, close_groups, open_groups
 
 Samples = list[dict[str, torch.Tensor]]
 
@@ -53,7 +53,7 @@ def build(
         implementation: ``model.transformer_impl``.
         parallel: section of the configuration.
     """
-    from megatron_kis.training.engine import Engine
+    from megatron_kis.engine.engine import Engine
 
     content = {
         "name": "benchmark", "output": "unused", "device": device.kind,

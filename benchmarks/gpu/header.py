@@ -25,7 +25,7 @@ def describe(device: str) -> dict[str, Any]:
     """
     import torch
 
-    from megatron_kis.device import open_device
+    from megatron_kis.distributed.device import open_device
     from megatron_kis.model.support import why_no_compiler, why_no_transformer_engine
     from megatron_kis.training.record import code_fingerprint
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.engines import build, opened, samples_of
-from megatron_kis.device import Device
-from megatron_kis.model import ladder
-from megatron_kis.model.vocabulary import padded_vocabulary
+from megatron_kis.config import ladder
+from megatron_kis.config.training import resolve_precision
+from megatron_kis.config.vocabulary import padded_vocabulary
+from megatron_kis.distributed.device import Device
 from megatron_kis.planning.memory import memory as planned_memory
 from megatron_kis.planning.split import Split
-from megatron_kis.training.settings import resolve_precision
 
 USABLE = 0.94
 """Share of a GPU's memory up to which a case is tried, as in ``kis plan``."""
@@ -155,8 +155,8 @@ def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[st
 
 def _validate(engine: Any, case: dict[str, Any], data: Path) -> None:
     """The validation of a run, on random rows."""
-    from megatron_kis.config import MomentsConfig, ValidationConfig
-    from megatron_kis.training.hooks import State, ValidationHook
+    from megatron_kis.config.run import MomentsConfig, ValidationConfig
+    from megatron_kis.training.callbacks.base import State, ValidationHook
 
     shape, random = (64, case["length"] + 1), torch.Generator().manual_seed(2)
     rows = torch.randint(0, case["vocabulary"], shape, generator=random).numpy()
@@ -168,7 +168,7 @@ def _validate(engine: Any, case: dict[str, Any], data: Path) -> None:
 
 def _probe(engine: Any, case: dict[str, Any], data: Path) -> None:
     """A run's probe, on the questions of the small data."""
-    from megatron_kis.config import ProbeConfig
+    from megatron_kis.config.run import ProbeConfig
     from megatron_kis.probes.forward import Scorer
     from megatron_kis.probes.probe import Probe
     from megatron_kis.probes.questions import read_questions
@@ -181,7 +181,7 @@ def _probe(engine: Any, case: dict[str, Any], data: Path) -> None:
 
 def _save(engine: Any, case: dict[str, Any], data: Path) -> None:
     """A checkpoint up to its copy in the host's memory: what follows is written from there."""
-    from megatron_kis.training import shards
+    from megatron_kis.checkpoint import sharded as shards
 
     with tempfile.TemporaryDirectory() as folder:
         shards.stage(engine.sharded_state(), Path(folder) / "checkpoint")

@@ -69,9 +69,9 @@ def measure(
         seconds: of the measurement, after the warm-up.
     """
     from benchmarks.gpu.engines import opened
-    from megatron_kis.model import ladder
-    from megatron_kis.model.vocabulary import padded_vocabulary
-    from megatron_kis.training.speed import Speed
+    from megatron_kis.config import ladder
+    from megatron_kis.config.vocabulary import padded_vocabulary
+    from megatron_kis.engine.throughput import Speed
 
     make: Callable[..., Callable[[], float]] = _peer_step if kind == PEER else _our_step
     sizes = {"preset": preset, "length": length, "batch": batch, "micro_batch": micro_batch, "vocabulary": vocabulary}
@@ -116,8 +116,8 @@ def _peer_step(
 
     from benchmarks.gpu.engines import samples_of
     from benchmarks.training_cpu import Plain
-    from megatron_kis.model import ladder
-    from megatron_kis.model.vocabulary import padded_vocabulary
+    from megatron_kis.config import ladder
+    from megatron_kis.config.vocabulary import padded_vocabulary
 
     place = device.torch_device
     model = Plain(ladder.preset(preset), padded_vocabulary(vocabulary), length).to(place)

@@ -21,12 +21,12 @@ from mkdocs.structure.pages import Page
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from analysis.settings import AnalysisSettings
-from data_tools.prepare import DataSettings
-from data_tools.select import SelectSettings
-from megatron_kis.cli import build_parser
-from megatron_kis.config import RunConfig
-from megatron_kis.study.config import StudyConfig
+from megatron_kis.cli.main import build_parser
+from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.run import RunConfig
+from megatron_kis.config.study import StudyConfig
+from megatron_kis.data_tools.preparation.prepare import DataSettings
+from megatron_kis.data_tools.selection.select import SelectSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")

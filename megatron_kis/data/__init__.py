@@ -11,7 +11,7 @@ __all__ = ["ExposurePlan", "InfusedDataset"]
 def __getattr__(name: str) -> Any:
     """Imports the public classes on first use: a plan needs no torch."""
     if name == "ExposurePlan":
-        from megatron_kis.data.plan import ExposurePlan
+        from megatron_kis.data.exposure_plan import ExposurePlan
 
         return ExposurePlan
     if name == "InfusedDataset":

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from megatron_kis.common.errors import InputError
+from megatron_kis.data.exposure_plan import SequenceLayout
+from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
-from megatron_kis.data.plan import SequenceLayout
-from megatron_kis.data.store import ExposureStore
-from megatron_kis.errors import InputError
 
 Sample = dict[str, torch.Tensor]
 """One training sequence under the names and in the shapes of Megatron-Core's ``GPTDataset``:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
-from megatron_kis.data.plan import ExposurePlan, SequenceLayout
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import fingerprint
+from megatron_kis.data.exposure_plan import ExposurePlan, SequenceLayout
 from megatron_kis.data.stream import IntArray
-from megatron_kis.errors import InputError
-from megatron_kis.files import fingerprint
 
 _CONTENT = ("infused_facts", "background_facts", "background_policy", "sequence_length", "seed", "templates")
 _ASKED = (

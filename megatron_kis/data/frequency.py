@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_kis.data.random import key_of, permute
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data.counter_rng import key_of, permute
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

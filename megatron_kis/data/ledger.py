@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from megatron_kis.data.exposure_plan import SequenceLayout
+from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
-from megatron_kis.data.plan import SequenceLayout
-from megatron_kis.data.store import ExposureStore
 
 LEDGER_SCHEMA = "kis.ledger/1"
 GROUPS = ("infused", "background")

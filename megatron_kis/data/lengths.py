@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
 
 IntArray = NDArray[np.int64]
 

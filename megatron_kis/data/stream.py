@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_kis.data.random import mix, mix_one, permute
-from megatron_kis.data.schedule import UNIFORM, Schedule
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data.counter_rng import mix, mix_one, permute
+from megatron_kis.data.exposure_schedule import UNIFORM, Schedule
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

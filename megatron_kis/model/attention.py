@@ -29,7 +29,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from megatron_kis.device import quiet_megatron
+from megatron_kis.distributed.device import quiet_megatron
 from megatron_kis.model.context import gather_sequence, pieces_of
 
 with quiet_megatron():

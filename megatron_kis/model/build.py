@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from megatron_kis.device import Device, quiet_megatron
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.ladder import ModelShape
+from megatron_kis.config.layout import check_layers, check_shape
+from megatron_kis.config.training import ParallelConfig
+from megatron_kis.distributed.device import Device, quiet_megatron
+from megatron_kis.distributed.parallel import Layout
 from megatron_kis.model.attention import SdpaAttention
 from megatron_kis.model.gated import SwiGlu
-from megatron_kis.model.ladder import ModelShape
-from megatron_kis.model.layout import check_layers, check_shape
 from megatron_kis.model.loss import cross_entropy
 from megatron_kis.model.norm import RmsNorm
 from megatron_kis.model.support import fuses, say_if_transformer_engine_is_unused, why_no_transformer_engine
-from megatron_kis.parallel import Layout
-from megatron_kis.training.settings import ParallelConfig
 
 with quiet_megatron():
     from megatron.core.models.gpt.gpt_layer_specs import (

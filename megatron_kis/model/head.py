@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import torch
 from torch.nn.functional import linear
 
-from megatron_kis.device import quiet_megatron
+from megatron_kis.config.vocabulary import LOGITS_PER_BLOCK
+from megatron_kis.distributed.device import quiet_megatron
 from megatron_kis.model.loss import cross_entropy
-from megatron_kis.model.vocabulary import LOGITS_PER_BLOCK
 
 with quiet_megatron():
     from megatron.core.models.gpt.gpt_model import GPTModel

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron_kis.device import quiet_megatron
+from megatron_kis.distributed.device import quiet_megatron
 
 with quiet_megatron():
     from megatron.core.transformer.transformer_config import TransformerConfig

@@ -12,7 +12,7 @@ import sys
 
 import torch.distributed as dist
 
-from megatron_kis.device import Device, quiet_megatron
+from megatron_kis.distributed.device import Device, quiet_megatron
 
 TRANSFORMER_ENGINE = {"0.16": ("2.9", "2.12"), "0.19": ("2.9", "2.21")}
 """Versions of Transformer Engine, from and below, by version of Megatron-Core: for 0.16 those of its own metadata. 0.19

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_kis.model.ladder import ModelShape
+from megatron_kis.config.ladder import ModelShape
 from megatron_kis.planning.split import Split, rank_params
 
 Kind = Literal["tensor", "context", "pipeline", "data"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_kis.errors import InputError, nearest
+from megatron_kis.common.errors import InputError, nearest
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from megatron_kis.errors import InputError
-from megatron_kis.model.ladder import ModelShape
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.ladder import ModelShape
 from megatron_kis.planning.hardware import Gpu
 from megatron_kis.planning.memory import Memory, memory
 from megatron_kis.planning.parts import Besides

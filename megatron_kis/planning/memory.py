@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_kis.model.ladder import ModelShape
+from megatron_kis.config.ladder import ModelShape
 from megatron_kis.planning.parts import (
     Besides,
     between,

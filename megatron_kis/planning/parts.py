@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from megatron_kis.model.vocabulary import LOGITS_PER_BLOCK
+from megatron_kis.config.vocabulary import LOGITS_PER_BLOCK
 from megatron_kis.planning.passes import batches, last_inputs, left_over
 from megatron_kis.planning.steps import Work, unkept_peak
 

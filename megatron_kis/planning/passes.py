@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_kis.planning.schedule import passes
+from megatron_kis.planning.pipeline_order import passes
 from megatron_kis.planning.split import Split
 from megatron_kis.planning.steps import Step, Work, backward_peak, embedding, forward_peak, head, kept, layers
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from megatron_kis.model.ladder import ModelShape
+from megatron_kis.config.ladder import ModelShape
 from megatron_kis.planning.split import Split
 
 Kernels = Literal["fused", "plain"]

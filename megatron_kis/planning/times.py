@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from megatron_kis.model.ladder import ModelShape
+from megatron_kis.config.ladder import ModelShape
 from megatron_kis.planning.communication import Message, Passes, messages
 from megatron_kis.planning.hardware import Gpu
 from megatron_kis.planning.split import Split, rank_params

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
 from megatron_kis.probes.scoring import RULES
 
 NEVER = -1

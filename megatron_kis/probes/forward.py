@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_kis.device import quiet_megatron
+from megatron_kis.distributed.device import quiet_megatron
+from megatron_kis.distributed.parallel import sum_over_data
 from megatron_kis.model.attention import SdpaAttention
 from megatron_kis.model.head import head_inputs, head_weight, headless
-from megatron_kis.parallel import sum_over_data
-from megatron_kis.probes.forest import EdgeScores, Forest
 from megatron_kis.probes.packed import send
+from megatron_kis.probes.prefix_tree import EdgeScores, Forest
 from megatron_kis.probes.ragged import ranges, starts_of
 from megatron_kis.probes.readout import read_tokens
 
 if TYPE_CHECKING:
-    from megatron_kis.training.engine import Engine
+    from megatron_kis.engine.engine import Engine
 
 with quiet_megatron():
     from megatron.core.models.gpt.gpt_model import GPTModel

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_kis.probes.curves import learned_bits
-from megatron_kis.probes.forest import EdgeScores, Forest, plant
+from megatron_kis.probes.prefix_tree import EdgeScores, Forest, plant
 from megatron_kis.probes.questions import QuestionSet
 from megatron_kis.probes.ragged import Ragged
 from megatron_kis.probes.scoring import RULES, score_rules

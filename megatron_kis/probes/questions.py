@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_kis.errors import InputError
-from megatron_kis.files import read_json_lines
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import read_json_lines
 from megatron_kis.probes.table import Option, Question, QuestionColumns, QuestionTable
 
 __all__ = ["GROUPS", "SPLITS", "Option", "Question", "QuestionSet", "check_lengths", "read_questions"]

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.nn.functional import linear
 
-from megatron_kis.model.vocabulary import LOGITS_PER_BLOCK
+from megatron_kis.config.vocabulary import LOGITS_PER_BLOCK
 from megatron_kis.probes.packed import send
 
 _BLOCK_ON_HOST = 512

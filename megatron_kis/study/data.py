@@ -6,18 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_tools.indexed import suffixed
-from data_tools.tokenizer import model_file, side_file
-from megatron_kis.config import RunConfig
-from megatron_kis.data.settings import DataConfig
-from megatron_kis.errors import InputError
-from megatron_kis.files import read_text, sha256_file
-from megatron_kis.identity import DATA
-from megatron_kis.parsing import parse_json
-from megatron_kis.paths import absolute
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import read_text, sha256_file
+from megatron_kis.common.identity import DATA
+from megatron_kis.common.parsing import parse_json
+from megatron_kis.common.paths import absolute
+from megatron_kis.config.data import DataConfig
+from megatron_kis.config.run import RunConfig
+from megatron_kis.data_tools.storage.indexed import suffixed
+from megatron_kis.data_tools.tokenizers.base import model_file, side_file
 
 if TYPE_CHECKING:
-    from data_tools.prepare import DataSettings
+    from megatron_kis.data_tools.preparation.prepare import DataSettings
 
 _NEXT_TO_A_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
 """Files that decide about a tokenizer.json; ``<model>.meta.json`` decides about the others."""
@@ -65,7 +65,7 @@ def source_files(settings: DataSettings) -> list[Path]:
     Raises:
         InputError: a pattern that matches nothing.
     """
-    from data_tools.text_parts import expand
+    from megatron_kis.data_tools.readers.splits import expand
 
     files = [*expand(settings.text), *_facts(settings.facts), settings.templates]
     if settings.tokenizer is not None:

@@ -8,15 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_tools.tokenizer import load_tokenizer
-from megatron_kis.config import ModelConfig, RunConfig, TrainingConfig
-from megatron_kis.data.settings import DataConfig, InfusionConfig
-from megatron_kis.errors import InputError, KisError
-from megatron_kis.model.layout import check_layouts
-from megatron_kis.model.vocabulary import VOCABULARY_MULTIPLE
-from megatron_kis.names import same_place
-from megatron_kis.settings import Settings, parse_config
-from megatron_kis.study.config import RungConfig, StudyConfig
+from megatron_kis.common.configuration import Settings, parse_config
+from megatron_kis.common.errors import InputError, KisError
+from megatron_kis.common.identifiers import same_place
+from megatron_kis.config.data import DataConfig, InfusionConfig
+from megatron_kis.config.layout import check_layouts
+from megatron_kis.config.run import ModelConfig, RunConfig, TrainingConfig
+from megatron_kis.config.study import RungConfig, StudyConfig
+from megatron_kis.config.vocabulary import VOCABULARY_MULTIPLE
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 
 
 @dataclass(frozen=True)

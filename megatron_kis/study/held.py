@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.errors import InputError, KisError, first_of
-from megatron_kis.files import read_json
-from megatron_kis.identity import RUN_FILE, RUN_SCHEMA
-from megatron_kis.study.claim import FOLDER as CLAIMS
-from megatron_kis.study.claim import LEASE_SECONDS, alive, look
+from megatron_kis.common.errors import InputError, KisError, first_of
+from megatron_kis.common.files import read_json
+from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
+from megatron_kis.executor.lease import FOLDER as CLAIMS
+from megatron_kis.executor.lease import LEASE_SECONDS, alive, look
+from megatron_kis.executor.slurm.queue import live_tasks
+from megatron_kis.executor.slurm.records import Submitted, read_tasks, submission_folder, submitted
 from megatron_kis.study.data import same_data
-from megatron_kis.study.slurm.queue import live_tasks
-from megatron_kis.study.slurm.records import Submitted, read_tasks, submission_folder, submitted
 from megatron_kis.study.standing import newest_identity
 
 _SHOWN = 3  # names of each kind

@@ -1,6 +1,6 @@
 """``study.json``: which runs belong to a study, and with what settings and data they were, or will be, made.
 
-The analysis counts these runs alone (``analysis.membership``). For ten thousand runs the file stays small: settings
+The analysis counts these runs alone (``runs.membership``). For ten thousand runs the file stays small: settings
 that runs share are written once, and each run is one line.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.config import RunConfig
-from megatron_kis.files import read_json, write_text
-from megatron_kis.identity import CELL, DATA, OLDER_TOKENIZER, STUDY_FILE, STUDY_SCHEMA, settings_of
+from megatron_kis.common.files import read_json, write_text
+from megatron_kis.common.identity import CELL, DATA, OLDER_TOKENIZER, STUDY_FILE, STUDY_SCHEMA, settings_of
+from megatron_kis.config.run import RunConfig
 
 
 def manifest_of(study_name: str, runs: Sequence[RunConfig], fingerprints: Mapping[str, str]) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from megatron_kis.files import read_text, write_text
-from megatron_kis.identity import leaves, within
-from megatron_kis.parsing import parse_yaml
-from megatron_kis.paths import Moved, placed
-from megatron_kis.settings import as_content, file_base
-from megatron_kis.study.config import StudyConfig
+from megatron_kis.common.configuration import as_content, file_base
+from megatron_kis.common.files import read_text, write_text
+from megatron_kis.common.identity import leaves, within
+from megatron_kis.common.parsing import parse_yaml
+from megatron_kis.common.paths import Moved, placed
+from megatron_kis.config.study import StudyConfig
 
 FILE = "study.yaml"
 """In the study's output folder."""

@@ -14,10 +14,9 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
 
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError, first_of, system_problem
-from megatron_kis.files import read_json
-from megatron_kis.identity import (
+from megatron_kis.common.errors import InputError, first_of, system_problem
+from megatron_kis.common.files import read_json
+from megatron_kis.common.identity import (
     CHECKPOINT_FILE,
     CHECKPOINT_SCHEMA,
     RUN_FILE,
@@ -28,7 +27,8 @@ from megatron_kis.identity import (
     differences,
     settings_of,
 )
-from megatron_kis.study.config import StudyConfig
+from megatron_kis.config.run import RunConfig
+from megatron_kis.config.study import StudyConfig
 from megatron_kis.study.resolved import read_resolved
 from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 

@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_kis.config import RunConfig
-from megatron_kis.identity import RUN_FILE
-from megatron_kis.study.attempts import NAME as ATTEMPTS
-from megatron_kis.study.attempts import History, read_attempts, settings_fingerprint
-from megatron_kis.study.claim import FOLDER as CLAIMS
-from megatron_kis.study.claim import LEASE_SECONDS, Seen, alive, look, this_process
+from megatron_kis.common.identity import RUN_FILE
+from megatron_kis.config.run import RunConfig
+from megatron_kis.executor.attempts import NAME as ATTEMPTS
+from megatron_kis.executor.attempts import History, read_attempts, settings_fingerprint
+from megatron_kis.executor.lease import FOLDER as CLAIMS
+from megatron_kis.executor.lease import LEASE_SECONDS, Seen, alive, look, this_process
+from megatron_kis.executor.logs import LOG_NAME, last_lines, reason
+from megatron_kis.executor.slurm.queue import Queued
 from megatron_kis.study.grid import cost
-from megatron_kis.study.logs import LOG_NAME, last_lines, reason
 from megatron_kis.study.standing import foreign_settings
 
 State = Literal["waiting", "queued", "running", "stopped", "done", "failed", "given up", "other settings"]
@@ -33,20 +34,6 @@ _TAILS = (4096, 1 << 18)
 """Bytes from the end of a log of rows that are looked through: enough nearly always, and enough always."""
 
 _SHOWN_LINES = 3  # of the log of a failed cell
-
-
-@dataclass(frozen=True)
-class Queued:
-    """What a scheduler says of a cell."""
-
-    state: str
-    """In the scheduler's word, such as PENDING or RUNNING."""
-
-    job: str = ""
-    """Number of its job."""
-
-    reason: str = ""
-    """Why it waits, in the scheduler's word."""
 
 
 @dataclass(frozen=True)

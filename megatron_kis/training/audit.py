@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_tools.progress import Progress
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import read_json
+from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA, changed_data, short
+from megatron_kis.common.progress import Progress
 from megatron_kis.data.ledger import GROUPS, LEDGER_SCHEMA, Ledger
-from megatron_kis.errors import InputError
-from megatron_kis.files import read_json
-from megatron_kis.identity import RUN_FILE, RUN_SCHEMA, changed_data, short
 
 _TOGETHER = 64  # sequences that are laid out in one pass
 
@@ -93,7 +93,7 @@ def differences_of(result: dict[str, Any]) -> int:
 
 def _recount(record: dict[str, Any], folder: Path, progress: Progress) -> dict[str, dict[str, int]]:
     """Exposures in the sequences that the run's configuration gives now, by group and fact."""
-    from megatron_kis.recorded import recorded_config
+    from megatron_kis.config.recorded import recorded_config
     from megatron_kis.training.inputs import open_inputs
 
     inputs = open_inputs(recorded_config(record, folder))

@@ -14,18 +14,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.config import OptimizerConfig, RunConfig
+from megatron_kis.checkpoint.folders import FOLDER, Checkpoint, required, write_manifest
+from megatron_kis.checkpoint.log_repair import content_at
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import write_bytes
+from megatron_kis.common.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA, changed_data, short
+from megatron_kis.common.paths import seen_from
+from megatron_kis.config.run import OptimizerConfig, RunConfig
 from megatron_kis.data.extension import check_continuation
-from megatron_kis.errors import InputError
-from megatron_kis.files import write_bytes
-from megatron_kis.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA, changed_data, short
-from megatron_kis.paths import seen_from
-from megatron_kis.settings import parse_config
-from megatron_kis.training.checkpoint import FOLDER, Checkpoint, required, write_manifest
-from megatron_kis.training.log_repair import content_at
+from megatron_kis.engine.lr_schedule import learning_rate
 from megatron_kis.training.record import setting_differences
 from megatron_kis.training.resume import outcomes_of
-from megatron_kis.training.schedule import learning_rate
 
 _OWN = (
     "training.token_budget", "training.optimizer.warmup_share", "training.optimizer.decay_share",

@@ -6,19 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from data_tools.tokenizer import Tokenizer, load_tokenizer
-from megatron_kis.config import RunConfig
+from megatron_kis.checkpoint.initial_weights import open_start
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import sha256_file
+from megatron_kis.config.run import RunConfig
+from megatron_kis.config.vocabulary import padded_vocabulary
 from megatron_kis.data.dataset import InfusedDataset
+from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
-from megatron_kis.data.general import GeneralText, ValidationText
-from megatron_kis.data.plans import open_plan
-from megatron_kis.data.store import ExposureStore
-from megatron_kis.errors import InputError
-from megatron_kis.files import sha256_file
-from megatron_kis.imports.start import open_start
-from megatron_kis.model.vocabulary import padded_vocabulary
+from megatron_kis.data.pretraining_text import GeneralText, ValidationText
+from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
 from megatron_kis.probes.questions import QuestionSet, check_lengths, read_questions
-from megatron_kis.training.kept import made_with
+from megatron_kis.training.artifacts import made_with
+from megatron_kis.training.run_plan import open_plan
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import megatron_kis
-from megatron_kis.config import RunConfig
-from megatron_kis.data.general import Epochs
-from megatron_kis.errors import InputError
-from megatron_kis.files import fingerprint, read_json, sha256_file, write_json
-from megatron_kis.identity import DATA, RUN_FILE, RUN_SCHEMA, changed_data, differences, settings_of, short
-from megatron_kis.paths import seen_from
-from megatron_kis.settings import as_content
+from megatron_kis.common.configuration import as_content
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import fingerprint, read_json, sha256_file, write_json
+from megatron_kis.common.identity import DATA, RUN_FILE, RUN_SCHEMA, changed_data, differences, settings_of, short
+from megatron_kis.common.paths import seen_from
+from megatron_kis.config.run import RunConfig
+from megatron_kis.data.pretraining_text import Epochs
 
 DONE_SCHEMA = "kis.done/1"
 CLOSED = (RUN_FILE, "metrics.jsonl", "probes.jsonl", "exposures.json")
@@ -46,9 +46,10 @@ def versions() -> dict[str, str]:
 
 
 def code_fingerprint() -> str:
-    """Of the source files of this package, by name and content."""
+    """Fingerprint of the package's source files by name and content; the same in a checkout and installed."""
     root = Path(megatron_kis.__file__).parent
-    return fingerprint({str(path.relative_to(root)): sha256_file(path) for path in sorted(root.rglob("*.py"))})
+    paths = sorted(Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
+    return fingerprint({str(path.relative_to(root)): sha256_file(path) for path in paths if path.suffix == ".py"})
 
 
 def run_record(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.files import fingerprint
-from megatron_kis.identity import changed_data, data_differences, differences
-from megatron_kis.training.checkpoint import Checkpoint
+from megatron_kis.checkpoint.folders import Checkpoint
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import fingerprint
+from megatron_kis.common.identity import changed_data, data_differences, differences
+from megatron_kis.config.run import RunConfig
 from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 
 _REMEDY = "restore what it was trained with, choose another output, or begin again with --restart"

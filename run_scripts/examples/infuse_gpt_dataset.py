@@ -17,17 +17,17 @@ from types import SimpleNamespace
 
 import torch
 
-from data_tools.tokenizer import Tokenizer, load_tokenizer
-from megatron_kis.config import OptimizerConfig
+from megatron_kis.config.ladder import ModelShape
+from megatron_kis.config.run import OptimizerConfig
+from megatron_kis.config.vocabulary import padded_vocabulary
 from megatron_kis.data import ExposurePlan, InfusedDataset
 from megatron_kis.data.dataset import MegatronText
+from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.ledger import Ledger
-from megatron_kis.data.store import ExposureStore
-from megatron_kis.device import open_device, quiet_megatron
+from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
+from megatron_kis.distributed.device import open_device, quiet_megatron
+from megatron_kis.distributed.parallel import close_groups, open_groups
 from megatron_kis.model.build import build_model
-from megatron_kis.model.ladder import ModelShape
-from megatron_kis.model.vocabulary import padded_vocabulary
-from megatron_kis.parallel import close_groups, open_groups
 
 with quiet_megatron():
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.curves import CURVE_COLUMNS, Curve
+from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, Curve
 
 RELATIONS = ("airport_region", "iata_city", "country_capital")
 TEMPLATES = {"train": 8, "held_out": 3, "question": 2}
@@ -83,7 +83,7 @@ def write_study(
 
 def config_of(path: Path, truth: Truth, params: int, frequency: float, seed: int) -> dict[str, Any]:
     """The whole configuration of a run, as run.json has it; of the size it has the width."""
-    from megatron_kis.config import RunConfig
+    from megatron_kis.config.run import RunConfig
 
     data = {name: path.parent / name for name in ("corpus", "validation", "exposures", "tokenizer")}
     training = {"token_budget": truth.tokens, "sequence_length": 64, "global_batch_size": 8, "seed": seed}

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.collapse import HingeCollapse, Onset, find_transitions
-from analysis.curves import curves
-from analysis.settings import AnalysisSettings
-from megatron_kis.errors import InputError
+from megatron_kis.analysis.criteria import HingeCollapse, Onset, find_transitions
+from megatron_kis.analysis.runs.curves import curves
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.analysis import AnalysisSettings
 from tests.analysis.synthetic import curve, curve_rows
 
 LEVELS = (0, 8, 32, 128, 512, 1024)

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from megatron_kis.commands import law
-from megatron_kis.errors import InputError
-from megatron_kis.units import quantity
+from megatron_kis.cli import law
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.units import quantity
 from tests.analysis.synthetic import Truth, curve_rows, write_run
 
 

@@ -10,13 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import isotonic_regression
 
-from analysis.collapse import HingeCollapse, ToleranceRule, criteria_of, find_transitions
-from analysis.collapse.hinge_model import fit_hinges, fit_nodes, polish, rate_of
-from analysis.collapse.resample import draw, evidence
-from analysis.collapse.unimodal import fall_statistic, fall_test, isotonic_prefixes, log_likelihood, prefix_fits
-from analysis.settings import AnalysisSettings
-from analysis.simulate import Truth, simulate_curve, table_of
-from megatron_kis.errors import InputError
+from megatron_kis.analysis.criteria import HingeCollapse, ToleranceRule, criteria_of, find_transitions
+from megatron_kis.analysis.criteria.counts import draw, evidence
+from megatron_kis.analysis.criteria.hinge_fit import fit_hinges, fit_nodes, polish, rate_of
+from megatron_kis.analysis.criteria.unimodal import (
+    fall_statistic,
+    fall_test,
+    isotonic_prefixes,
+    log_likelihood,
+    prefix_fits,
+)
+from megatron_kis.analysis.simulate import Truth, simulate_curve, table_of
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.analysis import AnalysisSettings
 
 LEVELS = np.array([0, 50, 100, 200, 400, 600, 800, 1000, 1300, 1600.0])
 X = np.log(np.maximum(LEVELS, 1e-300))

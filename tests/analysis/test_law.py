@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from analysis.collapse import Transition
-from analysis.law import LawRefused, fit_law, load_law
-from analysis.predict import predict
-from analysis.study import fit_laws, law_record
-from megatron_kis.errors import InputError
-from megatron_kis.files import write_json
+from megatron_kis.analysis.criteria import Transition
+from megatron_kis.analysis.findings.result import fit_laws, law_record
+from megatron_kis.analysis.law.fit import LawRefused, fit_law, load_law
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import write_json
 
 SIZES = (1e5, 3e5, 1e6, 4e6, 1e7, 3e7)
 

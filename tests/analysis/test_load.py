@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis.curves import CURVE_COLUMNS, curve_table, write_curves_csv
-from analysis.load import load_runs
-from analysis.load_csv import load_curves_csv
-from megatron_kis.errors import InputError, JobError
-from megatron_kis.files import sha256_file
+from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, curve_table, write_curves_csv
+from megatron_kis.analysis.runs.load import load_runs
+from megatron_kis.analysis.runs.load_csv import load_curves_csv
+from megatron_kis.common.errors import InputError, JobError
+from megatron_kis.common.files import sha256_file
 from tests.analysis.synthetic import Truth, write_run
 
 
@@ -214,7 +214,7 @@ def test_an_error_of_the_disk_ends_the_work_and_is_no_damage(runs_dir, monkeypat
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", failing)
-    monkeypatch.setattr("megatron_kis.files._WAITS", (0.0,))
+    monkeypatch.setattr("megatron_kis.common.files._WAITS", (0.0,))
     with pytest.raises(JobError, match=f"f64/{name}: cannot be read"):
         load_runs(runs_dir)
 

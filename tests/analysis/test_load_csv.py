@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from analysis.collapse import find_transitions
-from analysis.load_csv import load_curves_csv, load_points_csv, write_points_csv
-from megatron_kis.errors import InputError
+from megatron_kis.analysis.criteria import find_transitions
+from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv, write_points_csv
+from megatron_kis.common.errors import InputError
 from tests.analysis.synthetic import curve_rows
 
 CURVES = "params,tokens,frequency,seed,n,correct\n"

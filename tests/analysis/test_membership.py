@@ -9,13 +9,22 @@ from typing import Any
 
 import pytest
 
-from analysis.curves import curve_table
-from analysis.load import load_runs
-from analysis.membership import parse_manifest
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.identity import CELL, DATA, OF_THE_SIZE, OLDER_TOKENIZER, RESULTLESS, leaves, settings_of, within
-from megatron_kis.settings import parse_config
+from megatron_kis.analysis.runs.curves import curve_table
+from megatron_kis.analysis.runs.load import load_runs
+from megatron_kis.analysis.runs.membership import parse_manifest
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.identity import (
+    CELL,
+    DATA,
+    OF_THE_SIZE,
+    OLDER_TOKENIZER,
+    RESULTLESS,
+    leaves,
+    settings_of,
+    within,
+)
+from megatron_kis.config.run import RunConfig
 from megatron_kis.study.manifest import manifest_of, write_manifest
 from tests.analysis.synthetic import Truth, config_of, write_run
 

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.collapse import Transition
-from analysis.law import fit_law
-from analysis.new_sizes import new_sizes
-from analysis.predict import predict
-from analysis.settings import AnalysisSettings
+from megatron_kis.analysis.criteria import Transition
+from megatron_kis.analysis.design.new_sizes import new_sizes
+from megatron_kis.analysis.law.fit import fit_law
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.config.analysis import AnalysisSettings
 
 SIZES = (1_000_000, 2_000_000, 4_000_000, 8_000_000)
 TOKENS, TARGET = 10_000_000, 64e6

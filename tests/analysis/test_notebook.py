@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import load_runs, report
-from analysis.curves import curve_table, write_curves_csv
-from analysis.simulate import Truth, simulate_table, write_runs
+from megatron_kis.analysis import load_runs, report
+from megatron_kis.analysis.runs.curves import curve_table, write_curves_csv
+from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "notebook.md"
 
@@ -42,8 +42,8 @@ def test_the_code_of_the_page_runs_from_top_to_bottom(folder: Path, capsys: pyte
 
 
 def test_a_report_can_be_made_of_runs_tables_points_and_files(folder: Path) -> None:
-    from analysis import AnalysisSettings, find_transitions, load_curves_csv
-    from analysis.load_csv import write_points_csv
+    from megatron_kis.analysis import AnalysisSettings, find_transitions, load_curves_csv
+    from megatron_kis.analysis.runs.load_csv import write_points_csv
 
     quick = AnalysisSettings(resamples=99, law_resamples=0)
     curves = load_curves_csv("my_curves.csv")

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 import pytest
 from scipy import stats
 
-from analysis.law import fit_law
-from analysis.predict import load_predictions, predict, prediction_record
-from analysis.study import write_predictions
-from analysis.validate import summary, validate
-from megatron_kis.errors import InputError
-from megatron_kis.files import write_json
+from megatron_kis.analysis.findings.result import write_predictions
+from megatron_kis.analysis.law.fit import fit_law
+from megatron_kis.analysis.law.predict import load_predictions, predict, prediction_record
+from megatron_kis.analysis.law.validate import summary, validate
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import write_json
 from tests.analysis.test_law import SIZES, noisy, point
 
 THEN, LATER = datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 3, 4, tzinfo=UTC)

@@ -11,11 +11,11 @@ import pytest
 import statsmodels.api as sm
 from scipy import optimize, stats
 
-from analysis.candidates import CANDIDATES, SIZE, Cells, compare, fit_candidate
-from analysis.law import fit_law
-from analysis.predict import predict
-from analysis.regression import fit, log_likelihood
-from analysis.study import fit_laws, law_record
+from megatron_kis.analysis.findings.result import fit_laws, law_record
+from megatron_kis.analysis.law.candidates import CANDIDATES, SIZE, Cells, compare, fit_candidate
+from megatron_kis.analysis.law.fit import fit_law
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.regression import fit, log_likelihood
 from tests.analysis.test_law import SIZES, noisy, point
 
 

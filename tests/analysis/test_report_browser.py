@@ -10,7 +10,7 @@ from html import unescape
 
 import pytest
 
-from analysis import report
+from megatron_kis.analysis import report
 from tests.analysis.synthetic import Truth, write_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

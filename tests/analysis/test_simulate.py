@@ -9,20 +9,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.bootstrap import bootstrap_law
-from analysis.bootstrap_points import bootstrap_points, measured_again
-from analysis.candidates import Cells
-from analysis.collapse import find_transitions
-from analysis.curves import curve_table, curves
-from analysis.law import fit_law
-from analysis.load import load_runs
-from analysis.next_runs import bisect, prediction_variance, propose
-from analysis.predict import predict
-from analysis.settings import AnalysisSettings
-from analysis.simulate import Truth, simulate_table, write_runs
-from analysis.validate import rolling_origin
 from benchmarks.simulated import TRUTH, chain, end_to_end
-from megatron_kis.errors import InputError
+from megatron_kis.analysis.criteria import find_transitions
+from megatron_kis.analysis.design.next_runs import bisect, prediction_variance, propose
+from megatron_kis.analysis.law.bootstrap import bootstrap_law
+from megatron_kis.analysis.law.bootstrap_points import bootstrap_points, measured_again
+from megatron_kis.analysis.law.candidates import Cells
+from megatron_kis.analysis.law.fit import fit_law
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.validate import rolling_origin
+from megatron_kis.analysis.runs.curves import curve_table, curves
+from megatron_kis.analysis.runs.load import load_runs
+from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.analysis import AnalysisSettings
 
 QUICK = AnalysisSettings(resamples=99)
 CELLS = [(n, 2_000_000_000) for n in (30_000_000, 60_000_000, 125_000_000, 250_000_000, 500_000_000)]

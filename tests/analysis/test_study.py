@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis import AnalysisSettings, analyse_study, find_transitions, fit_law, load_runs, report
-from analysis.load_csv import load_curves_csv, load_points_csv
-from analysis.study import analyse
-from megatron_kis.errors import InputError
+from megatron_kis.analysis import AnalysisSettings, analyse_study, find_transitions, fit_law, load_runs, report
+from megatron_kis.analysis.findings.result import analyse
+from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv
+from megatron_kis.common.errors import InputError
 from tests.analysis.synthetic import Truth, write_run, write_study
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -162,7 +162,7 @@ def test_seeds_are_drawn_one_by_one(tmp_path):
 
 
 def test_figures_and_tables_are_also_files_for_papers(tmp_path):
-    from analysis.report.export import export
+    from megatron_kis.analysis.report.export import export
 
     write_study(tmp_path / "s", Truth(facts=40), params=(100_000, 200_000, 400_000), frequencies=(0, 64, 256, 512, 900))
     result = analyse(load_runs(tmp_path / "s"), AnalysisSettings(resamples=99, law_resamples=0))
@@ -183,7 +183,7 @@ def test_figures_and_tables_are_also_files_for_papers(tmp_path):
 def test_budgets_are_told_apart_in_the_law_and_have_no_common_ratio_axis(tmp_path):
     import numpy as np
 
-    from analysis import simulate
+    from megatron_kis.analysis import simulate
 
     cells = [(n, d) for n in (10**7, 10**8, 10**9) for d in (2 * 10**9, 8 * 10**9)]
     truth = simulate.Truth(budget_exponent=0.3, scatter=0.02)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from analysis.law import fit_law
-from analysis.predict import predict
-from analysis.report import wording as w
-from analysis.report.summary import _sentence, answer
+from megatron_kis.analysis.law.fit import fit_law
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report.summary import _sentence, answer
 from tests.analysis.test_law import noisy
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.report import wording as w
-from analysis.report.axes import apart
+from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report.axes import apart
 
 
 @pytest.mark.parametrize(

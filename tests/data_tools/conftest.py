@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from data_tools.facts import Fact
-from data_tools.importers import import_tsv
-from data_tools.prepare import fact_names
-from data_tools.select import SelectSettings, select_facts
-from data_tools.templates import RelationTemplates, load_templates
-from data_tools.text import iter_documents
-from data_tools.tokenizer import Tokenizer, train_tokenizer
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.facts.importers import import_tsv
+from megatron_kis.data_tools.preparation.prepare import fact_names
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.rendering.templates import RelationTemplates, load_templates
+from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
+from megatron_kis.data_tools.tokenizers.base import Tokenizer, train_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LEADS = FIXTURES / "leads.jsonl"
@@ -43,7 +43,7 @@ def tokenizer_path(tmp_path_factory: pytest.TempPathFactory, facts: list[Fact]) 
 
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_path: Path) -> Tokenizer:
-    from data_tools.tokenizer import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 
     return load_tokenizer(tokenizer_path)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from data_tools.articles import indefinite_article
+from megatron_kis.data_tools.rendering.articles import indefinite_article
 
 
 @pytest.mark.parametrize(

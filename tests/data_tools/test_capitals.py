@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_tools.mentions import WeighedText, mentions
+from megatron_kis.data_tools.mentions.mentions import WeighedText, mentions
 
 
 def named(text, name):

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from data_tools.indexed import IndexedReader
-from megatron_kis.cli import main
+from megatron_kis.cli.main import main
+from megatron_kis.data_tools.storage.indexed import IndexedReader
 
 from .conftest import LEADS
 
@@ -81,7 +81,7 @@ def test_a_corpus_is_made_without_importing_anything_heavy(tmp_path, model):
     arguments = ["data", "corpus", "--input", LEADS, "--tokenizer", model, "--output", tmp_path / "c", "--workers", 1]
     heavy = "('torch', 'awkward', 'pandas', 'scipy', 'nltk', 'pyarrow', 'rich', 'transformers', 'sentencepiece')"
     code = (
-        f"import sys; from megatron_kis.cli import main; main({list(map(str, arguments))});"
+        f"import sys; from megatron_kis.cli.main import main; main({list(map(str, arguments))});"
         f" print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from data_tools.importers import IMPORTERS
-from megatron_kis.commands import data
-from megatron_kis.commands.data.facts import FORMATS
-from megatron_kis.errors import InputError
+from megatron_kis.cli import data
+from megatron_kis.cli.data.facts import FORMATS
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.importers import IMPORTERS
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
 
@@ -96,7 +96,7 @@ def test_every_step_has_help(step, capsys):
 
 def test_describing_the_command_imports_nothing_slow():
     slow = "('numpy', 'torch', 'sentencepiece', 'rich')"
-    code = f"import sys, megatron_kis.commands.data; print([name for name in {slow} if name in sys.modules])"
+    code = f"import sys, megatron_kis.cli.data; print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from data_tools.corpus import CorpusOptions, build_corpus, read_corpus_meta
-from data_tools.facts import Fact
-from data_tools.indexed import IndexedReader, suffixed
-from data_tools.text import iter_documents
-from megatron_kis.errors import InputError
-from megatron_kis.files import sha256_file
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import sha256_file
+from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus, read_corpus_meta
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.storage.indexed import IndexedReader, suffixed
 
 from .conftest import LEADS
 

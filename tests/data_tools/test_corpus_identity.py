@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools import corpus_part, encode
-from data_tools.corpus import CorpusOptions, build_corpus, read_corpus_meta
-from data_tools.corpus_merge import merge_corpora
-from data_tools.encode_gigatoken import GigatokenEncoder
-from data_tools.encode_reference import EncodersDifferError
-from data_tools.facts import Fact
-from data_tools.indexed import IndexedReader, IndexedWriter, content_fingerprint, suffixed
-from data_tools.progress import LineProgress
-from data_tools.text import iter_documents
-from data_tools.text_parts import expand, refuse_own_outputs
-from data_tools.tokenizer import load_tokenizer, train_tokenizer
-from megatron_kis.cli import main
-from megatron_kis.errors import InputError
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.progress import LineProgress
+from megatron_kis.data_tools.corpus import part as corpus_part
+from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.merge import merge_corpora
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.readers.splits import expand, refuse_own_outputs
+from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, content_fingerprint, suffixed
+from megatron_kis.data_tools.tokenizers import encoder as encode
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.data_tools.tokenizers.gigatoken import GigatokenEncoder
+from megatron_kis.data_tools.tokenizers.reference_encoder import EncodersDifferError
 
 from .conftest import LEADS
 

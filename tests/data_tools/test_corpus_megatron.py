@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from data_tools.corpus import CorpusOptions, build_corpus
-from data_tools.indexed import IndexedReader, suffixed
-from data_tools.sentences import load_splitter
-from data_tools.tokenizer import load_tokenizer, train_tokenizer
+from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus
+from megatron_kis.data_tools.corpus.sentences import load_splitter
+from megatron_kis.data_tools.storage.indexed import IndexedReader, suffixed
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
 
 from .conftest import LEADS
 
@@ -114,7 +114,7 @@ def test_sentences_give_the_bytes_of_megatrons_tool_with_the_same_punkt(tmp_path
 def test_sentences_are_learned_once_and_the_model_is_plain_json(tmp_path, tokenizer):
     pytest.importorskip("nltk")
     said = []
-    from data_tools.progress import LineProgress
+    from megatron_kis.common.progress import LineProgress
 
     for name in ("one", "two"):
         options = CorpusOptions(sentences=True, workers=1)

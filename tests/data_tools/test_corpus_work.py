@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from data_tools import corpus_part
-from data_tools.corpus import CorpusOptions, build_corpus, read_corpus_meta
-from data_tools.corpus_merge import merge_corpora
-from data_tools.facts import Fact
-from data_tools.indexed import IndexedReader, IndexedWriter, suffixed
-from data_tools.progress import LineProgress
-from data_tools.text import iter_documents
-from data_tools.tokenizer import train_tokenizer
-from megatron_kis.errors import InputError, JobError
+from megatron_kis.common.errors import InputError, JobError
+from megatron_kis.common.progress import LineProgress
+from megatron_kis.data_tools.corpus import part as corpus_part
+from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.merge import merge_corpora
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, suffixed
+from megatron_kis.data_tools.tokenizers.base import train_tokenizer
 
 from .conftest import LEADS
 
@@ -52,9 +52,9 @@ COMMAND = """
 import sys, time
 from pathlib import Path
 from data_tools import corpus_part
-from data_tools.corpus import CorpusOptions, build_corpus
-from data_tools.facts import Fact
-from data_tools.tokenizer import load_tokenizer
+from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 
 encode = corpus_part.PartEncoder.encode
 def slow(self, *arguments):
@@ -229,9 +229,9 @@ def test_corpora_that_do_not_fit_together_are_not_joined(tmp_path, tokenizer):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from data_tools.corpus import CorpusOptions, build_corpus
-from data_tools.tokenizer import load_tokenizer
-from megatron_kis.errors import JobError
+from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+from megatron_kis.common.errors import JobError
 tokenizer = load_tokenizer(Path(sys.argv[2]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
@@ -273,7 +273,7 @@ def test_a_worker_that_dies_is_told(tmp_path, tokenizer, monkeypatch):
 
 
 def test_two_at_work_on_one_corpus_are_refused(tmp_path, tokenizer):
-    from megatron_kis.files import locked
+    from megatron_kis.common.files import locked
 
     with locked(tmp_path / "c.parts", "kis data corpus"), pytest.raises(JobError, match="another 'kis data corpus'"):
         build_corpus([LEADS], tokenizer, tmp_path / "c")
@@ -286,7 +286,7 @@ def test_a_document_of_50_mb_needs_bounded_memory(tmp_path):
     texts = (document.text for document in iter_documents([LEADS]))
     train_tokenizer(texts, tmp_path / "t.json", vocab_size=400, kind="byte-bpe")
     arguments = ["--input", source, "--tokenizer", tmp_path / "t.json", "--output", tmp_path / "c"]
-    command = [sys.executable, "-m", "megatron_kis.cli", "data", "corpus", *arguments, "--validation-share", "0"]
+    command = [sys.executable, "-m", "megatron_kis.cli.main", "data", "corpus", *arguments, "--validation-share", "0"]
     command = [str(argument) for argument in command]
     refused = subprocess.run(command, check=False, capture_output=True, text=True)
     assert refused.returncode == 2

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.dealing import choose_options, deal, deal_fairly
-from data_tools.facts import Fact
-from data_tools.names import Entities
-from data_tools.templates import RelationTemplates
-from data_tools.tokenizer import Tokenizer, load_tokenizer
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.facts.names import Entities
+from megatron_kis.data_tools.rendering.dealing import choose_options, deal, deal_fairly
+from megatron_kis.data_tools.rendering.templates import RelationTemplates
+from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
 
 HOLLAND = [
     Fact("hague", "Hague House", "country", "Holland", "infused"),

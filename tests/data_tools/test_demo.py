@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from data_tools.demo import WHEELS, fetch_demo
-from data_tools.importers import import_tsv
-from data_tools.templates import load_templates
-from megatron_kis.errors import InputError, JobError
-from megatron_kis.files import sha256_file
+from megatron_kis.common.errors import InputError, JobError
+from megatron_kis.common.files import sha256_file
+from megatron_kis.data_tools.facts.importers import import_tsv
+from megatron_kis.data_tools.preparation.demo import WHEELS, fetch_demo
+from megatron_kis.data_tools.rendering.templates import load_templates
 
 LEADS = {
     "river": {"title": "River", "extract": "A river is a stream.", "topic": "x"},

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools import encode_gigatoken
-from data_tools.encode import AWKWARD, choose_encoder
-from data_tools.encode_gigatoken import GigatokenEncoder
-from data_tools.encode_reference import ReferenceEncoder
-from data_tools.text import iter_documents
-from data_tools.tokenizer import load_tokenizer, train_tokenizer
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.tokenizers import gigatoken as encode_gigatoken
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.data_tools.tokenizers.encoder import AWKWARD, choose_encoder
+from megatron_kis.data_tools.tokenizers.gigatoken import GigatokenEncoder
+from megatron_kis.data_tools.tokenizers.reference_encoder import ReferenceEncoder
 
 from .conftest import LEADS
 

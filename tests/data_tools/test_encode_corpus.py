@@ -7,16 +7,16 @@ import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer
 
-from data_tools import encode
-from data_tools.corpus import CorpusOptions, build_corpus, read_corpus_meta
-from data_tools.encode import choose_encoder
-from data_tools.encode_beware import Beware
-from data_tools.encode_gigatoken import GigatokenEncoder, _pieces
-from data_tools.encode_reference import EncodersDifferError, ReferenceEncoder
-from data_tools.progress import LineProgress
-from data_tools.text import iter_documents
-from data_tools.tokenizer import load_tokenizer, train_tokenizer
-from megatron_kis.cli import main
+from megatron_kis.cli.main import main
+from megatron_kis.common.progress import LineProgress
+from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus, read_corpus_meta
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.tokenizers import encoder as encode
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.data_tools.tokenizers.encoder import choose_encoder
+from megatron_kis.data_tools.tokenizers.gigatoken import GigatokenEncoder, _pieces
+from megatron_kis.data_tools.tokenizers.reference_encoder import EncodersDifferError, ReferenceEncoder
+from megatron_kis.data_tools.tokenizers.unsafe_text import Beware
 
 from .conftest import LEADS
 
@@ -116,7 +116,7 @@ def test_where_gigatoken_fails_the_tokenizers_own_library_encodes_all(tmp_path, 
     source.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     monkeypatch.setattr(FailingGigatoken, "error", error)
     monkeypatch.setattr(encode, "GigatokenEncoder", FailingGigatoken)
-    monkeypatch.setattr("data_tools.corpus.sample_texts", lambda *_args, **_options: iter(TEXTS[:1]))
+    monkeypatch.setattr("megatron_kis.data_tools.corpus.build.sample_texts", lambda *_args, **_options: iter(TEXTS[:1]))
     lines, found = build(fast, source, tmp_path / "c", workers=workers)
     reason = str(error).partition("\n")[0]
     assert any(f"failed ({reason}); all of it is encoded again" in line for line in lines)

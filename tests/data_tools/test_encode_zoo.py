@@ -22,10 +22,10 @@ from tokenizers import (
     trainers,
 )
 
-from data_tools.encode import AWKWARD, choose_encoder
-from data_tools.encode_gigatoken import GigatokenEncoder
-from data_tools.text import iter_documents
-from data_tools.tokenizer import load_tokenizer
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+from megatron_kis.data_tools.tokenizers.encoder import AWKWARD, choose_encoder
+from megatron_kis.data_tools.tokenizers.gigatoken import GigatokenEncoder
 
 from .conftest import LEADS
 

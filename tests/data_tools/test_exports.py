@@ -3,12 +3,12 @@ from dataclasses import astuple, replace
 
 import pytest
 
-from data_tools.exports import export_bear
-from data_tools.facts import Fact
-from data_tools.importers import bear_templates, import_bear
-from data_tools.select import SelectSettings, select_facts
-from data_tools.templates import RelationTemplates
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.facts.importers import bear_templates, import_bear
+from megatron_kis.data_tools.rendering.templates import RelationTemplates
+from megatron_kis.data_tools.selection.exports import export_bear
+from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
 
 TEMPLATES = {"P30": RelationTemplates(("[X] is in [Y].",), ("[X] is a(n) [Y] place.", "In [Y] lies [X]."), ())}
 FACTS = [

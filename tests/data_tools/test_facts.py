@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from data_tools.facts import Fact, load_facts, write_facts
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import Fact, load_facts, write_facts
 
 ROW = {"id": "a", "subject": "Rysy", "relation": "peak_country", "object": "Poland", "group": "infused"}
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from data_tools.facts import Fact
-from data_tools.render import render, template_lengths
-from data_tools.templates import RelationTemplates
-from data_tools.tokenizer import Tokenizer, load_tokenizer
-from megatron_kis.files import sha256_file
+from megatron_kis.common.files import sha256_file
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.rendering.render import render, template_lengths
+from megatron_kis.data_tools.rendering.templates import RelationTemplates
+from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
 from tests.frames import EOD, write_framed_tokenizer
 
 TEMPLATES = {"r": RelationTemplates(("[X] is in [Y].", "In [Y] is [X]."), ("[X]: [Y].",), ("Where is [X]? [Y]",))}

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from data_tools.facts import load_facts
-from data_tools.imports import import_facts, read_source_templates, source_files
-from data_tools.select import SelectSettings
-from megatron_kis.cli import main
-from megatron_kis.errors import InputError
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import load_facts
+from megatron_kis.data_tools.selection.imports import import_facts, read_source_templates, source_files
+from megatron_kis.data_tools.selection.select import SelectSettings
 
 FOUR = SelectSettings(infused=4, background=0, control=0)
 ROWS = "Pexa Qy\tc\tLand\nRuvo Sy\tc\tTown\nTilo Uy\tc\tHill\nVara Wy\tc\tMoor\n"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools import indexed
-from data_tools.indexed import IndexedReader, IndexedWriter, suffixed, token_dtype
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.storage import indexed
+from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, suffixed, token_dtype
 
 DOCUMENTS = [[5, 6, 7, 1], [1], [400, 1], list(range(100, 160)), [9, 9, 1]]
 

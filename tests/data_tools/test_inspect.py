@@ -3,12 +3,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_tools.corpus import build_corpus
-from data_tools.indexed import IndexedReader, IndexedWriter
-from data_tools.inspect import describe, inspect_corpus
-from data_tools.render import render
-from data_tools.tokenizer import train_tokenizer
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.corpus.build import build_corpus
+from megatron_kis.data_tools.inspect import describe, inspect_corpus
+from megatron_kis.data_tools.rendering.render import render
+from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter
+from megatron_kis.data_tools.tokenizers.base import train_tokenizer
 
 from .conftest import LEADS
 

@@ -5,10 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.facts import Fact
-from data_tools.leaks import LeakCount, LeakFinder, filter_leaks, iter_leaks, sentence_spans, without
-from data_tools.text import Document, iter_documents
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.mentions.decontaminate import (
+    LeakCount,
+    LeakFinder,
+    filter_leaks,
+    iter_leaks,
+    sentence_spans,
+    without,
+)
+from megatron_kis.data_tools.readers.documents import Document, iter_documents
 
 from .conftest import LEADS
 

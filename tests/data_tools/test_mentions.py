@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.facts import Fact
-from data_tools.folding import FoldedText, line_of_words, words
-from data_tools.hints import gives_away, holds_name
-from data_tools.leaks import LeakCount, LeakFinder, iter_leaks
-from data_tools.mentions import Name, WeighedText, mentions
-from data_tools.numerals import readings
-from data_tools.sentence_spans import sentence_spans
-from data_tools.text import Document
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.facts.folding import FoldedText, line_of_words, words
+from megatron_kis.data_tools.mentions.decontaminate import LeakCount, LeakFinder, iter_leaks
+from megatron_kis.data_tools.mentions.mentions import Name, WeighedText, mentions
+from megatron_kis.data_tools.mentions.numerals import readings
+from megatron_kis.data_tools.mentions.sentence_spans import sentence_spans
+from megatron_kis.data_tools.readers.documents import Document
+from megatron_kis.data_tools.selection.hints import gives_away, holds_name
 
 
 def named(text, *names):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.importers import Candidate
-from data_tools.names import Entities, entity_key, mentions, name_key, one_of_each, says_something
+from megatron_kis.data_tools.facts.importers import Candidate
+from megatron_kis.data_tools.facts.names import Entities, entity_key, mentions, name_key, one_of_each, says_something
 
 
 @pytest.mark.parametrize(

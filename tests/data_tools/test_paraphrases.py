@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from data_tools.exposures import read_exposure_index
-from data_tools.facts import Fact
-from data_tools.indexed import IndexedReader
-from data_tools.paraphrases import load_paraphrases
-from data_tools.render import render
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.rendering.paraphrases import load_paraphrases
+from megatron_kis.data_tools.rendering.render import render
+from megatron_kis.data_tools.storage.exposures import read_exposure_index
+from megatron_kis.data_tools.storage.indexed import IndexedReader
 
 
 @pytest.fixture

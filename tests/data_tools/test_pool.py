@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
-from data_tools.importers import Candidate, Dropped
-from data_tools.pool import (
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.importers import Candidate, Dropped
+from megatron_kis.data_tools.selection.pool import (
     AMBIGUOUS_NAMES,
     AMBIGUOUS_OBJECTS,
     NOT_SAMPLED,
@@ -14,8 +15,7 @@ from data_tools.pool import (
     SAYS_NOTHING,
     usable_facts,
 )
-from data_tools.select import SelectSettings, select_facts
-from megatron_kis.errors import InputError
+from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
 
 
 def many(count, relation="r", objects=None):

@@ -2,14 +2,14 @@ from dataclasses import replace
 
 import pytest
 
-from data_tools.facts import load_facts
-from data_tools.indexed import IndexedReader
-from data_tools.inspect import inspect_corpus
-from data_tools.prepare import DataSettings, prepare_data
-from data_tools.progress import LineProgress
-from data_tools.select import SelectSettings
-from data_tools.tokenizer import load_tokenizer
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.progress import LineProgress
+from megatron_kis.data_tools.facts.fact import load_facts
+from megatron_kis.data_tools.inspect import inspect_corpus
+from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
+from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.storage.indexed import IndexedReader
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
 

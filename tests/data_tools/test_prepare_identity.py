@@ -8,18 +8,19 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
-from data_tools import prepare, prepare_steps, publish, stamps
-from data_tools.facts import load_facts
-from data_tools.imports import source_files, source_fingerprint
-from data_tools.prepare import DataSettings, fact_names, prepare_data, stale
-from data_tools.progress import LineProgress
-from data_tools.seen import Seen, Sources
-from data_tools.select import SelectSettings
-from data_tools.templates import load_templates
-from data_tools.text import iter_documents
-from data_tools.tokenizer import load_tokenizer, train_tokenizer
-from megatron_kis.errors import InputError
-from megatron_kis.files import fingerprint, sha256_file
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import fingerprint, sha256_file
+from megatron_kis.common.known_files import Seen, Sources
+from megatron_kis.common.progress import LineProgress
+from megatron_kis.data_tools.facts.fact import load_facts
+from megatron_kis.data_tools.preparation import prepare, publish, stamps
+from megatron_kis.data_tools.preparation import steps as prepare_steps
+from megatron_kis.data_tools.preparation.prepare import DataSettings, fact_names, prepare_data, stale
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.rendering.templates import load_templates
+from megatron_kis.data_tools.selection.imports import source_files, source_fingerprint
+from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
 
@@ -323,7 +324,9 @@ def test_an_output_changed_in_place_to_the_same_size_and_date_is_made_again(sett
 def test_files_are_not_hashed_again_while_their_status_is_the_same(settings, data, monkeypatch):
     prepare_data(settings, data)
     hashed = []
-    monkeypatch.setattr("data_tools.seen.sha256_file", lambda path: hashed.append(path) or sha256_file(path))
+    monkeypatch.setattr(
+        "megatron_kis.common.known_files.sha256_file", lambda path: hashed.append(path) or sha256_file(path)
+    )
     assert stale(settings, data) == []
     assert run(settings, data) == [f"{step}: up to date" for step in STEPS]
     assert hashed == []
@@ -599,8 +602,8 @@ def test_a_damaged_stamp_is_none(settings, data):
 
 
 def test_two_at_work_on_the_same_data_are_refused(settings, data):
-    from megatron_kis.errors import JobError
-    from megatron_kis.files import locked
+    from megatron_kis.common.errors import JobError
+    from megatron_kis.common.files import locked
 
     with locked(data / "stamps", "other"), pytest.raises(JobError, match="preparation of these data"):
         prepare_data(replace(settings, seed=1), data)

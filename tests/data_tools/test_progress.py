@@ -1,4 +1,4 @@
-from data_tools.progress import BarProgress, LineProgress, Progress
+from megatron_kis.common.progress import BarProgress, LineProgress, Progress
 
 
 def test_every_kind_of_progress_passes_the_items_through():

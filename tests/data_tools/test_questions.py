@@ -3,12 +3,12 @@ from dataclasses import replace
 
 import pytest
 
-from data_tools.dealing import choose_options
-from data_tools.facts import Fact
-from data_tools.questions import iter_questions
-from data_tools.statements import tokenize_option
-from data_tools.templates import fill
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.rendering.dealing import choose_options
+from megatron_kis.data_tools.rendering.questions import iter_questions
+from megatron_kis.data_tools.rendering.statements import tokenize_option
+from megatron_kis.data_tools.rendering.templates import fill
 
 
 def cell(count, group="infused", relation="r", first=0):

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from data_tools.exports import export_bear
-from data_tools.facts import Fact, load_facts, write_facts
-from data_tools.importers import (
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import Fact, load_facts, write_facts
+from megatron_kis.data_tools.facts.importers import (
     Candidate,
     Dropped,
     import_bear,
@@ -20,11 +20,11 @@ from data_tools.importers import (
     import_trex,
     import_tsv,
 )
-from data_tools.imports import import_facts
-from data_tools.paraphrases import load_paraphrases
-from data_tools.select import SelectSettings
-from data_tools.templates import RelationTemplates
-from megatron_kis.errors import InputError
+from megatron_kis.data_tools.rendering.paraphrases import load_paraphrases
+from megatron_kis.data_tools.rendering.templates import RelationTemplates
+from megatron_kis.data_tools.selection.exports import export_bear
+from megatron_kis.data_tools.selection.imports import import_facts
+from megatron_kis.data_tools.selection.select import SelectSettings
 
 ROW = {"id": "a", "subject": "Rysy", "relation": "peak", "object": "Poland", "group": "infused"}
 NILE = {"sub_label": "Nile", "obj_label": "Africa"}

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from data_tools.exposures import read_exposure_index
-from data_tools.facts import Fact, write_facts
-from data_tools.indexed import IndexedReader
-from data_tools.questions import expected_size
-from data_tools.render import render, template_lengths
-from data_tools.templates import fill
-from megatron_kis.cli import main
-from megatron_kis.errors import InputError
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import Fact, write_facts
+from megatron_kis.data_tools.rendering.questions import expected_size
+from megatron_kis.data_tools.rendering.render import render, template_lengths
+from megatron_kis.data_tools.rendering.templates import fill
+from megatron_kis.data_tools.storage.exposures import read_exposure_index
+from megatron_kis.data_tools.storage.indexed import IndexedReader
 
 from .conftest import TEMPLATES
 

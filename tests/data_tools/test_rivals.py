@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.dealing import choose_options, deal, deal_fairly
-from data_tools.facts import Fact
-from data_tools.questions import iter_questions
-from data_tools.render import render
-from data_tools.rivals import Rivals
-from data_tools.templates import RelationTemplates
-from data_tools.tokenizer import Tokenizer
-from megatron_kis.cli import main
-from megatron_kis.errors import InputError
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.rendering.dealing import choose_options, deal, deal_fairly
+from megatron_kis.data_tools.rendering.questions import iter_questions
+from megatron_kis.data_tools.rendering.render import render
+from megatron_kis.data_tools.rendering.rivals import Rivals
+from megatron_kis.data_tools.rendering.templates import RelationTemplates
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from tests.frames import write_framed_tokenizer
 
 ENDS = RelationTemplates(("[X] lies in [Y].",), ("The land of [X] is [Y].",), ("Question: Where is [X]? Answer: [Y]",))
@@ -60,7 +60,7 @@ def test_blocks_are_rearranged_so_that_a_preference_still_scores_chance(tokenize
 
 
 def test_statements_decide_what_extends_what(tmp_path: Path) -> None:
-    from data_tools.tokenizer import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 
     # Guinea-Bissau begins with the tokens of Guinea; Chadian has a token of its own, and Chad's end is not in it
     texts = ["lies in Guinea-Bissau, they say. In Guinea lies", "in Chadian, in Chadians", "is Chad, Chad, Chad"] * 50
@@ -88,7 +88,7 @@ def test_objects_that_are_the_same_tokens_are_rivals(tmp_path: Path) -> None:
     from tokenizers import Tokenizer as Model
     from tokenizers import models, pre_tokenizers
 
-    from data_tools.tokenizer import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 
     words = ["<unk>", "</s>", "The", "land", "of", "is", "A", "B", "Question", "Answer", "Where", "lies", "in"]
     model = Model(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
@@ -110,7 +110,7 @@ def test_facts_without_enough_fair_options_are_left_out_and_counted(
     assert {row["fact"] for row in rows} == {fact.id for fact in facts if "Guinea" not in fact.object}
     assert summary.exposures == 8  # what is not asked is shown all the same
     (tmp_path / "t.yaml").write_text(json.dumps({"land": {"train": ENDS.train, "question": ENDS.question}}))
-    from data_tools.facts import write_facts
+    from megatron_kis.data_tools.facts.fact import write_facts
 
     write_facts(tmp_path / "f.jsonl", facts)
     (tmp_path / "t.model").write_bytes(tokenizer.model)

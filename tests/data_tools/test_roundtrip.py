@@ -11,15 +11,15 @@ from tempfile import TemporaryDirectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_tools.exports import export_bear
-from data_tools.facts import load_facts, write_facts
-from data_tools.importers import Candidate, import_bear
-from data_tools.names import Entities, name_key
-from data_tools.render import render
-from data_tools.select import SelectSettings, select_facts
-from data_tools.templates import RelationTemplates
-from data_tools.tokenizer import Tokenizer
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import load_facts, write_facts
+from megatron_kis.data_tools.facts.importers import Candidate, import_bear
+from megatron_kis.data_tools.facts.names import Entities, name_key
+from megatron_kis.data_tools.rendering.render import render
+from megatron_kis.data_tools.rendering.templates import RelationTemplates
+from megatron_kis.data_tools.selection.exports import export_bear
+from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
 
 SCRIPTS = (
     "Málaga Peru Perú Łódź Lodz İzmir Straße Ærø",

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from data_tools.facts import GROUPS
-from data_tools.hints import gives_away
-from data_tools.importers import Candidate, import_tsv
-from data_tools.mentions import name_words
-from data_tools.select import SelectSettings, select_facts
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import GROUPS
+from megatron_kis.data_tools.facts.importers import Candidate, import_tsv
+from megatron_kis.data_tools.mentions.mentions import name_words
+from megatron_kis.data_tools.selection.hints import gives_away
+from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
 
 from .conftest import FOUR_EACH, TRIPLES
 

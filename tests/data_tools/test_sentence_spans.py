@@ -2,9 +2,9 @@
 
 import pytest
 
-from data_tools.facts import Fact
-from data_tools.leaks import LeakFinder
-from data_tools.sentence_spans import sentence_spans
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
+from megatron_kis.data_tools.mentions.sentence_spans import sentence_spans
 
 
 @pytest.mark.parametrize(

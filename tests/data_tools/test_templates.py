@@ -2,8 +2,8 @@ import importlib.resources
 
 import pytest
 
-from data_tools.templates import SPLITS, fill, load_templates, plain, wording, wrong_articles
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.rendering.templates import SPLITS, fill, load_templates, plain, wording, wrong_articles
 
 GOOD = 'r:\n  train: ["[X] is [Y]."]\n  held_out: ["[Y] has [X]."]\n  question: []\n'
 
@@ -50,7 +50,7 @@ def test_a_relation_of_the_facts_without_templates_is_refused(tmp_path):
 
 
 def test_the_templates_that_come_with_us_are_many_and_put_the_object_in_different_places():
-    path = importlib.resources.files("data_tools") / "resources" / "templates.yaml"
+    path = importlib.resources.files("megatron_kis.data_tools") / "resources" / "templates.yaml"
     templates = load_templates(path)
     assert {"airport_region", "iata_city", "country_capital", "country_currency"} <= set(templates)
     for relation in templates.values():

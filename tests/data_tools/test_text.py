@@ -2,9 +2,9 @@ import gzip
 
 import pytest
 
-from data_tools.text import iter_blocks, iter_documents, iter_part
-from data_tools.text_parts import plan_parts, whole
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.readers.documents import iter_blocks, iter_documents, iter_part
+from megatron_kis.data_tools.readers.splits import plan_parts, whole
 
 
 def read(path, **options):

@@ -1,9 +1,10 @@
 import pytest
 
-from data_tools import text_formats, text_lines
-from data_tools.text import iter_documents, iter_part
-from data_tools.text_parts import plan_parts, whole
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.readers import formats as text_formats
+from megatron_kis.data_tools.readers import lines as text_lines
+from megatron_kis.data_tools.readers.documents import iter_documents, iter_part
+from megatron_kis.data_tools.readers.splits import plan_parts, whole
 
 
 def test_a_line_longer_than_any_document_is_dropped_and_named(tmp_path, monkeypatch):

@@ -7,11 +7,11 @@ import lzma
 
 import pytest
 
-from data_tools.text import iter_documents, iter_part
-from data_tools.text_open import kind_of
-from data_tools.text_parts import check_text_files, expand, plan_parts, whole
-from megatron_kis.cli import main
-from megatron_kis.errors import InputError
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.readers.documents import iter_documents, iter_part
+from megatron_kis.data_tools.readers.open import kind_of
+from megatron_kis.data_tools.readers.splits import check_text_files, expand, plan_parts, whole
 
 LINES = b'{"text": "\xd7\x90\xd7\x97\xd7\xaa"}\n{"text": "two"}\n'
 TEXTS = ["אחת", "two"]

@@ -9,10 +9,10 @@ import zlib
 
 import pytest
 
-from data_tools.text import iter_documents, iter_part
-from data_tools.text_parts import whole
-from megatron_kis.cli import main
-from megatron_kis.errors import InputError
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.readers.documents import iter_documents, iter_part
+from megatron_kis.data_tools.readers.splits import whole
 
 zstandard = pytest.importorskip("zstandard")
 

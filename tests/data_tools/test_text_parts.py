@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.text import iter_part
-from data_tools.text_parts import beginning, check_text_files, expand, plan_parts, whole
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.readers.documents import iter_part
+from megatron_kis.data_tools.readers.splits import beginning, check_text_files, expand, plan_parts, whole
 
 
 def test_kinds_that_are_not_read_are_refused_before_any_work(tmp_path):

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from data_tools.text import iter_documents
-from data_tools.tokenizer import load_tokenizer, train_tokenizer
-from megatron_kis.errors import InputError
-from megatron_kis.files import sha256_file
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import sha256_file
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
 
 from .conftest import LEADS
 

@@ -7,11 +7,11 @@ import random
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from data_tools.corpus import build_corpus, read_corpus_meta
-from data_tools.text import iter_documents
-from data_tools.tokenizer import load_tokenizer, side_file, train_tokenizer, write_copy
-from data_tools.tokenizer_tiktoken import PATTERNS
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.corpus.build import build_corpus, read_corpus_meta
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer, side_file, train_tokenizer, write_copy
+from megatron_kis.data_tools.tokenizers.tiktoken import PATTERNS
 
 from .conftest import LEADS
 

@@ -6,14 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from data_tools.corpus import build_corpus, read_corpus_meta
-from data_tools.inspect import inspect_corpus
-from data_tools.render import render
-from data_tools.text import iter_documents
-from data_tools.tokenizer import MODEL_KINDS, load_tokenizer, side_file, train_tokenizer, write_copy
-from megatron_kis.cli import main
-from megatron_kis.errors import InputError
-from megatron_kis.files import sha256_file
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import sha256_file
+from megatron_kis.data_tools.corpus.build import build_corpus, read_corpus_meta
+from megatron_kis.data_tools.inspect import inspect_corpus
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.rendering.render import render
+from megatron_kis.data_tools.tokenizers.base import MODEL_KINDS, load_tokenizer, side_file, train_tokenizer, write_copy
 
 from .conftest import LEADS
 
@@ -155,7 +155,7 @@ def test_what_lies_next_to_a_tiktoken_file_is_part_of_it(tmp_path, change):
 
 
 def test_a_pattern_counts_by_its_content(tmp_path, monkeypatch):
-    from data_tools import tokenizer_tiktoken
+    from megatron_kis.data_tools.tokenizers import tiktoken as tokenizer_tiktoken
 
     before = load_tokenizer(tiktoken_file(tmp_path)).fingerprint
     monkeypatch.setitem(tokenizer_tiktoken.PATTERNS, "gpt2", tokenizer_tiktoken.PATTERNS["gpt4"])

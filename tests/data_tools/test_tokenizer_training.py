@@ -8,13 +8,19 @@ import time
 
 import pytest
 
-from data_tools import tokenizer_training
-from data_tools.text import iter_documents
-from data_tools.tokenizer import CHARACTER_COVERAGE, MODEL_KINDS, Training, load_tokenizer, train_tokenizer
-from data_tools.tokenizer_training import Sample, train
-from megatron_kis.cli import main
-from megatron_kis.errors import InputError
-from megatron_kis.files import sha256_file
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import sha256_file
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.tokenizers import training as tokenizer_training
+from megatron_kis.data_tools.tokenizers.base import (
+    CHARACTER_COVERAGE,
+    MODEL_KINDS,
+    Training,
+    load_tokenizer,
+    train_tokenizer,
+)
+from megatron_kis.data_tools.tokenizers.training import Sample, train
 
 from .conftest import LEADS
 
@@ -35,8 +41,8 @@ ALONE = """
 import os, sys
 os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
 from pathlib import Path
-from data_tools.text import iter_documents
-from data_tools.tokenizer import train_tokenizer
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.tokenizers.base import train_tokenizer
 texts = (document.text for document in iter_documents([Path(sys.argv[1])]))
 train_tokenizer(texts, Path(sys.argv[2]), vocab_size=600, kind=sys.argv[3])
 """

@@ -48,9 +48,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def configuration(asked: argparse.Namespace) -> Any:
     """The run's configuration, as a file of the same content would give it."""
-    from megatron_kis.config import RunConfig
-    from megatron_kis.model.ladder import preset
-    from megatron_kis.settings import parse_config
+    from megatron_kis.common.configuration import parse_config
+    from megatron_kis.config.ladder import preset
+    from megatron_kis.config.run import RunConfig
 
     shape = preset(asked.preset)
     sequences = asked.micro_batch * asked.micro_batches * asked.data
@@ -83,11 +83,11 @@ class Rank:
 
     def __init__(self, asked: argparse.Namespace, counts: Counts) -> None:
         """Builds the engine as ``kis train`` does."""
-        from megatron_kis.determinism import set_determinism
-        from megatron_kis.device import open_device, seed_device
-        from megatron_kis.model.vocabulary import padded_vocabulary
-        from megatron_kis.parallel import open_groups
-        from megatron_kis.training.engine import Engine
+        from megatron_kis.config.vocabulary import padded_vocabulary
+        from megatron_kis.distributed.determinism import set_determinism
+        from megatron_kis.distributed.device import open_device, seed_device
+        from megatron_kis.distributed.parallel import open_groups
+        from megatron_kis.engine.engine import Engine
 
         self.asked, self.counts, self.config = asked, counts, configuration(asked)
         device = open_device(self.config.device)
@@ -142,16 +142,16 @@ class Rank:
 
     def _saver(self) -> Any:
         """That of a run, which asks the other ranks at each step."""
-        from megatron_kis.config import CheckpointConfig
-        from megatron_kis.training.saver import Saver
+        from megatron_kis.config.run import CheckpointConfig
+        from megatron_kis.training.checkpointer import Saver
 
         return Saver(CheckpointConfig(), Path("unused"), steps=9, step_tokens=1, device=self.engine.device.torch_device,
                      logs={})  # fmt: skip
 
     def validation(self) -> None:
         """The hook of the training loop, on 40 sequences."""
-        from megatron_kis.config import ValidationConfig
-        from megatron_kis.training.hooks import State, ValidationHook
+        from megatron_kis.config.run import ValidationConfig
+        from megatron_kis.training.callbacks.base import State, ValidationHook
 
         text = [np.zeros(self.asked.length + 1, dtype=np.int64)] * 40
         hook = ValidationHook(ValidationConfig(), self.engine, text, None, steps=1, step_tokens=1,
@@ -160,8 +160,8 @@ class Rank:
 
     def probe(self) -> None:
         """Options of a common beginning, as many rows a pass as a run has by default."""
-        from megatron_kis.probes.forest import plant
         from megatron_kis.probes.forward import Scorer
+        from megatron_kis.probes.prefix_tree import plant
         from megatron_kis.probes.probe import ROW_WIDTH
         from megatron_kis.probes.ragged import Ragged
 
@@ -177,7 +177,7 @@ class Rank:
         """What a checkpoint copies; nothing is written."""
         from torch.distributed.checkpoint.utils import _DistWrapper
 
-        from megatron_kis.training import shards
+        from megatron_kis.checkpoint import sharded as shards
 
         if self.layout.world_size > 1:  # nobody can join the plans of all ranks: this one writes what it plans to
             _DistWrapper.reduce_scatter = lambda _, name, plan, join: plan()
@@ -300,8 +300,8 @@ def run(asked: argparse.Namespace, counts: Counts, mode: Any) -> dict[str, Any]:
 
 def run_every_rank(asked: argparse.Namespace, counts: Counts, mode: Any) -> list[dict[str, Any]]:
     """One process per rank, one after the other; each is forked, so that the imports are paid once."""
-    import megatron_kis.training.hooks
-    import megatron_kis.training.shards  # noqa: F401
+    import megatron_kis.checkpoint.sharded
+    import megatron_kis.training.callbacks.base  # noqa: F401
 
     found = []
     for rank in range(asked.tensor * asked.pipeline * asked.context * asked.data):

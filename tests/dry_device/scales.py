@@ -55,11 +55,11 @@ def kept() -> dict[str, Any]:
     states.DelayedScalingRecipeState.__init__ = lambda self, *arguments, **named: made(
         self, *arguments, **{**named, "device": torch.device("cpu")}
     )
-    from megatron_kis.device import open_device
+    from megatron_kis.checkpoint import sharded as shards
+    from megatron_kis.config.ladder import ModelShape
+    from megatron_kis.distributed.device import open_device
+    from megatron_kis.engine.scaling import DelayedScaling
     from megatron_kis.model.build import assemble_model
-    from megatron_kis.model.ladder import ModelShape
-    from megatron_kis.training import shards
-    from megatron_kis.training.scaling import DelayedScaling
     from tests.megatron_kis.places import place
 
     def scales(layout: Any) -> tuple[Any, DelayedScaling]:

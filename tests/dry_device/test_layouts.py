@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.model.ladder import PRESETS
+from megatron_kis.config.ladder import PRESETS
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one GPU": {"preset": "70m"},

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.model.ladder import preset
-from megatron_kis.model.vocabulary import padded_vocabulary
+from megatron_kis.config.ladder import preset
+from megatron_kis.config.vocabulary import padded_vocabulary
 from megatron_kis.planning.hardware import GPUS
 from megatron_kis.planning.layouts import Job, options
 from megatron_kis.planning.memory import Memory, groups, stage_memory

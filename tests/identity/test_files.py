@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from analysis.load import load_runs
-from data_tools.prepare import DataSettings, prepare_data
-from data_tools.select import SelectSettings
-from megatron_kis.cli import main
-from megatron_kis.config import RunConfig
-from megatron_kis.files import read_json
-from megatron_kis.settings import parse_config
-from megatron_kis.training.run import train
+from megatron_kis.analysis.runs.load import load_runs
+from megatron_kis.cli.main import main
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.files import read_json
+from megatron_kis.config.run import RunConfig
+from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
+from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.training.trainer import train
 from tests.conftest import TINY_SELECTION, TINY_VOCABULARY
 from tests.identity.test_run_keys import Cut, CutHook, hashes
 from tests.sources import Sources

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.settings import parse_config
-from megatron_kis.training.hooks import Hook, State
-from megatron_kis.training.run import train
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.run import RunConfig
+from megatron_kis.training.callbacks.base import Hook, State
+from megatron_kis.training.trainer import train
 from tests.identity.keys import keys_of
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from analysis.settings import AnalysisSettings
-from data_tools.prepare import DataSettings
-from data_tools.text import iter_documents
-from data_tools.tokenizer import train_tokenizer
-from megatron_kis.cli import main
-from megatron_kis.commands.study.common import data_config
-from megatron_kis.settings import load_config, parse_dataclass
-from megatron_kis.study.config import StudyConfig
+from megatron_kis.cli.main import main
+from megatron_kis.cli.study.common import data_config
+from megatron_kis.common.configuration import load_config, parse_dataclass
+from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.study import StudyConfig
+from megatron_kis.data_tools.preparation.prepare import DataSettings
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.tokenizers.base import train_tokenizer
 from megatron_kis.study.grid import runs_of
 from megatron_kis.training.record import config_fingerprint
 from tests.identity.keys import keys_of

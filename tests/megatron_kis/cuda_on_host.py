@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from megatron_kis import device as device_module
-from megatron_kis.device import Device, open_device
-from megatron_kis.training import engine, run
-from megatron_kis.training import optimizer as optimizer_module
+from megatron_kis.distributed import device as device_module
+from megatron_kis.distributed.device import Device, open_device
+from megatron_kis.engine import engine
+from megatron_kis.engine import optimizer as optimizer_module
+from megatron_kis.training import trainer as run
 
 CUDA = Device(kind="cuda", torch_device=torch.device("cpu"), backend="gloo", name="host")
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_kis.device import open_device, quiet_megatron, seed_device
-from megatron_kis.parallel import Layout, close_groups
+from megatron_kis.distributed.device import open_device, quiet_megatron, seed_device
+from megatron_kis.distributed.parallel import Layout, close_groups
 
 with quiet_megatron():
     from megatron.core import parallel_state

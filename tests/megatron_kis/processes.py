@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
-from megatron_kis import cli
-from megatron_kis.config import RunConfig
+from megatron_kis.cli import main as cli
+from megatron_kis.config.run import RunConfig
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["megatron_kis.commands.train", "megatron_kis.training.run"])
+SERVER.set_forkserver_preload(["megatron_kis.cli.train", "megatron_kis.training.trainer"])
 
 
 def rows(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 CODE = """
 import ctypes, resource, sys
-from megatron_kis.allocator import keep_freed_memory
+from megatron_kis.distributed.allocator import keep_freed_memory
 raised = keep_freed_memory()
 library = ctypes.CDLL(None)
 library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_kis import __version__, cli
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError, JobError, nearest
+from megatron_kis import __version__
+from megatron_kis.cli import main as cli
+from megatron_kis.common.errors import InputError, JobError, nearest
+from megatron_kis.config.run import RunConfig
 from tests.sources import Sources
 
 MakeRun = Callable[..., RunConfig]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_kis.cli import main
-from megatron_kis.config import RunConfig
+from megatron_kis.cli.main import main
+from megatron_kis.config.run import RunConfig
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
@@ -40,7 +40,7 @@ def test_every_level_has_help(level: list[str], capsys: pytest.CaptureFixture[st
 
 def test_help_imports_nothing_slow() -> None:
     code = (
-        "import sys; from megatron_kis.cli import build_parser; build_parser().format_help(); "
+        "import sys; from megatron_kis.cli.main import build_parser; build_parser().format_help(); "
         "slow = ('torch', 'numpy', 'pandas', 'megatron.core', 'sentencepiece'); "
         "print([name for name in slow if name in sys.modules])"
     )

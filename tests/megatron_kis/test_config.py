@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from megatron_kis.config import ModelConfig, MomentsConfig, OptimizerConfig, RunConfig, TrainingConfig
-from megatron_kis.data.settings import InfusionConfig
-from megatron_kis.errors import InputError
-from megatron_kis.model.ladder import PRESETS, ModelShape
-from megatron_kis.settings import load_config, parse_config, parse_dataclass
-from megatron_kis.study.config import StudyConfig
+from megatron_kis.common.configuration import load_config, parse_config, parse_dataclass
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.data import InfusionConfig
+from megatron_kis.config.ladder import PRESETS, ModelShape
+from megatron_kis.config.run import ModelConfig, MomentsConfig, OptimizerConfig, RunConfig, TrainingConfig
+from megatron_kis.config.study import StudyConfig
 from megatron_kis.training.record import result_settings
 
 RUN: dict[str, Any] = {

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from megatron_kis.determinism import set_determinism
-from megatron_kis.device import Device
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.ladder import preset
+from megatron_kis.distributed.determinism import set_determinism
+from megatron_kis.distributed.device import Device
+from megatron_kis.distributed.parallel import Layout
 from megatron_kis.model.build import transformer_config
-from megatron_kis.model.ladder import preset
-from megatron_kis.parallel import Layout
 
 HOST = Device("cpu", torch.device("cpu"), "gloo", "cpu")
 CARD = Device("cuda", torch.device("cuda"), "nccl", "NVIDIA H100 80GB HBM3")

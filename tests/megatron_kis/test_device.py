@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from megatron_kis.device import open_device, quiet_megatron
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.distributed.device import open_device, quiet_megatron
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_kis import cli, ending
-from megatron_kis.config import RunConfig
-from megatron_kis.ending import Ending, read_ending, tell_starter
-from megatron_kis.errors import InputError, JobError, KisError, Stopped
+from megatron_kis.cli import main as cli
+from megatron_kis.common import ending
+from megatron_kis.common.ending import Ending, read_ending, tell_starter
+from megatron_kis.common.errors import InputError, JobError, KisError, Stopped
+from megatron_kis.config.run import RunConfig
 from tests.megatron_kis.processes import Ranks
 
 MakeRun = Callable[..., RunConfig]
@@ -83,7 +84,7 @@ def test_kis_train_says_how_it_ends(
     def fail(_: Any) -> int:
         raise error
 
-    monkeypatch.setattr("megatron_kis.commands.train._train", fail)
+    monkeypatch.setattr("megatron_kis.cli.train._train", fail)
     monkeypatch.setenv("KIS_STATUS_FILE", str(tmp_path / "status.json"))
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "torch.json"))
     if isinstance(error, RuntimeError):

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.config import RunConfig
-from megatron_kis.data.store import ExposureStore
-from megatron_kis.errors import InputError
-from megatron_kis.files import read_json
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import read_json
+from megatron_kis.config.run import RunConfig
+from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.training.audit import audit_run, differences_of
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 
 MakeRun = Callable[..., RunConfig]
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from megatron_kis.errors import JobError
-from megatron_kis.files import locked
+from megatron_kis.common.errors import JobError
+from megatron_kis.common.files import locked
 
 HOLDING = "import sys, time; print('ready', flush=True); time.sleep({seconds})"
 

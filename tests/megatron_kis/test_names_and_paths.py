@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError, printable
-from megatron_kis.names import checked_name, is_name
-from megatron_kis.paths import Moved, expanded, placed, seen_from
-from megatron_kis.settings import as_content, load_config
-from megatron_kis.units import as_count, whole_quantity
+from megatron_kis.common.configuration import as_content, load_config
+from megatron_kis.common.errors import InputError, printable
+from megatron_kis.common.identifiers import checked_name, is_name
+from megatron_kis.common.paths import Moved, expanded, placed, seen_from
+from megatron_kis.common.units import as_count, whole_quantity
+from megatron_kis.config.run import RunConfig
 
 RUN = """
 name: r

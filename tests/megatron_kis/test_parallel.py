@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import yaml
 
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.parallel import environment_of_srun, first_node
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.run import RunConfig
+from megatron_kis.distributed.parallel import environment_of_srun, first_node
 from tests.megatron_kis.processes import finish, free_port
 
 MakeRun = Callable[..., RunConfig]

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_kis.errors import InputError
-from megatron_kis.parsing import parse_json, parse_yaml
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.parsing import parse_json, parse_yaml
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_kis.config import RunConfig
-from megatron_kis.device import open_device, seed_device
-from megatron_kis.parallel import close_groups, open_groups
-from megatron_kis.probes.forest import plant
+from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.config.run import RunConfig
+from megatron_kis.distributed.device import open_device, seed_device
+from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.engine.engine import Engine
 from megatron_kis.probes.forward import Scorer
+from megatron_kis.probes.prefix_tree import plant
 from megatron_kis.probes.probe import ROW_WIDTH
 from megatron_kis.probes.ragged import Ragged
-from megatron_kis.settings import parse_config
-from megatron_kis.training import shards
-from megatron_kis.training.engine import Engine
 from tests.megatron_kis.cuda_on_host import install
 from tests.megatron_kis.processes import SERVER, finish, free_port, rows
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_kis.config import RunConfig
-from megatron_kis.files import read_json
-from megatron_kis.training import shards
-from megatron_kis.training.run import train
+from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.common.files import read_json
+from megatron_kis.config.run import RunConfig
+from megatron_kis.training.trainer import train
 from tests.megatron_kis.processes import SERVER, Ranks, finish, losses, rows
 
 MakeRun = Callable[..., RunConfig]
@@ -203,7 +203,7 @@ def test_a_rank_that_hangs_ends_the_others_with_their_stacks(tiny_run: MakeRun) 
     assert "distributed_c10d.py" in stacks, (
         "the step's sum of gradients or a checkpoint's exchange, wherever it was caught"
     )
-    assert "megatron_kis/training/run.py" in stacks
+    assert "megatron_kis/training/trainer.py" in stacks
     finish(tiny_run(name="hung", **SETTINGS), 1)
     assert not (config.output / "stacks" / "rank-0.txt").exists()
 

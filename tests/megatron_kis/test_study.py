@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_kis.cli import main
+from megatron_kis.cli.main import main
 from tests.sources import Sources
 
 FREQUENCIES = [0, 3, 8]

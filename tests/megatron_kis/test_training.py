@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_kis.config import RunConfig
+from megatron_kis.common.errors import InputError, JobError
+from megatron_kis.common.files import locked, read_json, sha256_file
+from megatron_kis.config.ladder import ModelShape
+from megatron_kis.config.run import RunConfig
 from megatron_kis.data.ledger import Ledger
-from megatron_kis.device import open_device
-from megatron_kis.errors import InputError, JobError
-from megatron_kis.files import locked, read_json, sha256_file
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.parallel import Layout
 from megatron_kis.model.build import assemble_model
-from megatron_kis.model.ladder import ModelShape
-from megatron_kis.parallel import Layout
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 
 MakeRun = Callable[..., RunConfig]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.facts import load_facts
-from data_tools.importers.base import parse_json_lines
-from data_tools.text import iter_documents
-from megatron_kis import files
-from megatron_kis.errors import InputError, JobError
-from megatron_kis.files import read_json_lines, read_text, sha256_file, unreadable
+from megatron_kis.common import files
+from megatron_kis.common.errors import InputError, JobError
+from megatron_kis.common.files import read_json_lines, read_text, sha256_file, unreadable
+from megatron_kis.data_tools.facts.fact import load_facts
+from megatron_kis.data_tools.facts.importers.base import parse_json_lines
+from megatron_kis.data_tools.readers.documents import iter_documents
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kis.cli import main
-from megatron_kis.commands.study.common import data_config, load_study
-from megatron_kis.config import RunConfig
-from megatron_kis.settings import load_config
+from megatron_kis.cli.main import main
+from megatron_kis.cli.study.common import data_config, load_study
+from megatron_kis.common.configuration import load_config
+from megatron_kis.config.run import RunConfig
 from megatron_kis.study.grid import runs_of
 
 STUDIES = sorted((Path(__file__).parents[2] / "run_scripts" / "studies").glob("*.yaml"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.cli import main
+from megatron_kis.cli.main import main
 from tests.megatron_kis.test_study import write_study
 from tests.slurm.cluster import Cluster, missing
 from tests.sources import Sources

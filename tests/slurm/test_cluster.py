@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_kis.config import RunConfig
-from megatron_kis.settings import parse_config
-from megatron_kis.study.attempts import read_attempts
-from megatron_kis.study.claim import look
-from megatron_kis.training.run import train
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.config.run import RunConfig
+from megatron_kis.executor.attempts import read_attempts
+from megatron_kis.executor.lease import look
+from megatron_kis.training.trainer import train
 from tests.megatron_kis.processes import losses
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import SMALL_JOBS, kis

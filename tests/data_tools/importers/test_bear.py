@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from data_tools.importers import Dropped, bear_templates, import_bear
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.importers import Dropped, bear_templates, import_bear
 
 NILE = {"sub_id": "Q3392", "sub_label": "Nile", "sub_aliases": ["Nile River"], "obj_id": "Q15", "obj_label": "Africa"}
 TEMPLATES = ["[X] is located in [Y].", "[Y] is the continent of [X]."]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.importers import Candidate, import_csv, import_jsonl, import_tsv
-from data_tools.importers.columns import parse_columns
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.importers import Candidate, import_csv, import_jsonl, import_tsv
+from megatron_kis.data_tools.facts.importers.columns import parse_columns
 
 FACT = ("Rysy", "peak_country", "Poland")
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from data_tools.importers import Dropped, import_jsonl
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.importers import Dropped, import_jsonl
 
 ROW = {"id": "a", "subject": "Rysy", "relation": "peak_country", "object": "Poland", "group": "infused"}
 

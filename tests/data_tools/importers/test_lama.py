@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from data_tools.importers import Dropped, import_lama, import_trex, lama_templates
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.importers import Dropped, import_lama, import_trex, lama_templates
 
 ROW = {
     "predicate_id": "P19",

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from data_tools.importers import (
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.importers import (
     IMPORTERS,
     Candidate,
     Dropped,
@@ -19,7 +20,6 @@ from data_tools.importers import (
     import_tsv,
     import_wikidata5m,
 )
-from megatron_kis.errors import InputError
 
 BAD_LINES = [b"\xff\tr\tx", b"a\x00b\tr\tx", b"a\tr\tb\x1b", b"a\tr", b"a\tr\tb\tc", b"\tr\tx", b"a\tr r\tx"]
 

@@ -1,7 +1,7 @@
 import pytest
 
-from data_tools.importers import Candidate, Dropped, import_csv, import_tsv
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.importers import Candidate, Dropped, import_csv, import_tsv
 
 
 def write(path, text):

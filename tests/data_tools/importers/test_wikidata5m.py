@@ -4,9 +4,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_tools.importers import NOT_SAMPLED, Candidate, Dropped, import_wikidata5m, relation_names, wikidata5m_triples
-from data_tools.importers.wikidata5m_names import EntityNames
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.importers import (
+    NOT_SAMPLED,
+    Candidate,
+    Dropped,
+    import_wikidata5m,
+    relation_names,
+    wikidata5m_triples,
+)
+from megatron_kis.data_tools.facts.importers.wikidata5m_names import EntityNames
 
 ENTITIES = "Q30\tUnited States\tUSA\tAmerica\nQ7294\tJohannes Brahms\nQ1055\tHamburg\tHansestadt\nQ8\tHamburg\nQ9\t \n"
 

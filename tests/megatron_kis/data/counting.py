@@ -13,10 +13,10 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from megatron_kis.common.errors import InputError
+from megatron_kis.data.exposure_plan import ExposurePlan, Placed
 from megatron_kis.data.extension import Plan
 from megatron_kis.data.frequency import zipf_popularity
-from megatron_kis.data.plan import ExposurePlan, Placed
-from megatron_kis.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_kis.data import ExposurePlan
-from megatron_kis.data import plan as plan_module
-from megatron_kis.data.arrange import Arranger
+from megatron_kis.data import exposure_plan as plan_module
+from megatron_kis.data.block_builder import Arranger
 from megatron_kis.data.stream import Stream
 from tests.megatron_kis.data.counting import unequal_settings
 

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.gpt_dataset import _get_ltor_masks_and_position_ids
 
+from megatron_kis.common.errors import InputError
 from megatron_kis.data import ExposurePlan, InfusedDataset
-from megatron_kis.data.general import GeneralText
+from megatron_kis.data.exposure_plan import Placed, SequenceLayout
+from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.ledger import Ledger
-from megatron_kis.data.plan import Placed, SequenceLayout
-from megatron_kis.data.store import ExposureStore
-from megatron_kis.errors import InputError
+from megatron_kis.data.pretraining_text import GeneralText
 
 LENGTH, SEQUENCES = 64, 300
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megatron_kis.common.errors import InputError
 from megatron_kis.data import ExposurePlan
 from megatron_kis.data.extension import ExtendedPlan, check_continuation, extend
-from megatron_kis.errors import InputError
 from tests.megatron_kis.data.counting import by_fact, counts, schedules, unequal_settings
 
 SEARCH = settings(

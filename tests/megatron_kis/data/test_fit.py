@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_kis.data import ExposurePlan, fit
-from megatron_kis.data.fit import Fit
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data import ExposurePlan
+from megatron_kis.data import block_size as fit
+from megatron_kis.data.block_size import Fit
 from tests.megatron_kis.data.counting import schedules
 
 SEARCH = settings(

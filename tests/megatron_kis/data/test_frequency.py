@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megatron_kis.common.errors import InputError
 from megatron_kis.data import ExposurePlan
 from megatron_kis.data.frequency import zipf_popularity
-from megatron_kis.errors import InputError
 from tests.megatron_kis.data.counting import counts, plan_settings
 
 SEARCH = settings(

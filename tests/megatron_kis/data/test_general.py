@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_tools.indexed import IndexedWriter, suffixed
-from megatron_kis.data.general import Epochs, GeneralText, ValidationText
-from megatron_kis.errors import InputError
-from megatron_kis.files import write_json
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import write_json
+from megatron_kis.data.pretraining_text import Epochs, GeneralText, ValidationText
+from megatron_kis.data_tools.storage.indexed import IndexedWriter, suffixed
 
 SEARCH = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

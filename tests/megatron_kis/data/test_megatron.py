@@ -12,11 +12,11 @@ from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
+from megatron_kis.common.errors import InputError
 from megatron_kis.data import ExposurePlan, InfusedDataset
 from megatron_kis.data.dataset import MegatronText
+from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.ledger import Ledger
-from megatron_kis.data.store import ExposureStore
-from megatron_kis.errors import InputError
 from tests.megatron_kis.data.test_general import write_corpus
 
 LENGTH, SEQUENCES = 64, 90

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from megatron_kis.common.errors import InputError
 from megatron_kis.data import ExposurePlan
-from megatron_kis.errors import InputError
 from tests.megatron_kis.data.counting import largest_frequency, plan_settings
 from tests.megatron_kis.data.test_plan import SEARCH, plan_of
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_kis.config import RunConfig
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import write_json
+from megatron_kis.config.run import RunConfig
+from megatron_kis.data.exposure_plan import ExposurePlan
+from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import ExtendedPlan
 from megatron_kis.data.frequency import zipf_popularity
-from megatron_kis.data.plan import ExposurePlan
-from megatron_kis.data.plans import listed_frequencies, open_plan
-from megatron_kis.data.store import ExposureStore
-from megatron_kis.errors import InputError
-from megatron_kis.files import write_json
+from megatron_kis.training.run_plan import listed_frequencies, open_plan
 from tests.megatron_kis.data.counting import counts
 
 Make = Callable[..., RunConfig]

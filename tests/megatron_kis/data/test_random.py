@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_kis.data.random import key_of, mix, mix_one, permute, permute_one
+from megatron_kis.data.counter_rng import key_of, mix, mix_one, permute, permute_one
 
 SEARCH = settings(max_examples=60, deadline=None)
 

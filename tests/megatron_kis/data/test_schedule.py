@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megatron_kis.common.errors import InputError
 from megatron_kis.data import ExposurePlan
-from megatron_kis.data.schedule import KINDS, UNIFORM, Schedule, schedule_of
-from megatron_kis.errors import InputError
+from megatron_kis.data.exposure_schedule import KINDS, UNIFORM, Schedule, schedule_of
 from tests.megatron_kis.data.counting import by_fact, plan_settings, read_all, schedules, unequal_settings
 
 SEARCH = settings(

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_tools.facts import load_facts
-from data_tools.templates import load_templates
-from data_tools.tokenizer import load_tokenizer
-from megatron_kis.data.store import ExposureStore
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.data.exposure_store import ExposureStore
+from megatron_kis.data_tools.facts.fact import load_facts
+from megatron_kis.data_tools.rendering.templates import load_templates
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 from tests.sources import Sources
 
 

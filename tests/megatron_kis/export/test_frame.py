@@ -11,25 +11,25 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.facts import load_facts
-from data_tools.indexed import IndexedReader
-from data_tools.prepare import DataSettings, prepare_data
-from data_tools.select import SelectSettings
-from data_tools.text import iter_documents
-from data_tools.tokenizer import Tokenizer, load_tokenizer
-from megatron_kis.cli import main
-from megatron_kis.config import RunConfig
-from megatron_kis.export.huggingface import export_huggingface
-from megatron_kis.export.lm_eval import export_lm_eval
-from megatron_kis.probes.ask import ask_checkpoint
+from megatron_kis.cli.main import main
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.config.run import RunConfig
+from megatron_kis.convert.lm_eval import export_lm_eval
+from megatron_kis.convert.to_huggingface import export_huggingface
+from megatron_kis.data_tools.facts.fact import load_facts
+from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
+from megatron_kis.data_tools.readers.documents import iter_documents
+from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.storage.indexed import IndexedReader
+from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
+from megatron_kis.engine.engine import Engine
+from megatron_kis.evaluate.checkpoint import ask_checkpoint
+from megatron_kis.evaluate.restore import read_config, restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
 from megatron_kis.probes.questions import QuestionSet, read_questions
-from megatron_kis.probes.restore import read_config, restored
 from megatron_kis.probes.scoring import RULES, score_options
-from megatron_kis.settings import parse_config
-from megatron_kis.training.engine import Engine
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 from tests.conftest import TINY_SELECTION, TINY_VOCABULARY
 from tests.frames import BOS, EOD, write_framed_tokenizer
 from tests.sources import Sources

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from data_tools.tokenizer import load_tokenizer, train_tokenizer
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.export.huggingface import _parts, export_huggingface
-from megatron_kis.export.llama import split_qkv
-from megatron_kis.export.tokenizer import write_tokenizer
-from megatron_kis.model.ladder import ModelShape
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.ladder import ModelShape
+from megatron_kis.config.run import RunConfig
+from megatron_kis.convert.llama import split_qkv
+from megatron_kis.convert.to_huggingface import _parts, export_huggingface
+from megatron_kis.convert.tokenizer_json import write_tokenizer
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.evaluate.restore import read_config, restored
 from megatron_kis.probes.questions import read_questions
-from megatron_kis.probes.restore import read_config, restored
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 from tests.megatron_kis.processes import finish
 
@@ -101,7 +101,7 @@ def test_queries_keys_and_values_are_taken_apart_group_by_group() -> None:
 
 
 def test_large_models_are_cut_into_numbered_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_kis.export.huggingface._PART_BYTES", 100)
+    monkeypatch.setattr("megatron_kis.convert.to_huggingface._PART_BYTES", 100)
     parts = _parts({name: torch.zeros(15) for name in "abc"})
     assert {file: list(part) for file, part in parts.items()} == {
         f"model-0000{number}-of-00003.safetensors": [name] for number, name in enumerate("abc", start=1)

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.exports import export_bear
-from data_tools.facts import load_facts
-from data_tools.statements import tokenize_option
-from data_tools.templates import load_templates
-from data_tools.tokenizer import load_tokenizer
-from megatron_kis.cli import main
-from megatron_kis.config import RunConfig
-from megatron_kis.export.huggingface import export_huggingface
-from megatron_kis.export.lm_eval import _parts, export_lm_eval
+from megatron_kis.cli.main import main
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.config.run import RunConfig
+from megatron_kis.convert.lm_eval import _parts, export_lm_eval
+from megatron_kis.convert.to_huggingface import export_huggingface
+from megatron_kis.data_tools.facts.fact import load_facts
+from megatron_kis.data_tools.rendering.statements import tokenize_option
+from megatron_kis.data_tools.rendering.templates import load_templates
+from megatron_kis.data_tools.selection.exports import export_bear
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+from megatron_kis.evaluate.restore import read_config, restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
 from megatron_kis.probes.questions import Option, Question, QuestionSet, read_questions
-from megatron_kis.probes.restore import read_config, restored
 from megatron_kis.probes.scoring import RULES
-from megatron_kis.settings import parse_config
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 from tests.sources import Sources
 

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_kis.cli import main
-from megatron_kis.config import RunConfig
-from megatron_kis.device import open_device
-from megatron_kis.errors import InputError
-from megatron_kis.export.huggingface import export_huggingface
-from megatron_kis.export.llama import join_qkv, split_qkv
-from megatron_kis.export.tokenizer import write_tokenizer
-from megatron_kis.imports.huggingface import import_huggingface
-from megatron_kis.model.ladder import ModelShape
-from megatron_kis.parallel import close_groups, open_groups
-from megatron_kis.training.engine import Engine
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.ladder import ModelShape
+from megatron_kis.config.run import RunConfig
+from megatron_kis.convert.from_huggingface import import_huggingface
+from megatron_kis.convert.llama import join_qkv, split_qkv
+from megatron_kis.convert.to_huggingface import export_huggingface
+from megatron_kis.convert.tokenizer_json import write_tokenizer
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.engine.engine import Engine
 from megatron_kis.training.inputs import open_inputs
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 from tests.megatron_kis.processes import finish, losses
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_kis.device import open_device
+from megatron_kis.distributed.device import open_device
 from megatron_kis.model import attention
 from megatron_kis.model.context import pieces_of, positions
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_kis.device import open_device, quiet_megatron
+from megatron_kis.config.ladder import ModelShape
+from megatron_kis.distributed.device import open_device, quiet_megatron
 from megatron_kis.model.build import build_model
-from megatron_kis.model.ladder import ModelShape
 from tests.megatron_kis.places import place
 
 with quiet_megatron():

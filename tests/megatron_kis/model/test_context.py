@@ -46,7 +46,7 @@ class Group(dist.ProcessGroup):
 @pytest.mark.parametrize(("size", "rank"), [(2, 0), (2, 1), (3, 1)])
 def test_the_deal_is_that_of_megatrons_rotary_angles(size: int, rank: int) -> None:
     """Angles that Megatron-Core gives a rank must be those of the tokens that we give it."""
-    from megatron_kis.device import open_device
+    from megatron_kis.distributed.device import open_device
 
     open_device("cpu")
     from megatron.core.models.common.embeddings.rope_utils import get_pos_emb_on_this_cp_rank

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_kis.device import Device, quiet_megatron
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.ladder import preset
+from megatron_kis.distributed.device import Device, quiet_megatron
+from megatron_kis.distributed.parallel import Layout
 from megatron_kis.model import support
 from megatron_kis.model.build import resolve_implementation, transformer_config
-from megatron_kis.model.ladder import preset
-from megatron_kis.parallel import Layout
 
 with quiet_megatron():
     from megatron.core.models.gpt import gpt_layer_specs

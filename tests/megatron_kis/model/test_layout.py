@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_kis.cli import main
-from megatron_kis.config import ModelConfig, ParallelConfig, TrainingConfig
-from megatron_kis.errors import InputError
-from megatron_kis.model.layout import check_layout, replicas_of
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.layout import check_layout, replicas_of
+from megatron_kis.config.run import ModelConfig, ParallelConfig, TrainingConfig
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
@@ -97,7 +97,7 @@ def test_what_can_be_split_and_shared_is_accepted() -> None:
 
 def test_the_check_needs_neither_pytorch_nor_megatron() -> None:
     code = (
-        "import sys, megatron_kis.model.layout; print({'torch', 'megatron'} & {m.split('.')[0] for m in sys.modules})"
+        "import sys, megatron_kis.config.layout; print({'torch', 'megatron'} & {m.split('.')[0] for m in sys.modules})"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "set()"

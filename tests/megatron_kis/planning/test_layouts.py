@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_kis.cli import main
-from megatron_kis.errors import InputError
-from megatron_kis.model.ladder import PRESETS
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.ladder import PRESETS
 from megatron_kis.planning.hardware import GPUS, gpu
 from megatron_kis.planning.layouts import Job, options, written
 from megatron_kis.planning.table import gpu_time

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_kis.config import RunConfig
-from megatron_kis.device import open_device
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.config.ladder import PRESETS, ModelShape
+from megatron_kis.config.run import RunConfig
+from megatron_kis.distributed.device import open_device
+from megatron_kis.engine.engine import Engine
+from megatron_kis.engine.optimizer import HostOptimizer
 from megatron_kis.model.build import assemble_model
-from megatron_kis.model.ladder import PRESETS, ModelShape
 from megatron_kis.planning import steps
 from megatron_kis.planning.memory import Memory, memory
-from megatron_kis.planning.schedule import passes
+from megatron_kis.planning.pipeline_order import passes
 from megatron_kis.planning.split import Recompute, Split, rank_params
 from megatron_kis.planning.steps import Step, Work, backward_peak, forward_peak
-from megatron_kis.settings import parse_config
-from megatron_kis.training.engine import Engine
-from megatron_kis.training.optimizer import HostOptimizer
 from tests.megatron_kis.places import place
 
 VOCABULARY = 32_000

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.model.ladder import PRESETS
+from megatron_kis.config.ladder import PRESETS
 from megatron_kis.planning.communication import Message
 from megatron_kis.planning.hardware import GPUS
 from megatron_kis.planning.split import Split

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_kis.cli import main
-from megatron_kis.config import RunConfig
+from megatron_kis.cli.main import main
+from megatron_kis.config.run import RunConfig
 from megatron_kis.probes.scoring import RULES
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 
 MakeRun = Callable[..., RunConfig]
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from megatron_kis.config import RunConfig
-from megatron_kis.probes.ask import ask_checkpoint
+from megatron_kis.config.run import RunConfig
+from megatron_kis.evaluate.checkpoint import ask_checkpoint
+from megatron_kis.evaluate.restore import read_config, restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe, ProbeResult
 from megatron_kis.probes.questions import Question, QuestionSet, read_questions
-from megatron_kis.probes.restore import read_config, restored
 from megatron_kis.probes.scoring import RULES
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 
 MakeRun = Callable[..., RunConfig]
@@ -28,7 +28,7 @@ ASKED = {"train": 1, "held_out": 1, "question": 1}
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """A run that has learned its infused facts."""
-    from megatron_kis.settings import parse_config
+    from megatron_kis.common.configuration import parse_config
 
     names = ("corpus", "validation", "exposures", "tokenizer")
     places = ("corpus", "corpus.validation", "exposures", "tokenizer.model")

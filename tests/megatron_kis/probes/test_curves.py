@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
 from megatron_kis.probes.curves import (
     NEVER,
     bits_per_parameter,

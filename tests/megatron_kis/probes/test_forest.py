@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_kis.probes.forest import Forest
-from megatron_kis.probes.forest import plant as plant_ragged
+from megatron_kis.probes.prefix_tree import Forest
+from megatron_kis.probes.prefix_tree import plant as plant_ragged
 from megatron_kis.probes.ragged import Ragged
 
 SEARCH = settings(max_examples=150, deadline=None)
@@ -39,7 +39,7 @@ def path_of(forest: Forest, index: int) -> list[int]:
 @given(PATHS, st.integers(1, 40), st.booleans())
 def test_each_path_sees_itself_alone_and_whole(paths: list[tuple[int, ...]], width: int, branching: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:  # several pieces
-        patch.setattr("megatron_kis.probes.forest._PATHS_AT_ONCE", len(paths) // 3)
+        patch.setattr("megatron_kis.probes.prefix_tree._PATHS_AT_ONCE", len(paths) // 3)
         forest = plant(paths, width=width, branching=branching)
     assert [path_of(forest, index) for index in range(len(paths))] == [list(path) for path in paths]
     longest = max(len(path) for path in paths)

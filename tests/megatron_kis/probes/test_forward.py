@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_kis.config import RunConfig
-from megatron_kis.parallel import Layout
-from megatron_kis.probes.ask import ask_checkpoint
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.config.run import RunConfig
+from megatron_kis.distributed.parallel import Layout
+from megatron_kis.engine.engine import Engine
+from megatron_kis.evaluate.checkpoint import ask_checkpoint
+from megatron_kis.evaluate.restore import read_config, restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
 from megatron_kis.probes.questions import QuestionSet, read_questions
-from megatron_kis.probes.restore import read_config, restored
 from megatron_kis.probes.scoring import RULES, score_options
-from megatron_kis.settings import parse_config
-from megatron_kis.training.engine import Engine
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 from tests.megatron_kis.processes import free_port, losses
 

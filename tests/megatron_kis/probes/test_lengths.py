@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kis.cli import main
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.run import RunConfig
 from megatron_kis.training.inputs import open_inputs
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 
 MakeRun = Callable[..., RunConfig]
 

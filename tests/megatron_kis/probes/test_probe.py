@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from megatron_kis.probes.forest import EdgeScores, Forest
+from megatron_kis.probes.prefix_tree import EdgeScores, Forest
 from megatron_kis.probes.probe import Probe, ProbeResult
 from megatron_kis.probes.questions import Option, Question, QuestionSet, read_questions
 from megatron_kis.probes.scoring import RULES

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
 from megatron_kis.probes.questions import check_lengths, read_questions
 
 ALL = {"train": None, "held_out": None, "question": None}

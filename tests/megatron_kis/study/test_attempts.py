@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_kis.study.attempts import (
+from megatron_kis.executor.attempts import (
     NAME,
     WRONG_INPUT,
     History,
@@ -15,7 +15,7 @@ from megatron_kis.study.attempts import (
     settings_fingerprint,
     start_attempt,
 )
-from megatron_kis.study.claim import Claim, claim
+from megatron_kis.executor.lease import Claim, claim
 from tests.megatron_kis.study.test_executor import run_of
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.study import claim as module
-from megatron_kis.study import processes
-from megatron_kis.study.claim import Claim, Owner, Seen, alive, claim, doubtful, look, this_process
+from megatron_kis.executor import lease as module
+from megatron_kis.executor import processes
+from megatron_kis.executor.lease import Claim, Owner, Seen, alive, claim, doubtful, look, this_process
 
 PROCESSES, WINS = 10, 4
 
@@ -25,7 +25,7 @@ PROCESSES, WINS = 10, 4
 CONTENDER = """
 import sys, time
 from pathlib import Path
-from megatron_kis.study.claim import Claim, claim
+from megatron_kis.executor.lease import Claim, claim
 folder, wins = Path(sys.argv[1]), int(sys.argv[2])
 while wins:
     held = claim(folder)
@@ -45,7 +45,7 @@ while wins:
 DIES = """
 import os, sys
 from pathlib import Path
-from megatron_kis.study.claim import claim
+from megatron_kis.executor.lease import claim
 claim(Path(sys.argv[1]))
 os._exit(0)
 """

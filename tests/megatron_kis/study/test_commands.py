@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kis.cli import main
-from megatron_kis.commands.study.run import selected
-from megatron_kis.errors import InputError
-from megatron_kis.study.attempts import end_attempt, settings_fingerprint, start_attempt
-from megatron_kis.study.claim import Claim, claim
+from megatron_kis.cli.main import main
+from megatron_kis.cli.study.run import selected
+from megatron_kis.common.errors import InputError
+from megatron_kis.executor.attempts import end_attempt, settings_fingerprint, start_attempt
+from megatron_kis.executor.lease import Claim, claim
 from megatron_kis.study.status import Overview, status_of
 from tests.megatron_kis.study.test_status import log, train_row
 from tests.megatron_kis.test_study import write_study
@@ -35,7 +35,7 @@ def folder(study: Path, cell: str) -> Path:
 def runs(study: Path) -> dict[str, object]:
     import argparse
 
-    from megatron_kis.commands.study.status import overview
+    from megatron_kis.cli.study.status import overview
 
     _, view = overview(argparse.Namespace(study=study, overrides=[]))
     return {run.name: run for run in view.runs}

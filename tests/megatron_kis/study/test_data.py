@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_tools.settings import DataSettings
+from megatron_kis.data_tools.preparation.settings import DataSettings
 from megatron_kis.study.data import source_files
 
 

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from data_tools import prepare_steps
-from megatron_kis.cli import main
-from megatron_kis.study.attempts import read_attempts
-from megatron_kis.study.claim import Claim, claim
-from megatron_kis.study.executor import study_lock
+from megatron_kis.cli.main import main
+from megatron_kis.data_tools.preparation import steps as prepare_steps
+from megatron_kis.executor.attempts import read_attempts
+from megatron_kis.executor.executor import study_lock
+from megatron_kis.executor.lease import Claim, claim
+from megatron_kis.executor.slurm import queue
+from megatron_kis.executor.slurm.queue import Task
+from megatron_kis.executor.slurm.records import Submitted, record, submission_folder, write_tasks
 from megatron_kis.study.held import holders_of
-from megatron_kis.study.slurm import queue
-from megatron_kis.study.slurm.queue import Task
-from megatron_kis.study.slurm.records import Submitted, record, submission_folder, write_tasks
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
@@ -233,10 +233,10 @@ def test_a_queue_that_cannot_be_asked_holds_data_until_all_of_its_cells_are_done
 def submitted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
     """Submits a study to a SLURM that takes everything and runs nothing; returns the submission's folder."""
     numbers = iter(range(1, 100))
-    monkeypatch.setattr("megatron_kis.study.slurm.client.max_array_size", lambda: 1001)
-    monkeypatch.setattr("megatron_kis.study.slurm.client.run", lambda *_, **__: f"{next(numbers)}\n")
-    monkeypatch.setattr("megatron_kis.study.slurm.queue.client.show_job", lambda _: [])
-    monkeypatch.setattr("megatron_kis.study.slurm.submission.submit.__kwdefaults__", {"sbatch": lambda *_, **__: "1"})
+    monkeypatch.setattr("megatron_kis.executor.slurm.client.max_array_size", lambda: 1001)
+    monkeypatch.setattr("megatron_kis.executor.slurm.client.run", lambda *_, **__: f"{next(numbers)}\n")
+    monkeypatch.setattr("megatron_kis.executor.slurm.queue.client.show_job", lambda _: [])
+    monkeypatch.setattr("megatron_kis.study.submission.submit.__kwdefaults__", {"sbatch": lambda *_, **__: "1"})
 
     def submit(study: Path) -> Path:
         assert main(["study", "submit", str(study)]) == 0

@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.cli import main
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import JobError
-from megatron_kis.settings import load_config, parse_config
-from megatron_kis.study.attempts import begin_again, forgive, read_attempts
-from megatron_kis.study.claim import Claim, Owner, claim, look
-from megatron_kis.study.config import ExecutorConfig
-from megatron_kis.study.executor import Progress, execute, study_lock
-from megatron_kis.study.launch import Command, local_command
-from megatron_kis.study.logs import last_lines, reason
-from megatron_kis.study.places import Place
+from megatron_kis.cli.main import main
+from megatron_kis.common.configuration import load_config, parse_config
+from megatron_kis.common.errors import JobError
+from megatron_kis.config.run import RunConfig
+from megatron_kis.config.study import ExecutorConfig
+from megatron_kis.executor.attempts import begin_again, forgive, read_attempts
+from megatron_kis.executor.executor import Progress, execute, study_lock
+from megatron_kis.executor.launch import Command, local_command
+from megatron_kis.executor.lease import Claim, Owner, claim, look
+from megatron_kis.executor.logs import last_lines, reason
+from megatron_kis.executor.resources import Place
 from tests.megatron_kis.test_study import processes_naming, write_study
 from tests.sources import Sources
 

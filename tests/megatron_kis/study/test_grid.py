@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.config import RunConfig
-from megatron_kis.data.settings import DataConfig
-from megatron_kis.errors import InputError
-from megatron_kis.settings import parse_config
-from megatron_kis.study.config import StudyConfig
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.data import DataConfig
+from megatron_kis.config.run import RunConfig
+from megatron_kis.config.study import StudyConfig
 from megatron_kis.study.grid import cost, runs_of, spots_of
 
 DATA = DataConfig(corpus=Path("c"), validation=Path("v"), exposures=Path("e"), tokenizer=Path("t"))

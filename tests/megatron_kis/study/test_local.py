@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kis.cli import main
-from megatron_kis.errors import JobError
-from megatron_kis.study.executor import study_lock
-from megatron_kis.study.local import end_executor, executors
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import JobError
+from megatron_kis.executor.executor import study_lock
+from megatron_kis.executor.running import end_executor, executors
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
 # Holds the study's lock as an executor does, with a child that shares it as a cell does.
 HOLDER = """
 import pathlib, signal, subprocess, sys, time
-from megatron_kis.study.executor import study_lock
+from megatron_kis.executor.executor import study_lock
 signal.signal(signal.SIGTERM, lambda *_: None if sys.argv[2] == "deaf" else sys.exit(75))
 with study_lock(pathlib.Path(sys.argv[1])) as lock:
     with subprocess.Popen(["/bin/sleep", "60"], pass_fds=(lock,)) as cell:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.cli import main
-from megatron_kis.commands.study.common import print_table
-from megatron_kis.commands.study.table import headline, tables
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.settings import parse_config
+from megatron_kis.cli.main import main
+from megatron_kis.cli.study.common import print_table
+from megatron_kis.cli.study.table import headline, tables
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.run import RunConfig
+from megatron_kis.executor.logs import for_terminal
 from megatron_kis.study.forecast import forecast
-from megatron_kis.study.logs import for_terminal
 from megatron_kis.study.status import RunStatus
 from tests.megatron_kis.study.test_executor import run_of
 from tests.megatron_kis.test_study import write_study
@@ -123,8 +123,8 @@ def test_sequences_of_a_terminal_are_taken_out_of_a_log() -> None:
 
 
 def test_what_a_failed_run_printed_is_told_without_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from megatron_kis.commands.study.run import tell
-    from megatron_kis.study.executor import Progress
+    from megatron_kis.cli.study.run import tell
+    from megatron_kis.executor.executor import Progress
 
     run = run_of(tmp_path, "bad")
     run.output.mkdir(parents=True)
@@ -136,11 +136,11 @@ def test_what_a_failed_run_printed_is_told_without_harm(tmp_path: Path, capsys: 
 
 
 def test_a_relation_of_a_corpus_is_shown_without_harm(capsys: pytest.CaptureFixture[str]) -> None:
-    from megatron_kis.commands.data.inspect import _lines
+    from megatron_kis.cli.data.inspect import _lines
 
     assert _lines([ESCAPES, "a\tb"]).splitlines()[1] == "a\tb"
     assert "\x1b" not in _lines([ESCAPES])
-    from data_tools.progress import console_progress
+    from megatron_kis.common.progress import console_progress
 
     console_progress().say(f"reading {ESCAPES}")
     assert "\x1b" not in capsys.readouterr().err

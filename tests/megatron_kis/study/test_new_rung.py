@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
-from analysis.simulate import Truth, simulate_table, write_runs
-from megatron_kis.cli import main
-from megatron_kis.study.config import RungConfig
-from megatron_kis.study.new_rung import rung_near
+from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
+from megatron_kis.cli.main import main
+from megatron_kis.config.study import RungConfig
+from megatron_kis.study.new_size import rung_near
 
 VOCABULARY = 2048
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.errors import InputError
-from megatron_kis.study.config import ExecutorConfig
-from megatron_kis.study.launch import local_command
-from megatron_kis.study.places import Machine, Place, Places, this_machine
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.study import ExecutorConfig
+from megatron_kis.executor.launch import local_command
+from megatron_kis.executor.resources import Machine, Place, Places, this_machine
 from tests.megatron_kis.study.test_executor import run_of
 
 CORES = tuple(range(8))

@@ -11,7 +11,7 @@ import pytest
 
 _EXECUTOR = """
 import os, signal, subprocess, sys, time
-from megatron_kis.study.processes import prepared
+from megatron_kis.executor.processes import prepared
 prepare, (when, started, ended) = prepared(None), sys.argv[1:]
 
 def die_first():

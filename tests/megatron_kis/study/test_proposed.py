@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_kis.errors import InputError
-from megatron_kis.settings import load_config, parse_config
-from megatron_kis.study.config import ListedRun, StudyConfig
+from megatron_kis.common.configuration import load_config, parse_config
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.study import ListedRun, StudyConfig
 from megatron_kis.study.grid import spots_of
-from megatron_kis.study.proposed import Placed, add_runs, place, trained_cells
+from megatron_kis.study.proposals import Placed, add_runs, place, trained_cells
 from tests.megatron_kis.study.test_grid import STUDY
 
 SMALL, LARGE = (70_000, 99_968), (90_000, 249_984)  # N and D as they are trained: whole vocabularies, whole batches

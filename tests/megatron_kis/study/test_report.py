@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_kis.cli import main
-from megatron_kis.commands.study.report import belonging
-from megatron_kis.study.config import StudyConfig
+from megatron_kis.cli.main import main
+from megatron_kis.cli.study.report import belonging
+from megatron_kis.config.study import StudyConfig
 from tests.analysis.synthetic import Truth, write_run
 
 FREQUENCIES = [0, 64, 128, 256, 512]
@@ -37,7 +37,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def configs(path: Path) -> dict[str, dict[str, Any]]:
-    from megatron_kis.data.settings import DataConfig
+    from megatron_kis.config.data import DataConfig
     from megatron_kis.study.grid import runs_of
 
     data = DataConfig(corpus=Path("c"), validation=Path("v"), exposures=Path("e"), tokenizer=Path("t"))
@@ -47,7 +47,7 @@ def configs(path: Path) -> dict[str, dict[str, Any]]:
 def loaded(path: Path) -> StudyConfig:
     from argparse import Namespace
 
-    from megatron_kis.commands.study.common import load_study
+    from megatron_kis.cli.study.common import load_study
 
     return load_study(Namespace(study=path, overrides=[]))[0]
 

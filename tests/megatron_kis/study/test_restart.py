@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_kis import cli
-from megatron_kis.cli import main
-from megatron_kis.study.attempts import read_attempts
-from megatron_kis.study.claim import Claim, claim
+from megatron_kis.cli import main as cli
+from megatron_kis.cli.main import main
+from megatron_kis.executor.attempts import read_attempts
+from megatron_kis.executor.lease import Claim, claim
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
@@ -70,7 +70,7 @@ def test_a_study_that_left_cells_to_others_says_so_after_its_report(
 def understood(words: list[str], monkeypatch: pytest.MonkeyPatch, *, step: str = "run") -> tuple[object, list[str]]:
     """``--only`` and the overrides of a command."""
     found = []
-    monkeypatch.setattr(f"megatron_kis.commands.study.{step}._{step}", lambda options: found.append(options) or 0)
+    monkeypatch.setattr(f"megatron_kis.cli.study.{step}._{step}", lambda options: found.append(options) or 0)
     assert cli.main(["study", step, "S.yaml", *words]) == 0
     return getattr(found[0], "only", None), found[0].overrides
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_kis.cli import main
+from megatron_kis.cli.main import main
 from tests.megatron_kis.study.test_data_kept import CELL, done, edited, trained, tree
 from tests.sources import Sources
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.study.attempts import Outcome, end_attempt, settings_fingerprint, start_attempt
-from megatron_kis.study.claim import Claim, claim
+from megatron_kis.executor.attempts import Outcome, end_attempt, settings_fingerprint, start_attempt
+from megatron_kis.executor.lease import Claim, claim
 from megatron_kis.study.status import Overview, Queued, RunStatus, status_of
 from tests.megatron_kis.study.test_executor import run_of
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from data_tools.progress import Progress
-from megatron_kis.cli import main
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.progress import Progress
+from megatron_kis.config.run import RunConfig
 from megatron_kis.training.audit import audit_run, differences_of
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 
 MakeRun = Callable[..., RunConfig]
 

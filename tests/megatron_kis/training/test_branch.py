@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.files import read_json
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import read_json
+from megatron_kis.config.run import RunConfig
 from megatron_kis.training.branch import parse_source
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 from tests.megatron_kis.processes import losses, rows
 from tests.megatron_kis.training.test_checkpoint import cut_off
 
@@ -108,7 +108,7 @@ def test_a_branch_that_its_trunk_cannot_serve_is_refused(
 def test_a_trunk_of_another_precision_is_refused(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     trunk = run(tiny_run, "trunk", 20)
     with monkeypatch.context() as patch:
-        patch.setattr("megatron_kis.training.engine.resolve_precision", lambda *_, **__: "bf16")
+        patch.setattr("megatron_kis.engine.engine.resolve_precision", lambda *_, **__: "bf16")
         train(trunk)
     with pytest.raises(InputError, match=r"another precision \(bf16, now fp32\)"):
         train(run(tiny_run, "branch", 24), branch_from=f"{trunk.output}@10")

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError, JobError
-from megatron_kis.files import read_json, sha256_file
-from megatron_kis.training import shards
-from megatron_kis.training.checkpoint import CheckpointWriter, write_manifest
-from megatron_kis.training.run import _Run, train
+from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint.folders import CheckpointWriter, write_manifest
+from megatron_kis.common.errors import InputError, JobError
+from megatron_kis.common.files import read_json, sha256_file
+from megatron_kis.config.run import RunConfig
+from megatron_kis.training.trainer import _Run, train
 from tests.megatron_kis.processes import losses, rows
 
 MakeRun = Callable[..., RunConfig]

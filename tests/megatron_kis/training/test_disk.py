@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from megatron_kis import cli
-from megatron_kis.config import RunConfig
-from megatron_kis.files import read_json
-from megatron_kis.training.checkpoint import reason_of
-from megatron_kis.training.logs import JsonLines
-from megatron_kis.training.run import train
+from megatron_kis.checkpoint.folders import reason_of
+from megatron_kis.cli import main as cli
+from megatron_kis.common.files import read_json
+from megatron_kis.common.jsonl_log import JsonLines
+from megatron_kis.config.run import RunConfig
+from megatron_kis.training.trainer import train
 from tests.megatron_kis.processes import SERVER, Ranks, finish, rows
 from tests.megatron_kis.training.test_checkpoint import OFTEN
 
@@ -163,7 +163,7 @@ def test_a_run_of_several_ranks_prints_its_folder_once(tiny_run: MakeRun) -> Non
 def test_half_precision_is_not_trained_on_a_cpu_and_can_be_asked_there(
     tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import megatron_kis.training.run as module
+    import megatron_kis.training.trainer as module
 
     half = {"training": {"precision": "bf16"}}
     config = tiny_run(**half)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_kis.config import RunConfig
-from megatron_kis.device import open_device, seed_device
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.config.run import RunConfig
+from megatron_kis.distributed.device import open_device, seed_device
+from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.engine.engine import Engine
+from megatron_kis.evaluate.restore import read_config, restored
 from megatron_kis.model import build, head
-from megatron_kis.parallel import close_groups, open_groups
-from megatron_kis.probes.restore import read_config, restored
-from megatron_kis.settings import parse_config
-from megatron_kis.training import run as run_module
-from megatron_kis.training.engine import Engine
-from megatron_kis.training.run import train
+from megatron_kis.training import trainer as run_module
+from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 from tests.megatron_kis.places import place
 from tests.megatron_kis.processes import SERVER, free_port

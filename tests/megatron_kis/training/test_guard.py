@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.config import GuardConfig, RunConfig
-from megatron_kis.errors import JobError
-from megatron_kis.files import read_json
-from megatron_kis.training.engine import Engine
-from megatron_kis.training.guard import Guard
+from megatron_kis.common.errors import JobError
+from megatron_kis.common.files import read_json
+from megatron_kis.config.run import GuardConfig, RunConfig
+from megatron_kis.engine.engine import Engine
 from megatron_kis.training.inputs import open_inputs
-from megatron_kis.training.run import train
+from megatron_kis.training.loss_guard import Guard
+from megatron_kis.training.trainer import train
 from tests.megatron_kis.processes import losses, rows
 
 MakeRun = Callable[..., RunConfig]

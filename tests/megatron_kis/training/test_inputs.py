@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.run import RunConfig
 from megatron_kis.training.inputs import open_inputs
 
 MakeRun = Callable[..., RunConfig]

@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from analysis.load import load_runs
-from data_tools.prepare import DataSettings, prepare_data
-from data_tools.select import SelectSettings
-from data_tools.tokenizer import load_tokenizer, train_tokenizer
-from megatron_kis.cli import main
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.files import read_json, sha256_file, write_json
-from megatron_kis.identity import settings_of
-from megatron_kis.probes.restore import read_config
+from megatron_kis.analysis.runs.load import load_runs
+from megatron_kis.checkpoint.folders import write_manifest
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import read_json, sha256_file, write_json
+from megatron_kis.common.identity import settings_of
+from megatron_kis.config.run import RunConfig
+from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
+from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.evaluate.restore import read_config
+from megatron_kis.training.artifacts import made_with, open_run
 from megatron_kis.training.audit import audit_run
-from megatron_kis.training.checkpoint import write_manifest
-from megatron_kis.training.kept import made_with, open_run
-from megatron_kis.training.run import train
+from megatron_kis.training.trainer import train
 from tests.conftest import TINY_SELECTION
 from tests.megatron_kis.training.test_checkpoint import OFTEN, cut_off
 from tests.sources import Sources
@@ -297,7 +297,7 @@ def test_questions_that_change_while_a_run_starts_are_refused(
     tiny_run: MakeRun, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = on(tiny_run, data)
-    import megatron_kis.training.run as module
+    import megatron_kis.training.trainer as module
 
     opened = module.open_inputs
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from megatron_kis import files
-from megatron_kis.cli import main
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError, JobError
-from megatron_kis.files import read_json
-from megatron_kis.training import shards
-from megatron_kis.training.checkpoint import write_manifest
-from megatron_kis.training.folder import RunFolder
-from megatron_kis.training.run import train
+from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint.folders import write_manifest
+from megatron_kis.cli.main import main
+from megatron_kis.common import files
+from megatron_kis.common.errors import InputError, JobError
+from megatron_kis.common.files import read_json
+from megatron_kis.config.run import RunConfig
+from megatron_kis.training.run_dir import RunFolder
+from megatron_kis.training.trainer import train
 from tests.megatron_kis.processes import losses, rows
 from tests.megatron_kis.training.test_branch import run as trunk_of
 from tests.megatron_kis.training.test_checkpoint import OFTEN, cut_off

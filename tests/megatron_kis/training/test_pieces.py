@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_kis.device import open_device, quiet_megatron
-from megatron_kis.errors import InputError
-from megatron_kis.parallel import close_groups, open_groups
-from megatron_kis.training import shards
-from megatron_kis.training.pieces import boxes, pieces
+from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint.pieces import boxes, pieces
+from megatron_kis.common.errors import InputError
+from megatron_kis.distributed.device import open_device, quiet_megatron
+from megatron_kis.distributed.parallel import close_groups, open_groups
 
 with quiet_megatron():
     from megatron.core.dist_checkpointing.mapping import ShardedTensor

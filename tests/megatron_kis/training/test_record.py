@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.files import read_json, sha256_file, write_json
-from megatron_kis.identity import settings_of
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import read_json, sha256_file, write_json
+from megatron_kis.common.identity import settings_of
+from megatron_kis.config.run import RunConfig
 from megatron_kis.training.record import CLOSED, code_fingerprint, config_fingerprint, is_done, mark_done
 
 MakeRun = Callable[..., RunConfig]

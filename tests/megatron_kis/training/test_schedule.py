@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from megatron_kis.config import OptimizerConfig
-from megatron_kis.training.schedule import learning_rate
+from megatron_kis.config.run import OptimizerConfig
+from megatron_kis.engine.lr_schedule import learning_rate
 
 SEARCH = settings(max_examples=60, deadline=None)
 

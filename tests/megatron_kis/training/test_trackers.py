@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_kis.config import RunConfig
-from megatron_kis.device import Device
-from megatron_kis.errors import InputError
-from megatron_kis.files import read_json
-from megatron_kis.training.run import train
-from megatron_kis.training.speed import Speed
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import read_json
+from megatron_kis.config.run import RunConfig
+from megatron_kis.distributed.device import Device
+from megatron_kis.engine.throughput import Speed
+from megatron_kis.training.trainer import train
 from tests.megatron_kis.processes import losses, rows
 from tests.megatron_kis.training.test_checkpoint import EVERY_5, cut_off
 

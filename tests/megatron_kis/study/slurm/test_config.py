@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.errors import InputError
-from megatron_kis.settings import parse_config
-from megatron_kis.study.slurm.config import ClusterConfig, seconds_of
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.slurm import ClusterConfig, seconds_of
 
 
 def cluster(**content: Any) -> ClusterConfig:

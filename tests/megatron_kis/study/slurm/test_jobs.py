@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.settings import parse_config
-from megatron_kis.study.slurm.config import ClusterConfig
-from megatron_kis.study.slurm.jobs import arrays_of, dealt, jobs_of, resolved
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.run import RunConfig
+from megatron_kis.config.slurm import ClusterConfig
+from megatron_kis.executor.slurm.jobs import arrays_of, dealt, jobs_of, resolved
 
 
 def cluster(**content: Any) -> ClusterConfig:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError
-from megatron_kis.settings import load_config
-from megatron_kis.study.config import StudyConfig
-from megatron_kis.study.places import Place
-from megatron_kis.study.slurm.launch import meeting_point, srun_launcher
+from megatron_kis.common.configuration import load_config
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.run import RunConfig
+from megatron_kis.config.study import StudyConfig
+from megatron_kis.executor.resources import Place
+from megatron_kis.executor.slurm.launch import meeting_point, srun_launcher
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 

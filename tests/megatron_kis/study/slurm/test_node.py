@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kis.config import RunConfig
-from megatron_kis.errors import InputError, JobError, Stopped
-from megatron_kis.settings import load_config
-from megatron_kis.study.config import StudyConfig
-from megatron_kis.study.executor import Progress
-from megatron_kis.study.slurm.node import Requeues, conclude, executor_settings, saved_steps, share, signals_kept
-from megatron_kis.study.slurm.records import write_tasks
+from megatron_kis.common.configuration import load_config
+from megatron_kis.common.errors import InputError, JobError, Stopped
+from megatron_kis.config.run import RunConfig
+from megatron_kis.config.study import StudyConfig
+from megatron_kis.executor.executor import Progress
+from megatron_kis.executor.slurm.node import Requeues, conclude, executor_settings, saved_steps, share, signals_kept
+from megatron_kis.executor.slurm.records import write_tasks
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 

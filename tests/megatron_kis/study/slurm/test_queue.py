@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kis.errors import InputError, JobError
-from megatron_kis.study.slurm import client, queue
-from megatron_kis.study.slurm.queue import Queue, cells_of, live_tasks
-from megatron_kis.study.slurm.records import (
+from megatron_kis.common.errors import InputError, JobError
+from megatron_kis.executor.slurm import client, queue
+from megatron_kis.executor.slurm.queue import Queue, cells_of, live_tasks
+from megatron_kis.executor.slurm.records import (
     JOBS,
     Submitted,
     read_tasks,

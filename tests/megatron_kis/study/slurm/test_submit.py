@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.cli import main
-from megatron_kis.study.slurm.scripts import TEMPLATES, comment, job_name
+from megatron_kis.cli.main import main
+from megatron_kis.executor.slurm.scripts import TEMPLATES, comment, job_name
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 

@@ -1,0 +1,86 @@
+"""Transitions of the curves: onset, collapse by memory, collapse by loss tolerance.
+
+Three criteria behind one interface (`Criterion`), each a file of its own; `find_transitions` applies them to the split
+and scoring rule that the settings declare.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from megatron_kis.analysis.criteria.hinge import HingeCollapse
+from megatron_kis.analysis.criteria.loss import LossTolerance
+from megatron_kis.analysis.criteria.onset import Onset
+from megatron_kis.analysis.criteria.tolerance_rule import ToleranceRule
+from megatron_kis.analysis.runs.curves import curve_table, curves
+from megatron_kis.analysis.runs.load import Runs
+from megatron_kis.analysis.runs.transitions import (
+    COLLAPSED,
+    INCONCLUSIVE,
+    INFORMATIVE,
+    KINDS,
+    LEFT_CENSORED,
+    OBSERVED,
+    RIGHT_CENSORED,
+    STATUSES,
+    Criterion,
+    Transition,
+)  # fmt: skip
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.analysis import AnalysisSettings
+
+__all__ = [
+    "COLLAPSED", "INCONCLUSIVE", "INFORMATIVE", "KINDS", "LEFT_CENSORED", "OBSERVED", "RIGHT_CENSORED", "STATUSES",
+    "Criterion", "HingeCollapse", "LossTolerance", "Onset", "ToleranceRule", "Transition", "criteria_of",
+    "find_transitions",
+]  # fmt: skip
+
+_COLLAPSE: dict[str, Criterion] = {"hinge": HingeCollapse(), "tolerance_rule": ToleranceRule()}
+
+
+def criteria_of(settings: AnalysisSettings) -> tuple[Criterion, ...]:
+    """What a study looks for: onset, collapse by the declared criterion, and the tolerance on general loss.
+
+    With ``general_loss`` the last is the collapse itself: no rate is looked at for one.
+    """
+    chosen = _COLLAPSE.get(settings.criterion)
+    return (Onset(), *((chosen,) if chosen else ()), LossTolerance())
+
+
+def find_transitions(
+    data: Runs | pd.DataFrame,
+    settings: AnalysisSettings | None = None,
+    *,
+    criteria: tuple[Criterion, ...] | None = None,
+) -> list[Transition]:
+    """The transitions of every (N, D), ordered by kind, group, N and D.
+
+    Args:
+        data: runs, or a curve table (`analysis.runs.curves.curve_table`, `analysis.runs.load_csv.load_curves_csv`).
+        settings: the declared choices; the defaults if None.
+        criteria: what to look for; those of the settings if None.
+
+    Raises:
+        InputError: no complete run, or no row of the declared split and scoring rule.
+    """
+    settings = settings or AnalysisSettings()
+    table = curve_table(data) if isinstance(data, Runs) else data
+    primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
+    if primary.empty:
+        there = sorted({f"{split}/{scoring}" for split, scoring in zip(table["split"], table["scoring"], strict=True)})
+        raise InputError(
+            f"no probe row of split {settings.split!r} with scoring {settings.scoring!r}",
+            where="analysis.split, analysis.scoring",
+            remedy="there are " + ", ".join(there),
+        )
+    found: dict[tuple[int, str, int, int], Transition] = {}
+    every = curves(primary)
+    for criterion in criteria_of(settings) if criteria is None else criteria:
+        for curve in every:
+            if curve.group in criterion.groups:
+                transition = criterion.find(curve, settings)
+                # Every group's rows carry the loss of their run: its tolerance point is the same, and kept once.
+                found.setdefault(
+                    (KINDS.index(transition.kind), transition.group, curve.params, curve.tokens), transition
+                )
+    return [found[key] for key in sorted(found)]

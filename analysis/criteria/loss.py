@@ -1,0 +1,81 @@
+"""Collapse by loss tolerance: the smallest F whose general validation loss exceeds that of F = 0 by the tolerance.
+
+The companion of the critical mixture ratio (arXiv 2407.17467): it watches general ability, not the facts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from megatron_kis.analysis.runs.curves import Array, Curve
+from megatron_kis.analysis.runs.transitions import (
+    INCONCLUSIVE,
+    LEFT_CENSORED,
+    OBSERVED,
+    RIGHT_CENSORED,
+    Transition,
+    count,
+    crossing,
+    make,
+)  # fmt: skip
+from megatron_kis.config.analysis import AnalysisSettings
+
+
+def loss_excess(curve: Curve) -> Array:
+    """[L] loss / loss at F = 0 - 1; NaN where unknown.
+
+    Paired by seed where seeds are shared: runs that differ in F alone read the same general text in the same order.
+    """
+    base = curve.seed_losses[0] if curve.frequency[0] == 0 else {}
+    excess = []
+    for losses, mean in zip(curve.seed_losses, curve.loss, strict=True):
+        shared = [losses[seed] / base[seed] - 1 for seed in losses if seed in base]
+        if shared:
+            excess.append(float(np.mean(shared)))
+        else:
+            excess.append(
+                float(mean / np.mean(list(base.values())) - 1) if base and np.isfinite(mean) else float("nan")
+            )
+    return np.array(excess)
+
+
+class LossTolerance:
+    """The smallest F beyond the tolerance.
+
+    The bracket is (last level within the tolerance, first level beyond it]; the value is linear in log F between them.
+    One seed has no error bar for its loss; runs that differ in F alone read the same general text in the same order,
+    which makes the difference far less noisy than a rate.
+    """
+
+    kind = "tolerance"
+    groups: tuple[str, ...] = ("infused", "background", "control")  # every group's rows carry the loss of their run
+
+    def find(self, curve: Curve, settings: AnalysisSettings) -> Transition:
+        """The tolerance point of the runs behind ``curve``."""
+        excess = loss_excess(curve)
+        known = np.isfinite(excess)
+        if not np.isfinite(curve.loss).any():
+            return make(curve, self.kind, INCONCLUSIVE, "no validation loss", group="general")
+        if not known.any():
+            return make(curve, self.kind, INCONCLUSIVE, "no validation loss at F = 0 to compare with", group="general")
+        frequency, excess = curve.frequency[known], excess[known]
+        base, most = float(curve.loss[0]), float(excess.max())
+        if len(frequency) < 2:
+            return make(curve, self.kind, INCONCLUSIVE, "no validation loss at F > 0", group="general", peak=base)
+        percent = f"{100 * settings.tolerance:g}%"
+        beyond = np.flatnonzero(excess > settings.tolerance)
+        if not len(beyond):
+            largest = float(frequency[-1])
+            reason = f"at most {100 * most:+.1f}% over the loss at F = 0 up to {count(largest)} (tolerance {percent})"
+            return make(curve, self.kind, RIGHT_CENSORED, reason, group="general", low=largest, peak=base, drop=most)
+        first = int(beyond[0])
+        high = float(frequency[first])
+        reason = f"{100 * excess[first]:+.1f}% over the loss at F = 0 at F = {count(high)} (tolerance {percent})"
+        low = float(frequency[first - 1])
+        if low == 0:
+            reason += ", the smallest F tried"
+            return make(curve, self.kind, LEFT_CENSORED, reason, group="general", high=high, peak=base, drop=most)
+        value = crossing(frequency, excess, settings.tolerance, first - 1)
+        return make(
+            curve, self.kind, OBSERVED, reason, group="general", value=value, low=low, high=high, peak=base, drop=most
+        )

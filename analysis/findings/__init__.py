@@ -1,0 +1,1 @@
+"""What a study found: its analysis from runs to predictions."""

@@ -1,0 +1,1 @@
+"""The knowledge infusion scaling law: fit, intervals, predictions and their validation."""

@@ -1,0 +1,124 @@
+"""What is told of a fitted law beside its prediction: coefficients, the same law otherwise, and whether it fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from megatron_kis.analysis.law.candidates import SIZE_AND_BUDGET, Cells, Fitted, design, fit_candidate
+from megatron_kis.analysis.law.regression import fit, student
+from megatron_kis.analysis.runs.curves import Array
+from megatron_kis.analysis.runs.transitions import Transition
+
+
+@dataclass(frozen=True)
+class Coefficient:
+    """An estimate with its standard error and confidence interval."""
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+
+
+def coefficients_of(fitted: Fitted, confidence: float) -> dict[str, Coefficient | None]:
+    """a, b and c from the centred fit; they share its covariance through a linear map."""
+    law, k = fitted.law, len(fitted.law.rows)
+    quantile = float(student(fitted.freedom, confidence))
+    p = len(fitted.parameters)
+
+    def of(row: Array) -> Coefficient:
+        value = float(row @ fitted.parameters)
+        error = math.sqrt(max(float(row @ fitted.covariance @ row), 0.0))
+        return Coefficient(value, error, value - quantile * error, value + quantile * error)
+
+    origin = np.zeros(p)
+    origin[: k + 1] = design(law, fitted.centre, np.zeros(1), np.zeros(1))[0]
+    found: dict[str, Coefficient | None] = {"a": of(origin), "b_log_params": None, "c_log_tokens": None}
+    for name, axis in (("b_log_params", 0), ("c_log_tokens", 1)):
+        row = np.zeros(p)
+        row[1 : k + 1] = [weights[axis] for weights in law.rows]
+        if row.any():
+            found[name] = of(row)
+    if law.offset:
+        found["log_f_inf"] = of(np.eye(p)[-1])
+    return found
+
+
+def lack_of_fit(fitted: Fitted, cells: Cells) -> dict[str, Any] | None:
+    """Student's test of a term in (log N)^2, beside the law's own."""
+    known = cells.informative
+    if fitted.law.offset or len(np.unique(cells.log_n[known])) < 4 or int(known.sum()) < fitted.law.size + 2:
+        return None
+    x = design(fitted.law, fitted.centre, cells.log_n, cells.log_d)
+    bend = (cells.log_n - cells.log_n.mean()) ** 2
+    more = np.column_stack([x, bend - bend.mean()])
+    if not fitted.law.rows:
+        more = np.column_stack([x, cells.log_n - cells.log_n.mean(), bend - bend.mean()])
+    if np.linalg.matrix_rank(more[known]) < more.shape[1] or int(known.sum()) <= more.shape[1]:
+        return None
+    bent = fit(more, cells.lower, cells.upper, cells.variance)
+    value, error = float(bent.beta[-1]), math.sqrt(float(bent.covariance[-1, -1]))
+    freedom = max(float(bent.freedom), 1e-3)
+    p_value = float(2 * stats.t.sf(abs(value) / error, freedom)) if error > 1e-9 * abs(value) + 1e-12 else 1.0
+    return {"term": "(log N)^2", "coefficient": value, "p_value": p_value, "flag": p_value < 0.05}
+
+
+def equivalents(used: list[Transition], cells: Cells, fitted: Fitted, confidence: float) -> dict[str, dict[str, Any]]:
+    """The law of rho = cost F / D and of exposure tokens = cost F: the same cells, shifted by each one's own cost."""
+    cost = cost_of(used)
+    if cost is None:
+        return {}
+    found = {}
+    for name, shift in (("infusion_ratio", np.log(cost) - cells.log_d), ("exposure_tokens", np.log(cost))):
+        law = fitted.law
+        if law.offset or (name == "infusion_ratio" and len(np.unique(cells.log_d)) > 1 and law is not SIZE_AND_BUDGET):
+            continue  # a tied law of F is no law of the same form in rho
+        moved = replace(cells, lower=cells.lower + shift, upper=cells.upper + shift)
+        again = fit_candidate(law, moved)
+        if again is not None:
+            coefficients = coefficients_of(again, confidence)
+            found[name] = {
+                "coefficients": {key: None if c is None else asdict(c) for key, c in coefficients.items()},
+                "sigma": again.sigma,
+            }
+    return found
+
+
+def nonembedding(used: list[Transition], cells: Cells, fitted: Fitted, confidence: float) -> dict[str, Any]:
+    """The law with N counted without embeddings; empty where the points do not say."""
+    if fitted.law.offset or not fitted.law.rows or any(not p.nonembedding_params for p in used):
+        return {}
+    moved = replace(cells, log_n=np.log([float(p.nonembedding_params or 1) for p in used]))
+    if np.allclose(moved.log_n, cells.log_n):
+        return {}
+    again = fit_candidate(fitted.law, moved)
+    if again is None:
+        return {}
+    coefficients = coefficients_of(again, confidence)
+    return {
+        "nonembedding_params": {
+            "coefficients": {key: None if c is None else asdict(c) for key, c in coefficients.items()},
+            "sigma": again.sigma,
+        }
+    }
+
+
+def cost_of(used: Sequence[Transition]) -> Array | None:
+    """[n] tokens that one unit of F costs in each cell; None where one of them does not say."""
+    costs = []
+    for p in used:
+        if p.exposure_tokens and p.value:
+            costs.append(p.exposure_tokens / p.value)
+        elif p.ratio_low and p.low:
+            costs.append(p.ratio_low * p.tokens / p.low)
+        elif p.ratio_high and p.high:
+            costs.append(p.ratio_high * p.tokens / p.high)
+        else:
+            return None
+    return np.array(costs) if costs else None

@@ -1,0 +1,354 @@
+"""The law of collapse points over N and D: fitted to every cell, censored ones too, chosen among candidates.
+
+`law.regression` holds the likelihood, `law.candidates` the forms. Here transitions become cells, a form is
+chosen by how well it foretells the largest N from the others, and what the cells cannot support is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_kis.analysis.law.candidates import (
+    CANDIDATES,
+    SIZE,
+    SIZE_AND_BUDGET,
+    Candidate,
+    Cells,
+    Fitted,
+    compare,
+    fit_candidate,
+)
+from megatron_kis.analysis.law.coefficients import (
+    Coefficient,
+    coefficients_of,
+    cost_of,
+    equivalents,
+    lack_of_fit,
+    nonembedding,
+)
+from megatron_kis.analysis.runs.transitions import KINDS, LEFT_CENSORED, RIGHT_CENSORED, Transition
+from megatron_kis.common.errors import InputError, nearest
+from megatron_kis.common.files import read_json
+
+SCHEMA = "kis.law/1"
+_FEWEST_SIZES = 3  # a line through two sizes cannot be wrong
+_VALIDATED_CELLS = 5  # below it a law is a point estimate (labelled unvalidated)
+_COLLINEAR = 0.999  # |correlation| of log N and log D beyond which b and c cannot be told apart
+_Z = 1.959964  # normal quantile of the curves' 95% intervals
+
+
+class LawRefused(InputError):
+    """The points cannot support a law.
+
+    ``code`` says why: no_points, all_censored, one_size, few_points, collinear, not_finite.
+    """
+
+    def __init__(self, code: str, problem: str, *, remedy: str | None = None) -> None:
+        super().__init__(problem, where="law", remedy=remedy)
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """A fitted law. ``centre``, ``parameters`` and ``covariance`` belong to the centred fit."""
+
+    kind: str
+    group: str
+    selected_law: str
+    """The law's formula; natural logarithms."""
+    law: str
+    """The candidate's name."""
+    selection: str
+    """How it was chosen."""
+    coefficients: dict[str, Coefficient | None]
+    """a, b_log_params, c_log_tokens (None: not in this law), and log_f_inf for a law with an offset."""
+    sigma: float
+    """Standard deviation of log F* between models, beyond what each curve's own interval explains."""
+    degrees_of_freedom: float
+    """Of the coefficients and of the law's mean."""
+    scatter_degrees_of_freedom: float
+    """Of sigma, which also rests on the prior that keeps it off zero."""
+    confidence: float
+    unvalidated: bool
+    centre: list[float]
+    """Means of the covariates."""
+    parameters: list[float]
+    """Intercept at the centre, slopes, (log F_inf)."""
+    covariance: list[list[float]]
+    """Of the parameters, Knapp-Hartung scaled."""
+    range_params: tuple[int, int]
+    range_tokens: tuple[int, int]
+    tokens_per_frequency: float | None
+    """Tokens that one unit of F costs (facts times mean exposure length); None where the points disagree."""
+    points: list[dict[str, Any]]
+    """Every cell that was fitted, censored ones too (residual None)."""
+    excluded: list[dict[str, Any]]
+    """Inconclusive cells, with their reason."""
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    """Candidate laws with AICc and leave-the-largest-N-out log score."""
+    lack_of_fit: dict[str, Any] | None = None
+    """Test of a curvature in log N: coefficient, p_value, flag. None where cells are too few."""
+    equivalents: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The same law of the infusion ratio and of the exposure tokens."""
+    sensitivity: dict[str, Any] = field(default_factory=dict)
+    """Slope when N counts non-embedding parameters only."""
+    calibration: dict[str, Any] | None = None
+    """Critical values from a bootstrap through both stages (`megatron_kis.analysis.law.bootstrap`) or of the points
+    (`megatron_kis.analysis.law.bootstrap_points`), the check of Student's t; None where none was run."""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def candidate(self) -> Candidate:
+        """The law's form."""
+        return CANDIDATES[self.law]
+
+    @property
+    def in_tokens(self) -> bool:
+        """Whether the law has a term in D."""
+        return any(w_d for _, w_d in self.candidate.rows)
+
+    def at(self, params: float, tokens: float) -> tuple[float, float]:
+        """(mean of log F*, its standard error) at one (N, D)."""
+        fitted = Fitted(
+            self.candidate, np.array(self.centre), np.array(self.parameters), np.array(self.covariance), self.sigma,
+            self.degrees_of_freedom, self.scatter_degrees_of_freedom, None,
+        )  # fmt: skip
+        mean, variance = fitted.mean(np.log([params]), np.log([tokens]))
+        return float(mean[0]), math.sqrt(max(float(variance[0]), 0.0))
+
+    def record(self) -> dict[str, Any]:
+        """The law as JSON-ready values."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def fit_law(
+    points: Iterable[Transition], kind: str = "collapse", group: str | None = None, *, confidence: float = 0.95,
+    law: str = "auto", compare_laws: bool = True, errors: Mapping[tuple[int, int], float] | None = None,
+    brief: bool = False,
+) -> Law:  # fmt: skip
+    """Fits the law to the points of one kind and group; censored ones contribute what they know.
+
+    Args:
+        points: transitions, in any order.
+        kind: onset, collapse or tolerance.
+        group: infused, background or general; may be left out if the points of that kind have one group only.
+        confidence: level of the intervals.
+        law: a candidate's name (`megatron_kis.analysis.law.candidates.CANDIDATES`), or ``auto``.
+        compare_laws: whether to score the other candidates where ``law`` names one.
+        errors: standard errors of log F* by (N, D), where they are known better than from the intervals' widths.
+        brief: neither test of fit nor the law in other units; for those who fit thousands.
+
+    Raises:
+        LawRefused: the points cannot support a law; nothing is fitted.
+        InputError: unknown kind or law, or several groups and none named.
+    """
+    chosen, group = _chosen(points, kind, group)
+    if law != "auto" and law not in CANDIDATES:
+        raise InputError(f"unknown law {law!r}", where="law", remedy=nearest(law, CANDIDATES))
+    used = [p for p in chosen if p.informative or _censored(p)]
+    cells = cells_of(used, errors)
+    _refuse(chosen, cells, explicit=law != "auto")
+    candidates = compare(cells) if compare_laws or law == "auto" else []
+    name, selection = _select(candidates, cells) if law == "auto" else (law, "declared")
+    fitted = fit_candidate(CANDIDATES[name], cells)
+    if fitted is None:
+        raise LawRefused(
+            "few_points",
+            f"{int(cells.informative.sum())} bracketed points cannot carry the law {CANDIDATES[name].formula}",
+            remedy=f"at least {CANDIDATES[name].size + 1} bracketed (N, D) that tell its terms apart",
+        )  # fmt: skip
+    informative = [p for p in used if p.informative]
+    excluded = [
+        _listed(p, reason=f"{p.status}: {p.reason}".rstrip(": ")) for p in chosen if not (p.informative or _censored(p))
+    ]
+    fitted_mean, _ = fitted.mean(cells.log_n, cells.log_d)
+    lack = None if brief else lack_of_fit(fitted, cells)
+    warnings = _warnings(len(informative), used, lack)
+    return Law(
+        kind=kind,
+        group=group,
+        selected_law=fitted.law.formula,
+        law=name,
+        selection=selection,
+        coefficients=coefficients_of(fitted, confidence),
+        sigma=fitted.sigma,
+        degrees_of_freedom=fitted.freedom,
+        scatter_degrees_of_freedom=fitted.scatter_freedom,
+        confidence=confidence,
+        unvalidated=len(informative) < _VALIDATED_CELLS,
+        centre=fitted.centre.tolist(),
+        parameters=fitted.parameters.tolist(),
+        covariance=fitted.covariance.tolist(),
+        range_params=(min(p.params for p in informative), max(p.params for p in informative)),
+        range_tokens=(min(p.tokens for p in informative), max(p.tokens for p in informative)),
+        tokens_per_frequency=_tokens_per_frequency(informative),
+        points=[
+            _listed(p, residual=math.log(p.value) - float(m) if p.informative and p.value else None)
+            for p, m in zip(used, fitted_mean, strict=True)
+        ],
+        excluded=excluded,
+        candidates=[row | {"selected": row["law"] == name} for row in candidates],
+        lack_of_fit=lack,
+        equivalents={} if brief else equivalents(used, cells, fitted, confidence),
+        sensitivity={} if brief else nonembedding(used, cells, fitted, confidence),
+        warnings=warnings,
+    )
+
+
+def _chosen(points: Iterable[Transition], kind: str, group: str | None) -> tuple[list[Transition], str]:
+    if kind not in KINDS:
+        raise InputError(f"unknown kind {kind!r}", where="kind", remedy=nearest(kind, KINDS))
+    of_kind = [point for point in points if point.kind == kind]
+    groups = sorted({point.group for point in of_kind})
+    if group is None:
+        if len(groups) > 1:
+            raise InputError(
+                f"{kind} points of several groups", where="group", remedy="name one of " + ", ".join(groups)
+            )
+        group = groups[0] if groups else ""
+    return sorted((p for p in of_kind if p.group == group), key=_identity), group
+
+
+def _censored(point: Transition) -> bool:
+    return (point.status == RIGHT_CENSORED and bool(point.low)) or (point.status == LEFT_CENSORED and bool(point.high))
+
+
+def cells_of(points: Sequence[Transition], errors: Mapping[tuple[int, int], float] | None = None) -> Cells:
+    """Transitions as cells of the regression, in their order.
+
+    A ``bracket`` enters as an interval, a ``profile`` interval as a point with the variance of its error: the one in
+    ``errors``, by (N, D), or else what its width implies; an end that is open leaves the other to say how wide.
+    """
+    lower, upper, variance = [], [], []
+    for p in points:
+        low = math.log(p.low) if p.low else -math.inf
+        high = math.log(p.high) if p.high else math.inf
+        spread = 0.0
+        if p.informative and p.value is not None:
+            centre = math.log(p.value) if p.value > 0 else math.nan
+            closed = math.isfinite(low) and math.isfinite(high)
+            if not (p.interval == "bracket" and closed and high > low):
+                if closed:
+                    spread = ((high - low) / (2 * _Z)) ** 2
+                elif math.isfinite(low) or math.isfinite(high):
+                    spread = ((centre - low if math.isfinite(low) else high - centre) / _Z) ** 2
+                spread = spread if errors is None else errors.get((p.params, p.tokens), math.sqrt(spread)) ** 2
+                low = high = centre
+        elif p.status == RIGHT_CENSORED:
+            high = math.inf
+        else:
+            low = -math.inf
+        lower.append(low)
+        upper.append(high)
+        variance.append(spread)
+    log_n = np.log([max(p.params, 0) for p in points]) if points else np.empty(0)
+    log_d = np.log([max(p.tokens, 0) for p in points]) if points else np.empty(0)
+    return Cells(log_n, log_d, np.array(lower), np.array(upper), np.array(variance))
+
+
+def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool) -> None:
+    informative = cells.informative | np.isnan(cells.lower)
+    if not informative.any():
+        listed = ", ".join(sorted({p.status for p in chosen})) or "none at all"
+        code = "all_censored" if chosen else "no_points"
+        raise LawRefused(code, f"no point was bracketed (statuses: {listed})", remedy="frequencies on both sides of it")
+    if not (np.isfinite(cells.log_n).all() and np.isfinite(cells.log_d).all()) or np.isnan(cells.lower).any():
+        raise LawRefused("not_finite", "N, D and F of every point must be finite and positive")
+    sizes = len(np.unique(cells.log_n[informative]))
+    if sizes < _FEWEST_SIZES:
+        code, noun = ("one_size", "size") if sizes == 1 else ("few_points", "sizes")
+        raise LawRefused(
+            code, f"bracketed points of {sizes} {noun} N only", remedy=f"at least {_FEWEST_SIZES} distinct N"
+        )
+    if len(np.unique(cells.log_d)) > 1:
+        if not explicit and abs(float(np.corrcoef(cells.log_n, cells.log_d)[0, 1])) > _COLLINEAR:
+            raise LawRefused(
+                "collinear", "N and D grow together in every point, so their effects cannot be told apart",
+                remedy="add a size with a second token budget",
+            )  # fmt: skip
+        if not explicit and int(informative.sum()) <= SIZE_AND_BUDGET.size:
+            raise LawRefused(
+                "few_points", f"{int(informative.sum())} bracketed points for {SIZE_AND_BUDGET.size} coefficients",
+                remedy=f"at least {SIZE_AND_BUDGET.size + 1} bracketed (N, D)",
+            )  # fmt: skip
+
+
+def _select(candidates: list[dict[str, Any]], cells: Cells) -> tuple[str, str]:
+    """(name, how).
+
+    The law with a term for all that was varied stands, unless another foretells the largest N better by more than one
+    unit of log score: that score is a single held-out size, and a law without a term extrapolates with more confidence
+    than a handful of cells can give it. Of several such, within one unit of the best, the one with fewest coefficients.
+    """
+    full = SIZE if len(np.unique(cells.log_d)) == 1 else SIZE_AND_BUDGET
+    scores = {row["law"]: row["log_score"] for row in candidates if row["log_score"] is not None}
+    if full.name not in scores:
+        return full.name, "by design: too few cells to hold the largest N out"
+    best = max(scores.values())
+    if best > scores[full.name] + 1:
+        alike = [name for name in scores if scores[name] > max(best - 1, scores[full.name] + 1)]
+        chosen = min(alike, key=lambda name: (CANDIDATES[name].size, -scores[name]))
+        return chosen, "foretells the largest N, held out, better than the full law"
+    return full.name, "no other law foretells the largest N, held out, better by more than one unit of log score"
+
+
+def _identity(point: Transition) -> tuple[float, ...]:
+    return point.params, point.tokens, point.value or 0.0, point.low or 0.0
+
+
+def _listed(point: Transition, **more: Any) -> dict[str, Any]:
+    kept = ("params", "tokens", "status", "value", "low", "high", "interval", "infusion_ratio")
+    return {name: getattr(point, name) for name in kept} | more
+
+
+def _tokens_per_frequency(used: Sequence[Transition]) -> float | None:
+    costs = cost_of(used)
+    if costs is None or costs.max() > 1.05 * costs.min():
+        return None
+    return float(costs.mean())
+
+
+def _warnings(informative: int, used: Sequence[Transition], lack: dict[str, Any] | None) -> list[str]:
+    warnings = []
+    if informative < _VALIDATED_CELLS:
+        warnings.append(
+            f"unvalidated: {informative} informative points; a law to rely on needs at least {_VALIDATED_CELLS}"
+        )
+    censored = len(used) - informative
+    if 2 * censored > len(used):
+        warnings.append(f"{censored} of {len(used)} points are censored: the law rests on few that are not")
+    if lack is not None and lack["flag"]:
+        warnings.append(f"lack of fit: the points bend in log N (p = {lack['p_value']:.2g}); do not extrapolate far")
+    return warnings
+
+
+def load_law(path: Path | str) -> Law:
+    """Reads the law at the top of a ``law.json``.
+
+    Raises:
+        InputError: not a law file, damaged, or a file that records that no law could be fitted.
+    """
+    record = read_json(Path(path), SCHEMA)
+    if record.get("selected_law") is None:
+        reasons = "; ".join(
+            f"{item['kind']} of {item['group']}: {item['reason']}" for item in record.get("refused") or []
+        )
+        raise InputError(f"records that no law could be fitted ({reasons or 'no reason given'})", where=str(path))
+    try:
+        record.setdefault("scatter_degrees_of_freedom", record["degrees_of_freedom"])  # files of earlier versions
+        known = {name: record[name] for name in Law.__dataclass_fields__}
+        known["coefficients"] = {
+            name: Coefficient(**values) if values else None for name, values in record["coefficients"].items()
+        }
+        known["range_params"], known["range_tokens"] = tuple(record["range_params"]), tuple(record["range_tokens"])
+        law = Law(**known)
+        law.at(1e6, 1e6)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"damaged law ({error})", where=str(path), remedy="fit it again with kis law fit") from None
+    return law

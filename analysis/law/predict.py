@@ -1,0 +1,245 @@
+"""Predictions for a model that was not trained, and their dated, hashed record."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_kis.analysis.law import regression
+from megatron_kis.analysis.law.fit import Law
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import fingerprint, read_json
+
+SCHEMA = "kis.prediction/1"
+_FAR = 10.0  # an extrapolation by more than this factor is said to be far
+_WIDER = 1.25  # times the headline's log width: a bootstrap that asks for more is told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """F* of one (N, D): intervals at the law's level of confidence, F in exposures a fact."""
+
+    kind: str
+    group: str
+    params: int
+    tokens: int
+    centre: float
+    confidence_interval: tuple[float, float]
+    """Of the law's mean at this (N, D)."""
+    prediction_interval: tuple[float, float]
+    """Of a new model: the headline."""
+    recommended: float | None
+    """Lower end of the prediction interval: overshooting collapses, undershooting only under-specialises. For an onset
+    the upper end: what is above it is learnt. None from an unvalidated law."""
+    confidence: float
+    extrapolation_factor: float
+    """How many times beyond the fitted range N (or D) lies; 1 inside."""
+    extrapolation: dict[str, float]
+    infusion_ratio: float | None
+    """The infusion ratio at the centre, if facts cost as many tokens as in the study."""
+    exposure_tokens: float | None
+    """Tokens of domain data at the centre: copies of each fact times what one copy of all facts costs."""
+    exposure_tokens_interval: tuple[float, float] | None
+    """The same at the ends of the prediction interval."""
+    domain: dict[str, float | None] | None
+    """For the facts asked about: ``copies_per_fact`` and ``tokens`` at the recommended end if each fact has its limit
+    (F), ``copies_per_fact_by_tokens`` if their tokens together have it (the study's exposure tokens shared by these
+    facts; None where the points do not say what F costs), and ``copies_safe``, the smaller. None from an unvalidated
+    law."""
+    interval_method: str
+    """``t``: Student's, of the law's mean and of the scatter (`half_width`); REML-type sigma, Knapp-Hartung scaling."""
+    bootstrap_interval: tuple[float, float] | None
+    """Of a new model, by the bootstrap's critical values: the check of the headline. None where none was run."""
+    bootstrap_method: str | None
+    """What was drawn anew: curves through both stages, or points from their own intervals."""
+    baselines: dict[str, float]
+    """What the constant law (geometric mean) and the largest model's value would say."""
+    unvalidated: bool
+    warnings: tuple[str, ...]
+    law: dict[str, Any]
+    """The law's formula, coefficients and fingerprint."""
+
+
+def predict(
+    law: Law, params: float, tokens: float | None = None, *, facts: float | None = None,
+    fact_tokens: float | None = None,
+) -> Prediction:  # fmt: skip
+    """Predicts F* at N = ``params`` and D = ``tokens`` (left out: the budget the law was fitted at).
+
+    ``facts`` facts of ``fact_tokens`` tokens an exposure, where they are not the study's: what the prediction means for
+    them, read both ways (`Prediction.domain`).
+
+    Raises:
+        InputError: N or D is not positive, or D is needed and missing.
+    """
+    if tokens is None:
+        if law.range_tokens[0] != law.range_tokens[1]:
+            raise InputError("the law depends on the token budget", where="--tokens", remedy="name the budget D")
+        tokens = law.range_tokens[0]
+    for name, value in (("--params", params), ("--tokens", tokens)):
+        if not (math.isfinite(value) and value >= 1):
+            raise InputError(f"{value} is not a positive number", where=name, remedy="for example 7e9")
+    mean, error = law.at(params, tokens)
+    for name, asked in (("--facts", facts), ("--fact-tokens", fact_tokens)):
+        if asked is not None and not (math.isfinite(asked) and asked >= 1):
+            raise InputError(f"{asked} is not a positive number", where=name, remedy="for example 1e6")
+    if (facts is None) != (fact_tokens is None):
+        raise InputError(
+            "one without the other", where="--facts, --fact-tokens",
+            remedy="the number of facts and the mean tokens of an exposure",
+        )  # fmt: skip
+    factors = {
+        "params": _beyond(params, law.range_params),
+        "tokens": _beyond(tokens, law.range_tokens),
+    }
+    total = math.hypot(error, law.sigma)
+    half, half_of_mean = half_width(law, error, law.sigma), half_width(law, error, 0.0)
+    centre, interval = _exp(mean), (_exp(mean - half), _exp(mean + half))
+    drawn = critical_values(law, max(factors.values()))
+    bootstrapped = None if drawn is None else (_exp(mean + drawn[0] * total), _exp(mean + drawn[1] * total))
+    ratio = None if law.tokens_per_frequency is None else centre * law.tokens_per_frequency / tokens
+    seen = [point for point in law.points if point["value"]]
+    values = [point["value"] for point in seen]
+    largest = max(seen, key=lambda point: (point["params"], point["tokens"]))
+    return Prediction(
+        kind=law.kind,
+        group=law.group,
+        params=round(params),
+        tokens=round(tokens),
+        centre=centre,
+        confidence_interval=(_exp(mean - half_of_mean), _exp(mean + half_of_mean)),
+        prediction_interval=interval,
+        recommended=None if law.unvalidated else interval[1] if law.kind == "onset" else interval[0],
+        confidence=law.confidence,
+        extrapolation_factor=max(factors.values()),
+        extrapolation=factors,
+        infusion_ratio=ratio,
+        exposure_tokens=None if ratio is None else ratio * tokens,
+        exposure_tokens_interval=(
+            None
+            if law.tokens_per_frequency is None
+            else (interval[0] * law.tokens_per_frequency, interval[1] * law.tokens_per_frequency)
+        ),
+        domain=_domain(law, interval, centre, facts, fact_tokens),
+        interval_method="t",
+        bootstrap_interval=bootstrapped,
+        bootstrap_method=None if law.calibration is None else str(law.calibration["method"]),
+        baselines={"constant": float(np.exp(np.mean(np.log(values)))), "largest_model": float(largest["value"])},
+        unvalidated=law.unvalidated,
+        warnings=(*law.warnings, *_warnings(law, factors, ratio, interval, bootstrapped)),
+        law={
+            "selected_law": law.selected_law,
+            "coefficients": {name: c.value for name, c in law.coefficients.items() if c is not None},
+            "sigma": law.sigma,
+            "fingerprint": fingerprint(law.record()),
+        },
+    )
+
+
+def half_width(law: Law, error: float, sigma: float) -> float:
+    """Half of a new model's interval of log F*, where the law's mean has this standard error."""
+    freedom = law.degrees_of_freedom, law.scatter_degrees_of_freedom
+    return float(regression.half_width(error, sigma, *freedom, law.confidence))
+
+
+def critical_values(law: Law, extrapolation: float, kind: str = "prediction") -> tuple[float, float] | None:
+    """Lower and upper critical value of a new model (or of the mean: ``confidence``) that the bootstrap asks for.
+
+    In standard errors; linear in the logarithm of the extrapolation between the factors that it was run at. They are
+    the check of Student's t and not the headline: drawn from one estimated scatter, which it takes for known, the
+    bootstrap alone covers too seldom (docs/statistics.md). None where there was no bootstrap.
+    """
+    if law.calibration is None:
+        return None
+    x, at = math.log(max(extrapolation, 1.0)), np.log(law.calibration["extrapolation"])
+    low, high = np.array(law.calibration[kind]).T
+    return float(np.interp(x, at, low)), float(np.interp(x, at, high))
+
+
+def _domain(
+    law: Law, interval: tuple[float, float], centre: float, facts: float | None, fact_tokens: float | None
+) -> dict[str, float | None] | None:
+    if facts is None or fact_tokens is None or law.unvalidated:
+        return None
+    copies = interval[1] if law.kind == "onset" else interval[0]
+    cost = facts * fact_tokens
+    shared = None if law.tokens_per_frequency is None else copies * law.tokens_per_frequency / cost
+    return {
+        "facts": facts,
+        "fact_tokens": fact_tokens,
+        "copies_per_fact": copies,
+        "tokens": copies * cost,
+        "tokens_at_centre": centre * cost,
+        "copies_per_fact_by_tokens": shared,
+        "copies_safe": copies if shared is None else min(copies, shared),
+    }
+
+
+def _exp(value: float) -> float:
+    """exp, kept within what JSON can carry: an interval from one degree of freedom can be astronomically wide."""
+    return math.exp(min(max(value, -700.0), 700.0))
+
+
+def _width(interval: tuple[float, float]) -> float:
+    return math.log(max(interval[1], 1e-300) / max(interval[0], 1e-300))
+
+
+def _beyond(value: float, span: tuple[int, int]) -> float:
+    return max(1.0, value / span[1], span[0] / value)
+
+
+def _warnings(
+    law: Law, factors: dict[str, float], ratio: float | None, interval: tuple[float, float],
+    bootstrapped: tuple[float, float] | None,
+) -> list[str]:  # fmt: skip
+    warnings = []
+    if bootstrapped is not None and _width(bootstrapped) > _WIDER * _width(interval):
+        warnings.append(
+            f"the bootstrap asks for a wider interval, {bootstrapped[0]:.3g} to {bootstrapped[1]:.3g}: the points are "
+            "not measured as Student's t assumes"
+        )
+    if not law.in_tokens and factors["tokens"] > 1:
+        warnings.append("the law was fitted at one token budget and says nothing about another D")
+    for name, symbol in (("params", "N"), ("tokens", "D")):
+        if factors[name] > _FAR:
+            warnings.append(f"far extrapolation: {symbol} lies {factors[name]:.3g} times beyond the fitted range")
+    if ratio is not None and ratio > 1:
+        warnings.append(
+            f"cannot be reached: with the study's facts it would take {ratio:.2f} times the token budget in exposures"
+        )
+    return warnings
+
+
+def prediction_record(prediction: Prediction, created: datetime | None = None) -> dict[str, Any]:
+    """The prediction as a file: its content, the date it was made, and the hash of both."""
+    content: dict[str, Any] = {"schema": SCHEMA, **asdict(prediction)}
+    # As JSON will read it back, so that the hash does not depend on tuples and lists.
+    content = {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
+    content["created"] = (created or datetime.now(UTC)).isoformat(timespec="seconds")
+    return content | {"hash": fingerprint(content)}
+
+
+def load_predictions(path: Path | str) -> list[dict[str, Any]]:
+    """Reads a prediction file (one prediction, or a list of them under ``predictions``) and checks every hash.
+
+    Raises:
+        InputError: not a prediction file, or one that was changed after it was written.
+    """
+    record = read_json(Path(path), SCHEMA)
+    items = record.get("predictions", [record])
+    if not isinstance(items, list) or not items:
+        raise InputError("holds no prediction", where=str(path))
+    for index, item in enumerate(items):
+        where = str(path) if len(items) == 1 else f"{path} prediction {index + 1}"
+        if not isinstance(item, dict) or "hash" not in item:
+            raise InputError(
+                "a prediction without a hash", where=where, remedy="write it with kis law predict --output"
+            )
+        if fingerprint({key: value for key, value in item.items() if key != "hash"}) != item["hash"]:
+            raise InputError("was changed after it was written: its hash does not fit", where=where)
+    return items

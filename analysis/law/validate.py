@@ -1,0 +1,165 @@
+"""How well predictions did: those written down before a large run, and those a study would have made of itself.
+
+`validate` scores a dated, hashed prediction file against points measured since. `rolling_origin` plays the same game
+inside a study: the largest N (or D) is foretold from all smaller ones, then the next largest, and so on down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from megatron_kis.analysis.law.fit import LawRefused, fit_law
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
+from megatron_kis.common.errors import InputError
+
+_SAME = 0.005  # N and D agree to the rounding of a command line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One prediction against one measured transition."""
+
+    kind: str
+    group: str
+    params: int
+    tokens: int
+    created: str
+    hash: str
+    centre: float
+    prediction_interval: tuple[float, float]
+    status: str
+    measured: float | None
+    """None where the transition was censored."""
+    abs_log_ratio: float | None
+    """|log(predicted / measured)|, natural logarithm."""
+    hit: bool
+    """Whether the prediction interval holds the value; censored: whether it reaches into the open side."""
+    interval_score: float | None
+    """Gneiting and Raftery's interval score in log F (width plus penalty); smaller is better."""
+    baselines: dict[str, float]
+    """|log ratio| of the constant law and of the largest model's value."""
+    axis: str | None = None
+    """``params`` or ``tokens`` where the study foretold its own largest; None for a prediction made before a run."""
+    extrapolation_factor: float | None = None
+
+
+def validate(predictions: Iterable[dict[str, Any]], points: Iterable[Transition]) -> list[Score]:
+    """Scores each prediction (`analysis.law.predict.load_predictions`) that has a measured transition of its N and D.
+
+    Raises:
+        InputError: no prediction has one.
+    """
+    predictions, points = list(predictions), list(points)
+    scores = [
+        _score(prediction, point)
+        for prediction in predictions
+        for point in points
+        if _matches(prediction, point) and _evidence(point)
+    ]
+    if not scores:
+        wanted = "; ".join(
+            f"{p['kind']} of {p['group']}, params {p['params']}, tokens {p['tokens']}" for p in predictions
+        )
+        raise InputError("no measured point belongs to a prediction", where="--points", remedy=f"expected {wanted}")
+    return scores
+
+
+def summary(scores: list[Score]) -> dict[str, Any]:
+    """The scores as JSON-ready values, with the means over those that were not censored."""
+    errors = [score.abs_log_ratio for score in scores if score.abs_log_ratio is not None]
+    return {
+        "schema": "kis.validation/1",
+        "predictions": len(scores),
+        "hits": sum(score.hit for score in scores),
+        "mean_abs_log_ratio": sum(errors) / len(errors) if errors else None,
+        "mean_interval_score": _mean([score.interval_score for score in scores]),
+        "baselines": {
+            name: _mean([score.baselines.get(name) for score in scores]) for name in ("constant", "largest_model")
+        },
+        "scores": [asdict(score) for score in scores],
+    }
+
+
+def rolling_origin(
+    points: Iterable[Transition], kind: str, group: str, *, confidence: float = 0.95, law: str = "auto"
+) -> list[Score]:
+    """Scores of each N foretold from the smaller N alone, and of each D from the smaller D, as far as laws can be had.
+
+    A law of one budget says nothing about another and is not asked to: over D only a law with a term in D is scored.
+    """
+    mine = [p for p in points if (p.kind, p.group) == (kind, group)]
+    scores = []
+    for axis in ("params", "tokens"):
+        for value in sorted({getattr(p, axis) for p in mine if p.informative}):
+            before = [p for p in mine if getattr(p, axis) < value]
+            try:
+                fitted = fit_law(before, kind, group, confidence=confidence, law=law, compare_laws=False)
+            except LawRefused:
+                continue
+            if axis == "tokens" and not fitted.in_tokens:
+                continue
+            for point in mine:
+                if getattr(point, axis) != value or not _evidence(point):
+                    continue
+                if not fitted.in_tokens and not fitted.range_tokens[0] <= point.tokens <= fitted.range_tokens[1]:
+                    continue
+                found = predict(fitted, point.params, point.tokens)
+                record = asdict(found) | {"created": "", "hash": ""}
+                more = {"axis": axis, "extrapolation_factor": found.extrapolation_factor}
+                scores.append(replace(_score(record, point), **more))  # type: ignore[arg-type]
+    return scores
+
+
+def _evidence(point: Transition) -> bool:
+    return point.informative or point.status in (RIGHT_CENSORED, LEFT_CENSORED)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _matches(prediction: dict[str, Any], point: Transition) -> bool:
+    if (prediction["kind"], prediction["group"]) != (point.kind, point.group):
+        return False
+    return all(abs(math.log(prediction[key] / getattr(point, key))) < _SAME for key in ("params", "tokens"))
+
+
+def _score(prediction: dict[str, Any], point: Transition) -> Score:
+    low, high = prediction["prediction_interval"]
+    error = interval_score = None
+    baselines = {}
+    if point.informative:
+        assert point.value is not None
+        error = abs(math.log(prediction["centre"] / point.value))
+        baselines = {
+            name: abs(math.log(value / point.value)) for name, value in prediction.get("baselines", {}).items()
+        }
+        hit = low <= point.value <= high
+        y, lower, upper = math.log(point.value), math.log(low), math.log(high)
+        penalty = 2 / (1 - prediction.get("confidence", 0.95))
+        interval_score = (upper - lower) + penalty * (max(lower - y, 0.0) + max(y - upper, 0.0))
+    elif point.status == RIGHT_CENSORED:
+        hit = high > (point.low or 0.0)
+    else:
+        hit = low <= (point.high or math.inf)
+    return Score(
+        kind=point.kind,
+        group=point.group,
+        params=point.params,
+        tokens=point.tokens,
+        created=str(prediction["created"]),
+        hash=str(prediction["hash"]),
+        centre=prediction["centre"],
+        prediction_interval=(low, high),
+        status=point.status,
+        measured=point.value,
+        abs_log_ratio=error,
+        hit=hit,
+        interval_score=interval_score,
+        baselines=baselines,
+    )

@@ -1,0 +1,1 @@
+"""Results as tables: runs of ours, results of other trainers, curves, transitions."""

@@ -1,0 +1,234 @@
+"""Run folders to tidy tables. A run counts only if DONE exists; every other folder is listed with its reason.
+
+A folder is *incomplete* when DONE is absent (still running, killed or failed), *damaged* when DONE is there but a file
+it promises is missing, malformed or contradicts another, *foreign* when its run was made otherwise than the study says,
+or than most runs here (`runs.membership`), and *misplaced* when it is hidden or is within another folder. None of
+them is ever used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from megatron_kis.analysis.runs.load_logs import (
+    LOSS_COLUMNS,
+    PROBE_COLUMNS,
+    TEMPLATE_COLUMNS,
+    ClosedRun,
+    Row,
+    loss_rows,
+    number,
+    probe_rows,
+    template_rows,
+    whole,
+)
+from megatron_kis.analysis.runs.membership import apart, manifest_near, marked, parse_manifest
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import read_json_lines, steadily
+from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
+
+_LEDGER_SCHEMA = "kis.ledger/1"
+
+RUN_COLUMNS = [
+    "run", "study", "model", "params", "nonembedding_params", "tokens", "frequency", "infusion_ratio", "seed",
+    "background_policy", "exposures_exact", "host",
+]  # fmt: skip
+PROBLEM_COLUMNS = ["run", "status", "reason"]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The complete runs of a folder as tidy tables, and the folders that do not count."""
+
+    folder: Path
+    """Where the run folders lie."""
+    runs: pd.DataFrame
+    """One row a complete run (`RUN_COLUMNS`); frequency in exposures a fact, tokens is D, params is total N."""
+    probes: pd.DataFrame
+    """Probe rows of each run's last step (`PROBE_COLUMNS`), one row a group, split and scoring rule."""
+    history: pd.DataFrame
+    """The same at every probed step."""
+    losses: pd.DataFrame
+    """Validation losses in nats a token at every validated step (`LOSS_COLUMNS`)."""
+    problems: pd.DataFrame
+    """Folders that do not count (`PROBLEM_COLUMNS`), status `incomplete`, `damaged`, `foreign` or `misplaced`."""
+    records: dict[str, dict[str, Any]]
+    """run.json of each complete run, by run name."""
+
+    @property
+    def foreign(self) -> pd.DataFrame:
+        """The problems that are complete runs which do not belong here; ``reason`` says what differs."""
+        return self.problems[self.problems["status"] == "foreign"]
+
+    @cached_property
+    def templates(self) -> pd.DataFrame:
+        """Per-template counts at the last step (`TEMPLATE_COLUMNS`): by far the most rows, so read when asked for."""
+        return _table([template_rows(ClosedRun(self.folder / name)) for name in self.runs["run"]], TEMPLATE_COLUMNS)
+
+
+def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) -> Runs:
+    """Reads the run folders below ``runs_dir`` (a runs folder, or a study folder that holds ``runs/``).
+
+    Args:
+        runs_dir: the folder.
+        belongs: which runs are the study's, as in ``study.json`` (``megatron_kis.study.manifest.manifest_of``); that of
+            the study's folder if None, and where there is none the runs are compared among themselves alone.
+
+    Raises:
+        InputError: the folder is missing or holds no run folder at all, or study.json is damaged.
+        JobError: the disk or the file server fails; no law is made of the runs that could be read.
+    """
+    folder = Path(runs_dir)
+    if (folder / "runs").is_dir():
+        folder = folder / "runs"
+    if not folder.is_dir():
+        raise InputError("no such folder", where=str(folder), remedy="a folder of runs, or a study folder")
+    manifest = manifest_near(folder) if belongs is None else parse_manifest(belongs)
+
+    loaded: list[_Loaded] = []
+    problems: list[Row] = []
+    for path in _folders(folder):
+        if _as_text(path.name) != path.name:
+            problems.append((path.name, "misplaced", "its name is no UTF-8: rename it"))
+            continue
+        if path.name.startswith("."):
+            problems += _misplaced(folder, path)
+            continue
+        try:
+            loaded.append(_load_run(path))
+        except InputError as error:
+            if _is_there(path / "DONE"):
+                problems.append((path.name, "damaged", str(error)))
+            else:
+                within = [] if _is_there(path / RUN_FILE) else _misplaced(folder, path)
+                problems += within or [(path.name, "incomplete", _why_incomplete(path))]
+    if not loaded and not problems:
+        raise InputError("holds no run folder", where=str(folder), remedy="train first, or name the folder of the runs")
+    reasons = apart(marked({run.row["run"]: run.record for run in loaded}), manifest)
+    problems += [(name, "foreign", reason) for name, reason in reasons.items()]
+    loaded = [run for run in loaded if run.row["run"] not in reasons]
+
+    history = _table([run.probes for run in loaded], PROBE_COLUMNS)
+    last = history.groupby("run")["step"].transform("max") if len(history) else history["step"]
+    return Runs(
+        folder=folder,
+        runs=_table([[tuple(run.row[name] for name in RUN_COLUMNS)] for run in loaded], RUN_COLUMNS),
+        probes=history[history["step"] == last].reset_index(drop=True),
+        history=history,
+        losses=_table([run.losses for run in loaded], LOSS_COLUMNS),
+        problems=_table([sorted(tuple(map(_as_text, row)) for row in problems)], PROBLEM_COLUMNS),
+        records={run.row["run"]: run.record for run in loaded},
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, by name."""
+
+    def names() -> list[str]:
+        with os.scandir(folder) as found:
+            return sorted(entry.name for entry in found if entry.is_dir())
+
+    return [folder / name for name in steadily(names, folder)]
+
+
+def _is_there(path: Path) -> bool:
+    return steadily(path.is_file, path)
+
+
+def _misplaced(folder: Path, path: Path) -> list[Row]:
+    """Problem rows of the runs that a hidden folder is, or that a folder which is no run holds."""
+
+    def is_run(place: Path) -> bool:
+        return _is_there(place / RUN_FILE) or _is_there(place / "DONE")
+
+    if path.name.startswith(".") and is_run(path):
+        return [(path.name, "misplaced", "its name begins with a dot: rename it if it is a run of this study")]
+    reason = f"a run within the folder {path.name}: move it up if it is a run of this study"
+    return [(f"{path.name}/{inner.name}", "misplaced", reason) for inner in _folders(path) if is_run(inner)]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    record: dict[str, Any]
+    row: dict[str, Any]
+    probes: list[Row]
+    losses: list[Row]
+
+
+def _table(parts: Sequence[Sequence[Row]], columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame([row for part in parts for row in part], columns=columns)
+
+
+def _why_incomplete(path: Path) -> str:
+    if not (path / RUN_FILE).is_file():
+        return "no run.json and no DONE: never started, or no run folder"
+    step = None
+    if (path / "metrics.jsonl").is_file():
+        try:
+            for _, row in read_json_lines(path / "metrics.jsonl", tolerate_torn_tail=True):
+                step = row.get("step", step)
+        except InputError:
+            return "no DONE, and metrics.jsonl is malformed: the run failed or was killed"
+    return "no DONE: running, killed or failed" + (
+        f" after step {step}" if step is not None else " before its first step"
+    )
+
+
+def _load_run(path: Path) -> _Loaded:
+    run = ClosedRun(path)
+    record = run.record(RUN_FILE, RUN_SCHEMA)
+    where = f"{path}{os.sep}{RUN_FILE}"
+    if record.get("config_fingerprint") and not run.hashed:  # a run of ours; other trainers may leave DONE empty
+        raise InputError("holds no hashes of the run's files", where=f"{path}{os.sep}DONE")
+    tokens = whole(record, "tokens", where, least=1)
+    frequency = number(record, "infusion_frequency", where, least=0)
+    model = record.get("model")
+    row: dict[str, Any] = {
+        "run": path.name,
+        "study": _as_text(record.get("study")),
+        "model": _as_text(model.get("name") if isinstance(model, dict) else model),
+        "params": whole(record, "params", where, least=1),
+        "nonembedding_params": _optional_int(record, "nonembedding_params", where),
+        "tokens": tokens,
+        "frequency": frequency,
+        "infusion_ratio": number(record, "infusion_ratio", where, least=0),
+        "seed": whole(record, "seed", where, least=0),
+        "background_policy": _as_text(record.get("background_policy")),
+        "exposures_exact": _exposures_exact(run, frequency),
+        "host": _as_text(_host_name(record.get("host"))),
+    }
+    return _Loaded(record, row, probe_rows(run, tokens), loss_rows(run))
+
+
+def _as_text(value: Any) -> Any:
+    """A text that UTF-8 can hold; JSON and names of files may have halves of characters."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _exposures_exact(run: ClosedRun, frequency: float) -> bool | None:
+    """Whether every fact received the exposures it was promised; None where the ledger has no count of them."""
+    if not run.has("exposures.json"):
+        return None
+    ledger = run.record("exposures.json", _LEDGER_SCHEMA)
+    received = (ledger.get("received") or {}).get("infused")
+    if isinstance(received, dict) and received:
+        # `exact` also covers the background facts, which the plan promises a count as well.
+        return ledger.get("exact") is not False and all(count == frequency for count in received.values())
+    return True if frequency == 0 and received == {} else None
+
+
+def _optional_int(record: dict[str, Any], key: str, where: str) -> int | None:
+    return None if record.get(key) is None else whole(record, key, where, least=0)
+
+
+def _host_name(host: Any) -> str | None:
+    if isinstance(host, dict):
+        return next((str(host[key]) for key in ("name", "hostname", "node") if host.get(key)), None)
+    return str(host) if host else None

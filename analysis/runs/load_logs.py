@@ -1,0 +1,248 @@
+"""The logs of one closed run: probe rows, per-template counts and validation losses.
+
+Each file is read once, compared with the SHA-256 under which DONE closed it, and decoded from the same bytes: for ten
+thousand runs this is nearly all of the time that loading takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import parse_json_line, read_json, steadily
+from megatron_kis.common.parsing import parse_json
+
+_END_OF_RUN = 0.9  # the last probe must stand within the last tenth of D (the budget is rounded to whole batches)
+
+PROBE_COLUMNS = [
+    "run", "step", "step_tokens", "group", "split", "scoring", "n", "facts", "correct", "chance", "margin",
+]  # fmt: skip
+TEMPLATE_COLUMNS = ["run", "group", "split", "scoring", "relation", "template", "n", "correct"]
+LOSS_COLUMNS = ["run", "step", "step_tokens", "loss"]
+
+Row = tuple[Any, ...]
+
+
+class ClosedRun:
+    """The files of a run that has a DONE."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads DONE and compares every file that it closes.
+
+        Raises:
+            InputError: DONE is no JSON, or a file is missing or not the one that was closed.
+            JobError: the disk or the file server fails.
+        """
+        self.path = path
+        self._read: dict[str, bytes] = {}
+        self._closed: set[str] = set()
+        done = _parsed(self.content("DONE") or b"{}", self._place("DONE"))
+        closed = done.get("files") if isinstance(done, dict) else None
+        self.hashed = isinstance(closed, dict) and bool(closed)
+        for name, digest in (closed if isinstance(closed, dict) else {}).items():
+            if not isinstance(digest, str) or len(digest) != 64:
+                continue
+            if hashlib.sha256(self.content(name)).hexdigest() != digest:
+                raise InputError(
+                    "was changed after the run was closed (its sha256 is not DONE's)", where=self._place(name)
+                )
+            self._closed.add(name)
+
+    def content(self, name: str) -> bytes:
+        """The bytes of a file."""
+        if name not in self._read:
+            path = self.path / name
+            self._read[name] = steadily(path.read_bytes, path)
+        return self._read[name]
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            self.content(name)
+        except InputError:
+            return (self.path / name).is_file()
+        return True
+
+    def record(self, name: str, schema: str) -> dict[str, Any]:
+        """A JSON file of that schema; `megatron_kis.common.files.read_json` says what is wrong with one that is not."""
+        found = _parsed(self.content(name), self._place(name), whole=name in self._closed)
+        if isinstance(found, dict) and found.get("schema") == schema:
+            return found
+        return read_json(self.path / name, schema)
+
+    def rows(self, name: str, *, only: bytes = b"") -> Iterator[tuple[str, dict[str, Any]]]:
+        """(place, object) of every line of a JSON-lines file.
+
+        Args:
+            name: the file.
+            only: lines that do not hold these bytes may be passed over. That spares the decoding of what nobody asked
+                for, and only in a file that DONE closed: elsewhere every line is decoded, so that damage is found.
+        """
+        file, closed, content = self._place(name), name in self._closed, self.content(name)
+        keys = 0
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if not line or (closed and only not in line) or line.isspace():
+                continue
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise InputError(f"malformed JSON line ({error})", where=f"{file}:{number}") from None
+            if type(row) is not dict:
+                raise InputError("not a JSON object", where=f"{file}:{number}")
+            if not closed:
+                keys += len(row)
+                if type(lists := row.get("templates")) is list:
+                    keys += _keys_of_objects(lists)
+            yield f"{file}:{number}", row
+        if not closed and keys != _keys_written(content):
+            for number, line in enumerate(content.split(b"\n"), start=1):
+                if line and not line.isspace():
+                    parse_json_line(line, where=f"{file}:{number}")
+
+    def _place(self, name: str) -> str:
+        return f"{self.path}{os.sep}{name}"
+
+
+def _parsed(content: bytes, where: str, *, whole: bool = False) -> Any:
+    """The content of a JSON file; ``whole`` says that it is as our own writer left it, where no key is twice."""
+    try:
+        found = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return parse_json(content, where=where)
+    return found if whole or _keys(found) == _keys_written(content) else parse_json(content, where=where)
+
+
+def _keys(value: Any) -> int:
+    """Keys of an object, and of all objects in it."""
+    inner = value.values() if type(value) is dict else value if type(value) is list else ()
+    count = len(value) if type(value) is dict else 0
+    if _NESTED.isdisjoint(map(type, inner)):
+        return count
+    return count + sum(_keys(item) for item in inner if type(item) in _NESTED)
+
+
+_NESTED = frozenset({dict, list})
+
+
+def _keys_of_objects(items: list[Any]) -> int:
+    """Keys of a list of objects; -1 where something else is in it."""
+    try:
+        return sum(map(dict.__len__, items))
+    except TypeError:
+        return -1
+
+
+def _keys_written(content: bytes) -> int:
+    """Keys that JSON text has, at most; -1 where that cannot be told from quotes and colons that touch.
+
+    More of them than its objects have means that one may be twice, and that the text is worth reading with care: a fast
+    parser keeps the last of two.
+    """
+    if len(content) < _SMALL:
+        if any(pair in content for pair in _APART):
+            return -1
+        return content.count(b'":')
+    if content.endswith(b'"'):
+        return -1
+    text = np.frombuffer(content, dtype=np.uint8)
+    after = text[np.flatnonzero(text == ord('"')) + 1]
+    return -1 if np.any(after <= ord(" ")) else int(np.count_nonzero(after == ord(":")))
+
+
+_SMALL = 4096  # bytes up to which plain searches are faster
+_APART = tuple(b'"' + space for space in (b" ", b"\n", b"\r", b"\t"))
+
+
+def probe_rows(run: ClosedRun, budget: int) -> list[Row]:
+    """Rows (`PROBE_COLUMNS`) of every probed step; of rows repeated after a resume the last one counts."""
+    name = run.path.name
+    rows: dict[Row, Row] = {}
+    reached = 0
+    for where, raw in run.rows("probes.jsonl"):
+        key = _key(raw, where)
+        n = whole(raw, "n", where, least=1)
+        facts = whole(raw, "facts", where, least=1) if "facts" in raw else n
+        correct, chance = number(raw, "correct", where, least=0), number(raw, "chance", where, least=0)
+        if correct > n or facts > n or chance > 1:
+            raise InputError("correct <= n, facts <= n and chance <= 1 do not all hold", where=where)
+        tokens = whole(raw, "tokens", where, least=0)
+        reached = max(reached, tokens)
+        step, group, split, scoring = key
+        rows[key] = (name, step, tokens, group, split, scoring, n, facts, correct, chance, raw.get("margin"))
+    if not rows:
+        raise InputError("holds no probe row", where=str(run.path / "probes.jsonl"))
+    if reached < _END_OF_RUN * budget:
+        raise InputError(
+            f"the last probe stands at {reached} of {budget} tokens: not the end of the run",
+            where=str(run.path / "probes.jsonl"),
+        )
+    return [rows[key] for key in sorted(rows)]
+
+
+def template_rows(run: ClosedRun) -> list[Row]:
+    """Rows (`TEMPLATE_COLUMNS`) of the last probed step."""
+    spread: dict[Row, list[Row]] = {}
+    for where, raw in run.rows("probes.jsonl"):
+        key = _key(raw, where)
+        start = (run.path.name, *key[1:])
+        spread[key] = [
+            (*start, item.get("relation"), item.get("template"), item.get("n"), item.get("correct"))
+            for item in raw.get("templates") or []
+        ]
+    last = max((key[0] for key in spread), default=0)
+    return [row for key in sorted(spread) if key[0] == last for row in spread[key]]
+
+
+def loss_rows(run: ClosedRun) -> list[Row]:
+    """Rows (`LOSS_COLUMNS`) of every validated step; of steps repeated after a resume the last one counts."""
+    losses: dict[int, Row] = {}
+    for where, raw in run.rows("metrics.jsonl", only=b'"validation"'):
+        if raw.get("kind") == "validation":
+            step = whole(raw, "step", where, least=0)
+            losses[step] = (run.path.name, step, whole(raw, "tokens", where, least=0), number(raw, "loss", where))
+    return [losses[step] for step in sorted(losses)]
+
+
+def _key(raw: dict[str, Any], where: str) -> tuple[int, str, str, str]:
+    step = whole(raw, "step", where, least=0)
+    for name in ("group", "split", "scoring"):
+        value = raw.get(name)
+        if not isinstance(value, str):
+            raise InputError(f"no {name!r}", where=where)
+        if not value.isprintable():
+            raise InputError(f"{name!r} is {value!r}", where=where, remedy="a plain name")
+    return step, raw["group"], raw["split"], raw["scoring"]
+
+
+def number(record: dict[str, Any], key: str, where: str, *, least: float = -math.inf) -> float:
+    """A finite number of a record.
+
+    Raises:
+        InputError: it is missing, something else, or less than ``least``.
+    """
+    value = record.get(key)
+    if type(value) is float and least <= value < math.inf:  # nearly always
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+        bound = "" if least == -math.inf else f" of at least {least:g}"
+        raise InputError(f"{key!r} is {value!r}", where=where, remedy=f"a number{bound}")
+    return float(value)
+
+
+def whole(record: dict[str, Any], key: str, where: str, *, least: float = -math.inf) -> int:
+    """A whole number of a record; see `number`."""
+    value = record.get(key)
+    if type(value) is int and value >= least:  # nearly always
+        return value
+    found = number(record, key, where, least=least)
+    if not found.is_integer():
+        raise InputError(f"{key!r} is {value!r}", where=where, remedy="a whole number")
+    return int(found)

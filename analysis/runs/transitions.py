@@ -1,0 +1,160 @@
+"""What a criterion is, and what it finds: one transition of one curve, with its status and interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from megatron_kis.analysis.runs.curves import Array, Curve
+from megatron_kis.config.analysis import AnalysisSettings
+
+KINDS = ("onset", "collapse", "tolerance")
+GROUPS = ("infused", "background", "control", "general")
+COLLAPSED, OBSERVED = "collapsed", "observed"
+RIGHT_CENSORED, LEFT_CENSORED, INCONCLUSIVE = "right_censored", "left_censored", "inconclusive"
+INFORMATIVE = (COLLAPSED, OBSERVED)
+STATUSES = (COLLAPSED, OBSERVED, RIGHT_CENSORED, LEFT_CENSORED, INCONCLUSIVE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """A transition of one (N, D): onset, collapse by memory, or collapse by loss tolerance.
+
+    Status: ``collapsed`` (collapse) or ``observed`` (onset, tolerance) with a value in [low, high];
+    ``right_censored``: not up to ``low``; ``left_censored``: at or before ``high``; ``inconclusive``: the data cannot
+    tell.
+    """
+
+    params: int
+    tokens: int
+    nonembedding_params: int | None = None
+    kind: str
+    group: str
+    split: str | None = None
+    scoring: str | None = None
+    status: str
+    value: float | None = None
+    """F of the transition; None unless it was observed."""
+    low: float | None = None
+    """Lower end of the interval of F; None where open."""
+    high: float | None = None
+    """Upper end of the interval of F; None where open."""
+    infusion_ratio: float | None = None
+    """The infusion ratio at ``value``, interpolated between the levels."""
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    exposure_tokens: float | None = None
+    """Tokens spent on exposures of infused facts at ``value``: infusion_ratio * D."""
+    peak: float | None = None
+    """The highest rate of the curve (tolerance: the loss at F = 0)."""
+    drop: float | None = None
+    """Fall from the peak to the levels behind the collapse point (tolerance: largest relative excess of the loss)."""
+    detectable: float | None = None
+    """Smallest drop at the largest F that would have been found with the settings' power."""
+    p_value: float | None = None
+    steepness: float | None = None
+    """gamma of the hinge: fall of the logit for each e-fold of F beyond the collapse point."""
+    companion: float | None = None
+    """F at which the tolerance rule puts the collapse: the last at which the fitted rate is (1 - r) of its maximum."""
+    interval: str | None = None
+    """What [low, high] is: ``bracket`` (neighbouring levels, nothing is known between them) or ``profile`` (a
+    confidence interval wider than the bracket)."""
+    flags: str = ""
+    """What a reader must know beside the status."""
+    levels: int | None = None
+    seeds: int | None = None
+    reason: str = ""
+    """In words: why this status."""
+
+    @property
+    def informative(self) -> bool:
+        """Whether the point can enter the law as an observed value."""
+        return self.status in INFORMATIVE and self.value is not None
+
+
+class Criterion(Protocol):
+    """Finds one kind of transition in a curve. Pure: the same curve and settings give the same transition."""
+
+    kind: str
+    groups: tuple[str, ...]
+    """The fact groups whose curves it reads."""
+
+    def find(self, curve: Curve, settings: AnalysisSettings) -> Transition:
+        """The transition of ``curve``, with a status whatever the data are."""
+        ...
+
+
+def make(
+    curve: Curve,
+    kind: str,
+    status: str,
+    reason: str,
+    *,
+    group: str | None = None,
+    value: float | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    peak: float | None = None,
+    drop: float | None = None,
+    detectable: float | None = None,
+    p_value: float | None = None,
+    steepness: float | None = None,
+    companion: float | None = None,
+    interval: str | None = None,
+    flags: str = "",
+) -> Transition:
+    """A transition of ``curve`` with the infusion ratio and the exposure tokens that go with its F."""
+    ratio = ratio_at(curve, value)
+    general = group == "general"  # the loss has neither templates nor a scoring rule
+    return Transition(
+        params=curve.params,
+        tokens=curve.tokens,
+        nonembedding_params=curve.nonembedding_params,
+        kind=kind,
+        group=group or curve.group,
+        split=None if general else curve.split,
+        scoring=None if general else curve.scoring,
+        status=status,
+        value=value,
+        low=low,
+        high=high,
+        infusion_ratio=ratio,
+        ratio_low=ratio_at(curve, low),
+        ratio_high=ratio_at(curve, high),
+        exposure_tokens=None if ratio is None else ratio * curve.tokens,
+        peak=peak,
+        drop=drop,
+        detectable=detectable,
+        p_value=p_value,
+        steepness=steepness,
+        companion=companion,
+        interval=interval or ("bracket" if value is not None else None),
+        flags=flags,
+        levels=len(curve.frequency),
+        seeds=curve.seeds,
+        reason=reason,
+    )
+
+
+def ratio_at(curve: Curve, frequency: float | None) -> float | None:
+    """The infusion ratio at F, linear between the levels that carry one (rho = K * F * mean length / D)."""
+    known = np.isfinite(curve.ratio)
+    if frequency is None or not math.isfinite(frequency) or not known.any():
+        return None
+    return float(np.interp(frequency, curve.frequency[known], curve.ratio[known]))
+
+
+def crossing(frequency: Array, height: Array, level: float, index: int) -> float:
+    """F between levels ``index`` and ``index + 1`` where the height crosses ``level``, linear in log F."""
+    before, after = float(height[index]), float(height[index + 1])
+    share = 0.5 if after == before else min(max((level - before) / (after - before), 0.0), 1.0)
+    low, high = math.log(frequency[index]), math.log(frequency[index + 1])
+    return math.exp(low + share * (high - low))
+
+
+def count(frequency: float) -> str:
+    """F as a reader writes it."""
+    return f"{frequency:.4g}" if frequency < 10_000 else f"{frequency:,.0f}"

@@ -1,0 +1,1 @@
+"""General text to a tokenized corpus in Megatron's format."""

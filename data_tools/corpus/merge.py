@@ -1,0 +1,226 @@
+"""Joins corpora: their tokens are copied as they are, their descriptions are added up."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import read_json, read_json_lines, write_json, write_json_lines
+from megatron_kis.data_tools.corpus.part import QUARANTINE, SPLITS
+from megatron_kis.data_tools.corpus.workers import full_disk_told
+from megatron_kis.data_tools.readers.splits import file_places, refuse_own_outputs
+from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, suffixed
+
+SCHEMA = "kis.corpus/1"
+
+_SAME = ("schema", "split", "tokenizer_fingerprint", "eod_id", "vocab_size", "append_eod", "sentences")
+_SAME_OR_NONE = (
+    "validation_share",
+    "seed",
+    "facts",
+    "text_key",
+    "text_format",
+    "keep_empty",
+    "skip_errors",
+    "longest_line",
+    "job",
+)
+_SUMS = ("documents", "sequences", "tokens", "bytes", "leaked_documents_removed", "empty_documents", "skipped_lines")
+
+_WEIGHTS = "to show text more often, give a corpus a larger weight in data.corpus of the runs"
+
+
+def write_meta(target: Path, meta: dict[str, Any], writer: IndexedWriter) -> None:
+    """Writes ``.meta.json`` of a pair of files that ``writer`` has finished: ``meta`` and what is counted."""
+    counts = {"documents": writer.documents, "sequences": writer.sequences, "tokens": writer.tokens}
+    write_json(suffixed(target, ".meta.json"), {**meta, **counts, "content_fingerprint": writer.content_fingerprint})
+
+
+def remove_split(prefix: Path) -> None:
+    """Removes a split of an earlier corpus of the same name, description first; files of others stay."""
+    try:
+        read_json(suffixed(prefix, ".meta.json"), SCHEMA)
+    except InputError:
+        return
+    for suffix in (".meta.json", ".idx", ".bin"):
+        suffixed(prefix, suffix).unlink(missing_ok=True)
+
+
+def merge_corpora(prefixes: Sequence[Path], target: Path) -> list[tuple[Path, IndexedWriter]]:
+    """Joins corpora or shards, validation splits and quarantines too.
+
+    All shards of one job, in order, give the bytes of the job done at once. Pairs of files that others made, without
+    descriptions, are joined as well. Corpora of different encoders are not joined: nothing could tell afterwards which
+    documents have whose ids. A run can read them side by side.
+
+    Args:
+        prefixes: corpora in their order.
+        target: prefix of the result.
+
+    Returns:
+        Prefix of each split and what was written there.
+
+    Raises:
+        InputError: corpora that do not fit together or hold the same text, a shard that is missing or out of order, or
+            a result that would be written over an input.
+        JobError: the disk is full.
+    """
+    _spare(prefixes, target)
+    places = [file_places(suffixed(prefix, ".bin"))[-1] for prefix in prefixes]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise InputError("is given twice", where=str(prefixes[number]), remedy=_WEIGHTS)
+    with_validation = [suffixed(suffixed(prefix, SPLITS[1]), ".idx").exists() for prefix in prefixes]
+    if any(with_validation) and not all(with_validation):
+        having, lacking = (prefixes[with_validation.index(found)] for found in (True, False))
+        problem = f"has no validation split, {having} has one"
+        raise InputError(problem, where=str(lacking), remedy="make all with or without one")
+    splits = SPLITS if all(with_validation) else SPLITS[:1]
+    descriptions = [_descriptions([suffixed(prefix, split) for prefix in prefixes]) for split in splits]
+    sums = [
+        _sum(found, [suffixed(prefix, split) for prefix in prefixes]) if found else None
+        for split, found in zip(splits, descriptions, strict=True)
+    ]
+    with full_disk_told(), ExitStack() as stack:
+        writers = [
+            stack.enter_context(_joined([suffixed(prefix, split) for prefix in prefixes], suffixed(target, split)))
+            for split in splits
+        ]
+        # Killed from here on, nothing may pass for whole: neither half of the earlier corpus beside one of the new.
+        for split in splits:
+            suffixed(target, f"{split}.meta.json").unlink(missing_ok=True)
+        for split in SPLITS[len(splits) :]:
+            remove_split(suffixed(target, split))
+    rows = [path for prefix in prefixes if (path := suffixed(prefix, QUARANTINE)).exists()]
+    if rows:
+        lines = itertools.chain.from_iterable(read_json_lines(path) for path in rows)
+        write_json_lines(suffixed(target, QUARANTINE), (row for _, row in lines))
+    else:
+        suffixed(target, QUARANTINE).unlink(missing_ok=True)
+    for split, total, writer in zip(splits, sums, writers, strict=True):
+        if total is not None:
+            write_meta(suffixed(target, split), total, writer)
+    return [(suffixed(target, split), writer) for split, writer in zip(splits, writers, strict=True)]
+
+
+def _spare(prefixes: Sequence[Path], target: Path) -> None:
+    """Refuses a result that would take the place of a file of its own inputs, or of their other halves.
+
+    Raises:
+        InputError: names the input.
+    """
+    for prefix in prefixes:
+        try:
+            refuse_own_outputs(_files(prefix), _files(target))
+        except InputError:
+            problem = f"would be written over by {target}"
+            raise InputError(problem, where=str(prefix), remedy="another name for the result") from None
+
+
+def _files(prefix: Path) -> list[Path]:
+    """All files of a corpus."""
+    pairs = [suffixed(prefix, f"{split}{suffix}") for split in SPLITS for suffix in (".bin", ".idx", ".meta.json")]
+    return [*pairs, suffixed(prefix, QUARANTINE)]
+
+
+@contextmanager
+def _joined(prefixes: Sequence[Path], target: Path) -> Iterator[IndexedWriter]:
+    """Joins pairs of files into one, which is put in its place at the end.
+
+    Raises:
+        InputError: a pair is missing or damaged, or the types of their tokens differ.
+    """
+    first = IndexedReader(prefixes[0])
+    largest = np.iinfo(first.dtype).max
+    with IndexedWriter(target, vocab_size=largest, dtype=first.dtype) as writer:
+        for prefix in prefixes:
+            reader = IndexedReader(prefix)
+            if reader.dtype != first.dtype:
+                problem = f"tokens are {reader.dtype.name}, those of {prefixes[0]} {first.dtype.name}"
+                raise InputError(problem, where=str(prefix), remedy="encode all with one tokenizer")
+            writer.copy(reader)
+        yield writer
+
+
+def _descriptions(prefixes: Sequence[Path]) -> list[dict[str, Any]]:
+    paths = [suffixed(prefix, ".meta.json") for prefix in prefixes]
+    there = [path for path in paths if path.exists()]
+    if not there:
+        return []
+    return [read_json(path, SCHEMA, keys=(*_SAME, *_SUMS, "sources", "versions")) for path in paths]
+
+
+def _sum(metas: Sequence[dict[str, Any]], prefixes: Sequence[Path]) -> dict[str, Any]:
+    first = metas[0]
+    for meta, prefix in zip(metas, prefixes, strict=True):
+        where = str(suffixed(prefix, ".meta.json"))
+        for key in _SAME:
+            if meta[key] != first[key]:
+                raise InputError(f"{key} is {meta[key]}, that of {prefixes[0]} is {first[key]}", where=where)
+        ours, theirs = (one["versions"].get("encoder") for one in (meta, first))
+        if ours != theirs:
+            problem = f"was encoded with {ours}, {prefixes[0]} with {theirs}"
+            raise InputError(problem, where=where, remedy="encode all with one, such as --encoder reference")
+    _check_shards(metas, prefixes)
+    leaks: Counter[str] = Counter()
+    for meta in metas:
+        leaks.update(meta.get("leaks", {}))
+    total = {key: value for key, value in first.items() if key != "shard"}
+    for key in _SAME_OR_NONE:
+        if any(meta.get(key) != first.get(key) for meta in metas):
+            total[key] = None
+    total.update({key: sum(meta[key] for meta in metas) for key in _SUMS})
+    total.update(leaked_facts=len(leaks), leaks=dict(sorted(leaks.items())))
+    total.update(sources=_sources(metas, prefixes), versions=_versions(metas))
+    return total
+
+
+def _versions(metas: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Versions of all, those that differ one after another."""
+    found: dict[str, dict[str, None]] = {}
+    for meta in metas:
+        for name, version in meta["versions"].items():
+            found.setdefault(name, {})[version] = None
+    return {name: ", ".join(versions) for name, versions in found.items()}
+
+
+def _sources(metas: Sequence[dict[str, Any]], prefixes: Sequence[Path]) -> list[dict[str, str]]:
+    """The text files of all, each once.
+
+    Raises:
+        InputError: two corpora hold the same text, or shards of one file saw different contents of it.
+    """
+    found: dict[Any, tuple[dict[str, str], Path]] = {}
+    for meta, prefix in zip(metas, prefixes, strict=True):
+        shard = meta.get("shard")
+        for number, source in enumerate(meta["sources"]):
+            # Shards share the file in which one ends and the next begins, perhaps under another path elsewhere.
+            key = shard.get("first_source", 0) + number if shard else (source["sha256"], meta.get("text_key"))
+            other, there = found.setdefault(key, (source, prefix))
+            if shard and other["sha256"] != source["sha256"]:
+                problem = f"{source['path']} had another content when {there} was made"
+                raise InputError(problem, where=str(prefix), remedy="make the shards again, from the same files")
+            if not shard and there != prefix:
+                problem = f"holds {source['path']}, which {there} holds already"
+                raise InputError(problem, where=str(prefix), remedy=_WEIGHTS)
+    return [source for source, _ in found.values()]
+
+
+def _check_shards(metas: Sequence[dict[str, Any]], prefixes: Sequence[Path]) -> None:
+    shards = [meta.get("shard") for meta in metas]
+    if not any(shards):
+        return
+    jobs = {meta["job"] for meta in metas}
+    found = [shard and shard["number"] for shard in shards]
+    of = next(shard["of"] for shard in shards if shard)
+    if found != list(range(1, of + 1)) or len(jobs) != 1:
+        problem = f"shards {found} of {of}" if len(jobs) == 1 else "shards of different jobs"
+        where = ", ".join(map(str, prefixes))
+        raise InputError(problem, where=where, remedy=f"all shards of one job from 1 to {of}, in order")

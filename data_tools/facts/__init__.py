@@ -1,0 +1,1 @@
+"""Facts, their names, and importers of triples."""

@@ -1,0 +1,71 @@
+"""Importers: a file a format of triples; each yields candidates for facts and notes of what it dropped."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_kis.data_tools.facts.importers.base import (
+    AMBIGUOUS_NAMES,
+    NOT_SAMPLED,
+    Candidate,
+    Dropped,
+    Imported,
+    Importer,
+    malformed,
+)
+from megatron_kis.data_tools.facts.importers.bear import bear_files, bear_templates, import_bear
+from megatron_kis.data_tools.facts.importers.columns import parse_columns
+from megatron_kis.data_tools.facts.importers.json_lines import import_jsonl
+from megatron_kis.data_tools.facts.importers.lama import import_lama, lama_files, lama_templates
+from megatron_kis.data_tools.facts.importers.table import import_csv, import_tsv
+from megatron_kis.data_tools.facts.importers.trex import import_trex, trex_files
+from megatron_kis.data_tools.facts.importers.wikidata5m import import_wikidata5m, relation_names, wikidata5m_files
+
+IMPORTERS: dict[str, Importer] = {
+    "tsv": import_tsv,
+    "csv": import_csv,
+    "jsonl": import_jsonl,
+    "bear": import_bear,
+    "lama": import_lama,
+    "trex": import_trex,
+    "wikidata5m": import_wikidata5m,
+}
+"""Reader of each format."""
+
+WITH_COLUMNS = {"tsv": import_tsv, "csv": import_csv, "jsonl": import_jsonl}
+"""Readers of single files, whose columns can be named."""
+
+SOURCE_FILES: dict[str, Callable[[Path], list[Path]]] = {
+    "bear": bear_files,
+    "lama": lama_files,
+    "trex": trex_files,
+    "wikidata5m": wikidata5m_files,
+}
+"""Of the formats that are folders, the files that are read, of all that lie there."""
+
+TEMPLATE_READERS = {"bear": bear_templates, "lama": lama_templates}
+"""Reader of the templates of those formats that have some."""
+
+__all__ = [
+    "AMBIGUOUS_NAMES",
+    "IMPORTERS",
+    "NOT_SAMPLED",
+    "SOURCE_FILES",
+    "TEMPLATE_READERS",
+    "WITH_COLUMNS",
+    "Candidate",
+    "Dropped",
+    "Imported",
+    "Importer",
+    "bear_templates",
+    "import_bear",
+    "import_csv",
+    "import_jsonl",
+    "import_lama",
+    "import_trex",
+    "import_tsv",
+    "import_wikidata5m",
+    "lama_templates",
+    "malformed",
+    "parse_columns",
+    "relation_names",
+]

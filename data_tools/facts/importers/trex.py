@@ -1,0 +1,177 @@
+"""T-REx's aligned documents (https://hadyelsahar.github.io/t-rex).
+
+A file or a folder of JSON arrays of documents, each with ``triples`` of ``subject``, ``predicate`` and ``object``, each
+of these with ``uri`` and ``surfaceform``. A document is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import unreadable
+from megatron_kis.data_tools.facts.importers.base import (
+    Candidate,
+    Dropped,
+    Imported,
+    candidate_or_dropped,
+    malformed,
+    parse_rows,
+    text_field,
+)
+from megatron_kis.data_tools.facts.importers.reading import source_files_of
+from megatron_kis.data_tools.readers.lines import LONGEST_LINE
+from megatron_kis.data_tools.readers.open import opened
+
+# Surface forms that stand for a name found elsewhere in the text.
+_PRONOUNS = frozenset(
+    ("he", "she", "it", "they", "him", "her", "them", "his", "hers", "its", "their", "theirs", "this", "that", "these",
+     "those", "who", "which")
+)  # fmt: skip
+_ARTICLES = frozenset(("the", "a", "an"))
+
+
+def import_trex(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
+    """Reads T-REx's documents as a stream.
+
+    The subject is called by the document's title where it is the document's own entity, else as the text calls it; a
+    name that the text has for it besides the title is an alias.
+
+    Raises:
+        InputError: nothing to read, a file that is not an array of documents, or a malformed document or triple.
+    """
+    for file in trex_files(path):
+        for number, document in enumerate(_documents(file)):
+            where = f"{file}: document {number}"
+            try:
+                triples = _triples(document, where)
+            except InputError as error:
+                if not skip_errors:
+                    raise
+                yield malformed(error, "document")
+            else:
+                own = _Own(text_field(document, "uri", "docid"), text_field(document, "title"), where)
+                yield from parse_rows(triples, own.parse, skip_errors=skip_errors)
+
+
+def trex_files(path: Path) -> list[Path]:
+    """The files with T-REx's documents.
+
+    Raises:
+        InputError: nothing to read.
+    """
+    return source_files_of(path, "*.json")
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that knows of a key which it was given twice."""
+
+    any_twice = False
+    """Whether there has been such an object at all: others are not searched for one."""
+
+    __slots__ = ("twice",)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in self:
+            self.twice = key
+            _Object.any_twice = True
+        super().__setitem__(key, value)
+
+
+def _repeated(content: Any) -> str | None:
+    """A key that an object within a document has twice."""
+    if isinstance(content, _Object) and hasattr(content, "twice"):
+        return str(content.twice)
+    inside = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return next((key for part in inside if (key := _repeated(part)) is not None), None)
+
+
+def _documents(file: Path) -> Iterator[Any]:
+    import ijson
+
+    try:
+        _refuse_no_array(file)
+        with opened(file) as content:
+            yield from ijson.items(content, "item", map_type=_Object)
+    except OSError as error:
+        raise unreadable(error, file) from None
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        problem = str(error).splitlines()[0]
+        raise InputError(f"not valid JSON ({problem})", where=str(file), remedy="is the file whole?") from None
+
+
+def _refuse_no_array(file: Path) -> None:
+    """Refuses JSON that is no array of documents, before it is read as one without any.
+
+    Raises:
+        InputError: says what it is instead.
+    """
+    with opened(file) as content:
+        first = content.read(1).strip()
+        while not first and (more := content.read(1)):
+            first = more.strip()
+        if first and first.isascii() and first != b"[":
+            one_line = content.readline(LONGEST_LINE).rstrip().endswith(b"}")
+            if first == b"{" and one_line and content.readline(LONGEST_LINE).lstrip().startswith(b"{"):
+                remedy = "make it one array of documents: jq -s . FILE"
+                raise InputError("is JSON lines", where=str(file), remedy=remedy)
+            problem = "is one JSON object" if first == b"{" else "is no JSON array"
+            remedy = "expected an array of documents: the list alone, or a single document between [ and ]"
+            raise InputError(problem, where=str(file), remedy=remedy)
+
+
+def _triples(document: Any, where: str) -> list[Any]:
+    """A document's triples.
+
+    Raises:
+        InputError: it has none, or an object in it has a key twice.
+    """
+    if _Object.any_twice and (key := _repeated(document)) is not None:
+        raise InputError(f"the key {key!r} is given twice", where=where, remedy="keep one of them")
+    triples = document.get("triples") if isinstance(document, dict) else None
+    if not isinstance(triples, list):
+        raise InputError("has no list of triples", where=where, remedy="expected T-REx's documents")
+    return triples
+
+
+class _Own:
+    """A document's own entity."""
+
+    def __init__(self, uri: str, title: str, where: str) -> None:
+        self._uri, self._title, self._where = uri, title, where
+
+    def parse(self, triple: Any) -> Imported:
+        """A triple of the document."""
+        try:
+            subject, answer = triple["subject"], triple["object"]
+            relation = _last(triple["predicate"]["uri"])
+            forms = [text_field({"form": part["surfaceform"]}, "form") for part in (subject, answer)]
+            own = self._uri and self._title and self._uri == text_field(subject, "uri")
+            names = [self._title if own else forms[0], forms[1]]
+            if any(name.casefold() in _PRONOUNS for name in names):
+                return Dropped(relation, "a pronoun for a name", where=self._where)
+            aliases = (forms[0],) if forms[0] != names[0] and _is_name(forms[0]) else ()
+            ids = (_last(subject["uri"]), _last(answer["uri"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            problem = f"lacks {error.args[0]}" if isinstance(error, KeyError) else "is not of T-REx's form"
+            remedy = "expected triples of subject, predicate and object"
+            raise InputError(problem, where=self._where, remedy=remedy) from None
+        candidate = Candidate(
+            names[0], relation, names[1], self._where, subject_id=ids[0], object_id=ids[1], subject_aliases=aliases
+        )
+        return candidate_or_dropped(candidate)
+
+
+def _is_name(form: str) -> bool:
+    """Whether a surface form is a name, and not a pronoun or a description such as "the city"."""
+    words = [word for word in form.split() if word.casefold() not in _ARTICLES]
+    return form.casefold() not in _PRONOUNS and any(not word[0].islower() for word in words)
+
+
+def _last(uri: Any) -> str:
+    """``P19`` of ``http://www.wikidata.org/prop/direct/P19``; dates and numbers, which are no entities, stay whole."""
+    if isinstance(uri, int) and not isinstance(uri, bool):
+        return str(uri)
+    return str(uri if "^^" in uri else uri.rstrip("/").rpartition("/")[2])

@@ -1,0 +1,155 @@
+"""The triples of Wikidata5M as arrays, a block of lines at a time, and the draw of the subjects that are kept.
+
+A block whose lines are all as they should be is read at once (0.5 us a line), any other line by line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import unreadable
+from megatron_kis.data_tools.facts.importers.base import Dropped, malformed
+from megatron_kis.data_tools.facts.importers.reading import BOM, decoded, refuse_packed
+from megatron_kis.data_tools.readers.open import check_beginning
+
+Ints = npt.NDArray[np.int64]
+
+_BLOCK = 1 << 22  # bytes, about 200,000 triples
+_WELL_FORMED = re.compile(rb"(?:Q\d{1,18}[\t ]P\d{1,18}[\t ]Q\d{1,18}\r?\n)*+")
+_BUCKETS = 1 << 20  # steps of the share of subjects that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class TripleBlock:
+    """Triples of neighbouring lines."""
+
+    file: Path
+    """Where they stand."""
+    lines: Ints
+    """Line numbers, ``[n]``, from 1."""
+    subjects: Ints
+    """Numbers of the subjects' ids, ``[n]``."""
+    relations: Ints
+    """Numbers of the relations' ids, ``[n]``."""
+    objects: Ints
+    """Numbers of the objects' ids, ``[n]``."""
+    malformed: tuple[Dropped, ...] = ()
+    """Lines that were skipped, one note of each kind."""
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> TripleBlock:
+        """Those triples for which ``chosen``, ``[n]``, holds."""
+        return replace(
+            self,
+            lines=self.lines[chosen],
+            subjects=self.subjects[chosen],
+            relations=self.relations[chosen],
+            objects=self.objects[chosen],
+        )
+
+
+def number_of(identifier: bytes, letter: bytes, where: str) -> int:
+    """The number of an id such as ``Q42``.
+
+    Raises:
+        InputError: it is none.
+    """
+    digits = identifier.strip()
+    if not digits.startswith(letter) or not digits[1:].isdigit() or len(digits) > 19:
+        shown = digits[:20].decode("utf-8", "replace")
+        raise InputError(f"not an id: {shown!r}", where=where, remedy=f"expected {letter.decode()} and a number")
+    return int(digits[1:])
+
+
+def identified(line: bytes, letter: bytes, where: str) -> tuple[int, str]:
+    """The number of a line's id, and the names behind it, between tabs.
+
+    Raises:
+        InputError: it begins with no such id, or is not UTF-8.
+    """
+    identifier, _, names = line.removeprefix(BOM).partition(b"\t")
+    return number_of(identifier, letter, where), decoded(names, where)
+
+
+def triple_blocks(file: Path, relations: Collection[int] = (), *, skip_errors: bool = False) -> Iterator[TripleBlock]:
+    """Reads a file of triples.
+
+    Args:
+        file: lines of subject, relation and object ids.
+        relations: numbers of the relations to read; empty means all.
+        skip_errors: count malformed lines instead of ending.
+
+    Raises:
+        InputError: an unreadable file, or a malformed line (``file:line``).
+    """
+    wanted, first = np.array(sorted(relations), np.int64), 1
+    try:
+        with open(file, "rb") as stream:
+            while data := stream.read(_BLOCK) + stream.readline():
+                if first == 1:
+                    refuse_packed(data, file)
+                    check_beginning(file, ".txt")
+                    data = data.removeprefix(BOM)
+                block = _block(file, data, first, skip_errors)
+                yield block.where(np.isin(block.relations, wanted)) if len(wanted) else block
+                first += data.count(b"\n")
+    except OSError as error:
+        raise unreadable(error, file) from None
+
+
+def _block(file: Path, data: bytes, first: int, skip_errors: bool) -> TripleBlock:
+    if data.endswith(b"\n") and _WELL_FORMED.fullmatch(data):
+        subjects, relations, objects = np.fromstring(data.translate(None, b"QP"), np.int64, sep=" ").reshape(-1, 3).T
+        return TripleBlock(file, np.arange(first, first + len(subjects)), subjects, relations, objects)
+    found: list[tuple[int, int, int, int]] = []
+    skipped: dict[str, Dropped] = {}
+    for number, line in enumerate(data.split(b"\n"), start=first):
+        if not (fields := line.split()):
+            continue
+        where = f"{file}:{number}"
+        try:
+            if len(fields) != 3:
+                remedy = "expected the ids of subject, relation and object"
+                raise InputError(f"{len(fields)} fields", where=where, remedy=remedy)
+            subject, relation, answer = map(number_of, fields, (b"Q", b"P", b"Q"), (where,) * 3)
+            found.append((number, subject, relation, answer))
+        except InputError as error:
+            if not skip_errors:
+                raise
+            note = malformed(error)
+            known = skipped.setdefault(note.reason, replace(note, count=0))
+            skipped[note.reason] = replace(known, count=known.count + 1)
+    lines, subjects, relations, objects = np.array(found, np.int64).reshape(-1, 4).T
+    return TripleBlock(file, lines, subjects, relations, objects, tuple(skipped.values()))
+
+
+class SubjectSample:
+    """A random draw of subjects that have at most so many triples together; it depends on ids and seed alone."""
+
+    def __init__(self, blocks: Iterable[TripleBlock], limit: int, seed: int) -> None:
+        """Counts the triples of ``blocks`` and settles which subjects are kept."""
+        self._seed = seed
+        counts = np.zeros(_BUCKETS, np.int64)
+        for block in blocks:
+            counts += np.bincount(self._buckets(block.subjects), minlength=_BUCKETS)
+        self._kept = int(np.searchsorted(np.cumsum(counts), limit, side="right"))
+
+    def holds(self, subjects: Ints) -> npt.NDArray[np.bool_]:
+        """Whether each subject, ``[n]``, is kept."""
+        result: npt.NDArray[np.bool_] = self._buckets(subjects) < self._kept
+        return result
+
+    def _buckets(self, subjects: Ints) -> Ints:
+        """A random number in [0, _BUCKETS) for each subject: the finaliser of SplitMix64, seeded by adding."""
+        with np.errstate(over="ignore"):
+            mixed = subjects.astype(np.uint64) + np.uint64((self._seed * 0x9E3779B97F4A7C15 + 1) % (1 << 64))
+            for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+                mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+            mixed ^= mixed >> np.uint64(31)
+        return (mixed % np.uint64(_BUCKETS)).astype(np.int64)

@@ -1,0 +1,332 @@
+"""All data steps of a study in order, each left as it is where making it again would write the same bytes.
+
+``prepare_data`` runs facts -> tokenizer -> corpus -> exposures and questions. Stamps in ``OUTPUT/stamps`` say what each
+step was made from (``preparation.stamps``), so that a change is named. New files are made in ``OUTPUT/unfinished`` and
+take their place together when all are whole (``preparation.publish``): a mistake in a later step, or a kill at any
+moment, leaves the data as they were.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from megatron_kis.common.errors import InputError, JobError, KisError
+from megatron_kis.common.files import locked, sha256_file
+from megatron_kis.common.known_files import Seen, Sources
+from megatron_kis.common.progress import Progress
+from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX
+from megatron_kis.data_tools.facts.importers import IMPORTERS
+from megatron_kis.data_tools.preparation.publish import adopt, finish, is_halfway, publish, unfinished
+from megatron_kis.data_tools.preparation.settings import DataSettings
+from megatron_kis.data_tools.preparation.stamps import (
+    OF_THE_MODEL,
+    State,
+    Step,
+    old_versions,
+    read_stamp,
+    state_of,
+    write_stamp,
+)
+from megatron_kis.data_tools.preparation.steps import Context, Steps, fact_names, steps, tokenizer_name, training
+from megatron_kis.data_tools.readers.open import FORMATS
+from megatron_kis.data_tools.readers.splits import check_text_files, expand
+from megatron_kis.data_tools.rendering.templates import load_templates
+from megatron_kis.data_tools.selection.imports import check_source, source_files
+from megatron_kis.data_tools.selection.select import check_settings
+from megatron_kis.data_tools.tokenizers.base import load_tokenizer, model_file
+
+__all__ = ["DataSettings", "Held", "PreparedData", "fact_names", "prepare_data", "stale", "tokenizer_path"]
+
+Held = Callable[[str, list[str]], None]
+"""Told of a step whose files would be written over, and of what differs; raises where runs were made with them."""
+
+_HOLDER = "preparation of these data"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """Paths of a study's data."""
+
+    corpus: Path
+    """Prefix of the training corpus."""
+    validation: Path | None
+    """Prefix of the validation corpus; None where its share is 0."""
+    exposures: Path
+    """Prefix of the exposure store."""
+    questions: Path
+    """The questions file."""
+    facts: Path
+    """``facts.jsonl``."""
+    tokenizer: Path
+    """The tokenizer: the user's own where one was given, else the one that was trained."""
+
+
+def tokenizer_path(settings: DataSettings, output: Path) -> Path:
+    """The tokenizer of a study whose data are prepared in ``output``."""
+    return settings.tokenizer or output / tokenizer_name(settings)
+
+
+def prepare_data(
+    settings: DataSettings,
+    output: Path,
+    *,
+    progress: Progress | None = None,
+    spare: Path | None = None,
+    held: Held | None = None,
+) -> PreparedData:
+    """Prepares all data of a study in ``output``; steps that are up to date stay as they are.
+
+    Args:
+        settings: sources and choices.
+        output: folder for the results.
+        progress: where to report.
+        spare: another such folder; a step that is up to date there is moved over instead of being made.
+        held: asked before files that are there and whole are replaced by others, and before any long work where that
+            can be known by then. Where nothing but versions of packages differs and it raises, the files stay, and a
+            line says so. Missing and damaged files are made again without asking, if they come out as they were.
+
+    Raises:
+        InputError: any wrong input; files, templates and settings are checked before long work starts.
+        JobError: the disk is full, or another process prepares the same data.
+        KisError: what ``held`` raises; nothing was changed then.
+    """
+    settings = _checked(settings)
+    if spare is not None and spare.resolve() == output.resolve():
+        spare = None
+    preparation = _Preparation(settings, output, progress or Progress(), spare, held)
+    if is_halfway(output) or not preparation.is_done():
+        preparation.run()
+    return PreparedData(
+        corpus=output / "corpus",
+        validation=output / f"corpus{VALIDATION_SUFFIX}" if settings.validation_share else None,
+        exposures=output / "exposures",
+        questions=output / "exposures.questions.jsonl",
+        facts=output / "facts.jsonl",
+        tokenizer=tokenizer_path(settings, output),
+    )
+
+
+def stale(settings: DataSettings, output: Path) -> list[str]:
+    """What ``prepare_data`` would make again and why; nothing is written.
+
+    Returns:
+        ``data.vocab_size 400 -> 390``, ``data.text: sources/text.jsonl: content changed``, ``versions.encoder ...``,
+        ``corpus.idx: missing``, ``facts: not made yet``; nothing where all is up to date. What follows from a change
+        is not listed: whether a step changes that takes what another one makes, is known when that one is made.
+
+    Raises:
+        InputError: any wrong input.
+    """
+    settings = _checked(settings)
+    seen = _seen(output)
+    found: dict[str, None] = {}
+    chain = steps(Context(settings, seen, Progress()))
+    step: Step | None = next(chain)
+    while step is not None:
+        state = state_of(step, output, seen)
+        if not state.fresh:
+            found.update(dict.fromkeys(state.reasons(step.name)))
+        step = _sent(chain, output if state.fresh else None)
+    return list(found)
+
+
+def _seen(folder: Path) -> Seen:
+    return Seen(folder / "stamps" / "seen.json")
+
+
+def _sent(chain: Steps, place: Path | None) -> Step | None:
+    """The next step, after the place of the last one is known."""
+    try:
+        return chain.send(place)
+    except StopIteration:
+        return None
+
+
+def _checked(settings: DataSettings) -> DataSettings:
+    """The settings with each text file named; everything is checked that can be without long work."""
+    if not settings.text:
+        raise InputError("no files of general text", where="data.text")
+    settings = replace(settings, text=tuple(expand(settings.text)))
+    if settings.text_format not in (None, *FORMATS):
+        raise InputError(
+            f"is {settings.text_format!r}", where="data.text_format", remedy=f"valid: {', '.join(FORMATS)}"
+        )
+    check_text_files(settings.text, settings.text_format)
+    if settings.facts_format not in IMPORTERS:
+        raise InputError(
+            f"is {settings.facts_format!r}", where="data.facts_format", remedy=f"valid: {', '.join(IMPORTERS)}"
+        )
+    try:
+        check_settings(settings.select)
+    except InputError as error:
+        raise InputError(error.problem, where=f"data.select.{error.where}", remedy=error.remedy) from None
+    if settings.tokenizer is None:
+        training(settings).check()
+    if not 0 <= settings.validation_share < 1:
+        raise InputError(f"is {settings.validation_share}", where="data.validation_share", remedy="a share in [0, 1)")
+    try:
+        check_source(settings.facts, settings.facts_format, settings.facts_columns)
+    except InputError as error:
+        where = "data.facts_columns" if error.where == "columns" else error.where
+        raise InputError(error.problem, where=where, remedy=error.remedy) from None
+    source_files(settings.facts, settings.facts_format)
+    load_templates(settings.templates, relations=settings.select.relations)
+    if settings.tokenizer is not None:
+        load_tokenizer(settings.tokenizer)
+    return settings
+
+
+@dataclass(slots=True)
+class _Preparation:
+    """One call of ``prepare_data``."""
+
+    settings: DataSettings
+    output: Path
+    progress: Progress
+    spare: Path | None
+    held: Held | None
+    kept: dict[str, list[str]] = field(default_factory=dict)
+    """Steps that stay as they are although versions differ."""
+    asked: set[str] = field(default_factory=set)
+    """Steps that may be written over."""
+
+    def is_done(self) -> bool:
+        """Whether nothing has to be made. Asks ``held`` about all that will be written over, as far as it is known."""
+        seen = _seen(self.output)
+        chain = steps(Context(self.settings, seen, self.progress))
+        states: dict[str, State] = {}
+        step: Step | None = next(chain)
+        while step is not None:
+            state = states[step.name] = state_of(step, self.output, seen)
+            step = _sent(chain, self.output if self._stays(step, state, seen) else self._elsewhere(step))
+        for name, state in states.items():
+            self._ask(name, state)
+        done = all(state.fresh or name in self.kept for name, state in states.items())
+        if done:
+            for name in states:
+                self._say_stays(name)
+            if os.access(self.output / "stamps", os.W_OK):
+                seen.save()
+                if unfinished(self.output).exists():  # of other settings, which are not wanted any more
+                    with suppress(JobError), locked(self.output / "stamps", _HOLDER):
+                        shutil.rmtree(unfinished(self.output))
+        return done
+
+    def run(self) -> None:
+        """Makes what is not up to date, and puts it in place."""
+        with locked(self.output / "stamps", _HOLDER):
+            if is_halfway(self.output):
+                finish(self.output)
+            self._make_all()
+
+    def _make_all(self) -> None:
+        seen, folder = _seen(self.output), unfinished(self.output)
+        settings = self.settings
+        given = [model_file(settings.tokenizer)] if settings.tokenizer else []
+        sources = Sources(
+            [*settings.text, *source_files(settings.facts, settings.facts_format), settings.templates, *given]
+        )
+        made: list[Step] = []
+        chain = steps(Context(settings, seen, self.progress))
+        step: Step | None = next(chain)
+        while step is not None:
+            place = self._place(step, seen)
+            if place != self.output:
+                made.append(step)
+            step = _sent(chain, place)
+        sources.check()
+        for step in made:
+            self._compare(step, seen)
+        if made:
+            publish(self.output, made)
+            for step in made:
+                stamp = read_stamp(self.output, step.name)
+                for name, entry in (stamp or {"outputs": {}})["outputs"].items():
+                    seen.add(self.output / name, entry["sha256"])
+        seen.save()
+        if folder.exists():
+            shutil.rmtree(folder)
+
+    def _place(self, step: Step, seen: Seen) -> Path:
+        """The folder in which a step is whole: where it was, or ``unfinished``."""
+        state = state_of(step, self.output, seen)
+        if self._stays(step, state, seen):
+            self._say_stays(step.name)
+            return self.output
+        self._ask(step.name, state)
+        folder, place = unfinished(self.output), self._elsewhere(step)
+        if place == folder:
+            self.progress.say(f"{step.name}: made before")
+        elif place is not None:
+            adopt(step, place, folder)
+            self.progress.say(f"{step.name}: taken from {place}")
+        else:
+            self.progress.say(f"{step.name}: working")
+            (folder / "stamps" / f"{step.name}.json").unlink(missing_ok=True)
+            step.make(folder)
+            versions = step.recorded(folder).items()  # the encoder
+            found = {key: version for key, version in versions if key not in step.key["versions"]}
+            write_stamp(step, folder, _seen(folder), versions=found)
+        return folder
+
+    def _elsewhere(self, step: Step) -> Path | None:
+        """The other folder in which a step is up to date: where it was made before a kill, or the spare one."""
+        folders = (unfinished(self.output), self.spare)
+        return next((one for one in folders if one is not None and state_of(step, one, _seen(one)).fresh), None)
+
+    def _stays(self, step: Step, state: State, seen: Seen) -> bool:
+        """Whether a step stays as it is: it is up to date, or differs in versions alone and runs hold it."""
+        if not (state.fresh or step.name in self.kept or self._keeps(step, state)):
+            return False
+        if state.old and OF_THE_MODEL not in state.differences and os.access(self.output / "stamps", os.W_OK):
+            write_stamp(step, self.output, seen, versions=old_versions(step, self.output))
+        return True
+
+    def _keeps(self, step: Step, state: State) -> bool:
+        if self.held is None or not (state.known and state.of_versions) or state.damage:
+            return False
+        try:
+            self.held(step.name, state.differences)
+        except KisError:
+            self.kept[step.name] = state.differences
+            return True
+        self.asked.add(step.name)
+        return False
+
+    def _ask(self, name: str, state: State) -> None:
+        """Asks once whether files may be written over by others; other versions alone may give the same."""
+        if self.held is None or name in self.asked or not state.found or not state.differences or state.of_versions:
+            return
+        self.held(name, state.differences)
+        self.asked.add(name)
+
+    def _compare(self, step: Step, seen: Seen) -> None:
+        """Asks whether files may be written over of which nobody was asked, unless the new ones are the same.
+
+        Descriptions do not count: they name versions and paths.
+        """
+        if self.held is None or step.name in self.asked:
+            return
+        stamp = read_stamp(self.output, step.name)
+        recorded = {} if stamp is None else stamp["outputs"]
+        others = []
+        for name in (name for name in step.outputs if not name.endswith(".meta.json")):
+            there = self.output / name
+            then = recorded.get(name, {}).get("sha256") or (seen.sha256(there) if there.exists() else None)
+            if then is not None and sha256_file(unfinished(self.output) / name) != then:
+                others.append(f"{name}: made again, it has another content")
+        if others:
+            self.held(step.name, others)
+            self.asked.add(step.name)
+
+    def _say_stays(self, name: str) -> None:
+        if name in self.kept:
+            changed = ", ".join(self.kept[name])
+            self.progress.say(f"{name}: kept as it is, runs were made with it ({changed})")
+        else:
+            self.progress.say(f"{name}: up to date")

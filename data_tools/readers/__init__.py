@@ -1,0 +1,1 @@
+"""Text files of many formats, packed or not, as documents with their places."""

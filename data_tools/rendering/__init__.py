@@ -1,0 +1,1 @@
+"""Facts through templates into exposures and questions."""

@@ -1,0 +1,285 @@
+"""Renders facts through templates into the exposure store and the probe questions.
+
+``PREFIX.bin``/``.idx`` (Megatron's format) holds one document for every (fact, train template) of the groups
+``infused`` and ``background``, in the frame that documents of the corpus have and each ending with the
+end-of-document token; ``storage.exposures`` describes the index that leads back. Control facts are never rendered.
+``PREFIX.questions.jsonl`` is described in ``megatron_kis.data_tools.rendering.questions``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import write_json_lines
+from megatron_kis.common.progress import Progress
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.rendering.dealing import deal_fairly
+from megatron_kis.data_tools.rendering.paraphrases import Paraphrases, with_paraphrases
+from megatron_kis.data_tools.rendering.questions import expected_size, iter_questions
+from megatron_kis.data_tools.rendering.templates import Templates, fill, wrong_articles
+from megatron_kis.data_tools.storage.exposures import RENDERED_GROUPS, write_exposure_index
+from megatron_kis.data_tools.storage.indexed import IndexedWriter, suffixed
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
+
+SUFFIXES = (".json", ".bin", ".idx", ".facts.npy", ".ids.txt", ".questions.jsonl")
+"""Of the files that rendering writes."""
+_BATCH = 256  # facts whose sentences are encoded together
+_NAMED = 5  # offenders that a message names
+
+
+@dataclass(slots=True)
+class TokenCounts:
+    """Lengths of some exposures in tokens, end-of-document tokens included."""
+
+    exposures: int = 0
+    """How many there are."""
+    tokens: int = 0
+    """Their tokens."""
+    shortest: int = 0
+    """Tokens of the shortest."""
+    longest: int = 0
+    """Tokens of the longest."""
+
+    @property
+    def mean(self) -> float:
+        """Mean tokens."""
+        return self.tokens / max(1, self.exposures)
+
+    def add(self, tokens: int) -> None:
+        """Counts one exposure."""
+        self.shortest = min(self.shortest, tokens) if self.exposures else tokens
+        self.longest = max(self.longest, tokens)
+        self.exposures += 1
+        self.tokens += tokens
+
+
+@dataclass(frozen=True, slots=True)
+class RenderSummary:
+    """What rendering wrote."""
+
+    prefix: Path
+    """Prefix of the exposure store."""
+    questions_path: Path
+    """The questions file."""
+    exposures: int
+    """Rendered (fact, template) pairs."""
+    tokens: int
+    """Their tokens, end-of-document tokens included."""
+    longest: int
+    """Tokens of the longest exposure: a training sequence must hold it."""
+    mean_tokens: dict[str, float]
+    """Mean tokens of an exposure, by group."""
+    questions: int
+    """Rows of the questions file."""
+    left_out: int = 0
+    """Facts that no question asks about, because too few objects are wrong and can be told from theirs."""
+    relations: dict[str, TokenCounts] = field(default_factory=dict)
+    """Lengths of each relation's exposures."""
+    remarks: tuple[str, ...] = ()
+    """Templates that do not read well with some names, one line each."""
+
+
+def outputs_of(prefix: Path) -> list[Path]:
+    """The files that :func:`render` writes."""
+    return [suffixed(prefix, suffix) for suffix in SUFFIXES]
+
+
+def render(
+    facts: Sequence[Fact],
+    templates: Templates,
+    tokenizer: Tokenizer,
+    prefix: Path,
+    *,
+    distractors: int | None = 3,
+    seed: int = 0,
+    longest_exposure: int | None = None,
+    asked: int | None = None,
+    paraphrases: Paraphrases | None = None,
+    largest_questions: int | None = None,
+    progress: Progress | None = None,
+) -> RenderSummary:
+    """Writes the exposure store and the questions; the same inputs give the same bytes.
+
+    Args:
+        facts: facts in the order of ``facts.jsonl``.
+        templates: templates of at least their relations.
+        tokenizer: the tokenizer of the corpus.
+        prefix: where to write.
+        distractors: wrong options of a question; None for every object of its group and relation.
+        seed: seed of the distractors.
+        longest_exposure: most tokens of an exposure, the end-of-document token included; None for any.
+        asked: facts of each group to ask about; None for all.
+        paraphrases: sentences of single facts, next to the templates.
+        largest_questions: most bytes of the questions file; None for any.
+        progress: where to report.
+
+    Raises:
+        InputError: a group and relation has too few objects for the distractors, or an exposure is too long, or the
+            questions would be too large.
+    """
+    progress, paraphrases = progress or Progress(), paraphrases or {}
+    questions_path = suffixed(prefix, ".questions.jsonl")
+    if largest_questions is not None:
+        size = expected_size(facts, templates, tokenizer, distractors=distractors, asked=asked, paraphrases=paraphrases)
+        if size > largest_questions:
+            raise InputError(
+                f"would take about {size / 1e6:,.0f} MB, more than {largest_questions / 1e6:,.0f} MB",
+                where=str(questions_path),
+                remedy="ask with fewer distractors (--distractors), about fewer facts (--asked), with fewer templates,"
+                " or raise the limit (--largest-questions)",
+            )
+    dealt = deal_fairly(
+        facts, templates, tokenizer, distractors=distractors, seed=seed, asked=asked, paraphrases=paraphrases
+    )
+    left_out = len(dealt.left_out)
+    if left_out:
+        progress.say(f"  {left_out} facts are not asked about: too few options that are wrong and can be told from it")
+    for suffix in (".json", ".questions.jsonl", ".facts.npy", ".ids.txt"):
+        suffixed(prefix, suffix).unlink(missing_ok=True)
+    rendered = [fact for fact in facts if fact.group in RENDERED_GROUPS]
+    own = {fact.id: with_paraphrases(templates[fact.relation], paraphrases.get(fact.id)).train for fact in rendered}
+    groups: dict[str, TokenCounts] = defaultdict(TokenCounts)
+    relations: dict[str, TokenCounts] = defaultdict(TokenCounts)
+    too_long: list[str] = []
+    with IndexedWriter(prefix, vocab_size=tokenizer.vocab_size) as writer:
+        tracked = progress.track(rendered, description="exposures", total=len(rendered))
+        for fact, template, tokens in _exposures(tracked, own, tokenizer):
+            count = len(tokens) + 1
+            groups[fact.group].add(count)
+            relations[fact.relation].add(count)
+            if longest_exposure is not None and count > longest_exposure:
+                too_long.append(f"fact {fact.id!r}, {fact.relation}.train[{template}]: {count}")
+            else:
+                writer.add([*tokens, tokenizer.eod_id])
+        if too_long:
+            raise _too_long(too_long, longest_exposure, str(prefix))
+    rows = iter_questions(
+        facts, templates, tokenizer, distractors=distractors, seed=seed, paraphrases=paraphrases, dealt=dealt
+    )
+    header = _header(facts, tokenizer, distractors=distractors, seed=seed, asked=asked, left_out=left_out)
+    count = write_json_lines(questions_path, _with_header(header, progress.track(rows, description="questions")))
+    content = {
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "content_fingerprint": writer.content_fingerprint,
+        "eod_id": tokenizer.eod_id,
+        "frame": tokenizer.frame_record(),
+        "vocab_size": tokenizer.vocab_size,
+        "lengths": {relation: asdict(counts) for relation, counts in sorted(relations.items())},
+        "paraphrased_facts": len(paraphrases),
+    }
+    write_exposure_index(prefix, rendered, [len(own[fact.id]) for fact in rendered], content)
+    return RenderSummary(
+        prefix=prefix,
+        questions_path=questions_path,
+        exposures=writer.documents,
+        tokens=writer.tokens,
+        longest=max((counts.longest for counts in groups.values()), default=0),
+        mean_tokens={group: groups[group].mean for group in RENDERED_GROUPS if group in groups},
+        questions=count - 1,
+        left_out=left_out,
+        relations=dict(sorted(relations.items())),
+        remarks=tuple(template_remarks(facts, templates)),
+    )
+
+
+def template_remarks(facts: Sequence[Fact], templates: Templates) -> Iterator[str]:
+    """Yields a line for each template whose *a* or *an* does not fit all names that follow it."""
+    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for fact in facts:
+        pairs[fact.relation].append((fact.subject, fact.object))
+    for relation, names in sorted(pairs.items()):
+        for place, template in templates[relation].places():
+            wrong = wrong_articles(template, names)
+            if wrong:
+                yield (
+                    f"{relation}.{place}: the article does not fit {len(wrong)} names (first {wrong[0]!r});"
+                    f" write a(n) before the slot: {template}"
+                )
+
+
+def template_lengths(facts: Sequence[Fact], templates: Templates, tokenizer: Tokenizer) -> dict[str, TokenCounts]:
+    """Tokens of each template over its relation's facts, by ``relation.train[0]`` and so on."""
+    counts: dict[str, TokenCounts] = defaultdict(TokenCounts)
+    for fact in facts:
+        places, own = zip(*templates[fact.relation].places(), strict=True)
+        encoded = tokenizer.encode_documents([fill(template, fact.subject, fact.object).text for template in own])
+        for place, tokens in zip(places, encoded, strict=True):
+            counts[f"{fact.relation}.{place}"].add(len(tokens) + 1)
+    return dict(sorted(counts.items()))
+
+
+def _exposures(
+    facts: Iterator[Fact], own: Mapping[str, tuple[str, ...]], tokenizer: Tokenizer
+) -> Iterator[tuple[Fact, int, list[int]]]:
+    """Yields (fact, template, tokens without the end-of-document token), fact by fact."""
+    batch: list[Fact] = []
+    for fact in facts:
+        batch.append(fact)
+        if len(batch) == _BATCH:
+            yield from _encoded(batch, own, tokenizer)
+            batch = []
+    yield from _encoded(batch, own, tokenizer)
+
+
+def _encoded(
+    facts: list[Fact], own: Mapping[str, tuple[str, ...]], tokenizer: Tokenizer
+) -> Iterator[tuple[Fact, int, list[int]]]:
+    pairs = [(fact, number, template) for fact in facts for number, template in enumerate(own[fact.id])]
+    texts = [fill(template, fact.subject, fact.object).text for fact, _, template in pairs]
+    encoded = tokenizer.encode_documents(texts)  # in the frame that documents of the corpus have
+    for (fact, number, _), tokens in zip(pairs, encoded, strict=True):
+        yield fact, number, tokens
+
+
+def _too_long(offenders: list[str], longest: int | None, where: str) -> InputError:
+    named = "; ".join(offenders[:_NAMED]) + (f"; and {len(offenders) - _NAMED} more" if len(offenders) > _NAMED else "")
+    return InputError(
+        f"{len(offenders)} exposures are longer than {longest} tokens ({named})",
+        where=where,
+        remedy="choose facts with shorter names, shorten the templates, or use longer sequences",
+    )
+
+
+def _header(
+    facts: Sequence[Fact],
+    tokenizer: Tokenizer,
+    *,
+    distractors: int | None,
+    seed: int,
+    asked: int | None,
+    left_out: int,
+) -> dict[str, Any]:
+    before, _ = tokenizer.frame
+    return {
+        "schema": "kis.questions/1",
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "eod_id": tokenizer.eod_id,
+        "distractors_per_question": distractors,
+        "chance": None if distractors is None else 1 / (1 + distractors),
+        "seed": seed,
+        "facts": len(facts),
+        "asked_facts_per_group": asked,
+        "facts_left_out": left_out,
+        "first_tokens": before or [tokenizer.eod_id],
+        "bos": "what the tokenizer puts before a document" if before else "eod",
+        "bos_scored": False,
+        "eod_scored": False,
+        "space_before_answer": "answer",
+        "distractor_source": "same relation and group",
+        "distractor_design": "whole answer space" if distractors is None else "blocks",
+        "options_shared_by_templates": True,
+        "article_before_answer": "of each option, where the template says a(n)",
+        "options_that_extend_the_answer": "none",
+        "options_that_mean_the_same": "none",
+    }
+
+
+def _with_header(header: dict[str, Any], rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    yield header
+    yield from rows

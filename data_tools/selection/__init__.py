@@ -1,0 +1,1 @@
+"""The facts of a study, chosen from a source of triples."""

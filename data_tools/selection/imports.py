@@ -1,0 +1,235 @@
+"""From a source of triples to ``facts.jsonl``: import, choose, describe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron_kis.common.errors import InputError, first_of, nearest
+from megatron_kis.common.files import fingerprint, sha256_file, write_json, write_text
+from megatron_kis.common.progress import Progress
+from megatron_kis.data_tools.facts.fact import write_facts
+from megatron_kis.data_tools.facts.importers import (
+    IMPORTERS,
+    SOURCE_FILES,
+    TEMPLATE_READERS,
+    WITH_COLUMNS,
+    Candidate,
+    Imported,
+    import_wikidata5m,
+    malformed,
+    parse_columns,
+)
+from megatron_kis.data_tools.readers.splits import refuse_own_outputs
+from megatron_kis.data_tools.rendering.templates import wording
+from megatron_kis.data_tools.selection.pool import Pool
+from megatron_kis.data_tools.selection.select import Selection, SelectSettings, select_facts
+
+
+def import_facts(
+    source: Path,
+    kind: str,
+    output: Path,
+    settings: SelectSettings,
+    *,
+    columns: Sequence[str] = (),
+    skip_errors: bool = False,
+    progress: Progress | None = None,
+) -> Selection:
+    """Imports triples, chooses a study's facts, writes ``output`` and, beside it, ``facts.meta.json``.
+
+    Args:
+        source: a file or folder of triples.
+        kind: its format, a key of ``IMPORTERS``.
+        output: the facts file to write.
+        settings: which facts, and how many.
+        columns: of a table or JSON lines, ``field=column`` where the header does not say what a column holds.
+        skip_errors: drop and count malformed rows instead of ending.
+        progress: where to report.
+
+    Raises:
+        InputError: a damaged row or an id for the second time (``file:line``), or too few facts for what is asked: it
+            says what was dropped, and why.
+    """
+    refuse_own_outputs(source_files(source, kind), [output, output.with_suffix(".meta.json")])
+    twice = [relation for relation, count in Counter(settings.relations).items() if count > 1]
+    if twice:
+        raise InputError(f"{twice[0]!r} is given twice", where="relations", remedy="name each relation once")
+    triples = read_triples(source, kind, settings, columns=columns, skip_errors=skip_errors)
+    triples = _ids_once(triples, settings, skip_errors=skip_errors)
+    pools: list[Pool] = []
+
+    def seen(pool: Pool) -> None:
+        pools.append(pool)
+        if not any(pool.imported) and not settings.relations:
+            raise InputError("holds no triples that can be read", where=str(source))
+        if not pool.seen:
+            raise InputError("holds no triples", where=str(source))
+
+    try:
+        tracked = (progress or Progress()).track(triples, description="triples")
+        selection = select_facts(tracked, settings, see_pool=seen)
+    except InputError as error:
+        if not pools:
+            raise
+        raise InputError(
+            f"{error.problem}{_reasons(pools[0], error)}", where=error.where, remedy=error.remedy
+        ) from None
+    write_facts(output, selection.facts)
+    described = {"path": str(source), "format": kind, "sha256": source_fingerprint(source, kind)}
+    meta = {
+        "schema": "kis.facts/1",
+        "source": {**described, "columns": list(columns)} if columns else described,
+        "settings": asdict(settings),
+        "imported": dict(selection.imported),
+        "dropped": {reason: dict(counts) for reason, counts in selection.dropped.items() if counts},
+        "relations": [asdict(relation) for relation in selection.relations],
+        "facts": len(selection.facts),
+    }
+    write_json(output.with_suffix(".meta.json"), meta)
+    return selection
+
+
+def _ids_once(triples: Iterable[Imported], settings: SelectSettings, *, skip_errors: bool) -> Iterator[Imported]:
+    """The triples; of those that a source gives one id only the first, as often as it is said.
+
+    Ids are remembered up to the number of triples that fit into memory.
+    """
+    seen: dict[str, Candidate] = {}
+    for triple in triples:
+        everything = not settings.relations
+        if isinstance(triple, Candidate) and triple.id and (everything or triple.relation in settings.relations):
+            first = seen.get(triple.id)
+            if first is None and len(seen) < settings.memory_limit:
+                seen[triple.id] = triple
+            elif first is not None and _said(first) != _said(triple):
+                problem = f"id {triple.id!r} is taken (by {first.where})"
+                error = InputError(problem, where=triple.where, remedy="ids must be unique, or left out")
+                if not skip_errors:
+                    raise error
+                yield malformed(error)
+                continue
+        yield triple
+
+
+def _said(triple: Candidate) -> tuple[str, str, str]:
+    return triple.subject, triple.relation, triple.object
+
+
+def _reasons(pool: Pool, error: InputError) -> str:
+    """Why triples were dropped, those of the relation that an error names, or of all."""
+    named = {relation for relation in pool.imported if f"relation {relation!r}" in error.problem}
+    counts = {
+        reason: Counter({name: count for name, count in of.items() if not name or not named or name in named})
+        for reason, of in pool.dropped.items()
+    }
+    ranked = sorted((-of.total(), reason) for reason, of in counts.items() if of.total())
+    if not ranked:
+        return ""
+    lines = []
+    for negative, reason in ranked:
+        where = next((pool.examples[reason, name] for name in counts[reason] if pool.examples.get((reason, name))), "")
+        lines.append(f"{-negative} {reason}" + (f", first {where}" if where else ""))
+    return f" (dropped: {first_of(lines, 6, separator='; ')})"
+
+
+def read_triples(
+    source: Path,
+    kind: str,
+    settings: SelectSettings,
+    *,
+    columns: Sequence[str] = (),
+    skip_errors: bool = False,
+) -> Iterator[Imported]:
+    """The triples of a source.
+
+    Raises:
+        InputError: an unknown format, no such source, or columns of a format that has none.
+    """
+    check_source(source, kind, columns)
+    if kind in WITH_COLUMNS:
+        return WITH_COLUMNS[kind](source, skip_errors=skip_errors, columns=parse_columns(columns))
+    if kind == "wikidata5m":  # names that nobody asked for, or that will not fit into memory, are not looked up
+        limit, seed = settings.memory_limit, settings.seed
+        relations = settings.relations
+        return import_wikidata5m(source, skip_errors=skip_errors, relations=relations, limit=limit, seed=seed)
+    return IMPORTERS[kind](source, skip_errors=skip_errors)
+
+
+def check_source(source: Path, kind: str, columns: Sequence[str] = ()) -> None:
+    """Checks what can be told of a source without reading it.
+
+    Raises:
+        InputError: an unknown format, no such source, a folder where the format is a file, or wrong columns.
+    """
+    if kind not in IMPORTERS:
+        raise InputError(f"unknown format {kind!r}", where="facts_format", remedy=nearest(kind, IMPORTERS))
+    if not source.exists():
+        raise InputError("no such file or folder", where=str(source))
+    if kind in WITH_COLUMNS and source.is_dir():
+        folders = ", ".join(name for name in IMPORTERS if name not in WITH_COLUMNS)
+        raise InputError("is a folder", where=str(source), remedy=f"{kind} is one file; of folders there are {folders}")
+    if columns and kind not in WITH_COLUMNS:
+        raise InputError(f"{kind} has no columns to name", where="columns", remedy=f"{', '.join(WITH_COLUMNS)} do")
+    parse_columns(columns)
+
+
+def read_source_templates(source: Path, kind: str, *, skip_errors: bool = False) -> dict[str, list[str]]:
+    """The templates that a source brings, by relation; those without one [X] and one [Y] are left out.
+
+    Raises:
+        InputError: the format brings none.
+    """
+    if kind not in TEMPLATE_READERS:
+        remedy = f"these do: {', '.join(TEMPLATE_READERS)}; write templates.yaml for the others"
+        raise InputError(f"{kind} brings no templates", where=str(source), remedy=remedy)
+    found = TEMPLATE_READERS[kind](source, skip_errors=skip_errors)
+    return {
+        relation: [one for one in templates if one.count("[X]") == one.count("[Y]") == 1]
+        for relation, templates in found.items()
+    }
+
+
+def write_source_templates(found: Mapping[str, list[str]], output: Path, relations: Sequence[str]) -> int:
+    """Writes the templates that a source brings as ``templates.yaml``: the last of a relation held out, the rest train.
+
+    They are a start: a relation needs more sentences than the one to three that BEAR and LAMA have.
+
+    Args:
+        found: what :func:`read_source_templates` gives.
+        output: the file to write.
+        relations: relations to write.
+
+    Returns:
+        The number of relations that have templates.
+    """
+    import yaml
+
+    content = {}
+    for relation in relations:
+        # BEAR's P103 has one sentence twice
+        templates = list({wording(template): template for template in found.get(relation, ())}.values())
+        if templates:
+            content[relation] = {"train": templates[:-1] or templates, "held_out": templates[1:][-1:]}
+    write_text(output, yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=1000))
+    return len(content)
+
+
+def source_files(source: Path, kind: str) -> list[Path]:
+    """The files of a source of triples that its format reads; others in its folder do not count.
+
+    Raises:
+        InputError: there is no such file or folder, or none of the format's files in it.
+    """
+    check_source(source, kind)
+    return SOURCE_FILES[kind](source) if kind in SOURCE_FILES else [source]
+
+
+def source_fingerprint(source: Path, kind: str) -> str:
+    """SHA-256 of a file; of a folder, over the names and hashes of the files that are read."""
+    files = source_files(source, kind)
+    if not source.is_dir():
+        return sha256_file(source)
+    return fingerprint({path.name: sha256_file(path) for path in files})

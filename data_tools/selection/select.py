@@ -1,0 +1,371 @@
+"""Chooses the facts of a study from imported triples: drops what cannot be asked fairly, splits the rest by seed.
+
+The three groups are exchangeable: a fact's group is a random draw within its relation, so a difference between groups
+can only come from what the model was shown. Within a group and relation an object is the answer of one fact only (by
+default): every option is then equally often right, and preferring a frequent object gains nothing. Names that may mean
+the same (``data_tools.facts.names``) are one object, and all facts of subjects that may be the same are in one group.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from megatron_kis.common.errors import InputError, nearest
+from megatron_kis.data_tools.facts.fact import GROUPS, Fact
+from megatron_kis.data_tools.facts.importers import Candidate, Imported
+from megatron_kis.data_tools.facts.names import Entities, name_key, one_of_each
+from megatron_kis.data_tools.selection.pool import Pool, usable_facts
+
+SPREADS = ("even", "proportional")
+"""How facts are spread over relations: the same number of each, or as many as a relation has."""
+
+_SHOWN = 20  # counts in a line of the summary
+
+
+@dataclass(frozen=True, slots=True)
+class SelectSettings:
+    """How many facts a study takes, and which."""
+
+    infused: int = 100
+    """Facts of group ``infused`` in all, spread over the relations."""
+    background: int = 100
+    """Facts of group ``background``."""
+    control: int = 100
+    """Facts of group ``control``. Keep the three numbers alike: chance and its spread are then comparable."""
+    relations: tuple[str, ...] = ()
+    """Relations to use; empty means all that the source has."""
+    distractors: int = 3
+    """Wrong options a question will have: each group and relation must offer that many other objects."""
+    facts_per_object: int = 1
+    """Facts of one group and relation that may share an object; 0 for any number."""
+    longest_name: int | None = None
+    """Longest subject or object in characters; None for any. Short sequences cannot hold long names."""
+    keep_telling_names: bool = False
+    """Keep facts whose subject's name hints at the object."""
+    seed: int = 0
+    """Seed of the split."""
+    spread: str = "even"
+    """``even`` or ``proportional``: to the usable facts of a relation; too small relations then take no part."""
+    memory_limit: int = 4_000_000
+    """Triples held in memory, at about 1 kB (1.6 with ids and aliases).
+
+    Of a source with more, a random sample of the subjects is used."""
+
+    def counts(self) -> dict[str, int]:
+        """Facts of each group."""
+        return {"infused": self.infused, "background": self.background, "control": self.control}
+
+
+@dataclass(frozen=True, slots=True)
+class RelationSummary:
+    """What a source has of a relation, and what was taken."""
+
+    relation: str
+    """Key of the relation."""
+    imported: int
+    """Triples read."""
+    usable: int
+    """Facts that can be asked."""
+    objects: int
+    """Their distinct objects."""
+    chance: float
+    """Chance level where all objects are options: 1 / objects."""
+    most_frequent: float
+    """Share of the usable facts that have the most frequent object: what always naming it would score."""
+    chosen: dict[str, int]
+    """Facts taken, by group."""
+
+
+@dataclass(slots=True)
+class Selection:
+    """The chosen facts and what was left out."""
+
+    facts: list[Fact] = field(default_factory=list)
+    """In the order of the file: group, then relation, then drawn order."""
+    imported: Counter[str] = field(default_factory=Counter)
+    """Imported triples of each relation."""
+    dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Reason to relation to count of dropped triples."""
+    relations: list[RelationSummary] = field(default_factory=list)
+    """Each relation of the source that was asked for."""
+    distractors: int = 3
+    """Wrong options of a question."""
+
+    def summary(self) -> list[str]:
+        """What was imported, dropped and chosen, one line each."""
+        lines = [f"imported {_counts(self.imported)}"]
+        lines += [f"dropped {_counts(counts)}: {reason}" for reason, counts in self.dropped.items() if counts.total()]
+        lines += [
+            f"{one.relation}: {one.usable} usable of {one.imported}, {one.objects} objects; chance"
+            f" {one.chance:.4f} among them all, {1 / (1 + self.distractors):.4f} among {1 + self.distractors} options;"
+            f" the most frequent object answers {one.most_frequent:.4f}"
+            for one in self.relations
+        ]
+        for group in GROUPS:
+            chosen = Counter(fact.relation for fact in self.facts if fact.group == group)
+            lines.append(f"{group}: {_counts(chosen)}")
+        return lines
+
+
+def _counts(counter: Mapping[str, int]) -> str:
+    """The total, and the largest counts by name."""
+    ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count} {name or 'unknown'}" for name, count in sorted(ranked[:_SHOWN])]
+    more = [f"and {len(ranked) - _SHOWN} more"] if len(ranked) > _SHOWN else []
+    return f"{sum(counter.values())} (" + ", ".join([*shown, *more]) + ")"
+
+
+def select_facts(
+    triples: Iterable[Imported], settings: SelectSettings, *, see_pool: Callable[[Pool], None] | None = None
+) -> Selection:
+    """Drops unfair facts and splits the rest into groups, stratified by relation.
+
+    Args:
+        triples: what an importer yields.
+        settings: which facts, and how many.
+        see_pool: is shown what there is to choose from, before anything is chosen.
+
+    Raises:
+        InputError: a relation is unknown, or has too few facts or objects for its share; says how many there are.
+    """
+    check_settings(settings)
+    pool = usable_facts(
+        triples,
+        relations=settings.relations,
+        longest_name=settings.longest_name,
+        keep_telling_names=settings.keep_telling_names,
+        limit=settings.memory_limit,
+        seed=settings.seed,
+    )
+    if see_pool is not None:
+        see_pool(pool)
+    for relation in settings.relations:
+        if relation not in pool.seen:
+            raise InputError(f"no facts of relation {relation!r}", remedy=nearest(relation, pool.seen))
+    selection = Selection(imported=pool.imported, dropped=pool.dropped, distractors=settings.distractors)
+    order = list(dict.fromkeys(settings.relations)) or sorted(pool.facts)
+    sizes = {relation: len(pool.facts[relation]) for relation in order}
+    shares = {group: _shares(count, sizes, settings) for group, count in settings.counts().items()}
+    entities = pool.entities
+    sources = {
+        relation: _Source(relation, pool.facts[relation], entities, _frequencies(pool.facts[relation], entities))
+        for relation in order
+    }
+    home: dict[str, str] = {}
+    drawn: dict[str, list[tuple[Candidate, str]]] = {}
+    # Scarce relations first: a subject's group is settled by the first relation that draws it.
+    for relation in sorted(order, key=lambda name: (sizes[name], name)):
+        wanted = {group: shares[group][relation] for group in GROUPS}
+        rng = random.Random(f"{settings.seed}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
+        drawn[relation] = _draw(sources[relation], wanted, home, rng, settings)
+    for group in GROUPS:
+        for relation in order:
+            chosen = [candidate for candidate, owner in drawn[relation] if owner == group]
+            selection.facts += [_fact(candidate, group) for candidate in chosen]
+    _unique_ids(selection.facts)
+    for relation in order:
+        taken = Counter(group for _, group in drawn[relation])
+        frequencies = sources[relation].frequencies
+        usable = frequencies.total()
+        summary = RelationSummary(
+            relation=relation,
+            imported=pool.imported[relation],
+            usable=usable,
+            objects=len(frequencies),
+            chance=1 / max(1, len(frequencies)),
+            most_frequent=max(frequencies.values(), default=0) / max(1, usable),
+            chosen={group: taken[group] for group in GROUPS},
+        )
+        selection.relations.append(summary)
+    return selection
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The usable facts of a relation."""
+
+    relation: str
+    facts: list[Candidate]
+    entities: Entities
+    frequencies: Counter[str]
+    """Of each object, how many facts have it."""
+
+
+def _frequencies(facts: Iterable[Candidate], entities: Entities) -> Counter[str]:
+    """How many facts have each object, under one of the names that may mean it."""
+    counts = Counter(name_key(fact.object) for fact in facts)
+    stands = one_of_each({name: entities.meanings(name) for name in counts})
+    found: Counter[str] = Counter()
+    for name, count in counts.items():
+        found[stands[name]] += count
+    return found
+
+
+def check_settings(settings: SelectSettings) -> None:
+    """Checks what can be told of settings without the triples.
+
+    Raises:
+        InputError: a number is too small, or a choice unknown.
+    """
+    for group, count in settings.counts().items():
+        if count < 0:
+            raise InputError(f"is {count}", where=group, remedy="a number of facts, 0 or more")
+    if not any(settings.counts().values()):
+        remedy = "a number of facts for one of them at least"
+        raise InputError("are all 0", where="infused, background and control", remedy=remedy)
+    if settings.longest_name is not None and settings.longest_name < 1:
+        raise InputError(f"is {settings.longest_name}", where="longest_name", remedy="1 character or more")
+    if settings.distractors < 1:
+        raise InputError(f"is {settings.distractors}", where="distractors", remedy="at least 1")
+    if settings.facts_per_object < 0:
+        raise InputError(f"is {settings.facts_per_object}", where="facts_per_object", remedy="0 (any) or more")
+    if settings.spread not in SPREADS:
+        raise InputError(f"is {settings.spread!r}", where="spread", remedy=f"valid: {', '.join(SPREADS)}")
+    if settings.memory_limit < 1:
+        raise InputError(f"is {settings.memory_limit}", where="memory_limit", remedy="a number of triples")
+
+
+def _shares(count: int, sizes: dict[str, int], settings: SelectSettings) -> dict[str, int]:
+    """Facts of a group that each relation gives."""
+    if settings.spread == "even":
+        return _spread(count, list(sizes))
+    # A relation whose share is too small for the distractors leaves its share to the others; one at a time, the
+    # smallest first, for each that goes makes the rest larger.
+    taking = dict(sizes)
+    while True:
+        shares = _proportional(count, taking)
+        short = [relation for relation, share in shares.items() if 0 < share < _fewest(settings)]
+        if not short or len(taking) == 1:
+            return {relation: shares.get(relation, 0) for relation in sizes}
+        del taking[min(short, key=lambda relation: (taking[relation], relation))]
+
+
+def _proportional(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Whole shares of ``count`` in proportion to ``sizes``, the largest remainders rounded up."""
+    total = max(1, sum(sizes.values()))
+    shares = {relation: count * size // total for relation, size in sizes.items()}
+    remainders = sorted(sizes, key=lambda relation: (-(count * sizes[relation] % total), relation))
+    for relation in remainders[: count - sum(shares.values())]:
+        shares[relation] += 1
+    return shares
+
+
+def _fewest(settings: SelectSettings) -> int:
+    """Facts of a group and relation with which every question surely has its distractors."""
+    return settings.distractors * max(1, settings.facts_per_object) + 1
+
+
+def _spread(count: int, relations: Sequence[str]) -> dict[str, int]:
+    """Shares of ``count`` that differ by at most one, the first relations taking the remainder."""
+    base, rest = divmod(count, max(1, len(relations)))
+    return {relation: base + (index < rest) for index, relation in enumerate(relations)}
+
+
+def _draw(
+    source: _Source,
+    wanted: dict[str, int],
+    home: dict[str, str],
+    rng: random.Random,
+    settings: SelectSettings,
+) -> list[tuple[Candidate, str]]:
+    """Goes through the pool in random order and gives each fact to a random group that still has room for it."""
+    relation, pool, meanings = source.relation, source.facts, source.entities.meanings
+    needed, objects = settings.distractors + 1, len(source.frequencies)
+    if 0 < objects < needed and any(wanted.values()):
+        raise InputError(
+            f"relation {relation!r} has {objects} different objects, {settings.distractors} distractors need {needed}",
+            remedy=f"{_at_most(objects - 1)}, or leave the relation out: more facts of the same objects do not help",
+        )
+    for group, count in wanted.items():
+        if 0 < count < needed:
+            raise InputError(
+                f"{count} {group} facts of relation {relation!r} cannot have {settings.distractors} distractors each",
+                remedy=f"at least {needed} facts of a group and relation",
+            )
+    drawn: list[tuple[Candidate, str]] = []
+    room = dict(wanted)
+    used: dict[str, Counter[str]] = {group: Counter() for group in room}  # what objects may mean, by facts
+    for candidate in rng.sample(pool, len(pool)):
+        if not any(room.values()):
+            break
+        # All facts of a subject stay in one group: a control subject is never shown, by no relation.
+        subject = meanings(candidate.subject)
+        homes = {home[one] for one in subject if one in home}
+        if len(homes) > 1:
+            continue
+        groups = [
+            group
+            for group in homes or GROUPS
+            if room[group] and _has_room(used[group], candidate.object, source.entities, settings.facts_per_object)
+        ]
+        if not groups:
+            continue
+        group = rng.choices(groups, [room[group] for group in groups])[0]
+        home |= dict.fromkeys(subject, group)
+        room[group] -= 1
+        used[group].update(meanings(candidate.object))
+        drawn.append((candidate, group))
+    short = {group: left for group, left in room.items() if left}
+    if short:
+        lacking = ", ".join(f"{left} {group}" for group, left in short.items())
+        raise InputError(
+            f"relation {relation!r} lacks {lacking} facts: {sum(wanted.values())} wanted of {len(pool)} usable ones"
+            f" with {objects} objects",
+            remedy=f"ask for fewer facts{_or_raise(settings, wanted, source.frequencies)}, or add relations",
+        )
+    for group in room:
+        found = _frequencies((candidate for candidate, owner in drawn if owner == group), source.entities)
+        if 0 < len(found) < needed:
+            raise InputError(
+                f"the {found.total()} {group} facts of relation {relation!r} have {len(found)} different objects,"
+                f" {settings.distractors} distractors need {needed}",
+                # Facts that share an object by no more than that have so many objects whatever is drawn.
+                remedy=f"facts_per_object of {max(1, (found.total() - 1) // settings.distractors)} or less,"
+                f" {_at_most(len(found) - 1)}, or more {group} facts",
+            )
+    return drawn
+
+
+def _has_room(used: Counter[str], answer: str, entities: Entities, most: int) -> bool:
+    """Whether fewer than ``most`` facts (0: any number) have an object that may mean the same as this one."""
+    own = f"={name_key(answer)}"
+    if most and used[own] < most and any(used[one] >= most for one in entities.meanings(answer)):
+        used[own] = most  # so it stays: many entities may bear one name
+    return not most or used[own] < most
+
+
+def _at_most(distractors: int) -> str:
+    return f"at most {distractors} distractors" if distractors else "a relation whose objects differ"
+
+
+def _or_raise(settings: SelectSettings, wanted: Mapping[str, int], of_object: Mapping[str, int]) -> str:
+    """What to say of ``facts_per_object`` where it is what keeps facts out."""
+    most = settings.facts_per_object * sum(count > 0 for count in wanted.values())
+    total = sum(wanted.values())
+    if not most or total > sum(of_object.values()) or sum(min(count, most) for count in of_object.values()) >= total:
+        return ""
+    shares = [-(-count // len(of_object)) for count in wanted.values()]
+    return f", raise facts_per_object (to {max(settings.facts_per_object + 1, *shares)} or more)"
+
+
+def _fact(candidate: Candidate, group: str) -> Fact:
+    return Fact(
+        id=candidate.id or f"{candidate.relation}/{candidate.subject}",
+        subject=candidate.subject,
+        relation=candidate.relation,
+        object=candidate.object,
+        group=group,
+        subject_aliases=candidate.subject_aliases,
+        object_aliases=candidate.object_aliases,
+        subject_id=candidate.subject_id,
+        object_id=candidate.object_id,
+    )
+
+
+def _unique_ids(facts: list[Fact]) -> None:
+    twice = [identifier for identifier, count in Counter(fact.id for fact in facts).items() if count > 1]
+    if twice:
+        raise InputError(f"several facts have the id {twice[0]!r}", remedy="ids must be unique, or left out")

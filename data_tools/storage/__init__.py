@@ -1,0 +1,1 @@
+"""Files that training reads: indexed token files and the index of an exposure store."""

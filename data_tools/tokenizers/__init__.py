@@ -1,0 +1,1 @@
+"""Tokenizers of four kinds behind one interface, their training, and fast encoding."""

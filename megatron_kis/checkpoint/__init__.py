@@ -1,0 +1,1 @@
+"""Checkpoints on disk: folders that are whole or absent, sharded tensors, initial weights."""

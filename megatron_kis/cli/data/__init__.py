@@ -1,0 +1,30 @@
+"""``kis data``: sources, tokenizer, corpus, facts, leaks, exposures and questions."""
+
+from __future__ import annotations
+
+import argparse
+
+from megatron_kis.cli.data import corpus, facts, inspect, leaks, render, text
+
+_STEPS = (
+    text.add_demo,
+    text.add_tokenizer,
+    corpus.add_corpus,
+    corpus.add_merge,
+    facts.add_facts,
+    facts.add_templates,
+    leaks.add_leaks,
+    render.add_render,
+    inspect.add_inspect,
+    facts.add_export,
+)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis data`` and its steps."""
+    summary = "text and facts to tokenized files"
+    order = "In order: demo, facts, tokenizer, corpus, render; templates, leaks and inspect look at what is there."
+    parser = commands.add_parser("data", help=summary, description=f"Turns {summary}. {order}")
+    steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
+    for add in _STEPS:
+        add(steps)

@@ -1,0 +1,156 @@
+"""``kis data facts``, ``templates`` and ``export``: triples to a study's facts, and facts to other tools."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_kis.cli.data.options import add_step, new_file, new_folder
+from megatron_kis.common.errors import InputError, printable
+
+# As in megatron_kis.data_tools.facts.importers, which is imported only where it is used.
+FORMATS = ("tsv", "csv", "jsonl", "bear", "lama", "trex", "wikidata5m")
+_GROUPS = ("infused", "background", "control")
+
+
+def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis data facts``."""
+    parser = add_step(
+        steps, "facts", "import triples, drop ambiguous ones, split them into infused, background, control"
+    )
+    parser.add_argument("--from", dest="format", choices=FORMATS, required=True, help="format of the input")
+    kinds = "a table or JSON lines (also .gz, .zst, .bz2 or .xz), or a folder of BEAR, LAMA, T-REx or Wikidata5M"
+    parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=kinds)
+    parser.add_argument("--output", type=new_file, required=True, metavar="FILE", help="facts.jsonl to write")
+    columns = (
+        "what the columns of a table or the keys of JSON lines hold, such as subject=city relation=prop object=obj"
+    )
+    parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help=columns)
+    parser.add_argument("--relations", nargs="+", default=[], metavar="NAME", help="relations to use; all by default")
+    for group in _GROUPS:
+        parser.add_argument(f"--{group}", type=int, default=100, metavar="K", help=f"{group} facts in all")
+    spread = "same number of each relation, or in proportion to what it has"
+    parser.add_argument("--spread", choices=("even", "proportional"), default="even", help=spread)
+    parser.add_argument("--distractors", type=int, default=3, metavar="N", help="wrong options each question will need")
+    shared = "facts of a group and relation that may share an object; 0 for any number"
+    parser.add_argument("--facts-per-object", type=int, default=1, metavar="N", help=shared)
+    parser.add_argument("--longest-name", type=int, metavar="CHARACTERS", help="drop facts with longer names")
+    parser.add_argument(
+        "--keep-telling-names", action="store_true", help="keep facts whose subject's name hints at the object"
+    )
+    errors = "a malformed row ends the import, or is dropped and counted"
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
+    limit = "triples held in memory (1 kB each, 1.6 with aliases); of more, a random sample of the subjects is used"
+    parser.add_argument("--memory-limit", type=int, default=4_000_000, metavar="N", help=limit)
+    templates = "write the templates that BEAR and LAMA bring; not over a file that is there"
+    parser.add_argument("--templates-output", type=new_file, metavar="FILE", help=templates)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split")
+    parser.set_defaults(handler=_facts)
+
+
+def _facts(options: argparse.Namespace) -> int:
+    from megatron_kis.common.progress import console_progress
+    from megatron_kis.data_tools.selection.imports import import_facts, read_source_templates, write_source_templates
+    from megatron_kis.data_tools.selection.select import SelectSettings
+
+    settings = SelectSettings(
+        infused=options.infused,
+        background=options.background,
+        control=options.control,
+        relations=tuple(options.relations),
+        distractors=options.distractors,
+        facts_per_object=options.facts_per_object,
+        longest_name=options.longest_name,
+        keep_telling_names=options.keep_telling_names,
+        seed=options.seed,
+        spread=options.spread,
+        memory_limit=options.memory_limit,
+    )
+    templates = None
+    if options.templates_output:
+        from megatron_kis.data_tools.readers.splits import file_places, refuse_own_outputs
+
+        refuse_own_outputs([options.input], [options.templates_output])
+        others = (options.output, options.output.with_suffix(".meta.json"))
+        if {*file_places(options.templates_output)} & {place for path in others for place in file_places(path)}:
+            raise InputError("is written by --output, too", where="--templates-output", remedy="write it elsewhere")
+        if options.templates_output.exists():
+            remedy = "templates that may have been edited are not overwritten"
+            raise InputError("exists", where=str(options.templates_output), remedy=remedy)
+        templates = read_source_templates(options.input, options.format, skip_errors=options.on_error == "skip")
+    selection = import_facts(
+        options.input,
+        options.format,
+        options.output,
+        settings,
+        columns=options.columns,
+        skip_errors=options.on_error == "skip",
+        progress=console_progress(),
+    )
+    for line in selection.summary():
+        print(printable(line))
+    if templates is not None:
+        relations = sorted({fact.relation for fact in selection.facts})
+        count = write_source_templates(templates, options.templates_output, relations)
+        print(f"{options.templates_output}: templates of {count} relations")
+    return 0
+
+
+def add_templates(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis data templates``."""
+    parser = add_step(steps, "templates", "check templates: slots, doubles, a and an, and the tokens they take")
+    parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
+    parser.add_argument("--facts", type=Path, metavar="FILE", help="facts.jsonl: check with its names")
+    parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="count tokens with this tokenizer")
+    parser.set_defaults(handler=_templates)
+
+
+def _templates(options: argparse.Namespace) -> int:
+    from megatron_kis.data_tools.facts.fact import load_facts
+    from megatron_kis.data_tools.rendering.render import template_lengths, template_remarks
+    from megatron_kis.data_tools.rendering.templates import load_templates
+    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+
+    if options.tokenizer and not options.facts:
+        raise InputError("needs --facts", where="--tokenizer", remedy="tokens are counted with the names filled in")
+    facts = load_facts(options.facts) if options.facts else []
+    templates = load_templates(options.templates, relations=sorted({fact.relation for fact in facts}))
+    for relation, entry in templates.items():
+        name = printable(relation)
+        print(f"{name}: {len(entry.train)} train, {len(entry.held_out)} held out, {len(entry.question)} questions")
+    if options.tokenizer:
+        for place, counts in template_lengths(facts, templates, load_tokenizer(options.tokenizer)).items():
+            print(f"{printable(place)}: {counts.shortest} to {counts.longest} tokens, mean {counts.mean:.1f}")
+    remarks = list(template_remarks(facts, templates))
+    for remark in remarks:
+        print(f"remark: {printable(remark)}")
+    print(f"{len(templates)} relations, {len(remarks)} remarks")
+    return 0
+
+
+def add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis data export``."""
+    parser = add_step(steps, "export", "write facts as data sets of BEAR and LM-Pub-Quiz, one a group")
+    parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
+    parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
+    parser.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument(
+        "--split", choices=("train", "held_out", "question"), default="held_out", help="templates to ask with"
+    )
+    groups = "groups to write, each of which must have facts; all that have some by default"
+    parser.add_argument("--groups", nargs="+", choices=_GROUPS, default=argparse.SUPPRESS, help=groups)
+    parser.set_defaults(handler=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from megatron_kis.data_tools.facts.fact import load_facts
+    from megatron_kis.data_tools.rendering.templates import load_templates
+    from megatron_kis.data_tools.selection.exports import export_bear
+
+    facts = load_facts(options.facts)
+    templates = load_templates(options.templates, relations=sorted({fact.relation for fact in facts}))
+    for folder in export_bear(
+        facts, templates, options.output, split=options.split, groups=getattr(options, "groups", None)
+    ):
+        print(folder)
+    return 0

@@ -1,0 +1,115 @@
+"""What several steps of ``kis data`` have in common: how a step is described, and the options for text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_kis.common.errors import printable
+
+if TYPE_CHECKING:
+    from megatron_kis.data_tools.readers.documents import Document
+    from megatron_kis.data_tools.tokenizers.base import Tokenizer
+
+JSON_HELP = "print the result as JSON"
+
+_SMALLEST_LIMIT = 2_000_000
+
+
+def add_step(
+    steps: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
+) -> argparse.ArgumentParser:
+    """Adds a step whose help shows the defaults."""
+    return steps.add_parser(
+        name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def new_file(text: str) -> Path:
+    """A file to write, as an argument: no folder, and nothing on the way to it is a file."""
+    path = in_folders(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; expected the name of a file")
+    return path
+
+
+def in_folders(text: str) -> Path:
+    """A folder or prefix of files to write, as an argument: nothing on the way to it is a file."""
+    path = Path(text)
+    for folder in path.parents:
+        if folder.exists() and not folder.is_dir():
+            raise argparse.ArgumentTypeError(f"{text!r}: {str(folder)!r} is a file; expected a folder")
+    return path
+
+
+def new_folder(text: str) -> Path:
+    """A folder to write into, as an argument: neither it nor what it lies in is a file."""
+    in_folders(f"{text}/file")
+    return Path(text)
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the text files and the key of their text."""
+    kinds = (
+        "text files or patterns: .jsonl (.json, .ndjson), .txt (blank line between documents), .tsv, each also .gz,"
+        " .zst, .bz2 or .xz; .parquet"
+    )
+    parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="FILE", help=kinds)
+    parser.add_argument("--text-key", default="text", metavar="KEY", help="JSON key or column of the text")
+    named = "format of all files, whatever their names"
+    parser.add_argument("--format", choices=("jsonl", "txt", "tsv", "parquet"), help=named)
+    longest = "largest line, or document of a .txt file; encoding may take 155 times as much memory"
+    parser.add_argument("--longest-line", type=_line_size, default="16", metavar="MB", help=longest)
+
+
+def add_skipping(parser: argparse.ArgumentParser) -> None:
+    """Adds what is done about a line that holds no document."""
+    errors = "a line that holds no document: end there, or count it, name the first and go on"
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
+
+
+@contextmanager
+def documents_of(options: argparse.Namespace, paths: Iterable[Path]) -> Iterator[Iterator[Document]]:
+    """The documents of the text files; says at the end, also that of an error, which lines were skipped."""
+    from megatron_kis.data_tools.readers.documents import SkippedLines, iter_documents
+
+    skipped = SkippedLines() if options.on_error == "skip" else None
+    try:
+        yield iter_documents(
+            paths,
+            text_key=options.text_key,
+            text_format=options.format,
+            longest=options.longest_line,
+            skipped=skipped,
+        )
+    finally:
+        if skipped and skipped.count:
+            print(printable(f"skipped: {skipped.count} lines, the first {skipped.first}"))
+
+
+def megabytes(text: str) -> int:
+    """Bytes of a size in MB, as an argument."""
+    try:
+        size = int(float(text) * 1e6)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size")
+    return size
+
+
+def _line_size(text: str) -> int:
+    size = megabytes(text)
+    if size < _SMALLEST_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} is too small; at least 2 MB")
+    return size
+
+
+def print_frame(tokenizer: Tokenizer, *, ended: bool = True, sentences: bool = False) -> None:
+    """Prints which tokens documents and sentences begin and end with, and what may surprise about them."""
+    print(printable(tokenizer.frame_line(ended=ended, sentences=sentences)))
+    for remark in tokenizer.remarks:
+        print(f"remark: {printable(remark)}")

@@ -1,0 +1,56 @@
+"""``kis export``: a run for other tools."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis export``."""
+    parser = commands.add_parser("export", help="a run's checkpoint for other tools")
+    formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
+    huggingface = formats.add_parser(
+        "hf",
+        help="Hugging Face: Llama architecture, safetensors, tokenizer",
+        description="Writes a checkpoint of any parallel layout as a folder that transformers opens: weights, "
+        "configuration and tokenizer. Logits are those of the run.",
+    )
+    huggingface.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
+    huggingface.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder to make")
+    huggingface.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest)")
+    huggingface.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
+    huggingface.set_defaults(handler=_huggingface)
+    tasks = formats.add_parser(
+        "lm-eval",
+        help="lm-evaluation-harness: the run's questions as tasks",
+        description="Writes two tasks a group and split, 'statement' (acc is our rule statement) and 'answer' (acc is "
+        "sum, acc_norm is mean_char), for the model of kis export hf: lm_eval --model hf --model_args pretrained=MODEL "
+        "--include_path DIR --tasks kis_infused_held_out_statement. The tasks name their documents by absolute path.",
+    )
+    tasks.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
+    tasks.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder to make")
+    tasks.add_argument("--exposures", type=Path, metavar="PREFIX", help="other facts: prefix of kis data render")
+    tasks.add_argument("--all-templates", action="store_true", help="every template, not the run's choice")
+    tasks.set_defaults(handler=_lm_eval)
+
+
+def _huggingface(options: argparse.Namespace) -> int:
+    from megatron_kis.convert.to_huggingface import export_huggingface
+
+    print(export_huggingface(options.run, options.output, step=options.step, tokenizer=not options.no_tokenizer))
+    return 0
+
+
+def _lm_eval(options: argparse.Namespace) -> int:
+    from megatron_kis.common.files import read_json
+    from megatron_kis.convert.lm_eval import TASKS_SCHEMA, export_lm_eval
+
+    counts = export_lm_eval(
+        options.run, options.output, exposures=options.exposures, all_templates=options.all_templates
+    )
+    for task, count in counts.items():
+        print(f"{task}: {count['questions']} questions, {count['left_out']} left out (they would be cut otherwise)")
+    if more := read_json(options.output / "export.json", TASKS_SCHEMA)["model_args"]:
+        print(f"the contexts spell out the tokenizer's first token: ask with --model_args pretrained=MODEL,{more}")
+    return 0

@@ -1,0 +1,95 @@
+"""``kis probe``: asks a checkpoint what it knows, after training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis probe``."""
+    parser = commands.add_parser(
+        "probe",
+        help="ask a checkpoint what it knows",
+        description="Scores a checkpoint of a run on the questions it was trained with, or on others that were made "
+        "with the same tokenizer (kis data render). Under torchrun, ranks that --tensor and --pipeline leave share "
+        "the questions.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
+    parser.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest)")
+    parser.add_argument("--exposures", type=Path, metavar="PREFIX", help="other facts: prefix of kis data render")
+    parser.add_argument("--all-templates", action="store_true", help="ask with every template, not the run's choice")
+    parser.add_argument("--scoring", metavar="RULE", default="statement", help="rule of the table (default: statement)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="options in a forward pass (default: the run's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--tensor", type=int, default=1, metavar="N", help="ranks that share each layer (default: 1)")
+    parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print all rules and the choices behind them as JSON")
+    parser.add_argument("--outcomes", type=Path, metavar="FILE.npz", help="write the record a question")
+    when = "write when each question was learned, forgotten and learned again in the run's own probes; asks nothing"
+    parser.add_argument("--histories", type=Path, metavar="FILE.csv", help=when)
+    parser.set_defaults(handler=_probe)
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from megatron_kis.common.errors import InputError, nearest
+    from megatron_kis.evaluate.checkpoint import ask_checkpoint
+    from megatron_kis.probes.scoring import RULES
+
+    if options.scoring not in RULES:
+        raise InputError(
+            f"no scoring rule {options.scoring!r}", where="--scoring", remedy=nearest(options.scoring, RULES)
+        )
+    if options.histories is not None:
+        from megatron_kis.evaluate.history import write_histories
+
+        moments = write_histories(options.run, options.histories, rule=options.scoring)
+        print(f"{options.histories}: {moments} moments, rule {options.scoring}")
+        return 0
+    found = ask_checkpoint(
+        options.run,
+        step=options.step,
+        exposures=options.exposures,
+        all_templates=options.all_templates,
+        batch_size=options.batch_size,
+        device=options.device,
+        tensor=options.tensor,
+        pipeline=options.pipeline,
+        outcomes=options.outcomes,
+    )
+    if found is None:  # a rank that does not report
+        return 0
+    if options.json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        _print_table(found, options.scoring)
+    return 0
+
+
+def _print_table(found: dict[str, Any], rule: str) -> None:
+    parameters = f"{found['parameters']:,} parameters"
+    print(f"{found['run']}, step {found['step']}, {found['tokens']:,} tokens, {parameters}, rule {rule}")
+    names = ("questions", "facts", "right", "chance", "corrected", "margin", "always", "ever", "completed", "bits")
+    print(f"{'group':<12}{'split':<10}" + "".join(f"{name:>10}" for name in names))
+    for row in found["rows"]:
+        if row["scoring"] != rule:
+            continue
+        completed, facts = row["generated"], row["facts"]
+        cells = [
+            str(row["n"]),
+            str(facts),
+            f"{row['correct'] / row['n']:.3f}",
+            f"{row['chance']:.3f}",
+            f"{row['corrected']:+.3f}",
+            f"{row['margin']:+.2f}",
+            f"{row['facts_always'] / facts:.3f}",
+            f"{row['facts_ever'] / facts:.3f}",
+            f"{completed['correct'] / completed['n']:.3f}" if completed["n"] else "-",
+            f"{row['bits']:.1f}",
+        ]
+        print(f"{row['group']:<12}{row['split']:<10}" + "".join(f"{cell:>10}" for cell in cells))
+    print("right: share of questions; always, ever: of facts, under all or some templates; completed: of answers at")
+    print("the end of a statement, those that greedy decoding gives; bits: log2 of the options of each fact that is")
+    print("known beyond guessing; over the parameters a capacity, where learning has saturated")

@@ -1,0 +1,226 @@
+"""What the steps of ``kis study`` share: options, the study file, its data and runs, tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_kis.common.errors import InputError, JobError, printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from megatron_kis.config.analysis import AnalysisSettings
+    from megatron_kis.config.data import DataConfig
+    from megatron_kis.config.run import RunConfig
+    from megatron_kis.config.study import StudyConfig
+    from megatron_kis.data_tools.preparation.prepare import DataSettings
+
+DATA_FOLDER = "data"
+"""Of a study's output."""
+
+
+def add_step(
+    steps: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    handler: Callable[[argparse.Namespace], int],
+    *,
+    cell: bool = False,
+    json: bool = True,
+) -> argparse.ArgumentParser:
+    """Adds a step that takes a study file, perhaps a cell, and overrides, and may print JSON."""
+    parser = steps.add_parser(name, help=summary, description=summary)
+    parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study's configuration")
+    if cell:
+        parser.add_argument("cell", metavar="CELL", help="the run's name, as kis study status shows it")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace the file's, e.g. seeds=[0,1]"
+    )
+    if json:
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def load_study(options: argparse.Namespace) -> tuple[StudyConfig, DataSettings, AnalysisSettings]:
+    """The study and its two sections that other packages own, all checked; paths begin at the study file's folder."""
+    from dataclasses import asdict
+
+    from megatron_kis.common.configuration import file_base, load_config, parse_dataclass
+    from megatron_kis.common.files import read_text
+    from megatron_kis.common.parsing import parse_yaml
+    from megatron_kis.config.analysis import AnalysisSettings
+    from megatron_kis.config.study import StudyConfig
+    from megatron_kis.data_tools.preparation.prepare import DataSettings
+
+    owned = {"data": DataSettings, "analysis": AnalysisSettings}
+    study = load_config(StudyConfig, options.study, options.overrides, sections=owned)
+    source = str(options.study)
+    base = file_base(options.study, parse_yaml(read_text(options.study), where=source))
+    data = parse_dataclass(DataSettings, study.data, where=f"{source}: data", base=base)
+    analysis = parse_dataclass(AnalysisSettings, study.analysis, where=f"{source}: analysis")
+    return study.model_copy(update={"data": asdict(data), "analysis": asdict(analysis)}), data, analysis
+
+
+def data_config(study: StudyConfig, data: DataSettings, folder: Path | None = None) -> DataConfig:
+    """Where the prepared data of a study are.
+
+    Args:
+        study: the study.
+        data: its section of that name.
+        folder: with the data, if they are not in the study's own.
+    """
+    from megatron_kis.config.data import DataConfig
+    from megatron_kis.data_tools.preparation.prepare import tokenizer_path
+
+    if not data.validation_share:
+        raise InputError("is 0", where="data.validation_share", remedy="a study needs text set aside, such as 0.02")
+    folder = folder or study.output / DATA_FOLDER
+    return DataConfig(
+        corpus=folder / "corpus",
+        validation=folder / "corpus.validation",
+        exposures=folder / "exposures",
+        tokenizer=tokenizer_path(data, folder),
+    )
+
+
+def look_over(study: StudyConfig, data: DataSettings) -> list[RunConfig]:
+    """The runs of a study, if no complete run conflicts with them; reads records alone.
+
+    Raises:
+        InputError: the output holds another study, or runs of other settings.
+    """
+    from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.standing import check_output, check_owner, conflicts, refuse, unnamed_line
+
+    check_output(study.output)
+    runs = runs_of(study, data_config(study, data))
+    owner = check_owner(study, runs)
+    refuse(study.output, conflicts(runs), holds=owner)
+    if line := unnamed_line(study, runs):
+        print(f"{study.name}: {line}", file=sys.stderr)
+    return runs
+
+
+def prepare(
+    study: StudyConfig, data: DataSettings, *, submission: int | None = None, restarted: Collection[str] = ()
+) -> None:
+    """Prepares the data of a study in its folder; what ``kis study plan`` has made is taken over.
+
+    Args:
+        study: the study, whose lock is held.
+        data: its section of that name.
+        submission: the submission of SLURM's that asks; its own jobs hold no data.
+        restarted: runs that are to begin again; their checkpoints hold none.
+
+    Raises:
+        InputError: wrong sources or settings; or the data there would be made again while somebody holds them.
+    """
+    import shutil
+
+    from megatron_kis.common.progress import console_progress
+    from megatron_kis.data_tools.preparation.prepare import prepare_data
+    from megatron_kis.study.data import fingerprints_of
+    from megatron_kis.study.held import refusal
+
+    there = fingerprints_of(data_config(study, data))
+    lease = 60 * study.executor.lease_minutes
+    held = refusal(study.output, there, lease=lease, submission=submission, restarted=restarted)
+    with _planned(study.output) as spare:
+        target = study.output / DATA_FOLDER
+        prepare_data(data, target, progress=console_progress(), spare=spare and spare / DATA_FOLDER, held=held)
+        if spare is not None:
+            shutil.rmtree(spare, ignore_errors=True)
+
+
+@contextmanager
+def _planned(output: Path) -> Iterator[Path | None]:
+    """The folder of ``kis study plan``, if it is there and no plan is at work in it."""
+    from megatron_kis.common.files import locked
+    from megatron_kis.study.data import planned_folder
+
+    folder = planned_folder(output)
+    with ExitStack() as stack:
+        free = folder.is_dir()
+        if free:
+            try:
+                stack.enter_context(locked(folder, "kis study plan"))
+            except JobError:
+                free = False
+        yield folder if free else None
+
+
+def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tuple[list[str], dict[str, str]]:
+    """Which runs are complete, and the fingerprints of their data; the plans of all others are checked.
+
+    Args:
+        every: the runs of a study; none may be complete on other data.
+        runs: those that are to be trained; all if not given.
+
+    Returns:
+        Names of complete runs among ``runs``, and fingerprints by ``identity.DATA`` (and ``OLDER_TOKENIZER``).
+
+    Raises:
+        InputError: missing or wrong data, complete runs on other data, or a plan that does not fit.
+    """
+    from megatron_kis.common.identity import DATA, OLDER_TOKENIZER
+    from megatron_kis.study.standing import conflicts, refuse
+    from megatron_kis.training.inputs import InputsOfMany, plan_key
+
+    opened = InputsOfMany()
+    data: dict[Path | None, dict[str, str]] = {}
+    model_sha256 = ""
+    checked = set()
+    runs = every if runs is None else runs
+    for run in (*runs, *every):
+        if run.model.init_from not in data:
+            inputs = opened.open(run)
+            data[run.model.init_from], model_sha256 = inputs.fingerprints, inputs.tokenizer.model_sha256
+            checked.add(plan_key(run))
+    refuse(every[0].output.parent.parent, conflicts(every, data, model_sha256=model_sha256))
+    names = []
+    for run in runs:
+        if (run.output / "DONE").exists():
+            names.append(run.name)
+        elif (key := plan_key(run)) not in checked:  # sizes share their plans
+            checked.add(key)
+            opened.open(run)
+    prints = next(iter(data.values()))
+    older = {OLDER_TOKENIZER: model_sha256} if model_sha256 != prints["tokenizer"] else {}
+    return names, {name: prints[name] for name in DATA} | older
+
+
+def shown(value: Any) -> str:
+    """A value as a table shows it."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def plain(text: str) -> Text:
+    """A text for a table or a title as it is: nothing in it is markup or means something to a terminal."""
+    from rich.text import Text
+
+    return Text(printable(text))
+
+
+def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
+    """Prints a table, as wide as the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=plain(title), title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(plain(column), justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    # Piped output is not cut at 80 columns.
+    Console(width=None if os.isatty(1) else 200).print(table)

@@ -1,0 +1,146 @@
+"""``kis study next``: the runs to add next."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+from megatron_kis.cli.study.common import add_step, load_study, print_table, shown
+from megatron_kis.common.errors import InputError, printable
+from megatron_kis.common.units import quantity
+
+if TYPE_CHECKING:
+    from megatron_kis.analysis.runs.load import Runs
+    from megatron_kis.config.study import RungConfig, StudyConfig
+    from megatron_kis.study.proposals import Placed
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step."""
+    proposed = add_step(
+        steps, "next", "the runs to add next, what each would gain, and what one size more would; trains nothing", _next
+    )
+    proposed.add_argument("--count", type=int, default=6, metavar="K", help="runs to propose (6)")
+    proposed.add_argument("--params", type=quantity, metavar="N", help="target size (default: the largest of predict)")
+    proposed.add_argument("--tokens", type=quantity, metavar="D", help="target budget (default: the study's largest)")
+    proposed.add_argument(
+        "--write", action="store_true", help="add them to the runs of the study file, for kis study run to train"
+    )
+
+
+def _next(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+    from datetime import date
+
+    from megatron_kis.analysis.criteria import find_transitions
+    from megatron_kis.analysis.design.new_sizes import new_sizes
+    from megatron_kis.analysis.design.next_runs import propose
+    from megatron_kis.analysis.runs.curves import curve_table
+    from megatron_kis.common.configuration import load_config
+    from megatron_kis.config.study import StudyConfig
+    from megatron_kis.study.grid import spots_of
+    from megatron_kis.study.new_size import rung_near
+    from megatron_kis.study.proposals import add_runs, place, trained_cells
+
+    study, _, analysis = load_study(options)
+    params = max(study.predict, default=None) if options.params is None else options.params
+    if params is None:
+        raise InputError("no target size", where="--params", remedy="for example 7e9, or predict: in the study")
+    tokens = max(spot.tokens for spot in spots_of(study)) if options.tokens is None else options.tokens
+    for name, value in (("--params", params), ("--tokens", tokens)):
+        if not (math.isfinite(value) and value >= 1):
+            raise InputError(f"{value} is not a positive number", where=name, remedy="for example 7e9")
+    if options.count < 1:
+        raise InputError(f"is {options.count}", where="--count", remedy="use at least 1")
+    runs = _runs(study)
+    curves = curve_table(runs)
+    points = find_transitions(curves, analysis)
+    found = propose(curves, params, tokens, analysis, count=options.count, points=points)
+    sizes = new_sizes(curves, params, tokens, analysis, points=points)
+    planned = load_config(StudyConfig, options.study)  # as the file says, where they are to be added
+    done = runs.runs[["run", "params", "tokens"]].itertuples(index=False, name=None)
+    cells = trained_cells(planned, done)
+    placed = place(planned, [(p.params, p.tokens, p.frequency) for p in found], cells, runs.runs["run"])
+    new = [item.run for item in placed if item.run and not item.planned]
+    if options.write and new:
+        remark = f"kis study next, {date.today().isoformat()}, for N = {params:.3g} and D = {tokens:.3g}"
+        add_runs(options.study, new, remark=remark)
+    labels = {rung.label: rung for rung in planned.ladder}
+    rungs = {n: labels[label] for (n, _), (label, _) in cells.items()}
+    more = [
+        asdict(size) | _ladder_entry(rung_near(size.params, rungs, planned.ladder) if rungs else None) for size in sizes
+    ]
+    rows = [asdict(proposal) | _entry(at) for proposal, at in zip(found, placed, strict=True)]
+    if options.json:
+        print(json.dumps({"runs": rows, "sizes": more}, indent=1))
+        return 0
+    columns = ("size", "params", "tokens", "infusion_frequency", "seed", "FLOPs", "variance off", "why")
+    table = [
+        [row["size"] or "none", shown(row["params"]), shown(row["tokens"]), f"{row['frequency']:g}", str(row["seed"]),
+         f"{row['flops']:.2g}", "-" if row["gain"] is None else f"{row['gain']:.1%}",
+         row["reason"] + (" (planned already)" if row["planned"] else "")]
+        for row in rows
+    ]  # fmt: skip
+    print_table(f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}", columns, table)
+    if not found:
+        print("no run that is not there yet would tell more")
+    for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
+        print(f"N = {n:,}, D = {d:,} is no size and budget of the study; to train more of it, add it to the ladder")
+    _print_sizes(more)
+    if options.write:
+        print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
+    return 0
+
+
+def _runs(study: StudyConfig) -> Runs:
+    """The complete runs of the study; those that are not of it are named."""
+    from megatron_kis.analysis.report.summary import not_of_this_study
+    from megatron_kis.analysis.runs.load import load_runs
+    from megatron_kis.cli.study.report import belonging
+
+    runs = load_runs(study.output, belonging(study))
+    if line := not_of_this_study(runs):
+        print(printable(line), file=sys.stderr)
+    return runs
+
+
+def _print_sizes(sizes: list[dict[str, Any]]) -> None:
+    """What one size more would tell, and its entry of the ladder; nothing where none would."""
+    import yaml
+
+    if not sizes:
+        return
+    print()
+    print_table(
+        "what one size more in the ladder would tell",
+        ("params", "tokens", "F* expected", "runs", "FLOPs", "interval narrower by"),
+        [
+            [shown(size["params"]), shown(size["tokens"]), f"{size['frequency']:.3g}", str(size["runs"]),
+             f"{size['flops']:.2g}", f"{size['narrower']:.0%}"]
+            for size in sizes
+        ],
+    )  # fmt: skip
+    entries = [size for size in sizes if size["rung"]]
+    if entries:
+        print("the nearest entries of the ladder:")
+    for size in entries:
+        line = yaml.safe_dump(size["rung"], default_flow_style=True, sort_keys=False, width=1000).strip()
+        print(f"  - {line}  # N = {shown(size['rung_params'])}")
+
+
+def _ladder_entry(found: tuple[RungConfig, int] | None) -> dict[str, Any]:
+    """The rung as the study file would have it, and its N."""
+    if found is None:
+        return {"rung": None, "rung_params": None}
+    rung, params = found
+    return {"rung": rung.model_dump(mode="json", exclude_defaults=True), "rung_params": params}
+
+
+def _entry(at: Placed) -> dict[str, Any]:
+    """What the study says of a proposal."""
+    if at.run is None:
+        return {"size": None, "planned": False}
+    return {"size": at.run.size, "seed": at.run.seed, "planned": at.planned}

@@ -1,0 +1,112 @@
+"""``kis study plan``: what every run would feed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from megatron_kis.cli.study.common import (
+    DATA_FOLDER,
+    add_step,
+    data_config,
+    load_study,
+    look_over,
+    print_table,
+    shown,
+)
+from megatron_kis.cli.study.table import MANY
+
+if TYPE_CHECKING:
+    from megatron_kis.config.data import DataConfig
+    from megatron_kis.config.study import StudyConfig
+    from megatron_kis.data_tools.preparation.prepare import DataSettings
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step."""
+    plan = add_step(
+        steps, "plan", "show the runs of a study and what each feeds, and check its settings; changes nothing", _plan
+    )
+    plan.add_argument("--all", action="store_true", help="every run, however many there are")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+    from megatron_kis.study.data import fingerprints_of
+    from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.preview import plan_rows
+    from megatron_kis.study.standing import conflicts, refuse
+
+    study, data, _ = load_study(options)
+    every = look_over(study, data)
+    with _data(study, data) as files:
+        found, tokenizer = fingerprints_of(files), load_tokenizer(files.tokenizer)
+        if found.get("tokenizer") == tokenizer.model_sha256:  # data of an older version: runs are compared with today's
+            found["tokenizer"] = tokenizer.fingerprint
+        now = {run.model.init_from: found for run in every}
+        refuse(study.output, conflicts(every, now, model_sha256=tokenizer.model_sha256))
+        rows = plan_rows(runs_of(study, files))
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    title = f"{study.name}: {len(rows):,} runs"
+    columns: tuple[str, ...]
+    if options.all or len(rows) <= MANY:
+        columns = ("run", "params", "tokens", "infusion_frequency", "infusion_ratio", "background_frequency", "epochs")
+        print_table(title, columns, [[shown(row[name]) for name in columns] for row in rows])
+    else:
+        columns = ("size", "params", "tokens", "runs", "infusion_frequency", "infusion_ratio", "epochs", "flops")
+        print_table(f"{title} (--all shows each)", columns, _summary(rows))
+    flops = sum(row["flops"] for row in rows)
+    print(f"{flops:.3g} training FLOPs in all")
+    return 0
+
+
+@contextmanager
+def _data(study: StudyConfig, data: DataSettings) -> Iterator[DataConfig]:
+    """The data that the study would be trained on: those in its folder, or made next to it for the plan alone."""
+    from megatron_kis.common.files import locked
+    from megatron_kis.common.progress import console_progress
+    from megatron_kis.data_tools.preparation.prepare import prepare_data, stale
+    from megatron_kis.data_tools.preparation.stamps import VERSIONS
+    from megatron_kis.study.data import fingerprints_of, planned_folder
+    from megatron_kis.study.held import holders_of, refused
+
+    own = data_config(study, data)
+    differences = stale(data, study.output / DATA_FOLDER)
+    if not differences:
+        yield own
+        return
+    holders = holders_of(study.output, fingerprints_of(own), lease=60 * study.executor.lease_minutes)
+    if holders:
+        if not all(one.startswith(VERSIONS) for one in differences):
+            raise refused(study.output, differences, holders)
+        changed = ", ".join(differences)
+        print(f"{study.name}: the data stay as they are, runs were made with them ({changed})", file=sys.stderr)
+        yield own  # what kis study run does
+        return
+    place = planned_folder(study.output)
+    print(f"{study.name}: the data are made in {place}, for kis study run to take over", file=sys.stderr)
+    with locked(place, "kis study plan"):
+        prepare_data(data, place / DATA_FOLDER, progress=console_progress())
+        yield data_config(study, data, place / DATA_FOLDER)
+
+
+def _summary(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A line a size and budget."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["size"], row["tokens"]), []).append(row)
+    lines = []
+    for (size, tokens), group in groups.items():
+        ranges = []
+        for name in ("infusion_frequency", "infusion_ratio", "epochs"):
+            values = [row[name] for row in group]
+            ranges.append(" to ".join(dict.fromkeys((shown(min(values)), shown(max(values))))))
+        flops = f"{sum(row['flops'] for row in group):.3g}"
+        lines.append([size, shown(group[0]["params"]), shown(tokens), shown(len(group)), *ranges, flops])
+    return lines

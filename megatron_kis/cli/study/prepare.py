@@ -1,0 +1,58 @@
+"""``kis study prepare``: what the data job of ``kis study submit`` runs on its node."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from megatron_kis.cli.study.common import data_config, done_runs, load_study, look_over, prepare
+from megatron_kis.common.errors import InputError
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step, which is not listed: people have no use for it."""
+    parser = steps.add_parser(
+        "prepare",
+        description="Prepares the data of a submission, checks every run against them, and writes down which data its "
+        "cells are trained on. The data job of kis study submit calls it.",
+    )
+    parser.add_argument("submission", type=Path, metavar="FOLDER", help="folder of the submission")
+    parser.set_defaults(handler=_prepare)
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from megatron_kis.executor.executor import study_lock
+    from megatron_kis.executor.slurm.records import STUDY, changed_source, identities, write_data
+    from megatron_kis.study.data import source_files
+    from megatron_kis.study.manifest import write_manifest
+    from megatron_kis.study.resolved import FILE, write_study
+
+    folder = options.submission
+    if not (folder.name.isdecimal() and (folder / STUDY).is_file()):
+        remedy = "give the folder of a submission, such as studies/my_study/slurm/0001"
+        raise InputError("is no submission", where=str(folder), remedy=remedy)
+    # Named from here, what the study names relative to itself stays so in its own record.
+    options.study, options.overrides = Path(os.path.relpath(folder / STUDY)), []
+    study, data, _ = load_study(options)
+    changed = changed_source(folder, identities(source_files(data)))
+    if changed is not None:
+        raise InputError(
+            "changed since the study was submitted", where=changed,
+            remedy="restore it, or end the jobs with kis study cancel and submit the study again",
+        )  # fmt: skip
+    every = look_over(study, data)
+    with study_lock(study.output):
+        prepare(study, data, submission=int(folder.name))
+        done, fingerprints = done_runs(every)
+        write_study(study, study.output / FILE)
+        write_manifest(study.output, study.name, every, fingerprints)
+        files = data_config(study, data)
+        write_data(
+            folder,
+            {name: getattr(files, name) for name in ("corpus", "validation", "exposures", "tokenizer")},
+            fingerprints,
+        )
+    print(f"{study.name}: {len(every)} runs, {len(done)} done already; the data are ready", file=sys.stderr)
+    return 0

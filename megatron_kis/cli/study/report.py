@@ -1,0 +1,86 @@
+"""``kis study report``: the analysis of the runs that are done."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from megatron_kis.cli.study.common import add_step, load_study
+from megatron_kis.common.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from megatron_kis.config.analysis import AnalysisSettings
+    from megatron_kis.config.study import StudyConfig
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step."""
+    add_step(steps, "report", "analyse the runs that are done and write the report", _report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    study, _, analysis = load_study(options)
+    analyse(study, analysis, as_json=options.json)
+    return 0
+
+
+def analyse(study: StudyConfig, settings: AnalysisSettings, *, as_json: bool) -> None:
+    """Analyses the runs that are done, writes the report, and prints what was seen."""
+    from megatron_kis.analysis.findings.result import analyse_study
+    from megatron_kis.analysis.report.summary import not_of_this_study, seen
+
+    result = analyse_study(study.output, settings, predict_params=study.predict, belongs=belonging(study))
+    assert result.runs is not None
+    outputs = {name: str(study.output / name) for name in ("report.html", "points.csv", "law.json", "curves.csv")}
+    if as_json:
+        apart = result.runs.problems.to_dict("records")
+        print(json.dumps({"study": study.name, **outputs, "not_counted": apart}, indent=1))
+        return
+    for line in seen(result):
+        print(f"- {printable(line)}")
+    if line := not_of_this_study(result.runs):
+        print(f"- {printable(line)}")
+    print(outputs["report.html"])
+
+
+def belonging(study: StudyConfig) -> dict[str, Any]:
+    """Which runs belong to the study as its file is now, as ``study.json`` says it.
+
+    The data are those that the runs were made with: their fingerprints are of the study's own ``study.json``.
+
+    Raises:
+        InputError: the file asks for other data than the study's are made from.
+    """
+    from megatron_kis.config.data import DataConfig
+    from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.manifest import data_fingerprints, manifest_of
+
+    _same_data(study)
+    place = study.output / "data"  # a run's settings do not depend on the places of its files
+    runs = runs_of(study, DataConfig(corpus=place, validation=place, exposures=place, tokenizer=place))
+    return manifest_of(study.name, runs, data_fingerprints(study.output))
+
+
+def _same_data(study: StudyConfig) -> None:
+    """Refuses to report on data that are not made yet."""
+    from megatron_kis.study.resolved import FILE, FILES, other_data_settings
+
+    changed = other_data_settings(study)
+    if changed and (other_data_settings(study, but=FILES) or not _as_made(study)):
+        raise InputError(
+            f"the data of this study were made with other settings: {'; '.join(changed)}",
+            where=str(study.output / FILE),
+            remedy="kis study run makes them, or says which runs hold the old ones; or choose another output",
+        )
+
+
+def _as_made(study: StudyConfig) -> bool:
+    """Whether the data that are there are made from the files that the study names now: the same, at other places."""
+    from megatron_kis.common.configuration import parse_dataclass
+    from megatron_kis.data_tools.preparation.prepare import DataSettings, stale
+
+    try:
+        return not stale(parse_dataclass(DataSettings, study.data, where="data"), study.output / "data")
+    except InputError:  # a file that is not there
+        return False

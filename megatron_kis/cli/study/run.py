@@ -1,0 +1,179 @@
+"""``kis study run``: the whole study on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from megatron_kis.cli.study.common import add_step, done_runs, load_study, look_over, prepare
+from megatron_kis.cli.study.report import analyse
+from megatron_kis.common.errors import InputError, JobError, Stopped, nearest, printable
+
+if TYPE_CHECKING:
+    from megatron_kis.config.run import RunConfig
+    from megatron_kis.config.study import ExecutorConfig
+    from megatron_kis.executor.executor import Progress
+
+_SHORTEST_BAR = 20  # columns of a terminal below which plain lines are clearer
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step."""
+    run = add_step(steps, "run", "prepare the data, execute what is not done, analyse, write the report", _run)
+    run.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: the study's, or all cores)")
+    add_selection(run)
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Which of a study's cells are meant."""
+    parser.add_argument(
+        "--only", nargs="+", action="extend", metavar="CELL", help="these runs alone, by the names of kis study status"
+    )
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try those again that were given up (executor.retries)"
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="begin unfinished runs again at step 0; their checkpoints are lost"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from megatron_kis.executor.executor import execute, study_lock
+    from megatron_kis.study.data import check_sources, with_data
+    from megatron_kis.study.manifest import write_manifest
+    from megatron_kis.study.resolved import FILE, write_study
+    from megatron_kis.study.standing import refuse, unfinished_conflicts
+
+    study, data, analysis = load_study(options)
+    settings = study.executor
+    if options.workers is not None:
+        if options.workers < 1:
+            raise InputError(f"is {options.workers}", where="--workers", remedy="use at least 1")
+        settings = settings.model_copy(update={"workers": options.workers})
+    every = look_over(study, data)
+    runs = selected(every, options.only)
+    if not options.restart:
+        refuse(study.output, unfinished_conflicts(runs))
+    check_sources(data)
+    with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
+        prepare(study, data, restarted={run.name for run in runs} if options.restart else ())
+        done, fingerprints = done_runs(every, runs)
+        write_study(study, study.output / FILE)
+        write_manifest(study.output, study.name, every, fingerprints)
+        runs = with_data(runs, fingerprints)
+        another_try([run for run in runs if run.name not in done], study.executor, options)
+        print(f"{study.name}: {len(runs)} runs, {len(done)} done already", file=sys.stderr, flush=True)
+        with shown_progress(runs) as report:
+            ended = execute(runs, done=done, settings=settings, lock=lock, report=report)
+    tell(ended, runs)
+    if ended.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if ended.signal:
+        raise Stopped(f"stopped by {signal.Signals(ended.signal).name}; run the same command again to go on")
+    if ended.done:
+        analyse(study, analysis, as_json=options.json)
+    if ended.failed:
+        raise JobError(
+            f"{len(ended.failed)} of {ended.total} runs failed and were given up; fix the cause, then add "
+            "--retry-failed (they resume where they were saved) or --restart (they begin again)"
+        )
+    if ended.elsewhere:
+        raise Stopped(
+            f"{len(ended.elsewhere)} of {ended.total} runs were left to other executors; run the same command again "
+            "when they have ended"
+        )
+    return 0
+
+
+def another_try(runs: list[RunConfig], settings: ExecutorConfig, options: argparse.Namespace) -> None:
+    """Notes for unfinished runs what ``--restart`` and ``--retry-failed`` ask for; runs at work elsewhere are left."""
+    from megatron_kis.executor.attempts import begin_again, forgive
+    from megatron_kis.executor.lease import alive, look
+
+    if not options.restart and not options.retry_failed:
+        return
+    lease = 60 * settings.lease_minutes
+    idle = [run.output for run in runs if (seen := look(run.output)) is None or not alive(seen, lease=lease)]
+    (begin_again if options.restart else forgive)(idle)
+
+
+def selected(runs: list[RunConfig], names: list[str] | None) -> list[RunConfig]:
+    """The runs of these names, in their order; all if none are named.
+
+    Raises:
+        InputError: a name that no run has.
+    """
+    if names is None:
+        return runs
+    known = {run.name for run in runs}
+    for name in names:
+        if name not in known:
+            raise InputError(f"no run {name!r} in this study", where="--only", remedy=nearest(name, known))
+    return [run for run in runs if run.name in set(names)]
+
+
+def tell(ended: Progress, runs: list[RunConfig]) -> None:
+    """Says what did not end well, and why."""
+    from megatron_kis.executor.logs import LOG_NAME, for_terminal, reason
+
+    by_name = {run.name: run for run in runs}
+    for name in ended.failed:
+        print(f"{name} failed ({printable(str(by_name[name].output / LOG_NAME))}):", file=sys.stderr)
+        for line in "\n".join(map(for_terminal, reason(by_name[name]))).splitlines():
+            print(f"    {line}", file=sys.stderr)
+    for name, owner in ended.elsewhere:
+        print(f"{name} was left to another executor ({printable(owner)})", file=sys.stderr)
+    if ended.stopped:
+        print(f"{len(ended.stopped)} runs were stopped or not started", file=sys.stderr)
+
+
+class shown_progress:
+    """A bar over all runs on a terminal, a plain line a change otherwise."""
+
+    def __init__(self, runs: list[RunConfig]) -> None:
+        self._runs = {run.name: run for run in runs}
+        self._bar: Any = None
+        self._last: tuple[int, int, int, int] | None = None
+
+    def __enter__(self) -> Callable[[Progress], None]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        if console.is_terminal and console.width >= _SHORTEST_BAR:
+            self._bar = Bar(
+                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TimeRemainingColumn(), console=console,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task("runs", total=1)
+        return self._report
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def _report(self, progress: Progress) -> None:
+        from megatron_kis.study.status import status_of
+
+        running = ", ".join(
+            f"{status.name} {status.share:.0%}" for status in status_of([self._runs[name] for name in progress.running])
+        )
+        if self._bar:
+            description = running if running else "runs"
+            self._bar.update(self._task, total=progress.total, completed=len(progress.done), description=description)
+            return
+        state = (len(progress.done), len(progress.failed), len(progress.retried), len(progress.running))
+        if state != self._last:
+            self._last = state
+            failed = f", {len(progress.failed)} given up" if progress.failed else ""
+            failed += f", {len(progress.retried)} failed attempts tried again" if progress.retried else ""
+            print(
+                f"{len(progress.done)} of {progress.total} runs done{failed}; running: {running or 'none'}",
+                file=sys.stderr,
+                flush=True,
+            )

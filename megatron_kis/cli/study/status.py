@@ -1,0 +1,81 @@
+"""``kis study status``: where the runs stand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from megatron_kis.cli.study.common import DATA_FOLDER, add_step, data_config, load_study
+from megatron_kis.cli.study.table import headline, tables
+from megatron_kis.common.errors import KisError, printable
+
+if TYPE_CHECKING:
+    from megatron_kis.config.study import StudyConfig
+    from megatron_kis.executor.slurm.queue import Queue, Queued
+    from megatron_kis.study.forecast import Forecast
+    from megatron_kis.study.status import Overview, RunStatus
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step."""
+    status = add_step(
+        steps, "status", "where the runs of a study stand: states, progress, speed, time left, failures", _status
+    )
+    status.add_argument("--all", action="store_true", help="every run, however many there are")
+
+
+def overview(options: argparse.Namespace) -> tuple[StudyConfig, Overview]:
+    """The study and the overview of its runs."""
+    from megatron_kis.study.grid import runs_of
+    from megatron_kis.study.status import Overview
+
+    study, data, _ = load_study(options)
+    runs = runs_of(study, data_config(study, data))
+    return study, Overview(runs, study.executor.retries, 60 * study.executor.lease_minutes)
+
+
+def queued(queue: Queue) -> dict[str, Queued]:
+    """What SLURM says of the cells that were submitted; a queue that cannot be asked is named and passed over."""
+    try:
+        return queue.cells()
+    except KisError as error:
+        print(f"kis: the queue is not shown: {printable(str(error))}", file=sys.stderr)
+        return {}
+
+
+def _status(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from megatron_kis.executor.slurm.queue import Queue
+    from megatron_kis.study.forecast import forecast
+    from megatron_kis.study.resolved import FILES, other_data_settings
+
+    study, view = overview(options)
+    if changed := other_data_settings(study, but=FILES):
+        print(
+            f"kis: the data in {study.output / DATA_FOLDER} were made with other settings: {', '.join(changed)}",
+            file=sys.stderr,
+        )
+    rows = view.look(queued(Queue(study.output)))
+    ahead = forecast(rows)
+    if options.json:
+        print(json.dumps(record(study.name, rows, ahead), indent=1))
+        return 0
+    console = Console(width=None if os.isatty(1) else 200)  # piped output is not cut at 80 columns
+    console.print(headline(study.name, rows, ahead), highlight=False, markup=False)
+    for table in tables(rows, ahead, every=options.all):
+        console.print(table, highlight=False)
+    return 0
+
+
+def record(name: str, rows: list[RunStatus], ahead: Forecast) -> dict[str, Any]:
+    """The same as JSON."""
+    from dataclasses import asdict
+
+    runs = [asdict(row) | {"seconds_left": ahead.cells.get(row.name)} for row in rows]
+    states = dict(Counter(row.state for row in rows))
+    return {"study": name, "states": states, "seconds_left": ahead.seconds, "work_left": ahead.work, "runs": runs}

@@ -1,0 +1,144 @@
+"""The tables of ``kis study status`` and ``watch``, as rich shows them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import TYPE_CHECKING
+
+from megatron_kis.cli.study.common import plain, shown
+from megatron_kis.common.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from megatron_kis.study.forecast import Forecast
+    from megatron_kis.study.status import RunStatus
+
+MANY = 60
+"""Cells beyond which they are shown by size, and one by one only where they run or failed."""
+
+_MOST_RUNNING, _MOST_FAILED = 40, 8
+
+
+def headline(name: str, rows: Sequence[RunStatus], ahead: Forecast) -> str:
+    """One line: cells by state, and when all is done."""
+    from megatron_kis.study.forecast import duration
+    from megatron_kis.study.status import STATES
+
+    counts = Counter(row.state for row in rows)
+    states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
+    line = f"{printable(name)}: {len(rows):,} runs: {states or 'none'}"
+    if ahead.seconds:
+        line += f"; about {duration(ahead.seconds)} left"
+    elif ahead.work:
+        line += f"; about {duration(ahead.work)} of work left, and nothing runs"
+    return line
+
+
+def tables(rows: Sequence[RunStatus], ahead: Forecast, *, every: bool) -> Iterable[RenderableType]:
+    """What is shown below the headline: the cells, or a summary of many; then what failed."""
+    if every or len(rows) <= MANY:
+        yield _cells(rows, ahead)
+    else:
+        yield _sizes(rows, ahead)
+        running = [row for row in rows if row.state == "running"]
+        if running:
+            yield _cells(running[:_MOST_RUNNING], ahead)
+        if len(running) > _MOST_RUNNING:
+            yield f"and {len(running) - _MOST_RUNNING:,} more that run (--all shows every run)"
+    yield from _failures(rows)
+    yield from _others(rows)
+
+
+def _cells(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
+    from megatron_kis.study.forecast import duration
+
+    columns = ("run", "state", "steps", "left", "tokens/s", "loss", "attempts", "where")
+    table = _table(columns)
+    for row in rows:
+        left = duration(ahead.cells[row.name]) if row.name in ahead.cells else "-"
+        table.add_row(
+            plain(row.name), _state(row.state), f"{row.share:.0%}", left, shown(_float(row.tokens_per_second)),
+            shown(_float(row.loss)), str(row.attempts or "-"), plain(row.where or "-"),
+        )  # fmt: skip
+    return table
+
+
+def _sizes(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
+    from megatron_kis.study.forecast import duration
+    from megatron_kis.study.status import STATES
+
+    by_size: dict[str, list[RunStatus]] = defaultdict(list)
+    for row in rows:
+        by_size[row.size].append(row)
+    states = [state for state in STATES if any(row.state == state for row in rows)]
+    table = _table(("size", "runs", *states, "progress", "tokens/s", "work left"))
+    for size, group in by_size.items():
+        counts = Counter(row.state for row in group)
+        speeds = [row.tokens_per_second for row in group if row.tokens_per_second]
+        progress = sum(row.share * row.tokens for row in group) / sum(row.tokens for row in group)
+        work = sum(ahead.cells.get(row.name, 0.0) for row in group)
+        table.add_row(
+            plain(size), f"{len(group):,}", *(f"{counts[state]:,}" for state in states), f"{progress:.0%}",
+            shown(float(median(speeds)) if speeds else None), duration(work) if ahead.cells else "-",
+        )  # fmt: skip
+    return table
+
+
+def _failures(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
+    from rich.text import Text
+
+    from megatron_kis.executor.logs import for_terminal
+
+    failed = sorted((row for row in rows if row.state in ("failed", "given up")), key=lambda row: row.state == "failed")
+    for row in failed[:_MOST_FAILED]:
+        tries = f"{row.attempts} attempt" + ("s" if row.attempts != 1 else "")
+        status = f", exit status {row.status}" if row.status is not None else ""
+        lines = [f"{printable(row.name)}: {row.state} after {tries}{status}"]
+        lines += [f"    {line}" for text in row.log for line in for_terminal(text).splitlines()]
+        yield Text("\n".join(lines))
+    if len(failed) > _MOST_FAILED:
+        yield f"and {len(failed) - _MOST_FAILED:,} more that failed (--json names all)"
+
+
+def _others(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
+    """What differs of the complete runs that are other ones, and of how many."""
+    from rich.text import Text
+
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for row in rows:
+        if row.state == "other settings":
+            groups[row.differs].append(row.name)
+    for differs, names in list(groups.items())[:_MOST_FAILED]:
+        count = "1 complete run has" if len(names) == 1 else f"{len(names):,} complete runs have"
+        first = names[0] if len(names) == 1 else f"first {names[0]}"
+        yield Text(f"{count} other settings: {', '.join(differs)} ({first})")
+    if len(groups) > _MOST_FAILED:
+        yield f"and {len(groups) - _MOST_FAILED:,} more kinds (--json names all)"
+
+
+def _table(columns: Sequence[str]) -> Table:
+    from rich.table import Table
+
+    table = Table()
+    left = ("run", "size", "state", "where")
+    for column in columns:
+        first = column == columns[0]
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=first, overflow="fold")
+    return table
+
+
+def _state(state: str) -> Text:
+    from rich.text import Text
+
+    colours = {"done": "green", "running": "cyan", "stopped": "yellow", "failed": "yellow", "given up": "red"}
+    colours["other settings"] = "red"
+    return Text(state, style=colours.get(state, ""))
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,69 @@
+"""``kis study watch``: the status, again and again, until all has ended."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from megatron_kis.cli.study.common import add_step, plain
+from megatron_kis.cli.study.status import overview, queued
+from megatron_kis.cli.study.table import headline, tables
+from megatron_kis.common.errors import InputError, JobError
+
+_SECONDS = 5.0
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step."""
+    watch = add_step(
+        steps, "watch", "the status, refreshed until every run is done or given up; Ctrl-C leaves the runs alone",
+        _watch, json=False,
+    )  # fmt: skip
+    watch.add_argument("--all", action="store_true", help="every run, however many there are")
+    watch.add_argument("--every", type=float, default=_SECONDS, metavar="SECONDS", help=f"how often ({_SECONDS:g})")
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    from megatron_kis.executor.slurm.queue import Queue
+    from megatron_kis.study.forecast import forecast
+
+    if not options.every > 0:
+        raise InputError(f"is {options.every:g}", where="--every", remedy="seconds, such as 5")
+    study, view = overview(options)
+    queue = Queue(study.output)
+    console = Console(width=None if os.isatty(1) else 200)
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    last = ""
+    try:
+        if live:
+            live.start()
+        while True:
+            rows = view.look(queued(queue))
+            ahead = forecast(rows)
+            line = headline(study.name, rows, ahead)
+            if live:
+                live.update(Group(plain(line), *tables(rows, ahead, every=options.all)), refresh=True)
+            elif line != last:  # plain lines, where something changed
+                print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+            last = line
+            if all(row.state in ("done", "given up", "other settings") for row in rows):
+                break
+            time.sleep(options.every)
+    except KeyboardInterrupt:
+        print("kis: no longer watching; the runs go on", file=sys.stderr)
+        return 0
+    finally:
+        if live:
+            live.stop()
+    others = sum(row.state == "other settings" for row in rows)
+    if others:
+        raise JobError(f"{others} of {len(rows)} runs are there with other settings; kis study status says which")
+    lost = sum(row.state == "given up" for row in rows)
+    if lost:
+        raise JobError(f"{lost} of {len(rows)} runs were given up; kis study status says why")
+    return 0

@@ -1,0 +1,47 @@
+"""``kis train``: one run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from megatron_kis.config.ladder import PRESETS
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis train``."""
+    parser = commands.add_parser(
+        "train",
+        help="train one run; under torchrun for many ranks",
+        description="Trains one run from a YAML file. A folder that is DONE with these settings is left as it is; an "
+        "unfinished run resumes from its newest whole checkpoint. SIGTERM and SIGUSR1 make it save a checkpoint and "
+        "leave with exit status 75.",
+        epilog="model presets: " + ", ".join(PRESETS),
+    )
+    parser.add_argument("config", type=Path, metavar="RUN.yaml", help="the run's configuration")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace the file's, e.g. training.seed=1"
+    )
+    parser.add_argument(
+        "--branch-from",
+        metavar="RUN_DIR[@STEP]",
+        help="begin with a checkpoint of another run (schedule wsd, stable rate there) and decay from it",
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="begin an unfinished run again; its checkpoints are removed"
+    )
+    parser.set_defaults(handler=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from megatron_kis.common.configuration import load_config
+    from megatron_kis.config.run import RunConfig
+
+    config = load_config(RunConfig, options.config, options.overrides)
+    from megatron_kis.training.trainer import train  # after the configuration: it imports Megatron-Core
+
+    folder = train(config, restart=options.restart, branch_from=options.branch_from)
+    if os.environ.get("RANK", "0") == "0":  # once, however many ranks there are
+        print(folder)
+    return 0

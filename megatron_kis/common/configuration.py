@@ -1,0 +1,286 @@
+"""Reading settings: YAML files and ``key=value`` overrides to frozen, checked classes.
+
+Unknown keys are refused with the nearest valid one, at every depth, and so is a key that is given twice. Relative paths
+begin at the folder of the file, those of overrides at the current folder (``paths``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from megatron_kis.common.errors import InputError, nearest
+from megatron_kis.common.files import read_text
+from megatron_kis.common.identifiers import ALLOWED, complaint, is_name
+from megatron_kis.common.identity import RUN_FILE
+from megatron_kis.common.parsing import parse_yaml
+from megatron_kis.common.paths import Moved, absolute, placed, seen_from, with_paths
+from megatron_kis.common.units import as_count
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def _safe_name(text: str) -> str:
+    if not is_name(text):
+        msg = f"{complaint(text)}; use {ALLOWED}"
+        raise ValueError(msg)
+    return text
+
+
+SafeName = Annotated[str, AfterValidator(_safe_name)]
+"""A name that becomes a folder: see ``names``."""
+
+Count = Annotated[int, BeforeValidator(as_count)]
+"""A number of tokens or parameters, which may be written ``1.2e6`` or ``7b``."""
+
+Quantity = Annotated[float, BeforeValidator(as_count)]
+"""The same, where it need not be whole."""
+
+
+class Settings(BaseModel):
+    """Base of all sections: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _placed(cls, value: Any, info: ValidationInfo) -> Any:
+        """Paths as the file means them that names them."""
+        return _with_places(value, info.context) if info.context is not None else value
+
+
+_Config = TypeVar("_Config", bound=Settings)
+_Record = TypeVar("_Record", bound="DataclassInstance")
+
+
+def load_config(
+    kind: type[_Config], path: Path, overrides: Sequence[str] = (), *, sections: Mapping[str, type] | None = None
+) -> _Config:
+    """Reads a YAML file, applies overrides and checks the result.
+
+    Args:
+        kind: the settings' class.
+        path: the YAML file.
+        overrides: ``key.path=value``, the value in YAML.
+        sections: classes of sections that ``kind`` leaves to others (as mappings of any content).
+
+    Raises:
+        InputError: an unreadable file, invalid YAML, a key that is given twice, an unknown key or a bad value, with its
+            place.
+    """
+    content = parse_yaml(read_text(path), where=str(path))
+    if not isinstance(content, dict):
+        raise InputError("not a mapping of settings", where=str(path))
+    fields = _fields_of(kind) | dict(sections or {})
+    base = file_base(path, content)
+    for override in overrides:
+        _override(content, override, fields, base)
+    return parse_config(kind, content, source=str(path), base=base, overrides=overrides)
+
+
+def file_base(path: Path, content: Mapping[str, Any]) -> Path | Moved:
+    """Where the relative paths of a file of settings begin: at its folder.
+
+    The records of older versions, in the ``output`` that they name, have paths from the folder in which they were made.
+
+    Args:
+        path: the file.
+        content: what it says.
+    """
+    folder, output = path.parent, content.get("output")
+    origin = Path(output) if isinstance(output, str) else Path()
+    own = folder.resolve().parts[-len(origin.parts) :] == origin.parts
+    if own and not origin.is_absolute() and any((folder / name).exists() for name in ("runs", RUN_FILE)):
+        return Moved(folder, origin)
+    return folder
+
+
+def parse_config(
+    kind: type[_Config],
+    content: dict[str, Any],
+    *,
+    source: str,
+    base: Path | Moved | None = None,
+    overrides: Sequence[str] = (),
+) -> _Config:
+    """Checks settings that are already in memory; see ``load_config``.
+
+    Args:
+        kind: the settings' class.
+        content: the settings.
+        source: the file, for messages.
+        base: folder at which relative paths begin; None leaves paths as they are.
+        overrides: what of ``content`` is not the file's.
+    """
+    try:
+        return kind.model_validate(content, context=None if base is None else {"base": base})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [part for part in first["loc"] if not isinstance(part, str) or not part.startswith("function-")]
+        key = ".".join(map(str, place))
+        where = f"{source}: {key}" if key else source
+        where = next(
+            (said for said in reversed(overrides) if f"{key}.".startswith(f"{said.partition('=')[0]}.")), where
+        )
+        if first["type"] == "extra_forbidden":
+            remedy = nearest(str(place[-1]), _fields_at(kind, place[:-1]))
+            raise InputError("unknown key", where=where, remedy=remedy) from None
+        if first["type"] == "missing":
+            raise InputError("is missing", where=where, remedy="add it") from None
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] != "value_error":
+            message += f" (got {first['input']!r})"
+        raise InputError(message, where=where) from None
+
+
+def as_content(config: Settings, folder: Path, *, within: Path | None = None) -> dict[str, Any]:
+    """Settings as a file in ``folder`` says them, for YAML and JSON; see ``paths.seen_from``."""
+    return _dumped(config, lambda path: seen_from(path, folder, within=within))
+
+
+def absolute_content(config: Settings) -> dict[str, Any]:
+    """Settings for YAML and JSON with absolute paths: the file works wherever it is copied to."""
+    return _dumped(config, absolute)
+
+
+def _dumped(config: Settings, written: Callable[[Path], Path]) -> dict[str, Any]:
+    content = TypeAdapter(Any).dump_python(with_paths(config.model_dump(), written), mode="json")
+    assert isinstance(content, dict)
+    return content
+
+
+def parse_dataclass(
+    kind: type[_Record], content: dict[str, Any], *, where: str, base: Path | Moved | None = None
+) -> _Record:
+    """Checks the settings of another package, kept there as a (nested) dataclass, as strictly as our own.
+
+    Args:
+        kind: the dataclass.
+        content: its section of the file.
+        where: the section's key, for messages.
+        base: folder at which relative paths begin; None leaves paths as they are.
+
+    Raises:
+        InputError: an unknown key or a bad value.
+    """
+    names = {field.name: field for field in dataclasses.fields(kind)}
+    hints = get_type_hints(kind)
+    resolved = dict(content)
+    for key, value in content.items():
+        if key not in names:
+            raise InputError("unknown key", where=f"{where}.{key}", remedy=nearest(str(key), names))
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            resolved[key] = parse_dataclass(hints[key], value, where=f"{where}.{key}", base=base)
+    try:
+        record = TypeAdapter(kind).validate_python(resolved)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, (where, *first["loc"])))
+        if first["type"] == "missing":
+            raise InputError("is missing", where=key, remedy="add it") from None
+        remedy = "put it in quotes" if first["type"] == "string_type" else None
+        raise InputError(first["msg"].removeprefix("Value error, "), where=key, remedy=remedy) from None
+    if base is None:
+        return record
+    paths = {}
+    for name in names:
+        value = getattr(record, name)
+        try:
+            paths[name] = _with_places(value, {"base": base})
+        except ValueError as error:
+            raise InputError(str(error), where=f"{where}.{name}") from None
+    return dataclasses.replace(record, **paths)
+
+
+def _with_places(value: Any, context: Any) -> Any:
+    """A value with every path in it as it is meant."""
+    if isinstance(value, Path):
+        try:
+            return placed(value, context["base"])
+        except InputError as error:
+            msg = str(error)
+            raise ValueError(msg) from None
+    if isinstance(value, tuple) and any(isinstance(item, Path) for item in value):
+        return tuple(_with_places(item, context) for item in value)
+    return value
+
+
+def _override(content: dict[str, Any], override: str, fields: Mapping[str, Any], base: Path | Moved) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError("is not of the form key=value", where=override, remedy="for example training.seed=1")
+    value = parse_yaml(text, where=override)
+    *path, last = key.split(".")
+    section = content
+    for part in path:
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
+        if not isinstance(section, dict):
+            raise InputError(f"{part!r} has no keys of its own", where=override)
+    for part in path:
+        fields = _fields_of(fields.get(part))
+    try:
+        section[last] = _as_the_file_names(value, fields.get(last), base)
+    except InputError as error:
+        raise InputError(error.problem, where=override, remedy=error.remedy) from None
+
+
+def _as_the_file_names(value: Any, kind: Any, base: Path | Moved) -> Any:
+    """A value of the command line, whose paths begin at the current folder, as the file would write it."""
+    arms = [kind, *_arms(kind)]
+    if isinstance(value, str) and Path in arms:
+        path = placed(value, None)
+        return str(path.absolute() if isinstance(base, Moved) else seen_from(path, base))
+    if isinstance(value, list):
+        inner = next((get_args(arm)[0] for arm in arms if get_origin(arm) is tuple), None)
+        return [_as_the_file_names(item, inner, base) for item in value]
+    if isinstance(value, dict):
+        fields = next((found for arm in arms if (found := _fields_of(arm))), {})
+        return {key: _as_the_file_names(item, fields.get(key), base) for key, item in value.items()}
+    return value
+
+
+def _arms(kind: Any) -> tuple[Any, ...]:
+    """What a union or an annotated type is made of."""
+    if get_origin(kind) in (Union, UnionType, Annotated):
+        return tuple(inner for arm in get_args(kind) for inner in (arm, *_arms(arm)))
+    return ()
+
+
+def _fields_of(kind: Any) -> dict[str, Any]:
+    """Names and types of a section's fields; none where it is no section."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    return get_type_hints(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else {}
+
+
+def _fields_at(kind: type[BaseModel], place: Sequence[Any]) -> list[str]:
+    """Names of the fields of the section at ``place``."""
+    section: Any = kind
+    for part in place:
+        if isinstance(part, int):  # an entry of a list, tuple[Section, ...]
+            section = next(iter(get_args(section)), None)
+            continue
+        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, BaseModel) else None
+        if field is None:
+            break
+        section = field.annotation
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        return list(section.model_fields)
+    return list(kind.model_fields)

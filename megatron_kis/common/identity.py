@@ -1,0 +1,132 @@
+"""What tells two results apart: the settings and the data that they were made with.
+
+Every stage holds to one definition. A run's identity is its result settings (everything in its configuration that can
+change a result, ``settings_of``) and the fingerprints of its data. It is written into ``run.json`` and every
+checkpoint; ``study.json`` says which identities belong to a study; nothing is resumed, reused, exported or analysed as
+what it is not. ``docs/identity.md`` is the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from megatron_kis.common.files import fingerprint
+
+RESULTLESS = (
+    "name", "study", "output", "device", "data", "parallel", "extends", "infusion.frequencies", "checkpoints",
+    "logging", "model.name", "model.transformer_impl", "model.init_from", "training.micro_batch_size",
+    "training.deterministic", "training.guard.hang_minutes", "probes.batch_size",
+)  # fmt: skip
+"""Settings of a run that change no result, or nothing but the order of sums: the layout, the device, the size of
+batches; and files, which count by their content."""
+
+CELL = ("training.token_budget", "training.seed", "infusion.frequency", "infusion.ratio")
+"""Settings in which the runs of one study differ by design, next to their model; a ratio is an F said otherwise."""
+
+OF_THE_SIZE = ("model", "training.optimizer.learning_rate")
+"""Settings that a size of the ladder may have of its own."""
+
+_LATER: dict[str, Any] = {
+    "model.norm_epsilon": 1e-5,
+    "probes.moments.tokens": [],
+    "validation.moments.tokens": [],
+}
+"""Settings that came later, with their defaults. They count where they have another value, so that older checkpoints
+are resumed and older runs stay in their study."""
+
+RUN_FILE, RUN_SCHEMA = "run.json", "kis.run/1"
+CHECKPOINT_FILE, CHECKPOINT_SCHEMA = "checkpoint.json", "kis.checkpoint/1"
+STUDY_FILE, STUDY_SCHEMA = "study.json", "kis.study/1"
+"""The records in which identities are written down, and their schemas."""
+
+DATA = ("tokenizer", "corpus", "validation", "exposures", "questions")
+"""Fingerprints of a run's data, by what they are of."""
+
+OLDER_TOKENIZER = "tokenizer_model"
+"""Next to those of ``DATA``: what records of older versions have as the fingerprint of the same tokenizer (the hash of
+its model file alone), where that is another one."""
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that can change a result, nested as in its configuration.
+
+    Args:
+        config: the whole configuration as JSON has it (``run.json``: ``config``).
+    """
+    kept: dict[str, Any] = {}
+    for key, value in leaves(config):
+        if within(key, RESULTLESS) or (key in _LATER and value == _LATER[key]):
+            continue
+        *path, last = key.split(".")
+        section = kept
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
+    return kept
+
+
+def settings_fingerprint(config: Mapping[str, Any]) -> str:
+    """Of the settings that can change a result."""
+    return fingerprint(settings_of(config))
+
+
+def leaves(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings; an empty mapping is a value."""
+    for key, value in content.items():
+        here = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, here)
+        else:
+            yield here, value
+
+
+@lru_cache(maxsize=4096)
+def within(key: str, sections: tuple[str, ...]) -> bool:
+    """Whether a dotted key is one of these, or is within one of them."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> list[str]:
+    """``key then -> now`` of each leaf that differs.
+
+    Args:
+        then: nested settings.
+        now: others.
+        but: keys and sections that may differ.
+    """
+    before, after = dict(leaves(then)), dict(leaves(now))
+    return [
+        f"{key} {_shown(before.get(key))} -> {_shown(after.get(key))}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key) and not within(key, but)
+    ]
+
+
+def changed_data(then: Mapping[str, Any], now: Mapping[str, Any], *, model_sha256: str | None = None) -> list[str]:
+    """Names of the fingerprints that differ: those of ``DATA`` first, in that order.
+
+    Args:
+        then: fingerprints by name, as a record has them.
+        now: others.
+        model_sha256: of the tokenizer's model file, which is what an older record has as the tokenizer's fingerprint.
+    """
+    names = [name for name in dict.fromkeys((*DATA, *then, *now)) if then.get(name) != now.get(name)]
+    older = model_sha256 is not None and then.get("tokenizer") == model_sha256
+    return [name for name in names if not (older and name == "tokenizer")]
+
+
+def data_differences(then: Mapping[str, Any], now: Mapping[str, Any], *, model_sha256: str | None = None) -> list[str]:
+    """``name then -> now`` of each fingerprint that differs, both shortened; the arguments are ``changed_data``'s."""
+    names = sorted(changed_data(then, now, model_sha256=model_sha256))
+    return [f"{name} {short(then.get(name))} -> {short(now.get(name))}" for name in names]
+
+
+def short(fingerprint: Any) -> str:
+    """A fingerprint for people: its first 12 letters; ``none`` where there is none."""
+    return "none" if fingerprint is None else str(fingerprint)[:12]
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,143 @@
+"""Settings of what a run is fed: files, infusion, boundaries of documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
+
+from megatron_kis.common.configuration import Settings
+from megatron_kis.common.errors import InputError, nearest
+from megatron_kis.common.identity import DATA
+from megatron_kis.data.exposure_schedule import schedule_of
+
+
+class BackgroundConfig(Settings):
+    """The facts whose retention is watched."""
+
+    policy: Literal["displaced", "protected"] = "displaced"
+    """``displaced``: at a fixed rate in the general text, displaced with it. ``protected``: a fixed count."""
+
+    frequency: int = Field(0, ge=0)
+    """Exposures of each background fact in a run without infusion."""
+
+
+class InfusionConfig(Settings):
+    """How much is infused, when, and through which templates."""
+
+    frequency: float | None = Field(None, ge=0)
+    """F, exposures of each infused fact; their mean if it is no whole number or ``zipf_exponent`` is above 0."""
+
+    frequencies: Path | None = None
+    """Instead, the exposures of each fact: a file of lines ``fact<TAB>count``, one for every infused fact."""
+
+    ratio: float | None = Field(None, ge=0, le=1)
+    """rho, share of the tokens for infused facts, instead; met to within one exposure."""
+
+    zipf_exponent: float = Field(0.0, ge=0)
+    """How unequally popular facts are: frequencies fall as this power of the rank, which is drawn. 0: all alike."""
+
+    schedule: str | dict[str, Any] = "uniform"
+    """When exposures come: ``uniform``, ``front_loaded``, ``back_loaded``, or {kind: window, start, end},
+    {kind: final, share}, {kind: bursts, count, width}, in shares of the run."""
+
+    templates: Literal["round_robin", "random"] | NonNegativeInt = "round_robin"
+    """Which train template an exposure shows: all equally often, in turn or in random turns, or always one (its
+    number, from 0)."""
+
+    background: BackgroundConfig = BackgroundConfig()
+    """The background facts."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _known_schedule(cls, schedule: str | dict[str, Any]) -> str | dict[str, Any]:
+        try:
+            schedule_of(schedule)
+        except InputError as error:
+            raise ValueError(str(error).removeprefix("infusion.schedule: ")) from None
+        return schedule
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> InfusionConfig:
+        if sum(value is not None for value in (self.frequency, self.frequencies, self.ratio)) != 1:
+            msg = "needs one of 'frequency', 'frequencies' and 'ratio'"
+            raise ValueError(msg)
+        if self.frequencies is not None and self.zipf_exponent:
+            msg = "has both 'frequencies' and 'zipf_exponent'; give one"
+            raise ValueError(msg)
+        return self
+
+
+class CorpusConfig(Settings):
+    """One of several corpora."""
+
+    prefix: Path
+    """Prefix of its .bin and .idx."""
+
+    weight: float = Field(gt=0)
+    """Its share of the sequences; shares of all corpora are scaled to add up to 1."""
+
+
+class DataConfig(Settings):
+    """The files of a run, as ``kis data`` writes them."""
+
+    corpus: Path | tuple[CorpusConfig, ...]
+    """Prefix of the general text's .bin and .idx; or several with weights, as {prefix, weight} or in the order of
+    Megatron-LM's ``--data-path``: [0.7, a, 0.3, b]."""
+
+    validation: Path
+    """Prefix of the validation split."""
+
+    exposures: Path
+    """Prefix of the exposure store (its questions lie beside it)."""
+
+    tokenizer: Path
+    """The tokenizer's model file."""
+
+    fingerprints: dict[str, str] = Field(default_factory=dict)
+    """Fingerprints that the files must have, by name: tokenizer, corpus, validation, exposures, questions. A study
+    writes those of its data into each cell, so that no cell trains on files that were made again meanwhile."""
+
+    @field_validator("fingerprints")
+    @classmethod
+    def _of_data(cls, fingerprints: dict[str, str]) -> dict[str, str]:
+        for name in fingerprints:
+            if name not in DATA:
+                msg = f"there is no fingerprint of {name!r}; {nearest(name, DATA)}"
+                raise ValueError(msg)
+        return fingerprints
+
+    @field_validator("corpus", mode="before")
+    @classmethod
+    def _weighted(cls, corpus: Any) -> Any:
+        """Megatron-LM's list of weights and prefixes in turn."""
+        if not isinstance(corpus, list | tuple) or not any(isinstance(entry, int | float) for entry in corpus):
+            return corpus
+        if len(corpus) % 2:
+            msg = "needs a weight before each prefix, as in [0.7, a, 0.3, b]"
+            raise ValueError(msg)
+        return [{"weight": weight, "prefix": prefix} for weight, prefix in zip(corpus[::2], corpus[1::2], strict=True)]
+
+    @property
+    def corpora(self) -> list[tuple[Path, float]]:
+        """Prefixes and weights of the general text."""
+        if isinstance(self.corpus, Path):
+            return [(self.corpus, 1.0)]
+        return [(corpus.prefix, corpus.weight) for corpus in self.corpus]
+
+    @property
+    def questions(self) -> Path:
+        """The probe's questions."""
+        return self.exposures.with_name(self.exposures.name + ".questions.jsonl")
+
+
+class DocumentsConfig(Settings):
+    """How the documents of a sequence (exposures and general text) meet."""
+
+    reset_attention: bool = False
+    """No token sees another document. Rotary positions are distances, so that positions begin anew, too. Costs a mask
+    of L x L a sequence; Megatron-LM's ``--reset-attention-mask``."""
+
+    mask_boundaries: bool = False
+    """No loss where the first token of a document would be predicted from the one before (``--eod-mask-loss``)."""

@@ -1,0 +1,100 @@
+"""Settings of the model: a preset of the ladder, or a shape of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from megatron_kis.common.configuration import SafeName, Settings
+from megatron_kis.common.errors import nearest
+from megatron_kis.config.ladder import PRESETS, ModelShape, preset
+
+
+class ModelConfig(Settings):
+    """The model: a preset by name, or an explicit shape."""
+
+    preset: str | None = None
+    """Name of a shape in the ladder (``kis train --help`` lists them)."""
+
+    name: SafeName | None = None
+    """What to call the model in the names of runs; its preset or its widths if not given."""
+
+    layers: int | None = None
+    """Transformer layers of an explicit shape."""
+
+    width: int | None = None
+    """Hidden size of an explicit shape."""
+
+    heads: int | None = None
+    """Attention heads of an explicit shape."""
+
+    query_groups: int | None = None
+    """Key-value heads; as many as ``heads`` if not given."""
+
+    ffn_width: int | None = None
+    """Feed-forward width; 8/3 of ``width`` rounded up to a multiple of 16 if not given (SwiGLU at 4x cost)."""
+
+    tied_embeddings: bool = True
+    """Share the embedding with the output layer."""
+
+    rope_base: int = 10_000
+    """Base of the rotary embedding."""
+
+    norm_epsilon: float = Field(1e-5, gt=0)
+    """Added to the mean square in RMSNorm."""
+
+    init_from: Path | None = None
+    """Folder of ``kis import hf``: the weights to begin with. The other keys must be those that it names."""
+
+    init_std: float = Field(0.02, gt=0)
+    """Standard deviation of the initial weights (GPT-2's value)."""
+
+    transformer_impl: Literal["auto", "transformer_engine", "sdpa", "local"] = "auto"
+    """The layers: Transformer Engine's; Megatron-Core's with PyTorch's fused attention; or all Megatron-Core's own (to
+    compare). ``auto``: Transformer Engine where it can be imported and there is CUDA, ``sdpa`` elsewhere and in fp32,
+    in which Transformer Engine's attention writes its scores to memory."""
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in PRESETS:
+            msg = f"no model preset {name!r}; {nearest(name, PRESETS)}"
+            raise ValueError(msg)
+        return name
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ModelConfig:
+        explicit = [self.layers, self.width, self.heads]
+        if self.preset is None and None in explicit:
+            msg = "needs either 'preset' or all of 'layers', 'width' and 'heads'"
+            raise ValueError(msg)
+        explicit += [self.query_groups, self.ffn_width]
+        defaults = {name: ModelConfig.model_fields[name].default for name in ("rope_base", "norm_epsilon")}
+        changed = not self.tied_embeddings or any(getattr(self, name) != value for name, value in defaults.items())
+        if self.preset is not None and (changed or any(value is not None for value in explicit)):
+            msg = "has both a 'preset' and an explicit shape; give one"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def label(self) -> str:
+        """Short name of the shape, for run names."""
+        return self.name or self.preset or f"{self.layers}x{self.width}"
+
+    def shape(self) -> ModelShape:
+        """The shape that is meant."""
+        if self.preset is not None:
+            return preset(self.preset)
+        assert self.layers is not None and self.width is not None and self.heads is not None
+        return ModelShape(
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            query_groups=self.heads if self.query_groups is None else self.query_groups,
+            ffn_width=-(-(8 * self.width // 3) // 16) * 16 if self.ffn_width is None else self.ffn_width,
+            tied_embeddings=self.tied_embeddings,
+            rope_base=self.rope_base,
+            norm_epsilon=self.norm_epsilon,
+        )

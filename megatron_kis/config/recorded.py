@@ -1,0 +1,37 @@
+"""The configuration of a run as its own record says it, wherever its folder has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.identity import RUN_FILE
+from megatron_kis.common.paths import Moved
+from megatron_kis.config.run import RunConfig
+
+
+def recorded_config(record: Mapping[str, Any], folder: Path) -> RunConfig:
+    """The configuration in a ``run.json``, with ``folder`` as its output.
+
+    Paths in it begin at the run's folder. A run that keeps no inputs is older: there they begin where the run was
+    started, and its own folder is named from there as well. A file of frequencies that the run has kept takes the place
+    of the original.
+
+    Args:
+        record: content of ``run.json``.
+        folder: the run's.
+
+    Raises:
+        InputError: it is no configuration of a run.
+    """
+    kept = record.get("inputs")
+    base: Path | Moved = folder
+    if not isinstance(kept, dict):
+        base = Moved(folder, Path(str(record["config"].get("output", "."))))
+    config = parse_config(RunConfig, record["config"], source=str(folder / RUN_FILE), base=base)
+    changes: dict[str, Any] = {"output": folder}
+    if isinstance(kept, dict) and "frequencies" in kept:
+        changes["infusion"] = config.infusion.model_copy(update={"frequencies": folder / kept["frequencies"]})
+    return config.model_copy(update=changes)

@@ -1,0 +1,198 @@
+"""The configuration of a run: its sections, and the moments at which something happens.
+
+A docstring under each field says what it is, its unit, and why its default is what it is. Sections that belong to one
+part lie there (``data/settings.py``, ``model/settings.py``, ``training/settings.py``) and can be imported from here as
+well. How it is read from YAML and overrides is in ``settings``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, field_validator
+
+from megatron_kis.common.configuration import Count, SafeName, Settings
+from megatron_kis.config.data import DataConfig, DocumentsConfig, InfusionConfig
+from megatron_kis.config.model import ModelConfig
+from megatron_kis.config.training import GuardConfig, OptimizerConfig, ParallelConfig, Precision, TrainingConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "CheckpointMomentsConfig",
+    "DataConfig",
+    "DocumentsConfig",
+    "GuardConfig",
+    "InfusionConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "MomentsConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "Precision",
+    "ProbeConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "ValidationConfig",
+]
+
+
+class MomentsConfig(Settings):
+    """When something happens during a run."""
+
+    shares: tuple[float, ...] = (1.0,)
+    """Shares of the run, each in [0, 1]; 1 is after the last step."""
+
+    every: int | None = Field(None, gt=0)
+    """Also every so many steps."""
+
+    tokens: tuple[Annotated[Count, Field(ge=0)], ...] = ()
+    """Also when so many tokens have been trained on: after the step that reaches them. Counts beyond the run's budget
+    are passed over, so that runs of several budgets can share a list."""
+
+    @field_validator("shares")
+    @classmethod
+    def _shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 <= share <= 1 for share in shares):
+            msg = "each must lie in [0, 1]"
+            raise ValueError(msg)
+        return shares
+
+    def steps(self, last: int, *, step_tokens: int | None = None) -> frozenset[int]:
+        """The steps (0 is before the first) at which it happens in a run of ``last`` steps; always the last one.
+
+        Args:
+            last: steps of the run.
+            step_tokens: tokens of a step; needed where ``tokens`` are named.
+        """
+        steps = {round(share * last) for share in self.shares} | {last}
+        if self.tokens:
+            assert step_tokens is not None
+            steps |= {step for count in self.tokens if (step := -(-count // step_tokens)) <= last}
+        if self.every:
+            steps |= set(range(self.every, last + 1, self.every))
+        return frozenset(steps)
+
+
+def _asked_templates() -> dict[Literal["train", "held_out", "question"], int | None]:
+    return {"train": 3, "held_out": None, "question": None}
+
+
+class ProbeConfig(Settings):
+    """The knowledge probe."""
+
+    moments: MomentsConfig = MomentsConfig(shares=(1.0,))
+    """When to probe. The end is what curves and laws are made of; more moments follow facts through training."""
+
+    templates: dict[Literal["train", "held_out", "question"], NonNegativeInt | None] = Field(
+        default_factory=_asked_templates
+    )
+    """Templates of each split that are asked about (the first ones of a relation); null for all, 0 for none; a split
+    that is left out is not asked about."""
+
+    batch_size: int = Field(512, gt=0)
+    """Options scored in one forward pass."""
+
+    @field_validator("templates")
+    @classmethod
+    def _asks_something(cls, templates: dict[str, int | None]) -> dict[str, int | None]:
+        if all(count == 0 for count in templates.values()):
+            msg = "asks nothing; name at least one of train, held_out and question"
+            raise ValueError(msg)
+        return templates
+
+
+class CheckpointMomentsConfig(MomentsConfig):
+    """When a run is saved."""
+
+    minutes: float | None = Field(15.0, gt=0)
+    """Also when so many minutes have passed since the last time: what a crash can cost at most."""
+
+
+class CheckpointConfig(Settings):
+    """What of a run is saved, so that it can go on after a crash, under another layout, or as another run's start."""
+
+    moments: CheckpointMomentsConfig = CheckpointMomentsConfig()
+    """When to save; those of ``shares`` (and the last) stay, those of ``every`` and ``minutes`` make room again."""
+
+    keep_last: int = Field(2, ge=1)
+    """Newest checkpoints that stay; two, so that one is left if the other is damaged."""
+
+    keep_best: bool = True
+    """Whether the one with the lowest validation loss stays (of those saved where the loss was measured)."""
+
+    asynchronous: bool = True
+    """Write while training goes on; costs a copy of weights and optimizer in the host's memory."""
+
+
+class ValidationConfig(Settings):
+    """The loss on general text."""
+
+    moments: MomentsConfig = MomentsConfig(shares=(0.25, 0.5, 0.75, 1.0))
+    """When to measure."""
+
+    max_tokens: Count = Field(1_000_000, gt=0)
+    """Tokens that are read at most."""
+
+
+class LoggingConfig(Settings):
+    """What a run writes."""
+
+    every: int = Field(10, gt=0)
+    """Steps between the rows of metrics.jsonl."""
+
+    tensorboard: bool = False
+    """Also write TensorBoard's event files, into the run's folder; needs the package ``tensorboard``."""
+
+    wandb: Literal["online", "offline"] | None = None
+    """Also log to Weights & Biases; ``offline`` writes into the run's folder alone. Needs the package ``wandb``."""
+
+
+class RunConfig(Settings):
+    """One run: a cell (N, D, F) with a seed."""
+
+    name: SafeName
+    """Name of the run, and of its folder."""
+
+    study: SafeName | Literal[""] = ""
+    """The study it belongs to."""
+
+    output: Path
+    """The run's folder."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+
+    data: DataConfig
+    """Files."""
+
+    model: ModelConfig
+    """Shape."""
+
+    training: TrainingConfig
+    """Budget and optimizer."""
+
+    infusion: InfusionConfig
+    """Infusion."""
+
+    extends: Path | None = None
+    """Folder of a finished run that this one goes on with: its plan comes first, and ``infusion`` says what is shown in
+    the tokens that are added (``token_budget`` is that of the whole)."""
+
+    documents: DocumentsConfig = DocumentsConfig()
+    """Boundaries of documents."""
+
+    parallel: ParallelConfig = ParallelConfig()
+    """Layout."""
+
+    probes: ProbeConfig = ProbeConfig()
+    """Knowledge probe."""
+
+    validation: ValidationConfig = ValidationConfig()
+    """Validation loss."""
+
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+
+    logging: LoggingConfig = LoggingConfig()
+    """Logs."""

@@ -1,0 +1,234 @@
+"""The configuration of a study: a ladder of sizes, budgets, frequencies and seeds, and what is done with them.
+
+Its runs are a grid, ladder x ``token_budgets`` x ``frequencies`` x ``seeds``, in which a size may have values of its
+own, and single ones listed in ``runs``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
+
+from megatron_kis.common.configuration import Count, Quantity, SafeName, Settings
+from megatron_kis.common.errors import nearest
+from megatron_kis.config.data import BackgroundConfig, DocumentsConfig
+from megatron_kis.config.run import (
+    CheckpointConfig,
+    GuardConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    Precision,
+    ProbeConfig,
+    ValidationConfig,
+)
+from megatron_kis.config.slurm import ClusterConfig
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len({str(value) for value in values}) < len(values):
+        msg = "has an entry twice"
+        raise ValueError(msg)
+    return values
+
+
+Tokens = Annotated[Count, Field(gt=0)]
+Budgets = Annotated[tuple[Tokens, ...], AfterValidator(_distinct)]
+Counts = Annotated[tuple[Annotated[Count, Field(ge=0)], ...], AfterValidator(_distinct)]
+
+
+class RungConfig(ModelConfig):
+    """One size of the ladder."""
+
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of this size; the study's if not given."""
+
+    parallel: ParallelConfig = ParallelConfig()
+    """Layout of this size's runs."""
+
+    micro_batch_size: PositiveInt | None = None
+    """Sequences a forward pass on one rank, for this size; the study's if not given."""
+
+    token_budgets: Budgets | None = None
+    """Budgets of this size in the grid; the study's if not given."""
+
+    frequencies: Counts | None = None
+    """Frequencies of this size in the grid; the study's if not given, and none at all if empty."""
+
+    seeds: Counts | None = None
+    """Seeds of this size in the grid; the study's if not given."""
+
+
+class ListedRun(Settings):
+    """One run beside the grid."""
+
+    size: str
+    """Which rung of the ladder: its ``name``, or its preset, or ``<layers>x<width>``."""
+
+    tokens: Tokens
+    """Budget D."""
+
+    frequency: NonNegativeInt
+    """Infusion frequency F."""
+
+    seed: NonNegativeInt = 0
+    """Seed of weights, order and exposures."""
+
+
+class StudyTraining(Settings):
+    """What the runs of a study share."""
+
+    sequence_length: Count = Field(ge=2)
+    """L, tokens."""
+
+    global_batch_size: int = Field(gt=0)
+    """Sequences a step."""
+
+    micro_batch_size: int | None = Field(None, gt=0)
+    """Sequences a forward pass on one rank."""
+
+    precision: Precision = "auto"
+    """Of weights and activations (``training.precision`` of a run)."""
+
+    deterministic: bool = False
+    """On CUDA, the same bits each time (``training.deterministic`` of a run)."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
+
+    guard: GuardConfig = GuardConfig()
+    """Bad steps and hung ranks."""
+
+
+class ExecutorConfig(Settings):
+    """How runs are executed on this machine."""
+
+    workers: int | None = Field(None, gt=0)
+    """Runs side by side; if not given, as many as the GPUs take, or as there are cores (for ``threads``)."""
+
+    threads: int = Field(1, gt=0)
+    """Threads of each process. Small models gain more from runs side by side than from threads."""
+
+    gpus: Literal["auto"] | NonNegativeInt | tuple[str, ...] = "auto"
+    """GPUs to deal out: those of CUDA_VISIBLE_DEVICES, or all; or their number; or their names."""
+
+    cells_per_gpu: int = Field(1, gt=0)
+    """Runs of one rank that share a GPU. Several small ones use it better than one."""
+
+    pin: bool | Literal["auto"] = "auto"
+    """Whether each run keeps to cores of its own; ``auto``: where all workers together take every core."""
+
+    retries: int = Field(1, ge=0)
+    """How often a failed run is tried again before it is given up. Wrong input (status 2) is given up at once."""
+
+    grace_seconds: float = Field(60.0, gt=0)
+    """Time that runs have to save and end when the executor is asked to stop; then they are killed."""
+
+    lease_minutes: float = Field(10.0, gt=0)
+    """An executor on another machine that gives no sign of life for so long counts as dead; its runs are taken over."""
+
+
+class StudyConfig(Settings):
+    """A family of runs and the questions asked of it."""
+
+    name: SafeName
+    """Name of the study."""
+
+    output: Path
+    """Folder for its data, runs and report."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+
+    data: dict[str, Any]
+    """Sources and choices of ``megatron_kis.data_tools.preparation.prepare.DataSettings`` (kis data --help)."""
+
+    ladder: Annotated[tuple[RungConfig, ...], AfterValidator(_distinct)] = Field(min_length=1)
+    """Sizes N."""
+
+    token_budgets: Budgets = ()
+    """Budgets D, tokens."""
+
+    frequencies: Counts = ()
+    """Infusion frequencies F; 0 is the run without infusion."""
+
+    seeds: Counts = (0,)
+    """Seeds of weights, orders and exposures; each is one run a cell."""
+
+    runs: tuple[ListedRun, ...] = ()
+    """Runs beside the grid, such as those that ``kis study next --write`` adds."""
+
+    training: StudyTraining
+    """Shared by all runs."""
+
+    background: BackgroundConfig = BackgroundConfig()
+    """The facts whose retention is watched."""
+
+    schedule: str | dict[str, Any] = "uniform"
+    """When exposures come, in every run (``infusion.schedule`` of a run)."""
+
+    templates: Literal["round_robin", "random"] | NonNegativeInt = "round_robin"
+    """Which train template an exposure shows (``infusion.templates`` of a run)."""
+
+    documents: DocumentsConfig = DocumentsConfig()
+    """Boundaries of documents."""
+
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    """What of each run is saved."""
+
+    probes: ProbeConfig = ProbeConfig()
+    """Knowledge probe."""
+
+    validation: ValidationConfig = ValidationConfig()
+    """Validation loss."""
+
+    logging: LoggingConfig = LoggingConfig()
+    """Logs."""
+
+    executor: ExecutorConfig = ExecutorConfig()
+    """Execution."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    """Jobs of ``kis study submit``."""
+
+    analysis: dict[str, Any] = Field(default_factory=dict)
+    """Criteria, declared before the data are seen (``analysis.AnalysisSettings``)."""
+
+    predict: tuple[Annotated[Quantity, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    """Sizes to predict for, parameters, that need not be trained."""
+
+    @model_validator(mode="after")
+    def _has_runs(self) -> StudyConfig:
+        grid = {(rung.label, *cell) for rung in self.ladder for cell in self.grid_of(rung)}
+        labels = [rung.label for rung in self.ladder]
+        listed: dict[tuple[str, int, int, int], int] = {}
+        for number, run in enumerate(self.runs):
+            if run.size not in labels:
+                msg = f"runs.{number}.size: {run.size!r} is no size of the ladder; {nearest(run.size, labels)}"
+                raise ValueError(msg)
+            key = (run.size, run.tokens, run.frequency, run.seed)
+            if key in grid or key in listed:
+                there = "in the grid" if key in grid else f"runs.{listed[key]}"
+                msg = f"runs.{number}: the same run is {there} already; take one away, or give it another seed"
+                raise ValueError(msg)
+            listed[key] = number
+        if not grid and not listed:
+            missing = next((name for name in ("token_budgets", "frequencies", "seeds") if not getattr(self, name)), "")
+            msg = f"{missing or 'ladder'}: the study has no run; give token_budgets, frequencies and seeds, or runs"
+            raise ValueError(msg)
+        return self
+
+    def grid_of(self, rung: RungConfig) -> list[tuple[int, int, int]]:
+        """(budget, frequency, seed) of every run that the grid gives a size."""
+        axes = ("token_budgets", "frequencies", "seeds")
+        own = [getattr(self, axis) if getattr(rung, axis) is None else getattr(rung, axis) for axis in axes]
+        return list(itertools.product(*own))
+
+    @property
+    def runs_folder(self) -> Path:
+        """Where the runs lie."""
+        return self.output / "runs"

@@ -1,0 +1,203 @@
+"""Settings of how a model is trained: budget and batches, optimizer and schedule, bad steps, the parallel layout."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from megatron_kis.common.configuration import Count, Settings
+from megatron_kis.common.errors import InputError
+
+Precision = Literal["auto", "fp32", "bf16", "fp8"]
+
+
+def resolve_precision(precision: Precision, *, host: bool) -> Literal["fp32", "bf16", "fp8"]:
+    """The precision that a run has on a device.
+
+    Args:
+        precision: as configured.
+        host: whether the device is the CPU.
+    """
+    if precision != "auto":
+        return precision
+    return "fp32" if host else "bf16"
+
+
+def check_precision(precision: str, *, host: bool) -> None:
+    """Refuses to train on the CPU with weights in half precision.
+
+    On CUDA such weights have copies in fp32 that take up updates smaller than the weights' own steps. On the CPU they
+    would have none: the same settings would be two trainings. Asking such a checkpoint on the CPU is no problem.
+
+    Args:
+        precision: resolved.
+        host: whether the device is the CPU.
+
+    Raises:
+        InputError: it is such a training.
+    """
+    if host and precision == "bf16":
+        raise InputError(
+            "is bf16, which is not trained on a CPU (there the weights have no copies in fp32)",
+            where="training.precision",
+            remedy="use auto or fp32, or a CUDA device",
+        )
+
+
+class OptimizerConfig(Settings):
+    """AdamW and the learning-rate schedule."""
+
+    learning_rate: float = Field(3e-3, gt=0)
+    """Peak learning rate; of a model of ``reference_width``, if that is given."""
+
+    reference_width: int | None = Field(None, gt=0)
+    """Lets the peak fall with the width of a model: learning_rate x reference_width / width, the rule of muP for the
+    hidden matrices under Adam (Yang et al. 2022, table 8). So one rate tuned on a small model serves a ladder."""
+
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """``cosine`` to the minimum, or ``wsd``: warm-up, stable, linear decay (one trunk serves several budgets)."""
+
+    warmup_share: float = Field(0.02, ge=0, lt=1)
+    """Share of the steps over which the rate rises linearly."""
+
+    decay_share: float = Field(0.2, gt=0, le=1)
+    """``wsd`` only: share of the steps, at the end, over which the rate falls."""
+
+    minimum_share: float = Field(0.1, ge=0, le=1)
+    """The last rate as a share of the peak (Hoffmann et al. 2022 use 0.1)."""
+
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay on matrices; norms have none."""
+
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the first moment."""
+
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of the second moment; 0.95 is usual for language models (GPT-3)."""
+
+    epsilon: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+
+    gradient_clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient over all parameters."""
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> OptimizerConfig:
+        if self.schedule == "wsd" and self.warmup_share + self.decay_share > 1:
+            msg = f"warmup_share {self.warmup_share} and decay_share {self.decay_share} are more than 1 together"
+            raise ValueError(msg)
+        return self
+
+
+class GuardConfig(Settings):
+    """What to do about steps that go wrong."""
+
+    skip_in_a_row: int = Field(0, ge=0)
+    """Bad steps in a row whose update is left out before the run stops; 0 stops at the first. Their exposures do not
+    count as received, and the run's record names them."""
+
+    loss_rise: float | None = Field(None, gt=0)
+    """Nats above its running mean at which a loss makes a step a bad one; none if not given: only what is not finite
+    is bad."""
+
+    hang_minutes: float | None = Field(30.0, gt=0)
+    """A step, or a probe, that takes longer is taken for hung: each rank writes its stacks and ends."""
+
+
+class TrainingConfig(Settings):
+    """Budget, batches and precision."""
+
+    token_budget: Count = Field(gt=0)
+    """D, tokens; rounded down to whole global batches."""
+
+    sequence_length: Count = Field(ge=2)
+    """L, tokens."""
+
+    global_batch_size: int = Field(gt=0)
+    """Sequences a step, over all data-parallel ranks."""
+
+    micro_batch_size: int | None = Field(None, gt=0)
+    """Sequences a forward pass on one rank; the rank's whole share if not given."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of the weights, the order of the text and the exposures."""
+
+    precision: Precision = "auto"
+    """``auto``: bf16 on CUDA, fp32 on the CPU, which trains in nothing else: there weights of bf16 would have no copies
+    in fp32 that take up small updates. ``fp8``: bf16 weights, and in training steps Transformer Engine's matrix
+    products in FP8 (E4M3 forward, E5M2 backward, delayed scaling); needs it and CUDA, and sizes that are multiples of
+    16. Probes and validation compute with the same weights in bf16, as does whoever opens an export."""
+
+    deterministic: bool = False
+    """Use only kernels that repeat their bits, on CUDA: equal runs on equal machines, libraries and layouts then have
+    equal bits. It costs speed (attention without cuDNN, NCCL without NVLink's sums). A CPU always repeats its bits."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
+
+    guard: GuardConfig = GuardConfig()
+    """Bad steps and hung ranks."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.token_budget // self.step_tokens
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step."""
+        return self.sequence_length * self.global_batch_size
+
+    @model_validator(mode="after")
+    def _at_least_a_step(self) -> TrainingConfig:
+        if self.steps < 1:
+            msg = (
+                f"token_budget {self.token_budget} is less than one step of "
+                f"{self.global_batch_size} x {self.sequence_length} tokens"
+            )
+            raise ValueError(msg)
+        if self.micro_batch_size and self.global_batch_size % self.micro_batch_size:
+            msg = f"global_batch_size must be a multiple of micro_batch_size ({self.micro_batch_size})"
+            raise ValueError(msg)
+        return self
+
+
+class ParallelConfig(Settings):
+    """The parallel layout; data parallelism takes what remains of the processes."""
+
+    replicas: int = Field(1, ge=1)
+    """Data-parallel replicas that ``kis study`` starts. ``kis train`` takes as many as it is started with."""
+
+    tensor: int = Field(1, ge=1)
+    """Tensor-parallel size."""
+
+    pipeline: int = Field(1, ge=1)
+    """Pipeline-parallel size."""
+
+    virtual: int = Field(1, ge=1)
+    """Chunks of layers a stage (Megatron-Core's interleaved schedule): a smaller bubble for more messages. The
+    micro-batches of a step must be a multiple of the stages."""
+
+    context: int = Field(1, ge=1)
+    """Ranks that share each sequence, for sequences too long for one. Transformer Engine's layers pass keys and values
+    round; with ``sdpa`` each rank gathers them all."""
+
+    sequence: bool = False
+    """Split norms and residuals over the tensor ranks along the sequence, too."""
+
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations that are computed again in the backward pass to save memory: none, those of the feed-forward blocks
+    (about half of a layer's for 15% to 25% more computation), or those of whole layers (almost all for about 30%)."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes that ``kis study`` starts for a run, one a GPU."""
+        return self.tensor * self.pipeline * self.context * self.replicas
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> ParallelConfig:
+        if self.virtual > 1 and self.pipeline == 1:
+            msg = f"virtual is {self.virtual}: chunks take turns on several stages; set pipeline, too"
+            raise ValueError(msg)
+        return self

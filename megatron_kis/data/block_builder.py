@@ -1,0 +1,168 @@
+"""From streams to layouts: blocks of sequences with their exposures packed, and in a random order within each sequence.
+
+Several blocks are arranged in one pass: an array of a thousand exposures costs little more than one of ten.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_kis.data.counter_rng import mix
+from megatron_kis.data.packing import pack_block
+from megatron_kis.data.stream import IntArray, Stream
+
+ShortArray = NDArray[np.int32]
+
+GROUPS = ("infused", "background")
+_TOGETHER = 64  # blocks that are tried in one pass
+_STREAM, _FACT, _TEMPLATE, _ORDINAL, _LENGTH = range(5)
+
+
+class Placed(NamedTuple):
+    """One exposure in a sequence."""
+
+    group: str
+    """``infused`` or ``background``."""
+
+    fact: int
+    """Row of the fact within its group."""
+
+    template: int
+    """Train template of the fact's relation."""
+
+    ordinal: int
+    """Which of the fact's exposures this is, from 0."""
+
+    offset: int
+    """First token's place in the sequence."""
+
+    length: int
+    """Tokens, the end-of-document token included."""
+
+
+class SequenceLayout(NamedTuple):
+    """What lies in one sequence: exposures, and one piece of general text."""
+
+    exposures: tuple[Placed, ...]
+    """By offset."""
+
+    general_offset: int
+    """Where the general text begins."""
+
+    general_tokens: int
+    """How much there is of it; sequence_length minus the exposures' lengths. If an exposure follows, the last of these
+    tokens ends the document: a fact is never read as the rest of a sentence that was cut."""
+
+
+class Block:
+    """A packed block: its exposures by sequence, and layouts made of them when they are asked for."""
+
+    def __init__(self, rows: ShortArray, ends: IntArray, text_places: ShortArray, sequence_length: int) -> None:
+        """Takes rows of stream, fact, template, ordinal and length, and where each sequence's rows end."""
+        self._rows, self._ends, self._text_places = rows, ends, text_places
+        self._sequence_length = sequence_length
+
+    def layout(self, number: int) -> SequenceLayout:
+        """The layout of a sequence of the block."""
+        rows = self._rows[self._ends[number - 1] if number else 0 : self._ends[number]].tolist()
+        text_place = self._text_places[number]
+        general = self._sequence_length - sum([row[_LENGTH] for row in rows])
+        offset, general_offset, placed = 0, 0, []
+        for position, (stream, fact, template, ordinal, length) in enumerate(rows):
+            if position == text_place:
+                general_offset = offset
+                offset += general
+            placed.append(Placed(GROUPS[stream], fact, template, ordinal, offset, length))
+            offset += length
+        if text_place == len(rows):
+            general_offset = offset
+        return SequenceLayout(tuple(placed), general_offset, general)
+
+
+class Arranger:
+    """Arranges blocks of the infused and the background stream."""
+
+    def __init__(self, streams: Sequence[Stream], *, sequences: int, sequence_length: int, key: int) -> None:
+        """Takes the streams in the order of ``GROUPS``, S, L, and the key of orders within sequences."""
+        self._streams = [(number, stream) for number, stream in enumerate(streams) if stream.exposures]
+        self._sequences, self._sequence_length, self._key = sequences, sequence_length, np.uint64(key)
+
+    def packs(self, blocks: Iterable[range]) -> bool:
+        """Whether each of some blocks can hold its exposures."""
+        remaining = iter(blocks)
+        while some := list(itertools.islice(remaining, _TOGETHER)):
+            if self._packed(some)[1] is None:
+                return False
+        return True
+
+    def arrange(self, blocks: Sequence[range]) -> list[Block] | None:
+        """The blocks of ranges of sequences; None if one cannot hold its exposures."""
+        table, where = self._packed(blocks)
+        if where is None:
+            return None
+        counters = table.astype(np.uint64)
+        facts = counters[_FACT] * np.uint64(len(GROUPS)) + counters[_STREAM]
+        draws = mix(mix(facts + self._key) + counters[_ORDINAL])
+        rows = np.ascontiguousarray(table[:, np.lexsort((draws, where))].T, dtype=np.int32)
+        numbers = np.concatenate([np.arange(block.start, block.stop) for block in blocks]).astype(np.uint64)
+        counts = np.bincount(where, minlength=len(numbers))
+        text_places = (mix(numbers + ~self._key) % (counts + 1).astype(np.uint64)).astype(np.int32)
+        ends = np.cumsum(counts)
+        arranged, first, row = [], 0, 0
+        for block in blocks:
+            last = first + len(block)
+            stop = int(ends[last - 1])
+            arranged.append(
+                Block(rows[row:stop], ends[first:last] - row, text_places[first:last], self._sequence_length)
+            )
+            first, row = last, stop
+        return arranged
+
+    def _packed(self, blocks: Sequence[range]) -> tuple[IntArray, IntArray | None]:
+        """The exposures of blocks, and the sequence of each.
+
+        Returns:
+            int64 [5, exposures] of stream, fact, template, ordinal and length; and int64 [exposures] the sequence,
+            counted over the blocks one after the other, or None if one of them cannot hold its exposures.
+        """
+        firsts = np.array([block.start for block in blocks])
+        lasts = np.array([block.stop for block in blocks])
+        sizes = lasts - firsts
+        before = np.cumsum(sizes) - sizes
+        parts, wheres, owners = [], [], []
+        for number, stream in self._streams:
+            facts, templates, ordinals, ideal, owner = stream.between(firsts, lasts, self._sequences)
+            lengths = stream.lengths[facts, templates]
+            parts.append(np.array([np.full(len(facts), number), facts, templates, ordinals, lengths], dtype=np.int64))
+            wheres.append(ideal + (before - firsts)[owner])
+            owners.append(owner)
+        if not parts:
+            return np.zeros((5, 0), dtype=np.int64), np.zeros(0, dtype=np.int64)
+        table, where = np.concatenate(parts, axis=1), np.concatenate(wheres)
+        crowded = self._crowded(table, where, int(sizes.sum()))
+        if len(crowded):
+            owner = np.concatenate(owners)
+            for block in np.unique(np.searchsorted(before, crowded, side="right") - 1):
+                mine = owner == block
+                packed = self._pack(table[:, mine], where[mine] - before[block], int(sizes[block]))
+                if packed is None:
+                    return table, None
+                where[mine] = packed + before[block]
+        return table, where
+
+    def _crowded(self, table: IntArray, where: IntArray, sequences: int) -> IntArray:
+        """The sequences that exposures in their ideal places overfill, or in which a fact would come twice."""
+        fill = np.bincount(where, weights=table[_LENGTH], minlength=sequences)
+        overfull = np.flatnonzero(fill > self._sequence_length)
+        pairs = np.sort((table[_FACT] * len(GROUPS) + table[_STREAM]) * sequences + where)
+        repeated = pairs[1:][pairs[1:] == pairs[:-1]] % sequences
+        return np.concatenate([overfull, repeated]) if len(repeated) else overfull
+
+    def _pack(self, table: IntArray, ideal: IntArray, sequences: int) -> IntArray | None:
+        facts = table[_FACT] * len(GROUPS) + table[_STREAM]
+        return pack_block(table[_LENGTH], facts, ideal, sequences=sequences, capacity=self._sequence_length)

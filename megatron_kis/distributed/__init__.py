@@ -1,0 +1,1 @@
+"""Devices and process groups: Megatron-Core over NCCL on CUDA and over gloo on the CPU."""

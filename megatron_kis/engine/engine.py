@@ -1,0 +1,335 @@
+"""The engine: Megatron-Core's model and schedules behind two calls, one training step and one scoring pass.
+
+Everything that knows how tokens reach Megatron's forward-backward functions under tensor, pipeline and data
+parallelism is here; the loop, the probes and the validation above it see sequences in and numbers out.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from megatron_kis.checkpoint.initial_weights import load_start, open_start
+from megatron_kis.checkpoint.sharded import share_out
+from megatron_kis.config.run import RunConfig
+from megatron_kis.config.training import resolve_precision
+from megatron_kis.data.dataset import Sample
+from megatron_kis.distributed.device import Device, quiet_megatron, random_states, restore_random_states
+from megatron_kis.distributed.parallel import Layout, sum_over_all, sum_over_data
+from megatron_kis.engine.optimizer import build_optimizer, finish_gradients, wrap_model
+from megatron_kis.engine.scaling import DelayedScaling, without_fp8
+from megatron_kis.model.build import build_model, initialise, resolve_implementation
+from megatron_kis.model.context import positions
+from megatron_kis.model.head import head_losses, headless
+
+with quiet_megatron():
+    from megatron.core import parallel_state
+    from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+
+Batch = dict[str, torch.Tensor]
+
+
+class Engine:
+    """A model under a parallel layout, its optimizer, and how to step and to score."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        vocabulary: int,
+        layout: Layout,
+        device: Device,
+        begin: bool = True,
+        trains: bool = True,
+    ) -> None:
+        """Builds this rank's part.
+
+        Args:
+            config: the run's configuration.
+            vocabulary: padded rows of the embedding.
+            layout: this rank's place.
+            device: where to compute.
+            begin: give the weights their first values. A caller that is going to load others says no: to draw those
+                of a large model takes minutes.
+            trains: have an optimizer, and room for gradients. An engine that only answers holds its weights alone.
+        """
+        self.layout, self.device = layout, device
+        self._model, self._seed, self._vocabulary = config.model, config.training.seed, vocabulary
+        precision = resolve_precision(config.training.precision, host=device.is_host)
+        self.precision = precision
+        self._sequence_length = config.training.sequence_length
+        implementation = resolve_implementation(
+            config.model.transformer_impl,
+            device,
+            own_mask=config.documents.reset_attention,
+            precision=precision,
+        )
+        self.chunks = [
+            wrap_model(
+                build_model(
+                    config.model.shape(),
+                    vocabulary=vocabulary,
+                    sequence_length=self._sequence_length,
+                    layout=layout,
+                    device=device,
+                    precision=precision,
+                    implementation=implementation,
+                    sequence_parallel=config.parallel.sequence,
+                    recompute=config.parallel.recompute,
+                    deterministic=config.training.deterministic,
+                    init_std=config.model.init_std,
+                    chunk=chunk,
+                    seed=None,
+                ),
+                device,
+                trains=trains,
+            )
+            for chunk in range(layout.virtual_size)
+        ]
+        """This rank's layers, as data-parallel replicas: one chunk, or several under the interleaved schedule."""
+        self._config = self.chunks[0].config  # the one that Megatron-Core's schedules look at
+        self._scaling = DelayedScaling(self.chunks, layout) if precision == "fp8" else None
+        self._config.finalize_model_grads_func = finish_gradients
+        if trains:
+            self._optimizer = build_optimizer(self.chunks, config.training.optimizer, device, half=precision != "fp32")
+        self._forward_backward = get_forward_backward_func()
+        self._link = P2PCommunicator(parallel_state.get_pipeline_model_parallel_group(), self._config)
+        if begin:
+            self.begin()
+
+    def begin(self) -> None:
+        """Gives the weights their first values: drawn, or those of ``model.init_from``.
+
+        Raises:
+            InputError: a start that does not fit the model, or is damaged.
+        """
+        model = self._model
+        if model.init_from is not None:
+            start = open_start(model.init_from, model.shape(), vocabulary=self._vocabulary)
+            self.load_weights(load_start(start, self.weights()))
+        else:
+            for chunk in self.chunks:
+                initialise(chunk.module, layers=model.shape().layers, layout=self.layout, init_std=model.init_std,
+                           seed=self._seed)  # fmt: skip
+        self._optimizer.take_weights()
+
+    def train_step(
+        self,
+        samples: Sequence[Sample],
+        *,
+        micro_batch_size: int,
+        learning_rate: float,
+        accept: Callable[[float, float], bool],
+    ) -> tuple[float, float]:
+        """One optimizer step over this rank's samples.
+
+        Args:
+            samples: this data-parallel rank's share of the global batch.
+            micro_batch_size: sequences per forward pass.
+            learning_rate: of this step.
+            accept: told the loss and the norm, on every rank alike, says whether to apply the gradients.
+
+        Returns:
+            The loss, nats per token over the global batch, and the gradient's norm, on every rank.
+        """
+        self._optimizer.zero_grad()
+        starts = range(0, len(samples), micro_batch_size)
+        batches = [self._stack(samples[start : start + micro_batch_size]) for start in starts]
+        reduced = self._forward_backward(
+            forward_step_func=self._forward_loss,
+            data_iterator=[iter(batches) for _ in self.chunks],
+            model=self.chunks,
+            num_microbatches=len(starts),
+            seq_length=self._sequence_length,
+            micro_batch_size=micro_batch_size,
+            forward_only=False,
+        )
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device.torch_device)
+        if self.layout.tensor_rank == 0:  # tensor ranks have the same losses; earlier stages have none
+            for loss_and_tokens in reduced or []:
+                totals += loss_and_tokens.double()
+        total, tokens = sum_over_all(totals).tolist()
+        loss, norm = total / tokens, self._optimizer.gradient_norm()
+        if accept(loss, norm):
+            self._optimizer.step(learning_rate, norm)
+        return loss, norm
+
+    @torch.no_grad()
+    def forward(self, call: Callable[[Any], torch.Tensor], *, rows: int, length: int) -> torch.Tensor | None:
+        """Brings a batch through all chunks of all stages, without a gradient, a random draw or FP8.
+
+        Megatron-Core's interleaved schedule wants several micro-batches of one shape; here any batch is one. Replicas
+        that have other numbers of batches ``gather`` first.
+
+        Args:
+            call: given a chunk, calls it with the batch; every rank of a model replica has the same.
+            rows: of the batch.
+            length: tokens of a row on this rank.
+
+        Returns:
+            The last chunk's output, on the last stage; None on the others.
+        """
+        if self._config.sequence_parallel:
+            length //= self.layout.tensor_size
+        shape = (length, rows, self._config.hidden_size)
+        output = None
+        self.gather()
+        for number, chunk in enumerate(self.chunks):
+            chunk.eval()
+            arrived = self._link.recv_forward(shape, self.layout.is_first_stage and number == 0)
+            chunk.module.set_input_tensor(arrived)
+            with without_fp8(chunk):
+                output = call(chunk)
+            chunk.train()
+            at_end = self.layout.is_last_stage and number == len(self.chunks) - 1
+            self._link.send_forward(output, at_end)
+        return output if self.layout.is_last_stage else None
+
+    def gather(self) -> None:
+        """Gathers the weights of the last step; every rank calls this, unless ``forward`` or ``weights`` does so."""
+        for chunk in self.chunks:
+            chunk.gather()
+
+    def positions(self, length: int) -> torch.Tensor:
+        """Which places of a sequence of ``length`` tokens this rank holds, int64, ascending."""
+        return positions(length, size=self.layout.context_size, rank=self.layout.context_rank)
+
+    def token_losses(
+        self, rows: NDArray[np.int64], labels: NDArray[np.int64], *, rows_a_pass: int
+    ) -> NDArray[np.float32] | None:
+        """Negative log-likelihoods of labels; data-parallel replicas share the rows.
+
+        All passes have one shape, and each replica has as many: the last rows are asked again where some are missing.
+
+        Args:
+            rows: int64 [rows, T] tokens, the same on every rank.
+            labels: int64 [rows, T] what follows each token.
+            rows_a_pass: rows of a forward pass.
+
+        Returns:
+            float32 [rows, T] nats, on the last pipeline stage; None on the others.
+        """
+        place, count, size = self.device.torch_device, len(rows), self.layout.data_size
+        mine = self.positions(rows.shape[1])
+        where = mine.to(place)
+        passes = -(-count // (rows_a_pass * size))
+        share = np.arange(passes * rows_a_pass) * size + self.layout.data_rank
+        scores = torch.zeros(rows.shape, dtype=torch.float32, device=place)
+        for asked in share.reshape(passes, rows_a_pass):
+            numbers = np.minimum(asked, count - 1)
+            both = np.stack([array[numbers][:, mine.numpy()] for array in (rows, labels)])
+            tokens, following = torch.from_numpy(both).to(place)
+            body = functools.partial(_body, tokens, where.expand_as(tokens))
+            hidden = self.forward(body, rows=rows_a_pass, length=len(mine))
+            if hidden is not None:
+                losses = head_losses(self.chunks[-1].module, hidden, following)
+                real = int((asked < count).sum())
+                scores[asked[0] : count : size][:real, where] = losses[:real]
+            del hidden  # or it would be alive in the next pass
+        if not self.layout.is_last_stage:
+            return None
+        return sum_over_data(scores, context=True).cpu().numpy()
+
+    def sharded_state(self) -> dict[str, Any]:
+        """Weights, optimizer and random streams, in the form that ``shards`` saves and loads."""
+        model = self.weights()
+        replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        share_out(model, replicas.rank(), replicas.size())
+        # the optimizer first: to save the weights is to leave their names, and it finds them by identity
+        state = {"optimizer": self._optimizer.sharded_state(model), "model": model}
+        if self._scaling is not None:
+            state["scaling"] = self._scaling.sharded_state()
+        rank, world = self.layout.rank, self.layout.world_size
+        state["random"] = {
+            name: ShardedTensor.from_rank_offsets(f"random.{name}", states[None].contiguous(), (0, rank, world))
+            for name, states in random_states(self.device).items()
+        }
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes over what ``sharded_state`` described; random streams only if the state has them."""
+        self.load_weights(state["model"])
+        self._optimizer.load_state(state["optimizer"])
+        if self._scaling is not None:
+            self._scaling.load_state(state["scaling"])
+        if "random" in state:
+            restore_random_states(self.device, {name: states[0].cpu() for name, states in state["random"].items()})
+
+    def weights(self) -> dict[str, Any]:
+        """Every weight with its place in the whole model, by chunk; every rank calls this."""
+        self.gather()
+        metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+        return {
+            str(number): {
+                name: entry
+                for name, entry in chunk.module.sharded_state_dict(metadata=metadata).items()
+                if not isinstance(entry, ShardedObject)
+            }
+            for number, chunk in enumerate(self.chunks)
+        }
+
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Takes over what ``weights`` described, its tensors plain.
+
+        Transformer Engine's layers have states of their own among those of a model; ``weights`` leaves them out.
+
+        Raises:
+            ValueError: a weight that the model has is not there, or one that it has not.
+        """
+        for number, chunk in enumerate(self.chunks):
+            missing, unexpected = chunk.module.load_state_dict(weights[str(number)], strict=False)
+            missing = [name for name in missing if not name.endswith("_extra_state")]
+            if missing or unexpected:
+                msg = f"chunk {number}: weights that are missing: {missing}; that the model has not: {unexpected}"
+                raise ValueError(msg)
+
+    def parameters(self) -> int:
+        """Parameters of the whole model, each counted once over the ranks."""
+        from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
+        from megatron.core.transformer.module import param_is_not_shared
+
+        mine = sum(
+            parameter.numel()
+            for chunk in self.chunks
+            for parameter in chunk.parameters()
+            if param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter)
+        )
+        total = torch.tensor([mine], dtype=torch.int64, device=self.device.torch_device)
+        dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
+        return int(total)
+
+    def _stack(self, samples: Sequence[Sample]) -> Batch:
+        """A micro-batch, of each sequence what this rank holds; a mask keeps all keys."""
+        columns = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+        if self.layout.context_size > 1:
+            mine = self.positions(self._sequence_length)
+            columns = {name: column[..., mine, :] if name == "attention_mask" else column[:, mine]
+                       for name, column in columns.items()}  # fmt: skip
+        return {name: column.to(self.device.torch_device) for name, column in columns.items()}
+
+    def _forward_loss(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
+        """Megatron's forward step: the output, and how to reduce it to (sum of losses, tokens, what to report)."""
+        batch = next(batches)
+        output = model(batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"])
+
+        def reduce(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            mask = batch["loss_mask"]
+            total, count = (losses * mask).sum(), mask.sum()
+            return total, count.to(torch.int), torch.stack([total.detach().float(), count.float()])
+
+        return output, reduce
+
+
+def _body(tokens: torch.Tensor, positions: torch.Tensor, chunk: Any) -> torch.Tensor:
+    """A chunk's output, of the last one what its output layer would get."""
+    with headless(chunk.module):
+        output: torch.Tensor = chunk(tokens, positions, None)
+    return output

@@ -1,0 +1,48 @@
+"""A run's questions through its probes: when each was first right, wrong again and right again, as a table."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import atomic_write
+from megatron_kis.probes.curves import NEVER, histories, read_outcomes
+from megatron_kis.training.artifacts import open_run
+
+COLUMNS = (
+    "fact", "group", "relation", "split", "template", "learned", "forgotten", "learned_again", "changes", "score",
+)  # fmt: skip
+
+
+def write_histories(run: Path, output: Path, *, rule: str) -> int:
+    """Writes a CSV file with a row a question; steps are empty where nothing happened.
+
+    Args:
+        run: the run's folder.
+        output: the file: ``COLUMNS``, of which ``score`` is the right option's at the last moment, nats.
+        rule: of scoring.
+
+    Returns:
+        The moments that the run was probed at.
+
+    Raises:
+        InputError: no such run, no outcomes, or the questions have changed since.
+    """
+    past = open_run(run)
+    questions = past.questions(past.config.probes.templates)
+    outcomes = read_outcomes(run / "outcomes", rule)
+    if outcomes.correct.shape[1] != len(questions.questions):
+        problem = f"the run was asked {outcomes.correct.shape[1]} questions, now there are {len(questions.questions)}"
+        raise InputError(problem, where=str(past.questions_path), remedy="give the questions of the run back")
+    found = histories(outcomes.steps, outcomes.correct)
+    events = zip(found.learned, found.forgotten, found.learned_again, strict=True)
+    with atomic_write(output) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(COLUMNS)
+        for question, steps, changes, score in zip(
+            questions.questions, events, found.changes, outcomes.scores[-1], strict=True
+        ):
+            names = (question.fact, question.group, question.relation, question.split, question.template)
+            table.writerow([*names, *("" if step == NEVER else step for step in steps), changes, f"{score:.5g}"])
+    return len(outcomes.steps)

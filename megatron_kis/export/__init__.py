@@ -1,1 +1,0 @@
-"""Runs for other tools: Llama checkpoints (``huggingface``, ``llama``, ``tokenizer``), tasks of lm-eval."""

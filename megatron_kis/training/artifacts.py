@@ -1,0 +1,284 @@
+"""What a run keeps in its own folder, so that it can be understood and asked again: tokenizer and questions.
+
+``inputs/`` is written before the first step and never changed. Whatever asks a run later reads from there, and compares
+what it reads with the fingerprints in ``run.json``. A run from before there was ``inputs/`` is asked with the files at
+the old place, if they are still the same.
+
+| file | content |
+|---|---|
+| ``inputs/tokenizer.model``, ``tokenizer.json`` or another name of its kind | the tokenizer, with its ``.meta.json`` |
+| ``inputs/questions.jsonl.gz`` | all questions; SHA-256 of what is compressed is the fingerprint |
+| ``inputs/frequencies.tsv`` | of a run with ``infusion.frequencies``: that file |
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from megatron_kis.checkpoint.folders import Checkpoint
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import atomic_path, read_json, sha256_content, sha256_file, steadily
+from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA, data_differences, settings_of
+from megatron_kis.config.recorded import recorded_config
+from megatron_kis.config.run import RunConfig
+from megatron_kis.data_tools.storage.indexed import suffixed
+from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer, side_file, write_copy
+from megatron_kis.probes.questions import QuestionSet, read_questions
+from megatron_kis.training.record import check_closed, setting_differences
+
+FOLDER = "inputs"
+QUESTIONS = f"{FOLDER}/questions.jsonl.gz"
+FREQUENCIES = f"{FOLDER}/frequencies.tsv"
+_BLOCK = 1 << 20
+
+
+def keep_inputs(run: Path, config: RunConfig, tokenizer: Tokenizer, questions_sha256: str) -> dict[str, str]:
+    """Puts a run's inputs into its folder; what is there already stays as it is.
+
+    Args:
+        run: the run's folder.
+        config: of the run; names the questions.
+        tokenizer: of the run.
+        questions_sha256: of the questions that the run has read.
+
+    Returns:
+        ``inputs`` of ``run.json``: names to paths relative to the run's folder.
+
+    Raises:
+        InputError: a file that is there is another one, or the questions have changed since they were read.
+    """
+    (run / FOLDER).mkdir(parents=True, exist_ok=True)
+    inputs = {"tokenizer": f"{FOLDER}/{tokenizer.file_name}", "questions": QUESTIONS}
+    model = run / inputs["tokenizer"]
+    if not model.exists() or not side_file(model).exists():  # the model alone: a kill between the two
+        if model.exists():
+            _same(model, "tokenizer", tokenizer.model_sha256, (sha256_file(model),))
+        write_copy(tokenizer, run / FOLDER)
+    _same(model, "tokenizer", tokenizer.fingerprint, (load_tokenizer(model).fingerprint,))
+    _keep(config.data.questions, run / QUESTIONS, "questions", questions_sha256)
+    if config.infusion.frequencies is not None:
+        inputs["frequencies"] = FREQUENCIES
+        if not (run / FREQUENCIES).exists():  # one that is there has this plan, or the run would have been refused
+            original = config.infusion.frequencies
+            _keep(original, run / FREQUENCIES, "frequencies", sha256_file(original))
+    return inputs
+
+
+def kept_files(run: Path, inputs: Mapping[str, str]) -> list[str]:
+    """Paths of all kept files, relative to the run's folder.
+
+    Args:
+        run: the run's folder.
+        inputs: as ``keep_inputs`` returned them.
+    """
+    names = [*inputs.values(), str(side_file(Path(inputs["tokenizer"])))]
+    return sorted(name for name in names if (run / name).exists())
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A run in its folder, with the inputs that belong to it."""
+
+    folder: Path
+    """Where it is."""
+
+    record: dict[str, Any]
+    """The content of ``run.json``."""
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration that it was trained with."""
+        return recorded_config(self.record, self.folder)
+
+    @property
+    def _inputs(self) -> dict[str, Any]:
+        kept = self.record.get("inputs")
+        return kept if isinstance(kept, dict) else {}
+
+    @property
+    def questions_path(self) -> Path:
+        """The questions it was asked."""
+        kept = self._inputs.get("questions")
+        return self.config.data.questions if kept is None else self.folder / kept
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The model file of its tokenizer."""
+        kept = self._inputs.get("tokenizer")
+        return self.config.data.tokenizer if kept is None else self.folder / kept
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer.
+
+        Raises:
+            InputError: the file is missing, or another one than the run was trained with.
+        """
+        tokenizer = load_tokenizer(self.tokenizer_path)
+        found = (tokenizer.fingerprint,) if self._inputs else (tokenizer.fingerprint, tokenizer.model_sha256)
+        _same(self.tokenizer_path, "tokenizer", self._fingerprint("tokenizer"), found)
+        return tokenizer
+
+    @cached_property
+    def questions_sha256(self) -> str:
+        """Fingerprint of its questions, made from the file.
+
+        Raises:
+            InputError: the file is missing, or another one than the run was trained with.
+        """
+        found = sha256_content(self.questions_path)
+        _same(self.questions_path, "questions", self._fingerprint("questions"), (found,))
+        return found
+
+    def questions(self, templates: Mapping[Any, int | None]) -> QuestionSet:
+        """Its questions.
+
+        Args:
+            templates: see ``read_questions``.
+
+        Raises:
+            InputError: as ``questions_sha256`` and ``tokenizer``; or questions of another tokenizer.
+        """
+        assert self.tokenizer and self.questions_sha256  # checked in this order: new questions have a new tokenizer
+        questions = read_questions(self.questions_path, templates)
+        self.check_questions(questions, self.questions_path)
+        return questions
+
+    def asked(self, exposures: Path | None, templates: Mapping[Any, int | None]) -> tuple[Path, QuestionSet, str]:
+        """The run's questions, or others that can be asked of it.
+
+        Args:
+            exposures: prefix of others, as ``kis data render`` writes them; None for the run's own.
+            templates: see ``read_questions``.
+
+        Returns:
+            The file, the questions, and the SHA-256 of their content.
+
+        Raises:
+            InputError: as ``questions``.
+        """
+        if exposures is None:
+            return self.questions_path, self.questions(templates), self.questions_sha256
+        path = suffixed(exposures, ".questions.jsonl")
+        questions = read_questions(path, templates)
+        self.check_questions(questions, path)
+        return path, questions, sha256_file(path)
+
+    def check_questions(self, questions: QuestionSet, path: Path) -> None:
+        """Refuses questions that were made with another tokenizer than the run's.
+
+        Args:
+            questions: the run's or others.
+            path: their file, for the message.
+
+        Raises:
+            InputError: they were; with both fingerprints.
+        """
+        theirs, ours = questions.tokenizer_fingerprint, self.tokenizer
+        end = questions.header.get("eod_id")
+        if not made_with(ours, theirs, end):
+            problem = f"was made with tokenizer {theirs[:12]}"
+            problem += f" and the end-of-document token {end}" if theirs == ours.model_sha256 else ""
+            raise InputError(
+                f"{problem}, the run's is {ours.fingerprint[:12]}",
+                where=str(path),
+                remedy=f"make it again with {self.tokenizer_path}",
+            )
+
+    def check_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Refuses a checkpoint that is in the run's folder but belongs to another run.
+
+        Raises:
+            InputError: its weights saw other data than ``run.json`` says, or have other settings.
+        """
+        then = checkpoint.manifest["identity"]
+        ours = {name: self.record["fingerprints"].get(name) for name in then["data"]}
+        sha256 = self.tokenizer.model_sha256
+        if {then["data"].get("tokenizer"), ours.get("tokenizer")} == {sha256, self.tokenizer.fingerprint}:
+            ours["tokenizer"] = then["data"]["tokenizer"]  # older, and still the same
+        other = data_differences(ours, then["data"])
+        # Not the record's own "settings": the model is built, and the questions chosen, by its "config".
+        settings = settings_of(self.record["config"])
+        other += setting_differences(
+            settings, then["settings"], precision=(self.record.get("precision"), then["precision"])
+        )
+        if other:
+            raise InputError(
+                f"is another run's ({', '.join(other)})",
+                where=str(checkpoint.folder),
+                remedy=f"take it out of {self.folder}, whose {RUN_FILE} says otherwise",
+            )
+
+    def _fingerprint(self, name: str) -> str:
+        return str(self.record["fingerprints"].get(name))
+
+
+def open_run(folder: Path) -> PastRun:
+    """Reads the record of a run.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    path = folder / RUN_FILE
+    if not path.exists():
+        raise InputError(f"has no {RUN_FILE}", where=str(folder), remedy="give the folder of a run")
+    record = read_json(path, RUN_SCHEMA, keys=("run", "config", "fingerprints"))
+    for name in ("config", "fingerprints"):
+        if not isinstance(record[name], dict):
+            raise InputError(f"{name!r} is no object", where=str(path))
+    inputs = record.get("inputs")
+    if inputs is not None and not (isinstance(inputs, dict) and all(isinstance(name, str) for name in inputs.values())):
+        raise InputError("'inputs' does not name files", where=str(path), remedy="restore the file")
+    positions = record.get("max_position_embeddings")
+    if positions is not None and type(positions) is not int:
+        raise InputError(f"'max_position_embeddings' is {positions!r}", where=str(path), remedy="a whole number")
+    check_closed(folder)
+    return PastRun(folder, record)
+
+
+def made_with(tokenizer: Tokenizer, recorded: str, eod_id: Any = None) -> bool:
+    """Whether a recorded fingerprint is that of a tokenizer.
+
+    Older records of ``tokenizer.json`` and tiktoken files have the model file's hash; the end-of-document token then
+    has to be the same, too.
+
+    Args:
+        tokenizer: the tokenizer.
+        recorded: a fingerprint, of today or older.
+        eod_id: the end-of-document token of the record, if it has one.
+    """
+    if recorded == tokenizer.fingerprint:
+        return True
+    return recorded == tokenizer.model_sha256 and eod_id in (None, tokenizer.eod_id)
+
+
+def _keep(source: Path, target: Path, what: str, wanted: str) -> None:
+    """Copies a file, compressed by a name with ``.gz``; the bytes depend on the content alone."""
+    if target.exists():
+        _same(target, what, wanted, (sha256_content(target),))
+        return
+    digest = hashlib.sha256()
+    with atomic_path(target) as partial, open(partial, "wb") as raw:
+        file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if target.suffix == ".gz" else raw
+        with steadily(lambda: open(source, "rb"), source) as original:
+            while block := original.read(_BLOCK):
+                digest.update(block)
+                file.write(block)
+        if file is not raw:
+            file.close()
+        _same(source, what, wanted, (digest.hexdigest(),))
+
+
+def _same(path: Path, what: str, wanted: str, found: tuple[str, ...]) -> None:
+    if wanted not in found:
+        raise InputError(
+            f"these are not the {what} of the run ({wanted[:16]}, found {found[0][:16]})",
+            where=str(path),
+            remedy="give back the file that the run was trained with",
+        )

@@ -1,0 +1,1 @@
+"""What happens besides the training steps: probes, validation, progress, trackers."""

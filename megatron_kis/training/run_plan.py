@@ -1,0 +1,108 @@
+"""The plan of a configured run: of its own, or one that goes on from a finished run's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import read_json, read_text
+from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
+from megatron_kis.config.data import InfusionConfig
+from megatron_kis.config.recorded import recorded_config
+from megatron_kis.config.run import RunConfig
+from megatron_kis.data.exposure_plan import ExposurePlan
+from megatron_kis.data.exposure_store import ExposureStore
+from megatron_kis.data.extension import ExtendedPlan, check_continuation, extend
+from megatron_kis.data.frequency import IntArray, zipf_popularity
+
+_MOST_DIGITS = 18  # of a count: it is kept in 64 bits
+
+
+def open_plan(config: RunConfig, store: ExposureStore) -> ExposurePlan | ExtendedPlan:
+    """The plan of a run, over the exposures of a store.
+
+    Raises:
+        InputError: impossible settings, exposures that do not fit, or a run to extend that is not there, not finished
+            or of other settings.
+    """
+    training, infusion = config.training, config.infusion
+    budget = training.steps * training.global_batch_size * training.sequence_length
+    if config.extends is not None:
+        base = _plan_of_run(config.extends, config, store)
+        return extend(
+            base,
+            budget,
+            infusion_frequency=infusion.frequency,
+            infusion_ratio=infusion.ratio,
+            schedule=infusion.schedule,
+        )
+    facts, exponent = len(store.ids("infused")), infusion.zipf_exponent
+    return ExposurePlan(
+        store.lengths("infused"),
+        infusion_frequency=listed_frequencies(infusion, store) if infusion.frequencies else infusion.frequency,
+        infusion_ratio=infusion.ratio,
+        popularity=zipf_popularity(facts, exponent, seed=training.seed) if exponent else None,
+        token_budget=budget,
+        sequence_length=training.sequence_length,
+        seed=training.seed,
+        schedule=infusion.schedule,
+        templates=infusion.templates,
+        background_lengths=store.lengths("background"),
+        background_frequency=infusion.background.frequency,
+        background_policy=infusion.background.policy,
+    )
+
+
+def _plan_of_run(folder: Path, config: RunConfig, store: ExposureStore) -> ExposurePlan | ExtendedPlan:
+    """The plan of a finished run, made again from its record and compared with it."""
+    if not (folder / "DONE").exists():
+        raise InputError("is no finished run", where=f"extends: {folder}", remedy="finish it first")
+    record = read_json(folder / RUN_FILE, RUN_SCHEMA, keys=("config", "plan", "fingerprints"))
+    found, wanted = record["fingerprints"].get("exposures"), store.fingerprint
+    if found != wanted:
+        raise InputError(
+            f"was trained on the exposures {str(found)[:12]}, this run's are {wanted[:12]}",
+            where=f"extends: {folder}",
+            remedy="continue with the same exposures",
+        )
+    before = recorded_config(record, folder)
+    for name in ("sequence_length", "global_batch_size", "seed"):
+        was, now = getattr(before.training, name), getattr(config.training, name)
+        if was != now:
+            raise InputError(f"is {now}, the run it extends has {was}", where=f"training.{name}", remedy=f"use {was}")
+    plan = open_plan(before, store)
+    check_continuation(record["plan"], plan.identity())
+    return plan
+
+
+def listed_frequencies(infusion: InfusionConfig, store: ExposureStore) -> IntArray:
+    """The exposures of each infused fact, from a file of ``fact<TAB>count``.
+
+    Raises:
+        InputError: a line that is not of this form, an unknown fact, one that is listed twice, or one that is missing.
+    """
+    assert infusion.frequencies is not None
+    path, rows = infusion.frequencies, {fact: row for row, fact in enumerate(store.ids("infused"))}
+    counts = np.full(len(rows), -1, dtype=np.int64)
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        fact, tab, count = line.rpartition("\t")
+        where = f"{path}:{number}"
+        if not tab or not count.strip().isdecimal() or len(count.strip()) > _MOST_DIGITS:
+            raise InputError(f"is {line[:80]!r}", where=where, remedy="must be a fact's id, a tab and a whole number")
+        if fact not in rows:
+            raise InputError(f"no infused fact has the id {fact!r}", where=where, remedy="see facts.jsonl")
+        if counts[rows[fact]] >= 0:
+            raise InputError(f"lists {fact!r} again", where=where, remedy="list every fact once")
+        counts[rows[fact]] = int(count)
+    missing = np.flatnonzero(counts < 0)
+    if len(missing):
+        raise InputError(
+            f"does not list {len(missing)} infused facts, the first is {store.ids('infused')[missing[0]]!r}",
+            where=str(path),
+            remedy="list every fact; 0 is a count, too",
+        )
+    return counts
