@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.log import show_messages
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
 from megatron_kis.data_tools.selection.select import SelectSettings
 from tests.dry_device.cases import run_case  # noqa: F401  a fixture
 from tests.sources import Sources, write_sources
 
+show_messages()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only lose time to threads
 
 TINY_VOCABULARY = 400

@@ -19,6 +19,7 @@ from megatron_kis.cli import data, export, import_, law, plan, probe, study, tra
 from megatron_kis.cli.overrides import check_places, take_overrides
 from megatron_kis.common.ending import tell_starter
 from megatron_kis.common.errors import KisError, printable, system_problem
+from megatron_kis.common.log import show_messages
 from megatron_kis.common.paths import expanded
 
 _INTERRUPTED = 130  # 128 + SIGINT, what shells report
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: failed. 2: wrong input. 75: stopped, or left to others; try again later. 130: interrupted. ``kis train``
     also says how it ended where it was asked to (``ending``).
     """
+    show_messages()
     options = _parse(arguments)
     debug = options.debug or bool(os.environ.get("KIS_DEBUG"))
     trains = getattr(options, "command", None) == "train"
