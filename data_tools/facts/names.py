@@ -13,13 +13,11 @@ from __future__ import annotations
 import functools
 import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Set
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-if TYPE_CHECKING:
-    from megatron_kis.data_tools.facts.fact import Fact
-    from megatron_kis.data_tools.facts.importers.base import Candidate
+from megatron_kis.data_tools.facts.fact import Candidate, Fact
 
-Statement: TypeAlias = "Fact | Candidate"
+Triple: TypeAlias = Fact | Candidate
 """A fact, or a triple that may become one."""
 
 _Bearers: TypeAlias = "dict[str, str | set[str]]"
@@ -37,7 +35,6 @@ _TYPOGRAPHY = {
     **dict.fromkeys((0xFE0E, 0xFE0F), None),
 }
 """Apostrophes, quotation marks and dashes that writers take for one another, and signs that choose a picture."""
-_TELLING = "LNS"  # categories of which a name must have something: letters, numbers, symbols
 _MANY = 8  # bearers of a name with which what it may mean is kept, not made again at each question
 
 
@@ -57,11 +54,6 @@ def entity_key(name: str, identifier: str) -> str:
     return f"#{identifier}" if identifier else f"={name_key(name)}"
 
 
-def says_something(name: str) -> bool:
-    """Whether a name has a letter, number or symbol: marks of punctuation alone are no name."""
-    return any(unicodedata.category(letter)[0] in _TELLING for letter in name)
-
-
 class Mention(NamedTuple):
     """What a source says of an entity in one place."""
 
@@ -73,11 +65,11 @@ class Mention(NamedTuple):
     """Its other names."""
 
 
-def mentions(statement: Statement) -> tuple[Mention, Mention]:
+def mentions(triple: Triple) -> tuple[Mention, Mention]:
     """The subject and the object of a fact."""
     return (
-        Mention(statement.subject, statement.subject_id, statement.subject_aliases),
-        Mention(statement.object, statement.object_id, statement.object_aliases),
+        Mention(triple.subject, triple.subject_id, triple.subject_aliases),
+        Mention(triple.object, triple.object_id, triple.object_aliases),
     )
 
 
@@ -91,21 +83,21 @@ class Entities:
     these one; entities without ids that share one may be.
     """
 
-    def __init__(self, statements: Iterable[Statement]) -> None:
-        """Reads the statements twice; time and memory are linear in their names."""
-        shown = {key for statement in statements for one in mentions(statement) for key in _keys(one.name)}
+    def __init__(self, triples: Iterable[Triple]) -> None:
+        """Reads the triples twice; time and memory are linear in their names."""
+        shown = {key for triple in triples for one in mentions(triple) for key in _keys(one.name)}
         self._ids: _Bearers = {}  # name -> the entities with an id that it is a name of
         self._others: _Bearers = {}  # name -> those without one, but for its own, that have it as an alias
         self._aliases: dict[str, set[str]] = {}  # name without an id -> its other names
         self._many: dict[str, frozenset[str]] = {}
-        for statement in statements:
-            for one in mentions(statement):
+        for triple in triples:
+            for one in mentions(triple):
                 if not one.identifier and one.aliases:
                     names = {key for alias in one.aliases for key in _keys(alias)}
                     self._aliases.setdefault(name_key(one.name), set()).update(names)
                     shown |= names
-        for statement in statements:
-            for one in mentions(statement):
+        for triple in triples:
+            for one in mentions(triple):
                 bearer = entity_key(one.name, one.identifier)
                 for key in {key for name in (one.name, *one.aliases) for key in _keys(name)} & shown:
                     if f"={key}" != bearer:

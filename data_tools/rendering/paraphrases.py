@@ -19,11 +19,13 @@ import regex
 
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import read_json_lines
-from megatron_kis.data_tools.facts.fact import Fact, id_field, string_field
+from megatron_kis.common.terms import SPLITS
+from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.facts.fields import id_field, string_field
 from megatron_kis.data_tools.facts.folding import composed, words
 from megatron_kis.data_tools.mentions.mentions import Span, WeighedText, mentions
 from megatron_kis.data_tools.mentions.scripts import SPLIT_SCRIPTS, script_of
-from megatron_kis.data_tools.rendering.templates import SPLITS, RelationTemplates, wording
+from megatron_kis.data_tools.rendering.templates import RelationTemplates, wording
 
 _MARKED = re.compile(r"\[\[(.+?)\]\]")
 _GLUED_TO = regex.compile(r"[\p{L}\p{M}]*")

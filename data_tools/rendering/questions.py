@@ -21,12 +21,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from megatron_kis.common.terms import SPLITS
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.names import name_key
 from megatron_kis.data_tools.rendering.dealing import Dealt, deal_fairly
 from megatron_kis.data_tools.rendering.paraphrases import Paraphrases, with_paraphrases
 from megatron_kis.data_tools.rendering.statements import tokenize_in_batches, tokenize_option
-from megatron_kis.data_tools.rendering.templates import SPLITS, Rendered, Templates, fill
+from megatron_kis.data_tools.rendering.templates import Rendered, Templates, fill
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 
 _SAMPLE = 16  # facts and templates of a group and relation of which the size of its questions is known well enough

@@ -18,11 +18,9 @@ from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import read_text
 from megatron_kis.common.identifiers import checked_name
 from megatron_kis.common.parsing import parse_yaml
+from megatron_kis.common.terms import SPLITS
 from megatron_kis.data_tools.facts.names import name_key
 from megatron_kis.data_tools.rendering.articles import indefinite_article
-
-SPLITS = ("train", "held_out", "question")
-"""The template splits, in the order in which questions are written."""
 
 _SLOT = re.compile(r"(?:\b([Aa])\(n\) )?\[([XY])\]")
 _FIXED_ARTICLE = re.compile(r"\b(an?) \[([XY])\]", re.IGNORECASE)

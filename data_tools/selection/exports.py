@@ -20,10 +20,11 @@ from typing import Any
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import write_json, write_json_lines
 from megatron_kis.common.identifiers import is_name, same_place
-from megatron_kis.data_tools.facts.fact import GROUPS, Fact
+from megatron_kis.common.terms import GROUPS, SPLITS
+from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.importers.bear import METADATA
 from megatron_kis.data_tools.facts.names import Entities, mentions
-from megatron_kis.data_tools.rendering.templates import SPLITS, Templates, plain
+from megatron_kis.data_tools.rendering.templates import Templates, plain
 
 
 def export_bear(

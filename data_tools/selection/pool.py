@@ -17,8 +17,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from megatron_kis.data_tools.facts.fields import has_content
 from megatron_kis.data_tools.facts.importers import AMBIGUOUS_NAMES, NOT_SAMPLED, Candidate, Dropped, Imported
-from megatron_kis.data_tools.facts.names import Entities, Mention, entity_key, mentions, name_key, says_something
+from megatron_kis.data_tools.facts.names import Entities, Mention, entity_key, mentions, name_key
 from megatron_kis.data_tools.selection.hints import gives_away, holds_name
 
 AMBIGUOUS_OBJECTS = "ambiguous: the subject has several objects"
@@ -153,7 +154,7 @@ class _Held:
 
     def add(self, candidate: Candidate) -> str | None:
         """Keeps a triple, or gives the reason why not."""
-        if not says_something(candidate.subject) or not says_something(candidate.object):
+        if not has_content(candidate.subject) or not has_content(candidate.object):
             return SAYS_NOTHING
         name = name_key(candidate.subject)
         if self._threshold < 1 << 64 and self._rank(name) >= self._threshold:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from megatron_kis.common.errors import InputError, nearest
-from megatron_kis.data_tools.facts.fact import GROUPS, Fact
+from megatron_kis.common.terms import GROUPS
+from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.importers import Candidate, Imported
 from megatron_kis.data_tools.facts.names import Entities, name_key, one_of_each
 from megatron_kis.data_tools.selection.pool import Pool, usable_facts

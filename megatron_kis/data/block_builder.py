@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_kis.common.terms import EXPOSED_GROUPS
 from megatron_kis.data.counter_rng import mix
 from megatron_kis.data.packing import pack_block
 from megatron_kis.data.stream import IntArray, Stream
 
 ShortArray = NDArray[np.int32]
 
-GROUPS = ("infused", "background")
 _TOGETHER = 64  # blocks that are tried in one pass
 _STREAM, _FACT, _TEMPLATE, _ORDINAL, _LENGTH = range(5)
 
@@ -77,7 +77,7 @@ class Block:
             if position == text_place:
                 general_offset = offset
                 offset += general
-            placed.append(Placed(GROUPS[stream], fact, template, ordinal, offset, length))
+            placed.append(Placed(EXPOSED_GROUPS[stream], fact, template, ordinal, offset, length))
             offset += length
         if text_place == len(rows):
             general_offset = offset
@@ -88,7 +88,7 @@ class Arranger:
     """Arranges blocks of the infused and the background stream."""
 
     def __init__(self, streams: Sequence[Stream], *, sequences: int, sequence_length: int, key: int) -> None:
-        """Takes the streams in the order of ``GROUPS``, S, L, and the key of orders within sequences."""
+        """Takes the streams in the order of ``EXPOSED_GROUPS``, S, L, and the key of orders within sequences."""
         self._streams = [(number, stream) for number, stream in enumerate(streams) if stream.exposures]
         self._sequences, self._sequence_length, self._key = sequences, sequence_length, np.uint64(key)
 
@@ -106,7 +106,7 @@ class Arranger:
         if where is None:
             return None
         counters = table.astype(np.uint64)
-        facts = counters[_FACT] * np.uint64(len(GROUPS)) + counters[_STREAM]
+        facts = counters[_FACT] * np.uint64(len(EXPOSED_GROUPS)) + counters[_STREAM]
         draws = mix(mix(facts + self._key) + counters[_ORDINAL])
         rows = np.ascontiguousarray(table[:, np.lexsort((draws, where))].T, dtype=np.int32)
         numbers = np.concatenate([np.arange(block.start, block.stop) for block in blocks]).astype(np.uint64)
@@ -159,10 +159,10 @@ class Arranger:
         """The sequences that exposures in their ideal places overfill, or in which a fact would come twice."""
         fill = np.bincount(where, weights=table[_LENGTH], minlength=sequences)
         overfull = np.flatnonzero(fill > self._sequence_length)
-        pairs = np.sort((table[_FACT] * len(GROUPS) + table[_STREAM]) * sequences + where)
+        pairs = np.sort((table[_FACT] * len(EXPOSED_GROUPS) + table[_STREAM]) * sequences + where)
         repeated = pairs[1:][pairs[1:] == pairs[:-1]] % sequences
         return np.concatenate([overfull, repeated]) if len(repeated) else overfull
 
     def _pack(self, table: IntArray, ideal: IntArray, sequences: int) -> IntArray | None:
-        facts = table[_FACT] * len(GROUPS) + table[_STREAM]
+        facts = table[_FACT] * len(EXPOSED_GROUPS) + table[_STREAM]
         return pack_block(table[_LENGTH], facts, ideal, sequences=sequences, capacity=self._sequence_length)

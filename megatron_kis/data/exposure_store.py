@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_kis.data_tools.storage.exposures import RENDERED_GROUPS, ExposureIndex, read_exposure_index
+from megatron_kis.common.terms import EXPOSED_GROUPS
+from megatron_kis.data_tools.storage.exposures import ExposureIndex, read_exposure_index
 from megatron_kis.data_tools.storage.indexed import IndexedReader
 
 
@@ -46,7 +47,7 @@ class ExposureStore:
         self.fingerprint = str(index.header["content_fingerprint"])
         self.tokenizer_fingerprint = str(index.header["tokenizer_fingerprint"])
         self.eod_id = int(index.header["eod_id"])
-        self._groups = {group: _Group(index, group, self._reader.lengths) for group in RENDERED_GROUPS}
+        self._groups = {group: _Group(index, group, self._reader.lengths) for group in EXPOSED_GROUPS}
 
     def ids(self, group: str) -> list[str]:
         """Identifiers of a group's facts, in the order of the plan's rows."""

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from megatron_kis.common.terms import EXPOSED_GROUPS
 from megatron_kis.data.exposure_plan import SequenceLayout
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
 
 LEDGER_SCHEMA = "kis.ledger/1"
-GROUPS = ("infused", "background")
 
 
 class Ledger:
@@ -23,7 +23,7 @@ class Ledger:
         """An empty ledger for the facts of a store."""
         self._store = store
         self.received: dict[str, NDArray[np.int64]] = {
-            group: np.zeros(len(store.ids(group)), dtype=np.int64) for group in GROUPS
+            group: np.zeros(len(store.ids(group)), dtype=np.int64) for group in EXPOSED_GROUPS
         }
         self.sequences = 0
         self.tokens = 0
@@ -53,14 +53,14 @@ class Ledger:
     def as_tensor(self) -> torch.Tensor:
         """int64 [3 + facts]: all counts, to be summed over data-parallel ranks or stored in a checkpoint."""
         totals = np.array([self.sequences, self.tokens, self.infused_tokens], dtype=np.int64)
-        return torch.from_numpy(np.concatenate([totals, *(self.received[group] for group in GROUPS)]))
+        return torch.from_numpy(np.concatenate([totals, *(self.received[group] for group in EXPOSED_GROUPS)]))
 
     def load_tensor(self, counts: torch.Tensor) -> None:
         """Takes over the counts of ``as_tensor``."""
         values = counts.cpu().numpy()
         self.sequences, self.tokens, self.infused_tokens = (int(value) for value in values[:3])
         start = 3
-        for group in GROUPS:
+        for group in EXPOSED_GROUPS:
             size = len(self.received[group])
             self.received[group] = values[start : start + size].copy()
             start += size
@@ -68,7 +68,7 @@ class Ledger:
     def differences(self, plan: Plan) -> list[str]:
         """Facts that did not receive what the plan promised, one line each."""
         lines: list[str] = []
-        for group in GROUPS:
+        for group in EXPOSED_GROUPS:
             expected = self._promised(plan, group)
             lines += [
                 f"{group} fact {self._store.ids(group)[row]}: {self.received[group][row]} exposures received, "
@@ -86,9 +86,10 @@ class Ledger:
             "tokens": self.tokens,
             "infused_tokens": self.infused_tokens,
             "infusion_ratio": self.infusion_ratio,
-            "expected": {group: self._expected(plan, group) for group in GROUPS},
+            "expected": {group: self._expected(plan, group) for group in EXPOSED_GROUPS},
             "received": {
-                group: dict(zip(self._store.ids(group), self.received[group].tolist(), strict=True)) for group in GROUPS
+                group: dict(zip(self._store.ids(group), self.received[group].tolist(), strict=True))
+                for group in EXPOSED_GROUPS
             },
             "exact": not self.differences(plan),
         }

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.data_tools.facts.fact import GROUPS
+from megatron_kis.common.terms import GROUPS
 from megatron_kis.data_tools.facts.importers import Candidate, import_tsv
 from megatron_kis.data_tools.mentions.mentions import name_words
 from megatron_kis.data_tools.selection.hints import gives_away

@@ -12,34 +12,11 @@ from typing import Any, Protocol, TypeVar
 from megatron_kis.common.errors import InputError, first_of
 from megatron_kis.common.files import parse_json_line
 from megatron_kis.common.identifiers import is_name
-from megatron_kis.data_tools.facts.fact import check_relation, check_text, is_text, one_line
+from megatron_kis.data_tools.facts.fact import Candidate
+from megatron_kis.data_tools.facts.fields import check_relation, check_text, is_text, one_line
 from megatron_kis.data_tools.facts.importers.reading import source_lines
 
 Row = TypeVar("Row")
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """An imported triple, before a study takes it."""
-
-    subject: str
-    """Name of the subject."""
-    relation: str
-    """Key of the relation."""
-    object: str
-    """Name of the object."""
-    where: str
-    """``file:line`` it came from."""
-    id: str = ""
-    """Given id, or empty."""
-    subject_id: str = ""
-    """Id of the subject's entity where the source gives one: tells two bearers of a name apart."""
-    object_id: str = ""
-    """Id of the object's entity where the source gives one: tells that two names mean the same."""
-    subject_aliases: tuple[str, ...] = ()
-    """Other names of the subject."""
-    object_aliases: tuple[str, ...] = ()
-    """Other names of the object."""
 
 
 @dataclass(frozen=True, slots=True)

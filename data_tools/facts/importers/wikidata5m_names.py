@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import unreadable
-from megatron_kis.data_tools.facts.fact import is_text, one_line
+from megatron_kis.data_tools.facts.fields import is_text, one_line
 from megatron_kis.data_tools.facts.importers.base import Dropped, malformed
 from megatron_kis.data_tools.facts.importers.reading import refuse_packed
 from megatron_kis.data_tools.facts.importers.wikidata5m_triples import Ints, identified

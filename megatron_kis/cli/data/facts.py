@@ -7,10 +7,10 @@ from pathlib import Path
 
 from megatron_kis.cli.data.options import add_step, new_file, new_folder
 from megatron_kis.common.errors import InputError, printable
+from megatron_kis.common.terms import GROUPS, HELD_OUT, SPLITS
 
 # As in megatron_kis.data_tools.facts.importers, which is imported only where it is used.
 FORMATS = ("tsv", "csv", "jsonl", "bear", "lama", "trex", "wikidata5m")
-_GROUPS = ("infused", "background", "control")
 
 
 def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,7 +27,7 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help=columns)
     parser.add_argument("--relations", nargs="+", default=[], metavar="NAME", help="relations to use; all by default")
-    for group in _GROUPS:
+    for group in GROUPS:
         parser.add_argument(f"--{group}", type=int, default=100, metavar="K", help=f"{group} facts in all")
     spread = "same number of each relation, or in proportion to what it has"
     parser.add_argument("--spread", choices=("even", "proportional"), default="even", help=spread)
@@ -134,11 +134,9 @@ def add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
     parser.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to write into")
-    parser.add_argument(
-        "--split", choices=("train", "held_out", "question"), default="held_out", help="templates to ask with"
-    )
+    parser.add_argument("--split", choices=SPLITS, default=HELD_OUT, help="templates to ask with")
     groups = "groups to write, each of which must have facts; all that have some by default"
-    parser.add_argument("--groups", nargs="+", choices=_GROUPS, default=argparse.SUPPRESS, help=groups)
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=argparse.SUPPRESS, help=groups)
     parser.set_defaults(handler=_export)
 
 
