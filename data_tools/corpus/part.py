@@ -31,7 +31,7 @@ from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.reference_encoder import Encoder
 
 if TYPE_CHECKING:
-    from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
+    from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
 
 SPLITS = ("", ".validation")
 """Added to a prefix for each split."""
@@ -104,7 +104,7 @@ class PartEncoder:
         encoder: Encoder,
         *,
         splitter: SentenceSplitter | None = None,
-        finder: LeakFinder | None = None,
+        finder: FactMatcher | None = None,
         longest: int = LONGEST_LINE,
     ) -> None:
         """Puts the pieces together; they must be those that ``settings`` names by fingerprint."""

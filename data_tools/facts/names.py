@@ -150,7 +150,7 @@ def _of(bearers: _Bearers, name: str) -> Set[str]:
     return {found} if isinstance(found, str) else found
 
 
-def one_of_each(meanings: Mapping[str, Set[Hashable]]) -> dict[str, str]:
+def representative_names(meanings: Mapping[str, Set[Hashable]]) -> dict[str, str]:
     """Name to the name that stands for it: no two of those that stand for names may mean the same.
 
     Args:

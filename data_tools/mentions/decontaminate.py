@@ -34,7 +34,7 @@ _SHOWN = 10  # facts that a summary names
 
 
 @dataclass(slots=True)
-class LeakCount:
+class DecontaminationStats:
     """What was found in a text."""
 
     documents: int = 0
@@ -85,7 +85,7 @@ class Leak:
     """Ids, sorted."""
 
 
-class LeakFinder:
+class FactMatcher:
     """The names of the studied facts, and which of them state a fact together."""
 
     def __init__(self, facts: Iterable[Fact]) -> None:
@@ -138,7 +138,7 @@ class LeakFinder:
             involved.update(self._objects[row] & candidates)
         return involved
 
-    def find_sentences(self, text: str) -> list[Leak]:
+    def sentence_matches(self, text: str) -> list[Leak]:
         """The sentences that state facts, in their order."""
         candidates = next(self._names.candidates([text]), None)
         wanted = self._involved(candidates.numbers) if candidates else None
@@ -168,8 +168,8 @@ def without(text: str, leaks: Iterable[Leak]) -> str:
     return "".join([*kept, text[at:]]).strip()
 
 
-def iter_document_leaks(
-    documents: Iterable[Document], facts: Iterable[Fact], count: LeakCount, *, level: str = "document"
+def iter_matches(
+    documents: Iterable[Document], facts: Iterable[Fact], count: DecontaminationStats, *, level: str = "document"
 ) -> Iterator[tuple[Document, list[Leak]]]:
     """Yields every document with its leaks, and counts into ``count``.
 
@@ -178,12 +178,12 @@ def iter_document_leaks(
     """
     if level not in LEVELS:
         raise InputError(f"unknown level {level!r}", where="level", remedy=f"valid: {', '.join(LEVELS)}")
-    finder = LeakFinder(facts)
+    finder = FactMatcher(facts)
     count.unsought = finder.unsought
     for document, stated in _stated_by_each(documents, finder):
         leaks = [Leak((0, len(document.text)), tuple(stated))] if stated else []
         if stated and level == "sentence":
-            leaks = finder.find_sentences(document.text)
+            leaks = finder.sentence_matches(document.text)
             count.over_sentences.update(set(stated).difference(*(leak.facts for leak in leaks)))
         count.all_documents += 1
         count.all_characters += len(document.text)
@@ -194,7 +194,7 @@ def iter_document_leaks(
         yield document, leaks
 
 
-def _stated_by_each(documents: Iterable[Document], finder: LeakFinder) -> Iterator[tuple[Document, list[str]]]:
+def _stated_by_each(documents: Iterable[Document], finder: FactMatcher) -> Iterator[tuple[Document, list[str]]]:
     batch: list[Document] = []
     characters = 0
     for document in documents:
@@ -206,10 +206,10 @@ def _stated_by_each(documents: Iterable[Document], finder: LeakFinder) -> Iterat
     yield from zip(batch, finder.find_all([one.text for one in batch]), strict=True)
 
 
-def filter_leaks(
+def decontaminate(
     documents: Iterable[Document],
     facts: Iterable[Fact],
-    count: LeakCount,
+    count: DecontaminationStats,
     *,
     level: str = "document",
     listing: Path | None = None,
@@ -223,7 +223,7 @@ def filter_leaks(
         facts: studied facts of all groups.
         count: where to count.
         level: ``document`` or ``sentence``: what states a fact, and what is left out.
-        listing: JSON lines to write, see :func:`leak_row`.
+        listing: JSON lines to write, see :func:`match_row`.
         clean: JSON lines to write, ``{text_key: text}`` of each document that has something left; ``.gz`` compresses.
         text_key: key of the text in them.
 
@@ -235,9 +235,9 @@ def filter_leaks(
     with ExitStack() as stack:
         rows = stack.enter_context(atomic_write(listing)) if listing else None
         texts = stack.enter_context(_text_writer(clean)) if clean else None
-        for document, leaks in iter_document_leaks(documents, facts, count, level=level):
+        for document, leaks in iter_matches(documents, facts, count, level=level):
             if rows and leaks:
-                rows.write(json.dumps(leak_row(document, leaks, level), ensure_ascii=False) + "\n")
+                rows.write(json.dumps(match_row(document, leaks, level), ensure_ascii=False) + "\n")
             if texts:
                 kept = without(document.text, leaks) if leaks else document.text
                 if kept:
@@ -254,15 +254,15 @@ def _text_writer(path: Path) -> Iterator[IO[str]]:
 
 
 def iter_leaks(
-    documents: Iterable[Document], facts: Iterable[Fact], count: LeakCount, *, level: str = "document"
+    documents: Iterable[Document], facts: Iterable[Fact], count: DecontaminationStats, *, level: str = "document"
 ) -> Iterator[dict[str, Any]]:
-    """Yields a row of each document that states a fact, and counts into ``count``; see :func:`leak_row`."""
-    for document, leaks in iter_document_leaks(documents, facts, count, level=level):
+    """Yields a row of each document that states a fact, and counts into ``count``; see :func:`match_row`."""
+    for document, leaks in iter_matches(documents, facts, count, level=level):
         if leaks:
-            yield leak_row(document, leaks, level)
+            yield match_row(document, leaks, level)
 
 
-def leak_row(document: Document, leaks: Iterable[Leak], level: str) -> dict[str, Any]:
+def match_row(document: Document, leaks: Iterable[Leak], level: str) -> dict[str, Any]:
     """``{"source", "line", "facts"}``, and for sentences ``"sentences"``: ``{"start", "end", "facts"}`` of each."""
     found = list(leaks)
     facts = sorted({identifier for leak in found for identifier in leak.facts})

@@ -20,11 +20,11 @@ from megatron_kis.data_tools.mentions.capitals import Capitals, Spelling, functi
 from megatron_kis.data_tools.mentions.scripts import (
     SPLIT_SCRIPTS,
     Glue,
+    can_be_name_at,
     glue_after,
     glue_before,
     is_glued,
     script_of,
-    stands_between,
 )
 
 Span = tuple[int, int]
@@ -75,7 +75,7 @@ def pattern_of(name: Sequence[str]) -> str:
     return f"{'' if before else ' '}{found}{'' if after else ' '}"
 
 
-class WeighedText(FoldedText):
+class SearchedText(FoldedText):
     """A text in which names are weighed."""
 
     @cached_property
@@ -161,7 +161,7 @@ class Name:
         """Whether it may be part of a longer run of letters."""
         return self._split or self._glue_before is not None or self._glue_after is not None
 
-    def weigh(self, text: WeighedText, start: int, end: int, way: int, *, strict: bool = True) -> Mention | None:
+    def weigh(self, text: SearchedText, start: int, end: int, way: int, *, strict: bool = True) -> Mention | None:
         """The mention, if a place that has a pattern is one.
 
         Args:
@@ -191,7 +191,7 @@ class Name:
         places = [text.place(match.start(), match.end()) for match in _WORD.finditer(line, start, end)]
         first, last = places[0][0], places[-1][1]
         if self._split:
-            if not stands_between(text.text, first, last):
+            if not can_be_name_at(text.text, first, last):
                 return None
             glued = is_glued(text.text, last)
         spelled = self._spelled(text.text, places, self._ways[way])
@@ -308,17 +308,17 @@ def _parts(bare: FoldedText) -> Iterator[_Part]:
 
 
 @lru_cache(1 << 16)
-def name_of(written: str) -> Name:
+def parsed_name(written: str) -> Name:
     """The name of a written form."""
     return Name(written)
 
 
-def is_sign(name: str) -> bool:
+def is_symbol_name(name: str) -> bool:
     """Whether a name without letters and digits has a symbol, by which it can be found."""
     return not name_words(name) and _SYMBOL.search(name) is not None
 
 
-def sign_stands(text: str, start: int, end: int) -> bool:
+def is_symbol_at(text: str, start: int, end: int) -> bool:
     """Whether symbols at a place are a name: € and 👍 are wherever they stand, + is not where it belongs to another."""
     before, after = text[start - 1 : start], text[end : end + 1]
     if _PART_OF_SIGN.match(after) or before == "\u200d":
@@ -328,14 +328,14 @@ def sign_stands(text: str, start: int, end: int) -> bool:
     )
 
 
-def mentions(text: WeighedText, names: Iterable[str], *, strict: bool = True) -> list[Span]:
+def mentions(text: SearchedText, names: Iterable[str], *, strict: bool = True) -> list[Span]:
     """Where any of several forms stands in a text, in order; places are in the text as it was given."""
     found: set[Span] = set()
     for written in names:
-        name = name_of(written)
-        if is_sign(written):
+        name = parsed_name(written)
+        if is_symbol_name(written):
             signs = regex.finditer(regex.escape(written.strip()), text.text)
-            found.update(text.in_original(*sign.span()) for sign in signs if sign_stands(text.text, *sign.span()))
+            found.update(text.in_original(*sign.span()) for sign in signs if is_symbol_at(text.text, *sign.span()))
         for way, pattern in enumerate(name.patterns):
             at = text.line.find(pattern)
             while at >= 0:

@@ -15,14 +15,14 @@ from megatron_kis.data_tools.mentions.capitals import function_words
 from megatron_kis.data_tools.mentions.mentions import (
     Mention,
     Name,
+    SearchedText,
     Span,
-    WeighedText,
-    is_sign,
-    name_of,
+    is_symbol_at,
+    is_symbol_name,
+    parsed_name,
     pattern_of,
-    sign_stands,
 )
-from megatron_kis.data_tools.mentions.scripts import GLUING_SCRIPTS, SPLIT_SCRIPTS, is_glued, script_of, stands_between
+from megatron_kis.data_tools.mentions.scripts import GLUING_SCRIPTS, SPLIT_SCRIPTS, can_be_name_at, is_glued, script_of
 
 if TYPE_CHECKING:
     from ahocorasick_rs import AhoCorasick
@@ -108,7 +108,7 @@ class NameFinder:
         return number
 
     def _add_sign(self, sign: str) -> int | None:
-        if not is_sign(sign):
+        if not is_symbol_name(sign):
             return None
         number = self._numbers.setdefault(sign, len(self._numbers))
         self._signs[sign] = number
@@ -156,7 +156,7 @@ class NameFinder:
             wanted: the numbers.
             every: whether all places are asked for; otherwise one of each name, in the text's composed form.
         """
-        text = WeighedText(candidates.text, candidates.line)
+        text = SearchedText(candidates.text, candidates.line)
         in_original = text.in_original if every else lambda start, end: (start, end)
         found: dict[int, list[Span]] = defaultdict(list)
         offset = candidates.offset
@@ -184,7 +184,7 @@ class NameFinder:
                     found[number].append(in_original(start, end))
         return found
 
-    def _weighed(self, text: WeighedText, number: int, pattern: int, start: int, end: int) -> Mention | None:
+    def _weighed(self, text: SearchedText, number: int, pattern: int, start: int, end: int) -> Mention | None:
         if number in self._easy:
             first, last = text.place(start + 1, end - 1)
             if text.text[first:last] in self._forms[number] and text.text[last : last + 1] not in _SIGNS:
@@ -192,10 +192,10 @@ class NameFinder:
         elif number in self._easy_glued:
             first, last = text.place(start + 1, end - 1)
             if text.text[first:last] in self._forms[number]:
-                stands = stands_between(text.text, first, last)
+                stands = can_be_name_at(text.text, first, last)
                 return Mention(first, last, glued=is_glued(text.text, last)) if stands else None
         for form in self._forms[number]:
-            name = name_of(form)
+            name = parsed_name(form)
             for way, own in enumerate(name.patterns):
                 if own == self._pattern_list[pattern] and (mention := name.weigh(text, start, end, way)):
                     return mention
@@ -205,7 +205,7 @@ class NameFinder:
         """Names that are symbols only stand literally; one such as + is not part of a word or a longer sign."""
         assert self._sign_automaton
         for index, start, end in self._sign_automaton.find_matches_as_indexes(text, overlapping=True):
-            if sign_stands(text, start, end):
+            if is_symbol_at(text, start, end):
                 yield self._signs[self._sign_list[index]], (start, end)
 
 

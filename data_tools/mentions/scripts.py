@@ -136,7 +136,7 @@ def _listed(endings: str) -> str:
     return "|".join(sorted(endings.split(), key=len, reverse=True))
 
 
-def stands_between(text: str, start: int, end: int) -> bool:
+def can_be_name_at(text: str, start: int, end: int) -> bool:
     """Whether a name of a script without spaces may begin and end at these places of a text in composed form."""
     first, last = script_of(text[start]), script_of(text[end - 1])
     before, after = text[start - 1] if start else " ", text[end] if end < len(text) else " "

@@ -21,10 +21,10 @@ from megatron_kis.common.known_files import Seen, Sources
 from megatron_kis.common.progress import Progress
 from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX
 from megatron_kis.data_tools.facts.importers import IMPORTERS
-from megatron_kis.data_tools.preparation.publish import adopt, finish, is_halfway, publish, unfinished
+from megatron_kis.data_tools.preparation.publish import adopt, finish, is_interrupted, publish, unfinished
 from megatron_kis.data_tools.preparation.settings import DataSettings
 from megatron_kis.data_tools.preparation.stamps import (
-    OF_THE_MODEL,
+    OLDER_FINGERPRINT,
     State,
     Step,
     old_versions,
@@ -99,7 +99,7 @@ def prepare_data(
     if spare is not None and spare.resolve() == output.resolve():
         spare = None
     preparation = _Preparation(settings, output, progress or Progress(), spare, held)
-    if is_halfway(output) or not preparation.is_done():
+    if is_interrupted(output) or not preparation.is_done():
         preparation.run()
     return PreparedData(
         corpus=output / "corpus",
@@ -220,7 +220,7 @@ class _Preparation:
     def run(self) -> None:
         """Makes what is not up to date, and puts it in place."""
         with locked(self.output / "stamps", _HOLDER):
-            if is_halfway(self.output):
+            if is_interrupted(self.output):
                 finish(self.output)
             self._make_all()
 
@@ -283,7 +283,7 @@ class _Preparation:
         """Whether a step stays as it is: it is up to date, or differs in versions alone and runs hold it."""
         if not (state.fresh or step.name in self.kept or self._keeps(step, state)):
             return False
-        if state.old and OF_THE_MODEL not in state.differences and os.access(self.output / "stamps", os.W_OK):
+        if state.old and OLDER_FINGERPRINT not in state.differences and os.access(self.output / "stamps", os.W_OK):
             write_stamp(step, self.output, seen, versions=old_versions(step, self.output))
         return True
 

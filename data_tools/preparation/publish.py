@@ -23,7 +23,7 @@ def unfinished(output: Path) -> Path:
     return output / "unfinished"
 
 
-def is_halfway(output: Path) -> bool:
+def is_interrupted(output: Path) -> bool:
     """Whether a process was killed while it put files in place."""
     return (unfinished(output) / _LIST).exists()
 

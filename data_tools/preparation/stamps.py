@@ -24,7 +24,7 @@ SCHEMA = "kis.stamp/2"
 OLD_SCHEMA = "kis.stamp/1"
 OLD_VERSION = "2"
 """Version of the code that wrote the last stamps of the old schema."""
-OF_THE_MODEL = "versions.tokenizer_fingerprint of the model file -> of all that belongs to it"
+OLDER_FINGERPRINT = "versions.tokenizer_fingerprint of the model file -> of all that belongs to it"
 """The difference of data that name an unchanged tokenizer by an older kind of fingerprint."""
 VERSIONS = "versions."
 """Differences that begin so are of versions: no setting and no file is another."""
@@ -179,7 +179,7 @@ def _differences(stamp: Mapping[str, Any], step: Step, folder: Path) -> list[str
     if stamp["schema"] == OLD_SCHEMA:
         if step.known and stamp["fingerprint"] not in (step.old_fingerprint, step.older_fingerprint):
             return [f"{step.name}: made from other settings or files (its stamp does not say which)"]
-        older = [OF_THE_MODEL] if step.known and stamp["fingerprint"] != step.old_fingerprint else []
+        older = [OLDER_FINGERPRINT] if step.known and stamp["fingerprint"] != step.old_fingerprint else []
         return older + _of_versions(old_versions(step, folder), {**step.key["versions"], **step.settle(None)})
     then, now = stamp["key"], json.loads(json.dumps(step.key))
     return [

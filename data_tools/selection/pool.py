@@ -20,13 +20,13 @@ from dataclasses import dataclass, field, replace
 from megatron_kis.data_tools.facts.fields import has_content
 from megatron_kis.data_tools.facts.importers import AMBIGUOUS_NAMES, NOT_SAMPLED, Candidate, Dropped, Imported
 from megatron_kis.data_tools.facts.names import Entities, Mention, entity_key, mentions, name_key
-from megatron_kis.data_tools.selection.hints import gives_away, holds_name
+from megatron_kis.data_tools.selection.revealing_names import contains_name, reveals_object
 
 AMBIGUOUS_OBJECTS = "ambiguous: the subject has several objects"
 REPEATED = "said twice"
 SAYS_NOTHING = "no letter, number or symbol in a name"
-OBJECT_INSIDE = "the object stands in the subject's name"
-TELLING = "the subject's name hints at the object"
+CONTAINS_OBJECT = "the object stands in the subject's name"
+HINTS_AT_OBJECT = "the subject's name hints at the object"
 
 _Place = tuple[str, str]
 """Relation and subject."""
@@ -131,10 +131,10 @@ def _home(homes: dict[_Place, _Place], place: _Place) -> _Place:
 
 def _unfair(candidate: Candidate, longest_name: int | None, keep_telling_names: bool) -> str | None:
     if not keep_telling_names:
-        if holds_name(candidate.subject, candidate.object):
-            return OBJECT_INSIDE
-        if gives_away(candidate.subject, candidate.object):
-            return TELLING
+        if contains_name(candidate.subject, candidate.object):
+            return CONTAINS_OBJECT
+        if reveals_object(candidate.subject, candidate.object):
+            return HINTS_AT_OBJECT
     longest = max(len(unicodedata.normalize("NFC", name)) for name in (candidate.subject, candidate.object))
     if longest_name is not None and longest > longest_name:
         return f"a name longer than {longest_name} characters"

@@ -17,7 +17,7 @@ from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.terms import GROUPS
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.importers import Candidate, Imported
-from megatron_kis.data_tools.facts.names import Entities, name_key, one_of_each
+from megatron_kis.data_tools.facts.names import Entities, name_key, representative_names
 from megatron_kis.data_tools.selection.pool import Pool, usable_facts
 
 SPREADS = ("even", "proportional")
@@ -198,7 +198,7 @@ class _Source:
 def _frequencies(facts: Iterable[Candidate], entities: Entities) -> Counter[str]:
     """How many facts have each object, under one of the names that may mean it."""
     counts = Counter(name_key(fact.object) for fact in facts)
-    stands = one_of_each({name: entities.meanings(name) for name in counts})
+    stands = representative_names({name: entities.meanings(name) for name in counts})
     found: Counter[str] = Counter()
     for name, count in counts.items():
         found[stands[name]] += count

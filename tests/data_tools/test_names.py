@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_kis.data_tools.facts.fields import has_content
 from megatron_kis.data_tools.facts.importers import Candidate
-from megatron_kis.data_tools.facts.names import Entities, entity_key, mentions, name_key, one_of_each
+from megatron_kis.data_tools.facts.names import Entities, entity_key, mentions, name_key, representative_names
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_name_shown_may_mean_all_that_bear_it_and_nothing_joins_these():
     assert meet(entities, "Georgia", "Sakartvelo")
     assert not meet(entities, "Georgia (state)", "Sakartvelo")
     names = {name: entities.meanings(name) for name in ("Georgia", "Georgia (state)", "Sakartvelo")}
-    stands = one_of_each(names)
+    stands = representative_names(names)
     assert {stands["Georgia (state)"], stands["Sakartvelo"]} == {"Georgia (state)", "Sakartvelo"}
     assert stands["Georgia"] in ("Georgia (state)", "Sakartvelo")
 

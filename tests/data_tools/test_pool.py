@@ -9,8 +9,8 @@ from megatron_kis.data_tools.facts.importers import Candidate, Dropped
 from megatron_kis.data_tools.selection.pool import (
     AMBIGUOUS_NAMES,
     AMBIGUOUS_OBJECTS,
+    CONTAINS_OBJECT,
     NOT_SAMPLED,
-    OBJECT_INSIDE,
     REPEATED,
     SAYS_NOTHING,
     usable_facts,
@@ -44,7 +44,7 @@ def test_what_importers_drop_is_counted_and_the_object_in_the_name_is_a_reason_o
     assert pool.imported == {"r": 5, "": 1}
     assert pool.dropped["empty name"] == {"r": 1}
     assert pool.dropped["malformed row"] == {"": 1}
-    assert pool.dropped[OBJECT_INSIDE] == {"r": 1}
+    assert pool.dropped[CONTAINS_OBJECT] == {"r": 1}
     assert len(pool.facts["r"]) == 3
 
 

@@ -145,7 +145,7 @@ def _cleaned(found: Candidate) -> Candidate:
     return replace(found, subject=names[0], object=names[1], subject_aliases=aliases[0], object_aliases=aliases[1])
 
 
-def labelled(row: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+def require_keys(row: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
     """Checks that a row has the fields of its format.
 
     Raises:

@@ -21,8 +21,8 @@ from megatron_kis.data_tools.facts.importers.base import (
     Candidate,
     Imported,
     candidate_or_dropped,
-    labelled,
     parse_json_lines,
+    require_keys,
     text_field,
 )
 from megatron_kis.data_tools.facts.importers.reading import source_files_of
@@ -108,7 +108,7 @@ def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _candidate(relation: str, answers: list[str | int | float] | None, where: str, row: dict[str, Any]) -> Imported:
     answer, place = row.get("obj_label"), row.get("answer_idx")
-    labelled(row, ("sub_label",) if place is not None else ("sub_label", "obj_label"), where)
+    require_keys(row, ("sub_label",) if place is not None else ("sub_label", "obj_label"), where)
     if answers and place is not None and type(place) is not int:
         raise InputError(f"answer_idx is {place!r}", where=where, remedy="expected a whole number, from 0")
     if answers and place is not None and not 0 <= place < len(answers):

@@ -135,13 +135,13 @@ def _place(column: str, header: Sequence[str], where: str) -> int:
     return header.index(column)
 
 
-def like_a_header(fields: Sequence[str]) -> bool:
+def looks_like_header(fields: Sequence[str]) -> bool:
     """Whether a line of a table looks like a header, known columns or not."""
     return _folded_header(list(map(_folded, fields)))
 
 
 @functools.lru_cache(1 << 12)  # is asked of relations, which are few
-def in_headers(word: str) -> bool:
+def is_header_word(word: str) -> bool:
     """Whether headers have such a word for subject, relation or object."""
     word = _folded(word).strip("\"'")
     return any(word in {field, *_ALSO[field], *_VAGUE[field]} for field in NEEDED)

@@ -20,8 +20,8 @@ from megatron_kis.data_tools.facts.importers.base import (
     Imported,
     candidate_or_dropped,
     json_object,
-    labelled,
     parse_json_lines,
+    require_keys,
     text_field,
 )
 from megatron_kis.data_tools.facts.importers.reading import relation_of, source_files_of, source_lines
@@ -80,7 +80,7 @@ def _candidate(relation: str, where: str, row: dict[str, Any]) -> Imported:
         remedy = "LAMA's Squad asks about sentences; take TREx, Google_RE or ConceptNet"
         raise InputError("no triple: the subject of every row is 'Squad'", where=where, remedy=remedy)
     by_label = "sub_label" in row  # ConceptNet's rows are not: what others have as ids are their names
-    labelled(row, ("sub_label" if by_label or "sub" not in row else "sub", "obj_label"), where)
+    require_keys(row, ("sub_label" if by_label or "sub" not in row else "sub", "obj_label"), where)
     for key in ("sub_label", "obj_label"):
         if isinstance(row.get(key), list | dict):
             raise InputError(f"{key} is not a name", where=where, remedy="expected one row per object")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from megatron_kis.common.errors import InputError, first_of
 from megatron_kis.data_tools.facts.importers.base import Candidate, Imported, checked, malformed, parse_rows
-from megatron_kis.data_tools.facts.importers.columns import ALIASES, NEEDED, in_headers, layout, like_a_header
+from megatron_kis.data_tools.facts.importers.columns import ALIASES, NEEDED, is_header_word, layout, looks_like_header
 from megatron_kis.data_tools.facts.importers.reading import decoded, source_lines
 from megatron_kis.data_tools.readers.lines import LONGEST_LINE
 
@@ -185,7 +185,7 @@ def _begun(path: Path, row: _Row, between: str, columns: Mapping[str, str]) -> t
     where = f"{path}:{number}"
     if fields[0].lstrip().startswith(('{"', "[{")):
         raise _LayoutError("looks like JSON, not like a table", where=where, remedy="use --from jsonl or lama")
-    if not like_a_header(fields):
+    if not looks_like_header(fields):
         if _COMMENT.match(fields[0]):
             raise InputError("is a comment", where=where, remedy="begin with the header or the first triple")
         if len(fields) < len(NEEDED):
@@ -223,9 +223,9 @@ class _Table:
         """
         relation, known = self.places["relation"], sorted(self.header or ())
         for number, fields in rows:
-            if not isinstance(fields, InputError) and len(fields) > relation and in_headers(fields[relation]):
+            if not isinstance(fields, InputError) and len(fields) > relation and is_header_word(fields[relation]):
                 where = f"{self.path}:{number}"
-                if self.header is None and like_a_header(fields):
+                if self.header is None and looks_like_header(fields):
                     problem = f"looks like a header ({first_of(fields, 20)}) below other rows"
                     raise InputError(problem, where=where, remedy="take out what is above it")
                 if known == sorted(fields):

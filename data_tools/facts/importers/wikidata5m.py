@@ -29,7 +29,7 @@ from megatron_kis.data_tools.facts.importers.wikidata5m_names import EntityNames
 from megatron_kis.data_tools.facts.importers.wikidata5m_triples import (
     SubjectSample,
     TripleBlock,
-    identified,
+    parse_id_line,
     triple_blocks,
 )
 
@@ -137,7 +137,7 @@ def _relations(path: Path, *, skip_errors: bool = False) -> tuple[dict[str, str]
     dropped: list[Dropped] = []
     for number, line in source_lines(path):
         try:
-            identifier, names = identified(line, b"P", f"{path}:{number}")
+            identifier, names = parse_id_line(line, b"P", f"{path}:{number}")
         except InputError as error:
             if not skip_errors:
                 raise

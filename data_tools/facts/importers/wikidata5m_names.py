@@ -18,7 +18,7 @@ from megatron_kis.common.files import unreadable
 from megatron_kis.data_tools.facts.fields import is_text, one_line
 from megatron_kis.data_tools.facts.importers.base import Dropped, malformed
 from megatron_kis.data_tools.facts.importers.reading import refuse_packed
-from megatron_kis.data_tools.facts.importers.wikidata5m_triples import Ints, identified
+from megatron_kis.data_tools.facts.importers.wikidata5m_triples import Ints, parse_id_line
 from megatron_kis.data_tools.facts.names import name_key
 from megatron_kis.data_tools.readers.open import check_beginning
 
@@ -52,7 +52,7 @@ class EntityNames:
                         check_beginning(path, ".txt")
                     if line.strip():
                         try:
-                            identifier, names = identified(line, b"Q", f"{path}:{number}")
+                            identifier, names = parse_id_line(line, b"Q", f"{path}:{number}")
                         except InputError as error:
                             if not skip_errors:
                                 raise

@@ -67,7 +67,7 @@ def number_of(identifier: bytes, letter: bytes, where: str) -> int:
     return int(digits[1:])
 
 
-def identified(line: bytes, letter: bytes, where: str) -> tuple[int, str]:
+def parse_id_line(line: bytes, letter: bytes, where: str) -> tuple[int, str]:
     """The number of a line's id, and the names behind it, between tabs.
 
     Raises:

@@ -77,7 +77,9 @@ def test_malformed_triples_are_named_or_skipped(folder, triples, problem):
     dropped, fact = import_wikidata5m(path, skip_errors=True)
     kind = "2 fields" if "2 fields" in problem else "not an id"
     assert (dropped, dropped.where) == (
-        Dropped("", f"malformed row ({kind})"), f"{path / 'wikidata5m_all_triplet.txt'}:1")  # fmt: skip
+        Dropped("", f"malformed row ({kind})"),
+        f"{path / 'wikidata5m_all_triplet.txt'}:1",
+    )
     assert isinstance(fact, Candidate)
 
 

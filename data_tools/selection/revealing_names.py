@@ -15,12 +15,12 @@ _ALIKE = {"": 0.7, "Hani": 0.65}  # difflib ratio: Tashkent and Toshkent 0.88, A
 _CODE_LETTERS = 4  # codes of airports, currencies, countries
 
 
-def holds_name(name: str, part: str) -> bool:
+def contains_name(name: str, part: str) -> bool:
     """Whether a name holds another as whole words: Kansas City Airport, Kansas."""
     return _contains(name_words(name), name_words(part))
 
 
-def gives_away(subject: str, answer: str) -> bool:
+def reveals_object(subject: str, answer: str) -> bool:
     """Whether the subject's name hints at the object, so that no memory is needed to prefer it.
 
     One holds the other (Kansas City Airport, Kansas), they share a word, a stem (Tunisia, Tunis) or words that look
