@@ -195,7 +195,7 @@ def main() -> None:
 
 
 def _automaton(facts: Sequence[Fact]) -> FindAll:
-    return FactMatcher(facts).find_all
+    return FactMatcher(facts).facts_in_each
 
 
 def _each(make: Callable[[Sequence[Fact]], Find]) -> Callable[[Sequence[Fact]], FindAll]:

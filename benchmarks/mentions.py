@@ -171,7 +171,7 @@ def main() -> None:
         pairs = labels(language)
         facts = [Fact(city, city, "country", territory, "infused") for city, territory in pairs]
         cells = [language, str(len(facts))]
-        for find in (FactMatcher(facts).find, substrings(facts)):
+        for find in (FactMatcher(facts).facts_in, substrings(facts)):
             count: Counter[str] = Counter()
             for text, fact in documents(language, pairs):
                 stated = set(find(text))

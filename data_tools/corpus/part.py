@@ -190,7 +190,7 @@ class PartEncoder:
         if self._finder is None:
             return texts
         kept = []
-        for text, stated in zip(texts, self._finder.find_all(texts), strict=True):
+        for text, stated in zip(texts, self._finder.facts_in_each(texts), strict=True):
             if stated:
                 record.leaked += 1
                 leaks.update(stated)

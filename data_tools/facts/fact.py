@@ -1,4 +1,4 @@
-"""Facts: the record and its file ``facts.jsonl``.
+"""Facts and triples: the records, and the file ``facts.jsonl``.
 
 A row is ``{"id", "subject", "relation", "object", "group", "subject_aliases", "object_aliases", "subject_id",
 "object_id"}``, the last four optional; the group is ``infused`` (the domain knowledge under study), ``background``
@@ -32,7 +32,7 @@ class Fact:
     """A fact of the study."""
 
     id: str
-    """Unique within a file."""
+    """Id, unique within a file."""
     subject: str
     """Name of the subject."""
     relation: str
@@ -42,18 +42,18 @@ class Fact:
     group: str
     """``infused``, ``background`` or ``control``."""
     subject_aliases: tuple[str, ...] = ()
-    """Other names of the subject; used to find leaks."""
+    """Other names of the subject; used in decontamination."""
     object_aliases: tuple[str, ...] = ()
-    """Other names of the object; used to find leaks, and never distractors."""
+    """Other names of the object; used in decontamination, and never distractors."""
     subject_id: str = ""
-    """Id of the subject's entity in the source, such as a Wikidata item; empty where it has none."""
+    """Id of the subject's entity in the source, such as a Wikidata item; empty if it has none."""
     object_id: str = ""
-    """Id of the object's entity."""
+    """Id of the object's entity; empty if the source has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An imported triple, before a study takes it."""
+    """An imported triple: a candidate for a fact of a study."""
 
     subject: str
     """Name of the subject."""
@@ -62,13 +62,13 @@ class Candidate:
     object: str
     """Name of the object."""
     where: str
-    """``file:line`` it came from."""
+    """Place of origin, ``file:line``."""
     id: str = ""
-    """Given id, or empty."""
+    """Id of the triple; empty if the source has none."""
     subject_id: str = ""
-    """Id of the subject's entity where the source gives one: tells two bearers of a name apart."""
+    """Id of the subject's entity if the source has one: distinguishes two entities of one name."""
     object_id: str = ""
-    """Id of the object's entity where the source gives one: tells that two names mean the same."""
+    """Id of the object's entity if the source has one: identifies two names of one entity."""
     subject_aliases: tuple[str, ...] = ()
     """Other names of the subject."""
     object_aliases: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ def load_facts(path: Path) -> list[Fact]:
 
     Raises:
         InputError: with ``file:line``, where a fact lacks a field, has an unknown group, a name without a letter,
-            number or symbol, a relation that is no name, or an id for the second time.
+            number or symbol, an invalid relation, or a repeated id.
     """
     facts: list[Fact] = []
     seen: dict[str, str] = {}

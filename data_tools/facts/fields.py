@@ -12,13 +12,13 @@ from megatron_kis.common.identifiers import ALLOWED, complaint, is_name
 
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _NO_TEXT = re.compile(f"{_HALF.pattern}|[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_BREAK = re.compile("[\t-\r\x1c-\x1f\x85\u2028\u2029]")  # those that are white space
-_EXACT = 1 << 53  # whole numbers below are exact as floats
-_CONTENT_CATEGORIES = "LNS"  # of which a name must have something: letters, numbers, symbols
+_BREAK = re.compile("[\t-\r\x1c-\x1f\x85\u2028\u2029]")  # the white space among them
+_EXACT = 1 << 53  # whole numbers below this are exact as floats
+_CONTENT_CATEGORIES = "LNS"  # Unicode letters, numbers, symbols
 
 
 def string_field(row: dict[str, Any], key: str, where: str) -> str:
-    """A field that must be a string with something to see in it.
+    """Returns a field that must be a string with visible content.
 
     Raises:
         InputError: it is not.
@@ -33,7 +33,7 @@ def string_field(row: dict[str, Any], key: str, where: str) -> str:
 
 
 def strings_field(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-    """A field that may be absent and must else be a list of strings; empty ones are left out.
+    """Returns a field that may be absent, else must be a list of strings; empty ones are left out.
 
     Raises:
         InputError: it is not.
@@ -48,7 +48,7 @@ def strings_field(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
 
 
 def id_field(row: Mapping[str, Any], key: str, where: str) -> str:
-    """An id, which may be a number, 0 too; empty where there is none. A whole number may be written as 1.0.
+    """Returns an id as text; empty if there is none. Numbers are accepted, 0 too; a whole number may be written as 1.0.
 
     Raises:
         InputError: it is neither a string nor a number, or a number that is not exact.
@@ -68,22 +68,22 @@ def id_field(row: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def one_line(name: str) -> str:
-    """A name without line breaks and tabs, which cells of tables have: each becomes a space."""
+    """Replaces line breaks and tabs in a name by spaces: table cells can contain them."""
     if not _NO_TEXT.search(name):
         return name.strip()
     return " ".join(filter(None, map(str.strip, _BREAK.split(name))))
 
 
 def is_text(name: str) -> bool:
-    """Whether a name has no control characters, no line breaks and no half of a surrogate pair."""
+    """Returns whether a name has no control characters, no line breaks and no half of a surrogate pair."""
     return not _NO_TEXT.search(name)
 
 
 def check_text(text: str, key: str, where: str) -> None:
-    """Refuses what no UTF-8 file can hold (JSON can escape half of a surrogate pair), and control characters.
+    """Refuses control characters, and half of a surrogate pair, which JSON can escape but no UTF-8 file can hold.
 
     Raises:
-        InputError: the text holds one.
+        InputError: the text contains one.
     """
     check_whole(text, key, where)
     if found := _NO_TEXT.search(text):
@@ -94,7 +94,7 @@ def check_whole(text: str, key: str, where: str) -> None:
     """Refuses half of a surrogate pair.
 
     Raises:
-        InputError: the text holds one.
+        InputError: the text contains one.
     """
     if _HALF.search(text):
         raise InputError(f"{key} holds half of a surrogate pair, which is not text", where=where)
@@ -104,7 +104,7 @@ def check_relation(relation: str, where: str) -> None:
     """Refuses a relation whose name is not safe as a file's, or in a table.
 
     Raises:
-        InputError: it holds something else than letters, digits and ``. _ - +``.
+        InputError: it contains anything but letters, digits and ``. _ - +``.
     """
     if not is_name(relation):
         problem = f"not the name of a relation ({complaint(relation)})"
@@ -114,5 +114,5 @@ def check_relation(relation: str, where: str) -> None:
 
 
 def has_content(name: str) -> bool:
-    """Whether a name has a letter, number or symbol: marks of punctuation alone are no name."""
+    """Returns whether a name has a letter, number or symbol: punctuation alone is no name."""
     return any(unicodedata.category(letter)[0] in _CONTENT_CATEGORIES for letter in name)

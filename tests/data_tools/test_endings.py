@@ -61,7 +61,7 @@ _KOREAN = [
 def found(name, text):
     finder = FactMatcher([Fact("f", name, "r", "Xylophone", "infused")])
     listed = [text[start:end] for start, end in mentions(SearchedText(text), [name])]
-    assert (finder.find(f"{text} Xylophone") == ["f"]) == bool(listed)
+    assert (finder.facts_in(f"{text} Xylophone") == ["f"]) == bool(listed)
     return listed
 
 

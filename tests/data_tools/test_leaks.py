@@ -11,9 +11,10 @@ from megatron_kis.data_tools.mentions.decontaminate import (
     DecontaminationStats,
     FactMatcher,
     decontaminate,
-    iter_leaks,
+    iter_matches,
+    match_row,
     sentence_spans,
-    without,
+    without_matches,
 )
 from megatron_kis.data_tools.readers.documents import Document, iter_documents
 
@@ -55,21 +56,21 @@ FACTS = [
     ],
 )
 def test_a_document_states_a_fact_when_it_names_subject_and_object_as_whole_words(text, found):
-    assert FactMatcher(FACTS).find(text) == found
+    assert FactMatcher(FACTS).facts_in(text) == found
 
 
 def test_names_that_overlap_are_all_found():
     facts = [Fact("a", "New York", "r", "York City", "infused"), Fact("b", "York", "r", "City Hall", "infused")]
-    assert FactMatcher(facts).find("new york city hall") == ["a", "b"]
+    assert FactMatcher(facts).facts_in("new york city hall") == ["a", "b"]
 
 
 def test_a_name_that_subject_and_object_share_states_nothing_alone():
     union = Fact("u", "Union", "kind", "Federation", "infused", ("Northern States",), ("Union",))
     finder = FactMatcher([union, FACTS[0]])
-    assert finder.find("the Union, and other words") == []
-    assert finder.find("the Union, and Aconcagua") == []
-    assert finder.find("the Union was a Federation") == ["u"]
-    assert finder.find("the Union and the northern states") == ["u"]
+    assert finder.facts_in("the Union, and other words") == []
+    assert finder.facts_in("the Union, and Aconcagua") == []
+    assert finder.facts_in("the Union was a Federation") == ["u"]
+    assert finder.facts_in("the Union and the northern states") == ["u"]
 
 
 @given(
@@ -78,16 +79,17 @@ def test_a_name_that_subject_and_object_share_states_nothing_alone():
 def test_documents_together_state_what_each_states_alone(parts):
     finder = FactMatcher(FACTS)
     texts = [" ".join(parts[: len(parts) // 2]), "", " ".join(parts[len(parts) // 2 :]), "Guinea", " ".join(parts)]
-    assert finder.find_all(texts) == [finder.find(text) for text in texts]
+    assert finder.facts_in_each(texts) == [finder.facts_in(text) for text in texts]
 
 
 def test_without_facts_nothing_leaks():
-    assert FactMatcher([]).find("Aconcagua, Argentina") == []
+    assert FactMatcher([]).facts_in("Aconcagua, Argentina") == []
 
 
 def test_leaks_are_listed_with_file_and_line_and_counted():
     count = DecontaminationStats()
-    rows = list(iter_leaks(iter_documents([LEADS]), FACTS, count))
+    found = iter_matches(iter_documents([LEADS]), FACTS, count)
+    rows = [match_row(document, matches, "document") for document, matches in found if matches]
     assert [(row["line"], row["facts"]) for row in rows] == [(4, ["aco"]), (5, ["bra"])]
     assert (count.documents, dict(count.facts), count.all_documents) == (2, {"aco": 1, "bra": 1}, 20)
 
@@ -118,10 +120,10 @@ def test_sentences_are_the_whole_text(text):
 def test_sentences_that_state_a_fact_are_found_and_cut_out():
     text = "Peaks are high. Aconcagua is in Argentina. Brahms wrote. Mount Logan is tall. Canada is large."
     finder = FactMatcher(FACTS)
-    assert finder.find(text) == ["aco", "log"]
+    assert finder.facts_in(text) == ["aco", "log"]
     [leak] = finder.sentence_matches(text)
     assert (text[slice(*leak.span)].strip(), leak.facts) == ("Aconcagua is in Argentina.", ("aco",))
-    assert without(text, [leak]) == "Peaks are high. Brahms wrote. Mount Logan is tall. Canada is large."
+    assert without_matches(text, [leak]) == "Peaks are high. Brahms wrote. Mount Logan is tall. Canada is large."
 
 
 DOCUMENTS = [
@@ -158,12 +160,12 @@ def test_the_text_is_written_without_its_leaks(tmp_path, level, kept, removed, n
         assert DOCUMENTS[0][sentence["start"] : sentence["end"]] == "Aconcagua is in Argentina. "
     clean = DecontaminationStats()
     left = [Document(json.loads(line)["body"], tmp_path, 1) for line in lines]
-    assert not list(iter_leaks(left, FACTS, clean, level=level))
+    assert not any(matches for _, matches in iter_matches(left, FACTS, clean, level=level))
 
 
 def test_wrong_levels_and_names_are_refused_and_failures_leave_no_file(tmp_path):
     with pytest.raises(InputError, match="unknown level 'word'; valid: document, sentence"):
-        list(iter_leaks([], FACTS, DecontaminationStats(), level="word"))
+        list(iter_matches([], FACTS, DecontaminationStats(), level="word"))
     with pytest.raises(InputError, match=r"clean\.txt: is no name for JSON lines"):
         decontaminate([], FACTS, DecontaminationStats(), clean=tmp_path / "clean.txt")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.folding import FoldedText, line_of_words, words
-from megatron_kis.data_tools.mentions.decontaminate import DecontaminationStats, FactMatcher, iter_leaks
+from megatron_kis.data_tools.mentions.decontaminate import DecontaminationStats, FactMatcher, iter_matches
 from megatron_kis.data_tools.mentions.mentions import Name, SearchedText, mentions
 from megatron_kis.data_tools.mentions.numerals import readings
 from megatron_kis.data_tools.mentions.sentence_spans import sentence_spans
@@ -246,7 +246,7 @@ def test_a_name_is_found_with_all_its_characters(name):
 )
 def test_a_name_is_found_where_text_has_it_character_for_character(parts, joint, before, behind):
     name = f"{before}{joint.join(parts)}{behind}".strip()
-    if Name(name).sought:
+    if Name(name).searchable:
         assert name in named(f"about {name} here", name)
 
 
@@ -255,7 +255,7 @@ def test_a_page_of_numbers_takes_no_longer_than_its_length(digits):
     finder = FactMatcher([Fact(name, "Zed", "r", name, "infused") for name in ("5", "$5", "-7")])
     text = f"Zed {digits * 20000}"
     began = time.process_time()
-    finder.find(text)
+    finder.facts_in(text)
     mentions(SearchedText(text), ["5"])
     assert time.process_time() - began < 5  # seconds of a slow machine; minutes where every match reads the page
 
@@ -268,9 +268,9 @@ def test_a_longer_name_wins_where_no_space_parts_them():
         Fact("d", "北京市", "书记", "某人甲", "infused"),
     ]
     finder = FactMatcher(facts)
-    assert finder.find("几内亚比绍不在科纳克里。") == []
-    assert finder.find("几内亚的首都是科纳克里。") == ["a"]
-    assert finder.find("中国的首都是北京市。") == ["c"]
+    assert finder.facts_in("几内亚比绍不在科纳克里。") == []
+    assert finder.facts_in("几内亚的首都是科纳克里。") == ["a"]
+    assert finder.facts_in("中国的首都是北京市。") == ["c"]
 
 
 FACTS = {
@@ -292,12 +292,12 @@ FACTS = {
 def test_leaks_are_found_in_every_script(language, tmp_path):
     subject, answer, stated, not_stated = FACTS[language]
     finder = FactMatcher([Fact(language, subject, "r", answer, "control")])
-    assert finder.find(stated) == [language]
-    assert finder.find(not_stated) == []
+    assert finder.facts_in(stated) == [language]
+    assert finder.facts_in(not_stated) == []
     [leak] = finder.sentence_matches(f"{not_stated}\n\n{stated}")
     assert leak.span[1] - leak.span[0] == len(stated)
     decomposed = unicodedata.normalize("NFD", stated)
-    assert finder.find(decomposed) == [language]
+    assert finder.facts_in(decomposed) == [language]
     [leak] = finder.sentence_matches(f"{not_stated}\n\n{decomposed}")
     assert leak.span[1] - leak.span[0] == len(decomposed)
 
@@ -305,14 +305,15 @@ def test_leaks_are_found_in_every_script(language, tmp_path):
 def test_names_that_cannot_be_sought_are_told():
     count = DecontaminationStats()
     facts = [Fact("a", "I", "symbol", "…", "infused"), Fact("b", "€", "of", "Europe", "infused")]
-    assert [row["facts"] for row in iter_leaks([Document("€ is of Europe", "t", 1)], facts, count)] == [["b"]]
-    assert count.unsought == ["…", "I"]
+    [(_, [match])] = iter_matches([Document("€ is of Europe", "t", 1)], facts, count)
+    assert match.facts == ("b",)
+    assert count.unsearchable == ["…", "I"]
     assert any("2 names of facts cannot be looked for" in line for line in count.summary(2, "document"))
 
 
 def test_a_page_of_thousands_of_matches_takes_no_longer_than_its_length():
     facts = [Fact(str(number), "中" * (number + 2), "r", "国" * (number + 2), "infused") for number in range(20)]
-    assert FactMatcher(facts).find("中" * 3000 + "国" * 3000)
+    assert FactMatcher(facts).facts_in("中" * 3000 + "国" * 3000)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +345,7 @@ def test_every_folded_word_has_its_place(text):
     assert folded.line == line_of_words(text)
     at = 1
     for word in words(text):
-        start, end = folded.in_original(*folded.place(at, at + len(word)))
+        start, end = folded.in_original(*folded.source_range(at, at + len(word)))
         assert 0 <= start < end <= len(text)
         assert "".join(word).replace(" ", "") in "".join(words(text[start:end])) or not text.isascii()
         at += len(word) + 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_kis.data_tools.facts.fields import has_content
 from megatron_kis.data_tools.facts.importers import Candidate
-from megatron_kis.data_tools.facts.names import Entities, entity_key, mentions, name_key, representative_names
+from megatron_kis.data_tools.facts.names import Entities, entity_key, name_key, named_entities, representative_names
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_entities_without_ids_that_share_an_alias_may_be_one_but_are_not_surely(
     one, other = fact("A", "Britain", object_aliases=("UK",)), fact("B", "Great Britain", object_aliases=("UK",))
     entities = Entities([one, other])
     assert meet(entities, "Britain", "Great Britain")
-    assert not entities.same(mentions(one)[1], mentions(other)[1])
+    assert not entities.same(named_entities(one)[1], named_entities(other)[1])
 
 
 def test_many_entities_that_share_a_name_take_linear_time():

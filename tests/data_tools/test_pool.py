@@ -10,9 +10,9 @@ from megatron_kis.data_tools.selection.pool import (
     AMBIGUOUS_NAMES,
     AMBIGUOUS_OBJECTS,
     CONTAINS_OBJECT,
+    NO_CONTENT,
     NOT_SAMPLED,
     REPEATED,
-    SAYS_NOTHING,
     usable_facts,
 )
 from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
@@ -134,7 +134,7 @@ def test_objects_that_differ_by_a_mark_or_a_symbol_contradict_one_another(object
 
 
 def test_names_of_punctuation_alone_are_dropped():
-    assert usable_facts(pairs(("A", "?!"), ("--", "B"))).dropped[SAYS_NOTHING] == {"r": 2}
+    assert usable_facts(pairs(("A", "?!"), ("--", "B"))).dropped[NO_CONTENT] == {"r": 2}
 
 
 def test_an_object_under_another_name_that_the_source_gives_it_says_the_same_twice():

@@ -10,7 +10,6 @@ from megatron_kis.data_tools.facts.importers import (
     Candidate,
     Dropped,
     import_wikidata5m,
-    relation_names,
     wikidata5m_triples,
 )
 from megatron_kis.data_tools.facts.importers.wikidata5m_names import EntityNames
@@ -36,7 +35,6 @@ def test_ids_become_names_and_aliases(folder):
     assert (first.subject_id, first.object_id, first.object_aliases) == ("Q7294", "Q1055", ("Hansestadt",))
     assert second.object_aliases == ("USA", "America")
     assert second.where.endswith("triplet.txt:3")
-    assert relation_names(path) == {"P19": "place of birth", "P31": "instance of"}
 
 
 def test_ids_without_a_name_and_shared_names_are_dropped_with_the_reason(folder):
