@@ -25,8 +25,9 @@ from megatron_kis.data.dataset import MegatronText
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.ledger import Ledger
 from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
-from megatron_kis.distributed.device import open_device, quiet_megatron
-from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model.build import build_model
 
 with quiet_megatron():
