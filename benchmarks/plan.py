@@ -175,7 +175,7 @@ def step_share(folder: Path) -> dict[str, float]:
 def _both(folder: Path, length: int, samples: int, *, blend: bool = True) -> tuple[Any, Any]:
     """Megatron's blend of a corpus and of facts, and ours of the same."""
     from megatron_kis.data import ExposurePlan, InfusedDataset
-    from megatron_kis.data.pretraining_text import GeneralText
+    from megatron_kis.data.general_text import GeneralText
     from megatron_kis.data_tools.storage.indexed import IndexedReader
     from megatron_kis.distributed.megatron_imports import quiet_megatron
 

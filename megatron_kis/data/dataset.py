@@ -27,8 +27,8 @@ masked.
 class TextSource(Protocol):
     """Where general text comes from: ``GeneralText``, ``MegatronText``, or any other by sequence number."""
 
-    def stretch(self, sequence: int, tokens: int) -> NDArray[np.integer]:
-        """The first ``tokens`` tokens (at most L + 1) of the stretch of ``sequence``."""
+    def read(self, sequence: int, tokens: int) -> NDArray[np.integer]:
+        """The first ``tokens`` tokens (at most L + 1) of the window of ``sequence``."""
         ...
 
 
@@ -57,7 +57,7 @@ class MegatronText:
             )
         self._dataset = dataset
 
-    def stretch(self, sequence: int, tokens: int) -> NDArray[np.integer]:
+    def read(self, sequence: int, tokens: int) -> NDArray[np.integer]:
         """The first ``tokens`` tokens (at most L + 1) of a sample: its tokens, and the label of the last."""
         sample = self._dataset[sequence]
         window = np.append(sample["tokens"].numpy(), sample["labels"][-1].numpy())
@@ -135,12 +135,12 @@ class InfusedDataset(Dataset[Sample]):
         end = first + tokens
         unpredicted: tuple[int, ...] = (length - 1,)
         if end == length and tokens:
-            row[first:] = self._text.stretch(sequence, tokens + 1)
+            row[first:] = self._text.read(sequence, tokens + 1)
             unpredicted = ()
         else:
             row[length] = eod
         if tokens and unpredicted:
-            row[first : end - 1] = self._text.stretch(sequence, tokens - 1)
+            row[first : end - 1] = self._text.read(sequence, tokens - 1)
             row[end - 1] = eod
             if end > 1:
                 unpredicted = (end - 2, length - 1)

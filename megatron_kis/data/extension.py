@@ -7,13 +7,15 @@ templates in their turns. A fact's exposures are the sum over both parts, and ea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint
-from megatron_kis.data.exposure_plan import ExposurePlan, SequenceLayout
+from megatron_kis.data.exposure_plan import ExposurePlan, PreviousPart, SequenceLayout, TokenBudget
 from megatron_kis.data.stream import IntArray
+from megatron_kis.data_tools.storage.exposures import RENDERED_GROUPS
 
 _CONTENT = ("infused_facts", "background_facts", "background_policy", "sequence_length", "seed", "templates")
 _ASKED = (
@@ -158,26 +160,31 @@ def extend(
             remedy="use a larger budget",
         )
     added -= added % base.sequence_length
-    each = last.expected("infused")
+    counts = last.expected("infused")
     if infusion_frequency is None and infusion_ratio is None:
-        infusion_frequency = float(each.mean()) * added / last.token_budget if len(each) else 0
-    equal = not len(each) or each.max() - each.min() <= 1
+        infusion_frequency = float(counts.mean()) * added / last.token_budget if len(counts) else 0
+    equal = not len(counts) or counts.max() - counts.min() <= 1
+    inputs = last.inputs
     tail = ExposurePlan(
-        last.exposure_lengths,
-        token_budget=added,
-        sequence_length=base.sequence_length,
-        infusion_frequency=infusion_frequency,
-        infusion_ratio=infusion_ratio,
-        popularity=None if equal else each,
-        seed=last.seed,
+        replace(
+            inputs.infused,
+            frequency=infusion_frequency,
+            ratio=infusion_ratio,
+            popularity=None if equal else counts,
+        ),
+        replace(
+            inputs.background,
+            frequency=_background_so_far(base, base.token_budget + added) - base.background_base_frequency,
+        ),
+        budget=TokenBudget(added, base.sequence_length),
         schedule=schedule,
-        templates=last.templates,
-        background_lengths=last.background_lengths,
-        background_frequency=_background_so_far(base, base.token_budget + added) - base.background_base_frequency,
-        background_policy=last.background_policy,
-        first_sequence=len(base),
-        shown={group: base.expected(group) for group in ("infused", "background")},
-        background_before=base.background_base_frequency,
+        templates=inputs.templates,
+        seed=inputs.seed,
+        previous=PreviousPart(
+            sequences=len(base),
+            counts={group: base.expected(group) for group in RENDERED_GROUPS},
+            background_frequency=base.background_base_frequency,
+        ),
     )
     return ExtendedPlan(base, tail)
 

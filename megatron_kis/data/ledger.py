@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from megatron_kis.data.exposure_plan import SequenceLayout
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
+from megatron_kis.data_tools.storage.exposures import RENDERED_GROUPS
 
 LEDGER_SCHEMA = "kis.ledger/1"
-GROUPS = ("infused", "background")
+GROUPS = RENDERED_GROUPS
 
 
 class Ledger:
