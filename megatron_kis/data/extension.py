@@ -1,7 +1,7 @@
-"""A run that goes on: the plan of the run so far, and a plan of what comes after it.
+"""A run that is extended: the plan of the run so far, and a plan of what comes after it.
 
-The first sequences are those of the run so far, exposure by exposure; general text goes on by its sequence numbers, and
-templates in their turns. A fact's exposures are the sum over both parts, and each part keeps the promises of a plan.
+The first sequences are those of the run so far, exposure by exposure; general text continues by its sequence numbers,
+and templates in their turns. A fact's exposures are the sum over both parts; each part keeps the promises of a plan.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_kis.data.stream import IntArray
 from megatron_kis.data_tools.storage.exposures import RENDERED_GROUPS
 
 _CONTENT = ("infused_facts", "background_facts", "background_policy", "sequence_length", "seed", "templates")
-_ASKED = (
+_SETTINGS = (
     "seed",
     "sequence_length",
     "token_budget",
@@ -34,7 +34,7 @@ _SUMS = ("infused_tokens", "background_tokens", "token_budget", "infusion_freque
 
 
 class Plan(Protocol):
-    """What training, ledger and logs ask of a plan, whether it goes on from another or not."""
+    """What training, ledger and logs need of a plan, whether it extends another or not."""
 
     sequence_length: int
     token_budget: int
@@ -43,11 +43,11 @@ class Plan(Protocol):
     background_frequency: int
 
     def __len__(self) -> int:
-        """Sequences of the run."""
+        """Returns the number of sequences of the run."""
         ...
 
     def __getitem__(self, sequence: int) -> SequenceLayout:
-        """The layout of a sequence."""
+        """Returns the layout of a sequence."""
         ...
 
     def prefetch(self, sequences: Sequence[int]) -> None:
@@ -55,11 +55,11 @@ class Plan(Protocol):
         ...
 
     def expected(self, group: str) -> IntArray:
-        """[facts] exposures that each fact of a group receives in the whole run."""
+        """Returns [facts], the exposures that each fact of a group receives in the whole run."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What makes the plan what it is."""
+        """Returns what determines the plan."""
         ...
 
     @property
@@ -83,11 +83,11 @@ class ExtendedPlan:
         self.background_base_frequency: int = base.background_base_frequency + tail.background_base_frequency
 
     def __len__(self) -> int:
-        """Sequences of the whole run."""
+        """Returns the number of sequences of the whole run."""
         return len(self.base) + len(self.tail)
 
     def __getitem__(self, sequence: int) -> SequenceLayout:
-        """The layout of a sequence.
+        """Returns the layout of a sequence.
 
         Raises:
             IndexError: not in [0, len(plan)).
@@ -105,15 +105,15 @@ class ExtendedPlan:
         self.tail.prefetch([sequence - border for sequence in sequences if sequence >= border])
 
     def __iter__(self) -> Iterator[SequenceLayout]:
-        """Every layout in the order of training."""
+        """Yields every layout in the order of training."""
         return (self[sequence] for sequence in range(len(self)))
 
     def expected(self, group: str) -> IntArray:
-        """[facts] exposures that each fact of a group receives in the whole run."""
+        """Returns [facts], the exposures that each fact of a group receives in the whole run."""
         return self.base.expected(group) + self.tail.expected(group)
 
     def identity(self) -> dict[str, Any]:
-        """What makes this plan what it is; frequencies, tokens and ratio are those of the whole run."""
+        """Returns what determines this plan; frequencies, tokens and ratio are those of the whole run."""
         base, tail = self.base.identity(), self.tail.identity()
         whole = {name: base[name] + tail[name] for name in _SUMS}
         return {
@@ -142,14 +142,14 @@ def extend(
 
     Args:
         base: the plan of the run so far.
-        token_budget: of the whole run, tokens.
-        infusion_frequency: exposures of each infused fact in what is added. If neither this nor a ratio is given,
-            exposures go on at the rate of the last part: each fact's grow in proportion to the budget.
+        token_budget: tokens of the whole run.
+        infusion_frequency: exposures of each infused fact in the added tokens. If neither this nor a ratio is given,
+            exposures continue at the rate of the last part: each fact's exposures grow in proportion to the budget.
         infusion_ratio: share of the added tokens.
-        schedule: of what is added.
+        schedule: when infused facts are shown in the added tokens.
 
     Raises:
-        InputError: less than one sequence more, or exposures that do not fit into what is added.
+        InputError: less than one sequence more, or exposures that do not fit into the added tokens.
     """
     last = base.tail if isinstance(base, ExtendedPlan) else base
     added = token_budget - base.token_budget
@@ -190,7 +190,7 @@ def extend(
 
 
 def _background_so_far(base: ExposurePlan | ExtendedPlan, tokens: int) -> int:
-    """The background frequency of so many tokens at the rate of the first part: roundings do not add up."""
+    """Returns the background frequency of so many tokens at the rate of the first part: roundings do not add up."""
     first = base
     while isinstance(first, ExtendedPlan):
         first = first.base
@@ -198,14 +198,14 @@ def _background_so_far(base: ExposurePlan | ExtendedPlan, tokens: int) -> int:
 
 
 def check_continuation(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Checks that a run may go on under a plan: the plan it had, or one that extends it.
+    """Checks that a run may continue under a plan: the plan it had, or one that extends it.
 
     Args:
         before: identity of the plan under which the run was trained so far.
-        now: identity of the plan under which it is to go on.
+        now: identity of the plan under which it is to continue.
 
     Raises:
-        InputError: another plan; names what differs, and both fingerprints.
+        InputError: another plan; the message names what differs, and both fingerprints.
     """
     had, has = _parts(before), _parts(now)
     if has[: len(had)] == had:
@@ -218,19 +218,19 @@ def check_continuation(before: dict[str, Any], now: dict[str, Any]) -> None:
     raise InputError(
         f"another exposure plan ({fingerprints}): {differs}",
         where="infusion",
-        remedy="go on with the settings of the run so far, extend its plan, or choose another output",
+        remedy="continue with the settings of the run so far, extend its plan, or choose another output",
     )
 
 
 def _parts(identity: dict[str, Any]) -> list[dict[str, Any]]:
-    """The identities of the plans one after the other."""
+    """Returns the identities of the plans one after the other."""
     if "extends" in identity:
         return [*_parts(identity["extends"]), identity["extension"]]
     return [identity]
 
 
 def _difference(was: dict[str, Any], now: dict[str, Any]) -> str:
-    """The settings in which two plans differ; what follows from settings only if these are equal."""
+    """Describes the settings in which two plans differ; what follows from settings only if these are equal."""
     names = [name for name in (*now, *was) if was.get(name) != now.get(name)]
-    settings = [name for name in _ASKED if name in names]
+    settings = [name for name in _SETTINGS if name in names]
     return "; ".join(f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in (settings or names)[:5])
