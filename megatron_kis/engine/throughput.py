@@ -36,7 +36,7 @@ class Speed:
 
 
 def _most_memory(device: Device) -> int:
-    if not device.is_host:
+    if not device.is_cpu:
         return torch.cuda.max_memory_allocated(device.torch_device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024  # kilobytes but on macOS

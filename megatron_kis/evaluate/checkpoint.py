@@ -64,7 +64,7 @@ def ask_checkpoint(
         scorer = Scorer(engine)
         probe = Probe(questions, batch_size=size, branching=scorer.branching)
         result, parameters = probe.ask(scorer.score), engine.parameters()
-        if result is None or not engine.layout.reports:
+        if result is None or not engine.layout.is_logging_rank:
             return None
     if outcomes is not None:
         with atomic_path(outcomes) as partial, open(partial, "wb") as file:

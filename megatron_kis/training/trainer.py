@@ -24,18 +24,12 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.config.training import check_precision, resolve_precision
 from megatron_kis.config.vocabulary import padded_vocabulary
 from megatron_kis.data.ledger import Ledger
-from megatron_kis.distributed.determinism import set_determinism
-from megatron_kis.distributed.device import open_device, quiet_megatron, seed_device
-from megatron_kis.distributed.parallel import (
-    Layout,
-    close_groups,
-    environment_of_srun,
-    gather,
-    is_loss_of_a_rank,
-    open_groups,
-    sum_over_data,
-    together,
-)
+from megatron_kis.distributed.collectives import gather, is_loss_of_a_rank, sum_over_data, together
+from megatron_kis.distributed.determinism import seed_device, set_determinism
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import ParallelDims, close_groups, open_groups
+from megatron_kis.distributed.megatron_imports import quiet_megatron
+from megatron_kis.distributed.slurm_environment import environment_of_srun
 from megatron_kis.engine.engine import Engine
 from megatron_kis.engine.lr_schedule import learning_rate, peak_rate
 from megatron_kis.engine.throughput import Speed
@@ -98,11 +92,11 @@ def train(
                  precision=config.training.precision)  # fmt: skip
     check_layout(config.model, parallel, config.training, replicas=replicas, vocabulary=inputs.vocabulary)
     device = open_device(config.device, in_order=parallel.tensor * parallel.context > 1)
-    precision = resolve_precision(config.training.precision, host=device.is_host)
+    precision = resolve_precision(config.training.precision, host=device.is_cpu)
     found = {**inputs.fingerprints, "plan": inputs.plan.fingerprint}
     if is_done(config, found, precision=precision, model_sha256=inputs.tokenizer.model_sha256):
         return config.output
-    check_precision(precision, host=device.is_host)
+    check_precision(precision, host=device.is_cpu)
     set_determinism(device, asked=config.training.deterministic)
     layout = open_groups(device, virtual=parallel.virtual, **sizes)
     try:
@@ -127,7 +121,7 @@ class _Run:
     def __init__(self, config: RunConfig, inputs: Inputs, engine: Engine, more_hooks: Sequence[HookFactory]) -> None:
         self._config, self._inputs, self._engine, self._more_hooks = config, inputs, engine, more_hooks
         self._layout = engine.layout
-        self._reports = engine.layout.reports
+        self._reports = engine.layout.is_logging_rank
         self._ledger = Ledger(inputs.store)
         self._state = State(steps=config.training.steps)
         self._folder = RunFolder(config.output)
@@ -417,7 +411,7 @@ class _Run:
         )
 
 
-def _sizes(layout: Layout) -> dict[str, int]:
+def _sizes(layout: ParallelDims) -> dict[str, int]:
     """The layout, the same on every rank."""
     sizes = {"tensor": layout.tensor_size, "pipeline": layout.pipeline_size, "data": layout.data_size}
     more = {"virtual": layout.virtual_size, "context": layout.context_size}

@@ -14,7 +14,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_path, write_json
 from megatron_kis.common.jsonl_log import JsonLines
 from megatron_kis.config.run import MomentsConfig, ProbeConfig, ValidationConfig
-from megatron_kis.data.pretraining_text import ValidationText
+from megatron_kis.data.general_text import ValidationText
 from megatron_kis.engine.throughput import Speed
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import PROBE_NAME, PROBE_SCHEMA, Probe
