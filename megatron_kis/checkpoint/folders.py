@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.common.errors import InputError, KisError
 from megatron_kis.common.files import fingerprint, naming, sha256_file, steadily, write_json
 from megatron_kis.common.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA

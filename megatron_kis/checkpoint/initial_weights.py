@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json, sha256_file, write_json
 from megatron_kis.config.ladder import ModelShape

@@ -25,7 +25,7 @@ class RepairedLogs:
     sizes: dict[str, int] = field(default_factory=dict)
     """Bytes of each log that stay."""
 
-    said: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
     """What was wrong with a log, and what was done."""
 
     lost: set[str] = field(default_factory=set)
@@ -74,7 +74,7 @@ def repair_logs(checkpoint: Checkpoint, run: Path) -> RepairedLogs:
     for name, (content, loss, there) in found.items():
         repaired.sizes[name] = len(content)
         if there[: len(content)] != content or loss:
-            repaired.said[name] = loss or "was not as it had been written; restored from the checkpoint"
+            repaired.problems[name] = loss or "was not as it had been written; restored from the checkpoint"
             write_bytes(run / name, content)
         if loss:
             kinds = {"probe"} if name == PROBES else {"train", "validation"}

@@ -150,8 +150,10 @@ class PastRun:
         self.check_questions(questions, self.questions_path)
         return questions
 
-    def asked(self, exposures: Path | None, templates: Mapping[Any, int | None]) -> tuple[Path, QuestionSet, str]:
-        """The run's questions, or others that can be asked of it.
+    def select_questions(
+        self, exposures: Path | None, templates: Mapping[Any, int | None]
+    ) -> tuple[Path, QuestionSet, str]:
+        """Returns the run's questions, or others that it can be evaluated on.
 
         Args:
             exposures: prefix of others, as ``kis data render`` writes them; None for the run's own.

@@ -116,7 +116,7 @@ def _check_rates(checkpoint: Checkpoint, config: RunConfig) -> None:
         )
 
 
-def adopt(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, Any], beginning: str) -> None:
+def import_trunk(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, Any], beginning: str) -> None:
     """Makes a trunk's checkpoint, and its records up to there, those of the branch. One rank calls this.
 
     Args:
@@ -124,7 +124,7 @@ def adopt(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, 
         run: the branch's folder, without checkpoints or logs.
         steps: of the branch.
         identity: of the branch.
-        beginning: a name of this beginning of the branch, see ``RunFolder.beginning``.
+        beginning: a name of this beginning of the branch, see ``RunDir.beginning``.
     """
     trunk = checkpoint.folder.parent.parent
     ends = {}

@@ -78,7 +78,7 @@ def outcomes_of(folder: Path) -> dict[int, Path]:
     return {int(number): path for path, number in numbers.items() if number.isdecimal()}
 
 
-def forget_later_outcomes(folder: Path, step: int) -> None:
+def remove_later_outcomes(folder: Path, step: int) -> None:
     """Removes outcomes of probes after ``step``, which the resumed run makes again."""
     for at, path in outcomes_of(folder).items():
         if at > step:

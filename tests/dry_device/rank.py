@@ -121,7 +121,7 @@ class Rank:
 
     def step(self) -> None:
         """Two steps; the second, with the optimizer's state in place, is what stays counted."""
-        from megatron_kis.training.signals import StopRequest
+        from megatron_kis.training.faults import StopRequest
 
         asked = self.asked
         tokens = torch.arange(asked.length + 1)
@@ -143,41 +143,42 @@ class Rank:
     def _saver(self) -> Any:
         """That of a run, which asks the other ranks at each step."""
         from megatron_kis.config.run import CheckpointConfig
-        from megatron_kis.training.checkpointer import Saver
+        from megatron_kis.training.checkpointer import Checkpointer
 
-        return Saver(CheckpointConfig(), Path("unused"), steps=9, step_tokens=1, device=self.engine.device.torch_device,
-                     logs={})  # fmt: skip
+        device = self.engine.device.torch_device
+        return Checkpointer(CheckpointConfig(), Path("unused"), steps=9, step_tokens=1, device=device, logs={})
 
     def validation(self) -> None:
         """The hook of the training loop, on 40 sequences."""
         from megatron_kis.config.run import ValidationConfig
-        from megatron_kis.training.callbacks.base import State, ValidationHook
+        from megatron_kis.training.callbacks.base import RunState
+        from megatron_kis.training.callbacks.validation import ValidationCallback
 
         text = [np.zeros(self.asked.length + 1, dtype=np.int64)] * 40
-        hook = ValidationHook(ValidationConfig(), self.engine, text, None, steps=1, step_tokens=1,
-                              rows_a_pass=self.asked.micro_batch)  # fmt: skip
-        hook.act(State(1))
+        hook = ValidationCallback(ValidationConfig(), self.engine, text, None, steps=1, step_tokens=1,
+                              rows_per_pass=self.asked.micro_batch)  # fmt: skip
+        hook.on_schedule(RunState(1))
 
     def probe(self) -> None:
         """Options of a common beginning, as many rows a pass as a run has by default."""
         from megatron_kis.probes.forward import Scorer
-        from megatron_kis.probes.prefix_tree import plant
+        from megatron_kis.probes.prefix_tree import build_prefix_trees
         from megatron_kis.probes.probe import ROW_WIDTH
         from megatron_kis.probes.ragged import Ragged
 
         scorer, random = Scorer(self.engine), np.random.default_rng(0)
         options = [[5, 6, 7, *random.integers(10, 1000, length % 12 + 3).tolist()] for length in range(256)]
-        forest = plant(Ragged.of(options), first=1, width=ROW_WIDTH, branching=scorer.branching)
-        of_rows = [forest.places[start:end] for start, end in pairwise(forest.edge_starts)]
-        mine = np.argsort(forest.counts, kind="stable")[self.layout.data_rank :: self.layout.data_size]
+        trees = build_prefix_trees(Ragged.of(options), bos_id=1, width=ROW_WIDTH, branching=scorer.branching)
+        of_rows = [trees.places[start:end] for start, end in pairwise(trees.edge_starts)]
+        mine = np.argsort(trees.counts, kind="stable")[self.layout.data_rank :: self.layout.data_size]
         self.nodes = sum(len(np.unique(of_rows[row])) for row in mine)
-        scorer.score(forest, 27)
+        scorer.score(trees, 27)
 
     def save(self) -> None:
         """What a checkpoint copies; nothing is written."""
         from torch.distributed.checkpoint.utils import _DistWrapper
 
-        from megatron_kis.checkpoint import sharded as shards
+        from megatron_kis.checkpoint import shards
 
         if self.layout.world_size > 1:  # nobody can join the plans of all ranks: this one writes what it plans to
             _DistWrapper.reduce_scatter = lambda _, name, plan, join: plan()
@@ -300,7 +301,7 @@ def run(asked: argparse.Namespace, counts: Counts, mode: Any) -> dict[str, Any]:
 
 def run_every_rank(asked: argparse.Namespace, counts: Counts, mode: Any) -> list[dict[str, Any]]:
     """One process per rank, one after the other; each is forked, so that the imports are paid once."""
-    import megatron_kis.checkpoint.sharded
+    import megatron_kis.checkpoint.shards
     import megatron_kis.training.callbacks.base  # noqa: F401
 
     found = []

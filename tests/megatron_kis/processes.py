@@ -32,6 +32,12 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
+def tensor_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """Names and whole shapes of the tensors in a checkpoint."""
+    index = json.loads((checkpoint / "index.json").read_text(encoding="utf-8"))
+    return {name: tuple(tensor["shape"]) for name, tensor in index["tensors"].items()}
+
+
 def losses(folder: Path) -> dict[int, float]:
     """Training loss by step; a step that is reported twice is an error."""
     found = [(row["step"], row["loss"]) for row in rows(folder, "metrics.jsonl") if row["kind"] == "train"]

@@ -21,7 +21,6 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
 from megatron_kis.data_tools.selection.select import SelectSettings
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
-from megatron_kis.evaluate.restore import read_config
 from megatron_kis.training.artifacts import made_with, open_run
 from megatron_kis.training.audit import audit_run
 from megatron_kis.training.trainer import train
@@ -82,7 +81,7 @@ def test_a_copied_run_is_asked_and_exported_without_its_data(
     assert main(["export", "lm-eval", str(run), "--output", "tasks"]) == 0
     assert main(["probe", str(run), "--histories", "histories.csv"]) == 0
     assert main(["data", "inspect", str(run)]) == 0
-    assert read_config(run).output == run
+    assert open_run(run).config.output == run
     capsys.readouterr()
     assert main(["data", "inspect", str(run), "--recount"]) == 2
     assert "study/data" in capsys.readouterr().err
@@ -101,7 +100,7 @@ def test_the_record_names_its_neighbours_by_relative_paths(
     assert record["general_text"][0]["corpus"] == "../../data/corpus"
     monkeypatch.chdir(data)
     moved = data.parent / run
-    assert read_config(moved).data.corpus == data / "corpus"
+    assert open_run(moved).config.data.corpus == data / "corpus"
     assert audit_run(moved)["infused"]["facts"] == 16
 
 

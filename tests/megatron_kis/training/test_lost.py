@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.folders import write_manifest
 from megatron_kis.cli.main import main
 from megatron_kis.common import files
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
-from megatron_kis.training.run_dir import RunFolder
+from megatron_kis.training.run_dir import RunDir
 from megatron_kis.training.trainer import train
 from tests.megatron_kis.processes import losses, rows
 from tests.megatron_kis.training.test_branch import run as trunk_of
@@ -76,7 +76,7 @@ def test_no_run_begins_again_by_itself_where_checkpoints_lie(tiny_run: MakeRun) 
     after = content(config)
     assert before == {name: after[name] for name in before}
     with pytest.raises(InputError, match=r"holds step-00000005, step-00000010, and no checkpoint"):
-        RunFolder(config.output).clear(restart=False)
+        RunDir(config.output).clear(restart=False)
     train(config, restart=True)
     assert [session["from_step"] for session in read_json(config.output / "run.json", "kis.run/1")["sessions"]] == [0]
     assert folders(config) == ["step-00000015", "step-00000020"]

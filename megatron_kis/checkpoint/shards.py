@@ -256,16 +256,6 @@ def _read_index(path: Path) -> Metadata:
     return Metadata(state_dict_metadata=tensors, storage_data=places)
 
 
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and whole shapes of the tensors in a checkpoint, read from its index alone.
-
-    Raises:
-        InputError: the index is missing or no index.
-    """
-    index = read_json(folder / INDEX_NAME, INDEX_SCHEMA, keys=("tensors",))
-    return {name: tuple(json_tensor["shape"]) for name, json_tensor in index["tensors"].items()}
-
-
 def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Whole tensors of a checkpoint, whatever layout it was written under; no other rank takes part.
 
