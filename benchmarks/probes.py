@@ -174,7 +174,7 @@ def _floor(shape: ModelShape, vocabulary: int, nodes: int, engine: Any) -> tuple
     rows, weight = (torch.randn(*size, device=place, dtype=dtype) for size in sizes)
 
     def now() -> float:
-        if engine.device.is_host:
+        if engine.device.is_cpu:
             return time.process_time()
         torch.cuda.synchronize()
         return time.perf_counter()

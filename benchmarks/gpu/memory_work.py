@@ -41,18 +41,18 @@ class Meter:
     def held(self) -> int:
         """Now."""
         gc.collect()
-        if self._device.is_host:
+        if self._device.is_cpu:
             return self._status("VmRSS") - self._base
         torch.cuda.synchronize()
         return torch.cuda.memory_allocated()
 
     def most(self) -> int:
         """Since the last ``reset``."""
-        return self._status("VmHWM") - self._base if self._device.is_host else torch.cuda.max_memory_allocated()
+        return self._status("VmHWM") - self._base if self._device.is_cpu else torch.cuda.max_memory_allocated()
 
     def reset(self) -> None:
         """Counts the most from now on."""
-        if self._device.is_host:
+        if self._device.is_cpu:
             Path("/proc/self/clear_refs").write_text("5")
         else:
             torch.cuda.reset_peak_memory_stats()
@@ -95,9 +95,9 @@ def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[st
     """
     case["micro_batches"] = max(2, 2 * case["pipeline"])
     with opened(device, tensor=case["tensor"], pipeline=case["pipeline"]) as (place, layout):
-        plan = planned(case, replicas=layout.data_size, on_host=place.is_host)
+        plan = planned(case, replicas=layout.data_size, on_host=place.is_cpu)
         taken = 0
-        if not place.is_host:
+        if not place.is_cpu:
             free, total = torch.cuda.mem_get_info()
             taken = total - free - torch.cuda.memory_reserved()
             if plan["total"] > USABLE * total:
@@ -141,7 +141,7 @@ def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[st
                 most[name] = meter.most()
             yield row(name, most[name] - static)
         yield row("peak", max(most.values()))
-        if not place.is_host:
+        if not place.is_cpu:
             free, total = torch.cuda.mem_get_info()
             reserved = torch.cuda.memory_reserved()
             yield row("reserved", torch.cuda.max_memory_reserved())

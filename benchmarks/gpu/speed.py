@@ -122,7 +122,7 @@ def _peer_step(
     place = device.torch_device
     model = Plain(ladder.preset(preset), padded_vocabulary(vocabulary), length).to(place)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    compiled = model if device.is_host else torch.compile(model)
+    compiled = model if device.is_cpu else torch.compile(model)
     samples = samples_of(batch, length, vocabulary)
     tokens, labels = (torch.stack([sample[name] for sample in samples]).to(place) for name in ("tokens", "labels"))
     parts = batch // micro_batch

@@ -32,7 +32,7 @@ from megatron_kis.common.files import fingerprint, naming, sha256_file, steadily
 from megatron_kis.common.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA
 from megatron_kis.common.jsonl_log import JsonLines
 from megatron_kis.common.parsing import parse_json
-from megatron_kis.distributed.parallel import from_first, gather, together
+from megatron_kis.distributed.collectives import from_first, gather, together
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,10 @@ from megatron_kis.checkpoint import shards
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json, sha256_file, write_json
 from megatron_kis.config.ladder import ModelShape
-from megatron_kis.distributed.device import open_device, quiet_megatron
-from megatron_kis.distributed.parallel import close_groups, gather, open_groups
+from megatron_kis.distributed.collectives import gather
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 
 with quiet_megatron():
     from megatron.core.dist_checkpointing.mapping import ShardedTensor

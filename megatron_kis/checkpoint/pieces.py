@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from megatron_kis.distributed.device import quiet_megatron
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 
 with quiet_megatron():
     from megatron.core.dist_checkpointing.dict_utils import nested_values

@@ -37,8 +37,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.files import read_json, write_json
-from megatron_kis.distributed.device import quiet_megatron
-from megatron_kis.distributed.parallel import gather
+from megatron_kis.distributed.collectives import gather
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 
 with quiet_megatron():
     from megatron.core import dist_checkpointing

@@ -20,8 +20,11 @@ from megatron_kis.checkpoint.shards import share_out
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.training import resolve_precision
 from megatron_kis.data.dataset import Sample
-from megatron_kis.distributed.device import Device, quiet_megatron, random_states, restore_random_states
-from megatron_kis.distributed.parallel import Layout, sum_over_all, sum_over_data
+from megatron_kis.distributed.collectives import sum_over_all, sum_over_data
+from megatron_kis.distributed.determinism import random_states, restore_random_states
+from megatron_kis.distributed.device import Device
+from megatron_kis.distributed.groups import ParallelDims
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.engine.optimizer import build_optimizer, finish_gradients, wrap_model
 from megatron_kis.engine.scaling import DelayedScaling, without_fp8
 from megatron_kis.model.build import build_model, initialise, resolve_implementation
@@ -45,7 +48,7 @@ class Engine:
         config: RunConfig,
         *,
         vocabulary: int,
-        layout: Layout,
+        layout: ParallelDims,
         device: Device,
         begin: bool = True,
         trains: bool = True,
@@ -63,7 +66,7 @@ class Engine:
         """
         self.layout, self.device = layout, device
         self._model, self._seed, self._vocabulary = config.model, config.training.seed, vocabulary
-        precision = resolve_precision(config.training.precision, host=device.is_host)
+        precision = resolve_precision(config.training.precision, host=device.is_cpu)
         self.precision = precision
         self._sequence_length = config.training.sequence_length
         implementation = resolve_implementation(

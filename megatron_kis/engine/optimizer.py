@@ -16,7 +16,8 @@ from torch.nn.utils import get_total_norm
 
 from megatron_kis.checkpoint.pieces import held_by, pieces
 from megatron_kis.config.run import OptimizerConfig
-from megatron_kis.distributed.device import Device, quiet_megatron
+from megatron_kis.distributed.device import Device
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.engine.replica import HostReplica
 
 with quiet_megatron():
@@ -79,7 +80,7 @@ def wrap_model(model: GPTModel, device: Device, *, trains: bool = True) -> Any:
         trains: whether gradients are to be summed.
     """
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    if device.is_host or not trains:
+    if device.is_cpu or not trains:
         return HostReplica(model.config, model, group)
     shared = group.size() > 1
     settings = DistributedDataParallelConfig(
@@ -133,7 +134,7 @@ def finish_gradients(chunks: Sequence[Any], tokens: torch.Tensor, **groups: Any)
 
 def build_optimizer(chunks: Sequence[Any], settings: OptimizerConfig, device: Device, *, half: bool) -> Optimizer:
     """The optimizer of a rank's wrapped chunks."""
-    if device.is_host:
+    if device.is_cpu:
         return HostOptimizer(chunks, settings)
     return MegatronOptimizer(chunks, settings, half=half)
 

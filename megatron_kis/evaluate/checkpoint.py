@@ -62,7 +62,7 @@ def evaluate_checkpoint(
         probe = Probe(questions, batch_size=size, branching=scorer.branching)
         result = probe.evaluate(scorer.score)
         parameters = engine.parameters()
-        if result is None or not engine.layout.reports:
+        if result is None or not engine.layout.is_logging_rank:
             return None
     if outcomes is not None:
         result.write_outcomes(outcomes)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megatron_kis.distributed.device import quiet_megatron
-from megatron_kis.distributed.parallel import sum_over_data
+from megatron_kis.distributed.collectives import sum_over_data
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model.attention import SdpaAttention
 from megatron_kis.model.head import head_inputs, head_weight, headless
 from megatron_kis.probes.prefix_tree import EdgeScores, PackedPrefixTrees

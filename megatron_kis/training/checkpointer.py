@@ -15,7 +15,7 @@ from megatron_kis.checkpoint.folders import CheckpointWriter
 from megatron_kis.common.errors import JobError, Stopped
 from megatron_kis.common.jsonl_log import JsonLines
 from megatron_kis.config.run import CheckpointConfig
-from megatron_kis.distributed.parallel import gather, largest
+from megatron_kis.distributed.collectives import gather, largest
 from megatron_kis.training.callbacks.base import RunState
 from megatron_kis.training.faults import StopRequest
 

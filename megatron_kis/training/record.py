@@ -17,7 +17,7 @@ from megatron_kis.common.files import fingerprint, read_json, sha256_file, write
 from megatron_kis.common.identity import DATA, RUN_FILE, RUN_SCHEMA, changed_data, differences, settings_of, short
 from megatron_kis.common.paths import seen_from
 from megatron_kis.config.run import RunConfig
-from megatron_kis.data.pretraining_text import Epochs
+from megatron_kis.data.general_text import Epochs
 
 DONE_SCHEMA = "kis.done/1"
 CLOSED = (RUN_FILE, "metrics.jsonl", "probes.jsonl", "exposures.json")

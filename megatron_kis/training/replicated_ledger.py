@@ -12,8 +12,9 @@ from megatron_kis.common.files import write_json
 from megatron_kis.data.dataset import Sample
 from megatron_kis.data.exposure_plan import SequenceLayout
 from megatron_kis.data.ledger import Ledger
-from megatron_kis.distributed.device import quiet_megatron
-from megatron_kis.distributed.parallel import Layout, sum_over_data
+from megatron_kis.distributed.collectives import sum_over_data
+from megatron_kis.distributed.groups import ParallelDims
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.training.faults import exposures_in
 from megatron_kis.training.inputs import Inputs
 
@@ -24,7 +25,7 @@ with quiet_megatron():
 class ReplicatedLedger:
     """This rank's ledger. Sums over the data-parallel replicas are collective: every rank calls those methods."""
 
-    def __init__(self, inputs: Inputs, layout: Layout, device: torch.device) -> None:
+    def __init__(self, inputs: Inputs, layout: ParallelDims, device: torch.device) -> None:
         """Starts empty."""
         self._ledger = Ledger(inputs.store)
         self._plan = inputs.plan

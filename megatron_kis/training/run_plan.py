@@ -12,7 +12,7 @@ from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
 from megatron_kis.config.data import InfusionConfig
 from megatron_kis.config.recorded import recorded_config
 from megatron_kis.config.run import RunConfig
-from megatron_kis.data.exposure_plan import ExposurePlan
+from megatron_kis.data.exposure_plan import BackgroundFacts, ExposurePlan, InfusedFacts, TokenBudget
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import ExtendedPlan, check_continuation, extend
 from megatron_kis.data.frequency import IntArray, zipf_popularity
@@ -41,18 +41,21 @@ def open_plan(config: RunConfig, store: ExposureStore) -> ExposurePlan | Extende
     facts = len(store.ids("infused"))
     exponent = infusion.zipf_exponent
     return ExposurePlan(
-        store.lengths("infused"),
-        infusion_frequency=listed_frequencies(infusion, store) if infusion.frequencies else infusion.frequency,
-        infusion_ratio=infusion.ratio,
-        popularity=zipf_popularity(facts, exponent, seed=training.seed) if exponent else None,
-        token_budget=budget,
-        sequence_length=training.sequence_length,
-        seed=training.seed,
+        InfusedFacts(
+            store.lengths("infused"),
+            frequency=listed_frequencies(infusion, store) if infusion.frequencies else infusion.frequency,
+            ratio=infusion.ratio,
+            popularity=zipf_popularity(facts, exponent, seed=training.seed) if exponent else None,
+        ),
+        BackgroundFacts(
+            store.lengths("background"),
+            frequency=infusion.background.frequency,
+            policy=infusion.background.policy,
+        ),
+        budget=TokenBudget(budget, training.sequence_length),
         schedule=infusion.schedule,
         templates=infusion.templates,
-        background_lengths=store.lengths("background"),
-        background_frequency=infusion.background.frequency,
-        background_policy=infusion.background.policy,
+        seed=training.seed,
     )
 
 

@@ -21,17 +21,11 @@ from megatron_kis.config.layout import check_layers, check_layout, replicas_of
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.training import check_precision, resolve_precision
 from megatron_kis.config.vocabulary import padded_vocabulary
-from megatron_kis.distributed.determinism import set_determinism
-from megatron_kis.distributed.device import Device, open_device, seed_device
-from megatron_kis.distributed.parallel import (
-    Layout,
-    close_groups,
-    environment_of_srun,
-    gather,
-    is_loss_of_a_rank,
-    open_groups,
-    together,
-)
+from megatron_kis.distributed.collectives import gather, is_loss_of_a_rank, together
+from megatron_kis.distributed.determinism import seed_device, set_determinism
+from megatron_kis.distributed.device import Device, open_device
+from megatron_kis.distributed.groups import ParallelDims, close_groups, open_groups
+from megatron_kis.distributed.slurm_environment import environment_of_srun
 from megatron_kis.engine.engine import Engine
 from megatron_kis.engine.lr_schedule import learning_rate, peak_rate
 from megatron_kis.training.artifacts import keep_inputs, kept_files
@@ -215,11 +209,11 @@ class Trainer:
         return {**self._inputs.fingerprints, "plan": self._inputs.plan.fingerprint}
 
     def _is_done(self, device: Device) -> bool:
-        precision = resolve_precision(self.config.training.precision, host=device.is_host)
+        precision = resolve_precision(self.config.training.precision, host=device.is_cpu)
         tokenizer = self._inputs.tokenizer
         if is_done(self.config, self._fingerprints(), precision=precision, model_sha256=tokenizer.model_sha256):
             return True
-        check_precision(precision, host=device.is_host)
+        check_precision(precision, host=device.is_cpu)
         return False
 
     @contextmanager
@@ -235,7 +229,7 @@ class Trainer:
             vocabulary = padded_vocabulary(inputs.vocabulary)
             self._engine = Engine(config, vocabulary=vocabulary, layout=layout, device=device, begin=False)
             self._started = time.perf_counter()
-            self._reports = layout.reports
+            self._reports = layout.is_logging_rank
             self._ledger = ReplicatedLedger(inputs, layout, device.torch_device)
             self._replica_batch_size = config.training.global_batch_size // layout.data_size
             wanted = config.training.micro_batch_size or self._replica_batch_size
@@ -419,7 +413,7 @@ class Trainer:
         )
 
 
-def _sizes(layout: Layout) -> dict[str, int]:
+def _sizes(layout: ParallelDims) -> dict[str, int]:
     """Returns the layout's sizes, the same on every rank."""
     sizes = {"tensor": layout.tensor_size, "pipeline": layout.pipeline_size, "data": layout.data_size}
     more = {"virtual": layout.virtual_size, "context": layout.context_size}

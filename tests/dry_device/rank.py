@@ -84,9 +84,9 @@ class Rank:
     def __init__(self, asked: argparse.Namespace, counts: Counts) -> None:
         """Builds the engine as ``kis train`` does."""
         from megatron_kis.config.vocabulary import padded_vocabulary
-        from megatron_kis.distributed.determinism import set_determinism
-        from megatron_kis.distributed.device import open_device, seed_device
-        from megatron_kis.distributed.parallel import open_groups
+        from megatron_kis.distributed.determinism import seed_device, set_determinism
+        from megatron_kis.distributed.device import open_device
+        from megatron_kis.distributed.groups import open_groups
         from megatron_kis.engine.engine import Engine
 
         self.asked, self.counts, self.config = asked, counts, configuration(asked)

@@ -17,8 +17,10 @@ import torch.distributed as dist
 from megatron_kis.checkpoint import shards
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
-from megatron_kis.distributed.device import open_device, seed_device
-from megatron_kis.distributed.parallel import close_groups, gather, open_groups
+from megatron_kis.distributed.collectives import gather
+from megatron_kis.distributed.determinism import seed_device
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.engine.engine import Engine
 from tests.megatron_kis.cuda_on_host import install
 from tests.megatron_kis.processes import SERVER, Ranks, finish, free_port, losses, tensor_shapes

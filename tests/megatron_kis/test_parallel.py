@@ -17,7 +17,7 @@ import yaml
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
-from megatron_kis.distributed.parallel import environment_of_srun, first_node
+from megatron_kis.distributed.slurm_environment import environment_of_srun, first_node
 from tests.megatron_kis.processes import finish, free_port
 
 MakeRun = Callable[..., RunConfig]

@@ -14,8 +14,9 @@ import torch
 from megatron_kis.checkpoint import shards
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.config.run import RunConfig
-from megatron_kis.distributed.device import open_device, seed_device
-from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.distributed.determinism import seed_device
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.engine.engine import Engine
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.prefix_tree import build_prefix_trees

@@ -38,7 +38,7 @@ class Throughput:
 
 
 def _peak_memory(device: Device) -> int:
-    if not device.is_host:
+    if not device.is_cpu:
         return torch.cuda.max_memory_allocated(device.torch_device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # in kilobytes, except on macOS

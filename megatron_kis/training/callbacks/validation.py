@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_kis.common.jsonl_log import JsonLines
 from megatron_kis.config.run import ValidationConfig
-from megatron_kis.data.pretraining_text import ValidationText
+from megatron_kis.data.general_text import ValidationText
 from megatron_kis.training.callbacks.base import RunState, ScheduledCallback
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from megatron_kis.convert.llama import join_qkv, split_qkv
 from megatron_kis.convert.to_huggingface import export_huggingface
 from megatron_kis.convert.tokenizer_json import write_tokenizer
 from megatron_kis.distributed.device import open_device
-from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.engine.engine import Engine
 from megatron_kis.training.inputs import open_inputs
 from megatron_kis.training.trainer import train

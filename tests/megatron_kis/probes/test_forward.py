@@ -16,7 +16,7 @@ import torch
 
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.config.run import RunConfig
-from megatron_kis.distributed.parallel import Layout
+from megatron_kis.distributed.groups import ParallelDims
 from megatron_kis.engine.engine import Engine
 from megatron_kis.evaluate.checkpoint import evaluate_checkpoint
 from megatron_kis.evaluate.restore import restored
@@ -122,7 +122,7 @@ def test_on_an_accelerator_a_probe_has_few_shapes_and_the_same_scores(
 
 @pytest.mark.parametrize("nodes", [1, 32, 33, 512, 513, 700, 4000, 100_000])
 def test_rows_of_few_widths_are_little_wider(nodes: int) -> None:
-    layout = Layout(8, 0, 4, 0, 1, 0, 1, 0, context_size=2)
+    layout = ParallelDims(8, 0, 4, 0, 1, 0, 1, 0, context_size=2)
     engine = SimpleNamespace(layout=layout, device=SimpleNamespace(torch_device=torch.device("cuda")), chunks=[])
     scorer = Scorer(engine)  # type: ignore[arg-type]
     width = scorer._width(nodes)

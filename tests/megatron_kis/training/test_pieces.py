@@ -14,8 +14,9 @@ import torch
 from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.pieces import boxes, pieces
 from megatron_kis.common.errors import InputError
-from megatron_kis.distributed.device import open_device, quiet_megatron
-from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from tests.megatron_kis.processes import tensor_shapes
 
 with quiet_megatron():
