@@ -129,9 +129,13 @@ def _row(question: Question, context: str, choices: Sequence[str | None]) -> dic
     if None in choices:
         return None
     return {
-        "fact": question.fact, "relation": question.relation, "template": question.template,
-        "context": context, "choices": choices, "answer": question.answer,
-    }  # fmt: skip
+        "fact": question.fact,
+        "relation": question.relation,
+        "template": question.template,
+        "context": context,
+        "choices": choices,
+        "answer": question.answer,
+    }
 
 
 def _statement(option: Option, tokenizer: Tokenizer, first: Sequence[int], spelled: str) -> str | None:

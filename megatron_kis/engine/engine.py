@@ -120,8 +120,13 @@ class Engine:
             self.load_weights(load_start(start, self.weights()))
         else:
             for chunk in self.chunks:
-                initialise(chunk.module, layers=model.shape().layers, layout=self.layout, init_std=model.init_std,
-                           seed=self._seed)  # fmt: skip
+                initialise(
+                    chunk.module,
+                    layers=model.shape().layers,
+                    layout=self.layout,
+                    init_std=model.init_std,
+                    seed=self._seed,
+                )
         self._optimizer.take_weights()
 
     def train_step(
@@ -314,8 +319,10 @@ class Engine:
         columns = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
         if self.layout.context_size > 1:
             mine = self.positions(self._sequence_length)
-            columns = {name: column[..., mine, :] if name == "attention_mask" else column[:, mine]
-                       for name, column in columns.items()}  # fmt: skip
+            columns = {
+                name: column[..., mine, :] if name == "attention_mask" else column[:, mine]
+                for name, column in columns.items()
+            }
         return {name: column.to(self.device.torch_device) for name, column in columns.items()}
 
     def _forward_loss(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:

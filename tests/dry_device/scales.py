@@ -64,9 +64,14 @@ def kept() -> dict[str, Any]:
 
     def scales(layout: Any) -> tuple[Any, DelayedScaling]:
         model = assemble_model(
-            ModelShape(2, 32, 4, 2, 64), vocabulary=256, sequence_length=32, layout=layout, device=open_device("cpu"),
-            precision="fp8", implementation="transformer_engine",
-        )  # fmt: skip
+            ModelShape(2, 32, 4, 2, 64),
+            vocabulary=256,
+            sequence_length=32,
+            layout=layout,
+            device=open_device("cpu"),
+            precision="fp8",
+            implementation="transformer_engine",
+        )
         return model, DelayedScaling([SimpleNamespace(config=model.config, module=model)], layout)
 
     with place(1, 1, 0) as layout, tempfile.TemporaryDirectory() as folder:

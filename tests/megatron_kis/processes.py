@@ -106,8 +106,13 @@ class Ranks:
         config.output.parent.mkdir(parents=True, exist_ok=True)
         path = config.output.parent / f"{config.name}.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-        shared = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-                  "WORLD_SIZE": str(size), **(env or {})}  # fmt: skip
+        shared = {
+            "OMP_NUM_THREADS": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": str(size),
+            **(env or {}),
+        }
         self.logs = [config.output.parent / f"{config.name}.{rank}.log" for rank in range(size)]
         self.processes = [
             Rank(["train", str(path), *options], {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log, before)

@@ -102,8 +102,9 @@ def resave(config: RunConfig, source: Path, target: Path, cuda: bool) -> None:
         install()
     device = open_device("cpu")
     parallel = config.parallel
-    layout = open_groups(device, tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual,
-                         context=parallel.context)  # fmt: skip
+    layout = open_groups(
+        device, tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual, context=parallel.context
+    )
     try:
         seed_device(device, 1, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
         vocabulary = tensor_shapes(source)["embedding.word_embeddings.weight"][0]

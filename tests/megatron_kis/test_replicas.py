@@ -76,16 +76,20 @@ LENGTH, BATCH = 32, 4
 
 def trained_and_probed(folder: Path, rank: int, size: int, port: int, cuda: bool) -> None:
     """In a rank: scores of one row of options before a step, after one, and after one whose update is left out."""
-    os.environ.update(WORLD_SIZE=str(size), RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))  # fmt: skip
+    os.environ.update(
+        WORLD_SIZE=str(size), RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     if cuda:
         install()
     content = {
-        "name": "probed", "output": "unused", "device": "cpu", "infusion": {"frequency": 0},
+        "name": "probed",
+        "output": "unused",
+        "device": "cpu",
+        "infusion": {"frequency": 0},
         "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
         "model": {"layers": 2, "width": 32, "heads": 4},
         "training": {"token_budget": BATCH * LENGTH, "sequence_length": LENGTH, "global_batch_size": BATCH},
-    }  # fmt: skip
+    }
     device = open_device("cpu")
     layout = open_groups(device)
     seed_device(device, 0, tensor_rank=0, pipeline_rank=0)
@@ -112,8 +116,9 @@ def trained_and_probed(folder: Path, rank: int, size: int, port: int, cuda: bool
 def test_a_replica_without_rows_of_a_probe_gathers_with_the_others(tmp_path: Path) -> None:
     for size, cuda in ((1, False), (2, True)):
         port = free_port()
-        ranks = [SERVER.Process(target=trained_and_probed, args=(tmp_path, rank, size, port, cuda))
-                 for rank in range(size)]  # fmt: skip
+        ranks = [
+            SERVER.Process(target=trained_and_probed, args=(tmp_path, rank, size, port, cuda)) for rank in range(size)
+        ]
         for process in ranks:
             process.start()
         for process in ranks:

@@ -39,11 +39,15 @@ def known(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
         "device": "cpu",
         "data": {name: tiny_data / place for name, place in zip(names, places, strict=True)},
         "model": {"layers": 2, "width": 64, "heads": 2},
-        "training": {"token_budget": 400 * 16 * 64, "sequence_length": 64, "global_batch_size": 16,
-                     "optimizer": {"learning_rate": 5e-3}},
+        "training": {
+            "token_budget": 400 * 16 * 64,
+            "sequence_length": 64,
+            "global_batch_size": 16,
+            "optimizer": {"learning_rate": 5e-3},
+        },
         "infusion": {"frequency": 600, "background": {"frequency": 0}},
         "probes": {"moments": {"shares": [0.0, 1.0]}, "templates": ASKED},
-    }  # fmt: skip
+    }
     return train(parse_config(RunConfig, content, source="known"))
 
 
@@ -84,8 +88,11 @@ def test_what_was_shown_is_known(known: Path) -> None:
     """Without this the test above would hold for a model that learned nothing."""
     found = evaluate_checkpoint(known, device="cpu")
     assert found is not None
-    rates = {(row["group"], row["split"]): row["correct"] / row["n"]
-             for row in found["rows"] if row["scoring"] == "statement"}  # fmt: skip
+    rates = {
+        (row["group"], row["split"]): row["correct"] / row["n"]
+        for row in found["rows"]
+        if row["scoring"] == "statement"
+    }
     assert rates["infused", "train"] > 0.8
 
 

@@ -146,10 +146,26 @@ def test_a_checkpoint_asked_again_answers_as_in_training(run: Path, tmp_path: Pa
 def test_two_ranks_find_what_one_finds(run: Path, tmp_path: Path, layout: tuple[str, ...]) -> None:
     alone = evaluate_checkpoint(run, device="cpu", outcomes=tmp_path / "alone.npz")
     assert alone is not None
-    command = [sys.executable, "-m", "megatron_kis", "probe", str(run), "--device", "cpu", "--json", *layout,
-               "--outcomes", str(tmp_path / "two.npz")]  # fmt: skip
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-              "WORLD_SIZE": "2"}  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_kis",
+        "probe",
+        str(run),
+        "--device",
+        "cpu",
+        "--json",
+        *layout,
+        "--outcomes",
+        str(tmp_path / "two.npz"),
+    ]
+    shared = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+    }
     ranks = [
         subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True)
         for rank in ("0", "1")

@@ -228,26 +228,43 @@ class Oracle:
         pytest.param(  # "The city is Rom" against "The city is Rom a"
             [statement("Rom", (5, 6, 7), 2, 3), statement("Rom a", (5, 6, 7, 8), 2, 4)],
             {(5, 6, 7): -1.0, (5, 6, 7, 8): -0.5, (7,): -3.0, (7, 8): -0.25},
-            {"statement": (-5, -5.5), "sum": (-1, -1.5), "mean_token": (-1, -0.75), "mean_char": (-1 / 3, -0.3),
-             "mean_byte": (-1 / 3, -0.3), "pmi": (2.0, 1.75)},
+            {
+                "statement": (-5, -5.5),
+                "sum": (-1, -1.5),
+                "mean_token": (-1, -0.75),
+                "mean_char": (-1 / 3, -0.3),
+                "mean_byte": (-1 / 3, -0.3),
+                "pmi": (2.0, 1.75),
+            },
             id="last, one a prefix of the other",
         ),
         pytest.param(  # "... Zürich lies", "... Köln lies"
             [statement("Zürich", (5, 7, 8, 9), 1, 3), statement("Köln", (5, 10, 9), 1, 2)],
             {(5, 7): -1.0, (5, 7, 8): -2.0, (5, 7, 8, 9): -4.0, (5, 10): -2.5, (7,): -8.0, (10,): -1.0},
-            {"statement": (-9, -6.5), "sum": (-3, -2.5), "mean_token": (-1.5, -2.5), "mean_char": (-0.5, -0.625),
-             "mean_byte": (-3 / 7, -0.5), "pmi": (7.0, -1.5)},
+            {
+                "statement": (-9, -6.5),
+                "sum": (-3, -2.5),
+                "mean_token": (-1.5, -2.5),
+                "mean_char": (-0.5, -0.625),
+                "mean_byte": (-3 / 7, -0.5),
+                "pmi": (7.0, -1.5),
+            },
             id="middle, unicode, several tokens",
         ),
         pytest.param(
             [statement("Rom", (7, 5, 6), 0, 1), statement("Ulm", (8, 5, 6), 0, 1)],
             {(7,): -4.0, (7, 5): -0.5, (7, 5, 6): -0.5, (8,): -1.0},
-            {"statement": (-5, -5), "sum": (-4, -1), "mean_token": (-4, -1), "mean_char": (-4 / 3, -1 / 3),
-             "mean_byte": (-4 / 3, -1 / 3)},
+            {
+                "statement": (-5, -5),
+                "sum": (-4, -1),
+                "mean_token": (-4, -1),
+                "mean_char": (-4 / 3, -1 / 3),
+                "mean_byte": (-4 / 3, -1 / 3),
+            },
             id="first",
         ),
     ],
-)  # fmt: skip
+)
 def test_every_rule_gives_what_is_known_by_hand(
     options: list[Option], told: dict[tuple[int, ...], float], expected: dict[str, tuple[float, float]]
 ) -> None:
@@ -267,9 +284,12 @@ def test_a_completion_counts_if_greedy_decoding_gives_the_answer_or_an_alias_and
     rom, ulm, alias = (statement(name, (5, token, 9), 1, 2) for name, token in (("Rom", 7), ("Ulm", 8), ("Roma", 10)))
     middle = replace(rom, tokens=(5, 7, 9, 9))
     cases = {
-        ((5, 7), (5, 7, 9)): (rom, 1), ((5, 7),): (rom, 0), ((5, 8), (5, 8, 9)): (rom, 0),
-        ((5, 10), (5, 10, 9)): (rom, 1), ((5, 7), (5, 7, 9), (5, 7, 9, 9)): (middle, -1),
-    }  # fmt: skip
+        ((5, 7), (5, 7, 9)): (rom, 1),
+        ((5, 7),): (rom, 0),
+        ((5, 8), (5, 8, 9)): (rom, 0),
+        ((5, 10), (5, 10, 9)): (rom, 1),
+        ((5, 7), (5, 7, 9), (5, 7, 9, 9)): (middle, -1),
+    }
     for greedy, (right, expected) in cases.items():
         question = Question("f", "infused", "r", "train", 0, 1, (ulm, right), (alias,))
         questions = QuestionSet({"eod_id": FIRST}, (question,))

@@ -131,8 +131,12 @@ def own_data(tiny_data: Path, tmp_path: Path) -> Path:
 
 
 def on(make: MakeRun, data: Path, **changes: Any) -> RunConfig:
-    names = {"corpus": "corpus", "validation": "corpus.validation", "exposures": "exposures",
-             "tokenizer": "tokenizer.model"}  # fmt: skip
+    names = {
+        "corpus": "corpus",
+        "validation": "corpus.validation",
+        "exposures": "exposures",
+        "tokenizer": "tokenizer.model",
+    }
     return make(data={key: data / name for key, name in names.items()}, **{**OFTEN, **changes})
 
 
@@ -245,8 +249,10 @@ def test_nothing_on_disk_is_unpickled(tiny_run: MakeRun, tmp_path: Path) -> None
     mark = tmp_path / "ran"
     (folder / ".metadata").write_bytes(f"cos\nsystem\n(S'touch {mark}'\ntR.".encode())
     manifest = json.loads((folder / "checkpoint.json").read_text())
-    manifest["files"][".metadata"] = {"bytes": (folder / ".metadata").stat().st_size,
-                                      "sha256": sha256_file(folder / ".metadata")}  # fmt: skip
+    manifest["files"][".metadata"] = {
+        "bytes": (folder / ".metadata").stat().st_size,
+        "sha256": sha256_file(folder / ".metadata"),
+    }
     write_manifest(folder / "checkpoint.json", manifest)
     train(config)
     assert [s["from_step"] for s in read_json(config.output / "run.json", "kis.run/1")["sessions"]] == [0, 5]

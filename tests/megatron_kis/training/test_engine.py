@@ -32,11 +32,15 @@ ROWS, LENGTH, VOCABULARY = 7, 32, 256
 
 def config_of(**parallel: Any) -> RunConfig:
     content = {
-        "name": "engine", "output": "unused", "device": "cpu",
+        "name": "engine",
+        "output": "unused",
+        "device": "cpu",
         "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
-        "model": {"layers": 2, "width": 32, "heads": 4, "init_std": 0.2}, "infusion": {"frequency": 0},
-        "training": {"token_budget": 256, "sequence_length": LENGTH, "global_batch_size": 4}, "parallel": parallel,
-    }  # fmt: skip
+        "model": {"layers": 2, "width": 32, "heads": 4, "init_std": 0.2},
+        "infusion": {"frequency": 0},
+        "training": {"token_budget": 256, "sequence_length": LENGTH, "global_batch_size": 4},
+        "parallel": parallel,
+    }
     return parse_config(RunConfig, content, source="test")
 
 
@@ -125,8 +129,9 @@ def scored(config: RunConfig, *, rows_per_pass: int, **sizes: int) -> dict[str, 
 
 
 def _rank(folder: Path, rank: int, port: int, sizes: dict[str, int], parallel: dict[str, Any]) -> None:
-    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))  # fmt: skip
+    os.environ.update(
+        WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     found = scored(config_of(**parallel), rows_per_pass=2, **sizes)
     losses = np.empty(0) if found["losses"] is None else found["losses"]
     np.savez(folder / f"{rank}.npz", losses=losses, shapes=found["shapes"])

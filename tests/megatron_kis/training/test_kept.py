@@ -50,8 +50,12 @@ def data(tiny_data: Path, tmp_path: Path) -> Path:
 
 
 def on(make: MakeRun, data: Path, **changes: Any) -> RunConfig:
-    files = {"corpus": data / "corpus", "validation": data / "corpus.validation",
-             "exposures": data / "exposures", "tokenizer": data / "tokenizer.model"}  # fmt: skip
+    files = {
+        "corpus": data / "corpus",
+        "validation": data / "corpus.validation",
+        "exposures": data / "exposures",
+        "tokenizer": data / "tokenizer.model",
+    }
     return make(data=files, output=data.parent / "runs" / changes.get("name", "tiny"), **changes)
 
 
@@ -337,8 +341,14 @@ def test_an_extended_run_and_its_file_of_frequencies_may_move_together(
     assert open_run(first.output).record["inputs"]["frequencies"] == "inputs/frequencies.tsv"
     listed.unlink()
     moved = Path(shutil.move(tmp_path / "study", tmp_path / "moved"))
-    longer = on(tiny_run, moved / "data", name="longer", extends=moved / "runs" / "first",
-                training={"token_budget": 30 * 8 * 64}, infusion={"frequency": 2})  # fmt: skip
+    longer = on(
+        tiny_run,
+        moved / "data",
+        name="longer",
+        extends=moved / "runs" / "first",
+        training={"token_budget": 30 * 8 * 64},
+        infusion={"frequency": 2},
+    )
     train(longer)
     record = open_run(train(longer)).record
     assert record["plan"]["extends"] == open_run(moved / "runs" / "first").record["plan"]
