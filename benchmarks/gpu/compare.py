@@ -79,7 +79,7 @@ def implementations(run: str, device: str, names: list[str]) -> dict[str, Any]:
         with restored(Path(run), config, vocabulary=past.tokenizer.vocab_size, step=None) as (engine, _):
             scorer = Scorer(engine)
             probe = Probe(questions, batch_size=config.probes.batch_size, branching=scorer.branching)
-            result = probe.ask(scorer.score)
+            result = probe.evaluate(scorer.score)
             assert result is not None
             found.append(np.where(np.isfinite(result.scores), result.scores, 0.0))
     apart = np.abs(found[0] - found[1])

@@ -172,14 +172,15 @@ def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[st
 def _validate(engine: Any, case: dict[str, Any], data: Path) -> None:
     """The validation of a run, on random rows."""
     from megatron_kis.config.run import MomentsConfig, ValidationConfig
-    from megatron_kis.training.callbacks.base import State, ValidationHook
+    from megatron_kis.training.callbacks.base import RunState
+    from megatron_kis.training.callbacks.validation import ValidationCallback
 
     shape, random = (64, case["length"] + 1), torch.Generator().manual_seed(2)
     rows = torch.randint(0, case["vocabulary"], shape, generator=random).numpy()
     settings = ValidationConfig(moments=MomentsConfig())
     text: Any = list(rows)
-    hook = ValidationHook(settings, engine, text, None, steps=1, step_tokens=1, rows_a_pass=case["micro_batch"])
-    hook.act(State(steps=1))
+    hook = ValidationCallback(settings, engine, text, None, steps=1, step_tokens=1, rows_per_pass=case["micro_batch"])
+    hook.on_schedule(RunState(steps=1))
 
 
 def _probe(engine: Any, case: dict[str, Any], data: Path) -> None:
@@ -192,12 +193,12 @@ def _probe(engine: Any, case: dict[str, Any], data: Path) -> None:
     settings = ProbeConfig()
     scorer = Scorer(engine)
     questions = read_questions(data / "exposures.questions.jsonl", settings.templates)
-    Probe(questions, batch_size=settings.batch_size, branching=scorer.branching).ask(scorer.score)
+    Probe(questions, batch_size=settings.batch_size, branching=scorer.branching).evaluate(scorer.score)
 
 
 def _save(engine: Any, case: dict[str, Any], data: Path) -> None:
     """A checkpoint up to its copy in the host's memory: what follows is written from there."""
-    from megatron_kis.checkpoint import sharded as shards
+    from megatron_kis.checkpoint import shards
 
     with tempfile.TemporaryDirectory() as folder:
         shards.stage(engine.sharded_state(), Path(folder) / "checkpoint")

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from megatron_kis.checkpoint.initial_weights import load_start, open_start
-from megatron_kis.checkpoint.sharded import share_out
+from megatron_kis.checkpoint.shards import share_out
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.training import resolve_precision
 from megatron_kis.data.dataset import Sample
@@ -120,8 +120,13 @@ class Engine:
             self.load_weights(load_start(start, self.weights()))
         else:
             for chunk in self.chunks:
-                initialise(chunk.module, layers=model.shape().layers, layout=self.layout, init_std=model.init_std,
-                           seed=self._seed)  # fmt: skip
+                initialise(
+                    chunk.module,
+                    layers=model.shape().layers,
+                    layout=self.layout,
+                    init_std=model.init_std,
+                    seed=self._seed,
+                )
         self._optimizer.take_weights()
 
     def train_step(
@@ -206,7 +211,7 @@ class Engine:
         return positions(length, size=self.layout.context_size, rank=self.layout.context_rank)
 
     def token_losses(
-        self, rows: NDArray[np.int64], labels: NDArray[np.int64], *, rows_a_pass: int
+        self, rows: NDArray[np.int64], labels: NDArray[np.int64], *, rows_per_pass: int
     ) -> NDArray[np.float32] | None:
         """Negative log-likelihoods of labels; data-parallel replicas share the rows.
 
@@ -215,7 +220,7 @@ class Engine:
         Args:
             rows: int64 [rows, T] tokens, the same on every rank.
             labels: int64 [rows, T] what follows each token.
-            rows_a_pass: rows of a forward pass.
+            rows_per_pass: rows of a forward pass.
 
         Returns:
             float32 [rows, T] nats, on the last pipeline stage; None on the others.
@@ -223,15 +228,15 @@ class Engine:
         place, count, size = self.device.torch_device, len(rows), self.layout.data_size
         mine = self.positions(rows.shape[1])
         where = mine.to(place)
-        passes = -(-count // (rows_a_pass * size))
-        share = np.arange(passes * rows_a_pass) * size + self.layout.data_rank
+        passes = -(-count // (rows_per_pass * size))
+        share = np.arange(passes * rows_per_pass) * size + self.layout.data_rank
         scores = torch.zeros(rows.shape, dtype=torch.float32, device=place)
-        for asked in share.reshape(passes, rows_a_pass):
+        for asked in share.reshape(passes, rows_per_pass):
             numbers = np.minimum(asked, count - 1)
             both = np.stack([array[numbers][:, mine.numpy()] for array in (rows, labels)])
             tokens, following = torch.from_numpy(both).to(place)
             body = functools.partial(_body, tokens, where.expand_as(tokens))
-            hidden = self.forward(body, rows=rows_a_pass, length=len(mine))
+            hidden = self.forward(body, rows=rows_per_pass, length=len(mine))
             if hidden is not None:
                 losses = head_losses(self.chunks[-1].module, hidden, following)
                 real = int((asked < count).sum())
@@ -314,8 +319,10 @@ class Engine:
         columns = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
         if self.layout.context_size > 1:
             mine = self.positions(self._sequence_length)
-            columns = {name: column[..., mine, :] if name == "attention_mask" else column[:, mine]
-                       for name, column in columns.items()}  # fmt: skip
+            columns = {
+                name: column[..., mine, :] if name == "attention_mask" else column[:, mine]
+                for name, column in columns.items()
+            }
         return {name: column.to(self.device.torch_device) for name, column in columns.items()}
 
     def _forward_loss(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:

@@ -60,7 +60,12 @@ def test_an_environment_that_asks_for_something_else_is_refused(
 @pytest.mark.parametrize(("device", "expected"), [(HOST, False), (CARD, True)])
 def test_megatron_core_chooses_deterministic_code_on_cuda(device: Device, expected: bool) -> None:
     config = transformer_config(
-        preset("70m"), vocabulary=512, layout=ParallelDims(1, 0, 1, 0, 1, 0, 1, 0), device=device, precision="bf16",
-        init_std=0.02, deterministic=True,
-    )  # fmt: skip
+        preset("70m"),
+        vocabulary=512,
+        layout=ParallelDims(1, 0, 1, 0, 1, 0, 1, 0),
+        device=device,
+        precision="bf16",
+        init_std=0.02,
+        deterministic=True,
+    )
     assert config.deterministic_mode is expected
