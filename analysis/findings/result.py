@@ -24,7 +24,7 @@ from megatron_kis.analysis.runs.load_csv import write_points_csv
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, read_text, write_json
 from megatron_kis.common.parsing import parse_yaml
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 # The law at the top of law.json is the first of these that could be fitted: the paper's collapse point before its
 # companions. The order is fixed here, before any data are seen.
@@ -35,7 +35,7 @@ LAW_ORDER = (("collapse", "infused"), ("collapse", "background"), ("tolerance", 
 class AnalysisResult:
     """Everything the report shows. Parts that the input does not hold are None or empty."""
 
-    settings: AnalysisSettings
+    settings: AnalysisConfig
     runs: Runs | None
     curves: pd.DataFrame | None
     points: list[Transition]
@@ -56,7 +56,7 @@ class AnalysisResult:
 
 
 def fit_laws(
-    points: Sequence[Transition], settings: AnalysisSettings | None = None, curves: pd.DataFrame | None = None
+    points: Sequence[Transition], settings: AnalysisConfig | None = None, curves: pd.DataFrame | None = None
 ) -> tuple[list[Law], list[dict[str, str]]]:
     """The laws of every kind and group the points hold, in their order, and the refusals.
 
@@ -66,7 +66,7 @@ def fit_laws(
     from megatron_kis.analysis.law.bootstrap import bootstrap_law
     from megatron_kis.analysis.law.bootstrap_points import bootstrap_points
 
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     laws, refused = [], []
     there = {(point.kind, point.group) for point in points}
     order = (
@@ -102,7 +102,7 @@ def law_record(laws: Sequence[Law], refused: Iterable[dict[str, str]]) -> dict[s
 
 
 def analyse_points(
-    points: list[Transition], settings: AnalysisSettings, *, predict_params: Sequence[float] = (),
+    points: list[Transition], settings: AnalysisConfig, *, predict_params: Sequence[float] = (),
     predict_tokens: float | None = None, runs: Runs | None = None, curves: pd.DataFrame | None = None,
     title: str = "Knowledge-infusion study", study: dict[str, Any] | None = None,
 ) -> AnalysisResult:  # fmt: skip
@@ -124,11 +124,11 @@ def analyse_points(
 
 
 def analyse(
-    data: Runs | pd.DataFrame, settings: AnalysisSettings | None = None, *, predict_params: Sequence[float] = (),
+    data: Runs | pd.DataFrame, settings: AnalysisConfig | None = None, *, predict_params: Sequence[float] = (),
     predict_tokens: float | None = None, title: str = "Knowledge-infusion study", study: dict[str, Any] | None = None,
 ) -> AnalysisResult:  # fmt: skip
     """Transitions, laws and predictions from runs or a curve table. Writes nothing."""
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     runs = data if isinstance(data, Runs) else None
     table = curve_table(data) if isinstance(data, Runs) else data
     points = find_transitions(table, settings)
@@ -139,7 +139,7 @@ def analyse(
 
 
 def analyse_study(
-    study_dir: Path, settings: AnalysisSettings | None = None, *, predict_params: Sequence[float] = (),
+    study_dir: Path, settings: AnalysisConfig | None = None, *, predict_params: Sequence[float] = (),
     predict_tokens: float | None = None, now: datetime | None = None, belongs: Mapping[str, Any] | None = None,
 ) -> AnalysisResult:  # fmt: skip
     """Analyses ``study_dir/runs`` and writes curves.csv, points.csv, law.json, prediction.json and report.html there.
@@ -199,7 +199,7 @@ def study_description(study_dir: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def declared_settings(folder: Path, **overrides: Any) -> AnalysisSettings:
+def declared_settings(folder: Path, **overrides: Any) -> AnalysisConfig:
     """The settings a study declared before its data were seen, for its folder or its ``runs`` folder.
 
     Keys of the ``analysis`` section of ``study.yaml`` that are no settings (the runner's) are not looked at.
@@ -212,8 +212,8 @@ def declared_settings(folder: Path, **overrides: Any) -> AnalysisSettings:
     for place in (folder.parent, folder):
         section = study_description(place).get("analysis")
         if isinstance(section, dict):
-            declared = {key: value for key, value in section.items() if key in AnalysisSettings.__dataclass_fields__}
-    return AnalysisSettings.from_mapping(declared | overrides)
+            declared = {key: value for key, value in section.items() if key in AnalysisConfig.__dataclass_fields__}
+    return AnalysisConfig.from_mapping(declared | overrides)
 
 
 def predicted_before(study_dir: Path) -> tuple[list[float], float | None]:

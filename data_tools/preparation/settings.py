@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.data_tools.tokenizers.base import CHARACTER_COVERAGE
 
 
 @dataclass(frozen=True, slots=True)
-class DataSettings:
+class DataPrepConfig:
     """Everything that decides what a study's data are."""
 
     text: tuple[Path, ...]
@@ -36,7 +36,7 @@ class DataSettings:
     character_coverage: float = CHARACTER_COVERAGE
     """Share of the text's characters that get a piece of their own, from 0.98 to 1 (``unigram`` and ``bpe``); the
     others become bytes. Chinese text needs a smaller one, or a larger ``vocab_size``."""
-    select: SelectSettings = field(default_factory=SelectSettings)
+    select: SelectConfig = field(default_factory=SelectConfig)
     """Which facts, and how many of each group; also the distractors of a question."""
     validation_share: float = 0.02
     """Share of documents of general text set aside for the validation loss."""

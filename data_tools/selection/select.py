@@ -26,7 +26,7 @@ _SHOWN = 20  # counts in a line of the summary
 
 
 @dataclass(frozen=True, slots=True)
-class SelectSettings:
+class SelectConfig:
     """How many facts a study takes, and which."""
 
     infused: int = 100
@@ -119,7 +119,7 @@ def _counts(counter: Mapping[str, int]) -> str:
 
 
 def select_facts(
-    triples: Iterable[Imported], settings: SelectSettings, *, see_pool: Callable[[Pool], None] | None = None
+    triples: Iterable[Imported], settings: SelectConfig, *, see_pool: Callable[[Pool], None] | None = None
 ) -> Selection:
     """Drops unfair facts and splits the rest into groups, stratified by relation.
 
@@ -204,7 +204,7 @@ def _frequencies(facts: Iterable[Candidate], entities: Entities) -> Counter[str]
     return found
 
 
-def check_settings(settings: SelectSettings) -> None:
+def check_settings(settings: SelectConfig) -> None:
     """Checks what can be told of settings without the triples.
 
     Raises:
@@ -228,7 +228,7 @@ def check_settings(settings: SelectSettings) -> None:
         raise InputError(f"is {settings.memory_limit}", where="memory_limit", remedy="a number of triples")
 
 
-def _shares(count: int, sizes: dict[str, int], settings: SelectSettings) -> dict[str, int]:
+def _shares(count: int, sizes: dict[str, int], settings: SelectConfig) -> dict[str, int]:
     """Facts of a group that each relation gives."""
     if settings.spread == "even":
         return _spread(count, list(sizes))
@@ -253,7 +253,7 @@ def _proportional(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
     return shares
 
 
-def _fewest(settings: SelectSettings) -> int:
+def _fewest(settings: SelectConfig) -> int:
     """Facts of a group and relation with which every question surely has its distractors."""
     return settings.distractors * max(1, settings.facts_per_object) + 1
 
@@ -269,7 +269,7 @@ def _draw(
     wanted: dict[str, int],
     home: dict[str, str],
     rng: random.Random,
-    settings: SelectSettings,
+    settings: SelectConfig,
 ) -> list[tuple[Candidate, str]]:
     """Goes through the pool in random order and gives each fact to a random group that still has room for it."""
     relation, pool, meanings = source.relation, source.facts, source.entities.meanings
@@ -341,7 +341,7 @@ def _at_most(distractors: int) -> str:
     return f"at most {distractors} distractors" if distractors else "a relation whose objects differ"
 
 
-def _or_raise(settings: SelectSettings, wanted: Mapping[str, int], of_object: Mapping[str, int]) -> str:
+def _or_raise(settings: SelectConfig, wanted: Mapping[str, int], of_object: Mapping[str, int]) -> str:
     """What to say of ``facts_per_object`` where it is what keeps facts out."""
     most = settings.facts_per_object * sum(count > 0 for count in wanted.values())
     total = sum(wanted.values())

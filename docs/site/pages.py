@@ -22,11 +22,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from megatron_kis.cli.main import build_parser
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
-from megatron_kis.data_tools.preparation.prepare import DataSettings
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig
+from megatron_kis.data_tools.selection.select import SelectConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
@@ -142,11 +142,11 @@ def _configuration() -> Iterator[str]:
     yield "A rung of the `ladder` takes the keys of a run's `model`, and `learning_rate` and `parallel`.\n"
     yield from _table(_keys(StudyConfig, ""))
     yield "\n## A study's `data`\n"
-    yield from _table(_fields(DataSettings))
+    yield from _table(_fields(DataPrepConfig))
     yield "\n### `data.select`\n"
-    yield from _table(_fields(SelectSettings))
+    yield from _table(_fields(SelectConfig))
     yield "\n## A study's `analysis`\n"
-    yield from _table(_fields(AnalysisSettings))
+    yield from _table(_fields(AnalysisConfig))
 
 
 def _table(rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:

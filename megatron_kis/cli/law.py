@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from megatron_kis.analysis.criteria import Transition
     from megatron_kis.analysis.law.fit import Law
     from megatron_kis.analysis.runs.load import Runs
-    from megatron_kis.config.analysis import AnalysisSettings
+    from megatron_kis.config.analysis import AnalysisConfig
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -140,9 +140,9 @@ def _json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def _settings(options: argparse.Namespace) -> AnalysisSettings:
+def _settings(options: argparse.Namespace) -> AnalysisConfig:
     from megatron_kis.analysis.findings.result import declared_settings
-    from megatron_kis.config.analysis import AnalysisSettings
+    from megatron_kis.config.analysis import AnalysisConfig
 
     names = (
         "split", "criterion", "law", "law_resamples", "scoring", "r", "delta_min", "tolerance", "alpha", "confidence",
@@ -150,7 +150,7 @@ def _settings(options: argparse.Namespace) -> AnalysisSettings:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     folder = getattr(options, "runs", None) or getattr(options, "source", None)
     if folder is None or not folder.is_dir():
-        return AnalysisSettings.from_mapping(given)
+        return AnalysisConfig.from_mapping(given)
     return declared_settings(folder, **given)
 
 

@@ -52,7 +52,7 @@ Quantity = Annotated[float, BeforeValidator(as_count)]
 """The same, where it need not be whole."""
 
 
-class Settings(BaseModel):
+class Config(BaseModel):
     """Base of all sections: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -64,13 +64,13 @@ class Settings(BaseModel):
         return _with_places(value, info.context) if info.context is not None else value
 
 
-_Config = TypeVar("_Config", bound=Settings)
+ConfigT = TypeVar("ConfigT", bound=Config)
 _Record = TypeVar("_Record", bound="DataclassInstance")
 
 
 def load_config(
-    kind: type[_Config], path: Path, overrides: Sequence[str] = (), *, sections: Mapping[str, type] | None = None
-) -> _Config:
+    kind: type[ConfigT], path: Path, overrides: Sequence[str] = (), *, sections: Mapping[str, type] | None = None
+) -> ConfigT:
     """Reads a YAML file, applies overrides and checks the result.
 
     Args:
@@ -111,13 +111,13 @@ def file_base(path: Path, content: Mapping[str, Any]) -> Path | Moved:
 
 
 def parse_config(
-    kind: type[_Config],
+    kind: type[ConfigT],
     content: dict[str, Any],
     *,
     source: str,
     base: Path | Moved | None = None,
     overrides: Sequence[str] = (),
-) -> _Config:
+) -> ConfigT:
     """Checks settings that are already in memory; see ``load_config``.
 
     Args:
@@ -148,17 +148,17 @@ def parse_config(
         raise InputError(message, where=where) from None
 
 
-def as_content(config: Settings, folder: Path, *, within: Path | None = None) -> dict[str, Any]:
+def as_content(config: Config, folder: Path, *, within: Path | None = None) -> dict[str, Any]:
     """Settings as a file in ``folder`` says them, for YAML and JSON; see ``paths.seen_from``."""
     return _dumped(config, lambda path: seen_from(path, folder, within=within))
 
 
-def absolute_content(config: Settings) -> dict[str, Any]:
+def absolute_content(config: Config) -> dict[str, Any]:
     """Settings for YAML and JSON with absolute paths: the file works wherever it is copied to."""
     return _dumped(config, absolute)
 
 
-def _dumped(config: Settings, written: Callable[[Path], Path]) -> dict[str, Any]:
+def _dumped(config: Config, written: Callable[[Path], Path]) -> dict[str, Any]:
     content = TypeAdapter(Any).dump_python(with_paths(config.model_dump(), written), mode="json")
     assert isinstance(content, dict)
     return content

@@ -12,7 +12,7 @@ CRITERIA = ("hinge", "tolerance_rule", "general_loss")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnalysisSettings:
+class AnalysisConfig:
     """Settings of criteria, law and report; they are written into every result."""
 
     split: str = "held_out"
@@ -83,7 +83,7 @@ class AnalysisSettings:
         return max(self.reference_loss * (peak - chance), self.delta_min, 2 * spread)
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> AnalysisSettings:
+    def from_mapping(cls, values: Mapping[str, Any]) -> AnalysisConfig:
         """Settings from a study file's ``analysis`` section; an unknown key is an InputError with the nearest one."""
         known: dict[str, Any] = {field.name: field.default for field in fields(cls)}
         for key, value in values.items():

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from megatron_kis.common.configuration import Count, Quantity, SafeName, Settings
+from megatron_kis.common.configuration import Config, Count, Quantity, SafeName
 from megatron_kis.common.errors import nearest
 from megatron_kis.config.data import BackgroundConfig, DocumentsConfig
 from megatron_kis.config.run import (
@@ -63,7 +63,7 @@ class RungConfig(ModelConfig):
     """Seeds of this size in the grid; the study's if not given."""
 
 
-class ListedRun(Settings):
+class ListedRun(Config):
     """One run beside the grid."""
 
     size: str
@@ -79,7 +79,7 @@ class ListedRun(Settings):
     """Seed of weights, order and exposures."""
 
 
-class StudyTraining(Settings):
+class StudyTraining(Config):
     """What the runs of a study share."""
 
     sequence_length: Count = Field(ge=2)
@@ -104,7 +104,7 @@ class StudyTraining(Settings):
     """Bad steps and hung ranks."""
 
 
-class ExecutorConfig(Settings):
+class ExecutorConfig(Config):
     """How runs are executed on this machine."""
 
     workers: int | None = Field(None, gt=0)
@@ -132,7 +132,7 @@ class ExecutorConfig(Settings):
     """An executor on another machine that gives no sign of life for so long counts as dead; its runs are taken over."""
 
 
-class StudyConfig(Settings):
+class StudyConfig(Config):
     """A family of runs and the questions asked of it."""
 
     name: SafeName
@@ -145,7 +145,7 @@ class StudyConfig(Settings):
     """Where to train."""
 
     data: dict[str, Any]
-    """Sources and choices of ``megatron_kis.data_tools.preparation.prepare.DataSettings`` (kis data --help)."""
+    """Sources and choices of ``megatron_kis.data_tools.preparation.prepare.DataPrepConfig`` (kis data --help)."""
 
     ladder: Annotated[tuple[RungConfig, ...], AfterValidator(_distinct)] = Field(min_length=1)
     """Sizes N."""
@@ -196,7 +196,7 @@ class StudyConfig(Settings):
     """Jobs of ``kis study submit``."""
 
     analysis: dict[str, Any] = Field(default_factory=dict)
-    """Criteria, declared before the data are seen (``analysis.AnalysisSettings``)."""
+    """Criteria, declared before the data are seen (``analysis.AnalysisConfig``)."""
 
     predict: tuple[Annotated[Quantity, Field(gt=0, allow_inf_nan=False)], ...] = ()
     """Sizes to predict for, parameters, that need not be trained."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.common.configuration import Settings, parse_config
+from megatron_kis.common.configuration import Config, parse_config
 from megatron_kis.common.errors import InputError, KisError
 from megatron_kis.common.identifiers import same_place
 from megatron_kis.config.data import DataConfig, InfusionConfig
@@ -97,7 +97,7 @@ class _Maker:
 
     def __init__(self, study: StudyConfig, data: DataConfig) -> None:
         self._study, self._data = study, data
-        self._sections: dict[tuple[str, Any], Settings] = {}
+        self._sections: dict[tuple[str, Any], Config] = {}
         self._shared = study.training.model_dump(exclude={"optimizer"})
 
     def run(self, spot: Spot) -> RunConfig:
@@ -125,7 +125,7 @@ class _Maker:
         }
         return parse_config(RunConfig, content, source=f"run {spot.name}")
 
-    def _section(self, name: str, kind: type[Settings], key: Any, spot: Spot) -> Settings:
+    def _section(self, name: str, kind: type[Config], key: Any, spot: Spot) -> Config:
         if (name, key) not in self._sections:
             content = getattr(self, f"_{name}")(spot)
             self._sections[name, key] = parse_config(kind, content, source=f"run {spot.name}: {name}")

@@ -22,9 +22,9 @@ from megatron_kis.analysis.runs.curves import curve_table, curves
 from megatron_kis.analysis.runs.load import load_runs
 from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
 from megatron_kis.common.errors import InputError
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
-QUICK = AnalysisSettings(resamples=99)
+QUICK = AnalysisConfig(resamples=99)
 CELLS = [(n, 2_000_000_000) for n in (30_000_000, 60_000_000, 125_000_000, 250_000_000, 500_000_000)]
 GRID = [0.0, *np.geomspace(60, 1500, 9).round()]
 

@@ -6,20 +6,20 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.progress import LineProgress
 from megatron_kis.data_tools.facts.fact import load_facts
 from megatron_kis.data_tools.inspect import inspect_corpus
-from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
+from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.data_tools.storage.indexed import IndexedReader
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
 
-SETTINGS = DataSettings(
+SETTINGS = DataPrepConfig(
     text=(LEADS,),
     facts=TRIPLES,
     templates=TEMPLATES,
     vocab_size=400,
     validation_share=0.3,
-    select=SelectSettings(infused=8, background=8, control=8),
+    select=SelectConfig(infused=8, background=8, control=8),
 )
 
 
@@ -83,10 +83,10 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
         ({"vocab_size": 100}, "data.vocab_size: is 100"),
         ({"character_coverage": 0.5}, "data.character_coverage: is 0.5"),
         ({"validation_share": 1.5}, "data.validation_share: is 1.5"),
-        ({"select": SelectSettings(longest_name=-5)}, "data.select.longest_name: is -5"),
-        ({"select": SelectSettings(infused=0, background=0, control=0)}, "background and control: are all 0"),
+        ({"select": SelectConfig(longest_name=-5)}, "data.select.longest_name: is -5"),
+        ({"select": SelectConfig(infused=0, background=0, control=0)}, "background and control: are all 0"),
         ({"tokenizer": LEADS}, "not a tokenizer.json"),
-        ({"select": SelectSettings(relations=("peaks",))}, "no templates for relation 'peaks'"),
+        ({"select": SelectConfig(relations=("peaks",))}, "no templates for relation 'peaks'"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_file_is_written(tmp_path, change, problem):

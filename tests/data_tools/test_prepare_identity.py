@@ -15,11 +15,11 @@ from megatron_kis.common.progress import LineProgress
 from megatron_kis.data_tools.facts.fact import load_facts
 from megatron_kis.data_tools.preparation import prepare, publish, stamps
 from megatron_kis.data_tools.preparation import steps as prepare_steps
-from megatron_kis.data_tools.preparation.prepare import DataSettings, fact_names, prepare_data, stale
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, fact_names, prepare_data, stale
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.rendering.templates import load_templates
 from megatron_kis.data_tools.selection.imports import source_files, source_fingerprint
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
@@ -31,13 +31,13 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     for path in (LEADS, TRIPLES, TEMPLATES):
         shutil.copy(path, folder / path.name)
-    settings = DataSettings(
+    settings = DataPrepConfig(
         text=(folder / LEADS.name,),
         facts=folder / TRIPLES.name,
         templates=folder / TEMPLATES.name,
         vocab_size=400,
         validation_share=0.3,
-        select=SelectSettings(infused=8, background=8, control=8),
+        select=SelectConfig(infused=8, background=8, control=8),
     )
     prepare_data(settings, folder / "data")
     return settings
@@ -135,8 +135,8 @@ def mutated(settings, name, other_tokenizer):
     return replace(settings, **change), f"data.{name} " if name != "tokenizer" else "data.tokenizer: fingerprint "
 
 
-KEYS = [field.name for field in fields(DataSettings) if field.name != "select"]
-KEYS += [f"select.{field.name}" for field in fields(SelectSettings)]
+KEYS = [field.name for field in fields(DataPrepConfig) if field.name != "select"]
+KEYS += [f"select.{field.name}" for field in fields(SelectConfig)]
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -208,13 +208,13 @@ def test_files_that_come_go_or_change_places_are_named(settings, data, tmp_path)
 def test_a_relation_is_the_name_of_its_file_where_the_format_has_it_so(tmp_path):
     rows = [{"sub_label": f"Peak {chr(65 + n)}q", "obj_label": f"Land {chr(75 + n)}"} for n in range(8)]
     (tmp_path / "P17.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = DataSettings(
+    settings = DataPrepConfig(
         text=(LEADS,),
         facts=tmp_path / "P17.jsonl",
         facts_format="lama",
         templates=tmp_path / "t.yaml",
         vocab_size=400,
-        select=SelectSettings(infused=4, background=0, control=0, keep_telling_names=True),
+        select=SelectConfig(infused=4, background=0, control=0, keep_telling_names=True),
     )
     for name in ("P17", "P18"):
         text = "".join(
@@ -267,13 +267,13 @@ def test_a_stray_file_in_a_folder_of_facts_changes_nothing(tmp_path):
     rows = [{"sub_label": f"Peak {chr(65 + n)}q", "obj_label": f"Land {chr(75 + n)}"} for n in range(8)]
     (folder / "P17.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "t.yaml").write_text("P17: {train: ['[X] is in [Y].'], held_out: ['In [Y] is [X].']}\n")
-    settings = DataSettings(
+    settings = DataPrepConfig(
         text=(LEADS,),
         facts=folder,
         facts_format="bear",
         templates=tmp_path / "t.yaml",
         vocab_size=400,
-        select=SelectSettings(infused=4, background=0, control=0, keep_telling_names=True),
+        select=SelectConfig(infused=4, background=0, control=0, keep_telling_names=True),
     )
     prepare_data(settings, tmp_path / "data")
     for name in (".DS_Store", "README.md"):

@@ -17,8 +17,8 @@ from megatron_kis.cli.main import main
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
-from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
+from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_SELECTION, TINY_VOCABULARY
 from tests.identity.test_run_keys import Cut, CutHook, hashes
@@ -68,9 +68,9 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Made:
     folder = tmp_path_factory.mktemp("files")
-    settings = DataSettings(
+    settings = DataPrepConfig(
         text=(tiny_sources.text,), facts=tiny_sources.triples, templates=tiny_sources.templates,
-        vocab_size=TINY_VOCABULARY, select=SelectSettings(**TINY_SELECTION), validation_share=0.05,
+        vocab_size=TINY_VOCABULARY, select=SelectConfig(**TINY_SELECTION), validation_share=0.05,
     )  # fmt: skip
     prepare_data(settings, folder / "data")
     templates = yaml.safe_load(tiny_sources.templates.read_text(encoding="utf-8"))

@@ -51,9 +51,9 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _facts(options: argparse.Namespace) -> int:
     from megatron_kis.common.progress import console_progress
     from megatron_kis.data_tools.selection.imports import import_facts, read_source_templates, write_source_templates
-    from megatron_kis.data_tools.selection.select import SelectSettings
+    from megatron_kis.data_tools.selection.select import SelectConfig
 
-    settings = SelectSettings(
+    settings = SelectConfig(
         infused=options.infused,
         background=options.background,
         control=options.control,

@@ -15,11 +15,11 @@ from megatron_kis.common.errors import InputError, JobError, printable
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from megatron_kis.config.analysis import AnalysisSettings
+    from megatron_kis.config.analysis import AnalysisConfig
     from megatron_kis.config.data import DataConfig
     from megatron_kis.config.run import RunConfig
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.data_tools.preparation.prepare import DataSettings
+    from megatron_kis.data_tools.preparation.prepare import DataPrepConfig
 
 DATA_FOLDER = "data"
 """Of a study's output."""
@@ -48,27 +48,27 @@ def add_step(
     return parser
 
 
-def load_study(options: argparse.Namespace) -> tuple[StudyConfig, DataSettings, AnalysisSettings]:
+def load_study(options: argparse.Namespace) -> tuple[StudyConfig, DataPrepConfig, AnalysisConfig]:
     """The study and its two sections that other packages own, all checked; paths begin at the study file's folder."""
     from dataclasses import asdict
 
     from megatron_kis.common.configuration import file_base, load_config, parse_dataclass
     from megatron_kis.common.files import read_text
     from megatron_kis.common.parsing import parse_yaml
-    from megatron_kis.config.analysis import AnalysisSettings
+    from megatron_kis.config.analysis import AnalysisConfig
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.data_tools.preparation.prepare import DataSettings
+    from megatron_kis.data_tools.preparation.prepare import DataPrepConfig
 
-    owned = {"data": DataSettings, "analysis": AnalysisSettings}
+    owned = {"data": DataPrepConfig, "analysis": AnalysisConfig}
     study = load_config(StudyConfig, options.study, options.overrides, sections=owned)
     source = str(options.study)
     base = file_base(options.study, parse_yaml(read_text(options.study), where=source))
-    data = parse_dataclass(DataSettings, study.data, where=f"{source}: data", base=base)
-    analysis = parse_dataclass(AnalysisSettings, study.analysis, where=f"{source}: analysis")
+    data = parse_dataclass(DataPrepConfig, study.data, where=f"{source}: data", base=base)
+    analysis = parse_dataclass(AnalysisConfig, study.analysis, where=f"{source}: analysis")
     return study.model_copy(update={"data": asdict(data), "analysis": asdict(analysis)}), data, analysis
 
 
-def data_config(study: StudyConfig, data: DataSettings, folder: Path | None = None) -> DataConfig:
+def data_config(study: StudyConfig, data: DataPrepConfig, folder: Path | None = None) -> DataConfig:
     """Where the prepared data of a study are.
 
     Args:
@@ -90,7 +90,7 @@ def data_config(study: StudyConfig, data: DataSettings, folder: Path | None = No
     )
 
 
-def look_over(study: StudyConfig, data: DataSettings) -> list[RunConfig]:
+def look_over(study: StudyConfig, data: DataPrepConfig) -> list[RunConfig]:
     """The runs of a study, if no complete run conflicts with them; reads records alone.
 
     Raises:
@@ -109,7 +109,7 @@ def look_over(study: StudyConfig, data: DataSettings) -> list[RunConfig]:
 
 
 def prepare(
-    study: StudyConfig, data: DataSettings, *, submission: int | None = None, restarted: Collection[str] = ()
+    study: StudyConfig, data: DataPrepConfig, *, submission: int | None = None, restarted: Collection[str] = ()
 ) -> None:
     """Prepares the data of a study in its folder; what ``kis study plan`` has made is taken over.
 

@@ -23,7 +23,7 @@ from megatron_kis.cli.study.table import MANY
 if TYPE_CHECKING:
     from megatron_kis.config.data import DataConfig
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.data_tools.preparation.prepare import DataSettings
+    from megatron_kis.data_tools.preparation.prepare import DataPrepConfig
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -67,7 +67,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _data(study: StudyConfig, data: DataSettings) -> Iterator[DataConfig]:
+def _data(study: StudyConfig, data: DataPrepConfig) -> Iterator[DataConfig]:
     """The data that the study would be trained on: those in its folder, or made next to it for the plan alone."""
     from megatron_kis.common.files import locked
     from megatron_kis.common.progress import console_progress

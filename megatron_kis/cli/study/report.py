@@ -10,7 +10,7 @@ from megatron_kis.cli.study.common import add_step, load_study
 from megatron_kis.common.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from megatron_kis.config.analysis import AnalysisSettings
+    from megatron_kis.config.analysis import AnalysisConfig
     from megatron_kis.config.study import StudyConfig
 
 
@@ -25,7 +25,7 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def analyse(study: StudyConfig, settings: AnalysisSettings, *, as_json: bool) -> None:
+def analyse(study: StudyConfig, settings: AnalysisConfig, *, as_json: bool) -> None:
     """Analyses the runs that are done, writes the report, and prints what was seen."""
     from megatron_kis.analysis.findings.result import analyse_study
     from megatron_kis.analysis.report.summary import not_of_this_study, seen
@@ -78,9 +78,9 @@ def _same_data(study: StudyConfig) -> None:
 def _as_made(study: StudyConfig) -> bool:
     """Whether the data that are there are made from the files that the study names now: the same, at other places."""
     from megatron_kis.common.configuration import parse_dataclass
-    from megatron_kis.data_tools.preparation.prepare import DataSettings, stale
+    from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, stale
 
     try:
-        return not stale(parse_dataclass(DataSettings, study.data, where="data"), study.output / "data")
+        return not stale(parse_dataclass(DataPrepConfig, study.data, where="data"), study.output / "data")
     except InputError:  # a file that is not there
         return False
