@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +22,13 @@ from megatron_kis.analysis.runs.curves import Curve, curve_table, write_curves_c
 from megatron_kis.analysis.runs.curves import curves as all_curves
 from megatron_kis.analysis.runs.load import Runs, load_runs
 from megatron_kis.analysis.runs.load_csv import write_points_csv
+from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, read_text, write_json
 from megatron_kis.common.parsing import parse_yaml
-from megatron_kis.config.analysis import AnalysisConfig
+from megatron_kis.config.analysis import SECTION, AnalysisConfig
+
+STUDY_FILE = "study.yaml"
 
 # The law at the top of law.json is the first of these that could be fitted: the paper's collapse point before its
 # companions. The order is fixed here, before any data are seen.
@@ -192,7 +196,7 @@ def study_description(study_dir: Path) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, is no YAML, or has a key twice.
     """
-    path = study_dir / "study.yaml"
+    path = study_dir / STUDY_FILE
     if not path.is_file():
         return {}
     content = parse_yaml(read_text(path), where=str(path))
@@ -202,18 +206,25 @@ def study_description(study_dir: Path) -> dict[str, Any]:
 def declared_settings(folder: Path, **overrides: Any) -> AnalysisConfig:
     """The settings a study declared before its data were seen, for its folder or its ``runs`` folder.
 
-    Keys of the ``analysis`` section of ``study.yaml`` that are no settings (the runner's) are not looked at.
-
     Args:
         folder: any folder; without a ``study.yaml`` the defaults hold.
         overrides: settings that take the place of the declared ones.
+
+    Raises:
+        InputError: an unknown key or a bad value.
     """
-    declared: dict[str, Any] = {}
-    for place in (folder.parent, folder):
-        section = study_description(place).get("analysis")
-        if isinstance(section, dict):
-            declared = {key: value for key, value in section.items() if key in AnalysisConfig.__dataclass_fields__}
-    return AnalysisConfig.from_mapping(declared | overrides)
+    declared = AnalysisConfig()
+    for place in (folder, folder.parent):
+        content = study_description(place)
+        close = difflib.get_close_matches(SECTION, [str(key) for key in content], n=1, cutoff=0.8)
+        if close and close[0] != SECTION:
+            where = f"{place / STUDY_FILE}: {close[0]}"
+            raise InputError("unknown key", where=where, remedy=f"did you mean {SECTION!r}?")
+        if SECTION in content:
+            source = str(place / STUDY_FILE)
+            declared = parse_config(AnalysisConfig, content[SECTION], source=source, section=SECTION)
+            break
+    return AnalysisConfig(**(declared.model_dump() | overrides)) if overrides else declared
 
 
 def predicted_before(study_dir: Path) -> tuple[list[float], float | None]:

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_kis.common.errors import InputError, JobError, KisError
@@ -151,7 +151,7 @@ def _checked(settings: DataPrepConfig) -> DataPrepConfig:
     """The settings with each text file named; everything is checked that can be without long work."""
     if not settings.text:
         raise InputError("no files of general text", where="data.text")
-    settings = replace(settings, text=tuple(expand(settings.text)))
+    settings = settings.replace(text=tuple(expand(settings.text)))
     if settings.text_format not in (None, *FORMATS):
         raise InputError(
             f"is {settings.text_format!r}", where="data.text_format", remedy=f"valid: {', '.join(FORMATS)}"

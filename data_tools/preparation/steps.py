@@ -114,7 +114,7 @@ def _facts(context: Context) -> Step:
     files = source_files(settings.facts, settings.facts_format)
     hashes = {path.name: seen.sha256(path) for path in files}
     named = settings.facts.is_dir() or settings.facts_format in _NAMED
-    select = asdict(settings.select)
+    select = settings.select.model_dump()
     columns = {"facts_columns": list(settings.facts_columns)} if settings.facts_columns else {}
 
     def make(folder: Path) -> None:

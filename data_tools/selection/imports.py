@@ -82,7 +82,7 @@ def import_facts(
     meta = {
         "schema": "kis.facts/1",
         "source": {**described, "columns": list(columns)} if columns else described,
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "imported": dict(selection.imported),
         "dropped": {reason: dict(counts) for reason, counts in selection.dropped.items() if counts},
         "relations": [asdict(relation) for relation in selection.relations],

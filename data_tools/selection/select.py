@@ -12,7 +12,11 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from pydantic import Field
+
+from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.data_tools.facts.fact import GROUPS, Fact
 from megatron_kis.data_tools.facts.importers import Candidate, Imported
@@ -25,34 +29,43 @@ SPREADS = ("even", "proportional")
 _SHOWN = 20  # counts in a line of the summary
 
 
-@dataclass(frozen=True, slots=True)
-class SelectConfig:
+class SelectConfig(Config):
     """How many facts a study takes, and which."""
 
     infused: int = 100
-    """Facts of group ``infused`` in all, spread over the relations."""
+    """Number of facts of group ``infused``, spread over the relations."""
+
     background: int = 100
-    """Facts of group ``background``."""
+    """Number of facts of group ``background``."""
+
     control: int = 100
-    """Facts of group ``control``. Keep the three numbers alike: chance and its spread are then comparable."""
+    """Number of facts of group ``control``. With equal numbers in all groups, chance and its spread are comparable."""
+
     relations: tuple[str, ...] = ()
     """Relations to use; empty means all that the source has."""
+
     distractors: int = 3
-    """Wrong options a question will have: each group and relation must offer that many other objects."""
+    """Wrong options of each question: each group and relation must offer that many other objects."""
+
     facts_per_object: int = 1
     """Facts of one group and relation that may share an object; 0 for any number."""
+
     longest_name: int | None = None
     """Longest subject or object in characters; None for any. Short sequences cannot hold long names."""
+
     keep_telling_names: bool = False
     """Keep facts whose subject's name hints at the object."""
-    seed: int = 0
-    """Seed of the split."""
-    spread: str = "even"
-    """``even`` or ``proportional``: to the usable facts of a relation; too small relations then take no part."""
-    memory_limit: int = 4_000_000
-    """Triples held in memory, at about 1 kB (1.6 with ids and aliases).
 
-    Of a source with more, a random sample of the subjects is used."""
+    seed: int = 0
+    """Seed of the split into groups."""
+
+    spread: Annotated[str, Field(json_schema_extra={"enum": list(SPREADS)})] = "even"
+    """``even`` or ``proportional``: the same number of facts of each relation, or a number in proportion to its usable
+    facts; too small relations then take no part."""
+
+    memory_limit: int = 4_000_000
+    """Triples held in memory, at about 1 kB each (1.6 kB with ids and aliases). If a source has more, a random sample
+    of its subjects is used."""
 
     def counts(self) -> dict[str, int]:
         """Facts of each group."""

@@ -150,7 +150,7 @@ def _settings(options: argparse.Namespace) -> AnalysisConfig:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     folder = getattr(options, "runs", None) or getattr(options, "source", None)
     if folder is None or not folder.is_dir():
-        return AnalysisConfig.from_mapping(given)
+        return AnalysisConfig(**given)
     return declared_settings(folder, **given)
 
 

@@ -205,7 +205,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
             check_layout(run.model, run.parallel, training, vocabulary=options.vocabulary)
         return [Planned(run.name, job, 1, _split(run.parallel), training.micro_batch_size)]
     study = load_config(StudyConfig, path)
-    pieces = study.data.get("vocab_size")
+    pieces = study.data.vocab_size if "vocab_size" in study.data.model_fields_set else None
     shared = study.training
     length, batch = shared.sequence_length, shared.global_batch_size
     # A size may stand in the ladder several times, with other budgets, layouts or frequencies.

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 
 from megatron_kis.common.configuration import Config, Count, Quantity, SafeName
 from megatron_kis.common.errors import nearest
+from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.config.data import BackgroundConfig, DocumentsConfig
 from megatron_kis.config.run import (
     CheckpointConfig,
@@ -27,6 +28,7 @@ from megatron_kis.config.run import (
     ValidationConfig,
 )
 from megatron_kis.config.slurm import ClusterConfig
+from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -144,8 +146,8 @@ class StudyConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
 
-    data: dict[str, Any]
-    """Sources and choices of ``megatron_kis.data_tools.preparation.prepare.DataPrepConfig`` (kis data --help)."""
+    data: DataPrepConfig
+    """Sources and choices of the data."""
 
     ladder: Annotated[tuple[RungConfig, ...], AfterValidator(_distinct)] = Field(min_length=1)
     """Sizes N."""
@@ -195,8 +197,8 @@ class StudyConfig(Config):
     cluster: ClusterConfig = ClusterConfig()
     """Jobs of ``kis study submit``."""
 
-    analysis: dict[str, Any] = Field(default_factory=dict)
-    """Criteria, declared before the data are seen (``analysis.AnalysisConfig``)."""
+    analysis: AnalysisConfig = AnalysisConfig()
+    """Criteria, declared before the data are seen."""
 
     predict: tuple[Annotated[Quantity, Field(gt=0, allow_inf_nan=False)], ...] = ()
     """Sizes to predict for, parameters, that need not be trained."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.configuration import Config, parse_config
@@ -72,12 +71,10 @@ def _vocabulary(study: StudyConfig) -> int | None:
     """Pieces of the study's tokenizer, before it is made; None where it does not matter or is not known yet."""
     if all(VOCABULARY_MULTIPLE % rung.parallel.tensor == 0 for rung in study.ladder):
         return None  # whatever the tokenizer, the padded rows can be split
-    given = study.data.get("tokenizer")
-    if given is None:
-        pieces = study.data.get("vocab_size")
-        return pieces if isinstance(pieces, int) else None
+    if study.data.tokenizer is None:
+        return study.data.vocab_size
     try:
-        return load_tokenizer(Path(given)).vocab_size
+        return load_tokenizer(study.data.tokenizer).vocab_size
     except KisError:  # who prepares the data says so
         return None
 

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 
 from megatron_kis.common.errors import InputError
@@ -44,16 +42,16 @@ def test_all_files_fit_together(tmp_path):
 def test_a_second_time_nothing_is_done_and_a_change_redoes_what_follows(tmp_path):
     assert done(SETTINGS, tmp_path) == ["facts", "tokenizer", "corpus", "render"]
     assert done(SETTINGS, tmp_path) == []
-    fewer = replace(SETTINGS, select=replace(SETTINGS.select, distractors=2))
+    fewer = SETTINGS.replace(select=SETTINGS.select.replace(distractors=2))
     assert done(fewer, tmp_path) == ["facts", "render"]  # the same facts come out, so the corpus stays
-    assert done(replace(fewer, validation_share=0.2), tmp_path) == ["corpus"]
-    assert done(replace(fewer, validation_share=0.2, vocab_size=380), tmp_path) == ["tokenizer", "corpus", "render"]
+    assert done(fewer.replace(validation_share=0.2), tmp_path) == ["corpus"]
+    assert done(fewer.replace(validation_share=0.2, vocab_size=380), tmp_path) == ["tokenizer", "corpus", "render"]
 
 
 def test_changed_templates_redo_the_rendering_alone(tmp_path):
     templates = tmp_path / "templates.yaml"
     templates.write_text(TEMPLATES.read_text(encoding="utf-8"), encoding="utf-8")
-    settings = replace(SETTINGS, templates=templates)
+    settings = SETTINGS.replace(templates=templates)
     done(settings, tmp_path / "out")
     templates.write_text(templates.read_text(encoding="utf-8").replace("climbers go", "people go"), encoding="utf-8")
     assert done(settings, tmp_path / "out") == ["render"]
@@ -68,7 +66,7 @@ def test_a_missing_or_cut_output_is_made_again(tmp_path):
 
 
 def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
-    settings = replace(SETTINGS, tokenizer=tokenizer_path)
+    settings = SETTINGS.replace(tokenizer=tokenizer_path)
     assert done(settings, tmp_path) == ["facts", "corpus", "render"]
     assert not (tmp_path / "tokenizer.model").exists()
 
@@ -91,6 +89,6 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
 )
 def test_wrong_settings_are_refused_before_any_file_is_written(tmp_path, change, problem):
     with pytest.raises(InputError) as error:
-        prepare_data(replace(SETTINGS, **change), tmp_path / "out")
+        prepare_data(SETTINGS.replace(**change), tmp_path / "out")
     assert problem in str(error.value)
     assert not (tmp_path / "out").exists()

@@ -16,10 +16,8 @@ import yaml
 
 from megatron_kis.cli.main import main
 from megatron_kis.cli.study.common import data_config
-from megatron_kis.common.configuration import load_config, parse_dataclass
-from megatron_kis.config.analysis import AnalysisConfig
+from megatron_kis.common.configuration import load_config
 from megatron_kis.config.study import StudyConfig
-from megatron_kis.data_tools.preparation.prepare import DataPrepConfig
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.tokenizers.base import train_tokenizer
 from megatron_kis.study.grid import runs_of
@@ -245,12 +243,9 @@ def results(out: Path) -> dict[str, str]:
 
 
 def test_the_table_holds_every_key_of_a_study() -> None:
-    own = [key for key in keys_of(StudyConfig) if key not in ("data", "analysis")]
-    own += [f"data.{key}" for key in keys_of(DataPrepConfig)]
-    own += [f"analysis.{key}" for key in keys_of(AnalysisConfig)]
     tables = (SETTINGS, GRID, DATA, ANALYSIS, FREE, ELSEWHERE)
     entered = [key for table in tables for key in table]
-    assert sorted(own) == sorted(entered)
+    assert sorted(keys_of(StudyConfig)) == sorted(entered)
 
 
 @pytest.mark.parametrize("key", SETTINGS)
@@ -350,9 +345,8 @@ def test_criteria_leave_what_was_trained_as_it_is(study: Path, key: str, tmp_pat
 @pytest.mark.parametrize("key", FREE)
 def test_how_runs_are_executed_makes_them_no_others(study: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     def runs(changes: list[str]) -> dict[str, str]:
-        config = load_config(StudyConfig, study, changes, sections={"data": DataPrepConfig})
-        data = parse_dataclass(DataPrepConfig, config.data, where="data")
-        return {run.name: config_fingerprint(run) for run in runs_of(config, data_config(config, data))}
+        config = load_config(StudyConfig, study, changes)
+        return {run.name: config_fingerprint(run) for run in runs_of(config, data_config(config))}
 
     changes = overrides(study, key, FREE[key])
     assert runs(changes) == runs([])

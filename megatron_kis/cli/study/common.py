@@ -15,11 +15,9 @@ from megatron_kis.common.errors import InputError, JobError, printable
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from megatron_kis.config.analysis import AnalysisConfig
     from megatron_kis.config.data import DataConfig
     from megatron_kis.config.run import RunConfig
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.data_tools.preparation.prepare import DataPrepConfig
 
 DATA_FOLDER = "data"
 """Of a study's output."""
@@ -48,50 +46,37 @@ def add_step(
     return parser
 
 
-def load_study(options: argparse.Namespace) -> tuple[StudyConfig, DataPrepConfig, AnalysisConfig]:
-    """The study and its two sections that other packages own, all checked; paths begin at the study file's folder."""
-    from dataclasses import asdict
-
-    from megatron_kis.common.configuration import file_base, load_config, parse_dataclass
-    from megatron_kis.common.files import read_text
-    from megatron_kis.common.parsing import parse_yaml
-    from megatron_kis.config.analysis import AnalysisConfig
+def load_study(options: argparse.Namespace) -> StudyConfig:
+    """Returns the study that the options name, checked; relative paths begin at the study file's folder."""
+    from megatron_kis.common.configuration import load_config
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.data_tools.preparation.prepare import DataPrepConfig
 
-    owned = {"data": DataPrepConfig, "analysis": AnalysisConfig}
-    study = load_config(StudyConfig, options.study, options.overrides, sections=owned)
-    source = str(options.study)
-    base = file_base(options.study, parse_yaml(read_text(options.study), where=source))
-    data = parse_dataclass(DataPrepConfig, study.data, where=f"{source}: data", base=base)
-    analysis = parse_dataclass(AnalysisConfig, study.analysis, where=f"{source}: analysis")
-    return study.model_copy(update={"data": asdict(data), "analysis": asdict(analysis)}), data, analysis
+    return load_config(StudyConfig, options.study, options.overrides)
 
 
-def data_config(study: StudyConfig, data: DataPrepConfig, folder: Path | None = None) -> DataConfig:
-    """Where the prepared data of a study are.
+def data_config(study: StudyConfig, folder: Path | None = None) -> DataConfig:
+    """Returns the places of a study's prepared data.
 
     Args:
         study: the study.
-        data: its section of that name.
-        folder: with the data, if they are not in the study's own.
+        folder: folder of the data, if they are not in the study's own.
     """
     from megatron_kis.config.data import DataConfig
     from megatron_kis.data_tools.preparation.prepare import tokenizer_path
 
-    if not data.validation_share:
+    if not study.data.validation_share:
         raise InputError("is 0", where="data.validation_share", remedy="a study needs text set aside, such as 0.02")
     folder = folder or study.output / DATA_FOLDER
     return DataConfig(
         corpus=folder / "corpus",
         validation=folder / "corpus.validation",
         exposures=folder / "exposures",
-        tokenizer=tokenizer_path(data, folder),
+        tokenizer=tokenizer_path(study.data, folder),
     )
 
 
-def look_over(study: StudyConfig, data: DataPrepConfig) -> list[RunConfig]:
-    """The runs of a study, if no complete run conflicts with them; reads records alone.
+def look_over(study: StudyConfig) -> list[RunConfig]:
+    """Returns the runs of a study, if no complete run conflicts with them; reads records alone.
 
     Raises:
         InputError: the output holds another study, or runs of other settings.
@@ -100,7 +85,7 @@ def look_over(study: StudyConfig, data: DataPrepConfig) -> list[RunConfig]:
     from megatron_kis.study.standing import check_output, check_owner, conflicts, refuse, unnamed_line
 
     check_output(study.output)
-    runs = runs_of(study, data_config(study, data))
+    runs = runs_of(study, data_config(study))
     owner = check_owner(study, runs)
     refuse(study.output, conflicts(runs), holds=owner)
     if line := unnamed_line(study, runs):
@@ -108,14 +93,11 @@ def look_over(study: StudyConfig, data: DataPrepConfig) -> list[RunConfig]:
     return runs
 
 
-def prepare(
-    study: StudyConfig, data: DataPrepConfig, *, submission: int | None = None, restarted: Collection[str] = ()
-) -> None:
+def prepare(study: StudyConfig, *, submission: int | None = None, restarted: Collection[str] = ()) -> None:
     """Prepares the data of a study in its folder; what ``kis study plan`` has made is taken over.
 
     Args:
         study: the study, whose lock is held.
-        data: its section of that name.
         submission: the submission of SLURM's that asks; its own jobs hold no data.
         restarted: runs that are to begin again; their checkpoints hold none.
 
@@ -129,12 +111,12 @@ def prepare(
     from megatron_kis.study.data import fingerprints_of
     from megatron_kis.study.held import refusal
 
-    there = fingerprints_of(data_config(study, data))
+    there = fingerprints_of(data_config(study))
     lease = 60 * study.executor.lease_minutes
     held = refusal(study.output, there, lease=lease, submission=submission, restarted=restarted)
     with _planned(study.output) as spare:
         target = study.output / DATA_FOLDER
-        prepare_data(data, target, progress=console_progress(), spare=spare and spare / DATA_FOLDER, held=held)
+        prepare_data(study.data, target, progress=console_progress(), spare=spare and spare / DATA_FOLDER, held=held)
         if spare is not None:
             shutil.rmtree(spare, ignore_errors=True)
 

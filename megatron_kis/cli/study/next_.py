@@ -45,7 +45,7 @@ def _next(options: argparse.Namespace) -> int:
     from megatron_kis.study.new_size import rung_near
     from megatron_kis.study.proposals import add_runs, place, trained_cells
 
-    study, _, analysis = load_study(options)
+    study = load_study(options)
     params = max(study.predict, default=None) if options.params is None else options.params
     if params is None:
         raise InputError("no target size", where="--params", remedy="for example 7e9, or predict: in the study")
@@ -57,9 +57,9 @@ def _next(options: argparse.Namespace) -> int:
         raise InputError(f"is {options.count}", where="--count", remedy="use at least 1")
     runs = _runs(study)
     curves = curve_table(runs)
-    points = find_transitions(curves, analysis)
-    found = propose(curves, params, tokens, analysis, count=options.count, points=points)
-    sizes = new_sizes(curves, params, tokens, analysis, points=points)
+    points = find_transitions(curves, study.analysis)
+    found = propose(curves, params, tokens, study.analysis, count=options.count, points=points)
+    sizes = new_sizes(curves, params, tokens, study.analysis, points=points)
     planned = load_config(StudyConfig, options.study)  # as the file says, where they are to be added
     done = runs.runs[["run", "params", "tokens"]].itertuples(index=False, name=None)
     cells = trained_cells(planned, done)

@@ -23,7 +23,6 @@ from megatron_kis.cli.study.table import MANY
 if TYPE_CHECKING:
     from megatron_kis.config.data import DataConfig
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.data_tools.preparation.prepare import DataPrepConfig
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,9 +40,9 @@ def _plan(options: argparse.Namespace) -> int:
     from megatron_kis.study.preview import plan_rows
     from megatron_kis.study.standing import conflicts, refuse
 
-    study, data, _ = load_study(options)
-    every = look_over(study, data)
-    with _data(study, data) as files:
+    study = load_study(options)
+    every = look_over(study)
+    with _data(study) as files:
         found, tokenizer = fingerprints_of(files), load_tokenizer(files.tokenizer)
         if found.get("tokenizer") == tokenizer.model_sha256:  # data of an older version: runs are compared with today's
             found["tokenizer"] = tokenizer.fingerprint
@@ -67,7 +66,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _data(study: StudyConfig, data: DataPrepConfig) -> Iterator[DataConfig]:
+def _data(study: StudyConfig) -> Iterator[DataConfig]:
     """The data that the study would be trained on: those in its folder, or made next to it for the plan alone."""
     from megatron_kis.common.files import locked
     from megatron_kis.common.progress import console_progress
@@ -76,8 +75,8 @@ def _data(study: StudyConfig, data: DataPrepConfig) -> Iterator[DataConfig]:
     from megatron_kis.study.data import fingerprints_of, planned_folder
     from megatron_kis.study.held import holders_of, refused
 
-    own = data_config(study, data)
-    differences = stale(data, study.output / DATA_FOLDER)
+    own = data_config(study)
+    differences = stale(study.data, study.output / DATA_FOLDER)
     if not differences:
         yield own
         return
@@ -92,8 +91,8 @@ def _data(study: StudyConfig, data: DataPrepConfig) -> Iterator[DataConfig]:
     place = planned_folder(study.output)
     print(f"{study.name}: the data are made in {place}, for kis study run to take over", file=sys.stderr)
     with locked(place, "kis study plan"):
-        prepare_data(data, place / DATA_FOLDER, progress=console_progress())
-        yield data_config(study, data, place / DATA_FOLDER)
+        prepare_data(study.data, place / DATA_FOLDER, progress=console_progress())
+        yield data_config(study, place / DATA_FOLDER)
 
 
 def _summary(rows: list[dict[str, Any]]) -> list[list[str]]:

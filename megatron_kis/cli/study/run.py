@@ -47,19 +47,19 @@ def _run(options: argparse.Namespace) -> int:
     from megatron_kis.study.resolved import FILE, write_study
     from megatron_kis.study.standing import refuse, unfinished_conflicts
 
-    study, data, analysis = load_study(options)
+    study = load_study(options)
     settings = study.executor
     if options.workers is not None:
         if options.workers < 1:
             raise InputError(f"is {options.workers}", where="--workers", remedy="use at least 1")
         settings = settings.model_copy(update={"workers": options.workers})
-    every = look_over(study, data)
+    every = look_over(study)
     runs = selected(every, options.only)
     if not options.restart:
         refuse(study.output, unfinished_conflicts(runs))
-    check_sources(data)
+    check_sources(study.data)
     with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
-        prepare(study, data, restarted={run.name for run in runs} if options.restart else ())
+        prepare(study, restarted={run.name for run in runs} if options.restart else ())
         done, fingerprints = done_runs(every, runs)
         write_study(study, study.output / FILE)
         write_manifest(study.output, study.name, every, fingerprints)
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     if ended.signal:
         raise Stopped(f"stopped by {signal.Signals(ended.signal).name}; run the same command again to go on")
     if ended.done:
-        analyse(study, analysis, as_json=options.json)
+        analyse(study, as_json=options.json)
     if ended.failed:
         raise JobError(
             f"{len(ended.failed)} of {ended.total} runs failed and were given up; fix the cause, then add "

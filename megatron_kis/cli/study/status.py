@@ -33,8 +33,8 @@ def overview(options: argparse.Namespace) -> tuple[StudyConfig, Overview]:
     from megatron_kis.study.grid import runs_of
     from megatron_kis.study.status import Overview
 
-    study, data, _ = load_study(options)
-    runs = runs_of(study, data_config(study, data))
+    study = load_study(options)
+    runs = runs_of(study, data_config(study))
     return study, Overview(runs, study.executor.retries, 60 * study.executor.lease_minutes)
 
 

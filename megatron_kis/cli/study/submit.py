@@ -40,8 +40,8 @@ def _submit(options: argparse.Namespace) -> int:
     from megatron_kis.study.standing import refuse, unfinished_conflicts
     from megatron_kis.study.submission import DEFAULT_ARRAY, prepare_submission, submit, write_submission
 
-    study, data, _ = load_study(options)
-    runs = selected(look_over(study, data), options.only)
+    study = load_study(options)
+    runs = selected(look_over(study), options.only)
     if not options.restart:
         refuse(study.output, unfinished_conflicts(runs))
     done = {run.name for run in runs if (run.output / "DONE").exists()}
@@ -60,7 +60,7 @@ def _submit(options: argparse.Namespace) -> int:
     largest = largest or client.max_array_size()  # also says at once where there is no SLURM
     with locked(study.output / records.FOLDER, "kis study submit"):
         live = live_tasks(study.output)
-        sources = records.identities(source_files(data))
+        sources = records.identities(source_files(study.data))
         _same_data(study, live, sources)
         queued = cells_of(study.output, live)
         open_runs = [run for run in runs if run.name not in done]
@@ -121,8 +121,10 @@ def _same_data(study: StudyConfig, live: list[Task], sources: list[Source]) -> N
     for number in sorted({task.job.submission for task in live if task.job.label != "report"}):
         folder = submission_folder(study.output.absolute(), number)
         if (folder / STUDY).exists():
-            theirs, _, _ = load_study(argparse.Namespace(study=folder / STUDY, overrides=[]))
-            if changed := differences(*({"data": with_paths(one.data, absolute)} for one in (theirs, study))):
+            theirs = load_study(argparse.Namespace(study=folder / STUDY, overrides=[]))
+            then = {"data": with_paths(theirs.data.model_dump(), absolute)}
+            now = {"data": with_paths(study.data.model_dump(), absolute)}
+            if changed := differences(then, now):
                 raise InputError(
                     f"jobs in the queue work with other settings of the data ({', '.join(changed)})",
                     where=str(study.output), remedy=remedy,

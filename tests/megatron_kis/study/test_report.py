@@ -49,7 +49,7 @@ def loaded(path: Path) -> StudyConfig:
 
     from megatron_kis.cli.study.common import load_study
 
-    return load_study(Namespace(study=path, overrides=[]))[0]
+    return load_study(Namespace(study=path, overrides=[]))
 
 
 def edit(path: Path, **changes: Any) -> None:
