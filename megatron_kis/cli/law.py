@@ -145,8 +145,17 @@ def _settings(options: argparse.Namespace) -> AnalysisConfig:
     from megatron_kis.config.analysis import AnalysisConfig
 
     names = (
-        "split", "criterion", "law", "law_resamples", "scoring", "r", "delta_min", "tolerance", "alpha", "confidence",
-    )  # fmt: skip
+        "split",
+        "criterion",
+        "law",
+        "law_resamples",
+        "scoring",
+        "r",
+        "delta_min",
+        "tolerance",
+        "alpha",
+        "confidence",
+    )
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     folder = getattr(options, "runs", None) or getattr(options, "source", None)
     if folder is None or not folder.is_dir():
@@ -298,12 +307,18 @@ def _validate(options: argparse.Namespace) -> int:
     heads = ["transition", "N", "D", "made", "predicted", "interval", "measured", "|log ratio|", "hit"]
     rows = [
         [
-            w.kind_title(s.kind, s.group), w.size(s.params), w.size(s.tokens), s.created, w.frequency(s.centre),
+            w.kind_title(s.kind, s.group),
+            w.size(s.params),
+            w.size(s.tokens),
+            s.created,
+            w.frequency(s.centre),
             f"{w.frequency(s.prediction_interval[0])} to {w.frequency(s.prediction_interval[1])}",
-            w.frequency(s.measured) if s.measured else s.status, w.number(s.abs_log_ratio), "yes" if s.hit else "no",
+            w.frequency(s.measured) if s.measured else s.status,
+            w.number(s.abs_log_ratio),
+            "yes" if s.hit else "no",
         ]
         for s in scores
-    ]  # fmt: skip
+    ]
     _print_table("Predictions against measurements", heads, rows)
     print(f"{result['hits']} of {result['predictions']} intervals hit")
     return 0
@@ -336,11 +351,17 @@ def _print_points(points: list[Transition]) -> None:
     heads = ["transition", "N", "D", "status", "F", "interval", "rho", "why"]
     rows = [
         [
-            w.kind_title(p.kind, p.group), w.size(p.params), w.size(p.tokens), w.STATUS_WORDS[p.status],
-            w.frequency(p.value), w.bracket(p), w.ratio(p.infusion_ratio), p.reason,
+            w.kind_title(p.kind, p.group),
+            w.size(p.params),
+            w.size(p.tokens),
+            w.STATUS_WORDS[p.status],
+            w.frequency(p.value),
+            w.bracket(p),
+            w.ratio(p.infusion_ratio),
+            p.reason,
         ]
         for p in points
-    ]  # fmt: skip
+    ]
     _print_table("Transitions", heads, rows)
 
 

@@ -16,10 +16,36 @@ from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, Pos
 from megatron_kis.common.configuration import Config
 
 _OWN_OPTIONS = {
-    "job-name", "output", "error", "open-mode", "array", "dependency", "kill-on-invalid-dep", "requeue", "no-requeue",
-    "signal", "parsable", "wrap", "chdir", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "test-only", "wait",
-    "J", "o", "e", "a", "d", "N", "n", "c", "D", "W",
-}  # fmt: skip
+    "job-name",
+    "output",
+    "error",
+    "open-mode",
+    "array",
+    "dependency",
+    "kill-on-invalid-dep",
+    "requeue",
+    "no-requeue",
+    "signal",
+    "parsable",
+    "wrap",
+    "chdir",
+    "nodes",
+    "ntasks",
+    "ntasks-per-node",
+    "cpus-per-task",
+    "test-only",
+    "wait",
+    "J",
+    "o",
+    "e",
+    "a",
+    "d",
+    "N",
+    "n",
+    "c",
+    "D",
+    "W",
+}
 
 
 def _one_line(text: str) -> str:

@@ -46,12 +46,15 @@ FILES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "tokenizer with its data": (
         "other_tokenizer",
         (
-            "tokenizer.model", "tokenizer.model.meta.json", *(f"corpus{suffix}" for suffix in (*CORPUS, *VALIDATION)),
-            *(f"exposures{suffix}" for suffix in STORE), "exposures.questions.jsonl",
+            "tokenizer.model",
+            "tokenizer.model.meta.json",
+            *(f"corpus{suffix}" for suffix in (*CORPUS, *VALIDATION)),
+            *(f"exposures{suffix}" for suffix in STORE),
+            "exposures.questions.jsonl",
         ),
         ("tokenizer", "corpus"),
     ),
-}  # fmt: skip
+}
 """What is replaced: by what of which other data, and the name of the fingerprint that then differs."""
 
 
@@ -69,9 +72,13 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Made:
     folder = tmp_path_factory.mktemp("files")
     settings = DataPrepConfig(
-        text=(tiny_sources.text,), facts=tiny_sources.triples, templates=tiny_sources.templates,
-        vocab_size=TINY_VOCABULARY, select=SelectConfig(**TINY_SELECTION), validation_share=0.05,
-    )  # fmt: skip
+        text=(tiny_sources.text,),
+        facts=tiny_sources.triples,
+        templates=tiny_sources.templates,
+        vocab_size=TINY_VOCABULARY,
+        select=SelectConfig(**TINY_SELECTION),
+        validation_share=0.05,
+    )
     prepare_data(settings, folder / "data")
     templates = yaml.safe_load(tiny_sources.templates.read_text(encoding="utf-8"))
     for splits in templates.values():
@@ -93,18 +100,26 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Mad
 
 
 def run_on(data: Path, output: Path) -> RunConfig:
-    return parse_config(RunConfig, {
-        "name": "tiny", "output": output, "device": "cpu",
-        "data": {
-            "corpus": data / "corpus", "validation": data / "corpus.validation", "exposures": data / "exposures",
-            "tokenizer": data / "tokenizer.model",
+    return parse_config(
+        RunConfig,
+        {
+            "name": "tiny",
+            "output": output,
+            "device": "cpu",
+            "data": {
+                "corpus": data / "corpus",
+                "validation": data / "corpus.validation",
+                "exposures": data / "exposures",
+                "tokenizer": data / "tokenizer.model",
+            },
+            "model": {"layers": 2, "width": 16, "heads": 2},
+            "training": {"token_budget": 20 * 8 * 64, "sequence_length": 64, "global_batch_size": 8},
+            "infusion": {"frequency": 8, "background": {"frequency": 6}},
+            "probes": {"moments": {"shares": [1.0]}, "templates": {"train": 2, "held_out": 1, "question": 1}},
+            "checkpoints": {"moments": {"every": 5}, "asynchronous": False},
         },
-        "model": {"layers": 2, "width": 16, "heads": 2},
-        "training": {"token_budget": 20 * 8 * 64, "sequence_length": 64, "global_batch_size": 8},
-        "infusion": {"frequency": 8, "background": {"frequency": 6}},
-        "probes": {"moments": {"shares": [1.0]}, "templates": {"train": 2, "held_out": 1, "question": 1}},
-        "checkpoints": {"moments": {"every": 5}, "asynchronous": False},
-    }, source="tiny")  # fmt: skip
+        source="tiny",
+    )
 
 
 def probe(run: Path, output: Path) -> str:

@@ -293,9 +293,10 @@ def test_moments_by_tokens_are_the_steps_that_reach_them() -> None:
 
 
 def test_a_setting_that_came_later_counts_only_where_it_is_not_at_its_default() -> None:
-    plain, named = (parse_config(RunConfig, content, source="run") for content in (
-        RUN, changed(RUN, "probes", {"moments": {"tokens": [7]}})
-    ))  # fmt: skip
+    plain, named = (
+        parse_config(RunConfig, content, source="run")
+        for content in (RUN, changed(RUN, "probes", {"moments": {"tokens": [7]}}))
+    )
     assert "norm_epsilon" not in result_settings(plain)["model"]
     assert "tokens" not in result_settings(plain)["probes"]["moments"]
     assert result_settings(named)["probes"]["moments"]["tokens"] == [7]

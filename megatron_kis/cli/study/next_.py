@@ -79,11 +79,18 @@ def _next(options: argparse.Namespace) -> int:
         return 0
     columns = ("size", "params", "tokens", "infusion_frequency", "seed", "FLOPs", "variance off", "why")
     table = [
-        [row["size"] or "none", shown(row["params"]), shown(row["tokens"]), f"{row['frequency']:g}", str(row["seed"]),
-         f"{row['flops']:.2g}", "-" if row["gain"] is None else f"{row['gain']:.1%}",
-         row["reason"] + (" (planned already)" if row["planned"] else "")]
+        [
+            row["size"] or "none",
+            shown(row["params"]),
+            shown(row["tokens"]),
+            f"{row['frequency']:g}",
+            str(row["seed"]),
+            f"{row['flops']:.2g}",
+            "-" if row["gain"] is None else f"{row['gain']:.1%}",
+            row["reason"] + (" (planned already)" if row["planned"] else ""),
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     print_table(f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}", columns, table)
     if not found:
         print("no run that is not there yet would tell more")
@@ -118,11 +125,17 @@ def _print_sizes(sizes: list[dict[str, Any]]) -> None:
         "what one size more in the ladder would tell",
         ("params", "tokens", "F* expected", "runs", "FLOPs", "interval narrower by"),
         [
-            [shown(size["params"]), shown(size["tokens"]), f"{size['frequency']:.3g}", str(size["runs"]),
-             f"{size['flops']:.2g}", f"{size['narrower']:.0%}"]
+            [
+                shown(size["params"]),
+                shown(size["tokens"]),
+                f"{size['frequency']:.3g}",
+                str(size["runs"]),
+                f"{size['flops']:.2g}",
+                f"{size['narrower']:.0%}",
+            ]
             for size in sizes
         ],
-    )  # fmt: skip
+    )
     entries = [size for size in sizes if size["rung"]]
     if entries:
         print("the nearest entries of the ladder:")

@@ -39,9 +39,10 @@ def _prepare(options: argparse.Namespace) -> int:
     changed = changed_source(folder, identities(source_files(study.data)))
     if changed is not None:
         raise InputError(
-            "changed since the study was submitted", where=changed,
+            "changed since the study was submitted",
+            where=changed,
             remedy="restore it, or end the jobs with kis study cancel and submit the study again",
-        )  # fmt: skip
+        )
     every = look_over(study)
     with study_lock(study.output):
         prepare(study, submission=int(folder.name))

@@ -146,9 +146,13 @@ class shown_progress:
         console = Console(stderr=True)
         if console.is_terminal and console.width >= _SHORTEST_BAR:
             self._bar = Bar(
-                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), console=console,
-            )  # fmt: skip
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=console,
+            )
             self._bar.start()
             self._task = self._bar.add_task("runs", total=1)
         return self._report

@@ -127,8 +127,9 @@ def _same_data(study: StudyConfig, live: list[Task], sources: list[Source]) -> N
             if changed := differences(then, now):
                 raise InputError(
                     f"jobs in the queue work with other settings of the data ({', '.join(changed)})",
-                    where=str(study.output), remedy=remedy,
-                )  # fmt: skip
+                    where=str(study.output),
+                    remedy=remedy,
+                )
         if (folder / SOURCES).exists() and (changed_file := changed_source(folder, sources)) is not None:
             raise InputError(
                 f"changed since the jobs of submission {number} were submitted", where=changed_file, remedy=remedy

@@ -62,9 +62,15 @@ def _cells(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
     for row in rows:
         left = duration(ahead.cells[row.name]) if row.name in ahead.cells else "-"
         table.add_row(
-            plain(row.name), _state(row.state), f"{row.share:.0%}", left, shown(_float(row.tokens_per_second)),
-            shown(_float(row.loss)), str(row.attempts or "-"), plain(row.where or "-"),
-        )  # fmt: skip
+            plain(row.name),
+            _state(row.state),
+            f"{row.share:.0%}",
+            left,
+            shown(_float(row.tokens_per_second)),
+            shown(_float(row.loss)),
+            str(row.attempts or "-"),
+            plain(row.where or "-"),
+        )
     return table
 
 
@@ -83,9 +89,13 @@ def _sizes(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
         progress = sum(row.share * row.tokens for row in group) / sum(row.tokens for row in group)
         work = sum(ahead.cells.get(row.name, 0.0) for row in group)
         table.add_row(
-            plain(size), f"{len(group):,}", *(f"{counts[state]:,}" for state in states), f"{progress:.0%}",
-            shown(float(median(speeds)) if speeds else None), duration(work) if ahead.cells else "-",
-        )  # fmt: skip
+            plain(size),
+            f"{len(group):,}",
+            *(f"{counts[state]:,}" for state in states),
+            f"{progress:.0%}",
+            shown(float(median(speeds)) if speeds else None),
+            duration(work) if ahead.cells else "-",
+        )
     return table
 
 

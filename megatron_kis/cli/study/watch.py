@@ -18,9 +18,12 @@ _SECONDS = 5.0
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describes the step."""
     watch = add_step(
-        steps, "watch", "the status, refreshed until every run is done or given up; Ctrl-C leaves the runs alone",
-        _watch, json=False,
-    )  # fmt: skip
+        steps,
+        "watch",
+        "the status, refreshed until every run is done or given up; Ctrl-C leaves the runs alone",
+        _watch,
+        json=False,
+    )
     watch.add_argument("--all", action="store_true", help="every run, however many there are")
     watch.add_argument("--every", type=float, default=_SECONDS, metavar="SECONDS", help=f"how often ({_SECONDS:g})")
 
