@@ -51,7 +51,7 @@ class SelectConfig(Config):
     """Facts of one group and relation that may share an object; 0 for any number."""
 
     longest_name: int | None = None
-    """Longest subject or object in characters; None for any. Short sequences cannot hold long names."""
+    """Longest subject or object in characters; any length if not given. Short sequences cannot hold long names."""
 
     keep_telling_names: bool = False
     """Keep facts whose subject's name hints at the object."""

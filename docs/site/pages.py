@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from megatron_kis.cli.main import build_parser
+from megatron_kis.cli.parser import Parser
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
 
@@ -98,6 +99,8 @@ def _commands() -> Iterator[str]:
 
 
 def _parser(parser: argparse.ArgumentParser) -> Iterator[str]:
+    if isinstance(parser, Parser):
+        parser.complete()
     nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not nested:
         yield f"## {parser.prog}\n"

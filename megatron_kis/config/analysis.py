@@ -66,7 +66,7 @@ _Share = Annotated[float, AfterValidator(_share), Field(json_schema_extra={"mini
 class AnalysisConfig(Config):
     """Settings of criteria, law and report; they are written into every result."""
 
-    split: str = "held_out"
+    split: Annotated[str, Field(json_schema_extra={"enum": ["train", "held_out", "question"]})] = "held_out"
     """Template split the criteria look at. Held-out templates tell memory of a fact from memory of a sentence."""
 
     criterion: Annotated[str, AfterValidator(_criterion), Field(json_schema_extra={"enum": list(CRITERIA)})] = "hinge"

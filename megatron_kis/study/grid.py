@@ -10,6 +10,7 @@ from typing import Any
 from megatron_kis.common.configuration import Config, parse_config
 from megatron_kis.common.errors import InputError, KisError
 from megatron_kis.common.identifiers import same_place
+from megatron_kis.common.units import short_count
 from megatron_kis.config.data import DataConfig, InfusionConfig
 from megatron_kis.config.layout import check_layouts
 from megatron_kis.config.run import ModelConfig, RunConfig, TrainingConfig
@@ -37,7 +38,7 @@ class Spot:
     @property
     def name(self) -> str:
         """Of the run and its folder."""
-        return f"{self.rung.label}_D{_short(self.tokens)}_F{self.frequency}_s{self.seed}"
+        return f"{self.rung.label}_D{short_count(self.tokens)}_F{self.frequency}_s{self.seed}"
 
 
 def spots_of(study: StudyConfig) -> list[Spot]:
@@ -146,11 +147,3 @@ class _Maker:
             "schedule": study.schedule,
             "templates": study.templates,
         }
-
-
-def _short(tokens: int) -> str:
-    """A budget in a name: 1200000 -> 1.2M."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if tokens >= size:
-            return f"{tokens / size:.6g}{unit}"
-    return str(tokens)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from megatron_kis.common.errors import InputError, JobError, printable
+from megatron_kis.common.errors import InputError, JobError
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from megatron_kis.config.data import DataConfig
     from megatron_kis.config.run import RunConfig
     from megatron_kis.config.study import StudyConfig
@@ -176,33 +173,3 @@ def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tu
     prints = next(iter(data.values()))
     older = {OLDER_TOKENIZER: model_sha256} if model_sha256 != prints["tokenizer"] else {}
     return names, {name: prints[name] for name in DATA} | older
-
-
-def shown(value: Any) -> str:
-    """A value as a table shows it."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def plain(text: str) -> Text:
-    """A text for a table or a title as it is: nothing in it is markup or means something to a terminal."""
-    from rich.text import Text
-
-    return Text(printable(text))
-
-
-def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
-    """Prints a table, as wide as the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=plain(title), title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(plain(column), justify="left" if number == 0 else "right", no_wrap=number == 0)
-    for row in rows:
-        table.add_row(*map(plain, row))
-    # Piped output is not cut at 80 columns.
-    Console(width=None if os.isatty(1) else 200).print(table)

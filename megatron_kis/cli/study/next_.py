@@ -8,9 +8,10 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.cli.study.common import add_step, load_study, print_table, shown
+from megatron_kis.cli.study.common import add_step, load_study
+from megatron_kis.common.console import print_table
 from megatron_kis.common.errors import InputError, printable
-from megatron_kis.common.units import quantity
+from megatron_kis.common.units import in_table, quantity
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.runs.load import Runs
@@ -81,8 +82,8 @@ def _next(options: argparse.Namespace) -> int:
     table = [
         [
             row["size"] or "none",
-            shown(row["params"]),
-            shown(row["tokens"]),
+            in_table(row["params"]),
+            in_table(row["tokens"]),
             f"{row['frequency']:g}",
             str(row["seed"]),
             f"{row['flops']:.2g}",
@@ -91,7 +92,7 @@ def _next(options: argparse.Namespace) -> int:
         ]
         for row in rows
     ]
-    print_table(f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}", columns, table)
+    print_table(f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}", columns, table, numbers=True)
     if not found:
         print("no run that is not there yet would tell more")
     for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
@@ -126,8 +127,8 @@ def _print_sizes(sizes: list[dict[str, Any]]) -> None:
         ("params", "tokens", "F* expected", "runs", "FLOPs", "interval narrower by"),
         [
             [
-                shown(size["params"]),
-                shown(size["tokens"]),
+                in_table(size["params"]),
+                in_table(size["tokens"]),
                 f"{size['frequency']:.3g}",
                 str(size["runs"]),
                 f"{size['flops']:.2g}",
@@ -135,13 +136,14 @@ def _print_sizes(sizes: list[dict[str, Any]]) -> None:
             ]
             for size in sizes
         ],
+        numbers=True,
     )
     entries = [size for size in sizes if size["rung"]]
     if entries:
         print("the nearest entries of the ladder:")
     for size in entries:
         line = yaml.safe_dump(size["rung"], default_flow_style=True, sort_keys=False, width=1000).strip()
-        print(f"  - {line}  # N = {shown(size['rung_params'])}")
+        print(f"  - {line}  # N = {in_table(size['rung_params'])}")
 
 
 def _ladder_entry(found: tuple[RungConfig, int] | None) -> dict[str, Any]:

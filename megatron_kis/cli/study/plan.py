@@ -15,10 +15,10 @@ from megatron_kis.cli.study.common import (
     data_config,
     load_study,
     look_over,
-    print_table,
-    shown,
 )
 from megatron_kis.cli.study.table import MANY
+from megatron_kis.common.console import print_table
+from megatron_kis.common.units import in_table
 
 if TYPE_CHECKING:
     from megatron_kis.config.data import DataConfig
@@ -56,10 +56,10 @@ def _plan(options: argparse.Namespace) -> int:
     columns: tuple[str, ...]
     if options.all or len(rows) <= MANY:
         columns = ("run", "params", "tokens", "infusion_frequency", "infusion_ratio", "background_frequency", "epochs")
-        print_table(title, columns, [[shown(row[name]) for name in columns] for row in rows])
+        print_table(title, columns, [[in_table(row[name]) for name in columns] for row in rows], numbers=True)
     else:
         columns = ("size", "params", "tokens", "runs", "infusion_frequency", "infusion_ratio", "epochs", "flops")
-        print_table(f"{title} (--all shows each)", columns, _summary(rows))
+        print_table(f"{title} (--all shows each)", columns, _summary(rows), numbers=True)
     flops = sum(row["flops"] for row in rows)
     print(f"{flops:.3g} training FLOPs in all")
     return 0
@@ -105,7 +105,7 @@ def _summary(rows: list[dict[str, Any]]) -> list[list[str]]:
         ranges = []
         for name in ("infusion_frequency", "infusion_ratio", "epochs"):
             values = [row[name] for row in group]
-            ranges.append(" to ".join(dict.fromkeys((shown(min(values)), shown(max(values))))))
+            ranges.append(" to ".join(dict.fromkeys((in_table(min(values)), in_table(max(values))))))
         flops = f"{sum(row['flops'] for row in group):.3g}"
-        lines.append([size, shown(group[0]["params"]), shown(tokens), shown(len(group)), *ranges, flops])
+        lines.append([size, in_table(group[0]["params"]), in_table(tokens), in_table(len(group)), *ranges, flops])
     return lines

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.cli.study.common import DATA_FOLDER, add_step, data_config, load_study
 from megatron_kis.cli.study.table import headline, tables
+from megatron_kis.common.console import output_console
 from megatron_kis.common.errors import KisError, printable
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ def queued(queue: Queue) -> dict[str, Queued]:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from megatron_kis.executor.slurm.queue import Queue
     from megatron_kis.study.forecast import forecast
     from megatron_kis.study.resolved import FILES, other_data_settings
@@ -65,7 +63,7 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(record(study.name, rows, ahead), indent=1))
         return 0
-    console = Console(width=None if os.isatty(1) else 200)  # piped output is not cut at 80 columns
+    console = output_console()
     console.print(headline(study.name, rows, ahead), highlight=False, markup=False)
     for table in tables(rows, ahead, every=options.all):
         console.print(table, highlight=False)

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from megatron_kis.cli.study.common import plain, shown
+from megatron_kis.common.console import plain
 from megatron_kis.common.errors import printable
+from megatron_kis.common.units import duration, in_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,7 +27,6 @@ _MOST_RUNNING, _MOST_FAILED = 40, 8
 
 def headline(name: str, rows: Sequence[RunStatus], ahead: Forecast) -> str:
     """One line: cells by state, and when all is done."""
-    from megatron_kis.study.forecast import duration
     from megatron_kis.study.status import STATES
 
     counts = Counter(row.state for row in rows)
@@ -55,7 +55,6 @@ def tables(rows: Sequence[RunStatus], ahead: Forecast, *, every: bool) -> Iterab
 
 
 def _cells(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
-    from megatron_kis.study.forecast import duration
 
     columns = ("run", "state", "steps", "left", "tokens/s", "loss", "attempts", "where")
     table = _table(columns)
@@ -66,8 +65,8 @@ def _cells(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
             _state(row.state),
             f"{row.share:.0%}",
             left,
-            shown(_float(row.tokens_per_second)),
-            shown(_float(row.loss)),
+            in_table(_float(row.tokens_per_second)),
+            in_table(_float(row.loss)),
             str(row.attempts or "-"),
             plain(row.where or "-"),
         )
@@ -75,7 +74,6 @@ def _cells(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
 
 
 def _sizes(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
-    from megatron_kis.study.forecast import duration
     from megatron_kis.study.status import STATES
 
     by_size: dict[str, list[RunStatus]] = defaultdict(list)
@@ -93,7 +91,7 @@ def _sizes(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
             f"{len(group):,}",
             *(f"{counts[state]:,}" for state in states),
             f"{progress:.0%}",
-            shown(float(median(speeds)) if speeds else None),
+            in_table(float(median(speeds)) if speeds else None),
             duration(work) if ahead.cells else "-",
         )
     return table

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 
-from megatron_kis.cli.study.common import add_step, plain
+from megatron_kis.cli.study.common import add_step
 from megatron_kis.cli.study.status import overview, queued
 from megatron_kis.cli.study.table import headline, tables
+from megatron_kis.common.console import output_console, plain
 from megatron_kis.common.errors import InputError, JobError
 
 _SECONDS = 5.0
@@ -29,7 +29,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.live import Live
 
     from megatron_kis.executor.slurm.queue import Queue
@@ -39,7 +39,7 @@ def _watch(options: argparse.Namespace) -> int:
         raise InputError(f"is {options.every:g}", where="--every", remedy="seconds, such as 5")
     study, view = overview(options)
     queue = Queue(study.output)
-    console = Console(width=None if os.isatty(1) else 200)
+    console = output_console()
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     last = ""
     try:
