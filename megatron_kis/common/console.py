@@ -23,13 +23,15 @@ def output_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
-def progress_bar(*columns: str | ProgressColumn, transient: bool = False) -> Progress | None:
-    """Returns a bar of these columns on standard error; None where that is no terminal."""
+def progress_bar(*columns: ProgressColumn, transient: bool = False, narrowest: int = 0) -> Progress | None:
+    """Returns a bar of these columns on standard error; None where that is no terminal, or a narrower one."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=transient) if console.is_terminal else None
+    if not console.is_terminal or console.width < narrowest:
+        return None
+    return Progress(*columns, console=console, transient=transient)
 
 
 def plain(text: str) -> Text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from megatron_kis.config.data import DataConfig
     from megatron_kis.config.run import RunConfig
     from megatron_kis.config.study import StudyConfig
+
+logger = logging.getLogger(__name__)
 
 DATA_FOLDER = "data"
 """Of a study's output."""
@@ -86,7 +88,7 @@ def look_over(study: StudyConfig) -> list[RunConfig]:
     owner = check_owner(study, runs)
     refuse(study.output, conflicts(runs), holds=owner)
     if line := unnamed_line(study, runs):
-        print(f"{study.name}: {line}", file=sys.stderr)
+        logger.warning(f"{study.name}: {line}")
     return runs
 
 

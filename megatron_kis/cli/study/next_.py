@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
-import sys
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.cli.study.common import add_step, load_study
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from megatron_kis.analysis.runs.load import Runs
     from megatron_kis.config.study import RungConfig, StudyConfig
     from megatron_kis.study.proposals import Placed
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -111,7 +113,7 @@ def _runs(study: StudyConfig) -> Runs:
 
     runs = load_runs(study.output, belonging(study))
     if line := not_of_this_study(runs):
-        print(printable(line), file=sys.stderr)
+        logger.warning(printable(line))
     return runs
 
 

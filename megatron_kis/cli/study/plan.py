@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from megatron_kis.common.units import in_table
 if TYPE_CHECKING:
     from megatron_kis.config.data import DataConfig
     from megatron_kis.config.study import StudyConfig
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -85,11 +87,11 @@ def _data(study: StudyConfig) -> Iterator[DataConfig]:
         if not all(one.startswith(VERSIONS) for one in differences):
             raise refused(study.output, differences, holders)
         changed = ", ".join(differences)
-        print(f"{study.name}: the data stay as they are, runs were made with them ({changed})", file=sys.stderr)
+        logger.info(f"{study.name}: the data stay as they are, runs were made with them ({changed})")
         yield own  # what kis study run does
         return
     place = planned_folder(study.output)
-    print(f"{study.name}: the data are made in {place}, for kis study run to take over", file=sys.stderr)
+    logger.info(f"{study.name}: the data are made in {place}, for kis study run to take over")
     with locked(place, "kis study plan"):
         prepare_data(study.data, place / DATA_FOLDER, progress=console_progress())
         yield data_config(study, place / DATA_FOLDER)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
-import sys
 from pathlib import Path
 
 from megatron_kis.cli.study.common import data_config, done_runs, load_study, look_over, prepare
 from megatron_kis.common.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,5 +57,5 @@ def _prepare(options: argparse.Namespace) -> int:
             {name: getattr(files, name) for name in ("corpus", "validation", "exposures", "tokenizer")},
             fingerprints,
         )
-    print(f"{study.name}: {len(every)} runs, {len(done)} done already; the data are ready", file=sys.stderr)
+    logger.info(f"{study.name}: {len(every)} runs, {len(done)} done already; the data are ready")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from megatron_kis.executor.slurm.queue import Queue, Queued
     from megatron_kis.study.forecast import Forecast
     from megatron_kis.study.status import Overview, RunStatus
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,7 +45,7 @@ def queued(queue: Queue) -> dict[str, Queued]:
     try:
         return queue.cells()
     except KisError as error:
-        print(f"kis: the queue is not shown: {printable(str(error))}", file=sys.stderr)
+        logger.warning(f"kis: the queue is not shown: {printable(str(error))}")
         return {}
 
 
@@ -54,10 +56,8 @@ def _status(options: argparse.Namespace) -> int:
 
     study, view = overview(options)
     if changed := other_data_settings(study, but=FILES):
-        print(
-            f"kis: the data in {study.output / DATA_FOLDER} were made with other settings: {', '.join(changed)}",
-            file=sys.stderr,
-        )
+        place = study.output / DATA_FOLDER
+        logger.warning(f"kis: the data in {place} were made with other settings: {', '.join(changed)}")
     rows = view.look(queued(Queue(study.output)))
     ahead = forecast(rows)
     if options.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from megatron_kis.executor.slurm.queue import Task
     from megatron_kis.executor.slurm.records import Source
     from megatron_kis.study.submission import Step, Submission
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -96,9 +98,9 @@ def _say(study: StudyConfig, runs: list[RunConfig], done: set[str], queued: set[
     line = f"{study.name}: {len(runs)} runs, {len(done)} done already"
     if waiting := (queued & names) - done:
         line += f", {len(waiting)} queued or running"
-    print(line, file=sys.stderr)
+    logger.info(line)
     for name in sorted(hopeless):
-        print(f"{name} was given up; --retry-failed tries it again, --restart begins it again", file=sys.stderr)
+        logger.warning(f"{name} was given up; --retry-failed tries it again, --restart begins it again")
 
 
 def _nothing(study: StudyConfig, options: argparse.Namespace, live: list[Task]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 import time
 
 from megatron_kis.cli.study.common import add_step
@@ -11,6 +11,8 @@ from megatron_kis.cli.study.status import overview, queued
 from megatron_kis.cli.study.table import headline, tables
 from megatron_kis.common.console import output_console, plain
 from megatron_kis.common.errors import InputError, JobError
+
+logger = logging.getLogger(__name__)
 
 _SECONDS = 5.0
 
@@ -58,7 +60,7 @@ def _watch(options: argparse.Namespace) -> int:
                 break
             time.sleep(options.every)
     except KeyboardInterrupt:
-        print("kis: no longer watching; the runs go on", file=sys.stderr)
+        logger.info("kis: no longer watching; the runs go on")
         return 0
     finally:
         if live:
