@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.common.terms import GROUPS
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 KINDS = ("onset", "collapse", "tolerance")
 CURVE_GROUPS = (*GROUPS, "general")
@@ -84,7 +84,7 @@ class Criterion(Protocol):
     groups: tuple[str, ...]
     """The fact groups whose curves it reads."""
 
-    def find(self, curve: Curve, settings: AnalysisSettings) -> Transition:
+    def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """The transition of ``curve``, with a status whatever the data are."""
         ...
 

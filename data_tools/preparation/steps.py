@@ -26,10 +26,10 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 from megatron_kis.common.known_files import Seen
 from megatron_kis.common.progress import Progress
-from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX, CorpusOptions, build_corpus, encoder_for
+from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX, CorpusBuildConfig, build_corpus, encoder_for
 from megatron_kis.data_tools.corpus.meta import read_corpus_meta
 from megatron_kis.data_tools.facts.fact import Fact, load_facts
-from megatron_kis.data_tools.preparation.settings import DataSettings
+from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 from megatron_kis.data_tools.preparation.stamps import OLD_VERSION, Step
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.readers.open import kind_of
@@ -78,7 +78,7 @@ _Value = TypeVar("_Value")
 class StepInputs:
     """Inputs of the steps: settings and sources, and what earlier steps have made."""
 
-    settings: DataSettings
+    settings: DataPrepConfig
     """Settings, whose text is expanded: each file by its name."""
     seen: Seen
     """Known hashes of the sources."""
@@ -112,17 +112,17 @@ class StepInputs:
             self.tokenizer = load_tokenizer(folder / tokenizer_name(self.settings))
 
 
-def steps_of(settings: DataSettings) -> list[Callable[[StepInputs], Step]]:
+def steps_of(settings: DataPrepConfig) -> list[Callable[[StepInputs], Step]]:
     """Returns the descriptions of all steps in order; a given tokenizer needs no step."""
     return [_facts_step, *([] if settings.tokenizer else [_tokenizer_step]), _corpus_step, _render_step]
 
 
-def tokenizer_name(settings: DataSettings) -> str:
+def tokenizer_name(settings: DataPrepConfig) -> str:
     """Returns the file name of a tokenizer that is trained here."""
     return _TOKENIZER_NAMES[settings.tokenizer_model == "byte-bpe"]
 
 
-def training(settings: DataSettings) -> Training:
+def training(settings: DataPrepConfig) -> Training:
     """Returns the configuration with which a tokenizer is trained here."""
     return Training(
         vocab_size=settings.vocab_size,
@@ -143,7 +143,7 @@ def _facts_step(inputs: StepInputs) -> Step:
     files = source_files(settings.facts, settings.facts_format)
     hashes = {path.name: inputs.seen.sha256(path) for path in files}
     named = settings.facts.is_dir() or settings.facts_format in _NAMED_BY_FILE
-    select = asdict(settings.select)
+    select = settings.select.model_dump()
     columns = {"facts_columns": list(settings.facts_columns)} if settings.facts_columns else {}
     old = {
         "source": fingerprint(hashes) if settings.facts.is_dir() else hashes[settings.facts.name],
@@ -286,7 +286,7 @@ def _make_corpus(inputs: StepInputs, folder: Path) -> None:
         validation_share=settings.validation_share,
         seed=settings.seed,
         progress=inputs.progress,
-        options=CorpusOptions(text_format=settings.text_format),
+        options=CorpusBuildConfig(text_format=settings.text_format),
     )
     inputs.progress.say(
         f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"
@@ -379,7 +379,7 @@ def _library(tokenizer: Tokenizer | None) -> dict[str, str]:
     return {tokenizer.library: package_version(tokenizer.library)} if tokenizer else {}
 
 
-def _reading(settings: DataSettings) -> dict[str, str]:
+def _reading(settings: DataPrepConfig) -> dict[str, str]:
     """Returns how text is read; the format counts if one is given."""
     given = {"text_format": settings.text_format} if settings.text_format else {}
     return {"text_key": settings.text_key, **given}

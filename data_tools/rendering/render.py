@@ -17,7 +17,7 @@ from typing import Any
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json_lines
 from megatron_kis.common.progress import Progress
-from megatron_kis.common.terms import EXPOSED_GROUPS
+from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.rendering.distractors import choose_fair_options
 from megatron_kis.data_tools.rendering.paraphrases import Paraphrases, with_paraphrases
@@ -143,7 +143,7 @@ def render(
         progress.say(f"  {left_out} facts are not asked about: too few options that are wrong and can be told from it")
     for suffix in (".json", ".questions.jsonl", ".facts.npy", ".ids.txt"):
         suffixed(prefix, suffix).unlink(missing_ok=True)
-    rendered = [fact for fact in facts if fact.group in EXPOSED_GROUPS]
+    rendered = [fact for fact in facts if fact.group in RENDERED_GROUPS]
     own = {fact.id: with_paraphrases(templates[fact.relation], paraphrases.get(fact.id)).train for fact in rendered}
     groups: dict[str, TokenCounts] = defaultdict(TokenCounts)
     relations: dict[str, TokenCounts] = defaultdict(TokenCounts)
@@ -181,7 +181,7 @@ def render(
         exposures=writer.documents,
         tokens=writer.tokens,
         longest=max((counts.longest for counts in groups.values()), default=0),
-        mean_tokens={group: groups[group].mean for group in EXPOSED_GROUPS if group in groups},
+        mean_tokens={group: groups[group].mean for group in RENDERED_GROUPS if group in groups},
         questions=count - 1,
         left_out=left_out,
         relations=dict(sorted(relations.items())),

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_path, atomic_write, read_json, read_text, unreadable, write_json
-from megatron_kis.common.terms import EXPOSED_GROUPS
+from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.storage.indexed import suffixed
 
@@ -93,7 +93,7 @@ def write_exposure_index(prefix: Path, facts: Sequence[Fact], templates: Sequenc
     table = np.zeros((len(facts), 4), dtype="<i8")
     table[:, 1] = templates
     table[:, 0] = np.cumsum(table[:, 1]) - table[:, 1]
-    table[:, 2] = [EXPOSED_GROUPS.index(fact.group) for fact in facts]
+    table[:, 2] = [RENDERED_GROUPS.index(fact.group) for fact in facts]
     table[:, 3] = [places[fact.relation] for fact in facts]
     for fact in facts:
         if "\n" in fact.id or "\r" in fact.id:
@@ -107,7 +107,7 @@ def write_exposure_index(prefix: Path, facts: Sequence[Fact], templates: Sequenc
         **header,
         "facts": len(facts),
         "exposures": int(table[:, 1].sum()),
-        "groups": list(EXPOSED_GROUPS),
+        "groups": list(RENDERED_GROUPS),
         "relations": relations,
         "index_fingerprint": index_fingerprint(prefix),
     }

@@ -15,7 +15,7 @@ CONTROL: Final = "control"
 
 GROUPS: tuple[str, ...] = (INFUSED, BACKGROUND, CONTROL)
 """The fact groups, in the order of facts.jsonl."""
-EXPOSED_GROUPS: tuple[str, ...] = (INFUSED, BACKGROUND)
+RENDERED_GROUPS: tuple[str, ...] = (INFUSED, BACKGROUND)
 """The groups whose facts are rendered into training text, in the order of the exposure store."""
 
 TRAIN: Final = "train"
