@@ -114,7 +114,7 @@ def test_training_starts_without_pytorchs_compiler() -> None:
 
 
 def test_the_plan_and_the_scoring_rules_need_no_torch() -> None:
-    code = "from megatron_kis.data import ExposurePlan\nfrom megatron_kis.probes import score_options\n"
+    code = "from megatron_kis.data import ExposurePlan\nfrom megatron_kis.probes import score_rules\n"
     assert not loaded_by(code + "import megatron_kis.study.grid\n") & HEAVY
 
 

@@ -18,7 +18,7 @@ import pytest
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
-from megatron_kis.training.callbacks.base import Hook, State
+from megatron_kis.training.callbacks.base import Callback, RunState
 from megatron_kis.training.trainer import train
 from tests.identity.keys import keys_of
 
@@ -155,11 +155,11 @@ class Cut(Exception):
     """Ends a run in the middle."""
 
 
-class CutHook(Hook):
+class CutCallback(Callback):
     def __init__(self, engine: Any) -> None:
         pass
 
-    def after_step(self, state: State) -> None:
+    def after_step(self, state: RunState) -> None:
         if state.step == 13:
             raise Cut
 
@@ -204,7 +204,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Traine
     )
     train(config)
     with pytest.raises(Cut):
-        train(config.model_copy(update={"output": folder / "cut"}), hooks=[CutHook])
+        train(config.model_copy(update={"output": folder / "cut"}), callbacks=[CutCallback])
     found = Trained(config, folder / "done", folder / "cut", folder / "copy")
     found.before = {name: hashes(folder / name) for name in ("done", "cut")}
     return found
