@@ -17,9 +17,9 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.convert.lm_eval import export_lm_eval
 from megatron_kis.convert.to_huggingface import export_huggingface
 from megatron_kis.data_tools.facts.fact import load_facts
-from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
 from megatron_kis.data_tools.readers.documents import iter_documents
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.data_tools.storage.indexed import IndexedReader
 from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
 from megatron_kis.engine.engine import Engine
@@ -59,12 +59,12 @@ def framed(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> F
     folder = tmp_path_factory.mktemp("framed")
     texts = [document.text for document in iter_documents([tiny_sources.text])]
     path = write_framed_tokenizer(folder / "tokenizer", texts, vocabulary=TINY_VOCABULARY)
-    settings = DataSettings(
+    settings = DataPrepConfig(
         text=(tiny_sources.text,),
         facts=tiny_sources.triples,
         templates=tiny_sources.templates,
         tokenizer=path,
-        select=SelectSettings(**TINY_SELECTION),
+        select=SelectConfig(**TINY_SELECTION),
         validation_share=0.05,
     )
     prepare_data(settings, folder / "data")

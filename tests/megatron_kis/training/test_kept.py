@@ -18,8 +18,8 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, sha256_file, write_json
 from megatron_kis.common.identity import settings_of
 from megatron_kis.config.run import RunConfig
-from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
+from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
 from megatron_kis.training.artifacts import made_with, open_run
 from megatron_kis.training.audit import audit_run
@@ -31,17 +31,17 @@ from tests.sources import Sources
 MakeRun = Callable[..., RunConfig]
 
 
-def settings(sources: Sources, **changes: Any) -> DataSettings:
+def settings(sources: Sources, **changes: Any) -> DataPrepConfig:
     given: dict[str, Any] = {
         "text": (sources.text,),
         "facts": sources.triples,
         "templates": sources.templates,
         "vocab_size": 400,
-        "select": SelectSettings(**TINY_SELECTION),
+        "select": SelectConfig(**TINY_SELECTION),
         "validation_share": 0.05,
         **changes,
     }
-    return DataSettings(**given)
+    return DataPrepConfig(**given)
 
 
 @pytest.fixture
