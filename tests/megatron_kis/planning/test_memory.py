@@ -15,7 +15,7 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.distributed.device import open_device
 from megatron_kis.engine.engine import Engine
 from megatron_kis.engine.optimizer import HostOptimizer
-from megatron_kis.model.build import assemble_model
+from megatron_kis.model.build import ModelSpec, assemble_model
 from megatron_kis.planning import steps
 from megatron_kis.planning.memory import Memory, memory
 from megatron_kis.planning.pipeline_order import passes
@@ -36,9 +36,7 @@ def test_a_rank_holds_the_parameters_that_the_plan_says(name: str) -> None:
             continue
         for stage in sorted({0, pipeline // 2, pipeline - 1}):
             with place(tensor, pipeline, stage) as layout, torch.device("meta"):
-                model = assemble_model(
-                    shape, vocabulary=VOCABULARY, sequence_length=128, layout=layout, device=open_device("cpu")
-                )
+                model = assemble_model(ModelSpec(shape, VOCABULARY, 128, layout, open_device("cpu")))
                 built = sum(parameter.numel() for parameter in model.parameters())
             split = Split(tensor=tensor, pipeline=pipeline)
             assert rank_params(shape, VOCABULARY, split, stage) == built, (tensor, pipeline, stage)
@@ -59,10 +57,16 @@ def kept(
 ) -> int:
     """Bytes that a forward pass keeps for the backward pass, weights apart; each storage counted once."""
     with place(tensor, 1, 0) as layout:
-        model = assemble_model(
-            shape, vocabulary=vocabulary, sequence_length=length, layout=layout, device=open_device("cpu"),
-            recompute=recompute, sequence_parallel=sequence,
-        )  # fmt: skip
+        spec = ModelSpec(
+            shape,
+            vocabulary=vocabulary,
+            sequence_length=length,
+            layout=layout,
+            device=open_device("cpu"),
+            recompute=recompute,
+            sequence_parallel=sequence,
+        )
+        model = assemble_model(spec)
         own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         held: dict[int, torch.Tensor] = {}  # alive, so that no place is used twice
 
