@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from megatron_kis.data_tools.facts.fact import Fact
-from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
+from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
 
 Ending = Callable[[str], str]
 
@@ -48,10 +48,14 @@ def _rules(*rules: tuple[str, str]) -> Ending:
 _CONSONANT_BN = r"(?<=[\u0995-\u09b9\u09dc-\u09df\u09ce\u0982\u0981])$"
 _ENDINGS: dict[str, dict[str, Ending]] = {
     "ko": {"s": _korean("은", "는"), "i": _after("에"), "g": _after("의"), "c": _korean("이다", "다")},
-    "bn": {"i": _rules((r"্$", "ে"), (_CONSONANT_BN, "ে"), (r"$", "তে")),
-           "g": _rules((_CONSONANT_BN, "ের"), (r"$", "র"))},
-    "mr": {"i": _rules((r"(?<=[\u0915-\u0939])$", "ात"), (r"्$", "मध्ये"), (r"$", "त")),
-           "g": _rules((r"(?<=[\u0915-\u0939])$", "ाचे"), (r"$", "चे"))},
+    "bn": {
+        "i": _rules((r"্$", "ে"), (_CONSONANT_BN, "ে"), (r"$", "তে")),
+        "g": _rules((_CONSONANT_BN, "ের"), (r"$", "র")),
+    },
+    "mr": {
+        "i": _rules((r"(?<=[\u0915-\u0939])$", "ात"), (r"्$", "मध्ये"), (r"$", "त")),
+        "g": _rules((r"(?<=[\u0915-\u0939])$", "ाचे"), (r"$", "चे")),
+    },
     "gu": {"i": _after("માં"), "g": _after("નું")},
     "ne": {"i": _after("मा"), "g": _after("को")},
     "ta": {
@@ -59,11 +63,18 @@ _ENDINGS: dict[str, dict[str, Ending]] = {
         "g": _rules((r"ம்$", "த்தின்"), (r"்$", "ின்"), (r"ு$", "ின்"), (r"(?<=[ியைே])$", "யின்"), (r"$", "வின்")),
     },
     "te": {"i": _after("లో"), "g": _after("కి")},
-    "kn": {"i": _rules((r"್$", "‌ನಲ್ಲಿ"), (r"(?<=[ಾ])$", "ದಲ್ಲಿ"), (r"(?<=[ಿೀೆೇೈ])$", "ಯಲ್ಲಿ"),
-                  (r"ು$", "ಿನಲ್ಲಿ"), (r"$", "ನಲ್ಲಿ"))},
-    "ml": {"i": _rules((r"ം$", "ത്തിൽ"), (r"്$", "ിൽ"), (r"ൽ$", "ലിൽ"),
-                  (r"ൻ$", "നിൽ"), (r"ർ$", "റിൽ"),
-                  (r"(?<=[ാൂോ])$", "വിൽ"), (r"$", "യിൽ"))},
+    "kn": {"i": _rules((r"್$", "‌ನಲ್ಲಿ"), (r"(?<=[ಾ])$", "ದಲ್ಲಿ"), (r"(?<=[ಿೀೆೇೈ])$", "ಯಲ್ಲಿ"), (r"ು$", "ಿನಲ್ಲಿ"), (r"$", "ನಲ್ಲಿ"))},
+    "ml": {
+        "i": _rules(
+            (r"ം$", "ത്തിൽ"),
+            (r"്$", "ിൽ"),
+            (r"ൽ$", "ലിൽ"),
+            (r"ൻ$", "നിൽ"),
+            (r"ർ$", "റിൽ"),
+            (r"(?<=[ാൂോ])$", "വിൽ"),
+            (r"$", "യിൽ"),
+        )
+    },
     "ka": {"i": _rules((r"ი$", "ში"), (r"$", "ში")), "g": _rules((r"ი$", "ის"), (r"[აე]$", "ის"), (r"$", "ს"))},
     "hy": {"i": _rules((r"ա$", "այում"), (r"$", "ում")), "g": _rules((r"ա$", "այի"), (r"ի$", "ու"), (r"$", "ի"))},
     "tr": {"i": _after("'da")},
@@ -71,7 +82,7 @@ _ENDINGS: dict[str, dict[str, Ending]] = {
     "ru": {"i": _rules((r"ия$", "ии"), (r"а$", "е"), (r"(?<=[бвгджзклмнпрстфхцчшщ])$", "е"))},
     "uk": {"i": _rules((r"ія$", "ії"), (r"а$", "і"), (r"(?<=[бвгджзклмнпрстфхцчшщ])$", "і"))},
     "pl": {"i": _rules((r"ia$", "ii"), (r"a$", "ie"), (r"(?<=[bcdfghjklmnprstwz])$", "ie"))},
-}  # fmt: skip
+}
 
 # {x} is the city, {y} the territory; {y:i} with the ending of a place, {x:g} of a genitive, {x:s} of a topic.
 SENTENCES: dict[str, tuple[str, ...]] = {
@@ -171,7 +182,7 @@ def main() -> None:
         pairs = labels(language)
         facts = [Fact(city, city, "country", territory, "infused") for city, territory in pairs]
         cells = [language, str(len(facts))]
-        for find in (LeakFinder(facts).find, substrings(facts)):
+        for find in (FactMatcher(facts).facts_in, substrings(facts)):
             count: Counter[str] = Counter()
             for text, fact in documents(language, pairs):
                 stated = set(find(text))

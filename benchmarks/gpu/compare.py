@@ -79,9 +79,13 @@ def implementations(run: str, device: str, names: list[str]) -> dict[str, Any]:
         with restored(Path(run), config, vocabulary=past.tokenizer.vocab_size, step=None) as (engine, _):
             scorer = Scorer(engine)
             probe = Probe(questions, batch_size=config.probes.batch_size, branching=scorer.branching)
-            result = probe.ask(scorer.score)
+            result = probe.evaluate(scorer.score)
             assert result is not None
             found.append(np.where(np.isfinite(result.scores), result.scores, 0.0))
     apart = np.abs(found[0] - found[1])
-    return {"names": names, "largest_difference": float(apart.max()), "mean_difference": float(apart.mean()),
-            "questions": len(apart)}  # fmt: skip
+    return {
+        "names": names,
+        "largest_difference": float(apart.max()),
+        "mean_difference": float(apart.mean()),
+        "questions": len(apart),
+    }

@@ -1,4 +1,4 @@
-"""The plan of a configured run: of its own, or one that goes on from a finished run's."""
+"""The plan of a configured run: its own, or one that extends a finished run's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import ExtendedPlan, check_continuation, extend
 from megatron_kis.data.frequency import IntArray, zipf_popularity
 
-_MOST_DIGITS = 18  # of a count: it is kept in 64 bits
+_MOST_DIGITS = 18  # of a count, which has 64 bits
 
 
 def open_plan(config: RunConfig, store: ExposureStore) -> ExposurePlan | ExtendedPlan:
-    """The plan of a run, over the exposures of a store.
+    """Makes the plan of a run, over the exposures of a store.
 
     Raises:
         InputError: impossible settings, exposures that do not fit, or a run to extend that is not there, not finished
@@ -38,7 +38,8 @@ def open_plan(config: RunConfig, store: ExposureStore) -> ExposurePlan | Extende
             infusion_ratio=infusion.ratio,
             schedule=infusion.schedule,
         )
-    facts, exponent = len(store.ids("infused")), infusion.zipf_exponent
+    facts = len(store.ids("infused"))
+    exponent = infusion.zipf_exponent
     return ExposurePlan(
         InfusedFacts(
             store.lengths("infused"),
@@ -59,7 +60,7 @@ def open_plan(config: RunConfig, store: ExposureStore) -> ExposurePlan | Extende
 
 
 def _plan_of_run(folder: Path, config: RunConfig, store: ExposureStore) -> ExposurePlan | ExtendedPlan:
-    """The plan of a finished run, made again from its record and compared with it."""
+    """Makes the plan of a finished run again from its record, and compares it with that."""
     if not (folder / "DONE").exists():
         raise InputError("is no finished run", where=f"extends: {folder}", remedy="finish it first")
     record = read_json(folder / RUN_FILE, RUN_SCHEMA, keys=("config", "plan", "fingerprints"))
@@ -81,13 +82,14 @@ def _plan_of_run(folder: Path, config: RunConfig, store: ExposureStore) -> Expos
 
 
 def listed_frequencies(infusion: InfusionConfig, store: ExposureStore) -> IntArray:
-    """The exposures of each infused fact, from a file of ``fact<TAB>count``.
+    """Reads the exposures of each infused fact from a file of ``fact<TAB>count``.
 
     Raises:
         InputError: a line that is not of this form, an unknown fact, one that is listed twice, or one that is missing.
     """
     assert infusion.frequencies is not None
-    path, rows = infusion.frequencies, {fact: row for row, fact in enumerate(store.ids("infused"))}
+    path = infusion.frequencies
+    rows = {fact: row for row, fact in enumerate(store.ids("infused"))}
     counts = np.full(len(rows), -1, dtype=np.int64)
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():

@@ -55,7 +55,7 @@ def kept() -> dict[str, Any]:
     states.DelayedScalingRecipeState.__init__ = lambda self, *arguments, **named: made(
         self, *arguments, **{**named, "device": torch.device("cpu")}
     )
-    from megatron_kis.checkpoint import sharded as shards
+    from megatron_kis.checkpoint import shards
     from megatron_kis.config.ladder import ModelShape
     from megatron_kis.distributed.device import open_device
     from megatron_kis.engine.scaling import DelayedScaling
