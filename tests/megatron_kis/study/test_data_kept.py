@@ -15,12 +15,12 @@ import yaml
 from megatron_kis.cli.main import main
 from megatron_kis.data_tools.preparation import steps as prepare_steps
 from megatron_kis.executor.attempts import read_attempts
-from megatron_kis.executor.executor import study_lock
-from megatron_kis.executor.lease import Claim, claim
+from megatron_kis.executor.lease import HeldLease, acquire
 from megatron_kis.executor.slurm import queue
 from megatron_kis.executor.slurm.queue import Task
 from megatron_kis.executor.slurm.records import Submitted, record, submission_folder, write_tasks
-from megatron_kis.study.held import holders_of
+from megatron_kis.study.holders import holders_of
+from megatron_kis.study.lock import study_lock
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
@@ -185,12 +185,12 @@ def test_all_run_folders_checkpoints_and_living_cells_hold_data(tmp_path: Path) 
         place.mkdir(parents=True)
         identity = {"data": {**THERE, "corpus": corpus}}
         (place / "checkpoint.json").write_text(json.dumps({"schema": "kis.checkpoint/1", "identity": identity}))
-    held = claim(tmp_path / "runs" / "at work")
-    assert isinstance(held, Claim)
+    held = acquire(tmp_path / "runs" / "at work")
+    assert isinstance(held, HeldLease)
     found = holders_of(tmp_path, THERE)
-    assert (found.runs, found.checkpoints, found.cells) == (("damaged", "old", "renamed"), ("saved",), ("at work",))
+    assert (found.runs, found.checkpoints, found.running) == (("damaged", "old", "renamed"), ("saved",), ("at work",))
     held.release()
-    assert holders_of(tmp_path, THERE).cells == ()
+    assert holders_of(tmp_path, THERE).running == ()
     assert not holders_of(tmp_path, {})  # nothing is there to be held
     assert str(found).startswith("3 complete runs (damaged, old, renamed), 1 unfinished run with checkpoints (saved)")
 
@@ -207,7 +207,7 @@ def test_jobs_in_the_queue_hold_data_but_those_of_the_submission_that_asks(
     for job in jobs:
         record(tmp_path, job)
     live = [Task(job, str(job.number), (), state="RUNNING") for job in jobs[:3]]
-    monkeypatch.setattr("megatron_kis.study.held.live_tasks", lambda _: live)
+    monkeypatch.setattr("megatron_kis.study.holders.live_tasks", lambda _: live)
     assert holders_of(tmp_path, THERE).jobs == ("11", "13")
     assert holders_of(tmp_path, THERE, submission=2).jobs == ("11",)
     assert "1 job in the queue (11)" in str(holders_of(tmp_path, THERE, submission=2))
@@ -268,7 +268,7 @@ def test_the_data_job_says_which_data_the_cells_must_find_and_a_late_cell_meets_
 
     # Somebody takes the data away and makes others.
     shutil.rmtree(out / "data")
-    monkeypatch.setattr("megatron_kis.study.held.live_tasks", lambda _: [])
+    monkeypatch.setattr("megatron_kis.study.holders.live_tasks", lambda _: [])
     assert main(["study", "plan", str(prepared), "data.vocab_size=390"]) == 0
     (prepared.parent / ".out.planned" / "data").rename(out / "data")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.config.study import ExecutorConfig
-from megatron_kis.executor.launch import local_command
-from megatron_kis.executor.resources import Machine, Place, Places, this_machine
+from megatron_kis.config.executor import ExecutorConfig
+from megatron_kis.executor.interface import Slot, local_command
+from megatron_kis.executor.resources import Machine, ResourcePool, this_machine
 from tests.megatron_kis.study.test_executor import run_of
 
 CORES = tuple(range(8))
 
 
-def places(*, gpus: tuple[str, ...] = (), cores: tuple[int, ...] = CORES, **settings: Any) -> Places:
-    return Places(Machine(gpus, cores), ExecutorConfig(**settings))
+def places(*, gpus: tuple[str, ...] = (), cores: tuple[int, ...] = CORES, **settings: Any) -> ResourcePool:
+    return ResourcePool(Machine(gpus, cores), ExecutorConfig(**settings))
 
 
 @pytest.mark.parametrize(
@@ -39,12 +39,12 @@ def test_there_are_as_many_workers_as_the_gpus_take_or_the_cores(
 def test_small_cells_spread_over_gpus_and_then_share_them(tmp_path: Path) -> None:
     run = run_of(tmp_path, "a")
     there = places(gpus=("0", "1"), cells_per_gpu=2)
-    taken = [there.take(run) for _ in range(5)]
+    taken = [there.acquire(run) for _ in range(5)]
     assert [place.gpus for place in taken if place] == [("0",), ("1",), ("0",), ("1",)]
     assert taken[4] is None
     assert taken[1] is not None
-    there.give_back(run, taken[1])
-    again = there.take(run)
+    there.release(run, taken[1])
+    again = there.acquire(run)
     assert again is not None and again.gpus == ("1",)
 
 
@@ -52,13 +52,13 @@ def test_a_cell_of_several_ranks_gets_whole_gpus_and_waits_for_them(tmp_path: Pa
     small = run_of(tmp_path, "small")
     large = run_of(tmp_path, "large", parallel={"tensor": 2, "replicas": 2})
     there = places(gpus=("0", "1", "2", "3", "4"), cells_per_gpu=2)
-    beside = there.take(small)
-    first = there.take(large)
+    beside = there.acquire(small)
+    first = there.acquire(large)
     assert beside is not None and first is not None
     assert (beside.gpus, first.gpus) == (("0",), ("1", "2", "3", "4"))
-    assert there.take(large) is None
-    there.give_back(large, first)
-    assert there.take(large) is not None
+    assert there.acquire(large) is None
+    there.release(large, first)
+    assert there.acquire(large) is not None
     assert local_command(large, Path("c"), first).environment["CUDA_VISIBLE_DEVICES"] == "1,2,3,4"
     assert "--nproc-per-node=4" in local_command(large, Path("c"), first).arguments
 
@@ -72,7 +72,7 @@ def test_a_cell_that_fits_nowhere_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_cell_on_the_host_takes_no_gpu(tmp_path: Path) -> None:
-    place = places(gpus=("0",), workers=2).take(run_of(tmp_path, "host", device="cpu"))
+    place = places(gpus=("0",), workers=2).acquire(run_of(tmp_path, "host", device="cpu"))
     assert place is not None
     assert place.gpus is None
     assert "CUDA_VISIBLE_DEVICES" not in place.environment()
@@ -93,7 +93,7 @@ def test_cores_are_shared_out_among_the_workers(
     settings: dict[str, Any], cores: list[tuple[int, ...] | None], tmp_path: Path
 ) -> None:
     there = places(**settings)
-    taken = [there.take(run_of(tmp_path, "a")) for _ in cores]
+    taken = [there.acquire(run_of(tmp_path, "a")) for _ in cores]
     assert [place.cores for place in taken if place] == cores
 
 
@@ -126,6 +126,6 @@ def test_more_gpus_than_are_visible_are_refused(tmp_path: Path) -> None:
 
 
 def test_one_rank_is_a_plain_process(tmp_path: Path) -> None:
-    command = local_command(run_of(tmp_path, "a"), Path("c.yaml"), Place(threads=3))
+    command = local_command(run_of(tmp_path, "a"), Path("c.yaml"), Slot(threads=3))
     assert command.arguments[1:] == ["-m", "megatron_kis", "train", "c.yaml"]
     assert command.environment == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}

@@ -22,12 +22,15 @@ TOKENS = 2_000_000
 def study(tmp_path: Path) -> Path:
     """A study file whose runs are all done."""
     content = {
-        "name": "s", "output": str(tmp_path / "out"), "ladder": [{"layers": 1, "width": 16, "heads": 2}],
-        "token_budgets": [TOKENS], "frequencies": FREQUENCIES,
+        "name": "s",
+        "output": str(tmp_path / "out"),
+        "ladder": [{"layers": 1, "width": 16, "heads": 2}],
+        "token_budgets": [TOKENS],
+        "frequencies": FREQUENCIES,
         "training": {"sequence_length": 64, "global_batch_size": 8, "optimizer": {"learning_rate": 0.01}},
         "data": {"text": ["t.jsonl"], "facts": "f.tsv", "templates": "t.yaml"},
         "analysis": {"resamples": 99, "law_resamples": 0},
-    }  # fmt: skip
+    }
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(content))
     for name, config in configs(path).items():
@@ -89,7 +92,7 @@ def test_runs_of_other_settings_are_apart_and_the_key_is_named(study: Path, caps
 
 
 def test_data_that_are_not_made_yet_are_not_reported_on(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from megatron_kis.study.resolved import write_study
+    from megatron_kis.study.manifest import write_study
 
     out = study.parent / "out"
     write_study(loaded(study), out / "study.yaml")

@@ -11,7 +11,7 @@ import yaml
 from megatron_kis.cli import main as cli
 from megatron_kis.cli.main import main
 from megatron_kis.executor.attempts import read_attempts
-from megatron_kis.executor.lease import Claim, claim
+from megatron_kis.executor.lease import HeldLease, acquire
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
@@ -55,8 +55,8 @@ def test_a_study_that_left_cells_to_others_says_so_after_its_report(
     tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path, tiny_sources, frequencies=[0, 8])
-    held = claim(tmp_path / "out" / "runs" / CELL)
-    assert isinstance(held, Claim)
+    held = acquire(tmp_path / "out" / "runs" / CELL)
+    assert isinstance(held, HeldLease)
     assert main(["study", "run", str(study), "--restart"]) == 75
     said = capsys.readouterr()
     assert f"{CELL} was left to another executor" in said.err

@@ -12,7 +12,7 @@ from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.slurm import ClusterConfig
-from megatron_kis.executor.slurm.jobs import arrays_of, dealt, jobs_of, resolved
+from megatron_kis.executor.slurm.jobs import arrays_of, deal, jobs_of, resolved
 
 
 def cluster(**content: Any) -> ClusterConfig:
@@ -26,9 +26,13 @@ def cell(tiny_run: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
 
 def test_cells_go_by_their_ranks_into_arrays_of_their_shape(cell: Callable[..., RunConfig]) -> None:
     cells = [
-        cell("a"), cell("b", tensor=2), cell("c", tensor=4, replicas=4), cell("d", tensor=8, pipeline=2),
-        cell("e", tensor=2, replicas=2), cell("f", replicas=4),
-    ]  # fmt: skip
+        cell("a"),
+        cell("b", tensor=2),
+        cell("c", tensor=4, replicas=4),
+        cell("d", tensor=8, pipeline=2),
+        cell("e", tensor=2, replicas=2),
+        cell("f", replicas=4),
+    ]
     section = cluster(gpus_per_node=8, small={"gpus": 2, "cells_per_task": 1}, large={"at_once": 3})
     jobs = {job.label: job for job in jobs_of(cells, section)}
     assert jobs["small"].tasks == (("a",), ("b",))
@@ -53,7 +57,7 @@ def test_without_gpus_a_rank_is_a_node_if_nothing_else_is_said(cell: Callable[..
 @pytest.mark.parametrize(("count", "size"), [(1, 8), (8, 8), (9, 8), (10_000, 8), (7, 1)])
 def test_dealing_gives_every_cell_to_one_task_and_balances_them(count: int, size: int) -> None:
     names = [str(number) for number in range(count)]
-    tasks = dealt(names, size)
+    tasks = deal(names, size)
     assert sorted(itertools.chain(*tasks), key=int) == names
     assert max(map(len, tasks)) <= size
     assert max(map(len, tasks)) - min(map(len, tasks)) <= 1
@@ -71,7 +75,8 @@ def test_ten_thousand_cells_are_a_few_arrays_that_cover_their_tasks(cell: Callab
 
 
 def test_a_job_takes_the_clusters_settings_where_it_has_none() -> None:
-    section = cluster(account="lab", partition="gpu", options=["--exclusive"],
-                      data={"partition": "cpu", "options": ["--nice=5"]})  # fmt: skip
+    section = cluster(
+        account="lab", partition="gpu", options=["--exclusive"], data={"partition": "cpu", "options": ["--nice=5"]}
+    )
     settings = resolved(section, section.data)
     assert (settings.account, settings.partition, settings.options) == ("lab", "cpu", ("--exclusive", "--nice=5"))

@@ -82,10 +82,13 @@ def test_no_name_adds_a_line_or_a_command_to_a_script(
         folder,
         tiny_sources,
         cluster={
-            "python": "/bin/echo", "environment": {"OWN": "$(touch pwned) it's"}, "setup": ["echo set up >&2"],
-            "account": "lab", "options": ["--comment=two words"],
+            "python": "/bin/echo",
+            "environment": {"OWN": "$(touch pwned) it's"},
+            "setup": ["echo set up >&2"],
+            "account": "lab",
+            "options": ["--comment=two words"],
         },
-    )  # fmt: skip
+    )
     shown = dry_run(study, capsys)
     plain = {"--account=lab", "--comment=two words"}
     for label, script in shown["scripts"].items():
@@ -95,9 +98,13 @@ def test_no_name_adds_a_line_or_a_command_to_a_script(
         assert all(line.startswith(known) for line in set(lines) - plain), lines
         # Run as it is, with an echo in Python's place: its words come through whole.
         ended = subprocess.run(
-            ["/bin/bash", "-s", "--", "7"], input=script, capture_output=True, text=True, check=False,
+            ["/bin/bash", "-s", "--", "7"],
+            input=script,
+            capture_output=True,
+            text=True,
+            check=False,
             env={"PATH": "/usr/bin:/bin"},
-        )  # fmt: skip
+        )
         words = f"-m megatron_kis study work {shown['folder']} small --first 7"
         expected = words if label == "small" else f"-m megatron_kis study {'prepare' if label == 'data' else 'report'}"
         assert expected in ended.stdout, ended.stderr
@@ -192,10 +199,16 @@ def test_the_templates_travel_with_an_installed_package(tmp_path: Path) -> None:
 
     ended = subprocess.run(
         [sys.executable, "setup.py", "-q", "build", "--build-lib", str(tmp_path / "lib")],
-        cwd=copy, env={**os.environ, "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=copy,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr
-    packed = {path.name for path in (tmp_path / "lib" / "run_scripts" / "slurm").iterdir()}
+    packed = {path.name for path in (tmp_path / "lib" / "megatron_kis" / "run_scripts" / "slurm").iterdir()}
     assert packed == {path.name for path in TEMPLATES.iterdir()}
     assert (tmp_path / "lib" / "megatron_kis").is_dir()
-    assert {path.name for path in (tmp_path / "lib" / "run_scripts" / "studies").iterdir()} == {p.name for p in STUDIES}
+    assert {path.name for path in (tmp_path / "lib" / "megatron_kis" / "run_scripts" / "studies").iterdir()} == {
+        p.name for p in STUDIES
+    }
