@@ -193,6 +193,7 @@ def add_runs(path: Path, runs: Iterable[ListedRun], *, remark: str) -> None:
 def _with_entries(text: str, entries: list[str], remark: str) -> str:
     """Returns the text of a study file with more entries in ``runs``."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode)
     node = next((value for key, value in root.value if key.value == "runs"), None)
     block = [f"# {remark}", *(f"- {entry}" for entry in entries)]
     if node is None:
@@ -224,7 +225,7 @@ def _with_lines(text: str, at: int, block: list[str], margin: str) -> str:
 
 def _last_line(node: yaml.Node) -> int:
     """Returns the line on which a block ends; PyYAML's own mark is after the blank lines and comments that follow."""
-    if isinstance(node, yaml.ScalarNode) or node.flow_style:
+    if not isinstance(node, yaml.CollectionNode) or node.flow_style:
         return int(node.end_mark.line)
     last = node.value[-1]
     return _last_line(last[1] if isinstance(last, tuple) else last)
