@@ -14,7 +14,7 @@ from megatron_kis.executor.interface import Run, Slot
 
 @dataclass(frozen=True)
 class Machine:
-    """What an executor may use."""
+    """GPUs and cores that an executor may use."""
 
     gpus: tuple[str, ...] = ()
     """GPUs as CUDA_VISIBLE_DEVICES names them: numbers, or UUIDs."""

@@ -22,7 +22,7 @@ from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What tells a run of a study from the others."""
+    """A run of a study, by what sets it apart from the others."""
 
     entry: LadderEntry
     """Size, as an entry of the ladder."""

@@ -27,7 +27,7 @@ _SHOWN_DIFFERENCES = 6
 
 @dataclass(frozen=True)
 class Holders:
-    """What holds some data."""
+    """Runs and jobs that hold some data."""
 
     runs: tuple[str, ...] = ()
     """Complete runs."""
@@ -64,7 +64,7 @@ class Holders:
 
     @property
     def remedy(self) -> str:
-        """What the user can do."""
+        """Ways out of it, for the user."""
         ways = ["restore the settings and sources", "give the study another 'output'"]
         if self.runs or self.checkpoints:
             ways.append("move or remove those runs")
