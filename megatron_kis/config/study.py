@@ -68,7 +68,7 @@ class ListedRun(Settings):
     """One run beside the grid."""
 
     size: str
-    """Which rung of the ladder: its ``name``, or its preset, or ``<layers>x<width>``."""
+    """Entry of the ladder: its ``name``, or its preset, or ``<layers>x<width>``."""
 
     tokens: Tokens
     """Budget D."""

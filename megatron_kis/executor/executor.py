@@ -11,14 +11,14 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from megatron_kis.config.executor import ExecutorConfig
 from megatron_kis.executor.attempts import STOPPED, Outcome, end_attempt, is_exhausted
 from megatron_kis.executor.interface import Launcher, Progress, Report, Run, Slot, local_command
-from megatron_kis.executor.lease import HeldLease, Lease, Owner, acquire, is_suspect, read_lease, this_process
+from megatron_kis.executor.lease import HeldLease, Lease, acquire, is_suspect, read_lease, this_process
 from megatron_kis.executor.resources import Machine, ResourcePool, this_machine
 from megatron_kis.executor.run_process import RunProcess, start_run
 
@@ -60,7 +60,6 @@ def execute(
     launcher: Launcher = local_command,
     machine: Machine | None = None,
     lock: int | None = None,
-    dead: Callable[[Owner], bool] | None = None,
 ) -> Progress:
     """Executes the runs that are not done, not given up and not held by another executor.
 
@@ -72,7 +71,6 @@ def execute(
         launcher: returns the command of a run, given its configuration file and its slot.
         machine: GPUs and cores to assign; what this process may use if not given.
         lock: file descriptor of a lock that the runs inherit; none where several executors work on the same runs.
-        dead: a further proof that an owner is dead; see ``lease.acquire``.
 
     Returns:
         How it ended; ``signal`` says if it was asked to stop, and ``stopped`` which runs were not finished for that.
@@ -81,7 +79,7 @@ def execute(
         InputError: a run that could never start on this machine.
     """
     pool = ResourcePool(machine or this_machine(settings), settings)
-    executor = _Executor(runs, done, settings, pool, report, launcher, lock, dead)
+    executor = _Executor(runs, done, settings, pool, report, launcher, lock)
     if launcher is local_command:
         pool.check(list(executor.waiting))
     return executor.execute()
@@ -97,7 +95,6 @@ class _Executor:
         report: Report,
         launcher: Launcher,
         lock: int | None,
-        dead: Callable[[Owner], bool] | None,
     ) -> None:
         self._settings = settings
         self._lease_seconds = 60 * settings.lease_minutes
@@ -105,7 +102,6 @@ class _Executor:
         self._report = report
         self._launcher = launcher
         self._lock = lock
-        self._dead = dead
         self._owner = this_process()
         self._stop = _Stop()
 
@@ -173,7 +169,7 @@ class _Executor:
 
     def _start(self, run: Run, slot: Slot) -> bool:
         """Acquires a run and starts it, unless that is not needed."""
-        held = acquire(run.output, owner=self._owner, seconds=self._lease_seconds, dead=self._dead)
+        held = acquire(run.output, owner=self._owner, seconds=self._lease_seconds)
         if not isinstance(held, HeldLease):
             if self._suspects_owner(run, held):
                 self._suspects.append(run)  # its lease expires in a few minutes, or it gives a sign of life

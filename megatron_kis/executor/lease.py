@@ -27,7 +27,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -171,7 +171,6 @@ def acquire(
     *,
     owner: Owner | None = None,
     seconds: float = LEASE_SECONDS,
-    dead: Callable[[Owner], bool] | None = None,
 ) -> HeldLease | Lease:
     """Acquires a run, unless another living process holds it.
 
@@ -179,7 +178,6 @@ def acquire(
         folder: folder of the run; made if it does not exist.
         owner: who acquires it; this process if not given.
         seconds: duration of a lease; see ``LEASE_SECONDS``. All who acquire runs of a study use the same.
-        dead: a further proof that an owner elsewhere is dead, such as a scheduler that says its job is over.
 
     Returns:
         The lease, or that of the other process, as it was found.
@@ -195,7 +193,7 @@ def acquire(
             lease = _read(folder, number) if number else None
             if lease is not None:
                 now = _now(mine)
-                if not _is_over(lease, owner, now=now, seconds=seconds, dead=dead):
+                if not _is_over(lease, owner, now=now, seconds=seconds):
                     if _is_in_future(lease, owner, now=now, seconds=seconds):
                         with suppress(OSError):  # nobody's lease ends later than a lease from now
                             os.utime(_path(folder, number))
@@ -226,7 +224,7 @@ def is_live(
     """
     owner = owner or this_process()
     now = time.time() if now is None else now
-    over = _is_over(lease, owner, now=now, seconds=seconds, dead=None)
+    over = _is_over(lease, owner, now=now, seconds=seconds)
     return not over and not _is_in_future(lease, owner, now=now, seconds=seconds)
 
 
@@ -256,7 +254,7 @@ def _is_local(theirs: Owner, mine: Owner) -> bool:
     return bool(theirs.boot) and (theirs.boot, theirs.namespace) == (mine.boot, mine.namespace)
 
 
-def _is_over(lease: Lease, mine: Owner, *, now: float, seconds: float, dead: Callable[[Owner], bool] | None) -> bool:
+def _is_over(lease: Lease, mine: Owner, *, now: float, seconds: float) -> bool:
     """Tells whether a lease is released, or its owner provably dead."""
     theirs = lease.owner
     if lease.released:
@@ -267,7 +265,7 @@ def _is_over(lease: Lease, mine: Owner, *, now: float, seconds: float, dead: Cal
         )
     if theirs.job and (theirs.job, theirs.host) == (mine.job, mine.host) and theirs.restart < mine.restart:
         return True
-    return now - lease.heartbeat > seconds or bool(dead and theirs.pid and dead(theirs))
+    return now - lease.heartbeat > seconds
 
 
 def _create(written: Path, path: Path) -> bool:

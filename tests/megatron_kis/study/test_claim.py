@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,18 +191,11 @@ def test_an_owner_is_doubtful_that_missed_beats_or_is_our_own_jobs_earlier_start
     assert seen is not None and is_suspect(seen, replace(mine, job="8"), seconds=100)
 
 
-def test_a_scheduler_may_prove_an_owner_dead(tmp_path: Path) -> None:
-    held(acquire(tmp_path, owner=elsewhere(job="7")))
-    ask: Callable[[Owner], bool] = lambda owner: owner.job == "7"  # noqa: E731
-    assert isinstance(acquire(tmp_path, dead=lambda owner: not ask(owner)), Lease)
-    assert isinstance(acquire(tmp_path, dead=ask), HeldLease)
-
-
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"owner": 3}'])
 def test_a_claim_that_cannot_be_read_lives_for_a_lease(content: str, tmp_path: Path) -> None:
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims" / "1.json").write_text(content)
-    assert isinstance(acquire(tmp_path, seconds=100, dead=lambda _: True), Lease)
+    assert isinstance(acquire(tmp_path, seconds=100), Lease)
     beaten(tmp_path, 1, 101)
     assert isinstance(acquire(tmp_path, seconds=100), HeldLease)
 
