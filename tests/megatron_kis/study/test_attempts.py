@@ -27,7 +27,7 @@ def attempt(folder: Path, outcome: Outcome | None, *, status: int = 1, config: s
     held.release()
 
 
-def test_a_cell_that_was_never_tried_has_no_history(tmp_path: Path) -> None:
+def test_a_run_that_was_never_tried_has_no_history(tmp_path: Path) -> None:
     assert read_attempts(tmp_path) == History()
 
 
@@ -76,7 +76,7 @@ def test_wrong_input_counts_at_once(tmp_path: Path) -> None:
     assert not is_exhausted(run_of(tmp_path, "a", 1), retries=9)
 
 
-def test_forgiven_failures_do_not_count_and_later_ones_do(tmp_path: Path) -> None:
+def test_reset_failures_do_not_count_and_later_ones_do(tmp_path: Path) -> None:
     for _ in range(3):
         attempt(tmp_path, "failed")
     reset_failures([tmp_path, tmp_path / "never tried"])
@@ -86,7 +86,7 @@ def test_forgiven_failures_do_not_count_and_later_ones_do(tmp_path: Path) -> Non
     assert read_attempts(tmp_path).exhausted("c", retries=0)
 
 
-def test_a_restart_is_for_the_next_attempt_alone_and_forgives(tmp_path: Path) -> None:
+def test_a_restart_is_for_the_next_attempt_alone_and_resets_failures(tmp_path: Path) -> None:
     attempt(tmp_path, "failed", status=WRONG_INPUT)
     request_restart([tmp_path, tmp_path / "never tried"])
     history = read_attempts(tmp_path)
@@ -99,7 +99,7 @@ def test_a_restart_is_for_the_next_attempt_alone_and_forgives(tmp_path: Path) ->
     assert read_attempts(tmp_path).exhausted("c", retries=9)
 
 
-def test_a_cell_that_only_kis_train_knew_can_be_begun_again(tmp_path: Path) -> None:
+def test_a_run_that_only_kis_train_knew_can_be_begun_again(tmp_path: Path) -> None:
     request_restart([tmp_path])
     assert read_attempts(tmp_path) == History((), 0, restart=True)
     reset_failures([tmp_path])

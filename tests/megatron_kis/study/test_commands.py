@@ -74,7 +74,7 @@ def test_the_status_names_states_progress_and_what_failed(study: Path, capsys: p
     assert {row["name"]: row["state"] for row in found["runs"]}[CELLS[2]] == "waiting"
 
 
-def test_many_cells_are_shown_by_size_unless_all_are_asked_for(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_runs_are_shown_by_size_unless_all_are_asked_for(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finish(study, CELLS[0])
     many = [str(study), f"seeds={list(range(30))}"]
     assert main(["study", "status", *many]) == 0

@@ -173,7 +173,7 @@ def test_a_failed_run_is_tried_again_after_the_others_and_then_given_up(tmp_path
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_what_was_given_up_is_named_and_left_alone_until_it_is_forgiven_or_changed(tmp_path: Path) -> None:
+def test_what_was_given_up_is_named_and_left_alone_until_it_is_reset_or_changed(tmp_path: Path) -> None:
     bad = run_of(tmp_path, "bad")
     run_all(tmp_path, [bad], retries=1)
     again = run_all(tmp_path, [bad], retries=1)
@@ -271,7 +271,7 @@ def test_a_run_that_is_to_begin_again_does_so_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_claim_from_the_future_is_waited_for_and_taken_over(tmp_path: Path) -> None:
+def test_a_lease_from_the_future_is_waited_for_and_taken_over(tmp_path: Path) -> None:
     run = run_of(tmp_path, "a")
     assert isinstance(acquire(run.output, owner=FAR), HeldLease)
     os.utime(run.output / "claims" / "1.json", (time.time() + 1e8,) * 2)
@@ -315,7 +315,7 @@ def test_a_run_that_another_executor_has_finished_meanwhile_is_not_run_again(tmp
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_an_executor_that_lost_its_claim_ends_the_run(tmp_path: Path) -> None:
+def test_an_executor_that_lost_its_lease_ends_the_run(tmp_path: Path) -> None:
     run = run_of(tmp_path, "slow", 60_000)
 
     def usurp() -> None:

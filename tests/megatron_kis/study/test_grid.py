@@ -149,7 +149,7 @@ def test_a_size_may_have_budgets_frequencies_and_seeds_of_its_own() -> None:
     }
 
 
-def test_listed_runs_stand_beside_the_grid_or_without_one() -> None:
+def test_listed_runs_stand_next_to_the_grid_or_without_one() -> None:
     listed = [
         {"size": "3x32", "tokens": 300_000, "frequency": 11, "seed": 2},
         {"size": "cpu-32", "tokens": 100_000, "frequency": 9},

@@ -64,7 +64,7 @@ def test_names_of_runs_and_models_are_refused(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", HOSTILE[:-1])
-def test_names_of_cells_on_the_command_line_are_quoted_without_harm(
+def test_names_of_runs_on_the_command_line_are_quoted_without_harm(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sources = Sources(tmp_path / "t.jsonl", tmp_path / "f.tsv", tmp_path / "t.yaml")

@@ -1,4 +1,4 @@
-"""Cells over nodes: the command, and where its ranks meet."""
+"""Runs over nodes: the command, and where its ranks meet."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_the_user_set_is_left_as_it_is() -> None:
     assert {name: variables[name] for name in own} == own
 
 
-def test_jobs_beside_each_other_meet_at_other_ports() -> None:
+def test_jobs_next_to_each_other_meet_at_other_ports() -> None:
     ports = {rendezvous_variables(1, {"SLURM_JOB_ID": str(job)})["MASTER_PORT"] for job in range(50)}
     assert len(ports) > 45
 

@@ -22,7 +22,7 @@ from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
 
-def test_a_task_finds_its_cells_also_in_a_jobs_second_array(tmp_path: Path) -> None:
+def test_a_task_finds_its_runs_also_in_a_jobs_second_array(tmp_path: Path) -> None:
     write_tasks(tmp_path, [("small", task, [f"c{task}"]) for task in range(5)] + [("large-2x2", 0, ["big"])])
     assert own_task(tmp_path, "small", 3, {"SLURM_ARRAY_TASK_ID": "1"}) == (4, ["c4"])
     assert own_task(tmp_path, "large-2x2", 0, {}) == (0, ["big"])
@@ -49,7 +49,7 @@ def test_where_nothing_binds_a_task_to_its_cores_it_takes_no_more_than_its_share
     assert settings.workers == 3  # somebody has chosen
 
 
-def test_cells_have_most_of_the_grace_to_save(study: Callable[..., StudyConfig]) -> None:
+def test_runs_have_most_of_the_grace_to_save(study: Callable[..., StudyConfig]) -> None:
     assert within(study(cluster={"grace_seconds": 100}), {}).grace_seconds == 80
 
 
@@ -57,7 +57,7 @@ def checkpoint(run: RunConfig, step: int) -> None:
     (run.output / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
 
 
-def test_requeues_end_when_they_bring_no_cell_further(tiny_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_requeues_end_when_they_bring_no_run_further(tiny_run: Callable[..., RunConfig], tmp_path: Path) -> None:
     runs = [tiny_run(name="a"), tiny_run(name="b")]
     ended = Progress((), (), (), 2, ("a", "b"), signal=signal.SIGUSR1)
 
@@ -99,7 +99,7 @@ def test_only_the_time_limit_asks_for_a_requeue(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_signal_before_the_cells_are_started_is_kept() -> None:
+def test_a_signal_before_the_runs_are_started_is_kept() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     with early_signals() as told:
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -46,7 +46,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, lines: list[str], accounting: list[l
     return asked
 
 
-def test_a_cell_has_the_state_of_its_task(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_has_the_state_of_its_task(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
         line("2-3%4", "PENDING", reason="QOSMaxJobsPerUserLimit"),
         line("1", "RUNNING", restarts=2),
@@ -65,7 +65,7 @@ def test_a_cell_has_the_state_of_its_task(output: Path, monkeypatch: pytest.Monk
     assert runs_in(output, live_tasks(output)) == set(cells)
 
 
-def test_however_many_tasks_run_the_list_of_their_cells_is_read_once(
+def test_however_many_tasks_run_the_list_of_their_runs_is_read_once(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer(monkeypatch, [line(str(task), "RUNNING") for task in range(4)])

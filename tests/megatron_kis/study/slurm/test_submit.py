@@ -54,7 +54,7 @@ def test_every_study_is_shown_without_data_and_without_slurm(
     assert "nothing was submitted" in said
 
 
-def test_the_chain_cancels_cells_without_data_and_waits_for_cells_however_they_end(
+def test_the_chain_cancels_runs_without_data_and_waits_for_runs_however_they_end(
     tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path, tiny_sources, cluster={"small": {"cells_per_task": 2, "at_once": 4}})
@@ -173,7 +173,7 @@ def test_a_study_on_cuda_must_say_how_many_gpus_a_node_has(
     assert "cluster.gpus_per_node: is 0" in capsys.readouterr().err
 
 
-def test_cells_can_be_chosen(tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_can_be_chosen(tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
     study = write_study(tmp_path, tiny_sources)
     assert main(["study", "submit", "--dry-run", "--json", str(study), "--only", "1x16_D5.12k_F3_s0"]) == 0
     assert json.loads(capsys.readouterr().out)["cells"] == 1

@@ -96,7 +96,7 @@ def test_a_plan_makes_data_next_to_the_study_and_run_takes_them_over(
     assert not planned.exists()
 
 
-def test_a_plan_beside_a_run_at_work_disturbs_nothing(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_next_to_a_run_at_work_disturbs_nothing(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with study_lock(prepared.parent / "out"):
         before, tree_of_data = tree(prepared.parent / "out"), tree(prepared.parent / "out" / "data")
         assert main(["study", "plan", str(prepared)]) == 0
@@ -174,7 +174,7 @@ def run_record(output: Path, name: str, **prints: str) -> Path:
     return folder
 
 
-def test_all_run_folders_checkpoints_and_living_cells_hold_data(tmp_path: Path) -> None:
+def test_all_run_folders_checkpoints_and_living_runs_hold_data(tmp_path: Path) -> None:
     for name in ("old", "renamed"):
         (run_record(tmp_path, name) / "DONE").touch()
     (run_record(tmp_path, "other", corpus="d" * 64) / "DONE").touch()
@@ -213,7 +213,7 @@ def test_jobs_in_the_queue_hold_data_but_those_of_the_submission_that_asks(
     assert "1 job in the queue (11)" in str(holders_of(tmp_path, THERE, submission=2))
 
 
-def test_a_queue_that_cannot_be_asked_holds_data_until_all_of_its_cells_are_done(
+def test_a_queue_that_cannot_be_asked_holds_data_until_all_of_its_runs_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
@@ -245,7 +245,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
     return submit
 
 
-def test_the_data_job_says_which_data_the_cells_must_find_and_a_late_cell_meets_no_others(
+def test_the_data_job_says_which_data_the_runs_must_find_and_a_late_run_meets_no_others(
     prepared: Path,
     submitted: Callable[[Path], Path],
     capsys: pytest.CaptureFixture[str],

@@ -29,7 +29,7 @@ SMALL = rungs(
 )
 
 
-def test_a_rung_between_two_has_their_heads_and_a_learning_rate_between_theirs() -> None:
+def test_a_size_between_two_has_their_heads_and_a_learning_rate_between_theirs() -> None:
     wanted = math.sqrt(sorted(SMALL)[1] * sorted(SMALL)[2])
     rung, params = nearest_new_size(wanted, SMALL) or pytest.fail("none")
     assert rung.model_dump(exclude_defaults=True).keys() == {"layers", "width", "heads", "learning_rate"}
@@ -40,7 +40,7 @@ def test_a_rung_between_two_has_their_heads_and_a_learning_rate_between_theirs()
     assert rung.learning_rate == pytest.approx(math.sqrt(5e-3 * 2e-3), rel=0.05)
 
 
-def test_a_rung_beyond_the_last_is_wider_and_as_deep() -> None:
+def test_a_size_beyond_the_last_is_wider_and_as_deep() -> None:
     largest = max(SMALL)
     rung, params = nearest_new_size(3 * largest, SMALL) or pytest.fail("none")
     assert rung.layers == 4
@@ -49,7 +49,7 @@ def test_a_rung_beyond_the_last_is_wider_and_as_deep() -> None:
     assert abs(math.log(params / (3 * largest))) < 0.2
 
 
-def test_what_is_unusual_of_the_nearest_rung_is_kept() -> None:
+def test_what_is_unusual_of_the_nearest_size_is_kept() -> None:
     grouped = {
         "layers": 4,
         "width": 256,
@@ -72,12 +72,12 @@ def test_what_is_unusual_of_the_nearest_rung_is_kept() -> None:
     assert rung.learning_rate is None  # the study's
 
 
-def test_no_width_is_named_beside_a_rung_of_imported_weights() -> None:
+def test_no_width_is_named_next_to_a_size_of_imported_weights() -> None:
     known = rungs({"layers": 2, "width": 64, "heads": 2, "init_from": "imported"})
     assert nearest_new_size(2 * max(known), known) is None
 
 
-def test_a_size_that_only_a_rung_of_the_study_comes_near_has_none() -> None:
+def test_a_size_that_only_a_size_of_the_study_comes_near_has_none() -> None:
     assert nearest_new_size(1.02 * sorted(SMALL)[1], SMALL) is None
 
 

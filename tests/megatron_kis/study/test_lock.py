@@ -17,19 +17,19 @@ from megatron_kis.study.lock import end_study_run, lock_holders, study_lock
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
-# Holds the study's lock as an executor does, with a child that shares it as a cell does.
+# Holds the study's lock as an executor does, with a child that shares it as a run does.
 HOLDER = """
 import pathlib, signal, subprocess, sys, time
 from megatron_kis.study.lock import study_lock
 signal.signal(signal.SIGTERM, lambda *_: None if sys.argv[2] == "deaf" else sys.exit(75))
 with study_lock(pathlib.Path(sys.argv[1])) as lock:
-    with subprocess.Popen(["/bin/sleep", "60"], pass_fds=(lock,)) as cell:
+    with subprocess.Popen(["/bin/sleep", "60"], pass_fds=(lock,)) as run:
         print(flush=True)
         try:
             while True:
                 time.sleep(0.05)
         finally:
-            cell.kill()
+            run.kill()
 """
 
 
@@ -48,7 +48,7 @@ def holder(folder: Path, kind: str = "") -> Iterator[subprocess.Popen[bytes]]:
 def test_the_executor_is_asked_to_end_and_waited_for(tmp_path: Path) -> None:
     folder = tmp_path / 'a study\'s "folder"'
     with holder(folder) as process, holder(tmp_path / "another") as other:
-        assert lock_holders(folder) == [process.pid]  # and not its cell
+        assert lock_holders(folder) == [process.pid]  # and not its run
         assert end_study_run(folder, seconds=20) == [process.pid]
         assert process.wait() == 75
         assert other.poll() is None

@@ -1,4 +1,4 @@
-"""Claims, with many real processes that want the same cell."""
+"""Leases, with many real processes that want the same run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_kis.executor.lease import HeldLease, Lease, Owner, acquire, is_liv
 
 PROCESSES, WINS = 10, 4
 
-# Claims a cell again and again; counts in a file what only the holder may, without any other lock.
+# Acquires a run again and again; counts in a file what only the holder may, without any other lock.
 CONTENDER = """
 import sys, time
 from pathlib import Path
@@ -69,7 +69,7 @@ def held(found: HeldLease | Lease) -> HeldLease:
     return found
 
 
-def test_a_claimed_cell_is_claimed_once_and_again_when_it_is_released(tmp_path: Path) -> None:
+def test_a_acquired_run_is_acquired_once_and_again_when_it_is_released(tmp_path: Path) -> None:
     first = held(acquire(tmp_path))
     second = acquire(tmp_path)
     assert isinstance(second, Lease)
@@ -82,7 +82,7 @@ def test_a_claimed_cell_is_claimed_once_and_again_when_it_is_released(tmp_path: 
     assert found is not None and (found.number, found.released) == (2, False)
 
 
-def test_many_processes_hold_a_cell_one_at_a_time(tmp_path: Path) -> None:
+def test_many_processes_hold_a_run_one_at_a_time(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CONTENDER, str(tmp_path), str(WINS)]
     contenders = [subprocess.Popen(command) for _ in range(PROCESSES)]
     assert [contender.wait(timeout=120) for contender in contenders] == [0] * PROCESSES
@@ -97,7 +97,7 @@ def _take(folder: str, start: Any, results: Any) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["link", "exclusive creation"])
-def test_of_many_takers_of_a_dead_owners_cell_one_wins(
+def test_of_many_takers_of_a_dead_owners_run_one_wins(
     links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not links:
@@ -119,7 +119,7 @@ def test_of_many_takers_of_a_dead_owners_cell_one_wins(
         assert sum(results.get() for _ in takers) == 1
 
 
-def test_a_process_here_is_dead_when_it_is_gone_and_its_cell_is_too(tmp_path: Path) -> None:
+def test_a_process_here_is_dead_when_it_is_gone_and_its_run_is_too(tmp_path: Path) -> None:
     owner = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     cell = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     here = replace(this_process(), pid=owner.pid, start_ticks=processes.start_ticks(owner.pid))
@@ -179,7 +179,7 @@ def test_a_requeued_job_takes_over_from_its_earlier_start_on_the_same_node(
     assert isinstance(acquire(tmp_path, owner=elsewhere(namespace="pid:[2]", **mine)), HeldLease) == dead
 
 
-def test_an_owner_is_doubtful_that_missed_beats_or_is_our_own_jobs_earlier_start(tmp_path: Path) -> None:
+def test_an_owner_is_suspect_that_missed_beats_or_is_our_own_jobs_earlier_start(tmp_path: Path) -> None:
     held(acquire(tmp_path, owner=elsewhere(job="7"), seconds=100))
     mine = elsewhere(job="7", restart=1, host="near", boot="b")
     seen = read_lease(tmp_path)
@@ -192,7 +192,7 @@ def test_an_owner_is_doubtful_that_missed_beats_or_is_our_own_jobs_earlier_start
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"owner": 3}'])
-def test_a_claim_that_cannot_be_read_lives_for_a_lease(content: str, tmp_path: Path) -> None:
+def test_a_lease_that_cannot_be_read_lives_for_a_lease(content: str, tmp_path: Path) -> None:
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims" / "1.json").write_text(content)
     assert isinstance(acquire(tmp_path, seconds=100), Lease)
@@ -223,7 +223,7 @@ def test_a_link_whose_answer_was_lost_is_still_ours(tmp_path: Path, monkeypatch:
     assert held(acquire(tmp_path)).number == 1
 
 
-def test_the_file_says_who_holds_the_cell(tmp_path: Path) -> None:
+def test_the_file_says_who_holds_the_run(tmp_path: Path) -> None:
     mine = held(acquire(tmp_path))
     mine.record_process(os.getpid())
     content = json.loads((tmp_path / "claims" / "1.json").read_text())
