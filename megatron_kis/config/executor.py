@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt
 
-from megatron_kis.common.configuration import Settings
+from megatron_kis.common.configuration import Config
 
 
-class ExecutorConfig(Settings):
+class ExecutorConfig(Config):
     """How runs are executed on this machine."""
 
     workers: int | None = Field(None, gt=0)

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from megatron_kis.common.configuration import Settings, parse_config
+from megatron_kis.common.configuration import Config, parse_config
 from megatron_kis.common.errors import InputError, KisError
 from megatron_kis.common.identifiers import same_place
+from megatron_kis.common.units import short_count
 from megatron_kis.config.data import DataConfig, InfusionConfig
 from megatron_kis.config.layout import check_layouts
 from megatron_kis.config.run import ModelConfig, RunConfig, TrainingConfig
@@ -39,7 +39,7 @@ class RunSpec:
     @property
     def name(self) -> str:
         """Name of the run and its folder."""
-        return f"{self.entry.label}_D{_short(self.tokens)}_F{self.frequency}_s{self.seed}"
+        return f"{self.entry.label}_D{short_count(self.tokens)}_F{self.frequency}_s{self.seed}"
 
 
 def expand_grid(study: StudyConfig) -> list[RunSpec]:
@@ -73,12 +73,10 @@ def _vocabulary(study: StudyConfig) -> int | None:
     """Returns the vocabulary size before the tokenizer is made; None where it does not matter or is not known yet."""
     if all(VOCABULARY_MULTIPLE % entry.parallel.tensor == 0 for entry in study.ladder):
         return None  # whatever the tokenizer, the padded rows can be split
-    given = study.data.get("tokenizer")
-    if given is None:
-        pieces = study.data.get("vocab_size")
-        return pieces if isinstance(pieces, int) else None
+    if study.data.tokenizer is None:
+        return study.data.vocab_size
     try:
-        return load_tokenizer(Path(given)).vocab_size
+        return load_tokenizer(study.data.tokenizer).vocab_size
     except KisError:  # the preparation of the data says so
         return None
 
@@ -148,7 +146,7 @@ class _RunConfigBuilder:
     def __init__(self, study: StudyConfig, data: DataConfig) -> None:
         self._study = study
         self._data = data
-        self._sections: dict[tuple[Any, ...], Settings] = {}
+        self._sections: dict[tuple[Any, ...], Config] = {}
         self._shared_training = study.training.model_dump(exclude={"optimizer"})
 
     def build(self, spec: RunSpec) -> RunConfig:
@@ -182,11 +180,11 @@ class _RunConfigBuilder:
     def _section(
         self,
         name: str,
-        kind: type[Settings],
+        kind: type[Config],
         key: tuple[Any, ...],
         spec: RunSpec,
         content: Callable[[RunSpec], dict[str, Any]],
-    ) -> Settings:
+    ) -> Config:
         """Returns a section, checked once per key."""
         if (name, *key) not in self._sections:
             self._sections[name, *key] = parse_config(kind, content(spec), source=f"run {spec.name}: {name}")
@@ -211,11 +209,3 @@ class _RunConfigBuilder:
             "schedule": study.schedule,
             "templates": study.templates,
         }
-
-
-def _short(tokens: int) -> str:
-    """Returns a budget for a name: 1200000 -> 1.2M."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if tokens >= size:
-            return f"{tokens / size:.6g}{unit}"
-    return str(tokens)

@@ -123,7 +123,7 @@ def other_data_settings(study: StudyConfig, *, but: tuple[str, ...] = ()) -> lis
     section = content.get("data")
     base = file_base(study.output / FILE, content)
     then = dict(leaves(section if isinstance(section, dict) else {}))
-    now = dict(leaves(study.data))
+    now = dict(leaves(study.data.model_dump()))
     return [
         f"data.{key} {_shown(then[key])} -> {_shown(value)}"
         for key, value in now.items()
