@@ -62,7 +62,7 @@ def belonging(study: StudyConfig) -> dict[str, Any]:
 
 def _same_data(study: StudyConfig) -> None:
     """Refuses to report on data that are not made yet."""
-    from megatron_kis.study.resolved import FILE, FILES, other_data_settings
+    from megatron_kis.study.manifest import FILE, FILES, other_data_settings
 
     changed = other_data_settings(study)
     if changed and (other_data_settings(study, but=FILES) or not _as_made(study)):
