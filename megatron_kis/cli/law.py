@@ -141,7 +141,7 @@ def _json_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(options: argparse.Namespace) -> AnalysisSettings:
-    from megatron_kis.analysis.findings.result import declared_settings
+    from megatron_kis.analysis.findings.study_file import declared_settings
     from megatron_kis.config.analysis import AnalysisSettings
 
     names = (
@@ -188,8 +188,9 @@ def _counted(runs: Runs) -> Runs:
 
 def _fit(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.criteria import find_transitions
-    from megatron_kis.analysis.findings.result import fit_laws, law_record
+    from megatron_kis.analysis.findings.analyse import fit_laws
     from megatron_kis.analysis.law.fit import fit_law
+    from megatron_kis.analysis.outputs import law_record
     from megatron_kis.analysis.runs.curves import curve_table
     from megatron_kis.analysis.runs.load import load_runs
     from megatron_kis.analysis.runs.load_csv import load_points_csv
@@ -228,7 +229,7 @@ def _fit(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.law.fit import load_law
     from megatron_kis.analysis.law.predict import predict, prediction_record
-    from megatron_kis.analysis.report import wording as w
+    from megatron_kis.analysis.report import formatting as w
     from megatron_kis.common.files import write_json
 
     prediction = predict(
@@ -279,7 +280,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _tokens(value: float | None) -> str:
-    from megatron_kis.analysis.report import wording as w
+    from megatron_kis.analysis.report import formatting as w
 
     return "unknown (no infusion ratio in the points)" if value is None else w.size(value)
 
@@ -287,7 +288,7 @@ def _tokens(value: float | None) -> str:
 def _validate(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.law.predict import load_predictions
     from megatron_kis.analysis.law.validate import summary, validate
-    from megatron_kis.analysis.report import wording as w
+    from megatron_kis.analysis.report import formatting as w
     from megatron_kis.analysis.runs.load_csv import load_points_csv
 
     scores = validate(load_predictions(options.prediction), load_points_csv(options.points))
@@ -331,7 +332,7 @@ def _print_json(content: dict[str, Any]) -> None:
 
 
 def _print_points(points: list[Transition]) -> None:
-    from megatron_kis.analysis.report import wording as w
+    from megatron_kis.analysis.report import formatting as w
 
     heads = ["transition", "N", "D", "status", "F", "interval", "rho", "why"]
     rows = [
@@ -345,7 +346,7 @@ def _print_points(points: list[Transition]) -> None:
 
 
 def _print_law(law: Law) -> None:
-    from megatron_kis.analysis.report import wording as w
+    from megatron_kis.analysis.report import formatting as w
 
     rows = [
         [name, w.number(c.value), f"{w.number(c.low)} to {w.number(c.high)}"]

@@ -7,9 +7,10 @@ import pytest
 import statsmodels.api as sm
 
 from megatron_kis.analysis.criteria import Transition
-from megatron_kis.analysis.findings.result import fit_laws, law_record
+from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.fit import LawRefused, fit_law, load_law
 from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.outputs import law_record
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json
 

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 import pytest
 from scipy import stats
 
-from megatron_kis.analysis.findings.result import write_predictions
 from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.law.predict import load_predictions, predict, prediction_record
 from megatron_kis.analysis.law.validate import summary, validate
+from megatron_kis.analysis.outputs import write_predictions
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json
 from tests.analysis.test_law import SIZES, noisy, point

@@ -11,11 +11,12 @@ import pytest
 import statsmodels.api as sm
 from scipy import optimize, stats
 
-from megatron_kis.analysis.findings.result import fit_laws, law_record
+from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.candidates import CANDIDATES, SIZE, Cells, compare, fit_candidate
 from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.regression import fit, log_likelihood
+from megatron_kis.analysis.outputs import law_record
 from tests.analysis.test_law import SIZES, noisy, point
 
 
