@@ -32,9 +32,21 @@ from megatron_kis.common.files import atomic_write
 from megatron_kis.config.analysis import AnalysisSettings
 
 CURVE_COLUMNS = [
-    "params", "tokens", "frequency", "seed", "n", "correct", "facts", "chance", "group", "split", "scoring",
-    "nonembedding_params", "validation_loss", "infusion_ratio",
-]  # fmt: skip
+    "params",
+    "tokens",
+    "frequency",
+    "seed",
+    "n",
+    "correct",
+    "facts",
+    "chance",
+    "group",
+    "split",
+    "scoring",
+    "nonembedding_params",
+    "validation_loss",
+    "infusion_ratio",
+]
 _CELL = ["params", "tokens", "frequency", "seed"]
 _SERIES = ["group", "split", "scoring"]
 

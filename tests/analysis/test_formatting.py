@@ -13,11 +13,20 @@ from megatron_kis.analysis.report.axes import apart
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (0.0, "0"), (0.0471, "0.0471"), (14.123, "14.1"), (758.9, "759"), (40895.3, "40,900"), (653_897.2, "654,000"),
+        (0.0, "0"),
+        (0.0471, "0.0471"),
+        (14.123, "14.1"),
+        (758.9, "759"),
+        (40895.3, "40,900"),
+        (653_897.2, "654,000"),
         (12_288.0, "12,288"),  # a level that was tried
-        (1.7e6, "1.7 × 10⁶"), (1e6, "10⁶"), (2e-5, "2 × 10⁻⁵"), (None, "–"), (float("inf"), "–"),
+        (1.7e6, "1.7 × 10⁶"),
+        (1e6, "10⁶"),
+        (2e-5, "2 × 10⁻⁵"),
+        (None, "–"),
+        (float("inf"), "–"),
     ],
-)  # fmt: skip
+)
 def test_a_frequency_shows_what_is_known_of_it(value: float | None, shown: str) -> None:
     assert fmt.frequency(value) == shown
 

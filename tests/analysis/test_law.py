@@ -19,9 +19,14 @@ SIZES = (1e5, 3e5, 1e6, 4e6, 1e7, 3e7)
 
 def point(params, value, tokens=1_000_000, status="collapsed", kind="collapse", group="infused", **more):
     return Transition(
-        params=int(params), tokens=int(tokens), kind=kind, group=group, status=status,
-        value=None if status.endswith("censored") else float(value), **more,
-    )  # fmt: skip
+        params=int(params),
+        tokens=int(tokens),
+        kind=kind,
+        group=group,
+        status=status,
+        value=None if status.endswith("censored") else float(value),
+        **more,
+    )
 
 
 def noisy(seed=0, two_budgets=False):

@@ -28,11 +28,18 @@ def points_of(generator, sizes=SIZES, cost=None):
         value = 100 * (size / 1e6) ** 0.2 * math.exp(0.15 * generator.normal())
         found.append(
             Transition(
-                params=size, tokens=TOKENS, kind="collapse", group="infused", status="collapsed", value=value,
-                low=value / 1.02, high=value * 1.02, interval="profile",
+                params=size,
+                tokens=TOKENS,
+                kind="collapse",
+                group="infused",
+                status="collapsed",
+                value=value,
+                low=value / 1.02,
+                high=value * 1.02,
+                interval="profile",
                 exposure_tokens=cost and cost * value,
             )
-        )  # fmt: skip
+        )
     return found
 
 

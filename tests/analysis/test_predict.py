@@ -137,9 +137,11 @@ def test_an_unvalidated_law_recommends_nothing():
 def test_a_new_model_is_never_known_better_than_the_law_whatever_the_bootstrap_says():
     law = fit_law(noisy())
     narrow = {
-        "method": "drawn", "extrapolation": [1.0, 1000.0], "confidence": [[-9.0, 9.0]] * 2,
+        "method": "drawn",
+        "extrapolation": [1.0, 1000.0],
+        "confidence": [[-9.0, 9.0]] * 2,
         "prediction": [[-0.5, 1.0]] * 2,
-    }  # fmt: skip
+    }
     plain, checked = predict(law, 7e9), predict(replace(law, calibration=narrow), 7e9)
     assert checked.prediction_interval == plain.prediction_interval
     low, high = checked.prediction_interval

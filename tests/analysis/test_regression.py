@@ -193,8 +193,9 @@ def test_a_law_of_exposure_tokens_and_of_the_ratio_agrees_with_that_of_f():
     cost = 1500.0
     points = [
         point(n, p.value, d, exposure_tokens=p.value * cost, infusion_ratio=p.value * cost / d)
-        for p in noisy(two_budgets=True) for n, d in [(p.params, p.tokens)]
-    ]  # fmt: skip
+        for p in noisy(two_budgets=True)
+        for n, d in [(p.params, p.tokens)]
+    ]
     law = fit_law(points, law="N and D")
     ratio, tokens = (law.equivalents[name]["coefficients"] for name in ("infusion_ratio", "exposure_tokens"))
     a, b, c = (law.coefficients[name].value for name in ("a", "b_log_params", "c_log_tokens"))
