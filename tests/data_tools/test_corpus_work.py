@@ -51,7 +51,7 @@ def test_neither_processes_nor_parts_change_a_byte(tmp_path, tokenizer, expected
 COMMAND = """
 import sys, time
 from pathlib import Path
-from data_tools import corpus_part
+from megatron_kis.data_tools.corpus import part as corpus_part
 from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer
