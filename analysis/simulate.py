@@ -20,7 +20,7 @@ import pandas as pd
 
 from megatron_kis.analysis.criteria.counts import draw
 from megatron_kis.analysis.criteria.hinge_fit import link, rate_of
-from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, Array, Curve, canonical
+from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, Array, Curve, canonical, rows_of
 
 Cell = tuple[int, int]
 """(params, tokens)."""
@@ -206,6 +206,7 @@ def write_runs(table: pd.DataFrame, folder: Path, *, study: str = "simulated") -
     and are marked as simulated.
     """
     count = 0
+    key: Any  # (params, tokens, frequency, seed)
     for key, rows in table.groupby(["params", "tokens", "frequency", "seed"], sort=True):
         params, tokens, frequency, seed = (int(value) for value in key)
         name = f"n{params}-d{tokens}-f{frequency}-s{seed}"
@@ -239,7 +240,7 @@ def write_runs(table: pd.DataFrame, folder: Path, *, study: str = "simulated") -
                 "correct": int(row.correct),
                 "chance": float(row.chance),
             }
-            for row in rows.itertuples()
+            for row in rows_of(rows)
         ]
         (path / "run.json").write_text(json.dumps(run), encoding="utf-8")
         (path / "metrics.jsonl").write_text(json.dumps(metrics) + "\n", encoding="utf-8")

@@ -161,8 +161,7 @@ def fit(x: Array, lower: Array, upper: Array, variance: Array, *, method: str = 
 
 def student(freedom: Array | float, confidence: float = 0.95) -> Array:
     """Returns Student's quantile of a two-sided interval, with the shape of ``freedom``."""
-    quantile: Array = stats.t.ppf(0.5 + confidence / 2, np.maximum(freedom, 1e-3))
-    return quantile
+    return np.asarray(stats.t.ppf(0.5 + confidence / 2, np.maximum(freedom, 1e-3)))
 
 
 def half_width(

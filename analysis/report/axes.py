@@ -94,7 +94,8 @@ def ratios_of(table: pd.DataFrame) -> dict[float, float]:
     grouped = known.groupby("frequency")["infusion_ratio"]
     if len(grouped) and bool((grouped.max() - grouped.min() > 0.05 * grouped.max()).any()):
         return {}  # several token budgets
-    return {float(level): float(value) for level, value in grouped.mean().items()}
+    means = grouped.mean()
+    return dict(zip(means.index.astype(float).tolist(), means.astype(float).tolist(), strict=True))
 
 
 def draw_rate_axis(drawn: Panel, chance: float | None) -> None:

@@ -13,7 +13,7 @@ from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import FrequencyAxis, axis_of, draw_rate_axis, ratios_of
 from megatron_kis.analysis.report.theme import COLOURS, DASHES, MARKERS, SIZE_MARKERS, Panel, panel, size_slot, to_svg
-from megatron_kis.analysis.runs.curves import Curve, cells_of_table, curves, mean_curves, primary_rows
+from megatron_kis.analysis.runs.curves import Curve, cells_of_table, curves, mean_curves, primary_rows, rows_of
 from megatron_kis.analysis.runs.transitions import COLLAPSED, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
 
 
@@ -80,7 +80,7 @@ def overview(result: AnalysisResult) -> list[Drawing]:
                 tips = [
                     f"{key.label} · F = {r.frequency:g} · ρ = {fmt.ratio(r.infusion_ratio)}\nrate {r.rate:.3f}"
                     + (f" (seeds {r.lowest:.3f} to {r.highest:.3f})" if r.seeds > 1 else " (1 seed)")
-                    for r in rows.itertuples()
+                    for r in rows_of(rows)
                 ]
                 drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark, label=key.label)
             axis.draw(drawn, ratios_of(table))
@@ -185,15 +185,13 @@ def _split_series(drawn: Panel, axis: FrequencyAxis, rows: pd.DataFrame, name: s
     if int(means["seeds"].max()) > 1:
         single = rows.sort_values(["frequency", "seed"])
         rates = (single["correct"] / single["n"]).tolist()
-        tips = [
-            f"{label} · F = {r.frequency:g} · seed {r.seed}\n{r.correct:g} of {r.n} right" for r in single.itertuples()
-        ]
+        tips = [f"{label} · F = {r.frequency:g} · seed {r.seed}\n{r.correct:g} of {r.n} right" for r in rows_of(single)]
         places = [axis.at(f) for f in single["frequency"]]
         drawn.points(places, rates, tips, series=name, colour=name, marker="o", markersize=2.6, alpha=0.55)
     tips = [
         f"{label} · F = {r.frequency:g} · ρ = {fmt.ratio(r.infusion_ratio)}\n"
         f"rate {r.rate:.3f}, {fmt.plural(r.seeds, 'seed')}"
-        for r in means.itertuples()
+        for r in rows_of(means)
     ]
     drawn.points(
         x,
@@ -339,7 +337,7 @@ def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Dr
                 tips = [
                     f"{r.relation} · {fmt.SPLIT_TITLES[split]} {int(r.template) + 1} · F = {r.frequency:g}\n"
                     f"{int(r.correct)} of {int(r.n)} right"
-                    for r in part.itertuples()
+                    for r in rows_of(part)
                 ]
                 drawn.points(
                     x,

@@ -8,6 +8,7 @@ from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.figures import cell_label
+from megatron_kis.analysis.runs.curves import rows_of
 from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
@@ -143,7 +144,7 @@ def not_of_this_study(runs: Runs, *, most: int = 8) -> str:
         most: names listed per difference; further ones are only counted.
     """
     by_reason: dict[str, list[str]] = {}
-    for row in runs.foreign.itertuples():
+    for row in rows_of(runs.foreign):
         by_reason.setdefault(str(row.reason), []).append(str(row.run))
     if not by_reason:
         return ""

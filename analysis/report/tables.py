@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import pandas as pd
 
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import formatting as fmt
-from megatron_kis.analysis.runs.curves import mean_curves, primary_rows
+from megatron_kis.analysis.runs.curves import mean_curves, primary_rows, rows_of
 
 _LONG = 16  # characters shown of a fingerprint; its tooltip has all of them
 
@@ -92,7 +93,7 @@ def ledger(result: AnalysisResult) -> Table | None:
         return None
     settings, runs = result.settings, result.runs
     primary = primary_rows(runs.probes, settings)
-    rates = {(r.run, r.group): r.correct / r.n for r in primary.itertuples()}
+    rates = {(r.run, r.group): r.correct / r.n for r in rows_of(primary)}
     losses = runs.losses.sort_values("step").groupby("run")["loss"].last().to_dict()
     columns = [
         _words("run", lambda r: r.run),
@@ -112,7 +113,7 @@ def ledger(result: AnalysisResult) -> Table | None:
         f"Rates: {fmt.SPLIT_TITLES[settings.split]}, “{settings.scoring}” scoring. Exposures are exact if the ledger "
         "of the run counts F exposures of every infused fact."
     )
-    return _table(columns, runs.runs.sort_values(["params", "tokens", "frequency", "seed"]).itertuples(), note)
+    return _table(columns, rows_of(runs.runs.sort_values(["params", "tokens", "frequency", "seed"])), note)
 
 
 def rates(result: AnalysisResult) -> Table | None:
@@ -132,7 +133,7 @@ def rates(result: AnalysisResult) -> Table | None:
         _numbers("seeds", lambda r: str(r.seeds)),
         _numbers("chance", lambda r: fmt.rate(r.chance)),
     ]
-    return _table(columns, mean_curves(result.curves).itertuples())
+    return _table(columns, rows_of(mean_curves(result.curves)))
 
 
 def _coefficient(head: str, name: str, of: Callable[[Any], dict[str, Any]]) -> Column:
@@ -272,7 +273,7 @@ def foreign(result: AnalysisResult) -> Table | None:
         "Complete runs with other settings or data than the study’s, or that the study does not list. Differences are "
         "shown as: this run’s -> the study’s. These runs are not part of any curve, loss comparison or law."
     )
-    return _table(columns, result.runs.foreign.itertuples(), note, remark=True)
+    return _table(columns, rows_of(result.runs.foreign), note, remark=True)
 
 
 def problems(result: AnalysisResult) -> Table | None:
@@ -286,7 +287,7 @@ def problems(result: AnalysisResult) -> Table | None:
         _words("status", lambda r: r.status),
         _words("reason", lambda r: r.reason),
     ]
-    return _table(columns, found.itertuples(), remark=True) if len(found) else None
+    return _table(columns, rows_of(found), remark=True) if len(found) else None
 
 
 def provenance(result: AnalysisResult) -> Table | None:
@@ -332,14 +333,14 @@ def _learning_rates(records: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _values(values: Iterable[Any], titles: dict[str, str]) -> str:
-    counts = pd.Series([str(value) for value in values if value is not None], dtype=object).value_counts(sort=False)
+    counts = Counter(str(value) for value in values if value is not None)
     shown = []
     for value, count in sorted(counts.items()):
         short = value if len(value) <= 2 * _LONG else value[:_LONG] + "…"
         shown.append(short if len(counts) == 1 else f"{short} ({fmt.plural(count, 'run')})")
     text = ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
-    if len(counts) and text != ", ".join(sorted(counts.index)):
-        titles[text] = ", ".join(sorted(counts.index)[:8])
+    if len(counts) and text != ", ".join(sorted(counts)):
+        titles[text] = ", ".join(sorted(counts)[:8])
     return text
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +94,7 @@ def curve_table(runs: Runs) -> pd.DataFrame:
         InputError: no complete run of the study; two runs of one cell and seed.
     """
     if runs.runs.empty:
-        listed = "; ".join(f"{row.run}: {row.reason}" for row in runs.problems.head(5).itertuples())
+        listed = "; ".join(f"{row.run}: {row.reason}" for row in rows_of(runs.problems.head(5)))
         problem, rule = "no complete run", "a run counts when its DONE exists"
         if not runs.foreign.empty:
             problem, rule = "no complete run of this study", f"{rule} and it was made as the study says"
@@ -118,6 +119,11 @@ def canonical(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop_duplicates().sort_values(keys, kind="stable").reset_index(drop=True)
 
 
+def rows_of(table: pd.DataFrame) -> Iterator[Any]:
+    """Iterates over the rows of a table as named tuples."""
+    return iter(table.itertuples())
+
+
 def primary_rows(table: pd.DataFrame, settings: AnalysisSettings) -> pd.DataFrame:
     """Returns the rows of the split and the scoring rule that the settings declare as the primary choice."""
     return table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
@@ -134,6 +140,7 @@ def curves(table: pd.DataFrame) -> list[Curve]:
 
 
 def _iter_curves(table: pd.DataFrame) -> Iterator[Curve]:
+    key: Any  # (group, split, scoring, params, tokens)
     for key, rows in canonical(table).groupby([*_SERIES, "params", "tokens"], sort=True):
         group, split, scoring, params, tokens = key
         frequency, first = np.unique(rows["frequency"].to_numpy(float), return_index=True)
