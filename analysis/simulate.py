@@ -208,7 +208,7 @@ def write_runs(table: pd.DataFrame, folder: Path, *, study: str = "simulated") -
     count = 0
     key: Any  # (params, tokens, frequency, seed)
     for key, rows in table.groupby(["params", "tokens", "frequency", "seed"], sort=True):
-        params, tokens, frequency, seed = (int(value) for value in key)
+        params, tokens, frequency, seed = map(int, key)
         name = f"n{params}-d{tokens}-f{frequency}-s{seed}"
         path = folder / name
         path.mkdir(parents=True, exist_ok=True)

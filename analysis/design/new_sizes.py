@@ -1,4 +1,4 @@
-"""How much a further model size would narrow the prediction, for studies in which more runs would narrow it little.
+"""The gain of a further model size, for studies whose prediction more runs of the same sizes would narrow little.
 
 The scatter of models around the law (sigma) is estimated from models, not from runs. A prediction interval that is wide
 because of few sizes narrows with another size, whose curve adds one point and one degree of freedom.

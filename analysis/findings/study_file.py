@@ -1,4 +1,4 @@
-"""What the files of a study declare: its title, the settings of its analysis, the sizes that it predicts for."""
+"""Declarations in the files of a study: its title, the settings of its analysis, the sizes that it predicts for."""
 
 from __future__ import annotations
 

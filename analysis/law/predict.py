@@ -59,7 +59,7 @@ class Prediction:
     bootstrap_interval: tuple[float, float] | None
     """Interval of a new model by the bootstrap's critical values, a check of the headline; None if none was run."""
     bootstrap_method: str | None
-    """What the bootstrap resampled: curves through both stages, or points from their own intervals."""
+    """Kind of bootstrap: of curves through both stages, or of points from their own intervals."""
     baselines: dict[str, float]
     """Predictions of the constant law (geometric mean) and of the largest model's value."""
     unvalidated: bool

@@ -1,4 +1,4 @@
-"""How good predictions were: those written down before a large run, and those of a study about its own larger models.
+"""Scores of predictions: those written down before a large run, and those of a study about its own larger models.
 
 `validate` scores a dated, hashed prediction file against points measured since. `backtest` does the same within a study
 (rolling-origin evaluation): it predicts the largest N (or D) from all smaller ones, then the next largest, and so on.

@@ -30,8 +30,8 @@ _HERE = Path(__file__).parent
 
 
 Source: TypeAlias = AnalysisResult | Runs | pd.DataFrame | Sequence[Transition] | Path | str
-"""What can be reported: an analysis, runs, a curve table, transitions, or the path of a study folder, a folder of runs,
-a ``curves.csv`` or a ``points.csv``."""
+"""Anything that can be reported: an analysis, runs, a curve table, transitions, or the path of a study folder, a folder
+of runs, a ``curves.csv`` or a ``points.csv``."""
 
 
 def report(

@@ -124,7 +124,7 @@ def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
             [s.measured or 0.0 for s in known],
             [s.centre for s in known],
             tips,
-            series="foretold",
+            series="predicted",
             colour=_colour(law),
             marker="o",
             markersize=6,

@@ -369,4 +369,4 @@ TABLES: dict[str, Callable[[AnalysisResult], Table | None]] = {
     "problems": problems,
     "provenance": provenance,
 }
-"""The report's tables by the name under which they are exported."""
+"""The report's tables by the names of their exported files."""

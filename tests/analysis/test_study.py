@@ -32,7 +32,7 @@ def test_the_brackets_of_a_study_hold_the_true_onset_and_collapse(study):
     assert [collapses[n].status for n in (100_000, 200_000, 400_000)] == ["collapsed"] * 3
     for params in (100_000, 200_000, 400_000):
         assert collapses[params].low <= truth.collapse(params) <= collapses[params].high
-    # the largest model collapses at 1137, behind the last but one level: too little of its fall lies in the grid
+    # the largest model collapses at 1137, after the last level but one: too little of its fall is in the grid
     assert collapses[800_000].status == "right_censored"
     assert {p.status for p in by_size(points, "collapse", "infused").values()} == {"right_censored"}
 
@@ -85,7 +85,8 @@ def test_the_study_folder_is_written_whole_and_the_same_again(study, tmp_path):
 class _Links(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.urls, self.ids, self.references = [], [], []
+        self.urls = []
+        self.ids = []
 
     def handle_starttag(self, tag, attrs):
         for name, value in attrs:
