@@ -21,12 +21,12 @@ from megatron_kis.analysis.runs.load import load_runs
 from megatron_kis.analysis.runs.load_csv import write_points_csv
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, write_json
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 
 def analyse_study(
     study_dir: Path,
-    settings: AnalysisSettings | None = None,
+    settings: AnalysisConfig | None = None,
     *,
     predict_params: Sequence[float] = (),
     predict_tokens: float | None = None,

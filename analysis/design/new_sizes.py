@@ -18,7 +18,7 @@ from megatron_kis.analysis.criteria import Transition, find_transitions
 from megatron_kis.analysis.design.next_runs import group_of, variance_of, variances
 from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.law.predict import half_width
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def new_sizes(
     table: pd.DataFrame,
     params: float,
     tokens: float,
-    settings: AnalysisSettings | None = None,
+    settings: AnalysisConfig | None = None,
     *,
     largest_ratio: float = 0.95,
     points: Sequence[Transition] | None = None,
@@ -60,7 +60,7 @@ def new_sizes(
         largest_ratio: the largest infusion ratio of a run.
         points: the table's transitions, if they are known already.
     """
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     points = points or find_transitions(table, settings)
     try:
         law = fit_law(points, "collapse", group_of(points), law=settings.law, compare_laws=False, brief=True)

@@ -29,7 +29,7 @@ from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.runs.curves import Array, Curve, curves, primary_rows
 from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 _STEP = 1.5  # factor between a censored end and the level beyond it
 _WIDTH_95 = 3.92  # width of a two-sided 95% interval of a normal distribution, in standard deviations
@@ -71,7 +71,7 @@ def propose(
     table: pd.DataFrame,
     params: float,
     tokens: float,
-    settings: AnalysisSettings | None = None,
+    settings: AnalysisConfig | None = None,
     *,
     group: str | None = None,
     count: int = 6,
@@ -93,7 +93,7 @@ def propose(
     Raises:
         InputError: no curve of that group.
     """
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     points = [p for p in points or find_transitions(table, settings) if p.kind == "collapse"]
     group = group or group_of(points)
     runs = bisect(table, settings, group=group, count=count, largest_ratio=largest_ratio, points=points)
@@ -114,7 +114,7 @@ def propose(
 
 def bisect(
     table: pd.DataFrame,
-    settings: AnalysisSettings | None = None,
+    settings: AnalysisConfig | None = None,
     *,
     group: str,
     count: int = 6,
@@ -126,7 +126,7 @@ def bisect(
     Raises:
         InputError: no curve of that group.
     """
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     points = points or find_transitions(table, settings)
     cells = [_Cell(curve, point, None, 0.0, seeds) for curve, point, seeds in _cells(table, settings, group, points)]
     found: list[Proposal] = []
@@ -141,7 +141,7 @@ def bisect(
 
 
 def _cells(
-    table: pd.DataFrame, settings: AnalysisSettings, group: str, points: Sequence[Transition]
+    table: pd.DataFrame, settings: AnalysisConfig, group: str, points: Sequence[Transition]
 ) -> list[tuple[Curve, Transition, dict[float, set[int]]]]:
     """Returns the group's curve of each (N, D), its collapse point, and the seeds of its levels."""
     primary = primary_rows(table, settings)
@@ -167,7 +167,7 @@ def _seeds(rows: pd.DataFrame) -> dict[tuple[int, int], dict[float, set[int]]]:
     return found
 
 
-def _cell(curve: Curve, point: Transition, settings: AnalysisSettings, seeds: dict[float, set[int]]) -> _Cell:
+def _cell(curve: Curve, point: Transition, settings: AnalysisConfig, seeds: dict[float, set[int]]) -> _Cell:
     source = None
     if point.informative and len(curve.frequency) >= FEWEST_LEVELS:
         source = source_of(curve, point, point.steepness or 4.0, settings, 99)
@@ -216,7 +216,7 @@ def _with_gain(
     law: Law,
     params: float,
     tokens: float,
-    settings: AnalysisSettings,
+    settings: AnalysisConfig,
 ) -> tuple[Proposal, float]:
     """Returns the run with its gain, and the variance of log F* that its cell is expected to have with it."""
     own = run.params, run.tokens
@@ -228,7 +228,7 @@ def _with_gain(
     return replace(run, gain=1 - then / now), expected
 
 
-def _expected(cell: _Cell, frequency: float, law: Law, settings: AnalysisSettings) -> float:
+def _expected(cell: _Cell, frequency: float, law: Law, settings: AnalysisConfig) -> float:
     """Returns the expected variance of log F* of a cell with one more run."""
     point, curve = cell.point, cell.curve
     if point.status in (RIGHT_CENSORED, INCONCLUSIVE) and point.low:
@@ -264,7 +264,7 @@ def _with_drawn(generator: np.random.Generator, extended: Source, tau: Array, so
     return more
 
 
-def _expected_variance(source: Source, rates: Array, settings: AnalysisSettings) -> float:
+def _expected_variance(source: Source, rates: Array, settings: AnalysisConfig) -> float:
     """Returns the mean variance of log F* implied by the intervals of simulated curves."""
     lower, upper, variance = detect(replace(source, critical=-1.0), rates, settings, steps=2, rounds=6)
     closed = np.isfinite(lower) & np.isfinite(upper)

@@ -16,7 +16,7 @@ from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.validate import backtest
 from megatron_kis.analysis.runs.curves import Curve, curve_table, curves, primary_rows
 from megatron_kis.analysis.runs.load import Runs
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 # The law at the top of law.json is the first of these that could be fitted: the paper's collapse point before its
 # companions. The order is fixed here, before any data are seen.
@@ -24,14 +24,14 @@ LAW_ORDER = (("collapse", "infused"), ("collapse", "background"), ("tolerance", 
 
 
 def fit_laws(
-    points: Sequence[Transition], settings: AnalysisSettings | None = None, table: pd.DataFrame | None = None
+    points: Sequence[Transition], settings: AnalysisConfig | None = None, table: pd.DataFrame | None = None
 ) -> tuple[list[Law], list[dict[str, str]]]:
     """Returns the laws of every kind and group of the points, in their order, and the refusals.
 
     With the curve ``table``, collapse laws by the hinge are bootstrapped through both stages; the other laws from the
     intervals of their points.
     """
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     laws, refused = [], []
     found = {(point.kind, point.group) for point in points}
     by_loss = settings.criterion == "general_loss"
@@ -56,7 +56,7 @@ def fit_laws(
 
 def analyse_points(
     points: list[Transition],
-    settings: AnalysisSettings,
+    settings: AnalysisConfig,
     *,
     predict_params: Sequence[float] = (),
     predict_tokens: float | None = None,
@@ -82,7 +82,7 @@ def analyse_points(
 
 def analyse(
     data: Runs | pd.DataFrame,
-    settings: AnalysisSettings | None = None,
+    settings: AnalysisConfig | None = None,
     *,
     predict_params: Sequence[float] = (),
     predict_tokens: float | None = None,
@@ -90,7 +90,7 @@ def analyse(
     study: dict[str, Any] | None = None,
 ) -> AnalysisResult:
     """Finds transitions, fits laws and predicts from runs or a curve table."""
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     runs = data if isinstance(data, Runs) else None
     table = curve_table(data) if isinstance(data, Runs) else data
     return analyse_points(

@@ -12,14 +12,14 @@ from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.law.validate import Score
 from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.analysis.runs.transitions import Transition
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 
 @dataclass(frozen=True)
 class AnalysisResult:
     """Everything the report shows. Parts that the input does not have are None or empty."""
 
-    settings: AnalysisSettings
+    settings: AnalysisConfig
     runs: Runs | None
     curves: pd.DataFrame | None
     points: list[Transition]

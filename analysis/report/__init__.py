@@ -22,7 +22,7 @@ from megatron_kis.analysis.runs.load_csv import is_points_csv, load_curves_csv, 
 from megatron_kis.analysis.runs.transitions import Transition
 from megatron_kis.common.errors import printable
 from megatron_kis.common.files import fingerprint, write_text
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 __all__ = ["report"]
 
@@ -37,7 +37,7 @@ of runs, a ``curves.csv`` or a ``points.csv``."""
 def report(
     source: Source,
     output: Path | str,
-    settings: AnalysisSettings | None = None,
+    settings: AnalysisConfig | None = None,
     *,
     predict_params: Sequence[float] = (),
     predict_tokens: float | None = None,
@@ -65,7 +65,7 @@ def report(
 
 def analyse_source(
     source: Runs | pd.DataFrame | Sequence[Transition] | Path | str,
-    settings: AnalysisSettings | None = None,
+    settings: AnalysisConfig | None = None,
     *,
     predict_params: Sequence[float] = (),
     predict_tokens: float | None = None,
@@ -94,7 +94,7 @@ def analyse_source(
     }
     if isinstance(source, Runs | pd.DataFrame):
         return analyse(source, settings, **options)
-    return analyse_points(list(source), settings or AnalysisSettings(), **options)
+    return analyse_points(list(source), settings or AnalysisConfig(), **options)
 
 
 def _study_name(runs: Runs) -> str | None:

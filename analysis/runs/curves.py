@@ -30,7 +30,7 @@ import pandas as pd
 from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_write
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 CURVE_COLUMNS = [
     "params",
@@ -124,7 +124,7 @@ def rows_of(table: pd.DataFrame) -> Iterator[Any]:
     return iter(table.itertuples())
 
 
-def primary_rows(table: pd.DataFrame, settings: AnalysisSettings) -> pd.DataFrame:
+def primary_rows(table: pd.DataFrame, settings: AnalysisConfig) -> pd.DataFrame:
     """Returns the rows of the split and the scoring rule that the settings declare as the primary choice."""
     return table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
 

@@ -31,7 +31,7 @@ from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.reference_encoder import Encoder
 
 if TYPE_CHECKING:
-    from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
+    from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
 
 SPLITS = ("", ".validation")
 """Added to a prefix for each split."""
@@ -45,7 +45,7 @@ Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class PartSettings:
+class PartConfig:
     """What decides a part's bytes, beside the text."""
 
     tokenizer: str
@@ -99,12 +99,12 @@ class PartEncoder:
 
     def __init__(
         self,
-        settings: PartSettings,
+        settings: PartConfig,
         tokenizer: Tokenizer,
         encoder: Encoder,
         *,
         splitter: SentenceSplitter | None = None,
-        finder: LeakFinder | None = None,
+        finder: FactMatcher | None = None,
         longest: int = LONGEST_LINE,
     ) -> None:
         """Puts the pieces together; they must be those that ``settings`` names by fingerprint."""
@@ -190,7 +190,7 @@ class PartEncoder:
         if self._finder is None:
             return texts
         kept = []
-        for text, stated in zip(texts, self._finder.find_all(texts), strict=True):
+        for text, stated in zip(texts, self._finder.facts_in_each(texts), strict=True):
             if stated:
                 record.leaked += 1
                 leaks.update(stated)
