@@ -38,7 +38,7 @@ from megatron_kis.data_tools.readers.splits import check_text_files, expand
 from megatron_kis.data_tools.rendering.templates import load_templates
 from megatron_kis.data_tools.selection.imports import check_source, source_files
 from megatron_kis.data_tools.selection.select import check_settings
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, model_file
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, model_file
 
 __all__ = ["DataSettings", "Held", "PreparedData", "fact_names", "prepare_data", "stale", "tokenizer_path"]
 

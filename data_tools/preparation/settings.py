@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_kis.data_tools.selection.select import SelectSettings
-from megatron_kis.data_tools.tokenizers.base import CHARACTER_COVERAGE
+from megatron_kis.data_tools.tokenizers.training import CHARACTER_COVERAGE
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,17 +28,11 @@ from megatron_kis.data_tools.rendering.render import SUFFIXES as RENDER_SUFFIXES
 from megatron_kis.data_tools.rendering.render import render
 from megatron_kis.data_tools.rendering.templates import RelationTemplates, load_templates
 from megatron_kis.data_tools.selection.imports import import_facts, source_files
-from megatron_kis.data_tools.tokenizers.base import (
-    CHARACTER_COVERAGE,
-    META_SCHEMA,
-    Tokenizer,
-    Training,
-    load_tokenizer,
-    side_file,
-)
+from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, Tokenizer, side_file
 from megatron_kis.data_tools.tokenizers.gigatoken import usable_gigatoken
 from megatron_kis.data_tools.tokenizers.reference_encoder import package_version
-from megatron_kis.data_tools.tokenizers.training import train
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import CHARACTER_COVERAGE, TokenizerConfig, train_tokenizer
 
 CODE = {"facts": "4", "tokenizer": "3", "corpus": "4", "render": "4"}
 """Versions of our own code. Raise one when its step writes other bytes for the same key: data are then made again, or
@@ -72,9 +66,9 @@ def tokenizer_name(settings: DataSettings) -> str:
     return _TOKENIZER_NAMES[settings.tokenizer_model == "byte-bpe"]
 
 
-def training(settings: DataSettings) -> Training:
+def training(settings: DataSettings) -> TokenizerConfig:
     """How a tokenizer is trained here."""
-    return Training(
+    return TokenizerConfig(
         vocab_size=settings.vocab_size,
         kind=settings.tokenizer_model,
         seed=settings.seed,
@@ -160,7 +154,7 @@ def _tokenizer(context: Context, facts: list[Fact] | None) -> Step:
 
     def make(folder: Path) -> None:
         documents = iter_documents(settings.text, text_key=settings.text_key, text_format=settings.text_format)
-        train(
+        train_tokenizer(
             (document.text for document in context.progress.track(documents, description="documents")),
             folder / name,
             training(settings),

@@ -14,7 +14,8 @@ from megatron_kis.common.paths import absolute
 from megatron_kis.config.data import DataConfig
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data_tools.storage.indexed import suffixed
-from megatron_kis.data_tools.tokenizers.base import model_file, side_file
+from megatron_kis.data_tools.tokenizers.base import side_file
+from megatron_kis.data_tools.tokenizers.registry import model_file
 
 if TYPE_CHECKING:
     from megatron_kis.data_tools.preparation.prepare import DataSettings

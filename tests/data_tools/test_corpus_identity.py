@@ -20,9 +20,10 @@ from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.readers.splits import expand, refuse_own_outputs
 from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, content_fingerprint, suffixed
 from megatron_kis.data_tools.tokenizers import encoder as encode
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
 from megatron_kis.data_tools.tokenizers.gigatoken import GigatokenEncoder
 from megatron_kis.data_tools.tokenizers.reference_encoder import EncodersDifferError
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS
 
@@ -34,7 +35,7 @@ def fast(tmp_path_factory):
     """A tokenizer that gigatoken encodes as its own library does."""
     path = tmp_path_factory.mktemp("fast") / "t.json"
     return train_tokenizer(
-        (document.text for document in iter_documents([LEADS])), path, vocab_size=400, kind="byte-bpe"
+        (document.text for document in iter_documents([LEADS])), path, TokenizerConfig(vocab_size=400, kind="byte-bpe")
     )
 
 

@@ -7,7 +7,8 @@ import pytest
 from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus
 from megatron_kis.data_tools.corpus.sentences import load_splitter
 from megatron_kis.data_tools.storage.indexed import IndexedReader, suffixed
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS
 
@@ -27,7 +28,9 @@ ODD = [
 @pytest.fixture(scope="module", params=["tokenizer.model", "tokenizer.json"])
 def tokenizer(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / request.param
-    train_tokenizer(TEXTS, path, vocab_size=400, kind="byte-bpe" if path.suffix == ".json" else "unigram")
+    train_tokenizer(
+        TEXTS, path, TokenizerConfig(vocab_size=400, kind="byte-bpe" if path.suffix == ".json" else "unigram")
+    )
     return load_tokenizer(path)
 
 

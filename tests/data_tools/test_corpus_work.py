@@ -20,7 +20,7 @@ from megatron_kis.data_tools.corpus.merge import merge_corpora
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, suffixed
-from megatron_kis.data_tools.tokenizers.base import train_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS
 
@@ -54,7 +54,7 @@ from pathlib import Path
 from data_tools import corpus_part
 from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus
 from megatron_kis.data_tools.facts.fact import Fact
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 encode = corpus_part.PartEncoder.encode
 def slow(self, *arguments):
@@ -230,7 +230,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.common.errors import JobError
 tokenizer = load_tokenizer(Path(sys.argv[2]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -284,7 +284,7 @@ def test_a_document_of_50_mb_needs_bounded_memory(tmp_path):
     with open(source, "w", encoding="utf-8") as file:
         file.write('{"text": "' + "A long document. " * 3_000_000 + '"}\n{"text": "A short one."}\n')
     texts = (document.text for document in iter_documents([LEADS]))
-    train_tokenizer(texts, tmp_path / "t.json", vocab_size=400, kind="byte-bpe")
+    train_tokenizer(texts, tmp_path / "t.json", TokenizerConfig(vocab_size=400, kind="byte-bpe"))
     arguments = ["--input", source, "--tokenizer", tmp_path / "t.json", "--output", tmp_path / "c"]
     command = [sys.executable, "-m", "megatron_kis.cli.main", "data", "corpus", *arguments, "--validation-share", "0"]
     command = [str(argument) for argument in command]

@@ -23,9 +23,9 @@ from tokenizers import (
 )
 
 from megatron_kis.data_tools.readers.documents import iter_documents
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 from megatron_kis.data_tools.tokenizers.encoder import AWKWARD, choose_encoder
 from megatron_kis.data_tools.tokenizers.gigatoken import GigatokenEncoder
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 from .conftest import LEADS
 

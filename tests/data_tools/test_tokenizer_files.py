@@ -10,8 +10,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.corpus.build import build_corpus, read_corpus_meta
 from megatron_kis.data_tools.readers.documents import iter_documents
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, side_file, train_tokenizer, write_copy
+from megatron_kis.data_tools.tokenizers.base import side_file
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, write_copy
 from megatron_kis.data_tools.tokenizers.tiktoken import PATTERNS
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS
 
@@ -138,7 +140,7 @@ def test_files_that_hold_no_tokenizer_are_told_as_what_they_are(tmp_path, name):
 
 
 def test_a_sentencepiece_model_may_have_any_other_name(tmp_path):
-    trained = train_tokenizer(TEXTS, tmp_path / "t.model", vocab_size=400, kind="bpe")
+    trained = train_tokenizer(TEXTS, tmp_path / "t.model", TokenizerConfig(vocab_size=400, kind="bpe"))
     for name in ("mistral.model.v7", "spiece.model", "sentencepiece"):
         (tmp_path / name).write_bytes(trained.model)
         assert load_tokenizer(tmp_path / name).fingerprint == trained.fingerprint
@@ -160,7 +162,7 @@ def test_a_folder_without_a_tokenizer_says_what_was_looked_for(tmp_path):
 def content(tmp_path_factory):
     """A parsed ``tokenizer.json``."""
     path = tmp_path_factory.mktemp("content") / "t.json"
-    return json.loads(train_tokenizer(TEXTS, path, vocab_size=400, kind="byte-bpe").model)
+    return json.loads(train_tokenizer(TEXTS, path, TokenizerConfig(vocab_size=400, kind="byte-bpe")).model)
 
 
 def changed(content, tmp_path, **model):
@@ -249,7 +251,7 @@ def test_a_vocabulary_that_loses_characters_is_remarked(tmp_path):
         tokenizer = Tokenizer(models.BPE({"<unk>": 0, "</s>": 1, "a": 2}, [], unk_token=unknown))
         (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
         assert "they are lost" in load_tokenizer(tmp_path).remarks[-1]
-    assert train_tokenizer(TEXTS, tmp_path / "t.model", vocab_size=400).remarks == ()
+    assert train_tokenizer(TEXTS, tmp_path / "t.model", TokenizerConfig(vocab_size=400)).remarks == ()
     assert load_tokenizer(tmp_path / "t.model").remarks == ()
 
 

@@ -77,7 +77,8 @@ def _corpus(options: argparse.Namespace) -> int:
     from megatron_kis.common.progress import console_progress
     from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus
     from megatron_kis.data_tools.facts.fact import load_facts
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer, model_file, side_file
+    from megatron_kis.data_tools.tokenizers.base import side_file
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, model_file
 
     if options.workers is not None and options.workers < 1:
         raise InputError(f"is {options.workers}", where="--workers", remedy="at least 1")

@@ -109,7 +109,7 @@ def _templates(options: argparse.Namespace) -> int:
     from megatron_kis.data_tools.facts.fact import load_facts
     from megatron_kis.data_tools.rendering.render import template_lengths, template_remarks
     from megatron_kis.data_tools.rendering.templates import load_templates
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
     if options.tokenizer and not options.facts:
         raise InputError("needs --facts", where="--tokenizer", remedy="tokens are counted with the names filled in")

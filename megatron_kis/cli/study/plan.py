@@ -35,7 +35,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
     from megatron_kis.study.data import fingerprints_of
     from megatron_kis.study.grid import runs_of
     from megatron_kis.study.preview import plan_rows
