@@ -46,8 +46,9 @@ from megatron_kis.data_tools.corpus.sentences import SentenceSplitter, load_spli
 from megatron_kis.data_tools.corpus.splits import outputs_of, part_bytes, sample_texts, shard_of
 from megatron_kis.data_tools.corpus.workers import encode_parts, full_disk_told
 from megatron_kis.data_tools.facts.fact import Fact
-from megatron_kis.data_tools.readers.lines import LONGEST_LINE
-from megatron_kis.data_tools.readers.splits import TextPart, check_text_files, expand, plan_parts, refuse_own_outputs
+from megatron_kis.data_tools.readers.base import LONGEST_LINE
+from megatron_kis.data_tools.readers.files import check_text_files, expand, refuse_own_outputs
+from megatron_kis.data_tools.readers.parts import TextPart, plan_parts
 from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, suffixed
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.encoder import choose_encoder

@@ -15,7 +15,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, read_json_lines, write_json, write_json_lines
 from megatron_kis.data_tools.corpus.part import QUARANTINE, SPLITS
 from megatron_kis.data_tools.corpus.workers import full_disk_told
-from megatron_kis.data_tools.readers.splits import file_places, refuse_own_outputs
+from megatron_kis.data_tools.readers.files import file_identities, refuse_own_outputs
 from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, suffixed
 
 SCHEMA = "kis.corpus/1"
@@ -73,7 +73,7 @@ def merge_corpora(prefixes: Sequence[Path], target: Path) -> list[tuple[Path, In
         JobError: the disk is full.
     """
     _spare(prefixes, target)
-    places = [file_places(suffixed(prefix, ".bin"))[-1] for prefix in prefixes]
+    places = [file_identities(suffixed(prefix, ".bin"))[-1] for prefix in prefixes]
     for number, place in enumerate(places):
         if place in places[:number]:
             raise InputError("is given twice", where=str(prefixes[number]), remedy=_WEIGHTS)

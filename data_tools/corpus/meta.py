@@ -14,7 +14,7 @@ from megatron_kis.common.files import fingerprint, read_json, sha256_file
 from megatron_kis.common.identity import differences
 from megatron_kis.data_tools.corpus.merge import SCHEMA
 from megatron_kis.data_tools.corpus.part import CODE, QUARANTINE, SPLITS, PartRecord, PartSettings
-from megatron_kis.data_tools.readers.splits import TextPart
+from megatron_kis.data_tools.readers.parts import TextPart
 from megatron_kis.data_tools.storage.indexed import IndexedReader, content_fingerprint, suffixed
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.reference_encoder import Encoder, package_version, versions_of

@@ -23,9 +23,9 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json, write_json_lines
 from megatron_kis.common.known_files import status_of
 from megatron_kis.data_tools.corpus.sentences import SentenceSplitter
+from megatron_kis.data_tools.readers.base import LONGEST_LINE
 from megatron_kis.data_tools.readers.documents import iter_blocks
-from megatron_kis.data_tools.readers.lines import LONGEST_LINE
-from megatron_kis.data_tools.readers.splits import TextPart
+from megatron_kis.data_tools.readers.parts import TextPart
 from megatron_kis.data_tools.storage.indexed import IndexedWriter, content_fingerprint, suffixed
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.reference_encoder import Encoder

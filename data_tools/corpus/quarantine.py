@@ -8,8 +8,8 @@ from typing import Any
 
 from megatron_kis.common.files import read_json_lines, write_json_lines
 from megatron_kis.data_tools.corpus.part import QUARANTINE
-from megatron_kis.data_tools.readers.lines import lines_before
-from megatron_kis.data_tools.readers.splits import TextPart
+from megatron_kis.data_tools.readers.documents import lines_before
+from megatron_kis.data_tools.readers.parts import TextPart
 from megatron_kis.data_tools.storage.indexed import suffixed
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.corpus.part import QUARANTINE, SPLITS
+from megatron_kis.data_tools.readers.base import LONGEST_LINE
 from megatron_kis.data_tools.readers.documents import iter_part
-from megatron_kis.data_tools.readers.lines import LONGEST_LINE
-from megatron_kis.data_tools.readers.splits import TextPart, beginning
+from megatron_kis.data_tools.readers.parts import TextPart, head_of
 from megatron_kis.data_tools.storage.indexed import suffixed
 
 _SMALLEST_PART, _MOST_PARTS = 2 << 20, 4096
@@ -61,7 +61,7 @@ def sample_texts(
     chosen = parts[:: max(1, -(-len(parts) // most))]
     for part in chosen:
         left = characters // len(chosen)
-        start = beginning(part, _BYTES_A_CHARACTER * left)
+        start = head_of(part, _BYTES_A_CHARACTER * left)
         for document in iter_part(start, text_key=text_key, on_bad=lambda _line, _error: None, longest=longest):
             yield document.text[:left]
             left -= len(document.text)

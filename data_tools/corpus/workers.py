@@ -18,7 +18,7 @@ from typing import Any
 from megatron_kis.common.errors import JobError
 from megatron_kis.common.progress import Meter, Progress
 from megatron_kis.data_tools.corpus.part import PartEncoder, PartRecord
-from megatron_kis.data_tools.readers.splits import TextPart
+from megatron_kis.data_tools.readers.parts import TextPart
 
 _LOOK = 0.2  # seconds between two looks at how far the processes are
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)

@@ -33,8 +33,8 @@ from megatron_kis.data_tools.preparation.stamps import (
     write_stamp,
 )
 from megatron_kis.data_tools.preparation.steps import Context, Steps, fact_names, steps, tokenizer_name, training
+from megatron_kis.data_tools.readers.files import check_text_files, expand
 from megatron_kis.data_tools.readers.open import FORMATS
-from megatron_kis.data_tools.readers.splits import check_text_files, expand
 from megatron_kis.data_tools.rendering.templates import load_templates
 from megatron_kis.data_tools.selection.imports import check_source, source_files
 from megatron_kis.data_tools.selection.select import check_settings

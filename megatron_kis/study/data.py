@@ -66,7 +66,7 @@ def source_files(settings: DataSettings) -> list[Path]:
     Raises:
         InputError: a pattern that matches nothing.
     """
-    from megatron_kis.data_tools.readers.splits import expand
+    from megatron_kis.data_tools.readers.files import expand
 
     files = [*expand(settings.text), *_facts(settings.facts), settings.templates]
     if settings.tokenizer is not None:

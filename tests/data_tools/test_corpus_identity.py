@@ -17,7 +17,7 @@ from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus, re
 from megatron_kis.data_tools.corpus.merge import merge_corpora
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.readers.documents import iter_documents
-from megatron_kis.data_tools.readers.splits import expand, refuse_own_outputs
+from megatron_kis.data_tools.readers.files import expand, refuse_own_outputs
 from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, content_fingerprint, suffixed
 from megatron_kis.data_tools.tokenizers import encoder as encode
 from megatron_kis.data_tools.tokenizers.gigatoken import GigatokenEncoder

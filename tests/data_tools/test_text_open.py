@@ -10,8 +10,9 @@ import pytest
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.readers.documents import iter_documents, iter_part
+from megatron_kis.data_tools.readers.files import check_text_files, expand
 from megatron_kis.data_tools.readers.open import kind_of
-from megatron_kis.data_tools.readers.splits import check_text_files, expand, plan_parts, whole
+from megatron_kis.data_tools.readers.parts import plan_parts, whole_file
 
 LINES = b'{"text": "\xd7\x90\xd7\x97\xd7\xaa"}\n{"text": "two"}\n'
 TEXTS = ["אחת", "two"]
@@ -183,6 +184,6 @@ def test_a_long_first_line_that_is_no_document_is_one_bad_line(tmp_path):
     path.write_text('["' + "x" * 9000 + '"]\n{"text": "ok"}\n', encoding="utf-8")
     check_text_files([path])
     bad = []
-    part = whole(path)
+    part = whole_file(path)
     texts = [document.text for document in iter_part(part, on_bad=lambda line, error: bad.append(line))]
     assert (texts, bad) == (["ok"], [1])

@@ -24,7 +24,7 @@ from megatron_kis.common.errors import InputError, first_of
 from megatron_kis.data_tools.facts.importers.base import Candidate, Imported, checked, malformed, parse_rows
 from megatron_kis.data_tools.facts.importers.columns import ALIASES, NEEDED, in_headers, layout, like_a_header
 from megatron_kis.data_tools.facts.importers.reading import decoded, source_lines
-from megatron_kis.data_tools.readers.lines import LONGEST_LINE
+from megatron_kis.data_tools.readers.base import LONGEST_LINE
 
 _Row = tuple[int, Sequence[str] | InputError]
 _LONGEST_RECORD = 1 << 20  # characters of a record of many lines: a quote that is never closed must not take the file

@@ -68,11 +68,11 @@ def _facts(options: argparse.Namespace) -> int:
     )
     templates = None
     if options.templates_output:
-        from megatron_kis.data_tools.readers.splits import file_places, refuse_own_outputs
+        from megatron_kis.data_tools.readers.files import file_identities, refuse_own_outputs
 
         refuse_own_outputs([options.input], [options.templates_output])
         others = (options.output, options.output.with_suffix(".meta.json"))
-        if {*file_places(options.templates_output)} & {place for path in others for place in file_places(path)}:
+        if {*file_identities(options.templates_output)} & {place for path in others for place in file_identities(path)}:
             raise InputError("is written by --output, too", where="--templates-output", remedy="write it elsewhere")
         if options.templates_output.exists():
             remedy = "templates that may have been edited are not overwritten"

@@ -58,7 +58,7 @@ def _tokenizer(options: argparse.Namespace) -> int:
     from megatron_kis.common.progress import console_progress
     from megatron_kis.data_tools.facts.fact import load_facts
     from megatron_kis.data_tools.preparation.prepare import fact_names
-    from megatron_kis.data_tools.readers.splits import check_text_files, expand, refuse_own_outputs
+    from megatron_kis.data_tools.readers.files import check_text_files, expand, refuse_own_outputs
     from megatron_kis.data_tools.tokenizers.base import side_file
     from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
