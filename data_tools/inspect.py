@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json
 from megatron_kis.data_tools.storage.exposures import ExposureIndex, index_fingerprint, read_exposure_index
-from megatron_kis.data_tools.storage.indexed import IndexedReader, content_fingerprint, suffixed
+from megatron_kis.data_tools.storage.indexed import CORPUS_SCHEMA, IndexedReader, content_fingerprint, suffixed
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 
 _BLOCK = 1 << 20
@@ -123,7 +123,7 @@ def describe(result: dict[str, Any]) -> list[str]:
 
 def _description(prefix: Path, reader: IndexedReader) -> tuple[str, dict[str, Any] | None, ExposureIndex | None]:
     if suffixed(prefix, ".meta.json").exists():
-        return "corpus", read_json(suffixed(prefix, ".meta.json"), "kis.corpus/1"), None
+        return "corpus", read_json(suffixed(prefix, ".meta.json"), CORPUS_SCHEMA), None
     if suffixed(prefix, ".json").exists():
         index = read_exposure_index(prefix, exposures=len(reader))
         if "index_fingerprint" in index.header and index_fingerprint(prefix) != index.header["index_fingerprint"]:

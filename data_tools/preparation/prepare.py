@@ -19,7 +19,7 @@ from megatron_kis.common.errors import InputError, JobError, KisError
 from megatron_kis.common.files import locked, sha256_file
 from megatron_kis.common.known_files import Seen, Sources
 from megatron_kis.common.progress import Progress
-from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX
+from megatron_kis.data_tools.corpus.part import VALIDATION_SUFFIX
 from megatron_kis.data_tools.facts.importers import IMPORTERS
 from megatron_kis.data_tools.preparation.publish import adopt, finish, is_halfway, publish, unfinished
 from megatron_kis.data_tools.preparation.settings import DataSettings

@@ -17,8 +17,10 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 from megatron_kis.common.known_files import Seen
 from megatron_kis.common.progress import Progress
-from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX, CorpusOptions, build_corpus, encoder_for
+from megatron_kis.data_tools.corpus.build import build_corpus, encoder_for
 from megatron_kis.data_tools.corpus.meta import read_corpus_meta
+from megatron_kis.data_tools.corpus.part import VALIDATION_SUFFIX
+from megatron_kis.data_tools.corpus.plan import CorpusConfig
 from megatron_kis.data_tools.facts.fact import Fact, load_facts
 from megatron_kis.data_tools.preparation.settings import DataSettings
 from megatron_kis.data_tools.preparation.stamps import OLD_VERSION, Step
@@ -212,7 +214,7 @@ def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None
             validation_share=settings.validation_share,
             seed=settings.seed,
             progress=context.progress,
-            options=CorpusOptions(text_format=settings.text_format),
+            config=CorpusConfig(text_format=settings.text_format),
         )
         context.progress.say(
             f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"

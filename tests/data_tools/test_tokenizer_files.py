@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.data_tools.corpus.build import build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.build import build_corpus
+from megatron_kis.data_tools.corpus.meta import read_corpus_meta
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.tokenizers.base import side_file
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, write_copy

@@ -9,7 +9,8 @@ import pytest
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import sha256_file
-from megatron_kis.data_tools.corpus.build import build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.build import build_corpus
+from megatron_kis.data_tools.corpus.meta import read_corpus_meta
 from megatron_kis.data_tools.inspect import inspect_corpus
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.rendering.render import render
