@@ -330,7 +330,7 @@ def _publish(
 
 @contextmanager
 def _parts_folder(folder: Path) -> Iterator[Path]:
-    """The folder of the parts: locked during the work, removed when all is done or nothing was."""
+    """Makes the folder of the parts, locked during the work and removed when all is done or nothing was."""
     with locked(folder, "kis data corpus"):
         for partial in folder.glob(".*.partial"):
             partial.unlink()

@@ -1,4 +1,4 @@
-"""The readers' base classes: blocks of documents from a part of a file, and the place of each line that holds none."""
+"""The base classes of the readers, and the errors of lines that hold no document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files are read: patterns of names, and the refusal to read one twice or to write over one."""
+"""Finds the files of patterns, and refuses to read one twice or to write over one."""
 
 from __future__ import annotations
 

@@ -95,7 +95,8 @@ def open_text(path: Path, *, head: bool = False) -> Iterator[IO[bytes]]:
     with open(path, "rb") as raw:
         start = raw.read(16)
         raw.seek(0)
-        found, named = packing_of(start), _PACKED.get(path.suffix.lower(), "")
+        found = packing_of(start)
+        named = _PACKED.get(path.suffix.lower(), "")
         if named and not found:
             problem = (
                 f"no {named} file in spite of its name" if start else f"empty, which no {named} file is (truncated?)"

@@ -119,7 +119,8 @@ def _check_frames(raw: IO[bytes], *, first: bool) -> None:
         return int.from_bytes(taken, "little")
 
     while at < size:
-        start, magic = at, number(4)
+        start = at
+        magic = number(4)
         if magic & ~0xF == _SKIPPABLE:
             length = number(4)
             at += length
@@ -127,7 +128,8 @@ def _check_frames(raw: IO[bytes], *, first: bool) -> None:
         if magic != int.from_bytes(_MAGIC["zstd"][0], "little"):
             raise _DamageError(f"no frame begins at byte {start}")
         descriptor = number(1)
-        single, checksum = descriptor >> 5 & 1, descriptor >> 2 & 1
+        single = descriptor >> 5 & 1
+        checksum = descriptor >> 2 & 1
         exponent, eighths = divmod(0 if single else number(1), 8)
         at += (0, 1, 2, 4)[descriptor & 3]
         content = number((single, 2, 4, 8)[descriptor >> 6])

@@ -45,7 +45,7 @@ _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
 _TOKEN_TYPES: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-_UINT16_VOCABULARY = 65_500  # Megatron's own limit (DType.optimal_dtype): smaller vocabularies take two bytes a token
+_UINT16_VOCABULARY = 65_500  # Megatron's own limit (DType.optimal_dtype): smaller vocabularies take two bytes per token
 _BUFFER_TOKENS = 1 << 18
 _INDEX_CHUNK = 1 << 16
 _COPIED = 1 << 22  # bytes
@@ -311,7 +311,7 @@ class IndexedReader:
         return InputError(problem, where=str(suffixed(self.prefix, ".idx")))
 
     def __len__(self) -> int:
-        """Number of sequences."""
+        """Returns the number of sequences."""
         return len(self.lengths)
 
     @property

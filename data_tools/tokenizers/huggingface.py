@@ -63,7 +63,7 @@ class HuggingFaceTokenizer(Tokenizer):
             normalise: what the model does to a text before it looks for tokens in it; None for nothing.
 
         Raises:
-            InputError: it cannot be told what the model puts before and after a text.
+            InputError: it is not clear what the model puts before and after a text.
         """
         # The largest id counts, not the number of tokens: some vocabularies have holes.
         vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
@@ -122,7 +122,7 @@ def load_huggingface(path: Path, model: bytes) -> HuggingFaceTokenizer:
 
     Raises:
         InputError: the file is not a tokenizer, names two tokens alike, or its end-of-document token or what
-            it puts around a text cannot be told.
+            it puts around a text is not clear.
     """
     tokenizers = library()
     try:
@@ -146,7 +146,8 @@ def _eod(path: Path, tokenizer: Any) -> tuple[str, tuple[str, ...]]:
     Raises:
         InputError: a file is damaged or names what is no token of the vocabulary, or there is none of a usual name.
     """
-    meta, config = side_file(path), path.with_name("tokenizer_config.json")
+    meta = side_file(path)
+    config = path.with_name("tokenizer_config.json")
     example = f'{{"schema": "{META_SCHEMA}", "eod": "..."}}'
     remedy = f"name it in {meta.name}: {example}"
     usual = next((name for name in _USUAL_NAMES if tokenizer.token_to_id(name) is not None), None)
@@ -210,7 +211,8 @@ def _step(described: dict[str, Any]) -> Normalise | None:
         prefix: str = described["prepend"]
         return lambda text: text and prefix + text
     if described["type"] == "Replace" and described["pattern"].get("String"):
-        old, new = described["pattern"]["String"], described["content"]
+        old = described["pattern"]["String"]
+        new = described["content"]
         return lambda text: text.replace(old, new)
     return None
 
@@ -235,7 +237,7 @@ def _frame(tokenizer: Any, vocab_size: int, path: Path) -> tuple[list[int], list
             break
     if possible is None or len(possible) != 1:
         remedy = "its post_processor must put the same tokens before and after every text"
-        raise InputError("puts tokens around a text in a way that cannot be told", where=str(path), remedy=remedy)
+        raise InputError("puts tokens around a text in a way that is not clear", where=str(path), remedy=remedy)
     [(before, after)] = possible
     return list(before), list(after)
 

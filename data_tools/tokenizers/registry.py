@@ -102,7 +102,7 @@ def _file_in_folder(folder: Path) -> Path:
 
 
 def _kind_of(path: Path, model: bytes) -> str:
-    """Returns ``huggingface``, ``tekken``, ``tiktoken``, or ``sentencepiece`` for a file that is none of these.
+    """Returns the kind of a file: ``huggingface``, ``tekken``, ``tiktoken``, or ``sentencepiece`` for any other.
 
     Args:
         path: the file.
@@ -114,7 +114,7 @@ def _kind_of(path: Path, model: bytes) -> str:
     if not model.strip():
         raise InputError("an empty file, no tokenizer", where=str(path), remedy="fetch or copy it again")
     if model.startswith(b"version https://git-lfs"):
-        problem = "a pointer of Git LFS, which stands for a tokenizer that was not fetched"
+        problem = "a pointer of Git LFS to a tokenizer that was not fetched"
         raise InputError(problem, where=str(path), remedy="fetch it with `git lfs pull`")
     head = model[:_LOOKED_AT]
     if path.suffix == ".json" or head.lstrip().startswith(b"{"):

@@ -45,8 +45,8 @@ def _last(message: bytes) -> dict[int, int | bytes]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    at, end = 0, len(message)
-    while at < end:
+    at = 0
+    while at < len(message):
         key, at = _varint(message, at)
         kind = key & 7
         value: int | bytes
@@ -58,7 +58,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
                 if kind != _BYTES:
                     raise ValueError(f"wire type {kind}")
                 size, at = _varint(message, at)
-            value, at = message[at : at + size], at + size
+            value = message[at : at + size]
+            at += size
         yield key >> 3, value
 
 

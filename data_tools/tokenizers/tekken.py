@@ -112,7 +112,8 @@ def _ranks(listed: Any, size: int, path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
     for number, token in enumerate(listed[:size]):
         try:
-            rank, content = token["rank"], base64.b64decode(token["token_bytes"], validate=True)
+            rank = token["rank"]
+            content = base64.b64decode(token["token_bytes"], validate=True)
         except (TypeError, KeyError, ValueError, binascii.Error):
             raise InputError(f"vocab[{number}]: expected rank and token_bytes", where=str(path)) from None
         if rank != number or not content or content in ranks:

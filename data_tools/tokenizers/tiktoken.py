@@ -211,7 +211,8 @@ def _ranks(path: Path, model: bytes) -> dict[bytes, int]:
         where = f"{path}:{number}"
         try:
             encoded, written = line.split()
-            token, rank = base64.b64decode(encoded, validate=True), int(written)
+            token = base64.b64decode(encoded, validate=True)
+            rank = int(written)
         except (ValueError, binascii.Error):
             raise InputError("not a token and its rank", where=where) from None
         if not token:
@@ -222,7 +223,8 @@ def _ranks(path: Path, model: bytes) -> dict[bytes, int]:
             raise InputError(f"the token has a rank in line {taken[ranks[token]]} already", where=where)
         if rank in taken:
             raise InputError(f"two tokens have one rank: line {taken[rank]} gives {rank} too", where=where)
-        ranks[token], taken[rank] = rank, number
+        ranks[token] = rank
+        taken[rank] = number
     if missing := missing_bytes(ranks):
         raise InputError(f"not a tiktoken file ({missing} of the 256 bytes are missing)", where=str(path))
     return ranks
@@ -256,7 +258,9 @@ def _description(path: Path, ranks: dict[bytes, int]) -> tuple[str, dict[str, in
     meta = read_meta(path)
     if "pattern" in meta or "special_tokens" in meta:
         meta = read_json(side, META_SCHEMA, keys=("pattern", "special_tokens"))
-        pattern, special, eod = meta["pattern"], meta["special_tokens"], EOD_PIECE
+        pattern = meta["pattern"]
+        special = meta["special_tokens"]
+        eod = EOD_PIECE
     else:
         pattern, special, eod = _published(path, ranks)
     eod = meta.get("eod", eod)

@@ -30,7 +30,7 @@ from megatron_kis.data_tools.tokenizers.huggingface import HuggingFaceTokenizer,
 from megatron_kis.data_tools.tokenizers.sentencepiece import load_sentencepiece
 
 MODEL_KINDS = ("unigram", "bpe", "byte-bpe")
-"""What can be trained: SentencePiece models (the first two), and byte-level BPE as ``tokenizer.json``."""
+"""Kinds that can be trained: SentencePiece models (the first two), and byte-level BPE as ``tokenizer.json``."""
 CHARACTER_COVERAGE = 0.9995
 """Share of characters that get a piece of their own; SentencePiece's default."""
 
@@ -182,7 +182,8 @@ def _pieces(text: str, keep_lines: bool) -> Iterator[str]:
             end = start + _LONGEST
             if end < len(line) and (space := line.rfind(" ", start + 1, end)) > 0:
                 end = space
-            piece, start = line[start:end], end
+            piece = line[start:end]
+            start = end
             if piece.strip():
                 yield piece
 
@@ -230,7 +231,8 @@ def _explained(message: str, pieces: list[str], config: TokenizerConfig) -> Inpu
     """Returns SentencePiece's error in our words, with values that work."""
     if found := re.search(r"too high .* <= (\d+)", message):
         return _too_high(int(found[1]), config)
-    where, problem = config.option("vocab_size"), f"no tokenizer of {config.vocab_size} pieces"
+    where = config.option("vocab_size")
+    problem = f"no tokenizer of {config.vocab_size} pieces"
     if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
         least = int(found[1])
         problem += f": characters and bytes need {least} with a character coverage of {config.character_coverage:g}"

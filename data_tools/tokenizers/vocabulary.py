@@ -77,6 +77,6 @@ def _refuse_shared(ids: dict[str, int], key: str, where: str) -> None:
     if len(set(ids.values())) == len(ids):
         return
     number = next(number for number, count in Counter(ids.values()).items() if count > 1)
-    one, other, *_ = (spelling for spelling, token in ids.items() if token == number)
+    one, other = [spelling for spelling, token in ids.items() if token == number][:2]
     problem = f"{key}: {one!r} and {other!r} have one id, {number}"
     raise InputError(problem, where=where, remedy="give each token an id of its own")

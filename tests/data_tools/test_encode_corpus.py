@@ -31,10 +31,17 @@ def symbols(path: Path) -> Path:
     """SentencePiece pieces as Mistral's tokenizers have them: user-defined ones, and a space before each text."""
     with path.open("wb") as model:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(TEXTS * 3), model_writer=model, model_type="bpe", vocab_size=420, minloglevel=2,
-            byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-            hard_vocab_limit=False, user_defined_symbols=["[REF]", "[/REF]"],
-        )  # fmt: skip
+            sentence_iterator=iter(TEXTS * 3),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=420,
+            minloglevel=2,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            hard_vocab_limit=False,
+            user_defined_symbols=["[REF]", "[/REF]"],
+        )
     return path
 
 

@@ -1,3 +1,5 @@
+import sys
+
 """What a file is: told by its name, by the user, or refused by its first bytes."""
 
 import bz2
@@ -187,3 +189,10 @@ def test_a_long_first_line_that_is_no_document_is_one_bad_line(tmp_path):
     part = whole_file(path)
     texts = [document.text for document in iter_part(part, on_bad=lambda line, error: bad.append(line))]
     assert (texts, bad) == (["ok"], [1])
+
+
+def test_a_package_that_is_missing_is_named_with_the_extra_that_has_it(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(InputError, match=r"pyarrow is needed for parquet files; pip install 'megatron-kis\[corpus\]'"):
+        list(iter_documents([tmp_path / "a.parquet"]))

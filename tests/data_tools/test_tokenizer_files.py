@@ -33,8 +33,13 @@ def tekken(tokens=(*BYTES, b"th", b"the", b" the", b"ing", b"never"), size=264, 
         {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
         for rank, token in enumerate(tokens)
     ]
-    config = {"pattern": PATTERN, "num_vocab_tokens": len(vocabulary), "default_vocab_size": size,
-              "default_num_special_tokens": special, "version": "v3"}  # fmt: skip
+    config = {
+        "pattern": PATTERN,
+        "num_vocab_tokens": len(vocabulary),
+        "default_vocab_size": size,
+        "default_num_special_tokens": special,
+        "version": "v3",
+    }
     content = {"config": config, "vocab": vocabulary, **({"special_tokens": listed} if listed else {}), **changes}
     return json.dumps(content)
 
@@ -52,8 +57,14 @@ def test_the_tokenizer_of_llama_3_is_read_as_meta_publishes_it(llama3, tmp_path)
     tokenizer = load_tokenizer(llama3)
     assert (tokenizer.vocab_size, tokenizer.eod_id) == (128_256, 128_001)
     names = [tokenizer.piece(token) for token in (128_000, 128_001, 128_006, 128_007, 128_009, 128_255)]
-    assert names == ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-                     "<|reserved_special_token_250|>"]  # fmt: skip
+    assert names == [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<|reserved_special_token_250|>",
+    ]
     text = "The theme: don't 12345 <|end_of_text|>"
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.eod_id not in tokenizer.encode(text)
@@ -266,9 +277,14 @@ def damaged(tmp_path_factory):
     for options in ({}, more):
         path = tmp_path_factory.mktemp("whole") / "t"
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(TEXTS), model_prefix=str(path), vocab_size=500, byte_fallback=True,
-            normalization_rule_name="identity", minloglevel=2, **options,
-        )  # fmt: skip
+            sentence_iterator=iter(TEXTS),
+            model_prefix=str(path),
+            vocab_size=500,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            minloglevel=2,
+            **options,
+        )
         models.append(path.with_suffix(".model").read_bytes())
     return models
 

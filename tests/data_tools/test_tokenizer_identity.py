@@ -129,7 +129,7 @@ def test_with_sentences_apart_the_command_says_that_each_has_the_frame(tmp_path,
 
 def test_a_model_that_does_something_else_with_a_text_is_refused(tmp_path):
     path = characters(tmp_path / "t.json", "$A <s> $A")
-    with pytest.raises(InputError, match=r"t\.json: puts tokens around a text in a way that cannot be told"):
+    with pytest.raises(InputError, match=r"t\.json: puts tokens around a text in a way that is not clear"):
         load_tokenizer(path)
 
 
