@@ -39,11 +39,13 @@ def markdown(simulations: int, single: int, inner: int) -> str:
             f"{r.dropped_bias:.2f} | {r.width:.2f} |"
         )
     lines += [
-        "", f"End to end, {simulations} studies a row: six sizes from 1M to 1B, then 7B and 70B. Curvature: "
-        "coefficient of (log N)^2 in the truth; the fitted law is straight.", "",
+        "",
+        f"End to end, {simulations} studies a row: six sizes from 1M to 1B, then 7B and 70B. Curvature: "
+        "coefficient of (log N)^2 in the truth; the fitted law is straight.",
+        "",
         "| curvature | 7B in its interval | 70B | median error at 7B (log) | at 70B | lack of fit flagged |",
         "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for curvature in (0.0, -0.02, -0.05):
         e = end_to_end(simulations, curvature)
         lines.append(
@@ -51,31 +53,38 @@ def markdown(simulations: int, single: int, inner: int) -> str:
             f"{e.flagged:.2f} |"
         )
     lines += [
-        "", f"Whole studies, every bootstrap included (199 resamples), {inner} a row; 95% intervals of the coverage in "
+        "",
+        f"Whole studies, every bootstrap included (199 resamples), {inner} a row; 95% intervals of the coverage in "
         "brackets, then the mean log width. A new model at 4 times the largest N, by what `predict` says (Student's "
-        "t), and by the two bootstraps that check it; last, the law's mean there.", "",
+        "t), and by the two bootstraps that check it; last, the law's mean there.",
+        "",
         "| design | refused | Student's t, used | bootstrap of curves | bootstrap of points | the mean, as used |",
         "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     rows = {design_.name: nested(design_, inner) for design_ in WHOLE}
     rows["all"] = _pooled(list(rows.values()))
     for name, row in rows.items():
         told = " | ".join(_said(row, which) for which in ("used", "bootstrap", "points", "mean"))
         lines.append(f"| {name} | {row['refused']} | {told} |")
     lines += [
-        "", f"Collapse points, {single} curves a row, each with its own test and calibration:", "",
+        "",
+        f"Collapse points, {single} curves a row, each with its own test and calibration:",
+        "",
         "| facts | seeds | steepness | levels | called collapsed | F* in its interval | median width (log) |",
         "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for row in tau_coverage(single):
         lines.append(
             f"| {row['facts']} | {row['seeds']} | {row['steepness']:g} | {row['levels']} | {row['collapsed']} of "
             f"{row['simulations']} | {row['covered']:.3f} | {row['width']:.2f} |"
         )
     lines += [
-        "", f"Size of the test against no collapse, nominal 5%, {simulations} curves a row:", "",
-        "| curve | facts | seeds | rejected |", "|---|---|---|---|",
-    ]  # fmt: skip
+        "",
+        f"Size of the test against no collapse, nominal 5%, {simulations} curves a row:",
+        "",
+        "| curve | facts | seeds | rejected |",
+        "|---|---|---|---|",
+    ]
     lines += [
         f"| {name} | {facts} | {seeds} | {share:.3f} |" for name, facts, seeds, share in size_of_test(simulations)
     ]
@@ -87,12 +96,13 @@ def _pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """All designs' studies together."""
     studies = [row["studies"] for row in rows]
     return {
-        "studies": sum(studies), "refused": sum(row["refused"] for row in rows),
+        "studies": sum(studies),
+        "refused": sum(row["refused"] for row in rows),
         "covered": {name: sum(row["covered"][name] for row in rows) for name in rows[0]["covered"]},
         "width": {
             name: float(np.average([row["width"][name] for row in rows], weights=studies)) for name in rows[0]["width"]
         },
-    }  # fmt: skip
+    }
 
 
 def _said(row: dict[str, Any], name: str) -> str:

@@ -149,8 +149,7 @@ def _questions(folder: Path, tokenizer: Tokenizer) -> tuple[QuestionSet, list[tu
 
     for (relation, row, number, template), tokens, spans in tokenize_in_batches(drafts(), tokenizer):
         answers = metadata[relation]["answer_space_labels"]
-        columns.add(f"{relation}/{number}", "infused", relation, "held_out", template, row["answer_idx"],
-                    len(answers))  # fmt: skip
+        columns.add(f"{relation}/{number}", "infused", relation, "held_out", template, row["answer_idx"], len(answers))
         for own in zip(answers, tokens, spans.tolist(), strict=True):
             columns.add_option(*own)
         names.append((relation, row["sub_label"], template))

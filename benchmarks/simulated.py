@@ -65,9 +65,16 @@ class Chain:
 
 
 def chain(
-    cells: int, censored: float, noise: str, simulations: int, *, seed: int = 0, truth: Truth | None = None,
-    levels: int = 12, seeds: int = 3,
-) -> Chain:  # fmt: skip
+    cells: int,
+    censored: float,
+    noise: str,
+    simulations: int,
+    *,
+    seed: int = 0,
+    truth: Truth | None = None,
+    levels: int = 12,
+    seeds: int = 3,
+) -> Chain:
     """Simulates studies of ``cells`` cells whose grid ends where ``censored`` of them lie beyond it.
 
     As many as it takes for ``simulations`` of them to carry the law.
@@ -120,12 +127,21 @@ def chain(
     slope_error = float(np.median(np.sqrt(found.covariance[:, 1, 1])))
     tau_cover = _tau_coverage(lower, upper, variance, closed, tau)
     return Chain(
-        cells, censored, noise, simulations, int((~usable).sum()), float((~closed).mean()), tau_cover,
+        cells,
+        censored,
+        noise,
+        simulations,
+        int((~usable).sum()),
+        float((~closed).mean()),
+        tau_cover,
         covered(np.array([0.0, 1, 0]), truth.size_exponent)[0],
         covered(np.array([0.0, 0, 1]), truth.budget_exponent)[0],
-        at[4], at[10], abs(float(np.mean(found.beta[:, 1])) - truth.size_exponent) / slope_error,
-        abs(_dropped(design_, lower, upper, closed) - truth.size_exponent) / slope_error, width,
-    )  # fmt: skip
+        at[4],
+        at[10],
+        abs(float(np.mean(found.beta[:, 1])) - truth.size_exponent) / slope_error,
+        abs(_dropped(design_, lower, upper, closed) - truth.size_exponent) / slope_error,
+        width,
+    )
 
 
 @dataclass(frozen=True)
@@ -248,10 +264,11 @@ def nested(design_: Whole, simulations: int, *, seed: int = 0, resamples: int = 
             hits[name].append(low <= (centre if name == "mean" else new) <= high)
             widths[name].append(high - low)
     return {
-        "studies": len(hits["used"]), "refused": simulations - len(hits["used"]),
+        "studies": len(hits["used"]),
+        "refused": simulations - len(hits["used"]),
         "covered": {name: sum(found) for name, found in hits.items()},
         "width": {name: float(np.mean(w)) for name, w in widths.items()},
-    }  # fmt: skip
+    }
 
 
 def true_source(truth: Truth, x: Array, facts: Array, collapse: float, generator: np.random.Generator) -> Source:
@@ -331,6 +348,12 @@ def tau_coverage(simulations: int, *, seed: int = 0) -> Iterator[dict[str, Any]]
                 widths.append(math.log(point.high / (point.low or grid[1])))
         n = statuses.get("collapsed", 0)
         yield {
-            "facts": facts, "seeds": seeds, "steepness": steepness, "levels": levels, "simulations": simulations,
-            "collapsed": n, "covered": inside / max(n, 1), "width": float(np.median(widths)) if widths else math.nan,
-        }  # fmt: skip
+            "facts": facts,
+            "seeds": seeds,
+            "steepness": steepness,
+            "levels": levels,
+            "simulations": simulations,
+            "collapsed": n,
+            "covered": inside / max(n, 1),
+            "width": float(np.median(widths)) if widths else math.nan,
+        }

@@ -18,8 +18,12 @@ def make_data(folder: Path, *, facts: int = 16) -> Path:
     """
     sources = write_sources(folder / "sources", facts_a_relation=3 * facts // 2)
     settings = DataSettings(
-        text=(sources.text,), facts=sources.triples, templates=sources.templates, vocab_size=400,
-        select=SelectSettings(infused=facts, background=facts, control=facts), validation_share=0.05,
-    )  # fmt: skip
+        text=(sources.text,),
+        facts=sources.triples,
+        templates=sources.templates,
+        vocab_size=400,
+        select=SelectSettings(infused=facts, background=facts, control=facts),
+        validation_share=0.05,
+    )
     prepare_data(settings, folder / "data")
     return folder / "data"

@@ -124,11 +124,14 @@ def our_step(name: str, vocabulary: int, length: int, batch: int, layout: Any, d
     from megatron_kis.engine.engine import Engine
 
     content = {
-        "name": "speed", "output": "unused", "device": "cpu",
+        "name": "speed",
+        "output": "unused",
+        "device": "cpu",
         "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
-        "model": {"preset": name}, "infusion": {"frequency": 0},
+        "model": {"preset": name},
+        "infusion": {"frequency": 0},
         "training": {"token_budget": batch * length, "sequence_length": length, "global_batch_size": batch},
-    }  # fmt: skip
+    }
     config = parse_config(RunConfig, content, source="benchmark")
     engine = Engine(config, vocabulary=vocabulary, layout=layout, device=device)
 
@@ -164,8 +167,10 @@ def compare(name: str, options: argparse.Namespace, layout: Any, device: Any) ->
         {"tokens": row[:-1], "labels": row[1:], "loss_mask": torch.ones(length), "position_ids": position}
         for row in window
     ]
-    steps = {"ours": our_step(name, vocabulary, length, batch, layout, device),
-             "plain": plain_step(shape, vocabulary, length)}  # fmt: skip
+    steps = {
+        "ours": our_step(name, vocabulary, length, batch, layout, device),
+        "plain": plain_step(shape, vocabulary, length),
+    }
     for step in steps.values():
         timed(step, samples, 2)
     once = max(timed(step, samples, 2) / 2 for step in steps.values())

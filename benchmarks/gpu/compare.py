@@ -83,5 +83,9 @@ def implementations(run: str, device: str, names: list[str]) -> dict[str, Any]:
             assert result is not None
             found.append(np.where(np.isfinite(result.scores), result.scores, 0.0))
     apart = np.abs(found[0] - found[1])
-    return {"names": names, "largest_difference": float(apart.max()), "mean_difference": float(apart.mean()),
-            "questions": len(apart)}  # fmt: skip
+    return {
+        "names": names,
+        "largest_difference": float(apart.max()),
+        "mean_difference": float(apart.mean()),
+        "questions": len(apart),
+    }

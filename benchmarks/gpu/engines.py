@@ -37,9 +37,17 @@ def samples_of(batch: int, length: int, vocabulary: int) -> Samples:
 
 
 def build(
-    device: Device, layout: Layout, *, preset: str, vocabulary: int, length: int, batch: int, precision: str,
-    implementation: str, parallel: Mapping[str, Any] | None = None,
-) -> Any:  # fmt: skip
+    device: Device,
+    layout: Layout,
+    *,
+    preset: str,
+    vocabulary: int,
+    length: int,
+    batch: int,
+    precision: str,
+    implementation: str,
+    parallel: Mapping[str, Any] | None = None,
+) -> Any:
     """The engine.
 
     Args:
@@ -56,12 +64,19 @@ def build(
     from megatron_kis.engine.engine import Engine
 
     content = {
-        "name": "benchmark", "output": "unused", "device": device.kind,
+        "name": "benchmark",
+        "output": "unused",
+        "device": device.kind,
         "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
-        "model": {"preset": preset, "transformer_impl": implementation}, "infusion": {"frequency": 0},
-        "training": {"token_budget": batch * length, "sequence_length": length, "global_batch_size": batch,
-                     "precision": precision},
+        "model": {"preset": preset, "transformer_impl": implementation},
+        "infusion": {"frequency": 0},
+        "training": {
+            "token_budget": batch * length,
+            "sequence_length": length,
+            "global_batch_size": batch,
+            "precision": precision,
+        },
         "parallel": dict(parallel or {}),
-    }  # fmt: skip
+    }
     config = parse_config(RunConfig, content, source="benchmark")
     return Engine(config, vocabulary=padded_vocabulary(vocabulary), layout=layout, device=device)

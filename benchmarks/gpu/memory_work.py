@@ -66,19 +66,33 @@ class Meter:
 def planned(case: dict[str, Any], *, replicas: int, on_host: bool) -> dict[str, float]:
     """What ``kis plan`` says of the fullest GPU, bytes by name, without the context."""
     split = Split(
-        tensor=case["tensor"], pipeline=case["pipeline"], data=replicas, recompute=case["recompute"],
-        sequence=case["sequence"], distributed_optimizer=replicas > 1,
-    )  # fmt: skip
+        tensor=case["tensor"],
+        pipeline=case["pipeline"],
+        data=replicas,
+        recompute=case["recompute"],
+        sequence=case["sequence"],
+        distributed_optimizer=replicas > 1,
+    )
     layers: Any = case["implementation"] if case["implementation"] in ("sdpa", "transformer_engine") else "auto"
     memory = planned_memory(
-        ladder.preset(case["preset"]), padded_vocabulary(case["vocabulary"]), split, length=case["length"],
-        micro_batch=case["micro_batch"], micro_batches=case["micro_batches"],
-        precision=resolve_precision(case["precision"], host=on_host), layers=layers,
+        ladder.preset(case["preset"]),
+        padded_vocabulary(case["vocabulary"]),
+        split,
+        length=case["length"],
+        micro_batch=case["micro_batch"],
+        micro_batches=case["micro_batches"],
+        precision=resolve_precision(case["precision"], host=on_host),
+        layers=layers,
         kernels="plain" if on_host else "fused",
-    )  # fmt: skip
+    )
     parts = {name: size - memory.remains for name, size in memory.parts.items()}
-    return {**parts, "static": memory.static + memory.remains, "peak": memory.total - memory.context,
-            "total": memory.total, "context": memory.context}  # fmt: skip
+    return {
+        **parts,
+        "static": memory.static + memory.remains,
+        "peak": memory.total - memory.context,
+        "total": memory.total,
+        "context": memory.context,
+    }
 
 
 def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[str, Any]]:
@@ -112,10 +126,12 @@ def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[st
         meter = Meter(place)
         sequences = case["micro_batches"] * case["micro_batch"]
         engine = build(
-            place, layout, batch=sequences * layout.data_size,
+            place,
+            layout,
+            batch=sequences * layout.data_size,
             **{name: case[name] for name in ("preset", "vocabulary", "length", "precision", "implementation")},
             parallel={name: case[name] for name in ("recompute", "tensor", "pipeline", "sequence")},
-        )  # fmt: skip
+        )
         samples = samples_of(sequences, case["length"], case["vocabulary"])
         most: dict[str, int] = {}
 

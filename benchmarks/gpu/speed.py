@@ -41,8 +41,13 @@ def _row(bench: Bench, kind: str, preset: str, length: int, batch: int) -> dict[
     if kind in ("sdpa", "fp8") and (problem := te_problem(bench)):
         raise Skipped(problem)
     bench.limit.need(1.5 * bench.options.seconds)
-    cell = {"kind": kind, "preset": preset, "length": length, "batch": batch,
-            "micro_batch": min(batch, bench.options.micro_batch)}  # fmt: skip
+    cell = {
+        "kind": kind,
+        "preset": preset,
+        "length": length,
+        "batch": batch,
+        "micro_batch": min(batch, bench.options.micro_batch),
+    }
     found = bench.measure(f"speed-{preset}-{length}-{kind}", "speed", **settings(bench, **cell))
     return {**cell, **found}
 
@@ -89,14 +94,30 @@ def measure(
 
 
 def _our_step(
-    device: Any, layout: Any, *, preset: str, length: int, batch: int, micro_batch: int, vocabulary: int,
-    implementation: str, precision: str,
-) -> Callable[[], float]:  # fmt: skip
+    device: Any,
+    layout: Any,
+    *,
+    preset: str,
+    length: int,
+    batch: int,
+    micro_batch: int,
+    vocabulary: int,
+    implementation: str,
+    precision: str,
+) -> Callable[[], float]:
     """A step of the engine."""
     from benchmarks.gpu.engines import build, samples_of
 
-    engine = build(device, layout, preset=preset, vocabulary=vocabulary, length=length, batch=batch,
-                   precision=precision, implementation=implementation)  # fmt: skip
+    engine = build(
+        device,
+        layout,
+        preset=preset,
+        vocabulary=vocabulary,
+        length=length,
+        batch=batch,
+        precision=precision,
+        implementation=implementation,
+    )
     samples = samples_of(batch, length, vocabulary)
 
     def step() -> float:

@@ -1,11 +1,10 @@
-import sys
-
 """What a file is: told by its name, by the user, or refused by its first bytes."""
 
 import bz2
 import gzip
 import json
 import lzma
+import sys
 
 import pytest
 
