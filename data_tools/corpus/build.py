@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import fingerprint, locked, read_json_lines, write_json_lines, write_text
+from megatron_kis.common.files import fingerprint, locked, read_json_lines, write_text
 from megatron_kis.common.progress import Progress
 from megatron_kis.data_tools.corpus.meta import (
     changes_of,
@@ -40,22 +40,22 @@ from megatron_kis.data_tools.corpus.meta import (
     job_fingerprint,
     left_out,
     read_corpus_meta,
-    remove_split,
+    retire,
     sources_of,
     up_to_date,
     write_corpus_meta,
+    write_quarantine,
     writing_versions,
 )
 from megatron_kis.data_tools.corpus.part import (
     QUARANTINE,
     SPLIT_NAMES,
-    SPLIT_SUFFIXES,
     VALIDATION_SUFFIX,
     PartConfig,
     PartEncoder,
     PartRecord,
 )
-from megatron_kis.data_tools.corpus.plan import CorpusConfig, CorpusJob, part_bytes, plan_job, sample_texts
+from megatron_kis.data_tools.corpus.plan import CorpusConfig, CorpusJob, part_bytes, sample_texts
 from megatron_kis.data_tools.corpus.workers import encode_parts, explained_full_disk
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.readers.documents import lines_before
@@ -148,7 +148,7 @@ def build_corpus(
             train on. No corpus is left half written; finished parts are kept for the next attempt.
         JobError: the disk is full, a worker died, or another process is at work on this corpus.
     """
-    job = plan_job(
+    job = CorpusJob(
         inputs,
         tokenizer,
         prefix,
@@ -247,7 +247,7 @@ def _make(job: CorpusJob, attempt: _Attempt) -> CorpusSummary:
         work = [(part, folder / f"{number:06d}") for number, part in enumerate(job.parts)]
         records, writers, sources = _encode_and_merge(job, attempt, work, folder)
         _publish(job, attempt, records, writers, sources)
-        _publish_quarantine(job.target, work)
+        write_quarantine(job.target, _skipped_lines(work))
     return _summary(job.target, [read_corpus_meta(suffixed(job.target, split)) for split in job.suffixes])
 
 
@@ -283,10 +283,7 @@ def _encode_and_merge(
         _refuse_nothing(job, records, writers, work)
         sources = hashed[0].result()
         job.sources.check()
-        for split in job.suffixes:  # a description of an earlier corpus must not outlive its tokens
-            suffixed(job.target, f"{split}.meta.json").unlink(missing_ok=True)
-        for split in SPLIT_SUFFIXES[len(job.suffixes) :]:
-            remove_split(suffixed(job.target, split))
+        retire(job.target, job.suffixes)
     return records, writers, sources
 
 
@@ -367,28 +364,16 @@ def _refuse_nothing(
     counts = left_out(records)
     reasons = ("leaked_documents_removed", "empty_documents", "skipped_lines")
     why = ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in reasons)
-    skipped = next(_quarantined(_quarantines(work)[:1]), None)
+    first_list = next(([pair] for pair in work if suffixed(pair[1], QUARANTINE).exists()), [])
+    skipped = next(_skipped_lines(first_list), None)
     why += f", the first {skipped['file']}:{skipped['line']}: {skipped['reason']}" if skipped else ""
     where = ", ".join(map(str, job.inputs))
     raise InputError(f"no documents for the {empty} split ({why})", where=where)
 
 
-def _publish_quarantine(target: Path, work: Work) -> None:
-    """Writes ``PREFIX.quarantine.jsonl``, the lines that hold no document; removes it where there are none."""
-    lists = _quarantines(work)
-    if lists:
-        write_json_lines(suffixed(target, QUARANTINE), _quarantined(lists))
-    else:
-        suffixed(target, QUARANTINE).unlink(missing_ok=True)
-
-
-def _quarantines(work: Work) -> list[tuple[TextPart, Path]]:
-    """Returns the parts that have a list of such lines, and the lists."""
-    return [(part, path) for part, prefix in work if (path := suffixed(prefix, QUARANTINE)).exists()]
-
-
-def _quarantined(lists: Work) -> Iterator[dict[str, Any]]:
-    """Yields the rows of such lists, with lines counted within the whole file."""
+def _skipped_lines(work: Work) -> Iterator[dict[str, Any]]:
+    """Yields the lines of all parts that hold no document, counted within the whole file."""
+    lists = [(part, path) for part, prefix in work if (path := suffixed(prefix, QUARANTINE)).exists()]
     starts: dict[tuple[Path, str], list[int]] = {}
     for part, _ in lists:
         starts.setdefault((part.path, part.kind), []).append(part.start)

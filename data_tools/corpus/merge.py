@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_json, read_json_lines, write_json_lines
-from megatron_kis.data_tools.corpus.meta import remove_split, write_corpus_meta
-from megatron_kis.data_tools.corpus.part import QUARANTINE, SPLIT_SUFFIXES, VALIDATION_SUFFIX
+from megatron_kis.common.files import read_json, read_json_lines
+from megatron_kis.data_tools.corpus.meta import retire, write_corpus_meta, write_quarantine
+from megatron_kis.data_tools.corpus.part import QUARANTINE, SPLIT_SUFFIXES, VALIDATION_SUFFIX, corpus_files
 from megatron_kis.data_tools.corpus.workers import explained_full_disk
 from megatron_kis.data_tools.readers.files import file_identities, refuse_own_outputs
 from megatron_kis.data_tools.storage.indexed import CORPUS_SCHEMA, IndexedReader, IndexedWriter, suffixed
@@ -74,17 +73,9 @@ def merge_corpora(prefixes: Sequence[Path], target: Path) -> list[tuple[Path, In
             stack.enter_context(_joined(paths, suffixed(target, split)))
             for split, paths in zip(splits, split_prefixes, strict=True)
         ]
-        # Killed from here on, nothing may be used as whole: neither half of the earlier corpus next to one of the new.
-        for split in splits:
-            suffixed(target, f"{split}.meta.json").unlink(missing_ok=True)
-        for split in SPLIT_SUFFIXES[len(splits) :]:
-            remove_split(suffixed(target, split))
+        retire(target, splits)
     quarantines = [path for prefix in prefixes if (path := suffixed(prefix, QUARANTINE)).exists()]
-    if quarantines:
-        lines = itertools.chain.from_iterable(read_json_lines(path) for path in quarantines)
-        write_json_lines(suffixed(target, QUARANTINE), (row for _, row in lines))
-    else:
-        suffixed(target, QUARANTINE).unlink(missing_ok=True)
+    write_quarantine(target, (row for path in quarantines for _, row in read_json_lines(path)))
     for split, meta, writer in zip(splits, metas, writers, strict=True):
         if meta is not None:
             write_corpus_meta(suffixed(target, split), meta, writer)
@@ -99,18 +90,10 @@ def _refuse_own_inputs(prefixes: Sequence[Path], target: Path) -> None:
     """
     for prefix in prefixes:
         try:
-            refuse_own_outputs(_files(prefix), _files(target))
+            refuse_own_outputs(corpus_files(prefix), corpus_files(target))
         except InputError:
             problem = f"would be written over by {target}"
             raise InputError(problem, where=str(prefix), remedy="another name for the result") from None
-
-
-def _files(prefix: Path) -> list[Path]:
-    """Returns all files of a corpus."""
-    pairs = [
-        suffixed(prefix, f"{split}{suffix}") for split in SPLIT_SUFFIXES for suffix in (".bin", ".idx", ".meta.json")
-    ]
-    return [*pairs, suffixed(prefix, QUARANTINE)]
 
 
 @contextmanager

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import fingerprint, read_json, sha256_file, write_json
+from megatron_kis.common.files import fingerprint, read_json, sha256_file, write_json, write_json_lines
 from megatron_kis.common.identity import differences
-from megatron_kis.data_tools.corpus.part import CODE, QUARANTINE, PartConfig, PartRecord, split_suffixes
+from megatron_kis.data_tools.corpus.part import CODE, QUARANTINE, SPLIT_SUFFIXES, PartConfig, PartRecord, split_suffixes
 from megatron_kis.data_tools.readers.parts import TextPart
 from megatron_kis.data_tools.storage.indexed import (
     CORPUS_SCHEMA,
@@ -46,14 +48,28 @@ def write_corpus_meta(prefix: Path, meta: dict[str, Any], writer: IndexedWriter)
     write_json(suffixed(prefix, ".meta.json"), {**meta, **counts, "content_fingerprint": writer.content_fingerprint})
 
 
-def remove_split(prefix: Path) -> None:
-    """Removes a split of an earlier corpus of the same name, description first; files of others stay."""
-    try:
-        read_json(suffixed(prefix, ".meta.json"), CORPUS_SCHEMA)
-    except InputError:
-        return
-    for suffix in (".meta.json", ".idx", ".bin"):
-        suffixed(prefix, suffix).unlink(missing_ok=True)
+def retire(target: Path, splits: Sequence[str]) -> None:
+    """Removes what must not outlive an earlier corpus's tokens: descriptions, and splits other than ``splits``.
+
+    Killed from here on, nothing looks complete: neither half of the earlier corpus next to one of the new. Files of
+    others, without a description of ours, stay.
+    """
+    for split in splits:
+        suffixed(target, f"{split}.meta.json").unlink(missing_ok=True)
+    for split in SPLIT_SUFFIXES[len(splits) :]:
+        with suppress(InputError):
+            read_json(suffixed(target, f"{split}.meta.json"), CORPUS_SCHEMA)
+            for suffix in (".meta.json", ".idx", ".bin"):
+                suffixed(target, f"{split}{suffix}").unlink(missing_ok=True)
+
+
+def write_quarantine(target: Path, rows: Iterator[dict[str, Any]]) -> None:
+    """Writes ``PREFIX.quarantine.jsonl``, the lines that hold no document; removes it where there are none."""
+    first = next(rows, None)
+    if first is None:
+        suffixed(target, QUARANTINE).unlink(missing_ok=True)
+    else:
+        write_json_lines(suffixed(target, QUARANTINE), itertools.chain([first], rows))
 
 
 def writing_versions(encoder: Encoder, tokenizer: Tokenizer, *, sentences: bool, facts: bool) -> dict[str, str]:

@@ -54,6 +54,12 @@ def split_suffixes(validation_share: float) -> tuple[str, ...]:
     return SPLIT_SUFFIXES if validation_share else SPLIT_SUFFIXES[:1]
 
 
+def corpus_files(prefix: Path) -> list[Path]:
+    """Returns all files that a corpus may consist of."""
+    pairs = [f"{split}{suffix}" for split in SPLIT_SUFFIXES for suffix in (".bin", ".idx", ".meta.json")]
+    return [suffixed(prefix, name) for name in (*pairs, QUARANTINE)]
+
+
 @dataclass(frozen=True, slots=True)
 class PartConfig:
     """All that decides a part's bytes, except the text."""

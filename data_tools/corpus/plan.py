@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.known_files import Sources
 from megatron_kis.common.progress import Progress
-from megatron_kis.data_tools.corpus.part import QUARANTINE, SPLIT_SUFFIXES, split_suffixes
+from megatron_kis.data_tools.corpus.part import QUARANTINE, corpus_files, split_suffixes
 from megatron_kis.data_tools.corpus.sentences import SentenceSplitter, load_splitter, train_splitter
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.readers.base import LONGEST_LINE
@@ -56,89 +56,71 @@ class CorpusConfig:
     """Bytes of text between two restart points; None for 2 MB, more where that makes more than 4096 parts."""
 
 
-@dataclass(frozen=True, slots=True)
 class CorpusJob:
-    """The work of one command: the text, how it is encoded, and where the corpus is written."""
+    """The work of one command: the text and its parts, how they are encoded, and where the corpus is written."""
 
-    inputs: Sequence[Path]
-    """Text files and patterns, as they were given."""
-    paths: list[Path]
-    """The text files."""
-    sources: Sources
-    """Status of the text files at the start."""
-    all_parts: list[TextPart]
-    """Parts of the whole text."""
-    parts: list[TextPart]
-    """Parts that this command encodes: all, or those of its shard."""
-    target: Path
-    """Prefix of the files to write."""
-    tokenizer: Tokenizer
-    splitter: SentenceSplitter | None
-    """Splits documents into sentences; None where a document is one sequence."""
-    facts: list[Fact]
-    """Facts whose documents are left out."""
-    text_key: str
-    validation_share: float
-    seed: int
-    config: CorpusConfig
-    progress: Progress
+    def __init__(
+        self,
+        inputs: Sequence[Path],
+        tokenizer: Tokenizer,
+        prefix: Path,
+        *,
+        text_key: str,
+        facts: Iterable[Fact],
+        validation_share: float,
+        seed: int,
+        progress: Progress,
+        config: CorpusConfig,
+        also_read: Sequence[Path],
+    ) -> None:
+        """Plans the work; see ``corpus.build.build_corpus`` for the arguments. Trains the sentence splitter if needed.
 
-    @property
-    def suffixes(self) -> tuple[str, ...]:
+        Raises:
+            InputError: a setting is out of range; a file is missing, given twice, no text, or would be written over.
+        """
+        if not 0 <= validation_share < 1:
+            raise InputError(f"is {validation_share}", where="validation_share", remedy="expected a share in [0, 1)")
+        self.inputs = inputs
+        self.tokenizer = tokenizer
+        self.text_key = text_key
+        self.facts = list(facts)
+        self.validation_share = validation_share
+        self.seed = seed
+        self.progress = progress
+        self.config = config
+        self.paths = expand(inputs)
+        """The text files."""
+        check_text_files(self.paths, config.text_format)
+        self.sources = Sources(self.paths)
+        """Status of the text files at the start."""
+        size = config.part_bytes or part_bytes(self.paths)
+        self.all_parts = plan_parts(self.paths, part_bytes=size, text_format=config.text_format)
+        """Parts of the whole text."""
+        self.target, self.parts = _shard_of(prefix, self.all_parts, config.shard)
+        """Prefix of the files to write, and the parts that this command encodes: all, or those of its shard."""
+        read = [*inputs, *also_read, *([config.punkt] if config.punkt else [])]
+        learned = [suffixed(prefix, ".punkt.json")] if config.sentences and config.punkt is None else []
+        unfinished = [suffixed(self.target, ".parts") / f"000000{suffix}" for suffix in (QUARANTINE, ".json")]
+        refuse_own_outputs(read, [*corpus_files(self.target), *unfinished, *learned])
+        self.suffixes = split_suffixes(validation_share)
         """Suffixes of the splits that are written."""
-        return split_suffixes(self.validation_share)
-
-    @property
-    def first_source(self) -> int:
+        self.first_source = list(dict.fromkeys(part.path for part in self.all_parts)).index(self.parts[0].path)
         """Index of the first file of ``parts`` among all files."""
-        return list(dict.fromkeys(part.path for part in self.all_parts)).index(self.parts[0].path)
+        self.splitter = self._splitter(prefix) if config.sentences else None
+        """Splits documents into sentences; None where a document is one sequence."""
 
-
-def plan_job(
-    inputs: Sequence[Path],
-    tokenizer: Tokenizer,
-    prefix: Path,
-    *,
-    text_key: str,
-    facts: Iterable[Fact],
-    validation_share: float,
-    seed: int,
-    progress: Progress,
-    config: CorpusConfig,
-    also_read: Sequence[Path],
-) -> CorpusJob:
-    """Plans the work; see ``corpus.build.build_corpus`` for the arguments. Trains the sentence splitter where needed.
-
-    Raises:
-        InputError: a setting is out of range; a file is missing, given twice, no text, or would be written over.
-    """
-    facts = list(facts)
-    if not 0 <= validation_share < 1:
-        raise InputError(f"is {validation_share}", where="validation_share", remedy="expected a share in [0, 1)")
-    paths = expand(inputs)
-    check_text_files(paths, config.text_format)
-    sources = Sources(paths)
-    all_parts = plan_parts(paths, part_bytes=config.part_bytes or part_bytes(paths), text_format=config.text_format)
-    target, parts = shard_of(prefix, all_parts, config.shard)
-    read = [*inputs, *also_read, *([config.punkt] if config.punkt else [])]
-    learned = [suffixed(prefix, ".punkt.json")] if config.sentences and config.punkt is None else []
-    refuse_own_outputs(read, [*_outputs_of(target), *learned])
-    return CorpusJob(
-        inputs=inputs,
-        paths=paths,
-        sources=sources,
-        all_parts=all_parts,
-        parts=parts,
-        target=target,
-        tokenizer=tokenizer,
-        splitter=_splitter(all_parts, text_key, prefix, config, progress),
-        facts=facts,
-        text_key=text_key,
-        validation_share=validation_share,
-        seed=seed,
-        config=config,
-        progress=progress,
-    )
+    def _splitter(self, prefix: Path) -> SentenceSplitter:
+        path = self.config.punkt or suffixed(prefix, ".punkt.json")
+        texts = sample_texts(
+            self.all_parts,
+            self.text_key,
+            most=_PUNKT_PARTS,
+            characters=_PUNKT_CHARACTERS,
+            longest=self.config.longest_line,
+        )
+        if self.config.punkt is None and train_splitter(texts, path):
+            self.progress.say(f"{path}: learned from the text")
+        return load_splitter(path, keep_newlines=self.config.keep_newlines)
 
 
 def part_bytes(paths: Sequence[Path]) -> int:
@@ -147,7 +129,7 @@ def part_bytes(paths: Sequence[Path]) -> int:
     return max(_SMALLEST_PART, 1 << (size // _MOST_PARTS).bit_length())
 
 
-def shard_of(prefix: Path, parts: list[TextPart], shard: tuple[int, int] | None) -> tuple[Path, list[TextPart]]:
+def _shard_of(prefix: Path, parts: list[TextPart], shard: tuple[int, int] | None) -> tuple[Path, list[TextPart]]:
     """Returns prefix and parts of a shard. Its parts are neighbours: shards joined in order are the whole.
 
     Args:
@@ -185,22 +167,3 @@ def sample_texts(
             left -= len(document.text)
             if left <= 0:
                 break
-
-
-def _outputs_of(target: Path) -> list[Path]:
-    """Returns the files of a corpus, and those of the first part while it is made."""
-    names = [QUARANTINE, *(f"{split}{suffix}" for split in SPLIT_SUFFIXES for suffix in (".bin", ".idx", ".meta.json"))]
-    part = suffixed(target, ".parts") / "000000"
-    return [suffixed(target, name) for name in names] + [suffixed(part, name) for name in (QUARANTINE, ".json")]
-
-
-def _splitter(
-    parts: list[TextPart], text_key: str, prefix: Path, config: CorpusConfig, progress: Progress
-) -> SentenceSplitter | None:
-    if not config.sentences:
-        return None
-    path = config.punkt or suffixed(prefix, ".punkt.json")
-    texts = sample_texts(parts, text_key, most=_PUNKT_PARTS, characters=_PUNKT_CHARACTERS, longest=config.longest_line)
-    if config.punkt is None and train_splitter(texts, path):
-        progress.say(f"{path}: learned from the text")
-    return load_splitter(path, keep_newlines=config.keep_newlines)
