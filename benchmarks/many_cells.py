@@ -81,16 +81,16 @@ def runs(study: Path) -> list[Any]:
     from megatron_kis.cli.study.common import data_config, load_study
     from megatron_kis.study.grid import runs_of
 
-    loaded, data, _ = load_study(options)
-    return runs_of(loaded, data_config(loaded, data))
+    loaded = load_study(options)
+    return runs_of(loaded, data_config(loaded))
 
 
 def find_done(study: Path) -> None:
     """What ``kis study run`` does before it starts anything."""
     from megatron_kis.cli.study.common import done_runs, load_study, look_over
 
-    loaded, data, _ = load_study(argparse.Namespace(study=study, overrides=[]))
-    assert done_runs(look_over(loaded, data))[0]
+    loaded = load_study(argparse.Namespace(study=study, overrides=[]))
+    assert done_runs(look_over(loaded))[0]
 
 
 def load(folder: Path) -> None:
@@ -141,8 +141,8 @@ def write_study(folder: Path, cells: int) -> Path:
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     from megatron_kis.cli.study.common import load_study, prepare
 
-    study, data, _ = load_study(argparse.Namespace(study=path, overrides=[]))
-    prepare(study, data)
+    study = load_study(argparse.Namespace(study=path, overrides=[]))
+    prepare(study)
     return path
 
 

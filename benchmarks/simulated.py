@@ -29,11 +29,11 @@ from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.regression import fit, half_width
 from megatron_kis.analysis.runs.curves import Array, curves
 from megatron_kis.analysis.simulate import Truth, simulate_curve, simulate_table
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 Bools = npt.NDArray[np.bool_]
 
-SETTINGS = AnalysisSettings(resamples=199)
+SETTINGS = AnalysisConfig(resamples=199)
 REFERENCE = (100_000_000, 2_000_000_000)
 DESIGNS = {6: (3, 2), 9: (3, 3), 12: (4, 3)}  # cells: sizes x budgets
 TRUTH = Truth(size_exponent=0.3, budget_exponent=0.2, facts=200)

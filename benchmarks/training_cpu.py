@@ -8,7 +8,7 @@ on the same batches from the same shape in fp32. Rounds of the two take turns, a
 since machines are noisy; the medians, and each one's fastest turn, are printed as JSON. Times are the process's
 processor time over its threads: use one thread.
 
-Both are in one process, so that the C library keeps freed memory for both (``distributed.allocator``). With
+Both are in one process, so that the C library keeps freed memory for both (``distributed.cpu_backend``). With
 ``GLIBC_TUNABLES=glibc.malloc.check=0``, which changes nothing but says that the environment has chosen, it does for
 neither.
 """
@@ -31,8 +31,9 @@ from megatron_kis.common.configuration import parse_config
 from megatron_kis.config.ladder import ModelShape, preset
 from megatron_kis.config.run import ModelConfig, RunConfig
 from megatron_kis.config.vocabulary import padded_vocabulary
-from megatron_kis.distributed.device import open_device, seed_device
-from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.distributed.determinism import seed_device
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
 
 
 class Block(nn.Module):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from megatron_kis.analysis import AnalysisSettings, find_transitions
+from megatron_kis.analysis import AnalysisConfig, find_transitions
 from megatron_kis.analysis.runs.load_csv import write_points_csv
 from megatron_kis.analysis.simulate import Truth, simulate_table
 from megatron_kis.common.configuration import parse_config
@@ -201,7 +201,7 @@ def _points(path: Path) -> None:
     cells = [(params, 2_000_000_000) for params in (30_000_000, 100_000_000, 300_000_000, 1_000_000_000)]
     levels = [0, 40, 100, 200, 300, 400, 600, 900, 1400]
     table, _ = simulate_table(Truth(), cells, levels, 2, np.random.default_rng(5))
-    write_points_csv(find_transitions(table, AnalysisSettings(resamples=99)), path)
+    write_points_csv(find_transitions(table, AnalysisConfig(resamples=99)), path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

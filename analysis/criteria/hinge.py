@@ -34,7 +34,7 @@ from megatron_kis.analysis.runs.transitions import (
     count,
     make,
 )  # fmt: skip
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 FEWEST_LEVELS = 4  # two on each side of tau
 HAIR = 0.05  # of a bracket: an interval wider by less is the bracket's
@@ -89,13 +89,13 @@ def log_frequency(curve: Curve) -> Array:
         return np.log(curve.frequency)
 
 
-def generator_of(curve: Curve, settings: AnalysisSettings, purpose: str) -> np.random.Generator:
+def generator_of(curve: Curve, settings: AnalysisConfig, purpose: str) -> np.random.Generator:
     """Random numbers that depend on the settings' seed and on what the curve is, never on the order of curves."""
     identity = f"{purpose}/{curve.params}/{curve.tokens}/{curve.group}/{curve.split}/{curve.scoring}"
     return np.random.default_rng([settings.seed, zlib.crc32(identity.encode())])
 
 
-def fit_hinge(curve: Curve, settings: AnalysisSettings) -> Hinge:
+def fit_hinge(curve: Curve, settings: AnalysisConfig) -> Hinge:
     """The hinge of ``curve``, which has at least `FEWEST_LEVELS` levels."""
     x = log_frequency(curve)
     rates, facts = seed_matrix(curve)
@@ -107,7 +107,7 @@ def fit_hinge(curve: Curve, settings: AnalysisSettings) -> Hinge:
 
 
 def calibrated(
-    hinge: Hinge, facts: Array, settings: AnalysisSettings, generator: np.random.Generator
+    hinge: Hinge, facts: Array, settings: AnalysisConfig, generator: np.random.Generator
 ) -> tuple[float, float]:
     """(cut, error) of a fitted curve, by parametric bootstrap.
 
@@ -170,7 +170,7 @@ def bracket(hinge: Hinge, frequency: Array) -> tuple[float, float]:
     return float(logs[index]), float(logs[index + 1])
 
 
-def falls_at_once(hinge: Hinge, settings: AnalysisSettings) -> bool:
+def falls_at_once(hinge: Hinge, settings: AnalysisConfig) -> bool:
     """Whether the curve is lower at its second level already and falls on: tau lies before that level."""
     fits, seen, x = hinge.fits, hinge.seen, hinge.x
     if seen.rate[0] <= seen.rate[1]:
@@ -190,7 +190,7 @@ def companion(hinge: Hinge, r: float) -> float:
     return hinge.tau + max(float(hinge.fits.plateau[0]) - float(edge), 0.0) / gamma
 
 
-def _still_up(seen: Evidence, settings: AnalysisSettings) -> int:
+def _still_up(seen: Evidence, settings: AnalysisConfig) -> int:
     """The last level that a fall cannot have begun before, where none was found.
 
     Levels at the end may be down without being reliably down: nothing is said about them. Nor about the bracket before
@@ -205,7 +205,7 @@ class HingeCollapse:
     kind = "collapse"
     groups: tuple[str, ...] = ("infused", "background")
 
-    def find(self, curve: Curve, settings: AnalysisSettings) -> Transition:
+    def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """The collapse of ``curve``."""
         levels = len(curve.frequency)
         if levels < FEWEST_LEVELS:
@@ -237,7 +237,7 @@ class HingeCollapse:
         return self._seen(curve, settings, hinge, facts, drop, peak, detectable, p_value)
 
     def _seen(
-        self, curve: Curve, settings: AnalysisSettings, hinge: Hinge, facts: Array, drop: float, peak: float,
+        self, curve: Curve, settings: AnalysisConfig, hinge: Hinge, facts: Array, drop: float, peak: float,
         detectable: float, p_value: float,
     ) -> Transition:  # fmt: skip
         cut, _ = calibrated(hinge, facts, settings, generator_of(curve, settings, "cut"))
@@ -279,7 +279,7 @@ class HingeCollapse:
         )  # fmt: skip
 
     def _not_seen(
-        self, curve: Curve, settings: AnalysisSettings, seen: Evidence, said: str, peak: float, chance: float,
+        self, curve: Curve, settings: AnalysisConfig, seen: Evidence, said: str, peak: float, chance: float,
         detectable: float, p_value: float,
     ) -> Transition:  # fmt: skip
         known: dict[str, Any] = {"peak": peak, "detectable": detectable, "p_value": p_value}

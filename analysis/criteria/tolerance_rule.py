@@ -26,7 +26,7 @@ from megatron_kis.analysis.runs.transitions import (
     crossing,
     make,
 )  # fmt: skip
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 _FEWEST_LEVELS = 3  # a rise and a fall cannot be told apart on two
 
@@ -43,12 +43,12 @@ class Fall:
     """[...] the largest standardised drop to the levels from any one behind ``last`` on; 0 where there are none."""
 
 
-def margin(peak: Array, settings: AnalysisSettings, spread: float | None) -> Array:
+def margin(peak: Array, settings: AnalysisConfig, spread: float | None) -> Array:
     """How far below its maximum a curve must stay: the largest of r * peak, delta_min and two seed deviations."""
     return np.maximum(settings.r * peak, max(settings.delta_min, 2 * (spread or 0.0)))
 
 
-def fall(rates: Array, weight: Array, settings: AnalysisSettings, spread: float | None) -> Fall:
+def fall(rates: Array, weight: Array, settings: AnalysisConfig, spread: float | None) -> Fall:
     """The fall of each curve of ``rates`` [..., L] with effective facts ``weight`` [L]."""
     levels = rates.shape[-1]
     peak = rates.max(axis=-1)
@@ -82,7 +82,7 @@ class ToleranceRule:
     kind = "collapse"
     groups: tuple[str, ...] = ("infused", "background")
 
-    def find(self, curve: Curve, settings: AnalysisSettings) -> Transition:
+    def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """The collapse of ``curve``."""
         levels = len(curve.frequency)
         if levels < _FEWEST_LEVELS:
@@ -140,7 +140,7 @@ class ToleranceRule:
         )  # fmt: skip
 
     @staticmethod
-    def _p_value(curve: Curve, weight: Array, spread: float | None, z: float, settings: AnalysisSettings) -> float:
+    def _p_value(curve: Curve, weight: Array, spread: float | None, z: float, settings: AnalysisConfig) -> float:
         if z <= 0:
             return 1.0
         null = plateau_fit(curve.rate, weight)

@@ -39,7 +39,7 @@ from megatron_kis.analysis.law.fit import Law, cells_of, fit_law
 from megatron_kis.analysis.law.regression import fit
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 EXTRAPOLATIONS = (1.0, 4.0, 10.0, 100.0, 1000.0)
 _Z = 1.959964
@@ -78,7 +78,7 @@ class Source:
         return rates
 
 
-def source_of(curve: Curve, point: Transition, gamma: float, settings: AnalysisSettings, resamples: int) -> Source:
+def source_of(curve: Curve, point: Transition, gamma: float, settings: AnalysisConfig, resamples: int) -> Source:
     """The source of one cell; ``gamma`` is the steepness to assume where the cell itself showed no fall."""
     x, chance = log_frequency(curve), chance_of(curve)
     rates, facts = seed_matrix(curve)
@@ -103,7 +103,7 @@ def source_of(curve: Curve, point: Transition, gamma: float, settings: AnalysisS
 
 
 def detect(
-    source: Source, rates: Array, settings: AnalysisSettings, *, steps: int = 4, rounds: int = 7
+    source: Source, rates: Array, settings: AnalysisConfig, *, steps: int = 4, rounds: int = 7
 ) -> tuple[Array, Array, Array]:
     """(lower, upper, variance) of log F*, each [R], as the criterion would find them in drawn curves [R, L, S]."""
     x = source.x
@@ -161,13 +161,13 @@ def levelled(variance: Array, estimate: Array, tau: Array) -> Array:
     return variance * float(np.mean((estimate - tau)[profile] ** 2) / np.mean(variance[profile]))
 
 
-def _last_level(seen: Evidence, settings: AnalysisSettings) -> npt.NDArray[np.int64]:
+def _last_level(seen: Evidence, settings: AnalysisConfig) -> npt.NDArray[np.int64]:
     weight = seen.weight.mean(axis=0)
     return fall(seen.rate, weight, settings, float(seen.spread.mean()) or None).last
 
 
 def bootstrap_law(
-    law: Law, curves: Sequence[Curve], points: Sequence[Transition], settings: AnalysisSettings, *, resamples: int,
+    law: Law, curves: Sequence[Curve], points: Sequence[Transition], settings: AnalysisConfig, *, resamples: int,
 ) -> Law:  # fmt: skip
     """``law`` refitted with its curves' own errors, and critical values from ``resamples`` resamples of both stages.
 
@@ -201,7 +201,7 @@ def bootstrap_law(
 
 
 def law_pivots(
-    law: Law, used: Sequence[Transition], sources: Sequence[Source], settings: AnalysisSettings, resamples: int
+    law: Law, used: Sequence[Transition], sources: Sequence[Source], settings: AnalysisConfig, resamples: int
 ) -> dict[str, Any] | None:
     """The calibration of `Law`: critical values of the mean and of a new model at several extrapolations."""
     cells = cells_of(used)

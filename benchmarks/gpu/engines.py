@@ -11,14 +11,15 @@ import torch
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.vocabulary import padded_vocabulary
-from megatron_kis.distributed.device import Device, open_device, seed_device
-from megatron_kis.distributed.parallel import Layout, close_groups, open_groups
+from megatron_kis.distributed.determinism import seed_device
+from megatron_kis.distributed.device import Device, open_device
+from megatron_kis.distributed.groups import ParallelDims, close_groups, open_groups
 
 Samples = list[dict[str, torch.Tensor]]
 
 
 @contextmanager
-def opened(device: str, *, tensor: int = 1, pipeline: int = 1) -> Iterator[tuple[Device, Layout]]:
+def opened(device: str, *, tensor: int = 1, pipeline: int = 1) -> Iterator[tuple[Device, ParallelDims]]:
     """This rank on its device, its random streams seeded; sizes as in a run's configuration."""
     place = open_device(device, in_order=tensor > 1)
     layout = open_groups(place, tensor=tensor, pipeline=pipeline)
@@ -38,7 +39,7 @@ def samples_of(batch: int, length: int, vocabulary: int) -> Samples:
 
 def build(
     device: Device,
-    layout: Layout,
+    layout: ParallelDims,
     *,
     preset: str,
     vocabulary: int,

@@ -55,7 +55,7 @@ from megatron_kis.data_tools.corpus.part import (
     PartEncoder,
     PartRecord,
 )
-from megatron_kis.data_tools.corpus.plan import CorpusConfig, CorpusJob, part_bytes, sample_texts
+from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig, CorpusJob, part_bytes, sample_texts
 from megatron_kis.data_tools.corpus.workers import encode_parts, explained_full_disk
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.readers.documents import lines_before
@@ -126,7 +126,7 @@ def build_corpus(
     validation_share: float = 0.02,
     seed: int = 0,
     progress: Progress | None = None,
-    config: CorpusConfig | None = None,
+    config: CorpusBuildConfig | None = None,
     also_read: Sequence[Path] = (),
 ) -> CorpusSummary:
     """Tokenizes text files into a corpus, or into one shard of it.
@@ -157,7 +157,7 @@ def build_corpus(
         validation_share=validation_share,
         seed=seed,
         progress=progress or Progress(),
-        config=config or CorpusConfig(),
+        config=config or CorpusBuildConfig(),
         also_read=also_read,
     )
     first, second = _attempts(job)
@@ -183,7 +183,7 @@ def encoder_for(
         InputError: a file is missing or damaged.
     """
     parts = plan_parts(paths, part_bytes=part_bytes(paths), text_format=text_format)
-    return _choose(tokenizer, parts, text_key, CorpusConfig())
+    return _choose(tokenizer, parts, text_key, CorpusBuildConfig())
 
 
 # Which encoder
@@ -199,7 +199,9 @@ def _attempts(job: CorpusJob) -> tuple[_Attempt, _Attempt | None]:
     return (second, None) if _known_to_differ(job, second, encoder) else (first, second)
 
 
-def _choose(tokenizer: Tokenizer, parts: list[TextPart], text_key: str, config: CorpusConfig) -> tuple[Encoder, str]:
+def _choose(
+    tokenizer: Tokenizer, parts: list[TextPart], text_key: str, config: CorpusBuildConfig
+) -> tuple[Encoder, str]:
     sample = sample_texts(
         parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS, longest=config.longest_line
     )
@@ -290,9 +292,9 @@ def _encode_and_merge(
 def _part_encoder(job: CorpusJob, attempt: _Attempt) -> PartEncoder:
     finder = None
     if job.facts:
-        from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
+        from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
 
-        finder = LeakFinder(job.facts)
+        finder = FactMatcher(job.facts)
     return PartEncoder(
         attempt.config,
         job.tokenizer,

@@ -31,7 +31,7 @@ from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.reference_encoder import Encoder
 
 if TYPE_CHECKING:
-    from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
+    from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
 
 VALIDATION_SUFFIX = ".validation"
 """Added to the prefix of a corpus for the validation split."""
@@ -122,7 +122,7 @@ class PartEncoder:
         encoder: Encoder,
         *,
         splitter: SentenceSplitter | None = None,
-        finder: LeakFinder | None = None,
+        finder: FactMatcher | None = None,
         longest: int = LONGEST_LINE,
     ) -> None:
         """Keeps what encodes; tokenizer, splitter and finder must be those that ``config`` names by fingerprint."""
@@ -212,7 +212,7 @@ class PartEncoder:
         if self._finder is None:
             return texts
         kept = []
-        for text, stated in zip(texts, self._finder.find_all(texts), strict=True):
+        for text, stated in zip(texts, self._finder.facts_in_each(texts), strict=True):
             if stated:
                 record.leaked += 1
                 leaks.update(stated)

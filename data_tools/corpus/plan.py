@@ -27,7 +27,7 @@ _PUNKT_CHARACTERS = 4_000_000  # Punkt reads some 0.3 MB per second
 
 
 @dataclass(frozen=True, slots=True)
-class CorpusConfig:
+class CorpusBuildConfig:
     """How a corpus is made, beyond its text, tokenizer and facts."""
 
     append_eod: bool = True
@@ -70,7 +70,7 @@ class CorpusJob:
         validation_share: float,
         seed: int,
         progress: Progress,
-        config: CorpusConfig,
+        config: CorpusBuildConfig,
         also_read: Sequence[Path],
     ) -> None:
         """Plans the work; see ``corpus.build.build_corpus`` for the arguments. Trains the sentence splitter if needed.

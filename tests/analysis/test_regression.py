@@ -149,7 +149,7 @@ def test_the_prior_on_the_scatter_widens_intervals_and_leaves_the_coefficients_o
     upper, variance = y.copy(), np.full(6, 0.01)
     upper[:2] = np.inf
     with_prior = fit(x, y, upper, variance)
-    monkeypatch.setattr("analysis.regression._AVOID", 0.0)
+    monkeypatch.setattr("megatron_kis.analysis.law.regression._AVOID", 0.0)
     without = fit(x, y, upper, variance)
     assert with_prior.beta == pytest.approx(without.beta, abs=1e-6)
     assert float(with_prior.sigma) > 1.1 * float(without.sigma)

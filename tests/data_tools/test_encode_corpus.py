@@ -11,7 +11,7 @@ from megatron_kis.cli.main import main
 from megatron_kis.common.progress import LineProgress
 from megatron_kis.data_tools.corpus.build import build_corpus
 from megatron_kis.data_tools.corpus.meta import read_corpus_meta
-from megatron_kis.data_tools.corpus.plan import CorpusConfig
+from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.tokenizers import encoder as encode
 from megatron_kis.data_tools.tokenizers.encoder import choose_encoder
@@ -114,7 +114,7 @@ def build(tokenizer, source, prefix, **options):
         tokenizer,
         prefix,
         validation_share=0,
-        config=CorpusConfig(part_bytes=700, **options),
+        config=CorpusBuildConfig(part_bytes=700, **options),
         progress=LineProgress(lines.append),
     )
     return lines, prefix.with_suffix(".bin").read_bytes()

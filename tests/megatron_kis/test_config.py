@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from megatron_kis.common.configuration import load_config, parse_config, parse_dataclass
+from megatron_kis.cli.main import main
+from megatron_kis.common.configuration import json_schema, load_config, parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.data import InfusionConfig
 from megatron_kis.config.ladder import PRESETS, ModelShape
@@ -29,7 +30,7 @@ RUN: dict[str, Any] = {
 STUDY: dict[str, Any] = {
     "name": "s",
     "output": "out",
-    "data": {},
+    "data": {"text": ["text.jsonl"], "facts": "facts.tsv", "templates": "templates.yaml"},
     "ladder": [{"preset": "cpu-32"}, {"preset": "cpu-48"}],
     "token_budgets": [100_000],
     "frequencies": [0, 10],
@@ -294,9 +295,10 @@ def test_moments_by_tokens_are_the_steps_that_reach_them() -> None:
 
 
 def test_a_setting_that_came_later_counts_only_where_it_is_not_at_its_default() -> None:
-    plain, named = (parse_config(RunConfig, content, source="run") for content in (
-        RUN, changed(RUN, "probes", {"moments": {"tokens": [7]}})
-    ))  # fmt: skip
+    plain, named = (
+        parse_config(RunConfig, content, source="run")
+        for content in (RUN, changed(RUN, "probes", {"moments": {"tokens": [7]}}))
+    )
     assert "norm_epsilon" not in result_settings(plain)["model"]
     assert "tokens" not in result_settings(plain)["probes"]["moments"]
     assert result_settings(named)["probes"]["moments"]["tokens"] == [7]
@@ -327,36 +329,101 @@ def test_every_setting_is_documented(kind: type[BaseModel]) -> None:
     assert fields_without_a_docstring(kind, set()) == []
 
 
-@dataclass(frozen=True)
-class Inner:
-    count: int = 3
-    path: Path | None = None
-
-
-@dataclass(frozen=True)
-class Outer:
-    names: tuple[str, ...]
-    inner: Inner = field(default_factory=Inner)
-
-
-def test_a_dataclass_of_another_package_is_read() -> None:
-    assert parse_dataclass(Outer, {"names": ["a"]}, where="data") == Outer(("a",))
-    read = parse_dataclass(Outer, {"names": [], "inner": {"count": 4, "path": "p"}}, where="data")
-    assert read == Outer((), Inner(4, Path("p")))
+def test_paths_of_a_section_begin_at_the_file(tmp_path: Path) -> None:
+    study = load_config(StudyConfig, written(tmp_path, STUDY), ["data.facts=here.tsv"])
+    assert study.data.text == (tmp_path / "text.jsonl",)
+    assert study.data.facts.resolve() == Path("here.tsv").resolve()
+    assert study.data.select.infused == 100
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("place", "value", "message"),
     [
-        ({"names": [], "nmaes": 1}, "data.nmaes: unknown key; did you mean 'names'?"),
-        ({"names": [], "inner": {"cuont": 1}}, "data.inner.cuont: unknown key; did you mean 'count'?"),
-        ({"names": [], "inner": {"count": "many"}}, "data.inner.count: "),
-        ({"names": 3}, "data.names: "),
-        ({"names": [], "inner": 3}, "data.inner: "),
-        ({}, "data.names: is missing; add it"),
+        ("data.txet", 1, "study.yaml: data.txet: unknown key; did you mean 'text'?"),
+        ("data.select.infusd", 1, "study.yaml: data.select.infusd: unknown key; did you mean 'infused'?"),
+        ("data.select.infused", "many", "study.yaml: data.select.infused: "),
+        ("data.select", 3, "study.yaml: data.select: "),
+        ("data.select.relations", [3], "study.yaml: data.select.relations.0: "),
+        ("data.text", 3, "study.yaml: data.text: "),
+        ("data", {"text": [], "templates": "t.yaml"}, "study.yaml: data.facts: is missing; add it"),
+        ("analysis.tolerence", 1, "study.yaml: analysis.tolerence: unknown key; did you mean 'tolerance'?"),
+        ("analysis.r", 1.5, "study.yaml: analysis.r: 1.5 is out of range; 0 < x < 1"),
+        ("analysis.criterion", "hing", "study.yaml: analysis.criterion: 'hing' is no criterion; did you mean 'hinge'?"),
     ],
 )
-def test_a_dataclass_is_read_as_strictly_as_our_own(content: dict[str, Any], message: str) -> None:
+def test_the_data_and_analysis_of_a_study_are_read_as_strictly_as_its_other_sections(
+    place: str, value: Any, message: str
+) -> None:
     with pytest.raises(InputError) as caught:
-        parse_dataclass(Outer, content, where="data")
+        parse_config(StudyConfig, changed(STUDY, place, value), source="study.yaml")
     assert str(caught.value).startswith(message)
+
+
+def mismatches(content: Any, schema: dict[str, Any], whole: dict[str, Any], place: str = "") -> list[str]:
+    """Where a content is not as a JSON Schema has it, by the keywords that pydantic writes."""
+    if "$ref" in schema:
+        return mismatches(content, whole["$defs"][schema["$ref"].rpartition("/")[2]], whole, place)
+    if "anyOf" in schema:
+        found = [mismatches(content, arm, whole, place) for arm in schema["anyOf"]]
+        if [] not in found:
+            return found[0]
+    kinds = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "integer": int,
+        "number": int | float,
+        "boolean": bool,
+        "null": type(None),
+    }
+    if "type" in schema and not isinstance(content, kinds[schema["type"]]):
+        return [f"{place}: {content!r} is no {schema['type']}"]
+    if "enum" in schema and content not in schema["enum"]:
+        return [f"{place}: {content!r} is none of {schema['enum']}"]
+    lowest = schema.get("exclusiveMinimum", float("-inf"))
+    if isinstance(content, int | float) and not lowest < content:
+        return [f"{place}: {content!r} is not larger than {lowest}"]
+    found = []
+    if isinstance(content, dict) and "properties" in schema:
+        found += [f"{place}.{key}: missing" for key in schema.get("required", ()) if key not in content]
+        for key, value in content.items():
+            if key in schema["properties"]:
+                found += mismatches(value, schema["properties"][key], whole, f"{place}.{key}")
+            elif schema.get("additionalProperties") is False:
+                found.append(f"{place}.{key}: unknown")
+    if isinstance(content, list) and "items" in schema:
+        for index, item in enumerate(content):
+            found += mismatches(item, schema["items"], whole, f"{place}.{index}")
+    return found
+
+
+EXAMPLES = [*sorted((Path(__file__).parents[2] / "run_scripts").glob("*/*.yaml"))]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_files_we_ship_are_as_the_schema_for_editors_says(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = "study" if path.parent.name == "studies" else "run"
+    assert main(["schema", kind]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert mismatches(content, schema, schema) == []
+    assert mismatches({**content, "nmae": 1}, schema, schema) == [".nmae: unknown"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("token_budgets", [0]),
+        ("analysis.criterion", "hing"),
+        ("analysis.alpha", 0),
+        ("data.select.infusd", 3),
+        ("data.select.spread", "evenly"),
+        ("ladder", [{"preset": 3}]),
+        ("training.global_batch_size", "many"),
+        ("cluster.small.launcher", "srun"),
+    ],
+)
+def test_the_schema_marks_mistakes(place: str, value: Any) -> None:
+    schema = json_schema(StudyConfig)
+    assert mismatches(changed(STUDY, place, value), schema, schema) != []
+    assert mismatches(changed(STUDY, "token_budgets", ["1.2e6", "7b", 1.5e6, 4]), schema, schema) == []

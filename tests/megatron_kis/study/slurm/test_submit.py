@@ -198,4 +198,6 @@ def test_the_templates_travel_with_an_installed_package(tmp_path: Path) -> None:
     packed = {path.name for path in (tmp_path / "lib" / "megatron_kis" / "run_scripts" / "slurm").iterdir()}
     assert packed == {path.name for path in TEMPLATES.iterdir()}
     assert (tmp_path / "lib" / "megatron_kis").is_dir()
-    assert {path.name for path in (tmp_path / "lib" / "megatron_kis" / "run_scripts" / "studies").iterdir()} == {p.name for p in STUDIES}
+    assert {path.name for path in (tmp_path / "lib" / "megatron_kis" / "run_scripts" / "studies").iterdir()} == {
+        p.name for p in STUDIES
+    }
