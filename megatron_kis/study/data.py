@@ -14,7 +14,8 @@ from megatron_kis.common.paths import absolute
 from megatron_kis.config.data import DataConfig
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data_tools.storage.indexed import suffixed
-from megatron_kis.data_tools.tokenizers.base import model_file, side_file
+from megatron_kis.data_tools.tokenizers.base import side_file
+from megatron_kis.data_tools.tokenizers.registry import model_file
 
 if TYPE_CHECKING:
     from megatron_kis.data_tools.preparation.prepare import DataPrepConfig
@@ -65,7 +66,7 @@ def source_files(settings: DataPrepConfig) -> list[Path]:
     Raises:
         InputError: a pattern that matches nothing.
     """
-    from megatron_kis.data_tools.readers.splits import expand
+    from megatron_kis.data_tools.readers.files import expand
 
     files = [*expand(settings.text), *_facts(settings.facts), settings.templates]
     if settings.tokenizer is not None:

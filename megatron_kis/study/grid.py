@@ -17,7 +17,7 @@ from megatron_kis.config.layout import check_layouts
 from megatron_kis.config.run import ModelConfig, RunConfig, TrainingConfig
 from megatron_kis.config.study import LadderEntry, StudyConfig
 from megatron_kis.config.vocabulary import VOCABULARY_MULTIPLE, padded_vocabulary
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 
 @dataclass(frozen=True)

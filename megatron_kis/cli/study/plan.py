@@ -36,7 +36,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
     from megatron_kis.study.conflicts import conflicts, refuse
     from megatron_kis.study.data import fingerprints_of
     from megatron_kis.study.grid import plan_rows, runs_of
