@@ -24,11 +24,11 @@ def markdown(simulations: int, single: int, inner: int) -> str:
     """The tables, as they stand in the documentation."""
     started = time.perf_counter()
     lines = [
-        f"Law and predictions, {simulations} simulated studies per row in which the law could be fitted (nominal 95%; 200 facts, "
-        "3 seeds, 12 levels). Scatter: of log F* between models:",
+        f"Law and predictions, {simulations} simulated studies per row in which the law could be fitted (nominal "
+        "95%; 200 facts, 3 seeds, 12 levels). Scatter is that of log F* between models:",
         "",
-        "| cells | beyond the grid | scatter | noise | censored | refused in addition | F* | b | c | next model, 4 x N | "
-        "10 x N | bias of b (s.e.) | censored cells dropped | width at 4 x N (log) |",
+        "| cells | beyond the grid | scatter | noise | censored | refused in addition | F* | b | c | next model, "
+        "4 x N | 10 x N | bias of b (s.e.) | censored cells dropped | width at 4 x N (log) |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cells, censored, scatter, noise in product(DESIGNS, (0.0, 0.3), (0.1, 0.3), ("gaussian", "t4")):
@@ -40,7 +40,7 @@ def markdown(simulations: int, single: int, inner: int) -> str:
         )
     lines += [
         "",
-        f"End to end, {simulations} studies per row: six sizes from 1M to 1B, then 7B and 70B. Curvature: "
+        f"End to end, {simulations} studies per row: six sizes from 1M to 1B, then 7B and 70B. Curvature is the "
         "coefficient of (log N)^2 in the truth; the fitted law is straight.",
         "",
         "| curvature | 7B in its interval | 70B | median error at 7B (log) | at 70B | lack of fit flagged |",
@@ -55,8 +55,8 @@ def markdown(simulations: int, single: int, inner: int) -> str:
     lines += [
         "",
         f"Whole studies, every bootstrap included (199 resamples), {inner} per row; 95% intervals of the coverage in "
-        "brackets, then the mean log width. A new model at 4 times the largest N, by what `predict` says (Student's "
-        "t), and by the two bootstraps that check it; last, the law's mean there.",
+        "brackets, then the mean log width. A new model at 4 times the largest N: by `predict` (Student's "
+        "t), and by the two bootstraps that check it. The last column is the law's mean there.",
         "",
         "| design | refused | Student's t, used | bootstrap of curves | bootstrap of points | the mean, as used |",
         "|---|---|---|---|---|---|",
