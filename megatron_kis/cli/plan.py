@@ -206,7 +206,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     from megatron_kis.config.layout import check_layout
     from megatron_kis.config.run import RunConfig, TrainingConfig
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.study.grid import spots_of
+    from megatron_kis.study.grid import expand_grid
 
     if not any(line.startswith("ladder:") for line in read_text(path).splitlines()):
         run = load_config(RunConfig, path)
@@ -221,7 +221,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     shared = study.training
     length, batch = shared.sequence_length, shared.global_batch_size
     # A size may stand in the ladder several times, with other budgets, layouts or frequencies.
-    kinds = Counter((spot.rung.model_copy(update={"frequencies": None}), spot.tokens) for spot in spots_of(study))
+    kinds = Counter((spot.entry.model_copy(update={"frequencies": None}), spot.tokens) for spot in expand_grid(study))
     for rung, budget in kinds if options.gpus is None else ():
         own = {"token_budget": budget, "micro_batch_size": rung.micro_batch_size or shared.micro_batch_size}
         training = parse_config(TrainingConfig, {**shared.model_dump(), **own}, source=f"{path}: {rung.label}")

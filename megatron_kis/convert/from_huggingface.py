@@ -20,7 +20,8 @@ from megatron_kis.common.parsing import parse_json
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.vocabulary import padded_vocabulary
 from megatron_kis.convert.llama import from_llama, llama_shapes
-from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
+from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, Tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 _KINDS = ("llama", "mistral")
 """Values of ``model_type``: the same layers under two names, without a sliding window."""
@@ -201,7 +202,7 @@ def _take_tokenizer(source: Path, target: Path, eod: str | None) -> tuple[Tokeni
             raise InputError("cannot be chosen", where="--eod", remedy="a tokenizer.model names its own")
         return load_tokenizer(target / name), name
     tokenizer = load_tokenizer(source / name)
-    meta = {"schema": "kis.tokenizer/1", "kind": "huggingface", "eod": eod or tokenizer.piece(tokenizer.eod_id)}
+    meta = {"schema": META_SCHEMA, "kind": "huggingface", "eod": eod or tokenizer.piece(tokenizer.eod_id)}
     write_json(target / f"{name}.meta.json", meta)
     taken = load_tokenizer(target / name)
     if taken.piece(taken.eod_id) != meta["eod"]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_path, write_json
-from megatron_kis.data_tools.tokenizers.base import EOD_PIECE, Tokenizer, load_tokenizer
+from megatron_kis.data_tools.tokenizers.base import EOD_PIECE, Tokenizer
 from megatron_kis.data_tools.tokenizers.encoder import AWKWARD
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 _SPACE = "▁"
 

@@ -24,7 +24,8 @@ from megatron_kis.data import ExposurePlan, InfusedDataset, InfusedFacts, TokenB
 from megatron_kis.data.dataset import MegatronText
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.ledger import Ledger
-from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.distributed.megatron_imports import quiet_megatron
