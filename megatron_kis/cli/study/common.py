@@ -35,7 +35,7 @@ def add_step(
     parser = steps.add_parser(name, help=summary, description=summary)
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study's configuration")
     if run:
-        parser.add_argument("run", metavar="RUN", help="the run's name, as kis study status shows it")
+        parser.add_argument("run_name", metavar="RUN", help="the run's name, as kis study status shows it")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's, e.g. seeds=[0,1]"
     )

@@ -30,15 +30,16 @@ def _logs(options: argparse.Namespace) -> int:
     if options.lines < 0:
         raise InputError(f"is {options.lines}", where="--lines", remedy="use 0 for all, or more")
     _, view = overview(options)
+    name = options.run_name
     by_name = {run.name: run for run in view.runs}
-    if options.run not in by_name:
-        raise InputError(f"no run {options.run!r} in this study", where="RUN", remedy=nearest(options.run, by_name))
-    run = by_name[options.run]
+    if name not in by_name:
+        raise InputError(f"no run {name!r} in this study", where="RUN", remedy=nearest(name, by_name))
+    run = by_name[name]
     view = Overview([run], view.retries, view.lease)
     path = run.output / LOG_NAME
     state = view.look()[0].state
     if not path.exists() and not options.follow:
-        raise InputError(f"has no log yet: it is {state}", where=options.run, remedy="kis study logs --follow waits")
+        raise InputError(f"has no log yet: it is {state}", where=name, remedy="kis study logs --follow waits")
     try:
         while not path.exists():
             time.sleep(_POLL_SECONDS)

@@ -41,7 +41,7 @@ def _work(options: argparse.Namespace) -> int:
     from megatron_kis.study.grid import runs_of
 
     # The data job has checked every run against the data and says which they are: a thousand workers need not open
-    # them, and start without PyTorch. Each cell compares them with what it finds.
+    # them, and start without PyTorch. Each run compares them with what it finds.
     with node.early_signals() as told:
         study = load_config(StudyConfig, options.submission / STUDY)
         files, fingerprints = read_data(options.submission)
