@@ -286,7 +286,7 @@ def _settings(file: RunConfig | StudyConfig, model: Any) -> dict[str, Any]:
     from megatron_kis.config.training import resolve_precision
     from megatron_kis.planning.parts import Besides
 
-    precision, own_mask = resolve_precision(file.training.precision, host=False), file.documents.reset_attention
+    precision, own_mask = resolve_precision(file.training.precision, cpu=False), file.documents.reset_attention
     check_layers(model.transformer_impl, own_mask=own_mask, precision=precision)
     return {
         "precision": precision,

@@ -1,4 +1,4 @@
-"""The configuration of a study: a ladder of sizes, budgets, frequencies and seeds, and what is done with them.
+"""The configuration of a study: a ladder of sizes, budgets, frequencies and seeds, and how its runs are executed.
 
 Its runs are a grid, ladder x ``token_budgets`` x ``frequencies`` x ``seeds``, in which a size may have values of its
 own, and single ones listed in ``runs``.
@@ -50,10 +50,10 @@ class RungConfig(ModelConfig):
     """Peak learning rate of this size; the study's if not given."""
 
     parallel: ParallelConfig = ParallelConfig()
-    """Layout of this size's runs."""
+    """Parallel layout of this size's runs."""
 
     micro_batch_size: PositiveInt | None = None
-    """Sequences a forward pass on one rank, for this size; the study's if not given."""
+    """Sequences per forward pass on one rank, for this size; the study's if not given."""
 
     token_budgets: Budgets | None = None
     """Budgets of this size in the grid; the study's if not given."""
@@ -66,13 +66,13 @@ class RungConfig(ModelConfig):
 
 
 class ListedRun(Config):
-    """One run beside the grid."""
+    """One run outside the grid."""
 
     size: str
-    """Which rung of the ladder: its ``name``, or its preset, or ``<layers>x<width>``."""
+    """Size, an entry of the ladder: its ``name``, or its preset, or ``<layers>x<width>``."""
 
     tokens: Tokens
-    """Budget D."""
+    """Token budget D."""
 
     frequency: NonNegativeInt
     """Infusion frequency F."""
@@ -82,22 +82,22 @@ class ListedRun(Config):
 
 
 class StudyTraining(Config):
-    """What the runs of a study share."""
+    """Training settings that the runs of a study share."""
 
     sequence_length: Count = Field(ge=2)
-    """L, tokens."""
+    """Sequence length L in tokens."""
 
     global_batch_size: int = Field(gt=0)
-    """Sequences a step."""
+    """Sequences per step."""
 
     micro_batch_size: int | None = Field(None, gt=0)
-    """Sequences a forward pass on one rank."""
+    """Sequences per forward pass on one rank."""
 
     precision: Precision = "auto"
-    """Of weights and activations (``training.precision`` of a run)."""
+    """Precision of weights and activations (``training.precision`` of a run)."""
 
     deterministic: bool = False
-    """On CUDA, the same bits each time (``training.deterministic`` of a run)."""
+    """Whether runs on CUDA give the same bits each time (``training.deterministic`` of a run)."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
@@ -107,31 +107,33 @@ class StudyTraining(Config):
 
 
 class ExecutorConfig(Config):
-    """How runs are executed on this machine."""
+    """Execution of runs on this machine."""
 
     workers: int | None = Field(None, gt=0)
-    """Runs side by side; if not given, as many as the GPUs take, or as there are cores (for ``threads``)."""
+    """Number of runs side by side; if not given, as many as the GPUs take, or as there are cores (for ``threads``)."""
 
     threads: int = Field(1, gt=0)
-    """Threads of each process. Small models gain more from runs side by side than from threads."""
+    """Number of threads of each process. Small models gain more from runs side by side than from threads."""
 
     gpus: Literal["auto"] | NonNegativeInt | tuple[str, ...] = "auto"
-    """GPUs to deal out: those of CUDA_VISIBLE_DEVICES, or all; or their number; or their names."""
+    """GPUs to use: those of CUDA_VISIBLE_DEVICES, or all; or their number; or their names."""
 
     cells_per_gpu: int = Field(1, gt=0)
-    """Runs of one rank that share a GPU. Several small ones use it better than one."""
+    """Number of runs of one rank that share a GPU. Several small ones use it better than one."""
 
     pin: bool | Literal["auto"] = "auto"
     """Whether each run keeps to cores of its own; ``auto``: where all workers together take every core."""
 
     retries: int = Field(1, ge=0)
-    """How often a failed run is tried again before it is given up. Wrong input (status 2) is given up at once."""
+    """Number of times that a failed run is tried again before it is given up. Wrong input (status 2) is given up at
+    once."""
 
     grace_seconds: float = Field(60.0, gt=0)
-    """Time that runs have to save and end when the executor is asked to stop; then they are killed."""
+    """Seconds that runs have to save and end when the executor is asked to stop; then they are killed."""
 
     lease_minutes: float = Field(10.0, gt=0)
-    """An executor on another machine that gives no sign of life for so long counts as dead; its runs are taken over."""
+    """Minutes after which an executor on another machine that gives no sign of life counts as dead; its runs are taken
+    over."""
 
 
 class StudyConfig(Config):
@@ -144,64 +146,64 @@ class StudyConfig(Config):
     """Folder for its data, runs and report."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
+    """Device to train on; ``auto`` is CUDA where there is one."""
 
     data: DataPrepConfig
     """Sources and choices of the data."""
 
     ladder: Annotated[tuple[RungConfig, ...], AfterValidator(_distinct)] = Field(min_length=1)
-    """Sizes N."""
+    """Model sizes N."""
 
     token_budgets: Budgets = ()
-    """Budgets D, tokens."""
+    """Token budgets D."""
 
     frequencies: Counts = ()
     """Infusion frequencies F; 0 is the run without infusion."""
 
     seeds: Counts = (0,)
-    """Seeds of weights, orders and exposures; each is one run a cell."""
+    """Seeds of weights, orders and exposures; each is one run per cell."""
 
     runs: tuple[ListedRun, ...] = ()
-    """Runs beside the grid, such as those that ``kis study next --write`` adds."""
+    """Runs outside the grid, such as those that ``kis study next --write`` adds."""
 
     training: StudyTraining
-    """Shared by all runs."""
+    """Training settings that all runs share."""
 
     background: BackgroundConfig = BackgroundConfig()
-    """The facts whose retention is watched."""
+    """Settings of the background facts, whose retention is watched."""
 
     schedule: str | dict[str, Any] = "uniform"
-    """When exposures come, in every run (``infusion.schedule`` of a run)."""
+    """Schedule of the exposures in every run (``infusion.schedule`` of a run)."""
 
     templates: Literal["round_robin", "random"] | NonNegativeInt = "round_robin"
-    """Which train template an exposure shows (``infusion.templates`` of a run)."""
+    """Train template that an exposure shows (``infusion.templates`` of a run)."""
 
     documents: DocumentsConfig = DocumentsConfig()
-    """Boundaries of documents."""
+    """Treatment of the boundaries between documents."""
 
     checkpoints: CheckpointConfig = CheckpointConfig()
-    """What of each run is saved."""
+    """Settings of the checkpoints."""
 
     probes: ProbeConfig = ProbeConfig()
-    """Knowledge probe."""
+    """Settings of the knowledge probe."""
 
     validation: ValidationConfig = ValidationConfig()
-    """Validation loss."""
+    """Settings of the validation loss."""
 
     logging: LoggingConfig = LoggingConfig()
-    """Logs."""
+    """Settings of the logs."""
 
     executor: ExecutorConfig = ExecutorConfig()
-    """Execution."""
+    """Execution on this machine."""
 
     cluster: ClusterConfig = ClusterConfig()
-    """Jobs of ``kis study submit``."""
+    """Settings of the jobs of ``kis study submit``."""
 
     analysis: AnalysisConfig = AnalysisConfig()
-    """Criteria, declared before the data are seen."""
+    """Criteria and settings of the analysis, declared before the data are seen."""
 
     predict: tuple[Annotated[Quantity, Field(gt=0, allow_inf_nan=False)], ...] = ()
-    """Sizes to predict for, parameters, that need not be trained."""
+    """Sizes to predict for, in parameters; they need not be trained."""
 
     @model_validator(mode="after")
     def _has_runs(self) -> StudyConfig:
@@ -225,12 +227,12 @@ class StudyConfig(Config):
         return self
 
     def grid_of(self, rung: RungConfig) -> list[tuple[int, int, int]]:
-        """(budget, frequency, seed) of every run that the grid gives a size."""
+        """Returns (budget, frequency, seed) of every run that the grid gives a size."""
         axes = ("token_budgets", "frequencies", "seeds")
         own = [getattr(self, axis) if getattr(rung, axis) is None else getattr(rung, axis) for axis in axes]
         return list(itertools.product(*own))
 
     @property
     def runs_folder(self) -> Path:
-        """Where the runs lie."""
+        """Folder of the runs."""
         return self.output / "runs"

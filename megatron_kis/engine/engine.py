@@ -66,7 +66,7 @@ class Engine:
         """
         self.layout, self.device = layout, device
         self._model, self._seed, self._vocabulary = config.model, config.training.seed, vocabulary
-        precision = resolve_precision(config.training.precision, host=device.is_cpu)
+        precision = resolve_precision(config.training.precision, cpu=device.is_cpu)
         self.precision = precision
         self._sequence_length = config.training.sequence_length
         implementation = resolve_implementation(
