@@ -24,14 +24,13 @@ _NARROWEST_BAR = 20  # columns of a terminal below which plain lines are clearer
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     run = add_step(steps, "run", "prepare the data, execute what is not done, analyse, write the report", _run)
     run.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: the study's, or all cores)")
     add_selection(run)
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Which of a study's cells are meant."""
+    """Adds the options that choose runs of a study."""
     parser.add_argument(
         "--only", nargs="+", action="extend", metavar="CELL", help="these runs alone, by the names of kis study status"
     )
@@ -75,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     if ended.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if ended.signal:
-        raise Stopped(f"stopped by {signal.Signals(ended.signal).name}; run the same command again to go on")
+        raise Stopped(f"stopped by {signal.Signals(ended.signal).name}; run the same command again to resume")
     if ended.done:
         analyse(study, as_json=options.json)
     if ended.failed:
@@ -104,7 +103,7 @@ def another_try(runs: list[RunConfig], settings: ExecutorConfig, options: argpar
 
 
 def selected(runs: list[RunConfig], names: list[str] | None) -> list[RunConfig]:
-    """The runs of these names, in their order; all if none are named.
+    """Returns the runs of these names, in their order; all if none are named.
 
     Raises:
         InputError: a name that no run has.
@@ -119,7 +118,7 @@ def selected(runs: list[RunConfig], names: list[str] | None) -> list[RunConfig]:
 
 
 def tell(ended: Progress, runs: list[RunConfig]) -> None:
-    """Says what did not end well, and why."""
+    """Names the runs that did not end well, and why."""
     from megatron_kis.executor.logs import LOG_NAME, for_terminal, reason
 
     by_name = {run.name: run for run in runs}
@@ -134,7 +133,7 @@ def tell(ended: Progress, runs: list[RunConfig]) -> None:
 
 
 class shown_progress:
-    """A bar over all runs on a terminal, a plain line a change otherwise."""
+    """Shows a bar over all runs on a terminal, one plain line per change elsewhere."""
 
     def __init__(self, runs: list[RunConfig]) -> None:
         self._runs = {run.name: run for run in runs}

@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     parser = add_step(steps, "submit", "write the batch scripts of what is not done, and submit them to SLURM", _submit)
     add_selection(parser)
     parser.add_argument("--dry-run", action="store_true", help="show everything; write and submit nothing")
@@ -104,7 +103,7 @@ def _say(study: StudyConfig, runs: list[RunConfig], done: set[str], queued: set[
 
 
 def _nothing(study: StudyConfig, options: argparse.Namespace, live: list[Task]) -> int:
-    """Nothing is left to submit."""
+    """Says that nothing is left to submit."""
     if options.json:
         print(json.dumps({"submission": None, "cells": 0, "jobs": []}, indent=1))
     else:
@@ -114,7 +113,7 @@ def _nothing(study: StudyConfig, options: argparse.Namespace, live: list[Task]) 
 
 
 def _same_data(study: StudyConfig, live: list[Task], sources: list[Source]) -> None:
-    """Refuses to make the data again under cells that wait for them or read them."""
+    """Refuses to make the data again under runs that wait for them or read them."""
     from megatron_kis.common.identity import differences
     from megatron_kis.common.paths import absolute, with_paths
     from megatron_kis.executor.slurm.records import SOURCES, STUDY, changed_source, submission_folder
@@ -139,7 +138,7 @@ def _same_data(study: StudyConfig, live: list[Task], sources: list[Source]) -> N
 
 
 def _show(study: StudyConfig, submission: Submission, done: int, *, as_json: bool) -> None:
-    """What would be written and submitted."""
+    """Shows what would be written and submitted."""
     from megatron_kis.executor.slurm.scripts import shell
     from megatron_kis.study.submission import described
 
@@ -156,7 +155,7 @@ def _show(study: StudyConfig, submission: Submission, done: int, *, as_json: boo
 
 
 def _size(step: Step) -> str:
-    """What a job runs, in words."""
+    """Returns what a job runs, in words."""
     cells = sum(map(len, step.tasks))
     if not cells:
         return step.job.label

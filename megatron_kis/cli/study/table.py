@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from megatron_kis.study.status import RunStatus
 
 MANY = 60
-"""Cells beyond which they are shown by size, and one by one only where they run or failed."""
+"""Number of runs beyond which they are shown by size, and one by one only if they run or failed."""
 
 _MOST_RUNNING, _MOST_FAILED = 40, 8
 
 
 def headline(name: str, rows: Sequence[RunStatus], ahead: Forecast) -> str:
-    """One line: cells by state, and when all is done."""
+    """Returns one line: the number of runs in each state, and the time left."""
     from megatron_kis.study.status import STATES
 
     counts = Counter(row.state for row in rows)
@@ -40,7 +40,7 @@ def headline(name: str, rows: Sequence[RunStatus], ahead: Forecast) -> str:
 
 
 def tables(rows: Sequence[RunStatus], ahead: Forecast, *, every: bool) -> Iterable[RenderableType]:
-    """What is shown below the headline: the cells, or a summary of many; then what failed."""
+    """Yields what is shown below the headline: the runs, or a summary of many; then what failed."""
     if every or len(rows) <= MANY:
         yield _cells(rows, ahead)
     else:
@@ -114,7 +114,7 @@ def _failures(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
 
 
 def _others(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
-    """What differs of the complete runs that are other ones, and of how many."""
+    """Yields what differs in complete runs with other settings, and in how many."""
     from rich.text import Text
 
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)

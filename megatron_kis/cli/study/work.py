@@ -11,7 +11,6 @@ from megatron_kis.cli.study.run import shown_progress, tell
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step, which is not listed: people have no use for it."""
     parser = steps.add_parser(
         "work",
         description="Runs the cells of one task of a submission. Batch scripts of kis study submit call it; "
