@@ -153,7 +153,7 @@ def test_every_file_says_what_it_is_for() -> None:
 
 def test_commands_import_only_the_standard_library_at_their_top() -> None:
     light = {"megatron_kis", "megatron_kis.common.errors", "megatron_kis.common.ending", "megatron_kis.common.paths"}
-    light |= {"megatron_kis.common.console", "megatron_kis.common.log"}
+    light |= {"megatron_kis.common.console", "megatron_kis.common.log", "megatron_kis.common.terms"}
     light |= {"megatron_kis.common.units", "megatron_kis.config.ladder"}
     heavy = [
         f"{path.relative_to(ROOT)} imports {used}"

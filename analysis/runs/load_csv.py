@@ -21,14 +21,22 @@ from typing import Any
 import pandas as pd
 
 from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, canonical
-from megatron_kis.analysis.runs.transitions import COLLAPSED, GROUPS, INFORMATIVE, KINDS, OBSERVED, STATUSES, Transition
+from megatron_kis.analysis.runs.transitions import (
+    COLLAPSED,
+    CURVE_GROUPS,
+    INFORMATIVE,
+    KINDS,
+    OBSERVED,
+    STATUSES,
+    Transition,
+)
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import atomic_write, read_text
+from megatron_kis.common.terms import SPLITS
 from megatron_kis.common.units import parse_count
 
 _CURVES_NEEDED = ("params", "tokens", "frequency", "seed", "n", "correct")
 _POINTS_NEEDED = ("params", "tokens", "kind", "value", "low", "high", "status")
-_SPLITS = ("train", "held_out", "question")
 _FEWEST_PARAMS = 1000
 """Models are larger; a smaller number is one of millions or billions."""
 
@@ -70,8 +78,8 @@ def load_curves_csv(path: Path | str) -> pd.DataFrame:
             "n": int(field.number("n", least=1, whole=True)),
             "correct": field.number("correct", least=0, whole=True),
             "chance": field.optional("chance", least=0, most=1),
-            "group": field.one_of("group", GROUPS, "infused"),
-            "split": field.one_of("split", _SPLITS, "held_out"),
+            "group": field.one_of("group", CURVE_GROUPS, "infused"),
+            "split": field.one_of("split", SPLITS, "held_out"),
             "scoring": cells.get("scoring") or "statement",
             "nonembedding_params": field.optional("nonembedding_params", least=0),
             "validation_loss": field.optional("validation_loss", least=0),
@@ -176,8 +184,8 @@ def load_points_csv(path: Path | str) -> list[Transition]:
         point = Transition(
             params=field.params(),
             tokens=int(field.number("tokens", least=1, whole=True)),
-            kind=kind, group=field.one_of("group", GROUPS, _DEFAULT_GROUP[kind]),
-            split=field.one_of("split", _SPLITS, None) if cells.get("split") else None,
+            kind=kind, group=field.one_of("group", CURVE_GROUPS, _DEFAULT_GROUP[kind]),
+            split=field.one_of("split", SPLITS, None) if cells.get("split") else None,
             scoring=cells.get("scoring") or None,
             status=status, value=value if status in INFORMATIVE else None, low=low, high=high,
             interval=field.one_of("interval", ("bracket", "profile"), "profile") if status in INFORMATIVE else None,

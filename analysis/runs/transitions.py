@@ -9,10 +9,12 @@ from typing import Protocol
 import numpy as np
 
 from megatron_kis.analysis.runs.curves import Array, Curve
+from megatron_kis.common.terms import GROUPS
 from megatron_kis.config.analysis import AnalysisConfig
 
 KINDS = ("onset", "collapse", "tolerance")
-GROUPS = ("infused", "background", "control", "general")
+CURVE_GROUPS = (*GROUPS, "general")
+"""Groups of curves: the fact groups, and ``general`` for the loss on general text."""
 COLLAPSED, OBSERVED = "collapsed", "observed"
 RIGHT_CENSORED, LEFT_CENSORED, INCONCLUSIVE = "right_censored", "left_censored", "inconclusive"
 INFORMATIVE = (COLLAPSED, OBSERVED)

@@ -57,7 +57,7 @@ VALIDATION_SUFFIX = SPLITS[1]
 """Added to the corpus prefix for the validation split."""
 
 if TYPE_CHECKING:
-    from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
+    from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
 
 _SPLIT_NAMES = ("training", "validation")
 _SAMPLED_PARTS, _SAMPLED_CHARACTERS = 8, 64_000  # for the choice of the encoder
@@ -354,12 +354,12 @@ def _splitter(
     return load_splitter(path, keep_newlines=options.keep_newlines)
 
 
-def _finder(facts: list[Fact]) -> LeakFinder | None:
+def _finder(facts: list[Fact]) -> FactMatcher | None:
     if not facts:
         return None
-    from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
+    from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
 
-    return LeakFinder(facts)
+    return FactMatcher(facts)
 
 
 def _nothing(split: str, counts: dict[str, Any], inputs: Sequence[Path], skipped: str) -> InputError:

@@ -31,7 +31,7 @@ from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.reference_encoder import Encoder
 
 if TYPE_CHECKING:
-    from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
+    from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
 
 SPLITS = ("", ".validation")
 """Added to a prefix for each split."""
@@ -104,7 +104,7 @@ class PartEncoder:
         encoder: Encoder,
         *,
         splitter: SentenceSplitter | None = None,
-        finder: LeakFinder | None = None,
+        finder: FactMatcher | None = None,
         longest: int = LONGEST_LINE,
     ) -> None:
         """Puts the pieces together; they must be those that ``settings`` names by fingerprint."""
@@ -190,7 +190,7 @@ class PartEncoder:
         if self._finder is None:
             return texts
         kept = []
-        for text, stated in zip(texts, self._finder.find_all(texts), strict=True):
+        for text, stated in zip(texts, self._finder.facts_in_each(texts), strict=True):
             if stated:
                 record.leaked += 1
                 leaks.update(stated)

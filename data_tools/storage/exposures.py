@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_path, atomic_write, read_json, read_text, unreadable, write_json
+from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.storage.indexed import suffixed
 
@@ -33,8 +34,6 @@ SCHEMA = "kis.exposures/2"
 LIST_SCHEMA = "kis.exposures/1"
 """What older stores have."""
 
-RENDERED_GROUPS = ("infused", "background")
-"""Groups with exposures."""
 
 _KEYS = ("content_fingerprint", "tokenizer_fingerprint", "eod_id", "facts")
 _REMEDY = "render the facts again"

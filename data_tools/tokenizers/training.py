@@ -24,7 +24,7 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_bytes
-from megatron_kis.data_tools.facts.fact import check_whole
+from megatron_kis.data_tools.facts.fields import check_whole
 from megatron_kis.data_tools.tokenizers.base import (
     EOD_PIECE,
     SMALLEST_COVERAGE,

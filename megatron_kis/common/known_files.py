@@ -110,7 +110,7 @@ class Seen:
         self._changed = False
 
     def _name(self, path: Path) -> str:
-        """Returns where links lead; a place within the study's own folder is relative, so that the folder can be moved."""
+        """Returns where links lead; a place in the study's own folder is relative, so that it can be moved."""
         place, home = (one.resolve() for one in (path, self._path.parent.parent))
         return str(place.relative_to(home)) if place.is_relative_to(home) else str(place)
 

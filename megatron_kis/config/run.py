@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, field_validator
 
 from megatron_kis.common.configuration import Config, Count, SafeName
+from megatron_kis.common.terms import Split
 from megatron_kis.config.data import DataConfig, DocumentsConfig, InfusionConfig
 from megatron_kis.config.model import ModelConfig
 from megatron_kis.config.training import GuardConfig, OptimizerConfig, ParallelConfig, Precision, TrainingConfig
@@ -74,7 +75,7 @@ class EvalScheduleConfig(Config):
         return frozenset(steps)
 
 
-def _asked_templates() -> dict[Literal["train", "held_out", "question"], int | None]:
+def _asked_templates() -> dict[Split, int | None]:
     return {"train": 3, "held_out": None, "question": None}
 
 
@@ -84,9 +85,7 @@ class ProbeConfig(Config):
     moments: EvalScheduleConfig = EvalScheduleConfig(shares=(1.0,))
     """Moments of probing. Curves and laws are made of the last one; more moments follow facts through training."""
 
-    templates: dict[Literal["train", "held_out", "question"], NonNegativeInt | None] = Field(
-        default_factory=_asked_templates
-    )
+    templates: dict[Split, NonNegativeInt | None] = Field(default_factory=_asked_templates)
     """Number of templates of each split that are evaluated (the first ones of a relation); null for all, 0 for none; a
     split that is left out is not evaluated."""
 

@@ -26,8 +26,9 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json, write_json_lines
+from megatron_kis.common.terms import SPLITS
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
-from megatron_kis.probes.questions import SPLITS, Option, Question, QuestionSet, check_lengths
+from megatron_kis.probes.questions import Option, Question, QuestionSet, check_lengths
 from megatron_kis.training.artifacts import open_run
 
 TASKS_SCHEMA = "kis.lm-eval/1"

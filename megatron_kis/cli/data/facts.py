@@ -8,8 +8,7 @@ from pathlib import Path
 from megatron_kis.cli.data.options import add_step, new_file, new_folder
 from megatron_kis.cli.parser import add_settings, given_settings, options_of
 from megatron_kis.common.errors import InputError, printable
-
-_GROUPS = ("infused", "background", "control")
+from megatron_kis.common.terms import GROUPS, HELD_OUT, SPLITS
 
 
 def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -111,11 +110,9 @@ def add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
     parser.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to write into")
-    parser.add_argument(
-        "--split", choices=("train", "held_out", "question"), default="held_out", help="templates to ask with"
-    )
+    parser.add_argument("--split", choices=SPLITS, default=HELD_OUT, help="templates to ask with")
     groups = "groups to write, each of which must have facts; all that have some by default"
-    parser.add_argument("--groups", nargs="+", choices=_GROUPS, default=argparse.SUPPRESS, help=groups)
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=argparse.SUPPRESS, help=groups)
     parser.set_defaults(handler=_export)
 
 

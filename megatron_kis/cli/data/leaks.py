@@ -25,7 +25,7 @@ def _leaks(options: argparse.Namespace) -> int:
     from megatron_kis.common.errors import InputError
     from megatron_kis.common.progress import console_progress
     from megatron_kis.data_tools.facts.fact import load_facts
-    from megatron_kis.data_tools.mentions.decontaminate import LeakCount, filter_leaks
+    from megatron_kis.data_tools.mentions.decontaminate import DecontaminationStats, decontaminate
     from megatron_kis.data_tools.readers.splits import check_text_files, expand, file_places, refuse_own_outputs
 
     paths = expand(options.input)
@@ -33,9 +33,9 @@ def _leaks(options: argparse.Namespace) -> int:
     refuse_own_outputs([*options.input, options.facts], [path for path in (options.output, options.clean) if path])
     if options.output and options.clean and {*file_places(options.output)} & {*file_places(options.clean)}:
         raise InputError("is the same file as --output", where="--clean", remedy="write the two into different files")
-    facts, count = load_facts(options.facts), LeakCount()
+    facts, count = load_facts(options.facts), DecontaminationStats()
     with documents_of(options, paths) as documents:
-        filter_leaks(
+        decontaminate(
             console_progress().track(documents, description="documents"),
             facts,
             count,

@@ -11,7 +11,7 @@ import pytest
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.names import Entities
-from megatron_kis.data_tools.rendering.dealing import choose_options, deal, deal_fairly
+from megatron_kis.data_tools.rendering.distractors import choose_fair_options, choose_options
 from megatron_kis.data_tools.rendering.templates import RelationTemplates
 from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
 
@@ -21,8 +21,12 @@ HOLLAND = [
     Fact("munich", "Munich Hall", "country", "Germany", "infused"),
     Fact("rouen", "Rouen Church", "country", "France", "infused"),
 ]
-FORMS = {"Q30": ("United States", "U.S.", "America", "USA"), "Q142": ("France", "République française"),
-         "Q183": ("Germany", "Deutschland"), "Q38": ("Italy",)}  # fmt: skip
+FORMS = {
+    "Q30": ("United States", "U.S.", "America", "USA"),
+    "Q142": ("France", "République française"),
+    "Q183": ("Germany", "Deutschland"),
+    "Q38": ("Italy",),
+}
 PEOPLE = [
     Fact(f"{name}", f"Person {name}", "country", name, "infused", (), (), f"P{name}", entity)
     for entity, names in FORMS.items()
@@ -57,7 +61,7 @@ def check(facts: list[Fact], options: dict[str, tuple[list[str], int]]) -> None:
 @pytest.mark.parametrize("distractors", [1, 2, None])
 def test_another_name_of_the_answer_is_no_option_nor_two_names_of_one_object(distractors: int | None) -> None:
     for seed in range(20):
-        options = choose_options(HOLLAND, distractors=distractors, seed=seed)
+        options = choose_options(HOLLAND, distractors=distractors, seed=seed).options
         assert len(options) == 4
         check(HOLLAND, options)
 
@@ -66,7 +70,7 @@ def test_another_name_of_the_answer_is_no_option_nor_two_names_of_one_object(dis
 def test_an_id_has_one_name_among_the_options(distractors: int | None) -> None:
     ids = {fact.object: fact.object_id for fact in PEOPLE}
     for seed in range(20):
-        options = choose_options(PEOPLE, distractors=distractors, seed=seed)
+        options = choose_options(PEOPLE, distractors=distractors, seed=seed).options
         assert len(options) == len(PEOPLE)
         assert all(len({ids[name] for name in names}) == len(names) for names, _ in options.values())
         if distractors is None:
@@ -83,7 +87,7 @@ def test_objects_of_the_subject_under_its_other_names_are_no_distractors() -> No
         Fact("f", "Chad", "city", "Abéché", "infused"),
     ]
     for seed in range(20):
-        options = choose_options(facts, distractors=2, seed=seed)
+        options = choose_options(facts, distractors=2, seed=seed).options
         for one, other in (("a", "b"), ("c", "d")):
             assert facts["abcdef".index(other)].object not in options[one][0]
             assert facts["abcdef".index(one)].object not in options[other][0]
@@ -92,9 +96,9 @@ def test_objects_of_the_subject_under_its_other_names_are_no_distractors() -> No
 def test_facts_that_cannot_be_asked_are_left_out_and_only_nothing_at_all_is_an_error() -> None:
     hub = [Fact(f"h{n}", "France", "city", f"Ville {n}", "infused") for n in range(8)]
     other = [Fact("p", "Peru", "city", "Lima", "infused"), Fact("c", "Chile", "city", "Arica", "infused")]
-    dealt = deal([*hub, *other], distractors=3, seed=0)
-    assert set(dealt.options) == {"p", "c"}
-    assert sorted(dealt.left_out) == [fact.id for fact in hub]
+    chosen = choose_options([*hub, *other], distractors=3, seed=0)
+    assert set(chosen.options) == {"p", "c"}
+    assert sorted(chosen.left_out) == [fact.id for fact in hub]
     with pytest.raises(InputError, match=r"fact 'h\d' has 0 possible distractors in group 'infused', needs 3"):
         choose_options(hub, distractors=3, seed=0)
 
@@ -103,7 +107,7 @@ def test_many_objects_of_one_subject_take_linear_time() -> None:
     facts = [Fact(f"h{n}", "France", "city", f"Ville {n}", "infused") for n in range(30_000)]
     facts += [Fact(f"s{n}", f"S{n}", "city", f"Town {n}", "infused") for n in range(10_000)]
     begin = time.process_time()
-    options = choose_options(facts, distractors=3, seed=0)
+    options = choose_options(facts, distractors=3, seed=0).options
     assert {f"s{n}" for n in range(10_000)} <= options.keys()
     assert time.process_time() - begin < 30
 
@@ -114,19 +118,22 @@ def test_no_two_options_are_the_same_tokens(tmp_path: Path, distractors: int | N
     facts = [Fact(str(n), f"S{n}", "land", names[n % 6], "infused") for n in range(24)]
     tokenizer = word_tokenizer(tmp_path, *names[3:])
     for seed in range(10):
-        dealt = deal_fairly(facts, {"land": TEMPLATES}, tokenizer, distractors=distractors, seed=seed)
-        assert len(dealt.options) + len(dealt.left_out) == 24
-        assert len(dealt.options) >= 12
-        for options, _ in dealt.options.values():
+        chosen = choose_fair_options(facts, {"land": TEMPLATES}, tokenizer, distractors=distractors, seed=seed)
+        assert len(chosen.options) + len(chosen.left_out) == 24
+        assert len(chosen.options) >= 12
+        for options, _ in chosen.options.values():
             assert len({tuple(tokenizer.encode(name)) for name in options}) == len(options)
     with pytest.raises(InputError, match="must not extend another one or be the same tokens"):
-        deal_fairly(
+        choose_fair_options(
             [fact for fact in facts if fact.object in names[:3]],
-            {"land": TEMPLATES}, tokenizer, distractors=distractors, seed=0,
-        )  # fmt: skip
+            {"land": TEMPLATES},
+            tokenizer,
+            distractors=distractors,
+            seed=0,
+        )
 
 
 @pytest.mark.parametrize("asked", [0, -3])
 def test_less_than_one_fact_cannot_be_asked_about(asked: int) -> None:
     with pytest.raises(InputError, match=f"asked: is {asked}; 1 or more"):
-        deal(HOLLAND, distractors=1, seed=0, asked=asked)
+        choose_options(HOLLAND, distractors=1, seed=0, asked=asked)

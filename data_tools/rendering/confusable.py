@@ -1,4 +1,4 @@
-"""Options that cannot be told from an answer fairly, because one of the two extends the other.
+"""Options that cannot be compared fairly with an answer, because one of the two extends the other.
 
 "The capital is Guinea" begins "The capital is Guinea-Bissau": the whole is never likelier than its beginning, so the
 longer one cannot win where a statement ends with the object, and, where its tokens begin with those of the shorter one,
@@ -18,14 +18,14 @@ from megatron_kis.data_tools.rendering.templates import RelationTemplates, fill
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 
 _Forms = tuple[Sequence[Any], ...]
-"""Letters of a name without case and accents, and its tokens in a statement of each template: one of two rivals begins
-the other in at least one of them, whatever the tokenizer does to a text first."""
+"""Letters of a name without case and accents, and its tokens in a statement of each template. Of two confusable names
+one begins the other in at least one of these forms, whatever normalisation the tokenizer applies."""
 
 
-class Rivals:
-    """Tells whether an object may be an option next to a fact's own.
+class ConfusableOptions:
+    """The objects that may not be options next to a fact's own, because one of the two extends the other.
 
-    Almost no two objects come near each other: the statements of those that do are looked at, and of no others.
+    Few objects come near each other: only for those are whole statements compared.
     """
 
     def __init__(
@@ -38,7 +38,8 @@ class Rivals:
             templates: the templates of a fact, its paraphrases included.
             tokenizer: the tokenizer of the study.
         """
-        self._templates, self._tokenizer = templates, tokenizer
+        self._templates = templates
+        self._tokenizer = tokenizer
         self._found: dict[tuple[str, str], bool] = {}
         self._near: dict[str, dict[str, _Forms]] = {}
         self._ties: dict[str, dict[str, set[tuple[int, int]]]] = {}
@@ -47,23 +48,24 @@ class Rivals:
             first[fact.relation].setdefault(fact.object, fact)
         for relation, objects in first.items():
             letters = {name: _letters(name) for name in objects}
-            near, ties = _begun(letters), defaultdict(set)
-            asked = _asked(templates(next(iter(objects.values()))))
-            for number, template in enumerate(asked):  # one at a time: many objects have many tokens
+            near = _extending_pairs(letters)
+            ties: dict[str, set[tuple[int, int]]] = defaultdict(set)
+            asked = _askable(templates(next(iter(objects.values()))))
+            for number, template in enumerate(asked):  # one at a time, to bound memory
                 forms = dict(self._forms(template, objects))
-                near |= _begun(forms)
+                near |= _extending_pairs(forms)
                 for name, group in _equal(forms).items():
                     ties[name].add((number, group))
-            at_hand = [dict(self._forms(template, {name: objects[name] for name in near})) for template in asked]
-            self._near[relation] = {name: (letters[name], *(forms[name] for forms in at_hand)) for name in near}
+            by_template = [dict(self._forms(template, {name: objects[name] for name in near})) for template in asked]
+            self._near[relation] = {name: (letters[name], *(forms[name] for forms in by_template)) for name in near}
             self._ties[relation] = ties
 
     def __call__(self, fact: Fact, name: str) -> bool:
-        """Whether an object extends the fact's own, or is extended by it, in one of the fact's statements."""
+        """Returns whether an object extends the fact's own, or is extended by it, in one of the fact's statements."""
         near = self._near.get(fact.relation, {})
         if name == fact.object or fact.object not in near or name not in near:
             return False
-        if not any(_one_begins(*forms) for forms in zip(near[fact.object], near[name], strict=True)):
+        if not any(_is_prefix(*forms) for forms in zip(near[fact.object], near[name], strict=True)):
             return False
         key = (fact.id, name)
         if key not in self._found:
@@ -71,11 +73,11 @@ class Rivals:
         return self._found[key]
 
     def near(self, relation: str) -> Collection[str]:
-        """The objects of a relation of which one may begin another."""
+        """Returns the objects of a relation of which one may begin another."""
         return self._near.get(relation, {})
 
     def ties(self, relation: str, name: str) -> frozenset[tuple[int, int]]:
-        """Marks of an object that it shares with those that are the same tokens in the statement of some template."""
+        """Returns marks that an object shares with those of the same tokens in the statement of some template."""
         return frozenset(self._ties.get(relation, {}).get(name, ()))
 
     def _forms(self, template: str, objects: Mapping[str, Fact]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -84,21 +86,21 @@ class Rivals:
             yield name, tuple(tokens[start:stop])
 
     def _in_statements(self, fact: Fact, name: str) -> bool:
-        asked = _asked(self._templates(fact))
+        asked = _askable(self._templates(fact))
         filled = [fill(template, fact.subject, answer) for template in asked for answer in (fact.object, name)]
-        if any(_one_begins(right.text, wrong.text) for right, wrong in _pairs(filled)):
+        if any(_is_prefix(right.text, wrong.text) for right, wrong in _pairs(filled)):
             return True
         tokens, spans = tokenize_statements(filled, self._tokenizer)
         for (right, (start, stop)), (wrong, (begin, end)) in _pairs(list(zip(tokens, spans.tolist(), strict=True))):
-            if _one_begins(right, wrong):
+            if _is_prefix(right, wrong):
                 return True
-            if right[:start] == wrong[:begin] and _one_begins(right[start:stop], wrong[begin:end]):
+            if right[:start] == wrong[:begin] and _is_prefix(right[start:stop], wrong[begin:end]):
                 return True
         return False
 
 
-def _asked(templates: RelationTemplates) -> list[str]:
-    """Templates that a question can be made of: some train paraphrases have no object to fill in."""
+def _askable(templates: RelationTemplates) -> list[str]:
+    """Returns the templates that a question can be made of: some train paraphrases have no object to fill in."""
     return [template for _, template in templates.places() if "[Y]" in template]
 
 
@@ -111,18 +113,18 @@ def _letters(name: str) -> str:
     return "".join(letter for letter in folded if letter.isalnum()) or name
 
 
-def _one_begins(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Whether one of two sequences is the other one's beginning; equal ones are."""
+def _is_prefix(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Returns whether one of two sequences is a prefix of the other, or equal to it."""
     shorter = min(len(one), len(other))
     return one[:shorter] == other[:shorter]
 
 
-def _begun(forms: Mapping[str, Sequence[Any]]) -> set[str]:
-    """The names whose form begins another's, and those that are begun; n log n."""
+def _extending_pairs(forms: Mapping[str, Sequence[Any]]) -> set[str]:
+    """Returns the names whose form is a prefix of another's, and those others; n log n."""
     found: set[str] = set()
-    above: list[tuple[Any, str]] = []  # those sorted before, each beginning the next
+    above: list[tuple[Any, str]] = []  # a stack of forms, each a prefix of the next
     for form, name in sorted((form, name) for name, form in forms.items()):
-        while above and not _one_begins(above[-1][0], form):
+        while above and not _is_prefix(above[-1][0], form):
             above.pop()
         if above:
             found |= {name, above[-1][1]}
@@ -131,7 +133,7 @@ def _begun(forms: Mapping[str, Sequence[Any]]) -> set[str]:
 
 
 def _equal(forms: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The names whose form another has too, and the number of that form."""
+    """Numbers the forms that several names share; returns the names that have one, with its number."""
     names: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name, form in forms.items():
         names[form].append(name)
