@@ -100,6 +100,23 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
+def test_the_executor_knows_runs_and_no_studies_or_facts() -> None:
+    known = (
+        "megatron_kis.common",
+        "megatron_kis.config.executor",
+        "megatron_kis.config.slurm",
+        "megatron_kis.executor",
+    )
+    foreign = [
+        f"{name} imports {used}"
+        for name in MODULES
+        if name.startswith("megatron_kis.executor")
+        for used in imports(MODULES[name])
+        if used.startswith("megatron_kis.") and not used.startswith(known)
+    ]
+    assert foreign == []
+
+
 def test_what_comes_before_and_after_training_needs_no_torch() -> None:
     for room in ("analysis", "data_tools", "common"):
         names = [name for name in MODULES if name.startswith(f"megatron_kis.{room}")]

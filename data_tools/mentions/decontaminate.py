@@ -68,7 +68,7 @@ class DecontaminationStats:
             f" {self.characters} of {self.all_characters} characters ({share:.2%})"
         ]
         if level == "sentence":
-            lines.append(f"{len(self.over_sentences)} facts are told over several sentences of a document as well")
+            lines.append(f"{len(self.over_sentences)} facts are stated over several sentences of a document as well")
         if self.unsearchable:
             shown = ", ".join(map(repr, self.unsearchable[:_LISTED]))
             lines.append(f"{len(self.unsearchable)} names of facts cannot be looked for: {shown}")

@@ -19,7 +19,7 @@ from megatron_kis.common.errors import InputError, JobError, KisError
 from megatron_kis.common.files import locked, sha256_file
 from megatron_kis.common.known_files import Seen, Sources
 from megatron_kis.common.progress import Progress
-from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX
+from megatron_kis.data_tools.corpus.part import VALIDATION_SUFFIX
 from megatron_kis.data_tools.facts.importers import IMPORTERS
 from megatron_kis.data_tools.preparation.publish import finish, is_interrupted, move_outputs, publish, unfinished
 from megatron_kis.data_tools.preparation.settings import DataPrepConfig
@@ -33,12 +33,12 @@ from megatron_kis.data_tools.preparation.stamps import (
     write_stamp,
 )
 from megatron_kis.data_tools.preparation.steps import StepInputs, fact_names, steps_of, tokenizer_name, training
+from megatron_kis.data_tools.readers.files import check_text_files, expand
 from megatron_kis.data_tools.readers.open import FORMATS
-from megatron_kis.data_tools.readers.splits import check_text_files, expand
 from megatron_kis.data_tools.rendering.templates import load_templates
 from megatron_kis.data_tools.selection.imports import check_source, source_files
 from megatron_kis.data_tools.selection.select import check_settings
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, model_file
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, model_file
 
 __all__ = ["DataPrepConfig", "Held", "PreparedData", "fact_names", "prepare_data", "stale", "tokenizer_path"]
 

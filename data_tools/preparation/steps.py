@@ -26,8 +26,10 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 from megatron_kis.common.known_files import Seen
 from megatron_kis.common.progress import Progress
-from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX, CorpusBuildConfig, build_corpus, encoder_for
+from megatron_kis.data_tools.corpus.build import build_corpus, encoder_for
 from megatron_kis.data_tools.corpus.meta import read_corpus_meta
+from megatron_kis.data_tools.corpus.part import VALIDATION_SUFFIX
+from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
 from megatron_kis.data_tools.facts.fact import Fact, load_facts
 from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 from megatron_kis.data_tools.preparation.stamps import OLD_VERSION, Step
@@ -37,17 +39,11 @@ from megatron_kis.data_tools.rendering.render import SUFFIXES as RENDER_SUFFIXES
 from megatron_kis.data_tools.rendering.render import render
 from megatron_kis.data_tools.rendering.templates import RelationTemplates, load_templates
 from megatron_kis.data_tools.selection.imports import import_facts, source_files
-from megatron_kis.data_tools.tokenizers.base import (
-    CHARACTER_COVERAGE,
-    META_SCHEMA,
-    Tokenizer,
-    Training,
-    load_tokenizer,
-    side_file,
-)
+from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, Tokenizer, side_file
 from megatron_kis.data_tools.tokenizers.gigatoken import usable_gigatoken
 from megatron_kis.data_tools.tokenizers.reference_encoder import package_version
-from megatron_kis.data_tools.tokenizers.training import train
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import CHARACTER_COVERAGE, TokenizerConfig, train_tokenizer
 
 CODE = {"facts": "4", "tokenizer": "3", "corpus": "4", "render": "4"}
 """Versions of our own code. Raise one when its step writes other bytes for the same key: data are then made again, or
@@ -122,9 +118,9 @@ def tokenizer_name(settings: DataPrepConfig) -> str:
     return _TOKENIZER_NAMES[settings.tokenizer_model == "byte-bpe"]
 
 
-def training(settings: DataPrepConfig) -> Training:
+def training(settings: DataPrepConfig) -> TokenizerConfig:
     """Returns the configuration with which a tokenizer is trained here."""
-    return Training(
+    return TokenizerConfig(
         vocab_size=settings.vocab_size,
         kind=settings.tokenizer_model,
         seed=settings.seed,
@@ -226,7 +222,7 @@ def _make_tokenizer(inputs: StepInputs, folder: Path) -> None:
     """Trains the tokenizer on the text and the facts' names."""
     settings = inputs.settings
     documents = iter_documents(settings.text, text_key=settings.text_key, text_format=settings.text_format)
-    train(
+    train_tokenizer(
         (document.text for document in inputs.progress.track(documents, description="documents")),
         folder / tokenizer_name(settings),
         training(settings),
@@ -286,7 +282,7 @@ def _make_corpus(inputs: StepInputs, folder: Path) -> None:
         validation_share=settings.validation_share,
         seed=settings.seed,
         progress=inputs.progress,
-        options=CorpusBuildConfig(text_format=settings.text_format),
+        config=CorpusBuildConfig(text_format=settings.text_format),
     )
     inputs.progress.say(
         f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"

@@ -63,7 +63,9 @@ def load_paraphrases(path: Path, facts: Sequence[Fact]) -> Paraphrases:
         template = _template(text, known[identifier], split, where)
         taken = places.setdefault((identifier, wording(text)), where)
         if taken != where:
-            raise InputError(f"same wording as {taken}", where=where, remedy="a sentence stands in one split and once")
+            raise InputError(
+                f"same wording as {taken}", where=where, remedy="a sentence may be in one split only, and once"
+            )
         found[identifier][split].append(template)
     return {
         identifier: RelationTemplates(*(tuple(splits[split]) for split in SPLITS))

@@ -140,7 +140,9 @@ def render(
     )
     left_out = len(chosen.left_out)
     if left_out:
-        progress.say(f"  {left_out} facts are not asked about: too few options that are wrong and can be told from it")
+        progress.say(
+            f"  {left_out} facts are not asked about: too few options are wrong and distinguishable from the answer"
+        )
     for suffix in (".json", ".questions.jsonl", ".facts.npy", ".ids.txt"):
         suffixed(prefix, suffix).unlink(missing_ok=True)
     rendered = [fact for fact in facts if fact.group in RENDERED_GROUPS]

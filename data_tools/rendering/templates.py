@@ -177,6 +177,6 @@ def _check(template: object, where: str, places: dict[str, str]) -> None:
     words = wording(template)
     if words in places:
         raise InputError(
-            f"same wording as {places[words]}", where=where, remedy="a template stands in one split and once"
+            f"same wording as {places[words]}", where=where, remedy="a template may be in one split only, and once"
         )
     places[words] = where

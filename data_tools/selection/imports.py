@@ -22,7 +22,7 @@ from megatron_kis.data_tools.facts.importers import (
     malformed,
     parse_columns,
 )
-from megatron_kis.data_tools.readers.splits import refuse_own_outputs
+from megatron_kis.data_tools.readers.files import refuse_own_outputs
 from megatron_kis.data_tools.rendering.templates import wording
 from megatron_kis.data_tools.selection.pool import Pool
 from megatron_kis.data_tools.selection.select import SelectConfig, Selection, select_facts

@@ -33,12 +33,3 @@ def show_messages() -> None:
         logger.addHandler(_StandardError())
     logger.setLevel(logging.INFO)
     logger.propagate = False
-
-
-def silence_other_ranks(*, reports: bool) -> None:
-    """Lets only the reporting one of several ranks show messages; the others show those of level ``error`` and above.
-
-    Args:
-        reports: whether this rank reports.
-    """
-    logging.getLogger(_NAME).setLevel(logging.INFO if reports else logging.ERROR)

@@ -8,11 +8,12 @@ them from YAML and overrides.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator
 
-from megatron_kis.common.configuration import Config, Count, SafeName
+from megatron_kis.common.configuration import Config, Count, SafeName, absolute_content
+from megatron_kis.common.files import fingerprint
 from megatron_kis.common.terms import Split
 from megatron_kis.config.data import DataConfig, DocumentsConfig, InfusionConfig
 from megatron_kis.config.model import ModelConfig
@@ -196,3 +197,16 @@ class RunConfig(Config):
 
     logging: LoggingConfig = LoggingConfig()
     """Settings of the logs."""
+
+    @property
+    def ranks(self) -> int:
+        """Number of processes that train the run."""
+        return self.parallel.ranks
+
+    def settings_fingerprint(self) -> str:
+        """Returns the fingerprint of all settings but the files: any of them may change whether the run fails."""
+        return fingerprint(self.model_dump(mode="json", exclude={"data", "output"}))
+
+    def absolute_content(self) -> dict[str, Any]:
+        """Returns the content of the run's configuration file, with absolute paths."""
+        return absolute_content(self)

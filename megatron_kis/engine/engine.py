@@ -28,7 +28,7 @@ from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.engine.optimizer import build_optimizer
 from megatron_kis.engine.replica import finish_gradients, wrap_model
 from megatron_kis.engine.scaling import DelayedScaling, without_fp8
-from megatron_kis.model.build import build_model, initialise, resolve_implementation
+from megatron_kis.model.build import ModelSpec, build_model, initialise, resolve_implementation
 from megatron_kis.model.context import positions
 from megatron_kis.model.head import head_losses, headless
 
@@ -80,26 +80,21 @@ class Engine:
             own_mask=config.documents.reset_attention,
             precision=precision,
         )
+        spec = ModelSpec(
+            config.model.shape(),
+            vocabulary=vocabulary,
+            sequence_length=self._sequence_length,
+            layout=layout,
+            device=device,
+            precision=precision,
+            implementation=implementation,
+            sequence_parallel=config.parallel.sequence,
+            recompute=config.parallel.recompute,
+            deterministic=config.training.deterministic,
+            init_std=config.model.init_std,
+        )
         self.chunks = [
-            wrap_model(
-                build_model(
-                    config.model.shape(),
-                    vocabulary=vocabulary,
-                    sequence_length=self._sequence_length,
-                    layout=layout,
-                    device=device,
-                    precision=precision,
-                    implementation=implementation,
-                    sequence_parallel=config.parallel.sequence,
-                    recompute=config.parallel.recompute,
-                    deterministic=config.training.deterministic,
-                    init_std=config.model.init_std,
-                    chunk=chunk,
-                    seed=None,
-                ),
-                device,
-                trains=trains,
-            )
+            wrap_model(build_model(spec, chunk=chunk, seed=None), device, trains=trains)
             for chunk in range(layout.virtual_size)
         ]
         """This rank's layers, as data-parallel replicas: one chunk, or several under the interleaved schedule."""

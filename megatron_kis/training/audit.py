@@ -38,7 +38,8 @@ def audit_run(folder: Path, *, recount: Progress | None = None) -> dict[str, Any
     record = read_json(folder / RUN_FILE, RUN_SCHEMA, keys=("run", "config", "plan", "fingerprints"))
     path = folder / "exposures.json"
     if not path.exists():
-        raise InputError("is not there yet", where=str(path), remedy="a run writes it at its end; go on with kis train")
+        remedy = "a run writes it at its end; resume it with kis train"
+        raise InputError("is not there yet", where=str(path), remedy=remedy)
     ledger = read_json(path, LEDGER_SCHEMA, keys=("expected", "received", "sequences", "infusion_ratio", "plan"))
     recounted = _recount(record, folder, recount) if recount else None
     result: dict[str, Any] = {name: ledger[name] for name in ("sequences", "infusion_ratio")}
@@ -109,7 +110,7 @@ def _recount(record: dict[str, Any], folder: Path, progress: Progress) -> dict[s
     ledger = Ledger(inputs.store)
     sequences = len(inputs.plan)
     firsts, steps = range(0, sequences, _SEQUENCES_PER_PASS), -(-sequences // _SEQUENCES_PER_PASS)
-    for first in progress.track(firsts, description=f"counting, {_SEQUENCES_PER_PASS} sequences a step", total=steps):
+    for first in progress.track(firsts, description=f"counting, {_SEQUENCES_PER_PASS} sequences per step", total=steps):
         numbers = range(first, min(first + _SEQUENCES_PER_PASS, sequences))
         for number, sample in zip(numbers, inputs.dataset.__getitems__(numbers), strict=True):
             ledger.observe(sample["tokens"].numpy(), inputs.plan[number])

@@ -62,7 +62,7 @@ def test_blocks_are_rearranged_so_that_a_preference_still_scores_chance(tokenize
 
 
 def test_statements_decide_what_extends_what(tmp_path: Path) -> None:
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
     # Guinea-Bissau begins with the tokens of Guinea; Chadian has a token of its own, and Chad's end is not in it
     texts = ["lies in Guinea-Bissau, they say. In Guinea lies", "in Chadian, in Chadians", "is Chad, Chad, Chad"] * 50
@@ -90,7 +90,7 @@ def test_objects_that_are_the_same_tokens_are_rivals(tmp_path: Path) -> None:
     from tokenizers import Tokenizer as Model
     from tokenizers import models, pre_tokenizers
 
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
     words = ["<unk>", "</s>", "The", "land", "of", "is", "A", "B", "Question", "Answer", "Where", "lies", "in"]
     model = Model(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))

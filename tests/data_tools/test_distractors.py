@@ -13,7 +13,8 @@ from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.names import Entities
 from megatron_kis.data_tools.rendering.distractors import choose_fair_options, choose_options
 from megatron_kis.data_tools.rendering.templates import RelationTemplates
-from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 HOLLAND = [
     Fact("hague", "Hague House", "country", "Holland", "infused"),

@@ -20,7 +20,8 @@ from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.rendering.templates import load_templates
 from megatron_kis.data_tools.selection.imports import source_files, source_fingerprint
 from megatron_kis.data_tools.selection.select import SelectConfig
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
 
@@ -60,7 +61,9 @@ def data(settings):
 @pytest.fixture(scope="module")
 def other_tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("other") / "t.json"
-    train_tokenizer((document.text for document in iter_documents([LEADS])), path, vocab_size=420, kind="byte-bpe")
+    train_tokenizer(
+        (document.text for document in iter_documents([LEADS])), path, TokenizerConfig(vocab_size=420, kind="byte-bpe")
+    )
     return path
 
 

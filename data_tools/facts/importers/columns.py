@@ -20,126 +20,40 @@ _EXAMPLE = "for example subject=city"
 
 # Headers of published tables: LAMA, PopQA, KAMEL, and what knowledge graphs call their columns.
 _ALSO = {
-    "subject": (
-        "subject_label",
-        "subject_name",
-        "sub_label",
-        "sub_name",
-        "subj_label",
-        "subj_name",
-        "head_label",
-        "head_name",
-        "subj",
-        "sub",
-        "head",
-        "head_entity",
-        "s_label",
-        "s_name",
-        "h_label",
-        "h_name",
-        "s",
-        "h",
-    ),
-    "relation": (
-        "predicate",
-        "property",
-        "relation_label",
-        "predicate_label",
-        "property_label",
-        "prop_label",
-        "relation_name",
-        "predicate_name",
-        "property_name",
-        "predicate_id",
-        "relation_id",
-        "property_id",
-        "prop_id",
-        "rel_id",
-        "prop",
-        "pred",
-        "rel",
-        "p",
-        "r",
-    ),
-    "object": (
-        "object_label",
-        "object_name",
-        "obj_label",
-        "obj_name",
-        "tail_label",
-        "tail_name",
-        "obj",
-        "tail",
-        "tail_entity",
-        "o_label",
-        "o_name",
-        "t_label",
-        "t_name",
-        "o",
-        "t",
-    ),
-    "id": ("fact_id",),
-    "subject_id": ("sub_id", "subj_id", "sub_uri", "subj_uri", "subject_uri", "head_id", "head_uri", "s_id", "s_uri"),
-    "object_id": ("obj_id", "obj_uri", "object_uri", "tail_id", "tail_uri", "o_id", "o_uri"),
-    "subject_aliases": ("sub_aliases", "subj_aliases", "s_aliases"),
-    "object_aliases": ("obj_aliases", "o_aliases", "possible_answers"),
+    field: tuple(words.split())
+    for field, words in {
+        "subject": """
+            subject_label subject_name sub_label sub_name subj_label subj_name head_label head_name subj sub
+            head head_entity s_label s_name h_label h_name s h
+        """,
+        "relation": """
+            predicate property relation_label predicate_label property_label prop_label relation_name
+            predicate_name property_name predicate_id relation_id property_id prop_id rel_id prop pred rel p r
+        """,
+        "object": """
+            object_label object_name obj_label obj_name tail_label tail_name obj tail tail_entity o_label o_name
+            t_label t_name o t
+        """,
+        "id": "fact_id",
+        "subject_id": "sub_id subj_id sub_uri subj_uri subject_uri head_id head_uri s_id s_uri",
+        "object_id": "obj_id obj_uri object_uri tail_id tail_uri o_id o_uri",
+        "subject_aliases": "sub_aliases subj_aliases s_aliases",
+        "object_aliases": "obj_aliases o_aliases possible_answers",
+    }.items()
 }
 # Words of headers in some large languages that are too vague to assign a column.
 _VAGUE = {
-    "subject": {
-        "subjekt",
-        "sujet",
-        "sujeto",
-        "soggetto",
-        "sujeito",
-        "onderwerp",
-        "субъект",
-        "entity",
-        "item",
-        "name",
-        "label",
-        "title",
-        "主語",
-        "主语",
-        "主体",
-        "주어",
-    },
-    "relation": {
-        "attribute",
-        "prädikat",
-        "praedikat",
-        "prédicat",
-        "predicado",
-        "predicato",
-        "relación",
-        "relazione",
-        "relação",
-        "beziehung",
-        "eigenschaft",
-        "propriété",
-        "propiedad",
-        "предикат",
-        "отношение",
-        "述語",
-        "谓语",
-        "关系",
-        "関係",
-        "관계",
-    },
-    "object": {
-        "objekt",
-        "objet",
-        "objeto",
-        "oggetto",
-        "объект",
-        "value",
-        "answer",
-        "target",
-        "目的語",
-        "宾语",
-        "客体",
-        "목적어",
-    },
+    field: frozenset(words.split())
+    for field, words in {
+        "subject": """
+            subjekt sujet sujeto soggetto sujeito onderwerp субъект entity item name label title 主語 主语 主体 주어
+        """,
+        "relation": """
+            attribute prädikat praedikat prédicat predicado predicato relación relazione relação beziehung
+            eigenschaft propriété propiedad предикат отношение 述語 谓语 关系 関係 관계
+        """,
+        "object": "objekt objet objeto oggetto объект value answer target 目的語 宾语 客体 목적어",
+    }.items()
 }
 
 

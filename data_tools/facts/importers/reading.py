@@ -7,8 +7,8 @@ from pathlib import Path
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import unreadable
-from megatron_kis.data_tools.readers.lines import LONGEST_LINE
-from megatron_kis.data_tools.readers.open import check_beginning, opened
+from megatron_kis.data_tools.readers.base import LONGEST_LINE
+from megatron_kis.data_tools.readers.open import check_head, open_text
 from megatron_kis.data_tools.readers.packed import packing_of
 
 BOM = b"\xef\xbb\xbf"
@@ -56,9 +56,9 @@ def source_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         InputError: the file cannot be read to its end, or is not text in lines.
     """
-    check_beginning(path, ".jsonl" if ".jsonl" in path.name else ".tsv")
+    check_head(path, ".jsonl" if ".jsonl" in path.name else ".tsv")
     try:
-        with opened(path) as file:
+        with open_text(path) as file:
             number = 0
             while line := file.readline(LONGEST_LINE):
                 number += 1

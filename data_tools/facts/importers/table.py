@@ -30,7 +30,7 @@ from megatron_kis.data_tools.facts.importers.columns import (
     looks_like_header,
 )
 from megatron_kis.data_tools.facts.importers.reading import decoded, source_lines
-from megatron_kis.data_tools.readers.lines import LONGEST_LINE
+from megatron_kis.data_tools.readers.base import LONGEST_LINE
 
 _Row = tuple[int, Sequence[str] | InputError]
 _LONGEST_RECORD = 1 << 20  # characters of a record of many lines: an unclosed quote must not swallow the file

@@ -22,8 +22,8 @@ from megatron_kis.data_tools.facts.importers.base import (
     text_field,
 )
 from megatron_kis.data_tools.facts.importers.reading import source_files_of
-from megatron_kis.data_tools.readers.lines import LONGEST_LINE
-from megatron_kis.data_tools.readers.open import opened
+from megatron_kis.data_tools.readers.base import LONGEST_LINE
+from megatron_kis.data_tools.readers.open import open_text
 
 # Surface forms that refer to a name elsewhere in the text.
 _PRONOUNS = frozenset(
@@ -111,7 +111,7 @@ def _documents(file: Path) -> Iterator[Any]:
 
     try:
         _refuse_no_array(file)
-        with opened(file) as content:
+        with open_text(file) as content:
             yield from ijson.items(content, "item", map_type=_Object)
     except OSError as error:
         raise unreadable(error, file) from None
@@ -126,7 +126,7 @@ def _refuse_no_array(file: Path) -> None:
     Raises:
         InputError: names what it is instead.
     """
-    with opened(file) as content:
+    with open_text(file) as content:
         first = content.read(1).strip()
         while not first and (more := content.read(1)):
             first = more.strip()

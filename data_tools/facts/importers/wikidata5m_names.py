@@ -20,7 +20,7 @@ from megatron_kis.data_tools.facts.importers.base import Dropped, malformed
 from megatron_kis.data_tools.facts.importers.reading import refuse_packed
 from megatron_kis.data_tools.facts.importers.wikidata5m_triples import Ints, parse_id_line
 from megatron_kis.data_tools.facts.names import name_key
-from megatron_kis.data_tools.readers.open import check_beginning
+from megatron_kis.data_tools.readers.open import check_head
 
 Names = tuple[str, tuple[str, ...], bool]
 """Name, aliases, and whether another entity has the same name."""
@@ -49,7 +49,7 @@ class EntityNames:
                 for number, line in enumerate(file, start=1):
                     if number == 1:
                         refuse_packed(line, path)
-                        check_beginning(path, ".txt")
+                        check_head(path, ".txt")
                     if line.strip():
                         try:
                             identifier, names = parse_id_line(line, b"Q", f"{path}:{number}")

@@ -17,7 +17,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import unreadable
 from megatron_kis.data_tools.facts.importers.base import Dropped, malformed
 from megatron_kis.data_tools.facts.importers.reading import BOM, decoded, refuse_packed
-from megatron_kis.data_tools.readers.open import check_beginning
+from megatron_kis.data_tools.readers.open import check_head
 
 Ints = npt.NDArray[np.int64]
 
@@ -95,7 +95,7 @@ def triple_blocks(file: Path, relations: Collection[int] = (), *, skip_errors: b
             while data := stream.read(_BLOCK) + stream.readline():
                 if first == 1:
                     refuse_packed(data, file)
-                    check_beginning(file, ".txt")
+                    check_head(file, ".txt")
                     data = data.removeprefix(BOM)
                 block = _block(file, data, first, skip_errors)
                 yield block.select(np.isin(block.relations, wanted)) if len(wanted) else block

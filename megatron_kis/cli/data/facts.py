@@ -46,11 +46,11 @@ def _facts(options: argparse.Namespace) -> int:
     settings = SelectConfig(**given_settings(options, SelectConfig.model_fields))
     templates = None
     if options.templates_output:
-        from megatron_kis.data_tools.readers.splits import file_places, refuse_own_outputs
+        from megatron_kis.data_tools.readers.files import file_identities, refuse_own_outputs
 
         refuse_own_outputs([options.input], [options.templates_output])
         others = (options.output, options.output.with_suffix(".meta.json"))
-        if {*file_places(options.templates_output)} & {place for path in others for place in file_places(path)}:
+        if {*file_identities(options.templates_output)} & {place for path in others for place in file_identities(path)}:
             raise InputError("is written by --output, too", where="--templates-output", remedy="write it elsewhere")
         if options.templates_output.exists():
             remedy = "templates that may have been edited are not overwritten"
@@ -86,7 +86,7 @@ def _templates(options: argparse.Namespace) -> int:
     from megatron_kis.data_tools.facts.fact import load_facts
     from megatron_kis.data_tools.rendering.render import template_lengths, template_remarks
     from megatron_kis.data_tools.rendering.templates import load_templates
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
     if options.tokenizer and not options.facts:
         raise InputError("needs --facts", where="--tokenizer", remedy="tokens are counted with the names filled in")

@@ -15,12 +15,12 @@ import yaml
 from megatron_kis.cli.main import main
 from megatron_kis.data_tools.preparation import steps as prepare_steps
 from megatron_kis.executor.attempts import read_attempts
-from megatron_kis.executor.executor import study_lock
-from megatron_kis.executor.lease import Claim, claim
+from megatron_kis.executor.lease import HeldLease, acquire
 from megatron_kis.executor.slurm import queue
 from megatron_kis.executor.slurm.queue import Task
 from megatron_kis.executor.slurm.records import Submitted, record, submission_folder, write_tasks
-from megatron_kis.study.held import holders_of
+from megatron_kis.study.holders import holders_of
+from megatron_kis.study.lock import study_lock
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
@@ -96,7 +96,7 @@ def test_a_plan_makes_data_next_to_the_study_and_run_takes_them_over(
     assert not planned.exists()
 
 
-def test_a_plan_beside_a_run_at_work_disturbs_nothing(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_next_to_a_run_at_work_disturbs_nothing(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with study_lock(prepared.parent / "out"):
         before, tree_of_data = tree(prepared.parent / "out"), tree(prepared.parent / "out" / "data")
         assert main(["study", "plan", str(prepared)]) == 0
@@ -174,7 +174,7 @@ def run_record(output: Path, name: str, **prints: str) -> Path:
     return folder
 
 
-def test_all_run_folders_checkpoints_and_living_cells_hold_data(tmp_path: Path) -> None:
+def test_all_run_folders_checkpoints_and_living_runs_hold_data(tmp_path: Path) -> None:
     for name in ("old", "renamed"):
         (run_record(tmp_path, name) / "DONE").touch()
     (run_record(tmp_path, "other", corpus="d" * 64) / "DONE").touch()
@@ -185,12 +185,12 @@ def test_all_run_folders_checkpoints_and_living_cells_hold_data(tmp_path: Path) 
         place.mkdir(parents=True)
         identity = {"data": {**THERE, "corpus": corpus}}
         (place / "checkpoint.json").write_text(json.dumps({"schema": "kis.checkpoint/1", "identity": identity}))
-    held = claim(tmp_path / "runs" / "at work")
-    assert isinstance(held, Claim)
+    held = acquire(tmp_path / "runs" / "at work")
+    assert isinstance(held, HeldLease)
     found = holders_of(tmp_path, THERE)
-    assert (found.runs, found.checkpoints, found.cells) == (("damaged", "old", "renamed"), ("saved",), ("at work",))
+    assert (found.runs, found.checkpoints, found.running) == (("damaged", "old", "renamed"), ("saved",), ("at work",))
     held.release()
-    assert holders_of(tmp_path, THERE).cells == ()
+    assert holders_of(tmp_path, THERE).running == ()
     assert not holders_of(tmp_path, {})  # nothing is there to be held
     assert str(found).startswith("3 complete runs (damaged, old, renamed), 1 unfinished run with checkpoints (saved)")
 
@@ -207,13 +207,13 @@ def test_jobs_in_the_queue_hold_data_but_those_of_the_submission_that_asks(
     for job in jobs:
         record(tmp_path, job)
     live = [Task(job, str(job.number), (), state="RUNNING") for job in jobs[:3]]
-    monkeypatch.setattr("megatron_kis.study.held.live_tasks", lambda _: live)
+    monkeypatch.setattr("megatron_kis.study.holders.live_tasks", lambda _: live)
     assert holders_of(tmp_path, THERE).jobs == ("11", "13")
     assert holders_of(tmp_path, THERE, submission=2).jobs == ("11",)
     assert "1 job in the queue (11)" in str(holders_of(tmp_path, THERE, submission=2))
 
 
-def test_a_queue_that_cannot_be_asked_holds_data_until_all_of_its_cells_are_done(
+def test_a_queue_that_cannot_be_asked_holds_data_until_all_of_its_runs_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
@@ -245,7 +245,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
     return submit
 
 
-def test_the_data_job_says_which_data_the_cells_must_find_and_a_late_cell_meets_no_others(
+def test_the_data_job_says_which_data_the_runs_must_find_and_a_late_run_meets_no_others(
     prepared: Path,
     submitted: Callable[[Path], Path],
     capsys: pytest.CaptureFixture[str],
@@ -268,7 +268,7 @@ def test_the_data_job_says_which_data_the_cells_must_find_and_a_late_cell_meets_
 
     # Somebody takes the data away and makes others.
     shutil.rmtree(out / "data")
-    monkeypatch.setattr("megatron_kis.study.held.live_tasks", lambda _: [])
+    monkeypatch.setattr("megatron_kis.study.holders.live_tasks", lambda _: [])
     assert main(["study", "plan", str(prepared), "data.vocab_size=390"]) == 0
     (prepared.parent / ".out.planned" / "data").rename(out / "data")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")

@@ -11,14 +11,14 @@ import yaml
 
 from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
 from megatron_kis.cli.main import main
-from megatron_kis.config.study import RungConfig
-from megatron_kis.study.new_size import rung_near
+from megatron_kis.config.study import LadderEntry
+from megatron_kis.study.proposals import nearest_new_size
 
 VOCABULARY = 2048
 
 
-def rungs(*entries: dict[str, Any]) -> dict[int, RungConfig]:
-    made = [RungConfig(**entry) for entry in entries]
+def rungs(*entries: dict[str, Any]) -> dict[int, LadderEntry]:
+    made = [LadderEntry(**entry) for entry in entries]
     return {rung.shape().params(VOCABULARY): rung for rung in made}
 
 
@@ -29,9 +29,9 @@ SMALL = rungs(
 )
 
 
-def test_a_rung_between_two_has_their_heads_and_a_learning_rate_between_theirs() -> None:
+def test_a_size_between_two_has_their_heads_and_a_learning_rate_between_theirs() -> None:
     wanted = math.sqrt(sorted(SMALL)[1] * sorted(SMALL)[2])
-    rung, params = rung_near(wanted, SMALL) or pytest.fail("none")
+    rung, params = nearest_new_size(wanted, SMALL) or pytest.fail("none")
     assert rung.model_dump(exclude_defaults=True).keys() == {"layers", "width", "heads", "learning_rate"}
     assert (rung.layers, rung.width) == (3, 96)
     assert rung.width // rung.heads == 32
@@ -40,22 +40,28 @@ def test_a_rung_between_two_has_their_heads_and_a_learning_rate_between_theirs()
     assert rung.learning_rate == pytest.approx(math.sqrt(5e-3 * 2e-3), rel=0.05)
 
 
-def test_a_rung_beyond_the_last_is_wider_and_as_deep() -> None:
+def test_a_size_beyond_the_last_is_wider_and_as_deep() -> None:
     largest = max(SMALL)
-    rung, params = rung_near(3 * largest, SMALL) or pytest.fail("none")
+    rung, params = nearest_new_size(3 * largest, SMALL) or pytest.fail("none")
     assert rung.layers == 4
     assert rung.width > 128
     assert rung.learning_rate == 2e-3
     assert abs(math.log(params / (3 * largest))) < 0.2
 
 
-def test_what_is_unusual_of_the_nearest_rung_is_kept() -> None:
+def test_what_is_unusual_of_the_nearest_size_is_kept() -> None:
     grouped = {
-        "layers": 4, "width": 256, "heads": 8, "query_groups": 2, "ffn_width": 512, "tied_embeddings": False,
-        "micro_batch_size": 2, "parallel": {"tensor": 2, "pipeline": 4},
-    }  # fmt: skip
+        "layers": 4,
+        "width": 256,
+        "heads": 8,
+        "query_groups": 2,
+        "ffn_width": 512,
+        "tied_embeddings": False,
+        "micro_batch_size": 2,
+        "parallel": {"tensor": 2, "pipeline": 4},
+    }
     known = rungs(grouped)
-    rung, _ = rung_near(2.5 * max(known), known) or pytest.fail("none")
+    rung, _ = nearest_new_size(2.5 * max(known), known) or pytest.fail("none")
     shape = rung.shape()
     assert shape.heads == 4 * shape.query_groups
     assert shape.query_groups % 2 == 0
@@ -66,13 +72,13 @@ def test_what_is_unusual_of_the_nearest_rung_is_kept() -> None:
     assert rung.learning_rate is None  # the study's
 
 
-def test_no_width_is_named_beside_a_rung_of_imported_weights() -> None:
+def test_no_width_is_named_next_to_a_size_of_imported_weights() -> None:
     known = rungs({"layers": 2, "width": 64, "heads": 2, "init_from": "imported"})
-    assert rung_near(2 * max(known), known) is None
+    assert nearest_new_size(2 * max(known), known) is None
 
 
-def test_a_size_that_only_a_rung_of_the_study_comes_near_has_none() -> None:
-    assert rung_near(1.02 * sorted(SMALL)[1], SMALL) is None
+def test_a_size_that_only_a_size_of_the_study_comes_near_has_none() -> None:
+    assert nearest_new_size(1.02 * sorted(SMALL)[1], SMALL) is None
 
 
 def test_next_names_entries_that_the_study_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,11 +101,16 @@ def test_next_names_entries_that_the_study_takes(tmp_path: Path, capsys: pytest.
         (path / "run.json").write_text(json.dumps(run))
         path.rename(path.with_name(run["run"]))
     study = {
-        "name": "s", "output": str(tmp_path / "out"), "ladder": entries, "token_budgets": [600_000],
-        "frequencies": levels, "seeds": [0], "training": {"sequence_length": 64, "global_batch_size": 8},
+        "name": "s",
+        "output": str(tmp_path / "out"),
+        "ladder": entries,
+        "token_budgets": [600_000],
+        "frequencies": levels,
+        "seeds": [0],
+        "training": {"sequence_length": 64, "global_batch_size": 8},
         "data": {"text": ["t.jsonl"], "facts": "f.tsv", "templates": "t.yaml"},
         "analysis": {"resamples": 99, "split": "held_out", "scoring": "statement"},
-    }  # fmt: skip
+    }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     ask = ["study", "next", str(tmp_path / "study.yaml"), "--params", "2e6"]
     assert main([*ask, "--json"]) == 0

@@ -13,24 +13,23 @@ import pytest
 
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import JobError
-from megatron_kis.executor.executor import study_lock
-from megatron_kis.executor.running import end_executor, executors
+from megatron_kis.study.lock import end_study_run, lock_holders, study_lock
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
-# Holds the study's lock as an executor does, with a child that shares it as a cell does.
+# Holds the study's lock as an executor does, with a child that shares it as a run does.
 HOLDER = """
 import pathlib, signal, subprocess, sys, time
-from megatron_kis.executor.executor import study_lock
+from megatron_kis.study.lock import study_lock
 signal.signal(signal.SIGTERM, lambda *_: None if sys.argv[2] == "deaf" else sys.exit(75))
 with study_lock(pathlib.Path(sys.argv[1])) as lock:
-    with subprocess.Popen(["/bin/sleep", "60"], pass_fds=(lock,)) as cell:
+    with subprocess.Popen(["/bin/sleep", "60"], pass_fds=(lock,)) as run:
         print(flush=True)
         try:
             while True:
                 time.sleep(0.05)
         finally:
-            cell.kill()
+            run.kill()
 """
 
 
@@ -49,11 +48,11 @@ def holder(folder: Path, kind: str = "") -> Iterator[subprocess.Popen[bytes]]:
 def test_the_executor_is_asked_to_end_and_waited_for(tmp_path: Path) -> None:
     folder = tmp_path / 'a study\'s "folder"'
     with holder(folder) as process, holder(tmp_path / "another") as other:
-        assert executors(folder) == [process.pid]  # and not its cell
-        assert end_executor(folder, seconds=20) == [process.pid]
+        assert lock_holders(folder) == [process.pid]  # and not its run
+        assert end_study_run(folder, seconds=20) == [process.pid]
         assert process.wait() == 75
         assert other.poll() is None
-    assert end_executor(folder, seconds=20) == []
+    assert end_study_run(folder, seconds=20) == []
 
 
 def test_cancel_ends_it_and_says_so(tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +69,7 @@ def test_cancel_ends_it_and_says_so(tmp_path: Path, tiny_sources: Sources, capsy
 
 def test_one_that_does_not_end_is_an_error_and_our_own_lock_is_not_meant(tmp_path: Path) -> None:
     with holder(tmp_path, "deaf"), pytest.raises(JobError, match="has not after"):
-        end_executor(tmp_path, seconds=0.3)
+        end_study_run(tmp_path, seconds=0.3)
     with study_lock(tmp_path / "own"):
-        assert executors(tmp_path / "own") == []
-    assert executors(tmp_path / "nowhere") == []
+        assert lock_holders(tmp_path / "own") == []
+    assert lock_holders(tmp_path / "nowhere") == []

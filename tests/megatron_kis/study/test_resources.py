@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.config.study import ExecutorConfig
-from megatron_kis.executor.launch import local_command
-from megatron_kis.executor.resources import Machine, Place, Places, this_machine
+from megatron_kis.config.executor import ExecutorConfig
+from megatron_kis.executor.interface import Slot, local_command
+from megatron_kis.executor.resources import Machine, ResourcePool, this_machine
 from tests.megatron_kis.study.test_executor import run_of
 
 CORES = tuple(range(8))
 
 
-def places(*, gpus: tuple[str, ...] = (), cores: tuple[int, ...] = CORES, **settings: Any) -> Places:
-    return Places(Machine(gpus, cores), ExecutorConfig(**settings))
+def pool_of(*, gpus: tuple[str, ...] = (), cores: tuple[int, ...] = CORES, **settings: Any) -> ResourcePool:
+    return ResourcePool(Machine(gpus, cores), ExecutorConfig(**settings))
 
 
 @pytest.mark.parametrize(
@@ -33,49 +33,49 @@ def places(*, gpus: tuple[str, ...] = (), cores: tuple[int, ...] = CORES, **sett
 def test_there_are_as_many_workers_as_the_gpus_take_or_the_cores(
     gpus: tuple[str, ...], settings: dict[str, Any], workers: int
 ) -> None:
-    assert places(gpus=gpus, **settings).workers == workers
+    assert pool_of(gpus=gpus, **settings).workers == workers
 
 
-def test_small_cells_spread_over_gpus_and_then_share_them(tmp_path: Path) -> None:
+def test_small_runs_spread_over_gpus_and_then_share_them(tmp_path: Path) -> None:
     run = run_of(tmp_path, "a")
-    there = places(gpus=("0", "1"), cells_per_gpu=2)
-    taken = [there.take(run) for _ in range(5)]
-    assert [place.gpus for place in taken if place] == [("0",), ("1",), ("0",), ("1",)]
+    pool = pool_of(gpus=("0", "1"), cells_per_gpu=2)
+    taken = [pool.acquire(run) for _ in range(5)]
+    assert [slot.gpus for slot in taken if slot] == [("0",), ("1",), ("0",), ("1",)]
     assert taken[4] is None
     assert taken[1] is not None
-    there.give_back(run, taken[1])
-    again = there.take(run)
+    pool.release(run, taken[1])
+    again = pool.acquire(run)
     assert again is not None and again.gpus == ("1",)
 
 
-def test_a_cell_of_several_ranks_gets_whole_gpus_and_waits_for_them(tmp_path: Path) -> None:
+def test_a_run_of_several_ranks_gets_whole_gpus_and_waits_for_them(tmp_path: Path) -> None:
     small = run_of(tmp_path, "small")
     large = run_of(tmp_path, "large", parallel={"tensor": 2, "replicas": 2})
-    there = places(gpus=("0", "1", "2", "3", "4"), cells_per_gpu=2)
-    beside = there.take(small)
-    first = there.take(large)
-    assert beside is not None and first is not None
-    assert (beside.gpus, first.gpus) == (("0",), ("1", "2", "3", "4"))
-    assert there.take(large) is None
-    there.give_back(large, first)
-    assert there.take(large) is not None
+    pool = pool_of(gpus=("0", "1", "2", "3", "4"), cells_per_gpu=2)
+    other = pool.acquire(small)
+    first = pool.acquire(large)
+    assert other is not None and first is not None
+    assert (other.gpus, first.gpus) == (("0",), ("1", "2", "3", "4"))
+    assert pool.acquire(large) is None
+    pool.release(large, first)
+    assert pool.acquire(large) is not None
     assert local_command(large, Path("c"), first).environment["CUDA_VISIBLE_DEVICES"] == "1,2,3,4"
     assert "--nproc-per-node=4" in local_command(large, Path("c"), first).arguments
 
 
-def test_a_cell_that_fits_nowhere_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_run_that_fits_nowhere_is_refused_at_once(tmp_path: Path) -> None:
     large = run_of(tmp_path, "large", parallel={"pipeline": 4})
     with pytest.raises(InputError, match="run large: parallel: needs 4 GPUs, and there are 2"):
-        places(gpus=("0", "1")).check([large])
-    places().check([large])  # processes on the host need no GPU
-    places(gpus=("0", "1")).check([run_of(tmp_path, "host", device="cpu", parallel={"pipeline": 4})])
+        pool_of(gpus=("0", "1")).check([large])
+    pool_of().check([large])  # processes on the host need no GPU
+    pool_of(gpus=("0", "1")).check([run_of(tmp_path, "host", device="cpu", parallel={"pipeline": 4})])
 
 
-def test_a_cell_on_the_host_takes_no_gpu(tmp_path: Path) -> None:
-    place = places(gpus=("0",), workers=2).take(run_of(tmp_path, "host", device="cpu"))
-    assert place is not None
-    assert place.gpus is None
-    assert "CUDA_VISIBLE_DEVICES" not in place.environment()
+def test_a_run_on_the_cpu_takes_no_gpu(tmp_path: Path) -> None:
+    slot = pool_of(gpus=("0",), workers=2).acquire(run_of(tmp_path, "host", device="cpu"))
+    assert slot is not None
+    assert slot.gpus is None
+    assert "CUDA_VISIBLE_DEVICES" not in slot.environment()
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_a_cell_on_the_host_takes_no_gpu(tmp_path: Path) -> None:
 def test_cores_are_shared_out_among_the_workers(
     settings: dict[str, Any], cores: list[tuple[int, ...] | None], tmp_path: Path
 ) -> None:
-    there = places(**settings)
-    taken = [there.take(run_of(tmp_path, "a")) for _ in cores]
-    assert [place.cores for place in taken if place] == cores
+    pool = pool_of(**settings)
+    taken = [pool.acquire(run_of(tmp_path, "a")) for _ in cores]
+    assert [slot.cores for slot in taken if slot] == cores
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,6 @@ def test_more_gpus_than_are_visible_are_refused(tmp_path: Path) -> None:
 
 
 def test_one_rank_is_a_plain_process(tmp_path: Path) -> None:
-    command = local_command(run_of(tmp_path, "a"), Path("c.yaml"), Place(threads=3))
+    command = local_command(run_of(tmp_path, "a"), Path("c.yaml"), Slot(threads=3))
     assert command.arguments[1:] == ["-m", "megatron_kis", "train", "c.yaml"]
     assert command.environment == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}

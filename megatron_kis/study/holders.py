@@ -1,8 +1,8 @@
-"""Who holds the data of a study: what was trained on them, trains on them, or waits for them.
+"""What holds the data of a study: runs that were trained on them, runs that train on them, jobs that wait for them.
 
-Data that somebody holds are not made again with other content. A run that has ended holds the data that it was trained
-on, and none if other data are there by now; so does a checkpoint. A cell at work and a job in the queue hold what is
-there. All folders count, also of cells that the study no longer names.
+Data that something holds are not made again with other content. A run that has ended holds the data that it was trained
+on, and none if there are other data by now; so does a checkpoint. A running run and a job in the queue hold the data
+that are there. All folders count, also those of runs that the study no longer names.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import Any
 from megatron_kis.common.errors import InputError, KisError, first_of
 from megatron_kis.common.files import read_json
 from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
-from megatron_kis.executor.lease import FOLDER as CLAIMS
-from megatron_kis.executor.lease import LEASE_SECONDS, alive, look
+from megatron_kis.executor.lease import LEASE_SECONDS, is_live, read_lease
 from megatron_kis.executor.slurm.queue import live_tasks
 from megatron_kis.executor.slurm.records import Submitted, read_tasks, submission_folder, submitted
+from megatron_kis.study.conflicts import newest_identity
 from megatron_kis.study.data import same_data
-from megatron_kis.study.standing import newest_identity
 
 _SHOWN = 3  # names of each kind
 _SHOWN_DIFFERENCES = 6
@@ -28,36 +27,36 @@ _SHOWN_DIFFERENCES = 6
 
 @dataclass(frozen=True)
 class Holders:
-    """Who holds some data."""
+    """Runs and jobs that hold some data."""
 
     runs: tuple[str, ...] = ()
-    """Runs that are complete."""
+    """Complete runs."""
 
     checkpoints: tuple[str, ...] = ()
-    """Runs that are not, and have checkpoints."""
+    """Unfinished runs with checkpoints."""
 
-    cells: tuple[str, ...] = ()
-    """Cells that are running."""
+    running: tuple[str, ...] = ()
+    """Runs that are being executed."""
 
     jobs: tuple[str, ...] = ()
     """Numbers of SLURM's jobs that wait or run."""
 
     unknown: tuple[str, ...] = ()
-    """Numbers of jobs of which nobody can say whether they are over."""
+    """Numbers of jobs that may be over or not."""
 
     problem: str = ""
-    """Why not."""
+    """Why that is not known."""
 
     def __bool__(self) -> bool:
-        """Whether there is anybody."""
-        return bool(self.runs or self.checkpoints or self.cells or self.jobs or self.unknown)
+        """Tells whether anything holds the data."""
+        return bool(self.runs or self.checkpoints or self.running or self.jobs or self.unknown)
 
     def __str__(self) -> str:
-        """All of them, the first of each kind by name."""
+        """Names the first of each kind."""
         parts = [
             _counted(self.runs, "complete run"),
             _counted(self.checkpoints, "unfinished run", "with checkpoints"),
-            _counted(self.cells, "running cell"),
+            _counted(self.running, "run", "in progress"),
             _counted(self.jobs, "job", "in the queue"),
             _counted(self.unknown, "job", f"that may still wait or run ({self.problem})"),
         ]
@@ -65,13 +64,13 @@ class Holders:
 
     @property
     def remedy(self) -> str:
-        """What would be right."""
+        """Ways out of it, for the user."""
         ways = ["restore the settings and sources", "give the study another 'output'"]
         if self.runs or self.checkpoints:
             ways.append("move or remove those runs")
         if self.checkpoints and not self.runs:
             ways.append("begin them again with --restart")
-        if self.cells or self.jobs or self.unknown:
+        if self.running or self.jobs or self.unknown:
             ways.append("end what is at work with kis study cancel")
         return ", ".join(ways[:-1]) + f", or {ways[-1]}"
 
@@ -84,18 +83,20 @@ def holders_of(
     submission: int | None = None,
     restarted: Collection[str] = (),
 ) -> Holders:
-    """Who holds the data of a study.
+    """Returns what holds the data of a study.
 
     Args:
-        output: the study's folder.
-        there: fingerprints of the data that are there; nobody holds data that are not there.
-        lease: of claims, seconds.
-        submission: whose jobs do not count: the one that asks.
-        restarted: runs that are to begin again, so that their checkpoints hold nothing.
+        output: folder of the study.
+        there: fingerprints of the data that are there; nothing holds data that are not there.
+        lease: duration of leases, seconds.
+        submission: number of the submission that asks; its jobs do not count.
+        restarted: names of runs that are to begin again, so that their checkpoints hold nothing.
     """
     if not there:
         return Holders()
-    runs, checkpoints, cells = [], [], []
+    runs = []
+    checkpoints = []
+    running = []
     for folder in _run_folders(output):
         if (folder / "DONE").exists():
             if same_data(_data_of_run(folder), there):
@@ -104,11 +105,11 @@ def holders_of(
         data = None if folder.name in restarted else _data_of_checkpoint(folder)
         if data is not None and same_data(data, there):
             checkpoints.append(folder.name)
-        seen = look(folder) if (folder / CLAIMS).is_dir() else None
-        if seen is not None and alive(seen, lease=lease):
-            cells.append(folder.name)
+        held = read_lease(folder)
+        if held is not None and is_live(held, seconds=lease):
+            running.append(folder.name)
     jobs, unknown, problem = _jobs(output, submission)
-    return Holders(tuple(runs), tuple(checkpoints), tuple(cells), tuple(jobs), tuple(unknown), problem)
+    return Holders(tuple(runs), tuple(checkpoints), tuple(running), tuple(jobs), tuple(unknown), problem)
 
 
 def refusal(
@@ -119,17 +120,17 @@ def refusal(
     submission: int | None = None,
     restarted: Collection[str] = (),
 ) -> Callable[[str, list[str]], None]:
-    """For ``prepare_data``: refuses to make a step again while somebody holds the data.
+    """Returns what ``prepare_data`` calls before it makes a step again: an error while something holds the data.
 
     Args:
-        output: the study's folder.
+        output: folder of the study.
         there: fingerprints of the data that are there.
-        lease: of claims, seconds.
-        submission: whose jobs do not count.
+        lease: duration of leases, seconds.
+        submission: number of the submission that asks; its jobs do not count.
         restarted: see ``holders_of``.
 
     Returns:
-        A function of a step and what differs, which raises ``InputError``.
+        A function of a step and its differences, which raises ``InputError``.
     """
     found: list[Holders] = []
 
@@ -143,7 +144,7 @@ def refusal(
 
 
 def refused(output: Path, differences: Sequence[str], holders: Holders) -> InputError:
-    """The error: what differs, who holds the data, and what would be right."""
+    """Returns the error: what differs, what holds the data, and what the user can do."""
     shown = first_of(differences, _SHOWN_DIFFERENCES, separator="; ")
     return InputError(
         f"the data there are not those of the study ({shown}), and are not made again: they are held by {holders}",
@@ -159,7 +160,7 @@ def _run_folders(output: Path) -> Iterator[Path]:
 
 
 def _data_of_run(folder: Path) -> dict[str, Any]:
-    """The fingerprints of a run's data; none where its record is damaged, which counts as holding any."""
+    """Returns the fingerprints of a run's data; none where its record is damaged, which counts as holding any data."""
     try:
         prints = read_json(folder / RUN_FILE, RUN_SCHEMA).get("fingerprints")
     except InputError:
@@ -168,7 +169,7 @@ def _data_of_run(folder: Path) -> dict[str, Any]:
 
 
 def _data_of_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The same of the newest checkpoint; None where there is none."""
+    """Returns the fingerprints of the newest checkpoint's data; None where there is no checkpoint."""
     identity = newest_identity(folder)
     if identity is None:
         return None
@@ -177,7 +178,7 @@ def _data_of_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def _jobs(output: Path, submission: int | None) -> tuple[list[str], list[str], str]:
-    """Numbers of jobs that wait or run, numbers of those that may, and why that is not known."""
+    """Returns the numbers of jobs that wait or run, of those that may, and why that is not known."""
     rows = [job for job in submitted(output) if _counts(job, submission) and not _over(output, job)]
     if not rows:
         return [], [], ""
@@ -189,18 +190,18 @@ def _jobs(output: Path, submission: int | None) -> tuple[list[str], list[str], s
 
 
 def _counts(job: Submitted, submission: int | None) -> bool:
-    """Whether a job reads data: the report's does not."""
+    """Tells whether a job reads data: the report's does not."""
     return job.number is not None and not job.refused and job.submission != submission and job.label != "report"
 
 
 def _over(output: Path, job: Submitted) -> bool:
-    """Whether the folders alone say that a job is over: every cell of its submission is DONE."""
+    """Tells whether the folders alone say that a job is over: every run of its submission is DONE."""
     try:
         tasks = read_tasks(submission_folder(output, job.submission))
     except InputError:
         return False
-    cells = {cell for names in tasks.values() for cell in names}
-    return bool(cells) and all((output / "runs" / cell / "DONE").exists() for cell in cells)
+    names = {name for task in tasks.values() for name in task}
+    return bool(names) and all((output / "runs" / name / "DONE").exists() for name in names)
 
 
 def _as_number(text: str) -> tuple[int, str]:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from megatron_kis.cli.main import main
-from tests.megatron_kis.study.test_data_kept import CELL, done, edited, trained, tree
+from tests.megatron_kis.study.test_holders import CELL, done, edited, trained, tree
 from tests.sources import Sources
 
 __all__ = ["done", "trained"]  # fixtures

@@ -1,7 +1,7 @@
-"""What of a study is complete, and which runs conflict with it: found before anything is trained, and said by key.
+"""Runs in a study's folder that conflict with the study: found before anything is trained, and named by key.
 
-A run counts as done where its folder holds a complete run of its very settings, on the data of now. Other complete runs
-would be mixed with it, or would have to be trained over, and so they are listed and refused.
+A run counts as done where its folder holds a complete run of the same settings, on the present data. Other complete
+runs would be mixed with it, or would have to be trained over, and so they are listed and refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from megatron_kis.common.identity import (
 )
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
-from megatron_kis.study.resolved import read_resolved
+from megatron_kis.study.manifest import read_resolved
 from megatron_kis.training.record import config_fingerprint, result_settings, setting_differences
 
 _SHOWN = 3  # names, and kinds of differences
@@ -42,21 +42,21 @@ class Conflict:
     """A folder that holds another run than the study's."""
 
     name: str
-    """Of the run."""
+    """Name of the run."""
 
-    what: str
-    """How it differs: ``have other settings``, ``were trained on other data`` ..."""
+    kind: str
+    """Kind of the difference: ``other settings``, ``other data`` or ``checkpoints of other settings``."""
 
     differences: tuple[str, ...]
-    """``key then -> now``."""
+    """The differences, as ``key then -> now``."""
 
 
 def foreign_settings(run: RunConfig, record: Mapping[str, Any]) -> list[str]:
-    """How the settings of a run that is recorded differ from the study's; nothing if they do not.
+    """Returns how the settings of a recorded run differ from the study's; nothing if they do not.
 
     Args:
-        run: the study's run.
-        record: ``run.json`` of its folder.
+        run: run of the study.
+        record: content of ``run.json`` in its folder.
     """
     if record.get("config_fingerprint") == config_fingerprint(run):
         return []
@@ -72,12 +72,12 @@ def conflicts(
     *,
     model_sha256: str | None = None,
 ) -> list[Conflict]:
-    """The complete runs that have other settings, or were trained on other data.
+    """Returns the complete runs that have other settings, or were trained on other data.
 
     Args:
-        runs: of the study; those that are not complete are passed over.
-        data: fingerprints of the data of now, by the runs' start (``model.init_from``); not compared if not given.
-        model_sha256: of the tokenizer's model file, which is what an older record has as its fingerprint.
+        runs: runs of the study; those that are not complete are skipped.
+        data: fingerprints of the present data, by the runs' start (``model.init_from``); not compared if not given.
+        model_sha256: hash of the tokenizer's model file, which an older record has as the tokenizer's fingerprint.
 
     Raises:
         InputError: a complete run whose record cannot be read.
@@ -98,12 +98,12 @@ def conflicts(
 
 
 def unfinished_conflicts(runs: Iterable[RunConfig]) -> list[Conflict]:
-    """The unfinished runs whose checkpoints are of other settings, so that they cannot be resumed."""
+    """Returns the unfinished runs whose checkpoints are of other settings, so that they cannot be resumed."""
     found = []
     for run in runs:
         identity = None if (run.output / "DONE").exists() else newest_identity(run.output)
         if not identity or identity.get("config") == config_fingerprint(run):
-            continue  # of a damaged one kis train says what is wrong
+            continue  # kis train says what is wrong with a damaged one
         then = identity.get("settings")
         if changed := setting_differences(then, result_settings(run)) if isinstance(then, dict) else []:
             found.append(Conflict(run.name, "checkpoints of other settings", tuple(changed)))
@@ -114,9 +114,9 @@ def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
     """Refuses a study while runs conflict with it.
 
     Args:
-        output: the study's folder.
-        found: those runs.
-        holds: another study that the folder says it is of.
+        output: folder of the study.
+        found: the conflicts.
+        holds: name of another study to which the folder belongs, if it does.
 
     Raises:
         InputError: how many there are, what differs by key, and the first by name.
@@ -125,12 +125,12 @@ def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
         return
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for conflict in found:
-        groups.setdefault((conflict.what, conflict.differences), []).append(conflict.name)
+        groups.setdefault((conflict.kind, conflict.differences), []).append(conflict.name)
     parts = []
-    for (what, changed), names in list(groups.items())[:_SHOWN]:
-        kind = "unfinished" if what.startswith("checkpoints") else "complete"
-        have = ("have" if len(names) > 1 else "has") if what != "other data" else "used"
-        who = f"{len(names):,} {kind} run{'s' * (len(names) > 1)} {have} {what}"
+    for (kind, changed), names in list(groups.items())[:_SHOWN]:
+        state = "unfinished" if kind.startswith("checkpoints") else "complete"
+        have = ("have" if len(names) > 1 else "has") if kind != "other data" else "used"
+        who = f"{len(names):,} {state} run{'s' * (len(names) > 1)} {have} {kind}"
         parts.append(f"{who}: {first_of(changed, _SHOWN_DIFFERENCES)} ({'first ' if len(names) > 1 else ''}{names[0]})")
     if len(groups) > _SHOWN:
         rest = sum(len(names) for names in list(groups.values())[_SHOWN:])
@@ -138,13 +138,13 @@ def refuse(output: Path, found: Sequence[Conflict], *, holds: str = "") -> None:
     if holds:
         parts.append(f"the folder holds the study {holds!r}")
     remedy = _REMEDY
-    if all(conflict.what.startswith("checkpoints") for conflict in found):
+    if all(conflict.kind.startswith("checkpoints") for conflict in found):
         remedy = "restore the settings, choose another output, or begin them again with --restart"
     raise InputError("; ".join(parts), where=str(output / "runs"), remedy=remedy)
 
 
 def check_output(output: Path) -> None:
-    """Refuses an output folder that can be none.
+    """Refuses an output folder that cannot be made.
 
     Raises:
         InputError: it, or a folder above it, is a file; or a name is too long.
@@ -163,15 +163,15 @@ def check_output(output: Path) -> None:
 
 
 def check_owner(study: StudyConfig, runs: Sequence[RunConfig]) -> str:
-    """Refuses an output folder in which another study's runs are.
+    """Refuses an output folder that holds another study's runs.
 
     A study that was renamed is still the same: some of its runs are there.
 
     Returns:
-        The name of the study that the folder says it is of, if it is another; else nothing.
+        The name of the study to which the folder belongs, if it is another; else an empty text.
 
     Raises:
-        InputError: the folder is of another study, and none of this one's runs is in it.
+        InputError: the folder belongs to another study, and none of this one's runs is in it.
     """
     owner = _owner(study.output)
     if not owner or owner == study.name:
@@ -188,7 +188,7 @@ def check_owner(study: StudyConfig, runs: Sequence[RunConfig]) -> str:
 
 
 def unnamed(study: StudyConfig, runs: Iterable[RunConfig]) -> list[str]:
-    """The runs in the study's folder that the study does not name."""
+    """Returns the runs in the study's folder that the study does not name."""
     try:
         names = set(os.listdir(study.runs_folder))  # noqa: PTH208 - names alone, for tens of thousands of folders
     except OSError:
@@ -198,7 +198,7 @@ def unnamed(study: StudyConfig, runs: Iterable[RunConfig]) -> list[str]:
 
 
 def unnamed_line(study: StudyConfig, runs: Iterable[RunConfig]) -> str:
-    """What to say of them; nothing where there are none."""
+    """Returns a line about the runs that the study does not name; empty where there are none."""
     names = unnamed(study, runs)
     if not names:
         return ""
@@ -208,14 +208,26 @@ def unnamed_line(study: StudyConfig, runs: Iterable[RunConfig]) -> str:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The folder of a run's newest checkpoint, by its name."""
-    places = (folder / "checkpoints").glob("step-*")
-    steps = {path: int(match[1]) for path in places if (match := re.fullmatch(r"step-(\d+)", path.name))}
-    return max(steps, key=lambda path: steps[path], default=None)
+    """Returns the folder of a run's newest checkpoint; None where there is none."""
+    checkpoints = _checkpoints(folder)
+    return max(checkpoints, key=lambda path: checkpoints[path], default=None)
+
+
+def saved_steps(run: RunConfig) -> int:
+    """Returns the steps of a run that need not be repeated: those of its newest checkpoint, or all."""
+    if (run.output / "DONE").exists():
+        return run.training.steps
+    return max(_checkpoints(run.output).values(), default=0)
+
+
+def _checkpoints(folder: Path) -> dict[Path, int]:
+    """Returns the folders of a run's checkpoints, each with its step."""
+    folders = (folder / "checkpoints").glob("step-*")
+    return {path: int(match[1]) for path in folders if (match := re.fullmatch(r"step-(\d+)", path.name))}
 
 
 def newest_identity(folder: Path) -> dict[str, Any] | None:
-    """The identity in a run's newest checkpoint; None where there is no checkpoint, empty where it cannot be told."""
+    """Returns the identity in a run's newest checkpoint; None where there is none, empty where it is damaged."""
     newest = newest_checkpoint(folder)
     if newest is None:
         return None
@@ -227,12 +239,12 @@ def newest_identity(folder: Path) -> dict[str, Any] | None:
 
 
 def _begun(folder: Path) -> bool:
-    """Whether a run was begun in a folder."""
+    """Tells whether a run was begun in a folder."""
     return any((folder / mark).exists() for mark in (RUN_FILE, "DONE", "checkpoints", "metrics.jsonl"))
 
 
 def _owner(output: Path) -> str:
-    """The name of the study that a folder was made for; empty if it does not say."""
+    """Returns the name of the study that a folder was made for; empty if it does not say."""
     try:
         name = read_json(output / STUDY_FILE, STUDY_SCHEMA).get("study")
         if isinstance(name, str) and name:

@@ -1,4 +1,4 @@
-"""How numbers, sizes and statuses are written for a reader."""
+"""Numbers, sizes and statuses as text for a reader."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ STATUS_MARKS = {COLLAPSED: "▼", OBSERVED: "●", RIGHT_CENSORED: "▷", LEFT_C
 
 
 def kind_title(kind: str, group: str) -> str:
-    """The heading of a kind and group of transitions."""
+    """Returns the heading of a kind and group of transitions."""
     return KIND_TITLES.get((kind, group), f"{kind.capitalize()} ({group})")
 
 
 def size(count: float) -> str:
-    """A count of parameters or tokens: 137M, 2.8B, 1T."""
+    """Formats a count of parameters or tokens: 137M, 2.8B, 1T."""
     for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= 0.9995 * scale:
             return f"{_three(count / scale)}{unit}"
@@ -56,27 +56,27 @@ def _three(value: float) -> str:
 
 
 def _power(value: float) -> str:
-    """``1.7 × 10⁶``."""
+    """Formats as a power of ten: ``1.7 × 10⁶``."""
     mantissa, exponent = f"{value:.1e}".split("e")
     power = f"10{str(int(exponent)).translate(_RAISED)}"
     return power if mantissa == "1.0" else f"{mantissa.removesuffix('.0')} × {power}"
 
 
 def frequency(value: float | None) -> str:
-    """F in exposures a fact."""
+    """Formats F, in exposures per fact."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
         return "0"
     if value >= 1e6 or value < 1e-3:
         return _power(value)
-    if value >= 1000 and not float(value).is_integer():  # an estimate; what was tried is whole and shown as it is
+    if value >= 1000 and not float(value).is_integer():  # an estimate; frequencies that were tried are whole
         value = float(f"{value:.3g}")
     return f"{value:,.0f}" if value >= 20 else _three(value)
 
 
 def ratio(value: float | None) -> str:
-    """An infusion ratio."""
+    """Formats an infusion ratio."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
@@ -87,17 +87,17 @@ def ratio(value: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """A rate or a probability of an answer."""
+    """Formats a rate or the probability of an answer."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A plain number to some digits, with a real minus sign."""
+    """Formats a plain number to ``digits`` significant digits, with a real minus sign."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}".replace("-", MINUS)
 
 
 def estimate(value: float, low: float, high: float) -> str:
-    """``value [low, high]``, with as many decimals as the width of the interval is known to."""
+    """Formats ``value [low, high]`` with as many decimals as the width of the interval justifies."""
     width = high - low
     if not math.isfinite(width) or width <= 0:
         return f"{number(value)} [{number(low)}, {number(high)}]"
@@ -107,19 +107,24 @@ def estimate(value: float, low: float, high: float) -> str:
 
 
 def unbroken(text: str) -> str:
-    """The text with every ``F ≈ 759`` and ``b (log N)`` kept on one line."""
+    """Keeps every ``F ≈ 759`` and ``b (log N)`` of a text on one line."""
     text = text.replace(" × 10", "\u00a0×\u00a010")
     text = re.sub(r"\b([abc]) \(log (?=[ND]\))", "\\1\u00a0(log\u00a0", text)
     return re.sub(r"\b([FND]|p|ρ) ([=≈<>]) (?=[\d.])", "\\1\u00a0\\2\u00a0", text)
 
 
+def interval(ends: tuple[float, float] | None) -> str:
+    """Formats the ends of an interval of F."""
+    return "–" if ends is None else f"{frequency(ends[0])} – {frequency(ends[1])}"
+
+
 def p_value(value: float | None) -> str:
-    """A p-value."""
+    """Formats a p-value."""
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def bracket(point: Transition) -> str:
-    """The interval of a transition."""
+    """Formats the interval of a transition."""
     if point.low is None and point.high is None:
         return "–"
     low = frequency(point.low or 0)
@@ -129,7 +134,7 @@ def bracket(point: Transition) -> str:
 
 
 def finding(point: Transition) -> str:
-    """A transition in a few words, saying no more than its status does."""
+    """Describes a transition in a few words that claim no more than its status."""
     if point.status in (COLLAPSED, OBSERVED):
         return f"F ≈ {frequency(point.value)}"
     if point.status == RIGHT_CENSORED:
@@ -140,10 +145,10 @@ def finding(point: Transition) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 run``, ``2 runs``."""
+    """Formats a count with its noun: ``1 run``, ``2 runs``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def listed(items: list[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
+    """Joins items: ``a``, ``a and b``, ``a, b and c``."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""

@@ -1,31 +1,47 @@
-"""The ``kis study run`` that is at work on a study on this machine: who it is, and ending it in order."""
+"""The lock of a study: ``kis study run`` holds it while it works, and is found and ended by it."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megatron_kis.common.errors import JobError
-from megatron_kis.executor.processes import began, parent
+from megatron_kis.common.files import locked
+from megatron_kis.executor.processes import parent, start_ticks
 
 
-def end_executor(output: Path, *, seconds: float) -> list[int]:
-    """Asks it to stop, as SIGTERM does: its cells save a checkpoint; and waits until it has.
+@contextmanager
+def study_lock(folder: Path) -> Iterator[int]:
+    """Holds the lock of a study, without which nobody changes its data or starts its runs.
+
+    Yields:
+        Its file descriptor, for the runs to inherit.
+
+    Raises:
+        JobError: another process holds it.
+    """
+    with locked(folder, "kis study run") as lock:
+        yield lock
+
+
+def end_study_run(output: Path, *, seconds: float) -> list[int]:
+    """Sends SIGTERM to the ``kis study run`` of a study, whose runs then save a checkpoint; waits until it has ended.
 
     Args:
-        output: the study's folder.
+        output: folder of the study.
         seconds: how long to wait.
 
     Returns:
-        The processes that ended; none where nothing is at work.
+        The processes that ended; none where nothing was at work.
 
     Raises:
         JobError: it belongs to somebody else, or does not end.
     """
-    found = executors(output)
+    found = lock_holders(output)
     for process in found:
         try:
             os.kill(process, signal.SIGTERM)
@@ -34,15 +50,15 @@ def end_executor(output: Path, *, seconds: float) -> list[int]:
         except PermissionError:
             raise JobError(f"process {process} works on this study, and is not yours to end") from None
     deadline = time.monotonic() + seconds
-    while any(map(began, found)):
+    while any(map(start_ticks, found)):
         if time.monotonic() > deadline:
             raise JobError(f"process {found[0]} was asked to end and has not after {seconds:.0f} s")
         time.sleep(0.1)
     return found
 
 
-def executors(output: Path) -> list[int]:
-    """Processes that hold the study's lock; its cells hold it, too, and are not among them."""
+def lock_holders(output: Path) -> list[int]:
+    """Returns the processes that hold the study's lock, without the runs that inherited it."""
     lock = output / ".lock"
     if not lock.exists():
         return []

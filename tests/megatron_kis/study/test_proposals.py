@@ -9,8 +9,8 @@ import yaml
 from megatron_kis.common.configuration import load_config, parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.study import ListedRun, StudyConfig
-from megatron_kis.study.grid import spots_of
-from megatron_kis.study.proposals import Placed, add_runs, place, trained_cells
+from megatron_kis.study.grid import expand_grid
+from megatron_kis.study.proposals import PlannedRun, add_runs, match_proposals, trained_cells
 from tests.megatron_kis.study.test_grid import STUDY
 
 SMALL, LARGE = (70_000, 99_968), (90_000, 249_984)  # N and D as they are trained: whole vocabularies, whole batches
@@ -25,16 +25,19 @@ def cells(of: StudyConfig) -> dict[tuple[int, int], tuple[str, int]]:
 
 
 def all_names(of: StudyConfig) -> list[str]:
-    return [spot.name for spot in spots_of(of)]
+    return [spec.name for spec in expand_grid(of)]
 
 
 def test_proposals_become_runs_of_the_ladder_with_free_seeds() -> None:
     planned = study()
-    found = place(planned, [(*SMALL, 3.0), (*LARGE, 7.0), (*LARGE, 7.0)], cells(planned), all_names(planned))
+    proposals = [(*SMALL, 3.0), (*LARGE, 7.0), (*LARGE, 7.0)]
+    found = match_proposals(planned, proposals, cells(planned), all_names(planned))
     assert found == [
-        Placed(ListedRun(size="cpu-32", tokens=100_000, frequency=3, seed=0)),  # a new level: the study's first seed
-        Placed(ListedRun(size="3x32", tokens=250_000, frequency=7, seed=1)),  # 0 and 4 are there
-        Placed(ListedRun(size="3x32", tokens=250_000, frequency=7, seed=2)),
+        PlannedRun(
+            ListedRun(size="cpu-32", tokens=100_000, frequency=3, seed=0)
+        ),  # a new level: the study's first seed
+        PlannedRun(ListedRun(size="3x32", tokens=250_000, frequency=7, seed=1)),  # 0 and 4 are there
+        PlannedRun(ListedRun(size="3x32", tokens=250_000, frequency=7, seed=2)),
     ]
     study(runs=[item.run.model_dump() for item in found if item.run])  # and the study takes them
 
@@ -43,16 +46,16 @@ def test_what_is_planned_and_not_done_is_not_planned_again() -> None:
     listed = {"size": "cpu-32", "tokens": 100_000, "frequency": 3, "seed": 5}
     planned = study(runs=[listed])
     done = all_names(study())
-    first, second = place(planned, [(*SMALL, 3.0), (*SMALL, 3.0)], cells(planned), done)
-    assert first == Placed(ListedRun(**listed), planned=True)
-    assert second == Placed(ListedRun(**{**listed, "seed": 0}))
-    (after,) = place(planned, [(*SMALL, 3.0)], cells(planned), [*done, "cpu-32_D100k_F3_s5"])
-    assert after == Placed(ListedRun(**{**listed, "seed": 0}))
+    first, second = match_proposals(planned, [(*SMALL, 3.0), (*SMALL, 3.0)], cells(planned), done)
+    assert first == PlannedRun(ListedRun(**listed), planned=True)
+    assert second == PlannedRun(ListedRun(**{**listed, "seed": 0}))
+    (after,) = match_proposals(planned, [(*SMALL, 3.0)], cells(planned), [*done, "cpu-32_D100k_F3_s5"])
+    assert after == PlannedRun(ListedRun(**{**listed, "seed": 0}))
 
 
 def test_a_model_that_is_no_size_of_the_study_has_no_place() -> None:
     planned = study()
-    found = place(planned, [(1, 2, 5.0), (*SMALL, 3.0)], cells(planned), all_names(planned))
+    found = match_proposals(planned, [(1, 2, 5.0), (*SMALL, 3.0)], cells(planned), all_names(planned))
     assert [item.run is None for item in found] == [True, False]
 
 
@@ -67,8 +70,16 @@ NEW = [ListedRun(size="cpu-32", tokens=100_000, frequency=3, seed=1), ListedRun(
         ("", ""),
         ("seeds: [0]", "seeds: [0]"),
         ("runs:\n", ""),
-        ("runs: []  # none yet\nseeds: [0]\n", "seeds: [0]\n"),
+        ("runs: []  # none yet\nseeds: [0]\n", "runs:  # none yet\n  # from next\n"),
         ("runs: [{size: cpu-32, tokens: 10, frequency: 1}]\n", "{size: cpu-32, tokens: 10, frequency: 1}"),
+        (
+            "runs: [\n  {size: cpu-32, tokens: 10, frequency: 1},  # few, as yet\n  # more to come\n]\nseeds: [0]\n",
+            "frequency: 1},  # few, as yet\n  # more to come\n  # from next\n  {size: cpu-32",
+        ),
+        (
+            "runs: [{size: cpu-32, tokens: 10, frequency: 1}  # few, as yet\n]  # the end\n",
+            "frequency: 1},  # few, as yet\n  # from next\n  {size: cpu-32",
+        ),
         (
             "runs:   # by hand\n- {size: cpu-32, tokens: 10, frequency: 1}  # first\n\n# the end\nseeds: [0]\n",
             "runs:   # by hand\n- {size: cpu-32, tokens: 10, frequency: 1}  # first\n# from next\n",
