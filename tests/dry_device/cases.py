@@ -86,3 +86,62 @@ def _run(words: list[str]) -> Any:
     if ended.returncode:
         return {"failed": f"{' '.join(command[3:])}\n{ended.stderr[-6000:]}"}
     return json.loads(ended.stdout)
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "one GPU": {"preset": "70m"},
+    "fp32": {"preset": "70m", "precision": "fp32", "layers": 2},
+    "1b, full recomputation": {"preset": "1b", "layers": 2, "recompute": "full"},
+    "1b, selective recomputation": {"preset": "1b", "layers": 2, "recompute": "selective"},
+    "grouped queries": {"preset": "3b", "layers": 2, "length": 4096},
+    "replicas": {"preset": "70m", "data": 4, "layers": 2, "rank": 1},
+    "first stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "layers": 4, "micro_batches": 4},
+    "last stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "layers": 4, "micro_batches": 4, "rank": 5},
+    "interleaved stages": {
+        "preset": "7b",
+        "tensor": 4,
+        "pipeline": 2,
+        "virtual": 2,
+        "data": 2,
+        "sequence": True,
+        "layers": 4,
+        "micro_batches": 4,
+    },
+    "70b, first stage": {
+        "preset": "70b",
+        "tensor": 8,
+        "pipeline": 4,
+        "data": 8,
+        "sequence": True,
+        "layers": 8,
+        "micro_batches": 4,
+    },
+    "70b, last stage": {
+        "preset": "70b",
+        "tensor": 8,
+        "pipeline": 4,
+        "data": 8,
+        "sequence": True,
+        "layers": 8,
+        "micro_batches": 4,
+        "rank": 192,
+    },
+    "shared sequences": {"preset": "1b", "context": 2, "layers": 2, "length": 4096},
+}
+
+
+ENGINE_CASES: dict[str, dict[str, Any]] = {
+    "one GPU": {"preset": "70m", "layers": 2},
+    "tensor, last stage": {
+        "preset": "7b",
+        "tensor": 4,
+        "pipeline": 2,
+        "layers": 4,
+        "micro_batches": 2,
+        "rank": 5,
+        "sequence": True,
+    },
+    "replicas": {"preset": "3b", "layers": 2, "data": 2},
+    "FP8": {"preset": "70m", "layers": 2, "precision": "fp8"},
+    "FP8, shared out sequences": {"preset": "1b", "layers": 2, "tensor": 2, "sequence": True, "precision": "fp8"},
+}

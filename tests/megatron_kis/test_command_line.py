@@ -13,8 +13,8 @@ import yaml
 
 from megatron_kis.cli.main import main
 from megatron_kis.config.run import RunConfig
-from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
+from tests.studies import write_study
 
 MakeRun = Callable[..., RunConfig]
 
