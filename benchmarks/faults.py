@@ -25,7 +25,8 @@ from benchmarks.small_data import make_data
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
-from tests.megatron_kis.processes import Ranks, losses, rows
+from tests.megatron_kis.ranks import Ranks
+from tests.run_files import losses, rows
 
 
 def finish(config: RunConfig, size: int) -> None:

@@ -181,3 +181,16 @@ def test_commands_import_only_the_standard_library_at_their_top() -> None:
         if used.split(".")[0] not in sys.stdlib_module_names
     ]
     assert heavy == []
+
+
+def test_no_test_file_imports_another() -> None:
+    borrowed = [
+        f"{path.relative_to(ROOT)} imports {node.module}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ImportFrom)
+        for module in (node.module or "", *(f"{node.module}.{name.name}" for name in node.names))
+        if module.rpartition(".")[2].startswith("test_")
+        if (ROOT / f"{module.replace('.', '/')}.py").exists()
+    ]
+    assert borrowed == []

@@ -8,42 +8,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from megatron_kis.cli.main import build_parser
+from tests.pages import PAGES, ROOT, blocks, commands, run
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = [path for package in ("megatron_kis", "data_tools", "analysis") for path in (ROOT / package).rglob("*.py")]
-_BLOCK = re.compile(r"^( *)(?:<!-- (?P<note>.*?) -->\n *)?```(?P<info>[^\n`]*)\n(?P<text>.*?)^ *```$", re.M | re.S)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block, and the comment in front of it."""
-
-    language: str
-    title: str | None
-    text: str
-    note: str
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
-        language, _, rest = match["info"].strip().partition(" ")
-        title = re.search(r'title="(.*?)"', rest)
-        yield Block(language, title and title[1], match["text"], match["note"] or "")
-
-
-def commands(block: Block) -> Iterator[list[str]]:
-    """The words of each line that calls ``kis``."""
-    for line in block.text.replace("\\\n", " ").splitlines():
-        if line.startswith("kis "):
-            yield shlex.split(line, comments=True)[1:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -54,15 +26,6 @@ def test_every_command_is_one_that_kis_understands(page: Path, capsys: pytest.Ca
                 build_parser().parse_args(words)
             except SystemExit as ended:
                 pytest.fail(f"kis {shlex.join(words)}: {capsys.readouterr().err}") if ended.code else None
-
-
-def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": paths, "OMP_NUM_THREADS": "1"}
-    shell = shutil.which("bash") or "sh"
-    return subprocess.run(
-        [shell, "-eu", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
 
 
 def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) -> None:

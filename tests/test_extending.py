@@ -17,8 +17,8 @@ from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.callbacks.base import Callback, RunState
-from tests.megatron_kis.processes import losses
-from tests.test_docs import ROOT, Block, blocks, commands
+from tests.pages import ROOT, Block, blocks, commands
+from tests.run_files import losses
 
 PAGE = ROOT / "docs" / "how-to" / "extend.md"
 

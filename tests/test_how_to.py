@@ -23,8 +23,8 @@ from megatron_kis.common.configuration import parse_config
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.data_tools.rendering.templates import load_templates
+from tests.pages import PAGES, ROOT, blocks, run
 from tests.sources import Sources, write_sources
-from tests.test_docs import PAGES, ROOT, blocks, run
 
 MakeRun = Callable[..., RunConfig]
 HOW_TO = ROOT / "docs" / "how-to"
@@ -106,7 +106,7 @@ def test_the_commands_for_large_corpora(folder: Path, tiny_data: Path) -> None:
 
 def test_the_commands_for_continued_pretraining(folder: Path, tiny_data: Path, tiny_run: MakeRun) -> None:
     pytest.importorskip("transformers")
-    from tests.megatron_kis.imports.test_huggingface import make_model
+    from tests.megatron_kis.imports.models import make_model
 
     write_sources(folder, documents=60)
     shutil.copy(tiny_data / "facts.jsonl", folder)

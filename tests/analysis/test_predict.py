@@ -15,7 +15,7 @@ from megatron_kis.analysis.law.validate import summary, validate
 from megatron_kis.analysis.outputs import write_predictions
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json
-from tests.analysis.test_law import SIZES, noisy, point
+from tests.analysis.points import SIZES, noisy, point
 
 THEN, LATER = datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 3, 4, tzinfo=UTC)
 

@@ -17,7 +17,7 @@ from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.regression import fit, log_likelihood
 from megatron_kis.analysis.outputs import law_record
-from tests.analysis.test_law import SIZES, noisy, point
+from tests.analysis.points import SIZES, noisy, point
 
 
 def cells(seed=0, n=14):

@@ -8,7 +8,7 @@ from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.summary import _sentence, answer
-from tests.analysis.test_law import noisy
+from tests.analysis.points import noisy
 
 
 def test_a_law_of_enough_models_recommends_the_lower_end_of_its_interval():

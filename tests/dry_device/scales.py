@@ -60,7 +60,7 @@ def kept() -> dict[str, Any]:
     from megatron_kis.distributed.device import open_device
     from megatron_kis.engine.scaling import DelayedScaling
     from megatron_kis.model.build import ModelSpec, assemble_model
-    from tests.megatron_kis.places import place
+    from tests.megatron_kis.fake_rank import place
 
     def scales(layout: Any) -> tuple[Any, DelayedScaling]:
         spec = ModelSpec(

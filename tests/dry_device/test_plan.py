@@ -17,8 +17,7 @@ from megatron_kis.planning.memory import Memory, groups, stage_memory
 from megatron_kis.planning.parts import EvaluationLoad
 from megatron_kis.planning.split import Split
 from megatron_kis.planning.work import Layers, Work
-from tests.dry_device.test_layouts import LAYOUTS
-from tests.dry_device.test_transformer_engine import CASES as ENGINE_CASES
+from tests.dry_device.cases import ENGINE_CASES, LAYOUTS
 
 Case = dict[str, Any]
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.dry_device.test_layouts import LAYOUTS
-from tests.dry_device.test_transformer_engine import CASES
+from tests.dry_device.cases import ENGINE_CASES, LAYOUTS
 
 RunCase = Callable[..., dict[str, Any]]
 SHARED = [name for name, asked in LAYOUTS.items() if asked.get("data", 1) * asked.get("context", 1) > 1]
-ALL = LAYOUTS | {f"Transformer Engine, {name}": {**asked, "transformer_engine": True} for name, asked in CASES.items()}
+ALL = LAYOUTS | {
+    f"Transformer Engine, {name}": {**asked, "transformer_engine": True} for name, asked in ENGINE_CASES.items()
+}
 
 
 @pytest.mark.parametrize("layout", ["one GPU", "fp32", "replicas", "last stage"])

@@ -7,29 +7,15 @@ from typing import Any
 
 import pytest
 
-CASES: dict[str, dict[str, Any]] = {
-    "one GPU": {"preset": "70m", "layers": 2},
-    "tensor, last stage": {
-        "preset": "7b",
-        "tensor": 4,
-        "pipeline": 2,
-        "layers": 4,
-        "micro_batches": 2,
-        "rank": 5,
-        "sequence": True,
-    },
-    "replicas": {"preset": "3b", "layers": 2, "data": 2},
-    "FP8": {"preset": "70m", "layers": 2, "precision": "fp8"},
-    "FP8, shared out sequences": {"preset": "1b", "layers": 2, "tensor": 2, "sequence": True, "precision": "fp8"},
-}
+from tests.dry_device.cases import ENGINE_CASES
 
 
 @pytest.fixture
 def case(request: pytest.FixtureRequest, run_case: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    return run_case(**CASES[request.param], transformer_engine=True)
+    return run_case(**ENGINE_CASES[request.param], transformer_engine=True)
 
 
-@pytest.mark.parametrize("case", CASES, indirect=True)
+@pytest.mark.parametrize("case", ENGINE_CASES, indirect=True)
 def test_every_part_runs(case: dict[str, Any]) -> None:
     """A load meets extra states that no checkpoint has, and FP8 wants 8 to divide the tokens of every pass."""
     assert case["problems"] == {}

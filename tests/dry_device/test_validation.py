@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_kis.config.vocabulary import LOGITS_PER_BLOCK
-from tests.dry_device.test_layouts import LAYOUTS
+from tests.dry_device.cases import LAYOUTS
 
 Run = Callable[..., dict[str, Any]]
 LARGE = {

@@ -21,7 +21,7 @@ from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_
 from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_SELECTION, TINY_VOCABULARY
-from tests.identity.test_run_keys import Cut, CutCallback, hashes
+from tests.runs import CutCallback, CutOff, hashes
 from tests.sources import Sources
 
 CORPUS = (".bin", ".idx", ".meta.json")
@@ -93,7 +93,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Mad
     prepare_data(settings.replace(vocab_size=390), folder / "other_tokenizer")
     config = run_on(folder / "data", folder / "done")
     train(config)
-    with pytest.raises(Cut):
+    with pytest.raises(CutOff):
         train(config.model_copy(update={"output": folder / "cut"}), callbacks=[CutCallback])
     main(["export", "hf", str(folder / "done"), "--output", str(folder / "exported")])
     return Made(folder, config, probe(folder / "done", folder / "probe"), hashes(folder / "exported"))

@@ -5,7 +5,6 @@ The table is checked against the configuration's own classes: a key that is adde
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ import pytest
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
-from megatron_kis.training.callbacks.base import Callback, RunState
 from megatron_kis.training.trainer import train
 from tests.identity.keys import keys_of
+from tests.runs import CutCallback, CutOff, hashes
 
 
 @dataclass(frozen=True)
@@ -151,19 +150,6 @@ REFUSED = sorted(key for key, change in TABLE.items() if change.refused)
 FREE = sorted(key for key, change in TABLE.items() if not change.refused)
 
 
-class Cut(Exception):
-    """Ends a run in the middle."""
-
-
-class CutCallback(Callback):
-    def __init__(self, engine: Any) -> None:
-        pass
-
-    def after_step(self, state: RunState) -> None:
-        if state.step == 13:
-            raise Cut
-
-
 @dataclass
 class Trained:
     """A finished run, and one that was cut off after its checkpoint of step 10."""
@@ -203,17 +189,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Traine
         source="tiny",
     )
     train(config)
-    with pytest.raises(Cut):
+    with pytest.raises(CutOff):
         train(config.model_copy(update={"output": folder / "cut"}), callbacks=[CutCallback])
     found = Trained(config, folder / "done", folder / "cut", folder / "copy")
     found.before = {name: hashes(folder / name) for name in ("done", "cut")}
     return found
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """Of every file, locks aside."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def changed(trained: Trained, change: Change, output: Path) -> RunConfig:

@@ -23,7 +23,7 @@ from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_t
 from megatron_kis.study.grid import runs_of
 from megatron_kis.training.record import config_fingerprint
 from tests.identity.keys import keys_of
-from tests.identity.test_run_keys import hashes
+from tests.runs import hashes
 from tests.sources import Sources
 
 RUNS = ["1x16_D5.12k_F0_s0", "1x16_D5.12k_F3_s0", "1x16_D5.12k_F8_s0"]

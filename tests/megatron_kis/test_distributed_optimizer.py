@@ -23,7 +23,8 @@ from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.engine.engine import Engine
 from tests.megatron_kis.cuda_on_host import install
-from tests.megatron_kis.processes import SERVER, Ranks, finish, free_port, losses, tensor_shapes
+from tests.megatron_kis.ranks import SERVER, Ranks, finish, free_port
+from tests.run_files import losses, tensor_shapes
 
 MakeRun = Callable[..., RunConfig]
 pytestmark = pytest.mark.distributed

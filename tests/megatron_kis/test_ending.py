@@ -17,7 +17,7 @@ from megatron_kis.common import ending
 from megatron_kis.common.ending import Ending, read_ending, tell_starter
 from megatron_kis.common.errors import InputError, JobError, KisError, Stopped
 from megatron_kis.config.run import RunConfig
-from tests.megatron_kis.processes import Ranks
+from tests.megatron_kis.ranks import Ranks
 
 MakeRun = Callable[..., RunConfig]
 

@@ -18,7 +18,7 @@ import yaml
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.distributed.slurm_environment import environment_of_srun, first_node
-from tests.megatron_kis.processes import finish, free_port
+from tests.megatron_kis.ranks import finish, free_port
 
 MakeRun = Callable[..., RunConfig]
 SHAPE = {"layers": 4, "width": 32, "heads": 4, "query_groups": 2}

@@ -23,7 +23,8 @@ from megatron_kis.probes.prefix_tree import build_prefix_trees
 from megatron_kis.probes.probe import ROW_WIDTH
 from megatron_kis.probes.ragged import Ragged
 from tests.megatron_kis.cuda_on_host import install
-from tests.megatron_kis.processes import SERVER, finish, free_port, rows, tensor_shapes
+from tests.megatron_kis.ranks import SERVER, finish, free_port
+from tests.run_files import rows, tensor_shapes
 
 pytestmark = pytest.mark.distributed
 EVERY_STEP = {"moments": {"every": 1}}

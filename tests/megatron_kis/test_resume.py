@@ -17,7 +17,8 @@ from megatron_kis.checkpoint import shards
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.trainer import train
-from tests.megatron_kis.processes import SERVER, Ranks, finish, losses, rows
+from tests.megatron_kis.ranks import SERVER, Ranks, finish
+from tests.run_files import losses, rows
 
 MakeRun = Callable[..., RunConfig]
 STEPS = 40

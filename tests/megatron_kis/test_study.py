@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -17,43 +16,13 @@ import yaml
 
 from megatron_kis.cli.main import main
 from tests.sources import Sources
-
-FREQUENCIES = [0, 3, 8]
+from tests.studies import FREQUENCIES, processes_naming, write_study
 
 
 @pytest.fixture
 def study(tmp_path: Path, tiny_sources: Sources) -> Path:
     """A study of one size and three frequencies, each run a few seconds long."""
     return write_study(tmp_path, tiny_sources)
-
-
-def write_study(folder: Path, sources: Sources, **changes: Any) -> Path:
-    content: dict[str, Any] = {
-        "name": "small",
-        "output": str(folder / "out"),
-        "device": "cpu",
-        "data": {
-            "text": [str(sources.text)],
-            "facts": str(sources.triples),
-            "templates": str(sources.templates),
-            "vocab_size": 400,
-            "validation_share": 0.05,
-            "select": {"infused": 16, "background": 16, "control": 16},
-        },
-        "ladder": [{"layers": 1, "width": 16, "heads": 2}],
-        "token_budgets": [10 * 8 * 64],
-        "frequencies": FREQUENCIES,
-        "training": {"sequence_length": 64, "global_batch_size": 8},
-        "background": {"frequency": 4},
-        "probes": {"moments": {"shares": [1.0]}, "templates": {"train": 1, "held_out": 1, "question": 1}},
-        "validation": {"moments": {"shares": [1.0]}},
-        "executor": {"workers": 2},
-        "analysis": {"resamples": 99},
-        **changes,
-    }
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 def start(study: Path) -> subprocess.Popen[str]:
@@ -70,19 +39,6 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.05)
-
-
-def processes_naming(text: str) -> list[int]:
-    """Live processes whose command line holds ``text``."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if text in command and int(folder.name) != os.getpid():
-            found.append(int(folder.name))
-    return found
 
 
 def test_a_study_goes_from_its_sources_to_its_report_and_a_rerun_skips_what_is_done(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from megatron_kis.cli.main import main
-from tests.megatron_kis.test_study import write_study
 from tests.slurm.cluster import Cluster, missing
 from tests.sources import Sources
+from tests.studies import write_study
 
 SMALL_JOBS = {
     "grace_seconds": 80,

@@ -22,7 +22,7 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.executor.attempts import read_attempts
 from megatron_kis.executor.lease import read_lease
 from megatron_kis.training.trainer import train
-from tests.megatron_kis.processes import losses
+from tests.run_files import losses
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import SMALL_JOBS, kis
 

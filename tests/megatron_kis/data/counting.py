@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from hypothesis import assume
+from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -166,3 +166,22 @@ def _fits(settings: dict[str, Any]) -> bool:
         assert "fits" in str(error) or "densest" in str(error), str(error)
         return False
     return True
+
+
+SEARCH = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
+SIX_FACTS = np.array([[9, 7, 11], [5, 6, 0], [12, 0, 0], [8, 8, 8], [3, 4, 5], [10, 9, 0]])
+ROOMY: dict[str, Any] = {
+    "exposure_lengths": SIX_FACTS,
+    "token_budget": 600 * 64,
+    "sequence_length": 64,
+    "infusion_frequency": 30,
+    "seed": 3,
+    "background_lengths": SIX_FACTS[::-1],
+    "background_frequency": 48,
+}
+
+
+def plan_of(**changes: Any) -> ExposurePlan:
+    return ExposurePlan(**{**ROOMY, **changes})

@@ -9,37 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.data import ExposurePlan
 from megatron_kis.data.exposure_schedule import Schedule
 from tests.megatron_kis.data.counting import (
+    SEARCH,
+    SIX_FACTS,
     by_fact,
     counts,
+    plan_of,
     plan_settings,
     read_all,
     unequal_settings,
 )
-
-SEARCH = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
-)
-SIX_FACTS = np.array([[9, 7, 11], [5, 6, 0], [12, 0, 0], [8, 8, 8], [3, 4, 5], [10, 9, 0]])
-ROOMY: dict[str, Any] = {
-    "exposure_lengths": SIX_FACTS,
-    "token_budget": 600 * 64,
-    "sequence_length": 64,
-    "infusion_frequency": 30,
-    "seed": 3,
-    "background_lengths": SIX_FACTS[::-1],
-    "background_frequency": 48,
-}
-
-
-def plan_of(**changes: Any) -> ExposurePlan:
-    return ExposurePlan(**{**ROOMY, **changes})
 
 
 @settings(SEARCH, max_examples=80)

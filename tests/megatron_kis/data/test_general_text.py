@@ -10,19 +10,10 @@ from hypothesis import strategies as st
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json
 from megatron_kis.data.general_text import Epochs, GeneralText, ValidationText
-from megatron_kis.data_tools.storage.indexed import IndexedWriter, suffixed
+from megatron_kis.data_tools.storage.indexed import suffixed
+from tests.megatron_kis.data.corpora import write_corpus
 
 SEARCH = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def write_corpus(prefix: Path, tokens: int, *, first: int = 0) -> Path:
-    """A corpus in which token i of the stream has id ``first`` + i, in documents of 10 tokens."""
-    with IndexedWriter(prefix, vocab_size=max(tokens, 70_000)) as writer:
-        for start in range(0, tokens, 10):
-            writer.add([first + token for token in range(start, min(start + 10, tokens))])
-    meta = {"schema": "kis.corpus/1", "content_fingerprint": writer.content_fingerprint, "tokenizer_fingerprint": "t"}
-    write_json(suffixed(prefix, ".meta.json"), meta)
-    return prefix
 
 
 def starts(text: GeneralText, sequences: int, *, first: int = 0) -> list[int]:

@@ -17,7 +17,7 @@ from megatron_kis.data import ExposurePlan, InfusedDataset
 from megatron_kis.data.dataset import MegatronText
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.ledger import Ledger
-from tests.megatron_kis.data.test_general_text import write_corpus
+from tests.megatron_kis.data.corpora import write_corpus
 
 LENGTH, SEQUENCES = 64, 90
 

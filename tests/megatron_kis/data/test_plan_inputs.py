@@ -10,8 +10,7 @@ from hypothesis import given
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.data import BackgroundFacts, ExposurePlan, InfusedFacts, TokenBudget
-from tests.megatron_kis.data.counting import unequal_settings
-from tests.megatron_kis.data.test_exposure_plan import SEARCH, SIX_FACTS
+from tests.megatron_kis.data.counting import SEARCH, SIX_FACTS, unequal_settings
 
 
 def in_parts(made: dict[str, Any]) -> ExposurePlan:

@@ -21,7 +21,7 @@ from megatron_kis.probes.questions import read_questions
 from megatron_kis.training.artifacts import open_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
-from tests.megatron_kis.processes import finish
+from tests.megatron_kis.ranks import finish
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors")

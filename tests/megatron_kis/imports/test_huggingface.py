@@ -19,46 +19,22 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.convert.from_huggingface import import_huggingface
 from megatron_kis.convert.llama import join_qkv, split_qkv
 from megatron_kis.convert.to_huggingface import export_huggingface
-from megatron_kis.convert.tokenizer_json import write_tokenizer
 from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.engine.engine import Engine
 from megatron_kis.training.inputs import open_inputs
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
-from tests.megatron_kis.processes import finish, losses
+from tests.megatron_kis.imports.models import ROWS, make_model
+from tests.megatron_kis.ranks import finish
+from tests.run_files import losses
 
 transformers = pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
 
 MakeRun = Callable[..., RunConfig]
-ROWS = 512  # 400 pieces, padded
 TIED = {"num_key_value_heads": 2, "rms_norm_eps": 1e-3, "rope_theta": 700.0, "tie_word_embeddings": True}
 UNTIED = {"num_key_value_heads": 4, "tie_word_embeddings": False}
-
-
-def make_model(folder: Path, tiny_data: Path, *, vocabulary: int = ROWS, dtype: Any = None, **changes: Any) -> Path:
-    """A small Llama with loud random weights, and the tiny tokenizer."""
-    torch.manual_seed(3)
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.15,
-        bos_token_id=1,
-        eos_token_id=1,
-        max_position_embeddings=64,
-        **changes,
-    )
-    model = transformers.LlamaForCausalLM(config)
-    for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    (model if dtype is None else model.to(dtype)).save_pretrained(folder)
-    write_tokenizer(tiny_data / "tokenizer.model", folder, longest=64, samples=[])
-    return folder
 
 
 def run_from(start: Path, make: MakeRun, **changes: Any) -> RunConfig:

@@ -11,7 +11,7 @@ from megatron_kis.config.ladder import ModelShape
 from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model.build import ModelSpec, build_model
-from tests.megatron_kis.places import place
+from tests.megatron_kis.fake_rank import fake_rank
 
 with quiet_megatron():
     from megatron.core import parallel_state
@@ -25,7 +25,7 @@ def full_weights(tied: bool, *, tensor: int = 1, pipeline: int = 1, virtual: int
     shape = ModelShape(layers=4, width=32, heads=4, query_groups=2, ffn_width=48, tied_embeddings=tied)
     for stage in range(pipeline):
         for tensor_rank in range(tensor):
-            with place(tensor, pipeline, stage, tensor_rank=tensor_rank, virtual=virtual) as layout:
+            with fake_rank(tensor, pipeline, stage, tensor_rank=tensor_rank, virtual=virtual) as layout:
                 for chunk in range(virtual):
                     model = build_model(ModelSpec(shape, 128, 16, layout, open_device("cpu")), seed=seed, chunk=chunk)
                     group = parallel_state.get_data_parallel_group(with_context_parallel=True)

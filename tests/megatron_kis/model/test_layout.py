@@ -14,8 +14,8 @@ from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.layout import check_layout, replicas_of
 from megatron_kis.config.run import ModelConfig, ParallelConfig, TrainingConfig
-from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
+from tests.studies import write_study
 
 SHAPE = {"layers": 6, "width": 48, "heads": 6, "query_groups": 3, "ffn_width": 96}
 BATCH = {"token_budget": 4096, "sequence_length": 64, "global_batch_size": 12}

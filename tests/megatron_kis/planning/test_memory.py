@@ -22,7 +22,7 @@ from megatron_kis.planning.memory import Memory, memory
 from megatron_kis.planning.passes import pass_order
 from megatron_kis.planning.split import Recompute, Split, rank_params
 from megatron_kis.planning.work import Work
-from tests.megatron_kis.places import place
+from tests.megatron_kis.fake_rank import fake_rank
 
 VOCABULARY = 32_000
 LAYOUTS = [(tensor, pipeline) for tensor in (1, 2, 4, 8) for pipeline in (1, 2, 4, 8)]
@@ -36,7 +36,7 @@ def test_a_rank_holds_the_parameters_that_the_plan_says(name: str) -> None:
         if any(part % tensor for part in parts) or shape.layers % pipeline:
             continue
         for stage in sorted({0, pipeline // 2, pipeline - 1}):
-            with place(tensor, pipeline, stage) as layout, torch.device("meta"):
+            with fake_rank(tensor, pipeline, stage) as layout, torch.device("meta"):
                 model = assemble_model(ModelSpec(shape, VOCABULARY, 128, layout, open_device("cpu")))
                 built = sum(parameter.numel() for parameter in model.parameters())
             split = Split(tensor=tensor, pipeline=pipeline)
@@ -57,7 +57,7 @@ def kept(
     sequence: bool = False,
 ) -> int:
     """Bytes that a forward pass keeps for the backward pass, weights apart; each storage counted once."""
-    with place(tensor, 1, 0) as layout:
+    with fake_rank(tensor, 1, 0) as layout:
         spec = ModelSpec(
             shape,
             vocabulary=vocabulary,
@@ -137,7 +137,7 @@ def test_a_step_leaves_the_weights_gradients_and_moments_that_the_plan_says() ->
     config = parse_config(RunConfig, content, source="test")
     tokens, ones = torch.arange(33), torch.ones(32)
     sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": ones, "position_ids": tokens[:-1]}
-    with place(1, 1, 0) as layout:
+    with fake_rank(1, 1, 0) as layout:
         engine = Engine(config, vocabulary=256, layout=layout, device=open_device("cpu"))
         engine.train_step([sample] * 2, micro_batch_size=2, learning_rate=1e-3, accept=lambda loss, norm: True)
         weights = [weight for chunk in engine.chunks for weight in chunk.parameters()]

@@ -27,7 +27,8 @@ from megatron_kis.probes.scoring import score_rules
 from megatron_kis.training.artifacts import open_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
-from tests.megatron_kis.processes import free_port, losses
+from tests.megatron_kis.ranks import free_port
+from tests.run_files import losses
 
 MakeRun = Callable[..., RunConfig]
 

@@ -15,7 +15,7 @@ from megatron_kis.executor.attempts import (
     start_attempt,
 )
 from megatron_kis.executor.lease import HeldLease, acquire
-from tests.megatron_kis.study.test_executor import run_of
+from tests.studies import run_of
 
 
 def attempt(folder: Path, outcome: Outcome | None, *, status: int = 1, config: str = "c") -> None:

@@ -16,9 +16,8 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.executor.attempts import end_attempt, start_attempt
 from megatron_kis.executor.lease import HeldLease, acquire
 from megatron_kis.study.status import Overview, status_of
-from tests.megatron_kis.study.test_status import log, train_row
-from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
+from tests.studies import train_row, write_log, write_study
 
 CELLS = [f"1x16_D5.12k_F{frequency}_s0" for frequency in (0, 3, 8)]  # of 10 steps each
 
@@ -54,7 +53,7 @@ def attempt(study: Path, cell: str, outcome: str | None = None, status: int = 0)
 
 def finish(study: Path, cell: str) -> None:
     attempt(study, cell, "done")
-    log(folder(study, cell), "a line\n", [train_row(10, 1.5)])
+    write_log(folder(study, cell), "a line\n", [train_row(10, 1.5)])
     (folder(study, cell) / "DONE").write_text("{}")
 
 
@@ -62,7 +61,7 @@ def test_the_status_names_states_progress_and_what_failed(study: Path, capsys: p
     finish(study, CELLS[0])
     for status in (1, 1):
         attempt(study, CELLS[1], "failed", status)
-    log(folder(study, CELLS[1]), "Traceback\n[bold]no such luck[/]\n")
+    write_log(folder(study, CELLS[1]), "Traceback\n[bold]no such luck[/]\n")
     assert main(["study", "status", str(study)]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("small: 3 runs: 1 done, 1 waiting, 1 given up; about ")
@@ -108,19 +107,19 @@ def test_watching_a_study_in_which_a_run_was_given_up_fails(study: Path, capsys:
 
 
 def test_a_log_is_shown_from_its_end(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log(folder(study, CELLS[0]), "".join(f"line {number}\n" for number in range(50_000)))
+    write_log(folder(study, CELLS[0]), "".join(f"line {number}\n" for number in range(50_000)))
     for lines, first, count in (("3", "line 49997", 3), ("40000", "line 10000", 40_000), ("0", "line 0", 50_000)):
         assert main(["study", "logs", str(study), CELLS[0], "--lines", lines]) == 0
         shown = capsys.readouterr().out.splitlines()
         assert (shown[0], shown[-1], len(shown)) == (first, "line 49999", count)
-    log(folder(study, CELLS[0]), "one\ntwo\nno newline yet")
+    write_log(folder(study, CELLS[0]), "one\ntwo\nno newline yet")
     assert main(["study", "logs", str(study), CELLS[0], "--lines", "2"]) == 0
     assert capsys.readouterr().out == "two\nno newline yet"
 
 
 def test_a_log_is_followed_until_the_run_has_ended(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = attempt(study, CELLS[0])
-    log(folder(study, CELLS[0]), "first\n")
+    write_log(folder(study, CELLS[0]), "first\n")
 
     def go_on() -> None:
         time.sleep(1)
@@ -151,8 +150,8 @@ def test_wrong_names_are_answered_with_the_nearest(study: Path, capsys: pytest.C
 
 def test_the_files_of_a_study_of_another_version_still_tell(study: Path) -> None:
     """Run folders made before there were claims and attempts."""
-    log(folder(study, CELLS[0]), "a\n", [train_row(5, 1.0)])
-    log(folder(study, CELLS[1]), "a\n", [train_row(10, 1.0)])
+    write_log(folder(study, CELLS[0]), "a\n", [train_row(5, 1.0)])
+    write_log(folder(study, CELLS[1]), "a\n", [train_row(10, 1.0)])
     (folder(study, CELLS[1]) / "DONE").write_text("{}")
     found = status_of(list(runs(study).values()))  # type: ignore[arg-type]
     assert [row.state for row in found] == ["stopped", "done", "waiting"]

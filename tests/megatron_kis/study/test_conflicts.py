@@ -10,10 +10,8 @@ import pytest
 import yaml
 
 from megatron_kis.cli.main import main
-from tests.megatron_kis.study.test_holders import CELL, done, edited, trained, tree
 from tests.sources import Sources
-
-__all__ = ["done", "trained"]  # fixtures
+from tests.studies import RUN, edited, tree
 
 
 @pytest.mark.parametrize("step", [["plan"], ["run"], ["run", "--only", "1x16_D5.12k_F0_s0"], ["submit"]])
@@ -28,7 +26,7 @@ def test_complete_runs_of_other_settings_are_named_by_key_before_anything_is_don
     assert "1 complete run has other settings: " in said
     assert "training.optimizer.learning_rate 0.003 -> 0.0001" in said
     assert "infusion.background.frequency 4 -> 2" in said
-    assert f"({CELL})" in said
+    assert f"({RUN})" in said
     assert tree(done.parent) == before
 
 
@@ -36,7 +34,7 @@ def test_several_runs_are_counted_and_the_first_is_named(done: Path, capsys: pyt
     runs = done.parent / "out" / "runs"
     for frequency in (3, 5):
         copy = runs / f"1x16_D5.12k_F{frequency}_s0"
-        shutil.copytree(runs / CELL, copy)
+        shutil.copytree(runs / RUN, copy)
         record = json.loads((copy / "run.json").read_text())
         record["config"]["infusion"]["frequency"] = frequency
         record["config_fingerprint"] = f"{frequency:064d}"
@@ -60,7 +58,7 @@ def test_a_status_of_an_edited_study_does_not_call_an_old_run_done(
     assert main(["study", "status", str(done), change]) == 0
     said = capsys.readouterr().out
     assert said.startswith("small: 1 runs: 1 other settings")
-    assert f"1 complete run has other settings: training.optimizer.learning_rate 0.003 -> 0.0001 ({CELL})" in said
+    assert f"1 complete run has other settings: training.optimizer.learning_rate 0.003 -> 0.0001 ({RUN})" in said
     assert main(["study", "watch", str(done), change]) == 1
     assert "1 of 1 runs are there with other settings" in capsys.readouterr().err
     for same in ("executor.workers=2", "device=auto", "ladder=[{layers: 1, width: 16, heads: 2, micro_batch_size: 4}]"):
@@ -79,11 +77,11 @@ def test_a_status_says_that_the_data_were_made_with_other_settings(
 
 def test_runs_that_the_study_does_not_name_are_told_and_kept(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = done.parent / "out" / "runs"
-    before = tree(runs / CELL)
+    before = tree(runs / RUN)
     assert main(["study", "run", str(done), "frequencies=[0]"]) == 0
     said = capsys.readouterr().err
-    assert f"1 run in {runs} that the study does not name: kept, and not analysed ({CELL})" in said
-    assert tree(runs / CELL) == before
+    assert f"1 run in {runs} that the study does not name: kept, and not analysed ({RUN})" in said
+    assert tree(runs / RUN) == before
 
 
 def test_an_output_of_another_study_is_refused_and_a_renamed_study_is_the_same(
@@ -101,7 +99,7 @@ def test_an_output_of_another_study_is_refused_and_a_renamed_study_is_the_same(
 def test_an_unfinished_run_of_other_settings_is_found_before_it_starts(
     done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = done.parent / "out" / "runs" / CELL
+    folder = done.parent / "out" / "runs" / RUN
     (folder / "DONE").unlink()
     assert main(["study", "run", str(done), "training.optimizer.learning_rate=1e-4"]) == 2
     said = capsys.readouterr().err
@@ -177,7 +175,7 @@ def test_variables_and_home_are_filled_in_or_refused(
 def test_programs_and_images_of_a_cluster_may_name_variables(
     done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (done.parent / "out" / "runs" / CELL / "DONE").unlink()
+    (done.parent / "out" / "runs" / RUN / "DONE").unlink()
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setenv("IMAGES", "/images")
     edited(done, cluster={"python": "~/env/bin/python", "container": {"kind": "apptainer", "image": "$IMAGES/a.sif"}})

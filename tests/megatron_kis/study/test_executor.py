@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from megatron_kis.cli.main import main
-from megatron_kis.common.configuration import load_config, parse_config
+from megatron_kis.common.configuration import load_config
 from megatron_kis.common.errors import JobError
 from megatron_kis.config.executor import ExecutorConfig
 from megatron_kis.config.run import RunConfig
@@ -27,8 +27,8 @@ from megatron_kis.executor.interface import Command, Progress, Run, Slot, local_
 from megatron_kis.executor.lease import HeldLease, Owner, acquire, read_lease
 from megatron_kis.executor.logs import failure_reason, last_lines
 from megatron_kis.study.lock import study_lock
-from tests.megatron_kis.test_study import processes_naming, write_study
 from tests.sources import Sources
+from tests.studies import processes_naming, run_of, write_study
 
 STAND_IN = """#!{python}
 import json, os, pathlib, signal, subprocess, sys, time, yaml
@@ -77,19 +77,6 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script.write_text(STAND_IN.format(python=sys.executable))
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-
-
-def run_of(folder: Path, name: str, milliseconds: int = 0, **changes: Any) -> RunConfig:
-    content: dict[str, Any] = {
-        "name": name,
-        "output": folder / "runs" / name,
-        "data": {"corpus": "c", "validation": "v", "exposures": "e", "tokenizer": "t"},
-        "model": {"preset": "cpu-32"},
-        "training": {"token_budget": 64, "sequence_length": 8, "global_batch_size": 1, "seed": milliseconds},
-        "infusion": {"frequency": 0},
-        **changes,
-    }
-    return parse_config(RunConfig, content, source="test")
 
 
 def run_all(

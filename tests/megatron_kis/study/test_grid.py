@@ -11,35 +11,13 @@ from megatron_kis.config.data import DataConfig
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.study.grid import cost, expand_grid, runs_of
+from tests.studies import GRID_STUDY
 
 DATA = DataConfig(corpus=Path("c"), validation=Path("v"), exposures=Path("e"), tokenizer=Path("t"))
-STUDY: dict[str, Any] = {
-    "name": "s",
-    "output": "out",
-    "data": {"text": ["text.jsonl"], "facts": "facts.tsv", "templates": "templates.yaml"},
-    "ladder": [
-        {"preset": "cpu-32", "learning_rate": 0.01},
-        {"layers": 3, "width": 32, "heads": 2, "parallel": {"tensor": 2}},
-    ],
-    "token_budgets": [100_000, 250_000],
-    "frequencies": [0, 7],
-    "seeds": [0, 4],
-    "training": {
-        "sequence_length": 32,
-        "global_batch_size": 4,
-        "micro_batch_size": 2,
-        "optimizer": {"learning_rate": 0.5, "schedule": "wsd"},
-    },
-    "background": {"policy": "protected", "frequency": 9},
-    "probes": {"batch_size": 17},
-    "validation": {"max_tokens": 640},
-    "logging": {"every": 3},
-    "device": "cpu",
-}
 
 
 def runs(**changes: Any) -> list[RunConfig]:
-    return runs_of(parse_config(StudyConfig, {**STUDY, **changes}, source="study"), DATA)
+    return runs_of(parse_config(StudyConfig, {**GRID_STUDY, **changes}, source="study"), DATA)
 
 
 def test_every_combination_is_one_run_with_a_folder_of_its_own() -> None:
@@ -106,7 +84,7 @@ def test_two_runs_never_share_a_folder(ladder: list[dict[str, Any]]) -> None:
     [
         ({"token_budgets": [100]}, "training: token_budget 100 is less than one step"),
         ({"seeds": [-1]}, "seeds.0: .*greater than or equal to 0"),
-        ({"training": {**STUDY["training"], "micro_batch_size": 3}}, "must be a multiple of micro_batch_size"),
+        ({"training": {**GRID_STUDY["training"], "micro_batch_size": 3}}, "must be a multiple of micro_batch_size"),
         ({"ladder": [{"layers": 2, "width": 30, "heads": 4}]}, "model.heads: width 30 over 4 heads"),
     ],
 )
@@ -131,7 +109,7 @@ def test_a_budget_is_short_in_a_name(budget: int, name: str) -> None:
 
 
 def spots(**changes: Any) -> set[tuple[str, int, int, int]]:
-    study = parse_config(StudyConfig, {**STUDY, **changes}, source="study")
+    study = parse_config(StudyConfig, {**GRID_STUDY, **changes}, source="study")
     return {(spec.entry.label, spec.tokens, spec.frequency, spec.seed) for spec in expand_grid(study)}
 
 
@@ -156,7 +134,7 @@ def test_listed_runs_stand_next_to_the_grid_or_without_one() -> None:
     ]
     wanted = {("3x32", 300_000, 11, 2), ("cpu-32", 100_000, 9, 0)}
     assert spots(runs=listed) == spots() | wanted
-    alone = {key: value for key, value in STUDY.items() if key not in ("token_budgets", "frequencies", "seeds")}
+    alone = {key: value for key, value in GRID_STUDY.items() if key not in ("token_budgets", "frequencies", "seeds")}
     study = parse_config(StudyConfig, {**alone, "runs": listed}, source="study")
     (large, small) = runs_of(study, DATA)
     assert (large.name, small.name) == ("3x32_D300k_F11_s2", "cpu-32_D100k_F9_s0")
@@ -189,6 +167,6 @@ def test_a_study_without_a_run_is_refused_by_what_is_missing(key: str) -> None:
 
 
 def test_a_study_takes_every_precision_and_guard_of_a_run() -> None:
-    training = {**STUDY["training"], "precision": "fp8", "guard": {"skip_in_a_row": 3}}
+    training = {**GRID_STUDY["training"], "precision": "fp8", "guard": {"skip_in_a_row": 3}}
     assert {run.training.precision for run in runs(training=training)} == {"fp8"}
     assert {run.training.guard.skip_in_a_row for run in runs(training=training)} == {3}

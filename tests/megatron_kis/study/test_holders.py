@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,27 +19,8 @@ from megatron_kis.executor.slurm.queue import Task
 from megatron_kis.executor.slurm.records import Submitted, record, submission_folder, write_tasks
 from megatron_kis.study.holders import holders_of
 from megatron_kis.study.lock import study_lock
-from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
-
-CELL = "1x16_D5.12k_F8_s0"
-ONE = {"frequencies": [8], "output": "out", "executor": {"workers": 1}}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources, tiny_data: Path) -> Path:
-    """A study of one run, which is done. Shared: copy it."""
-    folder = tmp_path_factory.mktemp("trained")
-    shutil.copytree(tiny_data, folder / "out" / "data")
-    assert main(["study", "run", str(write_study(folder, tiny_sources, **ONE))]) == 0
-    return folder
-
-
-@pytest.fixture
-def done(trained: Path, tmp_path: Path) -> Path:
-    """The file of a study that is done, in a folder of its own."""
-    shutil.copytree(trained, tmp_path / "w")
-    return tmp_path / "w" / "study.yaml"
+from tests.studies import ONE, RUN, edited, tree, write_study
 
 
 @pytest.fixture
@@ -58,26 +37,12 @@ def prepared(fresh: Path, tiny_data: Path) -> Path:
     return fresh
 
 
-def tree(folder: Path) -> dict[str, str]:
-    """Every file and folder, by hash and time."""
-    return {
-        str(path.relative_to(folder)): f"{path.stat().st_mtime_ns} "
-        + (hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder")
-        for path in folder.rglob("*")
-    }
-
-
-def edited(study: Path, **changes: Any) -> Path:
-    study.write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) | changes))
-    return study
-
-
 def test_a_plan_of_a_study_whose_data_are_there_writes_nothing(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = tree(prepared.parent)
     assert main(["study", "plan", str(prepared)]) == 0
-    assert CELL in capsys.readouterr().out
+    assert RUN in capsys.readouterr().out
     assert tree(prepared.parent) == before
 
 
@@ -115,7 +80,7 @@ def test_data_that_a_run_was_made_with_are_not_made_again(
     before = tree(done.parent)
     assert main(["study", step, str(done), change]) == 2
     said = capsys.readouterr().err
-    assert f"1 complete run ({CELL})" in said
+    assert f"1 complete run ({RUN})" in said
     assert change.partition("=")[0].split(".")[-1] in said
     assert "another 'output'" in said
     after = tree(done.parent)
@@ -145,7 +110,7 @@ def test_a_changed_source_is_refused_as_well(
     edited(done, data=content["data"])
     before = tree(done.parent / "out" / "data")
     assert main(["study", "run", str(done)]) == 2
-    assert f"1 complete run ({CELL})" in capsys.readouterr().err
+    assert f"1 complete run ({RUN})" in capsys.readouterr().err
     assert tree(done.parent / "out" / "data") == before
 
 
@@ -273,13 +238,13 @@ def test_the_data_job_says_which_data_the_runs_must_find_and_a_late_run_meets_no
     (prepared.parent / ".out.planned" / "data").rename(out / "data")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     assert main(["study", "work", str(folder), "small"]) == 1
-    (attempt,) = read_attempts(out / "runs" / CELL).attempts  # and it is not tried again
+    (attempt,) = read_attempts(out / "runs" / RUN).attempts  # and it is not tried again
     assert (attempt.outcome, attempt.status) == ("failed", 2)
-    log = (out / "runs" / CELL / "log.txt").read_text()
+    log = (out / "runs" / RUN / "log.txt").read_text()
     assert before["tokenizer"][:12] in log
-    written = yaml.safe_load((out / "runs" / CELL / "config.yaml").read_text())
+    written = yaml.safe_load((out / "runs" / RUN / "config.yaml").read_text())
     assert written["data"]["fingerprints"] == before
-    assert not (out / "runs" / CELL / "DONE").exists()
+    assert not (out / "runs" / RUN / "DONE").exists()
 
 
 def test_the_data_job_refuses_sources_that_changed_since_the_submission(
@@ -306,5 +271,5 @@ def test_the_data_job_does_not_make_data_again_that_a_run_was_made_with(
     (folder / "study.yaml").write_text(yaml.safe_dump(content))
     before = tree(done.parent / "out" / "data")
     assert main(["study", "prepare", str(folder)]) == 2
-    assert f"1 complete run ({CELL})" in capsys.readouterr().err
+    assert f"1 complete run ({RUN})" in capsys.readouterr().err
     assert tree(done.parent / "out" / "data") == before

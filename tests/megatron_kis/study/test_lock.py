@@ -14,8 +14,8 @@ import pytest
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import JobError
 from megatron_kis.study.lock import end_study_run, lock_holders, study_lock
-from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
+from tests.studies import write_study
 
 # Holds the study's lock as an executor does, with a child that shares it as a run does.
 HOLDER = """

@@ -16,9 +16,8 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.executor.logs import for_terminal
 from megatron_kis.study.forecast import forecast
 from megatron_kis.study.status import RunStatus
-from tests.megatron_kis.study.test_executor import run_of
-from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
+from tests.studies import run_of, write_study
 
 HOSTILE = ["llama/tiny", "../up", ".hidden", "x[/red]", "two\nkis: error: lines", "\x1b[31mred", "-option", "a b", ""]
 ESCAPES = "\x1b[31mred\x1b[0m \x9b1m \x07\x1b]0;title\x07"

@@ -11,13 +11,13 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.config.study import ListedRun, StudyConfig
 from megatron_kis.study.grid import expand_grid
 from megatron_kis.study.proposals import PlannedRun, add_runs, match_proposals, trained_cells
-from tests.megatron_kis.study.test_grid import STUDY
+from tests.studies import GRID_STUDY
 
 SMALL, LARGE = (70_000, 99_968), (90_000, 249_984)  # N and D as they are trained: whole vocabularies, whole batches
 
 
 def study(**changes: Any) -> StudyConfig:
-    return parse_config(StudyConfig, {**STUDY, **changes}, source="study")
+    return parse_config(StudyConfig, {**GRID_STUDY, **changes}, source="study")
 
 
 def cells(of: StudyConfig) -> dict[tuple[int, int], tuple[str, int]]:
@@ -117,7 +117,7 @@ def test_a_file_in_which_there_is_no_place_is_left_alone(tmp_path: Path) -> None
 
 
 def test_the_file_behind_a_link_is_changed_and_the_link_stays(tmp_path: Path) -> None:
-    (tmp_path / "real.yaml").write_text(yaml.safe_dump(STUDY))
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(GRID_STUDY))
     (tmp_path / "study.yaml").symlink_to("real.yaml")
     add_runs(tmp_path / "study.yaml", NEW[:1], remark="from next")
     assert (tmp_path / "study.yaml").is_symlink()

@@ -10,7 +10,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.config.executor import ExecutorConfig
 from megatron_kis.executor.interface import Slot, local_command
 from megatron_kis.executor.resources import Machine, ResourcePool, this_machine
-from tests.megatron_kis.study.test_executor import run_of
+from tests.studies import run_of
 
 CORES = tuple(range(8))
 

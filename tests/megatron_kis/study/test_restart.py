@@ -12,8 +12,8 @@ from megatron_kis.cli import main as cli
 from megatron_kis.cli.main import main
 from megatron_kis.executor.attempts import read_attempts
 from megatron_kis.executor.lease import HeldLease, acquire
-from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
+from tests.studies import write_study
 
 CELL = "1x16_D5.12k_F8_s0"
 

@@ -11,19 +11,7 @@ import pytest
 from megatron_kis.executor.attempts import Outcome, end_attempt, start_attempt
 from megatron_kis.executor.lease import HeldLease, acquire
 from megatron_kis.study.status import Overview, Queued, RunStatus, status_of
-from tests.megatron_kis.study.test_executor import run_of
-
-
-def log(folder: Path, text: str, metrics: list[Any] = (), *, torn: str = "") -> None:  # type: ignore[assignment]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "log.txt").write_text(text)
-    lines = [line if isinstance(line, str) else json.dumps(line) for line in metrics]
-    if metrics or torn:
-        (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines) + torn)
-
-
-def train_row(step: int, loss: float) -> dict[str, object]:
-    return {"kind": "train", "step": step, "loss": loss, "tokens_per_second": 5.0}
+from tests.studies import run_of, train_row, write_log
 
 
 def attempted(folder: Path, run: Any, outcome: Outcome | None, status: int = 1) -> HeldLease:
@@ -53,7 +41,7 @@ def test_a_run_in_flight_is_running_and_says_where_and_how_far(tmp_path: Path) -
     run = run_of(tmp_path, "r")  # 8 steps
     attempted(run.output, run, None)
     validation = {"kind": "validation", "step": 4, "loss": 9.0}
-    log(run.output, "a\nb\n", [train_row(2, 3.0), train_row(4, 2.5), validation], torn='{"kind": "train", "st')
+    write_log(run.output, "a\nb\n", [train_row(2, 3.0), train_row(4, 2.5), validation], torn='{"kind": "train", "st')
     found = only(run, queue={"r": Queued("RUNNING", "17")})
     assert (found.state, found.share, found.loss, found.tokens_per_second) == ("running", 0.5, 2.5, 5.0)
     assert found.where == os.uname().nodename
@@ -63,7 +51,7 @@ def test_a_run_in_flight_is_running_and_says_where_and_how_far(tmp_path: Path) -
 def test_what_a_dead_executor_left_goes_on_later(tmp_path: Path) -> None:
     run = run_of(tmp_path, "r")
     attempted(run.output, run, None).release()
-    log(run.output, "a\nb\n", [train_row(4, 2.5)])
+    write_log(run.output, "a\nb\n", [train_row(4, 2.5)])
     found = only(run)
     assert (found.state, found.share, found.log) == ("stopped", 0.5, ("a", "b"))
     assert only(run, queue={"r": Queued("PENDING", "17")}).state == "queued"
@@ -73,7 +61,7 @@ def test_what_a_dead_executor_left_goes_on_later(tmp_path: Path) -> None:
 def test_an_attempt_that_ended_says_what_comes_next(outcome: Outcome, status: int, state: str, tmp_path: Path) -> None:
     run = run_of(tmp_path, "r")
     attempted(run.output, run, outcome, status)
-    log(run.output, "Traceback\nno such luck\n")
+    write_log(run.output, "Traceback\nno such luck\n")
     found = only(run, retries=1)
     assert (found.state, found.attempts, found.log) == (state, 1, ("Traceback", "no such luck"))
     assert found.status == (1 if state == "failed" else None)
@@ -91,7 +79,7 @@ def test_a_run_that_failed_too_often_is_given_up_whatever_the_queue_says(tmp_pat
 def test_a_done_run_is_done_and_says_what_it_took(tmp_path: Path) -> None:
     run = run_of(tmp_path, "r")
     attempted(run.output, run, "done", 0)
-    log(run.output, "a\n", [train_row(8, 2.0)])
+    write_log(run.output, "a\n", [train_row(8, 2.0)])
     (run.output / "DONE").write_text("{}")
     found = only(run)
     assert (found.state, found.share, found.loss, found.whole) == ("done", 1.0, 2.0, True)
@@ -101,7 +89,7 @@ def test_a_done_run_is_done_and_says_what_it_took(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damaged", ["not json", '{"kind": "train"}', '{"kind": "train", "step": null}'])
 def test_a_damaged_log_does_not_end_the_overview(damaged: str, tmp_path: Path) -> None:
     run = run_of(tmp_path, "r")
-    log(run.output, "a\n", [train_row(2, 3.0), damaged])
+    write_log(run.output, "a\n", [train_row(2, 3.0), damaged])
     assert (only(run).state, only(run).share) == ("stopped", 0.25)
 
 
@@ -124,7 +112,7 @@ def test_only_the_ends_of_files_are_read(tmp_path: Path) -> None:
 def test_what_is_done_is_looked_at_once(tmp_path: Path) -> None:
     runs = [run_of(tmp_path, name) for name in ("a", "b")]
     for run in runs:
-        log(run.output, "", [train_row(4, 2.5)])
+        write_log(run.output, "", [train_row(4, 2.5)])
     (runs[0].output / "DONE").write_text("{}")
     view = Overview(runs)
     assert [row.state for row in view.look()] == ["done", "stopped"]

@@ -13,25 +13,10 @@ from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.branch import parse_source
 from megatron_kis.training.trainer import train
-from tests.megatron_kis.processes import losses, rows
-from tests.megatron_kis.training.test_checkpoint import cut_off
+from tests.run_files import losses, rows
+from tests.runs import cut_off, trunk_of
 
 MakeRun = Callable[..., RunConfig]
-STEP = 8 * 64
-NONE = {"frequency": 0, "background": {"frequency": 0}}
-WSD: dict[str, Any] = {"schedule": "wsd", "warmup_share": 0.1, "decay_share": 0.25, "minimum_share": 0.0}
-
-
-def run(make: MakeRun, name: str, steps: int, **changes: Any) -> RunConfig:
-    """A run of ``steps`` with WSD, every step logged, saved every 5."""
-    optimizer = {**WSD, **changes.pop("optimizer", {})}
-    settings: dict[str, Any] = {
-        "infusion": NONE,
-        "logging": {"every": 1},
-        "checkpoints": {"moments": {"every": 5}, "keep_last": 9, "asynchronous": False},
-        **changes,
-    }
-    return make(name=name, training={"token_budget": steps * STEP, "optimizer": optimizer}, **settings)
 
 
 def rates(folder: Path) -> list[float]:
@@ -39,10 +24,10 @@ def rates(folder: Path) -> list[float]:
 
 
 def test_a_trunk_serves_several_budgets(tiny_run: MakeRun) -> None:
-    trunk = run(tiny_run, "trunk", 20)
+    trunk = trunk_of(tiny_run, "trunk", 20)
     train(trunk)
     for steps, at in ((12, 5), (16, 10), (24, 15)):
-        branch = run(tiny_run, f"branch-{steps}", steps)
+        branch = trunk_of(tiny_run, f"branch-{steps}", steps)
         folder = train(branch, branch_from=f"{trunk.output}@{at}")
         assert read_json(folder / "DONE", "kis.done/1")["steps"] == steps
         found, theirs = losses(folder), losses(trunk.output)
@@ -55,9 +40,9 @@ def test_a_trunk_serves_several_budgets(tiny_run: MakeRun) -> None:
 
 
 def test_a_branch_with_the_trunks_own_budget_is_the_trunk(tiny_run: MakeRun) -> None:
-    trunk = run(tiny_run, "trunk", 20, infusion={"frequency": 8, "background": {"frequency": 6}})
+    trunk = trunk_of(tiny_run, "trunk", 20, infusion={"frequency": 8, "background": {"frequency": 6}})
     train(trunk)
-    same = run(tiny_run, "same", 20, infusion={"frequency": 8, "background": {"frequency": 6}})
+    same = trunk_of(tiny_run, "same", 20, infusion={"frequency": 8, "background": {"frequency": 6}})
     train(same, branch_from=f"{trunk.output}@10")
     assert losses(same.output) == losses(trunk.output)
     ledgers = [(config.output / "exposures.json").read_bytes() for config in (same, trunk)]
@@ -65,7 +50,7 @@ def test_a_branch_with_the_trunks_own_budget_is_the_trunk(tiny_run: MakeRun) -> 
 
 
 def test_a_branch_that_is_cut_off_goes_on_without_being_told_where_it_came_from(tiny_run: MakeRun) -> None:
-    trunk, branch, other = (run(tiny_run, name, steps) for name, steps in (("t", 20), ("b", 16), ("o", 16)))
+    trunk, branch, other = (trunk_of(tiny_run, name, steps) for name, steps in (("t", 20), ("b", 16), ("o", 16)))
     train(trunk)
     train(other, branch_from=f"{trunk.output}@10")
     whole = trunk.output / "checkpoints" / "step-00000010" / "index.json"
@@ -97,21 +82,21 @@ def test_a_branch_that_is_cut_off_goes_on_without_being_told_where_it_came_from(
 def test_a_branch_that_its_trunk_cannot_serve_is_refused(
     changes: dict[str, Any], at: int, said: str, tiny_run: MakeRun
 ) -> None:
-    trunk = run(tiny_run, "trunk", 20)
+    trunk = trunk_of(tiny_run, "trunk", 20)
     train(trunk)
-    branch = run(tiny_run, "branch", 24, **changes)
+    branch = trunk_of(tiny_run, "branch", 24, **changes)
     with pytest.raises(InputError, match=said):
         train(branch, branch_from=f"{trunk.output}@{at}")
     assert not (branch.output / "checkpoints").exists()
 
 
 def test_a_trunk_of_another_precision_is_refused(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    trunk = run(tiny_run, "trunk", 20)
+    trunk = trunk_of(tiny_run, "trunk", 20)
     with monkeypatch.context() as patch:
         patch.setattr("megatron_kis.engine.engine.resolve_precision", lambda *_, **__: "bf16")
         train(trunk)
     with pytest.raises(InputError, match=r"another precision \(bf16, now fp32\)"):
-        train(run(tiny_run, "branch", 24), branch_from=f"{trunk.output}@10")
+        train(trunk_of(tiny_run, "branch", 24), branch_from=f"{trunk.output}@10")
 
 
 def test_a_source_is_a_folder_and_perhaps_a_step(tmp_path: Path) -> None:

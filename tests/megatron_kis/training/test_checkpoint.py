@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +18,9 @@ from megatron_kis.checkpoint.folders import CheckpointWriter, write_manifest
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.files import read_json, sha256_file
 from megatron_kis.config.run import RunConfig
-from megatron_kis.training.trainer import Trainer, train
-from tests.megatron_kis.processes import losses, rows, tensor_shapes
-
-MakeRun = Callable[..., RunConfig]
-EVERY_5 = {"moments": {"every": 5}, "asynchronous": False}
-OFTEN: dict[str, Any] = {"checkpoints": EVERY_5, "logging": {"every": 1}, "probes": {"moments": {"every": 4}}}
-
-
-class CutOff(Exception):
-    """Ends a run as a crash would."""
-
-
-def cut_off(config: RunConfig, step: int, begin: Callable[[], Any] | None = None) -> None:
-    """Trains (as ``begin`` does) until before step ``step`` (from 0), and crashes."""
-    whole = Trainer._train_step
-
-    def crash(self: Trainer) -> None:
-        if self.state.step == step:
-            raise CutOff
-        whole(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", crash)
-        with pytest.raises(CutOff):
-            begin() if begin else train(config)
+from megatron_kis.training.trainer import train
+from tests.run_files import losses, rows, tensor_shapes
+from tests.runs import EVERY_5, OFTEN, MakeRun, cut_off
 
 
 def steps_kept(config: RunConfig) -> list[int]:

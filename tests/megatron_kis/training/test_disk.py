@@ -17,8 +17,9 @@ from megatron_kis.common.files import read_json
 from megatron_kis.common.jsonl_log import JsonLines
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.trainer import train
-from tests.megatron_kis.processes import SERVER, Ranks, finish, rows
-from tests.megatron_kis.training.test_checkpoint import OFTEN
+from tests.megatron_kis.ranks import SERVER, Ranks, finish
+from tests.run_files import rows
+from tests.runs import OFTEN
 
 MakeRun = Callable[..., RunConfig]
 

@@ -23,8 +23,8 @@ from megatron_kis.training import trainer as run_module
 from megatron_kis.training.artifacts import open_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
-from tests.megatron_kis.places import place
-from tests.megatron_kis.processes import SERVER, free_port
+from tests.megatron_kis.fake_rank import fake_rank
+from tests.megatron_kis.ranks import SERVER, free_port
 
 MakeRun = Callable[..., RunConfig]
 ROWS, LENGTH, VOCABULARY = 7, 32, 256
@@ -60,7 +60,7 @@ class StateOfItsOwn(torch.nn.Module):
 
 
 def test_weights_load_beside_layers_with_states_of_their_own() -> None:
-    with place(1, 1, 0) as layout:
+    with fake_rank(1, 1, 0) as layout:
         engine = Engine(config_of(), vocabulary=VOCABULARY, layout=layout, device=open_device("cpu"))
         saved = plain(engine.weights())
         engine.chunks[0].module.decoder.layers[1].add_module("own", StateOfItsOwn())
@@ -72,7 +72,7 @@ def test_weights_load_beside_layers_with_states_of_their_own() -> None:
 
 
 def test_weights_that_are_missing_or_too_many_are_named() -> None:
-    with place(1, 1, 0) as layout:
+    with fake_rank(1, 1, 0) as layout:
         engine = Engine(config_of(), vocabulary=VOCABULARY, layout=layout, device=open_device("cpu"))
         saved = plain(engine.weights())
         saved["0"]["odd.weight"] = saved["0"].pop("decoder.final_layernorm.weight")

@@ -15,7 +15,7 @@ from megatron_kis.engine.engine import Engine
 from megatron_kis.training.faults import LossGuard
 from megatron_kis.training.inputs import open_inputs
 from megatron_kis.training.trainer import train
-from tests.megatron_kis.processes import losses, rows
+from tests.run_files import losses, rows
 
 MakeRun = Callable[..., RunConfig]
 

@@ -26,7 +26,7 @@ from megatron_kis.training.artifacts import made_with, open_run
 from megatron_kis.training.audit import audit_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_SELECTION
-from tests.megatron_kis.training.test_checkpoint import OFTEN, cut_off
+from tests.runs import OFTEN, cut_off
 from tests.sources import Sources
 
 MakeRun = Callable[..., RunConfig]

@@ -21,9 +21,8 @@ from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.run_dir import RunDir
 from megatron_kis.training.trainer import train
-from tests.megatron_kis.processes import losses, rows
-from tests.megatron_kis.training.test_branch import run as trunk_of
-from tests.megatron_kis.training.test_checkpoint import OFTEN, cut_off
+from tests.run_files import losses, rows
+from tests.runs import OFTEN, cut_off, trunk_of
 
 MakeRun = Callable[..., RunConfig]
 LOGS = ("metrics.jsonl", "probes.jsonl")

@@ -17,7 +17,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.distributed.megatron_imports import quiet_megatron
-from tests.megatron_kis.processes import tensor_shapes
+from tests.run_files import tensor_shapes
 
 with quiet_megatron():
     from megatron.core.dist_checkpointing.mapping import ShardedTensor

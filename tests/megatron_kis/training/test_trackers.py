@@ -17,8 +17,8 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.distributed.device import Device
 from megatron_kis.training.callbacks.metrics import Throughput
 from megatron_kis.training.trainer import train
-from tests.megatron_kis.processes import losses, rows
-from tests.megatron_kis.training.test_checkpoint import EVERY_5, cut_off
+from tests.run_files import losses, rows
+from tests.runs import EVERY_5, cut_off
 
 MakeRun = Callable[..., RunConfig]
 

@@ -14,8 +14,8 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.executor.interface import Slot
 from megatron_kis.executor.slurm.launch import rendezvous_variables, srun_launcher
-from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
+from tests.studies import write_study
 
 BATCH = {"SLURM_JOB_ID": "41", "SLURMD_NODENAME": "gpu07"}
 

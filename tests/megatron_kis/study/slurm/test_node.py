@@ -18,8 +18,8 @@ from megatron_kis.executor.interface import Progress
 from megatron_kis.executor.slurm.node import Requeues, conclude, early_signals, own_task, settings_within_task
 from megatron_kis.executor.slurm.records import write_tasks
 from megatron_kis.study.conflicts import saved_steps
-from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
+from tests.studies import write_study
 
 
 def test_a_task_finds_its_runs_also_in_a_jobs_second_array(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from megatron_kis.cli.main import main
 from megatron_kis.executor.slurm.scripts import TEMPLATES, comment, job_name
-from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
+from tests.studies import write_study
 
 ROOT = Path(__file__).parents[4]
 STUDIES = sorted((ROOT / "run_scripts" / "studies").glob("*.yaml"))

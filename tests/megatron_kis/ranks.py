@@ -5,7 +5,6 @@ They are forked by a server that has imported PyTorch and Megatron-Core once: mo
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -14,35 +13,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from megatron_kis.cli import main as cli
 from megatron_kis.config.run import RunConfig
+from tests.run_files import rows
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["megatron_kis.cli.train", "megatron_kis.training.trainer"])
-
-
-def rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Whole rows of a JSON-lines file."""
-    path = folder / name
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def tensor_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """Names and whole shapes of the tensors in a checkpoint."""
-    index = json.loads((checkpoint / "index.json").read_text(encoding="utf-8"))
-    return {name: tuple(tensor["shape"]) for name, tensor in index["tensors"].items()}
-
-
-def losses(folder: Path) -> dict[int, float]:
-    """Training loss by step; a step that is reported twice is an error."""
-    found = [(row["step"], row["loss"]) for row in rows(folder, "metrics.jsonl") if row["kind"] == "train"]
-    assert len(dict(found)) == len(found), "a step is reported twice"
-    return dict(found)
 
 
 def free_port() -> int:

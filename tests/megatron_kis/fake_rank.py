@@ -18,8 +18,10 @@ with quiet_megatron():
 
 
 @contextmanager
-def place(tensor: int, pipeline: int, stage: int, *, tensor_rank: int = 0, virtual: int = 1) -> Iterator[ParallelDims]:
-    """The place of a rank; messages to the others are never sent."""
+def fake_rank(
+    tensor: int, pipeline: int, stage: int, *, tensor_rank: int = 0, virtual: int = 1
+) -> Iterator[ParallelDims]:
+    """Opens the groups of a rank; messages to the others are never sent."""
     rank, world = stage * tensor + tensor_rank, tensor * pipeline
     device = open_device("cpu")
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)

@@ -1,0 +1,39 @@
+"""A small Llama as Hugging Face saves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_kis.convert.tokenizer_json import write_tokenizer
+
+transformers = pytest.importorskip("transformers")
+
+ROWS = 512  # 400 pieces, padded
+
+
+def make_model(folder: Path, tiny_data: Path, *, vocabulary: int = ROWS, dtype: Any = None, **changes: Any) -> Path:
+    """A small Llama with loud random weights, and the tiny tokenizer."""
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.15,
+        bos_token_id=1,
+        eos_token_id=1,
+        max_position_embeddings=64,
+        **changes,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    (model if dtype is None else model.to(dtype)).save_pretrained(folder)
+    write_tokenizer(tiny_data / "tokenizer.model", folder, longest=64, samples=[])
+    return folder
