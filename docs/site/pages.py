@@ -1,7 +1,7 @@
-"""MkDocs hooks: pages made from the code, and links to the repository's own files.
+"""MkDocs hooks: pages generated from the code, and links to the repository's own files.
 
-The start page is the README, the reference of commands comes from the parsers, that of configuration keys from the
-settings' classes. A link out of ``docs/`` gets a copy of the file it names, so that the site is whole by itself.
+The start page is the README. The reference of commands is generated from the parsers, and that of configuration keys
+from the classes of the settings. Each file that a link outside ``docs/`` names is copied, so that the site is complete.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Points links out of ``docs/`` to the copies."""
+    """Points links outside ``docs/`` to the copies."""
     up = "../" * page.file.src_uri.count("/")
 
     def moved(match: re.Match[str]) -> str:
@@ -64,7 +64,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _folders_as_code(text: str, file: File) -> str:
-    """A folder is no page: its link becomes its name."""
+    """Replaces links to folders, which are not pages, by their names."""
 
     def plain(match: re.Match[str]) -> str:
         path = _target(file, match[2])
@@ -74,12 +74,12 @@ def _folders_as_code(text: str, file: File) -> str:
 
 
 def _base(file: File) -> Path:
-    """The folder that a page's links start from."""
+    """Returns the folder at which the links of a page start."""
     return ROOT if file.src_uri == "index.md" else (ROOT / "docs" / file.src_uri).parent
 
 
 def _target(file: File, link: str) -> Path | None:
-    """The file of the repository that a link names; None for other links."""
+    """Returns the file of the repository that a link names; None for other links."""
     if link.startswith(_EXTERNAL):
         return None
     path = (_base(file) / link).resolve()
@@ -87,6 +87,7 @@ def _target(file: File, link: str) -> Path | None:
 
 
 def _outside(file: File) -> Iterator[tuple[Path, str]]:
+    """Yields the links of a page that leave ``docs/``: the file, and the link as written."""
     for match in _LINK.finditer(file.content_string):
         path = _target(file, match[1])
         if path is not None and not path.is_relative_to(ROOT / "docs"):
@@ -157,7 +158,7 @@ def _keys(kind: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """The one settings' class that a field holds, if it holds nothing else."""
+    """Returns the class of the settings that a field holds, if it holds nothing else."""
     options = [kind for kind in (typing.get_args(field.annotation) or (field.annotation,)) if kind is not type(None)]
     only = options[0] if len(options) == 1 else None
     return only if inspect.isclass(only) and issubclass(only, BaseModel) else None
