@@ -24,8 +24,8 @@ def markdown(simulations: int, single: int, inner: int) -> str:
     """The tables, as they stand in the documentation."""
     started = time.perf_counter()
     lines = [
-        f"Law and predictions, {simulations} simulated studies per row in which the law could be fitted (nominal 95%; 200 facts, "
-        "3 seeds, 12 levels). Scatter: of log F* between models:",
+        f"Law and predictions, {simulations} simulated studies per row in which the law could be fitted (nominal 95%; "
+        "200 facts, 3 seeds, 12 levels). Scatter: of log F* between models:",
         "",
         "| cells | beyond the grid | scatter | noise | censored | refused in addition | F* | b | c | next model, 4 x N | "
         "10 x N | bias of b (s.e.) | censored cells dropped | width at 4 x N (log) |",
