@@ -76,6 +76,7 @@ def replaced(line: str, words: dict[str, str]) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_the_commands_for_large_corpora(folder: Path, tiny_data: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
     sources = write_sources(folder, documents=60)
@@ -104,6 +105,7 @@ def test_the_commands_for_large_corpora(folder: Path, tiny_data: Path) -> None:
     assert (folder / "clean.jsonl").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_commands_for_continued_pretraining(folder: Path, tiny_data: Path, tiny_run: MakeRun) -> None:
     pytest.importorskip("transformers")
     from tests.megatron_kis.imports.models import make_model
@@ -127,6 +129,7 @@ def test_the_commands_for_continued_pretraining(folder: Path, tiny_data: Path, t
     assert json.loads((folder / "runs/tiny/run.json").read_text())["config"]["model"]["init_from"] == "../../start"
 
 
+@pytest.mark.slow
 def test_the_commands_for_running_and_submitting_a_study(folder: Path) -> None:
     write_sources(folder, documents=60)
     (folder / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
@@ -141,6 +144,7 @@ def test_the_commands_for_running_and_submitting_a_study(folder: Path) -> None:
     assert "sbatch" in execute(submitting[0], folder)  # the others need the cluster that tests/slurm has
 
 
+@pytest.mark.slow
 def test_the_steps_of_the_readme(folder: Path, tiny_run: MakeRun) -> None:
     pytest.importorskip("transformers")
     _demo(folder / "data" / "demo")

@@ -87,6 +87,7 @@ def test_repeating_questions_under_more_templates_adds_no_evidence():
     assert only(find_transitions(more), "collapse").p_value == only(find_transitions(table), "collapse").p_value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "truth",
     [[0.5] * 6, [0.9] * 6, [0.3, 0.3, 0.4, 0.7, 0.9, 0.95], [0.6, 0.6, 0.61, 0.62, 0.63, 0.64]],

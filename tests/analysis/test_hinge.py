@@ -81,6 +81,7 @@ def test_a_curve_that_never_falls_has_no_fall_statistic():
     assert fall_statistic(np.array([0.2, 0.9, 0.5, 0.2]), np.full(4, 50.0)) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [[0.6] * 8, [0.9] * 8, [0.25, 0.25, 0.3, 0.5, 0.7, 0.8, 0.85, 0.88], [0.25] * 3 + [0.9] * 5],
@@ -98,6 +99,7 @@ def test_the_test_rejects_curves_that_never_fall_at_its_level(shape, facts, seed
     assert rejected <= 14  # 11.7%: three standard errors above 5%
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_true_collapse_point():
     generator, truth = np.random.default_rng(3), Truth()
     grid = [0.0, *np.geomspace(40, 640, 9).round()]

@@ -56,6 +56,7 @@ def test_scatter_has_the_variance_it_is_told(noise):
     assert values.std() == pytest.approx(0.2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_intervals_of_the_whole_chain_cover_in_small():
     found = chain(9, 0.0, "gaussian", 80)
     for share in (found.tau, found.b, found.c, found.at_4, found.at_10):
@@ -63,6 +64,7 @@ def test_intervals_of_the_whole_chain_cover_in_small():
     assert found.bias_in_errors < 0.5
 
 
+@pytest.mark.slow
 def test_censored_cells_leave_the_chain_nearly_unbiased():
     found = chain(12, 0.3, "gaussian", 80)
     assert found.seen_censored > 0.25
@@ -70,6 +72,7 @@ def test_censored_cells_leave_the_chain_nearly_unbiased():
     assert found.at_4 >= 0.87
 
 
+@pytest.mark.slow
 def test_six_cells_with_censored_ones_are_covered_and_dropping_those_visibly_fails():
     found = chain(6, 0.3, "gaussian", 120, truth=replace(TRUTH, scatter=0.3))
     assert found.simulations == 120
@@ -80,6 +83,7 @@ def test_six_cells_with_censored_ones_are_covered_and_dropping_those_visibly_fai
     assert found.dropped_bias > 0.7
 
 
+@pytest.mark.slow
 def test_fitted_below_1b_the_law_covers_7b_and_70b_and_a_bent_truth_is_noticed():
     straight, bent = end_to_end(80, 0.0), end_to_end(80, -0.05)
     assert straight.at_7b >= 0.87

@@ -22,6 +22,7 @@ def job(name: str, *, batch: int = 512, tokens: float = 20e9) -> Job:
     return Job(PRESETS[name], 32_000, tokens, 2048, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "gpus"), [("137m", 1), ("1b", 8), ("7b", 64), ("70b", 256)])
 def test_every_layout_fits_and_divides_model_batch_and_gpus(name: str, gpus: int) -> None:
     asked = job(name)
