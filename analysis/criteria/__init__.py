@@ -25,15 +25,28 @@ from megatron_kis.analysis.runs.transitions import (
     STATUSES,
     Criterion,
     Transition,
-)  # fmt: skip
+)
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.analysis import AnalysisSettings
 
 __all__ = [
-    "COLLAPSED", "INCONCLUSIVE", "INFORMATIVE", "KINDS", "LEFT_CENSORED", "OBSERVED", "RIGHT_CENSORED", "STATUSES",
-    "Criterion", "HingeCollapse", "LossTolerance", "Onset", "ToleranceRule", "Transition", "criteria_of",
+    "COLLAPSED",
+    "INCONCLUSIVE",
+    "INFORMATIVE",
+    "KINDS",
+    "LEFT_CENSORED",
+    "OBSERVED",
+    "RIGHT_CENSORED",
+    "STATUSES",
+    "Criterion",
+    "HingeCollapse",
+    "LossTolerance",
+    "Onset",
+    "ToleranceRule",
+    "Transition",
+    "criteria_of",
     "find_transitions",
-]  # fmt: skip
+]
 
 _COLLAPSE: dict[str, Criterion] = {"hinge": HingeCollapse(), "tolerance_rule": ToleranceRule()}
 

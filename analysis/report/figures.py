@@ -141,7 +141,7 @@ def _hinge_line(
     drawn: Panel, axis: FrequencyAxis, result: AnalysisResult, rows: pd.DataFrame, notes: list[str]
 ) -> None:
     """The fitted plateau and fall, where a collapse was found by the hinge."""
-    from megatron_kis.analysis.criteria.hinge import fit_hinge
+    from megatron_kis.analysis.criteria.hinge import fit_curve
     from megatron_kis.analysis.criteria.hinge_fit import rate_of
 
     settings = result.settings
@@ -154,13 +154,12 @@ def _hinge_line(
     )  # fmt: skip
     if point is None:
         return
-    fits = fit_hinge(curve, settings).fits
-    chance = float(np.nanmean(curve.chance)) if np.isfinite(curve.chance).any() else 0.0
+    fits = fit_curve(curve, settings)
     start = max(float(curve.frequency[int(fits.kappa[0])]), float(curve.frequency[curve.frequency > 0][0]))
     levels = np.geomspace(start, float(curve.frequency[-1]), 80)
     eta = fits.plateau[0] - fits.gamma[0] * np.maximum(np.log(levels) - fits.tau[0], 0.0)
     drawn.line(
-        [axis.at(f) for f in levels], rate_of(eta, chance).tolist(), series="hinge", colour="ink", linewidth=1.3,
+        [axis.at(f) for f in levels], rate_of(eta, fits.chance).tolist(), series="hinge", colour="ink", linewidth=1.3,
         linestyle=(0, (6, 2)), label="fitted plateau and fall",
     )  # fmt: skip
     notes.append("Dashed: the fitted plateau and fall.")

@@ -78,10 +78,6 @@ class AnalysisSettings:
                 f"{self.resamples} resamples cannot resolve a p-value", where="analysis.resamples", remedy="at least 99"
             )
 
-    def reference(self, peak: float, chance: float, spread: float) -> float:
-        """The fall whose absence makes "no collapse" worth saying, in rate."""
-        return max(self.reference_loss * (peak - chance), self.delta_min, 2 * spread)
-
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> AnalysisSettings:
         """Settings from a study file's ``analysis`` section; an unknown key is an InputError with the nearest one."""
