@@ -14,9 +14,13 @@ from megatron_kis.analysis.law.predict import Prediction, predict
 from megatron_kis.analysis.report import report
 from megatron_kis.analysis.runs.load import Runs, load_runs
 from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
+
+AnalysisSettings = AnalysisConfig
+"""The name of ``AnalysisConfig`` in older scripts."""
 
 __all__ = [
+    "AnalysisConfig",
     "AnalysisResult",
     "AnalysisSettings",
     "Law",

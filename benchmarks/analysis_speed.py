@@ -25,7 +25,7 @@ from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.runs.curves import Array, Curve, curve_table, curves
 from megatron_kis.analysis.runs.load import load_runs
 from megatron_kis.analysis.simulate import Truth, simulate_curve, simulate_table, write_runs
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 CELLS = [(n, 2_000_000_000) for n in (30_000_000, 60_000_000, 125_000_000, 250_000_000, 500_000_000)]
 GRID = [0.0, *np.geomspace(60, 1500, 9).round()]
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--loop", type=int, default=3)
     parser.add_argument("--runs", type=int, default=10_000)
     options = parser.parse_args()
-    truth, settings = Truth(scatter=0.08, facts=200), AnalysisSettings()
+    truth, settings = Truth(scatter=0.08, facts=200), AnalysisConfig()
     generator = np.random.default_rng(4)
     table, _ = simulate_table(truth, CELLS, GRID, 3, generator, groups=("background",))
     started = time.perf_counter()

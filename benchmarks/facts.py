@@ -66,16 +66,16 @@ def select_some(folder: Path) -> int:
 
 def select_default(folder: Path) -> int:
     """Chooses 3,000 facts with as many triples held as a user gets without saying."""
-    from megatron_kis.data_tools.selection.select import SelectSettings
+    from megatron_kis.data_tools.selection.select import SelectConfig
 
-    return _select(folder, SelectSettings().memory_limit)
+    return _select(folder, SelectConfig().memory_limit)
 
 
 def _select(folder: Path, limit: int) -> int:
     from megatron_kis.data_tools.selection.imports import read_triples
-    from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
+    from megatron_kis.data_tools.selection.select import SelectConfig, select_facts
 
-    settings = SelectSettings(infused=1000, background=1000, control=1000, memory_limit=limit)
+    settings = SelectConfig(infused=1000, background=1000, control=1000, memory_limit=limit)
     return len(select_facts(read_triples(folder, "wikidata5m", settings), settings).facts)
 
 

@@ -41,15 +41,19 @@ def configure(name: str, folder: Path, data: Path, steps: int) -> RunConfig:
         "name": name,
         "output": folder / "runs" / name,
         "device": "cpu",
-        "data": {"corpus": data / "corpus", "validation": data / "corpus.validation",
-                 "exposures": data / "exposures", "tokenizer": data / "tokenizer.model"},
+        "data": {
+            "corpus": data / "corpus",
+            "validation": data / "corpus.validation",
+            "exposures": data / "exposures",
+            "tokenizer": data / "tokenizer.model",
+        },
         "model": {"layers": 2, "width": 32, "heads": 4},
         "training": {"token_budget": steps * 8 * 64, "sequence_length": 64, "global_batch_size": 8},
         "infusion": {"frequency": 12, "background": {"frequency": 6}},
         "probes": {"moments": {"every": 25}, "templates": {"train": 2, "held_out": 1}},
         "logging": {"every": 1},
         "checkpoints": {"moments": {"every": 2}},
-    }  # fmt: skip
+    }
     return parse_config(RunConfig, content, source="benchmark")
 
 

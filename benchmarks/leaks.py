@@ -95,10 +95,13 @@ def _not_codes(names: Sequence[str]) -> tuple[str, ...]:
 def loop(facts: Sequence[Fact]) -> Find:
     """Every fact is looked for in every document."""
     names = [
-        (fact.id, [line_of_words(" ".join(name_words(name))) for name in (fact.subject, *fact.subject_aliases)],
-         [line_of_words(" ".join(name_words(name))) for name in (fact.object, *fact.object_aliases)])
+        (
+            fact.id,
+            [line_of_words(" ".join(name_words(name))) for name in (fact.subject, *fact.subject_aliases)],
+            [line_of_words(" ".join(name_words(name))) for name in (fact.object, *fact.object_aliases)],
+        )
         for fact in facts
-    ]  # fmt: skip
+    ]
 
     def stated(line: str) -> Iterator[str]:
         for one, subjects, objects in names:

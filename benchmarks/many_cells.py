@@ -81,16 +81,16 @@ def runs(study: Path) -> list[Any]:
     from megatron_kis.cli.study.common import data_config, load_study
     from megatron_kis.study.grid import runs_of
 
-    loaded, data, _ = load_study(options)
-    return runs_of(loaded, data_config(loaded, data))
+    loaded = load_study(options)
+    return runs_of(loaded, data_config(loaded))
 
 
 def find_done(study: Path) -> None:
     """What ``kis study run`` does before it starts anything."""
     from megatron_kis.cli.study.common import done_runs, load_study, look_over
 
-    loaded, data, _ = load_study(argparse.Namespace(study=study, overrides=[]))
-    assert done_runs(look_over(loaded, data))[0]
+    loaded = load_study(argparse.Namespace(study=study, overrides=[]))
+    assert done_runs(look_over(loaded))[0]
 
 
 def load(folder: Path) -> None:
@@ -116,25 +116,33 @@ def write_study(folder: Path, cells: int) -> Path:
     (folder / "templates.yaml").write_text(yaml.safe_dump(templates), encoding="utf-8")
     budgets = cells // (SIZES * FREQUENCIES * SEEDS)
     content = {
-        "name": "many", "output": str(folder / "out"), "device": "cpu",
+        "name": "many",
+        "output": str(folder / "out"),
+        "device": "cpu",
         "data": {
-            "text": [str(folder / "text.jsonl")], "facts": str(folder / "triples.tsv"),
-            "templates": str(folder / "templates.yaml"), "vocab_size": 512, "validation_share": 0.05,
+            "text": [str(folder / "text.jsonl")],
+            "facts": str(folder / "triples.tsv"),
+            "templates": str(folder / "templates.yaml"),
+            "vocab_size": 512,
+            "validation_share": 0.05,
             "select": {"infused": 48, "background": 48, "control": 48},
         },
         "ladder": [{"layers": 1, "width": 16 * (size + 1), "heads": 2} for size in range(SIZES)],
         "token_budgets": [(budget + 80) * STEP for budget in range(budgets)],
-        "frequencies": list(range(FREQUENCIES)), "seeds": list(range(SEEDS)),
+        "frequencies": list(range(FREQUENCIES)),
+        "seeds": list(range(SEEDS)),
         "training": {"sequence_length": 64, "global_batch_size": 8},
-        "background": {"frequency": 4}, "logging": {"every": 1},
-        "probes": {"moments": {"shares": [0.5, 1.0]}}, "validation": {"moments": {"shares": [0.5, 1.0]}},
-    }  # fmt: skip
+        "background": {"frequency": 4},
+        "logging": {"every": 1},
+        "probes": {"moments": {"shares": [0.5, 1.0]}},
+        "validation": {"moments": {"shares": [0.5, 1.0]}},
+    }
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     from megatron_kis.cli.study.common import load_study, prepare
 
-    study, data, _ = load_study(argparse.Namespace(study=path, overrides=[]))
-    prepare(study, data)
+    study = load_study(argparse.Namespace(study=path, overrides=[]))
+    prepare(study)
     return path
 
 
@@ -168,10 +176,14 @@ def fill(study: Path) -> None:
         shutil.copytree(source / "claims", run.output / "claims")
         training = run.training
         own = {
-            "run": run.name, "tokens": training.steps * training.step_tokens, "seed": training.seed,
-            "infusion_frequency": run.infusion.frequency, "params": 10_000 + run.model.width,
-            "config": run.model_dump(mode="json"), "config_fingerprint": config_fingerprint(run),
-        }  # fmt: skip
+            "run": run.name,
+            "tokens": training.steps * training.step_tokens,
+            "seed": training.seed,
+            "infusion_frequency": run.infusion.frequency,
+            "params": 10_000 + run.model.width,
+            "config": run.model_dump(mode="json"),
+            "config_fingerprint": config_fingerprint(run),
+        }
         files = {**contents, "run.json": json.dumps(record | own, indent=1).encode()}
         tokens = f'"tokens": {record["tokens"]},'.encode()
         files["probes.jsonl"] = contents["probes.jsonl"].replace(tokens, f'"tokens": {own["tokens"]},'.encode())

@@ -27,11 +27,11 @@ from megatron_kis.analysis.design.next_runs import Proposal, bisect
 from megatron_kis.analysis.law.fit import LawRefused, fit_law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.simulate import Cell, Truth, simulate_curve, table_of
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 SIZES = (30_000_000, 60_000_000, 125_000_000, 250_000_000, 500_000_000)
 TOKENS, TARGET = 2_000_000_000, 7e9
-SETTINGS = AnalysisSettings(resamples=199, law="N")
+SETTINGS = AnalysisConfig(resamples=199, law="N")
 FULL = [0.0, *np.geomspace(40, 1600, 9).round()]
 COARSE = [0.0, *np.geomspace(40, 1600, 5).round()]
 BATCH = 5  # runs trained before the plan is made anew

@@ -79,7 +79,7 @@ def open_plan(sequences: int) -> dict[str, float]:
 
 def build_blend(samples: int) -> dict[str, float]:
     """Builds the index of a blend of two corpora, as ``BlendedDataset`` does it."""
-    from megatron_kis.distributed.device import quiet_megatron
+    from megatron_kis.distributed.megatron_imports import quiet_megatron
 
     with quiet_megatron():
         from megatron.core.datasets import helpers
@@ -137,7 +137,7 @@ def step_share(folder: Path) -> dict[str, float]:
     from megatron_kis.common.configuration import parse_config
     from megatron_kis.config.run import RunConfig
     from megatron_kis.distributed.device import open_device
-    from megatron_kis.distributed.parallel import close_groups, open_groups
+    from megatron_kis.distributed.groups import close_groups, open_groups
     from megatron_kis.engine.engine import Engine
 
     length, batch, steps = 128, 8, 60
@@ -175,9 +175,9 @@ def step_share(folder: Path) -> dict[str, float]:
 def _both(folder: Path, length: int, samples: int, *, blend: bool = True) -> tuple[Any, Any]:
     """Megatron's blend of a corpus and of facts, and ours of the same."""
     from megatron_kis.data import ExposurePlan, InfusedDataset
-    from megatron_kis.data.pretraining_text import GeneralText
+    from megatron_kis.data.general_text import GeneralText
     from megatron_kis.data_tools.storage.indexed import IndexedReader
-    from megatron_kis.distributed.device import quiet_megatron
+    from megatron_kis.distributed.megatron_imports import quiet_megatron
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(SHORTEST, LONGEST + 1, size=(FACTS, TEMPLATES))

@@ -95,7 +95,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             spent.append(time.process_time())
             probe = Probe(questions, batch_size=config.probes.batch_size)
             spent.append(time.process_time())
-            edges = scorer.score(probe.forest, probe._rows_a_pass)
+            edges = scorer.score(probe.trees, probe._rows_per_pass)
             assert edges is not None
             spent.append(time.process_time())
             scores, _ = probe._option_scores(edges)
@@ -109,7 +109,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for number, key in enumerate(names):
                 mine = scores[questions.table.starts[number] : questions.table.starts[number + 1], 0]
                 difference[tool] = max(difference[tool], float(np.abs(mine - found[key]).max()))
-    floor, speed = _floor(config.model.shape(), padded_vocabulary(tokenizer.vocab_size), probe.forest.nodes, engine)
+    floor, speed = _floor(config.model.shape(), padded_vocabulary(tokenizer.vocab_size), probe.trees.nodes, engine)
     facts = len({key[:2] for key in names})
     counts = "processor" if options.threads == 1 and options.device == "cpu" else "seconds"
     return {
@@ -117,7 +117,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "questions": len(names),
         "options": len(scores),
         "tokens": len(questions.table.tokens.values),
-        "nodes": probe.forest.nodes,
+        "nodes": probe.trees.nodes,
         **{name: _best(turns, facts, len(names), what=counts) for name, turns in times.items()},
         "ratios_by_turn": {
             tool: [round(b[counts] / a[counts], 2) for a, b in zip(times["ours"], times[tool], strict=True)]
@@ -149,8 +149,7 @@ def _questions(folder: Path, tokenizer: Tokenizer) -> tuple[QuestionSet, list[tu
 
     for (relation, row, number, template), tokens, spans in tokenize_in_batches(drafts(), tokenizer):
         answers = metadata[relation]["answer_space_labels"]
-        columns.add(f"{relation}/{number}", "infused", relation, "held_out", template, row["answer_idx"],
-                    len(answers))  # fmt: skip
+        columns.add(f"{relation}/{number}", "infused", relation, "held_out", template, row["answer_idx"], len(answers))
         for own in zip(answers, tokens, spans.tolist(), strict=True):
             columns.add_option(*own)
         names.append((relation, row["sub_label"], template))
@@ -174,7 +173,7 @@ def _floor(shape: ModelShape, vocabulary: int, nodes: int, engine: Any) -> tuple
     rows, weight = (torch.randn(*size, device=place, dtype=dtype) for size in sizes)
 
     def now() -> float:
-        if engine.device.is_host:
+        if engine.device.is_cpu:
             return time.process_time()
         torch.cuda.synchronize()
         return time.perf_counter()

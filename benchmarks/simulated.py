@@ -29,11 +29,11 @@ from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.regression import fit, half_width
 from megatron_kis.analysis.runs.curves import Array, curves
 from megatron_kis.analysis.simulate import Truth, simulate_curve, simulate_table
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 Bools = npt.NDArray[np.bool_]
 
-SETTINGS = AnalysisSettings(resamples=199)
+SETTINGS = AnalysisConfig(resamples=199)
 REFERENCE = (100_000_000, 2_000_000_000)
 DESIGNS = {6: (3, 2), 9: (3, 3), 12: (4, 3)}  # cells: sizes x budgets
 TRUTH = Truth(size_exponent=0.3, budget_exponent=0.2, facts=200)
@@ -67,9 +67,16 @@ class Chain:
 
 
 def chain(
-    cells: int, censored: float, noise: str, simulations: int, *, seed: int = 0, truth: Truth | None = None,
-    levels: int = 12, seeds: int = 3,
-) -> Chain:  # fmt: skip
+    cells: int,
+    censored: float,
+    noise: str,
+    simulations: int,
+    *,
+    seed: int = 0,
+    truth: Truth | None = None,
+    levels: int = 12,
+    seeds: int = 3,
+) -> Chain:
     """Simulates studies of ``cells`` cells whose grid ends where ``censored`` of them lie beyond it.
 
     As many as it takes for ``simulations`` of them to carry the law.
@@ -260,10 +267,11 @@ def nested(design_: Whole, simulations: int, *, seed: int = 0, resamples: int = 
             hits[name].append(low <= (centre if name == "mean" else new) <= high)
             widths[name].append(high - low)
     return {
-        "studies": len(hits["used"]), "refused": simulations - len(hits["used"]),
+        "studies": len(hits["used"]),
+        "refused": simulations - len(hits["used"]),
         "covered": {name: sum(found) for name, found in hits.items()},
         "width": {name: float(np.mean(w)) for name, w in widths.items()},
-    }  # fmt: skip
+    }
 
 
 def true_cell(truth: Truth, x: Array, facts: Array, collapse: float, generator: np.random.Generator) -> SimulatedCell:
@@ -353,6 +361,12 @@ def tau_coverage(simulations: int, *, seed: int = 0) -> Iterator[dict[str, Any]]
                 widths.append(math.log(point.high / (point.low or grid[1])))
         n = statuses.get("collapsed", 0)
         yield {
-            "facts": facts, "seeds": seeds, "steepness": steepness, "levels": levels, "simulations": simulations,
-            "collapsed": n, "covered": inside / max(n, 1), "width": float(np.median(widths)) if widths else math.nan,
-        }  # fmt: skip
+            "facts": facts,
+            "seeds": seeds,
+            "steepness": steepness,
+            "levels": levels,
+            "simulations": simulations,
+            "collapsed": n,
+            "covered": inside / max(n, 1),
+            "width": float(np.median(widths)) if widths else math.nan,
+        }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
+from megatron_kis.data_tools.selection.select import SelectConfig
 from tests.sources import write_sources
 
 
@@ -17,9 +17,13 @@ def make_data(folder: Path, *, facts: int = 16) -> Path:
         facts: of each group: infused, background, control.
     """
     sources = write_sources(folder / "sources", facts_a_relation=3 * facts // 2)
-    settings = DataSettings(
-        text=(sources.text,), facts=sources.triples, templates=sources.templates, vocab_size=400,
-        select=SelectSettings(infused=facts, background=facts, control=facts), validation_share=0.05,
-    )  # fmt: skip
+    settings = DataPrepConfig(
+        text=(sources.text,),
+        facts=sources.triples,
+        templates=sources.templates,
+        vocab_size=400,
+        select=SelectConfig(infused=facts, background=facts, control=facts),
+        validation_share=0.05,
+    )
     prepare_data(settings, folder / "data")
     return folder / "data"

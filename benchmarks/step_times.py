@@ -66,8 +66,17 @@ def main() -> None:
             f"median {statistics.median(ratios):.2f}"
         )
     if options.output:
-        rows = [{"source": run.source, "name": run.name, "layout": run.layout, "seconds": run.seconds,
-                 "ratio": run.ratio, "predicted": run.predicted.as_dict()} for run in found]  # fmt: skip
+        rows = [
+            {
+                "source": run.source,
+                "name": run.name,
+                "layout": run.layout,
+                "seconds": run.seconds,
+                "ratio": run.ratio,
+                "predicted": run.predicted.as_dict(),
+            }
+            for run in found
+        ]
         options.output.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
@@ -80,16 +89,24 @@ def compare() -> list[Compared]:
 def _compare(source: dict[str, Any], run: dict[str, Any]) -> Compared:
     width, heads = run["width"], run["heads"]
     shape = ModelShape(
-        layers=run["layers"], width=width, heads=heads, query_groups=run.get("groups", heads),
+        layers=run["layers"],
+        width=width,
+        heads=heads,
+        query_groups=run.get("groups", heads),
         ffn_width=run.get("ffn", round(8 * width / 3)),
-    )  # fmt: skip
+    )
     context = run.get("context", 1)
     data = run["gpus"] // (run["tensor"] * run["pipeline"] * context)
     recompute = run.get("recompute", "none")
     split = Split(
-        tensor=run["tensor"], pipeline=run["pipeline"], virtual=run.get("virtual", 1), data=data, context=context,
-        sequence=run.get("sequence", False), distributed_optimizer=data * context > 1,
-    )  # fmt: skip
+        tensor=run["tensor"],
+        pipeline=run["pipeline"],
+        virtual=run.get("virtual", 1),
+        data=data,
+        context=context,
+        sequence=run.get("sequence", False),
+        distributed_optimizer=data * context > 1,
+    )
     gpu = replace(GPUS[source["gpu"]], **source.get("hardware", {}))
     attention = run.get("attention", "fused")
     if attention != "fused":
@@ -98,9 +115,15 @@ def _compare(source: dict[str, Any], run: dict[str, Any]) -> Compared:
 
     def predicted(again: bool) -> Seconds:
         return step_time(
-            shape, run["vocabulary"], replace(split, recompute="full" if again else "none"), length=length,
-            micro_batch=micro, micro_batches=batch // data // micro, gpu=gpu, program=Program(**source["program"]),
-        )  # fmt: skip
+            shape,
+            run["vocabulary"],
+            replace(split, recompute="full" if again else "none"),
+            length=length,
+            micro_batch=micro,
+            micro_batches=batch // data // micro,
+            gpu=gpu,
+            program=Program(**source["program"]),
+        )
 
     share = {"none": 0.0, "full": 1.0}.get(recompute, recompute)
     without, with_all = (

@@ -114,8 +114,17 @@ def points(names: str) -> str:
     for point in table.sort_values(["kind", "group", "tokens", "params"]).itertuples():
         value = f"{point.value:.0f}" if pd.notna(point.value) else ""
         ratio = f"{point.infusion_ratio:.2f}" if pd.notna(point.infusion_ratio) else ""
-        rows.append([point.kind, point.group, f"{point.params:,}", point.status.replace("_", "-"), value,
-                     _interval(point.low, point.high), ratio])  # fmt: skip
+        rows.append(
+            [
+                point.kind,
+                point.group,
+                f"{point.params:,}",
+                point.status.replace("_", "-"),
+                value,
+                _interval(point.low, point.high),
+                ratio,
+            ]
+        )
     return _markdown(["kind", "group", "N", "status", "F", "interval", "ratio at F"], rows)
 
 
@@ -137,14 +146,26 @@ def prediction(name: str, measured: str) -> str:
             if point.value
             else _interval(point.low, point.high)
         )
-        rows.append([score.kind, score.group, f"{score.centre:.0f}", _interval(*score.prediction_interval), value,
-                     "yes" if score.hit else "no"])  # fmt: skip
+        rows.append(
+            [
+                score.kind,
+                score.group,
+                f"{score.centre:.0f}",
+                _interval(*score.prediction_interval),
+                value,
+                "yes" if score.hit else "no",
+            ]
+        )
     return _markdown(["kind", "group", "predicted F", "95% prediction interval", "measured", "inside"], rows)
 
 
 _KINDS: dict[str, Callable[..., str]] = {
-    "rates": rates, "losses": losses, "variants": variants, "points": points, "prediction": prediction,
-}  # fmt: skip
+    "rates": rates,
+    "losses": losses,
+    "variants": variants,
+    "points": points,
+    "prediction": prediction,
+}
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ on the same batches from the same shape in fp32. Rounds of the two take turns, a
 since machines are noisy; the medians, and each one's fastest turn, are printed as JSON. Times are the process's
 processor time over its threads: use one thread.
 
-Both are in one process, so that the C library keeps freed memory for both (``distributed.allocator``). With
+Both are in one process, so that the C library keeps freed memory for both (``distributed.cpu_backend``). With
 ``GLIBC_TUNABLES=glibc.malloc.check=0``, which changes nothing but says that the environment has chosen, it does for
 neither.
 """
@@ -31,8 +31,9 @@ from megatron_kis.common.configuration import parse_config
 from megatron_kis.config.ladder import ModelShape, preset
 from megatron_kis.config.run import ModelConfig, RunConfig
 from megatron_kis.config.vocabulary import padded_vocabulary
-from megatron_kis.distributed.device import open_device, seed_device
-from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.distributed.determinism import seed_device
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
 
 
 class Block(nn.Module):
@@ -124,11 +125,14 @@ def our_step(name: str, vocabulary: int, length: int, batch: int, layout: Any, d
     from megatron_kis.engine.engine import Engine
 
     content = {
-        "name": "speed", "output": "unused", "device": "cpu",
+        "name": "speed",
+        "output": "unused",
+        "device": "cpu",
         "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
-        "model": {"preset": name}, "infusion": {"frequency": 0},
+        "model": {"preset": name},
+        "infusion": {"frequency": 0},
         "training": {"token_budget": batch * length, "sequence_length": length, "global_batch_size": batch},
-    }  # fmt: skip
+    }
     config = parse_config(RunConfig, content, source="benchmark")
     engine = Engine(config, vocabulary=vocabulary, layout=layout, device=device)
 
@@ -164,8 +168,10 @@ def compare(name: str, options: argparse.Namespace, layout: Any, device: Any) ->
         {"tokens": row[:-1], "labels": row[1:], "loss_mask": torch.ones(length), "position_ids": position}
         for row in window
     ]
-    steps = {"ours": our_step(name, vocabulary, length, batch, layout, device),
-             "plain": plain_step(shape, vocabulary, length)}  # fmt: skip
+    steps = {
+        "ours": our_step(name, vocabulary, length, batch, layout, device),
+        "plain": plain_step(shape, vocabulary, length),
+    }
     for step in steps.values():
         timed(step, samples, 2)
     once = max(timed(step, samples, 2) / 2 for step in steps.values())

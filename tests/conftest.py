@@ -12,8 +12,8 @@ import pytest
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.log import show_messages
 from megatron_kis.config.run import RunConfig
-from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
+from megatron_kis.data_tools.selection.select import SelectConfig
 from tests.dry_device.cases import run_case  # noqa: F401  a fixture
 from tests.sources import Sources, write_sources
 
@@ -34,12 +34,12 @@ def tiny_sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Path:
     """Everything a run reads, 16 facts a group, as ``prepare_data`` makes it. Shared: copy it to damage it."""
     folder = tmp_path_factory.mktemp("data")
-    settings = DataSettings(
+    settings = DataPrepConfig(
         text=(tiny_sources.text,),
         facts=tiny_sources.triples,
         templates=tiny_sources.templates,
         vocab_size=TINY_VOCABULARY,
-        select=SelectSettings(**TINY_SELECTION),
+        select=SelectConfig(**TINY_SELECTION),
         validation_share=0.05,
     )
     prepare_data(settings, folder)

@@ -1,4 +1,4 @@
-"""The page on extensions: its template file passes the check, its criterion, law and hook work as they stand."""
+"""The page on extensions: its template file passes the check, its criterion, law and callback work as they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
-from megatron_kis.training.callbacks.base import Hook, State
+from megatron_kis.training.callbacks.base import Callback, RunState
 from tests.megatron_kis.processes import losses
 from tests.test_docs import ROOT, Block, blocks, commands
 
@@ -62,29 +62,29 @@ def test_the_criterion_and_the_law_of_the_page_find_a_known_truth(
     assert fitted.law in {row["law"] for row in fitted.candidates}
 
 
-def test_the_hook_of_the_page_follows_a_run_and_changes_nothing(
+def test_the_callback_of_the_page_follows_a_run_and_changes_nothing(
     tiny_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hooked, plain = tiny_run(name="hooked"), tiny_run(name="plain")
-    Path("run.yaml").write_text(yaml.safe_dump(json.loads(hooked.model_dump_json())), encoding="utf-8")
+    watched, plain = tiny_run(name="watched"), tiny_run(name="plain")
+    Path("run.yaml").write_text(yaml.safe_dump(json.loads(watched.model_dump_json())), encoding="utf-8")
     exec(code("python")[2].text, {})
-    norms = json.loads((hooked.output / "weight_norms.json").read_text(encoding="utf-8"))
+    norms = json.loads((watched.output / "weight_norms.json").read_text(encoding="utf-8"))
     assert list(norms) == ["5", "10", "15", "20"]
     assert len(set(norms.values())) == 4
     from megatron_kis.training.trainer import train
 
     train(plain)
-    assert losses(hooked.output) == losses(plain.output)
+    assert losses(watched.output) == losses(plain.output)
 
 
-def test_two_hooks_keep_their_states_apart_or_are_refused(tiny_run: Callable[..., RunConfig]) -> None:
+def test_two_callbacks_keep_their_states_apart_or_are_refused(tiny_run: Callable[..., RunConfig]) -> None:
     from megatron_kis.engine.engine import Engine
     from megatron_kis.training.trainer import train
 
     began: dict[str, int] = {}
 
-    class Counts(Hook):
+    class Counts(Callback):
         called = ""
 
         def __init__(self, engine: Engine) -> None:
@@ -94,7 +94,7 @@ def test_two_hooks_keep_their_states_apart_or_are_refused(tiny_run: Callable[...
         def name(self) -> str:
             return self.called or super().name
 
-        def after_step(self, state: State) -> None:
+        def after_step(self, state: RunState) -> None:
             self.steps += 1
 
         def state(self) -> dict[str, int]:
@@ -106,37 +106,37 @@ def test_two_hooks_keep_their_states_apart_or_are_refused(tiny_run: Callable[...
     class Later(Counts):
         called = "later"
 
-        def after_step(self, state: State) -> None:
+        def after_step(self, state: RunState) -> None:
             self.steps += state.step > 15
 
     config = tiny_run()
-    train(config, hooks=[Counts, Later])
+    train(config, callbacks=[Counts, Later])
     (config.output / "DONE").unlink()
     before = {path: path.read_bytes() for path in config.output.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="two hooks with a state are called 'Counts'"):
-        train(config, restart=True, hooks=[Counts, Counts])
+    with pytest.raises(InputError, match="two callbacks with a state are called 'Counts'"):
+        train(config, restart=True, callbacks=[Counts, Counts])
     assert {path: path.read_bytes() for path in config.output.rglob("*") if path.is_file()} == before
-    train(config, hooks=[Counts, Later])  # from its last checkpoint
+    train(config, callbacks=[Counts, Later])  # from its last checkpoint
     assert began == {"Counts": 20, "later": 5}
 
 
-def test_a_hook_is_made_when_the_weights_are_set(tiny_run: Callable[..., RunConfig]) -> None:
+def test_a_callback_is_made_when_the_weights_are_set(tiny_run: Callable[..., RunConfig]) -> None:
     from megatron_kis.engine.engine import Engine
     from megatron_kis.training.trainer import train
 
     looked: list[int] = []
 
-    class Looks(Hook):
+    class Looks(Callback):
         def __init__(self, engine: Engine) -> None:
             self.weights = list(engine.chunks[0].parameters())
             self.found = [weight.detach().clone() for weight in self.weights]
 
-        def before_training(self, state: State) -> None:
+        def before_training(self, state: RunState) -> None:
             looked.append(state.step)
             assert all(weight.equal(found) for weight, found in zip(self.weights, self.found, strict=True))
 
     config = tiny_run()
-    train(config, hooks=[Looks])
+    train(config, callbacks=[Looks])
     (config.output / "DONE").unlink()
-    train(config, hooks=[Looks])  # from its last checkpoint
+    train(config, callbacks=[Looks])  # from its last checkpoint
     assert looked == [0, 20]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from megatron_kis.analysis import AnalysisSettings, find_transitions
+from megatron_kis.analysis import AnalysisConfig, find_transitions
 from megatron_kis.analysis.runs.load_csv import write_points_csv
 from megatron_kis.analysis.simulate import Truth, simulate_table
 from megatron_kis.common.configuration import parse_config
@@ -33,8 +33,12 @@ STUDY: dict[str, Any] = {
     "output": "studies/small",
     "device": "cpu",
     "data": {
-        "text": ["text.jsonl"], "facts": "triples.tsv", "templates": "templates.yaml", "vocab_size": 400,
-        "validation_share": 0.05, "select": {"infused": 16, "background": 16, "control": 16, "distractors": 3},
+        "text": ["text.jsonl"],
+        "facts": "triples.tsv",
+        "templates": "templates.yaml",
+        "vocab_size": 400,
+        "validation_share": 0.05,
+        "select": {"infused": 16, "background": 16, "control": 16, "distractors": 3},
     },
     "ladder": [{"layers": 1, "width": 16, "heads": 2}],
     "token_budgets": [5120],
@@ -42,7 +46,7 @@ STUDY: dict[str, Any] = {
     "training": {"sequence_length": 64, "global_batch_size": 8},
     "probes": {"templates": {"held_out": 1}},
     "analysis": {"resamples": 99, "law_resamples": 0},
-}  # fmt: skip
+}
 CELL = "1x16_D5.12k_F0_s0"
 
 
@@ -143,9 +147,17 @@ def test_the_steps_of_the_readme(folder: Path, tiny_run: MakeRun) -> None:
     study = STUDY | {"data": STUDY["data"] | {key: f"data/demo/{STUDY['data'][key]}" for key in ("facts", "templates")}}
     study["data"]["text"] = ["data/demo/text.jsonl"]
     (folder / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
-    words = {"studies/quickstart": "studies/small", "run_scripts/studies/small.yaml": "study.yaml", "CELL": CELL,
-             "RUN_DIR": "runs/tiny", "MODEL_DIR": "model", "START": "start", "--step 500": "--step 20",
-             "FILE.csv": "histories.csv", "--vocab-size 2048": "--vocab-size 400"}  # fmt: skip
+    words = {
+        "studies/quickstart": "studies/small",
+        "run_scripts/studies/small.yaml": "study.yaml",
+        "CELL": CELL,
+        "RUN_DIR": "runs/tiny",
+        "MODEL_DIR": "model",
+        "START": "start",
+        "--step 500": "--step 20",
+        "FILE.csv": "histories.csv",
+        "--vocab-size 2048": "--vocab-size 400",
+    }
     ran = 0
     for block in blocks(ROOT / "README.md"):
         for command in block.text.replace("\\\n", " ").splitlines():
@@ -189,7 +201,7 @@ def _points(path: Path) -> None:
     cells = [(params, 2_000_000_000) for params in (30_000_000, 100_000_000, 300_000_000, 1_000_000_000)]
     levels = [0, 40, 100, 200, 300, 400, 600, 900, 1400]
     table, _ = simulate_table(Truth(), cells, levels, 2, np.random.default_rng(5))
-    write_points_csv(find_transitions(table, AnalysisSettings(resamples=99)), path)
+    write_points_csv(find_transitions(table, AnalysisConfig(resamples=99)), path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

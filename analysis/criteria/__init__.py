@@ -27,7 +27,7 @@ from megatron_kis.analysis.runs.transitions import (
     Transition,
 )
 from megatron_kis.common.errors import InputError
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 __all__ = [
     "COLLAPSED",
@@ -51,7 +51,7 @@ __all__ = [
 _COLLAPSE: dict[str, Criterion] = {"hinge": HingeCollapse(), "tolerance_rule": ToleranceRule()}
 
 
-def criteria_of(settings: AnalysisSettings) -> tuple[Criterion, ...]:
+def criteria_of(settings: AnalysisConfig) -> tuple[Criterion, ...]:
     """What a study looks for: onset, collapse by the declared criterion, and the tolerance on general loss.
 
     With ``general_loss`` the last is the collapse itself: no rate is looked at for one.
@@ -62,7 +62,7 @@ def criteria_of(settings: AnalysisSettings) -> tuple[Criterion, ...]:
 
 def find_transitions(
     data: Runs | pd.DataFrame,
-    settings: AnalysisSettings | None = None,
+    settings: AnalysisConfig | None = None,
     *,
     criteria: tuple[Criterion, ...] | None = None,
 ) -> list[Transition]:
@@ -76,7 +76,7 @@ def find_transitions(
     Raises:
         InputError: no complete run, or no row of the declared split and scoring rule.
     """
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     table = curve_table(data) if isinstance(data, Runs) else data
     primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
     if primary.empty:

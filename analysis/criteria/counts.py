@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_kis.analysis.runs.curves import Array, Curve
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 _FEW_SEEDS = 3  # degrees of freedom below which a between-seed variance says nothing
 
@@ -35,7 +35,7 @@ class Evidence:
         return Evidence(self.rate[index], self.weight[index], self.icc[index], self.spread[index])
 
 
-def generator_of(curve: Curve, settings: AnalysisSettings, *purpose: str) -> np.random.Generator:
+def generator_of(curve: Curve, settings: AnalysisConfig, *purpose: str) -> np.random.Generator:
     """Returns random numbers that depend on the settings' seed and on the curve, never on the order of curves."""
     parts = (*purpose, curve.params, curve.tokens, curve.group, curve.split, curve.scoring)
     return np.random.default_rng([settings.seed, zlib.crc32("/".join(map(str, parts)).encode())])

@@ -43,7 +43,7 @@ from megatron_kis.analysis.runs.transitions import (
     count,
     make_transition,
 )
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 FEWEST_LEVELS = 4  # two on each side of tau
 BRACKET_SLACK = 0.05  # of a bracket: an interval wider by less is the bracket's
@@ -117,7 +117,7 @@ class Verdicts:
 
 
 def classify(
-    seen: Evidence, fits: HingeFits, critical: Array | float, cut: Array | float, settings: AnalysisSettings
+    seen: Evidence, fits: HingeFits, critical: Array | float, cut: Array | float, settings: AnalysisConfig
 ) -> Verdicts:
     """Applies the criterion to R curves of one grid.
 
@@ -223,7 +223,7 @@ def _intervals(fits: HingeFits, cut: Array | float) -> tuple[Array, Array, Bools
     return np.minimum(low, floor_low), np.maximum(high, floor_high), bracket, pieces
 
 
-def measured(curve: Curve, settings: AnalysisSettings) -> tuple[Array, Array, Evidence]:
+def measured(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Array, Evidence]:
     """Returns (x [L], facts [L, S], evidence [1, L]) of a measured curve: what `fit_hinges` and `classify` take."""
     with np.errstate(divide="ignore"):
         x = np.log(curve.frequency)
@@ -231,7 +231,7 @@ def measured(curve: Curve, settings: AnalysisSettings) -> tuple[Array, Array, Ev
     return x, facts, evidence(rates[None], facts, settings.overdispersion)
 
 
-def fit_curve(curve: Curve, settings: AnalysisSettings) -> HingeFits:
+def fit_curve(curve: Curve, settings: AnalysisConfig) -> HingeFits:
     """Fits the hinge of one ``curve``, which has at least `FEWEST_LEVELS` levels."""
     x, _, seen = measured(curve, settings)
     return fit_hinges(x, seen.rate, seen.weight, curve.mean_chance or 0.0, FINE)
@@ -250,7 +250,7 @@ def shape_of(seen: Evidence, fits: HingeFits) -> HingeShape:
 
 
 def calibrate(
-    shape: HingeShape, tau: float, facts: Array, settings: AnalysisSettings, generator: np.random.Generator
+    shape: HingeShape, tau: float, facts: Array, settings: AnalysisConfig, generator: np.random.Generator
 ) -> tuple[float, float]:
     """Returns (cut, error) of a hinge at ``tau``, by a parametric bootstrap of its curve.
 
@@ -278,7 +278,7 @@ class HingeCollapse:
     kind = "collapse"
     groups: tuple[str, ...] = ("infused", "background")
 
-    def find(self, curve: Curve, settings: AnalysisSettings) -> Transition:
+    def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """Returns the collapse of ``curve``."""
         levels = len(curve.frequency)
         if levels < FEWEST_LEVELS:
@@ -320,7 +320,7 @@ class HingeCollapse:
         return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found)
 
     def _collapse(
-        self, curve: Curve, verdict: Verdicts, fits: HingeFits, p_value: float, settings: AnalysisSettings
+        self, curve: Curve, verdict: Verdicts, fits: HingeFits, p_value: float, settings: AnalysisConfig
     ) -> Transition:
         """Returns the point of a curve that falls, with what a reader must know about its interval."""
         found: Found = {

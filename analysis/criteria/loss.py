@@ -18,7 +18,7 @@ from megatron_kis.analysis.runs.transitions import (
     crossing,
     make_transition,
 )
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 
 def loss_excess(curve: Curve) -> Array:
@@ -50,7 +50,7 @@ class LossTolerance:
     kind = "tolerance"
     groups: tuple[str, ...] = ("infused", "background", "control")  # every group's rows carry the loss of their run
 
-    def find(self, curve: Curve, settings: AnalysisSettings) -> Transition:
+    def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """The tolerance point of the runs behind ``curve``."""
         excess = loss_excess(curve)
         known = np.isfinite(excess)

@@ -16,7 +16,7 @@ from megatron_kis.analysis.runs.transitions import (
     count,
     make_transition,
 )
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 
 class Onset:
@@ -30,7 +30,7 @@ class Onset:
     kind = "onset"
     groups: tuple[str, ...] = ("infused",)
 
-    def find(self, curve: Curve, settings: AnalysisSettings) -> Transition:
+    def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """The onset of ``curve``."""
         infused = curve.frequency > 0
         chance = curve.mean_chance

@@ -21,7 +21,7 @@ from megatron_kis.analysis.runs.transitions import (
     crossing,
     make_transition,
 )
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 _FEWEST_LEVELS = 3  # a rise and a fall cannot be told apart on two
 
@@ -38,12 +38,12 @@ class Fall:
     """[...] the largest standardised drop to the levels from any one after ``last`` on; 0 where there are none."""
 
 
-def margin(peak: Array | float, settings: AnalysisSettings, spread: Array | float) -> Array:
+def margin(peak: Array | float, settings: AnalysisConfig, spread: Array | float) -> Array:
     """Returns how far below its maximum a curve must stay: r * peak, delta_min or two seed deviations, the largest."""
     return np.maximum(settings.r * peak, np.maximum(settings.delta_min, 2 * spread))
 
 
-def needed_drop(peak: Array | float, chance: float, spread: Array | float, settings: AnalysisSettings) -> Array:
+def needed_drop(peak: Array | float, chance: float, spread: Array | float, settings: AnalysisConfig) -> Array:
     """Returns the fall whose absence makes "no collapse" worth saying: it must have been detectable."""
     least = np.maximum(settings.delta_min, 2 * spread)
     return np.maximum(settings.reference_loss * (peak - chance), least)
@@ -56,7 +56,7 @@ def last_level_up(rates: Array, margin: Array) -> npt.NDArray[np.int64]:
     return last
 
 
-def fall(rates: Array, weight: Array, settings: AnalysisSettings, spread: float) -> Fall:
+def fall(rates: Array, weight: Array, settings: AnalysisConfig, spread: float) -> Fall:
     """Measures the fall of each curve of ``rates`` [..., L] with effective facts ``weight`` [L].
 
     For every level j after the last one up, the standardised drop from the maximum to the pooled levels from j on is
@@ -96,7 +96,7 @@ class ToleranceRule:
     kind = "collapse"
     groups: tuple[str, ...] = ("infused", "background")
 
-    def find(self, curve: Curve, settings: AnalysisSettings) -> Transition:
+    def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """Returns the collapse of ``curve``."""
         levels = len(curve.frequency)
         if levels < _FEWEST_LEVELS:
@@ -145,7 +145,7 @@ class ToleranceRule:
         return make_transition(curve, self.kind, COLLAPSED, down, **found | {"value": value, "low": low, "high": high})
 
     @staticmethod
-    def _p_value(curve: Curve, weight: Array, spread: float, z: float, settings: AnalysisSettings) -> float:
+    def _p_value(curve: Curve, weight: Array, spread: float, z: float, settings: AnalysisConfig) -> float:
         if z <= 0:
             return 1.0
         null = plateau_fit(curve.rate, weight)

@@ -18,7 +18,7 @@ from megatron_kis.analysis.criteria import Transition, find_transitions
 from megatron_kis.analysis.design.next_runs import group_of, variance_of, variances
 from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.law.predict import half_width
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class NewSize:
 
 
 def new_sizes(
-    table: pd.DataFrame, params: float, tokens: float, settings: AnalysisSettings | None = None, *,
+    table: pd.DataFrame, params: float, tokens: float, settings: AnalysisConfig | None = None, *,
     largest_ratio: float = 0.95, points: Sequence[Transition] | None = None,
 ) -> list[NewSize]:  # fmt: skip
     """Sizes between those of the study and one step beyond either end, the smallest first; none where no law is known.
@@ -55,7 +55,7 @@ def new_sizes(
         largest_ratio: the infusion ratio that no run goes beyond.
         points: the table's transitions, where they are known already.
     """
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     points = points or find_transitions(table, settings)
     try:
         law = fit_law(points, "collapse", group_of(points), law=settings.law, compare_laws=False, brief=True)

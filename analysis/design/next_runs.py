@@ -30,7 +30,7 @@ from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.runs.curves import Array, Curve, curves
 from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 _STEP = 1.5  # a level beyond a censored end lies this factor further
 _NEAR = 1.1  # levels closer than this factor are one: a run between, or just beyond, is another seed of it
@@ -69,7 +69,7 @@ class _Cell:
 
 
 def propose(
-    table: pd.DataFrame, params: float, tokens: float, settings: AnalysisSettings | None = None, *,
+    table: pd.DataFrame, params: float, tokens: float, settings: AnalysisConfig | None = None, *,
     group: str | None = None, count: int = 6, largest_ratio: float = 0.95,
     points: Sequence[Transition] | None = None,
 ) -> list[Proposal]:  # fmt: skip
@@ -88,7 +88,7 @@ def propose(
     Raises:
         InputError: no curve of that group.
     """
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     points = [p for p in points or find_transitions(table, settings) if p.kind == "collapse"]
     group = group or group_of(points)
     runs = bisect(table, settings, group=group, count=count, largest_ratio=largest_ratio, points=points)
@@ -108,7 +108,7 @@ def propose(
 
 
 def bisect(
-    table: pd.DataFrame, settings: AnalysisSettings | None = None, *, group: str, count: int = 6,
+    table: pd.DataFrame, settings: AnalysisConfig | None = None, *, group: str, count: int = 6,
     largest_ratio: float = 0.95, points: Sequence[Transition] | None = None,
 ) -> list[Proposal]:  # fmt: skip
     """The same runs, without their gains: the bracket that is widest for its cost, halved again and again.
@@ -116,7 +116,7 @@ def bisect(
     Raises:
         InputError: no curve of that group.
     """
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     points = points or find_transitions(table, settings)
     cells = [_Cell(curve, point, None, 0.0, seeds) for curve, point, seeds in _cells(table, settings, group, points)]
     found: list[Proposal] = []
@@ -131,7 +131,7 @@ def bisect(
 
 
 def _cells(
-    table: pd.DataFrame, settings: AnalysisSettings, group: str, points: Sequence[Transition]
+    table: pd.DataFrame, settings: AnalysisConfig, group: str, points: Sequence[Transition]
 ) -> list[tuple[Curve, Transition, dict[float, set[int]]]]:
     """The group's curve of each (N, D), its collapse point, and the seeds of its levels."""
     primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
@@ -157,7 +157,7 @@ def _seeds(rows: pd.DataFrame) -> dict[tuple[int, int], dict[float, set[int]]]:
     return found
 
 
-def _cell(curve: Curve, point: Transition, settings: AnalysisSettings, seeds: dict[float, set[int]]) -> _Cell:
+def _cell(curve: Curve, point: Transition, settings: AnalysisConfig, seeds: dict[float, set[int]]) -> _Cell:
     source = None
     if point.informative and len(curve.frequency) >= FEWEST_LEVELS:
         source = simulated_cell(curve, point, point.steepness or 4.0, settings, 99)
@@ -195,7 +195,7 @@ def variances(law: Law, cells: Sequence[tuple[int, int, float]], params: float, 
 
 def _foretold(
     cells: dict[tuple[int, int], _Cell], run: Proposal, law: Law, params: float, tokens: float,
-    settings: AnalysisSettings,
+    settings: AnalysisConfig,
 ) -> tuple[Proposal, float]:  # fmt: skip
     """The run with its gain, and the variance of log F* that its cell is expected to have with it."""
     own = run.params, run.tokens
@@ -212,7 +212,7 @@ def _foretold(
     return replace(run, gain=1 - then / now), expected
 
 
-def _expected(cell: _Cell, frequency: float, law: Law, settings: AnalysisSettings) -> float:
+def _expected(cell: _Cell, frequency: float, law: Law, settings: AnalysisConfig) -> float:
     """Variance of log F* that is expected of a cell with one run more."""
     point, curve = cell.point, cell.curve
     if point.status in (RIGHT_CENSORED, INCONCLUSIVE) and point.low:
@@ -249,7 +249,7 @@ def _with_drawn(
     return more
 
 
-def _expected_variance(source: SimulatedCell, rates: Array, settings: AnalysisSettings) -> float:
+def _expected_variance(source: SimulatedCell, rates: Array, settings: AnalysisConfig) -> float:
     """Mean variance of log F* that drawn curves' intervals imply."""
     lower, upper, variance = measure(replace(source, critical=-1.0), rates, settings, Precision(2, 6))
     closed = np.isfinite(lower) & np.isfinite(upper)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +22,13 @@ from megatron_kis.analysis.runs.curves import Curve, curve_table, write_curves_c
 from megatron_kis.analysis.runs.curves import curves as all_curves
 from megatron_kis.analysis.runs.load import Runs, load_runs
 from megatron_kis.analysis.runs.load_csv import write_points_csv
+from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, read_text, write_json
 from megatron_kis.common.parsing import parse_yaml
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import SECTION, AnalysisConfig
+
+STUDY_FILE = "study.yaml"
 
 # The law at the top of law.json is the first of these that could be fitted: the paper's collapse point before its
 # companions. The order is fixed here, before any data are seen.
@@ -35,7 +39,7 @@ LAW_ORDER = (("collapse", "infused"), ("collapse", "background"), ("tolerance", 
 class AnalysisResult:
     """Everything the report shows. Parts that the input does not hold are None or empty."""
 
-    settings: AnalysisSettings
+    settings: AnalysisConfig
     runs: Runs | None
     curves: pd.DataFrame | None
     points: list[Transition]
@@ -56,7 +60,7 @@ class AnalysisResult:
 
 
 def fit_laws(
-    points: Sequence[Transition], settings: AnalysisSettings | None = None, curves: pd.DataFrame | None = None
+    points: Sequence[Transition], settings: AnalysisConfig | None = None, curves: pd.DataFrame | None = None
 ) -> tuple[list[Law], list[dict[str, str]]]:
     """The laws of every kind and group the points hold, in their order, and the refusals.
 
@@ -66,7 +70,7 @@ def fit_laws(
     from megatron_kis.analysis.law.bootstrap import bootstrap_law
     from megatron_kis.analysis.law.bootstrap_points import bootstrap_points
 
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     laws, refused = [], []
     there = {(point.kind, point.group) for point in points}
     order = (
@@ -102,7 +106,7 @@ def law_record(laws: Sequence[Law], refused: Iterable[dict[str, str]]) -> dict[s
 
 
 def analyse_points(
-    points: list[Transition], settings: AnalysisSettings, *, predict_params: Sequence[float] = (),
+    points: list[Transition], settings: AnalysisConfig, *, predict_params: Sequence[float] = (),
     predict_tokens: float | None = None, runs: Runs | None = None, curves: pd.DataFrame | None = None,
     title: str = "Knowledge-infusion study", study: dict[str, Any] | None = None,
 ) -> AnalysisResult:  # fmt: skip
@@ -124,11 +128,11 @@ def analyse_points(
 
 
 def analyse(
-    data: Runs | pd.DataFrame, settings: AnalysisSettings | None = None, *, predict_params: Sequence[float] = (),
+    data: Runs | pd.DataFrame, settings: AnalysisConfig | None = None, *, predict_params: Sequence[float] = (),
     predict_tokens: float | None = None, title: str = "Knowledge-infusion study", study: dict[str, Any] | None = None,
 ) -> AnalysisResult:  # fmt: skip
     """Transitions, laws and predictions from runs or a curve table. Writes nothing."""
-    settings = settings or AnalysisSettings()
+    settings = settings or AnalysisConfig()
     runs = data if isinstance(data, Runs) else None
     table = curve_table(data) if isinstance(data, Runs) else data
     points = find_transitions(table, settings)
@@ -139,7 +143,7 @@ def analyse(
 
 
 def analyse_study(
-    study_dir: Path, settings: AnalysisSettings | None = None, *, predict_params: Sequence[float] = (),
+    study_dir: Path, settings: AnalysisConfig | None = None, *, predict_params: Sequence[float] = (),
     predict_tokens: float | None = None, now: datetime | None = None, belongs: Mapping[str, Any] | None = None,
 ) -> AnalysisResult:  # fmt: skip
     """Analyses ``study_dir/runs`` and writes curves.csv, points.csv, law.json, prediction.json and report.html there.
@@ -192,28 +196,35 @@ def study_description(study_dir: Path) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, is no YAML, or has a key twice.
     """
-    path = study_dir / "study.yaml"
+    path = study_dir / STUDY_FILE
     if not path.is_file():
         return {}
     content = parse_yaml(read_text(path), where=str(path))
     return content if isinstance(content, dict) else {}
 
 
-def declared_settings(folder: Path, **overrides: Any) -> AnalysisSettings:
+def declared_settings(folder: Path, **overrides: Any) -> AnalysisConfig:
     """The settings a study declared before its data were seen, for its folder or its ``runs`` folder.
-
-    Keys of the ``analysis`` section of ``study.yaml`` that are no settings (the runner's) are not looked at.
 
     Args:
         folder: any folder; without a ``study.yaml`` the defaults hold.
         overrides: settings that take the place of the declared ones.
+
+    Raises:
+        InputError: an unknown key or a bad value.
     """
-    declared: dict[str, Any] = {}
-    for place in (folder.parent, folder):
-        section = study_description(place).get("analysis")
-        if isinstance(section, dict):
-            declared = {key: value for key, value in section.items() if key in AnalysisSettings.__dataclass_fields__}
-    return AnalysisSettings.from_mapping(declared | overrides)
+    declared = AnalysisConfig()
+    for place in (folder, folder.parent):
+        content = study_description(place)
+        close = difflib.get_close_matches(SECTION, [str(key) for key in content], n=1, cutoff=0.8)
+        if close and close[0] != SECTION:
+            where = f"{place / STUDY_FILE}: {close[0]}"
+            raise InputError("unknown key", where=where, remedy=f"did you mean {SECTION!r}?")
+        if SECTION in content:
+            source = str(place / STUDY_FILE)
+            declared = parse_config(AnalysisConfig, content[SECTION], source=source, section=SECTION)
+            break
+    return AnalysisConfig(**(declared.model_dump() | overrides)) if overrides else declared
 
 
 def predicted_before(study_dir: Path) -> tuple[list[float], float | None]:

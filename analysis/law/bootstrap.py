@@ -39,7 +39,7 @@ from megatron_kis.analysis.law.fit import Law, cells_of, fit_law, measurements
 from megatron_kis.analysis.law.regression import fit
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 EXTRAPOLATIONS = (1.0, 4.0, 10.0, 100.0, 1000.0)
 
@@ -59,7 +59,7 @@ class SimulatedCell(HingeShape):
 
 
 def simulated_cell(
-    curve: Curve, point: Transition, gamma: float, settings: AnalysisSettings, resamples: int
+    curve: Curve, point: Transition, gamma: float, settings: AnalysisConfig, resamples: int
 ) -> SimulatedCell:
     """Returns the cell of a measured curve; ``gamma`` is the steepness to assume where the curve showed no fall."""
     x, facts, measured_levels = measured(curve, settings)
@@ -84,7 +84,7 @@ def simulated_cell(
     return SimulatedCell(**vars(shape), facts=facts, critical=critical, cut=cut, error=error)
 
 
-def judge(cell: SimulatedCell, rates: Array, settings: AnalysisSettings, precision: Precision = COARSE) -> Verdicts:
+def judge(cell: SimulatedCell, rates: Array, settings: AnalysisConfig, precision: Precision = COARSE) -> Verdicts:
     """Returns what the criterion says of simulated curves [R, L, S] of one cell."""
     seen = evidence(rates, cell.facts, settings.overdispersion)
     fits = fit_hinges(cell.x, seen.rate, seen.weight, cell.chance, precision)
@@ -92,7 +92,7 @@ def judge(cell: SimulatedCell, rates: Array, settings: AnalysisSettings, precisi
 
 
 def measure(
-    cell: SimulatedCell, rates: Array, settings: AnalysisSettings, precision: Precision = COARSE
+    cell: SimulatedCell, rates: Array, settings: AnalysisConfig, precision: Precision = COARSE
 ) -> tuple[Array, Array, Array]:
     """Returns (lower, upper, variance) of log F*, each [R], as the law would take simulated curves [R, L, S]."""
     found = judge(cell, rates, settings, precision)
@@ -112,7 +112,7 @@ def rescaled(variance: Array, estimate: Array, tau: Array) -> Array:
 
 
 def bootstrap_law(
-    law: Law, curves: Sequence[Curve], points: Sequence[Transition], settings: AnalysisSettings, *, resamples: int
+    law: Law, curves: Sequence[Curve], points: Sequence[Transition], settings: AnalysisConfig, *, resamples: int
 ) -> Law:
     """Returns ``law`` refitted with its curves' own errors, and critical values from resamples of both stages.
 
@@ -148,7 +148,7 @@ def bootstrap_law(
 
 
 def law_pivots(
-    law: Law, used: Sequence[Transition], simulated: Sequence[SimulatedCell], settings: AnalysisSettings, resamples: int
+    law: Law, used: Sequence[Transition], simulated: Sequence[SimulatedCell], settings: AnalysisConfig, resamples: int
 ) -> dict[str, Any] | None:
     """Returns the calibration of `Law`: critical values of the mean and of a new model at several extrapolations."""
     cells = cells_of(used)

@@ -21,12 +21,12 @@ from megatron_kis.analysis.law.candidates import Cells, design
 from megatron_kis.analysis.law.fit import Law, cells_of
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 METHOD = "parametric bootstrap of the points, studentised"
 
 
-def bootstrap_points(law: Law, points: Sequence[Transition], settings: AnalysisSettings, *, resamples: int) -> Law:
+def bootstrap_points(law: Law, points: Sequence[Transition], settings: AnalysisConfig, *, resamples: int) -> Law:
     """Returns ``law`` with critical values from ``resamples`` resamples of its points (its ``calibration``).
 
     As it was where the law has an offset, or where it could not be refitted in half of the resamples.

@@ -25,7 +25,7 @@ from megatron_kis.analysis.runs.load_csv import is_points_csv, load_curves_csv, 
 from megatron_kis.analysis.runs.transitions import Transition
 from megatron_kis.common.errors import printable
 from megatron_kis.common.files import fingerprint, write_text
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 __all__ = ["report"]
 
@@ -38,7 +38,7 @@ a ``curves.csv`` or a ``points.csv``."""
 
 
 def report(
-    source: Source, output: Path | str, settings: AnalysisSettings | None = None, *,
+    source: Source, output: Path | str, settings: AnalysisConfig | None = None, *,
     predict_params: Sequence[float] = (), predict_tokens: float | None = None,
 ) -> Path:  # fmt: skip
     """Writes the report of a study and returns its path.
@@ -63,7 +63,7 @@ def report(
 
 
 def analyse_source(
-    source: Runs | pd.DataFrame | Sequence[Transition] | Path | str, settings: AnalysisSettings | None = None, *,
+    source: Runs | pd.DataFrame | Sequence[Transition] | Path | str, settings: AnalysisConfig | None = None, *,
     predict_params: Sequence[float] = (), predict_tokens: float | None = None,
 ) -> AnalysisResult:  # fmt: skip
     """What `report` shows of a source; the arguments are those of `report`."""
@@ -88,7 +88,7 @@ def analyse_source(
     }  # fmt: skip
     if isinstance(source, Runs | pd.DataFrame):
         return analyse(source, settings, **asked)
-    return analyse_points(list(source), settings or AnalysisSettings(), **asked)
+    return analyse_points(list(source), settings or AnalysisConfig(), **asked)
 
 
 def _study_name(runs: Runs) -> str | None:

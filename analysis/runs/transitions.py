@@ -9,7 +9,7 @@ from typing import Protocol, TypedDict, Unpack
 import numpy as np
 
 from megatron_kis.analysis.runs.curves import Array, Curve
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 KINDS = ("onset", "collapse", "tolerance")
 GROUPS = ("infused", "background", "control", "general")
@@ -82,7 +82,7 @@ class Criterion(Protocol):
     groups: tuple[str, ...]
     """The fact groups whose curves it reads."""
 
-    def find(self, curve: Curve, settings: AnalysisSettings) -> Transition:
+    def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """The transition of ``curve``, with a status whatever the data are."""
         ...
 

@@ -98,8 +98,12 @@ class Chain:
         self.run = folder
         end = log_rows(folder, "train")[-1]
         validation = log_rows(folder, "validation")[-1]["loss"]
-        return {"loss": [round(first, 4), round(last, 4)], "validation_loss": validation,
-                "tokens_per_second": end["tokens_per_second"], "memory_bytes": end["memory_bytes"]}  # fmt: skip
+        return {
+            "loss": [round(first, 4), round(last, 4)],
+            "validation_loss": validation,
+            "tokens_per_second": end["tokens_per_second"],
+            "memory_bytes": end["memory_bytes"],
+        }
 
     def _resume(self) -> dict[str, Any]:
         """Asked to stop at a third of the run, killed at two thirds, and brought to its end by the same command."""
@@ -127,8 +131,11 @@ class Chain:
         """The run's last checkpoint, loaded in a new process, beside the run's own last probe."""
         assert self.run is not None
         outcomes = self._bench.work / f"{self._stem}-{device}.npz"
-        run(kis("probe", self.run, "--device", device, "--json", "--outcomes", outcomes),
-            log=self._bench.log(f"{self._stem}-probe-{device}"), limit=self._bench.limit)  # fmt: skip
+        run(
+            kis("probe", self.run, "--device", device, "--json", "--outcomes", outcomes),
+            log=self._bench.log(f"{self._stem}-probe-{device}"),
+            limit=self._bench.limit,
+        )
         same = device == self._bench.device == "cpu"
         return compare_scores(scores(outcomes), scores(last_outcomes(self.run)), 0 if same else SCORE[self._precision])
 
@@ -136,8 +143,11 @@ class Chain:
         """Logits and validation loss of the exported model in ``transformers``, in fp32 on the CPU."""
         assert self.run is not None
         folder = self._bench.work / f"{self._stem}-hf"
-        run(kis("export", "hf", self.run, "--output", folder), log=self._bench.log(f"{self._stem}-export"),
-            limit=self._bench.limit)  # fmt: skip
+        run(
+            kis("export", "hf", self.run, "--output", folder),
+            log=self._bench.log(f"{self._stem}-export"),
+            limit=self._bench.limit,
+        )
         found = self._bench.measure(
             f"{self._stem}-exported", "exported", run=self.run, model=folder, device=self._bench.device
         )
@@ -239,7 +249,10 @@ def _layout(bench: Bench, chain: Chain, name: str, ranks: int, parallel: dict[st
     precision = chain.name.split()[-1]
     found = compare_losses(losses(folder), losses(chain.run), LOSS[precision])
     outcomes = bench.work / f"{stem}.npz"
-    run(kis("probe", folder, "--device", bench.device, "--json", "--outcomes", outcomes),
-        log=bench.log(f"{stem}-probe"), limit=bench.limit)  # fmt: skip
+    run(
+        kis("probe", folder, "--device", bench.device, "--json", "--outcomes", outcomes),
+        log=bench.log(f"{stem}-probe"),
+        limit=bench.limit,
+    )
     probe = compare_scores(scores(outcomes), scores(last_outcomes(folder)), SCORE[precision])
     return {**found, "probe_by_one_rank": probe["largest_difference"]}

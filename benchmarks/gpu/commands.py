@@ -76,9 +76,14 @@ class Command:
         paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         with open(self._log, "ab") as errors, open(self._out, "wb") as output:
             self._process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, cwd=ROOT, start_new_session=True,
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                cwd=ROOT,
+                start_new_session=True,
                 env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
-            )  # fmt: skip
+            )
 
     def __enter__(self) -> Command:
         return self

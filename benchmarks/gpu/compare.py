@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_kis.data.pretraining_text import ValidationText
+from megatron_kis.data.general_text import ValidationText
 from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
@@ -79,9 +79,13 @@ def implementations(run: str, device: str, names: list[str]) -> dict[str, Any]:
         with restored(Path(run), config, vocabulary=past.tokenizer.vocab_size, step=None) as (engine, _):
             scorer = Scorer(engine)
             probe = Probe(questions, batch_size=config.probes.batch_size, branching=scorer.branching)
-            result = probe.ask(scorer.score)
+            result = probe.evaluate(scorer.score)
             assert result is not None
             found.append(np.where(np.isfinite(result.scores), result.scores, 0.0))
     apart = np.abs(found[0] - found[1])
-    return {"names": names, "largest_difference": float(apart.max()), "mean_difference": float(apart.mean()),
-            "questions": len(apart)}  # fmt: skip
+    return {
+        "names": names,
+        "largest_difference": float(apart.max()),
+        "mean_difference": float(apart.mean()),
+        "questions": len(apart),
+    }

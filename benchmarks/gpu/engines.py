@@ -11,14 +11,15 @@ import torch
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.vocabulary import padded_vocabulary
-from megatron_kis.distributed.device import Device, open_device, seed_device
-from megatron_kis.distributed.parallel import Layout, close_groups, open_groups
+from megatron_kis.distributed.determinism import seed_device
+from megatron_kis.distributed.device import Device, open_device
+from megatron_kis.distributed.groups import ParallelDims, close_groups, open_groups
 
 Samples = list[dict[str, torch.Tensor]]
 
 
 @contextmanager
-def opened(device: str, *, tensor: int = 1, pipeline: int = 1) -> Iterator[tuple[Device, Layout]]:
+def opened(device: str, *, tensor: int = 1, pipeline: int = 1) -> Iterator[tuple[Device, ParallelDims]]:
     """This rank on its device, its random streams seeded; sizes as in a run's configuration."""
     place = open_device(device, in_order=tensor > 1)
     layout = open_groups(place, tensor=tensor, pipeline=pipeline)
@@ -37,9 +38,17 @@ def samples_of(batch: int, length: int, vocabulary: int) -> Samples:
 
 
 def build(
-    device: Device, layout: Layout, *, preset: str, vocabulary: int, length: int, batch: int, precision: str,
-    implementation: str, parallel: Mapping[str, Any] | None = None,
-) -> Any:  # fmt: skip
+    device: Device,
+    layout: ParallelDims,
+    *,
+    preset: str,
+    vocabulary: int,
+    length: int,
+    batch: int,
+    precision: str,
+    implementation: str,
+    parallel: Mapping[str, Any] | None = None,
+) -> Any:
     """The engine.
 
     Args:
@@ -56,12 +65,19 @@ def build(
     from megatron_kis.engine.engine import Engine
 
     content = {
-        "name": "benchmark", "output": "unused", "device": device.kind,
+        "name": "benchmark",
+        "output": "unused",
+        "device": device.kind,
         "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
-        "model": {"preset": preset, "transformer_impl": implementation}, "infusion": {"frequency": 0},
-        "training": {"token_budget": batch * length, "sequence_length": length, "global_batch_size": batch,
-                     "precision": precision},
+        "model": {"preset": preset, "transformer_impl": implementation},
+        "infusion": {"frequency": 0},
+        "training": {
+            "token_budget": batch * length,
+            "sequence_length": length,
+            "global_batch_size": batch,
+            "precision": precision,
+        },
         "parallel": dict(parallel or {}),
-    }  # fmt: skip
+    }
     config = parse_config(RunConfig, content, source="benchmark")
     return Engine(config, vocabulary=padded_vocabulary(vocabulary), layout=layout, device=device)

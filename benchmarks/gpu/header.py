@@ -32,7 +32,7 @@ def describe(device: str) -> dict[str, Any]:
     opened = open_device(device)
     found: dict[str, Any] = {
         "device": opened.name,
-        "devices": 1 if opened.is_host else torch.cuda.device_count(),
+        "devices": 1 if opened.is_cpu else torch.cuda.device_count(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: installed for name in PACKAGES if (installed := _version(name))},
@@ -43,7 +43,7 @@ def describe(device: str) -> dict[str, Any]:
         "code": code_fingerprint()[:16],
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    if not opened.is_host:
+    if not opened.is_cpu:
         properties = torch.cuda.get_device_properties(opened.torch_device)
         found |= {
             "memory_bytes": properties.total_memory,

@@ -25,9 +25,15 @@ LAYOUTS: tuple[dict[str, Any], ...] = (
 def cases(bench: Bench) -> list[dict[str, Any]]:
     """What is measured, one size after the other; the last ones show what a setting or a layout changes."""
     options = bench.options
-    usual = {"length": options.lengths[0], "micro_batch": options.micro_batch, "recompute": "none",
-             "implementation": "auto", "precision": "fp32" if bench.on_host else "bf16",
-             "vocabulary": options.vocabulary, **ALONE}  # fmt: skip
+    usual = {
+        "length": options.lengths[0],
+        "micro_batch": options.micro_batch,
+        "recompute": "none",
+        "implementation": "auto",
+        "precision": "fp32" if bench.on_host else "bf16",
+        "vocabulary": options.vocabulary,
+        **ALONE,
+    }
     middle = options.presets[min(1, len(options.presets) - 1)]
     changes: list[dict[str, Any]] = [{"recompute": "full"}, {"micro_batch": 1}]
     changes.append({"vocabulary": LARGE_VOCABULARY, "micro_batch": 1})
@@ -44,8 +50,14 @@ def cases(bench: Bench) -> list[dict[str, Any]]:
 
 def label(case: dict[str, Any]) -> str:
     """A case in a few words."""
-    words = [case["preset"], f"L={case['length']}", f"mb={case['micro_batch']}", case["implementation"],
-             case["precision"], f"V={case['vocabulary']}"]  # fmt: skip
+    words = [
+        case["preset"],
+        f"L={case['length']}",
+        f"mb={case['micro_batch']}",
+        case["implementation"],
+        case["precision"],
+        f"V={case['vocabulary']}",
+    ]
     if case["recompute"] != "none":
         words.append(f"recompute={case['recompute']}")
     if case["ranks"] > 1:
@@ -69,8 +81,7 @@ def _measure(bench: Bench, case: dict[str, Any], data: str) -> dict[str, Any]:
     parts: list[dict[str, Any]] = []
     try:
         command = worker("memory", ranks=case["ranks"], case=case, device=bench.device, data=data)
-        run(command, log=bench.log(f"memory-{label(case)}"),
-            limit=bench.limit, line=parts.append)  # fmt: skip
+        run(command, log=bench.log(f"memory-{label(case)}"), limit=bench.limit, line=parts.append)
     except Failed as reason:
         had = ", ".join(f"{part['name']} {part['bytes']:,}" for part in parts if "name" in part) or "nothing"
         raise Failed(f"{reason} (measured before: {had})") from None

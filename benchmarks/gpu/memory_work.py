@@ -41,18 +41,18 @@ class Meter:
     def held(self) -> int:
         """Now."""
         gc.collect()
-        if self._device.is_host:
+        if self._device.is_cpu:
             return self._status("VmRSS") - self._base
         torch.cuda.synchronize()
         return torch.cuda.memory_allocated()
 
     def most(self) -> int:
         """Since the last ``reset``."""
-        return self._status("VmHWM") - self._base if self._device.is_host else torch.cuda.max_memory_allocated()
+        return self._status("VmHWM") - self._base if self._device.is_cpu else torch.cuda.max_memory_allocated()
 
     def reset(self) -> None:
         """Counts the most from now on."""
-        if self._device.is_host:
+        if self._device.is_cpu:
             Path("/proc/self/clear_refs").write_text("5")
         else:
             torch.cuda.reset_peak_memory_stats()
@@ -66,19 +66,33 @@ class Meter:
 def planned(case: dict[str, Any], *, replicas: int, on_host: bool) -> dict[str, float]:
     """What ``kis plan`` says of the fullest GPU, bytes by name, without the context."""
     split = Split(
-        tensor=case["tensor"], pipeline=case["pipeline"], data=replicas, recompute=case["recompute"],
-        sequence=case["sequence"], distributed_optimizer=replicas > 1,
-    )  # fmt: skip
+        tensor=case["tensor"],
+        pipeline=case["pipeline"],
+        data=replicas,
+        recompute=case["recompute"],
+        sequence=case["sequence"],
+        distributed_optimizer=replicas > 1,
+    )
     layers: Any = case["implementation"] if case["implementation"] in ("sdpa", "transformer_engine") else "auto"
     memory = planned_memory(
-        ladder.preset(case["preset"]), padded_vocabulary(case["vocabulary"]), split, length=case["length"],
-        micro_batch=case["micro_batch"], micro_batches=case["micro_batches"],
-        precision=resolve_precision(case["precision"], host=on_host), layers=layers,
+        ladder.preset(case["preset"]),
+        padded_vocabulary(case["vocabulary"]),
+        split,
+        length=case["length"],
+        micro_batch=case["micro_batch"],
+        micro_batches=case["micro_batches"],
+        precision=resolve_precision(case["precision"], host=on_host),
+        layers=layers,
         kernels="plain" if on_host else "fused",
-    )  # fmt: skip
+    )
     parts = {name: size - memory.remains for name, size in memory.parts.items()}
-    return {**parts, "static": memory.static + memory.remains, "peak": memory.total - memory.context,
-            "total": memory.total, "context": memory.context}  # fmt: skip
+    return {
+        **parts,
+        "static": memory.static + memory.remains,
+        "peak": memory.total - memory.context,
+        "total": memory.total,
+        "context": memory.context,
+    }
 
 
 def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[str, Any]]:
@@ -95,9 +109,9 @@ def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[st
     """
     case["micro_batches"] = max(2, 2 * case["pipeline"])
     with opened(device, tensor=case["tensor"], pipeline=case["pipeline"]) as (place, layout):
-        plan = planned(case, replicas=layout.data_size, on_host=place.is_host)
+        plan = planned(case, replicas=layout.data_size, on_host=place.is_cpu)
         taken = 0
-        if not place.is_host:
+        if not place.is_cpu:
             free, total = torch.cuda.mem_get_info()
             taken = total - free - torch.cuda.memory_reserved()
             if plan["total"] > USABLE * total:
@@ -112,10 +126,12 @@ def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[st
         meter = Meter(place)
         sequences = case["micro_batches"] * case["micro_batch"]
         engine = build(
-            place, layout, batch=sequences * layout.data_size,
+            place,
+            layout,
+            batch=sequences * layout.data_size,
             **{name: case[name] for name in ("preset", "vocabulary", "length", "precision", "implementation")},
             parallel={name: case[name] for name in ("recompute", "tensor", "pipeline", "sequence")},
-        )  # fmt: skip
+        )
         samples = samples_of(sequences, case["length"], case["vocabulary"])
         most: dict[str, int] = {}
 
@@ -141,7 +157,7 @@ def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[st
                 most[name] = meter.most()
             yield row(name, most[name] - static)
         yield row("peak", max(most.values()))
-        if not place.is_host:
+        if not place.is_cpu:
             free, total = torch.cuda.mem_get_info()
             reserved = torch.cuda.memory_reserved()
             yield row("reserved", torch.cuda.max_memory_reserved())
@@ -156,14 +172,15 @@ def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[st
 def _validate(engine: Any, case: dict[str, Any], data: Path) -> None:
     """The validation of a run, on random rows."""
     from megatron_kis.config.run import MomentsConfig, ValidationConfig
-    from megatron_kis.training.callbacks.base import State, ValidationHook
+    from megatron_kis.training.callbacks.base import RunState
+    from megatron_kis.training.callbacks.validation import ValidationCallback
 
     shape, random = (64, case["length"] + 1), torch.Generator().manual_seed(2)
     rows = torch.randint(0, case["vocabulary"], shape, generator=random).numpy()
     settings = ValidationConfig(moments=MomentsConfig())
     text: Any = list(rows)
-    hook = ValidationHook(settings, engine, text, None, steps=1, step_tokens=1, rows_a_pass=case["micro_batch"])
-    hook.act(State(steps=1))
+    hook = ValidationCallback(settings, engine, text, None, steps=1, step_tokens=1, rows_per_pass=case["micro_batch"])
+    hook.on_schedule(RunState(steps=1))
 
 
 def _probe(engine: Any, case: dict[str, Any], data: Path) -> None:
@@ -176,12 +193,12 @@ def _probe(engine: Any, case: dict[str, Any], data: Path) -> None:
     settings = ProbeConfig()
     scorer = Scorer(engine)
     questions = read_questions(data / "exposures.questions.jsonl", settings.templates)
-    Probe(questions, batch_size=settings.batch_size, branching=scorer.branching).ask(scorer.score)
+    Probe(questions, batch_size=settings.batch_size, branching=scorer.branching).evaluate(scorer.score)
 
 
 def _save(engine: Any, case: dict[str, Any], data: Path) -> None:
     """A checkpoint up to its copy in the host's memory: what follows is written from there."""
-    from megatron_kis.checkpoint import sharded as shards
+    from megatron_kis.checkpoint import shards
 
     with tempfile.TemporaryDirectory() as folder:
         shards.stage(engine.sharded_state(), Path(folder) / "checkpoint")

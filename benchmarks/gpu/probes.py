@@ -28,8 +28,11 @@ def _measure(bench: Bench) -> dict[str, Any]:
     folder = train(bench, write_run(bench, "asked", data, steps=2, model=model, infusion={"frequency": 1}))
     exported = bench.work / "questions"
     templates = bench.work / "facts" / "sources" / "templates.yaml"
-    run(kis("data", "export", "--facts", data / "facts.jsonl", "--templates", templates, "--output", exported),
-        log=bench.log("probes-export"), limit=bench.limit)  # fmt: skip
+    run(
+        kis("data", "export", "--facts", data / "facts.jsonl", "--templates", templates, "--output", exported),
+        log=bench.log("probes-export"),
+        limit=bench.limit,
+    )
     tools = [name for name in TOOLS if importlib.util.find_spec(name)]
     command = [sys.executable, "-m", "benchmarks.probes", str(folder), "--data", str(exported / "infused")]
     command += ["--peer", sys.executable, "--device", options.device, "--turns", str(options.turns)]

@@ -33,8 +33,12 @@ def write_run(bench: Bench, name: str, data: Path, *, steps: int, **sections: Ma
         "name": name,
         "output": str(bench.work / name),
         "device": bench.device,
-        "data": {"corpus": str(data / "corpus"), "validation": str(data / "corpus.validation"),
-                 "exposures": str(data / "exposures"), "tokenizer": str(data / "tokenizer.model")},
+        "data": {
+            "corpus": str(data / "corpus"),
+            "validation": str(data / "corpus.validation"),
+            "exposures": str(data / "exposures"),
+            "tokenizer": str(data / "tokenizer.model"),
+        },
         "model": {"layers": 2, "width": 128, "heads": 4},
         "training": {"token_budget": steps * BATCH * LENGTH, "sequence_length": LENGTH, "global_batch_size": BATCH},
         "infusion": {"frequency": 4, "background": {"frequency": 2}},
@@ -42,7 +46,7 @@ def write_run(bench: Bench, name: str, data: Path, *, steps: int, **sections: Ma
         "validation": {"moments": {"shares": [0.5, 1.0]}},
         "logging": {"every": 1},
         "checkpoints": {"moments": {"every": max(1, steps // 8)}},
-    }  # fmt: skip
+    }
     for section, values in sections.items():
         content[section] = {**content[section], **values} if section in content else dict(values)
     path = bench.work / f"{name}.yaml"

@@ -23,8 +23,13 @@ def _together(bench: Bench, count: int) -> dict[str, Any]:
     options = bench.options
     bench.limit.need(1.5 * options.seconds)
     length = options.lengths[0]
-    cell = {"kind": "ours", "preset": options.presets[0], "length": length, "batch": options.micro_batch,
-            "micro_batch": options.micro_batch}  # fmt: skip
+    cell = {
+        "kind": "ours",
+        "preset": options.presets[0],
+        "length": length,
+        "batch": options.micro_batch,
+        "micro_batch": options.micro_batch,
+    }
     command = worker("speed", **settings(bench, **cell))
     with ExitStack() as stack:
         running = [
@@ -35,5 +40,11 @@ def _together(bench: Bench, count: int) -> dict[str, Any]:
             if process.wait():
                 raise Failed(process.reason())
         rate = sum(last_object(process.output())["tokens_per_second"] for process in running)
-    return {"processes": count, "preset": options.presets[0], "length": length, "tokens_per_second": rate,
-            "run_tokens": options.run_tokens, "runs_per_hour": round(3600 * rate / options.run_tokens, 3)}  # fmt: skip
+    return {
+        "processes": count,
+        "preset": options.presets[0],
+        "length": length,
+        "tokens_per_second": rate,
+        "run_tokens": options.run_tokens,
+        "runs_per_hour": round(3600 * rate / options.run_tokens, 3),
+    }

@@ -41,8 +41,13 @@ def _row(bench: Bench, kind: str, preset: str, length: int, batch: int) -> dict[
     if kind in ("sdpa", "fp8") and (problem := te_problem(bench)):
         raise Skipped(problem)
     bench.limit.need(1.5 * bench.options.seconds)
-    cell = {"kind": kind, "preset": preset, "length": length, "batch": batch,
-            "micro_batch": min(batch, bench.options.micro_batch)}  # fmt: skip
+    cell = {
+        "kind": kind,
+        "preset": preset,
+        "length": length,
+        "batch": batch,
+        "micro_batch": min(batch, bench.options.micro_batch),
+    }
     found = bench.measure(f"speed-{preset}-{length}-{kind}", "speed", **settings(bench, **cell))
     return {**cell, **found}
 
@@ -71,7 +76,7 @@ def measure(
     from benchmarks.gpu.engines import opened
     from megatron_kis.config import ladder
     from megatron_kis.config.vocabulary import padded_vocabulary
-    from megatron_kis.engine.throughput import Speed
+    from megatron_kis.training.callbacks.metrics import Throughput
 
     make: Callable[..., Callable[[], float]] = _peer_step if kind == PEER else _our_step
     sizes = {"preset": preset, "length": length, "batch": batch, "micro_batch": micro_batch, "vocabulary": vocabulary}
@@ -84,19 +89,35 @@ def measure(
             count += 1
         rate = count * batch * length / (time.perf_counter() - started)
         flops = ladder.preset(preset).flops_per_token(padded_vocabulary(vocabulary), length)
-        row = Speed(flops, device=place, devices=1, precision="bf16").measure(rate)
+        row = Throughput(flops, device=place, devices=1, precision="bf16").measure(rate)
     return {"tokens_per_second": round(rate), **row, "steps": count, "loss": [losses[0], losses[-1]]}
 
 
 def _our_step(
-    device: Any, layout: Any, *, preset: str, length: int, batch: int, micro_batch: int, vocabulary: int,
-    implementation: str, precision: str,
-) -> Callable[[], float]:  # fmt: skip
+    device: Any,
+    layout: Any,
+    *,
+    preset: str,
+    length: int,
+    batch: int,
+    micro_batch: int,
+    vocabulary: int,
+    implementation: str,
+    precision: str,
+) -> Callable[[], float]:
     """A step of the engine."""
     from benchmarks.gpu.engines import build, samples_of
 
-    engine = build(device, layout, preset=preset, vocabulary=vocabulary, length=length, batch=batch,
-                   precision=precision, implementation=implementation)  # fmt: skip
+    engine = build(
+        device,
+        layout,
+        preset=preset,
+        vocabulary=vocabulary,
+        length=length,
+        batch=batch,
+        precision=precision,
+        implementation=implementation,
+    )
     samples = samples_of(batch, length, vocabulary)
 
     def step() -> float:
@@ -122,7 +143,7 @@ def _peer_step(
     place = device.torch_device
     model = Plain(ladder.preset(preset), padded_vocabulary(vocabulary), length).to(place)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    compiled = model if device.is_host else torch.compile(model)
+    compiled = model if device.is_cpu else torch.compile(model)
     samples = samples_of(batch, length, vocabulary)
     tokens, labels = (torch.stack([sample[name] for sample in samples]).to(place) for name in ("tokens", "labels"))
     parts = batch // micro_batch

@@ -30,10 +30,18 @@ def table(path: Path) -> str:
 def _machine(header: Row, rows: list[Row]) -> str:
     versions = {**header["versions"], **{name: header[name] for name in _MACHINE if header.get(name)}}
     code = f"commit {(header['commit'] or 'unknown')[:12]}{' with changes' if header['changed'] else ''}"
-    lines = [f"{header['devices']} x {header['device']}, {header['time'][:10]}, {code}; "
-             + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."]  # fmt: skip
-    for name, make in (("checks", _checks), ("memory", _memory), ("speed", _speed), ("probes", _probes),
-                       ("side-by-side", _together)):  # fmt: skip
+    lines = [
+        f"{header['devices']} x {header['device']}, {header['time'][:10]}, {code}; "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + "."
+    ]
+    for name, make in (
+        ("checks", _checks),
+        ("memory", _memory),
+        ("speed", _speed),
+        ("probes", _probes),
+        ("side-by-side", _together),
+    ):
         mine = [row for row in rows if row["part"] == name]
         done = [row for row in mine if row["status"] == OK]
         if name == "checks" and mine:
@@ -54,8 +62,9 @@ def _checks(rows: list[Row]) -> str:
     order = {FAILED: 0, OK: 1, SKIPPED: 2}
     found = sorted(rows, key=lambda row: order[row["status"]])
     values = ({key: value for key, value in row.items() if key not in _OWN} for row in found)
-    cells = ([row["item"], row["status"], row.get("message") or said(more)]
-             for row, more in zip(found, values, strict=True))  # fmt: skip
+    cells = (
+        [row["item"], row["status"], row.get("message") or said(more)] for row, more in zip(found, values, strict=True)
+    )
     return _grid(["check", "result", "found"], cells)
 
 
@@ -96,8 +105,15 @@ def _probes(rows: list[Row]) -> str:
     for row in rows:
         for tool in ("ours", *row["ratios_by_turn"]):
             ratios = ", ".join(map(str, row["ratios_by_turn"].get(tool, [])))
-            cells.append([row["item"], "`kis`" if tool == "ours" else tool, f"{row[tool]['seconds']:.2f}",
-                          f"{row[tool]['questions_a_second']:,.0f}", ratios])  # fmt: skip
+            cells.append(
+                [
+                    row["item"],
+                    "`kis`" if tool == "ours" else tool,
+                    f"{row[tool]['seconds']:.2f}",
+                    f"{row[tool]['questions_a_second']:,.0f}",
+                    ratios,
+                ]
+            )
     return _grid(["model", "tool", "seconds", "questions per second", "ratio by turn"], cells)
 
 

@@ -40,7 +40,7 @@ from megatron_kis.data_tools.corpus.meta import (
     up_to_date,
     writing_versions,
 )
-from megatron_kis.data_tools.corpus.part import QUARANTINE, SPLITS, PartEncoder, PartRecord, PartSettings
+from megatron_kis.data_tools.corpus.part import QUARANTINE, SPLITS, PartConfig, PartEncoder, PartRecord
 from megatron_kis.data_tools.corpus.quarantine import first_skipped, write_quarantine
 from megatron_kis.data_tools.corpus.sentences import SentenceSplitter, load_splitter, train_splitter
 from megatron_kis.data_tools.corpus.splits import outputs_of, part_bytes, sample_texts, shard_of
@@ -65,7 +65,7 @@ _PUNKT_PARTS, _PUNKT_CHARACTERS = 64, 4_000_000  # to learn sentences from: Punk
 
 
 @dataclass(frozen=True, slots=True)
-class CorpusOptions:
+class CorpusBuildConfig:
     """How a corpus is made, beyond its text, tokenizer and facts."""
 
     append_eod: bool = True
@@ -134,7 +134,7 @@ def build_corpus(
     validation_share: float = 0.02,
     seed: int = 0,
     progress: Progress | None = None,
-    options: CorpusOptions | None = None,
+    options: CorpusBuildConfig | None = None,
     also_read: Sequence[Path] = (),
 ) -> CorpusSummary:
     """Tokenizes text files into a corpus, or into one shard of it.
@@ -156,7 +156,7 @@ def build_corpus(
             train on. No corpus is left half written; finished parts are kept for the next attempt.
         JobError: the disk is full, a worker died, or another process is at work on this corpus.
     """
-    options, progress, facts = options or CorpusOptions(), progress or Progress(), list(facts)
+    options, progress, facts = options or CorpusBuildConfig(), progress or Progress(), list(facts)
     if not 0 <= validation_share < 1:
         raise InputError(f"is {validation_share}", where="validation_share", remedy="expected a share in [0, 1)")
     paths = expand(inputs)
@@ -170,7 +170,7 @@ def build_corpus(
     splitter = _splitter(parts, text_key, prefix, options, progress)
 
     def plan(encoder: Encoder, why: str) -> _Plan:
-        settings = PartSettings(
+        settings = PartConfig(
             tokenizer=tokenizer.fingerprint,
             text_key=text_key,
             text_format=options.text_format,
@@ -218,10 +218,12 @@ def encoder_for(
         InputError: a file is missing or damaged.
     """
     parts = plan_parts(paths, part_bytes=part_bytes(paths), text_format=text_format)
-    return _choose(tokenizer, parts, text_key, CorpusOptions())
+    return _choose(tokenizer, parts, text_key, CorpusBuildConfig())
 
 
-def _choose(tokenizer: Tokenizer, parts: list[TextPart], text_key: str, options: CorpusOptions) -> tuple[Encoder, str]:
+def _choose(
+    tokenizer: Tokenizer, parts: list[TextPart], text_key: str, options: CorpusBuildConfig
+) -> tuple[Encoder, str]:
     sample = sample_texts(
         parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS, longest=options.longest_line
     )
@@ -234,7 +236,7 @@ class _Plan:
 
     target: Path
     parts: list[TextPart]
-    settings: PartSettings
+    settings: PartConfig
     described: dict[str, Any]
     """What the description will say of it."""
     job: str
@@ -254,7 +256,7 @@ class _Maker:
     tokenizer: Tokenizer
     splitter: SentenceSplitter | None
     facts: list[Fact]
-    options: CorpusOptions
+    options: CorpusBuildConfig
     sources: Sources
     inputs: Sequence[Path]
     first_source: int
@@ -341,7 +343,7 @@ def _instead(target: Path, described: dict[str, Any]) -> str:
 
 
 def _splitter(
-    parts: list[TextPart], text_key: str, prefix: Path, options: CorpusOptions, progress: Progress
+    parts: list[TextPart], text_key: str, prefix: Path, options: CorpusBuildConfig, progress: Progress
 ) -> SentenceSplitter | None:
     if not options.sentences:
         return None

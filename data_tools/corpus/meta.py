@@ -13,7 +13,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json, sha256_file
 from megatron_kis.common.identity import differences
 from megatron_kis.data_tools.corpus.merge import SCHEMA
-from megatron_kis.data_tools.corpus.part import CODE, QUARANTINE, SPLITS, PartRecord, PartSettings
+from megatron_kis.data_tools.corpus.part import CODE, QUARANTINE, SPLITS, PartConfig, PartRecord
 from megatron_kis.data_tools.readers.splits import TextPart
 from megatron_kis.data_tools.storage.indexed import IndexedReader, content_fingerprint, suffixed
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
@@ -49,7 +49,7 @@ def writing_versions(encoder: Encoder, tokenizer: Tokenizer, *, sentences: bool,
     return versions | {package: package_version(package) for package in packages}
 
 
-def description(settings: PartSettings, tokenizer: Tokenizer) -> dict[str, Any]:
+def description(settings: PartConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """All of ``.meta.json`` that is known before the work: what the corpus is made with."""
     settled = asdict(settings)
     versions = {**settled.pop("versions"), "code": str(CODE)}

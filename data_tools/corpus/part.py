@@ -45,7 +45,7 @@ Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class PartSettings:
+class PartConfig:
     """What decides a part's bytes, beside the text."""
 
     tokenizer: str
@@ -99,7 +99,7 @@ class PartEncoder:
 
     def __init__(
         self,
-        settings: PartSettings,
+        settings: PartConfig,
         tokenizer: Tokenizer,
         encoder: Encoder,
         *,

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_kis.common.errors import InputError, JobError, KisError
@@ -22,7 +22,7 @@ from megatron_kis.common.progress import Progress
 from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX
 from megatron_kis.data_tools.facts.importers import IMPORTERS
 from megatron_kis.data_tools.preparation.publish import adopt, finish, is_halfway, publish, unfinished
-from megatron_kis.data_tools.preparation.settings import DataSettings
+from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 from megatron_kis.data_tools.preparation.stamps import (
     OF_THE_MODEL,
     State,
@@ -40,7 +40,7 @@ from megatron_kis.data_tools.selection.imports import check_source, source_files
 from megatron_kis.data_tools.selection.select import check_settings
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer, model_file
 
-__all__ = ["DataSettings", "Held", "PreparedData", "fact_names", "prepare_data", "stale", "tokenizer_path"]
+__all__ = ["DataPrepConfig", "Held", "PreparedData", "fact_names", "prepare_data", "stale", "tokenizer_path"]
 
 Held = Callable[[str, list[str]], None]
 """Told of a step whose files would be written over, and of what differs; raises where runs were made with them."""
@@ -66,13 +66,13 @@ class PreparedData:
     """The tokenizer: the user's own where one was given, else the one that was trained."""
 
 
-def tokenizer_path(settings: DataSettings, output: Path) -> Path:
+def tokenizer_path(settings: DataPrepConfig, output: Path) -> Path:
     """The tokenizer of a study whose data are prepared in ``output``."""
     return settings.tokenizer or output / tokenizer_name(settings)
 
 
 def prepare_data(
-    settings: DataSettings,
+    settings: DataPrepConfig,
     output: Path,
     *,
     progress: Progress | None = None,
@@ -111,7 +111,7 @@ def prepare_data(
     )
 
 
-def stale(settings: DataSettings, output: Path) -> list[str]:
+def stale(settings: DataPrepConfig, output: Path) -> list[str]:
     """What ``prepare_data`` would make again and why; nothing is written.
 
     Returns:
@@ -147,11 +147,11 @@ def _sent(chain: Steps, place: Path | None) -> Step | None:
         return None
 
 
-def _checked(settings: DataSettings) -> DataSettings:
+def _checked(settings: DataPrepConfig) -> DataPrepConfig:
     """The settings with each text file named; everything is checked that can be without long work."""
     if not settings.text:
         raise InputError("no files of general text", where="data.text")
-    settings = replace(settings, text=tuple(expand(settings.text)))
+    settings = settings.replace(text=tuple(expand(settings.text)))
     if settings.text_format not in (None, *FORMATS):
         raise InputError(
             f"is {settings.text_format!r}", where="data.text_format", remedy=f"valid: {', '.join(FORMATS)}"
@@ -185,7 +185,7 @@ def _checked(settings: DataSettings) -> DataSettings:
 class _Preparation:
     """One call of ``prepare_data``."""
 
-    settings: DataSettings
+    settings: DataPrepConfig
     output: Path
     progress: Progress
     spare: Path | None

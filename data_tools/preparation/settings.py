@@ -1,44 +1,62 @@
-"""What decides a study's data: the ``data`` section of a study file."""
+"""Settings that decide a study's data: the ``data`` section of a study file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from megatron_kis.data_tools.selection.select import SelectSettings
+from pydantic import Field
+
+from megatron_kis.common.configuration import Config
+from megatron_kis.data_tools.facts.importers import IMPORTERS
+from megatron_kis.data_tools.readers.open import FORMATS
+from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.data_tools.tokenizers.base import CHARACTER_COVERAGE
 
 
-@dataclass(frozen=True, slots=True)
-class DataSettings:
-    """Everything that decides what a study's data are."""
+class DataPrepConfig(Config):
+    """Sources and choices of a study's data."""
 
     text: tuple[Path, ...]
     """Files of general text, or patterns of their names; the kinds are those of ``data_tools.readers.documents``."""
+
     facts: Path
     """Triples to choose the facts from."""
+
     templates: Path
     """``templates.yaml`` for their relations."""
-    facts_format: str = "tsv"
-    """A key of ``facts.importers.IMPORTERS``: ``tsv``, ``csv``, ``jsonl``, ``bear``, ``lama``, ``trex``, ..."""
+
+    facts_format: Annotated[str, Field(json_schema_extra={"enum": list(IMPORTERS)})] = "tsv"
+    """Format of the triples, a key of ``facts.importers.IMPORTERS``: ``tsv``, ``csv``, ``jsonl``, ``bear``, ``lama``,
+    ``trex``, ..."""
+
     facts_columns: tuple[str, ...] = ()
-    """Of a table or JSON lines, such as ``subject=city``: which column holds a field whose name is another."""
+    """Columns of a table (or keys of JSON lines) that hold a field under another name, such as ``subject=city``."""
+
     text_key: str = "text"
     """JSON key or TSV column of the text."""
-    text_format: str | None = None
-    """``jsonl``, ``txt``, ``tsv`` or ``parquet`` for text files of any name; None: as their names say."""
+
+    text_format: Annotated[str | None, Field(json_schema_extra={"enum": [*FORMATS, None]})] = None
+    """``jsonl``, ``txt``, ``tsv`` or ``parquet`` for text files of any name; None: by the files' names."""
+
     tokenizer: Path | None = None
     """A tokenizer to use, from where it is; None trains one on the general text and the names of all chosen facts."""
+
     vocab_size: int = 2048
     """Pieces of a tokenizer that is trained here. Small models: the embedding is most of their parameters."""
-    tokenizer_model: str = "unigram"
+
+    tokenizer_model: Annotated[str, Field(json_schema_extra={"enum": ["unigram", "bpe", "byte-bpe"]})] = "unigram"
     """``unigram`` or ``bpe`` (SentencePiece), or ``byte-bpe`` (a ``tokenizer.json``)."""
+
     character_coverage: float = CHARACTER_COVERAGE
     """Share of the text's characters that get a piece of their own, from 0.98 to 1 (``unigram`` and ``bpe``); the
     others become bytes. Chinese text needs a smaller one, or a larger ``vocab_size``."""
-    select: SelectSettings = field(default_factory=SelectSettings)
-    """Which facts, and how many of each group; also the distractors of a question."""
+
+    select: SelectConfig = SelectConfig()
+    """Choice of the facts: which, and how many of each group; also the distractors of a question."""
+
     validation_share: float = 0.02
     """Share of documents of general text set aside for the validation loss."""
+
     seed: int = 0
     """Seed of the validation split, the distractors and the tokenizer's sample; facts have ``select.seed``."""

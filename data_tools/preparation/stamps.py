@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json, write_json
 from megatron_kis.common.identity import data_differences, differences
 from megatron_kis.common.known_files import Seen
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.selection.select import SelectConfig
 
 SCHEMA = "kis.stamp/2"
 OLD_SCHEMA = "kis.stamp/1"
@@ -192,7 +192,7 @@ def _differences(stamp: Mapping[str, Any], step: Step, folder: Path) -> list[str
 
 def _of_settings(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A setting that came later had its default before."""
-    select = {**asdict(SelectSettings()), **then.get("select", {})} if "select" in now else None
+    select = {**SelectConfig().model_dump(), **then.get("select", {})} if "select" in now else None
     before = {**then, **({"select": {key: select[key] for key in now["select"]}} if select else {})}
     return differences({"data": json.loads(json.dumps(before))}, {"data": now})
 

@@ -17,10 +17,10 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 from megatron_kis.common.known_files import Seen
 from megatron_kis.common.progress import Progress
-from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX, CorpusOptions, build_corpus, encoder_for
+from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX, CorpusBuildConfig, build_corpus, encoder_for
 from megatron_kis.data_tools.corpus.meta import read_corpus_meta
 from megatron_kis.data_tools.facts.fact import Fact, load_facts
-from megatron_kis.data_tools.preparation.settings import DataSettings
+from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 from megatron_kis.data_tools.preparation.stamps import OLD_VERSION, Step
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.readers.open import kind_of
@@ -60,19 +60,19 @@ _Value = TypeVar("_Value")
 class Context:
     """What the steps are made with."""
 
-    settings: DataSettings
+    settings: DataPrepConfig
     """Its text is expanded: each file by its name."""
     seen: Seen
     """Knows the content of the sources."""
     progress: Progress
 
 
-def tokenizer_name(settings: DataSettings) -> str:
+def tokenizer_name(settings: DataPrepConfig) -> str:
     """Name of the model file of a tokenizer that is trained here."""
     return _TOKENIZER_NAMES[settings.tokenizer_model == "byte-bpe"]
 
 
-def training(settings: DataSettings) -> Training:
+def training(settings: DataPrepConfig) -> Training:
     """How a tokenizer is trained here."""
     return Training(
         vocab_size=settings.vocab_size,
@@ -114,7 +114,7 @@ def _facts(context: Context) -> Step:
     files = source_files(settings.facts, settings.facts_format)
     hashes = {path.name: seen.sha256(path) for path in files}
     named = settings.facts.is_dir() or settings.facts_format in _NAMED
-    select = asdict(settings.select)
+    select = settings.select.model_dump()
     columns = {"facts_columns": list(settings.facts_columns)} if settings.facts_columns else {}
 
     def make(folder: Path) -> None:
@@ -218,7 +218,7 @@ def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None
             validation_share=settings.validation_share,
             seed=settings.seed,
             progress=context.progress,
-            options=CorpusOptions(text_format=settings.text_format),
+            options=CorpusBuildConfig(text_format=settings.text_format),
         )
         context.progress.say(
             f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"
@@ -340,7 +340,7 @@ def _library(tokenizer: Tokenizer | None) -> dict[str, str]:
     return {tokenizer.library: package_version(tokenizer.library)} if tokenizer else {}
 
 
-def _reading(settings: DataSettings) -> dict[str, str]:
+def _reading(settings: DataPrepConfig) -> dict[str, str]:
     """How text is read; a format counts where one is given."""
     given = {"text_format": settings.text_format} if settings.text_format else {}
     return {"text_key": settings.text_key, **given}

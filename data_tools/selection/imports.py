@@ -25,14 +25,14 @@ from megatron_kis.data_tools.facts.importers import (
 from megatron_kis.data_tools.readers.splits import refuse_own_outputs
 from megatron_kis.data_tools.rendering.templates import wording
 from megatron_kis.data_tools.selection.pool import Pool
-from megatron_kis.data_tools.selection.select import Selection, SelectSettings, select_facts
+from megatron_kis.data_tools.selection.select import SelectConfig, Selection, select_facts
 
 
 def import_facts(
     source: Path,
     kind: str,
     output: Path,
-    settings: SelectSettings,
+    settings: SelectConfig,
     *,
     columns: Sequence[str] = (),
     skip_errors: bool = False,
@@ -82,7 +82,7 @@ def import_facts(
     meta = {
         "schema": "kis.facts/1",
         "source": {**described, "columns": list(columns)} if columns else described,
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "imported": dict(selection.imported),
         "dropped": {reason: dict(counts) for reason, counts in selection.dropped.items() if counts},
         "relations": [asdict(relation) for relation in selection.relations],
@@ -92,7 +92,7 @@ def import_facts(
     return selection
 
 
-def _ids_once(triples: Iterable[Imported], settings: SelectSettings, *, skip_errors: bool) -> Iterator[Imported]:
+def _ids_once(triples: Iterable[Imported], settings: SelectConfig, *, skip_errors: bool) -> Iterator[Imported]:
     """The triples; of those that a source gives one id only the first, as often as it is said.
 
     Ids are remembered up to the number of triples that fit into memory.
@@ -138,7 +138,7 @@ def _reasons(pool: Pool, error: InputError) -> str:
 def read_triples(
     source: Path,
     kind: str,
-    settings: SelectSettings,
+    settings: SelectConfig,
     *,
     columns: Sequence[str] = (),
     skip_errors: bool = False,

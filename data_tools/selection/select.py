@@ -12,7 +12,11 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from pydantic import Field
+
+from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.data_tools.facts.fact import GROUPS, Fact
 from megatron_kis.data_tools.facts.importers import Candidate, Imported
@@ -25,34 +29,43 @@ SPREADS = ("even", "proportional")
 _SHOWN = 20  # counts in a line of the summary
 
 
-@dataclass(frozen=True, slots=True)
-class SelectSettings:
+class SelectConfig(Config):
     """How many facts a study takes, and which."""
 
     infused: int = 100
-    """Facts of group ``infused`` in all, spread over the relations."""
+    """Number of facts of group ``infused``, spread over the relations."""
+
     background: int = 100
-    """Facts of group ``background``."""
+    """Number of facts of group ``background``."""
+
     control: int = 100
-    """Facts of group ``control``. Keep the three numbers alike: chance and its spread are then comparable."""
+    """Number of facts of group ``control``. With equal numbers in all groups, chance and its spread are comparable."""
+
     relations: tuple[str, ...] = ()
     """Relations to use; empty means all that the source has."""
+
     distractors: int = 3
-    """Wrong options a question will have: each group and relation must offer that many other objects."""
+    """Wrong options of each question: each group and relation must offer that many other objects."""
+
     facts_per_object: int = 1
     """Facts of one group and relation that may share an object; 0 for any number."""
+
     longest_name: int | None = None
-    """Longest subject or object in characters; None for any. Short sequences cannot hold long names."""
+    """Longest subject or object in characters; any length if not given. Short sequences cannot hold long names."""
+
     keep_telling_names: bool = False
     """Keep facts whose subject's name hints at the object."""
-    seed: int = 0
-    """Seed of the split."""
-    spread: str = "even"
-    """``even`` or ``proportional``: to the usable facts of a relation; too small relations then take no part."""
-    memory_limit: int = 4_000_000
-    """Triples held in memory, at about 1 kB (1.6 with ids and aliases).
 
-    Of a source with more, a random sample of the subjects is used."""
+    seed: int = 0
+    """Seed of the split into groups."""
+
+    spread: Annotated[str, Field(json_schema_extra={"enum": list(SPREADS)})] = "even"
+    """``even`` or ``proportional``: the same number of facts of each relation, or a number in proportion to its usable
+    facts; too small relations then take no part."""
+
+    memory_limit: int = 4_000_000
+    """Triples held in memory, at about 1 kB each (1.6 kB with ids and aliases). If a source has more, a random sample
+    of its subjects is used."""
 
     def counts(self) -> dict[str, int]:
         """Facts of each group."""
@@ -119,7 +132,7 @@ def _counts(counter: Mapping[str, int]) -> str:
 
 
 def select_facts(
-    triples: Iterable[Imported], settings: SelectSettings, *, see_pool: Callable[[Pool], None] | None = None
+    triples: Iterable[Imported], settings: SelectConfig, *, see_pool: Callable[[Pool], None] | None = None
 ) -> Selection:
     """Drops unfair facts and splits the rest into groups, stratified by relation.
 
@@ -204,7 +217,7 @@ def _frequencies(facts: Iterable[Candidate], entities: Entities) -> Counter[str]
     return found
 
 
-def check_settings(settings: SelectSettings) -> None:
+def check_settings(settings: SelectConfig) -> None:
     """Checks what can be told of settings without the triples.
 
     Raises:
@@ -228,7 +241,7 @@ def check_settings(settings: SelectSettings) -> None:
         raise InputError(f"is {settings.memory_limit}", where="memory_limit", remedy="a number of triples")
 
 
-def _shares(count: int, sizes: dict[str, int], settings: SelectSettings) -> dict[str, int]:
+def _shares(count: int, sizes: dict[str, int], settings: SelectConfig) -> dict[str, int]:
     """Facts of a group that each relation gives."""
     if settings.spread == "even":
         return _spread(count, list(sizes))
@@ -253,7 +266,7 @@ def _proportional(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
     return shares
 
 
-def _fewest(settings: SelectSettings) -> int:
+def _fewest(settings: SelectConfig) -> int:
     """Facts of a group and relation with which every question surely has its distractors."""
     return settings.distractors * max(1, settings.facts_per_object) + 1
 
@@ -269,7 +282,7 @@ def _draw(
     wanted: dict[str, int],
     home: dict[str, str],
     rng: random.Random,
-    settings: SelectSettings,
+    settings: SelectConfig,
 ) -> list[tuple[Candidate, str]]:
     """Goes through the pool in random order and gives each fact to a random group that still has room for it."""
     relation, pool, meanings = source.relation, source.facts, source.entities.meanings
@@ -341,7 +354,7 @@ def _at_most(distractors: int) -> str:
     return f"at most {distractors} distractors" if distractors else "a relation whose objects differ"
 
 
-def _or_raise(settings: SelectSettings, wanted: Mapping[str, int], of_object: Mapping[str, int]) -> str:
+def _or_raise(settings: SelectConfig, wanted: Mapping[str, int], of_object: Mapping[str, int]) -> str:
     """What to say of ``facts_per_object`` where it is what keeps facts out."""
     most = settings.facts_per_object * sum(count > 0 for count in wanted.values())
     total = sum(wanted.values())

@@ -7,13 +7,11 @@ settings' classes. A link out of ``docs/`` gets a copy of the file it names, so 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import inspect
 import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -22,11 +20,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from megatron_kis.cli.main import build_parser
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.cli.parser import Parser
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
-from megatron_kis.data_tools.preparation.prepare import DataSettings
-from megatron_kis.data_tools.selection.select import SelectSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
@@ -103,6 +99,8 @@ def _commands() -> Iterator[str]:
 
 
 def _parser(parser: argparse.ArgumentParser) -> Iterator[str]:
+    if isinstance(parser, Parser):
+        parser.complete()
     nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not nested:
         yield f"## {parser.prog}\n"
@@ -141,12 +139,6 @@ def _configuration() -> Iterator[str]:
     yield "\n## A study (`kis study run STUDY.yaml`)\n"
     yield "A rung of the `ladder` takes the keys of a run's `model`, and `learning_rate` and `parallel`.\n"
     yield from _table(_keys(StudyConfig, ""))
-    yield "\n## A study's `data`\n"
-    yield from _table(_fields(DataSettings))
-    yield "\n### `data.select`\n"
-    yield from _table(_fields(SelectSettings))
-    yield "\n## A study's `analysis`\n"
-    yield from _table(_fields(AnalysisSettings))
 
 
 def _table(rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
@@ -179,17 +171,6 @@ def _default(field: FieldInfo) -> str:
 
 def _shown(value: object) -> str:
     return "none" if value is None or value == "" else f"`{value}`".replace("|", "\\|")
-
-
-def _fields(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
-    """The fields of a dataclass whose docstrings stand below them."""
-    described = dict(re.findall(r'^    (\w+): .*?\n    """(.*?)"""', inspect.getsource(kind), flags=re.M | re.S))
-    for field in dataclasses.fields(kind):
-        if field.default_factory is not dataclasses.MISSING:
-            default = _shown(field.default_factory())
-        else:
-            default = "required" if field.default is dataclasses.MISSING else _shown(field.default)
-        yield field.name, default, " ".join(described.get(field.name, "").split())
 
 
 def _escaped(text: str) -> str:

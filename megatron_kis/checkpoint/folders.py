@@ -1,20 +1,20 @@
-"""Checkpoints of a run: folders that are whole or absent, checked before they are used, and cleared away by a rule.
+"""Checkpoints of a run: folders that are whole or absent, checked before they are used, and removed by a rule.
 
 ``checkpoints/step-00000120/`` holds the sharded tensors (``shards``), the logs up to there and ``checkpoint.json``,
 written last, with the hash of every other file. A folder is written under a name with a dot and renamed when it is
-whole; nothing points to the newest one, the names say which it is. All ranks share the file system.
+whole; nothing points to the newest one: the names tell. All ranks share the file system.
 
-A checkpoint is damaged if something in it was read and is wrong, or is missing. What cannot be read says nothing about
-it: that is an error, and nothing is passed over or removed for it.
+A checkpoint is damaged if something in it was read and is wrong, or is missing. If something cannot be read, that is an
+error: no checkpoint is skipped or removed for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,13 +26,15 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.common.errors import InputError, KisError
 from megatron_kis.common.files import fingerprint, naming, sha256_file, steadily, write_json
 from megatron_kis.common.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA
 from megatron_kis.common.jsonl_log import JsonLines
 from megatron_kis.common.parsing import parse_json
-from megatron_kis.distributed.parallel import from_first, gather, together
+from megatron_kis.distributed.collectives import from_first, gather, together
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -47,10 +49,10 @@ class Checkpoint:
     """A whole checkpoint on disk."""
 
     folder: Path
-    """Where it lies."""
+    """Its folder, ``step-NNNNNNNN``."""
 
     manifest: dict[str, Any]
-    """The content of ``checkpoint.json``."""
+    """Content of ``checkpoint.json``."""
 
     @property
     def step(self) -> int:
@@ -62,9 +64,10 @@ class CheckpointWriter:
     """Writes the checkpoints of one run. Every rank calls ``begin`` and ``complete`` at the same steps."""
 
     def __init__(self, run: Path, *, keep_last: int, keep_best: bool) -> None:
-        """Prepares for the run's folder; leftovers of a killed writer are cleared away."""
+        """Prepares for the run's folder; leftovers of a killed writer are removed."""
         self._folder = run / FOLDER
-        self._keep_last, self._keep_best = keep_last, keep_best
+        self._keep_last = keep_last
+        self._keep_best = keep_best
         self._thread: threading.Thread | None = None
         self._plans = shards.Plans()
         together(self._clear_leftovers)
@@ -91,13 +94,14 @@ class CheckpointWriter:
 
         Args:
             sharded: the tensors, see ``shards.stage``.
-            manifest: what ``checkpoint.json`` says besides the files; the first rank's counts.
-            logs: by name, on the rank that writes them; copied up to the ends that the manifest's ``logs`` give.
+            manifest: content of ``checkpoint.json`` without the files; the first rank's is written.
+            logs: by name, on the rank that writes them; copied up to the ends in the manifest's ``logs``.
         """
         assert not self.pending
         self._logs = dict(logs or {})
         name = f"step-{manifest['step']:08d}"
-        self._target, self._partial = self._folder / name, self._folder / f".{name}.partial"
+        self._target = self._folder / name
+        self._partial = self._folder / f".{name}.partial"
         self._manifest = manifest
         self._outcome: _Written | str = "nothing was written"
         staged = self._stage(sharded)
@@ -106,7 +110,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def _stage(self, sharded: dict[str, Any]) -> shards.Staged | None:
-        """None, with the outcome saying why, where the folder cannot be made."""
+        """Plans and copies; returns None, with the reason as the outcome, where the folder cannot be made."""
         problem = None
         if dist.get_rank() == 0:
             try:
@@ -120,7 +124,7 @@ class CheckpointWriter:
         return shards.stage(sharded, self._partial, self._plans)
 
     def _write(self, staged: shards.Staged | None) -> None:
-        """In a thread of its own: this rank's files and their hashes."""
+        """Writes this rank's files and takes their hashes, in a thread of its own."""
         if staged is None:
             return
         try:
@@ -136,7 +140,7 @@ class CheckpointWriter:
             self._outcome = reason_of(error, self._partial)
 
     def complete(self) -> str | None:
-        """Waits for all ranks' parts and gives the checkpoint its name, or clears a failed one away.
+        """Waits for all ranks' parts and gives the checkpoint its name, or removes a failed one.
 
         Returns:
             Why there is no checkpoint; None if there is one.
@@ -172,11 +176,11 @@ class CheckpointWriter:
         _sync_folder(self._folder)
 
     def _make_room(self) -> None:
-        """Removes what the rule does not keep. What cannot be read stays, and so does what a resume passed over."""
+        """Removes what the rule does not keep. What cannot be read stays, and so does what a resume skipped."""
         try:
             found = [_read(folder) for folder in _folders(self._folder) if _step(folder) <= self._manifest["step"]]
         except KisError as error:
-            print(f"kis: older checkpoints stay for now ({error})", file=sys.stderr, flush=True)
+            logger.warning(f"kis: older checkpoints stay for now ({error})")
             return
         whole = [checkpoint for checkpoint in found if isinstance(checkpoint, Checkpoint)]
         keep = {checkpoint.step for checkpoint in whole[: self._keep_last]}
@@ -189,22 +193,21 @@ class CheckpointWriter:
                 try:
                     _remove(checkpoint.folder)
                 except OSError as error:
-                    said = f"cannot be removed ({error.strerror or error})"
-                    print(f"kis: {checkpoint.folder}: {said}", file=sys.stderr, flush=True)
+                    logger.warning(f"kis: {checkpoint.folder}: cannot be removed ({error.strerror or error})")
 
 
 @dataclass(frozen=True)
 class _Written:
-    """What a rank wrote."""
+    """Files that a rank wrote."""
 
     results: list[Any]
     files: dict[str, dict[str, Any]]
 
 
 def newest(run: Path, *, at: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint of a run that is whole; damaged ones are passed over, and it says so.
+    """Returns the newest checkpoint of a run that is whole; damaged ones are skipped with a warning.
 
-    Every rank calls this; each checks a share of the files.
+    Collective: every rank calls this, and each checks a share of the files.
 
     Args:
         run: the run's folder.
@@ -228,7 +231,7 @@ def newest(run: Path, *, at: int | None = None) -> Checkpoint | None:
 
 
 def required(run: Path, step: int | None) -> Checkpoint:
-    """The checkpoint of this step, or the newest one, that is whole; every rank calls this.
+    """Returns the whole checkpoint of this step, or the newest one; collective: every rank calls this.
 
     Raises:
         InputError: there is none, or it may not be read.
@@ -246,7 +249,7 @@ def required(run: Path, step: int | None) -> Checkpoint:
 
 
 def _search(run: Path, at: int | None) -> tuple[Checkpoint | None, dict[int, str]]:
-    """The newest whole checkpoint, and what is wrong with each that is newer."""
+    """Returns the newest whole checkpoint, and the problem of each that is newer."""
     first = dist.get_rank() == 0
     names = together(lambda: [folder.name for folder in _folders(run / FOLDER)] if first else [])[0]
     problems: dict[int, str] = {}
@@ -261,7 +264,7 @@ def _search(run: Path, at: int | None) -> tuple[Checkpoint | None, dict[int, str
             return checkpoint, problems
         problems[_step(folder)] = problem
         if first:
-            print(f"kis: checkpoint {folder} is damaged ({problem}); it is passed over", file=sys.stderr, flush=True)
+            logger.warning(f"kis: checkpoint {folder} is damaged ({problem}); it is passed over")
     return None, problems
 
 
@@ -270,7 +273,7 @@ def _listed(problems: Mapping[int, str]) -> str:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Folders that are named like checkpoints, the newest first."""
+    """Returns the folders that are named like checkpoints, the newest first."""
     names = _unless_missing(lambda: [path.name for path in folder.iterdir() if _NAME.fullmatch(path.name)], folder)
     paths = [folder / name for name in names or []]
     found = [(path, _unless_missing(path.stat, path)) for path in paths]
@@ -279,10 +282,10 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def left_there(run: Path) -> list[str]:
-    """Names of everything in a run's folder of checkpoints but parts that a killed writer has left.
+    """Lists everything in a run's folder of checkpoints except parts that a killed writer has left.
 
-    They need not be checkpoints that can be used: one whose name was changed, or a link to a place that is away, is
-    somebody's work as well. The folder itself, where it is a link that leads nowhere, is named ``checkpoints``.
+    They need not be usable checkpoints: one that was renamed, or a link to a place that is not mounted, is somebody's
+    work as well. If the folder itself is a broken link, ``checkpoints`` is listed.
 
     Raises:
         InputError: the folder may not be read.
@@ -296,7 +299,7 @@ def left_there(run: Path) -> list[str]:
 
 
 def steps_there(run: Path) -> list[int]:
-    """Steps of the checkpoints in a run's folder, whole or damaged, ascending.
+    """Lists the steps of the checkpoints in a run's folder, whole or damaged, ascending.
 
     Raises:
         InputError: the folder may not be read.
@@ -312,7 +315,7 @@ def _step(folder: Path) -> int:
 
 
 def _unless_missing(read: Callable[[], _Read], path: Path) -> _Read | None:
-    """What ``read`` returns; None where there is no such file, as far as the file server knows.
+    """Returns what ``read`` returns; None where there is no such file, as far as the file server knows.
 
     Raises:
         InputError: it may not be read.
@@ -329,13 +332,13 @@ def _unless_missing(read: Callable[[], _Read], path: Path) -> _Read | None:
 
 
 def _checked(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, as far as this rank's share of the files tells."""
+    """Returns what is wrong with a checkpoint, as far as this rank's share of the files tells."""
     found = _read(folder)
     return found if isinstance(found, str) else _damage(found)
 
 
 def _read(folder: Path) -> Checkpoint | str:
-    """The checkpoint in a folder, or what is wrong with its manifest."""
+    """Returns the checkpoint in a folder, or what is wrong with its manifest."""
     path = folder / CHECKPOINT_FILE
     try:
         text = _unless_missing(lambda: path.read_text(encoding="utf-8"), path)
@@ -366,8 +369,8 @@ def write_manifest(path: Path, content: dict[str, Any]) -> None:
 
 
 def _damage(checkpoint: Checkpoint) -> str | None:
-    """What is wrong with this rank's share of the files."""
-    logs = checkpoint.manifest["logs"]  # copies that are lost are no damage of weights: see training/log_repair
+    """Returns what is wrong with this rank's share of the files."""
+    logs = checkpoint.manifest["logs"]  # lost copies of logs are no damage of weights: see log_repair
     files = sorted(item for item in checkpoint.manifest["files"].items() if item[0] not in logs)
     for name, facts in files[dist.get_rank() :: dist.get_world_size()]:
         path = checkpoint.folder / name
@@ -388,14 +391,14 @@ def _damage(checkpoint: Checkpoint) -> str | None:
 
 
 def reason_of(error: BaseException, path: Path) -> str:
-    """Why something could not be written, with the path.
+    """Returns why something could not be written, with the path.
 
     PyTorch's writer of archives turns an error of the system into one of its own, which does not name it
     (``[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598``); the first one is its context.
 
     Args:
-        error: what was caught.
-        path: what was being written, where the error does not say.
+        error: the error that was caught.
+        path: the file that was being written, where the error does not name one.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -406,7 +409,7 @@ def reason_of(error: BaseException, path: Path) -> str:
 
 
 def _seal(path: Path) -> dict[str, Any]:
-    """Brings a file to the disk, and says what it is."""
+    """Brings a file to the disk, and returns its size and hash."""
     with open(path, "rb") as file, naming(path):
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
@@ -422,13 +425,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a checkpoint: first what makes it one, so that half a folder is never taken for a whole one."""
+    """Removes a checkpoint: first what makes it one, so that half a folder is never used as a whole one."""
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _aside(folder: Path) -> Path:
-    """A name under which a damaged checkpoint stays, and is none."""
+    """Returns a free name that is not a checkpoint's, for a damaged one."""
     names = (folder.with_name(f"{folder.name}{_ASIDE}{number}") for number in ("", *range(2, 1000)))
     return next(name for name in names if not name.exists())
 

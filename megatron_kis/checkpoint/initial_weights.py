@@ -1,6 +1,7 @@
 """A start: weights with which a run begins (``model.init_from``), whatever its parallel layout.
 
-``start.json`` (``kis.start/1``) beside ``weights/`` in the format of a checkpoint's tensors, and the tokenizer.
+Its folder holds ``start.json`` (``kis.start/1``), ``weights/`` in the format of a checkpoint's tensors, and the
+tokenizer.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import Any
 
 import torch
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json, sha256_file, write_json
 from megatron_kis.config.ladder import ModelShape
-from megatron_kis.distributed.device import open_device, quiet_megatron
-from megatron_kis.distributed.parallel import close_groups, gather, open_groups
+from megatron_kis.distributed.collectives import gather
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 
 with quiet_megatron():
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -29,37 +32,37 @@ WEIGHTS = "weights"
 
 @dataclass(frozen=True)
 class Start:
-    """A start on the disk."""
+    """A start on disk."""
 
     folder: Path
-    """Where it lies."""
+    """Its folder."""
 
     content: dict[str, Any]
-    """Of ``start.json``."""
+    """Content of ``start.json``."""
 
     @property
     def positions(self) -> int | None:
-        """Tokens of the longest sequence that the model was made for; None where the start does not say."""
+        """Longest sequence that the model was made for, in tokens; None where the start does not say."""
         found = self.content.get("max_position_embeddings")
         return None if found is None else int(found)
 
     @property
     def fingerprint(self) -> str:
-        """Of shape and weights: a run that begins with others is another run."""
+        """Fingerprint of shape and weights: a run that begins with others is another run."""
         return fingerprint({key: self.content[key] for key in ("model", "vocabulary", "files")})
 
 
 def write_start(
     folder: Path, tensors: Mapping[str, torch.Tensor], shape: ModelShape, *, vocabulary: int, record: dict[str, Any]
 ) -> None:
-    """Writes ``weights/`` and ``start.json``; one process calls this, which is in no group.
+    """Writes ``weights/`` and ``start.json``; called by one process, outside of any process group.
 
     Args:
-        folder: is there.
-        tensors: whole, under the names of a checkpoint (``megatron_kis.convert.llama.STORED``).
-        shape: of the model.
-        vocabulary: rows of the embedding.
-        record: what else ``start.json`` says.
+        folder: an existing folder.
+        tensors: whole tensors, under the names of a checkpoint (``megatron_kis.convert.llama.STORED``).
+        shape: shape of the model.
+        vocabulary: number of rows of the embedding.
+        record: further content of ``start.json``.
     """
     weights = folder / WEIGHTS
     weights.mkdir()
@@ -78,17 +81,17 @@ def write_start(
 
 
 def _files(weights: Path) -> list[Path]:
-    """Those that are read: the index and the parts. The rest is for other tools."""
+    """Returns the files that are read: the index and the parts. The rest is for other tools."""
     return sorted([weights / shards.INDEX_NAME, *weights.glob("*.distcp")])
 
 
 def open_start(folder: Path, shape: ModelShape, *, vocabulary: int, longest: int | None = None) -> Start:
-    """Reads a start and checks that it is what the run asks for.
+    """Reads a start and checks that it fits the run.
 
     Args:
-        folder: of the start.
-        shape: the run's.
-        vocabulary: the run's rows of the embedding, padded.
+        folder: folder of the start.
+        shape: shape of the run's model.
+        vocabulary: number of rows of the run's embedding, padded.
         longest: the run's sequence length; None where nothing will be trained.
 
     Raises:
@@ -100,8 +103,11 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int, longest: int
     for name, value in asdict(shape).items():
         theirs = content["model"].get(name)
         if theirs != value:
-            raise InputError(f"is {value}, that of the start {theirs}", where=f"model.{name}",
-                             remedy=f"take the model section of {path}")  # fmt: skip
+            raise InputError(
+                f"is {value}, that of the start {theirs}",
+                where=f"model.{name}",
+                remedy=f"take the model section of {path}",
+            )
     if content["vocabulary"] != vocabulary:
         raise InputError(
             f"has {content['vocabulary']} rows in its embedding, the run's tokenizer needs {vocabulary}",
@@ -124,16 +130,17 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int, longest: int
 
 
 def load_start(start: Start, sharded: dict[str, Any]) -> dict[str, Any]:
-    """The weights of this rank; every rank calls this, and each checks a share of the files.
+    """Loads the weights of this rank; collective: every rank calls this, and each checks a share of the files.
 
     Args:
         start: the start.
-        sharded: name to Megatron-Core's ``ShardedTensor``, what this rank wants.
+        sharded: Megatron-Core's ``ShardedTensor`` of each weight of this rank, by name.
 
     Raises:
         InputError: a file with another content than was written.
     """
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank = torch.distributed.get_rank()
+    world = torch.distributed.get_world_size()
     files = sorted(start.content["files"].items())[rank::world]
     damaged = [name for name, facts in files if sha256_file(start.folder / WEIGHTS / name) != facts["sha256"]]
     found = [name for names in gather(damaged) for name in names]

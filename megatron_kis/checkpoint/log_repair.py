@@ -1,7 +1,7 @@
 """The logs of a run, brought back to a checkpoint: what was written after it is dropped, what is lost is restored.
 
 A checkpoint keeps a copy of both logs as they were. Where there is none (an older checkpoint, or a damaged copy) the
-rows that are still in the run's own log count, and what is lost is said.
+rows that are still in the run's own log are used, and the loss is reported.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ LOGS = (METRICS, PROBES)
 
 @dataclass
 class RepairedLogs:
-    """What became of a run's logs."""
+    """Result of bringing a run's logs back to a checkpoint."""
 
     sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes of each log that stay."""
+    """Number of bytes of each log that stay."""
 
-    said: dict[str, str] = field(default_factory=dict)
-    """What was wrong with a log, and what was done."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """Problem of each log that was not as written, and what was done about it."""
 
     lost: set[str] = field(default_factory=set)
     """Kinds of rows that are missing at the checkpoint's own step, of logs that lost some: train, validation, probe."""
 
 
 def content_at(checkpoint: Checkpoint, run: Path, name: str) -> tuple[bytes, str | None]:
-    """A log as it was at a checkpoint.
+    """Returns a log as it was at a checkpoint.
 
     Args:
         checkpoint: the checkpoint.
         run: folder of the run that wrote it.
-        name: of the log.
+        name: name of the log.
 
     Returns:
-        The rows, and what is lost of them, if anything is.
+        The rows, and how many bytes of them are lost, in words; None if nothing is.
 
     Raises:
         InputError, JobError: it cannot be read.
@@ -63,7 +63,7 @@ def repair_logs(checkpoint: Checkpoint, run: Path) -> RepairedLogs:
     """Brings both logs back to a checkpoint.
 
     Args:
-        checkpoint: of this run.
+        checkpoint: checkpoint of this run.
         run: the run's folder.
 
     Raises:
@@ -74,7 +74,7 @@ def repair_logs(checkpoint: Checkpoint, run: Path) -> RepairedLogs:
     for name, (content, loss, there) in found.items():
         repaired.sizes[name] = len(content)
         if there[: len(content)] != content or loss:
-            repaired.said[name] = loss or "was not as it had been written; restored from the checkpoint"
+            repaired.problems[name] = loss or "was not as it had been written; restored from the checkpoint"
             write_bytes(run / name, content)
         if loss:
             kinds = {"probe"} if name == PROBES else {"train", "validation"}
@@ -101,13 +101,13 @@ def _row(line: bytes) -> dict[str, object] | None:
 
 
 def _reached(line: bytes) -> float:
-    """The step of a row; infinity for what is none."""
+    """Returns the step of a row; infinity for a line that is no row."""
     row = _row(line)
     step = None if row is None else row.get("step")
     return step if isinstance(step, int) else float("inf")
 
 
 def _kinds(content: bytes, step: int) -> set[str]:
-    """Kinds of the rows of a step."""
+    """Returns the kinds of the rows of a step."""
     rows = [row for line in content.splitlines(keepends=True) if (row := _row(line)) and row.get("step") == step]
     return {str(row.get("kind", "probe")) for row in rows}

@@ -12,11 +12,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from megatron_kis import __version__
 from megatron_kis.cli import data, export, import_, law, plan, probe, study, train
 from megatron_kis.cli.overrides import check_places, take_overrides
+from megatron_kis.cli.parser import Parser
 from megatron_kis.common.ending import tell_starter
 from megatron_kis.common.errors import KisError, printable, system_problem
 from megatron_kis.common.log import show_messages
@@ -25,17 +25,9 @@ from megatron_kis.common.paths import expanded
 _INTERRUPTED = 130  # 128 + SIGINT, what shells report
 
 
-class _Parser(argparse.ArgumentParser):
-    """One whose complaints quote what was typed without harm to the terminal."""
-
-    def error(self, message: str) -> NoReturn:
-        """Prints the usage and the complaint, and ends with status 2."""
-        super().error(printable(message))
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
-    parser = _Parser(
+    parser = Parser(
         prog="kis",
         description="How much domain knowledge can be infused into a model before its memory collapses?",
     )

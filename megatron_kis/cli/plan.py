@@ -44,9 +44,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--gpu", default="h100", metavar="KIND", help="h100, h200, a100, b200, ... (h100)")
     parser.add_argument("--mfu", type=float, metavar="SHARE", help="the share of the peak that you measured, 0 to 1")
     parser.add_argument(
-        "--nvlink", type=float, metavar="GB/s",
+        "--nvlink",
+        type=float,
+        metavar="GB/s",
         help="between GPUs of a node, of each GPU in one direction (by --gpu; 450 for h100)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--network", type=float, metavar="GB/s", help="between nodes, of each GPU in one direction (50 for h100)"
     )
@@ -55,9 +57,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--batch", type=int, default=512, metavar="B", help="sequences per step, of a model (512)")
     parser.add_argument("--show", type=int, default=5, metavar="K", help="layouts to show (5)")
     parser.add_argument(
-        "--interleave", action="store_true",
+        "--interleave",
+        action="store_true",
         help="also stages of several chunks of layers (parallel.virtual)",
-    )  # fmt: skip
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(handler=_plan)
 
@@ -81,12 +84,20 @@ def _plan(options: argparse.Namespace) -> int:
         hours += job.runs * found[0].gpu_hours
         flops += job.runs * job.job.tokens * job.job.shape.flops_per_token(job.job.vocabulary, job.job.length)
         sizes.append(
-            {"model": job.label, "params": params, "precision": job.job.precision, "tokens": job.job.tokens,
-             "runs": job.runs, "gpus": found[0].split.gpus, "mfu": found[0].mfu,
-             "mfu_source": "computed" if options.mfu is None else "given with --mfu",
-             "gpu_hours": job.runs * found[0].gpu_hours, "as_written": job.split is not None and not note,
-             "layouts": [option.as_dict() for option in found[: options.show]]}
-        )  # fmt: skip
+            {
+                "model": job.label,
+                "params": params,
+                "precision": job.job.precision,
+                "tokens": job.job.tokens,
+                "runs": job.runs,
+                "gpus": found[0].split.gpus,
+                "mfu": found[0].mfu,
+                "mfu_source": "computed" if options.mfu is None else "given with --mfu",
+                "gpu_hours": job.runs * found[0].gpu_hours,
+                "as_written": job.split is not None and not note,
+                "layouts": [option.as_dict() for option in found[: options.show]],
+            }
+        )
         if not options.json:
             _print(sizes[-1], found[: options.show], note)
     runs = sum(row["runs"] for row in sizes)
@@ -179,9 +190,10 @@ def _jobs(options: argparse.Namespace) -> list[Planned]:
         content = {key: value for key, _, value in parts}
         if not all(sign for _, sign, _ in parts) or len(content) < len(parts):
             raise InputError(
-                f"{options.model!r} is no list of keys and values", where="MODEL",
+                f"{options.model!r} is no list of keys and values",
+                where="MODEL",
                 remedy="each once, such as layers=32,width=4096,heads=32",
-            )  # fmt: skip
+            )
     model = parse_config(ModelConfig, content, source="MODEL")
     if options.tokens is None:
         raise InputError("is missing", where="--tokens", remedy="say how many tokens the run has, such as 20e9")
@@ -205,7 +217,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
             check_layout(run.model, run.parallel, training, vocabulary=options.vocabulary)
         return [Planned(run.name, job, 1, _split(run.parallel), training.micro_batch_size)]
     study = load_config(StudyConfig, path)
-    pieces = study.data.get("vocab_size")
+    pieces = study.data.vocab_size if "vocab_size" in study.data.model_fields_set else None
     shared = study.training
     length, batch = shared.sequence_length, shared.global_batch_size
     # A size may stand in the ladder several times, with other budgets, layouts or frequencies.
@@ -234,10 +246,15 @@ def _split(parallel: ParallelConfig) -> Split:
     from megatron_kis.planning.split import Split
 
     return Split(
-        tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual, data=parallel.replicas,
-        context=parallel.context, recompute=parallel.recompute, sequence=parallel.sequence,
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        virtual=parallel.virtual,
+        data=parallel.replicas,
+        context=parallel.context,
+        recompute=parallel.recompute,
+        sequence=parallel.sequence,
         distributed_optimizer=parallel.replicas * parallel.context > 1,
-    )  # fmt: skip
+    )
 
 
 def _job(
@@ -254,9 +271,10 @@ def _job(
 
     if tokens < length * batch:
         raise InputError(
-            f"{tokens:,.0f} tokens are less than one step of {batch} x {length}", where="MODEL",
+            f"{tokens:,.0f} tokens are less than one step of {batch} x {length}",
+            where="MODEL",
             remedy="more --tokens, or a smaller --batch or --length",
-        )  # fmt: skip
+        )
     vocabulary = padded_vocabulary(options.vocabulary or pieces or 32_000)
     job = Job(shape=model.shape(), vocabulary=vocabulary, tokens=tokens, length=length, global_batch=batch)
     return job if file is None else replace(job, **_settings(file, model))

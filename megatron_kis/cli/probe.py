@@ -35,7 +35,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _probe(options: argparse.Namespace) -> int:
     from megatron_kis.common.errors import InputError, nearest
-    from megatron_kis.evaluate.checkpoint import ask_checkpoint
+    from megatron_kis.evaluate.checkpoint import evaluate_checkpoint
     from megatron_kis.probes.scoring import RULES
 
     if options.scoring not in RULES:
@@ -48,7 +48,7 @@ def _probe(options: argparse.Namespace) -> int:
         moments = write_histories(options.run, options.histories, rule=options.scoring)
         print(f"{options.histories}: {moments} moments, rule {options.scoring}")
         return 0
-    found = ask_checkpoint(
+    found = evaluate_checkpoint(
         options.run,
         step=options.step,
         exposures=options.exposures,

@@ -6,11 +6,10 @@ begin at the folder of the file, those of overrides at the current folder (``pat
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -31,9 +30,6 @@ from megatron_kis.common.parsing import parse_yaml
 from megatron_kis.common.paths import Moved, absolute, placed, seen_from, with_paths
 from megatron_kis.common.units import as_count
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 
 def _safe_name(text: str) -> str:
     if not is_name(text):
@@ -43,41 +39,41 @@ def _safe_name(text: str) -> str:
 
 
 SafeName = Annotated[str, AfterValidator(_safe_name)]
-"""A name that becomes a folder: see ``names``."""
+"""Name that becomes a folder: see ``identifiers``."""
 
 Count = Annotated[int, BeforeValidator(as_count)]
-"""A number of tokens or parameters, which may be written ``1.2e6`` or ``7b``."""
+"""Number of tokens or parameters, which may be written ``1.2e6`` or ``7b``."""
 
 Quantity = Annotated[float, BeforeValidator(as_count)]
 """The same, where it need not be whole."""
 
 
-class Settings(BaseModel):
-    """Base of all sections: frozen, and closed to unknown keys."""
+class Config(BaseModel):
+    """Base of all settings: frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @field_validator("*", mode="after")
     @classmethod
     def _placed(cls, value: Any, info: ValidationInfo) -> Any:
-        """Paths as the file means them that names them."""
-        return _with_places(value, info.context) if info.context is not None else value
+        """Resolves paths against the folder of the file that names them."""
+        return value if info.context is None else _with_base(value, info.context["base"])
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns a copy with other values, which are not checked again."""
+        return self.model_copy(update=changes)
 
 
-_Config = TypeVar("_Config", bound=Settings)
-_Record = TypeVar("_Record", bound="DataclassInstance")
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-def load_config(
-    kind: type[_Config], path: Path, overrides: Sequence[str] = (), *, sections: Mapping[str, type] | None = None
-) -> _Config:
+def load_config(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
     """Reads a YAML file, applies overrides and checks the result.
 
     Args:
         kind: the settings' class.
         path: the YAML file.
         overrides: ``key.path=value``, the value in YAML.
-        sections: classes of sections that ``kind`` leaves to others (as mappings of any content).
 
     Raises:
         InputError: an unreadable file, invalid YAML, a key that is given twice, an unknown key or a bad value, with its
@@ -86,10 +82,9 @@ def load_config(
     content = parse_yaml(read_text(path), where=str(path))
     if not isinstance(content, dict):
         raise InputError("not a mapping of settings", where=str(path))
-    fields = _fields_of(kind) | dict(sections or {})
     base = file_base(path, content)
     for override in overrides:
-        _override(content, override, fields, base)
+        _override(content, override, kind, base)
     return parse_config(kind, content, source=str(path), base=base, overrides=overrides)
 
 
@@ -111,129 +106,101 @@ def file_base(path: Path, content: Mapping[str, Any]) -> Path | Moved:
 
 
 def parse_config(
-    kind: type[_Config],
-    content: dict[str, Any],
+    kind: type[ConfigT],
+    content: Any,
     *,
     source: str,
+    section: str = "",
     base: Path | Moved | None = None,
     overrides: Sequence[str] = (),
-) -> _Config:
+) -> ConfigT:
     """Checks settings that are already in memory; see ``load_config``.
 
     Args:
         kind: the settings' class.
-        content: the settings.
+        content: the settings, a mapping.
         source: the file, for messages.
+        section: the key of these settings in that file, for messages.
         base: folder at which relative paths begin; None leaves paths as they are.
-        overrides: what of ``content`` is not the file's.
+        overrides: settings in ``content`` that do not come from the file.
     """
     try:
-        return kind.model_validate(content, context=None if base is None else {"base": base})
+        return kind.model_validate(content, context={"base": base})
     except ValidationError as error:
-        first = error.errors()[0]
-        place = [part for part in first["loc"] if not isinstance(part, str) or not part.startswith("function-")]
-        key = ".".join(map(str, place))
-        where = f"{source}: {key}" if key else source
-        where = next(
-            (said for said in reversed(overrides) if f"{key}.".startswith(f"{said.partition('=')[0]}.")), where
-        )
-        if first["type"] == "extra_forbidden":
-            remedy = nearest(str(place[-1]), _fields_at(kind, place[:-1]))
-            raise InputError("unknown key", where=where, remedy=remedy) from None
-        if first["type"] == "missing":
-            raise InputError("is missing", where=where, remedy="add it") from None
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] != "value_error":
-            message += f" (got {first['input']!r})"
-        raise InputError(message, where=where) from None
+        raise input_error(error, kind, source=source, section=section, overrides=overrides) from None
 
 
-def as_content(config: Settings, folder: Path, *, within: Path | None = None) -> dict[str, Any]:
+def input_error(
+    error: ValidationError,
+    kind: type[BaseModel],
+    *,
+    source: str = "",
+    section: str = "",
+    overrides: Sequence[str] = (),
+) -> InputError:
+    """Returns the first of pydantic's complaints as one of ours; the arguments are those of ``parse_config``."""
+    first = error.errors()[0]
+    place = [part for part in first["loc"] if not isinstance(part, str) or not part.startswith("function-")]
+    key = ".".join(part for part in (section, *map(str, place)) if part)
+    where = ": ".join(part for part in (source, key) if part)
+    where = next((said for said in reversed(overrides) if f"{key}.".startswith(f"{said.partition('=')[0]}.")), where)
+    if first["type"] == "extra_forbidden":
+        return InputError("unknown key", where=where, remedy=nearest(str(place[-1]), _fields_at(kind, place[:-1])))
+    if first["type"] == "missing":
+        return InputError("is missing", where=where, remedy="add it")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] != "value_error":
+        message += f" (got {first['input']!r})"
+    number = first["type"] == "string_type" and isinstance(first["input"], bool | int | float)
+    return InputError(message, where=where, remedy="put it in quotes" if number else None)
+
+
+def as_content(config: Config, folder: Path, *, within: Path | None = None) -> dict[str, Any]:
     """Settings as a file in ``folder`` says them, for YAML and JSON; see ``paths.seen_from``."""
     return _dumped(config, lambda path: seen_from(path, folder, within=within))
 
 
-def absolute_content(config: Settings) -> dict[str, Any]:
+def absolute_content(config: Config) -> dict[str, Any]:
     """Settings for YAML and JSON with absolute paths: the file works wherever it is copied to."""
     return _dumped(config, absolute)
 
 
-def _dumped(config: Settings, written: Callable[[Path], Path]) -> dict[str, Any]:
+def _dumped(config: Config, written: Callable[[Path], Path]) -> dict[str, Any]:
     content = TypeAdapter(Any).dump_python(with_paths(config.model_dump(), written), mode="json")
     assert isinstance(content, dict)
     return content
 
 
-def parse_dataclass(
-    kind: type[_Record], content: dict[str, Any], *, where: str, base: Path | Moved | None = None
-) -> _Record:
-    """Checks the settings of another package, kept there as a (nested) dataclass, as strictly as our own.
-
-    Args:
-        kind: the dataclass.
-        content: its section of the file.
-        where: the section's key, for messages.
-        base: folder at which relative paths begin; None leaves paths as they are.
-
-    Raises:
-        InputError: an unknown key or a bad value.
-    """
-    names = {field.name: field for field in dataclasses.fields(kind)}
-    hints = get_type_hints(kind)
-    resolved = dict(content)
-    for key, value in content.items():
-        if key not in names:
-            raise InputError("unknown key", where=f"{where}.{key}", remedy=nearest(str(key), names))
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
-            resolved[key] = parse_dataclass(hints[key], value, where=f"{where}.{key}", base=base)
-    try:
-        record = TypeAdapter(kind).validate_python(resolved)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, (where, *first["loc"])))
-        if first["type"] == "missing":
-            raise InputError("is missing", where=key, remedy="add it") from None
-        remedy = "put it in quotes" if first["type"] == "string_type" else None
-        raise InputError(first["msg"].removeprefix("Value error, "), where=key, remedy=remedy) from None
+def _with_base(value: Any, base: Path | Moved | None) -> Any:
+    """Returns a value with the paths in it resolved."""
     if base is None:
-        return record
-    paths = {}
-    for name in names:
-        value = getattr(record, name)
-        try:
-            paths[name] = _with_places(value, {"base": base})
-        except ValueError as error:
-            raise InputError(str(error), where=f"{where}.{name}") from None
-    return dataclasses.replace(record, **paths)
-
-
-def _with_places(value: Any, context: Any) -> Any:
-    """A value with every path in it as it is meant."""
+        return value
     if isinstance(value, Path):
         try:
-            return placed(value, context["base"])
+            return placed(value, base)
         except InputError as error:
             msg = str(error)
             raise ValueError(msg) from None
     if isinstance(value, tuple) and any(isinstance(item, Path) for item in value):
-        return tuple(_with_places(item, context) for item in value)
+        return tuple(_with_base(item, base) for item in value)
     return value
 
 
-def _override(content: dict[str, Any], override: str, fields: Mapping[str, Any], base: Path | Moved) -> None:
+def _override(content: dict[str, Any], override: str, kind: type[BaseModel], base: Path | Moved) -> None:
+    """Puts the value of ``key.path=value`` into the content of a file."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError("is not of the form key=value", where=override, remedy="for example training.seed=1")
     value = parse_yaml(text, where=override)
     *path, last = key.split(".")
     section = content
+    fields = _fields_of(kind)
     for part in path:
         if section.get(part) is None:
             section[part] = {}
         section = section[part]
         if not isinstance(section, dict):
             raise InputError(f"{part!r} has no keys of its own", where=override)
-    for part in path:
         fields = _fields_of(fields.get(part))
     try:
         section[last] = _as_the_file_names(value, fields.get(last), base)
@@ -264,10 +231,10 @@ def _arms(kind: Any) -> tuple[Any, ...]:
 
 
 def _fields_of(kind: Any) -> dict[str, Any]:
-    """Names and types of a section's fields; none where it is no section."""
+    """Returns names and types of a section's fields; none where it is no section."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {name: field.annotation for name, field in kind.model_fields.items()}
-    return get_type_hints(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else {}
+    return {}
 
 
 def _fields_at(kind: type[BaseModel], place: Sequence[Any]) -> list[str]:

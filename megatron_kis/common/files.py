@@ -30,8 +30,14 @@ _DYING = 2.0
 """Seconds for which a lock is asked for: processes that were killed may not be gone yet."""
 
 _OURS = {
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG,
-}  # fmt: skip
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
 """Errors that say something about the path, and come again at every try."""
 
 _Read = TypeVar("_Read")

@@ -15,10 +15,24 @@ from typing import Any
 from megatron_kis.common.files import fingerprint
 
 RESULTLESS = (
-    "name", "study", "output", "device", "data", "parallel", "extends", "infusion.frequencies", "checkpoints",
-    "logging", "model.name", "model.transformer_impl", "model.init_from", "training.micro_batch_size",
-    "training.deterministic", "training.guard.hang_minutes", "probes.batch_size",
-)  # fmt: skip
+    "name",
+    "study",
+    "output",
+    "device",
+    "data",
+    "parallel",
+    "extends",
+    "infusion.frequencies",
+    "checkpoints",
+    "logging",
+    "model.name",
+    "model.transformer_impl",
+    "model.init_from",
+    "training.micro_batch_size",
+    "training.deterministic",
+    "training.guard.hang_minutes",
+    "probes.batch_size",
+)
 """Settings of a run that change no result, or nothing but the order of sums: the layout, the device, the size of
 batches; and files, which count by their content."""
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from megatron_kis.common.errors import printable
+
+if TYPE_CHECKING:
+    import rich.progress
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -75,36 +81,21 @@ class BarProgress(Progress):
 
     def say(self, message: str) -> None:
         """Reports one line."""
-        print(printable(message), file=sys.stderr, flush=True)
+        logger.info(printable(message))
 
     def track(self, items: Iterable[Item], *, description: str, total: int | None = None) -> Iterator[Item]:
         """Draws a bar that disappears when the work is done."""
-        from rich import progress as rich
-        from rich.console import Console
+        from rich.progress import MofNCompleteColumn
 
-        columns = (
-            rich.TextColumn("{task.description}"),
-            rich.BarColumn(),
-            rich.MofNCompleteColumn(),
-            rich.TimeElapsedColumn(),
-        )
-        with rich.Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        with _bar(MofNCompleteColumn()) as display:
             yield from display.track(items, description=description, total=total)
 
     @contextmanager
     def meter(self, description: str, total: int) -> Iterator[Meter]:
         """Draws a bar with megabytes, documents and speed."""
-        from rich import progress as rich
-        from rich.console import Console
+        from rich.progress import DownloadColumn, TextColumn
 
-        columns = (
-            rich.TextColumn("{task.description}"),
-            rich.BarColumn(),
-            rich.DownloadColumn(),
-            rich.TextColumn("{task.fields[speed]}"),
-            rich.TimeElapsedColumn(),
-        )
-        with rich.Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        with _bar(DownloadColumn(), TextColumn("{task.fields[speed]}")) as display:
             task = display.add_task(description, total=total, speed="")
             start = time.monotonic()
 
@@ -115,12 +106,21 @@ class BarProgress(Progress):
             yield show
 
 
+def _bar(*columns: rich.progress.ProgressColumn) -> rich.progress.Progress:
+    """Returns a bar on standard error that disappears when the work is done; ``columns`` follow the bar itself."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeElapsedColumn())
+    return Progress(*shown, console=Console(stderr=True), transient=True)
+
+
 def _speed(text: int, documents: int, seconds: float) -> str:
-    return f"{documents:,} documents, {text / 1e6 / max(seconds, 1e-9):.1f} MB of text a second"
+    return f"{documents:,} documents, {text / 1e6 / max(seconds, 1e-9):.1f} MB of text per second"
 
 
 def console_progress() -> Progress:
     """The progress of a command: a bar where standard error is a terminal, plain lines to it otherwise."""
     if sys.stderr.isatty():
         return BarProgress()
-    return LineProgress(lambda line: print(printable(line), file=sys.stderr, flush=True))
+    return LineProgress(lambda line: logger.info(printable(line)))

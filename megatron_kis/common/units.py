@@ -1,4 +1,4 @@
-"""Counts of tokens, parameters and facts as people write them: ``7b``, ``1.2e6``, ``137M``."""
+"""Counts of tokens, parameters and facts as people write them (``7b``, ``1.2e6``, ``137M``), and numbers as we do."""
 
 from __future__ import annotations
 
@@ -58,3 +58,34 @@ def whole_quantity(text: str) -> int:
     if not value.is_integer():
         raise argparse.ArgumentTypeError(f"{text!r} is not whole")
     return int(value)
+
+
+def short_count(count: int) -> str:
+    """Returns a count as a name holds it, to six digits: ``1.2M`` for 1200000."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.6g}{unit}"
+    return str(count)
+
+
+def in_table(value: Any) -> str:
+    """Returns a value as a table shows it: ``-`` for None, ``1,200,000``, ``0.1235``."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def duration(seconds: float | None) -> str:
+    """Returns seconds as people say them: ``3 d 4 h``, ``2 h 05 min``, ``7 min``, ``40 s``."""
+    if seconds is None:
+        return "-"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

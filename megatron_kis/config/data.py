@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
-from megatron_kis.common.configuration import Settings
+from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.identity import DATA
 from megatron_kis.data.exposure_schedule import schedule_of
 
 
-class BackgroundConfig(Settings):
+class BackgroundConfig(Config):
     """The facts whose retention is watched."""
 
     policy: Literal["displaced", "protected"] = "displaced"
@@ -23,7 +23,7 @@ class BackgroundConfig(Settings):
     """Exposures of each background fact in a run without infusion."""
 
 
-class InfusionConfig(Settings):
+class InfusionConfig(Config):
     """How much is infused, when, and through which templates."""
 
     frequency: float | None = Field(None, ge=0)
@@ -69,7 +69,7 @@ class InfusionConfig(Settings):
         return self
 
 
-class CorpusConfig(Settings):
+class CorpusConfig(Config):
     """One of several corpora."""
 
     prefix: Path
@@ -79,7 +79,7 @@ class CorpusConfig(Settings):
     """Its share of the sequences; shares of all corpora are scaled to add up to 1."""
 
 
-class DataConfig(Settings):
+class DataConfig(Config):
     """The files of a run, as ``kis data`` writes them."""
 
     corpus: Path | tuple[CorpusConfig, ...]
@@ -132,7 +132,7 @@ class DataConfig(Settings):
         return self.exposures.with_name(self.exposures.name + ".questions.jsonl")
 
 
-class DocumentsConfig(Settings):
+class DocumentsConfig(Config):
     """How the documents of a sequence (exposures and general text) meet."""
 
     reset_attention: bool = False

@@ -88,9 +88,14 @@ def _small(layers: int, width: int, heads: int) -> ModelShape:
 
 def _large(layers: int, width: int, groups: int, ffn: int) -> ModelShape:
     return ModelShape(
-        layers=layers, width=width, heads=width // 128, query_groups=groups, ffn_width=ffn,
-        tied_embeddings=False, rope_base=500_000,
-    )  # fmt: skip
+        layers=layers,
+        width=width,
+        heads=width // 128,
+        query_groups=groups,
+        ffn_width=ffn,
+        tied_embeddings=False,
+        rope_base=500_000,
+    )
 
 
 PRESETS: dict[str, ModelShape] = {

@@ -7,12 +7,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from megatron_kis.common.configuration import SafeName, Settings
+from megatron_kis.common.configuration import Config, SafeName
 from megatron_kis.common.errors import nearest
 from megatron_kis.config.ladder import PRESETS, ModelShape, preset
 
 
-class ModelConfig(Settings):
+class ModelConfig(Config):
     """The model: a preset by name, or an explicit shape."""
 
     preset: str | None = None

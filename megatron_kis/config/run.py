@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator
 
-from megatron_kis.common.configuration import Count, SafeName, Settings
+from megatron_kis.common.configuration import Config, Count, SafeName
 from megatron_kis.config.data import DataConfig, DocumentsConfig, InfusionConfig
 from megatron_kis.config.model import ModelConfig
 from megatron_kis.config.training import GuardConfig, OptimizerConfig, ParallelConfig, Precision, TrainingConfig
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-class MomentsConfig(Settings):
+class MomentsConfig(Config):
     """When something happens during a run."""
 
     shares: tuple[float, ...] = (1.0,)
@@ -78,7 +78,7 @@ def _asked_templates() -> dict[Literal["train", "held_out", "question"], int | N
     return {"train": 3, "held_out": None, "question": None}
 
 
-class ProbeConfig(Settings):
+class ProbeConfig(Config):
     """The knowledge probe."""
 
     moments: MomentsConfig = MomentsConfig(shares=(1.0,))
@@ -109,7 +109,7 @@ class CheckpointMomentsConfig(MomentsConfig):
     """Also when so many minutes have passed since the last time: what a crash can cost at most."""
 
 
-class CheckpointConfig(Settings):
+class CheckpointConfig(Config):
     """What of a run is saved, so that it can go on after a crash, under another layout, or as another run's start."""
 
     moments: CheckpointMomentsConfig = CheckpointMomentsConfig()
@@ -125,7 +125,7 @@ class CheckpointConfig(Settings):
     """Write while training goes on; costs a copy of weights and optimizer in the host's memory."""
 
 
-class ValidationConfig(Settings):
+class ValidationConfig(Config):
     """The loss on general text."""
 
     moments: MomentsConfig = MomentsConfig(shares=(0.25, 0.5, 0.75, 1.0))
@@ -135,7 +135,7 @@ class ValidationConfig(Settings):
     """Tokens that are read at most."""
 
 
-class LoggingConfig(Settings):
+class LoggingConfig(Config):
     """What a run writes."""
 
     every: int = Field(10, gt=0)
@@ -148,7 +148,7 @@ class LoggingConfig(Settings):
     """Also log to Weights & Biases; ``offline`` writes into the run's folder alone. Needs the package ``wandb``."""
 
 
-class RunConfig(Settings):
+class RunConfig(Config):
     """One run: a cell (N, D, F) with a seed."""
 
     name: SafeName

@@ -13,13 +13,39 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from megatron_kis.common.configuration import Settings
+from megatron_kis.common.configuration import Config
 
 _OWN_OPTIONS = {
-    "job-name", "output", "error", "open-mode", "array", "dependency", "kill-on-invalid-dep", "requeue", "no-requeue",
-    "signal", "parsable", "wrap", "chdir", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "test-only", "wait",
-    "J", "o", "e", "a", "d", "N", "n", "c", "D", "W",
-}  # fmt: skip
+    "job-name",
+    "output",
+    "error",
+    "open-mode",
+    "array",
+    "dependency",
+    "kill-on-invalid-dep",
+    "requeue",
+    "no-requeue",
+    "signal",
+    "parsable",
+    "wrap",
+    "chdir",
+    "nodes",
+    "ntasks",
+    "ntasks-per-node",
+    "cpus-per-task",
+    "test-only",
+    "wait",
+    "J",
+    "o",
+    "e",
+    "a",
+    "d",
+    "N",
+    "n",
+    "c",
+    "D",
+    "W",
+}
 
 
 def _one_line(text: str) -> str:
@@ -106,7 +132,7 @@ def seconds_of(limit: str) -> int | None:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds or None
 
 
-class JobConfig(Settings):
+class JobConfig(Config):
     """What one kind of job asks for; what is not given here is that of ``cluster``."""
 
     account: Name | None = None
@@ -173,7 +199,7 @@ class LargeJobsConfig(JobConfig):
     """Cells of one shape that may run at the same time; as many as the queue lets if not given."""
 
 
-class ContainerConfig(Settings):
+class ContainerConfig(Config):
     """The container in which everything runs."""
 
     kind: Literal["pyxis", "apptainer"]

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from megatron_kis.common.configuration import Count, Quantity, SafeName, Settings
+from megatron_kis.common.configuration import Config, Count, Quantity, SafeName
 from megatron_kis.common.errors import nearest
+from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.config.data import BackgroundConfig, DocumentsConfig
 from megatron_kis.config.run import (
     CheckpointConfig,
@@ -27,6 +28,7 @@ from megatron_kis.config.run import (
     ValidationConfig,
 )
 from megatron_kis.config.slurm import ClusterConfig
+from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -63,7 +65,7 @@ class RungConfig(ModelConfig):
     """Seeds of this size in the grid; the study's if not given."""
 
 
-class ListedRun(Settings):
+class ListedRun(Config):
     """One run beside the grid."""
 
     size: str
@@ -79,7 +81,7 @@ class ListedRun(Settings):
     """Seed of weights, order and exposures."""
 
 
-class StudyTraining(Settings):
+class StudyTraining(Config):
     """What the runs of a study share."""
 
     sequence_length: Count = Field(ge=2)
@@ -104,7 +106,7 @@ class StudyTraining(Settings):
     """Bad steps and hung ranks."""
 
 
-class ExecutorConfig(Settings):
+class ExecutorConfig(Config):
     """How runs are executed on this machine."""
 
     workers: int | None = Field(None, gt=0)
@@ -132,7 +134,7 @@ class ExecutorConfig(Settings):
     """An executor on another machine that gives no sign of life for so long counts as dead; its runs are taken over."""
 
 
-class StudyConfig(Settings):
+class StudyConfig(Config):
     """A family of runs and the questions asked of it."""
 
     name: SafeName
@@ -144,8 +146,8 @@ class StudyConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
 
-    data: dict[str, Any]
-    """Sources and choices of ``megatron_kis.data_tools.preparation.prepare.DataSettings`` (kis data --help)."""
+    data: DataPrepConfig
+    """Sources and choices of the data."""
 
     ladder: Annotated[tuple[RungConfig, ...], AfterValidator(_distinct)] = Field(min_length=1)
     """Sizes N."""
@@ -195,8 +197,8 @@ class StudyConfig(Settings):
     cluster: ClusterConfig = ClusterConfig()
     """Jobs of ``kis study submit``."""
 
-    analysis: dict[str, Any] = Field(default_factory=dict)
-    """Criteria, declared before the data are seen (``analysis.AnalysisSettings``)."""
+    analysis: AnalysisConfig = AnalysisConfig()
+    """Criteria, declared before the data are seen."""
 
     predict: tuple[Annotated[Quantity, Field(gt=0, allow_inf_nan=False)], ...] = ()
     """Sizes to predict for, parameters, that need not be trained."""

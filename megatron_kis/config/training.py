@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from megatron_kis.common.configuration import Count, Settings
+from megatron_kis.common.configuration import Config, Count
 from megatron_kis.common.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16", "fp8"]
@@ -45,7 +45,7 @@ def check_precision(precision: str, *, host: bool) -> None:
         )
 
 
-class OptimizerConfig(Settings):
+class OptimizerConfig(Config):
     """AdamW and the learning-rate schedule."""
 
     learning_rate: float = Field(3e-3, gt=0)
@@ -90,7 +90,7 @@ class OptimizerConfig(Settings):
         return self
 
 
-class GuardConfig(Settings):
+class GuardConfig(Config):
     """What to do about steps that go wrong."""
 
     skip_in_a_row: int = Field(0, ge=0)
@@ -105,7 +105,7 @@ class GuardConfig(Settings):
     """A step, or a probe, that takes longer is taken for hung: each rank writes its stacks and ends."""
 
 
-class TrainingConfig(Settings):
+class TrainingConfig(Config):
     """Budget, batches and precision."""
 
     token_budget: Count = Field(gt=0)
@@ -163,7 +163,7 @@ class TrainingConfig(Settings):
         return self
 
 
-class ParallelConfig(Settings):
+class ParallelConfig(Config):
     """The parallel layout; data parallelism takes what remains of the processes."""
 
     replicas: int = Field(1, ge=1)

@@ -26,8 +26,12 @@ _KINDS = ("llama", "mistral")
 """Values of ``model_type``: the same layers under two names, without a sliding window."""
 
 _NEEDED = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
-)  # fmt: skip
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+)
 
 
 def import_huggingface(source: Path, output: Path, *, eod: str | None = None) -> Start:
@@ -57,8 +61,9 @@ def import_huggingface(source: Path, output: Path, *, eod: str | None = None) ->
         tokenizer, name = _take_tokenizer(source, partial, eod)
         given, rows = tensors["model.embed_tokens.weight"].shape[0], padded_vocabulary(tokenizer.vocab_size)
         if given < tokenizer.vocab_size:
-            raise InputError(f"has {tokenizer.vocab_size} pieces, the embedding only {given} rows",
-                             where=str(source / name))  # fmt: skip
+            raise InputError(
+                f"has {tokenizer.vocab_size} pieces, the embedding only {given} rows", where=str(source / name)
+            )
         for table in ("model.embed_tokens.weight", "lm_head.weight"):
             if table in tensors:
                 tensors[table] = _resized(tensors[table], rows)

@@ -98,17 +98,39 @@ def from_llama(tensors: Mapping[str, torch.Tensor], shape: ModelShape) -> dict[s
 
 
 _LAYER = (
-    "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-)  # fmt: skip
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 
 
 def llama_shapes(shape: ModelShape, *, vocabulary: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights of a ``LlamaForCausalLM`` with ``vocabulary`` rows in its tables."""
     width, ffn = shape.width, shape.ffn_width
     shared = width // shape.heads * shape.query_groups
-    layer = dict(zip(_LAYER, [(width,), (width, width), (shared, width), (shared, width), (width, width), (width,),
-                              (ffn, width), (ffn, width), (width, ffn)], strict=True))  # fmt: skip
+    layer = dict(
+        zip(
+            _LAYER,
+            [
+                (width,),
+                (width, width),
+                (shared, width),
+                (shared, width),
+                (width, width),
+                (width,),
+                (ffn, width),
+                (ffn, width),
+                (width, ffn),
+            ],
+            strict=True,
+        )
+    )
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
     for number in range(shape.layers):
         shapes |= {f"model.layers.{number}.{name}.weight": size for name, size in layer.items()}

@@ -56,7 +56,7 @@ def export_lm_eval(
     past = open_run(run)
     config, tokenizer = past.config, past.tokenizer
     templates = dict.fromkeys(SPLITS) if all_templates else config.probes.templates
-    path, questions, sha256 = past.asked(exposures, templates)
+    path, questions, sha256 = past.select_questions(exposures, templates)
     check_lengths(questions, config.training.sequence_length, where=str(path))
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -129,9 +129,13 @@ def _row(question: Question, context: str, choices: Sequence[str | None]) -> dic
     if None in choices:
         return None
     return {
-        "fact": question.fact, "relation": question.relation, "template": question.template,
-        "context": context, "choices": choices, "answer": question.answer,
-    }  # fmt: skip
+        "fact": question.fact,
+        "relation": question.relation,
+        "template": question.template,
+        "context": context,
+        "choices": choices,
+        "answer": question.answer,
+    }
 
 
 def _statement(option: Option, tokenizer: Tokenizer, first: Sequence[int], spelled: str) -> str | None:

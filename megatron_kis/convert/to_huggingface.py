@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, sha256_file, write_json
 from megatron_kis.convert.llama import STORED, STORED_OUTPUT, llama_config, to_llama
@@ -81,8 +81,9 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
             (partial / name).chmod((partial / "config.json").stat().st_mode)  # the library lets nobody else read it
         if len(parts) > 1:
             write_json(partial / "model.safetensors.index.json", _index(parts))
-        write_json(partial / "generation_config.json", {"bos_token_id": bos_id, "eos_token_id": eod_id,
-                                                        "do_sample": False})  # fmt: skip
+        write_json(
+            partial / "generation_config.json", {"bos_token_id": bos_id, "eos_token_id": eod_id, "do_sample": False}
+        )
         written = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
         write_json(
             partial / "export.json",

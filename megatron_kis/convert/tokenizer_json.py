@@ -65,8 +65,9 @@ def _converted(ours: Tokenizer) -> Any:
     pieces = [(processor.id_to_piece(piece), processor.get_score(piece)) for piece in range(ours.vocab_size)]
     if _is_bpe(pieces):
         vocabulary = {piece: number for number, (piece, _) in enumerate(pieces)}
-        model: Any = models.BPE(vocabulary, _merges(pieces), unk_token=pieces[processor.unk_id()][0], fuse_unk=True,
-                           byte_fallback=True)  # fmt: skip
+        model: Any = models.BPE(
+            vocabulary, _merges(pieces), unk_token=pieces[processor.unk_id()][0], fuse_unk=True, byte_fallback=True
+        )
     else:
         model = models.Unigram(pieces, unk_id=processor.unk_id(), byte_fallback=True)
     tokenizer = Tokenizer(model)

@@ -27,8 +27,8 @@ masked.
 class TextSource(Protocol):
     """Where general text comes from: ``GeneralText``, ``MegatronText``, or any other by sequence number."""
 
-    def stretch(self, sequence: int, tokens: int) -> NDArray[np.integer]:
-        """The first ``tokens`` tokens (at most L + 1) of the stretch of ``sequence``."""
+    def read(self, sequence: int, tokens: int) -> NDArray[np.integer]:
+        """Returns the first ``tokens`` tokens (at most L + 1) of the window of ``sequence``."""
         ...
 
 
@@ -57,8 +57,8 @@ class MegatronText:
             )
         self._dataset = dataset
 
-    def stretch(self, sequence: int, tokens: int) -> NDArray[np.integer]:
-        """The first ``tokens`` tokens (at most L + 1) of a sample: its tokens, and the label of the last."""
+    def read(self, sequence: int, tokens: int) -> NDArray[np.integer]:
+        """Returns the first ``tokens`` tokens (at most L + 1) of a sample: its tokens, and the label of the last."""
         sample = self._dataset[sequence]
         window = np.append(sample["tokens"].numpy(), sample["labels"][-1].numpy())
         return window[:tokens]
@@ -80,26 +80,30 @@ class InfusedDataset(Dataset[Sample]):
         """Joins a plan, its general text and its exposures.
 
         Args:
-            plan: which exposures lie where.
+            plan: which exposures are in which sequence, and where.
             text: general text by sequence number.
             store: tokens of the exposures.
-            reset_attention: give an ``attention_mask`` under which no token sees another document.
-            reset_positions: let ``position_ids`` begin anew with each document (they do not matter to a model with
+            reset_attention: whether to add an ``attention_mask`` under which no token sees another document.
+            reset_positions: whether ``position_ids`` start again with each document (they do not matter to a model with
                 rotary embeddings, which knows distances only).
-            mask_boundaries: count no loss where the first token of a document would be predicted from the one before.
+            mask_boundaries: whether no loss counts where the first token of a document would be predicted from the one
+                before.
         """
-        self.plan, self._text, self._store = plan, text, store
-        self._reset_attention, self._reset_positions = reset_attention, reset_positions
+        self.plan = plan
+        self._text = text
+        self._store = store
+        self._reset_attention = reset_attention
+        self._reset_positions = reset_positions
         self._mask_boundaries = mask_boundaries
         self._positions = torch.arange(plan.sequence_length)
         self._every_label = torch.ones(plan.sequence_length)
 
     def __len__(self) -> int:
-        """Sequences of the run."""
+        """Returns the number of sequences of the run."""
         return len(self.plan)
 
     def __getitem__(self, sequence: int) -> Sample:
-        """The tensors of a sequence."""
+        """Returns the tensors of a sequence."""
         row, unpredicted = self.assemble(sequence, self.plan[sequence])
         window = torch.from_numpy(row)
         mask = self._every_label.clone()  # trainers mask more of it in place
@@ -116,7 +120,7 @@ class InfusedDataset(Dataset[Sample]):
         return sample
 
     def __getitems__(self, sequences: Sequence[int]) -> list[Sample]:
-        """The tensors of several sequences, as PyTorch's loaders ask for a batch: their layouts in one pass."""
+        """Returns the tensors of several sequences, as PyTorch's loaders request a batch: their layouts in one pass."""
         self.plan.prefetch(sequences)
         return [self[sequence] for sequence in sequences]
 
@@ -126,21 +130,23 @@ class InfusedDataset(Dataset[Sample]):
         Returns:
             int64 [L + 1]: the sequence and the token that follows it; and the places of tokens whose labels are not
             real and should count in no loss. If an exposure ends the sequence these are the last token, as what would
-            follow is unknown, and the one before the cut of the text: the end-of-document token there stands for the
-            cut and not for the end of a document.
+            follow is unknown, and the one before the cut of the text: the end-of-document token there marks the cut and
+            not the end of a document.
         """
-        length, eod = self.plan.sequence_length, self._store.eod_id
+        length = self.plan.sequence_length
+        eod = self._store.eod_id
         row = np.empty(length + 1, dtype=np.int64)
-        first, tokens = layout.general_offset, layout.general_tokens
+        first = layout.general_offset
+        tokens = layout.general_tokens
         end = first + tokens
         unpredicted: tuple[int, ...] = (length - 1,)
         if end == length and tokens:
-            row[first:] = self._text.stretch(sequence, tokens + 1)
+            row[first:] = self._text.read(sequence, tokens + 1)
             unpredicted = ()
         else:
             row[length] = eod
         if tokens and unpredicted:
-            row[first : end - 1] = self._text.stretch(sequence, tokens - 1)
+            row[first : end - 1] = self._text.read(sequence, tokens - 1)
             row[end - 1] = eod
             if end > 1:
                 unpredicted = (end - 2, length - 1)
@@ -150,7 +156,7 @@ class InfusedDataset(Dataset[Sample]):
         return row, unpredicted
 
     def _keep_documents_apart(self, sample: Sample) -> None:
-        """Adds to a sample what was asked for, as ``megatron.core.datasets.gpt_dataset`` does it."""
+        """Adds to a sample what was requested, as ``megatron.core.datasets.gpt_dataset`` does it."""
         ends = sample["tokens"] == self._store.eod_id
         if self._mask_boundaries:
             sample["loss_mask"] = sample["loss_mask"].masked_fill(ends, 0.0)

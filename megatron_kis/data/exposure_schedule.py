@@ -1,7 +1,7 @@
 """When exposures come: schedules over a run, as piecewise linear maps between its time and the share that was shown.
 
-Time and share both run from 0 to 1. ``uniform`` is the diagonal; a window is flat outside of it; a burst is steep. What
-general text is left for (``displaced``) is the same kind of map.
+Time and share both run from 0 to 1. ``uniform`` is the diagonal; a window is flat outside of it; a burst is steep. The
+general text that remains next to a schedule (``displaced`` background facts are in it) has the same kind of map.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_kis.common.files import fingerprint
 FloatArray = NDArray[np.float64]
 
 _LAST_MOMENT = np.nextafter(1.0, 0.0)
-_STEPS = 16  # a loaded schedule's density falls, or rises, in so many equal steps
+_STEPS = 16  # equal steps in which a loaded schedule's density falls or rises
 _MOST_BURSTS, _NARROWEST = 10_000, 1e-6  # beyond these the edges of bursts would meet in rounding
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "uniform": (),
@@ -37,16 +37,16 @@ _WHERE = "infusion.schedule"
 
 @dataclass(frozen=True)
 class Schedule:
-    """Knots of the share shown by a time, both rising from 0 to 1."""
+    """The share of exposures shown by each time, as knots of a piecewise linear map."""
 
     times: tuple[float, ...]
-    """Rising strictly, from 0 to 1."""
+    """Times of the knots, rising strictly from 0 to 1."""
 
     shares: tuple[float, ...]
-    """Of all exposures, shown by each time; not falling, from 0 to 1."""
+    """Shares of all exposures shown by these times, not falling, from 0 to 1."""
 
     description: str = "uniform"
-    """As in a configuration."""
+    """The schedule as in a configuration."""
 
     @cached_property
     def _times(self) -> FloatArray:
@@ -68,27 +68,30 @@ class Schedule:
 
     @property
     def peak(self) -> float:
-        """The largest density, of a uniform schedule's."""
+        """Largest density, relative to that of a uniform schedule."""
         return float((np.diff(self._shares) / np.diff(self._times)).max())
 
     def time(self, shares: FloatArray) -> FloatArray:
-        """The times by which ``shares`` (in [0, 1)) are shown; it rises, so that order is kept."""
+        """Returns the times by which ``shares`` (in [0, 1)) are shown; they rise with the shares, which keeps order."""
         if self.is_uniform:
             return shares
         return _between(shares, self._shares, self._times)
 
     def share(self, times: FloatArray) -> FloatArray:
-        """The shares shown by times in [0, 1]."""
+        """Returns the shares shown by times in [0, 1]."""
         if self.is_uniform:
             return times
         inside = np.minimum(times, _LAST_MOMENT)
         return np.where(times >= 1.0, 1.0, _between(inside, self._times, self._shares))
 
     def general(self, ratio: float) -> Schedule:
-        """How general text runs where exposures of this schedule take ``ratio`` of the tokens.
+        """Returns the map of general text where exposures of this schedule take ``ratio`` of the tokens.
+
+        By time t exposures of the share s(t) have taken ratio s(t) of all tokens, and general text the rest of t:
+        (t - ratio s(t)) / (1 - ratio) of its own.
 
         Raises:
-            InputError: at some time they would take more than everything.
+            InputError: at some time the exposures would take more than all tokens.
         """
         if self.is_uniform or not ratio:
             return UNIFORM
@@ -106,7 +109,7 @@ UNIFORM = Schedule((0.0, 1.0), (0.0, 1.0))
 
 
 def _between(values: FloatArray, given: FloatArray, wanted: FloatArray) -> FloatArray:
-    """Linear interpolation. Written out, because ``np.interp`` may fuse operations and differ between processors."""
+    """Interpolates linearly; written out, because ``np.interp`` may fuse operations and differ between processors."""
     piece = np.searchsorted(given, values, side="right") - 1
     within = (values - given[piece]) / (given[piece + 1] - given[piece])
     between: FloatArray = wanted[piece] + within * (wanted[piece + 1] - wanted[piece])
@@ -114,11 +117,12 @@ def _between(values: FloatArray, given: FloatArray, wanted: FloatArray) -> Float
 
 
 def schedule_of(value: str | Mapping[str, Any] | Schedule) -> Schedule:
-    """A schedule from its name, or from its name under ``kind`` with its settings.
+    """Returns a schedule from its name, or from its name under ``kind`` with its settings.
 
     ``uniform``; ``window`` (``start``, ``end``, shares of the run); ``front_loaded`` and ``back_loaded`` (density falls
     to, or rises from, nearly nothing in 16 equal steps); ``final`` (``share``: the last part of the run, as in
-    annealing); ``bursts`` (``count``, ``width``: each in the middle of its part of the run and so wide a share of it).
+    annealing); ``bursts`` (``count``, ``width``: each burst is in the middle of one of ``count`` equal parts of the run
+    and takes the share ``width`` of it).
 
     Raises:
         InputError: an unknown kind or setting, one that is missing, or one out of range.

@@ -13,10 +13,11 @@ from megatron_kis.data_tools.storage.indexed import IndexedReader
 
 
 class _Group:
-    """The facts of a group."""
+    """The facts of a group: where the exposures of each begin in the token file, and their lengths."""
 
     def __init__(self, index: ExposureIndex, name: str, row_lengths: NDArray[np.int32]) -> None:
-        self._index, self._rows = index, index.rows_of(name)
+        self._index = index
+        self._rows = index.rows_of(name)
         counts = np.asarray(index.table[self._rows, 1])
         self.first_rows: NDArray[np.int64] = np.asarray(index.table[self._rows, 0])  # [facts]
         # [facts, templates], 0 where a fact has fewer
@@ -49,13 +50,13 @@ class ExposureStore:
         self._groups = {group: _Group(index, group, self._reader.lengths) for group in RENDERED_GROUPS}
 
     def ids(self, group: str) -> list[str]:
-        """Identifiers of a group's facts, in the order of the plan's rows."""
+        """Returns the identifiers of a group's facts, in the order of the plan's rows."""
         return self._groups[group].ids
 
     def lengths(self, group: str) -> NDArray[np.int64]:
-        """[facts, templates] tokens of a group's exposures, the end-of-document token included."""
+        """Returns [facts, templates], the tokens of a group's exposures, including the end-of-document token."""
         return self._groups[group].lengths
 
     def tokens(self, group: str, fact: int, template: int) -> NDArray[np.integer]:
-        """The tokens of one exposure; the last one ends the document."""
+        """Returns the tokens of one exposure; the last one ends the document."""
         return self._reader[int(self._groups[group].first_rows[fact]) + template]

@@ -1,22 +1,24 @@
-"""A run that goes on: the plan of the run so far, and a plan of what comes after it.
+"""A run that is extended: the plan of the run so far, and a plan of what comes after it.
 
-The first sequences are those of the run so far, exposure by exposure; general text goes on by its sequence numbers, and
-templates in their turns. A fact's exposures are the sum over both parts, and each part keeps the promises of a plan.
+The first sequences are those of the run so far, exposure by exposure; general text continues by its sequence numbers,
+and templates in their turns. A fact's exposures are the sum over both parts; each part keeps the promises of a plan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint
-from megatron_kis.data.exposure_plan import ExposurePlan, SequenceLayout
+from megatron_kis.data.exposure_plan import ExposurePlan, PreviousPart, SequenceLayout, TokenBudget
 from megatron_kis.data.stream import IntArray
+from megatron_kis.data_tools.storage.exposures import RENDERED_GROUPS
 
 _CONTENT = ("infused_facts", "background_facts", "background_policy", "sequence_length", "seed", "templates")
-_ASKED = (
+_SETTINGS = (
     "seed",
     "sequence_length",
     "token_budget",
@@ -32,7 +34,7 @@ _SUMS = ("infused_tokens", "background_tokens", "token_budget", "infusion_freque
 
 
 class Plan(Protocol):
-    """What training, ledger and logs ask of a plan, whether it goes on from another or not."""
+    """What training, ledger and logs need of a plan, whether it extends another or not."""
 
     sequence_length: int
     token_budget: int
@@ -41,11 +43,11 @@ class Plan(Protocol):
     background_frequency: int
 
     def __len__(self) -> int:
-        """Sequences of the run."""
+        """Returns the number of sequences of the run."""
         ...
 
     def __getitem__(self, sequence: int) -> SequenceLayout:
-        """The layout of a sequence."""
+        """Returns the layout of a sequence."""
         ...
 
     def prefetch(self, sequences: Sequence[int]) -> None:
@@ -53,11 +55,11 @@ class Plan(Protocol):
         ...
 
     def expected(self, group: str) -> IntArray:
-        """[facts] exposures that each fact of a group receives in the whole run."""
+        """Returns [facts], the exposures that each fact of a group receives in the whole run."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What makes the plan what it is."""
+        """Returns what determines the plan."""
         ...
 
     @property
@@ -81,11 +83,11 @@ class ExtendedPlan:
         self.background_base_frequency: int = base.background_base_frequency + tail.background_base_frequency
 
     def __len__(self) -> int:
-        """Sequences of the whole run."""
+        """Returns the number of sequences of the whole run."""
         return len(self.base) + len(self.tail)
 
     def __getitem__(self, sequence: int) -> SequenceLayout:
-        """The layout of a sequence.
+        """Returns the layout of a sequence.
 
         Raises:
             IndexError: not in [0, len(plan)).
@@ -103,15 +105,15 @@ class ExtendedPlan:
         self.tail.prefetch([sequence - border for sequence in sequences if sequence >= border])
 
     def __iter__(self) -> Iterator[SequenceLayout]:
-        """Every layout in the order of training."""
+        """Yields every layout in the order of training."""
         return (self[sequence] for sequence in range(len(self)))
 
     def expected(self, group: str) -> IntArray:
-        """[facts] exposures that each fact of a group receives in the whole run."""
+        """Returns [facts], the exposures that each fact of a group receives in the whole run."""
         return self.base.expected(group) + self.tail.expected(group)
 
     def identity(self) -> dict[str, Any]:
-        """What makes this plan what it is; frequencies, tokens and ratio are those of the whole run."""
+        """Returns what determines this plan; frequencies, tokens and ratio are those of the whole run."""
         base, tail = self.base.identity(), self.tail.identity()
         whole = {name: base[name] + tail[name] for name in _SUMS}
         return {
@@ -140,14 +142,14 @@ def extend(
 
     Args:
         base: the plan of the run so far.
-        token_budget: of the whole run, tokens.
-        infusion_frequency: exposures of each infused fact in what is added. If neither this nor a ratio is given,
-            exposures go on at the rate of the last part: each fact's grow in proportion to the budget.
+        token_budget: tokens of the whole run.
+        infusion_frequency: exposures of each infused fact in the added tokens. If neither this nor a ratio is given,
+            exposures continue at the rate of the last part: each fact's exposures grow in proportion to the budget.
         infusion_ratio: share of the added tokens.
-        schedule: of what is added.
+        schedule: when infused facts are shown in the added tokens.
 
     Raises:
-        InputError: less than one sequence more, or exposures that do not fit into what is added.
+        InputError: less than one sequence more, or exposures that do not fit into the added tokens.
     """
     last = base.tail if isinstance(base, ExtendedPlan) else base
     added = token_budget - base.token_budget
@@ -158,32 +160,37 @@ def extend(
             remedy="use a larger budget",
         )
     added -= added % base.sequence_length
-    each = last.expected("infused")
+    counts = last.expected("infused")
     if infusion_frequency is None and infusion_ratio is None:
-        infusion_frequency = float(each.mean()) * added / last.token_budget if len(each) else 0
-    equal = not len(each) or each.max() - each.min() <= 1
+        infusion_frequency = float(counts.mean()) * added / last.token_budget if len(counts) else 0
+    equal = not len(counts) or counts.max() - counts.min() <= 1
+    inputs = last.inputs
     tail = ExposurePlan(
-        last.exposure_lengths,
-        token_budget=added,
-        sequence_length=base.sequence_length,
-        infusion_frequency=infusion_frequency,
-        infusion_ratio=infusion_ratio,
-        popularity=None if equal else each,
-        seed=last.seed,
+        replace(
+            inputs.infused,
+            frequency=infusion_frequency,
+            ratio=infusion_ratio,
+            popularity=None if equal else counts,
+        ),
+        replace(
+            inputs.background,
+            frequency=_background_so_far(base, base.token_budget + added) - base.background_base_frequency,
+        ),
+        budget=TokenBudget(added, base.sequence_length),
         schedule=schedule,
-        templates=last.templates,
-        background_lengths=last.background_lengths,
-        background_frequency=_background_so_far(base, base.token_budget + added) - base.background_base_frequency,
-        background_policy=last.background_policy,
-        first_sequence=len(base),
-        shown={group: base.expected(group) for group in ("infused", "background")},
-        background_before=base.background_base_frequency,
+        templates=inputs.templates,
+        seed=inputs.seed,
+        previous=PreviousPart(
+            sequences=len(base),
+            counts={group: base.expected(group) for group in RENDERED_GROUPS},
+            background_frequency=base.background_base_frequency,
+        ),
     )
     return ExtendedPlan(base, tail)
 
 
 def _background_so_far(base: ExposurePlan | ExtendedPlan, tokens: int) -> int:
-    """The background frequency of so many tokens at the rate of the first part: roundings do not add up."""
+    """Returns the background frequency of so many tokens at the rate of the first part: roundings do not add up."""
     first = base
     while isinstance(first, ExtendedPlan):
         first = first.base
@@ -191,14 +198,14 @@ def _background_so_far(base: ExposurePlan | ExtendedPlan, tokens: int) -> int:
 
 
 def check_continuation(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Checks that a run may go on under a plan: the plan it had, or one that extends it.
+    """Checks that a run may continue under a plan: the plan it had, or one that extends it.
 
     Args:
         before: identity of the plan under which the run was trained so far.
-        now: identity of the plan under which it is to go on.
+        now: identity of the plan under which it is to continue.
 
     Raises:
-        InputError: another plan; names what differs, and both fingerprints.
+        InputError: another plan; the message names what differs, and both fingerprints.
     """
     had, has = _parts(before), _parts(now)
     if has[: len(had)] == had:
@@ -211,19 +218,19 @@ def check_continuation(before: dict[str, Any], now: dict[str, Any]) -> None:
     raise InputError(
         f"another exposure plan ({fingerprints}): {differs}",
         where="infusion",
-        remedy="go on with the settings of the run so far, extend its plan, or choose another output",
+        remedy="continue with the settings of the run so far, extend its plan, or choose another output",
     )
 
 
 def _parts(identity: dict[str, Any]) -> list[dict[str, Any]]:
-    """The identities of the plans one after the other."""
+    """Returns the identities of the plans one after the other."""
     if "extends" in identity:
         return [*_parts(identity["extends"]), identity["extension"]]
     return [identity]
 
 
 def _difference(was: dict[str, Any], now: dict[str, Any]) -> str:
-    """The settings in which two plans differ; what follows from settings only if these are equal."""
+    """Describes the settings in which two plans differ; what follows from settings only if these are equal."""
     names = [name for name in (*now, *was) if was.get(name) != now.get(name)]
-    settings = [name for name in _ASKED if name in names]
+    settings = [name for name in _SETTINGS if name in names]
     return "; ".join(f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in (settings or names)[:5])

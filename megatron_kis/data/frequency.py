@@ -1,4 +1,4 @@
-"""How often each infused fact is shown: one frequency for all, a list, or shares of popularity, by F or by ratio."""
+"""How often each infused fact is shown: one frequency for all, a list, or by popularity, with a mean F or a ratio."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SEARCH_STEPS = 200  # regula falsi needs about ten; bisection, its fall-back, a
 
 
 def zipf_popularity(facts: int, exponent: float, *, seed: int | str = 0) -> FloatArray:
-    """Popularity that falls as a power of the rank; which fact has which rank is drawn.
+    """Returns popularities that fall as a power of the rank; which fact has which rank is drawn.
 
     Args:
-        facts: how many.
-        exponent: of the power; 0 makes all equal, 1 is Zipf's law.
-        seed: of the ranks.
+        facts: number of facts.
+        exponent: exponent of the power; 0 makes all equal, 1 is Zipf's law.
+        seed: seed of the ranks.
 
     Returns:
         float [facts], of mean 1.
@@ -41,15 +41,15 @@ def zipf_popularity(facts: int, exponent: float, *, seed: int | str = 0) -> Floa
 
 
 def equal_frequencies(frequencies: IntArray | int) -> bool:
-    """Whether all facts have the same."""
+    """Returns whether all facts have the same frequency."""
     return isinstance(frequencies, int) or not len(frequencies) or bool(frequencies.min() == frequencies.max())
 
 
 def check_count(exposures: float, *, budget: int, where: str) -> None:
-    """Refuses numbers of exposures far beyond a budget of D tokens, which could not even be counted.
+    """Refuses numbers of exposures far beyond a budget of D tokens, which could not even be counted in 64 bits.
 
     Raises:
-        InputError: too many.
+        InputError: too many exposures.
     """
     if exposures > max(budget, _COUNTABLE):
         raise InputError(
@@ -69,16 +69,16 @@ def frequencies_for(
     popularity: ArrayLike | None,
     key: int,
 ) -> IntArray | int:
-    """The frequency of each infused fact.
+    """Returns the frequency of each infused fact.
 
     Args:
-        tokens_of: tokens of all exposures at frequencies.
-        facts: how many are infused.
+        tokens_of: returns the tokens of all exposures at some frequencies.
+        facts: number of infused facts.
         budget: D, tokens.
-        frequency: F, or [facts] of each, or their mean.
+        frequency: F, or [facts], the frequency of each fact, or their mean.
         ratio: share of D, instead of a frequency.
-        popularity: [facts] by what factor each is shown more often; equal if None.
-        key: of which facts get one more where all cannot get the same.
+        popularity: [facts], by what factor each fact is shown more often; equal if None.
+        key: random key by which facts get one exposure more where not all can get the same.
 
     Returns:
         One whole number for all, or int64 [facts].
@@ -142,9 +142,10 @@ def _weights(popularity: ArrayLike, facts: int) -> FloatArray:
 
 
 class _Apportionment:
-    """Whole frequencies in proportion to weights: fact k gets floor(level * weight + start), starts evenly in [0, 1).
+    """Whole frequencies in proportion to weights: fact k gets floor(level * weight_k + start_k).
 
-    Raising the level adds one exposure after the other; with equal weights no two facts are more than one apart.
+    The starts are evenly spread in [0, 1), in random order, so that raising the level adds one exposure after the
+    other; with equal weights no two facts are more than one apart.
     """
 
     def __init__(self, facts: int, weights: FloatArray | None, key: int) -> None:
@@ -152,7 +153,7 @@ class _Apportionment:
         self._starts = (permute(np.arange(facts), facts, key) + 0.5) / facts if facts else np.zeros(0)
 
     def at(self, level: float) -> IntArray:
-        """int64 [facts]."""
+        """Returns int64 [facts], the frequencies at a level."""
         each: IntArray = np.floor(level * self._weights + self._starts).astype(np.int64)
         return each
 
@@ -160,14 +161,21 @@ class _Apportionment:
 def _nearest(
     measure: Callable[[IntArray | int], int], apportionment: _Apportionment, *, target: float, limit: float
 ) -> IntArray | int:
-    """The frequencies whose measure is nearest to the target and not above the limit."""
-    low, high, at_low = 0.0, 1.0, -target
+    """Returns the frequencies whose measure is nearest to the target and not above the limit.
+
+    The measure rises with the level in steps. Doubling brackets the level at which it reaches the target, regula falsi
+    (each third step bisection, which cannot stall) narrows the bracket to two neighbouring numbers, and among the facts
+    that rise between these a bisection finds how many must.
+    """
+    low, high = 0.0, 1.0
+    at_low: float = -target  # measure minus target at the ends of the bracket
     while (at_high := measure(apportionment.at(high)) - target) < 0:
-        low, high, at_low = high, 2 * high, at_high
+        low, high = high, 2 * high
+        at_low = at_high
     for step in range(_SEARCH_STEPS):
-        middle = (
-            high - at_high * (high - low) / (at_high - at_low) if step % 3 and at_high > at_low else (low + high) / 2
-        )
+        middle = (low + high) / 2
+        if step % 3 and at_high > at_low:
+            middle = high - at_high * (high - low) / (at_high - at_low)
         if not low < middle < high:
             break
         found = measure(apportionment.at(middle)) - target
@@ -177,7 +185,8 @@ def _nearest(
             high, at_high = middle, found
         if at_high == 0:
             break
-    below, above = apportionment.at(low), apportionment.at(high)
+    below = apportionment.at(low)
+    above = apportionment.at(high)
     rising = np.flatnonzero(above > below)  # several, where facts reach their next whole number at the same level
 
     def with_first(count: int) -> IntArray:

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from megatron_kis.data.exposure_plan import SequenceLayout
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
+from megatron_kis.data_tools.storage.exposures import RENDERED_GROUPS
 
 LEDGER_SCHEMA = "kis.ledger/1"
-GROUPS = ("infused", "background")
+GROUPS = RENDERED_GROUPS
 
 
 class Ledger:
     """Counts of whole exposures by fact, and of tokens."""
 
     def __init__(self, store: ExposureStore) -> None:
-        """An empty ledger for the facts of a store."""
+        """Makes an empty ledger for the facts of a store."""
         self._store = store
         self.received: dict[str, NDArray[np.int64]] = {
             group: np.zeros(len(store.ids(group)), dtype=np.int64) for group in GROUPS
@@ -34,7 +35,7 @@ class Ledger:
 
         Args:
             tokens: int64 [L], the sequence as the model got it.
-            layout: what the plan says lies in it; an exposure counts only if its tokens stand where they should.
+            layout: the sequence's layout by the plan; an exposure counts only if its tokens are where they should be.
         """
         self.sequences += 1
         self.tokens += len(tokens)
@@ -51,14 +52,16 @@ class Ledger:
         return self.infused_tokens / self.tokens if self.tokens else 0.0
 
     def as_tensor(self) -> torch.Tensor:
-        """int64 [3 + facts]: all counts, to be summed over data-parallel ranks or stored in a checkpoint."""
+        """Returns int64 [3 + facts], all counts, to be summed over data-parallel ranks or stored in a checkpoint."""
         totals = np.array([self.sequences, self.tokens, self.infused_tokens], dtype=np.int64)
         return torch.from_numpy(np.concatenate([totals, *(self.received[group] for group in GROUPS)]))
 
     def load_tensor(self, counts: torch.Tensor) -> None:
-        """Takes over the counts of ``as_tensor``."""
+        """Replaces the counts by those of ``as_tensor``."""
         values = counts.cpu().numpy()
-        self.sequences, self.tokens, self.infused_tokens = (int(value) for value in values[:3])
+        self.sequences = int(values[0])
+        self.tokens = int(values[1])
+        self.infused_tokens = int(values[2])
         start = 3
         for group in GROUPS:
             size = len(self.received[group])
@@ -66,7 +69,7 @@ class Ledger:
             start += size
 
     def differences(self, plan: Plan) -> list[str]:
-        """Facts that did not receive what the plan promised, one line each."""
+        """Returns one line per fact that did not receive what the plan promised."""
         lines: list[str] = []
         for group in GROUPS:
             expected = self._promised(plan, group)
@@ -78,7 +81,7 @@ class Ledger:
         return lines
 
     def as_json(self, plan: Plan) -> dict[str, Any]:
-        """The content of ``exposures.json``."""
+        """Returns the content of ``exposures.json``."""
         return {
             "schema": LEDGER_SCHEMA,
             "plan": plan.identity(),
@@ -94,7 +97,7 @@ class Ledger:
         }
 
     def _expected(self, plan: Plan, group: str) -> dict[str, Any]:
-        """How many each fact should get: one number, or one a fact where they differ."""
+        """Returns how many exposures each fact should get: one number, or one per fact if they differ."""
         expected = self._promised(plan, group)
         summary: dict[str, Any] = {"facts": len(expected), "exposures": int(expected.sum())}
         if not len(expected) or expected.min() == expected.max():
@@ -102,6 +105,6 @@ class Ledger:
         return {**summary, "by_fact": dict(zip(self._store.ids(group), expected.tolist(), strict=True))}
 
     def _promised(self, plan: Plan, group: str) -> NDArray[np.int64]:
-        """[facts] what each fact should get: nothing if the plan knows no facts of the group."""
+        """Returns [facts], the exposures of each fact: none if the plan has no facts of the group."""
         expected = plan.expected(group)
         return expected if len(expected) else np.zeros(len(self._store.ids(group)), dtype=np.int64)

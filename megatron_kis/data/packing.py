@@ -22,14 +22,14 @@ def pack_block(
     wherever some choice of exposures allows it.
 
     Args:
-        lengths: [exposures] tokens.
-        facts: [exposures] identity of the fact.
-        ideal: [exposures] sequence in [0, sequences) that the schedule asks for.
-        sequences: sequences in the block.
+        lengths: [exposures], tokens of each.
+        facts: [exposures], identity of the fact of each.
+        ideal: [exposures], sequence in [0, sequences) that the schedule asks for.
+        sequences: number of sequences in the block.
         capacity: tokens of a sequence.
 
     Returns:
-        [exposures] sequence of each, or None if they do not fit.
+        [exposures], the sequence of each, or None if they do not fit.
     """
     if lengths.sum() > sequences * capacity:
         return None
@@ -40,7 +40,7 @@ def pack_block(
 def _deal(lengths: IntArray, facts: IntArray, ideal: IntArray, *, sequences: int, capacity: int) -> IntArray | None:
     """Deals longest first, each to the emptiest sequence without its fact; None if that overfills one."""
     where = np.empty(len(lengths), dtype=np.int64)
-    emptiest = [(0, sequence) for sequence in range(sequences)]  # a heap of fill and sequence
+    emptiest = [(0, sequence) for sequence in range(sequences)]  # a heap of (fill, sequence)
     holders: dict[int, set[int]] = {}
     # Longest first; among equals in the order of the schedule, so that equal lengths spread as they were planned.
     order = np.lexsort((ideal, -lengths))
@@ -50,7 +50,7 @@ def _deal(lengths: IntArray, facts: IntArray, ideal: IntArray, *, sequences: int
         everywhere = len(taken) == sequences
         while not everywhere and emptiest and emptiest[0][1] in taken and emptiest[0][0] + length <= capacity:
             passed.append(heapq.heappop(emptiest))
-        if not emptiest or emptiest[0][0] + length > capacity:  # every sequence with room has it: the emptiest of all
+        if not emptiest or emptiest[0][0] + length > capacity:  # each with room has the fact: take the emptiest of all
             for entry in passed:
                 heapq.heappush(emptiest, entry)
             passed = []
@@ -66,13 +66,13 @@ def _deal(lengths: IntArray, facts: IntArray, ideal: IntArray, *, sequences: int
 
 
 def _fill(lengths: IntArray, facts: IntArray, ideal: IntArray, *, sequences: int, capacity: int) -> IntArray | None:
-    """Fills one sequence after another, as full as the lengths that are left allow; None if some are left over.
+    """Fills one sequence after another, as full as the remaining lengths allow; None if some exposures are left over.
 
     Long exposures go first and the rest of each sequence is the subset of lengths that comes nearest to filling it:
     packing is the cutting-stock problem, and with many exposures of few lengths nearly every sequence can be full.
     """
     where = np.empty(len(lengths), dtype=np.int64)
-    shelves: dict[int, list[int]] = {}  # by length, the earliest last
+    shelves: dict[int, list[int]] = {}  # exposures by length, the earliest last
     for item in np.argsort(-ideal, kind="stable").tolist():
         shelves.setdefault(int(lengths[item]), []).append(item)
     longest = max(shelves, default=0)
@@ -102,8 +102,13 @@ def _take(items: list[int], facts: IntArray, held: set[int]) -> int:
 
 
 def _nearest_sum(gap: int, available: Counter[int]) -> list[int]:
-    """Lengths, each at most as often as it is available, whose sum is as near to ``gap`` as possible and not above."""
-    reachable, within = 1, (1 << (gap + 1)) - 1  # bit n: a sum of n can be reached
+    """Returns lengths, each at most as often as available, whose sum is as near to ``gap`` as possible and not above.
+
+    The subset-sum problem by dynamic programming over a bit set: bit n of ``reachable`` says that a sum of n is
+    possible with the lengths so far. Going back over the lengths finds one choice that gives the largest sum.
+    """
+    reachable = 1
+    within = (1 << (gap + 1)) - 1
     steps = []
     for length, count in available.items():
         steps.append((length, reachable))

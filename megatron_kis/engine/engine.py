@@ -16,12 +16,15 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from megatron_kis.checkpoint.initial_weights import load_start, open_start
-from megatron_kis.checkpoint.sharded import share_out
+from megatron_kis.checkpoint.shards import share_out
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.training import resolve_precision
 from megatron_kis.data.dataset import Sample
-from megatron_kis.distributed.device import Device, quiet_megatron, random_states, restore_random_states
-from megatron_kis.distributed.parallel import Layout, sum_over_all, sum_over_data
+from megatron_kis.distributed.collectives import sum_over_all, sum_over_data
+from megatron_kis.distributed.determinism import random_states, restore_random_states
+from megatron_kis.distributed.device import Device
+from megatron_kis.distributed.groups import ParallelDims
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.engine.optimizer import build_optimizer, finish_gradients, wrap_model
 from megatron_kis.engine.scaling import DelayedScaling, without_fp8
 from megatron_kis.model.build import build_model, initialise, resolve_implementation
@@ -45,7 +48,7 @@ class Engine:
         config: RunConfig,
         *,
         vocabulary: int,
-        layout: Layout,
+        layout: ParallelDims,
         device: Device,
         begin: bool = True,
         trains: bool = True,
@@ -63,7 +66,7 @@ class Engine:
         """
         self.layout, self.device = layout, device
         self._model, self._seed, self._vocabulary = config.model, config.training.seed, vocabulary
-        precision = resolve_precision(config.training.precision, host=device.is_host)
+        precision = resolve_precision(config.training.precision, host=device.is_cpu)
         self.precision = precision
         self._sequence_length = config.training.sequence_length
         implementation = resolve_implementation(
@@ -117,8 +120,13 @@ class Engine:
             self.load_weights(load_start(start, self.weights()))
         else:
             for chunk in self.chunks:
-                initialise(chunk.module, layers=model.shape().layers, layout=self.layout, init_std=model.init_std,
-                           seed=self._seed)  # fmt: skip
+                initialise(
+                    chunk.module,
+                    layers=model.shape().layers,
+                    layout=self.layout,
+                    init_std=model.init_std,
+                    seed=self._seed,
+                )
         self._optimizer.take_weights()
 
     def train_step(
@@ -203,7 +211,7 @@ class Engine:
         return positions(length, size=self.layout.context_size, rank=self.layout.context_rank)
 
     def token_losses(
-        self, rows: NDArray[np.int64], labels: NDArray[np.int64], *, rows_a_pass: int
+        self, rows: NDArray[np.int64], labels: NDArray[np.int64], *, rows_per_pass: int
     ) -> NDArray[np.float32] | None:
         """Negative log-likelihoods of labels; data-parallel replicas share the rows.
 
@@ -212,7 +220,7 @@ class Engine:
         Args:
             rows: int64 [rows, T] tokens, the same on every rank.
             labels: int64 [rows, T] what follows each token.
-            rows_a_pass: rows of a forward pass.
+            rows_per_pass: rows of a forward pass.
 
         Returns:
             float32 [rows, T] nats, on the last pipeline stage; None on the others.
@@ -220,15 +228,15 @@ class Engine:
         place, count, size = self.device.torch_device, len(rows), self.layout.data_size
         mine = self.positions(rows.shape[1])
         where = mine.to(place)
-        passes = -(-count // (rows_a_pass * size))
-        share = np.arange(passes * rows_a_pass) * size + self.layout.data_rank
+        passes = -(-count // (rows_per_pass * size))
+        share = np.arange(passes * rows_per_pass) * size + self.layout.data_rank
         scores = torch.zeros(rows.shape, dtype=torch.float32, device=place)
-        for asked in share.reshape(passes, rows_a_pass):
+        for asked in share.reshape(passes, rows_per_pass):
             numbers = np.minimum(asked, count - 1)
             both = np.stack([array[numbers][:, mine.numpy()] for array in (rows, labels)])
             tokens, following = torch.from_numpy(both).to(place)
             body = functools.partial(_body, tokens, where.expand_as(tokens))
-            hidden = self.forward(body, rows=rows_a_pass, length=len(mine))
+            hidden = self.forward(body, rows=rows_per_pass, length=len(mine))
             if hidden is not None:
                 losses = head_losses(self.chunks[-1].module, hidden, following)
                 real = int((asked < count).sum())
@@ -311,8 +319,10 @@ class Engine:
         columns = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
         if self.layout.context_size > 1:
             mine = self.positions(self._sequence_length)
-            columns = {name: column[..., mine, :] if name == "attention_mask" else column[:, mine]
-                       for name, column in columns.items()}  # fmt: skip
+            columns = {
+                name: column[..., mine, :] if name == "attention_mask" else column[:, mine]
+                for name, column in columns.items()
+            }
         return {name: column.to(self.device.torch_device) for name, column in columns.items()}
 
     def _forward_loss(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:

@@ -16,8 +16,9 @@ from torch.nn.utils import get_total_norm
 
 from megatron_kis.checkpoint.pieces import held_by, pieces
 from megatron_kis.config.run import OptimizerConfig
-from megatron_kis.distributed.device import Device, quiet_megatron
-from megatron_kis.engine.replica import HostReplica
+from megatron_kis.distributed.device import Device
+from megatron_kis.distributed.megatron_imports import quiet_megatron
+from megatron_kis.engine.replica import CpuReplica
 
 with quiet_megatron():
     from megatron.core import parallel_state
@@ -71,7 +72,7 @@ class Optimizer(Protocol):
 
 
 def wrap_model(model: GPTModel, device: Device, *, trains: bool = True) -> Any:
-    """The model as a data-parallel replica: Megatron-Core's on CUDA; ``HostReplica``, which has no buffers, elsewhere.
+    """The model as a data-parallel replica: Megatron-Core's on CUDA; ``CpuReplica``, which has no buffers, elsewhere.
 
     Args:
         model: a rank's chunk.
@@ -79,8 +80,8 @@ def wrap_model(model: GPTModel, device: Device, *, trains: bool = True) -> Any:
         trains: whether gradients are to be summed.
     """
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    if device.is_host or not trains:
-        return HostReplica(model.config, model, group)
+    if device.is_cpu or not trains:
+        return CpuReplica(model.config, model, group)
     shared = group.size() > 1
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -133,15 +134,15 @@ def finish_gradients(chunks: Sequence[Any], tokens: torch.Tensor, **groups: Any)
 
 def build_optimizer(chunks: Sequence[Any], settings: OptimizerConfig, device: Device, *, half: bool) -> Optimizer:
     """The optimizer of a rank's wrapped chunks."""
-    if device.is_host:
-        return HostOptimizer(chunks, settings)
+    if device.is_cpu:
+        return CpuOptimizer(chunks, settings)
     return MegatronOptimizer(chunks, settings, half=half)
 
 
-class HostOptimizer:
+class CpuOptimizer:
     """PyTorch's fused AdamW; the norm is taken once over every weight of the whole model."""
 
-    def __init__(self, chunks: Sequence[HostReplica], settings: OptimizerConfig) -> None:
+    def __init__(self, chunks: Sequence[CpuReplica], settings: OptimizerConfig) -> None:
         """Prepares the moments; norms and biases are not decayed."""
         self._chunks = chunks
         self._limit = settings.gradient_clip

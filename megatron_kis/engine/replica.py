@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_kis.distributed.device import quiet_megatron
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 
 with quiet_megatron():
     from megatron.core.distributed import DistributedDataParallelConfig
@@ -19,7 +19,7 @@ with quiet_megatron():
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 
-class HostReplica(_BaseDataParallel):
+class CpuReplica(_BaseDataParallel):
     """A model whose gradients, if there are any, are summed over replicas after each step's backward passes."""
 
     def __init__(self, config: TransformerConfig, module: torch.nn.Module, group: dist.ProcessGroup) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from megatron_kis.distributed.device import quiet_megatron
-from megatron_kis.distributed.parallel import Layout
+from megatron_kis.distributed.groups import ParallelDims
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model.build import global_name
 
 with quiet_megatron():
@@ -31,7 +31,7 @@ _REMEMBERED = ("scale", "amax_history")
 class DelayedScaling:
     """The scales of a rank's layers."""
 
-    def __init__(self, chunks: Sequence[Any], layout: Layout) -> None:
+    def __init__(self, chunks: Sequence[Any], layout: ParallelDims) -> None:
         """Makes them, as the first forward pass would.
 
         Args:

@@ -1,4 +1,4 @@
-"""A checkpoint asked after training, on the run's questions or on others."""
+"""A checkpoint evaluated after training, on the run's questions or on others."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import atomic_path
 from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import PROBE_SCHEMA, Probe
@@ -17,7 +14,7 @@ from megatron_kis.probes.questions import SPLITS, check_lengths
 from megatron_kis.training.artifacts import open_run
 
 
-def ask_checkpoint(
+def evaluate_checkpoint(
     run: Path,
     *,
     step: int | None = None,
@@ -33,17 +30,17 @@ def ask_checkpoint(
 
     Args:
         run: the run's folder.
-        step: of the checkpoint; None for the newest.
+        step: step of the checkpoint; None for the newest.
         exposures: prefix of other questions, made with the run's tokenizer; None for the run's own.
-        all_templates: ask with every template instead of the run's choice.
-        batch_size: options in one forward pass; None for the run's.
+        all_templates: use every template instead of the run's choice.
+        batch_size: options per forward pass; None for the run's.
         device: ``auto``, ``cpu`` or ``cuda``.
-        tensor: ranks that share each layer.
-        pipeline: stages.
-        outcomes: where to write the record a question (``.npz``).
+        tensor: number of ranks that share each layer.
+        pipeline: number of stages.
+        outcomes: where to write the record per question (``.npz``).
 
     Returns:
-        Schema ``kis.probe/1`` with the rows of probes.jsonl, on the reporting rank; None on others.
+        A mapping of schema ``kis.probe/1`` with the rows of probes.jsonl, on the reporting rank; None on others.
 
     Raises:
         InputError: no such run, checkpoint or questions, questions of another tokenizer, or a size below one.
@@ -53,7 +50,7 @@ def ask_checkpoint(
     past = open_run(run)
     config, tokenizer = past.config.model_copy(update={"device": device}), past.tokenizer
     templates = dict.fromkeys(SPLITS) if all_templates else config.probes.templates
-    path, questions, sha256 = past.asked(exposures, templates)
+    path, questions, sha256 = past.select_questions(exposures, templates)
     check_lengths(questions, config.training.sequence_length, where=str(path))
     size = batch_size or config.probes.batch_size
     with restored(run, config, vocabulary=tokenizer.vocab_size, step=step, tensor=tensor, pipeline=pipeline) as (
@@ -63,12 +60,12 @@ def ask_checkpoint(
         past.check_checkpoint(checkpoint)
         scorer = Scorer(engine)
         probe = Probe(questions, batch_size=size, branching=scorer.branching)
-        result, parameters = probe.ask(scorer.score), engine.parameters()
-        if result is None or not engine.layout.reports:
+        result = probe.evaluate(scorer.score)
+        parameters = engine.parameters()
+        if result is None or not engine.layout.is_logging_rank:
             return None
     if outcomes is not None:
-        with atomic_path(outcomes) as partial, open(partial, "wb") as file:
-            np.savez_compressed(file, **result.outcomes())  # type: ignore[arg-type]
+        result.write_outcomes(outcomes)
     rows = [
         {name: _finite(value) for name, value in row.items()} | {"bits_per_parameter": row["bits"] / parameters}
         for row in result.rows

@@ -1,4 +1,4 @@
-"""A run's questions through its probes: when each was first right, wrong again and right again, as a table."""
+"""The history of each question over a run's probes: first right, wrong again, right again; as a CSV file."""
 
 from __future__ import annotations
 
@@ -11,20 +11,30 @@ from megatron_kis.probes.curves import NEVER, histories, read_outcomes
 from megatron_kis.training.artifacts import open_run
 
 COLUMNS = (
-    "fact", "group", "relation", "split", "template", "learned", "forgotten", "learned_again", "changes", "score",
-)  # fmt: skip
+    "fact",
+    "group",
+    "relation",
+    "split",
+    "template",
+    "learned",
+    "forgotten",
+    "learned_again",
+    "changes",
+    "score",
+)
+"""Columns of the file; ``score`` is the right option's at the last moment, nats."""
 
 
 def write_histories(run: Path, output: Path, *, rule: str) -> int:
-    """Writes a CSV file with a row a question; steps are empty where nothing happened.
+    """Writes a CSV file with one row per question; steps are empty where nothing happened.
 
     Args:
         run: the run's folder.
-        output: the file: ``COLUMNS``, of which ``score`` is the right option's at the last moment, nats.
-        rule: of scoring.
+        output: the CSV file.
+        rule: scoring rule.
 
     Returns:
-        The moments that the run was probed at.
+        The number of moments at which the run was probed.
 
     Raises:
         InputError: no such run, no outcomes, or the questions have changed since.

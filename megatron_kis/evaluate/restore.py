@@ -1,4 +1,4 @@
-"""A run's model at a checkpoint, under the layout of the processes at hand, ready to be asked."""
+"""A run's model at a checkpoint, under the layout of the processes at hand, ready to be evaluated."""
 
 from __future__ import annotations
 
@@ -6,44 +6,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.folders import Checkpoint, required
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.vocabulary import padded_vocabulary
-from megatron_kis.distributed.determinism import set_determinism
-from megatron_kis.distributed.device import open_device, seed_device
-from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.distributed.determinism import seed_device, set_determinism
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.engine.engine import Engine
-from megatron_kis.training.artifacts import open_run
-
-
-def read_config(run: Path) -> RunConfig:
-    """The configuration that a run was trained with, from its ``run.json``.
-
-    Raises:
-        InputError: there is no such run.
-    """
-    return open_run(run).config
 
 
 @contextmanager
 def restored(
     run: Path, config: RunConfig, *, vocabulary: int, step: int | None, tensor: int = 1, pipeline: int = 1
 ) -> Iterator[tuple[Engine, Checkpoint]]:
-    """An engine with the weights of a checkpoint; under torchrun every process enters.
+    """Opens an engine with the weights of a checkpoint; under torchrun every process enters.
 
     Args:
         run: the run's folder.
-        config: of the run; its ``parallel`` section is not used, its ``device`` is.
-        vocabulary: pieces of the tokenizer, before padding.
-        step: of the checkpoint; None for the newest.
-        tensor: ranks that share each layer.
-        pipeline: stages.
+        config: configuration of the run; its ``parallel`` section is not used, its ``device`` is.
+        vocabulary: number of pieces of the tokenizer, before padding.
+        step: step of the checkpoint; None for the newest.
+        tensor: number of ranks that share each layer.
+        pipeline: number of stages.
 
     Raises:
         InputError: there is no whole checkpoint, or not of this step.
     """
-    if config.training.precision == "fp8":  # of training steps alone; the weights are bf16
+    if config.training.precision == "fp8":  # only training steps are; the weights are bf16
         config = config.model_copy(update={"training": config.training.model_copy(update={"precision": "bf16"})})
     device = open_device(config.device, in_order=tensor > 1)
     set_determinism(device, asked=config.training.deterministic)
@@ -60,7 +50,7 @@ def restored(
 
 
 def open_checkpoint(run: Path, step: int | None) -> Checkpoint:
-    """A whole checkpoint of a run, for one process that builds no model.
+    """Returns a whole checkpoint of a run, for one process that builds no model.
 
     Raises:
         InputError: there is none, or not of this step.

@@ -29,7 +29,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from megatron_kis.distributed.device import quiet_megatron
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model.context import gather_sequence, pieces_of
 
 with quiet_megatron():
@@ -43,7 +43,7 @@ _UNPLANNED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Kernels that take a mask of its own and any shape at once."""
 
 _QUERIES_AT_ONCE = 32
-"""On the host, under a mask of its own: the kernel takes as many at a time, and goes over every key for them."""
+"""On a CPU, under a mask of its own: the kernel takes as many at a time, and goes over every key for them."""
 
 
 class SdpaAttention(MegatronModule):
@@ -142,19 +142,19 @@ def _attend_from_pieces(
     parts = []
     for piece, own in zip(held, q.split(length, dim=2), strict=True):
         seen = (piece + 1) * length
-        mask = None if seen == length else _lower_right(length, seen, on_host=not q.is_cuda)
+        mask = None if seen == length else _lower_right(length, seen, on_cpu=not q.is_cuda)
         settings |= {"attn_mask": mask, "is_causal": mask is None}
         parts.append(scaled_dot_product_attention(own, k[:, :, :seen], v[:, :, :seen], **settings))
     return _joined(parts)
 
 
 @functools.lru_cache(maxsize=8)
-def _lower_right(queries: int, keys: int, *, on_host: bool) -> torch.Tensor:
+def _lower_right(queries: int, keys: int, *, on_cpu: bool) -> torch.Tensor:
     """A causal mask under which the last query sees the last key; on CUDA in a form that stores nothing.
 
     PyTorch's ``causal_lower_right`` gives the same and allocates [2, queries, keys] floats that nothing reads.
     """
-    if on_host:
+    if on_cpu:
         return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
     from torch.nn.attention.bias import CausalBias, CausalVariant  # imports PyTorch's compiler
 

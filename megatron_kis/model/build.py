@@ -13,8 +13,9 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.layout import check_layers, check_shape
 from megatron_kis.config.training import ParallelConfig
-from megatron_kis.distributed.device import Device, quiet_megatron
-from megatron_kis.distributed.parallel import Layout
+from megatron_kis.distributed.device import Device
+from megatron_kis.distributed.groups import ParallelDims
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model.attention import SdpaAttention
 from megatron_kis.model.gated import SwiGlu
 from megatron_kis.model.loss import cross_entropy
@@ -96,7 +97,7 @@ def transformer_config(
     shape: ModelShape,
     *,
     vocabulary: int,
-    layout: Layout,
+    layout: ParallelDims,
     device: Device,
     precision: str,
     init_std: float,
@@ -134,7 +135,7 @@ def transformer_config(
         attention_dropout=0.0,
         init_method_std=init_std,
         perform_initialization=True,  # tags the weights with their split; `initialise` draws the values
-        use_cpu_initialization=device.is_host,
+        use_cpu_initialization=device.is_cpu,
         tensor_model_parallel_size=layout.tensor_size,
         pipeline_model_parallel_size=layout.pipeline_size,
         **_schedule(layout),
@@ -153,13 +154,13 @@ def transformer_config(
         apply_rope_fusion=implementation == "transformer_engine",
         sequence_parallel=sequence_parallel and layout.tensor_size > 1,
         **_RECOMPUTE[recompute],
-        deterministic_mode=deterministic and not device.is_host,
+        deterministic_mode=deterministic and not device.is_cpu,
         gradient_accumulation_fusion=False,  # the output layer's needs NVIDIA apex; see ``_accumulate_in_place``
         persist_layer_norm=False,
     )
 
 
-def _schedule(layout: Layout) -> dict[str, Any]:
+def _schedule(layout: ParallelDims) -> dict[str, Any]:
     """Settings of the pipeline's schedule.
 
     Between two stages the messages of the interleaved one go both ways at once, to and from the same rank: only with
@@ -180,7 +181,7 @@ def build_model(
     *,
     vocabulary: int,
     sequence_length: int,
-    layout: Layout,
+    layout: ParallelDims,
     device: Device,
     precision: str = "fp32",
     implementation: str = "sdpa",
@@ -239,7 +240,7 @@ def assemble_model(
     *,
     vocabulary: int,
     sequence_length: int,
-    layout: Layout,
+    layout: ParallelDims,
     device: Device,
     precision: str = "fp32",
     implementation: str = "sdpa",
@@ -282,7 +283,7 @@ def assemble_model(
             rotary_base=shape.rope_base,
             vp_stage=stage,
         )
-    if not device.is_host:
+    if not device.is_cpu:
         _accumulate_in_place(model)
     return model
 
@@ -313,7 +314,7 @@ def _layers(implementation: str, count: int) -> ModuleSpec | TransformerBlockSub
 
 
 @torch.no_grad()
-def initialise(model: GPTModel, *, layers: int, layout: Layout, init_std: float, seed: int) -> None:
+def initialise(model: GPTModel, *, layers: int, layout: ParallelDims, init_std: float, seed: int) -> None:
     """Draws every weight from a stream named by the seed and the weight's place in the whole model.
 
     Each rank draws the full weight and keeps its part, so that the full weights are those of one process. Norms are
@@ -336,7 +337,7 @@ def initialise(model: GPTModel, *, layers: int, layout: Layout, init_std: float,
         parameter.copy_(_part(full, parameter, layout) if split else full)
 
 
-def _part(full: torch.Tensor, parameter: Any, layout: Layout) -> torch.Tensor:
+def _part(full: torch.Tensor, parameter: Any, layout: ParallelDims) -> torch.Tensor:
     """The rows or columns of ``full`` that this tensor rank holds.
 
     With a stride (SwiGLU's two inputs in one matrix) the rank holds its share of each of the ``stride`` blocks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import silu
 
-from megatron_kis.distributed.device import quiet_megatron
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 
 with quiet_megatron():
     from megatron.core.transformer.module import MegatronModule

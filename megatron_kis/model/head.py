@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import linear
 
 from megatron_kis.config.vocabulary import LOGITS_PER_BLOCK
-from megatron_kis.distributed.device import quiet_megatron
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model.loss import cross_entropy
 
 with quiet_megatron():

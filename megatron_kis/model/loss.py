@@ -2,7 +2,7 @@
 
 The same function as Megatron-Core's ``vocab_parallel_cross_entropy``, in fewer passes over the logits (the largest one
 without its place, the sum as a factor of the gradient) and no message where one rank holds the vocabulary. With a
-small model on the host the logits are a large part of a step.
+small model on a CPU the logits are a large part of a step.
 """
 
 from __future__ import annotations

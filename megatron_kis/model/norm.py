@@ -1,6 +1,6 @@
 """RMSNorm: one module, with a kernel for each place.
 
-On CUDA it is NVIDIA apex's fused kernel, if that is importable, or PyTorch's. On the host PyTorch puts the backward
+On CUDA it is NVIDIA apex's fused kernel, if that is importable, or PyTorch's. On a CPU PyTorch puts the backward
 pass together from many small operations; the formulas written down take nine. Megatron-Core's own choice looks for a
 package named ``apex``, which on PyPI is a web toolkit, and with either takes a LayerNorm behind the last layer.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron_kis.distributed.device import quiet_megatron
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 
 with quiet_megatron():
     from megatron.core.transformer.transformer_config import TransformerConfig

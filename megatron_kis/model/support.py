@@ -12,7 +12,8 @@ import sys
 
 import torch.distributed as dist
 
-from megatron_kis.distributed.device import Device, quiet_megatron
+from megatron_kis.distributed.device import Device
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 
 TRANSFORMER_ENGINE = {"0.16": ("2.9", "2.12"), "0.19": ("2.9", "2.21")}
 """Versions of Transformer Engine, from and below, by version of Megatron-Core: for 0.16 those of its own metadata. 0.19
@@ -24,7 +25,7 @@ def why_no_transformer_engine(device: Device) -> str | None:
 
     Megatron-Core decides: without what it imports it would make the layers of mocks.
     """
-    if device.is_host:
+    if device.is_cpu:
         return "it needs CUDA"
     with quiet_megatron():
         from megatron.core.models.gpt import gpt_layer_specs
@@ -39,7 +40,7 @@ def why_no_transformer_engine(device: Device) -> str | None:
 def say_if_transformer_engine_is_unused(device: Device) -> None:
     """Says, once, that Transformer Engine is installed and not used, or not of a version that is known to work."""
     found = _version("transformer_engine")
-    if found is None or device.is_host:
+    if found is None or device.is_cpu:
         return
     if (why := why_no_transformer_engine(device)) is not None:
         _say(f"Transformer Engine's layers are not used: {why}; PyTorch's attention is used")
@@ -63,7 +64,7 @@ def fuses(device: Device) -> bool:
 
     Without one it is said once what that costs.
     """
-    if device.is_host:
+    if device.is_cpu:
         return False
     why = why_no_compiler()
     if why is not None:

@@ -1,5 +1,5 @@
-"""The knowledge probe: its questions (``questions``), scoring rules (``scoring``) and the pass (``probe``)."""
+"""The knowledge probe: its questions (``questions``), scoring rules (``scoring``) and evaluation (``probe``)."""
 
-from megatron_kis.probes.scoring import RULES, grade, score_options, token_log_probs
+from megatron_kis.probes.scoring import RULES, score_rules
 
-__all__ = ["RULES", "grade", "score_options", "token_log_probs"]
+__all__ = ["RULES", "score_rules"]

@@ -1,12 +1,13 @@
 """Statements as prefix trees in rows of equal width, so that what statements share is computed once.
 
-A row holds one tree or a few branches of one. Its nodes lie in depth-first order, each an input token; a statement is
+A row holds one tree or a few branches of one. Its nodes are in depth-first order, each an input token; a statement is
 a path from the root, and the log-likelihood of its next token is read at the node before (an *edge*). The last token of
-a statement is never an input. A node sees itself and the nodes above it, and stands at the place of its depth::
+a statement is never an input. A node attends to itself and its ancestors (tree attention), at the position of its
+depth::
 
     row      BOS  The  capital  of  France  is  Par  Lyon        (statements "... is Paris", "... is Lyon .")
     depth    0    1    2        3   4       5   6    6
-    end      8    8    8        8   8       8   7    8           (nodes i with place <= i < end lie below)
+    end      8    8    8        8   8       8   7    8           (place <= i < end: i is in its subtree)
 
 Two statements with the same tokens are one path, and so tie exactly. Pure numpy.
 """
@@ -23,31 +24,31 @@ from megatron_kis.probes.ragged import Ragged, starts_of
 Ints = NDArray[np.int32]
 
 _ATTENTION = 1500
-"""Nodes of a row whose attention to one another costs as much as all else that is done for them: measured with 1.3M
-parameters on the host, where cutting a row well is worth most. Anything from 1000 to 4000 is as fast to 3%."""
+"""Nodes of a row whose attention to one another costs as much as everything else that is computed for them: measured
+with 1.3M parameters on a CPU, where cutting a row well is worth most. Anything from 1000 to 4000 is as fast to 3%."""
 
-_PATHS_AT_ONCE = 1 << 14
-"""Paths that are laid out in one go: tables of 16 ki paths x their length, however many there are in all."""
+_PATHS_PER_CHUNK = 1 << 14
+"""Paths that are laid out at once: tables of 16 Ki paths x their length, however many there are in all."""
 
 
 @dataclass(frozen=True)
-class Forest:
-    """All paths, laid out in R rows of W nodes with E edges."""
+class PackedPrefixTrees:
+    """All paths, packed into R rows of W nodes with E edges."""
 
     tokens: Ints
     """[R, W] input tokens; beyond ``counts`` padding."""
 
     depths: Ints
-    """[R, W] the place of each node in its statements, 0 for the root."""
+    """[R, W] position of each node in its statements, 0 for the root."""
 
     ends: Ints
-    """[R, W] where the nodes below a node end; padding sees itself alone."""
+    """[R, W] end of each node's subtree; padding attends to itself alone."""
 
     counts: NDArray[np.int64]
-    """[R] nodes of each row."""
+    """[R] number of nodes of each row."""
 
     places: Ints
-    """[E] node of its row at which an edge is read; edges lie row by row."""
+    """[E] node of its row at which an edge is read; edges are ordered by row."""
 
     labels: Ints
     """[E] the token whose log-likelihood is read."""
@@ -56,58 +57,59 @@ class Forest:
     """[R + 1] first edge of each row."""
 
     paths: Ragged
-    """The edges of each different path."""
+    """Edges of each distinct path."""
 
     path_of: NDArray[np.int64]
-    """[statements] which path is a statement's; equal statements have the same."""
+    """[statements] path of each statement; equal statements have the same."""
 
     branching: bool
     """Whether rows hold trees, or a single path each (and its beginnings)."""
 
     @property
     def nodes(self) -> int:
-        """Input tokens of all rows, padding apart."""
+        """Number of input tokens of all rows, without padding."""
         return int(self.counts.sum())
 
 
 @dataclass(frozen=True)
 class EdgeScores:
-    """What a model says of each edge of a forest."""
+    """A model's scores of each edge."""
 
     log_probs: NDArray[np.float64]
-    """[E] nats."""
+    """[E] log-likelihoods, nats."""
 
     greedy: NDArray[np.bool_]
-    """[E] whether no token is likelier."""
+    """[E] whether no token is more likely."""
 
 
-def plant(statements: Ragged, *, first: int, width: int, branching: bool = True) -> Forest:
-    """Lays out statements.
+def build_prefix_trees(statements: Ragged, *, bos_id: int, width: int, branching: bool = True) -> PackedPrefixTrees:
+    """Packs statements into rows of prefix trees.
 
-    They are taken in lexicographic order, so that neighbours share most, and rows end where little is shared.
+    They are sorted lexicographically, so that neighbours share most, and rows end where little is shared.
 
     Args:
-        statements: their tokens, none empty; equal ones share everything.
-        first: the token of each root.
-        width: nodes of a row at most; raised to the longest path.
+        statements: tokens of the statements, none empty; equal ones share everything.
+        bos_id: token of each root.
+        width: largest number of nodes of a row; raised to the longest path.
         branching: False for a model that has a causal mask only: no row holds two branches.
     """
     longest = int(statements.lengths.max(initial=1))
     table, path_of = _sorted(statements.padded(longest))
     lengths = (table >= 0).sum(axis=1)
     before = np.concatenate([[0], lengths])[: len(table)]
-    # What a path shares with the one before: tokens (edges), and nodes, the root among them.
+    # What a path shares with the one before: `shared` tokens (edges), and `kept` nodes, the root among them.
     shared = np.concatenate([[0], (table[1:] != table[:-1]).argmax(axis=1)])[: len(table)]
     kept = np.minimum(shared + 1, np.minimum(lengths, before))
     stops = np.zeros(0, dtype=np.int64) if branching else np.flatnonzero(kept < before)
     row_starts = _rows(lengths, kept, max(width, longest), stops)
     shared[row_starts[:-1]] = kept[row_starts[:-1]] = 0
-    pieces = [_Piece.of(table[part], lengths[part], shared[part], kept[part], first) for part in _slices(row_starts)]
-    return _joined(pieces, row_starts, lengths, kept, shared, path_of, first=first, branching=branching)
+    chunks = [_Chunk.of(table[part], lengths[part], shared[part], kept[part], bos_id) for part in _slices(row_starts)]
+    paths = _Paths(lengths, kept, shared, path_of)
+    return _pack(chunks, row_starts, paths, bos_id=bos_id, branching=branching)
 
 
 def _sorted(table: Ints) -> tuple[Ints, NDArray[np.int64]]:
-    """The different rows of a table in lexicographic order, and which of them each row is."""
+    """Returns the distinct rows of a table in lexicographic order, and which of them each row is."""
     order = np.lexsort(table.T[::-1])
     table = table[order]
     new = np.concatenate([[True], (table[1:] != table[:-1]).any(axis=1)])[: len(table)]
@@ -119,14 +121,18 @@ def _sorted(table: Ints) -> tuple[Ints, NDArray[np.int64]]:
 def _rows(
     lengths: NDArray[np.int64], kept: NDArray[np.int64], width: int, stops: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """[rows + 1] first path of each row; each of ``stops`` begins one.
+    """Returns the first path of each row, [rows + 1]; each of ``stops`` begins a row.
 
-    A row ends where its nodes cost least apiece: the next row lays again what its first path shares with the path
-    before, and each node's attention goes over the whole row.
+    A row of n nodes, followed by a row that computes again the ``kept`` nodes which its first path shares with the path
+    before, costs ``kept / n + n / _ATTENTION`` per node: each node's attention goes over the whole row. A row ends
+    where that is least.
     """
     paths = len(lengths)
-    added, again, limits = np.cumsum(lengths - kept), np.append(kept, 0), np.append(stops, paths)
-    starts, at = [0], 0
+    added = np.cumsum(lengths - kept)
+    again = np.append(kept, 0)
+    limits = np.append(stops, paths)
+    starts = [0]
+    at = 0
     while at < paths:
         before = added[at] - lengths[at]
         full = int(np.searchsorted(added, width + before, side="right"))
@@ -139,10 +145,11 @@ def _rows(
 
 
 def _slices(row_starts: NDArray[np.int64]) -> list[slice]:
-    """Paths of whole rows, some ``_PATHS_AT_ONCE`` together."""
-    found, at = [], 0
+    """Returns paths of whole rows, about ``_PATHS_PER_CHUNK`` together."""
+    found = []
+    at = 0
     while at < len(row_starts) - 1:
-        until = int(np.searchsorted(row_starts, row_starts[at] + _PATHS_AT_ONCE, side="right")) - 1
+        until = int(np.searchsorted(row_starts, row_starts[at] + _PATHS_PER_CHUNK, side="right")) - 1
         until = max(at + 1, until)
         found.append(slice(int(row_starts[at]), int(row_starts[until])))
         at = until
@@ -150,32 +157,57 @@ def _slices(row_starts: NDArray[np.int64]) -> list[slice]:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Neighbouring paths, laid out; nodes and edges are counted from the first of the piece."""
+class _Paths:
+    """All P distinct paths in order."""
+
+    lengths: NDArray[np.int64]
+    """[P] number of tokens."""
+
+    kept: NDArray[np.int64]
+    """[P] nodes shared with the path before in the same row."""
+
+    shared: NDArray[np.int64]
+    """[P] edges shared with the path before in the same row."""
+
+    path_of: NDArray[np.int64]
+    """[statements] path of each statement."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Neighbouring paths, laid out; nodes and edges are counted from the first of the chunk."""
 
     tokens: Ints
-    """[nodes]."""
+    """[nodes] input tokens."""
+
     depths: Ints
-    """[nodes]."""
+    """[nodes] depth of each node."""
+
     ends: Ints
-    """[nodes] the node behind the last one below."""
+    """[nodes] end of each node's subtree."""
+
     places: Ints
-    """[edges] node of each."""
+    """[edges] node at which each edge is read."""
+
     labels: Ints
-    """[edges]."""
+    """[edges] token whose log-likelihood is read."""
+
     path_edges: Ints
-    """[sum of path lengths]."""
+    """[sum of path lengths] edges of all paths."""
 
     @classmethod
     def of(
-        cls, table: Ints, lengths: NDArray[np.int64], shared: NDArray[np.int64], kept: NDArray[np.int64], first: int
-    ) -> _Piece:
+        cls, table: Ints, lengths: NDArray[np.int64], shared: NDArray[np.int64], kept: NDArray[np.int64], bos_id: int
+    ) -> _Chunk:
         """Lays out paths that are padded to [paths, T]; a path that begins a row shares and keeps nothing."""
-        paths, depth = np.arange(len(table))[:, None], np.arange(table.shape[1])
+        paths = np.arange(len(table))[:, None]
+        depth = np.arange(table.shape[1])
         inside = depth < lengths[:, None]
-        inputs = np.concatenate([np.full((len(table), 1), first, dtype=np.int32), table[:, :-1]], axis=1)
-        node_made, edge_made = inside & (depth >= kept[:, None]), inside & (depth >= shared[:, None])
-        node_starts, edge_starts = starts_of(lengths - kept), starts_of(lengths - shared)
+        inputs = np.concatenate([np.full((len(table), 1), bos_id, dtype=np.int32), table[:, :-1]], axis=1)
+        node_made = inside & (depth >= kept[:, None])
+        edge_made = inside & (depth >= shared[:, None])
+        node_starts = starts_of(lengths - kept)
+        edge_starts = starts_of(lengths - shared)
         # The node of a path at a depth is that of the last path that made one there; so are the edges.
         maker = np.maximum.accumulate(np.where(node_made, paths, 0), axis=0)
         nodes = (node_starts[:-1] - kept)[maker] + depth
@@ -195,46 +227,42 @@ class _Piece:
         )
 
 
-def _joined(
-    pieces: list[_Piece],
-    row_starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    kept: NDArray[np.int64],
-    shared: NDArray[np.int64],
-    path_of: NDArray[np.int64],
-    *,
-    first: int,
-    branching: bool,
-) -> Forest:
-    """One forest of all pieces, its nodes counted from the beginning of their row."""
-    node_starts, edge_starts = starts_of(lengths - kept)[row_starts], starts_of(lengths - shared)[row_starts]
+def _pack(
+    chunks: list[_Chunk], row_starts: NDArray[np.int64], paths: _Paths, *, bos_id: int, branching: bool
+) -> PackedPrefixTrees:
+    """Joins all chunks; nodes are then counted from the beginning of their row, and edges from the first of all."""
+    node_starts = starts_of(paths.lengths - paths.kept)[row_starts]
+    edge_starts = starts_of(paths.lengths - paths.shared)[row_starts]
     counts = np.diff(node_starts)
+    flat = {
+        name: np.concatenate([np.zeros(0, dtype=np.int32), *(getattr(chunk, name) for chunk in chunks)])
+        for name in ("tokens", "depths", "ends", "places", "labels", "path_edges")
+    }
+    # Chunks count from their own first node and edge: add what is before the chunk, subtract what is before the row.
+    nodes = [len(chunk.tokens) for chunk in chunks]
+    edges = [len(chunk.places) for chunk in chunks]
+    nodes_before = starts_of(nodes)[:-1]
+    edges_before = starts_of(edges)[:-1]
+    flat["ends"] += (np.repeat(nodes_before, nodes) - np.repeat(node_starts[:-1], counts)).astype(np.int32)
+    row_edges = np.diff(edge_starts)
+    flat["places"] += (np.repeat(nodes_before, edges) - np.repeat(node_starts[:-1], row_edges)).astype(np.int32)
+    flat["path_edges"] += np.repeat(edges_before, [len(chunk.path_edges) for chunk in chunks]).astype(np.int32)
     width = int(counts.max(initial=1))
     inside = np.arange(width) < counts[:, None]
-    table = {"tokens": np.full(inside.shape, first, dtype=np.int32), "depths": np.zeros(inside.shape, dtype=np.int32),
-             "ends": np.tile(np.arange(1, width + 1, dtype=np.int32), (len(counts), 1))}  # fmt: skip
-    flat = {name: np.concatenate([np.zeros(0, dtype=np.int32), *(getattr(piece, name) for piece in pieces)])
-            for name in ("tokens", "depths", "ends", "places", "labels", "path_edges")}  # fmt: skip
-    # Pieces count from their own first node and edge.
-    sizes = [(len(piece.tokens), len(piece.places), len(piece.path_edges)) for piece in pieces]
-    nodes_before = starts_of([nodes for nodes, _, _ in sizes])[:-1]
-    edges_before = starts_of([edges for _, edges, _ in sizes])[:-1]
-    of_nodes = np.repeat(nodes_before, [nodes for nodes, _, _ in sizes]) - np.repeat(node_starts[:-1], counts)
-    of_edges = np.repeat(nodes_before, [edges for _, edges, _ in sizes]) - np.repeat(
-        node_starts[:-1], np.diff(edge_starts)
-    )
-    flat["ends"] += of_nodes.astype(np.int32)
-    flat["places"] += of_edges.astype(np.int32)
-    flat["path_edges"] += np.repeat(edges_before, [size for _, _, size in sizes]).astype(np.int32)
+    table = {
+        "tokens": np.full(inside.shape, bos_id, dtype=np.int32),
+        "depths": np.zeros(inside.shape, dtype=np.int32),
+        "ends": np.tile(np.arange(1, width + 1, dtype=np.int32), (len(counts), 1)),
+    }
     for name, values in table.items():
         values[inside] = flat[name]
-    return Forest(
+    return PackedPrefixTrees(
         **table,
         counts=counts,
         places=flat["places"],
         labels=flat["labels"],
         edge_starts=edge_starts,
-        paths=Ragged(flat["path_edges"], starts_of(lengths)),
-        path_of=path_of,
+        paths=Ragged(flat["path_edges"], starts_of(paths.lengths)),
+        path_of=paths.path_of,
         branching=branching,
     )

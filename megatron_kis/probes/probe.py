@@ -1,17 +1,19 @@
-"""The probe: all options of all questions through a model, graded and summed up by group, split and rule."""
+"""The probe: scores all options of all questions with a model, and sums up by group, split and rule what is right."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_kis.common.files import atomic_path
 from megatron_kis.probes.curves import learned_bits
-from megatron_kis.probes.prefix_tree import EdgeScores, Forest, plant
+from megatron_kis.probes.prefix_tree import EdgeScores, PackedPrefixTrees, build_prefix_trees
 from megatron_kis.probes.questions import QuestionSet
 from megatron_kis.probes.ragged import Ragged
 from megatron_kis.probes.scoring import RULES, score_rules
@@ -20,46 +22,53 @@ PROBE_SCHEMA = "kis.probe/1"
 PROBE_NAME = "probe.json"
 
 ROW_WIDTH = 192
-"""Nodes of a row at most: room to end a row where little is shared."""
+"""Largest number of nodes of a row: leaves room to end a row where little is shared."""
 
 _ENDING = 1
-"""Tokens that may follow an answer which a model is to complete: the full stop."""
+"""Number of tokens that may follow an answer which a model is to complete: the full stop."""
 
-_OPTIONS_AT_ONCE = 1 << 14
-"""Options whose tokens are summed up in one go."""
+_OPTIONS_PER_CHUNK = 1 << 14
+"""Number of options whose tokens are summed up at once."""
 
-Score = Callable[[Forest, int], "EdgeScores | None"]
-"""A forest and the rows of a forward pass to its edges' scores, or None on ranks without the loss."""
+Score = Callable[[PackedPrefixTrees, int], "EdgeScores | None"]
+"""Maps trees and the rows per forward pass to the scores of all edges, or None on ranks without the loss."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What one probe found."""
+    """Result of one probe."""
 
     rows: list[dict[str, Any]]
-    """One an entry of group x split x rule, with the keys of probes.jsonl but step and tokens."""
+    """One row per group, split and rule, with the keys of probes.jsonl except step and tokens."""
 
     correct: NDArray[np.bool_]
-    """[questions, rules]."""
+    """[questions, rules] whether the right option alone has the largest score."""
 
     margins: NDArray[np.float32]
-    """[questions, rules] log-likelihood margins, nats (per token, character or byte for the mean rules); NaN where a
-    rule does not apply."""
+    """[questions, rules] score of the right option minus the largest other one, nats (per token, character or byte for
+    the mean rules); NaN where a rule does not apply."""
 
     scores: NDArray[np.float32]
-    """[questions, rules] of the right option."""
+    """[questions, rules] score of the right option."""
 
     generated: NDArray[np.int8]
-    """[questions] 1 where greedy decoding gives the answer or an alias, 0 where not, -1 where more follows."""
+    """[questions] 1 where greedy decoding gives the answer or an alias, 0 where not, -1 where more text follows."""
 
-    def outcomes(self) -> dict[str, NDArray[Any]]:
-        """The record a question, for ``outcomes/step-N.npz``."""
-        return {"correct": self.correct, "margins": self.margins, "scores": self.scores, "generated": self.generated,
-                "rules": np.array(RULES)}  # fmt: skip
+    def write_outcomes(self, path: Path) -> None:
+        """Writes the record per question (``.npz``)."""
+        arrays = {
+            "correct": self.correct,
+            "margins": self.margins,
+            "scores": self.scores,
+            "generated": self.generated,
+            "rules": np.array(RULES),
+        }
+        with atomic_path(path) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 class Probe:
-    """Questions laid out for a model, once; asked as often as needed."""
+    """Questions laid out once for a model, which is evaluated on them as often as needed."""
 
     def __init__(
         self,
@@ -72,13 +81,14 @@ class Probe:
         """Lays the questions out.
 
         Args:
-            questions: what is asked, each statement after ``questions.first_tokens``, which are not scored.
-            batch_size: options in one forward pass, about.
+            questions: the questions; ``questions.first_tokens`` precede each statement and are not scored.
+            batch_size: approximate number of options per forward pass.
             branching: whether the model takes rows that hold trees.
-            width: tokens of a row.
+            width: largest number of nodes of a row.
         """
-        self._questions, self._first, self._table = questions, questions.first_tokens, questions.table
-        table = self._table
+        self._questions = questions
+        self._first_tokens = questions.first_tokens
+        self._table = table = questions.table
         self._owner = np.repeat(np.arange(len(table)), np.diff(table.starts))
         member = np.arange(len(self._owner)) - table.starts[self._owner]
         self._alias = member >= table.sizes[self._owner]
@@ -86,61 +96,64 @@ class Probe:
         # An option that begins its statement has no prompt.
         bare = (table.spans[:, 0] == 0) & ~self._alias
         self._prompted = np.bincount(self._owner[bare], minlength=len(table)) == 0
-        behind = table.tokens.lengths[self._right] - table.spans[self._right, 1]
-        self._completed = self._prompted & (behind <= _ENDING)
-        """Whether a model that writes the answer has written the statement."""
+        following = table.tokens.lengths[self._right] - table.spans[self._right, 1]
+        self._completed = self._prompted & (following <= _ENDING)
+        """[questions] Whether a model that writes the answer has written the statement."""
         self._characters = _characters(table.texts)
         first_token, last_token = table.spans.T.astype(np.int64)
         answers = table.tokens.parts(first_token, last_token)
-        # Statements that go on behind the object are not completed: their other names would be scored for nothing.
-        self._asked = np.flatnonzero(~self._alias | self._completed[self._owner])
-        asked = table.tokens.taken(self._asked).joined(answers.taken(self._asked))
-        root, *more = self._first
-        self.forest = plant(asked.after(more), first=root, width=width, branching=branching)
-        rows = len(self.forest.counts)
-        self._rows_a_pass = max(1, round(batch_size * rows / max(1, len(self._asked))))
+        # Statements that continue after the object are not completed: their aliases would be scored for nothing.
+        self._scored = np.flatnonzero(~self._alias | self._completed[self._owner])
+        texts = table.tokens.taken(self._scored).joined(answers.taken(self._scored))
+        bos_id, *more = self._first_tokens
+        self.trees = build_prefix_trees(texts.after(more), bos_id=bos_id, width=width, branching=branching)
+        rows = len(self.trees.counts)
+        self._rows_per_pass = max(1, round(batch_size * rows / max(1, len(self._scored))))
 
     def settings(self) -> dict[str, Any]:
-        """Every choice that decides a score, resolved."""
+        """Returns every choice that decides a score, resolved."""
         return {
             "questions": self._questions.header,
             "asked": len(self._table),
             "rules": list(RULES),
-            "first_tokens": list(self._first),
+            "first_tokens": list(self._first_tokens),
             "first_tokens_scored": False,
             "ties": "wrong",
             "pmi_prompt": "first tokens alone",
             "generated": f"greedy; answer or alias, and at most {_ENDING} token behind it",
         }
 
-    def ask(self, score: Score) -> ProbeResult | None:
-        """Scores every option of every question.
+    def evaluate(self, score: Score) -> ProbeResult | None:
+        """Evaluates a model on every question; collective: every rank calls this.
 
         Args:
-            score: the model.
+            score: scores trees with the model, see ``Scorer.score``.
 
         Returns:
             The result, or None on ranks without the loss (which take part in the forward passes all the same).
         """
         started = time.perf_counter()
-        edges = score(self.forest, self._rows_a_pass)
+        edges = score(self.trees, self._rows_per_pass)
         if edges is None:
             return None
         scores, greedy = self._option_scores(edges)
-        return self._graded(scores, greedy, started)
+        result = self._grade(scores, greedy)
+        seconds = round(time.perf_counter() - started, 3)
+        result.rows.extend({**row, "seconds": seconds} for row in self._rows(result))
+        return result
 
     def _option_scores(self, edges: EdgeScores) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """[options, rules] scores, and [options] whether greedy decoding gives the option to its statement's end.
+        """Returns scores, [options, rules], and whether greedy decoding gives the option and its ending, [options].
 
-        Options and aliases lie as in the table; an alias that is not asked has scores of minus infinity.
+        Options and aliases are ordered as in the table; an alias that is not scored has minus infinity.
         """
         table = self._table
         scores = np.full((len(self._owner), len(RULES)), -np.inf)
         greedy = np.zeros(len(self._owner), dtype=bool)
-        statements, neutral_paths = np.split(self.forest.path_of, 2)
-        for start in range(0, len(self._asked), _OPTIONS_AT_ONCE):
-            part = slice(start, start + _OPTIONS_AT_ONCE)
-            options = self._asked[part]
+        statements, neutral_paths = np.split(self.trees.path_of, 2)
+        for start in range(0, len(self._scored), _OPTIONS_PER_CHUNK):
+            part = slice(start, start + _OPTIONS_PER_CHUNK)
+            options = self._scored[part]
             spans, lengths = table.spans[options], table.tokens.lengths[options]
             log_probs, likeliest = self._along(edges, statements[part])
             neutral, _ = self._along(edges, neutral_paths[part])
@@ -157,17 +170,19 @@ class Probe:
         return scores, greedy
 
     def _along(self, edges: EdgeScores, paths: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """[paths, T] log-likelihoods along paths, and whether no token is likelier; 0 and True after their ends.
+        """Returns log-likelihoods along paths and whether no token is likelier, [paths, T]; 0 and True after the ends.
 
         The first tokens are left out: they are not scored.
         """
-        table = self.forest.paths.taken(paths)
-        places = table.padded(int(table.lengths.max(initial=1)))[:, len(self._first) - 1 :]
+        table = self.trees.paths.taken(paths)
+        places = table.padded(int(table.lengths.max(initial=1)))[:, len(self._first_tokens) - 1 :]
         inside = places >= 0
         return np.where(inside, edges.log_probs[places], 0.0), edges.greedy[places] | ~inside
 
-    def _graded(self, scores: NDArray[np.float64], greedy: NDArray[np.bool_], started: float) -> ProbeResult:
-        table, right = self._table, scores[self._right]
+    def _grade(self, scores: NDArray[np.float64], greedy: NDArray[np.bool_]) -> ProbeResult:
+        """Compares the right option of each question with the best other one; a tie is wrong."""
+        table = self._table
+        right = scores[self._right]
         if len(table):
             others = np.where(self._alias[:, None], -np.inf, scores)  # an alias is no option
             others[self._right] = -np.inf
@@ -176,29 +191,42 @@ class Probe:
             accepted[self._right] = greedy[self._right]
             generated = np.where(self._completed, np.logical_or.reduceat(accepted, table.starts[:-1]), -1)
         else:
-            margins, generated = right, np.zeros(0)
+            margins = right
+            generated = np.zeros(0)
         correct = margins > 0
         margins[~self._prompted, RULES.index("pmi")] = np.nan
-        result = ProbeResult([], correct, margins.astype(np.float32), right.astype(np.float32),
-                             generated.astype(np.int8))  # fmt: skip
-        seconds = round(time.perf_counter() - started, 3)
+        return ProbeResult(
+            rows=[],
+            correct=correct,
+            margins=margins.astype(np.float32),
+            scores=right.astype(np.float32),
+            generated=generated.astype(np.int8),
+        )
+
+    def _rows(self, result: ProbeResult) -> Iterator[dict[str, Any]]:
+        """Yields the rows of all groups, splits and rules, in the order in which the questions first have them."""
+        table = self._table
         splits = len(table.split.names)
-        cells, first = np.unique(table.group.codes * splits + table.split.codes, return_index=True)
-        for cell in cells[np.argsort(first)]:  # in the order in which they are first asked
-            group, split = table.group.names[cell // splits], table.split.names[cell % splits]
-            members = np.flatnonzero((table.group.codes * splits + table.split.codes) == cell)
+        keys = table.group.codes * splits + table.split.codes
+        distinct, first = np.unique(keys, return_index=True)
+        for key in distinct[np.argsort(first)]:
+            group = table.group.names[key // splits]
+            split = table.split.names[key % splits]
+            members = np.flatnonzero(keys == key)
             for column, rule in enumerate(RULES):
-                asked = members[self._prompted[members]] if rule == "pmi" else members
-                if len(asked):
-                    row = {"group": group, "split": split, "scoring": rule, **self._row(asked, column, result)}
-                    result.rows.append({**row, "seconds": seconds})
-        return result
+                chosen = members[self._prompted[members]] if rule == "pmi" else members
+                if len(chosen):
+                    yield {"group": group, "split": split, "scoring": rule, **self._row(chosen, column, result)}
 
     def _row(self, chosen: NDArray[np.int64], column: int, result: ProbeResult) -> dict[str, Any]:
-        table, marks = self._table, result.correct[chosen, column]
-        correct, chance = int(marks.sum()), float((1 / table.sizes[chosen]).mean())
+        """Sums up some questions under one rule."""
+        table = self._table
+        marks = result.correct[chosen, column]
+        correct = int(marks.sum())
+        chance = float((1 / table.sizes[chosen]).mean())
         _, fact = np.unique(table.fact.codes[chosen], return_inverse=True)
-        asked, known = np.bincount(fact), np.bincount(fact, weights=marks)
+        asked = np.bincount(fact)  # questions of each fact
+        known = np.bincount(fact, weights=marks)
         pairs = np.stack([table.relation.codes[chosen], table.template[chosen]])
         forms, form = np.unique(pairs, axis=1, return_inverse=True)
         counts = zip(np.bincount(form).tolist(), np.bincount(form, weights=marks).astype(int).tolist(), strict=True)
@@ -223,7 +251,7 @@ class Probe:
 
 
 def _characters(texts: Ragged) -> NDArray[np.int64]:
-    """[N] characters of texts in UTF-8: its bytes but those that continue one."""
+    """Returns the number of characters of texts in UTF-8, [N]: bytes, without those that continue a character."""
     begins = np.concatenate([[0], np.cumsum((texts.values & 0xC0) != 0x80)])
     counts: NDArray[np.int64] = np.diff(begins[texts.starts])
     return counts

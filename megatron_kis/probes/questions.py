@@ -26,13 +26,13 @@ class QuestionSet:
     """The questions of a probe, and how they were made."""
 
     header: dict[str, Any]
-    """Resolved choices: distractors, seed, first token, tokenizer fingerprint."""
+    """Resolved choices: distractors, seed, first tokens, tokenizer fingerprint."""
 
     questions: Sequence[Question]
-    """In columns, however they were given."""
+    """The questions, always kept in columns."""
 
     def __post_init__(self) -> None:
-        """Takes the questions apart."""
+        """Converts the questions to columns."""
         object.__setattr__(self, "questions", QuestionTable.of(self.questions))
 
     @property
@@ -48,9 +48,9 @@ class QuestionSet:
 
     @property
     def first_tokens(self) -> tuple[int, ...]:
-        """The tokens before each statement, which are not scored.
+        """Tokens before each statement, which are not scored.
 
-        They are what the tokenizer puts before a document, or else the end-of-document token, as in older files.
+        They are what the tokenizer puts before a document, or the end-of-document token in older files.
 
         Raises:
             InputError: the header names none.
@@ -66,11 +66,11 @@ def _first_tokens(header: Mapping[str, Any], where: str) -> tuple[int, ...]:
 
 
 def check_lengths(questions: QuestionSet, longest: int, *, where: str) -> None:
-    """Refuses questions that are longer than the sequences of the model they are asked of.
+    """Refuses questions that are longer than the training sequences of the model.
 
     Args:
         questions: the questions.
-        longest: tokens of a training sequence.
+        longest: number of tokens of a training sequence.
         where: their file, for the message.
 
     Raises:
@@ -98,7 +98,7 @@ def read_questions(path: Path, templates: Mapping[Any, int | None]) -> QuestionS
 
     Args:
         path: the file.
-        templates: for each split that is asked about, how many of a relation's templates (None: all).
+        templates: number of a relation's templates to use, by split (None: all); other splits are left out.
 
     Raises:
         InputError: missing, of another schema, or a malformed line (with its number).

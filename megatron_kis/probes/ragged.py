@@ -1,4 +1,4 @@
-"""Sequences of unlike lengths in two arrays: a million statements are two objects, not a million tuples."""
+"""Sequences of different lengths in two arrays: a million statements are two objects, not a million tuples."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Ragged:
-    """N sequences of integers, one behind the other."""
+    """N sequences of integers, one after the other."""
 
     values: NDArray[np.int32] | NDArray[np.uint8]
-    """[sum of the lengths] numbers, or the bytes of texts."""
+    """[sum of the lengths] integers, or the bytes of texts."""
 
     starts: NDArray[np.int64]
-    """[N + 1] where each begins."""
+    """[N + 1] start of each sequence, and the end of the last one."""
 
     @classmethod
     def of(cls, sequences: Iterable[Sequence[int]]) -> Ragged:
-        """Joins sequences."""
+        """Makes the arrays of some sequences."""
         held = [np.asarray(sequence, dtype=np.int32) for sequence in sequences]
         values = np.concatenate([np.zeros(0, dtype=np.int32), *held])
         return cls(values, starts_of([len(sequence) for sequence in held]))
@@ -31,51 +31,51 @@ class Ragged:
         return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> NDArray[Any]:
-        """One sequence."""
+        """Returns one sequence."""
         return self.values[self.starts[index] : self.starts[index + 1]]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """[N]."""
+        """[N] lengths of the sequences."""
         return np.diff(self.starts)
 
     def joined(self, other: Ragged) -> Ragged:
-        """These sequences, and behind them the other ones."""
+        """Returns these sequences, followed by the other ones."""
         values = np.concatenate([self.values, other.values])
         return Ragged(values, np.concatenate([self.starts, self.starts[-1] + other.starts[1:]]))
 
     def parts(self, first: NDArray[np.int64], last: NDArray[np.int64]) -> Ragged:
-        """Of each sequence the values from ``first`` on and before ``last``, both [N]."""
+        """Returns the values from ``first`` on and before ``last`` of each sequence, both [N]."""
         starts = starts_of(last - first)
         return Ragged(self.values[ranges(self.starts[:-1] + first, starts)], starts)
 
     def taken(self, chosen: NDArray[np.int64]) -> Ragged:
-        """Some sequences, in the order in which they are named."""
+        """Returns some sequences, in the order of ``chosen``."""
         starts = starts_of(self.lengths[chosen])
         return Ragged(self.values[ranges(self.starts[chosen], starts)], starts)
 
     def after(self, before: Sequence[int]) -> Ragged:
-        """Each sequence after the same values."""
+        """Returns each sequence with the same values before it."""
         if not before:
             return self
-        at, what = np.repeat(self.starts[:-1], len(before)), np.tile(before, len(self))
-        values: NDArray[Any] = np.insert(self.values, at, what)
+        at = np.repeat(self.starts[:-1], len(before))
+        values: NDArray[Any] = np.insert(self.values, at, np.tile(before, len(self)))
         return Ragged(values, self.starts + len(before) * np.arange(len(self.starts)))
 
     def padded(self, width: int) -> NDArray[np.int32]:
-        """[N, width], -1 beyond each sequence's end."""
+        """Returns a table of the sequences, [N, width]; -1 after the end of each."""
         table = np.full((len(self), width), -1, dtype=np.int32)
         table[np.arange(width) < self.lengths[:, None]] = self.values
         return table
 
 
 def starts_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N + 1] where pieces of given lengths begin, and where the last one ends."""
+    """Returns where pieces of given lengths begin, and where the last one ends: [N + 1]."""
     starts = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=starts[1:])
     return starts
 
 
 def ranges(first: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Counts up from each of ``first``, as often as the piece of ``starts`` is long, all in one array."""
+    """Joins the ranges that begin at each of ``first`` and are as long as the pieces of ``starts``."""
     return np.arange(starts[-1]) + np.repeat(first - starts[:-1], np.diff(starts))

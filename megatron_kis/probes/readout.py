@@ -1,11 +1,12 @@
 """Log-likelihoods of single tokens, from what a model's output layer gets.
 
 The layer's logits are made in blocks of nodes x tokens and reduced at once, so that they are never all held: each node
-keeps its largest logit and its normaliser, which serves every token that is asked of it.
+keeps its largest logit and its normaliser (the logarithm of the sum of exponentials), which all its tokens share.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 
 import numpy as np
@@ -15,10 +16,9 @@ from numpy.typing import NDArray
 from torch.nn.functional import linear
 
 from megatron_kis.config.vocabulary import LOGITS_PER_BLOCK
-from megatron_kis.probes.packed import send
 
-_BLOCK_ON_HOST = 512
-"""Nodes and tokens of a block on the host: a megabyte of logits, and no more weights than stay in a core's cache."""
+_CPU_BLOCK = 512
+"""Nodes and tokens of a block on a CPU: a megabyte of logits, and no more weights than stay in a core's cache."""
 
 
 def read_tokens(
@@ -28,25 +28,28 @@ def read_tokens(
     labels: NDArray[np.int64],
     group: dist.ProcessGroup,
 ) -> torch.Tensor:
-    """[2, edges] log-likelihood of the token of each edge, and 1 where no token is likelier.
+    """Returns the log-likelihood of the token of each edge, and 1 where no token is more likely: [2, edges].
 
     Args:
-        inputs: [n, hidden] what the output layer gets at each node.
-        weight: [vocabulary / TP, hidden] of the output layer.
+        inputs: [n, hidden] input of the output layer at each node.
+        weight: [vocabulary / TP, hidden] weight of the output layer.
         which: [edges] node.
         labels: [edges] token.
         group: the ranks that share the vocabulary; all have the same inputs and edges.
     """
-    on_host, held = inputs.device.type == "cpu", len(weight)
-    nodes = _BLOCK_ON_HOST if on_host else max(1, LOGITS_PER_BLOCK // held)
-    tokens = _BLOCK_ON_HOST if on_host else held
-    rows, columns = inputs.split(nodes), weight.split(tokens)
+    on_cpu = inputs.device.type == "cpu"
+    held = len(weight)  # this rank's part of the vocabulary
+    nodes = _CPU_BLOCK if on_cpu else max(1, LOGITS_PER_BLOCK // held)
+    tokens = _CPU_BLOCK if on_cpu else held
+    rows = inputs.split(nodes)
+    columns = weight.split(tokens)
     own = labels - group.rank() * held
-    here, own = (own >= 0) & (own < held), own.clip(0, held - 1)
+    here = (own >= 0) & (own < held)
+    own = own.clip(0, held - 1)
     block = which // nodes * len(columns) + own // tokens
     order = np.argsort(block, kind="stable")
     sizes = np.bincount(block, minlength=len(rows) * len(columns)).tolist()
-    sent = send(
+    sent = to_device(
         {
             "places": (which % nodes)[order],
             "columns": (own % tokens)[order],
@@ -60,11 +63,8 @@ def read_tokens(
     blocks = [_reduce(linear(*factors), *ends) for factors, ends in zip(product(rows, columns), edges, strict=True)]
     logits, tops, normalisers = zip(*blocks, strict=True)
     chosen = torch.cat(logits)[sent["back"]]
-    top, normaliser = (  # [blocks of tokens, n]
-        torch.stack([torch.cat(kind[column :: len(columns)]) for column in range(len(columns))])
-        for kind in (tops, normalisers)
-    )
-    top, normaliser = top.amax(dim=0), normaliser.logsumexp(dim=0)
+    top = _by_node(tops, len(columns)).amax(dim=0)
+    normaliser = _by_node(normalisers, len(columns)).logsumexp(dim=0)
     if group.size() > 1:
         chosen = torch.where(sent["here"] > 0, chosen, 0.0)
         dist.all_reduce(chosen, group=group)
@@ -74,15 +74,20 @@ def read_tokens(
     return torch.stack([chosen - normaliser[which_node], (chosen >= top[which_node]).float()])
 
 
+def _by_node(blocks: tuple[torch.Tensor, ...], columns: int) -> torch.Tensor:
+    """Joins the values of nodes in all blocks, [blocks of tokens, n]; blocks are ordered by nodes, then by tokens."""
+    return torch.stack([torch.cat(blocks[column::columns]) for column in range(columns)])
+
+
 def _reduce(
     logits: torch.Tensor, places: torch.Tensor, columns: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits of edges [edges], and of nodes [n] the largest one and the logarithm of the sum of exponentials.
+    """Returns logits of edges [edges], and of nodes [n] the largest one and the logarithm of the sum of exponentials.
 
     Args:
         logits: [n, tokens].
-        places: [edges] which node.
-        columns: [edges] which token.
+        places: [edges] node of each edge.
+        columns: [edges] token of each edge.
     """
     values = logits.float()
     # PyTorch's log_softmax goes over the values once less than its logsumexp does.
@@ -91,9 +96,25 @@ def _reduce(
 
 
 def _log_sum(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """log(sum(exp(values))) over the ranks of a group."""
+    """Returns log(sum(exp(values))) over the ranks of a group."""
     top = values.clone()
     dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
     total = (values - top).exp()
     dist.all_reduce(total, group=group)
     return top + total.log()
+
+
+def to_device(arrays: Mapping[str, NDArray[np.int64]], device: torch.device) -> dict[str, torch.Tensor]:
+    """Copies int64 arrays to a device in a single message, without a wait.
+
+    To an accelerator it goes from pinned memory: the CPU does not wait for the device to reach it.
+
+    Args:
+        arrays: by name, of any shapes.
+        device: the device; on a CPU nothing is copied.
+    """
+    if device.type == "cpu":
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays.values()])).pin_memory()
+    parts = flat.to(device, non_blocking=True).split([array.size for array in arrays.values()])
+    return {name: part.view(array.shape) for (name, array), part in zip(arrays.items(), parts, strict=True)}

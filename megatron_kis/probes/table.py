@@ -1,7 +1,7 @@
-"""Questions in columns: what a million facts take is arrays, and a question is an object only while it is looked at.
+"""Questions in columns: a million questions are a few arrays, and one becomes an object only when it is looked at.
 
-Four options of 15 tokens take 120 bytes each, the question's share included; as tuples of Python integers in
-dataclasses they take 870.
+An option of 15 tokens takes 120 bytes, its share of the question included (four options per question); as tuples of
+Python integers in dataclasses it takes 870.
 """
 
 from __future__ import annotations
@@ -59,28 +59,28 @@ class Names:
         self._codes.append(self._numbers.setdefault(name, len(self._numbers)))
 
     def column(self) -> NameColumn:
-        """What was added."""
+        """Returns the column of all names that were added."""
         return NameColumn(list(self._numbers), np.array(self._codes, dtype=np.int32))
 
 
 @dataclass(frozen=True)
 class NameColumn:
-    """A string a question."""
+    """One string per question."""
 
     names: list[str]
-    """The different ones, in the order in which they first came."""
+    """Distinct strings, in the order in which they were first added."""
 
     codes: NDArray[np.int32]
-    """[questions] which of them."""
+    """[questions] index of each question's string among the names."""
 
     def __getitem__(self, index: int) -> str:
-        """The string of a question."""
+        """Returns the string of a question."""
         return self.names[self.codes[index]]
 
 
 @dataclass(frozen=True)
 class QuestionTable(Sequence[Question]):
-    """Q questions, whose options and aliases lie one behind the other."""
+    """Q questions, whose options and aliases follow one another."""
 
     fact: NameColumn
     group: NameColumn
@@ -88,25 +88,25 @@ class QuestionTable(Sequence[Question]):
     split: NameColumn
 
     template: NDArray[np.int32]
-    """[Q]."""
+    """[Q] number of the template within its relation and split."""
 
     answer: NDArray[np.int32]
-    """[Q] which option is right."""
+    """[Q] index of the right option."""
 
     sizes: NDArray[np.int32]
-    """[Q] options, aliases apart."""
+    """[Q] number of options, without aliases."""
 
     starts: NDArray[np.int64]
-    """[Q + 1] the first option of each; the aliases follow the options."""
+    """[Q + 1] first option of each question; its aliases follow its options."""
 
     tokens: Ragged
-    """[options and aliases] the statements."""
+    """[options and aliases] tokens of the statements."""
 
     spans: NDArray[np.int32]
     """[options and aliases, 2] token ranges of the objects."""
 
     texts: Ragged
-    """[options and aliases] the objects in UTF-8."""
+    """[options and aliases] objects in UTF-8."""
 
     def __len__(self) -> int:
         return len(self.template)
@@ -116,17 +116,21 @@ class QuestionTable(Sequence[Question]):
     @overload
     def __getitem__(self, index: slice) -> tuple[Question, ...]: ...
     def __getitem__(self, index: int | slice) -> Question | tuple[Question, ...]:
-        """One question as an object, or several."""
+        """Returns one question as an object, or several."""
         if isinstance(index, slice):
             return tuple(self[number] for number in range(*index.indices(len(self))))
         number = range(len(self))[index]
         start, size, stop = int(self.starts[number]), int(self.sizes[number]), int(self.starts[number + 1])
         return Question(
-            fact=self.fact[number], group=self.group[number], relation=self.relation[number], split=self.split[number],
-            template=int(self.template[number]), answer=int(self.answer[number]),
+            fact=self.fact[number],
+            group=self.group[number],
+            relation=self.relation[number],
+            split=self.split[number],
+            template=int(self.template[number]),
+            answer=int(self.answer[number]),
             options=tuple(self._option(at) for at in range(start, start + size)),
             aliases=tuple(self._option(at) for at in range(start + size, stop)),
-        )  # fmt: skip
+        )
 
     def __iter__(self) -> Iterator[Question]:
         return (self[number] for number in range(len(self)))
@@ -137,7 +141,7 @@ class QuestionTable(Sequence[Question]):
 
     @classmethod
     def of(cls, questions: Iterable[Question]) -> QuestionTable:
-        """Takes questions apart."""
+        """Converts questions to columns."""
         if isinstance(questions, QuestionTable):
             return questions
         columns = QuestionColumns()
@@ -150,49 +154,64 @@ class QuestionTable(Sequence[Question]):
 
 
 class QuestionColumns:
-    """Questions as they arrive: each is added, and then its options and aliases."""
+    """Builds a table: each question is added, and then its options and aliases."""
 
     def __init__(self) -> None:
         """Starts empty."""
-        self._names = tuple(Names() for _ in range(4))
-        self._numbers = tuple(array("i") for _ in range(3))  # template, answer, options
+        self._fact = Names()
+        self._group = Names()
+        self._relation = Names()
+        self._split = Names()
+        self._template = array("i")
+        self._answer = array("i")
+        self._sizes = array("i")
         self._starts = array("q")
-        self._tokens, self._lengths, self._spans = array("i"), array("i"), array("i")
-        self._text, self._bytes = bytearray(), array("i")
+        self._tokens = array("i")
+        self._lengths = array("i")
+        self._spans = array("i")
+        self._text = bytearray()
+        self._byte_counts = array("i")
 
     def add(self, fact: str, group: str, relation: str, split: str, template: int, answer: int, options: int) -> None:
-        """Begins a question."""
-        for column, name in zip(self._names, (fact, group, relation, split), strict=True):
-            column.add(name)
-        for numbers, value in zip(self._numbers, (template, answer, options), strict=True):
-            numbers.append(value)
+        """Adds a question, without its options."""
+        self._fact.add(fact)
+        self._group.add(group)
+        self._relation.add(relation)
+        self._split.add(split)
+        self._template.append(template)
+        self._answer.append(answer)
+        self._sizes.append(options)
         self._starts.append(len(self._lengths))
 
     def add_option(self, text: str, tokens: Sequence[int], span: Sequence[int]) -> None:
-        """Adds an option or, behind the options, an alias to the last question.
+        """Adds an option or, after the options, an alias to the last question.
 
         Raises:
-            TypeError: a token that is no integer.
-            OverflowError: or none of 32 bits.
+            TypeError: a token is no integer.
+            OverflowError: a token does not fit into 32 bits.
         """
         self._tokens.extend(tokens)
         self._lengths.append(len(tokens))
         self._spans.extend(span)
         encoded = text.encode()
         self._text += encoded
-        self._bytes.append(len(encoded))
+        self._byte_counts.append(len(encoded))
 
     def table(self) -> QuestionTable:
-        """What was added."""
-        fact, group, relation, split = (names.column() for names in self._names)
-        template, answer, sizes = (np.array(numbers, dtype=np.int32) for numbers in self._numbers)
+        """Returns the table of all questions that were added."""
         return QuestionTable(
-            fact=fact, group=group, relation=relation, split=split, template=template, answer=answer, sizes=sizes,
+            fact=self._fact.column(),
+            group=self._group.column(),
+            relation=self._relation.column(),
+            split=self._split.column(),
+            template=np.array(self._template, dtype=np.int32),
+            answer=np.array(self._answer, dtype=np.int32),
+            sizes=np.array(self._sizes, dtype=np.int32),
             starts=np.array([*self._starts, len(self._lengths)], dtype=np.int64),
             tokens=_ragged(np.array(self._tokens, dtype=np.int32), self._lengths),
             spans=np.array(self._spans, dtype=np.int32).reshape(-1, 2),
-            texts=_ragged(np.frombuffer(bytes(self._text), dtype=np.uint8), self._bytes),
-        )  # fmt: skip
+            texts=_ragged(np.frombuffer(bytes(self._text), dtype=np.uint8), self._byte_counts),
+        )
 
 
 def _ragged(values: NDArray[np.int32] | NDArray[np.uint8], lengths: array[int]) -> Ragged:

@@ -17,7 +17,7 @@ from megatron_kis.data_tools.storage.indexed import suffixed
 from megatron_kis.data_tools.tokenizers.base import model_file, side_file
 
 if TYPE_CHECKING:
-    from megatron_kis.data_tools.preparation.prepare import DataSettings
+    from megatron_kis.data_tools.preparation.prepare import DataPrepConfig
 
 _NEXT_TO_A_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
 """Files that decide about a tokenizer.json; ``<model>.meta.json`` decides about the others."""
@@ -59,7 +59,7 @@ def planned_folder(output: Path) -> Path:
     return place.parent / f".{place.name}.planned"
 
 
-def source_files(settings: DataSettings) -> list[Path]:
+def source_files(settings: DataPrepConfig) -> list[Path]:
     """Every file that a study's data are made from, in a fixed order; those that are missing as they are named.
 
     Raises:
@@ -75,7 +75,7 @@ def source_files(settings: DataSettings) -> list[Path]:
     return [absolute(path) for path in dict.fromkeys(files)]
 
 
-def check_sources(settings: DataSettings) -> None:
+def check_sources(settings: DataPrepConfig) -> None:
     """Refuses a study whose sources are not there, before anything is made.
 
     Raises:

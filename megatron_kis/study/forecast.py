@@ -62,18 +62,3 @@ def forecast(rows: Sequence[RunStatus]) -> Forecast:
     if not cells:
         return Forecast(0.0, 0.0, {})
     return Forecast(max(work / running, *cells.values()) if running else None, work, cells)
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them: ``3 d 4 h``, ``2 h 05 min``, ``7 min``, ``40 s``."""
-    if seconds is None:
-        return "-"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes = round(seconds / 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

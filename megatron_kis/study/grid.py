@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from megatron_kis.common.configuration import Settings, parse_config
+from megatron_kis.common.configuration import Config, parse_config
 from megatron_kis.common.errors import InputError, KisError
 from megatron_kis.common.identifiers import same_place
+from megatron_kis.common.units import short_count
 from megatron_kis.config.data import DataConfig, InfusionConfig
 from megatron_kis.config.layout import check_layouts
 from megatron_kis.config.run import ModelConfig, RunConfig, TrainingConfig
@@ -38,7 +38,7 @@ class Spot:
     @property
     def name(self) -> str:
         """Of the run and its folder."""
-        return f"{self.rung.label}_D{_short(self.tokens)}_F{self.frequency}_s{self.seed}"
+        return f"{self.rung.label}_D{short_count(self.tokens)}_F{self.frequency}_s{self.seed}"
 
 
 def spots_of(study: StudyConfig) -> list[Spot]:
@@ -72,12 +72,10 @@ def _vocabulary(study: StudyConfig) -> int | None:
     """Pieces of the study's tokenizer, before it is made; None where it does not matter or is not known yet."""
     if all(VOCABULARY_MULTIPLE % rung.parallel.tensor == 0 for rung in study.ladder):
         return None  # whatever the tokenizer, the padded rows can be split
-    given = study.data.get("tokenizer")
-    if given is None:
-        pieces = study.data.get("vocab_size")
-        return pieces if isinstance(pieces, int) else None
+    if study.data.tokenizer is None:
+        return study.data.vocab_size
     try:
-        return load_tokenizer(Path(given)).vocab_size
+        return load_tokenizer(study.data.tokenizer).vocab_size
     except KisError:  # who prepares the data says so
         return None
 
@@ -97,7 +95,7 @@ class _Maker:
 
     def __init__(self, study: StudyConfig, data: DataConfig) -> None:
         self._study, self._data = study, data
-        self._sections: dict[tuple[str, Any], Settings] = {}
+        self._sections: dict[tuple[str, Any], Config] = {}
         self._shared = study.training.model_dump(exclude={"optimizer"})
 
     def run(self, spot: Spot) -> RunConfig:
@@ -125,7 +123,7 @@ class _Maker:
         }
         return parse_config(RunConfig, content, source=f"run {spot.name}")
 
-    def _section(self, name: str, kind: type[Settings], key: Any, spot: Spot) -> Settings:
+    def _section(self, name: str, kind: type[Config], key: Any, spot: Spot) -> Config:
         if (name, key) not in self._sections:
             content = getattr(self, f"_{name}")(spot)
             self._sections[name, key] = parse_config(kind, content, source=f"run {spot.name}: {name}")
@@ -149,11 +147,3 @@ class _Maker:
             "schedule": study.schedule,
             "templates": study.templates,
         }
-
-
-def _short(tokens: int) -> str:
-    """A budget in a name: 1200000 -> 1.2M."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if tokens >= size:
-            return f"{tokens / size:.6g}{unit}"
-    return str(tokens)

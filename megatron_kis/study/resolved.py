@@ -60,7 +60,7 @@ def other_data_settings(study: StudyConfig, *, but: tuple[str, ...] = ()) -> lis
     """
     content = read_resolved(study.output)
     section, base = content.get("data"), file_base(study.output / FILE, content)
-    then, now = dict(leaves(section if isinstance(section, dict) else {})), dict(leaves(study.data))
+    then, now = dict(leaves(section if isinstance(section, dict) else {})), dict(leaves(study.data.model_dump()))
     return [
         f"data.{key} {_shown(then[key])} -> {_shown(value)}"
         for key, value in now.items()

@@ -1,1 +1,1 @@
-"""Training: one run (``run``), the engine over Megatron-Core (``engine``), optimizer, schedule, hooks and logs."""
+"""One run, from its configuration to ``DONE``: the trainer, its inputs, its folder, resuming, branches, faults."""

@@ -1,14 +1,14 @@
-"""What a run keeps in its own folder, so that it can be understood and asked again: tokenizer and questions.
+"""Inputs that a run keeps in its own folder, so that it can be evaluated again: tokenizer and questions.
 
-``inputs/`` is written before the first step and never changed. Whatever asks a run later reads from there, and compares
-what it reads with the fingerprints in ``run.json``. A run from before there was ``inputs/`` is asked with the files at
-the old place, if they are still the same.
+``inputs/`` is written before the first step and never changed. Later evaluations read from there, and compare what they
+read with the fingerprints in ``run.json``. A run of a version without ``inputs/`` is evaluated with the files at the
+old place, if they are still the same.
 
 | file | content |
 |---|---|
 | ``inputs/tokenizer.model``, ``tokenizer.json`` or another name of its kind | the tokenizer, with its ``.meta.json`` |
 | ``inputs/questions.jsonl.gz`` | all questions; SHA-256 of what is compressed is the fingerprint |
-| ``inputs/frequencies.tsv`` | of a run with ``infusion.frequencies``: that file |
+| ``inputs/frequencies.tsv`` | the file of ``infusion.frequencies``, if the run has one |
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _BLOCK = 1 << 20
 
 
 def keep_inputs(run: Path, config: RunConfig, tokenizer: Tokenizer, questions_sha256: str) -> dict[str, str]:
-    """Puts a run's inputs into its folder; what is there already stays as it is.
+    """Copies a run's inputs to its folder; what is there already stays as it is.
 
     Args:
         run: the run's folder.
-        config: of the run; names the questions.
-        tokenizer: of the run.
-        questions_sha256: of the questions that the run has read.
+        config: the run's configuration, which names the questions.
+        tokenizer: the run's tokenizer.
+        questions_sha256: hash of the questions that the run has read.
 
     Returns:
         ``inputs`` of ``run.json``: names to paths relative to the run's folder.
@@ -71,11 +71,11 @@ def keep_inputs(run: Path, config: RunConfig, tokenizer: Tokenizer, questions_sh
 
 
 def kept_files(run: Path, inputs: Mapping[str, str]) -> list[str]:
-    """Paths of all kept files, relative to the run's folder.
+    """Lists the paths of all kept files, relative to the run's folder.
 
     Args:
         run: the run's folder.
-        inputs: as ``keep_inputs`` returned them.
+        inputs: result of ``keep_inputs``.
     """
     names = [*inputs.values(), str(side_file(Path(inputs["tokenizer"])))]
     return sorted(name for name in names if (run / name).exists())
@@ -83,17 +83,17 @@ def kept_files(run: Path, inputs: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class PastRun:
-    """A run in its folder, with the inputs that belong to it."""
+    """A recorded run, finished or not, with the inputs that it keeps."""
 
     folder: Path
-    """Where it is."""
+    """The run's folder."""
 
     record: dict[str, Any]
-    """The content of ``run.json``."""
+    """Content of ``run.json``."""
 
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration that it was trained with."""
+        """Configuration that it was trained with."""
         return recorded_config(self.record, self.folder)
 
     @property
@@ -103,13 +103,13 @@ class PastRun:
 
     @property
     def questions_path(self) -> Path:
-        """The questions it was asked."""
+        """File of its questions."""
         kept = self._inputs.get("questions")
         return self.config.data.questions if kept is None else self.folder / kept
 
     @property
     def tokenizer_path(self) -> Path:
-        """The model file of its tokenizer."""
+        """Model file of its tokenizer."""
         kept = self._inputs.get("tokenizer")
         return self.config.data.tokenizer if kept is None else self.folder / kept
 
@@ -137,7 +137,7 @@ class PastRun:
         return found
 
     def questions(self, templates: Mapping[Any, int | None]) -> QuestionSet:
-        """Its questions.
+        """Reads its questions.
 
         Args:
             templates: see ``read_questions``.
@@ -150,11 +150,13 @@ class PastRun:
         self.check_questions(questions, self.questions_path)
         return questions
 
-    def asked(self, exposures: Path | None, templates: Mapping[Any, int | None]) -> tuple[Path, QuestionSet, str]:
-        """The run's questions, or others that can be asked of it.
+    def select_questions(
+        self, exposures: Path | None, templates: Mapping[Any, int | None]
+    ) -> tuple[Path, QuestionSet, str]:
+        """Returns the run's questions, or others that it can be evaluated on.
 
         Args:
-            exposures: prefix of others, as ``kis data render`` writes them; None for the run's own.
+            exposures: prefix of other questions, as ``kis data render`` writes them; None for the run's own.
             templates: see ``read_questions``.
 
         Returns:
@@ -174,11 +176,11 @@ class PastRun:
         """Refuses questions that were made with another tokenizer than the run's.
 
         Args:
-            questions: the run's or others.
+            questions: questions of the run, or others.
             path: their file, for the message.
 
         Raises:
-            InputError: they were; with both fingerprints.
+            InputError: another tokenizer, with both fingerprints.
         """
         theirs, ours = questions.tokenizer_fingerprint, self.tokenizer
         end = questions.header.get("eod_id")
@@ -243,15 +245,15 @@ def open_run(folder: Path) -> PastRun:
 
 
 def made_with(tokenizer: Tokenizer, recorded: str, eod_id: Any = None) -> bool:
-    """Whether a recorded fingerprint is that of a tokenizer.
+    """Returns whether a recorded fingerprint is that of a tokenizer.
 
     Older records of ``tokenizer.json`` and tiktoken files have the model file's hash; the end-of-document token then
     has to be the same, too.
 
     Args:
         tokenizer: the tokenizer.
-        recorded: a fingerprint, of today or older.
-        eod_id: the end-of-document token of the record, if it has one.
+        recorded: a fingerprint of this version or an older one.
+        eod_id: end-of-document token of the record, if it has one.
     """
     if recorded == tokenizer.fingerprint:
         return True
@@ -259,7 +261,7 @@ def made_with(tokenizer: Tokenizer, recorded: str, eod_id: Any = None) -> bool:
 
 
 def _keep(source: Path, target: Path, what: str, wanted: str) -> None:
-    """Copies a file, compressed by a name with ``.gz``; the bytes depend on the content alone."""
+    """Copies a file, compressed if the target ends in ``.gz``; the bytes depend on the content alone."""
     if target.exists():
         _same(target, what, wanted, (sha256_content(target),))
         return

@@ -1,4 +1,4 @@
-"""What the facts of a run were promised and what they really received."""
+"""Exposures that a run's plan promised its facts, compared with those that they received."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA, changed_data, sho
 from megatron_kis.common.progress import Progress
 from megatron_kis.data.ledger import GROUPS, LEDGER_SCHEMA, Ledger
 
-_TOGETHER = 64  # sequences that are laid out in one pass
+_SEQUENCES_PER_PASS = 64
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run."""
+    """Returns whether a folder holds a run."""
     return (folder / RUN_FILE).exists()
 
 
@@ -23,9 +23,9 @@ def audit_run(folder: Path, *, recount: Progress | None = None) -> dict[str, Any
     """Compares the exposures that a run's plan promised with those that were counted in the sequences it was fed.
 
     Args:
-        folder: of a run that has reached its end.
-        recount: lay out every sequence again from the data on disk and count there, too, showing this progress: plan
-            and data are still those of the run if the counts agree.
+        folder: folder of a run that has reached its end.
+        recount: assemble every sequence again from the data on disk and count there, too, with this progress; if the
+            counts agree, plan and data are still those of the run.
 
     Returns:
         ``run``, ``sequences``, ``infusion_ratio``; and by group ``facts``, ``expected``, ``received`` (exposures of all
@@ -66,7 +66,7 @@ def audit_run(folder: Path, *, recount: Progress | None = None) -> dict[str, Any
 
 
 def describe_audit(result: dict[str, Any], *, most: int = 20) -> list[str]:
-    """The result of ``audit_run`` as lines to read."""
+    """Returns the result of ``audit_run`` as lines to read."""
     again = ", counted again from the data" if result["recounted"] else ""
     lines = [
         f"{result['run']}: {result['sequences']} sequences, infusion ratio {result['infusion_ratio']:.6f}{again}",
@@ -87,12 +87,12 @@ def describe_audit(result: dict[str, Any], *, most: int = 20) -> list[str]:
 
 
 def differences_of(result: dict[str, Any]) -> int:
-    """How many facts did not get what they were promised."""
+    """Returns the number of facts that did not get what the plan promised."""
     return sum(len(result[group]["differences"]) for group in GROUPS)
 
 
 def _recount(record: dict[str, Any], folder: Path, progress: Progress) -> dict[str, dict[str, int]]:
-    """Exposures in the sequences that the run's configuration gives now, by group and fact."""
+    """Counts exposures in the sequences that the run's configuration gives now, by group and fact."""
     from megatron_kis.config.recorded import recorded_config
     from megatron_kis.training.inputs import open_inputs
 
@@ -107,9 +107,9 @@ def _recount(record: dict[str, Any], folder: Path, progress: Progress) -> dict[s
         )
     ledger = Ledger(inputs.store)
     sequences = len(inputs.plan)
-    firsts, steps = range(0, sequences, _TOGETHER), -(-sequences // _TOGETHER)
-    for first in progress.track(firsts, description=f"counting, {_TOGETHER} sequences a step", total=steps):
-        numbers = range(first, min(first + _TOGETHER, sequences))
+    firsts, steps = range(0, sequences, _SEQUENCES_PER_PASS), -(-sequences // _SEQUENCES_PER_PASS)
+    for first in progress.track(firsts, description=f"counting, {_SEQUENCES_PER_PASS} sequences a step", total=steps):
+        numbers = range(first, min(first + _SEQUENCES_PER_PASS, sequences))
         for number, sample in zip(numbers, inputs.dataset.__getitems__(numbers), strict=True):
             ledger.observe(sample["tokens"].numpy(), inputs.plan[number])
     return {group: dict(zip(inputs.store.ids(group), ledger.received[group].tolist(), strict=True)) for group in GROUPS}

@@ -1,16 +1,16 @@
-"""Branches: a run that takes over another's checkpoint and decays from there, so that one trunk serves several budgets.
+"""Branches: runs that start from a checkpoint of a trunk and decay from there, so that one trunk serves many budgets.
 
-A trunk is trained with the ``wsd`` schedule. While its rate is stable its checkpoints do not depend on its budget; a
-branch with a budget of its own starts from one of them and lets the rate fall (Hu et al. 2024). Its folder gets the
-trunk's records up to that step and the checkpoint itself (links, where the file system has them), so that from then on
-it is a run like any other, which can be killed and goes on.
+A trunk is trained with the ``wsd`` schedule. While its rate is stable, its checkpoints do not depend on its budget; a
+branch with a budget of its own starts from one of them and lets the rate decay (Hu et al. 2024). Its folder gets the
+trunk's records up to that step and the checkpoint itself (links, where the file system has them). From then on it is a
+run like any other, which can be killed and resumes.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,23 @@ from megatron_kis.engine.lr_schedule import learning_rate
 from megatron_kis.training.record import setting_differences
 from megatron_kis.training.resume import outcomes_of
 
+logger = logging.getLogger(__name__)
+
 _OWN = (
-    "training.token_budget", "training.optimizer.warmup_share", "training.optimizer.decay_share",
-    "training.optimizer.minimum_share", "extends", "infusion.", "probes.moments.", "validation.moments.",
-)  # fmt: skip
-"""Settings that a branch may have of its own; what they make of the exposures, the plans say."""
+    "training.token_budget",
+    "training.optimizer.warmup_share",
+    "training.optimizer.decay_share",
+    "training.optimizer.minimum_share",
+    "extends",
+    "infusion.",
+    "probes.moments.",
+    "validation.moments.",
+)
+"""Settings in which a branch may differ from its trunk; whether the exposures fit is decided by the plans."""
 
 
 def parse_source(text: str) -> tuple[Path, int | None]:
-    """The folder and the step of ``RUN_DIR[@STEP]``.
+    """Returns the folder and the step of ``RUN_DIR[@STEP]``.
 
     Raises:
         InputError: the step is no number, or there is no such folder.
@@ -51,7 +59,7 @@ def parse_source(text: str) -> tuple[Path, int | None]:
 
 
 def find_source(text: str) -> Checkpoint:
-    """The trunk's checkpoint that ``RUN_DIR[@STEP]`` means; every rank calls this.
+    """Returns the trunk's checkpoint that ``RUN_DIR[@STEP]`` names; collective: every rank calls this.
 
     Raises:
         InputError: there is none that is whole.
@@ -62,21 +70,23 @@ def find_source(text: str) -> Checkpoint:
 def check_branch(
     checkpoint: Checkpoint, config: RunConfig, identity: dict[str, Any], *, model_sha256: str | None = None
 ) -> None:
-    """Refuses a branch that its trunk cannot serve.
+    """Refuses a branch that does not fit its trunk.
 
     Args:
-        checkpoint: of the trunk.
-        config: the branch.
-        identity: of the branch.
-        model_sha256: of the tokenizer's model file, which is what an older trunk has as its fingerprint.
+        checkpoint: checkpoint of the trunk.
+        config: configuration of the branch.
+        identity: identity of the branch.
+        model_sha256: hash of the tokenizer's model file, which is an older trunk's fingerprint of it.
 
     Raises:
         InputError: other data, settings or precision, exposures that the branch's plan does not have, or a step at
             which the trunk's rate is not stable or the branch's has begun to fall.
     """
-    where, then = str(checkpoint.folder), checkpoint.manifest["identity"]
+    where = str(checkpoint.folder)
+    then = checkpoint.manifest["identity"]
     for name in changed_data(then["data"], identity["data"], model_sha256=model_sha256):
-        before, now = (short(data.get(name)) for data in (then["data"], identity["data"]))
+        before = short(then["data"].get(name))
+        now = short(identity["data"].get(name))
         problem = f"the trunk was trained on another {name} ({before}, now {now})"
         raise InputError(problem, where=where, remedy="branch on the trunk's own data")
     precisions = then["precision"], identity["precision"]
@@ -92,15 +102,15 @@ def check_branch(
 
 
 def _check_plan(trunk: dict[str, Any], branch: dict[str, Any]) -> None:
-    """Plans without any exposure fit each other; others must be the same, or the branch's extend the trunk's."""
+    """Refuses a branch whose plan is neither the trunk's nor extends it; plans without any exposure always fit."""
     if any(plan.get(name) for plan in (trunk, branch) for name in ("infused_tokens", "background_tokens")):
         check_continuation(trunk, branch)
 
 
 def _check_rates(checkpoint: Checkpoint, config: RunConfig) -> None:
     step, steps = checkpoint.step, config.training.steps
-    trunk = parse_config(OptimizerConfig, checkpoint.manifest["identity"]["settings"]["training"]["optimizer"],
-                         source=str(checkpoint.folder / CHECKPOINT_FILE))  # fmt: skip
+    trunk_settings = checkpoint.manifest["identity"]["settings"]["training"]["optimizer"]
+    trunk = parse_config(OptimizerConfig, trunk_settings, source=str(checkpoint.folder / CHECKPOINT_FILE))
     where = f"training (branch at step {step})"
     if trunk.schedule != "wsd":
         raise InputError(f"the trunk's schedule is {trunk.schedule}", where=where, remedy="train a trunk with wsd")
@@ -116,22 +126,22 @@ def _check_rates(checkpoint: Checkpoint, config: RunConfig) -> None:
         )
 
 
-def adopt(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, Any], beginning: str) -> None:
-    """Makes a trunk's checkpoint, and its records up to there, those of the branch. One rank calls this.
+def import_trunk(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, Any], beginning: str) -> None:
+    """Copies a trunk's checkpoint, and its records up to there, into the branch's folder. One rank calls this.
 
     Args:
-        checkpoint: of the trunk.
+        checkpoint: checkpoint of the trunk.
         run: the branch's folder, without checkpoints or logs.
-        steps: of the branch.
-        identity: of the branch.
-        beginning: a name of this beginning of the branch, see ``RunFolder.beginning``.
+        steps: number of steps of the branch.
+        identity: identity of the branch.
+        beginning: a name of this beginning of the branch, see ``RunDir.beginning``.
     """
     trunk = checkpoint.folder.parent.parent
     ends = {}
     for name in checkpoint.manifest["logs"]:
         content, lost = content_at(checkpoint, trunk, name)
         if lost:
-            print(f"kis: {trunk / name} {lost}; the branch has the rest", file=sys.stderr, flush=True)
+            logger.warning(f"kis: {trunk / name} {lost}; the branch has the rest")
         ends[name] = len(content)
         write_bytes(run / name, content)
     for step, path in outcomes_of(trunk / "outcomes").items():
@@ -144,8 +154,14 @@ def adopt(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, 
     for name in checkpoint.manifest["files"]:
         _link(checkpoint.folder / name, partial / name)
     branched = {"run": checkpoint.manifest["run"], "folder": str(seen_from(trunk, run)), "step": checkpoint.step}
-    own = {"schema": CHECKPOINT_SCHEMA, "steps": steps, "identity": identity, "milestone": False, "logs": ends,
-           "beginning": beginning}  # fmt: skip
+    own = {
+        "schema": CHECKPOINT_SCHEMA,
+        "steps": steps,
+        "identity": identity,
+        "milestone": False,
+        "logs": ends,
+        "beginning": beginning,
+    }
     write_manifest(partial / CHECKPOINT_FILE, {**checkpoint.manifest, **own, "branched_from": branched})
     partial.rename(run / FOLDER / checkpoint.folder.name)
 

@@ -14,7 +14,7 @@ from megatron_kis.config.vocabulary import padded_vocabulary
 from megatron_kis.data.dataset import InfusedDataset
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
-from megatron_kis.data.pretraining_text import GeneralText, ValidationText
+from megatron_kis.data.general_text import GeneralText, ValidationText
 from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
 from megatron_kis.probes.questions import QuestionSet, check_lengths, read_questions
 from megatron_kis.training.artifacts import made_with
@@ -23,38 +23,38 @@ from megatron_kis.training.run_plan import open_plan
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything a run reads."""
+    """All inputs of a run."""
 
     tokenizer: Tokenizer
-    """The tokenizer with which everything here was made."""
+    """Tokenizer with which all other inputs were made."""
 
     text: GeneralText
-    """General text."""
+    """General text to train on."""
 
     validation: ValidationText
     """Held-out general text."""
 
     store: ExposureStore
-    """Exposures."""
+    """Exposures of the facts."""
 
     plan: Plan
-    """Which exposures lie where."""
+    """Plan of which sequence holds which exposures."""
 
     dataset: InfusedDataset
-    """The training sequences."""
+    """Training sequences."""
 
     questions: QuestionSet
-    """What the probe asks."""
+    """Questions of the probe."""
 
     positions: int | None
-    """Tokens of the longest sequence that the start was made for; None without a start, or where it does not say."""
+    """Longest sequence that the start was made for, in tokens; None without a start, or where it does not say."""
 
     fingerprints: dict[str, str]
-    """Of all files that decide a result: training on the same text and asking something else is another run."""
+    """Fingerprints of all files that decide a result; other questions make another run, too."""
 
     @property
     def vocabulary(self) -> int:
-        """Pieces of the tokenizer, before padding."""
+        """Number of pieces of the tokenizer, before padding."""
         return self.tokenizer.vocab_size
 
     @property
@@ -76,16 +76,17 @@ def open_inputs(config: RunConfig) -> Inputs:
 class InputsOfMany:
     """Opens the inputs of many runs. Files that they share are opened and checked once: a study may have ten thousand.
 
-    Plans are not shared here; ``plan_key`` tells which are the same.
+    Plans are not shared here; those with one ``plan_key`` are the same.
     """
 
     def __init__(self) -> None:
         self._opened: dict[tuple[Any, ...], Any] = {}
 
     def open(self, config: RunConfig) -> Inputs:
-        """The inputs of a run; see ``open_inputs``."""
+        """Opens and checks the inputs of a run; see ``open_inputs``."""
         training, data = config.training, config.data
-        length, most = training.sequence_length, config.validation.max_tokens
+        length = training.sequence_length
+        most = config.validation.max_tokens
         tokenizer = self._once(("tokenizer", data.tokenizer), lambda: load_tokenizer(data.tokenizer))
         text = self._once(
             ("text", *data.corpora, length, training.seed),
@@ -96,10 +97,10 @@ class InputsOfMany:
             lambda: ValidationText(data.validation, sequence_length=length, max_tokens=most),
         )
         store = self._once(("store", data.exposures), lambda: ExposureStore(data.exposures))
-        asked = config.probes.templates
+        templates = config.probes.templates
         questions, questions_sha256 = self._once(
-            ("questions", data.questions, *asked.items()),
-            lambda: (read_questions(data.questions, asked), sha256_file(data.questions)),
+            ("questions", data.questions, *templates.items()),
+            lambda: (read_questions(data.questions, templates), sha256_file(data.questions)),
         )
         fingerprints = {
             "tokenizer": tokenizer.fingerprint,
@@ -116,7 +117,7 @@ class InputsOfMany:
             start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows, longest=length)
         plan = open_plan(config, store)  # not kept: those of many runs would fill the memory
         self._once(
-            ("lengths", data.questions, *asked.items(), length),
+            ("lengths", data.questions, *templates.items(), length),
             lambda: check_lengths(questions, length, where=str(data.questions)),
         )
         return Inputs(
@@ -144,11 +145,11 @@ class InputsOfMany:
 
 
 def plan_key(config: RunConfig, *, seed: bool = True) -> tuple[Any, ...]:
-    """What decides a run's plan, apart from its data. Sizes of a study share their plans.
+    """Returns what decides a run's plan, apart from its data. Model sizes of a study share their plans.
 
     Args:
-        config: the run.
-        seed: whether the seed counts.
+        config: the run's configuration.
+        seed: whether to include the seed.
     """
     training = config.training
     return (

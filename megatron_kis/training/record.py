@@ -1,4 +1,4 @@
-"""The record of a run: ``run.json`` at its start, ``DONE`` at its end, and what tells two runs apart."""
+"""The record of a run: ``run.json`` at its start, ``DONE`` at its end, and how the settings of two runs differ."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from megatron_kis.common.files import fingerprint, read_json, sha256_file, write
 from megatron_kis.common.identity import DATA, RUN_FILE, RUN_SCHEMA, changed_data, differences, settings_of, short
 from megatron_kis.common.paths import seen_from
 from megatron_kis.config.run import RunConfig
-from megatron_kis.data.pretraining_text import Epochs
+from megatron_kis.data.general_text import Epochs
 
 DONE_SCHEMA = "kis.done/1"
 CLOSED = (RUN_FILE, "metrics.jsonl", "probes.jsonl", "exposures.json")
-"""The files whose hashes ``DONE`` holds."""
+"""Files whose hashes ``DONE`` holds."""
 
 
 def result_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that can change a result. Data count by their content, not by their place."""
+    """Returns the settings that can change a result. Data count by their content, not by their place."""
     return settings_of(config.model_dump(mode="json"))
 
 
 def config_fingerprint(config: RunConfig) -> str:
-    """Of everything in a configuration that can change a result."""
+    """Returns the fingerprint of everything in a configuration that can change a result."""
     return fingerprint(result_settings(config))
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Returns the versions of Python and of the packages that compute."""
     found = {"megatron_kis": megatron_kis.__version__, "python": platform.python_version()}
     for package in ("torch", "megatron-core", "numpy", "sentencepiece", "transformer-engine"):
         try:
@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
 
 
 def code_fingerprint() -> str:
-    """Fingerprint of the package's source files by name and content; the same in a checkout and installed."""
+    """Returns the fingerprint of the package's sources by name and content; the same in a checkout and installed."""
     root = Path(megatron_kis.__file__).parent
     paths = sorted(Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
     return fingerprint({str(path.relative_to(root)): sha256_file(path) for path in paths if path.suffix == ".py"})
@@ -64,7 +64,7 @@ def run_record(
     precision: str,
     epochs: Sequence[Epochs],
 ) -> dict[str, Any]:
-    """The content of ``run.json``; paths in it begin at the run's folder, and so do all within its study."""
+    """Returns the content of ``run.json``; paths in its study are relative to the run's folder."""
     folder = config.output
     within = folder.parent.parent if config.study else folder  # OUTPUT/runs/RUN: what is copied together
     shape = config.model.shape()
@@ -108,16 +108,17 @@ def mark_done(folder: Path, summary: dict[str, Any], *, kept: Sequence[str] = ()
     """Writes ``DONE``, last of all, with the hashes of what it closes.
 
     Args:
-        folder: the run's.
-        summary: what else it says.
+        folder: the run's folder.
+        summary: further content of ``DONE``.
         kept: the run's inputs, paths relative to the folder.
     """
-    hashes, inputs = ({name: sha256_file(folder / name) for name in names} for names in (CLOSED, kept))
+    hashes = {name: sha256_file(folder / name) for name in CLOSED}
+    inputs = {name: sha256_file(folder / name) for name in kept}
     write_json(folder / "DONE", {"schema": DONE_SCHEMA, "files": hashes, "inputs": inputs, **summary})
 
 
 def check_closed(folder: Path) -> bool:
-    """Whether a run is complete, with the ``run.json`` that ``DONE`` closed.
+    """Returns whether a run is complete, with the ``run.json`` that ``DONE`` closed.
 
     Raises:
         InputError: ``DONE`` is damaged, or ``run.json`` was changed after the run was closed.
@@ -139,12 +140,12 @@ def check_closed(folder: Path) -> bool:
 def setting_differences(
     then: Mapping[str, Any], now: Mapping[str, Any], *, precision: tuple[Any, Any] = (None, None)
 ) -> list[str]:
-    """What differs between the settings of two runs that can change a result.
+    """Lists the settings that can change a result and differ between two runs.
 
     Args:
-        then: ``settings_of`` one, as its record has them: of an older version, too.
-        now: ``settings_of`` the other.
-        precision: of both, resolved, where known: ``auto`` is what it stands for.
+        then: settings of one run as its record has them, perhaps of an older version.
+        now: settings of the other run.
+        precision: resolved precisions of both, where known; if equal, ``auto`` is no difference to its resolution.
     """
     resolved = None not in precision and precision[0] == precision[1]
     but = ("training.precision",) if resolved else ()
@@ -158,13 +159,13 @@ def is_done(
     precision: str | None = None,
     model_sha256: str | None = None,
 ) -> bool:
-    """Whether the run's folder holds a complete run of this very configuration.
+    """Returns whether the run's folder holds a complete run of this very configuration.
 
     Args:
-        config: the run.
-        data_fingerprints: of the data it would read now; those that the configuration asks for if not given.
-        precision: in which it would be trained now, resolved; not compared if not given.
-        model_sha256: of the tokenizer's model file, which is what an older record has as its fingerprint.
+        config: the run's configuration.
+        data_fingerprints: fingerprints of the data it would read now; by default those that the configuration names.
+        precision: precision in which it would be trained now, resolved; not compared if None.
+        model_sha256: hash of the tokenizer's model file, which is an older record's fingerprint of it.
 
     Raises:
         InputError: it holds a complete run of another configuration or of other data.

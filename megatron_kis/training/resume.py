@@ -1,4 +1,4 @@
-"""Resuming from a checkpoint: what must be the same, and how the records are brought back to its step."""
+"""Resuming from a checkpoint: what must be the same, and which records of later steps are removed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _REMEDY = "restore what it was trained with, choose another output, or begin aga
 
 
 def identity(config: RunConfig, *, plan: dict[str, Any], data: dict[str, str], precision: str) -> dict[str, Any]:
-    """What a checkpoint and the run that resumes from it must share.
+    """Returns what a checkpoint and the run that resumes from it must share.
 
     Args:
-        config: the run.
+        config: the run's configuration.
         plan: the plan's identity.
         data: fingerprints of the data by name.
-        precision: of the weights.
+        precision: precision of the weights.
     """
     return {
         "config": config_fingerprint(config),
@@ -38,9 +38,9 @@ def check_same_run(checkpoint: Checkpoint, now: dict[str, Any], *, model_sha256:
     """Refuses to resume with other data, another plan, other settings or another precision.
 
     Args:
-        checkpoint: from which a run is to resume.
-        now: its identity.
-        model_sha256: of the tokenizer's model file, which is what an older checkpoint has as its fingerprint.
+        checkpoint: checkpoint from which a run is to resume.
+        now: identity of the run.
+        model_sha256: hash of the tokenizer's model file, which is an older checkpoint's fingerprint of it.
 
     Raises:
         InputError: they differ; with both fingerprints, and the keys that differ.
@@ -48,8 +48,9 @@ def check_same_run(checkpoint: Checkpoint, now: dict[str, Any], *, model_sha256:
     then = checkpoint.manifest["identity"]
     changed = changed_data(then["data"], now["data"], model_sha256=model_sha256)
     if changed:
-        first, all_of_them = changed[0], data_differences(then["data"], now["data"], model_sha256=model_sha256)
-        which = ", ".join(all_of_them) if len(changed) > 1 else ""
+        first = changed[0]
+        all_changed = data_differences(then["data"], now["data"], model_sha256=model_sha256)
+        which = ", ".join(all_changed) if len(changed) > 1 else ""
         _compare(checkpoint, f"on another {first}", then["data"].get(first), now["data"].get(first), which)
     precisions = then["precision"], now["precision"]
     settings = setting_differences(then["settings"], now["settings"], precision=precisions)
@@ -73,13 +74,13 @@ def _compare(checkpoint: Checkpoint, how: str, then: str | None, now: str | None
 
 
 def outcomes_of(folder: Path) -> dict[int, Path]:
-    """The files of probes' outcomes in a folder, by step."""
+    """Finds the files of probes' outcomes in a folder, by step."""
     numbers = {path: path.stem.removeprefix("step-") for path in folder.glob("step-*.npz")}
     return {int(number): path for path, number in numbers.items() if number.isdecimal()}
 
 
-def forget_later_outcomes(folder: Path, step: int) -> None:
-    """Removes outcomes of probes after ``step``, which the resumed run makes again."""
+def remove_later_outcomes(folder: Path, step: int) -> None:
+    """Removes outcomes of probes after ``step``, which the resumed run writes again."""
     for at, path in outcomes_of(folder).items():
         if at > step:
             path.unlink()

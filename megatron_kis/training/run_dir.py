@@ -1,10 +1,10 @@
-"""The folder of a run: what lies there before the first step, and the logs that a checkpoint knows the ends of."""
+"""The folder of a run: its content before the first step, and the logs whose ends a checkpoint records."""
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,21 @@ from megatron_kis.common.files import fingerprint, write_json
 from megatron_kis.common.identity import RUN_FILE
 from megatron_kis.common.jsonl_log import JsonLines
 from megatron_kis.training.artifacts import FOLDER as INPUTS
-from megatron_kis.training.branch import adopt
+from megatron_kis.training.branch import import_trunk
 from megatron_kis.training.callbacks.trackers import TRACKED
-from megatron_kis.training.resume import forget_later_outcomes
+from megatron_kis.training.resume import remove_later_outcomes
+
+logger = logging.getLogger(__name__)
 
 
-class RunFolder:
-    """A run's folder. Only the rank that reports writes there, but for checkpoints and stacks."""
+class RunDir:
+    """A run's folder. Only the rank that reports writes there, except for checkpoints and stacks."""
 
     def __init__(self, path: Path) -> None:
         """Touches nothing yet."""
         self.path = path
         self.outcomes = path / "outcomes"
-        """Where probes leave their outcomes by question."""
+        """Folder of the probes' records per question."""
         self.logs: dict[str, JsonLines] = {}
         """Open logs by name."""
         self.inputs: dict[str, str] = {}
@@ -43,34 +45,34 @@ class RunFolder:
 
     @property
     def beginning(self) -> str:
-        """A random name of this beginning of the run: resumed it is the same, begun again it is another."""
+        """A random name of this beginning of the run: the same when it resumes, another after a restart."""
         return str(self._origin["beginning"])
 
     def clear(self, *, restart: bool) -> None:
-        """Makes room for a run that begins.
+        """Removes what an earlier beginning of the run has left.
 
         Args:
-            restart: also where there are checkpoints.
+            restart: whether to remove checkpoints too.
 
         Raises:
-            InputError: there are, and nobody asked to begin again.
+            InputError: there are checkpoints, and ``restart`` is False.
         """
         if not restart and (names := left_there(self.path)):
             problem = f"holds {', '.join(names)}, and no checkpoint with which the run can be resumed"
             remedy = "restore or move away what is there, or begin again with --restart"
             raise InputError(problem, where=str(self.path / FOLDER), remedy=remedy)
-        there = (RUN_FILE, METRICS, PROBES, "exposures.json", self.outcomes.name, FOLDER, INPUTS, *TRACKED)
-        for name in there:
+        leftovers = (RUN_FILE, METRICS, PROBES, "exposures.json", self.outcomes.name, FOLDER, INPUTS, *TRACKED)
+        for name in leftovers:
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
 
-    def adopt(self, source: Checkpoint, *, steps: int, identity: dict[str, Any], restart: bool) -> None:
-        """Makes a trunk's checkpoint this run's own, see ``branch.adopt``."""
+    def import_trunk(self, source: Checkpoint, *, steps: int, identity: dict[str, Any], restart: bool) -> None:
+        """Makes a trunk's checkpoint this run's own, see ``branch.import_trunk``."""
         self.clear(restart=restart)
-        adopt(source, self.path, steps=steps, identity=identity, beginning=secrets.token_hex(8))
+        import_trunk(source, self.path, steps=steps, identity=identity, beginning=secrets.token_hex(8))
 
     def prepare(
         self,
@@ -83,10 +85,10 @@ class RunFolder:
         """Clears the folder, or brings it back to a checkpoint, and writes the inputs and ``run.json``.
 
         Args:
-            checkpoint: from which the run resumes.
+            checkpoint: the checkpoint from which the run resumes; None if it starts at step 0.
             record: the content of ``run.json``, without the inputs, the sessions and the branch.
             restart: whether checkpoints may be removed.
-            keep: puts the inputs there, see ``kept.keep_inputs``.
+            keep: copies the inputs to the folder, see ``artifacts.keep_inputs``.
         """
         sessions: list[dict[str, Any]] = []
         step, branched, beginning = 0, None, secrets.token_hex(8)
@@ -94,30 +96,30 @@ class RunFolder:
             self.clear(restart=restart)
         else:
             self._repaired = repair_logs(checkpoint, self.path)
-            forget_later_outcomes(self.outcomes, checkpoint.step)
+            remove_later_outcomes(self.outcomes, checkpoint.step)
             (self.path / "exposures.json").unlink(missing_ok=True)
             step, sessions = checkpoint.step, checkpoint.manifest["sessions"]
             branched = checkpoint.manifest.get("branched_from")
             older = fingerprint([record["study"], record["run"], str(self.path)])[:16]
             beginning = checkpoint.manifest.get("beginning", older)
         session = {"from_step": step, **_session(record)}
-        if self._repaired.said:
-            session["logs"] = self._repaired.said
-            for name, problem in self._repaired.said.items():
-                print(f"kis: {self.path / name} {problem}", file=sys.stderr, flush=True)
+        if self._repaired.problems:
+            session["logs"] = self._repaired.problems
+            for name, problem in self._repaired.problems.items():
+                logger.warning(f"kis: {self.path / name} {problem}")
         self._origin = {"beginning": beginning, "sessions": [*sessions, session], "branched_from": branched}
         self.inputs = dict(keep())
-        said = {name: value for name, value in self._origin.items() if value}
-        write_json(self.path / RUN_FILE, record | {"inputs": self.inputs} | said)
+        origin = {name: value for name, value in self._origin.items() if value}
+        write_json(self.path / RUN_FILE, record | {"inputs": self.inputs} | origin)
 
     def open_logs(self) -> tuple[JsonLines, JsonLines]:
-        """``metrics.jsonl`` and ``probes.jsonl``, without what was written after the checkpoint."""
+        """Opens ``metrics.jsonl`` and ``probes.jsonl``, without what was written after the checkpoint."""
         for name in (METRICS, PROBES):
             self.logs[name] = JsonLines(self.path / name, keep=self._repaired.sizes.get(name, 0))
         return self.logs[METRICS], self.logs[PROBES]
 
     def manifest(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the folder; the logs have reached the disk up to there when this returns."""
+        """Returns what a checkpoint records of the folder, after bringing the logs to the disk up to there."""
         return {**self._origin, "logs": {name: log.position() for name, log in self.logs.items()}}
 
     def close_logs(self) -> None:
@@ -127,7 +129,7 @@ class RunFolder:
 
 
 def _session(record: dict[str, Any]) -> dict[str, Any]:
-    """What computed a part of a run."""
+    """Returns which machine, layout and code compute a part of a run."""
     return {
         "started": record["started"],
         "parallel": {name: size for name, size in record["parallel"].items() if name.endswith("_size")},

@@ -1,4 +1,4 @@
-"""The plan of a configured run: of its own, or one that goes on from a finished run's."""
+"""The plan of a configured run: its own, or one that extends a finished run's."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
 from megatron_kis.config.data import InfusionConfig
 from megatron_kis.config.recorded import recorded_config
 from megatron_kis.config.run import RunConfig
-from megatron_kis.data.exposure_plan import ExposurePlan
+from megatron_kis.data.exposure_plan import BackgroundFacts, ExposurePlan, InfusedFacts, TokenBudget
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import ExtendedPlan, check_continuation, extend
 from megatron_kis.data.frequency import IntArray, zipf_popularity
 
-_MOST_DIGITS = 18  # of a count: it is kept in 64 bits
+_MOST_DIGITS = 18  # of a count, which has 64 bits
 
 
 def open_plan(config: RunConfig, store: ExposureStore) -> ExposurePlan | ExtendedPlan:
-    """The plan of a run, over the exposures of a store.
+    """Makes the plan of a run, over the exposures of a store.
 
     Raises:
         InputError: impossible settings, exposures that do not fit, or a run to extend that is not there, not finished
@@ -38,25 +38,29 @@ def open_plan(config: RunConfig, store: ExposureStore) -> ExposurePlan | Extende
             infusion_ratio=infusion.ratio,
             schedule=infusion.schedule,
         )
-    facts, exponent = len(store.ids("infused")), infusion.zipf_exponent
+    facts = len(store.ids("infused"))
+    exponent = infusion.zipf_exponent
     return ExposurePlan(
-        store.lengths("infused"),
-        infusion_frequency=listed_frequencies(infusion, store) if infusion.frequencies else infusion.frequency,
-        infusion_ratio=infusion.ratio,
-        popularity=zipf_popularity(facts, exponent, seed=training.seed) if exponent else None,
-        token_budget=budget,
-        sequence_length=training.sequence_length,
-        seed=training.seed,
+        InfusedFacts(
+            store.lengths("infused"),
+            frequency=listed_frequencies(infusion, store) if infusion.frequencies else infusion.frequency,
+            ratio=infusion.ratio,
+            popularity=zipf_popularity(facts, exponent, seed=training.seed) if exponent else None,
+        ),
+        BackgroundFacts(
+            store.lengths("background"),
+            frequency=infusion.background.frequency,
+            policy=infusion.background.policy,
+        ),
+        budget=TokenBudget(budget, training.sequence_length),
         schedule=infusion.schedule,
         templates=infusion.templates,
-        background_lengths=store.lengths("background"),
-        background_frequency=infusion.background.frequency,
-        background_policy=infusion.background.policy,
+        seed=training.seed,
     )
 
 
 def _plan_of_run(folder: Path, config: RunConfig, store: ExposureStore) -> ExposurePlan | ExtendedPlan:
-    """The plan of a finished run, made again from its record and compared with it."""
+    """Makes the plan of a finished run again from its record, and compares it with that."""
     if not (folder / "DONE").exists():
         raise InputError("is no finished run", where=f"extends: {folder}", remedy="finish it first")
     record = read_json(folder / RUN_FILE, RUN_SCHEMA, keys=("config", "plan", "fingerprints"))
@@ -78,13 +82,14 @@ def _plan_of_run(folder: Path, config: RunConfig, store: ExposureStore) -> Expos
 
 
 def listed_frequencies(infusion: InfusionConfig, store: ExposureStore) -> IntArray:
-    """The exposures of each infused fact, from a file of ``fact<TAB>count``.
+    """Reads the exposures of each infused fact from a file of ``fact<TAB>count``.
 
     Raises:
         InputError: a line that is not of this form, an unknown fact, one that is listed twice, or one that is missing.
     """
     assert infusion.frequencies is not None
-    path, rows = infusion.frequencies, {fact: row for row, fact in enumerate(store.ids("infused"))}
+    path = infusion.frequencies
+    rows = {fact: row for row, fact in enumerate(store.ids("infused"))}
     counts = np.full(len(rows), -1, dtype=np.int64)
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():

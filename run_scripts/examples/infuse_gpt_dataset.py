@@ -20,13 +20,14 @@ import torch
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.run import OptimizerConfig
 from megatron_kis.config.vocabulary import padded_vocabulary
-from megatron_kis.data import ExposurePlan, InfusedDataset
+from megatron_kis.data import ExposurePlan, InfusedDataset, InfusedFacts, TokenBudget
 from megatron_kis.data.dataset import MegatronText
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.ledger import Ledger
 from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
-from megatron_kis.distributed.device import open_device, quiet_megatron
-from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model.build import build_model
 
 with quiet_megatron():
@@ -39,8 +40,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="corpus, exposures and tokenizer")
     parser.add_argument("--steps", type=int, default=50, help="optimizer steps")
-    parser.add_argument("--batch", type=int, default=8, help="sequences a step")
-    parser.add_argument("--length", type=int, default=128, help="tokens a sequence")
+    parser.add_argument("--batch", type=int, default=8, help="sequences per step")
+    parser.add_argument("--length", type=int, default=128, help="tokens per sequence")
     parser.add_argument("--frequency", type=int, default=5, help="exposures of each infused fact")
     options = parser.parse_args()
     sequences = options.steps * options.batch
@@ -55,10 +56,8 @@ def main() -> int:
     # 2. The plan of exposures, over that text.
     store = ExposureStore(options.data / "exposures")
     plan = ExposurePlan(
-        store.lengths("infused"),
-        infusion_frequency=options.frequency,
-        token_budget=sequences * options.length,
-        sequence_length=options.length,
+        InfusedFacts(store.lengths("infused"), frequency=options.frequency),
+        budget=TokenBudget(sequences * options.length, options.length),
     )
     text = MegatronText(base, sequence_length=options.length, sequences=sequences)
     dataset = InfusedDataset(plan, text, store)

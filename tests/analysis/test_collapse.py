@@ -6,11 +6,11 @@ import pytest
 from megatron_kis.analysis.criteria import HingeCollapse, Onset, find_transitions
 from megatron_kis.analysis.runs.curves import curves
 from megatron_kis.common.errors import InputError
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 from tests.analysis.synthetic import curve, curve_rows
 
 LEVELS = (0, 8, 32, 128, 512, 1024)
-QUICK = AnalysisSettings(resamples=199)
+QUICK = AnalysisConfig(resamples=199)
 RISE_AND_FALL = {0: [40], 100: [50], 300: [91], 600: [96], 800: [95], 1000: [44], 1200: [31]}
 
 
@@ -207,7 +207,7 @@ def test_row_order_and_repeated_rows_change_nothing():
 def test_the_declared_split_decides_and_a_missing_one_is_an_error():
     table = curve_rows(RISE_AND_FALL)
     with pytest.raises(InputError, match="there are held_out/statement"):
-        find_transitions(table, AnalysisSettings(split="question"))
+        find_transitions(table, AnalysisConfig(split="question"))
 
 
 def test_seeds_stay_apart_within_a_level():
@@ -219,12 +219,11 @@ def test_seeds_stay_apart_within_a_level():
 @pytest.mark.parametrize("key", [{"alpha": 0}, {"r": 1.5}, {"tolerance": -0.1}, {"resamples": 3}])
 def test_settings_out_of_range_are_refused(key):
     with pytest.raises(InputError, match=f"analysis.{next(iter(key))}"):
-        AnalysisSettings(**key)
+        AnalysisConfig(**key)
 
 
 def test_unknown_settings_are_refused_with_the_nearest_one():
     with pytest.raises(InputError, match="did you mean 'tolerance'"):
-        AnalysisSettings.from_mapping({"tolerence": 0.1})
+        AnalysisConfig(**{"tolerence": 0.1})
     with pytest.raises(InputError, match="alpha"):
-        AnalysisSettings.from_mapping({"alpha": "small"})
-    assert AnalysisSettings.from_mapping({"alpha": 0.1, "resamples": 99}).resamples == 99
+        AnalysisConfig(**{"alpha": "small"})

@@ -79,9 +79,14 @@ def changed(config: dict[str, Any], key: str) -> dict[str, Any]:
         section = section[part]
     value = section[last]
     section[last] = {
-        bool: lambda: not value, int: lambda: value + 1, float: lambda: value * 2 + 0.25, str: lambda: value + "x",
-        list: lambda: [*value, 7], dict: lambda: {**value, "x": "y"}, type(None): lambda: 7,
-    }[type(value)]()  # fmt: skip
+        bool: lambda: not value,
+        int: lambda: value + 1,
+        float: lambda: value * 2 + 0.25,
+        str: lambda: value + "x",
+        list: lambda: [*value, 7],
+        dict: lambda: {**value, "x": "y"},
+        type(None): lambda: 7,
+    }[type(value)]()
     return config
 
 

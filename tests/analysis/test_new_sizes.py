@@ -10,11 +10,11 @@ from megatron_kis.analysis.criteria import Transition
 from megatron_kis.analysis.design.new_sizes import new_sizes
 from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.law.predict import predict
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
 SIZES = (1_000_000, 2_000_000, 4_000_000, 8_000_000)
 TOKENS, TARGET = 10_000_000, 64e6
-LINE = AnalysisSettings(law="N")
+LINE = AnalysisConfig(law="N")
 CURVES = pd.DataFrame(
     [("infused", n, TOKENS, f, s) for n in SIZES for f in (0, 50, 100, 200, 400) for s in (0, 1)],
     columns=["group", "params", "tokens", "frequency", "seed"],
@@ -37,7 +37,7 @@ def points_of(generator, sizes=SIZES, cost=None):
 
 
 def width(points):
-    low, high = predict(fit_law(points, law="N"), TARGET, TOKENS).prediction_interval
+    low, high = predict(fit_law(points, law="N", compare_laws=False, brief=True), TARGET, TOKENS).prediction_interval
     return math.log(high / low)
 
 

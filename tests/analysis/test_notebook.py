@@ -42,10 +42,10 @@ def test_the_code_of_the_page_runs_from_top_to_bottom(folder: Path, capsys: pyte
 
 
 def test_a_report_can_be_made_of_runs_tables_points_and_files(folder: Path) -> None:
-    from megatron_kis.analysis import AnalysisSettings, find_transitions, load_curves_csv
+    from megatron_kis.analysis import AnalysisConfig, find_transitions, load_curves_csv
     from megatron_kis.analysis.runs.load_csv import write_points_csv
 
-    quick = AnalysisSettings(resamples=99, law_resamples=0)
+    quick = AnalysisConfig(resamples=99, law_resamples=0)
     curves = load_curves_csv("my_curves.csv")
     points = find_transitions(curves, quick)
     write_points_csv(points, folder / "points.csv")

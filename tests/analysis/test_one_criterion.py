@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 from megatron_kis.analysis.criteria import STATUSES, HingeCollapse
 from megatron_kis.analysis.criteria.counts import evidence, generator_of, seed_matrix
@@ -18,11 +19,11 @@ from megatron_kis.analysis.law.bootstrap import judge, measure, simulated_cell
 from megatron_kis.analysis.law.fit import cells_of
 from megatron_kis.analysis.runs.curves import Curve
 from megatron_kis.analysis.simulate import Truth, simulate_curve
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
-QUICK = AnalysisSettings(resamples=199)
+QUICK = AnalysisConfig(resamples=99)
 GRID = [0.0, *np.geomspace(40, 1000, 9).round()]
-CURVES = 240
+CURVES = 200
 
 
 def random_curve(generator: np.random.Generator, number: int) -> Curve:
@@ -38,35 +39,46 @@ def random_curve(generator: np.random.Generator, number: int) -> Curve:
     return simulate_curve(truth, (100_000_000, 2_000_000_000 + number), GRID, 1, generator, collapse=collapse)
 
 
-def limits(curve: Curve) -> tuple[float, float]:
-    """Returns (critical value, cut-off) that the product calibrates for a curve."""
+def limits(curve: Curve, status: str) -> tuple[float, float]:
+    """Returns (critical value, cut-off) that the product calibrates for a curve that it calls ``status``."""
     _, facts, seen = measured(curve, QUICK)
     _, null = fall_test(seen.of(0), facts, QUICK.overdispersion, QUICK.resamples, generator_of(curve, QUICK, "fall"))
-    fits = fit_curve(curve, QUICK)
-    shape = shape_of(seen.of(0), fits)
-    cut, _ = calibrate(shape, float(fits.tau[0]), facts, QUICK, generator_of(curve, QUICK, "cut"))
+    cut = float(chi2.ppf(QUICK.confidence, 1))
+    if status in ("collapsed", "left_censored"):
+        fits = fit_curve(curve, QUICK)
+        shape = shape_of(seen.of(0), fits)
+        cut, _ = calibrate(shape, float(fits.tau[0]), facts, QUICK, generator_of(curve, QUICK, "cut"))
     return critical_value(null, QUICK.alpha), cut
 
 
 @pytest.fixture(scope="module")
 def judged():
+    """(curve, the product's point, critical value, cut-off)"""
     generator = np.random.default_rng(5)
     curves = [random_curve(generator, number) for number in range(CURVES)]
-    return [(curve, HingeCollapse().find(curve, QUICK), *limits(curve)) for curve in curves]
+    points = [HingeCollapse().find(curve, QUICK) for curve in curves]
+    return [(curve, point, *limits(curve, point.status)) for curve, point in zip(curves, points, strict=True)]
 
 
-def test_the_bootstrap_and_the_product_call_the_same_curve_the_same(judged):
+@pytest.fixture(scope="module")
+def cell(judged):
+    """The bootstrap's cell: one grid and one number of facts, so that it fits every curve."""
+    curve, point, _, _ = judged[0]
+    return simulated_cell(curve, point, 4.0, QUICK, 99)
+
+
+def test_the_bootstrap_and_the_product_call_the_same_curve_the_same(judged, cell):
     coarse = 0
     for curve, point, critical, cut in judged:
-        cell = replace(simulated_cell(curve, point, 4.0, QUICK, 99), critical=critical, cut=cut)
+        own = replace(cell, critical=critical, cut=cut)
         rates = seed_matrix(curve)[0][None]
-        assert judge(cell, rates, QUICK, FINE).status[0] == point.status
+        assert judge(own, rates, QUICK, FINE).status[0] == point.status
         expected = cells_of([point])
-        lower, upper, variance = measure(cell, rates, QUICK, FINE)
+        lower, upper, variance = measure(own, rates, QUICK, FINE)
         assert lower == pytest.approx(expected.lower, abs=1e-9)
         assert upper == pytest.approx(expected.upper, abs=1e-9)
         assert variance == pytest.approx(expected.variance, abs=1e-9)
-        coarse += judge(cell, rates, QUICK, COARSE).status[0] == point.status
+        coarse += judge(own, rates, QUICK, COARSE).status[0] == point.status
     assert coarse >= 0.99 * CURVES  # how finely hinges are fitted matters on the borders only
     found = Counter(point.status for _, point, _, _ in judged)
     assert min(found[status] for status in STATUSES if status != "observed") > 20
@@ -85,8 +97,7 @@ def test_curves_are_judged_together_as_they_are_alone(judged):
     assert all(verdicts.value[row] == pytest.approx(value, abs=1e-4) for value, row in values)
 
 
-def test_an_inconclusive_curve_says_nothing_in_a_resample(judged):
-    curve, point, critical, cut = next(item for item in judged if item[1].status == "inconclusive")
-    cell = replace(simulated_cell(curve, point, 4.0, QUICK, 99), critical=critical, cut=cut)
-    lower, upper, variance = measure(cell, seed_matrix(curve)[0][None], QUICK)
+def test_an_inconclusive_curve_says_nothing_in_a_resample(judged, cell):
+    curve, _, critical, cut = next(item for item in judged if item[1].status == "inconclusive")
+    lower, upper, variance = measure(replace(cell, critical=critical, cut=cut), seed_matrix(curve)[0][None], QUICK)
     assert (lower[0], upper[0], variance[0]) == (-math.inf, math.inf, 0.0)

@@ -22,9 +22,9 @@ from megatron_kis.analysis.runs.curves import curve_table, curves
 from megatron_kis.analysis.runs.load import load_runs
 from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
 from megatron_kis.common.errors import InputError
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.config.analysis import AnalysisConfig
 
-QUICK = AnalysisSettings(resamples=99)
+QUICK = AnalysisConfig(resamples=99)
 CELLS = [(n, 2_000_000_000) for n in (30_000_000, 60_000_000, 125_000_000, 250_000_000, 500_000_000)]
 GRID = [0.0, *np.geomspace(60, 1500, 9).round()]
 
@@ -181,7 +181,7 @@ def test_the_next_runs_go_where_the_collapse_may_be_and_cost_little(simulated):
     coarse, _ = simulate_table(
         truth, CELLS, [0, 60, 150, 400, 1000, 2500], 1, np.random.default_rng(2), groups=("background",)
     )
-    proposals = propose(coarse, 7e9, 2e9, replace(QUICK, law="N"), count=3)
+    proposals = propose(coarse, 7e9, 2e9, QUICK.replace(law="N"), count=3)
     assert len(proposals) == 3
     assert len({(p.params, p.frequency, p.seed) for p in proposals}) == 3
     for p in proposals:
@@ -196,7 +196,7 @@ def test_the_next_runs_go_where_the_collapse_may_be_and_cost_little(simulated):
 def test_runs_proposed_together_are_different_ones_that_halve_and_are_worth_their_cost(simulated):
     _, table, _, points = simulated
     renamed = table.assign(seed=table["seed"] + 1)  # 1, 2 and 3: a study need not begin at 0
-    settings = replace(QUICK, law="N")
+    settings = QUICK.replace(law="N")
     group = next(p.group for p in points if p.kind == "collapse" and p.informative)
     proposals = propose(renamed, 7e9, 2e9, settings, count=4, points=points, group=group)
     assert len({(p.params, p.tokens, p.frequency) for p in proposals}) == 4

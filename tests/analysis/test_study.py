@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kis.analysis import AnalysisSettings, analyse_study, find_transitions, fit_law, load_runs, report
+from megatron_kis.analysis import AnalysisConfig, analyse_study, find_transitions, fit_law, load_runs, report
 from megatron_kis.analysis.findings.result import analyse
 from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv
 from megatron_kis.common.errors import InputError
@@ -65,9 +65,9 @@ def test_the_study_folder_is_written_whole_and_the_same_again(study, tmp_path):
     write_run(tmp_path / "runs" / "unfinished", Truth(), 800_000, 999, 0, done=False)
     (tmp_path / "study.yaml").write_text("name: the <quick> study\n")
     names = ["curves.csv", "law.json", "points.csv", "prediction.json", "report.html"]
-    result = analyse_study(tmp_path, AnalysisSettings(), predict_params=[3e6], now=NOW)
+    result = analyse_study(tmp_path, AnalysisConfig(), predict_params=[3e6], now=NOW)
     first = {name: (tmp_path / name).read_bytes() for name in names}
-    analyse_study(tmp_path, AnalysisSettings(), predict_params=[3e6])
+    analyse_study(tmp_path, AnalysisConfig(), predict_params=[3e6])
     assert {name: (tmp_path / name).read_bytes() for name in names} == first
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == sorted([*names, "study.yaml"])
     assert load_points_csv(tmp_path / "points.csv") == result.points
@@ -165,7 +165,7 @@ def test_figures_and_tables_are_also_files_for_papers(tmp_path):
     from megatron_kis.analysis.report.export import export
 
     write_study(tmp_path / "s", Truth(facts=40), params=(100_000, 200_000, 400_000), frequencies=(0, 64, 256, 512, 900))
-    result = analyse(load_runs(tmp_path / "s"), AnalysisSettings(resamples=99, law_resamples=0))
+    result = analyse(load_runs(tmp_path / "s"), AnalysisConfig(resamples=99, law_resamples=0))
     written = {path.name for path in export(result, tmp_path / "out", dpi=40)}
     assert {"overview-background.svg", "overview-background.png", "transitions.csv"} <= written
     assert (tmp_path / "out" / "overview-background.png").read_bytes().startswith(b"\x89PNG")
@@ -188,7 +188,7 @@ def test_budgets_are_told_apart_in_the_law_and_have_no_common_ratio_axis(tmp_pat
     cells = [(n, d) for n in (10**7, 10**8, 10**9) for d in (2 * 10**9, 8 * 10**9)]
     truth = simulate.Truth(budget_exponent=0.3, scatter=0.02)
     table, _ = simulate.simulate_table(truth, cells, [0, 60, 150, 300, 500, 800, 1300], 2, np.random.default_rng(2))
-    page = report(table, tmp_path / "r.html", AnalysisSettings(resamples=99, law_resamples=0)).read_text()
+    page = report(table, tmp_path / "r.html", AnalysisConfig(resamples=99, law_resamples=0)).read_text()
     assert "Lines, from below: D = 2B and 8B; bands: D = 2B." in visible(page).replace("\u00a0", " ")
     curves, models = page.split('id="curves"')[1].split('id="law"')[0], page.split('id="models"')[1]
     assert "infusion ratio" not in curves  # F is another ratio at every budget

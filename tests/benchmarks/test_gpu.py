@@ -127,9 +127,12 @@ def test_what_fails_is_named_and_the_rest_has_its_turn(tmp_path: Path) -> None:
         assert "none-such" in rows[item]["message"]
     assert rows["cpu"]["versions"]["torch"] == torch.__version__
     assert rows["none-such L=64 fp8"] | {"seconds": 0} == {
-        "part": "speed", "item": "none-such L=64 fp8", "status": "skipped", "seconds": 0,
+        "part": "speed",
+        "item": "none-such L=64 fp8",
+        "status": "skipped",
+        "seconds": 0,
         "message": "Transformer Engine needs CUDA",
-    }  # fmt: skip
+    }
 
 
 def test_a_stopped_benchmark_keeps_its_rows_and_leaves_no_process(tmp_path: Path) -> None:
@@ -173,8 +176,16 @@ def dry(name: str, **settings: Any) -> list[dict[str, Any]]:
 
 
 def test_memory_on_cuda_is_that_of_the_plan(tiny_data: Path) -> None:
-    case = {"preset": "70m", "length": 2048, "micro_batch": 2, "recompute": "none", "implementation": "sdpa",
-            "precision": "bf16", "vocabulary": 32000, **ALONE}  # fmt: skip
+    case = {
+        "preset": "70m",
+        "length": 2048,
+        "micro_batch": 2,
+        "recompute": "none",
+        "implementation": "sdpa",
+        "precision": "bf16",
+        "vocabulary": 32000,
+        **ALONE,
+    }
     found = {row["name"]: row for row in dry("memory", case=case, device="cuda", data=str(tiny_data))}
     assert list(found) == ["static", *TOP_PARTS, "peak", "reserved", "context"]
     assert found["static"]["ratio"] == pytest.approx(1, abs=0.01)
@@ -223,8 +234,10 @@ def test_wrong_words_are_refused_before_any_work(
 
 def test_the_time_that_a_part_leaves_goes_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
-    parts = {"one": (lambda bench: given.append(bench.limit.left()), 1.0),
-             "two": (lambda bench: given.append(bench.limit.left()), 3.0)}  # fmt: skip
+    parts = {
+        "one": (lambda bench: given.append(bench.limit.left()), 1.0),
+        "two": (lambda bench: given.append(bench.limit.left()), 3.0),
+    }
     monkeypatch.setattr(command, "PARTS", parts)
     command._all_parts(a_bench(tmp_path, 100.0), ["one", "two"])
     assert given == [pytest.approx(25, abs=1), pytest.approx(100, abs=2)]
@@ -260,8 +273,12 @@ def test_the_last_words_of_a_command_that_fails_are_its_message(tmp_path: Path) 
 def test_objects_of_a_command_are_told_though_it_is_ended(tmp_path: Path) -> None:
     found: list[dict[str, Any]] = []
     with pytest.raises(Failed):
-        run(["sh", "-c", 'echo {\\"part\\": 1}; echo noise; sleep 300'], log=tmp_path / "log", limit=Limit(1),
-            line=found.append)  # fmt: skip
+        run(
+            ["sh", "-c", 'echo {\\"part\\": 1}; echo noise; sleep 300'],
+            log=tmp_path / "log",
+            limit=Limit(1),
+            line=found.append,
+        )
     assert found == [{"part": 1}]
 
 
@@ -274,8 +291,10 @@ def test_a_training_that_fails_takes_only_its_own_checks_with_it(tmp_path: Path)
 
 def test_runs_that_differ_are_told_apart() -> None:
     assert compare_losses({1: 2.0, 2: 1.0}, {1: 2.0, 2: 1.0}, 0.0) == {
-        "largest_difference": 0.0, "identical": 2, "of": 2,
-    }  # fmt: skip
+        "largest_difference": 0.0,
+        "identical": 2,
+        "of": 2,
+    }
     near = compare_losses({1: 2.0, 2: 1.001}, {1: 2.0, 2: 1.0}, 0.01)
     assert near["first_different_step"] == 2
     assert near["identical"] == 1
@@ -300,12 +319,26 @@ def test_probes_that_differ_are_told_apart() -> None:
 
 def test_the_table_has_every_row_once_and_the_newest(tmp_path: Path) -> None:
     rows = Rows(tmp_path / "results.jsonl")
-    machine = {"device": "NVIDIA H200", "devices": 1, "versions": {"torch": "2.11"}, "driver": "580",
-               "commit": "a" * 40, "changed": False, "code": "b", "time": "2026-01-02T00:00:00Z"}  # fmt: skip
+    machine = {
+        "device": "NVIDIA H200",
+        "devices": 1,
+        "versions": {"torch": "2.11"},
+        "driver": "580",
+        "commit": "a" * 40,
+        "changed": False,
+        "code": "b",
+        "time": "2026-01-02T00:00:00Z",
+    }
     rows.add("header", "NVIDIA H200", **machine)
     rows.add("checks", "auto bf16: resume", "failed", message="a | b")
-    rows.add("memory", "1b", parts={"static": {"bytes": 17_158_000_000, "planned": 17_158_000_000, "ratio": 1.0},
-                                    "context": {"bytes": 600_000_000}})  # fmt: skip
+    rows.add(
+        "memory",
+        "1b",
+        parts={
+            "static": {"bytes": 17_158_000_000, "planned": 17_158_000_000, "ratio": 1.0},
+            "context": {"bytes": 600_000_000},
+        },
+    )
     rows.add("speed", "3b L=2048 ours", "skipped", message="no time left")
     cell = {"preset": "1b", "length": 2048, "memory_bytes": 4e10}
     rows.add("speed", "1b L=2048 ours", kind="ours", tokens_per_second=60_000, mfu=0.5, **cell)

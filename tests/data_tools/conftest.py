@@ -13,14 +13,14 @@ from megatron_kis.data_tools.facts.importers import import_tsv
 from megatron_kis.data_tools.preparation.prepare import fact_names
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.rendering.templates import RelationTemplates, load_templates
-from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
+from megatron_kis.data_tools.selection.select import SelectConfig, select_facts
 from megatron_kis.data_tools.tokenizers.base import Tokenizer, train_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LEADS = FIXTURES / "leads.jsonl"
 TRIPLES = FIXTURES / "triples.tsv"
 TEMPLATES = FIXTURES / "templates.yaml"
-FOUR_EACH = SelectSettings(infused=4, background=4, control=4, relations=("peak_country",))
+FOUR_EACH = SelectConfig(infused=4, background=4, control=4, relations=("peak_country",))
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,7 @@ import sys
 import pytest
 
 from megatron_kis.cli import data
-from megatron_kis.cli.data.facts import FORMATS
 from megatron_kis.common.errors import InputError
-from megatron_kis.data_tools.facts.importers import IMPORTERS
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
 
@@ -72,10 +70,6 @@ def test_the_text_is_cleaned_of_single_sentences(tmp_path, capsys):
     assert "told over several sentences" in capsys.readouterr().out
     assert kis("data", "leaks", "--input", clean, "--facts", facts, "--level", "sentence") == 0
     assert "0 sentences in 0 of 20 documents" in capsys.readouterr().out
-
-
-def test_the_formats_that_the_command_offers_are_those_that_are_read():
-    assert set(FORMATS) == set(IMPORTERS)
 
 
 def test_damage_is_an_input_error_that_exits_with_2(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import sha256_file
-from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus, read_corpus_meta
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.storage.indexed import IndexedReader, suffixed
@@ -117,7 +117,7 @@ def test_wrong_shares_missing_files_and_empty_text_are_refused(tmp_path, tokeniz
 def test_without_a_document_the_first_skipped_line_and_its_reason_are_named(tmp_path, tokenizer):
     path = tmp_path / "a.jsonl"
     path.write_text("\n" * 40 + '{"txt": "a"}\n{"text": 3}\n')
-    options = CorpusOptions(skip_errors=True, part_bytes=20, workers=1)
+    options = CorpusBuildConfig(skip_errors=True, part_bytes=20, workers=1)
     with pytest.raises(InputError, match=r"2 skipped lines, the first .*a\.jsonl:41: no key 'text'\)"):
         build_corpus([path], tokenizer, tmp_path / "c", options=options)
     assert list(tmp_path.glob("c.*.bin")) == []

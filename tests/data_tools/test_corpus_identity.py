@@ -13,7 +13,7 @@ from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.progress import LineProgress
 from megatron_kis.data_tools.corpus import part as corpus_part
-from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus, read_corpus_meta
 from megatron_kis.data_tools.corpus.merge import merge_corpora
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.readers.documents import iter_documents
@@ -50,7 +50,7 @@ def build(source, tokenizer, prefix, options=None, **settings):
     lines = []
     settings = {"validation_share": 0.3, **settings}
     sources = source if isinstance(source, list) else [source]
-    options = options or CorpusOptions(**ONE)
+    options = options or CorpusBuildConfig(**ONE)
     summary = build_corpus(sources, tokenizer, prefix, options=options, progress=LineProgress(lines.append), **settings)
     return lines, suffixed(summary.prefix, ".bin").read_bytes()
 
@@ -83,7 +83,7 @@ class DifferingGigatoken(GigatokenEncoder):
 
 
 def test_the_encoder_counts_so_that_the_advice_to_use_the_reference_leads_there(tmp_path, source, fast, monkeypatch):
-    reference = CorpusOptions(encoder="reference", **ONE)
+    reference = CorpusBuildConfig(encoder="reference", **ONE)
     _, expected = build(source, fast, tmp_path / "fresh", reference)
     monkeypatch.setattr(encode, "GigatokenEncoder", WrongGigatoken)
     lines, wrong = build(source, fast, tmp_path / "c")
@@ -96,12 +96,12 @@ def test_the_encoder_counts_so_that_the_advice_to_use_the_reference_leads_there(
 
 
 def test_parts_of_one_encoder_are_not_taken_by_another(tmp_path, source, fast, monkeypatch):
-    reference = CorpusOptions(encoder="reference", **ONE)
+    reference = CorpusBuildConfig(encoder="reference", **ONE)
     _, expected = build(source, fast, tmp_path / "fresh", reference)
     with monkeypatch.context() as patch:
         patch.setattr(encode, "GigatokenEncoder", DifferingGigatoken)
         with pytest.raises(InputError, match="--encoder reference"):
-            build(source, fast, tmp_path / "c", CorpusOptions(encoder="gigatoken", **ONE))
+            build(source, fast, tmp_path / "c", CorpusBuildConfig(encoder="gigatoken", **ONE))
     assert list((tmp_path / "c.parts").glob("*.json"))
     lines, found = build(source, fast, tmp_path / "c", reference)
     assert found == expected
@@ -112,7 +112,7 @@ def test_a_difference_that_turns_up_has_all_of_it_encoded_by_the_reference(tmp_p
     monkeypatch.setattr(encode, "GigatokenEncoder", DifferingGigatoken)
     lines, found = build(source, fast, tmp_path / "c")
     assert any("all of it is encoded again" in line for line in lines)
-    assert found == build(source, fast, tmp_path / "fresh", CorpusOptions(encoder="reference", **ONE))[1]
+    assert found == build(source, fast, tmp_path / "fresh", CorpusBuildConfig(encoder="reference", **ONE))[1]
     meta = read_corpus_meta(tmp_path / "c")
     assert meta["versions"]["encoder"].startswith("tokenizers ")
     assert meta["encoder_instead_of"].startswith("gigatoken ")
@@ -123,7 +123,7 @@ def test_shards_may_not_change_their_encoder_alone(tmp_path, source, fast, monke
     monkeypatch.setattr(encode, "GigatokenEncoder", DifferingGigatoken)
     with pytest.raises(InputError, match="--encoder reference"):
         for number in (1, 2):
-            build(source, fast, tmp_path / "c", CorpusOptions(shard=(number, 2), **ONE))
+            build(source, fast, tmp_path / "c", CorpusBuildConfig(shard=(number, 2), **ONE))
 
 
 def test_another_version_of_what_finds_names_makes_a_corpus_without_facts_again(tmp_path, source, fast, monkeypatch):
@@ -163,14 +163,14 @@ OPTIONS = {  # field: another value, and whether other bytes or another descript
 
 
 def test_the_table_of_options_is_complete():
-    assert list(OPTIONS) == [field.name for field in fields(CorpusOptions)]
+    assert list(OPTIONS) == [field.name for field in fields(CorpusBuildConfig)]
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_that_changes_bytes_makes_the_corpus_again(tmp_path, source, fast, name):
     pytest.importorskip("nltk")
     value, counts = OPTIONS[name]
-    before = CorpusOptions(**ONE, sentences=name in ("punkt", "keep_newlines"))
+    before = CorpusBuildConfig(**ONE, sentences=name in ("punkt", "keep_newlines"))
     if name == "text_format":  # as .txt every line is a document, too
         source.write_bytes(source.read_bytes().replace(b"\n", b"\n\n"))
     build(source, fast, tmp_path / "c", before)
@@ -186,7 +186,7 @@ def test_an_option_that_changes_bytes_makes_the_corpus_again(tmp_path, source, f
 
 
 def test_what_lines_are_too_long_counts_where_they_are_skipped(tmp_path, source, fast):
-    skipping = CorpusOptions(**ONE, skip_errors=True)
+    skipping = CorpusBuildConfig(**ONE, skip_errors=True)
     with open(source, "a", encoding="utf-8") as file:
         file.write(json.dumps({"text": "a longer text " * 200_000}) + "\n")
     lines, _ = build(source, fast, tmp_path / "c", replace(skipping, longest_line=2_000_000))
@@ -240,7 +240,7 @@ def test_another_nltk_learns_sentences_again(tmp_path, source, fast, monkeypatch
     import importlib.metadata
 
     pytest.importorskip("nltk")
-    options = CorpusOptions(sentences=True, **ONE)
+    options = CorpusBuildConfig(sentences=True, **ONE)
     build(source, fast, tmp_path / "c", options)
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0" if name == "nltk" else version(name))
@@ -363,7 +363,7 @@ def test_what_is_written_is_not_read_the_next_time(tmp_path, source, fast, monke
         (tmp_path / "in" / "0.json").write_bytes(b'{"text": "a"}\n')
         folder = Path("in") if "in" in pattern.parts else Path()
         with pytest.raises(InputError, match=rf"{output}: is written here"):
-            build([pattern], fast, folder / "c", CorpusOptions(text_format="jsonl"))
+            build([pattern], fast, folder / "c", CorpusBuildConfig(text_format="jsonl"))
 
 
 def test_corpora_of_different_encoders_are_not_joined(tmp_path, source, fast):
@@ -371,7 +371,7 @@ def test_corpora_of_different_encoders_are_not_joined(tmp_path, source, fast):
     other.write_text('{"text": "Another text."}\n' * 3, encoding="utf-8")
     none = {"validation_share": 0}
     build(source, fast, tmp_path / "a", **none)
-    build(other, fast, tmp_path / "b", CorpusOptions(encoder="reference"), **none)
+    build(other, fast, tmp_path / "b", CorpusBuildConfig(encoder="reference"), **none)
     with pytest.raises(InputError, match=r"was encoded with tokenizers .*a with gigatoken .*--encoder reference"):
         merge_corpora([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
     build(other, fast, tmp_path / "b", **none)
@@ -472,7 +472,7 @@ def test_no_validation_split_is_lost_when_corpora_are_joined(tmp_path, source, f
 def test_shards_that_saw_another_content_of_one_file_are_not_joined(tmp_path, source, fast):
     prefixes = []
     for number in (1, 2):
-        options = CorpusOptions(shard=(number, 2), **ONE)
+        options = CorpusBuildConfig(shard=(number, 2), **ONE)
         prefixes.append(tmp_path / f"c-0000{number}-of-00002")
         build(source, fast, tmp_path / "c", options, validation_share=0)
         text = source.read_bytes()
@@ -521,7 +521,7 @@ def test_a_validation_split_is_not_written_over_by_a_merge_of_its_corpus(tmp_pat
 def test_the_model_of_sentences_of_a_shard_is_no_input_the_next_time(tmp_path, fast):
     source = tmp_path / "c.one.json"
     source.write_bytes(LEADS.read_bytes())
-    options = CorpusOptions(shard=(1, 1), sentences=True, **ONE)
+    options = CorpusBuildConfig(shard=(1, 1), sentences=True, **ONE)
     with pytest.raises(InputError, match=r"c\.punkt\.json: is written here, and"):
         build(tmp_path / "c.*.json", fast, tmp_path / "c", options)
     assert not (tmp_path / "c.punkt.json").exists()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus
+from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus
 from megatron_kis.data_tools.corpus.sentences import load_splitter
 from megatron_kis.data_tools.storage.indexed import IndexedReader, suffixed
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
@@ -65,7 +65,7 @@ def assert_same(ours, theirs):
 def test_whole_documents_give_the_bytes_of_megatrons_tool(tmp_path, tokenizer, append_eod, workers):
     texts = [*TEXTS, *ODD] * 2
     source = write_jsonl(tmp_path / "text.jsonl", texts)
-    options = CorpusOptions(append_eod=append_eod, keep_empty=True, workers=workers, part_bytes=1500)
+    options = CorpusBuildConfig(append_eod=append_eod, keep_empty=True, workers=workers, part_bytes=1500)
     build_corpus([source], tokenizer, tmp_path / "ours", validation_share=0, options=options)
     encode = lambda text: tokenizer.encode_documents([text])[0]  # noqa: E731
     eod = tokenizer.eod_id if append_eod else None
@@ -79,7 +79,9 @@ def test_sentences_give_the_bytes_of_megatrons_tool_with_the_same_punkt(tmp_path
     punkt = pytest.importorskip("nltk.tokenize.punkt")
     texts = [*TEXTS, *ODD]
     source = write_jsonl(tmp_path / "text.jsonl", texts)
-    options = CorpusOptions(sentences=True, keep_newlines=keep_newlines, keep_empty=True, workers=1, part_bytes=2000)
+    options = CorpusBuildConfig(
+        sentences=True, keep_newlines=keep_newlines, keep_empty=True, workers=1, part_bytes=2000
+    )
     build_corpus([source], tokenizer, tmp_path / "ours", validation_share=0, options=options)
     learned = load_splitter(tmp_path / "ours.punkt.json")._splitter._params
 
@@ -117,7 +119,7 @@ def test_sentences_are_learned_once_and_the_model_is_plain_json(tmp_path, tokeni
     from megatron_kis.common.progress import LineProgress
 
     for name in ("one", "two"):
-        options = CorpusOptions(sentences=True, workers=1)
+        options = CorpusBuildConfig(sentences=True, workers=1)
         prefix = tmp_path / "c"
         build_corpus(
             [LEADS], tokenizer, prefix, options=options, validation_share=0.3, progress=LineProgress(said.append)

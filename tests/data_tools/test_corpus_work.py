@@ -15,7 +15,7 @@ import pytest
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.progress import LineProgress
 from megatron_kis.data_tools.corpus import part as corpus_part
-from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus, read_corpus_meta
 from megatron_kis.data_tools.corpus.merge import merge_corpora
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.readers.documents import iter_documents
@@ -36,13 +36,13 @@ def contents(folder, name="c"):
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("expected")
-    build_corpus([LEADS], tokenizer, folder / "c", **SHARE, options=CorpusOptions(workers=1))
+    build_corpus([LEADS], tokenizer, folder / "c", **SHARE, options=CorpusBuildConfig(workers=1))
     return contents(folder)
 
 
 @pytest.mark.parametrize(("workers", "part_bytes"), [(1, 700), (2, 300), (3, 5000)])
 def test_neither_processes_nor_parts_change_a_byte(tmp_path, tokenizer, expected, workers, part_bytes):
-    options = CorpusOptions(workers=workers, part_bytes=part_bytes)
+    options = CorpusBuildConfig(workers=workers, part_bytes=part_bytes)
     build_corpus([LEADS], tokenizer, tmp_path / "c", **SHARE, options=options)
     assert contents(tmp_path) == expected
     assert {path.name for path in tmp_path.iterdir()} == set(OUTPUTS)
@@ -51,8 +51,8 @@ def test_neither_processes_nor_parts_change_a_byte(tmp_path, tokenizer, expected
 COMMAND = """
 import sys, time
 from pathlib import Path
-from data_tools import corpus_part
-from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus
+from megatron_kis.data_tools.corpus import part as corpus_part
+from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 
@@ -62,7 +62,7 @@ def slow(self, *arguments):
     return encode(self, *arguments)
 corpus_part.PartEncoder.encode = slow
 facts = [Fact("aco", "Aconcagua", "peak_country", "Argentina", "infused")]
-options = CorpusOptions(workers=int(sys.argv[4]), part_bytes=400)
+options = CorpusBuildConfig(workers=int(sys.argv[4]), part_bytes=400)
 build_corpus([Path(sys.argv[1])], load_tokenizer(Path(sys.argv[2])), Path(sys.argv[3]),
              validation_share=0.3, seed=3, facts=facts, options=options, progress=None)
 """
@@ -138,7 +138,9 @@ def interrupted(tokenizer, folder, monkeypatch, after):
     with monkeypatch.context() as patch:
         patch.setattr(corpus_part.PartEncoder, "encode", failing)
         with pytest.raises(KeyboardInterrupt):
-            build_corpus([LEADS], tokenizer, folder / "c", **SHARE, options=CorpusOptions(workers=1, part_bytes=700))
+            build_corpus(
+                [LEADS], tokenizer, folder / "c", **SHARE, options=CorpusBuildConfig(workers=1, part_bytes=700)
+            )
 
 
 def test_damaged_parts_are_done_again(tmp_path, tokenizer, expected, monkeypatch):
@@ -151,7 +153,7 @@ def test_damaged_parts_are_done_again(tmp_path, tokenizer, expected, monkeypatch
     (parts / "000002.idx").unlink()
     (parts / ".000003.bin.1.partial").write_bytes(b"rest of a killed process")
     said = []
-    options = CorpusOptions(workers=1, part_bytes=700)
+    options = CorpusBuildConfig(workers=1, part_bytes=700)
     build_corpus([LEADS], tokenizer, tmp_path / "c", **SHARE, options=options, progress=LineProgress(said.append))
     assert any(line.startswith("2 of ") for line in said)
     assert contents(tmp_path) == expected
@@ -161,7 +163,7 @@ def test_parts_of_other_settings_or_another_text_are_not_taken(tmp_path, tokeniz
     source = tmp_path / "text.jsonl"
     source.write_bytes(LEADS.read_bytes())
     lines = []
-    options = CorpusOptions(workers=1, part_bytes=700)
+    options = CorpusBuildConfig(workers=1, part_bytes=700)
 
     def build(**changes):
         lines.clear()
@@ -184,7 +186,7 @@ def test_parts_of_other_settings_or_another_text_are_not_taken(tmp_path, tokeniz
 def test_shards_done_apart_and_joined_are_the_whole(tmp_path, tokenizer, expected, of):
     prefixes = []
     for number in range(of, 0, -1):
-        options = CorpusOptions(workers=1, part_bytes=700, shard=(number, of))
+        options = CorpusBuildConfig(workers=1, part_bytes=700, shard=(number, of))
         prefixes.insert(0, build_corpus([LEADS], tokenizer, tmp_path / "c", **SHARE, options=options).prefix)
     assert prefixes[0].name == f"c-00001-of-{of:05d}"
     merge_corpora(prefixes, tmp_path / "c")
@@ -203,7 +205,7 @@ def test_shards_done_apart_and_joined_are_the_whole(tmp_path, tokenizer, expecte
 def test_shards_that_do_not_exist_are_refused(tmp_path, tokenizer):
     for shard, problem in (((3, 2), "is 3/2"), ((1, 10_000), "too few for 10000 shards")):
         with pytest.raises(InputError, match=problem):
-            build_corpus([LEADS], tokenizer, tmp_path / "c", options=CorpusOptions(shard=shard))
+            build_corpus([LEADS], tokenizer, tmp_path / "c", options=CorpusBuildConfig(shard=shard))
 
 
 def test_corpora_that_do_not_fit_together_are_not_joined(tmp_path, tokenizer):
@@ -221,7 +223,7 @@ def test_corpora_that_do_not_fit_together_are_not_joined(tmp_path, tokenizer):
     merge_corpora([tmp_path / "one", tmp_path / "other"], tmp_path / "three")
     assert [tokens.tolist() for tokens in IndexedReader(tmp_path / "three")] == [[1, 2, 3]] * 2
     build_corpus([LEADS], tokenizer, tmp_path / "a", validation_share=0)
-    build_corpus([LEADS], tokenizer, tmp_path / "b", validation_share=0, options=CorpusOptions(append_eod=False))
+    build_corpus([LEADS], tokenizer, tmp_path / "b", validation_share=0, options=CorpusBuildConfig(append_eod=False))
     with pytest.raises(InputError, match=r"append_eod is False, that of .* is True"):
         merge_corpora([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
 
@@ -229,14 +231,14 @@ def test_corpora_that_do_not_fit_together_are_not_joined(tmp_path, tokenizer):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus
+from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 from megatron_kis.common.errors import JobError
 tokenizer = load_tokenizer(Path(sys.argv[2]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
 try:
-    options = CorpusOptions(workers=1, part_bytes=700)
+    options = CorpusBuildConfig(workers=1, part_bytes=700)
     build_corpus([Path(sys.argv[1])], tokenizer, Path(sys.argv[3]), validation_share=0, options=options)
 except JobError as error:
     print(error)
@@ -244,7 +246,7 @@ except JobError as error:
 
 
 def test_a_full_disk_leaves_nothing_that_looks_whole_and_the_next_attempt_goes_on(tmp_path, tokenizer, tokenizer_path):
-    build_corpus([LEADS], tokenizer, tmp_path / "whole", validation_share=0, options=CorpusOptions(part_bytes=700))
+    build_corpus([LEADS], tokenizer, tmp_path / "whole", validation_share=0, options=CorpusBuildConfig(part_bytes=700))
     # Room for every part, but not for the joined file.
     limit = suffixed(tmp_path / "whole", ".bin").stat().st_size // 2
     arguments = [sys.executable, "-c", FULL, str(LEADS), str(tokenizer_path), str(tmp_path / "c"), str(limit)]
@@ -254,7 +256,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole_and_the_next_attempt_goes_o
     assert not any((tmp_path / f"c{suffix}").exists() for suffix in (".bin", ".idx", ".meta.json"))
     assert not list((tmp_path / "c.parts").glob(".*partial"))
     lines = []
-    options = CorpusOptions(part_bytes=700)
+    options = CorpusBuildConfig(part_bytes=700)
     build_corpus(
         [LEADS], tokenizer, tmp_path / "c", validation_share=0, options=options, progress=LineProgress(lines.append)
     )
@@ -269,7 +271,7 @@ def test_a_worker_that_dies_is_told(tmp_path, tokenizer, monkeypatch):
 
     monkeypatch.setattr(corpus_part.PartEncoder, "encode", dying)
     with pytest.raises(JobError, match="a worker process died"):
-        build_corpus([LEADS], tokenizer, tmp_path / "c", options=CorpusOptions(workers=2, part_bytes=700))
+        build_corpus([LEADS], tokenizer, tmp_path / "c", options=CorpusBuildConfig(workers=2, part_bytes=700))
 
 
 def test_two_at_work_on_one_corpus_are_refused(tmp_path, tokenizer):
@@ -318,7 +320,7 @@ def test_skipped_lines_are_listed_with_their_place_and_counted(tmp_path, tokeniz
     source.write_bytes(b"".join(lines))
     clean = build_corpus([LEADS], tokenizer, tmp_path / "clean", **SHARE)
     for part_bytes, workers in ((None, 1), (600, 2)):
-        options = CorpusOptions(skip_errors=True, part_bytes=part_bytes, workers=workers)
+        options = CorpusBuildConfig(skip_errors=True, part_bytes=part_bytes, workers=workers)
         (tmp_path / "c.meta.json").unlink(missing_ok=True)
         summary = build_corpus([source], tokenizer, tmp_path / "c", **SHARE, options=options)
         rows = [json.loads(line) for line in summary.quarantine.read_text(encoding="utf-8").splitlines()]
@@ -332,14 +334,18 @@ def test_skipped_lines_are_listed_with_their_place_and_counted(tmp_path, tokeniz
             assert (tmp_path / f"c{suffix}").read_bytes() == (tmp_path / f"clean{suffix}").read_bytes()
         with pytest.raises(InputError, match=r"text\.jsonl:4: malformed"):
             build_corpus(
-                [source], tokenizer, tmp_path / "stop", **SHARE, options=CorpusOptions(part_bytes=part_bytes, workers=1)
+                [source],
+                tokenizer,
+                tmp_path / "stop",
+                **SHARE,
+                options=CorpusBuildConfig(part_bytes=part_bytes, workers=1),
             )
 
 
 def test_a_bad_line_far_into_a_file_is_counted_from_its_beginning(tmp_path, tokenizer):
     source = tmp_path / "text.jsonl"
     source.write_bytes(LEADS.read_bytes() * 3 + b"{oops\n")
-    options = CorpusOptions(part_bytes=700, workers=1)
+    options = CorpusBuildConfig(part_bytes=700, workers=1)
     with pytest.raises(InputError, match=r"text\.jsonl:61: malformed"):
         build_corpus([source], tokenizer, tmp_path / "c", options=options)
     assert list((tmp_path / "c.parts").glob("*.json"))  # what was done stays, for the next attempt
@@ -350,7 +356,7 @@ def test_lines_of_a_file_that_was_corrected_meanwhile_are_not_listed(tmp_path, t
     text, parts = tmp_path / "a.jsonl", tmp_path / "c.parts"
     good = LEADS.read_bytes()
     text.write_bytes(b"{oops\n")
-    options = CorpusOptions(skip_errors=True, workers=1)
+    options = CorpusBuildConfig(skip_errors=True, workers=1)
     with pytest.raises(InputError, match=r"1 skipped lines, the first .*a\.jsonl:1: malformed JSON line"):
         build_corpus([text], tokenizer, tmp_path / "c", validation_share=0, options=options)
     assert (parts / "000000.quarantine.jsonl").exists()  # as after a command that was killed

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from megatron_kis.cli.main import main
 from megatron_kis.common.progress import LineProgress
-from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus, read_corpus_meta
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.tokenizers import encoder as encode
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
@@ -102,7 +102,7 @@ def build(tokenizer, source, prefix, **options):
         tokenizer,
         prefix,
         validation_share=0,
-        options=CorpusOptions(part_bytes=700, **options),
+        options=CorpusBuildConfig(part_bytes=700, **options),
         progress=LineProgress(lines.append),
     )
     return lines, prefix.with_suffix(".bin").read_bytes()

@@ -8,7 +8,7 @@ from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.importers import bear_templates, import_bear
 from megatron_kis.data_tools.rendering.templates import RelationTemplates
 from megatron_kis.data_tools.selection.exports import export_bear
-from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
+from megatron_kis.data_tools.selection.select import SelectConfig, select_facts
 
 TEMPLATES = {"P30": RelationTemplates(("[X] is in [Y].",), ("[X] is a(n) [Y] place.", "In [Y] lies [X]."), ())}
 FACTS = [
@@ -125,7 +125,7 @@ def test_subjects_without_ids_are_the_same_in_all_relations_when_they_come_back(
         Fact(f"{relation}/{n}", f"S{n}", relation, f"{relation}{n}", "infused") for n in range(8) for relation in "pq"
     ]
     group, _ = exported(rows, tmp_path)
-    settings = SelectSettings(infused=16, background=0, control=0)
+    settings = SelectConfig(infused=16, background=0, control=0)
     assert {fact.id for fact in select_facts(import_bear(group), settings).facts} == {fact.id for fact in rows}
 
 

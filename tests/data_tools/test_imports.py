@@ -12,9 +12,9 @@ from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.facts.fact import load_facts
 from megatron_kis.data_tools.selection.imports import import_facts, read_source_templates, source_files
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.selection.select import SelectConfig
 
-FOUR = SelectSettings(infused=4, background=0, control=0)
+FOUR = SelectConfig(infused=4, background=0, control=0)
 ROWS = "Pexa Qy\tc\tLand\nRuvo Sy\tc\tTown\nTilo Uy\tc\tHill\nVara Wy\tc\tMoor\n"
 
 
@@ -40,7 +40,7 @@ def failure(*arguments: Any, **named: Any) -> str:
 def test_too_few_facts_are_explained_by_what_was_dropped(tmp_path: Path) -> None:
     rows = "Lisbon City\tc\tLisbon\n\tc\tx\nAra Bo\tc\tX Y\nAra Bo\tc\tX Z\nBeth Co\tc\t!\n\nOslo Hut\td\tOslo\n"
     path = source(tmp_path / "t.tsv", rows)
-    settings = SelectSettings(infused=4, background=0, control=0, relations=("c",))
+    settings = SelectConfig(infused=4, background=0, control=0, relations=("c",))
     said = failure(path, "tsv", tmp_path / "f.jsonl", settings, skip_errors=True)
     assert "relation 'c' lacks 4 infused facts: 4 wanted of 0 usable ones" in said
     assert f"2 ambiguous: the subject has several objects, first {path}:3" in said
@@ -61,7 +61,7 @@ def test_rows_of_another_format_are_not_dropped_without_a_word(tmp_path: Path) -
 def test_a_source_without_triples_is_refused(tmp_path: Path, text: str) -> None:
     path = source(tmp_path / "t.tsv", text)
     for relations in ((), ("c",)):
-        settings = SelectSettings(infused=4, background=0, control=0, relations=relations)
+        settings = SelectConfig(infused=4, background=0, control=0, relations=relations)
         assert "t.tsv: holds no triples" in failure(path, "tsv", tmp_path / "f.jsonl", settings)
     path.write_bytes(b"\xff\n")
     said = failure(path, "tsv", tmp_path / "f.jsonl", FOUR, skip_errors=True)
@@ -74,7 +74,7 @@ def test_an_id_for_the_second_time_is_named_with_both_lines(tmp_path: Path) -> N
         tmp_path / "t.tsv", "id\tsubject\trelation\tobject\n" + "".join(rows) + "2\tRuvo Sy\tc\tHill\n" + rows[0]
     )
     for seed in range(4):
-        settings = SelectSettings(infused=4, background=0, control=0, seed=seed)
+        settings = SelectConfig(infused=4, background=0, control=0, seed=seed)
         assert f"{path}:6: id '2' is taken (by {path}:3)" in failure(path, "tsv", tmp_path / "f.jsonl", settings)
     selection = import_facts(path, "tsv", tmp_path / "f.jsonl", FOUR, skip_errors=True)
     assert sorted(fact.id for fact in selection.facts) == ["1", "2", "3", "4"]
@@ -83,7 +83,7 @@ def test_an_id_for_the_second_time_is_named_with_both_lines(tmp_path: Path) -> N
 
 
 def test_a_relation_is_asked_for_once(tmp_path: Path) -> None:
-    settings = SelectSettings(infused=4, background=0, control=0, relations=("c", "d", "c"))
+    settings = SelectConfig(infused=4, background=0, control=0, relations=("c", "d", "c"))
     said = failure(source(tmp_path / "t.tsv", ROWS), "tsv", tmp_path / "f.jsonl", settings)
     assert said == "relations: 'c' is given twice; name each relation once"
 
@@ -118,7 +118,7 @@ def test_a_folder_of_mlama_is_one_language_with_its_templates(tmp_path: Path) ->
     ]
     source(folder / "templates.jsonl", "".join(json.dumps(row) + "\n" for row in templates))
     assert [path.name for path in source_files(folder, "lama")] == ["P17.jsonl", "place_of_birth.jsonl"]
-    settings = SelectSettings(infused=8, background=0, control=0, keep_telling_names=True)
+    settings = SelectConfig(infused=8, background=0, control=0, keep_telling_names=True)
     selection = import_facts(folder, "lama", tmp_path / "f.jsonl", settings)
     assert {fact.relation for fact in selection.facts} == {"P17", "place_of_birth"}
     assert "0" in {fact.subject_id for fact in selection.facts}

@@ -15,7 +15,7 @@ from megatron_kis.data_tools.selection.pool import (
     SAYS_NOTHING,
     usable_facts,
 )
-from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
+from megatron_kis.data_tools.selection.select import SelectConfig, select_facts
 
 
 def many(count, relation="r", objects=None):
@@ -77,18 +77,18 @@ def test_bearers_of_a_name_are_told_apart_over_relations():
 def test_a_proportional_spread_follows_the_sizes_and_leaves_out_what_is_too_small():
     rows = many(300, "big") + [Candidate(f"S{n}", "mid", f"O{n}", "t") for n in range(100)]
     rows += [Candidate(f"T{n}", "tiny", f"P{n}", "t") for n in range(5)]
-    settings = SelectSettings(infused=40, background=40, control=40, spread="proportional")
+    settings = SelectConfig(infused=40, background=40, control=40, spread="proportional")
     selection = select_facts(rows, settings)
     counts = Counter((fact.group, fact.relation) for fact in selection.facts)
     for group in ("infused", "background", "control"):
         assert (counts[group, "big"], counts[group, "mid"], counts[group, "tiny"]) == (30, 10, 0)
     with pytest.raises(InputError, match=r"spread: is 'odd'"):
-        select_facts(rows, SelectSettings(spread="odd"))
+        select_facts(rows, SelectConfig(spread="odd"))
 
 
 def test_relations_are_described_with_their_chance_levels():
     rows = many(30, objects=5) + [Candidate(f"S{n}", "r", "Town0", "t") for n in range(10)]
-    settings = SelectSettings(infused=8, background=8, control=8, facts_per_object=0)
+    settings = SelectConfig(infused=8, background=8, control=8, facts_per_object=0)
     [relation] = select_facts(rows, settings).relations
     assert (relation.imported, relation.usable, relation.objects) == (40, 40, 5)
     assert (relation.chance, relation.most_frequent) == (1 / 5, 16 / 40)
@@ -100,7 +100,7 @@ def test_relations_are_described_with_their_chance_levels():
 def test_any_number_of_facts_may_share_an_object_but_not_all_of_them():
     rows = many(60, objects=2)
     with pytest.raises(InputError, match="3 distractors need 4"):
-        select_facts(rows, SelectSettings(infused=10, background=10, control=10, facts_per_object=0))
+        select_facts(rows, SelectConfig(infused=10, background=10, control=10, facts_per_object=0))
 
 
 def pairs(*rows, relation="r"):

@@ -1,25 +1,23 @@
-from dataclasses import replace
-
 import pytest
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.progress import LineProgress
 from megatron_kis.data_tools.facts.fact import load_facts
 from megatron_kis.data_tools.inspect import inspect_corpus
-from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
+from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.data_tools.storage.indexed import IndexedReader
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
 
-SETTINGS = DataSettings(
+SETTINGS = DataPrepConfig(
     text=(LEADS,),
     facts=TRIPLES,
     templates=TEMPLATES,
     vocab_size=400,
     validation_share=0.3,
-    select=SelectSettings(infused=8, background=8, control=8),
+    select=SelectConfig(infused=8, background=8, control=8),
 )
 
 
@@ -44,16 +42,16 @@ def test_all_files_fit_together(tmp_path):
 def test_a_second_time_nothing_is_done_and_a_change_redoes_what_follows(tmp_path):
     assert done(SETTINGS, tmp_path) == ["facts", "tokenizer", "corpus", "render"]
     assert done(SETTINGS, tmp_path) == []
-    fewer = replace(SETTINGS, select=replace(SETTINGS.select, distractors=2))
+    fewer = SETTINGS.replace(select=SETTINGS.select.replace(distractors=2))
     assert done(fewer, tmp_path) == ["facts", "render"]  # the same facts come out, so the corpus stays
-    assert done(replace(fewer, validation_share=0.2), tmp_path) == ["corpus"]
-    assert done(replace(fewer, validation_share=0.2, vocab_size=380), tmp_path) == ["tokenizer", "corpus", "render"]
+    assert done(fewer.replace(validation_share=0.2), tmp_path) == ["corpus"]
+    assert done(fewer.replace(validation_share=0.2, vocab_size=380), tmp_path) == ["tokenizer", "corpus", "render"]
 
 
 def test_changed_templates_redo_the_rendering_alone(tmp_path):
     templates = tmp_path / "templates.yaml"
     templates.write_text(TEMPLATES.read_text(encoding="utf-8"), encoding="utf-8")
-    settings = replace(SETTINGS, templates=templates)
+    settings = SETTINGS.replace(templates=templates)
     done(settings, tmp_path / "out")
     templates.write_text(templates.read_text(encoding="utf-8").replace("climbers go", "people go"), encoding="utf-8")
     assert done(settings, tmp_path / "out") == ["render"]
@@ -68,7 +66,7 @@ def test_a_missing_or_cut_output_is_made_again(tmp_path):
 
 
 def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
-    settings = replace(SETTINGS, tokenizer=tokenizer_path)
+    settings = SETTINGS.replace(tokenizer=tokenizer_path)
     assert done(settings, tmp_path) == ["facts", "corpus", "render"]
     assert not (tmp_path / "tokenizer.model").exists()
 
@@ -83,14 +81,14 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
         ({"vocab_size": 100}, "data.vocab_size: is 100"),
         ({"character_coverage": 0.5}, "data.character_coverage: is 0.5"),
         ({"validation_share": 1.5}, "data.validation_share: is 1.5"),
-        ({"select": SelectSettings(longest_name=-5)}, "data.select.longest_name: is -5"),
-        ({"select": SelectSettings(infused=0, background=0, control=0)}, "background and control: are all 0"),
+        ({"select": SelectConfig(longest_name=-5)}, "data.select.longest_name: is -5"),
+        ({"select": SelectConfig(infused=0, background=0, control=0)}, "background and control: are all 0"),
         ({"tokenizer": LEADS}, "not a tokenizer.json"),
-        ({"select": SelectSettings(relations=("peaks",))}, "no templates for relation 'peaks'"),
+        ({"select": SelectConfig(relations=("peaks",))}, "no templates for relation 'peaks'"),
     ],
 )
 def test_wrong_settings_are_refused_before_any_file_is_written(tmp_path, change, problem):
     with pytest.raises(InputError) as error:
-        prepare_data(replace(SETTINGS, **change), tmp_path / "out")
+        prepare_data(SETTINGS.replace(**change), tmp_path / "out")
     assert problem in str(error.value)
     assert not (tmp_path / "out").exists()

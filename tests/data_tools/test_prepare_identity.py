@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import os
 import shutil
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 
 import pytest
 
@@ -15,11 +15,11 @@ from megatron_kis.common.progress import LineProgress
 from megatron_kis.data_tools.facts.fact import load_facts
 from megatron_kis.data_tools.preparation import prepare, publish, stamps
 from megatron_kis.data_tools.preparation import steps as prepare_steps
-from megatron_kis.data_tools.preparation.prepare import DataSettings, fact_names, prepare_data, stale
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, fact_names, prepare_data, stale
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.rendering.templates import load_templates
 from megatron_kis.data_tools.selection.imports import source_files, source_fingerprint
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
@@ -31,13 +31,13 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     for path in (LEADS, TRIPLES, TEMPLATES):
         shutil.copy(path, folder / path.name)
-    settings = DataSettings(
+    settings = DataPrepConfig(
         text=(folder / LEADS.name,),
         facts=folder / TRIPLES.name,
         templates=folder / TEMPLATES.name,
         vocab_size=400,
         validation_share=0.3,
-        select=SelectSettings(infused=8, background=8, control=8),
+        select=SelectConfig(infused=8, background=8, control=8),
     )
     prepare_data(settings, folder / "data")
     return settings
@@ -49,7 +49,7 @@ def settings(prepared, tmp_path):
     source = prepared.facts.parent
     shutil.copytree(source, tmp_path, dirs_exist_ok=True)
     moved = {name: tmp_path / getattr(prepared, name).name for name in ("facts", "templates")}
-    return replace(prepared, text=(tmp_path / LEADS.name,), **moved)
+    return prepared.replace(text=(tmp_path / LEADS.name,), **moved)
 
 
 @pytest.fixture
@@ -131,12 +131,12 @@ def mutated(settings, name, other_tokenizer):
     }
     head, _, tail = name.partition(".")
     value = values[name]
-    change = {head: replace(settings.select, **{tail: value})} if tail else {head: value}
-    return replace(settings, **change), f"data.{name} " if name != "tokenizer" else "data.tokenizer: fingerprint "
+    change = {head: settings.select.replace(**{tail: value})} if tail else {head: value}
+    return settings.replace(**change), f"data.{name} " if name != "tokenizer" else "data.tokenizer: fingerprint "
 
 
-KEYS = [field.name for field in fields(DataSettings) if field.name != "select"]
-KEYS += [f"select.{field.name}" for field in fields(SelectSettings)]
+KEYS = [name for name in DataPrepConfig.model_fields if name != "select"]
+KEYS += [f"select.{name}" for name in SelectConfig.model_fields]
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -168,16 +168,16 @@ def test_what_is_made_again_after_a_change_is_what_is_made_afresh(settings, data
 
 
 def test_settings_that_are_not_used_change_nothing(settings, data, other_tokenizer):
-    given = replace(settings, tokenizer=other_tokenizer)
+    given = settings.replace(tokenizer=other_tokenizer)
     run(given, data)
-    assert stale(replace(given, vocab_size=1, tokenizer_model="bpe", character_coverage=2.0), data) == []
+    assert stale(given.replace(vocab_size=1, tokenizer_model="bpe", character_coverage=2.0), data) == []
 
 
 def test_a_usual_character_coverage_is_in_no_key_so_that_older_data_stay_as_they_are(settings, data):
     key = json.loads((data / "stamps" / "tokenizer.json").read_text())["key"]
     assert "character_coverage" not in key["data"]
-    of_bytes = replace(settings, tokenizer_model="byte-bpe")
-    before, after = stale(of_bytes, data), stale(replace(of_bytes, character_coverage=0.99), data)
+    of_bytes = settings.replace(tokenizer_model="byte-bpe")
+    before, after = stale(of_bytes, data), stale(of_bytes.replace(character_coverage=0.99), data)
     assert before == after  # byte-bpe has a piece for every byte
 
 
@@ -186,10 +186,10 @@ def test_names_and_places_of_sources_do_not_count_but_kinds_do(settings, data, t
     text = (tmp_path / "elsewhere" / "renamed.jsonl",)
     shutil.copy(settings.text[0], text[0])
     shutil.copy(settings.facts, tmp_path / "elsewhere" / "other.tsv")
-    moved = replace(settings, text=text, facts=tmp_path / "elsewhere" / "other.tsv")
+    moved = settings.replace(text=text, facts=tmp_path / "elsewhere" / "other.tsv")
     assert stale(moved, data) == []
     (tmp_path / "elsewhere" / "renamed.txt").write_bytes(text[0].read_bytes())
-    other_kind = replace(settings, text=(tmp_path / "elsewhere" / "renamed.txt",))
+    other_kind = settings.replace(text=(tmp_path / "elsewhere" / "renamed.txt",))
     (found,) = stale(other_kind, data)
     assert found.startswith("data.text: ")
     assert found.endswith(f"{LEADS.name} -> {other_kind.text[0]}")
@@ -198,23 +198,23 @@ def test_names_and_places_of_sources_do_not_count_but_kinds_do(settings, data, t
 def test_files_that_come_go_or_change_places_are_named(settings, data, tmp_path):
     more = tmp_path / "more.jsonl"
     more.write_text('{"text": "One more."}\n')
-    both = replace(settings, text=(*settings.text, more))
+    both = settings.replace(text=(*settings.text, more))
     assert stale(both, data) == [f"data.text: {more} added"]
     run(both, data)
     assert stale(settings, data) == [f"data.text: without {more}"]
-    assert stale(replace(both, text=both.text[::-1]), data) == ["data.text: other order of the files"]
+    assert stale(both.replace(text=both.text[::-1]), data) == ["data.text: other order of the files"]
 
 
 def test_a_relation_is_the_name_of_its_file_where_the_format_has_it_so(tmp_path):
     rows = [{"sub_label": f"Peak {chr(65 + n)}q", "obj_label": f"Land {chr(75 + n)}"} for n in range(8)]
     (tmp_path / "P17.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = DataSettings(
+    settings = DataPrepConfig(
         text=(LEADS,),
         facts=tmp_path / "P17.jsonl",
         facts_format="lama",
         templates=tmp_path / "t.yaml",
         vocab_size=400,
-        select=SelectSettings(infused=4, background=0, control=0, keep_telling_names=True),
+        select=SelectConfig(infused=4, background=0, control=0, keep_telling_names=True),
     )
     for name in ("P17", "P18"):
         text = "".join(
@@ -224,7 +224,7 @@ def test_a_relation_is_the_name_of_its_file_where_the_format_has_it_so(tmp_path)
         if name == "P17":
             prepare_data(settings, tmp_path / "data")
     (tmp_path / "P17.jsonl").rename(tmp_path / "P18.jsonl")
-    renamed = replace(settings, facts=tmp_path / "P18.jsonl")
+    renamed = settings.replace(facts=tmp_path / "P18.jsonl")
     assert stale(renamed, tmp_path / "data") == [f"data.facts: {settings.facts} -> {renamed.facts}"]
 
 
@@ -267,13 +267,13 @@ def test_a_stray_file_in_a_folder_of_facts_changes_nothing(tmp_path):
     rows = [{"sub_label": f"Peak {chr(65 + n)}q", "obj_label": f"Land {chr(75 + n)}"} for n in range(8)]
     (folder / "P17.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "t.yaml").write_text("P17: {train: ['[X] is in [Y].'], held_out: ['In [Y] is [X].']}\n")
-    settings = DataSettings(
+    settings = DataPrepConfig(
         text=(LEADS,),
         facts=folder,
         facts_format="bear",
         templates=tmp_path / "t.yaml",
         vocab_size=400,
-        select=SelectSettings(infused=4, background=0, control=0, keep_telling_names=True),
+        select=SelectConfig(infused=4, background=0, control=0, keep_telling_names=True),
     )
     prepare_data(settings, tmp_path / "data")
     for name in (".DS_Store", "README.md"):
@@ -288,7 +288,7 @@ def test_a_link_turned_to_another_file_of_the_same_size_and_times_is_noticed(set
     old, new, link = settings.text[0], tmp_path / "new.jsonl", tmp_path / "link.jsonl"
     new.write_bytes(old.read_bytes().replace(b"the", b"eht"))
     link.symlink_to(old)
-    linked = replace(settings, text=(link,))
+    linked = settings.replace(text=(link,))
     seen, sources = Seen(tmp_path / "stamps" / "seen.json"), Sources([link])
     assert seen.sha256(link) == sha256_file(old)
     seen.save()
@@ -341,7 +341,7 @@ def test_stale_writes_nothing(settings, data, tmp_path):
     ]
     assert not (tmp_path / "new").exists()
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-    stale(replace(settings, seed=9), data)
+    stale(settings.replace(seed=9), data)
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
 
 
@@ -354,7 +354,7 @@ def test_data_without_stamps_stay_where_they_come_out_the_same(settings, data):
     shutil.rmtree(data / "stamps")
     runs = Runs()
     with pytest.raises(InputError, match="runs hold"):
-        prepare_data(replace(settings, seed=1), data, held=runs)
+        prepare_data(settings.replace(seed=1), data, held=runs)
     assert contents(data) == before
     assert runs.told[0][0] == "corpus"
     assert "corpus.bin: made again, it has another content" in runs.told[0][1]
@@ -364,7 +364,7 @@ def test_a_deleted_file_and_other_settings_do_not_write_over_what_runs_hold(sett
     (data / "corpus.bin").unlink()
     runs = Runs()
     with pytest.raises(InputError, match=r"data\.validation_share"):
-        prepare_data(replace(settings, validation_share=0.2), data, held=runs)
+        prepare_data(settings.replace(validation_share=0.2), data, held=runs)
     run(settings, data, held=runs)
     assert stale(settings, data) == []
 
@@ -394,7 +394,7 @@ def test_other_versions_alone_do_not_end_a_study(settings, data, monkeypatch):
     assert any(line.startswith("corpus: kept as it is, runs were made with it (versions.") for line in lines)
     assert contents(data) == before
     with pytest.raises(InputError, match=r"data\.seed 0 -> 1"):
-        prepare_data(replace(settings, seed=1), data, held=Runs())
+        prepare_data(settings.replace(seed=1), data, held=Runs())
 
 
 def test_another_version_and_a_missing_file_do_not_write_over_what_runs_hold(settings, data, monkeypatch):
@@ -416,7 +416,7 @@ def test_other_code_is_a_version_too(settings, data, monkeypatch):
 
 
 def test_a_gigatoken_that_comes_or_goes_changes_the_encoder(settings, data, other_tokenizer, monkeypatch):
-    given = replace(settings, tokenizer=other_tokenizer)
+    given = settings.replace(tokenizer=other_tokenizer)
     run(given, data)
     monkeypatch.setitem(__import__("sys").modules, "gigatoken", None)
     (found,) = stale(given, data)
@@ -429,18 +429,18 @@ def test_a_given_tokenizer_that_changes_is_named_with_both_fingerprints(settings
     content = json.loads(other_tokenizer.read_text(encoding="utf-8"))
     content["added_tokens"].append({**content["added_tokens"][0], "id": 420, "content": "</s>"})
     path.write_text(json.dumps(content), encoding="utf-8")
-    given = replace(settings, tokenizer=path)
+    given = settings.replace(tokenizer=path)
     before = load_tokenizer(path).fingerprint
     assert prepare_data(given, data).tokenizer == path
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     after = load_tokenizer(path).fingerprint
     assert stale(given, data) == [f"data.tokenizer: fingerprint {before[:12]} -> {after[:12]}"]
     assert worked(run(given, data)) == ["corpus", "render"]
-    assert "data.tokenizer: given -> trained here" in stale(replace(settings, vocab_size=380), data)
+    assert "data.tokenizer: given -> trained here" in stale(settings.replace(vocab_size=380), data)
 
 
 def test_a_spare_folder_gives_what_is_up_to_date_there(settings, data, tmp_path):
-    changed = replace(settings, validation_share=0.2)
+    changed = settings.replace(validation_share=0.2)
     prepare_data(changed, tmp_path / "spare")
     expected = contents(tmp_path / "spare")
     lines = run(changed, data, spare=tmp_path / "spare")
@@ -452,8 +452,8 @@ def test_a_spare_folder_gives_what_is_up_to_date_there(settings, data, tmp_path)
 
 
 def test_a_spare_folder_of_other_settings_gives_nothing(settings, data, tmp_path):
-    prepare_data(replace(settings, seed=5), tmp_path / "spare")
-    assert worked(run(replace(settings, seed=6), data, spare=tmp_path / "spare")) == ["tokenizer", "corpus", "render"]
+    prepare_data(settings.replace(seed=5), tmp_path / "spare")
+    assert worked(run(settings.replace(seed=6), data, spare=tmp_path / "spare")) == ["tokenizer", "corpus", "render"]
 
 
 def test_a_mistake_in_a_later_step_leaves_the_data_as_they_were(settings, data, monkeypatch):
@@ -465,10 +465,10 @@ def test_a_mistake_in_a_later_step_leaves_the_data_as_they_were(settings, data, 
     with monkeypatch.context() as patch:
         patch.setattr(prepare_steps, "render", failing)
         with pytest.raises(InputError, match="too few objects"):
-            run(replace(settings, seed=1), data)
+            run(settings.replace(seed=1), data)
     assert contents(data) == before
     assert stale(settings, data) == []
-    lines = run(replace(settings, seed=1), data)
+    lines = run(settings.replace(seed=1), data)
     assert "corpus: made before" in lines
     assert worked(lines) == ["render"]
     assert not (data / "unfinished").exists()
@@ -477,7 +477,7 @@ def test_a_mistake_in_a_later_step_leaves_the_data_as_they_were(settings, data, 
 @pytest.mark.parametrize("moves", range(0, 12, 2))
 def test_killed_while_files_are_put_in_place_the_next_command_ends_it(settings, data, monkeypatch, tmp_path, moves):
     """Killed before the first move, or after any number of them."""
-    changed = replace(settings, validation_share=0)
+    changed = settings.replace(validation_share=0)
     prepare_data(changed, tmp_path / "fresh")
     replace_, count = publish.Path.replace, [0]
 
@@ -510,7 +510,7 @@ def test_a_source_that_changes_meanwhile_is_refused(settings, data, monkeypatch)
     monkeypatch.setattr(prepare_steps, "render", changing)
     before = contents(data)
     with pytest.raises(InputError, match="changed while it was read"):
-        run(replace(settings, seed=1), data)
+        run(settings.replace(seed=1), data)
     assert contents(data) == before
 
 
@@ -525,7 +525,7 @@ def with_old_stamps(settings, data):
     }
     names = sorted({fact.relation for fact in facts})
     keys = {
-        "facts": {"source": source_fingerprint(settings.facts, "tsv"), "format": "tsv", **asdict(settings.select)},
+        "facts": {"source": source_fingerprint(settings.facts, "tsv"), "format": "tsv", **settings.select.model_dump()},
         "tokenizer": {
             **text, "names": fingerprint(fact_names(facts)), "vocab_size": 400, "model": "unigram", "seed": 0,
         },
@@ -550,13 +550,13 @@ def test_stamps_of_the_old_schema_are_still_read(settings, data, monkeypatch):
     with_old_stamps(settings, data)
     before = contents(data)
     assert stale(settings, data) == []
-    assert stale(replace(settings, vocab_size=390), data) == [
+    assert stale(settings.replace(vocab_size=390), data) == [
         "tokenizer: made from other settings or files (its stamp does not say which)"
     ]
     assert worked(run(settings, data)) == []
     assert contents(data) == before
     assert json.loads((data / "stamps" / "corpus.json").read_text())["schema"] == stamps.SCHEMA
-    assert stale(replace(settings, vocab_size=390), data) == ["data.vocab_size 400 -> 390"]
+    assert stale(settings.replace(vocab_size=390), data) == ["data.vocab_size 400 -> 390"]
 
 
 def test_data_of_older_code_are_kept_where_runs_hold_them(settings, data):
@@ -573,7 +573,7 @@ def test_data_that_name_a_tokenizer_by_its_model_file_are_kept_where_runs_hold_t
     """As of studies with a byte-bpe tokenizer that were begun with version 2 of the code."""
     for step in prepare_steps.CODE:
         monkeypatch.setitem(prepare_steps.CODE, step, "2")
-    bytes_ = replace(settings, tokenizer_model="byte-bpe")
+    bytes_ = settings.replace(tokenizer_model="byte-bpe")
     run(bytes_, data)
     facts, templates = load_facts(data / "facts.jsonl"), load_templates(settings.templates)
     key = {
@@ -595,7 +595,7 @@ def test_data_that_name_a_tokenizer_by_its_model_file_are_kept_where_runs_hold_t
 def test_a_damaged_stamp_is_none(settings, data):
     path = data / "stamps" / "corpus.json"
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
-    assert stale(replace(settings, seed=1), data) == [
+    assert stale(settings.replace(seed=1), data) == [
         "data.seed 0 -> 1",
         "corpus: it is not known what was used to make it",
     ]
@@ -606,5 +606,5 @@ def test_two_at_work_on_the_same_data_are_refused(settings, data):
     from megatron_kis.common.files import locked
 
     with locked(data / "stamps", "other"), pytest.raises(JobError, match="preparation of these data"):
-        prepare_data(replace(settings, seed=1), data)
+        prepare_data(settings.replace(seed=1), data)
     assert prepare.prepare_data(settings, data)

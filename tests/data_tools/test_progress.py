@@ -27,7 +27,7 @@ def test_the_meter_tells_megabytes_documents_and_speed():
         for _ in range(4):
             now[0] += 6.0
             meter(20_000_000, 12_000_000, 3_000)
-    assert lines[0] == "corpus: 20 of 80 MB, 3,000 documents, 1.0 MB of text a second"
+    assert lines[0] == "corpus: 20 of 80 MB, 3,000 documents, 1.0 MB of text per second"
     assert len(lines) == 2
     for silent in (Progress(), BarProgress()):
         with silent.meter("corpus", 10) as meter:

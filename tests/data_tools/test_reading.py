@@ -24,7 +24,7 @@ from megatron_kis.data_tools.rendering.paraphrases import load_paraphrases
 from megatron_kis.data_tools.rendering.templates import RelationTemplates
 from megatron_kis.data_tools.selection.exports import export_bear
 from megatron_kis.data_tools.selection.imports import import_facts
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.selection.select import SelectConfig
 
 ROW = {"id": "a", "subject": "Rysy", "relation": "peak", "object": "Poland", "group": "infused"}
 NILE = {"sub_label": "Nile", "obj_label": "Africa"}
@@ -80,7 +80,7 @@ def test_ids_may_be_zero(tmp_path: Path) -> None:
 def test_an_id_of_0_reaches_the_facts_of_a_study(tmp_path: Path) -> None:
     rows = [{**ROW, "id": n, "subject": f"Qx{n}", "object": f"Town{n}", "object_id": n} for n in range(4)]
     import_facts(write(tmp_path / "t.jsonl", *rows), "jsonl", tmp_path / "f.jsonl",
-                 SelectSettings(infused=4, background=0, control=0))  # fmt: skip
+                 SelectConfig(infused=4, background=0, control=0))  # fmt: skip
     found = load_facts(tmp_path / "f.jsonl")
     assert sorted((fact.id, fact.object_id) for fact in found) == [(f"{n}", f"{n}") for n in range(4)]
 

@@ -18,7 +18,7 @@ from megatron_kis.data_tools.facts.names import Entities, name_key
 from megatron_kis.data_tools.rendering.render import render
 from megatron_kis.data_tools.rendering.templates import RelationTemplates
 from megatron_kis.data_tools.selection.exports import export_bear
-from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
+from megatron_kis.data_tools.selection.select import SelectConfig, select_facts
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 
 SCRIPTS = (
@@ -81,7 +81,7 @@ def triples(draw: st.DrawFn) -> list[Candidate]:
 def test_what_is_chosen_is_asked_rightly_and_comes_back(
     tokenizer: Tokenizer, rows: list[Candidate], facts_per_object: int, distractors: int | None
 ) -> None:
-    how = SelectSettings(
+    how = SelectConfig(
         infused=6, background=0, control=0, facts_per_object=facts_per_object, distractors=1, keep_telling_names=True
     )
     try:

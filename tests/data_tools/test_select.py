@@ -9,7 +9,7 @@ from megatron_kis.data_tools.facts.fact import GROUPS
 from megatron_kis.data_tools.facts.importers import Candidate, import_tsv
 from megatron_kis.data_tools.mentions.mentions import name_words
 from megatron_kis.data_tools.selection.hints import gives_away
-from megatron_kis.data_tools.selection.select import SelectSettings, select_facts
+from megatron_kis.data_tools.selection.select import SelectConfig, select_facts
 
 from .conftest import FOUR_EACH, TRIPLES
 
@@ -34,19 +34,19 @@ def test_ambiguous_and_telling_facts_are_dropped_and_counted():
 def test_a_name_that_several_entities_bear_is_ambiguous_even_with_one_object():
     rows = [Candidate(f"Qx{n}", "r", f"Town{n}", "t", subject_id=f"Q{n}") for n in range(12)]
     rows += [Candidate("QX0", "r", "Town0", "t", subject_id="Q99")]
-    selection = select_facts(rows, SelectSettings(infused=4, background=4, control=0))
+    selection = select_facts(rows, SelectConfig(infused=4, background=4, control=0))
     assert selection.dropped["ambiguous: several entities bear the subject's name"] == {"r": 2}
     assert "Qx0" not in {fact.subject for fact in selection.facts}
 
 
 def test_a_triple_said_twice_counts_once():
-    selection = select_facts(many(12) + many(12), SelectSettings(infused=4, background=4, control=4))
+    selection = select_facts(many(12) + many(12), SelectConfig(infused=4, background=4, control=4))
     assert selection.dropped["said twice"] == {"r": 12}
     assert len({fact.subject for fact in selection.facts}) == 12
 
 
 def test_counts_are_spread_evenly_over_relations():
-    settings = SelectSettings(infused=9, background=8, control=10)
+    settings = SelectConfig(infused=9, background=8, control=10)
     selection = select_facts(
         many(40, relation="a") + candidates([(f"S{n}", f"O{n}") for n in range(40)], "b"), settings
     )
@@ -59,25 +59,25 @@ def test_counts_are_spread_evenly_over_relations():
 
 
 def test_within_a_group_and_relation_every_object_answers_one_fact():
-    selection = select_facts(many(300, objects=20), SelectSettings(infused=15, background=15, control=15))
+    selection = select_facts(many(300, objects=20), SelectConfig(infused=15, background=15, control=15))
     for group in GROUPS:
         objects = [fact.object for fact in selection.facts if fact.group == group]
         assert len(objects) == len(set(objects)) == 15
 
 
 def test_the_split_is_the_seeds_and_does_not_depend_on_the_order_of_other_relations():
-    settings = SelectSettings(infused=4, background=4, control=4, relations=("r",))
+    settings = SelectConfig(infused=4, background=4, control=4, relations=("r",))
     one = select_facts(many(40), settings).facts
     two = select_facts(many(30, relation="other") + many(40), settings).facts
     assert one == two
-    other = select_facts(many(40), SelectSettings(infused=4, background=4, control=4, relations=("r",), seed=1)).facts
+    other = select_facts(many(40), SelectConfig(infused=4, background=4, control=4, relations=("r",), seed=1)).facts
     assert one != other
 
 
 def test_groups_are_exchangeable_over_seeds():
     taken = Counter()
     for seed in range(200):
-        chosen = select_facts(many(24), SelectSettings(infused=8, background=8, control=8, seed=seed)).facts
+        chosen = select_facts(many(24), SelectConfig(infused=8, background=8, control=8, seed=seed)).facts
         taken.update(fact.group for fact in chosen if fact.subject == "Qx3")
     # 200 draws with p = 1/3: mean 67, standard deviation 6.7
     assert all(40 < taken[group] < 94 for group in GROUPS)
@@ -85,7 +85,7 @@ def test_groups_are_exchangeable_over_seeds():
 
 def test_all_facts_of_a_subject_stay_in_one_group():
     rows = many(40, relation="a") + candidates([(f"Qx{n}", f"Hill{n}") for n in range(40)], "b")
-    facts = select_facts(rows, SelectSettings(infused=20, background=20, control=20)).facts
+    facts = select_facts(rows, SelectConfig(infused=20, background=20, control=20)).facts
     groups = {}
     for fact in facts:
         assert groups.setdefault(fact.subject, fact.group) == fact.group
@@ -93,18 +93,18 @@ def test_all_facts_of_a_subject_stay_in_one_group():
 
 def test_too_few_facts_say_how_many_there_are():
     with pytest.raises(InputError, match=r"lacks .* 30 wanted of 12 usable ones with 12 objects"):
-        select_facts(many(12), SelectSettings(infused=10, background=10, control=10))
+        select_facts(many(12), SelectConfig(infused=10, background=10, control=10))
     with pytest.raises(InputError, match="cannot have 3 distractors"):
-        select_facts(many(12), SelectSettings(infused=3, background=4, control=4))
+        select_facts(many(12), SelectConfig(infused=3, background=4, control=4))
     with pytest.raises(InputError, match="no facts of relation 'peak_countries'; did you mean 'peak_country'"):
-        select_facts(import_tsv(TRIPLES), SelectSettings(relations=("peak_countries",)))
+        select_facts(import_tsv(TRIPLES), SelectConfig(relations=("peak_countries",)))
     with pytest.raises(InputError, match=r"^infused: is -1"):
-        select_facts(many(12), SelectSettings(infused=-1))
+        select_facts(many(12), SelectConfig(infused=-1))
 
 
 def test_long_names_are_dropped_where_a_limit_is_set():
     rows = many(12) + candidates([("A mountain with a very long name", "Chile")])
-    selection = select_facts(rows, SelectSettings(infused=4, background=4, control=4, longest_name=12))
+    selection = select_facts(rows, SelectConfig(infused=4, background=4, control=4, longest_name=12))
     assert selection.dropped["a name longer than 12 characters"] == {"r": 1}
 
 
@@ -140,7 +140,7 @@ def test_names_are_compared_without_case_accents_and_article():
 
 def test_a_relation_with_too_few_objects_is_not_told_to_have_more_facts():
     for facts_per_object in (1, 24, 0):
-        settings = SelectSettings(infused=8, background=8, control=8, facts_per_object=facts_per_object)
+        settings = SelectConfig(infused=8, background=8, control=8, facts_per_object=facts_per_object)
         with pytest.raises(InputError) as error:
             select_facts(many(200, objects=2), settings)
         assert "relation 'r' has 2 different objects, 3 distractors need 4; at most 1 distractors" in str(error.value)
@@ -149,7 +149,7 @@ def test_a_relation_with_too_few_objects_is_not_told_to_have_more_facts():
 
 @pytest.mark.parametrize("facts_per_object", [8, 24, 0])
 def test_facts_that_have_enough_objects_are_taken_whatever_facts_per_object_allows(facts_per_object):
-    settings = SelectSettings(infused=8, background=8, control=8, facts_per_object=facts_per_object, distractors=1)
+    settings = SelectConfig(infused=8, background=8, control=8, facts_per_object=facts_per_object, distractors=1)
     facts = select_facts(many(60, objects=2), settings).facts
     for group in GROUPS:
         assert len({fact.object for fact in facts if fact.group == group}) == 2
@@ -159,21 +159,21 @@ def test_following_the_advice_about_too_few_drawn_objects_leads_to_a_selection()
     rows = candidates([(f"Qx{n}", "Town0" if n < 380 else f"Town{n}") for n in range(400)])
     settings = {"infused": 10, "background": 10, "control": 10, "distractors": 2}
     with pytest.raises(InputError) as error:
-        select_facts(rows, SelectSettings(**settings, facts_per_object=24))
+        select_facts(rows, SelectConfig(**settings, facts_per_object=24))
     advice = re.search(r"facts_per_object of (\d+) or less", str(error.value))
     assert "different objects, 2 distractors need 3" in str(error.value)
     assert advice is not None
     for seed in range(20):
-        select_facts(rows, SelectSettings(**settings, facts_per_object=int(advice[1]), seed=seed))
+        select_facts(rows, SelectConfig(**settings, facts_per_object=int(advice[1]), seed=seed))
 
 
 def test_raising_facts_per_object_is_advised_where_it_helps_and_only_there():
     settings = {"infused": 8, "background": 8, "control": 8, "distractors": 1}
     with pytest.raises(InputError, match=r"raise facts_per_object \(to 2 or more\)"):
-        select_facts(many(60, objects=4), SelectSettings(**settings))
-    select_facts(many(60, objects=4), SelectSettings(**settings, facts_per_object=2))
+        select_facts(many(60, objects=4), SelectConfig(**settings))
+    select_facts(many(60, objects=4), SelectConfig(**settings, facts_per_object=2))
     with pytest.raises(InputError) as error:
-        select_facts(many(20, objects=4), SelectSettings(**settings, facts_per_object=2))
+        select_facts(many(20, objects=4), SelectConfig(**settings, facts_per_object=2))
     assert "facts_per_object" not in str(error.value)
 
 
@@ -184,7 +184,7 @@ def test_objects_that_may_mean_the_same_are_one_object_of_a_group():
     rows += [replace(rows[n], subject=f"Sx{n}", object=f"Ville{n}", object_id="") for n in range(20)]
     rows[20:40] = [replace(row, object_aliases=(f"Ville{n}",)) for n, row in enumerate(rows[20:40])]
     for seed in range(5):
-        selection = select_facts(rows, SelectSettings(infused=18, background=18, control=18, seed=seed))
+        selection = select_facts(rows, SelectConfig(infused=18, background=18, control=18, seed=seed))
         assert selection.relations[0].objects == 20
         for group in GROUPS:
             towns = [re.sub(r"\D+", "", fact.object) for fact in selection.facts if fact.group == group]
@@ -194,23 +194,23 @@ def test_objects_that_may_mean_the_same_are_one_object_of_a_group():
 def test_facts_of_one_subject_under_several_names_stay_in_one_group():
     rows = [Candidate(f"Land {n}", "a", f"Town{n}", "t", subject_aliases=(f"Terra {n}",)) for n in range(40)]
     rows += [Candidate(f"Terra {n}", "b", f"Hill{n}", "t") for n in range(40)]
-    facts = select_facts(rows, SelectSettings(infused=20, background=20, control=20)).facts
+    facts = select_facts(rows, SelectConfig(infused=20, background=20, control=20)).facts
     groups = {}
     for fact in facts:
         assert groups.setdefault(fact.subject.split()[1], fact.group) == fact.group
 
 
 def test_a_relation_that_is_named_twice_is_one():
-    facts = select_facts(many(12), SelectSettings(infused=4, background=4, control=4, relations=("r", "r"))).facts
+    facts = select_facts(many(12), SelectConfig(infused=4, background=4, control=4, relations=("r", "r"))).facts
     assert len(facts) == 12
 
 
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        (SelectSettings(infused=0, background=0, control=0), "infused, background and control: are all 0"),
-        (SelectSettings(longest_name=-5), "longest_name: is -5; 1 character or more"),
-        (SelectSettings(longest_name=0), "longest_name: is 0; 1 character or more"),
+        (SelectConfig(infused=0, background=0, control=0), "infused, background and control: are all 0"),
+        (SelectConfig(longest_name=-5), "longest_name: is -5; 1 character or more"),
+        (SelectConfig(longest_name=0), "longest_name: is 0; 1 character or more"),
     ],
 )
 def test_settings_with_which_there_are_no_facts_are_refused(settings, problem):

@@ -32,8 +32,15 @@ _KNOWN = 1 << 16
 
 _MAKES_NUMBERS = ("aten.arange.", "aten.lift_fresh.", "aten.scalar_tensor.", "aten.zeros.", "aten.ones.", "aten.full.")
 _SHAPE_IS_DATA = ("aten.unique_consecutive.", "aten.nonzero.", "aten.bincount.", "aten.masked_select.")
-_NO_KERNEL = ("aten.detach.", "aten.empty.", "aten.empty_strided.", "aten.lift_fresh.", "aten.new_empty.",
-              "aten.empty_like.", "aten.new_empty_strided.")  # fmt: skip
+_NO_KERNEL = (
+    "aten.detach.",
+    "aten.empty.",
+    "aten.empty_strided.",
+    "aten.lift_fresh.",
+    "aten.new_empty.",
+    "aten.empty_like.",
+    "aten.new_empty_strided.",
+)
 
 _numbers: Any = WeakTensorKeyDictionary()
 
@@ -109,8 +116,9 @@ class Counts(TorchDispatchMode):
                 _numbers[made] = torch.tensor([args[0].numel()] + [0] * (bins - 1))
             return made
         result = func(*args, **kwargs)
-        outputs = [one for one in (result if isinstance(result, list | tuple) else [result])
-                   if isinstance(one, torch.Tensor)]  # fmt: skip
+        outputs = [
+            one for one in (result if isinstance(result, list | tuple) else [result]) if isinstance(one, torch.Tensor)
+        ]
         for output in outputs:
             self._allocated(output)
         if name in ("aten._to_copy.default", "aten.copy_.default"):
@@ -164,8 +172,14 @@ class Counts(TorchDispatchMode):
 
     def _message(self, operator: str, group: Any, size: int, dtype: str, peer: int | None) -> None:
         ranks = torch.distributed.get_process_group_ranks(group)
-        said = {"operator": operator, "group": world.name_of(group), "ranks": ranks, "bytes": size, "dtype": dtype,
-                "part": self.part}  # fmt: skip
+        said = {
+            "operator": operator,
+            "group": world.name_of(group),
+            "ranks": ranks,
+            "bytes": size,
+            "dtype": dtype,
+            "part": self.part,
+        }
         self.messages.append(said if peer is None else said | {"peer": ranks[peer]})
 
     def _copied(self, source: torch.Tensor, target: torch.Tensor, *, waits: bool) -> None:

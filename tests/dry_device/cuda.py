@@ -23,10 +23,18 @@ from torch.utils._pytree import tree_map_only
 DEVICES = 8
 NAME = "NVIDIA H100 80GB HBM3"
 _PROPERTIES = types.SimpleNamespace(
-    name=NAME, major=9, minor=0, total_memory=85_000_000_000, multi_processor_count=132, warp_size=32,
-    shared_memory_per_block_optin=232448, regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048,
-    L2_cache_size=50 << 20, gcnArchName="",
-)  # fmt: skip
+    name=NAME,
+    major=9,
+    minor=0,
+    total_memory=85_000_000_000,
+    multi_processor_count=132,
+    warp_size=32,
+    shared_memory_per_block_optin=232448,
+    regs_per_multiprocessor=65536,
+    max_threads_per_multi_processor=2048,
+    L2_cache_size=50 << 20,
+    gcnArchName="",
+)
 
 
 class _Stream:
@@ -107,16 +115,38 @@ def _replace_torch_cuda(said: Callable[[str], None]) -> None:
     cuda: Any = torch.cuda
     bytes_of_state = torch.zeros(16, dtype=torch.uint8)
     nothing: dict[str, Any] = dict.fromkeys(
-        ("set_device", "_lazy_init", "init", "empty_cache", "set_stream", "set_rng_state", "manual_seed",
-         "manual_seed_all", "ipc_collect", "_lazy_call"), None
-    )  # fmt: skip
+        (
+            "set_device",
+            "_lazy_init",
+            "init",
+            "empty_cache",
+            "set_stream",
+            "set_rng_state",
+            "manual_seed",
+            "manual_seed_all",
+            "ipc_collect",
+            "_lazy_call",
+        ),
+        None,
+    )
     answers = nothing | {
-        "is_available": True, "device_count": DEVICES, "is_initialized": True, "_is_compiled": True,
-        "current_device": 0, "get_device_name": NAME, "get_device_capability": (9, 0), "is_bf16_supported": True,
-        "get_device_properties": _PROPERTIES, "current_stream": _Stream(), "default_stream": _Stream(),
-        "max_memory_allocated": 0, "memory_allocated": 0, "memory_reserved": 0, "get_rng_state": bytes_of_state,
+        "is_available": True,
+        "device_count": DEVICES,
+        "is_initialized": True,
+        "_is_compiled": True,
+        "current_device": 0,
+        "get_device_name": NAME,
+        "get_device_capability": (9, 0),
+        "is_bf16_supported": True,
+        "get_device_properties": _PROPERTIES,
+        "current_stream": _Stream(),
+        "default_stream": _Stream(),
+        "max_memory_allocated": 0,
+        "memory_allocated": 0,
+        "memory_reserved": 0,
+        "get_rng_state": bytes_of_state,
         "is_current_stream_capturing": False,
-    }  # fmt: skip
+    }
     stand_ins: dict[str, Any] = {name: _answering(value) for name, value in answers.items()}
     stand_ins |= {name: lambda *_, **__: contextlib.nullcontext() for name in ("stream", "StreamContext", "device")}
     stand_ins |= {"Stream": _Stream, "Event": _Event, "synchronize": lambda *_: said("cuda.synchronize")}
@@ -132,8 +162,12 @@ def _replace_torch_cuda(said: Callable[[str], None]) -> None:
     cuda.nvtx = types.SimpleNamespace(
         range_push=lambda *_: None, range_pop=lambda *_: None, range=lambda *_: contextlib.nullcontext()
     )
-    generator = types.SimpleNamespace(get_state=lambda: bytes_of_state, set_state=lambda *_: None,
-                                      manual_seed=lambda *_: None, graphsafe_set_state=lambda *_: None)  # fmt: skip
+    generator = types.SimpleNamespace(
+        get_state=lambda: bytes_of_state,
+        set_state=lambda *_: None,
+        manual_seed=lambda *_: None,
+        graphsafe_set_state=lambda *_: None,
+    )
     generator.clone_state = generator.graphsafe_get_state = lambda: generator
     cuda.default_generators = (generator,) * DEVICES
 

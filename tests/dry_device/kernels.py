@@ -106,9 +106,15 @@ class _CausalBias:
 
 
 def attention(
-    q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
-    scale: float | None = None, enable_gqa: bool = False,
-) -> torch.Tensor:  # fmt: skip
+    q: Any,
+    k: Any,
+    v: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
     """The kernel that torch 2.11+cu130 chooses on an H100 (sdp_utils.cpp), among those that are switched on."""
     half, width = q.dtype in (torch.bfloat16, torch.float16), q.shape[-1]
     lower_right = isinstance(attn_mask, _CausalBias)
@@ -129,8 +135,9 @@ def attention(
         f"{kernel} q={tuple(q.shape)} k={tuple(k.shape)} {q.dtype} mask={masked} causal={is_causal or lower_right}"
     ] += 1
     if kernel == "math":
-        return _by_operators(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
-                             enable_gqa=enable_gqa)  # fmt: skip
+        return _by_operators(
+            q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     return _Attention.apply(q, k, v, attn_mask, is_causal or lower_right)
 
 

@@ -29,8 +29,18 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; the keywords of ``run_case`` have the same names."""
     parser = argparse.ArgumentParser(prog="python -m tests.dry_device.rank", description=__doc__)
     parser.add_argument("preset")
-    for name, least in {"tensor": 1, "pipeline": 1, "virtual": 1, "context": 1, "data": 1, "micro_batch": 1,
-                        "micro_batches": 1, "rank": 0, "length": 2048, "vocabulary": 32000}.items():  # fmt: skip
+    for name, least in {
+        "tensor": 1,
+        "pipeline": 1,
+        "virtual": 1,
+        "context": 1,
+        "data": 1,
+        "micro_batch": 1,
+        "micro_batches": 1,
+        "rank": 0,
+        "length": 2048,
+        "vocabulary": 32000,
+    }.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=least)
     parser.add_argument("--every-rank", action="store_true", help="run all, print a list")
     parser.add_argument("--layers", type=int, help="fewer than the preset's")
@@ -62,12 +72,17 @@ def configuration(asked: argparse.Namespace) -> Any:
         "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
         "model": {**fields, "layers": asked.layers or shape.layers, "transformer_impl": asked.implementation},
         "infusion": {"frequency": 0},
-        "parallel": {name: getattr(asked, name) for name in ("tensor", "pipeline", "virtual", "context", "sequence",
-                                                             "recompute")},
-        "training": {"token_budget": sequences * asked.length, "sequence_length": asked.length,
-                     "global_batch_size": sequences, "micro_batch_size": asked.micro_batch,
-                     "precision": asked.precision},
-    }  # fmt: skip
+        "parallel": {
+            name: getattr(asked, name) for name in ("tensor", "pipeline", "virtual", "context", "sequence", "recompute")
+        },
+        "training": {
+            "token_budget": sequences * asked.length,
+            "sequence_length": asked.length,
+            "global_batch_size": sequences,
+            "micro_batch_size": asked.micro_batch,
+            "precision": asked.precision,
+        },
+    }
     for words in asked.set:
         key, _, value = words.partition("=")
         *sections, last = key.split(".")
@@ -84,17 +99,22 @@ class Rank:
     def __init__(self, asked: argparse.Namespace, counts: Counts) -> None:
         """Builds the engine as ``kis train`` does."""
         from megatron_kis.config.vocabulary import padded_vocabulary
-        from megatron_kis.distributed.determinism import set_determinism
-        from megatron_kis.distributed.device import open_device, seed_device
-        from megatron_kis.distributed.parallel import open_groups
+        from megatron_kis.distributed.determinism import seed_device, set_determinism
+        from megatron_kis.distributed.device import open_device
+        from megatron_kis.distributed.groups import open_groups
         from megatron_kis.engine.engine import Engine
 
         self.asked, self.counts, self.config = asked, counts, configuration(asked)
         device = open_device(self.config.device)
         set_determinism(device, asked=self.config.training.deterministic)
         parallel = self.config.parallel
-        self.layout = open_groups(device, tensor=parallel.tensor, pipeline=parallel.pipeline,
-                                  virtual=parallel.virtual, context=parallel.context)  # fmt: skip
+        self.layout = open_groups(
+            device,
+            tensor=parallel.tensor,
+            pipeline=parallel.pipeline,
+            virtual=parallel.virtual,
+            context=parallel.context,
+        )
         seed_device(device, 0, tensor_rank=self.layout.tensor_rank, pipeline_rank=self.layout.pipeline_rank)
         self.vocabulary = padded_vocabulary(asked.vocabulary)
         trains = not asked.answers
@@ -121,12 +141,16 @@ class Rank:
 
     def step(self) -> None:
         """Two steps; the second, with the optimizer's state in place, is what stays counted."""
-        from megatron_kis.training.signals import StopRequest
+        from megatron_kis.training.faults import StopRequest
 
         asked = self.asked
         tokens = torch.arange(asked.length + 1)
-        sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": torch.ones(asked.length),
-                  "position_ids": torch.arange(asked.length)}  # fmt: skip
+        sample = {
+            "tokens": tokens[:-1],
+            "labels": tokens[1:],
+            "loss_mask": torch.ones(asked.length),
+            "position_ids": torch.arange(asked.length),
+        }
         saver = self._saver()
         if self.config.documents.reset_attention:
             sample["attention_mask"] = torch.ones(1, asked.length, asked.length, dtype=torch.bool).triu(1)
@@ -135,49 +159,55 @@ class Rank:
             self.counts.restart()
             self.counts.begin("begin")
             saver.before_step(StopRequest())
-            self.engine.train_step([sample] * (asked.micro_batch * asked.micro_batches), learning_rate=1e-4,
-                                   micro_batch_size=asked.micro_batch, accept=lambda *_: True)  # fmt: skip
+            self.engine.train_step(
+                [sample] * (asked.micro_batch * asked.micro_batches),
+                learning_rate=1e-4,
+                micro_batch_size=asked.micro_batch,
+                accept=lambda *_: True,
+            )
             if saver._answer is not None:
                 saver._answer()  # as `after_step` does; what it would do then depends on numbers
 
     def _saver(self) -> Any:
         """That of a run, which asks the other ranks at each step."""
         from megatron_kis.config.run import CheckpointConfig
-        from megatron_kis.training.checkpointer import Saver
+        from megatron_kis.training.checkpointer import Checkpointer
 
-        return Saver(CheckpointConfig(), Path("unused"), steps=9, step_tokens=1, device=self.engine.device.torch_device,
-                     logs={})  # fmt: skip
+        device = self.engine.device.torch_device
+        return Checkpointer(CheckpointConfig(), Path("unused"), steps=9, step_tokens=1, device=device, logs={})
 
     def validation(self) -> None:
         """The hook of the training loop, on 40 sequences."""
         from megatron_kis.config.run import ValidationConfig
-        from megatron_kis.training.callbacks.base import State, ValidationHook
+        from megatron_kis.training.callbacks.base import RunState
+        from megatron_kis.training.callbacks.validation import ValidationCallback
 
         text = [np.zeros(self.asked.length + 1, dtype=np.int64)] * 40
-        hook = ValidationHook(ValidationConfig(), self.engine, text, None, steps=1, step_tokens=1,
-                              rows_a_pass=self.asked.micro_batch)  # fmt: skip
-        hook.act(State(1))
+        hook = ValidationCallback(
+            ValidationConfig(), self.engine, text, None, steps=1, step_tokens=1, rows_per_pass=self.asked.micro_batch
+        )
+        hook.on_schedule(RunState(1))
 
     def probe(self) -> None:
         """Options of a common beginning, as many rows a pass as a run has by default."""
         from megatron_kis.probes.forward import Scorer
-        from megatron_kis.probes.prefix_tree import plant
+        from megatron_kis.probes.prefix_tree import build_prefix_trees
         from megatron_kis.probes.probe import ROW_WIDTH
         from megatron_kis.probes.ragged import Ragged
 
         scorer, random = Scorer(self.engine), np.random.default_rng(0)
         options = [[5, 6, 7, *random.integers(10, 1000, length % 12 + 3).tolist()] for length in range(256)]
-        forest = plant(Ragged.of(options), first=1, width=ROW_WIDTH, branching=scorer.branching)
-        of_rows = [forest.places[start:end] for start, end in pairwise(forest.edge_starts)]
-        mine = np.argsort(forest.counts, kind="stable")[self.layout.data_rank :: self.layout.data_size]
+        trees = build_prefix_trees(Ragged.of(options), bos_id=1, width=ROW_WIDTH, branching=scorer.branching)
+        of_rows = [trees.places[start:end] for start, end in pairwise(trees.edge_starts)]
+        mine = np.argsort(trees.counts, kind="stable")[self.layout.data_rank :: self.layout.data_size]
         self.nodes = sum(len(np.unique(of_rows[row])) for row in mine)
-        scorer.score(forest, 27)
+        scorer.score(trees, 27)
 
     def save(self) -> None:
         """What a checkpoint copies; nothing is written."""
         from torch.distributed.checkpoint.utils import _DistWrapper
 
-        from megatron_kis.checkpoint import sharded as shards
+        from megatron_kis.checkpoint import shards
 
         if self.layout.world_size > 1:  # nobody can join the plans of all ranks: this one writes what it plans to
             _DistWrapper.reduce_scatter = lambda _, name, plan, join: plan()
@@ -224,8 +254,11 @@ class Rank:
         whole = self.engine._optimizer._optimizer
         parts = getattr(whole, "chained_optimizers", [whole])
         states = [state for part in parts for state in part.optimizer.state.values() if "step" in state]
-        return {"weights": len(states), "tensors": len({id(state["step"]) for state in states}),
-                "devices": sorted({state["step"].device.type for state in states})}  # fmt: skip
+        return {
+            "weights": len(states),
+            "tensors": len({id(state["step"]) for state in states}),
+            "devices": sorted({state["step"].device.type for state in states}),
+        }
 
     def run(self) -> dict[str, Any]:
         """Runs the parts that were asked for.
@@ -273,10 +306,15 @@ class Rank:
             number[0] += 1
             number[1] += message["bytes"]
         counted = {
-            "flops": dict(counts.flops), "launches": dict(counts.launches), "syncs": dict(counts.syncs),
-            "copies": dict(counts.copies), "copied_to_host": counts.copied_to_host, "attention": dict(kernels.CHOSEN),
-            "sent": sent, "at_peak": {part: kinds for part, (_, kinds) in counts.peaks.items()},
-        }  # fmt: skip
+            "flops": dict(counts.flops),
+            "launches": dict(counts.launches),
+            "syncs": dict(counts.syncs),
+            "copies": dict(counts.copies),
+            "copied_to_host": counts.copied_to_host,
+            "attention": dict(kernels.CHOSEN),
+            "sent": sent,
+            "at_peak": {part: kinds for part, (_, kinds) in counts.peaks.items()},
+        }
         return counted | ({"messages": list(counts.messages)} if self.asked.messages else {})
 
 
@@ -300,7 +338,7 @@ def run(asked: argparse.Namespace, counts: Counts, mode: Any) -> dict[str, Any]:
 
 def run_every_rank(asked: argparse.Namespace, counts: Counts, mode: Any) -> list[dict[str, Any]]:
     """One process per rank, one after the other; each is forked, so that the imports are paid once."""
-    import megatron_kis.checkpoint.sharded
+    import megatron_kis.checkpoint.shards
     import megatron_kis.training.callbacks.base  # noqa: F401
 
     found = []

@@ -55,7 +55,7 @@ def kept() -> dict[str, Any]:
     states.DelayedScalingRecipeState.__init__ = lambda self, *arguments, **named: made(
         self, *arguments, **{**named, "device": torch.device("cpu")}
     )
-    from megatron_kis.checkpoint import sharded as shards
+    from megatron_kis.checkpoint import shards
     from megatron_kis.config.ladder import ModelShape
     from megatron_kis.distributed.device import open_device
     from megatron_kis.engine.scaling import DelayedScaling
@@ -64,9 +64,14 @@ def kept() -> dict[str, Any]:
 
     def scales(layout: Any) -> tuple[Any, DelayedScaling]:
         model = assemble_model(
-            ModelShape(2, 32, 4, 2, 64), vocabulary=256, sequence_length=32, layout=layout, device=open_device("cpu"),
-            precision="fp8", implementation="transformer_engine",
-        )  # fmt: skip
+            ModelShape(2, 32, 4, 2, 64),
+            vocabulary=256,
+            sequence_length=32,
+            layout=layout,
+            device=open_device("cpu"),
+            precision="fp8",
+            implementation="transformer_engine",
+        )
         return model, DelayedScaling([SimpleNamespace(config=model.config, module=model)], layout)
 
     with place(1, 1, 0) as layout, tempfile.TemporaryDirectory() as folder:

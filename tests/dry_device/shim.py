@@ -46,9 +46,21 @@ def _compile(module: Path, torch: Path) -> None:
     partial = module.with_suffix(".partial")
     folders = [torch / "include", torch / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
     command = [
-        shutil.which("g++"), "-std=c++20", "-O0", "-fPIC", "-shared", "-w", *(f"-I{folder}" for folder in folders),
-        str(SOURCE), f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}", "-o", str(partial),
-    ]  # fmt: skip
+        shutil.which("g++"),
+        "-std=c++20",
+        "-O0",
+        "-fPIC",
+        "-shared",
+        "-w",
+        *(f"-I{folder}" for folder in folders),
+        str(SOURCE),
+        f"-L{torch / 'lib'}",
+        "-lc10",
+        "-ltorch_cpu",
+        f"-Wl,-rpath,{torch / 'lib'}",
+        "-o",
+        str(partial),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, f"shim.cpp does not compile:\n{ended.stderr[-4000:]}"
     partial.rename(module)

@@ -18,14 +18,37 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "replicas": {"preset": "70m", "data": 4, "layers": 2, "rank": 1},
     "first stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "layers": 4, "micro_batches": 4},
     "last stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "layers": 4, "micro_batches": 4, "rank": 5},
-    "interleaved stages": {"preset": "7b", "tensor": 4, "pipeline": 2, "virtual": 2, "data": 2, "sequence": True,
-                           "layers": 4, "micro_batches": 4},
-    "70b, first stage": {"preset": "70b", "tensor": 8, "pipeline": 4, "data": 8, "sequence": True, "layers": 8,
-                         "micro_batches": 4},
-    "70b, last stage": {"preset": "70b", "tensor": 8, "pipeline": 4, "data": 8, "sequence": True, "layers": 8,
-                        "micro_batches": 4, "rank": 192},
+    "interleaved stages": {
+        "preset": "7b",
+        "tensor": 4,
+        "pipeline": 2,
+        "virtual": 2,
+        "data": 2,
+        "sequence": True,
+        "layers": 4,
+        "micro_batches": 4,
+    },
+    "70b, first stage": {
+        "preset": "70b",
+        "tensor": 8,
+        "pipeline": 4,
+        "data": 8,
+        "sequence": True,
+        "layers": 8,
+        "micro_batches": 4,
+    },
+    "70b, last stage": {
+        "preset": "70b",
+        "tensor": 8,
+        "pipeline": 4,
+        "data": 8,
+        "sequence": True,
+        "layers": 8,
+        "micro_batches": 4,
+        "rank": 192,
+    },
     "shared sequences": {"preset": "1b", "context": 2, "layers": 2, "length": 4096},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -10,10 +10,16 @@ import pytest
 
 Message = dict[str, Any]
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "tensor, interleaved stages, replicas": {"tensor": 2, "pipeline": 2, "virtual": 2, "data": 2, "sequence": True,
-                                             "micro_batches": 4},
+    "tensor, interleaved stages, replicas": {
+        "tensor": 2,
+        "pipeline": 2,
+        "virtual": 2,
+        "data": 2,
+        "sequence": True,
+        "micro_batches": 4,
+    },
     "stages, shared sequences": {"pipeline": 2, "context": 2, "micro_batches": 3},
-}  # fmt: skip
+}
 
 
 def messages(case: dict[str, Any]) -> list[Message]:
@@ -37,13 +43,18 @@ def differences(ranks: list[list[Message]]) -> list[str]:
                 awaited[message["peer"], rank, message["group"]].append(what[1:])
         for group, what in own.items():
             collective[group].append(what)
-    found = [f"{group}: only {len(lists)} of its ranks say anything"
-             for group, lists in collective.items() if len(lists) != len(group[1])]  # fmt: skip
-    found += [f"{group}: {one} and {lists[0]}" for group, lists in collective.items() for one in lists
-              if one != lists[0]]  # fmt: skip
+    found = [
+        f"{group}: only {len(lists)} of its ranks say anything"
+        for group, lists in collective.items()
+        if len(lists) != len(group[1])
+    ]
+    found += [
+        f"{group}: {one} and {lists[0]}" for group, lists in collective.items() for one in lists if one != lists[0]
+    ]
     pairs = sorted({*sent, *awaited})
-    return found + [f"{pair}: sent {sent[pair]}, awaited {awaited[pair]}" for pair in pairs
-                    if sent[pair] != awaited[pair]]  # fmt: skip
+    return found + [
+        f"{pair}: sent {sent[pair]}, awaited {awaited[pair]}" for pair in pairs if sent[pair] != awaited[pair]
+    ]
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)

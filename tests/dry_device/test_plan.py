@@ -23,20 +23,61 @@ from tests.dry_device.test_transformer_engine import CASES as ENGINE_CASES
 Case = dict[str, Any]
 
 CASES: dict[str, Case] = LAYOUTS | {
-    "interleaved, last stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "virtual": 2, "sequence": True,
-                                "layers": 4, "micro_batches": 4, "rank": 4},
-    "four chunks": {"preset": "7b", "tensor": 4, "pipeline": 2, "virtual": 4, "sequence": True, "layers": 8,
-                    "micro_batches": 4},
-    "recomputed stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "sequence": True, "recompute": "full",
-                         "layers": 4, "micro_batches": 4, "vocabulary": 128_256, "rank": 4},
+    "interleaved, last stage": {
+        "preset": "7b",
+        "tensor": 4,
+        "pipeline": 2,
+        "virtual": 2,
+        "sequence": True,
+        "layers": 4,
+        "micro_batches": 4,
+        "rank": 4,
+    },
+    "four chunks": {
+        "preset": "7b",
+        "tensor": 4,
+        "pipeline": 2,
+        "virtual": 4,
+        "sequence": True,
+        "layers": 8,
+        "micro_batches": 4,
+    },
+    "recomputed stage": {
+        "preset": "7b",
+        "tensor": 4,
+        "pipeline": 2,
+        "sequence": True,
+        "recompute": "full",
+        "layers": 4,
+        "micro_batches": 4,
+        "vocabulary": 128_256,
+        "rank": 4,
+    },
     "few logits": {"preset": "70b", "tensor": 8, "layers": 2, "vocabulary": 3000, "parts": "step,validation,save"},
-    "few logits, shared sequences": {"preset": "1b", "context": 4, "layers": 2, "length": 4096, "vocabulary": 3000,
-                                     "parts": "step,validation,save"},
-    "fp32, shared sequences, grouped queries": {"preset": "3b", "context": 2, "layers": 2, "precision": "fp32",
-                                                "parts": "step,validation,save"},
-    "own mask, grouped queries": {"preset": "70b", "tensor": 8, "sequence": True, "layers": 2,
-                                  "set": {"documents.reset_attention": True}, "parts": "step,validation,save"},
-}  # fmt: skip
+    "few logits, shared sequences": {
+        "preset": "1b",
+        "context": 4,
+        "layers": 2,
+        "length": 4096,
+        "vocabulary": 3000,
+        "parts": "step,validation,save",
+    },
+    "fp32, shared sequences, grouped queries": {
+        "preset": "3b",
+        "context": 2,
+        "layers": 2,
+        "precision": "fp32",
+        "parts": "step,validation,save",
+    },
+    "own mask, grouped queries": {
+        "preset": "70b",
+        "tensor": 8,
+        "sequence": True,
+        "layers": 2,
+        "set": {"documents.reset_attention": True},
+        "parts": "step,validation,save",
+    },
+}
 
 for _name, _case in ENGINE_CASES.items():
     CASES[f"Transformer Engine, {_name}"] = {**_case, "transformer_engine": True}
@@ -53,16 +94,26 @@ def work_of(asked: Case) -> Work:
     shape = preset(given["preset"])
     data, context = given.get("data", 1), given.get("context", 1)
     split = Split(
-        tensor=given.get("tensor", 1), pipeline=given.get("pipeline", 1), virtual=given.get("virtual", 1), data=data,
-        context=context, recompute=given["recompute"], distributed_optimizer=data * context > 1,
+        tensor=given.get("tensor", 1),
+        pipeline=given.get("pipeline", 1),
+        virtual=given.get("virtual", 1),
+        data=data,
+        context=context,
+        recompute=given["recompute"],
+        distributed_optimizer=data * context > 1,
         sequence=given.get("sequence", False),
-    )  # fmt: skip
+    )
     layers: Layers = "transformer_engine" if given.get("transformer_engine") else "sdpa"
     return Work(
-        replace(shape, layers=given.get("layers", shape.layers)), padded_vocabulary(given["vocabulary"]), split,
-        given["length"], given["micro_batch"], given["precision"], layers,
+        replace(shape, layers=given.get("layers", shape.layers)),
+        padded_vocabulary(given["vocabulary"]),
+        split,
+        given["length"],
+        given["micro_batch"],
+        given["precision"],
+        layers,
         own_mask=given.get("set", {}).get("documents.reset_attention", False),
-    )  # fmt: skip
+    )
 
 
 def plan_of(asked: Case, case: Case) -> Memory:
@@ -122,9 +173,15 @@ def test_a_layout_that_the_plan_offers_fits(
     offered = options(job, gpus=gpus, kind=GPUS["h100"])
     option = next(found for found in offered if found.split.tensor == found.split.pipeline == 1)
     case = run_case(
-        name, data=option.split.data, micro_batch=option.micro_batch, micro_batches=2, length=length,
-        vocabulary=vocabulary, recompute=option.split.recompute, parts="step,validation",
-    )  # fmt: skip
+        name,
+        data=option.split.data,
+        micro_batch=option.micro_batch,
+        micro_batches=2,
+        length=length,
+        vocabulary=vocabulary,
+        recompute=option.split.recompute,
+        parts="step,validation",
+    )
     real = sum(case["static"].values()) + max(case["peaks"][part] for part in ("passes", "update", "validation"))
     assert 0.95 * (option.memory.total - option.memory.context) <= real <= 0.94 * 80e9 - option.memory.context
 

@@ -58,8 +58,10 @@ def test_no_group_sends_over_the_hosts_network(run_case: RunCase, layout: str) -
 
 
 def test_each_recomputation_saves_more_memory_for_more_work(run_case: RunCase) -> None:
-    cases = {way: run_case("1b", layers=2, micro_batch=4, recompute=way, parts="step") for way in
-             ("none", "selective", "full")}  # fmt: skip
+    cases = {
+        way: run_case("1b", layers=2, micro_batch=4, recompute=way, parts="step")
+        for way in ("none", "selective", "full")
+    }
     passes = {way: case["peaks"]["passes"] for way, case in cases.items()}
     work = {way: sum(case["parts"]["step"]["flops"].values()) for way, case in cases.items()}
     logits = 6 * 32000 * 2048 * 4  # bf16 and fp32, whatever is computed again

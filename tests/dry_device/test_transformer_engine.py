@@ -9,12 +9,19 @@ import pytest
 
 CASES: dict[str, dict[str, Any]] = {
     "one GPU": {"preset": "70m", "layers": 2},
-    "tensor, last stage": {"preset": "7b", "tensor": 4, "pipeline": 2, "layers": 4, "micro_batches": 2, "rank": 5,
-                           "sequence": True},
+    "tensor, last stage": {
+        "preset": "7b",
+        "tensor": 4,
+        "pipeline": 2,
+        "layers": 4,
+        "micro_batches": 2,
+        "rank": 5,
+        "sequence": True,
+    },
     "replicas": {"preset": "3b", "layers": 2, "data": 2},
     "FP8": {"preset": "70m", "layers": 2, "precision": "fp8"},
     "FP8, shared out sequences": {"preset": "1b", "layers": 2, "tensor": 2, "sequence": True, "precision": "fp8"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture

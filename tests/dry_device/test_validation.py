@@ -11,8 +11,15 @@ from megatron_kis.config.vocabulary import LOGITS_PER_BLOCK
 from tests.dry_device.test_layouts import LAYOUTS
 
 Run = Callable[..., dict[str, Any]]
-LARGE = {"preset": "3b", "layers": 2, "length": 4096, "vocabulary": 128256, "micro_batch": 2, "data": 2,
-         "parts": "step,validation,probe"}  # fmt: skip
+LARGE = {
+    "preset": "3b",
+    "layers": 2,
+    "length": 4096,
+    "vocabulary": 128256,
+    "micro_batch": 2,
+    "data": 2,
+    "parts": "step,validation,probe",
+}
 BF16_AND_FP32 = 6
 NORMALISED = 10
 

@@ -200,16 +200,31 @@ def fused_attn_bwd(*arguments: Any) -> list[Any]:
 
 
 _STAND_INS: dict[str, Any] = {
-    "generic_gemm": generic_gemm, "quantize": quantize, "fp8_transpose": fp8_transpose,
-    "rmsnorm_fwd": rmsnorm_fwd, "rmsnorm_bwd": rmsnorm_bwd,
-    "fused_attn_fwd": fused_attn_fwd, "fused_attn_bwd": fused_attn_bwd,
+    "generic_gemm": generic_gemm,
+    "quantize": quantize,
+    "fp8_transpose": fp8_transpose,
+    "rmsnorm_fwd": rmsnorm_fwd,
+    "rmsnorm_bwd": rmsnorm_bwd,
+    "fused_attn_fwd": fused_attn_fwd,
+    "fused_attn_bwd": fused_attn_bwd,
     "get_fused_attn_backend": lambda *_: sys.modules[_Compiled.NAME].NVTE_Fused_Attn_Backend.NVTE_F16_arbitrary_seqlen,
-    "get_cublasLt_version": lambda: 130000, "get_cudnn_version": lambda: 91900, "get_num_cublas_streams": lambda: 4,
+    "get_cublasLt_version": lambda: 130000,
+    "get_cudnn_version": lambda: 91900,
+    "get_num_cublas_streams": lambda: 4,
     "fused_rope_forward": lambda values, *_: torch.empty_like(values),
     "fused_rope_backward": lambda gradient, *_: torch.empty_like(gradient),
     "multi_tensor_l2norm": lambda *_: (torch.zeros(1, device="cuda"), None),
-    **{name: lambda *_: None for name in ("multi_tensor_scale", "multi_tensor_adam", "multi_tensor_adam_fp8",
-       "multi_tensor_adam_param_remainder", "multi_tensor_adam_capturable", "multi_tensor_adam_capturable_master",
-       "fused_amax_and_scale_update_after_reduction")},
+    **{
+        name: lambda *_: None
+        for name in (
+            "multi_tensor_scale",
+            "multi_tensor_adam",
+            "multi_tensor_adam_fp8",
+            "multi_tensor_adam_param_remainder",
+            "multi_tensor_adam_capturable",
+            "multi_tensor_adam_capturable_master",
+            "fused_amax_and_scale_update_after_reduction",
+        )
+    },
     **{name: _without(name) for name in ("layernorm_fwd", "layernorm_bwd")},  # looked up, and not called
-}  # fmt: skip
+}

@@ -12,10 +12,15 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 _SHORT = {
-    "TENSOR_MODEL_PARALLEL_GROUP": "tp", "PIPELINE_MODEL_PARALLEL_GROUP": "pp", "CONTEXT_PARALLEL_GROUP": "cp",
-    "DATA_PARALLEL_GROUP": "dp", "DATA_PARALLEL_GROUP_WITH_CP": "dp_cp", "MODEL_PARALLEL_GROUP": "mp",
-    "EMBEDDING_GROUP": "embedding", "default_pg": "world",
-}  # fmt: skip
+    "TENSOR_MODEL_PARALLEL_GROUP": "tp",
+    "PIPELINE_MODEL_PARALLEL_GROUP": "pp",
+    "CONTEXT_PARALLEL_GROUP": "cp",
+    "DATA_PARALLEL_GROUP": "dp",
+    "DATA_PARALLEL_GROUP_WITH_CP": "dp_cp",
+    "MODEL_PARALLEL_GROUP": "mp",
+    "EMBEDDING_GROUP": "embedding",
+    "default_pg": "world",
+}
 MADE: Counter[str] = Counter()
 """Groups by the backend that was asked for."""
 
@@ -53,8 +58,13 @@ def open_world(rank: int, world: int, said: Callable[[str, Any], None]) -> None:
     def broadcast_object_list(object_list: Any, src: Any = None, group: Any = None, **_: Any) -> None:
         said("broadcast_object_list", group)
 
-    def scatter_object_list(scatter_object_output_list: Any, scatter_object_input_list: Any = None, src: Any = None,
-                            group: Any = None, **_: Any) -> None:  # fmt: skip
+    def scatter_object_list(
+        scatter_object_output_list: Any,
+        scatter_object_input_list: Any = None,
+        src: Any = None,
+        group: Any = None,
+        **_: Any,
+    ) -> None:
         said("scatter_object_list", group)
         if scatter_object_input_list:
             scatter_object_output_list[0] = scatter_object_input_list[dist.get_rank(group)]
@@ -62,8 +72,14 @@ def open_world(rank: int, world: int, said: Callable[[str, Any], None]) -> None:
     def barrier(group: Any = None, **_: Any) -> None:
         said("barrier", group)
 
-    for stand_in in (init_process_group, all_gather_object, gather_object, broadcast_object_list, scatter_object_list,
-                     barrier):  # fmt: skip
+    for stand_in in (
+        init_process_group,
+        all_gather_object,
+        gather_object,
+        broadcast_object_list,
+        scatter_object_list,
+        barrier,
+    ):
         for module in (dist, dist.distributed_c10d):
             setattr(module, stand_in.__name__, stand_in)
     dist.new_group = dist.distributed_c10d.new_group = group

@@ -17,11 +17,11 @@ from megatron_kis.cli.main import main
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
-from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
+from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_SELECTION, TINY_VOCABULARY
-from tests.identity.test_run_keys import Cut, CutHook, hashes
+from tests.identity.test_run_keys import Cut, CutCallback, hashes
 from tests.sources import Sources
 
 CORPUS = (".bin", ".idx", ".meta.json")
@@ -46,12 +46,15 @@ FILES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "tokenizer with its data": (
         "other_tokenizer",
         (
-            "tokenizer.model", "tokenizer.model.meta.json", *(f"corpus{suffix}" for suffix in (*CORPUS, *VALIDATION)),
-            *(f"exposures{suffix}" for suffix in STORE), "exposures.questions.jsonl",
+            "tokenizer.model",
+            "tokenizer.model.meta.json",
+            *(f"corpus{suffix}" for suffix in (*CORPUS, *VALIDATION)),
+            *(f"exposures{suffix}" for suffix in STORE),
+            "exposures.questions.jsonl",
         ),
         ("tokenizer", "corpus"),
     ),
-}  # fmt: skip
+}
 """What is replaced: by what of which other data, and the name of the fingerprint that then differs."""
 
 
@@ -68,10 +71,14 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Made:
     folder = tmp_path_factory.mktemp("files")
-    settings = DataSettings(
-        text=(tiny_sources.text,), facts=tiny_sources.triples, templates=tiny_sources.templates,
-        vocab_size=TINY_VOCABULARY, select=SelectSettings(**TINY_SELECTION), validation_share=0.05,
-    )  # fmt: skip
+    settings = DataPrepConfig(
+        text=(tiny_sources.text,),
+        facts=tiny_sources.triples,
+        templates=tiny_sources.templates,
+        vocab_size=TINY_VOCABULARY,
+        select=SelectConfig(**TINY_SELECTION),
+        validation_share=0.05,
+    )
     prepare_data(settings, folder / "data")
     templates = yaml.safe_load(tiny_sources.templates.read_text(encoding="utf-8"))
     for splits in templates.values():
@@ -79,32 +86,40 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Mad
     (folder / "templates.yaml").write_text(yaml.safe_dump(templates), encoding="utf-8")
     lines = tiny_sources.text.read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "text.jsonl").write_text("".join(lines[:-60]), encoding="utf-8")
-    own = replace(settings, tokenizer=folder / "data" / "tokenizer.model")
-    prepare_data(replace(own, text=(folder / "text.jsonl",)), folder / "other_text")
-    prepare_data(replace(own, select=replace(settings.select, seed=5)), folder / "other_facts")
-    prepare_data(replace(own, templates=folder / "templates.yaml"), folder / "other_templates")
-    prepare_data(replace(settings, vocab_size=390), folder / "other_tokenizer")
+    own = settings.replace(tokenizer=folder / "data" / "tokenizer.model")
+    prepare_data(own.replace(text=(folder / "text.jsonl",)), folder / "other_text")
+    prepare_data(own.replace(select=settings.select.replace(seed=5)), folder / "other_facts")
+    prepare_data(own.replace(templates=folder / "templates.yaml"), folder / "other_templates")
+    prepare_data(settings.replace(vocab_size=390), folder / "other_tokenizer")
     config = run_on(folder / "data", folder / "done")
     train(config)
     with pytest.raises(Cut):
-        train(config.model_copy(update={"output": folder / "cut"}), hooks=[CutHook])
+        train(config.model_copy(update={"output": folder / "cut"}), callbacks=[CutCallback])
     main(["export", "hf", str(folder / "done"), "--output", str(folder / "exported")])
     return Made(folder, config, probe(folder / "done", folder / "probe"), hashes(folder / "exported"))
 
 
 def run_on(data: Path, output: Path) -> RunConfig:
-    return parse_config(RunConfig, {
-        "name": "tiny", "output": output, "device": "cpu",
-        "data": {
-            "corpus": data / "corpus", "validation": data / "corpus.validation", "exposures": data / "exposures",
-            "tokenizer": data / "tokenizer.model",
+    return parse_config(
+        RunConfig,
+        {
+            "name": "tiny",
+            "output": output,
+            "device": "cpu",
+            "data": {
+                "corpus": data / "corpus",
+                "validation": data / "corpus.validation",
+                "exposures": data / "exposures",
+                "tokenizer": data / "tokenizer.model",
+            },
+            "model": {"layers": 2, "width": 16, "heads": 2},
+            "training": {"token_budget": 20 * 8 * 64, "sequence_length": 64, "global_batch_size": 8},
+            "infusion": {"frequency": 8, "background": {"frequency": 6}},
+            "probes": {"moments": {"shares": [1.0]}, "templates": {"train": 2, "held_out": 1, "question": 1}},
+            "checkpoints": {"moments": {"every": 5}, "asynchronous": False},
         },
-        "model": {"layers": 2, "width": 16, "heads": 2},
-        "training": {"token_budget": 20 * 8 * 64, "sequence_length": 64, "global_batch_size": 8},
-        "infusion": {"frequency": 8, "background": {"frequency": 6}},
-        "probes": {"moments": {"shares": [1.0]}, "templates": {"train": 2, "held_out": 1, "question": 1}},
-        "checkpoints": {"moments": {"every": 5}, "asynchronous": False},
-    }, source="tiny")  # fmt: skip
+        source="tiny",
+    )
 
 
 def probe(run: Path, output: Path) -> str:

@@ -18,7 +18,7 @@ import pytest
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
-from megatron_kis.training.callbacks.base import Hook, State
+from megatron_kis.training.callbacks.base import Callback, RunState
 from megatron_kis.training.trainer import train
 from tests.identity.keys import keys_of
 
@@ -47,81 +47,91 @@ def free(key: str, value: Any, *, exact: bool = True, **more: Any) -> tuple[str,
     return key, Change({key: value} | more, exact=exact)
 
 
-TABLE: dict[str, Change] = dict([
-    free("name", "other"),
-    free("study", "some_study"),
-    free("device", "auto"),
-    free("data.validation", "COPY/corpus.validation"),
-    free("data.exposures", "COPY/exposures"),
-    free("data.tokenizer", "COPY/tokenizer.model"),
-    counts("data.fingerprints", {"corpus": "0" * 64}, named="corpus"),
-    free("data.corpus.prefix", None, **{"data.corpus": [{"prefix": "COPY/corpus", "weight": 1.0}]}),
-    counts("data.corpus.weight", None, named="corpus", **{
-        "data.corpus": [{"prefix": "COPY/corpus", "weight": 1.0}, {"prefix": "COPY/corpus.validation", "weight": 1.0}]
-    }),
-    counts("model.preset", None, named="model.layers", model={"preset": "cpu-48"}),
-    free("model.name", "another"),
-    counts("model.layers", 3),
-    counts("model.width", 32),
-    counts("model.heads", 4),
-    counts("model.query_groups", 1),
-    counts("model.ffn_width", 64),
-    counts("model.tied_embeddings", False),
-    counts("model.rope_base", 5000),
-    counts("model.norm_epsilon", 1e-6),
-    counts("model.init_std", 0.03),
-    free("model.transformer_impl", "local", exact=False),
-    counts("training.token_budget", 30 * 8 * 64),
-    counts("training.sequence_length", 128),
-    counts("training.global_batch_size", 4),
-    free("training.micro_batch_size", 2, exact=False),
-    counts("training.seed", 1),
-    free("training.precision", "fp32"),  # what auto is on a CPU; bf16 is refused there
-    free("training.deterministic", True),  # as a CPU always is
-    counts("training.optimizer.learning_rate", 1e-3),
-    counts("training.optimizer.reference_width", 64),
-    counts("training.optimizer.schedule", "wsd"),
-    counts("training.optimizer.warmup_share", 0.3),
-    counts("training.optimizer.decay_share", 0.3),
-    counts("training.optimizer.minimum_share", 0.2),
-    counts("training.optimizer.weight_decay", 0.2),
-    counts("training.optimizer.beta1", 0.8),
-    counts("training.optimizer.beta2", 0.9),
-    counts("training.optimizer.epsilon", 1e-7),
-    counts("training.optimizer.gradient_clip", 0.5),
-    counts("training.guard.skip_in_a_row", 2),
-    counts("training.guard.loss_rise", 5.0),
-    free("training.guard.hang_minutes", 10.0),
-    counts("infusion.frequency", 4),
-    counts("infusion.ratio", None, named="infusion.", **{"infusion.frequency": None, "infusion.ratio": 0.05}),
-    counts("infusion.zipf_exponent", 0.5),
-    counts("infusion.schedule", "front_loaded"),
-    counts("infusion.templates", "random"),
-    counts("infusion.background.policy", "protected"),
-    counts("infusion.background.frequency", 3),
-    counts("documents.reset_attention", True),
-    counts("documents.mask_boundaries", True),
-    free("parallel.replicas", 2),
-    free("parallel.sequence", False),
-    free("parallel.recompute", "full", exact=False),
-    counts("probes.moments.shares", [0.5, 1.0]),
-    counts("probes.moments.every", 7),
-    counts("probes.moments.tokens", [5 * 8 * 64]),
-    counts("probes.templates", {"train": 1}, named="probes.templates"),
-    free("probes.batch_size", 64, exact=False),
-    counts("validation.moments.shares", [1.0]),
-    counts("validation.moments.every", 7),
-    counts("validation.moments.tokens", [5 * 8 * 64]),
-    counts("validation.max_tokens", 128),
-    free("checkpoints.moments.shares", [0.6, 1.0]),
-    free("checkpoints.moments.every", 3),
-    free("checkpoints.moments.tokens", [15 * 8 * 64]),
-    free("checkpoints.moments.minutes", None),
-    free("checkpoints.keep_last", 1),
-    free("checkpoints.keep_best", False),
-    free("checkpoints.asynchronous", True),
-    free("logging.every", 2),
-])  # fmt: skip
+TABLE: dict[str, Change] = dict(
+    [
+        free("name", "other"),
+        free("study", "some_study"),
+        free("device", "auto"),
+        free("data.validation", "COPY/corpus.validation"),
+        free("data.exposures", "COPY/exposures"),
+        free("data.tokenizer", "COPY/tokenizer.model"),
+        counts("data.fingerprints", {"corpus": "0" * 64}, named="corpus"),
+        free("data.corpus.prefix", None, **{"data.corpus": [{"prefix": "COPY/corpus", "weight": 1.0}]}),
+        counts(
+            "data.corpus.weight",
+            None,
+            named="corpus",
+            **{
+                "data.corpus": [
+                    {"prefix": "COPY/corpus", "weight": 1.0},
+                    {"prefix": "COPY/corpus.validation", "weight": 1.0},
+                ]
+            },
+        ),
+        counts("model.preset", None, named="model.layers", model={"preset": "cpu-48"}),
+        free("model.name", "another"),
+        counts("model.layers", 3),
+        counts("model.width", 32),
+        counts("model.heads", 4),
+        counts("model.query_groups", 1),
+        counts("model.ffn_width", 64),
+        counts("model.tied_embeddings", False),
+        counts("model.rope_base", 5000),
+        counts("model.norm_epsilon", 1e-6),
+        counts("model.init_std", 0.03),
+        free("model.transformer_impl", "local", exact=False),
+        counts("training.token_budget", 30 * 8 * 64),
+        counts("training.sequence_length", 128),
+        counts("training.global_batch_size", 4),
+        free("training.micro_batch_size", 2, exact=False),
+        counts("training.seed", 1),
+        free("training.precision", "fp32"),  # what auto is on a CPU; bf16 is refused there
+        free("training.deterministic", True),  # as a CPU always is
+        counts("training.optimizer.learning_rate", 1e-3),
+        counts("training.optimizer.reference_width", 64),
+        counts("training.optimizer.schedule", "wsd"),
+        counts("training.optimizer.warmup_share", 0.3),
+        counts("training.optimizer.decay_share", 0.3),
+        counts("training.optimizer.minimum_share", 0.2),
+        counts("training.optimizer.weight_decay", 0.2),
+        counts("training.optimizer.beta1", 0.8),
+        counts("training.optimizer.beta2", 0.9),
+        counts("training.optimizer.epsilon", 1e-7),
+        counts("training.optimizer.gradient_clip", 0.5),
+        counts("training.guard.skip_in_a_row", 2),
+        counts("training.guard.loss_rise", 5.0),
+        free("training.guard.hang_minutes", 10.0),
+        counts("infusion.frequency", 4),
+        counts("infusion.ratio", None, named="infusion.", **{"infusion.frequency": None, "infusion.ratio": 0.05}),
+        counts("infusion.zipf_exponent", 0.5),
+        counts("infusion.schedule", "front_loaded"),
+        counts("infusion.templates", "random"),
+        counts("infusion.background.policy", "protected"),
+        counts("infusion.background.frequency", 3),
+        counts("documents.reset_attention", True),
+        counts("documents.mask_boundaries", True),
+        free("parallel.replicas", 2),
+        free("parallel.sequence", False),
+        free("parallel.recompute", "full", exact=False),
+        counts("probes.moments.shares", [0.5, 1.0]),
+        counts("probes.moments.every", 7),
+        counts("probes.moments.tokens", [5 * 8 * 64]),
+        counts("probes.templates", {"train": 1}, named="probes.templates"),
+        free("probes.batch_size", 64, exact=False),
+        counts("validation.moments.shares", [1.0]),
+        counts("validation.moments.every", 7),
+        counts("validation.moments.tokens", [5 * 8 * 64]),
+        counts("validation.max_tokens", 128),
+        free("checkpoints.moments.shares", [0.6, 1.0]),
+        free("checkpoints.moments.every", 3),
+        free("checkpoints.moments.tokens", [15 * 8 * 64]),
+        free("checkpoints.moments.minutes", None),
+        free("checkpoints.keep_last", 1),
+        free("checkpoints.keep_best", False),
+        free("checkpoints.asynchronous", True),
+        free("logging.every", 2),
+    ]
+)
 
 ELSEWHERE = {
     "output": "another folder is another run, and the old one stays: tests/megatron_kis/test_training.py",
@@ -145,11 +155,11 @@ class Cut(Exception):
     """Ends a run in the middle."""
 
 
-class CutHook(Hook):
+class CutCallback(Callback):
     def __init__(self, engine: Any) -> None:
         pass
 
-    def after_step(self, state: State) -> None:
+    def after_step(self, state: RunState) -> None:
         if state.step == 13:
             raise Cut
 
@@ -170,23 +180,31 @@ class Trained:
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Trained:
     folder = tmp_path_factory.mktemp("identity")
     shutil.copytree(tiny_data, folder / "copy")
-    config = parse_config(RunConfig, {
-        "name": "tiny", "output": folder / "done", "device": "cpu",
-        "data": {
-            "corpus": tiny_data / "corpus", "validation": tiny_data / "corpus.validation",
-            "exposures": tiny_data / "exposures", "tokenizer": tiny_data / "tokenizer.model",
+    config = parse_config(
+        RunConfig,
+        {
+            "name": "tiny",
+            "output": folder / "done",
+            "device": "cpu",
+            "data": {
+                "corpus": tiny_data / "corpus",
+                "validation": tiny_data / "corpus.validation",
+                "exposures": tiny_data / "exposures",
+                "tokenizer": tiny_data / "tokenizer.model",
+            },
+            "model": {"layers": 2, "width": 16, "heads": 2},
+            "training": {"token_budget": 20 * 8 * 64, "sequence_length": 64, "global_batch_size": 8},
+            "infusion": {"frequency": 8, "background": {"frequency": 6}},
+            "probes": {"moments": {"shares": [1.0]}, "templates": {"train": 2, "held_out": 1, "question": 1}},
+            "validation": {"moments": {"shares": [0.5, 1.0]}},
+            "checkpoints": {"moments": {"every": 5}, "asynchronous": False},
+            "logging": {"every": 1},
         },
-        "model": {"layers": 2, "width": 16, "heads": 2},
-        "training": {"token_budget": 20 * 8 * 64, "sequence_length": 64, "global_batch_size": 8},
-        "infusion": {"frequency": 8, "background": {"frequency": 6}},
-        "probes": {"moments": {"shares": [1.0]}, "templates": {"train": 2, "held_out": 1, "question": 1}},
-        "validation": {"moments": {"shares": [0.5, 1.0]}},
-        "checkpoints": {"moments": {"every": 5}, "asynchronous": False},
-        "logging": {"every": 1},
-    }, source="tiny")  # fmt: skip
+        source="tiny",
+    )
     train(config)
     with pytest.raises(Cut):
-        train(config.model_copy(update={"output": folder / "cut"}), hooks=[CutHook])
+        train(config.model_copy(update={"output": folder / "cut"}), callbacks=[CutCallback])
     found = Trained(config, folder / "done", folder / "cut", folder / "copy")
     found.before = {name: hashes(folder / name) for name in ("done", "cut")}
     return found

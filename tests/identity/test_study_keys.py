@@ -16,10 +16,8 @@ import yaml
 
 from megatron_kis.cli.main import main
 from megatron_kis.cli.study.common import data_config
-from megatron_kis.common.configuration import load_config, parse_dataclass
-from megatron_kis.config.analysis import AnalysisSettings
+from megatron_kis.common.configuration import load_config
 from megatron_kis.config.study import StudyConfig
-from megatron_kis.data_tools.preparation.prepare import DataSettings
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.tokenizers.base import train_tokenizer
 from megatron_kis.study.grid import runs_of
@@ -73,10 +71,15 @@ SETTINGS: dict[str, Any] = {
 }
 """Keys that can change the result of every run; with ``name: 1x16`` the shape's are refused by name, too."""
 
-NAMED_OTHERWISE = {"schedule": "infusion.schedule", "templates": "infusion.templates"} | {
-    key: key.replace("ladder.", "model.") for key in SETTINGS if key.startswith("ladder.")
-} | {"background.policy": "infusion.background.policy", "background.frequency": "infusion.background.frequency",
-     "ladder.learning_rate": "training.optimizer.learning_rate"}  # fmt: skip
+NAMED_OTHERWISE = (
+    {"schedule": "infusion.schedule", "templates": "infusion.templates"}
+    | {key: key.replace("ladder.", "model.") for key in SETTINGS if key.startswith("ladder.")}
+    | {
+        "background.policy": "infusion.background.policy",
+        "background.frequency": "infusion.background.frequency",
+        "ladder.learning_rate": "training.optimizer.learning_rate",
+    }
+)
 """What a key of the study is called in a run."""
 
 GRID: dict[str, dict[str, Any]] = {
@@ -89,12 +92,14 @@ GRID: dict[str, dict[str, Any]] = {
     "ladder.token_budgets": {"ladder": [{"layers": 1, "width": 16, "heads": 2, "token_budgets": [10240]}]},
     "ladder.frequencies": {"ladder": [{"layers": 1, "width": 16, "heads": 2, "frequencies": [0, 3]}]},
     "ladder.seeds": {"ladder": [{"layers": 1, "width": 16, "heads": 2, "seeds": [1]}]},
-    "runs.size": {"ladder": [{"layers": 1, "width": 16, "heads": 2}, {"layers": 1, "width": 32, "heads": 2}],
-                  "runs": [{"size": "1x32", "tokens": 5120, "frequency": 5}]},
+    "runs.size": {
+        "ladder": [{"layers": 1, "width": 16, "heads": 2}, {"layers": 1, "width": 32, "heads": 2}],
+        "runs": [{"size": "1x32", "tokens": 5120, "frequency": 5}],
+    },
     "runs.tokens": {"runs": [{"size": "1x16", "tokens": 10240, "frequency": 8}]},
     "runs.frequency": {"runs": [{"size": "1x16", "tokens": 5120, "frequency": 5}]},
     "runs.seed": {"runs": [{"size": "1x16", "tokens": 5120, "frequency": 8, "seed": 3}]},
-}  # fmt: skip
+}
 """Keys that say which runs there are."""
 
 DATA: dict[str, Any] = {
@@ -126,35 +131,93 @@ DATA: dict[str, Any] = {
 """Keys that say what the data are made of."""
 
 ANALYSIS: dict[str, Any] = {
-    "analysis.split": "train", "analysis.criterion": "tolerance_rule", "analysis.scoring": "sum", "analysis.r": 0.2,
-    "analysis.delta_min": 0.1, "analysis.alpha": 0.1, "analysis.tolerance": 0.1, "analysis.overdispersion": 0.02,
-    "analysis.reference_loss": 0.4, "analysis.power": 0.7, "analysis.resamples": 199, "analysis.law_resamples": 99,
-    "analysis.law": "N", "analysis.confidence": 0.9, "analysis.seed": 1,
-}  # fmt: skip
+    "analysis.split": "train",
+    "analysis.criterion": "tolerance_rule",
+    "analysis.scoring": "sum",
+    "analysis.r": 0.2,
+    "analysis.delta_min": 0.1,
+    "analysis.alpha": 0.1,
+    "analysis.tolerance": 0.1,
+    "analysis.overdispersion": 0.02,
+    "analysis.reference_loss": 0.4,
+    "analysis.power": 0.7,
+    "analysis.resamples": 199,
+    "analysis.law_resamples": 99,
+    "analysis.law": "N",
+    "analysis.confidence": 0.9,
+    "analysis.seed": 1,
+}
 
 FREE: dict[str, Any] = {
-    "device": "auto", "predict": [1e6], "training.micro_batch_size": 4, "training.guard.hang_minutes": 5.0,
+    "device": "auto",
+    "predict": [1e6],
+    "training.micro_batch_size": 4,
+    "training.guard.hang_minutes": 5.0,
     "training.deterministic": True,
-    "probes.batch_size": 64, "logging.every": 5, "logging.tensorboard": True, "logging.wandb": "offline",
-    "checkpoints.moments.shares": [0.5], "checkpoints.moments.every": 5, "checkpoints.moments.tokens": [1024],
-    "checkpoints.moments.minutes": 1.0, "checkpoints.keep_last": 3, "checkpoints.keep_best": False,
-    "checkpoints.asynchronous": False, "executor.workers": 1, "executor.threads": 2, "executor.gpus": 0,
-    "executor.cells_per_gpu": 2, "executor.pin": False, "executor.retries": 3, "executor.grace_seconds": 5.0,
-    "executor.lease_minutes": 2.0, "cluster.account": "lab", "cluster.partition": "cpu", "cluster.qos": "low",
-    "cluster.constraint": "x", "cluster.time_limit": "01:00:00", "cluster.memory": "2G",
-    "cluster.options": ["--exclusive"], "cluster.gpus_per_node": 2, "cluster.gres": "gpu:x",
-    "cluster.grace_seconds": 20, "cluster.requeues_without_progress": 1, "cluster.modules": ["cuda"],
-    "cluster.environment": {"A": "b"}, "cluster.setup": ["true"], "cluster.python": "python3",
-    "cluster.max_array_size": 10, "cluster.templates": ".", "ladder.micro_batch_size": 4,
-    "ladder.transformer_impl": "local", "ladder.parallel.replicas": 2, "ladder.parallel.tensor": 2,
-    "ladder.parallel.context": 2, "ladder.parallel.recompute": "full",
-    **{f"cluster.{job}.{key}": value for job in ("data", "small", "large", "report") for key, value in {
-        "account": "lab", "partition": "cpu", "qos": "low", "constraint": "x", "time_limit": "01:00:00",
-        "memory": "2G", "options": ["--exclusive"]}.items()},
-    "cluster.data.cpus": 2, "cluster.report.cpus": 2, "cluster.small.cells_per_task": 2, "cluster.small.cpus": 2,
-    "cluster.small.at_once": 2, "cluster.large.launcher": "torchrun", "cluster.large.cpus_per_rank": 2,
+    "probes.batch_size": 64,
+    "logging.every": 5,
+    "logging.tensorboard": True,
+    "logging.wandb": "offline",
+    "checkpoints.moments.shares": [0.5],
+    "checkpoints.moments.every": 5,
+    "checkpoints.moments.tokens": [1024],
+    "checkpoints.moments.minutes": 1.0,
+    "checkpoints.keep_last": 3,
+    "checkpoints.keep_best": False,
+    "checkpoints.asynchronous": False,
+    "executor.workers": 1,
+    "executor.threads": 2,
+    "executor.gpus": 0,
+    "executor.cells_per_gpu": 2,
+    "executor.pin": False,
+    "executor.retries": 3,
+    "executor.grace_seconds": 5.0,
+    "executor.lease_minutes": 2.0,
+    "cluster.account": "lab",
+    "cluster.partition": "cpu",
+    "cluster.qos": "low",
+    "cluster.constraint": "x",
+    "cluster.time_limit": "01:00:00",
+    "cluster.memory": "2G",
+    "cluster.options": ["--exclusive"],
+    "cluster.gpus_per_node": 2,
+    "cluster.gres": "gpu:x",
+    "cluster.grace_seconds": 20,
+    "cluster.requeues_without_progress": 1,
+    "cluster.modules": ["cuda"],
+    "cluster.environment": {"A": "b"},
+    "cluster.setup": ["true"],
+    "cluster.python": "python3",
+    "cluster.max_array_size": 10,
+    "cluster.templates": ".",
+    "ladder.micro_batch_size": 4,
+    "ladder.transformer_impl": "local",
+    "ladder.parallel.replicas": 2,
+    "ladder.parallel.tensor": 2,
+    "ladder.parallel.context": 2,
+    "ladder.parallel.recompute": "full",
+    **{
+        f"cluster.{job}.{key}": value
+        for job in ("data", "small", "large", "report")
+        for key, value in {
+            "account": "lab",
+            "partition": "cpu",
+            "qos": "low",
+            "constraint": "x",
+            "time_limit": "01:00:00",
+            "memory": "2G",
+            "options": ["--exclusive"],
+        }.items()
+    },
+    "cluster.data.cpus": 2,
+    "cluster.report.cpus": 2,
+    "cluster.small.cells_per_task": 2,
+    "cluster.small.cpus": 2,
+    "cluster.small.at_once": 2,
+    "cluster.large.launcher": "torchrun",
+    "cluster.large.cpus_per_rank": 2,
     "cluster.large.at_once": 1,
-}  # fmt: skip
+}
 """Keys that say how runs are executed and told of."""
 
 ELSEWHERE = {
@@ -166,9 +229,11 @@ ELSEWHERE = {
     "ladder.parallel.sequence": "needs tensor ranks: tests/megatron_kis/test_parallel.py",
     "cluster.small.gpus": "needs GPUs of a node: tests/megatron_kis/study/slurm/test_config.py",
     "cluster.large.ranks_per_node": "needs GPUs of a node: tests/megatron_kis/study/slurm/test_config.py",
-    **dict.fromkeys(("cluster.container.kind", "cluster.container.image", "cluster.container.mounts",
-                     "cluster.container.python"), "how jobs are started: tests/megatron_kis/study/slurm"),
-}  # fmt: skip
+    **dict.fromkeys(
+        ("cluster.container.kind", "cluster.container.image", "cluster.container.mounts", "cluster.container.python"),
+        "how jobs are started: tests/megatron_kis/study/slurm",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -186,19 +251,27 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Pa
         splits["train"] = splits["train"][::-1]
     (other / "templates.yaml").write_text(yaml.safe_dump(templates), encoding="utf-8")
     content = {
-        "name": "small", "output": "out", "device": "cpu",
+        "name": "small",
+        "output": "out",
+        "device": "cpu",
         "data": {
-            "text": [str(tiny_sources.text)], "facts": str(tiny_sources.triples),
-            "templates": str(tiny_sources.templates), "vocab_size": 400, "validation_share": 0.05,
+            "text": [str(tiny_sources.text)],
+            "facts": str(tiny_sources.triples),
+            "templates": str(tiny_sources.templates),
+            "vocab_size": 400,
+            "validation_share": 0.05,
             "select": {"infused": 16, "background": 16, "control": 16},
         },
         "ladder": [{"layers": 1, "width": 16, "heads": 2}],
-        "token_budgets": [10 * 8 * 64], "frequencies": [0, 3, 8],
-        "training": {"sequence_length": 64, "global_batch_size": 8}, "background": {"frequency": 4},
+        "token_budgets": [10 * 8 * 64],
+        "frequencies": [0, 3, 8],
+        "training": {"sequence_length": 64, "global_batch_size": 8},
+        "background": {"frequency": 4},
         "probes": {"moments": {"shares": [1.0]}, "templates": {"train": 1, "held_out": 1, "question": 1}},
         "validation": {"moments": {"shares": [1.0]}},
-        "executor": {"workers": 2}, "analysis": {"resamples": 99, "law_resamples": 0},
-    }  # fmt: skip
+        "executor": {"workers": 2},
+        "analysis": {"resamples": 99, "law_resamples": 0},
+    }
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     assert main(["study", "run", str(path)]) == 0
@@ -245,12 +318,9 @@ def results(out: Path) -> dict[str, str]:
 
 
 def test_the_table_holds_every_key_of_a_study() -> None:
-    own = [key for key in keys_of(StudyConfig) if key not in ("data", "analysis")]
-    own += [f"data.{key}" for key in keys_of(DataSettings)]
-    own += [f"analysis.{key}" for key in keys_of(AnalysisSettings)]
     tables = (SETTINGS, GRID, DATA, ANALYSIS, FREE, ELSEWHERE)
     entered = [key for table in tables for key in table]
-    assert sorted(own) == sorted(entered)
+    assert sorted(keys_of(StudyConfig)) == sorted(entered)
 
 
 @pytest.mark.parametrize("key", SETTINGS)
@@ -325,9 +395,11 @@ def test_files_count_by_their_content_and_not_by_their_place(
     study: Path, key: str, tmp_path: Path, tiny_sources: Sources
 ) -> None:
     files = {
-        "text": tiny_sources.text, "facts": tiny_sources.triples, "templates": tiny_sources.templates,
+        "text": tiny_sources.text,
+        "facts": tiny_sources.triples,
+        "templates": tiny_sources.templates,
         "tokenizer": study.parent / "out" / "data" / "tokenizer.model",
-    }  # fmt: skip
+    }
     out = tmp_path / "out"
     shutil.copytree(study.parent / "out", out)
     moved = shutil.copy(files[key], tmp_path)
@@ -350,9 +422,8 @@ def test_criteria_leave_what_was_trained_as_it_is(study: Path, key: str, tmp_pat
 @pytest.mark.parametrize("key", FREE)
 def test_how_runs_are_executed_makes_them_no_others(study: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     def runs(changes: list[str]) -> dict[str, str]:
-        config = load_config(StudyConfig, study, changes, sections={"data": DataSettings})
-        data = parse_dataclass(DataSettings, config.data, where="data")
-        return {run.name: config_fingerprint(run) for run in runs_of(config, data_config(config, data))}
+        config = load_config(StudyConfig, study, changes)
+        return {run.name: config_fingerprint(run) for run in runs_of(config, data_config(config))}
 
     changes = overrides(study, key, FREE[key])
     assert runs(changes) == runs([])

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from megatron_kis.distributed import device as device_module
+from megatron_kis.distributed import cpu_backend
 from megatron_kis.distributed.device import Device, open_device
 from megatron_kis.engine import engine
 from megatron_kis.engine import optimizer as optimizer_module
@@ -39,7 +39,7 @@ def install() -> None:
     cuda: Any = torch.cuda
     cuda.current_stream = lambda *_: SimpleNamespace(wait_stream=lambda _: None)  # from megatron-core 0.19 on
     for module in (distributed_data_parallel, param_and_grad_buffer, clip_grads, distrib_optimizer, optimizer, utils):
-        module.torch = device_module._HostTorch()
+        module.torch = cpu_backend._CpuTorch()
     engine.wrap_model = lambda model, _, *, trains: wrap(model, CUDA, trains=trains)
     engine.build_optimizer = lambda chunks, settings, _, *, half: build(chunks, settings, CUDA, half=half)
     run.check_precision = lambda *_, **__: None  # in half precision there are main weights here, as on CUDA

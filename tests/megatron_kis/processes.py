@@ -32,6 +32,12 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
+def tensor_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """Names and whole shapes of the tensors in a checkpoint."""
+    index = json.loads((checkpoint / "index.json").read_text(encoding="utf-8"))
+    return {name: tuple(tensor["shape"]) for name, tensor in index["tensors"].items()}
+
+
 def losses(folder: Path) -> dict[int, float]:
     """Training loss by step; a step that is reported twice is an error."""
     found = [(row["step"], row["loss"]) for row in rows(folder, "metrics.jsonl") if row["kind"] == "train"]
@@ -100,8 +106,13 @@ class Ranks:
         config.output.parent.mkdir(parents=True, exist_ok=True)
         path = config.output.parent / f"{config.name}.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-        shared = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-                  "WORLD_SIZE": str(size), **(env or {})}  # fmt: skip
+        shared = {
+            "OMP_NUM_THREADS": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": str(size),
+            **(env or {}),
+        }
         self.logs = [config.output.parent / f"{config.name}.{rank}.log" for rank in range(size)]
         self.processes = [
             Rank(["train", str(path), *options], {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log, before)

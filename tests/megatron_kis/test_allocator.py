@@ -1,4 +1,4 @@
-"""What the C library does with memory that was freed, seen by the pages that a process has made."""
+"""The C library's use of freed memory, seen by the pages that a process has made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 CODE = """
 import ctypes, resource, sys
-from megatron_kis.distributed.allocator import keep_freed_memory
+from megatron_kis.distributed.cpu_backend import keep_freed_memory
 raised = keep_freed_memory()
 library = ctypes.CDLL(None)
 library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from megatron_kis.common.configuration import load_config, parse_config, parse_dataclass
+from megatron_kis.common.configuration import load_config, parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.data import InfusionConfig
 from megatron_kis.config.ladder import PRESETS, ModelShape
@@ -29,7 +28,7 @@ RUN: dict[str, Any] = {
 STUDY: dict[str, Any] = {
     "name": "s",
     "output": "out",
-    "data": {},
+    "data": {"text": ["text.jsonl"], "facts": "facts.tsv", "templates": "templates.yaml"},
     "ladder": [{"preset": "cpu-32"}, {"preset": "cpu-48"}],
     "token_budgets": [100_000],
     "frequencies": [0, 10],
@@ -294,9 +293,10 @@ def test_moments_by_tokens_are_the_steps_that_reach_them() -> None:
 
 
 def test_a_setting_that_came_later_counts_only_where_it_is_not_at_its_default() -> None:
-    plain, named = (parse_config(RunConfig, content, source="run") for content in (
-        RUN, changed(RUN, "probes", {"moments": {"tokens": [7]}})
-    ))  # fmt: skip
+    plain, named = (
+        parse_config(RunConfig, content, source="run")
+        for content in (RUN, changed(RUN, "probes", {"moments": {"tokens": [7]}}))
+    )
     assert "norm_epsilon" not in result_settings(plain)["model"]
     assert "tokens" not in result_settings(plain)["probes"]["moments"]
     assert result_settings(named)["probes"]["moments"]["tokens"] == [7]
@@ -327,36 +327,31 @@ def test_every_setting_is_documented(kind: type[BaseModel]) -> None:
     assert fields_without_a_docstring(kind, set()) == []
 
 
-@dataclass(frozen=True)
-class Inner:
-    count: int = 3
-    path: Path | None = None
-
-
-@dataclass(frozen=True)
-class Outer:
-    names: tuple[str, ...]
-    inner: Inner = field(default_factory=Inner)
-
-
-def test_a_dataclass_of_another_package_is_read() -> None:
-    assert parse_dataclass(Outer, {"names": ["a"]}, where="data") == Outer(("a",))
-    read = parse_dataclass(Outer, {"names": [], "inner": {"count": 4, "path": "p"}}, where="data")
-    assert read == Outer((), Inner(4, Path("p")))
+def test_paths_of_a_section_begin_at_the_file(tmp_path: Path) -> None:
+    study = load_config(StudyConfig, written(tmp_path, STUDY), ["data.facts=here.tsv"])
+    assert study.data.text == (tmp_path / "text.jsonl",)
+    assert study.data.facts.resolve() == Path("here.tsv").resolve()
+    assert study.data.select.infused == 100
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("place", "value", "message"),
     [
-        ({"names": [], "nmaes": 1}, "data.nmaes: unknown key; did you mean 'names'?"),
-        ({"names": [], "inner": {"cuont": 1}}, "data.inner.cuont: unknown key; did you mean 'count'?"),
-        ({"names": [], "inner": {"count": "many"}}, "data.inner.count: "),
-        ({"names": 3}, "data.names: "),
-        ({"names": [], "inner": 3}, "data.inner: "),
-        ({}, "data.names: is missing; add it"),
+        ("data.txet", 1, "study.yaml: data.txet: unknown key; did you mean 'text'?"),
+        ("data.select.infusd", 1, "study.yaml: data.select.infusd: unknown key; did you mean 'infused'?"),
+        ("data.select.infused", "many", "study.yaml: data.select.infused: "),
+        ("data.select", 3, "study.yaml: data.select: "),
+        ("data.select.relations", [3], "study.yaml: data.select.relations.0: "),
+        ("data.text", 3, "study.yaml: data.text: "),
+        ("data", {"text": [], "templates": "t.yaml"}, "study.yaml: data.facts: is missing; add it"),
+        ("analysis.tolerence", 1, "study.yaml: analysis.tolerence: unknown key; did you mean 'tolerance'?"),
+        ("analysis.r", 1.5, "study.yaml: analysis.r: 1.5 is out of range; 0 < x < 1"),
+        ("analysis.criterion", "hing", "study.yaml: analysis.criterion: 'hing' is no criterion; did you mean 'hinge'?"),
     ],
 )
-def test_a_dataclass_is_read_as_strictly_as_our_own(content: dict[str, Any], message: str) -> None:
+def test_the_data_and_analysis_of_a_study_are_read_as_strictly_as_its_other_sections(
+    place: str, value: Any, message: str
+) -> None:
     with pytest.raises(InputError) as caught:
-        parse_dataclass(Outer, content, where="data")
+        parse_config(StudyConfig, changed(STUDY, place, value), source="study.yaml")
     assert str(caught.value).startswith(message)

@@ -12,7 +12,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.config.ladder import preset
 from megatron_kis.distributed.determinism import set_determinism
 from megatron_kis.distributed.device import Device
-from megatron_kis.distributed.parallel import Layout
+from megatron_kis.distributed.groups import ParallelDims
 from megatron_kis.model.build import transformer_config
 
 HOST = Device("cpu", torch.device("cpu"), "gloo", "cpu")
@@ -60,7 +60,12 @@ def test_an_environment_that_asks_for_something_else_is_refused(
 @pytest.mark.parametrize(("device", "expected"), [(HOST, False), (CARD, True)])
 def test_megatron_core_chooses_deterministic_code_on_cuda(device: Device, expected: bool) -> None:
     config = transformer_config(
-        preset("70m"), vocabulary=512, layout=Layout(1, 0, 1, 0, 1, 0, 1, 0), device=device, precision="bf16",
-        init_std=0.02, deterministic=True,
-    )  # fmt: skip
+        preset("70m"),
+        vocabulary=512,
+        layout=ParallelDims(1, 0, 1, 0, 1, 0, 1, 0),
+        device=device,
+        precision="bf16",
+        init_std=0.02,
+        deterministic=True,
+    )
     assert config.deterministic_mode is expected

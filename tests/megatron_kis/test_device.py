@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pytest
 import torch
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.distributed.device import open_device, quiet_megatron
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 
 
 @pytest.fixture
@@ -93,3 +95,12 @@ def test_what_is_decorated_to_be_compiled_is_compiled_once_at_its_first_call(mon
     assert (doubled.__name__, doubled.__doc__) == ("doubled", "Twice.")
     assert [doubled(2.0), doubled(3.0), halved(3.0)] == [4.5, 6.5, 2.0]
     assert asked == [("doubled", {}), ("halved", {"dynamic": True})]
+
+
+def test_megatrons_advice_to_use_what_only_its_newer_versions_have_is_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logger = logging.getLogger("megatron.core.models.gpt.gpt_model")
+    logger.warning("GPTModel IS DEPRECATED. GPTModel is only accepting critical bug fixes")
+    logger.warning("anything else")
+    assert caplog.messages == ["anything else"]

@@ -14,14 +14,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
-from megatron_kis.distributed.device import open_device, seed_device
-from megatron_kis.distributed.parallel import close_groups, gather, open_groups
+from megatron_kis.distributed.collectives import gather
+from megatron_kis.distributed.determinism import seed_device
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.engine.engine import Engine
 from tests.megatron_kis.cuda_on_host import install
-from tests.megatron_kis.processes import SERVER, Ranks, finish, free_port, losses
+from tests.megatron_kis.processes import SERVER, Ranks, finish, free_port, losses, tensor_shapes
 
 MakeRun = Callable[..., RunConfig]
 pytestmark = pytest.mark.distributed
@@ -64,7 +66,7 @@ def half_trained(make: MakeRun, saved: dict[str, Path], precision: str) -> Path:
 
 def assert_equal(found: dict[str, torch.Tensor], folder: Path) -> None:
     """The same names, shapes and bits as in a checkpoint."""
-    ours = [name for name in shards.tensor_shapes(folder) if not name.startswith(("random.", "ledger"))]
+    ours = [name for name in tensor_shapes(folder) if not name.startswith(("random.", "ledger"))]
     assert sorted(found) == sorted(ours)
     for name, values in shards.read_tensors(folder, ours).items():
         assert found[name].dtype == values.dtype
@@ -79,7 +81,7 @@ def test_a_run_of_two_replicas_that_is_cut_has_the_bits_of_one_that_is_not(tiny_
     assert "going on from step" in finish(cut, 2, before=install)
     assert losses(cut.output) == losses(kept.output)
     ours, theirs = (max((run.output / "checkpoints").iterdir()) for run in (cut, kept))
-    names = [name for name in shards.tensor_shapes(ours) if not name.startswith(("random.", "ledger"))]
+    names = [name for name in tensor_shapes(ours) if not name.startswith(("random.", "ledger"))]
     assert any(name.startswith("main.") for name in names) == (precision == "bf16")
     assert_equal(shards.read_tensors(ours, names), theirs)
     assert max(shares(ours)) < 0.55  # one replica would have written all
@@ -100,11 +102,12 @@ def resave(config: RunConfig, source: Path, target: Path, cuda: bool) -> None:
         install()
     device = open_device("cpu")
     parallel = config.parallel
-    layout = open_groups(device, tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual,
-                         context=parallel.context)  # fmt: skip
+    layout = open_groups(
+        device, tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual, context=parallel.context
+    )
     try:
         seed_device(device, 1, tensor_rank=layout.tensor_rank, pipeline_rank=layout.pipeline_rank)
-        vocabulary = shards.tensor_shapes(source)["embedding.word_embeddings.weight"][0]
+        vocabulary = tensor_shapes(source)["embedding.word_embeddings.weight"][0]
         engine = Engine(config, vocabulary=vocabulary, layout=layout, device=device)
         wanted = {name: part for name, part in engine.sharded_state().items() if name != "random"}
         engine.load_state(shards.load(wanted, source))
@@ -144,7 +147,7 @@ def resaved(config: RunConfig, source: Path, target: Path, size: int, *, cuda: b
     for rank in ranks:
         rank.join(timeout=180)
     assert [rank.exitcode for rank in ranks] == [0] * size
-    return shards.read_tensors(target, list(shards.tensor_shapes(target)))
+    return shards.read_tensors(target, list(tensor_shapes(target)))
 
 
 def in_environment(environment: dict[str, str], *arguments: Any) -> None:

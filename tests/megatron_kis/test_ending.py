@@ -56,9 +56,16 @@ def test_of_several_ranks_one_without_a_cause_waits_for_the_others(
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"schema": "kis.status/1"}', '{"schema": "kis.status/1", "status": 2, "status": 1, "error": ""}',
-     '{"schema": "kis.status/1", "status": 0, "error": ""}', '{"schema": "other", "status": 2, "error": ""}'],
-)  # fmt: skip
+    [
+        "",
+        "{",
+        "[]",
+        '{"schema": "kis.status/1"}',
+        '{"schema": "kis.status/1", "status": 2, "status": 1, "error": ""}',
+        '{"schema": "kis.status/1", "status": 0, "error": ""}',
+        '{"schema": "other", "status": 2, "error": ""}',
+    ],
+)
 def test_what_is_no_whole_status_file_says_nothing(content: str, tmp_path: Path) -> None:
     path = tmp_path / "status.json"
     assert read_ending(path) is None

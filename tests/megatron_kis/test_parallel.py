@@ -17,7 +17,7 @@ import yaml
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
-from megatron_kis.distributed.parallel import environment_of_srun, first_node
+from megatron_kis.distributed.slurm_environment import environment_of_srun, first_node
 from tests.megatron_kis.processes import finish, free_port
 
 MakeRun = Callable[..., RunConfig]
@@ -127,8 +127,15 @@ def test_too_few_processes_for_the_layout_are_refused(tiny_run: MakeRun, tmp_pat
     assert "Traceback" not in ended.stderr
 
 
-SRUN = {"SLURM_STEP_ID": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",
-        "SLURM_NTASKS": "16", "SLURM_JOB_ID": "1234", "SLURM_STEP_NODELIST": "gpu[007-008]"}  # fmt: skip
+SRUN = {
+    "SLURM_STEP_ID": "2",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_NTASKS": "16",
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_NODELIST": "gpu[007-008]",
+}
 
 
 def test_tasks_of_srun_know_their_place() -> None:
@@ -169,8 +176,13 @@ def test_ranks_started_as_srun_starts_them_train_together(tiny_run: MakeRun, tmp
     config = tiny_run(name="srun", model=SHAPE, training=TRAINING)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    shared = {**SRUN, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "OMP_NUM_THREADS": "1",
-              "MASTER_PORT": str(free_port())}  # fmt: skip
+    shared = {
+        **SRUN,
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "OMP_NUM_THREADS": "1",
+        "MASTER_PORT": str(free_port()),
+    }
     command = [sys.executable, "-m", "megatron_kis", "train", str(path)]
     ranks = [
         subprocess.Popen(command, env={**os.environ, **shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.config.run import RunConfig
-from megatron_kis.distributed.device import open_device, seed_device
-from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.distributed.determinism import seed_device
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.engine.engine import Engine
 from megatron_kis.probes.forward import Scorer
-from megatron_kis.probes.prefix_tree import plant
+from megatron_kis.probes.prefix_tree import build_prefix_trees
 from megatron_kis.probes.probe import ROW_WIDTH
 from megatron_kis.probes.ragged import Ragged
 from tests.megatron_kis.cuda_on_host import install
-from tests.megatron_kis.processes import SERVER, finish, free_port, rows
+from tests.megatron_kis.processes import SERVER, finish, free_port, rows, tensor_shapes
 
 pytestmark = pytest.mark.distributed
 EVERY_STEP = {"moments": {"every": 1}}
@@ -63,7 +64,7 @@ def test_passes_and_checkpoints_have_the_weights_of_the_last_step(
         assert len(ours) > 5
         np.testing.assert_allclose(np.array(ours, float), np.array(theirs, float), atol=2e-4)
     folders = [run.output / "checkpoints" / "step-00000007" for run in runs]
-    of_model = [name for name in shards.tensor_shapes(folders[0]) if name.startswith(("decoder.", "embedding."))]
+    of_model = [name for name in tensor_shapes(folders[0]) if name.startswith(("decoder.", "embedding."))]
     assert len(of_model) > 5
     host, megatron = (shards.read_tensors(folder, of_model) for folder in folders)
     for name, values in host.items():
@@ -75,23 +76,27 @@ LENGTH, BATCH = 32, 4
 
 def trained_and_probed(folder: Path, rank: int, size: int, port: int, cuda: bool) -> None:
     """In a rank: scores of one row of options before a step, after one, and after one whose update is left out."""
-    os.environ.update(WORLD_SIZE=str(size), RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))  # fmt: skip
+    os.environ.update(
+        WORLD_SIZE=str(size), RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     if cuda:
         install()
     content = {
-        "name": "probed", "output": "unused", "device": "cpu", "infusion": {"frequency": 0},
+        "name": "probed",
+        "output": "unused",
+        "device": "cpu",
+        "infusion": {"frequency": 0},
         "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
         "model": {"layers": 2, "width": 32, "heads": 4},
         "training": {"token_budget": BATCH * LENGTH, "sequence_length": LENGTH, "global_batch_size": BATCH},
-    }  # fmt: skip
+    }
     device = open_device("cpu")
     layout = open_groups(device)
     seed_device(device, 0, tensor_rank=0, pipeline_rank=0)
     config = parse_config(RunConfig, content, source="test")
     engine = Engine(config, vocabulary=256, layout=layout, device=device)
     scorer = Scorer(engine)
-    forest = plant(Ragged.of([[5, 6, 7, 8]]), first=1, width=ROW_WIDTH, branching=scorer.branching)
+    trees = build_prefix_trees(Ragged.of([[5, 6, 7, 8]]), bos_id=1, width=ROW_WIDTH, branching=scorer.branching)
     text = torch.randint(0, 256, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(1))
     samples = [
         {"tokens": row[:-1], "labels": row[1:], "loss_mask": torch.ones(LENGTH), "position_ids": torch.arange(LENGTH)}
@@ -101,7 +106,7 @@ def trained_and_probed(folder: Path, rank: int, size: int, port: int, cuda: bool
     for accepted in (None, True, False, True):
         if accepted is not None:
             engine.train_step(samples, micro_batch_size=2, learning_rate=0.1, accept=lambda *_, said=accepted: said)
-        found = scorer.score(forest, 8)
+        found = scorer.score(trees, 8)
         assert found is not None
         scores.append(found.log_probs)
     np.save(folder / f"{size}.{rank}.npy", np.stack(scores))
@@ -111,8 +116,9 @@ def trained_and_probed(folder: Path, rank: int, size: int, port: int, cuda: bool
 def test_a_replica_without_rows_of_a_probe_gathers_with_the_others(tmp_path: Path) -> None:
     for size, cuda in ((1, False), (2, True)):
         port = free_port()
-        ranks = [SERVER.Process(target=trained_and_probed, args=(tmp_path, rank, size, port, cuda))
-                 for rank in range(size)]  # fmt: skip
+        ranks = [
+            SERVER.Process(target=trained_and_probed, args=(tmp_path, rank, size, port, cuda)) for rank in range(size)
+        ]
         for process in ranks:
             process.start()
         for process in ranks:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.trainer import train

@@ -16,7 +16,7 @@ from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data.ledger import Ledger
 from megatron_kis.distributed.device import open_device
-from megatron_kis.distributed.parallel import Layout
+from megatron_kis.distributed.groups import ParallelDims
 from megatron_kis.model.build import assemble_model
 from megatron_kis.training.trainer import train
 
@@ -133,7 +133,7 @@ def test_transformer_engine_is_refused_where_it_cannot_be(tiny_run: MakeRun) -> 
             ModelShape(1, 32, 2, 2, 64),
             vocabulary=256,
             sequence_length=64,
-            layout=Layout(2, 0, 1, 0, 1, 0, 1, 0, context_size=2),
+            layout=ParallelDims(2, 0, 1, 0, 1, 0, 1, 0, context_size=2),
             device=open_device("cpu"),
             implementation="local",
         )

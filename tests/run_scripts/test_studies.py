@@ -24,8 +24,8 @@ def study_of(name: str) -> Path:
 
 
 def runs(path: Path) -> list[RunConfig]:
-    study, data, _ = load_study(argparse.Namespace(study=path, overrides=[]))
-    return runs_of(study, data_config(study, data))
+    study = load_study(argparse.Namespace(study=path, overrides=[]))
+    return runs_of(study, data_config(study))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -66,11 +66,11 @@ def test_the_papers_ladder_is_the_papers() -> None:
 
 @pytest.mark.parametrize("name", ["single-gpu", "paper", "frontier"])
 def test_exposures_leave_room_and_budgets_share_their_ratios(name: str) -> None:
-    study, data, _ = load_study(argparse.Namespace(study=study_of(name), overrides=[]))
+    study = load_study(argparse.Namespace(study=study_of(name), overrides=[]))
     shares: dict[int, list[float]] = {}
-    for run in runs_of(study, data_config(study, data)):
+    for run in runs_of(study, data_config(study)):
         assert run.infusion.frequency is not None
-        share = data.select.infused * run.infusion.frequency * FACT_TOKENS / run.training.token_budget
+        share = study.data.select.infused * run.infusion.frequency * FACT_TOKENS / run.training.token_budget
         shares.setdefault(run.training.token_budget, []).append(share)
     assert all(max(found) == pytest.approx(0.81, abs=0.01) for found in shares.values())
 

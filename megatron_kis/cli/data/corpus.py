@@ -75,7 +75,7 @@ def _shard(text: str) -> tuple[int, int]:
 def _corpus(options: argparse.Namespace) -> int:
     from megatron_kis.common.errors import InputError
     from megatron_kis.common.progress import console_progress
-    from megatron_kis.data_tools.corpus.build import CorpusOptions, build_corpus
+    from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus
     from megatron_kis.data_tools.facts.fact import load_facts
     from megatron_kis.data_tools.tokenizers.base import load_tokenizer, model_file, side_file
 
@@ -94,7 +94,7 @@ def _corpus(options: argparse.Namespace) -> int:
         validation_share=options.validation_share,
         seed=options.seed,
         progress=console_progress(),
-        options=CorpusOptions(
+        options=CorpusBuildConfig(
             append_eod=options.append_eod,
             sentences=options.split_sentences,
             punkt=options.punkt,

@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 
 from megatron_kis.cli.data.options import add_step, new_file, new_folder
+from megatron_kis.cli.parser import add_settings, given_settings, options_of
 from megatron_kis.common.errors import InputError, printable
 
-# As in megatron_kis.data_tools.facts.importers, which is imported only where it is used.
-FORMATS = ("tsv", "csv", "jsonl", "bear", "lama", "trex", "wikidata5m")
 _GROUPS = ("infused", "background", "control")
 
 
@@ -18,7 +17,6 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = add_step(
         steps, "facts", "import triples, drop ambiguous ones, split them into infused, background, control"
     )
-    parser.add_argument("--from", dest="format", choices=FORMATS, required=True, help="format of the input")
     kinds = "a table or JSON lines (also .gz, .zst, .bz2 or .xz), or a folder of BEAR, LAMA, T-REx or Wikidata5M"
     parser.add_argument("--input", type=Path, required=True, metavar="PATH", help=kinds)
     parser.add_argument("--output", type=new_file, required=True, metavar="FILE", help="facts.jsonl to write")
@@ -26,46 +24,28 @@ def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "what the columns of a table or the keys of JSON lines hold, such as subject=city relation=prop object=obj"
     )
     parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help=columns)
-    parser.add_argument("--relations", nargs="+", default=[], metavar="NAME", help="relations to use; all by default")
-    for group in _GROUPS:
-        parser.add_argument(f"--{group}", type=int, default=100, metavar="K", help=f"{group} facts in all")
-    spread = "same number of each relation, or in proportion to what it has"
-    parser.add_argument("--spread", choices=("even", "proportional"), default="even", help=spread)
-    parser.add_argument("--distractors", type=int, default=3, metavar="N", help="wrong options each question will need")
-    shared = "facts of a group and relation that may share an object; 0 for any number"
-    parser.add_argument("--facts-per-object", type=int, default=1, metavar="N", help=shared)
-    parser.add_argument("--longest-name", type=int, metavar="CHARACTERS", help="drop facts with longer names")
-    parser.add_argument(
-        "--keep-telling-names", action="store_true", help="keep facts whose subject's name hints at the object"
-    )
     errors = "a malformed row ends the import, or is dropped and counted"
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
-    limit = "triples held in memory (1 kB each, 1.6 with aliases); of more, a random sample of the subjects is used"
-    parser.add_argument("--memory-limit", type=int, default=4_000_000, metavar="N", help=limit)
     templates = "write the templates that BEAR and LAMA bring; not over a file that is there"
     parser.add_argument("--templates-output", type=new_file, metavar="FILE", help=templates)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split")
+
+    def add() -> None:
+        from megatron_kis.data_tools.facts.importers import IMPORTERS
+        from megatron_kis.data_tools.selection.select import SelectConfig
+
+        parser.add_argument("--from", dest="format", choices=[*IMPORTERS], required=True, help="format of the input")
+        add_settings(parser, SelectConfig, SelectConfig.model_fields)
+
+    options_of(parser, add)
     parser.set_defaults(handler=_facts)
 
 
 def _facts(options: argparse.Namespace) -> int:
     from megatron_kis.common.progress import console_progress
     from megatron_kis.data_tools.selection.imports import import_facts, read_source_templates, write_source_templates
-    from megatron_kis.data_tools.selection.select import SelectSettings
+    from megatron_kis.data_tools.selection.select import SelectConfig
 
-    settings = SelectSettings(
-        infused=options.infused,
-        background=options.background,
-        control=options.control,
-        relations=tuple(options.relations),
-        distractors=options.distractors,
-        facts_per_object=options.facts_per_object,
-        longest_name=options.longest_name,
-        keep_telling_names=options.keep_telling_names,
-        seed=options.seed,
-        spread=options.spread,
-        memory_limit=options.memory_limit,
-    )
+    settings = SelectConfig(**given_settings(options, SelectConfig.model_fields))
     templates = None
     if options.templates_output:
         from megatron_kis.data_tools.readers.splits import file_places, refuse_own_outputs

@@ -24,7 +24,7 @@ def _cancel(options: argparse.Namespace) -> int:
     from megatron_kis.executor.slurm.queue import live_tasks
     from megatron_kis.executor.slurm.records import submitted
 
-    study, _, _ = load_study(options)
+    study = load_study(options)
     local = end_executor(study.output, seconds=study.executor.grace_seconds + 10)
     jobs = [] if not submitted(study.output) else live_tasks(study.output)
     names = {task.number.partition("_")[0]: task.job.name for task in jobs}  # an array is ended as a whole

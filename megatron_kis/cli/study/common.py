@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
+import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from megatron_kis.common.errors import InputError, JobError, printable
+from megatron_kis.common.errors import InputError, JobError
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
-    from megatron_kis.config.analysis import AnalysisSettings
     from megatron_kis.config.data import DataConfig
     from megatron_kis.config.run import RunConfig
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.data_tools.preparation.prepare import DataSettings
+
+logger = logging.getLogger(__name__)
 
 DATA_FOLDER = "data"
 """Of a study's output."""
@@ -48,50 +45,37 @@ def add_step(
     return parser
 
 
-def load_study(options: argparse.Namespace) -> tuple[StudyConfig, DataSettings, AnalysisSettings]:
-    """The study and its two sections that other packages own, all checked; paths begin at the study file's folder."""
-    from dataclasses import asdict
-
-    from megatron_kis.common.configuration import file_base, load_config, parse_dataclass
-    from megatron_kis.common.files import read_text
-    from megatron_kis.common.parsing import parse_yaml
-    from megatron_kis.config.analysis import AnalysisSettings
+def load_study(options: argparse.Namespace) -> StudyConfig:
+    """Returns the study that the options name, checked; relative paths begin at the study file's folder."""
+    from megatron_kis.common.configuration import load_config
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.data_tools.preparation.prepare import DataSettings
 
-    owned = {"data": DataSettings, "analysis": AnalysisSettings}
-    study = load_config(StudyConfig, options.study, options.overrides, sections=owned)
-    source = str(options.study)
-    base = file_base(options.study, parse_yaml(read_text(options.study), where=source))
-    data = parse_dataclass(DataSettings, study.data, where=f"{source}: data", base=base)
-    analysis = parse_dataclass(AnalysisSettings, study.analysis, where=f"{source}: analysis")
-    return study.model_copy(update={"data": asdict(data), "analysis": asdict(analysis)}), data, analysis
+    return load_config(StudyConfig, options.study, options.overrides)
 
 
-def data_config(study: StudyConfig, data: DataSettings, folder: Path | None = None) -> DataConfig:
-    """Where the prepared data of a study are.
+def data_config(study: StudyConfig, folder: Path | None = None) -> DataConfig:
+    """Returns the places of a study's prepared data.
 
     Args:
         study: the study.
-        data: its section of that name.
-        folder: with the data, if they are not in the study's own.
+        folder: folder of the data, if they are not in the study's own.
     """
     from megatron_kis.config.data import DataConfig
     from megatron_kis.data_tools.preparation.prepare import tokenizer_path
 
-    if not data.validation_share:
+    if not study.data.validation_share:
         raise InputError("is 0", where="data.validation_share", remedy="a study needs text set aside, such as 0.02")
     folder = folder or study.output / DATA_FOLDER
     return DataConfig(
         corpus=folder / "corpus",
         validation=folder / "corpus.validation",
         exposures=folder / "exposures",
-        tokenizer=tokenizer_path(data, folder),
+        tokenizer=tokenizer_path(study.data, folder),
     )
 
 
-def look_over(study: StudyConfig, data: DataSettings) -> list[RunConfig]:
-    """The runs of a study, if no complete run conflicts with them; reads records alone.
+def look_over(study: StudyConfig) -> list[RunConfig]:
+    """Returns the runs of a study, if no complete run conflicts with them; reads records alone.
 
     Raises:
         InputError: the output holds another study, or runs of other settings.
@@ -100,22 +84,19 @@ def look_over(study: StudyConfig, data: DataSettings) -> list[RunConfig]:
     from megatron_kis.study.standing import check_output, check_owner, conflicts, refuse, unnamed_line
 
     check_output(study.output)
-    runs = runs_of(study, data_config(study, data))
+    runs = runs_of(study, data_config(study))
     owner = check_owner(study, runs)
     refuse(study.output, conflicts(runs), holds=owner)
     if line := unnamed_line(study, runs):
-        print(f"{study.name}: {line}", file=sys.stderr)
+        logger.warning(f"{study.name}: {line}")
     return runs
 
 
-def prepare(
-    study: StudyConfig, data: DataSettings, *, submission: int | None = None, restarted: Collection[str] = ()
-) -> None:
+def prepare(study: StudyConfig, *, submission: int | None = None, restarted: Collection[str] = ()) -> None:
     """Prepares the data of a study in its folder; what ``kis study plan`` has made is taken over.
 
     Args:
         study: the study, whose lock is held.
-        data: its section of that name.
         submission: the submission of SLURM's that asks; its own jobs hold no data.
         restarted: runs that are to begin again; their checkpoints hold none.
 
@@ -129,12 +110,12 @@ def prepare(
     from megatron_kis.study.data import fingerprints_of
     from megatron_kis.study.held import refusal
 
-    there = fingerprints_of(data_config(study, data))
+    there = fingerprints_of(data_config(study))
     lease = 60 * study.executor.lease_minutes
     held = refusal(study.output, there, lease=lease, submission=submission, restarted=restarted)
     with _planned(study.output) as spare:
         target = study.output / DATA_FOLDER
-        prepare_data(data, target, progress=console_progress(), spare=spare and spare / DATA_FOLDER, held=held)
+        prepare_data(study.data, target, progress=console_progress(), spare=spare and spare / DATA_FOLDER, held=held)
         if spare is not None:
             shutil.rmtree(spare, ignore_errors=True)
 
@@ -194,33 +175,3 @@ def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tu
     prints = next(iter(data.values()))
     older = {OLDER_TOKENIZER: model_sha256} if model_sha256 != prints["tokenizer"] else {}
     return names, {name: prints[name] for name in DATA} | older
-
-
-def shown(value: Any) -> str:
-    """A value as a table shows it."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def plain(text: str) -> Text:
-    """A text for a table or a title as it is: nothing in it is markup or means something to a terminal."""
-    from rich.text import Text
-
-    return Text(printable(text))
-
-
-def print_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> None:
-    """Prints a table, as wide as the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=plain(title), title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(plain(column), justify="left" if number == 0 else "right", no_wrap=number == 0)
-    for row in rows:
-        table.add_row(*map(plain, row))
-    # Piped output is not cut at 80 columns.
-    Console(width=None if os.isatty(1) else 200).print(table)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
-import sys
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.cli.study.common import add_step, load_study, print_table, shown
+from megatron_kis.cli.study.common import add_step, load_study
+from megatron_kis.common.console import print_table
 from megatron_kis.common.errors import InputError, printable
-from megatron_kis.common.units import quantity
+from megatron_kis.common.units import in_table, quantity
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.runs.load import Runs
     from megatron_kis.config.study import RungConfig, StudyConfig
     from megatron_kis.study.proposals import Placed
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,7 +48,7 @@ def _next(options: argparse.Namespace) -> int:
     from megatron_kis.study.new_size import rung_near
     from megatron_kis.study.proposals import add_runs, place, trained_cells
 
-    study, _, analysis = load_study(options)
+    study = load_study(options)
     params = max(study.predict, default=None) if options.params is None else options.params
     if params is None:
         raise InputError("no target size", where="--params", remedy="for example 7e9, or predict: in the study")
@@ -57,9 +60,9 @@ def _next(options: argparse.Namespace) -> int:
         raise InputError(f"is {options.count}", where="--count", remedy="use at least 1")
     runs = _runs(study)
     curves = curve_table(runs)
-    points = find_transitions(curves, analysis)
-    found = propose(curves, params, tokens, analysis, count=options.count, points=points)
-    sizes = new_sizes(curves, params, tokens, analysis, points=points)
+    points = find_transitions(curves, study.analysis)
+    found = propose(curves, params, tokens, study.analysis, count=options.count, points=points)
+    sizes = new_sizes(curves, params, tokens, study.analysis, points=points)
     planned = load_config(StudyConfig, options.study)  # as the file says, where they are to be added
     done = runs.runs[["run", "params", "tokens"]].itertuples(index=False, name=None)
     cells = trained_cells(planned, done)
@@ -79,12 +82,19 @@ def _next(options: argparse.Namespace) -> int:
         return 0
     columns = ("size", "params", "tokens", "infusion_frequency", "seed", "FLOPs", "variance off", "why")
     table = [
-        [row["size"] or "none", shown(row["params"]), shown(row["tokens"]), f"{row['frequency']:g}", str(row["seed"]),
-         f"{row['flops']:.2g}", "-" if row["gain"] is None else f"{row['gain']:.1%}",
-         row["reason"] + (" (planned already)" if row["planned"] else "")]
+        [
+            row["size"] or "none",
+            in_table(row["params"]),
+            in_table(row["tokens"]),
+            f"{row['frequency']:g}",
+            str(row["seed"]),
+            f"{row['flops']:.2g}",
+            "-" if row["gain"] is None else f"{row['gain']:.1%}",
+            row["reason"] + (" (planned already)" if row["planned"] else ""),
+        ]
         for row in rows
-    ]  # fmt: skip
-    print_table(f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}", columns, table)
+    ]
+    print_table(f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}", columns, table, numbers=True)
     if not found:
         print("no run that is not there yet would tell more")
     for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
@@ -103,7 +113,7 @@ def _runs(study: StudyConfig) -> Runs:
 
     runs = load_runs(study.output, belonging(study))
     if line := not_of_this_study(runs):
-        print(printable(line), file=sys.stderr)
+        logger.warning(printable(line))
     return runs
 
 
@@ -118,17 +128,24 @@ def _print_sizes(sizes: list[dict[str, Any]]) -> None:
         "what one size more in the ladder would tell",
         ("params", "tokens", "F* expected", "runs", "FLOPs", "interval narrower by"),
         [
-            [shown(size["params"]), shown(size["tokens"]), f"{size['frequency']:.3g}", str(size["runs"]),
-             f"{size['flops']:.2g}", f"{size['narrower']:.0%}"]
+            [
+                in_table(size["params"]),
+                in_table(size["tokens"]),
+                f"{size['frequency']:.3g}",
+                str(size["runs"]),
+                f"{size['flops']:.2g}",
+                f"{size['narrower']:.0%}",
+            ]
             for size in sizes
         ],
-    )  # fmt: skip
+        numbers=True,
+    )
     entries = [size for size in sizes if size["rung"]]
     if entries:
         print("the nearest entries of the ladder:")
     for size in entries:
         line = yaml.safe_dump(size["rung"], default_flow_style=True, sort_keys=False, width=1000).strip()
-        print(f"  - {line}  # N = {shown(size['rung_params'])}")
+        print(f"  - {line}  # N = {in_table(size['rung_params'])}")
 
 
 def _ladder_entry(found: tuple[RungConfig, int] | None) -> dict[str, Any]:

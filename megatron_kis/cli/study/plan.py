@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,16 @@ from megatron_kis.cli.study.common import (
     data_config,
     load_study,
     look_over,
-    print_table,
-    shown,
 )
 from megatron_kis.cli.study.table import MANY
+from megatron_kis.common.console import print_table
+from megatron_kis.common.units import in_table
 
 if TYPE_CHECKING:
     from megatron_kis.config.data import DataConfig
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.data_tools.preparation.prepare import DataSettings
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,9 +42,9 @@ def _plan(options: argparse.Namespace) -> int:
     from megatron_kis.study.preview import plan_rows
     from megatron_kis.study.standing import conflicts, refuse
 
-    study, data, _ = load_study(options)
-    every = look_over(study, data)
-    with _data(study, data) as files:
+    study = load_study(options)
+    every = look_over(study)
+    with _data(study) as files:
         found, tokenizer = fingerprints_of(files), load_tokenizer(files.tokenizer)
         if found.get("tokenizer") == tokenizer.model_sha256:  # data of an older version: runs are compared with today's
             found["tokenizer"] = tokenizer.fingerprint
@@ -57,17 +58,17 @@ def _plan(options: argparse.Namespace) -> int:
     columns: tuple[str, ...]
     if options.all or len(rows) <= MANY:
         columns = ("run", "params", "tokens", "infusion_frequency", "infusion_ratio", "background_frequency", "epochs")
-        print_table(title, columns, [[shown(row[name]) for name in columns] for row in rows])
+        print_table(title, columns, [[in_table(row[name]) for name in columns] for row in rows], numbers=True)
     else:
         columns = ("size", "params", "tokens", "runs", "infusion_frequency", "infusion_ratio", "epochs", "flops")
-        print_table(f"{title} (--all shows each)", columns, _summary(rows))
+        print_table(f"{title} (--all shows each)", columns, _summary(rows), numbers=True)
     flops = sum(row["flops"] for row in rows)
     print(f"{flops:.3g} training FLOPs in all")
     return 0
 
 
 @contextmanager
-def _data(study: StudyConfig, data: DataSettings) -> Iterator[DataConfig]:
+def _data(study: StudyConfig) -> Iterator[DataConfig]:
     """The data that the study would be trained on: those in its folder, or made next to it for the plan alone."""
     from megatron_kis.common.files import locked
     from megatron_kis.common.progress import console_progress
@@ -76,8 +77,8 @@ def _data(study: StudyConfig, data: DataSettings) -> Iterator[DataConfig]:
     from megatron_kis.study.data import fingerprints_of, planned_folder
     from megatron_kis.study.held import holders_of, refused
 
-    own = data_config(study, data)
-    differences = stale(data, study.output / DATA_FOLDER)
+    own = data_config(study)
+    differences = stale(study.data, study.output / DATA_FOLDER)
     if not differences:
         yield own
         return
@@ -86,14 +87,14 @@ def _data(study: StudyConfig, data: DataSettings) -> Iterator[DataConfig]:
         if not all(one.startswith(VERSIONS) for one in differences):
             raise refused(study.output, differences, holders)
         changed = ", ".join(differences)
-        print(f"{study.name}: the data stay as they are, runs were made with them ({changed})", file=sys.stderr)
+        logger.info(f"{study.name}: the data stay as they are, runs were made with them ({changed})")
         yield own  # what kis study run does
         return
     place = planned_folder(study.output)
-    print(f"{study.name}: the data are made in {place}, for kis study run to take over", file=sys.stderr)
+    logger.info(f"{study.name}: the data are made in {place}, for kis study run to take over")
     with locked(place, "kis study plan"):
-        prepare_data(data, place / DATA_FOLDER, progress=console_progress())
-        yield data_config(study, data, place / DATA_FOLDER)
+        prepare_data(study.data, place / DATA_FOLDER, progress=console_progress())
+        yield data_config(study, place / DATA_FOLDER)
 
 
 def _summary(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -106,7 +107,7 @@ def _summary(rows: list[dict[str, Any]]) -> list[list[str]]:
         ranges = []
         for name in ("infusion_frequency", "infusion_ratio", "epochs"):
             values = [row[name] for row in group]
-            ranges.append(" to ".join(dict.fromkeys((shown(min(values)), shown(max(values))))))
+            ranges.append(" to ".join(dict.fromkeys((in_table(min(values)), in_table(max(values))))))
         flops = f"{sum(row['flops'] for row in group):.3g}"
-        lines.append([size, shown(group[0]["params"]), shown(tokens), shown(len(group)), *ranges, flops])
+        lines.append([size, in_table(group[0]["params"]), in_table(tokens), in_table(len(group)), *ranges, flops])
     return lines

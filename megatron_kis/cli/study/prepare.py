@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
-import sys
 from pathlib import Path
 
 from megatron_kis.cli.study.common import data_config, done_runs, load_study, look_over, prepare
 from megatron_kis.common.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,24 +37,25 @@ def _prepare(options: argparse.Namespace) -> int:
         raise InputError("is no submission", where=str(folder), remedy=remedy)
     # Named from here, what the study names relative to itself stays so in its own record.
     options.study, options.overrides = Path(os.path.relpath(folder / STUDY)), []
-    study, data, _ = load_study(options)
-    changed = changed_source(folder, identities(source_files(data)))
+    study = load_study(options)
+    changed = changed_source(folder, identities(source_files(study.data)))
     if changed is not None:
         raise InputError(
-            "changed since the study was submitted", where=changed,
+            "changed since the study was submitted",
+            where=changed,
             remedy="restore it, or end the jobs with kis study cancel and submit the study again",
-        )  # fmt: skip
-    every = look_over(study, data)
+        )
+    every = look_over(study)
     with study_lock(study.output):
-        prepare(study, data, submission=int(folder.name))
+        prepare(study, submission=int(folder.name))
         done, fingerprints = done_runs(every)
         write_study(study, study.output / FILE)
         write_manifest(study.output, study.name, every, fingerprints)
-        files = data_config(study, data)
+        files = data_config(study)
         write_data(
             folder,
             {name: getattr(files, name) for name in ("corpus", "validation", "exposures", "tokenizer")},
             fingerprints,
         )
-    print(f"{study.name}: {len(every)} runs, {len(done)} done already; the data are ready", file=sys.stderr)
+    logger.info(f"{study.name}: {len(every)} runs, {len(done)} done already; the data are ready")
     return 0

@@ -10,7 +10,6 @@ from megatron_kis.cli.study.common import add_step, load_study
 from megatron_kis.common.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from megatron_kis.config.analysis import AnalysisSettings
     from megatron_kis.config.study import StudyConfig
 
 
@@ -20,17 +19,16 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _report(options: argparse.Namespace) -> int:
-    study, _, analysis = load_study(options)
-    analyse(study, analysis, as_json=options.json)
+    analyse(load_study(options), as_json=options.json)
     return 0
 
 
-def analyse(study: StudyConfig, settings: AnalysisSettings, *, as_json: bool) -> None:
+def analyse(study: StudyConfig, *, as_json: bool) -> None:
     """Analyses the runs that are done, writes the report, and prints what was seen."""
     from megatron_kis.analysis.findings.result import analyse_study
     from megatron_kis.analysis.report.summary import not_of_this_study, seen
 
-    result = analyse_study(study.output, settings, predict_params=study.predict, belongs=belonging(study))
+    result = analyse_study(study.output, study.analysis, predict_params=study.predict, belongs=belonging(study))
     assert result.runs is not None
     outputs = {name: str(study.output / name) for name in ("report.html", "points.csv", "law.json", "curves.csv")}
     if as_json:
@@ -77,10 +75,9 @@ def _same_data(study: StudyConfig) -> None:
 
 def _as_made(study: StudyConfig) -> bool:
     """Whether the data that are there are made from the files that the study names now: the same, at other places."""
-    from megatron_kis.common.configuration import parse_dataclass
-    from megatron_kis.data_tools.preparation.prepare import DataSettings, stale
+    from megatron_kis.data_tools.preparation.prepare import stale
 
     try:
-        return not stale(parse_dataclass(DataSettings, study.data, where="data"), study.output / "data")
+        return not stale(study.data, study.output / "data")
     except InputError:  # a file that is not there
         return False

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.cli.study.common import add_step, done_runs, load_study, look_over, prepare
 from megatron_kis.cli.study.report import analyse
+from megatron_kis.common.console import progress_bar
 from megatron_kis.common.errors import InputError, JobError, Stopped, nearest, printable
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from megatron_kis.config.study import ExecutorConfig
     from megatron_kis.executor.executor import Progress
 
-_SHORTEST_BAR = 20  # columns of a terminal below which plain lines are clearer
+logger = logging.getLogger(__name__)
+
+_NARROWEST_BAR = 20  # columns of a terminal below which plain lines are clearer
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,25 +50,25 @@ def _run(options: argparse.Namespace) -> int:
     from megatron_kis.study.resolved import FILE, write_study
     from megatron_kis.study.standing import refuse, unfinished_conflicts
 
-    study, data, analysis = load_study(options)
+    study = load_study(options)
     settings = study.executor
     if options.workers is not None:
         if options.workers < 1:
             raise InputError(f"is {options.workers}", where="--workers", remedy="use at least 1")
         settings = settings.model_copy(update={"workers": options.workers})
-    every = look_over(study, data)
+    every = look_over(study)
     runs = selected(every, options.only)
     if not options.restart:
         refuse(study.output, unfinished_conflicts(runs))
-    check_sources(data)
+    check_sources(study.data)
     with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
-        prepare(study, data, restarted={run.name for run in runs} if options.restart else ())
+        prepare(study, restarted={run.name for run in runs} if options.restart else ())
         done, fingerprints = done_runs(every, runs)
         write_study(study, study.output / FILE)
         write_manifest(study.output, study.name, every, fingerprints)
         runs = with_data(runs, fingerprints)
         another_try([run for run in runs if run.name not in done], study.executor, options)
-        print(f"{study.name}: {len(runs)} runs, {len(done)} done already", file=sys.stderr, flush=True)
+        logger.info(f"{study.name}: {len(runs)} runs, {len(done)} done already")
         with shown_progress(runs) as report:
             ended = execute(runs, done=done, settings=settings, lock=lock, report=report)
     tell(ended, runs)
@@ -74,7 +77,7 @@ def _run(options: argparse.Namespace) -> int:
     if ended.signal:
         raise Stopped(f"stopped by {signal.Signals(ended.signal).name}; run the same command again to go on")
     if ended.done:
-        analyse(study, analysis, as_json=options.json)
+        analyse(study, as_json=options.json)
     if ended.failed:
         raise JobError(
             f"{len(ended.failed)} of {ended.total} runs failed and were given up; fix the cause, then add "
@@ -121,13 +124,13 @@ def tell(ended: Progress, runs: list[RunConfig]) -> None:
 
     by_name = {run.name: run for run in runs}
     for name in ended.failed:
-        print(f"{name} failed ({printable(str(by_name[name].output / LOG_NAME))}):", file=sys.stderr)
+        logger.warning(f"{name} failed ({printable(str(by_name[name].output / LOG_NAME))}):")
         for line in "\n".join(map(for_terminal, reason(by_name[name]))).splitlines():
-            print(f"    {line}", file=sys.stderr)
+            logger.warning(f"    {line}")
     for name, owner in ended.elsewhere:
-        print(f"{name} was left to another executor ({printable(owner)})", file=sys.stderr)
+        logger.warning(f"{name} was left to another executor ({printable(owner)})")
     if ended.stopped:
-        print(f"{len(ended.stopped)} runs were stopped or not started", file=sys.stderr)
+        logger.warning(f"{len(ended.stopped)} runs were stopped or not started")
 
 
 class shown_progress:
@@ -139,16 +142,17 @@ class shown_progress:
         self._last: tuple[int, int, int, int] | None = None
 
     def __enter__(self) -> Callable[[Progress], None]:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
 
-        console = Console(stderr=True)
-        if console.is_terminal and console.width >= _SHORTEST_BAR:
-            self._bar = Bar(
-                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), console=console,
-            )  # fmt: skip
+        self._bar = progress_bar(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            narrowest=_NARROWEST_BAR,
+        )
+        if self._bar:
             self._bar.start()
             self._task = self._bar.add_task("runs", total=1)
         return self._report
@@ -172,8 +176,4 @@ class shown_progress:
             self._last = state
             failed = f", {len(progress.failed)} given up" if progress.failed else ""
             failed += f", {len(progress.retried)} failed attempts tried again" if progress.retried else ""
-            print(
-                f"{len(progress.done)} of {progress.total} runs done{failed}; running: {running or 'none'}",
-                file=sys.stderr,
-                flush=True,
-            )
+            logger.info(f"{len(progress.done)} of {progress.total} runs done{failed}; running: {running or 'none'}")

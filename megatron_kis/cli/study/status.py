@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.cli.study.common import DATA_FOLDER, add_step, data_config, load_study
 from megatron_kis.cli.study.table import headline, tables
+from megatron_kis.common.console import output_console
 from megatron_kis.common.errors import KisError, printable
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from megatron_kis.executor.slurm.queue import Queue, Queued
     from megatron_kis.study.forecast import Forecast
     from megatron_kis.study.status import Overview, RunStatus
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,8 +35,8 @@ def overview(options: argparse.Namespace) -> tuple[StudyConfig, Overview]:
     from megatron_kis.study.grid import runs_of
     from megatron_kis.study.status import Overview
 
-    study, data, _ = load_study(options)
-    runs = runs_of(study, data_config(study, data))
+    study = load_study(options)
+    runs = runs_of(study, data_config(study))
     return study, Overview(runs, study.executor.retries, 60 * study.executor.lease_minutes)
 
 
@@ -43,29 +45,25 @@ def queued(queue: Queue) -> dict[str, Queued]:
     try:
         return queue.cells()
     except KisError as error:
-        print(f"kis: the queue is not shown: {printable(str(error))}", file=sys.stderr)
+        logger.warning(f"kis: the queue is not shown: {printable(str(error))}")
         return {}
 
 
 def _status(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from megatron_kis.executor.slurm.queue import Queue
     from megatron_kis.study.forecast import forecast
     from megatron_kis.study.resolved import FILES, other_data_settings
 
     study, view = overview(options)
     if changed := other_data_settings(study, but=FILES):
-        print(
-            f"kis: the data in {study.output / DATA_FOLDER} were made with other settings: {', '.join(changed)}",
-            file=sys.stderr,
-        )
+        place = study.output / DATA_FOLDER
+        logger.warning(f"kis: the data in {place} were made with other settings: {', '.join(changed)}")
     rows = view.look(queued(Queue(study.output)))
     ahead = forecast(rows)
     if options.json:
         print(json.dumps(record(study.name, rows, ahead), indent=1))
         return 0
-    console = Console(width=None if os.isatty(1) else 200)  # piped output is not cut at 80 columns
+    console = output_console()
     console.print(headline(study.name, rows, ahead), highlight=False, markup=False)
     for table in tables(rows, ahead, every=options.all):
         console.print(table, highlight=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from megatron_kis.executor.slurm.queue import Task
     from megatron_kis.executor.slurm.records import Source
     from megatron_kis.study.submission import Step, Submission
+
+logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,8 +42,8 @@ def _submit(options: argparse.Namespace) -> int:
     from megatron_kis.study.standing import refuse, unfinished_conflicts
     from megatron_kis.study.submission import DEFAULT_ARRAY, prepare_submission, submit, write_submission
 
-    study, data, _ = load_study(options)
-    runs = selected(look_over(study, data), options.only)
+    study = load_study(options)
+    runs = selected(look_over(study), options.only)
     if not options.restart:
         refuse(study.output, unfinished_conflicts(runs))
     done = {run.name for run in runs if (run.output / "DONE").exists()}
@@ -60,7 +62,7 @@ def _submit(options: argparse.Namespace) -> int:
     largest = largest or client.max_array_size()  # also says at once where there is no SLURM
     with locked(study.output / records.FOLDER, "kis study submit"):
         live = live_tasks(study.output)
-        sources = records.identities(source_files(data))
+        sources = records.identities(source_files(study.data))
         _same_data(study, live, sources)
         queued = cells_of(study.output, live)
         open_runs = [run for run in runs if run.name not in done]
@@ -96,9 +98,9 @@ def _say(study: StudyConfig, runs: list[RunConfig], done: set[str], queued: set[
     line = f"{study.name}: {len(runs)} runs, {len(done)} done already"
     if waiting := (queued & names) - done:
         line += f", {len(waiting)} queued or running"
-    print(line, file=sys.stderr)
+    logger.info(line)
     for name in sorted(hopeless):
-        print(f"{name} was given up; --retry-failed tries it again, --restart begins it again", file=sys.stderr)
+        logger.warning(f"{name} was given up; --retry-failed tries it again, --restart begins it again")
 
 
 def _nothing(study: StudyConfig, options: argparse.Namespace, live: list[Task]) -> int:
@@ -121,12 +123,15 @@ def _same_data(study: StudyConfig, live: list[Task], sources: list[Source]) -> N
     for number in sorted({task.job.submission for task in live if task.job.label != "report"}):
         folder = submission_folder(study.output.absolute(), number)
         if (folder / STUDY).exists():
-            theirs, _, _ = load_study(argparse.Namespace(study=folder / STUDY, overrides=[]))
-            if changed := differences(*({"data": with_paths(one.data, absolute)} for one in (theirs, study))):
+            theirs = load_study(argparse.Namespace(study=folder / STUDY, overrides=[]))
+            then = {"data": with_paths(theirs.data.model_dump(), absolute)}
+            now = {"data": with_paths(study.data.model_dump(), absolute)}
+            if changed := differences(then, now):
                 raise InputError(
                     f"jobs in the queue work with other settings of the data ({', '.join(changed)})",
-                    where=str(study.output), remedy=remedy,
-                )  # fmt: skip
+                    where=str(study.output),
+                    remedy=remedy,
+                )
         if (folder / SOURCES).exists() and (changed_file := changed_source(folder, sources)) is not None:
             raise InputError(
                 f"changed since the jobs of submission {number} were submitted", where=changed_file, remedy=remedy

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from megatron_kis.cli.study.common import plain, shown
+from megatron_kis.common.console import plain
 from megatron_kis.common.errors import printable
+from megatron_kis.common.units import duration, in_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,7 +27,6 @@ _MOST_RUNNING, _MOST_FAILED = 40, 8
 
 def headline(name: str, rows: Sequence[RunStatus], ahead: Forecast) -> str:
     """One line: cells by state, and when all is done."""
-    from megatron_kis.study.forecast import duration
     from megatron_kis.study.status import STATES
 
     counts = Counter(row.state for row in rows)
@@ -55,21 +55,25 @@ def tables(rows: Sequence[RunStatus], ahead: Forecast, *, every: bool) -> Iterab
 
 
 def _cells(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
-    from megatron_kis.study.forecast import duration
 
     columns = ("run", "state", "steps", "left", "tokens/s", "loss", "attempts", "where")
     table = _table(columns)
     for row in rows:
         left = duration(ahead.cells[row.name]) if row.name in ahead.cells else "-"
         table.add_row(
-            plain(row.name), _state(row.state), f"{row.share:.0%}", left, shown(_float(row.tokens_per_second)),
-            shown(_float(row.loss)), str(row.attempts or "-"), plain(row.where or "-"),
-        )  # fmt: skip
+            plain(row.name),
+            _state(row.state),
+            f"{row.share:.0%}",
+            left,
+            in_table(_float(row.tokens_per_second)),
+            in_table(_float(row.loss)),
+            str(row.attempts or "-"),
+            plain(row.where or "-"),
+        )
     return table
 
 
 def _sizes(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
-    from megatron_kis.study.forecast import duration
     from megatron_kis.study.status import STATES
 
     by_size: dict[str, list[RunStatus]] = defaultdict(list)
@@ -83,9 +87,13 @@ def _sizes(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
         progress = sum(row.share * row.tokens for row in group) / sum(row.tokens for row in group)
         work = sum(ahead.cells.get(row.name, 0.0) for row in group)
         table.add_row(
-            plain(size), f"{len(group):,}", *(f"{counts[state]:,}" for state in states), f"{progress:.0%}",
-            shown(float(median(speeds)) if speeds else None), duration(work) if ahead.cells else "-",
-        )  # fmt: skip
+            plain(size),
+            f"{len(group):,}",
+            *(f"{counts[state]:,}" for state in states),
+            f"{progress:.0%}",
+            in_table(float(median(speeds)) if speeds else None),
+            duration(work) if ahead.cells else "-",
+        )
     return table
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
+import logging
 import time
 
-from megatron_kis.cli.study.common import add_step, plain
+from megatron_kis.cli.study.common import add_step
 from megatron_kis.cli.study.status import overview, queued
 from megatron_kis.cli.study.table import headline, tables
+from megatron_kis.common.console import output_console, plain
 from megatron_kis.common.errors import InputError, JobError
+
+logger = logging.getLogger(__name__)
 
 _SECONDS = 5.0
 
@@ -18,15 +20,18 @@ _SECONDS = 5.0
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describes the step."""
     watch = add_step(
-        steps, "watch", "the status, refreshed until every run is done or given up; Ctrl-C leaves the runs alone",
-        _watch, json=False,
-    )  # fmt: skip
+        steps,
+        "watch",
+        "the status, refreshed until every run is done or given up; Ctrl-C leaves the runs alone",
+        _watch,
+        json=False,
+    )
     watch.add_argument("--all", action="store_true", help="every run, however many there are")
     watch.add_argument("--every", type=float, default=_SECONDS, metavar="SECONDS", help=f"how often ({_SECONDS:g})")
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.live import Live
 
     from megatron_kis.executor.slurm.queue import Queue
@@ -36,7 +41,7 @@ def _watch(options: argparse.Namespace) -> int:
         raise InputError(f"is {options.every:g}", where="--every", remedy="seconds, such as 5")
     study, view = overview(options)
     queue = Queue(study.output)
-    console = Console(width=None if os.isatty(1) else 200)
+    console = output_console()
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     last = ""
     try:
@@ -55,7 +60,7 @@ def _watch(options: argparse.Namespace) -> int:
                 break
             time.sleep(options.every)
     except KeyboardInterrupt:
-        print("kis: no longer watching; the runs go on", file=sys.stderr)
+        logger.info("kis: no longer watching; the runs go on")
         return 0
     finally:
         if live:

@@ -1,1 +1,1 @@
-"""What happens besides the training steps: probes, validation, progress, trackers."""
+"""What happens besides the training steps: metrics, validation, probes, progress, trackers."""

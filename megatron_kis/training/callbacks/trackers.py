@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases beside the JSON lines, for those who watch their runs there. Off by default."""
+"""TensorBoard and Weights & Biases next to the JSON lines, for those who watch their runs there. Off by default."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
-from megatron_kis.training.callbacks.base import Hook, State
+from megatron_kis.training.callbacks.base import Callback, RunState
 
 TRACKED = ("tensorboard", "wandb")
-"""Folders of trackers in a run's folder; a run that begins again leaves nothing of its first beginning there."""
+"""Folders of the trackers in a run's folder; a run that is restarted removes them."""
 
 
-def trackers(config: RunConfig, folder: Path, *, beginning: str) -> list[Hook]:
-    """The trackers that a configuration asks for.
+def trackers(config: RunConfig, run_dir: Path, *, beginning: str) -> list[Callback]:
+    """Returns the trackers that a configuration asks for.
 
     Args:
-        config: of the run.
-        folder: of the run.
+        config: the run's configuration.
+        run_dir: the run's folder.
         beginning: a name of this beginning of the run, the same when it resumes.
 
     Raises:
         InputError: a package is not installed.
     """
-    hooks: list[Hook] = []
+    callbacks: list[Callback] = []
     if config.logging.tensorboard:
-        _need("tensorboard", "logging.tensorboard")
-        hooks.append(TensorBoardHook(folder / TRACKED[0], every=config.logging.every))
+        _require("tensorboard", "logging.tensorboard")
+        callbacks.append(TensorBoardCallback(run_dir / TRACKED[0], every=config.logging.every))
     if config.logging.wandb is not None:
-        _need("wandb", "logging.wandb")
-        hooks.append(WandbHook(config, folder, identifier=beginning))
-    return hooks
+        _require("wandb", "logging.wandb")
+        callbacks.append(WandbCallback(config, run_dir, identifier=beginning))
+    return callbacks
 
 
-def _need(package: str, where: str) -> None:
+def _require(package: str, where: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise InputError(f"the package {package} is not installed", where=where, remedy=f"pip install {package}")
 
 
-def _numbers(state: State) -> dict[str, float]:
-    """What is shown of a step; results of probes and validation under ``results/``."""
+def _numbers(state: RunState) -> dict[str, float]:
+    """Returns what is shown of a step; results of probes and validation under ``results/``."""
     return {
         "train/loss": state.loss,
         "train/lr": state.learning_rate,
@@ -52,49 +52,51 @@ def _numbers(state: State) -> dict[str, float]:
     }
 
 
-class TensorBoardHook(Hook):
-    """Event files for TensorBoard."""
+class TensorBoardCallback(Callback):
+    """Writes event files for TensorBoard."""
 
     def __init__(self, folder: Path, *, every: int) -> None:
-        """Writes into ``folder`` each ``every`` steps and at the end."""
-        self._folder, self._every = folder, every
+        """Writes into ``folder`` every ``every`` steps and at the end."""
+        self._folder = folder
+        self._every = every
         self._writer: Any = None
 
-    def before_training(self, state: State) -> None:
-        """Opens the file; what a killed run wrote behind its checkpoint is hidden."""
+    def before_training(self, state: RunState) -> None:
+        """Opens the file; what a killed run wrote after its checkpoint is hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(self._folder, purge_step=state.step + 1 if state.resumed else None)
 
-    def after_step(self, state: State) -> None:
-        """Writes, if it is time."""
-        if state.step % self._every == 0 or state.step == state.steps:
+    def after_step(self, state: RunState) -> None:
+        """Writes the numbers of this step if they are due."""
+        if state.is_due(self._every):
             for name, value in _numbers(state).items():
                 self._writer.add_scalar(name, value, state.step)
 
-    def after_training(self, state: State) -> None:
+    def after_training(self, state: RunState) -> None:
         """Closes the file."""
         if self._writer is not None:
             self._writer.close()
 
 
-class WandbHook(Hook):
-    """A run of Weights & Biases, which is resumed under its name when ours is."""
+class WandbCallback(Callback):
+    """Logs to a run of Weights & Biases, which resumes when ours does."""
 
-    def __init__(self, config: RunConfig, folder: Path, *, identifier: str) -> None:
-        """Keeps what to call it.
+    def __init__(self, config: RunConfig, run_dir: Path, *, identifier: str) -> None:
+        """Keeps the names.
 
         Args:
-            config: of the run.
-            folder: takes what is written.
-            identifier: of the run over there; the same for a run that resumes, wherever its folder is by then.
+            config: the run's configuration.
+            run_dir: the run's folder, where wandb writes its files.
+            identifier: name of the run at Weights & Biases; the same when a run resumes, even after it was moved.
         """
-        self._config, self._folder, self._every = config, folder, config.logging.every
+        self._config = config
+        self._run_dir = run_dir
         self._identifier = identifier
         self._run: Any = None
 
-    def before_training(self, state: State) -> None:
-        """Begins, or resumes."""
+    def before_training(self, state: RunState) -> None:
+        """Starts or resumes the run at Weights & Biases."""
         import wandb
 
         config = self._config
@@ -103,18 +105,18 @@ class WandbHook(Hook):
             project=config.study or "megatron_kis",
             name=config.name,
             id=self._identifier,
-            dir=str(self._folder),
+            dir=str(self._run_dir),
             mode=config.logging.wandb,
             resume="allow" if config.logging.wandb == "online" else None,
             config=config.model_dump(mode="json"),
         )
 
-    def after_step(self, state: State) -> None:
-        """Logs, if it is time."""
-        if state.step % self._every == 0 or state.step == state.steps:
+    def after_step(self, state: RunState) -> None:
+        """Logs the numbers of this step if they are due."""
+        if state.is_due(self._config.logging.every):
             self._run.log(_numbers(state), step=state.step)
 
-    def after_training(self, state: State) -> None:
-        """Ends."""
+    def after_training(self, state: RunState) -> None:
+        """Finishes the run at Weights & Biases."""
         if self._run is not None:
             self._run.finish(exit_code=int(state.step < state.steps))

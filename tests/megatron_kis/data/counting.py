@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.data.exposure_plan import ExposurePlan, Placed
+from megatron_kis.data.exposure_plan import ExposurePlan, PlacedExposure
 from megatron_kis.data.extension import Plan
 from megatron_kis.data.frequency import zipf_popularity
 
@@ -24,7 +24,7 @@ class Found:
     """One exposure and the sequence it was found in."""
 
     sequence: int
-    exposure: Placed
+    exposure: PlacedExposure
 
 
 def read_all(plan: Plan) -> Iterator[Found]:

@@ -15,10 +15,10 @@ from megatron.core.datasets.gpt_dataset import _get_ltor_masks_and_position_ids
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.data import ExposurePlan, InfusedDataset
-from megatron_kis.data.exposure_plan import Placed, SequenceLayout
+from megatron_kis.data.exposure_plan import PlacedExposure, SequenceLayout
 from megatron_kis.data.exposure_store import ExposureStore
+from megatron_kis.data.general_text import GeneralText
 from megatron_kis.data.ledger import Ledger
-from megatron_kis.data.pretraining_text import GeneralText
 
 LENGTH, SEQUENCES = 64, 300
 
@@ -93,7 +93,7 @@ def test_the_sequences_really_fed_hold_each_fact_exactly_as_often_as_planned(
 
 
 def test_runs_that_differ_in_frequency_read_the_same_general_text(store: ExposureStore, text: GeneralText) -> None:
-    """The text of a sequence is a prefix of its stretch; where an exposure follows its last token ends the document."""
+    """The text of a sequence is a prefix of its window; where an exposure follows its last token ends the document."""
     cut = 0
     for changes in ({}, {"schedule": "back_loaded"}, {"background_policy": "protected"}):
         for frequency in (0, 6, 18):
@@ -101,7 +101,7 @@ def test_runs_that_differ_in_frequency_read_the_same_general_text(store: Exposur
             for sequence in range(SEQUENCES):
                 layout = infused.plan[sequence]
                 row = infused[sequence]["tokens"][layout.general_offset :][: layout.general_tokens]
-                expected = text.stretch(sequence, layout.general_tokens).astype(np.int64)
+                expected = text.read(sequence, layout.general_tokens).astype(np.int64)
                 if layout.general_tokens and layout.general_offset + layout.general_tokens < LENGTH:
                     expected[-1], cut = store.eod_id, cut + 1
                 assert row.tolist() == expected.tolist()
@@ -110,9 +110,9 @@ def test_runs_that_differ_in_frequency_read_the_same_general_text(store: Exposur
 
 def test_text_without_any_exposure_is_the_corpus(store: ExposureStore, text: GeneralText) -> None:
     sample = dataset_of(store, text, 0, background_frequency=0)[7]
-    stretch = torch.from_numpy(text.stretch(7, LENGTH + 1).astype(np.int64))
-    assert torch.equal(sample["tokens"], stretch[:-1])
-    assert torch.equal(sample["labels"], stretch[1:])
+    window = torch.from_numpy(text.read(7, LENGTH + 1).astype(np.int64))
+    assert torch.equal(sample["tokens"], window[:-1])
+    assert torch.equal(sample["labels"], window[1:])
     assert sample["loss_mask"].sum() == LENGTH
 
 
@@ -127,7 +127,7 @@ def test_labels_follow_and_only_labels_that_are_not_real_are_masked(store: Expos
         mask = torch.ones(LENGTH)
         if layout.general_tokens and end == LENGTH:
             kinds["text last"] += 1
-            follows = text.stretch(sequence, layout.general_tokens + 1)[-1]
+            follows = text.read(sequence, layout.general_tokens + 1)[-1]
             assert sample["labels"][-1] == int(follows)
         else:
             assert sample["tokens"][-1] == store.eod_id
@@ -146,14 +146,14 @@ class OneSequence:
 
     sequence_length = 8
 
-    def __init__(self, offset: int, tokens: int, exposures: tuple[Placed, ...]) -> None:
+    def __init__(self, offset: int, tokens: int, exposures: tuple[PlacedExposure, ...]) -> None:
         self.layout = SequenceLayout(exposures, offset, tokens)
 
 
 class Counting:
     """Text of ids 100, 101, ..."""
 
-    def stretch(self, sequence: int, tokens: int) -> np.ndarray:
+    def read(self, sequence: int, tokens: int) -> np.ndarray:
         return 100 + np.arange(tokens)
 
 
@@ -183,7 +183,7 @@ class Sentences:
 def test_a_sequence_is_laid_out_token_by_token(
     text_at: tuple[int, int], exposures: list[tuple[int, int]], row: list[int], unpredicted: list[int]
 ) -> None:
-    placed = tuple(Placed("infused", length, 0, 0, offset, length) for length, offset in exposures)
+    placed = tuple(PlacedExposure("infused", length, 0, 0, offset, length) for length, offset in exposures)
     plan: Any = OneSequence(*text_at, placed)
     store: Any = Sentences()
     tokens, places = InfusedDataset(plan, Counting(), store).assemble(0, plan.layout)

@@ -65,12 +65,12 @@ def test_a_run_of_a_billion_sequences_and_a_million_facts_is_laid_out_at_any_pla
     assert len(plan) == sequences
     assert plan.infused_tokens == pytest.approx(facts * frequency * 16.5, rel=1e-3)
     for first in (0, sequences // 2, sequences - 40 * plan.block):
-        stretch = [plan[sequence] for sequence in range(first, first + 40 * plan.block)]
+        window = [plan[sequence] for sequence in range(first, first + 40 * plan.block)]
         assert all(
-            layout.general_tokens + sum(exposure.length for exposure in layout.exposures) == 2048 for layout in stretch
+            layout.general_tokens + sum(exposure.length for exposure in layout.exposures) == 2048 for layout in window
         )
-        found = [exposure for layout in stretch for exposure in layout.exposures if exposure.group == "infused"]
-        shown = plan.schedule.share(np.array([first, first + len(stretch)]) / sequences)
+        found = [exposure for layout in window for exposure in layout.exposures if exposure.group == "infused"]
+        shown = plan.inputs.schedule.share(np.array([first, first + len(window)]) / sequences)
         assert len(found) == pytest.approx(np.diff(shown)[0] * facts * frequency, abs=4)
         assert len({exposure[:2] for exposure in found}) == len(found)  # no fact again within 40 blocks
         assert np.ptp([exposure.ordinal for exposure in found]) <= (2 if popular else 1)

@@ -92,7 +92,7 @@ def test_an_extension_goes_on_at_the_rate_of_the_run() -> None:
     for found in by_fact(plan, "infused").values():
         places = [item.sequence for item in found if item.sequence >= 300]
         assert all(
-            abs(after - before - mean) <= plan.tail.evenness * mean + 3 * plan.tail.block + 1
+            abs(after - before - mean) <= plan.tail.spacing_tolerance * mean + 3 * plan.tail.block + 1
             for before, after in pairwise(places)
         )
 

@@ -17,7 +17,7 @@ from megatron_kis.data import ExposurePlan, InfusedDataset
 from megatron_kis.data.dataset import MegatronText
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.ledger import Ledger
-from tests.megatron_kis.data.test_general import write_corpus
+from tests.megatron_kis.data.test_general_text import write_corpus
 
 LENGTH, SEQUENCES = 64, 90
 
@@ -108,12 +108,12 @@ def test_batches_of_both_have_the_same_shape(base: Any, store: ExposureStore) ->
     assert shapes[0] == shapes[1]
 
 
-def test_a_stretch_is_a_sample_and_its_last_label(base: Any) -> None:
+def test_a_window_is_a_sample_and_its_last_label(base: Any) -> None:
     text = text_of(base)
-    whole = text.stretch(7, LENGTH + 1)
+    whole = text.read(7, LENGTH + 1)
     assert whole.tolist() == [*base[7]["tokens"].tolist(), int(base[7]["labels"][-1])]
     for tokens in (0, 1, LENGTH):
-        assert text.stretch(7, tokens).tolist() == whole[:tokens].tolist()
+        assert text.read(7, tokens).tolist() == whole[:tokens].tolist()
     assert np.issubdtype(whole.dtype, np.integer)
 
 

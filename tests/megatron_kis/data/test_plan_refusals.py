@@ -11,7 +11,7 @@ from hypothesis import given
 from megatron_kis.common.errors import InputError
 from megatron_kis.data import ExposurePlan
 from tests.megatron_kis.data.counting import largest_frequency, plan_settings
-from tests.megatron_kis.data.test_plan import SEARCH, plan_of
+from tests.megatron_kis.data.test_exposure_plan import SEARCH, plan_of
 
 
 @SEARCH

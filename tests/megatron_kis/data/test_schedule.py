@@ -37,13 +37,13 @@ def test_consecutive_exposures_of_a_fact_are_a_mean_distance_apart(made: dict[st
         mean = len(plan) / expected[fact]
         places = [item.sequence for item in sorted(found, key=lambda item: item.exposure.ordinal)]
         for before, after in pairwise(places):
-            assert abs(after - before - mean) <= plan.evenness * mean + 3 * plan.block + 1
+            assert abs(after - before - mean) <= plan.spacing_tolerance * mean + 3 * plan.block + 1
 
 
 @pytest.mark.parametrize(("facts", "evenness"), [(1, 1), (31, 1), (32, 1 / 2), (48, 1 / 3), (64, 1 / 4), (500, 1 / 4)])
 def test_the_more_facts_the_more_even_are_their_distances(facts: int, evenness: float) -> None:
     plan = ExposurePlan(np.full((facts, 1), 4), token_budget=4000 * 64, sequence_length=64, infusion_frequency=20)
-    assert plan.evenness == pytest.approx(evenness)
+    assert plan.spacing_tolerance == pytest.approx(evenness)
     distances = [
         after.sequence - before.sequence
         for found in by_fact(plan, "infused").values()
@@ -85,7 +85,9 @@ def test_exposures_lie_where_the_schedule_says(made: dict[str, Any]) -> None:
     for item in read_all(plan):
         exposure = item.exposure
         if exposure.group == "infused":
-            first, last = plan.schedule.time(np.array([exposure.ordinal, exposure.ordinal + 1 - 1e-9]) / frequency)
+            first, last = plan.inputs.schedule.time(
+                np.array([exposure.ordinal, exposure.ordinal + 1 - 1e-9]) / frequency
+            )
             assert first * len(plan) - 2 * plan.block <= item.sequence <= last * len(plan) + 2 * plan.block
 
 
@@ -152,7 +154,7 @@ def test_loaded_schedules_show_most_of_it_at_their_end_of_the_run() -> None:
 def test_the_displaced_background_keeps_its_rate_in_the_general_text_in_and_out_of_a_window(schedule: Any) -> None:
     plan, _ = sequences_under(schedule, infusion_frequency=400, background_frequency=300)
     assert 0.3 < plan.infusion_ratio < 0.32
-    shown = plan.schedule.share(np.arange(len(plan) + 1) / len(plan))
+    shown = plan.inputs.schedule.share(np.arange(len(plan) + 1) / len(plan))
     dense = np.diff(shown) > 0
     edges = np.flatnonzero(np.diff(dense.astype(int)))
     near = (np.abs(np.arange(len(plan))[:, None] - edges) <= 2 * plan.block).any(axis=1)

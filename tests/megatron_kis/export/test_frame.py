@@ -17,18 +17,19 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.convert.lm_eval import export_lm_eval
 from megatron_kis.convert.to_huggingface import export_huggingface
 from megatron_kis.data_tools.facts.fact import load_facts
-from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
 from megatron_kis.data_tools.readers.documents import iter_documents
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.data_tools.storage.indexed import IndexedReader
 from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
 from megatron_kis.engine.engine import Engine
-from megatron_kis.evaluate.checkpoint import ask_checkpoint
-from megatron_kis.evaluate.restore import read_config, restored
+from megatron_kis.evaluate.checkpoint import evaluate_checkpoint
+from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
 from megatron_kis.probes.questions import QuestionSet, read_questions
-from megatron_kis.probes.scoring import RULES, score_options
+from megatron_kis.probes.scoring import RULES, score_rules
+from megatron_kis.training.artifacts import open_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_SELECTION, TINY_VOCABULARY
 from tests.frames import BOS, EOD, write_framed_tokenizer
@@ -58,12 +59,12 @@ def framed(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> F
     folder = tmp_path_factory.mktemp("framed")
     texts = [document.text for document in iter_documents([tiny_sources.text])]
     path = write_framed_tokenizer(folder / "tokenizer", texts, vocabulary=TINY_VOCABULARY)
-    settings = DataSettings(
+    settings = DataPrepConfig(
         text=(tiny_sources.text,),
         facts=tiny_sources.triples,
         templates=tiny_sources.templates,
         tokenizer=path,
-        select=SelectSettings(**TINY_SELECTION),
+        select=SelectConfig(**TINY_SELECTION),
         validation_share=0.05,
     )
     prepare_data(settings, folder / "data")
@@ -116,13 +117,14 @@ def one_by_one(engine: Engine, questions: QuestionSet) -> tuple[np.ndarray, list
 
     def log_probs(tokens: tuple[int, ...]) -> np.ndarray:
         row = np.array([[*first, *tokens]])
-        return -engine.token_losses(row[:, :-1], row[:, 1:], rows_a_pass=1)[:, len(first) - 1 :]
+        return -engine.token_losses(row[:, :-1], row[:, 1:], rows_per_pass=1)[:, len(first) - 1 :]
 
     for question in questions.questions:
         for option in question.options:
             own, neutral = log_probs(option.tokens), log_probs(option.tokens[slice(*option.span)]).sum()
-            facts = {"lengths": [len(option.tokens)], "spans": [option.span], "answers": [option.text]}
-            scores.append([score_options(own, rule=rule, neutral=[neutral], **facts)[0] for rule in RULES])
+            counts = {"characters": [len(option.text)], "byte_counts": [len(option.text.encode())]}
+            facts = {"lengths": [len(option.tokens)], "spans": [option.span], **counts}
+            scores.append(score_rules(own, neutral=[neutral], **facts)[0])
         right = question.options[question.answer]
         generated.append(_greedy(engine, [*first, *right.tokens], len(first) + right.span[0]))
     return np.array(scores), generated
@@ -138,28 +140,28 @@ def _greedy(engine: Engine, tokens: list[int], start: int) -> int:
 def test_the_probe_asks_after_the_first_tokens_which_are_not_scored(framed: Framed) -> None:
     questions = framed.questions()
     questions = QuestionSet(questions.header, questions.questions[::9])
-    with restored(framed.run, read_config(framed.run), vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
+    with restored(framed.run, open_run(framed.run).config, vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
         engine.chunks[0].eval()
         expected, generated = one_by_one(engine, questions)
         engine.chunks[0].train()
         scorer = Scorer(engine)
         for width, batch_size in ((16, 1), (512, 10_000)):
             probe = Probe(questions, batch_size=batch_size, branching=scorer.branching, width=width)
-            scores, _ = probe._option_scores(scorer.score(probe.forest, probe._rows_a_pass))
+            scores, _ = probe._option_scores(scorer.score(probe.trees, probe._rows_per_pass))
             np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
-            result = probe.ask(scorer.score)
+            result = probe.evaluate(scorer.score)
             assert result is not None
             asked = result.generated >= 0
             assert asked.any()
             assert result.generated[asked].tolist() == np.array(generated)[asked].tolist()
         without = QuestionSet({**questions.header, "first_tokens": [framed.tokenizer.eod_id]}, questions.questions)
         probe = Probe(without, batch_size=64, branching=scorer.branching)
-        other, _ = probe._option_scores(scorer.score(probe.forest, probe._rows_a_pass))
+        other, _ = probe._option_scores(scorer.score(probe.trees, probe._rows_per_pass))
         assert np.abs(other - expected).max() > 1e-3
 
 
 def test_a_checkpoint_asked_again_has_the_frame_of_training(framed: Framed, tmp_path: Path) -> None:
-    found = ask_checkpoint(framed.run, device="cpu", outcomes=tmp_path / "again.npz")
+    found = evaluate_checkpoint(framed.run, device="cpu", outcomes=tmp_path / "again.npz")
     assert found is not None
     assert (found["first_tokens"], found["first_tokens_scored"]) == (framed.first, False)
     then, now = np.load(framed.run / "outcomes" / "step-20.npz"), np.load(tmp_path / "again.npz")
@@ -209,10 +211,10 @@ def test_lm_eval_gives_every_option_our_score(
         bootstrap_iters=0,
     )
     questions = framed.questions()
-    with restored(framed.run, read_config(framed.run), vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
+    with restored(framed.run, open_run(framed.run).config, vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
         scorer = Scorer(engine)
         probe = Probe(questions, batch_size=256, branching=scorer.branching)
-        edges = scorer.score(probe.forest, probe._rows_a_pass)
+        edges = scorer.score(probe.trees, probe._rows_per_pass)
         scores, _ = probe._option_scores(edges)  # type: ignore[arg-type]
     sizes = np.cumsum([len(question.options) for question in questions.questions])[:-1]
     ours: dict[Any, np.ndarray] = {

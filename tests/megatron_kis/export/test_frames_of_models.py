@@ -21,18 +21,41 @@ MODELS = {
     "GPT-2": (["<|endoftext|>"], "", "<|endoftext|>", "", "<|endoftext|>", ""),
     "NeoX": (["<|endoftext|>", "<|padding|>"], "", None, "", "<|endoftext|>", ""),
     "Llama 2": (["<unk>", "<s>", "</s>"], "<s>", "</s>", "<s>", "</s>", ""),
-    "Llama 3": (["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"], "<|begin_of_text|>", "<|end_of_text|>",
-                "<|begin_of_text|>", "<|end_of_text|>", ""),
-    "Llama 3, instruct": (["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"], "<|begin_of_text|>", "<|eot_id|>",
-                          "<|begin_of_text|>", "<|eot_id|>", "for <|end_of_text|>, write"),
+    "Llama 3": (
+        ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"],
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "",
+    ),
+    "Llama 3, instruct": (
+        ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"],
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        "for <|end_of_text|>, write",
+    ),
     "Gemma": (["<pad>", "<eos>", "<bos>", "<end_of_turn>"], "<bos>", "<eos>", "<bos>", "<eos>", ""),
-    "Gemma, instruct": (["<pad>", "<eos>", "<bos>", "<end_of_turn>"], "<bos>", "<end_of_turn>", "<bos>",
-                        "<end_of_turn>", "for <eos>, write"),
+    "Gemma, instruct": (
+        ["<pad>", "<eos>", "<bos>", "<end_of_turn>"],
+        "<bos>",
+        "<end_of_turn>",
+        "<bos>",
+        "<end_of_turn>",
+        "for <eos>, write",
+    ),
     "Qwen": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "", "<|endoftext|>", "", "<|endoftext|>", ""),
-    "Qwen, instruct": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "", "<|im_end|>", "", "<|im_end|>",
-                       'for <|endoftext|>, write {"schema": "kis.tokenizer/1", "eod": "<|endoftext|>"} into'
-                       " tokenizer.json.meta.json"),
-}  # fmt: skip
+    "Qwen, instruct": (
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        "",
+        "<|im_end|>",
+        "",
+        "<|im_end|>",
+        'for <|endoftext|>, write {"schema": "kis.tokenizer/1", "eod": "<|endoftext|>"} into tokenizer.json.meta.json',
+    ),
+}
 
 
 def make(folder, special, before, eos):
@@ -98,9 +121,14 @@ def test_a_sentencepiece_model_says_that_it_does_not_begin_documents(tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece")
     with (tmp_path / "llama.model").open("wb") as model:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(TEXTS), model_writer=model, model_type="bpe", vocab_size=320, byte_fallback=True,
-            minloglevel=2, hard_vocab_limit=False,
-        )  # fmt: skip
+            sentence_iterator=iter(TEXTS),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=320,
+            byte_fallback=True,
+            minloglevel=2,
+            hard_vocab_limit=False,
+        )
     tokenizer = load_tokenizer(tmp_path / "llama.model")
     assert tokenizer.frame_record() == {"before": [], "after": []}
     assert "<s> begins documents, and none begins with it" in tokenizer.remarks[0]
@@ -124,8 +152,14 @@ def test_a_sentencepiece_model_that_the_export_does_not_express_is_refused(tmp_p
     options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, **more}
     with (tmp_path / "t.model").open("wb") as model:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(TEXTS), model_writer=model, model_type="bpe", vocab_size=320, byte_fallback=True,
-            minloglevel=2, hard_vocab_limit=False, **options,
-        )  # fmt: skip
+            sentence_iterator=iter(TEXTS),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=320,
+            byte_fallback=True,
+            minloglevel=2,
+            hard_vocab_limit=False,
+            **options,
+        )
     with pytest.raises(InputError, match=r"t\.model: .* in tokenizer\.json; export with --no-tokenizer"):
         write_tokenizer(tmp_path / "t.model", tmp_path, longest=64, samples=[])

@@ -15,8 +15,9 @@ from megatron_kis.convert.llama import split_qkv
 from megatron_kis.convert.to_huggingface import _parts, export_huggingface
 from megatron_kis.convert.tokenizer_json import write_tokenizer
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
-from megatron_kis.evaluate.restore import read_config, restored
+from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.questions import read_questions
+from megatron_kis.training.artifacts import open_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 from tests.megatron_kis.processes import finish
@@ -29,7 +30,7 @@ MakeRun = Callable[..., RunConfig]
 
 def both_logits(run: Path, output: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the run and of its export on some of its statements, [rows, T, vocabulary]."""
-    config = read_config(run)
+    config = open_run(run).config
     questions = read_questions(config.data.questions, {"held_out": 1})
     length = min(len(question.options[0].tokens) for question in questions.questions)
     rows = torch.tensor([[1, *question.options[0].tokens[: length - 1]] for question in questions.questions])
@@ -69,7 +70,7 @@ def test_the_exported_tokenizer_and_its_record_are_the_runs(tiny_run: MakeRun, t
     run = train(tiny_run())
     folder = export_huggingface(run, tmp_path / "hf")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    ours = load_tokenizer(read_config(run).data.tokenizer)
+    ours = load_tokenizer(open_run(run).config.data.tokenizer)
     for text in ("The  town, of Zürich\n", " ab\u2003c", "naïve — 東京 🜁", "1,234.5"):
         assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
         assert theirs.decode(ours.encode(text)) == ours.decode(ours.encode(text))

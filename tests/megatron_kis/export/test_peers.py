@@ -20,11 +20,12 @@ from megatron_kis.data_tools.rendering.statements import tokenize_option
 from megatron_kis.data_tools.rendering.templates import load_templates
 from megatron_kis.data_tools.selection.exports import export_bear
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer
-from megatron_kis.evaluate.restore import read_config, restored
+from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
 from megatron_kis.probes.questions import Option, Question, QuestionSet, read_questions
 from megatron_kis.probes.scoring import RULES
+from megatron_kis.training.artifacts import open_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 from tests.sources import Sources
@@ -61,10 +62,10 @@ def model(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def option_scores(run: Path, questions: QuestionSet) -> list[np.ndarray]:
     """[options, rules] of each question."""
-    with restored(run, read_config(run), vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
+    with restored(run, open_run(run).config, vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
         scorer = Scorer(engine)
         probe = Probe(questions, batch_size=256, branching=scorer.branching)
-        edges = scorer.score(probe.forest, probe._rows_a_pass)
+        edges = scorer.score(probe.trees, probe._rows_per_pass)
         assert edges is not None
         scores, _ = probe._option_scores(edges)
     return np.split(scores, np.cumsum([len(question.options) for question in questions.questions])[:-1])
@@ -91,7 +92,7 @@ def test_lm_eval_gives_every_option_our_score(
         log_samples=True,
         bootstrap_iters=0,
     )
-    config = read_config(run)
+    config = open_run(run).config
     questions = read_questions(config.data.questions, config.probes.templates)
     ours = {
         (f"kis_{question.group}_{question.split}_{kind}", question.fact, question.template): (question, scores)
@@ -127,7 +128,7 @@ def test_lm_pub_quiz_gives_every_option_our_score(
     folders = export_bear(
         load_facts(tiny_data / "facts.jsonl"), load_templates(tiny_sources.templates), tmp_path / "data", split="train"
     )
-    tokenizer, compared = load_tokenizer(read_config(run).data.tokenizer), 0
+    tokenizer, compared = load_tokenizer(open_run(run).config.data.tokenizer), 0
     evaluator = lm_pub_quiz.Evaluator.from_model(
         AutoModelForCausalLM.from_pretrained(model), tokenizer=AutoTokenizer.from_pretrained(model), model_type="CLM"
     )

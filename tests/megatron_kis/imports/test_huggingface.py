@@ -21,7 +21,7 @@ from megatron_kis.convert.llama import join_qkv, split_qkv
 from megatron_kis.convert.to_huggingface import export_huggingface
 from megatron_kis.convert.tokenizer_json import write_tokenizer
 from megatron_kis.distributed.device import open_device
-from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.engine.engine import Engine
 from megatron_kis.training.inputs import open_inputs
 from megatron_kis.training.trainer import train
@@ -41,9 +41,17 @@ def make_model(folder: Path, tiny_data: Path, *, vocabulary: int = ROWS, dtype: 
     """A small Llama with loud random weights, and the tiny tokenizer."""
     torch.manual_seed(3)
     config = transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        initializer_range=0.15, bos_token_id=1, eos_token_id=1, max_position_embeddings=64, **changes,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.15,
+        bos_token_id=1,
+        eos_token_id=1,
+        max_position_embeddings=64,
+        **changes,
+    )
     model = transformers.LlamaForCausalLM(config)
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):

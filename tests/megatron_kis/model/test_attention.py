@@ -93,12 +93,12 @@ def test_flash_takes_the_keys_up_to_a_piece_without_a_stored_mask(monkeypatch: p
     from torch.nn.attention import bias
 
     attention._lower_right.cache_clear()
-    mask = attention._lower_right(8, 24, on_host=False)
+    mask = attention._lower_right(8, 24, on_cpu=False)
     assert mask.untyped_storage().nbytes() == 0
     q = torch.randn(2, HEADS, 8, WIDTH)
     k, v = torch.randn(2, 2, GROUPS, 24, WIDTH)
     settings: dict[str, Any] = {"enable_gqa": True}
-    stored = attention._lower_right(8, 24, on_host=True)
+    stored = attention._lower_right(8, 24, on_cpu=True)
     here, there = (attention.scaled_dot_product_attention(q, k, v, attn_mask=one, **settings) for one in (mask, stored))
     torch.testing.assert_close(here, there)
     monkeypatch.setattr(bias, "can_use_flash_attention", lambda _: True)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from megatron_kis.config.ladder import ModelShape
-from megatron_kis.distributed.device import open_device, quiet_megatron
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model.build import build_model
 from tests.megatron_kis.places import place
 

@@ -14,8 +14,9 @@ import torch
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.ladder import preset
-from megatron_kis.distributed.device import Device, quiet_megatron
-from megatron_kis.distributed.parallel import Layout
+from megatron_kis.distributed.device import Device
+from megatron_kis.distributed.groups import ParallelDims
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model import support
 from megatron_kis.model.build import resolve_implementation, transformer_config
 
@@ -122,7 +123,7 @@ def test_without_a_compiler_nothing_is_fused_and_that_is_said_once(
     monkeypatch.setitem(sys.modules, "triton", None if missing == "triton" else types.ModuleType("triton"))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(support.shutil, "which", lambda name: None if missing == "compiler" else f"/usr/bin/{name}")
-    alone = Layout(1, 0, 1, 0, 1, 0, 1, 0)
+    alone = ParallelDims(1, 0, 1, 0, 1, 0, 1, 0)
     for _ in range(2):
         config = transformer_config(
             preset("70m"), vocabulary=512, layout=alone, device=CARD, precision="bf16", init_std=0.02

@@ -14,7 +14,7 @@ from megatron_kis.config.ladder import PRESETS, ModelShape
 from megatron_kis.config.run import RunConfig
 from megatron_kis.distributed.device import open_device
 from megatron_kis.engine.engine import Engine
-from megatron_kis.engine.optimizer import HostOptimizer
+from megatron_kis.engine.optimizer import CpuOptimizer
 from megatron_kis.model.build import assemble_model
 from megatron_kis.planning import steps
 from megatron_kis.planning.memory import Memory, memory
@@ -133,7 +133,7 @@ def test_a_step_leaves_the_weights_gradients_and_moments_that_the_plan_says() ->
         engine = Engine(config, vocabulary=256, layout=layout, device=open_device("cpu"))
         engine.train_step([sample] * 2, micro_batch_size=2, learning_rate=1e-3, accept=lambda loss, norm: True)
         weights = [weight for chunk in engine.chunks for weight in chunk.parameters()]
-        assert isinstance(engine._optimizer, HostOptimizer)
+        assert isinstance(engine._optimizer, CpuOptimizer)
         moments = [state[name] for state in engine._optimizer.adam.state.values() for name in ("exp_avg", "exp_avg_sq")]
     told = memory(
         config.model.shape(),

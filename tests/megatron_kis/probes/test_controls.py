@@ -11,12 +11,13 @@ import pytest
 from scipy.stats import binomtest
 
 from megatron_kis.config.run import RunConfig
-from megatron_kis.evaluate.checkpoint import ask_checkpoint
-from megatron_kis.evaluate.restore import read_config, restored
+from megatron_kis.evaluate.checkpoint import evaluate_checkpoint
+from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe, ProbeResult
 from megatron_kis.probes.questions import Question, QuestionSet, read_questions
 from megatron_kis.probes.scoring import RULES
+from megatron_kis.training.artifacts import open_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 
@@ -38,19 +39,23 @@ def known(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
         "device": "cpu",
         "data": {name: tiny_data / place for name, place in zip(names, places, strict=True)},
         "model": {"layers": 2, "width": 64, "heads": 2},
-        "training": {"token_budget": 400 * 16 * 64, "sequence_length": 64, "global_batch_size": 16,
-                     "optimizer": {"learning_rate": 5e-3}},
+        "training": {
+            "token_budget": 400 * 16 * 64,
+            "sequence_length": 64,
+            "global_batch_size": 16,
+            "optimizer": {"learning_rate": 5e-3},
+        },
         "infusion": {"frequency": 600, "background": {"frequency": 0}},
         "probes": {"moments": {"shares": [0.0, 1.0]}, "templates": ASKED},
-    }  # fmt: skip
+    }
     return train(parse_config(RunConfig, content, source="known"))
 
 
 def asked(run: Path, questions: QuestionSet) -> ProbeResult:
-    with restored(run, read_config(run), vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
+    with restored(run, open_run(run).config, vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
         scorer = Scorer(engine)
         probe = Probe(questions, batch_size=512, branching=scorer.branching)
-        result = probe.ask(scorer.score)
+        result = probe.evaluate(scorer.score)
     assert result is not None
     return result
 
@@ -67,7 +72,7 @@ def facts_right(correct: np.ndarray, questions: tuple[Question, ...], *, split: 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "pmi"])
 def test_facts_that_were_never_shown_are_at_chance_untrained_and_trained(known: Path, rule: str) -> None:
-    questions = read_questions(read_config(known).data.questions, ASKED).questions
+    questions = read_questions(open_run(known).config.data.questions, ASKED).questions
     column = RULES.index(rule)
     for step, groups in ((0, ("infused", "background", "control")), (400, ("background", "control"))):
         correct = np.load(known / "outcomes" / f"step-{step}.npz")["correct"][:, column]
@@ -81,16 +86,19 @@ def test_facts_that_were_never_shown_are_at_chance_untrained_and_trained(known: 
 
 def test_what_was_shown_is_known(known: Path) -> None:
     """Without this the test above would hold for a model that learned nothing."""
-    found = ask_checkpoint(known, device="cpu")
+    found = evaluate_checkpoint(known, device="cpu")
     assert found is not None
-    rates = {(row["group"], row["split"]): row["correct"] / row["n"]
-             for row in found["rows"] if row["scoring"] == "statement"}  # fmt: skip
+    rates = {
+        (row["group"], row["split"]): row["correct"] / row["n"]
+        for row in found["rows"]
+        if row["scoring"] == "statement"
+    }
     assert rates["infused", "train"] > 0.8
 
 
 def test_distractors_that_were_trained_on_make_controls_seem_worse_than_chance(known: Path) -> None:
     """The trap: a model prefers any name it has seen. Our questions take distractors of the fact's own group."""
-    questions = read_questions(read_config(known).data.questions, {"train": 1})
+    questions = read_questions(open_run(known).config.data.questions, {"train": 1})
     names = {
         (question.group, question.relation, option.text)
         for question in questions.questions

@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 from megatron_kis.common.errors import InputError
 from megatron_kis.probes.curves import (
     NEVER,
-    bits_per_parameter,
-    effectivity,
     histories,
     learned_bits,
     read_outcomes,
-    retainability,
 )
 from megatron_kis.probes.scoring import RULES
 
@@ -42,36 +39,10 @@ def test_a_history_is_what_reading_the_marks_in_turn_gives(marks: list[bool]) ->
     assert found.changes[0] == len(expected)
 
 
-STEPS = [0, 10, 20, 30, 40, 50, 60, 70]
-LOG_PROBS = [-9.0, -8.5, -5.0, -6.0, -3.0, -4.0, -6.0, -9.5]
-
-
-def test_effectivity_is_the_gain_up_to_the_local_maximum() -> None:
-    assert effectivity(STEPS, LOG_PROBS, 0, 30) == pytest.approx(4.0)  # -5 at step 20
-    assert effectivity(STEPS, LOG_PROBS, 0, 10) == pytest.approx(0.5)
-    assert effectivity(STEPS, LOG_PROBS, 30, 30) == pytest.approx(3.0)
-    assert effectivity(STEPS, LOG_PROBS, 40, 30) == pytest.approx(-1.0)  # the exposure's own moment is not after it
-
-
-def test_retainability_is_what_is_left_of_the_whole_gain() -> None:
-    since, left = retainability(STEPS, LOG_PROBS, [0, 30], 30)
-    assert since.tolist() == [0, 10, 20, 30]
-    assert left == pytest.approx([1.0, 5 / 6, 0.5, -0.5 / 6])
-    assert np.isnan(retainability([0, 1], [-1.0, -2.0], [0], 1)[1]).all()
-
-
-def test_moments_that_are_needed_and_missing_are_an_error() -> None:
-    with pytest.raises(ValueError, match="no moment at step 5"):
-        effectivity(STEPS, LOG_PROBS, 5, 30)
-    with pytest.raises(ValueError, match="no moment within 9 steps after step 0"):
-        effectivity(STEPS, LOG_PROBS, 0, 9)
-
-
 def test_bits_are_those_known_beyond_guessing() -> None:
     assert learned_bits([True] * 8, [4] * 8) == pytest.approx(16.0)
     assert learned_bits([True, False, False, False], [4] * 4) == pytest.approx(0.0)  # chance
     assert learned_bits([True, True], [2, 8]) == pytest.approx(1 + 3)
-    assert bits_per_parameter([True] * 8, [4] * 8, 64) == pytest.approx(0.25)
 
 
 def test_outcomes_are_read_in_the_order_of_the_steps(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The forest through the real model, against one option at a time through the engine."""
+"""The trees through the real model, against one option at a time through the engine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ import torch
 
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.config.run import RunConfig
-from megatron_kis.distributed.parallel import Layout
+from megatron_kis.distributed.groups import ParallelDims
 from megatron_kis.engine.engine import Engine
-from megatron_kis.evaluate.checkpoint import ask_checkpoint
-from megatron_kis.evaluate.restore import read_config, restored
+from megatron_kis.evaluate.checkpoint import evaluate_checkpoint
+from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe
 from megatron_kis.probes.questions import QuestionSet, read_questions
-from megatron_kis.probes.scoring import RULES, score_options
+from megatron_kis.probes.scoring import score_rules
+from megatron_kis.training.artifacts import open_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 from tests.megatron_kis.processes import free_port, losses
@@ -31,15 +32,16 @@ from tests.megatron_kis.processes import free_port, losses
 MakeRun = Callable[..., RunConfig]
 
 
-def one_by_one(engine: Engine, questions: QuestionSet, first: int) -> np.ndarray:
+def one_by_one(engine: Engine, questions: QuestionSet, bos_id: int) -> np.ndarray:
     """[options, rules but pmi], each option in a forward pass of its own."""
     scores = []
     for question in questions.questions:
         for option in question.options:
             labels = np.array([option.tokens])
-            losses = engine.token_losses(np.array([[first, *option.tokens[:-1]]]), labels, rows_a_pass=1)
-            facts = {"lengths": [labels.shape[1]], "spans": [option.span], "answers": [option.text]}
-            scores.append([score_options(-losses, rule=rule, **facts)[0] for rule in RULES[:-1]])
+            losses = engine.token_losses(np.array([[bos_id, *option.tokens[:-1]]]), labels, rows_per_pass=1)
+            counts = {"characters": [len(option.text)], "byte_counts": [len(option.text.encode())]}
+            own = score_rules(-losses, lengths=[labels.shape[1]], spans=[option.span], neutral=[0.0], **counts)
+            scores.append(own[0, :-1])
     return np.array(scores)
 
 
@@ -67,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
 
 @pytest.mark.parametrize("implementation", ["sdpa", "local"])
 def test_rows_of_options_score_as_each_option_alone(run: Path, implementation: str) -> None:
-    config = read_config(run)
+    config = open_run(run).config
     model = config.model.model_copy(update={"transformer_impl": implementation})
     questions = read_questions(config.data.questions, {"held_out": 1, "question": 1})
     questions = QuestionSet(questions.header, questions.questions[::6])
@@ -75,24 +77,24 @@ def test_rows_of_options_score_as_each_option_alone(run: Path, implementation: s
         engine,
         _,
     ):
-        expected = one_by_one(engine, questions, first=1)
+        expected = one_by_one(engine, questions, bos_id=1)
         scorer = Scorer(engine)
         assert scorer.branching == (implementation == "sdpa")
         drawn = torch.get_rng_state()
         for width, batch_size in ((16, 1), (64, 30), (512, 10_000)):
             probe = Probe(questions, batch_size=batch_size, branching=scorer.branching, width=width)
-            scores, _ = probe._option_scores(scorer.score(probe.forest, probe._rows_a_pass))
+            scores, _ = probe._option_scores(scorer.score(probe.trees, probe._rows_per_pass))
             np.testing.assert_allclose(scores[:, :-1], expected, rtol=1e-5, atol=1e-5)
         assert torch.equal(torch.get_rng_state(), drawn)
         assert engine.chunks[0].training
-        again = one_by_one(engine, questions, first=1)
+        again = one_by_one(engine, questions, bos_id=1)
     assert (again == expected).all()  # the model is as it was
 
 
 def test_on_an_accelerator_a_probe_has_few_shapes_and_the_same_scores(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = read_config(run)
+    config = open_run(run).config
     questions = read_questions(config.data.questions, {"train": 2, "held_out": 2, "question": 2})
     shapes: list[tuple[int, int]] = []
     forward = Engine.forward
@@ -105,10 +107,10 @@ def test_on_an_accelerator_a_probe_has_few_shapes_and_the_same_scores(
     with restored(run, config, vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
         probe = Probe(questions, batch_size=40, branching=True)
         scorer = Scorer(engine)
-        tight, tight_shapes = scorer.score(probe.forest, 4), set(shapes)
+        tight, tight_shapes = scorer.score(probe.trees, 4), set(shapes)
         scorer._few_shapes = True
         shapes.clear()
-        padded = scorer.score(probe.forest, 4)
+        padded = scorer.score(probe.trees, 4)
     assert tight is not None
     assert padded is not None
     np.testing.assert_allclose(padded.log_probs, tight.log_probs, rtol=1e-5, atol=1e-5)
@@ -120,7 +122,7 @@ def test_on_an_accelerator_a_probe_has_few_shapes_and_the_same_scores(
 
 @pytest.mark.parametrize("nodes", [1, 32, 33, 512, 513, 700, 4000, 100_000])
 def test_rows_of_few_widths_are_little_wider(nodes: int) -> None:
-    layout = Layout(8, 0, 4, 0, 1, 0, 1, 0, context_size=2)
+    layout = ParallelDims(8, 0, 4, 0, 1, 0, 1, 0, context_size=2)
     engine = SimpleNamespace(layout=layout, device=SimpleNamespace(torch_device=torch.device("cuda")), chunks=[])
     scorer = Scorer(engine)  # type: ignore[arg-type]
     width = scorer._width(nodes)
@@ -130,7 +132,7 @@ def test_rows_of_few_widths_are_little_wider(nodes: int) -> None:
 
 
 def test_a_checkpoint_asked_again_answers_as_in_training(run: Path, tmp_path: Path) -> None:
-    found = ask_checkpoint(run, device="cpu", outcomes=tmp_path / "again.npz")
+    found = evaluate_checkpoint(run, device="cpu", outcomes=tmp_path / "again.npz")
     assert found is not None
     assert (found["step"], found["ties"], found["asked"]) == (20, "wrong", 96)
     then, now = np.load(run / "outcomes" / "step-20.npz"), np.load(tmp_path / "again.npz")
@@ -142,12 +144,28 @@ def test_a_checkpoint_asked_again_answers_as_in_training(run: Path, tmp_path: Pa
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", [("--tensor", "2"), ("--pipeline", "2"), ()], ids=["tensor", "pipeline", "data"])
 def test_two_ranks_find_what_one_finds(run: Path, tmp_path: Path, layout: tuple[str, ...]) -> None:
-    alone = ask_checkpoint(run, device="cpu", outcomes=tmp_path / "alone.npz")
+    alone = evaluate_checkpoint(run, device="cpu", outcomes=tmp_path / "alone.npz")
     assert alone is not None
-    command = [sys.executable, "-m", "megatron_kis", "probe", str(run), "--device", "cpu", "--json", *layout,
-               "--outcomes", str(tmp_path / "two.npz")]  # fmt: skip
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-              "WORLD_SIZE": "2"}  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_kis",
+        "probe",
+        str(run),
+        "--device",
+        "cpu",
+        "--json",
+        *layout,
+        "--outcomes",
+        str(tmp_path / "two.npz"),
+    ]
+    shared = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+    }
     ranks = [
         subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True)
         for rank in ("0", "1")

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from megatron_kis.probes.prefix_tree import EdgeScores, Forest
+from megatron_kis.probes.prefix_tree import EdgeScores, PackedPrefixTrees
 from megatron_kis.probes.probe import Probe, ProbeResult
 from megatron_kis.probes.questions import Option, Question, QuestionSet, read_questions
 from megatron_kis.probes.scoring import RULES
@@ -26,7 +26,7 @@ class PrefixModel:
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         self._inputs, self._outputs = rng.normal(size=(VOCABULARY, 8)), rng.normal(size=(8, VOCABULARY))
-        self.rows_a_pass = 0
+        self.rows_per_pass = 0
 
     def logits(self, prefix: NDArray[np.int64]) -> NDArray[np.float64]:
         """[vocabulary] after the prefix [T]."""
@@ -39,18 +39,18 @@ class PrefixModel:
         values = self.logits(prefix)
         return float(values[token] - np.log(np.exp(values).sum()))
 
-    def __call__(self, forest: Forest, rows_a_pass: int) -> EdgeScores:
+    def __call__(self, trees: PackedPrefixTrees, rows_per_pass: int) -> EdgeScores:
         """Each edge under the tokens that its node may see, in the order of their depths."""
-        self.rows_a_pass = rows_a_pass
+        self.rows_per_pass = rows_per_pass
         found, greedy = [], []
-        for row in range(len(forest.counts)):
-            for edge in range(forest.edge_starts[row], forest.edge_starts[row + 1]):
-                place = forest.places[edge]
-                seen = [at for at in range(place + 1) if place < forest.ends[row, at]]
-                assert forest.depths[row, seen].tolist() == list(range(len(seen)))
-                prefix = forest.tokens[row, seen]
-                found.append(self.log_prob(prefix, forest.labels[edge]))
-                greedy.append(self.logits(prefix).argmax() == forest.labels[edge])
+        for row in range(len(trees.counts)):
+            for edge in range(trees.edge_starts[row], trees.edge_starts[row + 1]):
+                place = trees.places[edge]
+                seen = [at for at in range(place + 1) if place < trees.ends[row, at]]
+                assert trees.depths[row, seen].tolist() == list(range(len(seen)))
+                prefix = trees.tokens[row, seen]
+                found.append(self.log_prob(prefix, trees.labels[edge]))
+                greedy.append(self.logits(prefix).argmax() == trees.labels[edge])
         return EdgeScores(np.array(found), np.array(greedy, dtype=bool))
 
 
@@ -94,7 +94,7 @@ def expected_start(model: PrefixModel, option: Option) -> float:
 
 
 def probe(questions: QuestionSet, model: PrefixModel, batch_size: int = 7, **layout: Any) -> ProbeResult:
-    result = Probe(questions, batch_size=batch_size, **layout).ask(model)
+    result = Probe(questions, batch_size=batch_size, **layout).evaluate(model)
     assert result is not None
     return result
 
@@ -162,7 +162,7 @@ def test_rows_and_batches_change_nothing(seed: int, batch_size: int, width: int,
     questions = question_set(seed, facts=3)
     whole, alone = probe(questions, PrefixModel(), 1000, width=10_000), PrefixModel()
     parts = probe(questions, alone, batch_size, width=width, branching=branching)
-    assert alone.rows_a_pass >= 1
+    assert alone.rows_per_pass >= 1
     np.testing.assert_allclose(parts.margins, whole.margins, atol=1e-5)
     assert (parts.correct == whole.correct).all()
     assert (parts.generated == whole.generated).all()
@@ -196,7 +196,7 @@ def test_two_equal_options_are_a_tie_and_wrong() -> None:
 
 def test_a_rank_without_the_loss_takes_part_and_reports_nothing() -> None:
     calls = []
-    found = Probe(question_set(1), batch_size=10).ask(lambda forest, rows: calls.append(forest))
+    found = Probe(question_set(1), batch_size=10).evaluate(lambda trees, rows: calls.append(trees))
     assert found is None
     assert len(calls) == 1
 
@@ -211,13 +211,13 @@ class Oracle:
     def __init__(self, told: dict[tuple[int, ...], float]) -> None:
         self._told = told
 
-    def __call__(self, forest: Forest, rows_a_pass: int) -> EdgeScores:
+    def __call__(self, trees: PackedPrefixTrees, rows_per_pass: int) -> EdgeScores:
         values = []
-        for row in range(len(forest.counts)):
-            for edge in range(forest.edge_starts[row], forest.edge_starts[row + 1]):
-                place = forest.places[edge]
-                seen = [at for at in range(1, place + 1) if place < forest.ends[row, at]]
-                values.append(self._told.get((*forest.tokens[row, seen].tolist(), int(forest.labels[edge])), -2.0))
+        for row in range(len(trees.counts)):
+            for edge in range(trees.edge_starts[row], trees.edge_starts[row + 1]):
+                place = trees.places[edge]
+                seen = [at for at in range(1, place + 1) if place < trees.ends[row, at]]
+                values.append(self._told.get((*trees.tokens[row, seen].tolist(), int(trees.labels[edge])), -2.0))
         found = np.array(values)
         return EdgeScores(found, found > -0.5)
 
@@ -228,32 +228,49 @@ class Oracle:
         pytest.param(  # "The city is Rom" against "The city is Rom a"
             [statement("Rom", (5, 6, 7), 2, 3), statement("Rom a", (5, 6, 7, 8), 2, 4)],
             {(5, 6, 7): -1.0, (5, 6, 7, 8): -0.5, (7,): -3.0, (7, 8): -0.25},
-            {"statement": (-5, -5.5), "sum": (-1, -1.5), "mean_token": (-1, -0.75), "mean_char": (-1 / 3, -0.3),
-             "mean_byte": (-1 / 3, -0.3), "pmi": (2.0, 1.75)},
+            {
+                "statement": (-5, -5.5),
+                "sum": (-1, -1.5),
+                "mean_token": (-1, -0.75),
+                "mean_char": (-1 / 3, -0.3),
+                "mean_byte": (-1 / 3, -0.3),
+                "pmi": (2.0, 1.75),
+            },
             id="last, one a prefix of the other",
         ),
         pytest.param(  # "... Zürich lies", "... Köln lies"
             [statement("Zürich", (5, 7, 8, 9), 1, 3), statement("Köln", (5, 10, 9), 1, 2)],
             {(5, 7): -1.0, (5, 7, 8): -2.0, (5, 7, 8, 9): -4.0, (5, 10): -2.5, (7,): -8.0, (10,): -1.0},
-            {"statement": (-9, -6.5), "sum": (-3, -2.5), "mean_token": (-1.5, -2.5), "mean_char": (-0.5, -0.625),
-             "mean_byte": (-3 / 7, -0.5), "pmi": (7.0, -1.5)},
+            {
+                "statement": (-9, -6.5),
+                "sum": (-3, -2.5),
+                "mean_token": (-1.5, -2.5),
+                "mean_char": (-0.5, -0.625),
+                "mean_byte": (-3 / 7, -0.5),
+                "pmi": (7.0, -1.5),
+            },
             id="middle, unicode, several tokens",
         ),
         pytest.param(
             [statement("Rom", (7, 5, 6), 0, 1), statement("Ulm", (8, 5, 6), 0, 1)],
             {(7,): -4.0, (7, 5): -0.5, (7, 5, 6): -0.5, (8,): -1.0},
-            {"statement": (-5, -5), "sum": (-4, -1), "mean_token": (-4, -1), "mean_char": (-4 / 3, -1 / 3),
-             "mean_byte": (-4 / 3, -1 / 3)},
+            {
+                "statement": (-5, -5),
+                "sum": (-4, -1),
+                "mean_token": (-4, -1),
+                "mean_char": (-4 / 3, -1 / 3),
+                "mean_byte": (-4 / 3, -1 / 3),
+            },
             id="first",
         ),
     ],
-)  # fmt: skip
+)
 def test_every_rule_gives_what_is_known_by_hand(
     options: list[Option], told: dict[tuple[int, ...], float], expected: dict[str, tuple[float, float]]
 ) -> None:
     for answer in (0, 1):
         question = Question("f", "infused", "r", "train", 0, answer, tuple(options))
-        result = Probe(QuestionSet({"eod_id": FIRST}, (question,)), batch_size=8).ask(Oracle(told))
+        result = Probe(QuestionSet({"eod_id": FIRST}, (question,)), batch_size=8).evaluate(Oracle(told))
         assert result is not None
         for rule, scores in expected.items():
             column, margin = RULES.index(rule), scores[answer] - scores[1 - answer]
@@ -267,13 +284,16 @@ def test_a_completion_counts_if_greedy_decoding_gives_the_answer_or_an_alias_and
     rom, ulm, alias = (statement(name, (5, token, 9), 1, 2) for name, token in (("Rom", 7), ("Ulm", 8), ("Roma", 10)))
     middle = replace(rom, tokens=(5, 7, 9, 9))
     cases = {
-        ((5, 7), (5, 7, 9)): (rom, 1), ((5, 7),): (rom, 0), ((5, 8), (5, 8, 9)): (rom, 0),
-        ((5, 10), (5, 10, 9)): (rom, 1), ((5, 7), (5, 7, 9), (5, 7, 9, 9)): (middle, -1),
-    }  # fmt: skip
+        ((5, 7), (5, 7, 9)): (rom, 1),
+        ((5, 7),): (rom, 0),
+        ((5, 8), (5, 8, 9)): (rom, 0),
+        ((5, 10), (5, 10, 9)): (rom, 1),
+        ((5, 7), (5, 7, 9), (5, 7, 9, 9)): (middle, -1),
+    }
     for greedy, (right, expected) in cases.items():
         question = Question("f", "infused", "r", "train", 0, 1, (ulm, right), (alias,))
         questions = QuestionSet({"eod_id": FIRST}, (question,))
-        result = Probe(questions, batch_size=8).ask(Oracle(dict.fromkeys(greedy, -0.1)))
+        result = Probe(questions, batch_size=8).evaluate(Oracle(dict.fromkeys(greedy, -0.1)))
         assert result is not None
         assert result.generated.tolist() == [expected]
         assert result.rows[0]["generated"] == {"n": int(expected >= 0), "correct": int(expected > 0)}
@@ -286,7 +306,7 @@ def test_what_the_model_knows_is_found_by_every_rule(tiny_data: Path, known: str
     for question in questions.questions[::7]:  # one at a time: its options are right elsewhere
         tokens = question.options[question.answer if known == "answer" else question.answer - 1].tokens
         told = {tokens[:end]: -0.01 for end in range(1, len(tokens) + 1)}
-        result = Probe(replace(questions, questions=(question,)), batch_size=64).ask(Oracle(told))
+        result = Probe(replace(questions, questions=(question,)), batch_size=64).evaluate(Oracle(told))
         assert result is not None
         for row in result.rows:
             if row["scoring"] != "pmi":  # the answers' own likelihoods take part

@@ -121,16 +121,26 @@ def test_wrong_first_tokens_are_refused_when_they_are_read(tmp_path: Path, first
 
 
 def test_questions_that_no_sequence_holds_are_refused_by_name(tmp_path: Path) -> None:
-    long = {**ROW, "fact": "g", "split": "held_out", "template": 4,
-            "options": [ROW["options"][0], {"text": "c", "tokens": list(range(3, 15)), "span": [1, 3]}]}  # fmt: skip
+    long = {
+        **ROW,
+        "fact": "g",
+        "split": "held_out",
+        "template": 4,
+        "options": [ROW["options"][0], {"text": "c", "tokens": list(range(3, 15)), "span": [1, 3]}],
+    }
     aliases = {**ROW, "aliases": [{"text": "d", "tokens": list(range(3, 14)), "span": [1, 3]}]}
     header = {**HEADER, "eod_id": 1, "first_tokens": [1, 2]}
     questions = read_questions(write(tmp_path / "q.jsonl", header, ROW, long, aliases), ALL)
     check_lengths(questions, 14, where="q.jsonl")
     with pytest.raises(InputError) as caught:
         check_lengths(questions, 13, where="q.jsonl")
-    for words in ("q.jsonl: 1 of 3 questions are longer than 13 tokens", "with 14", "fact 'g'", "r.held_out[4]",
-                  "training.sequence_length"):  # fmt: skip
+    for words in (
+        "q.jsonl: 1 of 3 questions are longer than 13 tokens",
+        "with 14",
+        "fact 'g'",
+        "r.held_out[4]",
+        "training.sequence_length",
+    ):
         assert words in str(caught.value)
     with pytest.raises(InputError, match="2 of 3 questions"):
         check_lengths(questions, 12, where="q.jsonl")

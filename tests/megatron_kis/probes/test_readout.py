@@ -20,7 +20,7 @@ class Alone(dist.ProcessGroup):
 
 @pytest.mark.parametrize(("nodes", "tokens"), [(1, 3), (16, 32), (17, 33), (40, 31), (7, 100)])
 def test_blocks_give_what_all_logits_give(nodes: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readout, "_BLOCK_ON_HOST", 16)
+    monkeypatch.setattr(readout, "_CPU_BLOCK", 16)
     drawn = torch.Generator().manual_seed(0)
     inputs, weight = (torch.randn(size, 8, generator=drawn) for size in (nodes, tokens))
     which = torch.randint(nodes, (3 * nodes,), generator=drawn).sort().values
@@ -34,7 +34,7 @@ def test_blocks_give_what_all_logits_give(nodes: int, tokens: int, monkeypatch: 
 
 
 def test_logits_far_apart_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readout, "_BLOCK_ON_HOST", 2)
+    monkeypatch.setattr(readout, "_CPU_BLOCK", 2)
     weight = torch.tensor([[300.0], [-300.0], [299.0], [0.0], [-1.0]])
     found, _ = readout.read_tokens(torch.ones(1, 1), weight, np.zeros(5, dtype=np.int64), np.arange(5), Alone(0, 1))
     torch.testing.assert_close(found, weight[:, 0].log_softmax(dim=0))

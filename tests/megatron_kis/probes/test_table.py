@@ -17,9 +17,15 @@ OPTIONS = st.builds(
 NAMES = st.sampled_from(["", "a", "b", "ß"])
 QUESTIONS = st.builds(
     Question,
-    fact=NAMES, group=NAMES, relation=NAMES, split=NAMES, template=NUMBERS, answer=NUMBERS,
-    options=st.lists(OPTIONS, min_size=1, max_size=3).map(tuple), aliases=st.lists(OPTIONS, max_size=2).map(tuple),
-)  # fmt: skip
+    fact=NAMES,
+    group=NAMES,
+    relation=NAMES,
+    split=NAMES,
+    template=NUMBERS,
+    answer=NUMBERS,
+    options=st.lists(OPTIONS, min_size=1, max_size=3).map(tuple),
+    aliases=st.lists(OPTIONS, max_size=2).map(tuple),
+)
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_kis.data_tools.preparation.settings import DataSettings
+from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 from megatron_kis.study.data import source_files
 
 
@@ -16,5 +16,5 @@ def test_a_tokenizer_that_is_a_folder_counts_by_the_files_in_it(tmp_path: Path) 
         (folder / name).touch()
     (tmp_path / "tokenizer_config.json").touch()  # of another tokenizer
     text, facts, templates = (tmp_path / name for name in ("text.jsonl", "facts.tsv", "templates.yaml"))
-    found = source_files(DataSettings((text,), facts, templates, tokenizer=folder))
+    found = source_files(DataPrepConfig(text=(text,), facts=facts, templates=templates, tokenizer=folder))
     assert found == [text, facts, templates, *(folder / name for name in names)]

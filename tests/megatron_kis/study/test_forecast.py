@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.study.forecast import duration, forecast
+from megatron_kis.common.units import duration
+from megatron_kis.study.forecast import forecast
 from megatron_kis.study.status import RunStatus
 
 

@@ -16,7 +16,7 @@ DATA = DataConfig(corpus=Path("c"), validation=Path("v"), exposures=Path("e"), t
 STUDY: dict[str, Any] = {
     "name": "s",
     "output": "out",
-    "data": {},
+    "data": {"text": ["text.jsonl"], "facts": "facts.tsv", "templates": "templates.yaml"},
     "ladder": [
         {"preset": "cpu-32", "learning_rate": 0.01},
         {"layers": 3, "width": 32, "heads": 2, "parallel": {"tensor": 2}},

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from megatron_kis.cli.main import main
-from megatron_kis.cli.study.common import print_table
 from megatron_kis.cli.study.table import headline, tables
 from megatron_kis.common.configuration import parse_config
+from megatron_kis.common.console import print_table
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.executor.logs import for_terminal

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_kis.analysis import AnalysisConfig, analyse_study, report
 from megatron_kis.cli.main import main
 from megatron_kis.cli.study.report import belonging
+from megatron_kis.common.errors import InputError
 from megatron_kis.config.study import StudyConfig
 from tests.analysis.synthetic import Truth, write_run
 
@@ -22,12 +24,15 @@ TOKENS = 2_000_000
 def study(tmp_path: Path) -> Path:
     """A study file whose runs are all done."""
     content = {
-        "name": "s", "output": str(tmp_path / "out"), "ladder": [{"layers": 1, "width": 16, "heads": 2}],
-        "token_budgets": [TOKENS], "frequencies": FREQUENCIES,
+        "name": "s",
+        "output": str(tmp_path / "out"),
+        "ladder": [{"layers": 1, "width": 16, "heads": 2}],
+        "token_budgets": [TOKENS],
+        "frequencies": FREQUENCIES,
         "training": {"sequence_length": 64, "global_batch_size": 8, "optimizer": {"learning_rate": 0.01}},
         "data": {"text": ["t.jsonl"], "facts": "f.tsv", "templates": "t.yaml"},
         "analysis": {"resamples": 99, "law_resamples": 0},
-    }  # fmt: skip
+    }
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(content))
     for name, config in configs(path).items():
@@ -49,7 +54,7 @@ def loaded(path: Path) -> StudyConfig:
 
     from megatron_kis.cli.study.common import load_study
 
-    return load_study(Namespace(study=path, overrides=[]))[0]
+    return load_study(Namespace(study=path, overrides=[]))
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -119,3 +124,91 @@ def test_names_from_records_reach_neither_terminal_nor_page_raw(
     out = study.parent / "out"
     assert main(["law", "collapse", str(out), "--output", str(out / "p.csv")]) == 0
     assert "\x1b" not in capsys.readouterr().err
+
+
+MISTAKES = {
+    "critrion": ("tolerance_rule", "analysis.critrion: unknown key; did you mean 'criterion'?"),
+    "r": (1.5, "analysis.r: 1.5 is out of range; 0 < x < 1"),
+    "resamples": ("many", "analysis.resamples: "),
+    "law": (None, "analysis.law: "),
+}
+
+
+def everything(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.fixture
+def mistaken(study: Path, request: pytest.FixtureRequest) -> tuple[Path, Path, str]:
+    """The study file and the one in its output folder, both with one wrong key of ``analysis``; what is said of it."""
+    value, said = MISTAKES[request.param]
+    edit(study, analysis={"resamples": 99, "law_resamples": 0, request.param: value})
+    resolved = study.parent / "out" / "study.yaml"
+    resolved.write_bytes(study.read_bytes())
+    return study, resolved, said
+
+
+@pytest.mark.parametrize("mistaken", MISTAKES, indirect=True)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "study status",
+        "study plan",
+        "study run",
+        "study report",
+        "study next --params 1e6",
+        "study submit",
+        "plan",
+    ],
+)
+def test_a_wrong_criterion_is_refused_by_every_command_that_reads_the_file(
+    mistaken: tuple[Path, Path, str], command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, _, said = mistaken
+    before = everything(study.parent)
+    assert main([*command.split(), str(study)]) == 2
+    assert f"{study}: {said}" in capsys.readouterr().err
+    assert everything(study.parent) == before
+
+
+@pytest.mark.parametrize("mistaken", MISTAKES, indirect=True)
+@pytest.mark.parametrize("folder", [".", "runs"])
+@pytest.mark.parametrize("step", ["collapse", "fit", "report"])
+def test_a_wrong_criterion_is_refused_by_every_command_that_reads_the_folder(
+    mistaken: tuple[Path, Path, str], step: str, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, resolved, said = mistaken
+    before = everything(study.parent)
+    assert main(["law", step, str(resolved.parent / folder), "--output", str(study.parent / "new")]) == 2
+    assert f"{resolved}: {said}" in capsys.readouterr().err
+    assert everything(study.parent) == before
+
+
+@pytest.mark.parametrize("mistaken", MISTAKES, indirect=True)
+def test_a_wrong_criterion_is_refused_in_python(mistaken: tuple[Path, Path, str]) -> None:
+    study, resolved, said = mistaken
+    before = everything(study.parent)
+    for call in (lambda: report(resolved.parent, study.parent / "new.html"), lambda: analyse_study(resolved.parent)):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert f"{resolved}: {said}" in str(caught.value)
+    assert everything(study.parent) == before
+
+
+@pytest.mark.parametrize("content", [{"analysys": {"r": 0.2}}, {"analysis": None}, {"analysis": ["hinge"]}])
+def test_a_declaration_that_would_not_be_read_is_refused(study: Path, content: dict[str, Any]) -> None:
+    (study.parent / "out" / "study.yaml").write_text(yaml.safe_dump({"title": "t", **content}))
+    with pytest.raises(InputError, match=f"study.yaml: {next(iter(content))}: "):
+        analyse_study(study.parent / "out")
+
+
+@pytest.mark.parametrize(
+    "declared", [{"resamples": "199"}, {"resamples": 199.0}, {"tolerance": "0.1"}, {"tolerance": 1}]
+)
+def test_the_same_values_are_accepted_everywhere(study: Path, declared: dict[str, Any], tmp_path: Path) -> None:
+    edit(study, analysis={"law_resamples": 0, **declared})
+    resolved = study.parent / "out" / "study.yaml"
+    resolved.write_bytes(study.read_bytes())
+    assert main(["study", "status", str(study)]) == 0
+    assert main(["law", "collapse", str(resolved.parent), "--output", str(tmp_path / "points.csv")]) == 0
+    assert loaded(study).analysis == AnalysisConfig(**{"law_resamples": 0, **declared})

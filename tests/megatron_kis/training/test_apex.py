@@ -17,7 +17,7 @@ from megatron_kis.distributed.device import open_device
 from megatron_kis.model.build import assemble_model
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.model.norm import RmsNorm
-from megatron_kis.distributed.parallel import open_groups
+from megatron_kis.distributed.groups import open_groups
 
 device = open_device("cpu")
 model = assemble_model(

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.folders import CheckpointWriter, write_manifest
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.files import read_json, sha256_file
 from megatron_kis.config.run import RunConfig
-from megatron_kis.training.trainer import _Run, train
-from tests.megatron_kis.processes import losses, rows
+from megatron_kis.training.trainer import Trainer, train
+from tests.megatron_kis.processes import losses, rows, tensor_shapes
 
 MakeRun = Callable[..., RunConfig]
 EVERY_5 = {"moments": {"every": 5}, "asynchronous": False}
@@ -33,15 +33,15 @@ class CutOff(Exception):
 
 def cut_off(config: RunConfig, step: int, begin: Callable[[], Any] | None = None) -> None:
     """Trains (as ``begin`` does) until before step ``step`` (from 0), and crashes."""
-    whole = _Run._step
+    whole = Trainer._train_step
 
-    def crash(self: _Run, number: int) -> None:
-        if number == step:
+    def crash(self: Trainer) -> None:
+        if self.state.step == step:
             raise CutOff
-        whole(self, number)
+        whole(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Run, "_step", crash)
+        patch.setattr(Trainer, "_train_step", crash)
         with pytest.raises(CutOff):
             begin() if begin else train(config)
 
@@ -131,8 +131,12 @@ def own_data(tiny_data: Path, tmp_path: Path) -> Path:
 
 
 def on(make: MakeRun, data: Path, **changes: Any) -> RunConfig:
-    names = {"corpus": "corpus", "validation": "corpus.validation", "exposures": "exposures",
-             "tokenizer": "tokenizer.model"}  # fmt: skip
+    names = {
+        "corpus": "corpus",
+        "validation": "corpus.validation",
+        "exposures": "exposures",
+        "tokenizer": "tokenizer.model",
+    }
     return make(data={key: data / name for key, name in names.items()}, **{**OFTEN, **changes})
 
 
@@ -245,8 +249,10 @@ def test_nothing_on_disk_is_unpickled(tiny_run: MakeRun, tmp_path: Path) -> None
     mark = tmp_path / "ran"
     (folder / ".metadata").write_bytes(f"cos\nsystem\n(S'touch {mark}'\ntR.".encode())
     manifest = json.loads((folder / "checkpoint.json").read_text())
-    manifest["files"][".metadata"] = {"bytes": (folder / ".metadata").stat().st_size,
-                                      "sha256": sha256_file(folder / ".metadata")}  # fmt: skip
+    manifest["files"][".metadata"] = {
+        "bytes": (folder / ".metadata").stat().st_size,
+        "sha256": sha256_file(folder / ".metadata"),
+    }
     write_manifest(folder / "checkpoint.json", manifest)
     train(config)
     assert [s["from_step"] for s in read_json(config.output / "run.json", "kis.run/1")["sessions"]] == [0, 5]
@@ -283,4 +289,4 @@ def test_other_tools_can_read_the_checkpoint(tiny_run: MakeRun) -> None:
     dcp_to_torch_save(folder, target)
     weights = torch.load(target, weights_only=True)
     assert weights["embedding.word_embeddings.weight"].shape == (512, 16)
-    assert shards.tensor_shapes(folder)["embedding.word_embeddings.weight"] == (512, 16)
+    assert tensor_shapes(folder)["embedding.word_embeddings.weight"] == (512, 16)

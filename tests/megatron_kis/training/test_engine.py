@@ -13,12 +13,14 @@ import torch
 
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.config.run import RunConfig
-from megatron_kis.distributed.device import open_device, seed_device
-from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.distributed.determinism import seed_device
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.engine.engine import Engine
-from megatron_kis.evaluate.restore import read_config, restored
+from megatron_kis.evaluate.restore import restored
 from megatron_kis.model import build, head
 from megatron_kis.training import trainer as run_module
+from megatron_kis.training.artifacts import open_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 from tests.megatron_kis.places import place
@@ -30,11 +32,15 @@ ROWS, LENGTH, VOCABULARY = 7, 32, 256
 
 def config_of(**parallel: Any) -> RunConfig:
     content = {
-        "name": "engine", "output": "unused", "device": "cpu",
+        "name": "engine",
+        "output": "unused",
+        "device": "cpu",
         "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
-        "model": {"layers": 2, "width": 32, "heads": 4, "init_std": 0.2}, "infusion": {"frequency": 0},
-        "training": {"token_budget": 256, "sequence_length": LENGTH, "global_batch_size": 4}, "parallel": parallel,
-    }  # fmt: skip
+        "model": {"layers": 2, "width": 32, "heads": 4, "init_std": 0.2},
+        "infusion": {"frequency": 0},
+        "training": {"token_budget": 256, "sequence_length": LENGTH, "global_batch_size": 4},
+        "parallel": parallel,
+    }
     return parse_config(RunConfig, content, source="test")
 
 
@@ -89,18 +95,18 @@ def test_weights_are_drawn_only_for_a_run_that_begins(tiny_run: MakeRun, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(run_module._Run, "_close", cut_off)
+        patched.setattr(run_module.Trainer, "_finish", cut_off)
         train(config)
     assert len(drawn) == 9  # the tied table, and four matrices in each of two layers
     drawn.clear()
     train(config)  # resumes
-    with restored(config.output, read_config(config.output), vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
+    with restored(config.output, open_run(config.output).config, vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
         norms = [float(weight.detach().norm()) for weight in engine.chunks[0].parameters()]
     assert not drawn
     assert all(norms)
 
 
-def scored(config: RunConfig, *, rows_a_pass: int, **sizes: int) -> dict[str, Any]:
+def scored(config: RunConfig, *, rows_per_pass: int, **sizes: int) -> dict[str, Any]:
     """Losses of the labels, and the shapes of the batches that the model was given."""
     device = open_device("cpu")
     layout = open_groups(device, **sizes)
@@ -116,16 +122,17 @@ def scored(config: RunConfig, *, rows_a_pass: int, **sizes: int) -> dict[str, An
 
         engine.forward = counted  # type: ignore[method-assign]
         tokens = np.random.default_rng(1).integers(0, VOCABULARY, (ROWS, LENGTH + 1))
-        losses = engine.token_losses(tokens[:, :-1], tokens[:, 1:], rows_a_pass=rows_a_pass)
+        losses = engine.token_losses(tokens[:, :-1], tokens[:, 1:], rows_per_pass=rows_per_pass)
         return {"losses": losses, "shapes": shapes}
     finally:
         close_groups()
 
 
 def _rank(folder: Path, rank: int, port: int, sizes: dict[str, int], parallel: dict[str, Any]) -> None:
-    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))  # fmt: skip
-    found = scored(config_of(**parallel), rows_a_pass=2, **sizes)
+    os.environ.update(
+        WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    found = scored(config_of(**parallel), rows_per_pass=2, **sizes)
     losses = np.empty(0) if found["losses"] is None else found["losses"]
     np.savez(folder / f"{rank}.npz", losses=losses, shapes=found["shapes"])
 
@@ -143,7 +150,7 @@ def _rank(folder: Path, rank: int, port: int, sizes: dict[str, int], parallel: d
 def test_ranks_share_what_is_scored_and_find_what_one_finds(
     parallel: dict[str, Any], shapes: list[tuple[int, int]], scores: list[bool], tmp_path: Path
 ) -> None:
-    alone = scored(config_of(), rows_a_pass=2)
+    alone = scored(config_of(), rows_per_pass=2)
     assert alone["shapes"] == [(2, LENGTH)] * 4  # the seventh row twice: one shape
     sizes = {name: size for name, size in parallel.items() if name != "sequence"}
     port = free_port()
@@ -166,7 +173,7 @@ def test_ranks_share_what_is_scored_and_find_what_one_finds(
 
 @pytest.mark.parametrize("most", [VOCABULARY * 10, VOCABULARY - 1])
 def test_scoring_holds_no_more_logits_than_a_block(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = scored(config_of(), rows_a_pass=4)["losses"]
+    whole = scored(config_of(), rows_per_pass=4)["losses"]
     held: list[int] = []
     cross_entropy = head.cross_entropy
 
@@ -176,7 +183,7 @@ def test_scoring_holds_no_more_logits_than_a_block(most: int, monkeypatch: pytes
 
     monkeypatch.setattr(head, "cross_entropy", counted)
     monkeypatch.setattr(head, "LOGITS_PER_BLOCK", most)
-    np.testing.assert_allclose(scored(config_of(), rows_a_pass=4)["losses"], whole, atol=1e-6)
+    np.testing.assert_allclose(scored(config_of(), rows_per_pass=4)["losses"], whole, atol=1e-6)
     assert max(held) <= max(most, VOCABULARY)  # a node at least
     assert sum(held) == 8 * LENGTH * VOCABULARY
 
@@ -185,10 +192,10 @@ def test_a_checkpoint_of_fp8_is_asked_in_bf16_on_any_device(tiny_run: MakeRun) -
     config = tiny_run()
     train(config)
     training = config.training.model_copy(update={"precision": "fp8"})
-    trained = read_config(config.output).model_copy(update={"training": training})
+    trained = open_run(config.output).config.model_copy(update={"training": training})
     with restored(config.output, trained, vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
         assert engine.precision == "bf16"
         tokens = np.ones((1, 8), dtype=np.int64)
-        losses = engine.token_losses(tokens, tokens, rows_a_pass=1)
+        losses = engine.token_losses(tokens, tokens, rows_per_pass=1)
     assert losses is not None
     assert np.isfinite(losses).all()

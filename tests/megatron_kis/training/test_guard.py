@@ -12,8 +12,8 @@ from megatron_kis.common.errors import JobError
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import GuardConfig, RunConfig
 from megatron_kis.engine.engine import Engine
+from megatron_kis.training.faults import LossGuard
 from megatron_kis.training.inputs import open_inputs
-from megatron_kis.training.loss_guard import Guard
 from megatron_kis.training.trainer import train
 from tests.megatron_kis.processes import losses, rows
 
@@ -21,7 +21,7 @@ MakeRun = Callable[..., RunConfig]
 
 
 def test_what_is_not_finite_is_bad() -> None:
-    guard = Guard(GuardConfig())
+    guard = LossGuard(GuardConfig())
     assert guard.accepts(5.0, 1.0)
     for loss, norm in ((math.nan, 1.0), (math.inf, 1.0), (5.0, math.nan), (5.0, math.inf)):
         assert not guard.accepts(loss, norm)
@@ -31,7 +31,7 @@ def test_what_is_not_finite_is_bad() -> None:
 
 
 def test_a_loss_far_above_its_mean_is_bad_and_does_not_move_the_mean() -> None:
-    guard = Guard(GuardConfig(loss_rise=1.0))
+    guard = LossGuard(GuardConfig(loss_rise=1.0))
     assert guard.accepts(5.0, 1.0)
     for _ in range(100):
         assert not guard.accepts(6.1, 1.0)
@@ -39,7 +39,7 @@ def test_a_loss_far_above_its_mean_is_bad_and_does_not_move_the_mean() -> None:
 
 
 def test_only_so_many_in_a_row_are_passed_over() -> None:
-    guard = Guard(GuardConfig(skip_in_a_row=2))
+    guard = LossGuard(GuardConfig(skip_in_a_row=2))
     assert [guard.skips(step) for step in (3, 4, 5)] == [True, True, False]
     assert guard.accepts(5.0, 1.0)
     assert guard.skips(7)
@@ -47,7 +47,7 @@ def test_only_so_many_in_a_row_are_passed_over() -> None:
 
 
 def test_a_guard_goes_on_where_it_was_saved() -> None:
-    guard, other = (Guard(GuardConfig(skip_in_a_row=2, loss_rise=1.0)) for _ in range(2))
+    guard, other = (LossGuard(GuardConfig(skip_in_a_row=2, loss_rise=1.0)) for _ in range(2))
     guard.accepts(5.0, 1.0)
     guard.skips(2)
     other.load(guard.record())

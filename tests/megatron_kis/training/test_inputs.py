@@ -51,11 +51,18 @@ def test_a_ratio_becomes_a_frequency(tiny_run: MakeRun) -> None:
     "name",
     [
         "tokenizer.model",
-        "corpus.bin", "corpus.idx", "corpus.meta.json",
-        "corpus.validation.bin", "corpus.validation.idx", "corpus.validation.meta.json",
-        "exposures.bin", "exposures.idx", "exposures.json", "exposures.questions.jsonl",
+        "corpus.bin",
+        "corpus.idx",
+        "corpus.meta.json",
+        "corpus.validation.bin",
+        "corpus.validation.idx",
+        "corpus.validation.meta.json",
+        "exposures.bin",
+        "exposures.idx",
+        "exposures.json",
+        "exposures.questions.jsonl",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_damaged_file_is_refused_by_name(tiny_run: MakeRun, copied: Path, name: str, damage: str) -> None:
     path = copied / name

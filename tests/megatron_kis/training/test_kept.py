@@ -18,10 +18,9 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, sha256_file, write_json
 from megatron_kis.common.identity import settings_of
 from megatron_kis.config.run import RunConfig
-from megatron_kis.data_tools.preparation.prepare import DataSettings, prepare_data
-from megatron_kis.data_tools.selection.select import SelectSettings
+from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
+from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
-from megatron_kis.evaluate.restore import read_config
 from megatron_kis.training.artifacts import made_with, open_run
 from megatron_kis.training.audit import audit_run
 from megatron_kis.training.trainer import train
@@ -32,17 +31,17 @@ from tests.sources import Sources
 MakeRun = Callable[..., RunConfig]
 
 
-def settings(sources: Sources, **changes: Any) -> DataSettings:
+def settings(sources: Sources, **changes: Any) -> DataPrepConfig:
     given: dict[str, Any] = {
         "text": (sources.text,),
         "facts": sources.triples,
         "templates": sources.templates,
         "vocab_size": 400,
-        "select": SelectSettings(**TINY_SELECTION),
+        "select": SelectConfig(**TINY_SELECTION),
         "validation_share": 0.05,
         **changes,
     }
-    return DataSettings(**given)
+    return DataPrepConfig(**given)
 
 
 @pytest.fixture
@@ -51,8 +50,12 @@ def data(tiny_data: Path, tmp_path: Path) -> Path:
 
 
 def on(make: MakeRun, data: Path, **changes: Any) -> RunConfig:
-    files = {"corpus": data / "corpus", "validation": data / "corpus.validation",
-             "exposures": data / "exposures", "tokenizer": data / "tokenizer.model"}  # fmt: skip
+    files = {
+        "corpus": data / "corpus",
+        "validation": data / "corpus.validation",
+        "exposures": data / "exposures",
+        "tokenizer": data / "tokenizer.model",
+    }
     return make(data=files, output=data.parent / "runs" / changes.get("name", "tiny"), **changes)
 
 
@@ -82,7 +85,7 @@ def test_a_copied_run_is_asked_and_exported_without_its_data(
     assert main(["export", "lm-eval", str(run), "--output", "tasks"]) == 0
     assert main(["probe", str(run), "--histories", "histories.csv"]) == 0
     assert main(["data", "inspect", str(run)]) == 0
-    assert read_config(run).output == run
+    assert open_run(run).config.output == run
     capsys.readouterr()
     assert main(["data", "inspect", str(run), "--recount"]) == 2
     assert "study/data" in capsys.readouterr().err
@@ -101,7 +104,7 @@ def test_the_record_names_its_neighbours_by_relative_paths(
     assert record["general_text"][0]["corpus"] == "../../data/corpus"
     monkeypatch.chdir(data)
     moved = data.parent / run
-    assert read_config(moved).data.corpus == data / "corpus"
+    assert open_run(moved).config.data.corpus == data / "corpus"
     assert audit_run(moved)["infused"]["facts"] == 16
 
 
@@ -338,8 +341,14 @@ def test_an_extended_run_and_its_file_of_frequencies_may_move_together(
     assert open_run(first.output).record["inputs"]["frequencies"] == "inputs/frequencies.tsv"
     listed.unlink()
     moved = Path(shutil.move(tmp_path / "study", tmp_path / "moved"))
-    longer = on(tiny_run, moved / "data", name="longer", extends=moved / "runs" / "first",
-                training={"token_budget": 30 * 8 * 64}, infusion={"frequency": 2})  # fmt: skip
+    longer = on(
+        tiny_run,
+        moved / "data",
+        name="longer",
+        extends=moved / "runs" / "first",
+        training={"token_budget": 30 * 8 * 64},
+        infusion={"frequency": 2},
+    )
     train(longer)
     record = open_run(train(longer)).record
     assert record["plan"]["extends"] == open_run(moved / "runs" / "first").record["plan"]

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.folders import write_manifest
 from megatron_kis.cli.main import main
 from megatron_kis.common import files
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
-from megatron_kis.training.run_dir import RunFolder
+from megatron_kis.training.run_dir import RunDir
 from megatron_kis.training.trainer import train
 from tests.megatron_kis.processes import losses, rows
 from tests.megatron_kis.training.test_branch import run as trunk_of
@@ -76,7 +76,7 @@ def test_no_run_begins_again_by_itself_where_checkpoints_lie(tiny_run: MakeRun) 
     after = content(config)
     assert before == {name: after[name] for name in before}
     with pytest.raises(InputError, match=r"holds step-00000005, step-00000010, and no checkpoint"):
-        RunFolder(config.output).clear(restart=False)
+        RunDir(config.output).clear(restart=False)
     train(config, restart=True)
     assert [session["from_step"] for session in read_json(config.output / "run.json", "kis.run/1")["sessions"]] == [0]
     assert folders(config) == ["step-00000015", "step-00000020"]
@@ -139,8 +139,10 @@ def test_a_lost_log_is_restored_from_the_checkpoint(
     assert f"{log} was not as it had been written; restored from the checkpoint" in said
     assert losses(config.output) == losses(whole.output)
     for log_name in LOGS:
-        keys = [[(row["step"], row.get("kind"), row.get("group")) for row in rows(run.output, log_name)]
-                for run in (config, whole)]  # fmt: skip
+        keys = [
+            [(row["step"], row.get("kind"), row.get("group")) for row in rows(run.output, log_name)]
+            for run in (config, whole)
+        ]
         assert keys[0] == keys[1]
     sessions = read_json(config.output / "run.json", "kis.run/1")["sessions"]
     assert list(sessions[-1]["logs"]) == [name]
@@ -236,13 +238,17 @@ def test_a_damaged_checkpoint_stays_aside_when_its_step_is_saved_again(tiny_run:
     part.write_bytes(b"again")
     train(config)
     assert folders(config) == [
-        "step-00000010.damaged", "step-00000010.damaged2", "step-00000015", "step-00000020",
-    ]  # fmt: skip
+        "step-00000010.damaged",
+        "step-00000010.damaged2",
+        "step-00000015",
+        "step-00000020",
+    ]
 
 
 def test_room_is_made_by_no_checkpoint_that_a_resume_passed_over(tiny_run: MakeRun) -> None:
-    often: dict[str, Any] = {"checkpoints": {"moments": {"every": 5}, "keep_last": 1, "asynchronous": False,
-                             "keep_best": False}}  # fmt: skip
+    often: dict[str, Any] = {
+        "checkpoints": {"moments": {"every": 5}, "keep_last": 1, "asynchronous": False, "keep_best": False}
+    }
     config = tiny_run(**{**OFTEN, **often, "checkpoints": {**often["checkpoints"], "keep_last": 9}})
     cut_off(config, 16)
     for step in (10, 15):

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_kis.checkpoint import sharded as shards
+from megatron_kis.checkpoint import shards
 from megatron_kis.checkpoint.pieces import boxes, pieces
 from megatron_kis.common.errors import InputError
-from megatron_kis.distributed.device import open_device, quiet_megatron
-from megatron_kis.distributed.parallel import close_groups, open_groups
+from megatron_kis.distributed.device import open_device
+from megatron_kis.distributed.groups import close_groups, open_groups
+from megatron_kis.distributed.megatron_imports import quiet_megatron
+from tests.megatron_kis.processes import tensor_shapes
 
 with quiet_megatron():
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -107,7 +109,7 @@ def test_later_checkpoints_of_the_same_tensors_are_not_planned_again(
         assert found["b"].tolist() == list(range(number, number + 3))
     folder = saved(tmp_path / "other", plans, a=torch.ones(5))
     assert len(planned) == 2
-    assert shards.tensor_shapes(folder) == {"a": (5,)}
+    assert tensor_shapes(folder) == {"a": (5,)}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
 from megatron_kis.distributed.device import Device
-from megatron_kis.engine.throughput import Speed
+from megatron_kis.training.callbacks.metrics import Throughput
 from megatron_kis.training.trainer import train
 from tests.megatron_kis.processes import losses, rows
 from tests.megatron_kis.training.test_checkpoint import EVERY_5, cut_off
@@ -108,6 +108,6 @@ def test_rows_say_how_much_memory_was_taken(tiny_run: MakeRun) -> None:
 def test_the_share_of_the_peak_is_that_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
     card = Device("cuda", torch.device("cpu"), "nccl", "NVIDIA H100 80GB HBM3")
-    speed = Speed(6e9, device=card, devices=8, precision="bf16")
+    speed = Throughput(6e9, device=card, devices=8, precision="bf16")
     assert speed.measure(8 * 50_000) == {"mfu": round(50_000 * 6e9 / 989e12, 4), "memory_bytes": 7}
-    assert "mfu" not in Speed(6e9, device=card, devices=8, precision="fp32").measure(1.0)
+    assert "mfu" not in Throughput(6e9, device=card, devices=8, precision="fp32").measure(1.0)

@@ -195,7 +195,9 @@ def test_the_templates_travel_with_an_installed_package(tmp_path: Path) -> None:
         cwd=copy, env={**os.environ, "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    packed = {path.name for path in (tmp_path / "lib" / "run_scripts" / "slurm").iterdir()}
+    packed = {path.name for path in (tmp_path / "lib" / "megatron_kis" / "run_scripts" / "slurm").iterdir()}
     assert packed == {path.name for path in TEMPLATES.iterdir()}
     assert (tmp_path / "lib" / "megatron_kis").is_dir()
-    assert {path.name for path in (tmp_path / "lib" / "run_scripts" / "studies").iterdir()} == {p.name for p in STUDIES}
+    assert {path.name for path in (tmp_path / "lib" / "megatron_kis" / "run_scripts" / "studies").iterdir()} == {
+        p.name for p in STUDIES
+    }

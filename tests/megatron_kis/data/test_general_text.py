@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json
-from megatron_kis.data.pretraining_text import Epochs, GeneralText, ValidationText
+from megatron_kis.data.general_text import Epochs, GeneralText, ValidationText
 from megatron_kis.data_tools.storage.indexed import IndexedWriter, suffixed
 
 SEARCH = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -26,42 +26,42 @@ def write_corpus(prefix: Path, tokens: int, *, first: int = 0) -> Path:
 
 
 def starts(text: GeneralText, sequences: int, *, first: int = 0) -> list[int]:
-    """Where the stretches of some sequences begin in the corpus."""
-    return [int(text.stretch(sequence, 1)[0]) for sequence in range(first, first + sequences)]
+    """Where the windows of some sequences begin in the corpus."""
+    return [int(text.read(sequence, 1)[0]) for sequence in range(first, first + sequences)]
 
 
 @SEARCH
 @given(st.integers(2, 40), st.integers(0, 400), st.integers(0, 99), st.integers(0, 3))
-def test_an_epoch_reads_every_stretch_once_and_whole(
+def test_an_epoch_reads_every_window_once_and_whole(
     tmp_path_factory: pytest.TempPathFactory, length: int, extra: int, seed: int, epoch: int
 ) -> None:
     size = length + 1 + extra
     corpus = write_corpus(tmp_path_factory.mktemp("corpus") / "c", size)
     text = GeneralText(corpus, sequence_length=length, seed=seed)
-    stretches = size // length
-    assert text.epochs(stretches) == [Epochs(corpus, stretches, 1.0)]
-    found = sorted(starts(text, stretches, first=epoch * stretches))
-    assert np.diff(found).tolist() == [length] * (stretches - 1)
+    windows = size // length
+    assert text.epochs(windows) == [Epochs(corpus, windows, 1.0)]
+    found = sorted(starts(text, windows, first=epoch * windows))
+    assert np.diff(found).tolist() == [length] * (windows - 1)
     assert 0 <= found[0] < length
-    for sequence in range(epoch * stretches, (epoch + 1) * stretches):
-        whole = text.stretch(sequence, length + 1).astype(np.int64)  # the label of the last token too
+    for sequence in range(epoch * windows, (epoch + 1) * windows):
+        whole = text.read(sequence, length + 1).astype(np.int64)  # the label of the last token too
         assert whole.tolist() == [(whole[0] + place) % size for place in range(length + 1)]  # round the ring
-        assert text.stretch(sequence, 2).tolist() == whole[:2].tolist()
+        assert text.read(sequence, 2).tolist() == whole[:2].tolist()
 
 
 def test_every_token_of_a_corpus_is_read_in_the_long_run(tmp_path: Path) -> None:
     text = GeneralText(write_corpus(tmp_path / "c", 105), sequence_length=10, seed=0)
-    read = {int(token) for sequence in range(400) for token in text.stretch(sequence, 10)}
+    read = {int(token) for sequence in range(400) for token in text.read(sequence, 10)}
     assert read == set(range(105))
 
 
 def test_the_end_of_a_corpus_is_followed_by_its_beginning(tmp_path: Path) -> None:
     text = GeneralText(write_corpus(tmp_path / "c", 100), sequence_length=10, seed=3)
-    around = [stretch for sequence in range(100) if (stretch := text.stretch(sequence, 11).tolist())[0] > 89]
+    around = [window for sequence in range(100) if (window := text.read(sequence, 11).tolist())[0] > 89]
     assert around
-    for stretch in around:
-        assert stretch == [*range(stretch[0], 100), *range(stretch[0] - 89)]
-        assert len(stretch) == 11
+    for window in around:
+        assert window == [*range(window[0], 100), *range(window[0] - 89)]
+        assert len(window) == 11
 
 
 def test_epochs_differ_in_order_and_in_their_cuts(tmp_path: Path) -> None:
@@ -74,11 +74,11 @@ def test_epochs_differ_in_order_and_in_their_cuts(tmp_path: Path) -> None:
     assert text.epochs(50) == [Epochs(corpus, 50, 0.4)]
 
 
-def test_a_stretch_does_not_depend_on_what_was_read_before(tmp_path: Path) -> None:
+def test_a_window_does_not_depend_on_what_was_read_before(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "c", 400)
     text = GeneralText([(corpus, 2), (corpus, 1)], sequence_length=32, seed=1)
-    forth = {sequence: text.stretch(sequence, 33).tolist() for sequence in range(100)}
-    back = {sequence: text.stretch(sequence, 33).tolist() for sequence in reversed(range(100))}
+    forth = {sequence: text.read(sequence, 33).tolist() for sequence in range(100)}
+    back = {sequence: text.read(sequence, 33).tolist() for sequence in reversed(range(100))}
     assert forth == back
 
 
@@ -107,9 +107,9 @@ def test_corpora_take_turns_in_proportion_at_every_length(
             zip(corpora, counted, strict=True)
         )
         assert [found.epochs for found in text.epochs(sequence)] == [count / 3 for count in counted]
-        token = int(text.stretch(sequence, 1)[0])
+        token = int(text.read(sequence, 1)[0])
         read[token // 100].append(token % 100)
-    for starts_of in read:  # each by its own turns: every stretch once an epoch
+    for starts_of in read:  # each by its own turns: every window once an epoch
         for epoch in range(len(starts_of) // 3):
             found = sorted(starts_of[3 * epoch : 3 * epoch + 3])
             assert np.diff(found).tolist() == [10, 10]
@@ -156,7 +156,7 @@ def test_no_corpus_at_all_is_refused() -> None:
 def test_too_little_text_for_a_sequence_and_a_label_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has 32 tokens, too few for sequences of 32; give at least 33 tokens"):
         GeneralText(write_corpus(tmp_path / "c", 32), sequence_length=32, seed=0)
-    assert len(GeneralText(write_corpus(tmp_path / "d", 33), sequence_length=32, seed=0).stretch(0, 33)) == 33
+    assert len(GeneralText(write_corpus(tmp_path / "d", 33), sequence_length=32, seed=0).read(0, 33)) == 33
 
 
 def test_less_validation_than_one_sequence_cannot_be_asked_for(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""General text: the stretch of a corpus that belongs to each sequence number.
+"""General text: the window of a corpus that belongs to each sequence number.
 
 A corpus is read as one ring of T tokens (documents end with the end-of-document token, as Megatron-LM's
-``--append-eod`` writes them), cut into n = T // L stretches of L tokens. The corpus's sequence i reads stretch
+``--append-eod`` writes them), cut into n = T // L windows of L tokens. The corpus's sequence i reads window
 ``permutation(i mod n)`` of epoch ``i // n``; each epoch has a permutation and a shift of the cuts of its own. Several
 corpora take turns in proportion to their weights. Nothing is built or cached.
 """
@@ -22,20 +22,20 @@ from megatron_kis.data_tools.storage.indexed import IndexedReader, suffixed
 
 CORPUS_SCHEMA = "kis.corpus/1"
 _META_KEYS = ("content_fingerprint", "tokenizer_fingerprint")
-_UNIT = 1 << 40  # of a weight: shares are exact to 1e-12
+_UNIT = 1 << 40  # a weight of 1 in whole numbers: shares are exact to 1e-12
 
 
 class Epochs(NamedTuple):
     """How much of a corpus a run reads."""
 
     corpus: Path
-    """Prefix of its files."""
+    """Prefix of the corpus's files."""
 
     sequences: int
-    """That read it."""
+    """Number of sequences that read the corpus."""
 
     epochs: float
-    """How often they go through it."""
+    """How often these sequences go through the corpus."""
 
 
 class GeneralText:
@@ -48,7 +48,7 @@ class GeneralText:
             corpora: prefix of ``.bin`` and ``.idx``, or several with the share of sequences that each is to get
                 (weights need not add up to 1).
             sequence_length: L, tokens.
-            seed: of the order.
+            seed: seed of the order.
 
         Raises:
             InputError: missing or truncated files, a corpus of less than one sequence, or a weight that is not above 0.
@@ -65,36 +65,36 @@ class GeneralText:
             for (prefix, _), seed in zip(weighted, seeds, strict=True)
         ]
         self._weights = [weight for _, weight in weighted]
-        self._turns = _Turns(self._weights)
+        self._blend = BlendIndex(self._weights)
 
     @property
     def fingerprint(self) -> str:
-        """Content fingerprint of the corpora, from their metadata, and of their weights if there are several."""
+        """Fingerprint of the corpora's content, from their metadata, and of their weights if there are several."""
         contents = [str(corpus.meta["content_fingerprint"]) for corpus in self._corpora]
         total = sum(self._weights)
         shares = [round(weight / total, 12) for weight in self._weights]
         return contents[0] if len(contents) == 1 else fingerprint(list(zip(contents, shares, strict=True)))
 
     def tokenizers(self) -> list[tuple[Path, str]]:
-        """Each corpus and the fingerprint of the tokenizer that made it."""
+        """Returns each corpus with the fingerprint of the tokenizer that made it."""
         return [(corpus.prefix, str(corpus.meta["tokenizer_fingerprint"])) for corpus in self._corpora]
 
     def ends(self) -> list[int | None]:
-        """Of each corpus the token that ends its documents; None where its record does not say."""
+        """Returns for each corpus the token that ends its documents; None if its record does not have it."""
         return [corpus.meta.get("eod_id") for corpus in self._corpora]
 
     def epochs(self, sequences: int) -> list[Epochs]:
-        """How often a run of ``sequences`` goes through each corpus, if general text fills them."""
-        read = self._turns.counts(sequences)
+        """Returns how often a run of ``sequences`` goes through each corpus, if general text fills them."""
+        read = self._blend.counts(sequences)
         return [
-            Epochs(corpus.prefix, count, count / corpus.stretches)
+            Epochs(corpus.prefix, count, count / corpus.windows)
             for corpus, count in zip(self._corpora, read, strict=True)
         ]
 
-    def stretch(self, sequence: int, tokens: int) -> NDArray[np.integer]:
-        """The first ``tokens`` tokens (at most L + 1) of the stretch that belongs to ``sequence``."""
-        number, turn = self._turns.at(sequence)
-        return self._corpora[number].stretch(turn, tokens)
+    def read(self, sequence: int, tokens: int) -> NDArray[np.integer]:
+        """Returns the first ``tokens`` tokens (at most L + 1) of the window that belongs to ``sequence``."""
+        number, own_sequence = self._blend.at(sequence)
+        return self._corpora[number].read(own_sequence, tokens)
 
 
 class _Corpus:
@@ -111,27 +111,30 @@ class _Corpus:
                 where=str(prefix),
                 remedy=f"give at least {sequence_length + 1} tokens",
             )
-        self.stretches = self._tokens // sequence_length
-        self._sequence_length, self._seed = sequence_length, seed
-        self._epoch, self._key = 0, key_of(seed, "general", 0)
+        self.windows = self._tokens // sequence_length
+        self._sequence_length = sequence_length
+        self._seed = seed
+        self._epoch = 0
+        self._key = key_of(seed, "general", 0)
 
-    def stretch(self, sequence: int, tokens: int) -> NDArray[np.integer]:
-        epoch, place = divmod(sequence, self.stretches)
+    def read(self, sequence: int, tokens: int) -> NDArray[np.integer]:
+        epoch, place = divmod(sequence, self.windows)
         if epoch != self._epoch:
-            self._epoch, self._key = epoch, key_of(self._seed, "general", epoch)
+            self._epoch = epoch
+            self._key = key_of(self._seed, "general", epoch)
         key = self._key
-        start = permute_one(place, self.stretches, key) * self._sequence_length + key % self._sequence_length
+        start = permute_one(place, self.windows, key) * self._sequence_length + key % self._sequence_length
         text = self._reader.read(start, tokens)
         if len(text) < tokens:  # around the end of the ring
             text = np.concatenate([text, self._reader.read(0, tokens - len(text))])
         return text
 
 
-class _Turns:
-    """Whose turn a sequence is, and which of its turns: each share is met to within one sequence a corpus before it.
+class BlendIndex:
+    """Which corpus each sequence reads: each share is met to within one sequence per corpus before it.
 
     The first corpus gets those sequences at which its share of the count steps up, the second its share of what is
-    left, and so on; a count of turns is therefore a multiplication, at any sequence.
+    left, and so on. How many sequences a corpus has had is therefore a multiplication, at any sequence.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -139,7 +142,7 @@ class _Turns:
         self._shares = [round(weight / left * _UNIT) for weight, left in zip(weights[:-1], rest[:-1], strict=True)]
 
     def at(self, sequence: int) -> tuple[int, int]:
-        """The corpus of a sequence, and how many turns that corpus had before."""
+        """Returns the corpus of a sequence, and how many sequences that corpus had before."""
         for number, share in enumerate(self._shares):
             taken = _taken(sequence, share)
             if _taken(sequence + 1, share) > taken:
@@ -148,7 +151,7 @@ class _Turns:
         return len(self._shares), sequence
 
     def counts(self, sequences: int) -> list[int]:
-        """The turns of each corpus among the first ``sequences``."""
+        """Returns how many of the first ``sequences`` read each corpus."""
         counts = []
         for share in self._shares:
             counts.append(_taken(sequences, share))
@@ -164,14 +167,15 @@ class ValidationText:
     """A held-out corpus as consecutive sequences, the same for every run."""
 
     def __init__(self, prefix: Path, *, sequence_length: int, max_tokens: int) -> None:
-        """Opens ``prefix``; at most ``max_tokens`` of its first tokens are read.
+        """Opens the corpus ``prefix``, of which at most the first ``max_tokens`` tokens are read.
 
         Raises:
             InputError: missing or truncated files, or less than one sequence of text.
         """
         meta = read_json(suffixed(prefix, ".meta.json"), CORPUS_SCHEMA, keys=_META_KEYS)
         self.fingerprint = str(meta["content_fingerprint"])
-        self.tokenizer_fingerprint, self.eod_id = str(meta["tokenizer_fingerprint"]), meta.get("eod_id")
+        self.tokenizer_fingerprint = str(meta["tokenizer_fingerprint"])
+        self.eod_id = meta.get("eod_id")
         self._reader = IndexedReader(prefix)
         self.sequence_length = sequence_length
         if max_tokens < sequence_length:
@@ -190,9 +194,9 @@ class ValidationText:
             )
 
     def __len__(self) -> int:
-        """Sequences."""
+        """Returns the number of sequences."""
         return self.sequences
 
     def __getitem__(self, sequence: int) -> NDArray[np.integer]:
-        """L + 1 tokens: a sequence and the label of its last token."""
+        """Returns L + 1 tokens: a sequence and the label of its last token."""
         return self._reader.read(sequence * self.sequence_length, self.sequence_length + 1)

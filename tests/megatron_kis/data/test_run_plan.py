@@ -142,7 +142,7 @@ def test_a_run_goes_on_from_a_finished_one(tiny_run: Make, store: ExposureStore)
     assert [plan[sequence] for sequence in range(len(base))] == list(base)
     assert len(plan) == 240
     assert counts(plan, "infused", 16) == [10] * 16
-    assert plan.tail.schedule.description == "back_loaded"
+    assert plan.tail.inputs.schedule.description == "back_loaded"
     third = tiny_run(
         name="third",
         extends=finished(second, store),

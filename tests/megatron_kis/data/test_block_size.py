@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.data import ExposurePlan
-from megatron_kis.data import block_size as fit
-from megatron_kis.data.block_size import Fit
+from megatron_kis.data import ExposurePlan, block_size
+from megatron_kis.data.block_size import BlockLayout
 from tests.megatron_kis.data.counting import schedules
 
 SEARCH = settings(
@@ -52,8 +51,8 @@ def tight_settings(draw: st.DrawFn) -> dict[str, Any]:
 @given(tight_settings())
 def test_a_plan_that_is_called_safe_without_trying_can_be_packed_in_every_block(made: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "_TRIED_EXPOSURES", 0)
-        patch.setattr(fit, "_SAMPLED_BLOCKS", 1)  # as if there were so many blocks that samples said nothing
+        patch.setattr(block_size, "_TRIED_EXPOSURES", 0)
+        patch.setattr(block_size, "_SAMPLED_BLOCKS", 1)  # as if there were so many blocks that samples said nothing
         try:
             plan = ExposurePlan(**made)
         except InputError as error:
@@ -72,17 +71,17 @@ def test_the_bound_holds_for_the_fullest_block(made: dict[str, Any]) -> None:
         plan = ExposurePlan(**made)
     except InputError:
         return
-    streams = plan._streams  # the bound is of a block's exposures before they are packed
+    streams = list(plan._streams.values())  # the bound is of a block's exposures before they are packed
     for block in (8, 64):
         if block <= len(plan):
             tokens = np.zeros(len(plan))
             for stream in streams:
                 if stream.exposures:
                     starts, ends = np.arange(len(plan)), np.arange(1, len(plan) + 1)
-                    facts, templates, _, ideal, _ = stream.between(starts, ends, len(plan))
+                    facts, templates, _, ideal, _ = stream.exposures_in(starts, ends, len(plan))
                     tokens += np.bincount(ideal, stream.lengths[facts, templates], minlength=len(plan))
             fullest = np.convolve(tokens, np.ones(block), mode="valid").max()
-            assert fullest <= fit._fullest(streams, block, len(plan)) + 1e-6
+            assert fullest <= block_size._fullest(streams, block, len(plan)) + 1e-6
 
 
 @pytest.mark.parametrize("block", [64, 512])
@@ -91,10 +90,10 @@ def test_the_bound_is_not_far_above_what_chance_reaches(block: int) -> None:
     lengths = np.where(np.arange(4000) % 2, 31, 1)[:, None]
     plan = ExposurePlan(lengths, token_budget=20_000 * 128, sequence_length=128, infusion_frequency=20)
     starts = np.arange(len(plan))
-    facts, _, _, ideal, _ = plan._streams[0].between(starts, starts + 1, len(plan))
+    facts, _, _, ideal, _ = plan._streams["infused"].exposures_in(starts, starts + 1, len(plan))
     tokens = np.bincount(ideal, lengths[facts, 0], minlength=len(plan))
     blocks = tokens[: len(plan) // block * block].reshape(-1, block).sum(axis=1)
-    bound, mean = fit._fullest(plan._streams, block, len(plan)), blocks.mean()
+    bound, mean = block_size._fullest(list(plan._streams.values()), block, len(plan)), blocks.mean()
     deviation = np.sqrt(4 * block * 15**2)  # of 4 exposures a sequence, before they come in rounds
     assert blocks.max() <= bound
     # Bernstein's for a probability of e^-40 is sqrt(2 * 40) = 8.9 deviations, and some for its linear term.
@@ -104,7 +103,7 @@ def test_the_bound_is_not_far_above_what_chance_reaches(block: int) -> None:
 @SEARCH
 @given(st.integers(1, 5000), st.integers(1, 600))
 def test_blocks_part_a_run_and_the_last_takes_what_is_left(sequences: int, block: int) -> None:
-    found = Fit(sequences, block)
+    found = BlockLayout(sequences, block)
     ranges = [found.sequences_of(number) for number in range(found.blocks)]
     assert [sequence for part in ranges for sequence in part] == list(range(sequences))
     assert all(len(part) == block for part in ranges[:-1])

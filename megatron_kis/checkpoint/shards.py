@@ -1,13 +1,13 @@
 """Sharded tensors on disk: Megatron-Core's ``torch_dist`` format, written in two halves and read without unpickling.
 
-Megatron-Core says which rank holds which part of which tensor; PyTorch's writer puts the parts into files. Three things
-are our own:
+Megatron-Core decides which rank holds which part of which tensor; PyTorch's writer puts the parts into files. Three
+things are our own:
 
 - Writing is split. ``stage`` copies what this rank has to write, which takes the time of a copy; ``Staged.write``
   needs no other rank and may run in a thread while training goes on. Nothing is forked.
-- ``.metadata``, where PyTorch says which part lies where, is a pickle, and its reader unpickles it: who can write to a
+- ``.metadata``, PyTorch's list of where each part is, is a pickle, and its reader unpickles it: whoever can write to a
   checkpoint could run code with it. It is written all the same, so that other tools find what they expect; we read
-  ``index.json``, which says the same in JSON. The parts themselves are read with ``weights_only=True``.
+  ``index.json``, which has the same content in JSON. The parts themselves are read with ``weights_only=True``.
 - Objects that are no tensors are refused: PyTorch would unpickle those too.
 """
 
@@ -37,8 +37,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.files import read_json, write_json
-from megatron_kis.distributed.device import quiet_megatron
-from megatron_kis.distributed.parallel import gather
+from megatron_kis.distributed.collectives import gather
+from megatron_kis.distributed.megatron_imports import quiet_megatron
 
 with quiet_megatron():
     from megatron.core import dist_checkpointing
@@ -67,7 +67,7 @@ class _StagedWriter(FileSystemWriter):
         return self._copies[item.index]
 
     def write(self) -> list[WriteResult]:
-        """Writes the copies and says what lies where."""
+        """Writes the copies, and returns where each is."""
         results: list[WriteResult] = self.write_data(self._plan, self).wait()  # type: ignore[arg-type]
         self._copies.clear()
         return results
@@ -83,7 +83,10 @@ class Staged:
 
     def __init__(self, folder: Path, writer: _StagedWriter, metadata: Metadata | None, common: dict[str, Any]) -> None:
         """Keeps what ``stage`` prepared; ``metadata`` is None on every rank but the first."""
-        self._folder, self._writer, self._metadata, self._common = folder, writer, metadata, common
+        self._folder = folder
+        self._writer = writer
+        self._metadata = metadata
+        self._common = common
 
     def write(self) -> list[WriteResult]:
         """Writes this rank's files, and on the first rank those that all ranks share.
@@ -101,10 +104,10 @@ class Staged:
         return results
 
     def finish(self, results: Sequence[list[WriteResult]]) -> None:
-        """On the first rank, when all have written: says what lies where.
+        """Writes where each part is; on the first rank, after all have written.
 
         Args:
-            results: what ``write`` returned on each rank.
+            results: results of ``write`` on each rank.
         """
         assert self._metadata is not None
         self._writer.finish(self._metadata, list(results))
@@ -112,29 +115,29 @@ class Staged:
 
 
 class Plans:
-    """What a run's first checkpoint made all ranks agree on: the later ones hold the same tensors, and need no plan."""
+    """Plan of a run's first checkpoint, on which all ranks agreed: later ones hold the same tensors, and reuse it."""
 
     def __init__(self) -> None:
         """Knows nothing yet."""
         self.items: list[WriteItem] | None = None
-        """What this rank has to write; None before the first checkpoint."""
+        """Items that this rank has to write; None before the first checkpoint."""
 
         self.central: SavePlan | None = None
-        """The same, with its place among the files."""
+        """The same items, with their places among the files."""
 
         self.metadata: Metadata | None = None
-        """On the first rank: what all ranks write."""
+        """Metadata of all ranks' items; on the first rank."""
 
 
 def stage(sharded: dict[str, Any], folder: Path, plans: Plans | None = None) -> Staged:
-    """Plans a checkpoint and copies this rank's part of it. Every rank calls this at the same step.
+    """Plans a checkpoint and copies this rank's part of it; collective: every rank calls this at the same step.
 
-    The first time it is checked over all ranks that each part is written exactly once.
+    The first time the ranks check together that each part is written exactly once.
 
     Args:
         sharded: nested; Megatron-Core's ``ShardedTensor`` for what ranks hold parts of, plain values elsewhere.
-        folder: where to write; it is made.
-        plans: of the run's checkpoints so far, which get this one's; None for a checkpoint that stands alone.
+        folder: an existing folder to write to.
+        plans: plans of the run's first checkpoint, set by it; None for a single checkpoint.
     """
     plans = plans or Plans()
     tensors, common = save_preprocess(sharded, plans.items is None)
@@ -145,8 +148,9 @@ def stage(sharded: dict[str, Any], folder: Path, plans: Plans | None = None) -> 
     by_key, _, _ = torch_strategy._replace_state_dict_keys_with_sharded_keys(tensors, True)
     parts = torch_strategy.mcore_to_pyt_state_dict(by_key, False)
     writer = _StagedWriter(folder, per_thread_copy_ahead=0)
-    planner = torch_strategy.MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False,
-                                              can_run_decentralized_global_plan=False)  # fmt: skip
+    planner = torch_strategy.MCoreSavePlanner(
+        dedup_replicated_tensors=False, flatten_state_dict=False, can_run_decentralized_global_plan=False
+    )
     planner.set_up_planner(parts, is_coordinator=dist.get_rank() == 0)
     mine = planner.create_local_plan()
     known = plans.items is not None and all(gather(mine.items == plans.items))
@@ -161,10 +165,10 @@ def share_out(model: dict[str, Any], rank: int, size: int) -> None:
     """Makes each data-parallel replica write a share of the weights that they all have; the first would write all.
 
     Args:
-        model: nested, the model's own sharded state with Megatron-Core's replica numbers (stage, tensor, data), which
-            are changed.
-        rank: this rank's replica.
-        size: replicas.
+        model: nested sharded state of the model with Megatron-Core's replica numbers (stage, tensor, data), which are
+            changed.
+        rank: number of this rank's replica.
+        size: number of replicas.
     """
     load = [0] * size
     for entry in nested_values(model):
@@ -187,12 +191,12 @@ def load(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
         InputError: an index that is missing or no index, or a checkpoint of other tensors.
         JobError: the disk or the file server fails.
     """
-    torch_strategy._get_filesystem_reader = _IndexReader  # the only place where Megatron-Core would unpickle
+    torch_strategy._get_filesystem_reader = _IndexReader  # in place of the only reader in Megatron-Core that unpickles
     with quiet_megatron():  # of functions that PyTorch means to remove
         try:
             # what ranks read need not be disjoint or whole: nothing for all of them to tell each other
             loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(folder), validate_access_integrity=False)
-        except CheckpointException as error:  # no Exception: it would pass by all that tidies up
+        except CheckpointException as error:  # no Exception: `except Exception` would miss it
             failures = [failure for failure, _ in error.failures.values()]
             for failure in failures:
                 if isinstance(failure, OSError):
@@ -207,16 +211,16 @@ def load(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 class _IndexReader(FileSystemReader):
-    """PyTorch's reader of files, told by ``index.json`` what lies where."""
+    """PyTorch's reader of files, with ``index.json`` as its list of parts."""
 
     def __init__(self, path: Path | str, **_: Any) -> None:
-        """Takes the arguments that Megatron-Core gives a reader; how metadata are cached says nothing here."""
+        """Takes the arguments that Megatron-Core passes to a reader; those about cached metadata are not used."""
         super().__init__(path)
         self._metadata = _read_index(Path(path) / INDEX_NAME)
         self._metadata.storage_meta = StorageMeta(load_id=self.load_id)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What lies where."""
+        """Returns where each part is."""
         return self._metadata
 
 
@@ -230,8 +234,8 @@ def _write_index(path: Path, metadata: Metadata) -> None:
             parts.append([list(chunk.offsets), list(chunk.sizes), place.relative_path, place.offset, place.length])
         dtype = str(tensor.properties.dtype).removeprefix("torch.")
         tensors[name] = {"dtype": dtype, "shape": list(tensor.size), "parts": parts}
-    write_json(path, {"schema": INDEX_SCHEMA, "part": ["offsets", "sizes", "file", "start", "bytes"],
-                      "tensors": tensors})  # fmt: skip
+    part = ["offsets", "sizes", "file", "start", "bytes"]
+    write_json(path, {"schema": INDEX_SCHEMA, "part": part, "tensors": tensors})
 
 
 def _read_index(path: Path) -> Metadata:
@@ -256,18 +260,8 @@ def _read_index(path: Path) -> Metadata:
     return Metadata(state_dict_metadata=tensors, storage_data=places)
 
 
-def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and whole shapes of the tensors in a checkpoint, read from its index alone.
-
-    Raises:
-        InputError: the index is missing or no index.
-    """
-    index = read_json(folder / INDEX_NAME, INDEX_SCHEMA, keys=("tensors",))
-    return {name: tuple(json_tensor["shape"]) for name, json_tensor in index["tensors"].items()}
-
-
 def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Whole tensors of a checkpoint, whatever layout it was written under; no other rank takes part.
+    """Reads whole tensors of a checkpoint, whatever layout it was written under; not collective.
 
     Raises:
         InputError: the index is missing or no index, or a name is not in it.

@@ -1,0 +1,19 @@
+"""``kis law``: transitions, the law, predictions, their validation, and the report. Each step has a module."""
+
+from __future__ import annotations
+
+import argparse
+
+from megatron_kis.cli.law import collapse, fit, predict, report, validate
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis law`` and its steps."""
+    law = commands.add_parser(
+        "law",
+        help="onset, collapse points, the law over model size, predictions and the report",
+        description="From run logs (or curves.csv, points.csv of another trainer) to the law and its predictions.",
+    )
+    steps = law.add_subparsers(dest="step", metavar="STEP", required=True)
+    for module in (collapse, fit, predict, validate, report):
+        module.add_parser(steps)

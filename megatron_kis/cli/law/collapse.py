@@ -1,0 +1,73 @@
+"""``kis law collapse``: onset and collapse points of every (N, D)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_kis.cli.law.common import add_choices, add_json, add_source, analysis_config, counted, print_json
+
+if TYPE_CHECKING:
+    from megatron_kis.analysis.criteria import Transition
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step."""
+    parser = steps.add_parser(
+        "collapse",
+        help="onset, collapse by memory and by loss tolerance of every (N, D)",
+        description="Finds the transitions of every (N, D), each with a status, and writes them as points.csv.",
+    )
+    add_source(parser, "--curves", "curves of another trainer")
+    parser.add_argument("--output", required=True, type=Path, metavar="CSV", help="where points.csv is written")
+    parser.add_argument("--curves-output", type=Path, metavar="CSV", help="also write the curves as curves.csv")
+    add_choices(parser)
+    add_json(parser)
+    parser.set_defaults(handler=_collapse)
+
+
+def _collapse(options: argparse.Namespace) -> int:
+    from megatron_kis.analysis.criteria import find_transitions
+    from megatron_kis.analysis.runs.curves import curve_table, write_curves_csv
+    from megatron_kis.analysis.runs.load import load_runs
+    from megatron_kis.analysis.runs.load_csv import load_curves_csv, points_table, write_points_csv
+
+    settings = analysis_config(options, options.runs)
+    if options.curves is not None:
+        table = load_curves_csv(options.curves)
+    else:
+        table = curve_table(counted(load_runs(options.runs)))
+    points = find_transitions(table, settings)
+    write_points_csv(points, options.output)
+    if options.curves_output is not None:
+        write_curves_csv(table, options.curves_output)
+    if options.json:
+        rows = points_table(points).to_dict("records")
+        print_json({"schema": "kis.points/1", "settings": settings.record(), "points": rows})
+    else:
+        _print_points(points)
+        print(f"written: {options.output}")
+    return 0
+
+
+def _print_points(points: Sequence[Transition]) -> None:
+    from megatron_kis.analysis.report import wording as w
+    from megatron_kis.common.console import print_table
+
+    heads = ["transition", "N", "D", "status", "F", "interval", "rho", "why"]
+    rows = [
+        [
+            w.kind_title(point.kind, point.group),
+            w.size(point.params),
+            w.size(point.tokens),
+            w.STATUS_WORDS[point.status],
+            w.frequency(point.value),
+            w.bracket(point),
+            w.ratio(point.infusion_ratio),
+            point.reason,
+        ]
+        for point in points
+    ]
+    print_table("Transitions", heads, rows)

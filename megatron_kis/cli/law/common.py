@@ -1,0 +1,83 @@
+"""Options and output that the steps of ``kis law`` share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_kis.cli.parser import add_settings, given_settings, options_of
+from megatron_kis.common.errors import printable
+
+if TYPE_CHECKING:
+    from megatron_kis.analysis.runs.load import Runs
+    from megatron_kis.config.analysis import AnalysisConfig
+
+logger = logging.getLogger(__name__)
+
+_CHOICES = (
+    "split",
+    "criterion",
+    "law",
+    "law_resamples",
+    "scoring",
+    "r",
+    "delta_min",
+    "tolerance",
+    "alpha",
+    "confidence",
+)
+"""Fields of ``AnalysisConfig`` that are options."""
+
+
+def add_source(parser: argparse.ArgumentParser, other: str, text: str) -> None:
+    """Adds the folder of runs, and the option that takes its place."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("runs", nargs="?", type=Path, metavar="RUNS_DIR", help="a folder of runs, or a study folder")
+    source.add_argument(other, type=Path, metavar="CSV", help=text)
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """Adds the choices that a study declares."""
+
+    def add() -> None:
+        from megatron_kis.config.analysis import AnalysisConfig
+
+        group = parser.add_argument_group("declared choices (what the study's analysis: says if not given)")
+        add_settings(group, AnalysisConfig, _CHOICES)
+
+    options_of(parser, add)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def analysis_config(options: argparse.Namespace, folder: Path | None) -> AnalysisConfig:
+    """Returns the settings that the study in ``folder`` declares, and those given as options in their place.
+
+    Raises:
+        InputError: an unknown key or a bad value.
+    """
+    from megatron_kis.analysis.findings.result import declared_settings
+    from megatron_kis.config.analysis import AnalysisConfig
+
+    given = given_settings(options, _CHOICES)
+    if folder is None or not folder.is_dir():
+        return AnalysisConfig(**given)
+    return declared_settings(folder, **given)
+
+
+def counted(runs: Runs) -> Runs:
+    """Returns the runs, after those that do not count have been named."""
+    for problem in runs.problems.itertuples():
+        logger.warning(printable(f"not counted: {problem.run} ({problem.status}): {problem.reason}"))
+    return runs
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Prints a result as JSON."""
+    print(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))

@@ -1,0 +1,84 @@
+"""``kis law fit``: the law of the transitions over model size and token budget."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_kis.cli.law.common import add_choices, add_json, add_source, analysis_config, counted, print_json
+from megatron_kis.common.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from megatron_kis.analysis.law.fit import Law
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step."""
+    parser = steps.add_parser(
+        "fit",
+        help="the law of the transitions over model size (and token budget)",
+        description="Fits log F* = a + b log N (+ c log D): every law that the points support, or the one of --kind.",
+    )
+    add_source(parser, "--points", "transitions, found before or elsewhere")
+    parser.add_argument("--output", required=True, type=Path, metavar="JSON", help="where law.json is written")
+    parser.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="fit this kind of transition only")
+    parser.add_argument("--group", choices=("infused", "background", "general"), help="fit this fact group only")
+    add_choices(parser)
+    add_json(parser)
+    parser.set_defaults(handler=_fit)
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from megatron_kis.analysis.criteria import find_transitions
+    from megatron_kis.analysis.findings.result import fit_laws, law_record
+    from megatron_kis.analysis.law.fit import fit_law
+    from megatron_kis.analysis.runs.curves import curve_table
+    from megatron_kis.analysis.runs.load import load_runs
+    from megatron_kis.analysis.runs.load_csv import load_points_csv
+    from megatron_kis.common.files import write_json
+
+    settings = analysis_config(options, options.runs)
+    table = None
+    if options.points is not None:
+        points = load_points_csv(options.points)
+    else:
+        table = curve_table(counted(load_runs(options.runs)))
+        points = find_transitions(table, settings)
+    refused: list[dict[str, str]] = []
+    if options.kind is not None:
+        laws = [fit_law(points, options.kind, options.group, confidence=settings.confidence, law=settings.law)]
+    else:
+        chosen = [point for point in points if options.group in (None, point.group)]
+        laws, refused = fit_laws(chosen, settings, table)
+        if not laws:
+            reasons = "; ".join(f"{item['kind']} of {item['group']}: {item['reason']}" for item in refused)
+            where = str(options.points or options.runs)
+            raise InputError(f"no law can be fitted ({reasons or 'no points'})", where=where)
+    record = law_record(laws, refused)
+    write_json(options.output, record)
+    if options.json:
+        print_json(record)
+        return 0
+    for law in laws:
+        _print_law(law)
+    for item in refused:
+        print(printable(f"no law for {item['kind']} of {item['group']}: {item['reason']}"))
+    print(f"written: {options.output}")
+    return 0
+
+
+def _print_law(law: Law) -> None:
+    from megatron_kis.analysis.report import wording as w
+    from megatron_kis.common.console import print_table
+
+    rows = [
+        [name, w.number(estimate.value), f"{w.number(estimate.low)} to {w.number(estimate.high)}"]
+        for name, estimate in law.coefficients.items()
+        if estimate is not None
+    ]
+    rows.append(["sigma", w.number(law.sigma), ""])
+    title = f"{w.kind_title(law.kind, law.group)}: {law.selected_law} ({w.plural(len(law.points), 'point')})"
+    print_table(title, ["", "estimate", f"{100 * law.confidence:g}% interval"], rows)
+    for warning in law.warnings:
+        print(printable(f"warning: {warning}"))

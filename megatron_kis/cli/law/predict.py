@@ -1,0 +1,90 @@
+"""``kis law predict``: the transition of a model that was not trained."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_kis.cli.law.common import add_json, print_json
+from megatron_kis.common.errors import printable
+from megatron_kis.common.units import quantity
+
+if TYPE_CHECKING:
+    from megatron_kis.analysis.law.predict import Prediction
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step."""
+    parser = steps.add_parser(
+        "predict",
+        help="the transition of a model that was not trained",
+        description="Predicts F for one model size; --output writes a dated, hashed file to be validated later.",
+    )
+    parser.add_argument("law", type=Path, metavar="LAW_JSON", help="a law written by kis law fit or kis study run")
+    parser.add_argument("--params", required=True, type=quantity, metavar="N", help="model size: 7e9 or 7b")
+    parser.add_argument("--tokens", type=quantity, metavar="D", help="token budget: 1e12 or 1T (default: the law's)")
+    parser.add_argument("--facts", type=quantity, metavar="K", help="what it means for this many facts")
+    parser.add_argument("--fact-tokens", type=quantity, metavar="L", help="...of this many tokens per exposure")
+    parser.add_argument("--output", type=Path, metavar="JSON", help="write the prediction, dated and hashed")
+    add_json(parser)
+    parser.set_defaults(handler=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from megatron_kis.analysis.law.fit import load_law
+    from megatron_kis.analysis.law.predict import predict, prediction_record
+    from megatron_kis.common.files import write_json
+
+    prediction = predict(
+        load_law(options.law), options.params, options.tokens, facts=options.facts, fact_tokens=options.fact_tokens
+    )
+    record = prediction_record(prediction)
+    if options.output is not None:
+        write_json(options.output, record)
+    if options.json:
+        print_json(record)
+        return 0
+    _print_prediction(prediction)
+    if options.output is not None:
+        print(f"written: {options.output}")
+    return 0
+
+
+def _print_prediction(prediction: Prediction) -> None:
+    from megatron_kis.analysis.report import wording as w
+    from megatron_kis.common.console import print_table
+
+    def interval(ends: tuple[float, float]) -> str:
+        return f"{w.frequency(ends[0])} to {w.frequency(ends[1])}"
+
+    level = f"{100 * prediction.confidence:g}%"
+    recommended = "none: the law is unvalidated"
+    if prediction.recommended is not None:
+        recommended = f"F = {w.frequency(prediction.recommended)}"
+    tokens = "unknown (no infusion ratio in the points)"
+    if prediction.exposure_tokens is not None:
+        tokens = w.size(prediction.exposure_tokens)
+    rows = [
+        ["centre", f"F = {w.frequency(prediction.centre)}"],
+        [f"{level} confidence interval of the law", interval(prediction.confidence_interval)],
+        [f"{level} prediction interval of a model", interval(prediction.prediction_interval)],
+    ]
+    if prediction.bootstrap_interval is not None:
+        rows.append(["the same by bootstrap, a check", interval(prediction.bootstrap_interval)])
+    rows += [
+        ["recommended (copies of each fact)", recommended],
+        ["tokens of domain data at the centre", tokens],
+        ["infusion ratio at the centre", w.ratio(prediction.infusion_ratio)],
+        ["extrapolation factor", f"{prediction.extrapolation_factor:.3g}"],
+    ]
+    if prediction.domain is not None:
+        domain = prediction.domain
+        rows.append(["for these facts, each with its own limit", f"{w.frequency(domain['copies_per_fact'])} copies"])
+        if domain["copies_per_fact_by_tokens"] is not None:
+            shared = w.frequency(domain["copies_per_fact_by_tokens"])
+            rows.append(["for these facts, their tokens limited together", f"{shared} copies"])
+    what = w.kind_title(prediction.kind, prediction.group)
+    print_table(f"{what}: N = {w.size(prediction.params)}, D = {w.size(prediction.tokens)}", ["", ""], rows)
+    for warning in prediction.warnings:
+        print(printable(f"warning: {warning}"))

@@ -1,0 +1,47 @@
+"""``kis law report``: one self-contained HTML file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_kis.cli.law.common import add_choices, analysis_config, counted
+from megatron_kis.common.units import quantity
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes the step."""
+    parser = steps.add_parser(
+        "report",
+        help="one self-contained report.html",
+        description="Writes the report of a study folder, a runs folder, a curves.csv or a points.csv.",
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help="study folder, runs folder, curves.csv or points.csv"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="HTML", help="where the report is written")
+    parser.add_argument(
+        "--params", type=quantity, action="append", default=[], metavar="N", help="predict for this size (repeatable)"
+    )
+    parser.add_argument(
+        "--tokens", type=quantity, metavar="D", help="token budget of the predictions (default: the law's)"
+    )
+    parser.add_argument("--export", type=Path, metavar="DIR", help="also write figures (SVG, PNG), tables (CSV)")
+    add_choices(parser)
+    parser.set_defaults(handler=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from megatron_kis.analysis.report import analyse_source, report
+
+    settings = analysis_config(options, options.source)
+    result = analyse_source(options.source, settings, predict_params=options.params, predict_tokens=options.tokens)
+    if result.runs is not None:
+        counted(result.runs)
+    report(result, options.output)
+    if options.export is not None:
+        from megatron_kis.analysis.report.export import export  # draws with matplotlib, which takes a while
+
+        print(f"written: {len(export(result, options.export))} files in {options.export}")
+    print(f"written: {options.output}")
+    return 0

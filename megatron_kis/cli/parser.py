@@ -1,0 +1,95 @@
+"""The parser of ``kis``, and options that are made from the fields of a configuration.
+
+A configuration's classes take a while to import. Options made from them are therefore added when their command is
+parsed, so that ``kis --help`` stays immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from megatron_kis.common.errors import printable
+
+if TYPE_CHECKING:
+    from megatron_kis.common.configuration import Config
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser that adds some of its options only when it is used, and whose complaints are harmless to a terminal."""
+
+    _pending: Callable[[], None] | None = None
+
+    def complete_later(self, complete: Callable[[], None]) -> None:
+        """Notes what adds the remaining options."""
+        self._pending = complete
+
+    def complete(self) -> None:
+        """Adds the remaining options now."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses, after the remaining options were added."""
+        self.complete()
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the usage and the complaint, and ends with status 2."""
+        super().error(printable(message))
+
+
+def options_of(parser: argparse.ArgumentParser, add: Callable[[], None]) -> None:
+    """Calls ``add``, which adds options to ``parser``, when the parser is used; at once where it is another's."""
+    if isinstance(parser, Parser):
+        parser.complete_later(add)
+    else:
+        add()
+
+
+def add_settings(group: argparse._ActionsContainer, kind: type[Config], names: Iterable[str]) -> None:
+    """Adds an option for each of these fields; one that is not given leaves no attribute (see ``given_settings``).
+
+    Args:
+        group: the parser, or a group of its options.
+        kind: the configuration.
+        names: its fields; ``delta_min`` becomes ``--delta-min``.
+    """
+    for name in names:
+        field = kind.model_fields[name]
+        flag = f"--{name.replace('_', '-')}"
+        text = _first_sentence(field.description or "").replace("%", "%%")
+        if field.annotation is bool:
+            group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+            continue
+        if field.default not in (None, ()):
+            text += f" (default: {field.default})"
+        value: type = str
+        for number in (int, float):
+            if field.annotation in (number, number | None):
+                value = number
+        extra = field.json_schema_extra
+        choices = extra.get("enum") if isinstance(extra, dict) else None
+        group.add_argument(
+            flag,
+            type=value,
+            nargs="+" if field.annotation == tuple[str, ...] else None,
+            choices=choices if isinstance(choices, list) else None,
+            metavar=None if choices else {int: "N", float: "X", str: "NAME"}[value],
+            default=argparse.SUPPRESS,
+            help=text,
+        )
+
+
+def given_settings(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Returns those of the settings that were given as options, by their names."""
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+
+
+def _first_sentence(description: str) -> str:
+    """Returns the first sentence of a field's docstring as argparse's help has it: ``smallest fall, in rate, ...``."""
+    text = " ".join(description.replace("``", "").split())
+    sentence = text.partition(". ")[0].removesuffix(".")
+    return sentence if sentence[1:2].isupper() else sentence[:1].lower() + sentence[1:]
