@@ -52,9 +52,9 @@ _COLLAPSE: dict[str, Criterion] = {"hinge": HingeCollapse(), "tolerance_rule": T
 
 
 def criteria_of(settings: AnalysisConfig) -> tuple[Criterion, ...]:
-    """What a study looks for: onset, collapse by the declared criterion, and the tolerance on general loss.
+    """Returns what a study looks for: onset, collapse by the declared criterion, and the tolerance on general loss.
 
-    With ``general_loss`` the last is the collapse itself: no rate is looked at for one.
+    With ``general_loss`` the last is the collapse itself, and no rate is searched for one.
     """
     chosen = _COLLAPSE.get(settings.criterion)
     return (Onset(), *((chosen,) if chosen else ()), LossTolerance())
@@ -66,7 +66,7 @@ def find_transitions(
     *,
     criteria: tuple[Criterion, ...] | None = None,
 ) -> list[Transition]:
-    """The transitions of every (N, D), ordered by kind, group, N and D.
+    """Finds the transitions of every (N, D), ordered by kind, group, N and D.
 
     Args:
         data: runs, or a curve table (`analysis.runs.curves.curve_table`, `analysis.runs.load_csv.load_curves_csv`).

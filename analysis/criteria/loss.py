@@ -22,7 +22,7 @@ from megatron_kis.config.analysis import AnalysisConfig
 
 
 def loss_excess(curve: Curve) -> Array:
-    """[L] loss / loss at F = 0 - 1; NaN where unknown.
+    """Returns [L] loss / loss at F = 0 - 1; NaN where unknown.
 
     Paired by seed where seeds are shared: runs that differ in F alone read the same general text in the same order.
     """
@@ -40,7 +40,7 @@ def loss_excess(curve: Curve) -> Array:
 
 
 class LossTolerance:
-    """The smallest F beyond the tolerance.
+    """Criterion of the loss tolerance: the smallest F beyond it.
 
     The bracket is (last level within the tolerance, first level beyond it]; the value is linear in log F between them.
     One seed has no error bar for its loss; runs that differ in F alone read the same general text in the same order,
@@ -51,7 +51,7 @@ class LossTolerance:
     groups: tuple[str, ...] = ("infused", "background", "control")  # every group's rows carry the loss of their run
 
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
-        """The tolerance point of the runs behind ``curve``."""
+        """Returns the tolerance point of the runs of ``curve``."""
         excess = loss_excess(curve)
         known = np.isfinite(excess)
         if not np.isfinite(curve.loss).any():

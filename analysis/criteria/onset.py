@@ -20,7 +20,7 @@ from megatron_kis.config.analysis import AnalysisConfig
 
 
 class Onset:
-    """The first level that is reliably above chance.
+    """Criterion of the onset: the first level that is reliably above chance.
 
     A level is above chance when it beats the chance level (exact binomial) *and*, where a run with F = 0 exists, that
     run's rate: an untrained preference for frequent objects can beat 1/k, and is not memory. The levels share alpha
@@ -31,7 +31,7 @@ class Onset:
     groups: tuple[str, ...] = ("infused",)
 
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
-        """The onset of ``curve``."""
+        """Returns the onset of ``curve``."""
         infused = curve.frequency > 0
         chance = curve.mean_chance
         if not infused.any():
