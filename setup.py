@@ -50,7 +50,7 @@ setup(
         "numpy>=1.26",
         "scipy>=1.12",
         "pandas>=2.1",
-        "pydantic>=2.7",
+        "pydantic>=2.9",
         "PyYAML>=6.0",
         "rich>=13.0",
         "sentencepiece>=0.2",

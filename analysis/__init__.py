@@ -8,9 +8,10 @@ Five lines are enough: ``runs = load_runs("runs")``, ``points = find_transitions
 # The imports are eager on purpose: `predict` and `report` are also names of modules here, and a module imported later
 # would take the function's place. What is slow (matplotlib, jinja2) is imported inside the report's functions.
 from megatron_kis.analysis.criteria import Transition, find_transitions
-from megatron_kis.analysis.findings.result import AnalysisResult, analyse_study
+from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.law.predict import Prediction, predict
+from megatron_kis.analysis.outputs import analyse_study
 from megatron_kis.analysis.report import report
 from megatron_kis.analysis.runs.load import Runs, load_runs
 from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv

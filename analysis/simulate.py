@@ -1,9 +1,9 @@
-"""Study logs from a known truth, 1M to 70B parameters: what the methods are tried on before data are.
+"""Simulated studies with a known truth, 1M to 70B parameters, to test the methods before they are used on data.
 
-A truth says where collapse points lie (`collapse_point`: a power law in N and D, with an offset or a curvature where
-wanted, and a scatter between models), what curves look like (rise, plateau, hinge, chance floor) and how they are
-measured (facts, seeds, beta-binomial counts). `simulate_curve` and `simulate_table` give the analysis' own inputs;
-`write_runs` writes whole run folders.
+A truth defines the collapse points (`collapse_point`: a power law in N and D, optionally with an offset or a curvature,
+and a scatter between models), the shape of curves (rise, plateau, hinge, chance floor) and their measurement (facts,
+seeds, beta-binomial counts). `simulate_curve` and `simulate_table` return inputs of the analysis; `write_runs` writes
+whole run folders.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pandas as pd
 
 from megatron_kis.analysis.criteria.counts import draw
 from megatron_kis.analysis.criteria.hinge_fit import link, rate_of
-from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, Array, Curve, canonical
+from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, Array, Curve, canonical, rows_of
 
 Cell = tuple[int, int]
 """(params, tokens)."""
@@ -28,55 +28,55 @@ Cell = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """A world in which everything is known. Rates are of background facts unless said otherwise."""
+    """A known truth. Rates are those of background facts unless stated otherwise."""
 
     collapse_at: float = 400.0
-    """F* of the reference model, exposures a fact."""
+    """F* of the reference model, exposures per fact."""
     reference: Cell = (100_000_000, 2_000_000_000)
     size_exponent: float = 0.25
     """b of log F* = a + b log N + c log D."""
     budget_exponent: float = 0.0
-    """c."""
+    """c of log F* = a + b log N + c log D."""
     curvature: float = 0.0
-    """Coefficient of (log N/N_reference)^2: zero where the law is well specified."""
+    """Coefficient of (log N/N_reference)^2; zero if the law is well specified."""
     offset: float = 0.0
-    """F_inf, added to the power law."""
+    """F_inf, which is added to the power law."""
     scatter: float = 0.10
     """sigma: standard deviation of log F* between models of one (N, D)."""
     noise: str = "gaussian"
     """Shape of the scatter: ``gaussian`` or ``t4`` (Student's t, 4 degrees of freedom, the same variance)."""
     collapses: bool = True
-    """False: no curve falls."""
+    """Whether curves fall at all."""
     chance: float = 0.25
     base: float = 0.55
     """Rate without infusion."""
     plateau: float = 0.80
     steepness: float = 6.0
-    """gamma: fall of the logit for each e-fold of F beyond F*."""
+    """gamma: fall of the logit per e-fold of F beyond F*."""
     rise: float = 0.08
-    """Half of the rise is done at this share of F*."""
+    """Share of F* at which half of the rise is reached."""
     facts: int = 120
     correlation: float = 0.01
-    """Intraclass correlation of the facts of a run: what a seed moves together."""
+    """Intraclass correlation of the facts of a run, which a seed moves together."""
     fact_tokens: float = 15.0
     """Mean length of an exposure."""
     loss: float = 3.0
-    """Validation loss of the reference model at F = 0, nats a token."""
+    """Validation loss of the reference model at F = 0, nats per token."""
 
     def collapse_point(self, params: float, tokens: float) -> float:
-        """F* of the law, without scatter."""
+        """Returns F* of the law, without scatter."""
         n, d = math.log(params / self.reference[0]), math.log(tokens / self.reference[1])
         power = math.log(self.collapse_at) + self.size_exponent * n + self.budget_exponent * d
         return self.offset + math.exp(power + self.curvature * n * n)
 
     def scatters(self, generator: np.random.Generator, count: int) -> Array:
-        """[count] deviations of log F* from the law."""
+        """Draws [count] deviations of log F* from the law."""
         if self.noise == "t4":
             return self.scatter * generator.standard_t(4, size=count) / math.sqrt(2.0)
         return self.scatter * generator.standard_normal(count)
 
     def rates(self, frequency: Array, collapse: float) -> Array:
-        """[L] true rates of a model that collapses at ``collapse``."""
+        """Returns the true rates [L] of a model that collapses at ``collapse``."""
         f = np.asarray(frequency, dtype=float)
         half = self.rise * collapse
         risen = np.minimum(1.25 * f**2 / (f**2 + half**2), 1.0)  # saturates: the plateau is reached at 2 half
@@ -86,30 +86,30 @@ class Truth:
         return rate_of(low + (high - low) * risen - self.steepness * beyond, self.chance)
 
     def infused(self, frequency: Array, collapse: float) -> Array:
-        """[L] true rates of the infused facts: chance, a jump, a plateau that stays."""
+        """Returns the true rates [L] of the infused facts: chance, a jump, a lasting plateau."""
         f = np.asarray(frequency, dtype=float)
         return self.chance + (0.95 - self.chance) * f**3 / (f**3 + (self.rise * collapse) ** 3)
 
     def ratio(self, frequency: float, tokens: float) -> float:
-        """The infusion ratio at F."""
+        """Returns the infusion ratio at F."""
         return self.facts * frequency * self.fact_tokens / tokens
 
     def validation_loss(self, params: float, frequency: float, collapse: float) -> float:
-        """Loss on general text: rises with F, 5% over F = 0 at F*."""
+        """Returns the loss on general text, which rises with F and is 5% above that of F = 0 at F*."""
         return self.loss * (params / self.reference[0]) ** -0.05 * (1 + 0.05 * (frequency / collapse) ** 1.5)
 
 
-def frequencies_around(centre: float, levels: int, *, span: float = 16.0) -> list[float]:
-    """F = 0 and ``levels - 1`` whole levels, evenly in log F, from ``centre * 1.6 / span`` to ``centre * 1.6``."""
-    grid = np.geomspace(centre * 1.6 / span, centre * 1.6, levels - 1)
-    return [0.0, *sorted({float(max(1, round(f))) for f in grid})]
-
-
 def simulate_curve(
-    truth: Truth, cell: Cell, frequency: Sequence[float], seeds: int, generator: np.random.Generator, *,
-    collapse: float | None = None, group: str = "background",
-) -> Curve:  # fmt: skip
-    """One measured curve; ``collapse`` is its F* (the law's with a scatter of its own if None)."""
+    truth: Truth,
+    cell: Cell,
+    frequency: Sequence[float],
+    seeds: int,
+    generator: np.random.Generator,
+    *,
+    collapse: float | None = None,
+    group: str = "background",
+) -> Curve:
+    """Simulates a measured curve; ``collapse`` is its F* (if None, that of the law with a drawn scatter)."""
     params, tokens = cell
     if collapse is None:
         collapse = truth.collapse_point(params, tokens) * math.exp(float(truth.scatters(generator, 1)[0]))
@@ -122,18 +122,33 @@ def simulate_curve(
     rates = draw(generator, p, facts, truth.correlation, 1)[0]
     loss = np.array([truth.validation_loss(params, value, collapse) for value in f])
     return Curve(
-        params=params, tokens=tokens, nonembedding_params=round(0.8 * params), group=group, split="held_out",
-        scoring="statement", frequency=f, rate=rates.mean(axis=1), seed_rates=tuple(rates), seed_facts=tuple(facts),
-        chance=np.full(len(f), truth.chance), ratio=np.array([truth.ratio(value, tokens) for value in f]), loss=loss,
+        params=params,
+        tokens=tokens,
+        nonembedding_params=round(0.8 * params),
+        group=group,
+        split="held_out",
+        scoring="statement",
+        frequency=f,
+        rate=rates.mean(axis=1),
+        seed_rates=tuple(rates),
+        seed_facts=tuple(facts),
+        chance=np.full(len(f), truth.chance),
+        ratio=np.array([truth.ratio(value, tokens) for value in f]),
+        loss=loss,
         seed_losses=tuple({seed: float(value) for seed in range(seeds)} for value in loss),
-    )  # fmt: skip
+    )
 
 
 def simulate_curves(
-    truth: Truth, cells: Iterable[Cell], frequencies: Sequence[float] | dict[Cell, Sequence[float]], seeds: int,
-    generator: np.random.Generator, *, groups: Sequence[str] = ("background",),
-) -> tuple[list[Curve], dict[Cell, float]]:  # fmt: skip
-    """Curves of every cell, and the F* each was drawn with. ``frequencies``: one grid, or one a cell."""
+    truth: Truth,
+    cells: Iterable[Cell],
+    frequencies: Sequence[float] | dict[Cell, Sequence[float]],
+    seeds: int,
+    generator: np.random.Generator,
+    *,
+    groups: Sequence[str] = ("background",),
+) -> tuple[list[Curve], dict[Cell, float]]:
+    """Simulates curves of every cell; returns them and each cell's F*. ``frequencies``: one grid, or one per cell."""
     curves, collapse = [], {}
     for cell in cells:
         point = truth.collapse_point(*cell) * math.exp(float(truth.scatters(generator, 1)[0]))
@@ -144,28 +159,42 @@ def simulate_curves(
 
 
 def table_of(curves: Iterable[Curve]) -> pd.DataFrame:
-    """Simulated curves as a curve table (`megatron_kis.analysis.runs.curves.CURVE_COLUMNS`)."""
+    """Returns simulated curves as a curve table (`megatron_kis.analysis.runs.curves.CURVE_COLUMNS`)."""
     rows = []
     for curve in curves:
         for level, frequency in enumerate(curve.frequency):
             for seed, (rate, facts) in enumerate(zip(curve.seed_rates[level], curve.seed_facts[level], strict=True)):
                 rows.append(
                     {
-                        "params": curve.params, "tokens": curve.tokens, "frequency": float(frequency), "seed": seed,
-                        "n": int(facts), "correct": float(round(rate * facts)), "facts": int(facts),
-                        "chance": float(curve.chance[level]), "group": curve.group, "split": curve.split,
-                        "scoring": curve.scoring, "nonembedding_params": curve.nonembedding_params,
-                        "validation_loss": curve.seed_losses[level].get(seed), "infusion_ratio": curve.ratio[level],
+                        "params": curve.params,
+                        "tokens": curve.tokens,
+                        "frequency": float(frequency),
+                        "seed": seed,
+                        "n": int(facts),
+                        "correct": float(round(rate * facts)),
+                        "facts": int(facts),
+                        "chance": float(curve.chance[level]),
+                        "group": curve.group,
+                        "split": curve.split,
+                        "scoring": curve.scoring,
+                        "nonembedding_params": curve.nonembedding_params,
+                        "validation_loss": curve.seed_losses[level].get(seed),
+                        "infusion_ratio": curve.ratio[level],
                     }
-                )  # fmt: skip
+                )
     return canonical(pd.DataFrame(rows, columns=CURVE_COLUMNS))
 
 
 def simulate_table(
-    truth: Truth, cells: Iterable[Cell], frequencies: Sequence[float] | dict[Cell, Sequence[float]], seeds: int,
-    generator: np.random.Generator, *, groups: Sequence[str] = ("infused", "background", "control"),
-) -> tuple[pd.DataFrame, dict[Cell, float]]:  # fmt: skip
-    """A curve table of every cell, and the F* each was drawn with."""
+    truth: Truth,
+    cells: Iterable[Cell],
+    frequencies: Sequence[float] | dict[Cell, Sequence[float]],
+    seeds: int,
+    generator: np.random.Generator,
+    *,
+    groups: Sequence[str] = ("infused", "background", "control"),
+) -> tuple[pd.DataFrame, dict[Cell, float]]:
+    """Simulates a curve table; returns it and each cell's F*."""
     curves, collapse = simulate_curves(truth, cells, frequencies, seeds, generator, groups=groups)
     return table_of(curves), collapse
 
@@ -173,30 +202,46 @@ def simulate_table(
 def write_runs(table: pd.DataFrame, folder: Path, *, study: str = "simulated") -> int:
     """Writes a run folder for every (N, D, F, seed) of a curve table below ``folder``; returns their number.
 
-    The folders hold what the analysis reads (run.json, metrics.jsonl, probes.jsonl, exposures.json, DONE); they are
-    marked as simulated.
+    The folders have the files that the analysis reads (run.json, metrics.jsonl, probes.jsonl, exposures.json, DONE)
+    and are marked as simulated.
     """
     count = 0
+    key: Any  # (params, tokens, frequency, seed)
     for key, rows in table.groupby(["params", "tokens", "frequency", "seed"], sort=True):
-        params, tokens, frequency, seed = (int(value) for value in key)
+        params, tokens, frequency, seed = map(int, key)
         name = f"n{params}-d{tokens}-f{frequency}-s{seed}"
         path = folder / name
         path.mkdir(parents=True, exist_ok=True)
         first = rows.iloc[0]
         run: dict[str, Any] = {
-            "schema": "kis.run/1", "run": name, "study": study, "params": params,
-            "nonembedding_params": int(first["nonembedding_params"]), "tokens": tokens,
-            "infusion_frequency": frequency, "infusion_ratio": float(first["infusion_ratio"]), "seed": seed,
-            "model": {"name": f"simulated-{params}"}, "background_policy": "displaced", "simulated": True,
-        }  # fmt: skip
+            "schema": "kis.run/1",
+            "run": name,
+            "study": study,
+            "params": params,
+            "nonembedding_params": int(first["nonembedding_params"]),
+            "tokens": tokens,
+            "infusion_frequency": frequency,
+            "infusion_ratio": float(first["infusion_ratio"]),
+            "seed": seed,
+            "model": {"name": f"simulated-{params}"},
+            "background_policy": "displaced",
+            "simulated": True,
+        }
         metrics = {"kind": "validation", "step": 1, "tokens": tokens, "loss": float(first["validation_loss"])}
         probes = [
             {
-                "step": 1, "tokens": tokens, "group": row.group, "split": row.split, "scoring": row.scoring,
-                "n": int(row.n), "facts": int(row.facts), "correct": int(row.correct), "chance": float(row.chance),
+                "step": 1,
+                "tokens": tokens,
+                "group": row.group,
+                "split": row.split,
+                "scoring": row.scoring,
+                "n": int(row.n),
+                "facts": int(row.facts),
+                "correct": int(row.correct),
+                "chance": float(row.chance),
             }
-            for row in rows.itertuples()
-        ]  # fmt: skip
+            for row in rows_of(rows)
+        ]
         (path / "run.json").write_text(json.dumps(run), encoding="utf-8")
         (path / "metrics.jsonl").write_text(json.dumps(metrics) + "\n", encoding="utf-8")
         (path / "probes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in probes), encoding="utf-8")

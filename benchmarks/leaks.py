@@ -21,7 +21,7 @@ from benchmarks.corpus_sources import build_text
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.folding import line_of_words, words
 from megatron_kis.data_tools.facts.importers import Candidate
-from megatron_kis.data_tools.mentions.decontaminate import LeakCount, LeakFinder, filter_leaks
+from megatron_kis.data_tools.mentions.decontaminate import DecontaminationStats, FactMatcher, decontaminate
 from megatron_kis.data_tools.mentions.mentions import name_words
 from megatron_kis.data_tools.readers.documents import Document, iter_documents
 from megatron_kis.data_tools.selection.pool import usable_facts
@@ -190,15 +190,15 @@ def main() -> None:
             f" {sum(map(len, found))} facts in the sample"
         )
     for level in ("document", "sentence"):
-        count = LeakCount()
+        count = DecontaminationStats()
         started = time.perf_counter()
         read_again = (Document(document, text, number) for number, document in enumerate(documents))
-        filter_leaks(read_again, facts, count, level=level, clean=options.folder / f"clean.{level}.jsonl")
+        decontaminate(read_again, facts, count, level=level, clean=options.folder / f"clean.{level}.jsonl")
         print(f"{level}: {time.perf_counter() - started:.1f} s; " + " / ".join(count.summary(len(facts), level)[:2]))
 
 
 def _automaton(facts: Sequence[Fact]) -> FindAll:
-    return LeakFinder(facts).find_all
+    return FactMatcher(facts).facts_in_each
 
 
 def _each(make: Callable[[Sequence[Fact]], Find]) -> Callable[[Sequence[Fact]], FindAll]:

@@ -148,10 +148,10 @@ def write_study(folder: Path, cells: int) -> Path:
 
 def fill(study: Path) -> None:
     """Trains the cheapest cell and copies its folder for the others."""
-    from megatron_kis.config.study import ExecutorConfig
-    from megatron_kis.executor.attempts import end_attempt, settings_fingerprint, start_attempt
+    from megatron_kis.config.executor import ExecutorConfig
+    from megatron_kis.executor.attempts import end_attempt, start_attempt
     from megatron_kis.executor.executor import execute
-    from megatron_kis.executor.lease import Claim, claim, this_process
+    from megatron_kis.executor.lease import HeldLease, acquire, this_process
     from megatron_kis.training.record import CLOSED, config_fingerprint
 
     every = runs(study)
@@ -164,9 +164,9 @@ def fill(study: Path) -> None:
     for number, run in enumerate(every[:-1]):
         if number % 10 == 9:
             if number % 20 == 9:  # failed once or given up, or stopped; the others wait
-                held = claim(run.output, owner=owner)
-                assert isinstance(held, Claim)
-                start_attempt(held, settings_fingerprint(run))
+                held = acquire(run.output, owner=owner)
+                assert isinstance(held, HeldLease)
+                start_attempt(held, run.settings_fingerprint())
                 stopped = number % 40 == 9
                 end_attempt(held, status=75 if stopped else 1, outcome="stopped" if stopped else "failed")
                 held.release()

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from megatron_kis.data_tools.facts.fact import Fact
-from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
+from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
 
 Ending = Callable[[str], str]
 
@@ -182,7 +182,7 @@ def main() -> None:
         pairs = labels(language)
         facts = [Fact(city, city, "country", territory, "infused") for city, territory in pairs]
         cells = [language, str(len(facts))]
-        for find in (LeakFinder(facts).find, substrings(facts)):
+        for find in (FactMatcher(facts).facts_in, substrings(facts)):
             count: Counter[str] = Counter()
             for text, fact in documents(language, pairs):
                 stated = set(find(text))

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from benchmarks.corpus_sources import build_text
 from megatron_kis.common.files import sha256_file
-from megatron_kis.data_tools.tokenizers.base import MODEL_KINDS, load_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import MODEL_KINDS
 
 _DEFAULTS = """
 import json, sys

@@ -1,4 +1,4 @@
-"""Looks into a corpus or exposure store: whether it is intact, counts, lengths, a histogram of its tokens, a sample.
+"""Inspects a corpus or exposure store: whether it is intact, counts, lengths, a histogram of its tokens, a sample.
 
 Everything is read in blocks: memory stays bounded whatever the size.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json
 from megatron_kis.data_tools.storage.exposures import ExposureIndex, index_fingerprint, read_exposure_index
-from megatron_kis.data_tools.storage.indexed import IndexedReader, content_fingerprint, suffixed
+from megatron_kis.data_tools.storage.indexed import CORPUS_SCHEMA, IndexedReader, content_fingerprint, suffixed
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 
 _BLOCK = 1 << 20
@@ -29,8 +29,8 @@ def inspect_corpus(prefix: Path, *, tokenizer: Tokenizer | None = None, sample: 
     """Checks ``PREFIX`` thoroughly and describes it.
 
     Args:
-        prefix: prefix of ``.bin`` and ``.idx``, with ``.meta.json`` (corpus), ``.json`` (exposures) or neither beside.
-        tokenizer: decodes the sample and spells the tokens; must be the one that made them.
+        prefix: prefix of ``.bin`` and ``.idx``, with ``.meta.json`` (corpus), ``.json`` (exposures) or neither.
+        tokenizer: decodes the sample and spells the tokens; must be the one that encoded them.
         sample: sequences to show, evenly spread.
 
     Returns:
@@ -82,7 +82,7 @@ def inspect_corpus(prefix: Path, *, tokenizer: Tokenizer | None = None, sample: 
 
 
 def describe(result: dict[str, Any]) -> list[str]:
-    """The result of :func:`inspect_corpus` as lines to read."""
+    """Formats the result of :func:`inspect_corpus` as lines to read."""
     histogram = result["token_histogram"]
     of = f" of {histogram['vocab_size']}" if histogram["vocab_size"] is not None else ""
     lines = [
@@ -94,7 +94,7 @@ def describe(result: dict[str, Any]) -> list[str]:
     if "lengths" in result:
         values = result["lengths"]
         lines.append(
-            f"tokens a sequence: {values['min']} to {values['max']}, median {values['median']:g},"
+            f"tokens per sequence: {values['min']} to {values['max']}, median {values['median']:g},"
             f" mean {values['mean']:.1f}"
         )
         most = max(entry["sequences"] for entry in result["length_histogram"])
@@ -123,7 +123,7 @@ def describe(result: dict[str, Any]) -> list[str]:
 
 def _description(prefix: Path, reader: IndexedReader) -> tuple[str, dict[str, Any] | None, ExposureIndex | None]:
     if suffixed(prefix, ".meta.json").exists():
-        return "corpus", read_json(suffixed(prefix, ".meta.json"), "kis.corpus/1"), None
+        return "corpus", read_json(suffixed(prefix, ".meta.json"), CORPUS_SCHEMA), None
     if suffixed(prefix, ".json").exists():
         index = read_exposure_index(prefix, exposures=len(reader))
         if "index_fingerprint" in index.header and index_fingerprint(prefix) != index.header["index_fingerprint"]:
@@ -154,7 +154,7 @@ def _compare(prefix: Path, meta: dict[str, Any], reader: IndexedReader, found: s
 
 
 def _token_counts(reader: IndexedReader) -> NDArray[np.int64]:
-    """How often each id occurs, as long as the largest id asks for.
+    """Counts how often each id occurs, up to the largest.
 
     Raises:
         InputError: a negative id.
@@ -167,7 +167,7 @@ def _token_counts(reader: IndexedReader) -> NDArray[np.int64]:
             raise InputError(problem, where=str(suffixed(reader.prefix, ".bin")), remedy="not a file of token ids")
         found = np.bincount(block)
         if len(found) > len(counts):
-            counts, found = found, counts
+            counts, found = found, counts  # the longer one is added to
         counts[: len(found)] += found
     return counts
 
@@ -192,7 +192,7 @@ def _histogram(counts: NDArray[np.int64], vocabulary: int | None, tokenizer: Tok
 
 
 def _length_histogram(lengths: NDArray[np.int32]) -> list[dict[str, int]]:
-    """Sequences by length, in powers of two."""
+    """Counts the sequences by length, in powers of two."""
     edges = [0, *(1 << power for power in range(int(lengths.max()).bit_length() + 1))]
     counted, _ = np.histogram(lengths, bins=edges)
     return [
@@ -217,7 +217,7 @@ def _shown(reader: IndexedReader, row: int, tokenizer: Tokenizer | None, index: 
 
 
 def _exposure_counts(index: ExposureIndex) -> list[dict[str, Any]]:
-    """Facts and exposures of each group and relation."""
+    """Counts the facts and exposures of each group and relation."""
     counts = []
     for group in index.groups:
         rows = index.rows_of(group)

@@ -100,6 +100,23 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
+def test_the_executor_knows_runs_and_no_studies_or_facts() -> None:
+    known = (
+        "megatron_kis.common",
+        "megatron_kis.config.executor",
+        "megatron_kis.config.slurm",
+        "megatron_kis.executor",
+    )
+    foreign = [
+        f"{name} imports {used}"
+        for name in MODULES
+        if name.startswith("megatron_kis.executor")
+        for used in imports(MODULES[name])
+        if used.startswith("megatron_kis.") and not used.startswith(known)
+    ]
+    assert foreign == []
+
+
 def test_what_comes_before_and_after_training_needs_no_torch() -> None:
     for room in ("analysis", "data_tools", "common"):
         names = [name for name in MODULES if name.startswith(f"megatron_kis.{room}")]
@@ -153,7 +170,7 @@ def test_every_file_says_what_it_is_for() -> None:
 
 def test_commands_import_only_the_standard_library_at_their_top() -> None:
     light = {"megatron_kis", "megatron_kis.common.errors", "megatron_kis.common.ending", "megatron_kis.common.paths"}
-    light |= {"megatron_kis.common.console", "megatron_kis.common.log"}
+    light |= {"megatron_kis.common.console", "megatron_kis.common.log", "megatron_kis.common.terms"}
     light |= {"megatron_kis.common.units", "megatron_kis.config.ladder"}
     heavy = [
         f"{path.relative_to(ROOT)} imports {used}"

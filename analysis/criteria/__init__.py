@@ -12,7 +12,7 @@ from megatron_kis.analysis.criteria.hinge import HingeCollapse
 from megatron_kis.analysis.criteria.loss import LossTolerance
 from megatron_kis.analysis.criteria.onset import Onset
 from megatron_kis.analysis.criteria.tolerance_rule import ToleranceRule
-from megatron_kis.analysis.runs.curves import curve_table, curves
+from megatron_kis.analysis.runs.curves import curve_table, curves, primary_rows
 from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
@@ -78,7 +78,7 @@ def find_transitions(
     """
     settings = settings or AnalysisConfig()
     table = curve_table(data) if isinstance(data, Runs) else data
-    primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
+    primary = primary_rows(table, settings)
     if primary.empty:
         there = sorted({f"{split}/{scoring}" for split, scoring in zip(table["split"], table["scoring"], strict=True)})
         raise InputError(

@@ -1,1 +1,1 @@
-"""Which runs to train next."""
+"""The runs and sizes to train next."""

@@ -1,7 +1,7 @@
-"""What one size more would tell of the target, where more runs of the sizes at hand would tell little.
+"""The gain of a further model size, for studies whose prediction more runs of the same sizes would narrow little.
 
-How much models of one law differ from it (sigma) is learnt from models, not from runs: a prediction interval that is
-wide because of few sizes narrows with a size, whose curve is one point and one degree of freedom more.
+The scatter of models around the law (sigma) is estimated from models, not from runs. A prediction interval that is wide
+because of few sizes narrows with another size, whose curve adds one point and one degree of freedom.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from megatron_kis.config.analysis import AnalysisConfig
 
 @dataclass(frozen=True)
 class NewSize:
-    """A size that the study does not have."""
+    """A model size that the study does not have."""
 
     params: int
     """N."""
     tokens: int
-    """D, the study's budget that is nearest to the target's."""
+    """D: the token budget of the study that is nearest to the target's."""
     frequency: float
-    """F* that the law expects there: its levels should lie on both sides."""
+    """F* that the law expects there; the levels of F should be on both sides of it."""
     runs: int
-    """As many as the study's sizes have on average."""
+    """Number of runs: the average of the study's sizes."""
     flops: float
     """6 N D of these runs."""
     narrower: float
@@ -40,20 +40,25 @@ class NewSize:
 
 
 def new_sizes(
-    table: pd.DataFrame, params: float, tokens: float, settings: AnalysisConfig | None = None, *,
-    largest_ratio: float = 0.95, points: Sequence[Transition] | None = None,
-) -> list[NewSize]:  # fmt: skip
-    """Sizes between those of the study and one step beyond either end, the smallest first; none where no law is known.
+    table: pd.DataFrame,
+    params: float,
+    tokens: float,
+    settings: AnalysisConfig | None = None,
+    *,
+    largest_ratio: float = 0.95,
+    points: Sequence[Transition] | None = None,
+) -> list[NewSize]:
+    """Returns sizes between those of the study and one step beyond either end, in rising order; none without a law.
 
-    Left out are sizes where the law expects F* beyond ``largest_ratio``: their curves would not show it.
+    Sizes where the law expects F* beyond ``largest_ratio`` are left out: their curves would not show it.
 
     Args:
         table: the curves so far.
         params: N of the target.
         tokens: D of the target.
-        settings: the declared choices.
-        largest_ratio: the infusion ratio that no run goes beyond.
-        points: the table's transitions, where they are known already.
+        settings: the declared settings of the analysis.
+        largest_ratio: the largest infusion ratio of a run.
+        points: the table's transitions, if they are known already.
     """
     settings = settings or AnalysisConfig()
     points = points or find_transitions(table, settings)
@@ -67,10 +72,10 @@ def new_sizes(
     if not known:
         return []
     budget = min({p.tokens for p in mine}, key=lambda own: (abs(math.log(own / tokens)), own))
-    runs = _runs_a_size(table[table["group"] == law.group], budget)
+    runs = _runs_per_size(table[table["group"] == law.group], budget)
     expected = float(np.median(known))
     freedom = law.degrees_of_freedom + 1
-    freer = replace(
+    with_one_more = replace(
         law, degrees_of_freedom=freedom, scatter_degrees_of_freedom=max(freedom, law.scatter_degrees_of_freedom)
     )
 
@@ -84,19 +89,19 @@ def new_sizes(
         frequency = math.exp(law.at(size, budget)[0])
         if law.tokens_per_frequency and frequency * law.tokens_per_frequency > largest_ratio * budget:
             continue
-        narrower = 1 - half(freer, [*cells, (size, budget, expected)]) / now
+        narrower = 1 - half(with_one_more, [*cells, (size, budget, expected)]) / now
         found.append(NewSize(size, budget, frequency, runs, 6.0 * size * budget * runs, narrower))
     return found
 
 
 def _sizes(sizes: Sequence[int]) -> list[int]:
-    """The middles of neighbours, and one usual step below and above, by ratio."""
+    """Returns the geometric means of neighbours, and one median step below and above."""
     steps = [b / a for a, b in pairwise(sizes)]
     step = float(np.median(steps)) if steps else 2.0
     middles = [math.sqrt(a * b) for a, b in pairwise(sizes)]
     return [round(size) for size in (sizes[0] / step, *middles, sizes[-1] * step)]
 
 
-def _runs_a_size(rows: pd.DataFrame, budget: int) -> int:
+def _runs_per_size(rows: pd.DataFrame, budget: int) -> int:
     runs = rows.loc[rows["tokens"] == budget, ["params", "frequency", "seed"]].drop_duplicates()
     return math.ceil(len(runs) / runs["params"].nunique())

@@ -1,12 +1,12 @@
-"""Which runs to train next, and how far each would narrow the prediction at the target.
+"""The runs to train next, and how far each would narrow the prediction at the target.
 
-One run at a time is added to one cell: the level that halves the widest bracket that may hold F*, or one beyond a
-censored end, where width over cost is largest (`bisect`). What a run would gain is simulated beside it: curves with
-that run are drawn from the cell's fitted hinge, tau is found again, and the variance it would have goes into the law's
-prediction variance at the target. Each run is chosen as if those before it had come out as expected.
+Runs are added one at a time to one (N, D) cell: the level that halves the widest bracket that may contain F*, or one
+beyond a censored end, in the cell with the largest width per cost (`bisect`). The gain of a run is simulated: curves
+with that run are drawn from the cell's fitted hinge, tau is found again, and its expected variance enters the law's
+prediction variance at the target. Each run is chosen as if the ones before it had given the expected results.
 
-To choose by the simulated gain itself was tried, with seeds and levels to choose from, and needed more compute for the
-same interval (docs/LOG.md): over a few cells the gain of one run is small beside the noise of its own estimate.
+Choosing by the simulated gain itself, among seeds and levels, was tried and needed more compute for the same interval
+(docs/LOG.md): with a few cells the gain of one run is small compared with the noise of its own estimate.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from megatron_kis.analysis.criteria.hinge_fit import Precision
 from megatron_kis.analysis.law.bootstrap import SimulatedCell, measure, simulated_cell
 from megatron_kis.analysis.law.candidates import SIZE, SIZE_AND_BUDGET, design
 from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
-from megatron_kis.analysis.runs.curves import Array, Curve, curves
+from megatron_kis.analysis.runs.curves import Array, Curve, curves, primary_rows
 from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.analysis import AnalysisConfig
 
-_STEP = 1.5  # a level beyond a censored end lies this factor further
-_NEAR = 1.1  # levels closer than this factor are one: a run between, or just beyond, is another seed of it
-_DRAWS = 64  # curves drawn to see what a run would tell; the gain is an average over them
+_STEP = 1.5  # factor between a censored end and the level beyond it
+_WIDTH_95 = 3.92  # width of a two-sided 95% interval of a normal distribution, in standard deviations
+_NEAR = 1.1  # levels closer than this factor count as one: a run between them would only be another seed
+_DRAWS = 64  # number of simulated curves over which the gain of a run is averaged
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Proposal:
     frequency: float
     seed: int
     flops: float
-    """6 N D, its cost."""
+    """Cost of the run, 6 N D."""
     gain: float | None
-    """Expected relative fall of the prediction variance at the target; None where no law can be fitted yet."""
+    """Expected relative fall of the prediction variance at the target; None if no law can be fitted yet."""
     reason: str
 
 
@@ -58,10 +59,9 @@ class _Cell:
     point: Transition
     source: SimulatedCell | None
     variance: float
-    """Of log F*, as the cell stands (with the runs proposed so far)."""
-
+    """Variance of log F*, with the runs proposed so far."""
     seeds: dict[float, set[int]]
-    """The seeds that each level has, those proposed so far among them."""
+    """Seeds of each level, including those proposed so far."""
 
     @property
     def flops(self) -> float:
@@ -69,21 +69,27 @@ class _Cell:
 
 
 def propose(
-    table: pd.DataFrame, params: float, tokens: float, settings: AnalysisConfig | None = None, *,
-    group: str | None = None, count: int = 6, largest_ratio: float = 0.95,
+    table: pd.DataFrame,
+    params: float,
+    tokens: float,
+    settings: AnalysisConfig | None = None,
+    *,
+    group: str | None = None,
+    count: int = 6,
+    largest_ratio: float = 0.95,
     points: Sequence[Transition] | None = None,
-) -> list[Proposal]:  # fmt: skip
-    """The next ``count`` runs for the prediction at N = ``params``, D = ``tokens``.
+) -> list[Proposal]:
+    """Proposes the next ``count`` runs for the prediction at N = ``params``, D = ``tokens``.
 
     Args:
         table: the curves so far.
         params: N of the target.
         tokens: D of the target.
-        settings: the declared choices.
-        group: fact group whose collapse is foretold; the first that has a collapse, background last, if None.
+        settings: the declared settings of the analysis.
+        group: fact group whose collapse is predicted; the first one with a collapse, background last, if None.
         count: runs to propose.
-        largest_ratio: the infusion ratio that no proposal goes beyond, where the table says what F costs.
-        points: the table's transitions, where they are known already.
+        largest_ratio: the largest infusion ratio of a proposal, if the table has infusion ratios.
+        points: the table's transitions, if they are known already.
 
     Raises:
         InputError: no curve of that group.
@@ -99,19 +105,24 @@ def propose(
     cells = {
         (c.params, c.tokens): _cell(c, p, settings, seeds) for c, p, seeds in _cells(table, settings, group, points)
     }
-    told: list[Proposal] = []
+    proposals: list[Proposal] = []
     for run in runs:
-        with_gain, variance = _foretold(cells, run, law, params, tokens, settings)
-        told.append(with_gain)
+        proposal, variance = _with_gain(cells, run, law, params, tokens, settings)
+        proposals.append(proposal)
         cells[run.params, run.tokens] = _with_run(cells[run.params, run.tokens], run, variance)
-    return told
+    return proposals
 
 
 def bisect(
-    table: pd.DataFrame, settings: AnalysisConfig | None = None, *, group: str, count: int = 6,
-    largest_ratio: float = 0.95, points: Sequence[Transition] | None = None,
-) -> list[Proposal]:  # fmt: skip
-    """The same runs, without their gains: the bracket that is widest for its cost, halved again and again.
+    table: pd.DataFrame,
+    settings: AnalysisConfig | None = None,
+    *,
+    group: str,
+    count: int = 6,
+    largest_ratio: float = 0.95,
+    points: Sequence[Transition] | None = None,
+) -> list[Proposal]:
+    """Proposes the same runs without their gains: repeatedly halves the bracket that is widest for its cost.
 
     Raises:
         InputError: no curve of that group.
@@ -133,8 +144,8 @@ def bisect(
 def _cells(
     table: pd.DataFrame, settings: AnalysisConfig, group: str, points: Sequence[Transition]
 ) -> list[tuple[Curve, Transition, dict[float, set[int]]]]:
-    """The group's curve of each (N, D), its collapse point, and the seeds of its levels."""
-    primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
+    """Returns the group's curve of each (N, D), its collapse point, and the seeds of its levels."""
+    primary = primary_rows(table, settings)
     by_cell = {(p.params, p.tokens): p for p in points if p.kind == "collapse" and p.group == group}
     seeds = _seeds(primary[primary["group"] == group])
     mine = [c for c in curves(primary) if c.group == group]
@@ -144,13 +155,13 @@ def _cells(
 
 
 def group_of(points: Sequence[Transition]) -> str:
-    """The group whose collapse is foretold: the first that has one, background last."""
-    seen = {p.group for p in points if p.kind == "collapse" and p.informative}
-    return "infused" if "infused" in seen else "background" if "background" in seen else "infused"
+    """Returns the group whose collapse is predicted: the first one with a collapse, background last."""
+    found = {p.group for p in points if p.kind == "collapse" and p.informative}
+    return "background" if "background" in found and "infused" not in found else "infused"
 
 
 def _seeds(rows: pd.DataFrame) -> dict[tuple[int, int], dict[float, set[int]]]:
-    """The seeds trained at each level of each (N, D)."""
+    """Returns the seeds trained at each level of each (N, D)."""
     found: dict[tuple[int, int], dict[float, set[int]]] = {}
     for params, tokens, frequency, seed in rows[["params", "tokens", "frequency", "seed"]].itertuples(index=False):
         found.setdefault((int(params), int(tokens)), {}).setdefault(float(frequency), set()).add(int(seed))
@@ -166,22 +177,29 @@ def _cell(curve: Curve, point: Transition, settings: AnalysisConfig, seeds: dict
 
 
 def variance_of(point: Transition) -> float:
-    """Of log F* as its interval says: a profile's as of a normal, a bracket's as of a uniform."""
+    """Returns the variance of log F* implied by its interval: normal for a profile interval, uniform for a bracket."""
     if not point.informative or not point.high or not point.value:
         return math.inf
     low = math.log(point.low) if point.low else 2 * math.log(point.value) - math.log(point.high)
     width = math.log(point.high) - low
-    return width**2 / 12 if point.interval == "bracket" else (width / 3.92) ** 2
+    return width**2 / 12 if point.interval == "bracket" else (width / _WIDTH_95) ** 2
 
 
 def prediction_variance(law: Law, cells: Sequence[tuple[int, int, float]], params: float, tokens: float) -> float:
-    """Of log F* of a new model at the target, from cells (N, D, variance of log F*); censored ones with infinity."""
+    """Returns the variance of log F* of a new model at the target.
+
+    Args:
+        law: the fitted law.
+        cells: (N, D, variance of log F*) of each cell; infinite for censored ones.
+        params: N of the target.
+        tokens: D of the target.
+    """
     mean, scatter = variances(law, cells, params, tokens)
     return mean + scatter
 
 
 def variances(law: Law, cells: Sequence[tuple[int, int, float]], params: float, tokens: float) -> tuple[float, float]:
-    """The two parts of `prediction_variance`: of the law's mean at the target, and of models about it."""
+    """Returns the two parts of `prediction_variance`: of the law's mean at the target, and of models around it."""
     known = [(n, d, v) for n, d, v in cells if math.isfinite(v)]
     log_n, log_d = np.log([[n, d] for n, d, _ in known]).T
     form = law.candidate if not law.candidate.offset else (SIZE_AND_BUDGET if law.in_tokens else SIZE)
@@ -193,31 +211,31 @@ def variances(law: Law, cells: Sequence[tuple[int, int, float]], params: float, 
     return float(row @ np.linalg.solve((x * weight[:, None]).T @ x, row)), sigma**2
 
 
-def _foretold(
-    cells: dict[tuple[int, int], _Cell], run: Proposal, law: Law, params: float, tokens: float,
+def _with_gain(
+    cells: dict[tuple[int, int], _Cell],
+    run: Proposal,
+    law: Law,
+    params: float,
+    tokens: float,
     settings: AnalysisConfig,
-) -> tuple[Proposal, float]:  # fmt: skip
-    """The run with its gain, and the variance of log F* that its cell is expected to have with it."""
+) -> tuple[Proposal, float]:
+    """Returns the run with its gain, and the variance of log F* that its cell is expected to have with it."""
     own = run.params, run.tokens
     expected = _expected(cells[own], run.frequency, law, settings)
-    now, then = (
-        prediction_variance(
-            law,
-            [(*cell, expected if changed and cell == own else c.variance) for cell, c in cells.items()],
-            params,
-            tokens,
-        )
-        for changed in (False, True)
-    )
+    variances_now = {cell: c.variance for cell, c in cells.items()}
+    variances_then = variances_now | {own: expected}
+    now = prediction_variance(law, [(*cell, v) for cell, v in variances_now.items()], params, tokens)
+    then = prediction_variance(law, [(*cell, v) for cell, v in variances_then.items()], params, tokens)
     return replace(run, gain=1 - then / now), expected
 
 
 def _expected(cell: _Cell, frequency: float, law: Law, settings: AnalysisConfig) -> float:
-    """Variance of log F* that is expected of a cell with one run more."""
+    """Returns the expected variance of log F* of a cell with one more run."""
     point, curve = cell.point, cell.curve
     if point.status in (RIGHT_CENSORED, INCONCLUSIVE) and point.low:
         mean, error = law.at(curve.params, curve.tokens)
         total = math.hypot(error, law.sigma)
+        # Probability that the new level is beyond F*, so that the cell gets a bracket of this width.
         reached = 0.5 * (1 + math.erf((math.log(frequency) - 0.2 - mean) / (total * math.sqrt(2))))
         return math.log(frequency / point.low) ** 2 / 12 / max(reached, 1e-3)
     if cell.source is None or not point.value:
@@ -228,19 +246,19 @@ def _expected(cell: _Cell, frequency: float, law: Law, settings: AnalysisConfig)
     now = _expected_variance(cell.source, rates, settings)
     extended = _extended(cell.source, frequency)
     then = _expected_variance(extended, _with_drawn(generator, extended, tau, cell.source, rates), settings)
-    # One run cannot teach less than nothing: the rest is the noise of few drawn curves.
+    # A run cannot make the estimate worse: a ratio above one is noise of the few simulated curves.
     return cell.variance * min(then / now, 1.0)
 
 
 def _drawn(generator: np.random.Generator, source: SimulatedCell, tau: Array) -> Array:
-    """[R, L, S] rates of curves with the hinge at each ``tau``."""
+    """Draws rates [R, L, S] of curves with the hinge at each ``tau``."""
     return draw(generator, source.rates(tau), source.facts, float(source.seen.icc), len(tau))
 
 
 def _with_drawn(
     generator: np.random.Generator, extended: SimulatedCell, tau: Array, source: SimulatedCell, rates: Array
 ) -> Array:
-    """The curves ``rates`` of ``source`` with the extended source's further run: what differs is that run alone."""
+    """Adds the extended source's further run to the curves ``rates`` of ``source``; the other runs stay as they are."""
     more = _drawn(generator, extended, tau)
     there = np.zeros(extended.facts.shape, dtype=bool)
     levels = np.searchsorted(extended.x, source.x - 1e-9)
@@ -250,7 +268,7 @@ def _with_drawn(
 
 
 def _expected_variance(source: SimulatedCell, rates: Array, settings: AnalysisConfig) -> float:
-    """Mean variance of log F* that drawn curves' intervals imply."""
+    """Returns the mean variance of log F* implied by the intervals of simulated curves."""
     lower, upper, variance = measure(replace(source, critical=-1.0), rates, settings, Precision(2, 6))
     closed = np.isfinite(lower) & np.isfinite(upper)
     width = np.where(closed, np.where(closed, upper, 0.0) - np.where(closed, lower, 0.0), 1.5)
@@ -258,7 +276,7 @@ def _expected_variance(source: SimulatedCell, rates: Array, settings: AnalysisCo
 
 
 def _extended(source: SimulatedCell, frequency: float) -> SimulatedCell:
-    """The source with one run more: a seed of a level it has, or a level of its own."""
+    """Returns the source with one more run: another seed of one of its levels, or a new level."""
     x = math.log(frequency)
     per_run = float(source.facts.max())
     at = int(np.searchsorted(source.x, x - 1e-9))
@@ -279,8 +297,10 @@ def _extended(source: SimulatedCell, frequency: float) -> SimulatedCell:
     seen = source.seen
     more = Evidence(
         np.insert(seen.rate, at, seen.rate[min(at, len(seen.rate) - 1)]),
-        np.insert(seen.weight, at, seen.weight.mean()), seen.icc, seen.spread,
-    )  # fmt: skip
+        np.insert(seen.weight, at, seen.weight.mean()),
+        seen.icc,
+        seen.spread,
+    )
     kappa = source.kappa + (at < source.kappa)
     return replace(
         source, x=np.insert(source.x, at, x), facts=np.insert(facts, at, row, axis=0), seen=more, kappa=kappa
@@ -288,7 +308,7 @@ def _extended(source: SimulatedCell, frequency: float) -> SimulatedCell:
 
 
 def _with_run(cell: _Cell, run: Proposal, variance: float) -> _Cell:
-    """The cell as if the run had come out as expected."""
+    """Returns the cell as if the run had given the expected result."""
     frequency = run.frequency
     seeds = cell.seeds | {frequency: cell.seeds.get(frequency, set()) | {run.seed}}
     source = None if cell.source is None else _extended(cell.source, frequency)
@@ -296,20 +316,24 @@ def _with_run(cell: _Cell, run: Proposal, variance: float) -> _Cell:
     levels = np.unique(np.append(curve.frequency, frequency))
     if len(levels) > len(curve.frequency):
         at = int(np.searchsorted(curve.frequency, frequency))
-        # Only the levels are looked at from here on; the rates of a run that was not trained are unknown.
+        # Only the levels are used from here on; the rates of a run that was not trained are unknown.
         nothing = (np.array([np.nan]), np.array([0.0]))
         curve = replace(
-            curve, frequency=levels, rate=np.insert(curve.rate, at, np.nan), chance=np.insert(curve.chance, at, np.nan),
+            curve,
+            frequency=levels,
+            rate=np.insert(curve.rate, at, np.nan),
+            chance=np.insert(curve.chance, at, np.nan),
             seed_rates=(*curve.seed_rates[:at], nothing[0], *curve.seed_rates[at:]),
             seed_facts=(*curve.seed_facts[:at], nothing[1], *curve.seed_facts[at:]),
-            ratio=np.insert(curve.ratio, at, np.nan), loss=np.insert(curve.loss, at, np.nan),
+            ratio=np.insert(curve.ratio, at, np.nan),
+            loss=np.insert(curve.loss, at, np.nan),
             seed_losses=(*curve.seed_losses[:at], {}, *curve.seed_losses[at:]),
-        )  # fmt: skip
+        )
     return _Cell(curve, cell.point, source, variance, seeds)
 
 
 def _bisect(cells: Sequence[_Cell], largest_ratio: float) -> tuple[Proposal, int] | None:
-    """The widest open bracket of the cheapest cells, or a level beyond a censored end; and the number of the cell."""
+    """Returns the run with the largest width per cost, in a bracket or beyond a censored end, and the cell's index."""
     best: tuple[tuple[float, float], tuple[Proposal, int]] | None = None
     for index, cell in enumerate(cells):
         point, levels = cell.point, cell.curve.frequency[cell.curve.frequency > 0]
@@ -335,7 +359,7 @@ def _bisect(cells: Sequence[_Cell], largest_ratio: float) -> tuple[Proposal, int
             if frequency < _NEAR * levels[-1]:
                 continue
             reason = "beyond the largest F"
-        # A bracket halved in a model of four times the cost is worth it only when four times as wide.
+        # Halving a bracket in a model of four times the cost is only worth it if it is four times as wide.
         rank = (width / cell.flops, width)
         if best is None or rank > best[0]:
             best = rank, (_proposal(cell, frequency, reason), index)
@@ -349,7 +373,7 @@ def _proposal(cell: _Cell, frequency: float, reason: str) -> Proposal:
 
 
 def _capped(curve: Curve, frequency: float, largest_ratio: float) -> float:
-    """``frequency``, or the largest whole F whose infusion ratio fits where the curve says what F costs."""
+    """Returns ``frequency``, or the largest whole F within ``largest_ratio`` if the curve has infusion ratios."""
     known = np.isfinite(curve.ratio) & (curve.frequency > 0)
     if known.any():
         cost = float(np.max(curve.ratio[known] / curve.frequency[known]))

@@ -1,1 +1,1 @@
-"""What a study found: its analysis from runs to predictions."""
+"""The analysis of a study, from runs to predictions."""

@@ -1,6 +1,6 @@
-"""The laws that compete: log F* = a + b log N + c log D with b and c free, tied or absent, each also with an offset.
+"""The candidate laws: log F* = a + b log N + c log D with b and c free, tied or absent, each also with an offset.
 
-An offset law is F* = F_inf + exp(a) N^b D^c: a floor that no shrinking of the model undercuts.
+An offset law is F* = F_inf + exp(a) N^b D^c: F* stays above the floor F_inf, however small the model is.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from megatron_kis.analysis.runs.curves import Array
 
 @dataclass(frozen=True)
 class Candidate:
-    """A law's form. ``rows`` are its covariates as combinations of (log N, log D)."""
+    """The form of a law."""
 
     name: str
     formula: str
     rows: tuple[tuple[float, float], ...]
+    """Each covariate as a combination of (log N, log D)."""
     offset: bool = False
+    """Whether F* has a floor F_inf."""
 
     @property
     def size(self) -> int:
-        """Coefficients, sigma not counted."""
+        """Number of coefficients, without sigma."""
         return 1 + len(self.rows) + self.offset
 
     def covariates(self, log_n: Array, log_d: Array) -> Array:
-        """[n, len(rows)] the covariates of n cells."""
+        """Returns the covariates [n, len(rows)] of n cells."""
         weights = np.array(self.rows).reshape(-1, 2)
         return np.column_stack([log_n, log_d]) @ weights.T
 
@@ -46,7 +48,7 @@ LINEAR = (CONSTANT, SIZE, SIZE_AND_BUDGET, RATIO, COMPUTE)
 
 
 def with_offset(law: Candidate) -> Candidate:
-    """The same law with an offset."""
+    """Returns the same law with an offset."""
     right = law.formula.removeprefix("log F* = ")
     return replace(law, name=f"{law.name} + offset", formula=f"F* = F_inf + exp({right})", offset=True)
 
@@ -56,7 +58,7 @@ CANDIDATES = {law.name: law for law in (*LINEAR, *(with_offset(law) for law in L
 
 @dataclass(frozen=True)
 class Cells:
-    """What the law is fitted to: n cells, log F* between ``lower`` and ``upper`` (see `analysis.law.regression`)."""
+    """The n cells a law is fitted to: log F* is between ``lower`` and ``upper`` (see `analysis.law.regression`)."""
 
     log_n: Array
     log_d: Array
@@ -66,11 +68,11 @@ class Cells:
 
     @property
     def informative(self) -> npt.NDArray[np.bool_]:
-        """[n] whether a cell is closed on both sides."""
+        """Whether a cell is closed on both sides, [n]."""
         return np.isfinite(self.lower) & np.isfinite(self.upper)
 
-    def at(self, chosen: npt.NDArray[np.bool_]) -> Cells:
-        """The chosen cells."""
+    def subset(self, chosen: npt.NDArray[np.bool_]) -> Cells:
+        """Returns the chosen cells."""
         return Cells(*(getattr(self, name)[chosen] for name in Cells.__dataclass_fields__))
 
 
@@ -80,50 +82,61 @@ class Fitted:
 
     law: Candidate
     centre: Array
-    """[k] means of the covariates."""
+    """Means of the covariates, [k]."""
     parameters: Array
-    """[p] intercept at the centre, slopes, (log F_inf)."""
+    """Intercept at the centre, slopes, (log F_inf), [p]."""
     covariance: Array
     sigma: float
     freedom: float
     scatter_freedom: float
     aicc: float | None
-    """None where cells are too few for it."""
+    """Akaike's criterion with the small-sample correction; None if there are too few cells for it."""
 
     def mean(self, log_n: Array, log_d: Array) -> tuple[Array, Array]:
-        """(mean of log F* [m], its variance [m])."""
+        """Returns (mean of log F* [m], its variance [m]); the variance is by the delta method."""
         mean, slope = mean_and_slope(self.law, self.centre, self.parameters, log_n, log_d)
         return mean, np.einsum("mi,ij,mj->m", slope, self.covariance, slope)
 
 
 def mean_and_slope(law: Candidate, centre: Array, parameters: Array, log_n: Array, log_d: Array) -> tuple[Array, Array]:
-    """(log F* [m], its derivatives by the parameters [m, p])."""
+    """Returns (log F* [m], its derivatives by the parameters [m, p])."""
     x = design(law, centre, log_n, log_d)
     if not law.offset:
         return x @ parameters, x
+    # log F* = log(F_inf + exp(eta)); its derivatives by eta and by log F_inf are the shares of the two terms.
     eta, floor = x @ parameters[:-1], parameters[-1]
     mean = np.logaddexp(floor, eta)
     return mean, np.column_stack([x * np.exp(eta - mean)[:, None], np.exp(floor - mean)])
 
 
 def design(law: Candidate, centre: Array, log_n: Array, log_d: Array) -> Array:
-    """[m, 1 + k] an intercept and the centred covariates."""
+    """Returns the design [m, 1 + k]: an intercept and the centred covariates."""
     log_n, log_d = np.atleast_1d(log_n), np.atleast_1d(log_d)
     return np.column_stack([np.ones(len(log_n)), law.covariates(log_n, log_d) - centre])
 
 
 def fit_candidate(law: Candidate, cells: Cells) -> Fitted | None:
-    """The fit, or None where the cells cannot tell its coefficients apart or leave no error to estimate."""
+    """Fits a candidate; returns None if the cells cannot tell its coefficients apart or leave no error to estimate."""
     informative = int(cells.informative.sum())
     centre = law.covariates(cells.log_n, cells.log_d).mean(axis=0)
     x = design(law, centre, cells.log_n, cells.log_d)
     if informative <= law.size or np.linalg.matrix_rank(x[cells.informative]) < x.shape[1]:
         return None
-    data = (cells.lower, cells.upper, cells.variance)
-    linear, ml = fit(x, *data), fit(x, *data, method="ml")
-    if not law.offset:
-        return _fitted(law, centre, linear, float(ml.likelihood), len(cells.log_n))
-    return _fit_offset(law, centre, cells, linear)
+    linear = fit(x, cells.lower, cells.upper, cells.variance)
+    if law.offset:
+        return _fit_offset(law, centre, cells, linear)
+    # AICc needs the maximum of the likelihood itself, not of the restricted one.
+    likelihood = float(fit(x, cells.lower, cells.upper, cells.variance, method="ml").likelihood)
+    return Fitted(
+        law,
+        centre,
+        linear.beta,
+        linear.covariance,
+        float(linear.sigma),
+        float(linear.freedom),
+        float(linear.scatter_freedom),
+        _aicc(likelihood, law.size, len(cells.log_n)),
+    )
 
 
 def _aicc(likelihood: float, parameters: int, n: int) -> float | None:
@@ -133,22 +146,16 @@ def _aicc(likelihood: float, parameters: int, n: int) -> float | None:
     return -2 * likelihood + 2 * k + 2 * k * (k + 1) / (n - k - 1)
 
 
-def _fitted(law: Candidate, centre: Array, found: Fit, likelihood: float, n: int) -> Fitted:
-    return Fitted(
-        law, centre, found.beta, found.covariance, float(found.sigma), float(found.freedom),
-        float(found.scatter_freedom), _aicc(likelihood, law.size, n),
-    )  # fmt: skip
-
-
 def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit) -> Fitted | None:
-    """Fisher scoring with halved steps from several floors, sigma by its own score; keeps the best likelihood."""
+    """Fits an offset law by Fisher scoring with shortened steps; keeps the best fit from several initial floors."""
     closed = cells.informative
     middle = np.where(closed, (cells.lower + cells.upper) / 2, np.nan)
     smallest = float(np.nanmin(middle))
     data = (cells.lower, cells.upper, cells.variance)
     best: tuple[float, Array, float] | None = None
     for below in (0.1, 0.5, 1.5, 4.0):
-        theta, sigma = np.append(linear.beta, smallest - below), max(float(linear.sigma), SMALLEST_SIGMA)
+        theta = np.append(linear.beta, smallest - below)
+        sigma = max(float(linear.sigma), SMALLEST_SIGMA)
         value = -math.inf
         for _ in range(60):
             mean, slope = mean_and_slope(law, centre, theta, cells.log_n, cells.log_d)
@@ -177,7 +184,8 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit) -> Fit
     value, theta, sigma = best
     if theta[-1] < smallest - 12 or theta[-1] > smallest + 1:
         return None  # a floor at zero is the plain law
-    n, k = int(closed.sum()), len(theta)
+    n = int(closed.sum())
+    k = len(theta)
     sigma *= math.sqrt(n / max(n - k, 1))  # as REML does for points
     mean, slope = mean_and_slope(law, centre, theta, cells.log_n, cells.log_d)
     _, _, information, _ = log_likelihood(mean, np.array(sigma), *data)
@@ -187,50 +195,64 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit) -> Fit
         return None
     freedom = float(share.sum()) - k
     return Fitted(
-        law, centre, theta, np.linalg.inv(normal).astype(float), sigma, freedom, freedom,
+        law,
+        centre,
+        theta,
+        np.linalg.inv(normal).astype(float),
+        sigma,
+        freedom,
+        freedom,
         _aicc(value, law.size, len(mean)),
-    )  # fmt: skip
+    )
 
 
 def log_score(fitted: Fitted, held_out: Cells) -> float:
-    """Sum of the log predictive densities (probabilities, for censored cells) of cells that were not fitted."""
+    """Returns the summed log predictive densities (for censored cells: probabilities) of cells that were not fitted."""
     mean, variance = fitted.mean(held_out.log_n, held_out.log_d)
     freedom = max(fitted.freedom, 1.0)
     scale = np.sqrt(np.maximum(variance + fitted.sigma**2 + held_out.variance, 1e-12))
     z_low, z_high = (held_out.lower - mean) / scale, (held_out.upper - mean) / scale
     point = held_out.lower == held_out.upper
     density = stats.t.logpdf(np.where(point, z_low, 0.0), freedom) - np.log(scale)
-    mass = np.where(z_low > 0, stats.t.sf(z_low, freedom) - stats.t.sf(z_high, freedom),
-                    stats.t.cdf(z_high, freedom) - stats.t.cdf(z_low, freedom))  # fmt: skip
+    # Above the mean from the upper tail, below it from the lower one: neither difference loses its digits.
+    upper_tail = stats.t.sf(z_low, freedom) - stats.t.sf(z_high, freedom)
+    lower_tail = stats.t.cdf(z_high, freedom) - stats.t.cdf(z_low, freedom)
+    mass = np.where(z_low > 0, upper_tail, lower_tail)
     return float(np.where(point, density, np.log(np.maximum(mass, 1e-300))).sum())
 
 
 def leave_largest_out(law: Candidate, cells: Cells) -> float | None:
-    """The log score of the largest bracketed N under the law fitted to all smaller ones; None where that cannot be.
+    """Returns the log score of the largest bracketed N under the law fitted to all smaller ones; None if it has no fit.
 
-    Censored cells beyond it are no test of a law: a wide one covers them.
+    Censored cells beyond it do not test a law, because a wide predictive distribution covers them.
     """
     largest = cells.log_n[cells.informative].max()
-    fitted = fit_candidate(law, cells.at(cells.log_n < largest - 1e-9))
+    fitted = fit_candidate(law, cells.subset(cells.log_n < largest - 1e-9))
     if fitted is None:
         return None
-    return log_score(fitted, cells.at(cells.informative & (cells.log_n >= largest - 1e-9)))
+    return log_score(fitted, cells.subset(cells.informative & (cells.log_n >= largest - 1e-9)))
 
 
 def compare(cells: Cells) -> list[dict[str, Any]]:
-    """Every candidate the design can hold: name, formula, coefficients, AICc and leave-the-largest-N-out log score."""
+    """Scores every candidate that the design supports, by AICc and by the log score of the largest N, held out."""
     rows = []
     one_budget = len(np.unique(cells.log_d)) == 1
     for law in CANDIDATES.values():
         if one_budget and law.name.removesuffix(" + offset") not in ("constant", "N"):
-            continue  # with one D these are the law in N under another name
+            continue  # with one D these are the law in N by another name
         if law.offset and len(np.unique(cells.log_n[cells.informative])) < 5:
             continue
         fitted = fit_candidate(law, cells)
         if fitted is not None:
             score = leave_largest_out(law, cells)
             rows.append(
-                {"law": law.name, "formula": law.formula, "parameters": law.size, "aicc": fitted.aicc,
-                 "sigma": fitted.sigma, "log_score": score}
-            )  # fmt: skip
+                {
+                    "law": law.name,
+                    "formula": law.formula,
+                    "parameters": law.size,
+                    "aicc": fitted.aicc,
+                    "sigma": fitted.sigma,
+                    "log_score": score,
+                }
+            )
     return rows

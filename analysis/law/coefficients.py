@@ -1,4 +1,4 @@
-"""What is told of a fitted law beside its prediction: coefficients, the same law otherwise, and whether it fits."""
+"""Descriptions of a fitted law: its coefficients, the same law in other units, and a test of its fit."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class Coefficient:
 
 
 def coefficients_of(fitted: Fitted, confidence: float) -> dict[str, Coefficient | None]:
-    """a, b and c from the centred fit; they share its covariance through a linear map."""
-    law, k = fitted.law, len(fitted.law.rows)
+    """Returns a, b and c, which are linear in the parameters of the centred fit, with their errors."""
+    law = fitted.law
+    k = len(law.rows)
     quantile = float(student(fitted.freedom, confidence))
     p = len(fitted.parameters)
 
@@ -51,7 +52,7 @@ def coefficients_of(fitted: Fitted, confidence: float) -> dict[str, Coefficient 
 
 
 def lack_of_fit(fitted: Fitted, cells: Cells) -> dict[str, Any] | None:
-    """Student's test of a term in (log N)^2, beside the law's own."""
+    """Tests an added term in (log N)^2 by Student's t; returns None if there are too few cells for it."""
     known = cells.informative
     if fitted.law.offset or len(np.unique(cells.log_n[known])) < 4 or int(known.sum()) < fitted.law.size + 2:
         return None
@@ -63,14 +64,15 @@ def lack_of_fit(fitted: Fitted, cells: Cells) -> dict[str, Any] | None:
     if np.linalg.matrix_rank(more[known]) < more.shape[1] or int(known.sum()) <= more.shape[1]:
         return None
     bent = fit(more, cells.lower, cells.upper, cells.variance)
-    value, error = float(bent.beta[-1]), math.sqrt(float(bent.covariance[-1, -1]))
+    value = float(bent.beta[-1])
+    error = math.sqrt(float(bent.covariance[-1, -1]))
     freedom = max(float(bent.freedom), 1e-3)
     p_value = float(2 * stats.t.sf(abs(value) / error, freedom)) if error > 1e-9 * abs(value) + 1e-12 else 1.0
     return {"term": "(log N)^2", "coefficient": value, "p_value": p_value, "flag": p_value < 0.05}
 
 
 def equivalents(used: list[Transition], cells: Cells, fitted: Fitted, confidence: float) -> dict[str, dict[str, Any]]:
-    """The law of rho = cost F / D and of exposure tokens = cost F: the same cells, shifted by each one's own cost."""
+    """Fits the law of the infusion ratio (cost F / D) and of exposure tokens (cost F) by shifting log F*."""
     cost = cost_of(used)
     if cost is None:
         return {}
@@ -78,39 +80,35 @@ def equivalents(used: list[Transition], cells: Cells, fitted: Fitted, confidence
     for name, shift in (("infusion_ratio", np.log(cost) - cells.log_d), ("exposure_tokens", np.log(cost))):
         law = fitted.law
         if law.offset or (name == "infusion_ratio" and len(np.unique(cells.log_d)) > 1 and law is not SIZE_AND_BUDGET):
-            continue  # a tied law of F is no law of the same form in rho
+            continue  # a tied law of F does not have the same form in rho
         moved = replace(cells, lower=cells.lower + shift, upper=cells.upper + shift)
         again = fit_candidate(law, moved)
         if again is not None:
-            coefficients = coefficients_of(again, confidence)
-            found[name] = {
-                "coefficients": {key: None if c is None else asdict(c) for key, c in coefficients.items()},
-                "sigma": again.sigma,
-            }
+            found[name] = _estimates(again, confidence)
     return found
 
 
+def _estimates(fitted: Fitted, confidence: float) -> dict[str, Any]:
+    coefficients = coefficients_of(fitted, confidence)
+    return {
+        "coefficients": {key: None if c is None else asdict(c) for key, c in coefficients.items()},
+        "sigma": fitted.sigma,
+    }
+
+
 def nonembedding(used: list[Transition], cells: Cells, fitted: Fitted, confidence: float) -> dict[str, Any]:
-    """The law with N counted without embeddings; empty where the points do not say."""
+    """Fits the law with N counted without embeddings; returns an empty mapping if that number is not known."""
     if fitted.law.offset or not fitted.law.rows or any(not p.nonembedding_params for p in used):
         return {}
     moved = replace(cells, log_n=np.log([float(p.nonembedding_params or 1) for p in used]))
     if np.allclose(moved.log_n, cells.log_n):
         return {}
     again = fit_candidate(fitted.law, moved)
-    if again is None:
-        return {}
-    coefficients = coefficients_of(again, confidence)
-    return {
-        "nonembedding_params": {
-            "coefficients": {key: None if c is None else asdict(c) for key, c in coefficients.items()},
-            "sigma": again.sigma,
-        }
-    }
+    return {} if again is None else {"nonembedding_params": _estimates(again, confidence)}
 
 
 def cost_of(used: Sequence[Transition]) -> Array | None:
-    """[n] tokens that one unit of F costs in each cell; None where one of them does not say."""
+    """Returns the tokens that one unit of F costs in each cell, [n]; None if it is unknown for one of them."""
     costs = []
     for p in used:
         if p.exposure_tokens and p.value:

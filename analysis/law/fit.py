@@ -1,7 +1,7 @@
 """The law of collapse points over N and D: fitted to every cell, censored ones too, chosen among candidates.
 
-`law.regression` holds the likelihood, `law.candidates` the forms. Here transitions become cells, a form is
-chosen by how well it foretells the largest N from the others, and what the cells cannot support is refused.
+`law.regression` has the likelihood, `law.candidates` the forms. Here transitions become cells, a form is chosen by how
+well it predicts the largest N from the others, and a law that the cells cannot support is refused.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from megatron_kis.analysis.law.coefficients import (
     lack_of_fit,
     nonembedding,
 )
+from megatron_kis.analysis.law.regression import Z_95
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.transitions import INFORMATIVE, KINDS, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError, nearest
@@ -42,7 +43,6 @@ SCHEMA = "kis.law/1"
 _FEWEST_SIZES = 3  # a line through two sizes cannot be wrong
 _VALIDATED_CELLS = 5  # below it a law is a point estimate (labelled unvalidated)
 _COLLINEAR = 0.999  # |correlation| of log N and log D beyond which b and c cannot be told apart
-_Z = 1.959964  # normal quantile of the curves' 95% intervals
 
 
 class LawRefused(InputError):
@@ -63,46 +63,48 @@ class Law:
     kind: str
     group: str
     selected_law: str
-    """The law's formula; natural logarithms."""
+    """Formula, with natural logarithms."""
     law: str
-    """The candidate's name."""
+    """Name of the candidate."""
     selection: str
-    """How it was chosen."""
+    """Reason for the choice of the form."""
     coefficients: dict[str, Coefficient | None]
-    """a, b_log_params, c_log_tokens (None: not in this law), and log_f_inf for a law with an offset."""
+    """Coefficients a, b_log_params, c_log_tokens (None: not in this law), and log_f_inf of a law with an offset."""
     sigma: float
     """Standard deviation of log F* between models, beyond what each curve's own interval explains."""
     degrees_of_freedom: float
-    """Of the coefficients and of the law's mean."""
+    """Degrees of freedom of the coefficients and of the law's mean."""
     scatter_degrees_of_freedom: float
-    """Of sigma, which also rests on the prior that keeps it off zero."""
+    """Degrees of freedom of sigma, which also rests on the prior that keeps it away from zero."""
     confidence: float
+    """Level of the intervals."""
     unvalidated: bool
+    """Whether there are too few informative points to rely on the law."""
     centre: list[float]
     """Means of the covariates."""
     parameters: list[float]
     """Intercept at the centre, slopes, (log F_inf)."""
     covariance: list[list[float]]
-    """Of the parameters, Knapp-Hartung scaled."""
+    """Covariance of the parameters, Knapp-Hartung scaled."""
     range_params: tuple[int, int]
     range_tokens: tuple[int, int]
     tokens_per_frequency: float | None
-    """Tokens that one unit of F costs (facts times mean exposure length); None where the points disagree."""
+    """Tokens that one unit of F costs (facts times mean exposure length); None if the points disagree."""
     points: list[dict[str, Any]]
     """Every cell that was fitted, censored ones too (residual None)."""
     excluded: list[dict[str, Any]]
-    """Inconclusive cells, with their reason."""
+    """Inconclusive cells with their reason."""
     candidates: list[dict[str, Any]] = field(default_factory=list)
     """Candidate laws with AICc and leave-the-largest-N-out log score."""
     lack_of_fit: dict[str, Any] | None = None
-    """Test of a curvature in log N: coefficient, p_value, flag. None where cells are too few."""
+    """Test of a curvature in log N: coefficient, p_value, flag. None if there are too few cells."""
     equivalents: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The same law of the infusion ratio and of the exposure tokens."""
     sensitivity: dict[str, Any] = field(default_factory=dict)
-    """Slope when N counts non-embedding parameters only."""
+    """The same law with N counted without embeddings."""
     calibration: dict[str, Any] | None = None
     """Critical values from a bootstrap through both stages (`megatron_kis.analysis.law.bootstrap`) or of the points
-    (`megatron_kis.analysis.law.bootstrap_points`), the check of Student's t; None where none was run."""
+    (`megatron_kis.analysis.law.bootstrap_points`), a check of Student's t; None if no bootstrap was run."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -116,39 +118,51 @@ class Law:
         return any(w_d for _, w_d in self.candidate.rows)
 
     def at(self, params: float, tokens: float) -> tuple[float, float]:
-        """(mean of log F*, its standard error) at one (N, D)."""
+        """Returns (mean of log F*, its standard error) at one (N, D)."""
         fitted = Fitted(
-            self.candidate, np.array(self.centre), np.array(self.parameters), np.array(self.covariance), self.sigma,
-            self.degrees_of_freedom, self.scatter_degrees_of_freedom, None,
-        )  # fmt: skip
+            self.candidate,
+            np.array(self.centre),
+            np.array(self.parameters),
+            np.array(self.covariance),
+            self.sigma,
+            self.degrees_of_freedom,
+            self.scatter_degrees_of_freedom,
+            None,
+        )
         mean, variance = fitted.mean(np.log([params]), np.log([tokens]))
         return float(mean[0]), math.sqrt(max(float(variance[0]), 0.0))
 
     def record(self) -> dict[str, Any]:
-        """The law as JSON-ready values."""
+        """Returns the law as JSON-ready values."""
         return {"schema": SCHEMA, **asdict(self)}
 
 
 def fit_law(
-    points: Iterable[Transition], kind: str = "collapse", group: str | None = None, *, confidence: float = 0.95,
-    law: str = "auto", compare_laws: bool = True, errors: Mapping[tuple[int, int], float] | None = None,
+    points: Iterable[Transition],
+    kind: str = "collapse",
+    group: str | None = None,
+    *,
+    confidence: float = 0.95,
+    law: str = "auto",
+    compare_laws: bool = True,
+    errors: Mapping[tuple[int, int], float] | None = None,
     brief: bool = False,
-) -> Law:  # fmt: skip
-    """Fits the law to the points of one kind and group; censored ones contribute what they know.
+) -> Law:
+    """Fits the law to the points of one kind and group; censored ones contribute their limits.
 
     Args:
         points: transitions, in any order.
         kind: onset, collapse or tolerance.
-        group: infused, background or general; may be left out if the points of that kind have one group only.
+        group: infused, background or general; optional if the points of that kind have only one group.
         confidence: level of the intervals.
         law: a candidate's name (`megatron_kis.analysis.law.candidates.CANDIDATES`), or ``auto``.
         compare_laws: whether to score the other candidates where ``law`` names one.
-        errors: standard errors of log F* by (N, D), where they are known better than from the intervals' widths.
-        brief: neither test of fit nor the law in other units; for those who fit thousands.
+        errors: standard errors of log F* by (N, D), if they are known better than from the intervals' widths.
+        brief: leaves out the test of fit and the law in other units, for callers that fit thousands of laws.
 
     Raises:
         LawRefused: the points cannot support a law; nothing is fitted.
-        InputError: unknown kind or law, or several groups and none named.
+        InputError: unknown kind or law, or several groups and ``group`` is None.
     """
     chosen, group = _chosen(points, kind, group)
     if law != "auto" and law not in CANDIDATES:
@@ -164,7 +178,7 @@ def fit_law(
             "few_points",
             f"{int(cells.informative.sum())} bracketed points cannot carry the law {CANDIDATES[name].formula}",
             remedy=f"at least {CANDIDATES[name].size + 1} bracketed (N, D) that tell its terms apart",
-        )  # fmt: skip
+        )
     informative = [p for p in used if p.informative]
     excluded = [
         _listed(p, reason=f"{p.status}: {p.reason}".rstrip(": ")) for p in chosen if not (p.informative or _censored(p))
@@ -264,7 +278,7 @@ def measurements(
     point = observed & ~interval
     with np.errstate(invalid="ignore"):  # infinite ends, masked below
         half = np.select([closed, low_known, high_known], [(high - low) / 2, value - low, high - value], 0.0)
-    variance = np.where(point, (half / _Z) ** 2, 0.0)
+    variance = np.where(point, (half / Z_95) ** 2, 0.0)
     lower = np.select([point, interval | (status == RIGHT_CENSORED)], [value, low], -np.inf)
     upper = np.select([point, interval | (status == LEFT_CENSORED)], [value, high], np.inf)
     return lower, upper, variance
@@ -287,22 +301,25 @@ def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool) -> No
     if len(np.unique(cells.log_d)) > 1:
         if not explicit and abs(float(np.corrcoef(cells.log_n, cells.log_d)[0, 1])) > _COLLINEAR:
             raise LawRefused(
-                "collinear", "N and D grow together in every point, so their effects cannot be told apart",
+                "collinear",
+                "N and D grow together in every point, so their effects cannot be told apart",
                 remedy="add a size with a second token budget",
-            )  # fmt: skip
+            )
         if not explicit and int(informative.sum()) <= SIZE_AND_BUDGET.size:
             raise LawRefused(
-                "few_points", f"{int(informative.sum())} bracketed points for {SIZE_AND_BUDGET.size} coefficients",
+                "few_points",
+                f"{int(informative.sum())} bracketed points for {SIZE_AND_BUDGET.size} coefficients",
                 remedy=f"at least {SIZE_AND_BUDGET.size + 1} bracketed (N, D)",
-            )  # fmt: skip
+            )
 
 
 def _select(candidates: list[dict[str, Any]], cells: Cells) -> tuple[str, str]:
-    """(name, how).
+    """Returns (name of the law, reason).
 
-    The law with a term for all that was varied stands, unless another foretells the largest N better by more than one
-    unit of log score: that score is a single held-out size, and a law without a term extrapolates with more confidence
-    than a handful of cells can give it. Of several such, within one unit of the best, the one with fewest coefficients.
+    The law with a term for everything that was varied is used unless another one predicts the largest N better by more
+    than one unit of log score: that score comes from a single held-out size, and a law without a term extrapolates with
+    more confidence than a few cells can support. Of several such laws within one unit of the best, the one with the
+    fewest coefficients is used.
     """
     full = SIZE if len(np.unique(cells.log_d)) == 1 else SIZE_AND_BUDGET
     scores = {row["law"]: row["log_score"] for row in candidates if row["log_score"] is not None}

@@ -1,4 +1,4 @@
-"""Predictions for a model that was not trained, and their dated, hashed record."""
+"""Predictions for models that were not trained, and their dated, hashed records."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 
 SCHEMA = "kis.prediction/1"
-_FAR = 10.0  # an extrapolation by more than this factor is said to be far
-_WIDER = 1.25  # times the headline's log width: a bootstrap that asks for more is told
+_FAR = 10.0  # an extrapolation by more than this factor gets a warning
+_WIDER = 1.25  # times the headline's log width: a wider bootstrap interval gets a warning
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """F* of one (N, D): intervals at the law's level of confidence, F in exposures a fact."""
+    """F* of one (N, D): intervals at the law's level of confidence, F in exposures per fact."""
 
     kind: str
     group: str
@@ -30,49 +30,61 @@ class Prediction:
     tokens: int
     centre: float
     confidence_interval: tuple[float, float]
-    """Of the law's mean at this (N, D)."""
+    """Interval of the law's mean at this (N, D)."""
     prediction_interval: tuple[float, float]
-    """Of a new model: the headline."""
+    """Interval of a new model: the headline."""
     recommended: float | None
     """Lower end of the prediction interval: overshooting collapses, undershooting only under-specialises. For an onset
-    the upper end: what is above it is learnt. None from an unvalidated law."""
+    the upper end: facts shown more often are learnt. None from an unvalidated law."""
     confidence: float
+    """Level of the intervals."""
     extrapolation_factor: float
-    """How many times beyond the fitted range N (or D) lies; 1 inside."""
+    """Factor by which N (or D) is beyond the fitted range; 1 inside it."""
     extrapolation: dict[str, float]
+    """The same for ``params`` and ``tokens`` separately."""
     infusion_ratio: float | None
-    """The infusion ratio at the centre, if facts cost as many tokens as in the study."""
+    """Infusion ratio at the centre, if facts cost as many tokens as in the study."""
     exposure_tokens: float | None
     """Tokens of domain data at the centre: copies of each fact times what one copy of all facts costs."""
     exposure_tokens_interval: tuple[float, float] | None
     """The same at the ends of the prediction interval."""
     domain: dict[str, float | None] | None
-    """For the facts asked about: ``copies_per_fact`` and ``tokens`` at the recommended end if each fact has its limit
-    (F), ``copies_per_fact_by_tokens`` if their tokens together have it (the study's exposure tokens shared by these
-    facts; None where the points do not say what F costs), and ``copies_safe``, the smaller. None from an unvalidated
-    law."""
+    """Meaning for other facts than the study's: ``copies_per_fact`` and ``tokens`` at the recommended end if the limit
+    applies to each fact (F), ``copies_per_fact_by_tokens`` if it applies to their tokens together (the study's exposure
+    tokens shared by these facts; None if the cost of F is unknown), and ``copies_safe``, the smaller one. None from an
+    unvalidated law."""
     interval_method: str
-    """``t``: Student's, of the law's mean and of the scatter (`half_width`); REML-type sigma, Knapp-Hartung scaling."""
+    """Always ``t``: Student's t of the law's mean and of the scatter (`half_width`), with a REML-type sigma and
+    Knapp-Hartung scaling."""
     bootstrap_interval: tuple[float, float] | None
-    """Of a new model, by the bootstrap's critical values: the check of the headline. None where none was run."""
+    """Interval of a new model by the bootstrap's critical values, a check of the headline; None if none was run."""
     bootstrap_method: str | None
-    """What was drawn anew: curves through both stages, or points from their own intervals."""
+    """Kind of bootstrap: of curves through both stages, or of points from their own intervals."""
     baselines: dict[str, float]
-    """What the constant law (geometric mean) and the largest model's value would say."""
+    """Predictions of the constant law (geometric mean) and of the largest model's value."""
     unvalidated: bool
+    """Whether the law has too few informative points to rely on."""
     warnings: tuple[str, ...]
     law: dict[str, Any]
     """The law's formula, coefficients and fingerprint."""
 
 
 def predict(
-    law: Law, params: float, tokens: float | None = None, *, facts: float | None = None,
+    law: Law,
+    params: float,
+    tokens: float | None = None,
+    *,
+    facts: float | None = None,
     fact_tokens: float | None = None,
-) -> Prediction:  # fmt: skip
-    """Predicts F* at N = ``params`` and D = ``tokens`` (left out: the budget the law was fitted at).
+) -> Prediction:
+    """Predicts F* at N = ``params`` and D = ``tokens`` (None: the token budget at which the law was fitted).
 
-    ``facts`` facts of ``fact_tokens`` tokens an exposure, where they are not the study's: what the prediction means for
-    them, read both ways (`Prediction.domain`).
+    Args:
+        law: the fitted law.
+        params: N.
+        tokens: D.
+        facts: number of facts, if the prediction is for other facts than the study's (`Prediction.domain`).
+        fact_tokens: mean tokens per exposure of these facts.
 
     Raises:
         InputError: N or D is not positive, or D is needed and missing.
@@ -90,9 +102,10 @@ def predict(
             raise InputError(f"{asked} is not a positive number", where=name, remedy="for example 1e6")
     if (facts is None) != (fact_tokens is None):
         raise InputError(
-            "one without the other", where="--facts, --fact-tokens",
+            "one without the other",
+            where="--facts, --fact-tokens",
             remedy="the number of facts and the mean tokens of an exposure",
-        )  # fmt: skip
+        )
     factors = {
         "params": _beyond(params, law.range_params),
         "tokens": _beyond(tokens, law.range_tokens),
@@ -142,17 +155,17 @@ def predict(
 
 
 def half_width(law: Law, error: float, sigma: float) -> float:
-    """Half of a new model's interval of log F*, where the law's mean has this standard error."""
+    """Returns half of a new model's interval of log F*, given the standard error of the law's mean and the scatter."""
     freedom = law.degrees_of_freedom, law.scatter_degrees_of_freedom
     return float(regression.half_width(error, sigma, *freedom, law.confidence))
 
 
 def critical_values(law: Law, extrapolation: float, kind: str = "prediction") -> tuple[float, float] | None:
-    """Lower and upper critical value of a new model (or of the mean: ``confidence``) that the bootstrap asks for.
+    """Returns the bootstrap's lower and upper critical value for a new model (or the mean: ``confidence``).
 
-    In standard errors; linear in the logarithm of the extrapolation between the factors that it was run at. They are
-    the check of Student's t and not the headline: drawn from one estimated scatter, which it takes for known, the
-    bootstrap alone covers too seldom (docs/statistics.md). None where there was no bootstrap.
+    They are in standard errors, interpolated linearly in the logarithm of the extrapolation. They check Student's t and
+    are not the headline: the bootstrap draws from one estimated scatter as if it were known, and its intervals alone
+    cover too seldom (docs/statistics.md). None if there was no bootstrap.
     """
     if law.calibration is None:
         return None
@@ -181,7 +194,7 @@ def _domain(
 
 
 def _exp(value: float) -> float:
-    """exp, kept within what JSON can carry: an interval from one degree of freedom can be astronomically wide."""
+    """Returns exp(value), limited to what JSON can hold: with one degree of freedom an interval can be enormous."""
     return math.exp(min(max(value, -700.0), 700.0))
 
 
@@ -194,9 +207,12 @@ def _beyond(value: float, span: tuple[int, int]) -> float:
 
 
 def _warnings(
-    law: Law, factors: dict[str, float], ratio: float | None, interval: tuple[float, float],
+    law: Law,
+    factors: dict[str, float],
+    ratio: float | None,
+    interval: tuple[float, float],
     bootstrapped: tuple[float, float] | None,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     warnings = []
     if bootstrapped is not None and _width(bootstrapped) > _WIDER * _width(interval):
         warnings.append(
@@ -216,7 +232,7 @@ def _warnings(
 
 
 def prediction_record(prediction: Prediction, created: datetime | None = None) -> dict[str, Any]:
-    """The prediction as a file: its content, the date it was made, and the hash of both."""
+    """Returns the prediction as written to a file: its content, the date it was made, and the hash of both."""
     content: dict[str, Any] = {"schema": SCHEMA, **asdict(prediction)}
     # As JSON will read it back, so that the hash does not depend on tuples and lists.
     content = {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}

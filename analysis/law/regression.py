@@ -1,10 +1,10 @@
 """Censored regression of log F* with a REML-type sigma: the numbers behind the law. Pure functions of arrays.
 
-A cell i says that y_i = x_i . beta + e_i, e_i ~ Normal(0, sigma^2 + v_i), lies between ``lower`` and ``upper``: equal
-for a point (v_i is then the variance of its own measurement), neighbouring levels of the grid for a bracket, open above
-or below for a censored cell, open on both sides where nothing is known. Points contribute their density, the others
-Phi(u) - Phi(l) (log-concave in beta, so that Newton's method finds the one maximum). A bracket's width therefore never
-enters v_i as well.
+For cell i, y_i = x_i . beta + e_i with e_i ~ Normal(0, sigma^2 + v_i) is between ``lower`` and ``upper``. The two are
+equal for a point (v_i is then the variance of its own measurement), neighbouring levels of the grid for a bracket, open
+above or below for a censored cell, and open on both sides if nothing is known. Points contribute their density, the
+others Phi(u) - Phi(l), which is log-concave in beta, so that Newton's method finds the one maximum. The width of a
+bracket therefore never enters v_i as well.
 
 Everything takes leading axes: ``lower``, ``upper`` and ``variance`` may be [R, n] for R resamples of one design [n, p].
 """
@@ -20,13 +20,16 @@ from scipy.special import log_ndtr
 
 from megatron_kis.analysis.runs.curves import Array
 
+Z_95 = 1.959964
+"""Normal quantile of two-sided 95% intervals."""
+
 _LOG_2PI = math.log(2 * math.pi)
-_AVOID = 0.75  # weight of the prior that keeps the intervals' sigma off zero; by simulation (docs/statistics.md)
+_AVOID = 0.75  # weight of the prior that keeps the intervals' sigma away from zero; by simulation (docs/statistics.md)
 _LEAST_SCALE = 1e-2  # points on a line by chance still have errors
 _SCATTER_FREEDOM = 4.0
-"""Least degrees of freedom of a sigma that the prior keeps up; by simulation (docs/statistics.md).
+"""Least degrees of freedom of a sigma with the prior; by simulation (docs/statistics.md).
 
-Student's long tails answer for a sigma that came out near zero by chance, which the prior already excludes."""
+Student's long tails allow for a sigma that is near zero by chance, which the prior already excludes."""
 SMALLEST_SIGMA = 1e-3  # a tenth of a percent of F: no measured scatter is smaller
 
 
@@ -35,21 +38,21 @@ class Fit:
     """A fitted regression; the leading axes are those of the data."""
 
     beta: Array
-    """[..., p]"""
+    """Coefficients, [..., p]."""
     covariance: Array
-    """[..., p, p], Knapp-Hartung scaled."""
+    """Covariance of the coefficients, Knapp-Hartung scaled, [..., p, p]."""
     sigma: Array
-    """[...] standard deviation between models."""
+    """Standard deviation between models, [...]."""
     freedom: Array
-    """[...] cells (a censored one counts for the information it holds) less coefficients."""
+    """Degrees of freedom, [...]: cells (a censored one counts as much as its information) minus coefficients."""
     scatter_freedom: Array
-    """[...] the same of sigma, with what the prior on it is worth where cells are few."""
+    """Degrees of freedom of sigma, [...], raised by the prior if there are few cells."""
     likelihood: Array
-    """[...] log-likelihood at (beta, sigma)."""
+    """Log-likelihood at (beta, sigma), [...]."""
 
 
 def log_likelihood(mean: Array, sigma: Array, lower: Array, upper: Array, variance: Array) -> tuple[Array, ...]:
-    """Each cell's log-likelihood with its derivatives, all [..., n].
+    """Returns each cell's log-likelihood with its derivatives, all [..., n].
 
     Args:
         mean: [..., n] x . beta.
@@ -68,7 +71,8 @@ def log_likelihood(mean: Array, sigma: Array, lower: Array, upper: Array, varian
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         a = (np.where(point, mean, lower) - mean) / total
         b = (np.where(point, mean + total, upper) - mean) / total
-        # Where both ends lie above the mean the tails are taken from the other side, which loses no digits.
+        # If both ends are above the mean, the upper tails are subtracted instead, which loses no digits:
+        # log(Phi(b) - Phi(a)) = log Phi(b) + log(1 - Phi(a) / Phi(b)).
         swap = a > 0
         low, high = np.where(swap, -b, a), np.where(swap, -a, b)
         log_high, log_low = log_ndtr(high), log_ndtr(low)
@@ -88,10 +92,10 @@ def log_likelihood(mean: Array, sigma: Array, lower: Array, upper: Array, varian
 
 
 def weights(sigma: Array, lower: Array, upper: Array, variance: Array, information: Array) -> tuple[Array, Array]:
-    """(weights for the covariance, shares of a whole cell), both [..., n].
+    """Returns (weights for the covariance, shares of a whole cell), both [..., n].
 
-    A bracket weighs like a point known to its width / sqrt(12): its observed information vanishes as sigma does, while
-    what it says of the mean does not.
+    A bracket has the weight of a point with the standard deviation width / sqrt(12): its observed information vanishes
+    with sigma, but its information about the mean does not.
     """
     sigma = np.asarray(sigma)[..., None]
     closed = np.isfinite(lower) & np.isfinite(upper)
@@ -110,10 +114,15 @@ def fit(x: Array, lower: Array, upper: Array, variance: Array, *, method: str = 
         lower: [..., n], see `log_likelihood`.
         upper: [..., n].
         variance: [..., n].
-        method: ``reml`` (sigma pays for the coefficients) or ``ml``.
+        method: ``reml`` (sigma accounts for the estimated coefficients) or ``ml``.
     """
     shape = np.broadcast_shapes(lower.shape, upper.shape, variance.shape)
-    lower, upper, variance = (np.broadcast_to(a, shape).reshape(-1, shape[-1]) for a in (lower, upper, variance))
+
+    def rows(values: Array) -> Array:
+        """Returns values as [R, n]."""
+        return np.broadcast_to(values, shape).reshape(-1, shape[-1])
+
+    lower, upper, variance = rows(lower), rows(upper), rows(variance)
     n, p = x.shape
     plain = bool((lower == upper).all() and (variance == 0).all())
     start = _midpoints(lower, upper)
@@ -135,37 +144,43 @@ def fit(x: Array, lower: Array, upper: Array, variance: Array, *, method: str = 
         with np.errstate(invalid="ignore"):
             residual = np.where(closed, (lower + upper) / 2, 0.0) - np.where(closed, beta @ x.T, 0.0)
         scale = (weight * residual**2).sum(-1) / np.maximum(freedom, 1e-9)
-        # Knapp and Hartung. Their factor is often kept from falling below one; here it has to give back what the prior
-        # on sigma and intervals wider than their errors add, which Student's t with few degrees of freedom pays again.
+        # Knapp and Hartung (2003). Their factor is often kept at one or above. Here it may be smaller, to correct for
+        # the prior on sigma and for intervals wider than their errors, which Student's t would count a second time.
         inverse = inverse * np.maximum(scale, _LEAST_SCALE)[:, None, None]
     lead = shape[:-1]
     prior = not plain and method == "reml"
     return Fit(
-        beta.reshape(*lead, p), inverse.reshape(*lead, p, p), sigma.reshape(lead), freedom.reshape(lead),
-        np.maximum(freedom, _SCATTER_FREEDOM if prior else 0.0).reshape(lead), value.sum(-1).reshape(lead),
-    )  # fmt: skip
+        beta.reshape(*lead, p),
+        inverse.reshape(*lead, p, p),
+        sigma.reshape(lead),
+        freedom.reshape(lead),
+        np.maximum(freedom, _SCATTER_FREEDOM if prior else 0.0).reshape(lead),
+        value.sum(-1).reshape(lead),
+    )
 
 
 def student(freedom: Array | float, confidence: float = 0.95) -> Array:
-    """Student's quantile of a two-sided interval, [...] as ``freedom``."""
-    quantile: Array = stats.t.ppf(0.5 + confidence / 2, np.maximum(freedom, 1e-3))
-    return quantile
+    """Returns Student's quantile of a two-sided interval, with the shape of ``freedom``."""
+    return np.asarray(stats.t.ppf(0.5 + confidence / 2, np.maximum(freedom, 1e-3)))
 
 
 def half_width(
-    error: Array | float, sigma: Array | float, freedom: Array | float, scatter_freedom: Array | float,
+    error: Array | float,
+    sigma: Array | float,
+    freedom: Array | float,
+    scatter_freedom: Array | float,
     confidence: float = 0.95,
-) -> Array:  # fmt: skip
-    """Half of the interval of a new y, [...]; with a sigma of zero, of the mean.
+) -> Array:
+    """Returns half of the interval of a new y, [...]; with a sigma of zero, of the mean.
 
-    The mean's part has the freedom of the coefficients, the scatter's that of sigma; where both are the same, Student's
-    interval of a new observation.
+    The part of the mean has the degrees of freedom of the coefficients, the part of the scatter those of sigma. If both
+    are the same, this is Student's interval of a new observation.
 
     Args:
         error: standard error of the mean.
         sigma: standard deviation between models.
-        freedom: of `Fit`.
-        scatter_freedom: of `Fit`.
+        freedom: degrees of freedom of the coefficients.
+        scatter_freedom: degrees of freedom of sigma.
         confidence: level.
     """
     half: Array = np.hypot(student(freedom, confidence) * error, student(scatter_freedom, confidence) * sigma)
@@ -173,7 +188,7 @@ def half_width(
 
 
 def _midpoints(lower: Array, upper: Array) -> Array:
-    """[R, n] a finite stand-in of each cell to start from; a cell open on both sides, which says nothing, takes 0."""
+    """Returns a finite initial value of each cell, [R, n]; 0 for a cell that is open on both sides."""
     low, high = np.isfinite(lower), np.isfinite(upper)
     ends = np.where(low, lower, 0.0) + np.where(high, upper, 0.0)
     return ends / np.maximum(low.astype(float) + high, 1.0)
@@ -190,7 +205,7 @@ def newton(
     rounds: int = 12,
     tolerance: float = 1e-12,
 ) -> tuple[Array, Array]:
-    """(beta [R, p], log-likelihood [R]) at the maximum for given sigma [R]; shortens steps that overshoot."""
+    """Returns (beta [R, p], log-likelihood [R]) at the maximum for given sigma [R]; shortens steps that overshoot."""
     value, score, information, _ = log_likelihood(beta @ x.T, sigma, lower, upper, variance)
     best = value.sum(-1)
     ridge = 1e-10 * np.eye(x.shape[1])
@@ -217,14 +232,14 @@ def newton(
 
 
 def _profile(x: Array, lower: Array, upper: Array, variance: Array, beta: Array, method: str) -> tuple[Array, Array]:
-    """(sigma [R], beta [R, p]) by a golden-section search over log sigma with beta at its best for each.
+    """Returns (sigma [R], beta [R, p]) by a golden-section search over log sigma with the best beta for each sigma.
 
-    Points whose own errors cover their scatter would put sigma at zero and promise that the next model has none (12
-    cells: 89% of 400 next models in their 95% interval): a weak form of Chung et al.'s prior (2013) keeps it off. That
-    is a caution of the intervals and must not choose the coefficients: with too large a sigma a one-sided cell pulls at
-    a law that lies well within its bound, and with 30% of the models beyond the grid the slope of six cells was off by
-    0.7 of its standard errors (docs/LOG.md). Where there are one-sided cells, beta is therefore taken at the sigma that
-    REML alone finds.
+    If the points' own errors explain their scatter, sigma would be zero, as if the next model had no scatter (12 cells:
+    89% of 400 next models in their 95% interval). A weak form of Chung et al.'s prior (2013) keeps sigma above zero. It
+    makes the intervals cautious and must not affect the coefficients: with too large a sigma a one-sided cell pulls at
+    a law that is well within its bound, and with 30% of the models beyond the grid the slope of six cells was off by
+    0.7 of its standard errors (docs/LOG.md). If there are one-sided cells, beta is therefore taken at the sigma of REML
+    alone.
     """
     resamples, p = beta.shape
     one_sided = (np.isfinite(lower) != np.isfinite(upper)).any(axis=1) & (method == "reml")
@@ -246,7 +261,7 @@ def _profile(x: Array, lower: Array, upper: Array, variance: Array, beta: Array,
     for index in range(len(grid) - 1, -1, -1):  # from flat likelihoods to peaked ones, each a start for the next
         values[index], beta = objective(np.full(resamples, grid[index]), beta, lower, upper, variance)
         betas[index] = beta
-    # From here on rows with one-sided cells twice: with the prior for sigma, without it for beta.
+    # From here on, rows with one-sided cells are present twice: with the prior for sigma, without it for beta.
     best = (values[:, row] + prior * grid[:, None]).argmax(axis=0)
     data = (lower[row], upper[row], variance[row])
     low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
@@ -264,12 +279,10 @@ def _profile(x: Array, lower: Array, upper: Array, variance: Array, beta: Array,
         low, high = np.where(up, left, low), np.where(up, high, right)
         new = np.where(up, low + share * (high - low), high - share * (high - low))
         at_new, beta = at(new)
-        left, right, at_left, at_right = (
-            np.where(up, right, new), np.where(up, new, left), np.where(up, at_right, at_new),
-            np.where(up, at_new, at_left),
-        )  # fmt: skip
+        left, right = np.where(up, right, new), np.where(up, new, left)
+        at_left, at_right = np.where(up, at_right, at_new), np.where(up, at_new, at_left)
     sigma = np.exp((low + high) / 2)
-    at_beta, start = sigma[:resamples].copy(), beta[:resamples].copy()
-    at_beta[row[resamples:]], start[row[resamples:]] = sigma[resamples:], beta[resamples:]
-    beta, _ = newton(x, start, at_beta, lower, upper, variance, rounds=30)
+    sigma_for_beta, start = sigma[:resamples].copy(), beta[:resamples].copy()
+    sigma_for_beta[row[resamples:]], start[row[resamples:]] = sigma[resamples:], beta[resamples:]
+    beta, _ = newton(x, start, sigma_for_beta, lower, upper, variance, rounds=30)
     return sigma[:resamples], beta

@@ -1,7 +1,7 @@
-"""How well predictions did: those written down before a large run, and those a study would have made of itself.
+"""Scores of predictions: those written down before a large run, and those of a study about its own larger models.
 
-`validate` scores a dated, hashed prediction file against points measured since. `rolling_origin` plays the same game
-inside a study: the largest N (or D) is foretold from all smaller ones, then the next largest, and so on down.
+`validate` scores a dated, hashed prediction file against points measured since. `backtest` does the same within a study
+(rolling-origin evaluation): it predicts the largest N (or D) from all smaller ones, then the next largest, and so on.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Score:
     abs_log_ratio: float | None
     """|log(predicted / measured)|, natural logarithm."""
     hit: bool
-    """Whether the prediction interval holds the value; censored: whether it reaches into the open side."""
+    """Whether the prediction interval contains the value; if censored, whether it reaches into the open side."""
     interval_score: float | None
     """Gneiting and Raftery's interval score in log F (width plus penalty); smaller is better."""
     baselines: dict[str, float]
     """|log ratio| of the constant law and of the largest model's value."""
     axis: str | None = None
-    """``params`` or ``tokens`` where the study foretold its own largest; None for a prediction made before a run."""
+    """``params`` or ``tokens``: what was predicted from smaller values in a backtest; None for other predictions."""
     extrapolation_factor: float | None = None
 
 
@@ -58,7 +58,7 @@ def validate(predictions: Iterable[dict[str, Any]], points: Iterable[Transition]
         _score(prediction, point)
         for prediction in predictions
         for point in points
-        if _matches(prediction, point) and _evidence(point)
+        if _matches(prediction, point) and _is_evidence(point)
     ]
     if not scores:
         wanted = "; ".join(
@@ -69,7 +69,7 @@ def validate(predictions: Iterable[dict[str, Any]], points: Iterable[Transition]
 
 
 def summary(scores: list[Score]) -> dict[str, Any]:
-    """The scores as JSON-ready values, with the means over those that were not censored."""
+    """Returns the scores as JSON-ready values, with the means over those that were not censored."""
     errors = [score.abs_log_ratio for score in scores if score.abs_log_ratio is not None]
     return {
         "schema": "kis.validation/1",
@@ -84,12 +84,12 @@ def summary(scores: list[Score]) -> dict[str, Any]:
     }
 
 
-def rolling_origin(
+def backtest(
     points: Iterable[Transition], kind: str, group: str, *, confidence: float = 0.95, law: str = "auto"
 ) -> list[Score]:
-    """Scores of each N foretold from the smaller N alone, and of each D from the smaller D, as far as laws can be had.
+    """Scores predictions of each N from the smaller N, and of each D from the smaller D, where a law can be fitted.
 
-    A law of one budget says nothing about another and is not asked to: over D only a law with a term in D is scored.
+    A law of one token budget says nothing about another one, so over D only a law with a term in D is scored.
     """
     mine = [p for p in points if (p.kind, p.group) == (kind, group)]
     scores = []
@@ -103,18 +103,18 @@ def rolling_origin(
             if axis == "tokens" and not fitted.in_tokens:
                 continue
             for point in mine:
-                if getattr(point, axis) != value or not _evidence(point):
+                if getattr(point, axis) != value or not _is_evidence(point):
                     continue
                 if not fitted.in_tokens and not fitted.range_tokens[0] <= point.tokens <= fitted.range_tokens[1]:
                     continue
                 found = predict(fitted, point.params, point.tokens)
                 record = asdict(found) | {"created": "", "hash": ""}
-                more = {"axis": axis, "extrapolation_factor": found.extrapolation_factor}
-                scores.append(replace(_score(record, point), **more))  # type: ignore[arg-type]
+                score = _score(record, point)
+                scores.append(replace(score, axis=axis, extrapolation_factor=found.extrapolation_factor))
     return scores
 
 
-def _evidence(point: Transition) -> bool:
+def _is_evidence(point: Transition) -> bool:
     return point.informative or point.status in (RIGHT_CENSORED, LEFT_CENSORED)
 
 

@@ -1,6 +1,7 @@
 """The report: one self-contained HTML file, static SVG figures, readable without JavaScript, no external URL.
 
-figures.py and law_figure.py draw, summary.py and tables.py put results into words and rows, template.html lays out.
+figures.py, law_figure.py and check_figures.py draw, summary.py and tables.py put results into words and rows,
+template.html is the layout.
 """
 
 from __future__ import annotations
@@ -12,14 +13,10 @@ from typing import Any, TypeAlias
 import pandas as pd
 
 from megatron_kis import __version__
-from megatron_kis.analysis.findings.result import (
-    AnalysisResult,
-    analyse,
-    analyse_points,
-    declared_settings,
-    predicted_before,
-    study_description,
-)
+from megatron_kis.analysis.findings.analyse import analyse, analyse_points
+from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.findings.study_file import declared_settings, predicted_before, study_description
+from megatron_kis.analysis.runs.curves import cells_of_table
 from megatron_kis.analysis.runs.load import Runs, load_runs
 from megatron_kis.analysis.runs.load_csv import is_points_csv, load_curves_csv, load_points_csv
 from megatron_kis.analysis.runs.transitions import Transition
@@ -33,24 +30,28 @@ _HERE = Path(__file__).parent
 
 
 Source: TypeAlias = AnalysisResult | Runs | pd.DataFrame | Sequence[Transition] | Path | str
-"""What can be reported: an analysis, runs, a curve table, transitions, or the path of a study folder, a folder of runs,
-a ``curves.csv`` or a ``points.csv``."""
+"""Anything that can be reported: an analysis, runs, a curve table, transitions, or the path of a study folder, a folder
+of runs, a ``curves.csv`` or a ``points.csv``."""
 
 
 def report(
-    source: Source, output: Path | str, settings: AnalysisConfig | None = None, *,
-    predict_params: Sequence[float] = (), predict_tokens: float | None = None,
-) -> Path:  # fmt: skip
+    source: Source,
+    output: Path | str,
+    settings: AnalysisConfig | None = None,
+    *,
+    predict_params: Sequence[float] = (),
+    predict_tokens: float | None = None,
+) -> Path:
     """Writes the report of a study and returns its path.
 
     Args:
         source: see `Source`.
         output: the HTML file.
-        settings: the analysis' choices, where ``source`` is not analysed yet; for a folder those its study.yaml
-            declares.
+        settings: the analysis' settings, where ``source`` is not analysed yet; for a folder those that its study.yaml
+            declares if None.
         predict_params: sizes N to predict for, where ``source`` is not analysed yet; those of the study's
             prediction.json if empty.
-        predict_tokens: the budget D of those predictions; the law's own if None.
+        predict_tokens: the token budget D of those predictions; the law's own if None.
 
     Raises:
         InputError: no complete run, or data that contradict each other.
@@ -63,32 +64,37 @@ def report(
 
 
 def analyse_source(
-    source: Runs | pd.DataFrame | Sequence[Transition] | Path | str, settings: AnalysisConfig | None = None, *,
-    predict_params: Sequence[float] = (), predict_tokens: float | None = None,
-) -> AnalysisResult:  # fmt: skip
-    """What `report` shows of a source; the arguments are those of `report`."""
-    title, described = "", {}
+    source: Runs | pd.DataFrame | Sequence[Transition] | Path | str,
+    settings: AnalysisConfig | None = None,
+    *,
+    predict_params: Sequence[float] = (),
+    predict_tokens: float | None = None,
+) -> AnalysisResult:
+    """Analyses what is to be reported; the arguments are those of `report`."""
+    title, description = "", {}
     if isinstance(source, Path | str):
         path = Path(source)
         title = path.stem
         if path.is_file():
             source = load_points_csv(path) if is_points_csv(path) else load_curves_csv(path)
         else:
-            source, described = load_runs(path), study_description(path)
+            source, description = load_runs(path), study_description(path)
             settings = settings or declared_settings(path)
             if not predict_params:
                 predict_params, before = predicted_before(path)
                 predict_tokens = predict_tokens or before
-            title = described.get("title") or described.get("name") or ""
+            title = description.get("title") or description.get("name") or ""
     if isinstance(source, Runs):
         title = title or _study_name(source) or ""
-    asked: dict[str, Any] = {
-        "predict_params": predict_params, "predict_tokens": predict_tokens, "study": described,
+    options: dict[str, Any] = {
+        "predict_params": predict_params,
+        "predict_tokens": predict_tokens,
+        "study": description,
         "title": str(title or "Knowledge-infusion study"),
-    }  # fmt: skip
+    }
     if isinstance(source, Runs | pd.DataFrame):
-        return analyse(source, settings, **asked)
-    return analyse_points(list(source), settings or AnalysisConfig(), **asked)
+        return analyse(source, settings, **options)
+    return analyse_points(list(source), settings or AnalysisConfig(), **options)
 
 
 def _study_name(runs: Runs) -> str | None:
@@ -97,62 +103,65 @@ def _study_name(runs: Runs) -> str | None:
 
 
 def render(result: AnalysisResult) -> str:
-    """The report's HTML; the same result gives the same bytes."""
+    """Returns the report's HTML; the same result gives the same bytes."""
     import jinja2
 
-    from megatron_kis.analysis.report import wording
+    from megatron_kis.analysis.report import formatting
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined, finalize=_shown,
-    )  # fmt: skip
-    environment.filters["unbroken"] = wording.unbroken
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_printable,
+    )
+    environment.filters["unbroken"] = formatting.unbroken
     return environment.get_template("template.html").render(**_content(result))
 
 
 _SPACES = "\n\t\u00a0\u2009\u202f"
 
 
-def _shown(value: Any) -> Any:
-    """A value for the page: control characters, which names of runs and studies may hold, are spelled out."""
+def _printable(value: Any) -> Any:
+    """Spells out control characters, which names of runs and studies may contain."""
     return printable(value, keep=_SPACES) if type(value) is str else value  # Markup is our own drawing or style
 
 
 def _content(result: AnalysisResult) -> dict[str, Any]:
-    from megatron_kis.analysis.report import check_figures, figures, law_figure, summary, tables, wording
+    from megatron_kis.analysis.report import check_figures, figures, formatting, law_figure, summary, tables
 
     content: dict[str, Any] = {
         "title": result.title,
         "css": (_HERE / "report.css").read_text(encoding="utf-8"),
         "script": (_HERE / "report.js").read_text(encoding="utf-8"),
-        "strip": summary.strip(result),
-        "asked": summary.asked(result),
-        "seen": summary.seen(result),
-        "matrix": summary.matrix(result),
+        "key_numbers": summary.key_numbers(result),
+        "study_design": summary.study_design(result),
+        "findings": summary.findings(result),
+        "findings_table": summary.findings_table(result),
         "headline": summary.headline(result),
         "law_figures": law_figure.law_figures(result),
         "checks": check_figures.check_figures(result),
         "refused": [
-            (wording.kind_title(item["kind"], item["group"]), item["reason"].removeprefix("law: ").replace("_", "-"))
+            (formatting.kind_title(item["kind"], item["group"]), item["reason"].removeprefix("law: ").replace("_", "-"))
             for item in result.refused
         ],
         "settings": result.settings,
-        "tables": {
-            name: getattr(tables, name)(result)
-            for name in (
-                "transitions", "ledger", "rates", "laws", "candidates", "sensitivity", "predictions", "foretold",
-                "foreign", "problems", "provenance",
-            )
-        },
+        "tables": {name: make(result) for name, make in tables.TABLES.items()},
         "version": __version__,
         "settings_fingerprint": fingerprint(result.settings.record())[:12],
-        "overview": [], "losses": [], "models": [], "size_keys": [], "split_keys": [],
-    }  # fmt: skip
+        "overview": [],
+        "losses": [],
+        "models": [],
+        "size_keys": [],
+        "split_keys": [],
+    }
     if result.curves is not None:
-        table = result.curves
-        cells = sorted({(int(n), int(d)) for n, d in zip(table["params"], table["tokens"], strict=True)})
-        content["size_keys"], content["split_keys"] = figures.size_keys(table), figures.split_keys(table)
-        content["overview"], content["losses"] = figures.overview(result), figures.losses(result)
+        cells = cells_of_table(result.curves)
+        content["size_keys"] = figures.size_keys(result.curves)
+        content["split_keys"] = figures.split_keys(result.curves)
+        content["overview"] = figures.overview(result)
+        content["losses"] = figures.losses(result)
         content["models"] = [
             {
                 "label": figures.cell_label(*cell, cells),

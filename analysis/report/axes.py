@@ -1,19 +1,21 @@
-"""The axes that figures share: F, with a place for F = 0 and the infusion ratio above, and shares answered right."""
+"""The axes that figures share: F with a place for F = 0, the infusion ratio above it, and the share answered right."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.theme import COLOURS, Panel
 
 _LABEL_WIDTH = 0.0155
-"""Of a character of the second axis, as a share of the axis: 6 points at size 9 in 4.6 inches, and some room."""
+"""Width of a character of the second axis, as a share of the axis: 6 points at size 9 in 4.6 inches, and a margin."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class FrequencyAxis:
 
     levels: tuple[float, ...]
     even: bool = False
-    """Levels side by side instead of on a logarithmic scale, where each needs room for many marks."""
+    """Whether levels are evenly spaced instead of logarithmic, for figures with many marks per level."""
 
     @property
     def _zero(self) -> float:
@@ -31,15 +33,15 @@ class FrequencyAxis:
         return positive[0] - (float(np.median(steps)) if len(steps) else 1.0) * 1.25 if positive else 0.0
 
     def at(self, value: float) -> float:
-        """Place of F on the axis."""
+        """Returns the place of F on the axis."""
         if self.even:
             return float(self.levels.index(value))
         return math.log2(value) if value > 0 else self._zero
 
     def draw(self, drawn: Panel, ratios: dict[float, float] | None = None, *, margin: float = 0.0) -> None:
-        """Ticks at the levels tried; above them the infusion ratio, the second axis.
+        """Draws ticks at the levels tried, and the infusion ratio on a second axis above.
 
-        ``margin`` is the least room beside the outer levels, in the axis' units (doublings of F).
+        ``margin`` is the least room outside the outer levels, in units of the axis (doublings of F).
         """
         axes = drawn.axes
         places = [self.at(level) for level in self.levels]
@@ -54,7 +56,7 @@ class FrequencyAxis:
         margin = max(margin, 0.05 * reach)
         axes.set_xlim(min(places) - margin, max(places) + margin)
         scale = "levels evenly spaced" if self.even else "log scale"
-        axes.set_xlabel(f"infusion frequency F (exposures a fact, {scale})")
+        axes.set_xlabel(f"infusion frequency F (exposures per fact, {scale})")
         axes.grid(False, axis="x")
         if 0 in self.levels and len(self.levels) > 1:
             gap = (self.at(0) + self.at(self.levels[1])) / 2
@@ -63,7 +65,7 @@ class FrequencyAxis:
             drawn.figure.subplots_adjust(top=0.79)
             top = axes.secondary_xaxis("top")
             places = [self.at(level) for level in kept if level in ratios]
-            labels = [w.ratio(ratios[level]) for level in kept if level in ratios]
+            labels = [fmt.ratio(ratios[level]) for level in kept if level in ratios]
             shown = apart(places, labels, reach * _LABEL_WIDTH)
             top.set_xticks([places[i] for i in shown])
             top.set_xticklabels([labels[i] for i in shown])
@@ -73,7 +75,7 @@ class FrequencyAxis:
 
 
 def apart(places: Sequence[float], labels: Sequence[str], width: float) -> list[int]:
-    """Which labels to show so that none runs into another; ``width`` is that of a character, in units of the axis."""
+    """Returns the labels to show so that none overlaps another; ``width`` of a character is in units of the axis."""
     shown: list[int] = []
     for i, (place, label) in enumerate(zip(places, labels, strict=True)):
         if not shown or place - places[shown[-1]] > (len(label) + len(labels[shown[-1]])) / 2 * width:
@@ -82,21 +84,22 @@ def apart(places: Sequence[float], labels: Sequence[str], width: float) -> list[
 
 
 def axis_of(table: pd.DataFrame) -> FrequencyAxis:
-    """The axis with every level of a table."""
+    """Returns the axis with every level of a table."""
     return FrequencyAxis(tuple(sorted(float(value) for value in table["frequency"].unique())))
 
 
 def ratios_of(table: pd.DataFrame) -> dict[float, float]:
-    """The infusion ratio of each level; none where it is not one function of F."""
+    """Returns the infusion ratio of each level; empty where it is not a function of F alone."""
     known = table.dropna(subset=["infusion_ratio"])
     grouped = known.groupby("frequency")["infusion_ratio"]
     if len(grouped) and bool((grouped.max() - grouped.min() > 0.05 * grouped.max()).any()):
-        return {}  # other budgets
-    return {float(level): float(value) for level, value in grouped.mean().items()}
+        return {}  # several token budgets
+    means = grouped.mean()
+    return dict(zip(means.index.astype(float).tolist(), means.astype(float).tolist(), strict=True))
 
 
 def draw_rate_axis(drawn: Panel, chance: float | None) -> None:
-    """Shares from 0 to 1, and a line at chance."""
+    """Draws the axis of rates from 0 to 1, and a line at chance."""
     axes = drawn.axes
     axes.set_ylim(-0.02, 1.12)  # room for the marks above a rate of 1
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
@@ -104,6 +107,19 @@ def draw_rate_axis(drawn: Panel, chance: float | None) -> None:
     if chance is not None and math.isfinite(chance):
         axes.axhline(chance, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
-            "chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(-2, -10), textcoords="offset points",
-            ha="right", fontsize=9, color=COLOURS["muted"],
-        )  # fmt: skip
+            "chance",
+            (1, chance),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, -10),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+            color=COLOURS["muted"],
+        )
+
+
+def label_log_axis(axis: Axis, text: Callable[[float], str], *, subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    """Labels a logarithmic axis at ``subs`` times the powers of ten; ``text`` formats a value."""
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=9))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axis.set_minor_locator(NullLocator())

@@ -1,37 +1,41 @@
-"""Figures that check the law: residuals, candidates, sizes foretold from smaller ones, error by extrapolation."""
+"""Figures that check the law: residuals, candidates, sizes predicted from smaller ones, error by extrapolation."""
 
 from __future__ import annotations
 
 import math
 
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.validate import Score
-from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report import formatting as fmt
+from megatron_kis.analysis.report.axes import label_log_axis
 from megatron_kis.analysis.report.figures import Drawing
-from megatron_kis.analysis.report.theme import COLOURS, panel, to_svg
+from megatron_kis.analysis.report.theme import COLOURS, kind_colour, panel, to_svg
 
 
 def check_figures(result: AnalysisResult) -> list[tuple[str, list[Drawing]]]:
-    """(law's title, its figures) of every law that has something to show."""
+    """Returns (title of the law, its figures) for every law that has something to show."""
     found = []
     for law in result.laws:
-        scores = result.rolling.get((law.kind, law.group), [])
-        drawings = [residuals(law), comparison(law), foretold(law, scores), extrapolation_error(law, scores)]
+        scores = result.backtests.get((law.kind, law.group), [])
+        drawings = [
+            residuals(law),
+            comparison(law),
+            predicted_and_measured(law, scores),
+            extrapolation_error(law, scores),
+        ]
         kept = [drawing for drawing in drawings if drawing is not None]
         if kept:
-            found.append((w.kind_title(law.kind, law.group), kept))
+            found.append((fmt.kind_title(law.kind, law.group), kept))
     return found
 
 
 def _colour(law: Law) -> str:
-    return "onset" if law.kind == "onset" else "tolerance" if law.kind == "tolerance" else law.group
+    return kind_colour(law.kind, law.group)
 
 
 def residuals(law: Law) -> Drawing | None:
-    """Log F* less the law's mean, against N."""
+    """Draws log F* minus the law's mean against N."""
     known = [p for p in law.points if p["residual"] is not None]
     if len(known) < 3:
         return None
@@ -39,7 +43,8 @@ def residuals(law: Law) -> Drawing | None:
     with panel(f"residuals-{law.kind}-{law.group}", f"{title} of the law against model size.") as drawn:
         axes = drawn.axes
         axes.set_xscale("log")
-        _size_axis(axes)
+        label_log_axis(axes.xaxis, fmt.size)
+        axes.set_xlabel("model size N (parameters)")
         axes.axhline(0, color=COLOURS["muted"], linewidth=1)
         for sign in (-1, 1):
             axes.axhline(sign * 2 * law.sigma, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
@@ -48,27 +53,32 @@ def residuals(law: Law) -> Drawing | None:
             if len(spread) == 2:
                 axes.plot([p["params"]] * 2, spread, color=COLOURS[_colour(law)], linewidth=1.4, alpha=0.6)
         tips = [
-            f"N = {w.size(p['params'])}, D = {w.size(p['tokens'])}\nresidual {w.number(p['residual'])} in log F*"
+            f"N = {fmt.size(p['params'])}, D = {fmt.size(p['tokens'])}\nresidual {fmt.number(p['residual'])} in log F*"
             for p in known
         ]
         drawn.points(
-            [p["params"] for p in known], [p["residual"] for p in known], tips, series="seen", colour=_colour(law),
-            marker="o", markersize=6,
-        )  # fmt: skip
-        axes.set_ylabel("log F* less the law")
+            [p["params"] for p in known],
+            [p["residual"] for p in known],
+            tips,
+            series="seen",
+            colour=_colour(law),
+            marker="o",
+            markersize=6,
+        )
+        axes.set_ylabel("log F* minus the law")
         axes.set_title(title)
         lack = law.lack_of_fit
-        bend = "" if lack is None else f" Test for a bend in log N: p = {w.p_value(lack['p_value'])}."
+        bend = "" if lack is None else f" Test for a bend in log N: p = {fmt.p_value(lack['p_value'])}."
         return Drawing(to_svg(drawn), f"Bars: each point's own interval; dashed: two σ between models.{bend}")
 
 
 def comparison(law: Law) -> Drawing | None:
-    """Leave-the-largest-N-out log score of the candidates."""
+    """Draws the log score of the largest N, held out, for each candidate."""
     rows = [row for row in law.candidates if row["log_score"] is not None]
     if len(rows) < 2:
         return None
     rows.sort(key=lambda row: row["log_score"])
-    title = "Which law foretells the largest N"
+    title = "Which law predicts the largest N"
     with panel(f"candidates-{law.kind}-{law.group}", f"{title}: log score of each candidate law.") as drawn:
         axes = drawn.axes
         drawn.figure.subplots_adjust(left=0.24)
@@ -76,22 +86,24 @@ def comparison(law: Law) -> Drawing | None:
         for place, row in enumerate(rows):
             shown = max(row["log_score"], floor)
             colour = _colour(law) if row["selected"] else "muted"
-            tip = f"{row['formula']}\nlog score {w.number(row['log_score'])}, AICc {w.number(row['aicc'])}"
+            tip = f"{row['formula']}\nlog score {fmt.number(row['log_score'])}, AICc {fmt.number(row['aicc'])}"
             drawn.points([shown], [place], [tip], series="candidates", colour=colour, marker="D", markersize=7)
         axes.set_yticks(range(len(rows)), [row["law"] for row in rows])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel("log score of the largest N, held out (right is better)")
         axes.set_title(title)
         chosen = next((row["law"] for row in rows if row["selected"]), law.law)
-        return Drawing(to_svg(drawn), f"In colour: the law in use ({chosen}), {law.selection}.")
+        # law.json keeps its old wording, because dated predictions contain the fingerprint of their law.
+        selection = law.selection.replace("foretells", "predicts")
+        return Drawing(to_svg(drawn), f"In colour: the law in use ({chosen}), {selection}.")
 
 
-def foretold(law: Law, scores: list[Score]) -> Drawing | None:
-    """Foretold against measured F*, each from smaller models alone."""
+def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
+    """Draws predicted against measured F*, each predicted from smaller models alone."""
     known = [s for s in scores if s.measured]
     if not known:
         return None
-    title = "Foretold from smaller models"
+    title = "Predicted from smaller models"
     with panel(f"foretold-{law.kind}-{law.group}", f"{title}: predicted against measured frequency.") as drawn:
         axes = drawn.axes
         axes.set_xscale("log")
@@ -103,32 +115,37 @@ def foretold(law: Law, scores: list[Score]) -> Drawing | None:
             ends = [min(max(end, low / 4), high * 4) for end in s.prediction_interval]
             axes.plot([s.measured or low] * 2, ends, color=COLOURS[_colour(law)], linewidth=1.2, alpha=0.6)
         tips = [
-            f"N = {w.size(s.params)}, D = {w.size(s.tokens)}, from smaller {'N' if s.axis == 'params' else 'D'}\n"
-            f"foretold {w.frequency(s.centre)} ({w.frequency(s.prediction_interval[0])} to "
-            f"{w.frequency(s.prediction_interval[1])}), measured {w.frequency(s.measured)}"
+            f"N = {fmt.size(s.params)}, D = {fmt.size(s.tokens)}, from smaller {'N' if s.axis == 'params' else 'D'}\n"
+            f"predicted {fmt.frequency(s.centre)} ({fmt.frequency(s.prediction_interval[0])} to "
+            f"{fmt.frequency(s.prediction_interval[1])}), measured {fmt.frequency(s.measured)}"
             for s in known
         ]
         drawn.points(
-            [s.measured or 0.0 for s in known], [s.centre for s in known], tips, series="foretold",
-            colour=_colour(law), marker="o", markersize=6,
-        )  # fmt: skip
+            [s.measured or 0.0 for s in known],
+            [s.centre for s in known],
+            tips,
+            series="predicted",
+            colour=_colour(law),
+            marker="o",
+            markersize=6,
+        )
         axes.set_xlim(low, high)
         axes.set_ylim(low / 2, high * 2)
-        _frequency_axis(axes.xaxis)
-        _frequency_axis(axes.yaxis)
+        label_log_axis(axes.xaxis, fmt.frequency)
+        label_log_axis(axes.yaxis, fmt.frequency)
         axes.set_xlabel("measured F*")
-        axes.set_ylabel("foretold F*")
+        axes.set_ylabel("predicted F*")
         axes.set_title(title)
         hits = sum(s.hit for s in scores)
         return Drawing(
             to_svg(drawn),
-            f"Bars: {100 * law.confidence:g}% prediction intervals (Student’s t); {hits} of {len(scores)} hold what "
-            "was measured, censored models included.",
+            f"Bars: {100 * law.confidence:g}% prediction intervals (Student’s t); {hits} of {len(scores)} contain "
+            "the measured value, censored models included.",
         )
 
 
 def extrapolation_error(law: Law, scores: list[Score]) -> Drawing | None:
-    """|log ratio| against the extrapolation factor, with the two baselines."""
+    """Draws |log ratio| against the extrapolation factor, with the two baselines."""
     known = [s for s in scores if s.abs_log_ratio is not None and s.extrapolation_factor]
     if not known:
         return None
@@ -144,32 +161,16 @@ def extrapolation_error(law: Law, scores: list[Score]) -> Drawing | None:
         )
         for name, y, colour, mark in series:
             tips = [
-                f"{name}, N = {w.size(s.params)}, D = {w.size(s.tokens)}\n|log ratio| {v:.2f}"
+                f"{name}, N = {fmt.size(s.params)}, D = {fmt.size(s.tokens)}\n|log ratio| {v:.2f}"
                 for s, v in zip(known, y, strict=True)
             ]
             drawn.points(x, y, tips, series="errors", colour=colour, marker=mark, markersize=6, label=name)
         axes.legend(loc="upper left", fontsize=9)
         axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=9))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("times beyond the models it was fitted to")
-        axes.set_ylabel("|log(foretold / measured)|")
+        label_log_axis(axes.xaxis, lambda value: f"{value:g}×")
+        axes.set_xlabel("times beyond the fitted models")
+        axes.set_ylabel("|log(predicted / measured)|")
         axes.set_title(title)
         return Drawing(
-            to_svg(drawn), "The law beside two baselines: the mean of the smaller models, and the largest of them."
+            to_svg(drawn), "The law and two baselines: the mean of the smaller models, and the largest of them."
         )
-
-
-def _size_axis(axes: object) -> None:
-    axis = axes.xaxis  # type: ignore[attr-defined]
-    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=9))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: w.size(value)))
-    axis.set_minor_locator(NullLocator())
-    axes.set_xlabel("model size N (parameters)")  # type: ignore[attr-defined]
-
-
-def _frequency_axis(axis: object) -> None:
-    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=9))  # type: ignore[attr-defined]
-    axis.set_major_formatter(FuncFormatter(lambda value, _: w.frequency(value)))  # type: ignore[attr-defined]
-    axis.set_minor_locator(NullLocator())  # type: ignore[attr-defined]

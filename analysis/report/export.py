@@ -6,27 +6,18 @@ import csv
 from pathlib import Path
 
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.report import check_figures, figures, law_figure, tables
+from megatron_kis.analysis.report import check_figures, figures, law_figure
+from megatron_kis.analysis.report.tables import TABLES
 from megatron_kis.analysis.report.theme import exported_to
+from megatron_kis.analysis.runs.curves import cells_of_table
 from megatron_kis.common.errors import printable
 from megatron_kis.common.files import atomic_write
 
-TABLES = (
-    "transitions",
-    "laws",
-    "candidates",
-    "predictions",
-    "foretold",
-    "ledger",
-    "rates",
-    "foreign",
-    "problems",
-    "provenance",
-)
+_ON_THE_PAGE_ONLY = ("sensitivity",)
 
 
 def export(result: AnalysisResult, folder: Path | str, *, dpi: int = 200) -> list[Path]:
-    """Writes every figure as .svg and .png (``dpi`` dots an inch) and every table as .csv; returns what was written."""
+    """Writes every figure as .svg and .png (``dpi`` dots per inch) and every table as .csv; returns their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with exported_to(folder, dpi) as written:
@@ -35,18 +26,17 @@ def export(result: AnalysisResult, folder: Path | str, *, dpi: int = 200) -> lis
         if result.curves is not None:
             figures.overview(result)
             figures.losses(result)
-            cells = {(int(n), int(d)) for n, d in zip(result.curves["params"], result.curves["tokens"], strict=True)}
-            for cell in sorted(cells):
+            for cell in cells_of_table(result.curves):
                 figures.model_curves(result, *cell)
                 figures.template_spread(result, *cell)
-    for name in TABLES:
-        table = getattr(tables, name)(result)
-        if table is None:
+    for name, make in TABLES.items():
+        table = make(result)
+        if table is None or name in _ON_THE_PAGE_ONLY:
             continue
         path = folder / f"{name}.csv"
         with atomic_write(path) as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([head for head, _ in table.heads])
+            writer.writerow([column.head for column in table.columns])
             writer.writerows([printable(cell, keep="\u00a0") for cell in row] for row in table.rows)
         written.append(path)
     return written

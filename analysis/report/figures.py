@@ -10,16 +10,16 @@ import pandas as pd
 
 from megatron_kis.analysis.criteria.loss import loss_excess
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import FrequencyAxis, axis_of, draw_rate_axis, ratios_of
 from megatron_kis.analysis.report.theme import COLOURS, DASHES, MARKERS, SIZE_MARKERS, Panel, panel, size_slot, to_svg
-from megatron_kis.analysis.runs.curves import Curve, curves, mean_curves
+from megatron_kis.analysis.runs.curves import Curve, cells_of_table, curves, mean_curves, primary_rows, rows_of
 from megatron_kis.analysis.runs.transitions import COLLAPSED, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of the page."""
+    """A figure of the report."""
 
     svg: str
     caption: str
@@ -27,7 +27,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a section's legend: switches the series of that class."""
+    """An entry of a section's legend, which switches a series on and off."""
 
     series: str
     label: str
@@ -35,18 +35,14 @@ class Key:
     mark: str
 
 
-def _cells(table: pd.DataFrame) -> list[tuple[int, int]]:
-    return sorted({(int(n), int(d)) for n, d in zip(table["params"], table["tokens"], strict=True)})
-
-
 def cell_label(params: int, tokens: int, cells: Sequence[tuple[int, int]]) -> str:
-    """A model's name in the report: its size, and its budget where the study has several."""
-    return f"N = {w.size(params)}" + (f", D = {w.size(tokens)}" if len({d for _, d in cells}) > 1 else "")
+    """Returns a model's name in the report: its size, and its token budget if the study has several."""
+    return f"N = {fmt.size(params)}" + (f", D = {fmt.size(tokens)}" if len({d for _, d in cells}) > 1 else "")
 
 
 def size_keys(table: pd.DataFrame) -> list[Key]:
-    """The legend of figures whose series are models."""
-    cells = _cells(table)
+    """Returns the legend of figures whose series are models."""
+    cells = cells_of_table(table)
     return [
         Key(
             f"cell-{i}",
@@ -59,19 +55,19 @@ def size_keys(table: pd.DataFrame) -> list[Key]:
 
 
 def overview(result: AnalysisResult) -> list[Drawing]:
-    """Primary split: one line a model, infused and background side by side."""
+    """Draws the primary split: one line per model, infused and background facts side by side."""
     assert result.curves is not None
     table = result.curves
-    keys, cells = size_keys(table), _cells(table)
+    keys, cells = size_keys(table), cells_of_table(table)
     settings = result.settings
-    means = mean_curves(table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)])
+    means = mean_curves(primary_rows(table, settings))
     drawings = []
     for group in ("infused", "background"):
         mine = means[means["group"] == group]
         if mine.empty:
             continue
-        title = w.GROUP_TITLES[group]
-        alt = f"{title} against infusion frequency, one line a model, {w.SPLIT_TITLES[settings.split]}."
+        title = fmt.GROUP_TITLES[group]
+        alt = f"{title} against infusion frequency, one line per model, {fmt.SPLIT_TITLES[settings.split]}."
         with panel(f"overview-{group}", alt) as drawn:
             axis = axis_of(table)
             draw_rate_axis(drawn, float(mine["chance"].mean()))
@@ -82,31 +78,31 @@ def overview(result: AnalysisResult) -> list[Drawing]:
                 x, y = [axis.at(f) for f in rows["frequency"]], rows["rate"].tolist()
                 drawn.line(x, y, series=key.series, colour=key.colour)
                 tips = [
-                    f"{key.label} · F = {r.frequency:g} · ρ = {w.ratio(r.infusion_ratio)}\nrate {r.rate:.3f}"
+                    f"{key.label} · F = {r.frequency:g} · ρ = {fmt.ratio(r.infusion_ratio)}\nrate {r.rate:.3f}"
                     + (f" (seeds {r.lowest:.3f} to {r.highest:.3f})" if r.seeds > 1 else " (1 seed)")
-                    for r in rows.itertuples()
+                    for r in rows_of(rows)
                 ]
                 drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark, label=key.label)
             axis.draw(drawn, ratios_of(table))
             drawn.axes.set_title(title)
-            drawings.append(Drawing(to_svg(drawn), f"{title}, {w.SPLIT_TITLES[settings.split]}, mean of seeds."))
+            drawings.append(Drawing(to_svg(drawn), f"{title}, {fmt.SPLIT_TITLES[settings.split]}, mean of seeds."))
     return drawings
 
 
 def split_keys(table: pd.DataFrame) -> list[Key]:
-    """The legend of figures whose series are template splits."""
+    """Returns the legend of figures whose series are template splits."""
     there = [split for split in ("train", "held_out", "question") if split in set(table["split"])]
-    keys = [Key(split, w.SPLIT_TITLES[split], split, MARKERS[split]) for split in there]
+    keys = [Key(split, fmt.SPLIT_TITLES[split], split, MARKERS[split]) for split in there]
     if "control" in set(table["group"]):
         keys.append(Key("control", "control facts", "control", MARKERS["control"]))
     return keys
 
 
 def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawing]:
-    """One model: infused and background, every split, seeds as faint points, brackets as bands, control in grey."""
+    """Draws one model: every split, seeds as faint points, brackets as bands, control facts in grey."""
     assert result.curves is not None
     table, settings = result.curves, result.settings
-    cells = _cells(table)
+    cells = cells_of_table(table)
     table = table[(table["params"] == params) & (table["tokens"] == tokens) & (table["scoring"] == settings.scoring)]
     label = cell_label(params, tokens, cells)
     drawings = []
@@ -114,7 +110,7 @@ def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawi
         mine = table[table["group"] == group]
         if mine.empty:
             continue
-        alt = f"{label}: {w.GROUP_TITLES[group].lower()} against infusion frequency by template split, with controls."
+        alt = f"{label}: {fmt.GROUP_TITLES[group].lower()} against infusion frequency by template split, with controls."
         with panel(f"model-{params}-{tokens}-{group}", alt) as drawn:
             axis = axis_of(table)
             chance = mine["chance"].dropna()
@@ -127,11 +123,12 @@ def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawi
                     _split_series(drawn, axis, mine[mine["split"] == split], split)
             axis.draw(drawn, ratios_of(table))
             notes = [
-                _band(drawn, axis, point) for point in result.points
+                _band(drawn, axis, point)
+                for point in result.points
                 if (point.params, point.tokens, point.group) == (params, tokens, group)
-            ]  # fmt: skip
+            ]
             _hinge_line(drawn, axis, result, mine[mine["split"] == settings.split], notes)
-            drawn.axes.set_title(w.GROUP_TITLES[group])
+            drawn.axes.set_title(fmt.GROUP_TITLES[group])
             caption = f"{label}. {' '.join(note for note in notes if note)}".strip()
             drawings.append(Drawing(to_svg(drawn), caption))
     return drawings
@@ -140,7 +137,7 @@ def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawi
 def _hinge_line(
     drawn: Panel, axis: FrequencyAxis, result: AnalysisResult, rows: pd.DataFrame, notes: list[str]
 ) -> None:
-    """The fitted plateau and fall, where a collapse was found by the hinge."""
+    """Draws the fitted plateau and fall where the hinge found a collapse."""
     from megatron_kis.analysis.criteria.hinge import fit_curve
     from megatron_kis.analysis.criteria.hinge_fit import rate_of
 
@@ -149,9 +146,15 @@ def _hinge_line(
         return
     (curve,) = curves(rows)
     point = next(
-        (p for p in result.points if p.kind == "collapse" and p.informative
-         and (p.params, p.tokens, p.group) == (curve.params, curve.tokens, curve.group)), None,
-    )  # fmt: skip
+        (
+            p
+            for p in result.points
+            if p.kind == "collapse"
+            and p.informative
+            and (p.params, p.tokens, p.group) == (curve.params, curve.tokens, curve.group)
+        ),
+        None,
+    )
     if point is None:
         return
     fits = fit_curve(curve, settings)
@@ -159,9 +162,14 @@ def _hinge_line(
     levels = np.geomspace(start, float(curve.frequency[-1]), 80)
     eta = fits.plateau[0] - fits.gamma[0] * np.maximum(np.log(levels) - fits.tau[0], 0.0)
     drawn.line(
-        [axis.at(f) for f in levels], rate_of(eta, fits.chance).tolist(), series="hinge", colour="ink", linewidth=1.3,
-        linestyle=(0, (6, 2)), label="fitted plateau and fall",
-    )  # fmt: skip
+        [axis.at(f) for f in levels],
+        rate_of(eta, fits.chance).tolist(),
+        series="hinge",
+        colour="ink",
+        linewidth=1.3,
+        linestyle=(0, (6, 2)),
+        label="fitted plateau and fall",
+    )
     notes.append("Dashed: the fitted plateau and fall.")
 
 
@@ -172,31 +180,35 @@ def _split_series(drawn: Panel, axis: FrequencyAxis, rows: pd.DataFrame, name: s
     drawn.line(
         x, means["rate"].tolist(), series=name, colour=name, linestyle=DASHES[name], linewidth=1.2 if faint else 1.9
     )
-    label = "control facts" if faint else w.SPLIT_TITLES[name]
+    label = "control facts" if faint else fmt.SPLIT_TITLES[name]
     if int(means["seeds"].max()) > 1:
         single = rows.sort_values(["frequency", "seed"])
         rates = (single["correct"] / single["n"]).tolist()
-        tips = [
-            f"{label} · F = {r.frequency:g} · seed {r.seed}\n{r.correct:g} of {r.n} right" for r in single.itertuples()
-        ]
+        tips = [f"{label} · F = {r.frequency:g} · seed {r.seed}\n{r.correct:g} of {r.n} right" for r in rows_of(single)]
         places = [axis.at(f) for f in single["frequency"]]
         drawn.points(places, rates, tips, series=name, colour=name, marker="o", markersize=2.6, alpha=0.55)
     tips = [
-        f"{label} · F = {r.frequency:g} · ρ = {w.ratio(r.infusion_ratio)}\n"
-        f"rate {r.rate:.3f}, {w.plural(r.seeds, 'seed')}"
-        for r in means.itertuples()
+        f"{label} · F = {r.frequency:g} · ρ = {fmt.ratio(r.infusion_ratio)}\n"
+        f"rate {r.rate:.3f}, {fmt.plural(r.seeds, 'seed')}"
+        for r in rows_of(means)
     ]
     drawn.points(
-        x, means["rate"].tolist(), tips, series=name, colour=name, marker=MARKERS[name], markersize=4 if faint else 5,
+        x,
+        means["rate"].tolist(),
+        tips,
+        series=name,
+        colour=name,
+        marker=MARKERS[name],
+        markersize=4 if faint else 5,
         label=label,
-    )  # fmt: skip
+    )
 
 
 def _band(drawn: Panel, axis: FrequencyAxis, point: Transition) -> str:
-    """Shades a transition's interval, or marks the side on which it is open; returns what the caption says of it."""
+    """Shades a transition's interval, or marks its open side; returns the sentence for the caption."""
     colour = COLOURS["onset" if point.kind == "onset" else point.group]
     axes, word = drawn.axes, point.kind
-    title = w.kind_title(point.kind, point.group)
+    title = fmt.kind_title(point.kind, point.group)
     if point.status in (COLLAPSED, OBSERVED):
         low, high = axis.at(point.low or 0), axis.at(point.high or 0)
         axes.axvspan(low, high, color=colour, alpha=0.13, linewidth=0)
@@ -206,38 +218,52 @@ def _band(drawn: Panel, axis: FrequencyAxis, point: Transition) -> str:
         left, right = axes.get_xlim()
         inward = place > left + 0.8 * (right - left)  # the word would leave the axes
         axes.annotate(
-            word, (place, 1.0), xycoords=("data", "axes fraction"), xytext=(-3 if inward else 3, -8),
-            textcoords="offset points", ha="right" if inward else "left", fontsize=9, color=colour,
-        )  # fmt: skip
-        return f"{title}: F ≈ {w.frequency(point.value)}, bracket {w.bracket(point)}."
+            word,
+            (place, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(-3 if inward else 3, -8),
+            textcoords="offset points",
+            ha="right" if inward else "left",
+            fontsize=9,
+            color=colour,
+        )
+        return f"{title}: F ≈ {fmt.frequency(point.value)}, bracket {fmt.bracket(point)}."
     if point.status == LEFT_CENSORED:
         axes.axvspan(axis.at(0), axis.at(point.high or 0), color=colour, alpha=0.10, linewidth=0, hatch="//")
-        return f"{title}: at or before F = {w.frequency(point.high)} (left-censored)."
+        return f"{title}: at or before F = {fmt.frequency(point.high)} (left-censored)."
     if point.status == RIGHT_CENSORED:
         axes.annotate(
-            f"no {word} ▷", (1, 1), xycoords="axes fraction", xytext=(0, -8), textcoords="offset points", ha="right",
-            fontsize=9, color=colour,
-        )  # fmt: skip
-        return f"{title}: not seen up to F = {w.frequency(point.low)} (right-censored)."
+            f"no {word} ▷",
+            (1, 1),
+            xycoords="axes fraction",
+            xytext=(0, -8),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+            color=colour,
+        )
+        return f"{title}: not seen up to F = {fmt.frequency(point.low)} (right-censored)."
     return f"{title}: inconclusive ({point.reason})."
 
 
 def losses(result: AnalysisResult) -> list[Drawing]:
-    """Validation loss against F, absolute and relative to F = 0 with the tolerance."""
+    """Draws the validation loss against F, absolute and relative to F = 0 with the tolerance."""
     assert result.curves is not None
     table = result.curves
     if table["validation_loss"].isna().all():
         return []
-    keys, cells, settings = size_keys(table), _cells(table), result.settings
+    keys, cells, settings = size_keys(table), cells_of_table(table), result.settings
     axis = axis_of(table)
     by_cell: dict[tuple[int, int], Curve] = {}
     for curve in curves(table):
         by_cell.setdefault((curve.params, curve.tokens), curve)
     drawings = []
-    views = (("absolute", "Validation loss on general text", "nats a token"),
-             ("relative", "Validation loss relative to F = 0", "excess over F = 0 (%)"))  # fmt: skip
+    views = (
+        ("absolute", "Validation loss on general text", "nats per token"),
+        ("relative", "Validation loss relative to F = 0", "excess over F = 0 (%)"),
+    )
     for view, title, unit in views:
-        with panel(f"loss-{view}", f"{title} against infusion frequency, one line a model.") as drawn:
+        with panel(f"loss-{view}", f"{title} against infusion frequency, one line per model.") as drawn:
             shown = 0
             for key, cell in zip(keys, cells, strict=True):
                 curve = by_cell[cell]
@@ -248,15 +274,20 @@ def losses(result: AnalysisResult) -> list[Drawing]:
                 shown += 1
                 x = [axis.at(f) for f in curve.frequency[known]]
                 tips = [
-                    f"{key.label} · F = {f:g} · ρ = {w.ratio(r)}\n"
-                    + (f"loss {v:.3f} nats a token" if view == "absolute" else f"{v:+.2f}% over F = 0")
+                    f"{key.label} · F = {f:g} · ρ = {fmt.ratio(r)}\n"
+                    + (f"loss {v:.3f} nats per token" if view == "absolute" else f"{v:+.2f}% over F = 0")
                     for f, r, v in zip(curve.frequency[known], curve.ratio[known], values[known], strict=True)
                 ]
                 drawn.line(x, values[known].tolist(), series=key.series, colour=key.colour)
                 drawn.points(
-                    x, values[known].tolist(), tips, series=key.series, colour=key.colour, marker=key.mark,
+                    x,
+                    values[known].tolist(),
+                    tips,
+                    series=key.series,
+                    colour=key.colour,
+                    marker=key.mark,
                     label=key.label,
-                )  # fmt: skip
+                )
             if not shown:
                 continue
             axis.draw(drawn, ratios_of(table))
@@ -273,7 +304,7 @@ def losses(result: AnalysisResult) -> list[Drawing]:
 
 
 def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Drawing]:
-    """One model: every template's rate by F, so that no single template is taken for the memory of a fact."""
+    """Draws every template's rate by F, so that a single template is not mistaken for the memory of a fact."""
     if result.runs is None or result.runs.templates.empty or result.curves is None:
         return []
     runs = result.runs.runs[["run", "params", "tokens", "frequency"]]
@@ -283,7 +314,7 @@ def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Dr
     ]
     mine = mine.dropna(subset=["n", "correct"])
     mine = mine[mine["n"] > 0]
-    label = cell_label(params, tokens, _cells(result.curves))
+    label = cell_label(params, tokens, cells_of_table(result.curves))
     drawings = []
     for group in ("infused", "background"):
         rows = mine[mine["group"] == group]
@@ -303,15 +334,23 @@ def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Dr
                 part = part.reset_index()
                 x = [axis.at(f) + offset * width for f in part["frequency"]]
                 tips = [
-                    f"{r.relation} · {w.SPLIT_TITLES[split]} {int(r.template) + 1} · F = {r.frequency:g}\n"
+                    f"{r.relation} · {fmt.SPLIT_TITLES[split]} {int(r.template) + 1} · F = {r.frequency:g}\n"
                     f"{int(r.correct)} of {int(r.n)} right"
-                    for r in part.itertuples()
+                    for r in rows_of(part)
                 ]
                 drawn.points(
-                    x, (part["correct"] / part["n"]).tolist(), tips, series=split, colour=split, marker=MARKERS[split],
-                    markersize=3.4, alpha=0.6, markeredgewidth=0, label=w.SPLIT_TITLES[split],
-                )  # fmt: skip
+                    x,
+                    (part["correct"] / part["n"]).tolist(),
+                    tips,
+                    series=split,
+                    colour=split,
+                    marker=MARKERS[split],
+                    markersize=3.4,
+                    alpha=0.6,
+                    markeredgewidth=0,
+                    label=fmt.SPLIT_TITLES[split],
+                )
             axis.draw(drawn, margin=2.2 * width)
             drawn.axes.set_title(f"{label}: {group} facts, template by template")
-            drawings.append(Drawing(to_svg(drawn), f"{label}, {group} facts: one mark a template and relation."))
+            drawings.append(Drawing(to_svg(drawn), f"{label}, {group} facts: one mark per template and relation."))
     return drawings

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from megatron_kis.analysis.findings.result import LAW_ORDER, AnalysisResult
+from megatron_kis.analysis.findings.analyse import LAW_ORDER
+from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.predict import Prediction, predict
-from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report import formatting as fmt
+from megatron_kis.analysis.report.axes import label_log_axis
 from megatron_kis.analysis.report.figures import Drawing
-from megatron_kis.analysis.report.theme import COLOURS, Panel, panel, to_svg
+from megatron_kis.analysis.report.theme import COLOURS, Panel, kind_colour, panel, to_svg
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
 
-_SPREAD = 30.0  # the axis shows bands up to this factor beyond the points; wider ones run off it
+_SPREAD = 30.0  # bands are shown up to this factor beyond the points; wider ones are cut off
 
 
 def law_figures(result: AnalysisResult) -> list[Drawing]:
-    """One panel a kind and group of transitions that has a place on a logarithmic axis."""
+    """Draws one panel per kind and group of transitions that has a value or a limit to show."""
     drawings = []
-    there = {(p.kind, p.group) for p in result.points}
-    for kind, group in [*(key for key in LAW_ORDER if key in there), *sorted(there - set(LAW_ORDER))]:
+    found = {(p.kind, p.group) for p in result.points}
+    for kind, group in [*(key for key in LAW_ORDER if key in found), *sorted(found - set(LAW_ORDER))]:
         points = [p for p in result.points if (p.kind, p.group) == (kind, group) and (p.value or p.low or p.high)]
         if not points:
             continue
@@ -35,8 +36,8 @@ def law_figures(result: AnalysisResult) -> list[Drawing]:
 def _law_panel(
     kind: str, group: str, points: Sequence[Transition], law: Law | None, predictions: Sequence[Prediction]
 ) -> Drawing:
-    colour = "onset" if kind == "onset" else "tolerance" if kind == "tolerance" else group
-    title = w.kind_title(kind, group)
+    colour = kind_colour(kind, group)
+    title = fmt.kind_title(kind, group)
     with panel(f"law-{kind}-{group}", f"{title}: frequency of the transition against model size.") as drawn:
         axes = drawn.axes
         axes.set_xscale("log")
@@ -52,8 +53,8 @@ def _law_panel(
             axes.plot([p.params] * 2, [low, high], color=COLOURS["ink"], linewidth=1.2)
             axes.plot([p.params] * 2, p.confidence_interval, color=COLOURS["ink"], linewidth=3.2, solid_capstyle="butt")
             tip = (
-                f"prediction, N = {w.size(p.params)}, D = {w.size(p.tokens)}\nF ≈ {w.frequency(p.centre)}, "
-                f"{100 * p.confidence:g}% prediction interval {w.frequency(low)} to {w.frequency(high)}"
+                f"prediction, N = {fmt.size(p.params)}, D = {fmt.size(p.tokens)}\nF ≈ {fmt.frequency(p.centre)}, "
+                f"{100 * p.confidence:g}% prediction interval {fmt.frequency(low)} to {fmt.frequency(high)}"
             )
             drawn.points(
                 [p.params], [p.centre], [tip], series="prediction", colour="ink", marker="*", markersize=12, zorder=5
@@ -66,14 +67,10 @@ def _law_panel(
         axes.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
         decades = np.log10(max(sizes) / min(sizes)) if len(sizes) > 1 else 0
         subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
-        axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=9))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: w.size(value)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=9))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: w.frequency(value)))
-        axes.yaxis.set_minor_locator(NullLocator())
+        label_log_axis(axes.xaxis, fmt.size, subs=subs)
+        label_log_axis(axes.yaxis, fmt.frequency)
         axes.set_xlabel("model size N (parameters)")
-        axes.set_ylabel("F (exposures a fact)")
+        axes.set_ylabel("F (exposures per fact)")
         axes.set_title(title)
         return Drawing(to_svg(drawn), _caption(law, predictions))
 
@@ -96,7 +93,7 @@ def _draw_law(drawn: Panel, law: Law, smallest: float, largest: float, colour: s
 def _draw_points(drawn: Panel, points: Sequence[Transition], colour: str) -> None:
     axes = drawn.axes
     for p in points:
-        tip = f"N = {w.size(p.params)}, D = {w.size(p.tokens)}\n{w.finding(p)}; {w.STATUS_WORDS[p.status]}"
+        tip = f"N = {fmt.size(p.params)}, D = {fmt.size(p.tokens)}\n{fmt.finding(p)}; {fmt.STATUS_WORDS[p.status]}"
         place = p.value or p.low or p.high
         assert place is not None
         if p.informative:
@@ -107,27 +104,36 @@ def _draw_points(drawn: Panel, points: Sequence[Transition], colour: str) -> Non
             continue
         marker = {RIGHT_CENSORED: "^", LEFT_CENSORED: "v"}.get(p.status, "x")
         drawn.points(
-            [p.params], [place], [tip], series="censored", colour=colour, marker=marker, markersize=7,
-            markerfacecolor=COLOURS["panel"], zorder=4,
-        )  # fmt: skip
+            [p.params],
+            [place],
+            [tip],
+            series="censored",
+            colour=colour,
+            marker=marker,
+            markersize=7,
+            markerfacecolor=COLOURS["panel"],
+            zorder=4,
+        )
         step = {RIGHT_CENSORED: 1.7, LEFT_CENSORED: 1 / 1.7}.get(p.status)
         if step:
             axes.annotate(
-                "", (p.params, place * step), (p.params, place),
+                "",
+                (p.params, place * step),
+                (p.params, place),
                 arrowprops={"arrowstyle": "->", "color": COLOURS[colour], "linewidth": 1.1},
-            )  # fmt: skip
+            )
 
 
 def _caption(law: Law | None, predictions: Sequence[Prediction]) -> str:
     if law is None:
-        return "Points only: they do not support a law. Bars are intervals, open arrows censored points."
+        return "Points only; they do not support a law. Bars are intervals, arrows are censored points."
     text = (
         f"Law {law.selected_law} with {100 * law.confidence:g}% confidence band (inner) and prediction band (outer); "
-        "bars are the points’ own intervals, open arrows censored points."
+        "bars are the points’ own intervals, arrows are censored points."
     )
     budgets = {point["tokens"] for point in law.points}
     if law.in_tokens and len(budgets) > 1:
         rising = sorted(budgets, key=lambda tokens: law.at(law.range_params[1], tokens)[0])
-        lines = w.listed([w.size(tokens) for tokens in rising])
-        text += f" Lines, from below: D = {lines}; bands: D = {w.size(min(budgets))}."
+        lines = fmt.listed([fmt.size(tokens) for tokens in rising])
+        text += f" Lines, from below: D = {lines}; bands: D = {fmt.size(min(budgets))}."
     return text + (" Star: prediction for a size that was not trained." if predictions else "")

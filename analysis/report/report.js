@@ -1,4 +1,4 @@
-// Adds to a page that is complete without it: values under the pointer, series that switch off, the place in the contents.
+// Adds to a page that is complete without it: values under the pointer, series that switch off, the current section in the contents.
 "use strict";
 (() => {
   const tip = document.getElementById("tip");

@@ -1,4 +1,4 @@
-"""What was asked and what was seen, in plain words made from results only."""
+"""The study's design and findings in plain words, made from results only."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.predict import Prediction
-from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.figures import cell_label
+from megatron_kis.analysis.runs.curves import rows_of
 from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
@@ -24,7 +25,7 @@ _ORDER = (("onset", "infused"), ("collapse", "infused"), ("collapse", "backgroun
 
 @dataclass(frozen=True)
 class Badge:
-    """A transition of one model in the matrix of findings."""
+    """A transition of one model in the table of findings."""
 
     status: str
     kind: str
@@ -35,78 +36,82 @@ class Badge:
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """Models down, transitions across."""
+class FindingsTable:
+    """Transitions by model: one row per model, one column per kind of transition."""
 
     heads: list[str]
     rows: list[tuple[str, list[Badge | None]]]
 
 
 @dataclass(frozen=True)
-class Fact:
-    """A number for the strip under the title."""
+class KeyNumber:
+    """A number shown under the title."""
 
     number: str
     label: str
 
 
-def strip(result: AnalysisResult) -> list[Fact]:
-    """The study in four or five numbers."""
+def key_numbers(result: AnalysisResult) -> list[KeyNumber]:
+    """Describes the study in four or five numbers."""
     cells = {(p.params, p.tokens) for p in result.points}
     sizes = sorted({n for n, _ in cells})
-    facts = [Fact(_span(sizes), w.plural(len(sizes), "model size"))]
+    numbers = [KeyNumber(_span(sizes), fmt.plural(len(sizes), "model size"))]
     budgets = sorted({d for _, d in cells})
-    facts.append(Fact(_span(budgets), "tokens a run, fixed" if len(budgets) == 1 else "token budgets"))
+    numbers.append(KeyNumber(_span(budgets), "tokens per run, fixed" if len(budgets) == 1 else "token budgets"))
     if result.curves is not None:
         levels = sorted(set(result.curves["frequency"]))
-        facts.append(Fact(f"{levels[0]:g} – {levels[-1]:g}", f"infusion frequency, {w.plural(len(levels), 'level')}"))
+        numbers.append(
+            KeyNumber(f"{levels[0]:g} – {levels[-1]:g}", f"infusion frequency, {fmt.plural(len(levels), 'level')}")
+        )
         ratios = result.curves["infusion_ratio"].dropna()
         if len(ratios):
-            facts.append(Fact(w.ratio(float(ratios.max())), "largest infusion ratio"))
+            numbers.append(KeyNumber(fmt.ratio(float(ratios.max())), "largest infusion ratio"))
     if result.runs is not None:
         bad = len(result.runs.problems)
-        facts.append(Fact(f"{len(result.runs.runs):,}", "complete runs" + (f", {bad} not counted" if bad else "")))
-    return facts
+        numbers.append(
+            KeyNumber(f"{len(result.runs.runs):,}", "complete runs" + (f", {bad} not counted" if bad else ""))
+        )
+    return numbers
 
 
 def _span(values: list[int]) -> str:
-    return w.size(values[0]) if len(values) == 1 else f"{w.size(values[0])} – {w.size(values[-1])}"
+    return fmt.size(values[0]) if len(values) == 1 else f"{fmt.size(values[0])} – {fmt.size(values[-1])}"
 
 
-def asked(result: AnalysisResult) -> list[str]:
-    """What the study did, as far as its data say so."""
+def study_design(result: AnalysisResult) -> list[str]:
+    """Describes what the study did, as far as its data show it."""
     settings = result.settings
-    sentences = []
     if result.curves is None:
         return [
-            "This report starts from transition points that were found elsewhere; it fits the law and predicts from it."
+            "This report starts from transition points that were found elsewhere. It fits the law and predicts from it."
         ]
     table = result.curves
     sizes = sorted(set(table["params"]))
     levels = sorted(set(table["frequency"]))
     seeds = sorted({int(n) for n in table.groupby(["params", "tokens", "frequency"])["seed"].nunique()})
-    count = w.plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    sentences.append(
+    count = fmt.plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    design = (
         f"How many times may a fact be repeated in pretraining before a model forgets what it knew? "
-        f"{w.plural(len(sizes), 'model size')} ({w.listed([w.size(n) for n in sizes])} parameters) "
-        f"{'was' if len(sizes) == 1 else 'were'} trained with {w.plural(len(levels), 'level')} of infusion "
-        f"({w.listed([f'{level:g}' for level in levels])} exposures of each infused fact), {count} a cell. "
-        "The token budget is fixed: what infusion takes, general text loses."
+        f"{fmt.plural(len(sizes), 'model size')} ({fmt.listed([fmt.size(n) for n in sizes])} parameters) "
+        f"{'was' if len(sizes) == 1 else 'were'} trained with {fmt.plural(len(levels), 'level')} of infusion "
+        f"({fmt.listed([f'{level:g}' for level in levels])} exposures of each infused fact), {count} per cell. "
+        "The token budget is fixed: infused tokens replace general text."
     )
     groups = sorted(set(table["group"]))
     facts = {group: int(table[table["group"] == group]["facts"].max()) for group in groups}
     chance = table["chance"].dropna()
-    sentences.append(
-        f"Each model was probed with multiple-choice questions on {w.listed([f'{facts[g]} {g}' for g in groups])} facts"
+    probed = fmt.listed([f"{facts[group]} {group}" for group in groups])
+    probes = (
+        f"Each model was probed with multiple-choice questions on {probed} facts"
         + (f" (chance {float(chance.mean()):.2f})" if len(chance) else "")
-        + f". Findings rest on {w.SPLIT_TITLES[settings.split]} and the “{settings.scoring}” scoring rule, the "
-        "declared primary choice; other splits are shown beside it."
+        + f". Findings are based on {fmt.SPLIT_TITLES[settings.split]} and the “{settings.scoring}” scoring rule, the "
+        "declared primary choice; other splits are shown for comparison."
     )
-    return sentences
+    return [design, probes]
 
 
-def matrix(result: AnalysisResult) -> Matrix:
-    """Which transition was seen for each model."""
+def findings_table(result: AnalysisResult) -> FindingsTable:
+    """Tabulates the transitions of each model."""
     columns = [key for key in _ORDER if any((p.kind, p.group) == key for p in result.points)]
     columns += sorted({(p.kind, p.group) for p in result.points} - set(columns))
     cells = sorted({(p.params, p.tokens) for p in result.points})
@@ -115,44 +120,38 @@ def matrix(result: AnalysisResult) -> Matrix:
     for cell in cells:
         found = [by_key.get((*column, *cell)) for column in columns]
         rows.append((cell_label(*cell, cells), [None if p is None else _badge(p) for p in found]))
-    return Matrix([w.kind_title(*column) for column in columns], rows)
+    return FindingsTable([fmt.kind_title(*column) for column in columns], rows)
 
 
 def _badge(point: Transition) -> Badge:
-    detail = w.STATUS_WORDS[point.status]
+    detail = fmt.STATUS_WORDS[point.status]
     if point.informative:
-        detail = w.bracket(point) + (f" · ρ ≈ {w.ratio(point.infusion_ratio)}" if point.infusion_ratio else "")
-    return Badge(point.status, point.kind, w.STATUS_MARKS[point.status], w.finding(point), detail, point.reason)
+        detail = fmt.bracket(point) + (f" · ρ ≈ {fmt.ratio(point.infusion_ratio)}" if point.infusion_ratio else "")
+    return Badge(point.status, point.kind, fmt.STATUS_MARKS[point.status], fmt.finding(point), detail, point.reason)
 
 
-def seen(result: AnalysisResult) -> list[str]:
-    """One sentence a transition, counting statuses; nothing is called a collapse that was not found to be one."""
-    sentences = []
-    for kind, group in _ORDER:
-        points = [p for p in result.points if (p.kind, p.group) == (kind, group)]
-        if points:
-            sentences.append(_sentence(kind, group, points))
-    return sentences
+def findings(result: AnalysisResult) -> list[str]:
+    """Writes one sentence per kind of transition; only what was found to be a collapse is called one."""
+    by_kind = {key: [p for p in result.points if (p.kind, p.group) == key] for key in _ORDER}
+    return [_sentence(*key, points) for key, points in by_kind.items() if points]
 
 
 def not_of_this_study(runs: Runs, *, most: int = 8) -> str:
-    """The runs that are foreign, by name and what differs, in a line; empty where there is none.
+    """Lists the foreign runs in one line, by name and what differs; empty where there is none.
 
     Args:
         runs: what was loaded.
-        most: names per difference; of the others the number alone.
+        most: names listed per difference; further ones are only counted.
     """
     by_reason: dict[str, list[str]] = {}
-    for row in runs.foreign.itertuples():
+    for row in rows_of(runs.foreign):
         by_reason.setdefault(str(row.reason), []).append(str(row.run))
     if not by_reason:
         return ""
     count = len(runs.foreign)
-    parts = []
-    for reason, names in by_reason.items():
-        parts.append(f"{first_of(names, most)} ({reason})")
+    parts = [f"{first_of(names, most)} ({reason})" for reason, names in by_reason.items()]
     verb = "is" if count == 1 else "are"
-    return f"{w.plural(count, 'run')} {verb} not of this study: {'; '.join(parts)}"
+    return f"{fmt.plural(count, 'run')} {verb} not of this study: {'; '.join(parts)}"
 
 
 def _sentence(kind: str, group: str, points: list[Transition]) -> str:
@@ -164,16 +163,16 @@ def _sentence(kind: str, group: str, points: list[Transition]) -> str:
     def names(status: str) -> str:
         if len(by[status]) == len(points) > 3:
             return f"all {len(points)} models"
-        sizes = {d: [w.size(p.params) for p in by[status] if p.tokens == d] for d in budgets}
+        sizes = {d: [fmt.size(p.params) for p in by[status] if p.tokens == d] for d in budgets}
         if len(budgets) == 1:
-            return w.listed(sizes[budgets[0]])
-        return "; ".join(f"{w.listed(found)} at D = {w.size(d)}" for d, found in sizes.items() if found)
+            return fmt.listed(sizes[budgets[0]])
+        return "; ".join(f"{fmt.listed(found)} at D = {fmt.size(d)}" for d, found in sizes.items() if found)
 
     parts = []
     for status in (COLLAPSED, OBSERVED):
         if status in by:
             values = sorted(p.value for p in by[status] if p.value is not None)
-            ends = dict.fromkeys(w.frequency(value) for value in (values[0], values[-1]))  # one, if they read alike
+            ends = dict.fromkeys(fmt.frequency(value) for value in (values[0], values[-1]))  # one, if they read alike
             span = f"F ≈ {' to '.join(ends)}"
             parts.append(f"seen at {span} ({names(status)})")
     if LEFT_CENSORED in by:
@@ -182,11 +181,11 @@ def _sentence(kind: str, group: str, points: list[Transition]) -> str:
         parts.append(f"not reached in the range tried ({names(RIGHT_CENSORED)})")
     if INCONCLUSIVE in by:
         parts.append(f"undecided ({names(INCONCLUSIVE)})")
-    return f"{w.kind_title(kind, group)}: {'; '.join(parts)}."
+    return f"{fmt.kind_title(kind, group)}: {'; '.join(parts)}."
 
 
 def headline(result: AnalysisResult) -> tuple[str, list[str]] | None:
-    """The answer of the law at the top for the largest size asked for, with its reservations."""
+    """Returns the answer of the law at the top for the largest size predicted, with its warnings."""
     law = result.law
     if law is None:
         return None
@@ -198,27 +197,26 @@ def headline(result: AnalysisResult) -> tuple[str, list[str]] | None:
 
 
 def answer(p: Prediction) -> str:
-    """A prediction in a paragraph; an unvalidated law recommends nothing."""
-    low, high = (w.frequency(value) for value in p.prediction_interval)
-    where = f"For {w.size(p.params)} parameters and {w.size(p.tokens)} tokens"
-    level = f"{100 * p.confidence:g}%"
-    beyond = (
-        f"{p.extrapolation_factor:.3g} times beyond the sizes trained"
-        if p.extrapolation_factor > 1
-        else "inside the sizes trained"
-    )
-    what = w.kind_title(p.kind, p.group).lower()
-    interval = f"{level} prediction interval {low} to {high}; {beyond}"
-    law = f"the law puts the {what} at F ≈ {w.frequency(p.centre)} ({interval})"
+    """Describes a prediction in a paragraph; an unvalidated law recommends nothing."""
+    target = f"{fmt.size(p.params)} parameters and {fmt.size(p.tokens)} tokens"
+    low, high = p.prediction_interval
+    interval = f"{100 * p.confidence:g}% prediction interval {fmt.frequency(low)} to {fmt.frequency(high)}"
+    beyond = "inside the sizes trained"
+    if p.extrapolation_factor > 1:
+        beyond = f"{p.extrapolation_factor:.3g} times beyond the sizes trained"
+    what = fmt.kind_title(p.kind, p.group).lower()
+    predicted = f"the law predicts the {what} at F ≈ {fmt.frequency(p.centre)} ({interval}; {beyond})"
+    if p.unvalidated:
+        return f"For {target}, {predicted}. This is a point estimate from few models: no amount can be recommended."
+    onset = p.kind == "onset"
     tokens = ""
     if p.exposure_tokens_interval is not None:
-        at = p.exposure_tokens_interval[1 if p.kind == "onset" else 0]
-        tokens = f", {w.size(at)} tokens of domain data with the study’s facts"
-    if p.unvalidated:
-        return f"{where} {law}. This is a point estimate from few models: no amount can be recommended from it."
-    if p.kind == "onset":
-        return f"{where} show each fact at least {w.frequency(p.recommended)} times{tokens}, because {law}."
+        tokens = f" ({fmt.size(p.exposure_tokens_interval[onset])} tokens of domain data with the study’s facts)"
+    reason = predicted[0].upper() + predicted[1:]
+    times = fmt.frequency(p.recommended)
+    if onset:
+        return f"For {target}, show each fact at least {times} times{tokens}. {reason}."
     return (
-        f"{where} infuse each fact at most {w.frequency(p.recommended)} times{tokens}, because {law}: more risks the "
-        "collapse, less only leaves facts less well learned."
+        f"For {target}, infuse each fact at most {times} times{tokens}. {reason}. More exposures risk the collapse; "
+        "fewer only leave the facts less well learned."
     )

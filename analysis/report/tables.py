@@ -2,259 +2,296 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report import formatting as fmt
+from megatron_kis.analysis.runs.curves import mean_curves, primary_rows, rows_of
 
-_LONG = 16  # characters of a fingerprint shown; the whole stands in its tooltip
+_LONG = 16  # characters shown of a fingerprint; its tooltip has all of them
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    head: str
+    numeric: bool
+    text: Callable[[Any], str]
+    """Returns the cell's text for the row's item."""
+
+
+def _words(head: str, text: Callable[[Any], str]) -> Column:
+    return Column(head, False, text)
+
+
+def _numbers(head: str, text: Callable[[Any], str]) -> Column:
+    return Column(head, True, text)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: heads with whether the column is numeric, and rows of text."""
+    """A table: columns and rows of text."""
 
-    heads: list[tuple[str, bool]]
+    columns: list[Column]
     rows: list[list[str]]
     note: str = ""
     titles: dict[str, str] = field(default_factory=dict)
-    """Longer texts of shortened cells, shown on hover."""
+    """Full texts of shortened cells, shown on hover."""
     remark: bool = False
-    """Whether the last column is a sentence: it is laid out as a line of its own under the row, if it says anything."""
+    """Whether the last column is a sentence, shown under the row on a line of its own unless it is empty."""
+
+
+def _table(columns: list[Column], items: Iterable[Any], note: str = "", *, remark: bool = False) -> Table:
+    rows = [[column.text(item) for column in columns] for item in items]
+    return Table(columns, rows, note, remark=remark)
+
+
+_KIND = _words("transition", lambda item: fmt.kind_title(item.kind, item.group))
+_PARAMS = _numbers("N", lambda item: fmt.size(item.params))
+_TOKENS = _numbers("D", lambda item: fmt.size(item.tokens))
 
 
 def transitions(result: AnalysisResult) -> Table:
-    """Every transition with its interval, in F, in infusion ratio and in tokens."""
-    heads = [
-        ("transition", False), ("N", True), ("D", True), ("status", False), ("F", True), ("interval", True),
-        ("ρ", True),
-        ("exposure tokens", True), ("peak", True), ("drop", True), ("smallest detectable", True), ("γ", True),
-        ("tolerance rule", True), ("p", True), ("levels", True), ("seeds", True), ("why", False),
-    ]  # fmt: skip
-    rows = [
-        [
-            w.kind_title(p.kind, p.group), w.size(p.params), w.size(p.tokens), w.STATUS_WORDS[p.status],
-            w.frequency(p.value), w.bracket(p), w.ratio(p.infusion_ratio),
-            "–" if p.exposure_tokens is None else w.size(p.exposure_tokens), w.number(p.peak), w.number(p.drop),
-            w.number(p.detectable, 2), w.number(p.steepness, 2), w.frequency(p.companion),
-            w.p_value(p.p_value), _whole(p.levels), _whole(p.seeds), p.reason,
-        ]
-        for p in result.points
-    ]  # fmt: skip
+    """Lists every transition with its interval, in F, in infusion ratio and in tokens."""
+    columns = [
+        _KIND,
+        _PARAMS,
+        _TOKENS,
+        _words("status", lambda p: fmt.STATUS_WORDS[p.status]),
+        _numbers("F", lambda p: fmt.frequency(p.value)),
+        _numbers("interval", fmt.bracket),
+        _numbers("ρ", lambda p: fmt.ratio(p.infusion_ratio)),
+        _numbers("exposure tokens", lambda p: _size(p.exposure_tokens)),
+        _numbers("peak", lambda p: fmt.number(p.peak)),
+        _numbers("drop", lambda p: fmt.number(p.drop)),
+        _numbers("smallest detectable", lambda p: fmt.number(p.detectable, 2)),
+        _numbers("γ", lambda p: fmt.number(p.steepness, 2)),
+        _numbers("tolerance rule", lambda p: fmt.frequency(p.companion)),
+        _numbers("p", lambda p: fmt.p_value(p.p_value)),
+        _numbers("levels", lambda p: _whole(p.levels)),
+        _numbers("seeds", lambda p: _whole(p.seeds)),
+        _words("why", lambda p: p.reason),
+    ]
     note = (
         "Intervals of collapse points are bootstrap-calibrated profile intervals, never narrower than the bracket of "
-        "the frequencies tried; those of onset and tolerance are such brackets. γ: fall of the logit for each e-fold "
-        "of F. Peak and drop are rates; for the loss, the loss at F = 0 in nats a token and the largest relative "
-        "excess."
+        "the frequencies tried. Intervals of onset and loss tolerance are such brackets. γ is the fall of the logit "
+        "per e-fold of F. Peak and drop are rates; for the loss, the peak is the loss at F = 0 in nats per token and "
+        "the drop is the largest relative excess."
     )
-    return Table(heads, rows, note, remark=True)
+    return _table(columns, result.points, note, remark=True)
 
 
 def ledger(result: AnalysisResult) -> Table | None:
-    """One row a complete run."""
+    """Lists every complete run."""
     if result.runs is None or result.curves is None:
         return None
     settings, runs = result.settings, result.runs
-    primary = runs.probes[(runs.probes["split"] == settings.split) & (runs.probes["scoring"] == settings.scoring)]
-    rates = {(r.run, r.group): r.correct / r.n for r in primary.itertuples()}
+    primary = primary_rows(runs.probes, settings)
+    rates = {(r.run, r.group): r.correct / r.n for r in rows_of(primary)}
     losses = runs.losses.sort_values("step").groupby("run")["loss"].last().to_dict()
-    heads = [
-        ("run", False), ("model", False), ("N", True), ("D", True), ("F", True), ("ρ", True), ("seed", True),
-        ("infused", True), ("background", True), ("control", True), ("validation loss", True), ("exposures", False),
-    ]  # fmt: skip
-    rows = [
-        [
-            r.run, r.model or "–", f"{r.params:,}", w.size(r.tokens), f"{r.frequency:g}", w.ratio(r.infusion_ratio),
-            str(r.seed), *(w.rate(rates.get((r.run, group))) for group in ("infused", "background", "control")),
-            w.number(losses.get(r.run), 4), _exact(r.exposures_exact),
-        ]
-        for r in runs.runs.sort_values(["params", "tokens", "frequency", "seed"]).itertuples()
-    ]  # fmt: skip
+    columns = [
+        _words("run", lambda r: r.run),
+        _words("model", lambda r: r.model or "–"),
+        _numbers("N", lambda r: f"{r.params:,}"),
+        _TOKENS,
+        _numbers("F", lambda r: f"{r.frequency:g}"),
+        _numbers("ρ", lambda r: fmt.ratio(r.infusion_ratio)),
+        _numbers("seed", lambda r: str(r.seed)),
+        _numbers("infused", lambda r: fmt.rate(rates.get((r.run, "infused")))),
+        _numbers("background", lambda r: fmt.rate(rates.get((r.run, "background")))),
+        _numbers("control", lambda r: fmt.rate(rates.get((r.run, "control")))),
+        _numbers("validation loss", lambda r: fmt.number(losses.get(r.run), 4)),
+        _words("exposures", lambda r: _exact(r.exposures_exact)),
+    ]
     note = (
-        f"Rates: {w.SPLIT_TITLES[settings.split]}, “{settings.scoring}” scoring. Exposures are exact when the ledger "
-        "of the run counts F for every infused fact."
+        f"Rates: {fmt.SPLIT_TITLES[settings.split]}, “{settings.scoring}” scoring. Exposures are exact if the ledger "
+        "of the run counts F exposures of every infused fact."
     )
-    return Table(heads, rows, note)
+    return _table(columns, rows_of(runs.runs.sort_values(["params", "tokens", "frequency", "seed"])), note)
 
 
 def rates(result: AnalysisResult) -> Table | None:
-    """Level means of every group, split and scoring rule."""
+    """Lists level means of every group, split and scoring rule."""
     if result.curves is None:
         return None
-    from megatron_kis.analysis.runs.curves import mean_curves
+    columns = [
+        _words("group", lambda r: r.group),
+        _words("split", lambda r: fmt.SPLIT_TITLES.get(r.split, r.split)),
+        _words("scoring", lambda r: r.scoring),
+        _PARAMS,
+        _TOKENS,
+        _numbers("F", lambda r: f"{r.frequency:g}"),
+        _numbers("rate", lambda r: f"{r.rate:.3f}"),
+        _numbers("lowest", lambda r: f"{r.lowest:.3f}"),
+        _numbers("highest", lambda r: f"{r.highest:.3f}"),
+        _numbers("seeds", lambda r: str(r.seeds)),
+        _numbers("chance", lambda r: fmt.rate(r.chance)),
+    ]
+    return _table(columns, rows_of(mean_curves(result.curves)))
 
-    heads = [
-        ("group", False), ("split", False), ("scoring", False), ("N", True), ("D", True), ("F", True), ("rate", True),
-        ("lowest", True), ("highest", True), ("seeds", True), ("chance", True),
-    ]  # fmt: skip
-    rows = [
-        [
-            r.group, w.SPLIT_TITLES.get(r.split, r.split), r.scoring, w.size(r.params), w.size(r.tokens),
-            f"{r.frequency:g}", f"{r.rate:.3f}", f"{r.lowest:.3f}", f"{r.highest:.3f}", str(r.seeds), w.rate(r.chance),
-        ]
-        for r in mean_curves(result.curves).itertuples()
-    ]  # fmt: skip
-    return Table(heads, rows)
+
+def _coefficient(head: str, name: str, of: Callable[[Any], dict[str, Any]]) -> Column:
+    """Returns the column of a coefficient with its interval; ``of`` gives an item's coefficients."""
+
+    def text(item: Any) -> str:
+        found = of(item).get(name)
+        return "–" if found is None else fmt.estimate(found["value"], found["low"], found["high"])
+
+    return _numbers(head, text)
+
+
+def _coefficients(of: Callable[[Any], dict[str, Any]]) -> list[Column]:
+    return [
+        _coefficient("a", "a", of),
+        _coefficient("b (log N)", "b_log_params", of),
+        _coefficient("c (log D)", "c_log_tokens", of),
+    ]
 
 
 def laws(result: AnalysisResult) -> Table | None:
-    """Estimates with intervals."""
+    """Lists the laws' estimates with intervals."""
     if not result.laws:
         return None
-    heads = [
-        ("transition", False), ("law", False), ("a", True), ("b (log N)", True), ("c (log D)", True), ("σ", True),
-        ("points", True), ("censored", True), ("left out", True), ("status", False),
-    ]  # fmt: skip
-
-    def estimate(law: Any, name: str) -> str:
-        c = law.coefficients[name]
-        return "–" if c is None else w.estimate(c.value, c.low, c.high)
-
-    rows = [
-        [
-            w.kind_title(law.kind, law.group), law.selected_law,
-            *(estimate(law, name) for name in ("a", "b_log_params", "c_log_tokens")), w.number(law.sigma),
-            str(sum(p["residual"] is not None for p in law.points)),
-            str(sum(p["residual"] is None for p in law.points)), str(len(law.excluded)),
-            "unvalidated" if law.unvalidated else "fitted",
-        ]
-        for law in result.laws
-    ]  # fmt: skip
-    level = f"{100 * result.settings.confidence:g}%"
-    return Table(
-        heads, rows,
-        f"Natural logarithms; censored regression, REML σ; {level} confidence intervals (t, Knapp–Hartung). "
-        "Censored points are part of the fit; inconclusive ones are left out."
-    )  # fmt: skip
+    columns = [
+        _KIND,
+        _words("law", lambda law: law.selected_law),
+        *_coefficients(lambda law: {name: vars(c) for name, c in law.coefficients.items() if c is not None}),
+        _numbers("σ", lambda law: fmt.number(law.sigma)),
+        _numbers("points", lambda law: str(sum(p["residual"] is not None for p in law.points))),
+        _numbers("censored", lambda law: str(sum(p["residual"] is None for p in law.points))),
+        _numbers("left out", lambda law: str(len(law.excluded))),
+        _words("status", lambda law: "unvalidated" if law.unvalidated else "fitted"),
+    ]
+    note = (
+        f"Natural logarithms; censored regression, REML σ; {100 * result.settings.confidence:g}% confidence intervals "
+        "(t, Knapp–Hartung). Censored points are part of the fit; inconclusive ones are left out."
+    )
+    return _table(columns, result.laws, note)
 
 
 def candidates(result: AnalysisResult) -> Table | None:
-    """Candidate laws with AICc and the log score of the largest N, held out."""
-    rows = [
-        [
-            w.kind_title(law.kind, law.group), row["formula"], str(row["parameters"]), w.number(row["sigma"]),
-            w.number(row["aicc"], 4), w.number(row["log_score"], 4), "in use" if row["selected"] else "",
-        ]
-        for law in result.laws
-        for row in law.candidates
-    ]  # fmt: skip
-    if not rows:
+    """Lists candidate laws with AICc and the log score of the largest N, held out."""
+    items = [(law, row) for law in result.laws for row in law.candidates]
+    if not items:
         return None
-    heads = [
-        ("transition", False), ("law", False), ("coefficients", True), ("σ", True), ("AICc", True), ("log score", True),
-        ("chosen", False),
-    ]  # fmt: skip
+    columns = [
+        _words("transition", lambda item: fmt.kind_title(item[0].kind, item[0].group)),
+        _words("law", lambda item: item[1]["formula"]),
+        _numbers("coefficients", lambda item: str(item[1]["parameters"])),
+        _numbers("σ", lambda item: fmt.number(item[1]["sigma"])),
+        _numbers("AICc", lambda item: fmt.number(item[1]["aicc"], 4)),
+        _numbers("log score", lambda item: fmt.number(item[1]["log_score"], 4)),
+        _words("chosen", lambda item: "in use" if item[1]["selected"] else ""),
+    ]
     note = (
-        "Log score: of the largest N, held out, under the law of the others (higher is better). The law with a term "
-        "for all that was varied stands unless another is better by more than one. AICc beside it: lower is better."
+        "Log score: how well a law fitted to the smaller N predicts the largest N (higher is better). The law with a "
+        "term for everything that was varied is used unless another one is better by more than one. AICc is shown for "
+        "comparison: lower is better."
     )
-    return Table(heads, rows, note)
+    return _table(columns, items, note)
+
+
+_VARIANTS = {
+    "nonembedding_params": "N without embeddings",
+    "infusion_ratio": "of the infusion ratio ρ",
+    "exposure_tokens": "of exposure tokens",
+}
 
 
 def sensitivity(result: AnalysisResult) -> Table | None:
-    """The slope with N counted without embeddings, and the same law of the infusion ratio and of exposure tokens."""
-    names = {
-        "nonembedding_params": "N without embeddings",
-        "infusion_ratio": "of the infusion ratio ρ",
-        "exposure_tokens": "of exposure tokens",
-    }
-
-    def cells(coefficients: dict[str, Any]) -> list[str]:
-        return [
-            "–" if (c := coefficients.get(name)) is None
-            else w.estimate(c["value"], c["low"], c["high"])
-            for name in ("a", "b_log_params", "c_log_tokens")
-        ]  # fmt: skip
-
-    rows = [
-        [w.kind_title(law.kind, law.group), names[key], *cells(item["coefficients"]), w.number(item["sigma"])]
-        for law in result.laws
-        for key, item in (law.sensitivity | law.equivalents).items()
+    """Lists each law with N counted without embeddings, and as a law of the infusion ratio and of exposure tokens."""
+    items = [(law, key, item) for law in result.laws for key, item in (law.sensitivity | law.equivalents).items()]
+    columns = [
+        _words("transition", lambda item: fmt.kind_title(item[0].kind, item[0].group)),
+        _words("law", lambda item: _VARIANTS[item[1]]),
+        *_coefficients(lambda item: item[2]["coefficients"]),
+        _numbers("σ", lambda item: fmt.number(item[2]["sigma"])),
     ]
-    heads = [("transition", False), ("law", False), ("a", True), ("b (log N)", True), ("c (log D)", True), ("σ", True)]
-    return Table(heads, rows) if rows else None
+    return _table(columns, items) if items else None
 
 
-def foretold(result: AnalysisResult) -> Table | None:
-    """Each size and budget foretold from the smaller ones."""
-    heads = [
-        ("transition", False), ("from smaller", False), ("N", True), ("D", True), ("extrapolation", True),
-        ("foretold", True), ("prediction interval", True), ("measured", True), ("|log ratio|", True), ("hit", False),
-        ("constant", True), ("largest model", True),
-    ]  # fmt: skip
-    rows = [
-        [
-            w.kind_title(s.kind, s.group), "N" if s.axis == "params" else "D", w.size(s.params), w.size(s.tokens),
-            f"{s.extrapolation_factor:.3g}×", w.frequency(s.centre), _interval(s.prediction_interval),
-            w.frequency(s.measured) if s.measured else w.STATUS_WORDS[s.status], w.number(s.abs_log_ratio),
-            "yes" if s.hit else "no", w.number(s.baselines.get("constant")), w.number(s.baselines.get("largest_model")),
-        ]
-        for scores in result.rolling.values()
-        for s in scores
-    ]  # fmt: skip
-    if not rows:
+def backtest(result: AnalysisResult) -> Table | None:
+    """Lists the prediction of each size and budget from the smaller ones."""
+    items = [score for scores in result.backtests.values() for score in scores]
+    if not items:
         return None
-    return Table(heads, rows, "The last two columns are |log ratio| of the baselines: smaller is better.")
+    columns = [
+        _KIND,
+        _words("from smaller", lambda s: "N" if s.axis == "params" else "D"),
+        _PARAMS,
+        _TOKENS,
+        _numbers("extrapolation", lambda s: f"{s.extrapolation_factor:.3g}×"),
+        _numbers("predicted", lambda s: fmt.frequency(s.centre)),
+        _numbers("prediction interval", lambda s: fmt.interval(s.prediction_interval)),
+        _numbers("measured", lambda s: fmt.frequency(s.measured) if s.measured else fmt.STATUS_WORDS[s.status]),
+        _numbers("|log ratio|", lambda s: fmt.number(s.abs_log_ratio)),
+        _words("hit", lambda s: "yes" if s.hit else "no"),
+        _numbers("constant", lambda s: fmt.number(s.baselines.get("constant"))),
+        _numbers("largest model", lambda s: fmt.number(s.baselines.get("largest_model"))),
+    ]
+    return _table(columns, items, "The last two columns are |log ratio| of the baselines: smaller is better.")
 
 
 def predictions(result: AnalysisResult) -> Table | None:
-    """Predictions with intervals and extrapolation factor."""
+    """Lists predictions with intervals and extrapolation factor."""
     if not result.predictions:
         return None
-    heads = [
-        ("transition", False), ("N", True), ("D", True), ("centre", True), ("confidence interval", True),
-        ("prediction interval", True), ("by bootstrap", True), ("recommended", True), ("ρ at centre", True),
-        ("domain tokens", True), ("times beyond", True), ("reservations", False),
-    ]  # fmt: skip
-    rows = [
-        [
-            w.kind_title(p.kind, p.group), w.size(p.params), w.size(p.tokens), w.frequency(p.centre),
-            _interval(p.confidence_interval), _interval(p.prediction_interval),
-            "–" if p.bootstrap_interval is None else _interval(p.bootstrap_interval),
-            "–" if p.recommended is None else w.frequency(p.recommended),
-            w.ratio(p.infusion_ratio), "–" if p.exposure_tokens is None else w.size(p.exposure_tokens),
-            f"{p.extrapolation_factor:.3g}×", "; ".join(p.warnings),
-        ]
-        for p in result.predictions
-    ]  # fmt: skip
+    columns = [
+        _KIND,
+        _PARAMS,
+        _TOKENS,
+        _numbers("centre", lambda p: fmt.frequency(p.centre)),
+        _numbers("confidence interval", lambda p: fmt.interval(p.confidence_interval)),
+        _numbers("prediction interval", lambda p: fmt.interval(p.prediction_interval)),
+        _numbers("by bootstrap", lambda p: fmt.interval(p.bootstrap_interval)),
+        _numbers("recommended", lambda p: fmt.frequency(p.recommended)),
+        _numbers("ρ at centre", lambda p: fmt.ratio(p.infusion_ratio)),
+        _numbers("domain tokens", lambda p: _size(p.exposure_tokens)),
+        _numbers("times beyond", lambda p: f"{p.extrapolation_factor:.3g}×"),
+        _words("reservations", lambda p: "; ".join(p.warnings)),
+    ]
     note = (
-        "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset), "
-        "and nothing where the law is unvalidated. By "
-        "bootstrap: the prediction interval as studies drawn anew from the law ask for it, a check of Student's t."
+        "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset); nothing is "
+        "recommended by an unvalidated law. By bootstrap: the prediction interval from studies simulated with the law, "
+        "a check of Student’s t."
     )
-    return Table(heads, rows, note, remark=True)
+    return _table(columns, result.predictions, note, remark=True)
 
 
 def foreign(result: AnalysisResult) -> Table | None:
-    """Complete runs that do not belong to the study, and in what they differ."""
+    """Lists complete runs that do not belong to the study, and how they differ."""
     if result.runs is None or result.runs.foreign.empty:
         return None
-    rows = [[row.run, row.reason] for row in result.runs.foreign.itertuples()]
+    columns = [_words("run folder", lambda r: r.run), _words("what differs", lambda r: r.reason)]
     note = (
-        "Complete runs that were made with other settings or data than the study, or that it does not name. What "
-        "differs: that run’s -> the study’s. They are in no curve, loss comparison or law."
+        "Complete runs with other settings or data than the study’s, or that the study does not list. Differences are "
+        "shown as: this run’s -> the study’s. These runs are not part of any curve, loss comparison or law."
     )
-    return Table([("run folder", False), ("what differs", False)], rows, note, remark=True)
+    return _table(columns, rows_of(result.runs.foreign), note, remark=True)
 
 
 def problems(result: AnalysisResult) -> Table | None:
-    """Run folders that hold no complete run."""
+    """Lists run folders without a complete run."""
     if result.runs is None:
         return None
     found = result.runs.problems
     found = found[found["status"] != "foreign"]
-    rows = [[r.run, r.status, r.reason] for r in found.itertuples()]
-    if not rows:
-        return None
-    return Table([("run folder", False), ("status", False), ("reason", False)], rows, remark=True)
+    columns = [
+        _words("run folder", lambda r: r.run),
+        _words("status", lambda r: r.status),
+        _words("reason", lambda r: r.reason),
+    ]
+    return _table(columns, rows_of(found), remark=True) if len(found) else None
 
 
 def provenance(result: AnalysisResult) -> Table | None:
-    """Fingerprints, versions and hosts of the complete runs; where runs differ, each value with its count."""
+    """Lists fingerprints, versions and hosts of the complete runs; where runs differ, each value with its count."""
     if result.runs is None:
         return None
     titles: dict[str, str] = {}
@@ -275,31 +312,40 @@ def provenance(result: AnalysisResult) -> Table | None:
     policies = result.runs.runs["background_policy"].dropna()
     if len(policies):
         rows.append(["study", "background policy", _values(policies, titles)])
-    return Table([("kind", False), ("what", False), ("value", False)], rows, titles=titles) if rows else None
+    columns = [
+        _words("kind", lambda row: row[0]),
+        _words("what", lambda row: row[1]),
+        _words("value", lambda row: row[2]),
+    ]
+    return Table(columns, rows, titles=titles) if rows else None
 
 
 def _learning_rates(records: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Learning rates by size: small models are sensitive to them, and a law over sizes inherits what was chosen."""
+    """Collects learning rates by size: small models are sensitive to them, so a law over sizes depends on them."""
     found: dict[str, list[Any]] = {}
     for record in sorted(records, key=lambda item: item["params"]):
         value = record
         for key in ("config", "training", "optimizer", "learning_rate"):
             value = value.get(key) or {} if isinstance(value, dict) else {}
         if isinstance(value, int | float):
-            found.setdefault(w.size(record["params"]), []).append(value)
+            found.setdefault(fmt.size(record["params"]), []).append(value)
     return found
 
 
 def _values(values: Iterable[Any], titles: dict[str, str]) -> str:
-    counts = pd.Series([str(value) for value in values if value is not None], dtype=object).value_counts(sort=False)
+    counts = Counter(str(value) for value in values if value is not None)
     shown = []
     for value, count in sorted(counts.items()):
         short = value if len(value) <= 2 * _LONG else value[:_LONG] + "…"
-        shown.append(short if len(counts) == 1 else f"{short} ({w.plural(count, 'run')})")
+        shown.append(short if len(counts) == 1 else f"{short} ({fmt.plural(count, 'run')})")
     text = ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
-    if len(counts) and text != ", ".join(sorted(counts.index)):
-        titles[text] = ", ".join(sorted(counts.index)[:8])
+    if len(counts) and text != ", ".join(sorted(counts)):
+        titles[text] = ", ".join(sorted(counts)[:8])
     return text
+
+
+def _size(value: float | None) -> str:
+    return "–" if value is None else fmt.size(value)
 
 
 def _whole(value: int | None) -> str:
@@ -310,5 +356,17 @@ def _exact(value: bool | None) -> str:
     return "not recorded" if value is None or pd.isna(value) else "exact" if value else "NOT exact"
 
 
-def _interval(ends: tuple[float, float]) -> str:
-    return f"{w.frequency(ends[0])} – {w.frequency(ends[1])}"
+TABLES: dict[str, Callable[[AnalysisResult], Table | None]] = {
+    "transitions": transitions,
+    "laws": laws,
+    "candidates": candidates,
+    "sensitivity": sensitivity,
+    "predictions": predictions,
+    "foretold": backtest,
+    "ledger": ledger,
+    "rates": rates,
+    "foreign": foreign,
+    "problems": problems,
+    "provenance": provenance,
+}
+"""The report's tables by the names of their exported files."""

@@ -83,19 +83,24 @@ _STYLE: dict[str, Any] = {
 }
 
 
+def kind_colour(kind: str, group: str) -> str:
+    """Returns the name of the colour for transitions of a kind and group."""
+    return kind if kind in ("onset", "tolerance") else group
+
+
 def size_slot(index: int, count: int) -> int:
-    """The place of size ``index`` of ``count`` in the sequential palette, small to large."""
+    """Returns the colour's place in the sequential palette for size ``index`` of ``count``, small to large."""
     return 0 if count < 2 else round(index * (_SIZES - 1) / (count - 1))
 
 
 def _style(name: str) -> Any:
-    """The style, with ids salted by the figure's name: the same figure gives the same bytes, two never share an id."""
+    """Returns the style with ids salted by the figure's name: ids are reproducible, and no two figures share one."""
     return _STYLE | {"svg.hashsalt": name}
 
 
 @dataclass
 class Panel:
-    """One figure of one axes; series drawn through it can be switched off and its points tell their values."""
+    """A figure with one axes, whose series can be switched off and whose points show their values."""
 
     name: str
     alt: str
@@ -106,14 +111,14 @@ class Panel:
     def points(
         self, x: Sequence[float], y: Sequence[float], tips: Sequence[str], *, series: str, colour: str, **style: Any
     ) -> None:
-        """Markers, one a (x, y), each with its text."""
+        """Draws markers, one per (x, y), each with its text."""
         line = self.axes.plot(x, y, linestyle="none", color=COLOURS[colour], **style)[0]
         key = f"{self.name}:{len(self.tips)}:{series}"
         line.set_gid(key)
         self.tips[key] = list(tips)
 
     def line(self, x: Sequence[float], y: Sequence[float], *, series: str, colour: str, **style: Any) -> Line2D:
-        """A line that belongs to a series."""
+        """Draws a line that belongs to a series."""
         line = self.axes.plot(x, y, color=COLOURS[colour], **style)[0]
         line.set_gid(f"{self.name}:line{len(self.axes.lines)}:{series}")
         return line
@@ -121,7 +126,7 @@ class Panel:
 
 @contextmanager
 def panel(name: str, alt: str, *, width: float = 5.4, height: float = 3.5) -> Iterator[Panel]:
-    """A panel in the report's style; ``width`` and ``height`` in inches of the drawing, the page scales it."""
+    """Opens a panel in the report's style; ``width`` and ``height`` are inches of the drawing, the page scales it."""
     with mpl.rc_context(_style(name)):
         figure = Figure(figsize=(width, height))
         # Fixed margins: axes of neighbouring panels line up, and drawing takes half the time of a layout engine.
@@ -134,7 +139,7 @@ _EXPORT: ContextVar[tuple[Path, int, list[Path]] | None] = ContextVar("export", 
 
 @contextmanager
 def exported_to(folder: Path, dpi: int) -> Iterator[list[Path]]:
-    """Panels drawn meanwhile are also written to ``folder`` as .svg and .png; yields the paths as they come."""
+    """Also writes panels drawn meanwhile to ``folder`` as .svg and .png; yields the growing list of paths."""
     written: list[Path] = []
     token = _EXPORT.set((folder, dpi, written))
     try:
@@ -148,14 +153,20 @@ def _export(drawn: Panel) -> None:
     if target is None:
         return
     folder, dpi, written = target
-    # On the page one legend serves a section; a file has to bring its own.
+    # On the page one legend serves a whole section; a file needs its own.
     handles, labels = drawn.axes.get_legend_handles_labels()
     added = None
     if labels and drawn.axes.get_legend() is None:
         added = drawn.axes.legend(
-            handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=min(len(labels), 3), fontsize=9,
-            columnspacing=1.4, handletextpad=0.4,
-        )  # fmt: skip
+            handles,
+            labels,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.16),
+            ncols=min(len(labels), 3),
+            fontsize=9,
+            columnspacing=1.4,
+            handletextpad=0.4,
+        )
     for kind in ("svg", "png"):
         path = folder / f"{drawn.name}.{kind}"
         with mpl.rc_context(_style(drawn.name)), atomic_path(path) as partial:
@@ -167,7 +178,7 @@ def _export(drawn: Panel) -> None:
 
 
 def to_svg(drawn: Panel) -> str:
-    """The panel as an inline ``<svg>``: CSS variables for colours, ``<title>`` on points, no stray ids."""
+    """Returns the panel as an inline ``<svg>``: CSS variables for colours, ``<title>`` on points, no stray ids."""
     _export(drawn)
     buffer = io.StringIO()
     with mpl.rc_context(_style(drawn.name)):

@@ -1,1 +1,1 @@
-"""Results as tables: runs of ours, results of other trainers, curves, transitions."""
+"""Results as tables: our runs, results of other trainers, curves, transitions."""

@@ -1,4 +1,4 @@
-"""Rate-versus-frequency curves: one row a run, group, split and scoring rule; seeds kept apart, and pooled by level.
+"""Rate-versus-frequency curves: one row per run, group, split and scoring rule; seeds kept apart, and pooled by level.
 
 The curve table is the same whether it comes from run folders or from a ``curves.csv`` of another trainer:
 
@@ -7,12 +7,12 @@ The curve table is the same whether it comes from run folders or from a ``curves
 | params, nonembedding_params | total and non-embedding N |
 | tokens | token budget D |
 | frequency | infusion frequency F, exposures of each infused fact |
-| seed | one trained run a (params, tokens, frequency, seed) |
+| seed | one trained run per (params, tokens, frequency, seed) |
 | n, correct | probe questions, and those answered right |
 | facts | distinct facts behind the questions: the unit of evidence within a run |
 | chance | mean of 1/options |
 | group, split, scoring | infused/background/control, train/held_out/question, the scoring rule |
-| validation_loss | final loss on general text, nats a token |
+| validation_loss | final loss on general text, nats per token |
 | infusion_ratio | share of the training tokens spent on exposures of infused facts |
 """
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +30,24 @@ import pandas as pd
 from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_write
+from megatron_kis.config.analysis import AnalysisConfig
 
 CURVE_COLUMNS = [
-    "params", "tokens", "frequency", "seed", "n", "correct", "facts", "chance", "group", "split", "scoring",
-    "nonembedding_params", "validation_loss", "infusion_ratio",
-]  # fmt: skip
+    "params",
+    "tokens",
+    "frequency",
+    "seed",
+    "n",
+    "correct",
+    "facts",
+    "chance",
+    "group",
+    "split",
+    "scoring",
+    "nonembedding_params",
+    "validation_loss",
+    "infusion_ratio",
+]
 _CELL = ["params", "tokens", "frequency", "seed"]
 _SERIES = ["group", "split", "scoring"]
 
@@ -42,7 +56,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """One rate-versus-F curve of one (N, D): arrays over the L levels of F, rising."""
+    """The rate-versus-F curve of one (N, D): arrays over the L levels of F, in rising order."""
 
     params: int
     tokens: int
@@ -55,9 +69,9 @@ class Curve:
     rate: Array
     """[L] questions answered right / questions, seeds pooled."""
     seed_rates: tuple[Array, ...]
-    """[L] arrays of the seeds' rates."""
+    """[L] arrays, each with one rate per seed."""
     seed_facts: tuple[Array, ...]
-    """[L] arrays of the seeds' distinct facts."""
+    """[L] arrays, each with one number of distinct facts per seed."""
     chance: Array
     """[L] chance level, NaN where unknown."""
     ratio: Array
@@ -69,7 +83,7 @@ class Curve:
 
     @property
     def seeds(self) -> int:
-        """The largest number of seeds at a level."""
+        """Largest number of seeds at a level."""
         return max(len(rates) for rates in self.seed_rates)
 
     @property
@@ -79,13 +93,13 @@ class Curve:
 
 
 def curve_table(runs: Runs) -> pd.DataFrame:
-    """The curve table (`CURVE_COLUMNS`) of complete runs at their last step, in canonical order.
+    """Returns the curve table (`CURVE_COLUMNS`) of complete runs at their last step, in canonical order.
 
     Raises:
         InputError: no complete run of the study; two runs of one cell and seed.
     """
     if runs.runs.empty:
-        listed = "; ".join(f"{row.run}: {row.reason}" for row in runs.problems.head(5).itertuples())
+        listed = "; ".join(f"{row.run}: {row.reason}" for row in rows_of(runs.problems.head(5)))
         problem, rule = "no complete run", "a run counts when its DONE exists"
         if not runs.foreign.empty:
             problem, rule = "no complete run of this study", f"{rule} and it was made as the study says"
@@ -105,17 +119,33 @@ def curve_table(runs: Runs) -> pd.DataFrame:
 
 
 def canonical(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows in an order that depends on their content only, exact repeats dropped."""
+    """Sorts rows by their content only and drops exact repeats."""
     keys = [*_SERIES, *_CELL]
     return table.drop_duplicates().sort_values(keys, kind="stable").reset_index(drop=True)
 
 
+def rows_of(table: pd.DataFrame) -> Iterator[Any]:
+    """Iterates over the rows of a table as named tuples."""
+    return iter(table.itertuples())
+
+
+def primary_rows(table: pd.DataFrame, settings: AnalysisConfig) -> pd.DataFrame:
+    """Returns the rows of the split and the scoring rule that the settings declare as the primary choice."""
+    return table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
+
+
+def cells_of_table(table: pd.DataFrame) -> list[tuple[int, int]]:
+    """Returns the (N, D) cells of a curve table in rising order."""
+    return sorted({(int(n), int(d)) for n, d in zip(table["params"], table["tokens"], strict=True)})
+
+
 def curves(table: pd.DataFrame) -> list[Curve]:
-    """The curves of a curve table, ordered by group, split, scoring, N and D."""
-    return list(_curves(table))
+    """Returns the curves of a curve table, ordered by group, split, scoring, N and D."""
+    return list(_iter_curves(table))
 
 
-def _curves(table: pd.DataFrame) -> Iterator[Curve]:
+def _iter_curves(table: pd.DataFrame) -> Iterator[Curve]:
+    key: Any  # (group, split, scoring, params, tokens)
     for key, rows in canonical(table).groupby([*_SERIES, "params", "tokens"], sort=True):
         group, split, scoring, params, tokens = key
         frequency, first = np.unique(rows["frequency"].to_numpy(float), return_index=True)
@@ -147,13 +177,13 @@ def _curves(table: pd.DataFrame) -> Iterator[Curve]:
 
 
 def _means(levels: list[Array]) -> Array:
-    """[L] means of what is known at each level, NaN where nothing is."""
-    known = (values[~np.isnan(values)] for values in levels)
+    """Returns the mean [L] of the known values at each level, NaN where there is none."""
+    known = [values[~np.isnan(values)] for values in levels]
     return np.array([values.mean() if len(values) else np.nan for values in known])
 
 
 def mean_curves(table: pd.DataFrame) -> pd.DataFrame:
-    """Level means over seeds, with the lowest and highest seed.
+    """Returns level means over seeds, with the lowest and highest seed.
 
     Columns: group, split, scoring, params, tokens, frequency, rate, lowest, highest, seeds, chance, infusion_ratio.
     """
@@ -180,7 +210,7 @@ def write_curves_csv(table: pd.DataFrame, path: Path) -> None:
 
 
 def _plain(value: float | None) -> str:
-    """A number without a needless ``.0``; empty for a missing one."""
+    """Formats a number without a needless ``.0``; empty for a missing one."""
     if value is None or pd.isna(value):
         return ""
     return str(int(value)) if float(value).is_integer() else repr(float(value))

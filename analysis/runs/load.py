@@ -1,9 +1,9 @@
-"""Run folders to tidy tables. A run counts only if DONE exists; every other folder is listed with its reason.
+"""Run folders as tidy tables. A run counts only if DONE exists; every other folder is listed with its reason.
 
-A folder is *incomplete* when DONE is absent (still running, killed or failed), *damaged* when DONE is there but a file
-it promises is missing, malformed or contradicts another, *foreign* when its run was made otherwise than the study says,
-or than most runs here (`runs.membership`), and *misplaced* when it is hidden or is within another folder. None of
-them is ever used.
+A folder is *incomplete* if DONE is absent (still running, killed or failed), *damaged* if DONE exists but a file of the
+run is missing, malformed or contradicts another one, *foreign* if its run was made with other settings or data than the
+study or than most runs here (`runs.membership`), and *misplaced* if it is hidden or inside another folder. None of them
+is ever used.
 """
 
 from __future__ import annotations
@@ -37,9 +37,19 @@ from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA
 _LEDGER_SCHEMA = "kis.ledger/1"
 
 RUN_COLUMNS = [
-    "run", "study", "model", "params", "nonembedding_params", "tokens", "frequency", "infusion_ratio", "seed",
-    "background_policy", "exposures_exact", "host",
-]  # fmt: skip
+    "run",
+    "study",
+    "model",
+    "params",
+    "nonembedding_params",
+    "tokens",
+    "frequency",
+    "infusion_ratio",
+    "seed",
+    "background_policy",
+    "exposures_exact",
+    "host",
+]
 PROBLEM_COLUMNS = ["run", "status", "reason"]
 
 
@@ -48,42 +58,42 @@ class Runs:
     """The complete runs of a folder as tidy tables, and the folders that do not count."""
 
     folder: Path
-    """Where the run folders lie."""
+    """Folder with the run folders."""
     runs: pd.DataFrame
-    """One row a complete run (`RUN_COLUMNS`); frequency in exposures a fact, tokens is D, params is total N."""
+    """One row per complete run (`RUN_COLUMNS`); frequency in exposures per fact, tokens is D, params is total N."""
     probes: pd.DataFrame
-    """Probe rows of each run's last step (`PROBE_COLUMNS`), one row a group, split and scoring rule."""
+    """Probe rows of each run's last step (`PROBE_COLUMNS`), one row per group, split and scoring rule."""
     history: pd.DataFrame
-    """The same at every probed step."""
+    """Probe rows of every probed step."""
     losses: pd.DataFrame
-    """Validation losses in nats a token at every validated step (`LOSS_COLUMNS`)."""
+    """Validation losses in nats per token at every validated step (`LOSS_COLUMNS`)."""
     problems: pd.DataFrame
     """Folders that do not count (`PROBLEM_COLUMNS`), status `incomplete`, `damaged`, `foreign` or `misplaced`."""
     records: dict[str, dict[str, Any]]
-    """run.json of each complete run, by run name."""
+    """Content of run.json of each complete run, by run name."""
 
     @property
     def foreign(self) -> pd.DataFrame:
-        """The problems that are complete runs which do not belong here; ``reason`` says what differs."""
+        """The problems that are complete runs of other studies; ``reason`` describes the difference."""
         return self.problems[self.problems["status"] == "foreign"]
 
     @cached_property
     def templates(self) -> pd.DataFrame:
-        """Per-template counts at the last step (`TEMPLATE_COLUMNS`): by far the most rows, so read when asked for."""
+        """Per-template counts at the last step (`TEMPLATE_COLUMNS`), read on first use: these are the most rows."""
         return _table([template_rows(ClosedRun(self.folder / name)) for name in self.runs["run"]], TEMPLATE_COLUMNS)
 
 
 def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) -> Runs:
-    """Reads the run folders below ``runs_dir`` (a runs folder, or a study folder that holds ``runs/``).
+    """Reads the run folders below ``runs_dir`` (a runs folder, or a study folder with ``runs/``).
 
     Args:
         runs_dir: the folder.
         belongs: which runs are the study's, as in ``study.json`` (``megatron_kis.study.manifest.manifest_of``); that of
-            the study's folder if None, and where there is none the runs are compared among themselves alone.
+            the study's folder if None; without one the runs are only compared with one another.
 
     Raises:
-        InputError: the folder is missing or holds no run folder at all, or study.json is damaged.
-        JobError: the disk or the file server fails; no law is made of the runs that could be read.
+        InputError: the folder is missing or has no run folder at all, or study.json is damaged.
+        JobError: the disk or the file server fails; the runs that could be read are not used.
     """
     folder = Path(runs_dir)
     if (folder / "runs").is_dir():
@@ -129,7 +139,7 @@ def load_runs(runs_dir: Path | str, belongs: Mapping[str, Any] | None = None) ->
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, by name."""
+    """Lists the folders in a folder, by name."""
 
     def names() -> list[str]:
         with os.scandir(folder) as found:
@@ -143,7 +153,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _misplaced(folder: Path, path: Path) -> list[Row]:
-    """Problem rows of the runs that a hidden folder is, or that a folder which is no run holds."""
+    """Returns the problem rows of a run in a hidden folder, or of runs inside a folder that is not a run itself."""
 
     def is_run(place: Path) -> bool:
         return _is_there(place / RUN_FILE) or _is_there(place / "DONE")
@@ -185,7 +195,7 @@ def _load_run(path: Path) -> _Loaded:
     run = ClosedRun(path)
     record = run.record(RUN_FILE, RUN_SCHEMA)
     where = f"{path}{os.sep}{RUN_FILE}"
-    if record.get("config_fingerprint") and not run.hashed:  # a run of ours; other trainers may leave DONE empty
+    if record.get("config_fingerprint") and not run.hashed:  # one of our runs; other trainers may leave DONE empty
         raise InputError("holds no hashes of the run's files", where=f"{path}{os.sep}DONE")
     tokens = whole(record, "tokens", where, least=1)
     frequency = number(record, "infusion_frequency", where, least=0)
@@ -208,18 +218,18 @@ def _load_run(path: Path) -> _Loaded:
 
 
 def _as_text(value: Any) -> Any:
-    """A text that UTF-8 can hold; JSON and names of files may have halves of characters."""
+    """Returns text that can be encoded as UTF-8; JSON and file names may have lone surrogates."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _exposures_exact(run: ClosedRun, frequency: float) -> bool | None:
-    """Whether every fact received the exposures it was promised; None where the ledger has no count of them."""
+    """Returns whether every fact received the exposures of the plan; None if the ledger has no count of them."""
     if not run.has("exposures.json"):
         return None
     ledger = run.record("exposures.json", _LEDGER_SCHEMA)
     received = (ledger.get("received") or {}).get("infused")
     if isinstance(received, dict) and received:
-        # `exact` also covers the background facts, which the plan promises a count as well.
+        # `exact` also covers the background facts, for which the plan has a count as well.
         return ledger.get("exact") is not False and all(count == frequency for count in received.values())
     return True if frequency == 0 and received == {} else None
 

@@ -1,11 +1,11 @@
-"""Results of other trainers: ``curves.csv`` (one row a run) and ``points.csv`` (one row a transition).
+"""Results of other trainers: ``curves.csv`` (one row per run) and ``points.csv`` (one row per transition).
 
 ``curves.csv``: ``params,tokens,frequency,seed,n,correct`` and optionally ``chance, group, split, scoring, facts,
 nonembedding_params, validation_loss, infusion_ratio``. Defaults: group ``infused``, split ``held_out``, scoring
-``statement``, facts = n (so give ``facts`` where several questions ask for one fact).
+``statement``, facts = n (so give ``facts`` if several questions ask for the same fact).
 
-``points.csv``: ``params,tokens,kind,value,low,high,status`` and optionally what `write_points_csv` adds. ``low`` and
-``high`` may be empty or ``inf`` where open.
+``points.csv``: ``params,tokens,kind,value,low,high,status`` and optionally the other columns of `write_points_csv`.
+``low`` and ``high`` are empty or ``inf`` where open.
 """
 
 from __future__ import annotations
@@ -21,45 +21,83 @@ from typing import Any
 import pandas as pd
 
 from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, canonical
-from megatron_kis.analysis.runs.transitions import COLLAPSED, GROUPS, INFORMATIVE, KINDS, OBSERVED, STATUSES, Transition
+from megatron_kis.analysis.runs.transitions import (
+    COLLAPSED,
+    CURVE_GROUPS,
+    INFORMATIVE,
+    KINDS,
+    OBSERVED,
+    STATUSES,
+    Transition,
+)
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import atomic_write, read_text
+from megatron_kis.common.terms import SPLITS
 from megatron_kis.common.units import parse_count
 
 _CURVES_NEEDED = ("params", "tokens", "frequency", "seed", "n", "correct")
 _POINTS_NEEDED = ("params", "tokens", "kind", "value", "low", "high", "status")
-_SPLITS = ("train", "held_out", "question")
 _FEWEST_PARAMS = 1000
-"""Models are larger; a smaller number is one of millions or billions."""
+"""Smallest plausible N; a smaller number is probably in millions or billions."""
 
 _EXTRA = {
-    "infusion_ratio": (0, 1), "ratio_low": (0, 1), "ratio_high": (0, math.inf), "exposure_tokens": (0, math.inf),
-    "peak": (-math.inf, math.inf), "drop": (-math.inf, math.inf), "detectable": (0, math.inf), "p_value": (0, 1),
-    "steepness": (0, math.inf), "companion": (0, math.inf),
-}  # fmt: skip
-"""Smallest and largest value of the columns that may be missing."""
+    "infusion_ratio": (0, 1),
+    "ratio_low": (0, 1),
+    "ratio_high": (0, math.inf),
+    "exposure_tokens": (0, math.inf),
+    "peak": (-math.inf, math.inf),
+    "drop": (-math.inf, math.inf),
+    "detectable": (0, math.inf),
+    "p_value": (0, 1),
+    "steepness": (0, math.inf),
+    "companion": (0, math.inf),
+}
+"""Smallest and largest value of the optional columns."""
 
 _COUNTS = ("params", "tokens", "nonembedding_params")
-"""Columns of counts, which may be written with a unit."""
+"""Columns of counts, which may have a unit (7b, 1.2M)."""
 
 _DEFAULT_GROUP = {"onset": "infused", "collapse": "infused", "tolerance": "general"}
 
 POINT_COLUMNS = [
-    "params", "tokens", "kind", "value", "low", "high", "status", "group", "split", "scoring", "nonembedding_params",
-    "infusion_ratio", "ratio_low", "ratio_high", "exposure_tokens", "peak", "drop", "detectable", "p_value",
-    "steepness", "companion", "interval", "flags", "levels", "seeds", "reason",
-]  # fmt: skip
+    "params",
+    "tokens",
+    "kind",
+    "value",
+    "low",
+    "high",
+    "status",
+    "group",
+    "split",
+    "scoring",
+    "nonembedding_params",
+    "infusion_ratio",
+    "ratio_low",
+    "ratio_high",
+    "exposure_tokens",
+    "peak",
+    "drop",
+    "detectable",
+    "p_value",
+    "steepness",
+    "companion",
+    "interval",
+    "flags",
+    "levels",
+    "seeds",
+    "reason",
+]
 
 
 def load_curves_csv(path: Path | str) -> pd.DataFrame:
     """Reads ``curves.csv`` into a curve table (`megatron_kis.analysis.runs.curves.CURVE_COLUMNS`).
 
     Raises:
-        InputError: naming file, line and column of what is wrong.
+        InputError: a value is wrong; the message names file, line and column.
     """
     rows = []
     seen: dict[tuple[Any, ...], int] = {}
-    told = _Told()
+    consistency = _Consistency()
     for line, cells in _records(Path(path), _CURVES_NEEDED, CURVE_COLUMNS):
         field = _Field(Path(path), line, cells)
         row: dict[str, Any] = {
@@ -70,8 +108,8 @@ def load_curves_csv(path: Path | str) -> pd.DataFrame:
             "n": int(field.number("n", least=1, whole=True)),
             "correct": field.number("correct", least=0, whole=True),
             "chance": field.optional("chance", least=0, most=1),
-            "group": field.one_of("group", GROUPS, "infused"),
-            "split": field.one_of("split", _SPLITS, "held_out"),
+            "group": field.one_of("group", CURVE_GROUPS, "infused"),
+            "split": field.one_of("split", SPLITS, "held_out"),
             "scoring": cells.get("scoring") or "statement",
             "nonembedding_params": field.optional("nonembedding_params", least=0),
             "validation_loss": field.optional("validation_loss", least=0),
@@ -84,7 +122,7 @@ def load_curves_csv(path: Path | str) -> pd.DataFrame:
                 "correct", f"{row['correct']:g} of {row['n']} questions", "a count of at most n, not a rate"
             )
         _check_units(row, field)
-        told.check(row, line, field)
+        consistency.check(row, line, field)
         key = tuple(row[name] for name in ("params", "tokens", "frequency", "seed", "group", "split", "scoring"))
         if key in seen:
             raise field.error("seed", f"the same run as line {seen[key]}", "one row a run, or another seed")
@@ -94,7 +132,7 @@ def load_curves_csv(path: Path | str) -> pd.DataFrame:
 
 
 def _check_units(row: dict[str, Any], field: _Field) -> None:
-    """Refuses what can only be a slip of a unit or of a column."""
+    """Refuses values that can only come from a wrong unit or a wrong column."""
     if row["chance"] >= 1:
         raise field.error("chance", f"is {row['chance']:g}", "the rate of guessing, below 1")
     if row["nonembedding_params"] > row["params"]:
@@ -108,10 +146,10 @@ def _check_units(row: dict[str, Any], field: _Field) -> None:
         raise field.error("tokens", shown, "all tokens of the run, not millions or billions")
 
 
-class _Told:
-    """What lines of one run, or of one model, must say alike."""
+class _Consistency:
+    """Checks values that must be the same in all lines of one run or of one model."""
 
-    _ALIKE = (
+    _SHARED = (
         ("nonembedding_params", ("params",)),
         ("validation_loss", ("params", "tokens", "frequency", "seed")),
         ("infusion_ratio", ("params", "tokens", "frequency", "seed")),
@@ -121,7 +159,7 @@ class _Told:
         self._first: dict[tuple[Any, ...], tuple[float, int]] = {}
 
     def check(self, row: dict[str, Any], line: int, field: _Field) -> None:
-        for name, owner in self._ALIKE:
+        for name, owner in self._SHARED:
             if math.isnan(row[name]):
                 continue
             before, where = self._first.setdefault((name, *(row[key] for key in owner)), (row[name], line))
@@ -132,7 +170,7 @@ class _Told:
 
 
 def is_points_csv(path: Path | str) -> bool:
-    """Whether a CSV file's header is that of transitions (it has a column ``kind``), not that of curves."""
+    """Returns whether a CSV file has transitions (a column ``kind``) and not curves."""
     header = next(csv.reader(read_text(Path(path)).removeprefix("\ufeff").splitlines()[:1]), [])
     return "kind" in (name.strip() for name in header)
 
@@ -141,7 +179,7 @@ def load_points_csv(path: Path | str) -> list[Transition]:
     """Reads ``points.csv``.
 
     Raises:
-        InputError: naming file, line and column of what is wrong.
+        InputError: a value is wrong; the message names file, line and column.
     """
     points = []
     lines: dict[tuple[Any, ...], int] = {}
@@ -149,9 +187,11 @@ def load_points_csv(path: Path | str) -> list[Transition]:
         field = _Field(Path(path), line, cells)
         kind = field.one_of("kind", KINDS, None)
         status = field.one_of("status", STATUSES, None)
-        if status in INFORMATIVE:  # one word for "seen", per kind
+        if status in INFORMATIVE:  # one status per kind of transition
             status = COLLAPSED if kind == "collapse" else OBSERVED
-        value, low, high = (_finite(field.optional(name, least=0, infinite=True)) for name in ("value", "low", "high"))
+        value = _finite(field.optional("value", least=0, infinite=True))
+        low = _finite(field.optional("low", least=0, infinite=True))
+        high = _finite(field.optional("high", least=0, infinite=True))
         if status in INFORMATIVE and not value:
             raise field.error("value", f"is {cells.get('value')!r} and status is {cells['status']!r}", "a positive F")
         if status == "right_censored" and low is None:
@@ -176,13 +216,20 @@ def load_points_csv(path: Path | str) -> list[Transition]:
         point = Transition(
             params=field.params(),
             tokens=int(field.number("tokens", least=1, whole=True)),
-            kind=kind, group=field.one_of("group", GROUPS, _DEFAULT_GROUP[kind]),
-            split=field.one_of("split", _SPLITS, None) if cells.get("split") else None,
+            kind=kind,
+            group=field.one_of("group", CURVE_GROUPS, _DEFAULT_GROUP[kind]),
+            split=field.one_of("split", SPLITS, None) if cells.get("split") else None,
             scoring=cells.get("scoring") or None,
-            status=status, value=value if status in INFORMATIVE else None, low=low, high=high,
+            status=status,
+            value=value if status in INFORMATIVE else None,
+            low=low,
+            high=high,
             interval=field.one_of("interval", ("bracket", "profile"), "profile") if status in INFORMATIVE else None,
-            flags=cells.get("flags") or "", reason=cells.get("reason") or "", **extra, **counts,
-        )  # fmt: skip
+            flags=cells.get("flags") or "",
+            reason=cells.get("reason") or "",
+            **extra,
+            **counts,
+        )
         key = (point.kind, point.group, point.split, point.scoring, point.params, point.tokens)
         if lines.setdefault(key, line) != line:
             raise field.error("params", f"the same transition as line {lines[key]}", "one row a kind, group, N and D")
@@ -191,7 +238,7 @@ def load_points_csv(path: Path | str) -> list[Transition]:
 
 
 def points_table(points: Iterable[Transition]) -> pd.DataFrame:
-    """Transitions as a table (`POINT_COLUMNS`)."""
+    """Returns transitions as a table (`POINT_COLUMNS`)."""
     names = {field.name for field in fields(Transition)}
     assert names == set(POINT_COLUMNS), names ^ set(POINT_COLUMNS)
     rows = [{name: getattr(point, name) for name in POINT_COLUMNS} for point in points]
@@ -199,7 +246,7 @@ def points_table(points: Iterable[Transition]) -> pd.DataFrame:
 
 
 def write_points_csv(points: Sequence[Transition], path: Path) -> None:
-    """Writes ``points.csv``; an open upper end is ``inf``, everything else unknown is empty."""
+    """Writes ``points.csv``; an open upper end is ``inf``, any other unknown value is empty."""
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(POINT_COLUMNS)
@@ -227,7 +274,7 @@ def _finite(value: float) -> float | None:
 
 
 def _records(path: Path, needed: Sequence[str], known: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, column -> stripped text) of a CSV file whose header is checked first."""
+    """Yields (line number, column -> stripped text) of a CSV file after checking its header."""
     reader = csv.reader(read_text(path).removeprefix("\ufeff").splitlines())
     header = [name.strip() for name in next(reader, [])]
     for name in needed:
@@ -261,13 +308,14 @@ class _Field:
     """The cells of one line, read with errors that name file, line and column."""
 
     def __init__(self, path: Path, line: int, cells: dict[str, str]) -> None:
-        self._where, self._cells = f"{path}:{line}", cells
+        self._where = f"{path}:{line}"
+        self._cells = cells
 
     def error(self, column: str, problem: str, remedy: str) -> InputError:
         return InputError(f"column {column!r}: {problem}", where=self._where, remedy=remedy)
 
     def params(self) -> int:
-        """N."""
+        """Returns N."""
         count = int(self.number("params", least=1, whole=True))
         if count < _FEWEST_PARAMS:
             raise self.error("params", f"is {count}", "the number of parameters, not of millions or billions")
@@ -291,7 +339,7 @@ class _Field:
         return value
 
     def optional(self, column: str, *, least: float, most: float = math.inf, infinite: bool = False) -> float:
-        """The number, or NaN where the column is absent or the cell empty."""
+        """Returns the number, or NaN if the column is absent or the cell is empty."""
         if self._cells.get(column, "").lower() in ("", "nan", "none", "na"):
             return math.nan
         return self.number(column, least=least, most=most, infinite=infinite)

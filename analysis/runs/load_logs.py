@@ -1,7 +1,7 @@
 """The logs of one closed run: probe rows, per-template counts and validation losses.
 
-Each file is read once, compared with the SHA-256 under which DONE closed it, and decoded from the same bytes: for ten
-thousand runs this is nearly all of the time that loading takes.
+Each file is read once, compared with the SHA-256 that DONE has for it, and decoded from the same bytes: for ten
+thousand runs this takes nearly all of the loading time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,21 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import parse_json_line, read_json, steadily
 from megatron_kis.common.parsing import parse_json
 
-_END_OF_RUN = 0.9  # the last probe must stand within the last tenth of D (the budget is rounded to whole batches)
+_END_OF_RUN = 0.9  # the last probe must be within the last tenth of D (the budget is rounded to whole batches)
 
 PROBE_COLUMNS = [
-    "run", "step", "step_tokens", "group", "split", "scoring", "n", "facts", "correct", "chance", "margin",
-]  # fmt: skip
+    "run",
+    "step",
+    "step_tokens",
+    "group",
+    "split",
+    "scoring",
+    "n",
+    "facts",
+    "correct",
+    "chance",
+    "margin",
+]
 TEMPLATE_COLUMNS = ["run", "group", "split", "scoring", "relation", "template", "n", "correct"]
 LOSS_COLUMNS = ["run", "step", "step_tokens", "loss"]
 
@@ -32,13 +42,13 @@ Row = tuple[Any, ...]
 
 
 class ClosedRun:
-    """The files of a run that has a DONE."""
+    """The files of a run with a DONE."""
 
     def __init__(self, path: Path) -> None:
-        """Reads DONE and compares every file that it closes.
+        """Reads DONE and checks the hash of every file that it lists.
 
         Raises:
-            InputError: DONE is no JSON, or a file is missing or not the one that was closed.
+            InputError: DONE is not JSON, or a file is missing or was changed.
             JobError: the disk or the file server fails.
         """
         self.path = path
@@ -57,14 +67,14 @@ class ClosedRun:
             self._closed.add(name)
 
     def content(self, name: str) -> bytes:
-        """The bytes of a file."""
+        """Returns the bytes of a file."""
         if name not in self._read:
             path = self.path / name
             self._read[name] = steadily(path.read_bytes, path)
         return self._read[name]
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Returns whether there is such a file."""
         try:
             self.content(name)
         except InputError:
@@ -72,19 +82,19 @@ class ClosedRun:
         return True
 
     def record(self, name: str, schema: str) -> dict[str, Any]:
-        """A JSON file of that schema; `megatron_kis.common.files.read_json` says what is wrong with one that is not."""
+        """Returns the content of a JSON file of that schema; `read_json` raises the error of a file that is not."""
         found = _parsed(self.content(name), self._place(name), whole=name in self._closed)
         if isinstance(found, dict) and found.get("schema") == schema:
             return found
         return read_json(self.path / name, schema)
 
     def rows(self, name: str, *, only: bytes = b"") -> Iterator[tuple[str, dict[str, Any]]]:
-        """(place, object) of every line of a JSON-lines file.
+        """Yields (place, object) for every line of a JSON-lines file.
 
         Args:
             name: the file.
-            only: lines that do not hold these bytes may be passed over. That spares the decoding of what nobody asked
-                for, and only in a file that DONE closed: elsewhere every line is decoded, so that damage is found.
+            only: lines without these bytes may be skipped, which saves their decoding. They are skipped only in a file
+                whose hash DONE has: elsewhere every line is decoded, so that damage is found.
         """
         file, closed, content = self._place(name), name in self._closed, self.content(name)
         keys = 0
@@ -112,7 +122,7 @@ class ClosedRun:
 
 
 def _parsed(content: bytes, where: str, *, whole: bool = False) -> Any:
-    """The content of a JSON file; ``whole`` says that it is as our own writer left it, where no key is twice."""
+    """Parses a JSON file; ``whole`` says that its hash was checked, so that no key can be in it twice."""
     try:
         found = orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -121,7 +131,7 @@ def _parsed(content: bytes, where: str, *, whole: bool = False) -> Any:
 
 
 def _keys(value: Any) -> int:
-    """Keys of an object, and of all objects in it."""
+    """Counts the keys of an object and of all objects inside it."""
     inner = value.values() if type(value) is dict else value if type(value) is list else ()
     count = len(value) if type(value) is dict else 0
     if _NESTED.isdisjoint(map(type, inner)):
@@ -133,7 +143,7 @@ _NESTED = frozenset({dict, list})
 
 
 def _keys_of_objects(items: list[Any]) -> int:
-    """Keys of a list of objects; -1 where something else is in it."""
+    """Counts the keys of a list of objects; -1 if it has anything else."""
     try:
         return sum(map(dict.__len__, items))
     except TypeError:
@@ -141,10 +151,10 @@ def _keys_of_objects(items: list[Any]) -> int:
 
 
 def _keys_written(content: bytes) -> int:
-    """Keys that JSON text has, at most; -1 where that cannot be told from quotes and colons that touch.
+    """Counts the keys of JSON text, at most; -1 if that cannot be counted from a quote directly before a colon.
 
-    More of them than its objects have means that one may be twice, and that the text is worth reading with care: a fast
-    parser keeps the last of two.
+    If the text has more keys than its parsed objects, a key may be there twice and the text needs the careful parser:
+    the fast one keeps the last of two.
     """
     if len(content) < _SMALL:
         if any(pair in content for pair in _APART):
@@ -162,7 +172,7 @@ _APART = tuple(b'"' + space for space in (b" ", b"\n", b"\r", b"\t"))
 
 
 def probe_rows(run: ClosedRun, budget: int) -> list[Row]:
-    """Rows (`PROBE_COLUMNS`) of every probed step; of rows repeated after a resume the last one counts."""
+    """Returns rows (`PROBE_COLUMNS`) of every probed step; of rows repeated after a resume the last one counts."""
     name = run.path.name
     rows: dict[Row, Row] = {}
     reached = 0
@@ -188,7 +198,7 @@ def probe_rows(run: ClosedRun, budget: int) -> list[Row]:
 
 
 def template_rows(run: ClosedRun) -> list[Row]:
-    """Rows (`TEMPLATE_COLUMNS`) of the last probed step."""
+    """Returns rows (`TEMPLATE_COLUMNS`) of the last probed step."""
     spread: dict[Row, list[Row]] = {}
     for where, raw in run.rows("probes.jsonl"):
         key = _key(raw, where)
@@ -202,7 +212,7 @@ def template_rows(run: ClosedRun) -> list[Row]:
 
 
 def loss_rows(run: ClosedRun) -> list[Row]:
-    """Rows (`LOSS_COLUMNS`) of every validated step; of steps repeated after a resume the last one counts."""
+    """Returns rows (`LOSS_COLUMNS`) of every validated step; of steps repeated after a resume the last one counts."""
     losses: dict[int, Row] = {}
     for where, raw in run.rows("metrics.jsonl", only=b'"validation"'):
         if raw.get("kind") == "validation":
@@ -223,10 +233,10 @@ def _key(raw: dict[str, Any], where: str) -> tuple[int, str, str, str]:
 
 
 def number(record: dict[str, Any], key: str, where: str, *, least: float = -math.inf) -> float:
-    """A finite number of a record.
+    """Returns a finite number of a record.
 
     Raises:
-        InputError: it is missing, something else, or less than ``least``.
+        InputError: it is missing, not a number, or less than ``least``.
     """
     value = record.get(key)
     if type(value) is float and least <= value < math.inf:  # nearly always
@@ -238,7 +248,7 @@ def number(record: dict[str, Any], key: str, where: str, *, least: float = -math
 
 
 def whole(record: dict[str, Any], key: str, where: str, *, least: float = -math.inf) -> int:
-    """A whole number of a record; see `number`."""
+    """Returns a whole number of a record; see `number`."""
     value = record.get(key)
     if type(value) is int and value >= least:  # nearly always
         return value

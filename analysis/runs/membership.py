@@ -1,10 +1,10 @@
-"""Which runs belong together: what each was made with, compared with the study's manifest and with one another.
+"""The runs that belong together: the settings and data of each, compared with the study's manifest and with the others.
 
-One mechanism for all. A run is marked with its settings (``identity.settings_of``), the fingerprints of its data and
-its resolved precision. ``study.json``, where there is one, names the runs of the study and what they are made with.
-Then, with or without it, the marks of all runs must agree, those of one size also in what a size may have of its own,
-and those of one curve also in how their tokens are fed; where they do not, the most runs stay. What a record does not
-say is not compared with other runs.
+The marks of a run are its settings (``identity.settings_of``), the fingerprints of its data and its resolved precision.
+``study.json``, if there is one, lists the runs of the study with their settings and data. Then, with or without it, the
+marks of all runs must agree: runs of one size also in the settings that may depend on the size, runs of one curve also
+in how their tokens are fed. If they do not agree, the majority stays. A mark that a record does not have is not
+compared with other runs.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from megatron_kis.common.identity import (
 
 _SETTINGS = "settings"
 _FINGERPRINTS = (*DATA, "start")
-_CANDIDATES = 64  # kinds of runs, of those with the most, for which it is counted how many go with them
+_CANDIDATES = 64  # the most frequent kinds of runs, for which the runs that agree are counted
 _UNNAMED = "the study does not name it"
 
 Marks = dict[str, Any]
-"""What is known of a run, by name; ``settings`` are leaves by dotted key."""
+"""Known properties of a run, by name; ``settings`` are leaves by dotted key."""
 
 
 @dataclass(frozen=True)
 class Marked:
-    """A run and what it was made with."""
+    """A run with its settings and data."""
 
     run: str
     """Name of its folder."""
@@ -56,17 +56,17 @@ class Marked:
     tokens: int
     """D."""
     shared: Marks
-    """What all runs of a study have in common."""
+    """Marks that all runs of a study have in common."""
     of_the_size: Marks
-    """What runs of one N have in common."""
+    """Marks that runs of one N have in common."""
     of_the_curve: Marks
-    """What runs of one N and D have in common."""
+    """Marks that runs of one N and D have in common."""
     cell: dict[str, Any] = field(default_factory=dict)
-    """Budget, frequency and seed as the settings say them; frequency and seed alone where there are none."""
+    """Token budget, frequency and seed by settings key; only frequency and seed if the record has no settings."""
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """All settings but those of the cell; None if the record has none."""
+        """All settings except those of the cell; None if the record has none."""
         if _SETTINGS not in self.shared:
             return None
         return {**self.shared[_SETTINGS], **self.of_the_size[_SETTINGS]}
@@ -74,42 +74,45 @@ class Marked:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Which runs are a study's."""
+    """The runs of a study, as ``study.json`` lists them."""
 
     data: dict[str, str]
-    """Fingerprints by what they are of; those not known yet are missing."""
+    """Fingerprints of the data by name; those not known yet are missing."""
     settings: list[dict[str, Any]]
     """Distinct settings as leaves by dotted key, without those of the cell."""
     runs: dict[str, tuple[int, dict[str, Any]]]
-    """By name: which of the settings, and those of the cell."""
+    """Index of the settings, and the settings of the cell, by name of the run."""
     older_tokenizer: str | None = None
-    """What older records have as the fingerprint of the tokenizer, where that is another one."""
+    """Fingerprint of the tokenizer in older records, if it differs."""
 
 
 def marked(records: Mapping[str, Mapping[str, Any]]) -> list[Marked]:
-    """The marks of runs, in their order.
+    """Returns the marks of runs, in their order.
 
     Args:
-        records: run.json of each, by the name of its folder.
+        records: content of run.json by the name of the run's folder.
     """
-    known: dict[tuple[str, bytes], _Placed] = {}  # thousands of runs share most sections of their configurations
+    known: dict[tuple[str, bytes], _Leaves] = {}  # thousands of runs share most sections of their configurations
     return [_marked(run, record, known) for run, record in records.items()]
 
 
-_Placed = dict[str, dict[str, Any]]
-"""Leaves of settings by what they belong to: ``study``, ``size`` or ``cell``."""
+_Leaves = dict[str, dict[str, Any]]
+"""Leaves of settings by scope: ``study``, ``size`` or ``cell``."""
 
 
-def _marked(run: str, record: Mapping[str, Any], known: dict[tuple[str, bytes], _Placed]) -> Marked:
+def _marked(run: str, record: Mapping[str, Any], known: dict[tuple[str, bytes], _Leaves]) -> Marked:
     shared: Marks = {}
     of_the_size: Marks = {}
     of_the_curve: Marks = {}
     cell: dict[str, Any] = {}
-    config, said = record.get("config"), record.get("settings") or record.get("config")
-    if isinstance(said, dict) and said:
-        own = _own_settings(said, known)
-        shared[_SETTINGS], of_the_size[_SETTINGS], cell = own["study"], own["size"], own["cell"]
-        if record.get("infusion_frequency"):  # with none, nothing tells the two apart
+    config = record.get("config")
+    settings = record.get("settings") or config
+    if isinstance(settings, dict) and settings:
+        by_scope = _settings_by_scope(settings, known)
+        shared[_SETTINGS] = by_scope["study"]
+        of_the_size[_SETTINGS] = by_scope["size"]
+        cell = by_scope["cell"]
+        if record.get("infusion_frequency"):  # at F = 0 the two cannot be told apart
             one = cell.get("infusion.frequency") is not None or cell.get("infusion.ratio") is not None
             shared["infusion.frequencies"] = "none" if one else "a file"
     else:
@@ -129,37 +132,37 @@ def _marked(run: str, record: Mapping[str, Any], known: dict[tuple[str, bytes], 
     return Marked(run, record["params"], record["tokens"], shared, of_the_size, of_the_curve, cell)
 
 
-def _own_settings(said: Mapping[str, Any], known: dict[tuple[str, bytes], _Placed]) -> _Placed:
-    whole: _Placed = {"study": {}, "size": {}, "cell": {}}
-    for name, section in said.items():
+def _settings_by_scope(settings: Mapping[str, Any], known: dict[tuple[str, bytes], _Leaves]) -> _Leaves:
+    whole: _Leaves = {"study": {}, "size": {}, "cell": {}}
+    for name, section in settings.items():
         if within(name, RESULTLESS):
             continue
         key = name, _bytes(section)
         if key not in known:
             known[key] = {"study": {}, "size": {}, "cell": {}}
             for leaf, value in leaves(settings_of({name: section})):
-                place = "cell" if within(leaf, CELL) else "size" if within(leaf, OF_THE_SIZE) else "study"
-                known[key][place][leaf] = value
-        for place, found in known[key].items():
-            whole[place].update(found)
+                scope = "cell" if within(leaf, CELL) else "size" if within(leaf, OF_THE_SIZE) else "study"
+                known[key][scope][leaf] = value
+        for scope, found in known[key].items():
+            whole[scope].update(found)
     return whole
 
 
 def _bytes(content: Any) -> bytes:
-    """JSON, the same for the same content."""
+    """Returns JSON that is the same for the same content."""
     try:
         return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # numbers and texts that it does not know
+    except TypeError:  # numbers and texts that orjson does not support
         return json.dumps(content, sort_keys=True).encode()
 
 
 def manifest_near(folder: Path) -> Manifest | None:
-    """The manifest of a study's folder, or of the one that holds a folder ``runs``; None where there is none.
+    """Returns the manifest of a study's folder, also for its folder ``runs``; None if there is none.
 
     Raises:
         InputError: it is damaged.
     """
-    own = (Path(os.path.abspath(folder)), folder.resolve())  # noqa: PTH100 - a link's own place first
+    own = (Path(os.path.abspath(folder)), folder.resolve())  # noqa: PTH100 - the link before its target
     for place in (folder, *(path.parent for path in own if path.name == "runs")):
         path = place / STUDY_FILE
         if steadily(path.is_file, path):
@@ -171,13 +174,15 @@ def parse_manifest(content: Mapping[str, Any], *, where: str = STUDY_FILE) -> Ma
     """Checks the content of a ``study.json``.
 
     Raises:
-        InputError: something in it is not as ``docs/files.md`` says, with its place.
+        InputError: it is not in the format of ``docs/files.md``; the message names the place.
     """
 
     def wrong(what: str, problem: str) -> InputError:
         return InputError(problem, where=f"{where}: {what}", remedy="kis study run writes the file again")
 
-    data, settings, rows = (content.get(name) for name in ("data", "settings", "runs"))
+    data = content.get("data")
+    settings = content.get("settings")
+    rows = content.get("runs")
     if not isinstance(data, Mapping):
         raise wrong("data", "not a mapping of fingerprints")
     if not isinstance(settings, list) or not all(isinstance(item, dict) for item in settings):
@@ -202,11 +207,11 @@ def parse_manifest(content: Mapping[str, Any], *, where: str = STUDY_FILE) -> Ma
 
 
 def apart(runs: Sequence[Marked], manifest: Manifest | None) -> dict[str, str]:
-    """The runs that do not belong with the others, by name, and what differs.
+    """Returns the runs that do not belong with the others: the difference in words, by name.
 
     Args:
-        runs: all complete runs, ordered by name; of equally many the first stay.
-        manifest: which runs are the study's, if that is known.
+        runs: all complete runs, ordered by name; of groups of the same number the first stays.
+        manifest: the runs of the study, if known.
     """
     reasons: dict[str, str] = {}
     if manifest is not None and manifest.older_tokenizer is not None:
@@ -220,12 +225,12 @@ def apart(runs: Sequence[Marked], manifest: Manifest | None) -> dict[str, str]:
         for run in runs:
             if run.run not in odd:
                 groups.setdefault(together(run), []).append(run)
-        wanted = {key: _of_most(group, marks) for key, group in groups.items()}
+        wanted = {key: _majority_marks(group, marks) for key, group in groups.items()}
         differ = {run.run: _differing(marks(run), wanted.get(together(run), {})) for run in runs}
         for group in groups.values():
             stay = sum(not differ[run.run] for run in group)
             odd |= {run.run: (stay, []) for run in group if differ[run.run]}
-        for name, (_, found) in odd.items():  # also what else differs in a run that is out already
+        for name, (_, found) in odd.items():  # also further differences of a run that is out already
             found.extend(differ[name])
     for name, (stay, found) in odd.items():
         reasons[name] = f"unlike {stay} run{'s' * (stay != 1)} here: {'; '.join(found)}"
@@ -237,34 +242,35 @@ _LEVELS: tuple[tuple[Callable[[Marked], Marks], Callable[[Marked], Any]], ...] =
     (lambda run: run.of_the_size, lambda run: run.params),
     (lambda run: run.of_the_curve, lambda run: (run.params, run.tokens)),
 )
-"""Marks, and the runs among which they are compared."""
+"""Marks, and a key of the runs among which they are compared."""
 
 
 def _from_manifest(run: Marked, manifest: Manifest) -> str:
-    """Why a run is not the study's; empty if it is."""
-    settings, data = run.settings, {name: run.shared.get(name) for name in manifest.data}
-    if settings is None:  # of another trainer: what it does not say is not compared
+    """Returns the reason why a run is not one of the study; empty if it is."""
+    settings = run.settings
+    data = {name: run.shared.get(name) for name in manifest.data}
+    if settings is None:  # of another trainer: marks that it does not have are not compared
         data = {name: value for name, value in data.items() if value is not None}
     differ = data_differences(data, {name: manifest.data[name] for name in data})
     if run.run not in manifest.runs:
         near = [differences(settings, own) for own in manifest.settings] if settings is not None else []
         return "; ".join([_UNNAMED, *min(near, key=len, default=[]), *differ])
     index, cell = manifest.runs[run.run]
-    said = {key: value for key, value in run.cell.items() if value is not None}
-    wanted = cell if settings is not None else {key: value for key, value in cell.items() if key in said}
+    stated = {key: value for key, value in run.cell.items() if value is not None}
+    wanted = cell if settings is not None else {key: value for key, value in cell.items() if key in stated}
     found = differences(settings, manifest.settings[index]) if settings is not None else []
-    return "; ".join([*found, *differences(said, wanted), *differ])
+    return "; ".join([*found, *differences(stated, wanted), *differ])
 
 
 def _as_today(run: Marked, manifest: Manifest) -> Marked:
-    """A run with the fingerprint that its tokenizer has today."""
+    """Returns a run with the fingerprint that its tokenizer has today."""
     if run.shared.get("tokenizer") != manifest.older_tokenizer or "tokenizer" not in manifest.data:
         return run
     return replace(run, shared={**run.shared, "tokenizer": manifest.data["tokenizer"]})
 
 
-def _of_most(runs: Sequence[Marked], marks: Callable[[Marked], Marks]) -> Marks:
-    """The marks that the most runs have; of equally many those of the first."""
+def _majority_marks(runs: Sequence[Marked], marks: Callable[[Marked], Marks]) -> Marks:
+    """Returns the marks of the majority; of equally frequent ones those of the first run."""
     kinds = [_bytes(marks(run)) for run in runs]
     counts = Counter(kinds)  # in the order of the runs
     if len(counts) == 1:
@@ -277,17 +283,17 @@ def _of_most(runs: Sequence[Marked], marks: Callable[[Marked], Marks]) -> Marks:
     first = {kind: place for place, kind in enumerate(counts)}
     wanted = dict(representatives[max(with_them, key=lambda kind: (with_them[kind], -first[kind]))])
     for name in sorted({name for one in representatives.values() for name in one} - set(wanted)):
-        # The most do not say it: of those that do and agree otherwise, the most again.
-        said = [
+        # The majority does not have it: the majority of the runs that have it and agree otherwise decides.
+        stated = [
             (one[name], counts[kind]) for kind, one in representatives.items() if name in one and _agree(one, wanted)
         ]
-        if said:
-            wanted[name] = _most_said(said)
+        if stated:
+            wanted[name] = _most_frequent(stated)
     return wanted
 
 
-def _most_said(values: Sequence[tuple[Any, int]]) -> Any:
-    """The value with the most runs; of equally many the first."""
+def _most_frequent(values: Sequence[tuple[Any, int]]) -> Any:
+    """Returns the value with the most runs; of equally frequent ones the first."""
     totals: list[tuple[Any, int]] = []
     for value, count in values:
         at = next((place for place, (other, _) in enumerate(totals) if other == value), None)
@@ -299,12 +305,12 @@ def _most_said(values: Sequence[tuple[Any, int]]) -> Any:
 
 
 def _agree(marks: Marks, wanted: Marks) -> bool:
-    """Whether what both say is the same."""
+    """Returns whether the marks that both have are equal."""
     return all(value == wanted[name] for name, value in marks.items() if name in wanted)
 
 
 def _differing(marks: Marks, wanted: Marks) -> list[str]:
-    """``key then -> now`` of what both say and say differently."""
+    """Lists the marks that both have and that differ, as ``key then -> now``."""
     found = []
     for name, value in marks.items():
         if name not in wanted or value == wanted[name]:

@@ -1,4 +1,4 @@
-"""What a criterion is, and what it finds: one transition of one curve, with its status and interval."""
+"""The transition of a curve with its status and interval, and the interface of the criteria that find it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Protocol, TypedDict, Unpack
 import numpy as np
 
 from megatron_kis.analysis.runs.curves import Array, Curve
+from megatron_kis.common.terms import GROUPS
 from megatron_kis.config.analysis import AnalysisConfig
 
 KINDS = ("onset", "collapse", "tolerance")
-GROUPS = ("infused", "background", "control", "general")
+CURVE_GROUPS = (*GROUPS, "general")
+"""Groups of curves: the fact groups, and ``general`` for the loss on general text."""
 COLLAPSED, OBSERVED = "collapsed", "observed"
 RIGHT_CENSORED, LEFT_CENSORED, INCONCLUSIVE = "right_censored", "left_censored", "inconclusive"
 INFORMATIVE = (COLLAPSED, OBSERVED)
@@ -24,8 +26,8 @@ class Transition:
     """A transition of one (N, D): onset, collapse by memory, or collapse by loss tolerance.
 
     Status: ``collapsed`` (collapse) or ``observed`` (onset, tolerance) with a value in [low, high];
-    ``right_censored``: not up to ``low``; ``left_censored``: at or before ``high``; ``inconclusive``: the data cannot
-    tell.
+    ``right_censored``: after ``low`` or never; ``left_censored``: at or before ``high``; ``inconclusive``: the data
+    cannot decide.
     """
 
     params: int
@@ -39,35 +41,35 @@ class Transition:
     value: float | None = None
     """F of the transition; None unless it was observed."""
     low: float | None = None
-    """Lower end of the interval of F; None where open."""
+    """Lower end of the interval of F; None if open."""
     high: float | None = None
-    """Upper end of the interval of F; None where open."""
+    """Upper end of the interval of F; None if open."""
     infusion_ratio: float | None = None
-    """The infusion ratio at ``value``, interpolated between the levels."""
+    """Infusion ratio at ``value``, interpolated between the levels."""
     ratio_low: float | None = None
     ratio_high: float | None = None
     exposure_tokens: float | None = None
     """Tokens spent on exposures of infused facts at ``value``: infusion_ratio * D."""
     peak: float | None = None
-    """The highest rate of the curve (tolerance: the loss at F = 0)."""
+    """Highest rate of the curve (tolerance: the loss at F = 0)."""
     drop: float | None = None
-    """Fall from the peak to the levels behind the collapse point (tolerance: largest relative excess of the loss)."""
+    """Fall from the peak to the levels after the collapse point (tolerance: largest relative excess of the loss)."""
     detectable: float | None = None
-    """Smallest drop at the largest F that would have been found with the settings' power."""
+    """Smallest drop at the largest F that would have been detected with the power in the settings."""
     p_value: float | None = None
     steepness: float | None = None
-    """gamma of the hinge: fall of the logit for each e-fold of F beyond the collapse point."""
+    """gamma of the hinge: fall of the logit per e-fold of F beyond the collapse point."""
     companion: float | None = None
-    """F at which the tolerance rule puts the collapse: the last at which the fitted rate is (1 - r) of its maximum."""
+    """Collapse point by the tolerance rule: the last F at which the fitted rate is (1 - r) of its maximum."""
     interval: str | None = None
-    """What [low, high] is: ``bracket`` (neighbouring levels, nothing is known between them) or ``profile`` (a
+    """Kind of [low, high]: ``bracket`` (neighbouring levels, with nothing known between them) or ``profile`` (a
     confidence interval wider than the bracket)."""
     flags: str = ""
-    """What a reader must know beside the status."""
+    """Remarks that a reader needs in addition to the status."""
     levels: int | None = None
     seeds: int | None = None
     reason: str = ""
-    """In words: why this status."""
+    """Reason for the status, in words."""
 
     @property
     def informative(self) -> bool:
@@ -83,7 +85,7 @@ class Criterion(Protocol):
     """The fact groups whose curves it reads."""
 
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
-        """The transition of ``curve``, with a status whatever the data are."""
+        """Returns the transition of ``curve``; every curve has one, with a status."""
         ...
 
 
@@ -132,7 +134,7 @@ def make_transition(
 
 
 def ratio_at(curve: Curve, frequency: float | None) -> float | None:
-    """The infusion ratio at F, linear between the levels that carry one (rho = K * F * mean length / D)."""
+    """Returns the infusion ratio at F, linear between the levels that have one (rho = K * F * mean length / D)."""
     known = np.isfinite(curve.ratio)
     if frequency is None or not math.isfinite(frequency) or not known.any():
         return None
@@ -140,7 +142,7 @@ def ratio_at(curve: Curve, frequency: float | None) -> float | None:
 
 
 def crossing(frequency: Array, height: Array, level: float, index: int) -> float:
-    """F between levels ``index`` and ``index + 1`` where the height crosses ``level``, linear in log F."""
+    """Returns F between levels ``index`` and ``index + 1`` where the height crosses ``level``, linear in log F."""
     before, after = float(height[index]), float(height[index + 1])
     share = 0.5 if after == before else min(max((level - before) / (after - before), 0.0), 1.0)
     low, high = math.log(frequency[index]), math.log(frequency[index + 1])
@@ -148,5 +150,5 @@ def crossing(frequency: Array, height: Array, level: float, index: int) -> float
 
 
 def count(frequency: float) -> str:
-    """F as a reader writes it."""
+    """Formats F for a sentence."""
     return f"{frequency:.4g}" if frequency < 10_000 else f"{frequency:,.0f}"

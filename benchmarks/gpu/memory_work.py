@@ -179,8 +179,10 @@ def _validate(engine: Any, case: dict[str, Any], data: Path) -> None:
     rows = torch.randint(0, case["vocabulary"], shape, generator=random).numpy()
     settings = ValidationConfig(moments=MomentsConfig())
     text: Any = list(rows)
-    hook = ValidationCallback(settings, engine, text, None, steps=1, step_tokens=1, rows_per_pass=case["micro_batch"])
-    hook.on_schedule(RunState(steps=1))
+    callback = ValidationCallback(
+        settings, engine, text, None, steps=1, step_tokens=1, rows_per_pass=case["micro_batch"]
+    )
+    callback.on_schedule(RunState(steps=1))
 
 
 def _probe(engine: Any, case: dict[str, Any], data: Path) -> None:

@@ -1,17 +1,23 @@
 """General text to a tokenized corpus in Megatron's format, with a validation split set aside.
 
-``PREFIX.bin``/``.idx`` hold the training split, ``PREFIX.validation.bin``/``.idx`` the validation split. Beside each
-lies ``.meta.json`` (schema ``kis.corpus/1``). A document's split depends on its text and the seed alone: it stays where
-it is when files are added, and copies of one text never stand in both splits. Documents that state a studied fact are
-left out of both.
+``PREFIX.bin``/``.idx`` hold the training split, ``PREFIX.validation.bin``/``.idx`` the validation split, each with a
+``.meta.json`` (schema ``kis.corpus/1``). A document's split depends on its text and the seed alone: it stays the same
+when files are added, and copies of one text are never in both splits. Documents that state a studied fact are left out
+of both.
 
 A corpus is up to date, and a part is used again, only where text, settings, tokenizer and the encoder with its version
 are the same. gigatoken may turn out to give other ids than the tokenizer's own library while it works, or fail; then
 the library encodes everything again.
 
-The way: the files are cut into parts, several processes encode them into ``PREFIX.parts/``, and meanwhile what is
-finished is joined in order. A command that was killed finds the finished parts and does the others; the bytes do not
-depend on the number of processes, the size of the parts or how often the work was interrupted.
+The stages of :func:`build_corpus`:
+
+1. plan (``corpus.plan``): the files are cut into parts, and an encoder is chosen by a trial on a sample;
+2. encode (``corpus.workers``, ``corpus.part``): several processes encode the parts into ``PREFIX.parts/``;
+3. merge: meanwhile the finished parts are joined in order;
+4. publish: ``.bin`` and ``.idx`` are put in place, then ``.meta.json`` and the list of skipped lines.
+
+A command that was killed finds the finished parts and does the others; the bytes do not depend on the number of
+processes, the size of the parts or how often the work was interrupted.
 """
 
 from __future__ import annotations
@@ -23,80 +29,52 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import fingerprint, locked, write_text
-from megatron_kis.common.known_files import Sources
+from megatron_kis.common.files import fingerprint, locked, read_json_lines, write_text
 from megatron_kis.common.progress import Progress
-from megatron_kis.data_tools.corpus.merge import remove_split, write_meta
 from megatron_kis.data_tools.corpus.meta import (
     changes_of,
     description,
-    job_of,
+    job_fingerprint,
     left_out,
     read_corpus_meta,
+    retire,
     sources_of,
     up_to_date,
+    write_corpus_meta,
+    write_quarantine,
     writing_versions,
 )
-from megatron_kis.data_tools.corpus.part import QUARANTINE, SPLITS, PartConfig, PartEncoder, PartRecord
-from megatron_kis.data_tools.corpus.quarantine import first_skipped, write_quarantine
-from megatron_kis.data_tools.corpus.sentences import SentenceSplitter, load_splitter, train_splitter
-from megatron_kis.data_tools.corpus.splits import outputs_of, part_bytes, sample_texts, shard_of
-from megatron_kis.data_tools.corpus.workers import encode_parts, full_disk_told
+from megatron_kis.data_tools.corpus.part import (
+    QUARANTINE,
+    SPLIT_NAMES,
+    VALIDATION_SUFFIX,
+    PartConfig,
+    PartEncoder,
+    PartRecord,
+)
+from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig, CorpusJob, part_bytes, sample_texts
+from megatron_kis.data_tools.corpus.workers import encode_parts, explained_full_disk
 from megatron_kis.data_tools.facts.fact import Fact
-from megatron_kis.data_tools.readers.lines import LONGEST_LINE
-from megatron_kis.data_tools.readers.splits import TextPart, check_text_files, expand, plan_parts, refuse_own_outputs
+from megatron_kis.data_tools.readers.documents import lines_before
+from megatron_kis.data_tools.readers.parts import TextPart, plan_parts
 from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, suffixed
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.encoder import choose_encoder
 from megatron_kis.data_tools.tokenizers.reference_encoder import Encoder, EncodersDifferError, ReferenceEncoder
 
-VALIDATION_SUFFIX = SPLITS[1]
-"""Added to the corpus prefix for the validation split."""
+_SAMPLED_PARTS = 8  # for the choice of the encoder
+_SAMPLED_CHARACTERS = 64_000
 
-if TYPE_CHECKING:
-    from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
-
-_SPLIT_NAMES = ("training", "validation")
-_SAMPLED_PARTS, _SAMPLED_CHARACTERS = 8, 64_000  # for the choice of the encoder
-_PUNKT_PARTS, _PUNKT_CHARACTERS = 64, 4_000_000  # to learn sentences from: Punkt reads some 0.3 MB a second
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusBuildConfig:
-    """How a corpus is made, beyond its text, tokenizer and facts."""
-
-    append_eod: bool = True
-    """End every document with the end-of-document token, as ``--append-eod`` of Megatron's tool."""
-    sentences: bool = False
-    """Make every sentence a sequence of its document; Punkt is trained on the text, into ``PREFIX.punkt.json``."""
-    punkt: Path | None = None
-    """A trained Punkt model to use instead."""
-    keep_newlines: bool = False
-    """Keep the white space between sentences, as ``--keep-newlines`` of Megatron's tool."""
-    keep_empty: bool = False
-    """Keep documents without visible characters, and an empty entry for one without tokens, as Megatron's tool does."""
-    skip_errors: bool = False
-    """Put lines that hold no document into ``PREFIX.quarantine.jsonl`` and go on; otherwise the first ends the work."""
-    encoder: str = "auto"
-    """``gigatoken``, ``reference`` (the tokenizer's own library), or ``auto``: gigatoken where the ids are the same."""
-    workers: int | None = None
-    """Processes; None for one a core."""
-    shard: tuple[int, int] | None = None
-    """(i, n): do the i-th of n equal shards, i from 1, and write it to ``PREFIX-0000i-of-0000n``."""
-    text_format: str | None = None
-    """``jsonl``, ``txt``, ``tsv`` or ``parquet``, whatever the files' names; None: as their names say."""
-    longest_line: int = LONGEST_LINE
-    """Bytes of the longest line or document; a longer one is a line that holds no document."""
-    part_bytes: int | None = None
-    """Bytes of text between two restart points; None for 2 MB, more where that makes more than 4096 parts."""
+Work = Sequence[tuple[TextPart, Path]]
+"""Parts, and the prefixes of their files."""
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusSummary:
-    """What a corpus build wrote."""
+    """The result of a corpus build."""
 
     prefix: Path
     """Prefix of the training split."""
@@ -105,23 +83,37 @@ class CorpusSummary:
     documents: int
     """Documents of the training split."""
     tokens: int
-    """Its tokens, end-of-document tokens included."""
+    """Tokens of the training split, end-of-document tokens included."""
     validation_documents: int
     """Documents of the validation split."""
     validation_tokens: int
-    """Its tokens."""
+    """Tokens of the validation split."""
     text_bytes: int
-    """UTF-8 bytes of the text of both."""
+    """UTF-8 bytes of the text of both splits."""
     leaked_documents: int
     """Documents left out because they state a studied fact."""
     leaked_facts: int
-    """Facts that they state."""
+    """Facts that these documents state."""
     empty: int
     """Documents without text or tokens."""
     skipped: int
     """Lines that hold no document."""
     quarantine: Path | None
-    """Where those lines are listed."""
+    """List of these lines; None where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """An encoder, and the description of the corpus that it would give."""
+
+    encoder: Encoder
+    why: str
+    """Reason for this encoder."""
+    config: PartConfig
+    described: dict[str, Any]
+    """All of ``.meta.json`` that is known before the work."""
+    job: str
+    """Fingerprint of the job that all shards have in common."""
 
 
 def build_corpus(
@@ -134,7 +126,7 @@ def build_corpus(
     validation_share: float = 0.02,
     seed: int = 0,
     progress: Progress | None = None,
-    options: CorpusBuildConfig | None = None,
+    config: CorpusBuildConfig | None = None,
     also_read: Sequence[Path] = (),
 ) -> CorpusSummary:
     """Tokenizes text files into a corpus, or into one shard of it.
@@ -148,7 +140,7 @@ def build_corpus(
         validation_share: share of documents set aside, in [0, 1).
         seed: seed of the validation split.
         progress: where to report.
-        options: how.
+        config: how the corpus is made.
         also_read: files of the tokenizer and the facts, which nothing is written over.
 
     Raises:
@@ -156,63 +148,36 @@ def build_corpus(
             train on. No corpus is left half written; finished parts are kept for the next attempt.
         JobError: the disk is full, a worker died, or another process is at work on this corpus.
     """
-    options, progress, facts = options or CorpusBuildConfig(), progress or Progress(), list(facts)
-    if not 0 <= validation_share < 1:
-        raise InputError(f"is {validation_share}", where="validation_share", remedy="expected a share in [0, 1)")
-    paths = expand(inputs)
-    check_text_files(paths, options.text_format)
-    sources = Sources(paths)
-    parts = plan_parts(paths, part_bytes=options.part_bytes or part_bytes(paths), text_format=options.text_format)
-    target, chosen = shard_of(prefix, parts, options.shard)
-    read = [*inputs, *also_read, *([options.punkt] if options.punkt else [])]
-    learned = [suffixed(prefix, ".punkt.json")] if options.sentences and options.punkt is None else []
-    refuse_own_outputs(read, [*outputs_of(target), *learned])
-    splitter = _splitter(parts, text_key, prefix, options, progress)
-
-    def plan(encoder: Encoder, why: str) -> _Plan:
-        settings = PartConfig(
-            tokenizer=tokenizer.fingerprint,
-            text_key=text_key,
-            text_format=options.text_format,
-            append_eod=options.append_eod,
-            keep_empty=options.keep_empty,
-            sentences=splitter.fingerprint if splitter else None,
-            facts=fingerprint([asdict(fact) for fact in facts]) if facts else None,
-            validation_share=validation_share,
-            seed=seed,
-            skip_errors=options.skip_errors,
-            longest_line=options.longest_line if options.skip_errors else None,
-            versions=writing_versions(encoder, tokenizer, sentences=splitter is not None, facts=bool(facts)),
-        )
-        described = description(settings, tokenizer)
-        job = job_of(described, paths, parts, sharded=options.shard is not None)
-        return _Plan(target, chosen, settings, described, job, encoder, why)
-
-    encoder, why = _choose(tokenizer, parts, text_key, options)
-    first, second = plan(encoder, why), None
-    if options.encoder == "auto" and not options.shard and not isinstance(encoder, ReferenceEncoder):
-        second = plan(ReferenceEncoder(tokenizer), f"{encoder.name} is not right for some of this text")
-        if _known_to_differ(second, encoder):
-            first, second = second, None
-    if metas := up_to_date(target, first.job, first.described, chosen):
-        progress.say(f"{target}: up to date")
-        return _summary(target, metas)
-    first_source = list(dict.fromkeys(part.path for part in parts)).index(chosen[0].path)
-    make = _Maker(tokenizer, splitter, facts, options, sources, inputs, first_source, progress)
+    job = CorpusJob(
+        inputs,
+        tokenizer,
+        prefix,
+        text_key=text_key,
+        facts=facts,
+        validation_share=validation_share,
+        seed=seed,
+        progress=progress or Progress(),
+        config=config or CorpusBuildConfig(),
+        also_read=also_read,
+    )
+    first, second = _attempts(job)
+    if metas := up_to_date(job.target, first.job, first.described, job.parts):
+        job.progress.say(f"{job.target}: up to date")
+        return _summary(job.target, metas)
     try:
-        return make(first)
+        return _make(job, first)
     except EncodersDifferError as error:
         if second is None:
             raise
-        progress.say(f"{error.problem}; all of it is encoded again")
-        write_text(_distrust(target), encoder.name)
-        return make(second)
+        job.progress.say(f"{error.problem}; all of it is encoded again")
+        write_text(_distrusted(job.target), first.encoder.name)
+        return _make(job, second)
 
 
 def encoder_for(
     paths: Sequence[Path], tokenizer: Tokenizer, text_key: str = "text", text_format: str | None = None
 ) -> tuple[Encoder, str]:
-    """The encoder that ``build_corpus`` begins with, and why; takes a second or two.
+    """Returns the encoder that ``build_corpus`` begins with, and why; takes a second or two.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -221,157 +186,150 @@ def encoder_for(
     return _choose(tokenizer, parts, text_key, CorpusBuildConfig())
 
 
+# Which encoder
+
+
+def _attempts(job: CorpusJob) -> tuple[_Attempt, _Attempt | None]:
+    """Returns the first attempt, and the one with the reference encoder for the case that gigatoken differs."""
+    encoder, why = _choose(job.tokenizer, job.all_parts, job.text_key, job.config)
+    first = _attempt(job, encoder, why)
+    if job.config.encoder != "auto" or job.config.shard or isinstance(encoder, ReferenceEncoder):
+        return first, None
+    second = _attempt(job, ReferenceEncoder(job.tokenizer), f"{encoder.name} is not right for some of this text")
+    return (second, None) if _known_to_differ(job, second, encoder) else (first, second)
+
+
 def _choose(
-    tokenizer: Tokenizer, parts: list[TextPart], text_key: str, options: CorpusBuildConfig
+    tokenizer: Tokenizer, parts: list[TextPart], text_key: str, config: CorpusBuildConfig
 ) -> tuple[Encoder, str]:
     sample = sample_texts(
-        parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS, longest=options.longest_line
+        parts, text_key, most=_SAMPLED_PARTS, characters=_SAMPLED_CHARACTERS, longest=config.longest_line
     )
-    return choose_encoder(tokenizer, list(sample), options.encoder)
+    return choose_encoder(tokenizer, list(sample), config.encoder)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is to be written where, and with which encoder."""
-
-    target: Path
-    parts: list[TextPart]
-    settings: PartConfig
-    described: dict[str, Any]
-    """What the description will say of it."""
-    job: str
-    encoder: Encoder
-    why: str
-    """Why this encoder."""
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return SPLITS if self.settings.validation_share else SPLITS[:1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Maker:
-    """Makes a corpus by a plan."""
-
-    tokenizer: Tokenizer
-    splitter: SentenceSplitter | None
-    facts: list[Fact]
-    options: CorpusBuildConfig
-    sources: Sources
-    inputs: Sequence[Path]
-    first_source: int
-    """Place of the shard's first file among all."""
-    progress: Progress
-
-    def __call__(self, plan: _Plan) -> CorpusSummary:
-        target, splits = plan.target, plan.splits
-        part_encoder = PartEncoder(
-            plan.settings,
-            self.tokenizer,
-            plan.encoder,
-            splitter=self.splitter,
-            finder=_finder(self.facts),
-            longest=self.options.longest_line,
-        )
-        with _folder(suffixed(target, ".parts")) as folder, ThreadPoolExecutor(1) as thread:
-            work = [(part, folder / f"{number:06d}") for number, part in enumerate(plan.parts)]
-            hashed: list[Future[list[dict[str, str]]]] = []  # what the processes that encode leave time for
-
-            def started() -> None:
-                hashed.append(thread.submit(sources_of, plan.parts))
-                self.progress.say(f"encoding with {plan.encoder.name}: {plan.why}{_instead(target, plan.described)}")
-
-            records: list[PartRecord] = []
-            with full_disk_told(), ExitStack() as stack:
-                size = self.tokenizer.vocab_size
-                writers = [
-                    stack.enter_context(IndexedWriter(suffixed(target, split), vocab_size=size, scratch=folder))
-                    for split in splits
-                ]
-                workers = self.options.workers
-                encoded = encode_parts(part_encoder, work, workers=workers, progress=self.progress, started=started)
-                for record, (_, at) in zip(encoded, work, strict=True):
-                    records.append(record)
-                    for split, writer in zip(splits, writers, strict=True):
-                        writer.copy(IndexedReader(suffixed(at, split)))
-                counts = left_out(records)
-                for split, writer in zip(_SPLIT_NAMES, writers, strict=False):
-                    if not self.options.shard and not writer.documents:
-                        raise _nothing(split, counts, self.inputs, first_skipped(work))
-                sources = hashed[0].result()
-                self.sources.check()
-                for split in splits:  # a description of an earlier corpus must not outlive its tokens
-                    suffixed(target, f"{split}.meta.json").unlink(missing_ok=True)
-                for split in SPLITS[len(splits) :]:
-                    remove_split(suffixed(target, split))
-            common = {**plan.described, **counts, "sources": sources, "job": plan.job}
-            common["versions"] = {**common["versions"], "numpy": importlib.metadata.version("numpy")}
-            common["frame"] = self.tokenizer.frame_record()
-            if _distrust(target).exists():
-                common["encoder_instead_of"] = _distrust(target).read_text(encoding="utf-8")
-            if self.options.shard:
-                number, of = self.options.shard
-                common["shard"] = {"number": number, "of": of, "first_source": self.first_source}
-            for number, (split, writer) in enumerate(zip(splits, writers, strict=True)):
-                text = sum(record.bytes[number] for record in records)
-                write_meta(suffixed(target, split), {**common, "split": _SPLIT_NAMES[number], "bytes": text}, writer)
-            write_quarantine(target, work)
-        return _summary(target, [read_corpus_meta(suffixed(target, split)) for split in splits])
+def _attempt(job: CorpusJob, encoder: Encoder, why: str) -> _Attempt:
+    config = PartConfig(
+        tokenizer=job.tokenizer.fingerprint,
+        text_key=job.text_key,
+        text_format=job.config.text_format,
+        append_eod=job.config.append_eod,
+        keep_empty=job.config.keep_empty,
+        sentences=job.splitter.fingerprint if job.splitter else None,
+        facts=fingerprint([asdict(fact) for fact in job.facts]) if job.facts else None,
+        validation_share=job.validation_share,
+        seed=job.seed,
+        skip_errors=job.config.skip_errors,
+        longest_line=job.config.longest_line if job.config.skip_errors else None,
+        versions=writing_versions(encoder, job.tokenizer, sentences=job.splitter is not None, facts=bool(job.facts)),
+    )
+    described = description(config, job.tokenizer)
+    sharded = job.config.shard is not None
+    return _Attempt(encoder, why, config, described, job_fingerprint(described, job.paths, job.all_parts, sharded))
 
 
-def _distrust(target: Path) -> Path:
-    """Names the encoder that was found to differ, while the work is not finished."""
+def _distrusted(target: Path) -> Path:
+    """Returns the file that names an encoder found to differ, while the work is not finished."""
     return suffixed(target, ".parts") / "distrusted"
 
 
-def _known_to_differ(plan: _Plan, encoder: Encoder) -> bool:
-    """Whether an earlier command found that this encoder gives other ids for this text."""
+def _known_to_differ(job: CorpusJob, attempt: _Attempt, encoder: Encoder) -> bool:
+    """Returns whether an earlier command found that this encoder gives other ids for this text."""
     with suppress(OSError):
-        return _distrust(plan.target).read_text(encoding="utf-8") == encoder.name
-    metas = up_to_date(plan.target, plan.job, plan.described, plan.parts)
+        return _distrusted(job.target).read_text(encoding="utf-8") == encoder.name
+    metas = up_to_date(job.target, attempt.job, attempt.described, job.parts)
     return metas is not None and metas[0].get("encoder_instead_of") == encoder.name
 
 
-def _instead(target: Path, described: dict[str, Any]) -> str:
-    """What the corpus that is there was made with otherwise."""
-    try:
-        meta = read_corpus_meta(target)
-    except InputError:
-        return ""
-    changed = changes_of(meta, {key: value for key, value in described.items() if key in meta})
-    return f"; the corpus there has another {', '.join(changed)}" if changed else ""
+# Encode, merge, publish
 
 
-def _splitter(
-    parts: list[TextPart], text_key: str, prefix: Path, options: CorpusBuildConfig, progress: Progress
-) -> SentenceSplitter | None:
-    if not options.sentences:
-        return None
-    path = options.punkt or suffixed(prefix, ".punkt.json")
-    texts = sample_texts(parts, text_key, most=_PUNKT_PARTS, characters=_PUNKT_CHARACTERS, longest=options.longest_line)
-    if options.punkt is None and train_splitter(texts, path):
-        progress.say(f"{path}: learned from the text")
-    return load_splitter(path, keep_newlines=options.keep_newlines)
+def _make(job: CorpusJob, attempt: _Attempt) -> CorpusSummary:
+    with _parts_folder(suffixed(job.target, ".parts")) as folder:
+        work = [(part, folder / f"{number:06d}") for number, part in enumerate(job.parts)]
+        records, writers, sources = _encode_and_merge(job, attempt, work, folder)
+        _publish(job, attempt, records, writers, sources)
+        write_quarantine(job.target, _skipped_lines(work))
+    return _summary(job.target, [read_corpus_meta(suffixed(job.target, split)) for split in job.suffixes])
 
 
-def _finder(facts: list[Fact]) -> LeakFinder | None:
-    if not facts:
-        return None
-    from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
+def _encode_and_merge(
+    job: CorpusJob, attempt: _Attempt, work: Work, folder: Path
+) -> tuple[list[PartRecord], list[IndexedWriter], list[dict[str, str]]]:
+    """Encodes the parts and joins them, into ``.bin`` and ``.idx`` of each split.
 
-    return LeakFinder(facts)
+    Returns:
+        The record of each part, the closed writer of each split, and the files of the text with their SHA-256.
+    """
+    encoder = _part_encoder(job, attempt)
+    records: list[PartRecord] = []
+    hashed: list[Future[list[dict[str, str]]]] = []
+    with ThreadPoolExecutor(1) as thread, explained_full_disk(), ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                IndexedWriter(suffixed(job.target, split), vocab_size=job.tokenizer.vocab_size, scratch=folder)
+            )
+            for split in job.suffixes
+        ]
+
+        def started() -> None:
+            hashed.append(thread.submit(sources_of, job.parts))  # in the time that the encoding processes leave
+            instead = _instead_of(job.target, attempt.described)
+            job.progress.say(f"encoding with {attempt.encoder.name}: {attempt.why}{instead}")
+
+        encoded = encode_parts(encoder, work, workers=job.config.workers, progress=job.progress, started=started)
+        for record, (_, prefix) in zip(encoded, work, strict=True):
+            records.append(record)
+            for split, writer in zip(job.suffixes, writers, strict=True):
+                writer.copy(IndexedReader(suffixed(prefix, split)))
+        _refuse_nothing(job, records, writers, work)
+        sources = hashed[0].result()
+        job.sources.check()
+        retire(job.target, job.suffixes)
+    return records, writers, sources
 
 
-def _nothing(split: str, counts: dict[str, Any], inputs: Sequence[Path], skipped: str) -> InputError:
-    reasons = ("leaked_documents_removed", "empty_documents", "skipped_lines")
-    why = ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in reasons)
-    why += f", the first {skipped}" if skipped else ""
-    return InputError(f"no documents for the {split} split ({why})", where=", ".join(map(str, inputs)))
+def _part_encoder(job: CorpusJob, attempt: _Attempt) -> PartEncoder:
+    finder = None
+    if job.facts:
+        from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
+
+        finder = FactMatcher(job.facts)
+    return PartEncoder(
+        attempt.config,
+        job.tokenizer,
+        attempt.encoder,
+        splitter=job.splitter,
+        finder=finder,
+        longest=job.config.longest_line,
+    )
+
+
+def _publish(
+    job: CorpusJob,
+    attempt: _Attempt,
+    records: Sequence[PartRecord],
+    writers: Sequence[IndexedWriter],
+    sources: list[dict[str, str]],
+) -> None:
+    """Writes ``.meta.json`` of each split."""
+    common = {**attempt.described, **left_out(records), "sources": sources, "job": attempt.job}
+    common["versions"] = {**common["versions"], "numpy": importlib.metadata.version("numpy")}
+    common["frame"] = job.tokenizer.frame_record()
+    if _distrusted(job.target).exists():
+        common["encoder_instead_of"] = _distrusted(job.target).read_text(encoding="utf-8")
+    if job.config.shard:
+        number, of = job.config.shard
+        common["shard"] = {"number": number, "of": of, "first_source": job.first_source}
+    for index, (split, writer) in enumerate(zip(job.suffixes, writers, strict=True)):
+        text = sum(record.bytes[index] for record in records)
+        meta = {**common, "split": SPLIT_NAMES[index], "bytes": text}
+        write_corpus_meta(suffixed(job.target, split), meta, writer)
 
 
 @contextmanager
-def _folder(folder: Path) -> Iterator[Path]:
-    """The folder of the parts: locked while at work, gone when all is done or nothing was."""
+def _parts_folder(folder: Path) -> Iterator[Path]:
+    """Makes the folder of the parts, locked during the work and removed when all is done or nothing was."""
     with locked(folder, "kis data corpus"):
         for partial in folder.glob(".*.partial"):
             partial.unlink()
@@ -384,8 +342,52 @@ def _folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def _instead_of(target: Path, described: dict[str, Any]) -> str:
+    """Says in what an existing corpus differs."""
+    try:
+        meta = read_corpus_meta(target)
+    except InputError:
+        return ""
+    changed = changes_of(meta, {key: value for key, value in described.items() if key in meta})
+    return f"; the corpus there has another {', '.join(changed)}" if changed else ""
+
+
+def _refuse_nothing(
+    job: CorpusJob, records: Sequence[PartRecord], writers: Sequence[IndexedWriter], work: Work
+) -> None:
+    """Refuses a corpus, other than a shard of one, with a split that has no documents.
+
+    Raises:
+        InputError: names the split, and why documents were left out.
+    """
+    empty = next((name for name, writer in zip(SPLIT_NAMES, writers, strict=False) if not writer.documents), None)
+    if empty is None or job.config.shard:
+        return
+    counts = left_out(records)
+    reasons = ("leaked_documents_removed", "empty_documents", "skipped_lines")
+    why = ", ".join(f"{counts[key]} {key.replace('_', ' ')}" for key in reasons)
+    first_list = next(([pair] for pair in work if suffixed(pair[1], QUARANTINE).exists()), [])
+    skipped = next(_skipped_lines(first_list), None)
+    why += f", the first {skipped['file']}:{skipped['line']}: {skipped['reason']}" if skipped else ""
+    where = ", ".join(map(str, job.inputs))
+    raise InputError(f"no documents for the {empty} split ({why})", where=where)
+
+
+def _skipped_lines(work: Work) -> Iterator[dict[str, Any]]:
+    """Yields the lines of all parts that hold no document, counted within the whole file."""
+    lists = [(part, path) for part, prefix in work if (path := suffixed(prefix, QUARANTINE)).exists()]
+    starts: dict[tuple[Path, str], list[int]] = {}
+    for part, _ in lists:
+        starts.setdefault((part.path, part.kind), []).append(part.start)
+    before = {path: lines_before(path, kind, of_file) for (path, kind), of_file in starts.items()}
+    for part, path in lists:
+        for _, row in read_json_lines(path):
+            yield {**row, "line": row["line"] + before[part.path][part.start]}
+
+
 def _summary(target: Path, metas: Sequence[dict[str, Any]]) -> CorpusSummary:
-    training, validation = metas[0], metas[1] if len(metas) > 1 else None
+    training = metas[0]
+    validation = metas[1] if len(metas) > 1 else None
     return CorpusSummary(
         prefix=target,
         validation_prefix=suffixed(target, VALIDATION_SUFFIX) if validation else None,

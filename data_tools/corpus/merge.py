@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_json, read_json_lines, write_json, write_json_lines
-from megatron_kis.data_tools.corpus.part import QUARANTINE, SPLITS
-from megatron_kis.data_tools.corpus.workers import full_disk_told
-from megatron_kis.data_tools.readers.splits import file_places, refuse_own_outputs
-from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, suffixed
-
-SCHEMA = "kis.corpus/1"
+from megatron_kis.common.files import read_json, read_json_lines
+from megatron_kis.data_tools.corpus.meta import retire, write_corpus_meta, write_quarantine
+from megatron_kis.data_tools.corpus.part import QUARANTINE, SPLIT_SUFFIXES, VALIDATION_SUFFIX, corpus_files
+from megatron_kis.data_tools.corpus.workers import explained_full_disk
+from megatron_kis.data_tools.readers.files import file_identities, refuse_own_outputs
+from megatron_kis.data_tools.storage.indexed import CORPUS_SCHEMA, IndexedReader, IndexedWriter, suffixed
 
 _SAME = ("schema", "split", "tokenizer_fingerprint", "eod_id", "vocab_size", "append_eod", "sentences")
 _SAME_OR_NONE = (
@@ -32,102 +30,70 @@ _SAME_OR_NONE = (
     "longest_line",
     "job",
 )
-_SUMS = ("documents", "sequences", "tokens", "bytes", "leaked_documents_removed", "empty_documents", "skipped_lines")
+_SUMMED = ("documents", "sequences", "tokens", "bytes", "leaked_documents_removed", "empty_documents", "skipped_lines")
 
 _WEIGHTS = "to show text more often, give a corpus a larger weight in data.corpus of the runs"
-
-
-def write_meta(target: Path, meta: dict[str, Any], writer: IndexedWriter) -> None:
-    """Writes ``.meta.json`` of a pair of files that ``writer`` has finished: ``meta`` and what is counted."""
-    counts = {"documents": writer.documents, "sequences": writer.sequences, "tokens": writer.tokens}
-    write_json(suffixed(target, ".meta.json"), {**meta, **counts, "content_fingerprint": writer.content_fingerprint})
-
-
-def remove_split(prefix: Path) -> None:
-    """Removes a split of an earlier corpus of the same name, description first; files of others stay."""
-    try:
-        read_json(suffixed(prefix, ".meta.json"), SCHEMA)
-    except InputError:
-        return
-    for suffix in (".meta.json", ".idx", ".bin"):
-        suffixed(prefix, suffix).unlink(missing_ok=True)
 
 
 def merge_corpora(prefixes: Sequence[Path], target: Path) -> list[tuple[Path, IndexedWriter]]:
     """Joins corpora or shards, validation splits and quarantines too.
 
     All shards of one job, in order, give the bytes of the job done at once. Pairs of files that others made, without
-    descriptions, are joined as well. Corpora of different encoders are not joined: nothing could tell afterwards which
-    documents have whose ids. A run can read them side by side.
+    descriptions, are joined as well. Corpora of different encoders are not joined: nothing would say afterwards which
+    encoder gave which ids. A run can read them side by side.
 
     Args:
         prefixes: corpora in their order.
         target: prefix of the result.
 
     Returns:
-        Prefix of each split and what was written there.
+        Prefix of each split, and the closed writer with its counts.
 
     Raises:
         InputError: corpora that do not fit together or hold the same text, a shard that is missing or out of order, or
             a result that would be written over an input.
         JobError: the disk is full.
     """
-    _spare(prefixes, target)
-    places = [file_places(suffixed(prefix, ".bin"))[-1] for prefix in prefixes]
-    for number, place in enumerate(places):
-        if place in places[:number]:
+    _refuse_own_inputs(prefixes, target)
+    identities = [file_identities(suffixed(prefix, ".bin"))[-1] for prefix in prefixes]
+    for number, identity in enumerate(identities):
+        if identity in identities[:number]:
             raise InputError("is given twice", where=str(prefixes[number]), remedy=_WEIGHTS)
-    with_validation = [suffixed(suffixed(prefix, SPLITS[1]), ".idx").exists() for prefix in prefixes]
+    with_validation = [suffixed(suffixed(prefix, VALIDATION_SUFFIX), ".idx").exists() for prefix in prefixes]
     if any(with_validation) and not all(with_validation):
-        having, lacking = (prefixes[with_validation.index(found)] for found in (True, False))
+        having = prefixes[with_validation.index(True)]
+        lacking = prefixes[with_validation.index(False)]
         problem = f"has no validation split, {having} has one"
         raise InputError(problem, where=str(lacking), remedy="make all with or without one")
-    splits = SPLITS if all(with_validation) else SPLITS[:1]
-    descriptions = [_descriptions([suffixed(prefix, split) for prefix in prefixes]) for split in splits]
-    sums = [
-        _sum(found, [suffixed(prefix, split) for prefix in prefixes]) if found else None
-        for split, found in zip(splits, descriptions, strict=True)
-    ]
-    with full_disk_told(), ExitStack() as stack:
+    splits = SPLIT_SUFFIXES if all(with_validation) else SPLIT_SUFFIXES[:1]
+    split_prefixes = [[suffixed(prefix, split) for prefix in prefixes] for split in splits]
+    metas = [_merged_meta(_descriptions(paths), paths) for paths in split_prefixes]
+    with explained_full_disk(), ExitStack() as stack:
         writers = [
-            stack.enter_context(_joined([suffixed(prefix, split) for prefix in prefixes], suffixed(target, split)))
-            for split in splits
+            stack.enter_context(_joined(paths, suffixed(target, split)))
+            for split, paths in zip(splits, split_prefixes, strict=True)
         ]
-        # Killed from here on, nothing may pass for whole: neither half of the earlier corpus beside one of the new.
-        for split in splits:
-            suffixed(target, f"{split}.meta.json").unlink(missing_ok=True)
-        for split in SPLITS[len(splits) :]:
-            remove_split(suffixed(target, split))
-    rows = [path for prefix in prefixes if (path := suffixed(prefix, QUARANTINE)).exists()]
-    if rows:
-        lines = itertools.chain.from_iterable(read_json_lines(path) for path in rows)
-        write_json_lines(suffixed(target, QUARANTINE), (row for _, row in lines))
-    else:
-        suffixed(target, QUARANTINE).unlink(missing_ok=True)
-    for split, total, writer in zip(splits, sums, writers, strict=True):
-        if total is not None:
-            write_meta(suffixed(target, split), total, writer)
+        retire(target, splits)
+    quarantines = [path for prefix in prefixes if (path := suffixed(prefix, QUARANTINE)).exists()]
+    write_quarantine(target, (row for path in quarantines for _, row in read_json_lines(path)))
+    for split, meta, writer in zip(splits, metas, writers, strict=True):
+        if meta is not None:
+            write_corpus_meta(suffixed(target, split), meta, writer)
     return [(suffixed(target, split), writer) for split, writer in zip(splits, writers, strict=True)]
 
 
-def _spare(prefixes: Sequence[Path], target: Path) -> None:
-    """Refuses a result that would take the place of a file of its own inputs, or of their other halves.
+def _refuse_own_inputs(prefixes: Sequence[Path], target: Path) -> None:
+    """Refuses a result that would replace a file of its own inputs.
 
     Raises:
         InputError: names the input.
     """
     for prefix in prefixes:
         try:
-            refuse_own_outputs(_files(prefix), _files(target))
+            refuse_own_outputs(corpus_files(prefix), corpus_files(target))
         except InputError:
             problem = f"would be written over by {target}"
             raise InputError(problem, where=str(prefix), remedy="another name for the result") from None
-
-
-def _files(prefix: Path) -> list[Path]:
-    """All files of a corpus."""
-    pairs = [suffixed(prefix, f"{split}{suffix}") for split in SPLITS for suffix in (".bin", ".idx", ".meta.json")]
-    return [*pairs, suffixed(prefix, QUARANTINE)]
 
 
 @contextmanager
@@ -154,17 +120,25 @@ def _descriptions(prefixes: Sequence[Path]) -> list[dict[str, Any]]:
     there = [path for path in paths if path.exists()]
     if not there:
         return []
-    return [read_json(path, SCHEMA, keys=(*_SAME, *_SUMS, "sources", "versions")) for path in paths]
+    return [read_json(path, CORPUS_SCHEMA, keys=(*_SAME, *_SUMMED, "sources", "versions")) for path in paths]
 
 
-def _sum(metas: Sequence[dict[str, Any]], prefixes: Sequence[Path]) -> dict[str, Any]:
+def _merged_meta(metas: Sequence[dict[str, Any]], prefixes: Sequence[Path]) -> dict[str, Any] | None:
+    """Adds up descriptions; None where there are none.
+
+    Raises:
+        InputError: they do not fit together.
+    """
+    if not metas:
+        return None
     first = metas[0]
     for meta, prefix in zip(metas, prefixes, strict=True):
         where = str(suffixed(prefix, ".meta.json"))
         for key in _SAME:
             if meta[key] != first[key]:
                 raise InputError(f"{key} is {meta[key]}, that of {prefixes[0]} is {first[key]}", where=where)
-        ours, theirs = (one["versions"].get("encoder") for one in (meta, first))
+        ours = meta["versions"].get("encoder")
+        theirs = first["versions"].get("encoder")
         if ours != theirs:
             problem = f"was encoded with {ours}, {prefixes[0]} with {theirs}"
             raise InputError(problem, where=where, remedy="encode all with one, such as --encoder reference")
@@ -176,14 +150,14 @@ def _sum(metas: Sequence[dict[str, Any]], prefixes: Sequence[Path]) -> dict[str,
     for key in _SAME_OR_NONE:
         if any(meta.get(key) != first.get(key) for meta in metas):
             total[key] = None
-    total.update({key: sum(meta[key] for meta in metas) for key in _SUMS})
+    total.update({key: sum(meta[key] for meta in metas) for key in _SUMMED})
     total.update(leaked_facts=len(leaks), leaks=dict(sorted(leaks.items())))
     total.update(sources=_sources(metas, prefixes), versions=_versions(metas))
     return total
 
 
 def _versions(metas: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Versions of all, those that differ one after another."""
+    """Returns the versions of all, those that differ one after another."""
     found: dict[str, dict[str, None]] = {}
     for meta in metas:
         for name, version in meta["versions"].items():
@@ -192,7 +166,7 @@ def _versions(metas: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def _sources(metas: Sequence[dict[str, Any]], prefixes: Sequence[Path]) -> list[dict[str, str]]:
-    """The text files of all, each once.
+    """Returns the text files of all, each once.
 
     Raises:
         InputError: two corpora hold the same text, or shards of one file saw different contents of it.

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.extras import import_extra
 from megatron_kis.common.files import fingerprint, read_json, write_json
 
-SCHEMA = "kis.punkt/1"
+_SCHEMA = "kis.punkt/1"
 
 _BLOCK = 1_000_000  # characters, as in Megatron's tool
 
@@ -36,12 +37,12 @@ class SentenceSplitter:
         parameters.sent_starters = set(content["sentence_starters"])
         parameters.ortho_context.update(content["orthography"])
         self.fingerprint = fingerprint({**content, "keep_newlines": keep_newlines})
-        """SHA-256 of what was learned and how it is used."""
+        """SHA-256 of the learned content and the setting."""
         self._splitter = punkt.PunktSentenceTokenizer(lang_vars=_keeping_newlines() if keep_newlines else None)
         self._splitter._params = parameters
 
     def split(self, text: str) -> list[str]:
-        """Sentences of a text, in order."""
+        """Returns the sentences of a text, in order."""
         return [
             sentence
             for start in range(0, len(text), _BLOCK)
@@ -64,8 +65,8 @@ def train_splitter(texts: Iterable[str], output: Path) -> bool:
     """
     texts = list(texts)
     _library()
-    seen = fingerprint({"schema": SCHEMA, "texts": texts, "nltk": importlib.metadata.version("nltk")})
-    if output.exists() and read_json(output, SCHEMA).get("text_fingerprint") == seen:
+    seen = fingerprint({"schema": _SCHEMA, "texts": texts, "nltk": importlib.metadata.version("nltk")})
+    if output.exists() and read_json(output, _SCHEMA).get("text_fingerprint") == seen:
         return False
     characters = sum(map(len, texts))
     if not characters:
@@ -76,7 +77,7 @@ def train_splitter(texts: Iterable[str], output: Path) -> bool:
     trainer.finalize_training()
     learned = trainer.get_params()
     content = {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "characters": characters,
         "text_fingerprint": seen,
         "abbreviations": sorted(learned.abbrev_types),
@@ -92,10 +93,10 @@ def load_splitter(path: Path, *, keep_newlines: bool = False) -> SentenceSplitte
     """Loads a ``PUNKT.json``.
 
     Raises:
-        InputError: it is missing or not what it should be.
+        InputError: it is missing, or is no Punkt model.
     """
     keys = ("abbreviations", "collocations", "sentence_starters", "orthography")
-    content = read_json(path, SCHEMA, keys=keys)
+    content = read_json(path, _SCHEMA, keys=keys)
     wrong = next((key for key in keys[:3] if not isinstance(content[key], list)), None)
     if wrong or not isinstance(content["orthography"], dict):
         raise InputError(
@@ -108,16 +109,11 @@ def load_splitter(path: Path, *, keep_newlines: bool = False) -> SentenceSplitte
 
 
 def _keeping_newlines() -> Any:
-    """Language variables whose period context takes no white space away, as Megatron's ``--keep-newlines``."""
+    """Returns language variables that keep the white space after a period, as Megatron's ``--keep-newlines``."""
     context = r"\S*%(SentEndChars)s\s*(?=(?P<after_tok>%(NonWord)s|(?P<next_tok>\S+)))"
     variables = type("KeepingNewlines", (_library().PunktLanguageVars,), {"_period_context_fmt": context})
     return variables()
 
 
 def _library() -> Any:
-    try:
-        from nltk.tokenize import punkt
-    except ImportError:
-        remedy = "pip install 'megatron-kis[corpus]'"
-        raise InputError("nltk is needed to split sentences", remedy=remedy) from None
-    return punkt
+    return import_extra("nltk.tokenize.punkt", "to split sentences")

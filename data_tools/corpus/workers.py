@@ -13,19 +13,24 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron_kis.common.errors import JobError
 from megatron_kis.common.progress import Meter, Progress
 from megatron_kis.data_tools.corpus.part import PartEncoder, PartRecord
-from megatron_kis.data_tools.readers.splits import TextPart
+from megatron_kis.data_tools.readers.parts import TextPart
 
-_LOOK = 0.2  # seconds between two looks at how far the processes are
+_POLL = 0.2  # seconds between two reports of progress
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-_encoder: PartEncoder
-_counts: Any
+
+class _Worker:
+    """The state of a worker process, set when it starts."""
+
+    encoder: ClassVar[PartEncoder]
+    counts: ClassVar[Any]
+    """Bytes of text and documents that all workers have encoded, in shared memory."""
 
 
 def encode_parts(
@@ -39,14 +44,14 @@ def encode_parts(
     """Encodes those parts that are not done yet, and meanwhile yields what is done.
 
     Args:
-        encoder: what encodes a part.
+        encoder: encodes a part.
         jobs: parts and the prefixes of their files.
-        workers: processes; None for one a core.
+        workers: number of processes; None for one per core.
         progress: where to report.
-        started: called once when the processes are there; threads may be started from then on.
+        started: called once when the processes are forked; threads may be started from then on.
 
     Yields:
-        The record of every part, in order, as soon as it and those before it are there.
+        The record of every part, in order, as soon as it and those before it are finished.
 
     Raises:
         InputError: a part is damaged; parts that are at work then are finished first.
@@ -58,12 +63,12 @@ def encode_parts(
     if len(left) < len(jobs):
         progress.say(f"{len(jobs) - len(left)} of {len(jobs)} parts were done before")
     count = min(workers or len(os.sched_getaffinity(0)), len(left))
-    with full_disk_told(), progress.meter("corpus", sum(part.size for part, _ in jobs)) as meter:
+    with explained_full_disk(), progress.meter("corpus", sum(part.size for part, _ in jobs)) as meter:
         if count <= 1:
             started()
-            work = _encode_here(encoder, jobs, left, done, meter)
+            work = _encode_in_process(encoder, jobs, left, done, meter)
         else:
-            work = _encode_apart(encoder, jobs, left, done, meter, workers=count, started=started)
+            work = _encode_in_workers(encoder, jobs, left, done, meter, workers=count, started=started)
         yielded = 0
         with closing(work):
             for finished in itertools.chain([()], work):
@@ -75,8 +80,8 @@ def encode_parts(
 
 
 @contextmanager
-def full_disk_told() -> Iterator[None]:
-    """Turns the error of a full disk into one that says what to do."""
+def explained_full_disk() -> Iterator[None]:
+    """Turns the error of a full disk into one with a remedy."""
     try:
         yield
     except OSError as error:
@@ -86,15 +91,17 @@ def full_disk_told() -> Iterator[None]:
         raise JobError(f"the disk is full ({error.strerror}); {remedy}") from None
 
 
-def _encode_here(
+def _encode_in_process(
     encoder: PartEncoder, jobs: Sequence[tuple[TextPart, Path]], left: Sequence[int], done: int, meter: Meter
 ) -> Generator[list[tuple[int, PartRecord]], None, None]:
     """Yields (number, record) of one part after the other."""
-    text = documents = 0
+    text = 0
+    documents = 0
 
     def report(more_text: int, more_documents: int) -> None:
         nonlocal text, documents
-        text, documents = text + more_text, documents + more_documents
+        text += more_text
+        documents += more_documents
         meter(done, text, documents)
 
     for number in left:
@@ -104,7 +111,7 @@ def _encode_here(
         yield [(number, record)]
 
 
-def _encode_apart(
+def _encode_in_workers(
     encoder: PartEncoder,
     jobs: Sequence[tuple[TextPart, Path]],
     left: Sequence[int],
@@ -118,19 +125,19 @@ def _encode_apart(
     # Forked: the processes share what is loaded, and start in milliseconds.
     context = multiprocessing.get_context("fork")
     counts = context.Array("q", 2)
-    pool = ProcessPoolExecutor(workers, context, initializer=_adopt, initargs=(encoder, counts, os.getpid()))
+    pool = ProcessPoolExecutor(workers, context, initializer=_init_worker, initargs=(encoder, counts, os.getpid()))
     with pool:
         waiting: dict[Future[PartRecord], int] = {pool.submit(_encode, *jobs[number]): number for number in left}
         started()
         try:
             while waiting:
-                finished, _ = wait(waiting, timeout=_LOOK, return_when=FIRST_COMPLETED)
+                finished, _ = wait(waiting, timeout=_POLL, return_when=FIRST_COMPLETED)
                 numbers = [waiting.pop(future) for future in finished]
                 done += sum(jobs[number][0].size for number in numbers)
                 meter(done, *counts[:])
                 yield [(number, future.result()) for number, future in zip(numbers, finished, strict=True)]
         except BrokenProcessPool:
-            problem = "a worker process died (out of memory?); the same command goes on from the finished parts"
+            problem = "a worker process died (out of memory?); the same command resumes from the finished parts"
             raise JobError(problem) from None
         except BaseException as error:
             # Until they have ended, the processes hold the lock of the parts, which may be encoded again next.
@@ -138,10 +145,10 @@ def _encode_apart(
             raise
 
 
-def _adopt(encoder: PartEncoder, counts: Any, parent: int) -> None:
-    """Prepares a worker: it ends with its parent, however that ends, and leaves Ctrl-C to it."""
-    global _encoder, _counts
-    _encoder, _counts = encoder, counts
+def _init_worker(encoder: PartEncoder, counts: Any, parent: int) -> None:
+    """Prepares a worker, which ends with its parent, however that ends, and leaves Ctrl-C to it."""
+    _Worker.encoder = encoder
+    _Worker.counts = counts
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
@@ -150,10 +157,10 @@ def _adopt(encoder: PartEncoder, counts: Any, parent: int) -> None:
 
 
 def _encode(part: TextPart, prefix: Path) -> PartRecord:
-    return _encoder.encode(part, prefix, _report)
+    return _Worker.encoder.encode(part, prefix, _report)
 
 
 def _report(text: int, documents: int) -> None:
-    with _counts.get_lock():
-        _counts[0] += text
-        _counts[1] += documents
+    with _Worker.counts.get_lock():
+        _Worker.counts[0] += text
+        _Worker.counts[1] += documents

@@ -1,4 +1,4 @@
-"""Facts: the record and its file ``facts.jsonl``.
+"""Facts and triples: the records, and the file ``facts.jsonl``.
 
 A row is ``{"id", "subject", "relation", "object", "group", "subject_aliases", "object_aliases", "subject_id",
 "object_id"}``, the last four optional; the group is ``infused`` (the domain knowledge under study), ``background``
@@ -7,25 +7,24 @@ A row is ``{"id", "subject", "relation", "object", "group", "subject_aliases", "
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json_lines, write_json_lines
-from megatron_kis.common.identifiers import ALLOWED, complaint, is_name
-from megatron_kis.data_tools.facts.names import says_something
-
-GROUPS = ("infused", "background", "control")
-"""The fact groups, in the order of the file."""
+from megatron_kis.common.terms import GROUPS
+from megatron_kis.data_tools.facts.fields import (
+    check_relation,
+    check_text,
+    has_content,
+    id_field,
+    one_line,
+    string_field,
+    strings_field,
+)
 
 _NAMES = ("subject", "relation", "object")
-_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
-_NO_TEXT = re.compile(f"{_HALF.pattern}|[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_BREAK = re.compile("[\t-\r\x1c-\x1f\x85\u2028\u2029]")  # those that are white space
-_EXACT = 1 << 53  # whole numbers below are exact as floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class Fact:
     """A fact of the study."""
 
     id: str
-    """Unique within a file."""
+    """Id, unique within a file."""
     subject: str
     """Name of the subject."""
     relation: str
@@ -43,13 +42,37 @@ class Fact:
     group: str
     """``infused``, ``background`` or ``control``."""
     subject_aliases: tuple[str, ...] = ()
-    """Other names of the subject; used to find leaks."""
+    """Other names of the subject; used in decontamination."""
     object_aliases: tuple[str, ...] = ()
-    """Other names of the object; used to find leaks, and never distractors."""
+    """Other names of the object; used in decontamination, and never distractors."""
     subject_id: str = ""
-    """Id of the subject's entity in the source, such as a Wikidata item; empty where it has none."""
+    """Id of the subject's entity in the source, such as a Wikidata item; empty if it has none."""
     object_id: str = ""
-    """Id of the object's entity."""
+    """Id of the object's entity; empty if the source has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An imported triple: a candidate for a fact of a study."""
+
+    subject: str
+    """Name of the subject."""
+    relation: str
+    """Key of the relation."""
+    object: str
+    """Name of the object."""
+    where: str
+    """Place of origin, ``file:line``."""
+    id: str = ""
+    """Id of the triple; empty if the source has none."""
+    subject_id: str = ""
+    """Id of the subject's entity if the source has one: distinguishes two entities of one name."""
+    object_id: str = ""
+    """Id of the object's entity if the source has one: identifies two names of one entity."""
+    subject_aliases: tuple[str, ...] = ()
+    """Other names of the subject."""
+    object_aliases: tuple[str, ...] = ()
+    """Other names of the object."""
 
 
 def load_facts(path: Path) -> list[Fact]:
@@ -57,7 +80,7 @@ def load_facts(path: Path) -> list[Fact]:
 
     Raises:
         InputError: with ``file:line``, where a fact lacks a field, has an unknown group, a name without a letter,
-            number or symbol, a relation that is no name, or an id for the second time.
+            number or symbol, an invalid relation, or a repeated id.
     """
     facts: list[Fact] = []
     seen: dict[str, str] = {}
@@ -69,7 +92,7 @@ def load_facts(path: Path) -> list[Fact]:
         check_text(subject, "subject", where)
         check_text(answer, "object", where)
         for key, name in (("subject", subject), ("object", answer)):
-            if not says_something(name):
+            if not has_content(name):
                 remedy = "a name has a letter, number or symbol"
                 raise InputError(f"{key} is no name: {name!r}", where=where, remedy=remedy)
         identifier = id_field(row, "id", where)
@@ -92,99 +115,3 @@ def load_facts(path: Path) -> list[Fact]:
 def write_facts(path: Path, facts: Iterable[Fact]) -> int:
     """Writes ``facts.jsonl`` and returns the number of facts."""
     return write_json_lines(path, (asdict(fact) for fact in facts))
-
-
-def string_field(row: dict[str, Any], key: str, where: str) -> str:
-    """A field that must be a string with something to see in it.
-
-    Raises:
-        InputError: it is not.
-    """
-    value = row.get(key)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise InputError(f"{key} is missing", where=where, remedy="every fact needs subject, relation and object")
-    if not isinstance(value, str):
-        raise InputError(f"{key} is {type(value).__name__}, not a string", where=where)
-    check_whole(value, key, where)
-    return value.strip()
-
-
-def strings_field(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
-    """A field that may be absent and must else be a list of strings; empty ones are left out.
-
-    Raises:
-        InputError: it is not.
-    """
-    value = row.get(key) or []
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise InputError(f"{key} is not a list of strings", where=where)
-    names = tuple(filter(None, map(one_line, value)))
-    for name in names:
-        check_text(name, key, where)
-    return names
-
-
-def id_field(row: Mapping[str, Any], key: str, where: str) -> str:
-    """An id, which may be a number, 0 too; empty where there is none. A whole number may be written as 1.0.
-
-    Raises:
-        InputError: it is neither a string nor a number, or a number that is not exact.
-    """
-    value = row.get(key)
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InputError(f"{key} is {value!r}", where=where, remedy="an id is a string or a number")
-    if isinstance(value, float):
-        if not abs(value) < _EXACT:
-            raise InputError(f"{key} is {value!r}", where=where, remedy="leave it out, or write the id as a string")
-        value = int(value) if value.is_integer() else value
-    text = str(value).strip()
-    check_text(text, key, where)
-    return text
-
-
-def one_line(name: str) -> str:
-    """A name without line breaks and tabs, which cells of tables have: each becomes a space."""
-    if not _NO_TEXT.search(name):
-        return name.strip()
-    return " ".join(filter(None, map(str.strip, _BREAK.split(name))))
-
-
-def is_text(name: str) -> bool:
-    """Whether a name has no control characters, no line breaks and no half of a surrogate pair."""
-    return not _NO_TEXT.search(name)
-
-
-def check_text(text: str, key: str, where: str) -> None:
-    """Refuses what no UTF-8 file can hold (JSON can escape half of a surrogate pair), and control characters.
-
-    Raises:
-        InputError: the text holds one.
-    """
-    check_whole(text, key, where)
-    if found := _NO_TEXT.search(text):
-        raise InputError(f"{key} holds the control character {found[0]!r}", where=where, remedy="take it out")
-
-
-def check_whole(text: str, key: str, where: str) -> None:
-    """Refuses half of a surrogate pair.
-
-    Raises:
-        InputError: the text holds one.
-    """
-    if _HALF.search(text):
-        raise InputError(f"{key} holds half of a surrogate pair, which is not text", where=where)
-
-
-def check_relation(relation: str, where: str) -> None:
-    """Refuses a relation whose name is not safe as a file's, or in a table.
-
-    Raises:
-        InputError: it holds something else than letters, digits and ``. _ - +``.
-    """
-    if not is_name(relation):
-        problem = f"not the name of a relation ({complaint(relation)})"
-        joined = "_".join(relation.split())
-        example = f", such as {joined!r}" if is_name(joined) else ""
-        raise InputError(problem, where=where, remedy=f"use {ALLOWED}{example}")

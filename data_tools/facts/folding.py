@@ -1,8 +1,8 @@
-"""Folding: text and names without what writers leave out or vary, so that one can be found in the other.
+"""Folding: removes from text and names what writers omit or vary, so that one can be found in the other.
 
-A folded line is the words of a text between single spaces. Case goes, and the accents of Latin, Greek and Cyrillic
-(not those that make other letters: й, ї), Arabic and Hebrew points, and letters such as ł and ø become their plain
-neighbours. Vowel signs, viramas and voicing marks are letters and stay. Digits of all scripts become ASCII's. Where a
+A folded line is the words of a text between single spaces. Case is removed, the accents of Latin, Greek and Cyrillic
+(not those that make other letters: й, ї), Arabic and Hebrew points, and letters such as ł and ø become plain
+letters. Vowel signs, viramas and voicing marks are letters and stay. Digits of all scripts become ASCII's. Where a
 script writes no spaces, or glues particles to syllables (Hangul), every character is a word of its own.
 """
 
@@ -19,7 +19,7 @@ _SPLIT = regex.compile(
     r"[\p{scx=Hani}\p{scx=Hira}\p{scx=Kana}\p{scx=Bopo}\p{Hang}\p{Yiii}\p{Tang}\p{Nshu}\p{Kits}"
     r"\p{Thai}\p{Laoo}\p{Khmr}\p{Mymr}\p{Lana}\p{Tale}\p{Talu}\p{Tavt}\p{Java}\p{Bali}\p{Cham}]"
 )
-# Marks that say how to read a word, and what is not seen at all. Voicing marks and vowel signs are letters.
+# Marks of pronunciation, and invisible characters. Voicing marks and vowel signs are letters.
 _DROPPED = regex.compile(
     r"[[\p{Cf}\p{Variation_Selector}\u0640\u07FA]"
     r"[[\p{M}&&[\p{sc=Zinh}\p{Latn}\p{Grek}\p{Cyrl}\p{Arab}\p{Hebr}\p{Syrc}]]--[\u3099\u309A]]]",
@@ -35,11 +35,11 @@ _PLAIN = {
     **{"ی": "ي", "ى": "ي", "ک": "ك", "ہ": "ه", "ھ": "ه"},  # Persian and Urdu letters on code points of their own
 }
 _HALF_WIDTH = regex.compile(r"[\uFF66-\uFF9D][\uFF9E\uFF9F]")
-_WHOLE = 0x110000
+_CODE_POINTS = 0x110000
 
 
 def _letters(char: str, keep_case: bool) -> str:
-    """What a character is folded to: letters, a space or nothing."""
+    """Folds a character: to letters, a space or nothing."""
     if _DROPPED.match(char):
         return ""
     if char.isascii():
@@ -53,7 +53,7 @@ def _letters(char: str, keep_case: bool) -> str:
     if not keep_case:
         decomposed = unicodedata.normalize("NFKD", decomposed.casefold())
     if any(unicodedata.category(letter)[0] not in _KEPT_CATEGORIES for letter in decomposed):
-        return char if keep_case else char.casefold()  # ½, ﷺ: what they are short for has other words in it
+        return char if keep_case else char.casefold()  # ½, ﷺ: abbreviations of several words
     if _ACCENTED.match(decomposed) or char in _STRESSED:
         decomposed = "".join(letter for letter in decomposed if not unicodedata.category(letter).startswith("M"))
     folded = "".join(_plain(letter) for letter in unicodedata.normalize("NFC", decomposed))
@@ -68,13 +68,13 @@ def _plain(letter: str) -> str:
 
 
 class _Table(dict[int, str | int]):
-    """For ``str.translate``: code point to its letters; filled as characters are met."""
+    """A table for ``str.translate`` from code point to folded letters, filled on demand."""
 
     def __init__(self, *, keep_case: bool) -> None:
         super().__init__()
         self._keep_case = keep_case
-        self.lengths: npt.NDArray[np.uint8] = np.zeros(_WHOLE, np.uint8)
-        """Letters of each code point that was met."""
+        self.lengths: npt.NDArray[np.uint8] = np.zeros(_CODE_POINTS, np.uint8)
+        """Number of folded letters of each code point that occurred."""
 
     def __missing__(self, code: int) -> str | int:
         folded = _letters(chr(code), self._keep_case)
@@ -88,44 +88,44 @@ _CASED = _Table(keep_case=True)
 
 
 def words(text: str) -> list[str]:
-    """Folded words of a text: ``"N'Djamena"`` is ``["n", "djamena"]``, ``"東京 A"`` is ``["東", "京", "a"]``."""
+    """Folds a text to words: ``"N'Djamena"`` is ``["n", "djamena"]``, ``"東京 A"`` is ``["東", "京", "a"]``."""
     return composed(text).translate(_FOLDED).split()
 
 
 def cased(text: str) -> str:
-    """A text as :func:`words` folds it, with its case and without spaces."""
+    """Folds a text as :func:`words` does, but keeps case and removes spaces."""
     return "".join(text.translate(_CASED).split())
 
 
 def line_of_words(text: str) -> str:
-    """The folded words of a text between single spaces, one before the first and one after the last."""
+    """Returns the folded words of a text between single spaces, with one before the first and one after the last."""
     line = f" {' '.join(text.translate(_FOLDED).split())} "
-    # Half-width voicing marks are letters of the letter before them. What is not composed is rare: only then it costs.
+    # Half-width voicing marks are letters of the letter before them. Text that is not composed is rare.
     if text.isascii() or not ("\u3099" in line or "\u309a" in line or not unicodedata.is_normalized("NFC", text)):
         return line
     return f" {' '.join(words(text))} "
 
 
 def composed(text: str) -> str:
-    """A text in Unicode's composed form; half-width Katakana with voicing marks too."""
+    """Returns a text in Unicode's composed form; composes half-width Katakana with voicing marks too."""
     if "\uff9e" in text or "\uff9f" in text:
         text = _HALF_WIDTH.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
 
 class FoldedText:
-    """A text, its folded line, and where in the text the line's letters stand."""
+    """A text with its folded line, and the positions of the line's letters in the text."""
 
     def __init__(self, text: str, line: str | None = None) -> None:
-        """Folds the text, unless its line is known."""
+        """Folds the text, unless its line is given."""
         self.original = text
         self.text = composed(text)
-        """The text in composed form: places are in it, see :meth:`in_original`."""
+        """The text in composed form, to which positions refer; see :meth:`in_original`."""
         self.line = line or line_of_words(text)
 
     @cached_property
     def _origin(self) -> npt.NDArray[np.int64]:
-        """For every character of the line but the first space, the index of the text's character it stems from."""
+        """Index of the text's character from which each character of the line stems, without the first space."""
         codes = _codes(self.text)
         lengths = _FOLDED.lengths[codes]
         spaces = _codes(self.text.translate(_FOLDED)) == ord(" ")
@@ -136,13 +136,13 @@ class FoldedText:
         found: npt.NDArray[np.int64] = np.repeat(np.arange(len(codes)), lengths)[kept]
         return found
 
-    def place(self, start: int, end: int) -> tuple[int, int]:
-        """Half-open range of the text that the line's letters in a range stem from; both ends must be letters."""
+    def source_range(self, start: int, end: int) -> tuple[int, int]:
+        """Returns the half-open range of the text for a range of the line, whose both ends must be letters."""
         return int(self._origin[start - 1]), int(self._origin[end - 2]) + 1
 
     @cached_property
     def _clusters(self) -> npt.NDArray[np.int64] | None:
-        """Index in the original text of every character of the composed one; None where they are the same."""
+        """Index in the original text of every character of the composed one; None if they are the same."""
         if self.text is self.original:
             return None
         starts: list[int] = []
@@ -153,7 +153,7 @@ class FoldedText:
         return np.array([*starts, at])
 
     def in_original(self, start: int, end: int) -> tuple[int, int]:
-        """A half-open range of the composed text as a range of the original one, in whole clusters."""
+        """Converts a half-open range of the composed text to one of the original text, in whole clusters."""
         if self._clusters is None:
             return start, end
         past = end

@@ -1,11 +1,11 @@
-"""What a name is: the one place that decides whether two names, or two entities, are one.
+"""Identity of names: decides whether two names, or two entities, are the same.
 
-Two names are one where nothing differs but white space, case and compatibility forms (Unicode's D146, compatibility
+Two names are the same if they differ only in white space, case and compatibility forms (Unicode's D146, compatibility
 caseless matching, but for exponents). Accents, vowel signs, voicing marks, signs before digits and symbols are the
 name: Togo and Tonga in Devanagari, Paris and Bali in Katakana, ``A+`` and ``A-``, ``C`` and ``C++`` are different
-names. Finding a name in text, where writers are less exact, is the work of ``data_tools.mentions.mentions``.
+names. Finding a name in text, where writers are less exact, is done by ``data_tools.mentions``.
 
-Two names may mean the same although they differ: ``Entities`` knows the other names that a source gives.
+Different names may mean the same entity: ``Entities`` knows the other names that a source gives.
 """
 
 from __future__ import annotations
@@ -13,164 +13,156 @@ from __future__ import annotations
 import functools
 import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Set
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-if TYPE_CHECKING:
-    from megatron_kis.data_tools.facts.fact import Fact
-    from megatron_kis.data_tools.facts.importers.base import Candidate
+from megatron_kis.data_tools.facts.fact import Candidate, Fact
 
-Statement: TypeAlias = "Fact | Candidate"
+Triple: TypeAlias = Fact | Candidate
 """A fact, or a triple that may become one."""
 
-_Bearers: TypeAlias = "dict[str, str | set[str]]"
+_EntitiesByName: TypeAlias = "dict[str, str | set[str]]"
 
 _INVISIBLE = dict.fromkeys(
     [0xAD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A), 0xFEFF]
 )
 """Marks of line breaks and of the direction of writing, which nobody sees. Joiners are seen, and stay."""
 _RAISED = {ord(raised): f"^{plain}" for raised, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True)}
-"""Exponents: 10⁶ is not 106, although Unicode calls the one a form of the other."""
+"""Exponents: 10⁶ is not 106, although Unicode defines one as a form of the other."""
 _TYPOGRAPHY = {
     **dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bb\u02bc\u02b9\u2032\u00b4`"), "'"),
     **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb"), '"'),
     **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u00ad"), "-"),
     **dict.fromkeys((0xFE0E, 0xFE0F), None),
 }
-"""Apostrophes, quotation marks and dashes that writers take for one another, and signs that choose a picture."""
-_TELLING = "LNS"  # categories of which a name must have something: letters, numbers, symbols
-_MANY = 8  # bearers of a name with which what it may mean is kept, not made again at each question
+"""Interchangeable apostrophes, quotation marks and dashes, and signs that choose a picture."""
+_CACHED_FROM = 8  # number of meanings of a name from which on they are cached
 
 
-@functools.lru_cache(1 << 14)  # of one triple the same two names are asked for several times
+@functools.lru_cache(1 << 14)  # the two names of a triple are needed several times
 def name_key(name: str) -> str:
-    """The name as it is compared: equal for two spellings of one name, different for two names."""
+    """Returns the form in which names are compared: equal for two spellings of one name, different for two names."""
     if name.isascii():
         return " ".join(name.lower().split())
     folded = unicodedata.normalize("NFD", name.translate(_INVISIBLE).translate(_RAISED))
-    for _ in range(2):  # the second changes what the first brought to light, such as a capital in a ligature
+    for _ in range(2):  # the second folds what the first exposes, such as a capital in a ligature
         folded = unicodedata.normalize("NFKD", folded.casefold())
     return " ".join(unicodedata.normalize("NFC", folded).split())
 
 
 def entity_key(name: str, identifier: str) -> str:
-    """What tells an entity from others: its id where the source has one, else its name."""
+    """Returns the key of an entity: its id if the source has one, else its name."""
     return f"#{identifier}" if identifier else f"={name_key(name)}"
 
 
-def says_something(name: str) -> bool:
-    """Whether a name has a letter, number or symbol: marks of punctuation alone are no name."""
-    return any(unicodedata.category(letter)[0] in _TELLING for letter in name)
-
-
-class Mention(NamedTuple):
-    """What a source says of an entity in one place."""
+class NamedEntity(NamedTuple):
+    """An entity as a source names it in one triple."""
 
     name: str
-    """The name it is called by."""
+    """Name of the entity there."""
     identifier: str
-    """Its id; empty where the source has none."""
+    """Id of the entity; empty if the source has none."""
     aliases: tuple[str, ...]
-    """Its other names."""
+    """Other names of the entity."""
 
 
-def mentions(statement: Statement) -> tuple[Mention, Mention]:
-    """The subject and the object of a fact."""
+def named_entities(triple: Triple) -> tuple[NamedEntity, NamedEntity]:
+    """Returns the subject and the object of a fact."""
     return (
-        Mention(statement.subject, statement.subject_id, statement.subject_aliases),
-        Mention(statement.object, statement.object_id, statement.object_aliases),
+        NamedEntity(triple.subject, triple.subject_id, triple.subject_aliases),
+        NamedEntity(triple.object, triple.object_id, triple.object_aliases),
     )
 
 
 class Entities:
-    """Which names mean, or may mean, the same, by all that a source says.
+    """Meanings of names: which names mean, or may mean, the same entity, by all triples of a source.
 
-    An entity is an id, or a name without one; its names are all that any fact calls it, as subject or object, in any
-    relation. What a name may mean is a set: two names may mean the same where their sets meet. They do where the
-    source gives them one id, where one is an alias of the other, where both are names of a third entity, or where they
-    differ in the form of an apostrophe, quotation mark or dash only. That an alias is shared by two ids does not make
-    these one; entities without ids that share one may be.
+    An entity is an id, or a name without one; its names are all that any fact uses for it, as subject or object, in any
+    relation. A name has a set of meanings, and two names may mean the same if their sets intersect: if the source gives
+    them one id, if one is an alias of the other, if both are names of a third entity, or if they differ in the form of
+    an apostrophe, quotation mark or dash only. An alias shared by two ids does not make them one entity; entities
+    without ids that share one may be.
     """
 
-    def __init__(self, statements: Iterable[Statement]) -> None:
-        """Reads the statements twice; time and memory are linear in their names."""
-        shown = {key for statement in statements for one in mentions(statement) for key in _keys(one.name)}
-        self._ids: _Bearers = {}  # name -> the entities with an id that it is a name of
-        self._others: _Bearers = {}  # name -> those without one, but for its own, that have it as an alias
-        self._aliases: dict[str, set[str]] = {}  # name without an id -> its other names
-        self._many: dict[str, frozenset[str]] = {}
-        for statement in statements:
-            for one in mentions(statement):
+    def __init__(self, triples: Iterable[Triple]) -> None:
+        """Reads the triples twice; time and memory are linear in their number of names."""
+        shown = {key for triple in triples for one in named_entities(triple) for key in _keys(one.name)}
+        self._ids: _EntitiesByName = {}  # by name, the entities with an id that have it
+        self._others: _EntitiesByName = {}  # by name, the other entities without an id that have it as an alias
+        self._aliases: dict[str, set[str]] = {}  # by name without an id, its other names
+        self._cached: dict[str, frozenset[str]] = {}
+        for triple in triples:
+            for one in named_entities(triple):
                 if not one.identifier and one.aliases:
                     names = {key for alias in one.aliases for key in _keys(alias)}
                     self._aliases.setdefault(name_key(one.name), set()).update(names)
                     shown |= names
-        for statement in statements:
-            for one in mentions(statement):
-                bearer = entity_key(one.name, one.identifier)
+        for triple in triples:
+            for one in named_entities(triple):
+                entity = entity_key(one.name, one.identifier)
                 for key in {key for name in (one.name, *one.aliases) for key in _keys(name)} & shown:
-                    if f"={key}" != bearer:
-                        _add(self._ids if one.identifier else self._others, key, bearer)
+                    if f"={key}" != entity:
+                        _add(self._ids if one.identifier else self._others, key, entity)
 
     def meanings(self, name: str) -> frozenset[str]:
-        """All that a name may mean."""
+        """Returns all entities that a name may mean."""
         key = name_key(name)
-        if key in self._many:
-            return self._many[key]
+        if key in self._cached:
+            return self._cached[key]
         found: set[str] = set()
         for own in _keys(name):
-            found |= {f"={own}", *_of(self._ids, own), *_of(self._others, own)}
+            found |= {f"={own}", *_lookup(self._ids, own), *_lookup(self._others, own)}
         for alias in self._aliases.get(key, ()):
-            found |= {f"={alias}", *_of(self._ids, alias)}
+            found |= {f"={alias}", *_lookup(self._ids, alias)}
         meanings = frozenset(found)
-        if len(meanings) > _MANY:
-            self._many[key] = meanings
+        if len(meanings) > _CACHED_FROM:
+            self._cached[key] = meanings
         return meanings
 
-    def same(self, one: Mention, other: Mention) -> bool:
-        """Whether two mentions surely are of one entity: by their ids, or by their names where one has no id."""
+    def same(self, one: NamedEntity, other: NamedEntity) -> bool:
+        """Returns whether two named entities are surely the same: by their ids, or by their names if one has no id."""
         if one.identifier and other.identifier:
             return one.identifier == other.identifier
         return not self.entities(one).isdisjoint(self.entities(other))
 
-    def entities(self, one: Mention) -> frozenset[str]:
-        """The entities that a mention is surely of: its id, or all that bear its name."""
+    def entities(self, one: NamedEntity) -> frozenset[str]:
+        """Returns the entities that a named entity surely is: its id, or all that have its name."""
         key = name_key(one.name)
-        ids = {f"#{one.identifier}"} if one.identifier else _of(self._ids, key)
-        return frozenset({f"={key}", *ids, *_of(self._others, key)})
+        ids = {f"#{one.identifier}"} if one.identifier else _lookup(self._ids, key)
+        return frozenset({f"={key}", *ids, *_lookup(self._others, key)})
 
 
 def _keys(name: str) -> set[str]:
-    """The key of a name, and that of the same name in the signs of a typewriter."""
+    """Returns the key of a name, and that of the same name in plain ASCII punctuation."""
     key = name_key(name)
     return {key} if key.isascii() else {key, key.translate(_TYPOGRAPHY)}
 
 
-def _add(bearers: _Bearers, name: str, bearer: str) -> None:
-    known = bearers.setdefault(name, bearer)  # most names have one bearer, and need no set
+def _add(entities_by_name: _EntitiesByName, name: str, entity: str) -> None:
+    known = entities_by_name.setdefault(name, entity)  # most names have one entity and need no set
     if isinstance(known, set):
-        known.add(bearer)
-    elif known != bearer:
-        bearers[name] = {known, bearer}
+        known.add(entity)
+    elif known != entity:
+        entities_by_name[name] = {known, entity}
 
 
-def _of(bearers: _Bearers, name: str) -> Set[str]:
-    found = bearers.get(name, set())
+def _lookup(entities_by_name: _EntitiesByName, name: str) -> Set[str]:
+    found = entities_by_name.get(name, set())
     return {found} if isinstance(found, str) else found
 
 
-def one_of_each(meanings: Mapping[str, Set[Hashable]]) -> dict[str, str]:
-    """Name to the name that stands for it: no two of those that stand for names may mean the same.
+def representative_names(meanings: Mapping[str, Set[Hashable]]) -> dict[str, str]:
+    """Maps each name to a representative; no two representatives may mean the same.
 
     Args:
-        meanings: of each name, what it may mean.
+        meanings: what each name may mean.
 
     Returns:
-        The same names in the same order. A name that may mean the same as several others has no place among them.
+        The same names in the same order. A name that may mean the same as several others is no representative.
     """
     taken: dict[Hashable, str] = {}
-    stands: dict[str, str] = {}
+    representatives: dict[str, str] = {}
     for name in sorted(meanings, key=lambda name: (len(meanings[name]), name)):
-        stands[name] = min((taken[one] for one in meanings[name] if one in taken), default=name)
-        if stands[name] == name:
+        representatives[name] = min((taken[one] for one in meanings[name] if one in taken), default=name)
+        if representatives[name] == name:
             taken |= dict.fromkeys(meanings[name], name)
-    return {name: stands[name] for name in meanings}
+    return {name: representatives[name] for name in meanings}

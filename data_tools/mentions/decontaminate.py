@@ -1,8 +1,8 @@
-"""Finds general text that states a studied fact, and takes it out.
+"""Decontamination: finds general text that states a studied fact, and removes it.
 
-A text states a fact where it names subject and object, by name or alias (``mentions.py`` says when it does).
-``document`` asks this of whole documents; ``sentence`` of single sentences, which spares more text but not a fact that
-is told over two sentences.
+A text states a fact if it names subject and object, by name or alias (see ``mentions.py``). Level ``document`` tests
+whole documents; ``sentence`` tests single sentences, which removes less text but keeps a fact that is stated over two
+sentences.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from megatron_kis.data_tools.mentions.sentence_spans import sentence_spans
 from megatron_kis.data_tools.readers.documents import Document
 
 LEVELS = ("document", "sentence")
-"""Where subject and object must stand together."""
+"""Units of text in which subject and object must both be named."""
 
 _Span = tuple[int, int]
-_BATCH = 1 << 18  # characters that are searched together
-_SHOWN = 10  # facts that a summary names
+_BATCH = 1 << 18  # characters searched together
+_LISTED = 10  # facts listed in a summary
 
 
 @dataclass(slots=True)
-class LeakCount:
-    """What was found in a text."""
+class DecontaminationStats:
+    """Counts of the documents, sentences and characters that state facts."""
 
     documents: int = 0
     """Documents that state at least one studied fact."""
     sentences: int = 0
-    """Sentences that do, where sentences are asked for."""
+    """Sentences that state facts, at level ``sentence``."""
     facts: Counter[str] = field(default_factory=Counter)
-    """Documents that state a fact, by fact id."""
+    """Number of documents that state a fact, by fact id."""
     characters: int = 0
-    """Characters of the text that states facts: of its documents, or of its sentences."""
+    """Characters of the documents, or at level ``sentence`` of the sentences, that state facts."""
     over_sentences: set[str] = field(default_factory=set)
-    """Facts whose subject and object stand in different sentences of a document, where sentences are asked for."""
-    unsought: list[str] = field(default_factory=list)
-    """Names of facts that cannot be found in text: without letters, digits and symbols, or the single letter I."""
+    """Facts named only in different sentences of a document, at level ``sentence``."""
+    unsearchable: list[str] = field(default_factory=list)
+    """Names that cannot be found in text: without letters, digits and symbols, or the single letter I."""
     all_documents: int = 0
-    """Documents that were read."""
+    """Number of documents read."""
     all_characters: int = 0
-    """Their characters."""
+    """Characters of all documents read."""
 
     def add(self, identifiers: Iterable[str]) -> None:
         """Counts one document that states these facts."""
@@ -60,7 +60,7 @@ class LeakCount:
         self.facts.update(identifiers)
 
     def summary(self, facts: int, level: str) -> list[str]:
-        """What was found, in lines to read; ``facts`` is the number of studied facts."""
+        """Describes the counts in lines of text; ``facts`` is the number of studied facts."""
         parts = f"{self.sentences} sentences in {self.documents}" if level == "sentence" else f"{self.documents}"
         share = self.characters / max(1, self.all_characters)
         lines = [
@@ -68,31 +68,31 @@ class LeakCount:
             f" {self.characters} of {self.all_characters} characters ({share:.2%})"
         ]
         if level == "sentence":
-            lines.append(f"{len(self.over_sentences)} facts are told over several sentences of a document as well")
-        if self.unsought:
-            shown = ", ".join(map(repr, self.unsought[:_SHOWN]))
-            lines.append(f"{len(self.unsought)} names of facts cannot be looked for: {shown}")
-        return lines + [f"{count:8d}  {fact}" for fact, count in self.facts.most_common(_SHOWN)]
+            lines.append(f"{len(self.over_sentences)} facts are stated over several sentences of a document as well")
+        if self.unsearchable:
+            shown = ", ".join(map(repr, self.unsearchable[:_LISTED]))
+            lines.append(f"{len(self.unsearchable)} names of facts cannot be looked for: {shown}")
+        return lines + [f"{count:8d}  {fact}" for fact, count in self.facts.most_common(_LISTED)]
 
 
 @dataclass(frozen=True, slots=True)
-class Leak:
+class Match:
     """A document or sentence that states facts."""
 
     span: _Span
     """Half-open character range in the document."""
     facts: tuple[str, ...]
-    """Ids, sorted."""
+    """Sorted ids of the facts."""
 
 
-class LeakFinder:
-    """The names of the studied facts, and which of them state a fact together."""
+class FactMatcher:
+    """Finds which of the studied facts a text states."""
 
     def __init__(self, facts: Iterable[Fact]) -> None:
-        """Reads the names; facts of all groups count."""
+        """Indexes the names of the facts, of whatever group."""
         self._names = NameFinder()
-        self.unsought: list[str] = []
-        """Names that cannot be found in text."""
+        self.unsearchable: list[str] = []
+        """Names that cannot be found in any text."""
         self._ids: list[str] = []
         self._objects: list[frozenset[int]] = []
         self._subjects: dict[int, list[int]] = defaultdict(list)
@@ -105,24 +105,24 @@ class LeakFinder:
 
     def _numbers(self, *forms: str) -> frozenset[int]:
         numbers = {form: self._names.add(form) for form in forms}
-        self.unsought += [form for form, number in numbers.items() if number is None]
+        self.unsearchable += [form for form, number in numbers.items() if number is None]
         return frozenset(number for number in numbers.values() if number is not None)
 
-    def find(self, text: str) -> list[str]:
-        """Ids of the facts that a document states, sorted."""
-        return self.find_all([text])[0]
+    def facts_in(self, text: str) -> list[str]:
+        """Returns the sorted ids of the facts that a document states."""
+        return self.facts_in_each([text])[0]
 
-    def find_all(self, texts: Sequence[str]) -> list[list[str]]:
-        """Ids of the facts that each of several documents states, as :meth:`find` of each, in one search."""
+    def facts_in_each(self, texts: Sequence[str]) -> list[list[str]]:
+        """Applies :meth:`facts_in` to several documents in one search."""
         found: list[list[str]] = [[] for _ in texts]
         for candidates in self._names.candidates(texts):
             if wanted := self._involved(candidates.numbers):
                 named = self._names.mentions(candidates, wanted, every=False).keys()
-                found[candidates.which] = sorted({self._ids[row] for row, _ in self._stated(named)})
+                found[candidates.text_index] = sorted({self._ids[row] for row, _ in self._stated(named)})
         return found
 
     def _stated(self, names: Set[int]) -> Iterator[tuple[int, int]]:
-        """Rows of facts that names state together, each with its subject's number."""
+        """Yields rows of facts of which subject and object are among the names, each with its subject's number."""
         for name in names:
             for row in self._subjects.get(name, ()):
                 objects = self._objects[row]
@@ -131,15 +131,15 @@ class LeakFinder:
                     yield row, name
 
     def _involved(self, candidates: Set[int]) -> set[int]:
-        """The names among candidates that would state a fact with another one."""
+        """Returns the candidates that would state a fact together with another one."""
         involved: set[int] = set()
         for row, subject in self._stated(candidates):
             involved.add(subject)
             involved.update(self._objects[row] & candidates)
         return involved
 
-    def find_sentences(self, text: str) -> list[Leak]:
-        """The sentences that state facts, in their order."""
+    def sentence_matches(self, text: str) -> list[Match]:
+        """Returns the sentences that state facts, in their order."""
         candidates = next(self._names.candidates([text]), None)
         wanted = self._involved(candidates.numbers) if candidates else None
         if not candidates or not wanted:
@@ -152,78 +152,78 @@ class LeakFinder:
                 sentence = bisect_right(starts, start) - 1
                 if end <= spans[sentence][1]:
                     named[sentence].add(number)
-        leaks = []
+        matches = []
         for sentence, names in sorted(named.items()):
             if stated := sorted({self._ids[row] for row, _ in self._stated(names)}):
-                leaks.append(Leak(spans[sentence], tuple(stated)))
-        return leaks
+                matches.append(Match(spans[sentence], tuple(stated)))
+        return matches
 
 
-def without(text: str, leaks: Iterable[Leak]) -> str:
-    """A text without the parts that state facts; empty where nothing visible is left."""
+def without_matches(text: str, matches: Iterable[Match]) -> str:
+    """Removes the parts of a text that state facts; returns the empty string if nothing visible is left."""
     kept, at = [], 0
-    for leak in leaks:
-        kept.append(text[at : leak.span[0]])
-        at = leak.span[1]
+    for match in matches:
+        kept.append(text[at : match.span[0]])
+        at = match.span[1]
     return "".join([*kept, text[at:]]).strip()
 
 
-def iter_document_leaks(
-    documents: Iterable[Document], facts: Iterable[Fact], count: LeakCount, *, level: str = "document"
-) -> Iterator[tuple[Document, list[Leak]]]:
-    """Yields every document with its leaks, and counts into ``count``.
+def iter_matches(
+    documents: Iterable[Document], facts: Iterable[Fact], count: DecontaminationStats, *, level: str = "document"
+) -> Iterator[tuple[Document, list[Match]]]:
+    """Yields every document with its matches, and adds to ``count``.
 
     Raises:
         InputError: an unknown level.
     """
     if level not in LEVELS:
         raise InputError(f"unknown level {level!r}", where="level", remedy=f"valid: {', '.join(LEVELS)}")
-    finder = LeakFinder(facts)
-    count.unsought = finder.unsought
-    for document, stated in _stated_by_each(documents, finder):
-        leaks = [Leak((0, len(document.text)), tuple(stated))] if stated else []
+    matcher = FactMatcher(facts)
+    count.unsearchable = matcher.unsearchable
+    for document, stated in _with_stated_facts(documents, matcher):
+        matches = [Match((0, len(document.text)), tuple(stated))] if stated else []
         if stated and level == "sentence":
-            leaks = finder.find_sentences(document.text)
-            count.over_sentences.update(set(stated).difference(*(leak.facts for leak in leaks)))
+            matches = matcher.sentence_matches(document.text)
+            count.over_sentences.update(set(stated).difference(*(match.facts for match in matches)))
         count.all_documents += 1
         count.all_characters += len(document.text)
-        if leaks:
-            count.add({identifier for leak in leaks for identifier in leak.facts})
-            count.sentences += len(leaks) if level == "sentence" else 0
-            count.characters += sum(end - start for start, end in (leak.span for leak in leaks))
-        yield document, leaks
+        if matches:
+            count.add({identifier for match in matches for identifier in match.facts})
+            count.sentences += len(matches) if level == "sentence" else 0
+            count.characters += sum(end - start for start, end in (match.span for match in matches))
+        yield document, matches
 
 
-def _stated_by_each(documents: Iterable[Document], finder: LeakFinder) -> Iterator[tuple[Document, list[str]]]:
+def _with_stated_facts(documents: Iterable[Document], matcher: FactMatcher) -> Iterator[tuple[Document, list[str]]]:
     batch: list[Document] = []
     characters = 0
     for document in documents:
         batch.append(document)
         characters += len(document.text)
         if characters >= _BATCH:
-            yield from zip(batch, finder.find_all([one.text for one in batch]), strict=True)
+            yield from zip(batch, matcher.facts_in_each([one.text for one in batch]), strict=True)
             batch, characters = [], 0
-    yield from zip(batch, finder.find_all([one.text for one in batch]), strict=True)
+    yield from zip(batch, matcher.facts_in_each([one.text for one in batch]), strict=True)
 
 
-def filter_leaks(
+def decontaminate(
     documents: Iterable[Document],
     facts: Iterable[Fact],
-    count: LeakCount,
+    count: DecontaminationStats,
     *,
     level: str = "document",
     listing: Path | None = None,
     clean: Path | None = None,
     text_key: str = "text",
 ) -> None:
-    """Lists leaks and writes the text without them, in one pass.
+    """Lists the text that states facts and writes the text without it, in one pass.
 
     Args:
         documents: general text.
         facts: studied facts of all groups.
-        count: where to count.
-        level: ``document`` or ``sentence``: what states a fact, and what is left out.
-        listing: JSON lines to write, see :func:`leak_row`.
+        count: statistics to add to.
+        level: ``document`` or ``sentence``: the unit that states a fact and is removed.
+        listing: JSON lines to write, see :func:`match_row`.
         clean: JSON lines to write, ``{text_key: text}`` of each document that has something left; ``.gz`` compresses.
         text_key: key of the text in them.
 
@@ -235,11 +235,11 @@ def filter_leaks(
     with ExitStack() as stack:
         rows = stack.enter_context(atomic_write(listing)) if listing else None
         texts = stack.enter_context(_text_writer(clean)) if clean else None
-        for document, leaks in iter_document_leaks(documents, facts, count, level=level):
-            if rows and leaks:
-                rows.write(json.dumps(leak_row(document, leaks, level), ensure_ascii=False) + "\n")
+        for document, matches in iter_matches(documents, facts, count, level=level):
+            if rows and matches:
+                rows.write(json.dumps(match_row(document, matches, level), ensure_ascii=False) + "\n")
             if texts:
-                kept = without(document.text, leaks) if leaks else document.text
+                kept = without_matches(document.text, matches) if matches else document.text
                 if kept:
                     texts.write(json.dumps({text_key: kept}, ensure_ascii=False) + "\n")
 
@@ -247,26 +247,19 @@ def filter_leaks(
 @contextmanager
 def _text_writer(path: Path) -> Iterator[IO[str]]:
     with atomic_path(path) as partial, open(partial, "wb") as raw:
-        # Without a time stamp the same text gives the same bytes.
+        # No time stamp: the same text gives the same bytes.
         packed = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if path.suffix == ".gz" else raw
         with packed, io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as file:
             yield file
 
 
-def iter_leaks(
-    documents: Iterable[Document], facts: Iterable[Fact], count: LeakCount, *, level: str = "document"
-) -> Iterator[dict[str, Any]]:
-    """Yields a row of each document that states a fact, and counts into ``count``; see :func:`leak_row`."""
-    for document, leaks in iter_document_leaks(documents, facts, count, level=level):
-        if leaks:
-            yield leak_row(document, leaks, level)
-
-
-def leak_row(document: Document, leaks: Iterable[Leak], level: str) -> dict[str, Any]:
-    """``{"source", "line", "facts"}``, and for sentences ``"sentences"``: ``{"start", "end", "facts"}`` of each."""
-    found = list(leaks)
-    facts = sorted({identifier for leak in found for identifier in leak.facts})
+def match_row(document: Document, matches: Iterable[Match], level: str) -> dict[str, Any]:
+    """Returns ``{"source", "line", "facts"}``, and for sentences ``{"start", "end", "facts"}`` of each."""
+    found = list(matches)
+    facts = sorted({identifier for match in found for identifier in match.facts})
     row: dict[str, Any] = {"source": str(document.source), "line": document.line, "facts": facts}
     if level == "sentence":
-        row["sentences"] = [{"start": leak.span[0], "end": leak.span[1], "facts": list(leak.facts)} for leak in found]
+        row["sentences"] = [
+            {"start": match.span[0], "end": match.span[1], "facts": list(match.facts)} for match in found
+        ]
     return row

@@ -1,8 +1,8 @@
-"""How a name is written in text: the places that can be a mention, and which of them are one.
+"""Mentions of a name in text: positions that may be one, and the tests that decide.
 
-A name is searched by its patterns in the folded text (``folding.py``). A place that has one is then weighed: by what is
-glued to it (``scripts.py``), by case (``capitals.py``), by signs and separators of numbers (``numerals.py``), and by
-symbols, which belong to names: ``C`` is not in ``C++``.
+A name is searched by its patterns in the folded text (``folding.py``). A position that has one is then tested: by the
+letters attached to it (``scripts.py``), by case (``capitals.py``), by signs and separators of numbers
+(``numerals.py``), and by symbols, which belong to names: ``C`` is not in ``C++``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from megatron_kis.data_tools.mentions.capitals import Capitals, Spelling, functi
 from megatron_kis.data_tools.mentions.scripts import (
     SPLIT_SCRIPTS,
     Glue,
+    can_be_name_at,
     glue_after,
     glue_before,
     is_glued,
     script_of,
-    stands_between,
 )
 
 Span = tuple[int, int]
@@ -33,7 +33,7 @@ Span = tuple[int, int]
 _ARTICLE = regex.compile(r"\s*(the|an?)\s+(?=[^\W_])", regex.IGNORECASE)
 _NOTE = regex.compile(r"(.*\w.*?)\s*(?:\([^()]*\)|（[^（）]*）)")  # "Mercury (planet)" is called Mercury
 _INITIALS = regex.compile(r"(?<![\w.])(?:\p{Lu}\.\s?){2,}(?:\p{Lu}(?!\w))?|(?<!\w)\p{Lu}{2,5}(?!\w)")
-_MOST_WAYS = 8
+_MOST_VARIANTS = 8
 _SIGNS = str.maketrans("＋＃♯\u2212\u2013－", "+##---")
 _MARKS = str.maketrans("％٪＄￥￡＋＃♯\u2212\u2010\u2011\u2013－‘’ʻʼ＇\u00a0\u202f", "%%$¥£+##-----'''''  ")
 _AFTER = regex.compile(r"[+#♯＋＃*]+|[-\u2212\u2013－](?!\w)")
@@ -45,19 +45,19 @@ _SYMBOL = regex.compile(r"[\p{S}#]")
 _MATHS = regex.compile(r"[\p{Sm}#^`]")
 _PART_OF_SIGN = regex.compile(r"[\p{M}\u200D\p{Emoji_Modifier}]")
 _SYMBOLS = regex.compile(r"[+#♯=<>±×÷√∞＋＃%\p{Sc}]")
-_BREAK = regex.compile(r"[;:!?…]|\n\s*\n")  # no name goes on over it, unless it is written so
+_BREAK = regex.compile(r"[;:!?…]|\n\s*\n")  # no name continues over it, unless it is written so
 _JOINT = regex.compile(r"[·・‧•=＝]|\n")  # between parts of names in scripts without spaces
 _SHORT = 2  # letters of a name whose minus is seldom a hyphen: A-, AB-
 
 
 @lru_cache(1 << 14)
 def name_words(name: str) -> tuple[str, ...]:
-    """Folded words of a name without a leading article: text says "Bahamas" and means "The Bahamas"."""
+    """Returns the folded words of a name without a leading article: text says "Bahamas" and means "The Bahamas"."""
     return tuple(words(_without_article(name)))
 
 
 def _without_article(name: str) -> str:
-    """A name without an article that text may leave out; *The Who* keeps its own."""
+    """Removes an article that text may leave out; *The Who* keeps its own."""
     match = _ARTICLE.match(name)
     if match is None or words(name[match.end() :])[0] in function_words():
         return name
@@ -65,7 +65,7 @@ def _without_article(name: str) -> str:
 
 
 def pattern_of(name: Sequence[str]) -> str:
-    """What a folded line has where it may hold these folded words as a name."""
+    """Returns the string that a folded line contains wherever it may mention a name of these folded words."""
     found = " ".join(name)
     before, after = glue_before(name), glue_after(name)
     if before:
@@ -75,12 +75,12 @@ def pattern_of(name: Sequence[str]) -> str:
     return f"{'' if before else ' '}{found}{'' if after else ' '}"
 
 
-class WeighedText(FoldedText):
-    """A text in which names are weighed."""
+class SearchedText(FoldedText):
+    """A text in which names are searched."""
 
     @cached_property
     def capitals(self) -> Capitals:
-        """How it uses capitals."""
+        """Use of capitals in the text."""
         return Capitals(self.text)
 
 
@@ -88,31 +88,31 @@ class WeighedText(FoldedText):
 class _Part:
     """A word of a name, initials that may be one word, or a number."""
 
-    ways: tuple[tuple[str, ...], ...]
-    """Folded words as which it may stand in text."""
+    variants: tuple[tuple[str, ...], ...]
+    """Alternatives for it in text, as folded words."""
     cased: str
     gap: str
-    """What is written between it and the part before."""
+    """Characters between it and the part before."""
     number: frozenset[str] = frozenset()
     initials: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A place where a name stands."""
+    """A position in text that mentions a name."""
 
     start: int
-    """In the text in composed form."""
+    """Start in the text in composed form."""
     end: int
     glued: bool
-    """Whether it is part of a longer run of letters."""
+    """Whether the name is part of a longer run of letters."""
 
 
 class Name:
     """One written form of a name."""
 
     def __init__(self, written: str) -> None:
-        """Takes the form apart."""
+        """Splits the form into parts."""
         note = _NOTE.fullmatch(written)
         self._written = composed(written).strip()
         full = composed(note[1] if note else written).strip()
@@ -123,96 +123,101 @@ class Name:
         self._after = self._before = self._unit = ""
         self._glue_before: Glue | None = None
         self._glue_after: Glue | None = None
-        self._ways: list[tuple[tuple[str, ...], ...]] = []
+        self._variants: list[tuple[tuple[str, ...], ...]] = []
         self._split = False
-        self.sought = bool(self._parts) and not self._spelling.says_nothing
-        """Whether it can be found: it has letters or digits, and is not the English I."""
+        self.searchable = bool(self._parts) and not self._spelling.is_pronoun_i
+        """Whether it can be found in text: it has letters or digits, and is not the English I."""
         if not self._parts:
             return
-        first, last = bare.place(1, 2)[0], bare.place(len(bare.line) - 2, len(bare.line) - 1)[1]
+        first, last = bare.source_range(1, 2)[0], bare.source_range(len(bare.line) - 2, len(bare.line) - 1)[1]
         if match := _AFTER.match(bare.text, last):
             self._after = match[0].translate(_SIGNS)
-        self._lead, self._first = bare.text[:first], _BEFORE_NUMBER if self._parts[0].number else _BEFORE
+        self._lead = bare.text[:first]
+        self._first = _BEFORE_NUMBER if self._parts[0].number else _BEFORE
         if match := self._first.search(self._lead.translate(_MARKS)):
             self._before = match[match.lastindex or 0]
         if self._parts[-1].number and (match := _UNIT.match(bare.text[last : last + 3].translate(_MARKS))):
             self._unit = match[1]
-        folded = [word for part in self._parts for word in part.ways[0]]
+        folded = [word for part in self._parts for word in part.variants[0]]
         self._glue_before, self._glue_after = glue_before(folded), glue_after(folded)
         self._split = bool({script_of(bare.text[first]), script_of(bare.text[last - 1])} & set(SPLIT_SCRIPTS))
-        self._ways = list(itertools.islice(itertools.product(*(part.ways for part in self._parts)), _MOST_WAYS))
+        self._variants = list(
+            itertools.islice(itertools.product(*(part.variants for part in self._parts)), _MOST_VARIANTS)
+        )
 
     @property
     def key(self) -> str:
-        """The same for forms of one name that differ in case, accents or separators only."""
+        """Key that forms of one name share if they differ in case, accents or separators only."""
         parts = [
-            f"{''.join(_SYMBOLS.findall(part.gap))} {min(part.number) if part.number else ' '.join(part.ways[0])}"
+            f"{''.join(_SYMBOLS.findall(part.gap))} {min(part.number) if part.number else ' '.join(part.variants[0])}"
             for part in self._parts
         ]
         return f"{self._before}{''.join(parts).strip()}{self._after}{self._unit}"
 
     @cached_property
     def patterns(self) -> list[str]:
-        """What a folded line has where it may hold the name; :meth:`weigh` takes their numbers."""
-        return [pattern_of([word for part in way for word in part]) for way in self._ways]
+        """Strings of which a folded line contains one wherever it may mention the name; indexed by :meth:`match_at`."""
+        return [pattern_of([word for part in variant for word in part]) for variant in self._variants]
 
     @property
     def may_be_glued(self) -> bool:
-        """Whether it may be part of a longer run of letters."""
+        """Whether a mention may be part of a longer run of letters."""
         return self._split or self._glue_before is not None or self._glue_after is not None
 
-    def weigh(self, text: WeighedText, start: int, end: int, way: int, *, strict: bool = True) -> Mention | None:
-        """The mention, if a place that has a pattern is one.
+    def match_at(
+        self, text: SearchedText, start: int, end: int, variant: int, *, strict: bool = True
+    ) -> Mention | None:
+        """Returns the mention, if a position with a pattern is one.
 
         Args:
             text: the text.
-            start: where the pattern begins in the text's line.
-            end: where it ends.
-            way: which pattern it is.
-            strict: whether names that are no codes need their capitals.
+            start: start of the pattern in the text's folded line.
+            end: its end.
+            variant: index of the pattern.
+            strict: whether names that are not codes need their capitals.
         """
         line = text.line
         start, end = start + (line[start] == " "), end - (line[end - 1] == " ")
         glued = False
         if self._glue_before:
             run = line[line.rfind(" ", 0, start) + 1 : start]
-            own = self._parts[0].ways[0][0].removesuffix(self._glue_before.stem)
+            own = self._parts[0].variants[0][0].removesuffix(self._glue_before.stem)
             if not (run == own or self._glue_before.around.fullmatch(run)):
                 return None
             start -= len(own) if run.endswith(own) else 0
             glued = run != own
         if self._glue_after:
             run = line[end : line.find(" ", end)]
-            own = self._parts[-1].ways[0][-1].removeprefix(self._glue_after.stem)
+            own = self._parts[-1].variants[0][-1].removeprefix(self._glue_after.stem)
             if not self._glue_after.around.fullmatch(run):
                 return None
             end += len(own) if run.startswith(own) else 0
             glued = glued or run != own
-        places = [text.place(match.start(), match.end()) for match in _WORD.finditer(line, start, end)]
+        places = [text.source_range(match.start(), match.end()) for match in _WORD.finditer(line, start, end)]
         first, last = places[0][0], places[-1][1]
         if self._split:
-            if not stands_between(text.text, first, last):
+            if not can_be_name_at(text.text, first, last):
                 return None
             glued = is_glued(text.text, last)
-        spelled = self._spelled(text.text, places, self._ways[way])
+        spelled = self._spelled(text.text, places, self._variants[variant])
         if spelled is None or not self._has_its_symbols(text.text, first, last):
             return None
         if not self._spelling.fits(spelled, first, text.capitals, strict=strict):
             return None
         return self._whole(text.text, first, last, glued)
 
-    def _spelled(self, text: str, places: Sequence[Span], way: Sequence[Sequence[str]]) -> list[str] | None:
-        """The words of a place in its own case, or None where numbers or what stands between words do not fit."""
+    def _spelled(self, text: str, places: Sequence[Span], variant: Sequence[Sequence[str]]) -> list[str] | None:
+        """Returns the words of a position in their own case; None if numbers or characters between words do not fit."""
         found: list[str] = []
         at = 0
-        for number, (part, ways) in enumerate(zip(self._parts, way, strict=True)):
-            (start, end), inner = places[at], places[at : at + len(ways)]
+        for number, (part, variants) in enumerate(zip(self._parts, variant, strict=True)):
+            (start, end), inner = places[at], places[at : at + len(variants)]
             end = inner[-1][1]
             if at and not self._joins(text[places[at - 1][1] : start], part.gap):
                 return None
             if part.number:
                 last = number + 1 == len(self._parts) or not _same(text, end, self._parts[number + 1].gap)
-                if not numerals.stands_at(text, start, end, part.number, first=not at, last=last):
+                if not numerals.is_number_at(text, start, end, part.number, first=not at, last=last):
                     return None
             if part.initials and not all(
                 "." in (gap := text[one[1] : other[0]]) or (len(self._parts) > 1 and gap.isspace())
@@ -220,11 +225,11 @@ class Name:
             ):
                 return None
             found.append(cased(text[start:end]))
-            at += len(ways)
+            at += len(variants)
         return found
 
     def _joins(self, gap: str, own: str) -> bool:
-        """Whether what text has between two words of the name may be there, where the name has its own."""
+        """Returns whether a text's characters between two words are compatible with the name's own."""
         if gap == own:
             return True
         if sorted(_SYMBOLS.findall(gap)) != sorted(_SYMBOLS.findall(own)):
@@ -250,17 +255,18 @@ class Name:
             return after == self._after
         size = sum(len(part.cased) for part in self._parts)
         if size == 1 and self._parts[0].cased.upper() != self._parts[0].cased.lower():  # of letters such as C
-            before, behind = text[max(0, start - 2) : start], text[end : end + 3]
+            before = text[max(0, start - 2) : start]
+            following = text[end : end + 3]
             if (
                 (not self._before and regex.search(r"[°º]\s?$", before))
                 or regex.fullmatch(r"\w[-'’&]", before)
-                or regex.match(r"[-&]\w|['’](?!s(?!\w))\w", behind)
+                or regex.match(r"[-&]\w|['’](?!s(?!\w))\w", following)
             ):
                 return False
         return not ("+" in after or "#" in after or (after == "-" and size <= _SHORT))
 
     def _whole(self, text: str, start: int, end: int, glued: bool) -> Mention:
-        """The mention with its article, and with all that is written of the name."""
+        """Extends a mention to its article and to the whole written form."""
         head = start - len(self._article) - 1
         has_article = self._article and head >= 0 and text[head : start - 1].casefold() == self._article.casefold()
         if has_article and not (head and text[head - 1].isalnum()):
@@ -276,50 +282,53 @@ _WORD = regex.compile(r"[^ ]+")
 
 
 def _same(text: str, start: int, written: str) -> bool:
-    """Whether a text has these marks at a place, of whatever make the minus or apostrophe is."""
+    """Returns whether a text has these characters at a position, for any kind of minus or apostrophe."""
     return text[start : start + len(written)].translate(_MARKS) == written.translate(_MARKS)
 
 
 def _parts(bare: FoldedText) -> Iterator[_Part]:
-    places = [bare.place(match.start(), match.end()) for match in _WORD.finditer(bare.line)]
+    places = [bare.source_range(match.start(), match.end()) for match in _WORD.finditer(bare.line)]
     found = bare.line.split()
     ends = {end for _, end in places}
     numbers = {match.start(): match.end() for match in numerals.NUMBER.finditer(bare.text) if match.end() in ends}
     initials = {match.start(): match.end() for match in _INITIALS.finditer(bare.text)}
-    at, past = 0, 0
+    at = past = 0
     while at < len(places):
         start = places[at][0]
         gap = bare.text[past:start]
         count = 1
         number: frozenset[str] = frozenset()
-        ways: list[tuple[str, ...]] = []
+        variants: list[tuple[str, ...]] = []
         if start in numbers and (number := numerals.number_at(bare.text, start, numbers[start])):
             count = sum(start <= one < numbers[start] for one, _ in places)
             own = tuple(found[at : at + count])
-            ways = [own, *sorted({way for reading in number for way in numerals.spellings(reading)} - {own})]
+            variants = [
+                own,
+                *sorted({variant for reading in number for variant in numerals.spellings(reading)} - {own}),
+            ]
         elif start in initials and script_of(bare.text[start]) not in SPLIT_SCRIPTS:
             count = sum(start <= one < initials[start] for one, _ in places)
             letters = "".join(found[at : at + count])
-            ways = sorted([(letters,), tuple(letters)], key=len, reverse=count > 1)
+            variants = sorted([(letters,), tuple(letters)], key=len, reverse=count > 1)
         past = places[at + count - 1][1]
         written = cased(bare.text[start:past])
-        yield _Part(tuple(ways) or ((found[at],),), written, gap, number, len(ways) == 2 and not number)
+        yield _Part(tuple(variants) or ((found[at],),), written, gap, number, len(variants) == 2 and not number)
         at += count
 
 
 @lru_cache(1 << 16)
-def name_of(written: str) -> Name:
-    """The name of a written form."""
+def parsed_name(written: str) -> Name:
+    """Returns the parsed name of a written form."""
     return Name(written)
 
 
-def is_sign(name: str) -> bool:
-    """Whether a name without letters and digits has a symbol, by which it can be found."""
+def is_symbol_name(name: str) -> bool:
+    """Returns whether a name without letters and digits has a symbol, by which it can be found."""
     return not name_words(name) and _SYMBOL.search(name) is not None
 
 
-def sign_stands(text: str, start: int, end: int) -> bool:
-    """Whether symbols at a place are a name: € and 👍 are wherever they stand, + is not where it belongs to another."""
+def is_symbol_at(text: str, start: int, end: int) -> bool:
+    """Returns whether symbols at a position are a name: € and 👍 always are, + is not if it is part of another one."""
     before, after = text[start - 1 : start], text[end : end + 1]
     if _PART_OF_SIGN.match(after) or before == "\u200d":
         return False
@@ -328,18 +337,18 @@ def sign_stands(text: str, start: int, end: int) -> bool:
     )
 
 
-def mentions(text: WeighedText, names: Iterable[str], *, strict: bool = True) -> list[Span]:
-    """Where any of several forms stands in a text, in order; places are in the text as it was given."""
+def mentions(text: SearchedText, names: Iterable[str], *, strict: bool = True) -> list[Span]:
+    """Finds all mentions of any of several forms; returns ranges of the text as it was given, in order."""
     found: set[Span] = set()
     for written in names:
-        name = name_of(written)
-        if is_sign(written):
+        name = parsed_name(written)
+        if is_symbol_name(written):
             signs = regex.finditer(regex.escape(written.strip()), text.text)
-            found.update(text.in_original(*sign.span()) for sign in signs if sign_stands(text.text, *sign.span()))
-        for way, pattern in enumerate(name.patterns):
+            found.update(text.in_original(*sign.span()) for sign in signs if is_symbol_at(text.text, *sign.span()))
+        for variant, pattern in enumerate(name.patterns):
             at = text.line.find(pattern)
             while at >= 0:
-                if mention := name.weigh(text, at, at + len(pattern), way, strict=strict):
+                if mention := name.match_at(text, at, at + len(pattern), variant, strict=strict):
                     found.add(text.in_original(mention.start, mention.end))
                 at = text.line.find(pattern, at + 1)
     return sorted(found)

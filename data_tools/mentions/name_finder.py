@@ -1,4 +1,4 @@
-"""Finds many names in text: one Aho-Corasick automaton reads it once, then candidates are weighed where it matters."""
+"""Finds many names in text: one Aho-Corasick automaton reads it once, then only relevant candidates are tested."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from megatron_kis.data_tools.mentions.capitals import function_words
 from megatron_kis.data_tools.mentions.mentions import (
     Mention,
     Name,
+    SearchedText,
     Span,
-    WeighedText,
-    is_sign,
-    name_of,
+    is_symbol_at,
+    is_symbol_name,
+    parsed_name,
     pattern_of,
-    sign_stands,
 )
-from megatron_kis.data_tools.mentions.scripts import GLUING_SCRIPTS, SPLIT_SCRIPTS, is_glued, script_of, stands_between
+from megatron_kis.data_tools.mentions.scripts import GLUING_SCRIPTS, SPLIT_SCRIPTS, can_be_name_at, is_glued, script_of
 
 if TYPE_CHECKING:
     from ahocorasick_rs import AhoCorasick
 
-# Most names are words without initials, numbers of their own, symbols or an article: they need not be taken apart.
+# Most names are words without initials, numbers of their own, symbols or an article: they need no parsing.
 _PLAIN = regex.compile(
     r"(?![Tt]he |[Aa]n? )(?:(?:\p{Lu}?[\p{Ll}\p{M}][\p{L}\p{M}\d]*|\p{Lu}\.)[ ,.'’-]+(?!\p{Lu}\.))*"
     r"\p{Lu}?\p{Ll}[\p{L}\p{M}\d]*",
 )
 _EASY = 5  # letters
-_SIGNS = frozenset("+#♯＋＃")  # what makes another name of a name
+_SIGNS = frozenset("+#♯＋＃")  # a sign after a name makes it another name
 _UNCASED = regex.compile(r"[\p{Lo}\p{M}ー ]+")
-# What may follow a name that does not make it another one: a city, a province, a country.
+# Units that may follow a name without making it another one: a city, a province, a country.
 _UNITS = frozenset("市都府县縣県省州区區郡州島岛国國시도군구")
 
 
@@ -43,26 +43,26 @@ _END = itemgetter(2)
 
 
 class Candidates(NamedTuple):
-    """What a text may mention."""
+    """Names that a text may mention."""
 
-    which: int
-    """Which of several texts it is."""
+    text_index: int
+    """Index of the text among several."""
     text: str
     line: str
-    """Its folded line."""
+    """Folded line of the text."""
     numbers: set[int]
-    """Numbers of names."""
+    """Numbers of the names."""
     matches: list[tuple[int, int, int]]
-    """Patterns in the line, with start and end."""
+    """(Pattern, start, end) of every match in the line."""
     offset: int
-    """What the line's own start is in starts and ends."""
+    """Start of the line, on the scale of those starts and ends."""
 
 
 class NameFinder:
-    """Names by number; forms that differ in case, accents or separators only have one number."""
+    """Searches many names at once; forms that differ in case, accents or separators only share a number."""
 
     def __init__(self) -> None:
-        """Knows no name yet."""
+        """Creates an empty finder; :meth:`add` names, then :meth:`build`."""
         self._numbers: dict[str, int] = {}
         self._forms: dict[int, tuple[str, ...]] = {}
         self._patterns: dict[str, int] = {}
@@ -77,7 +77,7 @@ class NameFinder:
         self._sign_automaton: AhoCorasick | None = None
 
     def add(self, written: str) -> int | None:
-        """The number of a name; None where it cannot be found in text, having no letter, digit or symbol."""
+        """Adds a name and returns its number; None if it has no letter, digit or symbol to find it by."""
         plain = _PLAIN.fullmatch(written) is not None
         found = words(written) if plain or _UNCASED.fullmatch(written) else []
         if found:
@@ -85,7 +85,7 @@ class NameFinder:
             glued = bool({script_of(found[0][0]), script_of(found[-1][-1])} & GLUING_SCRIPTS)
         else:
             name = Name(written)
-            if not name.sought:
+            if not name.searchable:
                 return self._add_sign(composed(written).strip())
             key, patterns, glued = name.key, name.patterns, name.may_be_glued
         number = self._numbers.setdefault(key, len(self._numbers))
@@ -108,14 +108,14 @@ class NameFinder:
         return number
 
     def _add_sign(self, sign: str) -> int | None:
-        if not is_sign(sign):
+        if not is_symbol_name(sign):
             return None
         number = self._numbers.setdefault(sign, len(self._numbers))
         self._signs[sign] = number
         return number
 
     def build(self) -> None:
-        """Makes the automaton; no name can be added after."""
+        """Builds the automaton; no name can be added afterwards."""
         from ahocorasick_rs import AhoCorasick, Implementation
 
         if self._patterns:
@@ -130,12 +130,13 @@ class NameFinder:
         self._sign_list = list(self._signs)
 
     def candidates(self, texts: Sequence[str]) -> Iterator[Candidates]:
-        """What each text may mention, where that is two names or more: all that it does, and others."""
+        """Yields the names that each text may mention, a superset of those that it does, if there are two or more."""
         lines = list(map(line_of_words, texts))
-        # Lines begin and end with a space, patterns have single ones: none is found across two documents.
+        # Lines begin and end with a space and patterns have no double ones: no match spans two documents.
         found = self._automaton.find_matches_as_indexes("".join(lines), overlapping=True) if self._automaton else []
         owners = [self._first_owner[match[0]] for match in found]
-        more, past, offset = self._more, 0, 0
+        more = self._more
+        past = offset = 0
         for index, line in enumerate(lines):
             first = past
             past = bisect_right(found, offset + len(line), first, key=_END)  # matches come in the order of their ends
@@ -149,28 +150,28 @@ class NameFinder:
             offset += len(line)
 
     def mentions(self, candidates: Candidates, wanted: set[int], *, every: bool = True) -> dict[int, list[Span]]:
-        """Where names of some numbers stand in a text.
+        """Finds the mentions of some names in a text, by number.
 
         Args:
-            candidates: the text, and what it may mention.
-            wanted: the numbers.
-            every: whether all places are asked for; otherwise one of each name, in the text's composed form.
+            candidates: the text, and the names that it may mention.
+            wanted: numbers of the names.
+            every: whether to find all mentions; otherwise one per name, in the text's composed form.
         """
-        text = WeighedText(candidates.text, candidates.line)
+        text = SearchedText(candidates.text, candidates.line)
         in_original = text.in_original if every else lambda start, end: (start, end)
         found: dict[int, list[Span]] = defaultdict(list)
         offset = candidates.offset
         glued = not self._glued.isdisjoint(wanted)
         places: list[tuple[int, int, int, bool]] = []
-        sought = wanted | self._glued if glued else wanted
+        searchable = wanted | self._glued if glued else wanted
         for pattern, start, end in candidates.matches:
-            if sought.isdisjoint(self._owners[pattern]):
+            if searchable.isdisjoint(self._owners[pattern]):
                 continue
-            for number in sought.intersection(self._owners[pattern]):
+            for number in searchable.intersection(self._owners[pattern]):
                 is_glued = number in self._glued
                 if not is_glued and not every and number in found:
                     continue
-                mention = self._weighed(text, number, pattern, start - offset, end - offset)
+                mention = self._match(text, number, pattern, start - offset, end - offset)
                 if mention and is_glued:
                     places.append((mention.start, -mention.end, number, mention.glued))
                 elif mention:
@@ -184,40 +185,40 @@ class NameFinder:
                     found[number].append(in_original(start, end))
         return found
 
-    def _weighed(self, text: WeighedText, number: int, pattern: int, start: int, end: int) -> Mention | None:
+    def _match(self, text: SearchedText, number: int, pattern: int, start: int, end: int) -> Mention | None:
         if number in self._easy:
-            first, last = text.place(start + 1, end - 1)
+            first, last = text.source_range(start + 1, end - 1)
             if text.text[first:last] in self._forms[number] and text.text[last : last + 1] not in _SIGNS:
                 return Mention(first, last, glued=False)
         elif number in self._easy_glued:
-            first, last = text.place(start + 1, end - 1)
+            first, last = text.source_range(start + 1, end - 1)
             if text.text[first:last] in self._forms[number]:
-                stands = stands_between(text.text, first, last)
+                stands = can_be_name_at(text.text, first, last)
                 return Mention(first, last, glued=is_glued(text.text, last)) if stands else None
         for form in self._forms[number]:
-            name = name_of(form)
-            for way, own in enumerate(name.patterns):
-                if own == self._pattern_list[pattern] and (mention := name.weigh(text, start, end, way)):
+            name = parsed_name(form)
+            for variant, own in enumerate(name.patterns):
+                if own == self._pattern_list[pattern] and (mention := name.match_at(text, start, end, variant)):
                     return mention
         return None
 
     def _sign_mentions(self, text: str) -> Iterator[tuple[int, Span]]:
-        """Names that are symbols only stand literally; one such as + is not part of a word or a longer sign."""
+        """Yields names that are symbols only; one such as + must not be part of a word or a longer sign."""
         assert self._sign_automaton
         for index, start, end in self._sign_automaton.find_matches_as_indexes(text, overlapping=True):
-            if sign_stands(text, start, end):
+            if is_symbol_at(text, start, end):
                 yield self._signs[self._sign_list[index]], (start, end)
 
 
 def _uncovered(text: str, places: Sequence[tuple[int, int, int, bool]]) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of the places that are no part of a longer name's.
+    """Yields (number, start, end) of mentions that are not part of a longer name's.
 
-    Only what is glued to other letters can be: a name of whole words within another is one of its own. Nor is it where
-    the longer one only adds a unit: 北京 in 北京市.
+    Only a mention attached to other letters can be part of one: a name of whole words within another counts by itself.
+    So does one to which the longer name only adds a unit: 北京 in 北京市.
 
     Args:
         text: the text.
-        places: start, negative end, number and whether it is glued; sorted.
+        places: sorted (start, negative end, number, is glued).
     """
     cover = (0, 0)
     for start, negative_end, number, glued in places:

@@ -1,4 +1,4 @@
-"""Numbers as text writes them: ``8,849``, ``8 849`` and ``8849`` are one; ``-5``, ``3.5`` and ``5`` are three."""
+"""Numbers as written in text: ``8,849``, ``8 849`` and ``8849`` are one; ``-5``, ``3.5`` and ``5`` are three."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import regex
 
 _SEPARATORS = ".,'’٬٫\u00a0\u202f\u2009 "
-_GLUED = _SEPARATORS[:-1]  # a plain space stands between two numbers as often as within one
+_GLUED = _SEPARATORS[:-1]  # a plain space is as often between two numbers as within one
 _MINUS = "-\u2212\u2013\uff0d"
-_SHORT = 2  # digits of a number that says nothing as a part of a code or a date
-_FAR = 32  # characters beside digits that can belong to their number; what goes on longer is a list
+_SHORT = 2  # a number of so few digits does not count as part of a code or a date
+_FAR = 32  # characters next to digits that can belong to their number; anything longer is a list
 _GROUPED = regex.compile(rf"([1-9]\d{{0,2}})(?:([{_SEPARATORS}])\d{{3}})(?:\2\d{{3}})*")
 _INDIAN = regex.compile(r"[1-9]\d?(?:[,٬]\d\d)+[,٬]\d{3}")
 _DECIMAL = regex.compile(r"(.*\d)[.,٫](\d+)")
@@ -27,12 +27,12 @@ NUMBER = regex.compile(
 
 
 def number_at(name: str, start: int, end: int) -> frozenset[str]:
-    """The readings of a number that stands in a name, with its sign; ``.5`` is 0.5."""
+    """Returns the readings of a number in a name, with its sign; ``.5`` is 0.5."""
     return _signed(name, start, readings(name[start:end]))
 
 
 def _signed(text: str, start: int, found: frozenset[str]) -> frozenset[str]:
-    """The readings with a point and a minus before them, where such stand there and join nothing."""
+    """Adds to readings a point and a minus if they are written before the number and do not join it to a word."""
     if start and _POINT.match(text, start - 1):
         found, start = frozenset(f"0.{value}" for value in found if value.isdecimal()), start - 1
     if (
@@ -45,7 +45,7 @@ def _signed(text: str, start: int, found: frozenset[str]) -> frozenset[str]:
 
 
 def readings(written: str) -> frozenset[str]:
-    """What a number can mean: ``3.500`` is 3500 or 3.500; nothing where it is no number, such as ``5.8.1990``."""
+    """Returns what a number can mean: ``3.500`` is 3500 or 3.500; nothing if it is no number, such as ``5.8.1990``."""
     body = "".join(str(unicodedata.decimal(letter, letter)) for letter in written)
     whole = body if _RAISED.fullmatch(body) else _whole(body)
     found = {whole} if whole else set()
@@ -65,7 +65,7 @@ def _whole(body: str) -> str:
 
 
 def spellings(reading: str) -> Iterator[tuple[str, ...]]:
-    """The folded words of all ways to write a reading."""
+    """Yields the folded words of each way to write a reading."""
     whole, _, fraction = reading.lstrip("-").partition(".")
     whole = "".join(str(unicodedata.digit(letter, letter)) for letter in whole)
     tail = (fraction,) if fraction else ()
@@ -78,21 +78,23 @@ def spellings(reading: str) -> Iterator[tuple[str, ...]]:
         yield (whole[:first], *(whole[at : at + 2] for at in range(first, len(whole) - 3, 2)), whole[-3:], *tail)
 
 
-def stands_at(text: str, start: int, end: int, wanted: frozenset[str], *, first: bool, last: bool) -> bool:
-    """Whether the whole number around these digits has one of the readings.
+def is_number_at(text: str, start: int, end: int, wanted: frozenset[str], *, first: bool, last: bool) -> bool:
+    """Returns whether the whole number around these digits has one of the readings.
 
     Args:
         text: the text.
-        start: where the digits begin.
-        end: where they end.
+        start: start of the digits.
+        end: their end.
         wanted: the readings.
-        first: whether what stands before them is the text's; otherwise the name has it, too.
-        last: the same of what stands after them.
+        first: whether the digits begin the name; otherwise the name itself has the characters before them.
+        last: whether they end the name.
     """
     short = end - start <= _SHORT
-    head = _LEFT.match(text, max(0, start - _FAR), start).start() if first else start
-    past = _RIGHT.match(text, end, end + _FAR).end() if last else end
-    # Digits that go on are another number; only of a date, a version or a list the parts are numbers.
+    left = _LEFT.match(text, max(0, start - _FAR), start) if first else None
+    right = _RIGHT.match(text, end, end + _FAR) if last else None
+    head = left.start() if left else start
+    past = right.end() if right else end
+    # Digits that continue are another number; only the parts of a date, a version or a list are numbers themselves.
     if (head, past) != (start, end) and (short or readings(text[head:past])):
         return False
     if short and ((first and _is_glued(text, start - 1, -1)) or (last and _is_glued(text, end, 1))):
@@ -103,5 +105,5 @@ def stands_at(text: str, start: int, end: int, wanted: frozenset[str], *, first:
 
 
 def _is_glued(text: str, at: int, step: int) -> bool:
-    """Whether a mark at a place joins a number to another letter or digit."""
+    """Returns whether a mark at a position joins a number to another letter or digit."""
     return 0 < at < len(text) - 1 and text[at] in f"{_MINUS}/:" and text[at + step].isalnum()

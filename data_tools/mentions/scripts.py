@@ -1,7 +1,7 @@
-"""Where a name may begin and end within a run of letters, script by script.
+"""Rules by script for where a name may begin and end within a run of letters.
 
-In scripts with spaces a name is whole words. In others, and where little words are glued to a name, it is part of a run
-of letters; what may stand before and after it there is decided here.
+In scripts with spaces a name is whole words. In others, and where particles are attached to a name, it is part of a run
+of letters; these rules say what may precede and follow it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BEFORE = {
     "Hebr": regex.compile(r"ו?(?:מש|כש|לכש|ש|ה)?[בלכמ]?ה?"),
     "Ethi": regex.compile(r"(?:እና|ስለ|እንደ|ወደ|እነ|የነ|እስከ|[በለከየወ])?"),
 }
-"""Little words that are glued to the front of a name."""
+"""Particles that are attached to the front of a name."""
 _ARABIC_ARTICLE = "ال"
 _BEFORE_ARTICLE = regex.compile(r"[وف]?(?:[بك]?ال|لل|لال)")  # the last where it is no article: لألمانيا
 SPLIT_SCRIPTS = ("Hani", "Hira", "Kana", "Hang", "Thai", "Laoo", "Khmr", "Mymr")
@@ -31,9 +31,9 @@ _WITH_ENDINGS = ("Deva", "Beng", "Gujr", "Guru", "Orya", "Taml", "Telu", "Knda",
 GLUING_SCRIPTS = frozenset([*SPLIT_SCRIPTS, *_BEFORE, *_WITH_ENDINGS])
 """Scripts in which a name may be part of a longer run of letters."""
 _SCRIPT = regex.compile("|".join(rf"(?P<{name}>\p{{{name}}})" for name in sorted(GLUING_SCRIPTS)) + "|(?P<Kana_>ー)")
-_SHORTEST = 3  # letters of a name that may have something glued to it; a shorter one stands alone
+_SHORTEST = 3  # fewest letters of a name that may have something attached to it
 
-# What Korean glues to a name, in this order: a unit of administration, a title, the plural; a case, which another may
+# Korean attaches to a name, in this order: a unit of administration, a title, the plural; a case, which another may
 # follow; a word of emphasis; at last the topic or the copula. Of the latter 이 is left out after vowels.
 _CASES = (
     "에서부터|에서|에게서|에게|에|한테서|한테|께서|께|으로부터|로부터|으로서|로서|으로써|로써|으로|로|부터|까지|보다|처럼"
@@ -60,7 +60,7 @@ _OPENS = regex.compile(r"[\u0E40-\u0E44\u0E31\u0EC0-\u0EC4\u0EB1\u17D2\u1039]") 
 
 @dataclass(frozen=True, slots=True)
 class Glue:
-    """What may be glued to one end of a name: ``stem`` is what always stands there, ``around`` matches the rest."""
+    """Letters that may be attached to one end of a name: ``stem`` is always there, ``around`` matches the rest."""
 
     stem: str
     around: regex.Pattern[str]
@@ -68,7 +68,7 @@ class Glue:
 
 @lru_cache(1 << 14)
 def script_of(letter: str) -> str:
-    """ISO 15924 code of a letter's script where that script has rules of its own here, else the empty string."""
+    """Returns the ISO 15924 code of a letter's script if that script has rules here, else the empty string."""
     match = _SCRIPT.match(letter)
     return (match.lastgroup or "")[:4] if match else ""
 
@@ -78,7 +78,7 @@ def _has_article(word: str) -> bool:
 
 
 def glue_before(name: Sequence[str]) -> Glue | None:
-    """What may stand before a name's first folded word within its run of letters; None where nothing may."""
+    """Returns what may precede a name's first folded word within its run of letters; None if nothing may."""
     word = name[0]
     script = script_of(word[0])
     if script not in _BEFORE or sum(map(len, name)) < (2 if script == "Ethi" else _SHORTEST):
@@ -96,7 +96,7 @@ def _endings() -> dict[str, dict[str, object]]:
 
 
 def glue_after(name: Sequence[str]) -> Glue | None:
-    """What may stand after a name's last folded word within its run of letters; None where nothing may."""
+    """Returns what may follow a name's last folded word within its run of letters; None if nothing may."""
     word = name[-1]
     script = script_of(word[-1])
     table = _endings().get(script)
@@ -108,23 +108,23 @@ def glue_after(name: Sequence[str]) -> Glue | None:
     if not (changed or table["endings"]) or (len(name) == 1 and _has_article(word)):
         return None
     cut = len(word) - max(map(len, changed), default=0)
-    return Glue(word[:cut], _around(script, word[cut:], changed))
+    return Glue(word[:cut], _ending_pattern(script, word[cut:], changed))
 
 
 @cache
-def _around(script: str, own: str, changed: tuple[str, ...]) -> regex.Pattern[str]:
-    """What follows the stem of a word: its own end, and its endings instead of or after that."""
+def _ending_pattern(script: str, own: str, changed: tuple[str, ...]) -> regex.Pattern[str]:
+    """Compiles what follows the stem of a word: its own end, and endings instead of that or after it."""
     endings, stems = _endings()[script]["endings"], _endings()[script].get("stems", {})
     assert isinstance(stems, dict)
-    ways = [f"{own}(?:{_listed(str(endings))})?"]
+    ways = [f"{own}(?:{_alternatives(str(endings))})?"]
     for end in changed:
-        instead = [f"{letter}{ending}" for ending, letter in _instead(str(stems[end]), str(endings))]
-        ways.append(f"{own.removesuffix(end)}(?:{_listed(' '.join(instead))})")
+        instead = [f"{letter}{ending}" for ending, letter in _replacing_endings(str(stems[end]), str(endings))]
+        ways.append(f"{own.removesuffix(end)}(?:{_alternatives(' '.join(instead))})")
     return regex.compile("|".join(ways))
 
 
-def _instead(listed: str, endings: str) -> Iterator[tuple[str, str]]:
-    """Each ending that stands in place of a stem's own end, and the letters before it."""
+def _replacing_endings(listed: str, endings: str) -> Iterator[tuple[str, str]]:
+    """Yields each ending that replaces a stem's own end, and the letters before it."""
     for one in listed.split():
         if one.endswith("="):
             yield from ((ending, one[:-1]) for ending in endings.split())
@@ -132,12 +132,12 @@ def _instead(listed: str, endings: str) -> Iterator[tuple[str, str]]:
             yield one, ""
 
 
-def _listed(endings: str) -> str:
+def _alternatives(endings: str) -> str:
     return "|".join(sorted(endings.split(), key=len, reverse=True))
 
 
-def stands_between(text: str, start: int, end: int) -> bool:
-    """Whether a name of a script without spaces may begin and end at these places of a text in composed form."""
+def can_be_name_at(text: str, start: int, end: int) -> bool:
+    """Returns whether a name of a script without spaces may begin and end at these positions of a composed text."""
     first, last = script_of(text[start]), script_of(text[end - 1])
     before, after = text[start - 1] if start else " ", text[end] if end < len(text) else " "
     if _CONTINUES.match(after) or _CODA.match(text, end) or _OPENS.match(before):
@@ -151,5 +151,5 @@ def stands_between(text: str, start: int, end: int) -> bool:
 
 
 def is_glued(text: str, end: int) -> bool:
-    """Whether a name of such a script that ends at a place is a part of a longer run; Korean writes spaces."""
+    """Returns whether a name of such a script is part of a longer run of letters; Korean writes spaces."""
     return script_of(text[end - 1]) != "Hang" or script_of(text[end : end + 1] or " ") == "Hang"

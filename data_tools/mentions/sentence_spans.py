@@ -1,4 +1,4 @@
-"""Where sentences end, in every script: to cut too little costs some text, to cut too much hides a leak."""
+"""Sentence ends in every script: cutting too rarely costs some text, cutting too often hides a stated fact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CLOSING = r"[\p{Pe}\p{Pf}\"']*"
 _END = regex.compile(
     rf"(?<mark>[.!?…‼⁇⁈⁉]){_CLOSING}\s+(?=[\p{{Ps}}\p{{Pi}}\"'¿¡]*[^\W_\p{{Ll}}])"
     rf"|[[\p{{STerm}}｡﹒︒]--[.!?‼⁇⁈⁉]]+[\p{{STerm}}]*{_CLOSING}\s*"
-    r"|[\u0F0D-\u0F11](?:\s*[\u0F0D-\u0F11])*\s*"  # the shads of Tibetan, of which two may stand apart
+    r"|[\u0F0D-\u0F11](?:\s*[\u0F0D-\u0F11])*\s*"  # the shads of Tibetan, of which two may be separated by space
     r"|(?<=[\p{Thai}\p{Laoo}][^\n]{0,9})\n\s*"
     r"|\n\s*\n",
     regex.V1,
@@ -23,7 +23,7 @@ _RESOURCE = Path(__file__).parents[1] / "resources" / "abbreviations.txt"
 _WORD = regex.compile(r"(?<![\w\p{M}])\p{L}[\p{L}\p{M}]*$")
 _ORDINAL = regex.compile(r"(?<![\w.,])\d{1,2}$|(?<!\w)[IVXLC]+$")  # "14. März", "Ludwig XIV. starb"; no year, not 3.5
 _SHORT = 6  # letters of a word whose full stop ends nothing before a digit: "Aug. 4", "approx. 50%"
-_BEFORE = 16  # characters that are looked at
+_INSPECTED = 16  # characters inspected before a full stop
 
 
 @cache
@@ -33,16 +33,16 @@ def _abbreviations() -> frozenset[str]:
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Half-open character ranges of a text's sentences, space after them included: together they are the text."""
+    """Returns half-open ranges of a text's sentences with the space after each; together they are the text."""
     ends = (match.end() for match in _END.finditer(text) if not _abbreviates(text, match))
     return [(start, end) for start, end in pairwise([0, *ends, len(text)]) if start < end]
 
 
 def _abbreviates(text: str, mark: regex.Match[str]) -> bool:
-    """Whether a full stop belongs to the word or number before it, whatever follows."""
+    """Returns whether a full stop belongs to the word or number before it, whatever follows."""
     if mark["mark"] != ".":
         return False
-    before = text[max(0, mark.start() - _BEFORE) : mark.start()]
+    before = text[max(0, mark.start() - _INSPECTED) : mark.start()]
     if _ORDINAL.search(before):
         return True
     match = _WORD.search(before)

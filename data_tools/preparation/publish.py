@@ -1,8 +1,9 @@
-"""Puts finished files in the place of earlier ones, all or none, whenever the process is killed.
+"""Replaces earlier files by finished ones, all or none, whenever the process is killed.
 
-New files are made in ``OUTPUT/unfinished``, a folder of the same layout. When all are whole, ``publish.json`` is
-written there: from then on the change holds, and a command that finds this file ends it. Until then the earlier files
-are untouched. While files are moved some are missing, but never is an earlier file of a step seen next to a new one.
+New files are made in ``OUTPUT/unfinished``, a folder of the same layout. When all are complete, ``publish.json`` is
+written there: from then on the change is decided, and a command that finds this file completes it. Until then the
+earlier files are untouched. While files are moved some are missing, but an earlier file of a step is never seen next to
+a new one.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ _LIST = "publish.json"
 
 
 def unfinished(output: Path) -> Path:
-    """The folder in which new files are made."""
+    """Returns the folder in which new files are made."""
     return output / "unfinished"
 
 
-def is_halfway(output: Path) -> bool:
-    """Whether a process was killed while it put files in place."""
+def is_interrupted(output: Path) -> bool:
+    """Returns whether a process was killed while it moved files into place."""
     return (unfinished(output) / _LIST).exists()
 
 
@@ -33,14 +34,14 @@ def publish(output: Path, steps: Iterable[Step]) -> None:
     content: dict[str, dict[str, list[str]]] = {}
     for step in steps:
         earlier = read_stamp(output, step.name)
-        gone = [name for name in (earlier or {"outputs": {}})["outputs"] if name not in step.outputs]
-        content[step.name] = {"outputs": list(step.outputs), "remove": gone}
+        obsolete = [name for name in (earlier or {"outputs": {}})["outputs"] if name not in step.outputs]
+        content[step.name] = {"outputs": list(step.outputs), "remove": obsolete}
     write_json(unfinished(output) / _LIST, {"schema": SCHEMA, "steps": content})
     finish(output)
 
 
 def finish(output: Path) -> None:
-    """Ends what ``publish`` began, from wherever it was broken off."""
+    """Completes what ``publish`` began, from wherever it was interrupted."""
     folder = unfinished(output)
     make_folder(output / "stamps")
     for name, step in read_json(folder / _LIST, SCHEMA, keys=("steps",))["steps"].items():
@@ -48,17 +49,17 @@ def finish(output: Path) -> None:
         if not stamp.exists():
             continue
         (output / "stamps" / f"{name}.json").unlink(missing_ok=True)
-        left = [output_name for output_name in step["outputs"] if (folder / output_name).exists()]
-        for output_name in (*left, *step["remove"]):
+        remaining = [output_name for output_name in step["outputs"] if (folder / output_name).exists()]
+        for output_name in (*remaining, *step["remove"]):
             (output / output_name).unlink(missing_ok=True)
-        for output_name in left:
+        for output_name in remaining:
             (folder / output_name).replace(output / output_name)
         stamp.replace(output / "stamps" / f"{name}.json")
     (folder / _LIST).unlink()
     shutil.rmtree(folder)
 
 
-def adopt(step: Step, spare: Path, folder: Path) -> None:
+def move_outputs(step: Step, spare: Path, folder: Path) -> None:
     """Moves a step's outputs, and last its stamp, from one folder to another."""
     make_folder(folder / "stamps")
     for name in (*step.outputs, f"stamps/{step.name}.json"):

@@ -11,7 +11,7 @@ from megatron_kis.common.configuration import Config
 from megatron_kis.data_tools.facts.importers import IMPORTERS
 from megatron_kis.data_tools.readers.open import FORMATS
 from megatron_kis.data_tools.selection.select import SelectConfig
-from megatron_kis.data_tools.tokenizers.base import CHARACTER_COVERAGE
+from megatron_kis.data_tools.tokenizers.training import CHARACTER_COVERAGE
 
 
 class DataPrepConfig(Config):

@@ -1,9 +1,9 @@
-"""Stamps: what each step of a study's data was made from, in a form that can be read, and what came out.
+"""Stamps: a readable record of what each step of a study's data was made from, and of its outputs.
 
-``stamps/STEP.json`` (schema ``kis.stamp/2``) holds the step's ``key`` (all that decides its bytes: settings, content of
-files, what it took from earlier steps, versions), ``labels`` (names of the files, which do not count), the
-``fingerprint`` of both, and ``outputs`` (bytes and SHA-256 of each file). From two keys follows by name what changed.
-Stamps of schema ``kis.stamp/1`` hold a fingerprint and sizes alone; they are still read.
+``stamps/STEP.json`` (schema ``kis.stamp/2``) holds the step's ``key`` (everything that decides its bytes: settings,
+content of files, outputs of earlier steps, versions), ``labels`` (names of the files, which do not count), the
+``fingerprint`` of both, and ``outputs`` (bytes and SHA-256 of each file). Comparing two keys names what changed.
+Stamps of schema ``kis.stamp/1`` hold a fingerprint and sizes only; they are still read.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ SCHEMA = "kis.stamp/2"
 OLD_SCHEMA = "kis.stamp/1"
 OLD_VERSION = "2"
 """Version of the code that wrote the last stamps of the old schema."""
-OF_THE_MODEL = "versions.tokenizer_fingerprint of the model file -> of all that belongs to it"
-"""The difference of data that name an unchanged tokenizer by an older kind of fingerprint."""
+OLDER_FINGERPRINT = "versions.tokenizer_fingerprint of the model file -> of all that belongs to it"
+"""Difference of data that identify an unchanged tokenizer by an older kind of fingerprint."""
 VERSIONS = "versions."
-"""Differences that begin so are of versions: no setting and no file is another."""
+"""Prefix of differences in versions only: settings and files are the same."""
 
 FileKeys = Sequence[Mapping[str, str]]
-"""Of each file in order: ``sha256``, and where they decide what is read, ``kind`` or ``name``."""
+"""Keys of files in order: ``sha256``, and ``kind`` or ``name`` if they decide how a file is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of a study's data."""
+    """One step of a study's data: everything that decides its bytes, and how to make them."""
 
     name: str
     """``facts``, ``tokenizer``, ``corpus`` or ``render``."""
     key: dict[str, Any]
     """``data``: settings, nested as in the study file; ``files``: content of files, by setting; ``made``: fingerprints
-    of what earlier steps made; ``versions``. What is not known yet is left out."""
+    of outputs of earlier steps; ``versions``. What is not known yet is left out."""
     outputs: tuple[str, ...]
-    """Names of the files that it writes, the first of them first."""
+    """Names of its output files, in the order in which they are written."""
     make: Callable[[Path], None]
-    """Writes them into a folder."""
+    """Writes the outputs into a folder."""
     labels: dict[str, Any] = field(default_factory=dict)
-    """How files are called in messages, by setting, and where the tokenizer comes from."""
+    """Names of files in messages, by setting, and the origin of the tokenizer."""
     known: bool = True
     """Whether the key is complete: all earlier steps are done."""
     old_fingerprint: str | None = None
-    """What a stamp of the old schema holds; None where that is not known."""
+    """Fingerprint in a stamp of the old schema; None if unknown."""
     older_fingerprint: str | None = None
-    """The same where the tokenizer counted by its model file alone."""
+    """The same for data whose tokenizer counted by its model file only."""
     settle: Callable[[Mapping[str, Any] | None], dict[str, str]] = lambda _: {}
-    """Versions that are found out only by trying, given a stamp that may spare the trial."""
+    """Returns versions that only a trial can determine, given a stamp that may save the trial."""
     recorded: Callable[[Path], dict[str, str]] = lambda _: {}
-    """Versions that other files of a folder record: a stamp of the old schema has none."""
+    """Returns versions that other files of a folder record: a stamp of the old schema has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,15 @@ class State:
     """The state of a step in a folder."""
 
     stamped: bool
-    """Whether it is known what was made there."""
+    """Whether there is a stamp."""
     differences: list[str]
-    """What it was made from otherwise than is wanted now."""
+    """Differences between what it was made from and what is wanted now."""
     damage: list[str]
-    """Outputs that are missing or have changed."""
+    """Outputs that are missing or were changed."""
     found: bool
-    """Whether there is any output."""
+    """Whether any output exists."""
     known: bool
-    """Whether all that decides the step is known by now."""
+    """Whether everything that decides the step is known by now."""
     old: bool = False
     """Whether its stamp has the old schema."""
 
@@ -83,38 +83,38 @@ class State:
         return self.stamped and self.known and not self.differences and not self.damage
 
     @property
-    def of_versions(self) -> bool:
-        """Whether nothing but versions differs."""
+    def only_versions(self) -> bool:
+        """Whether only versions differ."""
         return bool(self.differences) and all(one.startswith(VERSIONS) for one in self.differences)
 
     def reasons(self, step: str) -> list[str]:
-        """Why it has to be made."""
+        """Returns the reasons for making it."""
         if not self.stamped:
             return [f"{step}: it is not known what was used to make it" if self.found else f"{step}: not made yet"]
         return self.differences or self.damage
 
 
 def state_of(step: Step, folder: Path, seen: Seen) -> State:
-    """The state of a step in a folder; nothing is written.
+    """Determines the state of a step in a folder; nothing is written.
 
     Args:
         step: the step as it is wanted.
-        folder: where its outputs and ``stamps`` are.
-        seen: knows the content of files there.
+        folder: folder of its outputs and of ``stamps``.
+        seen: known hashes of the files there.
     """
     found = any((folder / name).exists() for name in step.outputs)
     stamp = read_stamp(folder, step.name)
     if stamp is None:
         return State(stamped=False, differences=[], damage=[], found=found, known=step.known)
     damage = [text for name, entry in stamp["outputs"].items() if (text := _damage(folder / name, entry, seen))]
-    old = stamp["schema"] == OLD_SCHEMA  # names the larger files alone
+    old = stamp["schema"] == OLD_SCHEMA  # records the larger files only
     unnamed = [name for name in step.outputs if name not in stamp["outputs"]]
     damage += [f"{name}: missing" for name in unnamed if not (old and (folder / name).exists())]
     return State(True, _differences(stamp, step, folder), damage, found, step.known, old)
 
 
 def read_stamp(folder: Path, name: str) -> dict[str, Any] | None:
-    """A step's stamp; None where it is missing or damaged."""
+    """Reads a step's stamp; None if it is missing or damaged."""
     path = folder / "stamps" / f"{name}.json"
     for schema, keys in ((SCHEMA, ("key", "labels")), (OLD_SCHEMA, ())):
         try:
@@ -137,13 +137,13 @@ def _is_whole(stamp: Mapping[str, Any]) -> bool:
 
 
 def write_stamp(step: Step, folder: Path, seen: Seen, *, versions: Mapping[str, str] | None = None) -> None:
-    """Says that a step's outputs in a folder are whole and what they were made from.
+    """Records that a step's outputs in a folder are complete, and what they were made from.
 
     Args:
         step: the step.
-        folder: where its outputs are.
-        seen: where their hashes are noted.
-        versions: those that it was made with, where they are not those of now, or found out only while it was made.
+        folder: folder of its outputs.
+        seen: known hashes, to which those of the outputs are added.
+        versions: versions that it was made with, if they differ from the current ones or were only found while making.
     """
     outputs = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": seen.sha256(folder / name)} for name in step.outputs
@@ -161,7 +161,7 @@ def write_stamp(step: Step, folder: Path, seen: Seen, *, versions: Mapping[str, 
 
 
 def old_versions(step: Step, folder: Path) -> dict[str, str]:
-    """Versions that made what a stamp of the old schema describes, as far as they are known."""
+    """Returns the versions behind a stamp of the old schema, as far as they are known."""
     return {"code": OLD_VERSION, **step.recorded(folder)}
 
 
@@ -179,31 +179,31 @@ def _differences(stamp: Mapping[str, Any], step: Step, folder: Path) -> list[str
     if stamp["schema"] == OLD_SCHEMA:
         if step.known and stamp["fingerprint"] not in (step.old_fingerprint, step.older_fingerprint):
             return [f"{step.name}: made from other settings or files (its stamp does not say which)"]
-        older = [OF_THE_MODEL] if step.known and stamp["fingerprint"] != step.old_fingerprint else []
-        return older + _of_versions(old_versions(step, folder), {**step.key["versions"], **step.settle(None)})
+        older = [OLDER_FINGERPRINT] if step.known and stamp["fingerprint"] != step.old_fingerprint else []
+        return older + _version_differences(old_versions(step, folder), {**step.key["versions"], **step.settle(None)})
     then, now = stamp["key"], json.loads(json.dumps(step.key))
     return [
-        *_of_settings(then["data"], now["data"]),
-        *_of_files(stamp, step, now["files"]),
-        *_of_made(stamp, step, now["made"]),
-        *_of_versions(then["versions"], {**now["versions"], **step.settle(stamp)}),
+        *_setting_differences(then["data"], now["data"]),
+        *_file_differences(stamp, step, now["files"]),
+        *_input_differences(stamp, step, now["made"]),
+        *_version_differences(then["versions"], {**now["versions"], **step.settle(stamp)}),
     ]
 
 
-def _of_settings(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A setting that came later had its default before."""
+def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Lists settings that differ; one that was added later had its default before."""
     select = {**SelectConfig().model_dump(), **then.get("select", {})} if "select" in now else None
     before = {**then, **({"select": {key: select[key] for key in now["select"]}} if select else {})}
     return differences({"data": json.loads(json.dumps(before))}, {"data": now})
 
 
-def _of_versions(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What was not recorded then, or is not known yet, is not known to differ."""
+def _version_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Lists versions that differ, among those that were recorded then and are known now."""
     both = [key for key in then if key in now]
     return differences({"versions": {key: then[key] for key in both}}, {"versions": {key: now[key] for key in both}})
 
 
-def _of_made(stamp: Mapping[str, Any], step: Step, now: Mapping[str, Any]) -> list[str]:
+def _input_differences(stamp: Mapping[str, Any], step: Step, now: Mapping[str, Any]) -> list[str]:
     then = {key: value for key, value in stamp["key"]["made"].items() if key in now}
     given = step.labels.get("tokenizer") == "given"
     changed = [
@@ -215,22 +215,22 @@ def _of_made(stamp: Mapping[str, Any], step: Step, now: Mapping[str, Any]) -> li
     return changed
 
 
-def _of_files(stamp: Mapping[str, Any], step: Step, now: Mapping[str, Any]) -> list[str]:
+def _file_differences(stamp: Mapping[str, Any], step: Step, now: Mapping[str, Any]) -> list[str]:
     found = []
     for key, files in now.items():
         then = stamp["key"]["files"].get(key)
         if isinstance(files, dict):
-            names = {**then, **files} if step.known else then  # which relations there will be is not known before
+            names = {**then, **files} if step.known else then  # before, the relations are not known
             found += [f"{key}: {name} changed" for name in names if then.get(name) != files.get(name)]
         else:
-            found += _of_list(key, then, files, stamp["labels"].get(key, []), step.labels[key])
+            found += _list_differences(key, then, files, stamp["labels"].get(key, []), step.labels[key])
     return found
 
 
-def _of_list(
+def _list_differences(
     key: str, then: FileKeys, now: FileKeys, then_labels: Sequence[str], now_labels: Sequence[str]
 ) -> list[str]:
-    """What changed in a list of files, by their names."""
+    """Lists what changed in a list of files, by their names."""
     before, after = (list(map(fingerprint, files)) for files in (then, now))
     if before == after:
         return []

@@ -1,15 +1,24 @@
-"""The steps of a study's data: what decides the bytes of each, and how they are made.
+"""The steps of a study's data in order: facts, tokenizer, corpus, rendering.
 
-``steps`` yields them in order. Whoever runs them sends back the folder in which a step's outputs are, or None where
-they are not made yet: the keys of later steps then lack what is not known.
+For each step there is a function that describes it (everything that decides its bytes, see ``stamps.Step``) and one
+that makes its outputs. ``steps_of`` lists the descriptions::
+
+    inputs = StepInputs(settings, seen, progress)
+    for describe in steps_of(settings):
+        step = describe(inputs)
+        folder = ...                    # where its outputs are, after making them if need be; None if they are not made
+        inputs.load(step.name, folder)  # what later steps take from it
+
+If a step is not made, the keys of later steps lack what is not known yet.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +26,10 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 from megatron_kis.common.known_files import Seen
 from megatron_kis.common.progress import Progress
-from megatron_kis.data_tools.corpus.build import VALIDATION_SUFFIX, CorpusBuildConfig, build_corpus, encoder_for
+from megatron_kis.data_tools.corpus.build import build_corpus, encoder_for
 from megatron_kis.data_tools.corpus.meta import read_corpus_meta
+from megatron_kis.data_tools.corpus.part import VALIDATION_SUFFIX
+from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
 from megatron_kis.data_tools.facts.fact import Fact, load_facts
 from megatron_kis.data_tools.preparation.settings import DataPrepConfig
 from megatron_kis.data_tools.preparation.stamps import OLD_VERSION, Step
@@ -28,53 +39,88 @@ from megatron_kis.data_tools.rendering.render import SUFFIXES as RENDER_SUFFIXES
 from megatron_kis.data_tools.rendering.render import render
 from megatron_kis.data_tools.rendering.templates import RelationTemplates, load_templates
 from megatron_kis.data_tools.selection.imports import import_facts, source_files
-from megatron_kis.data_tools.tokenizers.base import (
-    CHARACTER_COVERAGE,
-    META_SCHEMA,
-    Tokenizer,
-    Training,
-    load_tokenizer,
-    side_file,
-)
+from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, Tokenizer, side_file
 from megatron_kis.data_tools.tokenizers.gigatoken import usable_gigatoken
 from megatron_kis.data_tools.tokenizers.reference_encoder import package_version
-from megatron_kis.data_tools.tokenizers.training import train
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import CHARACTER_COVERAGE, TokenizerConfig, train_tokenizer
 
 CODE = {"facts": "4", "tokenizer": "3", "corpus": "4", "render": "4"}
 """Versions of our own code. Raise one when its step writes other bytes for the same key: data are then made again, or
-kept with a word where runs hold them."""
+kept with a message if runs use them."""
 
 _CORPUS_SUFFIXES = (".bin", ".idx", ".meta.json")
 _TOKENIZER_NAMES = ("tokenizer.model", "tokenizer.json")
-_NAMED = ("bear", "lama")  # formats in which the relation is the file's name
-_OF_VERSION_2 = (
-    "infused", "background", "control", "relations", "distractors", "facts_per_object", "longest_name",
-    "keep_telling_names", "seed", "spread", "memory_limit",
-)  # fmt: skip
+_NAMED_BY_FILE = ("bear", "lama")  # formats in which a file is named after its relation
+_VERSION_2_SETTINGS = (
+    "infused",
+    "background",
+    "control",
+    "relations",
+    "distractors",
+    "facts_per_object",
+    "longest_name",
+    "keep_telling_names",
+    "seed",
+    "spread",
+    "memory_limit",
+)
+"""Settings of the selection in stamps of the old schema."""
 
-Steps = Generator[Step, Path | None, None]
 _Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What the steps are made with."""
+@dataclass(slots=True)
+class StepInputs:
+    """Inputs of the steps: settings and sources, and what earlier steps have made."""
 
     settings: DataPrepConfig
-    """Its text is expanded: each file by its name."""
+    """Settings, whose text is expanded: each file by its name."""
     seen: Seen
-    """Knows the content of the sources."""
+    """Known hashes of the sources."""
     progress: Progress
+    """Receives messages."""
+    facts: list[Fact] | None = None
+    """The study's facts; None before they are made."""
+    facts_sha256: str | None = None
+    """SHA-256 of ``facts.jsonl``; None before it is made."""
+    tokenizer: Tokenizer | None = None
+    """The tokenizer; None before it is trained."""
+    templates: Mapping[str, RelationTemplates] = field(default_factory=dict)
+    """Templates of the facts' relations; of all relations before the facts are made."""
+
+    def load(self, step: str, folder: Path | None) -> None:
+        """Loads what later steps take from one whose outputs are in ``folder``; None if they are not made.
+
+        Raises:
+            InputError: a damaged file, or no templates for a relation of the facts.
+        """
+        if step == "facts":
+            if folder is not None:
+                self.facts = load_facts(folder / "facts.jsonl")
+                self.facts_sha256 = self.seen.sha256(folder / "facts.jsonl")
+            relations = sorted({fact.relation for fact in self.facts or ()})
+            templates = load_templates(self.settings.templates, relations=relations)
+            self.templates = {name: templates[name] for name in relations} if relations else templates
+            if self.settings.tokenizer is not None:
+                self.tokenizer = load_tokenizer(self.settings.tokenizer)
+        elif step == "tokenizer" and folder is not None:
+            self.tokenizer = load_tokenizer(folder / tokenizer_name(self.settings))
+
+
+def steps_of(settings: DataPrepConfig) -> list[Callable[[StepInputs], Step]]:
+    """Returns the descriptions of all steps in order; a given tokenizer needs no step."""
+    return [_facts_step, *([] if settings.tokenizer else [_tokenizer_step]), _corpus_step, _render_step]
 
 
 def tokenizer_name(settings: DataPrepConfig) -> str:
-    """Name of the model file of a tokenizer that is trained here."""
+    """Returns the file name of a tokenizer that is trained here."""
     return _TOKENIZER_NAMES[settings.tokenizer_model == "byte-bpe"]
 
 
-def training(settings: DataPrepConfig) -> Training:
-    """How a tokenizer is trained here."""
-    return Training(
+def training(settings: DataPrepConfig) -> TokenizerConfig:
+    """Returns the configuration with which a tokenizer is trained here."""
+    return TokenizerConfig(
         vocab_size=settings.vocab_size,
         kind=settings.tokenizer_model,
         seed=settings.seed,
@@ -84,55 +130,21 @@ def training(settings: DataPrepConfig) -> Training:
 
 
 def fact_names(facts: Iterable[Fact]) -> list[str]:
-    """Subjects and objects of facts of all groups, each once, sorted: what a tokenizer is trained on next to text."""
+    """Returns the sorted distinct names of facts of all groups, on which a tokenizer is trained next to text."""
     return sorted({name for fact in facts for name in (fact.subject, fact.object)})
 
 
-def steps(context: Context) -> Steps:
-    """Yields facts, tokenizer (where one is trained), corpus and render; see the module's docstring.
-
-    Raises:
-        InputError: a source is missing, or lacks templates for a relation of the facts.
-    """
-    settings = context.settings
-    place = yield _facts(context)
-    facts = load_facts(place / "facts.jsonl") if place else None
-    facts_sha256 = context.seen.sha256(place / "facts.jsonl") if place else None
-    relations = sorted({fact.relation for fact in facts}) if facts else None
-    templates = load_templates(settings.templates, relations=relations)
-    tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer else None
-    if tokenizer is None:
-        place = yield _tokenizer(context, facts)
-        tokenizer = load_tokenizer(place / tokenizer_name(settings)) if place else None
-    yield _corpus(context, facts, facts_sha256, tokenizer)
-    chosen = {name: templates[name] for name in relations} if relations else templates
-    yield _render(context, facts, facts_sha256, tokenizer, chosen)
-
-
-def _facts(context: Context) -> Step:
-    settings, seen = context.settings, context.seen
+def _facts_step(inputs: StepInputs) -> Step:
+    settings = inputs.settings
     files = source_files(settings.facts, settings.facts_format)
-    hashes = {path.name: seen.sha256(path) for path in files}
-    named = settings.facts.is_dir() or settings.facts_format in _NAMED
+    hashes = {path.name: inputs.seen.sha256(path) for path in files}
+    named = settings.facts.is_dir() or settings.facts_format in _NAMED_BY_FILE
     select = settings.select.model_dump()
     columns = {"facts_columns": list(settings.facts_columns)} if settings.facts_columns else {}
-
-    def make(folder: Path) -> None:
-        selection = import_facts(
-            settings.facts,
-            settings.facts_format,
-            folder / "facts.jsonl",
-            settings.select,
-            columns=settings.facts_columns,
-            progress=context.progress,
-        )
-        for line in selection.summary():
-            context.progress.say(f"  {line}")
-
     old = {
         "source": fingerprint(hashes) if settings.facts.is_dir() else hashes[settings.facts.name],
         "format": settings.facts_format,
-        **{name: select[name] for name in _OF_VERSION_2},
+        **{name: select[name] for name in _VERSION_2_SETTINGS},
     }
     return Step(
         name="facts",
@@ -147,36 +159,37 @@ def _facts(context: Context) -> Step:
             "versions": _versions("facts"),
         },
         outputs=("facts.jsonl", "facts.meta.json"),
-        make=make,
+        make=partial(_make_facts, inputs),
         labels={"data.facts": list(map(str, files))},
-        old_fingerprint=_old("facts", old),
+        old_fingerprint=_old_fingerprint("facts", old),
     )
 
 
-def _tokenizer(context: Context, facts: list[Fact] | None) -> Step:
-    settings = context.settings
+def _make_facts(inputs: StepInputs, folder: Path) -> None:
+    """Writes ``facts.jsonl`` and its description."""
+    settings = inputs.settings
+    selection = import_facts(
+        settings.facts,
+        settings.facts_format,
+        folder / "facts.jsonl",
+        settings.select,
+        columns=settings.facts_columns,
+        progress=inputs.progress,
+    )
+    for line in selection.summary():
+        inputs.progress.say(f"  {line}")
+
+
+def _tokenizer_step(inputs: StepInputs) -> Step:
+    settings = inputs.settings
     name = tokenizer_name(settings)
     library = "tokenizers" if name.endswith(".json") else "sentencepiece"
-
-    def make(folder: Path) -> None:
-        documents = iter_documents(settings.text, text_key=settings.text_key, text_format=settings.text_format)
-        train(
-            (document.text for document in context.progress.track(documents, description="documents")),
-            folder / name,
-            training(settings),
-            names=fact_names(_known(facts)),
-            say=context.progress.say,
-        )
-
-    def recorded(folder: Path) -> dict[str, str]:
-        version = _read(side_file(folder / name), META_SCHEMA).get(f"{library}_version")
-        return {library: str(version)} if version else {}
-
+    facts = inputs.facts
     names = fingerprint(fact_names(facts)) if facts else None
-    # Only where it counts and is not the default: data of older versions have none in their key.
+    # Only if it counts and is not the default: the key of older data has none.
     rare = settings.tokenizer_model != "byte-bpe" and settings.character_coverage != CHARACTER_COVERAGE
     old = {
-        **_old_text(context),
+        **_old_text(inputs),
         "names": names,
         "vocab_size": settings.vocab_size,
         "model": settings.tokenizer_model,
@@ -192,66 +205,44 @@ def _tokenizer(context: Context, facts: list[Fact] | None) -> Step:
                 "seed": settings.seed,
                 **({"character_coverage": settings.character_coverage} if rare else {}),
             },
-            "files": {"data.text": _text(context)},
+            "files": {"data.text": _text(inputs)},
             "made": {"names": names} if names else {},
             "versions": {**_versions("tokenizer"), library: package_version(library)},
         },
         outputs=(name, f"{name}.meta.json"),
-        make=make,
+        make=partial(_make_tokenizer, inputs),
         labels={"data.text": list(map(str, settings.text))},
         known=facts is not None,
-        old_fingerprint=_old("tokenizer", old) if facts else None,
-        recorded=recorded,
+        old_fingerprint=_old_fingerprint("tokenizer", old) if facts else None,
+        recorded=partial(_recorded_library, name, library),
     )
 
 
-def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None, tokenizer: Tokenizer | None) -> Step:
-    settings = context.settings
+def _make_tokenizer(inputs: StepInputs, folder: Path) -> None:
+    """Trains the tokenizer on the text and the facts' names."""
+    settings = inputs.settings
+    documents = iter_documents(settings.text, text_key=settings.text_key, text_format=settings.text_format)
+    train_tokenizer(
+        (document.text for document in inputs.progress.track(documents, description="documents")),
+        folder / tokenizer_name(settings),
+        training(settings),
+        names=fact_names(_known(inputs.facts)),
+        say=inputs.progress.say,
+    )
 
-    def make(folder: Path) -> None:
-        summary = build_corpus(
-            settings.text,
-            _known(tokenizer),
-            folder / "corpus",
-            text_key=settings.text_key,
-            facts=_known(facts),
-            validation_share=settings.validation_share,
-            seed=settings.seed,
-            progress=context.progress,
-            options=CorpusBuildConfig(text_format=settings.text_format),
-        )
-        context.progress.say(
-            f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"
-            f" documents, {summary.validation_tokens} tokens; left out {summary.leaked_documents} documents that state"
-            f" {summary.leaked_facts} of the facts"
-        )
-        for line in (_known(tokenizer).frame_line(), *_known(tokenizer).remarks):
-            context.progress.say(f"  {line}")
 
-    def settle(stamp: Mapping[str, Any] | None) -> dict[str, str]:
-        """The encoder: the same again where tokenizer and both libraries are the same, else by a trial.
+def _recorded_library(model: str, library: str, folder: Path) -> dict[str, str]:
+    """Returns the version of the library that trained the tokenizer of a folder."""
+    version = _read(side_file(folder / model), META_SCHEMA).get(f"{library}_version")
+    return {library: str(version)} if version else {}
 
-        With another tokenizer it does not count by itself.
-        """
-        if tokenizer is None or (stamp and stamp["key"]["made"].get("tokenizer") != tokenizer.fingerprint):
-            return {}
-        then = stamp["key"]["versions"] if stamp else {}
-        tried = stamp is not None and stamp["labels"].get("gigatoken") == usable_gigatoken()
-        if tried and "encoder" in then and then.get(tokenizer.library) == package_version(tokenizer.library):
-            return {"encoder": then["encoder"]}
-        return {"encoder": encoder_for(settings.text, tokenizer, settings.text_key, settings.text_format)[0].name}
 
-    def recorded(folder: Path) -> dict[str, str]:
-        try:
-            versions = read_corpus_meta(folder / "corpus").get("versions", {})
-        except InputError:
-            return {}
-        return {key: version for key, version in versions.items() if key not in ("numpy", "code")}
-
+def _corpus_step(inputs: StepInputs) -> Step:
+    settings = inputs.settings
     prefixes = ["corpus", *([f"corpus{VALIDATION_SUFFIX}"] if settings.validation_share else [])]
-    made, labels, known = _made(context, facts_sha256, tokenizer)
+    made, labels, known = _made(inputs)
     old = {
-        **_old_text(context),
+        **_old_text(inputs),
         **made,
         "validation_share": settings.validation_share,
         "seed": settings.seed,
@@ -264,47 +255,73 @@ def _corpus(context: Context, facts: list[Fact] | None, facts_sha256: str | None
                 "validation_share": settings.validation_share,
                 "seed": settings.seed,
             },
-            "files": {"data.text": _text(context)},
+            "files": {"data.text": _text(inputs)},
             "made": made,
-            "versions": {**_versions("corpus"), **_library(tokenizer)},
+            "versions": {**_versions("corpus"), **_library(inputs.tokenizer)},
         },
         outputs=tuple(f"{prefix}{suffix}" for prefix in prefixes for suffix in _CORPUS_SUFFIXES),
-        make=make,
+        make=partial(_make_corpus, inputs),
         labels={"data.text": list(map(str, settings.text)), "gigatoken": usable_gigatoken(), **labels},
         known=known,
-        **_both("corpus", old, tokenizer, known),
-        settle=settle,
-        recorded=recorded,
+        **_old_fingerprints("corpus", old, inputs.tokenizer, known),
+        settle=partial(_encoder_version, inputs),
+        recorded=_recorded_corpus_versions,
     )
 
 
-def _render(
-    context: Context,
-    facts: list[Fact] | None,
-    facts_sha256: str | None,
-    tokenizer: Tokenizer | None,
-    templates: Mapping[str, RelationTemplates],
-) -> Step:
-    settings = context.settings
+def _make_corpus(inputs: StepInputs, folder: Path) -> None:
+    """Encodes the text without the documents that state a fact."""
+    settings = inputs.settings
+    tokenizer = _known(inputs.tokenizer)
+    summary = build_corpus(
+        settings.text,
+        tokenizer,
+        folder / "corpus",
+        text_key=settings.text_key,
+        facts=_known(inputs.facts),
+        validation_share=settings.validation_share,
+        seed=settings.seed,
+        progress=inputs.progress,
+        config=CorpusBuildConfig(text_format=settings.text_format),
+    )
+    inputs.progress.say(
+        f"  {summary.documents} documents, {summary.tokens} tokens; validation {summary.validation_documents}"
+        f" documents, {summary.validation_tokens} tokens; left out {summary.leaked_documents} documents that state"
+        f" {summary.leaked_facts} of the facts"
+    )
+    for line in (tokenizer.frame_line(), *tokenizer.remarks):
+        inputs.progress.say(f"  {line}")
 
-    def make(folder: Path) -> None:
-        summary = render(
-            _known(facts),
-            templates,
-            _known(tokenizer),
-            folder / "exposures",
-            distractors=settings.select.distractors,
-            seed=settings.seed,
-            progress=context.progress,
-        )
-        means = ", ".join(f"{group} {mean:.2f}" for group, mean in summary.mean_tokens.items())
-        context.progress.say(
-            f"  {summary.exposures} exposures, mean tokens {means}, longest {summary.longest};"
-            f" {summary.questions} questions"
-        )
 
-    made, labels, known = _made(context, facts_sha256, tokenizer)
-    contents = {name: asdict(entry) for name, entry in templates.items()}
+def _encoder_version(inputs: StepInputs, stamp: Mapping[str, Any] | None) -> dict[str, str]:
+    """Returns the encoder's version: the recorded one if tokenizer and libraries are the same, else found by a trial.
+
+    With another tokenizer the encoder does not count by itself.
+    """
+    settings = inputs.settings
+    tokenizer = inputs.tokenizer
+    if tokenizer is None or (stamp and stamp["key"]["made"].get("tokenizer") != tokenizer.fingerprint):
+        return {}
+    then = stamp["key"]["versions"] if stamp else {}
+    tried = stamp is not None and stamp["labels"].get("gigatoken") == usable_gigatoken()
+    if tried and "encoder" in then and then.get(tokenizer.library) == package_version(tokenizer.library):
+        return {"encoder": then["encoder"]}
+    return {"encoder": encoder_for(settings.text, tokenizer, settings.text_key, settings.text_format)[0].name}
+
+
+def _recorded_corpus_versions(folder: Path) -> dict[str, str]:
+    """Returns the versions in the description of a folder's corpus."""
+    try:
+        versions = read_corpus_meta(folder / "corpus").get("versions", {})
+    except InputError:
+        return {}
+    return {key: version for key, version in versions.items() if key not in ("numpy", "code")}
+
+
+def _render_step(inputs: StepInputs) -> Step:
+    settings = inputs.settings
+    made, labels, known = _made(inputs)
+    contents = {name: asdict(entry) for name, entry in inputs.templates.items()}
     old = {**made, "templates": contents, "distractors": settings.select.distractors, "seed": settings.seed}
     return Step(
         name="render",
@@ -312,23 +329,41 @@ def _render(
             "data": {"select": {"distractors": settings.select.distractors}, "seed": settings.seed},
             "files": {"data.templates": {name: fingerprint(content) for name, content in contents.items()}},
             "made": made,
-            "versions": {**_versions("render"), **_library(tokenizer)},
+            "versions": {**_versions("render"), **_library(inputs.tokenizer)},
         },
         outputs=tuple(f"exposures{suffix}" for suffix in RENDER_SUFFIXES),
-        make=make,
+        make=partial(_make_rendering, inputs),
         labels=labels,
         known=known,
-        **_both("render", old, tokenizer, known),
+        **_old_fingerprints("render", old, inputs.tokenizer, known),
     )
 
 
-def _made(
-    context: Context, facts_sha256: str | None, tokenizer: Tokenizer | None
-) -> tuple[dict[str, str], dict[str, str], bool]:
-    """What earlier steps made, where the tokenizer comes from, and whether all of it is known."""
-    made = {"facts": facts_sha256, "tokenizer": tokenizer.fingerprint if tokenizer else None}
+def _make_rendering(inputs: StepInputs, folder: Path) -> None:
+    """Writes the exposure store and the questions."""
+    settings = inputs.settings
+    summary = render(
+        _known(inputs.facts),
+        inputs.templates,
+        _known(inputs.tokenizer),
+        folder / "exposures",
+        distractors=settings.select.distractors,
+        seed=settings.seed,
+        progress=inputs.progress,
+    )
+    means = ", ".join(f"{group} {mean:.2f}" for group, mean in summary.mean_tokens.items())
+    inputs.progress.say(
+        f"  {summary.exposures} exposures, mean tokens {means}, longest {summary.longest};"
+        f" {summary.questions} questions"
+    )
+
+
+def _made(inputs: StepInputs) -> tuple[dict[str, str], dict[str, str], bool]:
+    """Returns fingerprints of what earlier steps made, the origin of the tokenizer, and whether all is known."""
+    tokenizer = inputs.tokenizer
+    made = {"facts": inputs.facts_sha256, "tokenizer": tokenizer.fingerprint if tokenizer else None}
     known = {key: value for key, value in made.items() if value is not None}
-    return known, {"tokenizer": "given" if context.settings.tokenizer else "trained"}, len(known) == len(made)
+    return known, {"tokenizer": "given" if inputs.settings.tokenizer else "trained"}, len(known) == len(made)
 
 
 def _versions(step: str) -> dict[str, str]:
@@ -341,39 +376,39 @@ def _library(tokenizer: Tokenizer | None) -> dict[str, str]:
 
 
 def _reading(settings: DataPrepConfig) -> dict[str, str]:
-    """How text is read; a format counts where one is given."""
+    """Returns how text is read; the format counts if one is given."""
     given = {"text_format": settings.text_format} if settings.text_format else {}
     return {"text_key": settings.text_key, **given}
 
 
-def _text(context: Context) -> list[dict[str, str]]:
-    """The text by content; what a file's name says of its kind decides how it is read, unless a format is given."""
-    settings, seen = context.settings, context.seen
-    return [{"kind": _kind(path, settings.text_format), "sha256": seen.sha256(path)} for path in settings.text]
+def _text(inputs: StepInputs) -> list[dict[str, str]]:
+    """Returns kind and content of the text files; a file is read by its kind unless a format is given."""
+    settings = inputs.settings
+    return [{"kind": _kind(path, settings.text_format), "sha256": inputs.seen.sha256(path)} for path in settings.text]
 
 
 def _kind(path: Path, text_format: str | None) -> str:
-    """What the name says, so that a format that is given is a change of its own."""
+    """Returns the kind by the file's name if it has one, so that a given format is a change of its own."""
     with suppress(InputError):
         return kind_of(path)
     return kind_of(path, text_format)
 
 
-def _old_text(context: Context) -> dict[str, Any]:
-    settings = context.settings
-    return {"text": [context.seen.sha256(path) for path in settings.text], "text_key": settings.text_key}
+def _old_text(inputs: StepInputs) -> dict[str, Any]:
+    settings = inputs.settings
+    return {"text": [inputs.seen.sha256(path) for path in settings.text], "text_key": settings.text_key}
 
 
-def _old(step: str, key: dict[str, Any]) -> str:
-    """The fingerprint in a stamp of the old schema."""
+def _old_fingerprint(step: str, key: dict[str, Any]) -> str:
+    """Returns the fingerprint of a step in a stamp of the old schema."""
     return fingerprint({"version": int(OLD_VERSION), "step": step, **key})
 
 
-def _both(step: str, key: dict[str, Any], tokenizer: Tokenizer | None, known: bool) -> dict[str, Any]:
+def _old_fingerprints(step: str, key: dict[str, Any], tokenizer: Tokenizer | None, known: bool) -> dict[str, Any]:
     if tokenizer is None or not known:
         return {}
     older = {**key, "tokenizer": tokenizer.model_sha256}
-    return {"old_fingerprint": _old(step, key), "older_fingerprint": _old(step, older)}
+    return {"old_fingerprint": _old_fingerprint(step, key), "older_fingerprint": _old_fingerprint(step, older)}
 
 
 def _read(path: Path, schema: str) -> dict[str, Any]:
@@ -384,6 +419,6 @@ def _read(path: Path, schema: str) -> dict[str, Any]:
 
 
 def _known(value: _Value | None) -> _Value:
-    """Steps are made in order: what earlier ones make is there."""
+    """Returns what an earlier step has made: steps are made in order."""
     assert value is not None
     return value

@@ -1,11 +1,11 @@
-"""How deep the JSON of a line is nested: one limit, where each library's own depends on who calls it."""
+"""A limit to the nesting of JSON, where each library's own depends on the caller."""
 
 from __future__ import annotations
 
 import re
 
 DEEPEST = 200
-"""Arrays and objects within one another that a line may have.
+"""Largest number of arrays and objects within one another.
 
 Python's json counts the frames of its callers too and orjson does not: a worker would refuse what its parent reads.
 """
@@ -16,10 +16,12 @@ _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def too_deep(line: bytes) -> bool:
-    """Whether a line of JSON is nested deeper than ``DEEPEST``. Nearly all lines have too few brackets for that."""
+    """Returns whether JSON is nested deeper than ``DEEPEST``. Nearly all lines have too few brackets for that."""
     if line.count(b"[") + line.count(b"{") <= DEEPEST:
         return False
-    outline, depth = _STRING.sub(b"", line).translate(_ROUND, _OTHERS), 0
+    outline = _STRING.sub(b"", line).translate(_ROUND, _OTHERS)
+    depth = 0
     while b"()" in outline and depth <= DEEPEST:  # takes the innermost ones away each time
-        outline, depth = outline.replace(b"()", b""), depth + 1
+        outline = outline.replace(b"()", b"")
+        depth += 1
     return depth + outline.count(b"(") > DEEPEST

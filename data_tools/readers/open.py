@@ -1,4 +1,4 @@
-"""Opens text files: their kind, which their name or the user tells, and their packing, which their content tells."""
+"""Opens text files. The kind follows from the name or is given by the user; the packing follows from the content."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_kis.common.errors import InputError, nearest
+from megatron_kis.common.extras import import_extra
 from megatron_kis.common.files import unreadable
 from megatron_kis.data_tools.readers.json_depth import too_deep
-from megatron_kis.data_tools.readers.packed import library, packing_of, unpacked
+from megatron_kis.data_tools.readers.packed import packing_of, unpacked
 
 BUFFER = 1 << 20
-"""Bytes that are read at a time."""
+"""Number of bytes that are read at a time."""
 
 FORMATS = ("jsonl", "txt", "tsv", "parquet")
-"""What a user can say of files of any name."""
+"""The formats that a user can give for files of any name."""
 
 _KINDS = {f".{name}": f".{name}" for name in FORMATS} | {".ndjson": ".jsonl", ".json": ".jsonl"}
 _PACKED = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bzip2", ".xz": "xz"}
@@ -25,9 +26,10 @@ _EXPECTED = (
     "expected .jsonl (or .json, .ndjson), .txt or .tsv, also .gz, .zst, .bz2 or .xz, or .parquet; files of another name"
     " are read with --format, or data.text_format of a study"
 )
-_UNPACK, _CONVERT = "unpack it first", "convert it to .jsonl, .tsv or .parquet"
-_NOT_READ = dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".z", ".br", ".lzma"), _UNPACK)
-_NOT_READ |= dict.fromkeys((".csv", ".arrow", ".feather", ".avro", ".orc"), _CONVERT)
+_ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".lz4", ".z", ".br", ".lzma")
+_TABLES = (".csv", ".arrow", ".feather", ".avro", ".orc")
+_NOT_READ = dict.fromkeys(_ARCHIVES, "unpack it first")
+_NOT_READ |= dict.fromkeys(_TABLES, "convert it to .jsonl, .tsv or .parquet")
 _OTHERS = {
     b"PK\x03\x04": "a zip archive",
     b"7z\xbc\xaf": "a 7z archive",
@@ -37,18 +39,19 @@ _OTHERS = {
     b"PAR1\x15": "a parquet file",
     b"ARROW1\x00": "an arrow file",
 }
-_TAR, _TAR_AT = b"ustar", 257
+_TAR = b"ustar"
+_TAR_AT = 257
 _UTF = {  # the longer marks first
     b"\xff\xfe\x00\x00": "UTF-32",
     b"\x00\x00\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-_LOOK = 4096  # bytes of a file that are looked at before all work
+_LOOK = 4096  # bytes of a file that are checked before all work
 
 
 def kind_of(path: Path, text_format: str | None = None) -> str:
-    """Kind of a text file: ``.jsonl``, ``.txt``, ``.tsv`` or ``.parquet``, by its name or by what the user says.
+    """Returns the kind of a text file: ``.jsonl``, ``.txt``, ``.tsv`` or ``.parquet``, by its name or as given.
 
     Raises:
         InputError: an unknown kind or format.
@@ -70,7 +73,7 @@ def kind_of(path: Path, text_format: str | None = None) -> str:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file is packed, by its content or, where that tells nothing, by its name."""
+    """Returns whether a file is packed, by its content or else by its name."""
     try:
         with open(path, "rb") as raw:
             return bool(packing_of(raw.read(16)) or path.suffix.lower() in _PACKED)
@@ -79,12 +82,12 @@ def is_packed(path: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path, *, beginning: bool = False) -> Iterator[IO[bytes]]:
-    """A buffered stream of the file's content, unpacked.
+def open_text(path: Path, *, head: bool = False) -> Iterator[IO[bytes]]:
+    """Opens a buffered stream of the file's content, unpacked.
 
     Args:
         path: the file.
-        beginning: only the first bytes are wanted.
+        head: only the first bytes are wanted.
 
     Raises:
         InputError: it is damaged or cut off, or not packed as its name says.
@@ -92,7 +95,8 @@ def opened(path: Path, *, beginning: bool = False) -> Iterator[IO[bytes]]:
     with open(path, "rb") as raw:
         start = raw.read(16)
         raw.seek(0)
-        found, named = packing_of(start), _PACKED.get(path.suffix.lower(), "")
+        found = packing_of(start)
+        named = _PACKED.get(path.suffix.lower(), "")
         if named and not found:
             problem = (
                 f"no {named} file in spite of its name" if start else f"empty, which no {named} file is (truncated?)"
@@ -100,20 +104,20 @@ def opened(path: Path, *, beginning: bool = False) -> Iterator[IO[bytes]]:
             remedy = "if it is unpacked already, name it so" if start else None
             raise InputError(problem, where=str(path), remedy=remedy)
         if found:
-            with unpacked(raw, found, path, buffer=_LOOK if beginning else BUFFER, beginning=beginning) as file:
+            with unpacked(raw, found, path, buffer=_LOOK if head else BUFFER, head=head) as file:
                 yield file
         else:
             yield raw
 
 
-def check_beginning(path: Path, kind: str) -> None:
+def check_head(path: Path, kind: str) -> None:
     """Refuses a file whose first bytes show that it is no text of this kind.
 
     Raises:
         InputError: names the file, what it is, and how to make it readable.
     """
     try:
-        with opened(path, beginning=True) as file:
+        with open_text(path, head=True) as file:
             start = file.peek(_LOOK)[:_LOOK]  # type: ignore[attr-defined]  # all of them are buffered
             ends_with_returns = kind in (".txt", ".tsv") and b"\0" not in start and _only_returns(file)
     except OSError as error:
@@ -144,8 +148,9 @@ def check_beginning(path: Path, kind: str) -> None:
 
 
 def _only_returns(file: IO[bytes]) -> bool:
-    r"""Whether ``\r`` ends lines and ``\n`` none; reads to the first ``\n``, or to the end in bounded memory."""
-    found, before = False, b""
+    r"""Returns whether ``\r`` ends lines and ``\n`` none. Reads to the first ``\n``, or all in bounded memory."""
+    found = False
+    before = b""
     while block := file.readline(BUFFER):
         if block.endswith(b"\n"):
             return False
@@ -156,30 +161,30 @@ def _only_returns(file: IO[bytes]) -> bool:
 
 
 def _one_document(start: bytes) -> str | None:
-    """``array`` or ``object`` where the beginning of a file is that of one JSON document instead of JSON lines."""
+    """Returns ``array`` or ``object`` where a file begins as one JSON document instead of JSON lines."""
     line, _, rest = start.partition(b"\n")
     if line.strip() == b"{":
         return "object"
     if not line.startswith(b"["):
         return None
     if b"\n" not in start and not line[1:].lstrip().startswith((b"{", b"[")):
-        return None  # a long line of something else, whose end is not seen
+        return None  # a long line of something else, which ends later
     if too_deep(line):
         return "array"
     try:
         json.loads(line)
     except ValueError:
         return "array"
-    return None if rest.strip() else "array"  # one wrong line among others is a matter of that line
+    return None if rest.strip() else "array"  # one wrong line among others is an error of that line
 
 
 def open_parquet(path: Path) -> Any:
-    """A ``pyarrow.parquet.ParquetFile``; a context manager.
+    """Opens a ``pyarrow.parquet.ParquetFile``, which is a context manager.
 
     Raises:
         InputError: the file is no parquet file, or pyarrow is not installed.
     """
-    parquet = library("pyarrow.parquet", "parquet files")
+    parquet = import_extra("pyarrow.parquet", "for parquet files")
     try:
         return parquet.ParquetFile(path, page_checksum_verification=True)
     except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError

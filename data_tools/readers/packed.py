@@ -1,14 +1,13 @@
 """Unpacks gzip, zstd, bzip2 and xz files, and refuses those that are damaged or cut off.
 
 Each may be several streams one after another (``cat a.gz b.gz``, bgzip, pzstd, seekable zstd, pbzip2). A cut between
-two streams cannot be told, except in bgzip files, which end with an empty block.
+two streams cannot be detected, except in bgzip files, which end with an empty block.
 """
 
 from __future__ import annotations
 
 import bz2
 import gzip
-import importlib
 import io
 import lzma
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.extras import import_extra
 
 _MAGIC = {"gzip": (b"\x1f\x8b",), "bzip2": (b"BZh",), "xz": (b"\xfd7zXZ\x00",), "zstd": (b"\x28\xb5\x2f\xfd",)}
 _BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # what follows "BZh" and a digit, which may begin a text
@@ -29,7 +29,7 @@ _CHUNK = 1 << 16
 
 
 def packing_of(start: bytes) -> str:
-    """``gzip``, ``zstd``, ``bzip2`` or ``xz``, by a file's first bytes (16 are enough); "" for any other file."""
+    """Returns ``gzip``, ``zstd``, ``bzip2`` or ``xz`` by a file's first bytes (16 are enough), "" for others."""
     if int.from_bytes(start[:4], "little") & ~0xF == _SKIPPABLE:
         return "zstd"
     found = next((name for name, magics in _MAGIC.items() if start.startswith(magics)), "")
@@ -37,21 +37,21 @@ def packing_of(start: bytes) -> str:
 
 
 @contextmanager
-def unpacked(raw: IO[bytes], packing: str, path: Path, *, buffer: int, beginning: bool = False) -> Iterator[IO[bytes]]:
-    """A buffered stream of what a packed file holds.
+def unpacked(raw: IO[bytes], packing: str, path: Path, *, buffer: int, head: bool = False) -> Iterator[IO[bytes]]:
+    """Opens a buffered stream of a packed file's content.
 
     Args:
         raw: the file, at its start.
-        packing: how it is packed, as :func:`packing_of` says.
+        packing: its packing, as :func:`packing_of` returns it.
         path: its name, for messages.
-        buffer: bytes to read at a time.
-        beginning: only its beginning is wanted: what the file's end tells is not looked at.
+        buffer: number of bytes to read at a time.
+        head: only the first bytes are wanted: the file's end is not checked.
 
     Raises:
         InputError: it is damaged or cut off, which may turn out anywhere while it is read.
     """
     try:
-        with io.BufferedReader(_STREAMS[packing](raw, beginning), buffer) as file:
+        with io.BufferedReader(_STREAMS[packing](raw, head), buffer) as file:
             yield file
     except EOFError:
         raise InputError(f"truncated {packing} file", where=str(path), remedy="copy or make it again") from None
@@ -64,34 +64,21 @@ def unpacked(raw: IO[bytes], packing: str, path: Path, *, buffer: int, beginning
         raise InputError(f"damaged gzip file ({error})", where=str(path)) from None
 
 
-def library(name: str, purpose: str) -> Any:
-    """A package of the ``corpus`` extra.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        remedy = "pip install 'megatron-kis[corpus]'"
-        raise InputError(f"{name} is needed for {purpose}", remedy=remedy) from None
-
-
 class _DamageError(Exception):
-    """What a library says of a damaged file."""
+    """A library's error about a damaged file."""
 
 
 class _WindowError(Exception):
-    """A frame's window is too large."""
+    """A frame whose window is too large."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
         self.size = size
 
 
-def _gzip(raw: IO[bytes], beginning: bool) -> io.RawIOBase:
+def _gzip(raw: IO[bytes], head: bool) -> io.RawIOBase:
     start = raw.read(16)
-    if not beginning and (start[3:4], start[10:]) == (b"\x04", b"\x06\x00BC\x02\x00"):  # the extra field of bgzip
+    if not head and (start[3:4], start[10:]) == (b"\x04", b"\x06\x00BC\x02\x00"):  # the extra field of bgzip
         raw.seek(-min(len(_BGZIP_END), os.fstat(raw.fileno()).st_size), os.SEEK_END)
         if raw.read() != _BGZIP_END:
             raise EOFError
@@ -99,28 +86,28 @@ def _gzip(raw: IO[bytes], beginning: bool) -> io.RawIOBase:
     return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]  # a BufferedIOBase, of which readinto is enough
 
 
-def _zstd(raw: IO[bytes], beginning: bool) -> io.RawIOBase:
-    zstandard = library("zstandard", "zst files")
-    _check_frames(raw, first=beginning)
+def _zstd(raw: IO[bytes], head: bool) -> io.RawIOBase:
+    zstandard = import_extra("zstandard", "for zst files")
+    _check_frames(raw, first=head)
     raw.seek(0)
     decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
     stream = decompressor.stream_reader(raw, read_across_frames=True, closefd=False)
-    return _Told(stream, zstandard.ZstdError)
+    return _Checked(stream, zstandard.ZstdError)
 
 
 def _check_frames(raw: IO[bytes], *, first: bool) -> None:
-    """Looks at the header of the first frame, or of all.
+    """Checks the header of the first frame, or of all.
 
-    Goes from block to block of a zstd file (RFC 8878, section 3) and reads one buffer per 128 KiB of text.
-
-    The library does not tell the end of a file that was cut off from the end of its text.
+    Goes from block to block of a zstd file (RFC 8878, section 3) and reads one buffer per 128 KiB of text. The library
+    itself takes a file that was cut off for one that ends there.
 
     Raises:
         EOFError: the file ends within a frame.
         _WindowError: a frame takes too much memory.
         _DamageError: something else follows a frame.
     """
-    size, at = os.fstat(raw.fileno()).st_size, 0
+    size = os.fstat(raw.fileno()).st_size
+    at = 0
 
     def number(count: int) -> int:
         nonlocal at
@@ -132,7 +119,8 @@ def _check_frames(raw: IO[bytes], *, first: bool) -> None:
         return int.from_bytes(taken, "little")
 
     while at < size:
-        start, magic = at, number(4)
+        start = at
+        magic = number(4)
         if magic & ~0xF == _SKIPPABLE:
             length = number(4)
             at += length
@@ -140,7 +128,8 @@ def _check_frames(raw: IO[bytes], *, first: bool) -> None:
         if magic != int.from_bytes(_MAGIC["zstd"][0], "little"):
             raise _DamageError(f"no frame begins at byte {start}")
         descriptor = number(1)
-        single, checksum = descriptor >> 5 & 1, descriptor >> 2 & 1
+        single = descriptor >> 5 & 1
+        checksum = descriptor >> 2 & 1
         exponent, eighths = divmod(0 if single else number(1), 8)
         at += (0, 1, 2, 4)[descriptor & 3]
         content = number((single, 2, 4, 8)[descriptor >> 6])
@@ -159,11 +148,12 @@ def _check_frames(raw: IO[bytes], *, first: bool) -> None:
         raise EOFError
 
 
-class _Told(io.RawIOBase):
-    """A stream whose library's own error is told as damage."""
+class _Checked(io.RawIOBase):
+    """A stream that turns its library's error into :class:`_DamageError`."""
 
     def __init__(self, stream: Any, error: type[Exception]) -> None:
-        self._stream, self._error = stream, error
+        self._stream = stream
+        self._error = error
 
     def readable(self) -> bool:
         return True
@@ -179,7 +169,9 @@ class _Streams(io.RawIOBase):
     """Streams of bzip2 or xz one after another; what follows the last is damage, unless it is padding."""
 
     def __init__(self, raw: IO[bytes], new: Callable[[], Any], padding: bytes) -> None:
-        self._raw, self._new, self._padding = raw, new, padding
+        self._raw = raw
+        self._new = new
+        self._padding = padding
         self._stream = new()
 
     def readable(self) -> bool:
@@ -202,18 +194,18 @@ class _Streams(io.RawIOBase):
                     raise EOFError
             try:
                 text = self._stream.decompress(taken, len(buffer))
-            except (OSError, lzma.LZMAError) as error:  # bz2 tells damage as an OSError
+            except (OSError, lzma.LZMAError) as error:  # bz2 reports damage as an OSError
                 raise _DamageError(str(error)) from None
             if text:
                 buffer[: len(text)] = text
                 return len(text)
 
 
-def _bzip2(raw: IO[bytes], _beginning: bool) -> io.RawIOBase:
+def _bzip2(raw: IO[bytes], _head: bool) -> io.RawIOBase:
     return _Streams(raw, bz2.BZ2Decompressor, b"")
 
 
-def _xz(raw: IO[bytes], _beginning: bool) -> io.RawIOBase:
+def _xz(raw: IO[bytes], _head: bool) -> io.RawIOBase:
     return _Streams(raw, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _LARGEST_WINDOW), b"\0")
 
 

@@ -16,7 +16,7 @@ _FIRST_WORD = re.compile(r"[^\W_]+")
 
 
 def indefinite_article(name: str) -> str:
-    """``a`` or ``an``, by spelling: right for the great majority of English names, not for all (``a Ulan``)."""
+    """Returns ``a`` or ``an``, by spelling: right for the great majority of English names, not for all (``a Ulan``)."""
     decomposed = unicodedata.normalize("NFD", name)
     match = _FIRST_WORD.search("".join(letter for letter in decomposed if not unicodedata.combining(letter)))
     if match is None:

@@ -1,7 +1,7 @@
 """Multiple-choice questions about facts, as token ids ready to be scored.
 
 ``PREFIX.questions.jsonl``: a header line (schema ``kis.questions/1``) with every choice that affects scores, then one
-row a fact and template::
+row per fact and template::
 
     {"fact", "group", "relation", "split": "train|held_out|question", "template": index within the split,
      "answer": index of the right option, "options": [{"text", "tokens": [...], "span": [a, b)}, ...]}
@@ -21,15 +21,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from megatron_kis.common.terms import SPLITS
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.names import name_key
-from megatron_kis.data_tools.rendering.dealing import Dealt, deal_fairly
+from megatron_kis.data_tools.rendering.distractors import ChosenOptions, choose_fair_options
 from megatron_kis.data_tools.rendering.paraphrases import Paraphrases, with_paraphrases
 from megatron_kis.data_tools.rendering.statements import tokenize_in_batches, tokenize_option
-from megatron_kis.data_tools.rendering.templates import SPLITS, Rendered, Templates, fill
+from megatron_kis.data_tools.rendering.templates import Rendered, Templates, fill
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 
-_SAMPLE = 16  # facts and templates of a group and relation of which the size of its questions is known well enough
+_SAMPLE = 16  # facts and templates of a group and relation that are enough to estimate the size of its questions
 
 
 def expected_size(
@@ -41,26 +42,26 @@ def expected_size(
     asked: int | None = None,
     paraphrases: Paraphrases | None = None,
 ) -> int:
-    """Bytes that the questions will take, by a sample of their statements; args as in :func:`iter_questions`."""
+    """Estimates the bytes of the questions file from a sample of statements; args as in :func:`iter_questions`."""
     own = {fact: len([*entry.places()]) for fact, entry in (paraphrases or {}).items()}
-    cells: dict[tuple[str, str], list[Fact]] = defaultdict(list)
+    strata: dict[tuple[str, str], list[Fact]] = defaultdict(list)
     for fact in facts:
-        cells[fact.group, fact.relation].append(fact)
+        strata[fact.group, fact.relation].append(fact)
     sizes = Counter(fact.group for fact in facts)
     total = 0.0
-    for (group, relation), cell in cells.items():
+    for (group, relation), stratum in strata.items():
         sentences = [template for _, template in templates[relation].places()]
         sample = [
             len(
                 json.dumps(tokenize_option(template, fact.subject, fact.object, tokenizer), ensure_ascii=False).encode()
             )
-            for fact in cell[:: -(-len(cell) // _SAMPLE)]
+            for fact in stratum[:: -(-len(stratum) // _SAMPLE)]
             for template in sentences[:: -(-len(sentences) // _SAMPLE)]
         ]
-        share = len(cell) if asked is None else min(len(cell), -(-asked * len(cell) // sizes[group]))
-        options = len({name_key(fact.object) for fact in cell}) if distractors is None else 1 + distractors
-        asked_with = len(sentences) + sum(own.get(fact.id, 0) for fact in cell) / len(cell)
-        total += share * asked_with * options * sum(sample) / len(sample)
+        share = len(stratum) if asked is None else min(len(stratum), -(-asked * len(stratum) // sizes[group]))
+        options = len({name_key(fact.object) for fact in stratum}) if distractors is None else 1 + distractors
+        templates_per_fact = len(sentences) + sum(own.get(fact.id, 0) for fact in stratum) / len(stratum)
+        total += share * templates_per_fact * options * sum(sample) / len(sample)
     return int(total)
 
 
@@ -73,7 +74,7 @@ def iter_questions(
     seed: int,
     asked: int | None = None,
     paraphrases: Paraphrases | None = None,
-    dealt: Dealt | None = None,
+    chosen: ChosenOptions | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of the questions file: facts in their order, splits and templates in theirs.
 
@@ -81,22 +82,22 @@ def iter_questions(
         facts: all facts of the study.
         templates: templates of at least their relations.
         tokenizer: the tokenizer of the study.
-        distractors: as in :func:`deal`.
-        seed: as in :func:`deal`.
-        asked: as in :func:`deal`.
+        distractors: as in :func:`choose_options`.
+        seed: as in :func:`choose_options`.
+        asked: as in :func:`choose_options`.
         paraphrases: sentences of single facts, next to the templates.
-        dealt: what :func:`deal_fairly` gave for these, where it was called before.
+        chosen: result of :func:`choose_fair_options` for the same arguments, if it was called before.
     """
-    dealt = dealt or deal_fairly(
+    chosen = chosen or choose_fair_options(
         facts, templates, tokenizer, distractors=distractors, seed=seed, asked=asked, paraphrases=paraphrases
     )
-    chosen = dealt.options
+    options_of = chosen.options
 
     def drafts() -> Iterator[tuple[dict[str, Any], list[Rendered]]]:
         for fact in facts:
-            if fact.id not in chosen:
+            if fact.id not in options_of:
                 continue
-            options, answer = chosen[fact.id]
+            options, answer = options_of[fact.id]
             own = with_paraphrases(templates[fact.relation], (paraphrases or {}).get(fact.id))
             for split in SPLITS:
                 for index, template in enumerate(own.split(split)):

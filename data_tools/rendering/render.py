@@ -17,19 +17,20 @@ from typing import Any
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json_lines
 from megatron_kis.common.progress import Progress
+from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data_tools.facts.fact import Fact
-from megatron_kis.data_tools.rendering.dealing import deal_fairly
+from megatron_kis.data_tools.rendering.distractors import choose_fair_options
 from megatron_kis.data_tools.rendering.paraphrases import Paraphrases, with_paraphrases
 from megatron_kis.data_tools.rendering.questions import expected_size, iter_questions
 from megatron_kis.data_tools.rendering.templates import Templates, fill, wrong_articles
-from megatron_kis.data_tools.storage.exposures import RENDERED_GROUPS, write_exposure_index
+from megatron_kis.data_tools.storage.exposures import write_exposure_index
 from megatron_kis.data_tools.storage.indexed import IndexedWriter, suffixed
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 
 SUFFIXES = (".json", ".bin", ".idx", ".facts.npy", ".ids.txt", ".questions.jsonl")
-"""Of the files that rendering writes."""
+"""Suffixes of the files that rendering writes."""
 _BATCH = 256  # facts whose sentences are encoded together
-_NAMED = 5  # offenders that a message names
+_NAMED = 5  # long exposures that a message names
 
 
 @dataclass(slots=True)
@@ -37,17 +38,17 @@ class TokenCounts:
     """Lengths of some exposures in tokens, end-of-document tokens included."""
 
     exposures: int = 0
-    """How many there are."""
+    """Number of exposures."""
     tokens: int = 0
-    """Their tokens."""
+    """Total tokens."""
     shortest: int = 0
-    """Tokens of the shortest."""
+    """Tokens of the shortest exposure."""
     longest: int = 0
-    """Tokens of the longest."""
+    """Tokens of the longest exposure."""
 
     @property
     def mean(self) -> float:
-        """Mean tokens."""
+        """Mean tokens of an exposure."""
         return self.tokens / max(1, self.exposures)
 
     def add(self, tokens: int) -> None:
@@ -60,7 +61,7 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class RenderSummary:
-    """What rendering wrote."""
+    """Files and counts of one rendering."""
 
     prefix: Path
     """Prefix of the exposure store."""
@@ -69,7 +70,7 @@ class RenderSummary:
     exposures: int
     """Rendered (fact, template) pairs."""
     tokens: int
-    """Their tokens, end-of-document tokens included."""
+    """Tokens of all exposures, end-of-document tokens included."""
     longest: int
     """Tokens of the longest exposure: a training sequence must hold it."""
     mean_tokens: dict[str, float]
@@ -77,7 +78,7 @@ class RenderSummary:
     questions: int
     """Rows of the questions file."""
     left_out: int = 0
-    """Facts that no question asks about, because too few objects are wrong and can be told from theirs."""
+    """Facts that no question asks about, because too few objects are wrong and distinguishable from theirs."""
     relations: dict[str, TokenCounts] = field(default_factory=dict)
     """Lengths of each relation's exposures."""
     remarks: tuple[str, ...] = ()
@@ -85,7 +86,7 @@ class RenderSummary:
 
 
 def outputs_of(prefix: Path) -> list[Path]:
-    """The files that :func:`render` writes."""
+    """Returns the files that :func:`render` writes."""
     return [suffixed(prefix, suffix) for suffix in SUFFIXES]
 
 
@@ -122,7 +123,8 @@ def render(
         InputError: a group and relation has too few objects for the distractors, or an exposure is too long, or the
             questions would be too large.
     """
-    progress, paraphrases = progress or Progress(), paraphrases or {}
+    progress = progress or Progress()
+    paraphrases = paraphrases or {}
     questions_path = suffixed(prefix, ".questions.jsonl")
     if largest_questions is not None:
         size = expected_size(facts, templates, tokenizer, distractors=distractors, asked=asked, paraphrases=paraphrases)
@@ -133,12 +135,14 @@ def render(
                 remedy="ask with fewer distractors (--distractors), about fewer facts (--asked), with fewer templates,"
                 " or raise the limit (--largest-questions)",
             )
-    dealt = deal_fairly(
+    chosen = choose_fair_options(
         facts, templates, tokenizer, distractors=distractors, seed=seed, asked=asked, paraphrases=paraphrases
     )
-    left_out = len(dealt.left_out)
+    left_out = len(chosen.left_out)
     if left_out:
-        progress.say(f"  {left_out} facts are not asked about: too few options that are wrong and can be told from it")
+        progress.say(
+            f"  {left_out} facts are not asked about: too few options are wrong and distinguishable from the answer"
+        )
     for suffix in (".json", ".questions.jsonl", ".facts.npy", ".ids.txt"):
         suffixed(prefix, suffix).unlink(missing_ok=True)
     rendered = [fact for fact in facts if fact.group in RENDERED_GROUPS]
@@ -159,7 +163,7 @@ def render(
         if too_long:
             raise _too_long(too_long, longest_exposure, str(prefix))
     rows = iter_questions(
-        facts, templates, tokenizer, distractors=distractors, seed=seed, paraphrases=paraphrases, dealt=dealt
+        facts, templates, tokenizer, distractors=distractors, seed=seed, paraphrases=paraphrases, chosen=chosen
     )
     header = _header(facts, tokenizer, distractors=distractors, seed=seed, asked=asked, left_out=left_out)
     count = write_json_lines(questions_path, _with_header(header, progress.track(rows, description="questions")))
@@ -203,7 +207,7 @@ def template_remarks(facts: Sequence[Fact], templates: Templates) -> Iterator[st
 
 
 def template_lengths(facts: Sequence[Fact], templates: Templates, tokenizer: Tokenizer) -> dict[str, TokenCounts]:
-    """Tokens of each template over its relation's facts, by ``relation.train[0]`` and so on."""
+    """Counts the tokens of each template over its relation's facts; keys are ``relation.train[0]`` and so on."""
     counts: dict[str, TokenCounts] = defaultdict(TokenCounts)
     for fact in facts:
         places, own = zip(*templates[fact.relation].places(), strict=True)

@@ -1,4 +1,4 @@
-"""Statements as token ids, with the token range of the object in each."""
+"""Tokenizes statements and finds the token range of the object in each."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from megatron_kis.data_tools.tokenizers.base import Tokenizer
 
 _Key = TypeVar("_Key")
 
-_BATCH = 4096  # statements tokenized in one call: a call for each question's few takes four times as long
+_BATCH = 4096  # statements tokenized in one call: one call per question takes four times as long
 
 
 def tokenize_in_batches(
     groups: Iterable[tuple[_Key, list[Rendered]]], tokenizer: Tokenizer
 ) -> Iterator[tuple[_Key, list[list[int]], NDArray[np.int64]]]:
-    """:func:`tokenize_statements` of each group of statements, many groups in one call.
+    """Applies :func:`tokenize_statements` to groups of statements, many groups in one call.
 
     Args:
-        groups: what each group is called, and its statements.
+        groups: a key for each group, and its statements.
         tokenizer: the tokenizer.
 
     Yields:
-        The name, the token ids of the group's statements and [statements, 2] the token ranges of their answers.
+        The key, the token ids of the group's statements, and [statements, 2] the token ranges of their answers.
     """
     waiting: list[tuple[_Key, int]] = []
     statements: list[Rendered] = []
@@ -50,7 +50,7 @@ def tokenize_in_batches(
 
 
 def tokenize_option(template: str, subject: str, option: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Text, token ids and answer span of a template with an option filled in."""
+    """Returns text, token ids and answer span of a template with an option filled in."""
     tokens, spans = tokenize_statements([fill(template, subject, option)], tokenizer)
     return {"text": option, "tokens": tokens[0], "span": spans[0].tolist()}
 
@@ -58,7 +58,7 @@ def tokenize_option(template: str, subject: str, option: str, tokenizer: Tokeniz
 def tokenize_statements(
     statements: Sequence[Rendered], tokenizer: Tokenizer
 ) -> tuple[list[list[int]], NDArray[np.int64]]:
-    """Token ids of statements, each tokenized as a whole, and [statements, 2] the token ranges of their answers.
+    """Returns the token ids of statements, each tokenized as a whole, and [statements, 2] the ranges of their answers.
 
     A token belongs to the answer if it covers one of its characters; the piece of its first word covers the space
     before it as well. A space that has a token of its own belongs to the answer too, also the one that the tokenizer

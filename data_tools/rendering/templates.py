@@ -1,4 +1,4 @@
-"""Sentence templates of each relation: loading, validation and filling.
+"""Sentence templates of each relation: loading, validating and filling them.
 
 ``templates.yaml`` maps a relation to the lists ``train`` (rendered into training text), ``held_out`` (probing only) and
 ``question`` (probing only); each template holds ``[X]``, the subject, and ``[Y]``, the object, exactly once. ``a(n)``
@@ -18,16 +18,14 @@ from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import read_text
 from megatron_kis.common.identifiers import checked_name
 from megatron_kis.common.parsing import parse_yaml
+from megatron_kis.common.terms import SPLITS
 from megatron_kis.data_tools.facts.names import name_key
 from megatron_kis.data_tools.rendering.articles import indefinite_article
-
-SPLITS = ("train", "held_out", "question")
-"""The template splits, in the order in which questions are written."""
 
 _SLOT = re.compile(r"(?:\b([Aa])\(n\) )?\[([XY])\]")
 _FIXED_ARTICLE = re.compile(r"\b(an?) \[([XY])\]", re.IGNORECASE)
 _MINUS = re.compile(r"(?<!\w)-(?=\d)")
-_READ_OUT = "#%&@\u2030_"  # of what Unicode calls punctuation: other marks only part or close what is said
+_READ_OUT = "#%&@\u2030_"  # punctuation by Unicode, but read aloud; other marks only separate
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class Rendered:
     """A filled template."""
 
     text: str
-    """The sentence."""
+    """The sentence with both names filled in."""
     answer: tuple[int, int]
     """Half-open character range of the object in it."""
 
@@ -45,14 +43,14 @@ class RelationTemplates:
     """The templates of one relation."""
 
     train: tuple[str, ...]
-    """Rendered into training text; at least one."""
+    """Templates rendered into training text; at least one."""
     held_out: tuple[str, ...]
-    """For probing only."""
+    """Templates for probing only."""
     question: tuple[str, ...]
-    """For probing only: a question and its answer."""
+    """Templates for probing only that ask a question and answer it."""
 
     def split(self, name: str) -> tuple[str, ...]:
-        """The templates of a split, ``train``, ``held_out`` or ``question``."""
+        """Returns the templates of a split, ``train``, ``held_out`` or ``question``."""
         templates: tuple[str, ...] = getattr(self, name)
         return templates
 
@@ -64,12 +62,12 @@ class RelationTemplates:
 
 
 Templates = Mapping[str, RelationTemplates]
-"""Relation to its templates."""
+"""Templates by relation."""
 
 
 def fill(template: str, subject: str, answer: str) -> Rendered:
-    """Puts subject and object into a template. Names that hold ``[X]`` or ``[Y]`` themselves do no harm."""
-    slots, tail = _taken_apart(template)
+    """Fills subject and object into a template; names may contain ``[X]`` or ``[Y]`` themselves."""
+    slots, tail = _slots_of(template)
     text, span = "", (0, 0)
     for before, article, is_object in slots:
         name = answer if is_object else subject
@@ -83,8 +81,8 @@ def fill(template: str, subject: str, answer: str) -> Rendered:
 
 
 @lru_cache(maxsize=1024)
-def _taken_apart(template: str) -> tuple[list[tuple[str, str | None, bool]], str]:
-    """Of each slot the text before it, the letter of its article, and whether it is the object's; and what follows."""
+def _slots_of(template: str) -> tuple[list[tuple[str, str | None, bool]], str]:
+    """Splits a template into (text before, letter of its article, is the object) per slot, and the tail."""
     slots, at = [], 0
     for slot in _SLOT.finditer(template):
         slots.append((template[at : slot.start()], slot[1], slot[2] == "Y"))
@@ -93,9 +91,9 @@ def _taken_apart(template: str) -> tuple[list[tuple[str, str | None, bool]], str
 
 
 def wording(template: str) -> str:
-    """The template without case, punctuation and the choice between *a* and *an*: what two templates must not share.
+    """Returns a template without case, punctuation and the choice of *a* or *an*; no two templates may share it.
 
-    Symbols, vowel signs and a minus before a number are of the wording.
+    Symbols, vowel signs and a minus before a number belong to the wording.
     """
     words = name_key(_MINUS.sub("\u2212", plain(template)))
     kept = (letter if letter in _READ_OUT or category(letter)[0] in "LMNS" else " " for letter in words)
@@ -103,12 +101,12 @@ def wording(template: str) -> str:
 
 
 def plain(template: str) -> str:
-    """The template for readers that know ``[X]`` and ``[Y]`` only: ``a(n)`` becomes *a*."""
+    """Returns a template for readers that know ``[X]`` and ``[Y]`` only: ``a(n)`` becomes *a*."""
     return template.replace("(n) [", " [")
 
 
 def wrong_articles(template: str, facts: Iterable[tuple[str, str]]) -> list[str]:
-    """Names that an *a* or *an* written out before a slot does not fit; ``a(n)`` fits all.
+    """Finds names that a fixed *a* or *an* before a slot does not fit; ``a(n)`` fits all.
 
     Args:
         template: the template.
@@ -127,11 +125,11 @@ def load_templates(path: Path, *, relations: Iterable[str] | None = None) -> dic
 
     Args:
         path: the YAML file.
-        relations: relations that must be there (those of the facts); others are kept as well.
+        relations: relations that are required (those of the facts); others are kept as well.
 
     Raises:
-        InputError: not such a file; a template without its slots or one that stands in two places, named by relation,
-            split and index; a relation without train templates, or lacking altogether.
+        InputError: not such a file; a template without its slots, or given twice, named by relation, split and
+            index; a relation that is missing or has no train templates.
     """
     content = parse_yaml(read_text(path), where=str(path), names=True)
     if not isinstance(content, dict) or not content:
@@ -179,6 +177,6 @@ def _check(template: object, where: str, places: dict[str, str]) -> None:
     words = wording(template)
     if words in places:
         raise InputError(
-            f"same wording as {places[words]}", where=where, remedy="a template stands in one split and once"
+            f"same wording as {places[words]}", where=where, remedy="a template may be in one split only, and once"
         )
     places[words] = where

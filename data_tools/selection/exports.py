@@ -1,12 +1,12 @@
-"""Facts for other tools: a data set in the format of BEAR and LM-Pub-Quiz.
+"""Exports facts to other tools: data sets in the format of BEAR and LM-Pub-Quiz.
 
-``OUTPUT/<group>/<relation>.jsonl`` and ``OUTPUT/<group>/metadata_relations.json``: a data set a group, because an
-option must be an object of the fact's own group (see ``rendering.questions``) and the format has one answer space a
+``OUTPUT/<group>/<relation>.jsonl`` and ``OUTPUT/<group>/metadata_relations.json``: one data set per group, because an
+option must be an object of the fact's own group (see ``rendering.questions``) and the format has one answer space per
 relation. ``lm_pub_quiz.Dataset.from_path(OUTPUT/<group>)`` reads it; so does the importer ``bear``.
 
-An object has one label in the answer space, whatever names and ids its facts have. What the format has no place for is
-in fields of our own, which other readers pass over and the importer ``bear`` reads: ``object``, the name that the fact
-itself has, and ``subject_id`` and ``object_id``, which are empty where the source has none.
+An object has one label in the answer space, whatever names and ids its facts have. Fields of our own hold what
+the format has no place for; other readers ignore them and the importer ``bear`` reads them: ``object``, the fact's own
+name for it, and ``subject_id`` and ``object_id``, which are empty where the source has none.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import write_json, write_json_lines
 from megatron_kis.common.identifiers import is_name, same_place
-from megatron_kis.data_tools.facts.fact import GROUPS, Fact
+from megatron_kis.common.terms import GROUPS, SPLITS
+from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.importers.bear import METADATA
-from megatron_kis.data_tools.facts.names import Entities, mentions
-from megatron_kis.data_tools.rendering.templates import SPLITS, Templates, plain
+from megatron_kis.data_tools.facts.names import Entities, named_entities
+from megatron_kis.data_tools.rendering.templates import Templates, plain
 
 
 def export_bear(
@@ -34,17 +35,17 @@ def export_bear(
     split: str = "held_out",
     groups: Sequence[str] | None = None,
 ) -> list[Path]:
-    """Writes a folder a group.
+    """Writes one folder per group.
 
     Args:
         facts: the facts.
-        templates: of at least their relations.
-        output: folder for the folders.
-        split: which templates to ask with: ``train``, ``held_out`` or ``question``.
+        templates: templates of at least their relations.
+        output: parent of the folders.
+        split: templates to ask with: ``train``, ``held_out`` or ``question``.
         groups: groups to write, each of which must have facts; None for all that have some.
 
     Returns:
-        The folders, one for each group.
+        The folders, one per group.
 
     Raises:
         InputError: an unknown split or group, a group without facts, a relation without templates of the split, or
@@ -57,12 +58,12 @@ def export_bear(
             raise InputError(f"unknown group {group!r}", where="groups", remedy=nearest(group, GROUPS))
         if group not in {fact.group for fact in facts}:
             raise InputError(f"no facts of group {group!r}", where="groups", remedy="leave it out")
-    cells: dict[str, dict[str, list[Fact]]] = defaultdict(lambda: defaultdict(list))
+    by_group: dict[str, dict[str, list[Fact]]] = defaultdict(lambda: defaultdict(list))
     for fact in facts:
         if groups is None or fact.group in groups:
-            cells[fact.group][fact.relation].append(fact)
+            by_group[fact.group][fact.relation].append(fact)
     files: dict[str, str] = {}
-    for relation in sorted({relation for cell in cells.values() for relation in cell}):
+    for relation in sorted({relation for by_relation in by_group.values() for relation in by_relation}):
         if not is_name(relation) or "." in relation:  # LM-Pub-Quiz takes what follows a dot for the format
             remedy = "letters, digits, _, - and + only"
             raise InputError(f"relation {relation!r} cannot name a file of this format", remedy=remedy)
@@ -71,10 +72,11 @@ def export_bear(
         if (other := files.setdefault(same_place(relation), relation)) != relation:
             problem = f"relations {other!r} and {relation!r} may name one file"
             raise InputError(problem, remedy="names that differ in more than case")
-    entities, folders = Entities(facts), []
-    for group, cell in cells.items():
+    entities = Entities(facts)
+    folders = []
+    for group, by_relation in by_group.items():
         metadata: dict[str, Any] = {}
-        for relation, members in cell.items():
+        for relation, members in by_relation.items():
             rows, answers = _rows(members, entities)
             write_json_lines(output / group / f"{relation}.jsonl", rows)
             metadata[relation] = {
@@ -88,15 +90,15 @@ def export_bear(
 
 
 def _rows(facts: Sequence[Fact], entities: Entities) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Rows of a relation, and its answer space: id to label, an object once whatever it is called."""
+    """Returns the rows of a relation, and its answer space: label by id, each object once under one name."""
     answers: dict[str, str] = {}
-    known: dict[str, str] = {}  # what an object is known as -> its id in the answer space
+    known: dict[str, str] = {}  # id in the answer space by every entity key of an object
     places: dict[str, int] = {}
     given = {fact.object_id for fact in facts}
     made = (identifier for number in count() if (identifier := f"{facts[0].relation}-{number}") not in given)
     rows = []
     for fact in facts:
-        called = entities.entities(mentions(fact)[1])
+        called = entities.entities(named_entities(fact)[1])
         identifier = next((known[one] for one in sorted(called) if one in known), None) or fact.object_id or next(made)
         for one in called:
             known.setdefault(one, identifier)

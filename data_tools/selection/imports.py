@@ -1,4 +1,4 @@
-"""From a source of triples to ``facts.jsonl``: import, choose, describe."""
+"""From a source of triples to ``facts.jsonl``: import, select, describe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from megatron_kis.data_tools.facts.importers import (
     malformed,
     parse_columns,
 )
-from megatron_kis.data_tools.readers.splits import refuse_own_outputs
+from megatron_kis.data_tools.readers.files import refuse_own_outputs
 from megatron_kis.data_tools.rendering.templates import wording
 from megatron_kis.data_tools.selection.pool import Pool
 from megatron_kis.data_tools.selection.select import SelectConfig, Selection, select_facts
@@ -38,27 +38,27 @@ def import_facts(
     skip_errors: bool = False,
     progress: Progress | None = None,
 ) -> Selection:
-    """Imports triples, chooses a study's facts, writes ``output`` and, beside it, ``facts.meta.json``.
+    """Imports triples, selects a study's facts, and writes ``output`` with ``facts.meta.json`` next to it.
 
     Args:
         source: a file or folder of triples.
         kind: its format, a key of ``IMPORTERS``.
         output: the facts file to write.
         settings: which facts, and how many.
-        columns: of a table or JSON lines, ``field=column`` where the header does not say what a column holds.
+        columns: ``field=column`` for columns of a table or JSON lines whose names do not say what they hold.
         skip_errors: drop and count malformed rows instead of ending.
         progress: where to report.
 
     Raises:
-        InputError: a damaged row or an id for the second time (``file:line``), or too few facts for what is asked: it
-            says what was dropped, and why.
+        InputError: a damaged row or an id for the second time (``file:line``), or too few facts for the groups,
+            with counts of and reasons for dropped triples.
     """
     refuse_own_outputs(source_files(source, kind), [output, output.with_suffix(".meta.json")])
     twice = [relation for relation, count in Counter(settings.relations).items() if count > 1]
     if twice:
         raise InputError(f"{twice[0]!r} is given twice", where="relations", remedy="name each relation once")
     triples = read_triples(source, kind, settings, columns=columns, skip_errors=skip_errors)
-    triples = _ids_once(triples, settings, skip_errors=skip_errors)
+    triples = _without_repeated_ids(triples, settings, skip_errors=skip_errors)
     pools: list[Pool] = []
 
     def seen(pool: Pool) -> None:
@@ -70,12 +70,12 @@ def import_facts(
 
     try:
         tracked = (progress or Progress()).track(triples, description="triples")
-        selection = select_facts(tracked, settings, see_pool=seen)
+        selection = select_facts(tracked, settings, on_pool=seen)
     except InputError as error:
         if not pools:
             raise
         raise InputError(
-            f"{error.problem}{_reasons(pools[0], error)}", where=error.where, remedy=error.remedy
+            f"{error.problem}{_drop_reasons(pools[0], error)}", where=error.where, remedy=error.remedy
         ) from None
     write_facts(output, selection.facts)
     described = {"path": str(source), "format": kind, "sha256": source_fingerprint(source, kind)}
@@ -92,10 +92,12 @@ def import_facts(
     return selection
 
 
-def _ids_once(triples: Iterable[Imported], settings: SelectConfig, *, skip_errors: bool) -> Iterator[Imported]:
-    """The triples; of those that a source gives one id only the first, as often as it is said.
+def _without_repeated_ids(
+    triples: Iterable[Imported], settings: SelectConfig, *, skip_errors: bool
+) -> Iterator[Imported]:
+    """Yields the triples without later ones that reuse an id for another fact.
 
-    Ids are remembered up to the number of triples that fit into memory.
+    Ids are remembered for as many triples as fit into memory.
     """
     seen: dict[str, Candidate] = {}
     for triple in triples:
@@ -104,7 +106,7 @@ def _ids_once(triples: Iterable[Imported], settings: SelectConfig, *, skip_error
             first = seen.get(triple.id)
             if first is None and len(seen) < settings.memory_limit:
                 seen[triple.id] = triple
-            elif first is not None and _said(first) != _said(triple):
+            elif first is not None and _fact_of(first) != _fact_of(triple):
                 problem = f"id {triple.id!r} is taken (by {first.where})"
                 error = InputError(problem, where=triple.where, remedy="ids must be unique, or left out")
                 if not skip_errors:
@@ -114,12 +116,12 @@ def _ids_once(triples: Iterable[Imported], settings: SelectConfig, *, skip_error
         yield triple
 
 
-def _said(triple: Candidate) -> tuple[str, str, str]:
+def _fact_of(triple: Candidate) -> tuple[str, str, str]:
     return triple.subject, triple.relation, triple.object
 
 
-def _reasons(pool: Pool, error: InputError) -> str:
-    """Why triples were dropped, those of the relation that an error names, or of all."""
+def _drop_reasons(pool: Pool, error: InputError) -> str:
+    """Lists why triples were dropped: those of the relation that an error names, or all."""
     named = {relation for relation in pool.imported if f"relation {relation!r}" in error.problem}
     counts = {
         reason: Counter({name: count for name, count in of.items() if not name or not named or name in named})
@@ -143,7 +145,7 @@ def read_triples(
     columns: Sequence[str] = (),
     skip_errors: bool = False,
 ) -> Iterator[Imported]:
-    """The triples of a source.
+    """Reads the triples of a source.
 
     Raises:
         InputError: an unknown format, no such source, or columns of a format that has none.
@@ -151,7 +153,7 @@ def read_triples(
     check_source(source, kind, columns)
     if kind in WITH_COLUMNS:
         return WITH_COLUMNS[kind](source, skip_errors=skip_errors, columns=parse_columns(columns))
-    if kind == "wikidata5m":  # names that nobody asked for, or that will not fit into memory, are not looked up
+    if kind == "wikidata5m":  # names of other relations, or beyond the memory limit, are not looked up
         limit, seed = settings.memory_limit, settings.seed
         relations = settings.relations
         return import_wikidata5m(source, skip_errors=skip_errors, relations=relations, limit=limit, seed=seed)
@@ -159,7 +161,7 @@ def read_triples(
 
 
 def check_source(source: Path, kind: str, columns: Sequence[str] = ()) -> None:
-    """Checks what can be told of a source without reading it.
+    """Checks what can be checked of a source without reading it.
 
     Raises:
         InputError: an unknown format, no such source, a folder where the format is a file, or wrong columns.
@@ -177,10 +179,10 @@ def check_source(source: Path, kind: str, columns: Sequence[str] = ()) -> None:
 
 
 def read_source_templates(source: Path, kind: str, *, skip_errors: bool = False) -> dict[str, list[str]]:
-    """The templates that a source brings, by relation; those without one [X] and one [Y] are left out.
+    """Reads the templates of a source, by relation; those without one [X] and one [Y] are left out.
 
     Raises:
-        InputError: the format brings none.
+        InputError: the format has none.
     """
     if kind not in TEMPLATE_READERS:
         remedy = f"these do: {', '.join(TEMPLATE_READERS)}; write templates.yaml for the others"
@@ -193,12 +195,12 @@ def read_source_templates(source: Path, kind: str, *, skip_errors: bool = False)
 
 
 def write_source_templates(found: Mapping[str, list[str]], output: Path, relations: Sequence[str]) -> int:
-    """Writes the templates that a source brings as ``templates.yaml``: the last of a relation held out, the rest train.
+    """Writes the templates of a source as ``templates.yaml``: the last one of a relation held out, the others train.
 
     They are a start: a relation needs more sentences than the one to three that BEAR and LAMA have.
 
     Args:
-        found: what :func:`read_source_templates` gives.
+        found: result of :func:`read_source_templates`.
         output: the file to write.
         relations: relations to write.
 
@@ -218,7 +220,7 @@ def write_source_templates(found: Mapping[str, list[str]], output: Path, relatio
 
 
 def source_files(source: Path, kind: str) -> list[Path]:
-    """The files of a source of triples that its format reads; others in its folder do not count.
+    """Returns the files of a source that its format reads; others in its folder do not count.
 
     Raises:
         InputError: there is no such file or folder, or none of the format's files in it.
@@ -228,7 +230,7 @@ def source_files(source: Path, kind: str) -> list[Path]:
 
 
 def source_fingerprint(source: Path, kind: str) -> str:
-    """SHA-256 of a file; of a folder, over the names and hashes of the files that are read."""
+    """Returns the SHA-256 of a file; for a folder, of the names and hashes of the files that are read."""
     files = source_files(source, kind)
     if not source.is_dir():
         return sha256_file(source)

@@ -1,11 +1,11 @@
-"""The usable facts of a source: what cannot be asked fairly is dropped and counted, in bounded memory.
+"""Selects the usable facts of a source, in bounded memory; other triples are dropped and counted.
 
-A fact is usable where its subject has one object in the relation, its name belongs to no other subject, and the names
-give nothing away. Subjects and objects are told apart by their ids where the source has some, else by their names
-(``megatron_kis.data_tools.facts.names``): different names are one only if an alias says so.
+A fact is usable if its subject has one object in the relation, its name belongs to no other subject, and the names
+do not reveal the object. Subjects and objects are distinguished by their ids where the source has some, else by their
+names (``facts.names``): different names are one only if an alias says so.
 
-Where a source has more triples than ``limit``, a random sample of its subjects is kept: those whose hash lies under a
-threshold that is halved when memory is full. All triples of a kept subject are kept, so that what is ambiguous is still
+Where a source has more triples than ``limit``, a random sample of its subjects is kept: those whose hash is below a
+threshold that is halved whenever memory is full. All triples of a kept subject are kept, so that ambiguity is still
 known exactly.
 """
 
@@ -17,36 +17,37 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from megatron_kis.data_tools.facts.fields import has_content
 from megatron_kis.data_tools.facts.importers import AMBIGUOUS_NAMES, NOT_SAMPLED, Candidate, Dropped, Imported
-from megatron_kis.data_tools.facts.names import Entities, Mention, entity_key, mentions, name_key, says_something
-from megatron_kis.data_tools.selection.hints import gives_away, holds_name
+from megatron_kis.data_tools.facts.names import Entities, NamedEntity, entity_key, name_key, named_entities
+from megatron_kis.data_tools.selection.revealing_names import contains_name, reveals_object
 
 AMBIGUOUS_OBJECTS = "ambiguous: the subject has several objects"
 REPEATED = "said twice"
-SAYS_NOTHING = "no letter, number or symbol in a name"
-OBJECT_INSIDE = "the object stands in the subject's name"
-TELLING = "the subject's name hints at the object"
+NO_CONTENT = "no letter, number or symbol in a name"
+CONTAINS_OBJECT = "the object stands in the subject's name"
+HINTS_AT_OBJECT = "the subject's name hints at the object"
 
-_Place = tuple[str, str]
-"""Relation and subject."""
+_Key = tuple[str, str]
+"""Relation and entity key of the subject."""
 
 
 @dataclass(slots=True)
 class Pool:
-    """Usable facts by relation, and the counts of everything else."""
+    """Usable facts by relation, and counts of everything else."""
 
     facts: dict[str, list[Candidate]] = field(default_factory=dict)
     """Usable facts of each relation, in the order of the source."""
     imported: Counter[str] = field(default_factory=Counter)
-    """Triples read, by relation."""
+    """Number of triples read, by relation."""
     dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    """Reason to relation to count of dropped triples."""
+    """Number of dropped triples, by reason and relation."""
     examples: dict[tuple[str, str], str] = field(default_factory=dict)
-    """(Reason, relation) to where the first such triple is."""
+    """Place of the first dropped triple, by (reason, relation)."""
     seen: set[str] = field(default_factory=set)
-    """All relations of the source, also those not asked for."""
+    """All relations of the source, including those not asked for."""
     entities: Entities = field(default_factory=lambda: Entities(()))
-    """What the names of the facts mean, by all triples that were held."""
+    """Meanings of names, by all triples in memory."""
 
 
 def usable_facts(
@@ -58,17 +59,19 @@ def usable_facts(
     limit: int = 4_000_000,
     seed: int = 0,
 ) -> Pool:
-    """Reads a source to its end and keeps what a study may ask.
+    """Reads a source to its end and keeps the facts that a study may ask about.
 
     Args:
-        triples: what an importer yields.
+        triples: output of an importer.
         relations: relations to keep; empty means all.
         longest_name: longest subject or object in characters.
         keep_telling_names: keep facts whose subject's name hints at the object.
-        limit: triples to hold at once, at about 1 kB each, 1.6 with ids and aliases.
-        seed: of the sample where there are more.
+        limit: most triples in memory, at about 1 kB each, 1.6 with ids and aliases.
+        seed: seed of the sample if the source has more.
     """
-    pool, wanted, held = Pool(), set(relations), _Held(limit, seed)
+    pool = Pool()
+    wanted = set(relations)
+    store = _TripleStore(limit, seed)
     for triple in triples:
         pool.seen.add(triple.relation)
         if wanted and triple.relation and triple.relation not in wanted:
@@ -79,22 +82,22 @@ def usable_facts(
             pool.examples.setdefault((triple.reason, triple.relation), triple.where)
             continue
         pool.imported[triple.relation] += 1
-        if reason := held.add(triple):
+        if reason := store.add(triple):
             pool.dropped[reason][triple.relation] += 1
             pool.examples.setdefault((reason, triple.relation), triple.where)
-    pool.dropped[NOT_SAMPLED].update(held.evicted)
+    pool.dropped[NOT_SAMPLED].update(store.evicted)
     pool.facts = {relation: [] for relation in pool.imported if relation}
-    pool.entities = Entities(held)
-    for relation, candidates in _by_subject(held, pool.entities):
+    pool.entities = Entities(store)
+    for relation, candidates in _by_subject(store, pool.entities):
         first, *others = candidates
-        reason = AMBIGUOUS_NAMES if any(held.is_shared(one, pool.entities) for one in candidates) else None
-        if not all(pool.entities.same(mentions(first)[1], mentions(other)[1]) for other in others):
+        reason = AMBIGUOUS_NAMES if any(store.is_shared(one, pool.entities) for one in candidates) else None
+        if not all(pool.entities.same(named_entities(first)[1], named_entities(other)[1]) for other in others):
             reason = AMBIGUOUS_OBJECTS
         elif others:
             pool.dropped[REPEATED][relation] += len(others)
             for other in others:
-                first = _merged(first, other)
-        if reason := reason or _unfair(first, longest_name, keep_telling_names):
+                first = _merge(first, other)
+        if reason := reason or _unfairness(first, longest_name, keep_telling_names):
             pool.dropped[reason][relation] += len(candidates) if reason == AMBIGUOUS_OBJECTS else 1
             pool.examples.setdefault((reason, relation), first.where)
         else:
@@ -102,75 +105,76 @@ def usable_facts(
     return pool
 
 
-def _by_subject(held: _Held, entities: Entities) -> Iterator[tuple[str, list[Candidate]]]:
-    """Yields a relation and the triples of a subject in it; subjects without ids are one where an alias says so."""
-    homes: dict[_Place, _Place] = {}
-    for relation, subject in held.places():
+def _by_subject(store: _TripleStore, entities: Entities) -> Iterator[tuple[str, list[Candidate]]]:
+    """Yields (relation, triples of a subject in it); subjects without ids are one if an alias says so."""
+    parents: dict[_Key, _Key] = {}
+    for relation, subject in store.subject_keys():
         if subject.startswith("="):
-            for entity in entities.entities(Mention(subject[1:], "", ())):
-                one, other = _home(homes, (relation, subject)), _home(homes, (relation, entity))
+            for entity in entities.entities(NamedEntity(subject[1:], "", ())):
+                one, other = _root(parents, (relation, subject)), _root(parents, (relation, entity))
                 if one != other and entity.startswith("="):
-                    homes[max(one, other)] = min(one, other)
-    joined = {_home(homes, place) for place in list(homes)}
-    together: dict[_Place, list[_Place]] = {}
-    for place in held.places():
-        if (home := _home(homes, place)) in joined:
-            together.setdefault(home, []).append(place)
-    for place in held.places():
-        places = together.get(_home(homes, place), [place])
-        if place == places[0]:
-            yield place[0], [candidate for one in places for candidate in held.at(one)]
+                    parents[max(one, other)] = min(one, other)
+    joined = {_root(parents, key) for key in list(parents)}
+    together: dict[_Key, list[_Key]] = {}
+    for key in store.subject_keys():
+        if (root := _root(parents, key)) in joined:
+            together.setdefault(root, []).append(key)
+    for key in store.subject_keys():
+        keys = together.get(_root(parents, key), [key])
+        if key == keys[0]:
+            yield key[0], [candidate for one in keys for candidate in store.triples_of(one)]
 
 
-def _home(homes: dict[_Place, _Place], place: _Place) -> _Place:
-    while place in homes:
-        homes[place] = place = homes.get(homes[place], homes[place])
-    return place
+def _root(parents: dict[_Key, _Key], key: _Key) -> _Key:
+    while key in parents:
+        parents[key] = key = parents.get(parents[key], parents[key])
+    return key
 
 
-def _unfair(candidate: Candidate, longest_name: int | None, keep_telling_names: bool) -> str | None:
+def _unfairness(candidate: Candidate, longest_name: int | None, keep_telling_names: bool) -> str | None:
     if not keep_telling_names:
-        if holds_name(candidate.subject, candidate.object):
-            return OBJECT_INSIDE
-        if gives_away(candidate.subject, candidate.object):
-            return TELLING
+        if contains_name(candidate.subject, candidate.object):
+            return CONTAINS_OBJECT
+        if reveals_object(candidate.subject, candidate.object):
+            return HINTS_AT_OBJECT
     longest = max(len(unicodedata.normalize("NFC", name)) for name in (candidate.subject, candidate.object))
     if longest_name is not None and longest > longest_name:
         return f"a name longer than {longest_name} characters"
     return None
 
 
-class _Held:
-    """Distinct triples in memory."""
+class _TripleStore:
+    """Distinct triples in memory, sampled by subject when there are too many."""
 
     def __init__(self, limit: int, seed: int) -> None:
-        self._limit, self._seed = limit, seed
+        self._limit = limit
+        self._seed = seed
         self._threshold = 1 << 64
         self._count = 0
-        self._bearers: dict[str, str | None] = {}  # a subject's name -> its key, None where there are several
-        self._by_subject: dict[_Place, Candidate | dict[str, Candidate]] = {}  # most have one object: no dict for it
+        self._bearers: dict[str, str | None] = {}  # entity key by a subject's name; None if there are several
+        self._by_subject: dict[_Key, Candidate | dict[str, Candidate]] = {}  # most have one object: no dict for it
         self.evicted: Counter[str] = Counter()
 
     def add(self, candidate: Candidate) -> str | None:
-        """Keeps a triple, or gives the reason why not."""
-        if not says_something(candidate.subject) or not says_something(candidate.object):
-            return SAYS_NOTHING
+        """Keeps a triple, or returns the reason for dropping it."""
+        if not has_content(candidate.subject) or not has_content(candidate.object):
+            return NO_CONTENT
         name = name_key(candidate.subject)
         if self._threshold < 1 << 64 and self._rank(name) >= self._threshold:
             return NOT_SAMPLED
-        subject, answer = (entity_key(one.name, one.identifier) for one in mentions(candidate))
+        subject, answer = (entity_key(one.name, one.identifier) for one in named_entities(candidate))
         if self._bearers.setdefault(name, subject) != subject:
             self._bearers[name] = None
-        place = (candidate.relation, subject)
-        known = self._by_subject.get(place)
+        key = (candidate.relation, subject)
+        known = self._by_subject.get(key)
         if known is None:
-            self._by_subject[place] = candidate
+            self._by_subject[key] = candidate
         else:
             if isinstance(known, Candidate):
                 known = {entity_key(known.object, known.object_id): known}
             repeated = answer in known
-            known[answer] = _merged(known[answer], candidate) if repeated else candidate
-            self._by_subject[place] = known if len(known) > 1 else known[answer]
+            known[answer] = _merge(known[answer], candidate) if repeated else candidate
+            self._by_subject[key] = known if len(known) > 1 else known[answer]
             if repeated:
                 return REPEATED
         self._count += 1
@@ -178,24 +182,24 @@ class _Held:
             self._evict()
         return None
 
-    def places(self) -> Iterable[_Place]:
-        """The relations and subjects of all triples, in the order of the source."""
+    def subject_keys(self) -> Iterable[_Key]:
+        """Returns the keys of all triples, in the order of the source."""
         return self._by_subject.keys()
 
-    def at(self, place: _Place) -> Iterable[Candidate]:
-        """What a relation says of a subject."""
-        known = self._by_subject[place]
+    def triples_of(self, key: _Key) -> Iterable[Candidate]:
+        """Returns the triples of a relation and subject."""
+        known = self._by_subject[key]
         return [known] if isinstance(known, Candidate) else known.values()
 
     def __iter__(self) -> Iterator[Candidate]:
-        for place in self._by_subject:
-            yield from self.at(place)
+        for key in self._by_subject:
+            yield from self.triples_of(key)
 
     def is_shared(self, candidate: Candidate, entities: Entities) -> bool:
-        """Whether other entities bear the subject's name: as theirs, or, of a subject without an id, as an alias."""
+        """Returns whether other entities have the subject's name: as theirs, or as an alias if it has no id."""
         if self._bearers[name_key(candidate.subject)] is None:
             return True
-        own = entities.entities(mentions(candidate)[0])
+        own = entities.entities(named_entities(candidate)[0])
         return not candidate.subject_id and any(entity.startswith("#") for entity in own)
 
     def _rank(self, name: str) -> int:
@@ -203,20 +207,20 @@ class _Held:
 
     def _evict(self) -> None:
         self._threshold //= 2
-        kept: dict[_Place, Candidate | dict[str, Candidate]] = {}
-        for place, known in self._by_subject.items():
+        kept: dict[_Key, Candidate | dict[str, Candidate]] = {}
+        for key, known in self._by_subject.items():
             several = known if isinstance(known, dict) else {"": known}
             stay = {key: one for key, one in several.items() if self._rank(name_key(one.subject)) < self._threshold}
-            self.evicted[place[0]] += len(several) - len(stay)
+            self.evicted[key[0]] += len(several) - len(stay)
             if stay:
-                kept[place] = stay if len(stay) > 1 else next(iter(stay.values()))
+                kept[key] = stay if len(stay) > 1 else next(iter(stay.values()))
         self._by_subject = kept
         self._count = sum(1 if isinstance(known, Candidate) else len(known) for known in kept.values())
         self._bearers = {name: key for name, key in self._bearers.items() if self._rank(name) < self._threshold}
 
 
-def _merged(one: Candidate, other: Candidate) -> Candidate:
-    """The first of two rows that say the same, with all names of both, and the ids that one of them has."""
+def _merge(one: Candidate, other: Candidate) -> Candidate:
+    """Merges two rows of one fact: the first, with all names of both and the ids that either has."""
     subjects = _names(one.subject, (*one.subject_aliases, other.subject, *other.subject_aliases))
     objects = _names(one.object, (*one.object_aliases, other.object, *other.object_aliases))
     ids = (one.subject_id or other.subject_id, one.object_id or other.object_id)

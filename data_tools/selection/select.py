@@ -1,4 +1,4 @@
-"""Chooses the facts of a study from imported triples: drops what cannot be asked fairly, splits the rest by seed.
+"""Selects the facts of a study from imported triples: drops those that cannot be asked fairly, splits the rest by seed.
 
 The three groups are exchangeable: a fact's group is a random draw within its relation, so a difference between groups
 can only come from what the model was shown. Within a group and relation an object is the answer of one fact only (by
@@ -18,15 +18,16 @@ from pydantic import Field
 
 from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import InputError, nearest
-from megatron_kis.data_tools.facts.fact import GROUPS, Fact
+from megatron_kis.common.terms import GROUPS
+from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.importers import Candidate, Imported
-from megatron_kis.data_tools.facts.names import Entities, name_key, one_of_each
+from megatron_kis.data_tools.facts.names import Entities, name_key, representative_names
 from megatron_kis.data_tools.selection.pool import Pool, usable_facts
 
 SPREADS = ("even", "proportional")
 """How facts are spread over relations: the same number of each, or as many as a relation has."""
 
-_SHOWN = 20  # counts in a line of the summary
+_LISTED = 20  # counts in a line of the summary
 
 
 class SelectConfig(Config):
@@ -74,41 +75,41 @@ class SelectConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class RelationSummary:
-    """What a source has of a relation, and what was taken."""
+    """Counts of one relation: what the source has, and what was chosen."""
 
     relation: str
     """Key of the relation."""
     imported: int
-    """Triples read."""
+    """Number of triples read."""
     usable: int
-    """Facts that can be asked."""
+    """Number of facts that can be asked."""
     objects: int
-    """Their distinct objects."""
+    """Number of distinct objects of the usable facts."""
     chance: float
     """Chance level where all objects are options: 1 / objects."""
     most_frequent: float
     """Share of the usable facts that have the most frequent object: what always naming it would score."""
     chosen: dict[str, int]
-    """Facts taken, by group."""
+    """Number of facts chosen, by group."""
 
 
 @dataclass(slots=True)
 class Selection:
-    """The chosen facts and what was left out."""
+    """The chosen facts, and counts of those left out."""
 
     facts: list[Fact] = field(default_factory=list)
-    """In the order of the file: group, then relation, then drawn order."""
+    """Facts in the order of the file: by group, then relation, then as drawn."""
     imported: Counter[str] = field(default_factory=Counter)
-    """Imported triples of each relation."""
+    """Number of imported triples, by relation."""
     dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    """Reason to relation to count of dropped triples."""
+    """Number of dropped triples, by reason and relation."""
     relations: list[RelationSummary] = field(default_factory=list)
-    """Each relation of the source that was asked for."""
+    """Summary of each relation that was asked for."""
     distractors: int = 3
     """Wrong options of a question."""
 
     def summary(self) -> list[str]:
-        """What was imported, dropped and chosen, one line each."""
+        """Describes what was imported, dropped and chosen, one line each."""
         lines = [f"imported {_counts(self.imported)}"]
         lines += [f"dropped {_counts(counts)}: {reason}" for reason, counts in self.dropped.items() if counts.total()]
         lines += [
@@ -124,22 +125,22 @@ class Selection:
 
 
 def _counts(counter: Mapping[str, int]) -> str:
-    """The total, and the largest counts by name."""
+    """Formats the total, and the largest counts by name."""
     ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{count} {name or 'unknown'}" for name, count in sorted(ranked[:_SHOWN])]
-    more = [f"and {len(ranked) - _SHOWN} more"] if len(ranked) > _SHOWN else []
+    shown = [f"{count} {name or 'unknown'}" for name, count in sorted(ranked[:_LISTED])]
+    more = [f"and {len(ranked) - _LISTED} more"] if len(ranked) > _LISTED else []
     return f"{sum(counter.values())} (" + ", ".join([*shown, *more]) + ")"
 
 
 def select_facts(
-    triples: Iterable[Imported], settings: SelectConfig, *, see_pool: Callable[[Pool], None] | None = None
+    triples: Iterable[Imported], settings: SelectConfig, *, on_pool: Callable[[Pool], None] | None = None
 ) -> Selection:
     """Drops unfair facts and splits the rest into groups, stratified by relation.
 
     Args:
-        triples: what an importer yields.
+        triples: output of an importer.
         settings: which facts, and how many.
-        see_pool: is shown what there is to choose from, before anything is chosen.
+        on_pool: called with all usable facts before any are chosen.
 
     Raises:
         InputError: a relation is unknown, or has too few facts or objects for its share; says how many there are.
@@ -153,18 +154,18 @@ def select_facts(
         limit=settings.memory_limit,
         seed=settings.seed,
     )
-    if see_pool is not None:
-        see_pool(pool)
+    if on_pool is not None:
+        on_pool(pool)
     for relation in settings.relations:
         if relation not in pool.seen:
             raise InputError(f"no facts of relation {relation!r}", remedy=nearest(relation, pool.seen))
     selection = Selection(imported=pool.imported, dropped=pool.dropped, distractors=settings.distractors)
     order = list(dict.fromkeys(settings.relations)) or sorted(pool.facts)
     sizes = {relation: len(pool.facts[relation]) for relation in order}
-    shares = {group: _shares(count, sizes, settings) for group, count in settings.counts().items()}
+    shares = {group: _facts_per_relation(count, sizes, settings) for group, count in settings.counts().items()}
     entities = pool.entities
     sources = {
-        relation: _Source(relation, pool.facts[relation], entities, _frequencies(pool.facts[relation], entities))
+        relation: _UsableFacts(relation, pool.facts[relation], entities, _frequencies(pool.facts[relation], entities))
         for relation in order
     }
     home: dict[str, str] = {}
@@ -197,28 +198,28 @@ def select_facts(
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class _UsableFacts:
     """The usable facts of a relation."""
 
     relation: str
     facts: list[Candidate]
     entities: Entities
     frequencies: Counter[str]
-    """Of each object, how many facts have it."""
+    """Number of facts by object."""
 
 
 def _frequencies(facts: Iterable[Candidate], entities: Entities) -> Counter[str]:
-    """How many facts have each object, under one of the names that may mean it."""
+    """Counts the facts of each object, under one of the names that may mean it."""
     counts = Counter(name_key(fact.object) for fact in facts)
-    stands = one_of_each({name: entities.meanings(name) for name in counts})
+    representatives = representative_names({name: entities.meanings(name) for name in counts})
     found: Counter[str] = Counter()
     for name, count in counts.items():
-        found[stands[name]] += count
+        found[representatives[name]] += count
     return found
 
 
 def check_settings(settings: SelectConfig) -> None:
-    """Checks what can be told of settings without the triples.
+    """Checks what can be checked of the settings without the triples.
 
     Raises:
         InputError: a number is too small, or a choice unknown.
@@ -241,23 +242,23 @@ def check_settings(settings: SelectConfig) -> None:
         raise InputError(f"is {settings.memory_limit}", where="memory_limit", remedy="a number of triples")
 
 
-def _shares(count: int, sizes: dict[str, int], settings: SelectConfig) -> dict[str, int]:
-    """Facts of a group that each relation gives."""
+def _facts_per_relation(count: int, sizes: dict[str, int], settings: SelectConfig) -> dict[str, int]:
+    """Returns the number of facts of a group that each relation provides."""
     if settings.spread == "even":
-        return _spread(count, list(sizes))
+        return _even_shares(count, list(sizes))
     # A relation whose share is too small for the distractors leaves its share to the others; one at a time, the
     # smallest first, for each that goes makes the rest larger.
     taking = dict(sizes)
     while True:
-        shares = _proportional(count, taking)
-        short = [relation for relation, share in shares.items() if 0 < share < _fewest(settings)]
+        shares = _proportional_shares(count, taking)
+        short = [relation for relation, share in shares.items() if 0 < share < _fewest_facts(settings)]
         if not short or len(taking) == 1:
             return {relation: shares.get(relation, 0) for relation in sizes}
         del taking[min(short, key=lambda relation: (taking[relation], relation))]
 
 
-def _proportional(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Whole shares of ``count`` in proportion to ``sizes``, the largest remainders rounded up."""
+def _proportional_shares(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Splits ``count`` in proportion to ``sizes``, rounding up the largest remainders."""
     total = max(1, sum(sizes.values()))
     shares = {relation: count * size // total for relation, size in sizes.items()}
     remainders = sorted(sizes, key=lambda relation: (-(count * sizes[relation] % total), relation))
@@ -266,27 +267,28 @@ def _proportional(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
     return shares
 
 
-def _fewest(settings: SelectConfig) -> int:
-    """Facts of a group and relation with which every question surely has its distractors."""
+def _fewest_facts(settings: SelectConfig) -> int:
+    """Returns the number of facts of a group and relation that guarantees every question its distractors."""
     return settings.distractors * max(1, settings.facts_per_object) + 1
 
 
-def _spread(count: int, relations: Sequence[str]) -> dict[str, int]:
-    """Shares of ``count`` that differ by at most one, the first relations taking the remainder."""
+def _even_shares(count: int, relations: Sequence[str]) -> dict[str, int]:
+    """Splits ``count`` into shares that differ by at most one; the first relations take the remainder."""
     base, rest = divmod(count, max(1, len(relations)))
     return {relation: base + (index < rest) for index, relation in enumerate(relations)}
 
 
 def _draw(
-    source: _Source,
+    source: _UsableFacts,
     wanted: dict[str, int],
     home: dict[str, str],
     rng: random.Random,
     settings: SelectConfig,
 ) -> list[tuple[Candidate, str]]:
-    """Goes through the pool in random order and gives each fact to a random group that still has room for it."""
+    """Goes through the facts in random order and gives each to a random group that still has room for it."""
     relation, pool, meanings = source.relation, source.facts, source.entities.meanings
-    needed, objects = settings.distractors + 1, len(source.frequencies)
+    needed = settings.distractors + 1
+    objects = len(source.frequencies)
     if 0 < objects < needed and any(wanted.values()):
         raise InputError(
             f"relation {relation!r} has {objects} different objects, {settings.distractors} distractors need {needed}",
@@ -300,7 +302,7 @@ def _draw(
             )
     drawn: list[tuple[Candidate, str]] = []
     room = dict(wanted)
-    used: dict[str, Counter[str]] = {group: Counter() for group in room}  # what objects may mean, by facts
+    used: dict[str, Counter[str]] = {group: Counter() for group in room}  # number of facts by meaning of the object
     for candidate in rng.sample(pool, len(pool)):
         if not any(room.values()):
             break
@@ -343,7 +345,7 @@ def _draw(
 
 
 def _has_room(used: Counter[str], answer: str, entities: Entities, most: int) -> bool:
-    """Whether fewer than ``most`` facts (0: any number) have an object that may mean the same as this one."""
+    """Returns whether fewer than ``most`` facts (0: any number) have an object that may mean the same as this one."""
     own = f"={name_key(answer)}"
     if most and used[own] < most and any(used[one] >= most for one in entities.meanings(answer)):
         used[own] = most  # so it stays: many entities may bear one name
@@ -355,7 +357,7 @@ def _at_most(distractors: int) -> str:
 
 
 def _or_raise(settings: SelectConfig, wanted: Mapping[str, int], of_object: Mapping[str, int]) -> str:
-    """What to say of ``facts_per_object`` where it is what keeps facts out."""
+    """Returns advice on ``facts_per_object`` if that is what excludes facts."""
     most = settings.facts_per_object * sum(count > 0 for count in wanted.values())
     total = sum(wanted.values())
     if not most or total > sum(of_object.values()) or sum(min(count, most) for count in of_object.values()) >= total:

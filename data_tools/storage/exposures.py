@@ -4,11 +4,11 @@
 |---|---|
 | ``PREFIX.json`` | schema ``kis.exposures/2``: counts, fingerprints, the names of ``groups`` and ``relations`` |
 | ``PREFIX.facts.npy`` | int64 [facts, 4]: first row, templates, group and relation as places in these names |
-| ``PREFIX.ids.txt`` | an id a line, in the same order |
+| ``PREFIX.ids.txt`` | one id per line, in the same order |
 
 Rows ``first row`` to ``first row + templates - 1`` of ``PREFIX.bin``/``.idx`` are a fact's train templates in their
-order. The table is mapped, not read, so that opening a million facts takes no time; ids are read when they are asked
-for. Schema ``kis.exposures/1``, in which ``PREFIX.json`` holds a list with an object a fact, is still read.
+order. The table is mapped, not read, so that opening a million facts takes no time; ids are read at their first
+use. Schema ``kis.exposures/1``, in which ``PREFIX.json`` holds a list with one object per fact, is still read.
 """
 
 from __future__ import annotations
@@ -25,16 +25,12 @@ from numpy.typing import NDArray
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_path, atomic_write, read_json, read_text, unreadable, write_json
+from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.storage.indexed import suffixed
 
-SCHEMA = "kis.exposures/2"
-"""What is written."""
-LIST_SCHEMA = "kis.exposures/1"
-"""What older stores have."""
-
-RENDERED_GROUPS = ("infused", "background")
-"""Groups with exposures."""
+_SCHEMA = "kis.exposures/2"
+_LIST_SCHEMA = "kis.exposures/1"  # of older stores
 
 _KEYS = ("content_fingerprint", "tokenizer_fingerprint", "eod_id", "facts")
 _REMEDY = "render the facts again"
@@ -42,7 +38,7 @@ _REMEDY = "render the facts again"
 
 @dataclass(frozen=True)
 class ExposureIndex:
-    """Where each fact's exposures lie."""
+    """The rows of each fact's exposures."""
 
     header: dict[str, Any]
     """Content of ``PREFIX.json``."""
@@ -59,7 +55,7 @@ class ExposureIndex:
         """Ids of the facts, in the order of the table.
 
         Raises:
-            InputError: their number is another.
+            InputError: their number is not that of the table.
         """
         if not isinstance(self._ids, Path):
             return self._ids
@@ -70,7 +66,7 @@ class ExposureIndex:
         return ids
 
     def rows_of(self, group: str) -> NDArray[np.int64]:
-        """Rows of the table that belong to a group."""
+        """Returns the rows of the table that belong to a group."""
         if group not in self.groups:
             return np.empty(0, np.int64)
         rows: NDArray[np.int64] = np.flatnonzero(self.table[:, 2] == self.groups.index(group))
@@ -83,7 +79,7 @@ def write_exposure_index(prefix: Path, facts: Sequence[Fact], templates: Sequenc
     Args:
         prefix: prefix of the store.
         facts: the facts that were rendered, in the order of their rows.
-        templates: [facts] rows of each.
+        templates: [facts] number of rows of each.
         header: further keys of ``PREFIX.json``.
 
     Raises:
@@ -104,7 +100,7 @@ def write_exposure_index(prefix: Path, facts: Sequence[Fact], templates: Sequenc
     with atomic_write(suffixed(prefix, ".ids.txt")) as lines:
         lines.writelines(f"{fact.id}\n" for fact in facts)
     content = {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         **header,
         "facts": len(facts),
         "exposures": int(table[:, 1].sum()),
@@ -116,14 +112,14 @@ def write_exposure_index(prefix: Path, facts: Sequence[Fact], templates: Sequenc
 
 
 def index_fingerprint(prefix: Path) -> str:
-    """SHA-256 of the table followed by the ids."""
+    """Returns the SHA-256 of the table followed by the ids."""
     digest = hashlib.sha256()
     for suffix in (".facts.npy", ".ids.txt"):
+        path = suffixed(prefix, suffix)
         try:
-            digest.update(suffixed(prefix, suffix).read_bytes())
+            digest.update(path.read_bytes())
         except OSError as error:
-            where = str(suffixed(prefix, suffix))
-            raise unreadable(error, Path(where), remedy=_REMEDY) from None
+            raise unreadable(error, path, remedy=_REMEDY) from None
     return digest.hexdigest()
 
 
@@ -135,12 +131,12 @@ def read_exposure_index(prefix: Path, *, exposures: int) -> ExposureIndex:
         exposures: rows of ``PREFIX.idx``.
 
     Raises:
-        InputError: a file is missing, damaged, or leads elsewhere than to these rows.
+        InputError: a file is missing or damaged, or names other rows.
     """
     path = suffixed(prefix, ".json")
     header = _header(path)
     try:
-        index = _from_list(header) if header["schema"] == LIST_SCHEMA else _from_table(prefix, header)
+        index = _from_list(header) if header["schema"] == _LIST_SCHEMA else _from_table(prefix, header)
     except (KeyError, TypeError, ValueError) as error:
         problem = f"not an index of exposures ({type(error).__name__}: {error})"
         raise InputError(problem, where=str(path), remedy=_REMEDY) from None
@@ -159,11 +155,11 @@ def read_exposure_index(prefix: Path, *, exposures: int) -> ExposureIndex:
 
 def _header(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path, SCHEMA, keys=(*_KEYS, "groups", "relations"))
+        return read_json(path, _SCHEMA, keys=(*_KEYS, "groups", "relations"))
     except InputError as error:
-        if f"schema is {LIST_SCHEMA!r}" not in error.problem:
+        if f"schema is {_LIST_SCHEMA!r}" not in error.problem:
             raise
-    return read_json(path, LIST_SCHEMA, keys=_KEYS)
+    return read_json(path, _LIST_SCHEMA, keys=_KEYS)
 
 
 def _from_table(prefix: Path, header: dict[str, Any]) -> ExposureIndex:
@@ -174,7 +170,8 @@ def _from_table(prefix: Path, header: dict[str, Any]) -> ExposureIndex:
         raise unreadable(error, path, remedy=_REMEDY) from None
     except (ValueError, EOFError) as error:
         raise InputError(f"not a whole array ({error})", where=str(path), remedy=_REMEDY) from None
-    groups, relations = list(map(str, header["groups"])), list(map(str, header["relations"]))
+    groups = list(map(str, header["groups"]))
+    relations = list(map(str, header["relations"]))
     if table.dtype != np.dtype("<i8") or table.shape != (int(header["facts"]), 4):
         problem = f"{table.dtype} {list(table.shape)}, expected int64 [{header['facts']}, 4]"
         raise InputError(problem, where=str(path), remedy=_REMEDY)

@@ -24,7 +24,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -39,11 +38,14 @@ import numpy.typing as npt
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import steadily, unreadable
 
+CORPUS_SCHEMA = "kis.corpus/1"
+"""Schema of ``PREFIX.meta.json`` next to the files of a corpus."""
+
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
 _TOKEN_TYPES: dict[int, npt.DTypeLike] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-_UINT16_VOCABULARY = 65_500  # Megatron's own limit (DType.optimal_dtype): smaller vocabularies take two bytes a token
+_UINT16_VOCABULARY = 65_500  # Megatron's own limit (DType.optimal_dtype): smaller vocabularies take two bytes per token
 _BUFFER_TOKENS = 1 << 18
 _INDEX_CHUNK = 1 << 16
 _COPIED = 1 << 22  # bytes
@@ -51,12 +53,12 @@ _SPOOLED = 1 << 22  # bytes of lengths, and of boundaries, that are kept in memo
 
 
 def suffixed(prefix: Path, suffix: str) -> Path:
-    """``PREFIX`` + suffix. Unlike ``Path.with_suffix`` it keeps dots in the prefix (``corpus.validation``)."""
+    """Returns ``PREFIX`` + suffix. Unlike ``Path.with_suffix`` it keeps dots in the prefix (``corpus.validation``)."""
     return prefix.with_name(prefix.name + suffix)
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The type of a token id: uint16 for vocabularies under 65,500, int32 otherwise, as in Megatron."""
+    """Returns the type of a token id: uint16 for vocabularies under 65,500, int32 otherwise, as in Megatron."""
     return np.dtype("<u2") if vocab_size < _UINT16_VOCABULARY else np.dtype("<i4")
 
 
@@ -65,8 +67,7 @@ class IndexedWriter:
 
     Memory is bounded whatever the size: tokens go through a buffer of 256k ids, lengths and boundaries into side
     files where they take more than 4 MB. Both files appear under their names only when all is written, the index last:
-    an index that exists is whole.
-    After an exception nothing is left.
+    an index that exists is whole. After an exception nothing is left.
     """
 
     def __init__(
@@ -85,9 +86,11 @@ class IndexedWriter:
             vocab_size: ids are smaller.
             dtype: type of a token id; None for the one that Megatron chooses.
             sync: wait for the disk. Otherwise files may be damaged after the machine itself went down.
-            scratch: folder on the same file system for what is not whole yet; None for that of ``prefix``.
+            scratch: folder on the same file system for unfinished files; None for that of ``prefix``.
         """
-        self._prefix, self._vocab_size, self._synced = prefix, vocab_size, sync
+        self._prefix = prefix
+        self._vocab_size = vocab_size
+        self._synced = sync
         self._dtype = token_dtype(vocab_size) if dtype is None else dtype
         self._digest = hashlib.sha256()
         self._buffer: list[int] = []
@@ -143,7 +146,8 @@ class IndexedWriter:
         self._write(tokens, lengths, np.ones(len(lengths), np.int64) if sequences is None else sequences)
 
     def _flush(self) -> None:
-        tokens, lengths = np.asarray(self._buffer, dtype=np.int64), np.asarray(self._lengths, dtype=np.int64)
+        tokens = np.asarray(self._buffer, dtype=np.int64)
+        lengths = np.asarray(self._lengths, dtype=np.int64)
         self._buffer.clear()
         self._lengths.clear()
         self._write(tokens, lengths, np.ones(len(lengths), np.int64))
@@ -256,8 +260,10 @@ class IndexedReader:
                 expected and found bytes.
         """
         self.prefix = prefix
-        index_path, bin_path = suffixed(prefix, ".idx"), suffixed(prefix, ".bin")
-        index_size, bin_size = _size(index_path), _size(bin_path)
+        index_path = suffixed(prefix, ".idx")
+        bin_path = suffixed(prefix, ".bin")
+        index_size = _size(index_path)
+        bin_size = _size(bin_path)
         where = str(index_path)
         if index_size < _HEADER.size:
             raise _truncated(index_path, _HEADER.size, index_size, "header")
@@ -293,8 +299,9 @@ class IndexedReader:
         self._bin: npt.NDArray[Any] = np.asarray(tokens)  # a plain array over the map: slices of it cost half as much
 
     def _end(self, sequence: int) -> int:
-        """The token after the last one of a sequence, counted over the whole file."""
-        offset, length = int(self.offsets[sequence]), int(self.lengths[sequence])
+        """Returns the position after the last token of a sequence, counted over the whole file."""
+        offset = int(self.offsets[sequence])
+        length = int(self.lengths[sequence])
         if offset < 0 or length < 0 or offset % self.dtype.itemsize:
             raise self._impossible(sequence)
         return offset // self.dtype.itemsize + length
@@ -304,7 +311,7 @@ class IndexedReader:
         return InputError(problem, where=str(suffixed(self.prefix, ".idx")))
 
     def __len__(self) -> int:
-        """Number of sequences."""
+        """Returns the number of sequences."""
         return len(self.lengths)
 
     @property
@@ -313,44 +320,19 @@ class IndexedReader:
         return len(self.boundaries) - 1
 
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
-        """Token ids of a sequence, ``[lengths[index]]``."""
+        """Returns the token ids of a sequence, ``[lengths[index]]``."""
         end = self._end(index)
         if end > self.tokens:
             raise self._impossible(index)
         return self._bin[end - int(self.lengths[index]) : end]
 
     def at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Token ids at positions counted over the whole file, ``[n]``."""
+        """Returns the token ids at positions counted over the whole file, ``[n]``."""
         return np.asarray(self._bin[positions])
 
     def read(self, start: int, count: int) -> npt.NDArray[Any]:
-        """``count`` token ids from token ``start`` of the whole stream, across document boundaries."""
+        """Returns ``count`` token ids from token ``start`` of the whole stream, across document boundaries."""
         return self._bin[start : start + count]
-
-    def document_of(self, position: int) -> int:
-        """Number of the document that holds token ``position`` of the whole stream; O(log documents).
-
-        Raises:
-            IndexError: there is no such token.
-        """
-        if not 0 <= position < self.tokens:
-            raise IndexError(f"token {position} of {self.tokens}")
-        # bisect, because numpy's searchsorted copies the whole array first: the format does not align it.
-        sequence = bisect_right(self.offsets, position * self.dtype.itemsize) - 1
-        return bisect_right(self.boundaries, sequence) - 1
-
-    def document_starts(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """Where documents begin among ``count`` tokens from token ``start``; O(log documents + those found).
-
-        Returns:
-            Positions counted over the whole stream, ascending, each once, ``[found]``; empty documents have none.
-        """
-        itemsize = self.dtype.itemsize
-        first = bisect_left(self.offsets, start * itemsize)
-        last = bisect_left(self.offsets, min(start + count, self.tokens) * itemsize)
-        documents = slice(bisect_left(self.boundaries, first), bisect_left(self.boundaries, last))
-        starts: npt.NDArray[np.int64] = np.unique(self.offsets[self.boundaries[documents]] // itemsize)
-        return starts
 
     def verify(self) -> None:
         """Checks every entry of the index, which opening does not; memory is bounded whatever the size.
@@ -374,10 +356,10 @@ class IndexedReader:
 
 
 def content_fingerprint(prefix: Path) -> str:
-    """Hexadecimal SHA-256 of ``.bin`` followed by ``.idx``.
+    """Returns the hexadecimal SHA-256 of ``.bin`` followed by ``.idx``.
 
     Raises:
-        InputError: a file is missing, or not to be read.
+        InputError: a file is missing or cannot be read.
         JobError: the disk or the file server fails.
     """
 
@@ -389,7 +371,8 @@ def content_fingerprint(prefix: Path) -> str:
         return digest
 
     digest: Any = hashlib.sha256()
-    for path in (suffixed(prefix, suffix) for suffix in (".bin", ".idx")):
+    for suffix in (".bin", ".idx"):
+        path = suffixed(prefix, suffix)
         digest = steadily(partial(read, path, digest), path)
     return str(digest.hexdigest())
 

@@ -1,4 +1,4 @@
-"""The choice of an encoder: gigatoken where it gives the ids of the tokenizer's own library, else that library."""
+"""Chooses the encoder: gigatoken where it gives the ids of the tokenizer's own library, else that library."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ AWKWARD = (
     "http://example.org/a_b?c=%20#d",
     "def f(x):\n        return x  # a comment\n",
 )
-"""Texts on which encoders of one model have been seen to differ."""
+"""Texts on which encoders of one model are known to differ."""
 
 _LONGEST_RUN = 40  # of one kind of white space; models have tokens for runs of up to 31
-_SPELLED = 500  # spellings that are tried: whatever holds one is left to the reference in any case
+_SPELLED = 500  # spellings that are tried: texts that hold one are left to the reference in any case
 
 
 def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str], wanted: str = "auto") -> tuple[Encoder, str]:
@@ -48,7 +48,7 @@ def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str], wanted: str = "a
         The encoder, and why it was chosen.
 
     Raises:
-        InputError: gigatoken is wanted and cannot be had.
+        InputError: gigatoken is wanted and cannot be used.
     """
     reference = ReferenceEncoder(tokenizer)
     if wanted not in ENCODERS:
@@ -57,31 +57,30 @@ def choose_encoder(tokenizer: Tokenizer, sample: Sequence[str], wanted: str = "a
         return reference, "as asked"
     texts = [*sample, *AWKWARD, *_runs(tokenizer), *_spelled(tokenizer)]
     expected = reference.rows(texts)
-    whys = []
+    reasons = []
     # Added tokens of white space are in nearly every text of some models; where gigatoken fails, it is without them.
     for blanks, joined in ((True, True), (True, False), (False, True), (False, False)):
         try:
             fast = GigatokenEncoder(tokenizer, blanks=blanks, joined=joined)
             tokens, lengths = fast.encode_unchecked(texts)
         except UnsupportedError as error:
-            whys.append(str(error))
+            reasons.append(str(error))
             break
         except EncodersDifferError as error:
-            whys.append(error.problem)
+            reasons.append(error.problem)
             continue
         rows = zip(texts, np.split(tokens, np.cumsum(lengths)[:-1]), expected, strict=True)
         different = [text for text, found, row in rows if not np.array_equal(found, row)]
         if not different:
             return fast, f"its ids are those of {tokenizer.library} on {len(texts)} texts"
-        whys.append(f"gigatoken differs on {len(different)} of {len(texts)} texts, the first {different[0][:60]!r}")
-    why = whys[-1]
+        reasons.append(f"gigatoken differs on {len(different)} of {len(texts)} texts, the first {different[0][:60]!r}")
     if wanted == "gigatoken":
-        raise InputError(why, where="encoder", remedy="auto or reference")
-    return reference, why
+        raise InputError(reasons[-1], where="encoder", remedy="auto or reference")
+    return reference, reasons[-1]
 
 
 def _runs(tokenizer: Tokenizer) -> Iterator[str]:
-    """Runs of white space between words, and every token of white space in all its surroundings."""
+    """Yields runs of white space between words, and every token of white space in all its surroundings."""
     for blank in (" ", "\n", "\t", "\r\n", "\u3000", "\xa0", " \n", "\n "):
         for length in range(1, _LONGEST_RUN):
             yield f"a{blank * length}b.{blank * length}"

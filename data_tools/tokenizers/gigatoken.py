@@ -2,7 +2,7 @@
 
 On English with byte-level BPE it is 25 times as fast. It is never trusted blindly. ``tokenizers.encoder`` tries it
 before it is chosen; texts in which encoders are known to differ are left to the tokenizer's own library
-(``megatron_kis.data_tools.tokenizers.unsafe_text``); and pieces of every batch are compared.
+(``tokenizers.unsafe_text``); and pieces of every batch are compared.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
+from megatron_kis.data_tools.tokenizers.huggingface import HuggingFaceTokenizer
 from megatron_kis.data_tools.tokenizers.reference_encoder import (
     Batch,
     EncodersDifferError,
@@ -28,12 +29,15 @@ from megatron_kis.data_tools.tokenizers.reference_encoder import (
     package_version,
     with_ends,
 )
-from megatron_kis.data_tools.tokenizers.unsafe_text import Beware, probes
+from megatron_kis.data_tools.tokenizers.sentencepiece import SentencePieceTokenizer
+from megatron_kis.data_tools.tokenizers.tiktoken import TiktokenTokenizer
+from megatron_kis.data_tools.tokenizers.unsafe_text import UnsafeTextFinder, normalisation_probes
 
 _CACHE_TEXT = 1 << 30  # characters after which gigatoken's caches, which only grow, are thrown away
 _COMPARED = 2_000  # one character in so many is compared twice: the reference takes 2% of the time, then
 _REMEDY = "--encoder reference"
-_SHORTEST, _LONGEST = 100, 2_000  # characters of a compared piece
+_SHORTEST = 100  # characters of a compared piece
+_LONGEST = 2_000
 
 
 class UnsupportedError(Exception):
@@ -44,7 +48,7 @@ class GigatokenEncoder:
     """Encodes with gigatoken on one thread.
 
     Where the model has a token that no text holds, the texts of a batch go through in one piece with the token between
-    them: half the time of one call a text.
+    them: half the time of one call per text.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, blanks: bool = True, joined: bool = True) -> None:
@@ -63,11 +67,11 @@ class GigatokenEncoder:
         self._reference = ReferenceEncoder(tokenizer)
         self._backend, joint, (self._before, self._after) = _load(tokenizer)
         framed = len(self._before) or len(self._after)
-        self._joint = joint if joined and joint and not framed and _stands_apart(joint.token, tokenizer) else None
-        self._beware = Beware(tokenizer, blanks=not blanks, also=[self._joint.token] if self._joint else [])
+        self._joint = joint if joined and joint and not framed and _is_separable(joint.token, tokenizer) else None
+        self._unsafe = UnsafeTextFinder(tokenizer, blanks=not blanks, also=[self._joint.token] if self._joint else [])
         self._encoded = 0
         if tokenizer.has_tables:
-            self._beware.add(self._disagreed())
+            self._unsafe.add(self._disagreed())
 
     @property
     def name(self) -> str:
@@ -75,7 +79,7 @@ class GigatokenEncoder:
         return name_of("gigatoken")
 
     def encode(self, texts: list[str], *, ended: bool = False) -> Batch:
-        """Token ids of the texts; see :class:`megatron_kis.data_tools.tokenizers.reference_encoder.Encoder`.
+        """Returns the token ids of the texts; see ``reference_encoder.Encoder``.
 
         Raises:
             EncodersDifferError: a piece of them is encoded differently by the tokenizer's own library, or gigatoken
@@ -83,21 +87,22 @@ class GigatokenEncoder:
         """
         batch = self.encode_unchecked(texts, ended=ended)
         for piece in _pieces(texts):
-            (found, _), (expected, _) = (encode([piece]) for encode in (self.encode_unchecked, self._reference.encode))
+            found, _ = self.encode_unchecked([piece])
+            expected, _ = self._reference.encode([piece])
             if not np.array_equal(found, expected):
                 problem = f"{self.name} and {self._reference.name} encode this text differently: {piece[:80]!r}"
                 raise EncodersDifferError(problem, remedy=_REMEDY)
         return batch
 
     def encode_unchecked(self, texts: list[str], *, ended: bool = False) -> Batch:
-        """As :meth:`encode`, without the comparison."""
+        """Returns the same as :meth:`encode`, without the comparison."""
         if not texts:
             return np.empty(0, np.uint32), np.empty(0, np.int64)
         self._encoded += sum(map(len, texts))
         if self._encoded > _CACHE_TEXT:
             self._encoded = 0
             self._backend, *_ = _load(self._tokenizer)
-        left = self._beware.found(texts)
+        left = self._unsafe.found(texts)
         own = list(texts)
         for place in left:
             own[place] = ""
@@ -112,27 +117,30 @@ class GigatokenEncoder:
             if ended and len(filled) == len(texts) and lengths.min() > 1:
                 tokens[ends] = self._tokenizer.eod_id
                 return tokens, lengths
-            tokens, full = np.delete(tokens, ends), lengths - 1
+            tokens = np.delete(tokens, ends)
+            filled_lengths = lengths - 1
             lengths = np.zeros(len(texts), np.int64)
-            lengths[np.fromiter(map(bool, own), bool, len(own))] = full
+            lengths[np.fromiter(map(bool, own), bool, len(own))] = filled_lengths
         else:
             rows = [np.concatenate([self._before, self._ids(text), self._after]) for text in own]
-            tokens, lengths = np.concatenate(rows), np.fromiter(map(len, rows), np.int64, len(rows))
+            tokens = np.concatenate(rows)
+            lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         if left:
             rows = np.split(tokens, np.cumsum(lengths)[:-1])
             for place, row in zip(left, self._reference.rows([texts[place] for place in left]), strict=True):
-                rows[place], lengths[place] = row, len(row)
+                rows[place] = row
+                lengths[place] = len(row)
             tokens = np.concatenate(rows)
         return with_ends(tokens, lengths, self._tokenizer.eod_id) if ended else (tokens, lengths)
 
     def _disagreed(self) -> set[str]:
-        """Characters that the tables of gigatoken and of the tokenizer's own library normalise differently."""
-        texts = list(probes())
+        """Returns the characters that gigatoken and the tokenizer's own library normalise differently."""
+        probes = normalisation_probes()
+        texts = list(probes)
         tokens, lengths = self.encode_unchecked(texts)
-        rows = zip(
-            np.split(tokens, np.cumsum(lengths)[:-1]), self._reference.rows(texts), probes().values(), strict=True
-        )
-        return {character for found, row, about in rows if not np.array_equal(found, row) for character in about}
+        found = np.split(tokens, np.cumsum(lengths)[:-1])
+        rows = zip(found, self._reference.rows(texts), probes.values(), strict=True)
+        return {character for row, expected, about in rows if not np.array_equal(row, expected) for character in about}
 
     def _ids(self, text: str) -> npt.NDArray[Any]:
         try:
@@ -145,7 +153,7 @@ class GigatokenEncoder:
 
 
 def usable_gigatoken() -> str | None:
-    """Version of gigatoken; None where it is not installed."""
+    """Returns the version of gigatoken; None where it is not installed."""
     try:
         import gigatoken  # noqa: F401
     except ImportError:
@@ -154,7 +162,7 @@ def usable_gigatoken() -> str | None:
 
 
 def _pieces(texts: list[str]) -> list[str]:
-    """Pieces to compare: one of any text, one of a text that is not plain ASCII; the same of the same texts."""
+    """Draws pieces to compare: one of any text, one of a text that is not plain ASCII; the same of the same texts."""
     size = sum(map(len, texts))
     draw = random.Random(size)  # noqa: S311 - a sample, no secret
     length = min(max(size // _COMPARED, _SHORTEST), _LONGEST)
@@ -166,8 +174,8 @@ def _pieces(texts: list[str]) -> list[str]:
     return pieces
 
 
-def _stands_apart(separator: str, tokenizer: Tokenizer) -> bool:
-    """Whether no spelling of a token can begin in a text and end in the separator behind it, or the other way round."""
+def _is_separable(separator: str, tokenizer: Tokenizer) -> bool:
+    """Returns whether no spelling of a token can span a text and the separator after or before it."""
     starts = tuple(separator[:size] for size in range(1, len(separator)))
     ends = tuple(separator[size:] for size in range(1, len(separator)))
     spellings = {separator, *tokenizer.spellings, *tokenizer.normal_spellings}
@@ -177,7 +185,7 @@ def _stands_apart(separator: str, tokenizer: Tokenizer) -> bool:
 
 
 def _is_failure(error: BaseException) -> bool:
-    """Whether gigatoken failed: its panics are no ``Exception``, an interrupt is none of its doing."""
+    """Returns whether an error is gigatoken's: its panics are no ``Exception``, an interrupt is not its failure."""
     if isinstance(error, Exception):
         return not isinstance(error, MemoryError)
     return type(error).__name__ == "PanicException"
@@ -189,37 +197,36 @@ def _first_line(error: BaseException) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Joint:
-    """What texts are joined with that are encoded in one piece."""
+    """The separator of texts that are encoded in one piece."""
 
     token: str
-    """The spelling of a token that is behind every text, and in none."""
+    """Spelling of the token after every text, which is in none."""
     between: str
-    """What is between two texts: the token, and what the model itself puts before a text."""
+    """Text between two texts: the token, and what the model itself puts before a text."""
     id: int
-    """The token."""
+    """Id of the token."""
 
 
 def _load(tokenizer: Tokenizer) -> tuple[Any, _Joint | None, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """The model as gigatoken reads it, what to put between texts, and the tokens around each text."""
+    """Returns the model as gigatoken reads it, the separator of texts, and the tokens around each text."""
     try:
         import gigatoken
     except ImportError:
         raise UnsupportedError("gigatoken is not installed (pip install 'megatron-kis[corpus]')") from None
     try:
-        with _untold():
+        with _silent_stderr():
             backend, joint = _model(gigatoken, tokenizer)
     except BaseException as error:
         if isinstance(error, UnsupportedError) or not _is_failure(error):
             raise
         raise UnsupportedError(f"gigatoken does not read this model ({_first_line(error)})") from None
-    frame: Iterable[Any] = tokenizer.frame
-    before, after = (np.asarray(tokens, dtype=np.uint32) for tokens in frame)
-    return backend, joint, (before, after)
+    before, after = tokenizer.frame
+    return backend, joint, (np.asarray(before, dtype=np.uint32), np.asarray(after, dtype=np.uint32))
 
 
 @contextmanager
-def _untold() -> Iterator[None]:
-    """Keeps what Rust itself prints of a panic, a stack of its own, from users, who are told the reason in a line."""
+def _silent_stderr() -> Iterator[None]:
+    """Hides the stack that Rust prints of a panic: users get the reason in one line."""
     try:
         saved = os.dup(2)
     except OSError:  # standard error is closed
@@ -236,15 +243,11 @@ def _untold() -> Iterator[None]:
 
 
 def _model(gigatoken: Any, tokenizer: Tokenizer) -> tuple[Any, _Joint | None]:
-    from megatron_kis.data_tools.tokenizers.huggingface import HuggingFaceTokenizer
-    from megatron_kis.data_tools.tokenizers.sentencepiece import SentencePieceTokenizer
-    from megatron_kis.data_tools.tokenizers.tiktoken import TiktokenTokenizer
-
     if isinstance(tokenizer, HuggingFaceTokenizer):
         eod = tokenizer.eod
         return gigatoken.Tokenizer.from_json(tokenizer.model).backend, _Joint(eod, eod, tokenizer.eod_id)
     if isinstance(tokenizer, SentencePieceTokenizer):
-        nul = tokenizer.byte_piece(0)  # what it is put before a text is a space
+        nul = tokenizer.byte_piece(0)  # the model puts a space before a text
         joint = None if nul is None else _Joint("\0", "\0 ", nul)
         return gigatoken.Tokenizer.from_sentencepiece(tokenizer.model).backend, joint
     if isinstance(tokenizer, TiktokenTokenizer) and tokenizer.scheme:

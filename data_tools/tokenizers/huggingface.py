@@ -19,21 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_json, read_text
+from megatron_kis.common.extras import import_extra
+from megatron_kis.common.files import read_text
 from megatron_kis.common.parsing import parse_json
-from megatron_kis.data_tools.tokenizers.base import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_model, side_file
-from megatron_kis.data_tools.tokenizers.vocabulary import check_vocabulary, what_is_wrong
+from megatron_kis.data_tools.tokenizers.base import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_meta, side_file
+from megatron_kis.data_tools.tokenizers.vocabulary import check_vocabulary, damage_of
 
 _USUAL_NAMES = (EOD_PIECE, "<|end_of_text|>", "</s>", "<eos>", "<|eot|>", "<EOS>")
 _ENDS_OF_TURNS = (
-    "<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eot|>", "<|end|>", "<|return|>", "<|END_OF_TURN_TOKEN|>",
-)  # fmt: skip
-"""What ends a message of a chat, not a document."""
+    "<|im_end|>",
+    "<end_of_turn>",
+    "<|eot_id|>",
+    "<|eot|>",
+    "<|end|>",
+    "<|return|>",
+    "<|END_OF_TURN_TOKEN|>",
+)
+"""Tokens that end a message of a chat, not a document."""
 _WITHOUT_TABLES = ("Prepend", "Replace")
-"""Steps of a normaliser that need no tables of Unicode."""
+"""Types of a normaliser's steps that need no tables of Unicode."""
 
 Normalise = Callable[[str], str]
-"""What is done to a text before it is cut."""
+"""A function that normalises a text before it is cut into words."""
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -46,7 +53,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def __init__(
         self, tokenizer: Any, model: bytes, *, path: Path, eod: str, normalise: Normalise | None = None
     ) -> None:
-        """Wraps a loaded ``tokenizers.Tokenizer``; use ``megatron_kis.data_tools.tokenizers.base.load_tokenizer``.
+        """Wraps a loaded ``tokenizers.Tokenizer``; use ``tokenizers.registry.load_tokenizer``.
 
         Args:
             tokenizer: the library's object.
@@ -56,14 +63,14 @@ class HuggingFaceTokenizer(Tokenizer):
             normalise: what the model does to a text before it looks for tokens in it; None for nothing.
 
         Raises:
-            InputError: it cannot be told what the model puts before and after a text.
+            InputError: it is not clear what the model puts before and after a text.
         """
         # The largest id counts, not the number of tokens: some vocabularies have holes.
         vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        super().__init__(model, vocab_size=vocab_size, eod_id=tokenizer.token_to_id(eod), beside={"eod": eod})
+        super().__init__(model, vocab_size=vocab_size, eod_id=tokenizer.token_to_id(eod), side_content={"eod": eod})
         self._tokenizer = tokenizer
         self.eod = eod
-        """Spelling of the token that ends every document."""
+        """Spelling of the end-of-document token."""
         self.frame: tuple[list[int], list[int]] = _frame(tokenizer, vocab_size, path)
         self._normalise = normalise
         added = tokenizer.get_added_tokens_decoder().values()
@@ -73,56 +80,55 @@ class HuggingFaceTokenizer(Tokenizer):
         self.remarks = (*self.remarks, *_frame_remarks(self, path))
 
     def normalise(self, text: str) -> str:
-        """The text as the model cuts it."""
+        """Returns the text as the model cuts it into words."""
         return self._normalise(text) if self._normalise else text
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without an end-of-document token."""
+        """Returns the token ids of a text, without an end-of-document token."""
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return tokens
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of several texts, as :meth:`encode` of each."""
+        """Returns the token ids of several texts, as :meth:`encode` for each."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of whole documents, with what the model puts around each."""
+        """Returns the token ids of whole documents, with the tokens that the model puts around each."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=True)]
 
     def encode_with_spans(self, text: str) -> Encoding:
-        """Token ids and the characters that each covers."""
+        """Returns the token ids of a text and the characters that each covers."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return Encoding(encoding.ids, encoding.offsets)
 
     def encode_batch_with_spans(self, texts: list[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
-        """Token ids of several texts, and [tokens of all, 2] the characters that each covers in its text."""
+        """Returns the token ids of several texts, and [tokens of all, 2] the characters that each covers."""
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         spans = [span for encoding in encodings for span in encoding.offsets]
         return [encoding.ids for encoding in encodings], np.array(spans, dtype=np.int64).reshape(-1, 2)
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of token ids; special tokens become nothing."""
+        """Returns the text of token ids; special tokens become nothing."""
         text: str = self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=True)
         return text
 
     def piece(self, token: int) -> str:
-        """The token's name in the vocabulary; bytes are spelled in the model's own alphabet."""
+        """Returns the token's name in the vocabulary; bytes are spelled in the model's own alphabet."""
         return str(self._tokenizer.id_to_token(int(token)))
 
 
-def load_huggingface(path: Path) -> HuggingFaceTokenizer:
-    """Loads a ``tokenizer.json``.
+def load_huggingface(path: Path, model: bytes) -> HuggingFaceTokenizer:
+    """Builds the tokenizer from the path and the content of a ``tokenizer.json``.
 
     Raises:
-        InputError: the file is missing, not a tokenizer, names two tokens alike, or its end-of-document token or what
-            it puts around a text cannot be told.
+        InputError: the file is not a tokenizer, names two tokens alike, or its end-of-document token or what
+            it puts around a text is not clear.
     """
     tokenizers = library()
-    model = read_model(path)
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(model)
     except Exception as error:  # the library raises bare exceptions
-        raise InputError(f"not a tokenizer.json ({what_is_wrong(model, error)})", where=str(path)) from None
+        raise InputError(f"not a tokenizer.json ({damage_of(model, error)})", where=str(path)) from None
     content = parse_json(model, where=str(path))
     check_vocabulary(content, tokenizer, where=str(path))
     tokenizer.no_padding()
@@ -135,23 +141,24 @@ def load_huggingface(path: Path) -> HuggingFaceTokenizer:
 
 
 def _eod(path: Path, tokenizer: Any) -> tuple[str, tuple[str, ...]]:
-    """The end-of-document token: what a file next to the model names, else one of the usual names; and remarks on it.
+    """Returns the end-of-document token and remarks on it: what a file next to the model names, else a usual one.
 
     Raises:
         InputError: a file is damaged or names what is no token of the vocabulary, or there is none of a usual name.
     """
-    meta, config = side_file(path), path.with_name("tokenizer_config.json")
+    meta = side_file(path)
+    config = path.with_name("tokenizer_config.json")
     example = f'{{"schema": "{META_SCHEMA}", "eod": "..."}}'
     remedy = f"name it in {meta.name}: {example}"
     usual = next((name for name in _USUAL_NAMES if tokenizer.token_to_id(name) is not None), None)
-    for beside, key in ((meta, "eod"), (config, "eos_token")):
-        named = _named(beside, key)
+    for side, key in ((meta, "eod"), (config, "eos_token")):
+        named = read_meta(path).get(key) if side == meta else _from_config(config, key)
         if named is None:
             continue
         if not isinstance(named, str) or tokenizer.token_to_id(named) is None:
             problem = f"{key} is {named!r}, which is no token of {path.name}"
-            raise InputError(problem, where=str(beside), remedy="name one" if beside == meta else remedy)
-        if beside == config and named in _ENDS_OF_TURNS:
+            raise InputError(problem, where=str(side), remedy="name one" if side == meta else remedy)
+        if side == config and named in _ENDS_OF_TURNS:
             other = usual or "another token"
             remark = (
                 f"{named} ends documents because {config.name} says so, but it ends the turns of a conversation;"
@@ -165,13 +172,13 @@ def _eod(path: Path, tokenizer: Any) -> tuple[str, tuple[str, ...]]:
 
 
 def _frame_remarks(tokenizer: HuggingFaceTokenizer, path: Path) -> Iterator[str]:
-    """What differs between the frame of documents here and what may be expected of the files."""
+    """Yields the differences between the frame of documents here and what the files lead to expect."""
     before, after = tokenizer.frame
     eod = tokenizer.eod
     if tokenizer.eod_id in after:
         yield f"{path.name} itself puts {eod} after a text: documents end with it twice"
     config = path.with_name("tokenizer_config.json")
-    wanted = _named(config, "add_bos_token")
+    wanted = _from_config(config, "add_bos_token")
     if wanted is True and not before:
         yield f"{config.name} has add_bos_token, but {path.name} puts no token before a text: documents begin with none"
     if wanted is False and before:
@@ -179,24 +186,24 @@ def _frame_remarks(tokenizer: HuggingFaceTokenizer, path: Path) -> Iterator[str]
 
 
 def _normaliser(content: dict[str, Any], tokenizer: Any) -> Normalise | None:
-    """What the model does to a text before it looks for the added tokens that are ``normalized``; None for nothing."""
+    """Returns the normalisation before the search for the added tokens that are ``normalized``; None for nothing."""
     if content.get("normalizer") is None:
         return None
     steps = [_step(step) for step in _steps(content)]
     if None in steps:
-        whole: Normalise = tokenizer.normalizer.normalize_str
-        return whole
+        normalise: Normalise = tokenizer.normalizer.normalize_str
+        return normalise
     return lambda text: reduce(lambda result, step: step(result), steps, text)  # type: ignore[misc]
 
 
 def _steps(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the file says of each step of its normaliser."""
+    """Returns the file's description of each step of its normaliser."""
     described = content.get("normalizer")
     return described.get("normalizers", [described]) if described else []
 
 
 def _step(described: dict[str, Any]) -> Normalise | None:
-    """A step of a normaliser that Python does as its library, and many times as fast; None for any other."""
+    """Returns a step of a normaliser that Python does as the library, and many times as fast; None for any other."""
     if described["type"] == "NFC":
         slow: Normalise = library().normalizers.NFC().normalize_str
         return lambda text: text if unicodedata.is_normalized("NFC", text) else slow(text)
@@ -204,13 +211,14 @@ def _step(described: dict[str, Any]) -> Normalise | None:
         prefix: str = described["prepend"]
         return lambda text: text and prefix + text
     if described["type"] == "Replace" and described["pattern"].get("String"):
-        old, new = described["pattern"]["String"], described["content"]
+        old = described["pattern"]["String"]
+        new = described["content"]
         return lambda text: text.replace(old, new)
     return None
 
 
 def _frame(tokenizer: Any, vocab_size: int, path: Path) -> tuple[list[int], list[int]]:
-    """The tokens that the model puts before and after a text: those that explain the empty text and one with tokens.
+    """Returns the tokens before and after a text: those that explain the empty text and one with tokens.
 
     Raises:
         InputError: there are none, or several, such as where the model does something else with a text.
@@ -218,7 +226,8 @@ def _frame(tokenizer: Any, vocab_size: int, path: Path) -> tuple[list[int], list
     possible: set[tuple[tuple[int, ...], tuple[int, ...]]] | None = None
     for text in _texts(tokenizer, vocab_size):
         try:
-            bare, framed = (tokenizer.encode(text, add_special_tokens=special).ids for special in (False, True))
+            bare = tokenizer.encode(text, add_special_tokens=False).ids
+            framed = tokenizer.encode(text, add_special_tokens=True).ids
         except Exception:  # noqa: S112 - some models refuse what they have no tokens for, with bare exceptions
             continue
         ends = ((at, at + len(bare)) for at in range(len(framed) - len(bare) + 1))
@@ -228,13 +237,13 @@ def _frame(tokenizer: Any, vocab_size: int, path: Path) -> tuple[list[int], list
             break
     if possible is None or len(possible) != 1:
         remedy = "its post_processor must put the same tokens before and after every text"
-        raise InputError("puts tokens around a text in a way that cannot be told", where=str(path), remedy=remedy)
+        raise InputError("puts tokens around a text in a way that is not clear", where=str(path), remedy=remedy)
     [(before, after)] = possible
     return list(before), list(after)
 
 
 def _texts(tokenizer: Any, vocab_size: int) -> Iterator[str]:
-    """The empty text, and others until one of them has tokens: not all models have one for a letter."""
+    """Yields the empty text, and others until one of them has tokens: not all models have one for a letter."""
     yield ""
     yield "a"
     for token in range(vocab_size):
@@ -243,28 +252,21 @@ def _texts(tokenizer: Any, vocab_size: int) -> Iterator[str]:
             yield tokenizer.decode([token], skip_special_tokens=False)
 
 
-def _named(beside: Path, key: str) -> Any:
-    """What a file next to the model names; None where there is no file or it says nothing."""
-    if not beside.exists():
+def _from_config(config: Path, key: str) -> Any:
+    """Returns a value of ``tokenizer_config.json``; None where there is no file or no such key."""
+    if not config.exists():
         return None
-    if key == "eod":
-        return read_json(beside, META_SCHEMA).get(key)
-    content = parse_json(read_text(beside), where=str(beside))
+    content = parse_json(read_text(config), where=str(config))
     if not isinstance(content, dict):
-        raise InputError("not a JSON object", where=str(beside))
+        raise InputError("not a JSON object", where=str(config))
     value = content.get(key)
     return value.get("content", value) if isinstance(value, dict) else value
 
 
 def library() -> Any:
-    """The package ``tokenizers``.
+    """Returns the package ``tokenizers``.
 
     Raises:
         InputError: it is not installed.
     """
-    try:
-        import tokenizers
-    except ImportError:
-        remedy = "pip install 'megatron-kis[corpus]'"
-        raise InputError("tokenizers is needed for tokenizer.json", remedy=remedy) from None
-    return tokenizers
+    return import_extra("tokenizers", "for tokenizer.json")

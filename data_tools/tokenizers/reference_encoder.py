@@ -1,4 +1,4 @@
-"""What turns texts into token ids, and the one way that is right by definition: the tokenizer's own library."""
+"""The interface of an encoder, and the one that is right by definition: the tokenizer's own library."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 
 Batch = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]
-"""Token ids of several texts one after another, ``[n]``, and how many belong to each, ``[texts]``."""
+"""Token ids of several texts one after another, ``[n]``, and the number of each text's tokens, ``[texts]``."""
 
 
 class Encoder(Protocol):
-    """What turns texts into token ids."""
+    """Turns texts into token ids."""
 
     @property
     def name(self) -> str:
         """The package that encodes, with its version."""
 
     def encode(self, texts: list[str], *, ended: bool = False) -> Batch:
-        """Token ids of the texts; with ``ended``, those of each that has any end with the end-of-document token."""
+        """Returns the token ids of the texts; ``ended`` puts the end-of-document token after each that has any."""
 
 
 class EncodersDifferError(InputError):
@@ -35,7 +35,7 @@ class ReferenceEncoder:
     """The tokenizer's own library."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Encodes with ``tokenizer``."""
+        """Prepares to encode with ``tokenizer``."""
         self._tokenizer = tokenizer
 
     @property
@@ -44,11 +44,11 @@ class ReferenceEncoder:
         return name_of(self._tokenizer.library)
 
     def rows(self, texts: list[str]) -> list[npt.NDArray[np.int64]]:
-        """Token ids of each text."""
+        """Returns the token ids of each text."""
         return [np.asarray(row, dtype=np.int64) for row in self._tokenizer.encode_documents(texts)]
 
     def encode(self, texts: list[str], *, ended: bool = False) -> Batch:
-        """Token ids of the texts; see :class:`Encoder`."""
+        """Returns the token ids of the texts; see :class:`Encoder`."""
         rows = self._tokenizer.encode_documents(texts)
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         tokens = np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(lengths.sum()))
@@ -62,15 +62,15 @@ def with_ends(tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], eod_id: 
 
 
 def versions_of(encoder: Encoder, tokenizer: Tokenizer) -> dict[str, str]:
-    """The encoder, and the version of the tokenizer's own library, which encodes what the encoder leaves to it."""
+    """Returns the encoder and the version of the tokenizer's own library, which encodes what is left to it."""
     return {"encoder": encoder.name, tokenizer.library: package_version(tokenizer.library)}
 
 
 def package_version(package: str) -> str:
-    """Version of an installed package."""
+    """Returns the version of an installed package."""
     return importlib.metadata.version(package)
 
 
 def name_of(package: str) -> str:
-    """An installed package with its version."""
+    """Returns the name of an installed package with its version."""
     return f"{package} {package_version(package)}"

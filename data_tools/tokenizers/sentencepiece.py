@@ -1,6 +1,6 @@
 """SentencePiece models: loading, and encoding with character offsets.
 
-Those that are trained here (``tokenizer_training.py``) give text back as it was:
+Those that are trained here (``tokenizers.training``) give text back as it was:
 
 * normalisation ``identity``, no whitespace is removed: NFC, NFD, case and double spaces stay. (The one exception is the
   character U+2581, SentencePiece's own mark of a space, which comes back as a space);
@@ -9,8 +9,6 @@ Those that are trained here (``tokenizer_training.py``) give text back as it was
 * byte fallback: what no piece covers, newlines included, becomes bytes, so nothing is ever unknown;
 * piece 0 is ``<unk>`` (unused), piece 1 ``<|endoftext|>`` ends documents. It is a control piece: the same characters in
   a text are encoded as text and can never end a document.
-
-``PATH.meta.json`` (schema ``kis.tokenizer/1``) names kind, vocab_size, eod_id, and fingerprint (sha256 of the model).
 """
 
 from __future__ import annotations
@@ -24,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_json
-from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, Encoding, Tokenizer, read_model, side_file
+from megatron_kis.data_tools.tokenizers.base import Encoding, Tokenizer, read_meta, side_file
 from megatron_kis.data_tools.tokenizers.sentencepiece_file import only_marks_spaces, special_pieces
 
 _NO_TEXT = 1 << 32  # more than any text has: a token whose text is not its piece
@@ -39,7 +36,7 @@ class SentencePieceTokenizer(Tokenizer):
     file_name = "tokenizer.model"
 
     def __init__(self, processor: Any, model: bytes) -> None:
-        """Wraps a loaded ``SentencePieceProcessor``; use ``megatron_kis.data_tools.tokenizers.base.load_tokenizer``."""
+        """Wraps a loaded ``SentencePieceProcessor``; use ``tokenizers.registry.load_tokenizer``."""
         super().__init__(model, vocab_size=processor.get_piece_size(), eod_id=processor.eos_id())
         self._processor = processor
         pieces = range(self.vocab_size)
@@ -52,7 +49,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def _characters(self) -> NDArray[np.int64]:
-        """[pieces] characters that each piece stands for."""
+        """[pieces] number of characters of each piece."""
         pieces = range(self.vocab_size)
         processor = self._processor
         return np.array([len(self.piece(piece)) if _is_text(processor, piece) else _NO_TEXT for piece in pieces])
@@ -64,29 +61,29 @@ class SentencePieceTokenizer(Tokenizer):
         return (f"the file does not say that {begins} begins documents, and none begins with it; tokenizer.json may",)
 
     def byte_piece(self, value: int) -> int | None:
-        """The piece of a byte; None where the model has no bytes."""
+        """Returns the piece of a byte; None where the model has no bytes."""
         piece: int = self._processor.piece_to_id(f"<0x{value:02X}>")
         return piece if self._processor.is_byte(piece) else None
 
     def normalise(self, text: str) -> str:
-        """The text as the model cuts it: with marks for spaces."""
+        """Returns the text as the model cuts it: with marks for spaces."""
         if self._plain:
             return f"▁{text}".replace(" ", "▁")
         normal: str = self._processor.normalize(text)
         return normal
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without an end-of-document token."""
+        """Returns the token ids of a text, without an end-of-document token."""
         tokens: list[int] = self._processor.encode(text)
         return tokens
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of several texts, as :meth:`encode` of each."""
+        """Returns the token ids of several texts, as :meth:`encode` for each."""
         tokens: list[list[int]] = self._processor.encode(texts, num_threads=1)
         return tokens
 
     def encode_with_spans(self, text: str) -> Encoding:
-        """Token ids and the characters that each covers."""
+        """Returns the token ids of a text and the characters that each covers."""
         tokens, spans = self._offsets(text)
         # SentencePiece gives the character to the last of its bytes and empty ranges to the bytes before.
         for index in range(len(spans) - 2, -1, -1):
@@ -95,10 +92,10 @@ class SentencePieceTokenizer(Tokenizer):
         return Encoding(tokens, spans)
 
     def encode_batch_with_spans(self, texts: list[str]) -> tuple[list[list[int]], NDArray[np.int64]]:
-        """Token ids of several texts, and [tokens of all, 2] the characters that each covers in its text.
+        """Returns the token ids of several texts, and [tokens of all, 2] the characters that each covers in its text.
 
         SentencePiece's own offsets take five times as long as the ids. Where a text's pieces are its characters and the
-        space before it, their lengths say the same; other texts (bytes, normalised ones) are asked for one by one.
+        space before it, their lengths say the same; other texts (bytes, normalised ones) are encoded one by one.
         """
         encoded = self.encode_batch(texts)
         counts = np.array([len(tokens) for tokens in encoded], dtype=np.int64)
@@ -123,25 +120,24 @@ class SentencePieceTokenizer(Tokenizer):
         return [piece.id for piece in pieces], [(piece.begin, piece.end) for piece in pieces]
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of token ids; the end-of-document token becomes nothing, the first word's space is dropped."""
+        """Returns the text of token ids, without the end-of-document token and the space before the first word."""
         text: str = self._processor.decode([int(token) for token in tokens])
         return text
 
     def piece(self, token: int) -> str:
-        """The piece of a token id, ``▁`` standing for a space."""
+        """Returns the piece of a token id; ``▁`` is a space."""
         piece: str = self._processor.id_to_piece(int(token))
         return piece
 
 
-def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
-    """Loads a SentencePiece model.
+def load_sentencepiece(path: Path, model: bytes) -> SentencePieceTokenizer:
+    """Builds the tokenizer from the path and the content of a SentencePiece model.
 
     Raises:
-        InputError: the file is missing, unreadable, not a SentencePiece model, or has no end-of-document piece.
+        InputError: the file is not a SentencePiece model, or has no end-of-document piece.
     """
     import sentencepiece
 
-    model = read_model(path)
     processor = sentencepiece.SentencePieceProcessor()
     remedy = "make one with `kis data tokenizer`"
     try:
@@ -171,14 +167,14 @@ def load_sentencepiece(path: Path) -> SentencePieceTokenizer:
 
 
 def _check_side_file(path: Path, processor: Any) -> None:
-    """A SentencePiece model says itself what ends documents; a file next to it that names another is refused."""
-    beside, piece = side_file(path), processor.id_to_piece(processor.eos_id())
-    named = read_json(beside, META_SCHEMA).get("eod", piece) if beside.exists() else piece
+    """Refuses a side file that names another end-of-document token than the model itself."""
+    piece = processor.id_to_piece(processor.eos_id())
+    named = read_meta(path).get("eod", piece)
     if named != piece:
         remedy = f"leave it out, or give the model another end of sentence: documents end with its {piece!r}"
-        raise InputError(f"eod is {named!r}", where=str(beside), remedy=remedy)
+        raise InputError(f"eod is {named!r}", where=str(side_file(path)), remedy=remedy)
 
 
 def _is_text(processor: Any, piece: int) -> bool:
-    """Whether a piece stands for its own characters."""
+    """Returns whether a piece is a text of its own characters."""
     return not (processor.is_byte(piece) or processor.is_control(piece) or processor.is_unknown(piece))

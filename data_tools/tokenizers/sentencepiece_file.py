@@ -1,4 +1,4 @@
-"""What a SentencePiece model file says of itself that its library does not tell: types of pieces, the normaliser.
+"""Reads from a SentencePiece model file what its library does not say: types of pieces, the normaliser.
 
 The file is a message of protocol buffers: ``pieces`` are field 1 (``piece`` 1, ``score`` 2, ``type`` 3), the
 ``normalizer_spec`` is field 3 (``precompiled_charsmap`` 2, ``remove_extra_whitespaces`` 4, ``escape_whitespaces`` 5,
@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-_PIECES, _NORMALIZER = 1, 3
-_TYPE_OF_PIECE, _USER_DEFINED, _UNUSED = 3, 4, 5
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_PIECES = 1  # fields of the model
+_NORMALIZER = 3
+_TYPE_OF_PIECE = 3  # field of a piece
+_USER_DEFINED = 4  # types of pieces
+_UNUSED = 5
+_VARINT = 0  # wire types of protocol buffers
+_FIXED64 = 1
+_BYTES = 2
+_FIXED32 = 5
 
 
 def special_pieces(model: bytes) -> tuple[list[int], list[int]]:
-    """Ids of the user-defined pieces, and of the unused ones."""
+    """Returns the ids of the user-defined pieces, and of the unused ones."""
     found: dict[int, list[int]] = {_USER_DEFINED: [], _UNUSED: []}
     pieces = (value for field, value in _fields(model) if field == _PIECES and isinstance(value, bytes))
     for number, piece in enumerate(pieces):
@@ -27,20 +33,20 @@ def special_pieces(model: bytes) -> tuple[list[int], list[int]]:
 
 
 def only_marks_spaces(model: bytes) -> bool:
-    """Whether the normaliser changes nothing but spaces into their mark, and puts one before a text."""
+    """Returns whether the normaliser only replaces spaces by their mark, and puts one before a text."""
     spec = next((value for field, value in _fields(model) if field == _NORMALIZER), b"")
     settings = _last(spec) if isinstance(spec, bytes) else {}
     return not settings.get(2) and settings.get(4) == 0 and settings.get(5, 1) == 1 and not settings.get(6)
 
 
 def _last(message: bytes) -> dict[int, int | bytes]:
-    """Fields of a message; the last of several counts."""
+    """Returns the fields of a message; the last of several counts."""
     return dict(_fields(message))
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    at, end = 0, len(message)
-    while at < end:
+    at = 0
+    while at < len(message):
         key, at = _varint(message, at)
         kind = key & 7
         value: int | bytes
@@ -52,7 +58,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
                 if kind != _BYTES:
                     raise ValueError(f"wire type {kind}")
                 size, at = _varint(message, at)
-            value, at = message[at : at + size], at + size
+            value = message[at : at + size]
+            at += size
         yield key >> 3, value
 
 

@@ -13,17 +13,33 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_json
 from megatron_kis.common.parsing import parse_json
-from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, read_model, side_file
-from megatron_kis.data_tools.tokenizers.tiktoken import TiktokenTokenizer, check_special, is_id, made_encoding
+from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, missing_bytes, read_meta, side_file
+from megatron_kis.data_tools.tokenizers.tiktoken import TiktokenTokenizer, check_special, is_id, make_encoding
 
-# Of files that do not list them, which are older.
-_FIRST_SPECIAL = (
-    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
-    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
-    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
-)  # fmt: skip
+_FIRST_SPECIAL = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]",
+    "[IMG]",
+    "<pad>",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "[PREFIX]",
+    "[MIDDLE]",
+    "[SUFFIX]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "[TOOL_CONTENT]",
+]
+"""Special tokens of older files, which do not list them."""
 _EOD = "</s>"
 
 
@@ -34,18 +50,18 @@ class TekkenTokenizer(TiktokenTokenizer):
     file_name = "tekken.json"
 
 
-def load_tekken(path: Path) -> TekkenTokenizer:
-    """Loads a ``tekken.json``.
+def load_tekken(path: Path, model: bytes) -> TekkenTokenizer:
+    """Builds the tokenizer from the path and the content of a ``tekken.json``.
 
     Raises:
-        InputError: the file is missing or damaged, or lacks the token that ends documents.
+        InputError: the file is damaged, or lacks the token that ends documents.
     """
-    model = read_model(path)
     content = parse_json(model, where=str(path))
     config = content.get("config") if isinstance(content, dict) else None
     if not isinstance(config, dict) or not isinstance(config.get("pattern"), str):
         raise InputError("not a tekken.json (it has no config.pattern)", where=str(path))
-    size, count = (config.get(key) for key in ("default_vocab_size", "default_num_special_tokens"))
+    size = config.get("default_vocab_size")
+    count = config.get("default_num_special_tokens")
     if size is None or count is None or not is_id(size) or not is_id(count) or count >= size:
         problem = f"config.default_vocab_size is {size}, config.default_num_special_tokens {count}"
         raise InputError(problem, where=str(path), remedy="expected numbers, the first the larger")
@@ -53,20 +69,20 @@ def load_tekken(path: Path) -> TekkenTokenizer:
     ranks = _ranks(content.get("vocab"), size - count, path)
     shifted = {token: rank + count for token, rank in ranks.items()}
     check_special(special, shifted, path)
-    beside = side_file(path)
-    eod = read_json(beside, META_SCHEMA).get("eod", _EOD) if beside.exists() else _EOD
+    eod = read_meta(path).get("eod", _EOD)
     if not isinstance(eod, str) or eod not in special:
+        side = side_file(path)
         raise InputError(
             f"{eod!r}, which ends documents, is none of the special tokens",
-            where=str(beside if beside.exists() else path),
-            remedy=f'name one in {beside.name}: {{"schema": "{META_SCHEMA}", "eod": "..."}}',
+            where=str(side if side.exists() else path),
+            remedy=f'name one in {side.name}: {{"schema": "{META_SCHEMA}", "eod": "..."}}',
         )
-    encoding = made_encoding(path, config["pattern"], shifted, special)
-    return TekkenTokenizer(encoding, model, special=special, eod=eod, beside={"eod": eod})
+    encoding = make_encoding(path, config["pattern"], shifted, special)
+    return TekkenTokenizer(encoding, model, special=special, eod=eod, side_content={"eod": eod})
 
 
 def _special(listed: Any, count: int, path: Path) -> dict[str, int]:
-    """Special tokens by spelling: those that are listed, and one without a meaning for every other id."""
+    """Returns the special tokens by spelling: the listed ones, and one without a meaning for every other id."""
     names: dict[int, str] = {number: f"<SPECIAL_{number}>" for number in range(count)}
     if listed is None:
         names.update(enumerate(_FIRST_SPECIAL[:count]))
@@ -89,20 +105,20 @@ def _special(listed: Any, count: int, path: Path) -> dict[str, int]:
 
 
 def _ranks(listed: Any, size: int, path: Path) -> dict[bytes, int]:
-    """The tokens of the text by their bytes."""
+    """Returns the ranks of the ordinary tokens by their bytes."""
     if not isinstance(listed, list) or len(listed) < size:
         found = len(listed) if isinstance(listed, list) else "no"
         raise InputError(f"vocab has {found} tokens, config asks for {size}", where=str(path))
     ranks: dict[bytes, int] = {}
     for number, token in enumerate(listed[:size]):
         try:
-            rank, content = token["rank"], base64.b64decode(token["token_bytes"], validate=True)
+            rank = token["rank"]
+            content = base64.b64decode(token["token_bytes"], validate=True)
         except (TypeError, KeyError, ValueError, binascii.Error):
             raise InputError(f"vocab[{number}]: expected rank and token_bytes", where=str(path)) from None
         if rank != number or not content or content in ranks:
             raise InputError(f"vocab[{number}]: {content!r} has the rank {rank}", where=str(path))
         ranks[content] = rank
-    missing = 256 - sum(bytes([value]) in ranks for value in range(256))
-    if missing:
+    if missing := missing_bytes(ranks):
         raise InputError(f"vocab: {missing} of the 256 bytes are missing", where=str(path))
     return ranks

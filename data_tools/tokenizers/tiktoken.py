@@ -1,4 +1,4 @@
-"""tiktoken files: a line a token, ``base64-of-its-bytes rank``.
+"""tiktoken files: one line per token, ``base64-of-its-bytes rank``.
 
 The file holds neither the pattern that cuts text into words nor the special tokens. For the files that OpenAI publishes
 both follow from the name (``r50k_base``, ``cl100k_base``, ``o200k_base``); for others ``PATH.meta.json`` names them::
@@ -20,8 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.extras import import_extra
 from megatron_kis.common.files import read_json
-from megatron_kis.data_tools.tokenizers.base import EOD_PIECE, META_SCHEMA, Encoding, Tokenizer, read_model, side_file
+from megatron_kis.data_tools.tokenizers.base import (
+    EOD_PIECE,
+    ID_LIMIT,
+    META_SCHEMA,
+    Encoding,
+    Tokenizer,
+    missing_bytes,
+    read_meta,
+    side_file,
+)
 
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
@@ -45,10 +55,10 @@ PATTERNS = {
         r"|\s+(?!\S)|\s+"
     ),
 }
-"""How text is cut into words, by name; from the ``tiktoken`` package (``tiktoken_ext/openai_public.py``), and for
+"""Patterns that cut text into words, by name: from the ``tiktoken`` package (``tiktoken_ext/openai_public.py``), for
 Llama 3 from the ``pre_tokenizer`` of its ``tokenizer.json``."""
 _SCHEMES = {"gpt2": "gpt2", "gpt4": "gpt4", "o200k": "o200k", "llama3": "gpt4"}
-"""What gigatoken calls them."""
+"""Their names in gigatoken."""
 
 _PUBLISHED = {  # name of the file: its pattern, how many ranks it has, from 0, and its end-of-document token
     "r50k_base": ("gpt2", 50256, 50256),
@@ -56,18 +66,20 @@ _PUBLISHED = {  # name of the file: its pattern, how many ranks it has, from 0, 
     "o200k_base": ("o200k", 199998, 199999),
 }
 
-
-_LLAMA3_RANKS, _LLAMA3_EOD = 128_000, "<|end_of_text|>"
-_LLAMA3_SPECIAL = (
-    "<|begin_of_text|>", _LLAMA3_EOD, *(f"<|reserved_special_token_{number}|>" for number in range(4)),
-    "<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>",
-    *(f"<|reserved_special_token_{number}|>" for number in range(5, 251)),
-)  # fmt: skip
+_LLAMA3_RANKS = 128_000
+_LLAMA3_EOD = "<|end_of_text|>"
+_LLAMA3_RESERVED = [f"<|reserved_special_token_{number}|>" for number in range(251)]
+_LLAMA3_SPECIAL = ["<|begin_of_text|>", _LLAMA3_EOD, *_LLAMA3_RESERVED[:4]]
+_LLAMA3_SPECIAL += [
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    _LLAMA3_RESERVED[4],
+    "<|eot_id|>",
+    *_LLAMA3_RESERVED[5:],
+]
 """The 256 special tokens of Llama 3, whose ids follow the ranks."""
 
-_NO_ID = 2**31 - 1
-"""Ids are smaller: a corpus has 32 bits for each, with a sign."""
-_IDS = f"ids are whole numbers from 0 to {_NO_ID - 1}"
+_IDS = f"ids are whole numbers from 0 to {ID_LIMIT - 1}"
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -84,40 +96,52 @@ class TiktokenTokenizer(Tokenizer):
         *,
         special: dict[str, int],
         eod: str,
-        beside: dict[str, Any],
-        cut: str = "",
+        side_content: dict[str, Any],
+        pattern: str = "",
         scheme: str | None = None,
     ) -> None:
-        """Wraps a ``tiktoken.Encoding``; use ``megatron_kis.data_tools.tokenizers.base.load_tokenizer``.
+        """Wraps a ``tiktoken.Encoding``; use ``tokenizers.registry.load_tokenizer``.
 
         Args:
             encoding: the library's object.
             model: content of the file.
             special: ids of the special tokens, which a text never has.
-            eod: the one that ends documents.
-            beside: what else decides the ids, as ``PATH.meta.json`` names it.
-            cut: the pattern, where ``beside`` has only a name for it.
-            scheme: what gigatoken calls the pattern; None where it has none.
+            eod: spelling of the end-of-document token.
+            side_content: what else decides the ids, as ``PATH.meta.json`` has it.
+            pattern: the pattern, where ``side_content`` has only a name for it.
+            scheme: name of the pattern in gigatoken; None where it has none.
         """
-        super().__init__(model, vocab_size=encoding.n_vocab, eod_id=special[eod], beside=beside, cut=cut)
+        super().__init__(
+            model, vocab_size=encoding.n_vocab, eod_id=special[eod], side_content=side_content, pattern=pattern
+        )
         self._encoding = encoding
-        self.special, self.eod, self.scheme = special, eod, scheme
+        self.special = special
+        """Ids of the special tokens by their spelling."""
+        self.eod = eod
+        """Spelling of the end-of-document token."""
+        self.scheme = scheme
+        """Name of the pattern in gigatoken; None where it has none."""
         self.spellings = tuple(special)
         self.remarks = _remarks(special)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without an end-of-document token."""
+        """Returns the token ids of a text, without an end-of-document token."""
         tokens: list[int] = self._encoding.encode_ordinary(text)
         return tokens
 
     def encode_with_spans(self, text: str) -> Encoding:
-        """Token ids and the characters that each covers; tokens of one character's bytes share its range."""
+        """Returns the token ids of a text and the characters that each covers.
+
+        Tokens of one character's bytes share its range.
+        """
         tokens = self.encode(text)
-        starts, reached = [], 0  # of each character, in bytes
+        starts = []  # of each character, in bytes
+        reached = 0
         for character in text:
             starts.append(reached)
             reached += len(character.encode())
-        spans, at = [], 0
+        spans = []
+        at = 0
         for token in tokens:
             end = at + len(self._encoding.decode_single_token_bytes(token))
             spans.append((bisect_right(starts, at) - 1, bisect_right(starts, end - 1)))
@@ -125,46 +149,46 @@ class TiktokenTokenizer(Tokenizer):
         return Encoding(tokens, spans)
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of token ids; special tokens become nothing."""
+        """Returns the text of token ids; special tokens become nothing."""
         special = set(self.special.values())
         text: str = self._encoding.decode([int(token) for token in tokens if int(token) not in special])
         return text
 
     def piece(self, token: int) -> str:
-        """The token's bytes as text."""
+        """Returns the token's bytes as text."""
         piece: bytes = self._encoding.decode_single_token_bytes(int(token))
         return piece.decode("utf-8", errors="replace")
 
 
-def load_tiktoken(path: Path) -> TiktokenTokenizer:
-    """Loads a tiktoken file.
+def load_tiktoken(path: Path, model: bytes) -> TiktokenTokenizer:
+    """Builds the tokenizer from the path and the content of a tiktoken file.
 
     Raises:
-        InputError: the file is missing or damaged (``file:line``), its pattern is not known, or an id stands for two
+        InputError: the file is damaged (``file:line``), its pattern is not known, or an id stands for two
             tokens.
     """
-    model = read_model(path)
     ranks = _ranks(path, model)
-    pattern, special, eod = _description(path, ranks)
-    beside = side_file(path)
-    check_special(special, ranks, beside if beside.exists() else path)
-    encoding = made_encoding(path, PATTERNS[pattern], ranks, special)
-    content = {"pattern": pattern, "eod": eod, "special_tokens": special}
-    cut, scheme = PATTERNS[pattern], _SCHEMES[pattern]
-    return TiktokenTokenizer(encoding, model, special=special, eod=eod, beside=content, cut=cut, scheme=scheme)
+    name, special, eod = _description(path, ranks)
+    side = side_file(path)
+    check_special(special, ranks, side if side.exists() else path)
+    return TiktokenTokenizer(
+        make_encoding(path, PATTERNS[name], ranks, special),
+        model,
+        special=special,
+        eod=eod,
+        side_content={"pattern": name, "eod": eod, "special_tokens": special},
+        pattern=PATTERNS[name],
+        scheme=_SCHEMES[name],
+    )
 
 
-def made_encoding(path: Path, pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> Any:
-    """The library's object.
+def make_encoding(path: Path, pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> Any:
+    """Builds the library's ``Encoding``.
 
     Raises:
         InputError: tiktoken is not installed, or refuses the model.
     """
-    try:
-        import tiktoken
-    except ImportError:
-        remedy = "pip install 'megatron-kis[corpus]'"
-        raise InputError(f"tiktoken is needed for {path.name}", remedy=remedy) from None
+    tiktoken = import_extra("tiktoken", f"for {path.name}")
     try:
         return tiktoken.Encoding(path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
     except (ValueError, AssertionError) as error:
@@ -187,7 +211,8 @@ def _ranks(path: Path, model: bytes) -> dict[bytes, int]:
         where = f"{path}:{number}"
         try:
             encoded, written = line.split()
-            token, rank = base64.b64decode(encoded, validate=True), int(written)
+            token = base64.b64decode(encoded, validate=True)
+            rank = int(written)
         except (ValueError, binascii.Error):
             raise InputError("not a token and its rank", where=where) from None
         if not token:
@@ -198,16 +223,16 @@ def _ranks(path: Path, model: bytes) -> dict[bytes, int]:
             raise InputError(f"the token has a rank in line {taken[ranks[token]]} already", where=where)
         if rank in taken:
             raise InputError(f"two tokens have one rank: line {taken[rank]} gives {rank} too", where=where)
-        ranks[token], taken[rank] = rank, number
-    missing = 256 - sum(bytes([value]) in ranks for value in range(256))
-    if missing:
+        ranks[token] = rank
+        taken[rank] = number
+    if missing := missing_bytes(ranks):
         raise InputError(f"not a tiktoken file ({missing} of the 256 bytes are missing)", where=str(path))
     return ranks
 
 
 def is_id(value: Any) -> bool:
-    """Whether something is the id of a token."""
-    return type(value) is int and 0 <= value < _NO_ID
+    """Returns whether a value is a possible token id."""
+    return type(value) is int and 0 <= value < ID_LIMIT
 
 
 def check_special(special: dict[str, int], ranks: dict[bytes, int], where: Path) -> None:
@@ -228,36 +253,38 @@ def check_special(special: dict[str, int], ranks: dict[bytes, int], where: Path)
 
 
 def _description(path: Path, ranks: dict[bytes, int]) -> tuple[str, dict[str, int], str]:
-    """Pattern, special tokens and the end-of-document token of a file: what the side file names, else as published."""
-    beside = side_file(path)
-    meta = read_json(beside, META_SCHEMA) if beside.exists() else {}
+    """Returns pattern name, special tokens and end-of-document token, from the side file, else as published."""
+    side = side_file(path)
+    meta = read_meta(path)
     if "pattern" in meta or "special_tokens" in meta:
-        meta = read_json(beside, META_SCHEMA, keys=("pattern", "special_tokens"))
-        pattern, special, eod = meta["pattern"], meta["special_tokens"], EOD_PIECE
+        meta = read_json(side, META_SCHEMA, keys=("pattern", "special_tokens"))
+        pattern = meta["pattern"]
+        special = meta["special_tokens"]
+        eod = EOD_PIECE
     else:
         pattern, special, eod = _published(path, ranks)
     eod = meta.get("eod", eod)
     if not isinstance(pattern, str) or pattern not in PATTERNS:
-        raise InputError(f"pattern is {pattern!r}", where=str(beside), remedy=f"valid: {', '.join(PATTERNS)}")
+        raise InputError(f"pattern is {pattern!r}", where=str(side), remedy=f"valid: {', '.join(PATTERNS)}")
     ids = all(type(token) is int for token in special.values()) if isinstance(special, dict) else False
     if not ids or not isinstance(eod, str) or eod not in special:
-        raise InputError(f"special_tokens do not hold {eod!r} and its id", where=str(beside))
+        raise InputError(f"special_tokens do not hold {eod!r} and its id", where=str(side))
     return pattern, special, eod
 
 
 def _published(path: Path, ranks: dict[bytes, int]) -> tuple[str, dict[str, int], str]:
-    """The same of a file that is known by its ranks or its name."""
+    """Returns the same for a file that is known by its ranks or its name."""
     if path.suffix != ".tiktoken" and sorted(ranks.values()) == list(range(_LLAMA3_RANKS)):
         return "llama3", {name: _LLAMA3_RANKS + number for number, name in enumerate(_LLAMA3_SPECIAL)}, _LLAMA3_EOD
-    beside = side_file(path)
+    side = side_file(path)
     if path.stem not in _PUBLISHED or path.suffix != ".tiktoken":
         names = ", ".join(f"{name}.tiktoken" for name in _PUBLISHED)
-        remedy = f"name pattern and special_tokens in {beside.name}, or call it one of {names}"
+        remedy = f"name pattern and special_tokens in {side.name}, or call it one of {names}"
         problem = f"a tiktoken file ({len(ranks)} ranks), which does not say how text is cut into words"
         raise InputError(problem, where=str(path), remedy=remedy)
     pattern, count, eod_id = _PUBLISHED[path.stem]
     if sorted(ranks.values()) != list(range(count)):
         problem = f"has {len(ranks)} ranks, and {path.stem} as it is published those from 0 to {count - 1}"
-        remedy = f"fetch it again, or, if it is another model, name pattern and special_tokens in {beside.name}"
+        remedy = f"fetch it again, or, if it is another model, name pattern and special_tokens in {side.name}"
         raise InputError(problem, where=str(path), remedy=remedy)
     return pattern, {EOD_PIECE: eod_id}, EOD_PIECE

@@ -1,4 +1,4 @@
-"""What a ``tokenizer.json`` may say twice or wrongly, and its library passes over without a word."""
+"""Checks of a ``tokenizer.json`` for what it may say twice or wrongly, and its library accepts without a word."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections import Counter
 from typing import Any
 
 from megatron_kis.common.errors import InputError
-
-_NO_ID = 2**31 - 1
-"""Ids are smaller: a corpus has 32 bits for each, with a sign."""
+from megatron_kis.data_tools.tokenizers.base import ID_LIMIT
 
 
 def check_vocabulary(content: dict[str, Any], tokenizer: Any, *, where: str) -> None:
@@ -43,18 +41,18 @@ def check_vocabulary(content: dict[str, Any], tokenizer: Any, *, where: str) -> 
                 where=where,
                 remedy="added tokens have their ids of the vocabulary, or those that follow it without a gap",
             )
-    whole = tokenizer.get_vocab(with_added_tokens=True)
-    _refuse_shared(whole, "vocab and added_tokens", where)
-    if whole and max(whole.values()) >= _NO_ID:
-        raise InputError(f"an id is {max(whole.values())}", where=where, remedy=f"ids are below {_NO_ID}")
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    _refuse_shared(ids, "vocab and added_tokens", where)
+    if ids and max(ids.values()) >= ID_LIMIT:
+        raise InputError(f"an id is {max(ids.values())}", where=where, remedy=f"ids are below {ID_LIMIT}")
     if content["model"].get("dropout"):
         problem = f"model.dropout is {content['model']['dropout']}: a text has other tokens each time"
         raise InputError(problem, where=where, remedy="set it to null")
 
 
-def what_is_wrong(model: bytes, error: Exception) -> str:
-    """Why a file is no ``tokenizer.json``, where more can be said than its library says."""
-    told = str(error).splitlines()[0]
+def damage_of(model: bytes, error: Exception) -> str:
+    """Says why a file is no ``tokenizer.json``, where more is known than its library's message."""
+    message = str(error).splitlines()[0]
     try:
         content = json.loads(model)
         json.dumps(content, ensure_ascii=False).encode()
@@ -63,12 +61,12 @@ def what_is_wrong(model: bytes, error: Exception) -> str:
     except json.JSONDecodeError as damage:
         return f"not valid JSON: {damage.msg} in line {damage.lineno}"
     except (ValueError, RecursionError):
-        return told
+        return message
     if not isinstance(content, dict):
         return "it is no JSON object"
     if content and all(type(value) is int for value in content.values()):
         return "it maps words to ids, as a vocab.json, and does not say how text is cut"
-    return told if "model" in content else "it has no model"
+    return message if "model" in content else "it has no model"
 
 
 def _twice(names: Any) -> str | None:
@@ -79,6 +77,6 @@ def _refuse_shared(ids: dict[str, int], key: str, where: str) -> None:
     if len(set(ids.values())) == len(ids):
         return
     number = next(number for number, count in Counter(ids.values()).items() if count > 1)
-    one, other, *_ = (spelling for spelling, token in ids.items() if token == number)
+    one, other = [spelling for spelling, token in ids.items() if token == number][:2]
     problem = f"{key}: {one!r} and {other!r} have one id, {number}"
     raise InputError(problem, where=where, remedy="give each token an id of its own")

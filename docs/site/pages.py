@@ -137,7 +137,7 @@ def _configuration() -> Iterator[str]:
     yield "## A run (`kis train RUN.yaml`)\n"
     yield from _table(_keys(RunConfig, ""))
     yield "\n## A study (`kis study run STUDY.yaml`)\n"
-    yield "A rung of the `ladder` takes the keys of a run's `model`, and `learning_rate` and `parallel`.\n"
+    yield "An entry of the `ladder` takes the keys of a run's `model`, and `learning_rate` and `parallel`.\n"
     yield from _table(_keys(StudyConfig, ""))
 
 

@@ -243,7 +243,7 @@ def required(run: Path, step: int | None) -> Checkpoint:
         if problems:
             problem += f" ({_listed(problems)})"
         there = ", ".join(map(str, steps_there(run)))
-        remedy = f"steps that lie there: {there}" if there else "train the run first"
+        remedy = f"steps that are there: {there}" if there else "train the run first"
         raise InputError(problem, where=str(run / FOLDER), remedy=remedy)
     return checkpoint
 

@@ -112,7 +112,7 @@ def open_start(folder: Path, shape: ModelShape, *, vocabulary: int, longest: int
         raise InputError(
             f"has {content['vocabulary']} rows in its embedding, the run's tokenizer needs {vocabulary}",
             where=str(path),
-            remedy="make the data with the tokenizer that lies beside it",
+            remedy="make the data with the tokenizer that is next to it",
         )
     start = Start(folder, content)
     if longest is not None and start.positions is not None and longest > start.positions:

@@ -4,7 +4,7 @@ Megatron-Core decides which rank holds which part of which tensor; PyTorch's wri
 things are our own:
 
 - Writing is split. ``stage`` copies what this rank has to write, which takes the time of a copy; ``Staged.write``
-  needs no other rank and may run in a thread while training goes on. Nothing is forked.
+  needs no other rank and may run in a thread while training continues. Nothing is forked.
 - ``.metadata``, PyTorch's list of where each part is, is a pickle, and its reader unpickles it: whoever can write to a
   checkpoint could run code with it. It is written all the same, so that other tools find what they expect; we read
   ``index.json``, which has the same content in JSON. The parts themselves are read with ``weights_only=True``.

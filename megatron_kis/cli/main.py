@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_kis import __version__
-from megatron_kis.cli import data, export, import_, law, plan, probe, study, train
+from megatron_kis.cli import data, export, import_, law, plan, probe, schema, study, train
 from megatron_kis.cli.overrides import check_places, take_overrides
 from megatron_kis.cli.parser import Parser
 from megatron_kis.common.ending import tell_starter
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"megatron_kis {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (data, train, probe, export, import_, study, law, plan):
+    for module in (data, train, probe, export, import_, study, law, plan, schema):
         module.add_parser(commands)
     return parser
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from megatron_kis.config.run import ParallelConfig, RunConfig
     from megatron_kis.config.study import StudyConfig
     from megatron_kis.planning.hardware import Gpu
-    from megatron_kis.planning.layouts import Job, Option
+    from megatron_kis.planning.layouts import Job, PlannedLayout
     from megatron_kis.planning.split import Split
 
 
@@ -120,13 +120,13 @@ def _linked(kind: Gpu, options: argparse.Namespace) -> Gpu:
     return replace(kind, **{name: value * 1e9 for name, value in given.items()})
 
 
-def _layouts(planned: Planned, options: argparse.Namespace, kind: Gpu) -> tuple[list[Option], str]:
+def _layouts(planned: Planned, options: argparse.Namespace, kind: Gpu) -> tuple[list[PlannedLayout], str]:
     """The layout that a file has, if it fits; else those that do, and a note."""
     from megatron_kis.planning import layouts
 
     note = ""
     if planned.split is not None and options.gpus is None:
-        option, fits = layouts.written(
+        option, fits = layouts.configured_layout(
             planned.job, planned.split, micro_batch=planned.micro_batch, kind=kind, mfu=options.mfu
         )
         if fits:
@@ -136,11 +136,11 @@ def _layouts(planned: Planned, options: argparse.Namespace, kind: Gpu) -> tuple[
             f"{option.memory.total / 1e9:.1f} GB; these fit:"
         )
     gpus = options.gpus or (planned.split.gpus if planned.split else 1)
-    found = layouts.options(planned.job, gpus=gpus, kind=kind, mfu=options.mfu, interleave=options.interleave)
+    found = layouts.find_layouts(planned.job, gpus=gpus, kind=kind, mfu=options.mfu, interleave=options.interleave)
     return found, note
 
 
-def _print(row: dict[str, Any], found: list[Option], note: str) -> None:
+def _print(row: dict[str, Any], found: list[PlannedLayout], note: str) -> None:
     from megatron_kis.planning.table import table
 
     print(
@@ -206,7 +206,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     from megatron_kis.config.layout import check_layout
     from megatron_kis.config.run import RunConfig, TrainingConfig
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.study.grid import spots_of
+    from megatron_kis.study.grid import expand_grid
 
     if not any(line.startswith("ladder:") for line in read_text(path).splitlines()):
         run = load_config(RunConfig, path)
@@ -221,7 +221,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     shared = study.training
     length, batch = shared.sequence_length, shared.global_batch_size
     # A size may stand in the ladder several times, with other budgets, layouts or frequencies.
-    kinds = Counter((spot.rung.model_copy(update={"frequencies": None}), spot.tokens) for spot in spots_of(study))
+    kinds = Counter((spot.entry.model_copy(update={"frequencies": None}), spot.tokens) for spot in expand_grid(study))
     for rung, budget in kinds if options.gpus is None else ():
         own = {"token_budget": budget, "micro_batch_size": rung.micro_batch_size or shared.micro_batch_size}
         training = parse_config(TrainingConfig, {**shared.model_dump(), **own}, source=f"{path}: {rung.label}")
@@ -284,7 +284,7 @@ def _settings(file: RunConfig | StudyConfig, model: Any) -> dict[str, Any]:
     """What else of a file the memory of its runs depends on; Megatron-Core's own layers are counted as ``sdpa``."""
     from megatron_kis.config.layout import check_layers
     from megatron_kis.config.training import resolve_precision
-    from megatron_kis.planning.parts import Besides
+    from megatron_kis.planning.parts import EvaluationLoad
 
     precision, own_mask = resolve_precision(file.training.precision, host=False), file.documents.reset_attention
     check_layers(model.transformer_impl, own_mask=own_mask, precision=precision)
@@ -292,5 +292,5 @@ def _settings(file: RunConfig | StudyConfig, model: Any) -> dict[str, Any]:
         "precision": precision,
         "layers": "sdpa" if model.transformer_impl == "local" else model.transformer_impl,
         "own_mask": own_mask,
-        "besides": Besides(validation_tokens=file.validation.max_tokens, probe_rows=file.probes.batch_size),
+        "evaluation": EvaluationLoad(validation_tokens=file.validation.max_tokens, probe_rows=file.probes.batch_size),
     }

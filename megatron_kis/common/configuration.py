@@ -41,10 +41,10 @@ def _safe_name(text: str) -> str:
 SafeName = Annotated[str, AfterValidator(_safe_name)]
 """Name that becomes a folder: see ``identifiers``."""
 
-Count = Annotated[int, BeforeValidator(as_count)]
+Count = Annotated[int, BeforeValidator(as_count, json_schema_input_type=float | str)]
 """Number of tokens or parameters, which may be written ``1.2e6`` or ``7b``."""
 
-Quantity = Annotated[float, BeforeValidator(as_count)]
+Quantity = Annotated[float, BeforeValidator(as_count, json_schema_input_type=float | str)]
 """The same, where it need not be whole."""
 
 
@@ -128,6 +128,27 @@ def parse_config(
         return kind.model_validate(content, context={"base": base})
     except ValidationError as error:
         raise input_error(error, kind, source=source, section=section, overrides=overrides) from None
+
+
+_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+
+
+def json_schema(kind: type[Config]) -> dict[str, Any]:
+    """Returns the JSON Schema of a file of these settings, with which an editor completes and checks it."""
+    schema = kind.model_json_schema()
+    _spell_out_bounds(schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _spell_out_bounds(schema: Any) -> None:
+    """Renames bounds that pydantic leaves as they are where a validator comes before them."""
+    if isinstance(schema, dict):
+        for ours, theirs in _BOUNDS.items():
+            if isinstance(schema.get(ours), int | float):
+                schema[theirs] = schema.pop(ours)
+        schema.pop("allow_inf_nan", None)
+    for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _spell_out_bounds(inner)
 
 
 def input_error(

@@ -33,12 +33,3 @@ def show_messages() -> None:
         logger.addHandler(_StandardError())
     logger.setLevel(logging.INFO)
     logger.propagate = False
-
-
-def silence_other_ranks(*, reports: bool) -> None:
-    """Of several ranks of one run only the one that reports shows messages; the others show warnings from ``error`` on.
-
-    Args:
-        reports: whether this rank reports.
-    """
-    logging.getLogger(_NAME).setLevel(logging.INFO if reports else logging.ERROR)

@@ -1,4 +1,4 @@
-"""Whether a parallel layout can hold a model and share its batches: arithmetic alone, before anything is started.
+"""Whether a parallel layout can hold a model and share its batches: arithmetic only, before anything is started.
 
 The same functions check a study before its data are prepared, a run before its ranks meet, and the model where it is
 built, so that what is refused is refused once and early. Nothing here needs PyTorch or Megatron-Core.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from megatron_kis.config.run import RunConfig
 
 _FP8_MULTIPLE = 16
-"""Transformer Engine asks for it of what a product sums over, and the gradient of a weight sums over the tokens."""
+"""Multiple that Transformer Engine requires of what a product sums over; a weight's gradient sums over the tokens."""
 
 
 def check_layout(
@@ -36,8 +36,8 @@ def check_layout(
         model: the model's settings.
         parallel: the layout.
         training: batches and sequence length.
-        replicas: data-parallel replicas; those of ``parallel`` if not given.
-        vocabulary: pieces of the tokenizer; None where that is not known yet, and its rows are not checked.
+        replicas: number of data-parallel replicas; those of ``parallel`` if not given.
+        vocabulary: pieces of the tokenizer; None if that is not known yet, and its rows are not checked.
 
     Raises:
         InputError: with the key, the numbers, and what could be split or shared.
@@ -55,10 +55,10 @@ def check_layout(
 
 
 def check_layouts(runs: Iterable[RunConfig], *, vocabulary: int | None = None) -> None:
-    """``check_layers`` and ``check_layout`` of many runs; alike ones are checked once.
+    """Checks the layers and the layout of many runs; equal ones are checked once.
 
     Raises:
-        InputError: with the name of the first run that cannot be.
+        InputError: with the name of the first run that is impossible.
     """
     checked = set()
     for run in runs:
@@ -80,13 +80,12 @@ def check_layers(implementation: str, *, own_mask: bool, precision: str) -> None
     """Refuses settings for which there are no layers on any device.
 
     Args:
-        implementation: of the layers (``model.transformer_impl``).
-        own_mask: whether attention has a mask beside the causal one (documents that do not see each other).
-        precision: ``fp8`` is Transformer Engine's alone.
+        implementation: implementation of the layers (``model.transformer_impl``).
+        own_mask: whether attention has a mask in addition to the causal one (documents that do not see each other).
+        precision: ``fp8`` needs Transformer Engine.
 
     Raises:
-        InputError: Transformer Engine's causal attention would pass over a mask, or store its scores; or FP8 without
-            it.
+        InputError: Transformer Engine's causal attention would ignore a mask, or store its scores; or FP8 without it.
     """
     if precision == "fp8" and implementation not in ("auto", "transformer_engine"):
         raise InputError(
@@ -109,10 +108,10 @@ def check_layers(implementation: str, *, own_mask: bool, precision: str) -> None
 
 
 def replicas_of(processes: int, *, tensor: int = 1, pipeline: int = 1, context: int = 1) -> int:
-    """Data-parallel replicas of a run that is started with so many processes.
+    """Returns the number of data-parallel replicas of a run that is started with so many processes.
 
     Raises:
-        InputError: they are no multiple of the processes of one replica.
+        InputError: the processes are no multiple of the processes of one replica.
     """
     replica = tensor * pipeline * context
     if processes % replica:
@@ -133,37 +132,41 @@ def check_shape(
     Args:
         shape: the model's shape.
         parallel: the layout.
-        rows: of the embedding, padded (``padded_vocabulary``); None where they are not known.
-        implementation: of the layers (``model.transformer_impl``).
+        rows: padded rows of the embedding (``padded_vocabulary``); None if they are not known.
+        implementation: implementation of the layers (``model.transformer_impl``).
 
     Raises:
         InputError: with the key, the numbers, and what could be split.
     """
     if parallel.context > 1 and implementation == "local":
         raise InputError(
-            "Megatron-Core's own attention needs whole sequences", where="parallel.context",
+            "Megatron-Core's own attention needs whole sequences",
+            where="parallel.context",
             remedy="use model.transformer_impl=auto",
-        )  # fmt: skip
+        )
     split = {"heads": shape.heads, "query_groups": shape.query_groups, "ffn_width": shape.ffn_width}
     if rows is not None:
         split["rows of the vocabulary"] = rows
     for name, value in split.items():
         if value % parallel.tensor:
             raise InputError(
-                f"{value} {name} cannot be split {parallel.tensor} ways", where="parallel.tensor",
+                f"{value} {name} cannot be split {parallel.tensor} ways",
+                where="parallel.tensor",
                 remedy=f"use a divisor of {value}",
-            )  # fmt: skip
+            )
     if shape.layers % parallel.pipeline:
         raise InputError(
-            f"{shape.layers} layers cannot be split into {parallel.pipeline} stages", where="parallel.pipeline",
+            f"{shape.layers} layers cannot be split into {parallel.pipeline} stages",
+            where="parallel.pipeline",
             remedy=f"use a divisor of {shape.layers}",
-        )  # fmt: skip
-    a_stage = shape.layers // parallel.pipeline
-    if a_stage % parallel.virtual:
+        )
+    per_stage = shape.layers // parallel.pipeline
+    if per_stage % parallel.virtual:
         raise InputError(
-            f"a stage's {a_stage} layers cannot be split into {parallel.virtual} chunks", where="parallel.virtual",
-            remedy=f"use a divisor of {a_stage}",
-        )  # fmt: skip
+            f"a stage's {per_stage} layers cannot be split into {parallel.virtual} chunks",
+            where="parallel.virtual",
+            remedy=f"use a divisor of {per_stage}",
+        )
 
 
 def check_batches(training: TrainingConfig, parallel: ParallelConfig, replicas: int) -> None:
@@ -172,7 +175,7 @@ def check_batches(training: TrainingConfig, parallel: ParallelConfig, replicas: 
     Args:
         training: batches and sequence length.
         parallel: the layout.
-        replicas: data-parallel replicas.
+        replicas: number of data-parallel replicas.
 
     Raises:
         InputError: with the key, the numbers, and the size that could be shared.
@@ -221,7 +224,7 @@ def check_fp8(shape: ModelShape, training: TrainingConfig, parallel: ParallelCon
         shape: the model's shape.
         training: batches and sequence length.
         parallel: the layout.
-        replicas: data-parallel replicas.
+        replicas: number of data-parallel replicas.
 
     Raises:
         InputError: with what is odd, and its size on a rank.

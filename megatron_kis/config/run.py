@@ -8,11 +8,13 @@ well. How it is read from YAML and overrides is in ``settings``.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, field_validator
 
-from megatron_kis.common.configuration import Config, Count, SafeName
+from megatron_kis.common.configuration import Config, Count, SafeName, absolute_content
+from megatron_kis.common.files import fingerprint
+from megatron_kis.common.terms import Split
 from megatron_kis.config.data import DataConfig, DocumentsConfig, InfusionConfig
 from megatron_kis.config.model import ModelConfig
 from megatron_kis.config.training import GuardConfig, OptimizerConfig, ParallelConfig, Precision, TrainingConfig
@@ -74,7 +76,7 @@ class MomentsConfig(Config):
         return frozenset(steps)
 
 
-def _asked_templates() -> dict[Literal["train", "held_out", "question"], int | None]:
+def _asked_templates() -> dict[Split, int | None]:
     return {"train": 3, "held_out": None, "question": None}
 
 
@@ -84,9 +86,7 @@ class ProbeConfig(Config):
     moments: MomentsConfig = MomentsConfig(shares=(1.0,))
     """When to probe. The end is what curves and laws are made of; more moments follow facts through training."""
 
-    templates: dict[Literal["train", "held_out", "question"], NonNegativeInt | None] = Field(
-        default_factory=_asked_templates
-    )
+    templates: dict[Split, NonNegativeInt | None] = Field(default_factory=_asked_templates)
     """Templates of each split that are asked about (the first ones of a relation); null for all, 0 for none; a split
     that is left out is not asked about."""
 
@@ -196,3 +196,16 @@ class RunConfig(Config):
 
     logging: LoggingConfig = LoggingConfig()
     """Logs."""
+
+    @property
+    def ranks(self) -> int:
+        """Number of processes that train the run."""
+        return self.parallel.ranks
+
+    def settings_fingerprint(self) -> str:
+        """Returns the fingerprint of all settings but the files: any of them may change whether the run fails."""
+        return fingerprint(self.model_dump(mode="json", exclude={"data", "output"}))
+
+    def absolute_content(self) -> dict[str, Any]:
+        """Returns the content of the run's configuration file, with absolute paths."""
+        return absolute_content(self)

@@ -16,6 +16,7 @@ from megatron_kis.common.configuration import Config, Count, Quantity, SafeName
 from megatron_kis.common.errors import nearest
 from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.config.data import BackgroundConfig, DocumentsConfig
+from megatron_kis.config.executor import ExecutorConfig
 from megatron_kis.config.run import (
     CheckpointConfig,
     GuardConfig,
@@ -43,7 +44,7 @@ Budgets = Annotated[tuple[Tokens, ...], AfterValidator(_distinct)]
 Counts = Annotated[tuple[Annotated[Count, Field(ge=0)], ...], AfterValidator(_distinct)]
 
 
-class RungConfig(ModelConfig):
+class LadderEntry(ModelConfig):
     """One size of the ladder."""
 
     learning_rate: float | None = Field(None, gt=0)
@@ -69,7 +70,7 @@ class ListedRun(Config):
     """One run beside the grid."""
 
     size: str
-    """Which rung of the ladder: its ``name``, or its preset, or ``<layers>x<width>``."""
+    """Entry of the ladder: its ``name``, or its preset, or ``<layers>x<width>``."""
 
     tokens: Tokens
     """Budget D."""
@@ -106,34 +107,6 @@ class StudyTraining(Config):
     """Bad steps and hung ranks."""
 
 
-class ExecutorConfig(Config):
-    """How runs are executed on this machine."""
-
-    workers: int | None = Field(None, gt=0)
-    """Runs side by side; if not given, as many as the GPUs take, or as there are cores (for ``threads``)."""
-
-    threads: int = Field(1, gt=0)
-    """Threads of each process. Small models gain more from runs side by side than from threads."""
-
-    gpus: Literal["auto"] | NonNegativeInt | tuple[str, ...] = "auto"
-    """GPUs to deal out: those of CUDA_VISIBLE_DEVICES, or all; or their number; or their names."""
-
-    cells_per_gpu: int = Field(1, gt=0)
-    """Runs of one rank that share a GPU. Several small ones use it better than one."""
-
-    pin: bool | Literal["auto"] = "auto"
-    """Whether each run keeps to cores of its own; ``auto``: where all workers together take every core."""
-
-    retries: int = Field(1, ge=0)
-    """How often a failed run is tried again before it is given up. Wrong input (status 2) is given up at once."""
-
-    grace_seconds: float = Field(60.0, gt=0)
-    """Time that runs have to save and end when the executor is asked to stop; then they are killed."""
-
-    lease_minutes: float = Field(10.0, gt=0)
-    """An executor on another machine that gives no sign of life for so long counts as dead; its runs are taken over."""
-
-
 class StudyConfig(Config):
     """A family of runs and the questions asked of it."""
 
@@ -149,7 +122,7 @@ class StudyConfig(Config):
     data: DataPrepConfig
     """Sources and choices of the data."""
 
-    ladder: Annotated[tuple[RungConfig, ...], AfterValidator(_distinct)] = Field(min_length=1)
+    ladder: Annotated[tuple[LadderEntry, ...], AfterValidator(_distinct)] = Field(min_length=1)
     """Sizes N."""
 
     token_budgets: Budgets = ()
@@ -224,7 +197,7 @@ class StudyConfig(Config):
             raise ValueError(msg)
         return self
 
-    def grid_of(self, rung: RungConfig) -> list[tuple[int, int, int]]:
+    def grid_of(self, rung: LadderEntry) -> list[tuple[int, int, int]]:
         """(budget, frequency, seed) of every run that the grid gives a size."""
         axes = ("token_budgets", "frequencies", "seeds")
         own = [getattr(self, axis) if getattr(rung, axis) is None else getattr(rung, axis) for axis in axes]

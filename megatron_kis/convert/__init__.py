@@ -1,1 +1,1 @@
-"""Runs to and from other tools: Hugging Face checkpoints, tokenizers, tasks of lm-evaluation-harness."""
+"""Converts runs to and from other tools: Hugging Face checkpoints, tokenizers, tasks of lm-evaluation-harness."""

@@ -1,7 +1,7 @@
 """``kis import hf``: a Llama-like model of Hugging Face as the start of a run.
 
-Read are ``config.json``, ``*.safetensors`` (no pickle) and the tokenizer. Whatever the model of
-``megatron_kis.model.build`` does not have is refused by its name: nothing is left out in silence.
+It reads ``config.json``, ``*.safetensors`` (no pickle) and the tokenizer. A feature that the model of
+``megatron_kis.model.build`` does not have is refused by its name: nothing is ignored silently.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from megatron_kis.common.parsing import parse_json
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.vocabulary import padded_vocabulary
 from megatron_kis.convert.llama import from_llama, llama_shapes
-from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
+from megatron_kis.data_tools.tokenizers.base import META_SCHEMA, Tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 _KINDS = ("llama", "mistral")
 """Values of ``model_type``: the same layers under two names, without a sliding window."""
@@ -35,10 +36,10 @@ _NEEDED = (
 
 
 def import_huggingface(source: Path, output: Path, *, eod: str | None = None) -> Start:
-    """Writes a start, and the tokenizer beside it.
+    """Writes a start, with the tokenizer next to it.
 
     Args:
-        source: the folder of the model.
+        source: folder of the model.
         output: a folder that does not exist, or is empty.
         eod: spelling of the token that ends documents; None for the tokenizer's ``eos_token``.
 
@@ -84,7 +85,7 @@ def import_huggingface(source: Path, output: Path, *, eod: str | None = None) ->
 
 
 def _positions(config: Mapping[str, Any], path: Path) -> int | None:
-    """Tokens of the longest sequence that the model was made for; None where its configuration does not say."""
+    """Returns the longest sequence that the model was made for, in tokens; None where the file does not say."""
     found = config.get("max_position_embeddings")
     if found is not None and (not isinstance(found, int) or found < 1):
         raise InputError(f"max_position_embeddings is {found!r}", where=str(path), remedy="a number of tokens")
@@ -92,7 +93,7 @@ def _positions(config: Mapping[str, Any], path: Path) -> int | None:
 
 
 def _shape(config: Any, path: Path) -> ModelShape:
-    """The shape in a ``config.json``, if it is one that we have."""
+    """Returns the shape in a ``config.json``; other architectures are refused."""
     try:
         values = {name: int(config[name]) for name in _NEEDED}
         heads = values["num_attention_heads"]
@@ -120,7 +121,7 @@ def _shape(config: Any, path: Path) -> ModelShape:
 
 
 def _foreign(config: Mapping[str, Any], head: int, base: float) -> Iterator[tuple[str, bool]]:
-    """Features that we do not have, and whether the model has them."""
+    """Yields the features that are not supported, and whether the model has them."""
     rope = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default")) if scaling else rope.get("rope_type", "default")
@@ -135,7 +136,7 @@ def _foreign(config: Mapping[str, Any], head: int, base: float) -> Iterator[tupl
 
 
 def _parts(source: Path) -> list[Path]:
-    """The files with weights."""
+    """Lists the files of the weights."""
     found = sorted(source.glob("*.safetensors"))
     index = source / "model.safetensors.index.json"
     if index.is_file():
@@ -154,7 +155,7 @@ def _parts(source: Path) -> list[Path]:
 
 
 def _weights(source: Path, shape: ModelShape) -> dict[str, torch.Tensor]:
-    """All weights, each of the shape that the configuration says."""
+    """Reads all weights, and checks their shapes against the configuration."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -167,7 +168,8 @@ def _weights(source: Path, shape: ModelShape) -> dict[str, torch.Tensor]:
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot be read ({error})", where=str(path)) from None
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    embedding, output = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")
+    embedding = tensors.get("model.embed_tokens.weight")
+    output = tensors.get("lm_head.weight")
     if shape.tied_embeddings and embedding is not None and output is not None and torch.equal(embedding, output):
         del tensors["lm_head.weight"]
     rows = 0 if embedding is None else embedding.shape[0]
@@ -182,13 +184,13 @@ def _weights(source: Path, shape: ModelShape) -> dict[str, torch.Tensor]:
 
 
 def _resized(table: torch.Tensor, rows: int) -> torch.Tensor:
-    """Without rows of no piece, or with rows of zeros behind."""
+    """Removes rows of no piece, or appends rows of zeros."""
     kept = table[:rows]
     return torch.cat([kept, kept.new_zeros(rows - len(kept), kept.shape[1])])
 
 
 def _take_tokenizer(source: Path, target: Path, eod: str | None) -> tuple[Tokenizer, str]:
-    """Copies the tokenizer, and says which token ends documents."""
+    """Copies the tokenizer, and records which token ends documents."""
     for name in ("tokenizer.json", "tokenizer.model"):
         if (source / name).is_file():
             break
@@ -200,7 +202,7 @@ def _take_tokenizer(source: Path, target: Path, eod: str | None) -> tuple[Tokeni
             raise InputError("cannot be chosen", where="--eod", remedy="a tokenizer.model names its own")
         return load_tokenizer(target / name), name
     tokenizer = load_tokenizer(source / name)
-    meta = {"schema": "kis.tokenizer/1", "kind": "huggingface", "eod": eod or tokenizer.piece(tokenizer.eod_id)}
+    meta = {"schema": META_SCHEMA, "kind": "huggingface", "eod": eod or tokenizer.piece(tokenizer.eod_id)}
     write_json(target / f"{name}.meta.json", meta)
     taken = load_tokenizer(target / name)
     if taken.piece(taken.eod_id) != meta["eod"]:

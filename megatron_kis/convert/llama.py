@@ -27,15 +27,15 @@ STORED = (
 """Names of the weights in a checkpoint; layers are stacked along the first dimension."""
 
 STORED_OUTPUT = "output_layer.weight"
-"""Where the output layer does not share the embedding's weights."""
+"""Name of the output layer's weights, where they are not the embedding's."""
 
 
 def to_llama(stored: Mapping[str, torch.Tensor], shape: ModelShape) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields names and tensors of a ``LlamaForCausalLM``.
 
     Args:
-        stored: the tensors of ``STORED``, whole, and ``STORED_OUTPUT`` if the embeddings are not tied.
-        shape: of the model.
+        stored: whole tensors of ``STORED``, and ``STORED_OUTPUT`` if the embeddings are not tied.
+        shape: shape of the model.
     """
     yield "model.embed_tokens.weight", stored[STORED[0]]
     for layer in range(shape.layers):
@@ -58,11 +58,11 @@ def to_llama(stored: Mapping[str, torch.Tensor], shape: ModelShape) -> Iterator[
 
 
 def split_qkv(joined: torch.Tensor, shape: ModelShape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query [width, width], key and value [groups * head, width] of Megatron-Core's joined matrix.
+    """Splits Megatron-Core's joined matrix into query [width, width], key and value [groups * head, width].
 
     Args:
         joined: [groups * (heads / groups + 2) * head, width].
-        shape: of the model.
+        shape: shape of the model.
     """
     head, queries = shape.width // shape.heads, shape.heads // shape.query_groups
     blocks = joined.view(shape.query_groups, queries + 2, head, shape.width)
@@ -71,11 +71,11 @@ def split_qkv(joined: torch.Tensor, shape: ModelShape) -> tuple[torch.Tensor, to
 
 
 def from_llama(tensors: Mapping[str, torch.Tensor], shape: ModelShape) -> dict[str, torch.Tensor]:
-    """The tensors of ``STORED`` (and ``STORED_OUTPUT``) of a ``LlamaForCausalLM``: what ``to_llama`` undoes.
+    """Returns the tensors of ``STORED`` (and ``STORED_OUTPUT``) of a ``LlamaForCausalLM``: the inverse of ``to_llama``.
 
     Args:
-        tensors: of every name in ``llama_shapes``.
-        shape: of the model.
+        tensors: tensors of all names in ``llama_shapes``.
+        shape: shape of the model.
     """
     stacked: dict[str, list[torch.Tensor]] = {name: [] for name in STORED[1:-1]}
     for layer in range(shape.layers):
@@ -111,7 +111,7 @@ _LAYER = (
 
 
 def llama_shapes(shape: ModelShape, *, vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights of a ``LlamaForCausalLM`` with ``vocabulary`` rows in its tables."""
+    """Returns names and shapes of the weights of a ``LlamaForCausalLM`` with ``vocabulary`` rows in its tables."""
     width, ffn = shape.width, shape.ffn_width
     shared = width // shape.heads * shape.query_groups
     layer = dict(
@@ -141,7 +141,7 @@ def llama_shapes(shape: ModelShape, *, vocabulary: int) -> dict[str, tuple[int, 
 
 
 def join_qkv(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shape: ModelShape) -> torch.Tensor:
-    """Megatron-Core's joined matrix; ``split_qkv`` undoes it."""
+    """Returns Megatron-Core's joined matrix: the inverse of ``split_qkv``."""
     head, groups = shape.width // shape.heads, shape.query_groups
     parts = [part.view(groups, -1, head, shape.width) for part in (query, key, value)]
     return torch.cat(parts, dim=1).reshape(-1, shape.width)
@@ -157,7 +157,7 @@ def llama_config(
     bos_id: int | None = None,
     positions: int | None = None,
 ) -> dict[str, Any]:
-    """The content of ``config.json``.
+    """Returns the content of ``config.json``.
 
     Args:
         shape: of the model.

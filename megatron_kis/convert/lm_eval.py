@@ -1,4 +1,4 @@
-"""``kis export lm-eval``: a run's questions as tasks of lm-evaluation-harness, to be asked of its ``kis export hf``.
+"""``kis export lm-eval``: a run's questions as tasks of lm-evaluation-harness, to evaluate its ``kis export hf``.
 
 Two tasks for each group and split, each a YAML file and its documents beside it:
 
@@ -26,8 +26,9 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json, write_json_lines
+from megatron_kis.common.terms import SPLITS
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
-from megatron_kis.probes.questions import SPLITS, Option, Question, QuestionSet, check_lengths
+from megatron_kis.probes.questions import Option, Question, QuestionSet, check_lengths
 from megatron_kis.training.artifacts import open_run
 
 TASKS_SCHEMA = "kis.lm-eval/1"
@@ -105,7 +106,7 @@ def _task(name: str, documents: Path) -> dict[str, Any]:
 
 
 def _documents(questions: QuestionSet, tokenizer: Tokenizer) -> Mapping[str, tuple[list[dict[str, Any]], int]]:
-    """Task to its documents and how many questions cannot be asked so."""
+    """Returns the documents of each task, and the number of questions that it leaves out."""
     found: dict[str, list[dict[str, Any] | None]] = defaultdict(list)
     first = questions.first_tokens
     # The harness puts the model's first token before an empty context: two tokens must be spelled out.
@@ -139,16 +140,17 @@ def _row(question: Question, context: str, choices: Sequence[str | None]) -> dic
 
 
 def _statement(option: Option, tokenizer: Tokenizer, first: Sequence[int], spelled: str) -> str | None:
-    """The statement, if its text, or that after the ``first`` tokens where they are spelled, is cut so again."""
+    """Returns the statement's text, if it (after the ``first`` tokens where they are spelled) is tokenized the same."""
     text = tokenizer.decode(list(option.tokens))
     expected = (*first, *option.tokens) if spelled else option.tokens
     return text if tuple(tokenizer.encode(spelled + text)) == expected else None
 
 
 def _parts(option: Option, tokenizer: Tokenizer, first: Sequence[int]) -> tuple[str, str] | None:
-    """What precedes the object, and the object, if both texts together are cut where the tokens are."""
+    """Returns the text before the object, and the object, if both together are tokenized as the option is."""
     start, stop = option.span
-    before, until = (tokenizer.decode(list(option.tokens[:end])) for end in (start, stop))
+    before = tokenizer.decode(list(option.tokens[:start]))
+    until = tokenizer.decode(list(option.tokens[:stop]))
     spelled = "".join(map(tokenizer.piece, first))
     seen = tuple(first) if tuple(tokenizer.encode(spelled)) == tuple(first) else ()
     if len(first) > 1 and not seen:

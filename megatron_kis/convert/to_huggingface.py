@@ -21,7 +21,7 @@ from megatron_kis.evaluate.restore import open_checkpoint
 from megatron_kis.training.artifacts import open_run
 
 EXPORT_SCHEMA = "kis.export/1"
-_PART_BYTES = 5_000_000_000  # what transformers takes for the size of a part
+_PART_BYTES = 5_000_000_000  # the size of a part in transformers
 _SAMPLES = 2_000
 
 
@@ -31,7 +31,7 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
     Args:
         run: the run's folder.
         output: a folder that does not exist, or is empty.
-        step: of the checkpoint; None for the newest.
+        step: step of the checkpoint; None for the newest.
         tokenizer: whether to write the tokenizer too.
 
     Returns:
@@ -55,7 +55,8 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
     names = [*STORED, *([] if shape.tied_embeddings else [STORED_OUTPUT])]
     stored = shards.read_tensors(checkpoint.folder, names)
     embedding = stored[STORED[0]]
-    eod_id, bos_id = past.tokenizer.eod_id, questions.first_tokens[0]
+    eod_id = past.tokenizer.eod_id
+    bos_id = questions.first_tokens[0]
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -110,7 +111,7 @@ def export_huggingface(run: Path, output: Path, *, step: int | None = None, toke
 
 
 def _parts(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """File names to tensors: one file, or several where it would be too large."""
+    """Distributes tensors to files: one, or several where it would be too large. Returns them by file name."""
     parts: list[dict[str, torch.Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():

@@ -1,8 +1,7 @@
 """A run's tokenizer as Hugging Face's ``tokenizer.json`` and ``tokenizer_config.json``.
 
-SentencePiece models of ours change nothing in a text but its spaces, which lets ``tokenizers`` do the same with the
-same pieces; texts are encoded with both, awkward ones and the model's user-defined pieces too, and a difference is an
-error.
+SentencePiece models of ours change nothing in a text except its spaces, so ``tokenizers`` can do the same with the same
+pieces. Texts are encoded with both, awkward ones and the model's user-defined pieces too; a difference is an error.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_path, write_json
-from megatron_kis.data_tools.tokenizers.base import EOD_PIECE, Tokenizer, load_tokenizer
+from megatron_kis.data_tools.tokenizers.base import EOD_PIECE, Tokenizer
 from megatron_kis.data_tools.tokenizers.encoder import AWKWARD
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 _SPACE = "▁"
 
@@ -23,10 +23,10 @@ def write_tokenizer(source: Path, folder: Path, *, longest: int, samples: Sequen
     """Writes the tokenizer's files.
 
     Args:
-        source: the tokenizer that the run was trained with.
-        folder: where to write.
-        longest: tokens of the longest sequence that the model was trained on.
-        samples: token sequences of texts, to be decoded and encoded again by both.
+        source: tokenizer that the run was trained with.
+        folder: folder to write to.
+        longest: length of the training sequences, in tokens.
+        samples: token sequences, which are decoded, and encoded again by both.
 
     Raises:
         InputError: a tokenizer that ``tokenizers`` cannot express.
@@ -80,13 +80,13 @@ def _converted(ours: Tokenizer) -> Any:
 
 
 def _is_bpe(pieces: list[tuple[str, float]]) -> bool:
-    """SentencePiece scores the pieces of byte-pair encoding with their rank: 0, -1, -2 and so on."""
+    """Returns whether the scores are ranks (0, -1, -2, ...): SentencePiece's for byte-pair encoding."""
     scores = [score for _, score in pieces if score < 0]
     return all(score == int(score) for score in scores)
 
 
 def _merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
-    """Merges in the order in which they apply: every way to put a piece together, likelier pieces first."""
+    """Returns the merges in the order in which they apply: every way to make a piece of two, likelier pieces first."""
     known = {piece: number for number, (piece, _) in enumerate(pieces)}
     merges = [
         (-score, known[piece[:at]], known[piece[at:]], piece[:at], piece[at:])

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data.counter_rng import mix
 from megatron_kis.data.packing import pack_block
 from megatron_kis.data.stream import IntArray, Stream
-from megatron_kis.data_tools.storage.exposures import RENDERED_GROUPS
 
 ShortArray = NDArray[np.int32]
 

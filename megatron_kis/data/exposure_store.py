@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_kis.data_tools.storage.exposures import RENDERED_GROUPS, ExposureIndex, read_exposure_index
+from megatron_kis.common.terms import RENDERED_GROUPS
+from megatron_kis.data_tools.storage.exposures import ExposureIndex, read_exposure_index
 from megatron_kis.data_tools.storage.indexed import IndexedReader
 
 

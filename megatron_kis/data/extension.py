@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint
+from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data.exposure_plan import ExposurePlan, PreviousPart, SequenceLayout, TokenBudget
 from megatron_kis.data.stream import IntArray
-from megatron_kis.data_tools.storage.exposures import RENDERED_GROUPS
 
 _CONTENT = ("infused_facts", "background_facts", "background_policy", "sequence_length", "seed", "templates")
 _SETTINGS = (

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 from megatron_kis.data.counter_rng import key_of, permute_one
-from megatron_kis.data_tools.storage.indexed import IndexedReader, suffixed
+from megatron_kis.data_tools.storage.indexed import CORPUS_SCHEMA, IndexedReader, suffixed
 
-CORPUS_SCHEMA = "kis.corpus/1"
 _META_KEYS = ("content_fingerprint", "tokenizer_fingerprint")
 _UNIT = 1 << 40  # a weight of 1 in whole numbers: shares are exact to 1e-12
 

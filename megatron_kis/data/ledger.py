@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data.exposure_plan import SequenceLayout
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
-from megatron_kis.data_tools.storage.exposures import RENDERED_GROUPS
 
 LEDGER_SCHEMA = "kis.ledger/1"
 GROUPS = RENDERED_GROUPS
@@ -24,7 +24,7 @@ class Ledger:
         """Makes an empty ledger for the facts of a store."""
         self._store = store
         self.received: dict[str, NDArray[np.int64]] = {
-            group: np.zeros(len(store.ids(group)), dtype=np.int64) for group in GROUPS
+            group: np.zeros(len(store.ids(group)), dtype=np.int64) for group in RENDERED_GROUPS
         }
         self.sequences = 0
         self.tokens = 0
@@ -54,7 +54,7 @@ class Ledger:
     def as_tensor(self) -> torch.Tensor:
         """Returns int64 [3 + facts], all counts, to be summed over data-parallel ranks or stored in a checkpoint."""
         totals = np.array([self.sequences, self.tokens, self.infused_tokens], dtype=np.int64)
-        return torch.from_numpy(np.concatenate([totals, *(self.received[group] for group in GROUPS)]))
+        return torch.from_numpy(np.concatenate([totals, *(self.received[group] for group in RENDERED_GROUPS)]))
 
     def load_tensor(self, counts: torch.Tensor) -> None:
         """Replaces the counts by those of ``as_tensor``."""
@@ -63,7 +63,7 @@ class Ledger:
         self.tokens = int(values[1])
         self.infused_tokens = int(values[2])
         start = 3
-        for group in GROUPS:
+        for group in RENDERED_GROUPS:
             size = len(self.received[group])
             self.received[group] = values[start : start + size].copy()
             start += size
@@ -71,7 +71,7 @@ class Ledger:
     def differences(self, plan: Plan) -> list[str]:
         """Returns one line per fact that did not receive what the plan promised."""
         lines: list[str] = []
-        for group in GROUPS:
+        for group in RENDERED_GROUPS:
             expected = self._promised(plan, group)
             lines += [
                 f"{group} fact {self._store.ids(group)[row]}: {self.received[group][row]} exposures received, "
@@ -89,9 +89,10 @@ class Ledger:
             "tokens": self.tokens,
             "infused_tokens": self.infused_tokens,
             "infusion_ratio": self.infusion_ratio,
-            "expected": {group: self._expected(plan, group) for group in GROUPS},
+            "expected": {group: self._expected(plan, group) for group in RENDERED_GROUPS},
             "received": {
-                group: dict(zip(self._store.ids(group), self.received[group].tolist(), strict=True)) for group in GROUPS
+                group: dict(zip(self._store.ids(group), self.received[group].tolist(), strict=True))
+                for group in RENDERED_GROUPS
             },
             "exact": not self.differences(plan),
         }

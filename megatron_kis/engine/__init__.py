@@ -1,1 +1,1 @@
-"""One training step and one scoring pass of Megatron-Core: engine, optimizer, learning rate."""
+"""One training step and one scoring pass of Megatron-Core: engine, replicas, optimizer, learning rate."""

@@ -1,7 +1,7 @@
 """The engine: Megatron-Core's model and schedules behind two calls, one training step and one scoring pass.
 
-Everything that knows how tokens reach Megatron's forward-backward functions under tensor, pipeline and data
-parallelism is here; the loop, the probes and the validation above it see sequences in and numbers out.
+How tokens reach Megatron's forward-backward functions under tensor, pipeline, context and data parallelism is decided
+here alone; the trainer, the probes and the validation pass in sequences and get numbers.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from megatron_kis.distributed.determinism import random_states, restore_random_s
 from megatron_kis.distributed.device import Device
 from megatron_kis.distributed.groups import ParallelDims
 from megatron_kis.distributed.megatron_imports import quiet_megatron
-from megatron_kis.engine.optimizer import build_optimizer, finish_gradients, wrap_model
+from megatron_kis.engine.optimizer import build_optimizer
+from megatron_kis.engine.replica import finish_gradients, wrap_model
 from megatron_kis.engine.scaling import DelayedScaling, without_fp8
-from megatron_kis.model.build import build_model, initialise, resolve_implementation
+from megatron_kis.model.build import ModelSpec, build_model, initialise, resolve_implementation
 from megatron_kis.model.context import positions
 from megatron_kis.model.head import head_losses, headless
 
@@ -57,15 +58,19 @@ class Engine:
 
         Args:
             config: the run's configuration.
-            vocabulary: padded rows of the embedding.
-            layout: this rank's place.
-            device: where to compute.
-            begin: give the weights their first values. A caller that is going to load others says no: to draw those
-                of a large model takes minutes.
-            trains: have an optimizer, and room for gradients. An engine that only answers holds its weights alone.
+            vocabulary: number of rows of the embedding, padded.
+            layout: this rank's place in the layout.
+            device: this rank's device.
+            begin: whether to initialise the weights. False where others will be loaded: to draw those of a large model
+                takes minutes.
+            trains: whether to make an optimizer, and room for gradients. An engine that only evaluates holds its
+                weights alone.
         """
-        self.layout, self.device = layout, device
-        self._model, self._seed, self._vocabulary = config.model, config.training.seed, vocabulary
+        self.layout = layout
+        self.device = device
+        self._model = config.model
+        self._seed = config.training.seed
+        self._vocabulary = vocabulary
         precision = resolve_precision(config.training.precision, host=device.is_cpu)
         self.precision = precision
         self._sequence_length = config.training.sequence_length
@@ -75,26 +80,21 @@ class Engine:
             own_mask=config.documents.reset_attention,
             precision=precision,
         )
+        spec = ModelSpec(
+            config.model.shape(),
+            vocabulary=vocabulary,
+            sequence_length=self._sequence_length,
+            layout=layout,
+            device=device,
+            precision=precision,
+            implementation=implementation,
+            sequence_parallel=config.parallel.sequence,
+            recompute=config.parallel.recompute,
+            deterministic=config.training.deterministic,
+            init_std=config.model.init_std,
+        )
         self.chunks = [
-            wrap_model(
-                build_model(
-                    config.model.shape(),
-                    vocabulary=vocabulary,
-                    sequence_length=self._sequence_length,
-                    layout=layout,
-                    device=device,
-                    precision=precision,
-                    implementation=implementation,
-                    sequence_parallel=config.parallel.sequence,
-                    recompute=config.parallel.recompute,
-                    deterministic=config.training.deterministic,
-                    init_std=config.model.init_std,
-                    chunk=chunk,
-                    seed=None,
-                ),
-                device,
-                trains=trains,
-            )
+            wrap_model(build_model(spec, chunk=chunk, seed=None), device, trains=trains)
             for chunk in range(layout.virtual_size)
         ]
         """This rank's layers, as data-parallel replicas: one chunk, or several under the interleaved schedule."""
@@ -109,7 +109,7 @@ class Engine:
             self.begin()
 
     def begin(self) -> None:
-        """Gives the weights their first values: drawn, or those of ``model.init_from``.
+        """Initialises the weights: random draws, or those of ``model.init_from``.
 
         Raises:
             InputError: a start that does not fit the model, or is damaged.
@@ -137,13 +137,13 @@ class Engine:
         learning_rate: float,
         accept: Callable[[float, float], bool],
     ) -> tuple[float, float]:
-        """One optimizer step over this rank's samples.
+        """Trains one optimizer step on this rank's samples.
 
         Args:
             samples: this data-parallel rank's share of the global batch.
             micro_batch_size: sequences per forward pass.
-            learning_rate: of this step.
-            accept: told the loss and the norm, on every rank alike, says whether to apply the gradients.
+            learning_rate: learning rate of this step.
+            accept: decides from the loss and the norm, the same on every rank, whether to apply the gradients.
 
         Returns:
             The loss, nats per token over the global batch, and the gradient's norm, on every rank.
@@ -172,15 +172,15 @@ class Engine:
 
     @torch.no_grad()
     def forward(self, call: Callable[[Any], torch.Tensor], *, rows: int, length: int) -> torch.Tensor | None:
-        """Brings a batch through all chunks of all stages, without a gradient, a random draw or FP8.
+        """Runs a batch through all chunks of all stages, without a gradient, a random draw or FP8.
 
-        Megatron-Core's interleaved schedule wants several micro-batches of one shape; here any batch is one. Replicas
-        that have other numbers of batches ``gather`` first.
+        Megatron-Core's interleaved schedule needs several micro-batches of one shape; here a batch of any shape is one.
+        Replicas that have different numbers of batches call ``gather`` first.
 
         Args:
-            call: given a chunk, calls it with the batch; every rank of a model replica has the same.
-            rows: of the batch.
-            length: tokens of a row on this rank.
+            call: calls a chunk with the batch, which every rank of a model replica has.
+            rows: number of rows of the batch.
+            length: number of tokens of a row on this rank.
 
         Returns:
             The last chunk's output, on the last stage; None on the others.
@@ -202,52 +202,53 @@ class Engine:
         return output if self.layout.is_last_stage else None
 
     def gather(self) -> None:
-        """Gathers the weights of the last step; every rank calls this, unless ``forward`` or ``weights`` does so."""
+        """Gathers the weights of the last step; collective. ``forward`` and ``weights`` do so themselves."""
         for chunk in self.chunks:
             chunk.gather()
 
     def positions(self, length: int) -> torch.Tensor:
-        """Which places of a sequence of ``length`` tokens this rank holds, int64, ascending."""
+        """Returns the places of a sequence of ``length`` tokens that this rank holds, int64, ascending."""
         return positions(length, size=self.layout.context_size, rank=self.layout.context_rank)
 
     def token_losses(
         self, rows: NDArray[np.int64], labels: NDArray[np.int64], *, rows_per_pass: int
     ) -> NDArray[np.float32] | None:
-        """Negative log-likelihoods of labels; data-parallel replicas share the rows.
+        """Returns the negative log-likelihoods of labels; collective. Data-parallel replicas share the rows.
 
-        All passes have one shape, and each replica has as many: the last rows are asked again where some are missing.
+        All passes have one shape, and all replicas the same number of passes: the last row is repeated as padding.
 
         Args:
             rows: int64 [rows, T] tokens, the same on every rank.
-            labels: int64 [rows, T] what follows each token.
-            rows_per_pass: rows of a forward pass.
+            labels: int64 [rows, T] the token after each.
+            rows_per_pass: rows per forward pass.
 
         Returns:
             float32 [rows, T] nats, on the last pipeline stage; None on the others.
         """
-        place, count, size = self.device.torch_device, len(rows), self.layout.data_size
-        mine = self.positions(rows.shape[1])
-        where = mine.to(place)
+        device = self.device.torch_device
+        count, size = len(rows), self.layout.data_size
+        mine = self.positions(rows.shape[1])  # places of a row that this context-parallel rank holds
+        where = mine.to(device)
         passes = -(-count // (rows_per_pass * size))
         share = np.arange(passes * rows_per_pass) * size + self.layout.data_rank
-        scores = torch.zeros(rows.shape, dtype=torch.float32, device=place)
-        for asked in share.reshape(passes, rows_per_pass):
-            numbers = np.minimum(asked, count - 1)
-            both = np.stack([array[numbers][:, mine.numpy()] for array in (rows, labels)])
-            tokens, following = torch.from_numpy(both).to(place)
+        scores = torch.zeros(rows.shape, dtype=torch.float32, device=device)
+        for numbers in share.reshape(passes, rows_per_pass):
+            padded = np.minimum(numbers, count - 1)
+            both = np.stack([array[padded][:, mine.numpy()] for array in (rows, labels)])
+            tokens, following = torch.from_numpy(both).to(device)
             body = functools.partial(_body, tokens, where.expand_as(tokens))
             hidden = self.forward(body, rows=rows_per_pass, length=len(mine))
             if hidden is not None:
                 losses = head_losses(self.chunks[-1].module, hidden, following)
-                real = int((asked < count).sum())
-                scores[asked[0] : count : size][:real, where] = losses[:real]
+                real = int((numbers < count).sum())
+                scores[numbers[0] : count : size][:real, where] = losses[:real]
             del hidden  # or it would be alive in the next pass
         if not self.layout.is_last_stage:
             return None
         return sum_over_data(scores, context=True).cpu().numpy()
 
     def sharded_state(self) -> dict[str, Any]:
-        """Weights, optimizer and random streams, in the form that ``shards`` saves and loads."""
+        """Returns weights, optimizer and random streams, in the form that ``shards`` saves and loads."""
         model = self.weights()
         replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
         share_out(model, replicas.rank(), replicas.size())
@@ -263,7 +264,7 @@ class Engine:
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over what ``sharded_state`` described; random streams only if the state has them."""
+        """Restores what ``sharded_state`` described; random streams only if the state has them."""
         self.load_weights(state["model"])
         self._optimizer.load_state(state["optimizer"])
         if self._scaling is not None:
@@ -272,7 +273,7 @@ class Engine:
             restore_random_states(self.device, {name: states[0].cpu() for name, states in state["random"].items()})
 
     def weights(self) -> dict[str, Any]:
-        """Every weight with its place in the whole model, by chunk; every rank calls this."""
+        """Returns every weight with its place in the whole model, by chunk; collective."""
         self.gather()
         metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
         return {
@@ -285,12 +286,12 @@ class Engine:
         }
 
     def load_weights(self, weights: dict[str, Any]) -> None:
-        """Takes over what ``weights`` described, its tensors plain.
+        """Restores what ``weights`` described, from plain tensors.
 
         Transformer Engine's layers have states of their own among those of a model; ``weights`` leaves them out.
 
         Raises:
-            ValueError: a weight that the model has is not there, or one that it has not.
+            ValueError: a weight of the model is missing, or there is one that the model does not have.
         """
         for number, chunk in enumerate(self.chunks):
             missing, unexpected = chunk.module.load_state_dict(weights[str(number)], strict=False)
@@ -300,7 +301,7 @@ class Engine:
                 raise ValueError(msg)
 
     def parameters(self) -> int:
-        """Parameters of the whole model, each counted once over the ranks."""
+        """Returns the number of parameters of the whole model, each counted once over the ranks."""
         from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
         from megatron.core.transformer.module import param_is_not_shared
 
@@ -315,7 +316,7 @@ class Engine:
         return int(total)
 
     def _stack(self, samples: Sequence[Sample]) -> Batch:
-        """A micro-batch, of each sequence what this rank holds; a mask keeps all keys."""
+        """Stacks a micro-batch: the places of each sequence that this rank holds; a mask keeps all keys."""
         columns = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
         if self.layout.context_size > 1:
             mine = self.positions(self._sequence_length)
@@ -326,7 +327,7 @@ class Engine:
         return {name: column.to(self.device.torch_device) for name, column in columns.items()}
 
     def _forward_loss(self, batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Callable[..., Any]]:
-        """Megatron's forward step: the output, and how to reduce it to (sum of losses, tokens, what to report)."""
+        """Implements Megatron's forward step: returns the output, and a function to (sum of losses, tokens, report)."""
         batch = next(batches)
         output = model(batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"])
 
@@ -339,7 +340,7 @@ class Engine:
 
 
 def _body(tokens: torch.Tensor, positions: torch.Tensor, chunk: Any) -> torch.Tensor:
-    """A chunk's output, of the last one what its output layer would get."""
+    """Returns a chunk's output; the last chunk's is the input of its output layer."""
     with headless(chunk.module):
         output: torch.Tensor = chunk(tokens, positions, None)
     return output

@@ -1,8 +1,8 @@
-"""The optimizer: AdamW with gradient clipping over all parallel ranks, one interface on the host and on CUDA.
+"""The optimizer: AdamW with gradient clipping over all parallel ranks, one interface on a CPU and on CUDA.
 
 On CUDA it is Megatron-Core's: main weights in fp32, the distributed optimizer, the fused Adam of Transformer Engine or
-of NVIDIA apex, or PyTorch's where neither is installed. Megatron-Core's optimizer asserts CUDA tensor types, so the
-host has PyTorch's AdamW alone. The norm of the gradients and their clipping are the same code on both.
+of NVIDIA apex, or PyTorch's where neither is installed. Megatron-Core's optimizer asserts CUDA tensor types, so a
+CPU has PyTorch's AdamW alone. The norm of the gradients and their clipping are the same code on both.
 """
 
 from __future__ import annotations
@@ -25,12 +25,6 @@ with quiet_megatron():
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
     from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
-    from megatron.core.distributed import (
-        DistributedDataParallel,
-        DistributedDataParallelConfig,
-        finalize_model_grads,
-    )
-    from megatron.core.models.gpt.gpt_model import GPTModel
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
     from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
@@ -41,14 +35,14 @@ _MAIN = "main"  # weights in fp32, where the model's are in half precision
 
 
 class Optimizer(Protocol):
-    """What the loop asks of an optimizer."""
+    """Interface of both optimizers."""
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
         ...
 
     def gradient_norm(self) -> float:
-        """The norm of the gradients over the whole model, the same on every rank; once a step, before ``step``."""
+        """Returns the gradients' norm over the whole model, the same on every rank; once per step, before ``step``."""
         ...
 
     def step(self, learning_rate: float, norm: float) -> None:
@@ -56,105 +50,44 @@ class Optimizer(Protocol):
         ...
 
     def take_weights(self) -> None:
-        """Copies the model's weights, where the optimizer has weights of its own; to be called when they are set."""
+        """Copies the model's weights, where the optimizer has weights of its own; to be called when they were set."""
         ...
 
     def sharded_state(self, model: dict[str, Any]) -> dict[str, Any]:
-        """The state, to be saved or to be read into, with the split of ``model``, the model's own sharded state.
+        """Returns the state, to be saved or to be loaded into, split like ``model``, the model's own sharded state.
 
         It has the same names and whole shapes in every optimizer and under every layout.
         """
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over a state of the form that ``sharded_state`` gave, its tensors plain."""
+        """Restores a state of the form of ``sharded_state``, with plain tensors."""
         ...
 
 
-def wrap_model(model: GPTModel, device: Device, *, trains: bool = True) -> Any:
-    """The model as a data-parallel replica: Megatron-Core's on CUDA; ``CpuReplica``, which has no buffers, elsewhere.
-
-    Args:
-        model: a rank's chunk.
-        device: where it lives.
-        trains: whether gradients are to be summed.
-    """
-    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    if device.is_cpu or not trains:
-        return CpuReplica(model.config, model, group)
-    shared = group.size() > 1
-    settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        use_distributed_optimizer=shared,
-        overlap_grad_reduce=shared,
-        overlap_param_gather=shared,
-        align_param_gather=shared and model.config.virtual_pipeline_model_parallel_size is not None,
-    )
-    return DeviceReplica(config=model.config, ddp_config=settings, module=model)
-
-
-class DeviceReplica(DistributedDataParallel):
-    """Megatron-Core's replica, which gathers the weights of a step during the next step's forward pass."""
-
-    def gather(self) -> None:
-        """Gathers the weights of the last step now, where no forward pass has; for all that is no training step.
-
-        A forward pass then gathers nothing until the next step's gradients are summed.
-        """
-        for group in self.bucket_groups if self.use_forward_hook else ():
-            if not group.param_gather_dispatched or group.param_gather_handle is not None:
-                group.start_param_sync(force_sync=True)
-
-
-def finish_gradients(chunks: Sequence[Any], tokens: torch.Tensor, **groups: Any) -> None:
-    """Sums the gradients over all ranks that share weights and divides them by the tokens of the step.
-
-    Megatron-Core's ``finalize_model_grads``, but for the division: there the host looks at the number of tokens, and so
-    waits for the device once for each chunk.
-
-    Args:
-        chunks: of this rank.
-        tokens: int [], of this rank's micro-batches; only the last stage has counted them.
-        groups: what else Megatron-Core's schedules tell it.
-    """
-    pipeline = parallel_state.get_pipeline_model_parallel_group()
-    replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    if parallel_state.get_model_parallel_group().size() == replicas.size() == 1:
-        for chunk in chunks:
-            chunk.finish_grad_sync()
-    else:
-        finalize_model_grads(list(chunks), None, **groups)
-    if pipeline.size() > 1:
-        dist.broadcast(tokens, src=dist.get_process_group_ranks(pipeline)[-1], group=pipeline)
-    if replicas.size() > 1:
-        dist.all_reduce(tokens, group=replicas)
-    for chunk in chunks:
-        chunk.scale_gradients(1.0 / tokens.clamp(min=1))
-
-
-def build_optimizer(chunks: Sequence[Any], settings: OptimizerConfig, device: Device, *, half: bool) -> Optimizer:
-    """The optimizer of a rank's wrapped chunks."""
+def build_optimizer(chunks: Sequence[Any], config: OptimizerConfig, device: Device, *, half: bool) -> Optimizer:
+    """Makes the optimizer of a rank's wrapped chunks."""
     if device.is_cpu:
-        return CpuOptimizer(chunks, settings)
-    return MegatronOptimizer(chunks, settings, half=half)
+        return CpuOptimizer(chunks, config)
+    return MegatronOptimizer(chunks, config, half=half)
 
 
 class CpuOptimizer:
     """PyTorch's fused AdamW; the norm is taken once over every weight of the whole model."""
 
-    def __init__(self, chunks: Sequence[CpuReplica], settings: OptimizerConfig) -> None:
+    def __init__(self, chunks: Sequence[CpuReplica], config: OptimizerConfig) -> None:
         """Prepares the moments; norms and biases are not decayed."""
         self._chunks = chunks
-        self._limit = settings.gradient_clip
+        self._limit = config.gradient_clip
         self._parameters = [weight for chunk in chunks for weight in chunk.parameters() if weight.requires_grad]
         self._counted = _counted_once(self._parameters)
         decayed = [parameter for parameter in self._parameters if parameter.dim() > 1]
         plain = [parameter for parameter in self._parameters if parameter.dim() <= 1]
         self.adam = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.epsilon,
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=config.epsilon,
             fused=True,
         )
 
@@ -171,10 +104,10 @@ class CpuOptimizer:
         self.adam.step()
 
     def take_weights(self) -> None:
-        """Nothing: the weights are the model's."""
+        """Does nothing: the weights are the model's."""
 
     def sharded_state(self, model: dict[str, Any]) -> dict[str, Any]:
-        """The moments, split as their weights are, and the number of steps done."""
+        """Returns the moments, split as their weights are, and the number of steps done."""
         places = {id(entry.data): entry for entry in nested_values(model)}
         moments = {
             moment: [
@@ -186,7 +119,7 @@ class CpuOptimizer:
         return {**moments, "steps": int(self._state(self._parameters[0])["step"])}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over moments and number of steps."""
+        """Restores moments and number of steps."""
         for number, parameter in enumerate(self._parameters):
             mine = self._state(parameter)
             mine["step"].fill_(state["steps"])
@@ -194,7 +127,7 @@ class CpuOptimizer:
                 mine[moment].copy_(state[moment][number])
 
     def _state(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-        """PyTorch's state of a parameter, which it makes itself only in its first step."""
+        """Returns PyTorch's state of a parameter, which it makes itself only in its first step."""
         state: dict[str, torch.Tensor] = self.adam.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -203,7 +136,7 @@ class CpuOptimizer:
         return state
 
     def gradient_norm(self) -> float:
-        """The norm over the whole model: weights that several ranks hold are counted on one of them."""
+        """Returns the norm over the whole model: weights that several ranks hold are counted on one of them."""
         gradients = [weight.grad for weight in self._counted if weight.grad is not None]
         return float(_norm(gradients, parallel_state.get_model_parallel_group(), torch.device("cpu")))
 
@@ -211,29 +144,31 @@ class CpuOptimizer:
 class MegatronOptimizer:
     """Megatron-Core's optimizer on CUDA."""
 
-    def __init__(self, chunks: Sequence[Any], settings: OptimizerConfig, *, half: bool) -> None:
+    def __init__(self, chunks: Sequence[Any], config: OptimizerConfig, *, half: bool) -> None:
         """Prepares main weights and moments."""
         self._chunks = chunks
-        config = MegatronOptimizerConfig(
+        megatron_config = MegatronOptimizerConfig(
             optimizer="adam",
-            lr=settings.learning_rate,
+            lr=config.learning_rate,
             min_lr=0.0,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.beta1,
-            adam_beta2=settings.beta2,
-            adam_eps=settings.epsilon,
-            clip_grad=settings.gradient_clip,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.beta1,
+            adam_beta2=config.beta2,
+            adam_eps=config.epsilon,
+            clip_grad=config.gradient_clip,
             bf16=half,
             params_dtype=torch.bfloat16 if half else torch.float32,
             use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
             overlap_param_gather=chunks[0].ddp_config.overlap_param_gather,
         )
-        self._limit, self._decay = settings.gradient_clip, settings.weight_decay
+        self._limit = config.gradient_clip
+        self._decay = config.weight_decay
         self._device = next(chunks[0].parameters()).device
         self._optimizer = get_megatron_optimizer(
-            config,
+            megatron_config,
             list(chunks),
-            config_overrides=get_standard_config_overrides(config),  # norms apart: 0.16 does not decide it by itself
+            # norms are not decayed: Megatron-Core 0.16 does not decide that by itself
+            config_overrides=get_standard_config_overrides(megatron_config),
             use_gloo_process_groups=False,
         )
         self._parts = getattr(self._optimizer, "chained_optimizers", [self._optimizer])
@@ -278,7 +213,7 @@ class MegatronOptimizer:
         self._optimizer.reload_model_params()
 
     def sharded_state(self, model: dict[str, Any]) -> dict[str, Any]:
-        """Main weights and moments that this rank holds, as parts of the whole ones, and the number of steps done."""
+        """Returns main weights and moments of this rank, as parts of the whole ones, and the number of steps done."""
         places = {id(entry.data): entry for entry in nested_values(model)}
         self._pieces = {}
         for part in self._parts:
@@ -293,7 +228,7 @@ class MegatronOptimizer:
         return {**self._pieces, "steps": self._steps}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over main weights, moments and number of steps."""
+        """Restores main weights, moments and number of steps."""
         for name, found in self._pieces.items():
             for piece, values in zip(found, state[name], strict=True):
                 piece.data.copy_(values)
@@ -326,14 +261,14 @@ class MegatronOptimizer:
 
 
 def _counted_once(weights: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
-    """Without those that this rank shares with another stage or tensor rank, which counts them."""
+    """Leaves out the weights that this rank shares with another stage or tensor rank, which counts them."""
     return [
         weight for weight in weights if param_is_not_shared(weight) and param_is_not_tensor_parallel_duplicate(weight)
     ]
 
 
 def _norm(gradients: list[torch.Tensor], group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:
-    """The norm of gradients that the ranks of ``group`` hold parts of; fp64, on the device, without waiting for it."""
+    """Returns the norm of gradients split over the ranks of ``group``; fp64, on the device, without waiting for it."""
     squares = torch.zeros((), dtype=torch.float64, device=device)
     if gradients:  # a rank may hold none
         squares = get_total_norm(gradients).double().square()
@@ -343,7 +278,7 @@ def _norm(gradients: list[torch.Tensor], group: dist.ProcessGroup, device: torch
 
 
 def _clip(gradients: list[torch.Tensor], norm: float, limit: float) -> None:
-    """Scales gradients of norm ``norm`` to norm ``limit`` if they are larger, as PyTorch's ``clip_grads_with_norm_``.
+    """Scales gradients of norm ``norm`` to norm ``limit`` if it is larger, like PyTorch's ``clip_grads_with_norm_``.
 
     The factor is rounded to fp32 as there; as a Python number it needs no copy to the device, which would wait for it.
     """

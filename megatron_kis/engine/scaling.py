@@ -1,7 +1,7 @@
-"""FP8's delayed scaling: what it remembers from step to step, and passes that leave it alone.
+"""FP8's delayed scaling: its state from step to step, and passes that do not touch it.
 
 Each matrix product of Transformer Engine has a scale for each of its tensors, chosen from the largest values of steps
-before. A run that resumes without them goes on with other numbers. Transformer Engine puts them into a model's state
+before. A run that resumes without them continues with other numbers. Transformer Engine puts them into a model's state
 dict as a pickle; reading one runs code, so a checkpoint has the tensors themselves, under names of our own.
 
 All ranks that hold a layer agree on its scales (largest values are reduced over tensor, context and data-parallel
@@ -29,18 +29,18 @@ _REMEMBERED = ("scale", "amax_history")
 
 
 class DelayedScaling:
-    """The scales of a rank's layers."""
+    """Scales of a rank's layers."""
 
     def __init__(self, chunks: Sequence[Any], layout: ParallelDims) -> None:
         """Makes them, as the first forward pass would.
 
         Args:
             chunks: wrapped models whose configuration has ``fp8``.
-            layout: this rank's place.
+            layout: this rank's place in the layout.
         """
         self._replica = (layout.tensor_rank, layout.data_rank, layout.context_rank)  # the first of a stage writes
         self._tensors: dict[str, torch.Tensor] = {}
-        """By name in the whole model; views of what Transformer Engine uses, which must stay where it is."""
+        """Tensors by name in the whole model; they are Transformer Engine's own, and must be changed in place."""
         for chunk in chunks:
             with torch.no_grad(), quiet_megatron(), get_fp8_context(chunk.config):
                 for name, product in chunk.module.named_modules():
@@ -55,7 +55,7 @@ class DelayedScaling:
                             self._tensors[key] = getattr(product.fp8_meta[direction], what)
 
     def sharded_state(self) -> dict[str, ShardedTensor]:
-        """Scales and histories, in the form that ``shards`` saves and loads."""
+        """Returns scales and histories, in the form that ``shards`` saves and loads."""
         return {
             name: ShardedTensor.from_rank_offsets(f"fp8.{name}", tensor, replica_id=self._replica)
             for name, tensor in self._tensors.items()
@@ -63,14 +63,14 @@ class DelayedScaling:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes over what ``sharded_state`` described, its tensors plain."""
+        """Restores what ``sharded_state`` described, from plain tensors."""
         for name, tensor in self._tensors.items():
             tensor.copy_(state[name])
 
 
 @contextmanager
 def without_fp8(chunk: Any) -> Iterator[None]:
-    """A chunk with its matrix products in the precision of its weights.
+    """Lets a chunk compute its matrix products in the precision of its weights.
 
     For passes without gradients. In FP8 they would add to the largest values from which the next training step takes
     its scales, use the copies of the weights that the last step began with, and take batches of certain sizes only.

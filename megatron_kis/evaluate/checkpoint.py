@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.terms import SPLITS
 from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import PROBE_SCHEMA, Probe
-from megatron_kis.probes.questions import SPLITS, check_lengths
+from megatron_kis.probes.questions import check_lengths
 from megatron_kis.training.artifacts import open_run
 
 

@@ -1,21 +1,22 @@
-"""Who runs a cell: claims that hold between machines, on NFS too.
+"""Leases of runs: one owner at a time, among all machines that share a folder, on NFS too.
 
-A cell's claims lie in ``runs/<cell>/claims``, one small file a claim, numbered from 1; the highest number is the claim
-that counts. To claim a cell is to create the next number, and the file system lets one process alone do that: the file
-is written under a name of its own and linked to the number (link(2) is exclusive on every version of NFS, where locks
-are not always; O_EXCL where a file system has no links). Numbers are never taken away or used again, so that it does
-not matter how late another machine sees a folder: who tries a number that is there finds it there, and looks at it.
+The leases of a run are ``runs/<run>/claims/<number>.json``, one small file per lease, numbered from 1; the highest
+number is the lease that counts. A process acquires a run by creating the next number, which the file system lets one
+process alone do: the file is written under a name of its own and linked to the number (link(2) is exclusive on every
+version of NFS, where locks are not always; O_EXCL where a file system has no links). Numbers are never removed or used
+again, so it does not matter how late another machine sees a folder: whoever tries a number that exists finds it, and
+reads it.
 
-The next number may be created when the claim that counts is released, or when its owner is provably dead:
+The next number may be created when the lease that counts is released, or when its owner is provably dead:
 
-- on the same machine (same boot, same process namespace): its process is gone, and so is the cell's;
+- on the same machine (same boot, same process namespace): its process is gone, and so is the run's;
 - on the same node, of the same SLURM job: it belongs to an earlier start of the job, before it was requeued;
-- elsewhere: its heartbeat, the file's modification time, which the owner renews ten times a lease, is older than the
-  lease. Both times compared are those of the file server, so that clocks need not agree. One that is in the future,
-  because that server's clock was set back, is set to the present by who meets it.
+- elsewhere: its heartbeat, the file's modification time, which the owner renews ten times per lease, is older than the
+  lease. Both times compared are those of the file server, so that clocks need not agree. A heartbeat in the future,
+  because that server's clock was set back, is set to the present by whoever finds it.
 
-An owner that was taken for dead all the same (a machine that hung for longer than the lease) sees it at its next
-heartbeat, by the higher number, and ends its cell. Until then the lock of the run's folder (``files.locked``), which
+An owner that was considered dead all the same (a machine that hung for longer than the lease) sees it at its next
+heartbeat, by the higher number, and ends its run. Until then the lock of the run's folder (``files.locked``), which
 ``kis train`` holds, is the second fence.
 """
 
@@ -26,9 +27,9 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -38,23 +39,23 @@ from megatron_kis.executor import processes
 FOLDER = "claims"
 SCHEMA = "kis.claim/1"
 LEASE_SECONDS = 600.0
-"""Age of a heartbeat beyond which an owner elsewhere is dead. Attributes are cached for up to a minute on NFS, and a
-file server that fails over is away for minutes."""
+"""Age of a heartbeat beyond which an owner elsewhere counts as dead. Attributes are cached for up to a minute on NFS,
+and a file server that fails over is away for minutes."""
 
-_BEATS_A_LEASE = 10
+_BEATS_PER_LEASE = 10
 _MISSED_BEATS = 3
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that runs cells, and what is needed to tell whether it still lives."""
+    """A process that executes runs, and what is needed to tell whether it still lives."""
 
     host: str = ""
     """Name of its machine."""
 
     pid: int = 0
-    """Its process."""
+    """Number of its process."""
 
     boot: str = ""
     """Identity of its machine since it was started, from the kernel; empty where there is none."""
@@ -62,80 +63,84 @@ class Owner:
     namespace: str = ""
     """Process namespace in which the numbers of processes count (a container has its own)."""
 
-    began: int = 0
-    """When the process began, in the kernel's ticks: a number is given to another process some day."""
+    start_ticks: int = 0
+    """Start of the process in the kernel's ticks: the number alone is given to another process some day."""
 
     job: str = ""
-    """SLURM's number of its job; empty outside of one."""
+    """SLURM's number of its job; empty outside of a job."""
 
     restart: int = 0
-    """How often that job was requeued before."""
+    """Number of times that the job was requeued before."""
 
-    cell: tuple[int, int] | None = None
-    """Process of the cell and when it began, once it runs."""
+    run_process: tuple[int, int] | None = None
+    """Number and start of the run's own process, once it has started."""
 
     def __str__(self) -> str:
-        """For messages."""
+        """Names the owner in messages."""
         return f"{self.host}, process {self.pid}" + (f", job {self.job}" if self.job else "")
 
 
+_KEYS = {one.name: one.name for one in fields(Owner)} | {"start_ticks": "began", "run_process": "cell"}
+"""Keys of an owner's attributes in the file."""
+
+
 @dataclass(frozen=True)
-class Seen:
-    """A claim that counts, as another process sees it."""
+class Lease:
+    """A lease as any process may read it."""
 
     number: int
-    """Which claim of the cell it is."""
+    """Number of the lease among those of the run."""
 
     owner: Owner
-    """Who claimed it."""
+    """Process that holds it."""
 
     released: bool
-    """Whether the owner has let go of it."""
+    """Whether the owner has released it."""
 
-    beat: float
+    heartbeat: float
     """Time of its last heartbeat, seconds since the epoch, by the file server's clock."""
 
 
 @dataclass
-class Claim:
-    """A claim that this process holds."""
+class HeldLease:
+    """A lease that this process holds."""
 
     folder: Path
-    """The cell's folder."""
+    """Folder of the run."""
 
     number: int
-    """Which claim of the cell it is; also the number of the attempt."""
+    """Number of the lease among those of the run; also the number of the attempt."""
 
     owner: Owner
     """This process."""
 
-    lease: float = LEASE_SECONDS
-    """Seconds after which others may take it for dead."""
+    seconds: float = LEASE_SECONDS
+    """Age of its heartbeat after which others may consider this process dead."""
 
-    _beat: float = field(default_factory=time.monotonic)
+    _renewed: float = field(default_factory=time.monotonic)
 
     def renew(self) -> bool:
-        """A heartbeat, if one is due; cheap otherwise. Call it at least as often.
+        """Renews the heartbeat if that is due; cheap otherwise. Call it ten times per lease or more often.
 
         Returns:
-            Whether the claim still counts; if not, another process runs the cell, and this one must not.
+            Whether the lease still counts; if not, another process has the run, and this one must end it.
         """
-        if time.monotonic() - self._beat < self.lease / _BEATS_A_LEASE:
+        if time.monotonic() - self._renewed < self.seconds / _BEATS_PER_LEASE:
             return True
-        self._beat = time.monotonic()
+        self._renewed = time.monotonic()
         try:
             os.utime(_path(self.folder, self.number))
         except FileNotFoundError:  # the whole folder was moved away
             return False
         return not _path(self.folder, self.number + 1).exists()
 
-    def started(self, process: int) -> None:
-        """Notes the cell's process, which may outlive this one by moments."""
-        self.owner = replace(self.owner, cell=(process, processes.began(process)))
+    def record_process(self, process: int) -> None:
+        """Writes down the run's process, which may outlive this one by moments."""
+        self.owner = replace(self.owner, run_process=(process, processes.start_ticks(process)))
         self._write(released=False)
 
     def release(self) -> None:
-        """Lets go of the cell."""
+        """Lets others acquire the run."""
         self._write(released=True)
 
     def _write(self, *, released: bool) -> None:
@@ -149,35 +154,33 @@ class Claim:
 
 
 def this_process(environment: Mapping[str, str] = os.environ) -> Owner:
-    """This process as an owner of claims."""
+    """Returns this process as an owner of leases."""
     return Owner(
         host=socket.gethostname(),
         pid=os.getpid(),
         boot=_boot(),
         namespace=_namespace(),
-        began=processes.began(os.getpid()),
+        start_ticks=processes.start_ticks(os.getpid()),
         job=environment.get("SLURM_JOB_ID", ""),
         restart=int(environment.get("SLURM_RESTART_COUNT", "0") or 0),
     )
 
 
-def claim(
+def acquire(
     folder: Path,
     *,
     owner: Owner | None = None,
-    lease: float = LEASE_SECONDS,
-    dead: Callable[[Owner], bool] | None = None,
-) -> Claim | Seen:
-    """Claims a cell, unless another living process has it.
+    seconds: float = LEASE_SECONDS,
+) -> HeldLease | Lease:
+    """Acquires a run, unless another living process holds it.
 
     Args:
-        folder: the cell's folder; made if it is not there.
-        owner: who claims it; this process if not given.
-        lease: seconds; see ``LEASE_SECONDS``. All who claim cells of a study use the same.
-        dead: a further proof that an owner elsewhere is dead, such as a scheduler that says its job is over.
+        folder: folder of the run; made if it does not exist.
+        owner: who acquires it; this process if not given.
+        seconds: duration of a lease; see ``LEASE_SECONDS``. All who acquire runs of a study use the same.
 
     Returns:
-        The claim, or whose claim was met instead, as it was.
+        The lease, or that of the other process, as it was found.
     """
     owner = owner or this_process()
     claims = folder / FOLDER
@@ -187,80 +190,86 @@ def claim(
         mine.write_text(_text(owner, released=False), encoding="utf-8")
         number = _last(claims)
         while True:
-            seen = _read(folder, number) if number else None
-            if seen is not None:
+            lease = _read(folder, number) if number else None
+            if lease is not None:
                 now = _now(mine)
-                if not _over(seen, owner, now=now, lease=lease, dead=dead):
-                    if _ahead(seen, owner, now=now, lease=lease):
+                if not _is_over(lease, owner, now=now, seconds=seconds):
+                    if _is_in_future(lease, owner, now=now, seconds=seconds):
                         with suppress(OSError):  # nobody's lease ends later than a lease from now
                             os.utime(_path(folder, number))
-                    return seen
+                    return lease
             if _create(mine, _path(folder, number + 1)):
-                return Claim(folder, number + 1, owner, lease)
+                return HeldLease(folder, number + 1, owner, seconds)
             number += 1  # somebody was faster; is it alive?
     finally:
         mine.unlink(missing_ok=True)
 
 
-def look(folder: Path) -> Seen | None:
-    """The claim of a cell that counts, without claiming anything; None where there never was one."""
+def read_lease(folder: Path) -> Lease | None:
+    """Returns the lease of a run that counts, without acquiring anything; None where there never was one."""
     number = _last(folder / FOLDER)
     return _read(folder, number) if number else None
 
 
-def alive(seen: Seen, *, owner: Owner | None = None, now: float | None = None, lease: float = LEASE_SECONDS) -> bool:
-    """Whether a claim is held, as far as can be told without writing anything.
+def is_live(
+    lease: Lease, *, owner: Owner | None = None, now: float | None = None, seconds: float = LEASE_SECONDS
+) -> bool:
+    """Tells whether a lease is held, as far as can be told without writing anything.
 
     Args:
-        seen: the claim.
+        lease: the lease.
         owner: who asks; this process if not given.
         now: time of the file server; this machine's if not given.
-        lease: seconds.
+        seconds: duration of a lease.
     """
-    owner, now = owner or this_process(), time.time() if now is None else now
-    over = _over(seen, owner, now=now, lease=lease, dead=None)
-    return not over and not _ahead(seen, owner, now=now, lease=lease)
+    owner = owner or this_process()
+    now = time.time() if now is None else now
+    over = _is_over(lease, owner, now=now, seconds=seconds)
+    return not over and not _is_in_future(lease, owner, now=now, seconds=seconds)
 
 
-def doubtful(seen: Seen, owner: Owner, *, now: float | None = None, lease: float = LEASE_SECONDS) -> bool:
-    """Whether it may well turn out, when the lease is over, that the owner of a claim is dead.
+def is_suspect(lease: Lease, owner: Owner, *, now: float | None = None, seconds: float = LEASE_SECONDS) -> bool:
+    """Tells whether the owner of a lease may well turn out to be dead when the lease expires.
 
-    It has missed several heartbeats, or its last one is in the future (``claim`` sets it back), or it is an earlier
+    It has missed several heartbeats, or its last one is in the future (``acquire`` sets it back), or it is an earlier
     start of our own job on another node: the scheduler may have lost that node, or merely its connection to it.
     """
-    theirs, now = seen.owner, time.time() if now is None else now
+    theirs = lease.owner
+    now = time.time() if now is None else now
     ours = bool(theirs.job) and theirs.job == owner.job and theirs.restart < owner.restart
-    silent = now - seen.beat > _MISSED_BEATS * lease / _BEATS_A_LEASE
-    return ours or silent or _ahead(seen, owner, now=now, lease=lease)
+    silent = now - lease.heartbeat > _MISSED_BEATS * seconds / _BEATS_PER_LEASE
+    return ours or silent or _is_in_future(lease, owner, now=now, seconds=seconds)
 
 
-def _ahead(seen: Seen, mine: Owner, *, now: float, lease: float) -> bool:
-    """Whether the heartbeat of an owner elsewhere is more than a lease in the future.
+def _is_in_future(lease: Lease, mine: Owner, *, now: float, seconds: float) -> bool:
+    """Tells whether the heartbeat of an owner elsewhere is more than a lease in the future.
 
     The file server's clock was set back since. An owner that lives renews it, with the present time.
     """
-    return not _is_here(seen.owner, mine) and seen.beat - now > lease
+    return not _is_local(lease.owner, mine) and lease.heartbeat - now > seconds
 
 
-def _is_here(theirs: Owner, mine: Owner) -> bool:
-    """Whether the kernel can tell us what has become of an owner."""
+def _is_local(theirs: Owner, mine: Owner) -> bool:
+    """Tells whether the kernel can tell us what has become of an owner."""
     return bool(theirs.boot) and (theirs.boot, theirs.namespace) == (mine.boot, mine.namespace)
 
 
-def _over(seen: Seen, mine: Owner, *, now: float, lease: float, dead: Callable[[Owner], bool] | None) -> bool:
-    """Whether a claim is released, or its owner provably dead."""
-    theirs = seen.owner
-    if seen.released:
+def _is_over(lease: Lease, mine: Owner, *, now: float, seconds: float) -> bool:
+    """Tells whether a lease is released, or its owner provably dead."""
+    theirs = lease.owner
+    if lease.released:
         return True
-    if _is_here(theirs, mine):
-        return not any(_lives(*process) for process in ((theirs.pid, theirs.began), theirs.cell) if process)
+    if _is_local(theirs, mine):
+        return not any(
+            _lives(*process) for process in ((theirs.pid, theirs.start_ticks), theirs.run_process) if process
+        )
     if theirs.job and (theirs.job, theirs.host) == (mine.job, mine.host) and theirs.restart < mine.restart:
         return True
-    return now - seen.beat > lease or bool(dead and theirs.pid and dead(theirs))
+    return now - lease.heartbeat > seconds
 
 
 def _create(written: Path, path: Path) -> bool:
-    """Gives a written file another name, if nothing has it; exactly one of many processes succeeds."""
+    """Gives a written file another name, if that is free; exactly one of many processes succeeds."""
     try:
         os.link(written, path)
         return True
@@ -283,7 +292,7 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def _last(claims: Path) -> int:
-    """The highest number that this machine sees."""
+    """Returns the highest number that this machine sees; 0 if there is none."""
     try:
         names = [path.name for path in claims.iterdir()]
     except OSError:
@@ -291,14 +300,17 @@ def _last(claims: Path) -> int:
     return max((int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()), default=0)
 
 
-def _read(folder: Path, number: int) -> Seen | None:
-    """A claim; one that cannot be read has an unknown owner, who lives for a lease. None if it is not there."""
+def _read(folder: Path, number: int) -> Lease | None:
+    """Reads a lease; None if there is no such file.
+
+    One that cannot be read has an unknown owner, who lives until the lease expires.
+    """
     path = _path(folder, number)
     content: Any = None
     for _ in range(3):  # a file that is renamed over while it is read is stale on NFS
         try:
             with open(path, encoding="utf-8") as file:
-                beat = os.fstat(file.fileno()).st_mtime
+                heartbeat = os.fstat(file.fileno()).st_mtime
                 text = file.read()
         except FileNotFoundError:
             return None
@@ -312,22 +324,24 @@ def _read(folder: Path, number: int) -> Seen | None:
             content = None
         break
     else:
-        beat = time.time()
+        heartbeat = time.time()
     if not isinstance(content, dict) or not isinstance(content.get("owner"), dict):
-        return Seen(number, Owner(), False, beat)
-    known = {name.name for name in fields(Owner)}
-    owner = Owner(**{key: value for key, value in content["owner"].items() if key in known})
-    if owner.cell is not None:
-        owner = replace(owner, cell=(int(owner.cell[0]), int(owner.cell[1])))
-    return Seen(number, owner, content.get("released") is True, beat)
+        return Lease(number, Owner(), False, heartbeat)
+    written = content["owner"]
+    known = {name: written[key] for name, key in _KEYS.items() if key in written}
+    if known.get("run_process") is not None:
+        process, ticks = known["run_process"]
+        known["run_process"] = (int(process), int(ticks))
+    return Lease(number, Owner(**known), content.get("released") is True, heartbeat)
 
 
 def _text(owner: Owner, *, released: bool) -> str:
-    return json.dumps({"schema": SCHEMA, "owner": asdict(owner), "released": released}) + "\n"
+    written = {key: getattr(owner, name) for name, key in _KEYS.items()}
+    return json.dumps({"schema": SCHEMA, "owner": written, "released": released}) + "\n"
 
 
 def _now(written: Path) -> float:
-    """The file server's time, from a file of our own."""
+    """Returns the file server's time, from a file of our own."""
     os.utime(written)
     return written.stat().st_mtime
 
@@ -346,5 +360,5 @@ def _namespace() -> str:
         return ""
 
 
-def _lives(process: int, began: int) -> bool:
-    return process > 0 and began > 0 and processes.began(process) == began
+def _lives(process: int, ticks: int) -> bool:
+    return process > 0 and ticks > 0 and processes.start_ticks(process) == ticks

@@ -1,60 +1,60 @@
-"""The log of a cell, which all its attempts share: its last lines, and why the last attempt failed."""
+"""The log of a run, which all its attempts share: its last lines, and why the last attempt failed."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from megatron_kis.common.errors import printable
-from megatron_kis.config.run import RunConfig
 from megatron_kis.executor.attempts import read_attempts
 
 LOG_NAME = "log.txt"
 ATTEMPT = "==== attempt "
-"""How the line begins that the executor writes before each attempt."""
+"""Beginning of the line that the executor writes before each attempt."""
 
 _ERROR = "kis: error:"
 _CONSEQUENCE = "another rank of this run has ended"
-"""What a rank says that has met the end of another one. That one says why; or it was killed, and the launcher's last
+"""Message of a rank that has met the end of another one. That one says why; or it was killed, and the launcher's last
 lines tell more."""
 
 _TAIL = 1 << 18
-"""Bytes from the end of a log in which the reason is looked for; what torchrun prints after it takes a few thousand."""
+"""Bytes at the end of a log in which the reason is sought; what torchrun prints after it takes a few thousand."""
 
 _SEQUENCES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
-"""Sequences that set colours, move the cursor or name the window (ECMA-48)."""
+"""Escape sequences that set colours, move the cursor or name the window (ECMA-48)."""
 
 
-def last_lines(run: RunConfig, count: int = 5) -> list[str]:
-    """The last lines of a run's log that are not empty."""
-    return [line for line in _tail(run, 8192) if line.strip()][-count:]
+def last_lines(folder: Path, count: int = 5) -> list[str]:
+    """Returns the last lines of the log in a run's folder that are not empty."""
+    return [line for line in _tail(folder, 8192) if line.strip()][-count:]
 
 
-def reason(run: RunConfig, count: int = 5) -> list[str]:
-    """Why the last attempt of a cell failed.
+def failure_reason(folder: Path, count: int = 5) -> list[str]:
+    """Returns why the last attempt of a run failed.
 
     Returns:
         What its first failing rank wrote, or the last line of the log that begins with ``kis: error:``; where there is
         neither (a process that was killed), the last ``count`` lines of the log.
     """
-    attempts = read_attempts(run.output).attempts
+    attempts = read_attempts(folder).attempts
     if attempts and attempts[-1].outcome == "failed" and attempts[-1].error:
         return [f"{_ERROR} {attempts[-1].error}"]
-    for line in reversed(_tail(run, _TAIL)):
+    for line in reversed(_tail(folder, _TAIL)):
         if line.startswith(_ERROR) and _CONSEQUENCE not in line:
             return [line]
         if line.startswith(ATTEMPT):
             break
-    return last_lines(run, count)
+    return last_lines(folder, count)
 
 
 def for_terminal(text: str) -> str:
-    """A piece of a log as one that changes nothing on a terminal: without colours, a line for each return."""
+    """Returns a piece of a log that does nothing to a terminal: without colours, one line per carriage return."""
     plain = _SEQUENCES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     return printable(plain, keep="\n\t")
 
 
-def _tail(run: RunConfig, size: int) -> list[str]:
-    path = run.output / LOG_NAME
+def _tail(folder: Path, size: int) -> list[str]:
+    path = folder / LOG_NAME
     if not path.exists():
         return []
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Processes of this machine, as the kernel shows them: whether they live, and what came of them."""
+"""Processes of this machine, as the kernel shows them: whether they live, what they started, and their end."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-_STATE, _PARENT, _BEGAN = 0, 1, 19  # fields of /proc/PID/stat behind the program's name (proc(5))
+_STATE, _PARENT, _START = 0, 1, 19  # fields of /proc/PID/stat after the program's name (proc(5))
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
 
 
-def began(process: int) -> int:
-    """When a process began, ticks since the machine was started; 0 if it is gone, or a corpse nobody has collected."""
+def start_ticks(process: int) -> int:
+    """Returns when a process began, in ticks since the machine was started; 0 if it is gone, or is a zombie."""
     fields = _stat(process)
-    return 0 if not fields or fields[_STATE] in "ZX" else int(fields[_BEGAN])
+    return 0 if not fields or fields[_STATE] in "ZX" else int(fields[_START])
 
 
 def parent(process: int) -> int:
-    """Who started a process; 0 if it is gone."""
+    """Returns the parent of a process; 0 if it is gone."""
     fields = _stat(process)
     return int(fields[_PARENT]) if fields else 0
 
 
 def descendants(process: int, *, depth: int | None = None) -> list[int]:
-    """Processes that a process started, and those that they did, so many levels down."""
+    """Returns the processes that a process started, and those that they started, down to ``depth`` levels."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         children.setdefault(parent(int(folder.name)), []).append(int(folder.name))
-    found, level = list[int](), [process]
+    found: list[int] = []
+    level = [process]
     while level and depth != 0:
         level = [child for one in level for child in children.get(one, ())]
         found += level
@@ -39,10 +41,20 @@ def descendants(process: int, *, depth: int | None = None) -> list[int]:
     return found
 
 
-def prepared(cores: tuple[int, ...] | None) -> Callable[[], None]:
-    """For a new process, before it starts: its cores; and let the kernel send SIGTERM when its parent dies, however.
+def kill_tree(process: int) -> None:
+    """Kills a process that leads a session, with all that it started; torchrun's ranks have sessions of their own."""
+    for number in [process, *descendants(process)]:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)
 
-    One whose parent died before it could ask for that does not start.
+
+def before_start(cores: tuple[int, ...] | None) -> Callable[[], None]:
+    """Returns what a new process does first: it takes its cores, and asks for a SIGTERM when its parent dies.
+
+    The kernel sends that signal however the parent dies. A process whose parent died before it could ask for that does
+    not start.
     """
     starter = os.getpid()
 
@@ -58,7 +70,7 @@ def prepared(cores: tuple[int, ...] | None) -> Callable[[], None]:
 
 
 def _stat(process: int) -> list[str]:
-    """The fields behind the name, which may hold anything, brackets too; none if the process is gone."""
+    """Returns the fields after the program's name, which may hold anything, even brackets; none if it is gone."""
     try:
         text = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -1,57 +1,32 @@
-"""Where cells run on one machine: which GPUs and which cores each of them gets."""
+"""The GPUs and cores of one machine, and which of them each run gets."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.config.run import RunConfig
-from megatron_kis.config.study import ExecutorConfig
+from megatron_kis.config.executor import ExecutorConfig
+from megatron_kis.executor.interface import Run, Slot
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What an executor may use."""
+    """GPUs and cores that an executor may use."""
 
     gpus: tuple[str, ...] = ()
     """GPUs as CUDA_VISIBLE_DEVICES names them: numbers, or UUIDs."""
 
     cores: tuple[int, ...] = (0,)
-    """Cores."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """What one cell gets."""
-
-    worker: int = 0
-    """Which of the executor's workers it is, from 0."""
-
-    gpus: tuple[str, ...] | None = None
-    """Its GPUs; None where the executor deals out none, and the cell sees what the executor sees."""
-
-    cores: tuple[int, ...] | None = None
-    """Its cores; None if it is not pinned."""
-
-    threads: int = 1
-    """Threads of each of its processes."""
-
-    def environment(self) -> dict[str, str]:
-        """Variables for the cell."""
-        threads = str(self.threads)
-        variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        if self.gpus is not None:
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
-        return variables
+    """Numbers of the cores."""
 
 
 def this_machine(
     settings: ExecutorConfig, *, environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")
 ) -> Machine:
-    """The GPUs and cores that this process may use, a job's share of a node included.
+    """Returns the GPUs and cores that this process may use, within a job's share of a node.
 
     Args:
         settings: ``gpus`` as a number or a list takes the place of what is found.
@@ -74,99 +49,97 @@ def this_machine(
         return Machine(found, cores)
     if visible is not None and settings.gpus > len(found):
         raise InputError(
-            f"is {settings.gpus}, and CUDA_VISIBLE_DEVICES shows {len(found)}", where="executor.gpus",
+            f"is {settings.gpus}, and CUDA_VISIBLE_DEVICES shows {len(found)}",
+            where="executor.gpus",
             remedy="lower it, or use auto",
-        )  # fmt: skip
+        )
     return Machine(found[: settings.gpus] if visible is not None else tuple(map(str, range(settings.gpus))), cores)
 
 
-@dataclass
-class Places:
-    """The places of a machine, dealt out to cells."""
+class ResourcePool:
+    """The slots of a machine, which runs acquire and release."""
 
-    machine: Machine
-    """What there is."""
+    def __init__(self, machine: Machine, settings: ExecutorConfig) -> None:
+        """Begins with everything free.
 
-    settings: ExecutorConfig
-    """How to divide it."""
-
-    _free: dict[str, int] = field(default_factory=dict)
-    _workers: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Everything is free."""
-        self._free = dict.fromkeys(self.machine.gpus, self.settings.cells_per_gpu)
-        self._workers = list(range(self.workers))
+        Args:
+            machine: GPUs and cores.
+            settings: how to divide them.
+        """
+        self._machine = machine
+        self._settings = settings
+        self._free_shares = dict.fromkeys(machine.gpus, settings.cells_per_gpu)
+        self._free_workers = list(range(self.workers))
 
     @property
     def workers(self) -> int:
-        """Cells side by side: the settings', or as many as the GPUs take, or as the cores do."""
-        if self.settings.workers is not None:
-            return self.settings.workers
-        if self.machine.gpus:
-            return len(self.machine.gpus) * self.settings.cells_per_gpu
-        return max(1, len(self.machine.cores) // self.settings.threads)
+        """Number of runs side by side: the settings', or as many as the GPUs take, or as the cores do."""
+        if self._settings.workers is not None:
+            return self._settings.workers
+        if self._machine.gpus:
+            return len(self._machine.gpus) * self._settings.cells_per_gpu
+        return max(1, len(self._machine.cores) // self._settings.threads)
 
-    @property
-    def free_workers(self) -> int:
-        """How many more cells could run, GPUs aside."""
-        return len(self._workers)
-
-    def check(self, runs: Sequence[RunConfig]) -> None:
-        """Refuses runs for which there will never be a place.
+    def check(self, runs: Sequence[Run]) -> None:
+        """Refuses runs that could never start.
 
         Raises:
             InputError: a run of more ranks than there are GPUs.
         """
         for run in runs:
-            if self._uses_gpus(run) and run.parallel.ranks > len(self.machine.gpus):
+            if self._uses_gpus(run) and run.ranks > len(self._machine.gpus):
                 raise InputError(
-                    f"needs {run.parallel.ranks} GPUs, and there are {len(self.machine.gpus)}",
+                    f"needs {run.ranks} GPUs, and there are {len(self._machine.gpus)}",
                     where=f"run {run.name}: parallel",
                     remedy="run it on a machine with more, or with another layout",
                 )
 
-    def take(self, run: RunConfig) -> Place | None:
-        """A place for a cell; None while there is none.
+    def acquire(self, run: Run) -> Slot | None:
+        """Returns a slot for a run; None while there is none.
 
-        A cell of one rank takes a share of the GPU that has most of them free; one of several ranks takes that many
-        whole GPUs.
+        A run of one rank gets a share of the GPU that has most shares free; one of several ranks gets that many whole
+        GPUs.
         """
-        if not self._workers:
+        if not self._free_workers:
             return None
         gpus: tuple[str, ...] | None = None
         if self._uses_gpus(run):
-            ranks, whole = run.parallel.ranks, self.settings.cells_per_gpu
-            if ranks == 1:
-                gpu = max(self._free, key=lambda name: self._free[name])
-                gpus = (gpu,) if self._free[gpu] else ()
+            whole = self._settings.cells_per_gpu
+            if run.ranks == 1:
+                gpu = max(self._free_shares, key=lambda name: self._free_shares[name])
+                gpus = (gpu,) if self._free_shares[gpu] else ()
             else:
-                gpus = tuple(gpu for gpu, free in self._free.items() if free == whole)[:ranks]
-            if len(gpus) < ranks:
+                gpus = tuple(gpu for gpu, free in self._free_shares.items() if free == whole)[: run.ranks]
+            if len(gpus) < run.ranks:
                 return None
             for gpu in gpus:
-                self._free[gpu] -= 1 if ranks == 1 else whole
-        worker = self._workers.pop(0)
-        return Place(worker, gpus, self._cores(worker), self.settings.threads)
+                self._free_shares[gpu] -= self._shares(run)
+        worker = self._free_workers.pop(0)
+        return Slot(worker, gpus, self._cores(worker), self._settings.threads)
 
-    def give_back(self, run: RunConfig, place: Place) -> None:
-        """The cell has ended."""
-        for gpu in place.gpus or ():
-            self._free[gpu] += 1 if run.parallel.ranks == 1 else self.settings.cells_per_gpu
-        self._workers = sorted([*self._workers, place.worker])
+    def release(self, run: Run, slot: Slot) -> None:
+        """Frees the slot of a run that has ended."""
+        for gpu in slot.gpus or ():
+            self._free_shares[gpu] += self._shares(run)
+        self._free_workers = sorted([*self._free_workers, slot.worker])
 
-    def _uses_gpus(self, run: RunConfig) -> bool:
-        return bool(self.machine.gpus) and run.device != "cpu"
+    def _shares(self, run: Run) -> int:
+        """Returns how many shares of each of its GPUs a run takes."""
+        return 1 if run.ranks == 1 else self._settings.cells_per_gpu
+
+    def _uses_gpus(self, run: Run) -> bool:
+        return bool(self._machine.gpus) and run.device != "cpu"
 
     def _cores(self, worker: int) -> tuple[int, ...] | None:
-        """The cores of a worker: an equal share of all, in one piece.
+        """Returns the cores of a worker: an equal, contiguous share of all.
 
-        By themselves (``auto``) cells are pinned where all workers together use every core. Otherwise two studies on
-        one machine would press on the same few and leave the rest idle.
+        With ``auto``, runs are pinned where all workers together use every core. Otherwise two studies on one machine
+        would press on the same few and leave the rest idle.
         """
-        cores, workers = self.machine.cores, self.workers
-        full = bool(self.machine.gpus) or workers * self.settings.threads >= len(cores)
-        if self.settings.pin is False or (self.settings.pin == "auto" and not full):
+        cores = self._machine.cores
+        workers = self.workers
+        full = bool(self._machine.gpus) or workers * self._settings.threads >= len(cores)
+        if self._settings.pin is False or (self._settings.pin == "auto" and not full):
             return None
         if workers >= len(cores):
             return (cores[worker % len(cores)],)

@@ -40,10 +40,11 @@ with quiet_megatron():
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 _UNPLANNED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Kernels that take a mask of its own and any shape at once."""
+"""Kernels that take an explicit mask and need no plan for a new shape."""
 
-_QUERIES_AT_ONCE = 32
-"""On a CPU, under a mask of its own: the kernel takes as many at a time, and goes over every key for them."""
+_QUERIES_PER_SLICE = 32
+"""Queries per call on a CPU under an explicit mask: the kernel goes over so many at a time, and over every key for
+them."""
 
 
 class SdpaAttention(MegatronModule):
@@ -76,7 +77,7 @@ class SdpaAttention(MegatronModule):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> torch.Tensor:
-        """Attends.
+        """Computes softmax(scale q k^T + mask) v for each head.
 
         Args:
             query: [sequence, batch, heads / TP, head width].
@@ -96,24 +97,30 @@ class SdpaAttention(MegatronModule):
             raise NotImplementedError(msg)
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
         causal = attention_mask is None and mask_type == AttnMaskType.causal
-        # A causal layer's mask hides all later places, and places lie in their order unless ranks share the sequence.
-        in_order, held = mask_type == AttnMaskType.causal, None
+        # A causal layer's mask hides all later places, and places are in order unless ranks share the sequence.
+        in_order = mask_type == AttnMaskType.causal
+        held = None
         if self.config.context_parallel_size > 1:
             group = parallel_state.get_context_parallel_group()
             key, value = gather_sequence(torch.stack((key, value), dim=1), group).unbind(1)
-            in_order, held = False, pieces_of(size=group.size(), rank=group.rank())
+            in_order = False
+            held = pieces_of(size=group.size(), rank=group.rank())
         # [s, b, n, d] -> [b, n, s, d], the order that SDPA expects
-        q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        mask = _taking_part(attention_mask, q.dtype)
+        q = query.permute(1, 2, 0, 3)
+        k = key.permute(1, 2, 0, 3)
+        v = value.permute(1, 2, 0, 3)
+        mask = _sdpa_mask(attention_mask, q.dtype)
         if q.is_cuda and (mask is not None or q.dtype == torch.float32):
-            k, v = (_repeated(part, q.shape[1] // k.shape[1]) for part in (k, v))
+            times = q.shape[1] // k.shape[1]
+            k = _repeated(k, times)
+            v = _repeated(v, times)
         dropout = self.dropout if self.training else 0.0
         settings: dict[str, Any] = {
             "dropout_p": dropout,
             "scale": self.softmax_scale,
             "enable_gqa": k.shape[1] != q.shape[1],
         }
-        # by the mode and not by gradients, without which recomputed activations are computed first
+        # Decided by the mode, not by whether gradients are on: recomputed activations are first computed without them.
         unplanned = q.is_cuda and mask is not None and not self.training
         with (
             megatron_random.get_cuda_rng_tracker().fork() if dropout else nullcontext(),
@@ -130,14 +137,14 @@ class SdpaAttention(MegatronModule):
 
 
 def _repeated(values: torch.Tensor, times: int) -> torch.Tensor:
-    """[b, g, s, d] -> [b, g * times, s, d], each group for its heads."""
+    """Repeats each group for its heads: [b, g, s, d] -> [b, g * times, s, d]."""
     return values if times == 1 else values.unsqueeze(2).expand(-1, -1, times, -1, -1).flatten(1, 2)
 
 
 def _attend_from_pieces(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, held: tuple[int, int], **settings: Any
 ) -> torch.Tensor:
-    """Causal attention of two pieces of a sequence, each with the keys up to its end and no others."""
+    """Computes causal attention of two pieces of a sequence, each with the keys up to its end and no others."""
     length = q.shape[2] // 2
     parts = []
     for piece, own in zip(held, q.split(length, dim=2), strict=True):
@@ -150,7 +157,7 @@ def _attend_from_pieces(
 
 @functools.lru_cache(maxsize=8)
 def _lower_right(queries: int, keys: int, *, on_cpu: bool) -> torch.Tensor:
-    """A causal mask under which the last query sees the last key; on CUDA in a form that stores nothing.
+    """Returns a causal mask under which the last query sees the last key; on CUDA in a form that stores nothing.
 
     PyTorch's ``causal_lower_right`` gives the same and allocates [2, queries, keys] floats that nothing reads.
     """
@@ -166,22 +173,23 @@ def _lower_right(queries: int, keys: int, *, on_cpu: bool) -> torch.Tensor:
 def _attend_in_slices(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, **settings: Any
 ) -> torch.Tensor:
-    """Attention under a mask that hides all later places: some queries at a time, with the keys up to their last."""
+    """Computes attention under a mask that hides later places: some queries at a time, with keys up to the last one."""
     parts = []
-    for start in range(0, q.shape[2], _QUERIES_AT_ONCE):
-        own, seen = slice(start, start + _QUERIES_AT_ONCE), slice(start + _QUERIES_AT_ONCE)
+    for start in range(0, q.shape[2], _QUERIES_PER_SLICE):
+        own = slice(start, start + _QUERIES_PER_SLICE)
+        seen = slice(start + _QUERIES_PER_SLICE)
         settings["attn_mask"] = mask[..., own, seen]
         parts.append(scaled_dot_product_attention(q[:, :, own], k[:, :, seen], v[:, :, seen], **settings))
     return _joined(parts)
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Parts of a sequence in the order in which the layer wants them, which saves it a copy: [b, n, s, d]."""
+    """Joins parts of a sequence in the memory order that the layer needs, which saves it a copy: [b, n, s, d]."""
     return torch.cat([part.permute(2, 0, 1, 3) for part in parts]).permute(1, 2, 0, 3)
 
 
-def _taking_part(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """A mask in SDPA's sense: True takes part; numbers are of the queries' type."""
+def _sdpa_mask(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """Returns a mask in SDPA's sense: True takes part; numbers have the queries' type."""
     if mask is None:
         return None
     return ~mask if mask.dtype == torch.bool else mask.to(dtype)

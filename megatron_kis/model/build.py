@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +18,9 @@ from megatron_kis.distributed.device import Device
 from megatron_kis.distributed.groups import ParallelDims
 from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model.attention import SdpaAttention
-from megatron_kis.model.gated import SwiGlu
 from megatron_kis.model.loss import cross_entropy
 from megatron_kis.model.norm import RmsNorm
-from megatron_kis.model.support import fuses, say_if_transformer_engine_is_unused, why_no_transformer_engine
+from megatron_kis.model.support import fuses, warn_if_transformer_engine_is_unused, why_no_transformer_engine
 
 with quiet_megatron():
     from megatron.core.models.gpt.gpt_layer_specs import (
@@ -28,13 +28,15 @@ with quiet_megatron():
         get_gpt_layer_with_transformer_engine_spec,
     )
     from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.transformer.module import MegatronModule
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 
-# Of the modules that Megatron-Core can compute again the feed-forward block alone saves: attention keeps no scores, and
-# norms ("layernorm") are part of Transformer Engine's layers and fail without it (CheckpointWithoutOutput wants FP8).
+# Of the modules that Megatron-Core can compute again, only the feed-forward block saves memory: attention keeps no
+# scores, and norms ("layernorm") are part of Transformer Engine's layers and fail without it (CheckpointWithoutOutput
+# needs FP8).
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
@@ -42,11 +44,27 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 }
 
 
+class SwiGlu(MegatronModule):
+    """``silu(gate) * up`` (Shazeer 2020), for layers in which nothing is fused.
+
+    Megatron-Core's own copies one of its inputs to add an offset of 0.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """Takes the keyword that Megatron-Core gives an activation."""
+        super().__init__(config=config)
+
+    def forward(self, gate_and_up: torch.Tensor) -> torch.Tensor:
+        """Maps [..., 2 F], gate and up next to each other, to [..., F]."""
+        gate, up = gate_and_up.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * up
+
+
 class LanguageModel(GPTModel):
     """Megatron-Core's model with ``loss`` for its loss."""
 
     def compute_language_model_loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihoods.
+        """Returns negative log-likelihoods.
 
         Args:
             labels: [batch, sequence].
@@ -59,18 +77,18 @@ class LanguageModel(GPTModel):
 
 
 def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False, precision: str = "bf16") -> str:
-    """The layers that ``model.transformer_impl`` means on a device.
+    """Returns the layers that ``model.transformer_impl`` means on a device.
 
     Args:
         asked: the setting.
-        device: where the model is to live.
-        own_mask: whether attention has a mask beside the causal one (documents that do not see each other).
-        precision: ``fp8`` is Transformer Engine's alone. In ``fp32`` its attention has no fused kernel and writes its
-            scores to memory; PyTorch's has one.
+        device: the model's device.
+        own_mask: whether attention has a mask in addition to the causal one (documents that do not see each other).
+        precision: ``fp8`` needs Transformer Engine. In ``fp32`` its attention has no fused kernel and writes its scores
+            to memory; PyTorch's has one.
 
     Raises:
-        InputError: Transformer Engine is asked for where it is not, where there is no CUDA, or where its causal
-            attention would pass over a mask; or FP8 without it.
+        InputError: Transformer Engine is requested where it is not installed, where there is no CUDA, or where its
+            causal attention would ignore a mask; or FP8 without it.
     """
     if asked == "transformer_engine" and (why := why_no_transformer_engine(device)) is not None:
         raise InputError(
@@ -88,38 +106,58 @@ def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False
     if asked == "auto":
         if own_mask or precision == "fp32":
             return "sdpa"
-        say_if_transformer_engine_is_unused(device)
+        warn_if_transformer_engine_is_unused(device)
         return "sdpa" if why_no_transformer_engine(device) is not None else "transformer_engine"
     return asked
 
 
-def transformer_config(
-    shape: ModelShape,
-    *,
-    vocabulary: int,
-    layout: ParallelDims,
-    device: Device,
-    precision: str,
-    init_std: float,
-    implementation: str = "sdpa",
-    sequence_parallel: bool = False,
-    recompute: str = "none",
-    deterministic: bool = False,
-) -> TransformerConfig:
-    """Megatron's configuration of a shape under a layout; see ``build_model``.
+@dataclass(frozen=True)
+class ModelSpec:
+    """What this rank's part of a model is built from."""
+
+    shape: ModelShape
+    vocabulary: int
+    """Rows of the embedding, padded (``padded_vocabulary``)."""
+
+    sequence_length: int
+    """Tokens of the longest sequence."""
+
+    layout: ParallelDims
+    """This rank's place in the parallel layout."""
+
+    device: Device
+    """Device of the weights."""
+
+    precision: str = "fp32"
+    """``fp32``, ``bf16`` or ``fp8`` (bf16 weights, matrix products in FP8)."""
+
+    implementation: str = "sdpa"
+    """Layers: ``transformer_engine``, ``sdpa`` or ``local`` (``resolve_implementation``)."""
+
+    sequence_parallel: bool = False
+    """Whether norms and residuals, too, are split along the sequence over the tensor ranks."""
+
+    recompute: str = "none"
+    """Activations that the backward pass computes again: ``none``, ``selective`` or ``full``."""
+
+    deterministic: bool = False
+    """Whether kernels on CUDA must repeat their bits; after ``set_determinism``."""
+
+    init_std: float = 0.02
+    """Standard deviation of the initial weights."""
+
+
+def transformer_config(spec: ModelSpec) -> TransformerConfig:
+    """Returns Megatron-Core's configuration of a model.
 
     Raises:
         InputError: the layout does not divide the shape, or the attention cannot share a sequence.
     """
-    parallel = ParallelConfig(
-        tensor=layout.tensor_size,
-        pipeline=layout.pipeline_size,
-        virtual=layout.virtual_size,
-        context=layout.context_size,
-    )
-    check_shape(shape, parallel, rows=vocabulary, implementation=implementation)
-    half = precision in ("bf16", "fp8")
-    fused = fuses(device)
+    _check_layout(spec)
+    shape, layout = spec.shape, spec.layout
+    half = spec.precision in ("bf16", "fp8")
+    fused = fuses(spec.device)
+    engine = spec.implementation == "transformer_engine"
     return TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.width,
@@ -133,39 +171,50 @@ def transformer_config(
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        init_method_std=init_std,
+        init_method_std=spec.init_std,
         perform_initialization=True,  # tags the weights with their split; `initialise` draws the values
-        use_cpu_initialization=device.is_cpu,
-        tensor_model_parallel_size=layout.tensor_size,
-        pipeline_model_parallel_size=layout.pipeline_size,
-        **_schedule(layout),
-        context_parallel_size=layout.context_size,
+        use_cpu_initialization=spec.device.is_cpu,
         pipeline_dtype=torch.bfloat16 if half else torch.float32,
         params_dtype=torch.bfloat16 if half else torch.float32,
         bf16=half,
-        fp8="hybrid" if precision == "fp8" else None,
+        fp8="hybrid" if spec.precision == "fp8" else None,
         calculate_per_token_loss=True,
-        batch_p2p_sync=False,
         masked_softmax_fusion=False,  # a kernel of NVIDIA apex's that SDPA does not need
         bias_activation_fusion=fused,
         # Megatron-Core's name for an activation given in the layers' specification, as `_layers` gives its own
-        use_te_activation_func=not fused and implementation != "transformer_engine",
+        use_te_activation_func=not fused and not engine,
         bias_dropout_fusion=fused,
-        apply_rope_fusion=implementation == "transformer_engine",
-        sequence_parallel=sequence_parallel and layout.tensor_size > 1,
-        **_RECOMPUTE[recompute],
-        deterministic_mode=deterministic and not device.is_cpu,
+        apply_rope_fusion=engine,
+        deterministic_mode=spec.deterministic and not spec.device.is_cpu,
         gradient_accumulation_fusion=False,  # the output layer's needs NVIDIA apex; see ``_accumulate_in_place``
         persist_layer_norm=False,
+        tensor_model_parallel_size=layout.tensor_size,
+        pipeline_model_parallel_size=layout.pipeline_size,
+        context_parallel_size=layout.context_size,
+        sequence_parallel=spec.sequence_parallel and layout.tensor_size > 1,
+        batch_p2p_sync=False,
+        **_schedule(layout),
+        **_RECOMPUTE[spec.recompute],
     )
 
 
-def _schedule(layout: ParallelDims) -> dict[str, Any]:
-    """Settings of the pipeline's schedule.
+def _check_layout(spec: ModelSpec) -> None:
+    layout = spec.layout
+    parallel = ParallelConfig(
+        tensor=layout.tensor_size,
+        pipeline=layout.pipeline_size,
+        virtual=layout.virtual_size,
+        context=layout.context_size,
+    )
+    check_shape(spec.shape, parallel, rows=spec.vocabulary, implementation=spec.implementation)
 
-    Between two stages the messages of the interleaved one go both ways at once, to and from the same rank: only with
-    overlapping messages does Megatron-Core keep the two apart. These are still being sent when the schedule would free
-    what a stage has put out, so that it may be overwritten (seen with gloo); the other schedule waits for them.
+
+def _schedule(layout: ParallelDims) -> dict[str, Any]:
+    """Returns settings of the pipeline's schedule.
+
+    Between two stages the messages of the interleaved schedule go both ways at once, to and from the same rank: only
+    with overlapping messages does Megatron-Core keep the two apart. These are still being sent when the schedule would
+    free a stage's output, so that it may be overwritten (seen with gloo); the other schedule waits for them.
     """
     if layout.virtual_size == 1:
         return {"deallocate_pipeline_outputs": True}
@@ -176,114 +225,52 @@ def _schedule(layout: ParallelDims) -> dict[str, Any]:
     }
 
 
-def build_model(
-    shape: ModelShape,
-    *,
-    vocabulary: int,
-    sequence_length: int,
-    layout: ParallelDims,
-    device: Device,
-    precision: str = "fp32",
-    implementation: str = "sdpa",
-    sequence_parallel: bool = False,
-    recompute: str = "none",
-    deterministic: bool = False,
-    init_std: float = 0.02,
-    seed: int | None = 0,
-    chunk: int = 0,
-) -> GPTModel:
-    """This rank's part of the model, or one chunk of it under the interleaved schedule, on its device.
+def build_model(spec: ModelSpec, *, seed: int | None = 0, chunk: int = 0) -> GPTModel:
+    """Builds this rank's part of the model, or one chunk of it under the interleaved schedule, on its device.
 
     Args:
-        shape: the model's shape.
-        vocabulary: rows of the embedding, padded (``padded_vocabulary``).
-        sequence_length: the longest sequence, tokens.
-        layout: this rank's place.
-        device: where the weights live.
-        precision: ``fp32``, ``bf16`` or ``fp8`` (bf16 weights, matrix products in FP8).
-        implementation: of the layers: ``transformer_engine``, ``sdpa`` or ``local`` (``resolve_implementation``).
-        sequence_parallel: split along the sequence between tensor-parallel regions, too.
-        recompute: ``none``, ``selective`` or ``full``: activations that the backward pass computes again.
-        deterministic: on CUDA, whether kernels must repeat their bits; after ``set_determinism``.
-        init_std: standard deviation of the weights.
-        seed: seed of the weights; equal seeds give equal full weights under every layout. None: they are still to be
-            set, by ``initialise`` or from a checkpoint.
+        spec: what is built.
+        seed: seed of the weights; equal seeds give equal full weights under every layout. None: the weights are set
+            later, by ``initialise`` or from a checkpoint.
         chunk: which of the stage's ``layout.virtual_size`` chunks of layers.
 
     Raises:
         InputError: the layout does not divide the shape.
     """
-    model = assemble_model(
-        shape,
-        vocabulary=vocabulary,
-        sequence_length=sequence_length,
-        layout=layout,
-        device=device,
-        precision=precision,
-        implementation=implementation,
-        sequence_parallel=sequence_parallel,
-        recompute=recompute,
-        deterministic=deterministic,
-        init_std=init_std,
-        chunk=chunk,
-    )
+    model = assemble_model(spec, chunk=chunk)
     if seed is not None:
-        initialise(model, layers=shape.layers, layout=layout, init_std=init_std, seed=seed)
-    if precision in ("bf16", "fp8"):
+        initialise(model, layers=spec.shape.layers, layout=spec.layout, init_std=spec.init_std, seed=seed)
+    if spec.precision in ("bf16", "fp8"):
         for parameter in model.parameters():  # norms are made in fp32; mixed types miss PyTorch's fused kernel
             parameter.data = parameter.data.bfloat16()
-    return model.to(device.torch_device)
+    return model.to(spec.device.torch_device)
 
 
-def assemble_model(
-    shape: ModelShape,
-    *,
-    vocabulary: int,
-    sequence_length: int,
-    layout: ParallelDims,
-    device: Device,
-    precision: str = "fp32",
-    implementation: str = "sdpa",
-    sequence_parallel: bool = False,
-    recompute: str = "none",
-    deterministic: bool = False,
-    init_std: float = 0.02,
-    chunk: int = 0,
-) -> GPTModel:
-    """This rank's part of the model as Megatron-Core makes it, before ``initialise``; arguments as ``build_model``.
+def assemble_model(spec: ModelSpec, *, chunk: int = 0) -> GPTModel:
+    """Builds this rank's part of the model as Megatron-Core makes it, before ``initialise``.
 
     Under ``torch.device("meta")`` it takes no memory: the shapes of a 70B model on a laptop.
 
     Raises:
         InputError: the layout does not divide the shape.
     """
-    with quiet_megatron("full scope is deprecated", "MLP requires ffn_hidden_size"):  # of what is not set here
-        config = transformer_config(
-            shape,
-            vocabulary=vocabulary,
-            layout=layout,
-            device=device,
-            precision=precision,
-            init_std=init_std,
-            implementation=implementation,
-            sequence_parallel=sequence_parallel,
-            recompute=recompute,
-            deterministic=deterministic,
-        )
+    layout = spec.layout
+    with quiet_megatron("full scope is deprecated", "MLP requires ffn_hidden_size"):  # concern settings not used here
+        config = transformer_config(spec)
         stage = chunk if layout.virtual_size > 1 else None
         model = LanguageModel(
             config=config,
-            transformer_layer_spec=_layers(implementation, get_num_layers_to_build(config, stage)),
-            vocab_size=vocabulary,
-            max_sequence_length=sequence_length,
+            transformer_layer_spec=_layers(spec.implementation, get_num_layers_to_build(config, stage)),
+            vocab_size=spec.vocabulary,
+            max_sequence_length=spec.sequence_length,
             pre_process=layout.is_first_stage and chunk == 0,
             post_process=layout.is_last_stage and chunk == layout.virtual_size - 1,
-            share_embeddings_and_output_weights=shape.tied_embeddings,
+            share_embeddings_and_output_weights=spec.shape.tied_embeddings,
             position_embedding_type="rope",
-            rotary_base=shape.rope_base,
+            rotary_base=spec.shape.rope_base,
             vp_stage=stage,
         )
-    if not device.is_cpu:
+    if not spec.device.is_cpu:
         _accumulate_in_place(model)
     return model
 
@@ -300,7 +287,7 @@ def _accumulate_in_place(model: GPTModel) -> None:
 
 
 def _layers(implementation: str, count: int) -> ModuleSpec | TransformerBlockSubmodules:
-    """What ``count`` layers and the norm behind them are made of."""
+    """Returns the modules of ``count`` layers and of the norm after them."""
     if implementation == "transformer_engine":
         return get_gpt_layer_with_transformer_engine_spec()
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
@@ -338,7 +325,7 @@ def initialise(model: GPTModel, *, layers: int, layout: ParallelDims, init_std: 
 
 
 def _part(full: torch.Tensor, parameter: Any, layout: ParallelDims) -> torch.Tensor:
-    """The rows or columns of ``full`` that this tensor rank holds.
+    """Returns the rows or columns of ``full`` that this tensor rank holds.
 
     With a stride (SwiGLU's two inputs in one matrix) the rank holds its share of each of the ``stride`` blocks.
     """
@@ -353,7 +340,7 @@ def _stream(seed: int, name: str) -> int:
 
 
 def global_name(model: GPTModel, name: str) -> str:
-    """The name of a parameter or a module of this rank with its layer's number in the whole model."""
+    """Returns the name of a parameter or a module of this rank with its layer's number in the whole model."""
     if not name.startswith("decoder.layers."):
         return name
     _, _, local, rest = name.split(".", 3)
@@ -361,7 +348,7 @@ def global_name(model: GPTModel, name: str) -> str:
 
 
 def _global_names(model: GPTModel) -> list[tuple[str, torch.nn.Parameter]]:
-    """Parameters under their global names, and the tied output layer under the embedding's."""
+    """Returns parameters under their global names, and the tied output layer under the embedding's."""
     tied = {"output_layer.weight": "embedding.word_embeddings.weight"}
     renamed = tied if model.share_embeddings_and_output_weights else {}
     return [(renamed.get(name, global_name(model, name)), parameter) for name, parameter in model.named_parameters()]

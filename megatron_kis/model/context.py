@@ -18,12 +18,12 @@ with quiet_megatron():
 
 
 def positions(length: int, *, size: int, rank: int) -> torch.Tensor:
-    """Places of the tokens of a sequence that a rank holds.
+    """Returns the places of a sequence's tokens that a rank holds.
 
     Args:
-        length: tokens of the sequence, a multiple of 2 size where size is more than 1.
-        size: ranks that share it.
-        rank: one of them.
+        length: tokens of the sequence, a multiple of 2 size if size is more than 1.
+        size: number of ranks that share the sequence.
+        rank: number of the rank among them.
 
     Returns:
         int64 [length / size], ascending.
@@ -36,20 +36,20 @@ def positions(length: int, *, size: int, rank: int) -> torch.Tensor:
 
 
 def pieces_of(*, size: int, rank: int) -> tuple[int, int]:
-    """Which two of a sequence's 2 size pieces a rank holds, ascending."""
+    """Returns which two of a sequence's 2 size pieces a rank holds, ascending."""
     return rank, 2 * size - 1 - rank
 
 
 def gather_sequence(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """The whole sequence, of which each rank of ``group`` gives its places.
+    """Returns the whole sequence, of which each rank of ``group`` has its places.
 
     Args:
         values: [length / size, ...] at this rank's ``positions``.
         group: the ranks that share the sequence.
 
     Returns:
-        [length, ...] in the sequence's order; what flows back is summed over the ranks.
+        [length, ...] in the sequence's order; gradients are summed over the ranks.
     """
     pieces = gather_from_sequence_parallel_region(values, group=group).chunk(2 * group.size())
-    # rank by rank its early and its late piece; late ones lie in the order of falling ranks
+    # Each rank gives an early and a late piece; in the sequence the late ones are in the order of falling ranks.
     return torch.cat([*pieces[::2], *pieces[::-2]])

@@ -1,7 +1,7 @@
 """The end of the model: its output layer apart from its body, so that the logits of a batch are never all held.
 
-A training step needs its logits for the backward pass. A pass that only scores tokens takes what the output layer
-would get, makes logits block by block, and keeps one number per token.
+A training step needs its logits for the backward pass. A pass that only scores tokens uses the output layer's input,
+computes logits block by block, and keeps one number per token.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ with quiet_megatron():
 
 @contextmanager
 def headless(model: GPTModel) -> Iterator[None]:
-    """The model without its output layer: its last chunk gives what that layer would get."""
-    ends, model.post_process = model.post_process, False
+    """Takes off the model's output layer inside the block: its last chunk returns that layer's input."""
+    post_process = model.post_process
+    model.post_process = False
     try:
         yield
     finally:
-        model.post_process = ends
+        model.post_process = post_process
 
 
 def head_inputs(model: GPTModel, hidden: torch.Tensor) -> torch.Tensor:
-    """[W, rows, hidden] what the output layer gets, on every tensor rank.
+    """Returns [W, rows, hidden], the output layer's input, on every tensor rank.
 
     Args:
         model: the last chunk.
-        hidden: what it gave without its output layer; under sequence parallelism [W / TP, rows, hidden].
+        hidden: its output without the output layer; under sequence parallelism [W / TP, rows, hidden].
     """
     if not model.config.sequence_parallel:
         return hidden
@@ -47,7 +48,7 @@ def head_inputs(model: GPTModel, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def head_weight(model: GPTModel) -> torch.Tensor:
-    """[vocabulary / TP, hidden] of the output layer."""
+    """Returns the output layer's weight, [vocabulary / TP, hidden]."""
     tied = model.share_embeddings_and_output_weights
     weight: torch.Tensor = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
     return weight
@@ -55,18 +56,19 @@ def head_weight(model: GPTModel) -> torch.Tensor:
 
 @torch.no_grad()
 def head_losses(model: GPTModel, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihoods, from blocks of at most ``LOGITS_PER_BLOCK`` logits.
+    """Returns negative log-likelihoods, from blocks of at most ``LOGITS_PER_BLOCK`` logits.
 
     Args:
         model: the last chunk.
         hidden: as for ``head_inputs``.
-        labels: int64 [rows, W] tokens.
+        labels: int64 [rows, W], tokens.
 
     Returns:
         fp32 [rows, W] nats.
     """
-    inputs, weight = head_inputs(model, hidden).flatten(0, 1), head_weight(model)
-    nodes = max(1, LOGITS_PER_BLOCK // len(weight))
-    pairs = zip(inputs.split(nodes), labels.t().flatten().split(nodes), strict=True)
-    losses = torch.cat([cross_entropy(linear(block, weight), asked, model.pg_collection.tp) for block, asked in pairs])
-    return losses.view(labels.T.shape).t()
+    inputs = head_inputs(model, hidden).flatten(0, 1)
+    weight = head_weight(model)
+    rows = max(1, LOGITS_PER_BLOCK // len(weight))
+    pairs = zip(inputs.split(rows), labels.t().flatten().split(rows), strict=True)
+    losses = [cross_entropy(linear(block, weight), tokens, model.pg_collection.tp) for block, tokens in pairs]
+    return torch.cat(losses).view(labels.T.shape).t()

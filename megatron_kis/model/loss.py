@@ -1,8 +1,8 @@
 """Cross-entropy over a vocabulary that tensor ranks share, in the memory of the logits.
 
 The same function as Megatron-Core's ``vocab_parallel_cross_entropy``, in fewer passes over the logits (the largest one
-without its place, the sum as a factor of the gradient) and no message where one rank holds the vocabulary. With a
-small model on a CPU the logits are a large part of a step.
+without its index, the sum as a factor of the gradient) and without messages if one rank has the whole vocabulary. With
+a small model on a CPU the logits are a large part of a step.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """Negative log-likelihoods.
+    """Returns negative log-likelihoods.
 
     Args:
-        logits: [..., vocabulary / ranks] of this rank; fp32 ones are overwritten.
-        labels: int64 [...] tokens of the whole vocabulary.
+        logits: [..., vocabulary / ranks], this rank's; fp32 ones are overwritten.
+        labels: int64 [...], tokens of the whole vocabulary.
         group: the tensor ranks.
 
     Returns:
@@ -29,6 +29,8 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, group: dist.Proces
 
 
 class _CrossEntropy(torch.autograd.Function):
+    """-log softmax(z)_y = log(sum(exp(z - max z))) - (z_y - max z); its gradient is softmax(z) minus one-hot(y)."""
+
     @staticmethod
     def forward(context: Any, logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         values = logits.float()
@@ -58,5 +60,5 @@ class _CrossEntropy(torch.autograd.Function):
         values, total, places, here = context.saved_tensors
         gradient = gradients[0].unsqueeze(-1)
         at_label = -gradient if here is None else gradient.mul(here).neg_()
-        towards = values.mul_(gradient / total).scatter_add_(-1, places, at_label)  # softmax minus one-hot
-        return towards.to(context.dtype), None, None
+        logit_gradient = values.mul_(gradient / total).scatter_add_(-1, places, at_label)  # softmax minus one-hot
+        return logit_gradient.to(context.dtype), None, None

@@ -1,14 +1,14 @@
-"""What CUDA needs beside PyTorch and Megatron-Core: Transformer Engine for its layers, a compiler for fused kernels."""
+"""What CUDA needs in addition to PyTorch and Megatron-Core: Transformer Engine for layers, a compiler for kernels."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import importlib.metadata
+import logging
 import os
 import re
 import shutil
-import sys
 
 import torch.distributed as dist
 
@@ -19,11 +19,13 @@ TRANSFORMER_ENGINE = {"0.16": ("2.9", "2.12"), "0.19": ("2.9", "2.21")}
 """Versions of Transformer Engine, from and below, by version of Megatron-Core: for 0.16 those of its own metadata. 0.19
 names none; its layers' specification was built with the Python code of 2.11 and of 2.20."""
 
+logger = logging.getLogger(__name__)
+
 
 def why_no_transformer_engine(device: Device) -> str | None:
-    """Why its layers cannot be taken; None where they can.
+    """Returns why Transformer Engine's layers cannot be used; None if they can.
 
-    Megatron-Core decides: without what it imports it would make the layers of mocks.
+    Megatron-Core decides: without what it imports it would build the layers from mocks.
     """
     if device.is_cpu:
         return "it needs CUDA"
@@ -37,19 +39,19 @@ def why_no_transformer_engine(device: Device) -> str | None:
     return f"Megatron-Core cannot use the installed version {found} ({_import_error()}; {_wanted()})"
 
 
-def say_if_transformer_engine_is_unused(device: Device) -> None:
-    """Says, once, that Transformer Engine is installed and not used, or not of a version that is known to work."""
+def warn_if_transformer_engine_is_unused(device: Device) -> None:
+    """Warns, once, that Transformer Engine is installed and not used, or that its version is not known to work."""
     found = _version("transformer_engine")
     if found is None or device.is_cpu:
         return
     if (why := why_no_transformer_engine(device)) is not None:
-        _say(f"Transformer Engine's layers are not used: {why}; PyTorch's attention is used")
+        _warn(f"Transformer Engine's layers are not used: {why}; PyTorch's attention is used")
     elif not _is_known(found):
-        _say(f"Transformer Engine {found} is used, but {_wanted()}")
+        _warn(f"Transformer Engine {found} is used, but {_wanted()}")
 
 
 def why_no_compiler() -> str | None:
-    """Why PyTorch cannot compile functions for CUDA on this machine; None where it can."""
+    """Returns why PyTorch cannot compile functions for CUDA on this machine; None if it can."""
     try:
         importlib.import_module("triton")
     except ImportError as error:
@@ -60,15 +62,15 @@ def why_no_compiler() -> str | None:
 
 
 def fuses(device: Device) -> bool:
-    """Whether SwiGLU and the residual's addition are compiled into one kernel each, as on CUDA with a compiler.
+    """Returns whether SwiGLU and the residual's addition are compiled into one kernel each, as on CUDA with a compiler.
 
-    Without one it is said once what that costs.
+    Without a compiler a warning says, once, what that costs.
     """
     if device.is_cpu:
         return False
     why = why_no_compiler()
     if why is not None:
-        _say(f"functions are not compiled: {why}. Training is slower and keeps more activations than kis plan says")
+        _warn(f"functions are not compiled: {why}. Training is slower and keeps more activations than kis plan says")
     return why is None
 
 
@@ -98,9 +100,9 @@ def _wanted() -> str:
     return f"{core} is known to work with transformer-engine>={known[0]},<{known[1]}" if known else f"with {core}"
 
 
-def _is_known(found: str) -> bool:
+def _is_known(version: str) -> bool:
     known = _range()
-    return known is None or _numbers(known[0]) <= _numbers(found) < _numbers(known[1])
+    return known is None or _numbers(known[0]) <= _numbers(version) < _numbers(known[1])
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -108,6 +110,6 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 @functools.cache
-def _say(message: str) -> None:
+def _warn(message: str) -> None:
     if not dist.is_initialized() or dist.get_rank() == 0:
-        print(f"kis: {message}", file=sys.stderr, flush=True)
+        logger.warning("kis: %s", message)

@@ -1,4 +1,4 @@
-"""Messages of a rank and step, by kind: how many there are, and how large.
+"""Messages of a rank in a step, by kind: how many there are, and how large.
 
 The counts are those of Megatron-Core's layers and schedules, and of this project's loss and attention. A layer has two
 column-parallel products, whose input's gradient is added up over the tensor ranks, and two row-parallel ones, whose
@@ -16,37 +16,39 @@ from megatron_kis.config.ladder import ModelShape
 from megatron_kis.planning.split import Split, rank_params
 
 Kind = Literal["tensor", "context", "pipeline", "data"]
-Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "send"]
+Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "send"]
 
 _FP32 = 4
 
 
 @dataclass(frozen=True)
 class Message:
-    """Equal messages that a rank takes part in."""
+    """Equal messages in which a rank takes part."""
 
     kind: Kind
-    """The group of ranks that talk; the two copies of tied embeddings count as ``pipeline``."""
+    """Group of ranks that communicate; the two copies of tied embeddings count as ``pipeline``."""
 
-    operation: Operation
+    operation: Collective
+    """What the messages do."""
+
     ranks: int
-    """Of the group."""
+    """Number of ranks of the group."""
 
     count: int
-    """In one step."""
+    """Number of messages in one step."""
 
     size: float
-    """Bytes of the whole tensor: what all ranks together gather or scatter, what each adds up or sends."""
+    """Bytes of the whole tensor: what all ranks together gather or scatter, or what each rank sums or sends."""
 
     hidden: bool = False
-    """Whether the rank can compute meanwhile."""
+    """Whether the rank can compute at the same time."""
 
     once: bool = False
     """Whether they belong to the step, and not to each micro-batch."""
 
     @property
     def total(self) -> float:
-        """Bytes of all of them."""
+        """Bytes of all messages."""
         return self.count * self.size
 
 
@@ -58,18 +60,20 @@ class Passes:
     """Tokens of a whole sequence."""
 
     micro_batch: int
-    """Sequences."""
+    """Sequences of a micro-batch."""
 
     micro_batches: int
+    """Micro-batches of a step, per replica."""
+
     bytes_each: int = 2
-    """Of a weight or an activation."""
+    """Bytes of a weight or an activation."""
 
     ring: bool = False
-    """Whether ranks that share a sequence pass keys and values round (Transformer Engine) or gather them (``sdpa``)."""
+    """Whether ranks that share a sequence send keys and values around a ring (Transformer Engine) or gather them."""
 
 
 def messages(shape: ModelShape, vocabulary: int, split: Split, stage: int, passes: Passes) -> list[Message]:
-    """All messages of a step on a rank of pipeline ``stage`` that grow with the model or its batches.
+    """Returns the messages of a step on a rank of pipeline ``stage`` that grow with the model or its batches.
 
     Left out are a few numbers per step: counts of tokens, losses, the gradient's norm.
     """
@@ -84,7 +88,7 @@ def messages(shape: ModelShape, vocabulary: int, split: Split, stage: int, passe
 
 def _tensor(shape: ModelShape, split: Split, stage: int, passes: Passes) -> list[Message]:
     t, m = split.tensor, passes.micro_batches
-    again = {"none": 0, "selective": 1, "full": 2}[split.recompute]  # of a layer's two blocks
+    again = {"none": 0, "selective": 1, "full": 2}[split.recompute]  # of a layer's two blocks, those computed again
     first, last = stage == 0, stage == split.pipeline - 1
     layers = shape.layers // split.pipeline
     tokens = passes.length // split.context * passes.micro_batch
@@ -110,7 +114,7 @@ def _tensor(shape: ModelShape, split: Split, stage: int, passes: Passes) -> list
 def _context(shape: ModelShape, split: Split, passes: Passes) -> list[Message]:
     c, layers = split.context, shape.layers // split.pipeline
     keys = shape.width // shape.heads * shape.query_groups // split.tensor
-    size = 2.0 * passes.length * passes.micro_batch * keys * passes.bytes_each  # of the keys and the values
+    size = 2.0 * passes.length * passes.micro_batch * keys * passes.bytes_each  # both keys and values
     forward = passes.micro_batches * layers * (2 if split.recompute == "full" else 1)
     backward = passes.micro_batches * layers
     if passes.ring:  # forward keys and values, backward also their gradients; one step fewer than there are ranks
@@ -129,10 +133,14 @@ def _pipeline(shape: ModelShape, vocabulary: int, split: Split, stage: int, pass
     back = chunks - (stage == 0)
     found = [
         Message(
-            "pipeline", "send", p, passes.micro_batches * (ahead + back), tokens * shape.width * passes.bytes_each,
+            "pipeline",
+            "send",
+            p,
+            passes.micro_batches * (ahead + back),
+            tokens * shape.width * passes.bytes_each,
             hidden=chunks > 1,
         )
-    ]  # fmt: skip
+    ]
     if p > 1 and shape.tied_embeddings and stage in (0, p - 1):
         table = float(vocabulary // split.tensor * shape.width * _FP32)
         found.append(Message("pipeline", "all_reduce", 2, 1, table, once=True))

@@ -13,7 +13,7 @@ class Gpu:
     """One kind of GPU, and how it is linked to others; NVIDIA's data sheets."""
 
     name: str
-    """Part of what the driver calls it."""
+    """Part of the name that the driver gives it."""
 
     peak_bf16: float
     """Dense BF16 operations per second (half of what the data sheets print with sparsity)."""
@@ -72,10 +72,10 @@ GPUS = {
 
 
 def gpu(name: str) -> Gpu:
-    """The GPU of a name.
+    """Returns the GPU of a name.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is no GPU of that name.
     """
     if name.lower() not in GPUS:
         raise InputError(f"no GPU {name!r}", where="--gpu", remedy=nearest(name, GPUS))

@@ -8,26 +8,29 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from megatron_kis.config.vocabulary import LOGITS_PER_BLOCK
+from megatron_kis.planning.activations import unkept_peak
 from megatron_kis.planning.passes import batches, last_inputs, left_over
-from megatron_kis.planning.steps import Work, unkept_peak
+from megatron_kis.planning.work import Work
 
 _BLOCK = 512
-"""Bytes of the smallest piece of memory that PyTorch gives."""
+"""Bytes of the smallest block of memory that PyTorch allocates."""
 
 _TENSORS_PER_LAYER = 6
+"""Weights of a layer: four matrices and two norms."""
+
 _TREE_WIDTH = 192
 """Tokens of a row with several options (``ROW_WIDTH`` of ``probes/probe.py``)."""
 
 _NODE_BYTES = 200
-"""Per token of a probe: tokens, depths, places, nodes, edges and their labels in int64, and scores."""
+"""Bytes per token of a probe: tokens, depths, places, nodes, edges and their labels in int64, and scores."""
 
 
 @dataclass(frozen=True)
-class Besides:
-    """What a run does besides its steps."""
+class EvaluationLoad:
+    """Sizes of a run's validation and probes."""
 
     validation_tokens: float = 1e6
-    """Of the held-out text (``validation.max_tokens``)."""
+    """Tokens of the held-out text (``validation.max_tokens``)."""
 
     probe_rows: int = 512
     """Options of a probe's pass (``probes.batch_size``), each in a row of its own. Rows that share beginnings have
@@ -37,43 +40,44 @@ class Besides:
     """Tokens of such a row: an assumption, statements of facts are seldom longer."""
 
     probe_nodes: int | None = None
-    """Of these tokens, the ones after which another is asked; all of them if not given."""
+    """Number of these tokens after which the next token is scored; all of them if not given."""
 
 
-def between(work: Work, stage: int, besides: Besides) -> float:
-    """Bytes that stay between steps."""
-    return left_over(work, stage) + grown(work, besides) + last_inputs(work, stage)
+def bytes_between_steps(work: Work, stage: int, evaluation: EvaluationLoad) -> float:
+    """Returns the bytes that stay allocated between steps."""
+    return left_over(work, stage) + probe_growth(work, evaluation) + last_inputs(work, stage)
 
 
-def grown(work: Work, besides: Besides) -> float:
-    """Bytes by which a probe enlarges the buffer in which Megatron-Core's products gather their input."""
-    return 0.0 if work.engine else max(0.0, _asked(work, besides).gathered - work.gathered)
+def probe_growth(work: Work, evaluation: EvaluationLoad) -> float:
+    """Returns the bytes by which a probe enlarges the buffer in which Megatron-Core's products gather their input."""
+    return 0.0 if work.engine else max(0.0, _probe_work(work, evaluation).gathered - work.gathered)
 
 
-def _asked(work: Work, besides: Besides) -> Work:
-    return replace(work, length=besides.probe_width, batch=besides.probe_rows)
+def _probe_work(work: Work, evaluation: EvaluationLoad) -> Work:
+    return replace(work, length=evaluation.probe_width, batch=evaluation.probe_rows)
 
 
-def peak_of_update(work: Work, stage: int, micro_batches: int, besides: Besides) -> float:
-    """Bytes of an optimizer step: a norm for each weight, and the micro-batches that are still there.
+def peak_of_update(work: Work, stage: int, micro_batches: int, evaluation: EvaluationLoad) -> float:
+    """Returns the bytes of an optimizer step: a norm for each weight, and the micro-batches that are still allocated.
 
     The optimizers are fused and update in place, whichever is installed.
     """
     layers = work.shape.layers // work.split.pipeline
-    return between(work, stage, besides) + batches(work, micro_batches) + 2 * _BLOCK * (layers * _TENSORS_PER_LAYER + 4)
+    norms = 2 * _BLOCK * (layers * _TENSORS_PER_LAYER + 4)
+    return bytes_between_steps(work, stage, evaluation) + batches(work, micro_batches) + norms
 
 
 def _body(work: Work, stage: int) -> float:
-    """Bytes of the layers where nothing is kept.
+    """Returns the bytes of the layers in a pass that keeps nothing.
 
-    The first stage holds what the embedding gave all along; the others' first input is among their last inputs.
+    The first stage holds the embedding's output throughout; the first input of other stages is among their last inputs.
     """
     return unkept_peak(work) + (work.shared if stage == 0 else 0.0)
 
 
-def peak_of_validation(work: Work, stage: int, besides: Besides) -> float:
-    """Bytes of a pass that keeps nothing, over a micro-batch; logits are made in blocks."""
-    inputs = between(work, stage, besides) + work.tokens * 32 + besides.validation_tokens * 4
+def peak_of_validation(work: Work, stage: int, evaluation: EvaluationLoad) -> float:
+    """Returns the bytes of a pass that keeps nothing, over a micro-batch; logits are computed in blocks."""
+    inputs = bytes_between_steps(work, stage, evaluation) + work.tokens * 32 + evaluation.validation_tokens * 4
     body = _body(work, stage)
     if stage < work.split.pipeline - 1:
         return inputs + body
@@ -82,46 +86,47 @@ def peak_of_validation(work: Work, stage: int, besides: Besides) -> float:
     return inputs + max(body, 2 * work.shared + work.gathered + block * (4 + copy) + work.tokens * 40)
 
 
-def peak_of_probe(work: Work, stage: int, besides: Besides) -> float:
-    """Bytes of a probe's pass.
+def peak_of_probe(work: Work, stage: int, evaluation: EvaluationLoad) -> float:
+    """Returns the bytes of a probe's pass.
 
-    With ``sdpa`` rows hold trees of options and have a mask, and a fused kernel that takes a mask wants keys for each
-    query head. What the output layer gets is laid out again and picked from; a block of logits has an fp32 copy and its
-    logarithms beside it.
+    With ``sdpa`` rows hold trees of options and have a mask, and a fused kernel that takes a mask needs keys for each
+    query head. The output layer's input is copied into another order and selected from; a block of logits has an fp32
+    copy and its logarithms next to it.
     """
-    asked = _asked(work, besides)
-    inputs = between(work, stage, besides) + asked.tokens * _NODE_BYTES
-    body = _body(asked, stage)
-    if not asked.engine:
-        body += asked.tokens * (asked.head * (4 + 4 * asked.each) + _TREE_WIDTH * (asked.each + 2))  # angles, mask
-        if asked.shape.query_groups < asked.shape.heads:
-            body += 2 * asked.activation(asked.shape.width) / asked.split.tensor
+    probe = _probe_work(work, evaluation)
+    inputs = bytes_between_steps(work, stage, evaluation) + probe.tokens * _NODE_BYTES
+    body = _body(probe, stage)
+    if not probe.engine:
+        body += probe.tokens * (probe.head * (4 + 4 * probe.each) + _TREE_WIDTH * (probe.each + 2))  # angles, mask
+        if probe.shape.query_groups < probe.shape.heads:
+            body += 2 * probe.activation(probe.shape.width) / probe.split.tensor
     if stage < work.split.pipeline - 1:
         return inputs + body
-    nodes = besides.probe_nodes or asked.tokens
-    block = min(nodes * asked.vocabulary / asked.split.tensor, LOGITS_PER_BLOCK)
-    copy = asked.each if asked.each < 4 else 0
-    return inputs + max(body, asked.shared + asked.gathered + 2 * asked.whole + block * (8 + copy))
+    nodes = evaluation.probe_nodes or probe.tokens
+    block = min(nodes * probe.vocabulary / probe.split.tensor, LOGITS_PER_BLOCK)
+    copy = probe.each if probe.each < 4 else 0
+    return inputs + max(body, probe.shared + probe.gathered + 2 * probe.whole + block * (8 + copy))
 
 
-def peak_of_saving(work: Work, stage: int, besides: Besides) -> float:
-    """Bytes of a checkpoint: each rank copies what it holds to the host, tensor by tensor."""
-    return between(work, stage, besides)
+def peak_of_saving(work: Work, stage: int, evaluation: EvaluationLoad) -> float:
+    """Returns the bytes of saving: each rank copies its tensors to the CPU's memory one by one."""
+    return bytes_between_steps(work, stage, evaluation)
 
 
-def peak_of_loading(work: Work, stage: int, besides: Besides) -> float:
-    """Bytes of taking over a checkpoint: the two matrices of each gate, read apart, are joined."""
-    return between(work, stage, besides) + work.shape.layers // work.split.pipeline * work.matrix("fc1")
+def peak_of_loading(work: Work, stage: int, evaluation: EvaluationLoad) -> float:
+    """Returns the bytes of loading: the two matrices of each gate, read separately, are joined."""
+    return bytes_between_steps(work, stage, evaluation) + work.shape.layers // work.split.pipeline * work.matrix("fc1")
 
 
-def written(work: Work, params: int) -> float:
-    """Bytes that a rank copies to the host's memory for a checkpoint, and then writes.
+def checkpoint_bytes(work: Work, params: int) -> float:
+    """Returns the bytes that a rank copies to the CPU's memory for a checkpoint, and then writes.
 
-    Replicas share out weights (``share_out`` of ``training/shards.py``; each has one writer) and the optimizer's state.
+    Replicas divide the weights (``share_out`` of ``checkpoint/sharded.py``; each weight has one writer) and the
+    optimizer's state.
 
     Args:
-        work: with the layout.
-        params: parameters of the rank.
+        work: a micro-batch, which has the layout.
+        params: number of parameters of the rank.
     """
     replicas = work.split.data * work.split.context
     largest = max(work.vocabulary * work.shape.width / work.split.tensor, work.matrix("fc1") / work.each)

@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
-from megatron_kis.planning.pipeline_order import passes
+from collections.abc import Iterator
+
+from megatron_kis.planning.activations import Operation, backward_peak, embedding, forward_peak, head, kept, layers
 from megatron_kis.planning.split import Split
-from megatron_kis.planning.steps import Step, Work, backward_peak, embedding, forward_peak, head, kept, layers
+from megatron_kis.planning.work import Work
 
 _BATCH_BYTES = 28
-"""Per token of a step: token, label and place in int64, and the loss's mask in fp32. All micro-batches are brought to
-the device before the first pass."""
+"""Bytes per token of a step: token, label and place in int64, and the loss's mask in fp32. All micro-batches are copied
+to the device before the first pass."""
 
 _REPORT_BYTES = 4096
-"""Per micro-batch: its sum of losses and its count of tokens, and what they are reported in, each in a block of 512."""
+"""Bytes per micro-batch: its sum of losses, its count of tokens and their reports, each in a block of 512."""
 
 _SMALL_BYTES = 64 * 512
-"""Frequencies of the rotary embedding, random states, counters: each in a block of 512."""
+"""Bytes of the rotary embedding's frequencies, random states and counters, each in a block of 512."""
 
 _WORKSPACE = 32 * 2**20 + 1024
-"""Of cuBLAS, which Transformer Engine gives it on Hopper and later (its ``get_cublas_workspace_size_bytes``)."""
+"""Bytes of cuBLAS's workspace, which Transformer Engine allocates on Hopper and later (its
+``get_cublas_workspace_size_bytes``)."""
 
 _STATE_BYTES = 64 * 512
-"""Of a layer of Transformer Engine: seeds, and FP8's scales and largest values, each in a block of 512."""
+"""Bytes per layer of Transformer Engine: seeds, and FP8's scales and largest values, each in a block of 512."""
 
 
-def chunk_steps(work: Work, stage: int, chunk: int) -> list[Step]:
-    """The steps of one chunk of a stage."""
+def pass_order(split: Split, stage: int, micro_batches: int) -> Iterator[tuple[bool, int]]:
+    """Yields the passes of a stage in the order of Megatron-Core's schedules: whether forward, and which chunk.
+
+    One forward, one backward (Narayanan et al. 2021, section 2.2), after as many forward passes as are needed to keep
+    the later stages busy: p - s - 1 on stage s of p, and with v chunks 2 (p - s - 1) + (v - 1) p. With several chunks,
+    as many micro-batches as there are stages take turns on each.
+
+    Args:
+        split: the layout.
+        stage: number of the stage.
+        micro_batches: number of micro-batches of a step.
+    """
+    stages, chunks = split.pipeline, split.virtual
+    order = [
+        chunk
+        for start in range(0, micro_batches, stages)
+        for chunk in range(chunks)
+        for _ in range(start, min(start + stages, micro_batches))
+    ]
+    ahead = stages - stage - 1
+    if chunks > 1:
+        ahead = 2 * ahead + (chunks - 1) * stages
+    ahead = min(ahead, len(order))
+    for number in range(len(order) + ahead):
+        if number < len(order):
+            yield True, order[number]
+        if number >= ahead:
+            yield False, chunks - 1 - order[number - ahead]
+
+
+def chunk_operations(work: Work, stage: int, chunk: int) -> list[Operation]:
+    """Returns the operations of one chunk of a stage."""
     split = work.split
     first = stage == 0 and chunk == 0
     last = stage == split.pipeline - 1 and chunk == split.virtual - 1
@@ -37,20 +70,20 @@ def chunk_steps(work: Work, stage: int, chunk: int) -> list[Step]:
 
 
 def batches(work: Work, micro_batches: int) -> float:
-    """Bytes of what a step is computed from."""
+    """Returns the bytes of a step's batches."""
     mask = work.length if work.own_mask else 0
     return work.tokens * micro_batches * (_BATCH_BYTES + mask) + micro_batches * _REPORT_BYTES
 
 
 def peak_of_passes(work: Work, stage: int, micro_batches: int) -> float:
-    """Bytes above weights, gradients and optimizer.
+    """Returns the bytes that passes take in addition to weights, gradients and optimizer.
 
     Args:
         work: a micro-batch.
-        stage: of the pipeline.
-        micro_batches: of a step, per replica.
+        stage: number of the pipeline stage.
+        micro_batches: micro-batches of a step, per replica.
     """
-    chunks = [chunk_steps(work, stage, chunk) for chunk in range(work.split.virtual)]
+    chunks = [chunk_operations(work, stage, chunk) for chunk in range(work.split.virtual)]
     outputs = [_output(work, stage, chunk) for chunk in range(work.split.virtual)]
     own = [kept(steps) + output for steps, output in zip(chunks, outputs, strict=True)]
     most = {
@@ -60,7 +93,7 @@ def peak_of_passes(work: Work, stage: int, micro_batches: int) -> float:
     messages = _messages(work.split, stage)
     alive = peak = 0.0
     begun = False
-    for forward, chunk in passes(work.split, stage, _enough(work.split, micro_batches)):
+    for forward, chunk in pass_order(work.split, stage, _enough(work.split, micro_batches)):
         alive -= 0.0 if forward else own[chunk]
         peak = max(peak, alive + most[forward][chunk] + (messages[forward] * work.shared if begun else 0.0))
         alive += own[chunk] if forward else 0.0
@@ -69,11 +102,11 @@ def peak_of_passes(work: Work, stage: int, micro_batches: int) -> float:
 
 
 def left_over(work: Work, stage: int) -> float:
-    """Bytes that stay after the first step: the rotary angles of each chunk, in fp32, and buffers of products.
+    """Returns the bytes that stay after the first step: the rotary angles of each chunk, in fp32, and buffers.
 
     Megatron-Core's products gather their input into one buffer. Transformer Engine's have a workspace, add the gradient
-    of a weight to the main gradient and give autograd one that nobody reads, kept for each shape; in FP8 they keep each
-    weight in one byte as it is and transposed.
+    of a weight to the main gradient and give autograd a gradient that nobody reads, kept for each shape; in FP8 they
+    keep each weight in one byte as it is and transposed.
     """
     split = work.split
     angles = work.length / split.context * work.head * 4 * split.virtual + _SMALL_BYTES
@@ -87,20 +120,20 @@ def left_over(work: Work, stage: int) -> float:
 
 
 def last_inputs(work: Work, stage: int) -> float:
-    """Bytes that stay between steps where stages pass on their outputs: each chunk's last input, and its gradient."""
+    """Returns the bytes that stay between steps of a pipeline: each chunk's last input, and its gradient."""
     chunks = work.split.virtual - (stage == 0)
     return 2 * chunks * work.shared if work.split.pipeline > 1 else 0.0
 
 
 def _output(work: Work, stage: int, chunk: int) -> float:
-    """Bytes of what a chunk puts out, which the interleaved schedule keeps until the chunk's backward pass."""
+    """Returns the bytes of a chunk's output, which the interleaved schedule keeps until the chunk's backward pass."""
     split = work.split
     last = stage == split.pipeline - 1 and chunk == split.virtual - 1
     return 0.0 if split.virtual == 1 or last else work.shared
 
 
 def _messages(split: Split, stage: int) -> dict[bool, int]:
-    """Messages that are alive besides in a forward (True) and in a backward pass, once there was a backward pass.
+    """Returns how many messages are alive in a forward (True) and in a backward pass, after the first backward pass.
 
     Without interleaving: the last backward pass's input and its gradient, until the next one takes their place. With
     it: as much for each chunk that gets its input from another stage, and on inner stages the next input and the last
@@ -115,5 +148,5 @@ def _messages(split: Split, stage: int) -> dict[bool, int]:
 
 
 def _enough(split: Split, micro_batches: int) -> int:
-    """Micro-batches after which a schedule only repeats itself; a multiple of the stages, as interleaving wants."""
+    """Returns micro-batches after which a schedule repeats itself: a multiple of the stages, as interleaving needs."""
     return min(micro_batches, 4 * split.pipeline) if split.pipeline > 1 else min(micro_batches, 2)

@@ -1,10 +1,10 @@
-"""What ``kis plan`` prints of layouts: a table, and where their memory goes."""
+"""The table of layouts that ``kis plan`` prints, with the parts of their memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from megatron_kis.planning.layouts import Option
+from megatron_kis.planning.layouts import PlannedLayout
 
 _HEADER = (
     f"  {'layout':18}{'recompute':>10}{'batch':>6}{'weights':>8}{'grads':>6}{'optim.':>7}{'at the peak':>16}{'GB':>6}"
@@ -12,8 +12,8 @@ _HEADER = (
 )
 
 
-def table(found: Sequence[Option]) -> Iterator[str]:
-    """Lines of the layouts, in their order, and of the first one's memory."""
+def table(found: Sequence[PlannedLayout]) -> Iterator[str]:
+    """Yields one line per layout, in their order, and lines about the first one's memory."""
     yield _HEADER
     for option in found:
         memory = option.memory
@@ -36,7 +36,7 @@ _LAYERS = {"sdpa": "sdpa", "transformer_engine": "Transformer Engine"}
 
 
 def gpu_time(hours: float) -> str:
-    """Device time in the largest unit of which it is at least one: ``"2,310 GPU-hours"``, ``"4.2 GPU-minutes"``."""
+    """Returns device time in the largest unit that it fills: ``"2,310 GPU-hours"``, ``"4.2 GPU-minutes"``."""
     for unit, size in (("hours", 1.0), ("minutes", 1 / 60), ("seconds", 1 / 3600)):
         value = hours / size
         if value >= 1:

@@ -16,13 +16,13 @@ from megatron_kis.config.ladder import ModelShape
 from megatron_kis.planning.communication import Message, Passes, messages
 from megatron_kis.planning.hardware import Gpu
 from megatron_kis.planning.split import Split, rank_params
-from megatron_kis.planning.steps import Precision
+from megatron_kis.planning.work import Precision
 
 _MEMORY_SHARE = 0.8
-"""Of the memory's bandwidth, that kernels reach which only read and write: an assumption, of the usual order."""
+"""Share of the memory's bandwidth that kernels reach which only read and write: an assumption, of the usual order."""
 
 _LINK_SHARE = 0.8
-"""Of a link's bandwidth, that NCCL reaches: its protocol costs about 20% on NVLink (an NVIDIA engineer in
+"""Share of a link's bandwidth that NCCL reaches: its protocol costs about 20% on NVLink (an NVIDIA engineer in
 github.com/NVIDIA/nccl-tests, issue 212); the network is taken to be alike."""
 
 _LATENCY = 15e-6
@@ -35,12 +35,12 @@ _LAUNCHES = 40
 """Kernels of a layer's forward pass; as many of its backward pass (counted in a step of the engine, with ``sdpa``)."""
 
 _BUCKET = 40e6
-"""Weights of a bucket of gradients, at least; Megatron-Core takes a million times the replicas where that is more."""
+"""Weights of a bucket of gradients, at least; Megatron-Core uses a million times the replicas if that is more."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """What the time depends on besides model, layout and hardware."""
+    """How a step is programmed: what its time depends on apart from model, layout and hardware."""
 
     fused_accumulation: bool = False
     """Whether a product adds a weight's gradient to the fp32 sum itself."""
@@ -49,10 +49,10 @@ class Program:
     """Whether the updated weights are gathered during the next forward pass."""
 
     ring: bool = False
-    """Whether ranks that share a sequence pass keys and values round, or gather them all."""
+    """Whether ranks that share a sequence send keys and values around a ring, or gather them all."""
 
     precision: Precision = "bf16"
-    """Of the products; FP8's are counted as if they were BF16's."""
+    """Precision of the products; FP8's are counted as if they were BF16's."""
 
     logit_bytes: float = 46.0
     """Bytes that the loss reads and writes for each logit: ``model/loss.py``, pass by pass."""
@@ -66,7 +66,7 @@ class Seconds:
     """Products, attention, and kernels bound by memory, with those that recomputation repeats."""
 
     launch: float
-    """What starting kernels takes beyond that."""
+    """Starting kernels, as far as it takes longer than computing."""
 
     tensor: float
     """Messages of the tensor ranks that no product hides."""
@@ -88,32 +88,32 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """Of the whole step."""
+        """Seconds of the whole step."""
         return math.fsum(asdict(self).values())
 
     @property
     def limit(self) -> str:
-        """The largest part besides computing, and its share: ``"tensor 18%"``; ``"compute"`` where all are small."""
+        """The largest part apart from computing, and its share: ``"tensor 18%"``; ``"compute"`` where all are small."""
         others = {name: value for name, value in asdict(self).items() if name != "compute"}
         worst = max(others, key=lambda name: others[name])
         share = others[worst] / self.total
         return f"{worst} {share:.0%}" if share >= 0.05 else "compute"
 
     def scaled(self, factor: float) -> Seconds:
-        """Every part times ``factor``."""
+        """Returns the seconds with every part multiplied by ``factor``."""
         return Seconds(**{field.name: getattr(self, field.name) * factor for field in fields(self)})
 
     def as_dict(self) -> dict[str, Any]:
-        """The parts and their total, seconds."""
+        """Returns the parts and their total, seconds."""
         return {**asdict(self), "total": self.total}
 
 
 def link(kind: str, ranks: int, split: Split, gpu: Gpu) -> float:
-    """Bytes per second that a rank of a group sends, in one direction.
+    """Returns the bytes per second that a rank of a group sends, in one direction.
 
     Ranks are numbered tensor first, then context, replicas, stages (Megatron-Core's order), and fill node after node. A
-    group that lies in one node talks over NVLink. One that does not talks over the network, with the shares of all its
-    members in a node, as NCCL's rings leave a node over each of them.
+    group within one node communicates over NVLink, any other over the network, with the shares of all its members in a
+    node, as NCCL's rings leave a node over each of them.
     """
     stride = {"tensor": 1, "context": split.tensor, "data": split.tensor}.get(kind, split.gpus // split.pipeline)
     span = split.gpus if kind == "pipeline" else stride * ranks
@@ -124,9 +124,9 @@ def link(kind: str, ranks: int, split: Split, gpu: Gpu) -> float:
 
 
 def message_seconds(message: Message, split: Split, gpu: Gpu) -> float:
-    """Seconds of all of a rank's messages of one sort.
+    """Returns the seconds of all of a rank's messages of one kind.
 
-    A ring moves ``(n - 1) / n`` of the tensor through each rank to gather or scatter it, twice that to add it up.
+    A ring moves ``(n - 1) / n`` of the tensor through each rank to gather or scatter it, twice that to sum it.
     """
     around = (message.ranks - 1) / message.ranks
     moved = {"all_reduce": 2 * around, "all_gather": around, "reduce_scatter": around, "send": 1.0}[message.operation]
@@ -150,28 +150,36 @@ class _Stage:
 
 
 def step_time(
-    shape: ModelShape, vocabulary: int, split: Split, *, length: int, micro_batch: int, micro_batches: int, gpu: Gpu,
+    shape: ModelShape,
+    vocabulary: int,
+    split: Split,
+    *,
+    length: int,
+    micro_batch: int,
+    micro_batches: int,
+    gpu: Gpu,
     program: Program,
-) -> Seconds:  # fmt: skip
-    """Seconds of a step.
+) -> Seconds:
+    """Returns the seconds of a step.
 
-    All micro-batches on the slowest stage, plus one on each other stage, which is what it waits for (1F1B; Narayanan et
-    al. 2021, section 2.2; over the chunks of a stage with the interleaved schedule). Gradients are reduced
-    during the backward pass of the last micro-batch, from the first bucket on.
+    The slowest stage computes all m micro-batches, and waits for one micro-batch on each other stage: with t_s seconds
+    of one micro-batch on stage s and v chunks per stage, m max(t) + (sum(t) - max(t)) / v (1F1B and its interleaved
+    form; Narayanan et al. 2021, section 2.2). Gradients are summed over replicas during the backward pass of the last
+    micro-batch, from the first bucket on.
 
     Args:
-        shape: the model.
+        shape: the model's shape.
         vocabulary: padded rows of the embedding.
         split: the layout.
         length: tokens of a sequence.
         micro_batch: sequences of a micro-batch.
-        micro_batches: of a step, for each replica.
+        micro_batches: micro-batches of a step, per replica.
         gpu: its speed and its links.
         program: how the step is programmed.
     """
     passes = Passes(
         length, micro_batch, micro_batches, bytes_each=4 if program.precision == "fp32" else 2, ring=program.ring
-    )  # fmt: skip
+    )
     last = split.pipeline - 1
     found = {  # those between the first and the last are alike
         stage: _stage(shape, vocabulary, split, stage, passes, gpu=gpu, program=program)
@@ -202,7 +210,11 @@ def step_time(
 def _stage(
     shape: ModelShape, vocabulary: int, split: Split, stage: int, passes: Passes, *, gpu: Gpu, program: Program
 ) -> _Stage:
-    """One micro-batch on a stage."""
+    """Computes the seconds of one micro-batch on a stage.
+
+    A product of W weights takes 2 W operations per token forward and 4 W backward; attention of a sequence of L tokens
+    under a causal mask 2 L h per token and layer forward and twice that backward, h being the width.
+    """
     layers, last = shape.layers // split.pipeline, stage == split.pipeline - 1
     tokens = passes.length // split.context * passes.micro_batch
     head = shape.width // shape.heads
@@ -253,7 +265,7 @@ def _stage(
 
 
 def _streamed(shape: ModelShape, split: Split, keys: int, *, backward: bool) -> float:
-    """Numbers per token that a layer's kernels beside products and attention read and write.
+    """Returns the numbers per token that a layer's kernels other than products and attention read and write.
 
     Forward: two norms (``4h``), two residuals (``6h``), rotated queries and keys, the gate (``3f``);
     backward: ``6h``, ``6h``, the same again, ``5f``.
@@ -266,10 +278,10 @@ def _streamed(shape: ModelShape, split: Split, keys: int, *, backward: bool) -> 
 def _data(
     sent: Sequence[Message], split: Split, params: int, first: _Stage, passes: Passes, *, gpu: Gpu, program: Program
 ) -> float:
-    """What the passes do not hide of the replicas' messages: the first bucket, and what exceeds the passes.
+    """Returns the seconds of the replicas' messages that passes do not hide.
 
-    Those are one micro-batch's; with interleaved chunks those of as many as there are stages, which take turns on the
-    first chunk before the next one is needed.
+    These are the first bucket, and what exceeds the passes: those of one micro-batch, or with interleaved chunks of as
+    many micro-batches as there are stages, which take turns on the first chunk before the next one is needed.
     """
     buckets = max(1.0, params / max(_BUCKET, 1e6 * split.data * split.context))
     turns = min(split.pipeline, passes.micro_batches) if split.virtual > 1 else 1

@@ -14,11 +14,9 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json_lines
 from megatron_kis.probes.table import Option, Question, QuestionColumns, QuestionTable
 
-__all__ = ["GROUPS", "SPLITS", "Option", "Question", "QuestionSet", "check_lengths", "read_questions"]
+__all__ = ["Option", "Question", "QuestionSet", "check_lengths", "read_questions"]
 
 QUESTIONS_SCHEMA = "kis.questions/1"
-GROUPS = ("infused", "background", "control")
-SPLITS = ("train", "held_out", "question")
 
 
 @dataclass(frozen=True)

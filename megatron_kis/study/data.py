@@ -1,4 +1,4 @@
-"""The prepared data of a study: which data are there, where a plan makes them, and what they are made from."""
+"""The prepared data of a study: their fingerprints, the folder of ``kis study plan``, and their sources."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from megatron_kis.common.paths import absolute
 from megatron_kis.config.data import DataConfig
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data_tools.storage.indexed import suffixed
-from megatron_kis.data_tools.tokenizers.base import model_file, side_file
+from megatron_kis.data_tools.tokenizers.base import side_file
+from megatron_kis.data_tools.tokenizers.registry import model_file
 
 if TYPE_CHECKING:
     from megatron_kis.data_tools.preparation.prepare import DataPrepConfig
@@ -24,9 +25,9 @@ _NEXT_TO_A_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def fingerprints_of(files: DataConfig) -> dict[str, str]:
-    """Fingerprints of the data that are there, by ``identity.DATA``, from their metadata.
+    """Returns the fingerprints of the data that are there, by ``identity.DATA``, from their metadata.
 
-    What is missing or damaged is left out: a folder without data gives none.
+    Those of missing or damaged data are left out.
     """
     found: dict[str, Any] = {}
     if isinstance(files.corpus, Path):
@@ -43,29 +44,29 @@ def fingerprints_of(files: DataConfig) -> dict[str, str]:
 
 
 def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two sets of fingerprints are of the same data, as far as both say."""
+    """Tells whether two sets of fingerprints are of the same data, as far as both say."""
     return all(one[name] == other[name] for name in DATA if one.get(name) and other.get(name))
 
 
 def with_data(runs: Sequence[RunConfig], fingerprints: Mapping[str, str]) -> list[RunConfig]:
-    """The runs, each told which data it must find: one that starts late on other data is refused."""
+    """Returns the runs with the fingerprints of their data: a run that starts late on other data is refused."""
     expected = {name: fingerprints[name] for name in DATA if name in fingerprints}
     return [run.model_copy(update={"data": run.data.model_copy(update={"fingerprints": expected})}) for run in runs]
 
 
 def planned_folder(output: Path) -> Path:
-    """Where ``kis study plan`` makes data that are not there: next to the study's folder, on the same file system."""
-    place = output.resolve()
-    return place.parent / f".{place.name}.planned"
+    """Returns where ``kis study plan`` makes missing data: next to the study's folder, on the same file system."""
+    resolved = output.resolve()
+    return resolved.parent / f".{resolved.name}.planned"
 
 
 def source_files(settings: DataPrepConfig) -> list[Path]:
-    """Every file that a study's data are made from, in a fixed order; those that are missing as they are named.
+    """Returns every file that a study's data are made from, in a fixed order; missing ones as they are named.
 
     Raises:
         InputError: a pattern that matches nothing.
     """
-    from megatron_kis.data_tools.readers.splits import expand
+    from megatron_kis.data_tools.readers.files import expand
 
     files = [*expand(settings.text), *_facts(settings.facts), settings.templates]
     if settings.tokenizer is not None:

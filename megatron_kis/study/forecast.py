@@ -1,9 +1,9 @@
-"""How long the rest of a study takes, from what its cells have taken so far.
+"""How long the rest of a study takes, predicted from what its runs have taken so far.
 
-A cell takes what cells of its size took a token: the time of whole attempts, which counts probes, validation and
-starting, or where there is none yet the speed of training alone. A size of which nothing is known takes by its
-relative cost what the known ones do. The whole takes as long as the work that is left, shared by as many cells as run
-now, and not less than its longest cell.
+A run takes the time per token of other runs of its size: that of whole attempts, which includes probes, validation and
+starting, or, while there is none, that of the training speed alone. A size of which nothing is known takes the time per
+relative cost of the known ones. The study takes as long as the work that is left, shared by as many runs as run now,
+and not less than its longest run.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class Forecast:
     """The rest of a study."""
 
     seconds: float | None
-    """Until all is done; None while nothing is known or nothing runs. What was given up does not count."""
+    """Time until all is done; None while nothing is known or nothing runs. What was given up does not count."""
 
     work: float | None
-    """Cell-seconds that are left; None while nothing is known."""
+    """Run-seconds that are left; None while nothing is known."""
 
-    cells: dict[str, float]
-    """Seconds that each open cell of known speed still takes, once it runs."""
+    runs: dict[str, float]
+    """Seconds that each unfinished run of known speed still takes, once it runs."""
 
 
 def forecast(rows: Sequence[RunStatus]) -> Forecast:
-    """How long the rest takes."""
+    """Predicts how long the rest takes."""
     whole: dict[str, list[float]] = defaultdict(list)
     speed: dict[str, list[float]] = defaultdict(list)
     for row in rows:
@@ -46,19 +46,19 @@ def forecast(rows: Sequence[RunStatus]) -> Forecast:
         return Forecast(None, None, {})
     costs = [per_token[row.size] * row.tokens / row.cost for row in rows if row.size in per_token and row.cost]
     per_cost = statistics.median(costs) if costs else 0.0
-    cells = {}
+    runs = {}
     for row in rows:
         if row.state not in _OPEN:
             continue
         left = 1 - row.share
         if row.state == "running" and row.tokens_per_second and not whole.get(row.size):
-            cells[row.name] = left * row.tokens / row.tokens_per_second
+            runs[row.name] = left * row.tokens / row.tokens_per_second
         elif row.size in per_token:
-            cells[row.name] = left * row.tokens * per_token[row.size]
+            runs[row.name] = left * row.tokens * per_token[row.size]
         else:
-            cells[row.name] = left * row.cost * per_cost
-    work = sum(cells.values())
+            runs[row.name] = left * row.cost * per_cost
+    work = sum(runs.values())
     running = sum(row.state == "running" for row in rows)
-    if not cells:
+    if not runs:
         return Forecast(0.0, 0.0, {})
-    return Forecast(max(work / running, *cells.values()) if running else None, work, cells)
+    return Forecast(max(work / running, *runs.values()) if running else None, work, runs)

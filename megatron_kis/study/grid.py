@@ -1,8 +1,9 @@
-"""The runs of a study: every cell (N, D, F) of its grid with every seed, and those it lists, as configurations."""
+"""The runs of a study as configurations: sizes x budgets x frequencies x seeds of its grid, and those it lists."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,49 +15,49 @@ from megatron_kis.common.units import short_count
 from megatron_kis.config.data import DataConfig, InfusionConfig
 from megatron_kis.config.layout import check_layouts
 from megatron_kis.config.run import ModelConfig, RunConfig, TrainingConfig
-from megatron_kis.config.study import RungConfig, StudyConfig
-from megatron_kis.config.vocabulary import VOCABULARY_MULTIPLE
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+from megatron_kis.config.study import LadderEntry, StudyConfig
+from megatron_kis.config.vocabulary import VOCABULARY_MULTIPLE, padded_vocabulary
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 
 @dataclass(frozen=True)
-class Spot:
-    """Where a run of a study stands."""
+class RunSpec:
+    """A run of a study, by what sets it apart from the others."""
 
-    rung: RungConfig
-    """Its size."""
+    entry: LadderEntry
+    """Size, as an entry of the ladder."""
 
     tokens: int
     """Budget D as the study names it; the run feeds whole batches of it."""
 
     frequency: int
-    """F, exposures a fact."""
+    """Infusion frequency F, exposures per fact."""
 
     seed: int
-    """Seed."""
+    """Seed of weights, order and exposures."""
 
     @property
     def name(self) -> str:
-        """Of the run and its folder."""
-        return f"{self.rung.label}_D{short_count(self.tokens)}_F{self.frequency}_s{self.seed}"
+        """Name of the run and its folder."""
+        return f"{self.entry.label}_D{short_count(self.tokens)}_F{self.frequency}_s{self.seed}"
 
 
-def spots_of(study: StudyConfig) -> list[Spot]:
-    """Every run of the grid, then those listed beside it."""
-    rungs = {rung.label: rung for rung in study.ladder}
-    grid = [Spot(rung, *cell) for rung in study.ladder for cell in study.grid_of(rung)]
-    return grid + [Spot(rungs[run.size], run.tokens, run.frequency, run.seed) for run in study.runs]
+def expand_grid(study: StudyConfig) -> list[RunSpec]:
+    """Returns every run of the grid, then the listed runs."""
+    entries = {entry.label: entry for entry in study.ladder}
+    grid = [RunSpec(entry, *values) for entry in study.ladder for values in study.grid_of(entry)]
+    return grid + [RunSpec(entries[run.size], run.tokens, run.frequency, run.seed) for run in study.runs]
 
 
 def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
-    """The runs of a study, the most expensive first (so that none is left alone at the end).
+    """Returns the runs of a study, the most expensive first (so that none is left alone at the end).
 
     Raises:
         InputError: a combination that no run can have, a layout that cannot hold its model or share its batches, or two
             runs of one name.
     """
-    make = _Maker(study, data)
-    runs = [make.run(spot) for spot in spots_of(study)]
+    builder = _RunConfigBuilder(study, data)
+    runs = [builder.build(spec) for spec in expand_grid(study)]
     check_layouts(runs, vocabulary=_vocabulary(study))
     folded, count = Counter(same_place(run.name) for run in runs).most_common(1)[0]
     if count > 1:
@@ -69,19 +70,19 @@ def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
 
 
 def _vocabulary(study: StudyConfig) -> int | None:
-    """Pieces of the study's tokenizer, before it is made; None where it does not matter or is not known yet."""
-    if all(VOCABULARY_MULTIPLE % rung.parallel.tensor == 0 for rung in study.ladder):
+    """Returns the vocabulary size before the tokenizer is made; None where it does not matter or is not known yet."""
+    if all(VOCABULARY_MULTIPLE % entry.parallel.tensor == 0 for entry in study.ladder):
         return None  # whatever the tokenizer, the padded rows can be split
     if study.data.tokenizer is None:
         return study.data.vocab_size
     try:
         return load_tokenizer(study.data.tokenizer).vocab_size
-    except KisError:  # who prepares the data says so
+    except KisError:  # the preparation of the data says so
         return None
 
 
 def cost(run: RunConfig) -> float:
-    """Relative cost of a run: weights x tokens."""
+    """Returns the relative cost of a run: weights x tokens."""
     return _weights(run.model) * float(run.training.token_budget)
 
 
@@ -90,59 +91,120 @@ def _weights(model: ModelConfig) -> int:
     return model.shape().nonembedding_params()
 
 
-class _Maker:
-    """Makes runs of spots. What several runs share is checked once: a study may have ten thousand."""
+def plan_rows(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """Returns one row per run: its size, budget, infusion and cost.
+
+    Seeds share what is shown of a plan, so one of them is opened: ten thousand runs are a few hundred plans. Each run's
+    own plan is checked before any starts.
+
+    Raises:
+        InputError: data that are missing or a plan that does not fit.
+    """
+    from megatron_kis.training.inputs import InputsOfMany, plan_key
+
+    opened = InputsOfMany()
+    rows = []
+    shared: dict[Any, tuple[dict[str, Any], int]] = {}
+    for run in runs:
+        key = plan_key(run, seed=False)
+        if key not in shared:  # sizes share their plans, too
+            inputs = opened.open(run)
+            plan = inputs.plan
+            fed = {
+                "tokens": plan.token_budget,
+                "infusion_frequency": plan.infusion_frequency,
+                "infusion_ratio": plan.infusion_ratio,
+                "background_frequency": plan.background_frequency,
+                "epochs": max(read.epochs for read in inputs.text.epochs(len(plan))),
+            }
+            shared[key] = (fed, padded_vocabulary(inputs.vocabulary))
+        fed, vocabulary = shared[key]
+        params, nonembedding, flops = _size(run.model, vocabulary, run.training.sequence_length)
+        rows.append(
+            {
+                "run": run.name,
+                "size": run.model.label,
+                "params": params,
+                "nonembedding_params": nonembedding,
+                **fed,
+                "flops": flops * fed["tokens"],
+            }
+        )
+    return rows
+
+
+@lru_cache(maxsize=1024)
+def _size(model: ModelConfig, vocabulary: int, length: int) -> tuple[int, int, float]:
+    """Returns N, N without embeddings, and FLOPs per token."""
+    shape = model.shape()
+    return shape.params(vocabulary), shape.nonembedding_params(), shape.flops_per_token(vocabulary, length)
+
+
+class _RunConfigBuilder:
+    """Builds the configurations of runs. Sections that runs share are checked once: a study may have ten thousand."""
 
     def __init__(self, study: StudyConfig, data: DataConfig) -> None:
-        self._study, self._data = study, data
-        self._sections: dict[tuple[str, Any], Config] = {}
-        self._shared = study.training.model_dump(exclude={"optimizer"})
+        self._study = study
+        self._data = data
+        self._sections: dict[tuple[Any, ...], Config] = {}
+        self._shared_training = study.training.model_dump(exclude={"optimizer"})
 
-    def run(self, spot: Spot) -> RunConfig:
-        """The run of a spot.
+    def build(self, spec: RunSpec) -> RunConfig:
+        """Returns the configuration of a run.
 
         Raises:
             InputError: settings that no run can have.
         """
-        study, rung = self._study, spot.rung
+        study = self._study
+        entry = spec.entry
         content = {
-            "name": spot.name,
+            "name": spec.name,
             "study": study.name,
-            "output": study.runs_folder / spot.name,
+            "output": study.runs_folder / spec.name,
             "device": study.device,
             "data": self._data,
-            "model": self._section("model", ModelConfig, id(rung), spot),
-            "training": self._section("training", TrainingConfig, (id(rung), spot.tokens, spot.seed), spot),
-            "infusion": self._section("infusion", InfusionConfig, spot.frequency, spot),
+            "model": self._section("model", ModelConfig, (id(entry),), spec, self._model),
+            "training": self._section(
+                "training", TrainingConfig, (id(entry), spec.tokens, spec.seed), spec, self._training
+            ),
+            "infusion": self._section("infusion", InfusionConfig, (spec.frequency,), spec, self._infusion),
             "documents": study.documents,
             "checkpoints": study.checkpoints,
-            "parallel": rung.parallel,
+            "parallel": entry.parallel,
             "probes": study.probes,
             "validation": study.validation,
             "logging": study.logging,
         }
-        return parse_config(RunConfig, content, source=f"run {spot.name}")
+        return parse_config(RunConfig, content, source=f"run {spec.name}")
 
-    def _section(self, name: str, kind: type[Config], key: Any, spot: Spot) -> Config:
-        if (name, key) not in self._sections:
-            content = getattr(self, f"_{name}")(spot)
-            self._sections[name, key] = parse_config(kind, content, source=f"run {spot.name}: {name}")
-        return self._sections[name, key]
+    def _section(
+        self,
+        name: str,
+        kind: type[Config],
+        key: tuple[Any, ...],
+        spec: RunSpec,
+        content: Callable[[RunSpec], dict[str, Any]],
+    ) -> Config:
+        """Returns a section, checked once per key."""
+        if (name, *key) not in self._sections:
+            self._sections[name, *key] = parse_config(kind, content(spec), source=f"run {spec.name}: {name}")
+        return self._sections[name, *key]
 
-    def _model(self, spot: Spot) -> dict[str, Any]:
-        return spot.rung.model_dump(include=set(ModelConfig.model_fields))
+    def _model(self, spec: RunSpec) -> dict[str, Any]:
+        return spec.entry.model_dump(include=set(ModelConfig.model_fields))
 
-    def _training(self, spot: Spot) -> dict[str, Any]:
+    def _training(self, spec: RunSpec) -> dict[str, Any]:
+        entry = spec.entry
         optimizer = self._study.training.optimizer
-        if spot.rung.learning_rate is not None:
-            optimizer = optimizer.model_copy(update={"learning_rate": spot.rung.learning_rate})
-        own = {} if spot.rung.micro_batch_size is None else {"micro_batch_size": spot.rung.micro_batch_size}
-        return {"token_budget": spot.tokens, "seed": spot.seed, "optimizer": optimizer, **self._shared, **own}
+        if entry.learning_rate is not None:
+            optimizer = optimizer.model_copy(update={"learning_rate": entry.learning_rate})
+        own = {} if entry.micro_batch_size is None else {"micro_batch_size": entry.micro_batch_size}
+        return {"token_budget": spec.tokens, "seed": spec.seed, "optimizer": optimizer, **self._shared_training, **own}
 
-    def _infusion(self, spot: Spot) -> dict[str, Any]:
+    def _infusion(self, spec: RunSpec) -> dict[str, Any]:
         study = self._study
         return {
-            "frequency": spot.frequency,
+            "frequency": spec.frequency,
             "background": study.background,
             "schedule": study.schedule,
             "templates": study.templates,

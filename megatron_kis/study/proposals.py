@@ -1,57 +1,62 @@
-"""From runs that would tell the most to entries of the study file.
+"""Proposals of the analysis as entries of the study file: runs to add, and sizes to add to the ladder.
 
-A proposal names a model by its N and D, as the analysis knows them, and a frequency. Here they become runs of the
-ladder, with a seed that the level does not have yet; what the study already plans is not planned again.
+A proposed run is a model by its N and D, as the analysis knows them, and a frequency. Here it becomes a run of the
+ladder with a seed that is still free; what the study already plans is not planned again. A proposed size becomes an
+entry of the ladder: its neighbours' shape at another width.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_text, write_text
 from megatron_kis.common.parsing import parse_yaml
-from megatron_kis.config.study import ListedRun, StudyConfig
-from megatron_kis.study.grid import spots_of
+from megatron_kis.config.ladder import ModelShape
+from megatron_kis.config.study import LadderEntry, ListedRun, StudyConfig
+from megatron_kis.study.grid import expand_grid
 
 Cell = tuple[int, int]
 """N (all parameters) and D (tokens fed) of a model that was trained."""
 
 
 @dataclass(frozen=True)
-class Placed:
-    """What becomes of one proposal."""
+class PlannedRun:
+    """A proposal as a run of the study."""
 
     run: ListedRun | None
-    """The run of the study that it is; None where its N and D are no size and budget of the study."""
+    """The run; None where the proposal's N and D are no size and budget of the study."""
 
     planned: bool = False
     """Whether the study has that run already, not done yet."""
 
 
 def trained_cells(study: StudyConfig, runs: Iterable[tuple[str, int, int]]) -> dict[Cell, tuple[str, int]]:
-    """The size and the budget, as the study names them, of every (N, D) that it trained.
+    """Returns the size and the budget, as the study names them, of every (N, D) that it trained.
 
     Args:
         study: the study.
         runs: (name, N, D) of the runs that are done.
     """
-    names = {spot.name: (spot.rung.label, spot.tokens) for spot in spots_of(study)}
+    names = {spec.name: (spec.entry.label, spec.tokens) for spec in expand_grid(study)}
     return {(params, tokens): names[name] for name, params, tokens in runs if name in names}
 
 
-def place(
+def match_proposals(
     study: StudyConfig,
     proposals: Iterable[tuple[int, int, float]],
     cells: Mapping[Cell, tuple[str, int]],
     done: Iterable[str],
-) -> list[Placed]:
-    """Each proposal as a run of the study.
+) -> list[PlannedRun]:
+    """Returns each proposal as a run of the study.
 
     A proposal asks for one run more at its level than are done. Where the study already plans that many, it is not
     planned again, so that asking twice before training changes nothing.
@@ -59,21 +64,21 @@ def place(
     Args:
         study: the study.
         proposals: N, D and F of each.
-        cells: of ``trained_cells``.
+        cells: result of ``trained_cells``.
         done: names of the runs that are done.
     """
     finished = set(done)
     waiting: dict[tuple[str, int, int], list[int]] = {}
     taken: dict[tuple[str, int, int], set[int]] = {}
-    for spot in spots_of(study):
-        level = (spot.rung.label, spot.tokens, spot.frequency)
-        taken.setdefault(level, set()).add(spot.seed)
-        if spot.name not in finished:
-            waiting.setdefault(level, []).append(spot.seed)
-    placed = []
+    for spec in expand_grid(study):
+        level = (spec.entry.label, spec.tokens, spec.frequency)
+        taken.setdefault(level, set()).add(spec.seed)
+        if spec.name not in finished:
+            waiting.setdefault(level, []).append(spec.seed)
+    matched = []
     for params, tokens, frequency in proposals:
         if (params, tokens) not in cells:
-            placed.append(Placed(None))
+            matched.append(PlannedRun(None))
             continue
         size, budget = cells[params, tokens]
         level = (size, budget, round(frequency))
@@ -85,17 +90,84 @@ def place(
             used = taken.setdefault(level, set())
             seed = next(seed for seed in itertools.chain(study.seeds, itertools.count()) if seed not in used)
             used.add(seed)
-        placed.append(Placed(ListedRun(size=size, tokens=budget, frequency=level[2], seed=seed), planned))
-    return placed
+        matched.append(PlannedRun(ListedRun(size=size, tokens=budget, frequency=level[2], seed=seed), planned))
+    return matched
+
+
+def nearest_new_size(
+    params: float, trained: Mapping[int, LadderEntry], ladder: Iterable[LadderEntry] = ()
+) -> tuple[LadderEntry, int] | None:
+    """Returns the new entry of the ladder that comes nearest to N = ``params``, and its N.
+
+    Depth and learning rate are interpolated over log N between the neighbours, and held beyond them; heads are as wide
+    as those of the nearest size, whose layout can hold the new one, and all else is that size's. None where the nearest
+    shape is one of the study's, or where the nearest size begins with the weights of another model.
+
+    Args:
+        params: number of parameters that is wanted.
+        trained: sizes that were trained, by the N (all parameters) of their models; at least one.
+        ladder: all sizes of the study, also those that were not trained yet.
+    """
+    known = dict(sorted(trained.items()))
+    near = min(known, key=lambda n: abs(math.log(n / params)))
+    model = known[near]
+    shape = model.shape()
+    if model.init_from is not None:
+        return None
+    tables = 1 if shape.tied_embeddings else 2
+    vocabulary = (near - shape.nonembedding_params()) // (tables * shape.width)
+    layers_per_stage = model.parallel.pipeline * model.parallel.virtual
+    depth = _between(params, {n: entry.shape().layers for n, entry in known.items()})
+    layers = max(1, round(depth / layers_per_stage)) * layers_per_stage
+
+    best: LadderEntry | None = None
+    found = 0
+    step = shape.heads // shape.query_groups * model.parallel.tensor  # so that ranks share heads and their groups
+    for heads in itertools.count(step, step):
+        trial = _resized(model, shape, layers=layers, heads=heads)
+        size = trial.shape().params(vocabulary)
+        if best is None or abs(math.log(size / params)) < abs(math.log(found / params)):
+            best = trial
+            found = size
+        if size > params:
+            break
+    assert best is not None
+    if any(entry.shape() == best.shape() for entry in (*known.values(), *ladder)):
+        return None
+    rates = {n: entry.learning_rate for n, entry in known.items() if entry.learning_rate is not None}
+    rate = float(f"{_between(params, rates):.2g}") if len(rates) == len(known) else None
+    return best.model_copy(update={"learning_rate": rate}), found
+
+
+def _resized(model: LadderEntry, shape: ModelShape, *, layers: int, heads: int) -> LadderEntry:
+    """Returns an entry of the ladder with another depth and width."""
+    width = heads * (shape.width // shape.heads)
+    explicit = {"layers": layers, "width": width, "heads": heads, "preset": None, "name": None}
+    explicit |= {name: getattr(shape, name) for name in ("tied_embeddings", "rope_base", "norm_epsilon")}
+    if shape.query_groups != shape.heads:
+        explicit["query_groups"] = heads * shape.query_groups // shape.heads
+    usual = LadderEntry(layers=shape.layers, width=shape.width, heads=shape.heads).shape().ffn_width
+    scaled = max(16, round(shape.ffn_width * width / shape.width / 16) * 16)
+    explicit["ffn_width"] = None if shape.ffn_width == usual else scaled
+    return model.model_copy(update=explicit)
+
+
+def _between(params: float, values: Mapping[int, float]) -> float:
+    """Interpolates log y linearly over log N; constant beyond the ends."""
+    sizes = np.log(list(values))
+    return float(np.exp(np.interp(math.log(params), sizes, np.log(list(values.values())))))
 
 
 def add_runs(path: Path, runs: Iterable[ListedRun], *, remark: str) -> None:
-    """Adds runs to the ``runs`` of a study file, a line each; everything else in the file stays as it is.
+    """Adds runs to the ``runs`` of a study file, one line each; everything else in the file stays as it is.
+
+    The text is edited at the places that PyYAML's parser reports. A round trip through a YAML library would keep the
+    comments but not the layout: it joins entries that the user wrapped, and indents all lists alike.
 
     Args:
-        path: the study file; written beside and renamed.
-        runs: what to add.
-        remark: a comment in front of them.
+        path: the study file; replaced atomically.
+        runs: runs to add.
+        remark: a comment before them.
 
     Raises:
         InputError: a file in which no place for them can be found.
@@ -119,30 +191,41 @@ def add_runs(path: Path, runs: Iterable[ListedRun], *, remark: str) -> None:
 
 
 def _with_entries(text: str, entries: list[str], remark: str) -> str:
-    lines = text.removesuffix("\n").split("\n")
+    """Returns the text of a study file with more entries in ``runs``."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
-    found = [(key, value) for key, value in root.value if key.value == "runs"]
-    if not found:
-        end = ["", "runs:", f"  # {remark}", *(f"  - {entry}" for entry in entries)]
-        return "\n".join([*lines, *end]) + "\n"
-    key, node = found[0]
-    if not isinstance(node, yaml.SequenceNode) or node.flow_style:
-        # A list in brackets, or none yet, becomes one with a line an entry; its entries keep their text.
-        items = node.value if isinstance(node, yaml.SequenceNode) else ()
-        old = [text[item.start_mark.index : item.end_mark.index] for item in items]
-        block = ["runs:", *(f"  - {' '.join(entry.split())}" for entry in old), f"  # {remark}"]
-        block += [f"  - {entry}" for entry in entries]
-        after = text[node.end_mark.index :]
-        return text[: key.start_mark.index] + "\n".join(block) + (after if after.startswith("\n") else "\n" + after)
-    margin = " " * node.start_mark.column
-    at = _last_line(node) + 1
-    block = [f"{margin}# {remark}", *(f"{margin}- {entry}" for entry in entries)]
-    return "\n".join([*lines[:at], *block, *lines[at:]]) + "\n"
+    assert isinstance(root, yaml.MappingNode)
+    node = next((value for key, value in root.value if key.value == "runs"), None)
+    block = [f"# {remark}", *(f"- {entry}" for entry in entries)]
+    if node is None:
+        return text.removesuffix("\n") + "\n\nruns:\n" + "".join(f"  {line}\n" for line in block)
+    if isinstance(node, yaml.SequenceNode) and node.value and node.flow_style:
+        return _with_flow_entries(text, node, entries, remark)
+    if isinstance(node, yaml.SequenceNode) and node.value:
+        return _with_lines(text, _last_line(node) + 1, block, " " * node.start_mark.column)
+    # No list yet, or an empty one in brackets.
+    start, end = node.start_mark.index, node.end_mark.index
+    return _with_lines(text[:start].rstrip(" ") + text[end:], node.start_mark.line + 1, block, "  ")
+
+
+def _with_flow_entries(text: str, node: yaml.SequenceNode, entries: list[str], remark: str) -> str:
+    """Returns the text with more entries before the bracket that closes a list; comments in the list stay."""
+    last, close = node.value[-1].end_mark.index, node.end_mark.index - 1
+    comma = "" if re.search(r"^[^#\n]*,", text[last:close], flags=re.M) else ","
+    tail = text[last:close].rstrip(" \n")
+    added = "".join(f"\n  {one}," for one in entries).removesuffix(",")
+    end = "\n" if "\n" in text[last:close] else ""
+    return f"{text[:last]}{comma}{tail}\n  # {remark}{added}{end}{text[close:]}"
+
+
+def _with_lines(text: str, at: int, block: list[str], margin: str) -> str:
+    """Returns the text with lines inserted before line ``at``."""
+    lines = text.removesuffix("\n").split("\n")
+    return "\n".join([*lines[:at], *(margin + line for line in block), *lines[at:]]) + "\n"
 
 
 def _last_line(node: yaml.Node) -> int:
-    """The line on which a block ends; PyYAML's own mark lies behind the blank lines and comments that follow."""
-    if isinstance(node, yaml.ScalarNode) or node.flow_style:
+    """Returns the line on which a block ends; PyYAML's own mark is after the blank lines and comments that follow."""
+    if not isinstance(node, yaml.CollectionNode) or node.flow_style:
         return int(node.end_mark.line)
     last = node.value[-1]
     return _last_line(last[1] if isinstance(last, tuple) else last)

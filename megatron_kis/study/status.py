@@ -1,6 +1,6 @@
-"""Where the cells of a study stand, read from the ends of their files: DONE, claims, attempts, metrics, log.
+"""The states of a study's runs, read from the ends of their files: DONE, leases, attempts, metrics, log.
 
-Nothing is written, and no file is read whole but those of a few lines: ten thousand cells take seconds.
+Nothing is written, and no file is read whole except those of a few lines: ten thousand runs take seconds.
 """
 
 from __future__ import annotations
@@ -15,42 +15,49 @@ from typing import Any, Literal
 from megatron_kis.common.identity import RUN_FILE
 from megatron_kis.config.run import RunConfig
 from megatron_kis.executor.attempts import NAME as ATTEMPTS
-from megatron_kis.executor.attempts import History, read_attempts, settings_fingerprint
-from megatron_kis.executor.lease import FOLDER as CLAIMS
-from megatron_kis.executor.lease import LEASE_SECONDS, Seen, alive, look, this_process
-from megatron_kis.executor.logs import LOG_NAME, last_lines, reason
+from megatron_kis.executor.attempts import History, read_attempts
+from megatron_kis.executor.lease import FOLDER as LEASES
+from megatron_kis.executor.lease import LEASE_SECONDS, Lease, is_live, read_lease, this_process
+from megatron_kis.executor.logs import LOG_NAME, failure_reason, last_lines
 from megatron_kis.executor.slurm.queue import Queued
+from megatron_kis.study.conflicts import foreign_settings
 from megatron_kis.study.grid import cost
-from megatron_kis.study.standing import foreign_settings
 
 State = Literal["waiting", "queued", "running", "stopped", "done", "failed", "given up", "other settings"]
 
 STATES: tuple[State, ...] = (
-    "done", "running", "queued", "waiting", "stopped", "failed", "given up", "other settings",
-)  # fmt: skip
-"""In the order in which they are shown."""
+    "done",
+    "running",
+    "queued",
+    "waiting",
+    "stopped",
+    "failed",
+    "given up",
+    "other settings",
+)
+"""All states, in the order in which they are shown."""
 
 _TAILS = (4096, 1 << 18)
-"""Bytes from the end of a log of rows that are looked through: enough nearly always, and enough always."""
+"""Bytes from the end of the metrics that are searched: enough nearly always, and enough always."""
 
-_SHOWN_LINES = 3  # of the log of a failed cell
+_SHOWN_LINES = 3  # of the log of a failed run
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One cell."""
+    """The status of one run; its fields are the keys of ``kis study status --json``."""
 
     name: str
-    """Of the run."""
+    """Name of the run."""
 
     size: str
-    """Of the ladder."""
+    """Size, as the ladder names it."""
 
     tokens: int
-    """D, tokens that it feeds."""
+    """Budget D: tokens that it feeds."""
 
     state: State
-    """``waiting``: not begun. ``queued``: a scheduler has it. ``running``: a living executor holds its claim.
+    """``waiting``: not begun. ``queued``: a scheduler has it. ``running``: a living executor holds its lease.
     ``stopped``: asked to stop, or cut off; it resumes where it was saved. ``failed``: will be tried again.
     ``given up``: failed too often. ``done``. ``other settings``: its folder holds a complete run of other settings."""
 
@@ -58,28 +65,28 @@ class RunStatus:
     """Share of its steps that the log shows."""
 
     loss: float | None = None
-    """Last training loss, nats a token."""
+    """Last training loss, nats per token."""
 
     tokens_per_second: float | None = None
-    """Last speed."""
+    """Last training speed."""
 
     attempts: int = 0
-    """Attempts, the present one included."""
+    """Number of attempts, the present one included."""
 
     seconds: float | None = None
-    """Time of its last attempt, from its start to its end, if it has ended."""
+    """Duration of its last attempt, if that has ended."""
 
     whole: bool = False
-    """Whether one attempt did all of it, so that ``seconds`` is what such a cell takes."""
+    """Whether one attempt did all of it, so that ``seconds`` is what such a run takes."""
 
     status: int | None = None
-    """Exit status of the last attempt that failed, if that is what came of it."""
+    """Exit status of the last attempt, if it failed."""
 
     where: str = ""
-    """Machine and job that run it, or the job that it is queued as."""
+    """Machine and job that execute it, or the job that it is queued as."""
 
     log: tuple[str, ...] = ()
-    """Why it failed (``logs.reason``), or the last lines of its log if it has stopped."""
+    """Why it failed (``logs.failure_reason``), or the last lines of its log if it has stopped."""
 
     differs: tuple[str, ...] = ()
     """``key then -> now`` of the settings in which the complete run there is another."""
@@ -90,24 +97,24 @@ class RunStatus:
 
 @dataclass
 class Overview:
-    """The cells of a study, looked at again and again; what is done is looked at once."""
+    """The runs of a study, whose status is read repeatedly; runs that are done are read once."""
 
     runs: Sequence[RunConfig]
-    """All cells."""
+    """All runs."""
 
     retries: int = 1
-    """Of the executor."""
+    """Number of retries of the executor."""
 
     lease: float = LEASE_SECONDS
-    """Of claims, seconds."""
+    """Duration of leases, seconds."""
 
     _done: dict[str, RunStatus] = field(default_factory=dict)
 
     def look(self, queue: Mapping[str, Queued] | None = None) -> list[RunStatus]:
-        """The status of each cell now.
+        """Returns the present status of each run.
 
         Args:
-            queue: what a scheduler says, by cell.
+            queue: states in a scheduler's queue, by the name of the run.
         """
         queue = queue or {}
         there: dict[Path, set[str]] = {}
@@ -124,7 +131,7 @@ class Overview:
                     names,
                     queue.get(run.name),
                     retries=self.retries,
-                    living=lambda seen: alive(seen, owner=mine, lease=self.lease),
+                    live=lambda lease: is_live(lease, owner=mine, seconds=self.lease),
                 )
                 if row.state in ("done", "other settings"):
                     self._done[run.name] = row
@@ -139,27 +146,27 @@ def status_of(
     retries: int = 1,
     lease: float = LEASE_SECONDS,
 ) -> list[RunStatus]:
-    """The status of each run; see ``Overview``."""
+    """Returns the status of each run; see ``Overview``."""
     return Overview(runs, retries, lease).look(queue)
 
 
 def _status(
-    run: RunConfig, names: set[str], queued: Queued | None, *, retries: int, living: Callable[[Seen], bool]
+    run: RunConfig, names: set[str], queued: Queued | None, *, retries: int, live: Callable[[Lease], bool]
 ) -> RunStatus:
     row = _last_metrics(run.output / "metrics.jsonl") if "metrics.jsonl" in names else {}
     history = read_attempts(run.output) if ATTEMPTS in names else History()
-    seen = look(run.output) if CLAIMS in names and "DONE" not in names else None
+    lease = read_lease(run.output) if LEASES in names and "DONE" not in names else None
     differs = _foreign(run) if {"DONE", RUN_FILE} <= names else []
     state: State = "other settings"
     if not differs:
-        state = _state(run, names, history, queued, retries=retries, running=seen is not None and living(seen))
+        state = _state(run, names, history, queued, retries=retries, running=lease is not None and live(lease))
     last = history.attempts[-1] if history.attempts else None
     where = ""
-    if state == "running" and seen is not None:
-        where = seen.owner.host + (f", job {seen.owner.job}" if seen.owner.job else "")
+    if state == "running" and lease is not None:
+        where = lease.owner.host + (f", job {lease.owner.job}" if lease.owner.job else "")
     elif state == "queued" and queued is not None:
         where = " ".join(filter(None, (f"job {queued.job}" if queued.job else "", queued.state, queued.reason)))
-    said = reason if state in ("failed", "given up") else last_lines if state == "stopped" else None
+    shown = failure_reason if state in ("failed", "given up") else last_lines if state == "stopped" else None
     return RunStatus(
         name=run.name,
         size=run.model.label,
@@ -173,7 +180,7 @@ def _status(
         whole=state == "done" and len(history.attempts) == 1,
         status=last.status if last and last.outcome == "failed" else None,
         where=where,
-        log=tuple(said(run, _SHOWN_LINES)) if said else (),
+        log=tuple(shown(run.output, _SHOWN_LINES)) if shown else (),
         differs=tuple(differs),
         cost=cost(run),
     )
@@ -187,7 +194,7 @@ def _state(
     if running:
         return "running"
     last = history.attempts[-1].outcome if history.attempts else None
-    if last == "failed" and history.given_up(settings_fingerprint(run), retries):
+    if last == "failed" and history.exhausted(run.settings_fingerprint(), retries):
         return "given up"
     if queued is not None:
         return "queued"
@@ -197,7 +204,7 @@ def _state(
 
 
 def _foreign(run: RunConfig) -> list[str]:
-    """How the complete run in a run's folder differs in its settings; that its record is damaged, if it is."""
+    """Returns how the settings of the complete run in a folder differ; that its record is damaged, if it is."""
     try:
         record = json.loads((run.output / RUN_FILE).read_bytes())
     except OSError:
@@ -217,7 +224,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _last_metrics(path: Path) -> dict[str, Any]:
-    """The last whole row of training; empty if there is none."""
+    """Returns the last whole row of training; empty if there is none."""
     for size in _TAILS:
         try:
             with open(path, "rb") as file:

@@ -1,17 +1,18 @@
-"""A submission: the scripts of a study's jobs, and their chain, data -> cells -> report.
+"""A submission: the scripts of a study's jobs, and their chain, data -> runs -> report.
 
-Cells wait for the data, and are cancelled with them (afterok). The report waits for the data alike, and for the cells
+Runs wait for the data, and are cancelled with them (afterok). The report waits for the data alike, and for the runs
 however they end (afterany).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.config.slurm import ClusterConfig
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.executor.slurm import client
-from megatron_kis.executor.slurm.container import contained
 from megatron_kis.executor.slurm.jobs import Array, Job, arrays_of, jobs_of, single_job
+from megatron_kis.executor.slurm.launch import contained
 from megatron_kis.executor.slurm.records import (
     STUDY,
     Source,
@@ -33,12 +34,13 @@ from megatron_kis.executor.slurm.records import (
     next_submission,
     record,
     submission_folder,
-    with_number,
     write_sources,
     write_tasks,
 )
 from megatron_kis.executor.slurm.scripts import Templates, job_name
-from megatron_kis.study.resolved import study_content
+from megatron_kis.study.manifest import study_content
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_ARRAY = 1001
 """SLURM's own MaxArraySize, for a dry run where there is no SLURM to ask."""
@@ -49,22 +51,22 @@ class Step:
     """One call of sbatch."""
 
     job: Job
-    """The job."""
+    """The job that it submits."""
 
     name: str
-    """Its name in the queue."""
+    """Name of the job in the queue."""
 
     after_ok: tuple[str, ...] = ()
-    """What must have succeeded: numbers of jobs, or labels of this submission."""
+    """Jobs that must have succeeded: their numbers, or their labels in this submission."""
 
     after_any: tuple[str, ...] = ()
-    """What must have ended, however."""
+    """Jobs that must have ended, however."""
 
     array: Array | None = None
-    """Which part of the job it is, if that is an array."""
+    """Part of the job that it submits, if the job is an array."""
 
     def options(self, numbers: dict[str, list[str]]) -> list[str]:
-        """For sbatch, with the numbers of the jobs that were submitted before, by their labels."""
+        """Returns the options of sbatch, given the numbers of the jobs submitted before, by their labels."""
         waits = [
             f"{kind}:" + ":".join(number for label in labels for number in numbers.get(label, [label]))
             for kind, labels in (("afterok", self.after_ok), ("afterany", self.after_any))
@@ -75,13 +77,13 @@ class Step:
 
     @property
     def tasks(self) -> Sequence[Sequence[str]]:
-        """The cells of each task of the array; none where the job is none."""
+        """Names of the runs of each task of the array; none where the job is no array."""
         array = self.array
         return self.job.tasks[array.first : array.first + array.count] if array else ()
 
     @property
     def arguments(self) -> list[str]:
-        """For the script: the first of the job's tasks that this array has."""
+        """Arguments of the script: the first of the job's tasks that this array has."""
         return [str(self.array.first)] if self.array else []
 
 
@@ -90,32 +92,32 @@ class Submission:
     """Everything that is written and submitted."""
 
     number: int
-    """Which of the study's, from 1."""
+    """Number among the study's submissions, from 1."""
 
     folder: Path
-    """Where its files lie."""
+    """Folder of its files."""
 
     study: str
     """The resolved study, as YAML."""
 
     scripts: dict[str, str] = field(default_factory=dict)
-    """Label of the job to its script."""
+    """Scripts by the label of the job."""
 
     sources: tuple[Source, ...] = ()
-    """What its data are to be made from."""
+    """Files that its data are to be made from."""
 
     steps: tuple[Step, ...] = ()
     """Calls of sbatch, in their order."""
 
     @property
-    def cells(self) -> int:
-        """How many cells it runs."""
-        return len({cell for step in self.steps for task in step.job.tasks for cell in task})
+    def run_count(self) -> int:
+        """Number of runs that it executes."""
+        return len({name for step in self.steps for task in step.job.tasks for name in task})
 
 
 def prepare_submission(
     study: StudyConfig,
-    cells: Sequence[RunConfig],
+    runs: Sequence[RunConfig],
     *,
     folder: Path,
     templates: Path | None = None,
@@ -124,22 +126,22 @@ def prepare_submission(
     after_data: Sequence[str] = (),
     also_after: Sequence[str] = (),
 ) -> Submission:
-    """Works out a submission; writes nothing, and needs neither SLURM nor data.
+    """Returns a submission; writes nothing, and needs neither SLURM nor data.
 
     Args:
         study: the study.
-        cells: what to run, the most expensive first.
-        folder: where the jobs work.
+        runs: runs to execute, the most expensive first.
+        folder: folder in which the jobs run.
         templates: edited templates; the study's ``cluster.templates`` if not given.
-        largest_array: MaxArraySize.
-        sources: what the data are to be made from.
+        largest_array: MaxArraySize of the cluster.
+        sources: files that the data are to be made from.
         after_data: numbers of data jobs that wait or run already: ours comes after them, and checks our runs.
-        also_after: numbers of jobs for which the report waits, too.
+        also_after: numbers of further jobs for which the report waits.
 
     Raises:
         InputError: settings or templates that make no script.
     """
-    study = study.model_copy(update={"cluster": _placed(study.cluster)})
+    study = study.model_copy(update={"cluster": _expanded(study.cluster)})
     cluster = study.cluster
     if study.device == "cuda" and not cluster.gpus_per_node:
         raise InputError(
@@ -148,7 +150,7 @@ def prepare_submission(
     number = next_submission(study.output)
     target = submission_folder(study.output.resolve(), number)
     token = secrets.token_hex(4)
-    running = jobs_of(cells, cluster)
+    running = jobs_of(runs, cluster)
     before = single_job("data", cluster)
     jobs = [before, *running, single_job("report", cluster)]
     made = Templates(templates or cluster.templates)
@@ -166,7 +168,9 @@ def prepare_submission(
                 "job_name": job_name(study.name, job.label, token),
                 "settings": job.settings,
                 "cluster": cluster,
-                "kis": python if job.kind == "large" else contained(python, study, job, folder=folder),
+                "kis": python
+                if job.kind == "large"
+                else contained(python, cluster.container, study.output, job, folder=folder),
             },
         )
     steps = [Step(before, job_name(study.name, before.label, token), (), tuple(after_data))]
@@ -182,23 +186,23 @@ def prepare_submission(
     return Submission(number, target, content, scripts, tuple(sources), tuple(steps))
 
 
-def _placed(cluster: ClusterConfig) -> ClusterConfig:
-    """With ``~`` and variables filled in where a program or an image is named: the scripts quote what they call.
+def _expanded(cluster: ClusterConfig) -> ClusterConfig:
+    """Expands ``~`` and variables in the names of a program or an image: the scripts quote what they call.
 
     Raises:
         InputError: a variable that is not set.
     """
     changed: dict[str, Any] = {}
     if cluster.python is not None:
-        changed["python"] = _expanded(cluster.python, "cluster.python")
+        changed["python"] = _expanded_text(cluster.python, "cluster.python")
     if cluster.container is not None:
         container = cluster.container
-        image = _expanded(container.image, "cluster.container.image")
+        image = _expanded_text(container.image, "cluster.container.image")
         changed["container"] = container.model_copy(update={"image": image})
     return cluster.model_copy(update=changed)
 
 
-def _expanded(text: str, key: str) -> str:
+def _expanded_text(text: str, key: str) -> str:
     if not text.startswith("~") and "$" not in text:
         return text  # as it is: an address is no path
     try:
@@ -215,14 +219,14 @@ def write_submission(submission: Submission) -> None:
     for label, script in submission.scripts.items():
         write_text(submission.folder / f"{label}.sbatch", script)
     jobs = {step.job.label: step.job for step in submission.steps}
-    rows = [(label, task, cells) for label, job in jobs.items() for task, cells in enumerate(job.tasks)]
+    rows = [(label, task, names) for label, job in jobs.items() for task, names in enumerate(job.tasks)]
     write_tasks(submission.folder, rows)
 
 
 def submit(
     submission: Submission, output: Path, *, sbatch: Callable[..., str] = client.sbatch
 ) -> list[tuple[Step, str]]:
-    """Submits what was written, and records it.
+    """Submits a written submission, and records its jobs.
 
     Returns:
         The steps and the numbers of their jobs.
@@ -231,9 +235,8 @@ def submit(
         KisError: sbatch refuses one; those before it are cancelled, so that no half of a study runs.
     """
     if unused := client.unused_variables(submission.scripts.values(), os.environ):
-        print(
-            f"kis: not used where the jobs say otherwise: {printable(', '.join(unused))}; use the keys of cluster",
-            file=sys.stderr,
+        logger.warning(
+            "kis: not used where the jobs say otherwise: %s; use the keys of cluster", printable(", ".join(unused))
         )
     numbers: dict[str, list[str]] = {}
     done: list[tuple[Step, str]] = []
@@ -248,22 +251,22 @@ def submit(
                 arguments=step.arguments,
             )
         except KisError:
-            record(output, Submitted(submission.number, step.job.label, step.name, first, count, refused=True))
+            record(output, replace(row, refused=True))
             with suppress(KisError):
                 client.scancel([number for _, number in done])
             raise
-        record(output, with_number(row, number))
+        record(output, replace(row, number=number))
         numbers.setdefault(step.job.label, []).append(number)
         done.append((step, number))
     return done
 
 
 def described(submission: Submission) -> dict[str, Any]:
-    """A submission as JSON has it."""
+    """Returns a submission as JSON shows it."""
     return {
         "submission": submission.number,
         "folder": str(submission.folder),
-        "cells": submission.cells,
+        "cells": submission.run_count,
         "jobs": [
             {
                 "job": step.job.label,

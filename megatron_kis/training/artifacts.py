@@ -28,7 +28,8 @@ from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA, data_differences,
 from megatron_kis.config.recorded import recorded_config
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data_tools.storage.indexed import suffixed
-from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer, side_file, write_copy
+from megatron_kis.data_tools.tokenizers.base import Tokenizer, side_file
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, write_copy
 from megatron_kis.probes.questions import QuestionSet, read_questions
 from megatron_kis.training.record import check_closed, setting_differences
 

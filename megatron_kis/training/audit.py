@@ -9,7 +9,8 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json
 from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA, changed_data, short
 from megatron_kis.common.progress import Progress
-from megatron_kis.data.ledger import GROUPS, LEDGER_SCHEMA, Ledger
+from megatron_kis.common.terms import RENDERED_GROUPS
+from megatron_kis.data.ledger import LEDGER_SCHEMA, Ledger
 
 _SEQUENCES_PER_PASS = 64
 
@@ -37,13 +38,14 @@ def audit_run(folder: Path, *, recount: Progress | None = None) -> dict[str, Any
     record = read_json(folder / RUN_FILE, RUN_SCHEMA, keys=("run", "config", "plan", "fingerprints"))
     path = folder / "exposures.json"
     if not path.exists():
-        raise InputError("is not there yet", where=str(path), remedy="a run writes it at its end; go on with kis train")
+        remedy = "a run writes it at its end; resume it with kis train"
+        raise InputError("is not there yet", where=str(path), remedy=remedy)
     ledger = read_json(path, LEDGER_SCHEMA, keys=("expected", "received", "sequences", "infusion_ratio", "plan"))
     recounted = _recount(record, folder, recount) if recount else None
     result: dict[str, Any] = {name: ledger[name] for name in ("sequences", "infusion_ratio")}
     result["run"] = record["run"]
     result["recounted"] = recounted is not None
-    for group in GROUPS:
+    for group in RENDERED_GROUPS:
         received, promised = ledger["received"][group], ledger["expected"][group]
         expected = promised.get("by_fact") or dict.fromkeys(received, promised.get("each", 0))
         again = recounted[group] if recounted else received
@@ -72,7 +74,7 @@ def describe_audit(result: dict[str, Any], *, most: int = 20) -> list[str]:
         f"{result['run']}: {result['sequences']} sequences, infusion ratio {result['infusion_ratio']:.6f}{again}",
         f"{'group':<12}{'facts':>10}{'expected':>14}{'received':>14}{'fewest':>10}{'most':>10}{'different':>12}",
     ]
-    for group in GROUPS:
+    for group in RENDERED_GROUPS:
         row = result[group]
         lines.append(
             f"{group:<12}{row['facts']:>10}{row['expected']:>14}{row['received']:>14}{row['fewest']:>10}"
@@ -88,7 +90,7 @@ def describe_audit(result: dict[str, Any], *, most: int = 20) -> list[str]:
 
 def differences_of(result: dict[str, Any]) -> int:
     """Returns the number of facts that did not get what the plan promised."""
-    return sum(len(result[group]["differences"]) for group in GROUPS)
+    return sum(len(result[group]["differences"]) for group in RENDERED_GROUPS)
 
 
 def _recount(record: dict[str, Any], folder: Path, progress: Progress) -> dict[str, dict[str, int]]:
@@ -108,8 +110,11 @@ def _recount(record: dict[str, Any], folder: Path, progress: Progress) -> dict[s
     ledger = Ledger(inputs.store)
     sequences = len(inputs.plan)
     firsts, steps = range(0, sequences, _SEQUENCES_PER_PASS), -(-sequences // _SEQUENCES_PER_PASS)
-    for first in progress.track(firsts, description=f"counting, {_SEQUENCES_PER_PASS} sequences a step", total=steps):
+    for first in progress.track(firsts, description=f"counting, {_SEQUENCES_PER_PASS} sequences per step", total=steps):
         numbers = range(first, min(first + _SEQUENCES_PER_PASS, sequences))
         for number, sample in zip(numbers, inputs.dataset.__getitems__(numbers), strict=True):
             ledger.observe(sample["tokens"].numpy(), inputs.plan[number])
-    return {group: dict(zip(inputs.store.ids(group), ledger.received[group].tolist(), strict=True)) for group in GROUPS}
+    return {
+        group: dict(zip(inputs.store.ids(group), ledger.received[group].tolist(), strict=True))
+        for group in RENDERED_GROUPS
+    }

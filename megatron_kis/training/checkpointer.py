@@ -95,7 +95,7 @@ class Checkpointer:
             name = signal.Signals(stop_signal).name
             if stop_signal == signal.SIGINT:
                 raise KeyboardInterrupt
-            raise Stopped(f"stopped by {name} after step {state.step} of {state.steps}; run the same command to go on")
+            raise Stopped(f"stopped by {name} after step {state.step} of {state.steps}; run the same command to resume")
 
     def _begin(self, state: RunState, contents: Contents) -> None:
         self._last_time = time.monotonic()

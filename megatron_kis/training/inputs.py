@@ -15,7 +15,8 @@ from megatron_kis.data.dataset import InfusedDataset
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
 from megatron_kis.data.general_text import GeneralText, ValidationText
-from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.probes.questions import QuestionSet, check_lengths, read_questions
 from megatron_kis.training.artifacts import made_with
 from megatron_kis.training.run_plan import open_plan

@@ -282,7 +282,7 @@ class Trainer:
             self._load_callbacks(checkpoint, callbacks)
             if self._reports:
                 where = f"step {checkpoint.step} of {self.state.steps}"
-                logger.info(f"{self.config.name}: going on from {where}")
+                logger.info(f"{self.config.name}: resuming from {where}")
         return callbacks
 
     def _import_trunk(self, source: Checkpoint, *, restart: bool) -> Checkpoint:

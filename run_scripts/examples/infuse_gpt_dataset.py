@@ -24,11 +24,12 @@ from megatron_kis.data import ExposurePlan, InfusedDataset, InfusedFacts, TokenB
 from megatron_kis.data.dataset import MegatronText
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.ledger import Ledger
-from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.groups import close_groups, open_groups
 from megatron_kis.distributed.megatron_imports import quiet_megatron
-from megatron_kis.model.build import build_model
+from megatron_kis.model.build import ModelSpec, build_model
 
 with quiet_megatron():
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
@@ -66,7 +67,7 @@ def main() -> int:
     # 3. Any PyTorch loader, any Megatron model, any optimizer.
     shape = ModelShape(layers=2, width=64, heads=4, query_groups=4, ffn_width=176, tied_embeddings=True)
     vocabulary = padded_vocabulary(tokenizer.vocab_size)
-    model = build_model(shape, vocabulary=vocabulary, sequence_length=options.length, layout=layout, device=device)
+    model = build_model(ModelSpec(shape, vocabulary, options.length, layout, device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=OptimizerConfig().learning_rate)
     ledger = Ledger(store)
     loader = torch.utils.data.DataLoader(dataset, batch_size=options.batch, shuffle=False)

@@ -102,9 +102,18 @@ def config_of(path: Path, truth: Truth, params: int, frequency: float, seed: int
 
 
 def write_run(
-    path: Path, truth: Truth, params: int, frequency: int, seed: int, *, noise: int = 0, done: bool = True,
-    closed: bool = False, fingerprints: dict[str, str] | None = None, **record: Any,
-) -> Path:  # fmt: skip
+    path: Path,
+    truth: Truth,
+    params: int,
+    frequency: int,
+    seed: int,
+    *,
+    noise: int = 0,
+    done: bool = True,
+    closed: bool = False,
+    fingerprints: dict[str, str] | None = None,
+    **record: Any,
+) -> Path:
     """Writes a run's folder.
 
     Args:
@@ -135,13 +144,16 @@ def write_run(
         "background_policy": "displaced",
         "config": {},
         "fingerprints": {
-            "corpus": "c0" * 32, "exposures": "e1" * 32, "questions": "a2" * 32, "code": "d3" * 32,
+            "corpus": "c0" * 32,
+            "exposures": "e1" * 32,
+            "questions": "a2" * 32,
+            "code": "d3" * 32,
             **(fingerprints or {}),
         },
         "versions": {"megatron_kis": "0.1.0", "torch": "2.13.0", "megatron-core": "0.16.1"},
         "host": {"name": "synthetic-host", "device": "cpu"},
         **record,
-    }  # fmt: skip
+    }
     (path / "run.json").write_text(json.dumps(run))
     steps = (250, 500)
     metrics, probes = [], []
@@ -207,11 +219,21 @@ def curve(frequencies, counts, *, n: int = 100, group: str = "background", chanc
     frequency, rate = np.array(frequencies, dtype=float), np.array(counts) / n
     unknown = np.full(len(rate), np.nan)
     return Curve(
-        params=100_000, tokens=1_000_000, nonembedding_params=None, group=group, split="held_out", scoring="statement",
-        frequency=frequency, rate=rate, seed_rates=tuple(rate[:, None]),
+        params=100_000,
+        tokens=1_000_000,
+        nonembedding_params=None,
+        group=group,
+        split="held_out",
+        scoring="statement",
+        frequency=frequency,
+        rate=rate,
+        seed_rates=tuple(rate[:, None]),
         seed_facts=tuple(np.full((len(rate), 1), float(n))),
-        chance=np.full(len(rate), chance), ratio=unknown, loss=unknown, seed_losses=({},) * len(rate),
-    )  # fmt: skip
+        chance=np.full(len(rate), chance),
+        ratio=unknown,
+        loss=unknown,
+        seed_losses=({},) * len(rate),
+    )
 
 
 def curve_rows(
@@ -227,13 +249,23 @@ def curve_rows(
     """A curve table from counts: frequency -> correct answers of each seed, one question a fact."""
     rows = [
         {
-            "params": params, "tokens": tokens, "frequency": float(frequency), "seed": seed, "n": n, "correct": correct,
-            "facts": n, "chance": chance, "group": group, "split": "held_out", "scoring": "statement",
-            "nonembedding_params": None, "validation_loss": (losses or {}).get(frequency),
+            "params": params,
+            "tokens": tokens,
+            "frequency": float(frequency),
+            "seed": seed,
+            "n": n,
+            "correct": correct,
+            "facts": n,
+            "chance": chance,
+            "group": group,
+            "split": "held_out",
+            "scoring": "statement",
+            "nonembedding_params": None,
+            "validation_loss": (losses or {}).get(frequency),
             "infusion_ratio": frequency * 1e-3 / 2,
         }
         for frequency, counts in rates.items()
         for seed, correct in enumerate(counts)
-    ]  # fmt: skip
+    ]
     table = pd.DataFrame(rows, columns=CURVE_COLUMNS)
     return table.astype({"validation_loss": float, "chance": float})

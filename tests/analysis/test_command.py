@@ -90,8 +90,10 @@ def test_curves_of_another_trainer_become_points_and_a_report(tmp_path, capsys):
     assert kis("collapse", "--curves", tmp_path / "curves.csv", "--output", tmp_path / "points.csv", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert {(p["kind"], p["status"]) for p in printed["points"]} == {
-        ("onset", "observed"), ("collapse", "right_censored"), ("tolerance", "left_censored")
-    }  # fmt: skip
+        ("onset", "observed"),
+        ("collapse", "right_censored"),
+        ("tolerance", "left_censored"),
+    }
     for source in ("curves.csv", "points.csv"):
         assert kis("report", tmp_path / source, "--output", tmp_path / "report.html") == 0
         assert "<h1>" in (tmp_path / "report.html").read_text()

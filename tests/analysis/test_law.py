@@ -7,9 +7,10 @@ import pytest
 import statsmodels.api as sm
 
 from megatron_kis.analysis.criteria import Transition
-from megatron_kis.analysis.findings.result import fit_laws, law_record
+from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.fit import LawRefused, fit_law, load_law
 from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.outputs import law_record
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json
 
@@ -18,9 +19,14 @@ SIZES = (1e5, 3e5, 1e6, 4e6, 1e7, 3e7)
 
 def point(params, value, tokens=1_000_000, status="collapsed", kind="collapse", group="infused", **more):
     return Transition(
-        params=int(params), tokens=int(tokens), kind=kind, group=group, status=status,
-        value=None if status.endswith("censored") else float(value), **more,
-    )  # fmt: skip
+        params=int(params),
+        tokens=int(tokens),
+        kind=kind,
+        group=group,
+        status=status,
+        value=None if status.endswith("censored") else float(value),
+        **more,
+    )
 
 
 def noisy(seed=0, two_budgets=False):

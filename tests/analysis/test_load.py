@@ -200,8 +200,9 @@ def test_hidden_and_nested_run_folders_are_listed(runs_dir):
     runs = load_runs(runs_dir)
     assert sorted(runs.runs["run"]) == ["f0", "f256", "f64"]
     assert runs.problems[["run", "status"]].to_numpy().tolist() == [
-        [".f128", "misplaced"], ["big/size_F64_s0", "misplaced"]
-    ]  # fmt: skip
+        [".f128", "misplaced"],
+        ["big/size_F64_s0", "misplaced"],
+    ]
 
 
 @pytest.mark.parametrize("name", ["probes.jsonl", "DONE"])

@@ -61,7 +61,7 @@ def test_curves_of_another_trainer_need_only_the_six_columns(tmp_path):
         (CURVES, r"holds no row"),
         ("", r"c.csv:1: no column 'params'"),
     ],
-)  # fmt: skip
+)
 def test_wrong_curves_are_named_by_file_line_and_column(tmp_path, text, said):
     with pytest.raises(InputError, match=said):
         load_curves_csv(write(tmp_path / "c.csv", text))

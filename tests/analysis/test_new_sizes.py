@@ -28,11 +28,18 @@ def points_of(generator, sizes=SIZES, cost=None):
         value = 100 * (size / 1e6) ** 0.2 * math.exp(0.15 * generator.normal())
         found.append(
             Transition(
-                params=size, tokens=TOKENS, kind="collapse", group="infused", status="collapsed", value=value,
-                low=value / 1.02, high=value * 1.02, interval="profile",
+                params=size,
+                tokens=TOKENS,
+                kind="collapse",
+                group="infused",
+                status="collapsed",
+                value=value,
+                low=value / 1.02,
+                high=value * 1.02,
+                interval="profile",
                 exposure_tokens=cost and cost * value,
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -41,19 +48,19 @@ def width(points):
     return math.log(high / low)
 
 
-def test_a_size_more_narrows_as_much_as_is_foretold():
+def test_a_size_more_narrows_as_much_as_predicted():
     generator = np.random.default_rng(3)
-    now, foretold, then = [], [], []
+    now, predicted, then = [], [], []
     for _ in range(150):
         more = points_of(generator, (*SIZES, 16_000_000))
         four = more[:-1]
         largest = new_sizes(CURVES, TARGET, TOKENS, LINE, points=four)[-1]
         assert largest.params == 16_000_000
         now.append(width(four))
-        foretold.append(now[-1] * (1 - largest.narrower))
+        predicted.append(now[-1] * (1 - largest.narrower))
         then.append(width(more))
     assert sum(then) < 0.7 * sum(now)  # two degrees of freedom become three
-    assert sum(foretold) / sum(then) == pytest.approx(1, abs=0.1)
+    assert sum(predicted) / sum(then) == pytest.approx(1, abs=0.1)
 
 
 def test_sizes_lie_between_and_beyond_and_cost_as_many_runs_as_the_others_have():

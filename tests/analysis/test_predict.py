@@ -5,13 +5,14 @@ import math
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from megatron_kis.analysis.findings.result import write_predictions
 from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.law.predict import load_predictions, predict, prediction_record
 from megatron_kis.analysis.law.validate import summary, validate
+from megatron_kis.analysis.outputs import write_predictions
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json
 from tests.analysis.test_law import SIZES, noisy, point
@@ -119,16 +120,17 @@ def test_other_facts_are_read_both_ways_and_the_safe_one_is_the_smaller():
 def test_few_measured_points_leave_the_mean_more_uncertain_than_the_scatter():
     points = [replace(p, low=p.value / 1.3, high=p.value * 1.3, interval="profile") for p in noisy()[:3]]
     law = fit_law(points, law="N")
-    told = predict(law, 7e9)
+    predicted = predict(law, 7e9)
     _, error = law.at(7e9, 1e6)
     half = math.hypot(stats.t.ppf(0.975, 1) * error, stats.t.ppf(0.975, 4) * law.sigma)
-    assert [math.log(end / told.centre) for end in told.prediction_interval] == pytest.approx([-half, half])
-    assert told.prediction_interval[0] < told.confidence_interval[0]
+    assert [math.log(end / predicted.centre) for end in predicted.prediction_interval] == pytest.approx([-half, half])
+    assert predicted.prediction_interval[0] < predicted.confidence_interval[0]
 
 
 def test_an_unvalidated_law_recommends_nothing():
     points = [point(p.params, p.value, exposure_tokens=p.value * 100.0) for p in noisy()]
-    few, enough = (predict(fit_law(points[:n]), 1e7, facts=1000, fact_tokens=20) for n in (4, 5))
+    few = predict(fit_law(points[:4]), 1e7, facts=1000, fact_tokens=20)
+    enough = predict(fit_law(points[:5]), 1e7, facts=1000, fact_tokens=20)
     assert (few.recommended, few.domain) == (None, None)
     assert enough.recommended == enough.prediction_interval[0]
     assert enough.domain is not None
@@ -137,15 +139,17 @@ def test_an_unvalidated_law_recommends_nothing():
 def test_a_new_model_is_never_known_better_than_the_law_whatever_the_bootstrap_says():
     law = fit_law(noisy())
     narrow = {
-        "method": "drawn", "extrapolation": [1.0, 1000.0], "confidence": [[-9.0, 9.0]] * 2,
+        "method": "drawn",
+        "extrapolation": [1.0, 1000.0],
+        "confidence": [[-9.0, 9.0]] * 2,
         "prediction": [[-0.5, 1.0]] * 2,
-    }  # fmt: skip
+    }
     plain, checked = predict(law, 7e9), predict(replace(law, calibration=narrow), 7e9)
     assert checked.prediction_interval == plain.prediction_interval
     low, high = checked.prediction_interval
     assert low < checked.confidence_interval[0] < checked.confidence_interval[1] < high
     assert checked.bootstrap_interval is not None
-    below, above = (math.log(end / checked.centre) for end in checked.bootstrap_interval)
+    below, above = np.log(np.array(checked.bootstrap_interval) / checked.centre)
     assert above == pytest.approx(-2 * below)
     assert plain.bootstrap_interval is plain.bootstrap_method is None
     assert not any("bootstrap" in warning for warning in checked.warnings)

@@ -11,11 +11,12 @@ import pytest
 import statsmodels.api as sm
 from scipy import optimize, stats
 
-from megatron_kis.analysis.findings.result import fit_laws, law_record
+from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.candidates import CANDIDATES, SIZE, Cells, compare, fit_candidate
 from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.regression import fit, log_likelihood
+from megatron_kis.analysis.outputs import law_record
 from tests.analysis.test_law import SIZES, noisy, point
 
 
@@ -149,7 +150,7 @@ def test_the_prior_on_the_scatter_widens_intervals_and_leaves_the_coefficients_o
     upper, variance = y.copy(), np.full(6, 0.01)
     upper[:2] = np.inf
     with_prior = fit(x, y, upper, variance)
-    monkeypatch.setattr("analysis.regression._AVOID", 0.0)
+    monkeypatch.setattr("megatron_kis.analysis.law.regression._AVOID", 0.0)
     without = fit(x, y, upper, variance)
     assert with_prior.beta == pytest.approx(without.beta, abs=1e-6)
     assert float(with_prior.sigma) > 1.1 * float(without.sigma)
@@ -161,7 +162,7 @@ def as_cells(n, d, log_f):
 
 @pytest.mark.parametrize("name", ["N", "N and D", "D/N", "C"])
 def test_every_candidate_recovers_its_own_noise_free_law(name):
-    n, d = (a.ravel() for a in np.meshgrid(np.geomspace(1e6, 1e9, 4), np.geomspace(1e9, 1e11, 3)))
+    n, d = np.reshape(np.meshgrid(np.geomspace(1e6, 1e9, 4), np.geomspace(1e9, 1e11, 3)), (2, -1))
     law = CANDIDATES[name]
     slopes = np.array([0.4, 0.2])[: len(law.rows)]
     log_f = 1.0 + law.covariates(np.log(n), np.log(d)) @ slopes
@@ -192,11 +193,15 @@ def test_a_law_of_exposure_tokens_and_of_the_ratio_agrees_with_that_of_f():
     cost = 1500.0
     points = [
         point(n, p.value, d, exposure_tokens=p.value * cost, infusion_ratio=p.value * cost / d)
-        for p in noisy(two_budgets=True) for n, d in [(p.params, p.tokens)]
-    ]  # fmt: skip
+        for p in noisy(two_budgets=True)
+        for n, d in [(p.params, p.tokens)]
+    ]
     law = fit_law(points, law="N and D")
-    ratio, tokens = (law.equivalents[name]["coefficients"] for name in ("infusion_ratio", "exposure_tokens"))
-    a, b, c = (law.coefficients[name].value for name in ("a", "b_log_params", "c_log_tokens"))
+    ratio = law.equivalents["infusion_ratio"]["coefficients"]
+    tokens = law.equivalents["exposure_tokens"]["coefficients"]
+    a = law.coefficients["a"].value
+    b = law.coefficients["b_log_params"].value
+    c = law.coefficients["c_log_tokens"].value
     assert tokens["a"]["value"] == pytest.approx(a + math.log(cost), abs=1e-8)
     assert [tokens[k]["value"] for k in ("b_log_params", "c_log_tokens")] == pytest.approx([b, c], abs=1e-8)
     assert [ratio[k]["value"] for k in ("a", "b_log_params")] == pytest.approx([a + math.log(cost), b], abs=1e-8)

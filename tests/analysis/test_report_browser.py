@@ -90,8 +90,8 @@ def test_the_page_works_in_a_browser(tmp_path, window, dark):
     write_study(tmp_path, Truth(facts=60), params=(100_000, 200_000), frequencies=(0, 64, 512))
     page = report(tmp_path, tmp_path / "report.html").read_text()
     page = page.replace(
-        "<style>", '<script>window.failures = []; onerror = (m) => { failures.push(m); };</script><style>', 1
-    ).replace("</body>", PROBE + "</body>")  # fmt: skip
+        "<style>", "<script>window.failures = []; onerror = (m) => { failures.push(m); };</script><style>", 1
+    ).replace("</body>", PROBE + "</body>")
     (tmp_path / "probed.html").write_text(page)
     command = [
         CHROMIUM,

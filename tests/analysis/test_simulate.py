@@ -17,7 +17,7 @@ from megatron_kis.analysis.law.bootstrap_points import bootstrap_points, resampl
 from megatron_kis.analysis.law.candidates import Cells
 from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.law.predict import predict
-from megatron_kis.analysis.law.validate import rolling_origin
+from megatron_kis.analysis.law.validate import backtest
 from megatron_kis.analysis.runs.curves import curve_table, curves
 from megatron_kis.analysis.runs.load import load_runs
 from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
@@ -161,16 +161,16 @@ def test_points_known_exactly_are_drawn_to_students_t_and_cells_as_they_were_mea
     assert np.allclose(variance[:, 1], 0.01)
 
 
-def test_rolling_origin_foretells_only_from_smaller_models(simulated):
+def test_a_backtest_predicts_only_from_smaller_models(simulated):
     _, _, _, points = simulated
-    scores = rolling_origin(points, "collapse", "background", law="N")
+    scores = backtest(points, "collapse", "background", law="N")
     assert [s.params for s in scores] == [250_000_000, 500_000_000]
     assert all(s.axis == "params" and s.extrapolation_factor > 1.5 for s in scores)
     bigger = [
         replace(p, value=p.value * 10, low=None, high=None) if p.params == 500_000_000 and p.value else p
         for p in points
     ]
-    again = rolling_origin(bigger, "collapse", "background", law="N")
+    again = backtest(bigger, "collapse", "background", law="N")
     assert again[0] == scores[0]  # what is larger was not looked at
     assert not again[1].hit
     assert again[1].abs_log_ratio > 1.5

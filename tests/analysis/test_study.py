@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_kis.analysis import AnalysisConfig, analyse_study, find_transitions, fit_law, load_runs, report
-from megatron_kis.analysis.findings.result import analyse
+from megatron_kis.analysis.findings.analyse import analyse
 from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv
 from megatron_kis.common.errors import InputError
 from tests.analysis.synthetic import Truth, write_run, write_study
@@ -32,7 +32,7 @@ def test_the_brackets_of_a_study_hold_the_true_onset_and_collapse(study):
     assert [collapses[n].status for n in (100_000, 200_000, 400_000)] == ["collapsed"] * 3
     for params in (100_000, 200_000, 400_000):
         assert collapses[params].low <= truth.collapse(params) <= collapses[params].high
-    # the largest model collapses at 1137, behind the last but one level: too little of its fall lies in the grid
+    # the largest model collapses at 1137, after the last level but one: too little of its fall is in the grid
     assert collapses[800_000].status == "right_censored"
     assert {p.status for p in by_size(points, "collapse", "infused").values()} == {"right_censored"}
 
@@ -85,7 +85,8 @@ def test_the_study_folder_is_written_whole_and_the_same_again(study, tmp_path):
 class _Links(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.urls, self.ids, self.references = [], [], []
+        self.urls = []
+        self.ids = []
 
     def handle_starttag(self, tag, attrs):
         for name, value in attrs:
@@ -127,7 +128,7 @@ def test_figures_are_static_svg_whose_points_tell_their_values(page):
     figures = re.findall(r"<figure><svg.*?</svg>", page, flags=re.S)
     section = page.split('id="checks"')[1].split("</section>")[0]
     checks = len(re.findall(r"<figure>.*?</figure>", section, flags=re.S))
-    assert checks >= 4  # residuals, candidates, foretold, errors of at least one law
+    assert checks >= 4  # residuals, candidates, predicted and measured, errors of at least one law
     assert len(figures) == 2 + 2 + 4 + checks + 4 * 4  # checks; curves and spread of four models
     assert all('aria-label="' in figure for figure in figures)
     assert "N = 100k · F = 512 · \u03c1 = 0.37" in page
@@ -158,7 +159,7 @@ def test_seeds_are_drawn_one_by_one(tmp_path):
     write_study(tmp_path, Truth(facts=40), params=(100_000,), frequencies=(0, 64, 512), seeds=(0, 1, 2))
     page = report(tmp_path, tmp_path / "report.html").read_text()
     assert "seed 2" in page
-    assert "3 seeds a cell" in visible(page)
+    assert "3 seeds per cell" in visible(page)
 
 
 def test_figures_and_tables_are_also_files_for_papers(tmp_path):

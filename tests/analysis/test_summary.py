@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.law.predict import predict
-from megatron_kis.analysis.report import wording as w
+from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.summary import _sentence, answer
 from tests.analysis.test_law import noisy
 
@@ -33,6 +33,6 @@ def test_models_are_counted_when_all_agree_and_listed_by_budget_when_not():
     assert "F ≈ 759 (all 6 models)." in _sentence("collapse", "background", points)
     odd = replace(points[0], status="inconclusive", value=None)
     said = _sentence("collapse", "background", [odd, *points[1:]])
-    first, second, third = (w.size(point.params) for point in points[:3])
+    first, second, third = [fmt.size(point.params) for point in points[:3]]
     assert f"seen at F ≈ 759 ({second} and {third} at D = 1M; {first}, {second} and {third} at D = 10M)" in said
     assert f"undecided ({first} at D = 1M)." in said

@@ -14,7 +14,8 @@ from megatron_kis.data_tools.preparation.prepare import fact_names
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.rendering.templates import RelationTemplates, load_templates
 from megatron_kis.data_tools.selection.select import SelectConfig, select_facts
-from megatron_kis.data_tools.tokenizers.base import Tokenizer, train_tokenizer
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LEADS = FIXTURES / "leads.jsonl"
@@ -37,13 +38,13 @@ def templates() -> dict[str, RelationTemplates]:
 def tokenizer_path(tmp_path_factory: pytest.TempPathFactory, facts: list[Fact]) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     texts = (document.text for document in iter_documents([LEADS]))
-    train_tokenizer(texts, path, vocab_size=400, names=fact_names(facts))
+    train_tokenizer(texts, path, TokenizerConfig(vocab_size=400), names=fact_names(facts))
     return path
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_path: Path) -> Tokenizer:
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
     return load_tokenizer(tokenizer_path)
 

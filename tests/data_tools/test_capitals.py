@@ -2,11 +2,11 @@
 
 import pytest
 
-from megatron_kis.data_tools.mentions.mentions import WeighedText, mentions
+from megatron_kis.data_tools.mentions.mentions import SearchedText, mentions
 
 
 def named(text, name):
-    return [text[start:end] for start, end in mentions(WeighedText(text), [name])]
+    return [text[start:end] for start, end in mentions(SearchedText(text), [name])]
 
 
 @pytest.mark.parametrize(

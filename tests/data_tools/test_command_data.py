@@ -67,7 +67,7 @@ def test_the_text_is_cleaned_of_single_sentences(tmp_path, capsys):
     clean = tmp_path / "clean.jsonl.gz"
     level = ("--level", "sentence", "--clean", clean)
     assert kis("data", "leaks", "--input", LEADS, "--facts", facts, *level) == 0
-    assert "told over several sentences" in capsys.readouterr().out
+    assert "stated over several sentences" in capsys.readouterr().out
     assert kis("data", "leaks", "--input", clean, "--facts", facts, "--level", "sentence") == 0
     assert "0 sentences in 0 of 20 documents" in capsys.readouterr().out
 

@@ -4,7 +4,9 @@ import pytest
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import sha256_file
-from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.build import build_corpus
+from megatron_kis.data_tools.corpus.meta import read_corpus_meta
+from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.storage.indexed import IndexedReader, suffixed
@@ -119,5 +121,5 @@ def test_without_a_document_the_first_skipped_line_and_its_reason_are_named(tmp_
     path.write_text("\n" * 40 + '{"txt": "a"}\n{"text": 3}\n')
     options = CorpusBuildConfig(skip_errors=True, part_bytes=20, workers=1)
     with pytest.raises(InputError, match=r"2 skipped lines, the first .*a\.jsonl:41: no key 'text'\)"):
-        build_corpus([path], tokenizer, tmp_path / "c", options=options)
+        build_corpus([path], tokenizer, tmp_path / "c", config=options)
     assert list(tmp_path.glob("c.*.bin")) == []

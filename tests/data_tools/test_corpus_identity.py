@@ -13,16 +13,19 @@ from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.progress import LineProgress
 from megatron_kis.data_tools.corpus import part as corpus_part
-from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.build import build_corpus
 from megatron_kis.data_tools.corpus.merge import merge_corpora
+from megatron_kis.data_tools.corpus.meta import read_corpus_meta
+from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.readers.documents import iter_documents
-from megatron_kis.data_tools.readers.splits import expand, refuse_own_outputs
+from megatron_kis.data_tools.readers.files import expand, refuse_own_outputs
 from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, content_fingerprint, suffixed
 from megatron_kis.data_tools.tokenizers import encoder as encode
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
 from megatron_kis.data_tools.tokenizers.gigatoken import GigatokenEncoder
 from megatron_kis.data_tools.tokenizers.reference_encoder import EncodersDifferError
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS
 
@@ -34,7 +37,7 @@ def fast(tmp_path_factory):
     """A tokenizer that gigatoken encodes as its own library does."""
     path = tmp_path_factory.mktemp("fast") / "t.json"
     return train_tokenizer(
-        (document.text for document in iter_documents([LEADS])), path, vocab_size=400, kind="byte-bpe"
+        (document.text for document in iter_documents([LEADS])), path, TokenizerConfig(vocab_size=400, kind="byte-bpe")
     )
 
 
@@ -51,7 +54,7 @@ def build(source, tokenizer, prefix, options=None, **settings):
     settings = {"validation_share": 0.3, **settings}
     sources = source if isinstance(source, list) else [source]
     options = options or CorpusBuildConfig(**ONE)
-    summary = build_corpus(sources, tokenizer, prefix, options=options, progress=LineProgress(lines.append), **settings)
+    summary = build_corpus(sources, tokenizer, prefix, config=options, progress=LineProgress(lines.append), **settings)
     return lines, suffixed(summary.prefix, ".bin").read_bytes()
 
 

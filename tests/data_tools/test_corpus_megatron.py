@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus
+from megatron_kis.data_tools.corpus.build import build_corpus
+from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
 from megatron_kis.data_tools.corpus.sentences import load_splitter
 from megatron_kis.data_tools.storage.indexed import IndexedReader, suffixed
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS
 
@@ -27,7 +29,9 @@ ODD = [
 @pytest.fixture(scope="module", params=["tokenizer.model", "tokenizer.json"])
 def tokenizer(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / request.param
-    train_tokenizer(TEXTS, path, vocab_size=400, kind="byte-bpe" if path.suffix == ".json" else "unigram")
+    train_tokenizer(
+        TEXTS, path, TokenizerConfig(vocab_size=400, kind="byte-bpe" if path.suffix == ".json" else "unigram")
+    )
     return load_tokenizer(path)
 
 
@@ -66,7 +70,7 @@ def test_whole_documents_give_the_bytes_of_megatrons_tool(tmp_path, tokenizer, a
     texts = [*TEXTS, *ODD] * 2
     source = write_jsonl(tmp_path / "text.jsonl", texts)
     options = CorpusBuildConfig(append_eod=append_eod, keep_empty=True, workers=workers, part_bytes=1500)
-    build_corpus([source], tokenizer, tmp_path / "ours", validation_share=0, options=options)
+    build_corpus([source], tokenizer, tmp_path / "ours", validation_share=0, config=options)
     encode = lambda text: tokenizer.encode_documents([text])[0]  # noqa: E731
     eod = tokenizer.eod_id if append_eod else None
     preprocess(texts, tmp_path / "theirs", encode, vocab_size=tokenizer.vocab_size, eod=eod)
@@ -82,7 +86,7 @@ def test_sentences_give_the_bytes_of_megatrons_tool_with_the_same_punkt(tmp_path
     options = CorpusBuildConfig(
         sentences=True, keep_newlines=keep_newlines, keep_empty=True, workers=1, part_bytes=2000
     )
-    build_corpus([source], tokenizer, tmp_path / "ours", validation_share=0, options=options)
+    build_corpus([source], tokenizer, tmp_path / "ours", validation_share=0, config=options)
     learned = load_splitter(tmp_path / "ours.punkt.json")._splitter._params
 
     class CustomLanguageVars(punkt.PunktLanguageVars):  # as in the tool
@@ -122,7 +126,7 @@ def test_sentences_are_learned_once_and_the_model_is_plain_json(tmp_path, tokeni
         options = CorpusBuildConfig(sentences=True, workers=1)
         prefix = tmp_path / "c"
         build_corpus(
-            [LEADS], tokenizer, prefix, options=options, validation_share=0.3, progress=LineProgress(said.append)
+            [LEADS], tokenizer, prefix, config=options, validation_share=0.3, progress=LineProgress(said.append)
         )
         suffixed(prefix, ".meta.json").rename(tmp_path / f"{name}.json")
     assert sum("learned from the text" in line for line in said) == 1

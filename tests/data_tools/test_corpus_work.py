@@ -15,12 +15,14 @@ import pytest
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.progress import LineProgress
 from megatron_kis.data_tools.corpus import part as corpus_part
-from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.build import build_corpus
 from megatron_kis.data_tools.corpus.merge import merge_corpora
+from megatron_kis.data_tools.corpus.meta import read_corpus_meta
+from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, suffixed
-from megatron_kis.data_tools.tokenizers.base import train_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS
 
@@ -36,14 +38,14 @@ def contents(folder, name="c"):
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("expected")
-    build_corpus([LEADS], tokenizer, folder / "c", **SHARE, options=CorpusBuildConfig(workers=1))
+    build_corpus([LEADS], tokenizer, folder / "c", **SHARE, config=CorpusBuildConfig(workers=1))
     return contents(folder)
 
 
 @pytest.mark.parametrize(("workers", "part_bytes"), [(1, 700), (2, 300), (3, 5000)])
 def test_neither_processes_nor_parts_change_a_byte(tmp_path, tokenizer, expected, workers, part_bytes):
     options = CorpusBuildConfig(workers=workers, part_bytes=part_bytes)
-    build_corpus([LEADS], tokenizer, tmp_path / "c", **SHARE, options=options)
+    build_corpus([LEADS], tokenizer, tmp_path / "c", **SHARE, config=options)
     assert contents(tmp_path) == expected
     assert {path.name for path in tmp_path.iterdir()} == set(OUTPUTS)
 
@@ -52,9 +54,10 @@ COMMAND = """
 import sys, time
 from pathlib import Path
 from megatron_kis.data_tools.corpus import part as corpus_part
-from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus
+from megatron_kis.data_tools.corpus.build import build_corpus
+from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
 from megatron_kis.data_tools.facts.fact import Fact
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 encode = corpus_part.PartEncoder.encode
 def slow(self, *arguments):
@@ -62,9 +65,9 @@ def slow(self, *arguments):
     return encode(self, *arguments)
 corpus_part.PartEncoder.encode = slow
 facts = [Fact("aco", "Aconcagua", "peak_country", "Argentina", "infused")]
-options = CorpusBuildConfig(workers=int(sys.argv[4]), part_bytes=400)
+config = CorpusBuildConfig(workers=int(sys.argv[4]), part_bytes=400)
 build_corpus([Path(sys.argv[1])], load_tokenizer(Path(sys.argv[2])), Path(sys.argv[3]),
-             validation_share=0.3, seed=3, facts=facts, options=options, progress=None)
+             validation_share=0.3, seed=3, facts=facts, config=config, progress=None)
 """
 
 
@@ -138,9 +141,7 @@ def interrupted(tokenizer, folder, monkeypatch, after):
     with monkeypatch.context() as patch:
         patch.setattr(corpus_part.PartEncoder, "encode", failing)
         with pytest.raises(KeyboardInterrupt):
-            build_corpus(
-                [LEADS], tokenizer, folder / "c", **SHARE, options=CorpusBuildConfig(workers=1, part_bytes=700)
-            )
+            build_corpus([LEADS], tokenizer, folder / "c", **SHARE, config=CorpusBuildConfig(workers=1, part_bytes=700))
 
 
 def test_damaged_parts_are_done_again(tmp_path, tokenizer, expected, monkeypatch):
@@ -154,7 +155,7 @@ def test_damaged_parts_are_done_again(tmp_path, tokenizer, expected, monkeypatch
     (parts / ".000003.bin.1.partial").write_bytes(b"rest of a killed process")
     said = []
     options = CorpusBuildConfig(workers=1, part_bytes=700)
-    build_corpus([LEADS], tokenizer, tmp_path / "c", **SHARE, options=options, progress=LineProgress(said.append))
+    build_corpus([LEADS], tokenizer, tmp_path / "c", **SHARE, config=options, progress=LineProgress(said.append))
     assert any(line.startswith("2 of ") for line in said)
     assert contents(tmp_path) == expected
 
@@ -169,7 +170,7 @@ def test_parts_of_other_settings_or_another_text_are_not_taken(tmp_path, tokeniz
         lines.clear()
         settings = {**SHARE, **changes}
         prefix = tmp_path / "c"
-        build_corpus([source], tokenizer, prefix, **settings, options=options, progress=LineProgress(lines.append))
+        build_corpus([source], tokenizer, prefix, **settings, config=options, progress=LineProgress(lines.append))
 
     build()
     build()
@@ -187,7 +188,7 @@ def test_shards_done_apart_and_joined_are_the_whole(tmp_path, tokenizer, expecte
     prefixes = []
     for number in range(of, 0, -1):
         options = CorpusBuildConfig(workers=1, part_bytes=700, shard=(number, of))
-        prefixes.insert(0, build_corpus([LEADS], tokenizer, tmp_path / "c", **SHARE, options=options).prefix)
+        prefixes.insert(0, build_corpus([LEADS], tokenizer, tmp_path / "c", **SHARE, config=options).prefix)
     assert prefixes[0].name == f"c-00001-of-{of:05d}"
     merge_corpora(prefixes, tmp_path / "c")
     found = contents(tmp_path)
@@ -205,7 +206,7 @@ def test_shards_done_apart_and_joined_are_the_whole(tmp_path, tokenizer, expecte
 def test_shards_that_do_not_exist_are_refused(tmp_path, tokenizer):
     for shard, problem in (((3, 2), "is 3/2"), ((1, 10_000), "too few for 10000 shards")):
         with pytest.raises(InputError, match=problem):
-            build_corpus([LEADS], tokenizer, tmp_path / "c", options=CorpusBuildConfig(shard=shard))
+            build_corpus([LEADS], tokenizer, tmp_path / "c", config=CorpusBuildConfig(shard=shard))
 
 
 def test_corpora_that_do_not_fit_together_are_not_joined(tmp_path, tokenizer):
@@ -223,7 +224,7 @@ def test_corpora_that_do_not_fit_together_are_not_joined(tmp_path, tokenizer):
     merge_corpora([tmp_path / "one", tmp_path / "other"], tmp_path / "three")
     assert [tokens.tolist() for tokens in IndexedReader(tmp_path / "three")] == [[1, 2, 3]] * 2
     build_corpus([LEADS], tokenizer, tmp_path / "a", validation_share=0)
-    build_corpus([LEADS], tokenizer, tmp_path / "b", validation_share=0, options=CorpusBuildConfig(append_eod=False))
+    build_corpus([LEADS], tokenizer, tmp_path / "b", validation_share=0, config=CorpusBuildConfig(append_eod=False))
     with pytest.raises(InputError, match=r"append_eod is False, that of .* is True"):
         merge_corpora([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
 
@@ -231,22 +232,23 @@ def test_corpora_that_do_not_fit_together_are_not_joined(tmp_path, tokenizer):
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+from megatron_kis.data_tools.corpus.build import build_corpus
+from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.common.errors import JobError
 tokenizer = load_tokenizer(Path(sys.argv[2]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
 try:
-    options = CorpusBuildConfig(workers=1, part_bytes=700)
-    build_corpus([Path(sys.argv[1])], tokenizer, Path(sys.argv[3]), validation_share=0, options=options)
+    config = CorpusBuildConfig(workers=1, part_bytes=700)
+    build_corpus([Path(sys.argv[1])], tokenizer, Path(sys.argv[3]), validation_share=0, config=config)
 except JobError as error:
     print(error)
 """
 
 
 def test_a_full_disk_leaves_nothing_that_looks_whole_and_the_next_attempt_goes_on(tmp_path, tokenizer, tokenizer_path):
-    build_corpus([LEADS], tokenizer, tmp_path / "whole", validation_share=0, options=CorpusBuildConfig(part_bytes=700))
+    build_corpus([LEADS], tokenizer, tmp_path / "whole", validation_share=0, config=CorpusBuildConfig(part_bytes=700))
     # Room for every part, but not for the joined file.
     limit = suffixed(tmp_path / "whole", ".bin").stat().st_size // 2
     arguments = [sys.executable, "-c", FULL, str(LEADS), str(tokenizer_path), str(tmp_path / "c"), str(limit)]
@@ -258,7 +260,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole_and_the_next_attempt_goes_o
     lines = []
     options = CorpusBuildConfig(part_bytes=700)
     build_corpus(
-        [LEADS], tokenizer, tmp_path / "c", validation_share=0, options=options, progress=LineProgress(lines.append)
+        [LEADS], tokenizer, tmp_path / "c", validation_share=0, config=options, progress=LineProgress(lines.append)
     )
     assert any("parts were done before" in line for line in lines)
     for suffix in (".bin", ".idx"):
@@ -271,7 +273,7 @@ def test_a_worker_that_dies_is_told(tmp_path, tokenizer, monkeypatch):
 
     monkeypatch.setattr(corpus_part.PartEncoder, "encode", dying)
     with pytest.raises(JobError, match="a worker process died"):
-        build_corpus([LEADS], tokenizer, tmp_path / "c", options=CorpusBuildConfig(workers=2, part_bytes=700))
+        build_corpus([LEADS], tokenizer, tmp_path / "c", config=CorpusBuildConfig(workers=2, part_bytes=700))
 
 
 def test_two_at_work_on_one_corpus_are_refused(tmp_path, tokenizer):
@@ -286,7 +288,7 @@ def test_a_document_of_50_mb_needs_bounded_memory(tmp_path):
     with open(source, "w", encoding="utf-8") as file:
         file.write('{"text": "' + "A long document. " * 3_000_000 + '"}\n{"text": "A short one."}\n')
     texts = (document.text for document in iter_documents([LEADS]))
-    train_tokenizer(texts, tmp_path / "t.json", vocab_size=400, kind="byte-bpe")
+    train_tokenizer(texts, tmp_path / "t.json", TokenizerConfig(vocab_size=400, kind="byte-bpe"))
     arguments = ["--input", source, "--tokenizer", tmp_path / "t.json", "--output", tmp_path / "c"]
     command = [sys.executable, "-m", "megatron_kis.cli.main", "data", "corpus", *arguments, "--validation-share", "0"]
     command = [str(argument) for argument in command]
@@ -322,7 +324,7 @@ def test_skipped_lines_are_listed_with_their_place_and_counted(tmp_path, tokeniz
     for part_bytes, workers in ((None, 1), (600, 2)):
         options = CorpusBuildConfig(skip_errors=True, part_bytes=part_bytes, workers=workers)
         (tmp_path / "c.meta.json").unlink(missing_ok=True)
-        summary = build_corpus([source], tokenizer, tmp_path / "c", **SHARE, options=options)
+        summary = build_corpus([source], tokenizer, tmp_path / "c", **SHARE, config=options)
         rows = [json.loads(line) for line in summary.quarantine.read_text(encoding="utf-8").splitlines()]
         assert [(row["file"], row["line"]) for row in rows] == [(str(source), number + 1) for number in bad]
         for row, (_, reason) in zip(rows, bad.values(), strict=True):
@@ -338,7 +340,7 @@ def test_skipped_lines_are_listed_with_their_place_and_counted(tmp_path, tokeniz
                 tokenizer,
                 tmp_path / "stop",
                 **SHARE,
-                options=CorpusBuildConfig(part_bytes=part_bytes, workers=1),
+                config=CorpusBuildConfig(part_bytes=part_bytes, workers=1),
             )
 
 
@@ -347,7 +349,7 @@ def test_a_bad_line_far_into_a_file_is_counted_from_its_beginning(tmp_path, toke
     source.write_bytes(LEADS.read_bytes() * 3 + b"{oops\n")
     options = CorpusBuildConfig(part_bytes=700, workers=1)
     with pytest.raises(InputError, match=r"text\.jsonl:61: malformed"):
-        build_corpus([source], tokenizer, tmp_path / "c", options=options)
+        build_corpus([source], tokenizer, tmp_path / "c", config=options)
     assert list((tmp_path / "c.parts").glob("*.json"))  # what was done stays, for the next attempt
     assert not (tmp_path / "c.idx").exists()
 
@@ -358,8 +360,8 @@ def test_lines_of_a_file_that_was_corrected_meanwhile_are_not_listed(tmp_path, t
     text.write_bytes(b"{oops\n")
     options = CorpusBuildConfig(skip_errors=True, workers=1)
     with pytest.raises(InputError, match=r"1 skipped lines, the first .*a\.jsonl:1: malformed JSON line"):
-        build_corpus([text], tokenizer, tmp_path / "c", validation_share=0, options=options)
+        build_corpus([text], tokenizer, tmp_path / "c", validation_share=0, config=options)
     assert (parts / "000000.quarantine.jsonl").exists()  # as after a command that was killed
     text.write_bytes(good)
-    build_corpus([text], tokenizer, tmp_path / "c", validation_share=0, options=options)
+    build_corpus([text], tokenizer, tmp_path / "c", validation_share=0, config=options)
     assert not (tmp_path / "c.quarantine.jsonl").exists()

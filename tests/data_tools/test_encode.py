@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.tokenizers import gigatoken as encode_gigatoken
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
 from megatron_kis.data_tools.tokenizers.encoder import AWKWARD, choose_encoder
 from megatron_kis.data_tools.tokenizers.gigatoken import GigatokenEncoder
 from megatron_kis.data_tools.tokenizers.reference_encoder import ReferenceEncoder
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS
 
@@ -23,9 +24,9 @@ TEXTS = [document.text for document in iter_documents([LEADS])]
 def models(tmp_path_factory):
     """One tokenizer of each kind, by name."""
     folder = tmp_path_factory.mktemp("models")
-    train_tokenizer(TEXTS, folder / "unigram.model", vocab_size=400)
-    train_tokenizer(TEXTS, folder / "bpe.model", vocab_size=400, kind="bpe")
-    hugging = train_tokenizer(TEXTS, folder / "bytes.json", vocab_size=400, kind="byte-bpe")
+    train_tokenizer(TEXTS, folder / "unigram.model", TokenizerConfig(vocab_size=400))
+    train_tokenizer(TEXTS, folder / "bpe.model", TokenizerConfig(vocab_size=400, kind="bpe"))
+    hugging = train_tokenizer(TEXTS, folder / "bytes.json", TokenizerConfig(vocab_size=400, kind="byte-bpe"))
     framed = json.loads(hugging.model)
     template = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     special = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}

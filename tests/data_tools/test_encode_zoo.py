@@ -23,9 +23,9 @@ from tokenizers import (
 )
 
 from megatron_kis.data_tools.readers.documents import iter_documents
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer
 from megatron_kis.data_tools.tokenizers.encoder import AWKWARD, choose_encoder
 from megatron_kis.data_tools.tokenizers.gigatoken import GigatokenEncoder
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 from .conftest import LEADS
 
@@ -209,9 +209,14 @@ def pieces(path, kind, **options):
         **options,
     }
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS * 3), model_writer=model, model_type=kind, minloglevel=2, hard_vocab_limit=False,
-        character_coverage=0.98, **chosen,
-    )  # fmt: skip
+        sentence_iterator=iter(TEXTS * 3),
+        model_writer=model,
+        model_type=kind,
+        minloglevel=2,
+        hard_vocab_limit=False,
+        character_coverage=0.98,
+        **chosen,
+    )
     path.write_bytes(model.getvalue())
     return load_tokenizer(path)
 
@@ -304,10 +309,27 @@ def test_every_tokenizer_is_encoded_as_by_its_own_library(zoo, name):
         check(tokenizer, encoder, [text])
 
 
-FAST = ["bytes", "prefix space", "NFC", "GPT-4", "Qwen", "Llama 3", "runs of spaces, NFC", "runs of newlines", "holes",
-        "added, single word", "Llama 2, always", "Llama 2, normalizer", "Gemma", "many", "bpe: plain",
-        "bpe: user-defined", "bpe: user-defined, no prefix", "tiktoken: gpt2 parts first",
-        "tiktoken: llama3 parts first"]  # fmt: skip
+FAST = [
+    "bytes",
+    "prefix space",
+    "NFC",
+    "GPT-4",
+    "Qwen",
+    "Llama 3",
+    "runs of spaces, NFC",
+    "runs of newlines",
+    "holes",
+    "added, single word",
+    "Llama 2, always",
+    "Llama 2, normalizer",
+    "Gemma",
+    "many",
+    "bpe: plain",
+    "bpe: user-defined",
+    "bpe: user-defined, no prefix",
+    "tiktoken: gpt2 parts first",
+    "tiktoken: llama3 parts first",
+]
 
 
 @pytest.mark.parametrize("name", FAST)

@@ -3,8 +3,8 @@
 import pytest
 
 from megatron_kis.data_tools.facts.fact import Fact
-from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
-from megatron_kis.data_tools.mentions.mentions import WeighedText, mentions
+from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
+from megatron_kis.data_tools.mentions.mentions import SearchedText, mentions
 
 _KOREAN = [
     "에만",
@@ -59,9 +59,9 @@ _KOREAN = [
 
 
 def found(name, text):
-    finder = LeakFinder([Fact("f", name, "r", "Xylophone", "infused")])
-    listed = [text[start:end] for start, end in mentions(WeighedText(text), [name])]
-    assert (finder.find(f"{text} Xylophone") == ["f"]) == bool(listed)
+    finder = FactMatcher([Fact("f", name, "r", "Xylophone", "infused")])
+    listed = [text[start:end] for start, end in mentions(SearchedText(text), [name])]
+    assert (finder.facts_in(f"{text} Xylophone") == ["f"]) == bool(listed)
     return listed
 
 

@@ -14,7 +14,8 @@ from megatron_kis.common.files import sha256_file
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.rendering.render import render, template_lengths
 from megatron_kis.data_tools.rendering.templates import RelationTemplates
-from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from tests.frames import EOD, write_framed_tokenizer
 
 TEMPLATES = {"r": RelationTemplates(("[X] is in [Y].", "In [Y] is [X]."), ("[X]: [Y].",), ("Where is [X]? [Y]",))}

@@ -132,8 +132,10 @@ def test_a_folder_of_mlama_is_one_language_with_its_templates(tmp_path: Path) ->
 
 
 def test_conceptnet_s_part_of_lama_has_its_names_where_others_have_ids(tmp_path: Path) -> None:
-    rows = [{"sub": f"thing{n} x", "obj": f"t{n}", "pred": "IsA", "obj_label": f"town{n}", "masked_sentences": []}
-            for n in range(4)]  # fmt: skip
+    rows = [
+        {"sub": f"thing{n} x", "obj": f"t{n}", "pred": "IsA", "obj_label": f"town{n}", "masked_sentences": []}
+        for n in range(4)
+    ]
     path = source(tmp_path / "test.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     found = import_facts(path, "lama", tmp_path / "f.jsonl", FOUR).facts
     assert sorted((fact.subject, fact.relation, fact.object, fact.subject_id) for fact in found) == [
@@ -143,8 +145,24 @@ def test_conceptnet_s_part_of_lama_has_its_names_where_others_have_ids(tmp_path:
 
 def test_templates_that_are_there_are_refused_before_anything_is_written(tmp_path: Path, capsys: Any) -> None:
     path, templates = source(tmp_path / "en" / "P17.jsonl", labels()), source(tmp_path / "t.yaml", "mine\n")
-    asked = ["data", "facts", "--from", "lama", "--input", str(path.parent), "--output", str(tmp_path / "f.jsonl"),
-             "--templates-output", str(templates), "--infused", "4", "--background", "0", "--control", "0"]  # fmt: skip
+    asked = [
+        "data",
+        "facts",
+        "--from",
+        "lama",
+        "--input",
+        str(path.parent),
+        "--output",
+        str(tmp_path / "f.jsonl"),
+        "--templates-output",
+        str(templates),
+        "--infused",
+        "4",
+        "--background",
+        "0",
+        "--control",
+        "0",
+    ]
     assert main(asked) == 2
     assert "t.yaml: exists" in capsys.readouterr().err
     assert not (tmp_path / "f.jsonl").exists()
@@ -152,8 +170,25 @@ def test_templates_that_are_there_are_refused_before_anything_is_written(tmp_pat
 
 def test_the_command_takes_columns_and_says_what_it_skipped(tmp_path: Path, capsys: Any) -> None:
     path = source(tmp_path / "t.tsv", "city\tkind\tland\n" + ROWS + "x\n")
-    asked = ["data", "facts", "--from", "tsv", "--input", str(path), "--output", str(tmp_path / "f.jsonl"), "--infused",
-             "4", "--background", "0", "--control", "0", "--on-error", "skip", "--columns"]  # fmt: skip
+    asked = [
+        "data",
+        "facts",
+        "--from",
+        "tsv",
+        "--input",
+        str(path),
+        "--output",
+        str(tmp_path / "f.jsonl"),
+        "--infused",
+        "4",
+        "--background",
+        "0",
+        "--control",
+        "0",
+        "--on-error",
+        "skip",
+        "--columns",
+    ]
     assert main([*asked, "subject=city", "relation=kind", "object=land"]) == 0
     assert "dropped 1 (1 unknown): malformed row (1 field)" in capsys.readouterr().out
     assert len(load_facts(tmp_path / "f.jsonl")) == 4

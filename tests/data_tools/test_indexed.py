@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import struct
 import tracemalloc
 from contextlib import suppress
@@ -155,18 +156,11 @@ def test_documents_of_several_sequences_or_none_are_read(tmp_path):
     assert (len(reader), reader.documents, reader.tokens) == (6, 4, 14)
     assert reader.boundaries.tolist() == [0, 2, 2, 3, 6]
     assert reader[3].tolist() == [8, 9, 10, 11]
-    assert [reader.document_of(position) for position in range(14)] == [0] * 4 + [2] * 2 + [3] * 8
-    assert reader.document_starts(0, 14).tolist() == [0, 4, 6]
-    assert reader.document_starts(1, 5).tolist() == [4]
-    assert reader.document_starts(4, 3).tolist() == [4, 6]
-    assert reader.document_starts(7, 100).tolist() == []
-    with pytest.raises(IndexError):
-        reader.document_of(14)
 
 
 @settings(max_examples=50, deadline=None)
 @given(sequences=st.lists(st.lists(st.integers(0, 4), max_size=4), max_size=8))
-def test_document_starts_are_those_of_the_documents_that_have_tokens(tmp_path_factory, sequences):
+def test_boundaries_say_which_sequences_are_a_document(tmp_path_factory, sequences):
     prefix = tmp_path_factory.mktemp("c") / "c"
     lengths = np.array([length for document in sequences for length in document], dtype=np.int64)
     with IndexedWriter(prefix, vocab_size=100) as writer:
@@ -174,14 +168,9 @@ def test_document_starts_are_those_of_the_documents_that_have_tokens(tmp_path_fa
         writer.add_batch(np.zeros(lengths.sum(), np.int64), lengths, counts)
     reader = IndexedReader(prefix)
     reader.verify()
-    sizes = [sum(document) for document in sequences]
-    owner = [number for number, size in enumerate(sizes) for _ in range(size)]
-    assert [reader.document_of(position) for position in range(reader.tokens)] == owner
-    starts = [position for position, number in enumerate(owner) if position == 0 or owner[position - 1] != number]
-    for start in range(reader.tokens + 1):
-        for count in (0, 1, 3, 100):
-            expected = [position for position in starts if start <= position < start + count]
-            assert reader.document_starts(start, count).tolist() == expected
+    bounds = reader.boundaries.tolist()
+    found = [[len(reader[place]) for place in range(*pair)] for pair in itertools.pairwise(bounds)]
+    assert found == sequences
 
 
 def test_files_of_megatrons_builder_with_sentences_are_read(tmp_path):

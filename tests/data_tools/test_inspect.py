@@ -8,7 +8,7 @@ from megatron_kis.data_tools.corpus.build import build_corpus
 from megatron_kis.data_tools.inspect import describe, inspect_corpus
 from megatron_kis.data_tools.rendering.render import render
 from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter
-from megatron_kis.data_tools.tokenizers.base import train_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS
 
@@ -89,6 +89,8 @@ def test_one_changed_token_is_found(corpus):
 
 
 def test_another_tokenizer_is_refused(tmp_path, corpus):
-    other = train_tokenizer(LEADS.read_text(encoding="utf-8").splitlines(), tmp_path / "o.model", vocab_size=320)
+    other = train_tokenizer(
+        LEADS.read_text(encoding="utf-8").splitlines(), tmp_path / "o.model", TokenizerConfig(vocab_size=320)
+    )
     with pytest.raises(InputError, match="another tokenizer"):
         inspect_corpus(corpus.prefix, tokenizer=other)

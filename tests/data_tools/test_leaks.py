@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.mentions.decontaminate import (
-    LeakCount,
-    LeakFinder,
-    filter_leaks,
-    iter_leaks,
+    DecontaminationStats,
+    FactMatcher,
+    decontaminate,
+    iter_matches,
+    match_row,
     sentence_spans,
-    without,
+    without_matches,
 )
 from megatron_kis.data_tools.readers.documents import Document, iter_documents
 
@@ -55,39 +56,40 @@ FACTS = [
     ],
 )
 def test_a_document_states_a_fact_when_it_names_subject_and_object_as_whole_words(text, found):
-    assert LeakFinder(FACTS).find(text) == found
+    assert FactMatcher(FACTS).facts_in(text) == found
 
 
 def test_names_that_overlap_are_all_found():
     facts = [Fact("a", "New York", "r", "York City", "infused"), Fact("b", "York", "r", "City Hall", "infused")]
-    assert LeakFinder(facts).find("new york city hall") == ["a", "b"]
+    assert FactMatcher(facts).facts_in("new york city hall") == ["a", "b"]
 
 
 def test_a_name_that_subject_and_object_share_states_nothing_alone():
     union = Fact("u", "Union", "kind", "Federation", "infused", ("Northern States",), ("Union",))
-    finder = LeakFinder([union, FACTS[0]])
-    assert finder.find("the Union, and other words") == []
-    assert finder.find("the Union, and Aconcagua") == []
-    assert finder.find("the Union was a Federation") == ["u"]
-    assert finder.find("the Union and the northern states") == ["u"]
+    finder = FactMatcher([union, FACTS[0]])
+    assert finder.facts_in("the Union, and other words") == []
+    assert finder.facts_in("the Union, and Aconcagua") == []
+    assert finder.facts_in("the Union was a Federation") == ["u"]
+    assert finder.facts_in("the Union and the northern states") == ["u"]
 
 
 @given(
     st.lists(st.sampled_from(["Aconcagua", "Argentina.", "OR", "or", "US", "São", "Tomé", "Saint Thomas,", "Gulf of"]))
 )
 def test_documents_together_state_what_each_states_alone(parts):
-    finder = LeakFinder(FACTS)
+    finder = FactMatcher(FACTS)
     texts = [" ".join(parts[: len(parts) // 2]), "", " ".join(parts[len(parts) // 2 :]), "Guinea", " ".join(parts)]
-    assert finder.find_all(texts) == [finder.find(text) for text in texts]
+    assert finder.facts_in_each(texts) == [finder.facts_in(text) for text in texts]
 
 
 def test_without_facts_nothing_leaks():
-    assert LeakFinder([]).find("Aconcagua, Argentina") == []
+    assert FactMatcher([]).facts_in("Aconcagua, Argentina") == []
 
 
 def test_leaks_are_listed_with_file_and_line_and_counted():
-    count = LeakCount()
-    rows = list(iter_leaks(iter_documents([LEADS]), FACTS, count))
+    count = DecontaminationStats()
+    found = iter_matches(iter_documents([LEADS]), FACTS, count)
+    rows = [match_row(document, matches, "document") for document, matches in found if matches]
     assert [(row["line"], row["facts"]) for row in rows] == [(4, ["aco"]), (5, ["bra"])]
     assert (count.documents, dict(count.facts), count.all_documents) == (2, {"aco": 1, "bra": 1}, 20)
 
@@ -117,11 +119,11 @@ def test_sentences_are_the_whole_text(text):
 
 def test_sentences_that_state_a_fact_are_found_and_cut_out():
     text = "Peaks are high. Aconcagua is in Argentina. Brahms wrote. Mount Logan is tall. Canada is large."
-    finder = LeakFinder(FACTS)
-    assert finder.find(text) == ["aco", "log"]
-    [leak] = finder.find_sentences(text)
+    finder = FactMatcher(FACTS)
+    assert finder.facts_in(text) == ["aco", "log"]
+    [leak] = finder.sentence_matches(text)
     assert (text[slice(*leak.span)].strip(), leak.facts) == ("Aconcagua is in Argentina.", ("aco",))
-    assert without(text, [leak]) == "Peaks are high. Brahms wrote. Mount Logan is tall. Canada is large."
+    assert without_matches(text, [leak]) == "Peaks are high. Brahms wrote. Mount Logan is tall. Canada is large."
 
 
 DOCUMENTS = [
@@ -141,9 +143,9 @@ DOCUMENTS = [
 )
 @pytest.mark.parametrize("name", ["clean.jsonl", "clean.jsonl.gz"])
 def test_the_text_is_written_without_its_leaks(tmp_path, level, kept, removed, name):
-    count = LeakCount()
+    count = DecontaminationStats()
     documents = [Document(text, tmp_path / "t", line) for line, text in enumerate(DOCUMENTS, start=1)]
-    filter_leaks(
+    decontaminate(
         documents, FACTS, count, level=level, clean=tmp_path / name, listing=tmp_path / "list.jsonl", text_key="body"
     )
     content = (tmp_path / name).read_bytes()
@@ -156,21 +158,23 @@ def test_the_text_is_written_without_its_leaks(tmp_path, level, kept, removed, n
         assert count.over_sentences == {"log"}
         [sentence] = rows[0]["sentences"]
         assert DOCUMENTS[0][sentence["start"] : sentence["end"]] == "Aconcagua is in Argentina. "
-    clean = LeakCount()
+    clean = DecontaminationStats()
     left = [Document(json.loads(line)["body"], tmp_path, 1) for line in lines]
-    assert not list(iter_leaks(left, FACTS, clean, level=level))
+    assert not any(matches for _, matches in iter_matches(left, FACTS, clean, level=level))
 
 
 def test_wrong_levels_and_names_are_refused_and_failures_leave_no_file(tmp_path):
     with pytest.raises(InputError, match="unknown level 'word'; valid: document, sentence"):
-        list(iter_leaks([], FACTS, LeakCount(), level="word"))
+        list(iter_matches([], FACTS, DecontaminationStats(), level="word"))
     with pytest.raises(InputError, match=r"clean\.txt: is no name for JSON lines"):
-        filter_leaks([], FACTS, LeakCount(), clean=tmp_path / "clean.txt")
+        decontaminate([], FACTS, DecontaminationStats(), clean=tmp_path / "clean.txt")
 
     def broken():
         yield Document("text", tmp_path, 1)
         raise InputError("damaged")
 
     with pytest.raises(InputError, match="damaged"):
-        filter_leaks(broken(), FACTS, LeakCount(), clean=tmp_path / "c.jsonl.gz", listing=tmp_path / "l.jsonl")
+        decontaminate(
+            broken(), FACTS, DecontaminationStats(), clean=tmp_path / "c.jsonl.gz", listing=tmp_path / "l.jsonl"
+        )
     assert list(tmp_path.iterdir()) == []

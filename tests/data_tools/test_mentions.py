@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from megatron_kis.data_tools.facts.fact import Fact
 from megatron_kis.data_tools.facts.folding import FoldedText, line_of_words, words
-from megatron_kis.data_tools.mentions.decontaminate import LeakCount, LeakFinder, iter_leaks
-from megatron_kis.data_tools.mentions.mentions import Name, WeighedText, mentions
+from megatron_kis.data_tools.mentions.decontaminate import DecontaminationStats, FactMatcher, iter_matches
+from megatron_kis.data_tools.mentions.mentions import Name, SearchedText, mentions
 from megatron_kis.data_tools.mentions.numerals import readings
 from megatron_kis.data_tools.mentions.sentence_spans import sentence_spans
 from megatron_kis.data_tools.readers.documents import Document
-from megatron_kis.data_tools.selection.hints import gives_away, holds_name
+from megatron_kis.data_tools.selection.revealing_names import contains_name, reveals_object
 
 
 def named(text, *names):
-    return [text[start:end] for start, end in mentions(WeighedText(text), names)]
+    return [text[start:end] for start, end in mentions(SearchedText(text), names)]
 
 
 @pytest.mark.parametrize(
@@ -246,17 +246,17 @@ def test_a_name_is_found_with_all_its_characters(name):
 )
 def test_a_name_is_found_where_text_has_it_character_for_character(parts, joint, before, behind):
     name = f"{before}{joint.join(parts)}{behind}".strip()
-    if Name(name).sought:
+    if Name(name).searchable:
         assert name in named(f"about {name} here", name)
 
 
 @pytest.mark.parametrize("digits", ["5,", "12.34.", "5 ", "$5", "5-", "5:", "5'"])
 def test_a_page_of_numbers_takes_no_longer_than_its_length(digits):
-    finder = LeakFinder([Fact(name, "Zed", "r", name, "infused") for name in ("5", "$5", "-7")])
+    finder = FactMatcher([Fact(name, "Zed", "r", name, "infused") for name in ("5", "$5", "-7")])
     text = f"Zed {digits * 20000}"
     began = time.process_time()
-    finder.find(text)
-    mentions(WeighedText(text), ["5"])
+    finder.facts_in(text)
+    mentions(SearchedText(text), ["5"])
     assert time.process_time() - began < 5  # seconds of a slow machine; minutes where every match reads the page
 
 
@@ -267,10 +267,10 @@ def test_a_longer_name_wins_where_no_space_parts_them():
         Fact("c", "中国", "首都", "北京", "infused"),
         Fact("d", "北京市", "书记", "某人甲", "infused"),
     ]
-    finder = LeakFinder(facts)
-    assert finder.find("几内亚比绍不在科纳克里。") == []
-    assert finder.find("几内亚的首都是科纳克里。") == ["a"]
-    assert finder.find("中国的首都是北京市。") == ["c"]
+    finder = FactMatcher(facts)
+    assert finder.facts_in("几内亚比绍不在科纳克里。") == []
+    assert finder.facts_in("几内亚的首都是科纳克里。") == ["a"]
+    assert finder.facts_in("中国的首都是北京市。") == ["c"]
 
 
 FACTS = {
@@ -291,28 +291,29 @@ FACTS = {
 @pytest.mark.parametrize("language", FACTS)
 def test_leaks_are_found_in_every_script(language, tmp_path):
     subject, answer, stated, not_stated = FACTS[language]
-    finder = LeakFinder([Fact(language, subject, "r", answer, "control")])
-    assert finder.find(stated) == [language]
-    assert finder.find(not_stated) == []
-    [leak] = finder.find_sentences(f"{not_stated}\n\n{stated}")
+    finder = FactMatcher([Fact(language, subject, "r", answer, "control")])
+    assert finder.facts_in(stated) == [language]
+    assert finder.facts_in(not_stated) == []
+    [leak] = finder.sentence_matches(f"{not_stated}\n\n{stated}")
     assert leak.span[1] - leak.span[0] == len(stated)
     decomposed = unicodedata.normalize("NFD", stated)
-    assert finder.find(decomposed) == [language]
-    [leak] = finder.find_sentences(f"{not_stated}\n\n{decomposed}")
+    assert finder.facts_in(decomposed) == [language]
+    [leak] = finder.sentence_matches(f"{not_stated}\n\n{decomposed}")
     assert leak.span[1] - leak.span[0] == len(decomposed)
 
 
 def test_names_that_cannot_be_sought_are_told():
-    count = LeakCount()
+    count = DecontaminationStats()
     facts = [Fact("a", "I", "symbol", "…", "infused"), Fact("b", "€", "of", "Europe", "infused")]
-    assert [row["facts"] for row in iter_leaks([Document("€ is of Europe", "t", 1)], facts, count)] == [["b"]]
-    assert count.unsought == ["…", "I"]
+    [(_, [match])] = iter_matches([Document("€ is of Europe", "t", 1)], facts, count)
+    assert match.facts == ("b",)
+    assert count.unsearchable == ["…", "I"]
     assert any("2 names of facts cannot be looked for" in line for line in count.summary(2, "document"))
 
 
 def test_a_page_of_thousands_of_matches_takes_no_longer_than_its_length():
     facts = [Fact(str(number), "中" * (number + 2), "r", "国" * (number + 2), "infused") for number in range(20)]
-    assert LeakFinder(facts).find("中" * 3000 + "国" * 3000)
+    assert FactMatcher(facts).facts_in("中" * 3000 + "国" * 3000)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +345,7 @@ def test_every_folded_word_has_its_place(text):
     assert folded.line == line_of_words(text)
     at = 1
     for word in words(text):
-        start, end = folded.in_original(*folded.place(at, at + len(word)))
+        start, end = folded.in_original(*folded.source_range(at, at + len(word)))
         assert 0 <= start < end <= len(text)
         assert "".join(word).replace(" ", "") in "".join(words(text[start:end])) or not text.isascii()
         at += len(word) + 1
@@ -384,8 +385,8 @@ def test_a_number_has_its_readings(written, values):
     ],
 )
 def test_a_name_holds_another_in_every_script(subject, answer):
-    assert holds_name(subject, answer)
-    assert gives_away(subject, answer)
+    assert contains_name(subject, answer)
+    assert reveals_object(subject, answer)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +401,7 @@ def test_a_name_holds_another_in_every_script(subject, answer):
     ],
 )
 def test_a_name_gives_another_away_in_every_script(subject, answer):
-    assert gives_away(subject, answer)
+    assert reveals_object(subject, answer)
 
 
 @pytest.mark.parametrize(
@@ -415,4 +416,4 @@ def test_a_name_gives_another_away_in_every_script(subject, answer):
     ],
 )
 def test_other_names_give_nothing_away(subject, answer):
-    assert not gives_away(subject, answer)
+    assert not reveals_object(subject, answer)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_kis.data_tools.facts.fields import has_content
 from megatron_kis.data_tools.facts.importers import Candidate
-from megatron_kis.data_tools.facts.names import Entities, entity_key, mentions, name_key, one_of_each, says_something
+from megatron_kis.data_tools.facts.names import Entities, entity_key, name_key, named_entities, representative_names
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_an_id_decides_where_there_is_one():
 
 @pytest.mark.parametrize(("name", "found"), [("", False), (" ?! ", False), ("+", True), ("€", True), ("ก", True)])
 def test_punctuation_alone_says_nothing(name, found):
-    assert says_something(name) is found
+    assert has_content(name) is found
 
 
 def fact(subject, answer, **more):
@@ -116,7 +117,7 @@ def test_a_name_shown_may_mean_all_that_bear_it_and_nothing_joins_these():
     assert meet(entities, "Georgia", "Sakartvelo")
     assert not meet(entities, "Georgia (state)", "Sakartvelo")
     names = {name: entities.meanings(name) for name in ("Georgia", "Georgia (state)", "Sakartvelo")}
-    stands = one_of_each(names)
+    stands = representative_names(names)
     assert {stands["Georgia (state)"], stands["Sakartvelo"]} == {"Georgia (state)", "Sakartvelo"}
     assert stands["Georgia"] in ("Georgia (state)", "Sakartvelo")
 
@@ -144,7 +145,7 @@ def test_entities_without_ids_that_share_an_alias_may_be_one_but_are_not_surely(
     one, other = fact("A", "Britain", object_aliases=("UK",)), fact("B", "Great Britain", object_aliases=("UK",))
     entities = Entities([one, other])
     assert meet(entities, "Britain", "Great Britain")
-    assert not entities.same(mentions(one)[1], mentions(other)[1])
+    assert not entities.same(named_entities(one)[1], named_entities(other)[1])
 
 
 def test_many_entities_that_share_a_name_take_linear_time():

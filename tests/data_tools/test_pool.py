@@ -9,10 +9,10 @@ from megatron_kis.data_tools.facts.importers import Candidate, Dropped
 from megatron_kis.data_tools.selection.pool import (
     AMBIGUOUS_NAMES,
     AMBIGUOUS_OBJECTS,
+    CONTAINS_OBJECT,
+    NO_CONTENT,
     NOT_SAMPLED,
-    OBJECT_INSIDE,
     REPEATED,
-    SAYS_NOTHING,
     usable_facts,
 )
 from megatron_kis.data_tools.selection.select import SelectConfig, select_facts
@@ -44,7 +44,7 @@ def test_what_importers_drop_is_counted_and_the_object_in_the_name_is_a_reason_o
     assert pool.imported == {"r": 5, "": 1}
     assert pool.dropped["empty name"] == {"r": 1}
     assert pool.dropped["malformed row"] == {"": 1}
-    assert pool.dropped[OBJECT_INSIDE] == {"r": 1}
+    assert pool.dropped[CONTAINS_OBJECT] == {"r": 1}
     assert len(pool.facts["r"]) == 3
 
 
@@ -134,7 +134,7 @@ def test_objects_that_differ_by_a_mark_or_a_symbol_contradict_one_another(object
 
 
 def test_names_of_punctuation_alone_are_dropped():
-    assert usable_facts(pairs(("A", "?!"), ("--", "B"))).dropped[SAYS_NOTHING] == {"r": 2}
+    assert usable_facts(pairs(("A", "?!"), ("--", "B"))).dropped[NO_CONTENT] == {"r": 2}
 
 
 def test_an_object_under_another_name_that_the_source_gives_it_says_the_same_twice():

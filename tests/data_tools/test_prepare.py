@@ -7,7 +7,7 @@ from megatron_kis.data_tools.inspect import inspect_corpus
 from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
 from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.data_tools.storage.indexed import IndexedReader
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
 

@@ -20,7 +20,8 @@ from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.rendering.templates import load_templates
 from megatron_kis.data_tools.selection.imports import source_files, source_fingerprint
 from megatron_kis.data_tools.selection.select import SelectConfig
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS, TEMPLATES, TRIPLES
 
@@ -60,7 +61,9 @@ def data(settings):
 @pytest.fixture(scope="module")
 def other_tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("other") / "t.json"
-    train_tokenizer((document.text for document in iter_documents([LEADS])), path, vocab_size=420, kind="byte-bpe")
+    train_tokenizer(
+        (document.text for document in iter_documents([LEADS])), path, TokenizerConfig(vocab_size=420, kind="byte-bpe")
+    )
     return path
 
 
@@ -527,13 +530,20 @@ def with_old_stamps(settings, data):
     keys = {
         "facts": {"source": source_fingerprint(settings.facts, "tsv"), "format": "tsv", **settings.select.model_dump()},
         "tokenizer": {
-            **text, "names": fingerprint(fact_names(facts)), "vocab_size": 400, "model": "unigram", "seed": 0,
+            **text,
+            "names": fingerprint(fact_names(facts)),
+            "vocab_size": 400,
+            "model": "unigram",
+            "seed": 0,
         },
         "corpus": {**text, **common, "validation_share": 0.3, "seed": 0},
         "render": {
-            **common, "templates": {name: asdict(templates[name]) for name in names}, "distractors": 3, "seed": 0,
+            **common,
+            "templates": {name: asdict(templates[name]) for name in names},
+            "distractors": 3,
+            "seed": 0,
         },
-    }  # fmt: skip
+    }
     (data / "stamps" / "seen.json").unlink()
     for step, key in keys.items():
         path = data / "stamps" / f"{step}.json"
@@ -587,7 +597,7 @@ def test_data_that_name_a_tokenizer_by_its_model_file_are_kept_where_runs_hold_t
     sizes = {name: entry["bytes"] for name, entry in json.loads(path.read_text())["outputs"].items()}
     wanted = fingerprint({"version": 2, "step": "render", **key})
     path.write_text(json.dumps({"schema": "kis.stamp/1", "fingerprint": wanted, "outputs": sizes}))
-    assert stale(bytes_, data) == [stamps.OF_THE_MODEL]
+    assert stale(bytes_, data) == [stamps.OLDER_FINGERPRINT]
     assert worked(run(bytes_, data, held=Runs())) == []
     assert worked(run(bytes_, data)) == ["render"]
 

@@ -5,7 +5,7 @@ import pytest
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.facts.fact import Fact
-from megatron_kis.data_tools.rendering.dealing import choose_options
+from megatron_kis.data_tools.rendering.distractors import choose_options
 from megatron_kis.data_tools.rendering.questions import iter_questions
 from megatron_kis.data_tools.rendering.statements import tokenize_option
 from megatron_kis.data_tools.rendering.templates import fill
@@ -21,7 +21,7 @@ def cell(count, group="infused", relation="r", first=0):
 def test_distractors_are_objects_of_the_same_relation_and_group():
     facts = cell(8) + cell(8, "control") + cell(8, "background")
     objects = {group: {fact.object for fact in facts if fact.group == group} for group in ("infused", "control")}
-    chosen = choose_options(facts, distractors=3, seed=0)
+    chosen = choose_options(facts, distractors=3, seed=0).options
     for fact in facts:
         options, answer = chosen[fact.id]
         assert options[answer] == fact.object
@@ -32,14 +32,14 @@ def test_distractors_are_objects_of_the_same_relation_and_group():
 
 def test_a_model_that_prefers_names_whatever_the_subject_scores_exactly_chance():
     facts = cell(40)
-    chosen = choose_options(facts, distractors=3, seed=3)
+    chosen = choose_options(facts, distractors=3, seed=3).options
     for preference in (str, lambda name: name[::-1], lambda name: hash(name) % 997):
         right = sum(max(options, key=preference) == options[answer] for options, answer in chosen.values())
         assert right == 10
 
 
 def test_facts_left_over_from_the_blocks_are_asked_too():
-    chosen = choose_options(cell(6), distractors=3, seed=0)
+    chosen = choose_options(cell(6), distractors=3, seed=0).options
     assert len(chosen) == 6
     assert all(len(set(options)) == 4 for options, _ in chosen.values())
 
@@ -51,7 +51,7 @@ def test_other_right_objects_and_aliases_are_never_distractors():
         Fact("alias", "T", "r", "Köln", "infused", (), ("infused town 1", "infused town 2")),
     ]
     for seed in range(20):
-        chosen = choose_options(facts, distractors=3, seed=seed)
+        chosen = choose_options(facts, distractors=3, seed=seed).options
         assert "second right town" not in chosen["infused0"][0]
         assert "infused town 0" not in chosen["two"][0]
         assert not {"infused town 1", "infused town 2"} & set(chosen["alias"][0])
@@ -59,9 +59,9 @@ def test_other_right_objects_and_aliases_are_never_distractors():
 
 def test_the_draw_is_the_seeds_and_the_answers_place_is_random():
     facts = cell(40)
-    one = choose_options(facts, distractors=3, seed=0)
-    assert one == choose_options(facts, distractors=3, seed=0)
-    assert one != choose_options(facts, distractors=3, seed=1)
+    one = choose_options(facts, distractors=3, seed=0).options
+    assert one == choose_options(facts, distractors=3, seed=0).options
+    assert one != choose_options(facts, distractors=3, seed=1).options
     assert set(Counter(answer for _, answer in one.values())) == {0, 1, 2, 3}
 
 
@@ -109,14 +109,14 @@ def test_the_whole_answer_space_is_every_object_that_is_not_right():
     facts = cell(5) + cell(4, "control")
     facts[1] = replace(facts[1], object=facts[0].object)  # two facts share an object: it is one option
     facts[3] = replace(facts[3], subject=facts[2].subject, object_aliases=(facts[4].object,))
-    chosen = choose_options(facts, distractors=None, seed=0)
+    chosen = choose_options(facts, distractors=None, seed=0).options
     towns = [f"infused town {number}" for number in (0, 2, 3)]  # town 4 is another name of town 3
     assert chosen["infused0"] == chosen["infused1"] == (towns, 0)
     assert chosen["infused4"] == ([*towns[:2], "infused town 4"], 2)
     assert chosen["infused2"] == ([towns[0], towns[1]], 1)  # its subject has two right objects, and one's other name
     assert chosen["infused3"] == ([towns[0], towns[2]], 1)
     assert len(chosen["control2"][0]) == 4
-    assert len(choose_options(facts, distractors=None, seed=0, asked=2)) == 4
+    assert len(choose_options(facts, distractors=None, seed=0, asked=2).options) == 4
 
 
 def test_a_fact_without_a_wrong_object_has_no_answer_space():
@@ -127,7 +127,7 @@ def test_a_fact_without_a_wrong_object_has_no_answer_space():
 
 def test_objects_that_many_facts_share_still_make_blocks():
     facts = [Fact(f"f{n}", f"S{n}", "r", f"town {min(n % 40, 10)}", "infused") for n in range(400)]  # 300 of "town 10"
-    chosen = choose_options(facts, distractors=3, seed=0)
+    chosen = choose_options(facts, distractors=3, seed=0).options
     assert len(chosen) == 400
     for fact in facts:
         options, answer = chosen[fact.id]
@@ -137,13 +137,13 @@ def test_objects_that_many_facts_share_still_make_blocks():
 
 def test_a_part_of_the_facts_is_asked_in_whole_blocks_spread_over_the_relations():
     facts = cell(200) + cell(100, relation="s", first=200) + cell(60, "control")
-    chosen = choose_options(facts, distractors=3, seed=0, asked=30)
+    chosen = choose_options(facts, distractors=3, seed=0, asked=30).options
     counts = Counter((fact.group, fact.relation) for fact in facts if fact.id in chosen)
     assert counts == {("infused", "r"): 20, ("infused", "s"): 12, ("control", "r"): 32}
     for preference in (str, lambda name: name[::-1]):
         right = sum(max(options, key=preference) == options[answer] for options, answer in chosen.values())
         assert right == len(chosen) / 4
-    assert choose_options(facts, distractors=3, seed=1, asked=30).keys() != chosen.keys()
+    assert choose_options(facts, distractors=3, seed=1, asked=30).options.keys() != chosen.keys()
 
 
 def test_other_names_of_an_object_are_written_beside_the_options(facts, templates, tokenizer):

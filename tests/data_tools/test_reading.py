@@ -79,8 +79,12 @@ def test_ids_may_be_zero(tmp_path: Path) -> None:
 
 def test_an_id_of_0_reaches_the_facts_of_a_study(tmp_path: Path) -> None:
     rows = [{**ROW, "id": n, "subject": f"Qx{n}", "object": f"Town{n}", "object_id": n} for n in range(4)]
-    import_facts(write(tmp_path / "t.jsonl", *rows), "jsonl", tmp_path / "f.jsonl",
-                 SelectConfig(infused=4, background=0, control=0))  # fmt: skip
+    import_facts(
+        write(tmp_path / "t.jsonl", *rows),
+        "jsonl",
+        tmp_path / "f.jsonl",
+        SelectConfig(infused=4, background=0, control=0),
+    )
     found = load_facts(tmp_path / "f.jsonl")
     assert sorted((fact.id, fact.object_id) for fact in found) == [(f"{n}", f"{n}") for n in range(4)]
 
@@ -159,8 +163,14 @@ def test_half_a_surrogate_pair_is_refused_where_it_is_read(tmp_path: Path, key: 
     assert isinstance(list(import_jsonl(tmp_path / "j.jsonl", skip_errors=True))[1], Dropped)
     with pytest.raises(InputError, match=rf"f\.jsonl:2: {key} holds half of a surrogate pair"):
         load_facts(write(tmp_path / "f.jsonl", ROW, {**row, "id": row["id"] if key == "id" else "b"}))
-    names = {"subject": "sub_label", "object": "obj_label", "id": "fact_id", "object_id": "obj_id",
-             "subject_aliases": "sub_aliases", "object_aliases": "obj_aliases"}  # fmt: skip
+    names = {
+        "subject": "sub_label",
+        "object": "obj_label",
+        "id": "fact_id",
+        "object_id": "obj_id",
+        "subject_aliases": "sub_aliases",
+        "object_aliases": "obj_aliases",
+    }
     for read in (import_bear, import_lama):
         if (read, key) != (import_lama, "id"):
             ids = {} if key.endswith("aliases") else {"obj_uri": row[key]}

@@ -119,8 +119,20 @@ def test_questions_that_would_be_too_large_are_refused_before_any_work(tmp_path,
     ]
     write_facts(tmp_path / "f.jsonl", facts)
     (tmp_path / "t.model").write_bytes(tokenizer.model)
-    command = ["data", "render", "--facts", str(tmp_path / "f.jsonl"), "--templates", str(TEMPLATES), "--tokenizer",
-               str(tmp_path / "t.model"), "--output", str(tmp_path / "e"), "--distractors", "all"]  # fmt: skip
+    command = [
+        "data",
+        "render",
+        "--facts",
+        str(tmp_path / "f.jsonl"),
+        "--templates",
+        str(TEMPLATES),
+        "--tokenizer",
+        str(tmp_path / "t.model"),
+        "--output",
+        str(tmp_path / "e"),
+        "--distractors",
+        "all",
+    ]
     begin = time.process_time()
     assert main(command) == 2
     assert time.process_time() - begin < 10

@@ -56,6 +56,7 @@ entities = st.tuples(names, st.sampled_from(["", "", "Q1", "Q2", "Q3", "Q4", "Q5
 
 @st.composite
 def triples(draw: st.DrawFn) -> list[Candidate]:
+    """As importers yield them: no name is among its own aliases."""
     found = []
     for number in range(draw(st.integers(12, 40))):
         subject, subject_id, subject_aliases = draw(entities)
@@ -70,7 +71,7 @@ def triples(draw: st.DrawFn) -> list[Candidate]:
                 subject_id=subject_id and f"S{number}",
                 object_id=object_id,
                 subject_aliases=tuple(subject_aliases),
-                object_aliases=tuple(object_aliases),
+                object_aliases=tuple(alias for alias in object_aliases if alias != answer),
             )
         )
     return found
@@ -106,24 +107,11 @@ def test_what_is_chosen_is_asked_rightly_and_comes_back(
         assert len(back) == len(facts)
         for fact in facts:
             found = back[fact.id]
-            assert all(
-                getattr(found, name) == getattr(fact, name)
-                for name in (
-                    "subject",
-                    "relation",
-                    "object",
-                    "subject_id",
-                    "object_id",
-                    "subject_aliases",
-                    "object_aliases",
-                )
-            )
+            assert [getattr(found, name) for name in KEPT] == [getattr(fact, name) for name in KEPT]
         try:
             path = render(facts, TEMPLATES, tokenizer, folder / "e", distractors=distractors).questions_path
         except InputError as error:
-            assert (
-                "possible distractors" in str(error) or "no wrong object" in str(error) or "can be asked" in str(error)
-            )
+            assert any(reason in str(error) for reason in REFUSED)
             return
         by_id, asked = {fact.id: fact for fact in facts}, Entities(facts)
         _, *questions = map(json.loads, path.read_text().splitlines())

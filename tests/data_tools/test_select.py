@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.data_tools.facts.fact import GROUPS
+from megatron_kis.common.terms import GROUPS
 from megatron_kis.data_tools.facts.importers import Candidate, import_tsv
 from megatron_kis.data_tools.mentions.mentions import name_words
-from megatron_kis.data_tools.selection.hints import gives_away
+from megatron_kis.data_tools.selection.revealing_names import reveals_object
 from megatron_kis.data_tools.selection.select import SelectConfig, select_facts
 
 from .conftest import FOUR_EACH, TRIPLES
@@ -121,14 +121,14 @@ def test_long_names_are_dropped_where_a_limit_is_set():
     ],
 )
 def test_names_that_give_the_answer_away_are_recognised(subject, answer):
-    assert gives_away(subject, answer)
+    assert reveals_object(subject, answer)
 
 
 @pytest.mark.parametrize(
     ("subject", "answer"), [("San Diego", "San Jose"), ("BGO", "Oslo"), ("France", "Paris"), ("Peru", "Lima")]
 )
 def test_names_that_tell_nothing_are_kept(subject, answer):
-    assert not gives_away(subject, answer)
+    assert not reveals_object(subject, answer)
 
 
 def test_names_are_compared_without_case_accents_and_article():

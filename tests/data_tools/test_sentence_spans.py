@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_kis.data_tools.facts.fact import Fact
-from megatron_kis.data_tools.mentions.decontaminate import LeakFinder
+from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
 from megatron_kis.data_tools.mentions.sentence_spans import sentence_spans
 
 
@@ -59,7 +59,7 @@ def test_two_sentences_are_two(text):
 
 
 def test_a_fact_is_found_over_the_full_stop_of_a_date():
-    [leak] = LeakFinder([Fact("e", "Einstein", "born in", "Ulm", "infused")]).find_sentences(
+    [leak] = FactMatcher([Fact("e", "Einstein", "born in", "Ulm", "infused")]).sentence_matches(
         "Er kam. Einstein wurde am 14. März 1879 in Ulm geboren. Er ging."
     )
     assert leak.facts == ("e",)

@@ -4,7 +4,7 @@ import pytest
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.readers.documents import iter_blocks, iter_documents, iter_part
-from megatron_kis.data_tools.readers.splits import plan_parts, whole
+from megatron_kis.data_tools.readers.parts import plan_parts, whole_file
 
 
 def read(path, **options):
@@ -79,7 +79,7 @@ def test_the_deepest_line_is_the_same_for_every_caller_and_neighbour(tmp_path, b
     bad = []
 
     def within(more):
-        return within(more - 1) if more else [one.line for one in iter_part(whole(path), on_bad=tell)]
+        return within(more - 1) if more else [one.line for one in iter_part(whole_file(path), on_bad=tell)]
 
     def tell(line, error):
         bad.append((line, error.problem))
@@ -94,7 +94,7 @@ def test_a_line_that_is_not_closed_is_refused_however_long_it_is(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "fine"}\n' + b"[{" * 500 + b"\n" + b'{"text": "' + b"[" * 500 + b"\n")
     bad = []
-    assert len(list(iter_part(whole(path), on_bad=lambda *told: bad.append(told[1].problem)))) == 1
+    assert len(list(iter_part(whole_file(path), on_bad=lambda *told: bad.append(told[1].problem)))) == 1
     assert bad == [
         "JSON nested more than 200 deep",
         "malformed JSON line (Unterminated string starting at column 10)",
@@ -212,7 +212,7 @@ def test_a_key_that_is_given_twice_is_found_in_all_its_spellings(tmp_path, key, 
 
 def skipping(path, **options):
     bad = []
-    found = iter_part(whole(path), on_bad=lambda line, error: bad.append((line, error.problem)), **options)
+    found = iter_part(whole_file(path), on_bad=lambda line, error: bad.append((line, error.problem)), **options)
     return [(document.text, document.line) for document in found], bad
 
 
@@ -226,7 +226,7 @@ def test_fields_of_tables_have_any_length_and_quotes_are_letters(tmp_path):
 def test_a_blank_line_of_a_table_is_no_row(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_bytes(b"text\n\na\n\r\n")
-    assert [document.text for document in iter_part(whole(path))] == ["a"]
+    assert [document.text for document in iter_part(whole_file(path))] == ["a"]
 
 
 def test_rows_of_tables_that_are_at_fault_are_skipped_and_headers_are_not(tmp_path):
@@ -275,7 +275,7 @@ def test_few_long_values_of_parquet_are_in_memory_together(tmp_path):
     write_parquet(path, ["x" * 1_000_000] * 200)
     bad = []
     before = pyarrow.total_allocated_bytes()
-    blocks = iter_blocks(whole(path), on_bad=lambda line, error: bad.append(line), longest=500_000)
+    blocks = iter_blocks(whole_file(path), on_bad=lambda line, error: bad.append(line), longest=500_000)
     peak = max(pyarrow.total_allocated_bytes() - before for _ in blocks)
     assert len(bad) == 200
     assert peak < 100_000_000

@@ -4,14 +4,16 @@ import bz2
 import gzip
 import json
 import lzma
+import sys
 
 import pytest
 
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.readers.documents import iter_documents, iter_part
+from megatron_kis.data_tools.readers.files import check_text_files, expand
 from megatron_kis.data_tools.readers.open import kind_of
-from megatron_kis.data_tools.readers.splits import check_text_files, expand, plan_parts, whole
+from megatron_kis.data_tools.readers.parts import plan_parts, whole_file
 
 LINES = b'{"text": "\xd7\x90\xd7\x97\xd7\xaa"}\n{"text": "two"}\n'
 TEXTS = ["אחת", "two"]
@@ -183,6 +185,13 @@ def test_a_long_first_line_that_is_no_document_is_one_bad_line(tmp_path):
     path.write_text('["' + "x" * 9000 + '"]\n{"text": "ok"}\n', encoding="utf-8")
     check_text_files([path])
     bad = []
-    part = whole(path)
+    part = whole_file(path)
     texts = [document.text for document in iter_part(part, on_bad=lambda line, error: bad.append(line))]
     assert (texts, bad) == (["ok"], [1])
+
+
+def test_a_package_that_is_missing_is_named_with_the_extra_that_has_it(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(InputError, match=r"pyarrow is needed for parquet files; pip install 'megatron-kis\[corpus\]'"):
+        list(iter_documents([tmp_path / "a.parquet"]))

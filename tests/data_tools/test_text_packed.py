@@ -12,7 +12,7 @@ import pytest
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.readers.documents import iter_documents, iter_part
-from megatron_kis.data_tools.readers.splits import whole
+from megatron_kis.data_tools.readers.parts import whole_file
 
 zstandard = pytest.importorskip("zstandard")
 
@@ -57,7 +57,7 @@ def flipped(content, at):
 
 def read(path, **options):
     """Texts, with lines at fault skipped: damage of a file is none of them."""
-    return [document.text for document in iter_part(whole(path), on_bad=lambda *_: None, **options)]
+    return [document.text for document in iter_part(whole_file(path), on_bad=lambda *_: None, **options)]
 
 
 WHOLE = {
@@ -155,7 +155,7 @@ def test_a_small_file_of_much_text_needs_bounded_memory(tmp_path):
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zst(b'{"text": "' + b"a" * 300_000_000 + b'"}\n' + LINES[0]))
     bad = []
-    found = list(iter_part(whole(path), on_bad=lambda line, error: bad.append((line, error.problem))))
+    found = list(iter_part(whole_file(path), on_bad=lambda line, error: bad.append((line, error.problem))))
     assert [document.line for document in found] == [2]
     assert bad == [(1, "line of 300000013 bytes; at most 16000000")]
 

@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.readers.documents import iter_part
-from megatron_kis.data_tools.readers.splits import beginning, check_text_files, expand, plan_parts, whole
+from megatron_kis.data_tools.readers.files import check_text_files, expand
+from megatron_kis.data_tools.readers.parts import head_of, plan_parts, whole_file
 
 
 def test_kinds_that_are_not_read_are_refused_before_any_work(tmp_path):
@@ -61,7 +62,7 @@ def test_parts_hold_every_document_once_and_in_order(tmp_path_factory, lines, pa
         return found, bad
 
     parts = plan_parts([path], part_bytes=part_bytes)
-    assert documents(parts) == documents([whole(path)])
+    assert documents(parts) == documents([whole_file(path)])
 
 
 def test_the_beginning_of_a_part_holds_its_first_documents(tmp_path):
@@ -69,12 +70,12 @@ def test_the_beginning_of_a_part_holds_its_first_documents(tmp_path):
     path.write_text("".join(f'{{"text": "{number}"}}\n' for number in range(1000)), encoding="utf-8")
     for part in plan_parts([path], part_bytes=5000):
         all_of_it = [document.text for document in iter_part(part)]
-        first = [document.text for document in iter_part(beginning(part, 200))]
+        first = [document.text for document in iter_part(head_of(part, 200))]
         assert 5 < len(first) < 20 < len(all_of_it)
         assert first == all_of_it[: len(first)]
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(b"")
-    assert beginning(whole(packed), 200) == whole(packed)
+    assert head_of(whole_file(packed), 200) == whole_file(packed)
 
 
 def test_a_file_with_two_names_is_not_read_twice(tmp_path):

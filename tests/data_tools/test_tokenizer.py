@@ -5,7 +5,8 @@ import pytest
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import sha256_file
 from megatron_kis.data_tools.readers.documents import iter_documents
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS
 
@@ -61,8 +62,8 @@ def test_spans_in_a_batch_are_those_one_by_one(tokenizer):
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_training_again_gives_the_same_model(tmp_path, kind):
     texts = [document.text for document in iter_documents([LEADS])]
-    one = train_tokenizer(texts, tmp_path / "one.model", vocab_size=350, kind=kind)
-    two = train_tokenizer(texts, tmp_path / "two.model", vocab_size=350, kind=kind)
+    one = train_tokenizer(texts, tmp_path / "one.model", TokenizerConfig(vocab_size=350, kind=kind))
+    two = train_tokenizer(texts, tmp_path / "two.model", TokenizerConfig(vocab_size=350, kind=kind))
     assert one.fingerprint == two.fingerprint == sha256_file(tmp_path / "one.model")
     assert one.vocab_size == 350
     meta = json.loads((tmp_path / "one.model.meta.json").read_text())
@@ -75,17 +76,17 @@ def test_an_error_in_the_text_is_told_as_such_and_leaves_no_model(tmp_path):
     broken.write_text('{"text": "fine"}\n{"text": \n', encoding="utf-8")
     texts = (document.text for document in iter_documents([broken]))
     with pytest.raises(InputError, match=r"broken\.jsonl:2: malformed"):
-        train_tokenizer(texts, tmp_path / "t.model", vocab_size=400)
+        train_tokenizer(texts, tmp_path / "t.model", TokenizerConfig(vocab_size=400))
     assert [path.name for path in tmp_path.iterdir()] == ["broken.jsonl"]
 
 
 def test_impossible_vocabularies_say_what_is_possible(tmp_path):
     with pytest.raises(InputError, match="from 300"):
-        train_tokenizer(["text"], tmp_path / "t.model", vocab_size=100)
+        train_tokenizer(["text"], tmp_path / "t.model", TokenizerConfig(vocab_size=100))
     with pytest.raises(InputError, match=r"the text gives \d+"):
-        train_tokenizer(["a short text"] * 9, tmp_path / "t.model", vocab_size=5000)
+        train_tokenizer(["a short text"] * 9, tmp_path / "t.model", TokenizerConfig(vocab_size=5000))
     with pytest.raises(InputError, match="no text"):
-        train_tokenizer(["", " \n"], tmp_path / "t.model", vocab_size=400)
+        train_tokenizer(["", " \n"], tmp_path / "t.model", TokenizerConfig(vocab_size=400))
 
 
 def test_an_unreadable_tokenizer_is_an_input_error(tmp_path, tokenizer_path):

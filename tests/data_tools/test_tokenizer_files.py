@@ -8,10 +8,13 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.data_tools.corpus.build import build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.build import build_corpus
+from megatron_kis.data_tools.corpus.meta import read_corpus_meta
 from megatron_kis.data_tools.readers.documents import iter_documents
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, side_file, train_tokenizer, write_copy
+from megatron_kis.data_tools.tokenizers.base import side_file
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, write_copy
 from megatron_kis.data_tools.tokenizers.tiktoken import PATTERNS
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS
 
@@ -30,8 +33,13 @@ def tekken(tokens=(*BYTES, b"th", b"the", b" the", b"ing", b"never"), size=264, 
         {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
         for rank, token in enumerate(tokens)
     ]
-    config = {"pattern": PATTERN, "num_vocab_tokens": len(vocabulary), "default_vocab_size": size,
-              "default_num_special_tokens": special, "version": "v3"}  # fmt: skip
+    config = {
+        "pattern": PATTERN,
+        "num_vocab_tokens": len(vocabulary),
+        "default_vocab_size": size,
+        "default_num_special_tokens": special,
+        "version": "v3",
+    }
     content = {"config": config, "vocab": vocabulary, **({"special_tokens": listed} if listed else {}), **changes}
     return json.dumps(content)
 
@@ -49,8 +57,14 @@ def test_the_tokenizer_of_llama_3_is_read_as_meta_publishes_it(llama3, tmp_path)
     tokenizer = load_tokenizer(llama3)
     assert (tokenizer.vocab_size, tokenizer.eod_id) == (128_256, 128_001)
     names = [tokenizer.piece(token) for token in (128_000, 128_001, 128_006, 128_007, 128_009, 128_255)]
-    assert names == ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-                     "<|reserved_special_token_250|>"]  # fmt: skip
+    assert names == [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<|reserved_special_token_250|>",
+    ]
     text = "The theme: don't 12345 <|end_of_text|>"
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.eod_id not in tokenizer.encode(text)
@@ -138,7 +152,7 @@ def test_files_that_hold_no_tokenizer_are_told_as_what_they_are(tmp_path, name):
 
 
 def test_a_sentencepiece_model_may_have_any_other_name(tmp_path):
-    trained = train_tokenizer(TEXTS, tmp_path / "t.model", vocab_size=400, kind="bpe")
+    trained = train_tokenizer(TEXTS, tmp_path / "t.model", TokenizerConfig(vocab_size=400, kind="bpe"))
     for name in ("mistral.model.v7", "spiece.model", "sentencepiece"):
         (tmp_path / name).write_bytes(trained.model)
         assert load_tokenizer(tmp_path / name).fingerprint == trained.fingerprint
@@ -160,7 +174,7 @@ def test_a_folder_without_a_tokenizer_says_what_was_looked_for(tmp_path):
 def content(tmp_path_factory):
     """A parsed ``tokenizer.json``."""
     path = tmp_path_factory.mktemp("content") / "t.json"
-    return json.loads(train_tokenizer(TEXTS, path, vocab_size=400, kind="byte-bpe").model)
+    return json.loads(train_tokenizer(TEXTS, path, TokenizerConfig(vocab_size=400, kind="byte-bpe")).model)
 
 
 def changed(content, tmp_path, **model):
@@ -249,7 +263,7 @@ def test_a_vocabulary_that_loses_characters_is_remarked(tmp_path):
         tokenizer = Tokenizer(models.BPE({"<unk>": 0, "</s>": 1, "a": 2}, [], unk_token=unknown))
         (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
         assert "they are lost" in load_tokenizer(tmp_path).remarks[-1]
-    assert train_tokenizer(TEXTS, tmp_path / "t.model", vocab_size=400).remarks == ()
+    assert train_tokenizer(TEXTS, tmp_path / "t.model", TokenizerConfig(vocab_size=400)).remarks == ()
     assert load_tokenizer(tmp_path / "t.model").remarks == ()
 
 
@@ -263,9 +277,14 @@ def damaged(tmp_path_factory):
     for options in ({}, more):
         path = tmp_path_factory.mktemp("whole") / "t"
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(TEXTS), model_prefix=str(path), vocab_size=500, byte_fallback=True,
-            normalization_rule_name="identity", minloglevel=2, **options,
-        )  # fmt: skip
+            sentence_iterator=iter(TEXTS),
+            model_prefix=str(path),
+            vocab_size=500,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            minloglevel=2,
+            **options,
+        )
         models.append(path.with_suffix(".model").read_bytes())
     return models
 

@@ -9,11 +9,14 @@ import pytest
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import sha256_file
-from megatron_kis.data_tools.corpus.build import build_corpus, read_corpus_meta
+from megatron_kis.data_tools.corpus.build import build_corpus
+from megatron_kis.data_tools.corpus.meta import read_corpus_meta
 from megatron_kis.data_tools.inspect import inspect_corpus
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.rendering.render import render
-from megatron_kis.data_tools.tokenizers.base import MODEL_KINDS, load_tokenizer, side_file, train_tokenizer, write_copy
+from megatron_kis.data_tools.tokenizers.base import side_file
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, write_copy
+from megatron_kis.data_tools.tokenizers.training import MODEL_KINDS, TokenizerConfig, train_tokenizer
 
 from .conftest import LEADS
 
@@ -35,7 +38,7 @@ def tiktoken_file(folder, name="t.tiktoken", **meta):
 def hugging(tmp_path):
     """A ``tokenizer.json`` from elsewhere, with two tokens that may end a document and no file next to it."""
     path = tmp_path / "tokenizer.json"
-    content = json.loads(train_tokenizer(TEXTS, path, vocab_size=400, kind="byte-bpe").model)
+    content = json.loads(train_tokenizer(TEXTS, path, TokenizerConfig(vocab_size=400, kind="byte-bpe")).model)
     content["added_tokens"].append({**content["added_tokens"][0], "id": 400, "content": "</s>"})
     path.write_text(json.dumps(content), encoding="utf-8")
     side_file(path).unlink()
@@ -126,7 +129,7 @@ def test_with_sentences_apart_the_command_says_that_each_has_the_frame(tmp_path,
 
 def test_a_model_that_does_something_else_with_a_text_is_refused(tmp_path):
     path = characters(tmp_path / "t.json", "$A <s> $A")
-    with pytest.raises(InputError, match=r"t\.json: puts tokens around a text in a way that cannot be told"):
+    with pytest.raises(InputError, match=r"t\.json: puts tokens around a text in a way that is not clear"):
         load_tokenizer(path)
 
 
@@ -163,7 +166,7 @@ def test_a_pattern_counts_by_its_content(tmp_path, monkeypatch):
 
 
 def test_a_sentencepiece_model_says_all_itself(tmp_path):
-    tokenizer = train_tokenizer(TEXTS, tmp_path / "t.model", vocab_size=400)
+    tokenizer = train_tokenizer(TEXTS, tmp_path / "t.model", TokenizerConfig(vocab_size=400))
     assert tokenizer.fingerprint == sha256_file(tmp_path / "t.model")
     side_file(tmp_path / "t.model").unlink()
     assert load_tokenizer(tmp_path / "t.model").fingerprint == tokenizer.fingerprint
@@ -253,7 +256,7 @@ def test_ranks_of_a_tiktoken_file_that_cannot_be_are_named_by_line(tmp_path, tok
 
 
 def test_a_side_file_of_a_sentencepiece_model_that_names_another_end_is_refused(tmp_path):
-    train_tokenizer(TEXTS, tmp_path / "t.model", vocab_size=400)
+    train_tokenizer(TEXTS, tmp_path / "t.model", TokenizerConfig(vocab_size=400))
     path = side_file(tmp_path / "t.model")
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "eod": "<|endoftext|>"}))
@@ -268,7 +271,7 @@ def test_a_side_file_of_a_sentencepiece_model_that_names_another_end_is_refused(
 def test_training_over_an_earlier_model_leaves_nothing_of_it(tmp_path):
     side_file(tmp_path / "t.json").write_text('{"schema": "kis.tokenizer/1", "eod": "</s>"}')
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    trained = train_tokenizer(TEXTS, tmp_path / "t.json", vocab_size=400, kind="byte-bpe")
+    trained = train_tokenizer(TEXTS, tmp_path / "t.json", TokenizerConfig(vocab_size=400, kind="byte-bpe"))
     assert load_tokenizer(tmp_path / "t.json").fingerprint == trained.fingerprint
 
 
@@ -290,7 +293,7 @@ def same_everywhere(tokenizer, folder):
 
 @pytest.mark.parametrize("kind", MODEL_KINDS)
 def test_a_copy_of_a_trained_tokenizer_is_the_same_tokenizer(tmp_path, kind):
-    tokenizer = train_tokenizer(TEXTS, tmp_path / NAMES[kind], vocab_size=400, kind=kind)
+    tokenizer = train_tokenizer(TEXTS, tmp_path / NAMES[kind], TokenizerConfig(vocab_size=400, kind=kind))
     same_everywhere(tokenizer, tmp_path / "copy")
 
 

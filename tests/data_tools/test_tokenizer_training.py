@@ -13,14 +13,14 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import sha256_file
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.tokenizers import training as tokenizer_training
-from megatron_kis.data_tools.tokenizers.base import (
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import (
     CHARACTER_COVERAGE,
     MODEL_KINDS,
-    Training,
-    load_tokenizer,
+    Sample,
+    TokenizerConfig,
     train_tokenizer,
 )
-from megatron_kis.data_tools.tokenizers.training import Sample, train
 
 from .conftest import LEADS
 
@@ -42,9 +42,9 @@ import os, sys
 os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
 from pathlib import Path
 from megatron_kis.data_tools.readers.documents import iter_documents
-from megatron_kis.data_tools.tokenizers.base import train_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 texts = (document.text for document in iter_documents([Path(sys.argv[1])]))
-train_tokenizer(texts, Path(sys.argv[2]), vocab_size=600, kind=sys.argv[3])
+train_tokenizer(texts, Path(sys.argv[2]), TokenizerConfig(vocab_size=600, kind=sys.argv[3]))
 """
 
 
@@ -53,7 +53,7 @@ train_tokenizer(texts, Path(sys.argv[2]), vocab_size=600, kind=sys.argv[3])
 def test_a_model_has_the_same_bytes_on_one_core_and_on_all(tmp_path, kind):
     here, alone = tmp_path / NAMES[kind], tmp_path / "alone" / NAMES[kind]
     alone.parent.mkdir()
-    train_tokenizer(leads(), here, vocab_size=600, kind=kind)
+    train_tokenizer(leads(), here, TokenizerConfig(vocab_size=600, kind=kind))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", ALONE, LEADS, alone, kind], check=True, env=environment)
     assert sha256_file(here) == sha256_file(alone)
@@ -62,8 +62,8 @@ def test_a_model_has_the_same_bytes_on_one_core_and_on_all(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_a_vocabulary_too_small_for_the_characters_names_two_ways_out_that_work(tmp_path, kind):
     def made(**how):
-        training = Training(kind=kind, option="--{}".format, **{"vocab_size": 600, **how})
-        return train(CHINESE_LINES, tmp_path / "t.model", training)
+        config = TokenizerConfig(kind=kind, option="--{}".format, **{"vocab_size": 600, **how})
+        return train_tokenizer(CHINESE_LINES, tmp_path / "t.model", config)
 
     with pytest.raises(InputError) as error:
         made()
@@ -83,7 +83,7 @@ def test_a_vocabulary_too_small_for_the_characters_names_two_ways_out_that_work(
 
 def test_no_coverage_is_named_where_none_that_is_allowed_would_do(tmp_path):
     with pytest.raises(InputError, match=r"; at least \d+$"):
-        train_tokenizer([RARE] * 9, tmp_path / "t.model", vocab_size=400)
+        train_tokenizer([RARE] * 9, tmp_path / "t.model", TokenizerConfig(vocab_size=400))
 
 
 @pytest.mark.parametrize("kind", MODEL_KINDS)
@@ -91,18 +91,19 @@ def test_a_vocabulary_too_large_for_the_text_names_the_largest_that_works(tmp_pa
     path = tmp_path / NAMES[kind]
     for vocab_size in (9_000, 900_000):
         with pytest.raises(InputError) as error:
-            train_tokenizer(leads(), path, vocab_size=vocab_size, kind=kind)
+            train_tokenizer(leads(), path, TokenizerConfig(vocab_size=vocab_size, kind=kind))
         found = re.fullmatch(
             rf"vocab_size: no tokenizer of {vocab_size} pieces: the text gives (\d+); at most \1", str(error.value)
         )
         assert found, str(error.value)
-        assert train_tokenizer(leads(), path, vocab_size=int(found[1]), kind=kind).vocab_size == int(found[1])
+        config = TokenizerConfig(vocab_size=int(found[1]), kind=kind)
+        assert train_tokenizer(leads(), path, config).vocab_size == config.vocab_size
 
 
 @pytest.mark.parametrize("kind", MODEL_KINDS)
 def test_text_of_one_character_is_too_little(tmp_path, kind):
     with pytest.raises(InputError, match=r"the text gives \d+; (train it on more text: at least 300 are|at most)"):
-        train_tokenizer(["a" * 300_000, "", "\n\n"], tmp_path / NAMES[kind], vocab_size=400, kind=kind)
+        train_tokenizer(["a" * 300_000, "", "\n\n"], tmp_path / NAMES[kind], TokenizerConfig(vocab_size=400, kind=kind))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -119,26 +120,26 @@ def test_text_of_one_character_is_too_little(tmp_path, kind):
 )
 def test_wrong_values_are_refused_before_any_text_is_read(tmp_path, how, problem):
     with pytest.raises(InputError) as error:
-        train_tokenizer(iter(lambda: 1 / 0, 1), tmp_path / "t.model", **{"vocab_size": 400, **how})
+        train_tokenizer(iter(lambda: 1 / 0, 1), tmp_path / "t.model", TokenizerConfig(**{"vocab_size": 400, **how}))
     assert problem in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["t.json", "t.tiktoken"])
 def test_a_sentencepiece_model_has_no_name_of_another_kind(tmp_path, name):
     with pytest.raises(InputError, match="is no name for a unigram model"):
-        train_tokenizer(leads(), tmp_path / name, vocab_size=400)
+        train_tokenizer(leads(), tmp_path / name, TokenizerConfig(vocab_size=400))
 
 
 def test_a_tokenizer_config_that_is_there_already_does_not_name_the_end_of_documents(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "a"}')
-    trained = train_tokenizer(leads(), tmp_path / "tokenizer.json", vocab_size=400, kind="byte-bpe")
+    trained = train_tokenizer(leads(), tmp_path / "tokenizer.json", TokenizerConfig(vocab_size=400, kind="byte-bpe"))
     assert trained.piece(trained.eod_id) == "<|endoftext|>"
     assert load_tokenizer(tmp_path / "tokenizer.json").fingerprint == trained.fingerprint
 
 
 def test_lines_with_sentencepieces_own_mark_are_not_lost(tmp_path):
     texts = [f"\u2585 {text}" for text in leads()]
-    assert train_tokenizer(texts, tmp_path / "t.model", vocab_size=400).vocab_size == 400
+    assert train_tokenizer(texts, tmp_path / "t.model", TokenizerConfig(vocab_size=400)).vocab_size == 400
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -171,9 +172,9 @@ def test_of_much_text_a_sample_is_used_and_said_but_all_names(tmp_path, monkeypa
     monkeypatch.setattr(tokenizer_training, "_SAMPLE", 4_000)
     said = []
     texts = leads() * 3
-    training = Training(vocab_size=320, kind=kind)
+    config = TokenizerConfig(vocab_size=320, kind=kind)
     name = "Quxqazington Wyzzflora"
-    trained = train(texts, tmp_path / NAMES[kind], training, names=[name] * 2000, say=said.append)
+    trained = train_tokenizer(texts, tmp_path / NAMES[kind], config, names=[name] * 2000, say=said.append)
     assert [line.partition(",")[0] for line in said] == ["training on an even sample"]
     meta = json.loads((tmp_path / f"{NAMES[kind]}.meta.json").read_text())
     assert meta["bytes_used"] <= 4_000 < meta["bytes_read"]
@@ -206,7 +207,7 @@ def test_the_command_makes_the_kind_of_model_that_the_name_says(tmp_path):
 @pytest.mark.parametrize("seed", [-1, 99999999999999999999])
 def test_any_whole_number_is_a_seed(tmp_path, kind, seed):
     path = tmp_path / NAMES[kind]
-    train_tokenizer(leads(), path, vocab_size=600, kind=kind, seed=seed)
+    train_tokenizer(leads(), path, TokenizerConfig(vocab_size=600, kind=kind, seed=seed))
     assert json.loads((tmp_path / f"{NAMES[kind]}.meta.json").read_text())["seed"] == seed
 
 
@@ -214,5 +215,5 @@ def test_any_whole_number_is_a_seed(tmp_path, kind, seed):
 def test_half_a_character_in_a_name_is_refused_before_any_text_is_read(tmp_path, kind):
     texts, names = iter(lambda: 1 / 0, 1), ["Rom", "Paris \ud83d Tower"]
     with pytest.raises(InputError, match=r"'Paris \\ud83d Tower': a name holds half of a surrogate pair"):
-        train_tokenizer(texts, tmp_path / NAMES[kind], vocab_size=400, kind=kind, names=names)
+        train_tokenizer(texts, tmp_path / NAMES[kind], TokenizerConfig(vocab_size=400, kind=kind), names=names)
     assert list(tmp_path.iterdir()) == []

@@ -151,24 +151,24 @@ class Rank:
             "loss_mask": torch.ones(asked.length),
             "position_ids": torch.arange(asked.length),
         }
-        saver = self._saver()
+        checkpointer = self._checkpointer()
         if self.config.documents.reset_attention:
             sample["attention_mask"] = torch.ones(1, asked.length, asked.length, dtype=torch.bool).triu(1)
         for _ in range(2):
             self._label()
             self.counts.restart()
             self.counts.begin("begin")
-            saver.before_step(StopRequest())
+            checkpointer.before_step(StopRequest())
             self.engine.train_step(
                 [sample] * (asked.micro_batch * asked.micro_batches),
                 learning_rate=1e-4,
                 micro_batch_size=asked.micro_batch,
                 accept=lambda *_: True,
             )
-            if saver._answer is not None:
-                saver._answer()  # as `after_step` does; what it would do then depends on numbers
+            if checkpointer._answer is not None:
+                checkpointer._answer()  # as `after_step` does; what it would do then depends on numbers
 
-    def _saver(self) -> Any:
+    def _checkpointer(self) -> Any:
         """That of a run, which asks the other ranks at each step."""
         from megatron_kis.config.run import CheckpointConfig
         from megatron_kis.training.checkpointer import Checkpointer
@@ -177,16 +177,16 @@ class Rank:
         return Checkpointer(CheckpointConfig(), Path("unused"), steps=9, step_tokens=1, device=device, logs={})
 
     def validation(self) -> None:
-        """The hook of the training loop, on 40 sequences."""
+        """The validation of the training loop, on 40 sequences."""
         from megatron_kis.config.run import ValidationConfig
         from megatron_kis.training.callbacks.base import RunState
         from megatron_kis.training.callbacks.validation import ValidationCallback
 
         text = [np.zeros(self.asked.length + 1, dtype=np.int64)] * 40
-        hook = ValidationCallback(
+        callback = ValidationCallback(
             ValidationConfig(), self.engine, text, None, steps=1, step_tokens=1, rows_per_pass=self.asked.micro_batch
         )
-        hook.on_schedule(RunState(1))
+        callback.on_schedule(RunState(1))
 
     def probe(self) -> None:
         """Options of a common beginning, as many rows a pass as a run has by default."""

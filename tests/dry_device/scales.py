@@ -59,11 +59,11 @@ def kept() -> dict[str, Any]:
     from megatron_kis.config.ladder import ModelShape
     from megatron_kis.distributed.device import open_device
     from megatron_kis.engine.scaling import DelayedScaling
-    from megatron_kis.model.build import assemble_model
+    from megatron_kis.model.build import ModelSpec, assemble_model
     from tests.megatron_kis.places import place
 
     def scales(layout: Any) -> tuple[Any, DelayedScaling]:
-        model = assemble_model(
+        spec = ModelSpec(
             ModelShape(2, 32, 4, 2, 64),
             vocabulary=256,
             sequence_length=32,
@@ -72,6 +72,7 @@ def kept() -> dict[str, Any]:
             precision="fp8",
             implementation="transformer_engine",
         )
+        model = assemble_model(spec)
         return model, DelayedScaling([SimpleNamespace(config=model.config, module=model)], layout)
 
     with place(1, 1, 0) as layout, tempfile.TemporaryDirectory() as folder:

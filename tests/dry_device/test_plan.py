@@ -12,11 +12,11 @@ import pytest
 from megatron_kis.config.ladder import preset
 from megatron_kis.config.vocabulary import padded_vocabulary
 from megatron_kis.planning.hardware import GPUS
-from megatron_kis.planning.layouts import Job, options
+from megatron_kis.planning.layouts import Job, find_layouts
 from megatron_kis.planning.memory import Memory, groups, stage_memory
-from megatron_kis.planning.parts import Besides
+from megatron_kis.planning.parts import EvaluationLoad
 from megatron_kis.planning.split import Split
-from megatron_kis.planning.steps import Layers, Work
+from megatron_kis.planning.work import Layers, Work
 from tests.dry_device.test_layouts import LAYOUTS
 from tests.dry_device.test_transformer_engine import CASES as ENGINE_CASES
 
@@ -122,7 +122,7 @@ def plan_of(asked: Case, case: Case) -> Memory:
     Its passes and its update came before the first probe.
     """
     work, stage, count = work_of(asked), case["layout"]["pipeline_rank"], asked.get("micro_batches", 1)
-    before = Besides(validation_tokens=40 * work.length, probe_rows=1, probe_width=1)
+    before = EvaluationLoad(validation_tokens=40 * work.length, probe_rows=1, probe_width=1)
     found = (re.search(r"q=\(([\d, ]+)\)", words) for words in case["parts"].get("probe", {}).get("attention", ()))
     shapes = [[int(size) for size in match[1].split(",")] for match in found if match]
     if not shapes:
@@ -170,7 +170,7 @@ def test_a_layout_that_the_plan_offers_fits(
 ) -> None:
     """These two were offered and did not fit while a validation made the logits of 32 sequences at once."""
     job = Job(preset(name), padded_vocabulary(vocabulary), 1e11, length, 512)
-    offered = options(job, gpus=gpus, kind=GPUS["h100"])
+    offered = find_layouts(job, gpus=gpus, kind=GPUS["h100"])
     option = next(found for found in offered if found.split.tensor == found.split.pipeline == 1)
     case = run_case(
         name,

@@ -19,7 +19,7 @@ from megatron_kis.cli.study.common import data_config
 from megatron_kis.common.configuration import load_config
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.data_tools.readers.documents import iter_documents
-from megatron_kis.data_tools.tokenizers.base import train_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 from megatron_kis.study.grid import runs_of
 from megatron_kis.training.record import config_fingerprint
 from tests.identity.keys import keys_of
@@ -276,7 +276,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Pa
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     assert main(["study", "run", str(path)]) == 0
     texts = [document.text for document in iter_documents([tiny_sources.text])]
-    train_tokenizer(texts, other / "tokenizer.model", vocab_size=340)
+    train_tokenizer(texts, other / "tokenizer.model", TokenizerConfig(vocab_size=340))
     return path
 
 

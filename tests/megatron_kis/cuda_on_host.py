@@ -14,7 +14,7 @@ import torch
 
 from megatron_kis.distributed import cpu_backend
 from megatron_kis.distributed.device import Device, open_device
-from megatron_kis.engine import engine
+from megatron_kis.engine import engine, replica
 from megatron_kis.engine import optimizer as optimizer_module
 from megatron_kis.training import trainer as run
 
@@ -28,7 +28,7 @@ def install() -> None:
     from megatron.core.optimizer import clip_grads, distrib_optimizer, optimizer
 
     open_device("cpu")
-    names, build, wrap = torch.Tensor.type, optimizer_module.build_optimizer, optimizer_module.wrap_model
+    names, build, wrap = torch.Tensor.type, optimizer_module.build_optimizer, replica.wrap_model
 
     def type_of(self: torch.Tensor, *wanted: Any, **more: Any) -> Any:
         said = names(self, *wanted, **more)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from megatron_kis.common.configuration import load_config, parse_config
+from megatron_kis.cli.main import main
+from megatron_kis.common.configuration import json_schema, load_config, parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.data import InfusionConfig
 from megatron_kis.config.ladder import PRESETS, ModelShape
@@ -355,3 +357,73 @@ def test_the_data_and_analysis_of_a_study_are_read_as_strictly_as_its_other_sect
     with pytest.raises(InputError) as caught:
         parse_config(StudyConfig, changed(STUDY, place, value), source="study.yaml")
     assert str(caught.value).startswith(message)
+
+
+def mismatches(content: Any, schema: dict[str, Any], whole: dict[str, Any], place: str = "") -> list[str]:
+    """Where a content is not as a JSON Schema has it, by the keywords that pydantic writes."""
+    if "$ref" in schema:
+        return mismatches(content, whole["$defs"][schema["$ref"].rpartition("/")[2]], whole, place)
+    if "anyOf" in schema:
+        found = [mismatches(content, arm, whole, place) for arm in schema["anyOf"]]
+        if [] not in found:
+            return found[0]
+    kinds = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "integer": int,
+        "number": int | float,
+        "boolean": bool,
+        "null": type(None),
+    }
+    if "type" in schema and not isinstance(content, kinds[schema["type"]]):
+        return [f"{place}: {content!r} is no {schema['type']}"]
+    if "enum" in schema and content not in schema["enum"]:
+        return [f"{place}: {content!r} is none of {schema['enum']}"]
+    lowest = schema.get("exclusiveMinimum", float("-inf"))
+    if isinstance(content, int | float) and not lowest < content:
+        return [f"{place}: {content!r} is not larger than {lowest}"]
+    found = []
+    if isinstance(content, dict) and "properties" in schema:
+        found += [f"{place}.{key}: missing" for key in schema.get("required", ()) if key not in content]
+        for key, value in content.items():
+            if key in schema["properties"]:
+                found += mismatches(value, schema["properties"][key], whole, f"{place}.{key}")
+            elif schema.get("additionalProperties") is False:
+                found.append(f"{place}.{key}: unknown")
+    if isinstance(content, list) and "items" in schema:
+        for index, item in enumerate(content):
+            found += mismatches(item, schema["items"], whole, f"{place}.{index}")
+    return found
+
+
+EXAMPLES = [*sorted((Path(__file__).parents[2] / "run_scripts").glob("*/*.yaml"))]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_files_we_ship_are_as_the_schema_for_editors_says(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = "study" if path.parent.name == "studies" else "run"
+    assert main(["schema", kind]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert mismatches(content, schema, schema) == []
+    assert mismatches({**content, "nmae": 1}, schema, schema) == [".nmae: unknown"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("token_budgets", [0]),
+        ("analysis.criterion", "hing"),
+        ("analysis.alpha", 0),
+        ("data.select.infusd", 3),
+        ("data.select.spread", "evenly"),
+        ("ladder", [{"preset": 3}]),
+        ("training.global_batch_size", "many"),
+        ("cluster.small.launcher", "srun"),
+    ],
+)
+def test_the_schema_marks_mistakes(place: str, value: Any) -> None:
+    schema = json_schema(StudyConfig)
+    assert mismatches(changed(STUDY, place, value), schema, schema) != []
+    assert mismatches(changed(STUDY, "token_budgets", ["1.2e6", "7b", 1.5e6, 4]), schema, schema) == []

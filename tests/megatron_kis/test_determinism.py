@@ -13,7 +13,7 @@ from megatron_kis.config.ladder import preset
 from megatron_kis.distributed.determinism import set_determinism
 from megatron_kis.distributed.device import Device
 from megatron_kis.distributed.groups import ParallelDims
-from megatron_kis.model.build import transformer_config
+from megatron_kis.model.build import ModelSpec, transformer_config
 
 HOST = Device("cpu", torch.device("cpu"), "gloo", "cpu")
 CARD = Device("cuda", torch.device("cuda"), "nccl", "NVIDIA H100 80GB HBM3")
@@ -59,13 +59,6 @@ def test_an_environment_that_asks_for_something_else_is_refused(
 
 @pytest.mark.parametrize(("device", "expected"), [(HOST, False), (CARD, True)])
 def test_megatron_core_chooses_deterministic_code_on_cuda(device: Device, expected: bool) -> None:
-    config = transformer_config(
-        preset("70m"),
-        vocabulary=512,
-        layout=ParallelDims(1, 0, 1, 0, 1, 0, 1, 0),
-        device=device,
-        precision="bf16",
-        init_std=0.02,
-        deterministic=True,
-    )
+    alone = ParallelDims(1, 0, 1, 0, 1, 0, 1, 0)
+    config = transformer_config(ModelSpec(preset("70m"), 512, 64, alone, device, "bf16", deterministic=True))
     assert config.deterministic_mode is expected

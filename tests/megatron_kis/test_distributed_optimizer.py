@@ -78,7 +78,7 @@ def test_a_run_of_two_replicas_that_is_cut_has_the_bits_of_one_that_is_not(tiny_
     kept, cut = (tiny_run(name=name, **settings(precision)) for name in ("kept", "cut"))
     finish(kept, 2, before=install)
     killed_at(cut, 2, 8)
-    assert "going on from step" in finish(cut, 2, before=install)
+    assert "resuming from step" in finish(cut, 2, before=install)
     assert losses(cut.output) == losses(kept.output)
     ours, theirs = (max((run.output / "checkpoints").iterdir()) for run in (cut, kept))
     names = [name for name in tensor_shapes(ours) if not name.startswith(("random.", "ledger"))]

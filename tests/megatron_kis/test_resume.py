@@ -77,7 +77,7 @@ def test_a_run_whose_ranks_are_killed_at_random_goes_on_exactly(tiny_run: MakeRu
     for lowest in (4, 14):
         killed_at(config, 2, lowest + chance.randrange(8), rank=chance.randrange(2))
     said = finish(config, 2)
-    assert "going on from step" in said
+    assert "resuming from step" in said
     assert_same_run(config.output, uninterrupted(tiny_run, 2, trained), atol=0.0)
     record = read_json(config.output / "run.json", "kis.run/1")
     assert len(record["sessions"]) == 3
@@ -134,7 +134,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     assert process.exitcode == -signal.SIGKILL
     folder = config.output / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == [".step-00000020.partial", "step-00000010"]
-    assert "going on from step 10" in finish(config, 1)
+    assert "resuming from step 10" in finish(config, 1)
     assert not list(folder.glob(".*"))
     assert_same_run(config.output, uninterrupted(tiny_run, 1, trained), atol=0.0)
 

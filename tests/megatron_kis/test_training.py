@@ -17,7 +17,7 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.data.ledger import Ledger
 from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.groups import ParallelDims
-from megatron_kis.model.build import assemble_model
+from megatron_kis.model.build import ModelSpec, assemble_model
 from megatron_kis.training.trainer import train
 
 MakeRun = Callable[..., RunConfig]
@@ -129,14 +129,9 @@ def test_transformer_engine_is_refused_where_it_cannot_be(tiny_run: MakeRun) -> 
     with pytest.raises(InputError, match=r"transformer_impl: Transformer Engine is asked for, and it needs CUDA"):
         train(tiny_run(model={"transformer_impl": "transformer_engine"}, training={"precision": "auto"}))
     with pytest.raises(InputError, match=r"parallel\.context: Megatron-Core's own attention needs whole sequences"):
-        assemble_model(
-            ModelShape(1, 32, 2, 2, 64),
-            vocabulary=256,
-            sequence_length=64,
-            layout=ParallelDims(2, 0, 1, 0, 1, 0, 1, 0, context_size=2),
-            device=open_device("cpu"),
-            implementation="local",
-        )
+        shared = ParallelDims(2, 0, 1, 0, 1, 0, 1, 0, context_size=2)
+        spec = ModelSpec(ModelShape(1, 32, 2, 2, 64), 256, 64, shared, open_device("cpu"), implementation="local")
+        assemble_model(spec)
 
 
 def test_fp8_is_refused_without_transformer_engine(tiny_run: MakeRun) -> None:

@@ -20,7 +20,7 @@ import yaml
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.config.run import RunConfig
 from megatron_kis.executor.attempts import read_attempts
-from megatron_kis.executor.lease import look
+from megatron_kis.executor.lease import read_lease
 from megatron_kis.training.trainer import train
 from tests.megatron_kis.processes import losses
 from tests.slurm.cluster import Cluster, wait_for
@@ -149,7 +149,7 @@ def test_a_study_goes_through_the_queue_to_its_report_and_a_failing_cell_is_trie
     assert sorted(states.values()) == ["COMPLETED"] * 3 + ["FAILED"]  # the last is the task of the cell that fails
     lost = "exploding_D5.12k_F0_s0"
     assert [attempt.outcome for attempt in read_attempts(run_folder(study, lost)).attempts] == ["failed", "failed"]
-    assert f"1 of 2 cells failed and were given up: {lost}" in logs(study)  # another cell was in its task, and is done
+    assert f"1 of 2 runs failed and were given up: {lost}" in logs(study)  # another cell was in its task, and is done
     assert [row["first"] for row in rows_of(study) if row["label"] == "small"] == [0, 1]  # two arrays of one task each
 
     assert not list(study.parent.parent.rglob("pwned"))
@@ -223,9 +223,9 @@ def test_before_its_time_limit_a_cell_is_saved_and_requeued_and_its_ledger_is_ex
     wait_for(lambda: list(runs.glob("*/checkpoints/step-*")), SECONDS, "no checkpoint", lambda: logs(study))
     # However fast or slow the machine is, the limit comes when the cell is at work: it is halted until it was asked to
     # stop. SLURM looks at limits every 30 seconds, and tells a job of which less than the grace and 30 more are left.
-    claim = look(run_folder(study))
-    assert claim is not None and claim.owner.cell is not None
-    cell, _ = claim.owner.cell
+    claim = read_lease(run_folder(study))
+    assert claim is not None and claim.owner.run_process is not None
+    cell, _ = claim.owner.run_process
     os.kill(cell, signal.SIGSTOP)
     try:
         minutes, seconds = map(int, re.search(r" RunTime=00:(\d\d):(\d\d) ", show(cluster, array)).groups())

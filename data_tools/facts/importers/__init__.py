@@ -1,4 +1,4 @@
-"""Importers: a file a format of triples; each yields candidates for facts and notes of what it dropped."""
+"""Importers: one module per format of triples; each yields candidates for facts, and records of dropped rows."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from megatron_kis.data_tools.facts.importers.json_lines import import_jsonl
 from megatron_kis.data_tools.facts.importers.lama import import_lama, lama_files, lama_templates
 from megatron_kis.data_tools.facts.importers.table import import_csv, import_tsv
 from megatron_kis.data_tools.facts.importers.trex import import_trex, trex_files
-from megatron_kis.data_tools.facts.importers.wikidata5m import import_wikidata5m, relation_names, wikidata5m_files
+from megatron_kis.data_tools.facts.importers.wikidata5m import import_wikidata5m, wikidata5m_files
 
 IMPORTERS: dict[str, Importer] = {
     "tsv": import_tsv,
@@ -29,10 +29,10 @@ IMPORTERS: dict[str, Importer] = {
     "trex": import_trex,
     "wikidata5m": import_wikidata5m,
 }
-"""Reader of each format."""
+"""Importer of each format."""
 
 WITH_COLUMNS = {"tsv": import_tsv, "csv": import_csv, "jsonl": import_jsonl}
-"""Readers of single files, whose columns can be named."""
+"""Importers of single files, whose columns can be named."""
 
 SOURCE_FILES: dict[str, Callable[[Path], list[Path]]] = {
     "bear": bear_files,
@@ -40,10 +40,10 @@ SOURCE_FILES: dict[str, Callable[[Path], list[Path]]] = {
     "trex": trex_files,
     "wikidata5m": wikidata5m_files,
 }
-"""Of the formats that are folders, the files that are read, of all that lie there."""
+"""For the formats that are folders, the function that lists the files that are read."""
 
 TEMPLATE_READERS = {"bear": bear_templates, "lama": lama_templates}
-"""Reader of the templates of those formats that have some."""
+"""Reader of the templates, for the formats that have some."""
 
 __all__ = [
     "AMBIGUOUS_NAMES",
@@ -67,5 +67,4 @@ __all__ = [
     "lama_templates",
     "malformed",
     "parse_columns",
-    "relation_names",
 ]

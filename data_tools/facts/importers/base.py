@@ -1,4 +1,4 @@
-"""What every importer yields: candidates for facts, and rows that are none, with the reason."""
+"""Output of all importers: candidates for facts, and dropped rows with the reason."""
 
 from __future__ import annotations
 
@@ -12,48 +12,25 @@ from typing import Any, Protocol, TypeVar
 from megatron_kis.common.errors import InputError, first_of
 from megatron_kis.common.files import parse_json_line
 from megatron_kis.common.identifiers import is_name
-from megatron_kis.data_tools.facts.fact import check_relation, check_text, is_text, one_line
+from megatron_kis.data_tools.facts.fact import Candidate
+from megatron_kis.data_tools.facts.fields import check_relation, check_text, is_text, one_line
 from megatron_kis.data_tools.facts.importers.reading import source_lines
 
 Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """An imported triple, before a study takes it."""
-
-    subject: str
-    """Name of the subject."""
-    relation: str
-    """Key of the relation."""
-    object: str
-    """Name of the object."""
-    where: str
-    """``file:line`` it came from."""
-    id: str = ""
-    """Given id, or empty."""
-    subject_id: str = ""
-    """Id of the subject's entity where the source gives one: tells two bearers of a name apart."""
-    object_id: str = ""
-    """Id of the object's entity where the source gives one: tells that two names mean the same."""
-    subject_aliases: tuple[str, ...] = ()
-    """Other names of the subject."""
-    object_aliases: tuple[str, ...] = ()
-    """Other names of the object."""
-
-
-@dataclass(frozen=True, slots=True)
 class Dropped:
-    """A row that cannot be a fact, or several alike. It is counted, not an error."""
+    """A row that cannot be a fact, or several for one reason. It is counted, not an error."""
 
     relation: str
-    """Key of the relation; empty where it is not known."""
+    """Key of the relation; empty if unknown."""
     reason: str
-    """Why, in a few words that rows of one kind share."""
+    """Reason, in words that rows of one kind share."""
     count: int = 1
-    """Rows."""
+    """Number of rows."""
     where: str = field(default="", compare=False)
-    """``file:line`` of the first; empty where it is not known."""
+    """``file:line`` of the first row; empty if unknown."""
 
 
 Imported = Candidate | Dropped
@@ -68,11 +45,11 @@ class Importer(Protocol):
 
 
 AMBIGUOUS_NAMES = "ambiguous: several entities bear the subject's name"
-"""Reason of a triple whose subject's name belongs to another entity too."""
+"""Reason for a triple whose subject shares its name with another entity."""
 NOT_SAMPLED = "left out by chance: more triples than fit into memory"
-"""Reason of a triple whose subject is not in the random sample of a large source."""
+"""Reason for a triple whose subject is not in the random sample of a large source."""
 EMPTY = "empty name"
-"""Reason of a row without a subject or object."""
+"""Reason for a row without a subject or object."""
 
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
@@ -83,11 +60,11 @@ def parse_rows(rows: Iterable[Row], parse: Callable[[Row], Imported], *, skip_er
     ``rows`` must not raise for a malformed row, only where nothing more can be read.
 
     Raises:
-        InputError: what ``parse`` raises, or :func:`checked` finds, unless errors are skipped.
+        InputError: raised by ``parse`` or :func:`validated`, unless errors are skipped.
     """
     for row in rows:
         try:
-            yield checked(parse(row))
+            yield validated(parse(row))
         except InputError as error:
             if not skip_errors:
                 raise
@@ -95,7 +72,7 @@ def parse_rows(rows: Iterable[Row], parse: Callable[[Row], Imported], *, skip_er
 
 
 def malformed(error: InputError, what: str = "row") -> Dropped:
-    """The note of a row that is skipped because of an error."""
+    """Returns the record of a row that is skipped because of an error."""
     kind = re.split(r"[:([{]", _QUOTED.sub("...", error.problem))[0].strip()
     return Dropped("", f"malformed {what} ({kind})", where=error.where or "")
 
@@ -118,10 +95,10 @@ def parse_json_lines(
 
 
 def json_object(line: bytes, where: str) -> dict[str, Any]:
-    """The object that a line of a JSON-lines file holds.
+    """Parses a line of a JSON-lines file that must be an object.
 
     Raises:
-        InputError: it holds none.
+        InputError: it is none.
     """
     row = parse_json_line(line, where=where)
     if not isinstance(row, dict):
@@ -130,17 +107,17 @@ def json_object(line: bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def checked(found: Imported) -> Imported:
-    """What an importer found, with each name on one line.
+def validated(found: Imported) -> Imported:
+    """Validates the output of an importer and puts each name on one line.
 
     Raises:
-        InputError: a name or id that is no text, or a relation whose name is not safe.
+        InputError: a name or id that is not text, or a relation with an unsafe name.
     """
     if not isinstance(found, Candidate):
         return found
-    told_twice = found.subject in found.subject_aliases or found.object in found.object_aliases
-    if told_twice or not is_text(_texts(found)):
-        found = _cleaned(found)
+    repeats_name = found.subject in found.subject_aliases or found.object in found.object_aliases
+    if repeats_name or not is_text(_texts(found)):
+        found = _normalized(found)
         for key in ("subject", "object", "id", "subject_id", "object_id"):
             check_text(getattr(found, key), key, found.where)
         for key in ("subject_aliases", "object_aliases"):
@@ -158,8 +135,8 @@ def _texts(found: Candidate) -> str:
     return " ".join((found.subject, found.object, *ids, *found.subject_aliases, *found.object_aliases))
 
 
-def _cleaned(found: Candidate) -> Candidate:
-    """With each name on one line, and no name among its own aliases."""
+def _normalized(found: Candidate) -> Candidate:
+    """Puts each name on one line, and removes names from their own aliases."""
     names = (one_line(found.subject), one_line(found.object))
     aliases = [
         tuple(alias for alias in map(one_line, others) if alias not in ("", name))
@@ -168,7 +145,7 @@ def _cleaned(found: Candidate) -> Candidate:
     return replace(found, subject=names[0], object=names[1], subject_aliases=aliases[0], object_aliases=aliases[1])
 
 
-def labelled(row: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+def require_keys(row: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
     """Checks that a row has the fields of its format.
 
     Raises:
@@ -181,7 +158,7 @@ def labelled(row: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
 
 
 def text_field(row: Mapping[str, Any], *keys: str) -> str:
-    """The first of these fields that is there and not empty, as text: numbers are taken, 0 too, but not NaN."""
+    """Returns the first of these fields that is not empty, as text; numbers are accepted, 0 too, but not NaN."""
     for key in keys:
         value = row.get(key)
         if isinstance(value, bool) or value is None or isinstance(value, list | dict) or value != value:  # noqa: PLR0124
@@ -194,7 +171,7 @@ def text_field(row: Mapping[str, Any], *keys: str) -> str:
 
 
 def candidate_or_dropped(candidate: Candidate) -> Imported:
-    """The candidate, or the note that one of its names is empty."""
+    """Returns the candidate, or a dropped row if one of its names is empty."""
     if not candidate.subject.strip() or not candidate.object.strip():
         return Dropped(candidate.relation, EMPTY, where=candidate.where)
     return candidate

@@ -2,8 +2,8 @@
 
 A row is ``{"sub_id", "sub_label", "sub_aliases", "obj_id", "obj_label", "obj_aliases", "answer_idx"}``, of which only
 the labels must be there. The metadata maps a relation to ``templates`` with ``[X]`` and ``[Y]`` and to its answer space
-(``answer_space_labels``, ``answer_space_ids``). Fields of ``kis data export`` say what the fact itself had: ``object``,
-``subject_id``, ``object_id``. Format: https://github.com/lm-pub-quiz/lm-pub-quiz, docs/data_files.md.
+(``answer_space_labels``, ``answer_space_ids``). Three fields that ``kis data export`` adds hold the fact's own
+``object``, ``subject_id`` and ``object_id``. Format: https://github.com/lm-pub-quiz/lm-pub-quiz, docs/data_files.md.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import read_text
 from megatron_kis.common.parsing import parse_json
-from megatron_kis.data_tools.facts.fact import id_field, strings_field
+from megatron_kis.data_tools.facts.fields import id_field, strings_field
 from megatron_kis.data_tools.facts.importers.base import (
     Candidate,
     Imported,
     candidate_or_dropped,
-    labelled,
     parse_json_lines,
+    require_keys,
     text_field,
 )
 from megatron_kis.data_tools.facts.importers.reading import source_files_of
@@ -30,7 +30,7 @@ from megatron_kis.data_tools.facts.importers.reading import source_files_of
 METADATA = "metadata_relations.json"
 """Name of the file with templates and answer spaces."""
 _LISTS = (("templates", (str,), "strings"), ("answer_space_labels", (str, int, float), "names"))
-"""Lists in the metadata of a relation, and what they hold."""
+"""Lists in the metadata of a relation: key, types of the items, and their name in messages."""
 _OWN = {"object", "subject_id", "object_id"}
 """Fields that ``kis data export`` writes next to those of the format."""
 
@@ -54,12 +54,12 @@ def import_bear(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
 
 
 def bear_templates(path: Path, *, skip_errors: bool = False) -> dict[str, list[str]]:
-    """Templates of each relation; empty where the folder has no metadata."""
+    """Reads the templates of each relation; empty if the folder has no metadata."""
     return {relation: list(entry.get("templates") or ()) for relation, entry in _metadata(path).items()}
 
 
 def relation_files(path: Path) -> list[Path]:
-    """The ``<relation>.jsonl`` files of a folder.
+    """Returns the ``<relation>.jsonl`` files of a folder.
 
     Raises:
         InputError: there are none.
@@ -71,7 +71,7 @@ def relation_files(path: Path) -> list[Path]:
 
 
 def bear_files(path: Path) -> list[Path]:
-    """The files of a folder that are read.
+    """Returns the files of a folder that are read.
 
     Raises:
         InputError: there are no relations.
@@ -81,10 +81,10 @@ def bear_files(path: Path) -> list[Path]:
 
 
 def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the metadata say of each relation; nothing where the folder has none.
+    """Reads the metadata of each relation; empty if the folder has none.
 
     Raises:
-        InputError: they are not what the format has; names file and relation.
+        InputError: they do not have the format; names file and relation.
     """
     path = folder / METADATA
     if not path.exists():
@@ -108,7 +108,7 @@ def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _candidate(relation: str, answers: list[str | int | float] | None, where: str, row: dict[str, Any]) -> Imported:
     answer, place = row.get("obj_label"), row.get("answer_idx")
-    labelled(row, ("sub_label",) if place is not None else ("sub_label", "obj_label"), where)
+    require_keys(row, ("sub_label",) if place is not None else ("sub_label", "obj_label"), where)
     if answers and place is not None and type(place) is not int:
         raise InputError(f"answer_idx is {place!r}", where=where, remedy="expected a whole number, from 0")
     if answers and place is not None and not 0 <= place < len(answers):

@@ -1,4 +1,4 @@
-"""Which column of a table holds what: by the header, by what a user says, or by their order."""
+"""Assigns the columns of a table to fields: by its header, by a user's choice, or by their order."""
 
 from __future__ import annotations
 
@@ -11,44 +11,54 @@ from megatron_kis.common.errors import InputError, first_of, nearest
 NEEDED = ("subject", "relation", "object")
 """Fields that every row must have."""
 ALIASES = ("subject_aliases", "object_aliases")
-"""Fields that hold several names."""
+"""Fields of several names."""
 FIELDS = (*NEEDED, "id", "subject_id", "object_id", *ALIASES)
-"""Fields of a triple: what columns can be named."""
+"""Fields of a triple that columns can be assigned to."""
 
 _NEXT = re.compile(f",(?=(?:{'|'.join(FIELDS)})=)")
 _EXAMPLE = "for example subject=city"
 
 # Headers of published tables: LAMA, PopQA, KAMEL, and what knowledge graphs call their columns.
 _ALSO = {
-    "subject": ("subject_label", "subject_name", "sub_label", "sub_name", "subj_label", "subj_name", "head_label",
-                "head_name", "subj", "sub", "head", "head_entity", "s_label", "s_name", "h_label", "h_name", "s", "h"),
-    "relation": ("predicate", "property", "relation_label", "predicate_label", "property_label", "prop_label",
-                 "relation_name", "predicate_name", "property_name", "predicate_id", "relation_id", "property_id",
-                 "prop_id", "rel_id", "prop", "pred", "rel", "p", "r"),
-    "object": ("object_label", "object_name", "obj_label", "obj_name", "tail_label", "tail_name", "obj", "tail",
-               "tail_entity", "o_label", "o_name", "t_label", "t_name", "o", "t"),
-    "id": ("fact_id",),
-    "subject_id": ("sub_id", "subj_id", "sub_uri", "subj_uri", "subject_uri", "head_id", "head_uri", "s_id", "s_uri"),
-    "object_id": ("obj_id", "obj_uri", "object_uri", "tail_id", "tail_uri", "o_id", "o_uri"),
-    "subject_aliases": ("sub_aliases", "subj_aliases", "s_aliases"),
-    "object_aliases": ("obj_aliases", "o_aliases", "possible_answers"),
-}  # fmt: skip
-# Words that headers also use, in some large languages; too vague to say which column is meant.
+    field: tuple(words.split())
+    for field, words in {
+        "subject": """
+            subject_label subject_name sub_label sub_name subj_label subj_name head_label head_name subj sub
+            head head_entity s_label s_name h_label h_name s h
+        """,
+        "relation": """
+            predicate property relation_label predicate_label property_label prop_label relation_name
+            predicate_name property_name predicate_id relation_id property_id prop_id rel_id prop pred rel p r
+        """,
+        "object": """
+            object_label object_name obj_label obj_name tail_label tail_name obj tail tail_entity o_label o_name
+            t_label t_name o t
+        """,
+        "id": "fact_id",
+        "subject_id": "sub_id subj_id sub_uri subj_uri subject_uri head_id head_uri s_id s_uri",
+        "object_id": "obj_id obj_uri object_uri tail_id tail_uri o_id o_uri",
+        "subject_aliases": "sub_aliases subj_aliases s_aliases",
+        "object_aliases": "obj_aliases o_aliases possible_answers",
+    }.items()
+}
+# Words of headers in some large languages that are too vague to assign a column.
 _VAGUE = {
-    "subject": {"subjekt", "sujet", "sujeto", "soggetto", "sujeito", "onderwerp", "субъект", "entity", "item",
-                "name", "label", "title", "主語",
-                "主语", "主体", "주어"},
-    "relation": {"attribute", "prädikat", "praedikat", "prédicat", "predicado", "predicato", "relación",
-                 "relazione", "relação",
-                 "beziehung", "eigenschaft", "propriété", "propiedad", "предикат", "отношение", "述語", "谓语", "关系",
-                 "関係", "관계"},
-    "object": {"objekt", "objet", "objeto", "oggetto", "объект", "value", "answer", "target", "目的語", "宾语", "客体",
-               "목적어"},
-}  # fmt: skip
+    field: frozenset(words.split())
+    for field, words in {
+        "subject": """
+            subjekt sujet sujeto soggetto sujeito onderwerp субъект entity item name label title 主語 主语 主体 주어
+        """,
+        "relation": """
+            attribute prädikat praedikat prédicat predicado predicato relación relazione relação beziehung
+            eigenschaft propriété propiedad предикат отношение 述語 谓语 关系 関係 관계
+        """,
+        "object": "objekt objet objeto oggetto объект value answer target 目的語 宾语 客体 목적어",
+    }.items()
+}
 
 
 def parse_columns(columns: Sequence[str]) -> dict[str, str]:
-    """Field to column of such choices as ``subject=city``, also of several with commas between them.
+    """Parses choices such as ``subject=city``, also several with commas between them, to column by field.
 
     Raises:
         InputError: one is not of this form, names no field of a triple, or is the second of a field or column.
@@ -68,22 +78,22 @@ def parse_columns(columns: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def layout(first: Sequence[str], columns: Mapping[str, str], where: str) -> tuple[dict[str, int], bool]:
-    """The place of each field in a table's rows, and whether the first line is a header.
+def column_layout(first: Sequence[str], columns: Mapping[str, str], where: str) -> tuple[dict[str, int], bool]:
+    """Returns the index of each field in a table's rows, and whether the first line is a header.
 
     Args:
         first: the fields of the first line.
-        columns: field to column, its name or its number from 1, where a user says so.
-        where: the line.
+        columns: a user's choices by field: the name of a column, or its number from 1.
+        where: place of the line.
 
     Raises:
-        InputError: a column is not there, or is there twice; or the line looks like a header that is not understood.
+        InputError: a column is missing or repeated, or the line looks like a header that is not understood.
     """
     header = [field.strip() for field in first]
     folded = list(map(_folded, header))
     if columns and all(column.isdecimal() and column not in header for column in columns.values()):
         return _by_number(len(header), columns, where), _folded_header(folded)
-    places = {field: _place(column, header, where) for field, column in columns.items()}
+    places = {field: _column_index(column, header, where) for field, column in columns.items()}
     for field in FIELDS:
         if field not in places:
             names = (field, *_ALSO[field])
@@ -107,8 +117,8 @@ def layout(first: Sequence[str], columns: Mapping[str, str], where: str) -> tupl
     return dict(zip(NEEDED, range(3), strict=True)), False
 
 
-def suggested(names: Sequence[str]) -> str:
-    """How to name the columns among ``names``; empty where that is not known."""
+def columns_flag(names: Sequence[str]) -> str:
+    """Returns the option that assigns the columns ``names``; empty if unknown."""
     folded = list(map(_folded, names))
     found = {
         field: next((names[folded.index(name)] for name in (field, *_ALSO[field]) if name in folded), None)
@@ -129,26 +139,26 @@ def _by_number(width: int, columns: Mapping[str, str], where: str) -> dict[str, 
     return {field: int(column) - 1 for field, column in columns.items()}
 
 
-def _place(column: str, header: Sequence[str], where: str) -> int:
+def _column_index(column: str, header: Sequence[str], where: str) -> int:
     if column not in header:
         raise InputError(f"no column {column!r}", where=where, remedy=nearest(column, header))
     return header.index(column)
 
 
-def like_a_header(fields: Sequence[str]) -> bool:
-    """Whether a line of a table looks like a header, known columns or not."""
+def looks_like_header(fields: Sequence[str]) -> bool:
+    """Returns whether a line of a table looks like a header, whether its columns are known or not."""
     return _folded_header(list(map(_folded, fields)))
 
 
-@functools.lru_cache(1 << 12)  # is asked of relations, which are few
-def in_headers(word: str) -> bool:
-    """Whether headers have such a word for subject, relation or object."""
+@functools.lru_cache(1 << 12)  # called with relations, which are few
+def is_header_word(word: str) -> bool:
+    """Returns whether headers use a word for subject, relation or object."""
     word = _folded(word).strip("\"'")
     return any(word in {field, *_ALSO[field], *_VAGUE[field]} for field in NEEDED)
 
 
 def _folded_header(folded: Sequence[str]) -> bool:
-    """Whether a line holds words for two of the three columns, or the name of the relation's own column."""
+    """Returns whether a line has words for two of the three columns, or the usual name of the relation's column."""
     folded = [word.strip("\"'") for word in folded]
     words = [word for word in folded if len(word) > 1 or not word.isascii()]
     roles = sum(any(word in {field, *_ALSO[field], *_VAGUE[field]} for word in words) for field in NEEDED)

@@ -1,4 +1,4 @@
-"""JSON lines of triples, in the field names of ``facts.jsonl`` or in others that are named."""
+"""JSON lines of triples, with the field names of ``facts.jsonl`` or other given ones."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError, first_of
-from megatron_kis.data_tools.facts.fact import id_field, string_field, strings_field
+from megatron_kis.data_tools.facts.fields import id_field, string_field, strings_field
 from megatron_kis.data_tools.facts.importers.base import Candidate, Imported, parse_json_lines
-from megatron_kis.data_tools.facts.importers.columns import FIELDS, NEEDED, suggested
+from megatron_kis.data_tools.facts.importers.columns import FIELDS, NEEDED, columns_flag
 
 
 def import_jsonl(
     path: Path, *, skip_errors: bool = False, columns: Mapping[str, str] | None = None
 ) -> Iterator[Imported]:
-    """Reads rows with ``subject``, ``relation``, ``object``; ids and aliases as in ``facts.jsonl`` where given.
+    """Reads rows with ``subject``, ``relation``, ``object``; ids and aliases are optional, as in ``facts.jsonl``.
 
     Args:
         path: the file.
         skip_errors: drop malformed rows instead of ending.
-        columns: field to the key that holds it, where it is another.
+        columns: key of a field, if it has another name.
 
     Raises:
-        InputError: with ``file:line``, where a line is malformed or lacks a field.
+        InputError: a line is malformed or lacks a field (``file:line``).
     """
     keys = {field: field for field in FIELDS} | dict(columns or {})
 
     def parse(where: str, row: dict[str, Any]) -> Imported:
         lacking = next((field for field in NEEDED if keys[field] not in row), None)
-        if lacking is not None and (flag := suggested(list(row))):
+        if lacking is not None and (flag := columns_flag(list(row))):
             raise InputError(
                 f"{lacking} is missing (keys: {first_of(list(row), 20)})", where=where, remedy=f"add {flag}"
             )

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.data_tools.facts.fact import id_field
+from megatron_kis.data_tools.facts.fields import id_field
 from megatron_kis.data_tools.facts.importers.base import (
     Candidate,
     Imported,
     candidate_or_dropped,
     json_object,
-    labelled,
     parse_json_lines,
+    require_keys,
     text_field,
 )
 from megatron_kis.data_tools.facts.importers.reading import relation_of, source_files_of, source_lines
@@ -41,7 +41,7 @@ def import_lama(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
 
 
 def lama_templates(path: Path, *, skip_errors: bool = False) -> dict[str, list[str]]:
-    """The template of each relation in ``relations.jsonl`` or ``templates.jsonl``; empty where there is no such file.
+    """Reads the template of each relation in ``relations.jsonl`` or ``templates.jsonl``; empty without such a file.
 
     Raises:
         InputError: a damaged row (``file:line``), unless errors are skipped.
@@ -63,7 +63,7 @@ def lama_templates(path: Path, *, skip_errors: bool = False) -> dict[str, list[s
 
 
 def lama_files(path: Path) -> list[Path]:
-    """The files with LAMA's triples.
+    """Returns the files with LAMA's triples.
 
     Raises:
         InputError: nothing to read.
@@ -79,8 +79,8 @@ def _candidate(relation: str, where: str, row: dict[str, Any]) -> Imported:
     if row.get("sub_label") == "Squad" and "predicate_id" not in row and "pred" not in row:
         remedy = "LAMA's Squad asks about sentences; take TREx, Google_RE or ConceptNet"
         raise InputError("no triple: the subject of every row is 'Squad'", where=where, remedy=remedy)
-    by_label = "sub_label" in row  # ConceptNet's rows are not: what others have as ids are their names
-    labelled(row, ("sub_label" if by_label or "sub" not in row else "sub", "obj_label"), where)
+    by_label = "sub_label" in row  # not so in ConceptNet, whose names are in the fields of ids
+    require_keys(row, ("sub_label" if by_label or "sub" not in row else "sub", "obj_label"), where)
     for key in ("sub_label", "obj_label"):
         if isinstance(row.get(key), list | dict):
             raise InputError(f"{key} is not a name", where=where, remedy="expected one row per object")
@@ -99,11 +99,11 @@ def _candidate(relation: str, where: str, row: dict[str, Any]) -> Imported:
 
 
 def _id(row: dict[str, Any], where: str, *keys: str) -> str:
-    """The first of these ids that is given."""
+    """Returns the first of these ids that is given."""
     return next((found for key in keys if (found := id_field(row, key, where))), "")
 
 
 def _aliases(row: dict[str, Any], key: str) -> tuple[str, ...]:
-    """Google-RE gives a list, and sometimes null."""
+    """Returns the aliases; Google-RE gives a list, and sometimes null."""
     names = row.get(key) or []
     return tuple(str(name).strip() for name in names if str(name).strip()) if isinstance(names, list) else ()

@@ -1,4 +1,4 @@
-"""Reads a source's files: which of a folder count, and the lines of each, unpacked."""
+"""Lists the files of a source and reads their lines, unpacked."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from pathlib import Path
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import unreadable
-from megatron_kis.data_tools.readers.lines import LONGEST_LINE
-from megatron_kis.data_tools.readers.open import check_beginning, opened
+from megatron_kis.data_tools.readers.base import LONGEST_LINE
+from megatron_kis.data_tools.readers.open import check_head, open_text
 from megatron_kis.data_tools.readers.packed import packing_of
 
 BOM = b"\xef\xbb\xbf"
 """Byte order mark with which some programs begin a UTF-8 file."""
 
 
-def visible(folder: Path, pattern: str) -> list[Path]:
-    """Files of a folder that match, sorted; hidden ones, such as macOS's ``._P17.jsonl``, do not count."""
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """Returns the sorted files of a folder that match, without hidden ones such as macOS's ``._P17.jsonl``."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith(".") and path.is_file())
 
 
 def source_files_of(path: Path, pattern: str, *, but: Collection[str] = ()) -> list[Path]:
-    """A file itself, or those files of a folder that match.
+    """Returns a file itself, or those files of a folder that match.
 
     Args:
         path: the file or folder.
-        pattern: of the files' names.
-        but: names that do not count in a folder.
+        pattern: pattern of the files' names.
+        but: names to leave out in a folder.
 
     Raises:
         InputError: there are none; names a folder within that has some.
@@ -35,7 +35,7 @@ def source_files_of(path: Path, pattern: str, *, but: Collection[str] = ()) -> l
         return [path]
     if not path.is_dir():
         raise InputError("no such file or folder", where=str(path), remedy=f"expected a file or a folder of {pattern}")
-    files = [file for file in visible(path, pattern) if file.name not in but]
+    files = [file for file in visible_files(path, pattern) if file.name not in but]
     if not files:
         inside = sorted({file.parent for file in path.glob(f"*/{pattern}") if not file.parent.name.startswith(".")})
         remedy = f"give a folder in it that has some, such as {inside[0]}" if inside else None
@@ -45,7 +45,7 @@ def source_files_of(path: Path, pattern: str, *, but: Collection[str] = ()) -> l
 
 
 def relation_of(file: Path) -> str:
-    """The relation that a ``<relation>.jsonl`` file is named after, whether it is packed or not."""
+    """Returns the relation that a ``<relation>.jsonl`` file, packed or not, is named after."""
     name, jsonl, _ = file.name.partition(".jsonl")
     return name if jsonl else file.stem
 
@@ -54,11 +54,11 @@ def source_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yields (number from 1, line with its end) of a text file, unpacked; blank lines are skipped.
 
     Raises:
-        InputError: the file cannot be read to its end, or holds no lines of text at all.
+        InputError: the file cannot be read to its end, or is not text in lines.
     """
-    check_beginning(path, ".jsonl" if ".jsonl" in path.name else ".tsv")
+    check_head(path, ".jsonl" if ".jsonl" in path.name else ".tsv")
     try:
-        with opened(path) as file:
+        with open_text(path) as file:
             number = 0
             while line := file.readline(LONGEST_LINE):
                 number += 1
@@ -74,17 +74,17 @@ def source_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def refuse_packed(beginning: bytes, path: Path) -> None:
-    """Refuses a packed file where places in the file are needed, which a packed one has not.
+    """Refuses a packed file, for readers that need byte offsets.
 
     Raises:
-        InputError: says how it is packed.
+        InputError: it is packed; names the format.
     """
     if packing := packing_of(beginning[:16]):
         raise InputError(f"is packed with {packing}", where=str(path), remedy="unpack it")
 
 
 def decoded(line: bytes, where: str) -> str:
-    """A line as text, without its end.
+    """Decodes a line, without its end.
 
     Raises:
         InputError: it is not UTF-8.

@@ -2,12 +2,12 @@
 
 A header line that names ``subject``, ``relation`` and ``object``, or calls them as other data sets do (``head``,
 ``predicate``, ``obj_label``), gives the columns, in any order; ``id``, ``subject_id``, ``object_id``,
-``subject_aliases`` and ``object_aliases`` (names between ``|``, or a JSON list) may stand beside them, other columns
-are ignored. Without a header a line is subject, relation, object. Only a header or a whole triple says what the columns
-are: a malformed row or comment above it is refused, or skipped where errors are, and a header below triples is refused.
+``subject_aliases`` and ``object_aliases`` (names between ``|``, or a JSON list) are optional, other columns are
+ignored. Without a header a line is subject, relation, object. Only a header or a whole triple determines the columns:
+a malformed row or comment above it is refused, or skipped if errors are skipped, and a header below triples is refused.
 
-Quotes are letters in TSV: the name of the album ``"Heroes"`` has them. A field whose inner quotes are doubled was
-written with CSV's quotes, as pandas does (``"The ""High"" One"``), and is refused.
+Quotes are ordinary characters in TSV: the album ``"Heroes"`` has them. A field whose inner quotes are doubled
+was written with CSV's quotes, as pandas does (``"The ""High"" One"``), and is refused.
 """
 
 from __future__ import annotations
@@ -21,27 +21,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kis.common.errors import InputError, first_of
-from megatron_kis.data_tools.facts.importers.base import Candidate, Imported, checked, malformed, parse_rows
-from megatron_kis.data_tools.facts.importers.columns import ALIASES, NEEDED, in_headers, layout, like_a_header
+from megatron_kis.data_tools.facts.importers.base import Candidate, Imported, malformed, parse_rows, validated
+from megatron_kis.data_tools.facts.importers.columns import (
+    ALIASES,
+    NEEDED,
+    column_layout,
+    is_header_word,
+    looks_like_header,
+)
 from megatron_kis.data_tools.facts.importers.reading import decoded, source_lines
-from megatron_kis.data_tools.readers.lines import LONGEST_LINE
+from megatron_kis.data_tools.readers.base import LONGEST_LINE
 
 _Row = tuple[int, Sequence[str] | InputError]
-_LONGEST_RECORD = 1 << 20  # characters of a record of many lines: a quote that is never closed must not take the file
+_LONGEST_RECORD = 1 << 20  # characters of a record of many lines: an unclosed quote must not swallow the file
 
 
 def import_tsv(
     path: Path, *, skip_errors: bool = False, columns: Mapping[str, str] | None = None
 ) -> Iterator[Imported]:
-    """Reads tab-separated triples; quotes are letters like any other, and doubled ones are refused.
+    """Reads tab-separated triples; quotes are ordinary characters, and doubled ones are refused.
 
     Args:
         path: the file.
         skip_errors: drop malformed rows instead of ending.
-        columns: field to column, its name in the header or its number from 1; None goes by the header.
+        columns: column of a field, by its name in the header or its number from 1; None goes by the header.
 
     Raises:
-        InputError: with ``file:line``, where a line has another number of fields or an empty name.
+        InputError: a line has another number of fields or an empty name (``file:line``).
     """
     return _import(path, _tsv_rows(path), "tabs", skip_errors, columns or {})
 
@@ -54,10 +60,10 @@ def import_csv(
     Args:
         path: the file.
         skip_errors: drop malformed rows instead of ending.
-        columns: field to column, as for TSV.
+        columns: column of a field, as for TSV.
 
     Raises:
-        InputError: with ``file:line``, as for TSV, or where quotes are not closed.
+        InputError: as for TSV, or quotes are not closed (``file:line``).
     """
     return _import(path, _csv_rows(path), "commas", skip_errors, columns or {})
 
@@ -71,12 +77,12 @@ def _tsv_rows(path: Path) -> Iterator[_Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[_Row]:
-    """The records of a CSV file. Of one that is malformed the first line is given up, and reading goes on behind it."""
+    """Yields the records of a CSV file; of a malformed one only the first line is skipped."""
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
-    lines = _Lines(path)
+    lines = _RecordLines(path)
     reader = csv.reader(lines, strict=True, skipinitialspace=True)
     while True:
-        lines.begin()
+        lines.begin_record()
         try:
             fields = next(reader)
             row: Sequence[str] | InputError = fields
@@ -84,13 +90,16 @@ def _csv_rows(path: Path) -> Iterator[_Row]:
             return
         except csv.Error as error:
             problem = "a lone carriage return" if "new-line" in str(error) else str(error)
-            other = next((_SIGNS[sign] for sign in "\t;|" if f'"{sign}"'.encode() in lines.text), None)
+            other = next(
+                (_SEPARATORS[sign] for sign in "\t;|" if f'"{sign}"'.encode() in lines.text),
+                None,
+            )
             remedy = f"expected commas between fields, found {other}" if other else _CSV_REMEDY
             row = InputError(f"not valid CSV ({problem})", where=f"{path}:{lines.first}", remedy=remedy)
         except _BadLineError as error:
             row = InputError(error.problem, where=error.where)
         if isinstance(row, InputError):
-            number = lines.back_to_second()
+            number = lines.rewind_to_second_line()
             yield number, row
         elif row:
             yield lines.first, row
@@ -103,12 +112,13 @@ class _BadLineError(InputError):
     """A line that cannot be part of a record."""
 
 
-class _Lines:
-    """Lines of a file with their ends, which can go back to the second line of the record that is being read."""
+class _RecordLines:
+    """Lines of a file, which can be rewound to the second line of the record that is being read."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._lines = path, source_lines(path)
-        self._ahead: deque[tuple[int, bytes]] = deque()
+        self._path = path
+        self._lines = source_lines(path)
+        self._pending: deque[tuple[int, bytes]] = deque()
         self._taken: list[tuple[int, bytes]] = []
         self._length = 0
 
@@ -119,24 +129,25 @@ class _Lines:
 
     @property
     def text(self) -> bytes:
-        """The record's first line."""
+        """First line of the record."""
         return self._taken[0][1]
 
-    def begin(self) -> None:
-        """Another record begins."""
-        self._taken, self._length = [], 0
+    def begin_record(self) -> None:
+        """Starts another record."""
+        self._taken = []
+        self._length = 0
 
-    def back_to_second(self) -> int:
-        """The next record begins with the second line of this one, whose first line's number is returned."""
+    def rewind_to_second_line(self) -> int:
+        """Makes the record's second line the start of the next record; returns the number of its first line."""
         first, *rest = self._taken
-        self._ahead.extendleft(reversed(rest))
+        self._pending.extendleft(reversed(rest))
         return first[0]
 
-    def __iter__(self) -> _Lines:
+    def __iter__(self) -> _RecordLines:
         return self
 
     def __next__(self) -> str:
-        number, line = self._ahead.popleft() if self._ahead else next(self._lines)
+        number, line = self._pending.popleft() if self._pending else next(self._lines)
         self._taken.append((number, line))
         self._length += len(line)
         where = f"{self._path}:{number}"
@@ -149,15 +160,15 @@ class _Lines:
 
 
 def _import(
-    path: Path, rows: Iterator[_Row], between: str, skip_errors: bool, columns: Mapping[str, str]
+    path: Path, rows: Iterator[_Row], separator: str, skip_errors: bool, columns: Mapping[str, str]
 ) -> Iterator[Imported]:
     table = None
     for row in rows:
         try:
-            table, found = _begun(path, row, between, columns)
+            table, found = _start_table(path, row, separator, columns)
         except _LayoutError:
             raise
-        except InputError as error:  # such a row says nothing of the columns: the header may be below it
+        except InputError as error:  # such a row does not determine the columns: the header may be below it
             if not skip_errors:
                 raise
             yield malformed(error)
@@ -165,18 +176,18 @@ def _import(
         yield from [] if found is None else [found]
         break
     if table is not None:
-        yield from parse_rows(table.below(rows), table.parse, skip_errors=skip_errors)
+        yield from parse_rows(table.rows_below(rows), table.parse, skip_errors=skip_errors)
 
 
 class _LayoutError(InputError):
-    """The columns are not known, so that no row can be read."""
+    """The columns cannot be determined, so that no row can be read."""
 
 
-def _begun(path: Path, row: _Row, between: str, columns: Mapping[str, str]) -> tuple[_Table, Imported | None]:
-    """The table that begins with a row: its header, or its first triple, which is returned too.
+def _start_table(path: Path, row: _Row, separator: str, columns: Mapping[str, str]) -> tuple[_Table, Imported | None]:
+    """Returns the table that begins with a row, and the row's triple if it is not a header.
 
     Raises:
-        _LayoutError: the row looks like a header, or like JSON, and does not say which columns hold what.
+        _LayoutError: the row looks like a header, or like JSON, and does not determine the columns.
         InputError: it can be neither a header nor a triple.
     """
     number, fields = row
@@ -185,47 +196,47 @@ def _begun(path: Path, row: _Row, between: str, columns: Mapping[str, str]) -> t
     where = f"{path}:{number}"
     if fields[0].lstrip().startswith(('{"', "[{")):
         raise _LayoutError("looks like JSON, not like a table", where=where, remedy="use --from jsonl or lama")
-    if not like_a_header(fields):
+    if not looks_like_header(fields):
         if _COMMENT.match(fields[0]):
             raise InputError("is a comment", where=where, remedy="begin with the header or the first triple")
         if len(fields) < len(NEEDED):
-            raise InputError(_miscounted(fields), where=where, remedy=_remedy(fields, len(NEEDED), False, between))
+            raise InputError(_miscounted(fields), where=where, remedy=_remedy(fields, len(NEEDED), False, separator))
     try:
-        places, is_header = layout(fields, columns, where)
+        indices, is_header = column_layout(fields, columns, where)
     except InputError as error:
         numbers = [int(column) for column in columns.values() if column.isdecimal()]
         if error.where == where and len(fields) < max(numbers, default=0):  # too short a row, or a wrong number
             raise
         raise _LayoutError(error.problem, where=error.where, remedy=error.remedy) from None
     width = len(fields) if is_header or columns else len(NEEDED)
-    table = _Table(path, places, width, fields if is_header else None, between)
-    return table, None if is_header else checked(table.parse(row))
+    table = _Table(path, indices, width, fields if is_header else None, separator)
+    return table, None if is_header else validated(table.parse(row))
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What is known of a table once its first line is read."""
+    """A table whose first line is read."""
 
     path: Path
-    places: Mapping[str, int]
-    """Field to its place in a row."""
+    indices: Mapping[str, int]
+    """Index in a row, by field."""
     width: int
-    """Fields of a row."""
+    """Number of fields of a row."""
     header: Sequence[str] | None
-    between: str
-    """What is between fields."""
+    separator: str
+    """What separates fields: ``tabs`` or ``commas``."""
 
-    def below(self, rows: Iterable[_Row]) -> Iterator[_Row]:
-        """The rows, of which none may be a header: it would give other columns to the rows below it.
+    def rows_below(self, rows: Iterable[_Row]) -> Iterator[_Row]:
+        """Yields the rows, none of which may be a header: the rows below it would have other columns.
 
         Raises:
-            InputError: one is, and is not the first line once more.
+            InputError: one is, and is not a repetition of the first line.
         """
-        relation, known = self.places["relation"], sorted(self.header or ())
+        relation, known = self.indices["relation"], sorted(self.header or ())
         for number, fields in rows:
-            if not isinstance(fields, InputError) and len(fields) > relation and in_headers(fields[relation]):
+            if not isinstance(fields, InputError) and len(fields) > relation and is_header_word(fields[relation]):
                 where = f"{self.path}:{number}"
-                if self.header is None and like_a_header(fields):
+                if self.header is None and looks_like_header(fields):
                     problem = f"looks like a header ({first_of(fields, 20)}) below other rows"
                     raise InputError(problem, where=where, remedy="take out what is above it")
                 if known == sorted(fields):
@@ -237,7 +248,7 @@ class _Table:
             yield number, fields
 
     def parse(self, row: _Row) -> Imported:
-        """A row's triple.
+        """Parses a row.
 
         Raises:
             InputError: it is malformed.
@@ -247,10 +258,10 @@ class _Table:
             raise fields
         where = f"{self.path}:{number}"
         if len(fields) != self.width:
-            remedy = _remedy(fields, self.width, self.header is not None, self.between)
+            remedy = _remedy(fields, self.width, self.header is not None, self.separator)
             raise InputError(_miscounted(fields), where=where, remedy=remedy)
-        values = {name: fields[place].strip() for name, place in self.places.items()}
-        if self.between == "tabs":
+        values = {name: fields[index].strip() for name, index in self.indices.items()}
+        if self.separator == "tabs":
             for name, value in values.items():
                 if '""' in value and _QUOTED.fullmatch(value) and not (name in ALIASES and value.startswith('"[')):
                     problem = f"{name} is quoted as in CSV: {value[:60]!r}"
@@ -265,13 +276,13 @@ class _Table:
 
 _COMMENT = re.compile(r"\s*#(?:[\s#]|$)")  # "#MeToo" is a name
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
-_SIGNS = {
+_SEPARATORS = {
     "\t": "tabs: use --from tsv",
     ",": "commas: use --from csv",
     ";": "semicolons: write commas or tabs",
     "|": "bars: write commas or tabs",
 }
-"""What rows are written with instead, and what to do."""
+"""Separators that rows may have instead, and what to do."""
 
 
 def _miscounted(fields: Sequence[str]) -> str:
@@ -279,9 +290,9 @@ def _miscounted(fields: Sequence[str]) -> str:
     return f"{count}: {' '.join(fields)[:60]!r}"
 
 
-def _remedy(fields: Sequence[str], width: int, is_header: bool, between: str) -> str:
-    """What to do with a row of another number of fields."""
-    text, expected = fields[0], f"expected subject, relation and object between {between}"
+def _remedy(fields: Sequence[str], width: int, is_header: bool, separator: str) -> str:
+    """Returns advice for a row of another number of fields."""
+    text, expected = fields[0], f"expected subject, relation and object between {separator}"
     if "\r" in "".join(fields):
         remedy = "end lines with line feeds, not with carriage returns alone"
     elif text.startswith("/a/["):
@@ -289,7 +300,7 @@ def _remedy(fields: Sequence[str], width: int, is_header: bool, between: str) ->
     elif len(fields) == 1 and text.startswith("<"):
         remedy = "these are N-Triples, ids without names; write a table of names"
     elif len(fields) == 1:
-        found = next((name for sign, name in _SIGNS.items() if sign in text), None)
+        found = next((name for sign, name in _SEPARATORS.items() if sign in text), None)
         remedy = f"{expected}, found {found}" if found else f"{expected}; spaces do not separate them"
     elif is_header or width != len(NEEDED):
         remedy = f"expected {width} fields as in the {'header' if is_header else 'first line'}"
@@ -299,7 +310,7 @@ def _remedy(fields: Sequence[str], width: int, is_header: bool, between: str) ->
 
 
 def _names(text: str, key: str, where: str) -> tuple[str, ...]:
-    """Names between ``|``, or of a JSON list; in tables of pandas the list is quoted as in CSV."""
+    """Splits names between ``|``, or of a JSON list; in tables of pandas the list is quoted as in CSV."""
     plain = text[1:-1].replace('""', '"') if text.startswith('"[') and text.endswith(']"') else text
     if not plain.startswith(('["', "['", '[ "')) and plain != "[]":
         return tuple(name.strip() for name in text.split("|") if name.strip())

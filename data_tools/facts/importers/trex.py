@@ -1,7 +1,7 @@
 """T-REx's aligned documents (https://hadyelsahar.github.io/t-rex).
 
 A file or a folder of JSON arrays of documents, each with ``triples`` of ``subject``, ``predicate`` and ``object``, each
-of these with ``uri`` and ``surfaceform``. A document is in memory at a time.
+of these with ``uri`` and ``surfaceform``. One document is in memory at a time.
 """
 
 from __future__ import annotations
@@ -22,22 +22,40 @@ from megatron_kis.data_tools.facts.importers.base import (
     text_field,
 )
 from megatron_kis.data_tools.facts.importers.reading import source_files_of
-from megatron_kis.data_tools.readers.lines import LONGEST_LINE
-from megatron_kis.data_tools.readers.open import opened
+from megatron_kis.data_tools.readers.base import LONGEST_LINE
+from megatron_kis.data_tools.readers.open import open_text
 
-# Surface forms that stand for a name found elsewhere in the text.
+# Surface forms that refer to a name elsewhere in the text.
 _PRONOUNS = frozenset(
-    ("he", "she", "it", "they", "him", "her", "them", "his", "hers", "its", "their", "theirs", "this", "that", "these",
-     "those", "who", "which")
-)  # fmt: skip
+    [
+        "he",
+        "she",
+        "it",
+        "they",
+        "him",
+        "her",
+        "them",
+        "his",
+        "hers",
+        "its",
+        "their",
+        "theirs",
+        "this",
+        "that",
+        "these",
+        "those",
+        "who",
+        "which",
+    ]
+)
 _ARTICLES = frozenset(("the", "a", "an"))
 
 
 def import_trex(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
     """Reads T-REx's documents as a stream.
 
-    The subject is called by the document's title where it is the document's own entity, else as the text calls it; a
-    name that the text has for it besides the title is an alias.
+    The subject's name is the document's title if it is the document's own entity, else the surface form; a surface form
+    that differs from the title is an alias.
 
     Raises:
         InputError: nothing to read, a file that is not an array of documents, or a malformed document or triple.
@@ -52,12 +70,12 @@ def import_trex(path: Path, *, skip_errors: bool = False) -> Iterator[Imported]:
                     raise
                 yield malformed(error, "document")
             else:
-                own = _Own(text_field(document, "uri", "docid"), text_field(document, "title"), where)
+                own = _DocumentEntity(text_field(document, "uri", "docid"), text_field(document, "title"), where)
                 yield from parse_rows(triples, own.parse, skip_errors=skip_errors)
 
 
 def trex_files(path: Path) -> list[Path]:
-    """The files with T-REx's documents.
+    """Returns the files with T-REx's documents.
 
     Raises:
         InputError: nothing to read.
@@ -66,24 +84,24 @@ def trex_files(path: Path) -> list[Path]:
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that knows of a key which it was given twice."""
+    """A JSON object that remembers a repeated key."""
 
-    any_twice = False
-    """Whether there has been such an object at all: others are not searched for one."""
+    any_repeated = False
+    """Whether any object had one: otherwise documents need not be searched."""
 
-    __slots__ = ("twice",)
+    __slots__ = ("repeated_key",)
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key in self:
-            self.twice = key
-            _Object.any_twice = True
+            self.repeated_key = key
+            _Object.any_repeated = True
         super().__setitem__(key, value)
 
 
 def _repeated(content: Any) -> str | None:
-    """A key that an object within a document has twice."""
-    if isinstance(content, _Object) and hasattr(content, "twice"):
-        return str(content.twice)
+    """Returns a key that is repeated in an object within a document."""
+    if isinstance(content, _Object) and hasattr(content, "repeated_key"):
+        return str(content.repeated_key)
     inside = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
     return next((key for part in inside if (key := _repeated(part)) is not None), None)
 
@@ -93,7 +111,7 @@ def _documents(file: Path) -> Iterator[Any]:
 
     try:
         _refuse_no_array(file)
-        with opened(file) as content:
+        with open_text(file) as content:
             yield from ijson.items(content, "item", map_type=_Object)
     except OSError as error:
         raise unreadable(error, file) from None
@@ -103,12 +121,12 @@ def _documents(file: Path) -> Iterator[Any]:
 
 
 def _refuse_no_array(file: Path) -> None:
-    """Refuses JSON that is no array of documents, before it is read as one without any.
+    """Refuses JSON that is not an array, which would be read as an array without documents.
 
     Raises:
-        InputError: says what it is instead.
+        InputError: names what it is instead.
     """
-    with opened(file) as content:
+    with open_text(file) as content:
         first = content.read(1).strip()
         while not first and (more := content.read(1)):
             first = more.strip()
@@ -123,12 +141,12 @@ def _refuse_no_array(file: Path) -> None:
 
 
 def _triples(document: Any, where: str) -> list[Any]:
-    """A document's triples.
+    """Returns a document's triples.
 
     Raises:
-        InputError: it has none, or an object in it has a key twice.
+        InputError: it has none, or an object in it has a repeated key.
     """
-    if _Object.any_twice and (key := _repeated(document)) is not None:
+    if _Object.any_repeated and (key := _repeated(document)) is not None:
         raise InputError(f"the key {key!r} is given twice", where=where, remedy="keep one of them")
     triples = document.get("triples") if isinstance(document, dict) else None
     if not isinstance(triples, list):
@@ -136,24 +154,26 @@ def _triples(document: Any, where: str) -> list[Any]:
     return triples
 
 
-class _Own:
-    """A document's own entity."""
+class _DocumentEntity:
+    """The entity that a document is about."""
 
     def __init__(self, uri: str, title: str, where: str) -> None:
-        self._uri, self._title, self._where = uri, title, where
+        self._uri = uri
+        self._title = title
+        self._where = where
 
     def parse(self, triple: Any) -> Imported:
-        """A triple of the document."""
+        """Parses a triple of the document."""
         try:
             subject, answer = triple["subject"], triple["object"]
-            relation = _last(triple["predicate"]["uri"])
+            relation = _id_of(triple["predicate"]["uri"])
             forms = [text_field({"form": part["surfaceform"]}, "form") for part in (subject, answer)]
             own = self._uri and self._title and self._uri == text_field(subject, "uri")
             names = [self._title if own else forms[0], forms[1]]
             if any(name.casefold() in _PRONOUNS for name in names):
                 return Dropped(relation, "a pronoun for a name", where=self._where)
             aliases = (forms[0],) if forms[0] != names[0] and _is_name(forms[0]) else ()
-            ids = (_last(subject["uri"]), _last(answer["uri"]))
+            ids = (_id_of(subject["uri"]), _id_of(answer["uri"]))
         except (KeyError, TypeError, AttributeError) as error:
             problem = f"lacks {error.args[0]}" if isinstance(error, KeyError) else "is not of T-REx's form"
             remedy = "expected triples of subject, predicate and object"
@@ -165,13 +185,13 @@ class _Own:
 
 
 def _is_name(form: str) -> bool:
-    """Whether a surface form is a name, and not a pronoun or a description such as "the city"."""
+    """Returns whether a surface form is a name, and not a pronoun or a description such as "the city"."""
     words = [word for word in form.split() if word.casefold() not in _ARTICLES]
     return form.casefold() not in _PRONOUNS and any(not word[0].islower() for word in words)
 
 
-def _last(uri: Any) -> str:
-    """``P19`` of ``http://www.wikidata.org/prop/direct/P19``; dates and numbers, which are no entities, stay whole."""
+def _id_of(uri: Any) -> str:
+    """Returns ``P19`` of ``http://www.wikidata.org/prop/direct/P19``; dates and numbers, not entities, stay whole."""
     if isinstance(uri, int) and not isinstance(uri, bool):
         return str(uri)
     return str(uri if "^^" in uri else uri.rstrip("/").rpartition("/")[2])

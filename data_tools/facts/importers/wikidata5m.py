@@ -1,11 +1,11 @@
 """Wikidata5M: triples of ids, and files that give each id its names.
 
-A folder holds ``*_entity.txt`` and ``*_relation.txt`` (id, then names, between tabs; the first name is taken, the
+A folder holds ``*_entity.txt`` and ``*_relation.txt`` (id, then names, between tabs; the first name counts, the
 others are aliases) and ``*_triplet.txt`` or, where there is none, the splits ``*_train.txt``, ``*_valid.txt``,
 ``*_test.txt`` (subject id, relation id, object id). Relations keep their ids (``P19``).
 
-Where there are more triples than are wanted, subjects are drawn by their ids before a name is looked up: names are what
-takes the time. Memory holds an index of the names and one block of triples, whatever the number of triples.
+Where there are more triples than are wanted, subjects are drawn by their ids before a name is looked up. Memory
+holds an index of the names and one block of triples, whatever the number of triples.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from megatron_kis.data_tools.facts.importers.base import (
     Imported,
     malformed,
 )
-from megatron_kis.data_tools.facts.importers.reading import source_lines, visible
+from megatron_kis.data_tools.facts.importers.reading import source_lines, visible_files
 from megatron_kis.data_tools.facts.importers.wikidata5m_names import EntityNames, Names
 from megatron_kis.data_tools.facts.importers.wikidata5m_triples import (
     SubjectSample,
     TripleBlock,
-    identified,
+    parse_id_line,
     triple_blocks,
 )
 
-_TOGETHER = 1 << 16  # triples whose names are in memory together
+_BATCH = 1 << 16  # triples whose names are looked up together
 
 NO_NAME = "an id without a name"
-"""Reason of a triple whose subject or object is not in ``*_entity.txt``, or has control characters for a name."""
+"""Reason for a triple whose subject or object is not in ``*_entity.txt``, or has control characters for a name."""
 
 
 def import_wikidata5m(
@@ -53,8 +53,8 @@ def import_wikidata5m(
         path: the folder.
         skip_errors: drop malformed triples instead of ending.
         relations: ids of the relations to read; empty means all.
-        limit: triples to look the names up of; of more, those of a random sample of the subjects. None for all.
-        seed: of the sample.
+        limit: most triples to look up; if there are more, those of a random sample of the subjects. None for all.
+        seed: seed of the sample.
 
     Raises:
         InputError: a file is missing, a line malformed (``file:line``), or a relation not in ``*_relation.txt``.
@@ -78,15 +78,15 @@ def import_wikidata5m(
             if sample is None:
                 yield from _resolved(block, entities)
                 continue
-            kept = sample.holds(block.subjects)
+            kept = sample.contains(block.subjects)
             left_out, counts = np.unique(block.relations[~kept], return_counts=True)
             for number, count in zip(left_out.tolist(), counts.tolist(), strict=True):
                 yield Dropped(f"P{number}", NOT_SAMPLED, count=count)
-            yield from _resolved(block.where(kept), entities)
+            yield from _resolved(block.select(kept), entities)
 
 
 def wikidata5m_files(path: Path) -> list[Path]:
-    """The files of a folder that are read.
+    """Returns the files of a folder that are read.
 
     Raises:
         InputError: one is missing.
@@ -94,16 +94,11 @@ def wikidata5m_files(path: Path) -> list[Path]:
     return sorted({*(_single(path, f"*_{kind}.txt") for kind in ("relation", "entity")), *_triple_files(path)})
 
 
-def relation_names(path: Path) -> dict[str, str]:
-    """The name of each relation's id: to write templates by."""
-    return _relations(_single(path, "*_relation.txt"))[0]
-
-
 def _resolved(block: TripleBlock, entities: EntityNames) -> Iterator[Imported]:
-    """The triples of a block with their names."""
+    """Yields the triples of a block with their names."""
     columns = (block.lines, block.subjects, block.relations, block.objects)
-    for start in range(0, len(block.lines), _TOGETHER):
-        lines, subjects, numbers, objects = (column[start : start + _TOGETHER] for column in columns)
+    for start in range(0, len(block.lines), _BATCH):
+        lines, subjects, numbers, objects = (column[start : start + _BATCH] for column in columns)
         names = entities.look_up(np.unique(np.concatenate([subjects, objects])))
         for triple in zip(lines.tolist(), subjects.tolist(), numbers.tolist(), objects.tolist(), strict=True):
             yield _resolve(block.file, triple, names)
@@ -132,12 +127,12 @@ def _resolve(file: Path, triple: tuple[int, int, int, int], names: dict[int, Nam
 
 
 def _relations(path: Path, *, skip_errors: bool = False) -> tuple[dict[str, str], list[Dropped]]:
-    """The name of each relation, and malformed lines where errors are skipped."""
+    """Reads the name of each relation, and the malformed lines if errors are skipped."""
     known: dict[str, str] = {}
     dropped: list[Dropped] = []
     for number, line in source_lines(path):
         try:
-            identifier, names = identified(line, b"P", f"{path}:{number}")
+            identifier, names = parse_id_line(line, b"P", f"{path}:{number}")
         except InputError as error:
             if not skip_errors:
                 raise
@@ -148,7 +143,7 @@ def _relations(path: Path, *, skip_errors: bool = False) -> tuple[dict[str, str]
 
 
 def _single(folder: Path, pattern: str) -> Path:
-    found = visible(folder, pattern)
+    found = visible_files(folder, pattern)
     if len(found) != 1:
         problem = f"{len(found)} files {pattern}" if folder.is_dir() else "not a folder"
         raise InputError(problem, where=str(folder), remedy=f"expected a folder with one {pattern}")
@@ -156,8 +151,8 @@ def _single(folder: Path, pattern: str) -> Path:
 
 
 def _triple_files(folder: Path) -> list[Path]:
-    splits = [path for split in ("train", "valid", "test") for path in visible(folder, f"*_{split}.txt")]
-    files = visible(folder, "*_triplet.txt") or splits
+    splits = [path for split in ("train", "valid", "test") for path in visible_files(folder, f"*_{split}.txt")]
+    files = visible_files(folder, "*_triplet.txt") or splits
     if not files:
         raise InputError(
             "no *_triplet.txt", where=str(folder), remedy="expected lines of subject, relation, object ids"

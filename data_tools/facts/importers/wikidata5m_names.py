@@ -1,6 +1,6 @@
 """Names of Wikidata5M's entities, looked up in the file that holds them.
 
-Memory holds 28 bytes an entity: the place and length of its line, and a hash of its name.
+Memory holds 28 bytes per entity: the offset and length of its line, and a hash of its name.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy.typing as npt
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import unreadable
-from megatron_kis.data_tools.facts.fact import is_text, one_line
+from megatron_kis.data_tools.facts.fields import is_text, one_line
 from megatron_kis.data_tools.facts.importers.base import Dropped, malformed
 from megatron_kis.data_tools.facts.importers.reading import refuse_packed
-from megatron_kis.data_tools.facts.importers.wikidata5m_triples import Ints, identified
+from megatron_kis.data_tools.facts.importers.wikidata5m_triples import Ints, parse_id_line
 from megatron_kis.data_tools.facts.names import name_key
-from megatron_kis.data_tools.readers.open import check_beginning
+from megatron_kis.data_tools.readers.open import check_head
 
 Names = tuple[str, tuple[str, ...], bool]
-"""Name, aliases, and whether another entity bears the name too."""
+"""Name, aliases, and whether another entity has the same name."""
 
 
 class EntityNames:
@@ -34,10 +34,10 @@ class EntityNames:
 
         Args:
             path: the file.
-            skip_errors: leave malformed lines out, and note them in ``dropped``.
+            skip_errors: leave malformed lines out, and record them in ``dropped``.
 
         Raises:
-            InputError: an unreadable file, or unless errors are skipped a malformed line or repeated id
+            InputError: an unreadable file; a malformed line or repeated id, unless errors are skipped
                 (``file:line``).
         """
         self._path = path
@@ -49,10 +49,10 @@ class EntityNames:
                 for number, line in enumerate(file, start=1):
                     if number == 1:
                         refuse_packed(line, path)
-                        check_beginning(path, ".txt")
+                        check_head(path, ".txt")
                     if line.strip():
                         try:
-                            identifier, names = identified(line, b"Q", f"{path}:{number}")
+                            identifier, names = parse_id_line(line, b"Q", f"{path}:{number}")
                         except InputError as error:
                             if not skip_errors:
                                 raise
@@ -69,7 +69,8 @@ class EntityNames:
             raise unreadable(error, path) from None
         order = np.argsort(np.frombuffer(ids, np.int64), kind="stable") if ids else np.empty(0, np.int64)
         self._ids: Ints = np.array(ids, np.int64)[order]
-        self._offsets, self._lengths = np.array(offsets, np.int64)[order], np.array(lengths, np.int32)[order]
+        self._offsets = np.array(offsets, np.int64)[order]
+        self._lengths = np.array(lengths, np.int32)[order]
         hashed = np.array(hashes, np.uint64)[order]
         first = np.ones(len(self._ids), np.bool_)
         first[1:] = self._ids[1:] != self._ids[:-1]
@@ -82,7 +83,9 @@ class EntityNames:
                 raise InputError(problem, where=where, remedy="keep one of them")
             count = int(np.count_nonzero(~first))
             self.dropped.append(Dropped("", "malformed line of names (an id in two lines)", count=count, where=where))
-            self._ids, self._offsets, self._lengths = self._ids[first], self._offsets[first], self._lengths[first]
+            self._ids = self._ids[first]
+            self._offsets = self._offsets[first]
+            self._lengths = self._lengths[first]
             hashed = hashed[first]
         self._shared = _repeated(hashed)
 
@@ -97,11 +100,12 @@ class EntityNames:
         return len(self._ids)
 
     def look_up(self, identifiers: Ints) -> dict[int, Names]:
-        """The names of those entities, ``[n]``, that have one."""
+        """Looks up the names of entities, ``[n]``; those without a name are left out."""
         places = np.searchsorted(self._ids, identifiers)
         known = places < len(self._ids)
         known[known] = self._ids[places[known]] == identifiers[known]
-        wanted, places = identifiers[known], places[known]
+        wanted = identifiers[known]
+        places = places[known]
         found: dict[int, Names] = {}
         columns = (wanted, self._lengths[places], self._offsets[places], self._shared[places])
         for identifier, length, offset, shared in zip(*(column.tolist() for column in columns), strict=True):
@@ -112,7 +116,7 @@ class EntityNames:
 
 
 def _line_at(path: Path, offset: int) -> int:
-    """The number of the line that begins at an offset."""
+    """Returns the number of the line that begins at an offset."""
     number = 1
     with open(path, "rb") as file:
         while offset > 0 and (block := file.read(min(offset, 1 << 20))):
@@ -122,15 +126,15 @@ def _line_at(path: Path, offset: int) -> int:
 
 
 def _names(fields: str) -> list[str]:
-    """The names between tabs, each once; the entity is shown by the first."""
+    """Splits the names between tabs, each once; the first is the entity's name."""
     names = list(dict.fromkeys(name.strip() for name in fields.split("\t") if name.strip()))
-    if not is_text("".join(names)):  # seldom: control characters
+    if not is_text("".join(names)):  # rare: control characters
         names = list(map(one_line, names)) if is_text(one_line(names[0])) else []
     return [*names[:1], *filter(is_text, names[1:])]
 
 
 def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Whether each hash stands in the array more than once."""
+    """Returns whether each hash is in the array more than once."""
     _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     result: npt.NDArray[np.bool_] = (counts > 1)[inverse]
     return result

@@ -1,6 +1,6 @@
-"""The triples of Wikidata5M as arrays, a block of lines at a time, and the draw of the subjects that are kept.
+"""The triples of Wikidata5M as arrays, one block of lines at a time, and the sample of the subjects that are kept.
 
-A block whose lines are all as they should be is read at once (0.5 us a line), any other line by line.
+A block of well-formed lines is parsed at once (0.5 us per line), any other line by line.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import unreadable
 from megatron_kis.data_tools.facts.importers.base import Dropped, malformed
 from megatron_kis.data_tools.facts.importers.reading import BOM, decoded, refuse_packed
-from megatron_kis.data_tools.readers.open import check_beginning
+from megatron_kis.data_tools.readers.open import check_head
 
 Ints = npt.NDArray[np.int64]
 
 _BLOCK = 1 << 22  # bytes, about 200,000 triples
 _WELL_FORMED = re.compile(rb"(?:Q\d{1,18}[\t ]P\d{1,18}[\t ]Q\d{1,18}\r?\n)*+")
-_BUCKETS = 1 << 20  # steps of the share of subjects that are kept
+_BUCKETS = 1 << 20  # resolution of the share of subjects that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class TripleBlock:
     """Triples of neighbouring lines."""
 
     file: Path
-    """Where they stand."""
+    """File of the lines."""
     lines: Ints
     """Line numbers, ``[n]``, from 1."""
     subjects: Ints
@@ -41,10 +41,10 @@ class TripleBlock:
     objects: Ints
     """Numbers of the objects' ids, ``[n]``."""
     malformed: tuple[Dropped, ...] = ()
-    """Lines that were skipped, one note of each kind."""
+    """Lines that were skipped, one record per kind."""
 
-    def where(self, chosen: npt.NDArray[np.bool_]) -> TripleBlock:
-        """Those triples for which ``chosen``, ``[n]``, holds."""
+    def select(self, chosen: npt.NDArray[np.bool_]) -> TripleBlock:
+        """Returns the triples for which ``chosen``, ``[n]``, is true."""
         return replace(
             self,
             lines=self.lines[chosen],
@@ -54,8 +54,8 @@ class TripleBlock:
         )
 
 
-def number_of(identifier: bytes, letter: bytes, where: str) -> int:
-    """The number of an id such as ``Q42``.
+def id_number(identifier: bytes, letter: bytes, where: str) -> int:
+    """Returns the number of an id such as ``Q42``.
 
     Raises:
         InputError: it is none.
@@ -67,14 +67,14 @@ def number_of(identifier: bytes, letter: bytes, where: str) -> int:
     return int(digits[1:])
 
 
-def identified(line: bytes, letter: bytes, where: str) -> tuple[int, str]:
-    """The number of a line's id, and the names behind it, between tabs.
+def parse_id_line(line: bytes, letter: bytes, where: str) -> tuple[int, str]:
+    """Returns the number of a line's id, and the names after it, between tabs.
 
     Raises:
         InputError: it begins with no such id, or is not UTF-8.
     """
     identifier, _, names = line.removeprefix(BOM).partition(b"\t")
-    return number_of(identifier, letter, where), decoded(names, where)
+    return id_number(identifier, letter, where), decoded(names, where)
 
 
 def triple_blocks(file: Path, relations: Collection[int] = (), *, skip_errors: bool = False) -> Iterator[TripleBlock]:
@@ -88,16 +88,17 @@ def triple_blocks(file: Path, relations: Collection[int] = (), *, skip_errors: b
     Raises:
         InputError: an unreadable file, or a malformed line (``file:line``).
     """
-    wanted, first = np.array(sorted(relations), np.int64), 1
+    wanted = np.array(sorted(relations), np.int64)
+    first = 1
     try:
         with open(file, "rb") as stream:
             while data := stream.read(_BLOCK) + stream.readline():
                 if first == 1:
                     refuse_packed(data, file)
-                    check_beginning(file, ".txt")
+                    check_head(file, ".txt")
                     data = data.removeprefix(BOM)
                 block = _block(file, data, first, skip_errors)
-                yield block.where(np.isin(block.relations, wanted)) if len(wanted) else block
+                yield block.select(np.isin(block.relations, wanted)) if len(wanted) else block
                 first += data.count(b"\n")
     except OSError as error:
         raise unreadable(error, file) from None
@@ -117,7 +118,7 @@ def _block(file: Path, data: bytes, first: int, skip_errors: bool) -> TripleBloc
             if len(fields) != 3:
                 remedy = "expected the ids of subject, relation and object"
                 raise InputError(f"{len(fields)} fields", where=where, remedy=remedy)
-            subject, relation, answer = map(number_of, fields, (b"Q", b"P", b"Q"), (where,) * 3)
+            subject, relation, answer = map(id_number, fields, (b"Q", b"P", b"Q"), (where,) * 3)
             found.append((number, subject, relation, answer))
         except InputError as error:
             if not skip_errors:
@@ -130,23 +131,23 @@ def _block(file: Path, data: bytes, first: int, skip_errors: bool) -> TripleBloc
 
 
 class SubjectSample:
-    """A random draw of subjects that have at most so many triples together; it depends on ids and seed alone."""
+    """A random sample of subjects with at most so many triples in all; it depends on ids and seed only."""
 
     def __init__(self, blocks: Iterable[TripleBlock], limit: int, seed: int) -> None:
-        """Counts the triples of ``blocks`` and settles which subjects are kept."""
+        """Counts the triples of ``blocks`` and determines which subjects are kept."""
         self._seed = seed
         counts = np.zeros(_BUCKETS, np.int64)
         for block in blocks:
             counts += np.bincount(self._buckets(block.subjects), minlength=_BUCKETS)
         self._kept = int(np.searchsorted(np.cumsum(counts), limit, side="right"))
 
-    def holds(self, subjects: Ints) -> npt.NDArray[np.bool_]:
-        """Whether each subject, ``[n]``, is kept."""
+    def contains(self, subjects: Ints) -> npt.NDArray[np.bool_]:
+        """Returns whether each subject, ``[n]``, is kept."""
         result: npt.NDArray[np.bool_] = self._buckets(subjects) < self._kept
         return result
 
     def _buckets(self, subjects: Ints) -> Ints:
-        """A random number in [0, _BUCKETS) for each subject: the finaliser of SplitMix64, seeded by adding."""
+        """Returns a random bucket in [0, _BUCKETS) for each subject: the finaliser of SplitMix64, seeded by adding."""
         with np.errstate(over="ignore"):
             mixed = subjects.astype(np.uint64) + np.uint64((self._seed * 0x9E3779B97F4A7C15 + 1) % (1 << 64))
             for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

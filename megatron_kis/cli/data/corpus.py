@@ -75,9 +75,11 @@ def _shard(text: str) -> tuple[int, int]:
 def _corpus(options: argparse.Namespace) -> int:
     from megatron_kis.common.errors import InputError
     from megatron_kis.common.progress import console_progress
-    from megatron_kis.data_tools.corpus.build import CorpusBuildConfig, build_corpus
+    from megatron_kis.data_tools.corpus.build import build_corpus
+    from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig
     from megatron_kis.data_tools.facts.fact import load_facts
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer, model_file, side_file
+    from megatron_kis.data_tools.tokenizers.base import side_file
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, model_file
 
     if options.workers is not None and options.workers < 1:
         raise InputError(f"is {options.workers}", where="--workers", remedy="at least 1")
@@ -94,7 +96,7 @@ def _corpus(options: argparse.Namespace) -> int:
         validation_share=options.validation_share,
         seed=options.seed,
         progress=console_progress(),
-        options=CorpusBuildConfig(
+        config=CorpusBuildConfig(
             append_eod=options.append_eod,
             sentences=options.split_sentences,
             punkt=options.punkt,

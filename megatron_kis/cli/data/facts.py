@@ -8,8 +8,7 @@ from pathlib import Path
 from megatron_kis.cli.data.options import add_step, new_file, new_folder
 from megatron_kis.cli.parser import add_settings, given_settings, options_of
 from megatron_kis.common.errors import InputError, printable
-
-_GROUPS = ("infused", "background", "control")
+from megatron_kis.common.terms import GROUPS, HELD_OUT, SPLITS
 
 
 def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,11 +47,11 @@ def _facts(options: argparse.Namespace) -> int:
     settings = SelectConfig(**given_settings(options, SelectConfig.model_fields))
     templates = None
     if options.templates_output:
-        from megatron_kis.data_tools.readers.splits import file_places, refuse_own_outputs
+        from megatron_kis.data_tools.readers.files import file_identities, refuse_own_outputs
 
         refuse_own_outputs([options.input], [options.templates_output])
         others = (options.output, options.output.with_suffix(".meta.json"))
-        if {*file_places(options.templates_output)} & {place for path in others for place in file_places(path)}:
+        if {*file_identities(options.templates_output)} & {place for path in others for place in file_identities(path)}:
             raise InputError("is written by --output, too", where="--templates-output", remedy="write it elsewhere")
         if options.templates_output.exists():
             remedy = "templates that may have been edited are not overwritten"
@@ -89,7 +88,7 @@ def _templates(options: argparse.Namespace) -> int:
     from megatron_kis.data_tools.facts.fact import load_facts
     from megatron_kis.data_tools.rendering.render import template_lengths, template_remarks
     from megatron_kis.data_tools.rendering.templates import load_templates
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
     if options.tokenizer and not options.facts:
         raise InputError("needs --facts", where="--tokenizer", remedy="tokens are counted with the names filled in")
@@ -114,11 +113,9 @@ def add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
     parser.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to write into")
-    parser.add_argument(
-        "--split", choices=("train", "held_out", "question"), default="held_out", help="templates to ask with"
-    )
+    parser.add_argument("--split", choices=SPLITS, default=HELD_OUT, help="templates to ask with")
     groups = "groups to write, each of which must have facts; all that have some by default"
-    parser.add_argument("--groups", nargs="+", choices=_GROUPS, default=argparse.SUPPRESS, help=groups)
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=argparse.SUPPRESS, help=groups)
     parser.set_defaults(handler=_export)
 
 

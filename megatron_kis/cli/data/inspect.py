@@ -29,7 +29,7 @@ def _inspect(options: argparse.Namespace) -> int:
     if is_run(options.prefix):
         return _inspect_run(options)
     from megatron_kis.data_tools.inspect import describe, inspect_corpus
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     result = inspect_corpus(options.prefix, tokenizer=tokenizer, sample=options.sample)

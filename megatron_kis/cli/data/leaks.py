@@ -26,17 +26,17 @@ def _leaks(options: argparse.Namespace) -> int:
     from megatron_kis.common.errors import InputError
     from megatron_kis.common.progress import console_progress
     from megatron_kis.data_tools.facts.fact import load_facts
-    from megatron_kis.data_tools.mentions.decontaminate import LeakCount, filter_leaks
-    from megatron_kis.data_tools.readers.splits import check_text_files, expand, file_places, refuse_own_outputs
+    from megatron_kis.data_tools.mentions.decontaminate import DecontaminationStats, decontaminate
+    from megatron_kis.data_tools.readers.files import check_text_files, expand, file_identities, refuse_own_outputs
 
     paths = expand(options.input)
     check_text_files(paths, options.format)
     refuse_own_outputs([*options.input, options.facts], [path for path in (options.output, options.clean) if path])
-    if options.output and options.clean and {*file_places(options.output)} & {*file_places(options.clean)}:
+    if options.output and options.clean and {*file_identities(options.output)} & {*file_identities(options.clean)}:
         raise InputError("is the same file as --output", where="--clean", remedy="write the two into different files")
-    facts, count = load_facts(options.facts), LeakCount()
+    facts, count = load_facts(options.facts), DecontaminationStats()
     with documents_of(options, paths) as documents:
-        filter_leaks(
+        decontaminate(
             console_progress().track(documents, description="documents"),
             facts,
             count,

@@ -45,11 +45,12 @@ def _count_or_all(text: str) -> int | None:
 def _render(options: argparse.Namespace) -> int:
     from megatron_kis.common.progress import console_progress
     from megatron_kis.data_tools.facts.fact import load_facts
-    from megatron_kis.data_tools.readers.splits import refuse_own_outputs
+    from megatron_kis.data_tools.readers.files import refuse_own_outputs
     from megatron_kis.data_tools.rendering.paraphrases import load_paraphrases
     from megatron_kis.data_tools.rendering.render import outputs_of, render
     from megatron_kis.data_tools.rendering.templates import load_templates
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer, model_file, side_file
+    from megatron_kis.data_tools.tokenizers.base import side_file
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, model_file
 
     model = model_file(options.tokenizer)
     read = [options.facts, options.templates, model, side_file(model)]

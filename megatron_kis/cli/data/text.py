@@ -58,18 +58,18 @@ def _tokenizer(options: argparse.Namespace) -> int:
     from megatron_kis.common.progress import console_progress
     from megatron_kis.data_tools.facts.fact import load_facts
     from megatron_kis.data_tools.preparation.prepare import fact_names
-    from megatron_kis.data_tools.readers.splits import check_text_files, expand, refuse_own_outputs
-    from megatron_kis.data_tools.tokenizers.base import Training, side_file
-    from megatron_kis.data_tools.tokenizers.training import train
+    from megatron_kis.data_tools.readers.files import check_text_files, expand, refuse_own_outputs
+    from megatron_kis.data_tools.tokenizers.base import side_file
+    from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 
-    training = Training(
+    config = TokenizerConfig(
         vocab_size=options.vocab_size,
         kind=getattr(options, "model", "byte-bpe" if options.output.suffix == ".json" else "unigram"),
         seed=options.seed,
         character_coverage=options.character_coverage,
         option=lambda name: f"--{name.replace('_', '-')}",
     )
-    training.check()
+    config.check()
     paths = expand(options.input)
     check_text_files(paths, options.format)
     facts = [options.facts] if options.facts else []
@@ -78,7 +78,7 @@ def _tokenizer(options: argparse.Namespace) -> int:
     progress = console_progress()
     with documents_of(options, paths) as documents:
         texts = (document.text for document in progress.track(documents, description="documents"))
-        tokenizer = train(texts, options.output, training, names=names, say=progress.say)
+        tokenizer = train_tokenizer(texts, options.output, config, names=names, say=progress.say)
     piece = printable(tokenizer.piece(tokenizer.eod_id))
     print(f"{options.output}: {tokenizer.vocab_size} pieces, end of document {tokenizer.eod_id} ({piece})")
     return 0

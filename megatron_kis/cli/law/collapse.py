@@ -53,7 +53,7 @@ def _collapse(options: argparse.Namespace) -> int:
 
 
 def _print_points(points: Sequence[Transition]) -> None:
-    from megatron_kis.analysis.report import wording as w
+    from megatron_kis.analysis.report import formatting as w
     from megatron_kis.common.console import print_table
 
     heads = ["transition", "N", "D", "status", "F", "interval", "rho", "why"]

@@ -62,7 +62,7 @@ def analysis_config(options: argparse.Namespace, folder: Path | None) -> Analysi
     Raises:
         InputError: an unknown key or a bad value.
     """
-    from megatron_kis.analysis.findings.result import declared_settings
+    from megatron_kis.analysis.findings.study_file import declared_settings
     from megatron_kis.config.analysis import AnalysisConfig
 
     given = given_settings(options, _CHOICES)

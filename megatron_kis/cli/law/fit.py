@@ -31,8 +31,9 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _fit(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.criteria import find_transitions
-    from megatron_kis.analysis.findings.result import fit_laws, law_record
+    from megatron_kis.analysis.findings.analyse import fit_laws
     from megatron_kis.analysis.law.fit import fit_law
+    from megatron_kis.analysis.outputs import law_record
     from megatron_kis.analysis.runs.curves import curve_table
     from megatron_kis.analysis.runs.load import load_runs
     from megatron_kis.analysis.runs.load_csv import load_points_csv
@@ -69,7 +70,7 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _print_law(law: Law) -> None:
-    from megatron_kis.analysis.report import wording as w
+    from megatron_kis.analysis.report import formatting as w
     from megatron_kis.common.console import print_table
 
     rows = [

@@ -52,7 +52,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _print_prediction(prediction: Prediction) -> None:
-    from megatron_kis.analysis.report import wording as w
+    from megatron_kis.analysis.report import formatting as w
     from megatron_kis.common.console import print_table
 
     def interval(ends: tuple[float, float]) -> str:

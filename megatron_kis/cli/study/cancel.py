@@ -13,19 +13,19 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add_step(
         steps,
         "cancel",
-        "end the study's jobs in the queue, and its kis study run on this machine; cells are saved",
+        "end the study's jobs in the queue, and its kis study run on this machine; runs are saved",
         _cancel,
     )
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    from megatron_kis.executor.running import end_executor
     from megatron_kis.executor.slurm.client import scancel
     from megatron_kis.executor.slurm.queue import live_tasks
     from megatron_kis.executor.slurm.records import submitted
+    from megatron_kis.study.lock import end_study_run
 
     study = load_study(options)
-    local = end_executor(study.output, seconds=study.executor.grace_seconds + 10)
+    local = end_study_run(study.output, seconds=study.executor.grace_seconds + 10)
     jobs = [] if not submitted(study.output) else live_tasks(study.output)
     names = {task.number.partition("_")[0]: task.job.name for task in jobs}  # an array is ended as a whole
     numbers = list(names)

@@ -28,14 +28,14 @@ def add_step(
     summary: str,
     handler: Callable[[argparse.Namespace], int],
     *,
-    cell: bool = False,
+    run: bool = False,
     json: bool = True,
 ) -> argparse.ArgumentParser:
-    """Adds a step that takes a study file, perhaps a cell, and overrides, and may print JSON."""
+    """Adds a step that takes a study file, perhaps a run, and overrides, and may print JSON."""
     parser = steps.add_parser(name, help=summary, description=summary)
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study's configuration")
-    if cell:
-        parser.add_argument("cell", metavar="CELL", help="the run's name, as kis study status shows it")
+    if run:
+        parser.add_argument("run", metavar="RUN", help="the run's name, as kis study status shows it")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's, e.g. seeds=[0,1]"
     )
@@ -80,8 +80,8 @@ def look_over(study: StudyConfig) -> list[RunConfig]:
     Raises:
         InputError: the output holds another study, or runs of other settings.
     """
+    from megatron_kis.study.conflicts import check_output, check_owner, conflicts, refuse, unnamed_line
     from megatron_kis.study.grid import runs_of
-    from megatron_kis.study.standing import check_output, check_owner, conflicts, refuse, unnamed_line
 
     check_output(study.output)
     runs = runs_of(study, data_config(study))
@@ -108,7 +108,7 @@ def prepare(study: StudyConfig, *, submission: int | None = None, restarted: Col
     from megatron_kis.common.progress import console_progress
     from megatron_kis.data_tools.preparation.prepare import prepare_data
     from megatron_kis.study.data import fingerprints_of
-    from megatron_kis.study.held import refusal
+    from megatron_kis.study.holders import refusal
 
     there = fingerprints_of(data_config(study))
     lease = 60 * study.executor.lease_minutes
@@ -151,7 +151,7 @@ def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tu
         InputError: missing or wrong data, complete runs on other data, or a plan that does not fit.
     """
     from megatron_kis.common.identity import DATA, OLDER_TOKENIZER
-    from megatron_kis.study.standing import conflicts, refuse
+    from megatron_kis.study.conflicts import conflicts, refuse
     from megatron_kis.training.inputs import InputsOfMany, plan_key
 
     opened = InputsOfMany()

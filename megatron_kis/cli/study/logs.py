@@ -18,7 +18,7 @@ _BLOCK = 1 << 16
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describes the step."""
-    logs = add_step(steps, "logs", "the end of one run's log, all its attempts in one", _logs, cell=True, json=False)
+    logs = add_step(steps, "logs", "the end of one run's log, all its attempts in one", _logs, run=True, json=False)
     logs.add_argument("--lines", type=int, default=40, metavar="N", help="how many (40); 0 for all")
     logs.add_argument("--follow", action="store_true", help="go on until the run has ended; Ctrl-C leaves it alone")
 
@@ -31,14 +31,14 @@ def _logs(options: argparse.Namespace) -> int:
         raise InputError(f"is {options.lines}", where="--lines", remedy="use 0 for all, or more")
     _, view = overview(options)
     by_name = {run.name: run for run in view.runs}
-    if options.cell not in by_name:
-        raise InputError(f"no run {options.cell!r} in this study", where="CELL", remedy=nearest(options.cell, by_name))
-    run = by_name[options.cell]
+    if options.run not in by_name:
+        raise InputError(f"no run {options.run!r} in this study", where="RUN", remedy=nearest(options.run, by_name))
+    run = by_name[options.run]
     view = Overview([run], view.retries, view.lease)
     path = run.output / LOG_NAME
     state = view.look()[0].state
     if not path.exists() and not options.follow:
-        raise InputError(f"has no log yet: it is {state}", where=options.cell, remedy="kis study logs --follow waits")
+        raise InputError(f"has no log yet: it is {state}", where=options.run, remedy="kis study logs --follow waits")
     try:
         while not path.exists():
             time.sleep(_POLL_SECONDS)

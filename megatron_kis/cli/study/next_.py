@@ -15,8 +15,8 @@ from megatron_kis.common.units import in_table, quantity
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.runs.load import Runs
-    from megatron_kis.config.study import RungConfig, StudyConfig
-    from megatron_kis.study.proposals import Placed
+    from megatron_kis.config.study import LadderEntry, StudyConfig
+    from megatron_kis.study.proposals import PlannedRun
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +44,14 @@ def _next(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.runs.curves import curve_table
     from megatron_kis.common.configuration import load_config
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.study.grid import spots_of
-    from megatron_kis.study.new_size import rung_near
-    from megatron_kis.study.proposals import add_runs, place, trained_cells
+    from megatron_kis.study.grid import expand_grid
+    from megatron_kis.study.proposals import add_runs, match_proposals, nearest_new_size, trained_cells
 
     study = load_study(options)
     params = max(study.predict, default=None) if options.params is None else options.params
     if params is None:
         raise InputError("no target size", where="--params", remedy="for example 7e9, or predict: in the study")
-    tokens = max(spot.tokens for spot in spots_of(study)) if options.tokens is None else options.tokens
+    tokens = max(spot.tokens for spot in expand_grid(study)) if options.tokens is None else options.tokens
     for name, value in (("--params", params), ("--tokens", tokens)):
         if not (math.isfinite(value) and value >= 1):
             raise InputError(f"{value} is not a positive number", where=name, remedy="for example 7e9")
@@ -66,7 +65,7 @@ def _next(options: argparse.Namespace) -> int:
     planned = load_config(StudyConfig, options.study)  # as the file says, where they are to be added
     done = runs.runs[["run", "params", "tokens"]].itertuples(index=False, name=None)
     cells = trained_cells(planned, done)
-    placed = place(planned, [(p.params, p.tokens, p.frequency) for p in found], cells, runs.runs["run"])
+    placed = match_proposals(planned, [(p.params, p.tokens, p.frequency) for p in found], cells, runs.runs["run"])
     new = [item.run for item in placed if item.run and not item.planned]
     if options.write and new:
         remark = f"kis study next, {date.today().isoformat()}, for N = {params:.3g} and D = {tokens:.3g}"
@@ -74,7 +73,8 @@ def _next(options: argparse.Namespace) -> int:
     labels = {rung.label: rung for rung in planned.ladder}
     rungs = {n: labels[label] for (n, _), (label, _) in cells.items()}
     more = [
-        asdict(size) | _ladder_entry(rung_near(size.params, rungs, planned.ladder) if rungs else None) for size in sizes
+        asdict(size) | _ladder_entry(nearest_new_size(size.params, rungs, planned.ladder) if rungs else None)
+        for size in sizes
     ]
     rows = [asdict(proposal) | _entry(at) for proposal, at in zip(found, placed, strict=True)]
     if options.json:
@@ -148,7 +148,7 @@ def _print_sizes(sizes: list[dict[str, Any]]) -> None:
         print(f"  - {line}  # N = {in_table(size['rung_params'])}")
 
 
-def _ladder_entry(found: tuple[RungConfig, int] | None) -> dict[str, Any]:
+def _ladder_entry(found: tuple[LadderEntry, int] | None) -> dict[str, Any]:
     """The rung as the study file would have it, and its N."""
     if found is None:
         return {"rung": None, "rung_params": None}
@@ -156,7 +156,7 @@ def _ladder_entry(found: tuple[RungConfig, int] | None) -> dict[str, Any]:
     return {"rung": rung.model_dump(mode="json", exclude_defaults=True), "rung_params": params}
 
 
-def _entry(at: Placed) -> dict[str, Any]:
+def _entry(at: PlannedRun) -> dict[str, Any]:
     """What the study says of a proposal."""
     if at.run is None:
         return {"size": None, "planned": False}

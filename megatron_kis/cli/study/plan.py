@@ -36,11 +36,10 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+    from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+    from megatron_kis.study.conflicts import conflicts, refuse
     from megatron_kis.study.data import fingerprints_of
-    from megatron_kis.study.grid import runs_of
-    from megatron_kis.study.preview import plan_rows
-    from megatron_kis.study.standing import conflicts, refuse
+    from megatron_kis.study.grid import plan_rows, runs_of
 
     study = load_study(options)
     every = look_over(study)
@@ -75,7 +74,7 @@ def _data(study: StudyConfig) -> Iterator[DataConfig]:
     from megatron_kis.data_tools.preparation.prepare import prepare_data, stale
     from megatron_kis.data_tools.preparation.stamps import VERSIONS
     from megatron_kis.study.data import fingerprints_of, planned_folder
-    from megatron_kis.study.held import holders_of, refused
+    from megatron_kis.study.holders import holders_of, refused
 
     own = data_config(study)
     differences = stale(study.data, study.output / DATA_FOLDER)

@@ -18,18 +18,17 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "prepare",
         description="Prepares the data of a submission, checks every run against them, and writes down which data its "
-        "cells are trained on. The data job of kis study submit calls it.",
+        "runs are trained on. The data job of kis study submit calls it.",
     )
     parser.add_argument("submission", type=Path, metavar="FOLDER", help="folder of the submission")
     parser.set_defaults(handler=_prepare)
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from megatron_kis.executor.executor import study_lock
     from megatron_kis.executor.slurm.records import STUDY, changed_source, identities, write_data
     from megatron_kis.study.data import source_files
-    from megatron_kis.study.manifest import write_manifest
-    from megatron_kis.study.resolved import FILE, write_study
+    from megatron_kis.study.lock import study_lock
+    from megatron_kis.study.manifest import FILE, write_manifest, write_study
 
     folder = options.submission
     if not (folder.name.isdecimal() and (folder / STUDY).is_file()):

@@ -25,8 +25,8 @@ def _report(options: argparse.Namespace) -> int:
 
 def analyse(study: StudyConfig, *, as_json: bool) -> None:
     """Analyses the runs that are done, writes the report, and prints what was seen."""
-    from megatron_kis.analysis.findings.result import analyse_study
-    from megatron_kis.analysis.report.summary import not_of_this_study, seen
+    from megatron_kis.analysis.outputs import analyse_study
+    from megatron_kis.analysis.report.summary import findings, not_of_this_study
 
     result = analyse_study(study.output, study.analysis, predict_params=study.predict, belongs=belonging(study))
     assert result.runs is not None
@@ -35,7 +35,7 @@ def analyse(study: StudyConfig, *, as_json: bool) -> None:
         apart = result.runs.problems.to_dict("records")
         print(json.dumps({"study": study.name, **outputs, "not_counted": apart}, indent=1))
         return
-    for line in seen(result):
+    for line in findings(result):
         print(f"- {printable(line)}")
     if line := not_of_this_study(result.runs):
         print(f"- {printable(line)}")
@@ -62,7 +62,7 @@ def belonging(study: StudyConfig) -> dict[str, Any]:
 
 def _same_data(study: StudyConfig) -> None:
     """Refuses to report on data that are not made yet."""
-    from megatron_kis.study.resolved import FILE, FILES, other_data_settings
+    from megatron_kis.study.manifest import FILE, FILES, other_data_settings
 
     changed = other_data_settings(study)
     if changed and (other_data_settings(study, but=FILES) or not _as_made(study)):

@@ -14,9 +14,9 @@ from megatron_kis.common.console import progress_bar
 from megatron_kis.common.errors import InputError, JobError, Stopped, nearest, printable
 
 if TYPE_CHECKING:
+    from megatron_kis.config.executor import ExecutorConfig
     from megatron_kis.config.run import RunConfig
-    from megatron_kis.config.study import ExecutorConfig
-    from megatron_kis.executor.executor import Progress
+    from megatron_kis.executor.interface import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Which of a study's cells are meant."""
+    """Adds the options that select runs of a study."""
     parser.add_argument(
-        "--only", nargs="+", action="extend", metavar="CELL", help="these runs alone, by the names of kis study status"
+        "--only", nargs="+", action="extend", metavar="RUN", help="these runs alone, by the names of kis study status"
     )
     parser.add_argument(
         "--retry-failed", action="store_true", help="try those again that were given up (executor.retries)"
@@ -44,11 +44,11 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from megatron_kis.executor.executor import execute, study_lock
+    from megatron_kis.executor.executor import execute
+    from megatron_kis.study.conflicts import refuse, unfinished_conflicts
     from megatron_kis.study.data import check_sources, with_data
-    from megatron_kis.study.manifest import write_manifest
-    from megatron_kis.study.resolved import FILE, write_study
-    from megatron_kis.study.standing import refuse, unfinished_conflicts
+    from megatron_kis.study.lock import study_lock
+    from megatron_kis.study.manifest import FILE, write_manifest, write_study
 
     study = load_study(options)
     settings = study.executor
@@ -93,14 +93,15 @@ def _run(options: argparse.Namespace) -> int:
 
 def another_try(runs: list[RunConfig], settings: ExecutorConfig, options: argparse.Namespace) -> None:
     """Notes for unfinished runs what ``--restart`` and ``--retry-failed`` ask for; runs at work elsewhere are left."""
-    from megatron_kis.executor.attempts import begin_again, forgive
-    from megatron_kis.executor.lease import alive, look
+    from megatron_kis.executor.attempts import request_restart, reset_failures
+    from megatron_kis.executor.lease import is_live, read_lease
 
     if not options.restart and not options.retry_failed:
         return
-    lease = 60 * settings.lease_minutes
-    idle = [run.output for run in runs if (seen := look(run.output)) is None or not alive(seen, lease=lease)]
-    (begin_again if options.restart else forgive)(idle)
+    seconds = 60 * settings.lease_minutes
+    leases = {run.output: read_lease(run.output) for run in runs}
+    idle = [folder for folder, lease in leases.items() if lease is None or not is_live(lease, seconds=seconds)]
+    (request_restart if options.restart else reset_failures)(idle)
 
 
 def selected(runs: list[RunConfig], names: list[str] | None) -> list[RunConfig]:
@@ -120,12 +121,12 @@ def selected(runs: list[RunConfig], names: list[str] | None) -> list[RunConfig]:
 
 def tell(ended: Progress, runs: list[RunConfig]) -> None:
     """Says what did not end well, and why."""
-    from megatron_kis.executor.logs import LOG_NAME, for_terminal, reason
+    from megatron_kis.executor.logs import LOG_NAME, failure_reason, for_terminal
 
     by_name = {run.name: run for run in runs}
     for name in ended.failed:
         logger.warning(f"{name} failed ({printable(str(by_name[name].output / LOG_NAME))}):")
-        for line in "\n".join(map(for_terminal, reason(by_name[name]))).splitlines():
+        for line in "\n".join(map(for_terminal, failure_reason(by_name[name].output))).splitlines():
             logger.warning(f"    {line}")
     for name, owner in ended.elsewhere:
         logger.warning(f"{name} was left to another executor ({printable(owner)})")

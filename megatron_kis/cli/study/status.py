@@ -41,9 +41,9 @@ def overview(options: argparse.Namespace) -> tuple[StudyConfig, Overview]:
 
 
 def queued(queue: Queue) -> dict[str, Queued]:
-    """What SLURM says of the cells that were submitted; a queue that cannot be asked is named and passed over."""
+    """Returns the states of the submitted runs in SLURM's queue; a queue that cannot be asked is named and skipped."""
     try:
-        return queue.cells()
+        return queue.runs()
     except KisError as error:
         logger.warning(f"kis: the queue is not shown: {printable(str(error))}")
         return {}
@@ -52,7 +52,7 @@ def queued(queue: Queue) -> dict[str, Queued]:
 def _status(options: argparse.Namespace) -> int:
     from megatron_kis.executor.slurm.queue import Queue
     from megatron_kis.study.forecast import forecast
-    from megatron_kis.study.resolved import FILES, other_data_settings
+    from megatron_kis.study.manifest import FILES, other_data_settings
 
     study, view = overview(options)
     if changed := other_data_settings(study, but=FILES):
@@ -74,6 +74,6 @@ def record(name: str, rows: list[RunStatus], ahead: Forecast) -> dict[str, Any]:
     """The same as JSON."""
     from dataclasses import asdict
 
-    runs = [asdict(row) | {"seconds_left": ahead.cells.get(row.name)} for row in rows]
+    runs = [asdict(row) | {"seconds_left": ahead.runs.get(row.name)} for row in rows]
     states = dict(Counter(row.state for row in rows))
     return {"study": name, "states": states, "seconds_left": ahead.seconds, "work_left": ahead.work, "runs": runs}

@@ -34,12 +34,12 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _submit(options: argparse.Namespace) -> int:
     from megatron_kis.common.files import locked
-    from megatron_kis.executor.attempts import given_up
-    from megatron_kis.executor.running import executors
+    from megatron_kis.executor.attempts import is_exhausted
     from megatron_kis.executor.slurm import client, records
-    from megatron_kis.executor.slurm.queue import cells_of, live_tasks
+    from megatron_kis.executor.slurm.queue import live_tasks, runs_in
+    from megatron_kis.study.conflicts import refuse, unfinished_conflicts
     from megatron_kis.study.data import source_files
-    from megatron_kis.study.standing import refuse, unfinished_conflicts
+    from megatron_kis.study.lock import lock_holders
     from megatron_kis.study.submission import DEFAULT_ARRAY, prepare_submission, submit, write_submission
 
     study = load_study(options)
@@ -49,13 +49,13 @@ def _submit(options: argparse.Namespace) -> int:
     done = {run.name for run in runs if (run.output / "DONE").exists()}
     largest = study.cluster.max_array_size
     if options.dry_run:
-        cells = [run for run in runs if run.name not in done]
+        left = [run for run in runs if run.name not in done]
         shown = prepare_submission(
-            study, cells, folder=Path.cwd(), templates=options.templates, largest_array=largest or DEFAULT_ARRAY
+            study, left, folder=Path.cwd(), templates=options.templates, largest_array=largest or DEFAULT_ARRAY
         )
         _show(study, shown, len(done), as_json=options.json)
         return 0
-    if local := executors(study.output):
+    if local := lock_holders(study.output):
         raise JobError(
             f"kis study run is at work on this study here (process {local[0]}); end it with kis study cancel"
         )
@@ -64,17 +64,17 @@ def _submit(options: argparse.Namespace) -> int:
         live = live_tasks(study.output)
         sources = records.identities(source_files(study.data))
         _same_data(study, live, sources)
-        queued = cells_of(study.output, live)
+        queued = runs_in(study.output, live)
         open_runs = [run for run in runs if run.name not in done]
         another_try([run for run in open_runs if run.name not in queued], study.executor, options)
-        hopeless = {run.name for run in open_runs if given_up(run, study.executor.retries)}
-        cells = [run for run in open_runs if run.name not in queued and run.name not in hopeless]
+        hopeless = {run.name for run in open_runs if is_exhausted(run, study.executor.retries)}
+        left = [run for run in open_runs if run.name not in queued and run.name not in hopeless]
         _say(study, runs, done, queued, hopeless)
-        if not cells:
+        if not left:
             return _nothing(study, options, live)
         submission = prepare_submission(
             study,
-            cells,
+            left,
             folder=Path.cwd(),
             templates=options.templates,
             largest_array=largest,
@@ -89,7 +89,9 @@ def _submit(options: argparse.Namespace) -> int:
         return 0
     for step, number in steps:
         print(f"{number}  {step.name}  {_size(step)}")
-    print(f"{submission.cells} cells in {submission.folder}; kis study status and kis study cancel take it from here")
+    print(
+        f"{submission.run_count} runs in {submission.folder}; kis study status and kis study cancel take it from here"
+    )
     return 0
 
 
@@ -114,7 +116,7 @@ def _nothing(study: StudyConfig, options: argparse.Namespace, live: list[Task]) 
 
 
 def _same_data(study: StudyConfig, live: list[Task], sources: list[Source]) -> None:
-    """Refuses to make the data again under cells that wait for them or read them."""
+    """Refuses to make the data again while runs wait for them or read them."""
     from megatron_kis.common.identity import differences
     from megatron_kis.common.paths import absolute, with_paths
     from megatron_kis.executor.slurm.records import SOURCES, STUDY, changed_source, submission_folder
@@ -152,15 +154,15 @@ def _show(study: StudyConfig, submission: Submission, done: int, *, as_json: boo
     for step in submission.steps:
         words = ["sbatch", "--parsable", *step.options({}), f"{step.job.label}.sbatch", *step.arguments]
         print(f"{shell(words)}    # {_size(step)}")
-    print(f"{study.name}: {submission.cells} cells to run, {done} done already; nothing was submitted")
+    print(f"{study.name}: {submission.run_count} runs to execute, {done} done already; nothing was submitted")
 
 
 def _size(step: Step) -> str:
     """What a job runs, in words."""
-    cells = sum(map(len, step.tasks))
-    if not cells:
+    runs = sum(map(len, step.tasks))
+    if not runs:
         return step.job.label
-    words = f"{cells} cell{'s' * (cells > 1)} in {len(step.tasks)} task{'s' * (len(step.tasks) > 1)}"
+    words = f"{runs} run{'s' * (runs > 1)} in {len(step.tasks)} task{'s' * (len(step.tasks) > 1)}"
     ranks = f" of {step.job.nodes} x {step.job.ranks_per_node} ranks"
     return words + (ranks if step.job.kind == "large" else "")
 

@@ -26,7 +26,7 @@ _MOST_RUNNING, _MOST_FAILED = 40, 8
 
 
 def headline(name: str, rows: Sequence[RunStatus], ahead: Forecast) -> str:
-    """One line: cells by state, and when all is done."""
+    """Returns one line: runs by state, and when all is done."""
     from megatron_kis.study.status import STATES
 
     counts = Counter(row.state for row in rows)
@@ -40,26 +40,26 @@ def headline(name: str, rows: Sequence[RunStatus], ahead: Forecast) -> str:
 
 
 def tables(rows: Sequence[RunStatus], ahead: Forecast, *, every: bool) -> Iterable[RenderableType]:
-    """What is shown below the headline: the cells, or a summary of many; then what failed."""
+    """Yields what is shown below the headline: the runs, or a summary of many; then what failed."""
     if every or len(rows) <= MANY:
-        yield _cells(rows, ahead)
+        yield _runs(rows, ahead)
     else:
         yield _sizes(rows, ahead)
         running = [row for row in rows if row.state == "running"]
         if running:
-            yield _cells(running[:_MOST_RUNNING], ahead)
+            yield _runs(running[:_MOST_RUNNING], ahead)
         if len(running) > _MOST_RUNNING:
             yield f"and {len(running) - _MOST_RUNNING:,} more that run (--all shows every run)"
     yield from _failures(rows)
     yield from _others(rows)
 
 
-def _cells(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
+def _runs(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
 
     columns = ("run", "state", "steps", "left", "tokens/s", "loss", "attempts", "where")
     table = _table(columns)
     for row in rows:
-        left = duration(ahead.cells[row.name]) if row.name in ahead.cells else "-"
+        left = duration(ahead.runs[row.name]) if row.name in ahead.runs else "-"
         table.add_row(
             plain(row.name),
             _state(row.state),
@@ -85,14 +85,14 @@ def _sizes(rows: Sequence[RunStatus], ahead: Forecast) -> RenderableType:
         counts = Counter(row.state for row in group)
         speeds = [row.tokens_per_second for row in group if row.tokens_per_second]
         progress = sum(row.share * row.tokens for row in group) / sum(row.tokens for row in group)
-        work = sum(ahead.cells.get(row.name, 0.0) for row in group)
+        work = sum(ahead.runs.get(row.name, 0.0) for row in group)
         table.add_row(
             plain(size),
             f"{len(group):,}",
             *(f"{counts[state]:,}" for state in states),
             f"{progress:.0%}",
             in_table(float(median(speeds)) if speeds else None),
-            duration(work) if ahead.cells else "-",
+            duration(work) if ahead.runs else "-",
         )
     return table
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 from pathlib import Path
 
 from megatron_kis.cli.study.run import shown_progress, tell
 
+logger = logging.getLogger(__name__)
+
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Describes the step, which is not listed: people have no use for it."""
     parser = steps.add_parser(
         "work",
-        description="Runs the cells of one task of a submission. Batch scripts of kis study submit call it; "
+        description="Executes the runs of one task of a submission. Batch scripts of kis study submit call it; "
         "SLURM_ARRAY_TASK_ID says which task. Exit status 75: told to end before the time limit, and saved.",
     )
     parser.add_argument("submission", type=Path, metavar="FOLDER", help="folder of the submission")
@@ -28,51 +31,52 @@ def _work(options: argparse.Namespace) -> int:
     from megatron_kis.common.identity import OLDER_TOKENIZER
     from megatron_kis.config.data import DataConfig
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.executor.executor import Progress, execute
-    from megatron_kis.executor.launch import local_command
+    from megatron_kis.executor.executor import execute
+    from megatron_kis.executor.interface import Progress, local_command
     from megatron_kis.executor.slurm import node
     from megatron_kis.executor.slurm.launch import srun_launcher
     from megatron_kis.executor.slurm.records import STUDY, read_data
+    from megatron_kis.study.conflicts import conflicts, refuse, saved_steps
     from megatron_kis.study.data import with_data
     from megatron_kis.study.grid import runs_of
-    from megatron_kis.study.standing import conflicts, refuse
 
     # The data job has checked every run against the data and says which they are: a thousand workers need not open
     # them, and start without PyTorch. Each cell compares them with what it finds.
-    with node.signals_kept() as told:
+    with node.early_signals() as told:
         study = load_config(StudyConfig, options.submission / STUDY)
         files, fingerprints = read_data(options.submission)
-        task, names = node.share(options.submission, options.job, options.first)
+        task, names = node.own_task(options.submission, options.job, options.first)
         wanted = set(names)
         every = runs_of(study, DataConfig.model_validate(files))
-        cells = with_data([run for run in every if run.name in wanted], fingerprints)
+        runs = with_data([run for run in every if run.name in wanted], fingerprints)
         older = fingerprints.pop(OLDER_TOKENIZER, None)
-        found = {run.model.init_from: fingerprints for run in cells}
-        refuse(study.output, conflicts(cells, found, model_sha256=older))
-        done = [run.name for run in cells if (run.output / "DONE").exists()]
+        found = {run.model.init_from: fingerprints for run in runs}
+        refuse(study.output, conflicts(runs, found, model_sha256=older))
+        done = [run.name for run in runs if (run.output / "DONE").exists()]
         large = options.job.startswith("large")
         host = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
         start = os.environ.get("SLURM_RESTART_COUNT", "0")
-        node.note(
-            f"{options.job} task {task} on {host}, requeued {start} times: {len(cells)} cells, {len(done)} done already"
+        logger.info(
+            f"{options.job} task {task} on {host}, requeued {start} times: {len(runs)} runs, {len(done)} done already"
         )
         if not study.cluster.gpus_per_task and not large:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the node may have GPUs that are not ours
         if told.number:
-            ended = Progress(tuple(done), (), (), len(cells), tuple(wanted - set(done)), signal=told.number)
+            ended = Progress(tuple(done), (), (), len(runs), tuple(wanted - set(done)), signal=told.number)
         else:
-            with shown_progress(cells) as report:
+            launcher = srun_launcher(study.cluster, output=study.output, folder=Path.cwd()) if large else local_command
+            with shown_progress(runs) as report:
                 ended = execute(
-                    cells,
+                    runs,
                     done=done,
-                    settings=node.executor_settings(study),
+                    settings=node.settings_within_task(study.executor, study.cluster),
                     report=report,
-                    launcher=srun_launcher(study, folder=Path.cwd()) if large else local_command,
+                    launcher=launcher,
                     machine=node.batch_machine() if large else None,
                 )
-    tell(ended, cells)
+    tell(ended, runs)
     if ended.signal:
-        node.note(f"told by {signal.Signals(ended.signal).name}")
+        logger.info("told by %s", signal.Signals(ended.signal).name)
     requeues = node.Requeues(options.submission, options.job, task)
-    node.conclude(ended, cells, requeues, at_most=study.cluster.requeues_without_progress)
+    node.conclude(ended, sum(map(saved_steps, runs)), requeues, at_most=study.cluster.requeues_without_progress)
     return 0

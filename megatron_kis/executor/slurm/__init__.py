@@ -1,5 +1,5 @@
-"""A study on a SLURM cluster.
+"""Runs as jobs of a SLURM cluster.
 
-Settings (``config``), division into jobs (``jobs``), scripts (``scripts``, ``container``), submission (``submission``,
-``records``), the queue (``queue``, over ``client``), and what runs on the nodes (``node``, ``launch``).
+Division into jobs (``jobs``), scripts (``scripts``), records of what was submitted (``records``), the queue (``queue``,
+over ``client``), and what happens on the nodes (``node``, ``launch``).
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.files import read_text
 
-_PATIENCE = 120.0
+_TIMEOUT = 120.0
 """Seconds after which a command that does not answer is given up; controllers are slow at times."""
 
 _KEPT = {"SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS"}
@@ -29,7 +29,7 @@ _DEFAULTS = {
     "SBATCH_RESERVATION": ("reservation", None),
     "SBATCH_TIMELIMIT": ("time", "t"),
 }
-"""Variables by which a user's shell says where jobs go, and the options of a script that say the same. sbatch itself
+"""Variables by which a user's shell says where jobs go, and the script's options of the same meaning. sbatch itself
 would let the variables win."""
 
 _REMEDIES = (
@@ -45,16 +45,16 @@ _REMEDIES = (
     ("submit limit", "wait for jobs to end, or raise cluster.small.cells_per_task for fewer tasks"),
     ("QOS", "the limits of the account or the QOS do not allow it; cluster.qos, time_limit and gpus decide"),
     ("dependency", "the job to wait for is gone; submit again"),
-)  # fmt: skip
+)
 
 
 def run(*command: str, folder: Path | None = None, keep: Collection[str] = ()) -> str:
-    """What a SLURM command prints.
+    """Runs a SLURM command and returns what it prints.
 
     Args:
-        command: the command.
-        folder: where it runs.
-        keep: further variables of ours that it is to see.
+        command: the command and its arguments.
+        folder: folder in which it runs.
+        keep: further variables of the environment that it sees.
 
     Raises:
         InputError: SLURM is not installed here, or refuses what was asked for.
@@ -62,9 +62,16 @@ def run(*command: str, folder: Path | None = None, keep: Collection[str] = ()) -
     """
     try:
         ended = subprocess.run(
-            command, cwd=folder, env=_environment(os.environ, keep), stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, errors="replace", timeout=_PATIENCE, check=False,
-        )  # fmt: skip
+            command,
+            cwd=folder,
+            env=_environment(os.environ, keep),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT,
+            check=False,
+        )
     except FileNotFoundError:
         raise InputError(
             f"there is no {command[0]} here",
@@ -72,7 +79,7 @@ def run(*command: str, folder: Path | None = None, keep: Collection[str] = ()) -
             remedy="submit on a machine of the cluster, or use kis study run (--dry-run shows the scripts anywhere)",
         ) from None
     except subprocess.TimeoutExpired:
-        raise JobError(f"{command[0]} did not answer for {_PATIENCE:.0f} s; try again later") from None
+        raise JobError(f"{command[0]} did not answer for {_TIMEOUT:.0f} s; try again later") from None
     if ended.returncode == 0:
         return ended.stdout
     said = " ".join(ended.stderr.split()) or f"status {ended.returncode}"
@@ -93,18 +100,18 @@ def sbatch(script: Path, *, options: Sequence[str], arguments: Sequence[str] = (
     """
     kept = used_variables(read_text(script), os.environ)
     printed = run("sbatch", "--parsable", *options, script.name, *arguments, folder=script.parent, keep=kept)
-    number = printed.strip().split(";")[0]  # with the cluster's name behind it where there are several
+    number = printed.strip().split(";")[0]  # followed by the cluster's name where there are several
     if not number.isdecimal():
         raise JobError(f"sbatch printed {printed.strip()!r} where the job's number was expected")
     return number
 
 
 def used_variables(script: str, environment: Mapping[str, str]) -> set[str]:
-    """The variables for sbatch that count: those that say what a script leaves open.
+    """Returns the variables for sbatch that count: those that say what a script leaves open.
 
     Args:
-        script: the script's text, with its ``#SBATCH`` lines.
-        environment: the shell's.
+        script: text of the script, with its ``#SBATCH`` lines.
+        environment: variables of the shell.
     """
     said = _options_of(script)
     return {
@@ -115,7 +122,7 @@ def used_variables(script: str, environment: Mapping[str, str]) -> set[str]:
 
 
 def unused_variables(scripts: Iterable[str], environment: Mapping[str, str]) -> list[str]:
-    """The variables for sbatch that count for none of some scripts, or not for all of them; sorted."""
+    """Returns the variables for sbatch that do not count for all of some scripts, sorted."""
     given = {name for name in environment if name.startswith("SBATCH_")}
     used = given
     for script in scripts:
@@ -124,13 +131,13 @@ def unused_variables(scripts: Iterable[str], environment: Mapping[str, str]) -> 
 
 
 def scancel(jobs: Sequence[str]) -> None:
-    """Ends jobs; those that are over already are passed over."""
+    """Ends jobs; those that are over already are skipped."""
     if jobs:
         run("scancel", "--quiet", *jobs)
 
 
 def show_job(number: str) -> list[str]:
-    """A line a job, or a line a task of an array, as ``scontrol -o show job`` prints it; none if it is forgotten."""
+    """Returns one line per job, or per task of an array, of ``scontrol -o show job``; none if it is forgotten."""
     try:
         printed = run("scontrol", "-o", "show", "job", number)
     except InputError as error:
@@ -141,7 +148,7 @@ def show_job(number: str) -> list[str]:
 
 
 def account_of(number: str) -> list[list[str]]:
-    """(number, name, state) of a job, or of each task, as accounting has it; none where there is no accounting."""
+    """Returns (number, name, state) of a job, or of each task, from accounting; none where there is no accounting."""
     try:
         printed = run("sacct", "-X", "-n", "-P", "-j", number, "-o", "JobID,JobName,State")
     except (InputError, JobError):
@@ -150,21 +157,21 @@ def account_of(number: str) -> list[list[str]]:
 
 
 def max_array_size(fallback: int = 1001) -> int:
-    """Tasks that an array may have at most; SLURM's own default where it does not say."""
+    """Returns the largest number of tasks of an array; SLURM's own default where it does not say."""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", run("scontrol", "show", "config"), flags=re.M)
     return int(match[1]) if match else fallback
 
 
 def node_address(name: str) -> str | None:
-    """Where SLURM itself finds a node."""
+    """Returns the address at which SLURM itself finds a node."""
     match = re.search(r"\bNodeAddr=(\S+)", run("scontrol", "-o", "show", "node", name))
     return match[1] if match else None
 
 
 def _options_of(script: str) -> set[str]:
-    """Options of a script's ``#SBATCH`` lines, as sbatch reads them: up to the first command.
+    """Returns the options of a script's ``#SBATCH`` lines, as sbatch reads them: up to the first command.
 
-    Long ones are given by their names (of which beginnings do, too), short ones as ``-p``.
+    Long options are returned by their names (which may be abbreviated), short ones as ``-p``.
     """
     options = set()
     for line in script.splitlines():
@@ -178,9 +185,9 @@ def _options_of(script: str) -> set[str]:
 
 
 def _environment(environment: Mapping[str, str], keep: Collection[str]) -> dict[str, str]:
-    """Without the variables of a job in which we may be, and without the shell's own wishes for jobs.
+    """Returns the environment without the variables of a job in which we may be, and without the shell's for new jobs.
 
-    sbatch would hand on the former, and put the latter before what the script says.
+    sbatch would pass on the former, and prefer the latter to what the script says.
     """
     return {
         name: value

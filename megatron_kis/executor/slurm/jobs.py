@@ -1,7 +1,7 @@
-"""From the cells of a study to the jobs that run them: pure functions, which need no SLURM.
+"""The jobs that execute the runs of a study: pure functions, which need no SLURM.
 
-Small cells go into one array, several to a task; cells of more ranks than a task has GPUs go into an array for each
-shape (nodes x ranks a node), one to a task. Thousands of cells are a few arrays.
+Small runs go into one array, several per task; runs of more ranks than a task has GPUs go into one array per shape
+(nodes x ranks per node), one per task. Thousands of runs are a few arrays.
 """
 
 from __future__ import annotations
@@ -11,39 +11,39 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.config.run import RunConfig
 from megatron_kis.config.slurm import ClusterConfig, JobConfig
+from megatron_kis.executor.interface import Run
 
 Kind = Literal["data", "small", "large", "report"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job, or an array of them, and what it asks for."""
+    """A job, or an array of jobs, and what it asks for."""
 
     label: str
-    """What it is called within a submission: its kind, and the shape of large cells (``large-2x4``)."""
+    """Name within a submission: its kind, and the shape of large runs (``large-2x4``)."""
 
     kind: Kind
-    """Which template its script is made from."""
+    """Template that its script is made from."""
 
     settings: JobConfig
     """Account, partition, time limit and the like, resolved."""
 
     cpus: int
-    """Cores of a task of SLURM's: of the job, or of a rank."""
+    """Cores per task as SLURM counts tasks: those of the job, or of a rank."""
 
     gpus: int = 0
-    """GPUs a node."""
+    """GPUs per node."""
 
     nodes: int = 1
-    """Nodes."""
+    """Number of nodes."""
 
     ranks_per_node: int = 1
-    """Ranks on a node, of large cells."""
+    """Ranks per node, of large runs."""
 
     tasks: tuple[tuple[str, ...], ...] = ()
-    """Cells of each task of the array, by name; none where the job is no array."""
+    """Names of the runs of each task of the array; none where the job is no array."""
 
     at_once: int | None = None
     """Tasks that may run at the same time."""
@@ -54,35 +54,37 @@ class Array:
     """One array of a job: clusters limit how many tasks an array may have, and so a job may need several."""
 
     first: int
-    """The job's task that is this array's task 0."""
+    """Number of the job's task that is task 0 of this array."""
 
     count: int
-    """Tasks."""
+    """Number of tasks."""
 
     at_once: int | None
     """Tasks that may run at the same time."""
 
     @property
     def option(self) -> str:
-        """For ``sbatch --array``."""
+        """Value of ``sbatch --array``."""
         return f"0-{self.count - 1}" + (f"%{self.at_once}" if self.at_once else "")
 
 
-def jobs_of(cells: Sequence[RunConfig], cluster: ClusterConfig) -> list[Job]:
-    """The jobs that run some cells of a study, without those of the data and the report.
+def jobs_of(runs: Sequence[Run], cluster: ClusterConfig) -> list[Job]:
+    """Returns the jobs that execute some runs, without those of the data and the report.
 
     Args:
-        cells: the cells, the most expensive first.
-        cluster: settings.
+        runs: the runs, the most expensive first.
+        cluster: settings of the cluster.
 
     Raises:
-        InputError: a cell whose ranks cannot be spread evenly over nodes.
+        InputError: a run whose ranks cannot be spread evenly over nodes.
     """
-    small = [cell for cell in cells if cell.parallel.ranks <= max(1, cluster.gpus_per_task)]
+    small: list[str] = []
     shapes: dict[tuple[int, int], list[str]] = {}
-    for cell in cells:
-        if cell.parallel.ranks > max(1, cluster.gpus_per_task):
-            shapes.setdefault(_shape(cell, cluster.ranks_per_node), []).append(cell.name)
+    for run in runs:
+        if run.ranks <= max(1, cluster.gpus_per_task):
+            small.append(run.name)
+        else:
+            shapes.setdefault(_shape(run, cluster.ranks_per_node), []).append(run.name)
     jobs = []
     for (nodes, ranks), names in shapes.items():
         jobs.append(
@@ -106,7 +108,7 @@ def jobs_of(cells: Sequence[RunConfig], cluster: ClusterConfig) -> list[Job]:
                 resolved(cluster, cluster.small),
                 cpus=cluster.small.cpus,
                 gpus=cluster.gpus_per_task,
-                tasks=dealt([cell.name for cell in small], cluster.small.cells_per_task),
+                tasks=deal(small, cluster.small.cells_per_task),
                 at_once=cluster.small.at_once,
             )
         )
@@ -114,40 +116,43 @@ def jobs_of(cells: Sequence[RunConfig], cluster: ClusterConfig) -> list[Job]:
 
 
 def single_job(kind: Literal["data", "report"], cluster: ClusterConfig) -> Job:
-    """The job before the cells, or the one after them."""
+    """Returns the job before the runs, or the one after them."""
     section = cluster.data if kind == "data" else cluster.report
     return Job(kind, kind, resolved(cluster, section), cpus=section.cpus)
 
 
 def resolved(cluster: ClusterConfig, section: JobConfig) -> JobConfig:
-    """The settings of one kind of job: its own, and the cluster's where it has none."""
+    """Returns the settings of one kind of job: its own, and the cluster's where it has none."""
     names = set(JobConfig.model_fields) - {"options"}
     own = {name: value for name in names if (value := getattr(section, name)) is not None}
     shared = {name: getattr(cluster, name) for name in names}
     return JobConfig(**{**shared, **own, "options": (*cluster.options, *section.options)})
 
 
-def dealt(names: Sequence[str], size: int) -> tuple[tuple[str, ...], ...]:
-    """Cells in tasks of at most ``size``, dealt like cards: with the most expensive first, tasks take about as long."""
+def deal(names: Sequence[str], size: int) -> tuple[tuple[str, ...], ...]:
+    """Deals runs like cards to tasks of at most ``size``.
+
+    With the most expensive runs first, all tasks take about the same time.
+    """
     count = -(-len(names) // size)
     return tuple(tuple(names[task::count]) for task in range(count))
 
 
 def arrays_of(job: Job, largest: int) -> list[Array]:
-    """The arrays of a job, of at most ``largest`` tasks; the limit of tasks at once is shared between them."""
+    """Splits a job into arrays of at most ``largest`` tasks, which share the limit of tasks at once."""
     count = -(-len(job.tasks) // largest)
     at_once = None if job.at_once is None else max(1, job.at_once // count)
     return [Array(first, min(largest, len(job.tasks) - first), at_once) for first in range(0, len(job.tasks), largest)]
 
 
-def _shape(cell: RunConfig, ranks_per_node: int) -> tuple[int, int]:
-    """Nodes, and ranks on each."""
-    ranks = cell.parallel.ranks
+def _shape(run: Run, ranks_per_node: int) -> tuple[int, int]:
+    """Returns the number of nodes, and of ranks on each."""
+    ranks = run.ranks
     nodes = -(-ranks // ranks_per_node)
     if ranks % nodes:
         raise InputError(
             f"{ranks} ranks cannot be spread evenly over {nodes} nodes of {ranks_per_node}",
-            where=f"run {cell.name}: parallel",
+            where=f"run {run.name}: parallel",
             remedy=f"use a multiple of {ranks_per_node} ranks (parallel.replicas), or cluster.large.ranks_per_node",
         )
     return nodes, ranks // nodes

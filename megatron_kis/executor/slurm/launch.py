@@ -1,4 +1,7 @@
-"""A cell of several ranks on the nodes of a job: ``srun`` alone, or ``srun`` and torchrun, and how its ranks meet."""
+"""Commands on the nodes of a job: a run of several ranks by ``srun`` or torchrun, how its ranks meet, containers.
+
+Containers are those of pyxis (srun's ``--container-image``) and apptainer.
+"""
 
 from __future__ import annotations
 
@@ -7,62 +10,73 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.config.run import RunConfig
-from megatron_kis.config.study import StudyConfig
-from megatron_kis.executor.launch import Command, Launcher
-from megatron_kis.executor.resources import Place
+from megatron_kis.config.slurm import ClusterConfig, ContainerConfig
+from megatron_kis.executor.interface import Command, Launcher, Run, Slot
 from megatron_kis.executor.slurm import client
-from megatron_kis.executor.slurm.container import apptainer, pyxis
-from megatron_kis.executor.slurm.jobs import jobs_of
+from megatron_kis.executor.slurm.jobs import Job, jobs_of
 
 _LAST_RANKS_SECONDS = 120
-"""How long ranks may live on when the first has ended: a checkpoint that all have written is named by one of them. A
+"""Time that ranks may live on when the first has ended: a checkpoint that all have written is named by one of them. A
 rank that waits for a dead one is killed then."""
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h: the address of an interface
 
 
-def srun_launcher(study: StudyConfig, *, folder: Path, environment: Mapping[str, str] = os.environ) -> Launcher:
-    """Starts a cell on all nodes of the job in whose batch script this process is.
+def srun_launcher(
+    cluster: ClusterConfig, *, output: Path, folder: Path, environment: Mapping[str, str] = os.environ
+) -> Launcher:
+    """Returns a launcher of runs on all nodes of the job in whose batch script this process is.
 
     Args:
-        study: the study.
+        cluster: settings of the cluster.
+        output: folder of the study, which a container mounts.
         folder: where the ranks are started.
-        environment: of the batch script.
+        environment: variables of the batch script.
     """
 
-    def launch(run: RunConfig, config: Path, place: Place) -> Command:
-        cluster, job = study.cluster, jobs_of([run], study.cluster)[0]
+    def launch(run: Run, config: Path, slot: Slot) -> Command:
+        (job,) = jobs_of([run], cluster)
         torchrun = cluster.large.launcher == "torchrun"
         ranks = 1 if torchrun else job.ranks_per_node
         cores = job.cpus * (job.ranks_per_node if torchrun else 1)
         # No --kill-on-bad-exit: the first rank that has saved its checkpoint ends with 75, and is no failure.
         step = [
-            "srun", f"--nodes={job.nodes}", f"--ntasks={job.nodes * ranks}", f"--ntasks-per-node={ranks}",
-            f"--cpus-per-task={cores}", f"--wait={_LAST_RANKS_SECONDS}", "--kill-on-bad-exit=0", "--input=none",
-        ]  # fmt: skip
-        variables = meeting_point(job.nodes, environment)
+            "srun",
+            f"--nodes={job.nodes}",
+            f"--ntasks={job.nodes * ranks}",
+            f"--ntasks-per-node={ranks}",
+            f"--cpus-per-task={cores}",
+            f"--wait={_LAST_RANKS_SECONDS}",
+            "--kill-on-bad-exit=0",
+            "--input=none",
+        ]
+        variables = rendezvous_variables(job.nodes, environment)
         container = cluster.container
         python = [cluster.python or sys.executable]
         if container is not None:
             python = [container.python]
             if container.kind == "pyxis":
-                step += pyxis(container, study, folder=folder)
+                step += pyxis(container, output, folder=folder)
             else:
-                step += apptainer(container, study, gpus=job.gpus, folder=folder)
+                step += apptainer(container, output, gpus=job.gpus, folder=folder)
         start = []
         if torchrun:
-            place_of_meeting = f"{variables['MASTER_ADDR']}:{variables['MASTER_PORT']}"
+            rendezvous = f"{variables['MASTER_ADDR']}:{variables['MASTER_PORT']}"
             start = [
-                "-m", "torch.distributed.run", f"--nnodes={job.nodes}", f"--nproc-per-node={job.ranks_per_node}",
-                "--rdzv-backend=c10d", f"--rdzv-endpoint={place_of_meeting}",
-                f"--rdzv-id={environment.get('SLURM_JOB_ID', run.name)}", "--max-restarts=0",
-            ]  # fmt: skip
-        threads = str(place.threads)
+                "-m",
+                "torch.distributed.run",
+                f"--nnodes={job.nodes}",
+                f"--nproc-per-node={job.ranks_per_node}",
+                "--rdzv-backend=c10d",
+                f"--rdzv-endpoint={rendezvous}",
+                f"--rdzv-id={environment.get('SLURM_JOB_ID', run.name)}",
+                "--max-restarts=0",
+            ]
+        threads = str(slot.threads)
         variables |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if not job.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ""  # a node may have GPUs that are not ours
@@ -71,23 +85,73 @@ def srun_launcher(study: StudyConfig, *, folder: Path, environment: Mapping[str,
     return launch
 
 
-def meeting_point(
+def contained(
+    command: Sequence[str], container: ContainerConfig | None, output: Path, job: Job, *, folder: Path
+) -> list[str]:
+    """Returns a command of a batch script as it is called inside the study's container, if there is one.
+
+    Args:
+        command: python and its arguments.
+        container: settings of the container.
+        output: folder of the study, which the container mounts.
+        job: the job whose cores and GPUs the command gets.
+        folder: where the command is run.
+    """
+    if container is None:
+        return list(command)
+    inside = [container.python, *command[1:]]
+    if container.kind == "apptainer":
+        return [*apptainer(container, output, gpus=job.gpus, folder=folder), *inside]
+    step = ["srun", "--nodes=1", "--ntasks=1", f"--cpus-per-task={job.cpus}", "--input=none"]
+    return [*step, *pyxis(container, output, folder=folder), *inside]
+
+
+def pyxis(container: ContainerConfig, output: Path, *, folder: Path) -> list[str]:
+    """Returns the options of srun for a container."""
+    return [
+        f"--container-image={container.image}",
+        f"--container-mounts={','.join(_mounts(container, output, folder))}",
+        f"--container-workdir={folder}",
+    ]
+
+
+def apptainer(container: ContainerConfig, output: Path, *, gpus: int, folder: Path) -> list[str]:
+    """Returns the beginning of a command line that another command follows."""
+    binds = [word for mount in _mounts(container, output, folder) for word in ("--bind", mount)]
+    return ["apptainer", "exec", *(["--nv"] if gpus else []), *binds, "--pwd", str(folder), container.image]
+
+
+def _mounts(container: ContainerConfig, output: Path, folder: Path) -> list[str]:
+    """Returns the container's mounts; our own folders have the same names inside as outside."""
+    own = dict.fromkeys(str(path) for path in (folder, output.resolve()))
+    for path in own:
+        if "," in path or ":" in path:
+            raise InputError(
+                f"{path!r} cannot be mounted: it has a comma or a colon",
+                where="cluster.container",
+                remedy="choose another folder",
+            )
+    given = list(container.mounts)
+    return [*given, *(f"{path}:{path}" for path in own if path not in {mount.split(":")[0] for mount in given})]
+
+
+def rendezvous_variables(
     nodes: int,
     environment: Mapping[str, str] = os.environ,
     *,
     resolves: Callable[[str], str | None] | None = None,
     node_address: Callable[[str], str | None] = client.node_address,
 ) -> dict[str, str]:
-    """Variables by which ranks find each other, for what the environment does not say already.
+    """Returns the variables by which ranks find each other; what the environment sets is left as it is.
 
-    The first node is the one on which batch scripts run. Its name is taken if it resolves, and SLURM's address of it
+    The first node is the one on which batch scripts run. Its name is used if it resolves, and SLURM's address of it
     (NodeAddr) otherwise.
 
     Args:
-        nodes: nodes of the job.
-        environment: of its batch script; what is set there is left as it is.
-        resolves: from a name to an address, or None; the system's if not given.
-        node_address: from a node's name to SLURM's address of it.
+        nodes: number of nodes of the job.
+        environment: variables of its batch script.
+        resolves: returns the address of a name, or None; the system's if not given.
+        node_address: returns SLURM's address of a node.
 
     Raises:
         InputError: no address can be found.
@@ -98,12 +162,12 @@ def meeting_point(
         "MASTER_ADDR": host,
         "MASTER_PORT": environment.get("MASTER_PORT") or str(_free_port(int(environment.get("SLURM_JOB_ID") or 0))),
         "NCCL_DEBUG": "WARN",
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",  # a rank that is gone ends the others, who would wait for it
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",  # a rank that is gone ends the others, which would wait for it
     }
     address = resolve(host) or host
     own = resolve(socket.gethostname()) or "127.0.0.1"
     if address.startswith("127."):
-        # All nodes are this machine; NCCL would pass over its loopback.
+        # All nodes are this machine; NCCL would skip its loopback.
         variables |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     elif nodes > 1 and own.startswith("127.") and (interface := _interface_of(address)):
         # Gloo offers the address of the machine's own name, and here (as Debian does) that is the loopback's. NCCL
@@ -139,7 +203,7 @@ def _resolve(host: str) -> str | None:
 
 
 def _free_port(job: int) -> int:
-    """A port below those that the kernel gives away, another one for jobs next to each other, and free at this time."""
+    """Returns a free port below those that the kernel assigns; jobs of neighbouring numbers get different ones."""
     for attempt in range(100):
         port = 20000 + (job * 7 + attempt * 131) % 10000
         with socket.socket() as probe:
@@ -154,7 +218,7 @@ def _free_port(job: int) -> int:
 
 
 def _interface_of(address: str) -> str | None:
-    """The network interface that has an IPv4 address."""
+    """Returns the network interface that has an IPv4 address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:

@@ -1,4 +1,4 @@
-"""Where a study's jobs stand, by SLURM: from the controller, and from accounting for what it has forgotten."""
+"""The states of a study's jobs: from SLURM's controller, and from accounting for what that has forgotten."""
 
 from __future__ import annotations
 
@@ -14,25 +14,32 @@ from megatron_kis.executor.slurm import client
 from megatron_kis.executor.slurm.records import Submitted, read_tasks, submission_folder, submitted
 
 _OVER = {
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
     "TIMEOUT",
-}  # fmt: skip
-_PLAIN = {"None", "(null)", ""}
-"""Reasons that are none."""
+}
+_NO_REASON = {"None", "(null)", ""}
 
 
 @dataclass(frozen=True)
 class Queued:
-    """What a scheduler says of a cell."""
+    """State of a run in a scheduler's queue."""
 
     state: str
-    """In the scheduler's word, such as PENDING or RUNNING."""
+    """State in the scheduler's word, such as PENDING or RUNNING."""
 
     job: str = ""
     """Number of its job."""
 
     reason: str = ""
-    """Why it waits, in the scheduler's word."""
+    """Reason for waiting, in the scheduler's word."""
 
 
 @dataclass(frozen=True)
@@ -40,54 +47,55 @@ class Task:
     """A job, or a task of an array, or the tasks of an array that still wait together."""
 
     job: Submitted
-    """What was submitted."""
+    """Job that was submitted."""
 
     number: str
-    """As SLURM's commands take it: ``123``, or ``123_4``."""
+    """Number as SLURM's commands take it: ``123``, or ``123_4``."""
 
     indices: tuple[int, ...]
     """Tasks of the array; none where the job is no array."""
 
     state: str
-    """SLURM's word, such as PENDING."""
+    """State in SLURM's word, such as PENDING."""
 
     reason: str = ""
-    """Why it waits."""
+    """Reason for waiting, in SLURM's word."""
 
     restarts: int = 0
-    """How often it was requeued."""
+    """Number of times that it was requeued."""
 
     @property
     def live(self) -> bool:
-        """Whether it waits, runs, or is being ended."""
+        """True while it waits, runs, or is being ended."""
         return self.state not in _OVER
 
 
 class Queue:
-    """The queue as a study sees it, looked at again and again; what is over is asked for once."""
+    """The queue as a study sees it, read repeatedly; SLURM is asked only once about a job that is over."""
 
     def __init__(self, output: Path, *, every: float = 15.0) -> None:
         """Asks nothing yet.
 
         Args:
-            output: the study's folder.
-            every: seconds for which an answer serves; controllers have better things to do.
+            output: folder of the study.
+            every: seconds for which an answer is used again, to spare the controller.
         """
-        self._output, self._every = output, every
+        self._output = output
+        self._every = every
         self._over: set[tuple[str, int]] = set()
         self._asked = -math.inf
-        self._cells: dict[str, Queued] = {}
+        self._runs: dict[str, Queued] = {}
 
-    def cells(self) -> dict[str, Queued]:
-        """What the queue says of each cell that it holds; nothing where none was submitted.
+    def runs(self) -> dict[str, Queued]:
+        """Returns the state of each run that is in the queue, by its name.
 
         Raises:
             InputError: SLURM is not installed here.
             JobError: its controller does not answer.
         """
         if time.monotonic() - self._asked < self._every:
-            return self._cells
-        self._cells = {}
+            return self._runs
+        self._runs = {}
         lists: dict[int, dict[tuple[str, int], list[str]]] = {}
         for job in submitted(self._output):
             if (job.name, job.first) in self._over:
@@ -98,29 +106,29 @@ class Queue:
             for task in tasks:
                 if task.live and task.indices:
                     if job.submission not in lists:
-                        lists[job.submission] = _lists(self._output, job.submission)
+                        lists[job.submission] = _runs_by_task(self._output, job.submission)
                     self._note(task, lists[job.submission])
         self._asked = time.monotonic()
-        return self._cells
+        return self._runs
 
     def _note(self, task: Task, listed: dict[tuple[str, int], list[str]]) -> None:
         array = task.number.partition("_")[0]
         state = f"{task.state}, requeued {task.restarts} times" if task.restarts else task.state
         for index in task.indices:
-            for cell in listed.get((task.job.label, task.job.first + index), ()):
-                self._cells[cell] = Queued(state, f"{array}_{index}", "" if task.reason in _PLAIN else task.reason)
+            for run in listed.get((task.job.label, task.job.first + index), ()):
+                self._runs[run] = Queued(state, f"{array}_{index}", "" if task.reason in _NO_REASON else task.reason)
 
 
 def live_tasks(output: Path) -> list[Task]:
-    """What of a study still waits or runs."""
+    """Returns the tasks of a study that still wait or run."""
     return [task for task in tasks_of(output) if task.live]
 
 
-def cells_of(output: Path, tasks: list[Task]) -> set[str]:
-    """The cells of some tasks."""
+def runs_in(output: Path, tasks: list[Task]) -> set[str]:
+    """Returns the names of the runs of some tasks."""
     found: set[str] = set()
     for number in {task.job.submission for task in tasks}:
-        listed = _lists(output, number)
+        listed = _runs_by_task(output, number)
         for task in tasks:
             if task.job.submission == number:
                 for index in task.indices:
@@ -129,7 +137,7 @@ def cells_of(output: Path, tasks: list[Task]) -> set[str]:
 
 
 def tasks_of(output: Path) -> Iterator[Task]:
-    """All jobs of a study that SLURM still knows, in the order of their submission."""
+    """Yields all jobs of a study that SLURM still knows, in the order of their submission."""
     for job in submitted(output):
         yield from _tasks_of(job)
 
@@ -142,10 +150,11 @@ def _tasks_of(job: Submitted) -> list[Task]:
 
 
 def _from_controller(job: Submitted, line: str) -> Task | None:
-    """A line of ``scontrol -o show job``; None if it is another job that has the number now."""
+    """Reads a line of ``scontrol -o show job``; None if another job has the number now."""
     if _value(line, "JobName") != job.name:
         return None
-    array, indices = _value(line, "ArrayTaskId"), tuple[int, ...]()
+    array = _value(line, "ArrayTaskId")
+    indices: tuple[int, ...] = ()
     number = _value(line, "ArrayJobId") or _value(line, "JobId")
     if array:
         indices = tuple(_indices(array))
@@ -169,13 +178,13 @@ def _from_accounting(job: Submitted, row: list[str]) -> Task | None:
 
 
 def _value(line: str, key: str) -> str:
-    """The first value of a key: those that users choose (folders, comments) come behind all that we read."""
+    """Returns the first value of a key: those that users choose (folders, comments) come after all that we read."""
     match = re.search(rf"(?:^| ){key}=(\S*)", line)
     return match[1] if match else ""
 
 
 def _indices(text: str) -> Iterator[int]:
-    """SLURM's list of tasks: ``0,3-5%2`` -> 0, 3, 4, 5; a step (``0-8:4``) is understood, too."""
+    """Yields the tasks of SLURM's notation: ``0,3-5%2`` -> 0, 3, 4, 5; a step (``0-8:4``) is understood, too."""
     for part in text.partition("%")[0].split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
         if match:
@@ -183,8 +192,8 @@ def _indices(text: str) -> Iterator[int]:
             yield from range(int(first), int(last or first) + 1, int(step or 1))
 
 
-def _lists(output: Path, number: int) -> dict[tuple[str, int], list[str]]:
+def _runs_by_task(output: Path, number: int) -> dict[tuple[str, int], list[str]]:
     try:
         return read_tasks(submission_folder(output, number))
     except InputError:
-        return {}  # somebody cleared it away; its cells are known by their folders alone
+        return {}  # somebody removed it; its runs are known by their folders alone

@@ -1,7 +1,7 @@
-"""What a study has submitted: ``<study>/slurm/jobs.jsonl`` and the folders of its submissions.
+"""The jobs that a study has submitted: ``<study>/slurm/jobs.jsonl`` and the folders of its submissions.
 
-A job is known by its name, which no other job ever has; its number only says where to ask, and begins anew when a
-cluster's state is lost. A row is written before sbatch is called and another when it has answered, so that a crash in
+A job is known by its name, which no other job ever has; its number only says where to ask, and numbers begin again when
+a cluster's state is lost. A row is written before sbatch is called and another when it has answered, so that a crash in
 between leaves a row without a number, and not a job without a row.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +30,25 @@ DATA_SCHEMA = "kis.submission-data/1"
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job, or one array of it."""
+    """A job that was submitted, or one array of it."""
 
     submission: int
-    """Which submission of the study it belongs to, from 1."""
+    """Number of the submission that it belongs to, from 1."""
 
     label: str
-    """Which job of the submission: ``data``, ``small``, ``large-2x4``, ``report``."""
+    """Label of the job within the submission: ``data``, ``small``, ``large-2x4``, ``report``."""
 
     name: str
-    """Its name in the queue."""
+    """Name of the job in the queue."""
 
     first: int = 0
-    """The job's task that is task 0 of this array."""
+    """Number of the job's task that is task 0 of this array."""
 
     count: int = 0
-    """Tasks of the array; 0 where it is none."""
+    """Number of tasks of the array; 0 where it is none."""
 
     number: str | None = None
-    """What sbatch answered; None if it refused, or was not asked, or a crash came between."""
+    """Number that sbatch answered; None if it refused, or was not called, or a crash came between."""
 
     refused: bool = False
     """Whether sbatch refused it."""
@@ -60,7 +60,7 @@ def record(output: Path, job: Submitted) -> None:
 
 
 def submitted(output: Path) -> list[Submitted]:
-    """Every job of a study, in the order in which they were submitted; lines that a crash has cut are passed over."""
+    """Returns every job of a study, in the order of submission; lines that a crash has cut are skipped."""
     try:
         lines = (output / FOLDER / JOBS).read_bytes().splitlines()
     except FileNotFoundError:
@@ -74,28 +74,28 @@ def submitted(output: Path) -> list[Submitted]:
 
 
 def submission_folder(output: Path, number: int) -> Path:
-    """Where the scripts and the logs of a submission lie."""
+    """Returns the folder with the scripts and the logs of a submission."""
     return output / FOLDER / f"{number:04d}"
 
 
 def next_submission(output: Path) -> int:
-    """The number of the next submission."""
+    """Returns the number of the next submission."""
     folders = (output / FOLDER).glob("[0-9]*")
     return 1 + max((int(folder.name) for folder in folders if folder.name.isdecimal()), default=0)
 
 
 def write_tasks(folder: Path, tasks: Iterable[tuple[str, int, Sequence[str]]]) -> None:
-    """Writes which cells each task of each job runs."""
+    """Writes which runs each task of each job executes."""
     rows: list[dict[str, Any]] = [{"schema": TASKS_SCHEMA}]
-    rows += [{"job": label, "task": task, "cells": list(cells)} for label, task, cells in tasks]
+    rows += [{"job": label, "task": task, "cells": list(names)} for label, task, names in tasks]
     write_json_lines(folder / TASKS, rows)
 
 
 def read_tasks(folder: Path) -> dict[tuple[str, int], list[str]]:
-    """The cells of each (job, task).
+    """Returns the names of the runs of each (job, task).
 
     Raises:
-        InputError: the file is missing, or is another.
+        InputError: the file is missing, or is of another kind.
     """
     path = folder / TASKS
     rows = read_json_lines(path)
@@ -111,30 +111,30 @@ None for both where it was missing."""
 
 
 def identities(files: Iterable[Path]) -> list[Source]:
-    """The identities of files as they are now."""
+    """Returns the identities of files as they are now."""
     found: list[Source] = []
     for path in files:
         try:
-            said = path.stat()
-            found.append((str(path), said.st_size, said.st_mtime_ns))
+            stat = path.stat()
+            found.append((str(path), stat.st_size, stat.st_mtime_ns))
         except OSError:
             found.append((str(path), None, None))
     return found
 
 
 def write_sources(folder: Path, files: Iterable[Source]) -> None:
-    """Writes what a submission's data are to be made from."""
+    """Writes what the data of a submission are to be made from."""
     rows = [{"path": path, "size": size, "mtime_ns": time_ns} for path, size, time_ns in files]
     write_json(folder / SOURCES, {"schema": SOURCES_SCHEMA, "files": rows})
 
 
 def changed_source(folder: Path, now: Iterable[Source]) -> str | None:
-    """The first source that is not what it was when a submission was made; None if all are.
+    """Returns the first source that has changed since a submission was made; None if none has.
 
-    A file that was missing then may be there by now.
+    A file that was missing then may exist by now.
 
     Args:
-        folder: of the submission.
+        folder: folder of the submission.
         now: the sources as they are.
 
     Raises:
@@ -152,19 +152,19 @@ def changed_source(folder: Path, now: Iterable[Source]) -> str | None:
 
 
 def write_data(folder: Path, files: Mapping[str, Path], fingerprints: Mapping[str, str]) -> None:
-    """Writes which data the cells of a submission are trained on.
+    """Writes which data the runs of a submission are trained on.
 
     Args:
-        folder: of the submission.
+        folder: folder of the submission.
         files: corpus, validation, exposures and tokenizer.
-        fingerprints: of the data, by ``identity.DATA``.
+        fingerprints: fingerprints of the data, by ``identity.DATA``.
     """
     paths = {name: str(path.absolute()) for name, path in files.items()}
     write_json(folder / DATA, {"schema": DATA_SCHEMA, "data": paths, "fingerprints": dict(fingerprints)})
 
 
 def read_data(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """What ``write_data`` wrote.
+    """Returns what ``write_data`` wrote.
 
     Raises:
         InputError: it is missing: the submission's data job has not ended well.
@@ -176,11 +176,6 @@ def read_data(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         )
     content = read_json(path, DATA_SCHEMA, keys=("data", "fingerprints"))
     return {name: Path(place) for name, place in content["data"].items()}, content["fingerprints"]
-
-
-def with_number(job: Submitted, number: str) -> Submitted:
-    """What is to be recorded once sbatch has answered."""
-    return replace(job, number=number)
 
 
 def _job(line: bytes) -> Submitted | None:

@@ -14,17 +14,20 @@ import megatron_kis
 from megatron_kis.common.errors import InputError
 
 TEMPLATES = Path(megatron_kis.__file__).parent / "run_scripts" / "slurm"
-"""Beside the package, in a checkout as in an installed wheel."""
+"""The templates that are installed with the package."""
 
 
 class Templates:
-    """Templates of a folder, and kis's own where it has none."""
+    """Templates of a folder, and those of the package where it has none."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Opens them.
+        """Opens the templates.
+
+        Args:
+            folder: edited templates; those of the package alone if not given.
 
         Raises:
-            InputError: there is no such folder, or nothing in it takes the place of a template.
+            InputError: there is no such folder, or nothing in it replaces a template.
         """
         if folder is not None:
             _check(folder)
@@ -40,7 +43,7 @@ class Templates:
         self._environment.filters |= {"quote": quote, "shell": shell, "comment": comment}
 
     def script(self, kind: str, variables: dict[str, Any]) -> str:
-        """The script of a kind of job.
+        """Returns the script of a kind of job.
 
         Raises:
             InputError: a template with an error, with its line.
@@ -59,23 +62,23 @@ class Templates:
 
 
 def quote(value: object) -> str:
-    """A value as one word of a shell."""
+    """Returns a value as one word of a shell."""
     return shlex.quote(str(value))
 
 
 def shell(words: Sequence[str]) -> str:
-    """A command line."""
+    """Returns a command line."""
     return shlex.join(words)
 
 
 def comment(value: object) -> str:
-    """A value inside a comment: one line, whatever it is."""
+    """Returns a value for a comment: one line, whatever it is."""
     text = "".join(letter if letter.isprintable() else " " for letter in str(value))
     return " ".join(text.split())
 
 
 def job_name(study: str, label: str, token: str) -> str:
-    """The name of a job in the queue: readable, plain letters, and no other job's."""
+    """Returns the name of a job in the queue: readable, of plain letters, and unique by its token."""
     plain = re.sub(r"[^A-Za-z0-9.-]+", "_", study)[:40].strip("_.-") or "study"
     return f"kis-{plain}-{label}-{token}"
 

@@ -110,7 +110,10 @@ def test_columns_are_named_by_the_user(tmp_path: Path) -> None:
 
 def test_columns_may_be_named_with_commas_between_them() -> None:
     assert parse_columns(["subject=city, old,relation=prop", "object=obj"]) == {
-        "subject": "city, old", "relation": "prop", "object": "obj"}  # fmt: skip
+        "subject": "city, old",
+        "relation": "prop",
+        "object": "obj",
+    }
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,11 @@ def test_csv_goes_on_behind_stray_quotes_and_quotes_that_are_never_closed(tmp_pa
     path.write_text('a,r,x\n"b"q,r,x\nc,r,z\nd,"r,x\ne,r,"two\nlines"\nf,r,w\ng,"r\n')
     found = list(import_csv(path, skip_errors=True))
     assert [(one.subject, one.object) for one in found if isinstance(one, Candidate)] == [
-        ("a", "x"), ("c", "z"), ("e", "two lines"), ("f", "w")]  # fmt: skip
+        ("a", "x"),
+        ("c", "z"),
+        ("e", "two lines"),
+        ("f", "w"),
+    ]
     assert [one.where[-2:] for one in found if isinstance(one, Dropped)] == [":2", ":4", ":8"]
 
 
@@ -76,8 +80,12 @@ def test_a_name_is_on_one_line_in_every_importer(tmp_path: Path) -> None:
     row = {"subject": "two\n lines", "relation": "P1", "object": "a\ttab", "subject_aliases": ["x\u2028y"]}
     (tmp_path / "t.json").write_text(json.dumps(row) + "\n")
     (tmp_path / "t.csv").write_text('subject,relation,object,subject_aliases\n"two\n lines",P1,"a\ttab","x\u2028y"\n')
-    places: dict[str, Path] = {"bear": tmp_path, "lama": tmp_path / "P1.jsonl", "jsonl": tmp_path / "t.json",
-                               "csv": tmp_path / "t.csv"}  # fmt: skip
+    places: dict[str, Path] = {
+        "bear": tmp_path,
+        "lama": tmp_path / "P1.jsonl",
+        "jsonl": tmp_path / "t.json",
+        "csv": tmp_path / "t.csv",
+    }
     for kind, place in places.items():
         [found] = IMPORTERS[kind](place)
         assert isinstance(found, Candidate)
@@ -177,8 +185,12 @@ def test_what_is_no_text_at_all_ends_the_import_also_where_errors_are_skipped(
 
 
 def test_packed_files_are_read_and_those_that_are_cut_end_the_import(tmp_path: Path) -> None:
-    texts = {"tsv": "a\tr\tb\n", "csv": "a,r,b\n", "jsonl": '{"subject": "a", "relation": "r", "object": "b"}\n',
-             "lama": '{"sub_label": "a", "obj_label": "b"}\n'}  # fmt: skip
+    texts = {
+        "tsv": "a\tr\tb\n",
+        "csv": "a,r,b\n",
+        "jsonl": '{"subject": "a", "relation": "r", "object": "b"}\n',
+        "lama": '{"sub_label": "a", "obj_label": "b"}\n',
+    }
     for kind, text in texts.items():
         path = tmp_path / "r.jsonl.gz"
         path.write_bytes(gzip.compress(text.encode()))

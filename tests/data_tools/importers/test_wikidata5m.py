@@ -10,7 +10,6 @@ from megatron_kis.data_tools.facts.importers import (
     Candidate,
     Dropped,
     import_wikidata5m,
-    relation_names,
     wikidata5m_triples,
 )
 from megatron_kis.data_tools.facts.importers.wikidata5m_names import EntityNames
@@ -36,7 +35,6 @@ def test_ids_become_names_and_aliases(folder):
     assert (first.subject_id, first.object_id, first.object_aliases) == ("Q7294", "Q1055", ("Hansestadt",))
     assert second.object_aliases == ("USA", "America")
     assert second.where.endswith("triplet.txt:3")
-    assert relation_names(path) == {"P19": "place of birth", "P31": "instance of"}
 
 
 def test_ids_without_a_name_and_shared_names_are_dropped_with_the_reason(folder):
@@ -77,7 +75,9 @@ def test_malformed_triples_are_named_or_skipped(folder, triples, problem):
     dropped, fact = import_wikidata5m(path, skip_errors=True)
     kind = "2 fields" if "2 fields" in problem else "not an id"
     assert (dropped, dropped.where) == (
-        Dropped("", f"malformed row ({kind})"), f"{path / 'wikidata5m_all_triplet.txt'}:1")  # fmt: skip
+        Dropped("", f"malformed row ({kind})"),
+        f"{path / 'wikidata5m_all_triplet.txt'}:1",
+    )
     assert isinstance(fact, Candidate)
 
 

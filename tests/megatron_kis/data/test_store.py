@@ -14,7 +14,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data_tools.facts.fact import load_facts
 from megatron_kis.data_tools.rendering.templates import load_templates
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from tests.sources import Sources
 
 

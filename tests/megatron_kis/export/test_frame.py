@@ -21,7 +21,8 @@ from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_
 from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.selection.select import SelectConfig
 from megatron_kis.data_tools.storage.indexed import IndexedReader
-from megatron_kis.data_tools.tokenizers.base import Tokenizer, load_tokenizer
+from megatron_kis.data_tools.tokenizers.base import Tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.engine.engine import Engine
 from megatron_kis.evaluate.checkpoint import evaluate_checkpoint
 from megatron_kis.evaluate.restore import restored

@@ -7,7 +7,8 @@ import pytest
 from megatron_kis.common.errors import InputError
 from megatron_kis.convert.tokenizer_json import write_tokenizer
 from megatron_kis.data_tools.readers.documents import iter_documents
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 from tests.data_tools.conftest import LEADS
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -132,13 +133,13 @@ def test_a_sentencepiece_model_says_that_it_does_not_begin_documents(tmp_path):
     tokenizer = load_tokenizer(tmp_path / "llama.model")
     assert tokenizer.frame_record() == {"before": [], "after": []}
     assert "<s> begins documents, and none begins with it" in tokenizer.remarks[0]
-    assert train_tokenizer(TEXTS, tmp_path / "own.json", vocab_size=300, kind="byte-bpe").remarks == ()
+    assert train_tokenizer(TEXTS, tmp_path / "own.json", TokenizerConfig(vocab_size=300, kind="byte-bpe")).remarks == ()
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_a_sentencepiece_model_of_ours_is_handed_on_with_its_frame(tmp_path, kind):
     texts = [document.text for document in iter_documents([LEADS])]
-    tokenizer = train_tokenizer(texts, tmp_path / "t.model", vocab_size=400, kind=kind)
+    tokenizer = train_tokenizer(texts, tmp_path / "t.model", TokenizerConfig(vocab_size=400, kind=kind))
     write_tokenizer(tmp_path / "t.model", tmp_path, longest=64, samples=[])
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in (*TEXTS[:2], " a  b", "\n"):

@@ -14,7 +14,8 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.convert.llama import split_qkv
 from megatron_kis.convert.to_huggingface import _parts, export_huggingface
 from megatron_kis.convert.tokenizer_json import write_tokenizer
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.questions import read_questions
 from megatron_kis.training.artifacts import open_run
@@ -82,7 +83,7 @@ def test_the_exported_tokenizer_and_its_record_are_the_runs(tiny_run: MakeRun, t
 @pytest.mark.parametrize(("kind", "name"), [("bpe", "t.model"), ("byte-bpe", "tokenizer.json")])
 def test_other_kinds_of_tokenizer_keep_their_ids(tmp_path: Path, tiny_sources: Any, kind: str, name: str) -> None:
     texts = [json.loads(line)["text"] for line in tiny_sources.text.read_text().splitlines()]
-    ours = train_tokenizer(texts, tmp_path / name, vocab_size=400, kind=kind)
+    ours = train_tokenizer(texts, tmp_path / name, TokenizerConfig(vocab_size=400, kind=kind))
     (tmp_path / "hf").mkdir()
     samples = [ours.encode(text) for text in [*texts[:200], "é 東京", "a  b"]]
     write_tokenizer(tmp_path / name, tmp_path / "hf", longest=64, samples=samples)

@@ -19,7 +19,7 @@ from megatron_kis.data_tools.facts.fact import load_facts
 from megatron_kis.data_tools.rendering.statements import tokenize_option
 from megatron_kis.data_tools.rendering.templates import load_templates
 from megatron_kis.data_tools.selection.exports import export_bear
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.forward import Scorer
 from megatron_kis.probes.probe import Probe

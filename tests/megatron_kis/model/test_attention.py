@@ -20,8 +20,14 @@ def core() -> attention.SdpaAttention:
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    config = TransformerConfig(num_layers=1, hidden_size=HEADS * WIDTH, num_attention_heads=HEADS,
-                               num_query_groups=GROUPS, attention_dropout=0.0, use_cpu_initialization=True)  # fmt: skip
+    config = TransformerConfig(
+        num_layers=1,
+        hidden_size=HEADS * WIDTH,
+        num_attention_heads=HEADS,
+        num_query_groups=GROUPS,
+        attention_dropout=0.0,
+        use_cpu_initialization=True,
+    )
     return attention.SdpaAttention(config, 1, AttnMaskType.causal, "self")
 
 

@@ -10,7 +10,7 @@ import torch
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.megatron_imports import quiet_megatron
-from megatron_kis.model.build import build_model
+from megatron_kis.model.build import ModelSpec, build_model
 from tests.megatron_kis.places import place
 
 with quiet_megatron():
@@ -27,10 +27,7 @@ def full_weights(tied: bool, *, tensor: int = 1, pipeline: int = 1, virtual: int
         for tensor_rank in range(tensor):
             with place(tensor, pipeline, stage, tensor_rank=tensor_rank, virtual=virtual) as layout:
                 for chunk in range(virtual):
-                    model = build_model(
-                        shape, vocabulary=128, sequence_length=16, layout=layout, device=open_device("cpu"),
-                        seed=seed, chunk=chunk,
-                    )  # fmt: skip
+                    model = build_model(ModelSpec(shape, 128, 16, layout, open_device("cpu")), seed=seed, chunk=chunk)
                     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
                     parts = model.sharded_state_dict(metadata={"dp_cp_group": group})
                     apply_factories(parts)

@@ -18,7 +18,7 @@ from megatron_kis.distributed.device import Device
 from megatron_kis.distributed.groups import ParallelDims
 from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model import support
-from megatron_kis.model.build import resolve_implementation, transformer_config
+from megatron_kis.model.build import ModelSpec, resolve_implementation, transformer_config
 
 with quiet_megatron():
     from megatron.core.models.gpt import gpt_layer_specs
@@ -38,9 +38,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installed]:
         monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name) or real(name))
         monkeypatch.setattr(gpt_layer_specs, "HAVE_TE", usable)
 
-    support._say.cache_clear()
+    support._warn.cache_clear()
     yield say
-    support._say.cache_clear()
+    support._warn.cache_clear()
 
 
 def test_auto_takes_transformer_engine_where_it_can_be(
@@ -119,20 +119,18 @@ def test_what_is_asked_for_by_name_is_taken(asked: str) -> None:
 def test_without_a_compiler_nothing_is_fused_and_that_is_said_once(
     missing: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    support._say.cache_clear()
+    support._warn.cache_clear()
     monkeypatch.setitem(sys.modules, "triton", None if missing == "triton" else types.ModuleType("triton"))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(support.shutil, "which", lambda name: None if missing == "compiler" else f"/usr/bin/{name}")
     alone = ParallelDims(1, 0, 1, 0, 1, 0, 1, 0)
     for _ in range(2):
-        config = transformer_config(
-            preset("70m"), vocabulary=512, layout=alone, device=CARD, precision="bf16", init_std=0.02
-        )
+        config = transformer_config(ModelSpec(preset("70m"), 512, 64, alone, CARD, precision="bf16"))
     assert config.bias_activation_fusion is config.bias_dropout_fusion is (missing is None)
     assert config.use_te_activation_func is (missing is not None)  # the gate that `_layers` names
     said = capsys.readouterr().err.splitlines()
     assert len(said) == (missing is not None)
-    support._say.cache_clear()
+    support._warn.cache_clear()
 
 
 def test_a_compiler_named_by_the_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:

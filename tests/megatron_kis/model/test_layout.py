@@ -29,44 +29,61 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     ({}, {"pipeline": 2, "virtual": 2}, {}, "parallel.virtual: a stage's 3 layers cannot be split into 2 chunks"),
     ({}, {"context": 3}, {}, "training.sequence_length: 64 tokens cannot be dealt in 6 pieces to 3 ranks"),
     (
-        {"transformer_impl": "local"}, {"context": 2}, {},
+        {"transformer_impl": "local"},
+        {"context": 2},
+        {},
         "parallel.context: Megatron-Core's own attention needs whole sequences",
     ),
     (
-        {"query_groups": 6}, {"tensor": 2, "sequence": True}, {"sequence_length": 63},
+        {"query_groups": 6},
+        {"tensor": 2, "sequence": True},
+        {"sequence_length": 63},
         "training.sequence_length: 63 tokens cannot be split over 2 tensor ranks",
     ),
     ({}, {"replicas": 5}, {}, "training.global_batch_size: 12 sequences cannot be shared by 5 replicas"),
     (
-        {}, {"replicas": 3}, {"micro_batch_size": 3},
+        {},
+        {"replicas": 3},
+        {"micro_batch_size": 3},
         "training.micro_batch_size: 3 does not divide a replica's 4 sequences",
     ),
     (
-        {}, {"pipeline": 2, "virtual": 3}, {},
+        {},
+        {"pipeline": 2, "virtual": 3},
+        {},
         "training.micro_batch_size: 1 micro-batches per step cannot take turns on 2 interleaved stages",
     ),
     (
-        {}, {"pipeline": 2, "virtual": 3}, {"micro_batch_size": 4},
+        {},
+        {"pipeline": 2, "virtual": 3},
+        {"micro_batch_size": 4},
         "training.micro_batch_size: 3 micro-batches per step cannot take turns on 2 interleaved stages",
     ),
     (
-        {"heads": 6, "query_groups": 6}, {"tensor": 2}, {"precision": "fp8"},
+        {"heads": 6, "query_groups": 6},
+        {"tensor": 2},
+        {"precision": "fp8"},
         "training.precision: fp8 needs multiples of 16; on a rank 24 is model.heads x their width",
     ),
     (
-        {"ffn_width": 100}, {}, {"precision": "fp8"},
+        {"ffn_width": 100},
+        {},
+        {"precision": "fp8"},
         "training.precision: fp8 needs multiples of 16; on a rank 100 is model.ffn_width",
     ),
     (
-        {"width": 96}, {}, {"precision": "fp8", "sequence_length": 60, "micro_batch_size": 1},
+        {"width": 96},
+        {},
+        {"precision": "fp8", "sequence_length": 60, "micro_batch_size": 1},
         "training.precision: fp8 needs multiples of 16; on a rank 60 is the number of tokens of a micro-batch",
     ),
     (
-        {"width": 96, "heads": 2, "query_groups": 2}, {"tensor": 2, "sequence": True},
+        {"width": 96, "heads": 2, "query_groups": 2},
+        {"tensor": 2, "sequence": True},
         {"precision": "fp8", "sequence_length": 48, "micro_batch_size": 1},
         "training.precision: fp8 needs multiples of 16; on a rank 24 is the number of tokens of a micro-batch",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("model", "parallel", "training", "problem"), REFUSED)
@@ -136,10 +153,14 @@ def test_kis_plan_of_a_run_checks_its_layout_unless_it_is_to_find_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = {
-        "name": "r", "output": "r", "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "x"),
-        "model": {"layers": 2, "width": 16, "heads": 2, "query_groups": 1}, "training": BATCH,
-        "infusion": {"frequency": 0}, "parallel": {"tensor": 2},
-    }  # fmt: skip
+        "name": "r",
+        "output": "r",
+        "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "x"),
+        "model": {"layers": 2, "width": 16, "heads": 2, "query_groups": 1},
+        "training": BATCH,
+        "infusion": {"frequency": 0},
+        "parallel": {"tensor": 2},
+    }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content))
     assert main(["plan", str(path)]) == 2
@@ -169,9 +190,12 @@ def test_kis_plan_of_a_run_checks_its_layout_unless_it_is_to_find_one(
     ],
 )
 def test_settings_for_which_no_device_has_layers_are_refused_before_anything_is_written(
-    changes: dict[str, dict[str, Any]], problem: str, tmp_path: Path, tiny_sources: Sources,
+    changes: dict[str, dict[str, Any]],
+    problem: str,
+    tmp_path: Path,
+    tiny_sources: Sources,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     size = {"layers": 1, "width": 32, "heads": 2, "ffn_width": 96, **changes.get("model", {})}
     training = {"sequence_length": 64, "global_batch_size": 8, **changes.get("training", {})}
     sections = {"training": training, "documents": changes.get("documents", {})}

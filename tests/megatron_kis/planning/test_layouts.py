@@ -14,7 +14,7 @@ from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.ladder import PRESETS
 from megatron_kis.planning.hardware import GPUS, gpu
-from megatron_kis.planning.layouts import Job, options, written
+from megatron_kis.planning.layouts import Job, configured_layout, find_layouts
 from megatron_kis.planning.table import gpu_time
 
 
@@ -25,7 +25,7 @@ def job(name: str, *, batch: int = 512, tokens: float = 20e9) -> Job:
 @pytest.mark.parametrize(("name", "gpus"), [("137m", 1), ("1b", 8), ("7b", 64), ("70b", 256)])
 def test_every_layout_fits_and_divides_model_batch_and_gpus(name: str, gpus: int) -> None:
     asked = job(name)
-    found = options(asked, gpus=gpus, kind=GPUS["h100"], interleave=True)
+    found = find_layouts(asked, gpus=gpus, kind=GPUS["h100"], interleave=True)
     assert found
     for option in found:
         split = option.split
@@ -40,20 +40,20 @@ def test_every_layout_fits_and_divides_model_batch_and_gpus(name: str, gpus: int
 
 
 def test_only_layouts_that_can_be_trained_are_offered_unless_asked() -> None:
-    offered = options(job("7b"), gpus=64, kind=GPUS["h100"])
+    offered = find_layouts(job("7b"), gpus=64, kind=GPUS["h100"])
     assert {option.split.virtual for option in offered} == {1}
-    asked = options(job("7b"), gpus=64, kind=GPUS["h100"], interleave=True)
+    asked = find_layouts(job("7b"), gpus=64, kind=GPUS["h100"], interleave=True)
     assert {option.split.virtual for option in asked} > {1}
 
 
 def test_a_model_too_large_is_refused() -> None:
     with pytest.raises(InputError, match=r"--gpus: no layout on 1 H100 holds the model"):
-        options(job("70b"), gpus=1, kind=GPUS["h100"])
+        find_layouts(job("70b"), gpus=1, kind=GPUS["h100"])
 
 
 def test_a_layout_is_offered_with_what_makes_it_fastest() -> None:
     long = Job(PRESETS["70b"], 32_000, 20e9, 8192, 256)
-    found = {option.split.label: option for option in options(long, gpus=256, kind=GPUS["h100"])}
+    found = {option.split.label: option for option in find_layouts(long, gpus=256, kind=GPUS["h100"])}
     first = found["TP8 PP2 DP16 SP"]
     assert first.split.recompute == "none"
     for other in (
@@ -62,15 +62,15 @@ def test_a_layout_is_offered_with_what_makes_it_fastest() -> None:
         replace(first.split, sequence=False, recompute="full"),
     ):
         for micro_batch in (1, 2, 4):
-            option, fits = written(long, other, micro_batch=micro_batch, kind=GPUS["h100"])
+            option, fits = configured_layout(long, other, micro_batch=micro_batch, kind=GPUS["h100"])
             assert not fits or option.step_seconds > first.step_seconds
     # what fits only with whole layers computed again is offered so
-    again = options(Job(PRESETS["70b"], 32_000, 20e9, 32768, 64), gpus=64, kind=GPUS["h100"])
+    again = find_layouts(Job(PRESETS["70b"], 32_000, 20e9, 32768, 64), gpus=64, kind=GPUS["h100"])
     assert any(option.split.recompute == "full" for option in again)
 
 
 def test_interleaved_stages_take_turns_on_a_multiple_of_their_number() -> None:
-    found = options(job("7b", batch=96), gpus=32, kind=GPUS["h100"], interleave=True)
+    found = find_layouts(job("7b", batch=96), gpus=32, kind=GPUS["h100"], interleave=True)
     interleaved = [option for option in found if option.split.virtual > 1]
     assert interleaved
     assert all(option.micro_batches % option.split.pipeline == 0 for option in interleaved)
@@ -78,19 +78,19 @@ def test_interleaved_stages_take_turns_on_a_multiple_of_their_number() -> None:
 
 def test_a_measured_share_of_the_peak_is_that_of_the_fastest_layout() -> None:
     asked = job("7b")
-    computed = options(asked, gpus=64, kind=GPUS["h100"])
-    measured = options(asked, gpus=64, kind=GPUS["h100"], mfu=0.2)
+    computed = find_layouts(asked, gpus=64, kind=GPUS["h100"])
+    measured = find_layouts(asked, gpus=64, kind=GPUS["h100"], mfu=0.2)
     assert measured[0].step_seconds == pytest.approx(asked.flops / (64 * 989e12 * 0.2))
     assert measured[0].mfu == pytest.approx(0.2)
     assert [option.split for option in measured] == [option.split for option in computed]
     ratios = [one.step_seconds / other.step_seconds for one, other in zip(measured, computed, strict=True)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
-    own, _ = written(asked, computed[-1].split, micro_batch=1, kind=GPUS["h100"], mfu=0.2)
+    own, _ = configured_layout(asked, computed[-1].split, micro_batch=1, kind=GPUS["h100"], mfu=0.2)
     assert own.step_seconds == pytest.approx(asked.flops / (64 * 989e12 * 0.2))
 
 
 def test_gpu_hours_are_those_of_all_steps() -> None:
-    option = options(job("1b"), gpus=8, kind=GPUS["h100"])[0]
+    option = find_layouts(job("1b"), gpus=8, kind=GPUS["h100"])[0]
     steps = int(20e9 // (512 * 2048))
     assert option.gpu_hours == pytest.approx(option.step_seconds * steps * 8 / 3600)
 
@@ -110,9 +110,15 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, objec
 def test_presets_shapes_and_files_are_planned(capsys: pytest.CaptureFixture[str]) -> None:
     preset = plan(capsys, "7b", "--tokens", "1e9", "--gpus", "8", "--mfu", "0.4")
     shape = plan(
-        capsys, "layers=32,width=4096,heads=32,ffn_width=11008,tied_embeddings=false,rope_base=500000",
-        "--tokens", "1e9", "--gpus", "8", "--mfu", "0.4",
-    )  # fmt: skip
+        capsys,
+        "layers=32,width=4096,heads=32,ffn_width=11008,tied_embeddings=false,rope_base=500000",
+        "--tokens",
+        "1e9",
+        "--gpus",
+        "8",
+        "--mfu",
+        "0.4",
+    )
     assert preset["gpu_hours"] == shape["gpu_hours"]
     assert preset["models"][0]["mfu_source"] == "given with --mfu"  # type: ignore[index]
 
@@ -125,10 +131,13 @@ def test_words_of_a_shape_that_would_be_passed_over_are_refused(model: str, caps
 
 def test_the_time_of_a_run_is_of_its_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content: dict[str, Any] = {
-        "name": "r", "output": "r", "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "x"),
-        "model": {"preset": "1b"}, "infusion": {"frequency": 0},
+        "name": "r",
+        "output": "r",
+        "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "x"),
+        "model": {"preset": "1b"},
+        "infusion": {"frequency": 0},
         "training": {"token_budget": 10**9, "sequence_length": 2048, "global_batch_size": 256, "micro_batch_size": 4},
-    }  # fmt: skip
+    }
     path = tmp_path / "run.yaml"
     hours: dict[str, Any] = {}
     said = {}
@@ -203,17 +212,23 @@ def test_runs_listed_beside_the_grid_are_counted(capsys: pytest.CaptureFixture[s
     )
     rows = plan(capsys, str(study))["models"]
     assert [(row["model"], row["tokens"], row["runs"]) for row in rows] == [  # type: ignore[attr-defined]
-        ("137m", 2e9, 1), ("1b", 2e9, 3), ("137m", 4e9, 1)
-    ]  # fmt: skip
+        ("137m", 2e9, 1),
+        ("1b", 2e9, 3),
+        ("137m", 4e9, 1),
+    ]
 
 
 @pytest.mark.parametrize(
     ("hours", "shown"),
     [
-        (32185.2, "32,185 GPU-hours"), (4.216, "4.22 GPU-hours"), (1.0, "1 GPU-hours"), (0.07, "4.2 GPU-minutes"),
-        (0.01, "36 GPU-seconds"), (2e-6, "less than a GPU-second"),
+        (32185.2, "32,185 GPU-hours"),
+        (4.216, "4.22 GPU-hours"),
+        (1.0, "1 GPU-hours"),
+        (0.07, "4.2 GPU-minutes"),
+        (0.01, "36 GPU-seconds"),
+        (2e-6, "less than a GPU-second"),
     ],
-)  # fmt: skip
+)
 def test_device_time_is_shown_in_a_unit_that_says_something(hours: float, shown: str) -> None:
     assert gpu_time(hours) == shown
 

@@ -15,12 +15,13 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.distributed.device import open_device
 from megatron_kis.engine.engine import Engine
 from megatron_kis.engine.optimizer import CpuOptimizer
-from megatron_kis.model.build import assemble_model
-from megatron_kis.planning import steps
+from megatron_kis.model.build import ModelSpec, assemble_model
+from megatron_kis.planning import activations
+from megatron_kis.planning.activations import Operation, backward_peak, forward_peak
 from megatron_kis.planning.memory import Memory, memory
-from megatron_kis.planning.pipeline_order import passes
+from megatron_kis.planning.passes import pass_order
 from megatron_kis.planning.split import Recompute, Split, rank_params
-from megatron_kis.planning.steps import Step, Work, backward_peak, forward_peak
+from megatron_kis.planning.work import Work
 from tests.megatron_kis.places import place
 
 VOCABULARY = 32_000
@@ -36,9 +37,7 @@ def test_a_rank_holds_the_parameters_that_the_plan_says(name: str) -> None:
             continue
         for stage in sorted({0, pipeline // 2, pipeline - 1}):
             with place(tensor, pipeline, stage) as layout, torch.device("meta"):
-                model = assemble_model(
-                    shape, vocabulary=VOCABULARY, sequence_length=128, layout=layout, device=open_device("cpu")
-                )
+                model = assemble_model(ModelSpec(shape, VOCABULARY, 128, layout, open_device("cpu")))
                 built = sum(parameter.numel() for parameter in model.parameters())
             split = Split(tensor=tensor, pipeline=pipeline)
             assert rank_params(shape, VOCABULARY, split, stage) == built, (tensor, pipeline, stage)
@@ -59,10 +58,16 @@ def kept(
 ) -> int:
     """Bytes that a forward pass keeps for the backward pass, weights apart; each storage counted once."""
     with place(tensor, 1, 0) as layout:
-        model = assemble_model(
-            shape, vocabulary=vocabulary, sequence_length=length, layout=layout, device=open_device("cpu"),
-            recompute=recompute, sequence_parallel=sequence,
-        )  # fmt: skip
+        spec = ModelSpec(
+            shape,
+            vocabulary=vocabulary,
+            sequence_length=length,
+            layout=layout,
+            device=open_device("cpu"),
+            recompute=recompute,
+            sequence_parallel=sequence,
+        )
+        model = assemble_model(spec)
         own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         held: dict[int, torch.Tensor] = {}  # alive, so that no place is used twice
 
@@ -91,7 +96,7 @@ def test_a_layer_keeps_the_bytes_that_the_plan_says(recompute: Recompute, tensor
         for layers in (1, 3)
     )
     work = host(ModelShape(1, 64, 4, groups, 160, False), Split(tensor=tensor, recompute=recompute))
-    assert (three - one) / 2 == pytest.approx(steps.kept(steps.layers(work, 1)), rel=0.01)
+    assert (three - one) / 2 == pytest.approx(activations.kept(activations.layers(work, 1)), rel=0.01)
 
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
@@ -101,19 +106,19 @@ def test_a_layer_that_shares_its_sequences_keeps_the_bytes_that_the_plan_says(re
         kept(shape[layers], 2, recompute, length=96, batch=3, vocabulary=512, sequence=True) for layers in (1, 3)
     )
     work = host(shape[1], Split(tensor=2, recompute=recompute, sequence=True))
-    assert (three - one) / 2 == pytest.approx(steps.kept(steps.layers(work, 1)), rel=0.01)
+    assert (three - one) / 2 == pytest.approx(activations.kept(activations.layers(work, 1)), rel=0.01)
 
 
 def test_a_model_keeps_the_bytes_that_the_plan_says() -> None:
     shape = ModelShape(4, 64, 4, 2, 160)
     real = kept(shape, 1, "none", length=96, batch=3, vocabulary=512)
     work = host(shape, Split())
-    told = steps.kept([*steps.layers(work, 4), *steps.head(work, tied=True)])
+    told = activations.kept([*activations.layers(work, 4), *activations.head(work, tied=True)])
     assert real == pytest.approx(told, rel=0.01)
 
 
 def test_the_peak_of_a_pass_is_the_largest_sum_of_what_is_alive() -> None:
-    found = [Step("a", 10, forward=1, backward=30), Step("b", 20, forward=5, backward=2, left=4)]
+    found = [Operation("a", 10, forward=1, backward=30), Operation("b", 20, forward=5, backward=2, left=4)]
     assert forward_peak(found) == 35  # in b: what both keep, and 5
     assert backward_peak(found) == 44  # in a: its own 10, what b left, and 30
     assert backward_peak(found[1:]) == 22
@@ -121,11 +126,14 @@ def test_the_peak_of_a_pass_is_the_largest_sum_of_what_is_alive() -> None:
 
 def test_a_step_leaves_the_weights_gradients_and_moments_that_the_plan_says() -> None:
     content = {
-        "name": "memory", "output": "unused", "device": "cpu",
+        "name": "memory",
+        "output": "unused",
+        "device": "cpu",
         "data": dict.fromkeys(("corpus", "validation", "exposures", "tokenizer"), "unused"),
-        "model": {"layers": 2, "width": 32, "heads": 2}, "infusion": {"frequency": 0},
+        "model": {"layers": 2, "width": 32, "heads": 2},
+        "infusion": {"frequency": 0},
         "training": {"token_budget": 64, "sequence_length": 32, "global_batch_size": 2},
-    }  # fmt: skip
+    }
     config = parse_config(RunConfig, content, source="test")
     tokens, ones = torch.arange(33), torch.ones(32)
     sample = {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": ones, "position_ids": tokens[:-1]}
@@ -153,7 +161,7 @@ def test_a_step_leaves_the_weights_gradients_and_moments_that_the_plan_says() ->
 def most_held(split: Split, stage: int, micro_batches: int) -> int:
     """Chunks' passes whose backward pass is still to come, at most."""
     held = most = 0
-    for forward, _ in passes(split, stage, micro_batches):
+    for forward, _ in pass_order(split, stage, micro_batches):
         held += 1 if forward else -1
         most = max(most, held)
     return most
@@ -175,7 +183,7 @@ def test_the_order_of_passes_is_that_of_megatron_core(pipeline: int, virtual: in
 
     count = 8
     for stage in range(pipeline):
-        order = list(passes(Split(pipeline=pipeline, virtual=virtual), stage, count))
+        order = list(pass_order(Split(pipeline=pipeline, virtual=virtual), stage, count))
         table = schedules.get_schedule_table(count, virtual, pipeline)
         assert [chunk for forward, chunk in order if forward] == [chunk for _, chunk in table]
         assert [chunk for forward, chunk in order if not forward] == [virtual - 1 - chunk for _, chunk in table]
@@ -189,9 +197,7 @@ def test_the_order_of_passes_is_that_of_megatron_core(pipeline: int, virtual: in
 
 @pytest.fixture
 def seven() -> Callable[[Split], float]:
-    return lambda split: memory(
-        PRESETS["7b"], VOCABULARY, split, length=2048, micro_batch=1, micro_batches=16
-    ).total  # fmt: skip
+    return lambda split: memory(PRESETS["7b"], VOCABULARY, split, length=2048, micro_batch=1, micro_batches=16).total
 
 
 def test_every_way_to_save_memory_saves_memory(seven: Callable[[Split], float]) -> None:

@@ -20,8 +20,13 @@ def time(name: str = "7b", **given: Any) -> Seconds:
     known = {"length", "micro_batch", "micro_batches", "gpu", "program"}
     split = Split(**{key: value for key, value in given.items() if key not in known})
     split = replace(split, distributed_optimizer=split.data * split.context > 1)
-    arguments: dict[str, Any] = {"length": 2048, "micro_batch": 1, "micro_batches": 16, "gpu": H100,
-                                 "program": Program()}  # fmt: skip
+    arguments: dict[str, Any] = {
+        "length": 2048,
+        "micro_batch": 1,
+        "micro_batches": 16,
+        "gpu": H100,
+        "program": Program(),
+    }
     arguments |= {key: value for key, value in given.items() if key in known}
     return step_time(PRESETS[name], 32_000, split, **arguments)
 

@@ -7,28 +7,27 @@ from megatron_kis.executor.attempts import (
     WRONG_INPUT,
     History,
     Outcome,
-    begin_again,
     end_attempt,
-    forgive,
-    given_up,
+    is_exhausted,
     read_attempts,
-    settings_fingerprint,
+    request_restart,
+    reset_failures,
     start_attempt,
 )
-from megatron_kis.executor.lease import Claim, claim
+from megatron_kis.executor.lease import HeldLease, acquire
 from tests.megatron_kis.study.test_executor import run_of
 
 
 def attempt(folder: Path, outcome: Outcome | None, *, status: int = 1, config: str = "c") -> None:
-    held = claim(folder)
-    assert isinstance(held, Claim)
+    held = acquire(folder)
+    assert isinstance(held, HeldLease)
     start_attempt(held, config)
     if outcome:
         end_attempt(held, status=status, outcome=outcome)
     held.release()
 
 
-def test_a_cell_that_was_never_tried_has_no_history(tmp_path: Path) -> None:
+def test_a_run_that_was_never_tried_has_no_history(tmp_path: Path) -> None:
     assert read_attempts(tmp_path) == History()
 
 
@@ -39,8 +38,11 @@ def test_attempts_are_numbered_and_say_how_they_ended(tmp_path: Path) -> None:
     attempt(tmp_path, "done", status=0)
     found = read_attempts(tmp_path).attempts
     assert [(a.number, a.outcome, a.status) for a in found] == [
-        (1, "failed", 1), (2, None, None), (3, "stopped", 75), (4, "done", 0),
-    ]  # fmt: skip
+        (1, "failed", 1),
+        (2, None, None),
+        (3, "stopped", 75),
+        (4, "done", 0),
+    ]
     assert all(a.ended is None or a.started <= a.ended for a in found)
 
 
@@ -59,54 +61,54 @@ def test_only_failures_count_and_only_against_the_same_settings(tmp_path: Path) 
     for outcome in ("failed", "stopped", None):
         attempt(tmp_path, outcome)  # type: ignore[arg-type]
     history = read_attempts(tmp_path)
-    assert not history.given_up("c", retries=1)
-    assert history.given_up("c", retries=0)
-    assert not history.given_up("other", retries=0)
+    assert not history.exhausted("c", retries=1)
+    assert history.exhausted("c", retries=0)
+    assert not history.exhausted("other", retries=0)
     attempt(tmp_path, "failed")
-    assert read_attempts(tmp_path).given_up("c", retries=1)
+    assert read_attempts(tmp_path).exhausted("c", retries=1)
 
 
 def test_wrong_input_counts_at_once(tmp_path: Path) -> None:
     run = run_of(tmp_path, "a")
-    assert not given_up(run, retries=0)
-    attempt(run.output, "failed", status=WRONG_INPUT, config=settings_fingerprint(run))
-    assert given_up(run, retries=9)
-    assert not given_up(run_of(tmp_path, "a", 1), retries=9)
+    assert not is_exhausted(run, retries=0)
+    attempt(run.output, "failed", status=WRONG_INPUT, config=run.settings_fingerprint())
+    assert is_exhausted(run, retries=9)
+    assert not is_exhausted(run_of(tmp_path, "a", 1), retries=9)
 
 
-def test_forgiven_failures_do_not_count_and_later_ones_do(tmp_path: Path) -> None:
+def test_reset_failures_do_not_count_and_later_ones_do(tmp_path: Path) -> None:
     for _ in range(3):
         attempt(tmp_path, "failed")
-    forgive([tmp_path, tmp_path / "never tried"])
-    assert not read_attempts(tmp_path).given_up("c", retries=0)
+    reset_failures([tmp_path, tmp_path / "never tried"])
+    assert not read_attempts(tmp_path).exhausted("c", retries=0)
     assert not (tmp_path / "never tried").exists()
     attempt(tmp_path, "failed")
-    assert read_attempts(tmp_path).given_up("c", retries=0)
+    assert read_attempts(tmp_path).exhausted("c", retries=0)
 
 
-def test_a_restart_is_for_the_next_attempt_alone_and_forgives(tmp_path: Path) -> None:
+def test_a_restart_is_for_the_next_attempt_alone_and_resets_failures(tmp_path: Path) -> None:
     attempt(tmp_path, "failed", status=WRONG_INPUT)
-    begin_again([tmp_path, tmp_path / "never tried"])
+    request_restart([tmp_path, tmp_path / "never tried"])
     history = read_attempts(tmp_path)
     assert history.restart
-    assert not history.given_up("c", retries=0)
+    assert not history.exhausted("c", retries=0)
     assert not (tmp_path / "never tried").exists()
     attempt(tmp_path, None)  # it was lost with its machine
     assert not read_attempts(tmp_path).restart
     attempt(tmp_path, "failed", status=WRONG_INPUT)
-    assert read_attempts(tmp_path).given_up("c", retries=9)
+    assert read_attempts(tmp_path).exhausted("c", retries=9)
 
 
-def test_a_cell_that_only_kis_train_knew_can_be_begun_again(tmp_path: Path) -> None:
-    begin_again([tmp_path])
+def test_a_run_that_only_kis_train_knew_can_be_begun_again(tmp_path: Path) -> None:
+    request_restart([tmp_path])
     assert read_attempts(tmp_path) == History((), 0, restart=True)
-    forgive([tmp_path])
+    reset_failures([tmp_path])
     assert read_attempts(tmp_path).restart
 
 
 def test_an_attempt_says_why_it_failed(tmp_path: Path) -> None:
-    held = claim(tmp_path)
-    assert isinstance(held, Claim)
+    held = acquire(tmp_path)
+    assert isinstance(held, HeldLease)
     start_attempt(held, "c")
     end_attempt(held, status=2, outcome="failed", error="seed: is -1" + "x" * 9000)
     (found,) = read_attempts(tmp_path).attempts

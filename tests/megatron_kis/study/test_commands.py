@@ -12,8 +12,9 @@ import pytest
 from megatron_kis.cli.main import main
 from megatron_kis.cli.study.run import selected
 from megatron_kis.common.errors import InputError
-from megatron_kis.executor.attempts import end_attempt, settings_fingerprint, start_attempt
-from megatron_kis.executor.lease import Claim, claim
+from megatron_kis.config.run import RunConfig
+from megatron_kis.executor.attempts import end_attempt, start_attempt
+from megatron_kis.executor.lease import HeldLease, acquire
 from megatron_kis.study.status import Overview, status_of
 from tests.megatron_kis.study.test_status import log, train_row
 from tests.megatron_kis.test_study import write_study
@@ -32,7 +33,7 @@ def folder(study: Path, cell: str) -> Path:
     return study.parent / "out" / "runs" / cell
 
 
-def runs(study: Path) -> dict[str, object]:
+def runs(study: Path) -> dict[str, RunConfig]:
     import argparse
 
     from megatron_kis.cli.study.status import overview
@@ -41,10 +42,10 @@ def runs(study: Path) -> dict[str, object]:
     return {run.name: run for run in view.runs}
 
 
-def attempt(study: Path, cell: str, outcome: str | None = None, status: int = 0) -> Claim:
-    held = claim(folder(study, cell))
-    assert isinstance(held, Claim)
-    start_attempt(held, settings_fingerprint(runs(study)[cell]))  # type: ignore[arg-type]
+def attempt(study: Path, cell: str, outcome: str | None = None, status: int = 0) -> HeldLease:
+    held = acquire(folder(study, cell))
+    assert isinstance(held, HeldLease)
+    start_attempt(held, runs(study)[cell].settings_fingerprint())
     if outcome:
         end_attempt(held, status=status, outcome=outcome)  # type: ignore[arg-type]
         held.release()
@@ -73,7 +74,7 @@ def test_the_status_names_states_progress_and_what_failed(study: Path, capsys: p
     assert {row["name"]: row["state"] for row in found["runs"]}[CELLS[2]] == "waiting"
 
 
-def test_many_cells_are_shown_by_size_unless_all_are_asked_for(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_runs_are_shown_by_size_unless_all_are_asked_for(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finish(study, CELLS[0])
     many = [str(study), f"seeds={list(range(30))}"]
     assert main(["study", "status", *many]) == 0

@@ -19,14 +19,14 @@ import pytest
 from megatron_kis.cli.main import main
 from megatron_kis.common.configuration import load_config, parse_config
 from megatron_kis.common.errors import JobError
+from megatron_kis.config.executor import ExecutorConfig
 from megatron_kis.config.run import RunConfig
-from megatron_kis.config.study import ExecutorConfig
-from megatron_kis.executor.attempts import begin_again, forgive, read_attempts
-from megatron_kis.executor.executor import Progress, execute, study_lock
-from megatron_kis.executor.launch import Command, local_command
-from megatron_kis.executor.lease import Claim, Owner, claim, look
-from megatron_kis.executor.logs import last_lines, reason
-from megatron_kis.executor.resources import Place
+from megatron_kis.executor.attempts import read_attempts, request_restart, reset_failures
+from megatron_kis.executor.executor import execute
+from megatron_kis.executor.interface import Command, Progress, Run, Slot, local_command
+from megatron_kis.executor.lease import HeldLease, Owner, acquire, read_lease
+from megatron_kis.executor.logs import failure_reason, last_lines
+from megatron_kis.study.lock import study_lock
 from tests.megatron_kis.test_study import processes_naming, write_study
 from tests.sources import Sources
 
@@ -67,6 +67,8 @@ seen["ended"] = time.monotonic()
 if not run["name"].startswith("silent"):
     (output / "DONE").write_text("{{}}")
 """
+
+FAR = Owner(host="far", pid=1, boot="b", namespace="n", start_ticks=1)
 
 
 @pytest.fixture
@@ -118,10 +120,10 @@ def test_every_run_is_a_process_with_its_settings_and_its_log(tmp_path: Path) ->
         shutil.copy(written, copy)  # as the start of another run: its paths are the same
         assert load_config(RunConfig, copy) == load_config(RunConfig, written)
         assert load_config(RunConfig, copy).data.corpus == run.data.corpus.absolute()
-        assert last_lines(run, 1) == [f"line of {run.name}"]
+        assert last_lines(run.output, 1) == [f"line of {run.name}"]
         (attempt,) = read_attempts(run.output).attempts
         assert (attempt.number, attempt.outcome, attempt.status, attempt.pid) == (1, "done", 0, os.getpid())
-        found = look(run.output)
+        found = read_lease(run.output)
         assert found is not None and found.released
 
 
@@ -152,7 +154,7 @@ def test_a_failure_stops_nothing_and_is_told_from_success(tmp_path: Path) -> Non
     ended = run_all(tmp_path, runs, workers=1, retries=0)
     assert ended.done == ("good",)
     assert ended.failed == ("bad", "silent")  # an exit without DONE is a failure, whatever its status
-    assert last_lines(runs[0], 2) == ["line of bad", "no such luck"]
+    assert last_lines(runs[0].output, 2) == ["line of bad", "no such luck"]
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -171,13 +173,13 @@ def test_a_failed_run_is_tried_again_after_the_others_and_then_given_up(tmp_path
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_what_was_given_up_is_named_and_left_alone_until_it_is_forgiven_or_changed(tmp_path: Path) -> None:
+def test_what_was_given_up_is_named_and_left_alone_until_it_is_reset_or_changed(tmp_path: Path) -> None:
     bad = run_of(tmp_path, "bad")
     run_all(tmp_path, [bad], retries=1)
     again = run_all(tmp_path, [bad], retries=1)
     assert again.failed == ("bad",)
     assert len(read_attempts(bad.output).attempts) == 2
-    forgive([bad.output])
+    reset_failures([bad.output])
     run_all(tmp_path, [bad], retries=0)
     assert len(read_attempts(bad.output).attempts) == 3
     run_all(tmp_path, [run_of(tmp_path, "bad", 1)], retries=0)  # other settings, other luck
@@ -200,7 +202,7 @@ def test_the_status_and_the_reason_are_those_of_the_first_rank_that_failed(tmp_p
     assert run_all(tmp_path, [wrong], retries=5).failed == ("wrong",)
     (attempt,) = read_attempts(wrong.output).attempts  # torchrun's own status would have been tried again
     assert (attempt.status, attempt.error) == (2, "seed: is -1")
-    assert reason(wrong) == ["kis: error: seed: is -1"]
+    assert failure_reason(wrong.output) == ["kis: error: seed: is -1"]
     assert not list(wrong.output.glob(".status*"))
 
 
@@ -211,7 +213,7 @@ def test_without_a_whole_status_file_the_log_says_why(tmp_path: Path, name: str,
     run_all(tmp_path, [run], retries=0)
     (attempt,) = read_attempts(run.output).attempts
     assert (attempt.status, attempt.error) == (status, "")
-    assert reason(run) == ["kis: error: [0m wrong input"]
+    assert failure_reason(run.output) == ["kis: error: [0m wrong input"]
 
 
 def test_a_rank_that_met_the_end_of_another_is_not_the_reason(tmp_path: Path) -> None:
@@ -219,9 +221,9 @@ def test_a_rank_that_met_the_end_of_another_is_not_the_reason(tmp_path: Path) ->
     run.output.mkdir(parents=True)
     log = "==== attempt 1\nkis: error: rank 1: another rank of this run has ended; ...\nSignal 9 (SIGKILL) received\n"
     (run.output / "log.txt").write_text(log)
-    assert reason(run, 1) == ["Signal 9 (SIGKILL) received"]
+    assert failure_reason(run.output, 1) == ["Signal 9 (SIGKILL) received"]
     (run.output / "log.txt").write_text(log.replace("attempt 1\n", "attempt 1\nkis: error: no space left\n"))
-    assert reason(run) == ["kis: error: no space left"]
+    assert failure_reason(run.output) == ["kis: error: no space left"]
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -230,13 +232,13 @@ def test_the_reason_of_an_earlier_attempt_is_not_that_of_the_last(tmp_path: Path
     run.output.mkdir(parents=True)
     (run.output / "log.txt").write_text("kis: error: long ago\n")
     run_all(tmp_path, [run], retries=0)
-    assert reason(run, 2) == ["line of bad", "no such luck"]
+    assert failure_reason(run.output, 2) == ["line of bad", "no such luck"]
 
 
 def test_ranks_that_were_asked_to_stop_are_not_failed_for_what_torchrun_says(tmp_path: Path) -> None:
     run = run_of(tmp_path, "a")
 
-    def launcher(run: RunConfig, config: Path, place: Place) -> Command:
+    def launcher(run: Run, config: Path, slot: Slot) -> Command:
         said = json.dumps({"schema": "kis.status/1", "status": 75, "error": "stopped"})
         script = f"import os, sys; open(os.environ['KIS_STATUS_FILE'], 'x').write({said!r}); sys.exit(1)"
         return Command([sys.executable, "-c", script])
@@ -251,27 +253,27 @@ def test_a_run_that_is_to_begin_again_does_so_once(tmp_path: Path) -> None:
     runs = [run_of(tmp_path, name) for name in ("flaky", "b")]
     for run in runs:
         run.output.mkdir(parents=True)
-    begin_again([runs[0].output])
+    request_restart([runs[0].output])
     flags: dict[str, list[bool]] = {}
 
-    def launcher(run: RunConfig, config: Path, place: Place) -> Command:
+    def launcher(run: Run, config: Path, slot: Slot) -> Command:
         flags.setdefault(run.name, []).append(read_attempts(run.output).restart)
-        return local_command(run, config, place)
+        return local_command(run, config, slot)
 
     settings = ExecutorConfig(workers=1, threads=3)
     assert sorted(execute(runs, done=(), settings=settings, launcher=launcher).done) == ["b", "flaky"]
     assert flags == {"flaky": [True, False], "b": [False]}
     assert seen(runs[0])["arguments"][-1] != "--restart"  # its second attempt went on where the first had failed
-    begin_again([run_of(tmp_path, "b").output])
+    request_restart([run_of(tmp_path, "b").output])
     (runs[1].output / "DONE").unlink()
     execute(runs[1:], done=(), settings=settings)
     assert seen(runs[1])["arguments"][-1] == "--restart"
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_claim_from_the_future_is_waited_for_and_taken_over(tmp_path: Path) -> None:
+def test_a_lease_from_the_future_is_waited_for_and_taken_over(tmp_path: Path) -> None:
     run = run_of(tmp_path, "a")
-    assert isinstance(claim(run.output, owner=Owner(host="far", pid=1, boot="b", namespace="n", began=1)), Claim)
+    assert isinstance(acquire(run.output, owner=FAR), HeldLease)
     os.utime(run.output / "claims" / "1.json", (time.time() + 1e8,) * 2)
     started = time.monotonic()
     assert run_all(tmp_path, [run], lease_minutes=4.0 / 60).done == ("a",)
@@ -281,8 +283,8 @@ def test_a_claim_from_the_future_is_waited_for_and_taken_over(tmp_path: Path) ->
 @pytest.mark.usefixtures("stand_in")
 def test_a_run_that_another_executor_holds_is_left_to_it(tmp_path: Path) -> None:
     runs = [run_of(tmp_path, name) for name in ("theirs", "ours")]
-    held = claim(runs[0].output)
-    assert isinstance(held, Claim)
+    held = acquire(runs[0].output)
+    assert isinstance(held, HeldLease)
     ended = run_all(tmp_path, runs)
     assert ended.done == ("ours",)
     assert [name for name, _ in ended.elsewhere] == ["theirs"]
@@ -294,7 +296,7 @@ def test_a_run_that_another_executor_holds_is_left_to_it(tmp_path: Path) -> None
 @pytest.mark.usefixtures("stand_in")
 def test_a_run_of_a_machine_that_seems_to_have_died_is_waited_for_and_taken_over(tmp_path: Path) -> None:
     run = run_of(tmp_path, "a")
-    assert isinstance(claim(run.output, owner=Owner(host="far", pid=1, boot="b", namespace="n", began=1)), Claim)
+    assert isinstance(acquire(run.output, owner=FAR), HeldLease)
     lease = 6.0
     os.utime(run.output / "claims" / "1.json", (time.time() - 0.5 * lease,) * 2)
     started = time.monotonic()
@@ -313,11 +315,11 @@ def test_a_run_that_another_executor_has_finished_meanwhile_is_not_run_again(tmp
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_an_executor_that_lost_its_claim_ends_the_run(tmp_path: Path) -> None:
+def test_an_executor_that_lost_its_lease_ends_the_run(tmp_path: Path) -> None:
     run = run_of(tmp_path, "slow", 60_000)
 
     def usurp() -> None:
-        wait_for(lambda: bool(last_lines(run)) and "line of slow" in last_lines(run))
+        wait_for(lambda: bool(last_lines(run.output)) and "line of slow" in last_lines(run.output))
         (run.output / "claims" / "2.json").write_text((run.output / "claims" / "1.json").read_text())
 
     thread = threading.Thread(target=usurp)
@@ -360,7 +362,7 @@ def strike_when(condition: Callable[[], bool], *numbers: signal.Signals) -> thre
 def test_a_signal_lets_the_runs_in_flight_save_and_end(tmp_path: Path, number: signal.Signals) -> None:
     long = ("saving", "slow", "waiting")
     runs = [run_of(tmp_path, "quick"), *(run_of(tmp_path, name, 60_000) for name in long)]
-    thread = strike_when(lambda: all(last_lines(run, 1) == [f"line of {run.name}"] for run in runs[1:3]), number)
+    thread = strike_when(lambda: all(last_lines(run.output, 1) == [f"line of {run.name}"] for run in runs[1:3]), number)
     before = signal.getsignal(signal.SIGTERM)
     ended = run_all(tmp_path, runs)
     thread.join()
@@ -378,7 +380,7 @@ def test_a_signal_lets_the_runs_in_flight_save_and_end(tmp_path: Path, number: s
 @pytest.mark.parametrize("name", ["saving", "deaf"])
 def test_the_ranks_of_torchrun_are_asked_themselves_and_none_is_left(tmp_path: Path, name: str) -> None:
     run = run_of(tmp_path, name, 60_000, parallel={"tensor": 2}, device="cpu")
-    thread = strike_when(lambda: last_lines(run, 2) == [f"line of {name}"] * 2, signal.SIGTERM)
+    thread = strike_when(lambda: last_lines(run.output, 2) == [f"line of {name}"] * 2, signal.SIGTERM)
     ended = run_all(tmp_path, [run], grace_seconds=30 if name == "saving" else 0.5)
     thread.join()
     assert ended.stopped == (name,)
@@ -393,7 +395,7 @@ def test_a_run_that_does_not_end_is_killed_after_the_grace_or_a_second_interrupt
 ) -> None:
     deaf = run_of(tmp_path, "deaf", 60_000)
     signals = [signal.SIGINT, signal.SIGINT] if impatient else [signal.SIGTERM]
-    thread = strike_when(lambda: last_lines(deaf, 1) == ["line of deaf"], *signals)
+    thread = strike_when(lambda: last_lines(deaf.output, 1) == ["line of deaf"], *signals)
     started = time.monotonic()
     ended = run_all(tmp_path, [deaf], grace_seconds=60 if impatient else 0.5)
     thread.join()
@@ -416,10 +418,10 @@ def test_runs_get_gpus_and_cores_of_their_own(tmp_path: Path) -> None:
 def test_another_launcher_starts_runs_its_own_way(tmp_path: Path) -> None:
     run = run_of(tmp_path, "a")
 
-    def launcher(run: RunConfig, config: Path, place: Place) -> Command:
+    def launcher(run: Run, config: Path, slot: Slot) -> Command:
         script = "import os, pathlib, sys; pathlib.Path(sys.argv[1], 'DONE').write_text(os.environ['SAYS'])"
         assert config == run.output / "config.yaml" and config.exists()
-        return Command([sys.executable, "-c", script, str(run.output)], {"SAYS": f"worker {place.worker}"})
+        return Command([sys.executable, "-c", script, str(run.output)], {"SAYS": f"worker {slot.worker}"})
 
     ended = execute([run], done=(), settings=ExecutorConfig(workers=1), launcher=launcher)
     assert ended.done == ("a",)
@@ -438,10 +440,10 @@ def test_a_lock_keeps_a_second_executor_out(tmp_path: Path) -> None:
 
 def test_the_end_of_a_log_is_read_from_its_end(tmp_path: Path) -> None:
     run = run_of(tmp_path, "a")
-    assert last_lines(run) == []
+    assert last_lines(run.output) == []
     run.output.mkdir(parents=True)
     (run.output / "log.txt").write_bytes(b"x" * 100_000 + "\n\nfünf\n \nsechs\n".encode())
-    assert last_lines(run, 2) == ["fünf", "sechs"]
+    assert last_lines(run.output, 2) == ["fünf", "sechs"]
 
 
 def test_the_data_of_a_study_at_work_are_not_made_again(

@@ -10,7 +10,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.config.data import DataConfig
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
-from megatron_kis.study.grid import cost, runs_of, spots_of
+from megatron_kis.study.grid import cost, expand_grid, runs_of
 
 DATA = DataConfig(corpus=Path("c"), validation=Path("v"), exposures=Path("e"), tokenizer=Path("t"))
 STUDY: dict[str, Any] = {
@@ -121,15 +121,18 @@ def test_a_run_that_cannot_be_is_refused_as_wrong_input(changes: dict[str, Any],
 )
 def test_a_budget_is_short_in_a_name(budget: int, name: str) -> None:
     (run,) = runs(
-        token_budgets=[budget], frequencies=[0], seeds=[0], ladder=[{"preset": "cpu-32"}],
+        token_budgets=[budget],
+        frequencies=[0],
+        seeds=[0],
+        ladder=[{"preset": "cpu-32"}],
         training={"sequence_length": 8, "global_batch_size": 1},
-    )  # fmt: skip
+    )
     assert name in run.name.split("_")
 
 
 def spots(**changes: Any) -> set[tuple[str, int, int, int]]:
     study = parse_config(StudyConfig, {**STUDY, **changes}, source="study")
-    return {(spot.rung.label, spot.tokens, spot.frequency, spot.seed) for spot in spots_of(study)}
+    return {(spec.entry.label, spec.tokens, spec.frequency, spec.seed) for spec in expand_grid(study)}
 
 
 def test_a_size_may_have_budgets_frequencies_and_seeds_of_its_own() -> None:
@@ -139,11 +142,14 @@ def test_a_size_may_have_budgets_frequencies_and_seeds_of_its_own() -> None:
         {"preset": "cpu-64", "frequencies": []},
     ]
     assert spots(ladder=ladder, token_budgets=[100_000], seeds=[0]) == {
-        ("cpu-32", 50_000, 1, 5), ("cpu-32", 50_000, 2, 5), ("cpu-48", 100_000, 0, 0), ("cpu-48", 100_000, 7, 0)
-    }  # fmt: skip
+        ("cpu-32", 50_000, 1, 5),
+        ("cpu-32", 50_000, 2, 5),
+        ("cpu-48", 100_000, 0, 0),
+        ("cpu-48", 100_000, 7, 0),
+    }
 
 
-def test_listed_runs_stand_beside_the_grid_or_without_one() -> None:
+def test_listed_runs_stand_next_to_the_grid_or_without_one() -> None:
     listed = [
         {"size": "3x32", "tokens": 300_000, "frequency": 11, "seed": 2},
         {"size": "cpu-32", "tokens": 100_000, "frequency": 9},

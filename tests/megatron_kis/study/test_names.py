@@ -64,7 +64,7 @@ def test_names_of_runs_and_models_are_refused(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", HOSTILE[:-1])
-def test_names_of_cells_on_the_command_line_are_quoted_without_harm(
+def test_names_of_runs_on_the_command_line_are_quoted_without_harm(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sources = Sources(tmp_path / "t.jsonl", tmp_path / "f.tsv", tmp_path / "t.yaml")
@@ -91,8 +91,15 @@ def test_tables_and_titles_know_no_markup_and_pass_nothing_on(capfd: pytest.Capt
 def test_the_status_knows_no_markup_and_passes_nothing_on(capfd: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    row = RunStatus("7b[v2]", f"x[/red]{ESCAPES}", 1, "given up", attempts=1, where=f"job [7]{ESCAPES}",
-                    log=(f"[/bold]{ESCAPES}\rover\ttab",))  # fmt: skip
+    row = RunStatus(
+        "7b[v2]",
+        f"x[/red]{ESCAPES}",
+        1,
+        "given up",
+        attempts=1,
+        where=f"job [7]{ESCAPES}",
+        log=(f"[/bold]{ESCAPES}\rover\ttab",),
+    )
     console = Console(width=200)
     for rows in ([row], [row] * 61):
         ahead = forecast(rows)
@@ -124,7 +131,7 @@ def test_sequences_of_a_terminal_are_taken_out_of_a_log() -> None:
 
 def test_what_a_failed_run_printed_is_told_without_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from megatron_kis.cli.study.run import tell
-    from megatron_kis.executor.executor import Progress
+    from megatron_kis.executor.interface import Progress
 
     run = run_of(tmp_path, "bad")
     run.output.mkdir(parents=True)

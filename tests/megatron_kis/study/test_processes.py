@@ -11,8 +11,8 @@ import pytest
 
 _EXECUTOR = """
 import os, signal, subprocess, sys, time
-from megatron_kis.executor.processes import prepared
-prepare, (when, started, ended) = prepared(None), sys.argv[1:]
+from megatron_kis.executor.processes import before_start
+prepare, (when, started, ended) = before_start(None), sys.argv[1:]
 
 def die_first():
     if when == "before it asks":

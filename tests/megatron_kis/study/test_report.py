@@ -94,7 +94,7 @@ def test_runs_of_other_settings_are_apart_and_the_key_is_named(study: Path, caps
 
 
 def test_data_that_are_not_made_yet_are_not_reported_on(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from megatron_kis.study.resolved import write_study
+    from megatron_kis.study.manifest import write_study
 
     out = study.parent / "out"
     write_study(loaded(study), out / "study.yaml")

@@ -11,7 +11,7 @@ import yaml
 from megatron_kis.cli import main as cli
 from megatron_kis.cli.main import main
 from megatron_kis.executor.attempts import read_attempts
-from megatron_kis.executor.lease import Claim, claim
+from megatron_kis.executor.lease import HeldLease, acquire
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
@@ -23,7 +23,7 @@ def edited(study: Path, **changes: object) -> None:
     study.write_text(yaml.safe_dump(content | changes))
 
 
-def test_after_an_edit_of_the_settings_a_cell_begins_again_when_it_is_asked_to(
+def test_after_an_edit_of_the_settings_a_run_begins_again_when_it_is_asked_to(
     tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
     training = {"sequence_length": 64, "global_batch_size": 8}
@@ -51,12 +51,12 @@ def test_after_an_edit_of_the_settings_a_cell_begins_again_when_it_is_asked_to(
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_study_that_left_cells_to_others_says_so_after_its_report(
+def test_a_study_that_left_runs_to_others_says_so_after_its_report(
     tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path, tiny_sources, frequencies=[0, 8])
-    held = claim(tmp_path / "out" / "runs" / CELL)
-    assert isinstance(held, Claim)
+    held = acquire(tmp_path / "out" / "runs" / CELL)
+    assert isinstance(held, HeldLease)
     assert main(["study", "run", str(study), "--restart"]) == 75
     said = capsys.readouterr()
     assert f"{CELL} was left to another executor" in said.err

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron_kis.executor.attempts import Outcome, end_attempt, settings_fingerprint, start_attempt
-from megatron_kis.executor.lease import Claim, claim
+from megatron_kis.executor.attempts import Outcome, end_attempt, start_attempt
+from megatron_kis.executor.lease import HeldLease, acquire
 from megatron_kis.study.status import Overview, Queued, RunStatus, status_of
 from tests.megatron_kis.study.test_executor import run_of
 
@@ -26,10 +26,10 @@ def train_row(step: int, loss: float) -> dict[str, object]:
     return {"kind": "train", "step": step, "loss": loss, "tokens_per_second": 5.0}
 
 
-def attempted(folder: Path, run: Any, outcome: Outcome | None, status: int = 1) -> Claim:
-    held = claim(folder)
-    assert isinstance(held, Claim)
-    start_attempt(held, settings_fingerprint(run))
+def attempted(folder: Path, run: Any, outcome: Outcome | None, status: int = 1) -> HeldLease:
+    held = acquire(folder)
+    assert isinstance(held, HeldLease)
+    start_attempt(held, run.settings_fingerprint())
     if outcome:
         end_attempt(held, status=status, outcome=outcome)
         held.release()

@@ -14,15 +14,13 @@ SCRIPT = """
 import json, types
 from megatron.core.optimizer import Adam
 from megatron_kis.distributed.device import open_device
-from megatron_kis.model.build import assemble_model
+from megatron_kis.model.build import ModelSpec, assemble_model
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.model.norm import RmsNorm
 from megatron_kis.distributed.groups import open_groups
 
 device = open_device("cpu")
-model = assemble_model(
-    ModelShape(2, 32, 2, 2, 64), vocabulary=256, sequence_length=16, layout=open_groups(device), device=device
-)
+model = assemble_model(ModelSpec(ModelShape(2, 32, 2, 2, 64), 256, 16, open_groups(device), device))
 on_cuda = RmsNorm(types.SimpleNamespace(use_cpu_initialization=False, sequence_parallel=True), hidden_size=32, eps=1e-6)
 norms = [module for name, module in model.named_modules() if name.endswith("layernorm") and list(module.parameters())]
 on_host = {type(module).__module__ for module in norms}

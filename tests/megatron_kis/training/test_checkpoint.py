@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     train(config)
     said = capfd.readouterr().err
     assert "step-00000010 is damaged" in said
-    assert "going on from step 5 of 20" in said
+    assert "resuming from step 5 of 20" in said
     assert sorted(losses(config.output)) == list(range(1, 21))
 
 
@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_fails_at_the_end(
     assert steps_kept(config) == [5]
     assert not (config.output / "DONE").exists()
     train(config)
-    assert "going on from step 5" in capfd.readouterr().err
+    assert "resuming from step 5" in capfd.readouterr().err
     assert sorted(losses(config.output)) == list(range(1, 21))
 
 

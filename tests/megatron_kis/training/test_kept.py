@@ -20,7 +20,8 @@ from megatron_kis.common.identity import settings_of
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
 from megatron_kis.data_tools.selection.select import SelectConfig
-from megatron_kis.data_tools.tokenizers.base import load_tokenizer, train_tokenizer
+from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 from megatron_kis.training.artifacts import made_with, open_run
 from megatron_kis.training.audit import audit_run
 from megatron_kis.training.trainer import train
@@ -157,7 +158,7 @@ def test_a_kept_file_that_is_another_one_is_refused(
     was = read_json(run / "run.json", "kis.run/1")["fingerprints"][what]
     if what == "tokenizer":
         texts = [json.loads(line)["text"] for line in tiny_sources.text.read_text().splitlines()]
-        found = train_tokenizer(texts, run / "inputs" / "tokenizer.model", vocab_size=330).fingerprint
+        found = train_tokenizer(texts, run / "inputs" / "tokenizer.model", TokenizerConfig(vocab_size=330)).fingerprint
     else:
         lines = gzip.decompress((run / "inputs" / "questions.jsonl.gz").read_bytes()).splitlines(keepends=True)
         (run / "inputs" / "questions.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[:-1]), mtime=0))
@@ -356,7 +357,7 @@ def test_an_extended_run_and_its_file_of_frequencies_may_move_together(
 
 def test_an_older_fingerprint_of_a_tokenizer_is_that_of_its_model_file(tmp_path: Path, tiny_sources: Sources) -> None:
     texts = [json.loads(line)["text"] for line in tiny_sources.text.read_text().splitlines()[:200]]
-    tokenizer = train_tokenizer(texts, tmp_path / "tokenizer.json", vocab_size=300, kind="byte-bpe")
+    tokenizer = train_tokenizer(texts, tmp_path / "tokenizer.json", TokenizerConfig(vocab_size=300, kind="byte-bpe"))
     assert tokenizer.model_sha256 != tokenizer.fingerprint
     assert made_with(tokenizer, tokenizer.fingerprint, 7)
     assert made_with(tokenizer, tokenizer.model_sha256, tokenizer.eod_id)
@@ -371,7 +372,7 @@ def test_an_older_run_of_a_tokenizer_json_resumes_and_one_of_another_end_of_docu
     texts = [json.loads(line)["text"] for line in tiny_sources.text.read_text().splitlines()]
     model = tmp_path / "own" / "tokenizer.json"
     model.parent.mkdir()
-    tokenizer = train_tokenizer(texts, model, vocab_size=320, kind="byte-bpe")
+    tokenizer = train_tokenizer(texts, model, TokenizerConfig(vocab_size=320, kind="byte-bpe"))
     data = tmp_path / "study" / "data"
     prepare_data(settings(tiny_sources, vocab_size=None, tokenizer=model), data)
     for name in ("corpus.meta.json", "corpus.validation.meta.json", "exposures.json", "exposures.questions.jsonl"):

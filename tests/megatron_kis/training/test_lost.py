@@ -135,7 +135,7 @@ def test_a_lost_log_is_restored_from_the_checkpoint(
         log.write_bytes(log.read_bytes().replace(b"1", b"2", 1))
     train(config)
     said = capfd.readouterr().err
-    assert "going on from step 10 of 20" in said
+    assert "resuming from step 10 of 20" in said
     assert f"{log} was not as it had been written; restored from the checkpoint" in said
     assert losses(config.output) == losses(whole.output)
     for log_name in LOGS:
@@ -283,7 +283,7 @@ def test_a_probe_and_a_branch_say_why_a_checkpoint_cannot_be_used(
     assert not (branch.output / "run.json").exists()
     assert main(["probe", str(trunk.output), "--device", "cpu", "--step", "5"]) == 2
     said = capsys.readouterr().err
-    assert "no whole checkpoint of step 5 (step 5: __0_0.distcp is missing); steps that lie there: 5, 10" in said
+    assert "no whole checkpoint of step 5 (step 5: __0_0.distcp is missing); steps that are there: 5, 10" in said
     assert len(list((trunk.output / "checkpoints").iterdir())) == 2
 
 

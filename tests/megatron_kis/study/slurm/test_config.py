@@ -85,10 +85,18 @@ def test_a_time_that_yaml_reads_as_a_number_is_refused_with_the_remedy() -> None
 @pytest.mark.parametrize(
     ("limit", "seconds"),
     [
-        ("UNLIMITED", None), ("0", None), ("00:00:00", None), ("0-00", None),
-        ("90", 5400), ("2:30", 150), ("12:00:00", 43200), ("1-6", 108000), ("1-06:30", 109800), ("2-00:00:01", 172801)
+        ("UNLIMITED", None),
+        ("0", None),
+        ("00:00:00", None),
+        ("0-00", None),
+        ("90", 5400),
+        ("2:30", 150),
+        ("12:00:00", 43200),
+        ("1-6", 108000),
+        ("1-06:30", 109800),
+        ("2-00:00:01", 172801),
     ],
-)  # fmt: skip
+)
 def test_time_limits_are_read_as_slurm_reads_them(limit: str, seconds: int | None) -> None:
     assert seconds_of(limit) == seconds
 

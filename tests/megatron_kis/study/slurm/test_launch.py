@@ -1,4 +1,4 @@
-"""Cells over nodes: the command, and where its ranks meet."""
+"""Runs over nodes: the command, and where its ranks meet."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from megatron_kis.common.configuration import load_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
-from megatron_kis.executor.resources import Place
-from megatron_kis.executor.slurm.launch import meeting_point, srun_launcher
+from megatron_kis.executor.interface import Slot
+from megatron_kis.executor.slurm.launch import rendezvous_variables, srun_launcher
 from tests.megatron_kis.test_study import write_study
 from tests.sources import Sources
 
@@ -25,28 +25,30 @@ def resolves(**known: str) -> Callable[[str], str | None]:
 
 
 def test_the_first_node_is_met_by_its_name_where_that_resolves() -> None:
-    variables = meeting_point(2, BATCH, resolves=resolves(gpu07="10.0.0.7"), node_address=lambda _: None)
+    variables = rendezvous_variables(2, BATCH, resolves=resolves(gpu07="10.0.0.7"), node_address=lambda _: None)
     assert variables["MASTER_ADDR"] == "gpu07"
     assert 20000 <= int(variables["MASTER_PORT"]) < 30000
     assert "NCCL_SOCKET_IFNAME" not in variables  # NCCL finds InfiniBand by itself
 
 
 def test_a_node_whose_name_does_not_resolve_is_met_where_slurm_finds_it() -> None:
-    variables = meeting_point(2, BATCH, resolves=resolves(), node_address=lambda name: {"gpu07": "127.0.0.1"}[name])
+    variables = rendezvous_variables(
+        2, BATCH, resolves=resolves(), node_address=lambda name: {"gpu07": "127.0.0.1"}[name]
+    )
     assert variables["MASTER_ADDR"] == "127.0.0.1"
     assert variables["GLOO_SOCKET_IFNAME"] == variables["NCCL_SOCKET_IFNAME"] == "lo"
     with pytest.raises(InputError, match=r"set MASTER_ADDR in cluster\.environment"):
-        meeting_point(2, BATCH, resolves=resolves(), node_address=lambda _: "unknown.example")
+        rendezvous_variables(2, BATCH, resolves=resolves(), node_address=lambda _: "unknown.example")
 
 
 def test_what_the_user_set_is_left_as_it_is() -> None:
     own = {"MASTER_ADDR": "10.1.1.1", "MASTER_PORT": "4000", "NCCL_DEBUG": "INFO"}
-    variables = meeting_point(2, {**BATCH, **own}, resolves=resolves(), node_address=lambda _: None)
+    variables = rendezvous_variables(2, {**BATCH, **own}, resolves=resolves(), node_address=lambda _: None)
     assert {name: variables[name] for name in own} == own
 
 
-def test_jobs_beside_each_other_meet_at_other_ports() -> None:
-    ports = {meeting_point(1, {"SLURM_JOB_ID": str(job)})["MASTER_PORT"] for job in range(50)}
+def test_jobs_next_to_each_other_meet_at_other_ports() -> None:
+    ports = {rendezvous_variables(1, {"SLURM_JOB_ID": str(job)})["MASTER_PORT"] for job in range(50)}
     assert len(ports) > 45
 
 
@@ -57,9 +59,12 @@ def command(tiny_run: Callable[..., RunConfig], tmp_path: Path, tiny_sources: So
     def make(**cluster: Any) -> list[str]:
         study = load_config(StudyConfig, write_study(tmp_path, tiny_sources, cluster={"gpus_per_node": 4, **cluster}))
         launcher = srun_launcher(
-            study, folder=Path("/w"), environment={**BATCH, "MASTER_ADDR": "m", "MASTER_PORT": "1"}
+            study.cluster,
+            output=study.output,
+            folder=Path("/w"),
+            environment={**BATCH, "MASTER_ADDR": "m", "MASTER_PORT": "1"},
         )
-        return launcher(run, Path("/r/config.yaml"), Place(threads=3)).arguments
+        return launcher(run, Path("/r/config.yaml"), Slot(threads=3)).arguments
 
     return make
 

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.executor.slurm import client, queue
-from megatron_kis.executor.slurm.queue import Queue, cells_of, live_tasks
+from megatron_kis.executor.slurm.queue import Queue, live_tasks, runs_in
 from megatron_kis.executor.slurm.records import (
     JOBS,
     Submitted,
@@ -46,34 +46,38 @@ def answer(monkeypatch: pytest.MonkeyPatch, lines: list[str], accounting: list[l
     return asked
 
 
-def test_a_cell_has_the_state_of_its_task(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_has_the_state_of_its_task(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
-        line("2-3%4", "PENDING", reason="QOSMaxJobsPerUserLimit"), line("1", "RUNNING", restarts=2),
+        line("2-3%4", "PENDING", reason="QOSMaxJobsPerUserLimit"),
+        line("1", "RUNNING", restarts=2),
         line("0", "COMPLETED"),
-    ]  # fmt: skip
+    ]
     answer(monkeypatch, lines)
-    cells = Queue(output).cells()
+    cells = Queue(output).runs()
     assert {name: (cell.state, cell.job, cell.reason) for name, cell in cells.items()} == {
-        "c4": ("PENDING", "7_2", "QOSMaxJobsPerUserLimit"), "d4": ("PENDING", "7_2", "QOSMaxJobsPerUserLimit"),
-        "c5": ("PENDING", "7_3", "QOSMaxJobsPerUserLimit"), "d5": ("PENDING", "7_3", "QOSMaxJobsPerUserLimit"),
-        "c3": ("RUNNING, requeued 2 times", "7_1", ""), "d3": ("RUNNING, requeued 2 times", "7_1", ""),
-    }  # fmt: skip
-    assert cells_of(output, live_tasks(output)) == set(cells)
+        "c4": ("PENDING", "7_2", "QOSMaxJobsPerUserLimit"),
+        "d4": ("PENDING", "7_2", "QOSMaxJobsPerUserLimit"),
+        "c5": ("PENDING", "7_3", "QOSMaxJobsPerUserLimit"),
+        "d5": ("PENDING", "7_3", "QOSMaxJobsPerUserLimit"),
+        "c3": ("RUNNING, requeued 2 times", "7_1", ""),
+        "d3": ("RUNNING, requeued 2 times", "7_1", ""),
+    }
+    assert runs_in(output, live_tasks(output)) == set(cells)
 
 
-def test_however_many_tasks_run_the_list_of_their_cells_is_read_once(
+def test_however_many_tasks_run_the_list_of_their_runs_is_read_once(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer(monkeypatch, [line(str(task), "RUNNING") for task in range(4)])
     read: list[Path] = []
     monkeypatch.setattr(queue, "read_tasks", lambda folder: read.append(folder) or read_tasks(folder))
-    assert len(Queue(output).cells()) == 8
+    assert len(Queue(output).runs()) == 8
     assert read == [submission_folder(output, 1)]
 
 
 def test_another_job_that_has_the_number_now_is_not_ours(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, [line("0-3", "RUNNING", name="somebody-elses")])
-    assert Queue(output).cells() == {}
+    assert Queue(output).runs() == {}
     assert live_tasks(output) == []
 
 
@@ -88,8 +92,8 @@ def test_what_the_controller_has_forgotten_is_asked_of_accounting(
 def test_a_job_that_is_over_is_asked_for_once(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = answer(monkeypatch, [line("0-3", "FAILED")])
     seen = Queue(output, every=0.0)
-    seen.cells()
-    seen.cells()
+    seen.runs()
+    seen.runs()
     assert asked == ["7"]
 
 
@@ -120,17 +124,27 @@ def program(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 @pytest.mark.parametrize(
     ("said", "kind", "remedy"),
     [
-        ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
-         InputError, "cluster.account"),
+        (
+            "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+            InputError,
+            "cluster.account",
+        ),
         ("sbatch: error: invalid partition specified: nowhere", InputError, "sinfo"),
         ("sbatch: error: Batch job submission failed: Invalid job array specification", InputError, "max_array_size"),
-        ("sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates "
-         "accounting/QOS policy (job submit limit, user's size and/or time limits)", InputError, "cells_per_task"),
-        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
-         JobError, "try again later"),
+        (
+            "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates "
+            "accounting/QOS policy (job submit limit, user's size and/or time limits)",
+            InputError,
+            "cells_per_task",
+        ),
+        (
+            "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+            JobError,
+            "try again later",
+        ),
         ("sbatch: error: something new", InputError, "change cluster"),
     ],
-)  # fmt: skip
+)
 def test_what_sbatch_refuses_comes_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, kind: type[Exception], remedy: str
 ) -> None:
@@ -163,8 +177,9 @@ def test_a_job_is_submitted_from_its_folder_without_the_variables_of_a_job_aroun
     assert "SLURM_CONF=/etc/slurm.conf" in seen
     # What the script does not say, the shell may.
     assert [line for line in sorted(seen.splitlines()) if line.startswith("SBATCH_")] == [
-        "SBATCH_ACCOUNT=the-shells", "SBATCH_QOS=the-shells",
-    ]  # fmt: skip
+        "SBATCH_ACCOUNT=the-shells",
+        "SBATCH_QOS=the-shells",
+    ]
 
 
 SCRIPT = """#!/bin/bash
@@ -187,7 +202,7 @@ echo
         ("#SBATCH --time-min=3", {"ACCOUNT", "PARTITION", "QOS", "CONSTRAINT", "RESERVATION", "CLUSTERS", "TIMELIMIT"}),
         ("#SBATCH --reservation=r\n#SBATCH -t 5 -M other -C x -q y", {"ACCOUNT", "PARTITION"}),
     ],
-)  # fmt: skip
+)
 def test_the_shells_wishes_count_where_the_script_says_nothing(lines: str, used: set[str]) -> None:
     script = f"#!/bin/bash\n{lines}\necho\n"
     every = ("ACCOUNT", "PARTITION", "QOS", "CONSTRAINT", "RESERVATION", "CLUSTERS", "TIMELIMIT", "NO_REQUEUE", "GRES")

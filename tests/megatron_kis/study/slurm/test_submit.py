@@ -54,7 +54,7 @@ def test_every_study_is_shown_without_data_and_without_slurm(
     assert "nothing was submitted" in said
 
 
-def test_the_chain_cancels_cells_without_data_and_waits_for_cells_however_they_end(
+def test_the_chain_cancels_runs_without_data_and_waits_for_runs_however_they_end(
     tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path, tiny_sources, cluster={"small": {"cells_per_task": 2, "at_once": 4}})
@@ -82,10 +82,13 @@ def test_no_name_adds_a_line_or_a_command_to_a_script(
         folder,
         tiny_sources,
         cluster={
-            "python": "/bin/echo", "environment": {"OWN": "$(touch pwned) it's"}, "setup": ["echo set up >&2"],
-            "account": "lab", "options": ["--comment=two words"],
+            "python": "/bin/echo",
+            "environment": {"OWN": "$(touch pwned) it's"},
+            "setup": ["echo set up >&2"],
+            "account": "lab",
+            "options": ["--comment=two words"],
         },
-    )  # fmt: skip
+    )
     shown = dry_run(study, capsys)
     plain = {"--account=lab", "--comment=two words"}
     for label, script in shown["scripts"].items():
@@ -95,9 +98,13 @@ def test_no_name_adds_a_line_or_a_command_to_a_script(
         assert all(line.startswith(known) for line in set(lines) - plain), lines
         # Run as it is, with an echo in Python's place: its words come through whole.
         ended = subprocess.run(
-            ["/bin/bash", "-s", "--", "7"], input=script, capture_output=True, text=True, check=False,
+            ["/bin/bash", "-s", "--", "7"],
+            input=script,
+            capture_output=True,
+            text=True,
+            check=False,
             env={"PATH": "/usr/bin:/bin"},
-        )  # fmt: skip
+        )
         words = f"-m megatron_kis study work {shown['folder']} small --first 7"
         expected = words if label == "small" else f"-m megatron_kis study {'prepare' if label == 'data' else 'report'}"
         assert expected in ended.stdout, ended.stderr
@@ -166,7 +173,7 @@ def test_a_study_on_cuda_must_say_how_many_gpus_a_node_has(
     assert "cluster.gpus_per_node: is 0" in capsys.readouterr().err
 
 
-def test_cells_can_be_chosen(tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_can_be_chosen(tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
     study = write_study(tmp_path, tiny_sources)
     assert main(["study", "submit", "--dry-run", "--json", str(study), "--only", "1x16_D5.12k_F3_s0"]) == 0
     assert json.loads(capsys.readouterr().out)["cells"] == 1
@@ -192,8 +199,12 @@ def test_the_templates_travel_with_an_installed_package(tmp_path: Path) -> None:
 
     ended = subprocess.run(
         [sys.executable, "setup.py", "-q", "build", "--build-lib", str(tmp_path / "lib")],
-        cwd=copy, env={**os.environ, "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=copy,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr
     packed = {path.name for path in (tmp_path / "lib" / "megatron_kis" / "run_scripts" / "slurm").iterdir()}
     assert packed == {path.name for path in TEMPLATES.iterdir()}

@@ -1,0 +1,105 @@
+"""The analysis of a study: transitions, laws, predictions and their backtests. Reads and writes no file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from megatron_kis.analysis.criteria import Transition, find_transitions
+from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.law.bootstrap import bootstrap_law
+from megatron_kis.analysis.law.bootstrap_points import bootstrap_points
+from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.validate import backtest
+from megatron_kis.analysis.runs.curves import Curve, curve_table, curves, primary_rows
+from megatron_kis.analysis.runs.load import Runs
+from megatron_kis.config.analysis import AnalysisConfig
+
+# The law at the top of law.json is the first of these that could be fitted: the paper's collapse point before its
+# companions. The order is fixed here, before any data are seen.
+LAW_ORDER = (("collapse", "infused"), ("collapse", "background"), ("tolerance", "general"), ("onset", "infused"))
+
+
+def fit_laws(
+    points: Sequence[Transition], settings: AnalysisConfig | None = None, table: pd.DataFrame | None = None
+) -> tuple[list[Law], list[dict[str, str]]]:
+    """Returns the laws of every kind and group of the points, in their order, and the refusals.
+
+    With the curve ``table``, collapse laws by the hinge are bootstrapped through both stages; the other laws from the
+    intervals of their points.
+    """
+    settings = settings or AnalysisConfig()
+    laws, refused = [], []
+    found = {(point.kind, point.group) for point in points}
+    by_loss = settings.criterion == "general_loss"
+    order = sorted(LAW_ORDER, key=lambda key: key[0] != "tolerance") if by_loss else LAW_ORDER
+    drawn_from: list[Curve] = []
+    if table is not None and settings.law_resamples and settings.criterion == "hinge":
+        drawn_from = curves(primary_rows(table, settings))
+    for kind, group in [*order, *sorted(found - set(order))]:
+        if (kind, group) not in found:
+            continue
+        try:
+            law = fit_law(points, kind, group, confidence=settings.confidence, law=settings.law)
+            if drawn_from:
+                law = bootstrap_law(law, drawn_from, points, settings, resamples=settings.law_resamples)
+            if settings.law_resamples and law.calibration is None:
+                law = bootstrap_points(law, points, settings, resamples=settings.law_resamples)
+            laws.append(law)
+        except LawRefused as error:
+            refused.append({"kind": kind, "group": group, "code": error.code, "reason": str(error)})
+    return laws, refused
+
+
+def analyse_points(
+    points: list[Transition],
+    settings: AnalysisConfig,
+    *,
+    predict_params: Sequence[float] = (),
+    predict_tokens: float | None = None,
+    runs: Runs | None = None,
+    table: pd.DataFrame | None = None,
+    title: str = "Knowledge-infusion study",
+    study: dict[str, Any] | None = None,
+) -> AnalysisResult:
+    """Fits the laws of transitions and predicts from them.
+
+    Without ``predict_tokens`` each prediction is for the largest token budget of its law.
+    """
+    laws, refused = fit_laws(points, settings, table)
+    predictions = [
+        predict(law, params, predict_tokens or law.range_tokens[1]) for law in laws for params in predict_params
+    ]
+    backtests = {
+        (law.kind, law.group): backtest(points, law.kind, law.group, confidence=settings.confidence, law=settings.law)
+        for law in laws
+    }
+    return AnalysisResult(settings, runs, table, points, laws, refused, predictions, backtests, title, study or {})
+
+
+def analyse(
+    data: Runs | pd.DataFrame,
+    settings: AnalysisConfig | None = None,
+    *,
+    predict_params: Sequence[float] = (),
+    predict_tokens: float | None = None,
+    title: str = "Knowledge-infusion study",
+    study: dict[str, Any] | None = None,
+) -> AnalysisResult:
+    """Finds transitions, fits laws and predicts from runs or a curve table."""
+    settings = settings or AnalysisConfig()
+    runs = data if isinstance(data, Runs) else None
+    table = curve_table(data) if isinstance(data, Runs) else data
+    return analyse_points(
+        find_transitions(table, settings),
+        settings,
+        predict_params=predict_params,
+        predict_tokens=predict_tokens,
+        runs=runs,
+        table=table,
+        title=title,
+        study=study,
+    )

@@ -1,0 +1,154 @@
+"""Numbers, sizes and statuses as text for a reader."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from megatron_kis.analysis.runs.transitions import (
+    COLLAPSED,
+    INCONCLUSIVE,
+    LEFT_CENSORED,
+    OBSERVED,
+    RIGHT_CENSORED,
+    Transition,
+)
+
+MINUS = "−"
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+KIND_TITLES = {
+    ("onset", "infused"): "Onset of memorisation",
+    ("collapse", "infused"): "Collapse of infused facts",
+    ("collapse", "background"): "Collapse of background facts",
+    ("tolerance", "general"): "Loss beyond tolerance",
+}
+GROUP_TITLES = {
+    "infused": "Infused facts: memorisation rate",
+    "background": "Background facts: retention",
+    "control": "Control facts: never shown",
+}
+SPLIT_TITLES = {"train": "train templates", "held_out": "held-out templates", "question": "questions"}
+STATUS_WORDS = {
+    COLLAPSED: "collapsed",
+    OBSERVED: "observed",
+    RIGHT_CENSORED: "right-censored",
+    LEFT_CENSORED: "left-censored",
+    INCONCLUSIVE: "inconclusive",
+}
+STATUS_MARKS = {COLLAPSED: "▼", OBSERVED: "●", RIGHT_CENSORED: "▷", LEFT_CENSORED: "◁", INCONCLUSIVE: "?"}
+
+
+def kind_title(kind: str, group: str) -> str:
+    """Returns the heading of a kind and group of transitions."""
+    return KIND_TITLES.get((kind, group), f"{kind.capitalize()} ({group})")
+
+
+def size(count: float) -> str:
+    """Formats a count of parameters or tokens: 137M, 2.8B, 1T."""
+    for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * scale:
+            return f"{_three(count / scale)}{unit}"
+    return f"{count:.0f}"
+
+
+def _three(value: float) -> str:
+    return f"{float(f'{value:.3g}'):g}"
+
+
+def _power(value: float) -> str:
+    """Formats as a power of ten: ``1.7 × 10⁶``."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = f"10{str(int(exponent)).translate(_RAISED)}"
+    return power if mantissa == "1.0" else f"{mantissa.removesuffix('.0')} × {power}"
+
+
+def frequency(value: float | None) -> str:
+    """Formats F, in exposures per fact."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    if value >= 1e6 or value < 1e-3:
+        return _power(value)
+    if value >= 1000 and not float(value).is_integer():  # an estimate; frequencies that were tried are whole
+        value = float(f"{value:.3g}")
+    return f"{value:,.0f}" if value >= 20 else _three(value)
+
+
+def ratio(value: float | None) -> str:
+    """Formats an infusion ratio."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    if value < 1e-3:
+        return _power(value)
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}" if value >= 0.01 else f"{value:.2g}"
+
+
+def rate(value: float | None) -> str:
+    """Formats a rate or the probability of an answer."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Formats a plain number to ``digits`` significant digits, with a real minus sign."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}".replace("-", MINUS)
+
+
+def estimate(value: float, low: float, high: float) -> str:
+    """Formats ``value [low, high]`` with as many decimals as the width of the interval justifies."""
+    width = high - low
+    if not math.isfinite(width) or width <= 0:
+        return f"{number(value)} [{number(low)}, {number(high)}]"
+    decimals = min(max(2 - math.floor(math.log10(width)), 0), 12)
+    shown = [f"{round(x, decimals) + 0.0:.{decimals}f}".replace("-", MINUS) for x in (value, low, high)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def unbroken(text: str) -> str:
+    """Keeps every ``F ≈ 759`` and ``b (log N)`` of a text on one line."""
+    text = text.replace(" × 10", "\u00a0×\u00a010")
+    text = re.sub(r"\b([abc]) \(log (?=[ND]\))", "\\1\u00a0(log\u00a0", text)
+    return re.sub(r"\b([FND]|p|ρ) ([=≈<>]) (?=[\d.])", "\\1\u00a0\\2\u00a0", text)
+
+
+def interval(ends: tuple[float, float] | None) -> str:
+    """Formats the ends of an interval of F."""
+    return "–" if ends is None else f"{frequency(ends[0])} – {frequency(ends[1])}"
+
+
+def p_value(value: float | None) -> str:
+    """Formats a p-value."""
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def bracket(point: Transition) -> str:
+    """Formats the interval of a transition."""
+    if point.low is None and point.high is None:
+        return "–"
+    low = frequency(point.low or 0)
+    if point.high is None:
+        return f"> {low}"
+    return f"[{low}, {frequency(point.high)}]" if point.interval == "profile" else f"({low}, {frequency(point.high)}]"
+
+
+def finding(point: Transition) -> str:
+    """Describes a transition in a few words that claim no more than its status."""
+    if point.status in (COLLAPSED, OBSERVED):
+        return f"F ≈ {frequency(point.value)}"
+    if point.status == RIGHT_CENSORED:
+        return f"not up to F = {frequency(point.low)}"
+    if point.status == LEFT_CENSORED:
+        return f"at or before F = {frequency(point.high)}"
+    return "cannot tell"
+
+
+def plural(count: int, noun: str) -> str:
+    """Formats a count with its noun: ``1 run``, ``2 runs``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(items: list[str]) -> str:
+    """Joins items: ``a``, ``a and b``, ``a, b and c``."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""

@@ -1,0 +1,28 @@
+"""``kis schema``: the keys of a run's or a study's file, for editors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Describes ``kis schema``."""
+    parser = commands.add_parser(
+        "schema",
+        help="the JSON Schema of a run's or a study's file",
+        description="Prints a JSON Schema with every key, its type, default and meaning. An editor that is told of it "
+        "completes keys and marks mistakes.",
+    )
+    parser.add_argument("kind", choices=("run", "study"), help="the file of kis train, or that of kis study")
+    parser.set_defaults(handler=_schema)
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from megatron_kis.common.configuration import json_schema
+    from megatron_kis.config.run import RunConfig
+    from megatron_kis.config.study import StudyConfig
+
+    schema = json_schema(RunConfig if options.kind == "run" else StudyConfig)
+    print(json.dumps(schema, indent=1, ensure_ascii=False))
+    return 0
