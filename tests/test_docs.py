@@ -28,6 +28,7 @@ def test_every_command_is_one_that_kis_understands(page: Path, capsys: pytest.Ca
                 pytest.fail(f"kis {shlex.join(words)}: {capsys.readouterr().err}") if ended.code else None
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     shutil.copy(ROOT / "tests" / "sources.py", tmp_path / "tests")
@@ -57,6 +58,7 @@ def test_every_message_among_the_errors_is_one_that_is_printed() -> None:
     assert [message for message in table if message not in sources] == []
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(ROOT / "docs" / "site" / "mkdocs.yml")]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}

@@ -62,6 +62,7 @@ def test_the_criterion_and_the_law_of_the_page_find_a_known_truth(
     assert fitted.law in {row["law"] for row in fitted.candidates}
 
 
+@pytest.mark.slow
 def test_the_callback_of_the_page_follows_a_run_and_changes_nothing(
     tiny_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +79,7 @@ def test_the_callback_of_the_page_follows_a_run_and_changes_nothing(
     assert losses(watched.output) == losses(plain.output)
 
 
+@pytest.mark.slow
 def test_two_callbacks_keep_their_states_apart_or_are_refused(tiny_run: Callable[..., RunConfig]) -> None:
     from megatron_kis.engine.engine import Engine
     from megatron_kis.training.trainer import train
@@ -120,6 +122,7 @@ def test_two_callbacks_keep_their_states_apart_or_are_refused(tiny_run: Callable
     assert began == {"Counts": 20, "later": 5}
 
 
+@pytest.mark.slow
 def test_a_callback_is_made_when_the_weights_are_set(tiny_run: Callable[..., RunConfig]) -> None:
     from megatron_kis.engine.engine import Engine
     from megatron_kis.training.trainer import train

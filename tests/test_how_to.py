@@ -1,6 +1,6 @@
 """The README's steps and the how-to pages: every command runs as it stands there, on files as small as they may be.
 
-What a reader must put in by himself (STUDY.yaml, CELL, RUN_DIR) is put in here; what needs another machine (pip, a
+What a reader must put in by himself (STUDY.yaml, RUN, RUN_DIR) is put in here; what needs another machine (pip, a
 network, a cluster) is left to the tests of those parts. The tutorial, the notebook and the extensions have their own.
 """
 
@@ -47,7 +47,7 @@ STUDY: dict[str, Any] = {
     "probes": {"templates": {"held_out": 1}},
     "analysis": {"resamples": 99, "law_resamples": 0},
 }
-CELL = "1x16_D5.12k_F0_s0"
+RUN = "1x16_D5.12k_F0_s0"
 
 
 @pytest.fixture
@@ -76,6 +76,7 @@ def replaced(line: str, words: dict[str, str]) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_the_commands_for_large_corpora(folder: Path, tiny_data: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
     sources = write_sources(folder, documents=60)
@@ -104,6 +105,7 @@ def test_the_commands_for_large_corpora(folder: Path, tiny_data: Path) -> None:
     assert (folder / "clean.jsonl").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_commands_for_continued_pretraining(folder: Path, tiny_data: Path, tiny_run: MakeRun) -> None:
     pytest.importorskip("transformers")
     from tests.megatron_kis.imports.models import make_model
@@ -127,10 +129,11 @@ def test_the_commands_for_continued_pretraining(folder: Path, tiny_data: Path, t
     assert json.loads((folder / "runs/tiny/run.json").read_text())["config"]["model"]["init_from"] == "../../start"
 
 
+@pytest.mark.slow
 def test_the_commands_for_running_and_submitting_a_study(folder: Path) -> None:
     write_sources(folder, documents=60)
     (folder / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
-    words = {"STUDY.yaml": "study.yaml", "my_study.yaml": "study.yaml", "CELL": CELL, "137m_D10B_F0_s0": CELL}
+    words = {"STUDY.yaml": "study.yaml", "my_study.yaml": "study.yaml", "RUN": RUN, "137m_D10B_F0_s0": RUN}
     said = [execute(replaced(line, words), folder) for line in lines(HOW_TO / "running-studies.md")]
     assert len(said) == 7
     assert (folder / "studies" / "small" / "report.html").is_file()
@@ -141,6 +144,7 @@ def test_the_commands_for_running_and_submitting_a_study(folder: Path) -> None:
     assert "sbatch" in execute(submitting[0], folder)  # the others need the cluster that tests/slurm has
 
 
+@pytest.mark.slow
 def test_the_steps_of_the_readme(folder: Path, tiny_run: MakeRun) -> None:
     pytest.importorskip("transformers")
     _demo(folder / "data" / "demo")
@@ -150,8 +154,8 @@ def test_the_steps_of_the_readme(folder: Path, tiny_run: MakeRun) -> None:
     words = {
         "studies/quickstart": "studies/small",
         "run_scripts/studies/small.yaml": "study.yaml",
-        "CELL": CELL,
         "RUN_DIR": "runs/tiny",
+        "RUN": RUN,
         "MODEL_DIR": "model",
         "START": "start",
         "--step 500": "--step 20",

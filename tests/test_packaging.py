@@ -16,6 +16,8 @@ import yaml
 
 from megatron_kis.config.run import RunConfig
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 _FOLDERS = ("megatron_kis", "data_tools", "analysis", "run_scripts")
 _OTHERS = ("tests", "docs", "benchmarks", ".ci")

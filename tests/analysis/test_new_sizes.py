@@ -48,6 +48,7 @@ def width(points):
     return math.log(high / low)
 
 
+@pytest.mark.slow
 def test_a_size_more_narrows_as_much_as_predicted():
     generator = np.random.default_rng(3)
     now, predicted, then = [], [], []

@@ -12,6 +12,8 @@ from megatron_kis.analysis import load_runs, report
 from megatron_kis.analysis.runs.curves import curve_table, write_curves_csv
 from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "notebook.md"
 
 

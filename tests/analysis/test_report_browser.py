@@ -13,6 +13,8 @@ import pytest
 from megatron_kis.analysis import report
 from tests.analysis.synthetic import Truth, write_study
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
     "--headless",

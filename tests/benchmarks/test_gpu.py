@@ -56,6 +56,7 @@ def a_bench(folder: Path, seconds: float, **options: Any) -> Bench:
     return Bench(chosen, Rows(folder / "results.jsonl"), Limit(seconds), folder, folder / "logs", {})
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_every_check_holds_on_this_gpu(tmp_path: Path) -> None:
@@ -119,6 +120,7 @@ def test_probes_are_timed_beside_the_other_tools(tmp_path: Path) -> None:
     assert f"| {found['ours']['questions_a_second']:,.0f} |" in table(tmp_path / "results.jsonl")
 
 
+@pytest.mark.slow
 def test_what_fails_is_named_and_the_rest_has_its_turn(tmp_path: Path) -> None:
     status, rows = results(tmp_path, "speed", "side-by-side", *SMALL, "--presets", "none-such", "--minutes", "5")
     assert status == 1
@@ -135,6 +137,7 @@ def test_what_fails_is_named_and_the_rest_has_its_turn(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_stopped_benchmark_keeps_its_rows_and_leaves_no_process(tmp_path: Path) -> None:
     process = started(tmp_path, "speed", "side-by-side", *SMALL, "--seconds", "61.25", "--minutes", "5")
     deadline = time.monotonic() + 120
@@ -175,6 +178,7 @@ def dry(name: str, **settings: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_memory_on_cuda_is_that_of_the_plan(tiny_data: Path) -> None:
     case = {
         "preset": "70m",
@@ -196,6 +200,7 @@ def test_memory_on_cuda_is_that_of_the_plan(tiny_data: Path) -> None:
     assert "the device has 85.0" in refused["too_large"]
 
 
+@pytest.mark.slow
 def test_speed_on_cuda_has_a_share_of_the_peak() -> None:
     cell = {"kind": "ours", "preset": "70m", "length": 512, "batch": 2, "micro_batch": 1, "vocabulary": 32000}
     (found,) = dry("speed", **cell, device="cuda", seconds=0)

@@ -316,6 +316,7 @@ def test_a_piece_that_is_no_text_is_named(damaged, tmp_path):
         load_tokenizer(tmp_path / "t.model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("r50k_base", 50256), ("cl100k_base", 100256), ("o200k_base", 199998)])
 def test_a_published_tiktoken_file_that_is_cut_off_is_refused(tmp_path, name, count):
     path = tmp_path / f"{name}.tiktoken"

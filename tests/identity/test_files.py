@@ -24,6 +24,8 @@ from tests.conftest import TINY_SELECTION, TINY_VOCABULARY
 from tests.runs import CutCallback, CutOff, hashes
 from tests.sources import Sources
 
+pytestmark = pytest.mark.slow
+
 CORPUS = (".bin", ".idx", ".meta.json")
 VALIDATION = (".validation.bin", ".validation.idx", ".validation.meta.json")
 STORE = (".bin", ".idx", ".json", ".facts.npy", ".ids.txt")

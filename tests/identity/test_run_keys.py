@@ -228,6 +228,7 @@ def test_the_table_holds_every_key_of_a_run() -> None:
     assert not set(TABLE) & set(ELSEWHERE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", REFUSED)
 @pytest.mark.parametrize("state", ["done", "cut"])
 def test_a_setting_that_counts_is_refused_by_name_and_nothing_is_touched(
@@ -240,12 +241,14 @@ def test_a_setting_that_counts_is_refused_by_name_and_nothing_is_touched(
     assert hashes(folder) == trained.before[state]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", FREE)
 def test_a_setting_that_does_not_count_leaves_a_finished_run_as_it_is(trained: Trained, key: str) -> None:
     train(changed(trained, TABLE[key], trained.done))
     assert hashes(trained.done) == trained.before["done"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", FREE)
 def test_a_setting_that_does_not_count_changes_no_result_of_a_resumed_run(
     trained: Trained, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -323,6 +323,7 @@ def test_the_table_holds_every_key_of_a_study() -> None:
     assert sorted(keys_of(StudyConfig)) == sorted(entered)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", SETTINGS)
 def test_a_setting_that_counts_is_refused_before_training_and_pools_nothing(
     study: Path, key: str, capsys: pytest.CaptureFixture[str]
@@ -341,6 +342,7 @@ def test_a_setting_that_counts_is_refused_before_training_and_pools_nothing(
     assert "done" not in states(study, changes, capsys).values()
 
 
+@pytest.mark.slow
 def test_the_law_of_a_folder_is_of_the_study_as_it_was_run(study: Path, tmp_path: Path) -> None:
     """``kis law`` reads a study's folder and not its file: an edited file changes nothing there until it is run."""
     out = study.parent / "out"
@@ -354,6 +356,7 @@ def test_the_law_of_a_folder_is_of_the_study_as_it_was_run(study: Path, tmp_path
     assert (tmp_path / "points.csv").read_text(encoding="utf-8") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", GRID)
 def test_the_report_of_another_grid_holds_the_runs_that_it_names(
     study: Path, key: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -377,6 +380,7 @@ def test_the_report_of_another_grid_holds_the_runs_that_it_names(
     assert results(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", DATA)
 def test_data_that_runs_were_made_with_stay(study: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     changes, before = overrides(study, key, DATA[key]), hashes(study.parent / "out")
@@ -390,6 +394,7 @@ def test_data_that_runs_were_made_with_stay(study: Path, key: str, capsys: pytes
             assert key in said, (command, said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["text", "facts", "templates", "tokenizer"])
 def test_files_count_by_their_content_and_not_by_their_place(
     study: Path, key: str, tmp_path: Path, tiny_sources: Sources
@@ -410,6 +415,7 @@ def test_files_count_by_their_content_and_not_by_their_place(
         assert results(out) == before, command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ANALYSIS)
 def test_criteria_leave_what_was_trained_as_it_is(study: Path, key: str, tmp_path: Path) -> None:
     shutil.copytree(study.parent / "out", tmp_path / "out")
@@ -419,6 +425,7 @@ def test_criteria_leave_what_was_trained_as_it_is(study: Path, key: str, tmp_pat
     assert hashes(tmp_path / "out" / "runs") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", FREE)
 def test_how_runs_are_executed_makes_them_no_others(study: Path, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     def runs(changes: list[str]) -> dict[str, str]:

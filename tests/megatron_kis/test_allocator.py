@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import ctypes, resource, sys
 from megatron_kis.distributed.cpu_backend import keep_freed_memory

@@ -27,7 +27,7 @@ from tests.megatron_kis.ranks import SERVER, Ranks, finish, free_port
 from tests.run_files import losses, tensor_shapes
 
 MakeRun = Callable[..., RunConfig]
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 STEPS = 20
 SETTINGS: dict[str, Any] = {
     "model": {"layers": 4, "width": 32, "heads": 4, "query_groups": 2},

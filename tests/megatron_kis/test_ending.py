@@ -37,6 +37,7 @@ def test_nothing_is_written_where_nobody_asks_and_nothing_fails_where_nobody_can
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_of_several_ranks_one_without_a_cause_waits_for_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +121,7 @@ def test_torchrun_shows_our_reason(tmp_path: Path) -> None:
     assert abs(failure.timestamp - time.time()) < 60
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_ranks_of_a_run_that_is_refused_after_they_have_met_leave_its_reason(tiny_run: MakeRun, tmp_path: Path) -> None:
     config = tiny_run(name="refused", parallel={"tensor": 2}, output=tmp_path / "refused")

@@ -16,6 +16,8 @@ from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.training.audit import audit_run, differences_of
 from megatron_kis.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 MakeRun = Callable[..., RunConfig]
 
 

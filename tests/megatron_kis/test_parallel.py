@@ -67,6 +67,7 @@ def assert_trained_as(ours: Path, theirs: Path) -> None:
     assert records[0]["params"] == records[1]["params"]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("parallel", "training"),
@@ -90,6 +91,7 @@ def test_many_processes_train_as_one(
     assert_trained_as(config.output, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_documents_apart_stay_apart_where_ranks_share_sequences(tiny_run: MakeRun) -> None:
     documents = {"reset_attention": True, "mask_boundaries": True}
@@ -100,6 +102,7 @@ def test_documents_apart_stay_apart_where_ranks_share_sequences(tiny_run: MakeRu
     assert_trained_as(shared.output, alone.output)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_replicas_started_by_torchrun_train_as_one(
     tiny_run: MakeRun, tmp_path: Path, reference: dict[str, Path]
@@ -110,6 +113,7 @@ def test_replicas_started_by_torchrun_train_as_one(
     assert_trained_as(config.output, one_process(tiny_run, reference))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_layout_that_does_not_divide_the_model_is_refused(tiny_run: MakeRun, tmp_path: Path) -> None:
     config = tiny_run(name="odd", model={"layers": 3, "width": 32, "heads": 2}, parallel={"pipeline": 2})
@@ -119,6 +123,7 @@ def test_a_layout_that_does_not_divide_the_model_is_refused(tiny_run: MakeRun, t
     assert not config.output.exists()
 
 
+@pytest.mark.slow
 def test_too_few_processes_for_the_layout_are_refused(tiny_run: MakeRun, tmp_path: Path) -> None:
     config = tiny_run(name="alone", parallel={"tensor": 2})
     ended = run_processes(config, 1, tmp_path)
@@ -171,6 +176,7 @@ def test_a_list_that_is_none_is_refused() -> None:
         first_node("[1-2]")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_ranks_started_as_srun_starts_them_train_together(tiny_run: MakeRun, tmp_path: Path) -> None:
     config = tiny_run(name="srun", model=SHAPE, training=TRAINING)

@@ -26,7 +26,7 @@ from tests.megatron_kis.cuda_on_host import install
 from tests.megatron_kis.ranks import SERVER, finish, free_port
 from tests.run_files import rows, tensor_shapes
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 EVERY_STEP = {"moments": {"every": 1}}
 EVERY_OTHER = {"moments": {"every": 2}}
 

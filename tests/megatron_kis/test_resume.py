@@ -20,6 +20,8 @@ from megatron_kis.training.trainer import train
 from tests.megatron_kis.ranks import SERVER, Ranks, finish
 from tests.run_files import losses, rows
 
+pytestmark = pytest.mark.slow
+
 MakeRun = Callable[..., RunConfig]
 STEPS = 40
 SETTINGS: dict[str, Any] = {

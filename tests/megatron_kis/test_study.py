@@ -76,6 +76,7 @@ def test_the_plan_of_a_study_names_ratios_and_trains_nothing(study: Path, capsys
     assert not runs_of(study).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_ended_study_leaves_no_process_and_goes_on_where_it_was(study: Path, ending: signal.Signals) -> None:
     executor = start(study)
@@ -96,6 +97,7 @@ def test_an_ended_study_leaves_no_process_and_goes_on_where_it_was(study: Path, 
     assert {path: path.stat().st_mtime_ns for path in done} == done
 
 
+@pytest.mark.slow
 def test_two_executors_do_not_meet(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = start(study)
     wait_for(lambda: list(runs_of(study).glob("*/log.txt")) or first.poll() is not None)
@@ -105,6 +107,7 @@ def test_two_executors_do_not_meet(study: Path, capsys: pytest.CaptureFixture[st
     first.communicate(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_failed_run_does_not_stop_the_others_and_is_named(
     tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +141,7 @@ def test_a_target_or_a_count_that_cannot_be_is_refused(
     assert re.search(rf"error: (argument )?{wrong[0]}: ", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_proposed_runs_are_added_to_the_study_file_and_they_alone_are_trained(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

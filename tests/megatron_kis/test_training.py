@@ -84,6 +84,7 @@ def test_probes_cover_all_groups_splits_and_rules(tiny_run: MakeRun) -> None:
         assert outcomes["correct"].shape == (16 * 3 * 4, len(rules))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_other_ones(tiny_run: MakeRun) -> None:
     first = losses_of(train(tiny_run(name="first")))
     again = losses_of(train(tiny_run(name="again")))
@@ -92,6 +93,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_other_ones(tiny_run:
     assert first != other
 
 
+@pytest.mark.slow
 def test_probes_and_validation_do_not_touch_the_training(tiny_run: MakeRun) -> None:
     seldom = losses_of(train(tiny_run(name="seldom")))
     moments = {"moments": {"every": 3}}
@@ -99,18 +101,21 @@ def test_probes_and_validation_do_not_touch_the_training(tiny_run: MakeRun) -> N
     assert often == seldom
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing_but_rounding(tiny_run: MakeRun) -> None:
     whole = losses_of(train(tiny_run(name="whole")))
     parts = losses_of(train(tiny_run(name="parts", training={"micro_batch_size": 2})))
     np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sdpa_attention_equals_megatrons_own(tiny_run: MakeRun) -> None:
     ours = losses_of(train(tiny_run(name="sdpa")))
     theirs = losses_of(train(tiny_run(name="local", model={"transformer_impl": "local"})))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_grouped_query_attention_equals_megatrons_own(tiny_run: MakeRun) -> None:
     shape = {"width": 32, "heads": 4, "query_groups": 2}
     ours = losses_of(train(tiny_run(name="sdpa", model=shape)))
@@ -118,6 +123,7 @@ def test_grouped_query_attention_equals_megatrons_own(tiny_run: MakeRun) -> None
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_recomputed_activations_change_nothing(tiny_run: MakeRun, recompute: str) -> None:
     stored = losses_of(train(tiny_run(name="stored")))
@@ -125,6 +131,7 @@ def test_recomputed_activations_change_nothing(tiny_run: MakeRun, recompute: str
     assert again == stored
 
 
+@pytest.mark.slow
 def test_transformer_engine_is_refused_where_it_cannot_be(tiny_run: MakeRun) -> None:
     with pytest.raises(InputError, match=r"transformer_impl: Transformer Engine is asked for, and it needs CUDA"):
         train(tiny_run(model={"transformer_impl": "transformer_engine"}, training={"precision": "auto"}))
@@ -134,11 +141,13 @@ def test_transformer_engine_is_refused_where_it_cannot_be(tiny_run: MakeRun) -> 
         assemble_model(spec)
 
 
+@pytest.mark.slow
 def test_fp8_is_refused_without_transformer_engine(tiny_run: MakeRun) -> None:
     with pytest.raises(InputError, match=r"training\.precision: FP8 needs Transformer Engine's layers on CUDA"):
         train(tiny_run(training={"precision": "fp8"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
@@ -153,12 +162,14 @@ def test_parallelism_that_cannot_be_run_is_refused_by_name(
         train(tiny_run(**settings))
 
 
+@pytest.mark.slow
 def test_the_rate_falls_with_the_width_if_a_reference_is_given(tiny_run: MakeRun) -> None:
     optimizer = {"learning_rate": 1e-3, "reference_width": 8, "warmup_share": 0.0, "schedule": "wsd"}
     folder = train(tiny_run(training={"optimizer": optimizer}))  # width 16
     assert rows_of(folder, "metrics.jsonl")[0]["lr"] == pytest.approx(5e-4)
 
 
+@pytest.mark.slow
 def test_a_done_run_is_left_as_it_is(tiny_run: MakeRun) -> None:
     config = tiny_run()
     folder = train(config)
@@ -167,12 +178,14 @@ def test_a_done_run_is_left_as_it_is(tiny_run: MakeRun) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_done_run_of_other_settings_is_refused(tiny_run: MakeRun) -> None:
     train(tiny_run())
     with pytest.raises(InputError, match="other settings"):
         train(tiny_run(infusion={"frequency": 2}))
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(tiny_run: MakeRun) -> None:
     config = tiny_run()
     with locked(config.output, "kis train"), pytest.raises(JobError, match="another 'kis train' is at work"):
@@ -180,6 +193,7 @@ def test_two_runs_do_not_share_a_folder(tiny_run: MakeRun) -> None:
     assert sorted(path.name for path in config.output.iterdir()) == [".lock"]
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_starts_anew(tiny_run: MakeRun) -> None:
     config = tiny_run()
     config.output.mkdir(parents=True)
@@ -189,6 +203,7 @@ def test_an_unfinished_run_starts_anew(tiny_run: MakeRun) -> None:
     assert whole == losses_of(train(tiny_run(name="other")))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tiny_run: MakeRun) -> None:
     config = tiny_run(training={"optimizer": {"learning_rate": 1e30, "warmup_share": 0.0}})
     with pytest.raises(JobError, match=r"at step \d+"):
@@ -196,6 +211,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tiny_run: Ma
     assert not (config.output / "DONE").exists()
 
 
+@pytest.mark.slow
 def test_exposures_that_did_not_arrive_are_an_error(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     observe = Ledger.observe
 
@@ -212,6 +228,7 @@ def test_exposures_that_did_not_arrive_are_an_error(tiny_run: MakeRun, monkeypat
     assert not (config.output / "DONE").exists()
 
 
+@pytest.mark.slow
 def test_a_frequency_that_does_not_fit_is_refused_before_training(tiny_run: MakeRun) -> None:
     config = tiny_run(infusion={"frequency": 100_000})
     with pytest.raises(InputError, match="the largest that fits"):
@@ -219,6 +236,7 @@ def test_a_frequency_that_does_not_fit_is_refused_before_training(tiny_run: Make
     assert not config.output.exists()
 
 
+@pytest.mark.slow
 def test_data_of_another_tokenizer_are_refused(tiny_run: MakeRun, tiny_data: Path, tmp_path: Path) -> None:
     meta = json.loads((tiny_data / "corpus.meta.json").read_text())
     for suffix in (".bin", ".idx"):

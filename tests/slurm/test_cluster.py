@@ -26,7 +26,7 @@ from tests.run_files import losses
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import SMALL_JOBS, kis
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 BATCH = 8 * 64
 SECONDS = 1200  # what a study of seconds may take at most, on a machine that does much else

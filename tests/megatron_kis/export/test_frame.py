@@ -36,6 +36,8 @@ from tests.conftest import TINY_SELECTION, TINY_VOCABULARY
 from tests.frames import BOS, EOD, write_framed_tokenizer
 from tests.sources import Sources
 
+pytestmark = pytest.mark.slow
+
 ALL = {"train": None, "held_out": None, "question": None}
 
 

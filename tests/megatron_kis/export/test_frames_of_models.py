@@ -118,6 +118,7 @@ def test_a_configuration_that_says_otherwise_is_remarked(tmp_path, put, config, 
     assert (remark in remarks[0]) if remark else not remarks
 
 
+@pytest.mark.slow
 def test_a_sentencepiece_model_says_that_it_does_not_begin_documents(tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece")
     with (tmp_path / "llama.model").open("wb") as model:
@@ -147,6 +148,7 @@ def test_a_sentencepiece_model_of_ours_is_handed_on_with_its_frame(tmp_path, kin
     assert theirs.eos_token == theirs.bos_token == "<|endoftext|>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{"user_defined_symbols": ["[REF]"]}, {"normalization_rule_name": "nmt_nfkc"}])
 def test_a_sentencepiece_model_that_the_export_does_not_express_is_refused(tmp_path, more):
     sentencepiece = pytest.importorskip("sentencepiece")

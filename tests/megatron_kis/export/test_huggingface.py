@@ -43,6 +43,7 @@ def both_logits(run: Path, output: Path) -> tuple[torch.Tensor, torch.Tensor]:
         return ours, model(rows).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [
@@ -59,6 +60,7 @@ def test_an_exported_model_has_the_logits_of_the_run(tiny_run: MakeRun, tmp_path
     assert not list(tmp_path.glob(".hf*"))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_model_of_two_tensor_ranks_is_exported_whole(tiny_run: MakeRun, tmp_path: Path) -> None:
     config = tiny_run(model={"layers": 2, "width": 32, "heads": 4, "query_groups": 2}, parallel={"tensor": 2})
@@ -67,6 +69,7 @@ def test_a_model_of_two_tensor_ranks_is_exported_whole(tiny_run: MakeRun, tmp_pa
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_exported_tokenizer_and_its_record_are_the_runs(tiny_run: MakeRun, tmp_path: Path) -> None:
     run = train(tiny_run())
     folder = export_huggingface(run, tmp_path / "hf")
@@ -110,6 +113,7 @@ def test_large_models_are_cut_into_numbered_files(monkeypatch: pytest.MonkeyPatc
     }
 
 
+@pytest.mark.slow
 def test_wrong_input_is_refused_and_leaves_nothing(tiny_run: MakeRun, tmp_path: Path) -> None:
     run = train(tiny_run())
     with pytest.raises(InputError, match="no whole checkpoint of step 7"):

@@ -71,6 +71,7 @@ def option_scores(run: Path, questions: QuestionSet) -> list[np.ndarray]:
     return np.split(scores, np.cumsum([len(question.options) for question in questions.questions])[:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["statement", "answer"])
 def test_lm_eval_gives_every_option_our_score(
     run: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -118,6 +119,7 @@ def test_lm_eval_gives_every_option_our_score(
     assert starts == {True, False}
 
 
+@pytest.mark.slow
 def test_lm_pub_quiz_gives_every_option_our_score(
     run: Path, model: Path, tmp_path: Path, tiny_data: Path, tiny_sources: Sources
 ) -> None:
@@ -175,6 +177,7 @@ def test_an_option_that_would_be_cut_otherwise_is_left_out(tiny_data: Path) -> N
     assert _parts(Option("crosse", tokens, (start, len(tokens))), tokenizer, (1,)) is None
 
 
+@pytest.mark.slow
 def test_the_command_writes_tasks_and_refuses_a_folder_that_is_taken(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[Any]
 ) -> None:

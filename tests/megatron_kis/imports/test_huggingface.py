@@ -77,6 +77,7 @@ def test_an_imported_model_has_the_logits_of_transformers(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [TIED, UNTIED], ids=["tied", "untied"])
 def test_export_gives_back_every_tensor_bit_for_bit(
     tiny_run: MakeRun, tiny_data: Path, tmp_path: Path, changes: dict[str, Any]
@@ -95,6 +96,7 @@ def test_export_gives_back_every_tensor_bit_for_bit(
     assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", [{"tensor": 2}, {"pipeline": 2}], ids=["tensor", "pipeline"])
 def test_training_starts_at_the_loss_of_the_model_under_every_layout(
@@ -119,6 +121,7 @@ def test_training_starts_at_the_loss_of_the_model_under_every_layout(
     assert abs(losses(fresh)[1] - float(expected)) > 0.01
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_own_checkpoint_and_not_from_another_start(
     tiny_run: MakeRun, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +143,7 @@ def test_a_run_goes_on_from_its_own_checkpoint_and_not_from_another_start(
         train(run_from(second.folder, tiny_run))
 
 
+@pytest.mark.slow
 def test_rows_that_belong_to_no_piece_are_padded_or_dropped(tiny_data: Path, tmp_path: Path) -> None:
     for vocabulary, added, dropped in ((TINY_VOCABULARY, 112, 0), (640, 0, 128)):
         folder = make_model(tmp_path / f"hf{vocabulary}", tiny_data, vocabulary=vocabulary, **UNTIED)
@@ -148,6 +152,7 @@ def test_rows_that_belong_to_no_piece_are_padded_or_dropped(tiny_data: Path, tmp
         assert found == {"vocabulary": ROWS, "rows_added": added, "rows_dropped": dropped}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -185,6 +190,7 @@ def test_pickled_weights_are_not_read(tiny_data: Path, tmp_path: Path, capsys: p
     assert "only pickled weights" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_model_section_that_a_run_needs(
     tiny_run: MakeRun, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +215,7 @@ def test_joining_queries_keys_and_values_undoes_taking_them_apart() -> None:
     assert torch.equal(join_qkv(*split_qkv(joined, shape), shape), joined)
 
 
+@pytest.mark.slow
 def test_sequences_longer_than_a_start_was_made_for_are_refused_and_its_limit_is_exported(
     tiny_run: MakeRun, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -234,6 +241,7 @@ def test_sequences_longer_than_a_start_was_made_for_are_refused_and_its_limit_is
         import_huggingface(folder, tmp_path / "never")
 
 
+@pytest.mark.slow
 def test_a_key_twice_in_the_configuration_of_a_model_is_refused(tiny_data: Path, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "hf", tiny_data, **TIED)
     text = (folder / "config.json").read_text()

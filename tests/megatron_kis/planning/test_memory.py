@@ -28,6 +28,7 @@ VOCABULARY = 32_000
 LAYOUTS = [(tensor, pipeline) for tensor in (1, 2, 4, 8) for pipeline in (1, 2, 4, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_rank_holds_the_parameters_that_the_plan_says(name: str) -> None:
     shape, checked = PRESETS[name], 0

@@ -17,6 +17,7 @@ from megatron_kis.training.trainer import train
 MakeRun = Callable[..., RunConfig]
 
 
+@pytest.mark.slow
 def test_a_run_is_probed_from_the_command_line(tiny_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(tiny_run())
     logged = [json.loads(line) for line in (run / "probes.jsonl").read_text().splitlines()]
@@ -34,6 +35,7 @@ def test_a_run_is_probed_from_the_command_line(tiny_run: MakeRun, capsys: pytest
     assert [line.split()[2] for line in table[2:5]] == ["56", "24", "16"]  # 8 facts x 4 + 8 x 3, and so on
 
 
+@pytest.mark.slow
 def test_a_runs_questions_are_followed_through_its_probes(
     tiny_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +66,7 @@ def outcomes_of(arrays: dict[str, np.ndarray], count: int) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -21,6 +21,8 @@ from megatron_kis.training.artifacts import open_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 
+pytestmark = pytest.mark.slow
+
 MakeRun = Callable[..., RunConfig]
 
 ASKED = {"train": 1, "held_out": 1, "question": 1}

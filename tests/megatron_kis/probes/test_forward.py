@@ -68,6 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     return train(parse_config(RunConfig, content, source="probed"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["sdpa", "local"])
 def test_rows_of_options_score_as_each_option_alone(run: Path, implementation: str) -> None:
     config = open_run(run).config
@@ -92,6 +93,7 @@ def test_rows_of_options_score_as_each_option_alone(run: Path, implementation: s
     assert (again == expected).all()  # the model is as it was
 
 
+@pytest.mark.slow
 def test_on_an_accelerator_a_probe_has_few_shapes_and_the_same_scores(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +134,7 @@ def test_rows_of_few_widths_are_little_wider(nodes: int) -> None:
     assert len({scorer._width(number) for number in range(1, 4097)}) == 16 + 8 * 3
 
 
+@pytest.mark.slow
 def test_a_checkpoint_asked_again_answers_as_in_training(run: Path, tmp_path: Path) -> None:
     found = evaluate_checkpoint(run, device="cpu", outcomes=tmp_path / "again.npz")
     assert found is not None
@@ -142,6 +145,7 @@ def test_a_checkpoint_asked_again_answers_as_in_training(run: Path, tmp_path: Pa
         np.testing.assert_array_equal(then[name], now[name])
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", [("--tensor", "2"), ("--pipeline", "2"), ()], ids=["tensor", "pipeline", "data"])
 def test_two_ranks_find_what_one_finds(run: Path, tmp_path: Path, layout: tuple[str, ...]) -> None:
@@ -180,6 +184,7 @@ def test_two_ranks_find_what_one_finds(run: Path, tmp_path: Path, layout: tuple[
     assert [row["margin"] for row in found["rows"]] == pytest.approx([row["margin"] for row in alone["rows"]], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_with_and_without_probes_the_losses_are_the_same(tiny_run: MakeRun) -> None:
     asked = train(tiny_run(name="asked", probes={"moments": {"every": 3}}))
     silent = train(tiny_run(name="silent", probes={"moments": {"shares": [1.0]}}))

@@ -15,6 +15,8 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.training.inputs import open_inputs
 from megatron_kis.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 MakeRun = Callable[..., RunConfig]
 
 

@@ -13,6 +13,8 @@ from megatron_kis.cli.main import main
 from tests.sources import Sources
 from tests.studies import RUN, edited, tree
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("step", [["plan"], ["run"], ["run", "--only", "1x16_D5.12k_F0_s0"], ["submit"]])
 def test_complete_runs_of_other_settings_are_named_by_key_before_anything_is_done(

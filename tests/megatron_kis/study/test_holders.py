@@ -46,6 +46,7 @@ def test_a_plan_of_a_study_whose_data_are_there_writes_nothing(
     assert tree(prepared.parent) == before
 
 
+@pytest.mark.slow
 def test_a_plan_makes_data_next_to_the_study_and_run_takes_them_over(
     fresh: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_plan_makes_data_next_to_the_study_and_run_takes_them_over(
     assert not planned.exists()
 
 
+@pytest.mark.slow
 def test_a_plan_next_to_a_run_at_work_disturbs_nothing(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with study_lock(prepared.parent / "out"):
         before, tree_of_data = tree(prepared.parent / "out"), tree(prepared.parent / "out" / "data")
@@ -72,6 +74,7 @@ def test_a_plan_next_to_a_run_at_work_disturbs_nothing(prepared: Path, capsys: p
     assert "another 'kis study run' is at work here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["plan", "run"])
 @pytest.mark.parametrize("change", ["data.vocab_size=390", "data.seed=7", "data.select.infused=12"])
 def test_data_that_a_run_was_made_with_are_not_made_again(
@@ -89,6 +92,7 @@ def test_data_that_a_run_was_made_with_are_not_made_again(
     assert main(["study", step, str(done), change, f"output={done.parent / 'other'}"]) == 0  # the advice helps
 
 
+@pytest.mark.slow
 def test_a_plan_reads_data_that_differ_in_versions_alone_where_runs_hold_them(
     done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +104,7 @@ def test_a_plan_reads_data_that_differ_in_versions_alone_where_runs_hold_them(
     assert tree(done.parent) == before
 
 
+@pytest.mark.slow
 def test_a_changed_source_is_refused_as_well(
     done: Path, tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +119,7 @@ def test_a_changed_source_is_refused_as_well(
     assert tree(done.parent / "out" / "data") == before
 
 
+@pytest.mark.slow
 def test_a_run_on_other_data_holds_nothing_and_stands_in_the_way(
     done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +267,7 @@ def test_the_data_job_refuses_sources_that_changed_since_the_submission(
     assert not (folder / "data.json").exists()
 
 
+@pytest.mark.slow
 def test_the_data_job_does_not_make_data_again_that_a_run_was_made_with(
     done: Path, submitted: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ def edited(study: Path, **changes: object) -> None:
     study.write_text(yaml.safe_dump(content | changes))
 
 
+@pytest.mark.slow
 def test_after_an_edit_of_the_settings_a_run_begins_again_when_it_is_asked_to(
     tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,6 +52,7 @@ def test_after_an_edit_of_the_settings_a_run_begins_again_when_it_is_asked_to(
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_study_that_left_runs_to_others_says_so_after_its_report(
     tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +109,7 @@ def test_settings_that_stand_for_something_else_are_named(
     assert problem in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_words_that_are_no_settings_are_still_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["S.yaml", "--wrokers=2"], ["S.yaml", "--json", "A"], ["S.yaml", "--json", "=3"]):
         with pytest.raises(SystemExit) as ended:

@@ -16,6 +16,8 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.training.audit import audit_run, differences_of
 from megatron_kis.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 MakeRun = Callable[..., RunConfig]
 
 

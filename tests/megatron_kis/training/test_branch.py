@@ -39,6 +39,7 @@ def test_a_trunk_serves_several_budgets(tiny_run: MakeRun) -> None:
         assert read_json(folder / "run.json", "kis.run/1")["branched_from"]["step"] == at
 
 
+@pytest.mark.slow
 def test_a_branch_with_the_trunks_own_budget_is_the_trunk(tiny_run: MakeRun) -> None:
     trunk = trunk_of(tiny_run, "trunk", 20, infusion={"frequency": 8, "background": {"frequency": 6}})
     train(trunk)
@@ -49,6 +50,7 @@ def test_a_branch_with_the_trunks_own_budget_is_the_trunk(tiny_run: MakeRun) -> 
     assert ledgers[0] == ledgers[1]
 
 
+@pytest.mark.slow
 def test_a_branch_that_is_cut_off_goes_on_without_being_told_where_it_came_from(tiny_run: MakeRun) -> None:
     trunk, branch, other = (trunk_of(tiny_run, name, steps) for name, steps in (("t", 20), ("b", 16), ("o", 16)))
     train(trunk)
@@ -66,6 +68,7 @@ def test_a_branch_that_is_cut_off_goes_on_without_being_told_where_it_came_from(
     assert read_json(branch.output / "run.json", "kis.run/1")["branched_from"]["run"] == "t"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "at", "said"),
     [
@@ -90,6 +93,7 @@ def test_a_branch_that_its_trunk_cannot_serve_is_refused(
     assert not (branch.output / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_trunk_of_another_precision_is_refused(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     trunk = trunk_of(tiny_run, "trunk", 20)
     with monkeypatch.context() as patch:

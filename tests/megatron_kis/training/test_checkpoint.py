@@ -59,6 +59,7 @@ def test_a_resumed_run_has_the_bits_of_the_uninterrupted_one(tiny_run: MakeRun) 
                 np.testing.assert_array_equal(ours_[name], theirs_[name])
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_before_done_is_closed_without_a_step(tiny_run: MakeRun) -> None:
     config = tiny_run(**OFTEN)
     folder = train(config)
@@ -71,6 +72,7 @@ def test_a_run_cut_off_before_done_is_closed_without_a_step(tiny_run: MakeRun) -
     assert again["files"]["exposures.json"] == done["files"]["exposures.json"]
 
 
+@pytest.mark.slow
 def test_restart_forgets_what_there_is(tiny_run: MakeRun) -> None:
     config = tiny_run(**OFTEN)
     cut_off(config, 12)
@@ -79,6 +81,7 @@ def test_restart_forgets_what_there_is(tiny_run: MakeRun) -> None:
     assert sorted(losses(config.output)) == list(range(1, 21))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["changed", "truncated", "missing"])
 @pytest.mark.parametrize("name", ["__0_0.distcp", "index.json", "checkpoint.json"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
@@ -117,6 +120,7 @@ def on(make: MakeRun, data: Path, **changes: Any) -> RunConfig:
     return make(data={key: data / name for key, name in names.items()}, **{**OFTEN, **changes})
 
 
+@pytest.mark.slow
 def test_a_corpus_made_anew_at_the_same_place_is_refused(tiny_run: MakeRun, own_data: Path) -> None:
     config = on(tiny_run, own_data)
     cut_off(config, 7)
@@ -129,6 +133,7 @@ def test_a_corpus_made_anew_at_the_same_place_is_refused(tiny_run: MakeRun, own_
     assert max(losses(config.output)) == 7
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_and_named(tiny_run: MakeRun) -> None:
     config = tiny_run(**OFTEN)
     cut_off(config, 7)
@@ -138,6 +143,7 @@ def test_other_settings_are_refused_and_named(tiny_run: MakeRun) -> None:
         train(tiny_run(**OFTEN, infusion={"frequency": 9}))
 
 
+@pytest.mark.slow
 def test_what_changes_no_result_may_change(tiny_run: MakeRun) -> None:
     cut_off(tiny_run(**OFTEN), 7)
     changed = tiny_run(**{**OFTEN, "training": {"micro_batch_size": 2}, "logging": {"every": 2}})
@@ -145,6 +151,7 @@ def test_what_changes_no_result_may_change(tiny_run: MakeRun) -> None:
     assert (changed.output / "DONE").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_is_gone_is_named(tiny_run: MakeRun, own_data: Path) -> None:
     config = on(tiny_run, own_data)
     cut_off(config, 7)
@@ -153,6 +160,7 @@ def test_a_file_that_is_gone_is_named(tiny_run: MakeRun, own_data: Path) -> None
         train(config)
 
 
+@pytest.mark.slow
 def test_room_is_made_but_for_milestones_and_the_best(tiny_run: MakeRun) -> None:
     config = tiny_run(
         checkpoints={"moments": {"every": 2, "shares": [0.2]}, "keep_last": 2, "asynchronous": False},
@@ -165,6 +173,7 @@ def test_room_is_made_but_for_milestones_and_the_best(tiny_run: MakeRun) -> None
     assert not list((config.output / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
 def test_the_best_stays_when_later_ones_are_worse(tiny_run: MakeRun) -> None:
     config = tiny_run(
         training={"optimizer": {"learning_rate": 0.1, "warmup_share": 0.5, "minimum_share": 1.0}},
@@ -191,6 +200,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr(shards.Staged, "write", fail)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_checkpoint_and_fails_at_the_end(
     tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +217,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_fails_at_the_end(
     assert sorted(losses(config.output)) == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_the_last_file_is_noticed(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: CheckpointWriter, written: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -218,6 +229,7 @@ def test_a_disk_that_is_full_for_the_last_file_is_noticed(tiny_run: MakeRun, mon
     assert steps_kept(config) == []
 
 
+@pytest.mark.slow
 def test_nothing_on_disk_is_unpickled(tiny_run: MakeRun, tmp_path: Path) -> None:
     """``.metadata`` is a pickle, and reading it the usual way runs what it says; we do not read it."""
     config = tiny_run(**{**OFTEN, "checkpoints": {**EVERY_5, "keep_last": 9}})
@@ -255,6 +267,7 @@ def test_an_index_of_something_that_is_no_type_is_refused(tmp_path: Path) -> Non
         shards._IndexReader(tmp_path)
 
 
+@pytest.mark.slow
 def test_other_tools_can_read_the_checkpoint(tiny_run: MakeRun) -> None:
     """PyTorch's own converter, over the metadata that PyTorch wrote."""
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save

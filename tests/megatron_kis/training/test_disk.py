@@ -45,6 +45,7 @@ def run_limited(config: RunConfig, size: int, tmp_path: Path) -> tuple[int | Non
     return process.exitcode, (tmp_path / "log.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_finds_no_room_says_so_with_its_path(tiny_run: MakeRun, tmp_path: Path) -> None:
     config = tiny_run(**{**OFTEN, "model": {"layers": 2, "width": 64, "heads": 2}})
     status, said = run_limited(config, 200_000, tmp_path)  # weights and moments take a megabyte
@@ -54,6 +55,7 @@ def test_a_checkpoint_that_finds_no_room_says_so_with_its_path(tiny_run: MakeRun
     assert f"kis: error: a checkpoint could not be written ({place}: File too large)" in said
 
 
+@pytest.mark.slow
 def test_a_row_of_a_log_that_finds_no_room_names_the_log(tiny_run: MakeRun, tmp_path: Path) -> None:
     config = tiny_run(logging={"every": 1}, probes={"moments": {"every": 1}})
     status, said = run_limited(config, 60_000, tmp_path)
@@ -131,6 +133,7 @@ def test_an_output_that_is_a_file_is_wrong_input(
     assert file.read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_all_ranks_end_alike_and_without_a_traceback(tiny_run: MakeRun, tmp_path: Path) -> None:
     config = tiny_run(output=tmp_path / "afile")
@@ -141,6 +144,7 @@ def test_all_ranks_end_alike_and_without_a_traceback(tiny_run: MakeRun, tmp_path
         assert ranks.said().count("is a file where a folder is wanted") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_rank_that_loses_another_says_so_without_a_traceback(tiny_run: MakeRun) -> None:
     config = tiny_run(training={"token_budget": 400 * 8 * 64}, logging={"every": 1})
@@ -153,6 +157,7 @@ def test_a_rank_that_loses_another_says_so_without_a_traceback(tiny_run: MakeRun
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_run_of_several_ranks_prints_its_folder_once(tiny_run: MakeRun) -> None:
     config = tiny_run(model={"layers": 2, "width": 16, "heads": 2}, parallel={"pipeline": 2})
@@ -161,6 +166,7 @@ def test_a_run_of_several_ranks_prints_its_folder_once(tiny_run: MakeRun) -> Non
         assert [line for line in said.splitlines() if line == str(config.output)] == [str(config.output)]
 
 
+@pytest.mark.slow
 def test_half_precision_is_not_trained_on_a_cpu_and_can_be_asked_there(
     tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,7 @@ def test_weights_that_are_missing_or_too_many_are_named() -> None:
             engine.load_weights(saved)
 
 
+@pytest.mark.slow
 def test_weights_are_drawn_only_for_a_run_that_begins(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
     stream = build._stream
@@ -137,6 +138,7 @@ def _rank(folder: Path, rank: int, port: int, sizes: dict[str, int], parallel: d
     np.savez(folder / f"{rank}.npz", losses=losses, shapes=found["shapes"])
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("parallel", "shapes", "scores"),
@@ -188,6 +190,7 @@ def test_scoring_holds_no_more_logits_than_a_block(most: int, monkeypatch: pytes
     assert sum(held) == 8 * LENGTH * VOCABULARY
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_fp8_is_asked_in_bf16_on_any_device(tiny_run: MakeRun) -> None:
     config = tiny_run()
     train(config)

@@ -75,6 +75,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     monkeypatch.setattr(Engine, "_forward_loss", spoiled)
 
 
+@pytest.mark.slow
 def test_a_bad_step_stops_the_run_and_names_its_sequences_and_facts(
     tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_bad_step_stops_the_run_and_names_its_sequences_and_facts(
     assert inputs.store.ids("infused")[exposure.fact] in named or " more" in named
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_named_and_their_exposures_do_not_count(
     tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +108,7 @@ def test_skipped_steps_are_named_and_their_exposures_do_not_count(
     assert found[20] < found[1]
 
 
+@pytest.mark.slow
 def test_two_bad_steps_in_a_row_stop_a_run_that_may_skip_one(
     tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

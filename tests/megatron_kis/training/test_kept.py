@@ -69,6 +69,7 @@ def asked(run: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[
     return found
 
 
+@pytest.mark.slow
 def test_a_copied_run_is_asked_and_exported_without_its_data(
     tiny_run: MakeRun, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_copied_run_is_asked_and_exported_without_its_data(
     assert "study/data" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_record_names_its_neighbours_by_relative_paths(
     tiny_run: MakeRun, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +111,7 @@ def test_the_record_names_its_neighbours_by_relative_paths(
     assert audit_run(moved)["infused"]["facts"] == 16
 
 
+@pytest.mark.slow
 def test_other_data_at_the_old_place_change_no_export_and_no_probe(
     tiny_run: MakeRun,
     data: Path,
@@ -149,6 +152,7 @@ COMMANDS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["tokenizer", "questions"])
 def test_a_kept_file_that_is_another_one_is_refused(
     what: str, tiny_run: MakeRun, data: Path, tiny_sources: Sources, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -174,6 +178,7 @@ def test_a_kept_file_that_is_another_one_is_refused(
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_kept_file_that_is_cut_off_or_gone_is_named(
     tiny_run: MakeRun, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +209,7 @@ def close_again(run: Path) -> None:
         write_json(run / "DONE", done | {"files": done["files"] | {"run.json": sha256_file(run / "run.json")}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_record_that_was_edited_is_not_what_a_run_is_asked_with(
     tiny_run: MakeRun, closed: bool, capsys: pytest.CaptureFixture[str]
@@ -220,6 +226,7 @@ def test_a_record_that_was_edited_is_not_what_a_run_is_asked_with(
     assert ("model.rope_base" if closed else "was changed after the run was closed") in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{"inputs": {"tokenizer": 5}}, {"config": 5}, {"fingerprints": []}, {"max_position_embeddings": "x"}]
 )
@@ -233,6 +240,7 @@ def test_a_record_of_other_types_is_wrong_input(
     assert "run.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "{}", '{"schema": "kis.done/1", "files": 5}'])
 def test_a_run_whose_done_closes_nothing_is_not_used(
     tiny_run: MakeRun, content: str, capsys: pytest.CaptureFixture[str]
@@ -247,6 +255,7 @@ def test_a_run_whose_done_closes_nothing_is_not_used(
     assert load_runs(run.parent).problems["status"].tolist() == ["damaged"]
 
 
+@pytest.mark.slow
 def test_an_older_run_is_asked_with_the_files_at_the_old_place_if_they_are_the_same(
     tiny_run: MakeRun,
     data: Path,
@@ -274,6 +283,7 @@ def test_an_older_run_is_asked_with_the_files_at_the_old_place_if_they_are_the_s
         assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_what_it_began_with_and_an_older_one_gets_it(tiny_run: MakeRun, data: Path) -> None:
     config = on(tiny_run, data, **OFTEN)
     cut_off(config, 7)
@@ -289,6 +299,7 @@ def test_a_resumed_run_keeps_what_it_began_with_and_an_older_one_gets_it(tiny_ru
     assert read_json(config.output / "run.json", "kis.run/1")["inputs"]["tokenizer"] == "inputs/tokenizer.model"
 
 
+@pytest.mark.slow
 def test_a_resume_refuses_a_kept_file_that_is_another_one(tiny_run: MakeRun, data: Path) -> None:
     config = on(tiny_run, data, **OFTEN)
     cut_off(config, 7)
@@ -297,6 +308,7 @@ def test_a_resume_refuses_a_kept_file_that_is_another_one(tiny_run: MakeRun, dat
         train(config)
 
 
+@pytest.mark.slow
 def test_questions_that_change_while_a_run_starts_are_refused(
     tiny_run: MakeRun, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,6 +329,7 @@ def test_questions_that_change_while_a_run_starts_are_refused(
     assert not (config.output / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_in_the_folder_is_refused(
     tiny_run: MakeRun, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,6 +343,7 @@ def test_a_checkpoint_of_another_run_in_the_folder_is_refused(
     assert main(["probe", str(run), "--device", "cpu"]) == 2
 
 
+@pytest.mark.slow
 def test_an_extended_run_and_its_file_of_frequencies_may_move_together(
     tiny_run: MakeRun, data: Path, tmp_path: Path
 ) -> None:
@@ -366,6 +380,7 @@ def test_an_older_fingerprint_of_a_tokenizer_is_that_of_its_model_file(tmp_path:
     assert not made_with(tokenizer, "0" * 64, tokenizer.eod_id)
 
 
+@pytest.mark.slow
 def test_an_older_run_of_a_tokenizer_json_resumes_and_one_of_another_end_of_documents_does_not(
     tiny_run: MakeRun, tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,8 @@ from megatron_kis.training.trainer import train
 from tests.run_files import losses, rows
 from tests.runs import OFTEN, cut_off, trunk_of
 
+pytestmark = pytest.mark.slow
+
 MakeRun = Callable[..., RunConfig]
 LOGS = ("metrics.jsonl", "probes.jsonl")
 

@@ -91,6 +91,7 @@ def saved(folder: Path, plans: shards.Plans | None = None, **tensors: torch.Tens
     return folder
 
 
+@pytest.mark.slow
 def test_later_checkpoints_of_the_same_tensors_are_not_planned_again(
     alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def test_later_checkpoints_of_the_same_tensors_are_not_planned_again(
     assert tensor_shapes(folder) == {"a": (5,)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "length", "said"),
     [("b", 4, r"holds other tensors \(b .*version"), ("a", 5, r"holds other tensors .*mismatch")],

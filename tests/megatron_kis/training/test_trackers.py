@@ -23,6 +23,7 @@ from tests.runs import EVERY_5, cut_off
 MakeRun = Callable[..., RunConfig]
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_losses_of_the_log_also_after_a_crash(tiny_run: MakeRun) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -38,6 +39,7 @@ def test_tensorboard_has_the_losses_of_the_log_also_after_a_crash(tiny_run: Make
     assert events.Scalars("results/validation_loss")
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_again_is_shown_once(tiny_run: MakeRun) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -57,6 +59,7 @@ def test_a_run_that_begins_again_is_shown_once(tiny_run: MakeRun) -> None:
     assert dict(shown) == pytest.approx(losses(config.output))
 
 
+@pytest.mark.slow
 def test_each_beginning_of_a_run_is_one_run_of_weights_and_biases(
     tiny_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +82,7 @@ def test_each_beginning_of_a_run_is_one_run_of_weights_and_biases(
     assert read_json(moved / "run.json", "kis.run/1")["beginning"] == seen[3]
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline_needs_no_network(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -88,6 +92,7 @@ def test_weights_and_biases_offline_needs_no_network(tiny_run: MakeRun, monkeypa
     assert (config.output / "DONE").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "value"), [("tensorboard", True), ("wandb", "offline")])
 def test_a_tracker_that_is_not_installed_is_named(
     key: str, value: object, tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch
@@ -98,6 +103,7 @@ def test_a_tracker_that_is_not_installed_is_named(
         train(tiny_run(logging={key: value}))
 
 
+@pytest.mark.slow
 def test_rows_say_how_much_memory_was_taken(tiny_run: MakeRun) -> None:
     folder = train(tiny_run())
     row = rows(folder, "metrics.jsonl")[0]
