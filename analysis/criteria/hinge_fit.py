@@ -151,7 +151,8 @@ def _rises(x: Array, taus: Array, isotonic: Array) -> Array:
 
 def _first_on_plateau(rise: Array, plateau: Array, chance: float) -> npt.NDArray[np.int64]:
     """Returns [R] kappa: the first level whose bounded rise [R, L] has reached M [R]."""
-    return np.argmax(rise >= rate_of(plateau, chance)[:, None], axis=1)
+    kappa: npt.NDArray[np.int64] = np.argmax(rise >= rate_of(plateau, chance)[:, None], axis=1)
+    return kappa
 
 
 def _start(h: Array, bound: Array, k: Array, n: Array, chance: float) -> tuple[Array, Array]:
