@@ -96,7 +96,8 @@ class Truth:
 
     def validation_loss(self, params: float, frequency: float, collapse: float) -> float:
         """Returns the loss on general text, which rises with F and is 5% above that of F = 0 at F*."""
-        return self.loss * (params / self.reference[0]) ** -0.05 * (1 + 0.05 * (frequency / collapse) ** 1.5)
+        loss: float = self.loss * (params / self.reference[0]) ** -0.05 * (1 + 0.05 * (frequency / collapse) ** 1.5)
+        return loss
 
 
 def simulate_curve(

@@ -24,10 +24,10 @@ def markdown(simulations: int, single: int, inner: int) -> str:
     """The tables, as they stand in the documentation."""
     started = time.perf_counter()
     lines = [
-        f"Law and predictions, {simulations} simulated studies a row that could carry the law (nominal 95%; 200 facts, "
+        f"Law and predictions, {simulations} simulated studies per row in which the law could be fitted (nominal 95%; 200 facts, "
         "3 seeds, 12 levels). Scatter: of log F* between models:",
         "",
-        "| cells | beyond the grid | scatter | noise | censored | refused beside | F* | b | c | next model, 4 x N | "
+        "| cells | beyond the grid | scatter | noise | censored | refused in addition | F* | b | c | next model, 4 x N | "
         "10 x N | bias of b (s.e.) | censored cells dropped | width at 4 x N (log) |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -40,7 +40,7 @@ def markdown(simulations: int, single: int, inner: int) -> str:
         )
     lines += [
         "",
-        f"End to end, {simulations} studies a row: six sizes from 1M to 1B, then 7B and 70B. Curvature: "
+        f"End to end, {simulations} studies per row: six sizes from 1M to 1B, then 7B and 70B. Curvature: "
         "coefficient of (log N)^2 in the truth; the fitted law is straight.",
         "",
         "| curvature | 7B in its interval | 70B | median error at 7B (log) | at 70B | lack of fit flagged |",
@@ -54,7 +54,7 @@ def markdown(simulations: int, single: int, inner: int) -> str:
         )
     lines += [
         "",
-        f"Whole studies, every bootstrap included (199 resamples), {inner} a row; 95% intervals of the coverage in "
+        f"Whole studies, every bootstrap included (199 resamples), {inner} per row; 95% intervals of the coverage in "
         "brackets, then the mean log width. A new model at 4 times the largest N, by what `predict` says (Student's "
         "t), and by the two bootstraps that check it; last, the law's mean there.",
         "",
@@ -68,7 +68,7 @@ def markdown(simulations: int, single: int, inner: int) -> str:
         lines.append(f"| {name} | {row['refused']} | {told} |")
     lines += [
         "",
-        f"Collapse points, {single} curves a row, each with its own test and calibration:",
+        f"Collapse points, {single} curves per row, each with its own test and calibration:",
         "",
         "| facts | seeds | steepness | levels | called collapsed | F* in its interval | median width (log) |",
         "|---|---|---|---|---|---|---|",
@@ -80,7 +80,7 @@ def markdown(simulations: int, single: int, inner: int) -> str:
         )
     lines += [
         "",
-        f"Size of the test against no collapse, nominal 5%, {simulations} curves a row:",
+        f"Size of the test against no collapse, nominal 5%, {simulations} curves per row:",
         "",
         "| curve | facts | seeds | rejected |",
         "|---|---|---|---|",
@@ -115,8 +115,8 @@ def _said(row: dict[str, Any], name: str) -> str:
 def main() -> None:
     """Prints or writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=1000, help="studies a row (1000)")
-    parser.add_argument("--single", type=int, default=200, help="single curves a row (200)")
+    parser.add_argument("--simulations", type=int, default=1000, help="studies per row (1000)")
+    parser.add_argument("--single", type=int, default=200, help="single curves per row (200)")
     parser.add_argument("--nested", type=int, default=40, help="whole studies a design, every bootstrap (40)")
     parser.add_argument("--output", type=Path, help="write the tables here instead of printing them")
     options = parser.parse_args()

@@ -191,7 +191,7 @@ def end_to_end(simulations: int, curvature: float, *, seed: int = 0) -> EndToEnd
         covered.append(float((miss <= half_width(error, found.sigma, found.freedom, found.scatter_freedom)).mean()))
         errors.append(float(np.median(miss)))
     z = np.abs(curved.beta[:, 2]) / np.sqrt(curved.covariance[:, 2, 2])
-    flagged = float((2 * stats.t.sf(z, np.maximum(curved.freedom, 1e-3)) < 0.05).mean())
+    flagged = float(np.mean(2 * stats.t.sf(z, np.maximum(curved.freedom, 1e-3)) < 0.05))
     (at_7b, at_70b), (error_7b, error_70b) = covered, errors
     return EndToEnd(curvature, simulations, at_7b, at_70b, error_7b, error_70b, flagged)
 

@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -111,7 +112,8 @@ def points(names: str) -> str:
     """Onset, collapse and tolerance of every (N, D), with status and interval."""
     rows = []
     table = pd.concat([pd.read_csv(RESULTS / name / "points.csv") for name in names.split("+")])
-    for point in table.sort_values(["kind", "group", "tokens", "params"]).itertuples():
+    for row in table.sort_values(["kind", "group", "tokens", "params"]).itertuples():
+        point: Any = row
         value = f"{point.value:.0f}" if pd.notna(point.value) else ""
         ratio = f"{point.infusion_ratio:.2f}" if pd.notna(point.infusion_ratio) else ""
         rows.append(

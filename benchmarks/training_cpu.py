@@ -61,7 +61,8 @@ class Block(nn.Module):
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         x = x + self.out(y.transpose(1, 2).reshape(b, t, w))
         gate, up = self.up(self.norm2(x)).chunk(2, dim=-1)
-        return x + self.down(functional.silu(gate) * up)
+        out: torch.Tensor = x + self.down(functional.silu(gate) * up)
+        return out
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

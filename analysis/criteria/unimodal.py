@@ -46,7 +46,8 @@ def isotonic_prefixes(rate: Array, weight: Array) -> Array:
     """[..., L + 1] log-likelihood of the best non-decreasing fit of the first i levels of curves, 0 for none."""
     fits = prefix_fits(rate, weight)
     cells = log_likelihood(np.minimum(fits, 1.0), rate[..., None, :], weight[..., None, :])
-    return np.where(np.isfinite(fits), cells, 0.0).sum(axis=-1)
+    total: Array = np.where(np.isfinite(fits), cells, 0.0).sum(axis=-1)
+    return total
 
 
 def fall_statistic(rate: Array, weight: Array) -> Array:
@@ -55,7 +56,8 @@ def fall_statistic(rate: Array, weight: Array) -> Array:
     falling = isotonic_prefixes(rate[..., ::-1], weight[..., ::-1])
     levels = rate.shape[-1]
     turned = rising[..., 1:levels] + falling[..., ::-1][..., 1:levels]  # first i levels rise, the others fall
-    return 2 * np.maximum(turned.max(axis=-1) - rising[..., levels], 0.0)
+    statistic: Array = 2 * np.maximum(turned.max(axis=-1) - rising[..., levels], 0.0)
+    return statistic
 
 
 def fall_test(

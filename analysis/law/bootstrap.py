@@ -122,7 +122,8 @@ def detect(
     def crossing(inner: Array, outer: Array) -> Array:
         near, far = fits.ratio[row, inner], fits.ratio[row, outer]
         share = np.clip((source.cut - near) / np.maximum(far - near, 1e-9), 0.0, 1.0)
-        return fits.taus[inner] + share * (fits.taus[outer] - fits.taus[inner])
+        place: Array = fits.taus[inner] + share * (fits.taus[outer] - fits.taus[inner])
+        return place
 
     low = np.where(first > 0, crossing(first, np.maximum(first - 1, 0)), x[0])
     high = np.where(last < len(fits.taus) - 1, crossing(last, np.minimum(last + 1, len(fits.taus) - 1)), x[-1])

@@ -36,7 +36,8 @@ class Candidate:
     def covariates(self, log_n: Array, log_d: Array) -> Array:
         """Returns the covariates [n, len(rows)] of n cells."""
         weights = np.array(self.rows).reshape(-1, 2)
-        return np.column_stack([log_n, log_d]) @ weights.T
+        covariates: Array = np.column_stack([log_n, log_d]) @ weights.T
+        return covariates
 
 
 CONSTANT = Candidate("constant", "log F* = a", ())

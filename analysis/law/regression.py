@@ -191,7 +191,8 @@ def _midpoints(lower: Array, upper: Array) -> Array:
     """Returns a finite initial value of each cell, [R, n]; 0 for a cell that is open on both sides."""
     low, high = np.isfinite(lower), np.isfinite(upper)
     ends = np.where(low, lower, 0.0) + np.where(high, upper, 0.0)
-    return ends / np.maximum(low.astype(float) + high, 1.0)
+    middle: Array = ends / np.maximum(low.astype(float) + high, 1.0)
+    return middle
 
 
 def newton(

@@ -81,7 +81,7 @@ def planned(case: dict[str, Any], *, replicas: int, on_host: bool) -> dict[str, 
         length=case["length"],
         micro_batch=case["micro_batch"],
         micro_batches=case["micro_batches"],
-        precision=resolve_precision(case["precision"], host=on_host),
+        precision=resolve_precision(case["precision"], cpu=on_host),
         layers=layers,
         kernels="plain" if on_host else "fused",
     )
@@ -171,13 +171,13 @@ def measure(*, case: dict[str, Any], device: str, data: str) -> Iterator[dict[st
 
 def _validate(engine: Any, case: dict[str, Any], data: Path) -> None:
     """The validation of a run, on random rows."""
-    from megatron_kis.config.run import MomentsConfig, ValidationConfig
+    from megatron_kis.config.run import EvalScheduleConfig, ValidationConfig
     from megatron_kis.training.callbacks.base import RunState
     from megatron_kis.training.callbacks.validation import ValidationCallback
 
     shape, random = (64, case["length"] + 1), torch.Generator().manual_seed(2)
     rows = torch.randint(0, case["vocabulary"], shape, generator=random).numpy()
-    settings = ValidationConfig(moments=MomentsConfig())
+    settings = ValidationConfig(moments=EvalScheduleConfig())
     text: Any = list(rows)
     callback = ValidationCallback(
         settings, engine, text, None, steps=1, step_tokens=1, rows_per_pass=case["micro_batch"]

@@ -133,7 +133,8 @@ def _is_whole(stamp: Mapping[str, Any]) -> bool:
         isinstance(entry, dict) and "bytes" in entry for entry in outputs.values()
     ):
         return False
-    return stamp["schema"] == OLD_SCHEMA or stamp["fingerprint"] == fingerprint([key, stamp["labels"]])
+    fits: bool = stamp["schema"] == OLD_SCHEMA or stamp["fingerprint"] == fingerprint([key, stamp["labels"]])
+    return fits
 
 
 def write_stamp(step: Step, folder: Path, seen: Seen, *, versions: Mapping[str, str] | None = None) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis export``."""
     parser = commands.add_parser("export", help="a run's checkpoint for other tools")
     formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
     huggingface = formats.add_parser(
@@ -24,7 +23,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     tasks = formats.add_parser(
         "lm-eval",
         help="lm-evaluation-harness: the run's questions as tasks",
-        description="Writes two tasks a group and split, 'statement' (acc is our rule statement) and 'answer' (acc is "
+        description="Two tasks per group and split, 'statement' (acc is our rule statement) and 'answer' (acc is "
         "sum, acc_norm is mean_char), for the model of kis export hf: lm_eval --model hf --model_args pretrained=MODEL "
         "--include_path DIR --tasks kis_infused_held_out_statement. The tasks name their documents by absolute path.",
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis import``."""
     parser = commands.add_parser("import", help="a model of others as the start of a run")
     formats = parser.add_subparsers(dest="format", metavar="FORMAT", required=True)
     huggingface = formats.add_parser(

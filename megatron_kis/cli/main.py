@@ -26,7 +26,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, what shells report
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command."""
+    """Returns the parser of every command."""
     parser = Parser(
         prog="kis",
         description="How much domain knowledge can be infused into a model before its memory collapses?",
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, with settings (``key=value``) taken wherever they come after the file's name."""
+    """Returns the options, with settings (``key=value``) taken wherever they come after the file's name."""
     parser = build_parser()
     options, more = parser.parse_known_args(arguments)
     more = take_overrides(options, more)
@@ -95,7 +95,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _tell(message: str) -> None:
-    """One line, whatever the names in it hold."""
+    """Prints an error in one line, whatever characters the names in it have."""
     print(f"kis: error: {printable(message)}", file=sys.stderr)
 
 

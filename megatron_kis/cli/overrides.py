@@ -37,7 +37,7 @@ def check_places(options: argparse.Namespace) -> None:
     """Refuses settings that are given where something else is expected.
 
     Raises:
-        InputError: a setting before the file or in the place of a cell's name, or ``--only`` without a name.
+        InputError: a setting before the file or in the place of a run's name, or ``--only`` without a name.
     """
     if not hasattr(options, "overrides"):
         return
@@ -46,9 +46,9 @@ def check_places(options: argparse.Namespace) -> None:
         if isinstance(value, Path) and _is_setting(str(value)) and not value.exists():
             problem = f"is given where {what} is expected"
             raise InputError(problem, where=str(value), remedy="settings come after the file")
-    cell = getattr(options, "cell", None)
-    if cell is not None and "=" in cell:
-        raise InputError("is given where a run is expected", where=cell, remedy="settings come after the run's name")
+    run = getattr(options, "run_name", None)
+    if run is not None and "=" in run:
+        raise InputError("is given where a run is expected", where=run, remedy="settings come after the run's name")
     if getattr(options, "only", None) == []:
         raise InputError("names no run", where="--only", remedy="kis study status lists them")
 

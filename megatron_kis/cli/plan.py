@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis plan``."""
     parser = commands.add_parser(
         "plan",
         help="layouts that fit, memory, time and GPU-hours; trains nothing",
@@ -110,7 +109,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _linked(kind: Gpu, options: argparse.Namespace) -> Gpu:
-    """A kind of GPU with the links that are given."""
+    """Returns a kind of GPU with the links that are given."""
     given = {name: getattr(options, name) for name in ("nvlink", "network") if getattr(options, name) is not None}
     for name, value in given.items():
         if not 0 < value < math.inf:
@@ -121,7 +120,7 @@ def _linked(kind: Gpu, options: argparse.Namespace) -> Gpu:
 
 
 def _layouts(planned: Planned, options: argparse.Namespace, kind: Gpu) -> tuple[list[PlannedLayout], str]:
-    """The layout that a file has, if it fits; else those that do, and a note."""
+    """Returns the layout that a file has, if it fits; else those that do, and a note."""
     from megatron_kis.planning import layouts
 
     note = ""
@@ -158,26 +157,26 @@ _OF_THE_PEAK = {"fp32": " of the FP32 peak", "fp8": " of the BF16 peak, whose ti
 
 @dataclass(frozen=True)
 class Planned:
-    """Runs that are to be planned: alike but for frequency and seed."""
+    """Runs to be planned: alike but for frequency and seed."""
 
     label: str
-    """Of the model or the run."""
+    """Name of the model or the run."""
 
     job: Job
-    """What is to be trained."""
+    """Training to be planned."""
 
     runs: int = 1
-    """How many there are."""
+    """Number of such runs."""
 
     split: Split | None = None
-    """The layout that a file gives them."""
+    """Layout that a file gives them."""
 
     micro_batch: int | None = None
-    """Sequences a forward pass, as the file says; None: a replica's whole share."""
+    """Sequences per forward pass, as the file says; None: a replica's whole share."""
 
 
 def _jobs(options: argparse.Namespace) -> list[Planned]:
-    """What is to be planned."""
+    """Returns the runs to be planned."""
     path = Path(options.model)
     if path.suffix in (".yaml", ".yml"):
         return _jobs_of_file(path, options)
@@ -242,7 +241,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
 
 
 def _split(parallel: ParallelConfig) -> Split:
-    """A layout as the planner knows it."""
+    """Returns a layout as the planner knows it."""
     from megatron_kis.planning.split import Split
 
     return Split(
@@ -281,12 +280,12 @@ def _job(
 
 
 def _settings(file: RunConfig | StudyConfig, model: Any) -> dict[str, Any]:
-    """What else of a file the memory of its runs depends on; Megatron-Core's own layers are counted as ``sdpa``."""
+    """Returns other settings that decide memory; Megatron-Core's own layers are counted as ``sdpa``."""
     from megatron_kis.config.layout import check_layers
     from megatron_kis.config.training import resolve_precision
     from megatron_kis.planning.parts import EvaluationLoad
 
-    precision, own_mask = resolve_precision(file.training.precision, host=False), file.documents.reset_attention
+    precision, own_mask = resolve_precision(file.training.precision, cpu=False), file.documents.reset_attention
     check_layers(model.transformer_impl, own_mask=own_mask, precision=precision)
     return {
         "precision": precision,

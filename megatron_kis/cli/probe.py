@@ -9,7 +9,6 @@ from typing import Any
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis probe``."""
     parser = commands.add_parser(
         "probe",
         help="ask a checkpoint what it knows",
@@ -27,7 +26,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--tensor", type=int, default=1, metavar="N", help="ranks that share each layer (default: 1)")
     parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
     parser.add_argument("--json", action="store_true", help="print all rules and the choices behind them as JSON")
-    parser.add_argument("--outcomes", type=Path, metavar="FILE.npz", help="write the record a question")
+    parser.add_argument("--outcomes", type=Path, metavar="FILE.npz", help="write one record per question")
     when = "write when each question was learned, forgotten and learned again in the run's own probes; asks nothing"
     parser.add_argument("--histories", type=Path, metavar="FILE.csv", help=when)
     parser.set_defaults(handler=_probe)

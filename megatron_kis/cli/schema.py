@@ -7,7 +7,6 @@ import json
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis schema``."""
     parser = commands.add_parser(
         "schema",
         help="the JSON Schema of a run's or a study's file",

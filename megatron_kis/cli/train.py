@@ -10,7 +10,6 @@ from megatron_kis.config.ladder import PRESETS
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis train``."""
     parser = commands.add_parser(
         "train",
         help="train one run; under torchrun for many ranks",

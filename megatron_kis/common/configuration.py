@@ -89,7 +89,7 @@ def load_config(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) 
 
 
 def file_base(path: Path, content: Mapping[str, Any]) -> Path | Moved:
-    """Where the relative paths of a file of settings begin: at its folder.
+    """Returns where the relative paths of a file of settings begin: at its folder.
 
     The records of older versions, in the ``output`` that they name, have paths from the folder in which they were made.
 
@@ -177,12 +177,12 @@ def input_error(
 
 
 def as_content(config: Config, folder: Path, *, within: Path | None = None) -> dict[str, Any]:
-    """Settings as a file in ``folder`` says them, for YAML and JSON; see ``paths.seen_from``."""
+    """Returns settings as a file in ``folder`` says them, for YAML and JSON; see ``paths.seen_from``."""
     return _dumped(config, lambda path: seen_from(path, folder, within=within))
 
 
 def absolute_content(config: Config) -> dict[str, Any]:
-    """Settings for YAML and JSON with absolute paths: the file works wherever it is copied to."""
+    """Returns settings for YAML and JSON with absolute paths: the file works wherever it is copied to."""
     return _dumped(config, absolute)
 
 
@@ -230,7 +230,7 @@ def _override(content: dict[str, Any], override: str, kind: type[BaseModel], bas
 
 
 def _as_the_file_names(value: Any, kind: Any, base: Path | Moved) -> Any:
-    """A value of the command line, whose paths begin at the current folder, as the file would write it."""
+    """Returns a value of the command line, whose paths begin at the current folder, as the file would write it."""
     arms = [kind, *_arms(kind)]
     if isinstance(value, str) and Path in arms:
         path = placed(value, None)
@@ -245,7 +245,7 @@ def _as_the_file_names(value: Any, kind: Any, base: Path | Moved) -> Any:
 
 
 def _arms(kind: Any) -> tuple[Any, ...]:
-    """What a union or an annotated type is made of."""
+    """Returns the members of which a union or an annotated type is made."""
     if get_origin(kind) in (Union, UnionType, Annotated):
         return tuple(inner for arm in get_args(kind) for inner in (arm, *_arms(arm)))
     return ()
@@ -259,7 +259,7 @@ def _fields_of(kind: Any) -> dict[str, Any]:
 
 
 def _fields_at(kind: type[BaseModel], place: Sequence[Any]) -> list[str]:
-    """Names of the fields of the section at ``place``."""
+    """Returns the names of the fields of the section at ``place``."""
     section: Any = kind
     for part in place:
         if isinstance(part, int):  # an entry of a list, tuple[Section, ...]

@@ -29,13 +29,13 @@ leaves its process groups, which the others see, before it writes."""
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended."""
+    """End of a run."""
 
     status: int
     """Exit status of the rank that failed first."""
 
     error: str
-    """Its reason, in one line."""
+    """Reason of that rank, in one line."""
 
 
 def tell_starter(status: int, error: str, *, environment: Mapping[str, str] = os.environ) -> None:
@@ -65,7 +65,7 @@ def tell_starter(status: int, error: str, *, environment: Mapping[str, str] = os
 
 
 def read_ending(path: Path) -> Ending | None:
-    """What the first failing rank wrote; None where none did, or was ended while it wrote."""
+    """Returns what the first failing rank wrote; None where none did, or was ended while it wrote."""
     try:
         content = parse_json(path.read_bytes(), where=str(path))
     except (OSError, InputError):

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and the exit status that goes with each."""
+"""Errors that a user can fix, and the exit status that goes with each."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class InputError(KisError):
 
 
 class JobError(KisError):
-    """Work that was asked for rightly and failed all the same (a run that crashed, a study with failed cells)."""
+    """Work whose input was right and that failed all the same (a run that crashed, a study with failed cells)."""
 
 
 class Stopped(KisError):
-    """The work was asked to stop and has saved what is needed to go on."""
+    """The work was asked to stop and has saved what is needed to resume."""
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""A text as one that changes nothing on a terminal: line breaks, escapes and the like are spelled out.
+    r"""Returns a text as one that changes nothing on a terminal: line breaks, escapes and the like are spelled out.
 
     Args:
         text: what a user, a file or another program wrote.
@@ -58,18 +58,18 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def system_problem(error: OSError) -> str:
-    """``path: reason`` of an error of the system; what it says itself where it lacks one of them."""
+    """Returns ``path: reason`` of an error of the system; its own message where it lacks one of them."""
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 def first_of(items: Sequence[str], most: int, *, separator: str = ", ") -> str:
-    """The first items of a list, at most ``most``, and how many more there are."""
+    """Returns the first items of a list, at most ``most``, and how many more there are."""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
     return separator.join(items[:most]) + more
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The remedy for an unknown name: ``did you mean 'x'?`` or the list of valid names."""
+    """Returns the remedy for an unknown name: ``did you mean 'x'?`` or the list of valid names."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else "valid: " + ", ".join(names)

@@ -27,7 +27,7 @@ _WAITS = (0.1, 0.5, 2.0)
 """Seconds before each further try to read a file; a file server that fails over takes longer, and ends the work."""
 
 _DYING = 2.0
-"""Seconds for which a lock is asked for: processes that were killed may not be gone yet."""
+"""Seconds for which a lock is waited for: processes that were killed may not be gone yet."""
 
 _OURS = {
     errno.ENOENT,
@@ -38,13 +38,13 @@ _OURS = {
     errno.ELOOP,
     errno.ENAMETOOLONG,
 }
-"""Errors that say something about the path, and come again at every try."""
+"""Errors that are about the path, and occur again at every try."""
 
 _Read = TypeVar("_Read")
 
 
 def unreadable(error: OSError, path: Path, *, remedy: str | None = None) -> KisError:
-    """The error for a file that could not be read to its end, where a second try is not possible.
+    """Returns the error for a file that could not be read to its end, where a second try is not possible.
 
     Args:
         error: what the system, or a decompressor, said.
@@ -60,7 +60,7 @@ def unreadable(error: OSError, path: Path, *, remedy: str | None = None) -> KisE
 
 
 def steadily(read: Callable[[], _Read], path: Path) -> _Read:
-    """What ``read`` returns; an error of the disk or the file server is tried again a few times.
+    """Returns what ``read`` returns; an error of the disk or the file server is tried again a few times.
 
     Args:
         read: reads something.
@@ -97,7 +97,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
-    """Gives an error of the system that names no file (a full disk while writing), or ``partial``, the path."""
+    """Puts the path into an error of the system that names no file (a full disk while writing), or ``partial``."""
     try:
         yield
     except OSError as error:
@@ -123,7 +123,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, holder: str) -> Iterator[int]:
-    """Holds the lock of a folder, which is made if it is not there; a process that dies lets go of it.
+    """Holds the lock of a folder, which is made if it is not there; a process that dies releases it.
 
     Args:
         folder: what is locked.
@@ -155,7 +155,7 @@ def _has_lock(file: IO[str]) -> bool:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[str]]:
-    """A UTF-8 text file that appears under its name only when it is complete."""
+    """Yields a UTF-8 text file that appears under its name only when it is complete."""
     with atomic_path(path) as partial, open(partial, "w", encoding="utf-8") as file:
         yield file
 
@@ -236,7 +236,7 @@ def open_content(path: Path) -> IO[bytes]:
 
 
 def sha256_content(path: Path) -> str:
-    """Hexadecimal SHA-256 of what a file holds; what ends with ``.gz`` is decompressed first.
+    """Returns the hexadecimal SHA-256 of what a file holds; what ends with ``.gz`` is decompressed first.
 
     Raises:
         InputError: it is missing, not to be read, or no gzip file.
@@ -258,7 +258,7 @@ def _sha256(path: Path, opened: Callable[[Path], IO[bytes]]) -> str:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    """Tells a compressed file that is cut off or damaged."""
+    """Reports a compressed file that is cut off or damaged as wrong input."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -266,7 +266,7 @@ def _whole(path: Path) -> Iterator[None]:
 
 
 def parse_json_line(line: bytes, *, where: str) -> Any:
-    """The content of one line of a JSON-lines file.
+    """Returns the content of one line of a JSON-lines file.
 
     Raises:
         InputError: it is malformed, or an object in it has a key twice.
@@ -280,7 +280,7 @@ def parse_json_line(line: bytes, *, where: str) -> Any:
 
 
 def append_json_line(path: Path, row: dict[str, Any]) -> None:
-    """Appends a row to a JSON-lines file and waits for the disk; behind a line that a crash has cut it begins anew."""
+    """Appends a row to a JSON-lines file and waits for the disk; after a line cut by a crash it begins a new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         line = json.dumps(row).encode() + b"\n"
@@ -304,7 +304,7 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes.
+    """Returns the hexadecimal SHA-256 of a file's bytes.
 
     Raises:
         InputError: it is missing, or not to be read.
@@ -314,6 +314,6 @@ def sha256_file(path: Path) -> str:
 
 
 def fingerprint(content: Any) -> str:
-    """Hexadecimal SHA-256 of a JSON-serialisable value in canonical form (sorted keys, no spaces)."""
+    """Returns the hexadecimal SHA-256 of a JSON-serialisable value in canonical form (sorted keys, no spaces)."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -16,12 +16,12 @@ _LONGEST = 200  # bytes: a file's name may have 255, with what is added to it
 
 
 def is_name(text: str) -> bool:
-    """Whether a text is a safe name."""
+    """Returns whether a text is a safe name."""
     return bool(text) and text[0] not in ".-+" and all(map(_allowed, text)) and len(text.encode()) <= _LONGEST
 
 
 def checked_name(text: str, *, where: str | None = None) -> str:
-    """The name itself.
+    """Returns the name itself.
 
     Raises:
         InputError: it holds something else, or is too long.
@@ -32,12 +32,12 @@ def checked_name(text: str, *, where: str | None = None) -> str:
 
 
 def same_place(text: str) -> str:
-    """What names have in common that a file system or a reader may take for one: composed accents, any case."""
+    """Returns what names that a file system or a reader may confuse have in common: composed accents, any case."""
     return unicodedata.normalize("NFC", text).casefold()
 
 
 def complaint(text: str) -> str:
-    """What is wrong with a text that is no safe name."""
+    """Returns what is wrong with a text that is no safe name."""
     if not text:
         return "a name is empty"
     if len(text.encode(errors="replace")) > _LONGEST:

@@ -37,7 +37,7 @@ RESULTLESS = (
 batches; and files, which count by their content."""
 
 CELL = ("training.token_budget", "training.seed", "infusion.frequency", "infusion.ratio")
-"""Settings in which the runs of one study differ by design, next to their model; a ratio is an F said otherwise."""
+"""Settings in which the runs of one study differ by design, next to their model; a ratio is another way to give F."""
 
 OF_THE_SIZE = ("model", "training.optimizer.learning_rate")
 """Settings that a size of the ladder may have of its own."""
@@ -56,7 +56,7 @@ STUDY_FILE, STUDY_SCHEMA = "study.json", "kis.study/1"
 """The records in which identities are written down, and their schemas."""
 
 DATA = ("tokenizer", "corpus", "validation", "exposures", "questions")
-"""Fingerprints of a run's data, by what they are of."""
+"""Names of the fingerprints of a run's data."""
 
 OLDER_TOKENIZER = "tokenizer_model"
 """Next to those of ``DATA``: what records of older versions have as the fingerprint of the same tokenizer (the hash of
@@ -64,7 +64,7 @@ its model file alone), where that is another one."""
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run that can change a result, nested as in its configuration.
+    """Returns the settings of a run that can change a result, nested as in its configuration.
 
     Args:
         config: the whole configuration as JSON has it (``run.json``: ``config``).
@@ -82,12 +82,12 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_fingerprint(config: Mapping[str, Any]) -> str:
-    """Of the settings that can change a result."""
+    """Returns the fingerprint of the settings that can change a result."""
     return fingerprint(settings_of(config))
 
 
 def leaves(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings; an empty mapping is a value."""
+    """Yields dotted keys and values of nested mappings; an empty mapping is a value."""
     for key, value in content.items():
         here = f"{path}.{key}" if path else str(key)
         if isinstance(value, Mapping) and value:
@@ -98,12 +98,12 @@ def leaves(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 
 @lru_cache(maxsize=4096)
 def within(key: str, sections: tuple[str, ...]) -> bool:
-    """Whether a dotted key is one of these, or is within one of them."""
+    """Returns whether a dotted key is one of these, or is within one of them."""
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> list[str]:
-    """``key then -> now`` of each leaf that differs.
+    """Returns ``key then -> now`` of each leaf that differs.
 
     Args:
         then: nested settings.
@@ -119,7 +119,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, but: tuple[s
 
 
 def changed_data(then: Mapping[str, Any], now: Mapping[str, Any], *, model_sha256: str | None = None) -> list[str]:
-    """Names of the fingerprints that differ: those of ``DATA`` first, in that order.
+    """Returns the names of the fingerprints that differ: those of ``DATA`` first, in that order.
 
     Args:
         then: fingerprints by name, as a record has them.
@@ -132,13 +132,13 @@ def changed_data(then: Mapping[str, Any], now: Mapping[str, Any], *, model_sha25
 
 
 def data_differences(then: Mapping[str, Any], now: Mapping[str, Any], *, model_sha256: str | None = None) -> list[str]:
-    """``name then -> now`` of each fingerprint that differs, both shortened; the arguments are ``changed_data``'s."""
+    """Returns ``name then -> now`` of each differing fingerprint, shortened; the arguments are ``changed_data``'s."""
     names = sorted(changed_data(then, now, model_sha256=model_sha256))
     return [f"{name} {short(then.get(name))} -> {short(now.get(name))}" for name in names]
 
 
 def short(fingerprint: Any) -> str:
-    """A fingerprint for people: its first 12 letters; ``none`` where there is none."""
+    """Returns a fingerprint for people: its first 12 letters; ``none`` where there is none."""
     return "none" if fingerprint is None else str(fingerprint)[:12]
 
 

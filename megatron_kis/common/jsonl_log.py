@@ -24,19 +24,19 @@ class JsonLines:
             self._file.truncate(keep)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends one row. NaN and infinity, which JSON has not, are refused."""
+        """Appends one row. NaN and infinity, which JSON does not have, are refused."""
         with naming(self._path):
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def position(self) -> int:
-        """Bytes written so far; they have reached the disk when this returns."""
+        """Returns the number of bytes written so far; they have reached the disk when this returns."""
         with naming(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
             return os.fstat(self._file.fileno()).st_size
 
     def copy(self, target: Path, size: int) -> None:
-        """Copies the first ``size`` bytes, also of a file that has lost its name since; in any thread.
+        """Copies the first ``size`` bytes, also of a file that was renamed or removed since; in any thread.
 
         Raises:
             JobError: there are not as many.

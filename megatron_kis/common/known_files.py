@@ -1,4 +1,4 @@
-"""Files whose content is known: told by size, times of change and inode, hashed again only where one of them differs.
+"""Files whose content is known: recognised by size, times of change and inode, hashed again where one of them differs.
 
 Hashing a corpus of 100 GB takes minutes; asking for its status takes microseconds. A status stands for the content as
 long as it is the same to the nanosecond. The inode's time of change belongs to it: programs can set a file's date back,
@@ -21,16 +21,16 @@ SCHEMA = "kis.seen/1"
 _TICK = 0.02
 """Seconds within which a file system may give two changes the same time; Linux's clock ticks every 1 to 10 ms."""
 _COARSE = 1_000_000
-"""Nanoseconds: times that are whole multiples of it come from a file system that keeps no finer ones."""
+"""Coarse resolution in nanoseconds: times that are whole multiples of it come from a file system without finer ones."""
 
 Status = list[int]
 """Size in bytes, time of the last change of the content and of the inode in nanoseconds, the inode's number."""
 _NUMBERS = 4
-"""Of a status; one of fewer, from an earlier version, is not known."""
+"""Number of entries of a status; one with fewer, from an earlier version, is not known."""
 
 
 def status_of(path: Path) -> Status:
-    """What changes whenever a file does, or a link leads to another.
+    """Returns what changes whenever a file does, or a link leads to another.
 
     Raises:
         InputError: the file is missing, or not to be read.
@@ -110,7 +110,7 @@ class Seen:
         self._changed = False
 
     def _name(self, path: Path) -> str:
-        """Where links lead; files of the study's own folder by their place in it, so that the folder can be moved."""
+        """Returns where links lead; a place in the study's own folder is relative, so that it can be moved."""
         place, home = (one.resolve() for one in (path, self._path.parent.parent))
         return str(place.relative_to(home)) if place.is_relative_to(home) else str(place)
 

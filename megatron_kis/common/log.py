@@ -1,4 +1,4 @@
-"""What a run, a study or a data step tells its user: one logger, which the command line shows on standard error.
+"""Messages of a run, a study or a data step to its user: one logger, which the command line shows on standard error.
 
 Modules log to ``logging.getLogger(__name__)``. A message is a whole line as the user reads it; its level says whether
 it is progress (info) or something to look at (warning). Used as a library, nothing is shown but warnings, as Python's
@@ -27,7 +27,7 @@ class _StandardError(logging.StreamHandler[Any]):
 
 
 def show_messages() -> None:
-    """Shows this package's messages on standard error, a line each. Calling it again changes nothing."""
+    """Shows this package's messages on standard error, one line each. Calling it again changes nothing."""
     logger = logging.getLogger(_NAME)
     if not any(isinstance(handler, _StandardError) for handler in logger.handlers):
         logger.addHandler(_StandardError())

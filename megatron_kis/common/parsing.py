@@ -20,7 +20,7 @@ _REMEDY = "keep one of them"
 
 
 def parse_yaml(text: str, *, where: str, names: bool = False) -> Any:
-    """The content of a YAML document.
+    """Returns the content of a YAML document.
 
     Args:
         text: the document.
@@ -73,7 +73,7 @@ def _loader() -> Any:
 
 
 def parse_json(text: str | bytes, *, where: str) -> Any:
-    """The content of a JSON document.
+    """Returns the content of a JSON document.
 
     Args:
         text: the document; bytes are UTF-8.
@@ -110,7 +110,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _place(where: str, line: int) -> str:
-    """``file:line``; what is one line of a file says so already."""
+    """Returns ``file:line``; ``where`` as it is if it already names a line."""
     return where if re.search(r":\d+$", where) else f"{where}:{line}"
 
 
@@ -142,7 +142,7 @@ def _refuse_repeated(node: Any, where: str, seen: set[int]) -> None:
 
 
 def _repeated_in(text: str) -> tuple[str, int, int]:
-    """The first repeated key of a JSON text, and the lines of both; found by its brackets and strings alone."""
+    """Returns the first repeated key of a JSON text, and the lines of both; found by its brackets and strings alone."""
     stack: list[dict[str, int] | None] = []
     key: tuple[str, int] | None = None
     for part, line in _tokens(text):

@@ -19,7 +19,7 @@ _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", flags=re.ASCII)
 
 
 def expanded(path: Path | str) -> Path:
-    """The path with ``~`` and environment variables filled in.
+    """Returns the path with ``~`` and environment variables filled in.
 
     Raises:
         InputError: a variable that is not set, or a user who is not known.
@@ -41,20 +41,20 @@ def expanded(path: Path | str) -> Path:
 
 @dataclass(frozen=True)
 class Moved:
-    """Where the paths of a record of an older version begin.
+    """Place where the paths of a record of an older version begin.
 
     It named paths from the folder in which it was made, its own among them, and that folder may be another one now.
     """
 
     folder: Path
-    """Of the record."""
+    """Folder of the record."""
 
     origin: Path
     """The same folder as the record names it."""
 
 
 def placed(path: Path | str, base: Path | Moved | None) -> Path:
-    """The path that a file in the folder ``base`` means; None for the current folder.
+    """Returns the path that a file in the folder ``base`` means; None for the current folder.
 
     Raises:
         InputError: as ``expanded``.
@@ -68,13 +68,13 @@ def placed(path: Path | str, base: Path | Moved | None) -> Path:
 
 
 def tidy(path: Path) -> Path:
-    """Without ``a/..`` in it, where that is the same place (``a`` may be a link)."""
+    """Returns the path without ``a/..`` in it, where that is the same place (``a`` may be a link)."""
     short = Path(os.path.normpath(path))
     return short if ".." not in path.parts or short.resolve() == path.resolve() else path
 
 
 def seen_from(path: Path, folder: Path, *, within: Path | None = None) -> Path:
-    """How a file in ``folder`` names a path.
+    """Returns how a file in ``folder`` names a path.
 
     Args:
         path: from the current folder, or absolute.
@@ -91,12 +91,12 @@ def seen_from(path: Path, folder: Path, *, within: Path | None = None) -> Path:
 
 
 def absolute(path: Path) -> Path:
-    """The path from the root, without ``..`` in it; links stay what they are."""
+    """Returns the path from the root, without ``..`` in it; links stay what they are."""
     return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps "..", Path.resolve follows links
 
 
 def with_paths(content: Any, written: Callable[[Path], Path]) -> Any:
-    """Nested content with every ``Path`` in it as text; tuples become lists.
+    """Returns nested content with every ``Path`` in it as text; tuples become lists.
 
     Args:
         content: of a record.

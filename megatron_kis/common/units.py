@@ -14,7 +14,7 @@ _COUNT = re.compile(r"\s*([+-]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:e[+-]?\d{1,3})?)\s
 
 
 def parse_count(text: str) -> Decimal | None:
-    """The number that a text stands for, exactly; None if it is none."""
+    """Returns the number that a text stands for, exactly; None if it is none."""
     match = _COUNT.fullmatch(text)
     if match is None:
         return None
@@ -22,9 +22,9 @@ def parse_count(text: str) -> Decimal | None:
 
 
 def as_count(value: Any) -> Any:
-    """A settings' value as a number where it is a text such as ``1.2e6`` or ``7b``; anything else as it is.
+    """Returns a number for a text such as ``1.2e6`` or ``7b``, and any other value as it is.
 
-    A whole number becomes an ``int`` in every notation: YAML takes ``1.2e6`` for a text and ``1.2e+6`` for a float.
+    A whole number becomes an ``int`` in every notation: YAML reads ``1.2e6`` as a text and ``1.2e+6`` as a float.
 
     Raises:
         ValueError: a text or a truth value, which are no numbers, or a number beyond all sizes and budgets.
@@ -45,7 +45,7 @@ def as_count(value: Any) -> Any:
 
 
 def quantity(text: str) -> float:
-    """A count of at least 1, as an argument of a command."""
+    """Returns a count of at least 1, as an argument of a command."""
     number = parse_count(text)
     if number is None or not 1 <= (value := float(number)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no count; write 7e9, 7b, 137M or 1T")
@@ -53,7 +53,7 @@ def quantity(text: str) -> float:
 
 
 def whole_quantity(text: str) -> int:
-    """A whole count of at least 1, as an argument of a command."""
+    """Returns a whole count of at least 1, as an argument of a command."""
     value = quantity(text)
     if not value.is_integer():
         raise argparse.ArgumentTypeError(f"{text!r} is not whole")

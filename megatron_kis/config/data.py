@@ -1,4 +1,4 @@
-"""Settings of what a run is fed: files, infusion, boundaries of documents."""
+"""Settings of a run's data: files, infusion, boundaries of documents."""
 
 from __future__ import annotations
 
@@ -14,40 +14,44 @@ from megatron_kis.data.exposure_schedule import schedule_of
 
 
 class BackgroundConfig(Config):
-    """The facts whose retention is watched."""
+    """Background facts, whose retention is watched."""
 
     policy: Literal["displaced", "protected"] = "displaced"
-    """``displaced``: at a fixed rate in the general text, displaced with it. ``protected``: a fixed count."""
+    """``displaced``: shown at a fixed rate in the general text and displaced with it. ``protected``: shown a fixed
+    number of times."""
 
     frequency: int = Field(0, ge=0)
     """Exposures of each background fact in a run without infusion."""
 
 
 class InfusionConfig(Config):
-    """How much is infused, when, and through which templates."""
+    """Amount of infusion, its schedule and its templates."""
 
     frequency: float | None = Field(None, ge=0)
-    """F, exposures of each infused fact; their mean if it is no whole number or ``zipf_exponent`` is above 0."""
+    """Infusion frequency F, exposures of each infused fact; their mean if it is no whole number or ``zipf_exponent`` is
+    above 0."""
 
     frequencies: Path | None = None
-    """Instead, the exposures of each fact: a file of lines ``fact<TAB>count``, one for every infused fact."""
+    """File with the exposures of each fact, in place of ``frequency``: lines ``fact<TAB>count``, one per infused
+    fact."""
 
     ratio: float | None = Field(None, ge=0, le=1)
-    """rho, share of the tokens for infused facts, instead; met to within one exposure."""
+    """Infusion ratio rho, share of the tokens for infused facts, in place of ``frequency``; met to within one
+    exposure."""
 
     zipf_exponent: float = Field(0.0, ge=0)
-    """How unequally popular facts are: frequencies fall as this power of the rank, which is drawn. 0: all alike."""
+    """Inequality of the facts' popularity: frequencies fall as this power of the rank, which is drawn. 0: all alike."""
 
     schedule: str | dict[str, Any] = "uniform"
-    """When exposures come: ``uniform``, ``front_loaded``, ``back_loaded``, or {kind: window, start, end},
+    """Schedule of the exposures: ``uniform``, ``front_loaded``, ``back_loaded``, or {kind: window, start, end},
     {kind: final, share}, {kind: bursts, count, width}, in shares of the run."""
 
     templates: Literal["round_robin", "random"] | NonNegativeInt = "round_robin"
-    """Which train template an exposure shows: all equally often, in turn or in random turns, or always one (its
-    number, from 0)."""
+    """Train template that an exposure shows: all equally often, in turn or in random turns, or always one (its number,
+    from 0)."""
 
     background: BackgroundConfig = BackgroundConfig()
-    """The background facts."""
+    """Settings of the background facts."""
 
     @field_validator("schedule")
     @classmethod
@@ -76,7 +80,7 @@ class CorpusConfig(Config):
     """Prefix of its .bin and .idx."""
 
     weight: float = Field(gt=0)
-    """Its share of the sequences; shares of all corpora are scaled to add up to 1."""
+    """Share of the sequences; the shares of all corpora are scaled to add up to 1."""
 
 
 class DataConfig(Config):
@@ -90,14 +94,14 @@ class DataConfig(Config):
     """Prefix of the validation split."""
 
     exposures: Path
-    """Prefix of the exposure store (its questions lie beside it)."""
+    """Prefix of the exposure store; its questions are next to it."""
 
     tokenizer: Path
     """The tokenizer's model file."""
 
     fingerprints: dict[str, str] = Field(default_factory=dict)
     """Fingerprints that the files must have, by name: tokenizer, corpus, validation, exposures, questions. A study
-    writes those of its data into each cell, so that no cell trains on files that were made again meanwhile."""
+    writes those of its data into each run, so that no run trains on files that were made again meanwhile."""
 
     @field_validator("fingerprints")
     @classmethod
@@ -111,7 +115,7 @@ class DataConfig(Config):
     @field_validator("corpus", mode="before")
     @classmethod
     def _weighted(cls, corpus: Any) -> Any:
-        """Megatron-LM's list of weights and prefixes in turn."""
+        """Reads Megatron-LM's list of weights and prefixes in turn."""
         if not isinstance(corpus, list | tuple) or not any(isinstance(entry, int | float) for entry in corpus):
             return corpus
         if len(corpus) % 2:
@@ -128,16 +132,17 @@ class DataConfig(Config):
 
     @property
     def questions(self) -> Path:
-        """The probe's questions."""
+        """File of the probe's questions."""
         return self.exposures.with_name(self.exposures.name + ".questions.jsonl")
 
 
 class DocumentsConfig(Config):
-    """How the documents of a sequence (exposures and general text) meet."""
+    """Boundaries between the documents of a sequence (exposures and general text)."""
 
     reset_attention: bool = False
-    """No token sees another document. Rotary positions are distances, so that positions begin anew, too. Costs a mask
-    of L x L a sequence; Megatron-LM's ``--reset-attention-mask``."""
+    """Whether no token attends to another document. Rotary positions are distances, so that positions begin again,
+    too. Costs a mask of L x L per sequence; Megatron-LM's ``--reset-attention-mask``."""
 
     mask_boundaries: bool = False
-    """No loss where the first token of a document would be predicted from the one before (``--eod-mask-loss``)."""
+    """Whether there is no loss where the first token of a document would be predicted from the one before it
+    (``--eod-mask-loss``)."""

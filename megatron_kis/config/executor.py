@@ -10,28 +10,30 @@ from megatron_kis.common.configuration import Config
 
 
 class ExecutorConfig(Config):
-    """How runs are executed on this machine."""
+    """Execution of runs on this machine."""
 
     workers: int | None = Field(None, gt=0)
-    """Runs side by side; if not given, as many as the GPUs take, or as there are cores (for ``threads``)."""
+    """Number of runs side by side; if not given, as many as the GPUs take, or as there are cores (for ``threads``)."""
 
     threads: int = Field(1, gt=0)
-    """Threads of each process. Small models gain more from runs side by side than from threads."""
+    """Number of threads of each process. Small models gain more from runs side by side than from threads."""
 
     gpus: Literal["auto"] | NonNegativeInt | tuple[str, ...] = "auto"
-    """GPUs to deal out: those of CUDA_VISIBLE_DEVICES, or all; or their number; or their names."""
+    """GPUs to use: those of CUDA_VISIBLE_DEVICES, or all; or their number; or their names."""
 
     cells_per_gpu: int = Field(1, gt=0)
-    """Runs of one rank that share a GPU. Several small ones use it better than one."""
+    """Number of runs of one rank that share a GPU. Several small ones use it better than one."""
 
     pin: bool | Literal["auto"] = "auto"
     """Whether each run keeps to cores of its own; ``auto``: where all workers together take every core."""
 
     retries: int = Field(1, ge=0)
-    """How often a failed run is tried again before it is given up. Wrong input (status 2) is given up at once."""
+    """Number of times that a failed run is tried again before it is given up. Wrong input (status 2) is given up at
+    once."""
 
     grace_seconds: float = Field(60.0, gt=0)
-    """Time that runs have to save and end when the executor is asked to stop; then they are killed."""
+    """Seconds that runs have to save and end when the executor is asked to stop; then they are killed."""
 
     lease_minutes: float = Field(10.0, gt=0)
-    """An executor on another machine that gives no sign of life for so long counts as dead; its runs are taken over."""
+    """Minutes after which an executor on another machine that gives no sign of life counts as dead; its runs are taken
+    over."""

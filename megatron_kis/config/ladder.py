@@ -1,6 +1,6 @@
 """The ladder: Llama-like shapes by name, and their parameter counts.
 
-The large rungs follow the shapes that Llama 2 and 3, OLMo and Pythia made usual (width 128 a head, feed-forward of
+The large rungs follow the shapes that Llama 2 and 3, OLMo and Pythia made usual (width 128 per head, feed-forward of
 8/3 widths rounded up); the ``cpu-*`` rungs are for studies on a laptop, where the vocabulary is small too.
 """
 
@@ -16,16 +16,16 @@ class ModelShape:
     """The shape of a decoder with RMSNorm, SwiGLU, RoPE and grouped-query attention."""
 
     layers: int
-    """Transformer layers."""
+    """Number of transformer layers."""
 
     width: int
     """Hidden size."""
 
     heads: int
-    """Query heads; width must be a multiple of it."""
+    """Number of query heads; width must be a multiple of it."""
 
     query_groups: int
-    """Key-value heads; heads must be a multiple of it."""
+    """Number of key-value heads; heads must be a multiple of it."""
 
     ffn_width: int
     """Hidden size of the feed-forward block (of each of SwiGLU's two inputs)."""
@@ -37,7 +37,7 @@ class ModelShape:
     """Base of the rotary embedding's wavelengths."""
 
     norm_epsilon: float = 1e-5
-    """Added to the mean square in RMSNorm."""
+    """Constant that is added to the mean square in RMSNorm."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "query_groups", "ffn_width"):
@@ -57,19 +57,19 @@ class ModelShape:
             )
 
     def nonembedding_params(self) -> int:
-        """Parameters of the layers and the final norm."""
+        """Returns the number of parameters of the layers and the final norm."""
         head = self.width // self.heads
         attention = self.width * head * (self.heads + 2 * self.query_groups) + self.width * self.width
         feed_forward = 3 * self.width * self.ffn_width
         return self.layers * (attention + feed_forward + 2 * self.width) + self.width
 
     def params(self, vocabulary: int) -> int:
-        """All parameters, with ``vocabulary`` rows in the embedding (after padding)."""
+        """Returns the number of all parameters, with ``vocabulary`` rows in the embedding (after padding)."""
         tables = 1 if self.tied_embeddings else 2
         return self.nonembedding_params() + tables * vocabulary * self.width
 
     def flops_per_token(self, vocabulary: int, sequence_length: int) -> float:
-        """Training FLOPs a token: 6 a matrix weight, plus causal attention's 6 x layers x length x width.
+        """Returns training FLOPs per token: 6 per matrix weight, plus causal attention's 6 x layers x length x width.
 
         The count of PaLM's appendix B with the causal half taken once; the embedding look-up costs none, the output
         layer does.
@@ -118,7 +118,7 @@ PRESETS: dict[str, ModelShape] = {
 
 
 def preset(name: str) -> ModelShape:
-    """The shape called ``name``.
+    """Returns the shape called ``name``.
 
     Raises:
         InputError: there is none of that name.

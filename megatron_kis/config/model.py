@@ -1,4 +1,4 @@
-"""Settings of the model: a preset of the ladder, or a shape of one's own."""
+"""Settings of the model: a preset of the ladder, or an explicit shape."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ class ModelConfig(Config):
     """Name of a shape in the ladder (``kis train --help`` lists them)."""
 
     name: SafeName | None = None
-    """What to call the model in the names of runs; its preset or its widths if not given."""
+    """Name of the model in the names of runs; its preset or its widths if not given."""
 
     layers: int | None = None
-    """Transformer layers of an explicit shape."""
+    """Number of transformer layers of an explicit shape."""
 
     width: int | None = None
     """Hidden size of an explicit shape."""
 
     heads: int | None = None
-    """Attention heads of an explicit shape."""
+    """Number of attention heads of an explicit shape."""
 
     query_groups: int | None = None
-    """Key-value heads; as many as ``heads`` if not given."""
+    """Number of key-value heads; as many as ``heads`` if not given."""
 
     ffn_width: int | None = None
     """Feed-forward width; 8/3 of ``width`` rounded up to a multiple of 16 if not given (SwiGLU at 4x cost)."""
 
     tied_embeddings: bool = True
-    """Share the embedding with the output layer."""
+    """Whether the output layer shares the embedding's weights."""
 
     rope_base: int = 10_000
     """Base of the rotary embedding."""
 
     norm_epsilon: float = Field(1e-5, gt=0)
-    """Added to the mean square in RMSNorm."""
+    """Constant that is added to the mean square in RMSNorm."""
 
     init_from: Path | None = None
-    """Folder of ``kis import hf``: the weights to begin with. The other keys must be those that it names."""
+    """Folder of ``kis import hf`` with the weights to begin with. The other keys must be those that it names."""
 
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights (GPT-2's value)."""
 
     transformer_impl: Literal["auto", "transformer_engine", "sdpa", "local"] = "auto"
-    """The layers: Transformer Engine's; Megatron-Core's with PyTorch's fused attention; or all Megatron-Core's own (to
-    compare). ``auto``: Transformer Engine where it can be imported and there is CUDA, ``sdpa`` elsewhere and in fp32,
-    in which Transformer Engine's attention writes its scores to memory."""
+    """Implementation of the layers: Transformer Engine's; Megatron-Core's with PyTorch's fused attention; or all
+    Megatron-Core's own (to compare). ``auto``: Transformer Engine where it can be imported and there is CUDA, ``sdpa``
+    elsewhere and in fp32, in which Transformer Engine's attention writes its scores to memory."""
 
     @field_validator("preset")
     @classmethod
@@ -84,7 +84,7 @@ class ModelConfig(Config):
         return self.name or self.preset or f"{self.layers}x{self.width}"
 
     def shape(self) -> ModelShape:
-        """The shape that is meant."""
+        """Returns the shape of the preset or of the explicit keys."""
         if self.preset is not None:
             return preset(self.preset)
         assert self.layers is not None and self.width is not None and self.heads is not None

@@ -1,4 +1,4 @@
-"""The configuration of a run as its own record says it, wherever its folder has gone."""
+"""The configuration of a run as its own record says it, wherever its folder was moved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_kis.config.run import RunConfig
 
 
 def recorded_config(record: Mapping[str, Any], folder: Path) -> RunConfig:
-    """The configuration in a ``run.json``, with ``folder`` as its output.
+    """Returns the configuration in a ``run.json``, with ``folder`` as its output.
 
     Paths in it begin at the run's folder. A run that keeps no inputs is older: there they begin where the run was
     started, and its own folder is named from there as well. A file of frequencies that the run has kept takes the place

@@ -1,8 +1,8 @@
 """The configuration of a run: its sections, and the moments at which something happens.
 
-A docstring under each field says what it is, its unit, and why its default is what it is. Sections that belong to one
-part lie there (``data/settings.py``, ``model/settings.py``, ``training/settings.py``) and can be imported from here as
-well. How it is read from YAML and overrides is in ``settings``.
+A docstring under each field says what it is, its unit, and why its default is what it is. The sections of ``data``,
+``model`` and ``training`` have files of their own and can be imported from here as well. ``common.configuration`` reads
+them from YAML and overrides.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from megatron_kis.config.training import GuardConfig, OptimizerConfig, ParallelC
 
 __all__ = [
     "CheckpointConfig",
-    "CheckpointMomentsConfig",
+    "CheckpointScheduleConfig",
     "DataConfig",
     "DocumentsConfig",
+    "EvalScheduleConfig",
     "GuardConfig",
     "InfusionConfig",
     "LoggingConfig",
     "ModelConfig",
-    "MomentsConfig",
     "OptimizerConfig",
     "ParallelConfig",
     "Precision",
@@ -39,33 +39,33 @@ __all__ = [
 ]
 
 
-class MomentsConfig(Config):
-    """When something happens during a run."""
+class EvalScheduleConfig(Config):
+    """Moments at which something happens during a run."""
 
     shares: tuple[float, ...] = (1.0,)
     """Shares of the run, each in [0, 1]; 1 is after the last step."""
 
     every: int | None = Field(None, gt=0)
-    """Also every so many steps."""
+    """Number of steps after which it also happens, again and again."""
 
     tokens: tuple[Annotated[Count, Field(ge=0)], ...] = ()
-    """Also when so many tokens have been trained on: after the step that reaches them. Counts beyond the run's budget
-    are passed over, so that runs of several budgets can share a list."""
+    """Numbers of trained tokens at which it also happens: after the step that reaches them. Numbers beyond the run's
+    budget are skipped, so that runs of several budgets can share a list."""
 
     @field_validator("shares")
     @classmethod
     def _shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
         if any(not 0 <= share <= 1 for share in shares):
-            msg = "each must lie in [0, 1]"
+            msg = "each must be in [0, 1]"
             raise ValueError(msg)
         return shares
 
     def steps(self, last: int, *, step_tokens: int | None = None) -> frozenset[int]:
-        """The steps (0 is before the first) at which it happens in a run of ``last`` steps; always the last one.
+        """Returns the steps (0 is before the first) at which it happens in a run of ``last`` steps, and the last one.
 
         Args:
-            last: steps of the run.
-            step_tokens: tokens of a step; needed where ``tokens`` are named.
+            last: number of steps of the run.
+            step_tokens: tokens per step; needed where ``tokens`` are named.
         """
         steps = {round(share * last) for share in self.shares} | {last}
         if self.tokens:
@@ -83,12 +83,12 @@ def _asked_templates() -> dict[Split, int | None]:
 class ProbeConfig(Config):
     """The knowledge probe."""
 
-    moments: MomentsConfig = MomentsConfig(shares=(1.0,))
-    """When to probe. The end is what curves and laws are made of; more moments follow facts through training."""
+    moments: EvalScheduleConfig = EvalScheduleConfig(shares=(1.0,))
+    """Moments of probing. Curves and laws are made of the last one; more moments follow facts through training."""
 
     templates: dict[Split, NonNegativeInt | None] = Field(default_factory=_asked_templates)
-    """Templates of each split that are asked about (the first ones of a relation); null for all, 0 for none; a split
-    that is left out is not asked about."""
+    """Number of templates of each split that are evaluated (the first ones of a relation); null for all, 0 for none; a
+    split that is left out is not evaluated."""
 
     batch_size: int = Field(512, gt=0)
     """Options scored in one forward pass."""
@@ -102,21 +102,22 @@ class ProbeConfig(Config):
         return templates
 
 
-class CheckpointMomentsConfig(MomentsConfig):
-    """When a run is saved."""
+class CheckpointScheduleConfig(EvalScheduleConfig):
+    """Moments at which a run is saved."""
 
     minutes: float | None = Field(15.0, gt=0)
-    """Also when so many minutes have passed since the last time: what a crash can cost at most."""
+    """Minutes since the last checkpoint after which the run is saved again: what a crash can cost at most."""
 
 
 class CheckpointConfig(Config):
-    """What of a run is saved, so that it can go on after a crash, under another layout, or as another run's start."""
+    """Checkpoints of a run, from which it resumes after a crash, under another layout, or as another run's start."""
 
-    moments: CheckpointMomentsConfig = CheckpointMomentsConfig()
-    """When to save; those of ``shares`` (and the last) stay, those of ``every`` and ``minutes`` make room again."""
+    moments: CheckpointScheduleConfig = CheckpointScheduleConfig()
+    """Moments of saving; checkpoints of ``shares`` (and the last) stay, those of ``every`` and ``minutes`` are removed
+    again."""
 
     keep_last: int = Field(2, ge=1)
-    """Newest checkpoints that stay; two, so that one is left if the other is damaged."""
+    """Number of newest checkpoints that stay; two, so that one is left if the other is damaged."""
 
     keep_best: bool = True
     """Whether the one with the lowest validation loss stays (of those saved where the loss was measured)."""
@@ -128,15 +129,15 @@ class CheckpointConfig(Config):
 class ValidationConfig(Config):
     """The loss on general text."""
 
-    moments: MomentsConfig = MomentsConfig(shares=(0.25, 0.5, 0.75, 1.0))
-    """When to measure."""
+    moments: EvalScheduleConfig = EvalScheduleConfig(shares=(0.25, 0.5, 0.75, 1.0))
+    """Moments of measuring."""
 
     max_tokens: Count = Field(1_000_000, gt=0)
-    """Tokens that are read at most."""
+    """Largest number of tokens that are read."""
 
 
 class LoggingConfig(Config):
-    """What a run writes."""
+    """Logs that a run writes."""
 
     every: int = Field(10, gt=0)
     """Steps between the rows of metrics.jsonl."""
@@ -155,47 +156,47 @@ class RunConfig(Config):
     """Name of the run, and of its folder."""
 
     study: SafeName | Literal[""] = ""
-    """The study it belongs to."""
+    """Name of the study to which it belongs."""
 
     output: Path
     """The run's folder."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
+    """Device to train on; ``auto`` is CUDA where there is one."""
 
     data: DataConfig
-    """Files."""
+    """Files of text, exposures, questions and the tokenizer."""
 
     model: ModelConfig
-    """Shape."""
+    """Shape of the model."""
 
     training: TrainingConfig
-    """Budget and optimizer."""
+    """Token budget, batches, precision and optimizer."""
 
     infusion: InfusionConfig
-    """Infusion."""
+    """Amount and schedule of the infused facts."""
 
     extends: Path | None = None
-    """Folder of a finished run that this one goes on with: its plan comes first, and ``infusion`` says what is shown in
+    """Folder of a finished run that this one continues: its plan comes first, and ``infusion`` says what is shown in
     the tokens that are added (``token_budget`` is that of the whole)."""
 
     documents: DocumentsConfig = DocumentsConfig()
-    """Boundaries of documents."""
+    """Treatment of the boundaries between documents."""
 
     parallel: ParallelConfig = ParallelConfig()
-    """Layout."""
+    """Parallel layout."""
 
     probes: ProbeConfig = ProbeConfig()
-    """Knowledge probe."""
+    """Settings of the knowledge probe."""
 
     validation: ValidationConfig = ValidationConfig()
-    """Validation loss."""
+    """Settings of the validation loss."""
 
     checkpoints: CheckpointConfig = CheckpointConfig()
-    """Checkpoints."""
+    """Settings of the checkpoints."""
 
     logging: LoggingConfig = LoggingConfig()
-    """Logs."""
+    """Settings of the logs."""
 
     @property
     def ranks(self) -> int:

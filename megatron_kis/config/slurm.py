@@ -1,6 +1,6 @@
 """The ``cluster`` section of a study: what its jobs ask SLURM for, and what they find on the nodes.
 
-Values go into ``#SBATCH`` lines and shell scripts. What may stand in them is checked here, so that no value can add a
+Values go into ``#SBATCH`` lines and shell scripts. What they may contain is checked here, so that no value can add a
 line or a command; the scripts quote them besides. Only ``setup`` is shell, and is meant to be.
 """
 
@@ -133,7 +133,7 @@ def seconds_of(limit: str) -> int | None:
 
 
 class JobConfig(Config):
-    """What one kind of job asks for; what is not given here is that of ``cluster``."""
+    """Resources of one kind of job; what is not given here is that of ``cluster``."""
 
     account: Name | None = None
     """Account to charge."""
@@ -148,22 +148,22 @@ class JobConfig(Config):
     """Features that a node must have."""
 
     time_limit: TimeLimit | None = None
-    """Time of one job (``"12:00:00"``, in quotes); the partition's if not given. Cells that take longer are saved
+    """Time limit of one job (``"12:00:00"``, in quotes); the partition's if not given. Cells that take longer are saved
     before it is over, requeued, and resumed. ``UNLIMITED`` (or ``"0"``) is no limit; where a partition has one, SLURM
     refuses such a job, or never starts it."""
 
     memory: Memory | None = None
-    """Memory a node; the partition's if not given. ``"0"`` is all of it."""
+    """Memory per node; the partition's if not given. ``"0"`` is all of it."""
 
     options: tuple[Annotated[str, AfterValidator(_option)], ...] = ()
-    """Further options of sbatch, a line each, such as ``--exclusive`` or ``--mail-type=END``."""
+    """Further options of sbatch, one line each, such as ``--exclusive`` or ``--mail-type=END``."""
 
 
 class DataJobConfig(JobConfig):
     """A job of one process without GPUs."""
 
     cpus: PositiveInt = 4
-    """Cores."""
+    """Number of cores."""
 
 
 class SmallJobsConfig(JobConfig):
@@ -177,7 +177,7 @@ class SmallJobsConfig(JobConfig):
     """GPUs of a task; one if the nodes have any. Cells of more ranks are large ones."""
 
     cpus: PositiveInt = 4
-    """Cores of a task."""
+    """Number of cores of a task."""
 
     at_once: PositiveInt | None = None
     """Tasks that may run at the same time; as many as the queue lets if not given."""
@@ -187,13 +187,13 @@ class LargeJobsConfig(JobConfig):
     """Cells of several ranks, each on nodes of its own."""
 
     launcher: Literal["srun", "torchrun"] = "srun"
-    """``srun`` starts every rank itself; or it starts torchrun once a node, which starts the ranks."""
+    """``srun`` starts every rank itself; or it starts torchrun once per node, which starts the ranks."""
 
     ranks_per_node: PositiveInt | None = None
     """Ranks that share a node; its GPUs if not given (one where there are none)."""
 
     cpus_per_rank: PositiveInt = 4
-    """Cores of a rank."""
+    """Number of cores of a rank."""
 
     at_once: PositiveInt | None = None
     """Cells of one shape that may run at the same time; as many as the queue lets if not given."""
@@ -225,7 +225,7 @@ class ClusterConfig(JobConfig):
     gres: Annotated[str, AfterValidator(_matching(r"[A-Za-z][\w.-]*(:[\w.-]+)?", "a resource such as gpu:h100"))] = (
         "gpu"
     )
-    """What the GPUs are called: jobs ask for ``--gres=<gres>:<number>``."""
+    """Name of the GPUs as a resource: jobs ask for ``--gres=<gres>:<number>``."""
 
     data: DataJobConfig = DataJobConfig()
     """The job that prepares the data."""
@@ -240,11 +240,12 @@ class ClusterConfig(JobConfig):
     """The job that writes the report."""
 
     grace_seconds: int = Field(300, ge=10)
-    """How long before the time limit a job is told, so that its cells can save a checkpoint. SLURM looks every 30
-    seconds, and may be up to 60 early."""
+    """Seconds before the time limit at which a job is told, so that its cells can save a checkpoint. SLURM looks every
+    30 seconds, and may be up to 60 early."""
 
     requeues_without_progress: int = Field(2, ge=0)
-    """How often in a row a job may be requeued without a new checkpoint; then it ends, and names its cells."""
+    """Number of times in a row that a job may be requeued without a new checkpoint; then it ends, and names its
+    cells."""
 
     container: ContainerConfig | None = None
     """Container; none if not given. Large cells also need megatron_kis on the host, where ``srun`` is."""
@@ -287,10 +288,10 @@ class ClusterConfig(JobConfig):
 
     @property
     def gpus_per_task(self) -> int:
-        """GPUs of a task of small cells."""
+        """Number of GPUs of a task of small cells."""
         return min(1, self.gpus_per_node) if self.small.gpus is None else self.small.gpus
 
     @property
     def ranks_per_node(self) -> int:
-        """Ranks of large cells on a node."""
+        """Number of ranks of large cells on a node."""
         return self.large.ranks_per_node or max(1, self.gpus_per_node)

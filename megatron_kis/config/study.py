@@ -1,4 +1,4 @@
-"""The configuration of a study: a ladder of sizes, budgets, frequencies and seeds, and what is done with them.
+"""The configuration of a study: a ladder of sizes, budgets, frequencies and seeds, and how its runs are executed.
 
 Its runs are a grid, ladder x ``token_budgets`` x ``frequencies`` x ``seeds``, in which a size may have values of its
 own, and single ones listed in ``runs``.
@@ -51,10 +51,10 @@ class LadderEntry(ModelConfig):
     """Peak learning rate of this size; the study's if not given."""
 
     parallel: ParallelConfig = ParallelConfig()
-    """Layout of this size's runs."""
+    """Parallel layout of this size's runs."""
 
     micro_batch_size: PositiveInt | None = None
-    """Sequences a forward pass on one rank, for this size; the study's if not given."""
+    """Sequences per forward pass on one rank, for this size; the study's if not given."""
 
     token_budgets: Budgets | None = None
     """Budgets of this size in the grid; the study's if not given."""
@@ -67,13 +67,13 @@ class LadderEntry(ModelConfig):
 
 
 class ListedRun(Config):
-    """One run beside the grid."""
+    """One run outside the grid."""
 
     size: str
     """Entry of the ladder: its ``name``, or its preset, or ``<layers>x<width>``."""
 
     tokens: Tokens
-    """Budget D."""
+    """Token budget D."""
 
     frequency: NonNegativeInt
     """Infusion frequency F."""
@@ -83,22 +83,22 @@ class ListedRun(Config):
 
 
 class StudyTraining(Config):
-    """What the runs of a study share."""
+    """Training settings that the runs of a study share."""
 
     sequence_length: Count = Field(ge=2)
-    """L, tokens."""
+    """Sequence length L in tokens."""
 
     global_batch_size: int = Field(gt=0)
-    """Sequences a step."""
+    """Sequences per step."""
 
     micro_batch_size: int | None = Field(None, gt=0)
-    """Sequences a forward pass on one rank."""
+    """Sequences per forward pass on one rank."""
 
     precision: Precision = "auto"
-    """Of weights and activations (``training.precision`` of a run)."""
+    """Precision of weights and activations (``training.precision`` of a run)."""
 
     deterministic: bool = False
-    """On CUDA, the same bits each time (``training.deterministic`` of a run)."""
+    """Whether runs on CUDA give the same bits each time (``training.deterministic`` of a run)."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
@@ -117,64 +117,64 @@ class StudyConfig(Config):
     """Folder for its data, runs and report."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
+    """Device to train on; ``auto`` is CUDA where there is one."""
 
     data: DataPrepConfig
     """Sources and choices of the data."""
 
     ladder: Annotated[tuple[LadderEntry, ...], AfterValidator(_distinct)] = Field(min_length=1)
-    """Sizes N."""
+    """Model sizes N."""
 
     token_budgets: Budgets = ()
-    """Budgets D, tokens."""
+    """Token budgets D."""
 
     frequencies: Counts = ()
     """Infusion frequencies F; 0 is the run without infusion."""
 
     seeds: Counts = (0,)
-    """Seeds of weights, orders and exposures; each is one run a cell."""
+    """Seeds of weights, orders and exposures; each is one run per cell."""
 
     runs: tuple[ListedRun, ...] = ()
-    """Runs beside the grid, such as those that ``kis study next --write`` adds."""
+    """Runs outside the grid, such as those that ``kis study next --write`` adds."""
 
     training: StudyTraining
-    """Shared by all runs."""
+    """Training settings that all runs share."""
 
     background: BackgroundConfig = BackgroundConfig()
-    """The facts whose retention is watched."""
+    """Settings of the background facts, whose retention is watched."""
 
     schedule: str | dict[str, Any] = "uniform"
-    """When exposures come, in every run (``infusion.schedule`` of a run)."""
+    """Schedule of the exposures in every run (``infusion.schedule`` of a run)."""
 
     templates: Literal["round_robin", "random"] | NonNegativeInt = "round_robin"
-    """Which train template an exposure shows (``infusion.templates`` of a run)."""
+    """Train template that an exposure shows (``infusion.templates`` of a run)."""
 
     documents: DocumentsConfig = DocumentsConfig()
-    """Boundaries of documents."""
+    """Treatment of the boundaries between documents."""
 
     checkpoints: CheckpointConfig = CheckpointConfig()
-    """What of each run is saved."""
+    """Settings of the checkpoints."""
 
     probes: ProbeConfig = ProbeConfig()
-    """Knowledge probe."""
+    """Settings of the knowledge probe."""
 
     validation: ValidationConfig = ValidationConfig()
-    """Validation loss."""
+    """Settings of the validation loss."""
 
     logging: LoggingConfig = LoggingConfig()
-    """Logs."""
+    """Settings of the logs."""
 
     executor: ExecutorConfig = ExecutorConfig()
-    """Execution."""
+    """Execution on this machine."""
 
     cluster: ClusterConfig = ClusterConfig()
-    """Jobs of ``kis study submit``."""
+    """Settings of the jobs of ``kis study submit``."""
 
     analysis: AnalysisConfig = AnalysisConfig()
-    """Criteria, declared before the data are seen."""
+    """Criteria and settings of the analysis, declared before the data are seen."""
 
     predict: tuple[Annotated[Quantity, Field(gt=0, allow_inf_nan=False)], ...] = ()
-    """Sizes to predict for, parameters, that need not be trained."""
+    """Sizes to predict for, in parameters; they need not be trained."""
 
     @model_validator(mode="after")
     def _has_runs(self) -> StudyConfig:
@@ -198,12 +198,12 @@ class StudyConfig(Config):
         return self
 
     def grid_of(self, rung: LadderEntry) -> list[tuple[int, int, int]]:
-        """(budget, frequency, seed) of every run that the grid gives a size."""
+        """Returns (budget, frequency, seed) of every run that the grid gives a size."""
         axes = ("token_budgets", "frequencies", "seeds")
         own = [getattr(self, axis) if getattr(rung, axis) is None else getattr(rung, axis) for axis in axes]
         return list(itertools.product(*own))
 
     @property
     def runs_folder(self) -> Path:
-        """Where the runs lie."""
+        """Folder of the runs."""
         return self.output / "runs"

@@ -12,32 +12,32 @@ from megatron_kis.common.errors import InputError
 Precision = Literal["auto", "fp32", "bf16", "fp8"]
 
 
-def resolve_precision(precision: Precision, *, host: bool) -> Literal["fp32", "bf16", "fp8"]:
-    """The precision that a run has on a device.
+def resolve_precision(precision: Precision, *, cpu: bool) -> Literal["fp32", "bf16", "fp8"]:
+    """Returns the precision that a run has on a device.
 
     Args:
         precision: as configured.
-        host: whether the device is the CPU.
+        cpu: whether the device is the CPU.
     """
     if precision != "auto":
         return precision
-    return "fp32" if host else "bf16"
+    return "fp32" if cpu else "bf16"
 
 
-def check_precision(precision: str, *, host: bool) -> None:
+def check_precision(precision: str, *, cpu: bool) -> None:
     """Refuses to train on the CPU with weights in half precision.
 
     On CUDA such weights have copies in fp32 that take up updates smaller than the weights' own steps. On the CPU they
-    would have none: the same settings would be two trainings. Asking such a checkpoint on the CPU is no problem.
+    would have none: the same settings would be two trainings. Evaluating such a checkpoint on the CPU is no problem.
 
     Args:
         precision: resolved.
-        host: whether the device is the CPU.
+        cpu: whether the device is the CPU.
 
     Raises:
         InputError: it is such a training.
     """
-    if host and precision == "bf16":
+    if cpu and precision == "bf16":
         raise InputError(
             "is bf16, which is not trained on a CPU (there the weights have no copies in fp32)",
             where="training.precision",
@@ -52,8 +52,8 @@ class OptimizerConfig(Config):
     """Peak learning rate; of a model of ``reference_width``, if that is given."""
 
     reference_width: int | None = Field(None, gt=0)
-    """Lets the peak fall with the width of a model: learning_rate x reference_width / width, the rule of muP for the
-    hidden matrices under Adam (Yang et al. 2022, table 8). So one rate tuned on a small model serves a ladder."""
+    """Width for which ``learning_rate`` was tuned. A model's own peak is then learning_rate x reference_width / width,
+    the rule of muP for the hidden matrices under Adam (Yang et al. 2022, table 8), so that one rate serves a ladder."""
 
     schedule: Literal["cosine", "wsd"] = "cosine"
     """``cosine`` to the minimum, or ``wsd``: warm-up, stable, linear decay (one trunk serves several budgets)."""
@@ -91,34 +91,34 @@ class OptimizerConfig(Config):
 
 
 class GuardConfig(Config):
-    """What to do about steps that go wrong."""
+    """Handling of steps that go wrong."""
 
     skip_in_a_row: int = Field(0, ge=0)
     """Bad steps in a row whose update is left out before the run stops; 0 stops at the first. Their exposures do not
     count as received, and the run's record names them."""
 
     loss_rise: float | None = Field(None, gt=0)
-    """Nats above its running mean at which a loss makes a step a bad one; none if not given: only what is not finite
-    is bad."""
+    """Nats above the running mean of the loss from which a step is bad; if not given, only losses that are not finite
+    are bad."""
 
     hang_minutes: float | None = Field(30.0, gt=0)
-    """A step, or a probe, that takes longer is taken for hung: each rank writes its stacks and ends."""
+    """Minutes after which a step, or a probe, counts as hung: each rank writes its stacks and ends."""
 
 
 class TrainingConfig(Config):
     """Budget, batches and precision."""
 
     token_budget: Count = Field(gt=0)
-    """D, tokens; rounded down to whole global batches."""
+    """Token budget D; rounded down to whole global batches."""
 
     sequence_length: Count = Field(ge=2)
-    """L, tokens."""
+    """Sequence length L in tokens."""
 
     global_batch_size: int = Field(gt=0)
-    """Sequences a step, over all data-parallel ranks."""
+    """Sequences per step, over all data-parallel ranks."""
 
     micro_batch_size: int | None = Field(None, gt=0)
-    """Sequences a forward pass on one rank; the rank's whole share if not given."""
+    """Sequences per forward pass on one rank; the rank's whole share if not given."""
 
     seed: int = Field(0, ge=0)
     """Seed of the weights, the order of the text and the exposures."""
@@ -141,12 +141,12 @@ class TrainingConfig(Config):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run."""
+        """Total number of optimizer steps."""
         return self.token_budget // self.step_tokens
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of a step."""
+        """Tokens per step."""
         return self.sequence_length * self.global_batch_size
 
     @model_validator(mode="after")
@@ -176,7 +176,7 @@ class ParallelConfig(Config):
     """Pipeline-parallel size."""
 
     virtual: int = Field(1, ge=1)
-    """Chunks of layers a stage (Megatron-Core's interleaved schedule): a smaller bubble for more messages. The
+    """Chunks of layers per stage (Megatron-Core's interleaved schedule): a smaller bubble for more messages. The
     micro-batches of a step must be a multiple of the stages."""
 
     context: int = Field(1, ge=1)
@@ -192,7 +192,7 @@ class ParallelConfig(Config):
 
     @property
     def ranks(self) -> int:
-        """Processes that ``kis study`` starts for a run, one a GPU."""
+        """Number of processes that ``kis study`` starts for a run, one per GPU."""
         return self.tensor * self.pipeline * self.context * self.replicas
 
     @model_validator(mode="after")

@@ -138,7 +138,8 @@ def _weights(popularity: ArrayLike, facts: int) -> FloatArray:
         raise InputError(
             f"is no list of {facts} numbers of 0 or more, some above 0", where="popularity", remedy="give one a fact"
         )
-    return weights / weights.mean()
+    shares: NDArray[np.float64] = weights / weights.mean()
+    return shares
 
 
 class _Apportionment:

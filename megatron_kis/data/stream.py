@@ -164,7 +164,8 @@ class Stream:
     def bounds_at(self, times: FloatArray) -> IntArray:
         """Returns [times, classes], the first exposure of each class that does not come before ``times`` (0 to 1)."""
         wanted = np.ceil(self.schedule.share(times)[:, None] * self._sizes - self._phases)
-        return np.minimum(np.maximum(wanted, 0), self._sizes).astype(np.int64)
+        bounds: IntArray = np.minimum(np.maximum(wanted, 0), self._sizes).astype(np.int64)
+        return bounds
 
     def exposures_in(self, firsts: IntArray, lasts: IntArray, sequences: int) -> Exposures:
         """Returns the exposures whose ideal places are in ranges of sequences, [first, last) of ``sequences``."""
@@ -243,7 +244,8 @@ class Stream:
         width = self.lengths.shape[1]
         if width == 1 or not self.facts or self.lengths[:, -1].min() > 0:
             return np.broadcast_to(np.int64(width), (self.facts,))
-        return (self.lengths > 0).sum(axis=1)
+        templates: IntArray = (self.lengths > 0).sum(axis=1)
+        return templates
 
     def templates_at(self, facts: IntArray, ranks: IntArray) -> IntArray:
         """Returns the templates of exposures: M successive ranks of a fact with M templates use each template once.

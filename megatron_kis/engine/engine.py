@@ -71,7 +71,7 @@ class Engine:
         self._model = config.model
         self._seed = config.training.seed
         self._vocabulary = vocabulary
-        precision = resolve_precision(config.training.precision, host=device.is_cpu)
+        precision = resolve_precision(config.training.precision, cpu=device.is_cpu)
         self.precision = precision
         self._sequence_length = config.training.sequence_length
         implementation = resolve_implementation(

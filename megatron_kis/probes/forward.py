@@ -159,9 +159,11 @@ def _call(batch: Batch, chunk: Any) -> torch.Tensor:
     with headless(chunk.module):
         tokens, depths = batch["tokens"], batch["depths"]
         if "mask" not in batch:
-            return chunk(tokens, depths, None)
-        with _placed(chunk.module, depths):
-            return chunk(tokens, depths, batch["mask"])
+            output: torch.Tensor = chunk(tokens, depths, None)
+        else:
+            with _placed(chunk.module, depths):
+                output = chunk(tokens, depths, batch["mask"])
+    return output
 
 
 def _fitted(values: NDArray[np.int32], width: int) -> NDArray[np.int32]:

@@ -75,7 +75,8 @@ class NameColumn:
 
     def __getitem__(self, index: int) -> str:
         """Returns the string of a question."""
-        return self.names[self.codes[index]]
+        name: str = self.names[self.codes[index]]
+        return name
 
 
 @dataclass(frozen=True)

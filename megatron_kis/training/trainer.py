@@ -209,11 +209,11 @@ class Trainer:
         return {**self._inputs.fingerprints, "plan": self._inputs.plan.fingerprint}
 
     def _is_done(self, device: Device) -> bool:
-        precision = resolve_precision(self.config.training.precision, host=device.is_cpu)
+        precision = resolve_precision(self.config.training.precision, cpu=device.is_cpu)
         tokenizer = self._inputs.tokenizer
         if is_done(self.config, self._fingerprints(), precision=precision, model_sha256=tokenizer.model_sha256):
             return True
-        check_precision(precision, host=device.is_cpu)
+        check_precision(precision, cpu=device.is_cpu)
         return False
 
     @contextmanager

@@ -2,7 +2,7 @@ import gzip
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_kis.common.errors import InputError
@@ -73,6 +73,7 @@ def test_a_name_that_subject_and_object_share_states_nothing_alone():
     assert finder.facts_in("the Union and the northern states") == ["u"]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["Aconcagua", "Argentina.", "OR", "or", "US", "São", "Tomé", "Saint Thomas,", "Gulf of"]))
 )

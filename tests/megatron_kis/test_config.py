@@ -15,7 +15,7 @@ from megatron_kis.common.configuration import json_schema, load_config, parse_co
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.data import InfusionConfig
 from megatron_kis.config.ladder import PRESETS, ModelShape
-from megatron_kis.config.run import ModelConfig, MomentsConfig, OptimizerConfig, RunConfig, TrainingConfig
+from megatron_kis.config.run import EvalScheduleConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.training.record import result_settings
 
@@ -130,7 +130,7 @@ def test_a_missing_key_is_named(place: str) -> None:
         ("training.optimizer.schedule", "linear", "training.optimizer.schedule: .*'cosine' or 'wsd'"),
         ("training.optimizer.warmup_share", 1, "training.optimizer.warmup_share: .*less than 1"),
         ("training.optimizer.learning_rate", 0, "training.optimizer.learning_rate: .*greater than 0"),
-        ("probes.moments.shares", [0.5, 1.5], r"probes.moments.shares: each must lie in \[0, 1\]"),
+        ("probes.moments.shares", [0.5, 1.5], r"probes.moments.shares: each must be in \[0, 1\]"),
         ("probes.templates", {"train": -1}, "probes.templates"),
         ("device", "tpu", "device: .*'auto', 'cpu' or 'cuda'"),
         ("model", {"preset": "7bb"}, "model.preset: no model preset '7bb'; did you mean '7b'?"),
@@ -277,7 +277,7 @@ def test_an_impossible_shape_is_refused(shape: dict[str, int], message: str) -> 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=5), st.none() | st.integers(1, 40), st.integers(1, 200))
 def test_moments_lie_in_the_run_and_include_its_end(shares: list[float], every: int | None, last: int) -> None:
-    steps = MomentsConfig(shares=tuple(shares), every=every).steps(last)
+    steps = EvalScheduleConfig(shares=tuple(shares), every=every).steps(last)
     assert last in steps
     assert all(0 <= step <= last for step in steps)
     assert all(min(abs(step - share * last) for step in steps) <= 0.5 for share in shares)
@@ -286,11 +286,11 @@ def test_moments_lie_in_the_run_and_include_its_end(shares: list[float], every: 
 
 
 def test_moments_are_steps() -> None:
-    assert MomentsConfig(shares=(0.0, 0.5), every=40).steps(100) == {0, 40, 50, 80, 100}
+    assert EvalScheduleConfig(shares=(0.0, 0.5), every=40).steps(100) == {0, 40, 50, 80, 100}
 
 
 def test_moments_by_tokens_are_the_steps_that_reach_them() -> None:
-    moments = MomentsConfig(shares=(), tokens=(0, 1, 512, 513, 51_200, 51_201))
+    moments = EvalScheduleConfig(shares=(), tokens=(0, 1, 512, 513, 51_200, 51_201))
     assert moments.steps(100, step_tokens=512) == {0, 1, 2, 100}
 
 

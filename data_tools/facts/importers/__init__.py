@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_kis.data_tools.facts.fact import Candidate
 from megatron_kis.data_tools.facts.importers.base import (
     AMBIGUOUS_NAMES,
     NOT_SAMPLED,
-    Candidate,
     Dropped,
     Imported,
     Importer,

@@ -16,9 +16,9 @@ from typing import Any
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import read_text
 from megatron_kis.common.parsing import parse_json
+from megatron_kis.data_tools.facts.fact import Candidate
 from megatron_kis.data_tools.facts.fields import id_field, strings_field
 from megatron_kis.data_tools.facts.importers.base import (
-    Candidate,
     Imported,
     candidate_or_dropped,
     parse_json_lines,

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError, first_of
+from megatron_kis.data_tools.facts.fact import Candidate
 from megatron_kis.data_tools.facts.fields import id_field, string_field, strings_field
-from megatron_kis.data_tools.facts.importers.base import Candidate, Imported, parse_json_lines
+from megatron_kis.data_tools.facts.importers.base import Imported, parse_json_lines
 from megatron_kis.data_tools.facts.importers.columns import FIELDS, NEEDED, columns_flag
 
 

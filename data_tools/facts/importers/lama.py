@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.common.errors import InputError
+from megatron_kis.data_tools.facts.fact import Candidate
 from megatron_kis.data_tools.facts.fields import id_field
 from megatron_kis.data_tools.facts.importers.base import (
-    Candidate,
     Imported,
     candidate_or_dropped,
     json_object,

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kis.common.errors import InputError, first_of
-from megatron_kis.data_tools.facts.importers.base import Candidate, Imported, malformed, parse_rows, validated
+from megatron_kis.data_tools.facts.fact import Candidate
+from megatron_kis.data_tools.facts.importers.base import Imported, malformed, parse_rows, validated
 from megatron_kis.data_tools.facts.importers.columns import (
     ALIASES,
     NEEDED,

@@ -12,8 +12,8 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import unreadable
+from megatron_kis.data_tools.facts.fact import Candidate
 from megatron_kis.data_tools.facts.importers.base import (
-    Candidate,
     Dropped,
     Imported,
     candidate_or_dropped,

@@ -16,14 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_kis.common.errors import InputError, nearest
-from megatron_kis.data_tools.facts.importers.base import (
-    AMBIGUOUS_NAMES,
-    NOT_SAMPLED,
-    Candidate,
-    Dropped,
-    Imported,
-    malformed,
-)
+from megatron_kis.data_tools.facts.fact import Candidate
+from megatron_kis.data_tools.facts.importers.base import AMBIGUOUS_NAMES, NOT_SAMPLED, Dropped, Imported, malformed
 from megatron_kis.data_tools.facts.importers.reading import source_lines, visible_files
 from megatron_kis.data_tools.facts.importers.wikidata5m_names import EntityNames, Names
 from megatron_kis.data_tools.facts.importers.wikidata5m_triples import (

@@ -21,7 +21,6 @@ _STEPS = (
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data`` and its steps."""
     summary = "text and facts to tokenized files"
     order = "In order: demo, facts, tokenizer, corpus, render; templates, leaks and inspect look at what is there."
     parser = commands.add_parser("data", help=summary, description=f"Turns {summary}. {order}")

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def add_corpus(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data corpus``."""
     parser = add_step(steps, "corpus", "tokenize text into PREFIX.bin/.idx and PREFIX.validation.bin/.idx")
     add_text_options(parser)
     tokenizer = "SentencePiece model, tokenizer.json, .tiktoken or tekken.json file, or a folder with one of them"
@@ -51,14 +50,14 @@ def _add_content(parser: argparse.ArgumentParser) -> None:
 
 def _add_work(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how the work is done")
-    errors = "a line that holds no document: end there, or list it in PREFIX.quarantine.jsonl and go on"
+    errors = "a line that holds no document: stop there, or list it in PREFIX.quarantine.jsonl and continue"
     group.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
     encoder = (
         "auto is gigatoken where it gives the ids of the tokenizer's own library, the reference; a corpus of another"
         " encoder, or another version of it, is made again"
     )
     group.add_argument("--encoder", choices=("auto", "gigatoken", "reference"), default="auto", help=encoder)
-    group.add_argument("--workers", type=int, metavar="N", help="processes; one a core by default")
+    group.add_argument("--workers", type=int, metavar="N", help="processes; one per core by default")
     shard = "do the i-th of n shards, for several machines; `kis data merge` joins them"
     group.add_argument("--shard", type=_shard, metavar="i/n", help=shard)
     part = "text between two restart points, in MB; 2 or more by default"
@@ -132,7 +131,6 @@ def _describe(summary: CorpusSummary, seconds: float, *, facts: bool) -> None:
 
 
 def add_merge(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data merge``."""
     parser = add_step(steps, "merge", "join shards or corpora of one tokenizer, without decoding them")
     parser.add_argument("prefixes", type=Path, nargs="+", metavar="PREFIX", help="corpora, in their order")
     parser.add_argument(

@@ -12,7 +12,6 @@ from megatron_kis.common.terms import GROUPS, HELD_OUT, SPLITS
 
 
 def add_facts(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data facts``."""
     parser = add_step(
         steps, "facts", "import triples, drop ambiguous ones, split them into infused, background, control"
     )
@@ -76,7 +75,6 @@ def _facts(options: argparse.Namespace) -> int:
 
 
 def add_templates(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data templates``."""
     parser = add_step(steps, "templates", "check templates: slots, doubles, a and an, and the tokens they take")
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
     parser.add_argument("--facts", type=Path, metavar="FILE", help="facts.jsonl: check with its names")
@@ -108,8 +106,7 @@ def _templates(options: argparse.Namespace) -> int:
 
 
 def add_export(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data export``."""
-    parser = add_step(steps, "export", "write facts as data sets of BEAR and LM-Pub-Quiz, one a group")
+    parser = add_step(steps, "export", "write facts as data sets of BEAR and LM-Pub-Quiz, one per group")
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
     parser.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder to write into")

@@ -11,7 +11,6 @@ from megatron_kis.cli.data.options import JSON_HELP, add_step
 
 
 def add_inspect(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data inspect``."""
     summary = "check a corpus or exposure store and show its content; of a run, what facts were promised and got"
     parser = add_step(steps, "inspect", summary)
     parser.add_argument("prefix", type=Path, metavar="PREFIX|RUN_DIR", help="of .bin and .idx; or a run's folder")
@@ -50,7 +49,7 @@ def _inspect_run(options: argparse.Namespace) -> int:
 
 
 def _lines(lines: Iterable[str]) -> str:
-    """Lines for a terminal: a corpus may hold anything."""
+    """Returns lines that are harmless to a terminal: a corpus may contain anything."""
     from megatron_kis.common.errors import printable
 
     return "\n".join(printable(line, keep="\t") for line in lines)

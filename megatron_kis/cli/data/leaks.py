@@ -9,7 +9,6 @@ from megatron_kis.cli.data.options import add_skipping, add_step, add_text_optio
 
 
 def add_leaks(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data leaks``."""
     parser = add_step(steps, "leaks", "list the text that states a studied fact, and write the text without it")
     add_text_options(parser)
     add_skipping(parser)

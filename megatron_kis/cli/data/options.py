@@ -29,7 +29,7 @@ def add_step(
 
 
 def new_file(text: str) -> Path:
-    """A file to write, as an argument: no folder, and nothing on the way to it is a file."""
+    """Returns a file to write, as an argument: no folder, and nothing on the way to it is a file."""
     path = in_folders(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder; expected the name of a file")
@@ -37,7 +37,7 @@ def new_file(text: str) -> Path:
 
 
 def in_folders(text: str) -> Path:
-    """A folder or prefix of files to write, as an argument: nothing on the way to it is a file."""
+    """Returns a folder or prefix of files to write, as an argument: nothing on the way to it is a file."""
     path = Path(text)
     for folder in path.parents:
         if folder.exists() and not folder.is_dir():
@@ -46,7 +46,7 @@ def in_folders(text: str) -> Path:
 
 
 def new_folder(text: str) -> Path:
-    """A folder to write into, as an argument: neither it nor what it lies in is a file."""
+    """Returns a folder to write into, as an argument: neither it nor a folder above it is a file."""
     in_folders(f"{text}/file")
     return Path(text)
 
@@ -66,14 +66,14 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_skipping(parser: argparse.ArgumentParser) -> None:
-    """Adds what is done about a line that holds no document."""
-    errors = "a line that holds no document: end there, or count it, name the first and go on"
+    """Adds the choice between stopping at a line without a document and skipping it."""
+    errors = "a line that holds no document: stop there, or count it, name the first and continue"
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=errors)
 
 
 @contextmanager
 def documents_of(options: argparse.Namespace, paths: Iterable[Path]) -> Iterator[Iterator[Document]]:
-    """The documents of the text files; says at the end, also that of an error, which lines were skipped."""
+    """Yields the documents of the text files; says at the end, even after an error, which lines were skipped."""
     from megatron_kis.data_tools.readers.documents import SkippedLines, iter_documents
 
     skipped = SkippedLines() if options.on_error == "skip" else None
@@ -91,7 +91,7 @@ def documents_of(options: argparse.Namespace, paths: Iterable[Path]) -> Iterator
 
 
 def megabytes(text: str) -> int:
-    """Bytes of a size in MB, as an argument."""
+    """Returns the bytes of a size in MB, as an argument."""
     try:
         size = int(float(text) * 1e6)
     except (ValueError, OverflowError):

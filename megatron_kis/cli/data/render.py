@@ -11,7 +11,6 @@ from megatron_kis.common.units import whole_quantity
 
 
 def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data render``."""
     parser = add_step(steps, "render", "render facts into the exposure store and the probe questions")
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="facts.jsonl")
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
@@ -34,7 +33,7 @@ def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _count_or_all(text: str) -> int | None:
-    """A number, or None for ``all``."""
+    """Returns a number, or None for ``all``."""
     if text == "all":
         return None
     if not text.isdecimal() or int(text) < 1:

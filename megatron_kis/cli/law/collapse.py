@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     parser = steps.add_parser(
         "collapse",
         help="onset, collapse by memory and by loss tolerance of every (N, D)",

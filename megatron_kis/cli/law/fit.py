@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     parser = steps.add_parser(
         "fit",
         help="the law of the transitions over model size (and token budget)",

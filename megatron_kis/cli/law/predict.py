@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     parser = steps.add_parser(
         "predict",
         help="the transition of a model that was not trained",

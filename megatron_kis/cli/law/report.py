@@ -10,7 +10,6 @@ from megatron_kis.common.units import quantity
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     parser = steps.add_parser(
         "report",
         help="one self-contained report.html",

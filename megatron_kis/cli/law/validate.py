@@ -9,7 +9,6 @@ from megatron_kis.cli.law.common import add_json, print_json
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     parser = steps.add_parser(
         "validate",
         help="score a prediction written before against points measured after",

@@ -8,7 +8,6 @@ from megatron_kis.cli.study import cancel, logs, next_, plan, prepare, report, r
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes ``kis study`` and its steps."""
     parser = commands.add_parser(
         "study", help="a ladder of runs, their curves, the law and the report", description=__doc__
     )

@@ -9,7 +9,6 @@ from megatron_kis.cli.study.common import add_step, load_study
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     add_step(
         steps,
         "cancel",

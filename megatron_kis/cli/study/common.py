@@ -1,4 +1,4 @@
-"""What the steps of ``kis study`` share: options, the study file, its data and runs, tables."""
+"""What the steps of ``kis study`` share: options, the study file, its data and runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DATA_FOLDER = "data"
-"""Of a study's output."""
+"""Name of the folder of the data in a study's output."""
 
 
 def add_step(
@@ -35,7 +35,7 @@ def add_step(
     parser = steps.add_parser(name, help=summary, description=summary)
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study's configuration")
     if run:
-        parser.add_argument("run", metavar="RUN", help="the run's name, as kis study status shows it")
+        parser.add_argument("run_name", metavar="RUN", help="the run's name, as kis study status shows it")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's, e.g. seeds=[0,1]"
     )
@@ -122,7 +122,7 @@ def prepare(study: StudyConfig, *, submission: int | None = None, restarted: Col
 
 @contextmanager
 def _planned(output: Path) -> Iterator[Path | None]:
-    """The folder of ``kis study plan``, if it is there and no plan is at work in it."""
+    """Yields the folder of ``kis study plan``, if it is there and no plan is at work in it."""
     from megatron_kis.common.files import locked
     from megatron_kis.study.data import planned_folder
 
@@ -138,7 +138,7 @@ def _planned(output: Path) -> Iterator[Path | None]:
 
 
 def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tuple[list[str], dict[str, str]]:
-    """Which runs are complete, and the fingerprints of their data; the plans of all others are checked.
+    """Returns which runs are complete, and the fingerprints of their data; the plans of all others are checked.
 
     Args:
         every: the runs of a study; none may be complete on other data.

@@ -17,7 +17,6 @@ _BLOCK = 1 << 16
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     logs = add_step(steps, "logs", "the end of one run's log, all its attempts in one", _logs, run=True, json=False)
     logs.add_argument("--lines", type=int, default=40, metavar="N", help="how many (40); 0 for all")
     logs.add_argument("--follow", action="store_true", help="go on until the run has ended; Ctrl-C leaves it alone")
@@ -30,15 +29,16 @@ def _logs(options: argparse.Namespace) -> int:
     if options.lines < 0:
         raise InputError(f"is {options.lines}", where="--lines", remedy="use 0 for all, or more")
     _, view = overview(options)
+    name = options.run_name
     by_name = {run.name: run for run in view.runs}
-    if options.run not in by_name:
-        raise InputError(f"no run {options.run!r} in this study", where="RUN", remedy=nearest(options.run, by_name))
-    run = by_name[options.run]
+    if name not in by_name:
+        raise InputError(f"no run {name!r} in this study", where="RUN", remedy=nearest(name, by_name))
+    run = by_name[name]
     view = Overview([run], view.retries, view.lease)
     path = run.output / LOG_NAME
     state = view.look()[0].state
     if not path.exists() and not options.follow:
-        raise InputError(f"has no log yet: it is {state}", where=options.run, remedy="kis study logs --follow waits")
+        raise InputError(f"has no log yet: it is {state}", where=name, remedy="kis study logs --follow waits")
     try:
         while not path.exists():
             time.sleep(_POLL_SECONDS)
@@ -57,7 +57,7 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _start_of_tail(log: IO[bytes], lines: int) -> int:
-    """Where the last lines begin, found from the end."""
+    """Returns where the last lines begin, found from the end."""
     end = log.seek(0, os.SEEK_END)
     if not lines:
         return 0
@@ -78,20 +78,20 @@ def _start_of_tail(log: IO[bytes], lines: int) -> int:
 
 
 class _Copy:
-    """Prints whole lines of a log as they come; what a terminal would obey is taken out or spelled out."""
+    """Prints whole lines of a log as they come; what a terminal would interpret is removed or spelled out."""
 
     def __init__(self, log: IO[bytes]) -> None:
         self._log, self._begun = log, b""
 
     def lines(self) -> None:
-        """The lines that have ended since the last call."""
+        """Returns the lines that have ended since the last call."""
         while block := self._log.read(_BLOCK):
             whole, newline, self._begun = (self._begun + block).rpartition(b"\n")
             self._print(whole + newline)
         sys.stdout.flush()
 
     def rest(self) -> None:
-        """A last line that has not ended."""
+        """Returns a last line that has not ended."""
         self._print(self._begun)
         sys.stdout.flush()
 

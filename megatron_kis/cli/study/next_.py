@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     proposed = add_step(
         steps, "next", "the runs to add next, what each would gain, and what one size more would; trains nothing", _next
     )
@@ -106,7 +105,7 @@ def _next(options: argparse.Namespace) -> int:
 
 
 def _runs(study: StudyConfig) -> Runs:
-    """The complete runs of the study; those that are not of it are named."""
+    """Returns the complete runs of the study; names those that do not belong to it."""
     from megatron_kis.analysis.report.summary import not_of_this_study
     from megatron_kis.analysis.runs.load import load_runs
     from megatron_kis.cli.study.report import belonging
@@ -118,7 +117,7 @@ def _runs(study: StudyConfig) -> Runs:
 
 
 def _print_sizes(sizes: list[dict[str, Any]]) -> None:
-    """What one size more would tell, and its entry of the ladder; nothing where none would."""
+    """Prints how much one more size would narrow the law, and its entry of the ladder."""
     import yaml
 
     if not sizes:
@@ -149,7 +148,7 @@ def _print_sizes(sizes: list[dict[str, Any]]) -> None:
 
 
 def _ladder_entry(found: tuple[LadderEntry, int] | None) -> dict[str, Any]:
-    """The rung as the study file would have it, and its N."""
+    """Returns the entry as the study file would have it, and its N."""
     if found is None:
         return {"rung": None, "rung_params": None}
     rung, params = found
@@ -157,7 +156,7 @@ def _ladder_entry(found: tuple[LadderEntry, int] | None) -> dict[str, Any]:
 
 
 def _entry(at: PlannedRun) -> dict[str, Any]:
-    """What the study says of a proposal."""
+    """Returns what the study has of a proposal."""
     if at.run is None:
         return {"size": None, "planned": False}
     return {"size": at.run.size, "seed": at.run.seed, "planned": at.planned}

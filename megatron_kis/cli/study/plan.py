@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     plan = add_step(
         steps, "plan", "show the runs of a study and what each feeds, and check its settings; changes nothing", _plan
     )
@@ -68,7 +67,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _data(study: StudyConfig) -> Iterator[DataConfig]:
-    """The data that the study would be trained on: those in its folder, or made next to it for the plan alone."""
+    """Yields the data of the study: those in its folder, or made next to it for the plan alone."""
     from megatron_kis.common.files import locked
     from megatron_kis.common.progress import console_progress
     from megatron_kis.data_tools.preparation.prepare import prepare_data, stale
@@ -97,7 +96,7 @@ def _data(study: StudyConfig) -> Iterator[DataConfig]:
 
 
 def _summary(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """A line a size and budget."""
+    """Returns one line per size and budget."""
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["size"], row["tokens"]), []).append(row)

@@ -14,7 +14,6 @@ logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step, which is not listed: people have no use for it."""
     parser = steps.add_parser(
         "prepare",
         description="Prepares the data of a submission, checks every run against them, and writes down which data its "

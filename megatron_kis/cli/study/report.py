@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     add_step(steps, "report", "analyse the runs that are done and write the report", _report)
 
 
@@ -24,7 +23,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def analyse(study: StudyConfig, *, as_json: bool) -> None:
-    """Analyses the runs that are done, writes the report, and prints what was seen."""
+    """Analyses the runs that are done, writes the report, and prints the findings."""
     from megatron_kis.analysis.outputs import analyse_study
     from megatron_kis.analysis.report.summary import findings, not_of_this_study
 
@@ -43,7 +42,7 @@ def analyse(study: StudyConfig, *, as_json: bool) -> None:
 
 
 def belonging(study: StudyConfig) -> dict[str, Any]:
-    """Which runs belong to the study as its file is now, as ``study.json`` says it.
+    """Returns which runs belong to the study as its file is now, as ``study.json`` says it.
 
     The data are those that the runs were made with: their fingerprints are of the study's own ``study.json``.
 
@@ -74,7 +73,7 @@ def _same_data(study: StudyConfig) -> None:
 
 
 def _as_made(study: StudyConfig) -> bool:
-    """Whether the data that are there are made from the files that the study names now: the same, at other places."""
+    """Returns whether the present data are made from the files that the study names now: the same, at other places."""
     from megatron_kis.data_tools.preparation.prepare import stale
 
     try:

@@ -24,7 +24,6 @@ _NARROWEST_BAR = 20  # columns of a terminal below which plain lines are clearer
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     run = add_step(steps, "run", "prepare the data, execute what is not done, analyse, write the report", _run)
     run.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: the study's, or all cores)")
     add_selection(run)
@@ -75,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     if ended.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if ended.signal:
-        raise Stopped(f"stopped by {signal.Signals(ended.signal).name}; run the same command again to go on")
+        raise Stopped(f"stopped by {signal.Signals(ended.signal).name}; run the same command again to resume")
     if ended.done:
         analyse(study, as_json=options.json)
     if ended.failed:
@@ -105,7 +104,7 @@ def another_try(runs: list[RunConfig], settings: ExecutorConfig, options: argpar
 
 
 def selected(runs: list[RunConfig], names: list[str] | None) -> list[RunConfig]:
-    """The runs of these names, in their order; all if none are named.
+    """Returns the runs of these names, in their order; all if none are named.
 
     Raises:
         InputError: a name that no run has.
@@ -120,7 +119,7 @@ def selected(runs: list[RunConfig], names: list[str] | None) -> list[RunConfig]:
 
 
 def tell(ended: Progress, runs: list[RunConfig]) -> None:
-    """Says what did not end well, and why."""
+    """Names the runs that did not end well, and why."""
     from megatron_kis.executor.logs import LOG_NAME, failure_reason, for_terminal
 
     by_name = {run.name: run for run in runs}
@@ -135,7 +134,7 @@ def tell(ended: Progress, runs: list[RunConfig]) -> None:
 
 
 class shown_progress:
-    """A bar over all runs on a terminal, a plain line a change otherwise."""
+    """Shows a bar over all runs on a terminal, one plain line per change elsewhere."""
 
     def __init__(self, runs: list[RunConfig]) -> None:
         self._runs = {run.name: run for run in runs}

@@ -1,4 +1,4 @@
-"""``kis study status``: where the runs stand."""
+"""``kis study status``: the states of the runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     status = add_step(
         steps, "status", "where the runs of a study stand: states, progress, speed, time left, failures", _status
     )
@@ -31,7 +30,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def overview(options: argparse.Namespace) -> tuple[StudyConfig, Overview]:
-    """The study and the overview of its runs."""
+    """Returns the study and the overview of its runs."""
     from megatron_kis.study.grid import runs_of
     from megatron_kis.study.status import Overview
 
@@ -71,7 +70,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def record(name: str, rows: list[RunStatus], ahead: Forecast) -> dict[str, Any]:
-    """The same as JSON."""
+    """Returns the status for JSON."""
     from dataclasses import asdict
 
     runs = [asdict(row) | {"seconds_left": ahead.runs.get(row.name)} for row in rows]

@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     parser = add_step(steps, "submit", "write the batch scripts of what is not done, and submit them to SLURM", _submit)
     add_selection(parser)
     parser.add_argument("--dry-run", action="store_true", help="show everything; write and submit nothing")
@@ -106,7 +105,7 @@ def _say(study: StudyConfig, runs: list[RunConfig], done: set[str], queued: set[
 
 
 def _nothing(study: StudyConfig, options: argparse.Namespace, live: list[Task]) -> int:
-    """Nothing is left to submit."""
+    """Says that nothing is left to submit."""
     if options.json:
         print(json.dumps({"submission": None, "cells": 0, "jobs": []}, indent=1))
     else:
@@ -141,7 +140,7 @@ def _same_data(study: StudyConfig, live: list[Task], sources: list[Source]) -> N
 
 
 def _show(study: StudyConfig, submission: Submission, done: int, *, as_json: bool) -> None:
-    """What would be written and submitted."""
+    """Shows what would be written and submitted."""
     from megatron_kis.executor.slurm.scripts import shell
     from megatron_kis.study.submission import described
 
@@ -158,7 +157,7 @@ def _show(study: StudyConfig, submission: Submission, done: int, *, as_json: boo
 
 
 def _size(step: Step) -> str:
-    """What a job runs, in words."""
+    """Returns what a job runs, in words."""
     runs = sum(map(len, step.tasks))
     if not runs:
         return step.job.label

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from megatron_kis.study.status import RunStatus
 
 MANY = 60
-"""Cells beyond which they are shown by size, and one by one only where they run or failed."""
+"""Number of runs beyond which they are shown by size, and one by one only if they run or failed."""
 
 _MOST_RUNNING, _MOST_FAILED = 40, 8
 
@@ -114,7 +114,7 @@ def _failures(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
 
 
 def _others(rows: Sequence[RunStatus]) -> Iterable[RenderableType]:
-    """What differs of the complete runs that are other ones, and of how many."""
+    """Yields what differs in complete runs with other settings, and in how many."""
     from rich.text import Text
 
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)

@@ -18,7 +18,6 @@ _SECONDS = 5.0
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step."""
     watch = add_step(
         steps,
         "watch",

@@ -14,7 +14,6 @@ logger = logging.getLogger(__name__)
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describes the step, which is not listed: people have no use for it."""
     parser = steps.add_parser(
         "work",
         description="Executes the runs of one task of a submission. Batch scripts of kis study submit call it; "
@@ -41,7 +40,7 @@ def _work(options: argparse.Namespace) -> int:
     from megatron_kis.study.grid import runs_of
 
     # The data job has checked every run against the data and says which they are: a thousand workers need not open
-    # them, and start without PyTorch. Each cell compares them with what it finds.
+    # them, and start without PyTorch. Each run compares them with what it finds.
     with node.early_signals() as told:
         study = load_config(StudyConfig, options.submission / STUDY)
         files, fingerprints = read_data(options.submission)

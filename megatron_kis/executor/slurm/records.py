@@ -141,7 +141,9 @@ def changed_source(folder: Path, now: Iterable[Source]) -> str | None:
         InputError: the record is missing or damaged.
     """
     content = read_json(folder / SOURCES, SOURCES_SCHEMA, keys=("files",))
-    then = {row["path"]: (row["size"], row["mtime_ns"]) for row in content["files"]}
+    then: dict[str, tuple[int | None, int | None]] = {
+        row["path"]: (row["size"], row["mtime_ns"]) for row in content["files"]
+    }
     found = {path: (size, time_ns) for path, size, time_ns in now}
     for path in (*then, *found):
         if path in then and then[path] == (None, None):

@@ -8,7 +8,7 @@ from math import isnan
 from typing import Any
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.config.run import MomentsConfig
+from megatron_kis.config.run import EvalScheduleConfig
 
 _SAVED = (
     "step",
@@ -137,7 +137,7 @@ class LoggingCallback(Callback):
 class ScheduledCallback(LoggingCallback):
     """A callback that runs at the moments of its configuration."""
 
-    def __init__(self, moments: MomentsConfig, steps: int, step_tokens: int) -> None:
+    def __init__(self, moments: EvalScheduleConfig, steps: int, step_tokens: int) -> None:
         """Resolves the moments for a run of ``steps`` steps of ``step_tokens`` tokens each."""
         self._at = moments.steps(steps, step_tokens=step_tokens)
 
