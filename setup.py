@@ -48,7 +48,7 @@ setup(
         "torch>=2.6",
         "megatron-core>=0.16.1,<0.20,!=0.17.*,!=0.18.*",  # tested: 0.16.1 on Python 3.11, 0.19.2 on 3.12 (README)
         "numpy>=1.26",
-        "scipy>=1.11",
+        "scipy>=1.12",
         "pandas>=2.1",
         "pydantic>=2.9",
         "PyYAML>=6.0",

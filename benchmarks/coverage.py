@@ -21,30 +21,30 @@ from benchmarks.simulated import DESIGNS, TRUTH, WHOLE, chain, end_to_end, neste
 
 
 def markdown(simulations: int, single: int, inner: int) -> str:
-    """The tables, as they stand in the documentation."""
+    """Returns the tables as the documentation has them."""
     started = time.perf_counter()
     lines = [
-        f"Law and predictions, {simulations} simulated studies per row in which the law could be fitted (nominal 95%; 200 facts, "
-        "3 seeds, 12 levels). Scatter: of log F* between models:",
+        f"Law and predictions, {simulations} simulated studies per row that could carry the law (nominal 95%; 200 "
+        "facts, 3 seeds, 12 levels). Scatter: of log F* between models:",
         "",
-        "| cells | beyond the grid | scatter | noise | censored | refused in addition | F* | b | c | next model, 4 x N | "
-        "10 x N | bias of b (s.e.) | censored cells dropped | width at 4 x N (log) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| cells | beyond the grid | scatter | noise | censored | inconclusive | refused beside | F* | b | c | "
+        "next model, 4 x N | 10 x N | bias of b (s.e.) | censored cells dropped | width at 4 x N (log) |",
+        "|" + 15 * "---|",
     ]
     for cells, censored, scatter, noise in product(DESIGNS, (0.0, 0.3), (0.1, 0.3), ("gaussian", "t4")):
         r = chain(cells, censored, noise, simulations, truth=replace(TRUTH, scatter=scatter))
         lines.append(
-            f"| {cells} | {censored:.0%} | {scatter} | {noise} | {r.seen_censored:.0%} | {r.refused} | {r.tau:.3f} | "
-            f"{r.b:.3f} | {r.c:.3f} | {r.at_4:.3f} | {r.at_10:.3f} | {r.bias_in_errors:.2f} | "
-            f"{r.dropped_bias:.2f} | {r.width:.2f} |"
+            f"| {cells} | {censored:.0%} | {scatter} | {noise} | {r.seen_censored:.0%} | {r.inconclusive:.1%} | "
+            f"{r.refused} | {r.tau:.3f} | {r.b:.3f} | {r.c:.3f} | {r.at_4:.3f} | {r.at_10:.3f} | "
+            f"{r.bias_in_errors:.2f} | {r.dropped_bias:.2f} | {r.width:.2f} |"
         )
     lines += [
         "",
-        f"End to end, {simulations} studies per row: six sizes from 1M to 1B, then 7B and 70B. Curvature: "
-        "coefficient of (log N)^2 in the truth; the fitted law is straight.",
+        f"End to end, {simulations} studies per row: six sizes from 1M to 1B, then 7B and 70B. Curvature: coefficient "
+        "of (log N)^2 in the truth; the fitted law is straight.",
         "",
         "| curvature | 7B in its interval | 70B | median error at 7B (log) | at 70B | lack of fit flagged |",
-        "|---|---|---|---|---|---|",
+        "|" + 6 * "---|",
     ]
     for curvature in (0.0, -0.02, -0.05):
         e = end_to_end(simulations, curvature)
@@ -59,7 +59,7 @@ def markdown(simulations: int, single: int, inner: int) -> str:
         "t), and by the two bootstraps that check it; last, the law's mean there.",
         "",
         "| design | refused | Student's t, used | bootstrap of curves | bootstrap of points | the mean, as used |",
-        "|---|---|---|---|---|---|",
+        "|" + 6 * "---|",
     ]
     rows = {design_.name: nested(design_, inner) for design_ in WHOLE}
     rows["all"] = _pooled(list(rows.values()))
@@ -71,7 +71,7 @@ def markdown(simulations: int, single: int, inner: int) -> str:
         f"Collapse points, {single} curves per row, each with its own test and calibration:",
         "",
         "| facts | seeds | steepness | levels | called collapsed | F* in its interval | median width (log) |",
-        "|---|---|---|---|---|---|---|",
+        "|" + 7 * "---|",
     ]
     for row in tau_coverage(single):
         lines.append(
@@ -83,7 +83,7 @@ def markdown(simulations: int, single: int, inner: int) -> str:
         f"Size of the test against no collapse, nominal 5%, {simulations} curves per row:",
         "",
         "| curve | facts | seeds | rejected |",
-        "|---|---|---|---|",
+        "|" + 4 * "---|",
     ]
     lines += [
         f"| {name} | {facts} | {seeds} | {share:.3f} |" for name, facts, seeds, share in size_of_test(simulations)
@@ -93,7 +93,7 @@ def markdown(simulations: int, single: int, inner: int) -> str:
 
 
 def _pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """All designs' studies together."""
+    """Returns the studies of all designs together."""
     studies = [row["studies"] for row in rows]
     return {
         "studies": sum(studies),
@@ -106,7 +106,7 @@ def _pooled(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _said(row: dict[str, Any], name: str) -> str:
-    """Coverage with its exact 95% interval, and the mean log width."""
+    """Returns a coverage with its exact 95% interval, and the mean log width."""
     found = stats.binomtest(row["covered"][name], row["studies"])
     low, high = found.proportion_ci()
     return f"{found.statistic:.3f} [{low:.2f}, {high:.2f}], {row['width'][name]:.2f}"
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=1000, help="studies per row (1000)")
     parser.add_argument("--single", type=int, default=200, help="single curves per row (200)")
-    parser.add_argument("--nested", type=int, default=40, help="whole studies a design, every bootstrap (40)")
+    parser.add_argument("--nested", type=int, default=40, help="whole studies per design, every bootstrap (40)")
     parser.add_argument("--output", type=Path, help="write the tables here instead of printing them")
     options = parser.parse_args()
     text = markdown(options.simulations, options.single, options.nested)

@@ -19,9 +19,9 @@ from scipy import stats
 
 from megatron_kis.analysis.criteria import HingeCollapse, find_transitions
 from megatron_kis.analysis.criteria.counts import draw, evidence
-from megatron_kis.analysis.criteria.hinge_fit import fit_hinges
-from megatron_kis.analysis.criteria.unimodal import fall_test
-from megatron_kis.analysis.law.bootstrap import Source, bootstrap_law, detect, levelled
+from megatron_kis.analysis.criteria.hinge_fit import COARSE, fit_hinges
+from megatron_kis.analysis.criteria.unimodal import critical_value, fall_test
+from megatron_kis.analysis.law.bootstrap import SimulatedCell, bootstrap_law, measure, rescaled
 from megatron_kis.analysis.law.bootstrap_points import bootstrap_points
 from megatron_kis.analysis.law.candidates import SIZE_AND_BUDGET, design
 from megatron_kis.analysis.law.fit import LawRefused, fit_law
@@ -51,6 +51,8 @@ class Chain:
     """Studies beside them that could not carry the law."""
     seen_censored: float
     """Share of cells that were found censored."""
+    inconclusive: float
+    """Share of cells that were found inconclusive, and left out."""
     tau: float
     b: float
     c: float
@@ -85,12 +87,12 @@ def chain(
     grid_n = [int(25e6 * 4**i) for i in range(sizes)]
     grid_d = [int(1e9 * 4**i) for i in range(budgets)]
     where = [(n, d) for n in grid_n for d in grid_d]
-    means = np.log([truth.collapse_point(*cell) for cell in where])
+    means = np.log([truth.collapse_point(*place) for place in where])
     log_n, log_d = np.log(np.array(where, dtype=float)).T
     top = np.quantile(means, 1 - censored) + (0.0 if censored else 1.0)
     x = np.concatenate([[-np.inf], np.linspace(means.min() - 1.6, top, levels - 1)])
     facts = np.full((levels, seeds), float(truth.facts))
-    sources = [true_source(truth, x, facts, math.exp(mean), generator) for mean in means]
+    simulated = [true_cell(truth, x, facts, math.exp(mean), generator) for mean in means]
     centre = np.array([log_n.mean(), log_d.mean()])
     design_ = design(SIZE_AND_BUDGET, centre, log_n, log_d)
 
@@ -99,10 +101,10 @@ def chain(
     while usable.sum() < simulations:
         tau = means + np.array([truth.scatters(generator, len(where)) for _ in range(simulations)])
         data = np.empty((3, simulations, len(where)))
-        for index, source in enumerate(sources):
+        for index, cell in enumerate(simulated):
             p = np.array([truth.rates(np.exp(x), math.exp(t)) for t in tau[:, index]])
             drawn = draw(generator, p, facts, truth.correlation, simulations)
-            data[:, :, index] = seen_cells(source, drawn, tau[:, index])
+            data[:, :, index] = seen_cells(cell, drawn, tau[:, index])
         rounds.append(np.concatenate([data, tau[None]]))
         usable = np.concatenate([usable, _identified(design_, np.isfinite(data[0]) & np.isfinite(data[1]))])
         assert usable.any(), "no study could carry the law"
@@ -127,20 +129,21 @@ def chain(
     slope_error = float(np.median(np.sqrt(found.covariance[:, 1, 1])))
     tau_cover = _tau_coverage(lower, upper, variance, closed, tau)
     return Chain(
-        cells,
-        censored,
-        noise,
-        simulations,
-        int((~usable).sum()),
-        float((~closed).mean()),
-        tau_cover,
-        covered(np.array([0.0, 1, 0]), truth.size_exponent)[0],
-        covered(np.array([0.0, 0, 1]), truth.budget_exponent)[0],
-        at[4],
-        at[10],
-        abs(float(np.mean(found.beta[:, 1])) - truth.size_exponent) / slope_error,
-        abs(_dropped(design_, lower, upper, closed) - truth.size_exponent) / slope_error,
-        width,
+        cells=cells,
+        censored=censored,
+        noise=noise,
+        simulations=simulations,
+        refused=int((~usable).sum()),
+        seen_censored=float((np.isfinite(lower) != np.isfinite(upper)).mean()),
+        inconclusive=float((np.isinf(lower) & np.isinf(upper)).mean()),
+        tau=tau_cover,
+        b=covered(np.array([0.0, 1, 0]), truth.size_exponent)[0],
+        c=covered(np.array([0.0, 0, 1]), truth.budget_exponent)[0],
+        at_4=at[4],
+        at_10=at[10],
+        bias_in_errors=abs(float(np.mean(found.beta[:, 1])) - truth.size_exponent) / slope_error,
+        dropped_bias=abs(_dropped(design_, lower, upper, closed) - truth.size_exponent) / slope_error,
+        width=width,
     )
 
 
@@ -170,9 +173,9 @@ def end_to_end(simulations: int, curvature: float, *, seed: int = 0) -> EndToEnd
     data = np.empty((3, simulations, len(sizes)))
     for index, mean in enumerate(means):
         x = np.concatenate([[-np.inf], np.linspace(mean - 1.6, mean + 1.0, 11)])
-        source = true_source(truth, x, facts, math.exp(mean), generator)
+        cell = true_cell(truth, x, facts, math.exp(mean), generator)
         p = np.array([truth.rates(np.exp(x), math.exp(t)) for t in tau[:, index]])
-        data[:, :, index] = seen_cells(source, draw(generator, p, facts, truth.correlation, simulations), tau[:, index])
+        data[:, :, index] = seen_cells(cell, draw(generator, p, facts, truth.correlation, simulations), tau[:, index])
     lower, upper, variance = data
     log_n = np.log(sizes)
     straight = np.column_stack([np.ones(len(sizes)), log_n - log_n.mean()])
@@ -271,22 +274,32 @@ def nested(design_: Whole, simulations: int, *, seed: int = 0, resamples: int = 
     }
 
 
-def true_source(truth: Truth, x: Array, facts: Array, collapse: float, generator: np.random.Generator) -> Source:
-    """The criterion's critical value and cut-off for the true curve of a cell."""
+def true_cell(truth: Truth, x: Array, facts: Array, collapse: float, generator: np.random.Generator) -> SimulatedCell:
+    """Returns a cell with the criterion's critical value and cut-off for its true curve."""
     p = truth.rates(np.exp(x), collapse)
     seen = evidence(np.broadcast_to(p[:, None], facts.shape), facts, truth.correlation)
     _, null = fall_test(seen, facts, truth.correlation, 499, generator)
     again = evidence(draw(generator, p, facts, truth.correlation, 299), facts, SETTINGS.overdispersion)
-    fits = fit_hinges(x, again.rate, again.weight, truth.chance, steps=4)
+    fits = fit_hinges(x, again.rate, again.weight, truth.chance, COARSE)
     ratios = [float(np.interp(math.log(collapse), fits.taus, row)) for row in fits.ratio]
     cut = max(float(np.quantile(ratios, 0.95)), float(stats.chi2.ppf(0.95, 1)))
-    return Source(x, facts, seen, truth.chance, 0, 0.0, truth.steepness, float(np.quantile(null, 0.95)), cut)
+    return SimulatedCell(
+        x=x,
+        seen=seen,
+        chance=truth.chance,
+        kappa=0,
+        plateau=0.0,
+        gamma=truth.steepness,
+        facts=facts,
+        critical=critical_value(null, SETTINGS.alpha),
+        cut=cut,
+    )
 
 
-def seen_cells(source: Source, rates: Array, tau: Array) -> tuple[Array, Array, Array]:
-    """(lower, upper, variance) of the cells' log F*, each [R]; the variances at the level of the criterion's errors."""
-    lower, upper, implied = detect(source, rates, SETTINGS)
-    return lower, upper, levelled(implied, lower, tau)
+def seen_cells(cell: SimulatedCell, rates: Array, tau: Array) -> tuple[Array, Array, Array]:
+    """Returns (lower, upper, variance) of the cells' log F*, each [R]; variances as large as the errors."""
+    lower, upper, implied = measure(cell, rates, SETTINGS)
+    return lower, upper, rescaled(implied, lower, tau)
 
 
 def _identified(design_: Array, closed: Bools) -> Bools:

@@ -1,6 +1,6 @@
 """The README's steps and the how-to pages: every command runs as it stands there, on files as small as they may be.
 
-What a reader must put in by himself (STUDY.yaml, CELL, RUN_DIR) is put in here; what needs another machine (pip, a
+What a reader must put in by himself (STUDY.yaml, RUN, RUN_DIR) is put in here; what needs another machine (pip, a
 network, a cluster) is left to the tests of those parts. The tutorial, the notebook and the extensions have their own.
 """
 
@@ -47,7 +47,7 @@ STUDY: dict[str, Any] = {
     "probes": {"templates": {"held_out": 1}},
     "analysis": {"resamples": 99, "law_resamples": 0},
 }
-CELL = "1x16_D5.12k_F0_s0"
+RUN = "1x16_D5.12k_F0_s0"
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_the_commands_for_continued_pretraining(folder: Path, tiny_data: Path, t
 @pytest.mark.slow
 def test_the_commands_for_running_and_submitting_a_study(folder: Path, finished: Path) -> None:
     shutil.copytree(finished, folder, dirs_exist_ok=True)
-    words = {"STUDY.yaml": "study.yaml", "my_study.yaml": "study.yaml", "CELL": CELL, "137m_D10B_F0_s0": CELL}
+    words = {"STUDY.yaml": "study.yaml", "my_study.yaml": "study.yaml", "RUN": RUN, "137m_D10B_F0_s0": RUN}
     said = [execute(replaced(line, words), folder) for line in lines(HOW_TO / "running-studies.md")]
     assert len(said) == 7
     assert (folder / "studies" / "small" / "report.html").is_file()
@@ -160,8 +160,8 @@ def test_the_steps_of_the_readme(folder: Path, finished: Path, tiny_run: MakeRun
     words = {
         "studies/quickstart": "studies/small",
         "run_scripts/studies/small.yaml": "study.yaml",
-        "CELL": CELL,
         "RUN_DIR": "runs/tiny",
+        "RUN": RUN,
         "MODEL_DIR": "model",
         "START": "start",
         "--step 500": "--step 20",

@@ -12,7 +12,7 @@ from megatron_kis.analysis.criteria.hinge import HingeCollapse
 from megatron_kis.analysis.criteria.loss import LossTolerance
 from megatron_kis.analysis.criteria.onset import Onset
 from megatron_kis.analysis.criteria.tolerance_rule import ToleranceRule
-from megatron_kis.analysis.runs.curves import curve_table, curves
+from megatron_kis.analysis.runs.curves import curve_table, curves, primary_rows
 from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
@@ -25,23 +25,36 @@ from megatron_kis.analysis.runs.transitions import (
     STATUSES,
     Criterion,
     Transition,
-)  # fmt: skip
+)
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.analysis import AnalysisConfig
 
 __all__ = [
-    "COLLAPSED", "INCONCLUSIVE", "INFORMATIVE", "KINDS", "LEFT_CENSORED", "OBSERVED", "RIGHT_CENSORED", "STATUSES",
-    "Criterion", "HingeCollapse", "LossTolerance", "Onset", "ToleranceRule", "Transition", "criteria_of",
+    "COLLAPSED",
+    "INCONCLUSIVE",
+    "INFORMATIVE",
+    "KINDS",
+    "LEFT_CENSORED",
+    "OBSERVED",
+    "RIGHT_CENSORED",
+    "STATUSES",
+    "Criterion",
+    "HingeCollapse",
+    "LossTolerance",
+    "Onset",
+    "ToleranceRule",
+    "Transition",
+    "criteria_of",
     "find_transitions",
-]  # fmt: skip
+]
 
 _COLLAPSE: dict[str, Criterion] = {"hinge": HingeCollapse(), "tolerance_rule": ToleranceRule()}
 
 
 def criteria_of(settings: AnalysisConfig) -> tuple[Criterion, ...]:
-    """What a study looks for: onset, collapse by the declared criterion, and the tolerance on general loss.
+    """Returns what a study looks for: onset, collapse by the declared criterion, and the tolerance on general loss.
 
-    With ``general_loss`` the last is the collapse itself: no rate is looked at for one.
+    With ``general_loss`` the last is the collapse itself, and no rate is searched for one.
     """
     chosen = _COLLAPSE.get(settings.criterion)
     return (Onset(), *((chosen,) if chosen else ()), LossTolerance())
@@ -53,7 +66,7 @@ def find_transitions(
     *,
     criteria: tuple[Criterion, ...] | None = None,
 ) -> list[Transition]:
-    """The transitions of every (N, D), ordered by kind, group, N and D.
+    """Finds the transitions of every (N, D), ordered by kind, group, N and D.
 
     Args:
         data: runs, or a curve table (`analysis.runs.curves.curve_table`, `analysis.runs.load_csv.load_curves_csv`).
@@ -65,7 +78,7 @@ def find_transitions(
     """
     settings = settings or AnalysisConfig()
     table = curve_table(data) if isinstance(data, Runs) else data
-    primary = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
+    primary = primary_rows(table, settings)
     if primary.empty:
         there = sorted({f"{split}/{scoring}" for split, scoring in zip(table["split"], table["scoring"], strict=True)})
         raise InputError(

@@ -1,4 +1,4 @@
-"""Counts by level and seed: their effective size, and curves drawn anew from a model of them.
+"""Counts by level and seed: their effective size, and curves drawn from a model of them.
 
 Everything takes leading axes, so that a bootstrap's resamples go through one call: rates are [..., L, S] for L levels
 of F and S seeds, NaN where a seed was not run.
@@ -6,18 +6,20 @@ of F and S seeds, NaN where a seed was not run.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from megatron_kis.analysis.runs.curves import Array, Curve
+from megatron_kis.config.analysis import AnalysisConfig
 
 _FEW_SEEDS = 3  # degrees of freedom below which a between-seed variance says nothing
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the seeds of each level say together."""
+    """Rates of the levels with their seeds pooled, and what they weigh."""
 
     rate: Array
     """[..., L] share answered right, seeds pooled by their facts."""
@@ -28,9 +30,19 @@ class Evidence:
     spread: Array
     """[...] pooled standard deviation of the rate between seeds; 0 where seeds are too few to tell."""
 
+    def of(self, index: int) -> Evidence:
+        """Returns the evidence of one curve of several."""
+        return Evidence(self.rate[index], self.weight[index], self.icc[index], self.spread[index])
+
+
+def generator_of(curve: Curve, settings: AnalysisConfig, *purpose: str) -> np.random.Generator:
+    """Returns random numbers that depend on the settings' seed and on the curve, never on the order of curves."""
+    parts = (*purpose, curve.params, curve.tokens, curve.group, curve.split, curve.scoring)
+    return np.random.default_rng([settings.seed, zlib.crc32("/".join(map(str, parts)).encode())])
+
 
 def seed_matrix(curve: Curve) -> tuple[Array, Array]:
-    """(rates, facts), both [L, S]; NaN and 0 where a level has fewer seeds than another."""
+    """Returns (rates, facts), both [L, S]; NaN and 0 where a level has fewer seeds than another."""
     rates = np.full((len(curve.frequency), curve.seeds), np.nan)
     facts = np.zeros_like(rates)
     for level, (r, n) in enumerate(zip(curve.seed_rates, curve.seed_facts, strict=True)):
@@ -41,7 +53,7 @@ def seed_matrix(curve: Curve) -> tuple[Array, Array]:
 
 
 def evidence(rates: Array, facts: Array, floor: float) -> Evidence:
-    """Rates [..., L, S] of ``facts`` [L, S] facts to what counts; ``floor`` is the least intraclass correlation.
+    """Pools the seeds of rates [..., L, S] of ``facts`` [L, S]; ``floor`` is the least intraclass correlation.
 
     A level of n facts in one run weighs like ``n / (1 + (n - 1) * icc)`` independent ones (the design effect of cluster
     sampling). The correlation is a moment estimate from the spread of the seeds where at least three degrees of freedom
@@ -56,6 +68,7 @@ def evidence(rates: Array, facts: Array, floor: float) -> Evidence:
     spread = np.zeros(rate.shape[:-1])
     freedom = int(more.sum())
     if freedom >= _FEW_SEEDS:
+        # Between-seed sum of squares less what binomial counts alone would show, over what full correlation would add.
         centre = filled.sum(axis=-1) / there.sum(axis=-1)
         squares = (np.where(there, rates - centre[..., None], 0.0) ** 2).sum(axis=-1)  # (seeds - 1) * variance
         spread = np.sqrt(squares.sum(axis=-1) / freedom)
@@ -71,7 +84,7 @@ def evidence(rates: Array, facts: Array, floor: float) -> Evidence:
 
 
 def draw(generator: np.random.Generator, p: Array, facts: Array, icc: float, resamples: int) -> Array:
-    """[R, L, S] rates of beta-binomial seeds around ``p`` [L] or [R, L]; NaN where there is no seed."""
+    """Draws rates [R, L, S] of beta-binomial seeds around ``p`` [L] or [R, L]; NaN where there is no seed."""
     p = np.clip(np.broadcast_to(p, (resamples, len(facts)))[..., None], 1e-9, 1 - 1e-9)
     shape = (resamples, *facts.shape)
     if icc > 0:

@@ -2,201 +2,274 @@
 
 1. Is there a memory at all: the highest rate must beat chance.
 2. Does it fall: a sup-likelihood-ratio test against every non-decreasing curve (`unimodal.fall_test`), and a fall of
-the
-   fitted hinge of at least ``delta_min`` or two seed standard deviations.
-3. Where: tau of the hinge (`hinge_model`), all tau whose profile likelihood ratio stays under a cut-off that a
-parametric
-   bootstrap of the fitted curve calibrates, and never less than the bracket of levels that holds tau.
+   the fitted hinge of at least ``delta_min`` or two seed standard deviations.
+3. Where: tau of the hinge (`hinge_fit`), with all tau whose profile likelihood ratio stays under a cut-off that a
+   parametric bootstrap of the fitted curve calibrates, and never less than the bracket of levels that holds tau.
+
+`classify` decides all of it, for R curves of one grid at once. `HingeCollapse.find` is `classify` of one measured curve
+with the sentences around it; the law's bootstrap (`law.bootstrap`) is `classify` of a thousand simulated ones.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import chi2
 
-from megatron_kis.analysis.criteria.counts import Evidence, draw, evidence, seed_matrix
-from megatron_kis.analysis.criteria.hinge_fit import HingeFits, fit_hinges, fit_nodes, link, polish, rate_of
+from megatron_kis.analysis.criteria.counts import Evidence, draw, evidence, generator_of, seed_matrix
+from megatron_kis.analysis.criteria.hinge_fit import (
+    COARSE,
+    FINE,
+    HingeFits,
+    fit_hinges,
+    fit_nodes,
+    link,
+    plateau_and_fall,
+)
 from megatron_kis.analysis.criteria.tests import detectable_drop, non_decreasing_fit, p_above
-from megatron_kis.analysis.criteria.tolerance_rule import fall
-from megatron_kis.analysis.criteria.unimodal import fall_test, log_likelihood
+from megatron_kis.analysis.criteria.tolerance_rule import last_level_up, margin, needed_drop
+from megatron_kis.analysis.criteria.unimodal import critical_value, fall_statistic, fall_test, log_likelihood
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INCONCLUSIVE,
     LEFT_CENSORED,
     RIGHT_CENSORED,
+    Found,
     Transition,
     count,
-    make,
-)  # fmt: skip
+    make_transition,
+)
 from megatron_kis.config.analysis import AnalysisConfig
 
 FEWEST_LEVELS = 4  # two on each side of tau
-HAIR = 0.05  # of a bracket: an interval wider by less is the bracket's
+BRACKET_SLACK = 0.05  # of a bracket: an interval wider by less is the bracket's
 _CALIBRATION = 199  # resamples of a cut-off: its own error moves an interval's end by a few percent
+_SAME_LEVEL = 1e-9  # log F: a tau this close to a level is that level
+
+Bools = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Hinge:
-    """A fitted rise and fall of one curve."""
+@dataclass(frozen=True, kw_only=True)
+class HingeShape:
+    """A hinge but for its place: the rise, the plateau and the steepness of the fall."""
 
     x: Array
     """[L] log F; -inf for F = 0."""
     seen: Evidence
-    fits: HingeFits
+    """The measured levels, [L], that the rise is taken from."""
     chance: float
+    kappa: int
+    """Level from which on the curve is on its plateau."""
+    plateau: float
+    """M, the plateau on the logit scale."""
+    gamma: float
+    """Fall of the logit for each e-fold of F beyond the hinge."""
 
-    @property
-    def tau(self) -> float:
-        """Log F*."""
-        return float(self.fits.tau[0])
-
-    def fitted(self, tau: float | None = None) -> Array:
-        """[L] fitted rates, with the hinge moved to ``tau`` if one is given."""
-        kappa, m, gamma = int(self.fits.kappa[0]), float(self.fits.plateau[0]), float(self.fits.gamma[0])
-        return shape(self.x, self.seen, kappa, m, gamma, self.tau if tau is None else tau, self.chance)
-
-    @property
-    def plateau(self) -> float:
-        """The rate on the plateau."""
-        return float(rate_of(np.array(self.fits.plateau[0]), self.chance))
-
-
-def shape(x: Array, seen: Evidence, kappa: int, m: float, gamma: float, tau: float, chance: float) -> Array:
-    """[L] rates of a hinge at ``tau``: the isotonic rise below level ``kappa``, the plateau, the fall."""
-    with np.errstate(invalid="ignore"):
-        beyond = np.where(np.isfinite(x), np.maximum(x - tau, 0.0), 0.0)
-    rates = rate_of(m - gamma * beyond, chance)
-    if kappa:
-        rise = non_decreasing_fit(seen.rate[:kappa], seen.weight[:kappa])
-        rates[:kappa] = np.where(beyond[:kappa] > 0, np.minimum(rise, rates[:kappa]), rise)
-    return rates
-
-
-def chance_of(curve: Curve) -> float:
-    """The curve's chance level; 0 where it is not known."""
-    return float(np.nanmean(curve.chance)) if np.isfinite(curve.chance).any() else 0.0
-
-
-def log_frequency(curve: Curve) -> Array:
-    """[L] log F, -inf for F = 0."""
-    with np.errstate(divide="ignore"):
-        return np.log(curve.frequency)
-
-
-def generator_of(curve: Curve, settings: AnalysisConfig, purpose: str) -> np.random.Generator:
-    """Random numbers that depend on the settings' seed and on what the curve is, never on the order of curves."""
-    identity = f"{purpose}/{curve.params}/{curve.tokens}/{curve.group}/{curve.split}/{curve.scoring}"
-    return np.random.default_rng([settings.seed, zlib.crc32(identity.encode())])
-
-
-def fit_hinge(curve: Curve, settings: AnalysisConfig) -> Hinge:
-    """The hinge of ``curve``, which has at least `FEWEST_LEVELS` levels."""
-    x = log_frequency(curve)
-    rates, facts = seed_matrix(curve)
-    seen = evidence(rates, facts, settings.overdispersion)
-    chance = chance_of(curve)
-    rate, weight = seen.rate[None], seen.weight[None]
-    fits = polish(x, rate, weight, chance, fit_hinges(x, rate, weight, chance, steps=8, rounds=25))
-    return Hinge(x, seen, fits, chance)
-
-
-def calibrated(
-    hinge: Hinge, facts: Array, settings: AnalysisConfig, generator: np.random.Generator
-) -> tuple[float, float]:
-    """(cut, error) of a fitted curve, by parametric bootstrap.
-
-    ``cut`` is the profile likelihood ratio that the curve's own tau exceeds with probability 1 - confidence, and never
-    below the chi-square's: a bootstrap around an abrupt drop knows too little of the tau beside it. ``error`` is the
-    root mean square error of tau.
-    """
-    rates = draw(generator, hinge.fitted(), facts, float(hinge.seen.icc), _CALIBRATION)
-    again = evidence(rates, facts, settings.overdispersion)
-    fits = fit_hinges(hinge.x, again.rate, again.weight, hinge.chance, steps=4)
-    ratios = np.array([np.interp(hinge.tau, fits.taus, row) for row in fits.ratio])
-    cut = max(float(np.quantile(ratios, settings.confidence)), float(chi2.ppf(settings.confidence, 1)))
-    return cut, float(np.sqrt(np.mean((fits.tau - hinge.tau) ** 2)))
+    def rates(self, tau: Array) -> Array:
+        """Returns the rates [R, L] with the hinge at each ``tau`` [R]: isotonic rise, plateau, fall."""
+        rates = plateau_and_fall(self.x, tau, np.array(self.plateau), np.array(self.gamma), self.chance)
+        kappa = self.kappa
+        if kappa:
+            rise = non_decreasing_fit(self.seen.rate[:kappa], self.seen.weight[:kappa])
+            fallen = self.x[:kappa] > tau[:, None]
+            rates[:, :kappa] = np.where(fallen, np.minimum(rise, rates[:, :kappa]), rise)
+        return rates
 
 
 @dataclass(frozen=True)
-class Interval:
-    """All tau that a cut-off leaves, in F."""
+class Verdicts:
+    """What the criterion says of R curves; every array is [R]."""
 
-    low: float | None
-    """None where open: no level below tau says otherwise."""
-    high: float
-    source: str
-    """``bracket`` where the levels' own spacing is what limits it, else ``profile``."""
-    pieces: int
-    """More than one where the set is disconnected; low and high are its hull."""
-
-
-def interval(hinge: Hinge, frequency: Array, cut: float) -> Interval:
-    """The likelihood-ratio set of tau, floored at the bracket of levels that holds tau."""
-    fits = hinge.fits
-    ratio, taus = fits.ratio[0], fits.taus
-    kept = ratio <= cut
-    kept[int(np.abs(taus - hinge.tau).argmin())] = True
-    pieces = int(np.sum(np.diff(np.concatenate([[0], kept.astype(int)])) == 1))
-    first, last = int(np.argmax(kept)), len(kept) - 1 - int(np.argmax(kept[::-1]))
-
-    def between(inner: int, outer: int) -> float:  # the tau at which the ratio crosses the cut
-        rise = float(ratio[outer] - ratio[inner])
-        share = 1.0 if rise <= 0 else min(max((cut - float(ratio[inner])) / rise, 0.0), 1.0)
-        return float(taus[inner] + share * (taus[outer] - taus[inner]))
-
-    low = between(first, first - 1) if first > 0 else float(taus[0])
-    high = between(last, last + 1) if last < len(taus) - 1 else float(math.log(frequency[-1]))
-    floor_low, floor_high = bracket(hinge, frequency)
-    hair = HAIR * (floor_high - floor_low)
-    source = "profile" if low < floor_low - hair or high > floor_high + hair else "bracket"
-    open_below = first == 0 and hinge.x[0] == -np.inf
-    if first == 0 and not open_below:
-        low = float(hinge.x[0])
-    low, high = min(low, floor_low), max(high, floor_high)
-    return Interval(None if open_below else math.exp(low), math.exp(high), source, pieces)
+    status: npt.NDArray[np.str_]
+    """``collapsed``, ``left_censored``, ``right_censored`` or ``inconclusive``."""
+    value: Array
+    """log F* of a collapsed curve."""
+    low: Array
+    """Lower end of log F*: of the interval, or the level up to which a right-censored curve stays up; -inf if open."""
+    high: Array
+    """Upper end of log F*: of the interval, or the level at which a left-censored curve has fallen; inf if open."""
+    bracket: Bools
+    """Whether the spacing of the levels limits the interval of a collapsed curve, not the profile likelihood."""
+    pieces: npt.NDArray[np.int64]
+    """Number of intervals whose hull [low, high] is."""
+    peak: Array
+    """Highest rate."""
+    drop: Array
+    """Fall of the fitted hinge from its plateau to the largest F."""
+    detectable: Array
+    """Smallest drop at the largest F that would have been found with the settings' power."""
+    needed: Array
+    """Drop that must have been detectable for "no collapse" to be said."""
+    memory: Bools
+    """Whether the peak is reliably above chance."""
+    falls: Bools
+    """Whether the fall test rejects every curve that never falls."""
+    at_once: Bools
+    """Whether a fallen curve falls from its first level on."""
+    at_end: Bools
+    """Whether the fall is seen at the largest F alone."""
+    level: npt.NDArray[np.int64]
+    """The level up to which a curve without a fall stays up."""
 
 
-def bracket(hinge: Hinge, frequency: Array) -> tuple[float, float]:
-    """(low, high) of log F: the neighbouring levels between which tau lies; behind it where tau is a level."""
-    logs = hinge.x
-    index = int(np.searchsorted(logs, hinge.tau + 1e-9, side="right")) - 1
-    index = min(max(index, 0), len(frequency) - 2)
-    return float(logs[index]), float(logs[index + 1])
+def classify(
+    seen: Evidence, fits: HingeFits, critical: Array | float, cut: Array | float, settings: AnalysisConfig
+) -> Verdicts:
+    """Applies the criterion to R curves of one grid.
 
-
-def falls_at_once(hinge: Hinge, settings: AnalysisConfig) -> bool:
-    """Whether the curve is lower at its second level already and falls on: tau lies before that level."""
-    fits, seen, x = hinge.fits, hinge.seen, hinge.x
-    if seen.rate[0] <= seen.rate[1]:
-        return False
-    # Level 0 on its own, and a hinge that starts at level 1, against the best hinge of the whole curve.
-    k, n = (seen.weight * seen.rate)[None, 1:], seen.weight[None, 1:]
-    _, _, rest = fit_nodes(x[1:], x[1:2], k, n, hinge.chance, 40)
-    alone = float(log_likelihood(seen.rate[:1], seen.rate[:1], seen.weight[:1]).sum())
-    steep = 2 * (float(rest[0, 0]) + alone - float(fits.best[0]))
-    return steep > float(chi2.ppf(settings.confidence, 1))
-
-
-def companion(hinge: Hinge, r: float) -> float:
-    """Log of the largest F at which the fitted rate is at least (1 - r) of its maximum."""
-    gamma = max(float(hinge.fits.gamma[0]), 1e-9)
-    edge = link(np.array((1 - r) * hinge.plateau), hinge.chance)
-    return hinge.tau + max(float(hinge.fits.plateau[0]) - float(edge), 0.0) / gamma
-
-
-def _still_up(seen: Evidence, settings: AnalysisConfig) -> int:
-    """The last level that a fall cannot have begun before, where none was found.
-
-    Levels at the end may be down without being reliably down: nothing is said about them. Nor about the bracket before
-    the last one that is up, for a fall that begins in it shows there by less than the margin.
+    Args:
+        seen: rates and effective facts of the curves, [R, L].
+        fits: the hinges fitted to them.
+        critical: fall statistic beyond which a curve falls reliably (`unimodal.critical_value`); one, or [R].
+        cut: profile likelihood ratio that bounds the interval of tau (`calibrate`); one, or [R].
+        settings: the declared choices.
     """
-    return max(int(fall(seen.rate, seen.weight, settings, float(seen.spread) or None).last) - 1, 0)
+    x, rate, weight = fits.x, seen.rate, seen.weight
+    row = np.arange(len(rate))
+    top = rate.argmax(axis=1)
+    peak = rate[row, top]
+    memory = p_above(peak, weight[row, top], fits.chance) <= settings.alpha / len(x)
+    detectable = detectable_drop(peak, weight[row, top], weight[:, -1], settings.alpha, settings.power)
+    needed = needed_drop(peak, fits.chance, seen.spread, settings)
+
+    # 1e-9 as in the test's p-value: a resample that is equal but for rounding counts as reaching the statistic.
+    falls = fall_statistic(rate, weight) - 1e-9 > critical
+    fitted, plateau = fits.rates(), fits.plateau_rate
+    drop = plateau - fitted[:, -1]
+    fallen = memory & falls & (drop >= np.maximum(settings.delta_min, 2 * seen.spread))
+
+    at_once = _falls_at_once(seen, fits, fallen, settings.confidence)
+    # Where the plateau is the first levels themselves, it is not seen where it began to fall, or whether before.
+    no_rise = (fits.tau <= x[1] + _SAME_LEVEL) & (rate[:, 0] >= plateau - settings.delta_min)
+    at_end = plateau - fitted[:, -2] <= settings.r * plateau
+    value = np.where(at_end, (x[-2] + x[-1]) / 2, fits.tau)
+    low, high, bracket, pieces = _intervals(fits, cut)
+
+    # Levels at the end may be down without being reliably down: nothing is said about them. Nor about the bracket
+    # before the last one that is up, for a fall that begins in it shows there by less than the margin.
+    level = np.maximum(last_level_up(rate, margin(peak, settings, seen.spread)) - 1, 0)
+    unfallen = memory & ~fallen & (detectable <= needed) & np.isfinite(x[level])
+
+    left = fallen & (at_once | no_rise)
+    collapsed = fallen & ~left
+    status = np.select([collapsed, left, unfallen], [COLLAPSED, LEFT_CENSORED, RIGHT_CENSORED], INCONCLUSIVE)
+    return Verdicts(
+        status=status,
+        value=value,
+        low=np.select([collapsed, unfallen], [low, x[level]], -np.inf),
+        high=np.select([collapsed, left], [high, np.where(at_once, x[1], high)], np.inf),
+        bracket=bracket,
+        pieces=pieces,
+        peak=peak,
+        drop=drop,
+        detectable=detectable,
+        needed=needed,
+        memory=memory,
+        falls=falls,
+        at_once=at_once,
+        at_end=at_end,
+        level=level,
+    )
+
+
+def _falls_at_once(seen: Evidence, fits: HingeFits, fallen: Bools, confidence: float) -> Bools:
+    """Returns [R] whether a curve is lower at its second level already and falls on: tau lies before that level.
+
+    Compares level 0 on its own, and a hinge that starts at level 1, with the best hinge of the whole curve.
+    """
+    at_once = fallen & (seen.rate[:, 0] > seen.rate[:, 1])
+    (index,) = np.nonzero(at_once)
+    if len(index):
+        rate, weight = seen.rate[index], seen.weight[index]
+        k = weight * rate
+        _, _, rest = fit_nodes(fits.x[1:], fits.x[1:2], k[:, 1:], weight[:, 1:], fits.chance, 40)
+        alone = log_likelihood(rate[:, 0], rate[:, 0], weight[:, 0])
+        at_once[index] = 2 * (rest[:, 0] + alone - fits.best[index]) > chi2.ppf(confidence, 1)
+    return at_once
+
+
+def _intervals(fits: HingeFits, cut: Array | float) -> tuple[Array, Array, Bools, npt.NDArray[np.int64]]:
+    """Returns (low, high, whether it is the bracket's, pieces), each [R], of the likelihood-ratio sets of tau.
+
+    Each set is all tau with a ratio of at most ``cut``, floored at the bracket of levels that holds the best tau.
+    ``low`` is -inf where no level below tau contradicts it and F = 0 is the level before.
+    """
+    x, taus, ratio = fits.x, fits.taus, fits.ratio
+    row, end = np.arange(len(ratio)), len(taus) - 1
+    cut = np.broadcast_to(cut, len(ratio))
+    kept = ratio <= cut[:, None]
+    kept[row, np.abs(taus - fits.tau[:, None]).argmin(axis=1)] = True
+    pieces = kept[:, 0] + (kept[:, 1:] & ~kept[:, :-1]).sum(axis=1)
+    first, last = kept.argmax(axis=1), end - kept[:, ::-1].argmax(axis=1)
+
+    def crossing(inner: npt.NDArray[np.int64], outer: npt.NDArray[np.int64]) -> Array:
+        """Returns the tau between two nodes at which the ratio, linear between them, crosses the cut-off."""
+        near, rise = ratio[row, inner], ratio[row, outer] - ratio[row, inner]
+        share = np.where(rise > 0, np.clip((cut - near) / np.where(rise > 0, rise, 1.0), 0.0, 1.0), 1.0)
+        return taus[inner] + share * (taus[outer] - taus[inner])
+
+    low = np.where(first > 0, crossing(first, np.maximum(first - 1, 0)), taus[0])
+    high = np.where(last < end, crossing(last, np.minimum(last + 1, end)), x[-1])
+    # The neighbouring levels between which tau lies; the bracket after it where tau is a level.
+    index = np.clip(np.searchsorted(x, fits.tau + _SAME_LEVEL, side="right") - 1, 0, len(x) - 2)
+    floor_low, floor_high = x[index], x[index + 1]
+    slack = BRACKET_SLACK * (floor_high - floor_low)
+    bracket = (low >= floor_low - slack) & (high <= floor_high + slack)
+    low = np.where(first > 0, low, x[0])  # no node below it: open down to the first level, which may be F = 0
+    return np.minimum(low, floor_low), np.maximum(high, floor_high), bracket, pieces
+
+
+def measured(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Array, Evidence]:
+    """Returns (x [L], facts [L, S], evidence [1, L]) of a measured curve: what `fit_hinges` and `classify` take."""
+    with np.errstate(divide="ignore"):
+        x = np.log(curve.frequency)
+    rates, facts = seed_matrix(curve)
+    return x, facts, evidence(rates[None], facts, settings.overdispersion)
+
+
+def fit_curve(curve: Curve, settings: AnalysisConfig) -> HingeFits:
+    """Fits the hinge of one ``curve``, which has at least `FEWEST_LEVELS` levels."""
+    x, _, seen = measured(curve, settings)
+    return fit_hinges(x, seen.rate, seen.weight, curve.mean_chance or 0.0, FINE)
+
+
+def shape_of(seen: Evidence, fits: HingeFits) -> HingeShape:
+    """Returns the shape of the hinge ``fits`` of one curve with levels ``seen`` [L]."""
+    return HingeShape(
+        x=fits.x,
+        seen=seen,
+        chance=fits.chance,
+        kappa=int(fits.kappa[0]),
+        plateau=float(fits.plateau[0]),
+        gamma=float(fits.gamma[0]),
+    )
+
+
+def calibrate(
+    shape: HingeShape, tau: float, facts: Array, settings: AnalysisConfig, generator: np.random.Generator
+) -> tuple[float, float]:
+    """Returns (cut, error) of a hinge at ``tau``, by a parametric bootstrap of its curve.
+
+    ``cut`` is the profile likelihood ratio that the curve's own tau exceeds with probability 1 - confidence, and never
+    below the chi-square's: a bootstrap around an abrupt drop knows too little of the tau next to it. ``error`` is the
+    root mean square error of tau.
+    """
+    rates = draw(generator, shape.rates(np.array([tau]))[0], facts, float(shape.seen.icc), _CALIBRATION)
+    again = evidence(rates, facts, settings.overdispersion)
+    fits = fit_hinges(shape.x, again.rate, again.weight, shape.chance, COARSE)
+    ratios = np.array([np.interp(tau, fits.taus, row) for row in fits.ratio])
+    cut = max(float(np.quantile(ratios, settings.confidence)), float(chi2.ppf(settings.confidence, 1)))
+    return cut, float(np.sqrt(np.mean((fits.tau - tau) ** 2)))
+
+
+def tolerance_point(fits: HingeFits, r: float) -> float:
+    """Returns log of the largest F at which the fitted rate of one curve is at least (1 - r) of its plateau."""
+    edge = float(link((1 - r) * fits.plateau_rate, fits.chance)[0])
+    return float(fits.tau[0]) + max(float(fits.plateau[0]) - edge, 0.0) / max(float(fits.gamma[0]), 1e-9)
 
 
 class HingeCollapse:
@@ -206,90 +279,85 @@ class HingeCollapse:
     groups: tuple[str, ...] = ("infused", "background")
 
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
-        """The collapse of ``curve``."""
+        """Returns the collapse of ``curve``."""
         levels = len(curve.frequency)
         if levels < FEWEST_LEVELS:
             reason = f"{levels} levels of F; at least {FEWEST_LEVELS} are needed"
-            return make(curve, self.kind, INCONCLUSIVE, reason)
-        rates, facts = seed_matrix(curve)
-        seen = evidence(rates, facts, settings.overdispersion)
-        chance, top = chance_of(curve), int(np.argmax(seen.rate))
-        peak, largest = float(seen.rate[top]), count(float(curve.frequency[-1]))
-        detectable = detectable_drop(
-            peak, float(seen.weight[top]), float(seen.weight[-1]), settings.alpha, settings.power
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason)
+        x, facts, seen = measured(curve, settings)
+        p_value, null = fall_test(
+            seen.of(0), facts, settings.overdispersion, settings.resamples, generator_of(curve, settings, "fall")
         )
-        if p_above(peak, float(seen.weight[top]), chance) > settings.alpha / levels:
-            reason = (
-                f"never reliably above chance ({chance:.2f}; highest rate {peak:.2f}): no memory that could collapse"
-            )
-            return make(curve, self.kind, INCONCLUSIVE, reason, peak=peak, detectable=detectable)
-        p_value, _ = fall_test(
-            seen, facts, settings.overdispersion, settings.resamples, generator_of(curve, settings, "fall")
-        )
-        least = max(settings.delta_min, 2 * float(seen.spread))
-        hinge = fit_hinge(curve, settings) if p_value <= settings.alpha else None
-        drop = 0.0 if hinge is None else hinge.plateau - float(hinge.fitted()[-1])
-        if hinge is None or drop < least:
-            said = (
-                f"no reliable fall (p = {p_value:.2g})" if hinge is None else f"falls by {drop:.2f} only"
-            ) + f" up to F = {largest}"
-            return self._not_seen(curve, settings, seen, said, peak, chance, detectable, p_value)
-        return self._seen(curve, settings, hinge, facts, drop, peak, detectable, p_value)
+        critical = critical_value(null, settings.alpha)
+        fits = fit_hinges(x, seen.rate, seen.weight, curve.mean_chance or 0.0, FINE)
+        verdict = classify(seen, fits, critical, float(chi2.ppf(settings.confidence, 1)), settings)
+        if verdict.status[0] in (RIGHT_CENSORED, INCONCLUSIVE):
+            return self._no_collapse(curve, verdict, p_value)
+        # Only a fall needs its cut-off.
+        generator = generator_of(curve, settings, "cut")
+        cut, _ = calibrate(shape_of(seen.of(0), fits), float(fits.tau[0]), facts, settings, generator)
+        return self._collapse(curve, classify(seen, fits, critical, cut, settings), fits, p_value, settings)
 
-    def _seen(
-        self, curve: Curve, settings: AnalysisConfig, hinge: Hinge, facts: Array, drop: float, peak: float,
-        detectable: float, p_value: float,
-    ) -> Transition:  # fmt: skip
-        cut, _ = calibrated(hinge, facts, settings, generator_of(curve, settings, "cut"))
-        found = interval(hinge, curve.frequency, cut)
-        gamma = float(hinge.fits.gamma[0])
-        down = f"falls by {drop:.2f} from {hinge.plateau:.2f}"
-        common: dict[str, Any] = {
-            "peak": peak,
-            "drop": drop,
-            "detectable": detectable,
+    def _no_collapse(self, curve: Curve, verdict: Verdicts, p_value: float) -> Transition:
+        """Returns the point of a curve in which no collapse was found, with the reason in words."""
+        peak, detectable, needed = float(verdict.peak[0]), float(verdict.detectable[0]), float(verdict.needed[0])
+        found: Found = {"peak": peak, "detectable": detectable}
+        if not verdict.memory[0]:
+            chance = f"{curve.mean_chance or 0.0:.2f}"
+            reason = f"never reliably above chance ({chance}; highest rate {peak:.2f}): no memory that could collapse"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+        found["p_value"] = p_value
+        fall = f"falls by {verdict.drop[0]:.2f} only" if verdict.falls[0] else f"no reliable fall (p = {p_value:.2g})"
+        said = f"{fall} up to F = {count(float(curve.frequency[-1]))}"
+        if detectable > needed:
+            reason = f"{said}, but only a fall of {detectable:.2f} or more would have shown (needed: {needed:.2f})"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+        if verdict.status[0] == INCONCLUSIVE:
+            reason = f"{said}, though lower than at F = 0 from the first level on"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+        reason = f"{said}; a fall of {detectable:.2f} would have shown"
+        found["low"] = float(curve.frequency[verdict.level[0]])
+        return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found)
+
+    def _collapse(
+        self, curve: Curve, verdict: Verdicts, fits: HingeFits, p_value: float, settings: AnalysisConfig
+    ) -> Transition:
+        """Returns the point of a curve that falls, with what a reader must know about its interval."""
+        found: Found = {
+            "peak": float(verdict.peak[0]),
+            "drop": float(verdict.drop[0]),
+            "detectable": float(verdict.detectable[0]),
             "p_value": p_value,
-            "steepness": gamma,
+            "steepness": float(fits.gamma[0]),
         }
-        first = hinge.x[1]
-        if falls_at_once(hinge, settings):
-            high = float(curve.frequency[1])
+        down = f"falls by {verdict.drop[0]:.2f} from {fits.plateau_rate[0]:.2f}"
+        if verdict.at_once[0]:
             reason = f"{down}: falling from the first level"
-            return make(curve, self.kind, LEFT_CENSORED, reason, high=high, **common)
-        if hinge.tau <= first + 1e-9 and hinge.seen.rate[0] >= hinge.plateau - settings.delta_min:
-            # The plateau is the first levels themselves: where it began to fall, or whether before, is not seen.
-            _, high = bracket(hinge, curve.frequency)
+            return make_transition(
+                curve, self.kind, LEFT_CENSORED, reason, **found | {"high": float(curve.frequency[1])}
+            )
+        high = math.exp(verdict.high[0])
+        if verdict.status[0] == LEFT_CENSORED:
             reason = f"{down} from the first levels on"
-            return make(curve, self.kind, LEFT_CENSORED, reason, high=max(found.high, math.exp(high)), **common)
+            return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": high})
         flags = []
-        value = math.exp(hinge.tau)
-        if hinge.plateau - float(hinge.fitted()[-2]) <= settings.r * hinge.plateau:
+        value = math.exp(fits.tau[0])
+        if verdict.at_end[0]:
             flags.append("seen at the largest F alone")
             value = math.sqrt(float(curve.frequency[-2]) * float(curve.frequency[-1]))
-        if found.pieces > 1:
+        if verdict.pieces[0] > 1:
             flags.append("the interval is disconnected; its hull is given")
-        rule = max(companion(hinge, settings.r), math.log(value))
-        step = float(np.median(np.diff(hinge.x[np.isfinite(hinge.x)])))
+        rule = max(tolerance_point(fits, settings.r), math.log(value))
+        step = float(np.median(np.diff(fits.x[np.isfinite(fits.x)])))
         if rule - math.log(value) > step:
             flags.append("the tolerance rule lies more than a grid step beyond the hinge")
+        found |= {
+            "value": value,
+            "low": math.exp(verdict.low[0]) if np.isfinite(verdict.low[0]) else None,
+            "high": high,
+            "interval": "bracket" if verdict.bracket[0] else "profile",
+            "companion": math.exp(rule),
+            "flags": "; ".join(flags),
+        }
         reason = f"{down} beyond F = {count(value)}" + "".join(f"; {flag}" for flag in flags)
-        return make(
-            curve, self.kind, COLLAPSED, reason, value=value, low=found.low, high=found.high,
-            interval=found.source, companion=math.exp(rule), flags="; ".join(flags), **common,
-        )  # fmt: skip
-
-    def _not_seen(
-        self, curve: Curve, settings: AnalysisConfig, seen: Evidence, said: str, peak: float, chance: float,
-        detectable: float, p_value: float,
-    ) -> Transition:  # fmt: skip
-        known: dict[str, Any] = {"peak": peak, "detectable": detectable, "p_value": p_value}
-        reference = settings.reference(peak, chance, float(seen.spread))
-        if detectable > reference:
-            reason = f"{said}, but only a fall of {detectable:.2f} or more would have shown (needed: {reference:.2f})"
-            return make(curve, self.kind, INCONCLUSIVE, reason, **known)
-        low = float(curve.frequency[_still_up(seen, settings)])
-        if low == 0:
-            reason = f"{said}, though lower than at F = 0 from the first level on"
-            return make(curve, self.kind, INCONCLUSIVE, reason, **known)
-        reason = f"{said}; a fall of {detectable:.2f} would have shown"
-        return make(curve, self.kind, RIGHT_CENSORED, reason, low=low, **known)
+        return make_transition(curve, self.kind, COLLAPSED, reason, **found)

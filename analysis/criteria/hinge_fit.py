@@ -24,20 +24,40 @@ from megatron_kis.analysis.runs.curves import Array
 
 _MOST = 9.0  # |M|: rates within 1e-4 of chance and of one are at the ends
 _CONVERGED = 1e-10  # log-likelihood gained by no node: further steps are rounding
-_ZOOM = 13  # taus a step of the search that takes tau off the grid
+_ZOOM = 13  # taus per step of the search that takes tau off the grid
 _STEEPNESS = (np.log(1e-2), np.log(2e2))  # of log gamma: nothing seen over a decade, and a cliff within 5% of F
 
 
 @dataclass(frozen=True)
-class HingeFits:
-    """Profiles over tau of curves [R, L]."""
+class Precision:
+    """How finely a hinge is fitted."""
 
+    steps: int
+    """Number of taus tried per bracket of levels."""
+    rounds: int
+    """Largest number of scoring steps per node."""
+    polish: bool = False
+    """Whether tau is then taken off the grid."""
+
+
+FINE = Precision(8, 25, polish=True)
+"""For measured curves."""
+COARSE = Precision(4, 7)
+"""For the many simulated curves of a bootstrap; docs/statistics.md says how much it matters."""
+
+
+@dataclass(frozen=True)
+class HingeFits:
+    """Fitted hinges of curves [R, L], and their profiles over tau."""
+
+    x: Array
+    """[L] log F; -inf for F = 0."""
+    chance: float
+    """Rate of a guess."""
     taus: Array
     """[T] grid of tau = log F."""
     likelihood: Array
     """[R, T] log-likelihood maximised over everything but tau; gamma may reach 0."""
-    null: Array
-    """[R] log-likelihood without a fall (gamma = 0)."""
     tau: Array
     """[R] the best tau; the middle of the near-ties of an abrupt drop."""
     best: Array
@@ -54,20 +74,36 @@ class HingeFits:
         """[R, T] likelihood-ratio statistic of each tau against the best."""
         return 2 * (self.best[:, None] - self.likelihood)
 
+    @property
+    def plateau_rate(self) -> Array:
+        """[R] rates on the plateau."""
+        return rate_of(self.plateau, self.chance)
+
+    def rates(self) -> Array:
+        """Returns the fitted rates [R, L] of plateau and fall; the rise, below ``kappa``, is left out."""
+        return plateau_and_fall(self.x, self.tau, self.plateau, self.gamma, self.chance)
+
 
 def link(rate: Array, chance: float) -> Array:
-    """Logit of the excess over chance, kept within +-`_MOST`."""
+    """Returns the logit of the excess over chance, kept within +-`_MOST`."""
     share = np.clip((rate - chance) / (1 - chance), 1e-9, 1 - 1e-9)
     return np.clip(np.log(share / (1 - share)), -_MOST, _MOST)
 
 
 def rate_of(eta: Array, chance: float) -> Array:
-    """The rate of a linear predictor."""
+    """Returns the rates of linear predictors: the inverse of `link`."""
     return chance + (1 - chance) / (1 + np.exp(-np.clip(eta, -500.0, 500.0)))
 
 
+def plateau_and_fall(x: Array, tau: Array, plateau: Array, gamma: Array, chance: float) -> Array:
+    """Returns the rates [R, L] at ``x`` [L] of hinges at ``tau`` [R] without their rise; M and gamma are [R] or one."""
+    with np.errstate(invalid="ignore"):
+        beyond = np.where(np.isfinite(x), np.maximum(x - tau[:, None], 0.0), 0.0)
+    return rate_of(plateau[..., None] - gamma[..., None] * beyond, chance)
+
+
 def tau_grid(x: Array, steps: int) -> Array:
-    """[T] taus from the second level to the last but one, ``steps`` a bracket.
+    """Returns taus [T] from the second level to the last but one, ``steps`` per bracket.
 
     At both ends two levels lie on each side, the one at tau counted on both.
     """
@@ -76,7 +112,7 @@ def tau_grid(x: Array, steps: int) -> Array:
     return np.concatenate([*grid, inner[-1:]])
 
 
-def fit_hinges(x: Array, rate: Array, weight: Array, chance: float, *, steps: int = 6, rounds: int = 7) -> HingeFits:
+def fit_hinges(x: Array, rate: Array, weight: Array, chance: float, precision: Precision) -> HingeFits:
     """Fits hinges to curves ``rate`` [R, L] with effective counts ``weight`` [R, L] at ``x`` [L] = log F.
 
     Args:
@@ -84,91 +120,146 @@ def fit_hinges(x: Array, rate: Array, weight: Array, chance: float, *, steps: in
         rate: shares answered right.
         weight: effective numbers of facts.
         chance: rate of a guess, below 1.
-        steps: taus tried in each bracket of levels.
-        rounds: scoring steps of a node.
+        precision: how finely.
     """
-    taus = tau_grid(x, steps)
-    fits = prefix_fits(rate, weight)
-    flat = log_likelihood(fits[:, -1], rate, weight).sum(axis=1)
-    rise = _rises(x, taus, fits)
-    m, gamma, likelihood = fit_nodes(x, taus, weight * rate, weight, chance, rounds, rise=rise)
-    best = np.maximum(likelihood, flat[:, None])
-    tau, index = _peak(taus, best, x)
+    taus = tau_grid(x, precision.steps)
+    isotonic = prefix_fits(rate, weight)
+    flat = log_likelihood(isotonic[:, -1], rate, weight).sum(axis=1)  # without a fall (gamma = 0)
+    rise = _rises(x, taus, isotonic)
+    m, gamma, likelihood = fit_nodes(x, taus, weight * rate, weight, chance, precision.rounds, rise=rise)
+    likelihood = np.maximum(likelihood, flat[:, None])
+    tau, index = _peak(taus, likelihood, x)
     row = np.arange(len(rate))
     plateau = m[row, index]
-    kappa = np.argmax(rise[row, index] >= rate_of(plateau, chance)[:, None], axis=1)
-    return HingeFits(taus, best, flat, tau, best.max(axis=1), plateau, gamma[row, index], kappa)
+    kappa = _first_on_plateau(rise[row, index], plateau, chance)
+    best = likelihood.max(axis=1)
+    fits = HingeFits(x, chance, taus, likelihood, tau, best, plateau, gamma[row, index], kappa)
+    return _polish(rate, weight, fits, isotonic) if precision.polish else fits
 
 
-def _rises(x: Array, taus: Array, fits: Array) -> Array:
-    """[R, T, L] the isotonic fit of the levels before the last one up to each tau; +inf from that one on."""
+def _rises(x: Array, taus: Array, isotonic: Array) -> Array:
+    """Returns [R, T, L] the isotonic fit of the levels before the last one up to each tau; +inf from that one on.
+
+    Args:
+        x: [L] log F.
+        taus: [T] for all curves, or [R, T].
+        isotonic: [R, L + 1, L] fits of the first i levels (`unimodal.prefix_fits`).
+    """
     last = np.searchsorted(x, taus + 1e-12, side="right") - 1
-    return fits[:, last]
+    return isotonic[np.arange(len(isotonic))[:, None], last]
+
+
+def _first_on_plateau(rise: Array, plateau: Array, chance: float) -> npt.NDArray[np.int64]:
+    """Returns [R] kappa: the first level whose bounded rise [R, L] has reached M [R]."""
+    return np.argmax(rise >= rate_of(plateau, chance)[:, None], axis=1)
+
+
+def _start(h: Array, bound: Array, k: Array, n: Array, chance: float) -> tuple[Array, Array]:
+    """Returns (M, log gamma), each [R, T], to start `fit_nodes` from; arguments as there, [R, T, L].
+
+    M is that of the pooled rate of the levels on the plateau, gamma the fall to the pooled rate of the levels after tau
+    over their mean distance from it.
+    """
+    before = ((h == 0) & np.isinf(bound)).astype(float)
+    after = (h > 0).astype(float)
+    below = np.where(np.isfinite(bound), bound, 0.0).max(axis=-1)
+    stay = np.maximum((k * before).sum(-1) / np.maximum((n * before).sum(-1), 1e-12), below)
+    down = (k * after).sum(-1) / np.maximum((n * after).sum(-1), 1e-12)
+    m = np.clip(link(stay, chance), -5.0, 5.0)
+    reach = np.maximum((n * h).sum(-1) / np.maximum((n * after).sum(-1), 1e-12), 1e-9)
+    fall = np.maximum(m - np.clip(link(down, chance), -5.0, 5.0), 0.05)
+    return m, np.clip(np.log(fall / reach), *_STEEPNESS)
 
 
 def fit_nodes(
-    x: Array, taus: Array, k: Array, n: Array, chance: float, rounds: int, *, rise: Array | None = None,
-    start: tuple[float, float] | None = None,
-) -> tuple[Array, Array, Array]:  # fmt: skip
-    """(M, gamma, log-likelihood), each [R, T], of hinges at ``taus`` [T]: levels x [L], right answers k of n [R, L].
+    x: Array,
+    taus: Array,
+    k: Array,
+    n: Array,
+    chance: float,
+    rounds: int,
+    *,
+    rise: Array | None = None,
+    start: tuple[Array, Array] | None = None,
+) -> tuple[Array, Array, Array]:
+    """Fits M and gamma of a hinge for every curve and every tau: k of n right answers [R, L] at levels ``x`` [L].
+
+    Maximises sum_l k_l log p_l + (n_l - k_l) log(1 - p_l) over M and u = log gamma, where
+
+        p_l = min(chance + (1 - chance) s_l, rise_l),   s_l = expit(M - e^u h_l),   h_l = max(x_l - tau, 0)
+
+    by Fisher scoring with Levenberg's damping: a step that does not raise the likelihood is left out, and the next one
+    is shorter.
 
     Args:
         x: rising; the first may be -inf (F = 0).
-        taus: where the fall begins.
+        taus: where the fall begins, [T] for all curves or [R, T].
         k: right answers.
         n: effective numbers of facts.
         chance: rate of a guess.
-        rounds: scoring steps at most.
+        rounds: largest number of scoring steps.
         rise: [R, T, L] rates of the levels before the plateau, which M bounds; +inf on it. None: all on it.
-        start: (M, gamma) to start from; else from the levels on both sides of each tau.
+        start: (M, gamma), each [R], to start from; else from the levels on both sides of each tau.
+
+    Returns:
+        (M, gamma, log-likelihood), each [R, T]
     """
-    with np.errstate(invalid="ignore"):
-        h = np.maximum(np.where(np.isfinite(x), x, -np.inf)[None, :] - taus[:, None], 0.0)  # [T, L]
-    k, miss, n = k[:, None, :], (n - k)[:, None, :], n[:, None, :]
+    # Every array below is [R, T, L] (curve, tau, level) or broadcasts to it; sums over levels give [R, T].
+    h = np.maximum(np.where(np.isfinite(x), x, -np.inf) - taus[..., None], 0.0)
+    nodes = (len(k), taus.shape[-1])
+    k = k[:, None, :]
+    n = n[:, None, :]
+    miss = n - k
     bound = np.full((1, 1, len(x)), np.inf) if rise is None else rise
     if start is None:
-        before, after = ((h == 0) & np.isinf(bound)).astype(float), (h > 0).astype(float)
-        below = np.where(np.isfinite(bound), bound, 0.0).max(axis=-1)
-        stay = np.maximum((k * before).sum(-1) / np.maximum((n * before).sum(-1), 1e-12), below)
-        down = (k * after).sum(-1) / np.maximum((n * after).sum(-1), 1e-12)
-        m = np.clip(link(stay, chance), -5.0, 5.0)
-        reach = np.maximum((n * h).sum(-1) / np.maximum((n * after).sum(-1), 1e-12), 1e-9)
-        fall = np.maximum(m - np.clip(link(down, chance), -5.0, 5.0), 0.05)
-        u = np.clip(np.log(fall / reach), *_STEEPNESS)
+        m, u = _start(h, bound, k, n, chance)
     else:
-        m, u = (np.full((len(k), len(taus)), value) for value in (start[0], float(np.log(start[1]))))
+        m = np.broadcast_to(start[0][:, None], nodes)
+        u = np.broadcast_to(np.log(start[1])[:, None], nodes)
     damping = np.full(m.shape, 1e-2)
     bound = np.clip(bound, 1e-12, None)
 
     def state(m: Array, u: Array) -> tuple[Array, Array, Array]:
+        """Returns (log-likelihood [R, T], s [R, T, L], p [R, T, L]) at M and u."""
         eta = np.clip(m[..., None] - np.exp(u)[..., None] * h, -30.0, 30.0)
-        share = 1 / (1 + np.exp(-eta))
-        p = np.minimum(chance + (1 - chance) * share, 1 - 1e-12)
-        share = np.where(p <= bound, share, 0.0)  # a level of the rise below M does not move with it
+        s = 1 / (1 + np.exp(-eta))
+        p = np.minimum(chance + (1 - chance) * s, 1 - 1e-12)
+        s = np.where(p <= bound, s, 0.0)  # a level of the rise below M does not move with it
         p = np.minimum(p, bound)
-        return (k * np.log(p) + miss * np.log1p(-p)).sum(-1), share, p
+        return (k * np.log(p) + miss * np.log1p(-p)).sum(-1), s, p
 
-    likelihood, share, p = state(m, u)
+    likelihood, s, p = state(m, u)
     for _ in range(rounds):
-        # Canonical-form pieces of a binomial model with p' = (1 - chance) s (1 - s); (1 - p) = (1 - chance)(1 - s).
-        pull = (k - n * p) * share / p
-        info = n * (1 - chance) * share * share * (1 - share) / p
-        gh = np.exp(u)[..., None] * h
-        g0, g1 = pull.sum(-1), -(pull * gh).sum(-1)
-        a, b, d = info.sum(-1), -(info * gh).sum(-1), (info * gh * gh).sum(-1)
-        a_, d_ = a * (1 + damping) + 1e-9, d * (1 + damping) + 1e-9
-        determinant = np.maximum(a_ * d_ - b * b, 1e-18)
-        step0 = np.clip((d_ * g0 - b * g1) / determinant, -3.0, 3.0)
-        step1 = np.clip((a_ * g1 - b * g0) / determinant, -1.5, 1.5)
-        m_new, u_new = np.clip(m + step0, -_MOST, _MOST), np.clip(u + step1, *_STEEPNESS)
-        new, share_new, p_new = state(m_new, u_new)
+        # By eta, with p' = (1 - chance) s (1 - s) and 1 - p = (1 - chance)(1 - s): the score of a level is
+        # (k - n p) p' / (p (1 - p)) = (k - n p) s / p, its information n p'^2 / (p (1 - p)).
+        score = (k - n * p) * s / p
+        information = n * (1 - chance) * s * s * (1 - s) / p
+        # By (M, u): d eta / dM = 1, d eta / du = -e^u h = -slope.
+        slope = np.exp(u)[..., None] * h
+        score_m = score.sum(-1)
+        score_u = -(score * slope).sum(-1)
+        info_mm = information.sum(-1)
+        info_mu = -(information * slope).sum(-1)
+        info_uu = (information * slope * slope).sum(-1)
+        # The damped 2 x 2 system by Cramer's rule; a step is at most 3 in M and 1.5 in log gamma.
+        damped_mm = info_mm * (1 + damping) + 1e-9
+        damped_uu = info_uu * (1 + damping) + 1e-9
+        determinant = np.maximum(damped_mm * damped_uu - info_mu * info_mu, 1e-18)
+        step_m = np.clip((damped_uu * score_m - info_mu * score_u) / determinant, -3.0, 3.0)
+        step_u = np.clip((damped_mm * score_u - info_mu * score_m) / determinant, -1.5, 1.5)
+        m_new = np.clip(m + step_m, -_MOST, _MOST)
+        u_new = np.clip(u + step_u, *_STEEPNESS)
+        new, s_new, p_new = state(m_new, u_new)
         better = new > likelihood
         gained = np.where(better, new - likelihood, 0.0).max()
         damping = np.where(better, damping / 10, damping * 10)
-        m, u, likelihood = np.where(better, m_new, m), np.where(better, u_new, u), np.where(better, new, likelihood)
+        m = np.where(better, m_new, m)
+        u = np.where(better, u_new, u)
+        likelihood = np.where(better, new, likelihood)
+        # Done when no node gains and those that failed did so with short steps.
         if gained < _CONVERGED and damping[~better].min(initial=np.inf) > 1.0:
             break
-        share = np.where(better[..., None], share_new, share)
+        s = np.where(better[..., None], s_new, s)
         p = np.where(better[..., None], p_new, p)
     return m, np.exp(u), likelihood
 
@@ -177,15 +268,20 @@ _TIE = 0.02  # log-likelihood below the best that no data of ours tells from it
 
 
 def _peak(taus: Array, likelihood: Array, x: Array) -> tuple[Array, npt.NDArray[np.int64]]:
-    """(tau, its grid index) of the maximum; the middle of the near-ties around it where they span half a bracket."""
+    """Returns (tau [R], its grid index [R]) of the largest likelihood [R, T].
+
+    That is the top of the parabola through the best node and its neighbours; or the middle of the near-ties around the
+    best node where they span half a bracket, as an abrupt drop leaves them.
+    """
     index = likelihood.argmax(axis=1)
     row = np.arange(len(likelihood))
     near = likelihood >= likelihood[row, index][:, None] - _TIE
     low = taus[np.argmax(near, axis=1)]
     high = taus[near.shape[1] - 1 - np.argmax(near[:, ::-1], axis=1)]
-    # A parabola through the best node and its neighbours, where both lie in its bracket.
+    # The parabola through (tl, fl), (tm, fm), (tr, fr): left, middle and right.
     inside = (index > 0) & (index < len(taus) - 1)
-    left, right = np.maximum(index - 1, 0), np.minimum(index + 1, len(taus) - 1)
+    left = np.maximum(index - 1, 0)
+    right = np.minimum(index + 1, len(taus) - 1)
     fl, fm, fr = likelihood[row, left], likelihood[row, index], likelihood[row, right]
     tl, tm, tr = taus[left], taus[index], taus[right]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -202,26 +298,43 @@ def _peak(taus: Array, likelihood: Array, x: Array) -> tuple[Array, npt.NDArray[
     return tau, np.abs(taus[None, :] - tau[:, None]).argmin(axis=1)
 
 
-def polish(x: Array, rate: Array, weight: Array, chance: float, fits: HingeFits, *, rounds: int = 40) -> HingeFits:
-    """The fit of one curve with tau taken off the grid, unless an abrupt drop leaves it undetermined."""
-    taus, index = fits.taus, int(fits.likelihood[0].argmax())
-    if abs(float(fits.tau[0]) - taus[index]) > (taus[-1] - taus[0]) / len(taus) + 1e-12:
-        return fits  # ties: the middle stands
-    low, high = float(taus[max(index - 1, 0)]), float(taus[min(index + 1, len(taus) - 1)])
-    rises, k = prefix_fits(rate, weight), weight * rate
-    start, tau, best = (float(fits.plateau[0]), float(fits.gamma[0])), float(fits.tau[0]), -np.inf
-    while high - low > 1e-9:
-        inner = np.linspace(low, high, _ZOOM)
-        rise = _rises(x, inner, rises)
-        m, gamma, likelihood = fit_nodes(x, inner, k, weight, chance, rounds, rise=rise, start=start)
-        at = int(likelihood[0].argmax())
-        if likelihood[0, at] > best:
-            best, tau, start = float(likelihood[0, at]), float(inner[at]), (float(m[0, at]), float(gamma[0, at]))
-            kappa = int(np.argmax(rise[0, at] >= rate_of(m[:, at], chance)))
-        low, high = float(inner[max(at - 1, 0)]), float(inner[min(at + 1, _ZOOM - 1)])
-    if best <= fits.best[0]:
-        return fits
+def _polish(rate: Array, weight: Array, fits: HingeFits, isotonic: Array, *, rounds: int = 40) -> HingeFits:
+    """Returns the fits with tau taken off the grid, unless an abrupt drop leaves it undetermined.
+
+    Each step lays `_ZOOM` taus between the neighbours of the best one, and starts from its M and gamma.
+    """
+    x, chance, taus, k = fits.x, fits.chance, fits.taus, weight * rate
+    index = fits.likelihood.argmax(axis=1)
+    tied = np.abs(fits.tau - taus[index]) > (taus[-1] - taus[0]) / len(taus) + 1e-12
+    low = taus[np.maximum(index - 1, 0)]
+    high = taus[np.minimum(index + 1, len(taus) - 1)]
+    tau, plateau, gamma, kappa = fits.tau.copy(), fits.plateau.copy(), fits.gamma.copy(), fits.kappa.copy()
+    best = np.full(len(rate), -np.inf)
+    while True:
+        (active,) = np.nonzero(~tied & (high - low > 1e-9))  # curves [A]
+        if not len(active):
+            break
+        inner = np.linspace(low[active], high[active], _ZOOM, axis=1)  # [A, Z]
+        rise = _rises(x, inner, isotonic[active])
+        start = (plateau[active], gamma[active])
+        m, g, likelihood = fit_nodes(x, inner, k[active], weight[active], chance, rounds, rise=rise, start=start)
+        at = likelihood.argmax(axis=1)
+        row = np.arange(len(active))
+        low[active] = inner[row, np.maximum(at - 1, 0)]
+        high[active] = inner[row, np.minimum(at + 1, _ZOOM - 1)]
+        better = likelihood[row, at] > best[active]
+        row, at, active = row[better], at[better], active[better]
+        best[active] = likelihood[row, at]
+        tau[active] = inner[row, at]
+        plateau[active] = m[row, at]
+        gamma[active] = g[row, at]
+        kappa[active] = _first_on_plateau(rise[row, at], m[row, at], chance)
+    gained = best > fits.best
     return replace(
-        fits, tau=np.array([tau]), best=np.array([best]), plateau=np.array([start[0]]), gamma=np.array([start[1]]),
-        kappa=np.array([kappa]),
-    )  # fmt: skip
+        fits,
+        tau=np.where(gained, tau, fits.tau),
+        best=np.where(gained, best, fits.best),
+        plateau=np.where(gained, plateau, fits.plateau),
+        gamma=np.where(gained, gamma, fits.gamma),
+        kappa=np.where(gained, kappa, fits.kappa),
+    )

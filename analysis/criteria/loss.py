@@ -16,13 +16,13 @@ from megatron_kis.analysis.runs.transitions import (
     Transition,
     count,
     crossing,
-    make,
-)  # fmt: skip
+    make_transition,
+)
 from megatron_kis.config.analysis import AnalysisConfig
 
 
 def loss_excess(curve: Curve) -> Array:
-    """[L] loss / loss at F = 0 - 1; NaN where unknown.
+    """Returns [L] loss / loss at F = 0 - 1; NaN where unknown.
 
     Paired by seed where seeds are shared: runs that differ in F alone read the same general text in the same order.
     """
@@ -40,7 +40,7 @@ def loss_excess(curve: Curve) -> Array:
 
 
 class LossTolerance:
-    """The smallest F beyond the tolerance.
+    """Criterion of the loss tolerance: the smallest F beyond it.
 
     The bracket is (last level within the tolerance, first level beyond it]; the value is linear in log F between them.
     One seed has no error bar for its loss; runs that differ in F alone read the same general text in the same order,
@@ -51,31 +51,39 @@ class LossTolerance:
     groups: tuple[str, ...] = ("infused", "background", "control")  # every group's rows carry the loss of their run
 
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
-        """The tolerance point of the runs behind ``curve``."""
+        """Returns the tolerance point of the runs of ``curve``."""
         excess = loss_excess(curve)
         known = np.isfinite(excess)
         if not np.isfinite(curve.loss).any():
-            return make(curve, self.kind, INCONCLUSIVE, "no validation loss", group="general")
+            return make_transition(curve, self.kind, INCONCLUSIVE, "no validation loss", group="general")
         if not known.any():
-            return make(curve, self.kind, INCONCLUSIVE, "no validation loss at F = 0 to compare with", group="general")
+            return make_transition(
+                curve, self.kind, INCONCLUSIVE, "no validation loss at F = 0 to compare with", group="general"
+            )
         frequency, excess = curve.frequency[known], excess[known]
         base, most = float(curve.loss[0]), float(excess.max())
         if len(frequency) < 2:
-            return make(curve, self.kind, INCONCLUSIVE, "no validation loss at F > 0", group="general", peak=base)
+            return make_transition(
+                curve, self.kind, INCONCLUSIVE, "no validation loss at F > 0", group="general", peak=base
+            )
         percent = f"{100 * settings.tolerance:g}%"
         beyond = np.flatnonzero(excess > settings.tolerance)
         if not len(beyond):
             largest = float(frequency[-1])
             reason = f"at most {100 * most:+.1f}% over the loss at F = 0 up to {count(largest)} (tolerance {percent})"
-            return make(curve, self.kind, RIGHT_CENSORED, reason, group="general", low=largest, peak=base, drop=most)
+            return make_transition(
+                curve, self.kind, RIGHT_CENSORED, reason, group="general", low=largest, peak=base, drop=most
+            )
         first = int(beyond[0])
         high = float(frequency[first])
         reason = f"{100 * excess[first]:+.1f}% over the loss at F = 0 at F = {count(high)} (tolerance {percent})"
         low = float(frequency[first - 1])
         if low == 0:
             reason += ", the smallest F tried"
-            return make(curve, self.kind, LEFT_CENSORED, reason, group="general", high=high, peak=base, drop=most)
+            return make_transition(
+                curve, self.kind, LEFT_CENSORED, reason, group="general", high=high, peak=base, drop=most
+            )
         value = crossing(frequency, excess, settings.tolerance, first - 1)
-        return make(
+        return make_transition(
             curve, self.kind, OBSERVED, reason, group="general", value=value, low=low, high=high, peak=base, drop=most
         )

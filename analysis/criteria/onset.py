@@ -14,13 +14,13 @@ from megatron_kis.analysis.runs.transitions import (
     RIGHT_CENSORED,
     Transition,
     count,
-    make,
+    make_transition,
 )
 from megatron_kis.config.analysis import AnalysisConfig
 
 
 class Onset:
-    """The first level that is reliably above chance.
+    """Criterion of the onset: the first level that is reliably above chance.
 
     A level is above chance when it beats the chance level (exact binomial) *and*, where a run with F = 0 exists, that
     run's rate: an untrained preference for frequent objects can beat 1/k, and is not memory. The levels share alpha
@@ -31,19 +31,19 @@ class Onset:
     groups: tuple[str, ...] = ("infused",)
 
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
-        """The onset of ``curve``."""
+        """Returns the onset of ``curve``."""
         infused = curve.frequency > 0
-        chance = float(np.nanmean(curve.chance)) if np.isfinite(curve.chance).any() else None
+        chance = curve.mean_chance
         if not infused.any():
-            return make(curve, self.kind, INCONCLUSIVE, "no run with F > 0")
+            return make_transition(curve, self.kind, INCONCLUSIVE, "no run with F > 0")
         if chance is None:
-            return make(curve, self.kind, INCONCLUSIVE, "the chance level is not known")
+            return make_transition(curve, self.kind, INCONCLUSIVE, "the chance level is not known")
         weight = evidence(*seed_matrix(curve), settings.overdispersion).weight
         baseline = 0 if curve.frequency[0] == 0 else None
         alpha = settings.alpha / int(infused.sum())
 
         def p_value(rate: float, n_eff: float) -> float:
-            against_chance = p_above(rate, n_eff, chance)
+            against_chance = float(p_above(rate, n_eff, chance))
             if baseline is None:
                 return against_chance
             return max(against_chance, p_greater(rate, n_eff, float(curve.rate[baseline]), float(weight[baseline])))
@@ -58,18 +58,25 @@ class Onset:
             known = floor + settings.reference_loss * (1 - floor)
             if p_value(known, float(weight[last])) > alpha:
                 reason = f"too few facts to tell a rate of {known:.2f} from chance ({chance:.2f})"
-                return make(curve, self.kind, INCONCLUSIVE, reason, peak=peak, p_value=min(p))
+                return make_transition(curve, self.kind, INCONCLUSIVE, reason, peak=peak, p_value=min(p))
             reason = f"not reliably above chance ({chance:.2f}) up to the largest F, {count(largest)}"
-            return make(curve, self.kind, RIGHT_CENSORED, reason, low=largest, peak=peak, p_value=min(p))
+            return make_transition(curve, self.kind, RIGHT_CENSORED, reason, low=largest, peak=peak, p_value=min(p))
         first = above[0]
         high = float(curve.frequency[first])
         seen = f"first reliably above chance ({chance:.2f}) at F = {count(high)}: rate {curve.rate[first]:.2f}"
         if first == 0 or curve.frequency[first - 1] == 0:
-            return make(
+            return make_transition(
                 curve, self.kind, LEFT_CENSORED, f"{seen}, the smallest F tried", high=high, peak=peak, p_value=p[first]
             )
         low = float(curve.frequency[first - 1])
-        return make(
-            curve, self.kind, OBSERVED, f"{seen}; not yet at F = {count(low)}", value=float(np.sqrt(low * high)),
-            low=low, high=high, peak=peak, p_value=p[first],
-        )  # fmt: skip
+        return make_transition(
+            curve,
+            self.kind,
+            OBSERVED,
+            f"{seen}; not yet at F = {count(low)}",
+            value=float(np.sqrt(low * high)),
+            low=low,
+            high=high,
+            peak=peak,
+            p_value=p[first],
+        )

@@ -23,7 +23,8 @@ import pandas as pd
 from megatron_kis.analysis.criteria import find_transitions
 from megatron_kis.analysis.criteria.counts import Evidence, draw
 from megatron_kis.analysis.criteria.hinge import FEWEST_LEVELS
-from megatron_kis.analysis.law.bootstrap import Source, detect, source_of
+from megatron_kis.analysis.criteria.hinge_fit import Precision
+from megatron_kis.analysis.law.bootstrap import SimulatedCell, measure, simulated_cell
 from megatron_kis.analysis.law.candidates import SIZE, SIZE_AND_BUDGET, design
 from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.runs.curves import Array, Curve, curves, primary_rows
@@ -56,7 +57,7 @@ class Proposal:
 class _Cell:
     curve: Curve
     point: Transition
-    source: Source | None
+    source: SimulatedCell | None
     variance: float
     """Variance of log F*, with the runs proposed so far."""
     seeds: dict[float, set[int]]
@@ -170,7 +171,7 @@ def _seeds(rows: pd.DataFrame) -> dict[tuple[int, int], dict[float, set[int]]]:
 def _cell(curve: Curve, point: Transition, settings: AnalysisConfig, seeds: dict[float, set[int]]) -> _Cell:
     source = None
     if point.informative and len(curve.frequency) >= FEWEST_LEVELS:
-        source = source_of(curve, point, point.steepness or 4.0, settings, 99)
+        source = simulated_cell(curve, point, point.steepness or 4.0, settings, 99)
     error = source.error if source is not None and point.interval == "profile" else None
     return _Cell(curve, point, source, error**2 if error else variance_of(point), seeds)
 
@@ -249,12 +250,14 @@ def _expected(cell: _Cell, frequency: float, law: Law, settings: AnalysisConfig)
     return cell.variance * min(then / now, 1.0)
 
 
-def _drawn(generator: np.random.Generator, source: Source, tau: Array) -> Array:
+def _drawn(generator: np.random.Generator, source: SimulatedCell, tau: Array) -> Array:
     """Draws rates [R, L, S] of curves with the hinge at each ``tau``."""
     return draw(generator, source.rates(tau), source.facts, float(source.seen.icc), len(tau))
 
 
-def _with_drawn(generator: np.random.Generator, extended: Source, tau: Array, source: Source, rates: Array) -> Array:
+def _with_drawn(
+    generator: np.random.Generator, extended: SimulatedCell, tau: Array, source: SimulatedCell, rates: Array
+) -> Array:
     """Adds the extended source's further run to the curves ``rates`` of ``source``; the other runs stay as they are."""
     more = _drawn(generator, extended, tau)
     there = np.zeros(extended.facts.shape, dtype=bool)
@@ -264,15 +267,15 @@ def _with_drawn(generator: np.random.Generator, extended: Source, tau: Array, so
     return more
 
 
-def _expected_variance(source: Source, rates: Array, settings: AnalysisConfig) -> float:
+def _expected_variance(source: SimulatedCell, rates: Array, settings: AnalysisConfig) -> float:
     """Returns the mean variance of log F* implied by the intervals of simulated curves."""
-    lower, upper, variance = detect(replace(source, critical=-1.0), rates, settings, steps=2, rounds=6)
+    lower, upper, variance = measure(replace(source, critical=-1.0), rates, settings, Precision(2, 6))
     closed = np.isfinite(lower) & np.isfinite(upper)
     width = np.where(closed, np.where(closed, upper, 0.0) - np.where(closed, lower, 0.0), 1.5)
     return float(np.mean(np.where(closed & (variance > 0), variance, width**2 / 12)))
 
 
-def _extended(source: Source, frequency: float) -> Source:
+def _extended(source: SimulatedCell, frequency: float) -> SimulatedCell:
     """Returns the source with one more run: another seed of one of its levels, or a new level."""
     x = math.log(frequency)
     per_run = float(source.facts.max())

@@ -1,7 +1,7 @@
 """Intervals from points alone: where no curve is known, each point's own interval says how it would have been measured.
 
 Each resample draws log F* of every cell from the fitted law and its scatter, measures it as the cell's own point was
-measured, and refits the law. A bracket is drawn anew as the bracket of a grid of the same spacing and phase, a profile
+measured, and refits the law. A bracket is drawn as the bracket of a grid of the same spacing and phase, a profile
 interval as a point with an error of its width, a censored cell as censored wherever the drawn F* lies beyond the limit
 that it states; where it lies before, it would have been seen, with the error that is typical of the others. Unlike the
 bootstrap of curves (`law.bootstrap`) this takes the points' intervals at their word, and it cannot know what the
@@ -27,15 +27,17 @@ METHOD = "parametric bootstrap of the points, studentised"
 
 
 def bootstrap_points(law: Law, points: Sequence[Transition], settings: AnalysisConfig, *, resamples: int) -> Law:
-    """``law`` with critical values from ``resamples`` resamples of its points (its ``calibration``).
+    """Returns ``law`` with critical values from ``resamples`` resamples of its points (its ``calibration``).
 
     As it was where the law has an offset, or where it could not be refitted in half of the resamples.
     """
     used = [
-        p for p in points
-        if p.kind == law.kind and p.group == law.group
+        p
+        for p in points
+        if p.kind == law.kind
+        and p.group == law.group
         and (p.informative or (p.status == RIGHT_CENSORED and p.low) or (p.status == LEFT_CENSORED and p.high))
-    ]  # fmt: skip
+    ]
     if law.candidate.offset or not used:
         return law
     used.sort(key=lambda p: (p.params, p.tokens, p.value or 0.0, p.low or 0.0))
@@ -43,17 +45,18 @@ def bootstrap_points(law: Law, points: Sequence[Transition], settings: AnalysisC
     generator = np.random.default_rng([settings.seed, 3, len(used)])
     x = design(law.candidate, np.array(law.centre), cells.log_n, cells.log_d)
     tau = x @ np.array(law.parameters) + law.sigma * generator.standard_normal((resamples, len(used)))
-    found = pivots(law, x, measured_again(cells, tau, generator), METHOD, generator)
+    found = pivots(law, x, resample_measurements(cells, tau, generator), METHOD, generator)
     return law if found is None else replace(law, calibration=found)
 
 
-def measured_again(cells: Cells, tau: Array, generator: np.random.Generator) -> tuple[Array, Array, Array]:
-    """(lower, upper, variance), each [R, n]: the true ``tau`` [R, n] measured as ``cells`` were."""
+def resample_measurements(cells: Cells, tau: Array, generator: np.random.Generator) -> tuple[Array, Array, Array]:
+    """Returns (lower, upper, variance), each [R, n]: the true ``tau`` [R, n] measured as ``cells`` were."""
     closed = cells.informative
     width = np.where(closed, cells.upper, 0.0) - np.where(closed, cells.lower, 0.0)
     spread = np.sqrt(np.where(width > 0, width**2 / 12, cells.variance))
     typical = float(np.median(spread[closed]))
-    lower, upper = np.empty_like(tau), np.empty_like(tau)
+    lower = np.empty_like(tau)
+    upper = np.empty_like(tau)
     variance = np.zeros_like(tau)
     for i in range(tau.shape[1]):
         true = tau[:, i]

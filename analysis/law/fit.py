@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_kis.analysis.law.candidates import (
     CANDIDATES,
@@ -33,7 +34,8 @@ from megatron_kis.analysis.law.coefficients import (
     nonembedding,
 )
 from megatron_kis.analysis.law.regression import Z_95
-from megatron_kis.analysis.runs.transitions import KINDS, LEFT_CENSORED, RIGHT_CENSORED, Transition
+from megatron_kis.analysis.runs.curves import Array
+from megatron_kis.analysis.runs.transitions import INFORMATIVE, KINDS, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import read_json
 
@@ -234,36 +236,52 @@ def _censored(point: Transition) -> bool:
 
 
 def cells_of(points: Sequence[Transition], errors: Mapping[tuple[int, int], float] | None = None) -> Cells:
-    """Returns transitions as cells of the regression, in their order.
+    """Returns transitions as cells of the regression, in their order (see `measurements`).
 
-    A ``bracket`` enters as an interval, a ``profile`` interval as a point with the variance of its error: the one in
-    ``errors``, by (N, D), or else the one that its width implies. If an end is open, the other one gives the width.
+    ``errors`` are standard errors of log F* by (N, D), where they are known better than from the intervals' widths.
     """
-    lower, upper, variance = [], [], []
-    for p in points:
-        low = math.log(p.low) if p.low else -math.inf
-        high = math.log(p.high) if p.high else math.inf
-        spread = 0.0
-        if p.informative and p.value is not None:
-            centre = math.log(p.value) if p.value > 0 else math.nan
-            closed = math.isfinite(low) and math.isfinite(high)
-            if not (p.interval == "bracket" and closed and high > low):
-                if closed:
-                    spread = ((high - low) / (2 * Z_95)) ** 2
-                elif math.isfinite(low) or math.isfinite(high):
-                    spread = ((centre - low if math.isfinite(low) else high - centre) / Z_95) ** 2
-                spread = spread if errors is None else errors.get((p.params, p.tokens), math.sqrt(spread)) ** 2
-                low = high = centre
-        elif p.status == RIGHT_CENSORED:
-            high = math.inf
-        else:
-            low = -math.inf
-        lower.append(low)
-        upper.append(high)
-        variance.append(spread)
+    logs = np.full((3, len(points)), [[math.nan], [-math.inf], [math.inf]])
+    for index, p in enumerate(points):
+        for row, end in enumerate((p.value if p.informative else None, p.low, p.high)):
+            if end:
+                logs[row, index] = math.log(end) if end > 0 else math.nan
+    bracket = np.array([p.interval == "bracket" for p in points], dtype=bool)
+    status = np.array([p.status for p in points], dtype=str)
+    lower, upper, variance = measurements(status, logs[0], logs[1], logs[2], bracket)
+    if errors is not None:
+        known = [errors.get((p.params, p.tokens), math.sqrt(v)) ** 2 for p, v in zip(points, variance, strict=True)]
+        variance = np.where(lower == upper, known, 0.0)
     log_n = np.log([max(p.params, 0) for p in points]) if points else np.empty(0)
     log_d = np.log([max(p.tokens, 0) for p in points]) if points else np.empty(0)
-    return Cells(log_n, log_d, np.array(lower), np.array(upper), np.array(variance))
+    return Cells(log_n, log_d, lower, upper, variance)
+
+
+def measurements(
+    status: npt.NDArray[np.str_], value: Array, low: Array, high: Array, bracket: npt.NDArray[np.bool_]
+) -> tuple[Array, Array, Array]:
+    """Returns (lower, upper, variance) of log F* of points, measured or simulated, as the regression takes them.
+
+    A ``bracket`` enters as an interval, a ``profile`` interval as a point with the variance that its width implies; an
+    end that is open leaves the other to say how wide. A censored point keeps its one end, an inconclusive one neither.
+
+    Args:
+        status: statuses of the points, all arrays [n].
+        value: log F* of those that were observed.
+        low: log of the lower ends, -inf where open.
+        high: log of the upper ends, inf where open.
+        bracket: whether an interval is a bracket.
+    """
+    low_known, high_known = np.isfinite(low), np.isfinite(high)
+    closed = low_known & high_known
+    observed = np.isin(status, INFORMATIVE)
+    interval = observed & bracket & closed & (high > low)
+    point = observed & ~interval
+    with np.errstate(invalid="ignore"):  # infinite ends, masked below
+        half = np.select([closed, low_known, high_known], [(high - low) / 2, value - low, high - value], 0.0)
+    variance = np.where(point, (half / Z_95) ** 2, 0.0)
+    lower = np.select([point, interval | (status == RIGHT_CENSORED)], [value, low], -np.inf)
+    upper = np.select([point, interval | (status == LEFT_CENSORED)], [value, high], np.inf)
+    return lower, upper, variance
 
 
 def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool) -> None:

@@ -138,7 +138,7 @@ def _hinge_line(
     drawn: Panel, axis: FrequencyAxis, result: AnalysisResult, rows: pd.DataFrame, notes: list[str]
 ) -> None:
     """Draws the fitted plateau and fall where the hinge found a collapse."""
-    from megatron_kis.analysis.criteria.hinge import fit_hinge
+    from megatron_kis.analysis.criteria.hinge import fit_curve
     from megatron_kis.analysis.criteria.hinge_fit import rate_of
 
     settings = result.settings
@@ -157,14 +157,13 @@ def _hinge_line(
     )
     if point is None:
         return
-    fits = fit_hinge(curve, settings).fits
-    chance = float(np.nanmean(curve.chance)) if np.isfinite(curve.chance).any() else 0.0
+    fits = fit_curve(curve, settings)
     start = max(float(curve.frequency[int(fits.kappa[0])]), float(curve.frequency[curve.frequency > 0][0]))
     levels = np.geomspace(start, float(curve.frequency[-1]), 80)
     eta = fits.plateau[0] - fits.gamma[0] * np.maximum(np.log(levels) - fits.tau[0], 0.0)
     drawn.line(
         [axis.at(f) for f in levels],
-        rate_of(eta, chance).tolist(),
+        rate_of(eta, fits.chance).tolist(),
         series="hinge",
         colour="ink",
         linewidth=1.3,

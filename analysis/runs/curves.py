@@ -86,6 +86,11 @@ class Curve:
         """Largest number of seeds at a level."""
         return max(len(rates) for rates in self.seed_rates)
 
+    @property
+    def mean_chance(self) -> float | None:
+        """Chance level, the mean of the levels'; None where it is not known."""
+        return float(np.nanmean(self.chance)) if np.isfinite(self.chance).any() else None
+
 
 def curve_table(runs: Runs) -> pd.DataFrame:
     """Returns the curve table (`CURVE_COLUMNS`) of complete runs at their last step, in canonical order.

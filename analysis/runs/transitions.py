@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
 
@@ -89,28 +89,30 @@ class Criterion(Protocol):
         ...
 
 
-def make(
-    curve: Curve,
-    kind: str,
-    status: str,
-    reason: str,
-    *,
-    group: str | None = None,
-    value: float | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    peak: float | None = None,
-    drop: float | None = None,
-    detectable: float | None = None,
-    p_value: float | None = None,
-    steepness: float | None = None,
-    companion: float | None = None,
-    interval: str | None = None,
-    flags: str = "",
+class Found(TypedDict, total=False):
+    """The attributes of a `Transition` that a criterion may find out; what it leaves out is not known."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    peak: float | None
+    drop: float | None
+    detectable: float | None
+    p_value: float | None
+    steepness: float | None
+    companion: float | None
+    interval: str | None
+    flags: str
+
+
+def make_transition(
+    curve: Curve, kind: str, status: str, reason: str, *, group: str | None = None, **found: Unpack[Found]
 ) -> Transition:
-    """A transition of ``curve`` with the infusion ratio and the exposure tokens that go with its F."""
+    """Returns a transition of ``curve``, with the infusion ratio and the exposure tokens that belong to its F."""
+    value = found.get("value")
     ratio = ratio_at(curve, value)
     general = group == "general"  # the loss has neither templates nor a scoring rule
+    found.setdefault("interval", "bracket" if value is not None else None)
     return Transition(
         params=curve.params,
         tokens=curve.tokens,
@@ -120,24 +122,14 @@ def make(
         split=None if general else curve.split,
         scoring=None if general else curve.scoring,
         status=status,
-        value=value,
-        low=low,
-        high=high,
         infusion_ratio=ratio,
-        ratio_low=ratio_at(curve, low),
-        ratio_high=ratio_at(curve, high),
+        ratio_low=ratio_at(curve, found.get("low")),
+        ratio_high=ratio_at(curve, found.get("high")),
         exposure_tokens=None if ratio is None else ratio * curve.tokens,
-        peak=peak,
-        drop=drop,
-        detectable=detectable,
-        p_value=p_value,
-        steepness=steepness,
-        companion=companion,
-        interval=interval or ("bracket" if value is not None else None),
-        flags=flags,
         levels=len(curve.frequency),
         seeds=curve.seeds,
         reason=reason,
+        **found,
     )
 
 

@@ -126,10 +126,6 @@ class AnalysisConfig(Config):
                 raise
             raise input_error(error, cls, section=SECTION) from None
 
-    def reference(self, peak: float, chance: float, spread: float) -> float:
-        """Returns the fall whose absence makes "no collapse" worth saying, in rate."""
-        return max(self.reference_loss * (peak - chance), self.delta_min, 2 * spread)
-
     def record(self) -> dict[str, Any]:
         """Returns the resolved settings, for JSON."""
         return self.model_dump()

@@ -12,7 +12,7 @@ from scipy.optimize import isotonic_regression
 
 from megatron_kis.analysis.criteria import HingeCollapse, ToleranceRule, criteria_of, find_transitions
 from megatron_kis.analysis.criteria.counts import draw, evidence
-from megatron_kis.analysis.criteria.hinge_fit import fit_hinges, fit_nodes, polish, rate_of
+from megatron_kis.analysis.criteria.hinge_fit import FINE, fit_hinges, fit_nodes, rate_of
 from megatron_kis.analysis.criteria.unimodal import (
     fall_statistic,
     fall_test,
@@ -40,7 +40,7 @@ def hinge(collapse=700.0, gamma=4.0, plateau=0.9, chance=0.25):
 
 def test_a_noise_free_hinge_is_recovered():
     rate, weight = hinge()[None], np.full((1, len(X)), 1e6)
-    fits = polish(X, rate, weight, 0.25, fit_hinges(X, rate, weight, 0.25, steps=8, rounds=25))
+    fits = fit_hinges(X, rate, weight, 0.25, FINE)
     assert fits.tau[0] == pytest.approx(math.log(700), abs=1e-6)
     assert fits.gamma[0] == pytest.approx(4.0, abs=1e-5)
     assert fits.plateau[0] == pytest.approx(0.9, abs=1e-6)

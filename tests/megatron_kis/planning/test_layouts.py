@@ -190,7 +190,8 @@ def test_a_link_without_a_speed_is_refused(flag: str, value: str, capsys: pytest
 def test_a_study_costs_what_its_runs_cost(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(
-        "name: s\noutput: out\ndata: {vocab_size: 32000}\nladder: [{preset: 137m}, {preset: 1b}]\n"
+        "name: s\noutput: out\ndata: {text: [t], facts: f, templates: t, vocab_size: 32000}\n"
+        "ladder: [{preset: 137m}, {preset: 1b}]\n"
         "token_budgets: [2000000000, 4000000000]\nfrequencies: [0, 8, 64]\nseeds: [0, 1]\n"
         "training: {sequence_length: 2048, global_batch_size: 512}\n"
     )
@@ -207,7 +208,8 @@ def test_a_study_costs_what_its_runs_cost(capsys: pytest.CaptureFixture[str], tm
 def test_runs_listed_beside_the_grid_are_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text(
-        "name: s\noutput: out\ndata: {vocab_size: 32000}\nladder: [{preset: 137m, frequencies: [0]}, {preset: 1b}]\n"
+        "name: s\noutput: out\ndata: {text: [t], facts: f, templates: t, vocab_size: 32000}\n"
+        "ladder: [{preset: 137m, frequencies: [0]}, {preset: 1b}]\n"
         "token_budgets: [2000000000]\nfrequencies: [0, 8, 64]\nruns: [{size: 137m, tokens: 4000000000, frequency: 3}]\n"
         "training: {sequence_length: 2048, global_batch_size: 512}\n"
     )
