@@ -33,9 +33,9 @@ STUDY: dict[str, Any] = {
     "output": "studies/small",
     "device": "cpu",
     "data": {
-        "text": ["text.jsonl"],
-        "facts": "triples.tsv",
-        "templates": "templates.yaml",
+        "text": ["data/demo/text.jsonl"],
+        "facts": "data/demo/triples.tsv",
+        "templates": "data/demo/templates.yaml",
         "vocab_size": 400,
         "validation_share": 0.05,
         "select": {"infused": 16, "background": 16, "control": 16, "distractors": 3},
@@ -55,6 +55,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo's sources and a study of them that is done. Shared: copy it."""
+    folder = tmp_path_factory.mktemp("finished")
+    _demo(folder / "data" / "demo")
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+    execute("kis study run study.yaml", folder)
+    return folder
 
 
 def lines(page: Path) -> Iterator[str]:
@@ -130,9 +140,8 @@ def test_the_commands_for_continued_pretraining(folder: Path, tiny_data: Path, t
 
 
 @pytest.mark.slow
-def test_the_commands_for_running_and_submitting_a_study(folder: Path) -> None:
-    write_sources(folder, documents=60)
-    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY), encoding="utf-8")
+def test_the_commands_for_running_and_submitting_a_study(folder: Path, finished: Path) -> None:
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
     words = {"STUDY.yaml": "study.yaml", "my_study.yaml": "study.yaml", "RUN": RUN, "137m_D10B_F0_s0": RUN}
     said = [execute(replaced(line, words), folder) for line in lines(HOW_TO / "running-studies.md")]
     assert len(said) == 7
@@ -145,12 +154,9 @@ def test_the_commands_for_running_and_submitting_a_study(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_steps_of_the_readme(folder: Path, tiny_run: MakeRun) -> None:
+def test_the_steps_of_the_readme(folder: Path, finished: Path, tiny_run: MakeRun) -> None:
     pytest.importorskip("transformers")
-    _demo(folder / "data" / "demo")
-    study = STUDY | {"data": STUDY["data"] | {key: f"data/demo/{STUDY['data'][key]}" for key in ("facts", "templates")}}
-    study["data"]["text"] = ["data/demo/text.jsonl"]
-    (folder / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
     words = {
         "studies/quickstart": "studies/small",
         "run_scripts/studies/small.yaml": "study.yaml",

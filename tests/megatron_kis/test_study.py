@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,13 @@ from tests.studies import FREQUENCIES, processes_naming, write_study
 def study(tmp_path: Path, tiny_sources: Sources) -> Path:
     """A study of one size and three frequencies, each run a few seconds long."""
     return write_study(tmp_path, tiny_sources)
+
+
+@pytest.fixture
+def prepared(study: Path, tiny_data: Path) -> Path:
+    """The same study, whose data are there."""
+    shutil.copytree(tiny_data, study.parent / "out" / "data")
+    return study
 
 
 def start(study: Path) -> subprocess.Popen[str]:
@@ -78,30 +86,30 @@ def test_the_plan_of_a_study_names_ratios_and_trains_nothing(study: Path, capsys
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_an_ended_study_leaves_no_process_and_goes_on_where_it_was(study: Path, ending: signal.Signals) -> None:
-    executor = start(study)
-    wait_for(lambda: list(runs_of(study).glob("*/DONE")) or executor.poll() is not None)
+def test_an_ended_study_leaves_no_process_and_goes_on_where_it_was(prepared: Path, ending: signal.Signals) -> None:
+    executor = start(prepared)
+    wait_for(lambda: list(runs_of(prepared).glob("*/DONE")) or executor.poll() is not None)
     assert executor.poll() is None, executor.communicate()
     executor.send_signal(ending)
     _, errors = executor.communicate(timeout=60)
     if ending != signal.SIGKILL:
         assert executor.returncode == (130 if ending == signal.SIGINT else 75)
         assert "run the same command again" in errors
-    wait_for(lambda: not processes_naming(str(runs_of(study))), seconds=20)
-    done = {path: path.stat().st_mtime_ns for path in runs_of(study).glob("*/DONE")}
+    wait_for(lambda: not processes_naming(str(runs_of(prepared))), seconds=20)
+    done = {path: path.stat().st_mtime_ns for path in runs_of(prepared).glob("*/DONE")}
 
-    again = start(study)
+    again = start(prepared)
     _, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
-    assert len(list(runs_of(study).glob("*/DONE"))) == len(FREQUENCIES)
+    assert len(list(runs_of(prepared).glob("*/DONE"))) == len(FREQUENCIES)
     assert {path: path.stat().st_mtime_ns for path in done} == done
 
 
 @pytest.mark.slow
-def test_two_executors_do_not_meet(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = start(study)
-    wait_for(lambda: list(runs_of(study).glob("*/log.txt")) or first.poll() is not None)
-    assert main(["study", "run", str(study)]) == 1
+def test_two_executors_do_not_meet(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = start(prepared)
+    wait_for(lambda: list(runs_of(prepared).glob("*/log.txt")) or first.poll() is not None)
+    assert main(["study", "run", str(prepared)]) == 1
     assert "another 'kis study run' is at work" in capsys.readouterr().err
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
@@ -143,12 +151,12 @@ def test_a_target_or_a_count_that_cannot_be_is_refused(
 
 @pytest.mark.slow
 def test_proposed_runs_are_added_to_the_study_file_and_they_alone_are_trained(
-    study: Path, capsys: pytest.CaptureFixture[str]
+    prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study.write_text("# my study\n" + study.read_text())
-    assert main(["study", "run", str(study)]) == 0
-    before = {path: path.stat().st_mtime_ns for path in runs_of(study).glob("*/DONE")}
-    propose = ["study", "next", str(study), "--params", "1e6", "--count", "2"]
+    prepared.write_text("# my study\n" + prepared.read_text())
+    assert main(["study", "run", str(prepared)]) == 0
+    before = {path: path.stat().st_mtime_ns for path in runs_of(prepared).glob("*/DONE")}
+    propose = ["study", "next", str(prepared), "--params", "1e6", "--count", "2"]
     capsys.readouterr()
     assert main([*propose, "--json"]) == 0
     asked = json.loads(capsys.readouterr().out)
@@ -156,22 +164,22 @@ def test_proposed_runs_are_added_to_the_study_file_and_they_alone_are_trained(
     assert proposed
     assert asked["sizes"] == []  # of one size there is no law
     assert {row["size"] for row in proposed} == {"1x16"}
-    assert "runs" not in yaml.safe_load(study.read_text())  # asking changes nothing
+    assert "runs" not in yaml.safe_load(prepared.read_text())  # asking changes nothing
 
     assert main([*propose, "--write"]) == 0
     assert f"{len(proposed)} runs added to" in capsys.readouterr().out
-    assert study.read_text().startswith("# my study\n")
-    listed = yaml.safe_load(study.read_text())["runs"]
+    assert prepared.read_text().startswith("# my study\n")
+    listed = yaml.safe_load(prepared.read_text())["runs"]
     assert listed == [
         {"size": "1x16", "tokens": 10 * 8 * 64, "frequency": row["frequency"], "seed": row["seed"]} for row in proposed
     ]
-    text = study.read_text()
+    text = prepared.read_text()
     assert main([*propose, "--write"]) == 0  # before they are trained, the same ones are proposed and not added again
-    assert study.read_text() == text
+    assert prepared.read_text() == text
     assert "planned already" in capsys.readouterr().out
 
-    assert main(["study", "run", str(study)]) == 0
+    assert main(["study", "run", str(prepared)]) == 0
     assert f"{3 + len(proposed)} runs, 3 done already" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    names = {path.parent.name for path in runs_of(study).glob("*/DONE")} - {path.parent.name for path in before}
+    names = {path.parent.name for path in runs_of(prepared).glob("*/DONE")} - {path.parent.name for path in before}
     assert names == {f"1x16_D5.12k_F{run['frequency']}_s{run['seed']}" for run in listed}
