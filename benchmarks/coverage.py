@@ -27,7 +27,7 @@ def markdown(simulations: int, single: int, inner: int) -> str:
         f"Law and predictions, {simulations} simulated studies per row that could carry the law (nominal 95%; 200 "
         "facts, 3 seeds, 12 levels). Scatter: of log F* between models:",
         "",
-        "| cells | beyond the grid | scatter | noise | censored | inconclusive | refused beside | F* | b | c | "
+        "| cells | beyond the grid | scatter | noise | censored | inconclusive | refused in addition | F* | b | c | "
         "next model, 4 x N | 10 x N | bias of b (s.e.) | censored cells dropped | width at 4 x N (log) |",
         "|" + 15 * "---|",
     ]
