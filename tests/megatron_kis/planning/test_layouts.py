@@ -40,6 +40,7 @@ def test_every_layout_fits_and_divides_model_batch_and_gpus(name: str, gpus: int
     assert [option.step_seconds for option in found] == sorted(option.step_seconds for option in found)
 
 
+@pytest.mark.slow
 def test_only_layouts_that_can_be_trained_are_offered_unless_asked() -> None:
     offered = find_layouts(job("7b"), gpus=64, kind=GPUS["h100"])
     assert {option.split.virtual for option in offered} == {1}
@@ -70,6 +71,7 @@ def test_a_layout_is_offered_with_what_makes_it_fastest() -> None:
     assert any(option.split.recompute == "full" for option in again)
 
 
+@pytest.mark.slow
 def test_interleaved_stages_take_turns_on_a_multiple_of_their_number() -> None:
     found = find_layouts(job("7b", batch=96), gpus=32, kind=GPUS["h100"], interleave=True)
     interleaved = [option for option in found if option.split.virtual > 1]
@@ -166,6 +168,7 @@ def test_seconds_are_listed_by_what_takes_them(capsys: pytest.CaptureFixture[str
     assert "tensor" in shown
 
 
+@pytest.mark.slow
 def test_slower_links_cost_time(capsys: pytest.CaptureFixture[str]) -> None:
     def seconds(*arguments: str) -> float:
         row = plan(capsys, "7b", "--tokens", "1e9", "--gpus", "64", "--show", "50", *arguments)["models"][0]  # type: ignore[index]
