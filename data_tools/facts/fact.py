@@ -24,8 +24,6 @@ from megatron_kis.data_tools.facts.fields import (
     strings_field,
 )
 
-_NAMES = ("subject", "relation", "object")
-
 
 @dataclass(frozen=True, slots=True)
 class Fact:
@@ -86,7 +84,9 @@ def load_facts(path: Path) -> list[Fact]:
     seen: dict[str, str] = {}
     for number, row in read_json_lines(path):
         where = f"{path}:{number}"
-        subject, relation, answer = (string_field(row, key, where) for key in _NAMES)
+        subject = string_field(row, "subject", where)
+        relation = string_field(row, "relation", where)
+        answer = string_field(row, "object", where)
         check_relation(relation, where)
         subject, answer = one_line(subject), one_line(answer)
         check_text(subject, "subject", where)

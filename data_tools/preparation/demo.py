@@ -226,7 +226,10 @@ def read_airports(wheel: Path) -> tuple[list[Triple], Counter[str]]:
     triples: list[Triple] = []
     dropped: Counter[str] = Counter()
     for row in rows:
-        code, name, city, region = (row[key].strip() for key in ("iata", "name", "city", "subd"))
+        code = row["iata"].strip()
+        name = row["name"].strip()
+        city = row["city"].strip()
+        region = row["subd"].strip()
         if not code:
             continue
         if namesakes[name.casefold()] > 1:

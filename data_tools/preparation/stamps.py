@@ -232,7 +232,8 @@ def _list_differences(
     key: str, then: FileKeys, now: FileKeys, then_labels: Sequence[str], now_labels: Sequence[str]
 ) -> list[str]:
     """Lists what changed in a list of files, by their names."""
-    before, after = (list(map(fingerprint, files)) for files in (then, now))
+    before = [fingerprint(file) for file in then]
+    after = [fingerprint(file) for file in now]
     if before == after:
         return []
     if sorted(before) == sorted(after):

@@ -162,7 +162,9 @@ class _TripleStore:
         name = name_key(candidate.subject)
         if self._threshold < 1 << 64 and self._rank(name) >= self._threshold:
             return NOT_SAMPLED
-        subject, answer = (entity_key(one.name, one.identifier) for one in named_entities(candidate))
+        named_subject, named_object = named_entities(candidate)
+        subject = entity_key(named_subject.name, named_subject.identifier)
+        answer = entity_key(named_object.name, named_object.identifier)
         if self._bearers.setdefault(name, subject) != subject:
             self._bearers[name] = None
         key = (candidate.relation, subject)

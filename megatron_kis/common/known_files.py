@@ -111,7 +111,8 @@ class Seen:
 
     def _name(self, path: Path) -> str:
         """Returns where links lead; a place in the study's own folder is relative, so that it can be moved."""
-        place, home = (one.resolve() for one in (path, self._path.parent.parent))
+        place = path.resolve()
+        home = self._path.parent.parent.resolve()
         return str(place.relative_to(home)) if place.is_relative_to(home) else str(place)
 
 

@@ -92,9 +92,9 @@ def _resolved(block: TripleBlock, entities: EntityNames) -> Iterator[Imported]:
     """Yields the triples of a block with their names."""
     columns = (block.lines, block.subjects, block.relations, block.objects)
     for start in range(0, len(block.lines), _BATCH):
-        lines, subjects, numbers, objects = (column[start : start + _BATCH] for column in columns)
-        names = entities.look_up(np.unique(np.concatenate([subjects, objects])))
-        for triple in zip(lines.tolist(), subjects.tolist(), numbers.tolist(), objects.tolist(), strict=True):
+        batch = slice(start, start + _BATCH)
+        names = entities.look_up(np.unique(np.concatenate([block.subjects[batch], block.objects[batch]])))
+        for triple in zip(*(column[batch].tolist() for column in columns), strict=True):
             yield _resolve(block.file, triple, names)
 
 
