@@ -23,7 +23,7 @@ from megatron_kis.analysis.criteria.hinge_fit import link, rate_of
 from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, Array, Curve, canonical, rows_of
 
 Cell = tuple[int, int]
-"""(params, tokens)."""
+"""N and D of a model: (params, tokens)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Truth:
     noise: str = "gaussian"
     """Shape of the scatter: ``gaussian`` or ``t4`` (Student's t, 4 degrees of freedom, the same variance)."""
     collapses: bool = True
-    """Whether curves fall at all."""
+    """Whether curves fall beyond F*."""
     chance: float = 0.25
     base: float = 0.55
     """Rate without infusion."""

@@ -82,7 +82,7 @@ class HingeShape:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What the criterion says of R curves; every array is [R]."""
+    """The criterion's verdicts on R curves; every array is [R]."""
 
     status: npt.NDArray[np.str_]
     """``collapsed``, ``left_censored``, ``right_censored`` or ``inconclusive``."""
@@ -97,7 +97,7 @@ class Verdicts:
     pieces: npt.NDArray[np.int64]
     """Number of intervals whose hull [low, high] is."""
     peak: Array
-    """Highest rate."""
+    """Highest rate of the curve."""
     drop: Array
     """Fall of the fitted hinge from its plateau to the largest F."""
     detectable: Array

@@ -37,13 +37,13 @@ class Precision:
     rounds: int
     """Largest number of scoring steps per node."""
     polish: bool = False
-    """Whether tau is then taken off the grid."""
+    """Whether the best tau of the grid is then refined between its points."""
 
 
 FINE = Precision(8, 25, polish=True)
-"""For measured curves."""
+"""Precision for measured curves."""
 COARSE = Precision(4, 7)
-"""For the many simulated curves of a bootstrap; docs/statistics.md says how much it matters."""
+"""Precision for the many simulated curves of a bootstrap; docs/statistics.md says how much it matters."""
 
 
 @dataclass(frozen=True)

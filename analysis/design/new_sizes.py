@@ -26,7 +26,7 @@ class NewSize:
     """A model size that the study does not have."""
 
     params: int
-    """N."""
+    """N: number of parameters."""
     tokens: int
     """D: the token budget of the study that is nearest to the target's."""
     frequency: float

@@ -69,7 +69,7 @@ class Cells:
 
     @property
     def informative(self) -> npt.NDArray[np.bool_]:
-        """Whether a cell is closed on both sides, [n]."""
+        """Whether each cell is closed on both sides, [n]."""
         return np.isfinite(self.lower) & np.isfinite(self.upper)
 
     def subset(self, chosen: npt.NDArray[np.bool_]) -> Cells:

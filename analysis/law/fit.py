@@ -109,7 +109,7 @@ class Law:
 
     @property
     def candidate(self) -> Candidate:
-        """The law's form."""
+        """Form of the law."""
         return CANDIDATES[self.law]
 
     @property

@@ -38,7 +38,7 @@ class Fit:
     """A fitted regression; the leading axes are those of the data."""
 
     beta: Array
-    """Coefficients, [..., p]."""
+    """Coefficients of the fitted regression, [..., p]."""
     covariance: Array
     """Covariance of the coefficients, Knapp-Hartung scaled, [..., p, p]."""
     sigma: Array

@@ -315,7 +315,7 @@ class _Field:
         return InputError(f"column {column!r}: {problem}", where=self._where, remedy=remedy)
 
     def params(self) -> int:
-        """Returns N."""
+        """Returns N, the number of parameters."""
         count = int(self.number("params", least=1, whole=True))
         if count < _FEWEST_PARAMS:
             raise self.error("params", f"is {count}", "the number of parameters, not of millions or billions")

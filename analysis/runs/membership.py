@@ -52,9 +52,9 @@ class Marked:
     run: str
     """Name of its folder."""
     params: int
-    """N."""
+    """N: number of parameters."""
     tokens: int
-    """D."""
+    """D: token budget."""
     shared: Marks
     """Marks that all runs of a study have in common."""
     of_the_size: Marks

@@ -113,7 +113,7 @@ class PartRecord:
 
 
 class PartEncoder:
-    """Encodes parts."""
+    """Encodes the parts of a corpus into token files, one at a time."""
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ class CorpusJob:
         self.progress = progress
         self.config = config
         self.paths = expand(inputs)
-        """The text files."""
+        """Text files of the corpus."""
         check_text_files(self.paths, config.text_format)
         self.sources = Sources(self.paths)
         """Status of the text files at the start."""

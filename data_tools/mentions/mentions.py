@@ -126,7 +126,7 @@ class Name:
         self._variants: list[tuple[tuple[str, ...], ...]] = []
         self._split = False
         self.searchable = bool(self._parts) and not self._spelling.is_pronoun_i
-        """Whether it can be found in text: it has letters or digits, and is not the English I."""
+        """Whether the name can be found in text: it has letters or digits, and is not the English I."""
         if not self._parts:
             return
         first, last = bare.source_range(1, 2)[0], bare.source_range(len(bare.line) - 2, len(bare.line) - 1)[1]

@@ -36,7 +36,7 @@ from megatron_kis.common.progress import Progress
 Fetch = Callable[[str, Path], None]
 """Downloads a requirement such as ``name==1.0`` into a folder."""
 Triple = tuple[str, str, str]
-"""Subject, relation, object."""
+"""Names of a fact: subject, relation, object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Wheel:
     package: str
     """Name on the package index."""
     version: str
-    """Its exact version."""
+    """Exact version of the package."""
     file: str
     """File name of the wheel."""
     sha256: str
@@ -91,9 +91,9 @@ class DemoData:
     text: Path
     """General text, JSON lines."""
     triples: Path
-    """Facts, tab-separated."""
+    """Facts as subject, relation and object, tab-separated."""
     templates: Path
-    """Templates, YAML."""
+    """Templates of the relations, YAML."""
     sources: Path
     """Record of their origin, JSON."""
 

@@ -65,26 +65,26 @@ class State:
     """The state of a step in a folder."""
 
     stamped: bool
-    """Whether there is a stamp."""
+    """Whether the folder has a stamp of the step."""
     differences: list[str]
     """Differences between what it was made from and what is wanted now."""
     damage: list[str]
     """Outputs that are missing or were changed."""
     found: bool
-    """Whether any output exists."""
+    """Whether any output of the step exists."""
     known: bool
     """Whether everything that decides the step is known by now."""
     old: bool = False
-    """Whether its stamp has the old schema."""
+    """Whether the step's stamp has the old schema."""
 
     @property
     def fresh(self) -> bool:
-        """Whether making it again would write the same bytes."""
+        """Whether making the step's outputs again would write the same bytes."""
         return self.stamped and self.known and not self.differences and not self.damage
 
     @property
     def only_versions(self) -> bool:
-        """Whether only versions differ."""
+        """Whether what the outputs were made from differs from what is wanted now in versions only."""
         return bool(self.differences) and all(one.startswith(VERSIONS) for one in self.differences)
 
     def reasons(self, step: str) -> list[str]:

@@ -79,7 +79,7 @@ class StepInputs:
     seen: Seen
     """Known hashes of the sources."""
     progress: Progress
-    """Receives messages."""
+    """Receiver of the steps' messages."""
     facts: list[Fact] | None = None
     """The study's facts; None before they are made."""
     facts_sha256: str | None = None

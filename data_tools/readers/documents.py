@@ -52,7 +52,7 @@ class SkippedLines:
     """A count of lines that hold no document, where they do not end the work."""
 
     count: int = 0
-    """Number of lines."""
+    """Number of lines that hold no document."""
     first: str = ""
     """The first, as ``FILE:LINE: REASON``."""
 

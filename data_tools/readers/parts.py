@@ -18,7 +18,7 @@ class TextPart:
     """A file, or a piece of one that can be read without the rest."""
 
     path: Path
-    """The file."""
+    """File that the part belongs to."""
     start: int
     """First byte of a .jsonl or .txt file, first row group of a .parquet file; 0 for other kinds, which are not cut."""
     stop: int

@@ -40,7 +40,7 @@ class TokenCounts:
     exposures: int = 0
     """Number of exposures."""
     tokens: int = 0
-    """Total tokens."""
+    """Tokens of all exposures."""
     shortest: int = 0
     """Tokens of the shortest exposure."""
     longest: int = 0
@@ -52,7 +52,7 @@ class TokenCounts:
         return self.tokens / max(1, self.exposures)
 
     def add(self, tokens: int) -> None:
-        """Counts one exposure."""
+        """Counts one exposure of so many tokens."""
         self.shortest = min(self.shortest, tokens) if self.exposures else tokens
         self.longest = max(self.longest, tokens)
         self.exposures += 1
@@ -66,7 +66,7 @@ class RenderSummary:
     prefix: Path
     """Prefix of the exposure store."""
     questions_path: Path
-    """The questions file."""
+    """Path of the questions file."""
     exposures: int
     """Rendered (fact, template) pairs."""
     tokens: int

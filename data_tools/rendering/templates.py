@@ -30,7 +30,7 @@ _READ_OUT = "#%&@\u2030_"  # punctuation by Unicode, but read aloud; other marks
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A filled template."""
+    """A template with both names filled in."""
 
     text: str
     """The sentence with both names filled in."""

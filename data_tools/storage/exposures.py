@@ -41,7 +41,7 @@ class ExposureIndex:
     """The rows of each fact's exposures."""
 
     header: dict[str, Any]
-    """Content of ``PREFIX.json``."""
+    """Content of the store's ``PREFIX.json``."""
     table: NDArray[np.int64]
     """[facts, 4]: first row, templates, group, relation."""
     groups: list[str]

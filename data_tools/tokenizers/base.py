@@ -31,7 +31,7 @@ class Encoding:
     """The token ids of a text, and the characters that each covers."""
 
     tokens: list[int]
-    """Token ids, ``[n]``."""
+    """Token ids of the text, ``[n]``."""
     spans: list[tuple[int, int]]
     """Half-open character range of each token in the text, ``[n]``; all bytes of one character share its range."""
 

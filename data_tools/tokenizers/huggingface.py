@@ -44,7 +44,7 @@ Normalise = Callable[[str], str]
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A loaded ``tokenizer.json``."""
+    """A Hugging Face tokenizer, loaded from its ``tokenizer.json``."""
 
     library = "tokenizers"
     kind = "huggingface"

@@ -44,7 +44,7 @@ _EOD = "</s>"
 
 
 class TekkenTokenizer(TiktokenTokenizer):
-    """A loaded ``tekken.json``."""
+    """A Tekken tokenizer, loaded from its ``tekken.json``."""
 
     kind = "tekken"
     file_name = "tekken.json"

@@ -56,7 +56,7 @@ class TokenizerConfig:
     vocab_size: int
     """Number of pieces, from 300 to a million."""
     kind: str = "unigram"
-    """One of ``MODEL_KINDS``."""
+    """Kind of the model, one of ``MODEL_KINDS``."""
     seed: int = 0
     """Seed of the sample of more than 100 MB of text."""
     character_coverage: float = CHARACTER_COVERAGE

@@ -49,14 +49,14 @@ class Checkpoint:
     """A whole checkpoint on disk."""
 
     folder: Path
-    """Its folder, ``step-NNNNNNNN``."""
+    """Folder of the checkpoint, ``step-NNNNNNNN``."""
 
     manifest: dict[str, Any]
-    """Content of ``checkpoint.json``."""
+    """Content of the checkpoint's ``checkpoint.json``."""
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of optimizer steps done."""
         return int(self.manifest["step"])
 
 
@@ -84,7 +84,7 @@ class CheckpointWriter:
 
     @property
     def writing(self) -> bool:
-        """Whether this rank is still writing its part."""
+        """Whether this rank is still writing its part of a checkpoint."""
         return self._thread is not None and self._thread.is_alive()
 
     def begin(

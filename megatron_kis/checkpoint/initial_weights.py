@@ -35,10 +35,10 @@ class Start:
     """A start on disk."""
 
     folder: Path
-    """Its folder."""
+    """Folder of the start."""
 
     content: dict[str, Any]
-    """Content of ``start.json``."""
+    """Content of the start's ``start.json``."""
 
     @property
     def positions(self) -> int | None:

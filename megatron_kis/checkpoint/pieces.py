@@ -27,7 +27,7 @@ with quiet_megatron():
     from megatron.core.optimizer import DistributedOptimizer
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
-"""Offsets and sizes."""
+"""A rectangular part of a tensor: its offsets and its sizes, by axis."""
 
 
 @dataclass(frozen=True)

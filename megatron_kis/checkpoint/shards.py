@@ -118,7 +118,7 @@ class Plans:
     """Plan of a run's first checkpoint, on which all ranks agreed: later ones hold the same tensors, and reuse it."""
 
     def __init__(self) -> None:
-        """Knows nothing yet."""
+        """Begins without a plan."""
         self.items: list[WriteItem] | None = None
         """Items that this rank has to write; None before the first checkpoint."""
 

@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, files, paths, settings files, units, progress. Imports nothing of ours."""
+"""Foundations of all other packages: errors, files, paths, settings files, units, progress. Imports nothing of ours."""

@@ -1,4 +1,4 @@
-"""What tells two results apart: the settings and the data that they were made with.
+"""The identity of a result, which tells it from others: the settings and the data that it was made with.
 
 Every stage holds to one definition. A run's identity is its result settings (everything in its configuration that can
 change a result, ``settings_of``) and the fingerprints of its data. It is written into ``run.json`` and every

@@ -43,7 +43,7 @@ class Sources:
     """Files that must stay as they are while something is made from them."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        """Remembers their status."""
+        """Remembers the present status of each file."""
         self._statuses = {path: status_of(path) for path in paths}
 
     def check(self) -> None:

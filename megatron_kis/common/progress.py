@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 Meter = Callable[[int, int, int], None]
-"""Told how far work on text is: bytes of the input that are done, bytes of text, documents; all since its start."""
+"""Receiver of the state of work on text: bytes of input done, bytes of text, documents; all since its start."""
 
 _LINE_INTERVAL = 10.0  # seconds between plain lines: a log file stays readable
 
@@ -48,7 +48,7 @@ class LineProgress(Progress):
         self._write, self._clock = write, clock
 
     def say(self, message: str) -> None:
-        """Reports one line."""
+        """Writes the message as one line."""
         self._write(message)
 
     def track(self, items: Iterable[Item], *, description: str, total: int | None = None) -> Iterator[Item]:
@@ -80,7 +80,7 @@ class BarProgress(Progress):
     """A rich progress bar on standard error."""
 
     def say(self, message: str) -> None:
-        """Reports one line."""
+        """Logs the message as one line."""
         logger.info(printable(message))
 
     def track(self, items: Iterable[Item], *, description: str, total: int | None = None) -> Iterator[Item]:

@@ -70,8 +70,8 @@ class AnalysisConfig(Config):
     """Template split the criteria look at. Held-out templates tell memory of a fact from memory of a sentence."""
 
     criterion: Annotated[str, AfterValidator(_criterion), Field(json_schema_extra={"enum": list(CRITERIA)})] = "hinge"
-    """What a collapse is: ``hinge`` (tau of a rise-then-fall model), ``tolerance_rule`` (the last F within r of the
-    maximum) or ``general_loss`` (the F at which the loss on general text leaves its tolerance)."""
+    """Definition of a collapse: ``hinge`` (tau of a rise-then-fall model), ``tolerance_rule`` (the last F within r of
+    the maximum) or ``general_loss`` (the F at which the loss on general text leaves its tolerance)."""
 
     scoring: str = "statement"
     """Scoring rule the criteria look at: summed log-likelihood of the whole statement, the object anywhere in it."""

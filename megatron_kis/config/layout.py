@@ -1,4 +1,4 @@
-"""Whether a parallel layout can hold a model and share its batches: arithmetic only, before anything is started.
+"""Checks that a parallel layout can hold a model and share its batches: arithmetic only, before anything is started.
 
 The same functions check a study before its data are prepared, a run before its ranks meet, and the model where it is
 built, so that what is refused is refused once and early. Nothing here needs PyTorch or Megatron-Core.

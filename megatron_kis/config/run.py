@@ -120,7 +120,7 @@ class CheckpointConfig(Config):
     """Number of newest checkpoints that stay; two, so that one is left if the other is damaged."""
 
     keep_best: bool = True
-    """Whether the one with the lowest validation loss stays (of those saved where the loss was measured)."""
+    """Whether the checkpoint with the lowest validation loss stays (of those saved where the loss was measured)."""
 
     asynchronous: bool = True
     """Write while training goes on; costs a copy of weights and optimizer in the host's memory."""
@@ -130,7 +130,7 @@ class ValidationConfig(Config):
     """The loss on general text."""
 
     moments: EvalScheduleConfig = EvalScheduleConfig(shares=(0.25, 0.5, 0.75, 1.0))
-    """Moments of measuring."""
+    """Moments at which the loss is measured."""
 
     max_tokens: Count = Field(1_000_000, gt=0)
     """Largest number of tokens that are read."""

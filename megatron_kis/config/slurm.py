@@ -142,7 +142,7 @@ class JobConfig(Config):
     """Partition, or several between commas."""
 
     qos: Name | None = None
-    """Quality of service."""
+    """Quality of service (QOS) under which the job is queued."""
 
     constraint: Constraint | None = None
     """Features that a node must have."""
@@ -163,7 +163,7 @@ class DataJobConfig(JobConfig):
     """A job of one process without GPUs."""
 
     cpus: PositiveInt = 4
-    """Number of cores."""
+    """Number of cores of the job."""
 
 
 class SmallJobsConfig(JobConfig):

@@ -76,7 +76,7 @@ class ListedRun(Config):
     """Token budget D."""
 
     frequency: NonNegativeInt
-    """Infusion frequency F."""
+    """Infusion frequency F, exposures of each infused fact."""
 
     seed: NonNegativeInt = 0
     """Seed of weights, order and exposures."""
@@ -89,7 +89,7 @@ class StudyTraining(Config):
     """Sequence length L in tokens."""
 
     global_batch_size: int = Field(gt=0)
-    """Sequences per step."""
+    """Sequences per step, over all data-parallel ranks."""
 
     micro_batch_size: int | None = Field(None, gt=0)
     """Sequences per forward pass on one rank."""

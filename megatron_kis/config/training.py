@@ -146,7 +146,7 @@ class TrainingConfig(Config):
 
     @property
     def step_tokens(self) -> int:
-        """Tokens per step."""
+        """Tokens per step, over all data-parallel ranks."""
         return self.sequence_length * self.global_batch_size
 
     @model_validator(mode="after")
@@ -170,10 +170,10 @@ class ParallelConfig(Config):
     """Data-parallel replicas that ``kis study`` starts. ``kis train`` takes as many as it is started with."""
 
     tensor: int = Field(1, ge=1)
-    """Tensor-parallel size."""
+    """Tensor-parallel size: number of ranks that share each layer."""
 
     pipeline: int = Field(1, ge=1)
-    """Pipeline-parallel size."""
+    """Pipeline-parallel size: number of stages."""
 
     virtual: int = Field(1, ge=1)
     """Chunks of layers per stage (Megatron-Core's interleaved schedule): a smaller bubble for more messages. The

@@ -1,4 +1,4 @@
-"""What the model is fed: the exposure plan (``exposure_plan``, ``stream``, ``packing``), text, store, dataset, ledger.
+"""Input of the model: the exposure plan (``exposure_plan``, ``stream``, ``packing``), text, store, dataset, ledger.
 
 ``ExposurePlan`` is a pure function from a sequence number to its layout; everything else reads files for it.
 """

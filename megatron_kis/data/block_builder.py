@@ -27,7 +27,7 @@ class PlacedExposure(NamedTuple):
     """One exposure in a sequence."""
 
     group: str
-    """``infused`` or ``background``."""
+    """Group of the fact: ``infused`` or ``background``."""
 
     fact: int
     """Row of the fact within its group."""

@@ -1,4 +1,4 @@
-"""Whether the exposures of a plan fit, and how many sequences must be packed together for it.
+"""The block size: how many sequences must be packed together for the exposures of a plan to fit, if they can.
 
 A larger block evens out the lengths that meet in it, and leaves an exposure further from its ideal place. A block that
 is at most so full that the longest exposure still finds room is packed for certain; how full the fullest block can be
@@ -29,7 +29,7 @@ class BlockLayout:
     """S, sequences of the run."""
 
     block: int
-    """Sequences per block."""
+    """Number of sequences of a block."""
 
     @property
     def blocks(self) -> int:

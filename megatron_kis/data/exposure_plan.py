@@ -54,7 +54,7 @@ LAYOUT_VERSION = 2
 
 
 class ExposurePlan:
-    """Which exposures are in which sequence. See the module for how."""
+    """The plan of which exposures are in which sequence; the module's docstring says how it is made."""
 
     def __init__(
         self,

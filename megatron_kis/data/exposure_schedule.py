@@ -58,7 +58,7 @@ class Schedule:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether share and time are the same."""
+        """Whether the schedule is uniform: the share of exposures equals the share of time."""
         return len(self.times) == 2
 
     @property

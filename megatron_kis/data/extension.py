@@ -34,7 +34,7 @@ _SUMS = ("infused_tokens", "background_tokens", "token_budget", "infusion_freque
 
 
 class Plan(Protocol):
-    """What training, ledger and logs need of a plan, whether it extends another or not."""
+    """Interface of a plan for training, ledger and logs, whether it extends another or not."""
 
     sequence_length: int
     token_budget: int

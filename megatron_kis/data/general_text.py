@@ -130,7 +130,7 @@ class _Corpus:
 
 
 class BlendIndex:
-    """Which corpus each sequence reads: each share is met to within one sequence per corpus before it.
+    """The corpus that each sequence reads: each share is met to within one sequence per corpus before it.
 
     The first corpus gets those sequences at which its share of the count steps up, the second its share of what is
     left, and so on. How many sequences a corpus has had is therefore a multiplication, at any sequence.

@@ -1,4 +1,4 @@
-"""What an exposure plan is made of: two groups of facts, a token budget, a schedule, and the run so far.
+"""Inputs of an exposure plan: two groups of facts, a token budget, a schedule, and the run so far.
 
 Each part checks its own values when it is made. ``PlanInputs`` holds the parts of one plan and turns the frequencies of
 the infused facts into the two streams of exposures that are packed.
@@ -71,7 +71,7 @@ class BackgroundFacts:
     """``lengths`` as an array."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Checks policy, frequency and lengths."""
         if self.policy not in POLICIES:
             raise _unknown("policy", self.policy, "infusion.background.policy", POLICIES)
         if self.frequency < 0:
@@ -90,7 +90,7 @@ class TokenBudget:
     """L, tokens of a sequence."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Checks that there is at least one sequence, of two tokens or more."""
         if self.sequence_length < 2:
             raise InputError(f"is {self.sequence_length}", where="sequence_length", remedy="must be at least 2")
         if self.sequences < 1:
@@ -113,10 +113,10 @@ class TokenBudget:
 
 @dataclass(frozen=True, eq=False)
 class PreviousPart:
-    """What a run has shown before the part that a plan describes (``extension``)."""
+    """The part of a run before the part that a plan describes (``extension``)."""
 
     sequences: int = 0
-    """Number of sequences."""
+    """Number of sequences of the previous part."""
 
     counts: Mapping[str, IntArray] = field(default_factory=dict)
     """By group, [facts] exposures; templates continue after them."""

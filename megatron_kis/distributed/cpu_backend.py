@@ -61,7 +61,7 @@ class CpuRngTracker:
         self.states_: dict[str, torch.Tensor] = {}
 
     def is_initialized(self) -> bool:
-        """Whether any stream exists."""
+        """Returns whether any stream exists."""
         return bool(self.states_)
 
     def reset(self) -> None:

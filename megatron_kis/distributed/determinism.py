@@ -1,4 +1,4 @@
-"""What makes a run repeat its bits: deterministic kernels, and random states that are seeded, saved and restored.
+"""Means by which a run repeats its bits: deterministic kernels, and random states that are seeded, saved and restored.
 
 On a CPU kernels are always deterministic; on CUDA only if the run is configured so, because it costs speed.
 """

@@ -16,7 +16,7 @@ class Device:
     """Where tensors live and how ranks talk."""
 
     kind: str
-    """``cpu`` or ``cuda``."""
+    """Kind of device: ``cpu`` or ``cuda``."""
 
     torch_device: torch.device
     """The device of this rank's tensors."""

@@ -22,7 +22,7 @@ class ParallelDims:
     """Sizes of the parallel layout, and this rank's place in each of its dimensions."""
 
     world_size: int
-    """Number of ranks."""
+    """Number of ranks of the run."""
 
     rank: int
     """This rank in WORLD."""
@@ -37,13 +37,13 @@ class ParallelDims:
     """Number of pipeline stages."""
 
     pipeline_rank: int
-    """This rank's stage."""
+    """Number of this rank's pipeline stage, from 0."""
 
     data_size: int
     """Number of data-parallel replicas."""
 
     data_rank: int
-    """This rank's replica."""
+    """Number of this rank's data-parallel replica, from 0."""
 
     virtual_size: int = 1
     """Chunks of layers per stage."""

@@ -38,7 +38,7 @@ class Optimizer(Protocol):
     """Interface of both optimizers."""
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Sets the gradients to zero."""
         ...
 
     def gradient_norm(self) -> float:
@@ -92,7 +92,7 @@ class CpuOptimizer:
         )
 
     def zero_grad(self) -> None:
-        """Forgets the gradients."""
+        """Sets the gradients to zero."""
         for chunk in self._chunks:
             chunk.zero_grad_buffer()
 

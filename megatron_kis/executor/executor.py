@@ -29,7 +29,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @dataclass
 class _Stop:
-    """Whether and when the executor was asked to stop."""
+    """The request to the executor to stop, if there was one, and its time."""
 
     number: int = 0
     """Number of the signal; 0 for none."""
@@ -38,10 +38,10 @@ class _Stop:
     """Time of the signal, by the monotonic clock."""
 
     again: bool = False
-    """Whether Ctrl-C was pressed once more."""
+    """Whether Ctrl-C was pressed once more after the first request."""
 
     passed_on: bool = False
-    """Whether the runs were asked to stop."""
+    """Whether the request was passed on to the runs."""
 
     def __call__(self, number: int, _frame: object) -> None:
         if not self.number:

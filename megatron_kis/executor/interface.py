@@ -1,4 +1,4 @@
-"""What the executor takes and hands back: runs, the slots they get, the commands that start them, and its progress."""
+"""Input and output of the executor: runs, the slots they get, the commands that start them, and its progress."""
 
 from __future__ import annotations
 
@@ -119,4 +119,4 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
-"""Shows the progress."""
+"""Function that shows the executor's progress."""

@@ -95,7 +95,7 @@ class Lease:
     """Process that holds it."""
 
     released: bool
-    """Whether the owner has released it."""
+    """Whether the owner has released the lease."""
 
     heartbeat: float
     """Time of its last heartbeat, seconds since the epoch, by the file server's clock."""
@@ -112,7 +112,7 @@ class HeldLease:
     """Number of the lease among those of the run; also the number of the attempt."""
 
     owner: Owner
-    """This process."""
+    """This process, which holds the lease."""
 
     seconds: float = LEASE_SECONDS
     """Age of its heartbeat after which others may consider this process dead."""

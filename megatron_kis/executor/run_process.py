@@ -29,7 +29,7 @@ class RunProcess:
     """A run that is being executed."""
 
     run: Run
-    """The run."""
+    """The run that is executed."""
 
     slot: Slot
     """Its GPUs and cores."""
@@ -41,7 +41,7 @@ class RunProcess:
     """Its process, or that of its launcher."""
 
     signal_children: bool
-    """Whether a request to stop goes to the process's children."""
+    """Whether a request to stop goes to the process's children and not to itself."""
 
     log: IO[bytes]
     """Its log, open for the process to write."""

@@ -113,7 +113,7 @@ def resolve_implementation(asked: str, device: Device, *, own_mask: bool = False
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What this rank's part of a model is built from."""
+    """All that this rank's part of a model is built from."""
 
     shape: ModelShape
     vocabulary: int

@@ -45,7 +45,7 @@ class RmsNorm(torch.nn.RMSNorm):
         _marked(self, config)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Normalises [..., hidden]."""
+        """Normalises the last axis of ``values``, [..., hidden]."""
         if values.is_cuda:
             return super().forward(values)
         output: torch.Tensor = _Normalise.apply(values, self.weight, self.eps)

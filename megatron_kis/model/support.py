@@ -1,4 +1,4 @@
-"""What CUDA needs in addition to PyTorch and Megatron-Core: Transformer Engine for layers, a compiler for kernels."""
+"""Requirements of CUDA beyond PyTorch and Megatron-Core: Transformer Engine for layers, a compiler for kernels."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a run costs before it is started: parameters a rank, memory a GPU, time, GPU-hours; pure functions, no torch."""
+"""Costs of a run before it is started: parameters a rank, memory a GPU, time, GPU-hours; pure functions, no torch."""

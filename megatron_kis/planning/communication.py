@@ -29,7 +29,7 @@ class Message:
     """Group of ranks that communicate; the two copies of tied embeddings count as ``pipeline``."""
 
     operation: Collective
-    """What the messages do."""
+    """Collective operation that the messages carry out."""
 
     ranks: int
     """Number of ranks of the group."""
@@ -41,10 +41,10 @@ class Message:
     """Bytes of the whole tensor: what all ranks together gather or scatter, or what each rank sums or sends."""
 
     hidden: bool = False
-    """Whether the rank can compute at the same time."""
+    """Whether the rank can compute while the messages are under way."""
 
     once: bool = False
-    """Whether they belong to the step, and not to each micro-batch."""
+    """Whether the messages belong to the step, and not to each micro-batch."""
 
     @property
     def total(self) -> float:

@@ -22,7 +22,7 @@ class Gpu:
     """FP32 operations per second outside the tensor cores: PyTorch rounds no operands to TF32 unless it is told to."""
 
     memory: float
-    """Bytes."""
+    """Memory of the GPU, bytes."""
 
     bandwidth: float
     """Bytes per second between the GPU and its memory."""

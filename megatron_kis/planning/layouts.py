@@ -38,7 +38,7 @@ class Job:
     """Tokens of a sequence."""
 
     global_batch: int
-    """Sequences per step."""
+    """Sequences per step, over all replicas."""
 
     precision: Precision = "bf16"
     """Precision of weights and products."""
@@ -63,7 +63,7 @@ class PlannedLayout:
     """One layout with its memory and time."""
 
     split: Split
-    """The layout."""
+    """Division of the run over ranks."""
 
     micro_batch: int
     """Sequences of a micro-batch."""

@@ -18,13 +18,13 @@ class Split:
     """Ranks that share each layer."""
 
     pipeline: int = 1
-    """Stages."""
+    """Number of pipeline stages."""
 
     virtual: int = 1
     """Chunks of layers per stage (interleaving)."""
 
     data: int = 1
-    """Data-parallel replicas."""
+    """Number of data-parallel replicas."""
 
     context: int = 1
     """Ranks that share each sequence."""

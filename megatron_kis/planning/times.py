@@ -43,7 +43,7 @@ class Program:
     """How a step is programmed: what its time depends on apart from model, layout and hardware."""
 
     fused_accumulation: bool = False
-    """Whether a product adds a weight's gradient to the fp32 sum itself."""
+    """Whether the product that computes a weight's gradient adds it to the fp32 sum itself."""
 
     overlap_gather: bool = True
     """Whether the updated weights are gathered during the next forward pass."""
@@ -84,7 +84,7 @@ class Seconds:
     """Gradients and weights of the replicas, as far as the passes do not hide them."""
 
     update: float
-    """The optimizer."""
+    """Update of the weights by the optimizer."""
 
     @property
     def total(self) -> float:

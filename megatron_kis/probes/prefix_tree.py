@@ -76,7 +76,7 @@ class EdgeScores:
     """A model's scores of each edge."""
 
     log_probs: NDArray[np.float64]
-    """[E] log-likelihoods, nats."""
+    """[E] log-likelihood of each edge, nats."""
 
     greedy: NDArray[np.bool_]
     """[E] whether no token is more likely."""
@@ -178,7 +178,7 @@ class _Chunk:
     """Neighbouring paths, laid out; nodes and edges are counted from the first of the chunk."""
 
     tokens: Ints
-    """[nodes] input tokens."""
+    """[nodes] input token of each node."""
 
     depths: Ints
     """[nodes] depth of each node."""

@@ -31,7 +31,7 @@ class Ragged:
         return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> NDArray[Any]:
-        """Returns one sequence."""
+        """Returns the sequence of this number."""
         return self.values[self.starts[index] : self.starts[index + 1]]
 
     @property

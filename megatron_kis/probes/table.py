@@ -22,7 +22,7 @@ class Option:
     """One candidate: the statement with this object in it."""
 
     text: str
-    """The object."""
+    """Name of the object."""
 
     tokens: tuple[int, ...]
     """The whole statement, without a first or last special token."""
@@ -50,7 +50,7 @@ class Names:
     """Strings by number, each kept once."""
 
     def __init__(self) -> None:
-        """Starts empty."""
+        """Begins without strings."""
         self._numbers: dict[str, int] = {}
         self._codes = array("i")
 
@@ -158,7 +158,7 @@ class QuestionColumns:
     """Builds a table: each question is added, and then its options and aliases."""
 
     def __init__(self) -> None:
-        """Starts empty."""
+        """Begins without questions."""
         self._fact = Names()
         self._group = Names()
         self._relation = Names()

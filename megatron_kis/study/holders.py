@@ -1,4 +1,4 @@
-"""What holds the data of a study: runs that were trained on them, runs that train on them, jobs that wait for them.
+"""Holders of the data of a study: runs that were trained on them, runs that train on them, jobs that wait for them.
 
 Data that something holds are not made again with other content. A run that has ended holds the data that it was trained
 on, and none if there are other data by now; so does a checkpoint. A running run and a job in the queue hold the data
@@ -30,7 +30,7 @@ class Holders:
     """Runs and jobs that hold some data."""
 
     runs: tuple[str, ...] = ()
-    """Complete runs."""
+    """Complete runs that hold the data."""
 
     checkpoints: tuple[str, ...] = ()
     """Unfinished runs with checkpoints."""

@@ -68,7 +68,7 @@ class RunStatus:
     """Last training loss, nats per token."""
 
     tokens_per_second: float | None = None
-    """Last training speed."""
+    """Last training speed, tokens per second."""
 
     attempts: int = 0
     """Number of attempts, the present one included."""
@@ -77,7 +77,7 @@ class RunStatus:
     """Duration of its last attempt, if that has ended."""
 
     whole: bool = False
-    """Whether one attempt did all of it, so that ``seconds`` is what such a run takes."""
+    """Whether one attempt did all of the run, so that ``seconds`` is what such a run takes."""
 
     status: int | None = None
     """Exit status of the last attempt, if it failed."""
@@ -100,7 +100,7 @@ class Overview:
     """The runs of a study, whose status is read repeatedly; runs that are done are read once."""
 
     runs: Sequence[RunConfig]
-    """All runs."""
+    """All runs of the study."""
 
     retries: int = 1
     """Number of retries of the executor."""

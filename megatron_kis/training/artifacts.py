@@ -90,7 +90,7 @@ class PastRun:
     """The run's folder."""
 
     record: dict[str, Any]
-    """Content of ``run.json``."""
+    """Content of the run's ``run.json``."""
 
     @cached_property
     def config(self) -> RunConfig:

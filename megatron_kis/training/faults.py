@@ -41,7 +41,7 @@ class LossGuard:
         self._mean: float | None = None
         self._in_a_row = 0
         self.complaint: str | None = None
-        """What was wrong with the last step; None if it was a good one."""
+        """Fault of the last step, in words; None if it was a good one."""
         self.skipped: list[int] = []
         """Steps (from 1) that were trained without an update."""
 
@@ -137,14 +137,14 @@ class Watchdog:
 
 
 class StopRequest:
-    """Whether a signal has asked this process to stop; also the signal handler."""
+    """A signal's request to this process to stop, if there was one; also the signal handler."""
 
     def __init__(self) -> None:
         self.number = 0
         """Number of the signal; 0 if there was none."""
 
     def __call__(self, number: int, _frame: object) -> None:
-        """Notes the signal."""
+        """Keeps the signal's number; Ctrl-C pressed twice interrupts at once."""
         if number == signal.SIGINT == self.number:
             raise KeyboardInterrupt
         self.number = number

@@ -60,7 +60,7 @@ class Inputs:
 
     @property
     def eod_id(self) -> int:
-        """The end-of-document token."""
+        """Id of the end-of-document token."""
         return self.tokenizer.eod_id
 
 

@@ -26,7 +26,7 @@ class ReplicatedLedger:
     """This rank's ledger. Sums over the data-parallel replicas are collective: every rank calls those methods."""
 
     def __init__(self, inputs: Inputs, layout: ParallelDims, device: torch.device) -> None:
-        """Starts empty."""
+        """Begins with no exposures counted."""
         self._ledger = Ledger(inputs.store)
         self._plan = inputs.plan
         self._store = inputs.store

@@ -27,7 +27,7 @@ class RunDir:
     """A run's folder. Only the rank that reports writes there, except for checkpoints and stacks."""
 
     def __init__(self, path: Path) -> None:
-        """Touches nothing yet."""
+        """Keeps the path; nothing is read or written yet."""
         self.path = path
         self.outcomes = path / "outcomes"
         """Folder of the probes' records per question."""

@@ -28,7 +28,7 @@ class Dropped:
     reason: str
     """Reason, in words that rows of one kind share."""
     count: int = 1
-    """Number of rows."""
+    """Number of rows that this reason excludes."""
     where: str = field(default="", compare=False)
     """``file:line`` of the first row; empty if unknown."""
 

@@ -225,7 +225,7 @@ class _Table:
     """Number of fields of a row."""
     header: Sequence[str] | None
     separator: str
-    """What separates fields: ``tabs`` or ``commas``."""
+    """Separator of the fields: ``tabs`` or ``commas``."""
 
     def rows_below(self, rows: Iterable[_Row]) -> Iterator[_Row]:
         """Yields the rows, none of which may be a header: the rows below it would have other columns.

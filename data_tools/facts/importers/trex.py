@@ -87,7 +87,7 @@ class _Object(dict[str, Any]):
     """A JSON object that remembers a repeated key."""
 
     any_repeated = False
-    """Whether any object had one: otherwise documents need not be searched."""
+    """Whether any object had a repeated key: otherwise documents need not be searched."""
 
     __slots__ = ("repeated_key",)
 

@@ -96,7 +96,7 @@ class EntityNames:
         os.close(self._file)
 
     def __len__(self) -> int:
-        """Number of entities."""
+        """Returns the number of entities."""
         return len(self._ids)
 
     def look_up(self, identifiers: Ints) -> dict[int, Names]:

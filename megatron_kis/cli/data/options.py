@@ -1,4 +1,4 @@
-"""What several steps of ``kis data`` have in common: how a step is described, and the options for text."""
+"""Common parts of the steps of ``kis data``: how a step is described, and the options for text."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--json``."""
+    """Adds the option ``--json``."""
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

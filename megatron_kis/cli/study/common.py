@@ -1,4 +1,4 @@
-"""What the steps of ``kis study`` share: options, the study file, its data and runs."""
+"""Common parts of the steps of ``kis study``: options, the study file, its data and runs."""
 
 from __future__ import annotations
 

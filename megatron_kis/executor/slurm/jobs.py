@@ -37,7 +37,7 @@ class Job:
     """GPUs per node."""
 
     nodes: int = 1
-    """Number of nodes."""
+    """Number of nodes of each task."""
 
     ranks_per_node: int = 1
     """Ranks per node, of large runs."""
@@ -57,7 +57,7 @@ class Array:
     """Number of the job's task that is task 0 of this array."""
 
     count: int
-    """Number of tasks."""
+    """Number of tasks of this array."""
 
     at_once: int | None
     """Tasks that may run at the same time."""

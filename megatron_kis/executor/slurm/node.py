@@ -70,7 +70,7 @@ class EarlySignal:
     """Number of the first signal; 0 for none."""
 
     def __call__(self, number: int, _frame: object) -> None:
-        """Handles a signal."""
+        """Keeps the number of the first signal."""
         self.number = self.number or number
 
 

@@ -51,7 +51,7 @@ class Submitted:
     """Number that sbatch answered; None if it refused, or was not called, or a crash came between."""
 
     refused: bool = False
-    """Whether sbatch refused it."""
+    """Whether sbatch refused the job."""
 
 
 def record(output: Path, job: Submitted) -> None:

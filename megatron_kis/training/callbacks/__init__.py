@@ -1,1 +1,1 @@
-"""What happens besides the training steps: metrics, validation, probes, progress, trackers."""
+"""Callbacks, which do all that happens besides the training steps: metrics, validation, probes, progress, trackers."""

@@ -35,10 +35,10 @@ class RunState:
     """Whether the run resumes from a checkpoint: callbacks have done their work at its step."""
 
     step: int = 0
-    """Steps done."""
+    """Number of optimizer steps done."""
 
     tokens: int = 0
-    """Tokens trained on."""
+    """Number of tokens trained on."""
 
     loss: float = float("nan")
     """Loss of the last step, nats per token."""

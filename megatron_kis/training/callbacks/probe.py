@@ -51,7 +51,7 @@ class ProbeCallback(ScheduledCallback):
         self._probe = Probe(questions, batch_size=config.batch_size, branching=self._scorer.branching)
 
     def on_schedule(self, state: RunState) -> None:
-        """Probes and logs."""
+        """Evaluates the probe and logs its rows."""
         result = self._probe.evaluate(self._scorer.score)
         if result is None or self._log is None:
             return

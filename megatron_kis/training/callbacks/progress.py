@@ -26,7 +26,7 @@ class ProgressCallback(Callback):
         self._bar: Progress | None = None
 
     def before_training(self, state: RunState) -> None:
-        """Opens the bar."""
+        """Opens the progress bar on a terminal."""
         console = Console(stderr=True)
         if console.is_terminal:
             self._bar = Progress(
@@ -51,7 +51,7 @@ class ProgressCallback(Callback):
             logger.info(f"{self._name}: step {state.step}/{state.steps} {_numbers(state)}")
 
     def after_training(self, state: RunState) -> None:
-        """Closes the bar."""
+        """Closes the progress bar, if there is one."""
         if self._bar:
             self._bar.stop()
 

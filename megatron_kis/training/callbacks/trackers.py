@@ -74,7 +74,7 @@ class TensorBoardCallback(Callback):
                 self._writer.add_scalar(name, value, state.step)
 
     def after_training(self, state: RunState) -> None:
-        """Closes the file."""
+        """Closes the event file."""
         if self._writer is not None:
             self._writer.close()
 
