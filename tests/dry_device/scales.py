@@ -60,7 +60,7 @@ def kept() -> dict[str, Any]:
     from megatron_kis.distributed.device import open_device
     from megatron_kis.engine.scaling import DelayedScaling
     from megatron_kis.model.build import ModelSpec, assemble_model
-    from tests.megatron_kis.fake_rank import place
+    from tests.megatron_kis.fake_rank import fake_rank
 
     def scales(layout: Any) -> tuple[Any, DelayedScaling]:
         spec = ModelSpec(
@@ -75,7 +75,7 @@ def kept() -> dict[str, Any]:
         model = assemble_model(spec)
         return model, DelayedScaling([SimpleNamespace(config=model.config, module=model)], layout)
 
-    with place(1, 1, 0) as layout, tempfile.TemporaryDirectory() as folder:
+    with fake_rank(1, 1, 0) as layout, tempfile.TemporaryDirectory() as folder:
         _, first = scales(layout)
         saved = first.sharded_state()
         for entry in saved.values():
@@ -93,7 +93,7 @@ def kept() -> dict[str, Any]:
     name = "decoder.layers.1.mlp.linear_fc1.scaling_fwd."
     stages = []
     for stage in (0, 1):
-        with place(1, 2, stage) as layout:
+        with fake_rank(1, 2, stage) as layout:
             stages.append(sorted(scales(layout)[1].sharded_state()))
     return {
         "saved": [[float(one) for one in saved[name + what].data.flatten()] for what in ("scale", "amax_history")],

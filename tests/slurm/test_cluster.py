@@ -285,7 +285,7 @@ def test_a_cell_in_the_queue_is_not_submitted_again_runs_elsewhere_when_its_node
     for step in ("plan", "run"):
         assert kis(step, study, "data.seed=3") == 2
         said = capsys.readouterr().err
-        assert "1 running cell (" in said
+        assert "1 run in progress (" in said
         assert f"1 job in the queue ({number})" in said
     assert {path: path.stat().st_mtime_ns for path in (study.parent / "out" / "data").rglob("*")} == data
     assert kis("plan", study) == 0  # with the data that are there

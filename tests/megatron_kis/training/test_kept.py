@@ -389,7 +389,7 @@ def test_an_older_run_of_a_tokenizer_json_resumes_and_one_of_another_end_of_docu
     model.parent.mkdir()
     tokenizer = train_tokenizer(texts, model, TokenizerConfig(vocab_size=320, kind="byte-bpe"))
     data = tmp_path / "study" / "data"
-    prepare_data(settings(tiny_sources, vocab_size=None, tokenizer=model), data)
+    prepare_data(settings(tiny_sources, tokenizer=model), data)
     for name in ("corpus.meta.json", "corpus.validation.meta.json", "exposures.json", "exposures.questions.jsonl"):
         path = data / name  # as they were made when the file's hash was the fingerprint
         path.write_text(path.read_text().replace(tokenizer.fingerprint, tokenizer.model_sha256))
