@@ -123,7 +123,7 @@ class CheckpointConfig(Config):
     """Whether the checkpoint with the lowest validation loss stays (of those saved where the loss was measured)."""
 
     asynchronous: bool = True
-    """Write while training goes on; costs a copy of weights and optimizer in the host's memory."""
+    """Whether to write while training continues; costs a copy of weights and optimizer in the host's memory."""
 
 
 class ValidationConfig(Config):

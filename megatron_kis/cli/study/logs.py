@@ -19,7 +19,7 @@ _BLOCK = 1 << 16
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     logs = add_step(steps, "logs", "the end of one run's log, all its attempts in one", _logs, run=True, json=False)
     logs.add_argument("--lines", type=int, default=40, metavar="N", help="how many (40); 0 for all")
-    logs.add_argument("--follow", action="store_true", help="go on until the run has ended; Ctrl-C leaves it alone")
+    logs.add_argument("--follow", action="store_true", help="continue until the run has ended; Ctrl-C leaves it alone")
 
 
 def _logs(options: argparse.Namespace) -> int:

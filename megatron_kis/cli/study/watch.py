@@ -59,7 +59,7 @@ def _watch(options: argparse.Namespace) -> int:
                 break
             time.sleep(options.every)
     except KeyboardInterrupt:
-        logger.info("kis: no longer watching; the runs go on")
+        logger.info("kis: no longer watching; the runs continue")
         return 0
     finally:
         if live:

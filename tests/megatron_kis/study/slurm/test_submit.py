@@ -192,7 +192,7 @@ def test_the_templates_travel_with_an_installed_package(tmp_path: Path) -> None:
     """What setup.py packs is all that the scripts need, and lies where they look for it."""
     copy = tmp_path / "source"
     skipped = shutil.ignore_patterns(
-        ".git", ".venv", "*.egg-info", "build", "tests", "docs", "benchmarks", "shared", "studies", "data"
+        ".git", ".venv*", "*.egg-info", "build", "tests", "docs", "benchmarks", "shared", "studies", "data"
     )
     shutil.copytree(ROOT, copy, ignore=lambda folder, names: skipped(folder, names) if Path(folder) == ROOT else set())
     import sys
