@@ -7,10 +7,11 @@ parsed, so that ``kis --help`` stays immediate.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from megatron_kis.common.errors import printable
+from megatron_kis.common.errors import InputError, printable
 
 if TYPE_CHECKING:
     from megatron_kis.common.configuration import Config
@@ -86,6 +87,23 @@ def add_settings(group: argparse._ActionsContainer, kind: type[Config], names: I
 def given_settings(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """Returns those of the settings that were given as options, by their names."""
     return {name: getattr(options, name) for name in names if hasattr(options, name)}
+
+
+@contextmanager
+def naming_options(given: Collection[str], section: str = "") -> Iterator[None]:
+    """Makes an error about a setting name the option that gave it, as the user wrote it.
+
+    Args:
+        given: names of the settings that options gave.
+        section: key of the settings in a file, with which errors name them.
+    """
+    try:
+        yield
+    except InputError as error:
+        name = (error.where or "").removeprefix(f"{section}.")
+        if name not in given:
+            raise
+        raise InputError(error.problem, where=f"--{name.replace('_', '-')}", remedy=error.remedy) from None
 
 
 def _first_sentence(description: str) -> str:

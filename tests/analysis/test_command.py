@@ -136,3 +136,15 @@ def test_every_level_has_help(step, capsys):
         kis(*step, "--help")
     assert stop.value.code == 0
     assert "usage:" in capsys.readouterr().out
+
+
+def test_a_bad_value_is_named_by_the_option_that_gave_it(points_csv, tmp_path):
+    output = tmp_path / "p.csv"
+    with pytest.raises(InputError, match=r"^--delta-min: 2\.0 is out of range"):
+        kis("collapse", tmp_path, "--output", output, "--delta-min", "2")
+    with pytest.raises(InputError, match=r"^--confidence: 3\.0 is out of range"):
+        kis("fit", "--points", points_csv, "--output", tmp_path / "law.json", "--confidence", "3")
+    (tmp_path / "study.yaml").write_text("analysis: {delta_min: 3}\n")
+    with pytest.raises(InputError, match=r"study\.yaml: analysis\.delta_min: 3"):  # the file's, not an option's
+        kis("collapse", tmp_path, "--output", output, "--tolerance", "0.1")
+    assert not output.exists()

@@ -140,3 +140,10 @@ def test_an_output_that_cannot_be_written_is_named_as_the_user_wrote_it(tmp_path
     with pytest.raises(OSError) as error:
         kis("data", "facts", "--from", "tsv", "--input", TRIPLES, "--output", output, *counts)
     assert error.value.filename == output
+
+
+def test_a_bad_number_of_facts_is_named_by_its_option(tmp_path):
+    output = tmp_path / "facts.jsonl"
+    with pytest.raises(InputError, match=r"^--facts-per-object: is -1"):
+        kis("data", "facts", "--from", "tsv", "--input", TRIPLES, "--output", output, "--facts-per-object", -1)
+    assert not output.exists()

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from megatron_kis.cli.data.options import add_step, new_file, new_folder
-from megatron_kis.cli.parser import add_settings, given_settings, options_of
+from megatron_kis.cli.parser import add_settings, given_settings, naming_options, options_of
 from megatron_kis.common.errors import InputError, printable
 from megatron_kis.common.terms import GROUPS, HELD_OUT, SPLITS
 
@@ -56,15 +56,16 @@ def _facts(options: argparse.Namespace) -> int:
             remedy = "templates that may have been edited are not overwritten"
             raise InputError("exists", where=str(options.templates_output), remedy=remedy)
         templates = read_source_templates(options.input, options.format, skip_errors=options.on_error == "skip")
-    selection = import_facts(
-        options.input,
-        options.format,
-        options.output,
-        settings,
-        columns=options.columns,
-        skip_errors=options.on_error == "skip",
-        progress=console_progress(),
-    )
+    with naming_options(SelectConfig.model_fields):
+        selection = import_facts(
+            options.input,
+            options.format,
+            options.output,
+            settings,
+            columns=options.columns,
+            skip_errors=options.on_error == "skip",
+            progress=console_progress(),
+        )
     for line in selection.summary():
         print(printable(line))
     if templates is not None:

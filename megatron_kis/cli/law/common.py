@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_kis.cli.parser import add_settings, given_settings, options_of
+from megatron_kis.cli.parser import add_settings, given_settings, naming_options, options_of
 from megatron_kis.common.errors import printable
 
 if TYPE_CHECKING:
@@ -63,12 +63,13 @@ def analysis_config(options: argparse.Namespace, folder: Path | None) -> Analysi
         InputError: an unknown key or a bad value.
     """
     from megatron_kis.analysis.findings.study_file import declared_settings
-    from megatron_kis.config.analysis import AnalysisConfig
+    from megatron_kis.config.analysis import SECTION, AnalysisConfig
 
     given = given_settings(options, _CHOICES)
-    if folder is None or not folder.is_dir():
-        return AnalysisConfig(**given)
-    return declared_settings(folder, **given)
+    with naming_options(given, SECTION):
+        if folder is None or not folder.is_dir():
+            return AnalysisConfig(**given)
+        return declared_settings(folder, **given)
 
 
 def counted(runs: Runs) -> Runs:
