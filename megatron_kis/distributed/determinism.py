@@ -47,7 +47,10 @@ def set_determinism(device: Device, *, asked: bool) -> None:
                     where="training.deterministic",
                     remedy=f"unset it, or set it to {' or '.join(good)}",
                 )
-    torch.use_deterministic_algorithms(asked or device.is_cpu)
+    if device.is_cpu:  # the same switch, but the other call imports PyTorch's compiler, which a CPU does not use
+        torch.set_deterministic_debug_mode("error")
+    else:
+        torch.use_deterministic_algorithms(asked)
     # Filling new memory helps to find bugs, costs time and changes no result; PyTorch has no type for the setting.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch.nn.utils import get_total_norm
+from torch.optim.adamw import adamw
 
 from megatron_kis.checkpoint.pieces import held_by, pieces
 from megatron_kis.config.run import OptimizerConfig
@@ -73,35 +74,51 @@ def build_optimizer(chunks: Sequence[Any], config: OptimizerConfig, device: Devi
 
 
 class CpuOptimizer:
-    """PyTorch's fused AdamW; the norm is taken once over every weight of the whole model."""
+    """PyTorch's fused AdamW; the norm is taken once over every weight of the whole model.
+
+    It is called as a function: ``torch.optim.AdamW`` imports PyTorch's compiler when it is made.
+    """
 
     def __init__(self, chunks: Sequence[CpuReplica], config: OptimizerConfig) -> None:
-        """Prepares the moments; norms and biases are not decayed."""
+        """Sorts the weights; norms and biases are not decayed."""
         self._chunks = chunks
-        self._limit = config.gradient_clip
+        self._config = config
         self._parameters = [weight for chunk in chunks for weight in chunk.parameters() if weight.requires_grad]
         self._counted = _counted_once(self._parameters)
-        decayed = [parameter for parameter in self._parameters if parameter.dim() > 1]
-        plain = [parameter for parameter in self._parameters if parameter.dim() <= 1]
-        self.adam = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            eps=config.epsilon,
-            fused=True,
-        )
+        self._states: dict[torch.nn.Parameter, dict[str, torch.Tensor]] = {}
 
     def zero_grad(self) -> None:
         """Sets the gradients to zero."""
         for chunk in self._chunks:
             chunk.zero_grad_buffer()
 
+    @torch.no_grad()
     def step(self, learning_rate: float, norm: float) -> None:
         """Clips gradients of norm ``norm`` and applies them."""
-        _clip([weight.grad for weight in self._parameters if weight.grad is not None], norm, self._limit)
-        for group in self.adam.param_groups:
-            group["lr"] = learning_rate
-        self.adam.step()
+        trained = [weight for weight in self._parameters if weight.grad is not None]
+        _clip([weight.grad for weight in trained if weight.grad is not None], norm, self._config.gradient_clip)
+        self._apply([weight for weight in trained if weight.dim() > 1], learning_rate, self._config.weight_decay)
+        self._apply([weight for weight in trained if weight.dim() <= 1], learning_rate, 0.0)
+
+    def _apply(self, weights: list[torch.nn.Parameter], learning_rate: float, decay: float) -> None:
+        """Applies the gradients of some weights."""
+        states = [self._state(weight) for weight in weights]
+        adamw(
+            [*weights],
+            [weight.grad for weight in weights if weight.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=self._config.beta1,
+            beta2=self._config.beta2,
+            lr=learning_rate,
+            weight_decay=decay,
+            eps=self._config.epsilon,
+            maximize=False,
+        )
 
     def take_weights(self) -> None:
         """Does nothing: the weights are the model's."""
@@ -127,8 +144,8 @@ class CpuOptimizer:
                 mine[moment].copy_(state[moment][number])
 
     def _state(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-        """Returns PyTorch's state of a parameter, which it makes itself only in its first step."""
-        state: dict[str, torch.Tensor] = self.adam.state[parameter]
+        """Returns the moments of a parameter and its number of steps, which are made when they are first needed."""
+        state = self._states.setdefault(parameter, {})
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             for moment in _MOMENTS:

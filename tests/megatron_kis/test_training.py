@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.groups import ParallelDims
 from megatron_kis.model.build import ModelSpec, assemble_model
 from megatron_kis.training.trainer import train
+from tests.megatron_kis.ranks import SERVER
 
 MakeRun = Callable[..., RunConfig]
 
@@ -82,6 +84,23 @@ def test_probes_cover_all_groups_splits_and_rules(tiny_run: MakeRun) -> None:
         assert row["n"] == sum(template["n"] for template in row["templates"])
     with np.load(folder / "outcomes" / "step-20.npz", allow_pickle=False) as outcomes:
         assert outcomes["correct"].shape == (16 * 3 * 4, len(rules))
+
+
+def train_and_list_modules(config: RunConfig, listed: Path) -> None:
+    """In a process of its own: trains, and writes which modules are there afterwards."""
+    train(config)
+    listed.write_text("\n".join(sys.modules))
+
+
+@pytest.mark.slow
+def test_a_cpu_trains_without_pytorchs_compiler(tiny_run: MakeRun, tmp_path: Path) -> None:
+    process = SERVER.Process(target=train_and_list_modules, args=(tiny_run(), tmp_path / "modules"))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    loaded = set((tmp_path / "modules").read_text().splitlines())
+    assert "torch.optim" in loaded
+    assert not loaded & {"torch._dynamo", "torch._inductor"}
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def test_a_step_leaves_the_weights_gradients_and_moments_that_the_plan_says() ->
         engine.train_step([sample] * 2, micro_batch_size=2, learning_rate=1e-3, accept=lambda loss, norm: True)
         weights = [weight for chunk in engine.chunks for weight in chunk.parameters()]
         assert isinstance(engine._optimizer, CpuOptimizer)
-        moments = [state[name] for state in engine._optimizer.adam.state.values() for name in ("exp_avg", "exp_avg_sq")]
+        moments = [state[name] for state in engine._optimizer._states.values() for name in ("exp_avg", "exp_avg_sq")]
     told = memory(
         config.model.shape(),
         256,
