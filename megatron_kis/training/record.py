@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import time
@@ -45,8 +46,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def code_fingerprint() -> str:
-    """Returns the fingerprint of the package's sources by name and content; the same in a checkout and installed."""
+    """Returns the fingerprint of the package's sources by name and content; the same in a checkout and installed.
+
+    It is taken once, as a process keeps the code that it has imported.
+    """
     root = Path(megatron_kis.__file__).parent
     paths = sorted(Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
     return fingerprint({str(path.relative_to(root)): sha256_file(path) for path in paths if path.suffix == ".py"})
