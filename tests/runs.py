@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from megatron_kis.training.trainer import Trainer, train
 
 MakeRun = Callable[..., RunConfig]
 EVERY_5 = {"moments": {"every": 5}, "asynchronous": False}
-OFTEN: dict[str, Any] = {"checkpoints": EVERY_5, "logging": {"every": 1}, "probes": {"moments": {"every": 4}}}
+OFTEN: dict[str, Any] = {"checkpoints": EVERY_5, "logging": {"every": 1}, "probes": {"moments": {"every": 6}}}
 
 
 class CutOff(Exception):
@@ -23,7 +27,19 @@ class CutOff(Exception):
 
 
 def cut_off(config: RunConfig, step: int, begin: Callable[[], Any] | None = None) -> None:
-    """Trains (as ``begin`` does) until before step ``step`` (from 0), and crashes."""
+    """Trains (as ``begin`` does) until before step ``step`` (from 0), and crashes.
+
+    What a run leaves that begins there (without ``begin``) is made once, and copied from then on.
+    """
+    if begin is not None:
+        _crash(step, begin)
+    elif config.output.exists():
+        _crash(step, lambda: train(config))
+    else:
+        _make_once(config, f"cut off at {step}", lambda: _crash(step, lambda: train(config)))
+
+
+def _crash(step: int, begin: Callable[[], Any]) -> None:
     whole = Trainer._train_step
 
     def crash(self: Trainer) -> None:
@@ -34,7 +50,35 @@ def cut_off(config: RunConfig, step: int, begin: Callable[[], Any] | None = None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_train_step", crash)
         with pytest.raises(CutOff):
-            begin() if begin else train(config)
+            begin()
+
+
+def trained(config: RunConfig) -> Path:
+    """Returns the folder of a complete run, which is trained once for all tests, and copied from then on.
+
+    The run must be as good as any other of its settings: nothing that a test patches may have a part in it.
+    """
+    _make_once(config, "trained", lambda: train(config))
+    return config.output
+
+
+def _make_once(config: RunConfig, end: str, make: Callable[[], Any]) -> None:
+    """Makes a run's folder, or copies one of the same settings and data; a folder of a run does not name itself."""
+    assert not config.output.exists()
+    settings = config.model_copy(update={"output": Path()}).model_dump_json()
+    kept = _store() / hashlib.sha256(f"{end} {settings}".encode()).hexdigest()
+    if kept.exists():
+        shutil.copytree(kept, config.output)
+    else:
+        make()
+        shutil.copytree(config.output, kept)
+
+
+@functools.cache
+def _store() -> Path:
+    folder = tempfile.mkdtemp(prefix="runs-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 TOKENS_PER_STEP = 8 * 64

@@ -15,6 +15,7 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.training.audit import audit_run, differences_of
 from megatron_kis.training.trainer import train
+from tests.runs import trained
 
 pytestmark = pytest.mark.slow
 
@@ -87,15 +88,15 @@ def test_a_wrong_list_of_frequencies_is_refused_by_line(
 
 def test_several_corpora_are_read_by_their_weights_and_told_in_the_record(tiny_run: MakeRun, tiny_data: Path) -> None:
     both = [0.75, str(tiny_data / "corpus"), 0.25, str(tiny_data / "corpus.validation")]
-    record = read_json(train(tiny_run(data={"corpus": both})) / "run.json", "kis.run/1")
+    record = read_json(train(tiny_run(name="both", data={"corpus": both})) / "run.json", "kis.run/1")
     assert [read["sequences"] for read in record["general_text"]] == [120, 40]
     assert record["general_text"][1]["epochs"] > record["general_text"][0]["epochs"] > 0
-    only = read_json(train(tiny_run(name="only")) / "run.json", "kis.run/1")
+    only = read_json(trained(tiny_run()) / "run.json", "kis.run/1")
     assert only["fingerprints"]["corpus"] != record["fingerprints"]["corpus"]
 
 
 def test_documents_that_do_not_see_each_other_train_otherwise(tiny_run: MakeRun) -> None:
-    usual = train(tiny_run())
+    usual = trained(tiny_run())
     apart = train(tiny_run(name="apart", documents={"reset_attention": True}))
     unmasked = train(tiny_run(name="boundaries", documents={"mask_boundaries": True}))
     assert losses_of(usual) != losses_of(apart)
@@ -139,7 +140,7 @@ def test_a_trunk_goes_on_from_its_checkpoint_under_an_extended_plan(tiny_run: Ma
 def test_only_a_finished_run_of_the_same_settings_is_extended(tiny_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"extends: .* is no finished run; finish it first"):
         train(tiny_run(extends=tmp_path / "nothing"))
-    first = train(tiny_run())
+    first = trained(tiny_run())
     with pytest.raises(InputError, match=r"training.seed: is 1, the run it extends has 0; use 0"):
         train(tiny_run(name="b", extends=first, training={"token_budget": 30 * 8 * 64, "seed": 1}))
     with pytest.raises(InputError, match=r"less than one sequence more than the run so far"):

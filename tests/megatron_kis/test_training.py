@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from megatron_kis.distributed.device import open_device
 from megatron_kis.distributed.groups import ParallelDims
 from megatron_kis.model.build import ModelSpec, assemble_model
 from megatron_kis.training.trainer import train
-from tests.megatron_kis.ranks import SERVER
+from tests.runs import trained
 
 MakeRun = Callable[..., RunConfig]
 
@@ -59,7 +60,7 @@ def test_a_run_learns_and_leaves_every_record(tiny_run: MakeRun) -> None:
 
 
 def test_every_fact_is_received_as_often_as_planned(tiny_run: MakeRun) -> None:
-    folder = train(tiny_run())
+    folder = trained(tiny_run())
     ledger = read_json(folder / "exposures.json", "kis.ledger/1")
     assert ledger["exact"]
     assert set(ledger["received"]["infused"].values()) == {8}
@@ -86,26 +87,20 @@ def test_probes_cover_all_groups_splits_and_rules(tiny_run: MakeRun) -> None:
         assert outcomes["correct"].shape == (16 * 3 * 4, len(rules))
 
 
-def train_and_list_modules(config: RunConfig, listed: Path) -> None:
-    """In a process of its own: trains, and writes which modules are there afterwards."""
-    train(config)
-    listed.write_text("\n".join(sys.modules))
-
-
 @pytest.mark.slow
 def test_a_cpu_trains_without_pytorchs_compiler(tiny_run: MakeRun, tmp_path: Path) -> None:
-    process = SERVER.Process(target=train_and_list_modules, args=(tiny_run(), tmp_path / "modules"))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
-    loaded = set((tmp_path / "modules").read_text().splitlines())
+    path = tmp_path / "run.yaml"
+    path.write_text(tiny_run().model_dump_json(), encoding="utf-8")
+    code = f"import sys\nfrom megatron_kis.cli.main import main\nmain(['train', {str(path)!r}])\nprint(*sys.modules)\n"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ended.stdout.splitlines()[-1].split())
     assert "torch.optim" in loaded
     assert not loaded & {"torch._dynamo", "torch._inductor"}
 
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_other_ones(tiny_run: MakeRun) -> None:
-    first = losses_of(train(tiny_run(name="first")))
+    first = losses_of(trained(tiny_run()))
     again = losses_of(train(tiny_run(name="again")))
     other = losses_of(train(tiny_run(name="other", training={"seed": 1})))
     assert first == again
@@ -114,7 +109,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_other_ones(tiny_run:
 
 @pytest.mark.slow
 def test_probes_and_validation_do_not_touch_the_training(tiny_run: MakeRun) -> None:
-    seldom = losses_of(train(tiny_run(name="seldom")))
+    seldom = losses_of(trained(tiny_run()))
     moments = {"moments": {"every": 3}}
     often = losses_of(train(tiny_run(name="often", probes=moments, validation=moments)))
     assert often == seldom
@@ -122,14 +117,14 @@ def test_probes_and_validation_do_not_touch_the_training(tiny_run: MakeRun) -> N
 
 @pytest.mark.slow
 def test_micro_batches_change_nothing_but_rounding(tiny_run: MakeRun) -> None:
-    whole = losses_of(train(tiny_run(name="whole")))
+    whole = losses_of(trained(tiny_run()))
     parts = losses_of(train(tiny_run(name="parts", training={"micro_batch_size": 2})))
     np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_sdpa_attention_equals_megatrons_own(tiny_run: MakeRun) -> None:
-    ours = losses_of(train(tiny_run(name="sdpa")))
+    ours = losses_of(trained(tiny_run()))
     theirs = losses_of(train(tiny_run(name="local", model={"transformer_impl": "local"})))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -145,7 +140,7 @@ def test_grouped_query_attention_equals_megatrons_own(tiny_run: MakeRun) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_recomputed_activations_change_nothing(tiny_run: MakeRun, recompute: str) -> None:
-    stored = losses_of(train(tiny_run(name="stored")))
+    stored = losses_of(trained(tiny_run()))
     again = losses_of(train(tiny_run(name="again", parallel={"recompute": recompute})))
     assert again == stored
 
@@ -191,7 +186,7 @@ def test_the_rate_falls_with_the_width_if_a_reference_is_given(tiny_run: MakeRun
 @pytest.mark.slow
 def test_a_done_run_is_left_as_it_is(tiny_run: MakeRun) -> None:
     config = tiny_run()
-    folder = train(config)
+    folder = trained(config)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert train(config) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
@@ -199,7 +194,7 @@ def test_a_done_run_is_left_as_it_is(tiny_run: MakeRun) -> None:
 
 @pytest.mark.slow
 def test_a_done_run_of_other_settings_is_refused(tiny_run: MakeRun) -> None:
-    train(tiny_run())
+    trained(tiny_run())
     with pytest.raises(InputError, match="other settings"):
         train(tiny_run(infusion={"frequency": 2}))
 
@@ -219,7 +214,7 @@ def test_an_unfinished_run_starts_anew(tiny_run: MakeRun) -> None:
     (config.output / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n{"torn')
     whole = losses_of(train(config))
     assert len(whole) == 4
-    assert whole == losses_of(train(tiny_run(name="other")))
+    assert whole == losses_of(trained(tiny_run(output=config.output.with_name("other"))))
 
 
 @pytest.mark.slow

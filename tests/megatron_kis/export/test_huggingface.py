@@ -19,9 +19,9 @@ from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_t
 from megatron_kis.evaluate.restore import restored
 from megatron_kis.probes.questions import read_questions
 from megatron_kis.training.artifacts import open_run
-from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 from tests.megatron_kis.ranks import finish
+from tests.runs import trained
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
@@ -53,7 +53,7 @@ def both_logits(run: Path, output: Path) -> tuple[torch.Tensor, torch.Tensor]:
     ids=["grouped queries", "untied, other wavelengths"],
 )
 def test_an_exported_model_has_the_logits_of_the_run(tiny_run: MakeRun, tmp_path: Path, shape: dict[str, Any]) -> None:
-    run = train(tiny_run(model=shape))
+    run = trained(tiny_run(model=shape))
     ours, theirs = both_logits(run, export_huggingface(run, tmp_path / "hf"))
     assert ours.std() > 0.1
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
@@ -71,7 +71,7 @@ def test_a_model_of_two_tensor_ranks_is_exported_whole(tiny_run: MakeRun, tmp_pa
 
 @pytest.mark.slow
 def test_the_exported_tokenizer_and_its_record_are_the_runs(tiny_run: MakeRun, tmp_path: Path) -> None:
-    run = train(tiny_run())
+    run = trained(tiny_run())
     folder = export_huggingface(run, tmp_path / "hf")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     ours = load_tokenizer(open_run(run).config.data.tokenizer)
@@ -115,7 +115,7 @@ def test_large_models_are_cut_into_numbered_files(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_wrong_input_is_refused_and_leaves_nothing(tiny_run: MakeRun, tmp_path: Path) -> None:
-    run = train(tiny_run())
+    run = trained(tiny_run())
     with pytest.raises(InputError, match="no whole checkpoint of step 7"):
         export_huggingface(run, tmp_path / "hf", step=7)
     with pytest.raises(InputError, match=r"run\.json"):

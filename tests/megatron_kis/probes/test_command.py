@@ -12,14 +12,14 @@ import pytest
 from megatron_kis.cli.main import main
 from megatron_kis.config.run import RunConfig
 from megatron_kis.probes.scoring import RULES
-from megatron_kis.training.trainer import train
+from tests.runs import trained
 
 MakeRun = Callable[..., RunConfig]
 
 
 @pytest.mark.slow
 def test_a_run_is_probed_from_the_command_line(tiny_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train(tiny_run())
+    run = trained(tiny_run())
     logged = [json.loads(line) for line in (run / "probes.jsonl").read_text().splitlines()]
     capsys.readouterr()
     assert main(["probe", str(run), "--device", "cpu", "--json"]) == 0
@@ -39,7 +39,7 @@ def test_a_run_is_probed_from_the_command_line(tiny_run: MakeRun, capsys: pytest
 def test_a_runs_questions_are_followed_through_its_probes(
     tiny_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, output = train(tiny_run()), tmp_path / "histories.csv"
+    run, output = trained(tiny_run()), tmp_path / "histories.csv"
     outcomes = run / "outcomes" / "step-20.npz"
     with np.load(outcomes) as content:
         arrays = dict(content)
@@ -80,7 +80,7 @@ def outcomes_of(arrays: dict[str, np.ndarray], count: int) -> bytes:
 def test_wrong_input_ends_with_status_2(
     tiny_run: MakeRun, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
 ) -> None:
-    run = train(tiny_run())
+    run = trained(tiny_run())
     assert main(["probe", str(run), "--device", "cpu", *arguments]) == 2
     assert complaint in capsys.readouterr().err.splitlines()[-1]
 

@@ -13,7 +13,7 @@ from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.inputs import open_inputs
-from megatron_kis.training.trainer import train
+from tests.runs import trained
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ def test_they_are_refused_before_training_and_by_probe_and_export(
         open_inputs(tiny_run(data=data))
     asks_others = {"templates": {"train": 1, "held_out": 0, "question": 1}}
     assert open_inputs(tiny_run(data=data, probes=asks_others)).questions.questions
-    run = train(tiny_run())
+    run = trained(tiny_run())
     for command in (["probe", "--device", "cpu"], ["export", "lm-eval", "--output", str(tmp_path / "t")]):
         assert main([*command, str(run), "--exposures", str(long_questions)]) == 2
         assert "questions are longer than 64 tokens, the longest with 65" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.progress import Progress
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.audit import audit_run, differences_of
-from megatron_kis.training.trainer import train
+from tests.runs import trained
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def spoil(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 @pytest.fixture
 def folder(tiny_run: MakeRun) -> Path:
-    return train(tiny_run(infusion={"frequency": None, "ratio": 0.3, "background": {"policy": "protected"}}))
+    return trained(tiny_run(infusion={"frequency": None, "ratio": 0.3, "background": {"policy": "protected"}}))
 
 
 def test_a_run_that_kept_its_promises_has_no_differences(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.training.branch import parse_source
 from megatron_kis.training.trainer import train
 from tests.run_files import losses, rows
-from tests.runs import cut_off, trunk_of
+from tests.runs import cut_off, trained, trunk_of
 
 MakeRun = Callable[..., RunConfig]
 
@@ -25,7 +25,7 @@ def rates(folder: Path) -> list[float]:
 
 def test_a_trunk_serves_several_budgets(tiny_run: MakeRun) -> None:
     trunk = trunk_of(tiny_run, "trunk", 20)
-    train(trunk)
+    trained(trunk)
     for steps, at in ((12, 5), (16, 10), (24, 15)):
         branch = trunk_of(tiny_run, f"branch-{steps}", steps)
         folder = train(branch, branch_from=f"{trunk.output}@{at}")
@@ -42,7 +42,7 @@ def test_a_trunk_serves_several_budgets(tiny_run: MakeRun) -> None:
 @pytest.mark.slow
 def test_a_branch_with_the_trunks_own_budget_is_the_trunk(tiny_run: MakeRun) -> None:
     trunk = trunk_of(tiny_run, "trunk", 20, infusion={"frequency": 8, "background": {"frequency": 6}})
-    train(trunk)
+    trained(trunk)
     same = trunk_of(tiny_run, "same", 20, infusion={"frequency": 8, "background": {"frequency": 6}})
     train(same, branch_from=f"{trunk.output}@10")
     assert losses(same.output) == losses(trunk.output)
@@ -52,8 +52,8 @@ def test_a_branch_with_the_trunks_own_budget_is_the_trunk(tiny_run: MakeRun) -> 
 
 @pytest.mark.slow
 def test_a_branch_that_is_cut_off_goes_on_without_being_told_where_it_came_from(tiny_run: MakeRun) -> None:
-    trunk, branch, other = (trunk_of(tiny_run, name, steps) for name, steps in (("t", 20), ("b", 16), ("o", 16)))
-    train(trunk)
+    trunk, branch, other = (trunk_of(tiny_run, name, steps) for name, steps in (("trunk", 20), ("b", 16), ("o", 16)))
+    trained(trunk)
     train(other, branch_from=f"{trunk.output}@10")
     whole = trunk.output / "checkpoints" / "step-00000010" / "index.json"
     before = whole.read_bytes()
@@ -65,7 +65,7 @@ def test_a_branch_that_is_cut_off_goes_on_without_being_told_where_it_came_from(
     train(branch)
     assert losses(branch.output) == losses(other.output)
     assert whole.read_bytes() == before
-    assert read_json(branch.output / "run.json", "kis.run/1")["branched_from"]["run"] == "t"
+    assert read_json(branch.output / "run.json", "kis.run/1")["branched_from"]["run"] == "trunk"
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_a_branch_that_its_trunk_cannot_serve_is_refused(
     changes: dict[str, Any], at: int, said: str, tiny_run: MakeRun
 ) -> None:
     trunk = trunk_of(tiny_run, "trunk", 20)
-    train(trunk)
+    trained(trunk)
     branch = trunk_of(tiny_run, "branch", 24, **changes)
     with pytest.raises(InputError, match=said):
         train(branch, branch_from=f"{trunk.output}@{at}")

@@ -20,7 +20,7 @@ from megatron_kis.common.files import read_json, sha256_file
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.trainer import train
 from tests.run_files import losses, rows, tensor_shapes
-from tests.runs import EVERY_5, OFTEN, MakeRun, cut_off
+from tests.runs import EVERY_5, OFTEN, MakeRun, cut_off, trained
 
 
 def steps_kept(config: RunConfig) -> list[int]:
@@ -35,7 +35,7 @@ def tensors(config: RunConfig) -> dict[str, str]:
 
 def test_a_resumed_run_has_the_bits_of_the_uninterrupted_one(tiny_run: MakeRun) -> None:
     whole, cut = tiny_run(name="whole", **OFTEN), tiny_run(name="cut", **OFTEN)
-    train(whole)
+    trained(whole)
     cut_off(cut, 13)
     assert max(losses(cut.output)) == 13
     train(cut)
@@ -62,7 +62,7 @@ def test_a_resumed_run_has_the_bits_of_the_uninterrupted_one(tiny_run: MakeRun) 
 @pytest.mark.slow
 def test_a_run_cut_off_before_done_is_closed_without_a_step(tiny_run: MakeRun) -> None:
     config = tiny_run(**OFTEN)
-    folder = train(config)
+    folder = trained(config)
     done = read_json(folder / "DONE", "kis.done/1")
     (folder / "DONE").unlink()
     train(config)
@@ -98,11 +98,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     else:
         content[len(content) // 2] ^= 0xFF
         path.write_bytes(content)
-    train(config)
+    cut_off(config, 7)
     said = capfd.readouterr().err
     assert "step-00000010 is damaged" in said
     assert "resuming from step 5 of 20" in said
-    assert sorted(losses(config.output)) == list(range(1, 21))
+    assert sorted(losses(config.output)) == list(range(1, 8))
 
 
 @pytest.fixture
@@ -122,8 +122,8 @@ def on(make: MakeRun, data: Path, **changes: Any) -> RunConfig:
 
 @pytest.mark.slow
 def test_a_corpus_made_anew_at_the_same_place_is_refused(tiny_run: MakeRun, own_data: Path) -> None:
+    cut_off(tiny_run(**OFTEN), 7)
     config = on(tiny_run, own_data)
-    cut_off(config, 7)
     meta = json.loads((own_data / "corpus.meta.json").read_text())
     meta["content_fingerprint"], before = "0" * 64, meta["content_fingerprint"]
     (own_data / "corpus.meta.json").write_text(json.dumps(meta))
@@ -153,8 +153,8 @@ def test_what_changes_no_result_may_change(tiny_run: MakeRun) -> None:
 
 @pytest.mark.slow
 def test_a_file_that_is_gone_is_named(tiny_run: MakeRun, own_data: Path) -> None:
+    cut_off(tiny_run(**OFTEN), 7)
     config = on(tiny_run, own_data)
-    cut_off(config, 7)
     (own_data / "corpus.bin").unlink()
     with pytest.raises(InputError, match=r"corpus\.bin"):
         train(config)
@@ -272,10 +272,8 @@ def test_other_tools_can_read_the_checkpoint(tiny_run: MakeRun) -> None:
     """PyTorch's own converter, over the metadata that PyTorch wrote."""
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    config = tiny_run()
-    train(config)
-    folder = config.output / "checkpoints" / "step-00000020"
-    target = config.output / "weights.pt"
+    folder = trained(tiny_run()) / "checkpoints" / "step-00000020"
+    target = folder.parents[1] / "weights.pt"
     dcp_to_torch_save(folder, target)
     weights = torch.load(target, weights_only=True)
     assert weights["embedding.word_embeddings.weight"].shape == (512, 16)

@@ -25,6 +25,7 @@ from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
 from tests.megatron_kis.fake_rank import fake_rank
 from tests.megatron_kis.ranks import SERVER, free_port
+from tests.runs import trained
 
 MakeRun = Callable[..., RunConfig]
 ROWS, LENGTH, VOCABULARY = 7, 32, 256
@@ -193,10 +194,10 @@ def test_scoring_holds_no_more_logits_than_a_block(most: int, monkeypatch: pytes
 @pytest.mark.slow
 def test_a_checkpoint_of_fp8_is_asked_in_bf16_on_any_device(tiny_run: MakeRun) -> None:
     config = tiny_run()
-    train(config)
+    trained(config)
     training = config.training.model_copy(update={"precision": "fp8"})
-    trained = open_run(config.output).config.model_copy(update={"training": training})
-    with restored(config.output, trained, vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
+    half = open_run(config.output).config.model_copy(update={"training": training})
+    with restored(config.output, half, vocabulary=TINY_VOCABULARY, step=None) as (engine, _):
         assert engine.precision == "bf16"
         tokens = np.ones((1, 8), dtype=np.int64)
         losses = engine.token_losses(tokens, tokens, rows_per_pass=1)

@@ -26,7 +26,7 @@ from megatron_kis.training.artifacts import made_with, open_run
 from megatron_kis.training.audit import audit_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_SELECTION
-from tests.runs import OFTEN, cut_off
+from tests.runs import OFTEN, cut_off, trained
 from tests.sources import Sources
 
 MakeRun = Callable[..., RunConfig]
@@ -48,6 +48,14 @@ def settings(sources: Sources, **changes: Any) -> DataPrepConfig:
 @pytest.fixture
 def data(tiny_data: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_data, tmp_path / "study" / "data"))
+
+
+@pytest.fixture(scope="module")
+def other_data(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Path:
+    """The same data with another tokenizer."""
+    folder = tmp_path_factory.mktemp("other") / "data"
+    prepare_data(settings(tiny_sources, vocab_size=390), folder)
+    return folder
 
 
 def on(make: MakeRun, data: Path, **changes: Any) -> RunConfig:
@@ -115,7 +123,7 @@ def test_the_record_names_its_neighbours_by_relative_paths(
 def test_other_data_at_the_old_place_change_no_export_and_no_probe(
     tiny_run: MakeRun,
     data: Path,
-    tiny_sources: Sources,
+    other_data: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -126,7 +134,7 @@ def test_other_data_at_the_old_place_change_no_export_and_no_probe(
         assert main(["export", name, str(run), "--output", str(tmp_path / f"{name} before")]) == 0
     old = load_tokenizer(data / "tokenizer.model").fingerprint
     shutil.rmtree(data)
-    prepare_data(settings(tiny_sources, vocab_size=390), data)
+    shutil.copytree(other_data, data)
     new = load_tokenizer(data / "tokenizer.model").fingerprint
     assert new != old
     assert asked(run, capsys)["rows"] == before["rows"]
@@ -155,10 +163,10 @@ COMMANDS = (
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["tokenizer", "questions"])
 def test_a_kept_file_that_is_another_one_is_refused(
-    what: str, tiny_run: MakeRun, data: Path, tiny_sources: Sources, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    what: str, tiny_run: MakeRun, tiny_sources: Sources, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("safetensors")
-    run = train(on(tiny_run, data))
+    run = trained(tiny_run())
     was = read_json(run / "run.json", "kis.run/1")["fingerprints"][what]
     if what == "tokenizer":
         texts = [json.loads(line)["text"] for line in tiny_sources.text.read_text().splitlines()]
@@ -179,10 +187,8 @@ def test_a_kept_file_that_is_another_one_is_refused(
 
 
 @pytest.mark.slow
-def test_a_kept_file_that_is_cut_off_or_gone_is_named(
-    tiny_run: MakeRun, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = train(on(tiny_run, data))
+def test_a_kept_file_that_is_cut_off_or_gone_is_named(tiny_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained(tiny_run())
     path = run / "inputs" / "questions.jsonl.gz"
     path.write_bytes(path.read_bytes()[:-40])
     assert main(["probe", str(run), "--device", "cpu"]) == 2
@@ -215,7 +221,7 @@ def test_a_record_that_was_edited_is_not_what_a_run_is_asked_with(
     tiny_run: MakeRun, closed: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_run()
-    run = train(config)
+    run = trained(config)
     record = read_json(run / "run.json", "kis.run/1")
     record["config"]["model"]["rope_base"] = 500
     write_json(run / "run.json", record)
@@ -233,7 +239,7 @@ def test_a_record_that_was_edited_is_not_what_a_run_is_asked_with(
 def test_a_record_of_other_types_is_wrong_input(
     tiny_run: MakeRun, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train(tiny_run())
+    run = trained(tiny_run())
     write_json(run / "run.json", read_json(run / "run.json", "kis.run/1") | change)
     close_again(run)
     assert main(["probe", str(run)]) == 2
@@ -246,7 +252,7 @@ def test_a_run_whose_done_closes_nothing_is_not_used(
     tiny_run: MakeRun, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_run()
-    run = train(config)
+    run = trained(config)
     (run / "DONE").write_text(content)
     assert main(["probe", str(run)]) == 2
     assert "DONE" in capsys.readouterr().err
@@ -259,7 +265,7 @@ def test_a_run_whose_done_closes_nothing_is_not_used(
 def test_an_older_run_is_asked_with_the_files_at_the_old_place_if_they_are_the_same(
     tiny_run: MakeRun,
     data: Path,
-    tiny_sources: Sources,
+    other_data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -273,7 +279,7 @@ def test_an_older_run_is_asked_with_the_files_at_the_old_place_if_they_are_the_s
     assert asked(run, capsys)["rows"] == before["rows"]
     old = load_tokenizer(data / "tokenizer.model").fingerprint
     shutil.rmtree(data)
-    prepare_data(settings(tiny_sources, vocab_size=390), data)
+    shutil.copytree(other_data, data)
     new = load_tokenizer(data / "tokenizer.model").fingerprint
     for words in COMMANDS:
         capsys.readouterr()
@@ -284,8 +290,8 @@ def test_an_older_run_is_asked_with_the_files_at_the_old_place_if_they_are_the_s
 
 
 @pytest.mark.slow
-def test_a_resumed_run_keeps_what_it_began_with_and_an_older_one_gets_it(tiny_run: MakeRun, data: Path) -> None:
-    config = on(tiny_run, data, **OFTEN)
+def test_a_resumed_run_keeps_what_it_began_with_and_an_older_one_gets_it(tiny_run: MakeRun) -> None:
+    config = tiny_run(**OFTEN)
     cut_off(config, 7)
     folder = config.output / "inputs"
     before = {path.name: (path.stat().st_mtime_ns, sha256_file(path)) for path in folder.iterdir()}
@@ -300,8 +306,8 @@ def test_a_resumed_run_keeps_what_it_began_with_and_an_older_one_gets_it(tiny_ru
 
 
 @pytest.mark.slow
-def test_a_resume_refuses_a_kept_file_that_is_another_one(tiny_run: MakeRun, data: Path) -> None:
-    config = on(tiny_run, data, **OFTEN)
+def test_a_resume_refuses_a_kept_file_that_is_another_one(tiny_run: MakeRun) -> None:
+    config = tiny_run(**OFTEN)
     cut_off(config, 7)
     (config.output / "inputs" / "questions.jsonl.gz").write_bytes(gzip.compress(b"{}\n"))
     with pytest.raises(InputError, match=r"inputs/questions\.jsonl\.gz: these are not the questions of the run"):
@@ -331,11 +337,11 @@ def test_questions_that_change_while_a_run_starts_are_refused(
 
 @pytest.mark.slow
 def test_a_checkpoint_of_another_run_in_the_folder_is_refused(
-    tiny_run: MakeRun, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("safetensors")
-    run = train(on(tiny_run, data))
-    other = train(on(tiny_run, data, name="other", training={"optimizer": {"learning_rate": 1e-4}}))
+    run = trained(tiny_run())
+    other = train(tiny_run(name="other", training={"optimizer": {"learning_rate": 1e-4}}))
     shutil.rmtree(run / "checkpoints")
     shutil.copytree(other / "checkpoints", run / "checkpoints")
     assert main(["export", "hf", str(run), "--output", str(tmp_path / "hf")]) == 2

@@ -22,7 +22,7 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.training.run_dir import RunDir
 from megatron_kis.training.trainer import train
 from tests.run_files import losses, rows
-from tests.runs import OFTEN, cut_off, trunk_of
+from tests.runs import OFTEN, cut_off, trained, trunk_of
 
 pytestmark = pytest.mark.slow
 
@@ -106,8 +106,9 @@ def test_what_lies_among_checkpoints_is_not_removed_unasked(tiny_run: MakeRun, t
     after = content(config)
     assert before == {name: after[name] for name in before}
     assert there.is_symlink() == (how == "link")
-    train(config, restart=True)
-    assert (config.output / "DONE").exists()
+    cut_off(config, 2, lambda: train(config, restart=True))
+    assert [session["from_step"] for session in read_json(config.output / "run.json", "kis.run/1")["sessions"]] == [0]
+    assert sorted(losses(config.output)) == [1, 2]
 
 
 def test_lost_copies_of_logs_are_no_damage_of_weights(tiny_run: MakeRun) -> None:
@@ -115,7 +116,7 @@ def test_lost_copies_of_logs_are_no_damage_of_weights(tiny_run: MakeRun) -> None
     cut_off(config, 12)
     for path in (config.output / "checkpoints").glob("*/*.jsonl"):
         path.unlink()
-    train(config)
+    cut_off(config, 12)
     assert [row["from_step"] for row in read_json(config.output / "run.json", "kis.run/1")["sessions"]] == [0, 10]
 
 
@@ -125,7 +126,7 @@ def test_a_lost_log_is_restored_from_the_checkpoint(
     name: str, damage: str, tiny_run: MakeRun, capfd: pytest.CaptureFixture[str]
 ) -> None:
     whole, config = tiny_run(name="whole", **OFTEN), tiny_run(**OFTEN)
-    train(whole)
+    trained(whole)
     cut_off(config, 13)
     log = config.output / name
     if damage == "gone":
@@ -181,7 +182,7 @@ def test_without_a_copy_the_rows_that_are_there_stay_and_the_loss_is_said(
 @pytest.mark.parametrize("lost", [LOGS, LOGS[:1], LOGS[1:]], ids=str)
 def test_a_run_at_its_last_step_ends_whole_whatever_logs_it_has_lost(lost: tuple[str, ...], tiny_run: MakeRun) -> None:
     config = tiny_run(**OFTEN)
-    train(config)
+    trained(config)
     before = {name: rows(config.output, name) for name in LOGS}
     (config.output / "DONE").unlink()
     without_copies(config)
@@ -205,7 +206,7 @@ def test_a_passing_error_of_the_file_server_is_waited_for(
     cut_off(config, 12)
     with monkeypatch.context() as patch:
         assert failing(patch, name, number, 3) == [0]
-        train(config)
+        cut_off(config, 12)
     assert [s["from_step"] for s in read_json(config.output / "run.json", "kis.run/1")["sessions"]] == [0, 10]
 
 
@@ -275,7 +276,7 @@ def test_a_probe_and_a_branch_say_why_a_checkpoint_cannot_be_used(
     tiny_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trunk = trunk_of(tiny_run, "trunk", 10)
-    train(trunk)
+    trained(trunk)
     for folder in (trunk.output / "checkpoints").iterdir():
         (folder / "__0_0.distcp").unlink()
     branch = trunk_of(tiny_run, "branch", 16)
@@ -290,7 +291,7 @@ def test_a_probe_and_a_branch_say_why_a_checkpoint_cannot_be_used(
 
 def test_a_branch_takes_a_trunks_rows_from_its_checkpoint(tiny_run: MakeRun) -> None:
     trunk = trunk_of(tiny_run, "trunk", 20)
-    train(trunk)
+    trained(trunk)
     theirs = losses(trunk.output)
     (trunk.output / "metrics.jsonl").unlink()
     branch = trunk_of(tiny_run, "branch", 16)

@@ -18,7 +18,7 @@ from megatron_kis.distributed.device import Device
 from megatron_kis.training.callbacks.metrics import Throughput
 from megatron_kis.training.trainer import train
 from tests.run_files import losses, rows
-from tests.runs import EVERY_5, cut_off
+from tests.runs import EVERY_5, cut_off, trained
 
 MakeRun = Callable[..., RunConfig]
 
@@ -72,7 +72,7 @@ def test_each_beginning_of_a_run_is_one_run_of_weights_and_biases(
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, __spec__=importlib.util.find_spec("json")))
     settings: dict[str, Any] = {"logging": {"wandb": "offline"}, "checkpoints": EVERY_5}
     config = tiny_run(**settings)
-    cut_off(config, 7)
+    cut_off(config, 7, lambda: train(config))
     moved = tmp_path / "moved"
     shutil.move(config.output, moved)
     cut_off(tiny_run(**settings, output=moved), 12)
@@ -105,7 +105,7 @@ def test_a_tracker_that_is_not_installed_is_named(
 
 @pytest.mark.slow
 def test_rows_say_how_much_memory_was_taken(tiny_run: MakeRun) -> None:
-    folder = train(tiny_run())
+    folder = trained(tiny_run())
     row = rows(folder, "metrics.jsonl")[0]
     assert 50e6 < row["memory_bytes"] < 50e9
     assert "mfu" not in row  # nobody knows the peak of this processor
