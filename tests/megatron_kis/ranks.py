@@ -1,6 +1,7 @@
 """Real processes of one run: started as ranks, watched through their log, killed, and asked how they ended.
 
-They are forked by a server that has imported PyTorch and Megatron-Core once: most of a short run's time is that.
+They are forked by a server that has imported PyTorch with its compiler (which Megatron-Core's optimizer asks for) and
+Megatron-Core once, and what files of tests import: most of a short run's time is that.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from megatron_kis.config.run import RunConfig
 from tests.run_files import rows
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["megatron_kis.cli.train", "megatron_kis.training.trainer"])
+SERVER.set_forkserver_preload(
+    ["megatron_kis.cli.train", "megatron_kis.training.trainer", "torch._dynamo", "tests.conftest"]
+)
 
 
 def free_port() -> int:

@@ -15,23 +15,19 @@ import numpy as np
 import pytest
 import yaml
 
+from megatron_kis.cli import main as cli
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.distributed.slurm_environment import environment_of_srun, first_node
-from tests.megatron_kis.ranks import finish, free_port
+from tests.megatron_kis.ranks import Rank, Ranks, finish, free_port
 
 MakeRun = Callable[..., RunConfig]
 SHAPE = {"layers": 4, "width": 32, "heads": 4, "query_groups": 2}
-TRAINING = {"optimizer": {"learning_rate": 1e-2}}
-
-
-def run_processes(config: RunConfig, processes: int, folder: Path) -> subprocess.CompletedProcess[str]:
-    path = folder / f"{config.name}.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "megatron_kis", "train", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+SETTINGS: dict[str, Any] = {
+    "model": SHAPE,
+    "training": {"token_budget": 10 * 8 * 64, "optimizer": {"learning_rate": 1e-2}},
+    "infusion": {"frequency": 3, "background": {"frequency": 2}},
+}
 
 
 def read(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -46,7 +42,7 @@ def reference() -> dict[str, Path]:
 def one_process(tiny_run: MakeRun, reference: dict[str, Path]) -> Path:
     """The run of one process that the others are compared with, trained once."""
     if "folder" not in reference:
-        config = tiny_run(name="one", model=SHAPE, training=TRAINING)
+        config = tiny_run(name="one", **SETTINGS)
         finish(config, 1)
         reference["folder"] = config.output
     return reference["folder"]
@@ -85,7 +81,8 @@ def test_many_processes_train_as_one(
     parallel: dict[str, int], training: dict[str, int], tiny_run: MakeRun, reference: dict[str, Path]
 ) -> None:
     alone = one_process(tiny_run, reference)
-    config = tiny_run(name="many", model=SHAPE, training={**TRAINING, **training}, parallel=parallel)
+    settings = {**SETTINGS, "training": {**SETTINGS["training"], **training}, "parallel": parallel}
+    config = tiny_run(name="many", **settings)
     said = finish(config, math.prod(parallel.values()) // parallel.get("virtual", 1))
     assert "Warning" not in said, said
     assert_trained_as(config.output, alone)
@@ -95,7 +92,7 @@ def test_many_processes_train_as_one(
 @pytest.mark.distributed
 def test_documents_apart_stay_apart_where_ranks_share_sequences(tiny_run: MakeRun) -> None:
     documents = {"reset_attention": True, "mask_boundaries": True}
-    settings = {"model": SHAPE, "training": TRAINING, "documents": documents}
+    settings = {**SETTINGS, "documents": documents}
     alone, shared = tiny_run(name="one", **settings), tiny_run(name="two", parallel={"context": 2}, **settings)
     finish(alone, 1)
     finish(shared, 2)
@@ -107,29 +104,36 @@ def test_documents_apart_stay_apart_where_ranks_share_sequences(tiny_run: MakeRu
 def test_replicas_started_by_torchrun_train_as_one(
     tiny_run: MakeRun, tmp_path: Path, reference: dict[str, Path]
 ) -> None:
-    config = tiny_run(name="replicas", model=SHAPE, training=TRAINING)
-    ended = run_processes(config, 2, tmp_path)
+    config = tiny_run(name="replicas", **SETTINGS)
+    path = tmp_path / "replicas.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "megatron_kis", "train", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 0, ended.stderr
     assert_trained_as(config.output, one_process(tiny_run, reference))
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_layout_that_does_not_divide_the_model_is_refused(tiny_run: MakeRun, tmp_path: Path) -> None:
+def test_a_layout_that_does_not_divide_the_model_is_refused(tiny_run: MakeRun) -> None:
     config = tiny_run(name="odd", model={"layers": 3, "width": 32, "heads": 2}, parallel={"pipeline": 2})
-    ended = run_processes(config, 2, tmp_path)
-    assert ended.returncode != 0
-    assert "3 layers cannot be split into 2 stages" in ended.stderr
+    with Ranks(config, 2) as ranks:
+        assert ranks.wait() == [2, 2]
+        assert "3 layers cannot be split into 2 stages" in ranks.said()
     assert not config.output.exists()
 
 
-@pytest.mark.slow
-def test_too_few_processes_for_the_layout_are_refused(tiny_run: MakeRun, tmp_path: Path) -> None:
-    config = tiny_run(name="alone", parallel={"tensor": 2})
-    ended = run_processes(config, 1, tmp_path)
-    assert ended.returncode == 2
-    assert "torchrun" in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_too_few_processes_for_the_layout_are_refused(
+    tiny_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "alone.yaml"
+    path.write_text(yaml.safe_dump(tiny_run(name="alone", parallel={"tensor": 2}).model_dump(mode="json")))
+    assert cli.main(["train", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "torchrun" in said
+    assert "Traceback" not in said
 
 
 SRUN = {
@@ -179,7 +183,7 @@ def test_a_list_that_is_none_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_ranks_started_as_srun_starts_them_train_together(tiny_run: MakeRun, tmp_path: Path) -> None:
-    config = tiny_run(name="srun", model=SHAPE, training=TRAINING)
+    config = tiny_run(name="srun", **SETTINGS)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     shared = {
@@ -189,9 +193,8 @@ def test_ranks_started_as_srun_starts_them_train_together(tiny_run: MakeRun, tmp
         "OMP_NUM_THREADS": "1",
         "MASTER_PORT": str(free_port()),
     }
-    command = [sys.executable, "-m", "megatron_kis", "train", str(path)]
     ranks = [
-        subprocess.Popen(command, env={**os.environ, **shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+        Rank(["train", str(path)], {**shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}, tmp_path / f"{rank}.log")
         for rank in ("0", "1")
     ]
     assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]

@@ -23,16 +23,18 @@ from tests.run_files import losses, rows
 pytestmark = pytest.mark.slow
 
 MakeRun = Callable[..., RunConfig]
-STEPS = 40
+STEPS = 26
 SETTINGS: dict[str, Any] = {
     "model": {"layers": 4, "width": 32, "heads": 4, "query_groups": 2},
     "training": {"token_budget": STEPS * 8 * 64, "optimizer": {"learning_rate": 2e-3}},
-    "infusion": {"frequency": 12},
+    "infusion": {"frequency": 8},
     "probes": {"moments": {"every": 10}},
     "validation": {"moments": {"every": 10}},
     "logging": {"every": 1},
     "checkpoints": {"moments": {"every": 3}},
 }
+LONG = {**SETTINGS, "training": {**SETTINGS["training"], "token_budget": 40 * 8 * 64}}
+"""Steps to spare after the one that a test waits for."""
 
 
 def killed_at(config: RunConfig, size: int, step: int, rank: int = 0) -> None:
@@ -64,6 +66,11 @@ def trained() -> dict[int, Path]:
     return {}
 
 
+@pytest.fixture(scope="module")
+def killed() -> dict[str, Path]:
+    return {}
+
+
 def uninterrupted(make: MakeRun, size: int, trained: dict[int, Path]) -> Path:
     """The run that was never cut off, on ``size`` processes, trained once."""
     if size not in trained:
@@ -76,9 +83,9 @@ def uninterrupted(make: MakeRun, size: int, trained: dict[int, Path]) -> Path:
 @pytest.mark.distributed
 def test_a_run_whose_ranks_are_killed_at_random_goes_on_exactly(tiny_run: MakeRun, trained: dict[int, Path]) -> None:
     config = tiny_run(name="killed", **SETTINGS)
-    chance = random.Random(7)
-    for lowest in (4, 14):
-        killed_at(config, 2, lowest + chance.randrange(8), rank=chance.randrange(2))
+    chance = random.Random(8)
+    for lowest in (7, 14):
+        killed_at(config, 2, lowest + chance.randrange(4), rank=chance.randrange(2))
     said = finish(config, 2)
     assert "resuming from step" in said
     assert_same_run(config.output, uninterrupted(tiny_run, 2, trained), atol=0.0)
@@ -92,10 +99,10 @@ def test_a_run_goes_on_under_any_other_layout(tiny_run: MakeRun, trained: dict[i
     """Replicas, one process, tensor ranks, interleaved stages, ranks that share sequences: the run of two replicas."""
     config = tiny_run(name="moved", **SETTINGS)
     killed_at(config, 2, 7)
-    killed_at(config, 1, 14)
-    killed_at(tiny_run(name="moved", **{**SETTINGS, "parallel": {"tensor": 2}}), 2, 21, rank=1)
+    killed_at(config, 1, 10)
+    killed_at(tiny_run(name="moved", **{**SETTINGS, "parallel": {"tensor": 2}}), 2, 13, rank=1)
     chunks = {"parallel": {"pipeline": 2, "virtual": 2}, "training": {**SETTINGS["training"], "micro_batch_size": 2}}
-    killed_at(tiny_run(name="moved", **{**SETTINGS, **chunks}), 2, 28, rank=1)
+    killed_at(tiny_run(name="moved", **{**SETTINGS, **chunks}), 2, 16, rank=1)
     finish(tiny_run(name="moved", **{**SETTINGS, "parallel": {"context": 2}}), 2)
     assert_same_run(config.output, uninterrupted(tiny_run, 2, trained), atol=2e-6)
     record = read_json(config.output / "run.json", "kis.run/1")
@@ -126,18 +133,18 @@ def _train_and_never_finish_writing(config: RunConfig, step: int) -> None:
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     tiny_run: MakeRun, trained: dict[int, Path]
 ) -> None:
-    config = tiny_run(name="writing", **{**SETTINGS, "checkpoints": {"moments": {"every": 10}, "asynchronous": True}})
-    process = SERVER.Process(target=_train_and_never_finish_writing, args=(config, 20))
+    config = tiny_run(name="writing", **{**SETTINGS, "checkpoints": {"moments": {"every": 6}, "asynchronous": True}})
+    process = SERVER.Process(target=_train_and_never_finish_writing, args=(config, 12))
     process.start()
     deadline = time.monotonic() + 120
-    while max(losses(config.output), default=0) < 23 and time.monotonic() < deadline and process.is_alive():
+    while max(losses(config.output), default=0) < 15 and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.01)  # training goes on while the checkpoint is written
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     folder = config.output / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == [".step-00000020.partial", "step-00000010"]
-    assert "resuming from step 10" in finish(config, 1)
+    assert sorted(path.name for path in folder.iterdir()) == [".step-00000012.partial", "step-00000006"]
+    assert "resuming from step 6" in finish(config, 1)
     assert not list(folder.glob(".*"))
     assert_same_run(config.output, uninterrupted(tiny_run, 1, trained), atol=0.0)
 
@@ -145,10 +152,14 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["metrics.jsonl", "probes.jsonl"])
 def test_a_killed_run_that_loses_a_log_goes_on_as_if_it_had_not(
-    name: str, tiny_run: MakeRun, trained: dict[int, Path]
+    name: str, tiny_run: MakeRun, trained: dict[int, Path], killed: dict[str, Path]
 ) -> None:
     config = tiny_run(name="lost", **SETTINGS)
-    killed_at(config, 1, 24)
+    if not killed:
+        killed_at(config, 1, 16)
+        killed["lost"] = Path(shutil.copytree(config.output, config.output.with_name("killed")))
+    else:
+        shutil.copytree(killed["lost"], config.output)
     (config.output / name).unlink()
     said = finish(config, 1)
     assert "restored from the checkpoint" in said
@@ -158,7 +169,7 @@ def test_a_killed_run_that_loses_a_log_goes_on_as_if_it_had_not(
 @pytest.mark.distributed
 def test_stages_save_the_logs_of_the_rank_that_writes_them(tiny_run: MakeRun) -> None:
     config = tiny_run(name="stages", **{**SETTINGS, "parallel": {"pipeline": 2}})
-    killed_at(config, 2, 14)
+    killed_at(config, 2, 10)
     (config.output / "metrics.jsonl").unlink()
     assert "restored from the checkpoint" in finish(config, 2)
     assert sorted(losses(config.output)) == list(range(1, STEPS + 1))
@@ -180,8 +191,8 @@ def test_ranks_without_a_usable_checkpoint_all_end_with_the_reason(tiny_run: Mak
 
 @pytest.mark.distributed
 def test_a_signal_to_one_rank_saves_the_run_and_leaves_with_its_own_status(tiny_run: MakeRun) -> None:
-    config = tiny_run(name="asked", **{**SETTINGS, "checkpoints": {"moments": {"every": None}}})
-    for number, step, rank in ((signal.SIGTERM, 5, 1), (signal.SIGUSR1, 15, 0)):
+    config = tiny_run(name="asked", **{**LONG, "checkpoints": {"moments": {"every": None}}})
+    for number, step, rank in ((signal.SIGTERM, 3, 1), (signal.SIGUSR1, 7, 0)):
         with Ranks(config, 2) as ranks:
             ranks.wait_for_step(step)
             ranks.send(number, rank)
@@ -195,7 +206,7 @@ def test_a_signal_to_one_rank_saves_the_run_and_leaves_with_its_own_status(tiny_
 
 @pytest.mark.distributed
 def test_a_rank_that_hangs_ends_the_others_with_their_stacks(tiny_run: MakeRun) -> None:
-    settings = {**SETTINGS, "training": {**SETTINGS["training"], "guard": {"hang_minutes": 0.1}}}
+    settings = {**LONG, "training": {**LONG["training"], "guard": {"hang_minutes": 0.1}}}
     config = tiny_run(name="hung", **settings)
     with Ranks(config, 2) as ranks:
         ranks.wait_for_step(5)
@@ -207,7 +218,7 @@ def test_a_rank_that_hangs_ends_the_others_with_their_stacks(tiny_run: MakeRun) 
         "the step's sum of gradients or a checkpoint's exchange, wherever it was caught"
     )
     assert "megatron_kis/training/trainer.py" in stacks
-    finish(tiny_run(name="hung", **SETTINGS), 1)
+    finish(tiny_run(name="hung", **LONG), 1)
     assert not (config.output / "stacks" / "rank-0.txt").exists()
 
 

@@ -28,6 +28,7 @@ from tests.conftest import TINY_VOCABULARY
 from tests.megatron_kis.imports.models import ROWS, make_model
 from tests.megatron_kis.ranks import finish
 from tests.run_files import losses
+from tests.runs import NO_FACTS
 
 transformers = pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -84,8 +85,9 @@ def test_export_gives_back_every_tensor_bit_for_bit(
 ) -> None:
     folder = make_model(tmp_path / "hf", tiny_data, **changes)
     start = import_huggingface(folder, tmp_path / "start")
-    still = {"optimizer": {"learning_rate": 1e-45, "weight_decay": 0.0}}  # a step that rounds to nothing
-    run = train(run_from(start.folder, tiny_run, training=still))
+    optimizer = {"learning_rate": 1e-45, "weight_decay": 0.0}  # a step that rounds to nothing
+    still: dict[str, Any] = {"training": {"token_budget": 2 * 8 * 64, "optimizer": optimizer}, "infusion": NO_FACTS}
+    run = train(run_from(start.folder, tiny_run, **still))
     back = export_huggingface(run, tmp_path / "back")
     there, here = (safetensors.load_file(place / "model.safetensors") for place in (folder, back))
     assert sorted(there) == sorted(here)
@@ -104,7 +106,7 @@ def test_training_starts_at_the_loss_of_the_model_under_every_layout(
 ) -> None:
     folder = make_model(tmp_path / "hf", tiny_data, **TIED)
     start = import_huggingface(folder, tmp_path / "start")
-    settings = {"logging": {"every": 1}}
+    settings = {"logging": {"every": 1}, "training": {"token_budget": 6 * 8 * 64}, "infusion": NO_FACTS}
     alone = run_from(start.folder, tiny_run, name="alone", **settings)
     two = run_from(start.folder, tiny_run, name="two", parallel=layout, **settings)
     fresh = train(tiny_run(name="fresh", model={**alone.model.model_dump(), "init_from": None}, **settings))
@@ -230,8 +232,9 @@ def test_sequences_longer_than_a_start_was_made_for_are_refused_and_its_limit_is
         assert start.content["max_position_embeddings"] == start.positions == limit
     with pytest.raises(InputError, match=r"training\.sequence_length: is 64, .*made for 32 positions .*use 32 or less"):
         train(run_from(tmp_path / "short", tiny_run))
+    short: dict[str, Any] = {"training": {"token_budget": 2 * 8 * 64}, "infusion": NO_FACTS}
     for name, expected in (("long", 128), ("unsaid", 64)):
-        run = train(run_from(tmp_path / name, tiny_run, name=name))
+        run = train(run_from(tmp_path / name, tiny_run, name=name, **short))
         shutil.rmtree(tmp_path / name)  # the run says it itself
         back = export_huggingface(run, tmp_path / f"{name}-back", tokenizer=False)
         assert json.loads((back / "config.json").read_text())["max_position_embeddings"] == expected

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +24,9 @@ from megatron_kis.probes.scoring import score_rules
 from megatron_kis.training.artifacts import open_run
 from megatron_kis.training.trainer import train
 from tests.conftest import TINY_VOCABULARY
-from tests.megatron_kis.ranks import free_port
+from tests.megatron_kis.ranks import Rank, free_port
 from tests.run_files import losses
+from tests.runs import trained
 
 MakeRun = Callable[..., RunConfig]
 
@@ -151,32 +149,19 @@ def test_a_checkpoint_asked_again_answers_as_in_training(run: Path, tmp_path: Pa
 def test_two_ranks_find_what_one_finds(run: Path, tmp_path: Path, layout: tuple[str, ...]) -> None:
     alone = evaluate_checkpoint(run, device="cpu", outcomes=tmp_path / "alone.npz")
     assert alone is not None
-    command = [
-        sys.executable,
-        "-m",
-        "megatron_kis",
-        "probe",
-        str(run),
-        "--device",
-        "cpu",
-        "--json",
-        *layout,
-        "--outcomes",
-        str(tmp_path / "two.npz"),
-    ]
+    command = ["probe", str(run), "--device", "cpu", "--json", *layout, "--outcomes", str(tmp_path / "two.npz")]
     shared = {
-        **os.environ,
         "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",
     }
+    logs = [tmp_path / f"{rank}.log" for rank in (0, 1)]
     ranks = [
-        subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True)
-        for rank in ("0", "1")
+        Rank(command, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log) for rank, log in enumerate(logs)
     ]
-    said = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    said = [log.read_text() for log in logs]
     (found,) = [json.loads(text) for text in said if text]
     one, two = np.load(tmp_path / "alone.npz"), np.load(tmp_path / "two.npz")
     for name in ("scores", "margins"):
@@ -187,7 +172,7 @@ def test_two_ranks_find_what_one_finds(run: Path, tmp_path: Path, layout: tuple[
 @pytest.mark.slow
 def test_with_and_without_probes_the_losses_are_the_same(tiny_run: MakeRun) -> None:
     asked = train(tiny_run(name="asked", probes={"moments": {"every": 3}}))
-    silent = train(tiny_run(name="silent", probes={"moments": {"shares": [1.0]}}))
+    silent = trained(tiny_run())
     assert len(list((asked / "outcomes").glob("*.npz"))) >= 6
     assert len(list((silent / "outcomes").glob("*.npz"))) == 1
     first, second = ((folder / "exposures.json").read_text() for folder in (asked, silent))
