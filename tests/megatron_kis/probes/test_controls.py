@@ -42,12 +42,12 @@ def known(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
         "data": {name: tiny_data / place for name, place in zip(names, places, strict=True)},
         "model": {"layers": 2, "width": 64, "heads": 2},
         "training": {
-            "token_budget": 400 * 16 * 64,
+            "token_budget": 200 * 16 * 64,
             "sequence_length": 64,
             "global_batch_size": 16,
-            "optimizer": {"learning_rate": 5e-3},
+            "optimizer": {"learning_rate": 1e-2},
         },
-        "infusion": {"frequency": 600, "background": {"frequency": 0}},
+        "infusion": {"frequency": 300, "background": {"frequency": 0}},
         "probes": {"moments": {"shares": [0.0, 1.0]}, "templates": ASKED},
     }
     return train(parse_config(RunConfig, content, source="known"))
@@ -76,7 +76,7 @@ def facts_right(correct: np.ndarray, questions: tuple[Question, ...], *, split: 
 def test_facts_that_were_never_shown_are_at_chance_untrained_and_trained(known: Path, rule: str) -> None:
     questions = read_questions(open_run(known).config.data.questions, ASKED).questions
     column = RULES.index(rule)
-    for step, groups in ((0, ("infused", "background", "control")), (400, ("background", "control"))):
+    for step, groups in ((0, ("infused", "background", "control")), (200, ("background", "control"))):
         correct = np.load(known / "outcomes" / f"step-{step}.npz")["correct"][:, column]
         for group in groups:
             for split in ASKED:
