@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.forked import run_kis
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"^( *)(?:<!-- (?P<note>.*?) -->\n *)?```(?P<info>[^\n`]*)\n(?P<text>.*?)^ *```$", re.M | re.S)
+_WITHOUT_MODELS = ("law", "plan", "schema")  # commands that import neither PyTorch nor Megatron-Core
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,28 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs lines in a shell, with ``kis`` of this environment."""
+    """Runs lines in a shell, with ``kis`` of this environment, up to the first that fails.
+
+    What trains or reads models is forked (``forked``) with the words that the shell makes of its line.
+    """
+    output, errors = "", ""
+    for line in script.replace("\\\n", " ").splitlines():
+        if line.split()[:1] == ["kis"] and line.split()[1] not in _WITHOUT_MODELS:
+            words = _shell(f"kis() {{ printf '%s\\0' \"$@\"; }}; {line}", folder)
+            assert words.returncode == 0, words.stderr
+            ended = run_kis(*words.stdout.split("\0")[:-1], folder=folder)
+        else:
+            ended = _shell(line, folder)
+        output, errors = output + ended.stdout, errors + ended.stderr
+        if ended.returncode:
+            break
+    return subprocess.CompletedProcess(script, ended.returncode, output, errors)
+
+
+def _shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": paths, "OMP_NUM_THREADS": "1"}
     shell = shutil.which("bash") or "sh"
     return subprocess.run(
-        [shell, "-eu", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [shell, "-eu", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )

@@ -135,6 +135,11 @@ def test_the_plan_and_the_scoring_rules_need_no_torch() -> None:
     assert not loaded_by(code + "import megatron_kis.study.grid\n") & HEAVY
 
 
+def test_a_study_is_checked_and_its_runs_started_without_torch() -> None:
+    code = "import megatron_kis.training.inputs\nimport megatron_kis.study.conflicts\n"
+    assert not loaded_by(code + "import megatron_kis.executor.executor\n") & HEAVY
+
+
 def test_help_is_instant() -> None:
     code = "from megatron_kis.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    print()\n"
     assert not loaded_by(code) & {*HEAVY, "numpy", "pandas", "scipy", "pydantic", "yaml", "rich", "sentencepiece"}

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from megatron_kis.checkpoint.initial_weights import Start, open_start, write_start
+from megatron_kis.checkpoint.initial_weights import write_start
+from megatron_kis.checkpoint.start import Start, open_start
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_text, sha256_file, write_json
 from megatron_kis.common.parsing import parse_json

@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from megatron_kis.checkpoint.initial_weights import load_start, open_start
+from megatron_kis.checkpoint.initial_weights import load_start
 from megatron_kis.checkpoint.shards import share_out
+from megatron_kis.checkpoint.start import open_start
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.training import resolve_precision
 from megatron_kis.data.dataset import Sample

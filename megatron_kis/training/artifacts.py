@@ -19,9 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from megatron_kis.checkpoint.folders import Checkpoint
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_path, read_json, sha256_content, sha256_file, steadily
 from megatron_kis.common.identity import RUN_FILE, RUN_SCHEMA, data_differences, settings_of
@@ -32,6 +31,9 @@ from megatron_kis.data_tools.tokenizers.base import Tokenizer, side_file
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, write_copy
 from megatron_kis.probes.questions import QuestionSet, read_questions
 from megatron_kis.training.record import check_closed, setting_differences
+
+if TYPE_CHECKING:
+    from megatron_kis.checkpoint.folders import Checkpoint
 
 FOLDER = "inputs"
 QUESTIONS = f"{FOLDER}/questions.jsonl.gz"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from megatron_kis.checkpoint.initial_weights import open_start
+from megatron_kis.checkpoint.start import open_start
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import sha256_file
+from megatron_kis.config.data import DocumentsConfig
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.vocabulary import padded_vocabulary
-from megatron_kis.data.dataset import InfusedDataset
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
 from megatron_kis.data.general_text import GeneralText, ValidationText
@@ -20,6 +21,9 @@ from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.probes.questions import QuestionSet, check_lengths, read_questions
 from megatron_kis.training.artifacts import made_with
 from megatron_kis.training.run_plan import open_plan
+
+if TYPE_CHECKING:
+    from megatron_kis.data.dataset import InfusedDataset
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Inputs:
     plan: Plan
     """Plan of which sequence holds which exposures."""
 
-    dataset: InfusedDataset
-    """Training sequences."""
+    documents: DocumentsConfig
+    """Settings of how documents are kept apart."""
 
     questions: QuestionSet
     """Questions of the probe."""
@@ -52,6 +56,19 @@ class Inputs:
 
     fingerprints: dict[str, str]
     """Fingerprints of all files that decide a result; other questions make another run, too."""
+
+    @cached_property
+    def dataset(self) -> InfusedDataset:
+        """Training sequences; made when they are asked for, as nothing else here needs PyTorch."""
+        from megatron_kis.data.dataset import InfusedDataset
+
+        return InfusedDataset(
+            self.plan,
+            self.text,
+            self.store,
+            reset_attention=self.documents.reset_attention,
+            mask_boundaries=self.documents.mask_boundaries,
+        )
 
     @property
     def vocabulary(self) -> int:
@@ -127,13 +144,7 @@ class InputsOfMany:
             validation=validation,
             store=store,
             plan=plan,
-            dataset=InfusedDataset(
-                plan,
-                text,
-                store,
-                reset_attention=config.documents.reset_attention,
-                mask_boundaries=config.documents.mask_boundaries,
-            ),
+            documents=config.documents,
             questions=questions,
             positions=None if start is None else start.positions,
             fingerprints=fingerprints | ({} if start is None else {"start": start.fingerprint}),

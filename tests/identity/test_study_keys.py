@@ -22,6 +22,7 @@ from megatron_kis.data_tools.readers.documents import iter_documents
 from megatron_kis.data_tools.tokenizers.training import TokenizerConfig, train_tokenizer
 from megatron_kis.study.grid import runs_of
 from megatron_kis.training.record import config_fingerprint
+from tests.forked import run_kis
 from tests.identity.keys import keys_of
 from tests.runs import hashes
 from tests.sources import Sources
@@ -274,7 +275,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Pa
     }
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    assert main(["study", "run", str(path)]) == 0
+    ended = run_kis("study", "run", path)
+    assert ended.returncode == 0, ended.stderr
     texts = [document.text for document in iter_documents([tiny_sources.text])]
     train_tokenizer(texts, other / "tokenizer.model", TokenizerConfig(vocab_size=340))
     return path

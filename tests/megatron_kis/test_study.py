@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from megatron_kis.cli.main import main
+from tests.forked import Kis, run_kis
 from tests.sources import Sources
-from tests.studies import FREQUENCIES, processes_naming, write_study
+from tests.studies import FREQUENCIES, edited, processes_naming, write_study
 
 
 @pytest.fixture
@@ -52,7 +53,8 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
 def test_a_study_goes_from_its_sources_to_its_report_and_a_rerun_skips_what_is_done(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["study", "run", str(study)]) == 0
+    ended = run_kis("study", "run", study)
+    assert ended.returncode == 0, ended.stderr
     out = study.parent / "out"
     report = (out / "report.html").read_text()
     assert "http://" not in report.replace("http://www.w3.org", "")
@@ -87,8 +89,10 @@ def test_the_plan_of_a_study_names_ratios_and_trains_nothing(study: Path, capsys
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_ended_study_leaves_no_process_and_goes_on_where_it_was(prepared: Path, ending: signal.Signals) -> None:
-    executor = start(prepared)
-    wait_for(lambda: list(runs_of(prepared).glob("*/DONE")) or executor.poll() is not None)
+    edited(prepared, frequencies=[0, 8], executor={"workers": 1})
+    executor = start(prepared)  # all its processes are real ones: what they started with must not outlive them
+    second = runs_of(prepared) / "1x16_D5.12k_F8_s0" / "log.txt"
+    wait_for(lambda: second.exists() or executor.poll() is not None)
     assert executor.poll() is None, executor.communicate()
     executor.send_signal(ending)
     _, errors = executor.communicate(timeout=60)
@@ -97,28 +101,31 @@ def test_an_ended_study_leaves_no_process_and_goes_on_where_it_was(prepared: Pat
         assert "run the same command again" in errors
     wait_for(lambda: not processes_naming(str(runs_of(prepared))), seconds=20)
     done = {path: path.stat().st_mtime_ns for path in runs_of(prepared).glob("*/DONE")}
+    assert done
 
-    again = start(prepared)
-    _, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
-    assert len(list(runs_of(prepared).glob("*/DONE"))) == len(FREQUENCIES)
+    again = run_kis("study", "run", prepared)
+    assert again.returncode == 0, again.stderr
+    assert len(list(runs_of(prepared).glob("*/DONE"))) == 2
     assert {path: path.stat().st_mtime_ns for path in done} == done
 
 
 @pytest.mark.slow
 def test_two_executors_do_not_meet(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = start(prepared)
+    edited(prepared, frequencies=[8], token_budgets=[20_000 * 8 * 64])  # longer than this test
+    first = Kis(["study", "run", str(prepared)])
     wait_for(lambda: list(runs_of(prepared).glob("*/log.txt")) or first.poll() is not None)
     assert main(["study", "run", str(prepared)]) == 1
     assert "another 'kis study run' is at work" in capsys.readouterr().err
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
+    assert first.returncode == 130
 
 
 @pytest.mark.slow
 def test_a_failed_run_does_not_stop_the_others_and_is_named(
-    tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_sources: Sources, tiny_data: Path
 ) -> None:
+    shutil.copytree(tiny_data, tmp_path / "out" / "data")
     exploding = {"layers": 1, "width": 32, "heads": 2, "learning_rate": 1e30}
     study = write_study(
         tmp_path,
@@ -128,8 +135,9 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(
         training={"sequence_length": 64, "global_batch_size": 8, "optimizer": {"warmup_share": 0.0}},
         executor={"workers": 2, "retries": 0},
     )
-    assert main(["study", "run", str(study)]) == 1
-    errors = capsys.readouterr().err
+    ended = run_kis("study", "run", study)
+    assert ended.returncode == 1
+    errors = ended.stderr
     assert "1x32_D5.12k_F0_s0 failed" in errors
     assert "not finite" in errors
     assert "1 of 2 runs failed" in errors
@@ -154,7 +162,7 @@ def test_proposed_runs_are_added_to_the_study_file_and_they_alone_are_trained(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared.write_text("# my study\n" + prepared.read_text())
-    assert main(["study", "run", str(prepared)]) == 0
+    assert run_kis("study", "run", prepared).returncode == 0
     before = {path: path.stat().st_mtime_ns for path in runs_of(prepared).glob("*/DONE")}
     propose = ["study", "next", str(prepared), "--params", "1e6", "--count", "2"]
     capsys.readouterr()
@@ -178,8 +186,9 @@ def test_proposed_runs_are_added_to_the_study_file_and_they_alone_are_trained(
     assert prepared.read_text() == text
     assert "planned already" in capsys.readouterr().out
 
-    assert main(["study", "run", str(prepared)]) == 0
-    assert f"{3 + len(proposed)} runs, 3 done already" in capsys.readouterr().err
+    ended = run_kis("study", "run", prepared)
+    assert ended.returncode == 0, ended.stderr
+    assert f"{3 + len(proposed)} runs, 3 done already" in ended.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     names = {path.parent.name for path in runs_of(prepared).glob("*/DONE")} - {path.parent.name for path in before}
     assert names == {f"1x16_D5.12k_F{run['frequency']}_s{run['seed']}" for run in listed}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kis.cli.main import main
+from tests.forked import run_kis
 from tests.sources import Sources
 from tests.studies import ONE, write_study
 
@@ -17,7 +17,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources, tin
     """A study of one run, which is done. Shared: copy it."""
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(tiny_data, folder / "out" / "data")
-    assert main(["study", "run", str(write_study(folder, tiny_sources, **ONE))]) == 0
+    ended = run_kis("study", "run", write_study(folder, tiny_sources, **ONE))
+    assert ended.returncode == 0, ended.stderr
     return folder
 
 

@@ -19,6 +19,7 @@ from megatron_kis.executor.slurm.queue import Task
 from megatron_kis.executor.slurm.records import Submitted, record, submission_folder, write_tasks
 from megatron_kis.study.holders import holders_of
 from megatron_kis.study.lock import study_lock
+from tests.forked import run_kis
 from tests.sources import Sources
 from tests.studies import ONE, RUN, edited, tree, write_study
 
@@ -56,7 +57,8 @@ def test_a_plan_makes_data_next_to_the_study_and_run_takes_them_over(
     assert not (fresh.parent / "out").exists()  # not even a lock
     names = ("facts.jsonl", "tokenizer.model", "corpus.bin", "corpus.validation.bin", "exposures.bin")
     made = {name: (planned / "data" / name).stat().st_ino for name in names}
-    assert main(["study", "run", str(fresh)]) == 0
+    ended = run_kis("study", "run", fresh)
+    assert ended.returncode == 0, ended.stderr
     there = fresh.parent / "out" / "data"
     assert {name: (there / name).stat().st_ino for name in made} == made  # moved, and not made again
     assert not planned.exists()

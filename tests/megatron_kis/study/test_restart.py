@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from megatron_kis.cli import main as cli
 from megatron_kis.cli.main import main
 from megatron_kis.executor.attempts import read_attempts
 from megatron_kis.executor.lease import HeldLease, acquire
+from tests.forked import run_kis
 from tests.sources import Sources
 from tests.studies import write_study
 
@@ -25,8 +27,9 @@ def edited(study: Path, **changes: object) -> None:
 
 @pytest.mark.slow
 def test_after_an_edit_of_the_settings_a_run_begins_again_when_it_is_asked_to(
-    tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_sources: Sources, tiny_data: Path
 ) -> None:
+    shutil.copytree(tiny_data, tmp_path / "out" / "data")
     training = {"sequence_length": 64, "global_batch_size": 8}
     study = write_study(
         tmp_path,
@@ -36,12 +39,14 @@ def test_after_an_edit_of_the_settings_a_run_begins_again_when_it_is_asked_to(
         checkpoints={"moments": {"every": 1}, "asynchronous": False},
         executor={"workers": 1, "retries": 0},
     )
-    assert main(["study", "run", str(study), "--only", CELL]) == 1
+    failed = run_kis("study", "run", study, "--only", CELL)
+    assert failed.returncode == 1
     folder = tmp_path / "out" / "runs" / CELL
     assert list(folder.glob("checkpoints/step-*"))
-    assert "--restart" in capsys.readouterr().err
+    assert "--restart" in failed.stderr
     edited(study, training=training)
-    assert main(["study", "run", str(study), "--only", CELL, "--restart"]) == 0, capsys.readouterr().err
+    ended = run_kis("study", "run", study, "--only", CELL, "--restart")
+    assert ended.returncode == 0, ended.stderr
     assert (folder / "DONE").exists()
     assert [session["from_step"] for session in json.loads((folder / "run.json").read_text())["sessions"]] == [0]
     assert [attempt.outcome for attempt in read_attempts(folder).attempts] == ["failed", "done"]
@@ -54,19 +59,21 @@ def test_after_an_edit_of_the_settings_a_run_begins_again_when_it_is_asked_to(
 
 @pytest.mark.slow
 def test_a_study_that_left_runs_to_others_says_so_after_its_report(
-    tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_sources: Sources, tiny_data: Path
 ) -> None:
+    shutil.copytree(tiny_data, tmp_path / "out" / "data")
     study = write_study(tmp_path, tiny_sources, frequencies=[0, 8])
     held = acquire(tmp_path / "out" / "runs" / CELL)
     assert isinstance(held, HeldLease)
-    assert main(["study", "run", str(study), "--restart"]) == 75
-    said = capsys.readouterr()
-    assert f"{CELL} was left to another executor" in said.err
-    assert "kis: error: 1 of 2 runs were left to other executors" in said.err
+    left = run_kis("study", "run", study, "--restart")
+    assert left.returncode == 75
+    assert f"{CELL} was left to another executor" in left.stderr
+    assert "kis: error: 1 of 2 runs were left to other executors" in left.stderr
     assert (tmp_path / "out" / "report.html").exists()
     assert not (held.folder / "attempts.jsonl").exists()  # it is at work: its next attempt is not ours to decide
     held.release()
-    assert main(["study", "run", str(study)]) == 0
+    ended = run_kis("study", "run", study)
+    assert ended.returncode == 0, ended.stderr
 
 
 def understood(words: list[str], monkeypatch: pytest.MonkeyPatch, *, step: str = "run") -> tuple[object, list[str]]:

@@ -1,0 +1,81 @@
+"""A start as a run finds it (``model.init_from``): what its ``start.json`` says, checked without reading a weight."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import fingerprint, read_json
+from megatron_kis.config.ladder import ModelShape
+
+START_SCHEMA = "kis.start/1"
+START_NAME = "start.json"
+WEIGHTS = "weights"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A start on disk."""
+
+    folder: Path
+    """Folder of the start."""
+
+    content: dict[str, Any]
+    """Content of the start's ``start.json``."""
+
+    @property
+    def positions(self) -> int | None:
+        """Longest sequence that the model was made for, in tokens; None where the start does not say."""
+        found = self.content.get("max_position_embeddings")
+        return None if found is None else int(found)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of shape and weights: a run that begins with others is another run."""
+        return fingerprint({key: self.content[key] for key in ("model", "vocabulary", "files")})
+
+
+def open_start(folder: Path, shape: ModelShape, *, vocabulary: int, longest: int | None = None) -> Start:
+    """Reads a start and checks that it fits the run.
+
+    Args:
+        folder: folder of the start.
+        shape: shape of the run's model.
+        vocabulary: number of rows of the run's embedding, padded.
+        longest: the run's sequence length; None where nothing will be trained.
+
+    Raises:
+        InputError: there is no start, a file of another size, a model of another shape or vocabulary, or one that was
+            made for shorter sequences.
+    """
+    path = folder / START_NAME
+    content = read_json(path, START_SCHEMA, keys=("model", "vocabulary", "files"))
+    for name, value in asdict(shape).items():
+        theirs = content["model"].get(name)
+        if theirs != value:
+            raise InputError(
+                f"is {value}, that of the start {theirs}",
+                where=f"model.{name}",
+                remedy=f"take the model section of {path}",
+            )
+    if content["vocabulary"] != vocabulary:
+        raise InputError(
+            f"has {content['vocabulary']} rows in its embedding, the run's tokenizer needs {vocabulary}",
+            where=str(path),
+            remedy="make the data with the tokenizer that is next to it",
+        )
+    start = Start(folder, content)
+    if longest is not None and start.positions is not None and longest > start.positions:
+        raise InputError(
+            f"is {longest}, the model of {path} was made for {start.positions} positions at most"
+            " (max_position_embeddings)",
+            where="training.sequence_length",
+            remedy=f"use {start.positions} or less",
+        )
+    for name, facts in content["files"].items():
+        file = folder / WEIGHTS / name
+        if Path(name).name != name or not file.is_file() or file.stat().st_size != facts["bytes"]:
+            raise InputError("is missing or of another size", where=str(file), remedy="import the model again")
+    return start
