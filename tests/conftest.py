@@ -14,7 +14,7 @@ from megatron_kis.common.log import show_messages
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data_tools.preparation.prepare import DataPrepConfig, prepare_data
 from megatron_kis.data_tools.selection.select import SelectConfig
-from tests.dry_device.cases import run_case  # noqa: F401  a fixture
+from tests.dry_device.cases import ask_dry_device, run_case  # noqa: F401  fixtures
 from tests.sources import Sources, write_sources
 
 show_messages()

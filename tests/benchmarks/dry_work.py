@@ -1,12 +1,7 @@
-"""A measurement of ``benchmarks.gpu.work`` on the dry device, whose bytes are those that ``torch.cuda`` then answers.
-
-python -m tests.benchmarks.dry_work memory '{"preset": "70m", ...}'
-"""
+"""A measurement of ``benchmarks.gpu.work`` on the dry device: ``torch.cuda`` answers with the bytes counted there."""
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 from tests.dry_device import cuda, kernels, world
@@ -36,8 +31,8 @@ def answer_memory(counts: Counts) -> None:
         setattr(torch.cuda, name, function)
 
 
-def main() -> None:
-    """Prints a JSON object a result."""
+def measured(name: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """All results, in a process of their own."""
     counts = Counts()
     world.open_world(0, 1, counts.say)
     mode = cuda.install(counts.sync)
@@ -47,9 +42,4 @@ def main() -> None:
     from benchmarks.gpu.work import results
 
     with mode, counts:
-        for found in results(sys.argv[1], json.loads(sys.argv[2])):
-            print(json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        return list(results(name, settings))

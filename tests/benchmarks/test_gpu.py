@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import commands
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.checks import Chain
 from benchmarks.gpu.commands import ROOT, Command, Failed, Limit, Skipped, run
@@ -25,6 +27,7 @@ from benchmarks.gpu.memory_work import TOP_PARTS
 from benchmarks.gpu.rows import Rows, read_rows
 from benchmarks.gpu.runs import compare_losses, compare_scores
 from benchmarks.gpu.table import table
+from tests.benchmarks.forks import Fork
 from tests.dry_device.cases import missing, need
 
 SMALL = ["--device", "cpu", "--presets", "cpu-32", "--lengths", "64", "--batch", "2", "--micro-batch", "1"]
@@ -32,6 +35,8 @@ SMALL += ["--vocabulary", "400", "--seconds", "0.1", "--facts", "16", "--turns",
 SMALL += ["--steps", "12", "--jobs", "2", "--devices", "2"]
 
 Found = dict[str, dict[str, Any]]
+Forks = Callable[..., tuple[int, Found]]
+Dry = Callable[..., list[dict[str, Any]]]
 
 
 def started(output: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -48,6 +53,33 @@ def results(output: Path, *arguments: str) -> tuple[int, Found]:
     rows = read_rows(output / "results.jsonl")
     assert len(said.splitlines()) >= len(rows)
     return process.returncode, {row["item"]: row for row in rows}
+
+
+@pytest.fixture
+def results_of_forks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, Found]]]:
+    """``results`` of a benchmark in this process, whose commands are forked: of their time, most would be imports.
+
+    A command with the text ``as_users`` among its words is started as it is for users.
+    """
+
+    def run(*arguments: str, as_users: str = "") -> tuple[int, Found]:
+        def start(words: list[str], **options: Any) -> Any:
+            real = as_users and any(as_users in word for word in words)
+            return (subprocess.Popen if real else Fork)(words, **options)
+
+        monkeypatch.setattr(commands, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
+        monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--output", str(tmp_path), *arguments])
+        status = command.main()
+        rows = read_rows(tmp_path / "results.jsonl")
+        assert len(capfd.readouterr().err.splitlines()) >= len(rows)
+        return status, {row["item"]: row for row in rows}
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def a_bench(folder: Path, seconds: float, **options: Any) -> Bench:
@@ -68,9 +100,9 @@ def test_every_check_holds_on_this_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_the_checks_are_made_of_real_runs(tmp_path: Path) -> None:
+def test_the_checks_are_made_of_real_runs(results_of_forks: Forks) -> None:
     wanted = ["resume", "kis probe", "export", "other layers", "refused", "twice", "DP2", "TP2 SP"]
-    status, rows = results(tmp_path, "checks", *SMALL, "--minutes", "15", "--only", *wanted)
+    status, rows = results_of_forks("checks", *SMALL, "--minutes", "15", "--only", *wanted, as_users="TP2-SP.yaml")
     done = {item.removeprefix("sdpa fp32: "): row for item, row in rows.items() if row["status"] == "ok"}
     assert {row["status"] for row in rows.values()} == {"ok", "skipped"}, rows
     assert status == 0
@@ -89,9 +121,9 @@ def test_the_checks_are_made_of_real_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory_speed_and_runs_side_by_side_are_measured(tmp_path: Path) -> None:
+def test_memory_speed_and_runs_side_by_side_are_measured(tmp_path: Path, results_of_forks: Forks) -> None:
     parts, only = ["memory", "speed", "side-by-side"], ["auto fp32 V=400", "ours", "compiled", "1 x"]
-    status, rows = results(tmp_path, *parts, *SMALL, "--minutes", "15", "--only", *only)
+    status, rows = results_of_forks(*parts, *SMALL, "--minutes", "15", "--only", *only)
     assert status == 0, rows
     held = rows["cpu-32 L=64 mb=1 auto fp32 V=400"]["parts"]
     assert list(held) == ["static", "passes", "update", "validation", "probe", "save", "peak"]
@@ -110,9 +142,9 @@ def test_memory_speed_and_runs_side_by_side_are_measured(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.compare
-def test_probes_are_timed_beside_the_other_tools(tmp_path: Path) -> None:
+def test_probes_are_timed_beside_the_other_tools(tmp_path: Path, results_of_forks: Forks) -> None:
     pytest.importorskip("lm_eval")
-    status, rows = results(tmp_path, "probes", *SMALL, "--minutes", "15")
+    status, rows = results_of_forks("probes", *SMALL, "--minutes", "15")
     assert status == 0, rows
     found = rows["cpu-32 16 facts"]
     assert max(found["largest_difference"].values()) < 1e-3
@@ -121,8 +153,8 @@ def test_probes_are_timed_beside_the_other_tools(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_fails_is_named_and_the_rest_has_its_turn(tmp_path: Path) -> None:
-    status, rows = results(tmp_path, "speed", "side-by-side", *SMALL, "--presets", "none-such", "--minutes", "5")
+def test_what_fails_is_named_and_the_rest_has_its_turn(results_of_forks: Forks) -> None:
+    status, rows = results_of_forks("speed", "side-by-side", *SMALL, "--presets", "none-such", "--minutes", "5")
     assert status == 1
     for item in ("none-such L=64 ours", "none-such L=64 compiled", "1 x none-such"):
         assert rows[item]["status"] == "failed"
@@ -168,18 +200,15 @@ def mentioning(text: str, *, but: int) -> list[int]:
     return found
 
 
-def dry(name: str, **settings: Any) -> list[dict[str, Any]]:
-    """Results of a measurement on the dry device, as on CUDA."""
+@pytest.fixture
+def dry(ask_dry_device: Callable[..., Any]) -> Dry:
+    """Results of a measurement on the dry device, as on CUDA: ``dry("speed", **settings)``."""
     need(missing())
-    line = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.dry_work", name, json.dumps(settings)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return [json.loads(line) for line in ended.stdout.splitlines()]
+    return lambda name, **settings: ask_dry_device("tests.benchmarks.dry_work:measured", name, settings)
 
 
 @pytest.mark.slow
-def test_memory_on_cuda_is_that_of_the_plan(tiny_data: Path) -> None:
+def test_memory_on_cuda_is_that_of_the_plan(tiny_data: Path, dry: Dry) -> None:
     case = {
         "preset": "70m",
         "length": 2048,
@@ -201,7 +230,7 @@ def test_memory_on_cuda_is_that_of_the_plan(tiny_data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_speed_on_cuda_has_a_share_of_the_peak() -> None:
+def test_speed_on_cuda_has_a_share_of_the_peak(dry: Dry) -> None:
     cell = {"kind": "ours", "preset": "70m", "length": 512, "batch": 2, "micro_batch": 1, "vocabulary": 32000}
     (found,) = dry("speed", **cell, device="cuda", seconds=0)
     assert found["steps"] == 2

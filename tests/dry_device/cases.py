@@ -1,4 +1,7 @@
-"""``run_case``: a rank on the fake device in a process of its own, once for all tests that ask for it."""
+"""``run_case``: a rank on the fake device in a process of its own, once for all tests that ask for it.
+
+``ask_dry_device``: another function in a process that can have the device.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,6 @@ TORCH = "2.13"
 """What the stand-ins are written for: they replace private names of PyTorch's."""
 CUDA_BUILD = "the stand-ins need a CPU build of PyTorch"
 
-_SECONDS = 600
 Case = dict[str, Any]
 
 LAYOUTS: dict[str, Case] = {
@@ -104,26 +106,74 @@ def need(problem: str | None) -> None:
 
 
 @pytest.fixture(scope="session")
-def run_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+def ask_dry_device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Calls a function in a process forked from a server: ``ask_dry_device("module:function", *arguments)``.
+
+    The process has imported PyTorch with the device; with ``start`` it has also begun as ``server.STARTS`` says.
+    Shared: the server starts with the first call, and nothing that a call does lasts.
+    """
+    servers: list[subprocess.Popen[str]] = []
+    log = tmp_path_factory.mktemp("dry_server") / "log"
+
+    def ask(call: str, *arguments: Any, start: str | None = None) -> Any:
+        if not servers:
+            servers.append(_server(log))
+        (server,) = servers
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps({"start": start, "call": call, "arguments": arguments}) + "\n")
+        server.stdin.flush()
+        line = server.stdout.readline()
+        answer = json.loads(line or '{"failed": "the server has ended"}')
+        if "failed" in answer:
+            pytest.fail(f"{call} {arguments}: {answer['failed']}\n{log.read_text()[-4000:]}")
+        return answer["found"]
+
+    yield ask
+    for server in servers:
+        with server:  # closes its input
+            pass
+
+
+def _server(log: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.dry_device.server"]
+    with log.open("w") as said:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        )
+
+
+@pytest.fixture(scope="session")
+def run_case(tmp_path_factory: pytest.TempPathFactory, ask_dry_device: Callable[..., Any]) -> Callable[..., Case]:
     """Runs a rank: ``run_case("7b", tensor=4, rank=2, layers=2)`` returns what ``rank.py`` prints.
 
     Keywords are the options of ``python -m tests.dry_device.rank``; ``set`` is a mapping of the configuration's keys:
-    ``set={"training.optimizer.gradient_clip": 0.5}``. Equal calls of one session, in all its workers, run once.
+    ``set={"training.optimizer.gradient_clip": 0.5}``. Messages are always in it. Equal calls of one session, in all its
+    workers, run once.
     """
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "dry_device"
     shared.mkdir(exist_ok=True)
 
     def run(preset: str, **options: Any) -> Case:
-        need(missing() or (wheel.missing() if options.get("transformer_engine") else None))
+        engine = options.get("transformer_engine")
+        need(missing() or (wheel.missing() if engine else None))
         words = [preset, *_words(options)]
         file = shared / f"{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]}.json"
         with open(file.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not file.exists():
-                file.write_text(json.dumps(_run(words)))
+                start = "Transformer Engine" if engine else "rank"
+                found = ask_dry_device("tests.dry_device.rank:answer", [*words, "--messages"], start=start)
+                file.write_text(json.dumps(found))
         case: Any = json.loads(file.read_text())
-        assert "failed" not in case, case["failed"]
         return case
 
     return run
@@ -138,14 +188,3 @@ def _words(options: Case) -> list[str]:
         elif value is not False:
             words.append(flag if value is True else f"{flag}={value}")
     return words
-
-
-def _run(words: list[str]) -> Any:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.dry_device.rank", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False
-    )
-    if ended.returncode:
-        return {"failed": f"{' '.join(command[3:])}\n{ended.stderr[-6000:]}"}
-    return json.loads(ended.stdout)

@@ -6,6 +6,7 @@ python -m tests.dry_device.rank 7b --tensor 4 --pipeline 2 --rank 4 --layers 4 -
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.dry_device import cuda, kernels, transformer_engine, world
+from tests.dry_device import VALIDATED, cuda, kernels, transformer_engine, world
 from tests.dry_device.counts import Counts, read_from_the_host
 
 import numpy as np  # isort: skip
@@ -177,12 +178,12 @@ class Rank:
         return Checkpointer(CheckpointConfig(), Path("unused"), steps=9, step_tokens=1, device=device, logs={})
 
     def validation(self) -> None:
-        """The validation of the training loop, on 40 sequences."""
+        """The validation of the training loop, on ``VALIDATED`` sequences."""
         from megatron_kis.config.run import ValidationConfig
         from megatron_kis.training.callbacks.base import RunState
         from megatron_kis.training.callbacks.validation import ValidationCallback
 
-        text = [np.zeros(self.asked.length + 1, dtype=np.int64)] * 40
+        text = [np.zeros(self.asked.length + 1, dtype=np.int64)] * VALIDATED
         callback = ValidationCallback(
             ValidationConfig(), self.engine, text, None, steps=1, step_tokens=1, rows_per_pass=self.asked.micro_batch
         )
@@ -318,50 +319,65 @@ class Rank:
         return counted | ({"messages": list(counts.messages)} if self.asked.messages else {})
 
 
-def prepare(asked: argparse.Namespace) -> tuple[Counts, Any]:
+def prepare(*, with_engine: bool) -> tuple[Counts, Any]:
     """Makes this process a rank: the counts and the mode to enter. What is replaced stays replaced."""
     counts = Counts()
-    world.open_world(asked.rank, asked.tensor * asked.pipeline * asked.context * asked.data, counts.say)
+    world.open_world(0, 1, counts.say)
     mode = cuda.install(counts.sync)
-    if asked.transformer_engine:
+    if with_engine:
         transformer_engine.load()
     kernels.install()
     read_from_the_host(counts)
     return counts, mode
 
 
-def run(asked: argparse.Namespace, counts: Counts, mode: Any) -> dict[str, Any]:
-    """Runs a rank."""
+def started(*, with_engine: bool) -> tuple[Counts, Any]:
+    """``prepare``, and all imports of a rank: before a fork for each."""
+    prepared = prepare(with_engine=with_engine)
+    for name in (
+        "numpy.ma",  # which PyTorch imports late
+        "megatron_kis.checkpoint.shards",
+        "megatron_kis.engine.engine",
+        "megatron_kis.probes.probe",
+        "megatron_kis.training.callbacks.validation",
+        "megatron_kis.training.checkpointer",
+    ):
+        importlib.import_module(name)
+    return prepared
+
+
+def answer(counts: Counts, mode: Any, words: list[str]) -> Any:
+    """What the command prints, in a process that is prepared."""
+    asked = arguments(words)
+    ranks = asked.tensor * asked.pipeline * asked.context * asked.data
+    if asked.every_rank:
+        return [_in_a_fork(asked, counts, mode, rank, ranks) for rank in range(ranks)]
+    world.become(asked.rank, ranks)
     with mode, counts:
         return Rank(asked, counts).run()
 
 
-def run_every_rank(asked: argparse.Namespace, counts: Counts, mode: Any) -> list[dict[str, Any]]:
-    """One process per rank, one after the other; each is forked, so that the imports are paid once."""
-    import megatron_kis.checkpoint.shards
-    import megatron_kis.training.callbacks.base  # noqa: F401
-
-    found = []
-    for rank in range(asked.tensor * asked.pipeline * asked.context * asked.data):
-        with tempfile.TemporaryFile("w+") as file:
-            child = os.fork()
-            if child == 0:
-                os.environ["RANK"] = str(rank)
-                json.dump(run(asked, counts, mode), file)
-                file.flush()
-                os._exit(0)
-            _, status = os.waitpid(child, 0)
-            assert status == 0, f"rank {rank} failed"
-            file.seek(0)
-            found.append(json.load(file))
-    return found
+def _in_a_fork(asked: argparse.Namespace, counts: Counts, mode: Any, rank: int, ranks: int) -> dict[str, Any]:
+    """Runs a rank in a process of its own."""
+    with tempfile.TemporaryFile("w+") as file:
+        child = os.fork()
+        if child == 0:
+            world.become(rank, ranks)
+            with mode, counts:
+                json.dump(Rank(asked, counts).run(), file)
+            file.flush()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, f"rank {rank} failed"
+        file.seek(0)
+        found: dict[str, Any] = json.load(file)
+        return found
 
 
 def main() -> None:
     """Prints what a rank counted, or a list of what each rank did."""
-    asked = arguments()
-    place = prepare(asked)
-    json.dump(run_every_rank(asked, *place) if asked.every_rank else run(asked, *place), sys.stdout)
+    words = sys.argv[1:]
+    json.dump(answer(*started(with_engine=arguments(words).transformer_engine), words), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,7 @@
-"""FP8's scales with Transformer Engine's real states: which passes quantize, and scales through a checkpoint.
-
-python -m tests.dry_device.scales counts|kept; prints JSON.
-"""
+"""FP8's scales with Transformer Engine's real states: which passes quantize, and scales through a checkpoint."""
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -102,7 +98,3 @@ def kept() -> dict[str, Any]:
         "names": sorted(saved),
         "stages": stages,
     }
-
-
-if __name__ == "__main__":
-    json.dump({"counts": counts, "kept": kept}[sys.argv[1]](), sys.stdout)

@@ -24,9 +24,9 @@ def calls(case: dict[str, Any], part: str) -> list[tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("rank", [{}, {"rank": 1}], ids=["first", "second"])
+@pytest.mark.parametrize("rank", [{}, {"rank": 1, "parts": "step"}], ids=["first", "second"])
 def test_ranks_that_share_a_sequence_each_have_their_causal_share_and_no_mask(
-    run_case: RunCase, rank: dict[str, int]
+    run_case: RunCase, rank: dict[str, Any]
 ) -> None:
     whole = run_case("1b", layers=2, length=4096)["parts"]["step"]["flops"]
     shared = run_case("1b", layers=2, length=4096, context=2, **rank)

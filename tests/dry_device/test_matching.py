@@ -59,7 +59,7 @@ def differences(ranks: list[list[Message]]) -> list[str]:
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def ranks(request: pytest.FixtureRequest, run_case: Callable[..., Any]) -> list[list[Message]]:
-    cases = run_case("70m", layers=4, length=256, every_rank=True, messages=True, **LAYOUTS[request.param])
+    cases = run_case("70m", layers=4, length=256, every_rank=True, **LAYOUTS[request.param])
     assert [case["problems"] for case in cases] == [{}] * len(cases)
     return [messages(case) for case in cases]
 

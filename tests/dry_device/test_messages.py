@@ -109,7 +109,7 @@ def sent(found: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_step_sends_what_the_plan_says(run_case: Callable[..., dict[str, Any]], layout: str) -> None:
     options = LAYOUTS[layout]
-    case = run_case(**options, parts="step", messages=True)
+    case = run_case(**options, parts="step")
     assert case["problems"] == {}
     found = sent(case["parts"]["step"]["messages"])
     assert found == pytest.approx(planned(options, case["layout"]["pipeline_rank"]), rel=1e-3)

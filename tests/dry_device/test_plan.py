@@ -17,6 +17,7 @@ from megatron_kis.planning.memory import Memory, groups, stage_memory
 from megatron_kis.planning.parts import EvaluationLoad
 from megatron_kis.planning.split import Split
 from megatron_kis.planning.work import Layers, Work
+from tests.dry_device import VALIDATED
 from tests.dry_device.cases import ENGINE_CASES, LAYOUTS
 
 Case = dict[str, Any]
@@ -121,7 +122,7 @@ def plan_of(asked: Case, case: Case) -> Memory:
     Its passes and its update came before the first probe.
     """
     work, stage, count = work_of(asked), case["layout"]["pipeline_rank"], asked.get("micro_batches", 1)
-    before = EvaluationLoad(validation_tokens=40 * work.length, probe_rows=1, probe_width=1)
+    before = EvaluationLoad(validation_tokens=VALIDATED * work.length, probe_rows=1, probe_width=1)
     found = (re.search(r"q=\(([\d, ]+)\)", words) for words in case["parts"].get("probe", {}).get("attention", ()))
     shapes = [[int(size) for size in match[1].split(",")] for match in found if match]
     if not shapes:
@@ -155,7 +156,9 @@ def test_the_peak_of_a_run_is_the_plans_to_two_percent(run_case: Callable[..., C
     assert real <= told.total - told.context + 1e6 <= 1.02 * real
 
 
-@pytest.mark.parametrize("asked", [CASES["one GPU"], {**CASES["replicas"], "rank": 0}, CASES["70b, first stage"]])
+@pytest.mark.parametrize(
+    "asked", [CASES["one GPU"], {**CASES["replicas"], "rank": 0, "parts": "step,save"}, CASES["70b, first stage"]]
+)
 def test_a_checkpoint_takes_of_the_host_what_the_plan_says(run_case: Callable[..., Case], asked: Case) -> None:
     """The plan is of the replica that writes the largest weight, here the embedding or (70b) another's feed-forward."""
     case = run_case(**asked)

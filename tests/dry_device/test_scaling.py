@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.dry_device import wheel
-from tests.dry_device.cases import ROOT, missing, need
+from tests.dry_device.cases import missing, need
 
 
-def scales(what: str) -> dict[str, Any]:
+@pytest.fixture
+def scales(ask_dry_device: Callable[..., Any]) -> Callable[[str], dict[str, Any]]:
+    """Asks a function of ``scales.py``."""
     need(missing() or wheel.missing())
-    command = [sys.executable, "-W", "ignore", "-m", "tests.dry_device.scales", what]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert not ended.returncode, ended.stderr[-6000:]
-    found: dict[str, Any] = json.loads(ended.stdout)
-    return found
+    return lambda what: ask_dry_device(f"tests.dry_device.scales:{what}")
 
 
-def test_only_training_steps_multiply_in_fp8() -> None:
+def test_only_training_steps_multiply_in_fp8(scales: Callable[[str], dict[str, Any]]) -> None:
     found = scales("counts")
     assert found["step"] > 0
     assert found["validation"] == found["probe"] == 0
 
 
-def test_a_checkpoint_keeps_scales_and_largest_values_without_a_pickle() -> None:
+def test_a_checkpoint_keeps_scales_and_largest_values_without_a_pickle(
+    scales: Callable[[str], dict[str, Any]],
+) -> None:
     found = scales("kept")
     assert found["equal"]
     # Transformer Engine's quantizers see what was loaded: its tensors stayed where they were

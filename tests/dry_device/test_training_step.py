@@ -36,7 +36,7 @@ def test_the_host_waits_twice_per_step_at_most(run_case: RunCase, layout: str) -
 
 @pytest.mark.parametrize("layout", ["replicas", "interleaved stages"])
 def test_weights_are_gathered_during_the_next_forward_pass(run_case: RunCase, layout: str) -> None:
-    case = run_case(**LAYOUTS[layout], messages=True)
+    case = run_case(**LAYOUTS[layout])
     gathers = [said for said in case["parts"]["step"]["messages"] if said["operator"].startswith("allgather_into")]
     weights = [said for said in gathers if said["dtype"] == "torch.bfloat16" and "dp" in said["group"]]
     assert {said["part"] for said in weights} == {"passes"}

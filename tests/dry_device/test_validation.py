@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_kis.config.vocabulary import LOGITS_PER_BLOCK
+from tests.dry_device import VALIDATED
 from tests.dry_device.cases import LAYOUTS
 
 Run = Callable[..., dict[str, Any]]
@@ -44,4 +45,4 @@ def test_a_validation_waits_for_the_device_once_and_has_one_shape(run_case: Run,
     assert sum(case["syncs"].values()) == 1, case["syncs"]
     (attention,) = case["attention"].values()
     layers = asked.get("layers", 6) // asked.get("pipeline", 1)
-    assert attention == 40 // asked.get("data", 1) * layers  # rows of the text, one a pass
+    assert attention == VALIDATED // asked.get("data", 1) * layers  # rows of the text, one a pass

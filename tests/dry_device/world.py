@@ -25,6 +25,11 @@ MADE: Counter[str] = Counter()
 """Groups by the backend that was asked for."""
 
 
+def become(rank: int, world: int) -> None:
+    """Says which rank of how many this process is; before its process groups are made."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", LOCAL_WORLD_SIZE=str(min(world, 8)))
+
+
 def open_world(rank: int, world: int, said: Callable[[str, Any], None]) -> None:
     """Makes this process rank ``rank`` of ``world``, whatever backend is asked for later.
 
@@ -33,13 +38,12 @@ def open_world(rank: int, world: int, said: Callable[[str, Any], None]) -> None:
         world: ranks.
         said: told the name and the group of messages that carry Python's objects: these never reach the backend.
     """
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", LOCAL_WORLD_SIZE=str(min(world, 8)))
+    become(rank, world)
     start, new_group = dist.init_process_group, dist.new_group
 
     def init_process_group(*_: Any, **__: Any) -> None:
-        start(
-            "fake", store=FakeStore(), rank=int(os.environ["RANK"]), world_size=world
-        )  # forks have ranks of their own
+        place, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))  # forks have ranks of their own
+        start("fake", store=FakeStore(), rank=place, world_size=size)
 
     def group(ranks: Any = None, *_: Any, backend: str | None = None, group_desc: str | None = None, **__: Any) -> Any:
         MADE[str(backend)] += 1
