@@ -34,17 +34,20 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(path: Path, *, everywhere: bool = True) -> Iterator[str]:
+@cache
+def imports(path: Path, *, everywhere: bool = True) -> tuple[str, ...]:
     """Modules that a file imports, also late ones; without ``everywhere`` only those at its top."""
     tree = parsed(path)
+    found: list[str] = []
     for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
+            found += (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             for name in node.names:
                 inner = f"{node.module}.{name.name}"
-                yield inner if inner in MODULES else node.module or ""
+                found.append(inner if inner in MODULES else node.module or "")
+    return tuple(found)
 
 
 def loaded_by(code: str) -> set[str]:

@@ -68,6 +68,13 @@ def log_likelihood(mean: Array, sigma: Array, lower: Array, upper: Array, varian
     sigma = np.asarray(sigma)[..., None]
     total = np.sqrt(sigma**2 + variance)
     point = lower == upper
+    if point.all():
+        z = (lower - mean) / total
+        value = -0.5 * z**2 - np.log(total) - 0.5 * _LOG_2PI
+        information = 1 / total**2
+        if information.shape != z.shape:
+            information = np.broadcast_to(information, z.shape)
+        return value, z / total, information, (z**2 - 1) * sigma**2 / total**2
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         a = (np.where(point, mean, lower) - mean) / total
         b = (np.where(point, mean + total, upper) - mean) / total
@@ -205,8 +212,12 @@ def newton(
     *,
     rounds: int = 12,
     tolerance: float = 1e-12,
-) -> tuple[Array, Array]:
-    """Returns (beta [R, p], log-likelihood [R]) at the maximum for given sigma [R]; shortens steps that overshoot."""
+) -> tuple[Array, Array, Array]:
+    """Returns the maximum for given sigma [R]; shortens steps that overshoot.
+
+    Returns:
+        (beta [R, p], log-likelihood [R], information [R, n] of each cell about its mean)
+    """
     value, score, information, _ = log_likelihood(beta @ x.T, sigma, lower, upper, variance)
     best = value.sum(-1)
     ridge = 1e-10 * np.eye(x.shape[1])
@@ -223,13 +234,15 @@ def newton(
             if not worse.any():
                 break
             size = np.where(worse, size / 4, size)
-        moved = ~worse
-        beta = np.where(moved[:, None], trial, beta)
-        value, score, information, _ = log_likelihood(beta @ x.T, sigma, lower, upper, variance)
+        if worse.any():
+            beta = np.where(worse[:, None], beta, trial)
+            value, score, information, _ = log_likelihood(beta @ x.T, sigma, lower, upper, variance)
+        else:
+            beta = trial  # whose likelihood is known
         before, best = best, value.sum(-1)
         if not (best - before >= tolerance).any():
             break
-    return beta, best
+    return beta, best, information
 
 
 def _profile(x: Array, lower: Array, upper: Array, variance: Array, beta: Array, method: str) -> tuple[Array, Array]:
@@ -249,9 +262,9 @@ def _profile(x: Array, lower: Array, upper: Array, variance: Array, beta: Array,
 
     def objective(log_sigma: Array, beta: Array, lower: Array, upper: Array, variance: Array) -> tuple[Array, Array]:
         sigma = np.exp(log_sigma)
-        beta, value = newton(x, beta, sigma, lower, upper, variance, tolerance=1e-12 if resamples == 1 else 1e-7)
+        tolerance = 1e-12 if resamples == 1 else 1e-7
+        beta, value, information = newton(x, beta, sigma, lower, upper, variance, tolerance=tolerance)
         if method == "reml":
-            _, _, information, _ = log_likelihood(beta @ x.T, sigma, lower, upper, variance)
             weight, _ = weights(sigma, lower, upper, variance, information)
             value = value - 0.5 * np.linalg.slogdet(np.einsum("ni,rn,nj->rij", x, weight, x))[1]
         return value, beta
@@ -285,5 +298,5 @@ def _profile(x: Array, lower: Array, upper: Array, variance: Array, beta: Array,
     sigma = np.exp((low + high) / 2)
     sigma_for_beta, start = sigma[:resamples].copy(), beta[:resamples].copy()
     sigma_for_beta[row[resamples:]], start[row[resamples:]] = sigma[resamples:], beta[resamples:]
-    beta, _ = newton(x, start, sigma_for_beta, lower, upper, variance, rounds=30)
+    beta, _, _ = newton(x, start, sigma_for_beta, lower, upper, variance, rounds=30)
     return sigma[:resamples], beta

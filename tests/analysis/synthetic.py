@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,6 @@ def write_run(
         fingerprints: those that differ from the usual ones.
         record: what run.json has besides, or instead.
     """
-    generator = np.random.default_rng([noise, params, frequency, seed])
     path.mkdir(parents=True, exist_ok=True)
     run = {
         "schema": "kis.run/1",
@@ -155,6 +155,26 @@ def write_run(
         **record,
     }
     (path / "run.json").write_text(json.dumps(run))
+    for name, text in logs(truth, params, frequency, seed, noise).items():
+        (path / name).write_text(text)
+    ledger = {
+        "schema": "kis.ledger/1",
+        "plan": {},
+        "expected": {"infused": frequency},
+        "received": {"infused": {f"f{i}": frequency for i in range(truth.facts)}},
+    }
+    (path / "exposures.json").write_text(json.dumps(ledger))
+    if done:
+        names = ("run.json", "metrics.jsonl", "probes.jsonl", "exposures.json") if closed else ()
+        files = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in names}
+        (path / "DONE").write_text(json.dumps({"schema": "kis.done/1"} | ({"files": files} if files else {})))
+    return path
+
+
+@lru_cache(maxsize=64)
+def logs(truth: Truth, params: int, frequency: int, seed: int, noise: int) -> dict[str, str]:
+    """What a run writes while it trains, by name of the file; shared, for many tests write the same runs."""
+    generator = np.random.default_rng([noise, params, frequency, seed])
     steps = (250, 500)
     metrics, probes = [], []
     for step in steps:
@@ -170,20 +190,10 @@ def write_run(
                 probes.append(
                     _probe(truth, generator, group, split, templates, params, frequency, shift, ability, step, tokens)
                 )
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
-    (path / "probes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in probes))
-    ledger = {
-        "schema": "kis.ledger/1",
-        "plan": {},
-        "expected": {"infused": frequency},
-        "received": {"infused": {f"f{i}": frequency for i in range(truth.facts)}},
+    return {
+        "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in metrics),
+        "probes.jsonl": "".join(json.dumps(row) + "\n" for row in probes),
     }
-    (path / "exposures.json").write_text(json.dumps(ledger))
-    if done:
-        names = ("run.json", "metrics.jsonl", "probes.jsonl", "exposures.json") if closed else ()
-        files = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in names}
-        (path / "DONE").write_text(json.dumps({"schema": "kis.done/1"} | ({"files": files} if files else {})))
-    return path
 
 
 def _probe(truth, generator, group, split, templates, params, frequency, shift, ability, step, tokens):

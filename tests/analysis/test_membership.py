@@ -272,6 +272,8 @@ def test_the_manifest_of_ten_thousand_runs_is_small(tmp_path: Path) -> None:
     write_manifest(tmp_path, "many", runs, FINGERPRINTS)
     assert (tmp_path / "study.json").stat().st_size < 700_000
     content = json.loads((tmp_path / "study.json").read_text())
-    assert content == manifest_of("many", runs, FINGERPRINTS)
+    assert len(content["runs"]) == 10_000
+    few = manifest_of("many", runs[:100], FINGERPRINTS)
+    assert content | {"runs": content["runs"][:100]} == few
     assert len(content["settings"]) == 1
     assert not {key for key, _ in leaves(content["settings"][0]) if within(key, (*CELL, *RESULTLESS))}

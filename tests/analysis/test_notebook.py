@@ -19,11 +19,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "notebook.md"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    cells = [(params, 2_000_000_000) for params in (30_000_000, 100_000_000, 300_000_000, 1_000_000_000)]
+    cells = [(params, 2_000_000_000) for params in (30_000_000, 200_000_000, 1_000_000_000)]
     levels = [0, 40, 100, 200, 300, 400, 600, 900, 1400]
-    table, _ = simulate_table(Truth(), cells, levels, 2, np.random.default_rng(5))
+    table, _ = simulate_table(Truth(), cells, levels, 1, np.random.default_rng(5))
     write_runs(table, tmp_path / "studies" / "my_study" / "runs")
-    (tmp_path / "studies" / "my_study" / "runs" / "n30000000-d2000000000-f40-s1" / "DONE").unlink()
+    (tmp_path / "studies" / "my_study" / "runs" / "n30000000-d2000000000-f40-s0" / "DONE").unlink()
     write_curves_csv(table, tmp_path / "my_curves.csv")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -37,7 +37,7 @@ def test_the_code_of_the_page_runs_from_top_to_bottom(folder: Path, capsys: pyte
     for block in blocks:
         exec(block, notebook)
     shown = capsys.readouterr().out
-    assert "n30000000-d2000000000-f40-s1" in shown  # the run without DONE is named
+    assert "n30000000-d2000000000-f40-s0" in shown  # the run without DONE is named
     assert "collapse of background, N = 1,000,000,000: collapsed" in shown
     assert "For 7B parameters" in (folder / "report.html").read_text(encoding="utf-8")
     assert "<h1>" in (folder / "my_report.html").read_text(encoding="utf-8")

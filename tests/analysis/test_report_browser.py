@@ -81,6 +81,14 @@ window.addEventListener("load", () => {
 """  # noqa: E501
 
 
+@pytest.fixture(scope="module")
+def small_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of two sizes and three levels."""
+    folder = tmp_path_factory.mktemp("page")
+    write_study(folder, Truth(facts=60), params=(100_000, 200_000), frequencies=(0, 64, 512))
+    return report(folder, folder / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize(
@@ -88,10 +96,8 @@ window.addEventListener("load", () => {
     [("1200,900", False), ("390,844", False), ("1200,900", True)],
     ids=["desktop", "phone", "dark"],
 )
-def test_the_page_works_in_a_browser(tmp_path, window, dark):
-    write_study(tmp_path, Truth(facts=60), params=(100_000, 200_000), frequencies=(0, 64, 512))
-    page = report(tmp_path, tmp_path / "report.html").read_text()
-    page = page.replace(
+def test_the_page_works_in_a_browser(small_page, tmp_path, window, dark):
+    page = small_page.replace(
         "<style>", "<script>window.failures = []; onerror = (m) => { failures.push(m); };</script><style>", 1
     ).replace("</body>", PROBE + "</body>")
     (tmp_path / "probed.html").write_text(page)

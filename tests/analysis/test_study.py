@@ -15,6 +15,7 @@ from megatron_kis.common.errors import InputError
 from tests.analysis.synthetic import Truth, write_run, write_study
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
+QUICK = AnalysisConfig(resamples=99, law_resamples=99)
 
 
 def by_size(points, kind, group):
@@ -63,15 +64,17 @@ def test_the_study_folder_is_written_whole_and_the_same_again(study, tmp_path):
         if not run.name.startswith("n100000"):
             shutil.copytree(run, tmp_path / "runs" / run.name)
     write_run(tmp_path / "runs" / "unfinished", Truth(), 800_000, 999, 0, done=False)
-    (tmp_path / "study.yaml").write_text("name: the <quick> study\n")
+    (tmp_path / "study.yaml").write_text(
+        "name: the <quick> study\nanalysis:\n  resamples: 99\n  law_resamples: 99\n", encoding="utf-8"
+    )
     names = ["curves.csv", "law.json", "points.csv", "prediction.json", "report.html"]
-    result = analyse_study(tmp_path, AnalysisConfig(), predict_params=[3e6], now=NOW)
+    result = analyse_study(tmp_path, QUICK, predict_params=[3e6], now=NOW)
     first = {name: (tmp_path / name).read_bytes() for name in names}
-    analyse_study(tmp_path, AnalysisConfig(), predict_params=[3e6])
+    analyse_study(tmp_path, predict_params=[3e6])  # with the settings that study.yaml declares
     assert {name: (tmp_path / name).read_bytes() for name in names} == first
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == sorted([*names, "study.yaml"])
     assert load_points_csv(tmp_path / "points.csv") == result.points
-    assert find_transitions(load_curves_csv(tmp_path / "curves.csv")) == result.points
+    assert find_transitions(load_curves_csv(tmp_path / "curves.csv"), QUICK) == result.points
 
     page = first["report.html"].decode()
     assert "the &lt;quick&gt; study" in page
@@ -131,6 +134,7 @@ def test_figures_are_static_svg_whose_points_tell_their_values(page):
     assert checks >= 4  # residuals, candidates, predicted and measured, errors of at least one law
     assert len(figures) == 2 + 2 + 4 + checks + 4 * 4  # checks; curves and spread of four models
     assert all('aria-label="' in figure for figure in figures)
+    assert not any(">N = 100k<" in figure for figure in figures)  # legends stand outside
     assert "N = 100k · F = 512 · \u03c1 = 0.37" in page
     assert "held-out templates 3" in page
 
@@ -172,11 +176,9 @@ def test_figures_and_tables_are_also_files_for_papers(tmp_path):
     assert (tmp_path / "out" / "overview-background.png").read_bytes().startswith(b"\x89PNG")
     drawn = (tmp_path / "out" / "overview-background.svg").read_text()
     assert "url(http" not in drawn
-    for size in ("100k", "200k", "400k"):  # the page's legend stands outside its figures; a file has its own
+    for size in ("100k", "200k", "400k"):  # a file has a legend of its own; the page's stand outside its figures
         assert f">N = {size}<" in drawn
     assert ">held-out templates<" in (tmp_path / "out" / "model-100000-2000000-background.svg").read_text()
-    page = report(result, tmp_path / "r.html").read_text()
-    assert ">N = 100k<" not in page.split('id="curves"')[1].split("figure>")[1]
     lines = (tmp_path / "out" / "transitions.csv").read_text().splitlines()
     assert len(lines) == 1 + len(result.points)
 
@@ -188,7 +190,8 @@ def test_budgets_are_told_apart_in_the_law_and_have_no_common_ratio_axis(tmp_pat
 
     cells = [(n, d) for n in (10**7, 10**8, 10**9) for d in (2 * 10**9, 8 * 10**9)]
     truth = simulate.Truth(budget_exponent=0.3, scatter=0.02)
-    table, _ = simulate.simulate_table(truth, cells, [0, 60, 150, 300, 500, 800, 1300], 2, np.random.default_rng(2))
+    levels = [0, 60, 150, 300, 500, 800, 1300]
+    table, _ = simulate.simulate_table(truth, cells, levels, 1, np.random.default_rng(2), groups=("background",))
     page = report(table, tmp_path / "r.html", AnalysisConfig(resamples=99, law_resamples=0)).read_text()
     assert "Lines, from below: D = 2B and 8B; bands: D = 2B." in visible(page).replace("\u00a0", " ")
     curves, models = page.split('id="curves"')[1].split('id="law"')[0], page.split('id="models"')[1]
