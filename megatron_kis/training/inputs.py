@@ -132,6 +132,7 @@ class InputsOfMany:
                 text,
                 store,
                 reset_attention=config.documents.reset_attention,
+                eod_begins=config.documents.eod_begins(bool(tokenizer.frame[0])),
                 mask_boundaries=config.documents.mask_boundaries,
             ),
             questions=questions,
@@ -155,6 +156,7 @@ def plan_key(config: RunConfig, *, seed: bool = True) -> tuple[Any, ...]:
     training = config.training
     return (
         config.infusion.model_dump_json(),  # a schedule may be a mapping
+        config.documents.text_first,
         training.steps,
         training.global_batch_size,
         training.sequence_length,
