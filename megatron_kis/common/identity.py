@@ -43,12 +43,15 @@ OF_THE_SIZE = ("model", "training.optimizer.learning_rate")
 """Settings that a size of the ladder may have of its own."""
 
 _LATER: dict[str, Any] = {
+    "documents.eod_belongs_to": "previous",
     "model.norm_epsilon": 1e-5,
     "probes.moments.tokens": [],
     "validation.moments.tokens": [],
 }
-"""Settings that came later, with their defaults. They count where they have another value, so that older checkpoints
-are resumed and older runs stay in their study."""
+"""Settings that came later, with the value that older versions worked by. They count where they have another value, so
+that older checkpoints are resumed and older runs stay in their study."""
+
+_EOD_KEY = "documents.eod_belongs_to"
 
 RUN_FILE, RUN_SCHEMA = "run.json", "kis.run/1"
 CHECKPOINT_FILE, CHECKPOINT_SCHEMA = "checkpoint.json", "kis.checkpoint/1"
@@ -70,14 +73,17 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         config: the whole configuration as JSON has it (``run.json``: ``config``).
     """
     kept: dict[str, Any] = {}
+    apart = (config.get("documents") or {}).get("reset_attention")
     for key, value in leaves(config):
         if within(key, RESULTLESS) or (key in _LATER and value == _LATER[key]):
+            continue
+        if key == _EOD_KEY and not apart:  # documents see each other, whichever the token belongs to
             continue
         *path, last = key.split(".")
         section = kept
         for part in path:
             section = section.setdefault(part, {})
-        section[last] = value
+        section[last] = "by the tokenizer" if key == _EOD_KEY and value is None else value
     return kept
 
 

@@ -141,7 +141,27 @@ class DocumentsConfig(Config):
 
     reset_attention: bool = False
     """Whether no token attends to another document. Rotary positions are distances, so that positions begin again,
-    too. Costs a mask of L x L per sequence; Megatron-LM's ``--reset-attention-mask``."""
+    too. Costs a mask of L x L per sequence."""
+
+    eod_belongs_to: Literal["next", "previous"] | None = None
+    """The document that an end-of-document token is part of, with ``reset_attention``. ``next``: the one that begins
+    after it, so that every exposure is trained behind this token, as the probe asks for it; general text then comes
+    before the exposures of its sequence. ``previous``: the one that it ends, as with Megatron-LM's
+    ``--reset-attention-mask``. None: ``next``, or ``previous`` where the tokenizer puts a token of its own before each
+    document."""
+
+    @property
+    def text_first(self) -> bool:
+        """Whether general text comes before the exposures of its sequence."""
+        return self.reset_attention and self.eod_belongs_to != "previous"
+
+    def eod_begins(self, tokenizer_begins: bool) -> bool:
+        """Returns whether an end-of-document token is part of the next document.
+
+        Args:
+            tokenizer_begins: whether the tokenizer puts a token before each document.
+        """
+        return not tokenizer_begins if self.eod_belongs_to is None else self.eod_belongs_to == "next"
 
     mask_boundaries: bool = False
     """Whether there is no loss where the first token of a document would be predicted from the one before it

@@ -30,7 +30,11 @@ def recorded_config(record: Mapping[str, Any], folder: Path) -> RunConfig:
     base: Path | Moved = folder
     if not isinstance(kept, dict):
         base = Moved(folder, Path(str(record["config"].get("output", "."))))
-    config = parse_config(RunConfig, record["config"], source=str(folder / RUN_FILE), base=base)
+    content = dict(record["config"])
+    documents = content.get("documents")
+    if isinstance(documents, dict) and documents.get("reset_attention"):
+        content["documents"] = {"eod_belongs_to": "previous", **documents}  # what older runs did, which name none
+    config = parse_config(RunConfig, content, source=str(folder / RUN_FILE), base=base)
     changes: dict[str, Any] = {"output": folder}
     if isinstance(kept, dict) and "frequencies" in kept:
         changes["infusion"] = config.infusion.model_copy(update={"frequencies": folder / kept["frequencies"]})

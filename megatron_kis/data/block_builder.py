@@ -87,12 +87,23 @@ class Block:
 class BlockBuilder:
     """Builds blocks of the infused and the background stream."""
 
-    def __init__(self, streams: Sequence[Stream], *, sequences: int, sequence_length: int, key: int) -> None:
-        """Takes the streams in the order of ``RENDERED_GROUPS``, S, L, and the key of orders within sequences."""
+    def __init__(
+        self, streams: Sequence[Stream], *, sequences: int, sequence_length: int, key: int, text_first: bool = False
+    ) -> None:
+        """Makes a builder.
+
+        Args:
+            streams: the streams in the order of ``RENDERED_GROUPS``.
+            sequences: S.
+            sequence_length: L.
+            key: key of orders within sequences.
+            text_first: whether general text comes before the exposures of its sequence, and not at a random place.
+        """
         self.streams = streams
         self.sequences = sequences
         self.sequence_length = sequence_length
         self._key = np.uint64(key)
+        self._text_first = text_first
 
     def can_pack(self, blocks: Iterable[range]) -> bool:
         """Returns whether each of some blocks can hold its exposures."""
@@ -107,7 +118,8 @@ class BlockBuilder:
         table, where = self._packed(blocks)
         if where is None:
             return None
-        # A sequence's exposures are sorted by random draws, and its general text goes before, between or after them.
+        # A sequence's exposures are sorted by random draws, and its general text goes before, between or after them
+        # unless it is to come first.
         counters = table.astype(np.uint64)
         facts = counters[_FACT] * np.uint64(len(RENDERED_GROUPS)) + counters[_STREAM]
         draws = mix(mix(facts + self._key) + counters[_ORDINAL])
@@ -115,6 +127,8 @@ class BlockBuilder:
         numbers = np.concatenate([np.arange(block.start, block.stop) for block in blocks]).astype(np.uint64)
         counts = np.bincount(where, minlength=len(numbers))
         text_places = (mix(numbers + ~self._key) % (counts + 1).astype(np.uint64)).astype(np.int32)
+        if self._text_first:
+            text_places[:] = 0
         ends = np.cumsum(counts)
         built = []
         first = row = 0

@@ -74,6 +74,7 @@ class InfusedDataset(Dataset[Sample]):
         store: ExposureStore,
         *,
         reset_attention: bool = False,
+        eod_begins: bool = False,
         reset_positions: bool = False,
         mask_boundaries: bool = False,
     ) -> None:
@@ -84,6 +85,8 @@ class InfusedDataset(Dataset[Sample]):
             text: general text by sequence number.
             store: tokens of the exposures.
             reset_attention: whether to add an ``attention_mask`` under which no token sees another document.
+            eod_begins: whether an end-of-document token is the first of the next document, and not the last of the one
+                that it ends (as in Megatron-Core's ``GPTDataset``).
             reset_positions: whether ``position_ids`` start again with each document (they do not matter to a model with
                 rotary embeddings, which knows distances only).
             mask_boundaries: whether no loss counts where the first token of a document would be predicted from the one
@@ -93,6 +96,7 @@ class InfusedDataset(Dataset[Sample]):
         self._text = text
         self._store = store
         self._reset_attention = reset_attention
+        self._eod_begins = eod_begins
         self._reset_positions = reset_positions
         self._mask_boundaries = mask_boundaries
         self._positions = torch.arange(plan.sequence_length)
@@ -156,11 +160,13 @@ class InfusedDataset(Dataset[Sample]):
         return row, unpredicted
 
     def _keep_documents_apart(self, sample: Sample) -> None:
-        """Adds to a sample what was requested, as ``megatron.core.datasets.gpt_dataset`` does it."""
+        """Adds to a sample what was requested: as ``megatron.core.datasets.gpt_dataset``, but for ``eod_begins``."""
         ends = sample["tokens"] == self._store.eod_id
         if self._mask_boundaries:
             sample["loss_mask"] = sample["loss_mask"].masked_fill(ends, 0.0)
-        document = ends.cumsum(0) - ends.long()  # an end-of-document token belongs to the document it ends
+        document = ends.cumsum(0)
+        if not self._eod_begins:
+            document = document - ends.long()
         if self._reset_positions:
             begins = torch.where(document.diff(prepend=document[:1] - 1) > 0, self._positions, 0).cummax(0).values
             sample["position_ids"] = self._positions - begins

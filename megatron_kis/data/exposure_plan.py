@@ -66,6 +66,7 @@ class ExposurePlan:
         templates: TemplatePolicy = "round_robin",
         seed: int = 0,
         previous: PreviousPart | None = None,
+        text_first: bool = False,
         **keywords: Any,
     ) -> None:
         """Makes a plan, and checks that its exposures fit before anything long starts.
@@ -79,6 +80,7 @@ class ExposurePlan:
                 the only template that is used.
             seed: seed of orders and templates.
             previous: the run so far, if the plan continues one (``extension``).
+            text_first: whether general text comes before the exposures of its sequence, and not at a random place.
             keywords: the older form of the call, which names each value (``_from_keywords``).
 
         Raises:
@@ -98,6 +100,7 @@ class ExposurePlan:
             templates,
             seed,
             previous or PreviousPart(),
+            text_first,
         )
         self._frequencies = frequencies_for(
             lambda frequencies: inputs.infused_stream(frequencies).total_tokens,
@@ -191,6 +194,7 @@ class ExposurePlan:
             "background_before": inputs.previous.background_frequency,
             "lengths_fingerprint": fingerprint_of(inputs.infused.table, inputs.background.table),
             "shown_fingerprint": fingerprint_of(*counts.values()) if counts else None,
+            **({"text_first": True} if inputs.text_first else {}),
         }
 
     @cached_property
@@ -227,7 +231,11 @@ def _from_keywords(
 def _builder(inputs: PlanInputs, streams: Sequence[Stream]) -> BlockBuilder:
     budget = inputs.budget
     return BlockBuilder(
-        streams, sequences=budget.sequences, sequence_length=budget.sequence_length, key=inputs.key_of("arrange")
+        streams,
+        sequences=budget.sequences,
+        sequence_length=budget.sequence_length,
+        key=inputs.key_of("arrange"),
+        text_first=inputs.text_first,
     )
 
 

@@ -185,6 +185,7 @@ def extend(
             counts={group: base.expected(group) for group in RENDERED_GROUPS},
             background_frequency=base.background_base_frequency,
         ),
+        text_first=inputs.text_first,
     )
     return ExtendedPlan(base, tail)
 

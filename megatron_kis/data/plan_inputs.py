@@ -144,6 +144,9 @@ class PlanInputs:
 
     previous: PreviousPart
 
+    text_first: bool = False
+    """Whether general text comes before the exposures of its sequence, and not at a random place."""
+
     def __post_init__(self) -> None:
         """Checks what concerns several parts."""
         templates, budget = self.templates, self.budget

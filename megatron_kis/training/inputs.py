@@ -67,6 +67,7 @@ class Inputs:
             self.text,
             self.store,
             reset_attention=self.documents.reset_attention,
+            eod_begins=self.documents.eod_begins(bool(self.tokenizer.frame[0])),
             mask_boundaries=self.documents.mask_boundaries,
         )
 
@@ -166,6 +167,7 @@ def plan_key(config: RunConfig, *, seed: bool = True) -> tuple[Any, ...]:
     training = config.training
     return (
         config.infusion.model_dump_json(),  # a schedule may be a mapping
+        config.documents.text_first,
         training.steps,
         training.global_batch_size,
         training.sequence_length,

@@ -56,6 +56,7 @@ def open_plan(config: RunConfig, store: ExposureStore) -> ExposurePlan | Extende
         schedule=infusion.schedule,
         templates=infusion.templates,
         seed=training.seed,
+        text_first=config.documents.text_first,
     )
 
 

@@ -108,6 +108,7 @@ TABLE: dict[str, Change] = dict(
         counts("infusion.background.policy", "protected"),
         counts("infusion.background.frequency", 3),
         counts("documents.reset_attention", True),
+        free("documents.eod_belongs_to", "next"),  # counts with reset_attention: test_documents.py
         counts("documents.mask_boundaries", True),
         free("parallel.replicas", 2),
         free("parallel.sequence", False),

@@ -152,6 +152,7 @@ ANALYSIS: dict[str, Any] = {
 FREE: dict[str, Any] = {
     "device": "auto",
     "predict": [1e6],
+    "documents.eod_belongs_to": "next",  # counts with reset_attention
     "training.micro_batch_size": 4,
     "training.guard.hang_minutes": 5.0,
     "training.deterministic": True,

@@ -19,6 +19,7 @@ from megatron_kis.data.exposure_plan import PlacedExposure, SequenceLayout
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.general_text import GeneralText
 from megatron_kis.data.ledger import Ledger
+from megatron_kis.probes.questions import read_questions
 
 LENGTH, SEQUENCES = 64, 300
 
@@ -222,6 +223,26 @@ def test_documents_are_kept_apart_as_megatron_keeps_them(
             assert sample["attention_mask"].dtype == torch.bool
             assert torch.equal(sample["attention_mask"], attention)
     assert most >= 4
+
+
+@pytest.mark.parametrize("mask_boundaries", [False, True])
+@pytest.mark.parametrize("frequency", [2, 12, 32])
+def test_an_exposure_is_trained_behind_what_the_probe_asks_it_behind(
+    store: ExposureStore, text: GeneralText, tiny_data: Path, frequency: int, mask_boundaries: bool
+) -> None:
+    questions = read_questions(tiny_data / "exposures.questions.jsonl", {"train": 1, "held_out": 1, "question": 1})
+    plan = dataset_of(store, text, frequency, text_first=True).plan
+    dataset = InfusedDataset(plan, text, store, reset_attention=True, eod_begins=True, mask_boundaries=mask_boundaries)
+    shown = 0
+    for sequence, layout in enumerate(plan):
+        sample = dataset[sequence]
+        for exposure in layout.exposures:
+            seen = ~sample["attention_mask"][0, exposure.offset]
+            before = sample["tokens"][: exposure.offset][seen[: exposure.offset]].tolist()
+            if layout.general_tokens:  # else nothing comes before the first exposure
+                assert tuple(before) == questions.first_tokens
+                shown += 1
+    assert shown >= 0.9 * sum(plan.expected(group).sum() for group in ("infused", "background"))
 
 
 def test_a_sample_may_be_changed_in_place(store: ExposureStore, text: GeneralText) -> None:

@@ -1,0 +1,68 @@
+"""Facts are asked behind what they were trained behind, whatever ``documents`` says of the sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from megatron_kis.common.errors import InputError
+from megatron_kis.config.run import RunConfig
+from megatron_kis.training.trainer import train
+from tests.run_files import rows
+from tests.runs import OFTEN, cut_off
+
+pytestmark = pytest.mark.slow
+
+MakeRun = Callable[..., RunConfig]
+
+
+def memorising(tiny_run: MakeRun, documents: dict[str, Any], *, steps: int, frequency: int) -> RunConfig:
+    """A run that shows each infused fact in one template, often enough to be learned by heart."""
+    return tiny_run(
+        name="-".join(str(value) for value in documents.values()) or "tiny",
+        model={"layers": 2, "width": 32, "heads": 2},
+        training={"token_budget": steps * 4 * 64, "global_batch_size": 4, "optimizer": {"learning_rate": 0.02}},
+        infusion={"frequency": frequency, "templates": 0, "background": {"frequency": 0}},
+        probes={"templates": {"train": 1, "held_out": 1, "question": 1}},
+        documents=documents,
+    )
+
+
+def known(config: RunConfig) -> float:
+    """Share of the infused facts that a run knows in the words in which it was shown them."""
+    train(config)
+    (row,) = (
+        row
+        for row in rows(config.output, "probes.jsonl")
+        if (row["group"], row["split"], row["scoring"]) == ("infused", "train", "sum")
+    )
+    return float(row["correct"]) / float(row["n"])
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [{}, {"mask_boundaries": True}, {"reset_attention": True}, {"reset_attention": True, "mask_boundaries": True}],
+    ids=lambda documents: "+".join(documents) or "defaults",
+)
+def test_a_memorised_fact_is_known_under_every_setting_of_documents(
+    tiny_run: MakeRun, documents: dict[str, bool]
+) -> None:
+    assert known(memorising(tiny_run, documents, steps=400, frequency=200)) == 1.0
+
+
+def test_what_was_trained_behind_nothing_is_not_known_behind_an_end_of_document(tiny_run: MakeRun) -> None:
+    """Why the token belongs to the next document: with half the exposures, facts are known in one way alone."""
+    documents = {"reset_attention": True}
+    assert known(memorising(tiny_run, documents, steps=200, frequency=100)) > 0.9
+    before = {**documents, "eod_belongs_to": "previous"}
+    assert known(memorising(tiny_run, before, steps=200, frequency=100)) < 0.8
+
+
+def test_a_run_whose_documents_ended_otherwise_is_not_resumed(tiny_run: MakeRun) -> None:
+    before = {"reset_attention": True, "eod_belongs_to": "previous"}  # as every run was before there was a choice
+    cut_off(tiny_run(**OFTEN, documents=before), 12)
+    with pytest.raises(InputError, match=r"documents\.eod_belongs_to none -> by the tokenizer"):
+        train(tiny_run(**OFTEN, documents={"reset_attention": True}))
+    train(tiny_run(**OFTEN, documents=before))
