@@ -1,6 +1,7 @@
 """Real processes of one run: started as ranks, watched through their log, killed, and asked how they ended.
 
-They are forked by a server that has imported PyTorch and Megatron-Core once: most of a short run's time is that.
+They are forked by a server that has imported PyTorch, Megatron-Core and what a study's report needs once: most of a
+short run's time is that.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from megatron_kis.config.run import RunConfig
 from tests.run_files import rows
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["megatron_kis.cli.train", "megatron_kis.training.trainer"])
+SERVER.set_forkserver_preload(
+    [
+        "megatron_kis.cli.train",
+        "megatron_kis.training.trainer",
+        "megatron_kis.data_tools.preparation.prepare",
+        "megatron_kis.analysis.outputs",
+        "megatron_kis.analysis.report.summary",
+    ]
+)
 
 
 def free_port() -> int:
