@@ -1,7 +1,7 @@
 """Real processes of one run: started as ranks, watched through their log, killed, and asked how they ended.
 
-They are forked by a server that has imported PyTorch with its compiler (which Megatron-Core's optimizer asks for) and
-Megatron-Core once, and what files of tests import: most of a short run's time is that.
+They are forked by a server that has imported once what takes most of a short run's time: PyTorch with its compiler
+(which Megatron-Core's optimizer asks for), Megatron-Core, what a study's report needs, and what files of tests import.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from tests.run_files import rows
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["megatron_kis.cli.train", "megatron_kis.training.trainer", "torch._dynamo", "tests.conftest"]
+    [
+        "megatron_kis.cli.train",
+        "megatron_kis.training.trainer",
+        "megatron_kis.data_tools.preparation.prepare",
+        "megatron_kis.analysis.outputs",
+        "megatron_kis.analysis.report.summary",
+        "torch._dynamo",
+        "tests.conftest",
+    ]
 )
 
 

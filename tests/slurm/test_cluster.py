@@ -211,9 +211,9 @@ def test_before_its_time_limit_a_cell_is_saved_and_requeued_and_its_ledger_is_ex
 ) -> None:
     study = make_study(
         tmp_path / "limit",
-        token_budgets=[2000 * BATCH],
+        token_budgets=[1000 * BATCH],
         frequencies=[100],
-        checkpoints={"moments": {"every": 250}},
+        checkpoints={"moments": {"every": 100}},
         logging={"every": 100},
         cluster={**SMALL_JOBS, "time_limit": "01:00:00", "grace_seconds": 100},
     )

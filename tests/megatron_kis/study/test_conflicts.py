@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from megatron_kis.cli.main import main
+from tests.forked import run_kis
 from tests.sources import Sources
 from tests.studies import RUN, edited, tree
 
@@ -77,12 +78,12 @@ def test_a_status_says_that_the_data_were_made_with_other_settings(
     assert "out/data were made with other settings: data.vocab_size 400 -> 390\n" in capsys.readouterr().err
 
 
-def test_runs_that_the_study_does_not_name_are_told_and_kept(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_the_study_does_not_name_are_told_and_kept(done: Path) -> None:
     runs = done.parent / "out" / "runs"
     before = tree(runs / RUN)
-    assert main(["study", "run", str(done), "frequencies=[0]"]) == 0
-    said = capsys.readouterr().err
-    assert f"1 run in {runs} that the study does not name: kept, and not analysed ({RUN})" in said
+    ended = run_kis("study", "run", done, "frequencies=[0]")
+    assert ended.returncode == 0, ended.stderr
+    assert f"1 run in {runs} that the study does not name: kept, and not analysed ({RUN})" in ended.stderr
     assert tree(runs / RUN) == before
 
 
