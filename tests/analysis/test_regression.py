@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.api as sm
 from scipy import optimize, stats
+from statsmodels.regression.linear_model import OLS
 
 from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.candidates import CANDIDATES, SIZE, Cells, compare, fit_candidate
@@ -37,7 +37,7 @@ def mixed(y):
 
 def test_points_known_exactly_are_ordinary_least_squares():
     x, y = cells()
-    ours, theirs = fit(x, y, y, np.zeros(len(y))), sm.OLS(y, x).fit()
+    ours, theirs = fit(x, y, y, np.zeros(len(y))), OLS(y, x).fit()
     assert ours.beta == pytest.approx(theirs.params, abs=1e-8)
     assert ours.covariance == pytest.approx(theirs.cov_params(), abs=1e-8)
     assert float(ours.sigma) == pytest.approx(math.sqrt(theirs.scale), abs=1e-8)
