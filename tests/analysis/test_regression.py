@@ -87,6 +87,22 @@ def test_gradients_are_those_of_central_differences():
     )
 
 
+def test_points_alone_are_measured_as_they_are_next_to_a_censored_cell():
+    """Where all cells are points a shorter way gives the same bits."""
+    generator = np.random.default_rng(5)
+    mean, y, variance = generator.normal(4, 0.3, 6), generator.normal(4, 0.3, 6), generator.uniform(0, 0.1, 6)
+    upper = y.copy()
+    alone = log_likelihood(mean, np.array(0.2), y, upper, variance)
+    beside = log_likelihood(
+        np.append(mean, 4.0), np.array(0.2), np.append(y, 4.2), np.append(upper, np.inf), np.append(variance, 0.0)
+    )
+    for ours, theirs in zip(alone, beside, strict=True):
+        assert ours.tolist() == theirs[:-1].tolist()
+    exact = log_likelihood(mean, np.array(0.2), y, upper, np.zeros(1))
+    for ours, theirs in zip(exact, log_likelihood(mean, np.array(0.2), y, upper, np.zeros(6)), strict=True):
+        assert ours.tolist() == theirs.tolist()
+
+
 def test_maximum_likelihood_is_where_a_general_optimizer_ends():
     x, y = cells(2)
     lower, upper = mixed(y)
