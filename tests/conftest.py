@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from tests.sources import Sources, write_sources
 
 show_messages()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only lose time to threads
+# Hundreds of processes import the package: without its bytecode each would compile it again, and each worker the tests.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 TINY_VOCABULARY = 400
 TINY_SELECTION = {"infused": 16, "background": 16, "control": 16}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from megatron_kis.analysis.law.regression import Z_95
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.transitions import INFORMATIVE, KINDS, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError, nearest
-from megatron_kis.common.files import read_json
+from megatron_kis.common.files import fingerprint, read_json
 
 SCHEMA = "kis.law/1"
 _FEWEST_SIZES = 3  # a line through two sizes cannot be wrong
@@ -135,6 +136,11 @@ class Law:
     def record(self) -> dict[str, Any]:
         """Returns the law as JSON-ready values."""
         return {"schema": SCHEMA, **asdict(self)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the record; a figure of a law predicts from it at many sizes."""
+        return fingerprint(self.record())
 
 
 def fit_law(

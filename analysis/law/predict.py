@@ -149,7 +149,7 @@ def predict(
             "selected_law": law.selected_law,
             "coefficients": {name: c.value for name, c in law.coefficients.items() if c is not None},
             "sigma": law.sigma,
-            "fingerprint": fingerprint(law.record()),
+            "fingerprint": law.fingerprint,
         },
     )
 

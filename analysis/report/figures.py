@@ -104,12 +104,14 @@ def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawi
     table, settings = result.curves, result.settings
     cells = cells_of_table(table)
     table = table[(table["params"] == params) & (table["tokens"] == tokens) & (table["scoring"] == settings.scoring)]
+    series = mean_curves(table)
     label = cell_label(params, tokens, cells)
     drawings = []
     for group in ("infused", "background"):
         mine = table[table["group"] == group]
         if mine.empty:
             continue
+        means = series[series["group"] == group]
         alt = f"{label}: {fmt.GROUP_TITLES[group].lower()} against infusion frequency by template split, with controls."
         with panel(f"model-{params}-{tokens}-{group}", alt) as drawn:
             axis = axis_of(table)
@@ -117,10 +119,11 @@ def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawi
             draw_rate_axis(drawn, float(chance.mean()) if len(chance) else None)
             control = table[(table["group"] == "control") & (table["split"] == settings.split)]
             if len(control):
-                _split_series(drawn, axis, control, "control")
+                controls = series[(series["group"] == "control") & (series["split"] == settings.split)]
+                _split_series(drawn, axis, control, controls, "control")
             for split in ("question", "train", "held_out"):
                 if split in set(mine["split"]):
-                    _split_series(drawn, axis, mine[mine["split"] == split], split)
+                    _split_series(drawn, axis, mine[mine["split"] == split], means[means["split"] == split], split)
             axis.draw(drawn, ratios_of(table))
             notes = [
                 _band(drawn, axis, point)
@@ -173,8 +176,8 @@ def _hinge_line(
     notes.append("Dashed: the fitted plateau and fall.")
 
 
-def _split_series(drawn: Panel, axis: FrequencyAxis, rows: pd.DataFrame, name: str) -> None:
-    means = mean_curves(rows)
+def _split_series(drawn: Panel, axis: FrequencyAxis, rows: pd.DataFrame, means: pd.DataFrame, name: str) -> None:
+    """Draws the ``means`` of a series' runs, and the ``rows`` of single seeds where there are several."""
     x = [axis.at(f) for f in means["frequency"]]
     faint = name == "control"
     drawn.line(

@@ -11,7 +11,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.facts.fact import Fact
@@ -104,6 +104,9 @@ class _DistractorRules:
             named[fact.relation, name_key(fact.subject)] |= self.marks(fact.relation, fact.object)
         self._right: dict[tuple[str, str], set[Hashable]] = defaultdict(set)
         """Marks of all right objects, by relation and by what the subject may mean."""
+        self._asked: tuple[str, str] | None = None
+        self._right_there: list[set[Hashable]] = []
+        """What `right` returned last, for this relation and subject: many objects in turn are compared with it."""
         for (relation, subject), marks in named.items():
             for meaning in self._entities.meanings(subject):
                 self._right[relation, meaning] |= marks
@@ -121,7 +124,10 @@ class _DistractorRules:
 
     def right(self, fact: Fact) -> list[set[Hashable]]:
         """Returns the marks of all objects that are right for the fact's subject."""
-        return [self._right[fact.relation, meaning] for meaning in self._entities.meanings(fact.subject)]
+        if self._asked != (asked := (fact.relation, fact.subject)):
+            meanings = self._entities.meanings(fact.subject)
+            self._asked, self._right_there = asked, [self._right[fact.relation, meaning] for meaning in meanings]
+        return self._right_there
 
     def is_wrong(self, fact: Fact, name: str) -> bool:
         """Returns whether an object is wrong for a fact."""
@@ -229,9 +235,10 @@ class _Stratum:
         """Draws ``count`` different objects that may be distractors; all that exist where they are too few."""
         is_allowed, objects = self.rules.is_allowed, self.objects
         for _ in range(_DRAWS):
-            drawn = [name for name in rng.sample(objects, min(len(objects), count + _SPARE)) if is_allowed(fact, name)]
-            if len(drawn) >= count:
-                return drawn[:count]
+            sampled = rng.sample(objects, min(len(objects), count + _SPARE))
+            drawn = list(islice((name for name in sampled if is_allowed(fact, name)), count))
+            if len(drawn) == count:
+                return drawn
         drawn = self._wrong_objects(fact)
         if barred := self.rules.confusable_with(fact):
             drawn = [name for name in drawn if name not in barred]

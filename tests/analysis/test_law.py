@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import statsmodels.api as sm
+from statsmodels.regression.linear_model import OLS
 
 from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.fit import LawRefused, fit_law, load_law
@@ -37,8 +37,8 @@ def test_a_noise_free_law_in_size_and_budget_is_recovered():
 def test_estimates_and_intervals_equal_ordinary_least_squares(two_budgets):
     points = noisy(two_budgets=two_budgets)
     law = fit_law(points, law="N and D" if two_budgets else "N")
-    covariates = [[np.log(p.params)] + ([np.log(p.tokens)] if two_budgets else []) for p in points]
-    model = sm.OLS(np.log([p.value for p in points]), sm.add_constant(np.array(covariates))).fit()
+    covariates = [[1.0, np.log(p.params)] + ([np.log(p.tokens)] if two_budgets else []) for p in points]
+    model = OLS(np.log([p.value for p in points]), np.array(covariates)).fit()
     names = ["a", "b_log_params"] + (["c_log_tokens"] if two_budgets else [])
     ours = [law.coefficients[name] for name in names]
     assert [c.value for c in ours] == pytest.approx(model.params, rel=1e-8)

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import statsmodels.api as sm
 from scipy import optimize, stats
+from statsmodels.regression.linear_model import OLS
 
 from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.candidates import CANDIDATES, SIZE, Cells, compare, fit_candidate
@@ -37,7 +37,7 @@ def mixed(y):
 
 def test_points_known_exactly_are_ordinary_least_squares():
     x, y = cells()
-    ours, theirs = fit(x, y, y, np.zeros(len(y))), sm.OLS(y, x).fit()
+    ours, theirs = fit(x, y, y, np.zeros(len(y))), OLS(y, x).fit()
     assert ours.beta == pytest.approx(theirs.params, abs=1e-8)
     assert ours.covariance == pytest.approx(theirs.cov_params(), abs=1e-8)
     assert float(ours.sigma) == pytest.approx(math.sqrt(theirs.scale), abs=1e-8)
@@ -85,6 +85,22 @@ def test_gradients_are_those_of_central_differences():
     assert (value(beta, log_sigma + h) - value(beta, log_sigma - h)) / (2 * h) == pytest.approx(
         float(by_sigma.sum()), abs=1e-6
     )
+
+
+def test_points_alone_are_measured_as_they_are_next_to_a_censored_cell():
+    """Where all cells are points a shorter way gives the same bits."""
+    generator = np.random.default_rng(5)
+    mean, y, variance = generator.normal(4, 0.3, 6), generator.normal(4, 0.3, 6), generator.uniform(0, 0.1, 6)
+    upper = y.copy()
+    alone = log_likelihood(mean, np.array(0.2), y, upper, variance)
+    beside = log_likelihood(
+        np.append(mean, 4.0), np.array(0.2), np.append(y, 4.2), np.append(upper, np.inf), np.append(variance, 0.0)
+    )
+    for ours, theirs in zip(alone, beside, strict=True):
+        assert ours.tolist() == theirs[:-1].tolist()
+    exact = log_likelihood(mean, np.array(0.2), y, upper, np.zeros(1))
+    for ours, theirs in zip(exact, log_likelihood(mean, np.array(0.2), y, upper, np.zeros(6)), strict=True):
+        assert ours.tolist() == theirs.tolist()
 
 
 def test_maximum_likelihood_is_where_a_general_optimizer_ends():

@@ -73,9 +73,8 @@ def test_gigatoken_is_chosen_where_it_gives_the_ids_of_the_tokenizers_own_librar
         st.text(max_size=40) | st.sampled_from(["<|endoftext|>", " ", "\n", "▁", "\0", "<0x00>"]), max_size=6
     )
 )
-def test_any_batch_is_encoded_as_one_by_one(models_cache, texts):
-    for tokenizer in models_cache:
-        encoder = GigatokenEncoder(tokenizer)
+def test_any_batch_is_encoded_as_one_by_one(encoders, texts):
+    for tokenizer, encoder in encoders:
         expected = tokenizer.encode_documents(texts) if texts else []
         for ended in (False, True):
             rows = [[*row, tokenizer.eod_id] if ended and row else row for row in expected]
@@ -86,8 +85,10 @@ def test_any_batch_is_encoded_as_one_by_one(models_cache, texts):
 
 
 @pytest.fixture(scope="module")
-def models_cache(models):
-    return [models[name] for name in ("bytes.json", "ranks.tiktoken", "bpe.model")]
+def encoders(models):
+    """Tokenizers of three kinds, each with its fast encoder; shared."""
+    tokenizers = [models[name] for name in ("bytes.json", "ranks.tiktoken", "bpe.model")]
+    return [(tokenizer, GigatokenEncoder(tokenizer)) for tokenizer in tokenizers]
 
 
 @pytest.mark.parametrize("name", ["bpe.model", "bytes.json", "ranks.tiktoken", "framed.json"])

@@ -115,7 +115,7 @@ def test_questions_that_would_be_too_large_are_refused_before_any_work(tmp_path,
     facts = [
         Fact(f"{group}{n}", f"Peak {n}", "peak_country", f"Land {n}", group)
         for group in ("infused", "control")
-        for n in range(10_000)
+        for n in range(2_500)
     ]
     write_facts(tmp_path / "f.jsonl", facts)
     (tmp_path / "t.model").write_bytes(tokenizer.model)
