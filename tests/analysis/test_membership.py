@@ -122,7 +122,8 @@ def test_a_run_that_differs_in_a_key_is_apart_and_the_key_is_named_or_the_key_ch
     apart = foreign(study)
     if key == "extends":  # a path; but that there is one decides how the tokens are fed
         assert apart == {CHANGED: "unlike 3 runs here: extends a finished run -> none"}
-    elif within(key, RESULTLESS) or (within(key, CELL) and not named):
+    elif within(key, RESULTLESS) or (within(key, CELL) and not named) or key == "documents.eod_belongs_to":
+        # the last of these counts only with reset_attention: tests/megatron_kis/test_documents.py
         assert apart == {}
     else:
         assert list(apart) == [CHANGED]
