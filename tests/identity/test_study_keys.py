@@ -419,12 +419,12 @@ def test_files_count_by_their_content_and_not_by_their_place(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", ANALYSIS)
-def test_criteria_leave_what_was_trained_as_it_is(study: Path, key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("criterion", ["hinge", ANALYSIS["analysis.criterion"]])
+def test_criteria_leave_what_was_trained_as_it_is(study: Path, criterion: str, tmp_path: Path) -> None:
     shutil.copytree(study.parent / "out", tmp_path / "out")
     before = hashes(tmp_path / "out" / "runs")
-    change = f"{key}={json.dumps(ANALYSIS[key])}"
-    assert kis("report", str(study), change, f"output={tmp_path / 'out'}") == 0
+    changes = [f"{key}={json.dumps(value)}" for key, value in (ANALYSIS | {"analysis.criterion": criterion}).items()]
+    assert kis("report", str(study), *changes, f"output={tmp_path / 'out'}") == 0
     assert hashes(tmp_path / "out" / "runs") == before
 
 
@@ -438,7 +438,23 @@ def test_how_runs_are_executed_makes_them_no_others(study: Path, key: str, capsy
     changes = overrides(study, key, FREE[key])
     assert runs(changes) == runs([])
     assert set(states(study, changes, capsys).values()) == {"done"}
-    if not key.startswith("cluster."):
-        before = results(study.parent / "out")
-        assert kis("run", str(study), *changes) == 0
-        assert results(study.parent / "out") == before
+
+
+IN_PARALLEL = [key for key in FREE if key.startswith("ladder.parallel.")]
+TOGETHER = [key for key in FREE if not key.startswith("cluster.") and key not in IN_PARALLEL]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [TOGETHER, *([key] for key in IN_PARALLEL)], ids=lambda keys: keys[-1])
+def test_a_rerun_that_is_executed_otherwise_trains_nothing(study: Path, keys: list[str]) -> None:
+    of_size = {key.removeprefix("ladder."): FREE[key] for key in keys if key.startswith("ladder.")}
+    changes = [word for key in keys if not key.startswith("ladder.") for word in overrides(study, key, FREE[key])]
+    if of_size:
+        entry: dict[str, Any] = {"layers": 1, "width": 16, "heads": 2, "name": "1x16"}
+        for key, value in of_size.items():
+            section, _, name = key.rpartition(".")
+            (entry.setdefault(section, {}) if section else entry)[name] = value
+        changes.append(f"ladder={json.dumps([entry])}")
+    before = results(study.parent / "out")
+    assert kis("run", str(study), *changes) == 0
+    assert results(study.parent / "out") == before
