@@ -61,7 +61,7 @@ def started(
     threads = ThreadPoolExecutor()
     limited = make_study(
         folder / "limit",
-        token_budgets=[500 * BATCH],
+        token_budgets=[300 * BATCH],
         frequencies=[100],
         checkpoints={"moments": {"every": 20}},
         logging={"every": 20},
