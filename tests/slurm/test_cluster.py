@@ -482,7 +482,7 @@ def test_wrong_input_of_ranks_under_torchrun_is_given_up_at_once_and_its_reason_
 
 def test_a_cell_that_is_preempted_makes_room_at_once_and_resumes(cluster: Cluster, started: Started) -> None:
     """With a user signal at preemption: the grace time (600 s here) is what a cell may take, not what it waits."""
-    started.preemption.result(SECONDS)
+    started.preemption.result()
     first, *_ = read_attempts(run_folder(started.preempted)).attempts
     assert (first.outcome, first.status) == ("stopped", 75)
     wait_for_end(cluster, started.preempted)
@@ -492,7 +492,7 @@ def test_before_its_time_limit_a_cell_is_saved_and_requeued_and_its_ledger_is_ex
     cluster: Cluster, started: Started
 ) -> None:
     study = started.limited
-    started.limit.result(SECONDS)
+    started.limit.result()
     states = wait_for_end(cluster, study)
     folder = run_folder(study)
     assert (folder / "DONE").exists(), logs(study)
