@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from megatron_kis.cli.main import main
+from megatron_kis.executor.attempts import read_attempts
 from tests.forked import Kis, run_kis
 from tests.sources import Sources
 from tests.studies import FREQUENCIES, edited, processes_naming, write_study
@@ -32,6 +34,24 @@ def prepared(study: Path, tiny_data: Path) -> Path:
     """The same study, whose data are there."""
     shutil.copytree(tiny_data, study.parent / "out" / "data")
     return study
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_sources: Sources) -> Path:
+    """The study, run from its sources to its report once; ``complete`` hands it out."""
+    study = write_study(tmp_path_factory.mktemp("whole"), tiny_sources)
+    ended = run_kis("study", "run", study)
+    assert ended.returncode == 0, ended.stderr
+    return study
+
+
+@pytest.fixture
+def complete(whole: Path, tmp_path: Path) -> Iterator[Path]:
+    """A study with its runs and its report, as if it had just ended: what a test changes there is undone."""
+    kept = shutil.copytree(whole.parent, tmp_path / "kept")
+    yield whole
+    shutil.rmtree(whole.parent)
+    shutil.copytree(kept, whole.parent)
 
 
 def start(study: Path) -> subprocess.Popen[str]:
@@ -51,10 +71,9 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
 
 
 def test_a_study_goes_from_its_sources_to_its_report_and_a_rerun_skips_what_is_done(
-    study: Path, capsys: pytest.CaptureFixture[str]
+    complete: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ended = run_kis("study", "run", study)
-    assert ended.returncode == 0, ended.stderr
+    study = complete
     out = study.parent / "out"
     report = (out / "report.html").read_text()
     assert "http://" not in report.replace("http://www.w3.org", "")
@@ -87,21 +106,23 @@ def test_the_plan_of_a_study_names_ratios_and_trains_nothing(study: Path, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_an_ended_study_leaves_no_process_and_goes_on_where_it_was(prepared: Path, ending: signal.Signals) -> None:
+def test_an_ended_study_leaves_no_process_and_goes_on_where_it_was(prepared: Path) -> None:
     edited(prepared, frequencies=[0, 8], executor={"workers": 1})
-    executor = start(prepared)  # all its processes are real ones: what they started with must not outlive them
-    second = runs_of(prepared) / "1x16_D5.12k_F8_s0" / "log.txt"
-    wait_for(lambda: second.exists() or executor.poll() is not None)
-    assert executor.poll() is None, executor.communicate()
-    executor.send_signal(ending)
-    _, errors = executor.communicate(timeout=60)
-    if ending != signal.SIGKILL:
-        assert executor.returncode == (130 if ending == signal.SIGINT else 75)
-        assert "run the same command again" in errors
-    wait_for(lambda: not processes_naming(str(runs_of(prepared))), seconds=20)
-    done = {path: path.stat().st_mtime_ns for path in runs_of(prepared).glob("*/DONE")}
-    assert len(done) == 1  # the second was ended, and did not come to its own end
+    second = runs_of(prepared) / "1x16_D5.12k_F8_s0"
+    done: dict[Path, int] = {}
+    for starts, ending in enumerate((signal.SIGKILL, signal.SIGINT, signal.SIGTERM), 1):
+        executor = start(prepared)  # all its processes are real ones: what they started with must not outlive them
+        wait_for(lambda: len(read_attempts(second).attempts) == starts or executor.poll() is not None)  # noqa: B023
+        assert executor.poll() is None, executor.communicate()
+        executor.send_signal(ending)
+        _, errors = executor.communicate(timeout=60)
+        if ending != signal.SIGKILL:
+            assert executor.returncode == (130 if ending == signal.SIGINT else 75)
+            assert "run the same command again" in errors
+        wait_for(lambda: not processes_naming(str(runs_of(prepared))), seconds=20)
+        before, done = done, {path: path.stat().st_mtime_ns for path in runs_of(prepared).glob("*/DONE")}
+        assert len(done) == 1  # the second was ended, and did not come to its own end
+        assert before in ({}, done)
 
     again = run_kis("study", "run", prepared)
     assert again.returncode == 0, again.stderr
@@ -159,12 +180,12 @@ def test_a_target_or_a_count_that_cannot_be_is_refused(
 
 @pytest.mark.slow
 def test_proposed_runs_are_added_to_the_study_file_and_they_alone_are_trained(
-    prepared: Path, capsys: pytest.CaptureFixture[str]
+    complete: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepared.write_text("# my study\n" + prepared.read_text())
-    assert run_kis("study", "run", prepared).returncode == 0
-    before = {path: path.stat().st_mtime_ns for path in runs_of(prepared).glob("*/DONE")}
-    propose = ["study", "next", str(prepared), "--params", "1e6", "--count", "2"]
+    study = complete
+    study.write_text("# my study\n" + study.read_text())
+    before = {path: path.stat().st_mtime_ns for path in runs_of(study).glob("*/DONE")}
+    propose = ["study", "next", str(study), "--params", "1e6", "--count", "2"]
     capsys.readouterr()
     assert main([*propose, "--json"]) == 0
     asked = json.loads(capsys.readouterr().out)
@@ -172,23 +193,23 @@ def test_proposed_runs_are_added_to_the_study_file_and_they_alone_are_trained(
     assert proposed
     assert asked["sizes"] == []  # of one size there is no law
     assert {row["size"] for row in proposed} == {"1x16"}
-    assert "runs" not in yaml.safe_load(prepared.read_text())  # asking changes nothing
+    assert "runs" not in yaml.safe_load(study.read_text())  # asking changes nothing
 
     assert main([*propose, "--write"]) == 0
     assert f"{len(proposed)} runs added to" in capsys.readouterr().out
-    assert prepared.read_text().startswith("# my study\n")
-    listed = yaml.safe_load(prepared.read_text())["runs"]
+    assert study.read_text().startswith("# my study\n")
+    listed = yaml.safe_load(study.read_text())["runs"]
     assert listed == [
         {"size": "1x16", "tokens": 10 * 8 * 64, "frequency": row["frequency"], "seed": row["seed"]} for row in proposed
     ]
-    text = prepared.read_text()
+    text = study.read_text()
     assert main([*propose, "--write"]) == 0  # before they are trained, the same ones are proposed and not added again
-    assert prepared.read_text() == text
+    assert study.read_text() == text
     assert "planned already" in capsys.readouterr().out
 
-    ended = run_kis("study", "run", prepared)
+    ended = run_kis("study", "run", study)
     assert ended.returncode == 0, ended.stderr
     assert f"{3 + len(proposed)} runs, 3 done already" in ended.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    names = {path.parent.name for path in runs_of(prepared).glob("*/DONE")} - {path.parent.name for path in before}
+    names = {path.parent.name for path in runs_of(study).glob("*/DONE")} - {path.parent.name for path in before}
     assert names == {f"1x16_D5.12k_F{run['frequency']}_s{run['seed']}" for run in listed}

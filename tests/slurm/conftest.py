@@ -26,7 +26,7 @@ SMALL_JOBS = {
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A SLURM of four nodes, the one that SLURM's commands and ours speak to."""
+    """A SLURM of six nodes, the one that SLURM's commands and ours speak to."""
     reason = missing()
     if reason:
         pytest.skip(f"no SLURM here: {reason}")

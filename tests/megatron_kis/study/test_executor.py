@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from megatron_kis.cli.main import main
+from megatron_kis.common import files
 from megatron_kis.common.configuration import load_config
 from megatron_kis.common.errors import JobError
 from megatron_kis.config.executor import ExecutorConfig
 from megatron_kis.config.run import RunConfig
+from megatron_kis.executor import executor
 from megatron_kis.executor.attempts import read_attempts, request_restart, reset_failures
 from megatron_kis.executor.executor import execute
 from megatron_kis.executor.interface import Command, Progress, Run, Slot, local_command
@@ -77,6 +79,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script.write_text(STAND_IN.format(python=sys.executable))
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(executor, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(executor, "_RETRY_SECONDS", 0.2)
 
 
 def run_all(
@@ -116,7 +120,7 @@ def test_every_run_is_a_process_with_its_settings_and_its_log(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("stand_in")
 def test_runs_start_in_order_and_no_more_than_the_workers_at_once(tmp_path: Path) -> None:
-    runs = [run_of(tmp_path, f"r{number}", 300) for number in range(5)]
+    runs = [run_of(tmp_path, f"r{number}", 200) for number in range(5)]
     at_once: list[tuple[str, ...]] = []
     with study_lock(tmp_path) as lock:
         execute(
@@ -263,8 +267,8 @@ def test_a_lease_from_the_future_is_waited_for_and_taken_over(tmp_path: Path) ->
     assert isinstance(acquire(run.output, owner=FAR), HeldLease)
     os.utime(run.output / "claims" / "1.json", (time.time() + 1e8,) * 2)
     started = time.monotonic()
-    assert run_all(tmp_path, [run], lease_minutes=4.0 / 60).done == ("a",)
-    assert time.monotonic() - started > 3.0
+    assert run_all(tmp_path, [run], lease_minutes=1.0 / 60).done == ("a",)
+    assert time.monotonic() - started > 0.75
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -284,7 +288,7 @@ def test_a_run_that_another_executor_holds_is_left_to_it(tmp_path: Path) -> None
 def test_a_run_of_a_machine_that_seems_to_have_died_is_waited_for_and_taken_over(tmp_path: Path) -> None:
     run = run_of(tmp_path, "a")
     assert isinstance(acquire(run.output, owner=FAR), HeldLease)
-    lease = 6.0
+    lease = 1.5
     os.utime(run.output / "claims" / "1.json", (time.time() - 0.5 * lease,) * 2)
     started = time.monotonic()
     assert run_all(tmp_path, [run], lease_minutes=lease / 60).done == ("a",)
@@ -335,9 +339,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def strike_when(condition: Callable[[], bool], *numbers: signal.Signals) -> threading.Thread:
     def strike() -> None:
         wait_for(condition)
-        for number in numbers:
+        for position, number in enumerate(numbers):
+            if position:
+                time.sleep(0.5)  # the one before is seen first
             os.kill(os.getpid(), number)
-            time.sleep(0.5)
 
     thread = threading.Thread(target=strike)
     thread.start()
@@ -416,7 +421,8 @@ def test_another_launcher_starts_runs_its_own_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_lock_keeps_a_second_executor_out(tmp_path: Path) -> None:
+def test_a_lock_keeps_a_second_executor_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_DYING", 0.2)
     with open(tmp_path / ".lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(JobError, match="another 'kis study run' is at work here"):
@@ -434,8 +440,9 @@ def test_the_end_of_a_log_is_read_from_its_end(tmp_path: Path) -> None:
 
 
 def test_the_data_of_a_study_at_work_are_not_made_again(
-    tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_sources: Sources, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(files, "_DYING", 0.2)
     study = write_study(tmp_path, tiny_sources)
     with study_lock(tmp_path / "out"):
         assert main(["study", "run", str(study), "data.seed=7"]) == 1
