@@ -20,6 +20,8 @@ import torch.optim.optimizer as optimizers
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
+from tests.dry_device.fake import FakeMode
+
 DEVICES = 8
 NAME = "NVIDIA H100 80GB HBM3"
 _PROPERTIES = types.SimpleNamespace(
@@ -108,7 +110,7 @@ def install(said: Callable[[str], None]) -> FakeTensorMode:
     torch.compile = lambda function=None, **_: function or (lambda function: function)  # fake tensors run eagerly
     optimizers._foreach_supported_types.append(FakeTensor)  # as plain CUDA tensors are
     FakeTensorMode.avoid_device_init = property(lambda _: True)  # where is_available() is true, it would start a driver
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    return FakeMode(allow_non_fake_inputs=True)
 
 
 def _replace_torch_cuda(said: Callable[[str], None]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tests.dry_device.fake import KERNELS
+
 CHOSEN: Counter[str] = Counter()
 """Calls of attention by kernel, shapes and mask: cuDNN makes a plan for each new one."""
 
@@ -19,6 +21,7 @@ def _define(schema: str, fake: Any) -> Any:
     _library.define(schema)
     name = schema.partition("(")[0]
     torch.library.register_fake(f"dry::{name}", fake, lib=_library)
+    KERNELS[f"dry::{name}"] = fake
     return getattr(torch.ops.dry, name)
 
 

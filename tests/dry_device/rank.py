@@ -141,7 +141,10 @@ class Rank:
         self.engine._forward_backward = named
 
     def step(self) -> None:
-        """Two steps; the second, with the optimizer's state in place, is what stays counted."""
+        """Two steps; the second, with the optimizer's state in place, is what stays counted.
+
+        The first has as few micro-batches as the stages need.
+        """
         from megatron_kis.training.faults import StopRequest
 
         asked = self.asked
@@ -155,13 +158,13 @@ class Rank:
         checkpointer = self._checkpointer()
         if self.config.documents.reset_attention:
             sample["attention_mask"] = torch.ones(1, asked.length, asked.length, dtype=torch.bool).triu(1)
-        for _ in range(2):
+        for count in (min(asked.pipeline, asked.micro_batches), asked.micro_batches):
             self._label()
             self.counts.restart()
             self.counts.begin("begin")
             checkpointer.before_step(StopRequest())
             self.engine.train_step(
-                [sample] * (asked.micro_batch * asked.micro_batches),
+                [sample] * (asked.micro_batch * count),
                 learning_rate=1e-4,
                 micro_batch_size=asked.micro_batch,
                 accept=lambda *_: True,
