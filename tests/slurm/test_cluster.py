@@ -434,7 +434,8 @@ def test_what_sbatch_refuses_ends_nothing_half_submitted(
     assert "sbatch: " in said
     assert "lower memory" in said
     assert list(wait_for_end(cluster, study).values()) == ["CANCELLED"]  # the data job, which had been taken
-    assert kis("submit", study, "cluster.partition=nowhere") == 2
+    elsewhere = ("submit", study, "cluster.partition=nowhere")  # 1 while the cancelled job lets go of the study
+    wait_for(lambda: kis(*elsewhere) == 2, 60, "it is not refused", every=0.5)
     assert "sinfo" in capsys.readouterr().err
 
 
