@@ -44,6 +44,7 @@ OF_THE_SIZE = ("model", "training.optimizer.learning_rate")
 
 _LATER: dict[str, Any] = {
     "documents.eod_belongs_to": "previous",
+    "infusion.facts": None,
     "model.norm_epsilon": 1e-5,
     "probes.moments.tokens": [],
     "validation.moments.tokens": [],

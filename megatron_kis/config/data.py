@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import InputError, nearest
@@ -34,6 +34,11 @@ class InfusionConfig(Config):
     frequencies: Path | None = None
     """File with the exposures of each fact, in place of ``frequency``: lines ``fact<TAB>count``, one per infused
     fact."""
+
+    facts: PositiveInt | None = None
+    """Number K of infused facts that are shown, and asked for: the first K in an order in which each relation has its
+    share, so that the facts of a smaller K are among those of a larger one. All if not given. Facts that share their
+    options follow each other: take a multiple of options x relations."""
 
     ratio: float | None = Field(None, ge=0, le=1)
     """Infusion ratio rho, share of the tokens for infused facts, in place of ``frequency``; met to within one
@@ -67,9 +72,10 @@ class InfusionConfig(Config):
         if sum(value is not None for value in (self.frequency, self.frequencies, self.ratio)) != 1:
             msg = "needs one of 'frequency', 'frequencies' and 'ratio'"
             raise ValueError(msg)
-        if self.frequencies is not None and self.zipf_exponent:
-            msg = "has both 'frequencies' and 'zipf_exponent'; give one"
-            raise ValueError(msg)
+        for name in ("zipf_exponent", "facts"):
+            if self.frequencies is not None and getattr(self, name):
+                msg = f"has both 'frequencies' and '{name}'; give one"
+                raise ValueError(msg)
         return self
 
 

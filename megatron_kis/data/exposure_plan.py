@@ -110,6 +110,7 @@ class ExposurePlan:
             ratio=infused.ratio,
             popularity=infused.popularity,
             key=inputs.key_of("frequencies"),
+            shown=infused.shown,
         )
         streams = inputs.streams(self._frequencies)
         builder = _builder(inputs, streams)
@@ -121,7 +122,7 @@ class ExposurePlan:
         self.sequence_length, self.token_budget = budget.sequence_length, budget.tokens
         self.infused_tokens = streams[0].total_tokens
         self.background_tokens = streams[1].total_tokens
-        self.infusion_frequency = _mean_frequency(streams[0])
+        self.infusion_frequency = _whole(infused.mean(streams[0].counts_per_fact()))
         self.infusion_ratio = self.infused_tokens / self.token_budget
         self.background_base_frequency = inputs.background.frequency
         self.background_frequency = int(streams[1].counts_per_fact().max(initial=0))
@@ -195,6 +196,7 @@ class ExposurePlan:
             "lengths_fingerprint": fingerprint_of(inputs.infused.table, inputs.background.table),
             "shown_fingerprint": fingerprint_of(*counts.values()) if counts else None,
             **({"text_first": True} if inputs.text_first else {}),
+            **({} if inputs.infused.shown is None else {"shown_facts": inputs.infused.count}),
         }
 
     @cached_property
@@ -239,8 +241,7 @@ def _builder(inputs: PlanInputs, streams: Sequence[Stream]) -> BlockBuilder:
     )
 
 
-def _mean_frequency(infused: Stream) -> float:
-    mean = float(infused.counts_per_fact().mean()) if infused.facts else 0.0
+def _whole(mean: float) -> float:
     return int(mean) if mean == int(mean) else mean
 
 
@@ -257,8 +258,9 @@ def _does_not_fit(inputs: PlanInputs, frequencies: IntArray | int) -> InputError
             remedy="use a smaller one, or raise the token budget",
         )
     infused, background = inputs.streams(frequencies)
+    each = inputs.infused.mean(infused.counts_per_fact())
     return InputError(
-        f"{infused.facts} infused facts x {_mean_frequency(infused):g} exposures and the background need "
+        f"{inputs.infused.count} infused facts x {each:g} exposures and the background need "
         f"{infused.total_tokens + background.total_tokens} {whole}",
         where="infusion_frequency",
         remedy=f"the largest that fits is about {_largest_frequency(inputs, frequencies)}, or raise the token budget",
@@ -267,9 +269,9 @@ def _does_not_fit(inputs: PlanInputs, frequencies: IntArray | int) -> InputError
 
 def _largest_frequency(inputs: PlanInputs, frequencies: IntArray | int) -> int:
     """Returns nearly the largest F that fits, by bisection; of unequal frequencies their mean, in equal proportions."""
-    share = np.asarray(frequencies / np.mean(frequencies))
-    mean = _mean_frequency(inputs.infused_stream(frequencies))
-    fits, fails = 0, int(min(mean, 1 + inputs.budget.tokens // len(inputs.infused.table)))
+    mean = inputs.infused.mean(inputs.infused_stream(frequencies).counts_per_fact())
+    share = np.asarray(frequencies / mean)
+    fits, fails = 0, int(min(mean, 1 + inputs.budget.tokens // inputs.infused.count))
     while fails - fits > 1:
         middle = (fits + fails) // 2
         tried = np.floor(share * middle + 0.5).astype(np.int64)

@@ -119,6 +119,7 @@ class ExtendedPlan:
         return {
             **{name: tail[name] for name in _CONTENT},
             **whole,
+            **({"shown_facts": tail["shown_facts"]} if "shown_facts" in tail else {}),
             "infusion_ratio": self.infusion_ratio,
             "extends": base,
             "extension": tail,
@@ -162,9 +163,10 @@ def extend(
     added -= added % base.sequence_length
     counts = last.expected("infused")
     if infusion_frequency is None and infusion_ratio is None:
-        infusion_frequency = float(counts.mean()) * added / last.token_budget if len(counts) else 0
-    equal = not len(counts) or counts.max() - counts.min() <= 1
+        infusion_frequency = last.inputs.infused.mean(counts) * added / last.token_budget
     inputs = last.inputs
+    shown = counts if inputs.infused.shown is None else counts[inputs.infused.shown]
+    equal = not len(shown) or shown.max() - shown.min() <= 1
     tail = ExposurePlan(
         replace(
             inputs.infused,

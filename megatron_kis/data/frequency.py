@@ -68,6 +68,7 @@ def frequencies_for(
     ratio: float | None,
     popularity: ArrayLike | None,
     key: int,
+    shown: NDArray[np.bool_] | None = None,
 ) -> IntArray | int:
     """Returns the frequency of each infused fact.
 
@@ -79,6 +80,7 @@ def frequencies_for(
         ratio: share of D, instead of a frequency.
         popularity: [facts], by what factor each fact is shown more often; equal if None.
         key: random key by which facts get one exposure more where not all can get the same.
+        shown: [facts], whether a fact is shown at all; a mean frequency is that of the facts shown. All if None.
 
     Returns:
         One whole number for all, or int64 [facts].
@@ -90,7 +92,13 @@ def frequencies_for(
         raise InputError(
             "needs one of infusion_frequency and infusion_ratio", where="infusion", remedy="the other is derived"
         )
+    if shown is not None and np.ndim(0 if frequency is None else frequency):
+        raise InputError("is a list, which says itself what is shown", where="infusion_frequency", remedy="use zeros")
     weights = None if popularity is None else _weights(popularity, facts)
+    count = facts
+    if shown is not None:
+        count = int(shown.sum())
+        weights = _weights(np.where(shown, 1.0 if weights is None else weights, 0.0), facts)
     if ratio is not None:
         if not 0.0 <= ratio <= 1.0:
             raise InputError(f"is {ratio:g}", where="infusion_ratio", remedy="must lie in [0, 1]")
@@ -105,12 +113,13 @@ def frequencies_for(
     mean = float(given)
     if not 0.0 <= mean < np.inf:
         raise InputError(f"is {mean:g}", where="infusion_frequency", remedy="must be 0 or more")
-    check_count(facts * mean, budget=budget, where="infusion_frequency")
-    if weights is None and mean == int(mean):
-        return _checked(int(mean), facts)
+    check_count(count * mean, budget=budget, where="infusion_frequency")
+    if popularity is None and mean == int(mean):
+        each = _checked(int(mean), facts)
+        return each if shown is None or not each else np.where(shown, each, 0).astype(np.int64)
     apportionment = _Apportionment(facts, weights, key)
     _checked(1, facts)
-    return _nearest(lambda each: int(np.sum(each)), apportionment, target=mean * facts, limit=np.inf)
+    return _nearest(lambda each: int(np.sum(each)), apportionment, target=mean * count, limit=np.inf)
 
 
 def _checked(frequency: int, facts: int) -> int:

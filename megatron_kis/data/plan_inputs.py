@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.data.counter_rng import key_of
@@ -44,12 +44,26 @@ class InfusedFacts:
     popularity: ArrayLike | None = None
     """float [facts], how much more often than others each fact is shown (``zipf_popularity``); equal if not given."""
 
+    shown: NDArray[np.bool_] | None = None
+    """bool [facts], whether a fact is shown at all; F is the mean over those that are. All if not given."""
+
     table: IntArray = field(init=False)
     """``lengths`` as an array."""
 
     def __post_init__(self) -> None:
         """Checks the lengths; how often the facts are shown is checked where frequencies are computed."""
         object.__setattr__(self, "table", length_table(self.lengths, "exposure_lengths"))
+        if self.shown is not None and (self.shown.shape != (len(self.table),) or not self.shown.any()):
+            raise InputError(f"has no place for each of {len(self.table)} facts", where="shown", remedy="show some")
+
+    @property
+    def count(self) -> int:
+        """K, number of facts that are shown at some frequency."""
+        return len(self.table) if self.shown is None else int(self.shown.sum())
+
+    def mean(self, counts: IntArray) -> float:
+        """Returns the mean of [facts] exposures over the facts that are shown."""
+        return float(counts.mean() if self.shown is None else counts[self.shown].mean()) if len(counts) else 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_kis.probes.ragged import Ragged, starts_of
+from megatron_kis.probes.ragged import Ragged, ranges, starts_of
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,10 @@ class NameColumn:
         name: str = self.names[self.codes[index]]
         return name
 
+    def take(self, rows: NDArray[np.int64]) -> NameColumn:
+        """Returns the strings of some questions."""
+        return NameColumn(self.names, self.codes[rows])
+
 
 @dataclass(frozen=True)
 class QuestionTable(Sequence[Question]):
@@ -135,6 +139,24 @@ class QuestionTable(Sequence[Question]):
 
     def __iter__(self) -> Iterator[Question]:
         return (self[number] for number in range(len(self)))
+
+    def take(self, rows: NDArray[np.int64]) -> QuestionTable:
+        """Returns some questions, in the order of ``rows``."""
+        starts = starts_of(np.diff(self.starts)[rows])
+        options = ranges(self.starts[rows], starts)
+        return QuestionTable(
+            fact=self.fact.take(rows),
+            group=self.group.take(rows),
+            relation=self.relation.take(rows),
+            split=self.split.take(rows),
+            template=self.template[rows],
+            answer=self.answer[rows],
+            sizes=self.sizes[rows],
+            starts=starts,
+            tokens=self.tokens.taken(options),
+            spans=self.spans[options],
+            texts=self.texts.taken(options),
+        )
 
     def _option(self, at: int) -> Option:
         first, last = self.spans[at].tolist()

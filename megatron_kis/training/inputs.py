@@ -18,6 +18,7 @@ from megatron_kis.data.extension import Plan
 from megatron_kis.data.general_text import GeneralText, ValidationText
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
+from megatron_kis.probes.infusion_order import questions_of_shown
 from megatron_kis.probes.questions import QuestionSet, check_lengths, read_questions
 from megatron_kis.training.artifacts import made_with
 from megatron_kis.training.run_plan import open_plan
@@ -134,7 +135,7 @@ class InputsOfMany:
         if config.model.init_from is not None:
             rows = padded_vocabulary(tokenizer.vocab_size)
             start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows, longest=length)
-        plan = open_plan(config, store)  # not kept: those of many runs would fill the memory
+        plan = open_plan(config, store, questions)  # not kept: those of many runs would fill the memory
         self._once(
             ("lengths", data.questions, *templates.items(), length),
             lambda: check_lengths(questions, length, where=str(data.questions)),
@@ -146,7 +147,10 @@ class InputsOfMany:
             store=store,
             plan=plan,
             documents=config.documents,
-            questions=questions,
+            questions=self._once(
+                ("shown", data.questions, *templates.items(), config.infusion.facts),
+                lambda: questions_of_shown(questions, config.infusion.facts),
+            ),
             positions=None if start is None else start.positions,
             fingerprints=fingerprints | ({} if start is None else {"start": start.fingerprint}),
         )

@@ -82,7 +82,7 @@ def run_record(
         "tokens": plan["token_budget"],
         "infusion_frequency": plan["infusion_frequency"],
         "infusion_ratio": plan["infusion_ratio"],
-        "infused_facts": plan["infused_facts"],
+        "infused_facts": plan.get("shown_facts", plan["infused_facts"]),
         "seed": config.training.seed,
         "model": {"name": config.model.label, **{k: getattr(shape, k) for k in shape.__dataclass_fields__}},
         "background_policy": plan["background_policy"],

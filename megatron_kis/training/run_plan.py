@@ -16,12 +16,19 @@ from megatron_kis.data.exposure_plan import BackgroundFacts, ExposurePlan, Infus
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import ExtendedPlan, check_continuation, extend
 from megatron_kis.data.frequency import IntArray, zipf_popularity
+from megatron_kis.probes.infusion_order import shown_facts
+from megatron_kis.probes.questions import QuestionSet
 
 _MOST_DIGITS = 18  # of a count, which has 64 bits
 
 
-def open_plan(config: RunConfig, store: ExposureStore) -> ExposurePlan | ExtendedPlan:
-    """Makes the plan of a run, over the exposures of a store.
+def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -> ExposurePlan | ExtendedPlan:
+    """Makes the plan of a run.
+
+    Args:
+        config: configuration of the run.
+        store: its exposures.
+        questions: questions about all facts, which say in what order these are taken.
 
     Raises:
         InputError: impossible settings, exposures that do not fit, or a run to extend that is not there, not finished
@@ -30,7 +37,7 @@ def open_plan(config: RunConfig, store: ExposureStore) -> ExposurePlan | Extende
     training, infusion = config.training, config.infusion
     budget = training.steps * training.global_batch_size * training.sequence_length
     if config.extends is not None:
-        base = _plan_of_run(config.extends, config, store)
+        base = _plan_of_run(config.extends, config, store, questions)
         return extend(
             base,
             budget,
@@ -46,6 +53,7 @@ def open_plan(config: RunConfig, store: ExposureStore) -> ExposurePlan | Extende
             frequency=listed_frequencies(infusion, store) if infusion.frequencies else infusion.frequency,
             ratio=infusion.ratio,
             popularity=zipf_popularity(facts, exponent, seed=training.seed) if exponent else None,
+            shown=shown_facts(questions, store.ids("infused"), infusion.facts) if infusion.facts else None,
         ),
         BackgroundFacts(
             store.lengths("background"),
@@ -60,7 +68,9 @@ def open_plan(config: RunConfig, store: ExposureStore) -> ExposurePlan | Extende
     )
 
 
-def _plan_of_run(folder: Path, config: RunConfig, store: ExposureStore) -> ExposurePlan | ExtendedPlan:
+def _plan_of_run(
+    folder: Path, config: RunConfig, store: ExposureStore, questions: QuestionSet
+) -> ExposurePlan | ExtendedPlan:
     """Makes the plan of a finished run again from its record, and compares it with that."""
     if not (folder / "DONE").exists():
         raise InputError("is no finished run", where=f"extends: {folder}", remedy="finish it first")
@@ -77,7 +87,7 @@ def _plan_of_run(folder: Path, config: RunConfig, store: ExposureStore) -> Expos
         was, now = getattr(before.training, name), getattr(config.training, name)
         if was != now:
             raise InputError(f"is {now}, the run it extends has {was}", where=f"training.{name}", remedy=f"use {was}")
-    plan = open_plan(before, store)
+    plan = open_plan(before, store, questions)
     check_continuation(record["plan"], plan.identity())
     return plan
 

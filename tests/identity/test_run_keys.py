@@ -102,6 +102,7 @@ TABLE: dict[str, Change] = dict(
         free("training.guard.hang_minutes", 10.0),
         counts("infusion.frequency", 4),
         counts("infusion.ratio", None, named="infusion.", **{"infusion.frequency": None, "infusion.ratio": 0.05}),
+        counts("infusion.facts", 8),
         counts("infusion.zipf_exponent", 0.5),
         counts("infusion.schedule", "front_loaded"),
         counts("infusion.templates", "random"),

@@ -17,10 +17,16 @@ from megatron_kis.data.exposure_plan import ExposurePlan
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import ExtendedPlan
 from megatron_kis.data.frequency import zipf_popularity
+from megatron_kis.probes.questions import read_questions
 from megatron_kis.training.run_plan import listed_frequencies, open_plan
 from tests.megatron_kis.data.counting import counts
 
 Make = Callable[..., RunConfig]
+
+
+def plan_of(config: RunConfig, store: ExposureStore) -> Any:
+    """The plan of a run, with the questions of its data."""
+    return open_plan(config, store, read_questions(config.data.questions, config.probes.templates))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def finished(config: RunConfig, store: ExposureStore, **changes: Any) -> Path:
     record = {
         "schema": "kis.run/1",
         "config": config.model_dump(mode="json"),
-        "plan": open_plan(config, store).identity(),
+        "plan": plan_of(config, store).identity(),
         "fingerprints": {"exposures": store.fingerprint},
         **changes,
     }
@@ -50,7 +56,7 @@ def test_a_plan_has_the_settings_of_its_run(tiny_run: Make, store: ExposureStore
         "templates": "random",
         "background": {"frequency": 4, "policy": "protected"},
     }
-    plan = open_plan(tiny_run(infusion=infusion, training={"seed": 7}), store)
+    plan = plan_of(tiny_run(infusion=infusion, training={"seed": 7}), store)
     assert isinstance(plan, ExposurePlan)
     wanted = ExposurePlan(
         store.lengths("infused"),
@@ -69,13 +75,13 @@ def test_a_plan_has_the_settings_of_its_run(tiny_run: Make, store: ExposureStore
 
 
 def test_a_budget_is_of_whole_global_batches(tiny_run: Make, store: ExposureStore) -> None:
-    assert len(open_plan(tiny_run(training={"token_budget": 21 * 8 * 64 - 1}), store)) == 20 * 8
+    assert len(plan_of(tiny_run(training={"token_budget": 21 * 8 * 64 - 1}), store)) == 20 * 8
 
 
 def test_a_run_may_name_a_ratio_or_the_popularity_of_facts(tiny_run: Make, store: ExposureStore) -> None:
-    by_ratio = open_plan(tiny_run(infusion={"frequency": None, "ratio": 0.2}), store)
+    by_ratio = plan_of(tiny_run(infusion={"frequency": None, "ratio": 0.2}), store)
     assert by_ratio.infusion_ratio == pytest.approx(0.2, abs=30 / (160 * 64))
-    popular = open_plan(tiny_run(infusion={"frequency": 4, "zipf_exponent": 1.0}), store)
+    popular = plan_of(tiny_run(infusion={"frequency": 4, "zipf_exponent": 1.0}), store)
     drawn = zipf_popularity(16, 1.0, seed=0)
     received = np.array(counts(popular, "infused", 16))
     assert received.sum() == 64
@@ -87,7 +93,7 @@ def test_a_run_may_list_the_frequency_of_each_fact(tiny_run: Make, store: Exposu
     path = tmp_path / "frequencies.tsv"
     lines = [f"{fact}\t{count}" for fact, count in zip(store.ids("infused"), wanted, strict=True)]
     path.write_text("\n".join([*reversed(lines), "", ""]), encoding="utf-8")
-    plan = open_plan(tiny_run(infusion={"frequency": None, "frequencies": path}), store)
+    plan = plan_of(tiny_run(infusion={"frequency": None, "frequencies": path}), store)
     assert counts(plan, "infused", 16) == wanted.tolist()
 
 
@@ -126,7 +132,7 @@ def test_a_wrong_list_is_refused_by_its_line(
 def test_a_list_that_is_not_there_is_refused_by_its_path(tiny_run: Make, store: ExposureStore, tmp_path: Path) -> None:
     config = tiny_run(infusion={"frequency": None, "frequencies": tmp_path / "none.tsv"})
     with pytest.raises(InputError, match=r"none\.tsv"):
-        open_plan(config, store)
+        plan_of(config, store)
 
 
 def test_a_run_goes_on_from_a_finished_one(tiny_run: Make, store: ExposureStore) -> None:
@@ -137,7 +143,7 @@ def test_a_run_goes_on_from_a_finished_one(tiny_run: Make, store: ExposureStore)
         training={"token_budget": 30 * 8 * 64},
         infusion={"frequency": 2, "schedule": "back_loaded"},
     )
-    base, plan = open_plan(first, store), open_plan(second, store)
+    base, plan = plan_of(first, store), plan_of(second, store)
     assert isinstance(plan, ExtendedPlan)
     assert [plan[sequence] for sequence in range(len(base))] == list(base)
     assert len(plan) == 240
@@ -149,7 +155,7 @@ def test_a_run_goes_on_from_a_finished_one(tiny_run: Make, store: ExposureStore)
         training={"token_budget": 40 * 8 * 64},
         infusion={"frequency": None, "ratio": 0.1},
     )
-    longest = open_plan(third, store)
+    longest = plan_of(third, store)
     assert [longest[sequence] for sequence in range(240)] == list(plan)
     assert isinstance(longest, ExtendedPlan) and isinstance(longest.base, ExtendedPlan)
     assert longest.tail.infusion_ratio == pytest.approx(0.1, abs=30 / (80 * 64))
@@ -171,7 +177,7 @@ def test_a_run_of_other_settings_cannot_go_on_from_another(
     folder = finished(tiny_run(name="first"), store)
     training = {"token_budget": 30 * 8 * 64, **change["training"]}
     with pytest.raises(InputError, match=message):
-        open_plan(tiny_run(name="second", extends=folder, training=training), store)
+        plan_of(tiny_run(name="second", extends=folder, training=training), store)
 
 
 def test_only_a_finished_run_is_extended(tiny_run: Make, store: ExposureStore) -> None:
@@ -179,21 +185,21 @@ def test_only_a_finished_run_is_extended(tiny_run: Make, store: ExposureStore) -
     (folder / "DONE").unlink()
     second = tiny_run(name="second", extends=folder, training={"token_budget": 30 * 8 * 64})
     with pytest.raises(InputError, match=rf"extends: {folder}: is no finished run; finish it first"):
-        open_plan(second, store)
+        plan_of(second, store)
 
 
 def test_a_run_on_other_exposures_is_not_extended(tiny_run: Make, store: ExposureStore) -> None:
     folder = finished(tiny_run(name="first"), store, fingerprints={"exposures": "0123456789abcdef"})
     second = tiny_run(name="second", extends=folder, training={"token_budget": 30 * 8 * 64})
     with pytest.raises(InputError) as caught:
-        open_plan(second, store)
+        plan_of(second, store)
     assert f"was trained on the exposures 0123456789ab, this run's are {store.fingerprint[:12]}" in str(caught.value)
 
 
 def test_a_record_whose_plan_would_be_another_today_is_refused(tiny_run: Make, store: ExposureStore) -> None:
     first = tiny_run(name="first")
-    old = json.loads(json.dumps(open_plan(first, store).identity())) | {"layout_version": 1}
+    old = json.loads(json.dumps(plan_of(first, store).identity())) | {"layout_version": 1}
     folder = finished(first, store, plan=old)
     second = tiny_run(name="second", extends=folder, training={"token_budget": 30 * 8 * 64})
     with pytest.raises(InputError, match=r"another exposure plan .* layout_version was 1, is \d"):
-        open_plan(second, store)
+        plan_of(second, store)
