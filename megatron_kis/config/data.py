@@ -156,6 +156,13 @@ class DocumentsConfig(Config):
     ``--reset-attention-mask``. None: ``next``, or ``previous`` where the tokenizer puts a token of its own before each
     document."""
 
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> DocumentsConfig:
+        if self.eod_belongs_to is not None and not self.reset_attention:
+            msg = "eod_belongs_to has no effect without reset_attention: true; set both, or none"
+            raise ValueError(msg)
+        return self
+
     @property
     def text_first(self) -> bool:
         """Whether general text comes before the exposures of its sequence."""

@@ -53,8 +53,14 @@ class InfusedFacts:
     def __post_init__(self) -> None:
         """Checks the lengths; how often the facts are shown is checked where frequencies are computed."""
         object.__setattr__(self, "table", length_table(self.lengths, "exposure_lengths"))
-        if self.shown is not None and (self.shown.shape != (len(self.table),) or not self.shown.any()):
-            raise InputError(f"has no place for each of {len(self.table)} facts", where="shown", remedy="show some")
+        if self.shown is not None and self.shown.shape != (len(self.table),):
+            raise InputError(
+                f"has shape {self.shown.shape}",
+                where="shown",
+                remedy=f"one truth value for each of {len(self.table)} facts",
+            )
+        if self.shown is not None and not self.shown.any():
+            raise InputError("holds no fact", where="shown", remedy="show some, or use a frequency of 0")
 
     @property
     def count(self) -> int:

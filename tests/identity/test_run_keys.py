@@ -109,7 +109,6 @@ TABLE: dict[str, Change] = dict(
         counts("infusion.background.policy", "protected"),
         counts("infusion.background.frequency", 3),
         counts("documents.reset_attention", True),
-        free("documents.eod_belongs_to", "next"),  # counts with reset_attention: test_documents.py
         counts("documents.mask_boundaries", True),
         free("parallel.replicas", 2),
         free("parallel.sequence", False),
@@ -135,6 +134,7 @@ TABLE: dict[str, Change] = dict(
 )
 
 ELSEWHERE = {
+    "documents.eod_belongs_to": "counts with reset_attention: tests/megatron_kis/test_documents.py",
     "output": "another folder is another run, and the old one stays: tests/megatron_kis/test_training.py",
     "model.init_from": "counts by its weights: tests/megatron_kis/imports/test_huggingface.py",
     "infusion.frequencies": "counts by the plan: tests/megatron_kis/test_infusion_settings.py",

@@ -152,7 +152,6 @@ ANALYSIS: dict[str, Any] = {
 FREE: dict[str, Any] = {
     "device": "auto",
     "predict": [1e6],
-    "documents.eod_belongs_to": "next",  # counts with reset_attention
     "training.micro_batch_size": 4,
     "training.guard.hang_minutes": 5.0,
     "training.deterministic": True,
@@ -223,6 +222,7 @@ FREE: dict[str, Any] = {
 """Keys that say how runs are executed and told of."""
 
 ELSEWHERE = {
+    "documents.eod_belongs_to": "counts with reset_attention: tests/megatron_kis/test_documents.py",
     "name": "below",
     "output": "below",
     "ladder.init_from": "counts by its weights: tests/megatron_kis/imports/test_huggingface.py",

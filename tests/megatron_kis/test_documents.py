@@ -62,3 +62,8 @@ def test_a_run_whose_documents_ended_otherwise_is_not_resumed(tiny_run: MakeRun)
     with pytest.raises(InputError, match=r"documents\.eod_belongs_to none -> by the tokenizer"):
         train(tiny_run(**OFTEN, documents={"reset_attention": True}))
     train(tiny_run(**OFTEN, documents=before))
+
+
+def test_a_token_without_a_part_in_attention_is_refused(tiny_run: MakeRun) -> None:
+    with pytest.raises(InputError, match="documents: eod_belongs_to has no effect without reset_attention"):
+        tiny_run(documents={"eod_belongs_to": "next"})

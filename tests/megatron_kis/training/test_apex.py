@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ for folder in sys.argv[1:]:
     child = os.fork()
     if child == 0:
         sys.path.insert(0, folder)
-        exec({SCRIPT!r})
+{textwrap.indent(SCRIPT, " " * 8)}
         sys.exit()
     assert os.waitpid(child, 0)[1] == 0
 """
