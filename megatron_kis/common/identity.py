@@ -22,6 +22,7 @@ RESULTLESS = (
     "data",
     "parallel",
     "extends",
+    "trunk",
     "infusion.frequencies",
     "checkpoints",
     "logging",
@@ -44,6 +45,7 @@ OF_THE_SIZE = ("model", "training.optimizer.learning_rate")
 
 _LATER: dict[str, Any] = {
     "documents.eod_belongs_to": "previous",
+    "infusion.begins": None,
     "infusion.facts": None,
     "model.norm_epsilon": 1e-5,
     "probes.moments.tokens": [],

@@ -14,8 +14,15 @@ from typing import Any, Protocol
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint
 from megatron_kis.common.terms import RENDERED_GROUPS
-from megatron_kis.data.exposure_plan import ExposurePlan, PreviousPart, SequenceLayout, TokenBudget
-from megatron_kis.data.stream import IntArray
+from megatron_kis.data.exposure_plan import (
+    BackgroundFacts,
+    ExposurePlan,
+    InfusedFacts,
+    PreviousPart,
+    SequenceLayout,
+    TokenBudget,
+)
+from megatron_kis.data.stream import IntArray, TemplatePolicy
 
 _CONTENT = ("infused_facts", "background_facts", "background_policy", "sequence_length", "seed", "templates")
 _SETTINGS = (
@@ -192,6 +199,63 @@ def extend(
     return ExtendedPlan(base, tail)
 
 
+def begin_later(
+    first_tokens: int,
+    infused: InfusedFacts,
+    background: BackgroundFacts,
+    *,
+    budget: TokenBudget,
+    schedule: str | Mapping[str, Any] = "uniform",
+    templates: TemplatePolicy = "round_robin",
+    seed: int = 0,
+    text_first: bool = False,
+) -> ExtendedPlan:
+    """Makes the plan of a run that shows infused facts in its last part only: its first part is that of any dose.
+
+    Args:
+        first_tokens: tokens before infusion begins, in whole sequences.
+        infused: the infused facts; a ratio is one of the whole budget.
+        background: the background facts; each part has its share of their exposures.
+        budget: tokens of the whole run.
+        schedule: when infused facts are shown in the last part.
+        templates: as those of ``ExposurePlan``.
+        seed: as that of ``ExposurePlan``.
+        text_first: as that of ``ExposurePlan``.
+
+    Raises:
+        InputError: exposures that do not fit into the tokens of a part.
+    """
+    added = budget.tokens - first_tokens
+    ratio = None if infused.ratio is None else infused.ratio * budget.tokens / added
+    if ratio is not None and ratio > 1:
+        raise InputError(
+            f"{infused.ratio:g} of {budget.tokens} tokens is more than the {added} that are left when infusion begins",
+            where="infusion.ratio",
+            remedy="use a smaller ratio, or begin earlier",
+        )
+    shared: dict[str, Any] = {"templates": templates, "seed": seed, "text_first": text_first}
+    before = round(background.frequency * first_tokens / budget.tokens)
+    base = ExposurePlan(
+        InfusedFacts(infused.lengths, frequency=0),
+        replace(background, frequency=before),
+        budget=TokenBudget(first_tokens, budget.sequence_length),
+        **shared,
+    )
+    tail = ExposurePlan(
+        replace(infused, ratio=ratio),
+        replace(background, frequency=background.frequency - before),
+        budget=TokenBudget(added, budget.sequence_length),
+        schedule=schedule,
+        previous=PreviousPart(
+            sequences=len(base),
+            counts={group: base.expected(group) for group in RENDERED_GROUPS},
+            background_frequency=before,
+        ),
+        **shared,
+    )
+    return ExtendedPlan(base, tail)
+
+
 def _background_so_far(base: ExposurePlan | ExtendedPlan, tokens: int) -> int:
     """Returns the background frequency of so many tokens at the rate of the first part: roundings do not add up."""
     first = base
@@ -223,6 +287,18 @@ def check_continuation(before: dict[str, Any], now: dict[str, Any]) -> None:
         where="infusion",
         remedy="continue with the settings of the run so far, extend its plan, or choose another output",
     )
+
+
+def same_until(sequences: int, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Returns whether two plans have the same first sequences because these are of equal parts.
+
+    Args:
+        sequences: number of sequences to compare.
+        before: identity of a plan.
+        now: identity of another.
+    """
+    had, has = ([part for part in _parts(identity) if part["first_sequence"] < sequences] for identity in (before, now))
+    return had == has
 
 
 def _parts(identity: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from megatron_kis.config.recorded import recorded_config
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data.exposure_plan import BackgroundFacts, ExposurePlan, InfusedFacts, TokenBudget
 from megatron_kis.data.exposure_store import ExposureStore
-from megatron_kis.data.extension import ExtendedPlan, check_continuation, extend
+from megatron_kis.data.extension import ExtendedPlan, begin_later, check_continuation, extend
 from megatron_kis.data.frequency import IntArray, zipf_popularity
 from megatron_kis.probes.infusion_order import shown_facts
 from megatron_kis.probes.questions import QuestionSet
@@ -47,25 +48,28 @@ def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -
         )
     facts = len(store.ids("infused"))
     exponent = infusion.zipf_exponent
-    return ExposurePlan(
-        InfusedFacts(
-            store.lengths("infused"),
-            frequency=listed_frequencies(infusion, store) if infusion.frequencies else infusion.frequency,
-            ratio=infusion.ratio,
-            popularity=zipf_popularity(facts, exponent, seed=training.seed) if exponent else None,
-            shown=shown_facts(questions, store.ids("infused"), infusion.facts) if infusion.facts else None,
-        ),
-        BackgroundFacts(
-            store.lengths("background"),
-            frequency=infusion.background.frequency,
-            policy=infusion.background.policy,
-        ),
-        budget=TokenBudget(budget, training.sequence_length),
-        schedule=infusion.schedule,
-        templates=infusion.templates,
-        seed=training.seed,
-        text_first=config.documents.text_first,
+    infused = InfusedFacts(
+        store.lengths("infused"),
+        frequency=listed_frequencies(infusion, store) if infusion.frequencies else infusion.frequency,
+        ratio=infusion.ratio,
+        popularity=zipf_popularity(facts, exponent, seed=training.seed) if exponent else None,
+        shown=shown_facts(questions, store.ids("infused"), infusion.facts) if infusion.facts else None,
     )
+    background = BackgroundFacts(
+        store.lengths("background"),
+        frequency=infusion.background.frequency,
+        policy=infusion.background.policy,
+    )
+    whole = TokenBudget(budget, training.sequence_length)
+    settings: dict[str, Any] = {
+        "schedule": infusion.schedule,
+        "templates": infusion.templates,
+        "seed": training.seed,
+        "text_first": config.documents.text_first,
+    }
+    if infusion.begins is not None:
+        return begin_later(config.begin_step * training.step_tokens, infused, background, budget=whole, **settings)
+    return ExposurePlan(infused, background, budget=whole, **settings)
 
 
 def _plan_of_run(

@@ -71,6 +71,9 @@ def _plan(options: argparse.Namespace) -> int:
     else:
         columns = ("size", "params", "tokens", "runs", *_RANGES, "flops")
         print_table(f"{title} (--all shows each)", columns, _summary(rows), numbers=True)
+    branches = sum(row["trunk"] is not None for row in rows)
+    if study.trunk is not None:
+        print(f"{branches:,} runs branch at {study.trunk.share:g} of their tokens; their FLOPs are those after it")
     flops = sum(row["flops"] for row in rows)
     print(f"{flops:.3g} training FLOPs in all")
     return 0
