@@ -51,6 +51,10 @@ class Proposal:
     gain: float | None
     """Expected relative fall of the prediction variance at the target; None if no law can be fitted yet."""
     reason: str
+    facts: int | None = None
+    """Number K of infused facts that the run shows; None: all."""
+    infusion_ratio: float | None = None
+    """Infusion ratio to ask for in place of ``frequency``; None: ask for the frequency."""
 
 
 @dataclass

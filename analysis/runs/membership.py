@@ -39,6 +39,7 @@ from megatron_kis.common.identity import (
 _SETTINGS = "settings"
 _FINGERPRINTS = (*DATA, "start")
 _CANDIDATES = 64  # the most frequent kinds of runs, for which the runs that agree are counted
+_ROW = "name, number of its settings, budget, frequency, seed, facts, ratio"
 _UNNAMED = "the study does not name it"
 
 Marks = dict[str, Any]
@@ -62,7 +63,7 @@ class Marked:
     of_the_curve: Marks
     """Marks that runs of one N and D have in common."""
     cell: dict[str, Any] = field(default_factory=dict)
-    """Token budget, frequency and seed by settings key; only frequency and seed if the record has no settings."""
+    """Token budget, dose and seed by settings key; only frequency and seed if the record has no settings."""
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -191,19 +192,25 @@ def parse_manifest(content: Mapping[str, Any], *, where: str = STUDY_FILE) -> Ma
         raise wrong("runs", "not a list of runs")
     runs: dict[str, tuple[int, dict[str, Any]]] = {}
     for number, row in enumerate(rows):
-        if not isinstance(row, list) or len(row) != 5 or not isinstance(row[0], str) or type(row[1]) is not int:
-            raise wrong(f"runs.{number}", "is not [name, number of its settings, budget, frequency, seed]")
-        name, index, budget, frequency, seed = row
+        if not _is_row(row):
+            raise wrong(f"runs.{number}", f"is not [{_ROW}]")
+        name, index, budget, frequency, seed, facts, ratio = [*row, None, None][:7]
         if not 0 <= index < len(settings):
             raise wrong(f"runs.{number}", f"there are no settings {index}")
         if name in runs:
             raise wrong(f"runs.{number}", f"names {name!r} again")
         of_cell = {"training.token_budget": budget, "training.seed": seed}
-        runs[name] = index, of_cell | ({} if frequency is None else {"infusion.frequency": frequency})
+        dose = {"infusion.facts": facts, "infusion.frequency": frequency, "infusion.ratio": ratio}
+        runs[name] = index, of_cell | {key: value for key, value in dose.items() if value is not None}
     flat = [{key: value for key, value in leaves(settings_of(item)) if not within(key, CELL)} for item in settings]
     prints = {str(name): str(value) for name, value in data.items() if value}
     older = prints.pop(OLDER_TOKENIZER, None)
     return Manifest(prints, flat, runs, older)
+
+
+def _is_row(row: Any) -> bool:
+    """Returns whether an entry of ``runs`` has the form of ``_ROW``; the last two are left out where both are null."""
+    return isinstance(row, list) and len(row) in (5, 7) and isinstance(row[0], str) and type(row[1]) is int
 
 
 def apart(runs: Sequence[Marked], manifest: Manifest | None) -> dict[str, str]:
@@ -257,7 +264,10 @@ def _from_manifest(run: Marked, manifest: Manifest) -> str:
         return "; ".join([_UNNAMED, *min(near, key=len, default=[]), *differ])
     index, cell = manifest.runs[run.run]
     stated = {key: value for key, value in run.cell.items() if value is not None}
-    wanted = cell if settings is not None else {key: value for key, value in cell.items() if key in stated}
+    wanted = cell
+    if settings is None:  # F is recorded also where the ratio was given
+        stated = {key: value for key, value in stated.items() if key in cell}
+        wanted = {key: value for key, value in cell.items() if key in stated}
     found = differences(settings, manifest.settings[index]) if settings is not None else []
     return "; ".join([*found, *differences(stated, wanted), *differ])
 

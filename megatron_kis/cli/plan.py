@@ -157,7 +157,7 @@ _OF_THE_PEAK = {"fp32": " of the FP32 peak", "fp8": " of the BF16 peak, whose ti
 
 @dataclass(frozen=True)
 class Planned:
-    """Runs to be planned: alike but for frequency and seed."""
+    """Runs to be planned: alike but for dose and seed."""
 
     label: str
     """Name of the model or the run."""
@@ -219,8 +219,9 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     pieces = study.data.vocab_size if "vocab_size" in study.data.model_fields_set else None
     shared = study.training
     length, batch = shared.sequence_length, shared.global_batch_size
-    # A size may stand in the ladder several times, with other budgets, layouts or frequencies.
-    kinds = Counter((spot.entry.model_copy(update={"frequencies": None}), spot.tokens) for spot in expand_grid(study))
+    # A size may stand in the ladder several times, with other budgets, layouts or doses.
+    alike = dict.fromkeys(("facts", "frequencies", "infusion_ratios"))
+    kinds = Counter((spot.entry.model_copy(update=alike), spot.tokens) for spot in expand_grid(study))
     for rung, budget in kinds if options.gpus is None else ():
         own = {"token_budget": budget, "micro_batch_size": rung.micro_batch_size or shared.micro_batch_size}
         training = parse_config(TrainingConfig, {**shared.model_dump(), **own}, source=f"{path}: {rung.label}")

@@ -36,7 +36,7 @@ RESULTLESS = (
 """Settings of a run that change no result, or nothing but the order of sums: the layout, the device, the size of
 batches; and files, which count by their content."""
 
-CELL = ("training.token_budget", "training.seed", "infusion.frequency", "infusion.ratio")
+CELL = ("training.token_budget", "training.seed", "infusion.facts", "infusion.frequency", "infusion.ratio")
 """Settings in which the runs of one study differ by design, next to their model; a ratio is another way to give F."""
 
 OF_THE_SIZE = ("model", "training.optimizer.learning_rate")

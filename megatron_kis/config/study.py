@@ -1,11 +1,12 @@
-"""The configuration of a study: a ladder of sizes, budgets, frequencies and seeds, and how its runs are executed.
+"""The configuration of a study: a ladder of sizes, budgets, doses and seeds, and how its runs are executed.
 
-Its runs are a grid, ladder x ``token_budgets`` x ``frequencies`` x ``seeds``, in which a size may have values of its
-own, and single ones listed in ``runs``.
+Its runs are a grid, ladder x ``token_budgets`` x ``facts`` x (``frequencies`` and ``infusion_ratios``) x ``seeds``, in
+which a size may have values of its own and the run without infusion is one, and single ones listed in ``runs``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from megatron_kis.common.configuration import Config, Count, Quantity, SafeName
 from megatron_kis.common.errors import nearest
 from megatron_kis.config.analysis import AnalysisConfig
 from megatron_kis.config.data import BackgroundConfig, DocumentsConfig
+from megatron_kis.config.dose import Dose, dose_of
 from megatron_kis.config.executor import ExecutorConfig
 from megatron_kis.config.run import (
     CheckpointConfig,
@@ -42,6 +44,8 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 Tokens = Annotated[Count, Field(gt=0)]
 Budgets = Annotated[tuple[Tokens, ...], AfterValidator(_distinct)]
 Counts = Annotated[tuple[Annotated[Count, Field(ge=0)], ...], AfterValidator(_distinct)]
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Ratios = Annotated[tuple[Ratio, ...], AfterValidator(_distinct)]
 
 
 class LadderEntry(ModelConfig):
@@ -59,8 +63,14 @@ class LadderEntry(ModelConfig):
     token_budgets: Budgets | None = None
     """Budgets of this size in the grid; the study's if not given."""
 
+    facts: Counts | None = None
+    """Numbers of infused facts of this size in the grid; the study's if not given, and all facts alone if empty."""
+
     frequencies: Counts | None = None
     """Frequencies of this size in the grid; the study's if not given, and none at all if empty."""
+
+    infusion_ratios: Ratios | None = None
+    """Infusion ratios of this size in the grid; the study's if not given, and none at all if empty."""
 
     seeds: Counts | None = None
     """Seeds of this size in the grid; the study's if not given."""
@@ -75,11 +85,29 @@ class ListedRun(Config):
     tokens: Tokens
     """Token budget D."""
 
-    frequency: NonNegativeInt
+    facts: NonNegativeInt | None = None
+    """Number K of infused facts that are shown; all if not given."""
+
+    frequency: NonNegativeInt | None = None
     """Infusion frequency F, exposures of each infused fact."""
+
+    infusion_ratio: Ratio | None = None
+    """Infusion ratio rho, share of the tokens for infused facts, in place of ``frequency``."""
 
     seed: NonNegativeInt = 0
     """Seed of weights, order and exposures."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ListedRun:
+        if (self.frequency is None) == (self.infusion_ratio is None):
+            msg = "needs one of 'frequency' and 'infusion_ratio'"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def dose(self) -> Dose:
+        """Its dose."""
+        return dose_of(self.facts, self.frequency, self.infusion_ratio)
 
 
 class StudyTraining(Config):
@@ -128,8 +156,15 @@ class StudyConfig(Config):
     token_budgets: Budgets = ()
     """Token budgets D."""
 
+    facts: Counts = ()
+    """Numbers K of infused facts that are shown; 0 is the run without infusion. All of them if empty."""
+
     frequencies: Counts = ()
     """Infusion frequencies F; 0 is the run without infusion."""
+
+    infusion_ratios: Ratios = ()
+    """Infusion ratios rho, shares of the tokens for infused facts, next to ``frequencies`` or in place of them: each
+    number of facts is shown as often as its share allows. 0 is the run without infusion."""
 
     seeds: Counts = (0,)
     """Seeds of weights, orders and exposures; each is one run per cell."""
@@ -178,30 +213,61 @@ class StudyConfig(Config):
 
     @model_validator(mode="after")
     def _has_runs(self) -> StudyConfig:
-        grid = {(rung.label, *cell) for rung in self.ladder for cell in self.grid_of(rung)}
+        grid = {self._run_key(rung.label, *cell) for rung in self.ladder for cell in self.grid_of(rung)}
         labels = [rung.label for rung in self.ladder]
-        listed: dict[tuple[str, int, int, int], int] = {}
+        listed: dict[tuple[str, int, Dose, int], int] = {}
         for number, run in enumerate(self.runs):
             if run.size not in labels:
                 msg = f"runs.{number}.size: {run.size!r} is no size of the ladder; {nearest(run.size, labels)}"
                 raise ValueError(msg)
-            key = (run.size, run.tokens, run.frequency, run.seed)
+            key = self._run_key(run.size, run.tokens, run.dose, run.seed)
             if key in grid or key in listed:
                 there = "in the grid" if key in grid else f"runs.{listed[key]}"
                 msg = f"runs.{number}: the same run is {there} already; take one away, or give it another seed"
                 raise ValueError(msg)
             listed[key] = number
         if not grid and not listed:
-            missing = next((name for name in ("token_budgets", "frequencies", "seeds") if not getattr(self, name)), "")
-            msg = f"{missing or 'ladder'}: the study has no run; give token_budgets, frequencies and seeds, or runs"
+            missing = next((name for name in ("token_budgets", "seeds") if not getattr(self, name)), "")
+            if not missing and not self.frequencies and not self.infusion_ratios:
+                missing = "frequencies"
+            msg = (
+                f"{missing or 'ladder'}: the study has no run; give token_budgets, frequencies or infusion_ratios, and "
+                "seeds; or runs"
+            )
             raise ValueError(msg)
         return self
 
-    def grid_of(self, rung: LadderEntry) -> list[tuple[int, int, int]]:
-        """Returns (budget, frequency, seed) of every run that the grid gives a size."""
-        axes = ("token_budgets", "frequencies", "seeds")
-        own = [getattr(self, axis) if getattr(rung, axis) is None else getattr(rung, axis) for axis in axes]
-        return list(itertools.product(*own))
+    def _run_key(self, size: str, tokens: int, dose: Dose, seed: int) -> tuple[str, int, Dose, int]:
+        """Returns what tells runs apart; all facts are as many as there are."""
+        if dose.infuses and dose.facts is None:
+            dose = dataclasses.replace(dose, facts=self.data.select.infused)
+        return size, tokens, dose, seed
+
+    @model_validator(mode="after")
+    def _facts_are_there(self) -> StudyConfig:
+        most = self.data.select.infused
+        named = [("facts", self.facts)]
+        named += [(f"ladder.{number}.facts", rung.facts or ()) for number, rung in enumerate(self.ladder)]
+        named += [(f"runs.{number}.facts", (run.facts or 0,)) for number, run in enumerate(self.runs)]
+        for key, counts in named:
+            if max(counts, default=0) > most:
+                msg = f"{key}: {max(counts)} of {most} infused facts; raise data.select.infused"
+                raise ValueError(msg)
+        doses = [dose for rung in self.ladder for _, dose, _ in self.grid_of(rung)]
+        if any(self.facts) and not any(dose.infuses for dose in doses):
+            msg = "facts: none of them is shown; give frequencies or infusion_ratios above 0"
+            raise ValueError(msg)
+        return self
+
+    def grid_of(self, rung: LadderEntry) -> list[tuple[int, Dose, int]]:
+        """Returns (budget, dose, seed) of every run that the grid gives a size; that without infusion is one."""
+        budgets, facts, frequencies, ratios, seeds = (
+            getattr(self, axis) if getattr(rung, axis) is None else getattr(rung, axis)
+            for axis in ("token_budgets", "facts", "frequencies", "infusion_ratios", "seeds")
+        )
+        often = [(frequency, None) for frequency in frequencies] + [(None, ratio) for ratio in ratios]
+        doses = dict.fromkeys(dose_of(count, *each) for count in facts or (None,) for each in often)
+        return list(itertools.product(budgets, doses, seeds))
 
     @property
     def runs_folder(self) -> Path:

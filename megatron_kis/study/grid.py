@@ -1,4 +1,4 @@
-"""The runs of a study as configurations: sizes x budgets x frequencies x seeds of its grid, and those it lists."""
+"""The runs of a study as configurations: sizes x budgets x doses x seeds of its grid, and those it lists."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from megatron_kis.common.errors import InputError, KisError
 from megatron_kis.common.identifiers import same_place
 from megatron_kis.common.units import short_count
 from megatron_kis.config.data import DataConfig, InfusionConfig
+from megatron_kis.config.dose import Dose
 from megatron_kis.config.layout import check_layouts
 from megatron_kis.config.run import ModelConfig, RunConfig, TrainingConfig
 from megatron_kis.config.study import LadderEntry, StudyConfig
@@ -30,8 +31,8 @@ class RunSpec:
     tokens: int
     """Budget D as the study names it; the run feeds whole batches of it."""
 
-    frequency: int
-    """Infusion frequency F, exposures per fact."""
+    dose: Dose
+    """Number of infused facts, and how often each is shown."""
 
     seed: int
     """Seed of weights, order and exposures."""
@@ -39,14 +40,14 @@ class RunSpec:
     @property
     def name(self) -> str:
         """Name of the run and its folder."""
-        return f"{self.entry.label}_D{short_count(self.tokens)}_F{self.frequency}_s{self.seed}"
+        return f"{self.entry.label}_D{short_count(self.tokens)}_{self.dose.label}_s{self.seed}"
 
 
 def expand_grid(study: StudyConfig) -> list[RunSpec]:
     """Returns every run of the grid, then the listed runs."""
     entries = {entry.label: entry for entry in study.ladder}
     grid = [RunSpec(entry, *values) for entry in study.ladder for values in study.grid_of(entry)]
-    return grid + [RunSpec(entries[run.size], run.tokens, run.frequency, run.seed) for run in study.runs]
+    return grid + [RunSpec(entries[run.size], run.tokens, run.dose, run.seed) for run in study.runs]
 
 
 def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
@@ -100,6 +101,7 @@ def plan_rows(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     Raises:
         InputError: data that are missing or a plan that does not fit.
     """
+    from megatron_kis.study.doses import check_ratio, facts_shown
     from megatron_kis.training.inputs import InputsOfMany, plan_key
 
     opened = InputsOfMany()
@@ -110,8 +112,10 @@ def plan_rows(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
         if key not in shared:  # sizes share their plans, too
             inputs = opened.open(run)
             plan = inputs.plan
+            check_ratio(run, plan)
             fed = {
                 "tokens": plan.token_budget,
+                "facts": facts_shown(plan),
                 "infusion_frequency": plan.infusion_frequency,
                 "infusion_ratio": plan.infusion_ratio,
                 "background_frequency": plan.background_frequency,
@@ -167,7 +171,7 @@ class _RunConfigBuilder:
             "training": self._section(
                 "training", TrainingConfig, (id(entry), spec.tokens, spec.seed), spec, self._training
             ),
-            "infusion": self._section("infusion", InfusionConfig, (spec.frequency,), spec, self._infusion),
+            "infusion": self._section("infusion", InfusionConfig, (spec.dose,), spec, self._infusion),
             "documents": study.documents,
             "checkpoints": study.checkpoints,
             "parallel": entry.parallel,
@@ -203,8 +207,12 @@ class _RunConfigBuilder:
 
     def _infusion(self, spec: RunSpec) -> dict[str, Any]:
         study = self._study
+        dose = spec.dose
+        facts = {} if dose.facts is None else {"facts": dose.facts}
+        often = {"frequency": dose.frequency} if dose.ratio is None else {"ratio": dose.ratio}
         return {
-            "frequency": spec.frequency,
+            **facts,
+            **often,
             "background": study.background,
             "schedule": study.schedule,
             "templates": study.templates,

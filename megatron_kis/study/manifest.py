@@ -51,7 +51,10 @@ def manifest_of(study_name: str, runs: Sequence[RunConfig], fingerprints: Mappin
     for run in runs:
         shared = settings_of(run.model_dump(mode="json", exclude=_APART))
         number = settings.setdefault(json.dumps(shared, sort_keys=True), len(settings))
-        rows.append([run.name, number, run.training.token_budget, run.infusion.frequency, run.training.seed])
+        infusion = run.infusion
+        row = [run.name, number, run.training.token_budget, infusion.frequency, run.training.seed]
+        more = [infusion.facts, infusion.ratio]
+        rows.append(row if more == [None, None] else row + more)
     return {
         "schema": STUDY_SCHEMA,
         "study": study_name,

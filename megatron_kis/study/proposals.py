@@ -1,8 +1,8 @@
 """Proposals of the analysis as entries of the study file: runs to add, and sizes to add to the ladder.
 
-A proposed run is a model by its N and D, as the analysis knows them, and a frequency. Here it becomes a run of the
-ladder with a seed that is still free; what the study already plans is not planned again. A proposed size becomes an
-entry of the ladder: its neighbours' shape at another width.
+A proposed run is a model by its N and D, as the analysis knows them, and a dose. Here it becomes a run of the ladder
+with a seed that is still free; what the study already plans is not planned again. A proposed size becomes an entry of
+the ladder: its neighbours' shape at another width.
 """
 
 from __future__ import annotations
@@ -20,12 +20,33 @@ import yaml
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_text, write_text
 from megatron_kis.common.parsing import parse_yaml
+from megatron_kis.config.dose import Dose, dose_of
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.study import LadderEntry, ListedRun, StudyConfig
 from megatron_kis.study.grid import expand_grid
 
 Cell = tuple[int, int]
 """N (all parameters) and D (tokens fed) of a model that was trained."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run that the analysis proposes."""
+
+    params: int
+    """N, all parameters."""
+
+    tokens: int
+    """D, tokens fed."""
+
+    frequency: float
+    """F, exposures of each infused fact."""
+
+    facts: int | None = None
+    """K, number of infused facts that are shown; None: all."""
+
+    ratio: float | None = None
+    """Infusion ratio to ask for in place of ``frequency``."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +73,7 @@ def trained_cells(study: StudyConfig, runs: Iterable[tuple[str, int, int]]) -> d
 
 def match_proposals(
     study: StudyConfig,
-    proposals: Iterable[tuple[int, int, float]],
+    proposals: Iterable[Wanted],
     cells: Mapping[Cell, tuple[str, int]],
     done: Iterable[str],
 ) -> list[PlannedRun]:
@@ -63,25 +84,26 @@ def match_proposals(
 
     Args:
         study: the study.
-        proposals: N, D and F of each.
+        proposals: what the analysis proposes.
         cells: result of ``trained_cells``.
         done: names of the runs that are done.
     """
     finished = set(done)
-    waiting: dict[tuple[str, int, int], list[int]] = {}
-    taken: dict[tuple[str, int, int], set[int]] = {}
+    waiting: dict[tuple[str, int, Dose], list[int]] = {}
+    taken: dict[tuple[str, int, Dose], set[int]] = {}
     for spec in expand_grid(study):
-        level = (spec.entry.label, spec.tokens, spec.frequency)
+        level = (spec.entry.label, spec.tokens, spec.dose)
         taken.setdefault(level, set()).add(spec.seed)
         if spec.name not in finished:
             waiting.setdefault(level, []).append(spec.seed)
     matched = []
-    for params, tokens, frequency in proposals:
-        if (params, tokens) not in cells:
+    for wanted in proposals:
+        if (wanted.params, wanted.tokens) not in cells:
             matched.append(PlannedRun(None))
             continue
-        size, budget = cells[params, tokens]
-        level = (size, budget, round(frequency))
+        size, budget = cells[wanted.params, wanted.tokens]
+        dose = _dose(study, wanted)
+        level = (size, budget, dose)
         planned = bool(waiting.get(level))
         if planned:
             seed = waiting[level].pop(0)
@@ -90,8 +112,24 @@ def match_proposals(
             used = taken.setdefault(level, set())
             seed = next(seed for seed in itertools.chain(study.seeds, itertools.count()) if seed not in used)
             used.add(seed)
-        matched.append(PlannedRun(ListedRun(size=size, tokens=budget, frequency=level[2], seed=seed), planned))
+        run = ListedRun(
+            size=size,
+            tokens=budget,
+            facts=dose.facts,
+            frequency=dose.frequency,
+            infusion_ratio=dose.ratio,
+            seed=seed,
+        )
+        matched.append(PlannedRun(run, planned))
     return matched
+
+
+def _dose(study: StudyConfig, wanted: Wanted) -> Dose:
+    """Returns the dose of a proposal as the study names it: all facts by their number only where it does so itself."""
+    facts = wanted.facts
+    if facts == study.data.select.infused and not any(spec.dose.facts == facts for spec in expand_grid(study)):
+        facts = None
+    return dose_of(facts, None if wanted.ratio is not None else round(wanted.frequency), wanted.ratio)
 
 
 def nearest_new_size(
@@ -175,7 +213,7 @@ def add_runs(path: Path, runs: Iterable[ListedRun], *, remark: str) -> None:
     path = path.resolve()  # the file itself, where the name is a link
     text = read_text(path)
     before = parse_yaml(text, where=str(path))
-    entries = [run.model_dump() for run in runs]
+    entries = [run.model_dump(exclude_none=True) for run in runs]
     lines = [yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip() for entry in entries]
     changed = _with_entries(text, lines, remark)
     wanted = {**before, "runs": [*(before.get("runs") or []), *entries]}

@@ -256,6 +256,7 @@ def test_a_study_whose_runs_are_all_foreign_has_no_curves_and_says_why(study: Pa
         ({"data": []}, "data: not a mapping"),
         ({"settings": {}}, "settings: not a list"),
         ({"runs": [["a", 0, 1, 2]]}, "runs.0: is not"),
+        ({"runs": [["a", 0, 1, 2, 3, 4]]}, "runs.0: is not"),
         ({"runs": [["a", 1, 1, 2, 3]]}, "runs.0: there are no settings 1"),
         ({"runs": [["a", 0, 1, 2, 3], ["a", 0, 1, 2, 4]]}, "runs.1: names 'a' again"),
     ],
@@ -265,6 +266,41 @@ def test_a_damaged_manifest_is_an_error_with_its_place(content: dict[str, Any], 
     parse_manifest(whole)
     with pytest.raises(InputError, match=f"study.json: {said}"):
         parse_manifest(whole | content)
+
+
+@pytest.mark.parametrize(
+    ("infusion", "row"),
+    [
+        ({"frequency": 64}, [64.0, 0]),
+        ({"frequency": 64, "facts": 12}, [64.0, 0, 12, None]),
+        ({"frequency": None, "ratio": 0.5}, [None, 0, None, 0.5]),
+        ({"frequency": None, "ratio": 0.5, "facts": 12}, [None, 0, 12, 0.5]),
+    ],
+)
+def test_the_manifest_names_the_dose_and_a_run_of_another_is_apart(
+    tmp_path: Path, infusion: dict[str, Any], row: list[Any]
+) -> None:
+    config = config_of(tmp_path / "runs" / CHANGED, TRUTH, SIZES[0], 64, 0)
+    config["infusion"] |= infusion
+    run = parse_config(RunConfig, config, source="test")
+    write(tmp_path, SIZES[0], 64, config=config)
+    write_manifest(tmp_path, "synthetic", [run], FINGERPRINTS)
+    content = json.loads((tmp_path / "study.json").read_text())
+    assert content["runs"] == [[run.name, 0, run.training.token_budget, *row]]
+    assert "facts" not in content["settings"][0]["infusion"]
+    assert foreign(tmp_path) == {}
+    write(tmp_path, SIZES[0], 64, config={**config, "infusion": {**config["infusion"], "facts": 11}})
+    assert "infusion.facts 11 -> " in foreign(tmp_path)[CHANGED]
+
+
+def test_a_record_without_settings_is_not_compared_by_its_frequency_where_the_study_gives_a_ratio(
+    tmp_path: Path,
+) -> None:
+    config = config_of(tmp_path / "runs" / CHANGED, TRUTH, SIZES[0], 64, 0)
+    config["infusion"] |= {"frequency": None, "ratio": 0.5}
+    write_manifest(tmp_path, "synthetic", [parse_config(RunConfig, config, source="test")], FINGERPRINTS)
+    write_run(tmp_path / "runs" / CHANGED, TRUTH, SIZES[0], 64, 0, fingerprints=FINGERPRINTS)
+    assert foreign(tmp_path) == {}
 
 
 def test_the_manifest_of_ten_thousand_runs_is_small(tmp_path: Path) -> None:

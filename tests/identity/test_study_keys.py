@@ -85,12 +85,16 @@ NAMED_OTHERWISE = (
 
 GRID: dict[str, dict[str, Any]] = {
     "token_budgets": {"token_budgets": [10240]},
+    "facts": {"facts": [0, 8], "frequencies": [3]},
     "frequencies": {"frequencies": [0, 3]},
+    "infusion_ratios": {"infusion_ratios": [0.1], "frequencies": [3]},
     "seeds": {"seeds": [1]},
     "ladder.preset": {"ladder": [{"preset": "cpu-48"}]},
     "ladder.name": {"ladder": [{"layers": 1, "width": 16, "heads": 2, "name": "small"}]},
     "ladder.width": {"ladder": [{"layers": 1, "width": 32, "heads": 2}]},
     "ladder.token_budgets": {"ladder": [{"layers": 1, "width": 16, "heads": 2, "token_budgets": [10240]}]},
+    "ladder.facts": {"ladder": [{"layers": 1, "width": 16, "heads": 2, "facts": [8]}]},
+    "ladder.infusion_ratios": {"ladder": [{"layers": 1, "width": 16, "heads": 2, "infusion_ratios": [0.1]}]},
     "ladder.frequencies": {"ladder": [{"layers": 1, "width": 16, "heads": 2, "frequencies": [0, 3]}]},
     "ladder.seeds": {"ladder": [{"layers": 1, "width": 16, "heads": 2, "seeds": [1]}]},
     "runs.size": {
@@ -98,6 +102,8 @@ GRID: dict[str, dict[str, Any]] = {
         "runs": [{"size": "1x32", "tokens": 5120, "frequency": 5}],
     },
     "runs.tokens": {"runs": [{"size": "1x16", "tokens": 10240, "frequency": 8}]},
+    "runs.facts": {"runs": [{"size": "1x16", "tokens": 5120, "facts": 4, "frequency": 8}]},
+    "runs.infusion_ratio": {"runs": [{"size": "1x16", "tokens": 5120, "infusion_ratio": 0.1}]},
     "runs.frequency": {"runs": [{"size": "1x16", "tokens": 5120, "frequency": 5}]},
     "runs.seed": {"runs": [{"size": "1x16", "tokens": 5120, "frequency": 8, "seed": 3}]},
 }

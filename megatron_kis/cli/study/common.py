@@ -152,6 +152,7 @@ def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tu
     """
     from megatron_kis.common.identity import DATA, OLDER_TOKENIZER
     from megatron_kis.study.conflicts import conflicts, refuse
+    from megatron_kis.study.doses import check_ratio
     from megatron_kis.training.inputs import InputsOfMany, plan_key
 
     opened = InputsOfMany()
@@ -163,6 +164,7 @@ def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tu
         if run.model.init_from not in data:
             inputs = opened.open(run)
             data[run.model.init_from], model_sha256 = inputs.fingerprints, inputs.tokenizer.model_sha256
+            check_ratio(run, inputs.plan)
             checked.add(plan_key(run))
     refuse(every[0].output.parent.parent, conflicts(every, data, model_sha256=model_sha256))
     names = []
@@ -171,7 +173,7 @@ def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tu
             names.append(run.name)
         elif (key := plan_key(run)) not in checked:  # sizes share their plans
             checked.add(key)
-            opened.open(run)
+            check_ratio(run, opened.open(run).plan)
     prints = next(iter(data.values()))
     older = {OLDER_TOKENIZER: model_sha256} if model_sha256 != prints["tokenizer"] else {}
     return names, {name: prints[name] for name in DATA} | older

@@ -44,7 +44,7 @@ def _next(options: argparse.Namespace) -> int:
     from megatron_kis.common.configuration import load_config
     from megatron_kis.config.study import StudyConfig
     from megatron_kis.study.grid import expand_grid
-    from megatron_kis.study.proposals import add_runs, match_proposals, nearest_new_size, trained_cells
+    from megatron_kis.study.proposals import Wanted, add_runs, match_proposals, nearest_new_size, trained_cells
 
     study = load_study(options)
     params = max(study.predict, default=None) if options.params is None else options.params
@@ -64,7 +64,8 @@ def _next(options: argparse.Namespace) -> int:
     planned = load_config(StudyConfig, options.study)  # as the file says, where they are to be added
     done = runs.runs[["run", "params", "tokens"]].itertuples(index=False, name=None)
     cells = trained_cells(planned, done)
-    placed = match_proposals(planned, [(p.params, p.tokens, p.frequency) for p in found], cells, runs.runs["run"])
+    wanted = [Wanted(p.params, p.tokens, p.frequency, p.facts, p.infusion_ratio) for p in found]
+    placed = match_proposals(planned, wanted, cells, runs.runs["run"])
     new = [item.run for item in placed if item.run and not item.planned]
     if options.write and new:
         remark = f"kis study next, {date.today().isoformat()}, for N = {params:.3g} and D = {tokens:.3g}"
@@ -79,12 +80,13 @@ def _next(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"runs": rows, "sizes": more}, indent=1))
         return 0
-    columns = ("size", "params", "tokens", "infusion_frequency", "seed", "FLOPs", "variance off", "why")
+    columns = ("size", "params", "tokens", "facts", "infusion_frequency", "seed", "FLOPs", "variance off", "why")
     table = [
         [
             row["size"] or "none",
             in_table(row["params"]),
             in_table(row["tokens"]),
+            "all" if row["facts"] is None else in_table(row["facts"]),
             f"{row['frequency']:g}",
             str(row["seed"]),
             f"{row['flops']:.2g}",

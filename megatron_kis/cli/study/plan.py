@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_RANGES = ("facts", "infusion_frequency", "infusion_ratio", "epochs")  # columns of the runs of a size and budget
+
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     plan = add_step(
@@ -55,10 +57,19 @@ def _plan(options: argparse.Namespace) -> int:
     title = f"{study.name}: {len(rows):,} runs"
     columns: tuple[str, ...]
     if options.all or len(rows) <= MANY:
-        columns = ("run", "params", "tokens", "infusion_frequency", "infusion_ratio", "background_frequency", "epochs")
+        columns = (
+            "run",
+            "params",
+            "tokens",
+            "facts",
+            "infusion_frequency",
+            "infusion_ratio",
+            "background_frequency",
+            "epochs",
+        )
         print_table(title, columns, [[in_table(row[name]) for name in columns] for row in rows], numbers=True)
     else:
-        columns = ("size", "params", "tokens", "runs", "infusion_frequency", "infusion_ratio", "epochs", "flops")
+        columns = ("size", "params", "tokens", "runs", *_RANGES, "flops")
         print_table(f"{title} (--all shows each)", columns, _summary(rows), numbers=True)
     flops = sum(row["flops"] for row in rows)
     print(f"{flops:.3g} training FLOPs in all")
@@ -103,7 +114,7 @@ def _summary(rows: list[dict[str, Any]]) -> list[list[str]]:
     lines = []
     for (size, tokens), group in groups.items():
         ranges = []
-        for name in ("infusion_frequency", "infusion_ratio", "epochs"):
+        for name in _RANGES:
             values = [row[name] for row in group]
             ranges.append(" to ".join(dict.fromkeys((in_table(min(values)), in_table(max(values))))))
         flops = f"{sum(row['flops'] for row in group):.3g}"

@@ -8,6 +8,7 @@ import pytest
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.data import DataConfig
+from megatron_kis.config.dose import Dose
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
 from megatron_kis.study.grid import cost, expand_grid, runs_of
@@ -108,9 +109,11 @@ def test_a_budget_is_short_in_a_name(budget: int, name: str) -> None:
     assert name in run.name.split("_")
 
 
-def spots(**changes: Any) -> set[tuple[str, int, int, int]]:
+def spots(**changes: Any) -> set[tuple[str, int, int | None, int]]:
     study = parse_config(StudyConfig, {**GRID_STUDY, **changes}, source="study")
-    return {(spec.entry.label, spec.tokens, spec.frequency, spec.seed) for spec in expand_grid(study)}
+    found = expand_grid(study)
+    assert all(spec.dose == Dose(frequency=spec.dose.frequency) for spec in found)
+    return {(spec.entry.label, spec.tokens, spec.dose.frequency, spec.seed) for spec in found}
 
 
 def test_a_size_may_have_budgets_frequencies_and_seeds_of_its_own() -> None:
@@ -152,6 +155,12 @@ def test_listed_runs_stand_next_to_the_grid_or_without_one() -> None:
         ({"tokens": 0}, "study: runs.1.tokens: .*greater than 0"),
         ({"seed": -1}, "study: runs.1.seed: .*greater than or equal to 0"),
         ({"frequencies": 7}, "study: runs.1.frequencies: unknown key; did you mean 'frequency'"),
+        ({"infusion_ratio": 0.5}, "study: runs.1: needs one of 'frequency' and 'infusion_ratio'"),
+        ({"frequency": None}, "study: runs.1: needs one of 'frequency' and 'infusion_ratio'"),
+        ({"frequency": None, "infusion_ratio": 1.0}, "study: runs.1.infusion_ratio: .*less than 1"),
+        ({"facts": 101}, "study: runs.1.facts: 101 of 100 infused facts"),
+        ({"frequency": 8, "facts": 100}, "study: runs.1: the same run is runs.0 already"),
+        ({"facts": 0, "seed": 4}, "study: runs.1: the same run is in the grid already"),
     ],
 )
 def test_a_wrong_listed_run_is_named(changes: dict[str, Any], message: str) -> None:
@@ -170,3 +179,71 @@ def test_a_study_takes_every_precision_and_guard_of_a_run() -> None:
     training = {**GRID_STUDY["training"], "precision": "fp8", "guard": {"skip_in_a_row": 3}}
     assert {run.training.precision for run in runs(training=training)} == {"fp8"}
     assert {run.training.guard.skip_in_a_row for run in runs(training=training)} == {3}
+
+
+AMOUNT: dict[str, Any] = {
+    "ladder": [{"preset": "cpu-32"}, {"preset": "cpu-48", "facts": [5], "infusion_ratios": []}],
+    "token_budgets": [100_000],
+    "seeds": [0, 3],
+    "facts": [0, 20, 100],
+    "frequencies": [0, 7],
+    "infusion_ratios": [0.0, 0.25],
+}
+
+
+def test_numbers_of_facts_are_crossed_with_frequencies_and_ratios_and_no_infusion_is_one_run() -> None:
+    found = {run.name: run for run in runs(**AMOUNT)}
+    wanted = [f"K{facts}_{often}" for facts in (20, 100) for often in ("F7", "R0.25")]
+    assert set(found) == {
+        *(f"cpu-32_D100k_{dose}_s{seed}" for dose in ("F0", *wanted) for seed in (0, 3)),
+        *(f"cpu-48_D100k_{dose}_s{seed}" for dose in ("F0", "K5_F7") for seed in (0, 3)),
+    }
+    none, often, share = (found[f"cpu-32_D100k_{dose}_s3"].infusion for dose in ("F0", "K20_F7", "K100_R0.25"))
+    assert (none.facts, none.frequency, none.ratio) == (None, 0, None)
+    assert (often.facts, often.frequency, often.ratio) == (20, 7, None)
+    assert (share.facts, share.frequency, share.ratio) == (100, None, 0.25)
+    assert none.background == share.background
+
+
+def test_without_numbers_of_facts_all_are_shown_and_runs_are_named_as_they_were() -> None:
+    found = {run.name: run for run in runs(infusion_ratios=[0.5])}
+    assert {name.split("_", 2)[2] for name in found} == {"F0_s0", "F0_s4", "F7_s0", "F7_s4", "R0.5_s0", "R0.5_s4"}
+    assert {run.infusion.facts for run in found.values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"facts": [20, 101]}, "study: facts: 101 of 100 infused facts; raise data.select.infused"),
+        (
+            {"ladder": [{"preset": "cpu-32", "facts": [200]}]},
+            "study: ladder.0.facts: 200 of 100 infused facts",
+        ),
+        ({"facts": [20, 20]}, "study: facts: has an entry twice"),
+        ({"facts": [-1]}, "study: facts.0: .*greater than or equal to 0"),
+        ({"facts": [20], "frequencies": [0]}, "study: facts: none of them is shown; give frequencies"),
+        ({"infusion_ratios": [1]}, "study: infusion_ratios.0: .*less than 1"),
+        ({"infusion_ratios": [-0.1]}, "study: infusion_ratios.0: .*greater than or equal to 0"),
+        ({"infusion_ratios": [0.5, 0.5]}, "study: infusion_ratios: has an entry twice"),
+        ({"frequencies": [], "facts": [20]}, "study: frequencies: the study has no run"),
+    ],
+)
+def test_wrong_doses_are_refused_with_their_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        runs(**changes)
+
+
+def test_ratios_alone_make_a_grid() -> None:
+    assert {run.infusion.ratio for run in runs(frequencies=[], infusion_ratios=[0.1, 0.2])} == {0.1, 0.2}
+
+
+def test_listed_runs_may_have_a_number_of_facts_and_a_ratio() -> None:
+    cell = {"size": "cpu-32", "tokens": 100_000}
+    listed = [{**cell, "facts": 40, "infusion_ratio": 0.5}, {**cell, "facts": 40, "frequency": 7}]
+    found = {run.name: run.infusion for run in runs(runs=listed)}
+    assert found["cpu-32_D100k_K40_R0.5_s0"].model_dump(include={"facts", "frequency", "ratio"}) == {
+        "facts": 40,
+        "frequency": None,
+        "ratio": 0.5,
+    }
+    assert found["cpu-32_D100k_K40_F7_s0"].facts == 40
