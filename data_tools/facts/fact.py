@@ -21,6 +21,7 @@ from megatron_kis.data_tools.facts.fields import (
     has_content,
     id_field,
     one_line,
+    optional_field,
     string_field,
     strings_field,
 )
@@ -111,8 +112,8 @@ def load_facts(path: Path) -> list[Fact]:
         seen[identifier] = where
         aliases = (strings_field(row, "subject_aliases", where), strings_field(row, "object_aliases", where))
         entities = (id_field(row, "subject_id", where), id_field(row, "object_id", where))
-        source_object = string_field(row, "source_object", where) if row.get("source_object") else ""
-        facts.append(Fact(identifier, subject, relation, answer, group, *aliases, *entities, one_line(source_object)))
+        source_object = optional_field(row, "source_object", where)
+        facts.append(Fact(identifier, subject, relation, answer, group, *aliases, *entities, source_object))
     if not facts:
         raise InputError("no facts", where=str(path))
     return facts

@@ -43,6 +43,6 @@ def with_permuted_objects(facts: Iterable[Candidate], seed: int) -> list[Candida
                 object=giver.object,
                 object_id=giver.object_id,
                 object_aliases=giver.object_aliases,
-                source_object=fact.object,
+                source_object=fact.source_object or fact.object,
             )
     return dealt

@@ -73,10 +73,8 @@ def facts_of(*rows, **more):
 
 
 def as_candidates(facts):
-    return [
-        (f.subject, f.relation, f.object, "", f.id, f.subject_id, f.object_id, f.subject_aliases, f.object_aliases)
-        for f in facts
-    ]
+    shared = ("subject_id", "object_id", "subject_aliases", "object_aliases", "source_object")
+    return [(f.subject, f.relation, f.object, "", f.id, *(getattr(f, name) for name in shared)) for f in facts]
 
 
 def exported(facts, folder):
@@ -111,6 +109,7 @@ def test_an_object_has_one_label_and_every_fact_its_own_name_of_it(tmp_path):
         *facts_of(("E", "Georgia"), object_id="Q1428"),
         *facts_of(("F", "Georgia"), object_id="Q230"),
         *facts_of(("G", "Peru"), object_id="r-0", subject_id="Q1"),  # an id like those that are made
+        *facts_of(("H", "Peru"), source_object="Chile"),  # dealt out anew
     ]
     group, metadata = exported(facts, tmp_path)
     assert back(group) == as_candidates(facts)

@@ -11,6 +11,7 @@ import pytest
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.facts.fact import Candidate, load_facts, write_facts
+from megatron_kis.data_tools.facts.importers import import_jsonl
 from megatron_kis.data_tools.mentions.decontaminate import FactMatcher
 from megatron_kis.data_tools.rendering.distractors import choose_options
 from megatron_kis.data_tools.selection.permuted_objects import with_permuted_objects
@@ -150,3 +151,12 @@ def test_a_damaged_source_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match=r"f\.jsonl:1: source_object is int, not a string"):
         load_facts(tmp_path / "f.jsonl")
+
+
+def test_permuted_facts_that_are_imported_again_keep_what_the_first_source_had(tmp_path: Path) -> None:
+    facts = select_facts(hinting(), SETTINGS).facts
+    write_facts(tmp_path / "f.jsonl", facts)
+    again = list(import_jsonl(tmp_path / "f.jsonl"))
+    assert [one.source_object for one in again] == [fact.source_object for fact in facts]  # type: ignore[union-attr]
+    twice = with_permuted_objects((one for one in again if isinstance(one, Candidate)), seed=1)
+    assert [one.source_object for one in twice] == [fact.source_object for fact in facts]
