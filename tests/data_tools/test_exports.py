@@ -116,7 +116,7 @@ def test_an_object_has_one_label_and_every_fact_its_own_name_of_it(tmp_path):
     assert metadata["r"]["answer_space_labels"] == ["United States", "Holland", "Georgia", "Peru"]
     assert metadata["r"]["answer_space_ids"] == ["Q30", "r-1", "Q1428", "r-0"]
     rows = [json.loads(line) for line in (group / "r.jsonl").read_text().splitlines()]
-    assert [row["answer_idx"] for row in rows] == [0, 0, 1, 1, 2, 2, 3]
+    assert [row["answer_idx"] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_subjects_without_ids_are_the_same_in_all_relations_when_they_come_back(tmp_path):
