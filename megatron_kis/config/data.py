@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.identity import DATA
 from megatron_kis.data.exposure_schedule import schedule_of
+
+
+class BackgroundGroup(Config):
+    """Background facts that are shown equally often."""
+
+    facts: PositiveInt
+    """Number of facts."""
+
+    frequency: PositiveInt
+    """Exposures of each of them in a run without infusion; another number than that of other groups."""
 
 
 class BackgroundConfig(Config):
@@ -22,6 +32,33 @@ class BackgroundConfig(Config):
 
     frequency: int = Field(0, ge=0)
     """Exposures of each background fact in a run without infusion."""
+
+    groups: tuple[BackgroundGroup, ...] = ()
+    """Groups of background facts that are shown differently often, in place of ``frequency``. They take the facts one
+    after the other, in the order of ``infusion.facts``; facts beyond their sum are neither shown nor asked for. A list
+    in place of the whole section is these groups, with the policy ``protected``."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> BackgroundConfig:
+        if self.groups and self.frequency:
+            msg = "has both 'frequency' and 'groups'; give one"
+            raise ValueError(msg)
+        counted = [group.frequency for group in self.groups]
+        for frequency in counted:
+            if counted.count(frequency) > 1:
+                msg = f"has two groups of frequency {frequency}; merge them into one"
+                raise ValueError(msg)
+        return self
+
+
+def _of_list(value: Any) -> Any:
+    return {"policy": "protected", "groups": value} if isinstance(value, list | tuple) else value
+
+
+Background = Annotated[
+    BackgroundConfig, BeforeValidator(_of_list, json_schema_input_type=BackgroundConfig | tuple[BackgroundGroup, ...])
+]
+"""The settings of the background facts; a list is ``groups`` with the policy ``protected``."""
 
 
 class InfusionConfig(Config):
@@ -55,7 +92,7 @@ class InfusionConfig(Config):
     """Train template that an exposure shows: all equally often, in turn or in random turns, or always one (its number,
     from 0)."""
 
-    background: BackgroundConfig = BackgroundConfig()
+    background: Background = BackgroundConfig()
     """Settings of the background facts."""
 
     @field_validator("schedule")

@@ -15,6 +15,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint
 from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data.exposure_plan import ExposurePlan, PreviousPart, SequenceLayout, TokenBudget
+from megatron_kis.data.plan_inputs import rounded
 from megatron_kis.data.stream import IntArray
 
 _CONTENT = ("infused_facts", "background_facts", "background_policy", "sequence_length", "seed", "templates")
@@ -29,6 +30,7 @@ _SETTINGS = (
     "background_facts",
     "background_policy",
     "background_base_frequency",
+    "background_groups",
 )
 _SUMS = ("infused_tokens", "background_tokens", "token_budget", "infusion_frequency", "background_frequency")
 
@@ -40,7 +42,7 @@ class Plan(Protocol):
     token_budget: int
     infusion_frequency: float
     infusion_ratio: float
-    background_frequency: int
+    background_frequency: float
 
     def __len__(self) -> int:
         """Returns the number of sequences of the run."""
@@ -79,8 +81,8 @@ class ExtendedPlan:
         self.infused_tokens: int = base.infused_tokens + tail.infused_tokens
         self.infusion_frequency: float = base.infusion_frequency + tail.infusion_frequency
         self.infusion_ratio: float = self.infused_tokens / self.token_budget
-        self.background_frequency: int = base.background_frequency + tail.background_frequency
-        self.background_base_frequency: int = base.background_base_frequency + tail.background_base_frequency
+        self.background_frequency: float = base.background_frequency + tail.background_frequency
+        self.background_frequencies: int | IntArray = base.background_frequencies + tail.background_frequencies
 
     def __len__(self) -> int:
         """Returns the number of sequences of the whole run."""
@@ -176,7 +178,7 @@ def extend(
         ),
         replace(
             inputs.background,
-            frequency=_background_so_far(base, base.token_budget + added) - base.background_base_frequency,
+            frequency=_background_so_far(base, base.token_budget + added) - base.background_frequencies,
         ),
         budget=TokenBudget(added, base.sequence_length),
         schedule=schedule,
@@ -185,19 +187,19 @@ def extend(
         previous=PreviousPart(
             sequences=len(base),
             counts={group: base.expected(group) for group in RENDERED_GROUPS},
-            background_frequency=base.background_base_frequency,
+            background_frequency=base.background_frequencies,
         ),
         text_first=inputs.text_first,
     )
     return ExtendedPlan(base, tail)
 
 
-def _background_so_far(base: ExposurePlan | ExtendedPlan, tokens: int) -> int:
-    """Returns the background frequency of so many tokens at the rate of the first part: roundings do not add up."""
+def _background_so_far(base: ExposurePlan | ExtendedPlan, tokens: int) -> int | IntArray:
+    """Returns the background frequencies of so many tokens at the rate of the first part: roundings do not add up."""
     first = base
     while isinstance(first, ExtendedPlan):
         first = first.base
-    return round(first.background_base_frequency * tokens / first.token_budget)
+    return rounded(first.background_frequencies * tokens / first.token_budget)
 
 
 def check_continuation(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_kis.common.files import atomic_path
+from megatron_kis.common.terms import BACKGROUND
 from megatron_kis.probes.curves import learned_bits
 from megatron_kis.probes.prefix_tree import EdgeScores, PackedPrefixTrees, build_prefix_trees
 from megatron_kis.probes.questions import QuestionSet
@@ -39,7 +40,8 @@ class ProbeResult:
     """Result of one probe."""
 
     rows: list[dict[str, Any]]
-    """One row per group, split and rule, with the keys of probes.jsonl except step and tokens."""
+    """One row per group, split and rule, with the keys of probes.jsonl except step and tokens. Where background facts
+    are shown differently often, each strength has rows of its own, too: of the group ``background@60``."""
 
     correct: NDArray[np.bool_]
     """[questions, rules] whether the right option alone has the largest score."""
@@ -115,6 +117,7 @@ class Probe:
         return {
             "questions": self._questions.header,
             "asked": len(self._table),
+            **({"strengths": self._facts_by_strength()} if self._questions.strengths else {}),
             "rules": list(RULES),
             "first_tokens": list(self._first_tokens),
             "first_tokens_scored": False,
@@ -213,10 +216,29 @@ class Probe:
             group = table.group.names[key // splits]
             split = table.split.names[key % splits]
             members = np.flatnonzero(keys == key)
-            for column, rule in enumerate(RULES):
-                chosen = members[self._prompted[members]] if rule == "pmi" else members
-                if len(chosen):
-                    yield {"group": group, "split": split, "scoring": rule, **self._row(chosen, column, result)}
+            for name, some in self._by_strength(group, members):
+                for column, rule in enumerate(RULES):
+                    chosen = some[self._prompted[some]] if rule == "pmi" else some
+                    if len(chosen):
+                        yield {"group": name, "split": split, "scoring": rule, **self._row(chosen, column, result)}
+
+    def _by_strength(self, group: str, members: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Yields the questions of a group, and those of each strength of the background by name, ``background@60``."""
+        yield group, members
+        strengths = self._questions.strengths
+        if group != BACKGROUND or not strengths:
+            return
+        fact = self._table.fact
+        of_member = np.array([strengths.get(name, 0) for name in fact.names], dtype=np.int64)[fact.codes[members]]
+        for strength in np.unique(of_member[of_member > 0]).tolist():
+            yield name_of_strength(strength), members[of_member == strength]
+
+    def _facts_by_strength(self) -> dict[str, list[str]]:
+        """Returns the background facts by the names that the rows of their strengths have."""
+        found: dict[str, list[str]] = {}
+        for fact, strength in sorted(self._questions.strengths.items(), key=lambda entry: entry[1]):
+            found.setdefault(name_of_strength(strength), []).append(fact)
+        return found
 
     def _row(self, chosen: NDArray[np.int64], column: int, result: ProbeResult) -> dict[str, Any]:
         """Sums up some questions under one rule."""
@@ -248,6 +270,11 @@ class Probe:
             "generated": {"n": int((generated >= 0).sum()), "correct": int((generated > 0).sum())},
             "templates": sorted(templates, key=lambda entry: (entry["relation"], entry["template"])),
         }
+
+
+def name_of_strength(exposures: int) -> str:
+    """Returns what rows call the background facts of some frequency, where a run has several."""
+    return f"{BACKGROUND}@{exposures}"
 
 
 def _characters(texts: Ragged) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ from megatron_kis.data.extension import Plan
 from megatron_kis.data.general_text import GeneralText, ValidationText
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
-from megatron_kis.probes.infusion_order import questions_of_shown
+from megatron_kis.probes.infusion_order import questions_of_run
 from megatron_kis.probes.questions import QuestionSet, check_lengths, read_questions
 from megatron_kis.training.artifacts import made_with
 from megatron_kis.training.run_plan import open_plan
@@ -148,8 +148,8 @@ class InputsOfMany:
             plan=plan,
             documents=config.documents,
             questions=self._once(
-                ("shown", data.questions, *templates.items(), config.infusion.facts),
-                lambda: questions_of_shown(questions, config.infusion.facts),
+                ("asked", data.questions, *templates.items(), *_choices_of_facts(config)),
+                lambda: questions_of_run(questions, config),
             ),
             positions=None if start is None else start.positions,
             fingerprints=fingerprints | ({} if start is None else {"start": start.fingerprint}),
@@ -178,6 +178,11 @@ def plan_key(config: RunConfig, *, seed: bool = True) -> tuple[Any, ...]:
         training.seed if seed else None,
         config.extends,
     )
+
+
+def _choices_of_facts(config: RunConfig) -> tuple[Any, ...]:
+    """Returns the settings that say which facts are asked for."""
+    return config.infusion.facts, config.infusion.background.groups, config.probes.facts_per_group
 
 
 def _check_fingerprints(config: RunConfig, found: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from megatron_kis.data.exposure_plan import BackgroundFacts, ExposurePlan, Infus
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import ExtendedPlan, check_continuation, extend
 from megatron_kis.data.frequency import IntArray, zipf_popularity
-from megatron_kis.probes.infusion_order import shown_facts
+from megatron_kis.probes.infusion_order import background_frequencies, shown_facts
 from megatron_kis.probes.questions import QuestionSet
 
 _MOST_DIGITS = 18  # of a count, which has 64 bits
@@ -57,7 +57,11 @@ def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -
         ),
         BackgroundFacts(
             store.lengths("background"),
-            frequency=infusion.background.frequency,
+            frequency=(
+                background_frequencies(questions, store.ids("background"), infusion.background.groups)
+                if infusion.background.groups
+                else infusion.background.frequency
+            ),
             policy=infusion.background.policy,
         ),
         budget=TokenBudget(budget, training.sequence_length),
@@ -87,6 +91,14 @@ def _plan_of_run(
         was, now = getattr(before.training, name), getattr(config.training, name)
         if was != now:
             raise InputError(f"is {now}, the run it extends has {was}", where=f"training.{name}", remedy=f"use {was}")
+    shown = [(run.infusion.facts, run.infusion.background.groups) for run in (before, config)]
+    for name, one, other in zip(("facts", "background.groups"), *shown, strict=True):
+        if one != other:
+            raise InputError(
+                f"says that other facts are shown than in the run it extends, {folder}",
+                where=f"infusion.{name}",
+                remedy="give what that run has: an extension shows the same facts",
+            )
     plan = open_plan(before, store, questions)
     check_continuation(record["plan"], plan.identity())
     return plan

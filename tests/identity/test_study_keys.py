@@ -48,6 +48,8 @@ SETTINGS: dict[str, Any] = {
     "training.guard.loss_rise": 5.0,
     "background.policy": "protected",
     "background.frequency": 3,
+    "background.groups.facts": 8,
+    "background.groups.frequency": 5,
     "schedule": "front_loaded",
     "templates": "random",
     "documents.reset_attention": True,
@@ -56,6 +58,7 @@ SETTINGS: dict[str, Any] = {
     "probes.moments.every": 4,
     "probes.moments.tokens": [1024],
     "probes.templates": {"train": 2, "held_out": 1, "question": 1},
+    "probes.facts_per_group": 8,
     "validation.moments.shares": [0.5, 1.0],
     "validation.moments.every": 4,
     "validation.moments.tokens": [1024],
@@ -78,6 +81,8 @@ NAMED_OTHERWISE = (
     | {
         "background.policy": "infusion.background.policy",
         "background.frequency": "infusion.background.frequency",
+        "background.groups.facts": "infusion.background.groups",
+        "background.groups.frequency": "infusion.background.groups",
         "ladder.learning_rate": "training.optimizer.learning_rate",
     }
 )
@@ -303,6 +308,9 @@ def overrides(study: Path, key: str, value: Any) -> list[str]:
             section = section.setdefault(part, {})
         section[last] = value
         return [f"ladder={json.dumps([entry])}"]
+    if key.startswith("background.groups."):
+        group = {"facts": 16, "frequency": 4} | {key.rsplit(".", maxsplit=1)[-1]: value}
+        return [f"background={json.dumps({'policy': 'displaced', 'groups': [group]})}"]
     text = json.dumps(value).replace("OTHER", str(study.parent / "other"))
     return [f"{key}={text}"]
 
