@@ -13,6 +13,15 @@ from megatron_kis.common.identity import DATA
 from megatron_kis.data.exposure_schedule import schedule_of
 
 
+def _checked_schedule(schedule: str | dict[str, Any]) -> str | dict[str, Any]:
+    try:
+        schedule_of(schedule)
+    except InputError as error:
+        message = str(error).removeprefix("infusion.schedule: ").removeprefix("infusion.schedule.")
+        raise ValueError(message) from None  # the field that it belongs to is named by whoever reads the settings
+    return schedule
+
+
 class BackgroundGroup(Config):
     """Background facts that are shown equally often."""
 
@@ -38,8 +47,19 @@ class BackgroundConfig(Config):
     after the other, in the order of ``infusion.facts``; facts beyond their sum are neither shown nor asked for. A list
     in place of the whole section is these groups, with the policy ``protected``."""
 
+    schedule: str | dict[str, Any] = "uniform"
+    """Schedule of the exposures of protected facts, one for all groups: as ``infusion.schedule``."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _known_schedule(cls, schedule: str | dict[str, Any]) -> str | dict[str, Any]:
+        return _checked_schedule(schedule)
+
     @model_validator(mode="after")
     def _one_of_both(self) -> BackgroundConfig:
+        if self.policy == "displaced" and not schedule_of(self.schedule).is_uniform:
+            msg = "schedule has no effect on displaced facts, which keep to the general text; use policy: protected"
+            raise ValueError(msg)
         if self.groups and self.frequency:
             msg = "has both 'frequency' and 'groups'; give one"
             raise ValueError(msg)
@@ -98,11 +118,7 @@ class InfusionConfig(Config):
     @field_validator("schedule")
     @classmethod
     def _known_schedule(cls, schedule: str | dict[str, Any]) -> str | dict[str, Any]:
-        try:
-            schedule_of(schedule)
-        except InputError as error:
-            raise ValueError(str(error).removeprefix("infusion.schedule: ")) from None
-        return schedule
+        return _checked_schedule(schedule)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> InfusionConfig:

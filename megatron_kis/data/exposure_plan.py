@@ -200,6 +200,7 @@ class ExposurePlan:
             "shown_fingerprint": fingerprint_of(*counts.values()) if counts else None,
             **({"text_first": True} if inputs.text_first else {}),
             **({} if inputs.infused.shown is None else {"shown_facts": inputs.infused.count}),
+            **({} if background.schedule.is_uniform else _of_schedule(background.schedule)),
             **({} if isinstance(background.frequency, int) else _of_strengths(background.groups, background.frequency)),
         }
 
@@ -225,7 +226,7 @@ def _from_keywords(
     background_before: int = 0,
 ) -> tuple[InfusedFacts, BackgroundFacts, TokenBudget, PreviousPart]:
     """Makes the parts of a plan from the older form of the call, which names each of their values."""
-    lengths = {} if background_lengths is None else {"lengths": background_lengths}
+    lengths: dict[str, Any] = {} if background_lengths is None else {"lengths": background_lengths}
     return (
         InfusedFacts(exposure_lengths, infusion_frequency, infusion_ratio, popularity),
         BackgroundFacts(**lengths, frequency=background_frequency, policy=background_policy),
@@ -247,6 +248,10 @@ def _builder(inputs: PlanInputs, streams: Sequence[Stream]) -> BlockBuilder:
 
 def _of_strengths(groups: list[dict[str, int]], frequencies: IntArray) -> dict[str, Any]:
     return {"background_groups": groups, "background_fingerprint": fingerprint_of(frequencies)}
+
+
+def _of_schedule(schedule: Schedule) -> dict[str, Any]:
+    return {"background_schedule": schedule.description, "background_schedule_fingerprint": schedule.fingerprint}
 
 
 def _whole(mean: float) -> float:

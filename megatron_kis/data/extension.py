@@ -15,6 +15,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint
 from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data.exposure_plan import ExposurePlan, PreviousPart, SequenceLayout, TokenBudget
+from megatron_kis.data.exposure_schedule import schedule_of
 from megatron_kis.data.plan_inputs import rounded
 from megatron_kis.data.stream import IntArray
 
@@ -31,6 +32,7 @@ _SETTINGS = (
     "background_policy",
     "background_base_frequency",
     "background_groups",
+    "background_schedule",
 )
 _SUMS = ("infused_tokens", "background_tokens", "token_budget", "infusion_frequency", "background_frequency")
 
@@ -140,6 +142,7 @@ def extend(
     infusion_frequency: float | None = None,
     infusion_ratio: float | None = None,
     schedule: str | Mapping[str, Any] = "uniform",
+    background_schedule: str | Mapping[str, Any] = "uniform",
 ) -> ExtendedPlan:
     """Extends a plan to a larger budget.
 
@@ -150,6 +153,7 @@ def extend(
             exposures continue at the rate of the last part: each fact's exposures grow in proportion to the budget.
         infusion_ratio: share of the added tokens.
         schedule: when infused facts are shown in the added tokens.
+        background_schedule: when protected background facts are, whose exposures grow in proportion to the budget.
 
     Raises:
         InputError: less than one sequence more, or exposures that do not fit into the added tokens.
@@ -178,6 +182,7 @@ def extend(
         ),
         replace(
             inputs.background,
+            schedule=schedule_of(background_schedule),
             frequency=_background_so_far(base, base.token_budget + added) - base.background_frequencies,
         ),
         budget=TokenBudget(added, base.sequence_length),

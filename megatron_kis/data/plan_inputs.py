@@ -88,13 +88,22 @@ class BackgroundFacts:
     ``frequency`` times the share that infusion leaves, rounded; under a uniform schedule the exposures that remain keep
     their ideal places."""
 
+    schedule: Schedule = UNIFORM
+    """When they are shown, if they are ``protected``; others keep to the general text."""
+
     table: IntArray = field(init=False)
     """``lengths`` as an array."""
 
     def __post_init__(self) -> None:
-        """Checks policy, frequency and lengths."""
+        """Checks policy, frequency, schedule and lengths."""
         if self.policy not in POLICIES:
             raise _unknown("policy", self.policy, "infusion.background.policy", POLICIES)
+        if self.policy == "displaced" and not self.schedule.is_uniform:
+            raise InputError(
+                f"is {self.schedule.description}, and displaced background facts are shown where the general text is",
+                where="infusion.background.schedule",
+                remedy="use the policy protected",
+            )
         least = int(np.min(self.frequency, initial=0))
         if least < 0:
             raise InputError(f"is {least}", where="background_frequency", remedy="must not be negative")
@@ -233,7 +242,7 @@ class PlanInputs:
     def streams(self, frequencies: IntArray | int) -> tuple[Stream, Stream]:
         """Returns the infused and the background stream at some frequencies of the infused facts."""
         infused = self.infused_stream(frequencies)
-        frequency, schedule = self.background.frequency, UNIFORM
+        frequency, schedule = self.background.frequency, self.background.schedule
         kept: IntArray | int | None = None
         if self.background.policy == "displaced":
             ratio = min(1.0, infused.total_tokens / self.budget.tokens)
@@ -252,7 +261,22 @@ class PlanInputs:
             kept_per_fact=kept,
             first_ordinal=self.previous.background_frequency,
         )
+        if not self.background.schedule.is_uniform:
+            self._check_density(infused, background)
         return infused, background
+
+    def _check_density(self, infused: Stream, background: Stream) -> None:
+        """Refuses a schedule of the background that leaves no room for it at some time: it would be shown at others."""
+        times = np.union1d(infused.schedule.times, background.schedule.times)
+        taken = [stream.total_tokens * np.diff(stream.schedule.share(times)) for stream in (infused, background)]
+        densest = float(((taken[0] + taken[1]) / np.diff(times)).max()) / self.budget.tokens
+        if densest > 1.0:
+            raise InputError(
+                f"{background.schedule.description} and the infused facts take {densest:.3f} of the tokens where they"
+                " are densest",
+                where="infusion.background.schedule",
+                remedy="use a wider schedule, smaller frequencies or a larger token budget",
+            )
 
 
 def rounded(values: float | NDArray[np.floating[Any]]) -> int | IntArray:

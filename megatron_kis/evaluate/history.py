@@ -7,7 +7,9 @@ from pathlib import Path
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_write
+from megatron_kis.common.terms import BACKGROUND
 from megatron_kis.probes.curves import NEVER, histories, read_outcomes
+from megatron_kis.probes.probe import name_of_strength
 from megatron_kis.training.artifacts import open_run
 
 COLUMNS = (
@@ -53,6 +55,8 @@ def write_histories(run: Path, output: Path, *, rule: str) -> int:
         for question, steps, changes, score in zip(
             questions.questions, events, found.changes, outcomes.scores[-1], strict=True
         ):
-            names = (question.fact, question.group, question.relation, question.split, question.template)
+            strength = questions.strengths.get(question.fact) if question.group == BACKGROUND else None
+            group = question.group if strength is None else name_of_strength(strength)
+            names = (question.fact, group, question.relation, question.split, question.template)
             table.writerow([*names, *("" if step == NEVER else step for step in steps), changes, f"{score:.5g}"])
     return len(outcomes.steps)

@@ -13,6 +13,7 @@ from megatron_kis.config.data import InfusionConfig
 from megatron_kis.config.recorded import recorded_config
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data.exposure_plan import BackgroundFacts, ExposurePlan, InfusedFacts, TokenBudget
+from megatron_kis.data.exposure_schedule import schedule_of
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import ExtendedPlan, check_continuation, extend
 from megatron_kis.data.frequency import IntArray, zipf_popularity
@@ -44,6 +45,7 @@ def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -
             infusion_frequency=infusion.frequency,
             infusion_ratio=infusion.ratio,
             schedule=infusion.schedule,
+            background_schedule=infusion.background.schedule,
         )
     facts = len(store.ids("infused"))
     exponent = infusion.zipf_exponent
@@ -63,6 +65,7 @@ def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -
                 else infusion.background.frequency
             ),
             policy=infusion.background.policy,
+            schedule=schedule_of(infusion.background.schedule),
         ),
         budget=TokenBudget(budget, training.sequence_length),
         schedule=infusion.schedule,

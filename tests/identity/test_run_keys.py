@@ -117,6 +117,11 @@ TABLE: dict[str, Change] = dict(
         counts("infusion.background.frequency", 3),
         counts("infusion.background.groups.facts", None, named=_GROUPS, **_grouped(8, 6)),
         counts("infusion.background.groups.frequency", None, named=_GROUPS, **_grouped(16, 5)),
+        counts(
+            "infusion.background.schedule",
+            None,
+            **{"infusion.background": {"policy": "protected", "frequency": 6, "schedule": "back_loaded"}},
+        ),
         counts("documents.reset_attention", True),
         counts("documents.mask_boundaries", True),
         free("parallel.replicas", 2),

@@ -50,6 +50,7 @@ SETTINGS: dict[str, Any] = {
     "background.frequency": 3,
     "background.groups.facts": 8,
     "background.groups.frequency": 5,
+    "background.schedule": "back_loaded",
     "schedule": "front_loaded",
     "templates": "random",
     "documents.reset_attention": True,
@@ -83,6 +84,7 @@ NAMED_OTHERWISE = (
         "background.frequency": "infusion.background.frequency",
         "background.groups.facts": "infusion.background.groups",
         "background.groups.frequency": "infusion.background.groups",
+        "background.schedule": "infusion.background.schedule",
         "ladder.learning_rate": "training.optimizer.learning_rate",
     }
 )
@@ -311,6 +313,8 @@ def overrides(study: Path, key: str, value: Any) -> list[str]:
     if key.startswith("background.groups."):
         group = {"facts": 16, "frequency": 4} | {key.rsplit(".", maxsplit=1)[-1]: value}
         return [f"background={json.dumps({'policy': 'displaced', 'groups': [group]})}"]
+    if key == "background.schedule":
+        return [f"background={json.dumps({'policy': 'protected', 'frequency': 4, 'schedule': value})}"]
     text = json.dumps(value).replace("OTHER", str(study.parent / "other"))
     return [f"{key}={text}"]
 
