@@ -151,6 +151,7 @@ DATA: dict[str, Any] = {
 ANALYSIS: dict[str, Any] = {
     "analysis.split": "train",
     "analysis.criterion": "tolerance_rule",
+    "analysis.axis": "frequency",
     "analysis.scoring": "sum",
     "analysis.r": 0.2,
     "analysis.delta_min": 0.1,

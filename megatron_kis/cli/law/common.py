@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _CHOICES = (
     "split",
     "criterion",
+    "axis",
     "law",
     "law_resamples",
     "scoring",
