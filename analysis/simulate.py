@@ -20,7 +20,16 @@ import pandas as pd
 
 from megatron_kis.analysis.criteria.counts import draw
 from megatron_kis.analysis.criteria.hinge_fit import link, rate_of
-from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, Array, Curve, canonical, rows_of
+from megatron_kis.analysis.runs.curves import (
+    CURVE_COLUMNS,
+    OPTIONAL_COLUMNS,
+    Array,
+    Curve,
+    canonical,
+    rows_of,
+    with_known,
+)
+from megatron_kis.analysis.runs.slices import FACTS, RATIO, USUAL, Slice
 
 Cell = tuple[int, int]
 """N and D of a model: (params, tokens)."""
@@ -60,6 +69,8 @@ class Truth:
     """Intraclass correlation of the facts of a run, which a seed moves together."""
     fact_tokens: float = 15.0
     """Mean length of an exposure."""
+    fact_bits: float | None = None
+    """Bits of an infused fact; None: not written into the table."""
     loss: float = 3.0
     """Validation loss of the reference model at F = 0, nats per token."""
 
@@ -90,9 +101,11 @@ class Truth:
         f = np.asarray(frequency, dtype=float)
         return self.chance + (0.95 - self.chance) * f**3 / (f**3 + (self.rise * collapse) ** 3)
 
-    def ratio(self, frequency: float, tokens: float) -> float:
-        """Returns the infusion ratio at F."""
-        return self.facts * frequency * self.fact_tokens / tokens
+    def ratio(self, dose: float, tokens: float, one: Slice = USUAL) -> float:
+        """Returns the infusion ratio at a dose."""
+        if one.held_by == RATIO and one.held is not None:
+            return one.held if dose > 0 else 0.0
+        return dose * (self.facts if one.held is None else one.held) * self.fact_tokens / tokens
 
     def validation_loss(self, params: float, frequency: float, collapse: float) -> float:
         """Returns the loss on general text, which rises with F and is 5% above that of F = 0 at F*."""
@@ -109,8 +122,13 @@ def simulate_curve(
     *,
     collapse: float | None = None,
     group: str = "background",
+    one: Slice = USUAL,
 ) -> Curve:
-    """Simulates a measured curve; ``collapse`` is its F* (if None, that of the law with a drawn scatter)."""
+    """Simulates a measured curve over the doses ``frequency`` of a slice.
+
+    ``collapse`` is its F* (or K*); if None, that of the law with a drawn scatter. ``facts`` of the truth are the facts
+    that are asked about, at every dose.
+    """
     params, tokens = cell
     if collapse is None:
         collapse = truth.collapse_point(params, tokens) * math.exp(float(truth.scatters(generator, 1)[0]))
@@ -129,15 +147,24 @@ def simulate_curve(
         group=group,
         split="held_out",
         scoring="statement",
-        frequency=f,
+        dose=f,
         rate=rates.mean(axis=1),
         seed_rates=tuple(rates),
         seed_facts=tuple(facts),
         chance=np.full(len(f), truth.chance),
-        ratio=np.array([truth.ratio(value, tokens) for value in f]),
+        ratio=np.array([truth.ratio(value, tokens, one) for value in f]),
         loss=loss,
         seed_losses=tuple({seed: float(value) for seed in range(seeds)} for value in loss),
+        slice=one,
+        bits=None if truth.fact_bits is None else truth.fact_bits * _facts_at(truth, f, one),
     )
+
+
+def _facts_at(truth: Truth, dose: Array, one: Slice) -> Array:
+    """Returns [L] the number of infused facts of doses; 0 without infusion."""
+    if one.axis == FACTS:
+        return dose
+    return np.where(dose > 0, float(truth.facts) if one.held is None else one.held, 0.0)
 
 
 def simulate_curves(
@@ -148,28 +175,38 @@ def simulate_curves(
     generator: np.random.Generator,
     *,
     groups: Sequence[str] = ("background",),
+    one: Slice = USUAL,
 ) -> tuple[list[Curve], dict[Cell, float]]:
-    """Simulates curves of every cell; returns them and each cell's F*. ``frequencies``: one grid, or one per cell."""
+    """Simulates curves of every cell; returns them and each cell's F* (or K*).
+
+    ``frequencies``: one grid of doses, or one per cell.
+    """
     curves, collapse = [], {}
     for cell in cells:
         point = truth.collapse_point(*cell) * math.exp(float(truth.scatters(generator, 1)[0]))
         grid = frequencies[cell] if isinstance(frequencies, dict) else frequencies
         collapse[cell] = point
-        curves += [simulate_curve(truth, cell, grid, seeds, generator, collapse=point, group=group) for group in groups]
+        curves += [
+            simulate_curve(truth, cell, grid, seeds, generator, collapse=point, group=group, one=one)
+            for group in groups
+        ]
     return curves, collapse
 
 
 def table_of(curves: Iterable[Curve]) -> pd.DataFrame:
-    """Returns simulated curves as a curve table (`megatron_kis.analysis.runs.curves.CURVE_COLUMNS`)."""
+    """Returns simulated curves as a curve table (`megatron_kis.analysis.runs.curves.CURVE_COLUMNS`).
+
+    Of a held ratio F follows with exposures of `Truth.fact_tokens` tokens.
+    """
     rows = []
     for curve in curves:
-        for level, frequency in enumerate(curve.frequency):
+        for level in range(len(curve.dose)):
             for seed, (rate, facts) in enumerate(zip(curve.seed_rates[level], curve.seed_facts[level], strict=True)):
                 rows.append(
                     {
                         "params": curve.params,
                         "tokens": curve.tokens,
-                        "frequency": float(frequency),
+                        **_amount(curve, level),
                         "seed": seed,
                         "n": int(facts),
                         "correct": float(round(rate * facts)),
@@ -183,7 +220,22 @@ def table_of(curves: Iterable[Curve]) -> pd.DataFrame:
                         "infusion_ratio": curve.ratio[level],
                     }
                 )
-    return canonical(pd.DataFrame(rows, columns=CURVE_COLUMNS))
+    return canonical(with_known(pd.DataFrame(rows, columns=[*CURVE_COLUMNS, *OPTIONAL_COLUMNS])))
+
+
+def _amount(curve: Curve, level: int) -> dict[str, float]:
+    """Returns what was infused at a level, by the columns of the curve table."""
+    dose, one = float(curve.dose[level]), curve.slice
+    bits = {} if curve.bits is None else {"infused_bits": float(curve.bits[level])}
+    if dose == 0 or one == USUAL:
+        return {"frequency": dose} | bits
+    assert one.held is not None
+    if one.axis != FACTS:
+        return {"frequency": dose, "infused_facts": one.held} | bits
+    if one.held_by != RATIO:
+        return {"frequency": one.held, "infused_facts": dose} | bits
+    shown = one.held * curve.tokens / (dose * Truth.fact_tokens)
+    return {"frequency": shown, "infused_facts": dose, "configured_ratio": one.held} | bits
 
 
 def simulate_table(
@@ -194,23 +246,28 @@ def simulate_table(
     generator: np.random.Generator,
     *,
     groups: Sequence[str] = ("infused", "background", "control"),
+    one: Slice = USUAL,
 ) -> tuple[pd.DataFrame, dict[Cell, float]]:
-    """Simulates a curve table; returns it and each cell's F*."""
-    curves, collapse = simulate_curves(truth, cells, frequencies, seeds, generator, groups=groups)
+    """Simulates a curve table of one slice; returns it and each cell's F* (or K*)."""
+    curves, collapse = simulate_curves(truth, cells, frequencies, seeds, generator, groups=groups, one=one)
     return table_of(curves), collapse
 
 
 def write_runs(table: pd.DataFrame, folder: Path, *, study: str = "simulated") -> int:
-    """Writes a run folder for every (N, D, F, seed) of a curve table below ``folder``; returns their number.
+    """Writes a run folder for every (N, D, F, K, seed) of a curve table below ``folder``; returns their number.
 
     The folders have the files that the analysis reads (run.json, metrics.jsonl, probes.jsonl, exposures.json, DONE)
     and are marked as simulated.
     """
     count = 0
-    key: Any  # (params, tokens, frequency, seed)
-    for key, rows in table.groupby(["params", "tokens", "frequency", "seed"], sort=True):
-        params, tokens, frequency, seed = map(int, key)
-        name = f"n{params}-d{tokens}-f{frequency}-s{seed}"
+    amounts = [name for name in ("infused_facts", "configured_ratio") if name in table]
+    key: Any  # (params, tokens, frequency, seed, infused_facts, configured_ratio)
+    for key, rows in table.groupby(["params", "tokens", "frequency", "seed", *amounts], sort=True, dropna=False):
+        params, tokens, seed = int(key[0]), int(key[1]), int(key[3])
+        frequency = int(key[2]) if float(key[2]).is_integer() else float(key[2])
+        shown = {column: float(value) for column, value in zip(amounts, key[4:], strict=True) if not np.isnan(value)}
+        facts = f"-k{shown['infused_facts']:g}" if "infused_facts" in shown else ""
+        name = f"n{params}-d{tokens}{facts}-f{frequency}-s{seed}"
         path = folder / name
         path.mkdir(parents=True, exist_ok=True)
         first = rows.iloc[0]
@@ -228,6 +285,12 @@ def write_runs(table: pd.DataFrame, folder: Path, *, study: str = "simulated") -
             "background_policy": "displaced",
             "simulated": True,
         }
+        if "infused_facts" in shown:
+            run["infused_facts"] = int(shown["infused_facts"])
+        if "configured_ratio" in shown:
+            run["settings"] = {"infusion": {"ratio": shown["configured_ratio"]}}
+        if "infused_bits" in table and not np.isnan(first["infused_bits"]):
+            run["infused_bits"] = float(first["infused_bits"])
         metrics = {"kind": "validation", "step": 1, "tokens": tokens, "loss": float(first["validation_loss"])}
         probes = [
             {

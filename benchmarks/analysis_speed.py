@@ -33,7 +33,7 @@ GRID = [0.0, *np.geomspace(60, 1500, 9).round()]
 
 def loop_hinge(curve: Curve) -> float:
     """Log F* of one curve by scipy alone."""
-    x, chance = np.log(np.maximum(curve.frequency, 1e-300)), float(curve.chance[0])
+    x, chance = np.log(np.maximum(curve.dose, 1e-300)), float(curve.chance[0])
     facts = np.array([f.sum() for f in curve.seed_facts])
     rate, weight = curve.rate, facts / (1 + (facts / len(curve.seed_facts[0]) - 1) * 0.01)
     best, tau = math.inf, math.nan

@@ -6,6 +6,8 @@ and scoring rule that the settings declare.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from megatron_kis.analysis.criteria.hinge import HingeCollapse
@@ -13,7 +15,9 @@ from megatron_kis.analysis.criteria.loss import LossTolerance
 from megatron_kis.analysis.criteria.onset import Onset
 from megatron_kis.analysis.criteria.tolerance_rule import ToleranceRule
 from megatron_kis.analysis.runs.curves import curve_table, curves, primary_rows
+from megatron_kis.analysis.runs.groups import base_group
 from megatron_kis.analysis.runs.load import Runs
+from megatron_kis.analysis.runs.slices import FACTS, slices_of
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INCONCLUSIVE,
@@ -25,6 +29,7 @@ from megatron_kis.analysis.runs.transitions import (
     STATUSES,
     Criterion,
     Transition,
+    order_of,
 )
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.analysis import AnalysisConfig
@@ -66,7 +71,7 @@ def find_transitions(
     *,
     criteria: tuple[Criterion, ...] | None = None,
 ) -> list[Transition]:
-    """Finds the transitions of every (N, D), ordered by kind, group, N and D.
+    """Finds the transitions of every (N, D) and slice, ordered by kind, group, slice, N and D.
 
     Args:
         data: runs, or a curve table (`analysis.runs.curves.curve_table`, `analysis.runs.load_csv.load_curves_csv`).
@@ -86,14 +91,15 @@ def find_transitions(
             where="analysis.split, analysis.scoring",
             remedy="there are " + ", ".join(there),
         )
-    found: dict[tuple[int, str, int, int], Transition] = {}
-    every = curves(primary)
+    found: dict[tuple[Any, ...], Transition] = {}
+    every = curves(primary, slices_of(table, settings.axis))
     for criterion in criteria_of(settings) if criteria is None else criteria:
         for curve in every:
-            if curve.group in criterion.groups:
-                transition = criterion.find(curve, settings)
-                # Every group's rows carry the loss of their run: its tolerance point is the same, and kept once.
-                found.setdefault(
-                    (KINDS.index(transition.kind), transition.group, curve.params, curve.tokens), transition
-                )
-    return [found[key] for key in sorted(found)]
+            if base_group(curve.group) not in criterion.groups:
+                continue
+            if criterion.kind == "onset" and curve.slice.axis == FACTS:
+                continue  # a fact is learnt from its own exposures: along K there is no smallest number for it
+            transition = criterion.find(curve, settings)
+            # Every group's rows carry the loss of their run: its tolerance point is the same, and kept once.
+            found.setdefault((transition.kind, transition.group, *curve.cell), transition)
+    return sorted(found.values(), key=order_of)

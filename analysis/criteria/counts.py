@@ -1,7 +1,7 @@
 """Counts by level and seed: their effective size, and curves drawn from a model of them.
 
 Everything takes leading axes, so that a bootstrap's resamples go through one call: rates are [..., L, S] for L levels
-of F and S seeds, NaN where a seed was not run.
+of the dose and S seeds, NaN where a seed was not run.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ class Evidence:
 
 def generator_of(curve: Curve, settings: AnalysisConfig, *purpose: str) -> np.random.Generator:
     """Returns random numbers that depend on the settings' seed and on the curve, never on the order of curves."""
-    parts = (*purpose, curve.params, curve.tokens, curve.group, curve.split, curve.scoring)
+    name = (curve.slice.name,) if curve.slice.name else ()
+    parts = (*purpose, curve.params, curve.tokens, curve.group, curve.split, curve.scoring, *name)
     return np.random.default_rng([settings.seed, zlib.crc32("/".join(map(str, parts)).encode())])
 
 
 def seed_matrix(curve: Curve) -> tuple[Array, Array]:
     """Returns (rates, facts), both [L, S]; NaN and 0 where a level has fewer seeds than another."""
-    rates = np.full((len(curve.frequency), curve.seeds), np.nan)
+    rates = np.full((len(curve.dose), curve.seeds), np.nan)
     facts = np.zeros_like(rates)
     for level, (r, n) in enumerate(zip(curve.seed_rates, curve.seed_facts, strict=True)):
         # In an order of their own: the table's row order must not reach the random numbers.

@@ -226,7 +226,7 @@ def _intervals(fits: HingeFits, cut: Array | float) -> tuple[Array, Array, Bools
 def measured(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Array, Evidence]:
     """Returns (x [L], facts [L, S], evidence [1, L]) of a measured curve: what `fit_hinges` and `classify` take."""
     with np.errstate(divide="ignore"):
-        x = np.log(curve.frequency)
+        x = np.log(curve.dose)
     rates, facts = seed_matrix(curve)
     return x, facts, evidence(rates[None], facts, settings.overdispersion)
 
@@ -280,9 +280,9 @@ class HingeCollapse:
 
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """Returns the collapse of ``curve``."""
-        levels = len(curve.frequency)
+        levels = len(curve.dose)
         if levels < FEWEST_LEVELS:
-            reason = f"{levels} levels of F; at least {FEWEST_LEVELS} are needed"
+            reason = f"{levels} levels of {curve.symbol}; at least {FEWEST_LEVELS} are needed"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason)
         x, facts, seen = measured(curve, settings)
         p_value, null = fall_test(
@@ -308,15 +308,15 @@ class HingeCollapse:
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         found["p_value"] = p_value
         fall = f"falls by {verdict.drop[0]:.2f} only" if verdict.falls[0] else f"no reliable fall (p = {p_value:.2g})"
-        said = f"{fall} up to F = {count(float(curve.frequency[-1]))}"
+        said = f"{fall} up to {curve.symbol} = {count(float(curve.dose[-1]))}"
         if detectable > needed:
             reason = f"{said}, but only a fall of {detectable:.2f} or more would have shown (needed: {needed:.2f})"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         if verdict.status[0] == INCONCLUSIVE:
-            reason = f"{said}, though lower than at F = 0 from the first level on"
+            reason = f"{said}, though lower than at {curve.symbol} = 0 from the first level on"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         reason = f"{said}; a fall of {detectable:.2f} would have shown"
-        found["low"] = float(curve.frequency[verdict.level[0]])
+        found["low"] = float(curve.dose[verdict.level[0]])
         return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found)
 
     def _collapse(
@@ -333,9 +333,7 @@ class HingeCollapse:
         down = f"falls by {verdict.drop[0]:.2f} from {fits.plateau_rate[0]:.2f}"
         if verdict.at_once[0]:
             reason = f"{down}: falling from the first level"
-            return make_transition(
-                curve, self.kind, LEFT_CENSORED, reason, **found | {"high": float(curve.frequency[1])}
-            )
+            return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": float(curve.dose[1])})
         high = math.exp(verdict.high[0])
         if verdict.status[0] == LEFT_CENSORED:
             reason = f"{down} from the first levels on"
@@ -343,8 +341,8 @@ class HingeCollapse:
         flags = []
         value = math.exp(fits.tau[0])
         if verdict.at_end[0]:
-            flags.append("seen at the largest F alone")
-            value = math.sqrt(float(curve.frequency[-2]) * float(curve.frequency[-1]))
+            flags.append(f"seen at the largest {curve.symbol} alone")
+            value = math.sqrt(float(curve.dose[-2]) * float(curve.dose[-1]))
         if verdict.pieces[0] > 1:
             flags.append("the interval is disconnected; its hull is given")
         rule = max(tolerance_point(fits, settings.r), math.log(value))
@@ -359,5 +357,5 @@ class HingeCollapse:
             "companion": math.exp(rule),
             "flags": "; ".join(flags),
         }
-        reason = f"{down} beyond F = {count(value)}" + "".join(f"; {flag}" for flag in flags)
+        reason = f"{down} beyond {curve.symbol} = {count(value)}" + "".join(f"; {flag}" for flag in flags)
         return make_transition(curve, self.kind, COLLAPSED, reason, **found)

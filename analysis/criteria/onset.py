@@ -32,14 +32,14 @@ class Onset:
 
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """Returns the onset of ``curve``."""
-        infused = curve.frequency > 0
+        infused = curve.dose > 0
         chance = curve.mean_chance
         if not infused.any():
             return make_transition(curve, self.kind, INCONCLUSIVE, "no run with F > 0")
         if chance is None:
             return make_transition(curve, self.kind, INCONCLUSIVE, "the chance level is not known")
         weight = evidence(*seed_matrix(curve), settings.overdispersion).weight
-        baseline = 0 if curve.frequency[0] == 0 else None
+        baseline = 0 if curve.dose[0] == 0 else None
         alpha = settings.alpha / int(infused.sum())
 
         def p_value(rate: float, n_eff: float) -> float:
@@ -48,11 +48,11 @@ class Onset:
                 return against_chance
             return max(against_chance, p_greater(rate, n_eff, float(curve.rate[baseline]), float(weight[baseline])))
 
-        p = [p_value(r, n) if f > 0 else 1.0 for f, r, n in zip(curve.frequency, curve.rate, weight, strict=True)]
+        p = [p_value(r, n) if f > 0 else 1.0 for f, r, n in zip(curve.dose, curve.rate, weight, strict=True)]
         above = [index for index, value in enumerate(p) if value <= alpha]
         peak = float(curve.rate.max())
         if not above:
-            largest, last = float(curve.frequency[-1]), len(p) - 1
+            largest, last = float(curve.dose[-1]), len(p) - 1
             # Would a model that half knows the facts have been noticed at the largest F?
             floor = chance if baseline is None else max(chance, float(curve.rate[baseline]))
             known = floor + settings.reference_loss * (1 - floor)
@@ -62,13 +62,13 @@ class Onset:
             reason = f"not reliably above chance ({chance:.2f}) up to the largest F, {count(largest)}"
             return make_transition(curve, self.kind, RIGHT_CENSORED, reason, low=largest, peak=peak, p_value=min(p))
         first = above[0]
-        high = float(curve.frequency[first])
+        high = float(curve.dose[first])
         seen = f"first reliably above chance ({chance:.2f}) at F = {count(high)}: rate {curve.rate[first]:.2f}"
-        if first == 0 or curve.frequency[first - 1] == 0:
+        if first == 0 or curve.dose[first - 1] == 0:
             return make_transition(
                 curve, self.kind, LEFT_CENSORED, f"{seen}, the smallest F tried", high=high, peak=peak, p_value=p[first]
             )
-        low = float(curve.frequency[first - 1])
+        low = float(curve.dose[first - 1])
         return make_transition(
             curve,
             self.kind,

@@ -98,9 +98,9 @@ class ToleranceRule:
 
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """Returns the collapse of ``curve``."""
-        levels = len(curve.frequency)
+        levels, symbol = len(curve.dose), curve.symbol
         if levels < _FEWEST_LEVELS:
-            reason = f"{levels} levels of F; at least {_FEWEST_LEVELS} are needed"
+            reason = f"{levels} levels of {symbol}; at least {_FEWEST_LEVELS} are needed"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason)
         counts = evidence(*seed_matrix(curve), settings.overdispersion)
         weight, spread = counts.weight, float(counts.spread)
@@ -119,29 +119,30 @@ class ToleranceRule:
         last, drop = int(seen.last), float(seen.drop)
         p_value = self._p_value(curve, weight, spread, float(seen.z), settings)
         found = {"peak": peak, "drop": drop, "detectable": detectable, "p_value": p_value}
-        largest = count(float(curve.frequency[-1]))
+        largest = count(float(curve.dose[-1]))
         if last == levels - 1 or p_value > settings.alpha:
             said = "stays within the margin of its maximum" if last == levels - 1 else "no reliable fall"
             needed = float(needed_drop(peak, chance, spread, settings))
             # Levels after `last` may be down without being reliably down: nothing is said about them.
-            reached = float(curve.frequency[last])
+            reached = float(curve.dose[last])
             if detectable > needed or reached == 0:
-                reason = f"lower than at F = 0 from the first level on, but not reliably (p = {p_value:.2g})"
+                reason = f"lower than at {symbol} = 0 from the first level on, but not reliably (p = {p_value:.2g})"
                 if detectable > needed:
                     reason = (
-                        f"{said} up to F = {largest}, but only a fall of {detectable:.2f} or more would have shown "
-                        f"(needed: {needed:.2f})"
+                        f"{said} up to {symbol} = {largest}, but only a fall of {detectable:.2f} or more would have "
+                        f"shown (needed: {needed:.2f})"
                     )
                 return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-            reason = f"{said} (maximum {peak:.2f}) up to F = {largest}; a fall of {detectable:.2f} would have shown"
+            seen_up = f"{said} (maximum {peak:.2f}) up to {symbol} = {largest}"
+            reason = f"{seen_up}; a fall of {detectable:.2f} would have shown"
             return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": reached})
-        low, high = float(curve.frequency[last]), float(curve.frequency[last + 1])
-        down = f"falls by {drop:.2f} from {peak:.2f} and stays down from F = {count(high)} on"
+        low, high = float(curve.dose[last]), float(curve.dose[last + 1])
+        down = f"falls by {drop:.2f} from {peak:.2f} and stays down from {symbol} = {count(high)} on"
         if last == 0:
             reason = f"{down}: falling from the first level"
             return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": high})
         edge = logit(np.array(peak - float(margin(peak, settings, spread))), weight[last])
-        value = crossing(curve.frequency, logit(curve.rate, weight), float(edge), last)
+        value = crossing(curve.dose, logit(curve.rate, weight), float(edge), last)
         return make_transition(curve, self.kind, COLLAPSED, down, **found | {"value": value, "low": low, "high": high})
 
     @staticmethod

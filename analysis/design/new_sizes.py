@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from megatron_kis.analysis.criteria import Transition, find_transitions
-from megatron_kis.analysis.design.next_runs import group_of, variance_of, variances
+from megatron_kis.analysis.design.next_runs import group_of, slice_to_extend, variance_of, variances
 from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.law.predict import half_width
+from megatron_kis.analysis.runs.slices import USUAL, Slice, rows_of_slice
 from megatron_kis.config.analysis import AnalysisConfig
 
 
@@ -30,13 +31,15 @@ class NewSize:
     tokens: int
     """D: the token budget of the study that is nearest to the target's."""
     frequency: float
-    """F* that the law expects there; the levels of F should be on both sides of it."""
+    """Dose F* (or K*) that the law expects there; the levels of the dose should be on both sides of it."""
     runs: int
     """Number of runs: the average of the study's sizes."""
     flops: float
     """6 N D of these runs."""
     narrower: float
     """Expected relative fall of the logarithmic width of the prediction interval at the target."""
+    slice: Slice = USUAL
+    """What the dose is, and what is held."""
 
 
 def new_sizes(
@@ -45,6 +48,7 @@ def new_sizes(
     tokens: float,
     settings: AnalysisConfig | None = None,
     *,
+    along: Slice | None = None,
     largest_ratio: float = 0.95,
     points: Sequence[Transition] | None = None,
 ) -> list[NewSize]:
@@ -57,22 +61,25 @@ def new_sizes(
         params: N of the target.
         tokens: D of the target.
         settings: the declared settings of the analysis.
+        along: axis and what is held; the slice of which most collapses are known, if None.
         largest_ratio: the largest infusion ratio of a run.
         points: the table's transitions, if they are known already.
     """
     settings = settings or AnalysisConfig()
     points = points or find_transitions(table, settings)
+    group = group_of(points)
+    along = along or slice_to_extend(points, group)
     try:
-        law = fit_law(points, "collapse", group_of(points), law=settings.law, compare_laws=False, brief=True)
+        law = fit_law(points, "collapse", group, along=along, law=settings.law, compare_laws=False, brief=True)
     except LawRefused:
         return []
-    mine = [p for p in points if p.kind == law.kind and p.group == law.group and p.informative]
+    mine = [p for p in points if (p.kind, p.group, p.slice) == (law.kind, law.group, along) and p.informative]
     cells = [(p.params, p.tokens, variance_of(p)) for p in mine]
     known = [variance for _, _, variance in cells if math.isfinite(variance)]
     if not known:
         return []
     budget = min({p.tokens for p in mine}, key=lambda own: (abs(math.log(own / tokens)), own))
-    runs = _runs_per_size(table[table["group"] == law.group], budget)
+    runs = _runs_per_size(rows_of_slice(table[table["group"] == law.group], along), budget)
     expected = float(np.median(known))
     freedom = law.degrees_of_freedom + 1
     with_one_more = replace(
@@ -90,7 +97,7 @@ def new_sizes(
         if law.tokens_per_frequency and frequency * law.tokens_per_frequency > largest_ratio * budget:
             continue
         narrower = 1 - half(with_one_more, [*cells, (size, budget, expected)]) / now
-        found.append(NewSize(size, budget, frequency, runs, 6.0 * size * budget * runs, narrower))
+        found.append(NewSize(size, budget, frequency, runs, 6.0 * size * budget * runs, narrower, along))
     return found
 
 
@@ -103,5 +110,5 @@ def _sizes(sizes: Sequence[int]) -> list[int]:
 
 
 def _runs_per_size(rows: pd.DataFrame, budget: int) -> int:
-    runs = rows.loc[rows["tokens"] == budget, ["params", "frequency", "seed"]].drop_duplicates()
+    runs = rows.loc[rows["tokens"] == budget, ["params", "dose", "seed"]].drop_duplicates()
     return math.ceil(len(runs) / runs["params"].nunique())

@@ -28,7 +28,8 @@ from megatron_kis.analysis.law.bootstrap import SimulatedCell, measure, simulate
 from megatron_kis.analysis.law.candidates import SIZE, SIZE_AND_BUDGET, design
 from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.runs.curves import Array, Curve, curves, primary_rows
-from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, LEFT_CENSORED, RIGHT_CENSORED, Transition
+from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice, rows_of_slice
+from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, LEFT_CENSORED, RIGHT_CENSORED, Transition, amount_at
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.analysis import AnalysisConfig
 
@@ -45,6 +46,7 @@ class Proposal:
     params: int
     tokens: int
     frequency: float
+    """F; where an infusion ratio is held, the F that it gives (NaN if that is not known)."""
     seed: int
     flops: float
     """Cost of the run, 6 N D."""
@@ -52,9 +54,21 @@ class Proposal:
     """Expected relative fall of the prediction variance at the target; None if no law can be fitted yet."""
     reason: str
     facts: int | None = None
-    """Number K of infused facts that the run shows; None: all."""
+    """Number of infused facts K; None where all runs have one K."""
     infusion_ratio: float | None = None
-    """Infusion ratio to ask for in place of ``frequency``; None: ask for the frequency."""
+    """The infusion ratio to ask for in place of F; None where F is asked for."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A run to train, by its dose."""
+
+    params: int
+    tokens: int
+    dose: float
+    seed: int
+    flops: float
+    reason: str
 
 
 @dataclass
@@ -79,6 +93,7 @@ def propose(
     settings: AnalysisConfig | None = None,
     *,
     group: str | None = None,
+    along: Slice | None = None,
     count: int = 6,
     largest_ratio: float = 0.95,
     points: Sequence[Transition] | None = None,
@@ -91,6 +106,7 @@ def propose(
         tokens: D of the target.
         settings: the declared settings of the analysis.
         group: fact group whose collapse is predicted; the first one with a collapse, background last, if None.
+        along: axis and what is held; the slice of which most collapses are known, if None.
         count: runs to propose.
         largest_ratio: the largest infusion ratio of a proposal, if the table has infusion ratios.
         points: the table's transitions, if they are known already.
@@ -101,19 +117,21 @@ def propose(
     settings = settings or AnalysisConfig()
     points = [p for p in points or find_transitions(table, settings) if p.kind == "collapse"]
     group = group or group_of(points)
-    runs = bisect(table, settings, group=group, count=count, largest_ratio=largest_ratio, points=points)
+    along = along or slice_to_extend(points, group)
+    found = _cells(table, settings, group, along, points)
+    steps = _steps(found, count, largest_ratio, _pool(table))
+    curve_of = {(curve.params, curve.tokens): curve for curve, _, _ in found}
     try:
-        law = fit_law(points, "collapse", group, law=settings.law, compare_laws=False, brief=True)
+        law = fit_law(points, "collapse", group, along=along, law=settings.law, compare_laws=False, brief=True)
     except LawRefused:
-        return runs
-    cells = {
-        (c.params, c.tokens): _cell(c, p, settings, seeds) for c, p, seeds in _cells(table, settings, group, points)
-    }
+        return [_proposal(step, curve_of[step.params, step.tokens], None) for step in steps]
+    cells = {(c.params, c.tokens): _cell(c, p, settings, seeds) for c, p, seeds in found}
     proposals: list[Proposal] = []
-    for run in runs:
-        proposal, variance = _with_gain(cells, run, law, params, tokens, settings)
-        proposals.append(proposal)
-        cells[run.params, run.tokens] = _with_run(cells[run.params, run.tokens], run, variance)
+    for step in steps:
+        own = step.params, step.tokens
+        gain, variance = _gain(cells, step, law, params, tokens, settings)
+        proposals.append(_proposal(step, curve_of[own], gain))
+        cells[own] = _with_run(cells[own], step, variance)
     return proposals
 
 
@@ -122,6 +140,7 @@ def bisect(
     settings: AnalysisConfig | None = None,
     *,
     group: str,
+    along: Slice | None = None,
     count: int = 6,
     largest_ratio: float = 0.95,
     points: Sequence[Transition] | None = None,
@@ -132,30 +151,62 @@ def bisect(
         InputError: no curve of that group.
     """
     settings = settings or AnalysisConfig()
-    points = points or find_transitions(table, settings)
-    cells = [_Cell(curve, point, None, 0.0, seeds) for curve, point, seeds in _cells(table, settings, group, points)]
-    found: list[Proposal] = []
+    points = [p for p in points or find_transitions(table, settings) if p.kind == "collapse"]
+    found = _cells(table, settings, group, along or slice_to_extend(points, group), points)
+    curve_of = {(curve.params, curve.tokens): curve for curve, _, _ in found}
+    steps = _steps(found, count, largest_ratio, _pool(table))
+    return [_proposal(step, curve_of[step.params, step.tokens], None) for step in steps]
+
+
+_Known = tuple[Curve, Transition, dict[float, set[int]]]
+"""The curve of an (N, D), its collapse point, and the seeds of its levels."""
+
+
+def _steps(known: Sequence[_Known], count: int, largest_ratio: float, pool: float) -> list[_Step]:
+    cells = [_Cell(curve, point, None, 0.0, seeds) for curve, point, seeds in known]
+    found: list[_Step] = []
     for _ in range(count):
-        best = _bisect(cells, largest_ratio)
+        best = _bisect(cells, largest_ratio, pool)
         if best is None:
             break
-        run, index = best
-        found.append(run)
-        cells[index] = _with_run(cells[index], run, 0.0)
+        step, index = best
+        found.append(step)
+        cells[index] = _with_run(cells[index], step, 0.0)
     return found
 
 
 def _cells(
-    table: pd.DataFrame, settings: AnalysisConfig, group: str, points: Sequence[Transition]
-) -> list[tuple[Curve, Transition, dict[float, set[int]]]]:
-    """Returns the group's curve of each (N, D), its collapse point, and the seeds of its levels."""
+    table: pd.DataFrame, settings: AnalysisConfig, group: str, along: Slice, points: Sequence[Transition]
+) -> list[_Known]:
+    """Returns what is known of each (N, D) of a group and slice."""
     primary = primary_rows(table, settings)
-    by_cell = {(p.params, p.tokens): p for p in points if p.kind == "collapse" and p.group == group}
-    seeds = _seeds(primary[primary["group"] == group])
-    mine = [c for c in curves(primary) if c.group == group]
-    if not mine:
+    mine = primary[primary["group"] == group]
+    by_cell = {(p.params, p.tokens): p for p in points if p.group == group and p.slice == along}
+    seeds = _seeds(rows_of_slice(mine, along))
+    found = curves(mine, [along])
+    if not found:
         raise InputError(f"no curve of group {group!r}", where="group", remedy="infused or background")
-    return [(c, by_cell[c.params, c.tokens], seeds[c.params, c.tokens]) for c in mine]
+    return [(c, by_cell[c.params, c.tokens], seeds[c.params, c.tokens]) for c in found]
+
+
+def slice_to_extend(points: Sequence[Transition], group: str) -> Slice:
+    """Returns the slice of a group in which most collapses are known; of several the first."""
+    mine = [p for p in points if p.kind == "collapse" and p.group == group]
+    slices = sorted({p.slice for p in mine}, key=lambda one: one.key)
+    return max(slices, key=lambda one: sum(p.informative for p in mine if p.slice == one), default=USUAL)
+
+
+def _pool(table: pd.DataFrame) -> float:
+    """Returns the number of facts that there are to infuse; inf if it is not known.
+
+    A run without infusion is asked about all of them. In the table of another trainer it may have any K: a smaller one
+    than was infused says nothing.
+    """
+    if "infused_facts" not in table:
+        return math.inf
+    base = table["frequency"] == 0
+    there, most = table.loc[base, "infused_facts"].max(), table.loc[~base, "infused_facts"].max()
+    return float(there) if there >= most else math.inf
 
 
 def group_of(points: Sequence[Transition]) -> str:
@@ -165,16 +216,16 @@ def group_of(points: Sequence[Transition]) -> str:
 
 
 def _seeds(rows: pd.DataFrame) -> dict[tuple[int, int], dict[float, set[int]]]:
-    """Returns the seeds trained at each level of each (N, D)."""
+    """Returns the seeds trained at each dose of each (N, D)."""
     found: dict[tuple[int, int], dict[float, set[int]]] = {}
-    for params, tokens, frequency, seed in rows[["params", "tokens", "frequency", "seed"]].itertuples(index=False):
-        found.setdefault((int(params), int(tokens)), {}).setdefault(float(frequency), set()).add(int(seed))
+    for params, tokens, dose, seed in rows[["params", "tokens", "dose", "seed"]].itertuples(index=False):
+        found.setdefault((int(params), int(tokens)), {}).setdefault(float(dose), set()).add(int(seed))
     return found
 
 
 def _cell(curve: Curve, point: Transition, settings: AnalysisConfig, seeds: dict[float, set[int]]) -> _Cell:
     source = None
-    if point.informative and len(curve.frequency) >= FEWEST_LEVELS:
+    if point.informative and len(curve.dose) >= FEWEST_LEVELS:
         source = simulated_cell(curve, point, point.steepness or 4.0, settings, 99)
     error = source.error if source is not None and point.interval == "profile" else None
     return _Cell(curve, point, source, error**2 if error else variance_of(point), seeds)
@@ -215,40 +266,40 @@ def variances(law: Law, cells: Sequence[tuple[int, int, float]], params: float, 
     return float(row @ np.linalg.solve((x * weight[:, None]).T @ x, row)), sigma**2
 
 
-def _with_gain(
+def _gain(
     cells: dict[tuple[int, int], _Cell],
-    run: Proposal,
+    step: _Step,
     law: Law,
     params: float,
     tokens: float,
     settings: AnalysisConfig,
-) -> tuple[Proposal, float]:
-    """Returns the run with its gain, and the variance of log F* that its cell is expected to have with it."""
-    own = run.params, run.tokens
-    expected = _expected(cells[own], run.frequency, law, settings)
+) -> tuple[float, float]:
+    """Returns the gain of a run, and the variance of log F* that its cell is expected to have with it."""
+    own = step.params, step.tokens
+    expected = _expected(cells[own], step.dose, law, settings)
     variances_now = {cell: c.variance for cell, c in cells.items()}
     variances_then = variances_now | {own: expected}
     now = prediction_variance(law, [(*cell, v) for cell, v in variances_now.items()], params, tokens)
     then = prediction_variance(law, [(*cell, v) for cell, v in variances_then.items()], params, tokens)
-    return replace(run, gain=1 - then / now), expected
+    return 1 - then / now, expected
 
 
-def _expected(cell: _Cell, frequency: float, law: Law, settings: AnalysisConfig) -> float:
+def _expected(cell: _Cell, dose: float, law: Law, settings: AnalysisConfig) -> float:
     """Returns the expected variance of log F* of a cell with one more run."""
     point, curve = cell.point, cell.curve
     if point.status in (RIGHT_CENSORED, INCONCLUSIVE) and point.low:
         mean, error = law.at(curve.params, curve.tokens)
         total = math.hypot(error, law.sigma)
         # Probability that the new level is beyond F*, so that the cell gets a bracket of this width.
-        reached = 0.5 * (1 + math.erf((math.log(frequency) - 0.2 - mean) / (total * math.sqrt(2))))
-        return math.log(frequency / point.low) ** 2 / 12 / max(reached, 1e-3)
+        reached = 0.5 * (1 + math.erf((math.log(dose) - 0.2 - mean) / (total * math.sqrt(2))))
+        return math.log(dose / point.low) ** 2 / 12 / max(reached, 1e-3)
     if cell.source is None or not point.value:
         return cell.variance
     generator = np.random.default_rng([settings.seed, curve.params % (1 << 32)])
     tau = math.log(point.value) + math.sqrt(cell.variance) * generator.standard_normal(_DRAWS)
     rates = _drawn(generator, cell.source, tau)
     now = _expected_variance(cell.source, rates, settings)
-    extended = _extended(cell.source, frequency)
+    extended = _extended(cell.source, dose)
     then = _expected_variance(extended, _with_drawn(generator, extended, tau, cell.source, rates), settings)
     # A run cannot make the estimate worse: a ratio above one is noise of the few simulated curves.
     return cell.variance * min(then / now, 1.0)
@@ -279,9 +330,9 @@ def _expected_variance(source: SimulatedCell, rates: Array, settings: AnalysisCo
     return float(np.mean(np.where(closed & (variance > 0), variance, width**2 / 12)))
 
 
-def _extended(source: SimulatedCell, frequency: float) -> SimulatedCell:
+def _extended(source: SimulatedCell, dose: float) -> SimulatedCell:
     """Returns the source with one more run: another seed of one of its levels, or a new level."""
-    x = math.log(frequency)
+    x = math.log(dose)
     per_run = float(source.facts.max())
     at = int(np.searchsorted(source.x, x - 1e-9))
     known = at < len(source.x) and abs(source.x[at] - x) < 1e-9
@@ -311,20 +362,20 @@ def _extended(source: SimulatedCell, frequency: float) -> SimulatedCell:
     )
 
 
-def _with_run(cell: _Cell, run: Proposal, variance: float) -> _Cell:
+def _with_run(cell: _Cell, step: _Step, variance: float) -> _Cell:
     """Returns the cell as if the run had given the expected result."""
-    frequency = run.frequency
-    seeds = cell.seeds | {frequency: cell.seeds.get(frequency, set()) | {run.seed}}
-    source = None if cell.source is None else _extended(cell.source, frequency)
+    dose = step.dose
+    seeds = cell.seeds | {dose: cell.seeds.get(dose, set()) | {step.seed}}
+    source = None if cell.source is None else _extended(cell.source, dose)
     curve = cell.curve
-    levels = np.unique(np.append(curve.frequency, frequency))
-    if len(levels) > len(curve.frequency):
-        at = int(np.searchsorted(curve.frequency, frequency))
+    levels = np.unique(np.append(curve.dose, dose))
+    if len(levels) > len(curve.dose):
+        at = int(np.searchsorted(curve.dose, dose))
         # Only the levels are used from here on; the rates of a run that was not trained are unknown.
         nothing = (np.array([np.nan]), np.array([0.0]))
         curve = replace(
             curve,
-            frequency=levels,
+            dose=levels,
             rate=np.insert(curve.rate, at, np.nan),
             chance=np.insert(curve.chance, at, np.nan),
             seed_rates=(*curve.seed_rates[:at], nothing[0], *curve.seed_rates[at:]),
@@ -336,11 +387,12 @@ def _with_run(cell: _Cell, run: Proposal, variance: float) -> _Cell:
     return _Cell(curve, cell.point, source, variance, seeds)
 
 
-def _bisect(cells: Sequence[_Cell], largest_ratio: float) -> tuple[Proposal, int] | None:
+def _bisect(cells: Sequence[_Cell], largest_ratio: float, pool: float) -> tuple[_Step, int] | None:
     """Returns the run with the largest width per cost, in a bracket or beyond a censored end, and the cell's index."""
-    best: tuple[tuple[float, float], tuple[Proposal, int]] | None = None
+    best: tuple[tuple[float, float], tuple[_Step, int]] | None = None
     for index, cell in enumerate(cells):
-        point, levels = cell.point, cell.curve.frequency[cell.curve.frequency > 0]
+        point, levels = cell.point, cell.curve.dose[cell.curve.dose > 0]
+        symbol = cell.curve.symbol
         if not len(levels):
             continue
         if point.informative and point.high:
@@ -349,38 +401,72 @@ def _bisect(cells: Sequence[_Cell], largest_ratio: float) -> tuple[Proposal, int
             if not inner:
                 continue
             a, b = max(inner, key=lambda pair: pair[1] / pair[0])
-            frequency, width = float(round(math.sqrt(a * b))), math.log(b / a)
-            if frequency < _NEAR * a or b < _NEAR * frequency:
+            dose, width = float(round(math.sqrt(a * b))), math.log(b / a)
+            if dose < _NEAR * a or b < _NEAR * dose:
                 continue
-            reason = "halves a bracket that may hold F*"
+            reason = f"halves a bracket that may hold {symbol}*"
         elif point.status == LEFT_CENSORED:
-            frequency, width = float(max(round(levels[0] / _STEP), 1)), 1.0
-            if levels[0] < _NEAR * frequency:
+            dose, width = float(max(round(levels[0] / _STEP), 1)), 1.0
+            if levels[0] < _NEAR * dose:
                 continue
             reason = "below the censored end"
         else:
-            frequency, width = _capped(cell.curve, float(levels[-1]) * _STEP, largest_ratio), 1.0
-            if frequency < _NEAR * levels[-1]:
+            dose, width = _capped(cell.curve, float(levels[-1]) * _STEP, largest_ratio, pool), 1.0
+            if dose < _NEAR * levels[-1]:
                 continue
-            reason = "beyond the largest F"
+            reason = f"beyond the largest {symbol}"
         # Halving a bracket in a model of four times the cost is only worth it if it is four times as wide.
         rank = (width / cell.flops, width)
         if best is None or rank > best[0]:
-            best = rank, (_proposal(cell, frequency, reason), index)
+            best = rank, (_step(cell, dose, reason), index)
     return best[1] if best else None
 
 
-def _proposal(cell: _Cell, frequency: float, reason: str) -> Proposal:
-    taken = cell.seeds.get(frequency, set())
+def _step(cell: _Cell, dose: float, reason: str) -> _Step:
+    taken = cell.seeds.get(dose, set())
     seed = next(number for number in numbers() if number not in taken)
-    return Proposal(cell.curve.params, cell.curve.tokens, frequency, seed, cell.flops, None, reason)
+    return _Step(cell.curve.params, cell.curve.tokens, dose, seed, cell.flops, reason)
 
 
-def _capped(curve: Curve, frequency: float, largest_ratio: float) -> float:
-    """Returns ``frequency``, or the largest whole F within ``largest_ratio`` if the curve has infusion ratios."""
-    known = np.isfinite(curve.ratio) & (curve.frequency > 0)
-    if known.any():
-        cost = float(np.max(curve.ratio[known] / curve.frequency[known]))
+def _proposal(step: _Step, curve: Curve, gain: float | None) -> Proposal:
+    """Returns a step along the slice of its curve as a run: its F, and its K where that varies."""
+    one = curve.slice
+    if one.axis == FREQUENCY:
+        frequency, facts = step.dose, None if one.held is None else round(one.held)
+    else:
+        frequency, facts = _frequency_at(curve, step.dose), round(step.dose)
+    return Proposal(
+        step.params,
+        step.tokens,
+        frequency,
+        step.seed,
+        step.flops,
+        gain,
+        step.reason,
+        facts=facts,
+        infusion_ratio=one.held if one.held_by == RATIO else None,
+    )
+
+
+def _frequency_at(curve: Curve, facts: float) -> float:
+    """Returns F at K along the number of facts: the held one, or what the held ratio leaves each fact."""
+    one = curve.slice
+    if one.held is not None and one.held_by != RATIO:
+        return one.held
+    exposures = amount_at(curve, curve.exposures, facts, jumps=True)
+    return math.nan if exposures is None else exposures / facts
+
+
+def _capped(curve: Curve, dose: float, largest_ratio: float, pool: float) -> float:
+    """Returns ``dose``, or the largest whole one within ``largest_ratio`` and the number of facts that there are.
+
+    The ratio limits it only if the curve has infusion ratios, which grow with the dose.
+    """
+    if curve.slice.axis != FREQUENCY:
+        dose = min(dose, pool)
+    known = np.isfinite(curve.ratio) & (curve.dose > 0)
+    if known.any() and curve.slice.held_by != RATIO:
+        cost = float(np.max(curve.ratio[known] / curve.dose[known]))
         if cost > 0:
-            frequency = min(frequency, math.floor(largest_ratio / cost))
-    return float(round(frequency))
+            dose = min(dose, math.floor(largest_ratio / cost))
+    return float(round(dose))

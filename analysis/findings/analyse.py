@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,7 +15,9 @@ from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.validate import backtest
 from megatron_kis.analysis.runs.curves import Curve, curve_table, curves, primary_rows
+from megatron_kis.analysis.runs.groups import group_key
 from megatron_kis.analysis.runs.load import Runs
+from megatron_kis.analysis.runs.slices import Slice, slices_of
 from megatron_kis.config.analysis import AnalysisConfig
 
 # The law at the top of law.json is the first of these that could be fitted: the paper's collapse point before its
@@ -26,32 +28,48 @@ LAW_ORDER = (("collapse", "infused"), ("collapse", "background"), ("tolerance", 
 def fit_laws(
     points: Sequence[Transition], settings: AnalysisConfig | None = None, table: pd.DataFrame | None = None
 ) -> tuple[list[Law], list[dict[str, str]]]:
-    """Returns the laws of every kind and group of the points, in their order, and the refusals.
+    """Returns the laws of every kind, group and slice of the points, in their order, and the refusals.
 
     With the curve ``table``, collapse laws by the hinge are bootstrapped through both stages; the other laws from the
     intervals of their points.
     """
     settings = settings or AnalysisConfig()
     laws, refused = [], []
-    found = {(point.kind, point.group) for point in points}
     by_loss = settings.criterion == "general_loss"
-    order = sorted(LAW_ORDER, key=lambda key: key[0] != "tolerance") if by_loss else LAW_ORDER
+    first = sorted(LAW_ORDER, key=lambda key: key[0] != "tolerance") if by_loss else LAW_ORDER
     drawn_from: list[Curve] = []
     if table is not None and settings.law_resamples and settings.criterion == "hinge":
-        drawn_from = curves(primary_rows(table, settings))
-    for kind, group in [*order, *sorted(found - set(order))]:
-        if (kind, group) not in found:
-            continue
+        drawn_from = curves(primary_rows(table, settings), slices_of(table, settings.axis))
+    for kind, group, one in law_keys(points, first):
         try:
-            law = fit_law(points, kind, group, confidence=settings.confidence, law=settings.law)
+            law = fit_law(points, kind, group, along=one, confidence=settings.confidence, law=settings.law)
             if drawn_from:
                 law = bootstrap_law(law, drawn_from, points, settings, resamples=settings.law_resamples)
             if settings.law_resamples and law.calibration is None:
                 law = bootstrap_points(law, points, settings, resamples=settings.law_resamples)
             laws.append(law)
         except LawRefused as error:
-            refused.append({"kind": kind, "group": group, "code": error.code, "reason": str(error)})
+            of_slice = {name: str(value) for name, value in one.record().items() if value is not None}
+            refused.append({"kind": kind, "group": group, "code": error.code, "reason": str(error)} | of_slice)
     return laws, refused
+
+
+def law_keys(
+    points: Iterable[Transition], first: Sequence[tuple[str, str]] = LAW_ORDER
+) -> list[tuple[str, str, Slice]]:
+    """Returns (kind, group, slice) of the points in the order of their laws.
+
+    Kinds and groups of ``first`` come before others.
+    """
+    places = {key: place for place, key in enumerate(first)}
+    found = {(point.kind, point.group, point.slice) for point in points}
+    last = len(places)
+
+    def key(item: tuple[str, str, Slice]) -> tuple[Any, ...]:
+        kind, group, one = item
+        return places.get((kind, group), last), kind, group_key(group), one.key
+
+    return sorted(found, key=key)
 
 
 def analyse_points(
@@ -74,7 +92,9 @@ def analyse_points(
         predict(law, params, predict_tokens or law.range_tokens[1]) for law in laws for params in predict_params
     ]
     backtests = {
-        (law.kind, law.group): backtest(points, law.kind, law.group, confidence=settings.confidence, law=settings.law)
+        (law.kind, law.group, law.slice): backtest(
+            points, law.kind, law.group, along=law.slice, confidence=settings.confidence, law=settings.law
+        )
         for law in laws
     }
     return AnalysisResult(settings, runs, table, points, laws, refused, predictions, backtests, title, study or {})

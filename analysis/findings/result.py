@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,7 @@ from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.law.validate import Score
 from megatron_kis.analysis.runs.load import Runs
+from megatron_kis.analysis.runs.slices import Slice, slices_of
 from megatron_kis.analysis.runs.transitions import Transition
 from megatron_kis.config.analysis import AnalysisConfig
 
@@ -25,13 +27,20 @@ class AnalysisResult:
     points: list[Transition]
     laws: list[Law]
     refused: list[dict[str, str]]
-    """Laws that the points cannot support: kind, group, code, reason."""
+    """Laws that the points cannot support: kind, group, code, reason; axis, held_by and held of a slice."""
     predictions: list[Prediction]
-    backtests: dict[tuple[str, str], list[Score]] = field(default_factory=dict)
-    """Predictions of the study's own larger N and D from its smaller ones, by kind and group of the law."""
+    backtests: dict[tuple[str, str, Slice], list[Score]] = field(default_factory=dict)
+    """Predictions of the study's own larger N and D from its smaller ones, by kind, group and slice of the law."""
     title: str = "Knowledge-infusion study"
     study: dict[str, Any] = field(default_factory=dict)
     """Content of study.yaml; empty where there is none."""
+
+    @cached_property
+    def slices(self) -> list[Slice]:
+        """The slices that were analysed, in their order."""
+        if self.curves is not None:
+            return slices_of(self.curves, self.settings.axis)
+        return sorted({point.slice for point in self.points}, key=lambda one: one.key)
 
     @property
     def law(self) -> Law | None:

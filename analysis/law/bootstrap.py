@@ -121,16 +121,19 @@ def bootstrap_law(
     the law as it was where the bootstrap has no basis: a law of another kind, with an offset, or with cells that have
     no curve here.
     """
-    by_cell = {(curve.params, curve.tokens): curve for curve in curves if curve.group == law.group}
+    by_cell = {
+        (curve.params, curve.tokens): curve for curve in curves if curve.group == law.group and curve.slice == law.slice
+    }
     used = [
         p
         for p in points
         if p.kind == law.kind == "collapse"
         and p.group == law.group
+        and p.slice == law.slice
         and (p.informative or p.status in (RIGHT_CENSORED, LEFT_CENSORED))
     ]
     known = all(
-        (p.params, p.tokens) in by_cell and len(by_cell[p.params, p.tokens].frequency) >= FEWEST_LEVELS for p in used
+        (p.params, p.tokens) in by_cell and len(by_cell[p.params, p.tokens].dose) >= FEWEST_LEVELS for p in used
     )
     steep = [p.steepness for p in used if p.informative and p.steepness]
     if law.candidate.offset or not used or not known or not steep:
@@ -140,7 +143,14 @@ def bootstrap_law(
     simulated = [simulated_cell(by_cell[p.params, p.tokens], p, gamma, settings, resamples) for p in used]
     errors = {(p.params, p.tokens): s.error for p, s in zip(used, simulated, strict=True) if s.error is not None}
     again = fit_law(
-        points, law.kind, law.group, confidence=law.confidence, law=law.law, compare_laws=False, errors=errors
+        points,
+        law.kind,
+        law.group,
+        along=law.slice,
+        confidence=law.confidence,
+        law=law.law,
+        compare_laws=False,
+        errors=errors,
     )
     again = replace(again, selection=law.selection, candidates=law.candidates)
     pivots = law_pivots(again, used, simulated, settings, resamples)

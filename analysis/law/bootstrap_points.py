@@ -36,6 +36,7 @@ def bootstrap_points(law: Law, points: Sequence[Transition], settings: AnalysisC
         for p in points
         if p.kind == law.kind
         and p.group == law.group
+        and p.slice == law.slice
         and (p.informative or (p.status == RIGHT_CENSORED and p.low) or (p.status == LEFT_CENSORED and p.high))
     ]
     if law.candidate.offset or not used:

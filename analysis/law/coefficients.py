@@ -13,6 +13,7 @@ from scipy import stats
 from megatron_kis.analysis.law.candidates import SIZE_AND_BUDGET, Cells, Fitted, design, fit_candidate
 from megatron_kis.analysis.law.regression import fit, student
 from megatron_kis.analysis.runs.curves import Array
+from megatron_kis.analysis.runs.slices import FACTS, RATIO, Slice
 from megatron_kis.analysis.runs.transitions import Transition
 
 
@@ -74,7 +75,7 @@ def lack_of_fit(fitted: Fitted, cells: Cells) -> dict[str, Any] | None:
 def equivalents(used: list[Transition], cells: Cells, fitted: Fitted, confidence: float) -> dict[str, dict[str, Any]]:
     """Fits the law of the infusion ratio (cost F / D) and of exposure tokens (cost F) by shifting log F*."""
     cost = cost_of(used)
-    if cost is None:
+    if cost is None or used[0].slice.held_by == RATIO:  # a held ratio has no transition of its own
         return {}
     found = {}
     for name, shift in (("infusion_ratio", np.log(cost) - cells.log_d), ("exposure_tokens", np.log(cost))):
@@ -107,8 +108,31 @@ def nonembedding(used: list[Transition], cells: Cells, fitted: Fitted, confidenc
     return {} if again is None else {"nonembedding_params": _estimates(again, confidence)}
 
 
+def agreed(values: Array | None) -> float | None:
+    """Returns the mean of values [n] that agree to 5%; None if they are not known or do not."""
+    if values is None or not len(values) or not np.isfinite(values).all() or values.max() > 1.05 * values.min():
+        return None
+    return float(values.mean())
+
+
+def amounts_of(used: Sequence[Transition], one: Slice) -> dict[str, float]:
+    """Returns what the observed points of a slice agree on (`Law.amounts`)."""
+    dose = np.array([p.value for p in used], dtype=float)
+    exposures = np.array([p.exposures for p in used], dtype=float)
+    tokens = np.array([p.exposure_tokens for p in used], dtype=float)
+    bits = np.array([p.infused_bits for p in used], dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = {
+            "exposures_per_dose": None if one.held_by == RATIO else agreed(exposures / dose),
+            "tokens_per_exposure": agreed(tokens / exposures),
+            "bits_per_dose": agreed(bits / dose) if one.axis == FACTS else None,
+            "bits": agreed(bits) if one.axis != FACTS else None,
+        }
+    return {name: value for name, value in found.items() if value}
+
+
 def cost_of(used: Sequence[Transition]) -> Array | None:
-    """Returns the tokens that one unit of F costs in each cell, [n]; None if it is unknown for one of them."""
+    """Returns the tokens that one unit of the dose costs in each cell, [n]; None if it is unknown for one of them."""
     costs = []
     for p in used:
         if p.exposure_tokens and p.value:

@@ -28,6 +28,8 @@ from megatron_kis.analysis.law.candidates import (
 )
 from megatron_kis.analysis.law.coefficients import (
     Coefficient,
+    agreed,
+    amounts_of,
     coefficients_of,
     cost_of,
     equivalents,
@@ -36,6 +38,8 @@ from megatron_kis.analysis.law.coefficients import (
 )
 from megatron_kis.analysis.law.regression import Z_95
 from megatron_kis.analysis.runs.curves import Array
+from megatron_kis.analysis.runs.groups import group_key
+from megatron_kis.analysis.runs.slices import RATIO, USUAL, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import INFORMATIVE, KINDS, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import fingerprint, read_json
@@ -63,6 +67,8 @@ class Law:
 
     kind: str
     group: str
+    slice: Slice = USUAL
+    """What the dose is (F* stands for K* where it is the number of facts), and what is held."""
     selected_law: str
     """Formula, with natural logarithms."""
     law: str
@@ -90,7 +96,11 @@ class Law:
     range_params: tuple[int, int]
     range_tokens: tuple[int, int]
     tokens_per_frequency: float | None
-    """Tokens that one unit of F costs (facts times mean exposure length); None if the points disagree."""
+    """Tokens that one unit of the dose costs (of F: facts times mean exposure length); None if the points disagree, or
+    the ratio is held."""
+    amounts: dict[str, float] = field(default_factory=dict)
+    """What else the points agree on: ``exposures_per_dose``, ``tokens_per_exposure``, ``bits_per_dose`` (along the
+    number of facts) and ``bits`` (along F)."""
     points: list[dict[str, Any]]
     """Every cell that was fitted, censored ones too (residual None)."""
     excluded: list[dict[str, Any]]
@@ -134,8 +144,12 @@ class Law:
         return float(mean[0]), math.sqrt(max(float(variance[0]), 0.0))
 
     def record(self) -> dict[str, Any]:
-        """Returns the law as JSON-ready values."""
-        return {"schema": SCHEMA, **asdict(self)}
+        """Returns the law as JSON-ready values; what older laws do not have is left out where it says nothing."""
+        content = asdict(self)
+        del content["slice"]
+        if not self.amounts:
+            del content["amounts"]
+        return {"schema": SCHEMA, **content, **self.slice.record()}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -148,18 +162,20 @@ def fit_law(
     kind: str = "collapse",
     group: str | None = None,
     *,
+    along: Slice | None = None,
     confidence: float = 0.95,
     law: str = "auto",
     compare_laws: bool = True,
     errors: Mapping[tuple[int, int], float] | None = None,
     brief: bool = False,
 ) -> Law:
-    """Fits the law to the points of one kind and group; censored ones contribute their limits.
+    """Fits the law to the points of one kind, group and slice; censored ones contribute their limits.
 
     Args:
         points: transitions, in any order.
         kind: onset, collapse or tolerance.
         group: infused, background or general; optional if the points of that kind have only one group.
+        along: axis of the dose and what is held; optional if the points of that kind and group have only one.
         confidence: level of the intervals.
         law: a candidate's name (`megatron_kis.analysis.law.candidates.CANDIDATES`), or ``auto``.
         compare_laws: whether to score the other candidates where ``law`` names one.
@@ -168,9 +184,9 @@ def fit_law(
 
     Raises:
         LawRefused: the points cannot support a law; nothing is fitted.
-        InputError: unknown kind or law, or several groups and ``group`` is None.
+        InputError: unknown kind or law, or several groups or slices and ``group`` or ``along`` is None.
     """
-    chosen, group = _chosen(points, kind, group)
+    chosen, group, along = _chosen(points, kind, group, along)
     if law != "auto" and law not in CANDIDATES:
         raise InputError(f"unknown law {law!r}", where="law", remedy=nearest(law, CANDIDATES))
     used = [p for p in chosen if p.informative or _censored(p)]
@@ -182,7 +198,8 @@ def fit_law(
     if fitted is None:
         raise LawRefused(
             "few_points",
-            f"{int(cells.informative.sum())} bracketed points cannot carry the law {CANDIDATES[name].formula}",
+            f"{int(cells.informative.sum())} bracketed points cannot carry the law "
+            + CANDIDATES[name].formula.replace("F", along.symbol),
             remedy=f"at least {CANDIDATES[name].size + 1} bracketed (N, D) that tell its terms apart",
         )
     informative = [p for p in used if p.informative]
@@ -195,7 +212,8 @@ def fit_law(
     return Law(
         kind=kind,
         group=group,
-        selected_law=fitted.law.formula,
+        slice=along,
+        selected_law=fitted.law.formula.replace("F", along.symbol),
         law=name,
         selection=selection,
         coefficients=coefficients_of(fitted, confidence),
@@ -209,13 +227,17 @@ def fit_law(
         covariance=fitted.covariance.tolist(),
         range_params=(min(p.params for p in informative), max(p.params for p in informative)),
         range_tokens=(min(p.tokens for p in informative), max(p.tokens for p in informative)),
-        tokens_per_frequency=_tokens_per_frequency(informative),
+        tokens_per_frequency=None if along.held_by == RATIO else agreed(cost_of(informative)),
+        amounts=amounts_of(informative, along),
         points=[
             _listed(p, residual=math.log(p.value) - float(m) if p.informative and p.value else None)
             for p, m in zip(used, fitted_mean, strict=True)
         ],
         excluded=excluded,
-        candidates=[row | {"selected": row["law"] == name} for row in candidates],
+        candidates=[
+            row | {"formula": row["formula"].replace("F", along.symbol), "selected": row["law"] == name}
+            for row in candidates
+        ],
         lack_of_fit=lack,
         equivalents={} if brief else equivalents(used, cells, fitted, confidence),
         sensitivity={} if brief else nonembedding(used, cells, fitted, confidence),
@@ -223,18 +245,27 @@ def fit_law(
     )
 
 
-def _chosen(points: Iterable[Transition], kind: str, group: str | None) -> tuple[list[Transition], str]:
+def _chosen(
+    points: Iterable[Transition], kind: str, group: str | None, along: Slice | None
+) -> tuple[list[Transition], str, Slice]:
     if kind not in KINDS:
         raise InputError(f"unknown kind {kind!r}", where="kind", remedy=nearest(kind, KINDS))
     of_kind = [point for point in points if point.kind == kind]
-    groups = sorted({point.group for point in of_kind})
+    groups = sorted({point.group for point in of_kind}, key=group_key)
     if group is None:
         if len(groups) > 1:
             raise InputError(
                 f"{kind} points of several groups", where="group", remedy="name one of " + ", ".join(groups)
             )
         group = groups[0] if groups else ""
-    return sorted((p for p in of_kind if p.group == group), key=_identity), group
+    of_group = [point for point in of_kind if point.group == group]
+    slices = sorted({point.slice for point in of_group}, key=lambda one: one.key)
+    if along is None:
+        if len(slices) > 1:
+            remedy = "name one of " + ", ".join(f"{one.axis} at {one.label or 'any'}" for one in slices)
+            raise InputError(f"{kind} points of {group} of several slices", where="along", remedy=remedy)
+        along = slices[0] if slices else USUAL
+    return sorted((p for p in of_group if p.slice == along), key=_identity), group, along
 
 
 def _censored(point: Transition) -> bool:
@@ -348,13 +379,6 @@ def _listed(point: Transition, **more: Any) -> dict[str, Any]:
     return {name: getattr(point, name) for name in kept} | more
 
 
-def _tokens_per_frequency(used: Sequence[Transition]) -> float | None:
-    costs = cost_of(used)
-    if costs is None or costs.max() > 1.05 * costs.min():
-        return None
-    return float(costs.mean())
-
-
 def _warnings(informative: int, used: Sequence[Transition], lack: dict[str, Any] | None) -> list[str]:
     warnings = []
     if informative < _VALIDATED_CELLS:
@@ -383,7 +407,11 @@ def load_law(path: Path | str) -> Law:
         raise InputError(f"records that no law could be fitted ({reasons or 'no reason given'})", where=str(path))
     try:
         record.setdefault("scatter_degrees_of_freedom", record["degrees_of_freedom"])  # files of earlier versions
-        known = {name: record[name] for name in Law.__dataclass_fields__}
+        later: dict[str, Any] = {
+            "slice": slice_of_record(record, where=str(path)),
+            "amounts": record.get("amounts") or {},
+        }
+        known = later | {name: record[name] for name in Law.__dataclass_fields__ if name not in later}
         known["coefficients"] = {
             name: Coefficient(**values) if values else None for name, values in record["coefficients"].items()
         }

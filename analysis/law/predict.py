@@ -12,20 +12,26 @@ import numpy as np
 
 from megatron_kis.analysis.law import regression
 from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.runs.slices import FACTS, RATIO, USUAL, Slice
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 
 SCHEMA = "kis.prediction/1"
+_LATER = ("exposures", "exposures_interval", "bits", "bits_interval")
 _FAR = 10.0  # an extrapolation by more than this factor gets a warning
 _WIDER = 1.25  # times the headline's log width: a wider bootstrap interval gets a warning
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """F* of one (N, D): intervals at the law's level of confidence, F in exposures per fact."""
+    """F* (or K*) of one (N, D): intervals at the law's level of confidence, F in exposures per fact.
+
+    ``slice`` says whether the dose is F or the number of facts K, and what is held.
+    """
 
     kind: str
     group: str
+    slice: Slice = USUAL
     params: int
     tokens: int
     centre: float
@@ -48,6 +54,14 @@ class Prediction:
     """Tokens of domain data at the centre: copies of each fact times what one copy of all facts costs."""
     exposure_tokens_interval: tuple[float, float] | None
     """The same at the ends of the prediction interval."""
+    exposures: float | None = None
+    """Exposures of all facts at the centre: K * F."""
+    exposures_interval: tuple[float, float] | None = None
+    """The same at the ends of the prediction interval; None where they do not depend on the dose."""
+    bits: float | None = None
+    """Bits of the facts at the centre."""
+    bits_interval: tuple[float, float] | None = None
+    """The same at the ends of the prediction interval; None where they do not depend on the dose."""
     domain: dict[str, float | None] | None
     """Meaning for other facts than the study's: ``copies_per_fact`` and ``tokens`` at the recommended end if the limit
     applies to each fact (F), ``copies_per_fact_by_tokens`` if it applies to their tokens together (the study's exposure
@@ -67,6 +81,27 @@ class Prediction:
     warnings: tuple[str, ...]
     law: dict[str, Any]
     """The law's formula, coefficients and fingerprint."""
+
+    @property
+    def bits_per_param(self) -> float | None:
+        """Bits of the facts at the centre for each parameter."""
+        return None if self.bits is None else self.bits / self.params
+
+    @property
+    def bits_per_param_interval(self) -> tuple[float, float] | None:
+        """The same at the ends of the prediction interval."""
+        if self.bits_interval is None:
+            return None
+        return self.bits_interval[0] / self.params, self.bits_interval[1] / self.params
+
+    def record(self) -> dict[str, Any]:
+        """Returns JSON-ready values; what older predictions do not have is left out where it says nothing."""
+        content = {key: value for key, value in asdict(self).items() if key not in _LATER or value is not None}
+        del content["slice"]
+        for name in ("bits_per_param", "bits_per_param_interval"):
+            if getattr(self, name) is not None:
+                content[name] = getattr(self, name)
+        return content | self.slice.record()
 
 
 def predict(
@@ -106,6 +141,12 @@ def predict(
             where="--facts, --fact-tokens",
             remedy="the number of facts and the mean tokens of an exposure",
         )
+    if facts is not None and law.slice.axis == FACTS:
+        raise InputError(
+            "the law is one of the number of facts itself",
+            where="--facts",
+            remedy="leave out --facts and --fact-tokens, or take a law of F",
+        )
     factors = {
         "params": _beyond(params, law.range_params),
         "tokens": _beyond(tokens, law.range_tokens),
@@ -116,12 +157,17 @@ def predict(
     drawn = critical_values(law, max(factors.values()))
     bootstrapped = None if drawn is None else (_exp(mean + drawn[0] * total), _exp(mean + drawn[1] * total))
     ratio = None if law.tokens_per_frequency is None else centre * law.tokens_per_frequency / tokens
+    if law.slice.held_by == RATIO:
+        ratio = law.slice.held
+    exposures, exposures_interval = _exposures(law, centre, interval, None if ratio is None else ratio * tokens)
+    bits_per_dose = law.amounts.get("bits_per_dose")
     seen = [point for point in law.points if point["value"]]
     values = [point["value"] for point in seen]
     largest = max(seen, key=lambda point: (point["params"], point["tokens"]))
     return Prediction(
         kind=law.kind,
         group=law.group,
+        slice=law.slice,
         params=round(params),
         tokens=round(tokens),
         centre=centre,
@@ -138,6 +184,10 @@ def predict(
             if law.tokens_per_frequency is None
             else (interval[0] * law.tokens_per_frequency, interval[1] * law.tokens_per_frequency)
         ),
+        exposures=exposures,
+        exposures_interval=exposures_interval,
+        bits=law.amounts.get("bits") if bits_per_dose is None else bits_per_dose * centre,
+        bits_interval=None if bits_per_dose is None else (bits_per_dose * interval[0], bits_per_dose * interval[1]),
         domain=_domain(law, interval, centre, facts, fact_tokens),
         interval_method="t",
         bootstrap_interval=bootstrapped,
@@ -152,6 +202,19 @@ def predict(
             "fingerprint": law.fingerprint,
         },
     )
+
+
+def _exposures(
+    law: Law, centre: float, interval: tuple[float, float], tokens: float | None
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Returns the exposures of all facts at the centre and at the ends of the prediction interval."""
+    each = law.amounts.get("exposures_per_dose")
+    if each is not None:
+        return each * centre, (each * interval[0], each * interval[1])
+    cost = law.amounts.get("tokens_per_exposure")
+    if law.slice.held_by == RATIO and tokens is not None and cost is not None:
+        return tokens / cost, None
+    return None, None
 
 
 def half_width(law: Law, error: float, sigma: float) -> float:
@@ -233,7 +296,7 @@ def _warnings(
 
 def prediction_record(prediction: Prediction, created: datetime | None = None) -> dict[str, Any]:
     """Returns the prediction as written to a file: its content, the date it was made, and the hash of both."""
-    content: dict[str, Any] = {"schema": SCHEMA, **asdict(prediction)}
+    content: dict[str, Any] = {"schema": SCHEMA, **prediction.record()}
     # As JSON will read it back, so that the hash does not depend on tuples and lists.
     content = {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
     content["created"] = (created or datetime.now(UTC)).isoformat(timespec="seconds")

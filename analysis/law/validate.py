@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_kis.analysis.law.fit import LawRefused, fit_law
 from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.runs.slices import USUAL, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError
 
@@ -45,6 +46,14 @@ class Score:
     axis: str | None = None
     """``params`` or ``tokens``: what was predicted from smaller values in a backtest; None for other predictions."""
     extrapolation_factor: float | None = None
+    slice: Slice = USUAL
+    """What the dose is, and what is held."""
+
+    def record(self) -> dict[str, Any]:
+        """Returns the score as JSON-ready values; ``slice`` by its parts, where it is not the usual one."""
+        content = asdict(self)
+        del content["slice"]
+        return content | ({"slice": self.slice.record()} if self.slice != USUAL else {})
 
 
 def validate(predictions: Iterable[dict[str, Any]], points: Iterable[Transition]) -> list[Score]:
@@ -62,7 +71,9 @@ def validate(predictions: Iterable[dict[str, Any]], points: Iterable[Transition]
     ]
     if not scores:
         wanted = "; ".join(
-            f"{p['kind']} of {p['group']}, params {p['params']}, tokens {p['tokens']}" for p in predictions
+            f"{p['kind']} of {p['group']}, params {p['params']}, tokens {p['tokens']}"
+            + _held(slice_of_record(p, where="prediction"))
+            for p in predictions
         )
         raise InputError("no measured point belongs to a prediction", where="--points", remedy=f"expected {wanted}")
     return scores
@@ -80,24 +91,30 @@ def summary(scores: list[Score]) -> dict[str, Any]:
         "baselines": {
             name: _mean([score.baselines.get(name) for score in scores]) for name in ("constant", "largest_model")
         },
-        "scores": [asdict(score) for score in scores],
+        "scores": [score.record() for score in scores],
     }
 
 
 def backtest(
-    points: Iterable[Transition], kind: str, group: str, *, confidence: float = 0.95, law: str = "auto"
+    points: Iterable[Transition],
+    kind: str,
+    group: str,
+    *,
+    along: Slice = USUAL,
+    confidence: float = 0.95,
+    law: str = "auto",
 ) -> list[Score]:
     """Scores predictions of each N from the smaller N, and of each D from the smaller D, where a law can be fitted.
 
     A law of one token budget says nothing about another one, so over D only a law with a term in D is scored.
     """
-    mine = [p for p in points if (p.kind, p.group) == (kind, group)]
+    mine = [p for p in points if (p.kind, p.group, p.slice) == (kind, group, along)]
     scores = []
     for axis in ("params", "tokens"):
         for value in sorted({getattr(p, axis) for p in mine if p.informative}):
             before = [p for p in mine if getattr(p, axis) < value]
             try:
-                fitted = fit_law(before, kind, group, confidence=confidence, law=law, compare_laws=False)
+                fitted = fit_law(before, kind, group, along=along, confidence=confidence, law=law, compare_laws=False)
             except LawRefused:
                 continue
             if axis == "tokens" and not fitted.in_tokens:
@@ -108,10 +125,14 @@ def backtest(
                 if not fitted.in_tokens and not fitted.range_tokens[0] <= point.tokens <= fitted.range_tokens[1]:
                     continue
                 found = predict(fitted, point.params, point.tokens)
-                record = asdict(found) | {"created": "", "hash": ""}
+                record = found.record() | {"created": "", "hash": ""}
                 score = _score(record, point)
                 scores.append(replace(score, axis=axis, extrapolation_factor=found.extrapolation_factor))
     return scores
+
+
+def _held(one: Slice) -> str:
+    return "" if one == USUAL else f", along {one.axis}" + (f" at {one.label}" if one.label else "")
 
 
 def _is_evidence(point: Transition) -> bool:
@@ -125,6 +146,8 @@ def _mean(values: list[float | None]) -> float | None:
 
 def _matches(prediction: dict[str, Any], point: Transition) -> bool:
     if (prediction["kind"], prediction["group"]) != (point.kind, point.group):
+        return False
+    if slice_of_record(prediction, where="prediction") != point.slice:
         return False
     return all(abs(math.log(prediction[key] / getattr(point, key))) < _SAME for key in ("params", "tokens"))
 
@@ -162,4 +185,5 @@ def _score(prediction: dict[str, Any], point: Transition) -> Score:
         hit=hit,
         interval_score=interval_score,
         baselines=baselines,
+        slice=point.slice,
     )

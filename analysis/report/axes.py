@@ -1,4 +1,4 @@
-"""The axes that figures share: F with a place for F = 0, the infusion ratio above it, and the share answered right."""
+"""The axes that figures share: the dose with a place for 0, the infusion ratio above it, the share answered right."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.theme import COLOURS, Panel
+from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice
 
 _LABEL_WIDTH = 0.0155
 """Width of a character of the second axis, as a share of the axis: 6 points at size 9 in 4.6 inches, and a margin."""
 
 
 @dataclass(frozen=True)
-class FrequencyAxis:
-    """F on a logarithmic axis, with a place of its own for F = 0 left of a break."""
+class DoseAxis:
+    """F or K on a logarithmic axis, with a place of its own for 0 left of a break."""
 
     levels: tuple[float, ...]
+    slice: Slice = USUAL
+    """What the dose is, and what is held."""
     even: bool = False
     """Whether levels are evenly spaced instead of logarithmic, for figures with many marks per level."""
 
@@ -33,7 +36,7 @@ class FrequencyAxis:
         return positive[0] - (float(np.median(steps)) if len(steps) else 1.0) * 1.25 if positive else 0.0
 
     def at(self, value: float) -> float:
-        """Returns the place of F on the axis."""
+        """Returns the place of a dose on the axis."""
         if self.even:
             return float(self.levels.index(value))
         return math.log2(value) if value > 0 else self._zero
@@ -41,7 +44,7 @@ class FrequencyAxis:
     def draw(self, drawn: Panel, ratios: dict[float, float] | None = None, *, margin: float = 0.0) -> None:
         """Draws ticks at the levels tried, and the infusion ratio on a second axis above.
 
-        ``margin`` is the least room outside the outer levels, in units of the axis (doublings of F).
+        ``margin`` is the least room outside the outer levels, in units of the axis (doublings of the dose).
         """
         axes = drawn.axes
         places = [self.at(level) for level in self.levels]
@@ -56,7 +59,11 @@ class FrequencyAxis:
         margin = max(margin, 0.05 * reach)
         axes.set_xlim(min(places) - margin, max(places) + margin)
         scale = "levels evenly spaced" if self.even else "log scale"
-        axes.set_xlabel(f"infusion frequency F (exposures per fact, {scale})")
+        axes.set_xlabel(
+            f"infusion frequency F (exposures per fact, {scale})"
+            if self.slice.axis == FREQUENCY
+            else f"number of infused facts K ({scale})"
+        )
         axes.grid(False, axis="x")
         if 0 in self.levels and len(self.levels) > 1:
             gap = (self.at(0) + self.at(self.levels[1])) / 2
@@ -83,15 +90,17 @@ def apart(places: Sequence[float], labels: Sequence[str], width: float) -> list[
     return shown
 
 
-def axis_of(table: pd.DataFrame) -> FrequencyAxis:
-    """Returns the axis with every level of a table."""
-    return FrequencyAxis(tuple(sorted(float(value) for value in table["frequency"].unique())))
+def axis_of(rows: pd.DataFrame, one: Slice) -> DoseAxis:
+    """Returns the axis with every level of the rows of a slice."""
+    return DoseAxis(tuple(sorted(float(value) for value in rows["dose"].unique())), one)
 
 
-def ratios_of(table: pd.DataFrame) -> dict[float, float]:
-    """Returns the infusion ratio of each level; empty where it is not a function of F alone."""
-    known = table.dropna(subset=["infusion_ratio"])
-    grouped = known.groupby("frequency")["infusion_ratio"]
+def ratios_of(rows: pd.DataFrame, one: Slice) -> dict[float, float]:
+    """Returns the infusion ratio of each level; empty where it is held, or not a function of the dose alone."""
+    if one.held_by == RATIO:
+        return {}
+    known = rows.dropna(subset=["infusion_ratio"])
+    grouped = known.groupby("dose")["infusion_ratio"]
     if len(grouped) and bool((grouped.max() - grouped.min() > 0.05 * grouped.max()).any()):
         return {}  # several token budgets
     means = grouped.mean()

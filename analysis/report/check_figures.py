@@ -11,13 +11,14 @@ from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import label_log_axis
 from megatron_kis.analysis.report.figures import Drawing
 from megatron_kis.analysis.report.theme import COLOURS, kind_colour, panel, to_svg
+from megatron_kis.analysis.runs.slices import FREQUENCY
 
 
 def check_figures(result: AnalysisResult) -> list[tuple[str, list[Drawing]]]:
     """Returns (title of the law, its figures) for every law that has something to show."""
     found = []
     for law in result.laws:
-        scores = result.backtests.get((law.kind, law.group), [])
+        scores = result.backtests.get((law.kind, law.group, law.slice), [])
         drawings = [
             residuals(law),
             comparison(law),
@@ -26,8 +27,16 @@ def check_figures(result: AnalysisResult) -> list[tuple[str, list[Drawing]]]:
         ]
         kept = [drawing for drawing in drawings if drawing is not None]
         if kept:
-            found.append((fmt.kind_title(law.kind, law.group), kept))
+            found.append((fmt.kind_title(law.kind, law.group, law.slice), kept))
     return found
+
+
+def _name(figure: str, law: Law) -> str:
+    return fmt.slug(figure, law.kind, law.group, law.slice.name)
+
+
+def _dose(law: Law) -> str:
+    return "frequency" if law.slice.axis == FREQUENCY else "number of facts"
 
 
 def _colour(law: Law) -> str:
@@ -40,7 +49,7 @@ def residuals(law: Law) -> Drawing | None:
     if len(known) < 3:
         return None
     title = "Residuals"
-    with panel(f"residuals-{law.kind}-{law.group}", f"{title} of the law against model size.") as drawn:
+    with panel(_name("residuals", law), f"{title} of the law against model size.") as drawn:
         axes = drawn.axes
         axes.set_xscale("log")
         label_log_axis(axes.xaxis, fmt.size)
@@ -52,8 +61,9 @@ def residuals(law: Law) -> Drawing | None:
             spread = [math.log(v / p["value"]) + p["residual"] for v in (p["low"], p["high"]) if v]
             if len(spread) == 2:
                 axes.plot([p["params"]] * 2, spread, color=COLOURS[_colour(law)], linewidth=1.4, alpha=0.6)
+        log = f"log {law.slice.symbol}*"
         tips = [
-            f"N = {fmt.size(p['params'])}, D = {fmt.size(p['tokens'])}\nresidual {fmt.number(p['residual'])} in log F*"
+            f"N = {fmt.size(p['params'])}, D = {fmt.size(p['tokens'])}\nresidual {fmt.number(p['residual'])} in {log}"
             for p in known
         ]
         drawn.points(
@@ -65,7 +75,7 @@ def residuals(law: Law) -> Drawing | None:
             marker="o",
             markersize=6,
         )
-        axes.set_ylabel("log F* minus the law")
+        axes.set_ylabel(f"{log} minus the law")
         axes.set_title(title)
         lack = law.lack_of_fit
         bend = "" if lack is None else f" Test for a bend in log N: p = {fmt.p_value(lack['p_value'])}."
@@ -79,7 +89,7 @@ def comparison(law: Law) -> Drawing | None:
         return None
     rows.sort(key=lambda row: row["log_score"])
     title = "Which law predicts the largest N"
-    with panel(f"candidates-{law.kind}-{law.group}", f"{title}: log score of each candidate law.") as drawn:
+    with panel(_name("candidates", law), f"{title}: log score of each candidate law.") as drawn:
         axes = drawn.axes
         drawn.figure.subplots_adjust(left=0.24)
         floor = max(rows[-1]["log_score"] - 25, rows[0]["log_score"])
@@ -104,7 +114,7 @@ def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
     if not known:
         return None
     title = "Predicted from smaller models"
-    with panel(f"foretold-{law.kind}-{law.group}", f"{title}: predicted against measured frequency.") as drawn:
+    with panel(_name("foretold", law), f"{title}: predicted against measured {_dose(law)}.") as drawn:
         axes = drawn.axes
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -133,8 +143,8 @@ def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
         axes.set_ylim(low / 2, high * 2)
         label_log_axis(axes.xaxis, fmt.frequency)
         label_log_axis(axes.yaxis, fmt.frequency)
-        axes.set_xlabel("measured F*")
-        axes.set_ylabel("predicted F*")
+        axes.set_xlabel(f"measured {law.slice.symbol}*")
+        axes.set_ylabel(f"predicted {law.slice.symbol}*")
         axes.set_title(title)
         hits = sum(s.hit for s in scores)
         return Drawing(
@@ -150,7 +160,7 @@ def extrapolation_error(law: Law, scores: list[Score]) -> Drawing | None:
     if not known:
         return None
     title = "Error against extrapolation"
-    with panel(f"error-{law.kind}-{law.group}", f"{title}: absolute log ratio by extrapolation factor.") as drawn:
+    with panel(_name("error", law), f"{title}: absolute log ratio by extrapolation factor.") as drawn:
         axes = drawn.axes
         axes.set_xscale("log")
         x = [s.extrapolation_factor or 1.0 for s in known]

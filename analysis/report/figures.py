@@ -11,9 +11,21 @@ import pandas as pd
 from megatron_kis.analysis.criteria.loss import loss_excess
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import formatting as fmt
-from megatron_kis.analysis.report.axes import FrequencyAxis, axis_of, draw_rate_axis, ratios_of
-from megatron_kis.analysis.report.theme import COLOURS, DASHES, MARKERS, SIZE_MARKERS, Panel, panel, size_slot, to_svg
+from megatron_kis.analysis.report.axes import DoseAxis, axis_of, draw_rate_axis, ratios_of
+from megatron_kis.analysis.report.theme import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    SIZE_MARKERS,
+    Panel,
+    kind_colour,
+    panel,
+    size_slot,
+    to_svg,
+)
 from megatron_kis.analysis.runs.curves import Curve, cells_of_table, curves, mean_curves, primary_rows, rows_of
+from megatron_kis.analysis.runs.groups import retained_groups
+from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, Slice, rows_of_slice
 from megatron_kis.analysis.runs.transitions import COLLAPSED, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
 
 
@@ -55,38 +67,48 @@ def size_keys(table: pd.DataFrame) -> list[Key]:
 
 
 def overview(result: AnalysisResult) -> list[Drawing]:
-    """Draws the primary split: one line per model, infused and background facts side by side."""
+    """Draws the primary split of each slice: one line per model, infused and background facts side by side."""
     assert result.curves is not None
-    table = result.curves
-    keys, cells = size_keys(table), cells_of_table(table)
+    keys, cells = size_keys(result.curves), cells_of_table(result.curves)
     settings = result.settings
-    means = mean_curves(primary_rows(table, settings))
     drawings = []
-    for group in ("infused", "background"):
-        mine = means[means["group"] == group]
-        if mine.empty:
-            continue
-        title = fmt.GROUP_TITLES[group]
-        alt = f"{title} against infusion frequency, one line per model, {fmt.SPLIT_TITLES[settings.split]}."
-        with panel(f"overview-{group}", alt) as drawn:
-            axis = axis_of(table)
-            draw_rate_axis(drawn, float(mine["chance"].mean()))
-            for key, (n, d) in zip(keys, cells, strict=True):
-                rows = mine[(mine["params"] == n) & (mine["tokens"] == d)]
-                if rows.empty:
-                    continue
-                x, y = [axis.at(f) for f in rows["frequency"]], rows["rate"].tolist()
-                drawn.line(x, y, series=key.series, colour=key.colour)
-                tips = [
-                    f"{key.label} · F = {r.frequency:g} · ρ = {fmt.ratio(r.infusion_ratio)}\nrate {r.rate:.3f}"
-                    + (f" (seeds {r.lowest:.3f} to {r.highest:.3f})" if r.seeds > 1 else " (1 seed)")
-                    for r in rows_of(rows)
-                ]
-                drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark, label=key.label)
-            axis.draw(drawn, ratios_of(table))
-            drawn.axes.set_title(title)
-            drawings.append(Drawing(to_svg(drawn), f"{title}, {fmt.SPLIT_TITLES[settings.split]}, mean of seeds."))
+    for one in result.slices:
+        table = rows_of_slice(result.curves, one)
+        means = mean_curves(primary_rows(table, settings))
+        for group in retained_groups(means["group"]):
+            mine = means[means["group"] == group]
+            if mine.empty:
+                continue
+            title = fmt.group_title(group, one)
+            alt = f"{title} against {_DOSES[one.axis]}, one line per model, {fmt.SPLIT_TITLES[settings.split]}."
+            with panel(fmt.slug("overview", group, one.name), alt) as drawn:
+                axis = axis_of(table, one)
+                draw_rate_axis(drawn, float(mine["chance"].mean()))
+                for key, (n, d) in zip(keys, cells, strict=True):
+                    rows = mine[(mine["params"] == n) & (mine["tokens"] == d)]
+                    if rows.empty:
+                        continue
+                    x, y = [axis.at(f) for f in rows["dose"]], rows["rate"].tolist()
+                    drawn.line(x, y, series=key.series, colour=key.colour)
+                    tips = [
+                        f"{key.label} · {_at(one, r.dose, r.infusion_ratio)}\nrate {r.rate:.3f}"
+                        + (f" (seeds {r.lowest:.3f} to {r.highest:.3f})" if r.seeds > 1 else " (1 seed)")
+                        for r in rows_of(rows)
+                    ]
+                    drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark, label=key.label)
+                axis.draw(drawn, ratios_of(table, one))
+                drawn.axes.set_title(title)
+                drawings.append(Drawing(to_svg(drawn), f"{title}, {fmt.SPLIT_TITLES[settings.split]}, mean of seeds."))
     return drawings
+
+
+_DOSES = {FREQUENCY: "infusion frequency", FACTS: "the number of infused facts"}
+"""What the dose of an axis is, for a figure's description."""
+
+
+def _at(one: Slice, dose: float, ratio: float) -> str:
+    """Describes a level for the tip of a point."""
+    return f"{one.symbol} = {dose:g}{fmt.amounts(one, ratio)}"
 
 
 def split_keys(table: pd.DataFrame) -> list[Key]:
@@ -102,19 +124,31 @@ def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawi
     """Draws one model: every split, seeds as faint points, brackets as bands, control facts in grey."""
     assert result.curves is not None
     table, settings = result.curves, result.settings
-    cells = cells_of_table(table)
     table = table[(table["params"] == params) & (table["tokens"] == tokens) & (table["scoring"] == settings.scoring)]
+    label = cell_label(params, tokens, cells_of_table(result.curves))
+    return [
+        drawing
+        for one in result.slices
+        for drawing in _slice_curves(result, rows_of_slice(table, one), one, (params, tokens), label)
+    ]
+
+
+def _slice_curves(
+    result: AnalysisResult, table: pd.DataFrame, one: Slice, cell: tuple[int, int], label: str
+) -> list[Drawing]:
+    """Draws one model's curves of a slice."""
+    settings = result.settings
     series = mean_curves(table)
-    label = cell_label(params, tokens, cells)
     drawings = []
-    for group in ("infused", "background"):
+    for group in retained_groups(table["group"]):
         mine = table[table["group"] == group]
         if mine.empty:
             continue
         means = series[series["group"] == group]
-        alt = f"{label}: {fmt.GROUP_TITLES[group].lower()} against infusion frequency by template split, with controls."
-        with panel(f"model-{params}-{tokens}-{group}", alt) as drawn:
-            axis = axis_of(table)
+        title = fmt.group_title(group, one)
+        alt = f"{label}: {title.lower()} against {_DOSES[one.axis]} by template split, with controls."
+        with panel(fmt.slug("model", str(cell[0]), str(cell[1]), group, one.name), alt) as drawn:
+            axis = axis_of(table, one)
             chance = mine["chance"].dropna()
             draw_rate_axis(drawn, float(chance.mean()) if len(chance) else None)
             control = table[(table["group"] == "control") & (table["split"] == settings.split)]
@@ -124,22 +158,20 @@ def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawi
             for split in ("question", "train", "held_out"):
                 if split in set(mine["split"]):
                     _split_series(drawn, axis, mine[mine["split"] == split], means[means["split"] == split], split)
-            axis.draw(drawn, ratios_of(table))
+            axis.draw(drawn, ratios_of(table, one))
             notes = [
                 _band(drawn, axis, point)
                 for point in result.points
-                if (point.params, point.tokens, point.group) == (params, tokens, group)
+                if (*point.cell, point.group) == (*cell, one, group)
             ]
             _hinge_line(drawn, axis, result, mine[mine["split"] == settings.split], notes)
-            drawn.axes.set_title(fmt.GROUP_TITLES[group])
+            drawn.axes.set_title(title)
             caption = f"{label}. {' '.join(note for note in notes if note)}".strip()
             drawings.append(Drawing(to_svg(drawn), caption))
     return drawings
 
 
-def _hinge_line(
-    drawn: Panel, axis: FrequencyAxis, result: AnalysisResult, rows: pd.DataFrame, notes: list[str]
-) -> None:
+def _hinge_line(drawn: Panel, axis: DoseAxis, result: AnalysisResult, rows: pd.DataFrame, notes: list[str]) -> None:
     """Draws the fitted plateau and fall where the hinge found a collapse."""
     from megatron_kis.analysis.criteria.hinge import fit_curve
     from megatron_kis.analysis.criteria.hinge_fit import rate_of
@@ -147,22 +179,20 @@ def _hinge_line(
     settings = result.settings
     if settings.criterion != "hinge" or rows.empty:
         return
-    (curve,) = curves(rows)
+    (curve,) = curves(rows, [axis.slice])
     point = next(
         (
             p
             for p in result.points
-            if p.kind == "collapse"
-            and p.informative
-            and (p.params, p.tokens, p.group) == (curve.params, curve.tokens, curve.group)
+            if p.kind == "collapse" and p.informative and (*p.cell, p.group) == (*curve.cell, curve.group)
         ),
         None,
     )
     if point is None:
         return
     fits = fit_curve(curve, settings)
-    start = max(float(curve.frequency[int(fits.kappa[0])]), float(curve.frequency[curve.frequency > 0][0]))
-    levels = np.geomspace(start, float(curve.frequency[-1]), 80)
+    start = max(float(curve.dose[int(fits.kappa[0])]), float(curve.dose[curve.dose > 0][0]))
+    levels = np.geomspace(start, float(curve.dose[-1]), 80)
     eta = fits.plateau[0] - fits.gamma[0] * np.maximum(np.log(levels) - fits.tau[0], 0.0)
     drawn.line(
         [axis.at(f) for f in levels],
@@ -176,23 +206,25 @@ def _hinge_line(
     notes.append("Dashed: the fitted plateau and fall.")
 
 
-def _split_series(drawn: Panel, axis: FrequencyAxis, rows: pd.DataFrame, means: pd.DataFrame, name: str) -> None:
+def _split_series(drawn: Panel, axis: DoseAxis, rows: pd.DataFrame, means: pd.DataFrame, name: str) -> None:
     """Draws the ``means`` of a series' runs, and the ``rows`` of single seeds where there are several."""
-    x = [axis.at(f) for f in means["frequency"]]
+    x = [axis.at(f) for f in means["dose"]]
     faint = name == "control"
     drawn.line(
         x, means["rate"].tolist(), series=name, colour=name, linestyle=DASHES[name], linewidth=1.2 if faint else 1.9
     )
     label = "control facts" if faint else fmt.SPLIT_TITLES[name]
     if int(means["seeds"].max()) > 1:
-        single = rows.sort_values(["frequency", "seed"])
+        single = rows.sort_values(["dose", "seed"])
         rates = (single["correct"] / single["n"]).tolist()
-        tips = [f"{label} · F = {r.frequency:g} · seed {r.seed}\n{r.correct:g} of {r.n} right" for r in rows_of(single)]
-        places = [axis.at(f) for f in single["frequency"]]
+        tips = [
+            f"{label} · {axis.slice.symbol} = {r.dose:g} · seed {r.seed}\n{r.correct:g} of {r.n} right"
+            for r in rows_of(single)
+        ]
+        places = [axis.at(f) for f in single["dose"]]
         drawn.points(places, rates, tips, series=name, colour=name, marker="o", markersize=2.6, alpha=0.55)
     tips = [
-        f"{label} · F = {r.frequency:g} · ρ = {fmt.ratio(r.infusion_ratio)}\n"
-        f"rate {r.rate:.3f}, {fmt.plural(r.seeds, 'seed')}"
+        f"{label} · {_at(axis.slice, r.dose, r.infusion_ratio)}\nrate {r.rate:.3f}, {fmt.plural(r.seeds, 'seed')}"
         for r in rows_of(means)
     ]
     drawn.points(
@@ -207,11 +239,11 @@ def _split_series(drawn: Panel, axis: FrequencyAxis, rows: pd.DataFrame, means: 
     )
 
 
-def _band(drawn: Panel, axis: FrequencyAxis, point: Transition) -> str:
+def _band(drawn: Panel, axis: DoseAxis, point: Transition) -> str:
     """Shades a transition's interval, or marks its open side; returns the sentence for the caption."""
-    colour = COLOURS["onset" if point.kind == "onset" else point.group]
+    colour = COLOURS[kind_colour(point.kind, point.group)]
     axes, word = drawn.axes, point.kind
-    title = fmt.kind_title(point.kind, point.group)
+    title, symbol = fmt.kind_title(point.kind, point.group), point.slice.symbol
     if point.status in (COLLAPSED, OBSERVED):
         low, high = axis.at(point.low or 0), axis.at(point.high or 0)
         axes.axvspan(low, high, color=colour, alpha=0.13, linewidth=0)
@@ -230,10 +262,10 @@ def _band(drawn: Panel, axis: FrequencyAxis, point: Transition) -> str:
             fontsize=9,
             color=colour,
         )
-        return f"{title}: F ≈ {fmt.frequency(point.value)}, bracket {fmt.bracket(point)}."
+        return f"{title}: {symbol} ≈ {fmt.frequency(point.value)}, bracket {fmt.bracket(point)}."
     if point.status == LEFT_CENSORED:
         axes.axvspan(axis.at(0), axis.at(point.high or 0), color=colour, alpha=0.10, linewidth=0, hatch="//")
-        return f"{title}: at or before F = {fmt.frequency(point.high)} (left-censored)."
+        return f"{title}: at or before {symbol} = {fmt.frequency(point.high)} (left-censored)."
     if point.status == RIGHT_CENSORED:
         axes.annotate(
             f"no {word} ▷",
@@ -245,41 +277,51 @@ def _band(drawn: Panel, axis: FrequencyAxis, point: Transition) -> str:
             fontsize=9,
             color=colour,
         )
-        return f"{title}: not seen up to F = {fmt.frequency(point.low)} (right-censored)."
+        return f"{title}: not seen up to {symbol} = {fmt.frequency(point.low)} (right-censored)."
     return f"{title}: inconclusive ({point.reason})."
 
 
 def losses(result: AnalysisResult) -> list[Drawing]:
-    """Draws the validation loss against F, absolute and relative to F = 0 with the tolerance."""
+    """Draws the validation loss against the dose, absolute and relative to dose 0 with the tolerance."""
     assert result.curves is not None
-    table = result.curves
-    if table["validation_loss"].isna().all():
+    if result.curves["validation_loss"].isna().all():
         return []
-    keys, cells, settings = size_keys(table), cells_of_table(table), result.settings
-    axis = axis_of(table)
+    return [drawing for one in result.slices for drawing in _slice_losses(result, one)]
+
+
+def _slice_losses(result: AnalysisResult, one: Slice) -> list[Drawing]:
+    assert result.curves is not None
+    table = rows_of_slice(result.curves, one)
+    keys, cells, settings = size_keys(result.curves), cells_of_table(result.curves), result.settings
+    axis = axis_of(table, one)
     by_cell: dict[tuple[int, int], Curve] = {}
-    for curve in curves(table):
+    for curve in curves(table, [one]):
         by_cell.setdefault((curve.params, curve.tokens), curve)
+    base = f"{one.symbol} = 0"
     drawings = []
     views = (
         ("absolute", "Validation loss on general text", "nats per token"),
-        ("relative", "Validation loss relative to F = 0", "excess over F = 0 (%)"),
+        ("relative", f"Validation loss relative to {base}", f"excess over {base} (%)"),
     )
-    for view, title, unit in views:
-        with panel(f"loss-{view}", f"{title} against infusion frequency, one line per model.") as drawn:
+    for view, name, unit in views:
+        title = name + fmt.along(one)
+        alt = f"{title} against {_DOSES[one.axis]}, one line per model."
+        with panel(fmt.slug("loss", view, one.name), alt) as drawn:
             shown = 0
             for key, cell in zip(keys, cells, strict=True):
+                if cell not in by_cell:
+                    continue
                 curve = by_cell[cell]
                 values = curve.loss if view == "absolute" else 100 * loss_excess(curve)
                 known = np.isfinite(values)
                 if not known.any():
                     continue
                 shown += 1
-                x = [axis.at(f) for f in curve.frequency[known]]
+                x = [axis.at(f) for f in curve.dose[known]]
                 tips = [
-                    f"{key.label} · F = {f:g} · ρ = {fmt.ratio(r)}\n"
-                    + (f"loss {v:.3f} nats per token" if view == "absolute" else f"{v:+.2f}% over F = 0")
-                    for f, r, v in zip(curve.frequency[known], curve.ratio[known], values[known], strict=True)
+                    f"{key.label} · {_at(one, f, r)}\n"
+                    + (f"loss {v:.3f} nats per token" if view == "absolute" else f"{v:+.2f}% over {base}")
+                    for f, r, v in zip(curve.dose[known], curve.ratio[known], values[known], strict=True)
                 ]
                 drawn.line(x, values[known].tolist(), series=key.series, colour=key.colour)
                 drawn.points(
@@ -293,7 +335,7 @@ def losses(result: AnalysisResult) -> list[Drawing]:
                 )
             if not shown:
                 continue
-            axis.draw(drawn, ratios_of(table))
+            axis.draw(drawn, ratios_of(table, one))
             drawn.axes.set_ylabel(unit)
             drawn.axes.set_title(title)
             caption = f"{title}, mean of seeds."
@@ -307,10 +349,10 @@ def losses(result: AnalysisResult) -> list[Drawing]:
 
 
 def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Drawing]:
-    """Draws every template's rate by F, so that a single template is not mistaken for the memory of a fact."""
+    """Draws every template's rate by dose, so that a single template is not mistaken for the memory of a fact."""
     if result.runs is None or result.runs.templates.empty or result.curves is None:
         return []
-    runs = result.runs.runs[["run", "params", "tokens", "frequency"]]
+    runs = result.runs.runs[["run", "params", "tokens", "frequency", "infused_facts", "configured_ratio"]]
     table = result.runs.templates.merge(runs, on="run")
     mine = table[
         (table["params"] == params) & (table["tokens"] == tokens) & (table["scoring"] == result.settings.scoring)
@@ -319,41 +361,49 @@ def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Dr
     mine = mine[mine["n"] > 0]
     label = cell_label(params, tokens, cells_of_table(result.curves))
     drawings = []
-    for group in ("infused", "background"):
-        rows = mine[mine["group"] == group]
-        if rows.empty:
-            continue
-        alt = f"{label}: rate of every single template of {group} facts against infusion frequency, by split."
-        with panel(f"spread-{params}-{tokens}-{group}", alt) as drawn:
-            axis = FrequencyAxis(axis_of(mine).levels, even=True)
-            draw_rate_axis(drawn, None)
-            width = 0.16  # of the distance between levels, which is 1
-            for offset, split in ((-1.6, "train"), (0.0, "held_out"), (1.6, "question")):
-                part = (
-                    rows[rows["split"] == split].groupby(["frequency", "relation", "template"])[["n", "correct"]].sum()
-                )
-                if part.empty:
-                    continue
-                part = part.reset_index()
-                x = [axis.at(f) + offset * width for f in part["frequency"]]
-                tips = [
-                    f"{r.relation} · {fmt.SPLIT_TITLES[split]} {int(r.template) + 1} · F = {r.frequency:g}\n"
-                    f"{int(r.correct)} of {int(r.n)} right"
-                    for r in rows_of(part)
-                ]
-                drawn.points(
-                    x,
-                    (part["correct"] / part["n"]).tolist(),
-                    tips,
-                    series=split,
-                    colour=split,
-                    marker=MARKERS[split],
-                    markersize=3.4,
-                    alpha=0.6,
-                    markeredgewidth=0,
-                    label=fmt.SPLIT_TITLES[split],
-                )
-            axis.draw(drawn, margin=2.2 * width)
-            drawn.axes.set_title(f"{label}: {group} facts, template by template")
-            drawings.append(Drawing(to_svg(drawn), f"{label}, {group} facts: one mark per template and relation."))
+    for one in result.slices:
+        of_slice = rows_of_slice(mine, one)
+        for group in retained_groups(of_slice["group"]):
+            rows = of_slice[of_slice["group"] == group]
+            if rows.empty:
+                continue
+            words = fmt.group_words(group)
+            facts = f"{words}{fmt.along(one)}"
+            alt = f"{label}: rate of every single template of {words} against {_DOSES[one.axis]}, by split."
+            with panel(fmt.slug("spread", str(params), str(tokens), group, one.name), alt) as drawn:
+                axis = DoseAxis(axis_of(of_slice, one).levels, one, even=True)
+                draw_rate_axis(drawn, None)
+                for offset, split in ((-1.6, "train"), (0.0, "held_out"), (1.6, "question")):
+                    _template_marks(drawn, axis, rows[rows["split"] == split], split, offset * _SPREAD_WIDTH)
+                axis.draw(drawn, margin=2.2 * _SPREAD_WIDTH)
+                drawn.axes.set_title(f"{label}: {facts}, template by template")
+                drawings.append(Drawing(to_svg(drawn), f"{label}, {facts}: one mark per template and relation."))
     return drawings
+
+
+_SPREAD_WIDTH = 0.16  # of the distance between levels, which is 1
+
+
+def _template_marks(drawn: Panel, axis: DoseAxis, rows: pd.DataFrame, split: str, offset: float) -> None:
+    """Draws a mark per template and relation of a split."""
+    part = rows.groupby(["dose", "relation", "template"])[["n", "correct"]].sum()
+    if part.empty:
+        return
+    part = part.reset_index()
+    tips = [
+        f"{r.relation} · {fmt.SPLIT_TITLES[split]} {int(r.template) + 1} · {axis.slice.symbol} = {r.dose:g}\n"
+        f"{int(r.correct)} of {int(r.n)} right"
+        for r in rows_of(part)
+    ]
+    drawn.points(
+        [axis.at(f) + offset for f in part["dose"]],
+        (part["correct"] / part["n"]).tolist(),
+        tips,
+        series=split,
+        colour=split,
+        marker=MARKERS[split],
+        markersize=3.4,
+        alpha=0.6,
+        markeredgewidth=0,
+        label=fmt.SPLIT_TITLES[split],
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from megatron_kis.analysis.runs.groups import base_group, strength
+from megatron_kis.analysis.runs.slices import RATIO, USUAL, Slice
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INCONCLUSIVE,
@@ -38,9 +40,59 @@ STATUS_WORDS = {
 STATUS_MARKS = {COLLAPSED: "▼", OBSERVED: "●", RIGHT_CENSORED: "▷", LEFT_CENSORED: "◁", INCONCLUSIVE: "?"}
 
 
-def kind_title(kind: str, group: str) -> str:
-    """Returns the heading of a kind and group of transitions."""
-    return KIND_TITLES.get((kind, group), f"{kind.capitalize()} ({group})")
+def kind_title(kind: str, group: str, one: Slice = USUAL) -> str:
+    """Returns the heading of a kind and group of transitions, and of their slice where it is not the usual one."""
+    title = KIND_TITLES.get((kind, base_group(group)), f"{kind.capitalize()} ({base_group(group)})")
+    return title + _of_strength(group) + along(one)
+
+
+def group_title(group: str, one: Slice = USUAL) -> str:
+    """Returns the heading of a group's curves."""
+    head, _, rest = GROUP_TITLES[base_group(group)].partition(":")
+    return f"{head}{_of_strength(group)}:{rest}{along(one)}"
+
+
+def group_words(group: str) -> str:
+    """Names the facts of a group within a sentence: ``background facts, 60 exposures``."""
+    return f"{base_group(group)} facts{_of_strength(group)}"
+
+
+def along(one: Slice) -> str:
+    """Names a slice at the end of a heading: ``, K at F = 14``; nothing for the usual one."""
+    return "" if one == USUAL else f", {one.symbol}" + (f" at {one.label}" if one.label else "")
+
+
+def held(one: Slice) -> str:
+    """Says what a slice holds: ``F = 14``."""
+    return one.label or "–"
+
+
+def slug(*parts: str) -> str:
+    """Joins parts of the name of a figure; empty ones are left out."""
+    return "-".join(part.replace("@", "-").replace("_", "-") for part in parts if part)
+
+
+def _of_strength(group: str) -> str:
+    exposures = strength(group)
+    return "" if exposures is None else f", {exposures:g} exposures"
+
+
+def facts(count: float) -> str:
+    """Formats a number of facts in a sentence: ``1,240`` or ``2.8 million``."""
+    for scale, word in ((1e9, "billion"), (1e6, "million")):
+        if count >= 0.9995 * scale:
+            return f"{_three(count / scale)} {word}"
+    return f"{math.floor(count):,}"
+
+
+def dose(one: Slice, value: float | None) -> str:
+    """Formats a dose with its symbol: ``K = 412``."""
+    return "–" if value is None else f"{one.symbol} = {frequency(value)}"
+
+
+def amounts(one: Slice, infusion_ratio: float | None) -> str:
+    """Formats what else a dose is for a tip: `` · ρ = 0.37``."""
+    return f" · ρ = {ratio(infusion_ratio)}" + (f" · {one.label}" if one.label and one.held_by != RATIO else "")
 
 
 def size(count: float) -> str:
@@ -63,7 +115,7 @@ def _power(value: float) -> str:
 
 
 def frequency(value: float | None) -> str:
-    """Formats F, in exposures per fact."""
+    """Formats a dose: F in exposures per fact, or K."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
@@ -110,11 +162,11 @@ def unbroken(text: str) -> str:
     """Keeps every ``F ≈ 759`` and ``b (log N)`` of a text on one line."""
     text = text.replace(" × 10", "\u00a0×\u00a010")
     text = re.sub(r"\b([abc]) \(log (?=[ND]\))", "\\1\u00a0(log\u00a0", text)
-    return re.sub(r"\b([FND]|p|ρ) ([=≈<>]) (?=[\d.])", "\\1\u00a0\\2\u00a0", text)
+    return re.sub(r"\b([FKND]|p|ρ) ([=≈<>]) (?=[\d.])", "\\1\u00a0\\2\u00a0", text)
 
 
 def interval(ends: tuple[float, float] | None) -> str:
-    """Formats the ends of an interval of F."""
+    """Formats the ends of an interval of a dose."""
     return "–" if ends is None else f"{frequency(ends[0])} – {frequency(ends[1])}"
 
 
@@ -136,11 +188,11 @@ def bracket(point: Transition) -> str:
 def finding(point: Transition) -> str:
     """Describes a transition in a few words that claim no more than its status."""
     if point.status in (COLLAPSED, OBSERVED):
-        return f"F ≈ {frequency(point.value)}"
+        return f"{point.slice.symbol} ≈ {frequency(point.value)}"
     if point.status == RIGHT_CENSORED:
-        return f"not up to F = {frequency(point.low)}"
+        return f"not up to {point.slice.symbol} = {frequency(point.low)}"
     if point.status == LEFT_CENSORED:
-        return f"at or before F = {frequency(point.high)}"
+        return f"at or before {point.slice.symbol} = {frequency(point.high)}"
     return "cannot tell"
 
 

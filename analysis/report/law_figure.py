@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_kis.analysis.findings.analyse import LAW_ORDER
+from megatron_kis.analysis.findings.analyse import law_keys
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.predict import Prediction, predict
@@ -14,31 +14,40 @@ from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import label_log_axis
 from megatron_kis.analysis.report.figures import Drawing
 from megatron_kis.analysis.report.theme import COLOURS, Panel, kind_colour, panel, to_svg
+from megatron_kis.analysis.runs.slices import FREQUENCY, Slice
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
 
 _SPREAD = 30.0  # bands are shown up to this factor beyond the points; wider ones are cut off
 
 
 def law_figures(result: AnalysisResult) -> list[Drawing]:
-    """Draws one panel per kind and group of transitions that has a value or a limit to show."""
+    """Draws one panel per kind, group and slice of transitions that has a value or a limit to show."""
     drawings = []
-    found = {(p.kind, p.group) for p in result.points}
-    for kind, group in [*(key for key in LAW_ORDER if key in found), *sorted(found - set(LAW_ORDER))]:
-        points = [p for p in result.points if (p.kind, p.group) == (kind, group) and (p.value or p.low or p.high)]
+    for kind, group, one in law_keys(result.points):
+        key = kind, group, one
+        points = [p for p in result.points if (p.kind, p.group, p.slice) == key and (p.value or p.low or p.high)]
         if not points:
             continue
-        law = next((law for law in result.laws if (law.kind, law.group) == (kind, group)), None)
-        predictions = [p for p in result.predictions if (p.kind, p.group) == (kind, group)]
-        drawings.append(_law_panel(kind, group, points, law, predictions))
+        law = next((law for law in result.laws if (law.kind, law.group, law.slice) == key), None)
+        predictions = [p for p in result.predictions if (p.kind, p.group, p.slice) == key]
+        drawings.append(_law_panel(kind, group, one, points, law, predictions))
     return drawings
 
 
 def _law_panel(
-    kind: str, group: str, points: Sequence[Transition], law: Law | None, predictions: Sequence[Prediction]
+    kind: str,
+    group: str,
+    one: Slice,
+    points: Sequence[Transition],
+    law: Law | None,
+    predictions: Sequence[Prediction],
 ) -> Drawing:
     colour = kind_colour(kind, group)
-    title = fmt.kind_title(kind, group)
-    with panel(f"law-{kind}-{group}", f"{title}: frequency of the transition against model size.") as drawn:
+    title = fmt.kind_title(kind, group, one)
+    what = "frequency" if one.axis == FREQUENCY else "number of facts"
+    with panel(
+        fmt.slug("law", kind, group, one.name), f"{title}: {what} of the transition against model size."
+    ) as drawn:
         axes = drawn.axes
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -53,8 +62,9 @@ def _law_panel(
             axes.plot([p.params] * 2, [low, high], color=COLOURS["ink"], linewidth=1.2)
             axes.plot([p.params] * 2, p.confidence_interval, color=COLOURS["ink"], linewidth=3.2, solid_capstyle="butt")
             tip = (
-                f"prediction, N = {fmt.size(p.params)}, D = {fmt.size(p.tokens)}\nF ≈ {fmt.frequency(p.centre)}, "
-                f"{100 * p.confidence:g}% prediction interval {fmt.frequency(low)} to {fmt.frequency(high)}"
+                f"prediction, N = {fmt.size(p.params)}, D = {fmt.size(p.tokens)}\n"
+                f"{one.symbol} ≈ {fmt.frequency(p.centre)}, {100 * p.confidence:g}% prediction interval "
+                f"{fmt.frequency(low)} to {fmt.frequency(high)}"
             )
             drawn.points(
                 [p.params], [p.centre], [tip], series="prediction", colour="ink", marker="*", markersize=12, zorder=5
@@ -70,7 +80,7 @@ def _law_panel(
         label_log_axis(axes.xaxis, fmt.size, subs=subs)
         label_log_axis(axes.yaxis, fmt.frequency)
         axes.set_xlabel("model size N (parameters)")
-        axes.set_ylabel("F (exposures per fact)")
+        axes.set_ylabel(f"{one.symbol} ({one.unit})")
         axes.set_title(title)
         return Drawing(to_svg(drawn), _caption(law, predictions))
 

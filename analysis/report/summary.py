@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
+
+from megatron_kis.analysis.findings.analyse import law_keys
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.figures import cell_label
 from megatron_kis.analysis.runs.curves import rows_of
+from megatron_kis.analysis.runs.groups import base_group, group_key
 from megatron_kis.analysis.runs.load import Runs
+from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, RATIO, USUAL, Slice, varies_facts
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INCONCLUSIVE,
@@ -63,6 +68,11 @@ def key_numbers(result: AnalysisResult) -> list[KeyNumber]:
         numbers.append(
             KeyNumber(f"{levels[0]:g} – {levels[-1]:g}", f"infusion frequency, {fmt.plural(len(levels), 'level')}")
         )
+        if varies_facts(result.curves):
+            counts = _facts_levels(result.curves)
+            numbers.append(
+                KeyNumber(f"{counts[0]:g} – {counts[-1]:,g}", f"infused facts, {fmt.plural(len(counts), 'level')}")
+            )
         ratios = result.curves["infusion_ratio"].dropna()
         if len(ratios):
             numbers.append(KeyNumber(fmt.ratio(float(ratios.max())), "largest infusion ratio"))
@@ -78,6 +88,11 @@ def _span(values: list[int]) -> str:
     return fmt.size(values[0]) if len(values) == 1 else f"{fmt.size(values[0])} – {fmt.size(values[-1])}"
 
 
+def _facts_levels(table: pd.DataFrame) -> list[float]:
+    """Returns the numbers of infused facts of a table, 0 for runs without infusion."""
+    return sorted(set(table["infused_facts"].where(table["frequency"] > 0, 0.0).dropna()))
+
+
 def study_design(result: AnalysisResult) -> list[str]:
     """Describes what the study did, as far as its data show it."""
     settings = result.settings
@@ -88,7 +103,9 @@ def study_design(result: AnalysisResult) -> list[str]:
     table = result.curves
     sizes = sorted(set(table["params"]))
     levels = sorted(set(table["frequency"]))
-    seeds = sorted({int(n) for n in table.groupby(["params", "tokens", "frequency"])["seed"].nunique()})
+    varied = varies_facts(table)
+    level = ["frequency", *(["infused_facts"] if varied else [])]
+    seeds = sorted({int(n) for n in table.groupby(["params", "tokens", *level], dropna=False)["seed"].nunique()})
     count = fmt.plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     design = (
         f"How many times may a fact be repeated in pretraining before a model forgets what it knew? "
@@ -97,7 +114,16 @@ def study_design(result: AnalysisResult) -> list[str]:
         f"({fmt.listed([f'{level:g}' for level in levels])} exposures of each infused fact), {count} per cell. "
         "The token budget is fixed: infused tokens replace general text."
     )
-    groups = sorted(set(table["group"]))
+    if varied:
+        facts_levels = [f"{count:,g}" for count in _facts_levels(table)]
+        shown = fmt.listed(list(dict.fromkeys(_shown(result.slices))))
+        design = (
+            f"How many facts may be infused in pretraining, and how often, before a model forgets what it knew? "
+            f"{fmt.plural(len(sizes), 'model size')} ({fmt.listed([fmt.size(n) for n in sizes])} parameters) "
+            f"{'was' if len(sizes) == 1 else 'were'} trained with {fmt.listed(facts_levels)} infused facts, {shown}; "
+            f"{count} per cell. The token budget is fixed: infused tokens replace general text."
+        )
+    groups = sorted(set(table["group"]), key=group_key)
     facts = {group: int(table[table["group"] == group]["facts"].max()) for group in groups}
     chance = table["chance"].dropna()
     probed = fmt.listed([f"{facts[group]} {group}" for group in groups])
@@ -110,15 +136,24 @@ def study_design(result: AnalysisResult) -> list[str]:
     return [design, probes]
 
 
+def _shown(slices: list[Slice]) -> list[str]:
+    """Says of each slice how often facts are shown, or how many."""
+    words = {
+        FREQUENCY: "each {} times",
+        RATIO: "in a share of {} of the tokens",
+        FACTS: "{} of them at several frequencies",
+    }
+    return [words[one.held_by].format(f"{one.held:,g}") for one in slices if one.held_by is not None]
+
+
 def findings_table(result: AnalysisResult) -> FindingsTable:
     """Tabulates the transitions of each model."""
-    columns = [key for key in _ORDER if any((p.kind, p.group) == key for p in result.points)]
-    columns += sorted({(p.kind, p.group) for p in result.points} - set(columns))
+    columns = law_keys(result.points, _ORDER)
     cells = sorted({(p.params, p.tokens) for p in result.points})
-    by_key = {(p.kind, p.group, p.params, p.tokens): p for p in result.points}
+    by_key = {((p.kind, p.group, p.slice), (p.params, p.tokens)): p for p in result.points}
     rows = []
     for cell in cells:
-        found = [by_key.get((*column, *cell)) for column in columns]
+        found = [by_key.get((column, cell)) for column in columns]
         rows.append((cell_label(*cell, cells), [None if p is None else _badge(p) for p in found]))
     return FindingsTable([fmt.kind_title(*column) for column in columns], rows)
 
@@ -132,8 +167,11 @@ def _badge(point: Transition) -> Badge:
 
 def findings(result: AnalysisResult) -> list[str]:
     """Writes one sentence per kind of transition; only what was found to be a collapse is called one."""
-    by_kind = {key: [p for p in result.points if (p.kind, p.group) == key] for key in _ORDER}
-    return [_sentence(*key, points) for key, points in by_kind.items() if points]
+    return [
+        _sentence(kind, group, [p for p in result.points if (p.kind, p.group, p.slice) == (kind, group, one)])
+        for kind, group, one in law_keys(result.points, _ORDER)
+        if (kind, base_group(group)) in _ORDER
+    ]
 
 
 def not_of_this_study(runs: Runs, *, most: int = 8) -> str:
@@ -159,6 +197,7 @@ def _sentence(kind: str, group: str, points: list[Transition]) -> str:
     for point in points:
         by.setdefault(point.status, []).append(point)
     budgets = sorted({p.tokens for p in points})
+    one = points[0].slice
 
     def names(status: str) -> str:
         if len(by[status]) == len(points) > 3:
@@ -173,15 +212,15 @@ def _sentence(kind: str, group: str, points: list[Transition]) -> str:
         if status in by:
             values = sorted(p.value for p in by[status] if p.value is not None)
             ends = dict.fromkeys(fmt.frequency(value) for value in (values[0], values[-1]))  # one, if they read alike
-            span = f"F ≈ {' to '.join(ends)}"
+            span = f"{one.symbol} ≈ {' to '.join(ends)}"
             parts.append(f"seen at {span} ({names(status)})")
     if LEFT_CENSORED in by:
-        parts.append(f"already at or before the smallest F tried ({names(LEFT_CENSORED)})")
+        parts.append(f"already at or before the smallest {one.symbol} tried ({names(LEFT_CENSORED)})")
     if RIGHT_CENSORED in by:
         parts.append(f"not reached in the range tried ({names(RIGHT_CENSORED)})")
     if INCONCLUSIVE in by:
         parts.append(f"undecided ({names(INCONCLUSIVE)})")
-    return f"{fmt.kind_title(kind, group)}: {'; '.join(parts)}."
+    return f"{fmt.kind_title(kind, group, one)}: {'; '.join(parts)}."
 
 
 def headline(result: AnalysisResult) -> tuple[str, list[str]] | None:
@@ -189,7 +228,8 @@ def headline(result: AnalysisResult) -> tuple[str, list[str]] | None:
     law = result.law
     if law is None:
         return None
-    mine = [p for p in result.predictions if (p.kind, p.group) == (law.kind, law.group)]
+    key = law.kind, law.group, law.slice
+    mine = [p for p in result.predictions if (p.kind, p.group, p.slice) == key]
     if not mine:
         return None
     prediction = max(mine, key=lambda p: (p.params, p.tokens))
@@ -205,9 +245,14 @@ def answer(p: Prediction) -> str:
     if p.extrapolation_factor > 1:
         beyond = f"{p.extrapolation_factor:.3g} times beyond the sizes trained"
     what = fmt.kind_title(p.kind, p.group).lower()
-    predicted = f"the law predicts the {what} at F ≈ {fmt.frequency(p.centre)} ({interval}; {beyond})"
+    at = f"{p.slice.symbol} ≈ {fmt.frequency(p.centre)}"
+    predicted = f"the law predicts the {what} at {at} ({interval}; {beyond}{_amounts(p)})"
     if p.unvalidated:
         return f"For {target}, {predicted}. This is a point estimate from few models: no amount can be recommended."
+    if p.slice.axis == FACTS:
+        return (
+            f"For {target}, infuse {_at_most(p)}. {predicted[0].upper()}{predicted[1:]}. More facts risk the collapse."
+        )
     onset = p.kind == "onset"
     tokens = ""
     if p.exposure_tokens_interval is not None:
@@ -220,3 +265,36 @@ def answer(p: Prediction) -> str:
         f"For {target}, infuse each fact at most {times} times{tokens}. {reason}. More exposures risk the collapse; "
         "fewer only leave the facts less well learned."
     )
+
+
+def _at_most(p: Prediction) -> str:
+    """Describes how many facts the safe end of the interval allows, how often, and how much that is."""
+    assert p.recommended is not None
+    share = p.recommended / p.centre
+    parts = []
+    if p.exposure_tokens_interval is not None:
+        parts.append(f"{fmt.size(p.exposure_tokens_interval[0])} tokens")
+    elif p.exposure_tokens is not None:
+        parts.append(f"{fmt.size(p.exposure_tokens)} tokens")
+    if p.bits_per_param is not None:
+        parts.append(f"{fmt.number(share * p.bits_per_param, 2)} bits a parameter")
+    often = ""
+    if p.slice.held is not None:
+        often = f" at {p.slice.held:g} exposures each"
+        if p.slice.held_by == RATIO:
+            often = f" in a share of {p.slice.held:g} of the tokens"
+    return f"up to {fmt.facts(p.recommended)} facts{often}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _amounts(p: Prediction) -> str:
+    """Describes a prediction in exposures, tokens and bits as far as K is known."""
+    if p.slice == USUAL and p.exposures is None and p.bits is None:
+        return ""
+    parts = [p.slice.label] if p.slice.label else []
+    if p.exposures is not None:
+        parts.append(f"{fmt.size(p.exposures)} exposures")
+    if p.exposure_tokens is not None:
+        parts.append(f"{fmt.size(p.exposure_tokens)} tokens")
+    if p.bits_per_param is not None:
+        parts.append(f"{fmt.number(p.bits_per_param, 2)} bits a parameter")
+    return "; that is " + ", ".join(parts) if parts else ""

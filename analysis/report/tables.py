@@ -10,8 +10,11 @@ from typing import Any
 import pandas as pd
 
 from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.runs.curves import mean_curves, primary_rows, rows_of
+from megatron_kis.analysis.runs.slices import USUAL, rows_of_slice, varies_facts
+from megatron_kis.analysis.runs.transitions import Transition
 
 _LONG = 16  # characters shown of a fingerprint; its tooltip has all of them
 
@@ -52,7 +55,7 @@ def _table(columns: list[Column], items: Iterable[Any], note: str = "", *, remar
     return Table(columns, rows, note, remark=remark)
 
 
-_KIND = _words("transition", lambda item: fmt.kind_title(item.kind, item.group))
+_KIND = _words("transition", lambda item: fmt.kind_title(item.kind, item.group, item.slice))
 _PARAMS = _numbers("N", lambda item: fmt.size(item.params))
 _TOKENS = _numbers("D", lambda item: fmt.size(item.tokens))
 
@@ -64,10 +67,11 @@ def transitions(result: AnalysisResult) -> Table:
         _PARAMS,
         _TOKENS,
         _words("status", lambda p: fmt.STATUS_WORDS[p.status]),
-        _numbers("F", lambda p: fmt.frequency(p.value)),
+        *_dose_columns(result, "F", lambda p: p.value),
         _numbers("interval", fmt.bracket),
         _numbers("ρ", lambda p: fmt.ratio(p.infusion_ratio)),
         _numbers("exposure tokens", lambda p: _size(p.exposure_tokens)),
+        *_amount_columns(result.points),
         _numbers("peak", lambda p: fmt.number(p.peak)),
         _numbers("drop", lambda p: fmt.number(p.drop)),
         _numbers("smallest detectable", lambda p: fmt.number(p.detectable, 2)),
@@ -87,6 +91,25 @@ def transitions(result: AnalysisResult) -> Table:
     return _table(columns, result.points, note, remark=True)
 
 
+def _dose_columns(result: AnalysisResult, head: str, dose: Callable[[Any], float | None]) -> list[Column]:
+    """Returns the column of a dose; with its symbol if the study has an axis other than F."""
+    if result.slices == [USUAL]:
+        return [_numbers(head, lambda item: fmt.frequency(dose(item)))]
+    return [_numbers(head.replace("F", "dose"), lambda item: fmt.dose(item.slice, dose(item)))]
+
+
+def _amount_columns(points: Iterable[Transition]) -> list[Column]:
+    """Returns the columns of exposures and of bits that are known of a point."""
+    points = list(points)
+    columns = []
+    if any(p.exposures is not None for p in points):
+        columns.append(_numbers("exposures", lambda p: _size(p.exposures)))
+    if any(p.infused_bits is not None for p in points):
+        columns.append(_numbers("bits", lambda p: _size(p.infused_bits)))
+        columns.append(_numbers("bits per parameter", lambda p: fmt.number(p.bits_per_param, 2)))
+    return columns
+
+
 def ledger(result: AnalysisResult) -> Table | None:
     """Lists every complete run."""
     if result.runs is None or result.curves is None:
@@ -100,6 +123,7 @@ def ledger(result: AnalysisResult) -> Table | None:
         _words("model", lambda r: r.model or "–"),
         _numbers("N", lambda r: f"{r.params:,}"),
         _TOKENS,
+        *([_numbers("K", _facts)] if varies_facts(result.curves) else []),
         _numbers("F", lambda r: f"{r.frequency:g}"),
         _numbers("ρ", lambda r: fmt.ratio(r.infusion_ratio)),
         _numbers("seed", lambda r: str(r.seed)),
@@ -113,27 +137,42 @@ def ledger(result: AnalysisResult) -> Table | None:
         f"Rates: {fmt.SPLIT_TITLES[settings.split]}, “{settings.scoring}” scoring. Exposures are exact if the ledger "
         "of the run counts F exposures of every infused fact."
     )
-    return _table(columns, rows_of(runs.runs.sort_values(["params", "tokens", "frequency", "seed"])), note)
+    order = ["params", "tokens", "frequency", "seed"]
+    if varies_facts(result.curves):
+        order = ["params", "tokens", "infused_facts", "frequency", "seed"]
+    rows = runs.runs.assign(infused_facts=runs.runs["infused_facts"].where(runs.runs["frequency"] > 0, 0.0))
+    return _table(columns, rows_of(rows.sort_values(order)), note)
 
 
 def rates(result: AnalysisResult) -> Table | None:
     """Lists level means of every group, split and scoring rule."""
     if result.curves is None:
         return None
+    level = [_numbers("F", lambda r: f"{r.dose:g}")]
+    if result.slices != [USUAL]:
+        level = [
+            _words("held", lambda r: r.held),
+            _numbers("dose", lambda r: f"{r.symbol} = {r.dose:g}"),
+        ]
     columns = [
         _words("group", lambda r: r.group),
         _words("split", lambda r: fmt.SPLIT_TITLES.get(r.split, r.split)),
         _words("scoring", lambda r: r.scoring),
         _PARAMS,
         _TOKENS,
-        _numbers("F", lambda r: f"{r.frequency:g}"),
+        *level,
         _numbers("rate", lambda r: f"{r.rate:.3f}"),
         _numbers("lowest", lambda r: f"{r.lowest:.3f}"),
         _numbers("highest", lambda r: f"{r.highest:.3f}"),
         _numbers("seeds", lambda r: str(r.seeds)),
         _numbers("chance", lambda r: fmt.rate(r.chance)),
     ]
-    return _table(columns, rows_of(mean_curves(result.curves)))
+    items = [
+        row
+        for one in result.slices
+        for row in rows_of(mean_curves(rows_of_slice(result.curves, one)).assign(held=fmt.held(one), symbol=one.symbol))
+    ]
+    return _table(columns, items)
 
 
 def _coefficient(head: str, name: str, of: Callable[[Any], dict[str, Any]]) -> Column:
@@ -181,7 +220,7 @@ def candidates(result: AnalysisResult) -> Table | None:
     if not items:
         return None
     columns = [
-        _words("transition", lambda item: fmt.kind_title(item[0].kind, item[0].group)),
+        _words("transition", lambda item: fmt.kind_title(item[0].kind, item[0].group, item[0].slice)),
         _words("law", lambda item: item[1]["formula"]),
         _numbers("coefficients", lambda item: str(item[1]["parameters"])),
         _numbers("σ", lambda item: fmt.number(item[1]["sigma"])),
@@ -208,7 +247,7 @@ def sensitivity(result: AnalysisResult) -> Table | None:
     """Lists each law with N counted without embeddings, and as a law of the infusion ratio and of exposure tokens."""
     items = [(law, key, item) for law in result.laws for key, item in (law.sensitivity | law.equivalents).items()]
     columns = [
-        _words("transition", lambda item: fmt.kind_title(item[0].kind, item[0].group)),
+        _words("transition", lambda item: fmt.kind_title(item[0].kind, item[0].group, item[0].slice)),
         _words("law", lambda item: _VARIANTS[item[1]]),
         *_coefficients(lambda item: item[2]["coefficients"]),
         _numbers("σ", lambda item: fmt.number(item[2]["sigma"])),
@@ -227,7 +266,7 @@ def backtest(result: AnalysisResult) -> Table | None:
         _PARAMS,
         _TOKENS,
         _numbers("extrapolation", lambda s: f"{s.extrapolation_factor:.3g}×"),
-        _numbers("predicted", lambda s: fmt.frequency(s.centre)),
+        *_dose_columns(result, "predicted", lambda s: s.centre),
         _numbers("prediction interval", lambda s: fmt.interval(s.prediction_interval)),
         _numbers("measured", lambda s: fmt.frequency(s.measured) if s.measured else fmt.STATUS_WORDS[s.status]),
         _numbers("|log ratio|", lambda s: fmt.number(s.abs_log_ratio)),
@@ -246,13 +285,14 @@ def predictions(result: AnalysisResult) -> Table | None:
         _KIND,
         _PARAMS,
         _TOKENS,
-        _numbers("centre", lambda p: fmt.frequency(p.centre)),
+        *_dose_columns(result, "centre", lambda p: p.centre),
         _numbers("confidence interval", lambda p: fmt.interval(p.confidence_interval)),
         _numbers("prediction interval", lambda p: fmt.interval(p.prediction_interval)),
         _numbers("by bootstrap", lambda p: fmt.interval(p.bootstrap_interval)),
         _numbers("recommended", lambda p: fmt.frequency(p.recommended)),
         _numbers("ρ at centre", lambda p: fmt.ratio(p.infusion_ratio)),
         _numbers("domain tokens", lambda p: _size(p.exposure_tokens)),
+        *_predicted_amounts(result.predictions),
         _numbers("times beyond", lambda p: f"{p.extrapolation_factor:.3g}×"),
         _words("reservations", lambda p: "; ".join(p.warnings)),
     ]
@@ -262,6 +302,16 @@ def predictions(result: AnalysisResult) -> Table | None:
         "a check of Student’s t."
     )
     return _table(columns, result.predictions, note, remark=True)
+
+
+def _predicted_amounts(predictions: Iterable[Prediction]) -> list[Column]:
+    predictions = list(predictions)
+    columns = []
+    if any(p.exposures is not None for p in predictions):
+        columns.append(_numbers("exposures", lambda p: _size(p.exposures)))
+    if any(p.bits is not None for p in predictions):
+        columns.append(_numbers("bits per parameter", lambda p: fmt.number(p.bits_per_param, 2)))
+    return columns
 
 
 def foreign(result: AnalysisResult) -> Table | None:
@@ -342,6 +392,10 @@ def _values(values: Iterable[Any], titles: dict[str, str]) -> str:
     if len(counts) and text != ", ".join(sorted(counts)):
         titles[text] = ", ".join(sorted(counts)[:8])
     return text
+
+
+def _facts(run: Any) -> str:
+    return "–" if pd.isna(run.infused_facts) else f"{run.infused_facts:,.0f}"
 
 
 def _size(value: float | None) -> str:

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from megatron_kis.analysis.runs.groups import base_group
 from megatron_kis.common.files import atomic_path
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -85,7 +86,7 @@ _STYLE: dict[str, Any] = {
 
 def kind_colour(kind: str, group: str) -> str:
     """Returns the name of the colour for transitions of a kind and group."""
-    return kind if kind in ("onset", "tolerance") else group
+    return kind if kind in ("onset", "tolerance") else base_group(group)
 
 
 def size_slot(index: int, count: int) -> int:

@@ -1,4 +1,6 @@
-"""Rate-versus-frequency curves: one row per run, group, split and scoring rule; seeds kept apart, and pooled by level.
+"""Curves of rate versus dose: one row per run, group, split and scoring rule; seeds kept apart, and pooled by level.
+
+The dose is the infusion frequency F or the number of infused facts K (`analysis.runs.slices`).
 
 The curve table is the same whether it comes from run folders or from a ``curves.csv`` of another trainer:
 
@@ -14,11 +16,19 @@ The curve table is the same whether it comes from run folders or from a ``curves
 | group, split, scoring | infused/background/control, train/held_out/question, the scoring rule |
 | validation_loss | final loss on general text, nats per token |
 | infusion_ratio | share of the training tokens spent on exposures of infused facts |
+
+Optional columns, which a table has where they are known (`OPTIONAL_COLUMNS`):
+
+| column | meaning |
+|---|---|
+| infused_facts | number of infused facts K |
+| configured_ratio | the infusion ratio that was asked for, where F follows from it; empty where F was asked for |
+| infused_bits | bits of the infused facts: the sum of log2 of the possible objects of each |
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +38,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from megatron_kis.analysis.runs.load import Runs
+from megatron_kis.analysis.runs.slices import USUAL, Slice, rows_of_slice, slices_of, varies_facts
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_write
 from megatron_kis.config.analysis import AnalysisConfig
@@ -48,7 +59,9 @@ CURVE_COLUMNS = [
     "validation_loss",
     "infusion_ratio",
 ]
+OPTIONAL_COLUMNS = ["infused_facts", "configured_ratio", "infused_bits"]
 _CELL = ["params", "tokens", "frequency", "seed"]
+_AMOUNT = ["infused_facts", "configured_ratio"]
 _SERIES = ["group", "split", "scoring"]
 
 Array = npt.NDArray[np.float64]
@@ -56,7 +69,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """The rate-versus-F curve of one (N, D): arrays over the L levels of F, in rising order."""
+    """The rate-versus-dose curve of one (N, D) and slice: arrays over the L levels of the dose, in rising order."""
 
     params: int
     tokens: int
@@ -64,8 +77,8 @@ class Curve:
     group: str
     split: str
     scoring: str
-    frequency: Array
-    """[L] exposures of each infused fact."""
+    dose: Array
+    """[L] F, exposures of each infused fact; or K, number of infused facts (``slice``)."""
     rate: Array
     """[L] questions answered right / questions, seeds pooled."""
     seed_rates: tuple[Array, ...]
@@ -80,6 +93,22 @@ class Curve:
     """[L] mean validation loss, NaN where unknown."""
     seed_losses: tuple[dict[int, float], ...]
     """[L] dicts seed -> validation loss."""
+    slice: Slice = USUAL
+    """What the dose is, and what is held."""
+    exposures: Array | None = None
+    """[L] exposures of all infused facts, K * F, NaN where unknown; None if nothing is known of K."""
+    bits: Array | None = None
+    """[L] bits of the infused facts, NaN where unknown; None if nothing is known of them."""
+
+    @property
+    def cell(self) -> tuple[int, int, Slice]:
+        """N, D and the slice."""
+        return self.params, self.tokens, self.slice
+
+    @property
+    def symbol(self) -> str:
+        """Symbol of the dose: F or K."""
+        return self.slice.symbol
 
     @property
     def seeds(self) -> int:
@@ -93,7 +122,9 @@ class Curve:
 
 
 def curve_table(runs: Runs) -> pd.DataFrame:
-    """Returns the curve table (`CURVE_COLUMNS`) of complete runs at their last step, in canonical order.
+    """Returns the curve table (`CURVE_COLUMNS`, known `OPTIONAL_COLUMNS`) of complete runs at their last step.
+
+    The rows are in canonical order.
 
     Raises:
         InputError: no complete run of the study; two runs of one cell and seed.
@@ -104,7 +135,9 @@ def curve_table(runs: Runs) -> pd.DataFrame:
         if not runs.foreign.empty:
             problem, rule = "no complete run of this study", f"{rule} and it was made as the study says"
         raise InputError(problem, where=str(runs.folder), remedy=f"{rule} ({listed})")
-    repeated = runs.runs[runs.runs.duplicated(_CELL, keep=False)]
+    amounts = runs.runs[[*_CELL, *_AMOUNT]].copy()
+    amounts.loc[amounts["frequency"] == 0, _AMOUNT] = np.nan  # without infusion K says nothing
+    repeated = runs.runs[amounts.duplicated(keep=False)]
     if len(repeated):
         names = ", ".join(repeated["run"].head(4))
         raise InputError(
@@ -115,12 +148,18 @@ def curve_table(runs: Runs) -> pd.DataFrame:
     final = runs.losses.sort_values("step").groupby("run")["loss"].last()
     table = runs.probes.merge(runs.runs, on="run", validate="many_to_one")
     table["validation_loss"] = table["run"].map(final).astype(float)
-    return canonical(table[CURVE_COLUMNS])
+    return canonical(with_known(table))
+
+
+def with_known(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the columns of a curve table: `CURVE_COLUMNS`, and those of `OPTIONAL_COLUMNS` that have a value."""
+    known = [name for name in OPTIONAL_COLUMNS if name in table and table[name].notna().any()]
+    return table[[*CURVE_COLUMNS, *known]]
 
 
 def canonical(table: pd.DataFrame) -> pd.DataFrame:
     """Sorts rows by their content only and drops exact repeats."""
-    keys = [*_SERIES, *_CELL]
+    keys = [*_SERIES, *_CELL, *(name for name in _AMOUNT if name in table)]
     return table.drop_duplicates().sort_values(keys, kind="stable").reset_index(drop=True)
 
 
@@ -139,20 +178,32 @@ def cells_of_table(table: pd.DataFrame) -> list[tuple[int, int]]:
     return sorted({(int(n), int(d)) for n, d in zip(table["params"], table["tokens"], strict=True)})
 
 
-def curves(table: pd.DataFrame) -> list[Curve]:
-    """Returns the curves of a curve table, ordered by group, split, scoring, N and D."""
-    return list(_iter_curves(table))
+def curves(table: pd.DataFrame, slices: Sequence[Slice] | None = None) -> list[Curve]:
+    """Returns the curves of a curve table, ordered by slice, group, split, scoring, N and D.
+
+    Args:
+        table: the curve table.
+        slices: which slices; those of the table (`slices_of`) if None. A part of a study's table needs the study's.
+    """
+    return [curve for one in (slices_of(table) if slices is None else slices) for curve in _iter_curves(table, one)]
 
 
-def _iter_curves(table: pd.DataFrame) -> Iterator[Curve]:
+def _iter_curves(table: pd.DataFrame, one: Slice) -> Iterator[Curve]:
     key: Any  # (group, split, scoring, params, tokens)
-    for key, rows in canonical(table).groupby([*_SERIES, "params", "tokens"], sort=True):
+    rows_of_all = rows_of_slice(canonical(table), one)
+    if one.axis != "frequency":  # canonical order is by F
+        rows_of_all = rows_of_all.sort_values([*_SERIES, "params", "tokens", "dose", "seed"], kind="stable")
+    known = _amounts(rows_of_all) if one.held is not None or counts_facts(table) else {}
+    for key, rows in rows_of_all.groupby([*_SERIES, "params", "tokens"], sort=True):
         group, split, scoring, params, tokens = key
-        frequency, first = np.unique(rows["frequency"].to_numpy(float), return_index=True)
+        dose, first = np.unique(rows["dose"].to_numpy(float), return_index=True)
         nonembedding = rows["nonembedding_params"].dropna()
         column = {
             name: np.split(rows[name].to_numpy(float), first[1:])
             for name in ("n", "correct", "facts", "seed", "chance", "infusion_ratio", "validation_loss")
+        }
+        amounts: dict[str, list[Array]] = {
+            name: np.split(values[rows.index].to_numpy(np.float64), first[1:]) for name, values in known.items()
         }
         levels = list(zip(column["correct"], column["n"], strict=True))
         yield Curve(
@@ -162,7 +213,7 @@ def _iter_curves(table: pd.DataFrame) -> Iterator[Curve]:
             group=str(group),
             split=str(split),
             scoring=str(scoring),
-            frequency=frequency,
+            dose=dose,
             rate=np.array([correct.sum() / n.sum() for correct, n in levels]),
             seed_rates=tuple(correct / n for correct, n in levels),
             seed_facts=tuple(column["facts"]),
@@ -173,7 +224,28 @@ def _iter_curves(table: pd.DataFrame) -> Iterator[Curve]:
                 {int(seed): float(loss) for seed, loss in zip(seeds, losses, strict=True) if np.isfinite(loss)}
                 for seeds, losses in zip(column["seed"], column["validation_loss"], strict=True)
             ),
+            slice=one,
+            **{name: _means(values) for name, values in amounts.items()},
         )
+
+
+def counts_facts(table: pd.DataFrame) -> bool:
+    """Returns whether K of a table matters: several K were infused, or the bits of the facts are known.
+
+    Where it does not, results are given as F alone.
+    """
+    return varies_facts(table) or ("infused_bits" in table and bool(table["infused_bits"].notna().any()))
+
+
+def _amounts(table: pd.DataFrame) -> dict[str, pd.Series[float]]:
+    """Returns exposures and bits of each row, by name, where something is known of them."""
+    infused = table["frequency"] > 0
+    found: dict[str, pd.Series[float]] = {}
+    if "infused_facts" in table:
+        found["exposures"] = (table["frequency"] * table["infused_facts"].astype(float)).where(infused, 0.0)
+    if "infused_bits" in table:
+        found["bits"] = table["infused_bits"].astype(float).where(infused, 0.0)
+    return found
 
 
 def _means(levels: list[Array]) -> Array:
@@ -182,13 +254,13 @@ def _means(levels: list[Array]) -> Array:
     return np.array([values.mean() if len(values) else np.nan for values in known])
 
 
-def mean_curves(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns level means over seeds, with the lowest and highest seed.
+def mean_curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns level means over seeds of the rows of a slice (`rows_of_slice`), with the lowest and highest seed.
 
-    Columns: group, split, scoring, params, tokens, frequency, rate, lowest, highest, seeds, chance, infusion_ratio.
+    Columns: group, split, scoring, params, tokens, dose, rate, lowest, highest, seeds, chance, infusion_ratio.
     """
-    rates = table.assign(rate=table["correct"] / table["n"])
-    grouped = rates.groupby([*_SERIES, "params", "tokens", "frequency"], sort=True)
+    rates = rows.assign(rate=rows["correct"] / rows["n"])
+    grouped = rates.groupby([*_SERIES, "params", "tokens", "dose"], sort=True)
     summary = grouped.agg(
         rate=("rate", "mean"),
         lowest=("rate", "min"),
@@ -203,7 +275,10 @@ def mean_curves(table: pd.DataFrame) -> pd.DataFrame:
 def write_curves_csv(table: pd.DataFrame, path: Path) -> None:
     """Writes a curve table as ``curves.csv``; `analysis.runs.load_csv.load_curves_csv` reads it back unchanged."""
     whole = table.copy()
-    for column in ("frequency", "correct", "n", "facts", "nonembedding_params"):
+    if not counts_facts(table):
+        whole = whole.drop(columns=[name for name in OPTIONAL_COLUMNS if name in whole])
+    plain = ("frequency", "correct", "n", "facts", "nonembedding_params", *OPTIONAL_COLUMNS)
+    for column in (name for name in plain if name in whole):
         whole[column] = [_plain(value) for value in whole[column]]
     with atomic_write(path) as file:
         whole.to_csv(file, index=False, lineterminator="\n")

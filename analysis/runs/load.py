@@ -8,6 +8,7 @@ is ever used.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ RUN_COLUMNS = [
     "tokens",
     "frequency",
     "infusion_ratio",
+    "infused_facts",
+    "configured_ratio",
+    "infused_bits",
     "seed",
     "background_policy",
     "exposures_exact",
@@ -60,7 +64,8 @@ class Runs:
     folder: Path
     """Folder with the run folders."""
     runs: pd.DataFrame
-    """One row per complete run (`RUN_COLUMNS`); frequency in exposures per fact, tokens is D, params is total N."""
+    """One row per complete run (`RUN_COLUMNS`); frequency in exposures per fact, tokens is D, params is total N,
+    infused_facts is K, configured_ratio the infusion ratio that was asked for (NaN where F was)."""
     probes: pd.DataFrame
     """Probe rows of each run's last step (`PROBE_COLUMNS`), one row per group, split and scoring rule."""
     history: pd.DataFrame
@@ -209,6 +214,9 @@ def _load_run(path: Path) -> _Loaded:
         "tokens": tokens,
         "frequency": frequency,
         "infusion_ratio": number(record, "infusion_ratio", where, least=0),
+        "infused_facts": _optional(record, "infused_facts", where),
+        "configured_ratio": _configured_ratio(record),
+        "infused_bits": _optional(record, "infused_bits", where),
         "seed": whole(record, "seed", where, least=0),
         "background_policy": _as_text(record.get("background_policy")),
         "exposures_exact": _exposures_exact(run, frequency),
@@ -236,6 +244,19 @@ def _exposures_exact(run: ClosedRun, frequency: float) -> bool | None:
 
 def _optional_int(record: dict[str, Any], key: str, where: str) -> int | None:
     return None if record.get(key) is None else whole(record, key, where, least=0)
+
+
+def _optional(record: dict[str, Any], key: str, where: str) -> float:
+    """Returns a number of at least 0; NaN if the record has none."""
+    return math.nan if record.get(key) is None else number(record, key, where, least=0)
+
+
+def _configured_ratio(record: dict[str, Any]) -> float:
+    """Returns the infusion ratio that a run was asked for; NaN if F was asked for, or it is not known."""
+    settings = record.get("settings") or record.get("config")
+    section = settings.get("infusion") if isinstance(settings, dict) else None
+    ratio = section.get("ratio") if isinstance(section, dict) else None
+    return float(ratio) if isinstance(ratio, int | float) and not isinstance(ratio, bool) else math.nan
 
 
 def _host_name(host: Any) -> str | None:

@@ -1,11 +1,14 @@
 """Results of other trainers: ``curves.csv`` (one row per run) and ``points.csv`` (one row per transition).
 
 ``curves.csv``: ``params,tokens,frequency,seed,n,correct`` and optionally ``chance, group, split, scoring, facts,
-nonembedding_params, validation_loss, infusion_ratio``. Defaults: group ``infused``, split ``held_out``, scoring
-``statement``, facts = n (so give ``facts`` if several questions ask for the same fact).
+nonembedding_params, validation_loss, infusion_ratio, infused_facts, configured_ratio, infused_bits``. Defaults: group
+``infused``, split ``held_out``, scoring ``statement``, facts = n (so give ``facts`` if several questions ask for the
+same fact). If runs differ in the number of infused facts, ``infused_facts`` says it for every run with F above 0, and
+``configured_ratio`` is the infusion ratio that was asked for, where F follows from it.
 
 ``points.csv``: ``params,tokens,kind,value,low,high,status`` and optionally the other columns of `write_points_csv`.
-``low`` and ``high`` are empty or ``inf`` where open.
+``low`` and ``high`` are empty or ``inf`` where open. ``axis`` says what value, low and high are: ``frequency`` (F, the
+default) or ``facts`` (K); ``held_by`` and ``held`` what was held (facts, frequency or ratio), if anything.
 """
 
 from __future__ import annotations
@@ -20,15 +23,17 @@ from typing import Any
 
 import pandas as pd
 
-from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, canonical
+from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, OPTIONAL_COLUMNS, canonical, with_known
+from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
+from megatron_kis.analysis.runs.slices import AXES, FREQUENCY, USUAL, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
-    CURVE_GROUPS,
     INFORMATIVE,
     KINDS,
     OBSERVED,
     STATUSES,
     Transition,
+    order_of,
 )
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import atomic_write, read_text
@@ -51,6 +56,8 @@ _EXTRA = {
     "p_value": (0, 1),
     "steepness": (0, math.inf),
     "companion": (0, math.inf),
+    "exposures": (0, math.inf),
+    "infused_bits": (0, math.inf),
 }
 """Smallest and largest value of the optional columns."""
 
@@ -87,6 +94,9 @@ POINT_COLUMNS = [
     "seeds",
     "reason",
 ]
+_SLICE_COLUMNS = ["axis", "held_by", "held"]
+OPTIONAL_POINT_COLUMNS = [*_SLICE_COLUMNS, "exposures", "infused_bits"]
+"""Columns that are written where a point has something to say in them: an axis other than F of one K, or amounts."""
 
 
 def load_curves_csv(path: Path | str) -> pd.DataFrame:
@@ -98,7 +108,7 @@ def load_curves_csv(path: Path | str) -> pd.DataFrame:
     rows = []
     seen: dict[tuple[Any, ...], int] = {}
     consistency = _Consistency()
-    for line, cells in _records(Path(path), _CURVES_NEEDED, CURVE_COLUMNS):
+    for line, cells in _records(Path(path), _CURVES_NEEDED, [*CURVE_COLUMNS, *OPTIONAL_COLUMNS]):
         field = _Field(Path(path), line, cells)
         row: dict[str, Any] = {
             "params": field.params(),
@@ -108,12 +118,15 @@ def load_curves_csv(path: Path | str) -> pd.DataFrame:
             "n": int(field.number("n", least=1, whole=True)),
             "correct": field.number("correct", least=0, whole=True),
             "chance": field.optional("chance", least=0, most=1),
-            "group": field.one_of("group", CURVE_GROUPS, "infused"),
+            "group": field.group("infused"),
             "split": field.one_of("split", SPLITS, "held_out"),
             "scoring": cells.get("scoring") or "statement",
             "nonembedding_params": field.optional("nonembedding_params", least=0),
             "validation_loss": field.optional("validation_loss", least=0),
             "infusion_ratio": field.optional("infusion_ratio", least=0, most=1),
+            "infused_facts": field.optional("infused_facts", least=0, whole=True),
+            "configured_ratio": field.optional("configured_ratio", least=0, most=1),
+            "infused_bits": field.optional("infused_bits", least=0),
         }
         facts = field.optional("facts", least=1, most=row["n"])
         row["facts"] = row["n"] if math.isnan(facts) else int(facts)
@@ -124,11 +137,13 @@ def load_curves_csv(path: Path | str) -> pd.DataFrame:
         _check_units(row, field)
         consistency.check(row, line, field)
         key = tuple(row[name] for name in ("params", "tokens", "frequency", "seed", "group", "split", "scoring"))
+        if row["frequency"] > 0:
+            key += tuple(-1.0 if math.isnan(row[name]) else row[name] for name in ("infused_facts", "configured_ratio"))
         if key in seen:
             raise field.error("seed", f"the same run as line {seen[key]}", "one row a run, or another seed")
         seen[key] = line
         rows.append(row)
-    return canonical(pd.DataFrame(rows, columns=CURVE_COLUMNS))
+    return canonical(with_known(pd.DataFrame(rows, columns=[*CURVE_COLUMNS, *OPTIONAL_COLUMNS])))
 
 
 def _check_units(row: dict[str, Any], field: _Field) -> None:
@@ -141,6 +156,13 @@ def _check_units(row: dict[str, Any], field: _Field) -> None:
         raise field.error(
             "infusion_ratio", f"is {row['infusion_ratio']:g} at F = {row['frequency']:g}", "0 at F = 0, and only there"
         )
+    if row["frequency"] > 0:
+        for name in ("infused_facts", "configured_ratio"):
+            if row[name] == 0:
+                raise field.error(name, f"is 0 at F = {row['frequency']:g}", "frequency 0 for the run without infusion")
+        if row["infused_facts"] * row["frequency"] > row["tokens"]:
+            shown = f"{row['infused_facts']:,g} facts, {row['frequency']:,g} times each, in {row['tokens']:,} tokens"
+            raise field.error("infused_facts", shown, "the number of facts of the run, and all tokens of the run")
     if row["group"] == "infused" and row["frequency"] * row["facts"] > row["tokens"]:
         shown = f"{row['tokens']:,} do not hold {row['frequency']:,g} exposures of {row['facts']:,} facts"
         raise field.error("tokens", shown, "all tokens of the run, not millions or billions")
@@ -151,8 +173,8 @@ class _Consistency:
 
     _SHARED = (
         ("nonembedding_params", ("params",)),
-        ("validation_loss", ("params", "tokens", "frequency", "seed")),
-        ("infusion_ratio", ("params", "tokens", "frequency", "seed")),
+        ("validation_loss", ("params", "tokens", "frequency", "seed", *OPTIONAL_COLUMNS[:2])),
+        ("infusion_ratio", ("params", "tokens", "frequency", "seed", *OPTIONAL_COLUMNS[:2])),
     )
 
     def __init__(self) -> None:
@@ -162,10 +184,12 @@ class _Consistency:
         for name, owner in self._SHARED:
             if math.isnan(row[name]):
                 continue
-            before, where = self._first.setdefault((name, *(row[key] for key in owner)), (row[name], line))
+            run = tuple(-1.0 if isinstance(row[key], float) and math.isnan(row[key]) else row[key] for key in owner)
+            before, where = self._first.setdefault((name, *run), (row[name], line))
             if not math.isclose(before, row[name], rel_tol=1e-6):
+                same = ", ".join(key for key in owner if key not in OPTIONAL_COLUMNS or not math.isnan(row[key]))
                 raise field.error(
-                    name, f"{row[name]:g}, and {before:g} in line {where}", f"one value for the same {', '.join(owner)}"
+                    name, f"{row[name]:g}, and {before:g} in line {where}", f"one value for the same {same}"
                 )
 
 
@@ -183,7 +207,7 @@ def load_points_csv(path: Path | str) -> list[Transition]:
     """
     points = []
     lines: dict[tuple[Any, ...], int] = {}
-    for line, cells in _records(Path(path), _POINTS_NEEDED, POINT_COLUMNS):
+    for line, cells in _records(Path(path), _POINTS_NEEDED, [*POINT_COLUMNS, *OPTIONAL_POINT_COLUMNS]):
         field = _Field(Path(path), line, cells)
         kind = field.one_of("kind", KINDS, None)
         status = field.one_of("status", STATUSES, None)
@@ -217,7 +241,7 @@ def load_points_csv(path: Path | str) -> list[Transition]:
             params=field.params(),
             tokens=int(field.number("tokens", least=1, whole=True)),
             kind=kind,
-            group=field.one_of("group", CURVE_GROUPS, _DEFAULT_GROUP[kind]),
+            group=field.group(_DEFAULT_GROUP[kind]),
             split=field.one_of("split", SPLITS, None) if cells.get("split") else None,
             scoring=cells.get("scoring") or None,
             status=status,
@@ -227,38 +251,48 @@ def load_points_csv(path: Path | str) -> list[Transition]:
             interval=field.one_of("interval", ("bracket", "profile"), "profile") if status in INFORMATIVE else None,
             flags=cells.get("flags") or "",
             reason=cells.get("reason") or "",
+            slice=field.slice(),
             **extra,
             **counts,
         )
-        key = (point.kind, point.group, point.split, point.scoring, point.params, point.tokens)
+        key = (point.kind, point.group, point.split, point.scoring, *point.cell)
         if lines.setdefault(key, line) != line:
             raise field.error("params", f"the same transition as line {lines[key]}", "one row a kind, group, N and D")
         points.append(point)
-    return sorted(points, key=_order)
+    return sorted(points, key=order_of)
 
 
 def points_table(points: Iterable[Transition]) -> pd.DataFrame:
-    """Returns transitions as a table (`POINT_COLUMNS`)."""
-    names = {field.name for field in fields(Transition)}
-    assert names == set(POINT_COLUMNS), names ^ set(POINT_COLUMNS)
-    rows = [{name: getattr(point, name) for name in POINT_COLUMNS} for point in points]
-    return pd.DataFrame(rows, columns=POINT_COLUMNS, dtype=object)
+    """Returns transitions as a table (`POINT_COLUMNS`, and those of `OPTIONAL_POINT_COLUMNS` that say something)."""
+    points = list(points)
+    names = {field.name for field in fields(Transition)} - {"slice"}
+    assert names | set(_SLICE_COLUMNS) == {*POINT_COLUMNS, *OPTIONAL_POINT_COLUMNS}
+    return pd.DataFrame([_cells(point) for point in points], columns=_columns(points), dtype=object)
 
 
 def write_points_csv(points: Sequence[Transition], path: Path) -> None:
     """Writes ``points.csv``; an open upper end is ``inf``, any other unknown value is empty."""
+    columns = _columns(points)
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(POINT_COLUMNS)
+        writer.writerow(columns)
         for point in points:
-            cells = {name: getattr(point, name) for name in POINT_COLUMNS}
+            cells = _cells(point)
             if point.status == "right_censored":
                 cells["high"] = "inf"
-            writer.writerow([_cell(cells[name]) for name in POINT_COLUMNS])
+            writer.writerow([_cell(cells[name]) for name in columns])
 
 
-def _order(point: Transition) -> tuple[int, str, int, int]:
-    return KINDS.index(point.kind), point.group, point.params, point.tokens
+def _columns(points: Sequence[Transition]) -> list[str]:
+    more = _SLICE_COLUMNS if any(point.slice != USUAL for point in points) else []
+    amounts = [name for name in ("exposures", "infused_bits") if any(getattr(p, name) is not None for p in points)]
+    return [*POINT_COLUMNS, *more, *amounts]
+
+
+def _cells(point: Transition) -> dict[str, Any]:
+    """Returns the values of every column."""
+    own = {name: getattr(point, name) for name in (*POINT_COLUMNS, "exposures", "infused_bits")}
+    return own | {name: getattr(point.slice, name) for name in _SLICE_COLUMNS}
 
 
 def _cell(value: Any) -> str:
@@ -338,11 +372,30 @@ class _Field:
             raise self.error(column, f"{text} is not whole", bound)
         return value
 
-    def optional(self, column: str, *, least: float, most: float = math.inf, infinite: bool = False) -> float:
+    def optional(
+        self, column: str, *, least: float, most: float = math.inf, whole: bool = False, infinite: bool = False
+    ) -> float:
         """Returns the number, or NaN if the column is absent or the cell is empty."""
         if self._cells.get(column, "").lower() in ("", "nan", "none", "na"):
             return math.nan
-        return self.number(column, least=least, most=most, infinite=infinite)
+        return self.number(column, least=least, most=most, whole=whole, infinite=infinite)
+
+    def group(self, default: str) -> str:
+        """Returns the group of a curve or a point."""
+        text = self._cells.get("group", "") or default
+        if not is_group(text):
+            raise self.error("group", f"is {text!r}", f"{nearest(text, CURVE_GROUPS)}, or background@<exposures>")
+        return text
+
+    def slice(self) -> Slice:
+        """Returns the axis of a point and what was held."""
+        axis = self.one_of("axis", AXES, FREQUENCY)
+        held_by, held = self._cells.get("held_by") or None, self.optional("held", least=0)
+        record = {"axis": axis, "held_by": held_by, "held": None if math.isnan(held) else held}
+        try:
+            return slice_of_record(record, where=self._where)
+        except InputError as error:
+            raise self.error("held_by", error.problem, error.remedy or "") from None
 
     def one_of(self, column: str, choices: Sequence[str], default: str | None) -> str:
         text = self._cells.get(column, "") or default or ""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, TypedDict, Unpack
+from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 
 from megatron_kis.analysis.runs.curves import Array, Curve
-from megatron_kis.common.terms import GROUPS
+from megatron_kis.analysis.runs.groups import group_key
+from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice
 from megatron_kis.config.analysis import AnalysisConfig
 
 KINDS = ("onset", "collapse", "tolerance")
-CURVE_GROUPS = (*GROUPS, "general")
-"""Groups of curves: the fact groups, and ``general`` for the loss on general text."""
 COLLAPSED, OBSERVED = "collapsed", "observed"
 RIGHT_CENSORED, LEFT_CENSORED, INCONCLUSIVE = "right_censored", "left_censored", "inconclusive"
 INFORMATIVE = (COLLAPSED, OBSERVED)
@@ -23,7 +22,9 @@ STATUSES = (COLLAPSED, OBSERVED, RIGHT_CENSORED, LEFT_CENSORED, INCONCLUSIVE)
 
 @dataclass(frozen=True, kw_only=True)
 class Transition:
-    """A transition of one (N, D): onset, collapse by memory, or collapse by loss tolerance.
+    """A transition of one (N, D) along one axis: onset, collapse by memory, or collapse by loss tolerance.
+
+    ``slice`` says what the dose is (F or K), and what is held along it.
 
     Status: ``collapsed`` (collapse) or ``observed`` (onset, tolerance) with a value in [low, high];
     ``right_censored``: after ``low`` or never; ``left_censored``: at or before ``high``; ``inconclusive``: the data
@@ -39,11 +40,11 @@ class Transition:
     scoring: str | None = None
     status: str
     value: float | None = None
-    """F of the transition; None unless it was observed."""
+    """Dose of the transition; None unless it was observed."""
     low: float | None = None
-    """Lower end of the interval of F; None if open."""
+    """Lower end of the interval of the dose; None if open."""
     high: float | None = None
-    """Upper end of the interval of F; None if open."""
+    """Upper end of the interval of the dose; None if open."""
     infusion_ratio: float | None = None
     """Infusion ratio at ``value``, interpolated between the levels."""
     ratio_low: float | None = None
@@ -51,16 +52,16 @@ class Transition:
     exposure_tokens: float | None = None
     """Tokens spent on exposures of infused facts at ``value``: infusion_ratio * D."""
     peak: float | None = None
-    """Highest rate of the curve (tolerance: the loss at F = 0)."""
+    """Highest rate of the curve (tolerance: the loss without infusion)."""
     drop: float | None = None
     """Fall from the peak to the levels after the collapse point (tolerance: largest relative excess of the loss)."""
     detectable: float | None = None
-    """Smallest drop at the largest F that would have been detected with the power in the settings."""
+    """Smallest drop at the largest dose that would have been detected with the power in the settings."""
     p_value: float | None = None
     steepness: float | None = None
-    """gamma of the hinge: fall of the logit per e-fold of F beyond the collapse point."""
+    """gamma of the hinge: fall of the logit per e-fold of the dose beyond the collapse point."""
     companion: float | None = None
-    """Collapse point by the tolerance rule: the last F at which the fitted rate is (1 - r) of its maximum."""
+    """Collapse point by the tolerance rule: the last dose at which the fitted rate is (1 - r) of its maximum."""
     interval: str | None = None
     """Kind of [low, high]: ``bracket`` (neighbouring levels, with nothing known between them) or ``profile`` (a
     confidence interval wider than the bracket)."""
@@ -70,6 +71,22 @@ class Transition:
     seeds: int | None = None
     reason: str = ""
     """Reason for the status, in words."""
+    slice: Slice = USUAL
+    """Axis of the dose, and what is held."""
+    exposures: float | None = None
+    """Exposures of all infused facts at ``value``: K * F."""
+    infused_bits: float | None = None
+    """Bits of the infused facts at ``value``: the sum of log2 of the possible objects of each."""
+
+    @property
+    def cell(self) -> tuple[int, int, Slice]:
+        """N, D and the slice."""
+        return self.params, self.tokens, self.slice
+
+    @property
+    def bits_per_param(self) -> float | None:
+        """Bits of the infused facts at ``value`` for each parameter."""
+        return None if self.infused_bits is None else self.infused_bits / self.params
 
     @property
     def informative(self) -> bool:
@@ -82,7 +99,7 @@ class Criterion(Protocol):
 
     kind: str
     groups: tuple[str, ...]
-    """The fact groups whose curves it reads."""
+    """The fact groups whose curves it reads; ``background`` also stands for background facts of one strength."""
 
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """Returns the transition of ``curve``; every curve has one, with a status."""
@@ -105,10 +122,15 @@ class Found(TypedDict, total=False):
     flags: str
 
 
+def order_of(point: Transition) -> tuple[Any, ...]:
+    """Sort key of transitions: kind, group, slice, N and D."""
+    return KINDS.index(point.kind), group_key(point.group), point.slice.key, point.params, point.tokens
+
+
 def make_transition(
     curve: Curve, kind: str, status: str, reason: str, *, group: str | None = None, **found: Unpack[Found]
 ) -> Transition:
-    """Returns a transition of ``curve``, with the infusion ratio and the exposure tokens that belong to its F."""
+    """Returns a transition of ``curve``, with the amounts (infusion ratio, tokens, exposures, bits) of its dose."""
     value = found.get("value")
     ratio = ratio_at(curve, value)
     general = group == "general"  # the loss has neither templates nor a scoring rule
@@ -126,29 +148,45 @@ def make_transition(
         ratio_low=ratio_at(curve, found.get("low")),
         ratio_high=ratio_at(curve, found.get("high")),
         exposure_tokens=None if ratio is None else ratio * curve.tokens,
-        levels=len(curve.frequency),
+        levels=len(curve.dose),
         seeds=curve.seeds,
         reason=reason,
+        slice=curve.slice,
+        exposures=amount_at(curve, curve.exposures, value, jumps=curve.slice.held_by == RATIO),
+        infused_bits=amount_at(curve, curve.bits, value, jumps=curve.slice.axis == FREQUENCY),
         **found,
     )
 
 
-def ratio_at(curve: Curve, frequency: float | None) -> float | None:
-    """Returns the infusion ratio at F, linear between the levels that have one (rho = K * F * mean length / D)."""
-    known = np.isfinite(curve.ratio)
-    if frequency is None or not math.isfinite(frequency) or not known.any():
+def ratio_at(curve: Curve, dose: float | None) -> float | None:
+    """Returns the infusion ratio at a dose, linear between the levels that have one (rho = K F mean length / D)."""
+    return amount_at(curve, curve.ratio, dose, jumps=curve.slice.held_by == RATIO)
+
+
+def amount_at(curve: Curve, amounts: Array | None, dose: float | None, *, jumps: bool) -> float | None:
+    """Returns an amount at a dose, linear between the levels [L] that have one; None where none has.
+
+    ``jumps`` says that the amount is held along the axis: dose 0 has none of it, and every other dose the same.
+    """
+    if amounts is None or dose is None or not math.isfinite(dose):
         return None
-    return float(np.interp(frequency, curve.frequency[known], curve.ratio[known]))
+    known = np.isfinite(amounts)
+    if jumps and dose > 0:
+        known &= curve.dose > 0
+    return float(np.interp(dose, curve.dose[known], amounts[known])) if known.any() else None
 
 
-def crossing(frequency: Array, height: Array, level: float, index: int) -> float:
-    """Returns F between levels ``index`` and ``index + 1`` where the height crosses ``level``, linear in log F."""
+def crossing(dose: Array, height: Array, level: float, index: int) -> float:
+    """Returns the dose between levels ``index`` and ``index + 1`` at which the height crosses ``level``.
+
+    Linear in the logarithm of the dose.
+    """
     before, after = float(height[index]), float(height[index + 1])
     share = 0.5 if after == before else min(max((level - before) / (after - before), 0.0), 1.0)
-    low, high = math.log(frequency[index]), math.log(frequency[index + 1])
+    low, high = math.log(dose[index]), math.log(dose[index + 1])
     return math.exp(low + share * (high - low))
 
 
-def count(frequency: float) -> str:
-    """Formats F for a sentence."""
-    return f"{frequency:.4g}" if frequency < 10_000 else f"{frequency:,.0f}"
+def count(dose: float) -> str:
+    """Formats a dose for a sentence."""
+    return f"{dose:.4g}" if dose < 10_000 else f"{dose:,.0f}"

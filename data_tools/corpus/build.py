@@ -27,7 +27,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ from megatron_kis.data_tools.corpus.part import (
 )
 from megatron_kis.data_tools.corpus.plan import CorpusBuildConfig, CorpusJob, part_bytes, sample_texts
 from megatron_kis.data_tools.corpus.workers import encode_parts, explained_full_disk
-from megatron_kis.data_tools.facts.fact import Fact
+from megatron_kis.data_tools.facts.fact import Fact, fact_row
 from megatron_kis.data_tools.readers.documents import lines_before
 from megatron_kis.data_tools.readers.parts import TextPart, plan_parts
 from megatron_kis.data_tools.storage.indexed import IndexedReader, IndexedWriter, suffixed
@@ -216,7 +216,7 @@ def _attempt(job: CorpusJob, encoder: Encoder, why: str) -> _Attempt:
         append_eod=job.config.append_eod,
         keep_empty=job.config.keep_empty,
         sentences=job.splitter.fingerprint if job.splitter else None,
-        facts=fingerprint([asdict(fact) for fact in job.facts]) if job.facts else None,
+        facts=fingerprint([fact_row(fact) for fact in job.facts]) if job.facts else None,
         validation_share=job.validation_share,
         seed=job.seed,
         skip_errors=job.config.skip_errors,

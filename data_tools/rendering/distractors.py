@@ -1,8 +1,9 @@
 """Chooses the options of a question: the right object and its distractors.
 
 An option is never right: by the data it means neither the answer nor another object that the relation has for the
-subject, whatever names it has (``facts.names``). No two options may mean the same, or be the same tokens in a
-statement, and none extends the answer or is extended by it (``rendering.confusable``).
+subject, whatever names it has (``facts.names``). Where objects were dealt out anew, the source's own is no option
+either. No two options may mean the same, or be the same tokens in a statement, and none extends the answer or is
+extended by it (``rendering.confusable``).
 """
 
 from __future__ import annotations
@@ -102,6 +103,8 @@ class _DistractorRules:
         named: dict[tuple[str, str], set[Hashable]] = defaultdict(set)
         for fact in facts:
             named[fact.relation, name_key(fact.subject)] |= self.marks(fact.relation, fact.object)
+            if fact.source_object:  # a model may know it from elsewhere, and would prefer it
+                named[fact.relation, name_key(fact.subject)] |= self.marks(fact.relation, fact.source_object)
         self._right: dict[tuple[str, str], set[Hashable]] = defaultdict(set)
         """Marks of all right objects, by relation and by what the subject may mean."""
         self._asked: tuple[str, str] | None = None

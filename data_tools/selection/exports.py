@@ -6,7 +6,8 @@ relation. ``lm_pub_quiz.Dataset.from_path(OUTPUT/<group>)`` reads it; so does th
 
 An object has one label in the answer space, whatever names and ids its facts have. Fields of our own hold what
 the format has no place for; other readers ignore them and the importer ``bear`` reads them: ``object``, the fact's own
-name for it, and ``subject_id`` and ``object_id``, which are empty where the source has none.
+name for it, ``subject_id`` and ``object_id``, which are empty where the source has none, and ``source_object`` where
+objects were dealt out anew.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ def _rows(facts: Sequence[Fact], entities: Entities) -> tuple[list[dict[str, Any
                 "object": fact.object,
                 "subject_id": fact.subject_id,
                 "object_id": fact.object_id,
+                **({"source_object": fact.source_object} if fact.source_object else {}),
             }
         )
     return rows, answers

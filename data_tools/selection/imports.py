@@ -54,16 +54,17 @@ def import_facts(
             with counts of and reasons for dropped triples.
     """
     refuse_own_outputs(source_files(source, kind), [output, output.with_suffix(".meta.json")])
-    twice = [relation for relation, count in Counter(settings.relations).items() if count > 1]
-    if twice:
-        raise InputError(f"{twice[0]!r} is given twice", where="relations", remedy="name each relation once")
+    for key, relations in settings.named_relations().items():
+        twice = [relation for relation, count in Counter(relations).items() if count > 1]
+        if twice:
+            raise InputError(f"{twice[0]!r} is given twice", where=key, remedy="name each relation once")
     triples = read_triples(source, kind, settings, columns=columns, skip_errors=skip_errors)
     triples = _without_repeated_ids(triples, settings, skip_errors=skip_errors)
     pools: list[Pool] = []
 
     def seen(pool: Pool) -> None:
         pools.append(pool)
-        if not any(pool.imported) and not settings.relations:
+        if not any(pool.imported) and not settings.relations_of_all_groups():
             raise InputError("holds no triples that can be read", where=str(source))
         if not pool.seen:
             raise InputError("holds no triples", where=str(source))
@@ -82,7 +83,7 @@ def import_facts(
     meta = {
         "schema": "kis.facts/1",
         "source": {**described, "columns": list(columns)} if columns else described,
-        "settings": settings.model_dump(),
+        "settings": settings.record(),
         "imported": dict(selection.imported),
         "dropped": {reason: dict(counts) for reason, counts in selection.dropped.items() if counts},
         "relations": [asdict(relation) for relation in selection.relations],
@@ -100,9 +101,9 @@ def _without_repeated_ids(
     Ids are remembered for as many triples as fit into memory.
     """
     seen: dict[str, Candidate] = {}
+    wanted = set(settings.relations_of_all_groups())
     for triple in triples:
-        everything = not settings.relations
-        if isinstance(triple, Candidate) and triple.id and (everything or triple.relation in settings.relations):
+        if isinstance(triple, Candidate) and triple.id and (not wanted or triple.relation in wanted):
             first = seen.get(triple.id)
             if first is None and len(seen) < settings.memory_limit:
                 seen[triple.id] = triple
@@ -155,7 +156,7 @@ def read_triples(
         return WITH_COLUMNS[kind](source, skip_errors=skip_errors, columns=parse_columns(columns))
     if kind == "wikidata5m":  # names of other relations, or beyond the memory limit, are not looked up
         limit, seed = settings.memory_limit, settings.seed
-        relations = settings.relations
+        relations = settings.relations_of_all_groups()
         return import_wikidata5m(source, skip_errors=skip_errors, relations=relations, limit=limit, seed=seed)
     return IMPORTERS[kind](source, skip_errors=skip_errors)
 

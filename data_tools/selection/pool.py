@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from megatron_kis.data_tools.facts.fields import has_content
 from megatron_kis.data_tools.facts.importers import AMBIGUOUS_NAMES, NOT_SAMPLED, Candidate, Dropped, Imported
 from megatron_kis.data_tools.facts.names import Entities, NamedEntity, entity_key, name_key, named_entities
+from megatron_kis.data_tools.selection.permuted_objects import with_permuted_objects
 from megatron_kis.data_tools.selection.revealing_names import contains_name, reveals_object
 
 AMBIGUOUS_OBJECTS = "ambiguous: the subject has several objects"
@@ -56,6 +57,7 @@ def usable_facts(
     relations: Iterable[str] = (),
     longest_name: int | None = None,
     keep_telling_names: bool = False,
+    permute_objects: bool = False,
     limit: int = 4_000_000,
     seed: int = 0,
 ) -> Pool:
@@ -66,8 +68,10 @@ def usable_facts(
         relations: relations to keep; empty means all.
         longest_name: longest subject or object in characters.
         keep_telling_names: keep facts whose subject's name hints at the object.
+        permute_objects: deal the objects of each relation out anew to its subjects. A name that hints at its object is
+            then an accident, and is kept: to drop it would say that what a name hints at is wrong.
         limit: most triples in memory, at about 1 kB each, 1.6 with ids and aliases.
-        seed: seed of the sample if the source has more.
+        seed: seed of the sample if the source has more, and of the permutation.
     """
     pool = Pool()
     wanted = set(relations)
@@ -88,6 +92,14 @@ def usable_facts(
     pool.dropped[NOT_SAMPLED].update(store.evicted)
     pool.facts = {relation: [] for relation in pool.imported if relation}
     pool.entities = Entities(store)
+    facts = _fair_facts(pool, store, longest_name, telling=keep_telling_names or permute_objects)
+    for fact in with_permuted_objects(facts, seed) if permute_objects else facts:
+        pool.facts[fact.relation].append(fact)
+    return pool
+
+
+def _fair_facts(pool: Pool, store: _TripleStore, longest_name: int | None, *, telling: bool) -> Iterator[Candidate]:
+    """Yields the facts that are not ambiguous and have fair names, and counts the others as dropped."""
     for relation, candidates in _by_subject(store, pool.entities):
         first, *others = candidates
         reason = AMBIGUOUS_NAMES if any(store.is_shared(one, pool.entities) for one in candidates) else None
@@ -97,12 +109,11 @@ def usable_facts(
             pool.dropped[REPEATED][relation] += len(others)
             for other in others:
                 first = _merge(first, other)
-        if reason := reason or _unfairness(first, longest_name, keep_telling_names):
+        if reason := reason or _unfairness(first, longest_name, telling):
             pool.dropped[reason][relation] += len(candidates) if reason == AMBIGUOUS_OBJECTS else 1
             pool.examples.setdefault((reason, relation), first.where)
         else:
-            pool.facts[relation].append(first)
-    return pool
+            yield first
 
 
 def _by_subject(store: _TripleStore, entities: Entities) -> Iterator[tuple[str, list[Candidate]]]:

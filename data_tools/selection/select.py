@@ -12,7 +12,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -27,6 +27,8 @@ from megatron_kis.data_tools.selection.pool import Pool, usable_facts
 SPREADS = ("even", "proportional")
 """How facts are spread over relations: the same number of each, or as many as a relation has."""
 
+_LATER = {"infused_relations": (), "background_relations": (), "control_relations": (), "permute_objects": False}
+"""Settings that older records lack, with their defaults: a record of the same facts stays the same."""
 _LISTED = 20  # counts in a line of the summary
 
 
@@ -45,6 +47,16 @@ class SelectConfig(Config):
     relations: tuple[str, ...] = ()
     """Relations to use; empty means all that the source has."""
 
+    infused_relations: tuple[str, ...] = ()
+    """Relations of the infused facts; empty means ``relations``. With other relations for the background, the two
+    groups have neither relations nor objects in common."""
+
+    background_relations: tuple[str, ...] = ()
+    """Relations of the background facts; empty means ``relations``."""
+
+    control_relations: tuple[str, ...] = ()
+    """Relations of the control facts; empty means ``relations``."""
+
     distractors: int = 3
     """Wrong options of each question: each group and relation must offer that many other objects."""
 
@@ -57,8 +69,12 @@ class SelectConfig(Config):
     keep_telling_names: bool = False
     """Keep facts whose subject's name hints at the object."""
 
+    permute_objects: bool = False
+    """Deal the objects of each relation out anew to its subjects, at random: no name then hints at its object. Facts
+    whose names hint at it are kept, for the hint is gone; the source's own object is no distractor."""
+
     seed: int = 0
-    """Seed of the split into groups."""
+    """Seed of the split into groups, and of the permutation of objects."""
 
     spread: Annotated[str, Field(json_schema_extra={"enum": list(SPREADS)})] = "even"
     """``even`` or ``proportional``: the same number of facts of each relation, or a number in proportion to its usable
@@ -71,6 +87,29 @@ class SelectConfig(Config):
     def counts(self) -> dict[str, int]:
         """Facts of each group."""
         return {"infused": self.infused, "background": self.background, "control": self.control}
+
+    def record(self) -> dict[str, Any]:
+        """Settings as a record has them: those that came later only where they are not the default."""
+        dumped = self.model_dump()
+        return {key: value for key, value in dumped.items() if key not in _LATER or value != _LATER[key]}
+
+    def named_relations(self) -> dict[str, tuple[str, ...]]:
+        """Relations that each setting names."""
+        return {
+            "relations": self.relations,
+            "infused_relations": self.infused_relations,
+            "background_relations": self.background_relations,
+            "control_relations": self.control_relations,
+        }
+
+    def relations_of(self, group: str) -> tuple[str, ...]:
+        """Relations of a group, each once; empty means all that the source has."""
+        return tuple(dict.fromkeys(self.named_relations()[f"{group}_relations"] or self.relations))
+
+    def relations_of_all_groups(self) -> tuple[str, ...]:
+        """Relations of the groups that have facts, each once; empty means all that the source has."""
+        of_groups = [self.relations_of(group) for group, count in self.counts().items() if count]
+        return tuple(dict.fromkeys(one for of in of_groups for one in of)) if all(of_groups) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,21 +187,30 @@ def select_facts(
     check_settings(settings)
     pool = usable_facts(
         triples,
-        relations=settings.relations,
+        relations=settings.relations_of_all_groups(),
         longest_name=settings.longest_name,
         keep_telling_names=settings.keep_telling_names,
+        permute_objects=settings.permute_objects,
         limit=settings.memory_limit,
         seed=settings.seed,
     )
     if on_pool is not None:
         on_pool(pool)
-    for relation in settings.relations:
-        if relation not in pool.seen:
-            raise InputError(f"no facts of relation {relation!r}", remedy=nearest(relation, pool.seen))
+    for key, relations in settings.named_relations().items():
+        for relation in relations:
+            if relation not in pool.seen:
+                where = None if key == "relations" else key
+                raise InputError(f"no facts of relation {relation!r}", where=where, remedy=nearest(relation, pool.seen))
     selection = Selection(imported=pool.imported, dropped=pool.dropped, distractors=settings.distractors)
-    order = list(dict.fromkeys(settings.relations)) or sorted(pool.facts)
+    order = list(settings.relations_of_all_groups()) or sorted(pool.facts)
     sizes = {relation: len(pool.facts[relation]) for relation in order}
-    shares = {group: _facts_per_relation(count, sizes, settings) for group, count in settings.counts().items()}
+    shares = {
+        group: _facts_per_relation(
+            count, {relation: sizes[relation] for relation in settings.relations_of(group) or order}, settings
+        )
+        for group, count in settings.counts().items()
+        if count
+    }
     entities = pool.entities
     sources = {
         relation: _UsableFacts(relation, pool.facts[relation], entities, _frequencies(pool.facts[relation], entities))
@@ -172,7 +220,7 @@ def select_facts(
     drawn: dict[str, list[tuple[Candidate, str]]] = {}
     # Scarce relations first: a subject's group is settled by the first relation that draws it.
     for relation in sorted(order, key=lambda name: (sizes[name], name)):
-        wanted = {group: shares[group][relation] for group in GROUPS}
+        wanted = {group: shares.get(group, {}).get(relation, 0) for group in GROUPS}
         rng = random.Random(f"{settings.seed}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
         drawn[relation] = _draw(sources[relation], wanted, home, rng, settings)
     for group in GROUPS:
@@ -269,7 +317,15 @@ def _proportional_shares(count: int, sizes: Mapping[str, int]) -> dict[str, int]
 
 def _fewest_facts(settings: SelectConfig) -> int:
     """Returns the number of facts of a group and relation that guarantees every question its distractors."""
-    return settings.distractors * max(1, settings.facts_per_object) + 1
+    return (_objects_needed(settings) - 1) * max(1, settings.facts_per_object) + 1
+
+
+def _objects_needed(settings: SelectConfig) -> int:
+    """Returns the number of different objects of which a question can always be made.
+
+    Where objects were dealt out anew, the source's own object of the subject is none of the options.
+    """
+    return settings.distractors + 1 + settings.permute_objects
 
 
 def _even_shares(count: int, relations: Sequence[str]) -> dict[str, int]:
@@ -287,12 +343,14 @@ def _draw(
 ) -> list[tuple[Candidate, str]]:
     """Goes through the facts in random order and gives each to a random group that still has room for it."""
     relation, pool, meanings = source.relation, source.facts, source.entities.meanings
-    needed = settings.distractors + 1
+    needed = _objects_needed(settings)
+    spare = needed - settings.distractors  # objects that are no distractor: the answer, and what the source has
     objects = len(source.frequencies)
     if 0 < objects < needed and any(wanted.values()):
         raise InputError(
             f"relation {relation!r} has {objects} different objects, {settings.distractors} distractors need {needed}",
-            remedy=f"{_at_most(objects - 1)}, or leave the relation out: more facts of the same objects do not help",
+            remedy=f"{_at_most(objects - spare)}, or leave the relation out:"
+            " more facts of the same objects do not help",
         )
     for group, count in wanted.items():
         if 0 < count < needed:
@@ -338,8 +396,8 @@ def _draw(
                 f"the {found.total()} {group} facts of relation {relation!r} have {len(found)} different objects,"
                 f" {settings.distractors} distractors need {needed}",
                 # Facts that share an object by no more than that have so many objects whatever is drawn.
-                remedy=f"facts_per_object of {max(1, (found.total() - 1) // settings.distractors)} or less,"
-                f" {_at_most(len(found) - 1)}, or more {group} facts",
+                remedy=f"facts_per_object of {max(1, (found.total() - 1) // (needed - 1))} or less,"
+                f" {_at_most(len(found) - spare)}, or more {group} facts",
             )
     return drawn
 
@@ -353,7 +411,7 @@ def _has_room(used: Counter[str], answer: str, entities: Entities, most: int) ->
 
 
 def _at_most(distractors: int) -> str:
-    return f"at most {distractors} distractors" if distractors else "a relation whose objects differ"
+    return f"at most {distractors} distractors" if distractors > 0 else "a relation whose objects differ"
 
 
 def _or_raise(settings: SelectConfig, wanted: Mapping[str, int], of_object: Mapping[str, int]) -> str:
@@ -377,6 +435,7 @@ def _fact(candidate: Candidate, group: str) -> Fact:
         object_aliases=candidate.object_aliases,
         subject_id=candidate.subject_id,
         object_id=candidate.object_id,
+        source_object=candidate.source_object,
     )
 
 

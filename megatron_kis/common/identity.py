@@ -45,9 +45,12 @@ OF_THE_SIZE = ("model", "training.optimizer.learning_rate")
 
 _LATER: dict[str, Any] = {
     "documents.eod_belongs_to": "previous",
+    "infusion.background.groups": [],
+    "infusion.background.schedule": "uniform",
     "infusion.begins": None,
     "infusion.facts": None,
     "model.norm_epsilon": 1e-5,
+    "probes.facts_per_group": None,
     "probes.moments.tokens": [],
     "validation.moments.tokens": [],
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 
@@ -10,6 +10,9 @@ from megatron_kis.common.configuration import Config, input_error
 from megatron_kis.common.errors import nearest
 
 CRITERIA = ("hinge", "tolerance_rule", "general_loss")
+
+_LATER: dict[str, Any] = {"axis": "auto"}
+"""Settings that came later, with the value that older versions worked by."""
 
 SECTION = "analysis"
 """Key of these settings in a study file."""
@@ -73,6 +76,12 @@ class AnalysisConfig(Config):
     """Definition of a collapse: ``hinge`` (tau of a rise-then-fall model), ``tolerance_rule`` (the last F within r of
     the maximum) or ``general_loss`` (the F at which the loss on general text leaves its tolerance)."""
 
+    axis: Annotated[
+        Literal["auto", "frequency", "facts"], Field(json_schema_extra={"enum": ["auto", "frequency", "facts"]})
+    ] = "auto"
+    """Dose along which transitions are sought: ``frequency`` (F, at each number of facts), ``facts`` (the number K of
+    infused facts, at each F or infusion ratio), or ``auto``: facts where the runs vary K, and F where they vary F."""
+
     scoring: str = "statement"
     """Scoring rule the criteria look at: summed log-likelihood of the whole statement, the object anywhere in it."""
 
@@ -127,5 +136,5 @@ class AnalysisConfig(Config):
             raise input_error(error, cls, section=SECTION) from None
 
     def record(self) -> dict[str, Any]:
-        """Returns the resolved settings, for JSON."""
-        return self.model_dump()
+        """Returns the resolved settings, for JSON; those that came later only where they have another value."""
+        return {k: v for k, v in self.model_dump().items() if k not in _LATER or v != _LATER[k]}

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.identity import DATA
 from megatron_kis.data.exposure_schedule import schedule_of
+
+
+def _checked_schedule(schedule: str | dict[str, Any]) -> str | dict[str, Any]:
+    try:
+        schedule_of(schedule)
+    except InputError as error:
+        message = str(error).removeprefix("infusion.schedule: ").removeprefix("infusion.schedule.")
+        raise ValueError(message) from None  # the field that it belongs to is named by whoever reads the settings
+    return schedule
+
+
+class BackgroundGroup(Config):
+    """Background facts that are shown equally often."""
+
+    facts: PositiveInt
+    """Number of facts."""
+
+    frequency: PositiveInt
+    """Exposures of each of them in a run without infusion; another number than that of other groups."""
 
 
 class BackgroundConfig(Config):
@@ -22,6 +41,44 @@ class BackgroundConfig(Config):
 
     frequency: int = Field(0, ge=0)
     """Exposures of each background fact in a run without infusion."""
+
+    groups: tuple[BackgroundGroup, ...] = ()
+    """Groups of background facts that are shown differently often, in place of ``frequency``. They take the facts one
+    after the other, in the order of ``infusion.facts``; facts beyond their sum are neither shown nor asked for. A list
+    in place of the whole section is these groups, with the policy ``protected``."""
+
+    schedule: str | dict[str, Any] = "uniform"
+    """Schedule of the exposures of protected facts, one for all groups: as ``infusion.schedule``."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _known_schedule(cls, schedule: str | dict[str, Any]) -> str | dict[str, Any]:
+        return _checked_schedule(schedule)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> BackgroundConfig:
+        if self.policy == "displaced" and not schedule_of(self.schedule).is_uniform:
+            msg = "schedule has no effect on displaced facts, which keep to the general text; use policy: protected"
+            raise ValueError(msg)
+        if self.groups and self.frequency:
+            msg = "has both 'frequency' and 'groups'; give one"
+            raise ValueError(msg)
+        counted = [group.frequency for group in self.groups]
+        for frequency in counted:
+            if counted.count(frequency) > 1:
+                msg = f"has two groups of frequency {frequency}; merge them into one"
+                raise ValueError(msg)
+        return self
+
+
+def _of_list(value: Any) -> Any:
+    return {"policy": "protected", "groups": value} if isinstance(value, list | tuple) else value
+
+
+Background = Annotated[
+    BackgroundConfig, BeforeValidator(_of_list, json_schema_input_type=BackgroundConfig | tuple[BackgroundGroup, ...])
+]
+"""The settings of the background facts; a list is ``groups`` with the policy ``protected``."""
 
 
 class InfusionConfig(Config):
@@ -60,17 +117,13 @@ class InfusionConfig(Config):
     """Train template that an exposure shows: all equally often, in turn or in random turns, or always one (its number,
     from 0)."""
 
-    background: BackgroundConfig = BackgroundConfig()
+    background: Background = BackgroundConfig()
     """Settings of the background facts."""
 
     @field_validator("schedule")
     @classmethod
     def _known_schedule(cls, schedule: str | dict[str, Any]) -> str | dict[str, Any]:
-        try:
-            schedule_of(schedule)
-        except InputError as error:
-            raise ValueError(str(error).removeprefix("infusion.schedule: ")) from None
-        return schedule
+        return _checked_schedule(schedule)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> InfusionConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from megatron_kis.common.configuration import Config, Count, SafeName, absolute_content
 from megatron_kis.common.files import fingerprint
@@ -89,6 +89,10 @@ class ProbeConfig(Config):
     templates: dict[Split, NonNegativeInt | None] = Field(default_factory=_asked_templates)
     """Number of templates of each split that are evaluated (the first ones of a relation); null for all, 0 for none; a
     split that is left out is not evaluated."""
+
+    facts_per_group: PositiveInt | None = None
+    """Largest number of facts of a group that are asked for, to save time: the first ones in the order of
+    ``infusion.facts``, of background facts the first ones of each frequency. All if not given."""
 
     batch_size: int = Field(512, gt=0)
     """Options scored in one forward pass."""

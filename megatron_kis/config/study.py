@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 from megatron_kis.common.configuration import Config, Count, Quantity, SafeName
 from megatron_kis.common.errors import nearest
 from megatron_kis.config.analysis import AnalysisConfig
-from megatron_kis.config.data import BackgroundConfig, DocumentsConfig
+from megatron_kis.config.data import Background, BackgroundConfig, DocumentsConfig
 from megatron_kis.config.dose import Dose, dose_of
 from megatron_kis.config.executor import ExecutorConfig
 from megatron_kis.config.run import (
@@ -187,7 +187,7 @@ class StudyConfig(Config):
     training: StudyTraining
     """Training settings that all runs share."""
 
-    background: BackgroundConfig = BackgroundConfig()
+    background: Background = BackgroundConfig()
     """Settings of the background facts, whose retention is watched."""
 
     schedule: str | dict[str, Any] = "uniform"

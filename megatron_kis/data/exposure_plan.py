@@ -124,8 +124,10 @@ class ExposurePlan:
         self.background_tokens = streams[1].total_tokens
         self.infusion_frequency = _whole(infused.mean(streams[0].counts_per_fact()))
         self.infusion_ratio = self.infused_tokens / self.token_budget
-        self.background_base_frequency = inputs.background.frequency
-        self.background_frequency = int(streams[1].counts_per_fact().max(initial=0))
+        background = inputs.background
+        self.background_frequencies = background.frequency  # before any exposure gives way
+        self.background_base_frequency = _whole(background.mean(background.frequency))
+        self.background_frequency = _whole(background.mean(streams[1].counts_per_fact()))
 
     def __len__(self) -> int:
         """Returns the number of sequences of the run."""
@@ -171,7 +173,8 @@ class ExposurePlan:
         """Returns what determines this plan: equal identities give equal layouts."""
         inputs = self.inputs
         equal = equal_frequencies(self._frequencies)
-        counts = inputs.previous.counts
+        counts, before = inputs.previous.counts, inputs.previous.background_frequency
+        background = inputs.background
         return {
             "layout_version": LAYOUT_VERSION,
             "infusion_frequency": self.infusion_frequency,
@@ -192,11 +195,13 @@ class ExposurePlan:
             "templates": inputs.templates,
             "block": self.block,
             "first_sequence": inputs.previous.sequences,
-            "background_before": inputs.previous.background_frequency,
+            "background_before": before if isinstance(before, int) else fingerprint_of(before),
             "lengths_fingerprint": fingerprint_of(inputs.infused.table, inputs.background.table),
             "shown_fingerprint": fingerprint_of(*counts.values()) if counts else None,
             **({"text_first": True} if inputs.text_first else {}),
             **({} if inputs.infused.shown is None else {"shown_facts": inputs.infused.count}),
+            **({} if background.schedule.is_uniform else _of_schedule(background.schedule)),
+            **({} if isinstance(background.frequency, int) else _of_strengths(background.groups, background.frequency)),
         }
 
     @cached_property
@@ -221,7 +226,7 @@ def _from_keywords(
     background_before: int = 0,
 ) -> tuple[InfusedFacts, BackgroundFacts, TokenBudget, PreviousPart]:
     """Makes the parts of a plan from the older form of the call, which names each of their values."""
-    lengths = {} if background_lengths is None else {"lengths": background_lengths}
+    lengths: dict[str, Any] = {} if background_lengths is None else {"lengths": background_lengths}
     return (
         InfusedFacts(exposure_lengths, infusion_frequency, infusion_ratio, popularity),
         BackgroundFacts(**lengths, frequency=background_frequency, policy=background_policy),
@@ -241,27 +246,35 @@ def _builder(inputs: PlanInputs, streams: Sequence[Stream]) -> BlockBuilder:
     )
 
 
+def _of_strengths(groups: list[dict[str, int]], frequencies: IntArray) -> dict[str, Any]:
+    return {"background_groups": groups, "background_fingerprint": fingerprint_of(frequencies)}
+
+
+def _of_schedule(schedule: Schedule) -> dict[str, Any]:
+    return {"background_schedule": schedule.description, "background_schedule_fingerprint": schedule.fingerprint}
+
+
 def _whole(mean: float) -> float:
     return int(mean) if mean == int(mean) else mean
 
 
 def _does_not_fit(inputs: PlanInputs, frequencies: IntArray | int) -> InputError:
     """Returns the error that says which exposures do not fit, and what would."""
-    budget = inputs.budget
+    budget, background = inputs.budget, inputs.background
     whole = f"of {budget.tokens} tokens, each exposure whole in a sequence of {budget.sequence_length}"
     without = inputs.streams(0)
     if choose_block_size(_builder(inputs, without)) is None:
         return InputError(
-            f"{without[1].facts} background facts x {inputs.background.frequency} exposures need "
+            f"{background.count} background facts x {background.mean(background.frequency):g} exposures need "
             f"{without[1].total_tokens} {whole}",
             where="background_frequency",
             remedy="use a smaller one, or raise the token budget",
         )
-    infused, background = inputs.streams(frequencies)
+    infused, beside = inputs.streams(frequencies)
     each = inputs.infused.mean(infused.counts_per_fact())
     return InputError(
         f"{inputs.infused.count} infused facts x {each:g} exposures and the background need "
-        f"{infused.total_tokens + background.total_tokens} {whole}",
+        f"{infused.total_tokens + beside.total_tokens} {whole}",
         where="infusion_frequency",
         remedy=f"the largest that fits is about {_largest_frequency(inputs, frequencies)}, or raise the token budget",
     )

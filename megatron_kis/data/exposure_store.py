@@ -32,6 +32,11 @@ class _Group:
         ids = self._index.ids
         return [ids[row] for row in self._rows.tolist()]
 
+    def by_relation(self, which: NDArray[np.bool_]) -> dict[str, int]:
+        names = self._index.relations
+        counts = np.bincount(self._index.table[self._rows[which], 3], minlength=len(names))
+        return {name: count for name, count in zip(names, counts.tolist(), strict=True) if count}
+
 
 class ExposureStore:
     """Exposures by group, fact and template."""
@@ -53,6 +58,15 @@ class ExposureStore:
     def ids(self, group: str) -> list[str]:
         """Returns the identifiers of a group's facts, in the order of the plan's rows."""
         return self._groups[group].ids
+
+    def facts_by_relation(self, group: str, which: NDArray[np.bool_]) -> dict[str, int]:
+        """Returns how many of some facts of a group each relation has.
+
+        Args:
+            group: the group.
+            which: [facts] the facts to count.
+        """
+        return self._groups[group].by_relation(which)
 
     def lengths(self, group: str) -> NDArray[np.int64]:
         """Returns [facts, templates], the tokens of a group's exposures, including the end-of-document token."""

@@ -14,15 +14,10 @@ from typing import Any, Protocol
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint
 from megatron_kis.common.terms import RENDERED_GROUPS
-from megatron_kis.data.exposure_plan import (
-    BackgroundFacts,
-    ExposurePlan,
-    InfusedFacts,
-    PreviousPart,
-    SequenceLayout,
-    TokenBudget,
-)
-from megatron_kis.data.stream import IntArray, TemplatePolicy
+from megatron_kis.data.exposure_plan import ExposurePlan, PreviousPart, SequenceLayout, TokenBudget
+from megatron_kis.data.exposure_schedule import schedule_of
+from megatron_kis.data.plan_inputs import rounded
+from megatron_kis.data.stream import IntArray
 
 _CONTENT = ("infused_facts", "background_facts", "background_policy", "sequence_length", "seed", "templates")
 _SETTINGS = (
@@ -36,6 +31,8 @@ _SETTINGS = (
     "background_facts",
     "background_policy",
     "background_base_frequency",
+    "background_groups",
+    "background_schedule",
 )
 _SUMS = ("infused_tokens", "background_tokens", "token_budget", "infusion_frequency", "background_frequency")
 
@@ -47,7 +44,7 @@ class Plan(Protocol):
     token_budget: int
     infusion_frequency: float
     infusion_ratio: float
-    background_frequency: int
+    background_frequency: float
 
     def __len__(self) -> int:
         """Returns the number of sequences of the run."""
@@ -86,8 +83,8 @@ class ExtendedPlan:
         self.infused_tokens: int = base.infused_tokens + tail.infused_tokens
         self.infusion_frequency: float = base.infusion_frequency + tail.infusion_frequency
         self.infusion_ratio: float = self.infused_tokens / self.token_budget
-        self.background_frequency: int = base.background_frequency + tail.background_frequency
-        self.background_base_frequency: int = base.background_base_frequency + tail.background_base_frequency
+        self.background_frequency: float = base.background_frequency + tail.background_frequency
+        self.background_frequencies: int | IntArray = base.background_frequencies + tail.background_frequencies
 
     def __len__(self) -> int:
         """Returns the number of sequences of the whole run."""
@@ -145,6 +142,7 @@ def extend(
     infusion_frequency: float | None = None,
     infusion_ratio: float | None = None,
     schedule: str | Mapping[str, Any] = "uniform",
+    background_schedule: str | Mapping[str, Any] = "uniform",
 ) -> ExtendedPlan:
     """Extends a plan to a larger budget.
 
@@ -155,6 +153,7 @@ def extend(
             exposures continue at the rate of the last part: each fact's exposures grow in proportion to the budget.
         infusion_ratio: share of the added tokens.
         schedule: when infused facts are shown in the added tokens.
+        background_schedule: when protected background facts are, whose exposures grow in proportion to the budget.
 
     Raises:
         InputError: less than one sequence more, or exposures that do not fit into the added tokens.
@@ -183,7 +182,8 @@ def extend(
         ),
         replace(
             inputs.background,
-            frequency=_background_so_far(base, base.token_budget + added) - base.background_base_frequency,
+            schedule=schedule_of(background_schedule),
+            frequency=_background_so_far(base, base.token_budget + added) - base.background_frequencies,
         ),
         budget=TokenBudget(added, base.sequence_length),
         schedule=schedule,
@@ -192,76 +192,19 @@ def extend(
         previous=PreviousPart(
             sequences=len(base),
             counts={group: base.expected(group) for group in RENDERED_GROUPS},
-            background_frequency=base.background_base_frequency,
+            background_frequency=base.background_frequencies,
         ),
         text_first=inputs.text_first,
     )
     return ExtendedPlan(base, tail)
 
 
-def begin_later(
-    first_tokens: int,
-    infused: InfusedFacts,
-    background: BackgroundFacts,
-    *,
-    budget: TokenBudget,
-    schedule: str | Mapping[str, Any] = "uniform",
-    templates: TemplatePolicy = "round_robin",
-    seed: int = 0,
-    text_first: bool = False,
-) -> ExtendedPlan:
-    """Makes the plan of a run that shows infused facts in its last part only: its first part is that of any dose.
-
-    Args:
-        first_tokens: tokens before infusion begins, in whole sequences.
-        infused: the infused facts; a ratio is one of the whole budget.
-        background: the background facts; each part has its share of their exposures.
-        budget: tokens of the whole run.
-        schedule: when infused facts are shown in the last part.
-        templates: as those of ``ExposurePlan``.
-        seed: as that of ``ExposurePlan``.
-        text_first: as that of ``ExposurePlan``.
-
-    Raises:
-        InputError: exposures that do not fit into the tokens of a part.
-    """
-    added = budget.tokens - first_tokens
-    ratio = None if infused.ratio is None else infused.ratio * budget.tokens / added
-    if ratio is not None and ratio > 1:
-        raise InputError(
-            f"{infused.ratio:g} of {budget.tokens} tokens is more than the {added} that are left when infusion begins",
-            where="infusion.ratio",
-            remedy="use a smaller ratio, or begin earlier",
-        )
-    shared: dict[str, Any] = {"templates": templates, "seed": seed, "text_first": text_first}
-    before = round(background.frequency * first_tokens / budget.tokens)
-    base = ExposurePlan(
-        InfusedFacts(infused.lengths, frequency=0),
-        replace(background, frequency=before),
-        budget=TokenBudget(first_tokens, budget.sequence_length),
-        **shared,
-    )
-    tail = ExposurePlan(
-        replace(infused, ratio=ratio),
-        replace(background, frequency=background.frequency - before),
-        budget=TokenBudget(added, budget.sequence_length),
-        schedule=schedule,
-        previous=PreviousPart(
-            sequences=len(base),
-            counts={group: base.expected(group) for group in RENDERED_GROUPS},
-            background_frequency=before,
-        ),
-        **shared,
-    )
-    return ExtendedPlan(base, tail)
-
-
-def _background_so_far(base: ExposurePlan | ExtendedPlan, tokens: int) -> int:
-    """Returns the background frequency of so many tokens at the rate of the first part: roundings do not add up."""
+def _background_so_far(base: ExposurePlan | ExtendedPlan, tokens: int) -> int | IntArray:
+    """Returns the background frequencies of so many tokens at the rate of the first part: roundings do not add up."""
     first = base
     while isinstance(first, ExtendedPlan):
         first = first.base
-    return round(first.background_base_frequency * tokens / first.token_budget)
+    return rounded(first.background_frequencies * tokens / first.token_budget)
 
 
 def check_continuation(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from megatron_kis.common.errors import InputError
 from megatron_kis.data.counter_rng import key_of
 from megatron_kis.data.exposure_schedule import UNIFORM, Schedule
-from megatron_kis.data.frequency import check_count
+from megatron_kis.data.frequency import check_count, equal_frequencies
 from megatron_kis.data.stream import IntArray, Stream, TemplatePolicy
 
 POLICIES = ("displaced", "protected")
@@ -79,24 +80,65 @@ class BackgroundFacts:
     lengths: ArrayLike = field(default_factory=lambda: np.zeros((0, 1), dtype=np.int64))
     """int [facts, templates], as those of ``InfusedFacts``."""
 
-    frequency: int = 0
-    """Exposures of each fact at F = 0."""
+    frequency: int | IntArray = 0
+    """Exposures of each fact at F = 0, of all or [facts] of each one; one number once they are known to be equal."""
 
     policy: str = "displaced"
     """``protected``: ``frequency`` exposures whatever F. ``displaced``: a fixed rate in the general text, which is
     ``frequency`` times the share that infusion leaves, rounded; under a uniform schedule the exposures that remain keep
     their ideal places."""
 
+    schedule: Schedule = UNIFORM
+    """When they are shown, if they are ``protected``; others keep to the general text."""
+
     table: IntArray = field(init=False)
     """``lengths`` as an array."""
 
     def __post_init__(self) -> None:
-        """Checks policy, frequency and lengths."""
+        """Checks policy, frequency, schedule and lengths."""
         if self.policy not in POLICIES:
             raise _unknown("policy", self.policy, "infusion.background.policy", POLICIES)
-        if self.frequency < 0:
-            raise InputError(f"is {self.frequency}", where="background_frequency", remedy="must not be negative")
+        if self.policy == "displaced" and not self.schedule.is_uniform:
+            raise InputError(
+                f"is {self.schedule.description}, and displaced background facts are shown where the general text is",
+                where="infusion.background.schedule",
+                remedy="use the policy protected",
+            )
+        least = int(np.min(self.frequency, initial=0))
+        if least < 0:
+            raise InputError(f"is {least}", where="background_frequency", remedy="must not be negative")
         object.__setattr__(self, "table", length_table(self.lengths, "background_lengths"))
+        if isinstance(self.frequency, int):
+            return
+        if self.frequency.shape != (len(self.table),):
+            raise InputError(
+                f"lists {self.frequency.size} frequencies for {len(self.table)} facts",
+                where="background_frequency",
+                remedy="give one a fact",
+            )
+        if equal_frequencies(self.frequency):
+            object.__setattr__(self, "frequency", int(self.frequency.max(initial=0)))
+
+    @property
+    def count(self) -> int:
+        """Number of facts that are shown."""
+        return len(self.table) if isinstance(self.frequency, int) else int((self.frequency > 0).sum())
+
+    @property
+    def exposures(self) -> int:
+        """Number of exposures of all facts at F = 0."""
+        return len(self.table) * self.frequency if isinstance(self.frequency, int) else int(self.frequency.sum())
+
+    @property
+    def groups(self) -> list[dict[str, int]]:
+        """How many facts are shown how often at F = 0: ``facts`` and ``frequency``, by rising frequency."""
+        values, counts = np.unique(np.broadcast_to(self.frequency, (len(self.table),)), return_counts=True)
+        pairs = zip(counts.tolist(), values.tolist(), strict=True)
+        return [{"facts": facts, "frequency": frequency} for facts, frequency in pairs if frequency]
+
+    def mean(self, counts: IntArray | int) -> float:
+        """Returns the mean of exposures, one number or [facts], over the facts that are shown."""
+        return counts if isinstance(counts, int) else float(counts.sum() / max(1, self.count))
 
 
 @dataclass(frozen=True)
@@ -141,8 +183,9 @@ class PreviousPart:
     counts: Mapping[str, IntArray] = field(default_factory=dict)
     """By group, [facts] exposures; templates continue after them."""
 
-    background_frequency: int = 0
-    """Exposures of each background fact, including those that gave way to infusion; ordinals continue after them."""
+    background_frequency: int | IntArray = 0
+    """Exposures of each background fact, of all or [facts] of each one, including those that gave way to infusion;
+    ordinals continue after them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,8 +219,7 @@ class PlanInputs:
             raise InputError(f"is {templates}", where="infusion.templates", remedy="must not be negative")
         _check_capacity(self.infused.table, budget.sequence_length, "exposure_lengths")
         _check_capacity(self.background.table, budget.sequence_length, "background_lengths")
-        exposures = len(self.background.table) * self.background.frequency
-        check_count(exposures, budget=budget.tokens, where="background_frequency")
+        check_count(self.background.exposures, budget=budget.tokens, where="background_frequency")
 
     def key_of(self, *purpose: str) -> int:
         """Returns a random key of this part of the run."""
@@ -200,11 +242,12 @@ class PlanInputs:
     def streams(self, frequencies: IntArray | int) -> tuple[Stream, Stream]:
         """Returns the infused and the background stream at some frequencies of the infused facts."""
         infused = self.infused_stream(frequencies)
-        frequency, kept, schedule = self.background.frequency, None, UNIFORM
+        frequency, schedule = self.background.frequency, self.background.schedule
+        kept: IntArray | int | None = None
         if self.background.policy == "displaced":
             ratio = min(1.0, infused.total_tokens / self.budget.tokens)
-            kept = round(frequency * (1.0 - ratio))
-            if not self.schedule.is_uniform and kept and len(self.background.table):
+            kept = rounded(frequency * (1.0 - ratio))
+            if not self.schedule.is_uniform and np.any(kept) and len(self.background.table):
                 frequency, schedule = kept, self.schedule.general(ratio)
         background = Stream(
             "background",
@@ -218,7 +261,27 @@ class PlanInputs:
             kept_per_fact=kept,
             first_ordinal=self.previous.background_frequency,
         )
+        if not self.background.schedule.is_uniform:
+            self._check_density(infused, background)
         return infused, background
+
+    def _check_density(self, infused: Stream, background: Stream) -> None:
+        """Refuses a schedule of the background that leaves no room for it at some time: it would be shown at others."""
+        times = np.union1d(infused.schedule.times, background.schedule.times)
+        taken = [stream.total_tokens * np.diff(stream.schedule.share(times)) for stream in (infused, background)]
+        densest = float(((taken[0] + taken[1]) / np.diff(times)).max()) / self.budget.tokens
+        if densest > 1.0:
+            raise InputError(
+                f"{background.schedule.description} and the infused facts take {densest:.3f} of the tokens where they"
+                " are densest",
+                where="infusion.background.schedule",
+                remedy="use a wider schedule, smaller frequencies or a larger token budget",
+            )
+
+
+def rounded(values: float | NDArray[np.floating[Any]]) -> int | IntArray:
+    """Returns the nearest whole numbers, of halves the even one."""
+    return round(values) if isinstance(values, int | float) else np.rint(values).astype(np.int64)
 
 
 def length_table(lengths: ArrayLike, name: str) -> IntArray:

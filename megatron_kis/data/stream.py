@@ -62,8 +62,8 @@ class Stream:
         schedule: Schedule = UNIFORM,
         policy: TemplatePolicy = "round_robin",
         previous_counts: IntArray | int = 0,
-        kept_per_fact: int | None = None,
-        first_ordinal: int | None = None,
+        kept_per_fact: IntArray | int | None = None,
+        first_ordinal: IntArray | int | None = None,
     ) -> None:
         """Describes a stream.
 
@@ -77,10 +77,10 @@ class Stream:
             policy: which template an exposure shows (``templates_at``).
             previous_counts: exposures that each fact had before this stream, [facts] or one for all: templates continue
                 after them.
-            kept_per_fact: how many exposures remain of each fact, if all have one frequency; the others give way to
+            kept_per_fact: how many exposures remain of each fact, [facts] or one for all; the others give way to
                 infusion. An exposure that remains has the same template whatever this number is. None if no exposure
                 can give way.
-            first_ordinal: where ordinals begin; None for ``previous_counts``.
+            first_ordinal: where ordinals begin, [facts] or one for all; None for ``previous_counts``.
 
         Raises:
             InputError: one template for all, and a fact does not have it.
@@ -94,7 +94,7 @@ class Stream:
         self.facts = len(lengths)
         self._template_key = np.uint64(key if template_key is None else template_key)
         self._previous_counts = np.asarray(previous_counts, dtype=np.int64)
-        self._kept_per_fact = kept_per_fact
+        self._kept_per_fact = None if kept_per_fact is None else np.asarray(kept_per_fact, dtype=np.int64)
         ordinals = self._previous_counts if first_ordinal is None else first_ordinal
         self._first_ordinal = np.asarray(ordinals, dtype=np.int64)
         if isinstance(policy, int):
@@ -158,7 +158,7 @@ class Stream:
 
     def counts_per_fact(self) -> IntArray:
         """Returns [facts], the exposures of each fact that remain."""
-        counts = self.frequencies if self._kept_per_fact is None else np.int64(self._kept_per_fact)
+        counts = self.frequencies if self._kept_per_fact is None else self._kept_per_fact
         return np.broadcast_to(counts, (self.facts,))
 
     def bounds_at(self, times: FloatArray) -> IntArray:
@@ -180,8 +180,8 @@ class Stream:
         ideal = np.minimum(np.maximum((times * sequences).astype(np.int64), firsts[ranges]), lasts[ranges] - 1)
         ranks = ordinals
         if self._kept_per_fact is not None:
-            ranks = self._ranks(facts, ordinals)
-            kept = np.flatnonzero(ranks < self._kept_per_fact)
+            ranks = self._ranks(facts, ordinals, at)
+            kept = np.flatnonzero(ranks < np.broadcast_to(self._kept_per_fact, (self.facts,))[facts])
             facts, ordinals, ideal = facts[kept], ordinals[kept], ideal[kept]
             ranges, ranks = ranges[kept], ranks[kept]
         previous = np.broadcast_to(self._previous_counts, (self.facts,))[facts]
@@ -216,27 +216,21 @@ class Stream:
         at = np.repeat(np.arange(self.classes), self._counts)
         return self._facts_of(np.arange(len(at)) - self._firsts[at], at)
 
-    def _ranks(self, facts: IntArray, ordinals: IntArray) -> IntArray:
-        """Returns the order in which exposures of a fact are kept: those of a rank below ``kept_per_fact`` remain.
+    def _ranks(self, facts: IntArray, ordinals: IntArray, at: IntArray) -> IntArray:
+        """Returns the order in which exposures of facts of the classes ``at`` are kept.
 
-        A lower count therefore keeps a subset, spread over the whole run.
+        Those of a rank below ``kept_per_fact`` remain. A lower count therefore keeps a subset, spread over the run.
         """
-        base = int(self.frequencies.max())
-        turns = mix(facts.astype(np.uint64) + np.uint64(self.key >> 1)) % np.uint64(base)
-        return self._rank_of_keeping[(ordinals + turns.astype(np.int64)) % base]
+        base = self._class_frequencies[at]
+        turns = mix(facts.astype(np.uint64) + np.uint64(self.key >> 1)) % base.astype(np.uint64)
+        starts = np.cumsum(self._class_frequencies) - self._class_frequencies
+        return self._rank_of_keeping[starts[at] + (ordinals + turns.astype(np.int64)) % base]
 
     @cached_property
     def _rank_of_keeping(self) -> IntArray:
-        """int64 [frequency], ranks in bit-reversed order, whose first elements are evenly spread however many."""
-        base = int(self.frequencies.max())
-        bits = max(1, (base - 1).bit_length())
-        ordinals = np.arange(base, dtype=np.int64)
-        mirrored = np.zeros_like(ordinals)
-        for bit in range(bits):
-            mirrored |= ((ordinals >> bit) & 1) << (bits - 1 - bit)
-        rank = np.empty_like(ordinals)
-        rank[np.argsort(mirrored)] = ordinals
-        return rank
+        """Ranks of the ordinals of each class, one class after the other: int64 [sum of the classes' frequencies]."""
+        ranks = [_evenly_ranked(frequency) for frequency in self._class_frequencies.tolist()]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *ranks])
 
     @cached_property
     def templates(self) -> IntArray:
@@ -326,3 +320,15 @@ class Stream:
             return 0, 0
         shortest = int(lengths.min())
         return shortest or int(lengths[lengths > 0].min()), longest
+
+
+def _evenly_ranked(count: int) -> IntArray:
+    """Returns int64 [count], ranks in bit-reversed order, whose first elements are evenly spread however many."""
+    bits = max(1, (count - 1).bit_length())
+    ordinals = np.arange(count, dtype=np.int64)
+    mirrored = np.zeros_like(ordinals)
+    for bit in range(bits):
+        mirrored |= ((ordinals >> bit) & 1) << (bits - 1 - bit)
+    rank = np.empty_like(ordinals)
+    rank[np.argsort(mirrored)] = ordinals
+    return rank

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_write
+from megatron_kis.common.terms import BACKGROUND
 from megatron_kis.probes.curves import NEVER, histories, read_outcomes
-from megatron_kis.training.artifacts import open_run
+from megatron_kis.probes.probe import name_of_strength
+from megatron_kis.training.artifacts import PastRun, open_run
 
 COLUMNS = (
     "fact",
@@ -42,9 +44,7 @@ def write_histories(run: Path, output: Path, *, rule: str) -> int:
     past = open_run(run)
     questions = past.questions(past.config.probes.templates)
     outcomes = read_outcomes(run / "outcomes", rule)
-    if outcomes.correct.shape[1] != len(questions.questions):
-        problem = f"the run was asked {outcomes.correct.shape[1]} questions, now there are {len(questions.questions)}"
-        raise InputError(problem, where=str(past.questions_path), remedy="give the questions of the run back")
+    check_asked(past, outcomes.correct.shape[1], len(questions.questions))
     found = histories(outcomes.steps, outcomes.correct)
     events = zip(found.learned, found.forgotten, found.learned_again, strict=True)
     with atomic_write(output) as file:
@@ -53,6 +53,24 @@ def write_histories(run: Path, output: Path, *, rule: str) -> int:
         for question, steps, changes, score in zip(
             questions.questions, events, found.changes, outcomes.scores[-1], strict=True
         ):
-            names = (question.fact, question.group, question.relation, question.split, question.template)
+            strength = questions.strengths.get(question.fact) if question.group == BACKGROUND else None
+            group = question.group if strength is None else name_of_strength(strength)
+            names = (question.fact, group, question.relation, question.split, question.template)
             table.writerow([*names, *("" if step == NEVER else step for step in steps), changes, f"{score:.5g}"])
     return len(outcomes.steps)
+
+
+def check_asked(run: PastRun, asked: int, questions: int) -> None:
+    """Refuses outcomes that are not those of a run's questions.
+
+    Args:
+        run: the run.
+        asked: number of questions that its outcomes have.
+        questions: number of questions that it has.
+
+    Raises:
+        InputError: they differ.
+    """
+    if asked != questions:
+        problem = f"the run was asked {asked} questions, now there are {questions}"
+        raise InputError(problem, where=str(run.questions_path), remedy="give the questions of the run back")

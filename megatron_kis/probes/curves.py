@@ -42,12 +42,10 @@ def read_outcomes(folder: Path, rule: str) -> Outcomes:
     Raises:
         InputError: there are none, they are of an older version without scores, or the questions changed in between.
     """
-    found = {int(path.stem.removeprefix("step-")): path for path in folder.glob("step-*.npz")}
-    if not found:
-        raise InputError("holds no outcomes", where=str(folder), remedy="give the outcomes folder of a run with probes")
+    found = _files(folder)
     column = RULES.index(rule)
     correct, scores = [], []
-    for _, path in sorted(found.items()):
+    for _, path in found:
         with np.load(path) as content:
             if "scores" not in content or content["scores"].shape[1] <= column:
                 raise InputError(f"has no scores of rule {rule!r}", where=str(path), remedy="probe again: kis probe")
@@ -55,7 +53,54 @@ def read_outcomes(folder: Path, rule: str) -> Outcomes:
             scores.append(content["scores"][:, column])
     if len({len(row) for row in correct}) > 1:
         raise InputError("asks another number of questions than the moment before", where=str(folder))
-    return Outcomes(np.array(sorted(found), dtype=np.int64), np.array(correct), np.array(scores))
+    steps = np.array([step for step, _ in found], dtype=np.int64)
+    return Outcomes(steps, np.array(correct), np.array(scores))
+
+
+@dataclass(frozen=True)
+class LastOutcomes:
+    """Results of a run's last probe per question, by one rule."""
+
+    step: int
+    """Step of the probe."""
+
+    correct: NDArray[np.bool_]
+    """[questions] whether the answer was right."""
+
+    margins: NDArray[np.float32]
+    """[questions] score of the right option minus the largest other one; NaN where the rule does not apply."""
+
+    mean_margins: NDArray[np.float32]
+    """[questions] score of the right option minus the mean of the others; NaN in files of older versions."""
+
+
+def read_last_outcomes(folder: Path, rule: str) -> LastOutcomes:
+    """Reads what a run answered at its last probe.
+
+    Args:
+        folder: the ``outcomes`` folder of a run.
+        rule: scoring rule.
+
+    Raises:
+        InputError: there are none, or they do not have the rule.
+    """
+    step, path = _files(folder)[-1]
+    with np.load(path) as content:
+        rules = [str(name) for name in content["rules"]] if "rules" in content else list(RULES)
+        if rule not in rules or content["correct"].shape[1] != len(rules):
+            raise InputError(f"has no rule {rule!r}", where=str(path), remedy="probe again: kis probe")
+        column = rules.index(rule)
+        margins = content["margins"][:, column]
+        mean = content["mean_margins"][:, column] if "mean_margins" in content else np.full_like(margins, np.nan)
+        return LastOutcomes(step, content["correct"][:, column], margins, mean)
+
+
+def _files(folder: Path) -> list[tuple[int, Path]]:
+    """Returns steps and files of a run's outcomes, in their order."""
+    found = {int(path.stem.removeprefix("step-")): path for path in folder.glob("step-*.npz")}
+    if not found:
+        raise InputError("holds no outcomes", where=str(folder), remedy="give the outcomes folder of a run with probes")
+    return sorted(found.items())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The order in which infused facts are taken where a run shows only the first K of them (``infusion.facts``).
+"""The order in which facts are taken where a run shows, or asks for, only some of them, and which these are.
+
+The first K infused facts are shown (``infusion.facts``). Groups of background facts take the next stretch each
+(``infusion.background.groups``). The first of each group are asked for (``probes.facts_per_group``).
 
 Each relation has its share of every K, and the facts of a smaller K are among those of a larger one. Facts that share
 their options follow each other: an option that the run never shows as an answer would be easier to tell apart. (Where
@@ -8,24 +11,25 @@ all objects of a relation are options this cannot be helped.) Facts that no ques
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.terms import BACKGROUND, INFUSED
+from megatron_kis.config.data import BackgroundGroup
+from megatron_kis.config.run import RunConfig
 from megatron_kis.probes.questions import QuestionSet
 
-_GROUP = "infused"
 
-
-def infusion_order(questions: QuestionSet) -> list[str]:
-    """Returns the ids of the infused facts that are asked for, in the order in which they are taken."""
+def infusion_order(questions: QuestionSet, group: str = INFUSED) -> list[str]:
+    """Returns the ids of the facts of a group that are asked for, in the order in which they are taken."""
     table = questions.table
     whole = questions.header.get("distractors_per_question", 0) is None  # all objects of a relation are options
-    if _GROUP not in table.group.names:
+    if group not in table.group.names:
         return []
-    rows = np.flatnonzero(table.group.codes == table.group.names.index(_GROUP))
+    rows = np.flatnonzero(table.group.codes == table.group.names.index(group))
     _, first = np.unique(table.fact.codes[rows], return_index=True)
     blocks: dict[tuple[int, frozenset[bytes]], list[int]] = defaultdict(list)  # rows of facts with the same options
     for row in rows[np.sort(first)].tolist():
@@ -62,24 +66,109 @@ def shown_facts(questions: QuestionSet, ids: Sequence[str], count: int) -> NDArr
     """
     if count > len(ids):
         raise InputError(f"is {count}, the data have {len(ids)}", where="infusion.facts", remedy="select more facts")
-    asked = infusion_order(questions)
-    among = set(asked)
-    taken = set([*asked, *(fact for fact in ids if fact not in among)][:count])
+    taken = set(_whole_order(questions, ids, INFUSED)[:count])
     return np.array([fact in taken for fact in ids], dtype=bool)
 
 
-def questions_of_shown(questions: QuestionSet, count: int | None, *, own: QuestionSet | None = None) -> QuestionSet:
-    """Leaves out the questions about infused facts that a run does not show.
+def background_frequencies(
+    questions: QuestionSet, ids: Sequence[str], groups: Sequence[BackgroundGroup]
+) -> NDArray[np.int64]:
+    """Returns how often a run shows each background fact, before any exposure gives way to infusion.
+
+    Args:
+        questions: all questions of the run's file.
+        ids: of all background facts, in the order of the plan's rows.
+        groups: numbers of facts and their frequencies.
+
+    Returns:
+        int64 [facts], 0 for facts beyond the groups.
+
+    Raises:
+        InputError: the groups have more facts than there are.
+    """
+    wanted = sum(group.facts for group in groups)
+    if wanted > len(ids):
+        raise InputError(
+            f"have {wanted} facts together, the data {len(ids)} background facts",
+            where="infusion.background.groups",
+            remedy="make groups smaller, or select more background facts",
+        )
+    counts = dict.fromkeys(ids, 0)
+    for frequency, facts in _stretches(_whole_order(questions, ids, BACKGROUND), groups):
+        counts |= dict.fromkeys(facts, frequency)
+    return np.array(list(counts.values()), dtype=np.int64)
+
+
+def _whole_order(questions: QuestionSet, ids: Sequence[str], group: str) -> list[str]:
+    """Returns all facts of a group in order: those that no question asks about come last."""
+    asked = infusion_order(questions, group)
+    among = set(asked)
+    return [*asked, *(fact for fact in ids if fact not in among)]
+
+
+def _stretches(order: Sequence[str], groups: Sequence[BackgroundGroup]) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yields the frequency of each group and its facts, which follow those of the group before it."""
+    start = 0
+    for group in groups:
+        yield group.frequency, order[start : start + group.facts]
+        start += group.facts
+
+
+def asks_every_fact(config: RunConfig) -> bool:
+    """Returns whether a run is asked for every fact that its questions are about."""
+    infusion = config.infusion
+    return infusion.facts is None and not infusion.background.groups and config.probes.facts_per_group is None
+
+
+def questions_of_run(questions: QuestionSet, config: RunConfig, *, own: QuestionSet | None = None) -> QuestionSet:
+    """Returns the questions that a run is asked; the arguments are those of ``questions_of_shown``."""
+    infusion = config.infusion
+    return questions_of_shown(
+        questions, infusion.facts, background=infusion.background.groups, most=config.probes.facts_per_group, own=own
+    )
+
+
+def questions_of_shown(
+    questions: QuestionSet,
+    count: int | None,
+    *,
+    background: Sequence[BackgroundGroup] = (),
+    most: int | None = None,
+    own: QuestionSet | None = None,
+) -> QuestionSet:
+    """Leaves out the questions about facts that a run does not show, or that are more than it is to be asked.
 
     Args:
         questions: the questions.
-        count: K; None if all facts are shown.
+        count: K, number of infused facts that are shown; None for all.
+        background: groups of background facts; none if all are shown equally often.
+        most: largest number of facts of each group that are asked for, of the background of each of its groups; None
+            for all. Of groups that are shown as a whole these are the first ones that ``questions`` has.
         own: all questions of the run's own file, which has the order; ``questions`` if not given.
+
+    Returns:
+        The questions that remain, in their order, with the strengths of the background facts if these differ.
     """
-    if count is None:
+    if count is None and not background and most is None:
         return questions
-    taken = set(infusion_order(own or questions)[:count])
     table = questions.table
-    of_taken = np.array([name in taken for name in table.fact.names], dtype=bool)[table.fact.codes]
-    of_group = np.array([name == _GROUP for name in table.group.names], dtype=bool)[table.group.codes]
-    return QuestionSet(questions.header, table.take(np.flatnonzero(of_taken | ~of_group)))
+    kept = np.ones(len(table), dtype=bool)
+    strengths: dict[str, int] = {}
+    for code, group in enumerate(table.group.names):
+        limited = (group == INFUSED and count is not None) or (group == BACKGROUND and background)
+        if most is None and not limited:
+            continue
+        order = infusion_order(own or questions, group)
+        if own is not None and not limited:  # the other questions may be about other facts
+            theirs = dict.fromkeys(infusion_order(questions, group))
+            order = [fact for fact in {**dict.fromkeys(order), **theirs} if fact in theirs]
+        if group == BACKGROUND and background:
+            parts = [(frequency, facts[:most]) for frequency, facts in _stretches(order, background)]
+            taken = {fact for _, facts in parts for fact in facts}
+            if len(background) > 1:
+                strengths = {fact: frequency for frequency, facts in parts for fact in facts}
+        else:
+            taken = set(order[: count if group == INFUSED else None][:most])
+        of_taken = np.array([name in taken for name in table.fact.names], dtype=bool)[table.fact.codes]
+        kept &= of_taken | (table.group.codes != code)
+    return QuestionSet(questions.header, table.take(np.flatnonzero(kept)), strengths)

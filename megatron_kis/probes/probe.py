@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_kis.common.files import atomic_path
+from megatron_kis.common.terms import BACKGROUND
 from megatron_kis.probes.curves import learned_bits
 from megatron_kis.probes.prefix_tree import EdgeScores, PackedPrefixTrees, build_prefix_trees
 from megatron_kis.probes.questions import QuestionSet
@@ -39,7 +40,8 @@ class ProbeResult:
     """Result of one probe."""
 
     rows: list[dict[str, Any]]
-    """One row per group, split and rule, with the keys of probes.jsonl except step and tokens."""
+    """One row per group, split and rule, with the keys of probes.jsonl except step and tokens. Where background facts
+    are shown differently often, each strength has rows of its own, too: of the group ``background@60``."""
 
     correct: NDArray[np.bool_]
     """[questions, rules] whether the right option alone has the largest score."""
@@ -47,6 +49,14 @@ class ProbeResult:
     margins: NDArray[np.float32]
     """[questions, rules] score of the right option minus the largest other one, nats (per token, character or byte for
     the mean rules); NaN where a rule does not apply."""
+
+    mean_margins: NDArray[np.float32]
+    """[questions, rules] score of the right option minus the mean of the wrong ones, nats as the margins; NaN as
+    there."""
+
+    pairwise: NDArray[np.float32]
+    """[questions, rules] share of the wrong options that score below the right one; 0.5 by chance, ties count as not
+    below; NaN where a rule does not apply."""
 
     scores: NDArray[np.float32]
     """[questions, rules] score of the right option."""
@@ -59,6 +69,8 @@ class ProbeResult:
         arrays = {
             "correct": self.correct,
             "margins": self.margins,
+            "mean_margins": self.mean_margins,
+            "pairwise": self.pairwise,
             "scores": self.scores,
             "generated": self.generated,
             "rules": np.array(RULES),
@@ -115,6 +127,7 @@ class Probe:
         return {
             "questions": self._questions.header,
             "asked": len(self._table),
+            **({"strengths": self._facts_by_strength()} if self._questions.strengths else {}),
             "rules": list(RULES),
             "first_tokens": list(self._first_tokens),
             "first_tokens_scored": False,
@@ -180,28 +193,50 @@ class Probe:
         return np.where(inside, edges.log_probs[places], 0.0), edges.greedy[places] | ~inside
 
     def _grade(self, scores: NDArray[np.float64], greedy: NDArray[np.bool_]) -> ProbeResult:
-        """Compares the right option of each question with the best other one; a tie is wrong."""
+        """Compares the right option of each question with the other ones; a tie is wrong."""
         table = self._table
         right = scores[self._right]
         if len(table):
             others = np.where(self._alias[:, None], -np.inf, scores)  # an alias is no option
             others[self._right] = -np.inf
             margins = right - np.maximum.reduceat(others, table.starts[:-1], axis=0)
+            mean_margins, pairwise = self._against_all(scores, right)
             accepted = greedy & self._alias  # and wrong options are not accepted
             accepted[self._right] = greedy[self._right]
             generated = np.where(self._completed, np.logical_or.reduceat(accepted, table.starts[:-1]), -1)
         else:
-            margins = right
+            margins, mean_margins, pairwise = right, right.copy(), right.copy()
             generated = np.zeros(0)
         correct = margins > 0
-        margins[~self._prompted, RULES.index("pmi")] = np.nan
+        for values in (margins, mean_margins, pairwise):
+            values[~self._prompted, RULES.index("pmi")] = np.nan
         return ProbeResult(
             rows=[],
             correct=correct,
             margins=margins.astype(np.float32),
+            mean_margins=mean_margins.astype(np.float32),
+            pairwise=pairwise.astype(np.float32),
             scores=right.astype(np.float32),
             generated=generated.astype(np.int8),
         )
+
+    def _against_all(
+        self, scores: NDArray[np.float64], right: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Compares right options with all wrong ones: mean margins and shares below, [questions, rules].
+
+        Rules are taken one at a time, so that no array of all options and rules is made.
+        """
+        starts, count = self._table.starts[:-1], self._table.sizes - 1
+        wrong = ~self._alias
+        wrong[self._right] = False
+        mean_margins, pairwise = np.empty_like(right), np.empty_like(right)
+        for column in range(right.shape[1]):
+            own, best = scores[:, column], right[:, column]
+            mean_margins[:, column] = best - np.add.reduceat(np.where(wrong, own, 0.0), starts) / count
+            below = wrong & (own < best[self._owner])
+            pairwise[:, column] = np.add.reduceat(below, starts, dtype=np.int64) / count
+        return mean_margins, pairwise
 
     def _rows(self, result: ProbeResult) -> Iterator[dict[str, Any]]:
         """Yields the rows of all groups, splits and rules, in the order in which the questions first have them."""
@@ -213,10 +248,29 @@ class Probe:
             group = table.group.names[key // splits]
             split = table.split.names[key % splits]
             members = np.flatnonzero(keys == key)
-            for column, rule in enumerate(RULES):
-                chosen = members[self._prompted[members]] if rule == "pmi" else members
-                if len(chosen):
-                    yield {"group": group, "split": split, "scoring": rule, **self._row(chosen, column, result)}
+            for name, some in self._by_strength(group, members):
+                for column, rule in enumerate(RULES):
+                    chosen = some[self._prompted[some]] if rule == "pmi" else some
+                    if len(chosen):
+                        yield {"group": name, "split": split, "scoring": rule, **self._row(chosen, column, result)}
+
+    def _by_strength(self, group: str, members: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Yields the questions of a group, and those of each strength of the background by name, ``background@60``."""
+        yield group, members
+        strengths = self._questions.strengths
+        if group != BACKGROUND or not strengths:
+            return
+        fact = self._table.fact
+        of_member = np.array([strengths.get(name, 0) for name in fact.names], dtype=np.int64)[fact.codes[members]]
+        for strength in np.unique(of_member[of_member > 0]).tolist():
+            yield name_of_strength(strength), members[of_member == strength]
+
+    def _facts_by_strength(self) -> dict[str, list[str]]:
+        """Returns the background facts by the names that the rows of their strengths have."""
+        found: dict[str, list[str]] = {}
+        for fact, strength in sorted(self._questions.strengths.items(), key=lambda entry: entry[1]):
+            found.setdefault(name_of_strength(strength), []).append(fact)
+        return found
 
     def _row(self, chosen: NDArray[np.int64], column: int, result: ProbeResult) -> dict[str, Any]:
         """Sums up some questions under one rule."""
@@ -234,6 +288,8 @@ class Probe:
             {"relation": table.relation.names[relation], "template": template, "n": n, "correct": right}
             for (relation, template), (n, right) in zip(forms.T.tolist(), counts, strict=True)
         ]
+        mean_margin, mean_margin_sd = _mean_and_spread(result.mean_margins[chosen, column], fact, asked)
+        pairwise, pairwise_sd = _mean_and_spread(result.pairwise[chosen, column], fact, asked)
         generated = result.generated[chosen]
         return {
             "n": len(chosen),
@@ -243,11 +299,34 @@ class Probe:
             "corrected": (correct / len(chosen) - chance) / (1 - chance),
             "bits": learned_bits(marks, table.sizes[chosen], weights=1 / asked[fact]),
             "margin": float(result.margins[chosen, column].mean(dtype=np.float64)),
+            "mean_margin": mean_margin,
+            "mean_margin_sd": mean_margin_sd,
+            "pairwise": pairwise,
+            "pairwise_sd": pairwise_sd,
             "facts_always": int((known == asked).sum()),
             "facts_ever": int((known > 0).sum()),
             "generated": {"n": int((generated >= 0).sum()), "correct": int((generated > 0).sum())},
             "templates": sorted(templates, key=lambda entry: (entry["relation"], entry["template"])),
         }
+
+
+def name_of_strength(exposures: int) -> str:
+    """Returns what rows call the background facts of some frequency, where a run has several."""
+    return f"{BACKGROUND}@{exposures}"
+
+
+def _mean_and_spread(
+    values: NDArray[np.float32], fact: NDArray[np.int64], asked: NDArray[np.int64]
+) -> tuple[float, float | None]:
+    """Returns the mean over questions, and the standard deviation of the facts' means; None for a single fact.
+
+    Args:
+        values: [questions].
+        fact: [questions] number of the fact that each asks about.
+        asked: [facts] questions of each.
+    """
+    means = np.bincount(fact, weights=values) / asked
+    return float(values.mean(dtype=np.float64)), float(means.std(ddof=1)) if len(means) > 1 else None
 
 
 def _characters(texts: Ragged) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ class QuestionSet:
 
     questions: Sequence[Question]
     """The questions, always kept in columns."""
+
+    strengths: Mapping[str, int] = field(default_factory=dict)
+    """Exposures of each background fact, where a run shows some more often than others; else empty."""
 
     def __post_init__(self) -> None:
         """Converts the questions to columns."""

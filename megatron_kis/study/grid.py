@@ -134,12 +134,14 @@ def plan_rows(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
             inputs = opened.open(run)
             plan = inputs.plan
             check_ratio(run, plan)
-            fed = {
+            fed: dict[str, Any] = {
                 "tokens": plan.token_budget,
                 "facts": facts_shown(plan),
                 "infusion_frequency": plan.infusion_frequency,
                 "infusion_ratio": plan.infusion_ratio,
                 "background_frequency": plan.background_frequency,
+                "background_groups": [group.model_dump() for group in run.infusion.background.groups],
+                "background_facts": len(plan.expected("background")),
                 "epochs": max(read.epochs for read in inputs.text.epochs(len(plan))),
             }
             shared[key] = (fed, padded_vocabulary(inputs.vocabulary))

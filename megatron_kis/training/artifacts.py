@@ -29,7 +29,7 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.data_tools.storage.indexed import suffixed
 from megatron_kis.data_tools.tokenizers.base import Tokenizer, side_file
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, write_copy
-from megatron_kis.probes.infusion_order import questions_of_shown
+from megatron_kis.probes.infusion_order import asks_every_fact, questions_of_run
 from megatron_kis.probes.questions import QuestionSet, read_questions
 from megatron_kis.training.record import check_closed, setting_differences
 
@@ -152,7 +152,7 @@ class PastRun:
         assert self.tokenizer and self.questions_sha256  # checked in this order: new questions have a new tokenizer
         questions = read_questions(self.questions_path, templates)
         self.check_questions(questions, self.questions_path)
-        return questions_of_shown(questions, self.config.infusion.facts)
+        return questions_of_run(questions, self.config)
 
     def select_questions(
         self, exposures: Path | None, templates: Mapping[Any, int | None]
@@ -174,9 +174,9 @@ class PastRun:
         path = suffixed(exposures, ".questions.jsonl")
         questions = read_questions(path, templates)
         self.check_questions(questions, path)
-        count = self.config.infusion.facts
-        own = None if count is None else read_questions(self.questions_path, {"train": 1, "held_out": 1, "question": 1})
-        return path, questions_of_shown(questions, count, own=own), sha256_file(path)
+        every = asks_every_fact(self.config)
+        own = None if every else read_questions(self.questions_path, {"train": 1, "held_out": 1, "question": 1})
+        return path, questions_of_run(questions, self.config, own=own), sha256_file(path)
 
     def check_questions(self, questions: QuestionSet, path: Path) -> None:
         """Refuses questions that were made with another tokenizer than the run's.

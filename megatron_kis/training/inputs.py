@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ from megatron_kis.data.extension import Plan
 from megatron_kis.data.general_text import GeneralText, ValidationText
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
-from megatron_kis.probes.infusion_order import questions_of_shown
+from megatron_kis.probes.answer_space import bits_of_facts, distinct_objects
+from megatron_kis.probes.infusion_order import questions_of_run
 from megatron_kis.probes.questions import QuestionSet, check_lengths, read_questions
 from megatron_kis.training.artifacts import made_with
 from megatron_kis.training.run_plan import open_plan
@@ -52,6 +53,9 @@ class Inputs:
     questions: QuestionSet
     """Questions of the probe."""
 
+    objects: Mapping[str, int] | None
+    """Number of different objects of each relation, among the facts of all groups; None if not all are asked for."""
+
     positions: int | None
     """Longest sequence that the start was made for, in tokens; None without a start, or where it does not say."""
 
@@ -71,6 +75,11 @@ class Inputs:
             eod_begins=self.documents.eod_begins(bool(self.tokenizer.frame[0])),
             mask_boundaries=self.documents.mask_boundaries,
         )
+
+    def infused_bits(self) -> float | None:
+        """Returns the bits of the infused facts that are shown; None if the objects of a relation are not known."""
+        shown = self.plan.expected("infused") > 0
+        return bits_of_facts(self.store.facts_by_relation("infused", shown), self.objects)
 
     @property
     def vocabulary(self) -> int:
@@ -148,9 +157,10 @@ class InputsOfMany:
             plan=plan,
             documents=config.documents,
             questions=self._once(
-                ("shown", data.questions, *templates.items(), config.infusion.facts),
-                lambda: questions_of_shown(questions, config.infusion.facts),
+                ("asked", data.questions, *templates.items(), *_choices_of_facts(config)),
+                lambda: questions_of_run(questions, config),
             ),
+            objects=self._once(("objects", data.questions, *templates.items()), lambda: distinct_objects(questions)),
             positions=None if start is None else start.positions,
             fingerprints=fingerprints | ({} if start is None else {"start": start.fingerprint}),
         )
@@ -178,6 +188,11 @@ def plan_key(config: RunConfig, *, seed: bool = True) -> tuple[Any, ...]:
         training.seed if seed else None,
         config.extends,
     )
+
+
+def _choices_of_facts(config: RunConfig) -> tuple[Any, ...]:
+    """Returns the settings that say which facts are asked for."""
+    return config.infusion.facts, config.infusion.background.groups, config.probes.facts_per_group
 
 
 def _check_fingerprints(config: RunConfig, found: dict[str, str]) -> None:

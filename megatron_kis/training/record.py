@@ -63,6 +63,7 @@ def run_record(
     params: int,
     nonembedding_params: int,
     plan: dict[str, Any],
+    infused_bits: float | None,
     fingerprints: dict[str, str],
     layout: dict[str, int],
     device: str,
@@ -83,10 +84,12 @@ def run_record(
         "infusion_frequency": plan["infusion_frequency"],
         "infusion_ratio": plan["infusion_ratio"],
         "infused_facts": plan.get("shown_facts", plan["infused_facts"]),
+        "infused_bits": infused_bits,
         "seed": config.training.seed,
         "model": {"name": config.model.label, **{k: getattr(shape, k) for k in shape.__dataclass_fields__}},
         "background_policy": plan["background_policy"],
         "background_frequency": plan["background_frequency"],
+        "background_groups": _background_groups(config, plan),
         "general_text": [
             {
                 "corpus": str(seen_from(read.corpus, folder, within=within)),
@@ -107,6 +110,15 @@ def run_record(
         "host": {"name": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _background_groups(config: RunConfig, plan: dict[str, Any]) -> list[dict[str, int]]:
+    """Returns ``facts`` and ``frequency`` of each group of background facts, as configured."""
+    groups = config.infusion.background.groups
+    if groups:
+        return [group.model_dump() for group in groups]
+    facts, frequency = plan["background_facts"], plan["background_frequency"]
+    return [{"facts": facts, "frequency": frequency}] if facts and frequency else []
 
 
 def mark_done(folder: Path, summary: dict[str, Any], *, kept: Sequence[str] = ()) -> None:

@@ -14,10 +14,12 @@ from megatron_kis.config.data import InfusionConfig
 from megatron_kis.config.recorded import recorded_config
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data.exposure_plan import BackgroundFacts, ExposurePlan, InfusedFacts, TokenBudget
+from megatron_kis.data.exposure_schedule import schedule_of
 from megatron_kis.data.exposure_store import ExposureStore
-from megatron_kis.data.extension import ExtendedPlan, begin_later, check_continuation, extend
+from megatron_kis.data.extension import ExtendedPlan, check_continuation, extend
 from megatron_kis.data.frequency import IntArray, zipf_popularity
-from megatron_kis.probes.infusion_order import shown_facts
+from megatron_kis.data.late_infusion import begin_later
+from megatron_kis.probes.infusion_order import background_frequencies, shown_facts
 from megatron_kis.probes.questions import QuestionSet
 
 _MOST_DIGITS = 18  # of a count, which has 64 bits
@@ -45,6 +47,7 @@ def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -
             infusion_frequency=infusion.frequency,
             infusion_ratio=infusion.ratio,
             schedule=infusion.schedule,
+            background_schedule=infusion.background.schedule,
         )
     facts = len(store.ids("infused"))
     exponent = infusion.zipf_exponent
@@ -57,8 +60,13 @@ def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -
     )
     background = BackgroundFacts(
         store.lengths("background"),
-        frequency=infusion.background.frequency,
+        frequency=(
+            background_frequencies(questions, store.ids("background"), infusion.background.groups)
+            if infusion.background.groups
+            else infusion.background.frequency
+        ),
         policy=infusion.background.policy,
+        schedule=schedule_of(infusion.background.schedule),
     )
     whole = TokenBudget(budget, training.sequence_length)
     settings: dict[str, Any] = {
@@ -87,10 +95,21 @@ def _plan_of_run(
             remedy="continue with the same exposures",
         )
     before = recorded_config(record, folder)
+    if before.infusion.begins is not None:
+        problem = "is a run in which infusion begins late, whose rates are those of no single plan"
+        raise InputError(problem, where=f"extends: {folder}", remedy="extend a run without infusion.begins")
     for name in ("sequence_length", "global_batch_size", "seed"):
         was, now = getattr(before.training, name), getattr(config.training, name)
         if was != now:
             raise InputError(f"is {now}, the run it extends has {was}", where=f"training.{name}", remedy=f"use {was}")
+    shown = [(run.infusion.facts, run.infusion.background.groups) for run in (before, config)]
+    for name, one, other in zip(("facts", "background.groups"), *shown, strict=True):
+        if one != other:
+            raise InputError(
+                f"says that other facts are shown than in the run it extends, {folder}",
+                where=f"infusion.{name}",
+                remedy="give what that run has: an extension shows the same facts",
+            )
     plan = open_plan(before, store, questions)
     check_continuation(record["plan"], plan.identity())
     return plan

@@ -317,6 +317,7 @@ class Trainer:
             params=params,
             nonembedding_params=config.model.shape().nonembedding_params(),
             plan=inputs.plan.identity(),
+            infused_bits=inputs.infused_bits(),
             fingerprints=self._fingerprints(),
             layout=asdict(self._layout),
             device=self._engine.device.name,

@@ -235,7 +235,7 @@ def curve(frequencies, counts, *, n: int = 100, group: str = "background", chanc
         group=group,
         split="held_out",
         scoring="statement",
-        frequency=frequency,
+        dose=frequency,
         rate=rate,
         seed_rates=tuple(rate[:, None]),
         seed_facts=tuple(np.full((len(rate), 1), float(n))),

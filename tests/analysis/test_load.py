@@ -32,6 +32,24 @@ def test_complete_runs_are_read_at_their_last_step(runs_dir):
     assert len(runs.templates) == 3 * 3 * 3 * (8 + 3 + 2)  # runs, groups, relations, templates
 
 
+def test_margins_and_pairs_are_read_where_a_run_has_them(runs_dir):
+    path = runs_dir / "f64" / "probes.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    finer = {"mean_margin": 2.5, "mean_margin_sd": 1.25, "pairwise": 0.75, "pairwise_sd": None}
+    path.write_text("".join(json.dumps(row | finer) + "\n" for row in rows))
+    probes = load_runs(runs_dir).probes
+    own, old = probes[probes["run"] == "f64"], probes[probes["run"] != "f64"]
+    assert set(own["mean_margin"]) == {2.5}
+    assert set(own["mean_margin_sd"]) == {1.25}
+    assert set(own["pairwise"]) == {0.75}
+    assert own["pairwise_sd"].isna().all()  # of a single fact
+    assert old[list(finer)].isna().all(axis=None)
+    assert list(probes[list(finer)].dtypes) == [float] * 4
+    path.write_text("".join(json.dumps(row | {"pairwise": "x"}) + "\n" for row in rows))
+    (problem,) = load_runs(runs_dir).problems.to_dict("records")
+    assert "'pairwise' is 'x'" in problem["reason"]
+
+
 def test_a_run_without_done_is_listed_and_not_used(runs_dir):
     (runs_dir / "f64" / "DONE").unlink()
     runs = load_runs(runs_dir)

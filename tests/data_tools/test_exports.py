@@ -73,10 +73,8 @@ def facts_of(*rows, **more):
 
 
 def as_candidates(facts):
-    return [
-        (f.subject, f.relation, f.object, "", f.id, f.subject_id, f.object_id, f.subject_aliases, f.object_aliases)
-        for f in facts
-    ]
+    shared = ("subject_id", "object_id", "subject_aliases", "object_aliases", "source_object")
+    return [(f.subject, f.relation, f.object, "", f.id, *(getattr(f, name) for name in shared)) for f in facts]
 
 
 def exported(facts, folder):
@@ -111,13 +109,14 @@ def test_an_object_has_one_label_and_every_fact_its_own_name_of_it(tmp_path):
         *facts_of(("E", "Georgia"), object_id="Q1428"),
         *facts_of(("F", "Georgia"), object_id="Q230"),
         *facts_of(("G", "Peru"), object_id="r-0", subject_id="Q1"),  # an id like those that are made
+        *facts_of(("H", "Peru"), source_object="Chile"),  # dealt out anew
     ]
     group, metadata = exported(facts, tmp_path)
     assert back(group) == as_candidates(facts)
     assert metadata["r"]["answer_space_labels"] == ["United States", "Holland", "Georgia", "Peru"]
     assert metadata["r"]["answer_space_ids"] == ["Q30", "r-1", "Q1428", "r-0"]
     rows = [json.loads(line) for line in (group / "r.jsonl").read_text().splitlines()]
-    assert [row["answer_idx"] for row in rows] == [0, 0, 1, 1, 2, 2, 3]
+    assert [row["answer_idx"] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_subjects_without_ids_are_the_same_in_all_relations_when_they_come_back(tmp_path):

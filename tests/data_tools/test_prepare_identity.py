@@ -122,6 +122,10 @@ def mutated(settings, name, other_tokenizer):
         "select.background": 7,
         "select.control": 7,
         "select.relations": ("peak_country",),
+        "select.infused_relations": ("peak_country",),
+        "select.background_relations": ("peak_country",),
+        "select.control_relations": ("peak_country",),
+        "select.permute_objects": True,
         "select.distractors": 2,
         "select.facts_per_object": 2,
         "select.longest_name": 40,
@@ -528,7 +532,7 @@ def with_old_stamps(settings, data):
     }
     names = sorted({fact.relation for fact in facts})
     keys = {
-        "facts": {"source": source_fingerprint(settings.facts, "tsv"), "format": "tsv", **settings.select.model_dump()},
+        "facts": {"source": source_fingerprint(settings.facts, "tsv"), "format": "tsv", **settings.select.record()},
         "tokenizer": {
             **text,
             "names": fingerprint(fact_names(facts)),
@@ -560,6 +564,8 @@ def test_stamps_of_the_old_schema_are_still_read(settings, data, monkeypatch):
     with_old_stamps(settings, data)
     before = contents(data)
     assert stale(settings, data) == []
+    dealt = settings.replace(select=settings.select.replace(permute_objects=True))
+    assert stale(dealt, data) == ["facts: made from other settings or files (its stamp does not say which)"]
     assert stale(settings.replace(vocab_size=390), data) == [
         "tokenizer: made from other settings or files (its stamp does not say which)"
     ]

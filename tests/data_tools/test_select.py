@@ -8,6 +8,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.terms import GROUPS
 from megatron_kis.data_tools.facts.importers import Candidate, import_tsv
 from megatron_kis.data_tools.mentions.mentions import name_words
+from megatron_kis.data_tools.rendering.distractors import choose_options
 from megatron_kis.data_tools.selection.revealing_names import reveals_object
 from megatron_kis.data_tools.selection.select import SelectConfig, select_facts
 
@@ -203,6 +204,50 @@ def test_facts_of_one_subject_under_several_names_stay_in_one_group():
 def test_a_relation_that_is_named_twice_is_one():
     facts = select_facts(many(12), SelectConfig(infused=4, background=4, control=4, relations=("r", "r"))).facts
     assert len(facts) == 12
+
+
+def test_groups_can_have_relations_of_their_own_and_options_stay_within_them():
+    rows = [one for name in "abc" for one in candidates([(f"S{name}{n}", f"O{name}{n}") for n in range(40)], name)]
+    settings = SelectConfig(
+        infused=12, background=9, control=12, infused_relations=("a",), background_relations=("b", "c")
+    )
+    facts = select_facts(rows, settings).facts
+    assert Counter((fact.group, fact.relation) for fact in facts) == {
+        ("infused", "a"): 12,
+        ("background", "b"): 5,
+        ("background", "c"): 4,
+        **{("control", name): 4 for name in "abc"},
+    }
+    options = choose_options(facts, distractors=1, seed=0).options
+    for fact in facts:
+        assert {name[1] for name in options[fact.id][0]} == {fact.relation}
+    own = settings.replace(control_relations=("c",), distractors=3)
+    assert {fact.relation for fact in select_facts(rows, own).facts if fact.group == "control"} == {"c"}
+
+
+def test_the_subject_of_several_relations_has_one_group_where_groups_have_their_own():
+    rows = many(40, relation="a") + candidates([(f"Qx{n}", f"Hill{n}") for n in range(40)], "b")
+    settings = SelectConfig(infused=20, background=20, control=0, infused_relations=("a",), background_relations=("b",))
+    facts = select_facts(rows, settings).facts
+    assert len({fact.subject for fact in facts}) == 40
+
+
+def test_relations_of_groups_are_read_no_more_widely_than_needed():
+    of = SelectConfig(infused=4, background=8, control=0, infused_relations=("a",), background_relations=("b", "a"))
+    assert of.relations_of_all_groups() == ("a", "b")
+    assert of.replace(control=4).relations_of_all_groups() == ()  # control has all that there are
+    assert of.replace(control=4, relations=("c",)).relations_of_all_groups() == ("a", "b", "c")
+    rows = many(12, relation="a") + candidates([(f"Sx{n}", f"Hill{n}") for n in range(12)], "b")
+    selection = select_facts(rows + many(9, relation="d"), of)
+    assert [one.relation for one in selection.relations] == ["a", "b"]
+
+
+def test_an_unknown_relation_of_a_group_is_named_with_the_nearest():
+    settings = SelectConfig(infused=4, background=0, control=0, infused_relations=("peak_countries",))
+    with pytest.raises(
+        InputError, match=r"^infused_relations: no facts of relation 'peak_countries'; did you mean 'peak_country'"
+    ):
+        select_facts(import_tsv(TRIPLES), settings)
 
 
 @pytest.mark.parametrize(

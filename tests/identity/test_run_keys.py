@@ -46,6 +46,13 @@ def free(key: str, value: Any, *, exact: bool = True, **more: Any) -> tuple[str,
     return key, Change({key: value} | more, exact=exact)
 
 
+_GROUPS = "infusion.background.groups"
+
+
+def _grouped(facts: int, frequency: int) -> dict[str, Any]:
+    return {"infusion.background": {"policy": "displaced", "groups": [{"facts": facts, "frequency": frequency}]}}
+
+
 TABLE: dict[str, Change] = dict(
     [
         free("name", "other"),
@@ -109,6 +116,13 @@ TABLE: dict[str, Change] = dict(
         counts("infusion.templates", "random"),
         counts("infusion.background.policy", "protected"),
         counts("infusion.background.frequency", 3),
+        counts("infusion.background.groups.facts", None, named=_GROUPS, **_grouped(8, 6)),
+        counts("infusion.background.groups.frequency", None, named=_GROUPS, **_grouped(16, 5)),
+        counts(
+            "infusion.background.schedule",
+            None,
+            **{"infusion.background": {"policy": "protected", "frequency": 6, "schedule": "back_loaded"}},
+        ),
         counts("documents.reset_attention", True),
         counts("documents.mask_boundaries", True),
         free("parallel.replicas", 2),
@@ -118,6 +132,7 @@ TABLE: dict[str, Change] = dict(
         counts("probes.moments.every", 7),
         counts("probes.moments.tokens", [5 * 8 * 64]),
         counts("probes.templates", {"train": 1}, named="probes.templates"),
+        counts("probes.facts_per_group", 8),
         free("probes.batch_size", 64, exact=False),
         counts("validation.moments.shares", [1.0]),
         counts("validation.moments.every", 7),

@@ -49,6 +49,9 @@ SETTINGS: dict[str, Any] = {
     "background.policy": "protected",
     "background.frequency": 3,
     "trunk.share": 0.2,
+    "background.groups.facts": 8,
+    "background.groups.frequency": 5,
+    "background.schedule": "back_loaded",
     "schedule": "front_loaded",
     "templates": "random",
     "documents.reset_attention": True,
@@ -57,6 +60,7 @@ SETTINGS: dict[str, Any] = {
     "probes.moments.every": 4,
     "probes.moments.tokens": [1024],
     "probes.templates": {"train": 2, "held_out": 1, "question": 1},
+    "probes.facts_per_group": 8,
     "validation.moments.shares": [0.5, 1.0],
     "validation.moments.every": 4,
     "validation.moments.tokens": [1024],
@@ -80,6 +84,9 @@ NAMED_OTHERWISE = (
         "trunk.share": "infusion.begins",
         "background.policy": "infusion.background.policy",
         "background.frequency": "infusion.background.frequency",
+        "background.groups.facts": "infusion.background.groups",
+        "background.groups.frequency": "infusion.background.groups",
+        "background.schedule": "infusion.background.schedule",
         "ladder.learning_rate": "training.optimizer.learning_rate",
     }
 )
@@ -127,6 +134,10 @@ DATA: dict[str, Any] = {
     "data.select.background": 14,
     "data.select.control": 14,
     "data.select.relations": ["town_region"],
+    "data.select.infused_relations": ["town_region"],
+    "data.select.background_relations": ["town_region"],
+    "data.select.control_relations": ["town_region"],
+    "data.select.permute_objects": True,
     "data.select.distractors": 2,
     "data.select.facts_per_object": 2,
     "data.select.longest_name": 20,
@@ -142,6 +153,7 @@ DATA: dict[str, Any] = {
 ANALYSIS: dict[str, Any] = {
     "analysis.split": "train",
     "analysis.criterion": "tolerance_rule",
+    "analysis.axis": "frequency",
     "analysis.scoring": "sum",
     "analysis.r": 0.2,
     "analysis.delta_min": 0.1,
@@ -301,6 +313,11 @@ def overrides(study: Path, key: str, value: Any) -> list[str]:
             section = section.setdefault(part, {})
         section[last] = value
         return [f"ladder={json.dumps([entry])}"]
+    if key.startswith("background.groups."):
+        group = {"facts": 16, "frequency": 4} | {key.rsplit(".", maxsplit=1)[-1]: value}
+        return [f"background={json.dumps({'policy': 'displaced', 'groups': [group]})}"]
+    if key == "background.schedule":
+        return [f"background={json.dumps({'policy': 'protected', 'frequency': 4, 'schedule': value})}"]
     text = json.dumps(value).replace("OTHER", str(study.parent / "other"))
     return [f"{key}={text}"]
 

@@ -16,6 +16,7 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.data import ExposurePlan, InfusedFacts
 from megatron_kis.data.exposure_plan import BackgroundFacts, TokenBudget
 from megatron_kis.data.extension import extend
+from megatron_kis.training.inputs import open_inputs
 from megatron_kis.training.trainer import train
 from tests.run_files import rows
 from tests.runs import OFTEN, cut_off
@@ -99,6 +100,9 @@ def test_a_run_of_k_facts_has_an_exact_ledger_and_is_asked_for_them_alone(
         run = train(tiny_run(name=f"k{count}", infusion={"facts": count}))
         record = json.loads((run / "run.json").read_text())
         assert (record["infused_facts"], record["infusion_frequency"]) == (count, 8)
+        assert (
+            record["infused_bits"] == open_inputs(tiny_run(name=f"k{count}", infusion={"facts": count})).infused_bits()
+        )
         ledger = json.loads((run / "exposures.json").read_text())
         assert ledger["exact"] is True
         received[count] = {fact: n for fact, n in ledger["received"]["infused"].items() if n}

@@ -17,7 +17,7 @@ from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import read_text
 from megatron_kis.common.parsing import parse_json
 from megatron_kis.data_tools.facts.fact import Candidate
-from megatron_kis.data_tools.facts.fields import id_field, strings_field
+from megatron_kis.data_tools.facts.fields import id_field, optional_field, strings_field
 from megatron_kis.data_tools.facts.importers.base import (
     Imported,
     candidate_or_dropped,
@@ -131,5 +131,6 @@ def _candidate(relation: str, answers: list[str | int | float] | None, where: st
             object_id=id_field(own, "object_id", where) if own else id_field(row, "obj_id", where),
             subject_aliases=strings_field(row, "sub_aliases", where),
             object_aliases=strings_field(row, "obj_aliases", where),
+            source_object=optional_field(own, "source_object", where),
         )
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_kis.common.errors import InputError, first_of
 from megatron_kis.data_tools.facts.fact import Candidate
-from megatron_kis.data_tools.facts.fields import id_field, string_field, strings_field
+from megatron_kis.data_tools.facts.fields import id_field, optional_field, string_field, strings_field
 from megatron_kis.data_tools.facts.importers.base import Imported, parse_json_lines
 from megatron_kis.data_tools.facts.importers.columns import FIELDS, NEEDED, columns_flag
 
@@ -44,6 +44,7 @@ def import_jsonl(
             object_id=id_field(row, keys["object_id"], where),
             subject_aliases=strings_field(row, keys["subject_aliases"], where),
             object_aliases=strings_field(row, keys["object_aliases"], where),
+            source_object=optional_field(row, "source_object", where),
         )
 
     return parse_json_lines(path, parse, skip_errors=skip_errors)

@@ -53,16 +53,18 @@ def _collapse(options: argparse.Namespace) -> int:
 
 def _print_points(points: Sequence[Transition]) -> None:
     from megatron_kis.analysis.report import formatting as w
+    from megatron_kis.analysis.runs.slices import USUAL
     from megatron_kis.common.console import print_table
 
-    heads = ["transition", "N", "D", "status", "F", "interval", "rho", "why"]
+    usual = all(point.slice == USUAL for point in points)
+    heads = ["transition", "N", "D", "status", "F" if usual else "dose", "interval", "rho", "why"]
     rows = [
         [
-            w.kind_title(point.kind, point.group),
+            w.kind_title(point.kind, point.group, point.slice),
             w.size(point.params),
             w.size(point.tokens),
             w.STATUS_WORDS[point.status],
-            w.frequency(point.value),
+            w.frequency(point.value) if usual else w.dose(point.slice, point.value),
             w.bracket(point),
             w.ratio(point.infusion_ratio),
             point.reason,

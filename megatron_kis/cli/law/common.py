@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 _CHOICES = (
     "split",
     "criterion",
+    "axis",
     "law",
     "law_resamples",
     "scoring",
@@ -39,14 +41,14 @@ def add_source(parser: argparse.ArgumentParser, other: str, text: str) -> None:
     source.add_argument(other, type=Path, metavar="CSV", help=text)
 
 
-def add_choices(parser: argparse.ArgumentParser) -> None:
-    """Adds the choices that a study declares."""
+def add_choices(parser: argparse.ArgumentParser, names: Sequence[str] = _CHOICES) -> None:
+    """Adds the choices that a study declares, or some of them."""
 
     def add() -> None:
         from megatron_kis.config.analysis import AnalysisConfig
 
         group = parser.add_argument_group("declared choices (what the study's analysis: says if not given)")
-        add_settings(group, AnalysisConfig, _CHOICES)
+        add_settings(group, AnalysisConfig, names)
 
     options_of(parser, add)
 

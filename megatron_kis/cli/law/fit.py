@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kis.cli.law.common import add_choices, add_json, add_source, analysis_config, counted, print_json
-from megatron_kis.common.errors import InputError, printable
+from megatron_kis.common.errors import InputError, nearest, printable
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.law.fit import Law
@@ -22,7 +22,11 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add_source(parser, "--points", "transitions, found before or elsewhere")
     parser.add_argument("--output", required=True, type=Path, metavar="JSON", help="where law.json is written")
     parser.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="fit this kind of transition only")
-    parser.add_argument("--group", choices=("infused", "background", "general"), help="fit this fact group only")
+    parser.add_argument(
+        "--group",
+        metavar="GROUP",
+        help="fit this fact group only: infused, background, general, or background@<exposures>",
+    )
     add_choices(parser)
     add_json(parser)
     parser.set_defaults(handler=_fit)
@@ -30,12 +34,14 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _fit(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.criteria import find_transitions
-    from megatron_kis.analysis.findings.analyse import fit_laws
+    from megatron_kis.analysis.findings.analyse import fit_laws, law_keys
     from megatron_kis.analysis.law.fit import fit_law
     from megatron_kis.analysis.outputs import law_record
     from megatron_kis.analysis.runs.curves import curve_table
+    from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
     from megatron_kis.analysis.runs.load import load_runs
     from megatron_kis.analysis.runs.load_csv import load_points_csv
+    from megatron_kis.analysis.runs.slices import USUAL
     from megatron_kis.common.files import write_json
 
     settings = analysis_config(options, options.runs)
@@ -45,9 +51,16 @@ def _fit(options: argparse.Namespace) -> int:
     else:
         table = curve_table(counted(load_runs(options.runs)))
         points = find_transitions(table, settings)
+    if options.group is not None and not is_group(options.group):
+        raise InputError(f"is {options.group!r}", where="--group", remedy=nearest(options.group, CURVE_GROUPS))
     refused: list[dict[str, str]] = []
     if options.kind is not None:
-        laws = [fit_law(points, options.kind, options.group, confidence=settings.confidence, law=settings.law)]
+        mine = [point for point in points if point.kind == options.kind and options.group in (None, point.group)]
+        slices = [one for _, _, one in law_keys(mine)] or [USUAL]
+        laws = [
+            fit_law(points, options.kind, options.group, along=one, confidence=settings.confidence, law=settings.law)
+            for one in dict.fromkeys(slices)
+        ]
     else:
         chosen = [point for point in points if options.group in (None, point.group)]
         laws, refused = fit_laws(chosen, settings, table)
@@ -78,7 +91,7 @@ def _print_law(law: Law) -> None:
         if estimate is not None
     ]
     rows.append(["sigma", w.number(law.sigma), ""])
-    title = f"{w.kind_title(law.kind, law.group)}: {law.selected_law} ({w.plural(len(law.points), 'point')})"
+    title = f"{w.kind_title(law.kind, law.group, law.slice)}: {law.selected_law} ({w.plural(len(law.points), 'point')})"
     print_table(title, ["", "estimate", f"{100 * law.confidence:g}% interval"], rows)
     for warning in law.warnings:
         print(printable(f"warning: {warning}"))

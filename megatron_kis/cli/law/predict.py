@@ -52,6 +52,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _print_prediction(prediction: Prediction) -> None:
     from megatron_kis.analysis.report import formatting as w
+    from megatron_kis.analysis.runs.slices import FREQUENCY
     from megatron_kis.common.console import print_table
 
     def interval(ends: tuple[float, float]) -> str:
@@ -60,30 +61,34 @@ def _print_prediction(prediction: Prediction) -> None:
     level = f"{100 * prediction.confidence:g}%"
     recommended = "none: the law is unvalidated"
     if prediction.recommended is not None:
-        recommended = f"F = {w.frequency(prediction.recommended)}"
+        recommended = w.dose(prediction.slice, prediction.recommended)
     tokens = "unknown (no infusion ratio in the points)"
     if prediction.exposure_tokens is not None:
         tokens = w.size(prediction.exposure_tokens)
     rows = [
-        ["centre", f"F = {w.frequency(prediction.centre)}"],
+        ["centre", w.dose(prediction.slice, prediction.centre)],
         [f"{level} confidence interval of the law", interval(prediction.confidence_interval)],
         [f"{level} prediction interval of a model", interval(prediction.prediction_interval)],
     ]
     if prediction.bootstrap_interval is not None:
         rows.append(["the same by bootstrap, a check", interval(prediction.bootstrap_interval)])
     rows += [
-        ["recommended (copies of each fact)", recommended],
+        [f"recommended ({'copies of each fact' if prediction.slice.axis == FREQUENCY else 'facts'})", recommended],
         ["tokens of domain data at the centre", tokens],
         ["infusion ratio at the centre", w.ratio(prediction.infusion_ratio)],
         ["extrapolation factor", f"{prediction.extrapolation_factor:.3g}"],
     ]
+    if prediction.exposures is not None:
+        rows.append(["exposures of all facts at the centre", w.size(prediction.exposures)])
+    if prediction.bits_per_param is not None:
+        rows.append(["bits of the facts for each parameter, at the centre", w.number(prediction.bits_per_param)])
     if prediction.domain is not None:
         domain = prediction.domain
         rows.append(["for these facts, each with its own limit", f"{w.frequency(domain['copies_per_fact'])} copies"])
         if domain["copies_per_fact_by_tokens"] is not None:
             shared = w.frequency(domain["copies_per_fact_by_tokens"])
             rows.append(["for these facts, their tokens limited together", f"{shared} copies"])
-    what = w.kind_title(prediction.kind, prediction.group)
+    what = w.kind_title(prediction.kind, prediction.group, prediction.slice)
     print_table(f"{what}: N = {w.size(prediction.params)}, D = {w.size(prediction.tokens)}", ["", ""], rows)
     for warning in prediction.warnings:
         print(printable(f"warning: {warning}"))

@@ -35,7 +35,7 @@ def _validate(options: argparse.Namespace) -> int:
     heads = ["transition", "N", "D", "made", "predicted", "interval", "measured", "|log ratio|", "hit"]
     rows = [
         [
-            w.kind_title(score.kind, score.group),
+            w.kind_title(score.kind, score.group, score.slice),
             w.size(score.params),
             w.size(score.tokens),
             score.created,

@@ -67,16 +67,27 @@ def _plan(options: argparse.Namespace) -> int:
             "background_frequency",
             "epochs",
         )
-        print_table(title, columns, [[in_table(row[name]) for name in columns] for row in rows], numbers=True)
+        print_table(title, columns, [[_cell(row, name) for name in columns] for row in rows], numbers=True)
     else:
         columns = ("size", "params", "tokens", "runs", *_RANGES, "flops")
         print_table(f"{title} (--all shows each)", columns, _summary(rows), numbers=True)
+    shown = sum(group["facts"] for group in rows[0]["background_groups"])
+    if 0 < shown < rows[0]["background_facts"]:
+        print(f"{shown:,} of {rows[0]['background_facts']:,} background facts are shown and asked for")
     branches = sum(row["trunk"] is not None for row in rows)
     if study.trunk is not None:
         print(f"{branches:,} runs branch at {study.trunk.share:g} of their tokens; their FLOPs are those after it")
     flops = sum(row["flops"] for row in rows)
     print(f"{flops:.3g} training FLOPs in all")
     return 0
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    """Returns a value of a run as the table shows it; of several groups of background facts each frequency."""
+    groups = row["background_groups"]
+    if name == "background_frequency" and len(groups) > 1:
+        return ", ".join(in_table(group["frequency"]) for group in groups)
+    return in_table(row[name])
 
 
 @contextmanager

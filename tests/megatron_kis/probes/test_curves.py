@@ -12,6 +12,7 @@ from megatron_kis.probes.curves import (
     NEVER,
     histories,
     learned_bits,
+    read_last_outcomes,
     read_outcomes,
 )
 from megatron_kis.probes.scoring import RULES
@@ -63,3 +64,20 @@ def test_outcomes_that_cannot_be_followed_are_refused(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "step-1.npz", correct=np.zeros((2, 5), dtype=bool))
     with pytest.raises(InputError, match=r"step-1\.npz: has no scores"):
         read_outcomes(tmp_path, "sum")
+
+
+def test_the_last_outcomes_are_those_of_the_highest_step_and_older_files_have_no_mean_margins(tmp_path: Path) -> None:
+    shape = (2, len(RULES))
+    for step in (200, 9):
+        arrays = {"correct": np.full(shape, step == 200), "margins": np.full(shape, step, dtype=np.float32)}
+        np.savez(tmp_path / f"step-{step}.npz", **arrays)
+    found = read_last_outcomes(tmp_path, "sum")
+    assert (found.step, found.correct.tolist(), found.margins.tolist()) == (200, [True, True], [200, 200])
+    assert np.isnan(found.mean_margins).all()
+    means = np.zeros(shape, dtype=np.float32)
+    means[:, RULES.index("sum")] = 3
+    np.savez(tmp_path / "step-300.npz", **arrays, mean_margins=means, rules=np.array(RULES))
+    assert read_last_outcomes(tmp_path, "sum").mean_margins.tolist() == [3, 3]
+    np.savez(tmp_path / "step-400.npz", **arrays, rules=np.array(["statement"]))
+    with pytest.raises(InputError, match="has no rule 'sum'"):
+        read_last_outcomes(tmp_path, "sum")

@@ -115,6 +115,12 @@ def test_a_probe_finds_what_scoring_each_option_alone_finds(seed: int) -> None:
                 continue
             assert result.margins[number, column] == pytest.approx(margin, abs=1e-4)
             assert result.correct[number, column] == (margin > 0)
+            wrong = [value for index, value in enumerate(values) if index != question.answer]
+            assert result.mean_margins[number, column] == pytest.approx(
+                values[question.answer] - np.mean(wrong), abs=1e-4
+            )
+            below = np.mean([value < values[question.answer] for value in wrong])
+            assert result.pairwise[number, column] == pytest.approx(below)
     by_rule = [result.correct[:, column].tolist() for column in range(len(RULES))]
     assert by_rule[RULES.index("statement")] != by_rule[RULES.index("sum")] != by_rule[RULES.index("mean_char")]
 
@@ -140,6 +146,14 @@ def test_rows_sum_up_the_questions_of_a_group_and_split() -> None:
         assert row["correct"] == sum(result.correct[number, column] for number in members)
         assert row["chance"] == pytest.approx(sum(1 / len(question.options) for question in asked) / len(asked))
         assert row["margin"] == pytest.approx(np.mean([result.margins[number, column] for number in members]), abs=1e-5)
+        for name, values in (("mean_margin", result.mean_margins), ("pairwise", result.pairwise)):
+            own = defaultdict(list)
+            for number, question in zip(members, asked, strict=True):
+                own[question.fact].append(float(values[number, column]))
+            assert row[name] == pytest.approx(np.mean([one for values in own.values() for one in values]), abs=1e-6)
+            assert row[f"{name}_sd"] == pytest.approx(
+                np.std([np.mean(values) for values in own.values()], ddof=1), abs=1e-6
+            )
         chance = row["chance"]
         assert row["corrected"] == pytest.approx((row["correct"] / row["n"] - chance) / (1 - chance))
         by_fact = defaultdict(list)
@@ -192,6 +206,9 @@ def test_two_equal_options_are_a_tie_and_wrong() -> None:
     result = probe(QuestionSet({"eod_id": FIRST}, (question,)), PrefixModel())
     assert not result.correct.any()
     assert (result.margins == 0).all()
+    assert (result.mean_margins == 0).all()
+    assert (result.pairwise == 0).all()
+    assert result.rows[0]["mean_margin_sd"] is None  # of one fact there is no spread
 
 
 def test_a_rank_without_the_loss_takes_part_and_reports_nothing() -> None:
@@ -296,6 +313,7 @@ def test_a_completion_counts_if_greedy_decoding_gives_the_answer_or_an_alias_and
         result = Probe(questions, batch_size=8).evaluate(Oracle(dict.fromkeys(greedy, -0.1)))
         assert result is not None
         assert result.generated.tolist() == [expected]
+        np.testing.assert_array_equal(result.mean_margins, result.margins)  # of two options; an alias is none
         assert result.rows[0]["generated"] == {"n": int(expected >= 0), "correct": int(expected > 0)}
 
 

@@ -46,7 +46,7 @@ def test_a_run_has_the_settings_of_its_study_and_of_its_size() -> None:
         assert (run.training.sequence_length, run.training.global_batch_size) == (32, 4)
         assert run.training.micro_batch_size == 2
         assert run.training.optimizer.schedule == "wsd"
-        assert run.infusion.background.model_dump() == {"policy": "protected", "frequency": 9}
+        assert (run.infusion.background.policy, run.infusion.background.frequency) == ("protected", 9)
         assert (run.probes.batch_size, run.validation.max_tokens, run.logging.every) == (17, 640, 3)
     assert (small.training.optimizer.learning_rate, large.training.optimizer.learning_rate) == (0.01, 0.5)
     assert (small.parallel.tensor, large.parallel.tensor) == (1, 2)

@@ -16,7 +16,9 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data.exposure_plan import BackgroundFacts, InfusedFacts, TokenBudget
-from megatron_kis.data.extension import ExtendedPlan, begin_later, same_until
+from megatron_kis.data.exposure_schedule import UNIFORM, schedule_of
+from megatron_kis.data.extension import ExtendedPlan, same_until
+from megatron_kis.data.late_infusion import begin_later
 from megatron_kis.training.trainer import train
 from tests.run_files import losses, rows
 from tests.runs import cut_off, trained
@@ -26,11 +28,18 @@ MakeRun = Callable[..., RunConfig]
 SEQUENCES, BEGIN = 400, 160  # of 64 tokens
 
 
-def plan(frequency: float | None = 0, *, ratio: float | None = None, background: int = 13, **more: Any) -> ExtendedPlan:
+def plan(
+    frequency: float | None = 0, *, ratio: float | None = None, background: Any = 13, when: Any = "uniform", **more: Any
+) -> ExtendedPlan:
     return begin_later(
         BEGIN * 64,
         InfusedFacts(np.full((40, 3), 9), frequency=frequency, ratio=ratio),
-        BackgroundFacts(np.full((10, 2), 8), frequency=background, policy=more.pop("policy", "protected")),
+        BackgroundFacts(
+            np.full((10, 2), 8),
+            frequency=background,
+            policy=more.pop("policy", "protected"),
+            schedule=schedule_of(when),
+        ),
         budget=TokenBudget(SEQUENCES * 64, 64),
         seed=3,
         **more,
@@ -68,6 +77,49 @@ def test_displaced_background_gives_way_after_infusion_begins_alone() -> None:
     assert shown(none, "background", range(BEGIN)) == shown(some, "background", range(BEGIN)) == 10 * 16
     left = 1 - some.tail.infusion_ratio
     assert shown(some, "background", range(BEGIN, SEQUENCES)) == 10 * round(24 * left)
+
+
+def test_background_facts_of_several_strengths_keep_their_counts() -> None:
+    frequencies = np.repeat([5, 12], 5)
+    none, some = plan(background=frequencies), plan(20, background=frequencies)
+    assert (some.expected("background") == frequencies).all()
+    assert same_until(BEGIN, none.identity(), some.identity())
+    assert (some.base.expected("background") == np.rint(frequencies * BEGIN / SEQUENCES)).all()
+
+
+@pytest.mark.parametrize(
+    ("when", "before"),
+    [
+        ({"kind": "window", "start": 0.0, "end": 0.4}, 20),
+        ({"kind": "window", "start": 0.2, "end": 0.6}, 10),
+        ({"kind": "final", "share": 0.3}, 0),
+        ("front_loaded", 13),
+    ],
+)
+def test_the_schedule_of_the_background_is_one_of_the_whole_run(when: Any, before: int) -> None:
+    made = plan(10, background=20, when=when)
+    schedule = schedule_of(when)
+    assert shown(made, "background", range(BEGIN)) == 10 * before
+    for place in range(40, SEQUENCES, 40):
+        wanted = 200 * float(schedule.share(np.array([place / SEQUENCES]))[0])
+        assert shown(made, "background", range(place)) == pytest.approx(wanted, abs=12)
+    assert set(made.expected("background")) == {20}
+
+
+def test_a_schedule_is_cut_in_two_at_a_time() -> None:
+    times = np.linspace(0, 1, 41)
+    for described in (
+        "back_loaded",
+        {"kind": "bursts", "count": 3, "width": 0.2},
+        {"kind": "window", "start": 0.1, "end": 0.5},
+    ):
+        whole = schedule_of(described)
+        for at in (0.05, 0.25, 0.5, 0.9):
+            share, first, last = whole.split(at)
+            parts = np.where(times < at, 0.0, share + (1 - share) * last.share(np.clip((times - at) / (1 - at), 0, 1)))
+            early = share * first.share(np.minimum(times / at, 1.0))
+            np.testing.assert_allclose(np.where(times < at, early, parts), whole.share(times), atol=1e-12)
+    assert UNIFORM.split(0.3) == (0.3, UNIFORM, UNIFORM)
 
 
 def test_plans_agree_until_infusion_begins_and_no_longer() -> None:
