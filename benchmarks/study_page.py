@@ -1,13 +1,16 @@
-"""The tables of docs/study/index.md, out of the results beside it: no number of theirs is written by hand.
+"""The tables of the pages in docs/study, out of the results beside them: no number of theirs is written by hand.
 
     python -m benchmarks.study_page collect STUDY_FOLDER NAME    # takes a study's results into docs/study/results/NAME
-    python -m benchmarks.study_page fill                         # writes the tables into the page
-    python -m benchmarks.study_page check                        # status 1 where the page has others
+    python -m benchmarks.study_page fill                         # writes the tables into the pages
+    python -m benchmarks.study_page check                        # status 1 where a page has others
 
 A table stands in the page between ``<!-- table: KIND ARGUMENTS -->`` and ``<!-- end -->``. Kinds, where NAME may be
 several studies in one, NAME+NAME: ``rates NAME GROUP SPLIT`` (share right, mean of seeds, by N and F), ``losses NAME``,
 ``points NAME``, ``variants GROUP SPLIT N NAME...`` (a line a study, at one N), ``prediction NAME MEASURED`` (what was
-registered, against the points measured since).
+registered, against the points measured since). Where the number of facts K was varied: ``amounts NAME GROUP SPLIT
+HELD`` (share right, mean of seeds, by N and K; HELD is ratio=0.5 or frequency=14), ``sizes NAME KIND HELD GROUP...``
+(transitions along K, a column a group), ``strength NAME SPLIT HELD N`` (a line a strength of the background, by K),
+``laws NAME HELD`` (exponent of N of every law along K), ``scores NAME MEASURED HELD`` (as ``prediction``, along K).
 """
 
 from __future__ import annotations
@@ -23,12 +26,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from megatron_kis.analysis.law.fit import SCHEMA as LAW_SCHEMA
 from megatron_kis.analysis.law.predict import load_predictions
 from megatron_kis.analysis.law.validate import validate
 from megatron_kis.analysis.runs.load_csv import load_points_csv
+from megatron_kis.common.files import read_json
 
-PAGE = Path(__file__).parents[1] / "docs" / "study" / "index.md"
-RESULTS = PAGE.parent / "results"
+FOLDER = Path(__file__).parents[1] / "docs" / "study"
+PAGES = sorted(FOLDER.glob("*.md"))
+RESULTS = FOLDER / "results"
 _TABLE = re.compile(r"(<!-- table: (?P<words>.*?) -->\n).*?(?=<!-- end -->)", re.S)
 _KEPT = ("points.csv", "law.json", "prediction.json")
 
@@ -161,12 +167,122 @@ def prediction(name: str, measured: str) -> str:
     return _markdown(["kind", "group", "predicted F", "95% prediction interval", "measured", "inside"], rows)
 
 
+def _held(table: pd.DataFrame, held: str) -> pd.DataFrame:
+    """The runs along K at one frequency or configured ratio (``frequency=14``), with those without infusion."""
+    by, value = held.split("=")
+    column = {"frequency": "frequency", "ratio": "configured_ratio"}[by]
+    mine = np.isclose(table[column], float(value)) & (table["configured_ratio"].isna() == (by == "frequency"))
+    without = table["frequency"] == 0
+    return table[mine | without].assign(dose=lambda rows: rows["infused_facts"].where(rows["frequency"] > 0, 0))
+
+
+def _by_facts(rows: dict[str, pd.DataFrame], first: str) -> str:
+    """A line a table of runs: means of seeds by K, and how far seeds lie apart."""
+    doses = sorted({dose for table in rows.values() for dose in table["dose"]})
+    lines = []
+    for label, table in rows.items():
+        cells = table.groupby("dose")["rate"]
+        means = {dose: f"{mean:.2f}" for dose, mean in cells.mean().items()}
+        spread = float((cells.var().dropna().mean()) ** 0.5)
+        apart = f"{spread:.2f}" if np.isfinite(spread) else ""
+        lines.append([label, *(means.get(dose, "") for dose in doses), apart])
+    return _markdown([first, *(f"K = {dose:,.0f}" for dose in doses), "sd of seeds"], lines)
+
+
+def amounts(names: str, group: str, split: str, held: str) -> str:
+    """Share of questions answered right, by N and K."""
+    return _by_facts(_by_size(_rates(_held(_curves(names), held), group, split)), "N")
+
+
+def strength(name: str, split: str, held: str, params: str) -> str:
+    """Share of questions answered right of each strength of the background, by K, at one N."""
+    table = _held(_curves(name), held)
+    table = table[table["params"] == int(params)]
+    groups = sorted((g for g in table["group"].unique() if "@" in g), key=lambda g: int(g.split("@")[1]))
+    rows = {f"{group.split('@')[1]} exposures": _rates(table, group, split) for group in groups}
+    return _by_facts(rows, "shown")
+
+
+def _label(group: str) -> str:
+    name, _, shown = group.partition("@")
+    return f"{name}, {shown} exposures" if shown else name
+
+
+def sizes(names: str, kind: str, held: str, *groups: str) -> str:
+    """Transitions along K by N, a column a group; of the first also the exposures and the bits."""
+    by, value = held.split("=")
+    table = pd.concat([pd.read_csv(RESULTS / name / "points.csv") for name in names.split("+")])
+    table = table[(table["kind"] == kind) & (table["axis"] == "facts") & (table["held_by"] == by)]
+    table = table[np.isclose(table["held"], float(value))]
+    rows = []
+    for (params, _), mine in table.groupby(["params", "tokens"], sort=True):
+        cells = []
+        for group in groups:
+            found = mine[mine["group"] == group]
+            cells.append(_point(found.iloc[0]) if len(found) else "")
+        rows.append([f"{params:,}", *cells])
+    return _markdown(["N", *map(_label, groups)], rows)
+
+
+def _point(point: Any) -> str:
+    interval = _interval(point.low, point.high)
+    if pd.notna(point.value):
+        return f"{point.value:,.0f} ({interval})"
+    return interval if point.status != "inconclusive" else "inconclusive"
+
+
+def _laws(name: str, held: str) -> list[dict[str, Any]]:
+    by, value = held.split("=")
+    laws = read_json(RESULTS / name / "law.json", LAW_SCHEMA)["laws"]
+    return [law for law in laws if law.get("held_by") == by and np.isclose(law["held"], float(value))]
+
+
+def laws(name: str, held: str) -> str:
+    """Every law along K: exponent of N with its interval, and the sizes that it rests on."""
+    rows = []
+    for law in _laws(name, held):
+        b = law["coefficients"]["b_log_params"]
+        sizes_used = len({point["params"] for point in law["points"] if point["residual"] is not None})
+        exponent = "" if b is None else f"{b['estimate']:.2f} ({b['low']:.2f} to {b['high']:.2f})"
+        rows.append([law["kind"], _label(law["group"]), law["selected_law"], exponent, str(sizes_used)])
+    return _markdown(["kind", "group", "law", "exponent of N (95%)", "sizes with a point"], rows)
+
+
+def scores(name: str, measured: str, held: str) -> str:
+    """What was registered along K, and what was measured after it."""
+    by, value = held.split("=")
+    found = load_points_csv(RESULTS / measured / "points.csv")
+    registered = [
+        record
+        for record in load_predictions(RESULTS / name / "prediction.json")
+        if record.get("held_by") == by and np.isclose(record["held"], float(value))
+    ]
+    rows = []
+    for score in validate(registered, found):
+        (point,) = (
+            p
+            for p in found
+            if (p.kind, p.group, p.params, p.slice.held_by) == (score.kind, score.group, score.params, by)
+        )
+        at = _interval(point.low, point.high)
+        at = f"{point.value:,.0f} ({at})" if point.value else at
+        predicted = f"{score.centre:,.0f}", _interval(*score.prediction_interval)
+        inside = "yes" if score.hit else "no"
+        rows.append([score.kind, _label(score.group), f"{score.params:,}", *predicted, at, inside])
+    return _markdown(["kind", "group", "N", "predicted K", "95% prediction interval", "measured", "inside"], rows)
+
+
 _KINDS: dict[str, Callable[..., str]] = {
     "rates": rates,
     "losses": losses,
     "variants": variants,
     "points": points,
     "prediction": prediction,
+    "amounts": amounts,
+    "strength": strength,
+    "sizes": sizes,
+    "laws": laws,
+    "scores": scores,
 }
 
 
@@ -177,20 +293,24 @@ def main() -> int:
     collecting = steps.add_parser("collect", help="take a study's results")
     collecting.add_argument("study", type=Path, help="the study's folder")
     collecting.add_argument("name", help="of its folder in docs/study/results")
-    steps.add_parser("fill", help="write the tables into the page")
-    steps.add_parser("check", help="status 1 where the page has others")
+    steps.add_parser("fill", help="write the tables into the pages")
+    steps.add_parser("check", help="status 1 where a page has others")
     options = parser.parse_args()
     if options.step == "collect":
         print(collect(options.study, options.name))
         return 0
-    text = PAGE.read_text(encoding="utf-8")
-    filled = fill(text)
-    if options.step == "fill":
-        PAGE.write_text(filled, encoding="utf-8")
-        return 0
-    if filled != text:
-        print(f"{PAGE}: its tables are not those of {RESULTS}; python -m benchmarks.study_page fill", file=sys.stderr)
-    return int(filled != text)
+    differ = 0
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        filled = fill(text)
+        if options.step == "fill":
+            page.write_text(filled, encoding="utf-8")
+        elif filled != text:
+            differ = 1
+            print(
+                f"{page}: its tables are not those of {RESULTS}; python -m benchmarks.study_page fill", file=sys.stderr
+            )
+    return differ
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ import numpy.typing as npt
 
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import steadily, unreadable
+from megatron_kis.data_tools.storage.ranges import ranges, starts_of
 
 CORPUS_SCHEMA = "kis.corpus/1"
 """Schema of ``PREFIX.meta.json`` next to the files of a corpus."""
@@ -325,6 +326,16 @@ class IndexedReader:
         if end > self.tokens:
             raise self._impossible(index)
         return self._bin[end - int(self.lengths[index]) : end]
+
+    def joined(self, indices: Sequence[int]) -> npt.NDArray[Any]:
+        """Returns the token ids of several sequences, one after the other: in one pass, however many there are."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        lengths, offsets = self.lengths[chosen].astype(np.int64), self.offsets[chosen]
+        firsts = offsets // self.dtype.itemsize
+        wrong = (offsets < 0) | (lengths < 0) | (offsets % self.dtype.itemsize != 0) | (firsts + lengths > self.tokens)
+        if wrong.any():
+            raise self._impossible(int(chosen[wrong.argmax()]))
+        return self.at(ranges(firsts, starts_of(lengths)))
 
     def at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Returns the token ids at positions counted over the whole file, ``[n]``."""

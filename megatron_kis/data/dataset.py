@@ -14,6 +14,7 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.data.exposure_plan import SequenceLayout
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
+from megatron_kis.data_tools.storage.ranges import ranges, starts_of
 
 Sample = dict[str, torch.Tensor]
 """One training sequence under the names and in the shapes of Megatron-Core's ``GPTDataset``:
@@ -100,7 +101,6 @@ class InfusedDataset(Dataset[Sample]):
         self._reset_positions = reset_positions
         self._mask_boundaries = mask_boundaries
         self._positions = torch.arange(plan.sequence_length)
-        self._every_label = torch.ones(plan.sequence_length)
 
     def __len__(self) -> int:
         """Returns the number of sequences of the run."""
@@ -108,25 +108,38 @@ class InfusedDataset(Dataset[Sample]):
 
     def __getitem__(self, sequence: int) -> Sample:
         """Returns the tensors of a sequence."""
-        row, unpredicted = self.assemble(sequence, self.plan[sequence])
-        window = torch.from_numpy(row)
-        mask = self._every_label.clone()  # trainers mask more of it in place
-        for place in unpredicted:
-            mask[place] = 0.0
-        sample = {
-            "tokens": window[:-1],
-            "labels": window[1:],
-            "loss_mask": mask,
-            "position_ids": self._positions,
-        }
-        if self._mask_boundaries or self._reset_attention or self._reset_positions:
-            self._keep_documents_apart(sample)
-        return sample
+        return self.read((sequence,), (self.plan[sequence],))[0]
 
     def __getitems__(self, sequences: Sequence[int]) -> list[Sample]:
         """Returns the tensors of several sequences, as PyTorch's loaders request a batch: their layouts in one pass."""
         self.plan.prefetch(sequences)
-        return [self[sequence] for sequence in sequences]
+        return self.read(sequences, [self.plan[sequence] for sequence in sequences])
+
+    def read(self, sequences: Sequence[int], layouts: Sequence[SequenceLayout]) -> list[Sample]:
+        """Returns the tensors of several sequences, made in one pass: each sample is a row of shared memory.
+
+        Args:
+            sequences: numbers of the sequences.
+            layouts: their layouts by the plan.
+        """
+        length = self.plan.sequence_length
+        rows = np.empty((len(sequences), length + 1), dtype=np.int64)
+        counted = np.ones((len(sequences), length), dtype=np.float32)
+        for number, (sequence, layout) in enumerate(zip(sequences, layouts, strict=True)):
+            for place in self._lay_text(rows[number], sequence, layout):
+                counted[number, place] = 0.0
+        self._lay_exposures(rows, layouts)
+        windows = torch.from_numpy(rows)
+        batch = {
+            "tokens": windows[:, :-1],
+            "labels": windows[:, 1:],
+            "loss_mask": torch.from_numpy(counted),
+            "position_ids": self._positions.expand(len(sequences), -1),
+        }
+        if self._mask_boundaries or self._reset_attention or self._reset_positions:
+            self._keep_documents_apart(batch)
+        columns = {name: column.unbind() for name, column in batch.items()}
+        return [{name: column[number] for name, column in columns.items()} for number in range(len(sequences))]
 
     def assemble(self, sequence: int, layout: SequenceLayout) -> tuple[NDArray[np.int64], tuple[int, ...]]:
         """Lays out a sequence's tokens.
@@ -137,9 +150,15 @@ class InfusedDataset(Dataset[Sample]):
             follow is unknown, and the one before the cut of the text: the end-of-document token there marks the cut and
             not the end of a document.
         """
+        row = np.empty(self.plan.sequence_length + 1, dtype=np.int64)
+        unpredicted = self._lay_text(row, sequence, layout)
+        self._lay_exposures(row[None], (layout,))
+        return row, unpredicted
+
+    def _lay_text(self, row: NDArray[np.int64], sequence: int, layout: SequenceLayout) -> tuple[int, ...]:
+        """Writes all but the exposures into a row, int64 [L + 1]; returns the places that ``assemble`` returns."""
         length = self.plan.sequence_length
         eod = self._store.eod_id
-        row = np.empty(length + 1, dtype=np.int64)
         first = layout.general_offset
         tokens = layout.general_tokens
         end = first + tokens
@@ -154,22 +173,28 @@ class InfusedDataset(Dataset[Sample]):
             row[end - 1] = eod
             if end > 1:
                 unpredicted = (end - 2, length - 1)
-        for exposure in layout.exposures:
-            offset = exposure.offset
-            row[offset : offset + exposure.length] = self._store.tokens(*exposure[:3])
-        return row, unpredicted
+        return unpredicted
 
-    def _keep_documents_apart(self, sample: Sample) -> None:
-        """Adds to a sample what was requested: as ``megatron.core.datasets.gpt_dataset``, but for ``eod_begins``."""
-        ends = sample["tokens"] == self._store.eod_id
+    def _lay_exposures(self, rows: NDArray[np.int64], layouts: Sequence[SequenceLayout]) -> None:
+        """Writes the exposures of some sequences into their rows, int64 [sequences, L + 1]."""
+        exposures = [exposure for layout in layouts for exposure in layout.exposures]
+        if exposures:
+            owner = np.repeat(np.arange(len(rows)), [len(layout.exposures) for layout in layouts])
+            firsts = owner * rows.shape[1] + [one.offset for one in exposures]
+            starts = starts_of([one.length for one in exposures])
+            rows.reshape(-1)[ranges(firsts, starts)] = self._store.joined([one[:3] for one in exposures])
+
+    def _keep_documents_apart(self, batch: Sample) -> None:
+        """Adds to a batch what was requested: as ``megatron.core.datasets.gpt_dataset``, but for ``eod_begins``."""
+        ends = batch["tokens"] == self._store.eod_id
         if self._mask_boundaries:
-            sample["loss_mask"] = sample["loss_mask"].masked_fill(ends, 0.0)
-        document = ends.cumsum(0)
+            batch["loss_mask"].masked_fill_(ends, 0.0)
+        document = ends.cumsum(1)
         if not self._eod_begins:
             document = document - ends.long()
         if self._reset_positions:
-            begins = torch.where(document.diff(prepend=document[:1] - 1) > 0, self._positions, 0).cummax(0).values
-            sample["position_ids"] = self._positions - begins
+            begins = torch.where(document.diff(prepend=document[:, :1] - 1) > 0, self._positions, 0).cummax(1).values
+            batch["position_ids"] = self._positions - begins
         if self._reset_attention:
-            seen = (document[:, None] == document[None, :]).tril()
-            sample["attention_mask"] = ~seen.unsqueeze(0)
+            seen = (document[:, :, None] == document[:, None, :]).tril()
+            batch["attention_mask"] = seen.logical_not_().unsqueeze(1)

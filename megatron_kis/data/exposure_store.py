@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -75,3 +76,8 @@ class ExposureStore:
     def tokens(self, group: str, fact: int, template: int) -> NDArray[np.integer]:
         """Returns the tokens of one exposure; the last one ends the document."""
         return self._reader[int(self._groups[group].first_rows[fact]) + template]
+
+    def joined(self, exposures: Iterable[tuple[str, int, int]]) -> NDArray[np.integer]:
+        """Returns the tokens of several exposures, each a group, a fact and a template, one after the other."""
+        groups = self._groups
+        return self._reader.joined([int(groups[group].first_rows[fact]) + at for group, fact, at in exposures])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data.exposure_plan import SequenceLayout
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import Plan
+from megatron_kis.data_tools.storage.ranges import ranges, starts_of
 
 LEDGER_SCHEMA = "kis.ledger/1"
 GROUPS = RENDERED_GROUPS
@@ -37,11 +39,29 @@ class Ledger:
             tokens: int64 [L], the sequence as the model got it.
             layout: the sequence's layout by the plan; an exposure counts only if its tokens are where they should be.
         """
-        self.sequences += 1
-        self.tokens += len(tokens)
-        for exposure in layout.exposures:
-            expected = self._store.tokens(exposure.group, exposure.fact, exposure.template)
-            if np.array_equal(tokens[exposure.offset : exposure.offset + exposure.length], expected):
+        self.observe_many((tokens,), (layout,))
+
+    def observe_many(self, sequences: Sequence[NDArray[np.int64]], layouts: Sequence[SequenceLayout]) -> None:
+        """Counts sequences that were fed, as ``observe`` does for one.
+
+        Args:
+            sequences: int64 [L] each.
+            layouts: their layouts.
+        """
+        self.sequences += len(sequences)
+        self.tokens += sum(map(len, sequences))
+        exposures = [exposure for layout in layouts for exposure in layout.exposures]
+        if not exposures:
+            return
+        expected = self._store.joined([exposure[:3] for exposure in exposures])
+        rows = np.stack(sequences)
+        owner = np.repeat(np.arange(len(rows)), [len(layout.exposures) for layout in layouts])
+        starts = starts_of([exposure.length for exposure in exposures])
+        firsts = owner * rows.shape[1] + [exposure.offset for exposure in exposures]
+        fed = rows.reshape(-1)[ranges(firsts, starts)]
+        wrong = np.add.reduceat(fed != expected, starts[:-1], dtype=np.int64)
+        for exposure, differences in zip(exposures, wrong.tolist(), strict=True):
+            if not differences:
                 self.received[exposure.group][exposure.fact] += 1
                 if exposure.group == "infused":
                     self.infused_tokens += exposure.length

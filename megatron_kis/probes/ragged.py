@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_kis.data_tools.storage.ranges import ranges, starts_of
+
+__all__ = ["Ragged", "ranges", "starts_of"]
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -67,15 +71,3 @@ class Ragged:
         table = np.full((len(self), width), -1, dtype=np.int32)
         table[np.arange(width) < self.lengths[:, None]] = self.values
         return table
-
-
-def starts_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns where pieces of given lengths begin, and where the last one ends: [N + 1]."""
-    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts
-
-
-def ranges(first: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Joins the ranges that begin at each of ``first`` and are as long as the pieces of ``starts``."""
-    return np.arange(starts[-1]) + np.repeat(first - starts[:-1], np.diff(starts))

@@ -15,6 +15,7 @@ import faulthandler
 import math
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ STACKS = "stacks"
 
 _DECAY = 0.98  # of the running mean: about the last 50 steps
 _FACTS_NAMED = 8  # in a message
+_SLACK = 0.01  # of the watchdog's time: to start its timer is to start a thread, and resets come several times a step
 _STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -114,14 +116,17 @@ class Watchdog:
     def __init__(self, minutes: float | None, run: Path, *, rank: int) -> None:
         """Prepares; None never ends anything. Stacks go to ``stacks/rank-<rank>.txt`` in the run's folder."""
         self._seconds = None if minutes is None else 60 * minutes
+        self._started = -math.inf
         self.path = run / STACKS / f"rank-{rank}.txt"
         if self._seconds is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the timer may fire
 
     def reset(self) -> None:
-        """Starts the time again."""
-        if self._seconds is not None:
+        """Starts the time again, unless it has just begun: what hangs is ended at most 1% of the minutes too early."""
+        now = time.monotonic()
+        if self._seconds is not None and now - self._started >= _SLACK * self._seconds:
+            self._started = now
             faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
 
     def close(self) -> None:

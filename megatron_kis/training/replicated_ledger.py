@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +33,9 @@ class ReplicatedLedger:
         self._layout = layout
         self._device = device
 
-    def observe(self, sample: Sample, sequence: int) -> None:
-        """Counts the exposures of one of this rank's sequences."""
-        self._ledger.observe(sample["tokens"].numpy(), self._plan[sequence])
+    def observe(self, samples: Sequence[Sample], layouts: Sequence[SequenceLayout]) -> None:
+        """Counts the exposures of this rank's sequences of a step, which have these layouts by the plan."""
+        self._ledger.observe_many([sample["tokens"].numpy() for sample in samples], layouts)
 
     def infusion_ratio(self) -> float:
         """Returns the infused share of the tokens that all replicas have seen so far; collective."""

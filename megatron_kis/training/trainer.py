@@ -148,7 +148,8 @@ class Trainer:
         config, state = self.config.training, self.state
         first = state.step * config.global_batch_size + self._layout.data_rank * self._replica_batch_size
         sequences = range(first, first + self._replica_batch_size)
-        samples = [self._inputs.dataset[sequence] for sequence in sequences]
+        layouts = [self._inputs.plan[sequence] for sequence in sequences]
+        samples = self._inputs.dataset.read(sequences, layouts)
         rate = learning_rate(state.step, state.steps, self._optimizer_config)
         loss, norm = self._engine.train_step(
             samples, micro_batch_size=self._micro_batch_size, learning_rate=rate, accept=self._guard.accepts
@@ -157,8 +158,7 @@ class Trainer:
         state.tokens = state.step * config.global_batch_size * config.sequence_length
         state.learning_rate = rate
         if self._guard.complaint is None:
-            for sequence, sample in zip(sequences, samples, strict=True):
-                self._ledger.observe(sample, sequence)
+            self._ledger.observe(samples, layouts)
             state.loss = loss
             state.gradient_norm = norm
         else:

@@ -142,6 +142,27 @@ def test_verify_finds_an_index_that_contradicts_itself(tmp_path):
         IndexedReader(tmp_path / "c").verify()
 
 
+def test_sequences_are_read_together_as_one_by_one(tmp_path):
+    write(tmp_path / "c")
+    reader = IndexedReader(tmp_path / "c")
+    for chosen in ([], [1], [2, 0, 0, 1]):
+        expected = [token for number in chosen for token in reader[number].tolist()]
+        assert reader.joined(chosen).tolist() == expected
+        assert reader.joined(chosen).dtype == reader.dtype
+
+
+@pytest.mark.parametrize("shift", [1, 2])
+def test_sequences_that_are_read_together_lie_within_the_file(tmp_path, shift):
+    write(tmp_path / "c")
+    path = tmp_path / "c.idx"
+    content = bytearray(path.read_bytes())
+    last = len(IndexedReader(tmp_path / "c")) - 2
+    content[34 + 4 * (last + 2) + 8 * last + 1] += shift  # its offset, 256 bytes further on
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"sequence {last} has an impossible"):
+        IndexedReader(tmp_path / "c").joined([0, last])
+
+
 def several(prefix):
     """Documents of 2, 0, 1 and 3 sequences, as Megatron's tool writes sentences."""
     with IndexedWriter(prefix, vocab_size=2048) as writer:

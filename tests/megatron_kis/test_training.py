@@ -227,15 +227,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tiny_run: Ma
 
 @pytest.mark.slow
 def test_exposures_that_did_not_arrive_are_an_error(tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    observe = Ledger.observe
+    observe = Ledger.observe_many
 
-    def forgetful(self: Ledger, tokens: Any, layout: Any) -> None:
-        if self.sequences != 3 or not layout.exposures:
-            observe(self, tokens, layout)
-            return
-        self.sequences += 1
+    def forgetful(self: Ledger, sequences: Any, layouts: Any) -> None:
+        bare = [layout._replace(exposures=()) if not self.sequences else layout for layout in layouts]
+        observe(self, sequences, bare)
 
-    monkeypatch.setattr(Ledger, "observe", forgetful)
+    monkeypatch.setattr(Ledger, "observe_many", forgetful)
     config = tiny_run(infusion={"frequency": 15})
     with pytest.raises(JobError, match="did not get their exposures"):
         train(config)

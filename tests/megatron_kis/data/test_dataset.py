@@ -163,8 +163,8 @@ class Sentences:
 
     eod_id = 0
 
-    def tokens(self, group: str, fact: int, template: int) -> np.ndarray:
-        return np.array([*range(1, fact), 0])
+    def joined(self, exposures: list[tuple[str, int, int]]) -> np.ndarray:
+        return np.array([token for _, fact, _ in exposures for token in (*range(1, fact), 0)])
 
 
 @pytest.mark.parametrize(
@@ -243,6 +243,44 @@ def test_an_exposure_is_trained_behind_what_the_probe_asks_it_behind(
                 assert tuple(before) == questions.first_tokens
                 shown += 1
     assert shown >= 0.9 * sum(plan.expected(group).sum() for group in ("infused", "background"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"reset_attention": True, "reset_positions": True, "mask_boundaries": True}])
+def test_sequences_are_the_same_one_by_one_and_in_one_pass(
+    store: ExposureStore, text: GeneralText, changes: dict[str, bool]
+) -> None:
+    plan = dataset_of(store, text, 12).plan
+    dataset = InfusedDataset(plan, text, store, **changes)
+    sequences = [5, 0, SEQUENCES - 1, 3]
+    together = dataset.read(sequences, [plan[sequence] for sequence in sequences])
+    assert len(together) == len(sequences)
+    assert any(plan[sequence].exposures for sequence in sequences)
+    for sequence, sample in zip(sequences, together, strict=True):
+        alone = dataset[sequence]
+        assert sample.keys() == alone.keys()
+        for name, value in alone.items():
+            assert sample[name].dtype == value.dtype
+            assert torch.equal(sample[name], value), name
+    together[0]["loss_mask"][:] = 0.0
+    assert torch.equal(together[1]["loss_mask"], dataset[0]["loss_mask"])
+
+
+def test_a_step_is_laid_out_in_one_pass_over_its_exposures(
+    store: ExposureStore, text: GeneralText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = dataset_of(store, text, 12).plan
+    passes: list[int] = []
+    joined = ExposureStore.joined
+
+    def counting(self: ExposureStore, exposures: Any) -> Any:
+        passes.append(len(exposures))
+        return joined(self, exposures)
+
+    monkeypatch.setattr(ExposureStore, "joined", counting)
+    layouts = [plan[sequence] for sequence in range(8)]
+    samples = InfusedDataset(plan, text, store).read(range(8), layouts)
+    Ledger(store).observe_many([sample["tokens"].numpy() for sample in samples], layouts)
+    assert passes == [sum(len(layout.exposures) for layout in layouts)] * 2
 
 
 def test_a_sample_may_be_changed_in_place(store: ExposureStore, text: GeneralText) -> None:

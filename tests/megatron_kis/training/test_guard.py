@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import math
+import time
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +16,7 @@ from megatron_kis.common.errors import JobError
 from megatron_kis.common.files import read_json
 from megatron_kis.config.run import GuardConfig, RunConfig
 from megatron_kis.engine.engine import Engine
-from megatron_kis.training.faults import LossGuard
+from megatron_kis.training.faults import LossGuard, Watchdog
 from megatron_kis.training.inputs import open_inputs
 from megatron_kis.training.trainer import train
 from tests.run_files import losses, rows
@@ -55,6 +59,23 @@ def test_a_guard_goes_on_where_it_was_saved() -> None:
     assert not other.accepts(6.5, 1.0)
     assert other.skips(3)
     assert not other.skips(4)
+
+
+def test_the_watchdog_starts_its_timer_a_hundred_times_and_not_at_every_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, started = 1000.0, []
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, **_: started.append((now, seconds)))
+    watchdog = Watchdog(10.0, tmp_path, rank=0)
+    for _ in range(6000):  # ten minutes, ten resets a second
+        watchdog.reset()
+        now += 0.1
+    watchdog.close()
+    assert 90 <= len(started) <= 101
+    assert {seconds for _, seconds in started} == {600.0}
+    gaps = [later - earlier for (earlier, _), (later, _) in pairwise(started)]
+    assert max(gaps) <= 6.2, "a hang right after a reset would be ended too early"
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
