@@ -1,4 +1,4 @@
-"""A study over the number of infused facts, from its plan to its last run."""
+"""A study over the number of infused facts, from its plan to its report."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_study_of_numbers_of_facts_is_trained_and_nothing_twice(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended = run_kis("study", "run", study)
-    assert "5 of 5 runs done" in ended.stderr
+    assert ended.returncode == 0, ended.stderr
     shown = {}
     for name in RUNS:
         folder = study.parent / "out" / "runs" / name
@@ -83,7 +83,7 @@ def test_a_study_of_numbers_of_facts_is_trained_and_nothing_twice(
     assert shown[RUNS[1]] == shown[RUNS[2]] < shown[RUNS[3]]
     before = {path: path.stat().st_mtime_ns for path in (study.parent / "out" / "runs").rglob("*") if path.is_file()}
     again = run_kis("study", "run", study)
-    assert "5 runs, 5 done already" in again.stderr
+    assert again.returncode == 0, again.stderr
     assert before == {path: path.stat().st_mtime_ns for path in before}
     capsys.readouterr()
     assert main(["study", "status", str(study), "--json"]) == 0
