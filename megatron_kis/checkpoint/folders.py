@@ -248,6 +248,16 @@ def required(run: Path, step: int | None) -> Checkpoint:
     return checkpoint
 
 
+def whole_at(run: Path, step: int) -> Checkpoint | None:
+    """Returns the checkpoint of this step if there is a whole one; collective: every rank calls this.
+
+    Raises:
+        InputError: it may not be read.
+        JobError: the disk or the file server fails.
+    """
+    return _search(run, step)[0]
+
+
 def _search(run: Path, at: int | None) -> tuple[Checkpoint | None, dict[int, str]]:
     """Returns the newest whole checkpoint, and the problem of each that is newer."""
     first = dist.get_rank() == 0

@@ -221,8 +221,10 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     length, batch = shared.sequence_length, shared.global_batch_size
     # A size may stand in the ladder several times, with other budgets, layouts or doses.
     alike = dict.fromkeys(("facts", "frequencies", "infusion_ratios"))
-    kinds = Counter((spot.entry.model_copy(update=alike), spot.tokens) for spot in expand_grid(study))
-    for rung, budget in kinds if options.gpus is None else ():
+    kinds = Counter(
+        (spot.entry.model_copy(update=alike), spot.tokens, spot.own_tokens(study.trunk)) for spot in expand_grid(study)
+    )
+    for rung, budget, _ in kinds if options.gpus is None else ():
         own = {"token_budget": budget, "micro_batch_size": rung.micro_batch_size or shared.micro_batch_size}
         training = parse_config(TrainingConfig, {**shared.model_dump(), **own}, source=f"{path}: {rung.label}")
         try:
@@ -232,12 +234,12 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     return [
         Planned(
             rung.label,
-            _job(rung, options, budget, length, batch, pieces, study),
+            _job(rung, options, own_tokens, length, batch, pieces, study),
             count,
             _split(rung.parallel),
             rung.micro_batch_size or shared.micro_batch_size,
         )
-        for (rung, budget), count in kinds.items()
+        for (rung, _, own_tokens), count in kinds.items()
     ]
 
 

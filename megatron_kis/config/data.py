@@ -101,6 +101,11 @@ class InfusionConfig(Config):
     """Infusion ratio rho, share of the tokens for infused facts, in place of ``frequency``; met to within one
     exposure."""
 
+    begins: float | None = Field(None, gt=0, lt=1)
+    """Share of the run after which infused facts are shown; before it the plan does not depend on the dose, so that
+    runs of several doses can share what was trained until then (``trunk``). ``schedule`` is one of the rest. None: from
+    the start."""
+
     zipf_exponent: float = Field(0.0, ge=0)
     """Inequality of the facts' popularity: frequencies fall as this power of the rank, which is drawn. 0: all alike."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from megatron_kis.common.configuration import Config, Count, SafeName, absolute_content
 from megatron_kis.common.files import fingerprint
@@ -184,6 +184,11 @@ class RunConfig(Config):
     """Folder of a finished run that this one continues: its plan comes first, and ``infusion`` says what is shown in
     the tokens that are added (``token_budget`` is that of the whole)."""
 
+    trunk: Path | None = None
+    """Folder of a run of the same settings but for the dose: this run takes over its checkpoint of the step at which
+    infusion begins (``infusion.begins``), with what comes before it. Where there is none it trains these steps itself,
+    to the same result."""
+
     documents: DocumentsConfig = DocumentsConfig()
     """Treatment of the boundaries between documents."""
 
@@ -201,6 +206,27 @@ class RunConfig(Config):
 
     logging: LoggingConfig = LoggingConfig()
     """Settings of the logs."""
+
+    @model_validator(mode="after")
+    def _begins_somewhere(self) -> RunConfig:
+        if self.trunk is not None and self.infusion.begins is None:
+            msg = "trunk: needs infusion.begins, which says where this run leaves it"
+            raise ValueError(msg)
+        if self.extends is not None and self.infusion.begins is not None:
+            msg = "has both extends and infusion.begins; give one: what extends a run begins where that ends"
+            raise ValueError(msg)
+        if self.infusion.begins is not None and not 0 < self.begin_step < self.training.steps:
+            msg = (
+                f"infusion.begins: {self.infusion.begins:g} of {self.training.steps} steps is step {self.begin_step}; "
+                "use a share between the first step and the last"
+            )
+            raise ValueError(msg)
+        return self
+
+    @property
+    def begin_step(self) -> int:
+        """Number of steps before infusion begins."""
+        return round((self.infusion.begins or 0.0) * self.training.steps)
 
     @property
     def ranks(self) -> int:

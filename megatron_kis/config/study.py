@@ -110,6 +110,14 @@ class ListedRun(Config):
         return dose_of(self.facts, self.frequency, self.infusion_ratio)
 
 
+class TrunkConfig(Config):
+    """What runs of a size, budget and seed share."""
+
+    share: float = Field(gt=0, lt=1)
+    """Share of the steps that only the run without infusion trains. All other runs take over its checkpoint, and are
+    infused from there on (``infusion.begins`` of a run); a ratio is still one of all tokens."""
+
+
 class StudyTraining(Config):
     """Training settings that the runs of a study share."""
 
@@ -171,6 +179,10 @@ class StudyConfig(Config):
 
     runs: tuple[ListedRun, ...] = ()
     """Runs outside the grid, such as those that ``kis study next --write`` adds."""
+
+    trunk: TrunkConfig | None = None
+    """A trunk from which the runs of a size, budget and seed branch: the run without infusion, which is added where the
+    study does not name it. None: each run is trained, and infused, from the start."""
 
     training: StudyTraining
     """Training settings that all runs share."""

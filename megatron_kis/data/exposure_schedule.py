@@ -84,6 +84,22 @@ class Schedule:
         inside = np.minimum(times, _LAST_MOMENT)
         return np.where(times >= 1.0, 1.0, _between(inside, self._times, self._shares))
 
+    def split(self, at: float) -> tuple[float, Schedule, Schedule]:
+        """Cuts the schedule in two at a time in (0, 1).
+
+        Returns:
+            The share that is shown by then, and the schedules of the time before and after, each of its own exposures.
+        """
+        cut = float(self.share(np.array([at]))[0])
+        knots = list(zip(self.times, self.shares, strict=True))
+        first = [(t / at, s / cut) for t, s in knots if t < at] if cut > 0.0 else []
+        last = [((t - at) / (1 - at), (s - cut) / (1 - cut)) for t, s in knots if t > at] if cut < 1.0 else []
+        return (
+            cut,
+            _of_knots([*first, (1.0, 1.0)], f"{self.description} until {at:g}") if first else UNIFORM,
+            _of_knots([(0.0, 0.0), *last[:-1], (1.0, 1.0)], f"{self.description} from {at:g}") if last else UNIFORM,
+        )
+
     def general(self, ratio: float) -> Schedule:
         """Returns the map of general text where exposures of this schedule take ``ratio`` of the tokens.
 

@@ -232,6 +232,18 @@ def check_continuation(before: dict[str, Any], now: dict[str, Any]) -> None:
     )
 
 
+def same_until(sequences: int, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Returns whether two plans have the same first sequences because these are of equal parts.
+
+    Args:
+        sequences: number of sequences to compare.
+        before: identity of a plan.
+        now: identity of another.
+    """
+    had, has = ([part for part in _parts(identity) if part["first_sequence"] < sequences] for identity in (before, now))
+    return had == has
+
+
 def _parts(identity: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the identities of the plans one after the other."""
     if "extends" in identity:

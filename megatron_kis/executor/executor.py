@@ -1,9 +1,10 @@
 """Executes runs, some side by side, each a process of its own: here, or wherever the launcher starts them.
 
 Every run is acquired first (``lease``), so that executors on many machines can share a study; each attempt is recorded
-(``attempts``). A failed run is tried again at the end, ``retries`` times, and stops no other. Asked to stop (SIGINT,
-SIGTERM, SIGUSR1), the executor asks its runs, which save and end; whatever is DONE is skipped the next time. Runs ask
-the kernel to be ended when the executor dies: even a SIGKILL leaves none that a second executor would meet.
+(``attempts``). A failed run is tried again at the end, ``retries`` times, and stops no other. A run that branches from
+another one (``Run.trunk``) waits until that has ended, however it does. Asked to stop (SIGINT, SIGTERM, SIGUSR1), the
+executor asks its runs, which save and end; whatever is DONE is skipped the next time. Runs ask the kernel to be ended
+when the executor dies: even a SIGKILL leaves none that a second executor would meet.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_kis.config.executor import ExecutorConfig
 from megatron_kis.executor.attempts import STOPPED, Outcome, end_attempt, is_exhausted
@@ -114,6 +116,8 @@ class _Executor:
         self._stopped: list[str] = []
         self._retried: list[str] = []
         self._elsewhere: list[tuple[str, str]] = []
+        self._trunks_elsewhere: dict[Path | None, str] = {}  # folders of runs in ``_elsewhere``, and who has them
+        self._branches = any(run.trunk is not None for run in self.waiting)
 
         self._suspects: deque[Run] = deque()  # held by owners that may be dead
         self._heartbeats: dict[str, float] = {}  # of those owners, when they were first suspected
@@ -157,24 +161,36 @@ class _Executor:
             self._suspects_tried = time.monotonic()
             self.waiting.extend(self._suspects)
             self._suspects.clear()
-        while self.waiting and not self._stop.number:
-            slot = self._pool.acquire(self.waiting[0])
+        while not self._stop.number and (run := self._first_ready()) is not None:
+            slot = self._pool.acquire(run)
             if slot is None:
                 break
-            run = self.waiting.popleft()
+            self.waiting.remove(run)
             if not self._start(run, slot):
                 self._pool.release(run, slot)
             count += 1
         return count
 
+    def _first_ready(self) -> Run | None:
+        """Returns the first waiting run whose trunk is not still to end here."""
+        if not self._branches:
+            return self.waiting[0] if self.waiting else None
+        unfinished = {run.output for run in (*self.waiting, *self._suspects)}
+        unfinished |= {process.run.output for process in self._running}
+        return next((run for run in self.waiting if run.trunk not in unfinished), None)
+
     def _start(self, run: Run, slot: Slot) -> bool:
         """Acquires a run and starts it, unless that is not needed."""
+        if owner := self._trunks_elsewhere.get(run.trunk):
+            self._elsewhere.append((run.name, owner))  # who trains the trunk goes on with its branches
+            return False
         held = acquire(run.output, owner=self._owner, seconds=self._lease_seconds)
         if not isinstance(held, HeldLease):
             if self._suspects_owner(run, held):
                 self._suspects.append(run)  # its lease expires in a few minutes, or it gives a sign of life
             else:
                 self._elsewhere.append((run.name, str(held.owner)))
+                self._trunks_elsewhere[run.output] = str(held.owner)
             return False
         try:
             if (run.output / "DONE").exists():  # by another executor, since ``done`` was looked up
@@ -218,6 +234,7 @@ class _Executor:
         self._pool.release(run, ended.slot)
         if ended.lost:
             self._elsewhere.append((run.name, "taken over by another executor"))
+            self._trunks_elsewhere[run.output] = "taken over by another executor"
             return
         ending = ended.read_ending()
         status = ending.status if ending else int(ended.process.returncode)

@@ -28,6 +28,10 @@ class Run(Protocol):
     def ranks(self) -> int:
         """Number of its processes; each needs a GPU unless the run trains on the CPU."""
 
+    @property
+    def trunk(self) -> Path | None:
+        """Folder of a run that comes first, since this one continues from a checkpoint of it; None if there is none."""
+
     def settings_fingerprint(self) -> str:
         """Returns what identifies its settings: failures count only against the settings they happened with."""
 

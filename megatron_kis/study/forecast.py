@@ -38,25 +38,27 @@ def forecast(rows: Sequence[RunStatus]) -> Forecast:
     speed: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row.whole and row.seconds:
-            whole[row.size].append(row.seconds / row.tokens)
+            whole[row.size].append(row.seconds / (row.tokens * row.own))
         if row.tokens_per_second:
             speed[row.size].append(1 / row.tokens_per_second)
     per_token = {size: statistics.median(whole.get(size) or speed[size]) for size in (*whole, *speed)}
     if not per_token:
         return Forecast(None, None, {})
-    costs = [per_token[row.size] * row.tokens / row.cost for row in rows if row.size in per_token and row.cost]
+    costs = [
+        per_token[row.size] * row.tokens * row.own / row.cost for row in rows if row.size in per_token and row.cost
+    ]
     per_cost = statistics.median(costs) if costs else 0.0
     runs = {}
     for row in rows:
         if row.state not in _OPEN:
             continue
-        left = 1 - row.share
+        left = min(1 - row.share, row.own)  # a branch begins where it leaves its trunk
         if row.state == "running" and row.tokens_per_second and not whole.get(row.size):
             runs[row.name] = left * row.tokens / row.tokens_per_second
         elif row.size in per_token:
             runs[row.name] = left * row.tokens * per_token[row.size]
         else:
-            runs[row.name] = left * row.cost * per_cost
+            runs[row.name] = left / row.own * row.cost * per_cost
     work = sum(runs.values())
     running = sum(row.state == "running" for row in rows)
     if not runs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,10 +13,10 @@ from megatron_kis.common.errors import InputError, KisError
 from megatron_kis.common.identifiers import same_place
 from megatron_kis.common.units import short_count
 from megatron_kis.config.data import DataConfig, InfusionConfig
-from megatron_kis.config.dose import Dose
+from megatron_kis.config.dose import NONE, Dose
 from megatron_kis.config.layout import check_layouts
-from megatron_kis.config.run import ModelConfig, RunConfig, TrainingConfig
-from megatron_kis.config.study import LadderEntry, StudyConfig
+from megatron_kis.config.run import CheckpointConfig, ModelConfig, RunConfig, TrainingConfig
+from megatron_kis.config.study import LadderEntry, StudyConfig, TrunkConfig
 from megatron_kis.config.vocabulary import VOCABULARY_MULTIPLE, padded_vocabulary
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 
@@ -42,16 +42,32 @@ class RunSpec:
         """Name of the run and its folder."""
         return f"{self.entry.label}_D{short_count(self.tokens)}_{self.dose.label}_s{self.seed}"
 
+    @property
+    def trunk(self) -> RunSpec:
+        """The run without infusion of its size, budget and seed."""
+        return replace(self, dose=NONE)
+
+    def own_tokens(self, trunk: TrunkConfig | None) -> int:
+        """Returns how many tokens the run trains itself, where a study has a trunk; the others are the trunk's."""
+        if trunk is None or not self.dose.infuses:
+            return self.tokens
+        return self.tokens - round(trunk.share * self.tokens)
+
 
 def expand_grid(study: StudyConfig) -> list[RunSpec]:
-    """Returns every run of the grid, then the listed runs."""
+    """Returns every run of the grid, then the listed runs, then the trunks that are neither."""
     entries = {entry.label: entry for entry in study.ladder}
     grid = [RunSpec(entry, *values) for entry in study.ladder for values in study.grid_of(entry)]
-    return grid + [RunSpec(entries[run.size], run.tokens, run.dose, run.seed) for run in study.runs]
+    named = grid + [RunSpec(entries[run.size], run.tokens, run.dose, run.seed) for run in study.runs]
+    if study.trunk is None:
+        return named
+    names = {spec.name for spec in named}
+    trunks = {spec.trunk.name: spec.trunk for spec in named}
+    return named + [spec for name, spec in trunks.items() if name not in names]
 
 
 def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
-    """Returns the runs of a study, the most expensive first (so that none is left alone at the end).
+    """Returns the runs of a study, the most expensive first (so that none is left alone at the end), trunks before all.
 
     Raises:
         InputError: a combination that no run can have, a layout that cannot hold its model or share its batches, or two
@@ -67,7 +83,7 @@ def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
         raise InputError(
             f"{count} runs would be called {called}", where="ladder", remedy="give each size its own 'name'"
         )
-    return sorted(runs, key=cost, reverse=True)
+    return sorted(runs, key=lambda run: (run.trunk is not None, -cost(run)))
 
 
 def _vocabulary(study: StudyConfig) -> int | None:
@@ -83,8 +99,13 @@ def _vocabulary(study: StudyConfig) -> int | None:
 
 
 def cost(run: RunConfig) -> float:
-    """Returns the relative cost of a run: weights x tokens."""
-    return _weights(run.model) * float(run.training.token_budget)
+    """Returns the relative cost of a run: weights x tokens that it trains itself."""
+    return _weights(run.model) * float(run.training.token_budget) * own_share(run)
+
+
+def own_share(run: RunConfig) -> float:
+    """Returns the share of its steps that a run trains itself; the others are its trunk's."""
+    return 1.0 if run.trunk is None else 1.0 - run.begin_step / run.training.steps
 
 
 @lru_cache(maxsize=1024)
@@ -133,7 +154,8 @@ def plan_rows(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
                 "params": params,
                 "nonembedding_params": nonembedding,
                 **fed,
-                "flops": flops * fed["tokens"],
+                "flops": flops * fed["tokens"] * own_share(run),
+                "trunk": None if run.trunk is None else run.trunk.name,
             }
         )
     return rows
@@ -146,6 +168,15 @@ def _size(model: ModelConfig, vocabulary: int, length: int) -> tuple[int, int, f
     return shape.params(vocabulary), shape.nonembedding_params(), shape.flops_per_token(vocabulary, length)
 
 
+def _with_branching(study: StudyConfig) -> CheckpointConfig:
+    """Returns the settings of a trunk's checkpoints: that from which others branch stays."""
+    settings = study.checkpoints
+    if study.trunk is None or study.trunk.share in settings.moments.shares:
+        return settings
+    shares = tuple(sorted((*settings.moments.shares, study.trunk.share)))
+    return settings.replace(moments=settings.moments.replace(shares=shares))
+
+
 class _RunConfigBuilder:
     """Builds the configurations of runs. Sections that runs share are checked once: a study may have ten thousand."""
 
@@ -154,6 +185,7 @@ class _RunConfigBuilder:
         self._data = data
         self._sections: dict[tuple[Any, ...], Config] = {}
         self._shared_training = study.training.model_dump(exclude={"optimizer"})
+        self._trunk_checkpoints = _with_branching(study)
 
     def build(self, spec: RunSpec) -> RunConfig:
         """Returns the configuration of a run.
@@ -174,8 +206,9 @@ class _RunConfigBuilder:
                 "training", TrainingConfig, (id(entry), spec.tokens, spec.seed), spec, self._training
             ),
             "infusion": self._section("infusion", InfusionConfig, (spec.dose,), spec, self._infusion),
+            "trunk": study.runs_folder / spec.trunk.name if study.trunk and spec.dose.infuses else None,
             "documents": study.documents,
-            "checkpoints": study.checkpoints,
+            "checkpoints": study.checkpoints if spec.dose.infuses else self._trunk_checkpoints,
             "parallel": entry.parallel,
             "probes": study.probes,
             "validation": study.validation,
@@ -215,6 +248,7 @@ class _RunConfigBuilder:
         return {
             **facts,
             **often,
+            **({} if study.trunk is None else {"begins": study.trunk.share}),
             "background": study.background,
             "schedule": study.schedule,
             "templates": study.templates,

@@ -21,7 +21,7 @@ from megatron_kis.executor.lease import LEASE_SECONDS, Lease, is_live, read_leas
 from megatron_kis.executor.logs import LOG_NAME, failure_reason, last_lines
 from megatron_kis.executor.slurm.queue import Queued
 from megatron_kis.study.conflicts import foreign_settings
-from megatron_kis.study.grid import cost
+from megatron_kis.study.grid import cost, own_share
 
 State = Literal["waiting", "queued", "running", "stopped", "done", "failed", "given up", "other settings"]
 
@@ -64,6 +64,9 @@ class RunStatus:
     share: float = 0.0
     """Share of its steps that the log shows."""
 
+    own: float = 1.0
+    """Share of its steps that it trains itself; the others are those of its trunk."""
+
     loss: float | None = None
     """Last training loss, nats per token."""
 
@@ -92,7 +95,7 @@ class RunStatus:
     """``key then -> now`` of the settings in which the complete run there is another."""
 
     cost: float = field(default=0.0, repr=False)
-    """Relative cost (weights x tokens)."""
+    """Relative cost (weights x tokens that it trains itself)."""
 
 
 @dataclass
@@ -173,6 +176,7 @@ def _status(
         tokens=run.training.steps * run.training.step_tokens,
         state=state,
         share=1.0 if "DONE" in names else min(1.0, row.get("step", 0) / run.training.steps),
+        own=own_share(run),
         loss=row.get("loss"),
         tokens_per_second=row.get("tokens_per_second"),
         attempts=len(history.attempts),

@@ -1,7 +1,8 @@
 """A submission: the scripts of a study's jobs, and their chain, data -> runs -> report.
 
 Runs wait for the data, and are cancelled with them (afterok). The report waits for the data alike, and for the runs
-however they end (afterany).
+however they end (afterany). Where runs branch from trunks, the trunks have jobs of their own, and the others wait for
+these however they end.
 """
 
 from __future__ import annotations
@@ -150,7 +151,12 @@ def prepare_submission(
     number = next_submission(study.output)
     target = submission_folder(study.output.resolve(), number)
     token = secrets.token_hex(4)
-    running = jobs_of(runs, cluster)
+    trunks = {run.trunk for run in runs}
+    first = [
+        replace(job, label=f"{job.label}-trunks")
+        for job in jobs_of([run for run in runs if run.output in trunks], cluster)
+    ]
+    running = [*first, *jobs_of([run for run in runs if run.output not in trunks], cluster)]
     before = single_job("data", cluster)
     jobs = [before, *running, single_job("report", cluster)]
     made = Templates(templates or cluster.templates)
@@ -175,8 +181,9 @@ def prepare_submission(
         )
     steps = [Step(before, job_name(study.name, before.label, token), (), tuple(after_data))]
     for job in running:
+        after_trunks = () if job in first else tuple(trunk.label for trunk in first)
         steps += [
-            Step(job, job_name(study.name, job.label, token), (before.label,), (), array)
+            Step(job, job_name(study.name, job.label, token), (before.label,), after_trunks, array)
             for array in arrays_of(job, largest_array)
         ]
     report = jobs[-1]

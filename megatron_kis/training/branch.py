@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.checkpoint.folders import FOLDER, Checkpoint, required, write_manifest
-from megatron_kis.checkpoint.log_repair import content_at
+from megatron_kis.checkpoint.log_repair import PROBES, content_at
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_bytes
 from megatron_kis.common.identity import CHECKPOINT_FILE, CHECKPOINT_SCHEMA, changed_data, short
 from megatron_kis.common.paths import seen_from
 from megatron_kis.config.run import OptimizerConfig, RunConfig
-from megatron_kis.data.extension import check_continuation
+from megatron_kis.data.extension import check_continuation, same_until
 from megatron_kis.engine.lr_schedule import learning_rate
 from megatron_kis.training.record import setting_differences
 from megatron_kis.training.resume import outcomes_of
@@ -97,7 +97,9 @@ def check_branch(
     other = [said for said in differ if not said.startswith(_OWN)]
     if other:
         raise InputError(f"the trunk has other settings: {', '.join(other)}", where=where, remedy="use the trunk's")
-    _check_plan(then["plan_identity"], identity["plan_identity"])
+    sequences = int(checkpoint.manifest["sequences"])
+    if not same_until(sequences, then["plan_identity"], identity["plan_identity"]):
+        _check_plan(then["plan_identity"], identity["plan_identity"])
     _check_rates(checkpoint, config)
 
 
@@ -112,6 +114,9 @@ def _check_rates(checkpoint: Checkpoint, config: RunConfig) -> None:
     trunk_settings = checkpoint.manifest["identity"]["settings"]["training"]["optimizer"]
     trunk = parse_config(OptimizerConfig, trunk_settings, source=str(checkpoint.folder / CHECKPOINT_FILE))
     where = f"training (branch at step {step})"
+    same_budget = int(checkpoint.manifest["steps"]) == steps and trunk == config.training.optimizer
+    if same_budget and step < steps:
+        return  # the same rates at every step, whatever the schedule
     if trunk.schedule != "wsd":
         raise InputError(f"the trunk's schedule is {trunk.schedule}", where=where, remedy="train a trunk with wsd")
     if step >= steps:
@@ -129,6 +134,8 @@ def _check_rates(checkpoint: Checkpoint, config: RunConfig) -> None:
 def import_trunk(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dict[str, Any], beginning: str) -> None:
     """Copies a trunk's checkpoint, and its records up to there, into the branch's folder. One rank calls this.
 
+    Answers to other questions are no records of the branch: one that shows another number of facts has none until here.
+
     Args:
         checkpoint: checkpoint of the trunk.
         run: the branch's folder, without checkpoints or logs.
@@ -137,33 +144,50 @@ def import_trunk(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dic
         beginning: a name of this beginning of the branch, see ``RunDir.beginning``.
     """
     trunk = checkpoint.folder.parent.parent
+    own_questions = _facts(checkpoint.manifest["identity"]) != _facts(identity)
     ends = {}
     for name in checkpoint.manifest["logs"]:
+        if name == PROBES and own_questions:
+            ends[name] = 0
+            continue
         content, lost = content_at(checkpoint, trunk, name)
         if lost:
             logger.warning(f"kis: {trunk / name} {lost}; the branch has the rest")
         ends[name] = len(content)
         write_bytes(run / name, content)
     for step, path in outcomes_of(trunk / "outcomes").items():
-        if step <= checkpoint.step:
+        if step <= checkpoint.step and not own_questions:
             (run / "outcomes").mkdir(exist_ok=True)
             shutil.copyfile(path, run / "outcomes" / path.name)
     partial = run / FOLDER / f".{checkpoint.folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in checkpoint.manifest["files"]:
+    files = {
+        name: seal for name, seal in checkpoint.manifest["files"].items() if not (name == PROBES and own_questions)
+    }
+    for name in files:
         _link(checkpoint.folder / name, partial / name)
-    branched = {"run": checkpoint.manifest["run"], "folder": str(seen_from(trunk, run)), "step": checkpoint.step}
+    branched = {
+        "run": checkpoint.manifest["run"],
+        "folder": str(seen_from(trunk, run, within=run.parent)),
+        "step": checkpoint.step,
+    }
     own = {
         "schema": CHECKPOINT_SCHEMA,
         "steps": steps,
         "identity": identity,
         "milestone": False,
         "logs": ends,
+        "files": files,
         "beginning": beginning,
     }
     write_manifest(partial / CHECKPOINT_FILE, {**checkpoint.manifest, **own, "branched_from": branched})
     partial.rename(run / FOLDER / checkpoint.folder.name)
+
+
+def _facts(identity: dict[str, Any]) -> Any:
+    """Returns the number of infused facts that a run shows, and so is asked for."""
+    return identity["settings"].get("infusion", {}).get("facts")
 
 
 def _link(source: Path, target: Path) -> None:

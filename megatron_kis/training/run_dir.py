@@ -100,6 +100,8 @@ class RunDir:
             (self.path / "exposures.json").unlink(missing_ok=True)
             step, sessions = checkpoint.step, checkpoint.manifest["sessions"]
             branched = checkpoint.manifest.get("branched_from")
+            if branched and branched["step"] == step and not self._repaired.sizes[PROBES]:
+                self._repaired.lost.add("probe")  # the trunk was asked nothing, or something else
             older = fingerprint([record["study"], record["run"], str(self.path)])[:16]
             beginning = checkpoint.manifest.get("beginning", older)
         session = {"from_step": step, **_session(record)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from megatron_kis.data.exposure_schedule import schedule_of
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import ExtendedPlan, check_continuation, extend
 from megatron_kis.data.frequency import IntArray, zipf_popularity
+from megatron_kis.data.late_infusion import begin_later
 from megatron_kis.probes.infusion_order import background_frequencies, shown_facts
 from megatron_kis.probes.questions import QuestionSet
 
@@ -49,30 +51,33 @@ def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -
         )
     facts = len(store.ids("infused"))
     exponent = infusion.zipf_exponent
-    return ExposurePlan(
-        InfusedFacts(
-            store.lengths("infused"),
-            frequency=listed_frequencies(infusion, store) if infusion.frequencies else infusion.frequency,
-            ratio=infusion.ratio,
-            popularity=zipf_popularity(facts, exponent, seed=training.seed) if exponent else None,
-            shown=shown_facts(questions, store.ids("infused"), infusion.facts) if infusion.facts else None,
-        ),
-        BackgroundFacts(
-            store.lengths("background"),
-            frequency=(
-                background_frequencies(questions, store.ids("background"), infusion.background.groups)
-                if infusion.background.groups
-                else infusion.background.frequency
-            ),
-            policy=infusion.background.policy,
-            schedule=schedule_of(infusion.background.schedule),
-        ),
-        budget=TokenBudget(budget, training.sequence_length),
-        schedule=infusion.schedule,
-        templates=infusion.templates,
-        seed=training.seed,
-        text_first=config.documents.text_first,
+    infused = InfusedFacts(
+        store.lengths("infused"),
+        frequency=listed_frequencies(infusion, store) if infusion.frequencies else infusion.frequency,
+        ratio=infusion.ratio,
+        popularity=zipf_popularity(facts, exponent, seed=training.seed) if exponent else None,
+        shown=shown_facts(questions, store.ids("infused"), infusion.facts) if infusion.facts else None,
     )
+    background = BackgroundFacts(
+        store.lengths("background"),
+        frequency=(
+            background_frequencies(questions, store.ids("background"), infusion.background.groups)
+            if infusion.background.groups
+            else infusion.background.frequency
+        ),
+        policy=infusion.background.policy,
+        schedule=schedule_of(infusion.background.schedule),
+    )
+    whole = TokenBudget(budget, training.sequence_length)
+    settings: dict[str, Any] = {
+        "schedule": infusion.schedule,
+        "templates": infusion.templates,
+        "seed": training.seed,
+        "text_first": config.documents.text_first,
+    }
+    if infusion.begins is not None:
+        return begin_later(config.begin_step * training.step_tokens, infused, background, budget=whole, **settings)
+    return ExposurePlan(infused, background, budget=whole, **settings)
 
 
 def _plan_of_run(
@@ -90,6 +95,9 @@ def _plan_of_run(
             remedy="continue with the same exposures",
         )
     before = recorded_config(record, folder)
+    if before.infusion.begins is not None:
+        problem = "is a run in which infusion begins late, whose rates are those of no single plan"
+        raise InputError(problem, where=f"extends: {folder}", remedy="extend a run without infusion.begins")
     for name in ("sequence_length", "global_batch_size", "seed"):
         was, now = getattr(before.training, name), getattr(config.training, name)
         if was != now:

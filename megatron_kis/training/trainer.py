@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kis.checkpoint import shards
-from megatron_kis.checkpoint.folders import Checkpoint, newest, required
+from megatron_kis.checkpoint.folders import Checkpoint, newest, required, whole_at
 from megatron_kis.common.errors import JobError
 from megatron_kis.common.files import locked
 from megatron_kis.common.jsonl_log import JsonLines
@@ -266,8 +266,8 @@ class Trainer:
         checkpoint = None if restart else newest(self.config.output)
         if checkpoint is not None:
             check_same_run(checkpoint, self._identity, model_sha256=self._inputs.tokenizer.model_sha256)
-        elif branch_from is not None:
-            checkpoint = self._import_trunk(find_source(branch_from), restart=restart)
+        elif source := self._trunk(branch_from):
+            checkpoint = self._import_trunk(source, restart=restart)
             restart = False
         if checkpoint is None:
             self._engine.begin()
@@ -284,6 +284,21 @@ class Trainer:
                 where = f"step {checkpoint.step} of {self.state.steps}"
                 logger.info(f"{self.config.name}: resuming from {where}")
         return callbacks
+
+    def _trunk(self, branch_from: str | None) -> Checkpoint | None:
+        """Returns the checkpoint of another run from which this one begins, if any."""
+        config = self.config
+        if branch_from is not None:
+            return find_source(branch_from)
+        if config.trunk is None:
+            return None
+        found = whole_at(config.trunk, config.begin_step)
+        if found is None and self._reports:
+            logger.warning(
+                f"kis: {config.trunk} has no whole checkpoint of step {config.begin_step}; {config.name} trains the "
+                "steps until there itself"
+            )
+        return found
 
     def _import_trunk(self, source: Checkpoint, *, restart: bool) -> Checkpoint:
         """Makes a checkpoint of another run this run's own."""

@@ -48,6 +48,7 @@ SETTINGS: dict[str, Any] = {
     "training.guard.loss_rise": 5.0,
     "background.policy": "protected",
     "background.frequency": 3,
+    "trunk.share": 0.2,
     "background.groups.facts": 8,
     "background.groups.frequency": 5,
     "background.schedule": "back_loaded",
@@ -80,6 +81,7 @@ NAMED_OTHERWISE = (
     {"schedule": "infusion.schedule", "templates": "infusion.templates"}
     | {key: key.replace("ladder.", "model.") for key in SETTINGS if key.startswith("ladder.")}
     | {
+        "trunk.share": "infusion.begins",
         "background.policy": "infusion.background.policy",
         "background.frequency": "infusion.background.frequency",
         "background.groups.facts": "infusion.background.groups",

@@ -448,3 +448,34 @@ def test_the_data_of_a_study_at_work_are_not_made_again(
         assert main(["study", "run", str(study), "data.seed=7"]) == 1
     assert "another 'kis study run' is at work here" in capsys.readouterr().err
     assert not (tmp_path / "out" / "data").exists()
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_branches_wait_for_their_trunk_and_others_do_not(tmp_path: Path) -> None:
+    trunk = run_of(tmp_path, "trunk", 400)
+    late = {"infusion": {"frequency": 0, "begins": 0.5}, "trunk": trunk.output}
+    branches = [run_of(tmp_path, name, **late) for name in ("b1", "b2")]
+    ended = run_all(tmp_path, [*branches, trunk, run_of(tmp_path, "other")], workers=3)
+    assert sorted(ended.done) == ["b1", "b2", "other", "trunk"]
+    assert all(seen(run)["started"] >= seen(trunk)["ended"] for run in branches)
+    assert seen(run_of(tmp_path, "other"))["started"] < seen(trunk)["ended"]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_branches_of_a_trunk_that_is_given_up_or_not_asked_for_are_executed(tmp_path: Path) -> None:
+    trunk = run_of(tmp_path, "bad")
+    late = {"infusion": {"frequency": 0, "begins": 0.5}}
+    runs = [run_of(tmp_path, "b", trunk=trunk.output, **late), run_of(tmp_path, "c", trunk=tmp_path / "no", **late)]
+    ended = run_all(tmp_path, [trunk, *runs], retries=1)
+    assert (sorted(ended.done), ended.failed) == (["b", "c"], ("bad",))
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_branches_of_a_trunk_that_is_elsewhere_are_left_there(tmp_path: Path) -> None:
+    trunk = run_of(tmp_path, "trunk")
+    held = acquire(trunk.output, owner=FAR)
+    assert isinstance(held, HeldLease)
+    branch = run_of(tmp_path, "b", infusion={"frequency": 0, "begins": 0.5}, trunk=trunk.output)
+    ended = run_all(tmp_path, [trunk, branch, run_of(tmp_path, "other")])
+    assert ended.done == ("other",)
+    assert [name for name, _ in ended.elsewhere] == ["trunk", "b"]
