@@ -10,6 +10,7 @@ several studies in one, NAME+NAME: ``rates NAME GROUP SPLIT`` (share right, mean
 registered, against the points measured since). Where the number of facts K was varied: ``amounts NAME GROUP SPLIT
 HELD`` (share right, mean of seeds, by N and K; HELD is ratio=0.5 or frequency=14), ``sizes NAME KIND HELD GROUP...``
 (transitions along K, a column a group), ``strength NAME SPLIT HELD N`` (a line a strength of the background, by K),
+``contrasts GROUP SPLIT HELD N NAME...`` (a line a study, by K),
 ``laws NAME HELD`` (exponent of N of every law along K), ``scores NAME MEASURED HELD`` (as ``prediction``, along K).
 """
 
@@ -203,6 +204,13 @@ def strength(name: str, split: str, held: str, params: str) -> str:
     return _by_facts(rows, "shown")
 
 
+def contrasts(group: str, split: str, held: str, params: str, *names: str) -> str:
+    """Share of questions answered right in several studies, by K, at one N; a line a study."""
+    tables = {name: _held(_curves(name), held) for name in names}
+    chosen = {name: table[table["params"] == int(params)] for name, table in tables.items()}
+    return _by_facts({name.replace("_", " "): _rates(table, group, split) for name, table in chosen.items()}, "study")
+
+
 def _label(group: str) -> str:
     name, _, shown = group.partition("@")
     return f"{name}, {shown} exposures" if shown else name
@@ -280,6 +288,7 @@ _KINDS: dict[str, Callable[..., str]] = {
     "prediction": prediction,
     "amounts": amounts,
     "strength": strength,
+    "contrasts": contrasts,
     "sizes": sizes,
     "laws": laws,
     "scores": scores,

@@ -43,9 +43,9 @@ class BackgroundConfig(Config):
     """Exposures of each background fact in a run without infusion."""
 
     groups: tuple[BackgroundGroup, ...] = ()
-    """Groups of background facts that are shown differently often, in place of ``frequency``. They take the facts one
-    after the other, in the order of ``infusion.facts``; facts beyond their sum are neither shown nor asked for. A list
-    in place of the whole section is these groups, with the policy ``protected``."""
+    """Groups of background facts that are shown differently often, each {facts, frequency}, in place of ``frequency``.
+    They take the facts one after the other, in the order of ``infusion.facts``; facts beyond their sum are neither
+    shown nor asked for. A list in place of the whole section is these groups, with the policy ``protected``."""
 
     schedule: str | dict[str, Any] = "uniform"
     """Schedule of the exposures of protected facts, one for all groups: as ``infusion.schedule``."""
