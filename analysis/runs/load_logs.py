@@ -34,7 +34,13 @@ PROBE_COLUMNS = [
     "correct",
     "chance",
     "margin",
+    "mean_margin",
+    "mean_margin_sd",
+    "pairwise",
+    "pairwise_sd",
 ]
+_FINER = PROBE_COLUMNS[PROBE_COLUMNS.index("mean_margin") :]
+"""Columns that rows of older runs lack."""
 TEMPLATE_COLUMNS = ["run", "group", "split", "scoring", "relation", "template", "n", "correct"]
 LOSS_COLUMNS = ["run", "step", "step_tokens", "loss"]
 
@@ -186,7 +192,8 @@ def probe_rows(run: ClosedRun, budget: int) -> list[Row]:
         tokens = whole(raw, "tokens", where, least=0)
         reached = max(reached, tokens)
         step, group, split, scoring = key
-        rows[key] = (name, step, tokens, group, split, scoring, n, facts, correct, chance, raw.get("margin"))
+        finer = (_finite_or_nan(raw, column, where) for column in _FINER)
+        rows[key] = (name, step, tokens, group, split, scoring, n, facts, correct, chance, raw.get("margin"), *finer)
     if not rows:
         raise InputError("holds no probe row", where=str(run.path / "probes.jsonl"))
     if reached < _END_OF_RUN * budget:
@@ -230,6 +237,11 @@ def _key(raw: dict[str, Any], where: str) -> tuple[int, str, str, str]:
         if not value.isprintable():
             raise InputError(f"{name!r} is {value!r}", where=where, remedy="a plain name")
     return step, raw["group"], raw["split"], raw["scoring"]
+
+
+def _finite_or_nan(record: dict[str, Any], key: str, where: str) -> float:
+    """Returns a number of a record; NaN where it has none."""
+    return math.nan if record.get(key) is None else number(record, key, where)
 
 
 def number(record: dict[str, Any], key: str, where: str, *, least: float = -math.inf) -> float:

@@ -21,6 +21,8 @@ _CHOICES = (
     "split",
     "criterion",
     "axis",
+    "outcome",
+    "margin_share",
     "law",
     "law_resamples",
     "scoring",
