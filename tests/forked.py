@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 from megatron_kis.cli import main as cli
-from megatron_kis.executor import run_process
+from megatron_kis.executor import run_process, starter
 from tests.megatron_kis.ranks import SERVER
 
 _KIS = [sys.executable, "-m", "megatron_kis"]
@@ -73,6 +73,7 @@ def _begin(words: list[str], folder: str, variables: dict[str, str], printed: st
     run_process.subprocess = SimpleNamespace(  # type: ignore[attr-defined]
         Popen=_start, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT
     )
+    starter.may_fork = lambda *_: False  # they are forked here
     sys.exit(cli.main(words))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_kis.config.ladder import PRESETS
@@ -38,9 +40,23 @@ def _train(options: argparse.Namespace) -> int:
     from megatron_kis.config.run import RunConfig
 
     config = load_config(RunConfig, options.config, options.overrides)
-    from megatron_kis.training.trainer import train  # after the configuration: it imports Megatron-Core
-
+    train = import_trainer()  # after the configuration: it imports Megatron-Core
     folder = train(config, restart=options.restart, branch_from=options.branch_from)
     if os.environ.get("RANK", "0") == "0":  # once, however many ranks there are
         print(folder)
     return 0
+
+
+def import_trainer() -> Callable[..., Path]:
+    """Imports Megatron-Core and returns ``train``.
+
+    Garbage is not looked for meanwhile: imports make half a million objects that stay, and to go over them again and
+    again takes longer than a fifth of the imports. Nor are they looked at again later.
+    """
+    gc.disable()
+    try:
+        from megatron_kis.training.trainer import train
+    finally:
+        gc.enable()
+        gc.freeze()
+    return train

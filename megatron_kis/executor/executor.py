@@ -23,6 +23,7 @@ from megatron_kis.executor.interface import Launcher, Progress, Report, Run, Slo
 from megatron_kis.executor.lease import HeldLease, Lease, acquire, is_suspect, read_lease, this_process
 from megatron_kis.executor.resources import Machine, ResourcePool, this_machine
 from megatron_kis.executor.run_process import RunProcess, start_run
+from megatron_kis.executor.starter import Starter
 
 _POLL_SECONDS = 0.2
 _RETRY_SECONDS = 2.0  # between attempts to acquire runs whose owners may be dead
@@ -104,6 +105,8 @@ class _Executor:
         self._report = report
         self._launcher = launcher
         self._lock = lock
+        # For one run alone, to start a starter first would only take longer.
+        self._starter = Starter() if launcher is local_command and len(runs) - len(done) > 1 else None
         self._owner = this_process()
         self._stop = _Stop()
 
@@ -198,13 +201,16 @@ class _Executor:
             elif is_exhausted(run, self._settings.retries):
                 self._failed.append(run.name)
             else:
-                self._running.append(start_run(run, slot, held, self._launcher, lock=self._lock))
+                self._running.append(self._begin(run, slot, held))
                 return True
         except BaseException:
             held.release()
             raise
         held.release()
         return False
+
+    def _begin(self, run: Run, slot: Slot, held: HeldLease) -> RunProcess:
+        return start_run(run, slot, held, self._launcher, lock=self._lock, starter=self._starter)
 
     def _suspects_owner(self, run: Run, lease: Lease) -> bool:
         """Tells whether the owner of a lease may be dead; once suspected, it is until it gives a sign of life."""
@@ -237,7 +243,7 @@ class _Executor:
             self._trunks_elsewhere[run.output] = "taken over by another executor"
             return
         ending = ended.read_ending()
-        status = ending.status if ending else int(ended.process.returncode)
+        status = ending.status if ending else ended.process.wait()
         outcome = self._outcome(run, status)
         end_attempt(ended.lease, status=status, outcome=outcome, error=ending.error if ending else "")
         ended.lease.release()
@@ -275,6 +281,8 @@ class _Executor:
             running.log.close()
             running.lease.release()
         self._running.clear()
+        if self._starter is not None:
+            self._starter.close()
 
 
 @contextmanager

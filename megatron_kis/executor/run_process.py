@@ -20,6 +20,7 @@ from megatron_kis.executor.interface import Launcher, Run, Slot
 from megatron_kis.executor.lease import HeldLease
 from megatron_kis.executor.logs import ATTEMPT, LOG_NAME
 from megatron_kis.executor.processes import before_start, descendants, kill_tree
+from megatron_kis.executor.starter import Process, Starter
 
 _ENDING = ".status-{}.json"  # in the run's folder, by the number of the attempt
 
@@ -37,7 +38,7 @@ class RunProcess:
     lease: HeldLease
     """The lease under which it is executed."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     """Its process, or that of its launcher."""
 
     signal_children: bool
@@ -72,7 +73,15 @@ class RunProcess:
         return ending
 
 
-def start_run(run: Run, slot: Slot, lease: HeldLease, launcher: Launcher, *, lock: int | None) -> RunProcess:
+def start_run(
+    run: Run,
+    slot: Slot,
+    lease: HeldLease,
+    launcher: Launcher,
+    *,
+    lock: int | None,
+    starter: Starter | None = None,
+) -> RunProcess:
     """Starts an attempt of a run, and writes its configuration, the attempt and the head of its log.
 
     Args:
@@ -81,6 +90,7 @@ def start_run(run: Run, slot: Slot, lease: HeldLease, launcher: Launcher, *, loc
         lease: its lease.
         launcher: returns its command.
         lock: file descriptor for the process to inherit, if there is one.
+        starter: starts runs that may be forked; None: each is started by its command.
     """
     config = run.output / "config.yaml"
     write_text(config, yaml.safe_dump(run.absolute_content(), sort_keys=False))
@@ -95,16 +105,23 @@ def start_run(run: Run, slot: Slot, lease: HeldLease, launcher: Launcher, *, loc
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     log.write(f"{ATTEMPT}{lease.number}, {when}, {lease.owner}\n".encode())
     log.flush()
-    # A session of its own: Ctrl-C reaches the executor alone, which then stops its runs in order.
-    process = subprocess.Popen(
-        [*command.arguments, *restart],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, **command.environment, VARIABLE: str(ending)},
-        start_new_session=True,
-        pass_fds=() if lock is None else (lock,),
-        preexec_fn=before_start(slot.cores),  # noqa: PLW1509 - two system calls, looked up before the fork
-    )
+    arguments = [*command.arguments, *restart]
+    environment, own = {**os.environ, **command.environment}, {VARIABLE: str(ending)}
+    process: Process | None = None
+    if starter is not None:
+        written = run.output / LOG_NAME
+        process = starter.start(arguments, run, slot, environment=environment, own=own, log=written, lock=lock)
+    if process is None:
+        # A session of its own: Ctrl-C reaches the executor alone, which then stops its runs in order.
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment | own,
+            start_new_session=True,
+            pass_fds=() if lock is None else (lock,),
+            preexec_fn=before_start(slot.cores),  # noqa: PLW1509 - two system calls, looked up before the fork
+        )
     lease.record_process(process.pid)
     return RunProcess(run, slot, lease, process, command.signal_children, log, ending)

@@ -40,6 +40,7 @@ FOLDER = "inputs"
 QUESTIONS = f"{FOLDER}/questions.jsonl.gz"
 FREQUENCIES = f"{FOLDER}/frequencies.tsv"
 _BLOCK = 1 << 20
+_COMPRESSION = 4  # of 9: a seventh of the time of 9, for a fifth more bytes
 
 
 def keep_inputs(run: Path, config: RunConfig, tokenizer: Tokenizer, questions_sha256: str) -> dict[str, str]:
@@ -273,7 +274,7 @@ def _keep(source: Path, target: Path, what: str, wanted: str) -> None:
         return
     digest = hashlib.sha256()
     with atomic_path(target) as partial, open(partial, "wb") as raw:
-        file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if target.suffix == ".gz" else raw
+        file = gzip.GzipFile("", "wb", _COMPRESSION, fileobj=raw, mtime=0) if target.suffix == ".gz" else raw
         with steadily(lambda: open(source, "rb"), source) as original:
             while block := original.read(_BLOCK):
                 digest.update(block)
