@@ -22,6 +22,7 @@ from megatron_kis.analysis.criteria.counts import draw
 from megatron_kis.analysis.criteria.hinge_fit import link, rate_of
 from megatron_kis.analysis.runs.curves import (
     CURVE_COLUMNS,
+    FINER_COLUMNS,
     OPTIONAL_COLUMNS,
     Array,
     Curve,
@@ -260,6 +261,7 @@ def write_runs(table: pd.DataFrame, folder: Path, *, study: str = "simulated") -
     and are marked as simulated.
     """
     count = 0
+    finer = [name for name in FINER_COLUMNS if name in table]
     amounts = [name for name in ("infused_facts", "configured_ratio") if name in table]
     key: Any  # (params, tokens, frequency, seed, infused_facts, configured_ratio)
     for key, rows in table.groupby(["params", "tokens", "frequency", "seed", *amounts], sort=True, dropna=False):
@@ -303,6 +305,7 @@ def write_runs(table: pd.DataFrame, folder: Path, *, study: str = "simulated") -
                 "facts": int(row.facts),
                 "correct": int(row.correct),
                 "chance": float(row.chance),
+                **{column: float(getattr(row, column)) for column in finer},
             }
             for row in rows_of(rows)
         ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from megatron_kis.analysis.criteria.half_margin import HalfMargin
 from megatron_kis.analysis.criteria.hinge import HingeCollapse
 from megatron_kis.analysis.criteria.loss import LossTolerance
 from megatron_kis.analysis.criteria.onset import Onset
@@ -44,6 +45,7 @@ __all__ = [
     "RIGHT_CENSORED",
     "STATUSES",
     "Criterion",
+    "HalfMargin",
     "HingeCollapse",
     "LossTolerance",
     "Onset",
@@ -53,7 +55,11 @@ __all__ = [
     "find_transitions",
 ]
 
-_COLLAPSE: dict[str, Criterion] = {"hinge": HingeCollapse(), "tolerance_rule": ToleranceRule()}
+_COLLAPSE: dict[str, Criterion] = {
+    "hinge": HingeCollapse(),
+    "tolerance_rule": ToleranceRule(),
+    "half_margin": HalfMargin(),
+}
 
 
 def criteria_of(settings: AnalysisConfig) -> tuple[Criterion, ...]:
@@ -90,6 +96,12 @@ def find_transitions(
             f"no probe row of split {settings.split!r} with scoring {settings.scoring!r}",
             where="analysis.split, analysis.scoring",
             remedy="there are " + ", ".join(there),
+        )
+    if settings.criterion == "half_margin" and criteria is None and "mean_margin" not in primary:
+        raise InputError(
+            "no probe row has a mean margin",
+            where="analysis.criterion",
+            remedy="runs of this version write it; use criterion: hinge for older ones",
         )
     found: dict[tuple[Any, ...], Transition] = {}
     every = curves(primary, slices_of(table, settings.axis))

@@ -14,7 +14,7 @@ import numpy as np
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.config.analysis import AnalysisConfig
 
-_FEW_SEEDS = 3  # degrees of freedom below which a between-seed variance says nothing
+FEW_SEEDS = 3  # degrees of freedom below which a between-seed variance says nothing
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def evidence(rates: Array, facts: Array, floor: float) -> Evidence:
     icc = np.full(rate.shape[:-1], float(floor))
     spread = np.zeros(rate.shape[:-1])
     freedom = int(more.sum())
-    if freedom >= _FEW_SEEDS:
+    if freedom >= FEW_SEEDS:
         # Between-seed sum of squares less what binomial counts alone would show, over what full correlation would add.
         centre = filled.sum(axis=-1) / there.sum(axis=-1)
         squares = (np.where(there, rates - centre[..., None], 0.0) ** 2).sum(axis=-1)  # (seeds - 1) * variance

@@ -225,7 +225,7 @@ def _seeds(rows: pd.DataFrame) -> dict[tuple[int, int], dict[float, set[int]]]:
 
 def _cell(curve: Curve, point: Transition, settings: AnalysisConfig, seeds: dict[float, set[int]]) -> _Cell:
     source = None
-    if point.informative and len(curve.dose) >= FEWEST_LEVELS:
+    if point.informative and len(curve.dose) >= FEWEST_LEVELS and settings.criterion != "half_margin":
         source = simulated_cell(curve, point, point.steepness or 4.0, settings, 99)
     error = source.error if source is not None and point.interval == "profile" else None
     return _Cell(curve, point, source, error**2 if error else variance_of(point), seeds)
@@ -293,6 +293,8 @@ def _expected(cell: _Cell, dose: float, law: Law, settings: AnalysisConfig) -> f
         # Probability that the new level is beyond F*, so that the cell gets a bracket of this width.
         reached = 0.5 * (1 + math.erf((math.log(dose) - 0.2 - mean) / (total * math.sqrt(2))))
         return math.log(dose / point.low) ** 2 / 12 / max(reached, 1e-3)
+    if settings.criterion == "half_margin" and point.informative:
+        return cell.variance / 4  # margins are not simulated: the run halves a bracket
     if cell.source is None or not point.value:
         return cell.variance
     generator = np.random.default_rng([settings.seed, curve.params % (1 << 32)])

@@ -39,7 +39,7 @@ from megatron_kis.analysis.law.coefficients import (
 from megatron_kis.analysis.law.regression import Z_95
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.groups import group_key
-from megatron_kis.analysis.runs.slices import RATIO, USUAL, Slice, slice_of_record
+from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import INFORMATIVE, KINDS, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import fingerprint, read_json
@@ -191,7 +191,8 @@ def fit_law(
         raise InputError(f"unknown law {law!r}", where="law", remedy=nearest(law, CANDIDATES))
     used = [p for p in chosen if p.informative or _censored(p)]
     cells = cells_of(used, errors)
-    _refuse(chosen, cells, explicit=law != "auto")
+    doses = "frequencies" if along.axis == FREQUENCY else "numbers of facts"
+    _refuse(chosen, cells, explicit=law != "auto", doses=doses)
     candidates = compare(cells) if compare_laws or law == "auto" else []
     name, selection = _select(candidates, cells) if law == "auto" else (law, "declared")
     fitted = fit_candidate(CANDIDATES[name], cells)
@@ -321,12 +322,12 @@ def measurements(
     return lower, upper, variance
 
 
-def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool) -> None:
+def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, doses: str) -> None:
     informative = cells.informative | np.isnan(cells.lower)
     if not informative.any():
         listed = ", ".join(sorted({p.status for p in chosen})) or "none at all"
         code = "all_censored" if chosen else "no_points"
-        raise LawRefused(code, f"no point was bracketed (statuses: {listed})", remedy="frequencies on both sides of it")
+        raise LawRefused(code, f"no point was bracketed (statuses: {listed})", remedy=f"{doses} on both sides of it")
     if not (np.isfinite(cells.log_n).all() and np.isfinite(cells.log_d).all()) or np.isnan(cells.lower).any():
         raise LawRefused("not_finite", "N, D and F of every point must be finite and positive")
     sizes = len(np.unique(cells.log_n[informative]))

@@ -107,12 +107,16 @@ def ratios_of(rows: pd.DataFrame, one: Slice) -> dict[float, float]:
     return dict(zip(means.index.astype(float).tolist(), means.astype(float).tolist(), strict=True))
 
 
-def draw_rate_axis(drawn: Panel, chance: float | None) -> None:
+RATE_TITLES = {"accuracy": "share answered right", "pairwise": "share of wrong options below the right one"}
+"""Titles of the axis of rates by outcome."""
+
+
+def draw_rate_axis(drawn: Panel, chance: float | None, outcome: str = "accuracy") -> None:
     """Draws the axis of rates from 0 to 1, and a line at chance."""
     axes = drawn.axes
     axes.set_ylim(-0.02, 1.12)  # room for the marks above a rate of 1
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axes.set_ylabel("share answered right")
+    axes.set_ylabel(RATE_TITLES[outcome])
     if chance is not None and math.isfinite(chance):
         axes.axhline(chance, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(

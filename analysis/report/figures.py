@@ -23,7 +23,15 @@ from megatron_kis.analysis.report.theme import (
     size_slot,
     to_svg,
 )
-from megatron_kis.analysis.runs.curves import Curve, cells_of_table, curves, mean_curves, primary_rows, rows_of
+from megatron_kis.analysis.runs.curves import (
+    Curve,
+    cells_of_table,
+    curves,
+    mean_curves,
+    primary_rows,
+    rows_of,
+    with_outcome,
+)
 from megatron_kis.analysis.runs.groups import retained_groups
 from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, Slice, rows_of_slice
 from megatron_kis.analysis.runs.transitions import COLLAPSED, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
@@ -83,7 +91,7 @@ def overview(result: AnalysisResult) -> list[Drawing]:
             alt = f"{title} against {_DOSES[one.axis]}, one line per model, {fmt.SPLIT_TITLES[settings.split]}."
             with panel(fmt.slug("overview", group, one.name), alt) as drawn:
                 axis = axis_of(table, one)
-                draw_rate_axis(drawn, float(mine["chance"].mean()))
+                draw_rate_axis(drawn, float(mine["chance"].mean()), settings.outcome)
                 for key, (n, d) in zip(keys, cells, strict=True):
                     rows = mine[(mine["params"] == n) & (mine["tokens"] == d)]
                     if rows.empty:
@@ -125,6 +133,7 @@ def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawi
     assert result.curves is not None
     table, settings = result.curves, result.settings
     table = table[(table["params"] == params) & (table["tokens"] == tokens) & (table["scoring"] == settings.scoring)]
+    table = with_outcome(table, settings)
     label = cell_label(params, tokens, cells_of_table(result.curves))
     return [
         drawing
@@ -150,7 +159,7 @@ def _slice_curves(
         with panel(fmt.slug("model", str(cell[0]), str(cell[1]), group, one.name), alt) as drawn:
             axis = axis_of(table, one)
             chance = mine["chance"].dropna()
-            draw_rate_axis(drawn, float(chance.mean()) if len(chance) else None)
+            draw_rate_axis(drawn, float(chance.mean()) if len(chance) else None, settings.outcome)
             control = table[(table["group"] == "control") & (table["split"] == settings.split)]
             if len(control):
                 controls = series[(series["group"] == "control") & (series["split"] == settings.split)]

@@ -24,6 +24,10 @@ Optional columns, which a table has where they are known (`OPTIONAL_COLUMNS`):
 | infused_facts | number of infused facts K |
 | configured_ratio | the infusion ratio that was asked for, where F follows from it; empty where F was asked for |
 | infused_bits | bits of the infused facts: the sum of log2 of the possible objects of each |
+| mean_margin | score of the right option less the mean of the wrong ones, mean over questions, nats |
+| mean_margin_sd | standard deviation of the facts' mean margins |
+| pairwise | share of wrong options that score below the right one, mean over questions (chance 0.5) |
+| pairwise_sd | standard deviation of the facts' shares |
 """
 
 from __future__ import annotations
@@ -59,9 +63,13 @@ CURVE_COLUMNS = [
     "validation_loss",
     "infusion_ratio",
 ]
-OPTIONAL_COLUMNS = ["infused_facts", "configured_ratio", "infused_bits"]
+FINER_COLUMNS = ["mean_margin", "mean_margin_sd", "pairwise", "pairwise_sd"]
+"""Outcomes that show a change before an answer changes."""
+OPTIONAL_COLUMNS = ["infused_facts", "configured_ratio", "infused_bits", *FINER_COLUMNS]
 _CELL = ["params", "tokens", "frequency", "seed"]
 _AMOUNT = ["infused_facts", "configured_ratio"]
+_COUNTS_OF_FACTS = [*_AMOUNT, "infused_bits"]
+_PAIR_CHANCE = 0.5
 _SERIES = ["group", "split", "scoring"]
 
 Array = npt.NDArray[np.float64]
@@ -99,6 +107,10 @@ class Curve:
     """[L] exposures of all infused facts, K * F, NaN where unknown; None if nothing is known of K."""
     bits: Array | None = None
     """[L] bits of the infused facts, NaN where unknown; None if nothing is known of them."""
+    seed_margins: tuple[Array, ...] | None = None
+    """[L] arrays, each with one mean margin per seed (nats), NaN where unknown; None if none is known."""
+    seed_margin_sds: tuple[Array, ...] | None = None
+    """[L] arrays, each with one standard deviation of the facts' margins per seed; None if none is known."""
 
     @property
     def cell(self) -> tuple[int, int, Slice]:
@@ -169,8 +181,29 @@ def rows_of(table: pd.DataFrame) -> Iterator[Any]:
 
 
 def primary_rows(table: pd.DataFrame, settings: AnalysisConfig) -> pd.DataFrame:
-    """Returns the rows of the split and the scoring rule that the settings declare as the primary choice."""
-    return table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
+    """Returns the rows of the split and the scoring rule that the settings declare as the primary choice.
+
+    Their rates are of the declared outcome (`with_outcome`).
+    """
+    mine = table[(table["split"] == settings.split) & (table["scoring"] == settings.scoring)]
+    return with_outcome(mine, settings)
+
+
+def with_outcome(table: pd.DataFrame, settings: AnalysisConfig) -> pd.DataFrame:
+    """Returns a table with the declared outcome as its rate: ``correct`` and ``chance`` of ``pairwise`` are its own.
+
+    Raises:
+        InputError: the table does not have that outcome for every row.
+    """
+    if settings.outcome == "accuracy":
+        return table
+    if "pairwise" not in table or table["pairwise"].isna().any():
+        raise InputError(
+            "not every probe row has 'pairwise'",
+            where="analysis.outcome",
+            remedy="runs of this version write it; use outcome: accuracy for older ones",
+        )
+    return table.assign(correct=table["pairwise"] * table["n"], chance=_PAIR_CHANCE)
 
 
 def cells_of_table(table: pd.DataFrame) -> list[tuple[int, int]]:
@@ -225,8 +258,18 @@ def _iter_curves(table: pd.DataFrame, one: Slice) -> Iterator[Curve]:
                 for seeds, losses in zip(column["seed"], column["validation_loss"], strict=True)
             ),
             slice=one,
-            **{name: _means(values) for name, values in amounts.items()},
+            exposures=_means(amounts["exposures"]) if "exposures" in amounts else None,
+            bits=_means(amounts["bits"]) if "bits" in amounts else None,
+            seed_margins=_by_level(rows, "mean_margin", first),
+            seed_margin_sds=_by_level(rows, "mean_margin_sd", first),
         )
+
+
+def _by_level(rows: pd.DataFrame, name: str, first: npt.NDArray[np.int64]) -> tuple[Array, ...] | None:
+    """Returns [L] arrays of a column's values; None if none is known."""
+    if name not in rows or rows[name].isna().all():
+        return None
+    return tuple(np.split(rows[name].to_numpy(np.float64), first[1:]))
 
 
 def counts_facts(table: pd.DataFrame) -> bool:
@@ -276,7 +319,7 @@ def write_curves_csv(table: pd.DataFrame, path: Path) -> None:
     """Writes a curve table as ``curves.csv``; `analysis.runs.load_csv.load_curves_csv` reads it back unchanged."""
     whole = table.copy()
     if not counts_facts(table):
-        whole = whole.drop(columns=[name for name in OPTIONAL_COLUMNS if name in whole])
+        whole = whole.drop(columns=[name for name in _COUNTS_OF_FACTS if name in whole])
     plain = ("frequency", "correct", "n", "facts", "nonembedding_params", *OPTIONAL_COLUMNS)
     for column in (name for name in plain if name in whole):
         whole[column] = [_plain(value) for value in whole[column]]

@@ -1,7 +1,8 @@
 """Results of other trainers: ``curves.csv`` (one row per run) and ``points.csv`` (one row per transition).
 
 ``curves.csv``: ``params,tokens,frequency,seed,n,correct`` and optionally ``chance, group, split, scoring, facts,
-nonembedding_params, validation_loss, infusion_ratio, infused_facts, configured_ratio, infused_bits``. Defaults: group
+nonembedding_params, validation_loss, infusion_ratio, infused_facts, configured_ratio, infused_bits,
+mean_margin, mean_margin_sd, pairwise, pairwise_sd``. Defaults: group
 ``infused``, split ``held_out``, scoring ``statement``, facts = n (so give ``facts`` if several questions ask for the
 same fact). If runs differ in the number of infused facts, ``infused_facts`` says it for every run with F above 0, and
 ``configured_ratio`` is the infusion ratio that was asked for, where F follows from it.
@@ -127,6 +128,10 @@ def load_curves_csv(path: Path | str) -> pd.DataFrame:
             "infused_facts": field.optional("infused_facts", least=0, whole=True),
             "configured_ratio": field.optional("configured_ratio", least=0, most=1),
             "infused_bits": field.optional("infused_bits", least=0),
+            "mean_margin": field.optional("mean_margin", least=-math.inf),
+            "mean_margin_sd": field.optional("mean_margin_sd", least=0),
+            "pairwise": field.optional("pairwise", least=0, most=1),
+            "pairwise_sd": field.optional("pairwise_sd", least=0, most=1),
         }
         facts = field.optional("facts", least=1, most=row["n"])
         row["facts"] = row["n"] if math.isnan(facts) else int(facts)

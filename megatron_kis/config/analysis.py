@@ -9,9 +9,9 @@ from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, Validatio
 from megatron_kis.common.configuration import Config, input_error
 from megatron_kis.common.errors import nearest
 
-CRITERIA = ("hinge", "tolerance_rule", "general_loss")
+CRITERIA = ("hinge", "tolerance_rule", "general_loss", "half_margin")
 
-_LATER: dict[str, Any] = {"axis": "auto"}
+_LATER: dict[str, Any] = {"axis": "auto", "margin_share": 0.5, "outcome": "accuracy"}
 """Settings that came later, with the value that older versions worked by."""
 
 SECTION = "analysis"
@@ -73,8 +73,18 @@ class AnalysisConfig(Config):
     """Template split the criteria look at. Held-out templates tell memory of a fact from memory of a sentence."""
 
     criterion: Annotated[str, AfterValidator(_criterion), Field(json_schema_extra={"enum": list(CRITERIA)})] = "hinge"
-    """Definition of a collapse: ``hinge`` (tau of a rise-then-fall model), ``tolerance_rule`` (the last F within r of
-    the maximum) or ``general_loss`` (the F at which the loss on general text leaves its tolerance)."""
+    """Definition of a collapse: ``hinge`` (tau of a rise-then-fall model), ``tolerance_rule`` (the last dose within r
+    of the maximum), ``general_loss`` (the dose at which the loss on general text leaves its tolerance) or
+    ``half_margin`` (the dose at which the mean margin has fallen to margin_share of its highest level)."""
+
+    margin_share: _OpenShare = 0.5
+    """Share of its highest level to which the mean margin must have fallen, for ``criterion: half_margin``."""
+
+    outcome: Annotated[Literal["accuracy", "pairwise"], Field(json_schema_extra={"enum": ["accuracy", "pairwise"]})] = (
+        "accuracy"
+    )
+    """Rate that onset, hinge and tolerance rule look at: ``accuracy`` (questions answered right) or ``pairwise`` (wrong
+    options that score below the right one; chance 0.5)."""
 
     axis: Annotated[
         Literal["auto", "frequency", "facts"], Field(json_schema_extra={"enum": ["auto", "frequency", "facts"]})

@@ -152,6 +152,8 @@ ANALYSIS: dict[str, Any] = {
     "analysis.split": "train",
     "analysis.criterion": "tolerance_rule",
     "analysis.axis": "frequency",
+    "analysis.margin_share": 0.25,
+    "analysis.outcome": "pairwise",
     "analysis.scoring": "sum",
     "analysis.r": 0.2,
     "analysis.delta_min": 0.1,

@@ -22,6 +22,8 @@ _CHOICES = (
     "split",
     "criterion",
     "axis",
+    "outcome",
+    "margin_share",
     "law",
     "law_resamples",
     "scoring",
