@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -30,6 +31,8 @@ def fit_laws(
 ) -> tuple[list[Law], list[dict[str, str]]]:
     """Returns the laws of every kind, group and slice of the points, in their order, and the refusals.
 
+    Where several slices of one axis have points, a law of all of them follows, with a term in what they hold.
+
     With the curve ``table``, collapse laws by the hinge are bootstrapped through both stages; the other laws from the
     intervals of their points.
     """
@@ -40,7 +43,8 @@ def fit_laws(
     drawn_from: list[Curve] = []
     if table is not None and settings.law_resamples and settings.criterion == "hinge":
         drawn_from = curves(primary_rows(table, settings), slices_of(table, settings.axis))
-    for kind, group, one in law_keys(points, first):
+    keys = law_keys(points, first)
+    for kind, group, one in [*keys, *_together(points, keys)]:
         try:
             law = fit_law(points, kind, group, along=one, confidence=settings.confidence, law=settings.law)
             if drawn_from:
@@ -52,6 +56,17 @@ def fit_laws(
             of_slice = {name: str(value) for name, value in one.record().items() if value is not None}
             refused.append({"kind": kind, "group": group, "code": error.code, "reason": str(error)} | of_slice)
     return laws, refused
+
+
+def _together(points: Sequence[Transition], keys: Sequence[tuple[str, str, Slice]]) -> list[tuple[str, str, Slice]]:
+    """Returns (kind, group, slices) with observed points at several values of what is held."""
+    found: dict[tuple[str, str, Slice], set[float]] = {}
+    for kind, group, one in keys:
+        if one.held is not None:
+            held = found.setdefault((kind, group, replace(one, held=None)), set())
+            if any((p.kind, p.group, p.slice) == (kind, group, one) and p.informative for p in points):
+                held.add(one.held)
+    return [key for key, values in found.items() if len(values) > 1]
 
 
 def law_keys(
@@ -89,13 +104,17 @@ def analyse_points(
     """
     laws, refused = fit_laws(points, settings, table)
     predictions = [
-        predict(law, params, predict_tokens or law.range_tokens[1]) for law in laws for params in predict_params
+        predict(law, params, predict_tokens or law.range_tokens[1])
+        for law in laws
+        if law.range_held is None  # a law of several slices is asked about one of them
+        for params in predict_params
     ]
     backtests = {
         (law.kind, law.group, law.slice): backtest(
             points, law.kind, law.group, along=law.slice, confidence=settings.confidence, law=settings.law
         )
         for law in laws
+        if law.range_held is None
     }
     return AnalysisResult(settings, runs, table, points, laws, refused, predictions, backtests, title, study or {})
 

@@ -136,7 +136,7 @@ def bootstrap_law(
         (p.params, p.tokens) in by_cell and len(by_cell[p.params, p.tokens].dose) >= FEWEST_LEVELS for p in used
     )
     steep = [p.steepness for p in used if p.informative and p.steepness]
-    if law.candidate.offset or not used or not known or not steep:
+    if law.candidate.offset or law.range_held is not None or not used or not known or not steep:
         return law
     used.sort(key=lambda p: (p.params, p.tokens))
     gamma = float(np.median(steep))
@@ -199,10 +199,11 @@ def pivots(
     tail = (1 - law.confidence) / 2
     largest = math.log(law.range_params[1])
     budget = math.log(law.range_tokens[1])
+    middle = None if law.range_held is None else np.array([np.mean(np.log(law.range_held))])
     confidence: list[list[float]] = []
     prediction: list[list[float]] = []
     for factor in EXTRAPOLATIONS:
-        row = design(law.candidate, centre, np.array([largest + math.log(factor)]), np.array([budget]))[0]
+        row = design(law.candidate, centre, np.array([largest + math.log(factor)]), np.array([budget]), middle)[0]
         mean = again.beta @ row
         error = np.sqrt(np.maximum(np.einsum("i,rij,j->r", row, again.covariance, row), 1e-300))
         truth = float(row @ beta)

@@ -18,7 +18,7 @@ import numpy as np
 
 from megatron_kis.analysis.law.bootstrap import pivots
 from megatron_kis.analysis.law.candidates import Cells, design
-from megatron_kis.analysis.law.fit import Law, cells_of
+from megatron_kis.analysis.law.fit import Law, cells_of, in_slice
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.config.analysis import AnalysisConfig
@@ -36,15 +36,17 @@ def bootstrap_points(law: Law, points: Sequence[Transition], settings: AnalysisC
         for p in points
         if p.kind == law.kind
         and p.group == law.group
-        and p.slice == law.slice
+        and in_slice(p, law.slice)
         and (p.informative or (p.status == RIGHT_CENSORED and p.low) or (p.status == LEFT_CENSORED and p.high))
     ]
     if law.candidate.offset or not used:
         return law
-    used.sort(key=lambda p: (p.params, p.tokens, p.value or 0.0, p.low or 0.0))
+    used.sort(key=lambda p: (p.params, p.tokens, p.value or 0.0, p.low or 0.0, p.slice.key))
     cells = cells_of(used)
+    if law.range_held is not None:
+        cells = replace(cells, log_h=np.log([p.slice.held or 1.0 for p in used]))
     generator = np.random.default_rng([settings.seed, 3, len(used)])
-    x = design(law.candidate, np.array(law.centre), cells.log_n, cells.log_d)
+    x = design(law.candidate, np.array(law.centre), cells.log_n, cells.log_d, cells.log_h)
     tau = x @ np.array(law.parameters) + law.sigma * generator.standard_normal((resamples, len(used)))
     found = pivots(law, x, resample_measurements(cells, tau, generator), METHOD, generator)
     return law if found is None else replace(law, calibration=found)

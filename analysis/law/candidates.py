@@ -1,5 +1,8 @@
 """The candidate laws: log F* = a + b log N + c log D with b and c free, tied or absent, each also with an offset.
 
+Where several slices of one axis are fitted together, the value H that each holds (K of curves along F, and F or the
+ratio of curves along K) may have a term too: log F* = a + b log N + c log D + d log H.
+
 An offset law is F* = F_inf + exp(a) N^b D^c: F* stays above the floor F_inf, however small the model is.
 """
 
@@ -15,6 +18,7 @@ from scipy import stats
 
 from megatron_kis.analysis.law.regression import SMALLEST_SIGMA, Fit, fit, log_likelihood, weights
 from megatron_kis.analysis.runs.curves import Array
+from megatron_kis.analysis.runs.slices import Slice
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,8 @@ class Candidate:
 
     name: str
     formula: str
-    rows: tuple[tuple[float, float], ...]
-    """Each covariate as a combination of (log N, log D)."""
+    rows: tuple[tuple[float, ...], ...]
+    """Each covariate as a combination of (log N, log D) or (log N, log D, log H)."""
     offset: bool = False
     """Whether F* has a floor F_inf."""
 
@@ -33,19 +37,40 @@ class Candidate:
         """Number of coefficients, without sigma."""
         return 1 + len(self.rows) + self.offset
 
-    def covariates(self, log_n: Array, log_d: Array) -> Array:
-        """Returns the covariates [n, len(rows)] of n cells."""
-        weights = np.array(self.rows).reshape(-1, 2)
-        covariates: Array = np.column_stack([log_n, log_d]) @ weights.T
+    @property
+    def in_held(self) -> bool:
+        """Whether it has a term in the held value."""
+        return any(len(row) > _PLAIN and row[_PLAIN] for row in self.rows)
+
+    def covariates(self, log_n: Array, log_d: Array, log_h: Array | None = None) -> Array:
+        """Returns the covariates [n, len(rows)] of n cells; ``log_h`` is needed by a law with a term in H."""
+        columns = [log_n, log_d]
+        width = _PLAIN
+        if self.in_held:
+            assert log_h is not None
+            columns.append(log_h)
+            width += 1
+        weights = np.array([(*row, 0.0)[:width] for row in self.rows]).reshape(-1, width)
+        covariates: Array = np.column_stack(columns) @ weights.T
         return covariates
 
+    def written(self, one: Slice) -> str:
+        """Returns the formula with the symbols of a slice: F* or K*, and K, F or the ratio for H."""
+        return self.formula.replace("F", one.symbol).replace("H", one.held_symbol)
+
+
+_PLAIN = 2  # terms of rows without the held value
 
 CONSTANT = Candidate("constant", "log F* = a", ())
 SIZE = Candidate("N", "log F* = a + b log N", ((1, 0),))
 SIZE_AND_BUDGET = Candidate("N and D", "log F* = a + b log N + c log D", ((1, 0), (0, 1)))
-RATIO = Candidate("D/N", "log F* = a + c log(D/N)", ((-1, 1),))
+BUDGET_PER_SIZE = Candidate("D/N", "log F* = a + c log(D/N)", ((-1, 1),))
 COMPUTE = Candidate("C", "log F* = a + b log(6 N D)", ((1, 1),))
-LINEAR = (CONSTANT, SIZE, SIZE_AND_BUDGET, RATIO, COMPUTE)
+LINEAR = (CONSTANT, SIZE, SIZE_AND_BUDGET, BUDGET_PER_SIZE, COMPUTE)
+SIZE_AND_HELD = Candidate("N and held", "log F* = a + b log N + d log H", ((1, 0, 0), (0, 0, 1)))
+ALL = Candidate("N, D and held", "log F* = a + b log N + c log D + d log H", ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+HELD = (SIZE_AND_HELD, ALL)
+"""Candidates for several slices together."""
 
 
 def with_offset(law: Candidate) -> Candidate:
@@ -54,7 +79,7 @@ def with_offset(law: Candidate) -> Candidate:
     return replace(law, name=f"{law.name} + offset", formula=f"F* = F_inf + exp({right})", offset=True)
 
 
-CANDIDATES = {law.name: law for law in (*LINEAR, *(with_offset(law) for law in LINEAR[1:]))}
+CANDIDATES = {law.name: law for law in (*LINEAR, *(with_offset(law) for law in LINEAR[1:]), *HELD)}
 
 
 @dataclass(frozen=True)
@@ -66,6 +91,8 @@ class Cells:
     lower: Array
     upper: Array
     variance: Array
+    log_h: Array | None = None
+    """Logarithms of the held values, where cells are of several slices."""
 
     @property
     def informative(self) -> npt.NDArray[np.bool_]:
@@ -74,7 +101,14 @@ class Cells:
 
     def subset(self, chosen: npt.NDArray[np.bool_]) -> Cells:
         """Returns the chosen cells."""
-        return Cells(*(getattr(self, name)[chosen] for name in Cells.__dataclass_fields__))
+        log_h = None if self.log_h is None else self.log_h[chosen]
+        lower, upper, variance = self.lower[chosen], self.upper[chosen], self.variance[chosen]
+        return Cells(self.log_n[chosen], self.log_d[chosen], lower, upper, variance, log_h)
+
+    @property
+    def several_held(self) -> bool:
+        """Whether cells differ in what is held."""
+        return self.log_h is not None and len(np.unique(self.log_h)) > 1
 
 
 @dataclass(frozen=True)
@@ -93,15 +127,17 @@ class Fitted:
     aicc: float | None
     """Akaike's criterion with the small-sample correction; None if there are too few cells for it."""
 
-    def mean(self, log_n: Array, log_d: Array) -> tuple[Array, Array]:
+    def mean(self, log_n: Array, log_d: Array, log_h: Array | None = None) -> tuple[Array, Array]:
         """Returns (mean of log F* [m], its variance [m]); the variance is by the delta method."""
-        mean, slope = mean_and_slope(self.law, self.centre, self.parameters, log_n, log_d)
+        mean, slope = mean_and_slope(self.law, self.centre, self.parameters, log_n, log_d, log_h)
         return mean, np.einsum("mi,ij,mj->m", slope, self.covariance, slope)
 
 
-def mean_and_slope(law: Candidate, centre: Array, parameters: Array, log_n: Array, log_d: Array) -> tuple[Array, Array]:
+def mean_and_slope(
+    law: Candidate, centre: Array, parameters: Array, log_n: Array, log_d: Array, log_h: Array | None = None
+) -> tuple[Array, Array]:
     """Returns (log F* [m], its derivatives by the parameters [m, p])."""
-    x = design(law, centre, log_n, log_d)
+    x = design(law, centre, log_n, log_d, log_h)
     if not law.offset:
         return x @ parameters, x
     # log F* = log(F_inf + exp(eta)); its derivatives by eta and by log F_inf are the shares of the two terms.
@@ -110,17 +146,19 @@ def mean_and_slope(law: Candidate, centre: Array, parameters: Array, log_n: Arra
     return mean, np.column_stack([x * np.exp(eta - mean)[:, None], np.exp(floor - mean)])
 
 
-def design(law: Candidate, centre: Array, log_n: Array, log_d: Array) -> Array:
+def design(law: Candidate, centre: Array, log_n: Array, log_d: Array, log_h: Array | None = None) -> Array:
     """Returns the design [m, 1 + k]: an intercept and the centred covariates."""
     log_n, log_d = np.atleast_1d(log_n), np.atleast_1d(log_d)
-    return np.column_stack([np.ones(len(log_n)), law.covariates(log_n, log_d) - centre])
+    return np.column_stack([np.ones(len(log_n)), law.covariates(log_n, log_d, log_h) - centre])
 
 
 def fit_candidate(law: Candidate, cells: Cells) -> Fitted | None:
     """Fits a candidate; returns None if the cells cannot tell its coefficients apart or leave no error to estimate."""
     informative = int(cells.informative.sum())
-    centre = law.covariates(cells.log_n, cells.log_d).mean(axis=0)
-    x = design(law, centre, cells.log_n, cells.log_d)
+    if law.in_held and not cells.several_held:
+        return None
+    centre = law.covariates(cells.log_n, cells.log_d, cells.log_h).mean(axis=0)
+    x = design(law, centre, cells.log_n, cells.log_d, cells.log_h)
     if informative <= law.size or np.linalg.matrix_rank(x[cells.informative]) < x.shape[1]:
         return None
     linear = fit(x, cells.lower, cells.upper, cells.variance)
@@ -209,7 +247,7 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit) -> Fit
 
 def log_score(fitted: Fitted, held_out: Cells) -> float:
     """Returns the summed log predictive densities (for censored cells: probabilities) of cells that were not fitted."""
-    mean, variance = fitted.mean(held_out.log_n, held_out.log_d)
+    mean, variance = fitted.mean(held_out.log_n, held_out.log_d, held_out.log_h)
     freedom = max(fitted.freedom, 1.0)
     scale = np.sqrt(np.maximum(variance + fitted.sigma**2 + held_out.variance, 1e-12))
     z_low, z_high = (held_out.lower - mean) / scale, (held_out.upper - mean) / scale
@@ -239,7 +277,7 @@ def compare(cells: Cells) -> list[dict[str, Any]]:
     rows = []
     one_budget = len(np.unique(cells.log_d)) == 1
     for law in CANDIDATES.values():
-        if one_budget and law.name.removesuffix(" + offset") not in ("constant", "N"):
+        if one_budget and law.name.removesuffix(" + offset") not in ("constant", "N", "N and held"):
             continue  # with one D these are the law in N by another name
         if law.offset and len(np.unique(cells.log_n[cells.informative])) < 5:
             continue

@@ -40,11 +40,11 @@ def coefficients_of(fitted: Fitted, confidence: float) -> dict[str, Coefficient 
         return Coefficient(value, error, value - quantile * error, value + quantile * error)
 
     origin = np.zeros(p)
-    origin[: k + 1] = design(law, fitted.centre, np.zeros(1), np.zeros(1))[0]
+    origin[: k + 1] = design(law, fitted.centre, np.zeros(1), np.zeros(1), np.zeros(1))[0]
     found: dict[str, Coefficient | None] = {"a": of(origin), "b_log_params": None, "c_log_tokens": None}
-    for name, axis in (("b_log_params", 0), ("c_log_tokens", 1)):
+    for name, axis in (("b_log_params", 0), ("c_log_tokens", 1), ("d_log_held", 2)):
         row = np.zeros(p)
-        row[1 : k + 1] = [weights[axis] for weights in law.rows]
+        row[1 : k + 1] = [(*weights, 0.0)[axis] for weights in law.rows]
         if row.any():
             found[name] = of(row)
     if law.offset:
@@ -57,7 +57,7 @@ def lack_of_fit(fitted: Fitted, cells: Cells) -> dict[str, Any] | None:
     known = cells.informative
     if fitted.law.offset or len(np.unique(cells.log_n[known])) < 4 or int(known.sum()) < fitted.law.size + 2:
         return None
-    x = design(fitted.law, fitted.centre, cells.log_n, cells.log_d)
+    x = design(fitted.law, fitted.centre, cells.log_n, cells.log_d, cells.log_h)
     bend = (cells.log_n - cells.log_n.mean()) ** 2
     more = np.column_stack([x, bend - bend.mean()])
     if not fitted.law.rows:
@@ -75,7 +75,7 @@ def lack_of_fit(fitted: Fitted, cells: Cells) -> dict[str, Any] | None:
 def equivalents(used: list[Transition], cells: Cells, fitted: Fitted, confidence: float) -> dict[str, dict[str, Any]]:
     """Fits the law of the infusion ratio (cost F / D) and of exposure tokens (cost F) by shifting log F*."""
     cost = cost_of(used)
-    if cost is None or used[0].slice.held_by == RATIO:  # a held ratio has no transition of its own
+    if cost is None or cells.log_h is not None or used[0].slice.held_by == RATIO:  # a held ratio has no transition
         return {}
     found = {}
     for name, shift in (("infusion_ratio", np.log(cost) - cells.log_d), ("exposure_tokens", np.log(cost))):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_kis.analysis.law.candidates import (
+    ALL,
     CANDIDATES,
     SIZE,
     SIZE_AND_BUDGET,
+    SIZE_AND_HELD,
     Candidate,
     Cells,
     Fitted,
@@ -53,7 +55,7 @@ _COLLINEAR = 0.999  # |correlation| of log N and log D beyond which b and c cann
 class LawRefused(InputError):
     """The points cannot support a law.
 
-    ``code`` says why: no_points, all_censored, one_size, few_points, collinear, not_finite.
+    ``code`` says why: no_points, all_censored, one_size, few_points, collinear, not_finite, one_slice.
     """
 
     def __init__(self, code: str, problem: str, *, remedy: str | None = None) -> None:
@@ -95,6 +97,8 @@ class Law:
     """Covariance of the parameters, Knapp-Hartung scaled."""
     range_params: tuple[int, int]
     range_tokens: tuple[int, int]
+    range_held: tuple[float, float] | None = None
+    """Smallest and largest held value of a law of several slices (``slice`` holds none); None of a law of one."""
     tokens_per_frequency: float | None
     """Tokens that one unit of the dose costs (of F: facts times mean exposure length); None if the points disagree, or
     the ratio is held."""
@@ -126,10 +130,10 @@ class Law:
     @property
     def in_tokens(self) -> bool:
         """Whether the law has a term in D."""
-        return any(w_d for _, w_d in self.candidate.rows)
+        return any(row[1] for row in self.candidate.rows)
 
-    def at(self, params: float, tokens: float) -> tuple[float, float]:
-        """Returns (mean of log F*, its standard error) at one (N, D)."""
+    def at(self, params: float, tokens: float, held: float | None = None) -> tuple[float, float]:
+        """Returns (mean of log F*, its standard error) at one (N, D), and at one held value for several slices."""
         fitted = Fitted(
             self.candidate,
             np.array(self.centre),
@@ -140,15 +144,17 @@ class Law:
             self.scatter_degrees_of_freedom,
             None,
         )
-        mean, variance = fitted.mean(np.log([params]), np.log([tokens]))
+        log_h = None if held is None else np.log([held])
+        mean, variance = fitted.mean(np.log([params]), np.log([tokens]), log_h)
         return float(mean[0]), math.sqrt(max(float(variance[0]), 0.0))
 
     def record(self) -> dict[str, Any]:
         """Returns the law as JSON-ready values; what older laws do not have is left out where it says nothing."""
         content = asdict(self)
         del content["slice"]
-        if not self.amounts:
-            del content["amounts"]
+        for name in ("amounts", "range_held"):
+            if not content[name]:
+                del content[name]
         return {"schema": SCHEMA, **content, **self.slice.record()}
 
     @cached_property
@@ -175,7 +181,8 @@ def fit_law(
         points: transitions, in any order.
         kind: onset, collapse or tolerance.
         group: infused, background or general; optional if the points of that kind have only one group.
-        along: axis of the dose and what is held; optional if the points of that kind and group have only one.
+        along: axis of the dose and what is held; optional if the points of that kind and group have only one. With
+            ``held_by`` and no ``held``: all slices that hold the same thing, together.
         confidence: level of the intervals.
         law: a candidate's name (`megatron_kis.analysis.law.candidates.CANDIDATES`), or ``auto``.
         compare_laws: whether to score the other candidates where ``law`` names one.
@@ -190,7 +197,10 @@ def fit_law(
     if law != "auto" and law not in CANDIDATES:
         raise InputError(f"unknown law {law!r}", where="law", remedy=nearest(law, CANDIDATES))
     used = [p for p in chosen if p.informative or _censored(p)]
+    pooled = along.held_by is not None and along.held is None
     cells = cells_of(used, errors)
+    if pooled:
+        cells = replace(cells, log_h=np.log([p.slice.held or 1.0 for p in used]))
     doses = "frequencies" if along.axis == FREQUENCY else "numbers of facts"
     _refuse(chosen, cells, explicit=law != "auto", doses=doses)
     candidates = compare(cells) if compare_laws or law == "auto" else []
@@ -199,22 +209,21 @@ def fit_law(
     if fitted is None:
         raise LawRefused(
             "few_points",
-            f"{int(cells.informative.sum())} bracketed points cannot carry the law "
-            + CANDIDATES[name].formula.replace("F", along.symbol),
+            f"{int(cells.informative.sum())} bracketed points cannot carry the law " + CANDIDATES[name].written(along),
             remedy=f"at least {CANDIDATES[name].size + 1} bracketed (N, D) that tell its terms apart",
         )
     informative = [p for p in used if p.informative]
     excluded = [
         _listed(p, reason=f"{p.status}: {p.reason}".rstrip(": ")) for p in chosen if not (p.informative or _censored(p))
     ]
-    fitted_mean, _ = fitted.mean(cells.log_n, cells.log_d)
+    fitted_mean, _ = fitted.mean(cells.log_n, cells.log_d, cells.log_h)
     lack = None if brief else lack_of_fit(fitted, cells)
     warnings = _warnings(len(informative), used, lack)
     return Law(
         kind=kind,
         group=group,
         slice=along,
-        selected_law=fitted.law.formula.replace("F", along.symbol),
+        selected_law=fitted.law.written(along),
         law=name,
         selection=selection,
         coefficients=coefficients_of(fitted, confidence),
@@ -228,15 +237,17 @@ def fit_law(
         covariance=fitted.covariance.tolist(),
         range_params=(min(p.params for p in informative), max(p.params for p in informative)),
         range_tokens=(min(p.tokens for p in informative), max(p.tokens for p in informative)),
+        range_held=_range([p.slice.held for p in informative if p.slice.held]) if pooled else None,
         tokens_per_frequency=None if along.held_by == RATIO else agreed(cost_of(informative)),
         amounts=amounts_of(informative, along),
         points=[
             _listed(p, residual=math.log(p.value) - float(m) if p.informative and p.value else None)
+            | ({"held": p.slice.held} if pooled else {})
             for p, m in zip(used, fitted_mean, strict=True)
         ],
         excluded=excluded,
         candidates=[
-            row | {"formula": row["formula"].replace("F", along.symbol), "selected": row["law"] == name}
+            row | {"formula": CANDIDATES[row["law"]].written(along), "selected": row["law"] == name}
             for row in candidates
         ],
         lack_of_fit=lack,
@@ -261,12 +272,22 @@ def _chosen(
         group = groups[0] if groups else ""
     of_group = [point for point in of_kind if point.group == group]
     slices = sorted({point.slice for point in of_group}, key=lambda one: one.key)
+    if along is not None and along.held_by is not None and along.held is None:
+        together = [p for p in of_group if in_slice(p, along)]
+        return sorted(together, key=lambda p: (*_identity(p), p.slice.key)), group, along
     if along is None:
         if len(slices) > 1:
             remedy = "name one of " + ", ".join(f"{one.axis} at {one.label or 'any'}" for one in slices)
             raise InputError(f"{kind} points of {group} of several slices", where="along", remedy=remedy)
         along = slices[0] if slices else USUAL
     return sorted((p for p in of_group if p.slice == along), key=_identity), group, along
+
+
+def in_slice(point: Transition, one: Slice) -> bool:
+    """Returns whether a point is of a slice, or of one of those that ``one`` without its held value stands for."""
+    if one.held_by is not None and one.held is None:
+        return (point.slice.axis, point.slice.held_by) == (one.axis, one.held_by)
+    return point.slice == one
 
 
 def _censored(point: Transition) -> bool:
@@ -336,6 +357,8 @@ def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, doses
         raise LawRefused(
             code, f"bracketed points of {sizes} {noun} N only", remedy=f"at least {_FEWEST_SIZES} distinct N"
         )
+    if cells.log_h is not None:
+        _refuse_held(cells, informative, explicit=explicit)
     if len(np.unique(cells.log_d)) > 1:
         if not explicit and abs(float(np.corrcoef(cells.log_n, cells.log_d)[0, 1])) > _COLLINEAR:
             raise LawRefused(
@@ -351,6 +374,24 @@ def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, doses
             )
 
 
+def _refuse_held(cells: Cells, informative: npt.NDArray[np.bool_], *, explicit: bool) -> None:
+    """Refuses a law of several slices where what is held cannot be told apart from N."""
+    assert cells.log_h is not None
+    held = cells.log_h[informative]
+    if len(np.unique(held)) == 1:
+        raise LawRefused("one_slice", "bracketed points of one slice only", remedy="several values of what is held")
+    if not explicit and abs(float(np.corrcoef(cells.log_n[informative], held)[0, 1])) > _COLLINEAR:
+        raise LawRefused(
+            "collinear",
+            "N and what is held grow together in every point, so their effects cannot be told apart",
+            remedy="add a size with a second value of what is held",
+        )
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
 def _select(candidates: list[dict[str, Any]], cells: Cells) -> tuple[str, str]:
     """Returns (name of the law, reason).
 
@@ -359,7 +400,10 @@ def _select(candidates: list[dict[str, Any]], cells: Cells) -> tuple[str, str]:
     more confidence than a few cells can support. Of several such laws within one unit of the best, the one with the
     fewest coefficients is used.
     """
-    full = SIZE if len(np.unique(cells.log_d)) == 1 else SIZE_AND_BUDGET
+    one_budget = len(np.unique(cells.log_d)) == 1
+    full = SIZE if one_budget else SIZE_AND_BUDGET
+    if cells.log_h is not None:
+        full = SIZE_AND_HELD if one_budget else ALL
     scores = {row["law"]: row["log_score"] for row in candidates if row["log_score"] is not None}
     if full.name not in scores:
         return full.name, "by design: too few cells to hold the largest N out"
@@ -411,6 +455,7 @@ def load_law(path: Path | str) -> Law:
         later: dict[str, Any] = {
             "slice": slice_of_record(record, where=str(path)),
             "amounts": record.get("amounts") or {},
+            "range_held": tuple(record["range_held"]) if record.get("range_held") else None,
         }
         known = later | {name: record[name] for name in Law.__dataclass_fields__ if name not in later}
         known["coefficients"] = {
@@ -418,7 +463,7 @@ def load_law(path: Path | str) -> Law:
         }
         known["range_params"], known["range_tokens"] = tuple(record["range_params"]), tuple(record["range_tokens"])
         law = Law(**known)
-        law.at(1e6, 1e6)
+        law.at(1e6, 1e6, None if law.range_held is None else law.range_held[0])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"damaged law ({error})", where=str(path), remedy="fit it again with kis law fit") from None
     return law

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Prediction:
     extrapolation_factor: float
     """Factor by which N (or D) is beyond the fitted range; 1 inside it."""
     extrapolation: dict[str, float]
-    """The same for ``params`` and ``tokens`` separately."""
+    """The same for ``params`` and ``tokens`` separately, and for ``held`` of a law of several slices."""
     infusion_ratio: float | None
     """Infusion ratio at the centre, if facts cost as many tokens as in the study."""
     exposure_tokens: float | None
@@ -109,6 +109,7 @@ def predict(
     params: float,
     tokens: float | None = None,
     *,
+    held: float | None = None,
     facts: float | None = None,
     fact_tokens: float | None = None,
 ) -> Prediction:
@@ -118,6 +119,7 @@ def predict(
         law: the fitted law.
         params: N.
         tokens: D.
+        held: what is held (K, F or the infusion ratio), for a law of several slices.
         facts: number of facts, if the prediction is for other facts than the study's (`Prediction.domain`).
         fact_tokens: mean tokens per exposure of these facts.
 
@@ -131,7 +133,8 @@ def predict(
     for name, value in (("--params", params), ("--tokens", tokens)):
         if not (math.isfinite(value) and value >= 1):
             raise InputError(f"{value} is not a positive number", where=name, remedy="for example 7e9")
-    mean, error = law.at(params, tokens)
+    one, amounts = _held(law, held)
+    mean, error = law.at(params, tokens, held)
     for name, asked in (("--facts", facts), ("--fact-tokens", fact_tokens)):
         if asked is not None and not (math.isfinite(asked) and asked >= 1):
             raise InputError(f"{asked} is not a positive number", where=name, remedy="for example 1e6")
@@ -151,23 +154,27 @@ def predict(
         "params": _beyond(params, law.range_params),
         "tokens": _beyond(tokens, law.range_tokens),
     }
+    if law.range_held is not None and held is not None:
+        factors["held"] = _beyond(held, law.range_held)
     total = math.hypot(error, law.sigma)
     half, half_of_mean = half_width(law, error, law.sigma), half_width(law, error, 0.0)
     centre, interval = _exp(mean), (_exp(mean - half), _exp(mean + half))
     drawn = critical_values(law, max(factors.values()))
     bootstrapped = None if drawn is None else (_exp(mean + drawn[0] * total), _exp(mean + drawn[1] * total))
     ratio = None if law.tokens_per_frequency is None else centre * law.tokens_per_frequency / tokens
-    if law.slice.held_by == RATIO:
-        ratio = law.slice.held
-    exposures, exposures_interval = _exposures(law, centre, interval, None if ratio is None else ratio * tokens)
-    bits_per_dose = law.amounts.get("bits_per_dose")
+    if one.held_by == RATIO:
+        ratio = one.held
+    elif law.range_held is not None and "tokens_per_exposure" in amounts:
+        ratio = centre * amounts["exposures_per_dose"] * amounts["tokens_per_exposure"] / tokens
+    exposures, exposures_interval = _exposures(amounts, centre, interval, None if ratio is None else ratio * tokens)
+    bits_per_dose = amounts.get("bits_per_dose")
     seen = [point for point in law.points if point["value"]]
     values = [point["value"] for point in seen]
     largest = max(seen, key=lambda point: (point["params"], point["tokens"]))
     return Prediction(
         kind=law.kind,
         group=law.group,
-        slice=law.slice,
+        slice=one,
         params=round(params),
         tokens=round(tokens),
         centre=centre,
@@ -186,7 +193,7 @@ def predict(
         ),
         exposures=exposures,
         exposures_interval=exposures_interval,
-        bits=law.amounts.get("bits") if bits_per_dose is None else bits_per_dose * centre,
+        bits=amounts.get("bits") if bits_per_dose is None else bits_per_dose * centre,
         bits_interval=None if bits_per_dose is None else (bits_per_dose * interval[0], bits_per_dose * interval[1]),
         domain=_domain(law, interval, centre, facts, fact_tokens),
         interval_method="t",
@@ -204,15 +211,33 @@ def predict(
     )
 
 
+def _held(law: Law, held: float | None) -> tuple[Slice, dict[str, float]]:
+    """Returns the slice of a prediction and the amounts of its dose.
+
+    Raises:
+        InputError: a law of several slices needs ``held``, and another one has its own.
+    """
+    if law.range_held is None:
+        if held is not None:
+            said = f"the law holds {law.slice.label}" if law.slice.label else "the law holds nothing"
+            raise InputError(said, where="held", remedy="leave it out, or take a law of several slices")
+        return law.slice, law.amounts
+    if held is None or not (math.isfinite(held) and held > 0):
+        low, high = law.range_held
+        said = f"the law depends on the {law.slice.held_by} held"
+        raise InputError(said, where="held", remedy=f"name it, for example {low:g} or {high:g}")
+    each = {} if law.slice.held_by == RATIO else {"exposures_per_dose": float(held)}
+    return replace(law.slice, held=float(held)), law.amounts | each
+
+
 def _exposures(
-    law: Law, centre: float, interval: tuple[float, float], tokens: float | None
+    amounts: dict[str, float], centre: float, interval: tuple[float, float], tokens: float | None
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Returns the exposures of all facts at the centre and at the ends of the prediction interval."""
-    each = law.amounts.get("exposures_per_dose")
+    each, cost = amounts.get("exposures_per_dose"), amounts.get("tokens_per_exposure")
     if each is not None:
         return each * centre, (each * interval[0], each * interval[1])
-    cost = law.amounts.get("tokens_per_exposure")
-    if law.slice.held_by == RATIO and tokens is not None and cost is not None:
+    if tokens is not None and cost is not None:
         return tokens / cost, None
     return None, None
 
@@ -265,7 +290,7 @@ def _width(interval: tuple[float, float]) -> float:
     return math.log(max(interval[1], 1e-300) / max(interval[0], 1e-300))
 
 
-def _beyond(value: float, span: tuple[int, int]) -> float:
+def _beyond(value: float, span: tuple[float, float]) -> float:
     return max(1.0, value / span[1], span[0] / value)
 
 
@@ -284,8 +309,8 @@ def _warnings(
         )
     if not law.in_tokens and factors["tokens"] > 1:
         warnings.append("the law was fitted at one token budget and says nothing about another D")
-    for name, symbol in (("params", "N"), ("tokens", "D")):
-        if factors[name] > _FAR:
+    for name, symbol in (("params", "N"), ("tokens", "D"), ("held", law.slice.held_symbol)):
+        if factors.get(name, 1.0) > _FAR:
             warnings.append(f"far extrapolation: {symbol} lies {factors[name]:.3g} times beyond the fitted range")
     if ratio is not None and ratio > 1:
         warnings.append(

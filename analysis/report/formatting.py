@@ -58,7 +58,9 @@ def group_words(group: str) -> str:
 
 
 def along(one: Slice) -> str:
-    """Names a slice at the end of a heading: ``, K at F = 14``; nothing for the usual one."""
+    """Names a slice at the end of a heading: ``, K at F = 14`` (several: ``, K over F``); nothing for the usual one."""
+    if one.held_by is not None and one.held is None:
+        return f", {one.symbol} over {one.held_symbol}"
     return "" if one == USUAL else f", {one.symbol}" + (f" at {one.label}" if one.label else "")
 
 

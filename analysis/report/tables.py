@@ -185,11 +185,12 @@ def _coefficient(head: str, name: str, of: Callable[[Any], dict[str, Any]]) -> C
     return _numbers(head, text)
 
 
-def _coefficients(of: Callable[[Any], dict[str, Any]]) -> list[Column]:
+def _coefficients(of: Callable[[Any], dict[str, Any]], *, held: bool = False) -> list[Column]:
     return [
         _coefficient("a", "a", of),
         _coefficient("b (log N)", "b_log_params", of),
         _coefficient("c (log D)", "c_log_tokens", of),
+        *([_coefficient("d (log held)", "d_log_held", of)] if held else []),
     ]
 
 
@@ -200,7 +201,10 @@ def laws(result: AnalysisResult) -> Table | None:
     columns = [
         _KIND,
         _words("law", lambda law: law.selected_law),
-        *_coefficients(lambda law: {name: vars(c) for name, c in law.coefficients.items() if c is not None}),
+        *_coefficients(
+            lambda law: {name: vars(c) for name, c in law.coefficients.items() if c is not None},
+            held=any(law.range_held is not None for law in result.laws),
+        ),
         _numbers("σ", lambda law: fmt.number(law.sigma)),
         _numbers("points", lambda law: str(sum(p["residual"] is not None for p in law.points))),
         _numbers("censored", lambda law: str(sum(p["residual"] is None for p in law.points))),

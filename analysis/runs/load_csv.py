@@ -397,6 +397,8 @@ class _Field:
         axis = self.one_of("axis", AXES, FREQUENCY)
         held_by, held = self._cells.get("held_by") or None, self.optional("held", least=0)
         record = {"axis": axis, "held_by": held_by, "held": None if math.isnan(held) else held}
+        if (held_by is None) != math.isnan(held):
+            raise self.error("held_by", "held_by and held: one without the other", "both, or neither")
         try:
             return slice_of_record(record, where=self._where)
         except InputError as error:

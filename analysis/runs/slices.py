@@ -45,7 +45,8 @@ class Slice:
     held_by: str | None = None
     """What is held: ``facts``, ``frequency`` or ``ratio``; None where nothing else varies, or it is not known."""
     held: float | None = None
-    """The held value: K, F in exposures per fact, or the infusion ratio."""
+    """The held value: K, F in exposures per fact, or the infusion ratio. None with a ``held_by``: all slices that hold
+    it, for a law of them together."""
 
     @property
     def symbol(self) -> str:
@@ -75,8 +76,13 @@ class Slice:
         """The slice as a part of file names and ids; empty for the usual one."""
         if self == USUAL:
             return ""
-        held = "" if self.held_by is None or self.held is None else f"-{self.held_by}-{self.held:g}"
-        return f"{self.axis}{held}"
+        held = () if self.held_by is None else (self.held_by, "all" if self.held is None else f"{self.held:g}")
+        return "-".join((self.axis, *held))
+
+    @property
+    def held_symbol(self) -> str:
+        """Symbol of what is held; empty where nothing is."""
+        return "" if self.held_by is None else _SYMBOLS[self.held_by]
 
     def record(self) -> dict[str, Any]:
         """Returns axis, held_by and held for JSON; empty for `USUAL`, so that older records stay as they are."""
@@ -98,8 +104,8 @@ def slice_of_record(record: dict[str, Any], *, where: str) -> Slice:
         raise InputError(f"axis is {axis!r}", where=where, remedy="frequency or facts")
     if held_by is not None and held_by not in HELD_BY[axis]:
         raise InputError(f"held_by is {held_by!r}", where=where, remedy=f"{' or '.join(HELD_BY[axis])} for {axis}")
-    if (held_by is None) != (held is None):
-        raise InputError("held_by and held: one without the other", where=where, remedy="both, or neither")
+    if held_by is None and held is not None:
+        raise InputError("held without held_by", where=where, remedy="both, or neither")
     if held is not None and (isinstance(held, bool) or not isinstance(held, int | float) or not 0 < held < np.inf):
         raise InputError(f"held is {held!r}", where=where, remedy="a positive number")
     return Slice(axis, held_by, None if held is None else float(held))
