@@ -67,12 +67,54 @@ def test_the_papers_ladder_is_the_papers() -> None:
 @pytest.mark.parametrize("name", ["single-gpu", "paper", "frontier"])
 def test_exposures_leave_room_and_budgets_share_their_ratios(name: str) -> None:
     study = load_study(argparse.Namespace(study=study_of(name), overrides=[]))
+    groups = study.background.groups
+    assert len(groups) > 1 and study.background.policy == "protected"
+    assert sum(group.facts for group in groups) == study.data.select.background
+    background = sum(group.facts * group.frequency for group in groups) * FACT_TOKENS
     shares: dict[int, list[float]] = {}
     for run in runs_of(study, data_config(study)):
-        assert run.infusion.frequency is not None
-        share = study.data.select.infused * run.infusion.frequency * FACT_TOKENS / run.training.token_budget
-        shares.setdefault(run.training.token_budget, []).append(share)
+        share = run.infusion.ratio
+        if share is None:
+            assert run.infusion.frequency is not None
+            shown = (run.infusion.facts or 0) * run.infusion.frequency
+            share = shown * FACT_TOKENS / run.training.token_budget
+            shares.setdefault(run.training.token_budget, []).append(share)
+        assert share + background / run.training.token_budget < 0.95
     assert all(max(found) == pytest.approx(0.81, abs=0.01) for found in shares.values())
+
+
+@pytest.mark.parametrize(("name", "relations"), [("single-gpu", 6), ("paper", 6), ("template", 3)])
+def test_a_study_asks_how_many_facts_and_how_often(name: str, relations: int) -> None:
+    """Every K has whole blocks of facts that share their options; no curve has two doses; a share shows each fact."""
+    study = load_study(argparse.Namespace(study=study_of(name), overrides=[]))
+    found = runs_of(study, data_config(study))
+    doses: dict[tuple[str, int, str], set[float]] = {}
+    for run in found:
+        facts, budget = run.infusion.facts, run.training.token_budget
+        assert (facts or 0) % ((study.data.select.distractors + 1) * relations) == 0
+        if run.infusion.ratio is not None:
+            assert facts is not None and run.infusion.ratio * budget > 10 * facts * FACT_TOKENS
+            doses.setdefault((run.model.label, budget, "facts"), set()).add(facts)
+        elif run.infusion.frequency:
+            doses.setdefault((run.model.label, budget, "frequency"), set()).add(run.infusion.frequency)
+    unshown = {(run.model.label, run.training.token_budget) for run in found if run.infusion.frequency == 0}
+    assert {axis for *_, axis in doses} == {"facts", "frequency"}
+    assert all(len(levels) >= 2 and (size, budget) in unshown for (size, budget, _), levels in doses.items())
+    sizes = [{size for size, _, axis in doses if axis == one} for one in ("facts", "frequency")]
+    assert sizes[0] == sizes[1]
+    assert study.analysis.axis == "auto"
+    assert study.probes.facts_per_group and study.probes.facts_per_group < study.data.select.infused
+
+
+@pytest.mark.parametrize("key", ["data", "background", "probes", "validation", "training", "facts", "analysis"])
+def test_the_frontier_is_comparable_with_the_papers_ladder(key: str) -> None:
+    paper, frontier = (
+        load_study(argparse.Namespace(study=study_of(name), overrides=[])).model_dump()
+        for name in ("paper", "frontier")
+    )
+    for study in (paper, frontier):
+        study["data"].pop("tokenizer")  # the frontier takes the one that the other trains
+    assert frontier[key] == paper[key]
 
 
 def test_the_example_of_a_run_reads_the_data_that_the_quickstart_makes() -> None:
