@@ -251,7 +251,7 @@ def laws(name: str, held: str) -> str:
     for law in _laws(name, held):
         b = law["coefficients"]["b_log_params"]
         sizes_used = len({point["params"] for point in law["points"] if point["residual"] is not None})
-        exponent = "" if b is None else f"{b['estimate']:.2f} ({b['low']:.2f} to {b['high']:.2f})"
+        exponent = "" if b is None else f"{b['value']:.2f} ({b['low']:.2f} to {b['high']:.2f})"
         rows.append([law["kind"], _label(law["group"]), law["selected_law"], exponent, str(sizes_used)])
     return _markdown(["kind", "group", "law", "exponent of N (95%)", "sizes with a point"], rows)
 
