@@ -201,7 +201,11 @@ def predict(
         bootstrap_method=None if law.calibration is None else str(law.calibration["method"]),
         baselines={"constant": float(np.exp(np.mean(np.log(values)))), "largest_model": float(largest["value"])},
         unvalidated=law.unvalidated,
-        warnings=(*law.warnings, *_warnings(law, factors, ratio, interval, bootstrapped)),
+        warnings=(
+            *law.warnings,
+            *_warnings(law, factors, ratio, interval, bootstrapped),
+            *_rare(one, centre, exposures),
+        ),
         law={
             "selected_law": law.selected_law,
             "coefficients": {name: c.value for name, c in law.coefficients.items() if c is not None},
@@ -240,6 +244,13 @@ def _exposures(
     if tokens is not None and cost is not None:
         return tokens / cost, None
     return None, None
+
+
+def _rare(one: Slice, centre: float, exposures: float | None) -> list[str]:
+    """Warns of facts that the held share of the tokens shows less than once each."""
+    if one.axis != FACTS or exposures is None or exposures >= centre:
+        return []
+    return [f"{centre:.3g} facts would be shown {exposures / centre:.2g} times each: name a larger token budget"]
 
 
 def half_width(law: Law, error: float, sigma: float) -> float:

@@ -334,6 +334,17 @@ def test_millions_of_facts_are_said_in_words(simulated):
     assert "million facts at 14 exposures each" in answer(predict(law, 7e9, 2e9))
 
 
+def test_a_prediction_whose_share_shows_each_fact_less_than_once_warns(simulated):
+    _, _, points = simulated
+    held = [replace(p, slice=AT_HALF) for p in points]
+    law = fit_law(held, "collapse", "background", law="N")
+    law = replace(law, amounts={"tokens_per_exposure": 12.0, "bits_per_dose": 5.0})
+    far, near = (predict(law, params, 1e6) for params in (7e12, 1e6))
+    assert far.exposures < far.centre
+    assert any("times each: name a larger token budget" in warning for warning in far.warnings)
+    assert not any("times each" in warning for warning in near.warnings)
+
+
 def test_laws_and_predictions_along_k_come_back_from_their_files_and_are_scored(simulated, tmp_path):
     _, _, points = simulated
     law = fit_law(points, "collapse", "background", law="N")
