@@ -29,6 +29,7 @@ HELD_BY = {FREQUENCY: (FACTS,), FACTS: (FREQUENCY, RATIO)}
 
 _SYMBOLS = {FREQUENCY: "F", FACTS: "K", RATIO: "ρ"}
 _ENOUGH = 3  # doses, 0 included: two are no curve
+_ENOUGH_BESIDE = 4  # doses of F beside an axis of K that nobody asked for: a hinge needs as many
 _SAME = 1e-6  # relative difference of numbers that differ by rounding
 
 _FACTS_COLUMN, _RATIO_COLUMN = "infused_facts", "configured_ratio"
@@ -121,7 +122,8 @@ def slices_of(table: pd.DataFrame, axis: str = "auto") -> list[Slice]:
 
     Args:
         table: the curve table.
-        axis: ``frequency``, ``facts``, or ``auto``: facts where the runs vary K, and F too where that is varied.
+        axis: ``frequency``, ``facts``, or ``auto``: facts where the runs vary K, and F too where a K has four doses
+            of it.
 
     Raises:
         InputError: K is asked for, or varies, and a run does not say its K.
@@ -139,7 +141,8 @@ def slices_of(table: pd.DataFrame, axis: str = "auto") -> list[Slice]:
         found += [Slice(FACTS, RATIO, value) for value in _values(ratio.dropna())]
     if axis != FACTS:
         found += [Slice(FREQUENCY, FACTS, value) for value in _values(infused[_FACTS_COLUMN])]
-    enough = [one for one in found if _doses(rows_of_slice(table, one)) >= _ENOUGH]
+    least = {FREQUENCY: _ENOUGH_BESIDE if axis == "auto" else _ENOUGH, FACTS: _ENOUGH}
+    enough = [one for one in found if _doses(rows_of_slice(table, one)) >= least[one.axis]]
     return sorted(enough or found, key=lambda one: one.key)
 
 

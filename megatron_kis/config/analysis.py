@@ -90,7 +90,8 @@ class AnalysisConfig(Config):
         Literal["auto", "frequency", "facts"], Field(json_schema_extra={"enum": ["auto", "frequency", "facts"]})
     ] = "auto"
     """Dose along which transitions are sought: ``frequency`` (F, at each number of facts), ``facts`` (the number K of
-    infused facts, at each F or infusion ratio), or ``auto``: facts where the runs vary K, and F where they vary F."""
+    infused facts, at each F or infusion ratio), or ``auto``: facts where the runs vary K, and F where they do not, or
+    where a K has four doses of it."""
 
     scoring: str = "statement"
     """Scoring rule the criteria look at: summed log-likelihood of the whole statement, the object anywhere in it."""

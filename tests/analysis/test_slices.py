@@ -82,17 +82,19 @@ def test_without_several_numbers_of_facts_the_dose_is_the_frequency():
     [
         ([BASE, (14, 100, NAN), (14, 400, NAN)], "auto", [AT_14]),
         ([BASE, (14, 100, NAN), (14, 400, NAN)], "facts", [AT_14]),
-        (
-            [BASE, (2.5, 100, 0.5), (0.7, 400, 0.5), (9.9, 400, 0.9)],
-            "auto",
-            [AT_HALF, Slice("frequency", "facts", 400)],
-        ),
+        ([BASE, (2.5, 100, 0.5), (0.7, 400, 0.5), (9.9, 400, 0.9)], "auto", [AT_HALF]),
         (
             [BASE, *((f, k, NAN) for f in (7, 14) for k in (100, 400))],
+            "auto",
+            [Slice("facts", "frequency", 7), AT_14],  # three doses of F are no second axis
+        ),
+        (
+            [BASE, *((f, k, NAN) for f in (7, 14, 28) for k in (100, 400))],
             "auto",
             [
                 Slice("facts", "frequency", 7),
                 AT_14,
+                Slice("facts", "frequency", 28),
                 Slice("frequency", "facts", 100),
                 Slice("frequency", "facts", 400),
             ],
@@ -111,12 +113,12 @@ def test_slices_are_found_where_three_doses_differ_and_the_rest_is_held(runs, ax
 
 
 def test_the_run_without_infusion_is_dose_0_of_every_curve():
-    table = with_amounts({BASE: [50]} | {(f, k, NAN): [60] for f in (7, 14) for k in (100, 400)})
+    table = with_amounts({BASE: [50]} | {(f, k, NAN): [60] for f in (7, 14, 28) for k in (100, 400)})
     found = {curve.slice: curve for curve in curves(table)}
-    assert len(found) == 4
+    assert len(found) == 5
     assert all(curve.dose[0] == 0 and curve.rate[0] == 0.5 for curve in found.values())
     assert found[AT_14].dose.tolist() == [0, 100, 400]
-    assert found[Slice("frequency", "facts", 400)].dose.tolist() == [0, 7, 14]
+    assert found[Slice("frequency", "facts", 400)].dose.tolist() == [0, 7, 14, 28]
     assert found[AT_14].exposures.tolist() == [0, 1400, 5600]
 
 
