@@ -142,10 +142,13 @@ def test_the_commands_for_continued_pretraining(folder: Path, tiny_data: Path, t
 @pytest.mark.slow
 def test_the_commands_for_running_and_submitting_a_study(folder: Path, finished: Path) -> None:
     shutil.copytree(finished, folder, dirs_exist_ok=True)
-    words = {"STUDY.yaml": "study.yaml", "my_study.yaml": "study.yaml", "RUN": RUN, "137m_D10B_F0_s0": RUN}
+    words = {"STUDY_DIR": "studies/small", "STUDY.yaml": "study.yaml", "my_study.yaml": "study.yaml", "RUN": RUN}
+    words["137m_D10B_F0_s0"] = RUN
     said = [execute(replaced(line, words), folder) for line in lines(HOW_TO / "running-studies.md")]
-    assert len(said) == 8
+    assert len(said) == 10
     assert (folder / "studies" / "small" / "report.html").is_file()
+    assert (folder / "report.html").is_file()
+    assert (folder / "survival.csv").is_file()
     submitting = [replaced(line, words) for line in lines(HOW_TO / "slurm.md")]
     assert len(submitting) == 6
     shutil.rmtree(folder / "studies")

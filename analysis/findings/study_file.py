@@ -6,10 +6,10 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from megatron_kis.analysis.law.predict import load_predictions
+from megatron_kis.analysis.law.predict import SCHEMA, load_predictions
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import read_text
+from megatron_kis.common.files import read_json, read_text
 from megatron_kis.common.parsing import parse_yaml
 from megatron_kis.config.analysis import SECTION, AnalysisConfig
 
@@ -56,6 +56,7 @@ def declared_settings(folder: Path, **overrides: Any) -> AnalysisConfig:
 def predicted_before(study_dir: Path) -> tuple[list[float], float | None]:
     """Returns the sizes that a study's ``prediction.json`` already predicts for, and the budget if it is only one."""
     path = study_dir / "prediction.json"
-    items = load_predictions(path) if path.is_file() else []
+    foretold = path.is_file() and read_json(path, SCHEMA).get("predictions") != []  # without a law there are none
+    items = load_predictions(path) if foretold else []
     budgets = {float(item["tokens"]) for item in items}
     return sorted({float(item["params"]) for item in items}), budgets.pop() if len(budgets) == 1 else None

@@ -145,8 +145,7 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
         "script": (_HERE / "report.js").read_text(encoding="utf-8"),
         "key_numbers": summary.key_numbers(result),
         "study_design": summary.study_design(result),
-        "findings": summary.findings(result),
-        "findings_table": summary.findings_table(result),
+        "findings": summary.findings_by_slice(result),
         "headline": summary.headline(result),
         "law_figures": law_figure.law_figures(result),
         "checks": check_figures.check_figures(result),
@@ -163,11 +162,13 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
         "models": [],
         "size_keys": [],
         "split_keys": [],
+        "strength_keys": [],
     }
     if result.curves is not None:
         cells = cells_of_table(result.curves)
         content["size_keys"] = figures.size_keys(result.curves)
         content["split_keys"] = figures.split_keys(result.curves)
+        content["strength_keys"] = figures.strength_keys(result.curves)
         content["overview"] = figures.overview(result)
         content["losses"] = figures.losses(result)
         content["models"] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.fit import Law
@@ -11,11 +12,22 @@ from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import label_log_axis
 from megatron_kis.analysis.report.figures import Drawing
 from megatron_kis.analysis.report.theme import COLOURS, kind_colour, panel, to_svg
+from megatron_kis.analysis.runs.groups import strength
 from megatron_kis.analysis.runs.slices import FREQUENCY
 
 
-def check_figures(result: AnalysisResult) -> list[tuple[str, list[Drawing]]]:
-    """Returns (title of the law, its figures) for every law that has something to show."""
+@dataclass(frozen=True)
+class Checks:
+    """The figures that check one law."""
+
+    title: str
+    drawings: list[Drawing]
+    strength: bool
+    """Whether the law is of background facts of one of several strengths."""
+
+
+def check_figures(result: AnalysisResult) -> list[Checks]:
+    """Returns the figures of every law that has something to show."""
     found = []
     for law in result.laws:
         scores = result.backtests.get((law.kind, law.group, law.slice), [])
@@ -27,7 +39,8 @@ def check_figures(result: AnalysisResult) -> list[tuple[str, list[Drawing]]]:
         ]
         kept = [drawing for drawing in drawings if drawing is not None]
         if kept:
-            found.append((fmt.kind_title(law.kind, law.group, law.slice), kept))
+            title = fmt.kind_title(law.kind, law.group, law.slice)
+            found.append(Checks(title, kept, strength(law.group) is not None))
     return found
 
 

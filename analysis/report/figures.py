@@ -32,7 +32,7 @@ from megatron_kis.analysis.runs.curves import (
     rows_of,
     with_outcome,
 )
-from megatron_kis.analysis.runs.groups import retained_groups
+from megatron_kis.analysis.runs.groups import group_key, retained_groups, strength
 from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, Slice, rows_of_slice
 from megatron_kis.analysis.runs.transitions import COLLAPSED, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
 
@@ -43,6 +43,8 @@ class Drawing:
 
     svg: str
     caption: str
+    strength: bool = False
+    """Whether it is about background facts of one of several strengths, which the page shows on demand."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def overview(result: AnalysisResult) -> list[Drawing]:
                     drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark, label=key.label)
                 axis.draw(drawn, ratios_of(table, one))
                 drawn.axes.set_title(title)
-                drawings.append(Drawing(to_svg(drawn), f"{title}, {fmt.SPLIT_TITLES[settings.split]}, mean of seeds."))
+                caption = f"{title}, {fmt.SPLIT_TITLES[settings.split]}, mean of seeds."
+                drawings.append(Drawing(to_svg(drawn), caption, strength(group) is not None))
     return drawings
 
 
@@ -128,8 +131,25 @@ def split_keys(table: pd.DataFrame) -> list[Key]:
     return keys
 
 
+def strength_keys(table: pd.DataFrame) -> list[Key]:
+    """Returns the legend of figures whose series are background facts of different strengths; empty without any."""
+    groups = sorted({group for group in table["group"] if strength(group) is not None}, key=group_key)
+    return [
+        Key(
+            f"strength-{i}",
+            f"background, {fmt.strength_title(group)}",
+            f"size-{size_slot(i, len(groups))}",
+            SIZE_MARKERS[i % len(SIZE_MARKERS)],
+        )
+        for i, group in enumerate(groups)
+    ]
+
+
 def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawing]:
-    """Draws one model: every split, seeds as faint points, brackets as bands, control facts in grey."""
+    """Draws one model: every split, seeds as faint points, brackets as bands, control facts in grey.
+
+    Background facts of several strengths are in one figure, on the primary split.
+    """
     assert result.curves is not None
     table, settings = result.curves, result.settings
     table = table[(table["params"] == params) & (table["tokens"] == tokens) & (table["scoring"] == settings.scoring)]
@@ -151,7 +171,7 @@ def _slice_curves(
     drawings = []
     for group in retained_groups(table["group"]):
         mine = table[table["group"] == group]
-        if mine.empty:
+        if mine.empty or strength(group) is not None:
             continue
         means = series[series["group"] == group]
         title = fmt.group_title(group, one)
@@ -177,7 +197,48 @@ def _slice_curves(
             drawn.axes.set_title(title)
             caption = f"{label}. {' '.join(note for note in notes if note)}".strip()
             drawings.append(Drawing(to_svg(drawn), caption))
+    keys = strength_keys(result.curves) if result.curves is not None else []
+    shown = series[(series["split"] == settings.split) & series["group"].map(lambda group: strength(group) is not None)]
+    if len(shown):
+        drawings.append(_strengths(result, shown, one, cell, label, keys))
     return drawings
+
+
+def _strengths(
+    result: AnalysisResult,
+    series: pd.DataFrame,
+    one: Slice,
+    cell: tuple[int, int],
+    label: str,
+    keys: Sequence[Key],
+) -> Drawing:
+    """Draws the ``series`` of one model's background facts, one line per strength."""
+    assert result.curves is not None
+    groups = sorted({group for group in result.curves["group"] if strength(group) is not None}, key=group_key)
+    title = f"Background facts by exposures{fmt.along(one)}"
+    alt = f"{label}: retention against {_DOSES[one.axis]}, one line per number of exposures of a background fact."
+    with panel(fmt.slug("model", str(cell[0]), str(cell[1]), "strengths", one.name), alt) as drawn:
+        axis = axis_of(series, one)
+        chance = series["chance"].dropna()
+        draw_rate_axis(drawn, float(chance.mean()) if len(chance) else None)
+        notes = []
+        for key, group in zip(keys, groups, strict=True):
+            rows = series[series["group"] == group]
+            if rows.empty:
+                continue
+            x, y = [axis.at(f) for f in rows["dose"]], rows["rate"].tolist()
+            tips = [f"{key.label} · {_at(one, r.dose, r.infusion_ratio)}\nrate {r.rate:.3f}" for r in rows_of(rows)]
+            drawn.line(x, y, series=key.series, colour=key.colour)
+            drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark, label=key.label)
+            notes += [
+                f"{fmt.strength_title(group)}: {fmt.finding(point)}"
+                for point in result.points
+                if (*point.cell, point.group, point.kind) == (*cell, one, group, "collapse")
+            ]
+        axis.draw(drawn, ratios_of(series, one))
+        drawn.axes.set_title(title)
+        caption = f"{label}, {fmt.SPLIT_TITLES[result.settings.split]}, mean of seeds."
+        return Drawing(to_svg(drawn), caption + (f" Collapse: {'; '.join(notes)}." if notes else ""))
 
 
 def _hinge_line(drawn: Panel, axis: DoseAxis, result: AnalysisResult, rows: pd.DataFrame, notes: list[str]) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 
 from megatron_kis.analysis.runs.groups import base_group, strength
-from megatron_kis.analysis.runs.slices import RATIO, USUAL, Slice
+from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INCONCLUSIVE,
@@ -48,8 +48,22 @@ def kind_title(kind: str, group: str, one: Slice = USUAL) -> str:
 
 def group_title(group: str, one: Slice = USUAL) -> str:
     """Returns the heading of a group's curves."""
-    head, _, rest = GROUP_TITLES[base_group(group)].partition(":")
-    return f"{head}{_of_strength(group)}:{rest}{along(one)}"
+    exposures = strength(group)
+    title = GROUP_TITLES[base_group(group)] if exposures is None else f"Background facts shown {exposures:g} times"
+    return title + along(one)
+
+
+def strength_title(group: str) -> str:
+    """Names background facts of one strength below a heading that says so: ``60 exposures``."""
+    return f"{strength(group):g} exposures"
+
+
+def slice_title(one: Slice) -> str:
+    """Returns a heading for what was found along a slice; empty for the usual one."""
+    if one == USUAL:
+        return ""
+    dose = "How often: infusion frequency F" if one.axis == FREQUENCY else "How many: number of infused facts K"
+    return dose + (f", at {one.label}" if one.label else "")
 
 
 def group_words(group: str) -> str:
@@ -80,11 +94,13 @@ def _of_strength(group: str) -> str:
 
 
 def facts(count: float) -> str:
-    """Formats a number of facts in a sentence: ``1,240`` or ``2.8 million``."""
+    """Formats a number of facts in a sentence, to three digits and never more: ``1,240`` or ``2.8 million``."""
+    step = 10 ** max(math.floor(math.log10(count)) - 2, 0) if count >= 1 else 1
+    whole = math.floor(count / step) * step
     for scale, word in ((1e9, "billion"), (1e6, "million")):
-        if count >= 0.9995 * scale:
-            return f"{_three(count / scale)} {word}"
-    return f"{math.floor(count):,}"
+        if whole >= scale:
+            return f"{_three(whole / scale)} {word}"
+    return f"{whole:,}"
 
 
 def dose(one: Slice, value: float | None) -> str:

@@ -14,6 +14,7 @@ from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import label_log_axis
 from megatron_kis.analysis.report.figures import Drawing
 from megatron_kis.analysis.report.theme import COLOURS, Panel, kind_colour, panel, to_svg
+from megatron_kis.analysis.runs.groups import strength
 from megatron_kis.analysis.runs.slices import FREQUENCY, Slice
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
 
@@ -82,7 +83,7 @@ def _law_panel(
         axes.set_xlabel("model size N (parameters)")
         axes.set_ylabel(f"{one.symbol} ({one.unit})")
         axes.set_title(title)
-        return Drawing(to_svg(drawn), _caption(law, predictions))
+        return Drawing(to_svg(drawn), _caption(law, predictions), strength(group) is not None)
 
 
 def _draw_law(drawn: Panel, law: Law, smallest: float, largest: float, colour: str) -> None:

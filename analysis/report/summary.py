@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,7 +13,7 @@ from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.figures import cell_label
 from megatron_kis.analysis.runs.curves import rows_of
-from megatron_kis.analysis.runs.groups import base_group, group_key
+from megatron_kis.analysis.runs.groups import base_group, group_key, strength
 from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, RATIO, USUAL, Slice, varies_facts
 from megatron_kis.analysis.runs.transitions import (
@@ -49,6 +50,18 @@ class FindingsTable:
 
 
 @dataclass(frozen=True)
+class SliceFindings:
+    """What was found along one slice."""
+
+    title: str
+    """What the dose is and what is held; empty where there is one slice, of F."""
+    sentences: list[str]
+    table: FindingsTable
+    strengths: FindingsTable | None
+    """Collapse of background facts by how often they are shown, where a run has several strengths."""
+
+
+@dataclass(frozen=True)
 class KeyNumber:
     """A number shown under the title."""
 
@@ -66,7 +79,10 @@ def key_numbers(result: AnalysisResult) -> list[KeyNumber]:
     if result.curves is not None:
         levels = sorted(set(result.curves["frequency"]))
         numbers.append(
-            KeyNumber(f"{levels[0]:g} – {levels[-1]:g}", f"infusion frequency, {fmt.plural(len(levels), 'level')}")
+            KeyNumber(
+                f"{fmt.frequency(levels[0])} – {fmt.frequency(levels[-1])}",
+                f"infusion frequency, {fmt.plural(len(levels), 'level')}",
+            )
         )
         if varies_facts(result.curves):
             counts = _facts_levels(result.curves)
@@ -126,7 +142,10 @@ def study_design(result: AnalysisResult) -> list[str]:
     groups = sorted(set(table["group"]), key=group_key)
     facts = {group: int(table[table["group"] == group]["facts"].max()) for group in groups}
     chance = table["chance"].dropna()
-    probed = fmt.listed([f"{facts[group]} {group}" for group in groups])
+    strengths = [f"{facts[group]} shown {strength(group):g} times" for group in groups if strength(group) is not None]
+    of_them = {"background": f" (of them {fmt.listed(strengths)})" if strengths else ""}
+    whole = [group for group in groups if strength(group) is None]
+    probed = fmt.listed([f"{facts[group]:,} {group}{of_them.get(group, '')}" for group in whole])
     probes = (
         f"Each model was probed with multiple-choice questions on {probed} facts"
         + (f" (chance {float(chance.mean()):.2f})" if len(chance) else "")
@@ -146,22 +165,44 @@ def _shown(slices: list[Slice]) -> list[str]:
     return [words[one.held_by].format(f"{one.held:,g}") for one in slices if one.held_by is not None]
 
 
-def findings_table(result: AnalysisResult) -> FindingsTable:
-    """Tabulates the transitions of each model."""
-    columns = law_keys(result.points, _ORDER)
-    cells = sorted({(p.params, p.tokens) for p in result.points})
-    by_key = {((p.kind, p.group, p.slice), (p.params, p.tokens)): p for p in result.points}
+def findings_by_slice(result: AnalysisResult) -> list[SliceFindings]:
+    """Puts findings into words and tables, slice by slice; strengths have a table of their own."""
+    slices = list(dict.fromkeys(p.slice for p in sorted(result.points, key=lambda point: point.slice.key)))
+    found = []
+    for one in slices:
+        points = [p for p in result.points if p.slice == one]
+        keys = [(kind, group) for kind, group, _ in law_keys(points, _ORDER)]
+        apart = [key for key in keys if strength(key[1]) is not None]
+        whole = [key for key in keys if key not in apart]
+        sentences = [
+            _sentence(kind, group, [p for p in points if (p.kind, p.group) == (kind, group)], along=False)
+            for kind, group in whole
+            if (kind, group) in _ORDER
+        ]
+        table = _findings_table(points, whole, fmt.kind_title)
+        by_strength = _findings_table(points, apart, lambda _, group: fmt.strength_title(group)) if apart else None
+        found.append(SliceFindings(fmt.slice_title(one), sentences, table, by_strength))
+    return found
+
+
+def _findings_table(
+    points: list[Transition], columns: list[tuple[str, str]], head: Callable[[str, str], str]
+) -> FindingsTable:
+    """Tabulates the transitions of each model that a slice has points of."""
+    cells = sorted({(p.params, p.tokens) for p in points})
+    by_key = {((p.kind, p.group), (p.params, p.tokens)): p for p in points}
     rows = []
     for cell in cells:
         found = [by_key.get((column, cell)) for column in columns]
         rows.append((cell_label(*cell, cells), [None if p is None else _badge(p) for p in found]))
-    return FindingsTable([fmt.kind_title(*column) for column in columns], rows)
+    return FindingsTable([head(*column) for column in columns], rows)
 
 
 def _badge(point: Transition) -> Badge:
     detail = fmt.STATUS_WORDS[point.status]
     if point.informative:
-        detail = fmt.bracket(point) + (f" · ρ ≈ {fmt.ratio(point.infusion_ratio)}" if point.infusion_ratio else "")
+        told = point.infusion_ratio and point.slice.held_by != RATIO  # where it is held, the heading says so
+        detail = fmt.bracket(point) + (f" · ρ ≈ {fmt.ratio(point.infusion_ratio)}" if told else "")
     return Badge(point.status, point.kind, fmt.STATUS_MARKS[point.status], fmt.finding(point), detail, point.reason)
 
 
@@ -192,7 +233,8 @@ def not_of_this_study(runs: Runs, *, most: int = 8) -> str:
     return f"{fmt.plural(count, 'run')} {verb} not of this study: {'; '.join(parts)}"
 
 
-def _sentence(kind: str, group: str, points: list[Transition]) -> str:
+def _sentence(kind: str, group: str, points: list[Transition], *, along: bool = True) -> str:
+    """Describes the transitions of one kind, group and slice; ``along`` names the slice."""
     by: dict[str, list[Transition]] = {}
     for point in points:
         by.setdefault(point.status, []).append(point)
@@ -220,7 +262,7 @@ def _sentence(kind: str, group: str, points: list[Transition]) -> str:
         parts.append(f"not reached in the range tried ({names(RIGHT_CENSORED)})")
     if INCONCLUSIVE in by:
         parts.append(f"undecided ({names(INCONCLUSIVE)})")
-    return f"{fmt.kind_title(kind, group, one)}: {'; '.join(parts)}."
+    return f"{fmt.kind_title(kind, group, one if along else USUAL)}: {'; '.join(parts)}."
 
 
 def headline(result: AnalysisResult) -> tuple[str, list[str]] | None:

@@ -74,3 +74,11 @@ def test_labels_of_the_second_axis_do_not_run_into_each_other() -> None:
 )
 def test_an_infusion_ratio_is_short_at_every_size(ratio: float, shown: str) -> None:
     assert fmt.ratio(ratio) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0.4, "0"), (36.9, "36"), (999.9, "999"), (2439, "2,430"), (2.8e6, "2.8 million"), (1.2349e9, "1.23 billion")],
+)
+def test_a_number_of_facts_is_never_rounded_up(count: float, shown: str) -> None:
+    assert fmt.facts(count) == shown

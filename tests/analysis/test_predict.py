@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from megatron_kis.analysis.findings.study_file import predicted_before
 from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.law.predict import load_predictions, predict, prediction_record
 from megatron_kis.analysis.law.validate import summary, validate
@@ -155,3 +156,10 @@ def test_a_new_model_is_never_known_better_than_the_law_whatever_the_bootstrap_s
     assert not any("bootstrap" in warning for warning in checked.warnings)
     wide = narrow | {"prediction": [[-90.0, 90.0]] * 2}
     assert any("bootstrap asks for a wider" in w for w in predict(replace(law, calibration=wide), 7e9).warnings)
+
+
+def test_a_study_without_a_law_has_predicted_nothing_before(tmp_path):
+    (tmp_path / "prediction.json").write_text(json.dumps({"schema": "kis.prediction/1", "predictions": []}))
+    assert predicted_before(tmp_path) == ([], None)
+    with pytest.raises(InputError, match="holds no prediction"):
+        load_predictions(tmp_path / "prediction.json")

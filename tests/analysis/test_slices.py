@@ -19,7 +19,7 @@ from megatron_kis.analysis.law.fit import load_law
 from megatron_kis.analysis.law.predict import load_predictions, prediction_record
 from megatron_kis.analysis.law.validate import backtest, validate
 from megatron_kis.analysis.outputs import law_record
-from megatron_kis.analysis.report.summary import answer, findings, study_design
+from megatron_kis.analysis.report.summary import answer, findings, findings_by_slice, study_design
 from megatron_kis.analysis.runs.curves import curve_table, curves, write_curves_csv
 from megatron_kis.analysis.runs.load_csv import (
     POINT_COLUMNS,
@@ -467,6 +467,50 @@ def test_the_report_names_the_axis_what_is_held_and_the_strength(simulated, tmp_
     assert any(
         line.startswith("Collapse of background facts, 60 exposures, K at F = 14: ") for line in findings(result)
     )
+
+
+@pytest.fixture(scope="module")
+def both():
+    """An analysis along K at a share of 0.5, and along F at K = 400, of two sizes with two strengths."""
+    cells, at_400 = CELLS[:2], Slice("frequency", "facts", 400.0)
+    parts = [
+        simulate.simulate_table(
+            TRUTH, cells, levels, 1, np.random.default_rng(5), groups=("background", "control"), one=one
+        )[0]
+        for one, levels in ((AT_HALF, (0, 500, 1500, 5000, 15000)), (at_400, (10, 4000, 40000)))
+    ]
+    return analyse(strengths(pd.concat(parts, ignore_index=True)), QUICK.replace(criterion="tolerance_rule"))
+
+
+def test_findings_are_told_slice_by_slice_and_strengths_apart(both):
+    found = findings_by_slice(both)
+    titles = ["How many: number of infused facts K, at ρ = 0.5", "How often: infusion frequency F, at K = 400"]
+    assert [one.title for one in found] == titles
+    for one in found:
+        assert one.table.heads == ["Collapse of background facts", "Loss beyond tolerance"]
+        assert one.strengths is not None
+        assert one.strengths.heads == ["60 exposures", "250 exposures"]
+        assert len(one.table.rows) == len(one.strengths.rows) == 2
+        assert [line.split(":")[0] for line in one.sentences] == one.table.heads
+    (usual,) = findings_by_slice(analyse(curve_rows({0: [50], 8: [60], 64: [90]}), QUICK))
+    assert usual.title == ""
+    assert usual.strengths is None
+
+
+def test_a_model_has_one_figure_for_all_strengths_and_the_page_shows_the_single_ones_on_demand(both):
+    from megatron_kis.analysis.report import render
+    from megatron_kis.analysis.report.figures import model_curves, overview
+
+    drawings = model_curves(both, *CELLS[0])
+    assert len(drawings) == 4  # for each slice all background facts, and those of each strength in one figure
+    shown = drawings[1]
+    assert all(f'class="series strength-{i}"' in shown.svg for i in (0, 1))
+    assert "60 exposures: " in shown.caption
+    assert [drawing.strength for drawing in overview(both)] == [False, True, True] * 2
+    page = render(both)
+    assert "<summary>Background facts of each strength</summary>" in page
+    assert "background, 250 exposures" in visible(page)
+    assert "@" not in visible(page[: page.index('id="curves"')])  # names of groups are for files
 
 
 def test_points_of_a_file_are_reported_along_their_axis(simulated, tmp_path):
