@@ -54,9 +54,9 @@ class Proposal:
     """Expected relative fall of the prediction variance at the target; None if no law can be fitted yet."""
     reason: str
     facts: int | None = None
-    """Number of infused facts K; None where all runs have one K."""
+    """Number K of infused facts that the run shows; None: all."""
     infusion_ratio: float | None = None
-    """The infusion ratio to ask for in place of F; None where F is asked for."""
+    """Infusion ratio to ask for in place of ``frequency``; None: ask for the frequency."""
 
 
 @dataclass(frozen=True)
