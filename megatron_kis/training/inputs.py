@@ -53,8 +53,9 @@ class Inputs:
     questions: QuestionSet
     """Questions of the probe."""
 
-    objects: Mapping[str, int] | None
-    """Number of different objects of each relation, among the facts of all groups; None if not all are asked for."""
+    objects: Callable[[], Mapping[str, int] | None]
+    """Counts the different objects of each relation, among the facts of all groups; None if not all are asked for. It
+    reads every question, which the writer of the run's record alone needs."""
 
     positions: int | None
     """Longest sequence that the start was made for, in tokens; None without a start, or where it does not say."""
@@ -79,7 +80,7 @@ class Inputs:
     def infused_bits(self) -> float | None:
         """Returns the bits of the infused facts that are shown; None if the objects of a relation are not known."""
         shown = self.plan.expected("infused") > 0
-        return bits_of_facts(self.store.facts_by_relation("infused", shown), self.objects)
+        return bits_of_facts(self.store.facts_by_relation("infused", shown), self.objects())
 
     @property
     def vocabulary(self) -> int:
@@ -160,7 +161,9 @@ class InputsOfMany:
                 ("asked", data.questions, *templates.items(), *_choices_of_facts(config)),
                 lambda: questions_of_run(questions, config),
             ),
-            objects=self._once(("objects", data.questions, *templates.items()), lambda: distinct_objects(questions)),
+            objects=lambda: self._once(
+                ("objects", data.questions, *templates.items()), lambda: distinct_objects(questions)
+            ),
             positions=None if start is None else start.positions,
             fingerprints=fingerprints | ({} if start is None else {"start": start.fingerprint}),
         )
