@@ -209,6 +209,6 @@ def test_the_templates_travel_with_an_installed_package(tmp_path: Path) -> None:
     packed = {path.name for path in (tmp_path / "lib" / "megatron_kis" / "run_scripts" / "slurm").iterdir()}
     assert packed == {path.name for path in TEMPLATES.iterdir()}
     assert (tmp_path / "lib" / "megatron_kis").is_dir()
-    assert {path.name for path in (tmp_path / "lib" / "megatron_kis" / "run_scripts" / "studies").iterdir()} == {
-        p.name for p in STUDIES
-    }
+    studies = tmp_path / "lib" / "megatron_kis" / "run_scripts" / "studies"
+    assert {path.name for path in studies.glob("*.yaml")} == {path.name for path in STUDIES}
+    assert (studies / "templates" / "one-word.yaml").is_file()  # which amount.yaml names
