@@ -191,7 +191,7 @@ def test_the_steps_of_the_readme(folder: Path, finished: Path, tiny_run: MakeRun
                 _points(folder / "points.csv")
             execute(line, folder)
             ran += 1
-    assert ran == 22
+    assert ran == 23
     assert (folder / "studies" / "small" / "report.html").is_file()
 
 
