@@ -275,7 +275,7 @@ def scores(name: str, measured: str, held: str) -> str:
         at = _interval(point.low, point.high)
         at = f"{point.value:,.0f} ({at})" if point.value else at
         predicted = f"{score.centre:,.0f}", _interval(*score.prediction_interval)
-        inside = "yes" if score.hit else "no"
+        inside = "no" if not score.hit else "yes" if point.value else "not contradicted"
         rows.append([score.kind, _label(score.group), f"{score.params:,}", *predicted, at, inside])
     return _markdown(["kind", "group", "N", "predicted K", "95% prediction interval", "measured", "inside"], rows)
 

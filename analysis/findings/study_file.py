@@ -56,7 +56,7 @@ def declared_settings(folder: Path, **overrides: Any) -> AnalysisConfig:
 def predicted_before(study_dir: Path) -> tuple[list[float], float | None]:
     """Returns the sizes that a study's ``prediction.json`` already predicts for, and the budget if it is only one."""
     path = study_dir / "prediction.json"
-    foretold = path.is_file() and read_json(path, SCHEMA).get("predictions") != []  # without a law there are none
-    items = load_predictions(path) if foretold else []
+    there = path.is_file() and read_json(path, SCHEMA).get("predictions") != []  # empty where no law could be fitted
+    items = load_predictions(path) if there else []
     budgets = {float(item["tokens"]) for item in items}
     return sorted({float(item["params"]) for item in items}), budgets.pop() if len(budgets) == 1 else None

@@ -127,7 +127,7 @@ def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
     if not known:
         return None
     title = "Predicted from smaller models"
-    with panel(_name("foretold", law), f"{title}: predicted against measured {_dose(law)}.") as drawn:
+    with panel(_name("backtest", law), f"{title}: predicted against measured {_dose(law)}.") as drawn:
         axes = drawn.axes
         axes.set_xscale("log")
         axes.set_yscale("log")

@@ -420,7 +420,7 @@ TABLES: dict[str, Callable[[AnalysisResult], Table | None]] = {
     "candidates": candidates,
     "sensitivity": sensitivity,
     "predictions": predictions,
-    "foretold": backtest,
+    "backtest": backtest,
     "ledger": ledger,
     "rates": rates,
     "foreign": foreign,

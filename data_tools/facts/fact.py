@@ -50,7 +50,7 @@ class Fact:
     object_id: str = ""
     """Id of the object's entity; empty if the source has none."""
     source_object: str = ""
-    """Object that the source has, where the objects were dealt out anew; never a distractor. Empty if they were not."""
+    """The object in the source, if the objects were permuted (empty otherwise). It is never a distractor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Candidate:
     object_aliases: tuple[str, ...] = ()
     """Other names of the object."""
     source_object: str = ""
-    """Object that the source has, where the objects were dealt out anew; empty if they were not."""
+    """The object in the source, if the objects were permuted; empty otherwise."""
 
 
 def load_facts(path: Path) -> list[Fact]:
@@ -125,7 +125,7 @@ def write_facts(path: Path, facts: Iterable[Fact]) -> int:
 
 
 def fact_row(fact: Fact) -> dict[str, Any]:
-    """Returns a fact as a row of ``facts.jsonl``; ``source_object`` is there only where objects were dealt out anew."""
+    """Returns a fact as a row of ``facts.jsonl``; ``source_object`` is there only if the objects were permuted."""
     row = asdict(fact)
     if not fact.source_object:
         del row["source_object"]

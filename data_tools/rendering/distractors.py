@@ -1,7 +1,7 @@
 """Chooses the options of a question: the right object and its distractors.
 
 An option is never right: by the data it means neither the answer nor another object that the relation has for the
-subject, whatever names it has (``facts.names``). Where objects were dealt out anew, the source's own is no option
+subject, whatever names it has (``facts.names``). If the objects were permuted, the source's own object is no option
 either. No two options may mean the same, or be the same tokens in a statement, and none extends the answer or is
 extended by it (``rendering.confusable``).
 """

@@ -6,8 +6,8 @@ relation. ``lm_pub_quiz.Dataset.from_path(OUTPUT/<group>)`` reads it; so does th
 
 An object has one label in the answer space, whatever names and ids its facts have. Fields of our own hold what
 the format has no place for; other readers ignore them and the importer ``bear`` reads them: ``object``, the fact's own
-name for it, ``subject_id`` and ``object_id``, which are empty where the source has none, and ``source_object`` where
-objects were dealt out anew.
+name for it, ``subject_id`` and ``object_id``, which are empty where the source has none, and ``source_object`` if the
+objects were permuted.
 """
 
 from __future__ import annotations

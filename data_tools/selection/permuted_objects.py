@@ -1,8 +1,8 @@
-"""Objects dealt out anew to the subjects of their relation, so that no subject's name says anything about its object.
+"""A random permutation of each relation's objects, so that no subject's name says anything about its object.
 
 Real names hint at their objects: an airport's code at its city, a person's name at a country. Where that lets a model
-guess, even facts that it was never shown are answered above chance. A random permutation of the objects of a relation
-ends this: how often each object is right stays as it was, and which subject it belongs to is pure chance. A few facts
+guess, even facts that it was never shown are answered above chance. The permutation ends this: how often each object
+is right stays as it was, and which subject it belongs to is pure chance. A few facts
 get their own object back, as in any random permutation: to exclude that would say of an object that it is wrong.
 """
 
@@ -33,16 +33,16 @@ def with_permuted_objects(facts: Iterable[Candidate], seed: int) -> list[Candida
     places: dict[str, list[int]] = defaultdict(list)
     for place, fact in enumerate(listed):
         places[fact.relation].append(place)
-    dealt = list(listed)
+    permuted = list(listed)
     for relation, own in places.items():
         rng = random.Random(f"{seed}/{relation}/objects")  # noqa: S311 - a reproducible draw, not a secret
         for place, origin in zip(own, rng.sample(own, len(own)), strict=True):
             fact, giver = listed[place], listed[origin]
-            dealt[place] = replace(
+            permuted[place] = replace(
                 fact,
                 object=giver.object,
                 object_id=giver.object_id,
                 object_aliases=giver.object_aliases,
                 source_object=fact.source_object or fact.object,
             )
-    return dealt
+    return permuted

@@ -70,8 +70,8 @@ class SelectConfig(Config):
     """Keep facts whose subject's name hints at the object."""
 
     permute_objects: bool = False
-    """Deal the objects of each relation out anew to its subjects, at random: no name then hints at its object. Facts
-    whose names hint at it are kept, for the hint is gone; the source's own object is no distractor."""
+    """Permute the objects of each relation among its subjects, at random: no name then hints at its object. Facts whose
+    names hint at it are kept, for the hint is gone. A subject's object in the source is no distractor."""
 
     seed: int = 0
     """Seed of the split into groups, and of the permutation of objects."""
@@ -323,7 +323,7 @@ def _fewest_facts(settings: SelectConfig) -> int:
 def _objects_needed(settings: SelectConfig) -> int:
     """Returns the number of different objects of which a question can always be made.
 
-    Where objects were dealt out anew, the source's own object of the subject is none of the options.
+    If the objects were permuted, the subject's object in the source is none of the options.
     """
     return settings.distractors + 1 + settings.permute_objects
 

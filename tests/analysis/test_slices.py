@@ -375,7 +375,7 @@ def test_a_law_of_f_is_recorded_as_before(tmp_path):
         load_law(tmp_path / "law.json")
 
 
-def test_larger_models_are_foretold_within_their_slice(simulated):
+def test_larger_models_are_predicted_within_their_slice(simulated):
     _, _, points = simulated
     moved = [replace(p, slice=Slice("facts", "frequency", 28.0), value=(p.value or 1) * 50) for p in points if p.value]
     alone = backtest(points, "collapse", "background", along=AT_14, law="N")

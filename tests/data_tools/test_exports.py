@@ -109,7 +109,7 @@ def test_an_object_has_one_label_and_every_fact_its_own_name_of_it(tmp_path):
         *facts_of(("E", "Georgia"), object_id="Q1428"),
         *facts_of(("F", "Georgia"), object_id="Q230"),
         *facts_of(("G", "Peru"), object_id="r-0", subject_id="Q1"),  # an id like those that are made
-        *facts_of(("H", "Peru"), source_object="Chile"),  # dealt out anew
+        *facts_of(("H", "Peru"), source_object="Chile"),  # permuted
     ]
     group, metadata = exported(facts, tmp_path)
     assert back(group) == as_candidates(facts)

@@ -1,4 +1,4 @@
-"""Objects dealt out anew: how often each is right stays, what a name says about its object goes."""
+"""Permuted objects: how often each is right stays, what a name says about its object goes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def hits(facts: list[Candidate]) -> int:
 
 def test_each_object_is_as_often_right_as_before_and_brings_its_id_and_other_names() -> None:
     facts = hinting()
-    dealt = with_permuted_objects(facts, seed=0)
-    assert [(fact.subject, fact.where) for fact in dealt] == [(fact.subject, fact.where) for fact in facts]
-    assert [fact.source_object for fact in dealt] == [fact.object for fact in facts]
-    for row in (facts, dealt):
+    permuted = with_permuted_objects(facts, seed=0)
+    assert [(fact.subject, fact.where) for fact in permuted] == [(fact.subject, fact.where) for fact in facts]
+    assert [fact.source_object for fact in permuted] == [fact.object for fact in facts]
+    for row in (facts, permuted):
         assert Counter((fact.object, fact.object_id, fact.object_aliases) for fact in row) == Counter(
             (f"{LETTERS[n % 10]}ville {n}", f"Q{n}", (f"Old {n}",)) for n in range(40) for _ in range(10)
         )
@@ -62,13 +62,13 @@ def test_a_name_no_longer_hints_at_its_object() -> None:
 
 def test_the_seed_decides_and_other_relations_do_not() -> None:
     facts = hinting()
-    dealt = with_permuted_objects(facts, seed=3)
-    assert with_permuted_objects(facts, seed=3) == dealt
-    assert with_permuted_objects(facts, seed=4) != dealt
+    permuted = with_permuted_objects(facts, seed=3)
+    assert with_permuted_objects(facts, seed=3) == permuted
+    assert with_permuted_objects(facts, seed=4) != permuted
     both = with_permuted_objects([*hinting(relation="other"), *facts], seed=3)
-    assert both[400:] == dealt
+    assert both[400:] == permuted
     assert {fact.object for fact in both[:400]} == {fact.object for fact in facts}
-    assert [fact.object for fact in both[:400]] != [fact.object for fact in dealt]  # one draw each
+    assert [fact.object for fact in both[:400]] != [fact.object for fact in permuted]  # one draw each
 
 
 def test_names_that_hint_are_kept_where_the_hint_is_gone_and_other_unfair_facts_are_not() -> None:

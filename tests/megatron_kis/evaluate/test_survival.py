@@ -94,7 +94,7 @@ def test_each_fact_is_followed_through_the_cells(
 
 
 def _refuses_other_facts(facts: list[Fact], folder: Path, choices: tuple[Any, ...], capsys: Any) -> None:
-    """The same ids with other objects, as of facts whose objects are dealt out anew; and a split that is not asked."""
+    """The same ids with other objects, as of facts whose objects are permuted; and a split that is not asked."""
     objects = [fact.object for fact in facts]
     rows = [{**json.loads(line)} for line in _lines(facts, folder / "own.jsonl")]
     turned = [row | {"object": name} for row, name in zip(rows, objects[1:] + objects[:1], strict=True)]
