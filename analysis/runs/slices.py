@@ -9,6 +9,9 @@ A run is infused with K facts, F exposures of each. A curve has one of the two a
 
 The run without infusion (F = 0) is dose 0 of every curve of its (N, D). Slices are found in the data: one is there
 where at least three doses differ and the rest is held.
+
+Runs of a configured infusion ratio have an F that differs a little by seed, because the exposures drawn differ in
+length. Along F at one K they are one level per (N, D, K, ratio), at the mean F of these runs.
 """
 
 from __future__ import annotations
@@ -150,7 +153,7 @@ def rows_of_slice(table: pd.DataFrame, one: Slice) -> pd.DataFrame:
     """Returns the rows of a slice with their ``dose``; of an (N, D) only where a run of the slice is infused."""
     base = (table["frequency"] == 0).to_numpy(bool)
     if one.axis == FREQUENCY:
-        dose = table["frequency"].to_numpy(float)
+        dose = table["frequency"].to_numpy(float) if one.held_by is None else _frequencies(table)
     else:
         dose = np.where(base, 0.0, table[_FACTS_COLUMN].to_numpy(float) if _FACTS_COLUMN in table else np.nan)
     rows = table.assign(dose=dose)
@@ -161,6 +164,35 @@ def rows_of_slice(table: pd.DataFrame, one: Slice) -> pd.DataFrame:
     there = {cell for cell, mine in zip(cells, infused, strict=True) if mine}
     mine: pd.DataFrame = rows[infused | (base & np.array([cell in there for cell in cells], dtype=bool))]
     return mine
+
+
+def _frequencies(table: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """Returns F [rows], for a configured ratio the mean F of the runs of its (N, D, K, ratio)."""
+    frequency = table["frequency"].to_numpy(float).copy()
+    asked = _asked_as_ratio(table)
+    if not asked.any():
+        return frequency
+    cell = ["params", "tokens", _FACTS_COLUMN, _RATIO_COLUMN]
+    rows = table.loc[asked, [*cell, "seed", "frequency"]]
+    # A run counts once, however many rows it has, and the order of the rows does not change the sum.
+    runs = rows.drop_duplicates().sort_values([*cell, "frequency", "seed"])
+    means = {key: _mean(mine["frequency"].to_numpy(float)) for key, mine in runs.groupby(cell)}
+    frequency[asked] = [means[key] for key in rows[cell].itertuples(index=False, name=None)]
+    return frequency
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    """Returns the mean; of equal values the value itself, without rounding."""
+    return float(values[0]) if values[0] == values[-1] else float(values.mean())
+
+
+def _asked_as_ratio(table: pd.DataFrame) -> Bools:
+    """Returns [rows] whether F follows from a configured infusion ratio."""
+    if _FACTS_COLUMN not in table:
+        return np.zeros(len(table), dtype=bool)
+    known = _configured(table).notna() & table[_FACTS_COLUMN].notna()
+    asked: Bools = (known & (table["frequency"] > 0)).to_numpy(bool)
+    return asked
 
 
 def _held(table: pd.DataFrame, one: Slice) -> Bools:
