@@ -12,7 +12,9 @@ HELD`` (share right, mean of seeds, by N and K; HELD is ratio=0.5 or frequency=1
 (transitions along K, a column a group), ``strength NAME SPLIT HELD N`` (a line a strength of the background, by K),
 ``contrasts GROUP SPLIT HELD N NAME...`` (a line a study, by K),
 ``laws NAME HELD`` (exponent of N of every law along K; of NAME+NAME of a law in N fitted to the points of all),
-``scores NAME MEASURED HELD`` (as ``prediction``, along K).
+``scores NAME MEASURED HELD`` (as ``prediction``, along K), ``likeness NAME`` (which of the equally strong background
+facts are lost: the share right against similarity to the infused facts, from NAME/likeness.csv, which has the lines of
+``kis law survival`` of the strengths, sizes and K between 0.35 and 0.95).
 """
 
 from __future__ import annotations
@@ -141,6 +143,31 @@ def points(names: str) -> str:
             ]
         )
     return _markdown(["kind", "group", "N", "status", "F", "interval", "ratio at F"], rows)
+
+
+_LIKENESS = {
+    "overlap": "tokens that its code shares with an infused code",
+    "prefix": "longest beginning that it has in common with an infused code",
+    "same_object": "infused facts with its city",
+}
+
+
+def likeness(name: str) -> str:
+    """Correlation over facts of the share right and each measure of similarity, both as differences from their cell.
+
+    A cell is what is alike but for the fact: exposures, N, K. Every fact counts once, with its mean over cells. The 95%
+    interval is Fisher's.
+    """
+    table = pd.read_csv(RESULTS / name / "likeness.csv")
+    columns = ["right", *_LIKENESS]
+    cells = table.groupby(["exposures", "params", "infused_facts"])[columns]
+    facts = (table[columns] - cells.transform("mean")).groupby(table["fact"]).mean()
+    rows = []
+    for column, what in _LIKENESS.items():
+        found = float(facts["right"].corr(facts[column]))
+        ends = np.tanh(np.arctanh(found) + np.array([-1, 1]) * 1.96 / np.sqrt(len(facts) - 3))
+        rows.append([what, f"{found:z.2f}", f"{ends[0]:.2f} to {ends[1]:.2f}", f"{len(facts)}"])
+    return _markdown(["share right against", "correlation", "95% interval", "facts"], rows)
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -293,6 +320,7 @@ _KINDS: dict[str, Callable[..., str]] = {
     "sizes": sizes,
     "laws": laws,
     "scores": scores,
+    "likeness": likeness,
 }
 
 

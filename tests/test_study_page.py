@@ -103,3 +103,15 @@ def test_controls_of_every_study_are_at_chance(name: str) -> None:
     spread = (0.25 * 0.75 / control["facts"]) ** 0.5  # templates of one fact move together: the fact is the unit
     assert abs(rate.mean() - 0.25) < 0.03
     assert ((rate - 0.25).abs() < 3.5 * spread).all()
+
+
+def test_likeness_compares_facts_within_their_cells(results: Path) -> None:
+    path = results / "amount" / "likeness.csv"
+    table = pd.read_csv(path)
+    before = study_page.likeness("amount")
+    # What all facts of a cell share says nothing about which of them are lost.
+    cell = table.groupby(["exposures", "params", "infused_facts"]).ngroup()
+    table.assign(right=table["right"] + cell, overlap=table["overlap"] - 2 * cell).to_csv(path, index=False)
+    assert study_page.likeness("amount") == before
+    table.assign(right=-table["same_object"]).to_csv(path, index=False)
+    assert [row[1] for row in rows_of(study_page.likeness("amount"))][-1] == "-1.00"
