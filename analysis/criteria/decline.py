@@ -1,0 +1,217 @@
+"""The likelihood of one curve: a level rate that declines, and the dose at which it has lost a stated share.
+
+    rate(x) = chance + A R(x),    R(x) = f + (1 - f) (1 + exp(s g (x - t)))^(-1/s),    x = log dose
+
+A is the excess over chance on the plateau. R, the retention, falls with the power g of the dose; s says how sharp the
+corner is (1: none, a logistic curve; large: a power of the dose from t on), and f what is never lost. The place of the
+decline is ``theta``: the log dose at which R = 1 - r, for a stated share r. It means the same whatever the form of the
+decline, also where the curve has no corner.
+
+Levels before the plateau may be lower. A number of the first levels is therefore left free, each with a rate of its
+own, at the price that Bayes' rule asks for a free rate. The likelihood is integrated over that number, over A (Laplace)
+and over s and f on a grid, and is kept as a function of theta and log g (`Card`). Nothing about a curve has to be
+decided for it: a curve that never falls has a likelihood that is level towards large doses, one that falls at once a
+likelihood that is level towards small ones.
+
+An onset is the same on the mirrored axis (`mirrored`): the plateau is at large doses, and is lost towards small ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from scipy.special import betaln, logsumexp
+
+from megatron_kis.analysis.runs.curves import Array
+
+STEEPNESS: Array = np.exp(np.linspace(np.log(0.4), np.log(24.0), 12))
+"""[G] values of g: half of the excess lost over five e-folds of the dose, and over a thirtieth of one."""
+SHARPNESS = (1.0, 6.0)
+_FLOORS = (0.0, 0.35, 0.7)  # f, as shares of 1 - r: f must be below the retention at theta
+_NO_RISE = 0.6  # prior that the plateau begins at the first level
+_RISES = 5  # numbers of free levels that are tried
+_FAR_BEHIND = 8.0  # log-likelihood of a number of free levels that adds nothing to the sum
+_FITTED = 3  # parameters of a decline that the deviance is reduced by: theta, g, A
+_ROUNDS = 6  # scoring steps to A, which is one concave parameter
+_FAR = 60.0  # log dose of F = 0, and its mirror image
+_BEYOND = (3.0, 4.0)  # e-folds before the first and after the last level at which a slow decline still shows
+_COARSE, _FINE = 48, 48  # values of theta over everything, and where the likelihood is
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one curve says of where it declines, and how steeply."""
+
+    theta: Array
+    """[T] log dose at which the share is lost, in rising order, denser where the likelihood is."""
+    log_likelihood: Array
+    """[T, G] at each theta and each of `STEEPNESS`, with a maximum of 0. It is level beyond both ends of theta."""
+    plateau: Array
+    """[T, G] most likely excess over chance on the plateau, as a share of what is possible."""
+    plateau_error: Array
+    """[T, G] its standard error."""
+    shapes: Array
+    """[T, G, shapes] probabilities of `shapes_of` the share."""
+    deviance: float
+    """Twice the log-likelihood by which rates of their own would fit the levels better than the best decline."""
+    freedom: int
+    """Degrees of freedom of the deviance; 0 where there are too few levels."""
+
+    @cached_property
+    def spacing(self) -> Array:
+        """[T] width of theta that each value stands for."""
+        edges = np.concatenate([self.theta[:1], (self.theta[1:] + self.theta[:-1]) / 2, self.theta[-1:]])
+        widths: Array = np.diff(edges)
+        return widths
+
+    def marginal(self, centre: float = float(np.log(4.0)), spread: float = 1.0) -> Array:
+        """Returns [T] the log-likelihood of theta, with log g normally distributed; its maximum is 0."""
+        weight = -0.5 * ((np.log(STEEPNESS) - centre) / spread) ** 2
+        found: Array = logsumexp(self.log_likelihood + weight, axis=1)
+        return found - found.max()
+
+
+def shapes_of(share: float) -> list[tuple[float, float]]:
+    """Returns the tried (s, f) of a decline that has lost ``share`` at theta."""
+    return [(sharp, floor * (1 - share)) for sharp, floor in product(SHARPNESS, _FLOORS)]
+
+
+def retention(x: Array, theta: Array, steepness: Array, sharp: float, floor: float, share: float) -> Array:
+    """Returns R at log doses ``x``, which has fallen to 1 - ``share`` at ``theta``; arguments are broadcast."""
+    left = (1 - share - floor) / (1 - floor)
+    start = theta - np.log(left**-sharp - 1) / (sharp * steepness)
+    kept: Array = floor + (1 - floor) * np.exp(-np.logaddexp(0.0, sharp * steepness * (x - start)) / sharp)
+    return kept
+
+
+def mirrored(x: Array, *levels: Array) -> tuple[Array, ...]:
+    """Returns a curve of log dose ``x`` [L] and its ``levels`` [L] with small and large doses exchanged."""
+    return (-x[::-1], *(values[::-1] for values in levels))
+
+
+def card_of(x: Array, rate: Array, weight: Array, chance: float, share: float) -> Card:
+    """Returns the card of one curve.
+
+    Args:
+        x: [L] log dose, rising; -inf for a dose of 0, or inf on the mirrored axis. At least two are finite.
+        rate: [L] shares answered right.
+        weight: [L] effective numbers of facts.
+        chance: rate of a guess, below 1.
+        share: r, the share of the excess that is lost at theta, between 0 and 1.
+    """
+    ends = x[np.isfinite(x)]
+    low, high = float(ends[0]) - _BEYOND[0], float(ends[-1]) + _BEYOND[1]
+    if np.isinf(x[-1]):  # mirrored
+        low, high = float(ends[0]) - _BEYOND[1], float(ends[-1]) + _BEYOND[0]
+    coarse = np.linspace(low, high, _COARSE)
+    log_likelihood = _likelihood(coarse, x, rate, weight, chance, share).value
+    peak = logsumexp(log_likelihood, axis=1)
+    step = coarse[1] - coarse[0]
+    near = coarse[peak >= peak.max() - _FAR_BEHIND]
+    fine = np.linspace(max(near[0] - step, low), min(near[-1] + step, high), _FINE)
+    theta = np.sort(np.concatenate([coarse, fine]))
+    found = _likelihood(theta, x, rate, weight, chance, share)
+    value = found.value - found.value.max()
+    return Card(theta, value, found.plateau, found.error, found.shapes, found.deviance, found.freedom)
+
+
+@dataclass(frozen=True)
+class _Likelihood:
+    """The parts of a `Card` before they are normalised."""
+
+    value: Array
+    plateau: Array
+    error: Array
+    shapes: Array
+    deviance: float
+    freedom: int
+
+
+def _likelihood(theta: Array, x: Array, rate: Array, weight: Array, chance: float, share: float) -> _Likelihood:
+    """Returns the likelihood at every ``theta`` [T] and steepness, summed over forms and numbers of free levels."""
+    right, wrong = weight * rate, weight * (1 - rate)
+    at = np.clip(x, -_FAR, _FAR)
+    free, cost = _free_levels(right, wrong)
+    every = []
+    for sharp, floor in shapes_of(share):
+        kept = retention(at, theta[:, None, None], STEEPNESS[:, None], sharp, floor, share)
+        for count, price in zip(free, cost, strict=True):
+            found = _plateau(kept[..., count:], right[count:], wrong[count:], chance)
+            every.append((found[0] + price, *found[1:]))
+    likelihoods = np.array([one[0] for one in every])  # [shapes * counts, T, G]
+    total = logsumexp(likelihoods, axis=0)
+    share_of = np.exp(likelihoods - total)
+    plateaus = np.array([one[1] for one in every])
+    plateau = (share_of * plateaus).sum(axis=0)
+    within = (share_of * (np.array([one[2] for one in every]) + (plateaus - plateau) ** 2)).sum(axis=0)
+    shapes = share_of.reshape(len(shapes_of(share)), len(free), *total.shape).sum(axis=1)
+    best = int(likelihoods.max(axis=(1, 2)).argmax())
+    count = free[best % len(free)]
+    exact = float(_binomial(right, wrong)[count:].sum())
+    possible = 1 - chance
+    return _Likelihood(
+        value=total,
+        plateau=plateau / possible,
+        error=np.sqrt(within) / possible,
+        shapes=np.moveaxis(shapes, 0, -1),
+        deviance=2 * (exact - float(every[best][3].max())),
+        freedom=max(len(x) - count - _FITTED, 0),
+    )
+
+
+def _free_levels(right: Array, wrong: Array) -> tuple[list[int], list[float]]:
+    """Returns the numbers of first levels that may be off the plateau, and the log-probability of each.
+
+    A free rate is uniform, which costs log B(k + 1, n - k + 1). Numbers are left out that are far behind the best one
+    even where every level after the plateau is fitted exactly.
+    """
+    levels = len(right)
+    most = max(levels - 2, 1)
+    cost = np.concatenate([[0.0], np.cumsum(betaln(right + 1, wrong + 1))])[:most]
+    cost += np.log(np.where(np.arange(most) == 0, _NO_RISE, (1 - _NO_RISE) / max(most - 1, 1)))
+    exact = _binomial(right, wrong)
+    best = np.full(most, -np.inf)
+    for first in range(most):
+        pooled_right, pooled_wrong = np.cumsum(right[first:]), np.cumsum(wrong[first:])
+        after = np.concatenate([np.cumsum(exact[first:][::-1])[::-1][1:], [0.0]])
+        best[first] = (_binomial(pooled_right, pooled_wrong) + after).max()
+    score = cost + best
+    chosen = np.argsort(-score, kind="stable")[:_RISES]
+    kept = sorted(int(count) for count in chosen if score[count] >= score.max() - _FAR_BEHIND)
+    return kept, [float(cost[count]) for count in kept]
+
+
+def _binomial(right: Array, wrong: Array) -> Array:
+    """Returns the largest log-likelihood of counts that need not be whole."""
+    total = right + wrong
+    p = np.clip(right / total, 1e-12, 1 - 1e-12)
+    found: Array = right * np.log(p) + wrong * np.log1p(-p)
+    return found
+
+
+def _plateau(kept: Array, right: Array, wrong: Array, chance: float) -> tuple[Array, Array, Array, Array]:
+    """Returns (log-likelihood, A, variance of A, largest log-likelihood), each [T, G], of ``kept`` [T, G, L].
+
+    The first is integrated over A, uniform between 0 and 1 - chance, by Laplace's approximation.
+    """
+    total = right + wrong
+    possible = 1 - chance
+    start = (right.sum() / total.sum() - chance) / np.maximum((kept * total).sum(-1) / total.sum(), 1e-3)
+    a = np.clip(start, 0.02 * possible, 0.999 * possible)
+
+    def rates(a: Array) -> Array:
+        return np.clip(chance + a[..., None] * kept, 1e-9, 1 - 1e-9)
+
+    for _ in range(_ROUNDS):
+        p = rates(a)
+        score = ((right / p - wrong / (1 - p)) * kept).sum(-1)
+        information = (total * kept * kept / (p * (1 - p))).sum(-1)
+        a = np.clip(a + score / np.maximum(information, 1e-9), 0.01 * possible, (1 - 1e-6) * possible)
+    p = rates(a)
+    information = (total * kept * kept / (p * (1 - p))).sum(-1)
+    variance = 1 / (information + 2 * np.pi / possible**2)  # no wider than the uniform prior
+    value = (right * np.log(p) + wrong * np.log1p(-p)).sum(-1)
+    return value + 0.5 * np.log(2 * np.pi * variance / possible**2), a, variance, value

@@ -1,0 +1,166 @@
+"""Collapse by memory, criterion ``retention``: the dose at which a stated share of what was known is lost.
+
+1. Is there a memory at all: the highest rate must beat chance.
+2. Does it fall: a sup-likelihood-ratio test against every non-decreasing curve (`unimodal.fall_test`), and a fall of
+   at least ``delta_min``.
+3. Where: the dose at which the rate's excess over chance has fallen by the share ``r`` from its plateau
+   (`decline.card_of`), with all doses whose likelihood ratio is under the cut-off.
+
+The dose means the same for a curve with a corner and for one without, and for any form of the fall. Its interval ends
+where the data do: a fall from the first level on bounds it from above alone, and where no fall was shown it is bounded
+from below alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, card_of, retention, shapes_of
+from megatron_kis.analysis.criteria.hinge import cut_off, measured
+from megatron_kis.analysis.criteria.tests import detectable_drop, p_above
+from megatron_kis.analysis.criteria.tolerance_rule import needed_drop
+from megatron_kis.analysis.criteria.unimodal import fall_test
+from megatron_kis.analysis.criteria.counts import generator_of
+from megatron_kis.analysis.runs.curves import Array, Curve
+from megatron_kis.analysis.runs.transitions import (
+    COLLAPSED,
+    INCONCLUSIVE,
+    LEFT_CENSORED,
+    RIGHT_CENSORED,
+    Found,
+    Transition,
+    count,
+    make_transition,
+)
+from megatron_kis.config.analysis import AnalysisConfig
+
+FEWEST_LEVELS = 4
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a card puts a decline, as log doses."""
+
+    value: float
+    low: float
+    """-inf where the data leave it open."""
+    high: float
+    """inf where the data leave it open."""
+    steepness: float
+    """g at ``value``, geometric mean."""
+    plateau: float
+    """Excess over chance on the plateau, as a share of what is possible."""
+    kept: float
+    """Share of the excess on the plateau that is left at the largest dose."""
+    pieces: int
+    """Number of intervals whose hull [low, high] is."""
+
+
+def place_of(card: Card, x: Array, share: float, cut: float) -> Place:
+    """Returns the best place, and the hull of all places whose likelihood ratio is at most ``cut``.
+
+    Args:
+        card: of the curve.
+        x: [L] log doses; nothing is known of places before the first finite one, or after the last.
+        share: of the card.
+        cut: see `hinge.cut_off`.
+    """
+    marginal = card.marginal()
+    best = int(marginal.argmax())
+    kept = np.flatnonzero(marginal >= -0.5 * cut)
+
+    def crossing(inner: int, outer: int) -> float:
+        part = (-0.5 * cut - marginal[inner]) / min(marginal[outer] - marginal[inner], -1e-12)
+        return float(card.theta[inner] + np.clip(part, 0.0, 1.0) * (card.theta[outer] - card.theta[inner]))
+
+    low = crossing(kept[0], kept[0] - 1) if kept[0] > 0 else -math.inf
+    high = crossing(kept[-1], kept[-1] + 1) if kept[-1] < len(marginal) - 1 else math.inf
+    ends = x[np.isfinite(x)]
+    weight = np.exp(card.log_likelihood[best])
+    forms = np.array([retention(ends[-1], card.theta[best], STEEPNESS, *form, share) for form in shapes_of(share)])
+    return Place(
+        value=float(card.theta[best]),
+        low=low if low > ends[0] else -math.inf,
+        high=high if high < ends[-1] else math.inf,
+        steepness=float(np.exp(np.average(np.log(STEEPNESS), weights=weight))),
+        plateau=float(np.average(card.plateau[best], weights=weight)),
+        kept=float(((card.shapes[best] * forms.T).sum(axis=1) * weight).sum() / weight.sum()),
+        pieces=1 + int((np.diff(kept) > 1).sum()),
+    )
+
+
+class Retention:
+    """Criterion ``retention``: the module's docstring says how."""
+
+    kind = "collapse"
+    groups: tuple[str, ...] = ("infused", "background")
+
+    def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
+        """Returns the collapse of ``curve``."""
+        levels = len(curve.dose)
+        if levels < FEWEST_LEVELS:
+            return too_few_levels(curve, self.kind, FEWEST_LEVELS)
+        x, seen = measured(curve, settings)
+        rate, weight, chance = seen.rate[0], seen.weight, curve.mean_chance or 0.0
+        top = int(rate.argmax())
+        peak = float(rate[top])
+        detectable = float(
+            detectable_drop(peak, weight[top], weight[-1], settings.alpha, settings.power, seen.freedom)
+        )
+        found: Found = {"peak": peak, "detectable": detectable}
+        if float(p_above(peak, weight[top], chance, seen.freedom)) > settings.alpha / levels:
+            reason = (
+                f"never reliably above chance ({chance:.2f}; highest rate {peak:.2f}): no memory that could collapse"
+            )
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+        p_value, _ = fall_test(seen.of(rate), settings.resamples, generator_of(curve, settings, "fall"))
+        found["p_value"] = p_value
+        card = card_of(x, rate, weight, chance, settings.r)
+        place = place_of(card, x, settings.r, cut_off(settings.confidence, seen.freedom))
+        if p_value > settings.alpha:
+            return self._no_fall(curve, place, found, settings)
+        drop = (1 - place.kept) * place.plateau * (1 - chance)
+        return self._fall(curve, place, found, drop, settings)
+
+    def _no_fall(self, curve: Curve, place: Place, found: Found, settings: AnalysisConfig) -> Transition:
+        """Returns the point of a curve whose rates never fall reliably."""
+        detectable = found["detectable"] or 0.0
+        peak, chance = found["peak"] or 0.0, curve.mean_chance or 0.0
+        largest = f"{curve.symbol} = {count(float(curve.dose[-1]))}"
+        said = f"no reliable fall up to {largest} (p = {found['p_value']:.2g})"
+        needed = float(needed_drop(peak, chance, settings))
+        if detectable > needed:
+            reason = f"{said}; only one of {detectable:.2f} or more would have shown (needed: {needed:.2f})"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+        if place.low == -math.inf:
+            reason = f"{said}, though a loss of {settings.r:.0%} from the first level on is not excluded"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+        reason = f"no fall larger than {detectable:.2f} shown up to {largest}"
+        return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": math.exp(place.low)})
+
+    def _fall(self, curve: Curve, place: Place, found: Found, drop: float, settings: AnalysisConfig) -> Transition:
+        """Returns the point of a curve that falls by ``drop``."""
+        found |= {"drop": drop, "steepness": place.steepness}
+        largest = f"{curve.symbol} = {count(float(curve.dose[-1]))}"
+        if drop < settings.delta_min:
+            reason = f"falls by {drop:.3f} up to {largest}: less than delta_min, {settings.delta_min:g}"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+        down = f"falls by {drop:.2f} up to {largest}"
+        if place.low == -math.inf and place.high == math.inf:
+            reason = f"{down}, but the levels do not tell where {settings.r:.0%} of what was known is lost"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+        if place.high == math.inf:
+            reason = f"{down}; {settings.r:.0%} of what was known may be lost beyond it"
+            return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": math.exp(place.low)})
+        high = math.exp(place.high)
+        if place.low == -math.inf:
+            reason = f"{down}: {settings.r:.0%} of what was known is lost from the first level on"
+            return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": high})
+        value = math.exp(min(max(place.value, place.low), place.high))
+        flags = "the interval is disconnected; its hull is given" if place.pieces > 1 else ""
+        found |= {"value": value, "low": math.exp(place.low), "high": high, "interval": "profile", "flags": flags}
+        reason = f"{settings.r:.0%} of what was known is lost at {curve.symbol} = {count(value)}; {down}"
+        return make_transition(curve, self.kind, COLLAPSED, f"{reason}; {flags}" if flags else reason, **found)

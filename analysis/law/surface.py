@@ -1,0 +1,318 @@
+"""One likelihood for all curves of a study: where they decline as a law of N and D, with every run in it.
+
+    theta_i = x_i . beta + k q_i + e_i,      e_i ~ Normal(0, sigma^2)
+    log g_i = m + n (log N_i - mean) + u_i,  u_i ~ Normal(0, omega^2)
+
+for the curve of cell i, whose likelihood of theta_i and g_i is its card (`criteria.decline`). theta_i and g_i are
+integrated over on the card's grid, so that a curve that never falls, or one that cannot tell, counts for what it says,
+and no status decides how. x_i are the covariates of the law; k is its bend, the coefficient of q = (log N - mean)^2,
+orthogonal to x. What is left is a density of a few parameters, which is sampled (`law.ensemble`).
+
+A law that is straight over the sizes that were trained need not be straight beyond them. k is therefore normally
+distributed around 0 with a stated standard deviation (`AnalysisConfig.bend`), which the data narrow where they can; and
+the same is fitted with k = 0, so that both can be said: if the law is straight, and if it may bend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import log_ndtr, ndtr
+from scipy.stats import chi2
+
+from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, retention, shapes_of
+from megatron_kis.analysis.law.candidates import CANDIDATES, Candidate
+from megatron_kis.analysis.law.ensemble import sample
+from megatron_kis.analysis.law.regression import fit
+from megatron_kis.analysis.runs.curves import Array
+
+SCATTER = 0.3
+"""Scale of the half-normal prior of sigma, the scatter of log F* between models."""
+_SLOPES = 3.0  # standard deviation of the prior of the exponents
+_STEEP = (float(np.log(4.0)), 1.0)  # mean and standard deviation of the prior of m
+_STEEPER = 0.15  # of that of n
+_UNEQUAL = 0.4  # scale of the half-normal prior of omega
+_LEAST = -6.0  # of log sigma and log omega
+_MOST = 2.0
+_OTHERS = 5  # parameters beside beta: k, log sigma, m, n, log omega
+_WALKERS = 40
+_DISCARD, _ROUNDS, _EVERY = 250, 500, 40
+_TOLD = 1.92  # fall of the log-likelihood on both sides that makes a cell tell where it declines
+Draws = Array
+"""[R, p + 5 + 3]: beta, k, log sigma, m, n, log omega; then the law of the plateau: its log-odds at the mean of log N,
+their slope, and the logarithm of their scatter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """The fitted likelihood of one kind, group and slice: draws of its parameters."""
+
+    candidate: Candidate
+    centre: Array
+    """Means of the covariates, and of log N."""
+    share: float
+    """Share of the excess over chance that is lost at F*."""
+    mirrored: bool
+    """Whether the plateau is at large doses (an onset)."""
+    projection: Array
+    """[p] what of (log N - mean)^2 the covariates explain."""
+    bend: float
+    """Standard deviation of the prior of k."""
+    bent: Draws
+    straight: Draws
+    """The same with k = 0."""
+    shapes: Array
+    """Probabilities of the forms of a decline (`criteria.decline.shapes_of`), all cells together."""
+    chance: float
+    cells: int
+    told: int
+    """Number of cells that show on both sides where they decline."""
+    convergence: float
+    deviance: float
+    """Deviance of all curves from the form of a decline."""
+    freedom: int
+    """Its degrees of freedom."""
+
+    @property
+    def misfit(self) -> float:
+        """Probability of such a deviance if the curves have the form of a decline."""
+        return float(chi2.sf(self.deviance, self.freedom)) if self.freedom else 1.0
+
+    def mean(self, log_n: float, log_d: float, log_h: float | None = None, *, straight: bool = False) -> Array:
+        """Returns draws [R] of the law's mean of log F* at one model."""
+        held = None if log_h is None else np.array([log_h])
+        row = _design(self.candidate, self.centre, np.array([log_n]), np.array([log_d]), held)
+        draws = self.straight if straight else self.bent
+        p = row.shape[1]
+        square = (log_n - self.centre[-1]) ** 2 - float((row @ self.projection)[0])
+        mean: Array = draws[:, :p] @ row[0] + draws[:, p] * square
+        return mean
+
+    def sigma(self, *, straight: bool = False) -> Array:
+        """Returns draws [R] of the scatter between models."""
+        draws = self.straight if straight else self.bent
+        return np.asarray(np.exp(draws[:, self._others + 1]))
+
+    @property
+    def _others(self) -> int:
+        return len(self.projection)
+
+    def quantiles(self, mean: Array, sigma: Array, levels: Sequence[float]) -> list[float]:
+        """Returns quantiles of log F* of a new model: of the mixture of Normal(mean, sigma) over the draws."""
+        low, high = float((mean - 12 * sigma).min()), float((mean + 12 * sigma).max())
+
+        def beyond(value: float, level: float) -> float:
+            return float(ndtr((value - mean) / sigma).mean()) - level
+
+        return [float(brentq(beyond, low, high, args=(level,), xtol=1e-6)) for level in levels]
+
+    def curves(
+        self, x: Array, log_n: float, log_d: float, log_h: float | None, generator: np.random.Generator
+    ) -> Array:
+        """Returns [R, L] rates of a new model at log doses ``x``, one for each draw; the band of its whole curve."""
+        o, count = self._others, len(self.bent)
+        theta = self.mean(log_n, log_d, log_h) + self.sigma() * generator.standard_normal(count)
+        z = log_n - self.centre[-1]
+        spread = np.exp(self.bent[:, o + 4])
+        steep = np.exp(self.bent[:, o + 2] + self.bent[:, o + 3] * z + spread * generator.standard_normal(count))
+        level, slope, scatter = self.bent[:, -3:].T
+        odds = level + slope * z + np.exp(scatter) * generator.standard_normal(count)
+        forms = shapes_of(self.share)
+        chosen = generator.choice(len(forms), size=count, p=self.shapes / self.shapes.sum())
+        at = np.clip(-x if self.mirrored else x, -60.0, 60.0)
+        kept = np.empty((count, len(x)))
+        for index, (sharp, floor) in enumerate(forms):
+            of = chosen == index
+            kept[of] = retention(at, theta[of, None], steep[of, None], sharp, floor, self.share)
+        rates: Array = self.chance + (1 - self.chance) / (1 + np.exp(-odds))[:, None] * kept
+        return rates
+
+
+def fit_surface(
+    cards: Sequence[Card],
+    candidate: Candidate,
+    log_n: Array,
+    log_d: Array,
+    log_h: Array | None,
+    *,
+    chance: float,
+    share: float,
+    mirrored: bool,
+    bend: float,
+    generator: np.random.Generator,
+) -> Surface:
+    """Fits the law of all curves at once.
+
+    Args:
+        cards: of the n cells.
+        candidate: form of the law.
+        log_n: [n].
+        log_d: [n].
+        log_h: [n] logarithms of what is held, for a candidate with a term in it.
+        chance: rate of a guess.
+        share: of the cards.
+        mirrored: whether the cards are of mirrored curves.
+        bend: standard deviation of the law's curvature, per squared e-fold of N.
+        generator: random numbers.
+    """
+    size = log_n - log_n.mean()
+    centre = np.concatenate([candidate.covariates(log_n, log_d, log_h).mean(axis=0), [log_n.mean()]])
+    x = _design(candidate, centre, log_n, log_d, log_h)
+    projection = np.linalg.lstsq(x, size**2, rcond=None)[0]
+    square = size**2 - x @ projection
+    sides = -1.0 if mirrored else 1.0
+    density = _Density(cards, x, square, size, sides)
+    fits = [density.draw(spread, generator) for spread in (bend, 0.0)]
+    plateau = _plateau_law(cards, size, len(fits[0][0]), generator)
+    best = [np.unravel_index(int(card.log_likelihood.argmax()), card.log_likelihood.shape) for card in cards]
+    return Surface(
+        candidate=candidate,
+        centre=centre,
+        share=share,
+        mirrored=mirrored,
+        projection=projection,
+        bend=bend,
+        bent=np.column_stack([fits[0][0], plateau]),
+        straight=np.column_stack([fits[1][0], plateau]),
+        shapes=np.mean([card.shapes[place] for card, place in zip(cards, best, strict=True)], axis=0),
+        chance=chance,
+        cells=len(cards),
+        told=sum(tells(card) for card in cards),
+        convergence=max(fits[0][1], fits[1][1]),
+        deviance=sum(card.deviance for card in cards),
+        freedom=sum(card.freedom for card in cards),
+    )
+
+
+def tells(card: Card) -> bool:
+    """Returns whether a curve shows where it declines: its likelihood falls off on both sides."""
+    marginal = card.marginal()
+    return bool(marginal[0] < -_TOLD and marginal[-1] < -_TOLD)
+
+
+def _design(candidate: Candidate, centre: Array, log_n: Array, log_d: Array, log_h: Array | None) -> Array:
+    covariates = candidate.covariates(log_n, log_d, log_h) - centre[:-1]
+    return np.column_stack([np.ones(len(covariates)), covariates])
+
+
+class _Density:
+    """The log posterior of (beta, k, log sigma, m, n, log omega)."""
+
+    def __init__(self, cards: Sequence[Card], x: Array, square: Array, size: Array, sides: float) -> None:
+        theta = np.array([card.theta for card in cards])  # [n, T]
+        likelihood = np.exp(np.array([card.log_likelihood for card in cards]))  # [n, T, G]
+        spacing = np.array([card.spacing for card in cards])
+        if sides < 0:  # a mirrored theta is minus the log dose
+            theta, likelihood, spacing = -theta[:, ::-1], likelihood[:, ::-1], spacing[:, ::-1]
+        self._theta, self._likelihood, self._spacing = theta, likelihood, spacing
+        self._x, self._square, self._size = x, square, size
+
+    def __call__(self, at: Array, bend: float) -> Array:
+        p = self._x.shape[1]
+        beta, k, log_sigma, m, n, log_omega = at[:, :p], *at[:, p:].T
+        sigma, omega = np.exp(log_sigma), np.exp(log_omega)
+        mean = beta @ self._x.T + k[:, None] * self._square  # [W, n]
+        by_steepness = self._steepness(m, n, omega)  # [W, n, G]
+        place = self._place(mean, sigma)  # [W, n, T + 2]
+        inner = np.einsum("ntg,wng->wnt", self._likelihood, by_steepness, optimize=True)
+        cells = (place[..., 1:-1] * inner).sum(-1)
+        cells += place[..., 0] * inner[..., 0] + place[..., -1] * inner[..., -1]
+        prior = -0.5 * (sigma / SCATTER) ** 2 + log_sigma - 0.5 * (omega / _UNEQUAL) ** 2 + log_omega
+        prior -= 0.5 * ((m - _STEEP[0]) / _STEEP[1]) ** 2 + 0.5 * (n / _STEEPER) ** 2
+        prior -= 0.5 * ((beta[:, 1:] / _SLOPES) ** 2).sum(-1)
+        prior -= 0.5 * (k / bend) ** 2 if bend > 0 else 0.5 * (k / 1e-9) ** 2
+        allowed = (np.minimum(log_sigma, log_omega) > _LEAST) & (np.maximum(log_sigma, log_omega) < _MOST)
+        value = np.log(np.maximum(cells, 1e-300)).sum(-1) + prior
+        return np.where(allowed, value, -np.inf)
+
+    def _steepness(self, m: Array, n: Array, omega: Array) -> Array:
+        grid = np.log(STEEPNESS)
+        centre = m[:, None] + n[:, None] * self._size
+        spread = np.maximum(omega, 0.6 * (grid[1] - grid[0]))[:, None, None]
+        weight = np.exp(-0.5 * ((grid - centre[..., None]) / spread) ** 2)
+        found: Array = weight / np.maximum(weight.sum(-1, keepdims=True), 1e-300)
+        return found
+
+    def _place(self, mean: Array, sigma: Array) -> Array:
+        """Returns [W, n, T + 2] probabilities of the grid's thetas, and of what lies beyond its two ends."""
+        ends = self._theta[:, [0, -1]]
+        below = ndtr((ends[:, 0] - mean) / sigma[:, None])
+        above = np.exp(log_ndtr((mean - ends[:, 1]) / sigma[:, None]))
+        spread = np.maximum(sigma[:, None, None], 0.6 * self._spacing)
+        weight = self._spacing / spread * np.exp(-0.5 * ((self._theta - mean[..., None]) / spread) ** 2)
+        total = np.maximum(weight.sum(-1), 1e-300)
+        inside = weight * (np.maximum(1 - below - above, 0.0) / total)[..., None]
+        return np.concatenate([below[..., None], inside, above[..., None]], axis=-1)
+
+    def draw(self, bend: float, generator: np.random.Generator) -> tuple[Array, float]:
+        """Returns (draws, convergence) with a bend of standard deviation ``bend``."""
+        weight = self._likelihood.sum(-1) * self._spacing
+        weight = weight / weight.sum(-1, keepdims=True)
+        mean = (weight * self._theta).sum(-1)
+        variance = (weight * (self._theta - mean[:, None]) ** 2).sum(-1) + 0.02
+        information = self._x.T / variance
+        covariance = np.linalg.pinv(information @ self._x)
+        beta = covariance @ (information @ mean)
+        start = np.column_stack(
+            [
+                beta + generator.multivariate_normal(np.zeros(len(beta)), covariance, _WALKERS),
+                (0.5 * bend if bend > 0 else 1e-10) * generator.standard_normal(_WALKERS),
+                np.log(0.5 * SCATTER) + 0.4 * generator.standard_normal(_WALKERS),
+                _STEEP[0] + 0.4 * generator.standard_normal(_WALKERS),
+                0.5 * _STEEPER * generator.standard_normal(_WALKERS),
+                np.log(0.5 * _UNEQUAL) + 0.4 * generator.standard_normal(_WALKERS),
+            ]
+        )
+        return sample(lambda at: self(at, bend), start, generator, discard=_DISCARD, rounds=_ROUNDS, every=_EVERY)
+
+
+def _plateau_law(cards: Sequence[Card], size: Array, draws: int, generator: np.random.Generator) -> Array:
+    """Returns [draws, 3] of the plateau's log-odds at the mean of log N, their slope and their log scatter."""
+    odds, variance = np.empty(len(cards)), np.empty(len(cards))
+    for index, card in enumerate(cards):
+        weight = np.exp(card.log_likelihood) * card.spacing[:, None]
+        weight /= weight.sum()
+        share = float(np.clip((weight * card.plateau).sum(), 1e-3, 1 - 1e-3))
+        error = float((weight * (card.plateau_error**2 + (card.plateau - share) ** 2)).sum())
+        odds[index] = np.log(share / (1 - share))
+        variance[index] = error / (share * (1 - share)) ** 2
+    rows = np.column_stack([np.ones(len(cards)), size])
+    if len(np.unique(size)) < 3:
+        rows = rows[:, :1]
+    found = fit(rows, odds, odds, np.maximum(variance, 1e-6))
+    beta = generator.multivariate_normal(found.beta, found.covariance, draws)
+    law = np.zeros((draws, 3))
+    law[:, : beta.shape[1]] = beta
+    law[:, 2] = np.log(max(float(found.sigma), 1e-3))
+    return law
+
+
+def record_of(surface: Surface) -> dict[str, Any]:
+    """Returns a surface as JSON-ready values, its draws with five digits; `surface_of` makes it again."""
+    content = {name: getattr(surface, name) for name in Surface.__dataclass_fields__ if name != "candidate"}
+    for name, value in content.items():
+        if isinstance(value, np.ndarray):
+            rounded = np.vectorize(lambda v: float(f"{v:.5g}"), otypes=[float])(value)
+            content[name] = rounded.tolist()
+    return {"law": surface.candidate.name, **content}
+
+
+def surface_of(record: Mapping[str, Any]) -> Surface:
+    """Makes a surface from its record.
+
+    Raises:
+        KeyError, TypeError, ValueError: damaged.
+    """
+    content = {name: record[name] for name in Surface.__dataclass_fields__ if name != "candidate"}
+    for name in ("centre", "projection", "bent", "straight", "shapes"):
+        content[name] = np.array(content[name], dtype=float)
+        if not np.isfinite(content[name]).all():
+            raise ValueError(f"{name}: not finite")
+    surface = Surface(candidate=CANDIDATES[record["law"]], **content)
+    if surface.bent.shape != surface.straight.shape or surface.bent.shape[1] != len(surface.projection) + _OTHERS + 3:
+        raise ValueError("draws of another form")
+    return surface
