@@ -23,11 +23,11 @@ from functools import cached_property
 from itertools import product
 
 import numpy as np
-from scipy.special import betaln, logsumexp
+from scipy.special import betainc, betaln, logsumexp
 
 from megatron_kis.analysis.runs.curves import Array
 
-STEEPNESS: Array = np.exp(np.linspace(np.log(0.4), np.log(24.0), 12))
+STEEPNESS: Array = np.exp(np.linspace(np.log(0.4), np.log(24.0), 24))
 """[G] values of g: half of the excess lost over five e-folds of the dose, and over a thirtieth of one."""
 SHARPNESS = (1.0, 6.0)
 _FLOORS = (0.0, 0.35, 0.7)  # f, as shares of 1 - r: f must be below the retention at theta
@@ -107,13 +107,13 @@ def card_of(x: Array, rate: Array, weight: Array, chance: float, share: float) -
     if np.isinf(x[-1]):  # mirrored
         low, high = float(ends[0]) - _BEYOND[1], float(ends[-1]) + _BEYOND[0]
     coarse = np.linspace(low, high, _COARSE)
-    log_likelihood = _likelihood(coarse, x, rate, weight, chance, share).value
+    log_likelihood = _likelihood(coarse, STEEPNESS[::3], x, rate, weight, chance, share).value
     peak = logsumexp(log_likelihood, axis=1)
     step = coarse[1] - coarse[0]
     near = coarse[peak >= peak.max() - _FAR_BEHIND]
     fine = np.linspace(max(near[0] - step, low), min(near[-1] + step, high), _FINE)
     theta = np.sort(np.concatenate([coarse, fine]))
-    found = _likelihood(theta, x, rate, weight, chance, share)
+    found = _likelihood(theta, STEEPNESS, x, rate, weight, chance, share)
     value = found.value - found.value.max()
     return Card(theta, value, found.plateau, found.error, found.shapes, found.deviance, found.freedom)
 
@@ -130,14 +130,16 @@ class _Likelihood:
     freedom: int
 
 
-def _likelihood(theta: Array, x: Array, rate: Array, weight: Array, chance: float, share: float) -> _Likelihood:
-    """Returns the likelihood at every ``theta`` [T] and steepness, summed over forms and numbers of free levels."""
+def _likelihood(
+    theta: Array, steepness: Array, x: Array, rate: Array, weight: Array, chance: float, share: float
+) -> _Likelihood:
+    """Returns the likelihood at every ``theta`` [T] and ``steepness`` [G], summed over forms and numbers of free levels."""
     right, wrong = weight * rate, weight * (1 - rate)
     at = np.clip(x, -_FAR, _FAR)
     free, cost = _free_levels(right, wrong)
     every = []
     for sharp, floor in shapes_of(share):
-        kept = retention(at, theta[:, None, None], STEEPNESS[:, None], sharp, floor, share)
+        kept = retention(at, theta[:, None, None], steepness[:, None], sharp, floor, share)
         for count, price in zip(free, cost, strict=True):
             found = _plateau(kept[..., count:], right[count:], wrong[count:], chance)
             every.append((found[0] + price, *found[1:]))
@@ -165,12 +167,18 @@ def _likelihood(theta: Array, x: Array, rate: Array, weight: Array, chance: floa
 def _free_levels(right: Array, wrong: Array) -> tuple[list[int], list[float]]:
     """Returns the numbers of first levels that may be off the plateau, and the log-probability of each.
 
-    A free rate is uniform, which costs log B(k + 1, n - k + 1). Numbers are left out that are far behind the best one
-    even where every level after the plateau is fitted exactly.
+    A free rate is uniform below the highest rate of the others, u, which costs log of the integral of p^k (1 - p)^(n - k)
+    from 0 to u, over u. Numbers are left out that are far behind the best one even where every level after the plateau
+    is fitted exactly.
     """
     levels = len(right)
     most = max(levels - 2, 1)
-    cost = np.concatenate([[0.0], np.cumsum(betaln(right + 1, wrong + 1))])[:most]
+    rate = right / (right + wrong)
+    cost = np.zeros(most)
+    for count in range(1, most):
+        below = float(np.clip(rate[count:].max(), 1e-3, 1.0))
+        inside = betainc(right[:count] + 1, wrong[:count] + 1, below)
+        cost[count] = (betaln(right[:count] + 1, wrong[:count] + 1) + np.log(np.maximum(inside, 1e-300) / below)).sum()
     cost += np.log(np.where(np.arange(most) == 0, _NO_RISE, (1 - _NO_RISE) / max(most - 1, 1)))
     exact = _binomial(right, wrong)
     best = np.full(most, -np.inf)

@@ -107,9 +107,7 @@ class Retention:
         rate, weight, chance = seen.rate[0], seen.weight, curve.mean_chance or 0.0
         top = int(rate.argmax())
         peak = float(rate[top])
-        detectable = float(
-            detectable_drop(peak, weight[top], weight[-1], settings.alpha, settings.power, seen.freedom)
-        )
+        detectable = float(detectable_drop(peak, weight[top], weight[-1], settings.alpha, settings.power, seen.freedom))
         found: Found = {"peak": peak, "detectable": detectable}
         if float(p_above(peak, weight[top], chance, seen.freedom)) > settings.alpha / levels:
             reason = (

@@ -123,7 +123,9 @@ class Surface:
         odds = level + slope * z + np.exp(scatter) * generator.standard_normal(count)
         forms = shapes_of(self.share)
         chosen = generator.choice(len(forms), size=count, p=self.shapes / self.shapes.sum())
-        at = np.clip(-x if self.mirrored else x, -60.0, 60.0)
+        if self.mirrored:
+            x, theta = -x, -theta
+        at = np.clip(x, -60.0, 60.0)
         kept = np.empty((count, len(x)))
         for index, (sharp, floor) in enumerate(forms):
             of = chosen == index
