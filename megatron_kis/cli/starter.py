@@ -23,7 +23,7 @@ def serve(link: socket.socket) -> dict[str, Any] | None:
     """Starts runs until the other end of ``link`` is closed.
 
     Returns:
-        In the process of a run: what was said of it. In the starter: None, at the end.
+        In the process of a run: what the executor asked for. In the starter: None, at the end.
     """
     from megatron_kis.executor.processes import before_start
 

@@ -213,7 +213,7 @@ class RunConfig(Config):
             msg = "trunk: needs infusion.begins, which says where this run leaves it"
             raise ValueError(msg)
         if self.extends is not None and self.infusion.begins is not None:
-            msg = "has both extends and infusion.begins; give one: what extends a run begins where that ends"
+            msg = "extends: excludes infusion.begins, since a run that extends another begins where that ends; give one"
             raise ValueError(msg)
         if self.infusion.begins is not None and not 0 < self.begin_step < self.training.steps:
             msg = (

@@ -233,7 +233,7 @@ def check_continuation(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def same_until(sequences: int, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Returns whether two plans have the same first sequences because these are of equal parts.
+    """Returns whether two plans have the same first sequences because the parts that they come from are equal.
 
     Args:
         sequences: number of sequences to compare.

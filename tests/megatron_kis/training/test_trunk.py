@@ -143,7 +143,7 @@ def test_a_schedule_is_one_of_the_rest() -> None:
         ({"infusion": {"begins": 0.01}}, r"infusion.begins: 0.01 of 20 steps is step 0"),
         ({"infusion": {"begins": 0.99}}, r"infusion.begins: 0.99 of 20 steps is step 20"),
         ({"infusion": {"begins": 1.0}}, "infusion.begins: .*less than 1"),
-        ({"extends": "t", "infusion": {"begins": 0.5}}, "has both extends and infusion.begins"),
+        ({"extends": "t", "infusion": {"begins": 0.5}}, "extends: excludes infusion.begins"),
     ],
 )
 def test_a_beginning_that_cannot_be_is_refused(tiny_run: MakeRun, changes: dict[str, Any], said: str) -> None:
