@@ -36,6 +36,7 @@ from megatron_kis.data.plan_inputs import (
     PreviousPart,
     TokenBudget,
     fingerprint_of,
+    whole_number,
 )
 from megatron_kis.data.stream import IntArray, Stream, TemplatePolicy
 
@@ -122,12 +123,12 @@ class ExposurePlan:
         self.sequence_length, self.token_budget = budget.sequence_length, budget.tokens
         self.infused_tokens = streams[0].total_tokens
         self.background_tokens = streams[1].total_tokens
-        self.infusion_frequency = _whole(infused.mean(streams[0].counts_per_fact()))
+        self.infusion_frequency = whole_number(infused.mean(streams[0].counts_per_fact()))
         self.infusion_ratio = self.infused_tokens / self.token_budget
         background = inputs.background
         self.background_frequencies = background.frequency  # before any exposure gives way
-        self.background_base_frequency = _whole(background.mean(background.frequency))
-        self.background_frequency = _whole(background.mean(streams[1].counts_per_fact()))
+        self.background_base_frequency = whole_number(background.mean(background.frequency))
+        self.background_frequency = whole_number(background.mean(streams[1].counts_per_fact()))
 
     def __len__(self) -> int:
         """Returns the number of sequences of the run."""
@@ -252,10 +253,6 @@ def _of_strengths(groups: list[dict[str, int]], frequencies: IntArray) -> dict[s
 
 def _of_schedule(schedule: Schedule) -> dict[str, Any]:
     return {"background_schedule": schedule.description, "background_schedule_fingerprint": schedule.fingerprint}
-
-
-def _whole(mean: float) -> float:
-    return int(mean) if mean == int(mean) else mean
 
 
 def _does_not_fit(inputs: PlanInputs, frequencies: IntArray | int) -> InputError:
