@@ -196,6 +196,14 @@ def test_a_branch_is_the_run_that_was_trained_from_the_start(
 
 
 @pytest.mark.slow
+def test_a_branch_that_names_all_facts_keeps_its_trunks_answers(tiny_run: MakeRun, trunk: Path) -> None:
+    asked = [row for row in rows(trunk, "probes.jsonl") if row["step"] == 10]
+    facts = read_json(trunk / "run.json", "kis.run/1")["infused_facts"]
+    branch = train(run(tiny_run, "branch", {"frequency": 8, "facts": facts}, trunk=trunk))
+    assert [row for row in rows(branch, "probes.jsonl") if row["step"] == 10] == asked  # to the seconds they took
+
+
+@pytest.mark.slow
 def test_a_branch_that_is_cut_off_needs_its_trunk_no_more(tiny_run: MakeRun, trunk: Path) -> None:
     branch = run(tiny_run, "branch", {"frequency": 8, "facts": 8}, trunk=trunk)
     cut_off(branch, 13)
