@@ -98,13 +98,18 @@ def _vocabulary(study: StudyConfig) -> int | None:
         return None
 
 
-def cost(run: RunConfig) -> float:
-    """Returns the relative cost of a run: weights x tokens that it trains itself."""
-    return _weights(run.model) * float(run.training.token_budget) * own_share(run)
+def cost(run: RunConfig, own: float | None = None) -> float:
+    """Returns the relative cost of a run: weights x tokens that it trains itself.
+
+    Args:
+        run: the run.
+        own: share of its steps that it trains itself, where its record says so; ``own_share`` if not given.
+    """
+    return _weights(run.model) * float(run.training.token_budget) * (own_share(run) if own is None else own)
 
 
 def own_share(run: RunConfig) -> float:
-    """Returns the share of its steps that a run trains itself; the others are its trunk's."""
+    """Returns the share of its steps that a run is to train itself; the others are its trunk's."""
     return 1.0 if run.trunk is None else 1.0 - run.begin_step / run.training.steps
 
 
