@@ -94,7 +94,8 @@ class InfusionConfig(Config):
 
     facts: PositiveInt | None = None
     """Number K of infused facts that are shown, and asked for: the first K in an order in which each relation has its
-    share, so that the facts of a smaller K are among those of a larger one. All if not given. Facts that share their
+    share, so that the facts of a smaller K are among those of a larger one. The order is that of the data, the same
+    for every seed. All if not given. Facts that share their
     options follow each other: take a multiple of options x relations."""
 
     ratio: float | None = Field(None, ge=0, le=1)

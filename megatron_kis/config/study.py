@@ -165,7 +165,8 @@ class StudyConfig(Config):
     """Token budgets D."""
 
     facts: Counts = ()
-    """Numbers K of infused facts that are shown; 0 is the run without infusion. All of them if empty."""
+    """Numbers K of infused facts that are shown, the first ones in the order of ``infusion.facts``; 0 is the run
+    without infusion. All of them if empty."""
 
     frequencies: Counts = ()
     """Infusion frequencies F; 0 is the run without infusion."""

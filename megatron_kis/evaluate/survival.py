@@ -90,17 +90,16 @@ def write_survival(runs: Sequence[Path], facts: Sequence[Fact], output: Path, *,
     for folder in runs:
         past = open_run(folder)
         _add_run(cells, past, _questions(past, questions), by_id, split=split, rule=rule)
+    if past is None or not any(cell.facts for cell in cells.values()):
+        problem = f"no run asked for background facts with templates of split {split!r}"
+        raise InputError(problem, where="split", remedy="choose another split, or probe with its templates")
     rows = 0
     with atomic_write(output) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
-        if past is not None:
-            for row in _rows(cells, past, by_id):
-                table.writerow(row)
-                rows += 1
-    if not rows:
-        problem = f"no run asked for background facts with templates of split {split!r}"
-        raise InputError(problem, where="split", remedy="choose another split, or probe with its templates")
+        for row in _rows(cells, past, by_id):
+            table.writerow(row)
+            rows += 1
     return rows
 
 

@@ -6,6 +6,9 @@ The first K infused facts are shown (``infusion.facts``). Groups of background f
 Each relation has its share of every K, and the facts of a smaller K are among those of a larger one. Facts that share
 their options follow each other: an option that the run never shows as an answer would be easier to tell apart. (Where
 all objects of a relation are options this cannot be helped.) Facts that no question asks about come last.
+
+The order is that of the questions' file, the same for all seeds and whatever a run is asked: it is taken from
+questions of every split (``ONE_OF_EACH``), not from those that ``probes.templates`` leaves.
 """
 
 from __future__ import annotations
@@ -17,14 +20,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.terms import BACKGROUND, INFUSED
+from megatron_kis.common.terms import BACKGROUND, INFUSED, SPLITS
 from megatron_kis.config.data import BackgroundGroup
 from megatron_kis.config.run import RunConfig
 from megatron_kis.probes.questions import QuestionSet
 
+ONE_OF_EACH: dict[str, int] = dict.fromkeys(SPLITS, 1)
+"""Templates whose questions tell the order: every fact that any question asks about has one of them."""
+
 
 def infusion_order(questions: QuestionSet, group: str = INFUSED) -> list[str]:
     """Returns the ids of the facts of a group that are asked for, in the order in which they are taken."""
+    if group not in questions.orders:
+        questions.orders[group] = _order(questions, group)
+    return questions.orders[group]
+
+
+def _order(questions: QuestionSet, group: str) -> list[str]:
     table = questions.table
     whole = questions.header.get("distractors_per_question", 0) is None  # all objects of a relation are options
     if group not in table.group.names:
@@ -54,7 +66,7 @@ def shown_facts(questions: QuestionSet, ids: Sequence[str], count: int) -> NDArr
     """Returns which infused facts a run shows.
 
     Args:
-        questions: all questions of the run's file.
+        questions: those of the run's file that tell the order (``ONE_OF_EACH``).
         ids: of all infused facts, in the order of the plan's rows.
         count: K.
 
@@ -76,7 +88,7 @@ def background_frequencies(
     """Returns how often a run shows each background fact, before any exposure gives way to infusion.
 
     Args:
-        questions: all questions of the run's file.
+        questions: those of the run's file that tell the order (``ONE_OF_EACH``).
         ids: of all background facts, in the order of the plan's rows.
         groups: numbers of facts and their frequencies.
 
@@ -114,8 +126,8 @@ def _stretches(order: Sequence[str], groups: Sequence[BackgroundGroup]) -> Itera
         start += group.facts
 
 
-def asks_every_fact(config: RunConfig) -> bool:
-    """Returns whether a run is asked for every fact that its questions are about."""
+def asks_about_every_fact(config: RunConfig) -> bool:
+    """Returns whether a run is asked about every fact that its questions are about."""
     infusion = config.infusion
     return infusion.facts is None and not infusion.background.groups and config.probes.facts_per_group is None
 
@@ -144,7 +156,7 @@ def questions_of_shown(
         background: groups of background facts; none if all are shown equally often.
         most: largest number of facts of each group that are asked for, of the background of each of its groups; None
             for all. Of groups that are shown as a whole these are the first ones that ``questions`` has.
-        own: all questions of the run's own file, which has the order; ``questions`` if not given.
+        own: questions of the run's own file that tell the order (``ONE_OF_EACH``); ``questions`` if not given.
 
     Returns:
         The questions that remain, in their order, with the strengths of the background facts if these differ.

@@ -32,6 +32,9 @@ class QuestionSet:
     strengths: Mapping[str, int] = field(default_factory=dict)
     """Exposures of each background fact, where a run shows some more often than others; else empty."""
 
+    orders: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Facts of each group in the order in which they are taken, once it was asked for (``infusion_order``)."""
+
     def __post_init__(self) -> None:
         """Converts the questions to columns."""
         object.__setattr__(self, "questions", QuestionTable.of(self.questions))

@@ -29,7 +29,7 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.data_tools.storage.indexed import suffixed
 from megatron_kis.data_tools.tokenizers.base import Tokenizer, side_file
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer, write_copy
-from megatron_kis.probes.infusion_order import asks_every_fact, questions_of_run
+from megatron_kis.probes.infusion_order import ONE_OF_EACH, asks_about_every_fact, questions_of_run
 from megatron_kis.probes.questions import QuestionSet, read_questions
 from megatron_kis.training.record import check_closed, setting_differences
 
@@ -153,7 +153,12 @@ class PastRun:
         assert self.tokenizer and self.questions_sha256  # checked in this order: new questions have a new tokenizer
         questions = read_questions(self.questions_path, templates)
         self.check_questions(questions, self.questions_path)
-        return questions_of_run(questions, self.config)
+        return questions_of_run(questions, self.config, own=self._ordering)
+
+    @cached_property
+    def _ordering(self) -> QuestionSet | None:
+        """Its questions that tell the order of the facts; None where it is asked about all of them."""
+        return None if asks_about_every_fact(self.config) else read_questions(self.questions_path, ONE_OF_EACH)
 
     def select_questions(
         self, exposures: Path | None, templates: Mapping[Any, int | None]
@@ -175,9 +180,7 @@ class PastRun:
         path = suffixed(exposures, ".questions.jsonl")
         questions = read_questions(path, templates)
         self.check_questions(questions, path)
-        every = asks_every_fact(self.config)
-        own = None if every else read_questions(self.questions_path, {"train": 1, "held_out": 1, "question": 1})
-        return path, questions_of_run(questions, self.config, own=own), sha256_file(path)
+        return path, questions_of_run(questions, self.config, own=self._ordering), sha256_file(path)
 
     def check_questions(self, questions: QuestionSet, path: Path) -> None:
         """Refuses questions that were made with another tokenizer than the run's.

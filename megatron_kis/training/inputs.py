@@ -19,7 +19,7 @@ from megatron_kis.data.general_text import GeneralText, ValidationText
 from megatron_kis.data_tools.tokenizers.base import Tokenizer
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
 from megatron_kis.probes.answer_space import bits_of_facts, distinct_objects
-from megatron_kis.probes.infusion_order import questions_of_run
+from megatron_kis.probes.infusion_order import ONE_OF_EACH, asks_about_every_fact, questions_of_run
 from megatron_kis.probes.questions import QuestionSet, check_lengths, read_questions
 from megatron_kis.training.artifacts import made_with
 from megatron_kis.training.run_plan import open_plan
@@ -145,7 +145,12 @@ class InputsOfMany:
         if config.model.init_from is not None:
             rows = padded_vocabulary(tokenizer.vocab_size)
             start = open_start(config.model.init_from, config.model.shape(), vocabulary=rows, longest=length)
-        plan = open_plan(config, store, questions)  # not kept: those of many runs would fill the memory
+        ordering = questions
+        if not asks_about_every_fact(config):
+            ordering = self._once(
+                ("order", data.questions, questions_sha256), lambda: read_questions(data.questions, ONE_OF_EACH)
+            )
+        plan = open_plan(config, store, ordering)  # not kept: those of many runs would fill the memory
         self._once(
             ("lengths", data.questions, *templates.items(), length),
             lambda: check_lengths(questions, length, where=str(data.questions)),
@@ -159,7 +164,7 @@ class InputsOfMany:
             documents=config.documents,
             questions=self._once(
                 ("asked", data.questions, *templates.items(), *_choices_of_facts(config)),
-                lambda: questions_of_run(questions, config),
+                lambda: questions_of_run(questions, config, own=ordering),
             ),
             objects=lambda: self._once(
                 ("objects", data.questions, *templates.items()), lambda: distinct_objects(questions)

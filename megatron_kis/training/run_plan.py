@@ -31,7 +31,7 @@ def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -
     Args:
         config: configuration of the run.
         store: its exposures.
-        questions: questions about all facts, which say in what order these are taken.
+        questions: those that tell the order of the facts (``infusion_order.ONE_OF_EACH``).
 
     Raises:
         InputError: impossible settings, exposures that do not fit, or a run to extend that is not there, not finished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,29 @@ def test_more_facts_than_there_are_is_refused(tiny_run: MakeRun, tmp_path: Path)
     with pytest.raises(InputError, match=r"infusion\.facts: is 17, the data have 16"):
         train(config)
     assert not config.output.exists()
+
+
+def test_the_facts_shown_do_not_depend_on_what_is_asked(tiny_run: MakeRun, tmp_path: Path) -> None:
+    """Where one relation has no held-out template, a run that asks with these alone shows the same facts as others."""
+    config = tiny_run(infusion={"facts": 8})
+    prefix = tmp_path / "data" / "exposures"
+    prefix.parent.mkdir()
+    for path in config.data.exposures.parent.glob(config.data.exposures.name + ".*"):
+        shutil.copy(path, prefix.parent / path.name.replace(config.data.exposures.name, prefix.name, 1))
+    header, *lines = config.data.questions.read_text(encoding="utf-8").splitlines(keepends=True)
+    relations = sorted({json.loads(line)["relation"] for line in lines})
+    kept = [
+        line for line in lines if (row := json.loads(line))["split"] != "held_out" or row["relation"] != relations[0]
+    ]
+    assert len(kept) < len(lines)
+    data = config.data.replace(exposures=prefix, fingerprints={})
+    data.questions.write_text(header + "".join(kept), encoding="utf-8")
+    expected = []
+    for templates in ({"train": 1}, {"held_out": 1}, {}):
+        inputs = open_inputs(config.replace(data=data, probes=config.probes.replace(templates=templates)))
+        shown = inputs.plan.expected("infused") > 0
+        expected.append(shown.tolist())
+        asked = {question.fact for question in inputs.questions.questions if question.group == "infused"}
+        assert asked <= {fact for fact, is_shown in zip(inputs.store.ids("infused"), shown, strict=True) if is_shown}
+    assert expected[0] == expected[1] == expected[2]
+    assert sum(expected[0]) == 8

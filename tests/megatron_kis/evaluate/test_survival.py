@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data_tools.facts.fact import Fact, load_facts, write_facts
-from megatron_kis.evaluate.survival import COLUMNS
+from megatron_kis.evaluate.survival import COLUMNS, write_survival
 from megatron_kis.probes.scoring import RULES
 from megatron_kis.training.artifacts import open_run
 from tests.runs import trained
@@ -104,6 +105,11 @@ def _refuses_other_facts(facts: list[Fact], folder: Path, choices: tuple[Any, ..
             write_facts(folder / name, facts[:2])
         assert main(["law", "survival", str(folder), *choices, "--facts", str(folder / name)]) == 2
         assert "give the facts.jsonl that the data of these runs were made from" in capsys.readouterr().err
+    output = Path(choices[choices.index("--output") + 1])
+    before = output.read_bytes()
+    with pytest.raises(InputError, match="no run asked for background facts with templates of split 'essay'"):
+        write_survival([folder / "runs" / "none"], facts, output, split="essay", rule="statement")
+    assert output.read_bytes() == before
 
 
 def _lines(facts: list[Fact], path: Path) -> list[str]:
