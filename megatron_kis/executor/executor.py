@@ -286,12 +286,13 @@ class _Executor:
         """Leaves no run behind, however the executor ends."""
         for running in self._running:
             running.kill()
+        if self._starter is not None:
+            self._starter.close()
+        for running in self._running:
             running.process.wait()
             running.log.close()
             running.lease.release()
         self._running.clear()
-        if self._starter is not None:
-            self._starter.close()
 
 
 @contextmanager

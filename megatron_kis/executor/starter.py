@@ -14,16 +14,15 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from megatron_kis.executor.attempts import STOPPED
 from megatron_kis.executor.interface import Run, Slot
 from megatron_kis.executor.processes import before_start, start_ticks
 
@@ -104,7 +103,7 @@ class Starter:
             self._failed = True
             self.close()
             return None
-        return _Forked(process, self)
+        return _Forked(process, run.output / "DONE", self)
 
     def _begin(self, environment: Mapping[str, str], lock: int | None) -> None:
         self._link, theirs = socket.socketpair()
@@ -136,7 +135,10 @@ class Starter:
             patience = 0.0 if until is None else max(0.0, until - time.monotonic())
             if not select.select([self._link], [], [], patience)[0]:
                 return None
-            block = self._link.recv(1 << 16)
+            try:
+                block = self._link.recv(1 << 16)
+            except OSError:
+                block = b""
             if not block:  # it has ended
                 self.close()
                 self._failed = True
@@ -145,9 +147,13 @@ class Starter:
 
     def status(self, process: int) -> int | None:
         """Returns the exit status of a process that was started here, once; None while it runs, or if nobody knows."""
-        with suppress(OSError):
-            self._receive()
+        self._receive()
         return self._statuses.pop(process, None)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the starter has ended, and says nothing more."""
+        return self._link is None
 
     def close(self) -> None:
         """Ends the starter; the kernel then asks what it has started to end, too."""
@@ -163,8 +169,9 @@ class Starter:
 class _Forked:
     """A run that the starter has started."""
 
-    def __init__(self, process: int, starter: Starter) -> None:
+    def __init__(self, process: int, done: Path, starter: Starter) -> None:
         self.pid = process
+        self._done = done
         self._starter = starter
         self._began = start_ticks(process)
         self._status: int | None = None
@@ -176,18 +183,13 @@ class _Forked:
     def poll(self) -> int | None:
         if self._status is None:
             self._status = self._starter.status(self.pid)
-        if self._status is None and (not self._began or start_ticks(self.pid) != self._began):
-            # it is gone: the starter says so in a moment, if it is still there
-            self._status = self._last_word()
+        if self._status is None and self._starter.is_closed and self._is_gone():
+            # Nobody is left to say how it ended: either it was complete, or it was asked to end with the starter.
+            self._status = 0 if self._done.exists() else STOPPED
         return self._status
 
-    def _last_word(self) -> int:
-        for _ in range(20):
-            status = self._starter.status(self.pid)
-            if status is not None:
-                return status
-            time.sleep(_WAIT)
-        return -int(signal.SIGTERM)
+    def _is_gone(self) -> bool:
+        return not self._began or start_ticks(self.pid) != self._began
 
     def wait(self) -> int:
         while (status := self.poll()) is None:
