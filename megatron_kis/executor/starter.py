@@ -7,6 +7,8 @@ that is sound: on Linux, for runs of one rank and one thread that use no GPU. Wh
 are started by their commands.
 
 The kernel ends the starter with the executor, and its runs with the starter: they save, as if they were asked to stop.
+A forked process begins its run only when the executor says so, through a pipe that came with the request. One that the
+starter forks too late finds that pipe closed, and ends: its run has been started by its command in the meantime.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ from megatron_kis.executor.interface import Run, Slot
 from megatron_kis.executor.processes import before_start, start_ticks
 
 MODULE = "megatron_kis.cli.starter"
+GO = b"."
+"""What the executor says to a forked process that is to begin its run."""
+
 _PATIENCE = 120.0  # seconds for the imports, on a machine at full load
 _WAIT = 0.05
 
@@ -55,6 +60,7 @@ class Starter:
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
         self._received = b""
+        self._running: set[int] = set()
         self._statuses: dict[int, int] = {}
         self._failed = False
 
@@ -94,19 +100,35 @@ class Starter:
         try:
             if self._link is None:
                 self._begin(environment, lock)
-            assert self._link is not None
-            self._link.sendall(json.dumps(wanted).encode() + b"\n")
-            process = self._receive(until=time.monotonic() + _PATIENCE)
+            process = self._request(json.dumps(wanted).encode() + b"\n")
         except OSError:
             process = None
         if process is None:
             self._failed = True
-            self.close()
+            if not self._running:  # those that it has started end with it
+                self.close()
             return None
+        self._running.add(process)
         return _Forked(process, run.output / "DONE", self)
+
+    def _request(self, wanted: bytes) -> int | None:
+        """Has a process forked, and lets it begin; None, and it never begins, if it is not there in time."""
+        assert self._link is not None
+        begin, go = os.pipe()
+        try:
+            sent = socket.send_fds(self._link, [wanted], [begin])
+            self._link.sendall(wanted[sent:])
+            process = self._receive(until=time.monotonic() + _PATIENCE)
+            if process is not None:
+                os.write(go, GO)
+            return process
+        finally:
+            os.close(go)
+            os.close(begin)
 
     def _begin(self, environment: Mapping[str, str], lock: int | None) -> None:
         self._link, theirs = socket.socketpair()
+        self._link.settimeout(_PATIENCE)
         with theirs:
             kept = (theirs.fileno(),) if lock is None else (theirs.fileno(), lock)
             self._process = subprocess.Popen(
@@ -128,6 +150,7 @@ class Starter:
                 self._received = rest
                 said: dict[str, Any] = json.loads(line)
                 if "ended" in said:
+                    self._running.discard(said["ended"])
                     self._statuses[said["ended"]] = said["status"]
                 elif until is not None:
                     return int(said["started"])

@@ -22,7 +22,7 @@ from megatron_kis.executor.attempts import read_attempts
 from megatron_kis.executor.executor import execute
 from megatron_kis.executor.interface import Progress, Slot
 from megatron_kis.executor.lease import read_lease
-from megatron_kis.executor.processes import parent, start_ticks
+from megatron_kis.executor.processes import descendants, parent, start_ticks
 from tests.run_files import losses
 from tests.runs import trained
 from tests.studies import run_of
@@ -155,6 +155,33 @@ def test_a_run_whose_end_was_not_reported_yet_has_no_status(begin: Begin) -> Non
     assert polled(run) is None
     os.kill(serving, signal.SIGCONT)
     assert run.wait() == 3
+
+
+def test_a_starter_that_is_late_ends_no_other_run_and_starts_none_twice(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin("a", UNTIL.format("end") + "sys.exit(3)")
+    assert run is not None
+    monkeypatch.setattr(starter, "_PATIENCE", 0.5)
+    Path("slow").touch()
+    assert begin("b", "Path('b').touch()") is None, "it is to be started by its command"
+    assert begin("c", "Path('c').touch()") is None
+    Path("slow").unlink()
+    serving = parent(run.pid)
+    time.sleep(0.5)
+    assert polled(run) is None, "the starter was not ended"
+    Path("end").touch()
+    assert run.wait() == 3
+    wait_for(lambda: not descendants(serving))
+    assert start_ticks(serving)
+    assert not Path("b").exists() and not Path("c").exists()
+
+
+def test_a_starter_that_is_late_with_its_first_run_is_ended(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starter, "_PATIENCE", 3.0)
+    Path("slow").touch()
+    assert begin("a", "Path('a').touch()") is None
+    assert begin.starter.is_closed
 
 
 @pytest.mark.parametrize(("end", "status"), [("sys.exit(75)", 75), ("Path('runs/a/DONE').touch(), sys.exit(0)", 0)])
