@@ -159,8 +159,11 @@ class Law:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of the record; a figure of a law predicts from it at many sizes."""
-        return fingerprint(self.record())
+        """Fingerprint of the record; a figure of a law predicts from it at many sizes.
+
+        The reason of the selection counts in the words of older versions: predictions name their law by it.
+        """
+        return fingerprint(self.record() | {"selection": self.selection.replace("predicts", "foretells")})
 
 
 def fit_law(
@@ -411,8 +414,8 @@ def _select(candidates: list[dict[str, Any]], cells: Cells) -> tuple[str, str]:
     if best > scores[full.name] + 1:
         alike = [name for name in scores if scores[name] > max(best - 1, scores[full.name] + 1)]
         chosen = min(alike, key=lambda name: (CANDIDATES[name].size, -scores[name]))
-        return chosen, "foretells the largest N, held out, better than the full law"
-    return full.name, "no other law foretells the largest N, held out, better by more than one unit of log score"
+        return chosen, "predicts the largest N, held out, better than the full law"
+    return full.name, "no other law predicts the largest N, held out, better by more than one unit of log score"
 
 
 def _identity(point: Transition) -> tuple[float, ...]:

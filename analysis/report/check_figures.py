@@ -116,9 +116,7 @@ def comparison(law: Law) -> Drawing | None:
         axes.set_xlabel("log score of the largest N, held out (right is better)")
         axes.set_title(title)
         chosen = next((row["law"] for row in rows if row["selected"]), law.law)
-        # law.json keeps its old wording, because dated predictions contain the fingerprint of their law.
-        selection = law.selection.replace("foretells", "predicts")
-        return Drawing(to_svg(drawn), f"In colour: the law in use ({chosen}), {selection}.")
+        return Drawing(to_svg(drawn), f"In colour: the law in use ({chosen}), {law.selection}.")
 
 
 def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
