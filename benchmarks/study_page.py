@@ -11,7 +11,10 @@ registered, against the points measured since). Where the number of facts K was 
 HELD`` (share right, mean of seeds, by N and K; HELD is ratio=0.5 or frequency=14), ``sizes NAME KIND HELD GROUP...``
 (transitions along K, a column a group), ``strength NAME SPLIT HELD N`` (a line a strength of the background, by K),
 ``contrasts GROUP SPLIT HELD N NAME...`` (a line a study, by K),
-``laws NAME HELD`` (exponent of N of every law along K), ``scores NAME MEASURED HELD`` (as ``prediction``, along K).
+``laws NAME HELD`` (exponent of N of every law along K; of NAME+NAME of a law in N fitted to the points of all),
+``scores NAME MEASURED HELD`` (as ``prediction``, along K), ``likeness NAME`` (which of the equally strong background
+facts are lost: the share right against similarity to the infused facts, from NAME/likeness.csv, which has the lines of
+``kis law survival`` of the strengths, sizes and K between 0.35 and 0.95).
 """
 
 from __future__ import annotations
@@ -20,17 +23,22 @@ import argparse
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from megatron_kis.analysis.findings.analyse import law_keys
 from megatron_kis.analysis.law.fit import SCHEMA as LAW_SCHEMA
+from megatron_kis.analysis.law.fit import LawRefused, fit_law
 from megatron_kis.analysis.law.predict import load_predictions
-from megatron_kis.analysis.law.validate import validate
+from megatron_kis.analysis.law.validate import Score, validate
 from megatron_kis.analysis.runs.load_csv import load_points_csv
+from megatron_kis.analysis.runs.slices import FACTS, Slice, rows_of_slice, slice_of_record
+from megatron_kis.analysis.runs.transitions import Transition
+from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json
 
 FOLDER = Path(__file__).parents[1] / "docs" / "study"
@@ -137,6 +145,31 @@ def points(names: str) -> str:
     return _markdown(["kind", "group", "N", "status", "F", "interval", "ratio at F"], rows)
 
 
+_LIKENESS = {
+    "overlap": "tokens that its code shares with an infused code",
+    "prefix": "longest beginning that it has in common with an infused code",
+    "same_object": "infused facts with its city",
+}
+
+
+def likeness(name: str) -> str:
+    """Correlation over facts of the share right and each measure of similarity, both as differences from their cell.
+
+    A cell is what is alike but for the fact: exposures, N, K. Every fact counts once, with its mean over cells. The 95%
+    interval is Fisher's.
+    """
+    table = pd.read_csv(RESULTS / name / "likeness.csv")
+    columns = ["right", *_LIKENESS]
+    cells = table.groupby(["exposures", "params", "infused_facts"])[columns]
+    facts = (table[columns] - cells.transform("mean")).groupby(table["fact"]).mean()
+    rows = []
+    for column, what in _LIKENESS.items():
+        found = float(facts["right"].corr(facts[column]))
+        ends = np.tanh(np.arctanh(found) + np.array([-1, 1]) * 1.96 / np.sqrt(len(facts) - 3))
+        rows.append([what, f"{found:z.2f}", f"{ends[0]:.2f} to {ends[1]:.2f}", f"{len(facts)}"])
+    return _markdown(["share right against", "correlation", "95% interval", "facts"], rows)
+
+
 def _interval(low: float | None, high: float | None) -> str:
     ends = [f"{end:.0f}" if end is not None and np.isfinite(end) else "" for end in (low, high)]
     return (
@@ -146,35 +179,31 @@ def _interval(low: float | None, high: float | None) -> str:
 
 def prediction(name: str, measured: str) -> str:
     """What was registered, and what was measured after it."""
-    found = load_points_csv(RESULTS / measured / "points.csv")
     rows = []
-    for score in validate(load_predictions(RESULTS / name / "prediction.json"), found):
-        (point,) = (p for p in found if (p.kind, p.group, p.params) == (score.kind, score.group, score.params))
-        value = (
-            f"{point.value:.0f} ({_interval(point.low, point.high)})"
-            if point.value
-            else _interval(point.low, point.high)
-        )
-        rows.append(
-            [
-                score.kind,
-                score.group,
-                f"{score.centre:.0f}",
-                _interval(*score.prediction_interval),
-                value,
-                "yes" if score.hit else "no",
-            ]
-        )
+    for score, point in _scored(name, measured):
+        at = _interval(point.low, point.high)
+        at = f"{point.value:.0f} ({at})" if point.value else at
+        predicted = f"{score.centre:.0f}", _interval(*score.prediction_interval)
+        rows.append([score.kind, score.group, *predicted, at, "yes" if score.hit else "no"])
     return _markdown(["kind", "group", "predicted F", "95% prediction interval", "measured", "inside"], rows)
 
 
-def _held(table: pd.DataFrame, held: str) -> pd.DataFrame:
-    """The runs along K at one frequency or configured ratio (``frequency=14``), with those without infusion."""
-    by, value = held.split("=")
-    column = {"frequency": "frequency", "ratio": "configured_ratio"}[by]
-    mine = np.isclose(table[column], float(value)) & (table["configured_ratio"].isna() == (by == "frequency"))
-    without = table["frequency"] == 0
-    return table[mine | without].assign(dose=lambda rows: rows["infused_facts"].where(rows["frequency"] > 0, 0))
+def _scored(name: str, measured: str, along: Slice | None = None) -> Iterator[tuple[Score, Transition]]:
+    """Each score of what was registered (of one slice, if given) with the point that it is of."""
+    found = load_points_csv(RESULTS / measured / "points.csv")
+    registered = load_predictions(RESULTS / name / "prediction.json")
+    if along is not None:
+        registered = [record for record in registered if slice_of_record(record, where=name) == along]
+    for score in validate(registered, found):
+        own = score.kind, score.group, score.params, score.tokens, score.slice
+        (point,) = (p for p in found if (p.kind, p.group, *p.cell) == own)
+        yield score, point
+
+
+def _slice(held: str) -> Slice:
+    """The slice along K of an argument such as ``frequency=14``."""
+    by, _, value = held.partition("=")
+    return slice_of_record({"axis": FACTS, "held_by": by, "held": float(value)}, where=f"table of {held}")
 
 
 def _by_facts(rows: dict[str, pd.DataFrame], first: str) -> str:
@@ -192,12 +221,12 @@ def _by_facts(rows: dict[str, pd.DataFrame], first: str) -> str:
 
 def amounts(names: str, group: str, split: str, held: str) -> str:
     """Share of questions answered right, by N and K."""
-    return _by_facts(_by_size(_rates(_held(_curves(names), held), group, split)), "N")
+    return _by_facts(_by_size(_rates(rows_of_slice(_curves(names), _slice(held)), group, split)), "N")
 
 
 def strength(name: str, split: str, held: str, params: str) -> str:
     """Share of questions answered right of each strength of the background, by K, at one N."""
-    table = _held(_curves(name), held)
+    table = rows_of_slice(_curves(name), _slice(held))
     table = table[table["params"] == int(params)]
     groups = sorted((g for g in table["group"].unique() if "@" in g), key=lambda g: int(g.split("@")[1]))
     rows = {f"{group.split('@')[1]} exposures": _rates(table, group, split) for group in groups}
@@ -206,7 +235,7 @@ def strength(name: str, split: str, held: str, params: str) -> str:
 
 def contrasts(group: str, split: str, held: str, params: str, *names: str) -> str:
     """Share of questions answered right in several studies, by K, at one N; a line a study."""
-    tables = {name: _held(_curves(name), held) for name in names}
+    tables = {name: rows_of_slice(_curves(name), _slice(held)) for name in names}
     chosen = {name: table[table["params"] == int(params)] for name, table in tables.items()}
     return _by_facts({name.replace("_", " "): _rates(table, group, split) for name, table in chosen.items()}, "study")
 
@@ -217,38 +246,49 @@ def _label(group: str) -> str:
 
 
 def sizes(names: str, kind: str, held: str, *groups: str) -> str:
-    """Transitions along K by N, a column a group; of the first also the exposures and the bits."""
-    by, value = held.split("=")
-    table = pd.concat([pd.read_csv(RESULTS / name / "points.csv") for name in names.split("+")])
-    table = table[(table["kind"] == kind) & (table["axis"] == "facts") & (table["held_by"] == by)]
-    table = table[np.isclose(table["held"], float(value))]
+    """Transitions along K by N, a column a group."""
+    along = _slice(held)
+    found = {(p.group, p.params, p.tokens): p for p in _points(names) if p.kind == kind and p.slice == along}
     rows = []
-    for (params, _), mine in table.groupby(["params", "tokens"], sort=True):
-        cells = []
-        for group in groups:
-            found = mine[mine["group"] == group]
-            cells.append(_point(found.iloc[0]) if len(found) else "")
-        rows.append([f"{params:,}", *cells])
+    for params, tokens in sorted({(params, tokens) for _, params, tokens in found}):
+        cells = [found.get((group, params, tokens)) for group in groups]
+        rows.append([f"{params:,}", *("" if point is None else _point(point) for point in cells)])
     return _markdown(["N", *map(_label, groups)], rows)
 
 
-def _point(point: Any) -> str:
+def _points(names: str) -> list[Transition]:
+    return [point for name in names.split("+") for point in load_points_csv(RESULTS / name / "points.csv")]
+
+
+def _point(point: Transition) -> str:
     interval = _interval(point.low, point.high)
-    if pd.notna(point.value):
+    if point.value is not None:
         return f"{point.value:,.0f} ({interval})"
     return interval if point.status != "inconclusive" else "inconclusive"
 
 
-def _laws(name: str, held: str) -> list[dict[str, Any]]:
-    by, value = held.split("=")
-    laws = read_json(RESULTS / name / "law.json", LAW_SCHEMA)["laws"]
-    return [law for law in laws if law.get("held_by") == by and np.isclose(law["held"], float(value))]
+def _laws(names: str, along: Slice) -> list[dict[str, Any]]:
+    """The laws of a study as it found them, or of several studies in one, fitted to the points of all."""
+    if "+" not in names:
+        laws = read_json(RESULTS / names / "law.json", LAW_SCHEMA)["laws"]
+        return [law for law in laws if slice_of_record(law, where=names) == along]
+    points = [point for point in _points(names) if point.slice == along]
+    cells = [(point.kind, point.group, *point.cell) for point in points]
+    if len(set(cells)) < len(cells):
+        raise InputError(f"{names} have points of the same N and D", where="laws", remedy="name studies of other sizes")
+    found = []
+    for kind, group, _ in law_keys(points):
+        try:
+            found.append(fit_law(points, kind, group, along=along, confidence=0.95, law="N", compare_laws=False))
+        except LawRefused:
+            continue
+    return [law.record() for law in found]
 
 
-def laws(name: str, held: str) -> str:
+def laws(names: str, held: str) -> str:
     """Every law along K: exponent of N with its interval, and the sizes that it rests on."""
     rows = []
-    for law in _laws(name, held):
+    for law in _laws(names, _slice(held)):
         b = law["coefficients"]["b_log_params"]
         sizes_used = len({point["params"] for point in law["points"] if point["residual"] is not None})
         exponent = "" if b is None else f"{b['value']:.2f} ({b['low']:.2f} to {b['high']:.2f})"
@@ -258,20 +298,8 @@ def laws(name: str, held: str) -> str:
 
 def scores(name: str, measured: str, held: str) -> str:
     """What was registered along K, and what was measured after it."""
-    by, value = held.split("=")
-    found = load_points_csv(RESULTS / measured / "points.csv")
-    registered = [
-        record
-        for record in load_predictions(RESULTS / name / "prediction.json")
-        if record.get("held_by") == by and np.isclose(record["held"], float(value))
-    ]
     rows = []
-    for score in validate(registered, found):
-        (point,) = (
-            p
-            for p in found
-            if (p.kind, p.group, p.params, p.slice.held_by) == (score.kind, score.group, score.params, by)
-        )
+    for score, point in _scored(name, measured, _slice(held)):
         at = _interval(point.low, point.high)
         at = f"{point.value:,.0f} ({at})" if point.value else at
         predicted = f"{score.centre:,.0f}", _interval(*score.prediction_interval)
@@ -292,6 +320,7 @@ _KINDS: dict[str, Callable[..., str]] = {
     "sizes": sizes,
     "laws": laws,
     "scores": scores,
+    "likeness": likeness,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -38,6 +39,61 @@ def test_the_registered_predictions_are_whole_and_as_old_as_they_say(tmp_path_fa
         load_predictions(changed)
 
 
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of a table's lines, without its head."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the results of the study of numbers of facts, to be changed."""
+    for name in ("amount", "amount_large"):
+        shutil.copytree(study_page.RESULTS / name, tmp_path / name)
+    monkeypatch.setattr(study_page, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_a_score_is_of_the_point_of_its_own_slice_and_budget(results: Path) -> None:
+    before = study_page.scores("amount", "amount_large", "ratio=0.5")
+    path = results / "amount_large" / "points.csv"
+    points = pd.read_csv(path, dtype=str, keep_default_na=False)
+    more = [points.assign(held="0.9", value="", low="1", high="2", status="inconclusive")]
+    more.append(points.assign(tokens="2000000", value="", low="1", high="2", status="inconclusive"))
+    pd.concat([*more, points]).to_csv(path, index=False)
+    assert study_page.scores("amount", "amount_large", "ratio=0.5") == before
+    assert len(rows_of(before)) == 12
+
+
+def test_a_table_of_laws_is_of_one_value_of_what_is_held(results: Path) -> None:
+    assert {row[0] for row in rows_of(study_page.laws("amount", "ratio=0.5"))} == {"collapse"}
+    with pytest.raises(InputError, match=r"held_by is 'ratios'.*frequency or ratio"):
+        study_page.laws("amount", "ratios=0.5")
+
+
+def test_laws_of_several_studies_are_fitted_to_the_points_of_all(results: Path) -> None:
+    assert len(rows_of(study_page.laws("amount+amount_large", "ratio=0.5"))) == 6
+    apart = {tuple(row[:2]): row for row in rows_of(study_page.laws("amount", "ratio=0.5"))}
+    together = {tuple(row[:2]): row for row in rows_of(study_page.laws("amount+amount_large", "ratio=0.5"))}
+    assert {key: int(row[4]) for key, row in together.items()} == {
+        key: int(row[4]) + 2 * (not key[1].endswith(("120 exposures", "240 exposures"))) for key, row in apart.items()
+    }
+    # A study cut in two is the study again.
+    points = pd.read_csv(results / "amount" / "points.csv", dtype=str, keep_default_na=False)
+    small = points["params"].astype(int) < 25_000
+    for name, part in (("small", points[small]), ("rest", points[~small])):
+        (results / name).mkdir()
+        part.to_csv(results / name / "points.csv", index=False)
+    assert {tuple(row[:2]): row for row in rows_of(study_page.laws("small+rest", "ratio=0.5"))} == apart
+    with pytest.raises(InputError, match=r"amount.small have points of the same N and D"):
+        study_page.laws("amount+small", "ratio=0.5")
+
+
+def test_a_size_without_runs_of_a_slice_has_no_line() -> None:
+    sizes = [row[0] for row in rows_of(study_page.amounts("amount", "background", "train", "frequency=14"))]
+    assert "21,220" not in sizes  # trained at a ratio alone
+    assert "26,232" in sizes
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in study_page.RESULTS.iterdir()))
 def test_controls_of_every_study_are_at_chance(name: str) -> None:
     """Over all cells of a study; by the cell, what 60 facts on six templates can tell."""
@@ -47,3 +103,15 @@ def test_controls_of_every_study_are_at_chance(name: str) -> None:
     spread = (0.25 * 0.75 / control["facts"]) ** 0.5  # templates of one fact move together: the fact is the unit
     assert abs(rate.mean() - 0.25) < 0.03
     assert ((rate - 0.25).abs() < 3.5 * spread).all()
+
+
+def test_likeness_compares_facts_within_their_cells(results: Path) -> None:
+    path = results / "amount" / "likeness.csv"
+    table = pd.read_csv(path)
+    before = study_page.likeness("amount")
+    # What all facts of a cell share says nothing about which of them are lost.
+    cell = table.groupby(["exposures", "params", "infused_facts"]).ngroup()
+    table.assign(right=table["right"] + cell, overlap=table["overlap"] - 2 * cell).to_csv(path, index=False)
+    assert study_page.likeness("amount") == before
+    table.assign(right=-table["same_object"]).to_csv(path, index=False)
+    assert [row[1] for row in rows_of(study_page.likeness("amount"))][-1] == "-1.00"

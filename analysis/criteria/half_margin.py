@@ -113,8 +113,8 @@ class HalfMargin:
 
     Its interval holds the middle ``confidence`` of the crossings of curves drawn around the measured means with their
     standard errors, and at least the bracket of levels around the crossing: between two levels nothing is known of the
-    curve's form. Where the interval reaches beyond the largest dose the point is right-censored, where it reaches below
-    the first one left-censored.
+    curve's form. Where the interval reaches beyond the largest dose with a margin the point is right-censored, where it
+    reaches below the first one left-censored; the end that is left is no tighter than the bracket either.
     """
 
     kind = "collapse"
@@ -151,10 +151,10 @@ class HalfMargin:
             "flags": "" if margins.seeds_known else "too few seeds for their spread to be in the interval",
         }
         what = f"{share:g} of the highest margin ({peak:.2g} nats)"
-        if high == math.inf:
-            return self._not_seen(curve, x, low, what, found)
-        if math.isinf(low) or not math.isfinite(value):
-            return self._fallen_before(curve, x, high, what, found)
+        if math.inf in (high, value):
+            return self._not_seen(curve, margins, low, last, what, found)
+        if -math.inf in (low, value):
+            return self._fallen_before(curve, margins, high, last, what, found)
         # The bracket of levels around the crossing is the least interval.
         before, after = float(x[last]), float(x[last + 1])
         inside = low >= before - _SLACK, high <= after + _SLACK
@@ -167,18 +167,19 @@ class HalfMargin:
         reason = f"the margin has fallen to {what} at {symbol} = {count(math.exp(value))} and stays below"
         return make_transition(curve, self.kind, COLLAPSED, reason, **found)
 
-    def _not_seen(self, curve: Curve, x: Array, low: float, what: str, found: Found) -> Transition:
-        largest = f"{curve.symbol} = {count(float(curve.dose[-1]))}"
-        if math.isinf(low) and low < 0:
+    def _not_seen(self, curve: Curve, margins: Margins, low: float, last: int, what: str, found: Found) -> Transition:
+        reached = min(math.exp(low), float(margins.dose[last]))  # math.exp(-inf) is 0
+        if not reached:
             reason = f"the margins are too uncertain to say where they fall to {what}"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-        reached = float(curve.dose[-1]) if low == math.inf else math.exp(low)
+        largest = f"{curve.symbol} = {count(float(margins.dose[-1]))}"
         reason = f"the margin does not reliably fall to {what} up to {largest}"
         return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": reached})
 
-    def _fallen_before(self, curve: Curve, x: Array, high: float, what: str, found: Found) -> Transition:
-        first = float(x[np.isfinite(x)][0])
-        reached = math.exp(high) if high > first else float(curve.dose[curve.dose > 0][0])
+    def _fallen_before(
+        self, curve: Curve, margins: Margins, high: float, last: int, what: str, found: Found
+    ) -> Transition:
+        reached = max(math.exp(high), float(margins.dose[last + 1]))
         reason = f"the margin has fallen to {what} at {curve.symbol} = {count(reached)} already, perhaps before"
         return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": reached})
 

@@ -422,7 +422,7 @@ def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Dr
     """Draws every template's rate by dose, so that a single template is not mistaken for the memory of a fact."""
     if result.runs is None or result.runs.templates.empty or result.curves is None:
         return []
-    runs = result.runs.runs[["run", "params", "tokens", "frequency", "infused_facts", "configured_ratio"]]
+    runs = result.runs.runs[["run", "params", "tokens", "frequency", "seed", "infused_facts", "configured_ratio"]]
     table = result.runs.templates.merge(runs, on="run")
     mine = table[
         (table["params"] == params) & (table["tokens"] == tokens) & (table["scoring"] == result.settings.scoring)

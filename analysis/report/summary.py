@@ -15,7 +15,7 @@ from megatron_kis.analysis.report.figures import cell_label
 from megatron_kis.analysis.runs.curves import rows_of
 from megatron_kis.analysis.runs.groups import base_group, group_key, strength
 from megatron_kis.analysis.runs.load import Runs
-from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, RATIO, USUAL, Slice, varies_facts
+from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, RATIO, USUAL, Slice, levels_of_frequency, varies_facts
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INCONCLUSIVE,
@@ -77,7 +77,7 @@ def key_numbers(result: AnalysisResult) -> list[KeyNumber]:
     budgets = sorted({d for _, d in cells})
     numbers.append(KeyNumber(_span(budgets), "tokens per run, fixed" if len(budgets) == 1 else "token budgets"))
     if result.curves is not None:
-        levels = sorted(set(result.curves["frequency"]))
+        levels = sorted(set(levels_of_frequency(result.curves)))
         numbers.append(
             KeyNumber(
                 f"{fmt.frequency(levels[0])} – {fmt.frequency(levels[-1])}",
@@ -118,10 +118,11 @@ def study_design(result: AnalysisResult) -> list[str]:
         ]
     table = result.curves
     sizes = sorted(set(table["params"]))
-    levels = sorted(set(table["frequency"]))
+    level = levels_of_frequency(table)
+    levels = sorted(set(level))
     varied = varies_facts(table)
-    level = ["frequency", *(["infused_facts"] if varied else [])]
-    seeds = sorted({int(n) for n in table.groupby(["params", "tokens", *level], dropna=False)["seed"].nunique()})
+    cell = ["params", "tokens", level.rename("level"), *(["infused_facts"] if varied else [])]
+    seeds = sorted({int(n) for n in table.groupby(cell, dropna=False)["seed"].nunique()})
     count = fmt.plural(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     design = (
         f"How many times may a fact be repeated in pretraining before a model forgets what it knew? "

@@ -224,7 +224,7 @@ def curves(table: pd.DataFrame, slices: Sequence[Slice] | None = None) -> list[C
 def _iter_curves(table: pd.DataFrame, one: Slice) -> Iterator[Curve]:
     key: Any  # (group, split, scoring, params, tokens)
     rows_of_all = rows_of_slice(canonical(table), one)
-    if one.axis != "frequency":  # canonical order is by F
+    if one != USUAL:  # canonical order is by F
         rows_of_all = rows_of_all.sort_values([*_SERIES, "params", "tokens", "dose", "seed"], kind="stable")
     known = _amounts(rows_of_all) if one.held is not None or counts_facts(table) else {}
     for key, rows in rows_of_all.groupby([*_SERIES, "params", "tokens"], sort=True):

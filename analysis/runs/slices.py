@@ -9,6 +9,9 @@ A run is infused with K facts, F exposures of each. A curve has one of the two a
 
 The run without infusion (F = 0) is dose 0 of every curve of its (N, D). Slices are found in the data: one is there
 where at least three doses differ and the rest is held.
+
+Runs of a configured infusion ratio have an F that differs a little by seed, because the exposures drawn differ in
+length. Along F at one K they are one level per (N, D, K, ratio), at the mean F of these runs.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ _ENOUGH_BESIDE = 4  # doses of F beside an axis of K that nobody asked for: a hi
 _SAME = 1e-6  # relative difference of numbers that differ by rounding
 
 _FACTS_COLUMN, _RATIO_COLUMN = "infused_facts", "configured_ratio"
+_CELL = ["params", "tokens", _FACTS_COLUMN, _RATIO_COLUMN]
+"""Columns in which the runs of a level of a configured ratio are alike."""
 
 Bools = npt.NDArray[np.bool_]
 
@@ -150,7 +155,7 @@ def rows_of_slice(table: pd.DataFrame, one: Slice) -> pd.DataFrame:
     """Returns the rows of a slice with their ``dose``; of an (N, D) only where a run of the slice is infused."""
     base = (table["frequency"] == 0).to_numpy(bool)
     if one.axis == FREQUENCY:
-        dose = table["frequency"].to_numpy(float)
+        dose = table["frequency"].to_numpy(float) if one.held_by is None else _frequencies(table, _CELL)
     else:
         dose = np.where(base, 0.0, table[_FACTS_COLUMN].to_numpy(float) if _FACTS_COLUMN in table else np.nan)
     rows = table.assign(dose=dose)
@@ -161,6 +166,32 @@ def rows_of_slice(table: pd.DataFrame, one: Slice) -> pd.DataFrame:
     there = {cell for cell, mine in zip(cells, infused, strict=True) if mine}
     mine: pd.DataFrame = rows[infused | (base & np.array([cell in there for cell in cells], dtype=bool))]
     return mine
+
+
+def levels_of_frequency(table: pd.DataFrame) -> pd.Series[float]:
+    """Returns the level of F of each row: F, or for a configured ratio the mean F of all runs of its K and ratio."""
+    cell = [name for name in (_FACTS_COLUMN, _RATIO_COLUMN) if name in table]
+    return pd.Series(_frequencies(table, cell), index=table.index)
+
+
+def _frequencies(table: pd.DataFrame, cell: list[str]) -> npt.NDArray[np.float64]:
+    """Returns F [rows], for a configured ratio the mean F of the runs that are alike in the columns ``cell``."""
+    frequency = table["frequency"].to_numpy(float).copy()
+    asked = (_configured(table).notna() & (table["frequency"] > 0)).to_numpy(bool)
+    if not asked.any():
+        return frequency
+    rows = table.loc[asked, list(dict.fromkeys(["params", "tokens", "seed", "frequency", *cell]))]
+    group = rows.groupby(cell, dropna=False).ngroup()
+    # A run counts once, however many rows it has, and the order of the rows does not change the sum.
+    runs = rows.assign(group=group).drop_duplicates().sort_values("frequency")
+    means = {key: _mean(mine.to_numpy(float)) for key, mine in runs.groupby("group")["frequency"]}
+    frequency[asked] = group.map(means)
+    return frequency
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    """Returns the mean; of equal values the value itself, without rounding."""
+    return float(values[0]) if values[0] == values[-1] else float(values.mean())
 
 
 def _held(table: pd.DataFrame, one: Slice) -> Bools:

@@ -93,6 +93,33 @@ def test_curves_without_a_crossing_have_a_status(margins, status, low, high):
     assert (point.status, point.value, point.low, point.high) == (status, None, low, high)
 
 
+def test_limits_lie_at_doses_whose_margins_are_known():
+    stays = measured({0: [12.0], 2: [12.0], 8: [11.0], 16: [11.0], 32: [11.0]}, sd=2.0)
+    stays.loc[stays["frequency"] == 32, "mean_margin"] = np.nan
+    point = collapse(stays)
+    assert (point.status, point.low) == ("right_censored", 16)
+    assert point.reason.endswith("up to F = 16")
+    falls = measured({0: [12.0], 1: [3.0], 2: [3.0], 8: [2.0], 32: [1.0]}, sd=2.0)
+    falls.loc[falls["frequency"] == 1, "mean_margin"] = np.nan
+    point = collapse(falls)
+    assert (point.status, point.high) == ("left_censored", 2)
+
+
+def test_limits_are_no_tighter_than_the_bracket():
+    late = collapse(measured({0: [12.0], 2: [12.0], 8: [11.0], 32: [5.9]}, sd=2.0))
+    assert (late.status, late.low) == ("right_censored", 8)
+    early = collapse(measured({0: [12.0], 2: [6.1], 8: [2.0], 32: [1.0]}, sd=2.0))
+    assert (early.status, early.high) == ("left_censored", 8)
+
+
+def test_a_last_level_that_is_up_is_no_early_fall():
+    # The highest of many noisy levels is too high, so that nearly all drawn curves end below nine tenths of theirs.
+    levels = {dose: [10.0] for dose in range(101)} | {120: [9.05]}
+    point = collapse(measured(levels, sd=10.0, facts=100), HALF.replace(margin_share=0.9))
+    assert point.status == "right_censored"
+    assert point.low <= 120
+
+
 def test_the_interval_covers_the_truth_and_widens_with_the_spread_of_seeds():
     generator = np.random.default_rng(1)
     hits, profiles = 0, 0

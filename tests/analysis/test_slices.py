@@ -19,7 +19,7 @@ from megatron_kis.analysis.law.fit import load_law
 from megatron_kis.analysis.law.predict import load_predictions, prediction_record
 from megatron_kis.analysis.law.validate import backtest, validate
 from megatron_kis.analysis.outputs import law_record
-from megatron_kis.analysis.report.summary import answer, findings, findings_by_slice, study_design
+from megatron_kis.analysis.report.summary import answer, findings, findings_by_slice, key_numbers, study_design
 from megatron_kis.analysis.runs.curves import curve_table, curves, write_curves_csv
 from megatron_kis.analysis.runs.load_csv import (
     POINT_COLUMNS,
@@ -110,6 +110,58 @@ def test_without_several_numbers_of_facts_the_dose_is_the_frequency():
 )
 def test_slices_are_found_where_three_doses_differ_and_the_rest_is_held(runs, axis, found):
     assert slices_of(with_amounts({run: [50] for run in runs}), axis) == found
+
+
+def by_seed(*runs: tuple[float, float, float, int, int]) -> pd.DataFrame:
+    """A curve table from (F, K, configured ratio, seed, correct answers)."""
+    parts = [with_amounts({(f, k, ratio): [count]}).assign(seed=seed) for f, k, ratio, seed, count in runs]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_seeds_of_a_configured_ratio_are_one_level_of_f():
+    table = by_seed(
+        *((*BASE, seed, 50) for seed in (0, 1)),
+        *((14, k, NAN, seed, 70) for k in (400, 3200) for seed in (0, 1)),
+        *((f, 3200, 0.5, seed, 60) for seed, f in enumerate((12.076875, 12.0771875))),
+        *((f, 400, 0.5, seed, 60) for seed, f in enumerate((96.63, 96.6425))),
+    )
+    at_3200 = Slice("frequency", "facts", 3200)
+    assert slices_of(table) == [AT_14, AT_HALF]  # 0, 12 and 14 are three doses of F, not four
+    assert at_3200 in slices_of(table, "frequency")
+    (curve,) = curves(table, [at_3200])
+    assert curve.dose.tolist() == pytest.approx([0, 12.07703125, 14])
+    assert [len(rates) for rates in curve.seed_rates] == [2, 2, 2]
+    for part in (table.iloc[::-1], pd.concat([table, table.iloc[3:]])):  # whatever the order and number of its rows
+        assert curves(part, [at_3200])[0].dose.tolist() == curve.dose.tolist()
+
+
+def test_a_report_counts_the_seeds_of_a_configured_ratio_as_one_level(tmp_path):
+    table = by_seed(
+        *((*BASE, seed, 50) for seed in (0, 1)),
+        *((f, 3200, 0.5, seed, 60) for seed, f in enumerate((12.076875, 12.0771875))),
+        *((f, 400, 0.5, seed, 60) for seed, f in enumerate((96.63, 96.6425))),
+        (96.63, 400, 0.5, 2, 60),
+    )
+    result = analyse(pd.concat([table[:-1], table[:-1].assign(params=200_000)]), QUICK)
+    assert any(item.label == "infusion frequency, 3 levels" for item in key_numbers(result))
+    assert "; 2 seeds per cell" in study_design(result)[0]
+    assert "; 2 to 3 seeds per cell" in study_design(analyse(table, QUICK))[0]
+    alone = analyse(table[table["infused_facts"].isin([400, NAN])], QUICK)
+    assert "3 seeds per cell" in study_design(alone)[0]
+    assert "2 levels of infusion (0 and 96.6342 exposures" in study_design(alone)[0]
+
+
+def test_no_point_lies_between_two_seeds_of_one_level():
+    table = by_seed(
+        (*BASE, 0, 95),
+        (14, 400, NAN, 0, 90),
+        *((f, 100, NAN, 0, 95) for f in (4, 8)),
+        *((24 + seed / 2, 100, 0.5, seed, count) for seed, count in enumerate((85, 15))),
+        *((48 + seed / 2, 100, 0.9, seed, 25) for seed in (0, 1)),
+    )
+    settings = QUICK.replace(criterion="tolerance_rule")
+    (point,) = [p for p in find_transitions(table, settings) if p.kind == "collapse" and p.slice.held == 100]
+    assert (point.low, point.high) == (8, 24.25)
 
 
 def test_the_run_without_infusion_is_dose_0_of_every_curve():
