@@ -119,7 +119,7 @@ def propose(
     group = group or group_of(points)
     along = along or slice_to_extend(points, group)
     found = _cells(table, settings, group, along, points)
-    steps = _steps(found, count, largest_ratio, _pool(table))
+    steps = _steps(found, count, largest_ratio, pool_of(table))
     curve_of = {(curve.params, curve.tokens): curve for curve, _, _ in found}
     try:
         law = fit_law(points, "collapse", group, along=along, law=settings.law, compare_laws=False, brief=True)
@@ -154,7 +154,7 @@ def bisect(
     points = [p for p in points or find_transitions(table, settings) if p.kind == "collapse"]
     found = _cells(table, settings, group, along or slice_to_extend(points, group), points)
     curve_of = {(curve.params, curve.tokens): curve for curve, _, _ in found}
-    steps = _steps(found, count, largest_ratio, _pool(table))
+    steps = _steps(found, count, largest_ratio, pool_of(table))
     return [_proposal(step, curve_of[step.params, step.tokens], None) for step in steps]
 
 
@@ -196,7 +196,7 @@ def slice_to_extend(points: Sequence[Transition], group: str) -> Slice:
     return max(slices, key=lambda one: sum(p.informative for p in mine if p.slice == one), default=USUAL)
 
 
-def _pool(table: pd.DataFrame) -> float:
+def pool_of(table: pd.DataFrame) -> float:
     """Returns the number of facts that there are to infuse; inf if it is not known.
 
     A run without infusion is asked about all of them. In the table of another trainer it may have any K: a smaller one
@@ -394,7 +394,7 @@ def _bisect(cells: Sequence[_Cell], largest_ratio: float, pool: float) -> tuple[
     best: tuple[tuple[float, float], tuple[_Step, int]] | None = None
     for index, cell in enumerate(cells):
         point, levels = cell.point, cell.curve.dose[cell.curve.dose > 0]
-        symbol = cell.curve.symbol
+        one = cell.curve.slice
         if not len(levels):
             continue
         if point.informative and point.high:
@@ -406,7 +406,7 @@ def _bisect(cells: Sequence[_Cell], largest_ratio: float, pool: float) -> tuple[
             dose, width = float(round(math.sqrt(a * b))), math.log(b / a)
             if dose < _NEAR * a or b < _NEAR * dose:
                 continue
-            reason = f"halves a bracket that may hold {symbol}*"
+            reason = f"halves a bracket that may hold {one.symbol_at_transition}"
         elif point.status == LEFT_CENSORED:
             dose, width = float(max(round(levels[0] / _STEP), 1)), 1.0
             if levels[0] < _NEAR * dose:
@@ -416,7 +416,7 @@ def _bisect(cells: Sequence[_Cell], largest_ratio: float, pool: float) -> tuple[
             dose, width = _capped(cell.curve, float(levels[-1]) * _STEP, largest_ratio, pool), 1.0
             if dose < _NEAR * levels[-1]:
                 continue
-            reason = f"beyond the largest {symbol}"
+            reason = f"beyond the largest {one.symbol}"
         # Halving a bracket in a model of four times the cost is only worth it if it is four times as wide.
         rank = (width / cell.flops, width)
         if best is None or rank > best[0]:

@@ -74,7 +74,7 @@ def residuals(law: Law) -> Drawing | None:
             spread = [math.log(v / p["value"]) + p["residual"] for v in (p["low"], p["high"]) if v]
             if len(spread) == 2:
                 axes.plot([p["params"]] * 2, spread, color=COLOURS[_colour(law)], linewidth=1.4, alpha=0.6)
-        log = f"log {law.slice.symbol}*"
+        log = f"log {law.slice.symbol_at_transition}"
         tips = [
             f"N = {fmt.size(p['params'])}, D = {fmt.size(p['tokens'])}\nresidual {fmt.number(p['residual'])} in {log}"
             for p in known
@@ -154,8 +154,8 @@ def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
         axes.set_ylim(low / 2, high * 2)
         label_log_axis(axes.xaxis, fmt.frequency)
         label_log_axis(axes.yaxis, fmt.frequency)
-        axes.set_xlabel(f"measured {law.slice.symbol}*")
-        axes.set_ylabel(f"predicted {law.slice.symbol}*")
+        axes.set_xlabel(f"measured {law.slice.symbol_at_transition}")
+        axes.set_ylabel(f"predicted {law.slice.symbol_at_transition}")
         axes.set_title(title)
         hits = sum(s.hit for s in scores)
         return Drawing(

@@ -220,7 +220,7 @@ def _strengths(
     with panel(fmt.slug("model", str(cell[0]), str(cell[1]), "strengths", one.name), alt) as drawn:
         axis = axis_of(series, one)
         chance = series["chance"].dropna()
-        draw_rate_axis(drawn, float(chance.mean()) if len(chance) else None)
+        draw_rate_axis(drawn, float(chance.mean()) if len(chance) else None, result.settings.outcome)
         notes = []
         for key, group in zip(keys, groups, strict=True):
             rows = series[series["group"] == group]

@@ -108,6 +108,11 @@ def dose(one: Slice, value: float | None) -> str:
     return "–" if value is None else f"{one.symbol} = {frequency(value)}"
 
 
+def dose_at_transition(one: Slice, value: float | None) -> str:
+    """Formats the dose of a transition with its symbol: ``K* = 412``."""
+    return "–" if value is None else f"{one.symbol_at_transition} = {frequency(value)}"
+
+
 def amounts(one: Slice, infusion_ratio: float | None) -> str:
     """Formats what else a dose is for a tip: `` · ρ = 0.37``."""
     return f" · ρ = {ratio(infusion_ratio)}" + (f" · {one.label}" if one.label and one.held_by != RATIO else "")
@@ -180,7 +185,7 @@ def unbroken(text: str) -> str:
     """Keeps every ``F ≈ 759`` and ``b (log N)`` of a text on one line."""
     text = text.replace(" × 10", "\u00a0×\u00a010")
     text = re.sub(r"\b([abc]) \(log (?=[ND]\))", "\\1\u00a0(log\u00a0", text)
-    return re.sub(r"\b([FKND]|p|ρ) ([=≈<>]) (?=[\d.])", "\\1\u00a0\\2\u00a0", text)
+    return re.sub(r"\b([FK]\*?|[ND]|p|ρ) ([=≈<>]) (?=[\d.])", "\\1\u00a0\\2\u00a0", text)
 
 
 def interval(ends: tuple[float, float] | None) -> str:

@@ -82,20 +82,21 @@ def transitions(result: AnalysisResult) -> Table:
         _numbers("seeds", lambda p: _whole(p.seeds)),
         _words("why", lambda p: p.reason),
     ]
+    dose = "F" if result.slices == [USUAL] else "the dose"
     note = (
         "Intervals of collapse points are bootstrap-calibrated profile intervals, never narrower than the bracket of "
-        "the frequencies tried. Intervals of onset and loss tolerance are such brackets. γ is the fall of the logit "
-        "per e-fold of F. Peak and drop are rates; for the loss, the peak is the loss at F = 0 in nats per token and "
-        "the drop is the largest relative excess."
+        "the levels tried. Intervals of onset and loss tolerance are such brackets. γ is the fall of the logit "
+        f"per e-fold of {dose}. Peak and drop are rates; for the loss, the peak is the loss at F = 0 in nats per "
+        "token and the drop is the largest relative excess."
     )
     return _table(columns, result.points, note, remark=True)
 
 
 def _dose_columns(result: AnalysisResult, head: str, dose: Callable[[Any], float | None]) -> list[Column]:
-    """Returns the column of a dose; with its symbol if the study has an axis other than F."""
+    """Returns the column of transitions' doses; with their symbols if the study has an axis other than F."""
     if result.slices == [USUAL]:
         return [_numbers(head, lambda item: fmt.frequency(dose(item)))]
-    return [_numbers(head.replace("F", "dose"), lambda item: fmt.dose(item.slice, dose(item)))]
+    return [_numbers(head.replace("F", "dose"), lambda item: fmt.dose_at_transition(item.slice, dose(item)))]
 
 
 def _amount_columns(points: Iterable[Transition]) -> list[Column]:

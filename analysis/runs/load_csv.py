@@ -216,17 +216,21 @@ def load_points_csv(path: Path | str) -> list[Transition]:
         field = _Field(Path(path), line, cells)
         kind = field.one_of("kind", KINDS, None)
         status = field.one_of("status", STATUSES, None)
+        symbol = field.slice().symbol
         if status in INFORMATIVE:  # one status per kind of transition
             status = COLLAPSED if kind == "collapse" else OBSERVED
         value = _finite(field.optional("value", least=0, infinite=True))
         low = _finite(field.optional("low", least=0, infinite=True))
         high = _finite(field.optional("high", least=0, infinite=True))
         if status in INFORMATIVE and not value:
-            raise field.error("value", f"is {cells.get('value')!r} and status is {cells['status']!r}", "a positive F")
+            problem = f"is {cells.get('value')!r} and status is {cells['status']!r}"
+            raise field.error("value", problem, f"a positive {symbol}")
         if status == "right_censored" and low is None:
-            raise field.error("low", "is open and status is 'right_censored'", "the largest F without the transition")
+            remedy = f"the largest {symbol} without the transition"
+            raise field.error("low", "is open and status is 'right_censored'", remedy)
         if status == "left_censored" and high is None:
-            raise field.error("high", "is open and status is 'left_censored'", "the smallest F with the transition")
+            remedy = f"the smallest {symbol} with the transition"
+            raise field.error("high", "is open and status is 'left_censored'", remedy)
         if status in INFORMATIVE and value is not None and not (low or 0) <= value <= (high or math.inf):
             raise field.error("value", f"{value:g} lies outside [low, high]", "low <= value <= high")
         if low is not None and high is not None and low > high:

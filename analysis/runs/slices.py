@@ -60,6 +60,11 @@ class Slice:
         return _SYMBOLS[self.axis]
 
     @property
+    def symbol_at_transition(self) -> str:
+        """Symbol of the dose at a transition: F* or K*."""
+        return f"{self.symbol}*"
+
+    @property
     def unit(self) -> str:
         """What a dose counts."""
         return "exposures per fact" if self.axis == FREQUENCY else "facts"

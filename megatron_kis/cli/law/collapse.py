@@ -64,7 +64,7 @@ def _print_points(points: Sequence[Transition]) -> None:
             w.size(point.params),
             w.size(point.tokens),
             w.STATUS_WORDS[point.status],
-            w.frequency(point.value) if usual else w.dose(point.slice, point.value),
+            w.frequency(point.value) if usual else w.dose_at_transition(point.slice, point.value),
             w.bracket(point),
             w.ratio(point.infusion_ratio),
             point.reason,

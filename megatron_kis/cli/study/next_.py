@@ -100,7 +100,7 @@ def _next(options: argparse.Namespace) -> int:
         print("no run that is not there yet would tell more")
     for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
         print(f"N = {n:,}, D = {d:,} is no size and budget of the study; to train more of it, add it to the ladder")
-    _print_sizes(more)
+    _print_sizes(more, sizes[0].slice.symbol_at_transition if sizes else "")
     if options.write:
         print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
     return 0
@@ -118,8 +118,8 @@ def _runs(study: StudyConfig) -> Runs:
     return runs
 
 
-def _print_sizes(sizes: list[dict[str, Any]]) -> None:
-    """Prints how much one more size would narrow the law, and its entry of the ladder."""
+def _print_sizes(sizes: list[dict[str, Any]], symbol: str) -> None:
+    """Prints how much one more size would narrow the law, and its entry of the ladder; ``symbol`` is F* or K*."""
     import yaml
 
     if not sizes:
@@ -127,7 +127,7 @@ def _print_sizes(sizes: list[dict[str, Any]]) -> None:
     print()
     print_table(
         "what one size more in the ladder would tell",
-        ("params", "tokens", "F* expected", "runs", "FLOPs", "interval narrower by"),
+        ("params", "tokens", f"{symbol} expected", "runs", "FLOPs", "interval narrower by"),
         [
             [
                 in_table(size["params"]),
