@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,7 @@ def transitions(result: AnalysisResult) -> Table:
         _numbers("interval", fmt.bracket),
         _numbers("ρ", lambda p: fmt.ratio(p.infusion_ratio)),
         _numbers("exposure tokens", lambda p: _size(p.exposure_tokens)),
-        *_amount_columns(result.points),
+        *_amount_columns(result.points, bits=lambda p: p.infused_bits),
         _numbers("peak", lambda p: fmt.number(p.peak)),
         _numbers("drop", lambda p: fmt.number(p.drop)),
         _numbers("smallest detectable", lambda p: fmt.number(p.detectable, 2)),
@@ -99,15 +99,17 @@ def _dose_columns(result: AnalysisResult, head: str, dose: Callable[[Any], float
     return [_numbers(head.replace("F", "dose"), lambda item: fmt.dose_at_transition(item.slice, dose(item)))]
 
 
-def _amount_columns(points: Iterable[Transition]) -> list[Column]:
-    """Returns the columns of exposures and of bits that are known of a point."""
-    points = list(points)
+def _amount_columns(
+    items: Sequence[Transition] | Sequence[Prediction], *, bits: Callable[[Any], float | None] | None = None
+) -> list[Column]:
+    """Returns the columns of exposures and of bits per parameter where they are known; with ``bits`` one of bits."""
     columns = []
-    if any(p.exposures is not None for p in points):
-        columns.append(_numbers("exposures", lambda p: _size(p.exposures)))
-    if any(p.infused_bits is not None for p in points):
-        columns.append(_numbers("bits", lambda p: _size(p.infused_bits)))
-        columns.append(_numbers("bits per parameter", lambda p: fmt.number(p.bits_per_param, 2)))
+    if any(item.exposures is not None for item in items):
+        columns.append(_numbers("exposures", lambda item: _size(item.exposures)))
+    if any(item.bits_per_param is not None for item in items):
+        if bits is not None:
+            columns.append(_numbers("bits", lambda item: _size(bits(item))))
+        columns.append(_numbers("bits per parameter", lambda item: fmt.number(item.bits_per_param, 2)))
     return columns
 
 
@@ -297,7 +299,7 @@ def predictions(result: AnalysisResult) -> Table | None:
         _numbers("recommended", lambda p: fmt.frequency(p.recommended)),
         _numbers("ρ at centre", lambda p: fmt.ratio(p.infusion_ratio)),
         _numbers("domain tokens", lambda p: _size(p.exposure_tokens)),
-        *_predicted_amounts(result.predictions),
+        *_amount_columns(result.predictions),
         _numbers("times beyond", lambda p: f"{p.extrapolation_factor:.3g}×"),
         _words("reservations", lambda p: "; ".join(p.warnings)),
     ]
@@ -307,16 +309,6 @@ def predictions(result: AnalysisResult) -> Table | None:
         "a check of Student’s t."
     )
     return _table(columns, result.predictions, note, remark=True)
-
-
-def _predicted_amounts(predictions: Iterable[Prediction]) -> list[Column]:
-    predictions = list(predictions)
-    columns = []
-    if any(p.exposures is not None for p in predictions):
-        columns.append(_numbers("exposures", lambda p: _size(p.exposures)))
-    if any(p.bits is not None for p in predictions):
-        columns.append(_numbers("bits per parameter", lambda p: fmt.number(p.bits_per_param, 2)))
-    return columns
 
 
 def foreign(result: AnalysisResult) -> Table | None:
