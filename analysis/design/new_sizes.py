@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from megatron_kis.analysis.criteria import Transition, find_transitions
-from megatron_kis.analysis.design.next_runs import group_of, pool_of, slice_to_extend, variance_of, variances
+from megatron_kis.analysis.design.gain import variance_of, variances
+from megatron_kis.analysis.design.next_runs import group_of, pool_of, slice_to_extend
 from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.law.predict import half_width
 from megatron_kis.analysis.runs.slices import FACTS, USUAL, Slice, rows_of_slice
