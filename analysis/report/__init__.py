@@ -1,7 +1,7 @@
 """The report: one self-contained HTML file, static SVG figures, readable without JavaScript, no external URL.
 
-figures.py, law_figure.py and check_figures.py draw, summary.py and tables.py put results into words and rows,
-template.html is the layout.
+figures.py, model_figures.py, law_figure.py and check_figures.py draw, summary.py and tables.py put results into words
+and rows, template.html is the layout.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _refused_title(item: dict[str, str]) -> str:
 
 
 def _content(result: AnalysisResult) -> dict[str, Any]:
-    from megatron_kis.analysis.report import check_figures, figures, law_figure, summary, tables
+    from megatron_kis.analysis.report import check_figures, figures, law_figure, model_figures, summary, tables
 
     content: dict[str, Any] = {
         "title": result.title,
@@ -167,15 +167,15 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
     if result.curves is not None:
         cells = cells_of_table(result.curves)
         content["size_keys"] = figures.size_keys(result.curves)
-        content["split_keys"] = figures.split_keys(result.curves)
-        content["strength_keys"] = figures.strength_keys(result.curves)
+        content["split_keys"] = model_figures.split_keys(result.curves)
+        content["strength_keys"] = model_figures.strength_keys(result.curves)
         content["overview"] = figures.overview(result)
         content["losses"] = figures.losses(result)
         content["models"] = [
             {
                 "label": figures.cell_label(*cell, cells),
-                "curves": figures.model_curves(result, *cell),
-                "spread": figures.template_spread(result, *cell),
+                "curves": model_figures.model_curves(result, *cell),
+                "spread": model_figures.template_spread(result, *cell),
             }
             for cell in cells
         ]

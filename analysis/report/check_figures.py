@@ -13,7 +13,6 @@ from megatron_kis.analysis.report.axes import label_log_axis
 from megatron_kis.analysis.report.figures import Drawing
 from megatron_kis.analysis.report.theme import COLOURS, kind_colour, panel, to_svg
 from megatron_kis.analysis.runs.groups import strength
-from megatron_kis.analysis.runs.slices import FREQUENCY
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,6 @@ def check_figures(result: AnalysisResult) -> list[Checks]:
 
 def _name(figure: str, law: Law) -> str:
     return fmt.slug(figure, law.kind, law.group, law.slice.name)
-
-
-def _dose(law: Law) -> str:
-    return "frequency" if law.slice.axis == FREQUENCY else "number of facts"
 
 
 def _colour(law: Law) -> str:
@@ -125,7 +120,7 @@ def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
     if not known:
         return None
     title = "Predicted from smaller models"
-    with panel(_name("backtest", law), f"{title}: predicted against measured {_dose(law)}.") as drawn:
+    with panel(_name("backtest", law), f"{title}: predicted against measured {fmt.dose_name(law.slice)}.") as drawn:
         axes = drawn.axes
         axes.set_xscale("log")
         axes.set_yscale("log")

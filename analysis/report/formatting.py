@@ -113,9 +113,15 @@ def dose_at_transition(one: Slice, value: float | None) -> str:
     return "–" if value is None else f"{one.symbol_at_transition} = {frequency(value)}"
 
 
-def amounts(one: Slice, infusion_ratio: float | None) -> str:
-    """Formats what else a dose is for a tip: `` · ρ = 0.37``."""
-    return f" · ρ = {ratio(infusion_ratio)}" + (f" · {one.label}" if one.label and one.held_by != RATIO else "")
+def dose_name(one: Slice) -> str:
+    """Names the dose of an axis within a sentence."""
+    return "infusion frequency" if one.axis == FREQUENCY else "number of infused facts"
+
+
+def level(one: Slice, value: float, infusion_ratio: float | None) -> str:
+    """Describes a level for the tip of a point: ``K = 400 · ρ = 0.37 · F = 14``."""
+    held = f" · {one.label}" if one.label and one.held_by != RATIO else ""
+    return f"{one.symbol} = {value:g} · ρ = {ratio(infusion_ratio)}{held}"
 
 
 def size(count: float) -> str:

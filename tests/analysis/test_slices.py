@@ -589,7 +589,8 @@ def test_findings_are_told_slice_by_slice_and_strengths_apart(both):
 
 def test_a_model_has_one_figure_for_all_strengths_and_the_page_shows_the_single_ones_on_demand(both):
     from megatron_kis.analysis.report import render
-    from megatron_kis.analysis.report.figures import model_curves, overview
+    from megatron_kis.analysis.report.figures import overview
+    from megatron_kis.analysis.report.model_figures import model_curves
 
     drawings = model_curves(both, *CELLS[0])
     assert len(drawings) == 4  # for each slice all background facts, and those of each strength in one figure
