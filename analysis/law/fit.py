@@ -26,6 +26,7 @@ from megatron_kis.analysis.law.candidates import (
     Cells,
     Fitted,
     compare,
+    declared,
     fit_candidate,
 )
 from megatron_kis.analysis.law.coefficients import (
@@ -187,7 +188,8 @@ def fit_law(
         along: axis of the dose and what is held; optional if the points of that kind and group have only one. With
             ``held_by`` and no ``held``: all slices that hold the same thing, together.
         confidence: level of the intervals.
-        law: a candidate's name (`megatron_kis.analysis.law.candidates.CANDIDATES`), or ``auto``.
+        law: a candidate's name (`megatron_kis.analysis.law.candidates.CANDIDATES`), or ``auto``. Of several slices
+            together ``N`` stands for ``N and held``, of one slice the other way round; so does ``N and D``.
         compare_laws: whether to score the other candidates where ``law`` names one.
         errors: standard errors of log F* by (N, D), if they are known better than from the intervals' widths.
         brief: leaves out the test of fit and the law in other units, for callers that fit thousands of laws.
@@ -205,9 +207,17 @@ def fit_law(
     if pooled:
         cells = replace(cells, log_h=np.log([p.slice.held or 1.0 for p in used]))
     doses = "frequencies" if along.axis == FREQUENCY else "numbers of facts"
-    _refuse(chosen, cells, explicit=law != "auto", doses=doses)
-    candidates = compare(cells) if compare_laws or law == "auto" else []
-    name, selection = _select(candidates, cells) if law == "auto" else (law, "declared")
+    form = None if law == "auto" else declared(law, together=pooled)
+    asked = form is not None and form.name == law
+    _refuse(chosen, cells, explicit=form is not None, held_explicit=asked, doses=doses)
+    candidates = compare(cells) if compare_laws or form is None else []
+    if form is None:
+        name, selection = _select(candidates, cells)
+    elif asked:
+        name, selection = law, "declared"
+    else:
+        name = form.name
+        selection = f"declared as {law}, {'with a' if pooled else 'without the'} term in what is held"
     fitted = fit_candidate(CANDIDATES[name], cells)
     if fitted is None:
         raise LawRefused(
@@ -346,7 +356,8 @@ def measurements(
     return lower, upper, variance
 
 
-def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, doses: str) -> None:
+def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, held_explicit: bool, doses: str) -> None:
+    """Refuses points that support no law; a form that was declared, in H by its own name, may have collinear terms."""
     informative = cells.informative | np.isnan(cells.lower)
     if not informative.any():
         listed = ", ".join(sorted({p.status for p in chosen})) or "none at all"
@@ -361,7 +372,7 @@ def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, doses
             code, f"bracketed points of {sizes} {noun} N only", remedy=f"at least {_FEWEST_SIZES} distinct N"
         )
     if cells.log_h is not None:
-        _refuse_held(cells, informative, explicit=explicit)
+        _refuse_held(cells, informative, explicit=held_explicit)
     if len(np.unique(cells.log_d)) > 1:
         if not explicit and abs(float(np.corrcoef(cells.log_n, cells.log_d)[0, 1])) > _COLLINEAR:
             raise LawRefused(

@@ -127,7 +127,8 @@ class AnalysisConfig(Config):
     """Resamples of the bootstrap that gives points their errors and checks the law's intervals; 0: none."""
 
     law: str = "auto"
-    """The law's form: ``auto`` (chosen by the largest N, held out) or a candidate's name, such as ``N and D``."""
+    """The law's form: ``auto`` (chosen by the largest N, held out) or a candidate's name, such as ``N and D``.
+    Where slices are fitted together, ``N`` and ``N and D`` have a term in what is held."""
 
     confidence: _OpenShare = 0.95
     """Level of the law's confidence and prediction intervals."""
