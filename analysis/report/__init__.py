@@ -19,7 +19,7 @@ from megatron_kis.analysis.findings.study_file import declared_settings, predict
 from megatron_kis.analysis.runs.curves import cells_of_table
 from megatron_kis.analysis.runs.load import Runs, load_runs
 from megatron_kis.analysis.runs.load_csv import is_points_csv, load_curves_csv, load_points_csv
-from megatron_kis.analysis.runs.slices import USUAL, slice_of_record
+from megatron_kis.analysis.runs.slices import USUAL
 from megatron_kis.analysis.runs.transitions import Transition
 from megatron_kis.common.errors import printable
 from megatron_kis.common.files import fingerprint, write_text
@@ -129,15 +129,16 @@ def _printable(value: Any) -> Any:
     return printable(value, keep=_SPACES) if type(value) is str else value  # Markup is our own drawing or style
 
 
-def _refused_title(item: dict[str, str]) -> str:
-    from megatron_kis.analysis.report import formatting
-
-    held = {"held": float(item["held"])} if "held" in item else {}
-    return formatting.kind_title(item["kind"], item["group"], slice_of_record(item | held, where="refused"))
-
-
 def _content(result: AnalysisResult) -> dict[str, Any]:
-    from megatron_kis.analysis.report import check_figures, figures, law_figure, model_figures, summary, tables
+    from megatron_kis.analysis.report import (
+        check_figures,
+        figures,
+        formatting,
+        law_figure,
+        model_figures,
+        summary,
+        tables,
+    )
 
     content: dict[str, Any] = {
         "title": result.title,
@@ -149,9 +150,7 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
         "headline": summary.headline(result),
         "law_figures": law_figure.law_figures(result),
         "checks": check_figures.check_figures(result),
-        "refused": [
-            (_refused_title(item), item["reason"].removeprefix("law: ").replace("_", "-")) for item in result.refused
-        ],
+        "refused": [(formatting.refused_title(item), formatting.refused_reason(item)) for item in result.refused],
         "settings": result.settings,
         "along_facts": any(one != USUAL for one in result.slices),
         "tables": {name: make(result) for name, make in tables.TABLES.items()},

@@ -6,7 +6,7 @@ import math
 import re
 
 from megatron_kis.analysis.runs.groups import base_group, strength
-from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice
+from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INCONCLUSIVE,
@@ -44,6 +44,17 @@ def kind_title(kind: str, group: str, one: Slice = USUAL) -> str:
     """Returns the heading of a kind and group of transitions, and of their slice where it is not the usual one."""
     title = KIND_TITLES.get((kind, base_group(group)), f"{kind.capitalize()} ({base_group(group)})")
     return title + _of_strength(group) + along(one)
+
+
+def refused_title(item: dict[str, str]) -> str:
+    """Returns the heading of a law that was refused (an item of ``refused`` in law.json)."""
+    held = {"held": float(item["held"])} if "held" in item else {}
+    return kind_title(item["kind"], item["group"], slice_of_record(item | held, where="refused"))
+
+
+def refused_reason(item: dict[str, str]) -> str:
+    """Says why a law was refused."""
+    return item["reason"].removeprefix("law: ").replace("_", "-")
 
 
 def group_title(group: str, one: Slice = USUAL) -> str:

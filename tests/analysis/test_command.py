@@ -120,6 +120,37 @@ def test_points_that_support_no_law_are_wrong_input_and_write_nothing(points_csv
     assert not (tmp_path / "law.json").exists()
 
 
+@pytest.mark.parametrize("group", [[], ["--group", "infused"]])
+def test_slices_that_support_no_law_are_named_and_the_others_are_fitted(group, tmp_path, capsys):
+    rows = [f"{n},1000000,collapse,{n**0.4:.6f},,,collapsed,frequency,facts,400" for n in (10**4, 10**5, 10**6, 10**7)]
+    rows += [f"{n},1000000,collapse,{n**0.3:.6f},,,collapsed,frequency,facts,900" for n in (10**4, 10**5)]
+    path, output = tmp_path / "points.csv", tmp_path / "law.json"
+    path.write_text("\n".join(["params,tokens,kind,value,low,high,status,axis,held_by,held", *rows, ""]))
+    asked = ["fit", "--points", path, "--kind", "collapse", *group, "--output", output]
+    assert kis(*asked) == 0
+    printed = capsys.readouterr().out
+    assert "no law: Collapse of infused facts, F at K = 900: bracketed points of 2 sizes N only" in printed
+    record = json.loads(output.read_text())
+    assert [law["held"] for law in record["laws"]] == [400, None]
+    assert [(item["held"], item["code"]) for item in record["refused"]] == [("900.0", "few_points")]
+
+    output.unlink()
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.endswith("400")) + "\n")
+    with pytest.raises(InputError, match=r"no law can be fitted \(Collapse of infused facts, F at K = 900: "):
+        kis(*asked)
+    for absent in (["--kind", "onset"], ["--kind", "collapse", "--group", "background"]):
+        with pytest.raises(InputError, match="no points of these; there are --kind collapse --group infused") as error:
+            kis("fit", "--points", path, *absent, "--output", output)
+        assert error.value.where == " ".join(absent)
+    assert not output.exists()
+
+
+def test_the_law_of_one_kind_is_the_one_among_all(points_csv, tmp_path):
+    kis("fit", "--points", points_csv, "--output", tmp_path / "all.json")
+    kis("fit", "--points", points_csv, "--kind", "collapse", "--output", tmp_path / "one.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "all.json").read_bytes()
+
+
 def test_the_choices_declared_in_a_study_hold_for_its_runs(study, tmp_path, capsys):
     (tmp_path / "runs").symlink_to(study / "runs")
     (tmp_path / "study.yaml").write_text("analysis: {split: train, tolerance: 0.10}\n")
