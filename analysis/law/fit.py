@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,10 +41,10 @@ from megatron_kis.analysis.law.coefficients import (
 from megatron_kis.analysis.law.regression import Z_95
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.groups import group_key
-from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice, slice_of_record
+from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice
 from megatron_kis.analysis.runs.transitions import INFORMATIVE, KINDS, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError, nearest
-from megatron_kis.common.files import fingerprint, read_json
+from megatron_kis.common.files import fingerprint
 
 SCHEMA = "kis.law/1"
 _FEWEST_SIZES = 3  # a line through two sizes cannot be wrong
@@ -450,34 +449,3 @@ def _warnings(informative: int, used: Sequence[Transition], lack: dict[str, Any]
     if lack is not None and lack["flag"]:
         warnings.append(f"lack of fit: the points bend in log N (p = {lack['p_value']:.2g}); do not extrapolate far")
     return warnings
-
-
-def load_law(path: Path | str) -> Law:
-    """Reads the law at the top of a ``law.json``.
-
-    Raises:
-        InputError: not a law file, damaged, or a file that records that no law could be fitted.
-    """
-    record = read_json(Path(path), SCHEMA)
-    if record.get("selected_law") is None:
-        reasons = "; ".join(
-            f"{item['kind']} of {item['group']}: {item['reason']}" for item in record.get("refused") or []
-        )
-        raise InputError(f"records that no law could be fitted ({reasons or 'no reason given'})", where=str(path))
-    try:
-        record.setdefault("scatter_degrees_of_freedom", record["degrees_of_freedom"])  # files of earlier versions
-        later: dict[str, Any] = {
-            "slice": slice_of_record(record, where=str(path)),
-            "amounts": record.get("amounts") or {},
-            "range_held": tuple(record["range_held"]) if record.get("range_held") else None,
-        }
-        known = later | {name: record[name] for name in Law.__dataclass_fields__ if name not in later}
-        known["coefficients"] = {
-            name: Coefficient(**values) if values else None for name, values in record["coefficients"].items()
-        }
-        known["range_params"], known["range_tokens"] = tuple(record["range_params"]), tuple(record["range_tokens"])
-        law = Law(**known)
-        law.at(1e6, 1e6, None if law.range_held is None else law.range_held[0])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"damaged law ({error})", where=str(path), remedy="fit it again with kis law fit") from None
-    return law

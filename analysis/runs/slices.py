@@ -110,16 +110,26 @@ def slice_of_record(record: dict[str, Any], *, where: str) -> Slice:
     Raises:
         InputError: there is no such axis, or it cannot be held so.
     """
-    axis, held_by, held = record.get("axis") or FREQUENCY, record.get("held_by"), record.get("held")
+    axis, held_by, held = record.get("axis"), record.get("held_by"), record.get("held")
+    axis = FREQUENCY if axis is None else axis
     if axis not in AXES:
         raise InputError(f"axis is {axis!r}", where=where, remedy="frequency or facts")
     if held_by is not None and held_by not in HELD_BY[axis]:
         raise InputError(f"held_by is {held_by!r}", where=where, remedy=f"{' or '.join(HELD_BY[axis])} for {axis}")
     if held_by is None and held is not None:
         raise InputError("held without held_by", where=where, remedy="both, or neither")
-    if held is not None and (isinstance(held, bool) or not isinstance(held, int | float) or not 0 < held < np.inf):
-        raise InputError(f"held is {held!r}", where=where, remedy="a positive number")
+    if held is not None and (right := wrong_held(held_by, held)) is not None:
+        raise InputError(f"held is {held!r}", where=where, remedy=right)
     return Slice(axis, held_by, None if held is None else float(held))
+
+
+def wrong_held(held_by: str | None, held: Any) -> str | None:
+    """Returns what would be right where a value cannot be held: no number, K below 1, or a ratio above 1; else None."""
+    if isinstance(held, bool) or not isinstance(held, int | float) or not 0 < held < np.inf:
+        return "a positive number"
+    if held_by == RATIO and held > 1:
+        return "a share of the tokens, at most 1"
+    return "a number of facts, at least 1" if held_by == FACTS and held < 1 else None
 
 
 def varies_facts(table: pd.DataFrame) -> bool:

@@ -9,7 +9,8 @@ import pytest
 from statsmodels.regression.linear_model import OLS
 
 from megatron_kis.analysis.findings.analyse import fit_laws
-from megatron_kis.analysis.law.fit import LawRefused, fit_law, load_law
+from megatron_kis.analysis.law.fit import LawRefused, fit_law
+from megatron_kis.analysis.law.law_file import load_law
 from megatron_kis.analysis.law.predict import load_predictions, predict
 from megatron_kis.analysis.outputs import law_record
 from megatron_kis.common.errors import InputError
