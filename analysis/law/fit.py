@@ -205,10 +205,9 @@ def fit_law(
     cells = cells_of(used, errors)
     if pooled:
         cells = replace(cells, log_h=np.log([p.slice.held or 1.0 for p in used]))
-    doses = "frequencies" if along.axis == FREQUENCY else "numbers of facts"
     form = None if law == "auto" else declared(law, together=pooled)
     asked = form is not None and form.name == law
-    _refuse(chosen, cells, explicit=form is not None, held_explicit=asked, doses=doses)
+    _refuse(chosen, cells, explicit=form is not None, held_explicit=asked, along=along)
     candidates = compare(cells) if compare_laws or form is None else []
     if form is None:
         name, selection = _select(candidates, cells)
@@ -355,15 +354,16 @@ def measurements(
     return lower, upper, variance
 
 
-def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, held_explicit: bool, doses: str) -> None:
+def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, held_explicit: bool, along: Slice) -> None:
     """Refuses points that support no law; a form that was declared, in H by its own name, may have collinear terms."""
     informative = cells.informative | np.isnan(cells.lower)
+    doses = "frequencies" if along.axis == FREQUENCY else "numbers of facts"
     if not informative.any():
         listed = ", ".join(sorted({p.status for p in chosen})) or "none at all"
         code = "all_censored" if chosen else "no_points"
         raise LawRefused(code, f"no point was bracketed (statuses: {listed})", remedy=f"{doses} on both sides of it")
     if not (np.isfinite(cells.log_n).all() and np.isfinite(cells.log_d).all()) or np.isnan(cells.lower).any():
-        raise LawRefused("not_finite", "N, D and F of every point must be finite and positive")
+        raise LawRefused("not_finite", f"N, D and {along.symbol} of every point must be finite and positive")
     sizes = len(np.unique(cells.log_n[informative]))
     if sizes < _FEWEST_SIZES:
         code, noun = ("one_size", "size") if sizes == 1 else ("few_points", "sizes")

@@ -77,7 +77,7 @@ def analyse_source(
         path = Path(source)
         title = path.stem
         if path.is_file():
-            source = load_points_csv(path) if is_points_csv(path) else load_curves_csv(path)
+            source = load_points_csv(path) if is_points_csv(path) else load_curves_csv(path, settings)
         else:
             source, description = load_runs(path), study_description(path)
             settings = settings or declared_settings(path)

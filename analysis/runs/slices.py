@@ -151,7 +151,7 @@ def slices_of(table: pd.DataFrame, axis: str = "auto") -> list[Slice]:
     infused = table[table["frequency"] > 0]
     varied = varies_facts(table)
     if axis == FACTS or varied:
-        _need_facts(infused)
+        _need_facts(infused, varied=varied)
     if not varied and (axis != FACTS or infused.empty):
         return [Slice(FACTS)] if axis == FACTS else [USUAL]
     found: list[Slice] = []
@@ -244,7 +244,7 @@ def _doses(rows: pd.DataFrame) -> int:
     return int(rows.groupby(["params", "tokens"])["dose"].nunique().max()) if len(rows) else 0
 
 
-def _need_facts(infused: pd.DataFrame) -> None:
+def _need_facts(infused: pd.DataFrame, *, varied: bool) -> None:
     known = infused[_FACTS_COLUMN].notna() if _FACTS_COLUMN in infused else pd.Series(False, index=infused.index)
     if bool(known.all()):
         return
@@ -253,5 +253,5 @@ def _need_facts(infused: pd.DataFrame) -> None:
     raise InputError(
         f"a run does not say how many facts it was infused with ({which})",
         where="analysis.axis",
-        remedy="give infused_facts of every run, or use axis: frequency",
+        remedy="give infused_facts of every run" + ("" if varied else ", or use axis: frequency"),
     )

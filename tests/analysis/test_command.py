@@ -99,6 +99,34 @@ def test_curves_of_another_trainer_become_points_and_a_report(tmp_path, capsys):
         assert "<h1>" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("option", "column"),
+    [
+        (["--axis", "facts"], "infused_facts"),
+        (["--criterion", "half_margin"], "mean_margin"),
+        (["--outcome", "pairwise"], "pairwise"),
+    ],
+)
+def test_an_option_that_needs_what_is_not_there_is_named(option, column, tmp_path, capsys):
+    path = tmp_path / "curves.csv"
+    rates = {0: [25], 8: [30], 64: [80]}
+    curve_rows(rates, group="infused").drop(columns=["facts"]).to_csv(path, index=False)
+    for command in (["collapse", "--curves", path], ["report", path]):
+        with pytest.raises(InputError, match=rf"^{path}:1: no column '{column}'; {' '.join(option)} .*needs"):
+            kis(*command, *option, "--output", tmp_path / "out")
+    for frequency in (0, 64):
+        write_run(tmp_path / "runs" / f"f{frequency}", Truth(facts=40), 100_000, frequency, 0)
+    for command in ("collapse", "fit"):
+        with pytest.raises(InputError, match=f"^{option[0]}: "):
+            kis(command, tmp_path / "runs", *option, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_law_is_named_by_its_option(points_csv, tmp_path):
+    with pytest.raises(InputError, match=r"^--law: unknown law 'N and E'; did you mean 'N and D'"):
+        kis("fit", "--points", points_csv, "--law", "N and E", "--output", tmp_path / "law.json")
+
+
 def test_runs_that_do_not_count_are_named_on_stderr(tmp_path, capsys):
     for frequency in (0, 64, 512):
         write_run(tmp_path / "runs" / f"f{frequency}", Truth(facts=40), 100_000, frequency, 0, done=frequency != 64)

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kis.cli.law.common import add_choices, add_json, add_source, analysis_config, counted, print_json
+from megatron_kis.cli.law.common import (
+    add_choices,
+    add_json,
+    add_source,
+    analysis_config,
+    counted,
+    naming_choices,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.criteria import Transition
@@ -35,10 +43,11 @@ def _collapse(options: argparse.Namespace) -> int:
 
     settings = analysis_config(options, options.runs)
     if options.curves is not None:
-        table = load_curves_csv(options.curves)
+        table = load_curves_csv(options.curves, settings)
     else:
         table = curve_table(counted(load_runs(options.runs)))
-    points = find_transitions(table, settings)
+    with naming_choices(options):
+        points = find_transitions(table, settings)
     write_points_csv(points, options.output)
     if options.curves_output is not None:
         write_curves_csv(table, options.curves_output)

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kis.cli.law.common import add_choices, add_json, add_source, analysis_config, counted, print_json
+from megatron_kis.cli.law.common import (
+    add_choices,
+    add_json,
+    add_source,
+    analysis_config,
+    counted,
+    naming_choices,
+    print_json,
+)
 from megatron_kis.common.errors import InputError, first_of, nearest, printable
 
 if TYPE_CHECKING:
@@ -57,8 +65,10 @@ def _fit(options: argparse.Namespace) -> int:
         points = load_points_csv(options.points)
     else:
         table = curve_table(counted(load_runs(options.runs)))
-        points = find_transitions(table, settings)
-    laws, refused = fit_laws(_chosen(points, options), settings, table)
+        with naming_choices(options):
+            points = find_transitions(table, settings)
+    with naming_choices(options):
+        laws, refused = fit_laws(_chosen(points, options), settings, table)
     reasons = [f"{w.refused_title(item)}: {w.refused_reason(item)}" for item in refused]
     if not laws:
         where = str(options.points or options.runs)

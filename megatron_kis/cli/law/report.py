@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_kis.cli.law.common import add_choices, analysis_config, counted
+from megatron_kis.cli.law.common import add_choices, analysis_config, counted, naming_choices
 from megatron_kis.common.units import quantity
 
 
@@ -34,7 +34,8 @@ def _report(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.report import analyse_source, report
 
     settings = analysis_config(options, options.source)
-    result = analyse_source(options.source, settings, predict_params=options.params, predict_tokens=options.tokens)
+    with naming_choices(options):
+        result = analyse_source(options.source, settings, predict_params=options.params, predict_tokens=options.tokens)
     if result.runs is not None:
         counted(result.runs)
     report(result, options.output)
