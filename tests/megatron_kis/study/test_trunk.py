@@ -92,8 +92,8 @@ def test_a_study_without_a_trunk_has_none() -> None:
 @pytest.mark.parametrize(
     ("share", "said"),
     [
-        (0.0, "trunk.share: .*greater than 0"),
-        (1.0, "trunk.share: .*less than 1"),
+        (0.0, "trunk.share: is 0.0; must be above 0"),
+        (1.0, "trunk.share: is 1.0; must be below 1"),
         (0.0001, "infusion.begins: 0.0001 of"),
     ],
 )
