@@ -99,6 +99,9 @@ TABLE: list[tuple[str, Any, str]] = [
     ("schedule", 3, "schedule: is 3; must be text, or a mapping; put it in quotes"),
     ("executor.gpus", [0], "executor.gpus.0: is 0; must be text; put it in quotes"),
     ("executor.pin", "yes please", "executor.pin: is 'yes please'; must be true or false, or 'auto'"),
+    # relations
+    ("data.select.relations", ["a", "b", "a"], "data.select.relations: 'a' is given twice; name each relation once"),
+    ("data.select", {"control_relations": ["a", "a"]}, "data.select.control_relations: 'a' is given twice; name each"),
     # keys
     ("cluster.environment", {3: "x"}, "cluster.environment.3: a key must be text; put it in quotes"),
     ("ladr", 1, "ladr: unknown key; did you mean 'ladder'?"),
