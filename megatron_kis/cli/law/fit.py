@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kis.cli.law.common import add_choices, add_json, add_source, analysis_config, counted, print_json
+from megatron_kis.cli.outputs import new_file, spare_inputs
 from megatron_kis.common.errors import InputError, nearest, printable
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description="Fits log F* = a + b log N (+ c log D): every law that the points support, or the one of --kind.",
     )
     add_source(parser, "--points", "transitions, found before or elsewhere")
-    parser.add_argument("--output", required=True, type=Path, metavar="JSON", help="where law.json is written")
+    parser.add_argument("--output", required=True, type=new_file, metavar="JSON", help="where law.json is written")
     parser.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="fit this kind of transition only")
     parser.add_argument(
         "--group",
@@ -33,6 +33,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _fit(options: argparse.Namespace) -> int:
+    spare_inputs(options, ("output",), ("points",))
     from megatron_kis.analysis.criteria import find_transitions
     from megatron_kis.analysis.findings.analyse import fit_laws, law_keys
     from megatron_kis.analysis.law.fit import fit_law

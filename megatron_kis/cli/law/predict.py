@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kis.cli.law.common import add_json, print_json
+from megatron_kis.cli.outputs import new_file, spare_inputs
 from megatron_kis.common.errors import printable
 from megatron_kis.common.units import quantity
 
@@ -25,12 +26,13 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--tokens", type=quantity, metavar="D", help="token budget: 1e12 or 1T (default: the law's)")
     parser.add_argument("--facts", type=quantity, metavar="K", help="what it means for this many facts")
     parser.add_argument("--fact-tokens", type=quantity, metavar="L", help="...of this many tokens per exposure")
-    parser.add_argument("--output", type=Path, metavar="JSON", help="write the prediction, dated and hashed")
+    parser.add_argument("--output", type=new_file, metavar="JSON", help="write the prediction, dated and hashed")
     add_json(parser)
     parser.set_defaults(handler=_predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
+    spare_inputs(options, ("output",), ("law",))
     from megatron_kis.analysis.law.fit import load_law
     from megatron_kis.analysis.law.predict import predict, prediction_record
     from megatron_kis.common.files import write_json

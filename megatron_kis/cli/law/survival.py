@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from megatron_kis.cli.law.common import add_choices, analysis_config, counted
+from megatron_kis.cli.outputs import new_file, spare_inputs
 from megatron_kis.common.errors import InputError
 
 
@@ -18,7 +19,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "the infused facts.",
     )
     parser.add_argument("runs", type=Path, metavar="RUNS_DIR", help="a folder of runs, or a study folder")
-    parser.add_argument("--output", required=True, type=Path, metavar="CSV", help="where the table is written")
+    parser.add_argument("--output", required=True, type=new_file, metavar="CSV", help="where the table is written")
     facts = "facts.jsonl of the runs' data (default: of the study's data)"
     parser.add_argument("--facts", type=Path, metavar="FILE", help=facts)
     add_choices(parser, ("split", "scoring"))
@@ -26,6 +27,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _survival(options: argparse.Namespace) -> int:
+    spare_inputs(options, ("output",), ("facts",))
     from megatron_kis.analysis.runs.load import load_runs
     from megatron_kis.data_tools.facts.fact import load_facts
     from megatron_kis.evaluate.survival import write_survival

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.cli.study.common import add_step, done_runs, load_study, look_over, prepare
-from megatron_kis.cli.study.report import analyse
+from megatron_kis.cli.study.report import analyse, check_report
 from megatron_kis.common.console import progress_bar
 from megatron_kis.common.errors import InputError, JobError, Stopped, nearest, printable
 
@@ -55,6 +55,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.workers < 1:
             raise InputError(f"is {options.workers}", where="--workers", remedy="use at least 1")
         settings = settings.model_copy(update={"workers": options.workers})
+    check_report(study)
     every = look_over(study)
     runs = selected(every, options.only)
     if not options.restart:
