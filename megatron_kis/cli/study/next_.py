@@ -44,8 +44,8 @@ def _next(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.runs.curves import curve_table
     from megatron_kis.common.configuration import load_config
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.study.grid import expand_grid
     from megatron_kis.study.proposals import Wanted, add_runs, match_proposals, nearest_new_size, trained_cells
+    from megatron_kis.study.specs import expand_grid
 
     study = load_study(options)
     if options.write:

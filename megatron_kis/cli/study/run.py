@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     check_sources(study.data)
     with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
         prepare(study, restarted={run.name for run in runs} if options.restart else ())
-        done, fingerprints = done_runs(every, runs)
+        done, fingerprints = done_runs(study, every, runs)
         write_study(study, study.output / FILE)
         write_manifest(study.output, study.name, every, fingerprints)
         runs = with_data(runs, fingerprints)

@@ -11,7 +11,8 @@ from megatron_kis.config.data import DataConfig
 from megatron_kis.config.dose import Dose
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
-from megatron_kis.study.grid import cost, expand_grid, runs_of
+from megatron_kis.study.grid import cost, runs_of
+from megatron_kis.study.specs import expand_grid
 from tests.studies import GRID_STUDY
 
 DATA = DataConfig(corpus=Path("c"), validation=Path("v"), exposures=Path("e"), tokenizer=Path("t"))
@@ -83,10 +84,13 @@ def test_two_runs_never_share_a_folder(ladder: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"token_budgets": [100]}, "training: token_budget 100 is less than one step"),
+        ({"token_budgets": [100]}, "^token_budgets: run cpu-32_D100_F0_s0: 100 is less than one step"),
         ({"seeds": [-1]}, "seeds.0: is -1; must be at least 0"),
         ({"training": {**GRID_STUDY["training"], "micro_batch_size": 3}}, "must be a multiple of micro_batch_size"),
-        ({"ladder": [{"layers": 2, "width": 30, "heads": 4}]}, "model.heads: width 30 over 4 heads"),
+        (
+            {"ladder": [{"layers": 2, "width": 30, "heads": 4}]},
+            "^ladder.0.heads: run 2x30_D100k_F0_s0: width 30",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_as_wrong_input(changes: dict[str, Any], message: str) -> None:
