@@ -32,17 +32,20 @@ class Choice:
     """Whether the law of several slices is wanted, even where the slice of ``held`` has its own."""
 
     def choose(self, laws: Sequence[Law], *, where: str) -> Law:
-        """Returns the one law that is meant; of a single law nothing need be known.
+        """Returns the law that is meant: of several kinds and groups, the first of ``laws``.
+
+        Their order is fixed before any data are seen (`findings.analyse.LAW_ORDER`).
 
         Raises:
-            InputError: none is meant, or several are.
+            InputError: none is meant, or several slices of one kind and group.
         """
         found = [law for law in laws if self._fits(law)]
         if self.held is not None:
             own = {_family(law) for law in found if law.range_held is None}
             found = [law for law in found if law.range_held is None or _family(law) not in own]
-        if len(found) == 1:
-            return found[0]
+        first = [law for law in found if (law.kind, law.group) == (found[0].kind, found[0].group)]
+        if len(first) == 1:
+            return first[0]
         listed = first_of([words(law, laws) for law in found or laws], _SHOWN, separator="; ")
         if found:
             raise InputError(f"{len(found)} laws to choose from", where=where, remedy=f"name one of: {listed}")

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 
-from megatron_kis.common.configuration import Config, input_error
+from megatron_kis.common.complaints import input_error
+from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import nearest
 
 CRITERIA = ("hinge", "tolerance_rule", "general_loss", "half_margin")
@@ -145,7 +146,7 @@ class AnalysisConfig(Config):
         except ValidationError as error:
             if info.context is not None:  # of a file: its reader names the place
                 raise
-            raise input_error(error, cls, section=SECTION) from None
+            raise input_error(error, cls, values, section=SECTION) from None
 
     def record(self) -> dict[str, Any]:
         """Returns the resolved settings, for JSON; those that came later only where they have another value."""

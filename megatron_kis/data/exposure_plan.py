@@ -15,6 +15,7 @@ run needs the number of sequences consumed and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -255,6 +256,25 @@ def _of_schedule(schedule: Schedule) -> dict[str, Any]:
     return {"background_schedule": schedule.description, "background_schedule_fingerprint": schedule.fingerprint}
 
 
+class RatioTooLargeError(InputError):
+    """The exposures of a ratio do not fit."""
+
+    def __init__(self, problem: str, *, largest: float) -> None:
+        """Builds the message.
+
+        Args:
+            problem: what does not fit.
+            largest: nearly the largest ratio that fits.
+        """
+        shown = math.floor(1000 * largest) / 1000 or largest
+        super().__init__(
+            problem,
+            where="infusion_ratio",
+            remedy=f"the largest that fits is about {shown:.3g}, or raise the token budget",
+        )
+        self.largest = largest
+
+
 def _does_not_fit(inputs: PlanInputs, frequencies: IntArray | int) -> InputError:
     """Returns the error that says which exposures do not fit, and what would."""
     budget, background = inputs.budget, inputs.background
@@ -268,12 +288,18 @@ def _does_not_fit(inputs: PlanInputs, frequencies: IntArray | int) -> InputError
             remedy="use a smaller one, or raise the token budget",
         )
     infused, beside = inputs.streams(frequencies)
+    largest = _largest_frequency(inputs, frequencies)
     each = inputs.infused.mean(infused.counts_per_fact())
-    return InputError(
+    problem = (
         f"{inputs.infused.count} infused facts x {each:g} exposures and the background need "
-        f"{infused.total_tokens + beside.total_tokens} {whole}",
+        f"{infused.total_tokens + beside.total_tokens} {whole}"
+    )
+    if inputs.infused.ratio is not None:
+        return RatioTooLargeError(problem, largest=infused.total_tokens / budget.tokens * largest / each)
+    return InputError(
+        problem,
         where="infusion_frequency",
-        remedy=f"the largest that fits is about {_largest_frequency(inputs, frequencies)}, or raise the token budget",
+        remedy=f"the largest that fits is about {largest}, or raise the token budget",
     )
 
 

@@ -207,3 +207,35 @@ def test_a_bad_value_is_named_by_the_option_that_gave_it(points_csv, tmp_path):
     with pytest.raises(InputError, match=r"study\.yaml: analysis\.delta_min: 3"):  # the file's, not an option's
         kis("collapse", tmp_path, "--output", output, "--tolerance", "0.1")
     assert not output.exists()
+
+
+def test_a_table_of_survival_is_refused_before_the_facts_are_read(tmp_path):
+    """What no run asked for, and facts that are none: nothing of the facts, or of the answers, is there to be read."""
+    runs, output, facts = tmp_path / "runs", tmp_path / "survival.csv", tmp_path / "facts.jsonl"
+    for frequency in (0, 64):
+        write_run(runs / f"f{frequency}", Truth(facts=40), 100_000, frequency, 0)
+    without(runs, "split", "question")
+    facts.write_text("no facts\n")
+    given = ("survival", runs, "--output", output, "--facts", facts)
+    with pytest.raises(InputError, match=r"facts\.jsonl:1: malformed JSON line"):
+        kis(*given, "--split", "train")
+    for choices, message in (
+        (("--split", "question"), r"--split: no run asked for .* split 'question'; valid: held_out, train$"),
+        (("--split", "train", "--scoring", "statemnt"), r"--scoring: no scoring rule 'statemnt'; did you mean 'stat"),
+        (("--split", "train", "--scoring", "pmi"), r"--scoring: no run was scored by rule 'pmi'; valid: "),
+        (("--split", "train", "--facts", tmp_path), rf"--facts {tmp_path}: is a folder; name the facts\.jsonl"),
+        (("--split", "train", "--facts", tmp_path / "x"), rf"--facts {tmp_path / 'x'}: no such file; name the facts"),
+    ):
+        with pytest.raises(InputError, match=f"^{message}"):
+            kis(*given, *choices)
+    without(runs, "group", "background")
+    with pytest.raises(InputError, match="no run asked for background facts; select background facts"):
+        kis(*given, "--split", "train")
+    assert not output.exists()
+
+
+def without(runs, key, value):
+    """Takes rows out of the probes of runs."""
+    for path in runs.glob("*/probes.jsonl"):
+        lines = path.read_text().splitlines()
+        path.write_text("".join(f"{line}\n" for line in lines if json.loads(line).get(key) != value))

@@ -71,6 +71,17 @@ def test_every_law_of_a_file_is_chosen_by_the_options_that_the_error_lists(sever
         assert (found["kind"], found["group"]) == (law.kind, law.group)
 
 
+def test_the_first_kind_and_group_is_asked_where_it_has_one_law(tmp_path, capsys):
+    onset = laws_of(USUAL, kind="onset", status="observed")
+    path, laws = written(tmp_path, [*onset, *laws_of(USUAL, group="background"), *laws_of(USUAL)])
+    assert (laws[0].kind, laws[0].group) == ("collapse", "infused")
+    assert predicted(capsys, path)["law"]["fingerprint"] == laws[0].fingerprint
+    assert predicted(capsys, path, "--group", "background")["group"] == "background"
+    assert predicted(capsys, path, "--kind", "onset")["kind"] == "onset"
+    assert main(["law", "predict", str(path), "--params", "1e7"]) == 0
+    assert "other laws of the file: --kind collapse --group background; --kind onset" in capsys.readouterr().err
+
+
 def test_one_law_needs_no_choice_and_is_not_taken_for_another(tmp_path, capsys):
     path, (law,) = written(tmp_path, laws_of(Slice("frequency", "facts", 100.0)))
     assert predicted(capsys, path)["law"]["fingerprint"] == law.fingerprint

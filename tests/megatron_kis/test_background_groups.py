@@ -145,8 +145,8 @@ def test_a_list_is_protected_groups() -> None:
     [
         ({"frequency": 3, "groups": GROUPS}, "background: has both 'frequency' and 'groups'; give one"),
         ([*GROUPS, {"facts": 1, "frequency": 6}], "background: has two groups of frequency 6; merge them into one"),
-        ([{"facts": 0, "frequency": 6}], r"background\.groups\.0\.facts"),
-        ([{"facts": 3, "frequency": 0}], r"background\.groups\.0\.frequency"),
+        ([{"facts": 0, "frequency": 6}], r"background\.0\.facts"),
+        ([{"facts": 3, "frequency": 0}], r"background\.0\.frequency"),
     ],
 )
 def test_impossible_groups_are_refused(background: Any, message: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kis.cli.law.common import (
@@ -16,6 +15,7 @@ from megatron_kis.cli.law.common import (
     naming_choices,
     print_json,
 )
+from megatron_kis.cli.outputs import new_file, spare_inputs
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.criteria import Transition
@@ -28,14 +28,15 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description="Finds the transitions of every (N, D), each with a status, and writes them as points.csv.",
     )
     add_source(parser, "--curves", "curves of another trainer")
-    parser.add_argument("--output", required=True, type=Path, metavar="CSV", help="where points.csv is written")
-    parser.add_argument("--curves-output", type=Path, metavar="CSV", help="also write the curves as curves.csv")
+    parser.add_argument("--output", required=True, type=new_file, metavar="CSV", help="where points.csv is written")
+    parser.add_argument("--curves-output", type=new_file, metavar="CSV", help="also write the curves as curves.csv")
     add_choices(parser)
     add_json(parser)
     parser.set_defaults(handler=_collapse)
 
 
 def _collapse(options: argparse.Namespace) -> int:
+    spare_inputs(options, ("output", "curves_output"), ("curves",))
     from megatron_kis.analysis.criteria import find_transitions
     from megatron_kis.analysis.runs.curves import curve_table, write_curves_csv
     from megatron_kis.analysis.runs.load import load_runs

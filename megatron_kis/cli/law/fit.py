@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kis.cli.law.common import (
@@ -16,6 +15,7 @@ from megatron_kis.cli.law.common import (
     naming_choices,
     print_json,
 )
+from megatron_kis.cli.outputs import new_file, spare_inputs
 from megatron_kis.common.errors import InputError, first_of, nearest, printable
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "Says why there is none for the others, and fails if there is none at all.",
     )
     add_source(parser, "--points", "transitions, found before or elsewhere")
-    parser.add_argument("--output", required=True, type=Path, metavar="JSON", help="where law.json is written")
+    parser.add_argument("--output", required=True, type=new_file, metavar="JSON", help="where law.json is written")
     parser.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="fit this kind of transition only")
     parser.add_argument(
         "--group",
@@ -47,6 +47,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _fit(options: argparse.Namespace) -> int:
+    spare_inputs(options, ("output",), ("points",))
     from megatron_kis.analysis.criteria import find_transitions
     from megatron_kis.analysis.findings.analyse import fit_laws
     from megatron_kis.analysis.outputs import law_record

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kis.cli.law.common import add_json, print_json
-from megatron_kis.common.errors import InputError, nearest, printable
+from megatron_kis.cli.outputs import new_file, spare_inputs
+from megatron_kis.common.errors import InputError, first_of, nearest, printable
 from megatron_kis.common.units import amount, quantity
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.law.predict import Prediction
+
+_SHOWN = 6
+"""Most other laws that are named."""
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,7 +29,9 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("law", type=Path, metavar="LAW_JSON", help="a law written by kis law fit or kis study run")
     parser.add_argument("--params", required=True, type=quantity, metavar="N", help="model size: 7e9 or 7b")
     parser.add_argument("--tokens", type=quantity, metavar="D", help="token budget: 1e12 or 1T (default: the law's)")
-    which = parser.add_argument_group("which law, of a file with several (without these options they are listed)")
+    which = parser.add_argument_group(
+        "which law, of a file with several (else the first, if its kind and group have one)"
+    )
     which.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="of this kind of transition")
     which.add_argument("--group", metavar="GROUP", help="of this fact group: infused, background@60, ...")
     which.add_argument("--axis", choices=("frequency", "facts"), help="of F (frequency) or of K (facts)")
@@ -40,13 +47,14 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     which.add_argument("--together", action="store_true", help="the law of several slices, even where H has its own")
     parser.add_argument("--facts", type=quantity, metavar="K", help="what it means for this many facts")
     parser.add_argument("--fact-tokens", type=quantity, metavar="L", help="...of this many tokens per exposure")
-    parser.add_argument("--output", type=Path, metavar="JSON", help="write the prediction, dated and hashed")
+    parser.add_argument("--output", type=new_file, metavar="JSON", help="write the prediction, dated and hashed")
     add_json(parser)
     parser.set_defaults(handler=_predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from megatron_kis.analysis.law.choice import Choice
+    spare_inputs(options, ("output",), ("law",))
+    from megatron_kis.analysis.law.choice import Choice, words
     from megatron_kis.analysis.law.law_file import load_laws
     from megatron_kis.analysis.law.predict import predict, prediction_record
     from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
@@ -55,7 +63,8 @@ def _predict(options: argparse.Namespace) -> int:
     if options.group is not None and not is_group(options.group):
         raise InputError(f"is {options.group!r}", where="--group", remedy=nearest(options.group, CURVE_GROUPS))
     choice = Choice(options.kind, options.group, options.axis, options.held_by, options.held, together=options.together)
-    law = choice.choose(load_laws(options.law), where=str(options.law))
+    laws = load_laws(options.law)
+    law = choice.choose(laws, where=str(options.law))
     prediction = predict(
         law,
         options.params,
@@ -71,6 +80,9 @@ def _predict(options: argparse.Namespace) -> int:
         print_json(record)
         return 0
     _print_prediction(prediction)
+    if choice == Choice() and len(laws) > 1:
+        others = first_of([words(other, laws) for other in laws if other is not law], _SHOWN, separator="; ")
+        print(f"kis: other laws of the file: {others}", file=sys.stderr)
     if options.output is not None:
         print(f"written: {options.output}")
     return 0

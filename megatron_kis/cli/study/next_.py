@@ -8,6 +8,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+from megatron_kis.cli.outputs import check_written
 from megatron_kis.cli.study.common import add_step, load_study
 from megatron_kis.common.console import print_table
 from megatron_kis.common.errors import InputError, printable
@@ -43,10 +44,12 @@ def _next(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.runs.curves import curve_table
     from megatron_kis.common.configuration import load_config
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.study.grid import expand_grid
     from megatron_kis.study.proposals import Wanted, add_runs, match_proposals, nearest_new_size, trained_cells
+    from megatron_kis.study.specs import expand_grid
 
     study = load_study(options)
+    if options.write:
+        check_written(options.study)
     params = max(study.predict, default=None) if options.params is None else options.params
     if params is None:
         raise InputError("no target size", where="--params", remedy="for example 7e9, or predict: in the study")
