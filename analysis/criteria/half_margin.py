@@ -158,10 +158,14 @@ class HalfMargin:
         # The bracket of levels around the crossing is the least interval.
         before, after = float(x[last]), float(x[last + 1])
         inside = low >= before - _SLACK, high <= after + _SLACK
+        ends = (
+            float(margins.dose[last]) if inside[0] else math.exp(low),
+            float(margins.dose[last + 1]) if inside[1] else math.exp(high),
+        )
         found |= {
-            "value": math.exp(value),
-            "low": float(margins.dose[last]) if inside[0] else math.exp(low),
-            "high": float(margins.dose[last + 1]) if inside[1] else math.exp(high),
+            "value": float(np.clip(math.exp(value), *ends)),  # to the last digit: exp(log(x)) may not be x
+            "low": ends[0],
+            "high": ends[1],
             "interval": "bracket" if all(inside) else "profile",
         }
         reason = f"the margin has fallen to {what} at {symbol} = {count(math.exp(value))} and stays below"

@@ -111,7 +111,7 @@ class Verdicts:
     at_once: Bools
     """Whether a fallen curve falls from its first level on."""
     at_end: Bools
-    """Whether the fall is seen at the largest F alone."""
+    """Whether tau lies at or after the last level but one: the fitted curve falls at the largest F alone."""
     level: npt.NDArray[np.int64]
     """The level up to which a curve without a fall stays up."""
 
@@ -145,9 +145,8 @@ def classify(
     at_once = _falls_at_once(seen, fits, fallen, settings.confidence)
     # Where the plateau is the first levels themselves, it is not seen where it began to fall, or whether before.
     no_rise = (fits.tau <= x[1] + _SAME_LEVEL) & (rate[:, 0] >= plateau - settings.delta_min)
-    at_end = plateau - fitted[:, -2] <= settings.r * plateau
-    value = np.where(at_end, (x[-2] + x[-1]) / 2, fits.tau)
     low, high, bracket, pieces = _intervals(fits, cut)
+    at_end = fits.tau >= x[-2] - _SAME_LEVEL
 
     # Levels at the end may be down without being reliably down: nothing is said about them. Nor about the bracket
     # before the last one that is up, for a fall that begins in it shows there by less than the margin.
@@ -159,7 +158,7 @@ def classify(
     status = np.select([collapsed, left, unfallen], [COLLAPSED, LEFT_CENSORED, RIGHT_CENSORED], INCONCLUSIVE)
     return Verdicts(
         status=status,
-        value=value,
+        value=fits.tau,
         low=np.select([collapsed, unfallen], [low, x[level]], -np.inf),
         high=np.select([collapsed, left], [high, np.where(at_once, x[1], high)], np.inf),
         bracket=bracket,
@@ -339,10 +338,9 @@ class HingeCollapse:
             reason = f"{down} from the first levels on"
             return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": high})
         flags = []
-        value = math.exp(fits.tau[0])
+        value = math.exp(verdict.value[0])
         if verdict.at_end[0]:
             flags.append(f"seen at the largest {curve.symbol} alone")
-            value = math.sqrt(float(curve.dose[-2]) * float(curve.dose[-1]))
         if verdict.pieces[0] > 1:
             flags.append("the interval is disconnected; its hull is given")
         rule = max(tolerance_point(fits, settings.r), math.log(value))

@@ -20,9 +20,10 @@ from megatron_kis.analysis.criteria.unimodal import (
     log_likelihood,
     prefix_fits,
 )
-from megatron_kis.analysis.simulate import Truth, simulate_curve, table_of
+from megatron_kis.analysis.simulate import Truth, simulate_curve
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.analysis import AnalysisConfig
+from tests.analysis.synthetic import curve_rows
 
 LEVELS = np.array([0, 50, 100, 200, 400, 600, 800, 1000, 1300, 1600.0])
 X = np.log(np.maximum(LEVELS, 1e-300))
@@ -148,13 +149,18 @@ def test_seeds_that_disagree_widen_the_interval():
 
 def test_a_fall_at_the_largest_level_alone_is_said_to_be_that():
     rates = {0: 0.55, 50: 0.7, 100: 0.8, 200: 0.8, 400: 0.81, 800: 0.8, 1600: 0.3}
-    truth = simulate_curve(Truth(collapses=False), REFERENCE, list(rates), 1, np.random.default_rng(0))
-    table = table_of([truth])
-    table["correct"] = [round(rates[f] * n) for f, n in zip(table["frequency"], table["n"], strict=True)]
-    (point,) = [p for p in find_transitions(table, QUICK) if p.kind == "collapse"]
-    assert point.status == "collapsed"
-    assert "largest F alone" in point.flags
-    assert point.high == pytest.approx(1600)
+
+    def found(rates):
+        table = curve_rows({f: [round(rate * 200)] * 3 for f, rate in rates.items()}, n=200)
+        (point,) = [p for p in find_transitions(table, QUICK) if p.kind == "collapse"]
+        assert point.status == "collapsed"
+        return point
+
+    last = found(rates)
+    assert "largest F alone" in last.flags
+    assert last.high == pytest.approx(1600)
+    assert 800 < last.value < 1600
+    assert "largest F alone" not in found(rates | {800: 0.7}).flags
 
 
 def test_the_criterion_is_a_choice():
