@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from megatron_kis.analysis.criteria.dispersion import with_dispersion
 from megatron_kis.analysis.criteria.half_margin import HalfMargin
 from megatron_kis.analysis.criteria.hinge import HingeCollapse
 from megatron_kis.analysis.criteria.loss import LossTolerance
@@ -104,7 +105,7 @@ def find_transitions(
             remedy="runs of this version write it; use criterion: hinge for older ones",
         )
     found: dict[tuple[Any, ...], Transition] = {}
-    every = curves(primary, slices_of(table, settings.axis))
+    every = with_dispersion(curves(primary, slices_of(table, settings.axis)), settings)
     for criterion in criteria_of(settings) if criteria is None else criteria:
         for curve in every:
             if base_group(curve.group) not in criterion.groups:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
-from megatron_kis.analysis.criteria.counts import FEW_SEEDS, generator_of
+from megatron_kis.analysis.criteria.counts import generator_of
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
@@ -28,6 +28,7 @@ from megatron_kis.analysis.runs.transitions import (
 )
 from megatron_kis.config.analysis import AnalysisConfig
 
+_FEW_SEEDS = 3  # degrees of freedom below which a variance between seeds says nothing
 _FEWEST_LEVELS = 3  # a highest level, and a fall that stays
 _LEAST_SHARE = 0.01  # of the highest margin: smaller and negative margins count as this much on the log scale
 _SLACK = 1e-9
@@ -75,9 +76,9 @@ def margins_of(curve: Curve) -> Margins | None:
     if not levels:
         return None
     dose, mean, of_facts, runs = np.array(levels).T
-    variation = max(squares / scale, 0.0) if freedom >= FEW_SEEDS and scale > 0 else 0.0
+    variation = max(squares / scale, 0.0) if freedom >= _FEW_SEEDS and scale > 0 else 0.0
     error = np.sqrt(of_facts + variation * mean**2 / runs)
-    return Margins(dose, mean, error, freedom >= FEW_SEEDS)
+    return Margins(dose, mean, error, freedom >= _FEW_SEEDS)
 
 
 def last_up(margins: Array, share: float) -> npt.NDArray[np.int64]:

@@ -113,7 +113,7 @@ def tau_grid(x: Array, steps: int) -> Array:
 
 
 def fit_hinges(x: Array, rate: Array, weight: Array, chance: float, precision: Precision) -> HingeFits:
-    """Fits hinges to curves ``rate`` [R, L] with effective counts ``weight`` [R, L] at ``x`` [L] = log F.
+    """Fits hinges to curves ``rate`` [R, L] with effective counts ``weight`` [L] at ``x`` [L] = log F.
 
     Args:
         x: rising; the first may be -inf (F = 0). At least 3 levels.
@@ -123,6 +123,7 @@ def fit_hinges(x: Array, rate: Array, weight: Array, chance: float, precision: P
         precision: how finely.
     """
     taus = tau_grid(x, precision.steps)
+    weight = np.broadcast_to(weight, rate.shape)
     isotonic = prefix_fits(rate, weight)
     flat = log_likelihood(isotonic[:, -1], rate, weight).sum(axis=1)  # without a fall (gamma = 0)
     rise = _rises(x, taus, isotonic)
