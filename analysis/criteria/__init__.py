@@ -10,10 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from megatron_kis.analysis.criteria.dispersion import with_dispersion
 from megatron_kis.analysis.criteria.half_margin import HalfMargin
 from megatron_kis.analysis.criteria.hinge import HingeCollapse
 from megatron_kis.analysis.criteria.loss import LossTolerance
 from megatron_kis.analysis.criteria.onset import Onset
+from megatron_kis.analysis.criteria.retention import Retention
 from megatron_kis.analysis.criteria.tolerance_rule import ToleranceRule
 from megatron_kis.analysis.runs.curves import curve_table, curves, primary_rows
 from megatron_kis.analysis.runs.groups import base_group
@@ -49,6 +51,7 @@ __all__ = [
     "HingeCollapse",
     "LossTolerance",
     "Onset",
+    "Retention",
     "ToleranceRule",
     "Transition",
     "criteria_of",
@@ -56,6 +59,7 @@ __all__ = [
 ]
 
 _COLLAPSE: dict[str, Criterion] = {
+    "retention": Retention(),
     "hinge": HingeCollapse(),
     "tolerance_rule": ToleranceRule(),
     "half_margin": HalfMargin(),
@@ -104,7 +108,7 @@ def find_transitions(
             remedy="runs of this version write it; use criterion: hinge for older ones",
         )
     found: dict[tuple[Any, ...], Transition] = {}
-    every = curves(primary, slices_of(table, settings.axis))
+    every = with_dispersion(curves(primary, slices_of(table, settings.axis)), settings)
     for criterion in criteria_of(settings) if criteria is None else criteria:
         for curve in every:
             if base_group(curve.group) not in criterion.groups:

@@ -71,7 +71,7 @@ class Card:
         """Returns [T] the log-likelihood of theta, with log g normally distributed; its maximum is 0."""
         weight = -0.5 * ((np.log(STEEPNESS) - centre) / spread) ** 2
         found: Array = logsumexp(self.log_likelihood + weight, axis=1)
-        return found - found.max()
+        return np.asarray(found - found.max())
 
 
 def shapes_of(share: float) -> list[tuple[float, float]]:
@@ -133,7 +133,7 @@ class _Likelihood:
 def _likelihood(
     theta: Array, steepness: Array, x: Array, rate: Array, weight: Array, chance: float, share: float
 ) -> _Likelihood:
-    """Returns the likelihood at every ``theta`` [T] and ``steepness`` [G], summed over forms and numbers of free levels."""
+    """Returns the likelihood at every ``theta`` [T] and ``steepness`` [G], summed over forms and free levels."""
     right, wrong = weight * rate, weight * (1 - rate)
     at = np.clip(x, -_FAR, _FAR)
     free, cost = _free_levels(right, wrong)
@@ -167,9 +167,9 @@ def _likelihood(
 def _free_levels(right: Array, wrong: Array) -> tuple[list[int], list[float]]:
     """Returns the numbers of first levels that may be off the plateau, and the log-probability of each.
 
-    A free rate is uniform below the highest rate of the others, u, which costs log of the integral of p^k (1 - p)^(n - k)
-    from 0 to u, over u. Numbers are left out that are far behind the best one even where every level after the plateau
-    is fitted exactly.
+    A free rate is uniform below the highest rate of the others, u, which costs log of the integral of
+    p^k (1 - p)^(n - k) from 0 to u, over u. Numbers are left out that are far behind the best one even where every
+    level after the plateau is fitted exactly.
     """
     levels = len(right)
     most = max(levels - 2, 1)

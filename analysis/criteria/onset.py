@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from megatron_kis.analysis.criteria.counts import Evidence
 from megatron_kis.analysis.criteria.decline import Card, card_of, mirrored
 from megatron_kis.analysis.criteria.hinge import cut_off, measured
 from megatron_kis.analysis.criteria.retention import place_of
@@ -28,12 +31,15 @@ from megatron_kis.analysis.runs.transitions import (
 )
 from megatron_kis.config.analysis import AnalysisConfig
 
+_FEWEST_INFUSED = 2  # levels above 0: one cannot tell where a rise is
+
 
 def onset_card(curve: Curve, settings: AnalysisConfig) -> Card:
     """Returns the card of an onset; its theta is minus the log of F."""
     x, seen = measured(curve, settings)
     chance = curve.mean_chance or 0.0
-    return card_of(*mirrored(x, seen.rate[0], seen.weight), chance, 1 - settings.onset_share)
+    back, rate, weight = mirrored(x, seen.rate[0], seen.weight)
+    return card_of(back, rate, weight, chance, 1 - settings.onset_share)
 
 
 class Onset:
@@ -50,51 +56,69 @@ class Onset:
             return make_transition(curve, self.kind, INCONCLUSIVE, "no run with F > 0")
         if chance is None:
             return make_transition(curve, self.kind, INCONCLUSIVE, "the chance level is not known")
-        x, seen = measured(curve, settings)
-        rate, weight, freedom = seen.rate[0], seen.weight, seen.freedom
-        baseline = 0 if curve.dose[0] == 0 else None
+        seen = measured(curve, settings)[1]
         alpha = settings.alpha / int(infused.sum())
-
-        def p_value(rate_there: float, n_eff: float) -> float:
-            against_chance = float(p_above(rate_there, n_eff, chance, freedom))
-            if baseline is None:
-                return against_chance
-            without = float(rate[baseline]), float(weight[baseline])
-            return max(against_chance, p_greater(rate_there, n_eff, *without, freedom))
-
-        p = [p_value(r, n) if f > 0 else 1.0 for f, r, n in zip(curve.dose, rate, weight, strict=True)]
-        largest, peak = float(curve.dose[-1]), float(rate.max())
-        found: Found = {"peak": peak, "p_value": min(p)}
+        p = [
+            _p_value(r, n, curve, seen) if f > 0 else 1.0
+            for f, r, n in zip(curve.dose, seen.rate[0], seen.weight, strict=True)
+        ]
+        found: Found = {"peak": float(seen.rate[0].max()), "p_value": min(p)}
         if min(p) > alpha:
-            # Would a model that half knows the facts have been noticed at the largest F?
-            floor = chance if baseline is None else max(chance, float(rate[baseline]))
-            known = floor + settings.reference_loss * (1 - floor)
-            if p_value(known, float(weight[-1])) > alpha:
-                reason = f"too few facts to tell a rate of {known:.2f} from chance ({chance:.2f})"
-                return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-            reason = f"not reliably above chance ({chance:.2f}) up to the largest F, {count(largest)}"
-            return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": largest})
-        share = f"{settings.onset_share:.0%} of the plateau"
-        if int(infused.sum()) < 2:
-            reason = f"rate {peak:.2f} at F = {count(largest)}, the only F > 0: too few to tell where it is learned"
+            return self._not_learned(curve, seen, found, settings)
+        if int(infused.sum()) < _FEWEST_INFUSED:
+            largest = count(float(curve.dose[-1]))
+            reason = f"rate {found['peak']:.2f} at F = {largest}, the only F > 0: too few to tell where it is learned"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-        place = place_of(onset_card(curve, settings), -x[::-1], 1 - settings.onset_share, cut_off(settings.confidence, freedom))
+        return self._learned(curve, seen, found, settings)
+
+    def _not_learned(self, curve: Curve, seen: Evidence, found: Found, settings: AnalysisConfig) -> Transition:
+        """Returns the point of a curve in which no level is reliably above chance."""
+        chance, largest = curve.mean_chance or 0.0, float(curve.dose[-1])
+        # Would a model that half knows the facts have been noticed at the largest F?
+        floor = chance if curve.dose[0] > 0 else max(chance, float(seen.rate[0][0]))
+        known = floor + settings.reference_loss * (1 - floor)
+        if _p_value(known, float(seen.weight[-1]), curve, seen) > settings.alpha / int((curve.dose > 0).sum()):
+            reason = f"too few facts to tell a rate of {known:.2f} from chance ({chance:.2f})"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+        reason = f"not reliably above chance ({chance:.2f}) up to the largest F, {count(largest)}"
+        return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": largest})
+
+    def _learned(self, curve: Curve, seen: Evidence, found: Found, settings: AnalysisConfig) -> Transition:
+        """Returns the point of a curve that rises: with two open ends, one, or none."""
+        share = f"{settings.onset_share:.0%} of the plateau"
+        chance, largest = curve.mean_chance or 0.0, float(curve.dose[-1])
+        with np.errstate(divide="ignore"):
+            x = -np.log(curve.dose)[::-1]
+        cut = cut_off(settings.confidence, seen.freedom)
+        place = place_of(onset_card(curve, settings), x, 1 - settings.onset_share, cut)
         low, high = math.exp(-place.high), math.exp(-place.low)  # 0 and inf where open
         found["steepness"] = place.steepness
-        if low == 0 and baseline is None:
+        status = INCONCLUSIVE
+        if low == 0 and curve.dose[0] > 0:
             reason = "above chance at every F, and no run with F = 0 says what was known without infusion"
-            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-        if low == 0 and high == math.inf:
+        elif low == 0 and high == math.inf:
             reason = f"reliably above chance ({chance:.2f}), but the levels do not tell where {share} is reached"
-            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-        if low == 0:
-            reason = f"{share} is reached at the smallest F, {count(float(curve.dose[infused][0]))}, or before"
-            return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": high})
-        if high == math.inf:
-            reason = f"above chance ({chance:.2f}), and rising still at the largest F, {count(largest)}: no plateau"
-            return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": low})
-        value = min(max(math.exp(-place.value), low), high)
-        flags = "the interval is disconnected; its hull is given" if place.pieces > 1 else ""
-        reason = f"{share} is reached at F = {count(value)} (plateau {chance + place.plateau * (1 - chance):.2f})"
-        found |= {"value": value, "low": low, "high": high, "interval": "profile", "flags": flags}
-        return make_transition(curve, self.kind, OBSERVED, f"{reason}; {flags}" if flags else reason, **found)
+        elif low == 0:
+            smallest = float(curve.dose[curve.dose > 0][0])
+            status, reason = LEFT_CENSORED, f"{share} is reached at the smallest F, {count(smallest)}, or before"
+            found["high"] = high
+        elif high == math.inf:
+            rising = f"above chance ({chance:.2f}), and rising still at the largest F, {count(largest)}: no plateau"
+            status, reason = RIGHT_CENSORED, rising
+            found["low"] = low
+        else:
+            value = min(max(math.exp(-place.value), low), high)
+            flags = "the interval is disconnected; its hull is given" if place.pieces > 1 else ""
+            found |= {"value": value, "low": low, "high": high, "interval": "profile", "flags": flags}
+            plateau = chance + place.plateau * (1 - chance)
+            status, reason = OBSERVED, f"{share} ({plateau:.2f}) is reached at F = {count(value)}"
+            reason += f"; {flags}" if flags else ""
+        return make_transition(curve, self.kind, status, reason, **found)
+
+
+def _p_value(rate: float, n_eff: float, curve: Curve, seen: Evidence) -> float:
+    """Returns the p-value that a rate beats chance and, where there is one, the run with F = 0."""
+    against_chance = float(p_above(rate, n_eff, curve.mean_chance or 0.0, seen.freedom))
+    if curve.dose[0] > 0:
+        return against_chance
+    return max(against_chance, p_greater(rate, n_eff, float(seen.rate[0][0]), float(seen.weight[0]), seen.freedom))

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_kis.analysis.criteria.counts import generator_of
 from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, card_of, retention, shapes_of
 from megatron_kis.analysis.criteria.hinge import cut_off, measured
 from megatron_kis.analysis.criteria.tests import detectable_drop, p_above
 from megatron_kis.analysis.criteria.tolerance_rule import needed_drop
 from megatron_kis.analysis.criteria.unimodal import fall_test
-from megatron_kis.analysis.criteria.counts import generator_of
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
@@ -34,6 +34,7 @@ from megatron_kis.analysis.runs.transitions import (
     Transition,
     count,
     make_transition,
+    too_few_levels,
 )
 from megatron_kis.config.analysis import AnalysisConfig
 
@@ -92,6 +93,20 @@ def place_of(card: Card, x: Array, share: float, cut: float) -> Place:
     )
 
 
+def collapse_card(curve: Curve, settings: AnalysisConfig) -> Card:
+    """Returns the card of a collapse."""
+    x, seen = measured(curve, settings)
+    return card_of(x, seen.rate[0], seen.weight, curve.mean_chance or 0.0, settings.r)
+
+
+def remembers(curve: Curve, settings: AnalysisConfig) -> bool:
+    """Returns whether the highest rate of a curve is reliably above chance."""
+    seen = measured(curve, settings)[1]
+    top = int(seen.rate[0].argmax())
+    p_value = float(p_above(seen.rate[0][top], seen.weight[top], curve.mean_chance or 0.0, seen.freedom))
+    return p_value <= settings.alpha / len(curve.dose)
+
+
 class Retention:
     """Criterion ``retention``: the module's docstring says how."""
 
@@ -101,23 +116,22 @@ class Retention:
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """Returns the collapse of ``curve``."""
         levels = len(curve.dose)
-        if levels < FEWEST_LEVELS:
-            return too_few_levels(curve, self.kind, FEWEST_LEVELS)
+        if reason := too_few_levels(curve, levels, FEWEST_LEVELS):
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason)
         x, seen = measured(curve, settings)
         rate, weight, chance = seen.rate[0], seen.weight, curve.mean_chance or 0.0
         top = int(rate.argmax())
         peak = float(rate[top])
         detectable = float(detectable_drop(peak, weight[top], weight[-1], settings.alpha, settings.power, seen.freedom))
         found: Found = {"peak": peak, "detectable": detectable}
-        if float(p_above(peak, weight[top], chance, seen.freedom)) > settings.alpha / levels:
+        if not remembers(curve, settings):
             reason = (
                 f"never reliably above chance ({chance:.2f}; highest rate {peak:.2f}): no memory that could collapse"
             )
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         p_value, _ = fall_test(seen.of(rate), settings.resamples, generator_of(curve, settings, "fall"))
         found["p_value"] = p_value
-        card = card_of(x, rate, weight, chance, settings.r)
-        place = place_of(card, x, settings.r, cut_off(settings.confidence, seen.freedom))
+        place = place_of(collapse_card(curve, settings), x, settings.r, cut_off(settings.confidence, seen.freedom))
         if p_value > settings.alpha:
             return self._no_fall(curve, place, found, settings)
         drop = (1 - place.kept) * place.plateau * (1 - chance)

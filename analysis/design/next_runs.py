@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from megatron_kis.analysis.criteria import find_transitions
+from megatron_kis.analysis.criteria.dispersion import with_dispersion
 from megatron_kis.analysis.design.gain import Cell, Step, cell_of, gain_of, with_run
 from megatron_kis.analysis.law.fit import LawRefused, fit_law
 from megatron_kis.analysis.runs.curves import Curve, curves, primary_rows
@@ -149,7 +150,7 @@ def _cells(
     mine = primary[primary["group"] == group]
     by_cell = {(p.params, p.tokens): p for p in points if p.group == group and p.slice == along}
     seeds = _seeds(rows_of_slice(mine, along))
-    found = curves(mine, [along])
+    found = with_dispersion(curves(mine, [along]), settings)
     if not found:
         raise InputError(f"no curve of group {group!r}", where="group", remedy="infused or background")
     return [(c, by_cell[c.params, c.tokens], seeds[c.params, c.tokens]) for c in found]

@@ -9,12 +9,14 @@ from typing import Any
 import pandas as pd
 
 from megatron_kis.analysis.criteria import Transition, find_transitions
+from megatron_kis.analysis.criteria.dispersion import with_dispersion
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.bootstrap import bootstrap_law
 from megatron_kis.analysis.law.bootstrap_points import bootstrap_points
 from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.validate import backtest
+from megatron_kis.analysis.law.whole import with_surface
 from megatron_kis.analysis.runs.curves import Curve, curve_table, curves, primary_rows
 from megatron_kis.analysis.runs.groups import group_key
 from megatron_kis.analysis.runs.load import Runs
@@ -33,21 +35,23 @@ def fit_laws(
 
     Where several slices of one axis have points, a law of all of them follows, with a term in what they hold.
 
-    With the curve ``table``, collapse laws by the hinge are bootstrapped through both stages; the other laws from the
-    intervals of their points.
+    With the curve ``table``, laws of memory carry the likelihood of all curves (`law.whole.with_surface`), those by the
+    hinge are bootstrapped through both stages; the other laws from the intervals of their points.
     """
     settings = settings or AnalysisConfig()
     laws, refused = [], []
     by_loss = settings.criterion == "general_loss"
     first = sorted(LAW_ORDER, key=lambda key: key[0] != "tolerance") if by_loss else LAW_ORDER
     drawn_from: list[Curve] = []
-    if table is not None and settings.law_resamples and settings.criterion == "hinge":
-        drawn_from = curves(primary_rows(table, settings), slices_of(table, settings.axis))
+    if table is not None and settings.law_resamples:
+        drawn_from = with_dispersion(curves(primary_rows(table, settings), slices_of(table, settings.axis)), settings)
     keys = law_keys(points, first)
     for kind, group, one in [*keys, *_together(points, keys)]:
         try:
             law = fit_law(points, kind, group, along=one, confidence=settings.confidence, law=settings.law)
             if drawn_from:
+                law = with_surface(law, drawn_from, settings)
+            if drawn_from and settings.criterion == "hinge":
                 law = bootstrap_law(law, drawn_from, points, settings, resamples=settings.law_resamples)
             if settings.law_resamples and law.calibration is None:
                 law = bootstrap_points(law, points, settings, resamples=settings.law_resamples)

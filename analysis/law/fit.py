@@ -120,6 +120,9 @@ class Law:
     calibration: dict[str, Any] | None = None
     """Critical values from a bootstrap through both stages (`megatron_kis.analysis.law.bootstrap`) or of the points
     (`megatron_kis.analysis.law.bootstrap_points`), a check of Student's t; None if no bootstrap was run."""
+    surface: dict[str, Any] | None = None
+    """The likelihood of all curves together (`megatron_kis.analysis.law.surface`), from which predictions are made; None
+    where only points are known, or the curves cannot carry it."""
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -152,7 +155,7 @@ class Law:
         """Returns the law as JSON-ready values; what older laws do not have is left out where it says nothing."""
         content = asdict(self)
         del content["slice"]
-        for name in ("amounts", "range_held"):
+        for name in ("amounts", "range_held", "surface"):
             if not content[name]:
                 del content[name]
         return {"schema": SCHEMA, **content, **self.slice.record()}

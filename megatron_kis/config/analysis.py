@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
@@ -10,7 +11,7 @@ from megatron_kis.common.complaints import input_error
 from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import nearest
 
-CRITERIA = ("hinge", "tolerance_rule", "general_loss", "half_margin")
+CRITERIA = ("retention", "hinge", "tolerance_rule", "general_loss", "half_margin")
 
 _LATER: dict[str, Any] = {"axis": "auto", "margin_share": 0.5, "outcome": "accuracy"}
 """Settings that came later, with the value that older versions worked by."""
@@ -47,6 +48,13 @@ def _positive(value: float) -> float:
     return value
 
 
+def _not_negative(value: float) -> float:
+    if not 0 <= value < math.inf:
+        msg = f"{value} is out of range; at least 0"
+        raise ValueError(msg)
+    return value
+
+
 def _enough_resamples(value: int) -> int:
     if value < 99:
         msg = f"{value} resamples cannot resolve a p-value; at least 99"
@@ -73,10 +81,15 @@ class AnalysisConfig(Config):
     split: Annotated[str, Field(json_schema_extra={"enum": ["train", "held_out", "question"]})] = "held_out"
     """Template split the criteria look at. Held-out templates tell memory of a fact from memory of a sentence."""
 
-    criterion: Annotated[str, AfterValidator(_criterion), Field(json_schema_extra={"enum": list(CRITERIA)})] = "hinge"
-    """Definition of a collapse: ``hinge`` (tau of a rise-then-fall model), ``tolerance_rule`` (the last dose within r
-    of the maximum), ``general_loss`` (the dose at which the loss on general text leaves its tolerance) or
+    criterion: Annotated[str, AfterValidator(_criterion), Field(json_schema_extra={"enum": list(CRITERIA)})] = (
+        "retention"
+    )
+    """Definition of a collapse: ``retention`` (the dose at which the share r of what was known is lost), ``hinge`` (tau
+    of a rise-then-fall model), ``tolerance_rule`` (the last dose within r of the maximum), ``general_loss`` (the dose at which the loss on general text leaves its tolerance) or
     ``half_margin`` (the dose at which the mean margin has fallen to margin_share of its highest level)."""
+
+    onset_share: _OpenShare = 0.5
+    """Share of the plateau's excess over chance at which an onset is: the dose at which so much is learned."""
 
     margin_share: _OpenShare = 0.5
     """Share of its highest level to which the mean margin must have fallen, for ``criterion: half_margin``."""
@@ -101,8 +114,7 @@ class AnalysisConfig(Config):
     """Relative fall below the maximum that marks the collapse point: the curve stays under (1 - r) of its maximum."""
 
     delta_min: _Share = 0.05
-    """Smallest fall, in rate, that may be called a collapse. Raised to two seed standard deviations where seeds
-    allow."""
+    """Smallest fall, in rate, that may be called a collapse. A smaller one that is certain is inconclusive."""
 
     alpha: _OpenShare = 0.05
     """Level of the tests, for a whole curve (the onset's levels share it, the collapse test is calibrated for it)."""
@@ -111,8 +123,9 @@ class AnalysisConfig(Config):
     """Relative excess of the validation loss over that of F = 0 which counts as collapse by loss tolerance."""
 
     overdispersion: _Share = 0.01
-    """Least intraclass correlation of the facts of one run (what a seed moves together). With one seed it cannot be
-    estimated; 0.01 is a seed standard deviation of 0.05 at a rate of one half, as two seeds of small trials showed."""
+    """Intraclass correlation of the facts of one run (what a seed moves together) that is expected before the study's
+    seeds and curves are seen. It weighs like three degrees of freedom; 0.01 is a seed standard deviation of 0.05 at a
+    rate of one half, as two seeds of small trials showed."""
 
     reference_loss: _Share = 0.5
     """Share of the peak's excess over chance whose loss must have been visible before "no collapse" is said; 0 asks
@@ -126,6 +139,10 @@ class AnalysisConfig(Config):
 
     law_resamples: Annotated[int, AfterValidator(_no_or_enough_resamples)] = 999
     """Resamples of the bootstrap that gives points their errors and checks the law's intervals; 0: none."""
+
+    bend: Annotated[float, AfterValidator(_not_negative), Field(json_schema_extra={"minimum": 0})] = 0.025
+    """Standard deviation of the law's curvature, the coefficient of (log N)^2, before the data: a law that is straight
+    over the trained sizes may bend beyond them. 0 trusts the straight line. Chinchilla's minima bend by 0.034."""
 
     law: str = "auto"
     """The law's form: ``auto`` (chosen by the largest N, held out) or a candidate's name, such as ``N and D``.

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_kis.analysis.criteria.decline import Card, card_of, mirrored, retention, shapes_of
+from megatron_kis.analysis.criteria.decline import Card, card_of, retention, shapes_of
 from megatron_kis.analysis.law.candidates import SIZE, SIZE_AND_BUDGET
 from megatron_kis.analysis.law.ensemble import sample
 from megatron_kis.analysis.law.surface import Surface, fit_surface, record_of, surface_of
