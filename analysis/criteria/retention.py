@@ -39,6 +39,7 @@ from megatron_kis.analysis.runs.transitions import (
 from megatron_kis.config.analysis import AnalysisConfig
 
 FEWEST_LEVELS = 4
+_GAP = 3  # of the grid of places: a smaller one between likely places is the grid's own
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def place_of(card: Card, x: Array, share: float, cut: float) -> Place:
 
     Args:
         card: of the curve.
-        x: [L] log doses; nothing is known of places before the first finite one, or after the last.
+        x: [L] log doses; nothing is known of places before the first finite one.
         share: of the card.
         cut: see `hinge.cut_off`.
     """
@@ -85,11 +86,11 @@ def place_of(card: Card, x: Array, share: float, cut: float) -> Place:
     return Place(
         value=float(card.theta[best]),
         low=low if low > ends[0] else -math.inf,
-        high=high if high < ends[-1] else math.inf,
+        high=high,
         steepness=float(np.exp(np.average(np.log(STEEPNESS), weights=weight))),
         plateau=float(np.average(card.plateau[best], weights=weight)),
         kept=float(((card.shapes[best] * forms.T).sum(axis=1) * weight).sum() / weight.sum()),
-        pieces=1 + int((np.diff(kept) > 1).sum()),
+        pieces=1 + int((np.diff(kept) > _GAP).sum()),
     )
 
 
@@ -100,11 +101,10 @@ def collapse_card(curve: Curve, settings: AnalysisConfig) -> Card:
 
 
 def remembers(curve: Curve, settings: AnalysisConfig) -> bool:
-    """Returns whether the highest rate of a curve is reliably above chance."""
+    """Returns whether a level of a curve is reliably above chance."""
     seen = measured(curve, settings)[1]
-    top = int(seen.rate[0].argmax())
-    p_value = float(p_above(seen.rate[0][top], seen.weight[top], curve.mean_chance or 0.0, seen.freedom))
-    return p_value <= settings.alpha / len(curve.dose)
+    p_values = p_above(seen.rate[0], seen.weight, curve.mean_chance or 0.0, seen.freedom)
+    return bool((p_values <= settings.alpha / len(curve.dose)).any())
 
 
 class Retention:
@@ -164,7 +164,7 @@ class Retention:
         if place.low == -math.inf and place.high == math.inf:
             reason = f"{down}, but the levels do not tell where {settings.r:.0%} of what was known is lost"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-        if place.high == math.inf:
+        if place.high == math.inf or place.value > math.log(curve.dose[-1]):
             reason = f"{down}; {settings.r:.0%} of what was known may be lost beyond it"
             return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": math.exp(place.low)})
         high = math.exp(place.high)

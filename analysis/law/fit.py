@@ -121,8 +121,8 @@ class Law:
     """Critical values from a bootstrap through both stages (`megatron_kis.analysis.law.bootstrap`) or of the points
     (`megatron_kis.analysis.law.bootstrap_points`), a check of Student's t; None if no bootstrap was run."""
     surface: dict[str, Any] | None = None
-    """The likelihood of all curves together (`megatron_kis.analysis.law.surface`), from which predictions are made; None
-    where only points are known, or the curves cannot carry it."""
+    """The likelihood of all curves together (`megatron_kis.analysis.law.surface`), from which predictions are made;
+    None where only points are known, or the curves cannot carry it."""
     warnings: list[str] = field(default_factory=list)
 
     @property

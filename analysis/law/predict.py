@@ -12,12 +12,13 @@ import numpy as np
 
 from megatron_kis.analysis.law import regression
 from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.surface import surface_of
 from megatron_kis.analysis.runs.slices import FACTS, RATIO, USUAL, Slice, wrong_held
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 
 SCHEMA = "kis.prediction/1"
-_LATER = ("exposures", "exposures_interval", "bits", "bits_interval")
+_LATER = ("exposures", "exposures_interval", "bits", "bits_interval", "straight_interval", "points_interval")
 _FAR = 10.0  # an extrapolation by more than this factor gets a warning
 _WIDER = 1.25  # times the headline's log width: a wider bootstrap interval gets a warning
 
@@ -68,8 +69,13 @@ class Prediction:
     tokens shared by these facts; None if the cost of F is unknown), and ``copies_safe``, the smaller one. None from an
     unvalidated law."""
     interval_method: str
-    """Always ``t``: Student's t of the law's mean and of the scatter (`half_width`), with a REML-type sigma and
-    Knapp-Hartung scaling."""
+    """``surface``: from the likelihood of all curves (`law.surface`), with a law that may bend; ``t``: from the points,
+    Student's t of the law's mean and of the scatter (`half_width`), with a REML-type sigma and Knapp-Hartung
+    scaling."""
+    straight_interval: tuple[float, float] | None = None
+    """Interval of a new model if the law is as straight up to there as it is over the sizes that were trained."""
+    points_interval: tuple[float, float] | None = None
+    """Interval of a new model from the points alone, a check of one that is from all curves."""
     bootstrap_interval: tuple[float, float] | None
     """Interval of a new model by the bootstrap's critical values, a check of the headline; None if none was run."""
     bootstrap_method: str | None
@@ -156,11 +162,13 @@ def predict(
     }
     if law.range_held is not None and held is not None:
         factors["held"] = _beyond(held, law.range_held)
-    total = math.hypot(error, law.sigma)
-    half, half_of_mean = half_width(law, error, law.sigma), half_width(law, error, 0.0)
-    centre, interval = _exp(mean), (_exp(mean - half), _exp(mean + half))
+    told = _from_points(law, mean, error)
     drawn = critical_values(law, max(factors.values()))
+    total = math.hypot(error, law.sigma)
     bootstrapped = None if drawn is None else (_exp(mean + drawn[0] * total), _exp(mean + drawn[1] * total))
+    if law.surface is not None:
+        told = replace(_from_curves(law, law.surface, params, tokens, held), points=told.model)
+    centre, interval = told.centre, told.model
     ratio = None if law.tokens_per_frequency is None else centre * law.tokens_per_frequency / tokens
     if one.held_by == RATIO:
         ratio = one.held
@@ -178,7 +186,7 @@ def predict(
         params=round(params),
         tokens=round(tokens),
         centre=centre,
-        confidence_interval=(_exp(mean - half_of_mean), _exp(mean + half_of_mean)),
+        confidence_interval=told.mean,
         prediction_interval=interval,
         recommended=None if law.unvalidated else interval[1] if law.kind == "onset" else interval[0],
         confidence=law.confidence,
@@ -196,7 +204,9 @@ def predict(
         bits=amounts.get("bits") if bits_per_dose is None else bits_per_dose * centre,
         bits_interval=None if bits_per_dose is None else (bits_per_dose * interval[0], bits_per_dose * interval[1]),
         domain=_domain(law, interval, centre, facts, fact_tokens),
-        interval_method="t",
+        interval_method="t" if law.surface is None else "surface",
+        straight_interval=told.straight,
+        points_interval=told.points,
         bootstrap_interval=bootstrapped,
         bootstrap_method=None if law.calibration is None else str(law.calibration["method"]),
         baselines={"constant": float(np.exp(np.mean(np.log(values)))), "largest_model": float(largest["value"])},
@@ -212,6 +222,45 @@ def predict(
             "sigma": law.sigma,
             "fingerprint": law.fingerprint,
         },
+    )
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a law says of one model."""
+
+    centre: float
+    mean: tuple[float, float]
+    """Interval of the law's mean."""
+    model: tuple[float, float]
+    """Interval of a new model."""
+    straight: tuple[float, float] | None = None
+    points: tuple[float, float] | None = None
+
+
+def _from_points(law: Law, mean: float, error: float) -> _Told:
+    half, half_of_mean = half_width(law, error, law.sigma), half_width(law, error, 0.0)
+    return _Told(
+        centre=_exp(mean),
+        mean=(_exp(mean - half_of_mean), _exp(mean + half_of_mean)),
+        model=(_exp(mean - half), _exp(mean + half)),
+    )
+
+
+def _from_curves(law: Law, record: dict[str, Any], params: float, tokens: float, held: float | None) -> _Told:
+    surface = surface_of(record)
+    tail = (1 - law.confidence) / 2
+    levels = (tail, 0.5, 1 - tail)
+    at = math.log(params), math.log(tokens), None if held is None else math.log(held)
+    mean = surface.mean(*at)
+    low, middle, high = surface.quantiles(mean, surface.sigma(), levels)
+    least, _, most = np.quantile(mean, levels)
+    straight = surface.quantiles(surface.mean(*at, straight=True), surface.sigma(straight=True), levels)
+    return _Told(
+        centre=_exp(middle),
+        mean=(_exp(float(least)), _exp(float(most))),
+        model=(_exp(low), _exp(high)),
+        straight=(_exp(straight[0]), _exp(straight[2])),
     )
 
 

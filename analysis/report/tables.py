@@ -295,7 +295,7 @@ def predictions(result: AnalysisResult) -> Table | None:
         *_dose_columns(result, "centre", lambda p: p.centre),
         _numbers("confidence interval", lambda p: fmt.interval(p.confidence_interval)),
         _numbers("prediction interval", lambda p: fmt.interval(p.prediction_interval)),
-        _numbers("by bootstrap", lambda p: fmt.interval(p.bootstrap_interval)),
+        *_checks(result.predictions),
         _numbers("recommended", lambda p: fmt.frequency(p.recommended)),
         _numbers("ρ at centre", lambda p: fmt.ratio(p.infusion_ratio)),
         _numbers("domain tokens", lambda p: _size(p.exposure_tokens)),
@@ -305,10 +305,30 @@ def predictions(result: AnalysisResult) -> Table | None:
     ]
     note = (
         "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset); nothing is "
-        "recommended by an unvalidated law. By bootstrap: the prediction interval from studies simulated with the law, "
-        "a check of Student’s t."
+        "recommended by an unvalidated law."
     )
+    if any(p.straight_interval for p in result.predictions):
+        note += (
+            " A prediction interval from all curves allows the law to bend beyond the sizes trained. If straight: if "
+            "it does not. From points: Student’s t of the points alone, a check."
+        )
+    if any(p.bootstrap_interval for p in result.predictions):
+        note += " By bootstrap: the prediction interval from studies simulated with the law, a check of Student’s t."
     return _table(columns, result.predictions, note, remark=True)
+
+
+def _checks(predictions: Sequence[Prediction]) -> list[Column]:
+    """Returns columns of the intervals beside the headline that any prediction has."""
+    names = {
+        "if straight": "straight_interval",
+        "from points": "points_interval",
+        "by bootstrap": "bootstrap_interval",
+    }
+
+    def column(title: str, name: str) -> Column:
+        return _numbers(title, lambda p: fmt.interval(getattr(p, name)))
+
+    return [column(title, name) for title, name in names.items() if any(getattr(p, name) for p in predictions)]
 
 
 def foreign(result: AnalysisResult) -> Table | None:

@@ -85,8 +85,9 @@ class AnalysisConfig(Config):
         "retention"
     )
     """Definition of a collapse: ``retention`` (the dose at which the share r of what was known is lost), ``hinge`` (tau
-    of a rise-then-fall model), ``tolerance_rule`` (the last dose within r of the maximum), ``general_loss`` (the dose at which the loss on general text leaves its tolerance) or
-    ``half_margin`` (the dose at which the mean margin has fallen to margin_share of its highest level)."""
+    of a rise-then-fall model), ``tolerance_rule`` (the last dose within r of the maximum), ``general_loss`` (the dose
+    at which the loss on general text leaves its tolerance) or ``half_margin`` (the dose at which the mean margin has
+    fallen to margin_share of its highest level)."""
 
     onset_share: _OpenShare = 0.5
     """Share of the plateau's excess over chance at which an onset is: the dose at which so much is learned."""

@@ -109,6 +109,10 @@ def _print_prediction(prediction: Prediction) -> None:
         [f"{level} confidence interval of the law", interval(prediction.confidence_interval)],
         [f"{level} prediction interval of a model", interval(prediction.prediction_interval)],
     ]
+    if prediction.straight_interval is not None:
+        rows.append(["the same if the law stays straight", interval(prediction.straight_interval)])
+    if prediction.points_interval is not None:
+        rows.append(["the same from the points alone, a check", interval(prediction.points_interval)])
     if prediction.bootstrap_interval is not None:
         rows.append(["the same by bootstrap, a check", interval(prediction.bootstrap_interval)])
     rows += [
