@@ -74,6 +74,15 @@ class Card:
         return np.asarray(found - found.max())
 
 
+def fitted(card: Card, x: Array, chance: float, share: float) -> Array:
+    """Returns the most likely rates [L] of a card's curve at log doses ``x`` [L]: its plateau and its decline."""
+    place, steep = np.unravel_index(int(card.log_likelihood.argmax()), card.log_likelihood.shape)
+    at = np.clip(x, -_FAR, _FAR)
+    forms = [retention(at, card.theta[place], STEEPNESS[steep], *form, share) for form in shapes_of(share)]
+    rates: Array = chance + (1 - chance) * card.plateau[place, steep] * (card.shapes[place, steep] @ np.array(forms))
+    return rates
+
+
 def shapes_of(share: float) -> list[tuple[float, float]]:
     """Returns the tried (s, f) of a decline that has lost ``share`` at theta."""
     return [(sharp, floor * (1 - share)) for sharp, floor in product(SHARPNESS, _FLOORS)]

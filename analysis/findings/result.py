@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from megatron_kis.analysis.criteria.dispersion import with_dispersion
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.law.validate import Score
+from megatron_kis.analysis.runs.curves import Curve, curves, primary_rows
 from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.analysis.runs.slices import Slice, slices_of
 from megatron_kis.analysis.runs.transitions import Transition
@@ -41,6 +43,13 @@ class AnalysisResult:
         if self.curves is not None:
             return slices_of(self.curves, self.settings.axis)
         return sorted({point.slice for point in self.points}, key=lambda one: one.key)
+
+    @cached_property
+    def primary_curves(self) -> list[Curve]:
+        """The curves that transitions are sought in, with the dispersion of the study; none of points alone."""
+        if self.curves is None:
+            return []
+        return with_dispersion(curves(primary_rows(self.curves, self.settings), self.slices), self.settings)
 
     @property
     def law(self) -> Law | None:

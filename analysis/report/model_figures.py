@@ -22,10 +22,11 @@ from megatron_kis.analysis.report.theme import (
     size_slot,
     to_svg,
 )
-from megatron_kis.analysis.runs.curves import cells_of_table, curves, mean_curves, rows_of, with_outcome
+from megatron_kis.analysis.runs.curves import Array, Curve, cells_of_table, mean_curves, rows_of, with_outcome
 from megatron_kis.analysis.runs.groups import group_key, retained_groups, strength
 from megatron_kis.analysis.runs.slices import Slice, rows_of_slice
 from megatron_kis.analysis.runs.transitions import COLLAPSED, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
+from megatron_kis.config.analysis import AnalysisConfig
 
 
 def split_keys(table: pd.DataFrame) -> list[Key]:
@@ -99,7 +100,7 @@ def _slice_curves(
                 for point in result.points
                 if (*point.cell, point.group) == (*cell, one, group)
             ]
-            _hinge_line(drawn, axis, result, mine[mine["split"] == settings.split], notes)
+            _fitted_line(drawn, axis, result, mine[mine["split"] == settings.split], notes)
             drawn.axes.set_title(title)
             caption = f"{label}. {' '.join(note for note in notes if note)}".strip()
             drawings.append(Drawing(to_svg(drawn), caption))
@@ -149,39 +150,52 @@ def _strengths(
         return Drawing(to_svg(drawn), caption + (f" Collapse: {'; '.join(notes)}." if notes else ""))
 
 
-def _hinge_line(drawn: Panel, axis: DoseAxis, result: AnalysisResult, rows: pd.DataFrame, notes: list[str]) -> None:
-    """Draws the fitted plateau and fall where the hinge found a collapse."""
-    from megatron_kis.analysis.criteria.hinge import fit_curve
-    from megatron_kis.analysis.criteria.hinge_fit import rate_of
-
+def _fitted_line(drawn: Panel, axis: DoseAxis, result: AnalysisResult, rows: pd.DataFrame, notes: list[str]) -> None:
+    """Draws the fitted plateau and fall where a collapse was found."""
     settings = result.settings
-    if settings.criterion != "hinge" or rows.empty:
+    if settings.criterion not in _FITTED or rows.empty:
         return
-    (curve,) = curves(rows, [axis.slice])
-    point = next(
-        (
-            p
-            for p in result.points
-            if p.kind == "collapse" and p.informative and (*p.cell, p.group) == (*curve.cell, curve.group)
-        ),
-        None,
-    )
-    if point is None:
+    first = rows.iloc[0]
+    key = int(first["params"]), int(first["tokens"]), axis.slice, str(first["group"])
+    if not any(p.kind == "collapse" and p.informative and (*p.cell, p.group) == key for p in result.points):
         return
-    fits = fit_curve(curve, settings)
-    start = max(float(curve.dose[int(fits.kappa[0])]), float(curve.dose[curve.dose > 0][0]))
-    levels = np.geomspace(start, float(curve.dose[-1]), 80)
-    eta = fits.plateau[0] - fits.gamma[0] * np.maximum(np.log(levels) - fits.tau[0], 0.0)
+    curve = next(c for c in result.primary_curves if (*c.cell, c.group) == key)
+    levels, rates = _FITTED[settings.criterion](curve, settings)
     drawn.line(
         [axis.at(f) for f in levels],
-        rate_of(eta, fits.chance).tolist(),
-        series="hinge",
+        rates.tolist(),
+        series="fitted",
         colour="ink",
         linewidth=1.3,
         linestyle=(0, (6, 2)),
         label="fitted plateau and fall",
     )
     notes.append("Dashed: the fitted plateau and fall.")
+
+
+def _hinge(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Array]:
+    from megatron_kis.analysis.criteria.hinge import fit_curve
+    from megatron_kis.analysis.criteria.hinge_fit import rate_of
+
+    fits = fit_curve(curve, settings)
+    start = max(float(curve.dose[int(fits.kappa[0])]), float(curve.dose[curve.dose > 0][0]))
+    levels = np.geomspace(start, float(curve.dose[-1]), 80)
+    eta = fits.plateau[0] - fits.gamma[0] * np.maximum(np.log(levels) - fits.tau[0], 0.0)
+    return levels, rate_of(eta, fits.chance)
+
+
+def _retention(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Array]:
+    from megatron_kis.analysis.criteria.decline import fitted
+    from megatron_kis.analysis.criteria.retention import collapse_card
+
+    start = max(float(curve.dose[int(curve.rate.argmax())]), float(curve.dose[curve.dose > 0][0]))
+    levels = np.geomspace(start, float(curve.dose[-1]), 80)
+    card = collapse_card(curve, settings)
+    return levels, fitted(card, np.log(levels), curve.mean_chance or 0.0, settings.r)
+
+
+_FITTED = {"hinge": _hinge, "retention": _retention}
+"""Fitted curves by criterion: doses and rates."""
 
 
 def _split_series(drawn: Panel, axis: DoseAxis, rows: pd.DataFrame, means: pd.DataFrame, name: str) -> None:
