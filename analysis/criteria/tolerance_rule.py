@@ -103,7 +103,7 @@ class ToleranceRule:
             reason = f"{levels} levels of {symbol}; at least {_FEWEST_LEVELS} are needed"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason)
         dispersion = dispersion_of(curve, settings)
-        weight, freedom = dispersion.effective(curve.facts), dispersion.freedom
+        weight, freedom = dispersion.effective(curve.facts, curve.runs), dispersion.freedom
         top = int(np.argmax(curve.rate))
         peak = float(curve.rate[top])
         chance = curve.mean_chance or 0.0
