@@ -70,11 +70,13 @@ class HingeShape:
     plateau: float
     """M, the plateau on the logit scale."""
     gamma: float
-    """Fall of the logit for each e-fold of F beyond the hinge."""
+    """Fall of the logit, or of the log of the excess over chance, for each e-fold of F beyond the hinge."""
+    power: bool = False
+    """Whether it is the latter."""
 
     def rates(self, tau: Array) -> Array:
         """Returns the rates [R, L] with the hinge at each ``tau`` [R]: isotonic rise, plateau, fall."""
-        rates = plateau_and_fall(self.x, tau, np.array(self.plateau), np.array(self.gamma), self.chance)
+        rates = plateau_and_fall(self.x, tau, np.array(self.plateau), np.array(self.gamma), self.chance, self.power)
         kappa = self.kappa
         if kappa:
             rise = non_decreasing_fit(self.seen.rate[:kappa], self.seen.weight[:kappa])
@@ -231,7 +233,8 @@ def _falls_at_once(seen: Evidence, fits: HingeFits, fallen: Bools, confidence: f
     if len(index):
         rate, weight = seen.rate[index], np.broadcast_to(seen.weight, (len(index), len(seen.weight)))
         k = weight * rate
-        _, _, rest = fit_nodes(fits.x[1:], fits.x[1:2], k[:, 1:], weight[:, 1:], fits.chance, 40)
+        after = fits.x[1:], fits.x[1:2], k[:, 1:], weight[:, 1:], fits.chance, 40
+        rest = np.maximum(*(fit_nodes(*after, power=power)[2] for power in (False, True)))
         alone = log_likelihood(rate[:, 0], rate[:, 0], weight[:, 0])
         at_once[index] = 2 * (rest[:, 0] + alone - fits.best[index]) > cut_off(confidence, seen.freedom)
     return at_once
@@ -300,6 +303,7 @@ def shape_of(seen: Evidence, fits: HingeFits) -> HingeShape:
         kappa=int(fits.kappa[0]),
         plateau=float(fits.plateau[0]),
         gamma=float(fits.gamma[0]),
+        power=bool(fits.power[0]),
     )
 
 
@@ -322,6 +326,10 @@ def calibrate(
 
 def tolerance_point(fits: HingeFits, r: float) -> float:
     """Returns log of the largest F at which the fitted rate of one curve is at least (1 - r) of its plateau."""
+    if fits.power[0]:
+        top = float(fits.plateau_rate[0])
+        left = max((1 - r) * top - fits.chance, 1e-9)
+        return float(fits.tau[0]) + math.log((top - fits.chance) / left) / max(float(fits.gamma[0]), 1e-9)
     edge = float(link((1 - r) * fits.plateau_rate, fits.chance)[0])
     return float(fits.tau[0]) + max(float(fits.plateau[0]) - edge, 0.0) / max(float(fits.gamma[0]), 1e-9)
 

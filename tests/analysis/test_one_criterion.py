@@ -35,7 +35,7 @@ def random_curve(generator: np.random.Generator, number: int) -> Curve:
         base=float(generator.choice([0.25, 0.4, 0.55, 0.8])),
         collapses=bool(generator.random() < 0.8),
     )
-    collapse = math.exp(generator.uniform(math.log(20), math.log(2500)))
+    collapse = math.exp(generator.uniform(math.log(12), math.log(2500)))
     return simulate_curve(truth, (100_000_000, 2_000_000_000 + number), GRID, 1, generator, collapse=collapse)
 
 
