@@ -7,6 +7,9 @@ corner is (1: none, a logistic curve; large: a power of the dose from t on), and
 decline is ``theta``: the log dose at which R = 1 - r, for a stated share r. It means the same whatever the form of the
 decline, also where the curve has no corner.
 
+A run may have failed. A level is therefore, with a small probability, not of the curve at all but of any rate: one level
+that stands alone costs that probability and no more.
+
 Levels before the plateau may be lower. A number of the first levels is therefore left free, each with a rate of its
 own, at the price that Bayes' rule asks for a free rate. The likelihood is integrated over that number, over A (Laplace)
 and over s and f on a grid, and is kept as a function of theta and log g (`Card`). Nothing about a curve has to be
@@ -31,6 +34,7 @@ STEEPNESS: Array = np.exp(np.linspace(np.log(0.4), np.log(24.0), 24))
 """[G] values of g: half of the excess lost over five e-folds of the dose, and over a thirtieth of one."""
 SHARPNESS = (1.0, 6.0)
 _FLOORS = (0.0, 0.35, 0.7)  # f, as shares of 1 - r: f must be below the retention at theta
+_FAILED = 0.01  # probability that a level is of no curve
 _NO_RISE = 0.6  # prior that the plateau begins at the first level
 _RISES = 5  # numbers of free levels that are tried
 _FAR_BEHIND = 8.0  # log-likelihood of a number of free levels that adds nothing to the sum
@@ -215,6 +219,7 @@ def _plateau(kept: Array, right: Array, wrong: Array, chance: float) -> tuple[Ar
     The first is integrated over A, uniform between 0 and 1 - chance, by Laplace's approximation.
     """
     total = right + wrong
+    failed = np.log(_FAILED) + betaln(right + 1, wrong + 1)
     possible = 1 - chance
     start = (right.sum() / total.sum() - chance) / np.maximum((kept * total).sum(-1) / total.sum(), 1e-3)
     a = np.clip(start, 0.02 * possible, 0.999 * possible)
@@ -222,13 +227,19 @@ def _plateau(kept: Array, right: Array, wrong: Array, chance: float) -> tuple[Ar
     def rates(a: Array) -> Array:
         return np.clip(chance + a[..., None] * kept, 1e-9, 1 - 1e-9)
 
-    for _ in range(_ROUNDS):
+    def state(a: Array) -> tuple[Array, Array, Array]:
+        """Returns (log-likelihood, score, information), each [T, G]."""
         p = rates(a)
-        score = ((right / p - wrong / (1 - p)) * kept).sum(-1)
-        information = (total * kept * kept / (p * (1 - p))).sum(-1)
+        there = np.log1p(-_FAILED) + right * np.log(p) + wrong * np.log1p(-p)
+        level = np.logaddexp(there, failed)
+        belongs = np.exp(there - level)
+        slope = (right / p - wrong / (1 - p)) * kept
+        curvature = total * kept * kept / (p * (1 - p))
+        return level.sum(-1), (belongs * slope).sum(-1), (belongs * curvature).sum(-1)
+
+    for _ in range(_ROUNDS):
+        _, score, information = state(a)
         a = np.clip(a + score / np.maximum(information, 1e-9), 0.01 * possible, (1 - 1e-6) * possible)
-    p = rates(a)
-    information = (total * kept * kept / (p * (1 - p))).sum(-1)
+    value, _, information = state(a)
     variance = 1 / (information + 2 * np.pi / possible**2)  # no wider than the uniform prior
-    value = (right * np.log(p) + wrong * np.log1p(-p)).sum(-1)
     return value + 0.5 * np.log(2 * np.pi * variance / possible**2), a, variance, value

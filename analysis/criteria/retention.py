@@ -20,10 +20,11 @@ import numpy as np
 
 from megatron_kis.analysis.criteria.counts import generator_of
 from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, card_of, retention, shapes_of
-from megatron_kis.analysis.criteria.hinge import cut_off, measured
+from megatron_kis.analysis.criteria.dispersion import dispersion_of
+from megatron_kis.analysis.criteria.hinge import cut_off, measured, run_it_rests_on
 from megatron_kis.analysis.criteria.tests import detectable_drop, p_above
 from megatron_kis.analysis.criteria.tolerance_rule import needed_drop
-from megatron_kis.analysis.criteria.unimodal import fall_test
+from megatron_kis.analysis.criteria.unimodal import critical_value, fall_test
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
@@ -129,13 +130,14 @@ class Retention:
                 f"never reliably above chance ({chance:.2f}; highest rate {peak:.2f}): no memory that could collapse"
             )
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-        p_value, _ = fall_test(seen.of(rate), settings.resamples, generator_of(curve, settings, "fall"))
+        p_value, null = fall_test(seen.of(rate), settings.resamples, generator_of(curve, settings, "fall"))
         found["p_value"] = p_value
         place = place_of(collapse_card(curve, settings), x, settings.r, cut_off(settings.confidence, seen.freedom))
         if p_value > settings.alpha:
             return self._no_fall(curve, place, found, settings)
-        drop = (1 - place.kept) * place.plateau * (1 - chance)
-        return self._fall(curve, place, found, drop, settings)
+        found |= {"drop": (1 - place.kept) * place.plateau * (1 - chance), "steepness": place.steepness}
+        run = run_it_rests_on(curve, dispersion_of(curve, settings), critical_value(null, settings.alpha))
+        return self._fall(curve, place, found, run, settings)
 
     def _no_fall(self, curve: Curve, place: Place, found: Found, settings: AnalysisConfig) -> Transition:
         """Returns the point of a curve whose rates never fall reliably."""
@@ -153,14 +155,20 @@ class Retention:
         reason = f"no fall larger than {detectable:.2f} shown up to {largest}"
         return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": math.exp(place.low)})
 
-    def _fall(self, curve: Curve, place: Place, found: Found, drop: float, settings: AnalysisConfig) -> Transition:
-        """Returns the point of a curve that falls by ``drop``."""
-        found |= {"drop": drop, "steepness": place.steepness}
+    def _fall(
+        self, curve: Curve, place: Place, found: Found, run: float | None, settings: AnalysisConfig
+    ) -> Transition:
+        """Returns the point of a curve that falls; ``run`` is the dose of the one run that the fall rests on."""
+        drop = found["drop"] or 0.0
         largest = f"{curve.symbol} = {count(float(curve.dose[-1]))}"
         if drop < settings.delta_min:
             reason = f"falls by {drop:.3f} up to {largest}: less than delta_min, {settings.delta_min:g}"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         down = f"falls by {drop:.2f} up to {largest}"
+        if run is not None:
+            found["flags"] = f"rests on one run at {curve.symbol} = {count(run)}"
+            reason = f"{down}, but {found['flags']}: no reliable fall without it"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         if place.low == -math.inf and place.high == math.inf:
             reason = f"{down}, but the levels do not tell where {settings.r:.0%} of what was known is lost"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)

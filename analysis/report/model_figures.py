@@ -175,13 +175,13 @@ def _fitted_line(drawn: Panel, axis: DoseAxis, result: AnalysisResult, rows: pd.
 
 def _hinge(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Array]:
     from megatron_kis.analysis.criteria.hinge import fit_curve
-    from megatron_kis.analysis.criteria.hinge_fit import rate_of
+    from megatron_kis.analysis.criteria.hinge_fit import plateau_and_fall
 
     fits = fit_curve(curve, settings)
     start = max(float(curve.dose[int(fits.kappa[0])]), float(curve.dose[curve.dose > 0][0]))
     levels = np.geomspace(start, float(curve.dose[-1]), 80)
-    eta = fits.plateau[0] - fits.gamma[0] * np.maximum(np.log(levels) - fits.tau[0], 0.0)
-    return levels, rate_of(eta, fits.chance)
+    rates = plateau_and_fall(np.log(levels), fits.tau, fits.plateau, fits.gamma, fits.chance, fits.power)
+    return levels, np.asarray(rates[0])
 
 
 def _retention(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Array]:
