@@ -51,10 +51,22 @@ def test_a_curve_that_stays_up_says_nothing_about_large_doses_and_one_that_fell_
     up = card_of(X, np.full(len(X), 0.8), np.full(len(X), 120.0), CHANCE, SHARE)
     marginal = up.marginal()
     assert marginal[-1] > -0.1 and marginal[(up.theta > X[0]) & (up.theta < X[5])].max() < -3
-    down = card_of(
-        np.log([0.1, *np.exp(X)]), np.array([0.8, *[0.3] * len(X)]), np.full(len(X) + 1, 120.0), CHANCE, SHARE
-    )
+    early = np.log([0.05, 0.1, *np.exp(X)])
+    down = card_of(early, np.array([0.8, 0.8, *[0.3] * len(X)]), np.full(len(X) + 2, 120.0), CHANCE, SHARE)
     assert down.marginal()[down.theta > X[0]].max() < -3
+
+
+def test_one_level_that_stands_alone_decides_nothing():
+    """A run that diverged, in the middle or at the end, against two levels that fell."""
+    flat, weight = np.full(len(X), 0.7), np.full(len(X), 60.0)
+    for level in (3, len(X) - 1):
+        failed = flat.copy()
+        failed[level] = 0.3
+        marginal = card_of(X, failed, weight, CHANCE, SHARE).marginal()
+        assert marginal[-1] > -5
+    fallen = flat.copy()
+    fallen[-2:] = 0.3
+    assert card_of(X, fallen, weight, CHANCE, SHARE).marginal()[-1] < -6
 
 
 def test_lower_first_levels_do_not_move_the_place():
@@ -71,6 +83,7 @@ def test_lower_first_levels_do_not_move_the_place():
 def test_the_plateau_is_integrated_over_as_a_quadrature_does(monkeypatch):
     monkeypatch.setattr(decline, "SHARPNESS", (6.0,))
     monkeypatch.setattr(decline, "_FLOORS", (0.0,))
+    monkeypatch.setattr(decline, "_FAILED", 1e-300)
     rate, weight = rates(np.log(300.0)), np.full(len(X), 40.0)
     card = card_of(X, rate, weight, CHANCE, SHARE)
     right, wrong = rate * weight, (1 - rate) * weight
