@@ -7,8 +7,8 @@ corner is (1: none, a logistic curve; large: a power of the dose from t on), and
 decline is ``theta``: the log dose at which R = 1 - r, for a stated share r. It means the same whatever the form of the
 decline, also where the curve has no corner.
 
-A run may have failed. A level is therefore, with a small probability, not of the curve at all but of any rate: one level
-that stands alone costs that probability and no more.
+A run may have failed. A level is therefore, with a small probability, not of the curve at all but of any rate: one that
+stands alone costs that probability and no more (`criteria.robust`).
 
 Levels before the plateau may be lower. A number of the first levels is therefore left free, each with a rate of its
 own, at the price that Bayes' rule asks for a free rate. The likelihood is integrated over that number, over A (Laplace)
@@ -34,7 +34,6 @@ STEEPNESS: Array = np.exp(np.linspace(np.log(0.4), np.log(24.0), 24))
 """[G] values of g: half of the excess lost over five e-folds of the dose, and over a thirtieth of one."""
 SHARPNESS = (1.0, 6.0)
 _FLOORS = (0.0, 0.35, 0.7)  # f, as shares of 1 - r: f must be below the retention at theta
-_FAILED = 0.01  # probability that a level is of no curve
 _NO_RISE = 0.6  # prior that the plateau begins at the first level
 _RISES = 5  # numbers of free levels that are tried
 _FAR_BEHIND = 8.0  # log-likelihood of a number of free levels that adds nothing to the sum
@@ -105,13 +104,14 @@ def mirrored(x: Array, *levels: Array) -> tuple[Array, ...]:
     return (-x[::-1], *(values[::-1] for values in levels))
 
 
-def card_of(x: Array, rate: Array, weight: Array, chance: float, share: float) -> Card:
+def card_of(x: Array, rate: Array, weight: Array, failed: Array, chance: float, share: float) -> Card:
     """Returns the card of one curve.
 
     Args:
         x: [L] log dose, rising; -inf for a dose of 0, or inf on the mirrored axis. At least two are finite.
         rate: [L] shares answered right.
         weight: [L] effective numbers of facts.
+        failed: [L] probabilities that a level is of no curve.
         chance: rate of a guess, below 1.
         share: r, the share of the excess that is lost at theta, between 0 and 1.
     """
@@ -120,13 +120,13 @@ def card_of(x: Array, rate: Array, weight: Array, chance: float, share: float) -
     if np.isinf(x[-1]):  # mirrored
         low, high = float(ends[0]) - _BEYOND[1], float(ends[-1]) + _BEYOND[0]
     coarse = np.linspace(low, high, _COARSE)
-    log_likelihood = _likelihood(coarse, STEEPNESS[::3], x, rate, weight, chance, share).value
+    log_likelihood = _likelihood(coarse, STEEPNESS[::3], x, rate, weight, failed, chance, share).value
     peak = logsumexp(log_likelihood, axis=1)
     step = coarse[1] - coarse[0]
     near = coarse[peak >= peak.max() - _FAR_BEHIND]
     fine = np.linspace(max(near[0] - step, low), min(near[-1] + step, high), _FINE)
     theta = np.sort(np.concatenate([coarse, fine]))
-    found = _likelihood(theta, STEEPNESS, x, rate, weight, chance, share)
+    found = _likelihood(theta, STEEPNESS, x, rate, weight, failed, chance, share)
     value = found.value - found.value.max()
     return Card(theta, value, found.plateau, found.error, found.shapes, found.deviance, found.freedom)
 
@@ -144,7 +144,7 @@ class _Likelihood:
 
 
 def _likelihood(
-    theta: Array, steepness: Array, x: Array, rate: Array, weight: Array, chance: float, share: float
+    theta: Array, steepness: Array, x: Array, rate: Array, weight: Array, failed: Array, chance: float, share: float
 ) -> _Likelihood:
     """Returns the likelihood at every ``theta`` [T] and ``steepness`` [G], summed over forms and free levels."""
     right, wrong = weight * rate, weight * (1 - rate)
@@ -154,7 +154,7 @@ def _likelihood(
     for sharp, floor in shapes_of(share):
         kept = retention(at, theta[:, None, None], steepness[:, None], sharp, floor, share)
         for count, price in zip(free, cost, strict=True):
-            found = _plateau(kept[..., count:], right[count:], wrong[count:], chance)
+            found = _plateau(kept[..., count:], right[count:], wrong[count:], failed[count:], chance)
             every.append((found[0] + price, *found[1:]))
     likelihoods = np.array([one[0] for one in every])  # [shapes * counts, T, G]
     total = logsumexp(likelihoods, axis=0)
@@ -213,13 +213,15 @@ def _binomial(right: Array, wrong: Array) -> Array:
     return found
 
 
-def _plateau(kept: Array, right: Array, wrong: Array, chance: float) -> tuple[Array, Array, Array, Array]:
+def _plateau(
+    kept: Array, right: Array, wrong: Array, failed: Array, chance: float
+) -> tuple[Array, Array, Array, Array]:
     """Returns (log-likelihood, A, variance of A, largest log-likelihood), each [T, G], of ``kept`` [T, G, L].
 
     The first is integrated over A, uniform between 0 and 1 - chance, by Laplace's approximation.
     """
     total = right + wrong
-    failed = np.log(_FAILED) + betaln(right + 1, wrong + 1)
+    apart = np.log(failed) + betaln(right + 1, wrong + 1)
     possible = 1 - chance
     start = (right.sum() / total.sum() - chance) / np.maximum((kept * total).sum(-1) / total.sum(), 1e-3)
     a = np.clip(start, 0.02 * possible, 0.999 * possible)
@@ -230,8 +232,8 @@ def _plateau(kept: Array, right: Array, wrong: Array, chance: float) -> tuple[Ar
     def state(a: Array) -> tuple[Array, Array, Array]:
         """Returns (log-likelihood, score, information), each [T, G]."""
         p = rates(a)
-        there = np.log1p(-_FAILED) + right * np.log(p) + wrong * np.log1p(-p)
-        level = np.logaddexp(there, failed)
+        there = np.log1p(-failed) + right * np.log(p) + wrong * np.log1p(-p)
+        level = np.logaddexp(there, apart)
         belongs = np.exp(there - level)
         slope = (right / p - wrong / (1 - p)) * kept
         curvature = total * kept * kept / (p * (1 - p))

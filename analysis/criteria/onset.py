@@ -17,6 +17,7 @@ from megatron_kis.analysis.criteria.counts import Evidence
 from megatron_kis.analysis.criteria.decline import Card, card_of, mirrored
 from megatron_kis.analysis.criteria.hinge import cut_off, measured
 from megatron_kis.analysis.criteria.retention import place_of
+from megatron_kis.analysis.criteria.robust import levels_of
 from megatron_kis.analysis.criteria.tests import p_above, p_greater
 from megatron_kis.analysis.runs.curves import Curve
 from megatron_kis.analysis.runs.transitions import (
@@ -36,10 +37,9 @@ _FEWEST_INFUSED = 2  # levels above 0: one cannot tell where a rise is
 
 def onset_card(curve: Curve, settings: AnalysisConfig) -> Card:
     """Returns the card of an onset; its theta is minus the log of F."""
-    x, seen = measured(curve, settings)
-    chance = curve.mean_chance or 0.0
-    back, rate, weight = mirrored(x, seen.rate[0], seen.weight)
-    return card_of(back, rate, weight, chance, 1 - settings.onset_share)
+    levels = levels_of(curve, settings)
+    back, rate, weight, failed = mirrored(levels.x, levels.rate, levels.weight, levels.failed)
+    return card_of(back, rate, weight, failed, curve.mean_chance or 0.0, 1 - settings.onset_share)
 
 
 class Onset:

@@ -22,6 +22,7 @@ from megatron_kis.analysis.criteria.counts import generator_of
 from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, card_of, retention, shapes_of
 from megatron_kis.analysis.criteria.dispersion import dispersion_of
 from megatron_kis.analysis.criteria.hinge import cut_off, measured, run_it_rests_on
+from megatron_kis.analysis.criteria.robust import levels_of
 from megatron_kis.analysis.criteria.tests import detectable_drop, p_above
 from megatron_kis.analysis.criteria.tolerance_rule import needed_drop
 from megatron_kis.analysis.criteria.unimodal import critical_value, fall_test
@@ -97,8 +98,8 @@ def place_of(card: Card, x: Array, share: float, cut: float) -> Place:
 
 def collapse_card(curve: Curve, settings: AnalysisConfig) -> Card:
     """Returns the card of a collapse."""
-    x, seen = measured(curve, settings)
-    return card_of(x, seen.rate[0], seen.weight, curve.mean_chance or 0.0, settings.r)
+    levels = levels_of(curve, settings)
+    return card_of(levels.x, levels.rate, levels.weight, levels.failed, curve.mean_chance or 0.0, settings.r)
 
 
 def remembers(curve: Curve, settings: AnalysisConfig) -> bool:

@@ -7,10 +7,14 @@ import pytest
 from scipy.integrate import quad
 
 from megatron_kis.analysis.criteria import decline
-from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, card_of, mirrored, retention, shapes_of
+from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, mirrored, retention, shapes_of
 
 CHANCE, SHARE = 0.25, 0.1
 X = np.log([25.0, 50, 100, 200, 400, 800, 1600, 3200])
+
+
+def card_of(x, rate, weight, chance, share, *, failed: float = 0.01) -> Card:
+    return decline.card_of(x, rate, weight, np.full(len(x), failed), chance, share)
 
 
 def best(card: Card) -> float:
@@ -83,9 +87,8 @@ def test_lower_first_levels_do_not_move_the_place():
 def test_the_plateau_is_integrated_over_as_a_quadrature_does(monkeypatch):
     monkeypatch.setattr(decline, "SHARPNESS", (6.0,))
     monkeypatch.setattr(decline, "_FLOORS", (0.0,))
-    monkeypatch.setattr(decline, "_FAILED", 1e-300)
     rate, weight = rates(np.log(300.0)), np.full(len(X), 40.0)
-    card = card_of(X, rate, weight, CHANCE, SHARE)
+    card = card_of(X, rate, weight, CHANCE, SHARE, failed=1e-300)
     right, wrong = rate * weight, (1 - rate) * weight
     top = len(STEEPNESS) // 2
 

@@ -23,7 +23,7 @@ def card(theta: float, generator: np.random.Generator, *, onset: bool = False, f
     x = -X[::-1] if onset else X
     p = CHANCE + 0.55 * retention(x, np.array(theta), np.array(4.0), *shapes_of(share)[3], share)
     rate = generator.binomial(facts, p) / facts
-    return card_of(x, rate, np.full(len(X), float(facts)), CHANCE, share)
+    return card_of(x, rate, np.full(len(X), float(facts)), np.full(len(X), 1e-4), CHANCE, share)
 
 
 def fitted(cards: list[Card], log_n: np.ndarray = LOG_N, *, bend: float = 0.025, onset: bool = False) -> Surface:
