@@ -12,8 +12,9 @@ import pytest
 from megatron_kis.analysis.criteria import STATUSES, HingeCollapse, hinge
 from megatron_kis.analysis.criteria.counts import pooled_rates
 from megatron_kis.analysis.criteria.dispersion import with_dispersion
-from megatron_kis.analysis.criteria.hinge import calibrate, classify, cut_off, measured
+from megatron_kis.analysis.criteria.hinge import calibrate, classify, measured
 from megatron_kis.analysis.criteria.hinge_fit import COARSE, FINE, fit_hinges
+from megatron_kis.analysis.criteria.tests import cut_off
 from megatron_kis.analysis.criteria.unimodal import critical_value
 from megatron_kis.analysis.law.bootstrap import judge, measure, simulated_cell
 from megatron_kis.analysis.law.fit import cells_of
