@@ -15,10 +15,10 @@ import numpy as np
 
 from megatron_kis.analysis.criteria.counts import Evidence
 from megatron_kis.analysis.criteria.decline import Card, card_of, mirrored
-from megatron_kis.analysis.criteria.hinge import cut_off, measured
+from megatron_kis.analysis.criteria.hinge import measured
 from megatron_kis.analysis.criteria.retention import place_of
 from megatron_kis.analysis.criteria.robust import levels_of
-from megatron_kis.analysis.criteria.tests import p_above, p_greater
+from megatron_kis.analysis.criteria.tests import cut_off, p_above, p_greater
 from megatron_kis.analysis.runs.curves import Curve
 from megatron_kis.analysis.runs.transitions import (
     INCONCLUSIVE,

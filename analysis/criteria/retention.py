@@ -18,14 +18,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_kis.analysis.criteria.bound import kept_up_to
 from megatron_kis.analysis.criteria.counts import generator_of
 from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, card_of, retention, shapes_of
 from megatron_kis.analysis.criteria.dispersion import dispersion_of
-from megatron_kis.analysis.criteria.hinge import cut_off, measured, run_it_rests_on
+from megatron_kis.analysis.criteria.hinge import measured
+from megatron_kis.analysis.criteria.one_run import run_it_rests_on
 from megatron_kis.analysis.criteria.robust import levels_of
-from megatron_kis.analysis.criteria.tests import detectable_drop, p_above
+from megatron_kis.analysis.criteria.tests import cut_off, detectable_drop, p_above
 from megatron_kis.analysis.criteria.tolerance_rule import needed_drop
-from megatron_kis.analysis.criteria.unimodal import critical_value, fall_test
+from megatron_kis.analysis.criteria.unimodal import critical_value, fall_statistic, fall_test
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
@@ -49,6 +51,7 @@ class Place:
     """Where a card puts a decline, as log doses."""
 
     value: float
+    """Mean of [low, high], weighted by the likelihood: steadier than the most likely place."""
     low: float
     """-inf where the data leave it open."""
     high: float
@@ -70,7 +73,7 @@ def place_of(card: Card, x: Array, share: float, cut: float) -> Place:
         card: of the curve.
         x: [L] log doses; nothing is known of places before the first finite one.
         share: of the card.
-        cut: see `hinge.cut_off`.
+        cut: see `tests.cut_off`.
     """
     marginal = card.marginal()
     best = int(marginal.argmax())
@@ -85,8 +88,9 @@ def place_of(card: Card, x: Array, share: float, cut: float) -> Place:
     ends = x[np.isfinite(x)]
     weight = np.exp(card.log_likelihood[best])
     forms = np.array([retention(ends[-1], card.theta[best], STEEPNESS, *form, share) for form in shapes_of(share)])
+    likely = np.exp(marginal[kept]) * card.spacing[kept]
     return Place(
-        value=float(card.theta[best]),
+        value=float(np.average(card.theta[kept], weights=likely)),
         low=low if low > ends[0] else -math.inf,
         high=high,
         steepness=float(np.exp(np.average(np.log(STEEPNESS), weights=weight))),
@@ -135,13 +139,18 @@ class Retention:
         found["p_value"] = p_value
         place = place_of(collapse_card(curve, settings), x, settings.r, cut_off(settings.confidence, seen.freedom))
         if p_value > settings.alpha:
-            return self._no_fall(curve, place, found, settings)
+            one_sided = cut_off(2 * settings.confidence - 1, seen.freedom)
+            share = settings.r * max(peak - chance, 0.0) / peak  # r of the excess, as a share of the rate
+            level = int(kept_up_to(seen.rate, weight, share, one_sided)[0])
+            return self._no_fall(curve, float(curve.dose[level]), found, settings)
         found |= {"drop": (1 - place.kept) * place.plateau * (1 - chance), "steepness": place.steepness}
-        run = run_it_rests_on(curve, dispersion_of(curve, settings), critical_value(null, settings.alpha))
+        run = run_it_rests_on(
+            curve, dispersion_of(curve, settings), critical_value(null, settings.alpha), fall_statistic
+        )
         return self._fall(curve, place, found, run, settings)
 
-    def _no_fall(self, curve: Curve, place: Place, found: Found, settings: AnalysisConfig) -> Transition:
-        """Returns the point of a curve whose rates never fall reliably."""
+    def _no_fall(self, curve: Curve, bound: float, found: Found, settings: AnalysisConfig) -> Transition:
+        """Returns the point of a curve whose rates never fall reliably; at the dose ``bound`` less than r is lost."""
         detectable = found["detectable"] or 0.0
         peak, chance = found["peak"] or 0.0, curve.mean_chance or 0.0
         largest = f"{curve.symbol} = {count(float(curve.dose[-1]))}"
@@ -150,11 +159,11 @@ class Retention:
         if detectable > needed:
             reason = f"{said}; only one of {detectable:.2f} or more would have shown (needed: {needed:.2f})"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-        if place.low == -math.inf:
+        if bound == 0:
             reason = f"{said}, though a loss of {settings.r:.0%} from the first level on is not excluded"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         reason = f"no fall larger than {detectable:.2f} shown up to {largest}"
-        return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": math.exp(place.low)})
+        return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": bound})
 
     def _fall(
         self, curve: Curve, place: Place, found: Found, run: float | None, settings: AnalysisConfig

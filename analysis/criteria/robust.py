@@ -16,6 +16,8 @@ from megatron_kis.config.analysis import AnalysisConfig
 
 FAILED = 0.01
 """Probability that a run has failed, so that its answers say nothing of its dose: about one of a hundred does."""
+_FORM = 0.0005
+"""Variance, in units of p (1 - p), by which a curve may differ from every form that is tried: a hundredth of a rate."""
 _APART = 4.0  # standard deviations from the median
 _OUTVOTED = 3  # runs among which one can be told to stand apart
 
@@ -56,4 +58,4 @@ def levels_of(curve: Curve, settings: AnalysisConfig) -> Levels:
     with np.errstate(divide="ignore"):
         x = np.log(curve.dose)
     failed = np.where(runs < _OUTVOTED, FAILED, FAILED**2)
-    return Levels(x, rates, dispersion.effective(facts, runs), failed)
+    return Levels(x, rates, 1 / (1 / dispersion.effective(facts, runs) + _FORM), failed)
