@@ -15,7 +15,8 @@ from megatron_kis.config.analysis import AnalysisConfig
 from tests.analysis.synthetic import curve, curve_rows
 
 LEVELS = (0, 8, 32, 128, 512, 1024)
-QUICK = AnalysisConfig(resamples=199)
+QUICK = AnalysisConfig(criterion="hinge", resamples=199)
+HINGE = AnalysisConfig(criterion="hinge")
 RISE_AND_FALL = {0: [40], 100: [50], 300: [91], 600: [96], 800: [95], 1000: [44], 1200: [31]}
 
 
@@ -28,7 +29,7 @@ def only(points, kind, group=None):
 
 
 def test_a_fall_that_stays_down_is_bracketed_by_its_levels():
-    point = only(find_transitions(curve_rows(RISE_AND_FALL)), "collapse")
+    point = only(find_transitions(curve_rows(RISE_AND_FALL), HINGE), "collapse")
     assert point.status == "collapsed"
     assert point.low <= 800 <= point.high <= 1000  # the last level that stands, and not yet the one that fell
     assert point.low <= point.value <= point.high
@@ -52,12 +53,14 @@ def test_a_dip_that_recovers_is_no_collapse():
 
 
 def test_a_high_plateau_is_right_censored_at_the_last_level_that_excludes_a_fall():
-    point = only(find_transitions(curve_rows({0: [25], 8: [40], 64: [97], 256: [98], 512: [97]})), "collapse")
+    point = only(find_transitions(curve_rows({0: [25], 8: [40], 64: [97], 256: [98], 512: [97]}), HINGE), "collapse")
     assert (point.status, point.value, point.low, point.high) == ("right_censored", None, 512, None)
 
 
 def test_a_curve_that_falls_from_its_first_level_is_left_censored():
-    point = only(find_transitions(curve_rows({0: [95, 96], 8: [60, 61], 64: [40, 41], 256: [30, 31]})), "collapse")
+    point = only(
+        find_transitions(curve_rows({0: [95, 96], 8: [60, 61], 64: [40, 41], 256: [30, 31]}), HINGE), "collapse"
+    )
     assert (point.status, point.value, point.low, point.high) == ("left_censored", None, None, 8)
 
 
@@ -80,9 +83,9 @@ def test_two_levels_cannot_show_a_collapse():
 def test_a_fall_smaller_than_the_seeds_disagree_is_no_collapse():
     # every level scatters by 0.3 between seeds; the last two are lower by 0.15
     noisy = {8: [95, 65, 80], 64: [66, 95, 82], 256: [80, 94, 65], 512: [65, 80, 50], 1024: [80, 50, 66]}
-    assert only(find_transitions(curve_rows(noisy)), "collapse").status != "collapsed"
+    assert only(find_transitions(curve_rows(noisy), HINGE), "collapse").status != "collapsed"
     calm = {f: [round(float(np.mean(counts)))] * 3 for f, counts in noisy.items()}
-    assert only(find_transitions(curve_rows(calm)), "collapse").status == "collapsed"
+    assert only(find_transitions(curve_rows(calm), HINGE), "collapse").status == "collapsed"
 
 
 def test_repeating_questions_under_more_templates_adds_no_evidence():
@@ -131,15 +134,19 @@ def infused(counts, **more):
     return curve_rows(counts, group="infused", **more)
 
 
-def test_onset_is_bracketed_by_the_last_level_at_chance_and_the_first_above():
+def test_the_onset_is_where_half_of_the_plateau_is_reached():
     point = only(find_transitions(infused({0: [25], 8: [27], 64: [30], 256: [80], 512: [95]})), "onset")
-    assert (point.status, point.low, point.high) == ("observed", 64, 256)
-    assert point.value == pytest.approx(128)
+    assert point.status == "observed"
+    assert 64 < point.low < point.value < point.high < 300
+    tenth = AnalysisConfig(onset_share=0.1)
+    early = only(find_transitions(infused({0: [25], 8: [27], 64: [30], 256: [80], 512: [95]}), tenth), "onset")
+    assert early.value < point.value
 
 
 def test_an_onset_at_the_smallest_frequency_is_left_censored():
     point = only(find_transitions(infused({0: [25], 8: [90], 64: [95]})), "onset")
-    assert (point.status, point.high, point.low) == ("left_censored", 8, None)
+    assert (point.status, point.low) == ("left_censored", None)
+    assert 4 < point.high <= 12
 
 
 def test_chance_at_every_frequency_right_censors_the_onset():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import isotonic_regression
 
-from megatron_kis.analysis.criteria import HingeCollapse, ToleranceRule, criteria_of, find_transitions
+from megatron_kis.analysis.criteria import HingeCollapse, Retention, ToleranceRule, criteria_of, find_transitions
 from megatron_kis.analysis.criteria.counts import Evidence, draw
 from megatron_kis.analysis.criteria.hinge_fit import FINE, fit_hinges, fit_nodes, rate_of
 from megatron_kis.analysis.criteria.unimodal import (
@@ -28,7 +28,7 @@ from tests.analysis.synthetic import curve_rows
 LEVELS = np.array([0, 50, 100, 200, 400, 600, 800, 1000, 1300, 1600.0])
 X = np.log(np.maximum(LEVELS, 1e-300))
 X[0] = -np.inf
-QUICK = AnalysisConfig(resamples=199)
+QUICK = AnalysisConfig(criterion="hinge", resamples=199)
 REFERENCE = Truth().reference
 
 
@@ -119,7 +119,7 @@ def test_the_interval_is_never_narrower_than_the_bracket_of_an_abrupt_drop():
     truth = Truth(steepness=200.0, facts=2000, correlation=0.0)
     point = HingeCollapse().find(
         simulate_curve(truth, REFERENCE, [0, 50, 100, 200, 400, 800, 1600], 3, generator, collapse=300.0),
-        AnalysisConfig(resamples=199, overdispersion=0.0),
+        AnalysisConfig(criterion="hinge", resamples=199, overdispersion=0.0),
     )
     assert (point.status, point.interval) == ("collapsed", "bracket")
     assert point.low <= 200.0
@@ -163,7 +163,8 @@ def test_a_fall_at_the_largest_level_alone_is_said_to_be_that():
 
 
 def test_the_criterion_is_a_choice():
-    assert isinstance(criteria_of(AnalysisConfig())[1], HingeCollapse)
+    assert isinstance(criteria_of(AnalysisConfig())[1], Retention)
+    assert isinstance(criteria_of(AnalysisConfig(criterion="hinge"))[1], HingeCollapse)
     assert isinstance(criteria_of(AnalysisConfig(criterion="tolerance_rule"))[1], ToleranceRule)
     assert [c.kind for c in criteria_of(AnalysisConfig(criterion="general_loss"))] == ["onset", "tolerance"]
     with pytest.raises(InputError, match="tolerance_rule"):

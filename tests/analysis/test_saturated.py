@@ -14,7 +14,7 @@ from megatron_kis.analysis.criteria.hinge_fit import FINE, fit_hinges, fit_nodes
 from megatron_kis.config.analysis import AnalysisConfig
 from tests.analysis.synthetic import curve_rows
 
-QUICK = AnalysisConfig(resamples=199)
+QUICK = AnalysisConfig(criterion="hinge", resamples=199)
 LEVELS = np.array([25, 50, 100, 200, 400, 800, 1600, 3200, 6400.0])
 X = np.log(LEVELS)
 

@@ -193,7 +193,7 @@ def test_the_collapse_along_the_number_of_facts_covers_the_truth(simulated):
     for point in mine:
         assert point.status == "collapsed"
         assert (point.low or 0) <= truth[point.params, point.tokens] <= point.high
-        assert "beyond K = " in point.reason
+        assert "is lost at K = " in point.reason
         assert "F" not in point.reason
     assert {p.kind for p in points} == {"collapse", "tolerance"}  # no onset along K
 
@@ -454,7 +454,8 @@ def test_larger_models_are_predicted_within_their_slice(simulated):
 
 def test_the_law_of_facts_is_bootstrapped_through_its_curves(simulated):
     table, _, points = simulated
-    laws, _ = fit_laws(points, QUICK.replace(law_resamples=99, law="N"), table)
+    settings = QUICK.replace(criterion="hinge", law_resamples=99, law="N")
+    laws, _ = fit_laws(find_transitions(table, settings), settings, table)
     law = next(law for law in laws if law.kind == "collapse")
     assert law.calibration["method"].startswith("two-stage")
 

@@ -17,7 +17,7 @@ from megatron_kis.analysis.simulate import draw_seeds, measured_curve
 from megatron_kis.config.analysis import AnalysisConfig
 from tests.analysis.synthetic import curve_rows
 
-QUICK = AnalysisConfig(resamples=199)
+QUICK = AnalysisConfig(criterion="hinge", resamples=199)
 DOSE = np.array([0, 50, 100, 200, 400, 800, 1600, 3200.0])
 
 

@@ -70,7 +70,7 @@ def test_the_law_is_found_and_may_bend_beyond_what_was_trained(study):
     assert width[0] < 1.6 and 1.1 * width[0] < width[1]
     middle = float(LOG_N[2])
     inside = [interval(study, middle, straight=s)[2] - interval(study, middle, straight=s)[0] for s in (True, False)]
-    assert inside[1] < 1.15 * inside[0], "a bend matters beyond the sizes, not among them"
+    assert inside[1] < 1.3 * inside[0], "a bend matters beyond the sizes, not among them"
     exponent = study.straight[:, 1]
     assert exponent.mean() == pytest.approx(0.3, abs=2 * exponent.std())
 

@@ -15,7 +15,7 @@ from megatron_kis.analysis.simulate import Truth, simulate_curve
 from megatron_kis.config.analysis import AnalysisConfig
 from tests.analysis.synthetic import curve, curve_rows
 
-QUICK = AnalysisConfig(resamples=99)
+QUICK = AnalysisConfig(criterion="hinge", resamples=99)
 SLOW_FALL = {
     50: [378, 380, 382],
     100: [378, 380, 382],

@@ -1,0 +1,174 @@
+"""The law from all curves beside the law from points: coverage and width of a new model at ten times the largest size.
+
+    python -m benchmarks.whole_study [--studies 40] [--only NAME]
+
+Every study is simulated once and analysed by both: points by the hinge, with Student's t, as `predict` gives it; and
+the likelihood of all curves, if the law is straight, and if it may bend. The measure of a new model is F* of each one's
+own definition. Truths are drawn by hand here, not by the forms that are fitted: a fall in the logit from a corner, a
+rounded fall, a fall to a level above chance, with a rise before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from megatron_kis.analysis.criteria import find_transitions
+from megatron_kis.analysis.findings.analyse import fit_laws
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, Array
+from megatron_kis.config.analysis import AnalysisConfig
+
+CHANCE = 0.25
+TOKENS = 20_000_000_000
+LARGEST, BEYOND = 3_200_000_000, 10
+Shape = Callable[[Array, float], Array]
+
+
+def corner(steepness: float, plateau: float = 0.8) -> Shape:
+    """A straight fall of the log-odds from log F* on, after a rise."""
+
+    def excess(x: Array, at: float) -> Array:
+        top = (plateau - CHANCE) / (1 - CHANCE)
+        rise = 1 - 0.45 / (1 + np.exp(2 * (x - at + 2.5)))
+        odds = np.log(top / (1 - top)) - steepness * np.maximum(x - at, 0.0)
+        return rise / (1 + np.exp(-odds))
+
+    return excess
+
+
+def rounded(curvature: float) -> Shape:
+    """A fall without a corner: a Gaussian of the log dose beyond its top."""
+    return lambda x, at: 0.75 * np.exp(-curvature * np.maximum(x - at, 0.0) ** 2)
+
+
+def to_a_level(level: float) -> Shape:
+    """A fall to a level above chance."""
+    return lambda x, at: 0.75 * (level + (1 - level) / (1 + np.exp(4 * (x - at - 0.6))))
+
+
+@dataclass(frozen=True)
+class Design:
+    """A study of sizes from 25M on, each with F = 0 and ``levels`` - 1 frequencies."""
+
+    name: str
+    sizes: int = 6
+    levels: int = 9
+    seeds: int = 3
+    facts: int = 120
+    shape: Shape = corner(6.0)
+    scatter: float = 0.1
+    exponent: float = 0.3
+    bend: float = 0.0
+    icc: float = 0.01
+    steeper: float = 0.0
+    """Power of N with which the steepness grows, where the shape takes one."""
+
+
+DESIGNS = (
+    Design("6 sizes, 9 levels, 3 seeds, 120 facts"),
+    Design("6 sizes, 7 levels, 1 seed, 120 facts", levels=7, seeds=1),
+    Design("6 sizes, 7 levels, 3 seeds, 60 facts, slow fall", levels=7, facts=60, shape=corner(2.0)),
+    Design("5 sizes, 7 levels, 1 seed, 60 facts", sizes=5, levels=7, seeds=1, facts=60, shape=corner(4.0)),
+    Design("6 sizes, 9 levels, 3 seeds, scatter 0.3", scatter=0.3),
+    Design("6 sizes, 9 levels, 3 seeds, rounded fall", shape=rounded(0.5)),
+    Design("6 sizes, 9 levels, 3 seeds, fall to a level", shape=to_a_level(0.4)),
+    Design("6 sizes, 9 levels, 3 seeds, bent by -0.034", bend=-0.034),
+)
+
+
+def log_point(design: Design, params: float) -> float:
+    """Returns log of the dose at which the fall begins, without scatter."""
+    z = math.log(params / 280e6)
+    return math.log(400.0) + design.exponent * z + design.bend * z * z
+
+
+def lost_at(design: Design, at: float, share: float) -> float:
+    """Returns the log dose at which ``share`` of the excess is lost, of a fall that begins at ``at``."""
+    x = np.linspace(at - 3, at + 9, 6000)
+    excess = design.shape(x, at)
+    top = int(excess.argmax())
+    return float(x[top + np.argmax(excess[top:] <= (1 - share) * excess[top])])
+
+
+def simulated(design: Design, generator: np.random.Generator) -> pd.DataFrame:
+    """Returns the curve table of one study."""
+    sizes = np.geomspace(25e6, LARGEST, design.sizes).round()
+    points = [log_point(design, n) + design.scatter * generator.standard_normal() for n in sizes]
+    means = [log_point(design, n) for n in sizes]
+    doses = [0.0, *np.geomspace(math.exp(min(means)) / 5, 2.7 * math.exp(max(means)), design.levels - 1).round()]
+    strength = 1 / design.icc - 1
+    rows = []
+    for n, at in zip(sizes, points, strict=True):
+        with np.errstate(divide="ignore"):
+            x = np.maximum(np.log(doses), -20.0)
+        p = CHANCE + (1 - CHANCE) * design.shape(x, at)
+        for dose, rate in zip(doses, p, strict=True):
+            for seed in range(design.seeds):
+                own = generator.beta(rate * strength, (1 - rate) * strength)
+                right = int(generator.binomial(design.facts, own))
+                rows.append(
+                    (int(n), TOKENS, dose, seed, design.facts, right, design.facts, CHANCE, "background")
+                    + ("held_out", "statement", math.nan, math.nan, math.nan)
+                )
+    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
+
+
+def measured(design: Design, studies: int, seed: int = 0) -> dict[str, list[tuple[bool, float, float]]]:
+    """Returns (new model in its interval, log width, error of the centre) by method, of every study."""
+    generator = np.random.default_rng([seed, design.sizes, design.levels, design.seeds, design.facts])
+    target = LARGEST * BEYOND
+    found: dict[str, list[tuple[bool, float, float]]] = {"points": [], "straight": [], "may bend": []}
+    for _ in range(studies):
+        table = simulated(design, generator)
+        at = log_point(design, target)
+        deviation = design.scatter * float(generator.standard_normal())
+        for criterion, name in (("hinge", "points"), ("retention", "may bend")):
+            settings = AnalysisConfig(criterion=criterion, law="N", resamples=499, law_resamples=99)
+            laws, _ = fit_laws(find_transitions(table, settings), settings, table)
+            law = next((law for law in laws if law.kind == "collapse"), None)
+            if law is None or (name != "points" and law.surface is None):
+                continue
+            told = predict(law, target, TOKENS)
+            truth = at if criterion == "hinge" else lost_at(design, at, settings.r)
+            intervals = {name: told.prediction_interval}
+            if told.straight_interval is not None and name != "points":
+                intervals["straight"] = told.straight_interval
+            for method, (low, high) in intervals.items():
+                hit = math.log(low) <= truth + deviation <= math.log(high)
+                found[method].append((hit, math.log(high / low), math.log(told.centre) - truth))
+    return found
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=40, help="studies per row (40)")
+    parser.add_argument("--only", help="designs whose name has this")
+    options = parser.parse_args()
+    began = time.process_time()
+    print("| study | method | laws | coverage | log width | error of the centre |\n|---|---|---|---|---|---|")
+    for design in DESIGNS:
+        if options.only and options.only not in design.name:
+            continue
+        for method, rows in measured(design, options.studies).items():
+            if rows:
+                hits, widths, errors = np.array(rows, dtype=float).T
+                rmse = math.sqrt(float(np.mean(errors**2)))
+                print(
+                    f"| {design.name} | {method} | {len(rows)} of {options.studies} | {hits.mean():.2f} | "
+                    f"{widths.mean():.2f} | {rmse:.2f} |",
+                    flush=True,
+                )
+    print(f"{time.process_time() - began:.0f} s of processor time", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
