@@ -36,7 +36,7 @@ from megatron_kis.config.analysis import AnalysisConfig
 
 Bools = npt.NDArray[np.bool_]
 
-SETTINGS = AnalysisConfig(resamples=199)
+SETTINGS = AnalysisConfig(criterion="hinge", resamples=199)
 REFERENCE = (100_000_000, 2_000_000_000)
 _FREEDOM = 40.0
 DESIGNS = {6: (3, 2), 9: (3, 3), 12: (4, 3)}  # cells: sizes x budgets

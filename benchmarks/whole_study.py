@@ -39,7 +39,7 @@ def corner(steepness: float, plateau: float = 0.8) -> Shape:
         top = (plateau - CHANCE) / (1 - CHANCE)
         rise = 1 - 0.45 / (1 + np.exp(2 * (x - at + 2.5)))
         odds = np.log(top / (1 - top)) - steepness * np.maximum(x - at, 0.0)
-        return rise / (1 + np.exp(-odds))
+        return np.asarray(rise / (1 + np.exp(-odds)))
 
     return excess
 
@@ -54,6 +54,9 @@ def to_a_level(level: float) -> Shape:
     return lambda x, at: 0.75 * (level + (1 - level) / (1 + np.exp(4 * (x - at - 0.6))))
 
 
+STEEP = corner(6.0)
+
+
 @dataclass(frozen=True)
 class Design:
     """A study of sizes from 25M on, each with F = 0 and ``levels`` - 1 frequencies."""
@@ -63,13 +66,11 @@ class Design:
     levels: int = 9
     seeds: int = 3
     facts: int = 120
-    shape: Shape = corner(6.0)
+    shape: Shape = STEEP
     scatter: float = 0.1
     exponent: float = 0.3
     bend: float = 0.0
     icc: float = 0.01
-    steeper: float = 0.0
-    """Power of N with which the steepness grows, where the shape takes one."""
 
 
 DESIGNS = (
@@ -114,11 +115,10 @@ def simulated(design: Design, generator: np.random.Generator) -> pd.DataFrame:
             for seed in range(design.seeds):
                 own = generator.beta(rate * strength, (1 - rate) * strength)
                 right = int(generator.binomial(design.facts, own))
-                rows.append(
-                    (int(n), TOKENS, dose, seed, design.facts, right, design.facts, CHANCE, "background")
-                    + ("held_out", "statement", math.nan, math.nan, math.nan)
-                )
-    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
+                rows.append((int(n), TOKENS, dose, seed, design.facts, right, design.facts))
+    table = pd.DataFrame(rows, columns=CURVE_COLUMNS[:7])
+    constant = {"chance": CHANCE, "group": "background", "split": "held_out", "scoring": "statement"}
+    return table.assign(**constant).reindex(columns=CURVE_COLUMNS)
 
 
 def measured(design: Design, studies: int, seed: int = 0) -> dict[str, list[tuple[bool, float, float]]]:

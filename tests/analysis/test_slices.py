@@ -453,7 +453,7 @@ def test_larger_models_are_predicted_within_their_slice(simulated):
 
 
 def test_the_law_of_facts_is_bootstrapped_through_its_curves(simulated):
-    table, _, points = simulated
+    table, _, _ = simulated
     settings = QUICK.replace(criterion="hinge", law_resamples=99, law="N")
     laws, _ = fit_laws(find_transitions(table, settings), settings, table)
     law = next(law for law in laws if law.kind == "collapse")
