@@ -6,6 +6,7 @@ and scoring rule that the settings declare.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ import pandas as pd
 from megatron_kis.analysis.criteria.half_margin import HalfMargin
 from megatron_kis.analysis.criteria.hinge import HingeCollapse
 from megatron_kis.analysis.criteria.loss import LossTolerance
+from megatron_kis.analysis.criteria.loss_noise import noise_of
 from megatron_kis.analysis.criteria.onset import Onset
 from megatron_kis.analysis.criteria.tolerance_rule import ToleranceRule
 from megatron_kis.analysis.runs.curves import curve_table, curves, primary_rows
@@ -105,6 +107,8 @@ def find_transitions(
         )
     found: dict[tuple[Any, ...], Transition] = {}
     every = curves(primary, slices_of(table, settings.axis))
+    loss_noise = noise_of(every, settings.tolerance)
+    every = [replace(curve, loss_noise=loss_noise) for curve in every]
     for criterion in criteria_of(settings) if criteria is None else criteria:
         for curve in every:
             if base_group(curve.group) not in criterion.groups:
