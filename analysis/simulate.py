@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from megatron_kis.analysis.criteria.counts import draw
 from megatron_kis.analysis.criteria.hinge_fit import link, rate_of
 from megatron_kis.analysis.runs.curves import (
     CURVE_COLUMNS,
@@ -114,6 +113,21 @@ class Truth:
         return loss
 
 
+def draw_seeds(generator: np.random.Generator, p: Array, facts: Array, icc: float, resamples: int) -> Array:
+    """Draws rates [R, L, S] of beta-binomial seeds around ``p``, [L] or [R, L]; NaN where there is no seed.
+
+    ``facts`` is [L, S]; ``icc`` the intraclass correlation of the facts of a run, which its seed moves together.
+    """
+    p = np.clip(np.broadcast_to(p, (resamples, len(facts)))[..., None], 1e-9, 1 - 1e-9)
+    shape = (resamples, *facts.shape)
+    if icc > 0:
+        strength = 1 / icc - 1
+        p = generator.beta(np.broadcast_to(p * strength, shape), np.broadcast_to((1 - p) * strength, shape))
+    n = np.broadcast_to(facts.astype(np.int64), shape)
+    counts = generator.binomial(n, np.broadcast_to(p, shape))
+    return np.where(n > 0, counts / np.maximum(n, 1), np.nan)
+
+
 def simulate_curve(
     truth: Truth,
     cell: Cell,
@@ -139,25 +153,41 @@ def simulate_curve(
         p = np.full(len(f), truth.chance)
     else:
         p = truth.infused(f, collapse) if group == "infused" else truth.rates(f, collapse)
-    rates = draw(generator, p, facts, truth.correlation, 1)[0]
+    rates = draw_seeds(generator, p, facts, truth.correlation, 1)[0]
     loss = np.array([truth.validation_loss(params, value, collapse) for value in f])
-    return Curve(
-        params=params,
-        tokens=tokens,
+    return replace(
+        measured_curve(cell, f, rates, facts, truth.chance),
         nonembedding_params=round(0.8 * params),
         group=group,
-        split="held_out",
-        scoring="statement",
-        dose=f,
-        rate=rates.mean(axis=1),
-        seed_rates=tuple(rates),
-        seed_facts=tuple(facts),
-        chance=np.full(len(f), truth.chance),
         ratio=np.array([truth.ratio(value, tokens, one) for value in f]),
         loss=loss,
         seed_losses=tuple({seed: float(value) for seed in range(seeds)} for value in loss),
         slice=one,
         bits=None if truth.fact_bits is None else truth.fact_bits * _facts_at(truth, f, one),
+    )
+
+
+def measured_curve(cell: Cell, dose: Array, rates: Array, facts: Array, chance: float) -> Curve:
+    """Returns a curve of background facts from rates [L, S] of ``facts`` [L, S] at doses [L], with all that it needs.
+
+    Every seed has to be run at every dose.
+    """
+    unknown = np.full(len(dose), np.nan)
+    return Curve(
+        params=cell[0],
+        tokens=cell[1],
+        nonembedding_params=None,
+        group="background",
+        split="held_out",
+        scoring="statement",
+        dose=dose,
+        rate=(rates * facts).sum(axis=1) / facts.sum(axis=1),
+        seed_rates=tuple(rates),
+        seed_facts=tuple(facts),
+        chance=np.full(len(dose), chance),
+        ratio=unknown,
+        loss=unknown,
+        seed_losses=({},) * len(dose),
     )
 
 

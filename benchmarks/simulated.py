@@ -18,7 +18,9 @@ import numpy.typing as npt
 from scipy import stats
 
 from megatron_kis.analysis.criteria import HingeCollapse, find_transitions
-from megatron_kis.analysis.criteria.counts import draw, evidence
+from megatron_kis.analysis.criteria.counts import Evidence, draw
+from megatron_kis.analysis.criteria.dispersion import with_dispersion
+from megatron_kis.analysis.criteria.hinge import cut_off, measured
 from megatron_kis.analysis.criteria.hinge_fit import COARSE, fit_hinges
 from megatron_kis.analysis.criteria.unimodal import critical_value, fall_test
 from megatron_kis.analysis.law.bootstrap import SimulatedCell, bootstrap_law, measure, rescaled
@@ -27,14 +29,15 @@ from megatron_kis.analysis.law.candidates import SIZE_AND_BUDGET, design
 from megatron_kis.analysis.law.fit import LawRefused, fit_law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.regression import fit, half_width
-from megatron_kis.analysis.runs.curves import Array, curves
-from megatron_kis.analysis.simulate import Truth, simulate_curve, simulate_table
+from megatron_kis.analysis.runs.curves import Array, Dispersion, curves
+from megatron_kis.analysis.simulate import Truth, draw_seeds, measured_curve, simulate_curve, simulate_table
 from megatron_kis.config.analysis import AnalysisConfig
 
 Bools = npt.NDArray[np.bool_]
 
 SETTINGS = AnalysisConfig(resamples=199)
 REFERENCE = (100_000_000, 2_000_000_000)
+_FREEDOM = 40.0
 DESIGNS = {6: (3, 2), 9: (3, 3), 12: (4, 3)}  # cells: sizes x budgets
 TRUTH = Truth(size_exponent=0.3, budget_exponent=0.2, facts=200)
 
@@ -103,7 +106,7 @@ def chain(
         data = np.empty((3, simulations, len(where)))
         for index, cell in enumerate(simulated):
             p = np.array([truth.rates(np.exp(x), math.exp(t)) for t in tau[:, index]])
-            drawn = draw(generator, p, facts, truth.correlation, simulations)
+            drawn = draw(generator, p, cell.seen.weight, np.inf, simulations)
             data[:, :, index] = seen_cells(cell, drawn, tau[:, index])
         rounds.append(np.concatenate([data, tau[None]]))
         usable = np.concatenate([usable, _identified(design_, np.isfinite(data[0]) & np.isfinite(data[1]))])
@@ -175,7 +178,7 @@ def end_to_end(simulations: int, curvature: float, *, seed: int = 0) -> EndToEnd
         x = np.concatenate([[-np.inf], np.linspace(mean - 1.6, mean + 1.0, 11)])
         cell = true_cell(truth, x, facts, math.exp(mean), generator)
         p = np.array([truth.rates(np.exp(x), math.exp(t)) for t in tau[:, index]])
-        data[:, :, index] = seen_cells(cell, draw(generator, p, facts, truth.correlation, simulations), tau[:, index])
+        data[:, :, index] = seen_cells(cell, draw(generator, p, cell.seen.weight, np.inf, simulations), tau[:, index])
     lower, upper, variance = data
     log_n = np.log(sizes)
     straight = np.column_stack([np.ones(len(sizes)), log_n - log_n.mean()])
@@ -277,12 +280,15 @@ def nested(design_: Whole, simulations: int, *, seed: int = 0, resamples: int = 
 def true_cell(truth: Truth, x: Array, facts: Array, collapse: float, generator: np.random.Generator) -> SimulatedCell:
     """Returns a cell with the criterion's critical value and cut-off for its true curve."""
     p = truth.rates(np.exp(x), collapse)
-    seen = evidence(np.broadcast_to(p[:, None], facts.shape), facts, truth.correlation)
-    _, null = fall_test(seen, facts, truth.correlation, 499, generator)
-    again = evidence(draw(generator, p, facts, truth.correlation, 299), facts, SETTINGS.overdispersion)
-    fits = fit_hinges(x, again.rate, again.weight, truth.chance, COARSE)
+    total = facts.sum(axis=1)
+    # Several curves with several seeds know it about as well as this.
+    scale = 1 + (truth.facts - 1) * truth.correlation
+    dispersion = Dispersion(scale, 0.0, _FREEDOM, "the truth")
+    seen = Evidence(p, dispersion.effective(total), _FREEDOM)
+    _, null = fall_test(seen, 499, generator)
+    again = draw(generator, p, seen.weight, _FREEDOM, 299)
+    fits = fit_hinges(x, again, seen.weight, truth.chance, COARSE)
     ratios = [float(np.interp(math.log(collapse), fits.taus, row)) for row in fits.ratio]
-    cut = max(float(np.quantile(ratios, 0.95)), float(stats.chi2.ppf(0.95, 1)))
     return SimulatedCell(
         x=x,
         seen=seen,
@@ -290,9 +296,11 @@ def true_cell(truth: Truth, x: Array, facts: Array, collapse: float, generator: 
         kappa=0,
         plateau=0.0,
         gamma=truth.steepness,
-        facts=facts,
+        facts=total,
+        runs=(facts > 0).sum(axis=1),
+        dispersion=dispersion,
         critical=critical_value(null, SETTINGS.alpha),
-        cut=cut,
+        cut=max(float(np.quantile(ratios, 0.95)), cut_off(0.95, _FREEDOM)),
     )
 
 
@@ -336,9 +344,11 @@ def size_of_test(simulations: int, *, seed: int = 0) -> Iterator[tuple[str, int,
             generator = np.random.default_rng([seed, facts, seeds, len(name)])
             matrix = np.full((len(shape), seeds), float(facts))
             rejected = 0
-            for rates in draw(generator, np.array(shape), matrix, 0.01, simulations):
-                seen = evidence(rates, matrix, 0.01)
-                rejected += fall_test(seen, matrix, 0.01, 199, generator)[0] <= 0.05
+            for rates in draw_seeds(generator, np.array(shape), matrix, 0.01, simulations):
+                one = measured_curve(REFERENCE, np.geomspace(50, 6400, len(shape)), rates, matrix, 0.25)
+                (known,) = with_dispersion([one], SETTINGS)
+                _, seen = measured(known, SETTINGS)
+                rejected += fall_test(seen.of(seen.rate[0]), 199, generator)[0] <= 0.05
             yield name, facts, seeds, rejected / simulations
 
 

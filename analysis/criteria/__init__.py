@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from megatron_kis.analysis.criteria.dispersion import with_dispersion
 from megatron_kis.analysis.criteria.half_margin import HalfMargin
 from megatron_kis.analysis.criteria.hinge import HingeCollapse
 from megatron_kis.analysis.criteria.loss import LossTolerance
@@ -106,7 +107,7 @@ def find_transitions(
             remedy="runs of this version write it; use criterion: hinge for older ones",
         )
     found: dict[tuple[Any, ...], Transition] = {}
-    every = curves(primary, slices_of(table, settings.axis))
+    every = with_dispersion(curves(primary, slices_of(table, settings.axis)), settings)
     loss_noise = noise_of(every, settings.tolerance)
     every = [replace(curve, loss_noise=loss_noise) for curve in every]
     for criterion in criteria_of(settings) if criteria is None else criteria:

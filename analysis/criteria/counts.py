@@ -1,20 +1,19 @@
-"""Counts by level and seed: their effective size, and curves drawn from a model of them.
+"""Rates by level, what they weigh, and rates drawn from a model of them.
 
-Everything takes leading axes, so that a bootstrap's resamples go through one call: rates are [..., L, S] for L levels
-of the dose and S seeds, NaN where a seed was not run.
+Everything takes leading axes, so that a bootstrap's resamples go through one call: rates are [..., L] for L levels of
+the dose, the seeds of a level pooled. How much a level's rate varies is known from the whole study
+(`criteria.dispersion`); resamples need neither seeds nor an estimate of their own.
 """
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.config.analysis import AnalysisConfig
-
-FEW_SEEDS = 3  # degrees of freedom below which a between-seed variance says nothing
 
 
 @dataclass(frozen=True)
@@ -22,17 +21,15 @@ class Evidence:
     """Rates of the levels with their seeds pooled, and what they weigh."""
 
     rate: Array
-    """[..., L] share answered right, seeds pooled by their facts."""
+    """[..., L] share answered right."""
     weight: Array
-    """[..., L] effective number of independent facts, seeds summed."""
-    icc: Array
-    """[...] intraclass correlation of the facts of one run."""
-    spread: Array
-    """[...] pooled standard deviation of the rate between seeds; 0 where seeds are too few to tell."""
+    """[L] effective number of independent facts."""
+    freedom: float = np.inf
+    """Degrees of freedom behind the weights (`Dispersion.freedom`)."""
 
-    def of(self, index: int) -> Evidence:
-        """Returns the evidence of one curve of several."""
-        return Evidence(self.rate[index], self.weight[index], self.icc[index], self.spread[index])
+    def of(self, rate: Array) -> Evidence:
+        """Returns the evidence of other rates [..., L] of the same levels."""
+        return replace(self, rate=rate)
 
 
 def generator_of(curve: Curve, settings: AnalysisConfig, *purpose: str) -> np.random.Generator:
@@ -42,55 +39,23 @@ def generator_of(curve: Curve, settings: AnalysisConfig, *purpose: str) -> np.ra
     return np.random.default_rng([settings.seed, zlib.crc32("/".join(map(str, parts)).encode())])
 
 
-def seed_matrix(curve: Curve) -> tuple[Array, Array]:
-    """Returns (rates, facts), both [L, S]; NaN and 0 where a level has fewer seeds than another."""
-    rates = np.full((len(curve.dose), curve.seeds), np.nan)
-    facts = np.zeros_like(rates)
-    for level, (r, n) in enumerate(zip(curve.seed_rates, curve.seed_facts, strict=True)):
-        # In an order of their own: the table's row order must not reach the random numbers.
-        order = np.lexsort((n, r))
-        rates[level, : len(r)], facts[level, : len(n)] = r[order], n[order]
-    return rates, facts
+def pooled_rates(curve: Curve) -> Array:
+    """Returns [L] the rates of a curve, its seeds pooled by their facts."""
+    levels = zip(curve.seed_rates, curve.seed_facts, strict=True)
+    # In an order of their own: the table's row order must not reach the last digit.
+    sums = [float(np.sort(rates * facts).sum() / facts.sum()) for rates, facts in levels]
+    return np.array(sums)
 
 
-def evidence(rates: Array, facts: Array, floor: float) -> Evidence:
-    """Pools the seeds of rates [..., L, S] of ``facts`` [L, S]; ``floor`` is the least intraclass correlation.
+def draw(generator: np.random.Generator, p: Array, weight: Array, freedom: float, resamples: int) -> Array:
+    """Draws rates [R, L] of levels with true rates ``p``, [L] or [R, L], and effective numbers of facts ``weight`` [L].
 
-    A level of n facts in one run weighs like ``n / (1 + (n - 1) * icc)`` independent ones (the design effect of cluster
-    sampling). The correlation is a moment estimate from the spread of the seeds where at least three degrees of freedom
-    are there, and the floor otherwise.
+    Each resample has a dispersion of its own, ``freedom`` / chi-square(``freedom``) times the estimated one: not
+    knowing it widens what is drawn.
     """
-    there = facts > 0
-    filled = np.where(there, rates, 0.0)
-    total = facts.sum(axis=-1)
-    rate = (filled * facts).sum(axis=-1) / total
-    more = np.maximum(there.sum(axis=-1) - 1, 0)
-    icc = np.full(rate.shape[:-1], float(floor))
-    spread = np.zeros(rate.shape[:-1])
-    freedom = int(more.sum())
-    if freedom >= FEW_SEEDS:
-        # Between-seed sum of squares less what binomial counts alone would show, over what full correlation would add.
-        centre = filled.sum(axis=-1) / there.sum(axis=-1)
-        squares = (np.where(there, rates - centre[..., None], 0.0) ** 2).sum(axis=-1)  # (seeds - 1) * variance
-        spread = np.sqrt(squares.sum(axis=-1) / freedom)
-        n = total / there.sum(axis=-1)
-        usable = (more > 0) & (n > 1)
-        binomial = rate * (1 - rate)
-        excess = np.where(usable, squares - more * binomial / n, 0.0).sum(axis=-1)
-        scale = np.where(usable, more * binomial * (1 - 1 / n), 0.0).sum(axis=-1)
-        found = np.divide(excess, scale, out=np.full_like(scale, floor), where=scale > 0)
-        icc = np.clip(found, floor, 0.99)
-    design = 1 + np.maximum(facts - 1, 0) * icc[..., None, None]
-    return Evidence(rate, (facts / design).sum(axis=-1), icc, spread)
-
-
-def draw(generator: np.random.Generator, p: Array, facts: Array, icc: float, resamples: int) -> Array:
-    """Draws rates [R, L, S] of beta-binomial seeds around ``p`` [L] or [R, L]; NaN where there is no seed."""
-    p = np.clip(np.broadcast_to(p, (resamples, len(facts)))[..., None], 1e-9, 1 - 1e-9)
-    shape = (resamples, *facts.shape)
-    if icc > 0:
-        strength = 1 / icc - 1
-        p = generator.beta(np.broadcast_to(p * strength, shape), np.broadcast_to((1 - p) * strength, shape))
-    n = np.broadcast_to(facts.astype(np.int64), shape)
-    counts = generator.binomial(n, np.broadcast_to(p, shape))
-    return np.where(n > 0, counts / np.maximum(n, 1), np.nan)
+    p = np.clip(np.broadcast_to(p, (resamples, len(weight))), 0.0, 1.0)
+    factor = np.ones((resamples, 1))
+    if np.isfinite(freedom):
+        factor = freedom / np.maximum(generator.chisquare(freedom, (resamples, 1)), 1e-9)
+    size = np.maximum(np.rint(weight / factor), 1).astype(np.int64)
+    return generator.binomial(size, p) / size

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
-from megatron_kis.analysis.criteria.counts import FEW_SEEDS, generator_of
+from megatron_kis.analysis.criteria.counts import generator_of
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
@@ -28,6 +28,7 @@ from megatron_kis.analysis.runs.transitions import (
 )
 from megatron_kis.config.analysis import AnalysisConfig
 
+_FEW_SEEDS = 3  # degrees of freedom below which a variance between seeds says nothing
 _FEWEST_LEVELS = 3  # a highest level, and a fall that stays
 _LEAST_SHARE = 0.01  # of the highest margin: smaller and negative margins count as this much on the log scale
 _SLACK = 1e-9
@@ -75,9 +76,9 @@ def margins_of(curve: Curve) -> Margins | None:
     if not levels:
         return None
     dose, mean, of_facts, runs = np.array(levels).T
-    variation = max(squares / scale, 0.0) if freedom >= FEW_SEEDS and scale > 0 else 0.0
+    variation = max(squares / scale, 0.0) if freedom >= _FEW_SEEDS and scale > 0 else 0.0
     error = np.sqrt(of_facts + variation * mean**2 / runs)
-    return Margins(dose, mean, error, freedom >= FEW_SEEDS)
+    return Margins(dose, mean, error, freedom >= _FEW_SEEDS)
 
 
 def last_up(margins: Array, share: float) -> npt.NDArray[np.int64]:
@@ -158,10 +159,14 @@ class HalfMargin:
         # The bracket of levels around the crossing is the least interval.
         before, after = float(x[last]), float(x[last + 1])
         inside = low >= before - _SLACK, high <= after + _SLACK
+        ends = (
+            float(margins.dose[last]) if inside[0] else math.exp(low),
+            float(margins.dose[last + 1]) if inside[1] else math.exp(high),
+        )
         found |= {
-            "value": math.exp(value),
-            "low": float(margins.dose[last]) if inside[0] else math.exp(low),
-            "high": float(margins.dose[last + 1]) if inside[1] else math.exp(high),
+            "value": float(np.clip(math.exp(value), *ends)),  # to the last digit: exp(log(x)) may not be x
+            "low": ends[0],
+            "high": ends[1],
             "interval": "bracket" if all(inside) else "profile",
         }
         reason = f"the margin has fallen to {what} at {symbol} = {count(math.exp(value))} and stays below"

@@ -2,7 +2,7 @@
 
 1. Is there a memory at all: the highest rate must beat chance.
 2. Does it fall: a sup-likelihood-ratio test against every non-decreasing curve (`unimodal.fall_test`), and a fall of
-   the fitted hinge of at least ``delta_min`` or two seed standard deviations.
+   the fitted hinge of at least ``delta_min``.
 3. Where: tau of the hinge (`hinge_fit`), with all tau whose profile likelihood ratio stays under a cut-off that a
    parametric bootstrap of the fitted curve calibrates, and never less than the bracket of levels that holds tau.
 
@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import chi2
+from scipy.stats import f as f_distribution
 
-from megatron_kis.analysis.criteria.counts import Evidence, draw, evidence, generator_of, seed_matrix
+from megatron_kis.analysis.criteria.counts import Evidence, draw, generator_of, pooled_rates
+from megatron_kis.analysis.criteria.dispersion import dispersion_of
 from megatron_kis.analysis.criteria.hinge_fit import (
     COARSE,
     FINE,
@@ -111,7 +112,7 @@ class Verdicts:
     at_once: Bools
     """Whether a fallen curve falls from its first level on."""
     at_end: Bools
-    """Whether the fall is seen at the largest F alone."""
+    """Whether tau lies at or after the last level but one: the fitted curve falls at the largest F alone."""
     level: npt.NDArray[np.int64]
     """The level up to which a curve without a fall stays up."""
 
@@ -122,7 +123,7 @@ def classify(
     """Applies the criterion to R curves of one grid.
 
     Args:
-        seen: rates and effective facts of the curves, [R, L].
+        seen: rates [R, L] and effective facts [L] of the curves.
         fits: the hinges fitted to them.
         critical: fall statistic beyond which a curve falls reliably (`unimodal.critical_value`); one, or [R].
         cut: profile likelihood ratio that bounds the interval of tau (`calibrate`); one, or [R].
@@ -132,26 +133,25 @@ def classify(
     row = np.arange(len(rate))
     top = rate.argmax(axis=1)
     peak = rate[row, top]
-    memory = p_above(peak, weight[row, top], fits.chance) <= settings.alpha / len(x)
-    detectable = detectable_drop(peak, weight[row, top], weight[:, -1], settings.alpha, settings.power)
-    needed = needed_drop(peak, fits.chance, seen.spread, settings)
+    memory = p_above(peak, weight[top], fits.chance, seen.freedom) <= settings.alpha / len(x)
+    detectable = detectable_drop(peak, weight[top], weight[-1], settings.alpha, settings.power, seen.freedom)
+    needed = needed_drop(peak, fits.chance, settings)
 
     # 1e-9 as in the test's p-value: a resample that is equal but for rounding counts as reaching the statistic.
     falls = fall_statistic(rate, weight) - 1e-9 > critical
     fitted, plateau = fits.rates(), fits.plateau_rate
     drop = plateau - fitted[:, -1]
-    fallen = memory & falls & (drop >= np.maximum(settings.delta_min, 2 * seen.spread))
+    fallen = memory & falls & (drop >= settings.delta_min)
 
     at_once = _falls_at_once(seen, fits, fallen, settings.confidence)
     # Where the plateau is the first levels themselves, it is not seen where it began to fall, or whether before.
     no_rise = (fits.tau <= x[1] + _SAME_LEVEL) & (rate[:, 0] >= plateau - settings.delta_min)
-    at_end = plateau - fitted[:, -2] <= settings.r * plateau
-    value = np.where(at_end, (x[-2] + x[-1]) / 2, fits.tau)
     low, high, bracket, pieces = _intervals(fits, cut)
+    at_end = fits.tau >= x[-2] - _SAME_LEVEL
 
     # Levels at the end may be down without being reliably down: nothing is said about them. Nor about the bracket
     # before the last one that is up, for a fall that begins in it shows there by less than the margin.
-    level = np.maximum(last_level_up(rate, margin(peak, settings, seen.spread)) - 1, 0)
+    level = np.maximum(last_level_up(rate, margin(peak, settings)) - 1, 0)
     unfallen = memory & ~fallen & (detectable <= needed) & np.isfinite(x[level])
 
     left = fallen & (at_once | no_rise)
@@ -159,7 +159,7 @@ def classify(
     status = np.select([collapsed, left, unfallen], [COLLAPSED, LEFT_CENSORED, RIGHT_CENSORED], INCONCLUSIVE)
     return Verdicts(
         status=status,
-        value=value,
+        value=fits.tau,
         low=np.select([collapsed, unfallen], [low, x[level]], -np.inf),
         high=np.select([collapsed, left], [high, np.where(at_once, x[1], high)], np.inf),
         bracket=bracket,
@@ -184,11 +184,11 @@ def _falls_at_once(seen: Evidence, fits: HingeFits, fallen: Bools, confidence: f
     at_once = fallen & (seen.rate[:, 0] > seen.rate[:, 1])
     (index,) = np.nonzero(at_once)
     if len(index):
-        rate, weight = seen.rate[index], seen.weight[index]
+        rate, weight = seen.rate[index], np.broadcast_to(seen.weight, (len(index), len(seen.weight)))
         k = weight * rate
         _, _, rest = fit_nodes(fits.x[1:], fits.x[1:2], k[:, 1:], weight[:, 1:], fits.chance, 40)
         alone = log_likelihood(rate[:, 0], rate[:, 0], weight[:, 0])
-        at_once[index] = 2 * (rest[:, 0] + alone - fits.best[index]) > chi2.ppf(confidence, 1)
+        at_once[index] = 2 * (rest[:, 0] + alone - fits.best[index]) > cut_off(confidence, seen.freedom)
     return at_once
 
 
@@ -223,17 +223,25 @@ def _intervals(fits: HingeFits, cut: Array | float) -> tuple[Array, Array, Bools
     return np.minimum(low, floor_low), np.maximum(high, floor_high), bracket, pieces
 
 
-def measured(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Array, Evidence]:
-    """Returns (x [L], facts [L, S], evidence [1, L]) of a measured curve: what `fit_hinges` and `classify` take."""
+def cut_off(confidence: float, freedom: float) -> float:
+    """Returns the likelihood ratio that one true parameter exceeds with probability 1 - confidence.
+
+    The chi-square's, or F's where the dispersion is known with few degrees of freedom.
+    """
+    return float(f_distribution.ppf(confidence, 1, min(freedom, 1e9)))
+
+
+def measured(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Evidence]:
+    """Returns (x [L], evidence [1, L]) of a measured curve: what `fit_hinges` and `classify` take."""
     with np.errstate(divide="ignore"):
         x = np.log(curve.dose)
-    rates, facts = seed_matrix(curve)
-    return x, facts, evidence(rates[None], facts, settings.overdispersion)
+    dispersion = dispersion_of(curve, settings)
+    return x, Evidence(pooled_rates(curve)[None], dispersion.effective(curve.facts), dispersion.freedom)
 
 
 def fit_curve(curve: Curve, settings: AnalysisConfig) -> HingeFits:
     """Fits the hinge of one ``curve``, which has at least `FEWEST_LEVELS` levels."""
-    x, _, seen = measured(curve, settings)
+    x, seen = measured(curve, settings)
     return fit_hinges(x, seen.rate, seen.weight, curve.mean_chance or 0.0, FINE)
 
 
@@ -250,19 +258,19 @@ def shape_of(seen: Evidence, fits: HingeFits) -> HingeShape:
 
 
 def calibrate(
-    shape: HingeShape, tau: float, facts: Array, settings: AnalysisConfig, generator: np.random.Generator
+    shape: HingeShape, tau: float, settings: AnalysisConfig, generator: np.random.Generator
 ) -> tuple[float, float]:
     """Returns (cut, error) of a hinge at ``tau``, by a parametric bootstrap of its curve.
 
     ``cut`` is the profile likelihood ratio that the curve's own tau exceeds with probability 1 - confidence, and never
-    below the chi-square's: a bootstrap around an abrupt drop knows too little of the tau next to it. ``error`` is the
+    below `cut_off`: a bootstrap around an abrupt drop knows too little of the tau next to it. ``error`` is the
     root mean square error of tau.
     """
-    rates = draw(generator, shape.rates(np.array([tau]))[0], facts, float(shape.seen.icc), _CALIBRATION)
-    again = evidence(rates, facts, settings.overdispersion)
-    fits = fit_hinges(shape.x, again.rate, again.weight, shape.chance, COARSE)
+    seen = shape.seen
+    rates = draw(generator, shape.rates(np.array([tau]))[0], seen.weight, seen.freedom, _CALIBRATION)
+    fits = fit_hinges(shape.x, rates, seen.weight, shape.chance, COARSE)
     ratios = np.array([np.interp(tau, fits.taus, row) for row in fits.ratio])
-    cut = max(float(np.quantile(ratios, settings.confidence)), float(chi2.ppf(settings.confidence, 1)))
+    cut = max(float(np.quantile(ratios, settings.confidence)), cut_off(settings.confidence, seen.freedom))
     return cut, float(np.sqrt(np.mean((fits.tau - tau) ** 2)))
 
 
@@ -284,18 +292,16 @@ class HingeCollapse:
         if levels < FEWEST_LEVELS:
             reason = f"{levels} levels of {curve.symbol}; at least {FEWEST_LEVELS} are needed"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason)
-        x, facts, seen = measured(curve, settings)
-        p_value, null = fall_test(
-            seen.of(0), facts, settings.overdispersion, settings.resamples, generator_of(curve, settings, "fall")
-        )
+        x, seen = measured(curve, settings)
+        p_value, null = fall_test(seen.of(seen.rate[0]), settings.resamples, generator_of(curve, settings, "fall"))
         critical = critical_value(null, settings.alpha)
         fits = fit_hinges(x, seen.rate, seen.weight, curve.mean_chance or 0.0, FINE)
-        verdict = classify(seen, fits, critical, float(chi2.ppf(settings.confidence, 1)), settings)
+        verdict = classify(seen, fits, critical, cut_off(settings.confidence, seen.freedom), settings)
         if verdict.status[0] in (RIGHT_CENSORED, INCONCLUSIVE):
             return self._no_collapse(curve, verdict, p_value)
         # Only a fall needs its cut-off.
         generator = generator_of(curve, settings, "cut")
-        cut, _ = calibrate(shape_of(seen.of(0), fits), float(fits.tau[0]), facts, settings, generator)
+        cut, _ = calibrate(shape_of(seen.of(seen.rate[0]), fits), float(fits.tau[0]), settings, generator)
         return self._collapse(curve, classify(seen, fits, critical, cut, settings), fits, p_value, settings)
 
     def _no_collapse(self, curve: Curve, verdict: Verdicts, p_value: float) -> Transition:
@@ -339,10 +345,9 @@ class HingeCollapse:
             reason = f"{down} from the first levels on"
             return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": high})
         flags = []
-        value = math.exp(fits.tau[0])
+        value = math.exp(verdict.value[0])
         if verdict.at_end[0]:
             flags.append(f"seen at the largest {curve.symbol} alone")
-            value = math.sqrt(float(curve.dose[-2]) * float(curve.dose[-1]))
         if verdict.pieces[0] > 1:
             flags.append("the interval is disconnected; its hull is given")
         rule = max(tolerance_point(fits, settings.r), math.log(value))

@@ -103,17 +103,17 @@ def plateau_and_fall(x: Array, tau: Array, plateau: Array, gamma: Array, chance:
 
 
 def tau_grid(x: Array, steps: int) -> Array:
-    """Returns taus [T] from the second level to the last but one, ``steps`` per bracket.
+    """Returns taus [T] from the second level to the last, ``steps`` per bracket.
 
-    At both ends two levels lie on each side, the one at tau counted on both.
+    At the last level nothing has fallen. In the bracket before it the fall is an abrupt one, and its place is open.
     """
-    inner = x[1:-1]
+    inner = x[1:]
     grid = [np.linspace(low, high, steps, endpoint=False) for low, high in pairwise(inner)]
     return np.concatenate([*grid, inner[-1:]])
 
 
 def fit_hinges(x: Array, rate: Array, weight: Array, chance: float, precision: Precision) -> HingeFits:
-    """Fits hinges to curves ``rate`` [R, L] with effective counts ``weight`` [R, L] at ``x`` [L] = log F.
+    """Fits hinges to curves ``rate`` [R, L] with effective counts ``weight`` [L] at ``x`` [L] = log F.
 
     Args:
         x: rising; the first may be -inf (F = 0). At least 3 levels.
@@ -123,6 +123,7 @@ def fit_hinges(x: Array, rate: Array, weight: Array, chance: float, precision: P
         precision: how finely.
     """
     taus = tau_grid(x, precision.steps)
+    weight = np.broadcast_to(weight, rate.shape)
     isotonic = prefix_fits(rate, weight)
     flat = log_likelihood(isotonic[:, -1], rate, weight).sum(axis=1)  # without a fall (gamma = 0)
     rise = _rises(x, taus, isotonic)
@@ -291,9 +292,9 @@ def _peak(taus: Array, likelihood: Array, x: Array) -> tuple[Array, npt.NDArray[
         shifted = tm - 0.5 * top / bottom
     usable = inside & np.isfinite(shifted) & (shifted > tl) & (shifted < tr)
     tau = np.where(usable, shifted, tm)
-    bracket = np.searchsorted(x[1:-1], tm, side="right").clip(1, max(len(x) - 3, 1))
-    inner = x[1:-1]
-    width = inner[np.minimum(bracket, len(inner) - 1)] - inner[bracket - 1] if len(inner) > 1 else np.zeros(len(tm))
+    inner = x[1:]
+    bracket = np.searchsorted(inner, tm, side="right").clip(1, len(inner) - 1)
+    width = inner[bracket] - inner[bracket - 1]
     tied = (high - low) > 0.5 * width
     tau = np.where(tied & (high > low), (low + high) / 2, tau)
     return tau, np.abs(taus[None, :] - tau[:, None]).argmin(axis=1)

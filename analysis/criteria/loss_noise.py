@@ -31,7 +31,7 @@ from megatron_kis.analysis.runs.noise import LossNoise
 PRIOR_SD = 0.006
 PRIOR_SD_ZERO = 0.012
 PRIOR_FREEDOM = 4.0
-_ZERO_FREEDOM = 4.0  # weight of the common noise in that of dose 0
+_ZERO_FREEDOM = 2.0  # weight of the common noise in that of dose 0
 _LEAST_SD = 1e-4  # losses are recorded to four digits
 _LEAST_OUTLIER = 0.01  # relative: a run within 1% of its level is none, however well the others agree
 _OUTLIER_TAIL = 5e-4  # about one in a thousand levels of Gaussian runs has a run beyond it

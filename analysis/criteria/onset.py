@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from megatron_kis.analysis.criteria.counts import evidence, seed_matrix
+from megatron_kis.analysis.criteria.dispersion import dispersion_of
 from megatron_kis.analysis.criteria.tests import p_above, p_greater
 from megatron_kis.analysis.runs.curves import Curve
 from megatron_kis.analysis.runs.transitions import (
@@ -38,15 +38,17 @@ class Onset:
             return make_transition(curve, self.kind, INCONCLUSIVE, "no run with F > 0")
         if chance is None:
             return make_transition(curve, self.kind, INCONCLUSIVE, "the chance level is not known")
-        weight = evidence(*seed_matrix(curve), settings.overdispersion).weight
+        dispersion = dispersion_of(curve, settings)
+        weight, freedom = dispersion.effective(curve.facts), dispersion.freedom
         baseline = 0 if curve.dose[0] == 0 else None
         alpha = settings.alpha / int(infused.sum())
 
         def p_value(rate: float, n_eff: float) -> float:
-            against_chance = float(p_above(rate, n_eff, chance))
+            against_chance = float(p_above(rate, n_eff, chance, freedom))
             if baseline is None:
                 return against_chance
-            return max(against_chance, p_greater(rate, n_eff, float(curve.rate[baseline]), float(weight[baseline])))
+            without = float(curve.rate[baseline]), float(weight[baseline])
+            return max(against_chance, p_greater(rate, n_eff, *without, freedom))
 
         p = [p_value(r, n) if f > 0 else 1.0 for f, r, n in zip(curve.dose, curve.rate, weight, strict=True)]
         above = [index for index, value in enumerate(p) if value <= alpha]

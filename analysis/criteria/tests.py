@@ -1,21 +1,22 @@
 """Tests on rates whose unit of evidence is the fact within the run, and the run among runs.
 
 Questions of one fact under several templates are not independent, and the facts of one run move together with its seed.
-So a rate counts as if it came from ``n_eff`` independent facts (`counts.evidence`): with one seed and icc = 0.01, 100
-facts weigh like 50. Rates and counts may be arrays: one test per entry.
+So a rate counts as if it came from ``n_eff`` independent facts (`Dispersion.effective`), and ``freedom`` says how well
+that number is known: an exact test of counts must then be passed by Student's t too. Rates and counts may be arrays:
+one test per entry.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import isotonic_regression
-from scipy.special import betainc, ndtr, ndtri
+from scipy.special import betainc, stdtr, stdtrit
 
 from megatron_kis.analysis.runs.curves import Array
 
 
-def p_above(rate: Array | float, n_eff: Array | float, level: float) -> Array:
-    """Returns one-sided exact binomial p-values of rates against a known level.
+def p_above(rate: Array | float, n_eff: Array | float, level: float, freedom: float = np.inf) -> Array:
+    """Returns one-sided p-values of rates against a known level: the exact binomial one, or Student's if it is larger.
 
     P(K >= k) of a binomial(n, level) is the regularised incomplete beta function I_level(k, n - k + 1), which takes
     fractional counts too.
@@ -26,24 +27,32 @@ def p_above(rate: Array | float, n_eff: Array | float, level: float) -> Array:
     if level >= 1:
         return np.ones_like(k)
     p: Array = np.where(k > 0, betainc(np.maximum(k, 1e-300), n_eff - k + 1, level), 1.0)
-    return p
+    if np.isinf(freedom):
+        return p
+    student: Array = np.maximum(p, stdtr(freedom, -(rate - level) / np.sqrt(level * (1 - level) / n_eff)))
+    return student
 
 
-def p_greater(rate: float, n_eff: float, other: float, other_n: float) -> float:
+def p_greater(rate: float, n_eff: float, other: float, other_n: float, freedom: float = np.inf) -> float:
     """Returns the one-sided two-proportion p-value (pooled variance) that ``rate`` is greater than ``other``."""
     pooled = (rate * n_eff + other * other_n) / (n_eff + other_n)
     variance = pooled * (1 - pooled) * (1 / n_eff + 1 / other_n)
     if variance <= 0:
         return 1.0
-    return float(ndtr(-(rate - other) / np.sqrt(variance)))
+    return float(stdtr(freedom, -(rate - other) / np.sqrt(variance)))
 
 
 def detectable_drop(
-    rate: Array | float, n_eff: Array | float, other_n: Array | float, alpha: float, power: float
+    rate: Array | float,
+    n_eff: Array | float,
+    other_n: Array | float,
+    alpha: float,
+    power: float,
+    freedom: float = np.inf,
 ) -> Array:
     """Returns the smallest drop below ``rate`` that a one-sided two-proportion test finds with ``power``.
 
-    The drop must be (z_(1 - alpha) + z_power) standard errors of the difference. ``rate`` itself where no drop is.
+    The drop must be (t_(1 - alpha) + t_power) standard errors of the difference. ``rate`` itself where no drop is.
     """
     drops = np.linspace(0.0, rate, 401)[1:]  # [400, ...]
     lower = rate - drops
@@ -51,7 +60,7 @@ def detectable_drop(
     p = (rate * n_eff + 2) / (n_eff + 4)
     q = (lower * other_n + 2) / (other_n + 4)
     deviation = np.sqrt(p * (1 - p) / n_eff + q * (1 - q) / other_n)
-    found = drops >= (ndtri(1 - alpha) + ndtri(power)) * deviation
+    found = drops >= (stdtrit(freedom, 1 - alpha) + stdtrit(freedom, power)) * deviation
     first = found.argmax(axis=0)
     smallest: Array = np.take_along_axis(drops, first[None], axis=0)[0]
     return np.where(found.any(axis=0), smallest, rate)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from megatron_kis.analysis.criteria.counts import evidence, generator_of, seed_matrix
+from megatron_kis.analysis.criteria.counts import draw, generator_of
+from megatron_kis.analysis.criteria.dispersion import dispersion_of
 from megatron_kis.analysis.criteria.tests import detectable_drop, logit, p_above, plateau_fit
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import (
@@ -38,15 +39,14 @@ class Fall:
     """[...] the largest standardised drop to the levels from any one after ``last`` on; 0 where there are none."""
 
 
-def margin(peak: Array | float, settings: AnalysisConfig, spread: Array | float) -> Array:
-    """Returns how far below its maximum a curve must stay: r * peak, delta_min or two seed deviations, the largest."""
-    return np.maximum(settings.r * peak, np.maximum(settings.delta_min, 2 * spread))
+def margin(peak: Array | float, settings: AnalysisConfig) -> Array:
+    """Returns how far below its maximum a curve must stay: r * peak or delta_min, the larger."""
+    return np.maximum(settings.r * np.asarray(peak), settings.delta_min)
 
 
-def needed_drop(peak: Array | float, chance: float, spread: Array | float, settings: AnalysisConfig) -> Array:
+def needed_drop(peak: Array | float, chance: float, settings: AnalysisConfig) -> Array:
     """Returns the fall whose absence makes "no collapse" worth saying: it must have been detectable."""
-    least = np.maximum(settings.delta_min, 2 * spread)
-    return np.maximum(settings.reference_loss * (peak - chance), least)
+    return np.maximum(settings.reference_loss * (np.asarray(peak) - chance), settings.delta_min)
 
 
 def last_level_up(rates: Array, margin: Array) -> npt.NDArray[np.int64]:
@@ -56,7 +56,7 @@ def last_level_up(rates: Array, margin: Array) -> npt.NDArray[np.int64]:
     return last
 
 
-def fall(rates: Array, weight: Array, settings: AnalysisConfig, spread: float) -> Fall:
+def fall(rates: Array, weight: Array, settings: AnalysisConfig) -> Fall:
     """Measures the fall of each curve of ``rates`` [..., L] with effective facts ``weight`` [L].
 
     For every level j after the last one up, the standardised drop from the maximum to the pooled levels from j on is
@@ -67,7 +67,7 @@ def fall(rates: Array, weight: Array, settings: AnalysisConfig, spread: float) -
     """
     levels = rates.shape[-1]
     peak = rates.max(axis=-1)
-    last = last_level_up(rates, margin(peak, settings, spread))
+    last = last_level_up(rates, margin(peak, settings))
     mass = np.cumsum(weight[::-1])[::-1]  # n_j
     tail = np.cumsum((rates * weight)[..., ::-1], axis=-1)[..., ::-1] / mass
     peak_mass = weight[np.argmax(rates, axis=-1)][..., None]
@@ -102,27 +102,28 @@ class ToleranceRule:
         if levels < _FEWEST_LEVELS:
             reason = f"{levels} levels of {symbol}; at least {_FEWEST_LEVELS} are needed"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason)
-        counts = evidence(*seed_matrix(curve), settings.overdispersion)
-        weight, spread = counts.weight, float(counts.spread)
+        dispersion = dispersion_of(curve, settings)
+        weight, freedom = dispersion.effective(curve.facts), dispersion.freedom
         top = int(np.argmax(curve.rate))
         peak = float(curve.rate[top])
         chance = curve.mean_chance or 0.0
-        detectable = float(detectable_drop(peak, float(weight[top]), float(weight[-1]), settings.alpha, settings.power))
+        ends = float(weight[top]), float(weight[-1])
+        detectable = float(detectable_drop(peak, *ends, settings.alpha, settings.power, freedom))
         found: Found = {"peak": peak, "detectable": detectable}
-        if p_above(peak, float(weight[top]), chance) > settings.alpha / levels:
+        if p_above(peak, float(weight[top]), chance, freedom) > settings.alpha / levels:
             reason = (
                 f"never reliably above chance ({chance:.2f}; highest rate {peak:.2f}): no memory that could collapse"
             )
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
 
-        seen = fall(curve.rate, weight, settings, spread)
+        seen = fall(curve.rate, weight, settings)
         last, drop = int(seen.last), float(seen.drop)
-        p_value = self._p_value(curve, weight, spread, float(seen.z), settings)
+        p_value = self._p_value(curve, weight, freedom, float(seen.z), settings)
         found = {"peak": peak, "drop": drop, "detectable": detectable, "p_value": p_value}
         largest = count(float(curve.dose[-1]))
         if last == levels - 1 or p_value > settings.alpha:
             said = "stays within the margin of its maximum" if last == levels - 1 else "no reliable fall"
-            needed = float(needed_drop(peak, chance, spread, settings))
+            needed = float(needed_drop(peak, chance, settings))
             # Levels after `last` may be down without being reliably down: nothing is said about them.
             reached = float(curve.dose[last])
             if detectable > needed or reached == 0:
@@ -141,17 +142,17 @@ class ToleranceRule:
         if last == 0:
             reason = f"{down}: falling from the first level"
             return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": high})
-        edge = logit(np.array(peak - float(margin(peak, settings, spread))), weight[last])
+        edge = logit(np.array(peak - float(margin(peak, settings))), weight[last])
         value = crossing(curve.dose, logit(curve.rate, weight), float(edge), last)
         return make_transition(curve, self.kind, COLLAPSED, down, **found | {"value": value, "low": low, "high": high})
 
     @staticmethod
-    def _p_value(curve: Curve, weight: Array, spread: float, z: float, settings: AnalysisConfig) -> float:
+    def _p_value(curve: Curve, weight: Array, freedom: float, z: float, settings: AnalysisConfig) -> float:
         if z <= 0:
             return 1.0
         null = plateau_fit(curve.rate, weight)
         size = np.maximum(np.rint(weight), 1)
         p = (null * size + 0.5) / (size + 1)  # a fitted rate of 1.0 would leave the null no noise at all
-        drawn = generator_of(curve, settings).binomial(size.astype(int), p, size=(settings.resamples, len(p))) / size
-        at_least = int(np.sum(fall(drawn, weight, settings, spread).z >= z - 1e-12))
+        drawn = draw(generator_of(curve, settings), p, weight, freedom, settings.resamples)
+        at_least = int(np.sum(fall(drawn, weight, settings).z >= z - 1e-12))
         return (1 + at_least) / (1 + settings.resamples)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from megatron_kis.analysis.criteria.counts import Evidence, draw, evidence
+from megatron_kis.analysis.criteria.counts import Evidence, draw
 from megatron_kis.analysis.criteria.tests import plateau_fit
 from megatron_kis.analysis.runs.curves import Array
 
@@ -34,6 +34,7 @@ def prefix_fits(rate: Array, weight: Array) -> Array:
     the weighted mean of the rates of levels s to t.
     """
     levels = rate.shape[-1]
+    weight = np.broadcast_to(weight, rate.shape)
     nothing = np.zeros_like(rate[..., :1])
     mass = np.concatenate([nothing, np.cumsum(weight, axis=-1)], axis=-1)
     total = np.concatenate([nothing, np.cumsum(weight * rate, axis=-1)], axis=-1)
@@ -67,21 +68,36 @@ def fall_statistic(rate: Array, weight: Array) -> Array:
     return statistic
 
 
-def fall_test(
-    seen: Evidence, facts: Array, floor: float, resamples: int, generator: np.random.Generator
-) -> tuple[float, Array]:
+def unimodal_likelihood(rate: Array, weight: Array) -> Array:
+    """Returns [...] the log-likelihood of the best curve that rises and then falls, of rates [..., L]."""
+    levels = rate.shape[-1]
+    rising = isotonic_prefixes(rate, weight)
+    falling = isotonic_prefixes(rate[..., ::-1], weight[..., ::-1])[..., ::-1]  # of the levels from i on
+    best: Array = (rising[..., 1 : levels + 1] + falling[..., 1 : levels + 1]).max(axis=-1)
+    return best
+
+
+def unimodal_fit(rate: Array, weight: Array) -> Array:
+    """Returns [L] the best curve that rises and then falls."""
+    levels = len(rate)
+    rising, falling = isotonic_prefixes(rate, weight), isotonic_prefixes(rate[::-1], weight[::-1])[::-1]
+    turn = int(np.argmax(rising[1:] + falling[1:])) + 1
+    up = prefix_fits(rate, weight)[turn, :turn]
+    down = prefix_fits(rate[::-1], weight[::-1])[levels - turn, : levels - turn][::-1]
+    return np.concatenate([up, down])
+
+
+def fall_test(seen: Evidence, resamples: int, generator: np.random.Generator) -> tuple[float, Array]:
     """Returns (p-value, [R] statistics under H0) of a curve that falls, against every curve that never does.
 
     The null is the fitted non-decreasing curve with its top made level (`plateau_fit`): a fit that rises with the noise
-    would show fewer falls than a flat truth does. Seeds are drawn beta-binomially and their correlation is estimated
-    in every resample, as it was in the data.
+    would show fewer falls than a flat truth does. Resamples are drawn with the dispersion, and how well it is known.
     """
     statistic = float(fall_statistic(seen.rate, seen.weight))
     null = plateau_fit(seen.rate, seen.weight)
     size = np.maximum(seen.weight, 1.0)
     null = (null * size + 0.5) / (size + 1)  # a fitted rate of 1.0 would leave the null no noise at all
-    again = evidence(draw(generator, null, facts, float(seen.icc), resamples), facts, floor)
-    under_null = fall_statistic(again.rate, again.weight)
+    under_null = fall_statistic(draw(generator, null, seen.weight, seen.freedom, resamples), seen.weight)
     if statistic <= 0:
         return 1.0, under_null
     return (1 + int(np.sum(under_null >= statistic - 1e-9))) / (1 + resamples), under_null

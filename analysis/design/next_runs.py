@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 
 from megatron_kis.analysis.criteria import find_transitions
-from megatron_kis.analysis.criteria.counts import Evidence, draw
+from megatron_kis.analysis.criteria.counts import draw
+from megatron_kis.analysis.criteria.dispersion import with_dispersion
 from megatron_kis.analysis.criteria.hinge import FEWEST_LEVELS
 from megatron_kis.analysis.criteria.hinge_fit import Precision
 from megatron_kis.analysis.law.bootstrap import SimulatedCell, measure, simulated_cell
@@ -183,7 +184,7 @@ def _cells(
     mine = primary[primary["group"] == group]
     by_cell = {(p.params, p.tokens): p for p in points if p.group == group and p.slice == along}
     seeds = _seeds(rows_of_slice(mine, along))
-    found = curves(mine, [along])
+    found = with_dispersion(curves(mine, [along]), settings)
     if not found:
         raise InputError(f"no curve of group {group!r}", where="group", remedy="infused or background")
     return [(c, by_cell[c.params, c.tokens], seeds[c.params, c.tokens]) for c in found]
@@ -308,20 +309,23 @@ def _expected(cell: _Cell, dose: float, law: Law, settings: AnalysisConfig) -> f
 
 
 def _drawn(generator: np.random.Generator, source: SimulatedCell, tau: Array) -> Array:
-    """Draws rates [R, L, S] of curves with the hinge at each ``tau``."""
-    return draw(generator, source.rates(tau), source.facts, float(source.seen.icc), len(tau))
+    """Draws rates [R, L] of curves with the hinge at each ``tau``."""
+    return draw(generator, source.rates(tau), source.seen.weight, source.seen.freedom, len(tau))
 
 
 def _with_drawn(
     generator: np.random.Generator, extended: SimulatedCell, tau: Array, source: SimulatedCell, rates: Array
 ) -> Array:
     """Adds the extended source's further run to the curves ``rates`` of ``source``; the other runs stay as they are."""
-    more = _drawn(generator, extended, tau)
-    there = np.zeros(extended.facts.shape, dtype=bool)
+    before = np.zeros(len(extended.x))
     levels = np.searchsorted(extended.x, source.x - 1e-9)
-    there[levels, : source.facts.shape[1]] = source.facts > 0
-    more[:, there] = rates[:, source.facts > 0]
-    return more
+    before[levels] = source.seen.weight
+    after = extended.seen.weight
+    there = np.zeros((len(rates), len(after)))
+    there[:, levels] = rates
+    added = np.maximum(after - before, 1e-9)
+    more = draw(generator, extended.rates(tau), added, extended.seen.freedom, len(tau))
+    return np.where(after > before + 1e-9, (there * before + more * added) / after, there)
 
 
 def _expected_variance(source: SimulatedCell, rates: Array, settings: AnalysisConfig) -> float:
@@ -334,33 +338,25 @@ def _expected_variance(source: SimulatedCell, rates: Array, settings: AnalysisCo
 
 def _extended(source: SimulatedCell, dose: float) -> SimulatedCell:
     """Returns the source with one more run: another seed of one of its levels, or a new level."""
-    x = math.log(dose)
-    per_run = float(source.facts.max())
+    x, runs = math.log(dose), source.runs
     at = int(np.searchsorted(source.x, x - 1e-9))
     known = at < len(source.x) and abs(source.x[at] - x) < 1e-9
-    facts = source.facts
-    if known:
-        row = facts[at]
-        free = np.flatnonzero(row == 0)
-        if len(free):
-            facts = facts.copy()
-            facts[at, free[0]] = per_run
-        else:
-            facts = np.column_stack([facts, np.zeros(len(facts))])
-            facts[at, -1] = per_run
-        return replace(source, facts=facts)
-    row = np.zeros((1, facts.shape[1]))
-    row[0, 0] = per_run
+    per_run = float((source.facts / runs).max())
     seen = source.seen
-    more = Evidence(
-        np.insert(seen.rate, at, seen.rate[min(at, len(seen.rate) - 1)]),
-        np.insert(seen.weight, at, seen.weight.mean()),
-        seen.icc,
-        seen.spread,
-    )
-    kappa = source.kappa + (at < source.kappa)
+    if known:
+        facts = source.facts.copy()
+        facts[at] += per_run
+        runs = runs + (np.arange(len(runs)) == at)
+        return replace(source, facts=facts, runs=runs, seen=replace(seen, weight=source.dispersion.effective(facts)))
+    facts = np.insert(source.facts, at, per_run)
+    rate = np.insert(seen.rate, at, seen.rate[min(at, len(seen.rate) - 1)])
     return replace(
-        source, x=np.insert(source.x, at, x), facts=np.insert(facts, at, row, axis=0), seen=more, kappa=kappa
+        source,
+        x=np.insert(source.x, at, x),
+        facts=facts,
+        runs=np.insert(runs, at, 1),
+        seen=replace(seen, rate=rate, weight=source.dispersion.effective(facts)),
+        kappa=source.kappa + (at < source.kappa),
     )
 
 

@@ -1,7 +1,7 @@
 """Intervals through both stages: curves simulated from the law, their points found again, the law refitted.
 
 Each resample draws log F* of every (N, D) from the fitted law and its scatter, moves that curve's fitted hinge there,
-draws the seeds' counts, applies the product's own criterion (`criteria.hinge.classify`, with the critical value of the
+draws the levels' rates, applies the product's own criterion (`criteria.hinge.classify`, with the critical value of the
 data's null and the cut-off calibrated at the data's hinge), and refits the law. A curve that comes out inconclusive is
 left out of its resample, as the law leaves it out of the data. What is kept is not the spread of the estimates but
 their *pivots*, errors in units of their own standard error: a new analysis' interval is its estimate less the pivot's
@@ -18,26 +18,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import chi2
+import numpy.typing as npt
 
-from megatron_kis.analysis.criteria.counts import draw, evidence, generator_of
+from megatron_kis.analysis.criteria.counts import draw, generator_of
+from megatron_kis.analysis.criteria.dispersion import dispersion_of, with_dispersion
 from megatron_kis.analysis.criteria.hinge import (
     FEWEST_LEVELS,
     HingeShape,
     Verdicts,
     calibrate,
     classify,
-    fit_curve,
+    cut_off,
     measured,
     shape_of,
 )
-from megatron_kis.analysis.criteria.hinge_fit import COARSE, Precision, fit_hinges, link
+from megatron_kis.analysis.criteria.hinge_fit import COARSE, FINE, Precision, fit_hinges, link
 from megatron_kis.analysis.criteria.tests import non_decreasing_fit
 from megatron_kis.analysis.criteria.unimodal import critical_value, fall_test
 from megatron_kis.analysis.law.candidates import design
 from megatron_kis.analysis.law.fit import Law, cells_of, fit_law, measurements
 from megatron_kis.analysis.law.regression import fit
-from megatron_kis.analysis.runs.curves import Array, Curve
+from megatron_kis.analysis.runs.curves import Array, Curve, Dispersion
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.config.analysis import AnalysisConfig
 
@@ -49,7 +50,11 @@ class SimulatedCell(HingeShape):
     """An (N, D) whose curves are simulated from the shape of its measured one, and how they are judged."""
 
     facts: Array
-    """[L, S] facts of each run."""
+    """[L] facts of all runs of each level."""
+    runs: npt.NDArray[np.int64]
+    """[L] number of runs of each level."""
+    dispersion: Dispersion
+    """How much the rates of the levels vary."""
     critical: float
     """Fall statistic beyond which a simulated curve falls reliably."""
     cut: float
@@ -62,16 +67,17 @@ def simulated_cell(
     curve: Curve, point: Transition, gamma: float, settings: AnalysisConfig, resamples: int
 ) -> SimulatedCell:
     """Returns the cell of a measured curve; ``gamma`` is the steepness to assume where the curve showed no fall."""
-    x, facts, measured_levels = measured(curve, settings)
-    seen = measured_levels.of(0)
+    dispersion = dispersion_of(curve, settings)
+    x, seen = measured(replace(curve, dispersion=dispersion), settings)
+    seen = seen.of(seen.rate[0])
     generator = generator_of(curve, settings, "two-stage")
-    _, null = fall_test(seen, facts, settings.overdispersion, min(resamples, 499), generator)
+    _, null = fall_test(seen, min(resamples, 499), generator)
     chance = curve.mean_chance or 0.0
-    cut, error = float(chi2.ppf(settings.confidence, 1)), None
+    cut, error = cut_off(settings.confidence, seen.freedom), None
     if point.informative:
-        fits = fit_curve(curve, settings)
+        fits = fit_hinges(x, seen.rate[None], seen.weight, chance, FINE)
         shape = shape_of(seen, fits)
-        cut, error = calibrate(shape, float(fits.tau[0]), facts, settings, generator)
+        cut, error = calibrate(shape, float(fits.tau[0]), settings, generator)
     else:
         # No fall was seen: all levels are the rise and the plateau; or, left-censored, the first level is the plateau.
         rise = non_decreasing_fit(seen.rate, seen.weight)
@@ -81,12 +87,20 @@ def simulated_cell(
             kappa, top = 0, seen.rate[0]
         shape = HingeShape(x=x, seen=seen, chance=chance, kappa=kappa, plateau=float(link(top, chance)), gamma=gamma)
     critical = critical_value(null, settings.alpha)
-    return SimulatedCell(**vars(shape), facts=facts, critical=critical, cut=cut, error=error)
+    return SimulatedCell(
+        **vars(shape),
+        facts=curve.facts,
+        runs=curve.runs,
+        dispersion=dispersion,
+        critical=critical,
+        cut=cut,
+        error=error,
+    )
 
 
 def judge(cell: SimulatedCell, rates: Array, settings: AnalysisConfig, precision: Precision = COARSE) -> Verdicts:
-    """Returns what the criterion says of simulated curves [R, L, S] of one cell."""
-    seen = evidence(rates, cell.facts, settings.overdispersion)
+    """Returns what the criterion says of simulated curves [R, L] of one cell."""
+    seen = cell.seen.of(rates)
     fits = fit_hinges(cell.x, seen.rate, seen.weight, cell.chance, precision)
     return classify(seen, fits, cell.critical, cell.cut, settings)
 
@@ -94,7 +108,7 @@ def judge(cell: SimulatedCell, rates: Array, settings: AnalysisConfig, precision
 def measure(
     cell: SimulatedCell, rates: Array, settings: AnalysisConfig, precision: Precision = COARSE
 ) -> tuple[Array, Array, Array]:
-    """Returns (lower, upper, variance) of log F*, each [R], as the law would take simulated curves [R, L, S]."""
+    """Returns (lower, upper, variance) of log F*, each [R], as the law would take simulated curves [R, L]."""
     found = judge(cell, rates, settings, precision)
     return measurements(found.status, found.value, found.low, found.high, found.bracket)
 
@@ -122,7 +136,9 @@ def bootstrap_law(
     no curve here.
     """
     by_cell = {
-        (curve.params, curve.tokens): curve for curve in curves if curve.group == law.group and curve.slice == law.slice
+        (curve.params, curve.tokens): curve
+        for curve in with_dispersion(curves, settings)
+        if curve.group == law.group and curve.slice == law.slice
     }
     used = [
         p
@@ -168,7 +184,7 @@ def law_pivots(
     tau = x @ np.array(law.parameters) + law.sigma * generator.standard_normal((resamples, len(used)))
     data = np.empty((3, resamples, len(used)))
     for index, cell in enumerate(simulated):
-        rates = draw(generator, cell.rates(tau[:, index]), cell.facts, float(cell.seen.icc), resamples)
+        rates = draw(generator, cell.rates(tau[:, index]), cell.seen.weight, cell.seen.freedom, resamples)
         lower, upper, implied = measure(cell, rates, settings)
         data[:, :, index] = lower, upper, rescaled(implied, lower, tau[:, index])
     method = "two-stage parametric bootstrap, studentised"

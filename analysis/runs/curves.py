@@ -77,6 +77,25 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Dispersion:
+    """How much rates vary, in units of p (1 - p): a property of a study's group, not of one curve."""
+
+    scale: float
+    """Variance between seeds over the binomial variance p (1 - p) / facts. Below 1 where every run is asked the same
+    facts, some easy and some hard."""
+    level: float
+    """Variance of what all seeds of a level share (the order of the data, say), over p (1 - p)."""
+    freedom: float
+    """Degrees of freedom behind both."""
+    source: str
+    """What it rests on, in words."""
+
+    def effective(self, facts: Array) -> Array:
+        """Returns the effective numbers [L] of independent facts of levels whose seeds have ``facts`` [L] together."""
+        return 1 / (self.scale / facts + self.level)
+
+
+@dataclass(frozen=True)
 class Curve:
     """The rate-versus-dose curve of one (N, D) and slice: arrays over the L levels of the dose, in rising order."""
 
@@ -114,6 +133,8 @@ class Curve:
     """[L] arrays, each with one standard deviation of the facts' margins per seed; None if none is known."""
     loss_noise: LossNoise | None = None
     """Scatter of the losses of the study's runs; None where only this curve is known."""
+    dispersion: Dispersion | None = None
+    """How much the rates of the curve's study vary; None: nobody has looked at the whole study."""
 
     @property
     def cell(self) -> tuple[int, int, Slice]:
@@ -124,6 +145,16 @@ class Curve:
     def symbol(self) -> str:
         """Symbol of the dose: F or K."""
         return self.slice.symbol
+
+    @property
+    def facts(self) -> Array:
+        """[L] distinct facts, summed over the seeds."""
+        return np.array([facts.sum() for facts in self.seed_facts])
+
+    @property
+    def runs(self) -> npt.NDArray[np.int64]:
+        """[L] number of runs."""
+        return np.array([len(rates) for rates in self.seed_rates], dtype=np.int64)
 
     @property
     def seeds(self) -> int:

@@ -130,8 +130,13 @@ def order_of(point: Transition) -> tuple[Any, ...]:
 def make_transition(
     curve: Curve, kind: str, status: str, reason: str, *, group: str | None = None, **found: Unpack[Found]
 ) -> Transition:
-    """Returns a transition of ``curve``, with the amounts (infusion ratio, tokens, exposures, bits) of its dose."""
-    value = found.get("value")
+    """Returns a transition of ``curve``, with the amounts (infusion ratio, tokens, exposures, bits) of its dose.
+
+    A value lies within [low, high]: a criterion that says otherwise is wrong.
+    """
+    value, low, high = found.get("value"), found.get("low"), found.get("high")
+    if value is not None:
+        assert (low or 0.0) <= value <= (math.inf if high is None else high), f"{value} outside [{low}, {high}]"
     ratio = ratio_at(curve, value)
     general = group == "general"  # the loss has neither templates nor a scoring rule
     found.setdefault("interval", "bracket" if value is not None else None)
@@ -145,8 +150,8 @@ def make_transition(
         scoring=None if general else curve.scoring,
         status=status,
         infusion_ratio=ratio,
-        ratio_low=ratio_at(curve, found.get("low")),
-        ratio_high=ratio_at(curve, found.get("high")),
+        ratio_low=ratio_at(curve, low),
+        ratio_high=ratio_at(curve, high),
         exposure_tokens=None if ratio is None else ratio * curve.tokens,
         levels=len(curve.dose),
         seeds=curve.seeds,
@@ -184,7 +189,8 @@ def crossing(dose: Array, height: Array, level: float, index: int) -> float:
     before, after = float(height[index]), float(height[index + 1])
     share = 0.5 if after == before else min(max((level - before) / (after - before), 0.0), 1.0)
     low, high = math.log(dose[index]), math.log(dose[index + 1])
-    return math.exp(low + share * (high - low))
+    # Within the levels to the last digit: exp(log(x)) may not be x.
+    return float(np.clip(math.exp(low + share * (high - low)), dose[index], dose[index + 1]))
 
 
 def count(dose: float) -> str:

@@ -100,8 +100,7 @@ class AnalysisConfig(Config):
     """Relative fall below the maximum that marks the collapse point: the curve stays under (1 - r) of its maximum."""
 
     delta_min: _Share = 0.05
-    """Smallest fall, in rate, that may be called a collapse. Raised to two seed standard deviations where seeds
-    allow."""
+    """Smallest fall, in rate, that may be called a collapse. A smaller one that is certain is inconclusive."""
 
     alpha: _OpenShare = 0.05
     """Level of the tests, for a whole curve (the onset's levels share it, the collapse test is calibrated for it)."""
@@ -110,8 +109,9 @@ class AnalysisConfig(Config):
     """Relative excess of the validation loss over that of F = 0 which counts as collapse by loss tolerance."""
 
     overdispersion: _Share = 0.01
-    """Least intraclass correlation of the facts of one run (what a seed moves together). With one seed it cannot be
-    estimated; 0.01 is a seed standard deviation of 0.05 at a rate of one half, as two seeds of small trials showed."""
+    """Intraclass correlation of the facts of one run (what a seed moves together) that is expected before the study's
+    seeds and curves are seen. It weighs like three degrees of freedom; 0.01 is a seed standard deviation of 0.05 at a
+    rate of one half, as two seeds of small trials showed."""
 
     reference_loss: _Share = 0.5
     """Share of the peak's excess over chance whose loss must have been visible before "no collapse" is said; 0 asks

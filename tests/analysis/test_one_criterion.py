@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import chi2
 
 from megatron_kis.analysis.criteria import STATUSES, HingeCollapse, hinge
-from megatron_kis.analysis.criteria.counts import evidence, seed_matrix
-from megatron_kis.analysis.criteria.hinge import calibrate, classify, measured
+from megatron_kis.analysis.criteria.counts import pooled_rates
+from megatron_kis.analysis.criteria.dispersion import with_dispersion
+from megatron_kis.analysis.criteria.hinge import calibrate, classify, cut_off, measured
 from megatron_kis.analysis.criteria.hinge_fit import COARSE, FINE, fit_hinges
 from megatron_kis.analysis.criteria.unimodal import critical_value
 from megatron_kis.analysis.law.bootstrap import judge, measure, simulated_cell
@@ -55,15 +55,16 @@ def judged():
         return cut, error
 
     generator = np.random.default_rng(5)
+    study = with_dispersion([random_curve(generator, number) for number in range(CURVES)], QUICK)
+    none = cut_off(QUICK.confidence, study[0].dispersion.freedom)
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hinge, "critical_value", noted_critical)
         patch.setattr(hinge, "calibrate", noted_cut)
-        for number in range(CURVES):
-            critical, cut = math.nan, float(chi2.ppf(QUICK.confidence, 1))  # where none is calibrated
-            curve = random_curve(generator, number)
+        for curve in study:
+            critical, cut = math.nan, none  # where none is calibrated
             found.append((curve, HingeCollapse().find(curve, QUICK), critical, cut))
-            assert (cut != chi2.ppf(QUICK.confidence, 1)) <= (found[-1][1].status in ("collapsed", "left_censored"))
+            assert (cut != none) <= (found[-1][1].status in ("collapsed", "left_censored"))
     return found
 
 
@@ -77,7 +78,7 @@ def cell(judged):
 def test_the_bootstrap_and_the_product_call_the_same_curve_the_same(judged, cell):
     for curve, point, critical, cut in judged:
         own = replace(cell, critical=critical, cut=cut)
-        rates = seed_matrix(curve)[0][None]
+        rates = pooled_rates(curve)[None]
         expected = cells_of([point])
         lower, upper, variance = measure(own, rates, QUICK, FINE)
         assert lower == pytest.approx(expected.lower, abs=1e-9)
@@ -85,7 +86,7 @@ def test_the_bootstrap_and_the_product_call_the_same_curve_the_same(judged, cell
         assert variance == pytest.approx(expected.variance, abs=1e-9)
     statuses = np.array([point.status for _, point, _, _ in judged])
     limits = {"critical": np.array([item[2] for item in judged]), "cut": np.array([item[3] for item in judged])}
-    rates = np.stack([seed_matrix(curve)[0] for curve, _, _, _ in judged])
+    rates = np.stack([pooled_rates(curve) for curve, _, _, _ in judged])
     assert judge(replace(cell, **limits), rates, QUICK, FINE).status.tolist() == statuses.tolist()
     coarse = judge(replace(cell, **limits), rates, QUICK, COARSE).status == statuses
     assert coarse.mean() >= 0.99  # how finely hinges are fitted matters on the borders only
@@ -94,9 +95,9 @@ def test_the_bootstrap_and_the_product_call_the_same_curve_the_same(judged, cell
 
 
 def test_curves_are_judged_together_as_they_are_alone(judged):
-    x, facts, _ = measured(judged[0][0], QUICK)
-    rates = np.stack([seed_matrix(curve)[0] for curve, _, _, _ in judged])
-    seen = evidence(rates, facts, QUICK.overdispersion)
+    x, seen = measured(judged[0][0], QUICK)
+    rates = np.stack([pooled_rates(curve) for curve, _, _, _ in judged])
+    seen = seen.of(rates)
     fits = fit_hinges(x, seen.rate, seen.weight, 0.25, FINE)
     critical = np.array([critical for _, _, critical, _ in judged])
     cut = np.array([cut for _, _, _, cut in judged])
@@ -108,5 +109,5 @@ def test_curves_are_judged_together_as_they_are_alone(judged):
 
 def test_an_inconclusive_curve_says_nothing_in_a_resample(judged, cell):
     curve, _, critical, cut = next(item for item in judged if item[1].status == "inconclusive")
-    lower, upper, variance = measure(replace(cell, critical=critical, cut=cut), seed_matrix(curve)[0][None], QUICK)
+    lower, upper, variance = measure(replace(cell, critical=critical, cut=cut), pooled_rates(curve)[None], QUICK)
     assert (lower[0], upper[0], variance[0]) == (-math.inf, math.inf, 0.0)

@@ -214,7 +214,7 @@ def test_without_a_law_the_cells_are_bisected():
     table, _ = simulate_table(
         truth, CELLS[:2], [0, 50, 100, 200, 400], 1, np.random.default_rng(1), groups=("background",)
     )
-    proposals = propose(table, 7e9, 2e9, QUICK, count=2)
+    proposals = propose(table, 7e9, 2e9, QUICK, group="background", count=2)
     assert [(p.frequency, p.gain) for p in proposals] == [(600.0, None), (900.0, None)]
     assert bisect(table, QUICK, group="background", count=2) == proposals
     with pytest.raises(InputError, match="infused"):
