@@ -19,7 +19,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from megatron_kis.analysis.criteria.unimodal import log_likelihood, prefix_fits
+from megatron_kis.analysis.criteria.isotonic import prefix_fits
+from megatron_kis.analysis.criteria.unimodal import log_likelihood
 from megatron_kis.analysis.runs.curves import Array
 
 _MOST = 9.0  # |M|: rates within 1e-4 of chance and of one are at the ends
@@ -144,7 +145,7 @@ def _rises(x: Array, taus: Array, isotonic: Array) -> Array:
     Args:
         x: [L] log F.
         taus: [T] for all curves, or [R, T].
-        isotonic: [R, L + 1, L] fits of the first i levels (`unimodal.prefix_fits`).
+        isotonic: [R, L + 1, L] fits of the first i levels (`isotonic.prefix_fits`).
     """
     last = np.searchsorted(x, taus + 1e-12, side="right") - 1
     return isotonic[np.arange(len(isotonic))[:, None], last]

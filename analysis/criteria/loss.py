@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import isotonic_regression
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
+from megatron_kis.analysis.criteria.isotonic import isotonic_fit
 from megatron_kis.analysis.criteria.loss_noise import (
     level_means,
     loss_matrix,
@@ -82,7 +82,7 @@ def excess_of(dose: Array, y: Array, noise: LossNoise) -> Excess:
     mean, runs = level_means(y)
     known = runs > 0
     mean, runs = mean[known], runs[known]
-    rising = np.concatenate([[0.0], isotonic_regression(mean[1:] - mean[0], weights=runs[1:]).x])
+    rising = np.concatenate([[0.0], isotonic_fit(mean[1:] - mean[0], runs[1:])])
     sd = np.full(len(mean), noise.infused)
     sd[0] = noise.zero
     return Excess(dose[known], rising, sd**2 / runs)
@@ -168,7 +168,7 @@ class LossTolerance:
         if noise.assumed:
             flags.append(f"scatter of a run's loss assumed ({noise.source})")
 
-        quantile = float(student.ppf((1 + settings.confidence) / 2, noise.freedom))
+        quantile = float(stdtrit(noise.freedom, (1 + settings.confidence) / 2))
         target = math.log1p(settings.tolerance)
         excess = excess_of(curve.dose, y, noise)
         seen = find_crossing(excess, target, quantile)

@@ -20,14 +20,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import isotonic_regression
-from scipy.stats import chi2
-from scipy.stats import t as student
+from scipy.special import gammaincinv, stdtrit
 
-from megatron_kis.analysis.criteria.counts import FEW_SEEDS
+from megatron_kis.analysis.criteria.isotonic import isotonic_fit
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.noise import LossNoise
 
+FEW_SEEDS = 3  # degrees of freedom below which a between-seed variance says nothing
 PRIOR_SD = 0.006
 PRIOR_SD_ZERO = 0.012
 PRIOR_FREEDOM = 4.0
@@ -80,7 +79,7 @@ def outliers(y: Array, noise: LossNoise) -> Mask:
         y: log losses of levels in the order of their doses, dose 0 first.
         noise: of the study.
     """
-    tail = float(student.ppf(1 - _OUTLIER_TAIL, noise.freedom))
+    tail = float(stdtrit(noise.freedom, 1 - _OUTLIER_TAIL))
     sd = np.full(len(y), noise.within)
     sd[0] = max(noise.within, noise.zero)
     limit = math.sqrt(2) * tail  # of the difference of two runs
@@ -129,7 +128,7 @@ def misfit(y: Array, sd: Array) -> float:
     mean, weight = mean[known], 1 / sd[known] ** 2
     if len(mean) < 2 or (np.diff(mean) >= 0).all():
         return 0.0
-    return float((weight * (mean - isotonic_regression(mean, weights=weight).x) ** 2).sum())
+    return float((weight * (mean - isotonic_fit(mean, weight)) ** 2).sum())
 
 
 def noise_of(curves: Iterable[Curve], tolerance: float) -> LossNoise:
@@ -198,7 +197,7 @@ def _pooled(levels: Sequence[Array]) -> float | None:
         known = level[np.isfinite(level)]
         more = len(known) - 1
         if more > 0:
-            ratios.append(float(((known - known.mean()) ** 2).sum()) / float(chi2.median(more)))
+            ratios.append(float(((known - known.mean()) ** 2).sum()) / _median_chi2(more))
             freedom += more
     return max(float(np.median(ratios)), _LEAST_SD**2) if freedom >= FEW_SEEDS else None
 
@@ -237,7 +236,7 @@ def _without_seeds(lines: Sequence[tuple[Array, Array]], tolerance: float) -> Lo
             between = share * level[i - 1] + (1 - share) * level[i + 1]
             residuals.append((level[i] - between) ** 2 / (1 + share**2 + (1 - share) ** 2))
     freedom = len(residuals) * _TRIPLE_FREEDOM
-    seen = float(np.median(residuals) / chi2.median(1)) if residuals else 0.0
+    seen = float(np.median(residuals) / _median_chi2(1)) if residuals else 0.0
     infused, zero = (
         math.sqrt((PRIOR_FREEDOM * prior**2 + freedom * seen) / (PRIOR_FREEDOM + freedom))
         for prior in (PRIOR_SD, PRIOR_SD_ZERO)
@@ -246,6 +245,10 @@ def _without_seeds(lines: Sequence[tuple[Array, Array]], tolerance: float) -> Lo
     return LossNoise(
         infused=infused, zero=zero, freedom=PRIOR_FREEDOM + freedom, within=infused, assumed=True, source=source
     )
+
+
+def _median_chi2(freedom: int) -> float:
+    return 2 * float(gammaincinv(freedom / 2, 0.5))
 
 
 def prior_noise() -> LossNoise:
