@@ -90,7 +90,7 @@ def find_done(study: Path) -> None:
     from megatron_kis.cli.study.common import done_runs, load_study, look_over
 
     loaded = load_study(argparse.Namespace(study=study, overrides=[]))
-    assert done_runs(look_over(loaded))[0]
+    assert done_runs(loaded, look_over(loaded))[0]
 
 
 def load(folder: Path) -> None:

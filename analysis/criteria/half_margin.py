@@ -25,6 +25,7 @@ from megatron_kis.analysis.runs.transitions import (
     Transition,
     count,
     make_transition,
+    too_few_levels,
 )
 from megatron_kis.config.analysis import AnalysisConfig
 
@@ -127,9 +128,8 @@ class HalfMargin:
         if margins is None:
             reason = "no mean margins with their standard deviation over facts in its probe rows"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason)
-        if len(margins.dose) < _FEWEST_LEVELS:
-            reason = f"margins at {len(margins.dose)} levels of {symbol}; at least {_FEWEST_LEVELS} are needed"
-            return make_transition(curve, self.kind, INCONCLUSIVE, reason)
+        if reason := too_few_levels(curve, len(margins.dose), _FEWEST_LEVELS):
+            return make_transition(curve, self.kind, INCONCLUSIVE, f"margins at {reason}")
         top = int(np.argmax(margins.mean))
         peak, share = float(margins.mean[top]), settings.margin_share
         found: Found = {"peak": peak}

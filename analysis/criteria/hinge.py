@@ -43,6 +43,7 @@ from megatron_kis.analysis.runs.transitions import (
     Transition,
     count,
     make_transition,
+    too_few_levels,
 )
 from megatron_kis.config.analysis import AnalysisConfig
 
@@ -288,9 +289,7 @@ class HingeCollapse:
 
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """Returns the collapse of ``curve``."""
-        levels = len(curve.dose)
-        if levels < FEWEST_LEVELS:
-            reason = f"{levels} levels of {curve.symbol}; at least {FEWEST_LEVELS} are needed"
+        if reason := too_few_levels(curve, len(curve.dose), FEWEST_LEVELS):
             return make_transition(curve, self.kind, INCONCLUSIVE, reason)
         x, seen = measured(curve, settings)
         p_value, null = fall_test(seen.of(seen.rate[0]), settings.resamples, generator_of(curve, settings, "fall"))

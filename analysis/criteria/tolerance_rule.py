@@ -21,6 +21,7 @@ from megatron_kis.analysis.runs.transitions import (
     count,
     crossing,
     make_transition,
+    too_few_levels,
 )
 from megatron_kis.config.analysis import AnalysisConfig
 
@@ -99,8 +100,7 @@ class ToleranceRule:
     def find(self, curve: Curve, settings: AnalysisConfig) -> Transition:
         """Returns the collapse of ``curve``."""
         levels, symbol = len(curve.dose), curve.symbol
-        if levels < _FEWEST_LEVELS:
-            reason = f"{levels} levels of {symbol}; at least {_FEWEST_LEVELS} are needed"
+        if reason := too_few_levels(curve, levels, _FEWEST_LEVELS):
             return make_transition(curve, self.kind, INCONCLUSIVE, reason)
         dispersion = dispersion_of(curve, settings)
         weight, freedom = dispersion.effective(curve.facts), dispersion.freedom

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from megatron_kis.analysis.criteria import Transition, find_transitions
-from megatron_kis.analysis.design.next_runs import group_of, slice_to_extend, variance_of, variances
+from megatron_kis.analysis.design.gain import variance_of, variances
+from megatron_kis.analysis.design.next_runs import group_of, pool_of, slice_to_extend
 from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.law.predict import half_width
-from megatron_kis.analysis.runs.slices import USUAL, Slice, rows_of_slice
+from megatron_kis.analysis.runs.slices import FACTS, USUAL, Slice, rows_of_slice
 from megatron_kis.config.analysis import AnalysisConfig
 
 
@@ -54,7 +55,8 @@ def new_sizes(
 ) -> list[NewSize]:
     """Returns sizes between those of the study and one step beyond either end, in rising order; none without a law.
 
-    Sizes where the law expects F* beyond ``largest_ratio`` are left out: their curves would not show it.
+    Sizes where the law expects F* beyond ``largest_ratio``, or K* beyond the facts that there are, are left out: their
+    curves would not show it.
 
     Args:
         table: the curves so far.
@@ -90,14 +92,16 @@ def new_sizes(
         mean, scatter = variances(law, cells, params, tokens)
         return half_width(law, math.sqrt(mean), math.sqrt(scatter))
 
+    most = pool_of(table) if along.axis == FACTS else math.inf
     now = half(law, cells)
     found = []
     for size in _sizes(sorted({p.params for p in mine})):
-        frequency = math.exp(law.at(size, budget)[0])
-        if law.tokens_per_frequency and frequency * law.tokens_per_frequency > largest_ratio * budget:
+        dose = math.exp(law.at(size, budget)[0])
+        cost = law.tokens_per_frequency or 0.0
+        if dose > most or dose * cost > largest_ratio * budget:
             continue
         narrower = 1 - half(with_one_more, [*cells, (size, budget, expected)]) / now
-        found.append(NewSize(size, budget, frequency, runs, 6.0 * size * budget * runs, narrower, along))
+        found.append(NewSize(size, budget, dose, runs, 6.0 * size * budget * runs, narrower, along))
     return found
 
 

@@ -1,9 +1,8 @@
-"""The runs to train next, and how far each would narrow the prediction at the target.
+"""The runs to train next for a prediction at a target.
 
 Runs are added one at a time to one (N, D) cell: the level that halves the widest bracket that may contain F*, or one
-beyond a censored end, in the cell with the largest width per cost (`bisect`). The gain of a run is simulated: curves
-with that run are drawn from the cell's fitted hinge, tau is found again, and its expected variance enters the law's
-prediction variance at the target. Each run is chosen as if the ones before it had given the expected results.
+beyond a censored end, in the cell with the largest width per cost (`bisect`), as if the ones before it had given the
+expected results. The gain of a run is simulated (`megatron_kis.analysis.design.gain`).
 
 Choosing by the simulated gain itself, among seeds and levels, was tried and needed more compute for the same interval
 (docs/LOG.md): with a few cells the gain of one run is small compared with the noise of its own estimate.
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count as numbers
 from itertools import pairwise
 
@@ -21,23 +20,17 @@ import numpy as np
 import pandas as pd
 
 from megatron_kis.analysis.criteria import find_transitions
-from megatron_kis.analysis.criteria.counts import draw
 from megatron_kis.analysis.criteria.dispersion import with_dispersion
-from megatron_kis.analysis.criteria.hinge import FEWEST_LEVELS
-from megatron_kis.analysis.criteria.hinge_fit import Precision
-from megatron_kis.analysis.law.bootstrap import SimulatedCell, measure, simulated_cell
-from megatron_kis.analysis.law.candidates import SIZE, SIZE_AND_BUDGET, design
-from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
-from megatron_kis.analysis.runs.curves import Array, Curve, curves, primary_rows
+from megatron_kis.analysis.design.gain import Cell, Step, cell_of, gain_of, with_run
+from megatron_kis.analysis.law.fit import LawRefused, fit_law
+from megatron_kis.analysis.runs.curves import Curve, curves, primary_rows
 from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice, rows_of_slice
-from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, LEFT_CENSORED, RIGHT_CENSORED, Transition, amount_at
+from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, Transition, amount_at
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.analysis import AnalysisConfig
 
 _STEP = 1.5  # factor between a censored end and the level beyond it
-_WIDTH_95 = 3.92  # width of a two-sided 95% interval of a normal distribution, in standard deviations
 _NEAR = 1.1  # levels closer than this factor count as one: a run between them would only be another seed
-_DRAWS = 64  # number of simulated curves over which the gain of a run is averaged
 
 
 @dataclass(frozen=True)
@@ -58,33 +51,6 @@ class Proposal:
     """Number K of infused facts that the run shows; None: all."""
     infusion_ratio: float | None = None
     """Infusion ratio to ask for in place of ``frequency``; None: ask for the frequency."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A run to train, by its dose."""
-
-    params: int
-    tokens: int
-    dose: float
-    seed: int
-    flops: float
-    reason: str
-
-
-@dataclass
-class _Cell:
-    curve: Curve
-    point: Transition
-    source: SimulatedCell | None
-    variance: float
-    """Variance of log F*, with the runs proposed so far."""
-    seeds: dict[float, set[int]]
-    """Seeds of each level, including those proposed so far."""
-
-    @property
-    def flops(self) -> float:
-        return 6.0 * self.curve.params * self.curve.tokens
 
 
 def propose(
@@ -120,19 +86,19 @@ def propose(
     group = group or group_of(points)
     along = along or slice_to_extend(points, group)
     found = _cells(table, settings, group, along, points)
-    steps = _steps(found, count, largest_ratio, _pool(table))
+    steps = _steps(found, count, largest_ratio, pool_of(table))
     curve_of = {(curve.params, curve.tokens): curve for curve, _, _ in found}
     try:
         law = fit_law(points, "collapse", group, along=along, law=settings.law, compare_laws=False, brief=True)
     except LawRefused:
         return [_proposal(step, curve_of[step.params, step.tokens], None) for step in steps]
-    cells = {(c.params, c.tokens): _cell(c, p, settings, seeds) for c, p, seeds in found}
+    cells = {(c.params, c.tokens): cell_of(c, p, settings, seeds) for c, p, seeds in found}
     proposals: list[Proposal] = []
     for step in steps:
         own = step.params, step.tokens
-        gain, variance = _gain(cells, step, law, params, tokens, settings)
+        gain, variance = gain_of(cells, step, law, params, tokens, settings)
         proposals.append(_proposal(step, curve_of[own], gain))
-        cells[own] = _with_run(cells[own], step, variance)
+        cells[own] = with_run(cells[own], step, variance)
     return proposals
 
 
@@ -155,7 +121,7 @@ def bisect(
     points = [p for p in points or find_transitions(table, settings) if p.kind == "collapse"]
     found = _cells(table, settings, group, along or slice_to_extend(points, group), points)
     curve_of = {(curve.params, curve.tokens): curve for curve, _, _ in found}
-    steps = _steps(found, count, largest_ratio, _pool(table))
+    steps = _steps(found, count, largest_ratio, pool_of(table))
     return [_proposal(step, curve_of[step.params, step.tokens], None) for step in steps]
 
 
@@ -163,16 +129,16 @@ _Known = tuple[Curve, Transition, dict[float, set[int]]]
 """The curve of an (N, D), its collapse point, and the seeds of its levels."""
 
 
-def _steps(known: Sequence[_Known], count: int, largest_ratio: float, pool: float) -> list[_Step]:
-    cells = [_Cell(curve, point, None, 0.0, seeds) for curve, point, seeds in known]
-    found: list[_Step] = []
+def _steps(known: Sequence[_Known], count: int, largest_ratio: float, pool: float) -> list[Step]:
+    cells = [Cell(curve, point, None, 0.0, seeds) for curve, point, seeds in known]
+    found: list[Step] = []
     for _ in range(count):
         best = _bisect(cells, largest_ratio, pool)
         if best is None:
             break
         step, index = best
         found.append(step)
-        cells[index] = _with_run(cells[index], step, 0.0)
+        cells[index] = with_run(cells[index], step, 0.0)
     return found
 
 
@@ -197,7 +163,7 @@ def slice_to_extend(points: Sequence[Transition], group: str) -> Slice:
     return max(slices, key=lambda one: sum(p.informative for p in mine if p.slice == one), default=USUAL)
 
 
-def _pool(table: pd.DataFrame) -> float:
+def pool_of(table: pd.DataFrame) -> float:
     """Returns the number of facts that there are to infuse; inf if it is not known.
 
     A run without infusion is asked about all of them. In the table of another trainer it may have any K: a smaller one
@@ -224,173 +190,12 @@ def _seeds(rows: pd.DataFrame) -> dict[tuple[int, int], dict[float, set[int]]]:
     return found
 
 
-def _cell(curve: Curve, point: Transition, settings: AnalysisConfig, seeds: dict[float, set[int]]) -> _Cell:
-    source = None
-    if point.informative and len(curve.dose) >= FEWEST_LEVELS and settings.criterion != "half_margin":
-        source = simulated_cell(curve, point, point.steepness or 4.0, settings, 99)
-    error = source.error if source is not None and point.interval == "profile" else None
-    return _Cell(curve, point, source, error**2 if error else variance_of(point), seeds)
-
-
-def variance_of(point: Transition) -> float:
-    """Returns the variance of log F* implied by its interval: normal for a profile interval, uniform for a bracket."""
-    if not point.informative or not point.high or not point.value:
-        return math.inf
-    low = math.log(point.low) if point.low else 2 * math.log(point.value) - math.log(point.high)
-    width = math.log(point.high) - low
-    return width**2 / 12 if point.interval == "bracket" else (width / _WIDTH_95) ** 2
-
-
-def prediction_variance(law: Law, cells: Sequence[tuple[int, int, float]], params: float, tokens: float) -> float:
-    """Returns the variance of log F* of a new model at the target.
-
-    Args:
-        law: the fitted law.
-        cells: (N, D, variance of log F*) of each cell; infinite for censored ones.
-        params: N of the target.
-        tokens: D of the target.
-    """
-    mean, scatter = variances(law, cells, params, tokens)
-    return mean + scatter
-
-
-def variances(law: Law, cells: Sequence[tuple[int, int, float]], params: float, tokens: float) -> tuple[float, float]:
-    """Returns the two parts of `prediction_variance`: of the law's mean at the target, and of models around it."""
-    known = [(n, d, v) for n, d, v in cells if math.isfinite(v)]
-    log_n, log_d = np.log([[n, d] for n, d, _ in known]).T
-    form = law.candidate if not law.candidate.offset else (SIZE_AND_BUDGET if law.in_tokens else SIZE)
-    centre = form.covariates(log_n, log_d).mean(axis=0)
-    x = design(form, centre, log_n, log_d)
-    sigma = max(law.sigma, 0.02)
-    weight = 1 / (sigma**2 + np.array([v for _, _, v in known]))
-    row = design(form, centre, np.log([params]), np.log([tokens]))[0]
-    return float(row @ np.linalg.solve((x * weight[:, None]).T @ x, row)), sigma**2
-
-
-def _gain(
-    cells: dict[tuple[int, int], _Cell],
-    step: _Step,
-    law: Law,
-    params: float,
-    tokens: float,
-    settings: AnalysisConfig,
-) -> tuple[float, float]:
-    """Returns the gain of a run, and the variance of log F* that its cell is expected to have with it."""
-    own = step.params, step.tokens
-    expected = _expected(cells[own], step.dose, law, settings)
-    variances_now = {cell: c.variance for cell, c in cells.items()}
-    variances_then = variances_now | {own: expected}
-    now = prediction_variance(law, [(*cell, v) for cell, v in variances_now.items()], params, tokens)
-    then = prediction_variance(law, [(*cell, v) for cell, v in variances_then.items()], params, tokens)
-    return 1 - then / now, expected
-
-
-def _expected(cell: _Cell, dose: float, law: Law, settings: AnalysisConfig) -> float:
-    """Returns the expected variance of log F* of a cell with one more run."""
-    point, curve = cell.point, cell.curve
-    if point.status in (RIGHT_CENSORED, INCONCLUSIVE) and point.low:
-        mean, error = law.at(curve.params, curve.tokens)
-        total = math.hypot(error, law.sigma)
-        # Probability that the new level is beyond F*, so that the cell gets a bracket of this width.
-        reached = 0.5 * (1 + math.erf((math.log(dose) - 0.2 - mean) / (total * math.sqrt(2))))
-        return math.log(dose / point.low) ** 2 / 12 / max(reached, 1e-3)
-    if settings.criterion == "half_margin" and point.informative:
-        return cell.variance / 4  # margins are not simulated: the run halves a bracket
-    if cell.source is None or not point.value:
-        return cell.variance
-    generator = np.random.default_rng([settings.seed, curve.params % (1 << 32)])
-    tau = math.log(point.value) + math.sqrt(cell.variance) * generator.standard_normal(_DRAWS)
-    rates = _drawn(generator, cell.source, tau)
-    now = _expected_variance(cell.source, rates, settings)
-    extended = _extended(cell.source, dose)
-    then = _expected_variance(extended, _with_drawn(generator, extended, tau, cell.source, rates), settings)
-    # A run cannot make the estimate worse: a ratio above one is noise of the few simulated curves.
-    return cell.variance * min(then / now, 1.0)
-
-
-def _drawn(generator: np.random.Generator, source: SimulatedCell, tau: Array) -> Array:
-    """Draws rates [R, L] of curves with the hinge at each ``tau``."""
-    return draw(generator, source.rates(tau), source.seen.weight, source.seen.freedom, len(tau))
-
-
-def _with_drawn(
-    generator: np.random.Generator, extended: SimulatedCell, tau: Array, source: SimulatedCell, rates: Array
-) -> Array:
-    """Adds the extended source's further run to the curves ``rates`` of ``source``; the other runs stay as they are."""
-    before = np.zeros(len(extended.x))
-    levels = np.searchsorted(extended.x, source.x - 1e-9)
-    before[levels] = source.seen.weight
-    after = extended.seen.weight
-    there = np.zeros((len(rates), len(after)))
-    there[:, levels] = rates
-    added = np.maximum(after - before, 1e-9)
-    more = draw(generator, extended.rates(tau), added, extended.seen.freedom, len(tau))
-    return np.where(after > before + 1e-9, (there * before + more * added) / after, there)
-
-
-def _expected_variance(source: SimulatedCell, rates: Array, settings: AnalysisConfig) -> float:
-    """Returns the mean variance of log F* implied by the intervals of simulated curves."""
-    lower, upper, variance = measure(replace(source, critical=-1.0), rates, settings, Precision(2, 6))
-    closed = np.isfinite(lower) & np.isfinite(upper)
-    width = np.where(closed, np.where(closed, upper, 0.0) - np.where(closed, lower, 0.0), 1.5)
-    return float(np.mean(np.where(closed & (variance > 0), variance, width**2 / 12)))
-
-
-def _extended(source: SimulatedCell, dose: float) -> SimulatedCell:
-    """Returns the source with one more run: another seed of one of its levels, or a new level."""
-    x, runs = math.log(dose), source.runs
-    at = int(np.searchsorted(source.x, x - 1e-9))
-    known = at < len(source.x) and abs(source.x[at] - x) < 1e-9
-    per_run = float((source.facts / runs).max())
-    seen = source.seen
-    if known:
-        facts = source.facts.copy()
-        facts[at] += per_run
-        runs = runs + (np.arange(len(runs)) == at)
-        return replace(source, facts=facts, runs=runs, seen=replace(seen, weight=source.dispersion.effective(facts)))
-    facts = np.insert(source.facts, at, per_run)
-    rate = np.insert(seen.rate, at, seen.rate[min(at, len(seen.rate) - 1)])
-    return replace(
-        source,
-        x=np.insert(source.x, at, x),
-        facts=facts,
-        runs=np.insert(runs, at, 1),
-        seen=replace(seen, rate=rate, weight=source.dispersion.effective(facts)),
-        kappa=source.kappa + (at < source.kappa),
-    )
-
-
-def _with_run(cell: _Cell, step: _Step, variance: float) -> _Cell:
-    """Returns the cell as if the run had given the expected result."""
-    dose = step.dose
-    seeds = cell.seeds | {dose: cell.seeds.get(dose, set()) | {step.seed}}
-    source = None if cell.source is None else _extended(cell.source, dose)
-    curve = cell.curve
-    levels = np.unique(np.append(curve.dose, dose))
-    if len(levels) > len(curve.dose):
-        at = int(np.searchsorted(curve.dose, dose))
-        # Only the levels are used from here on; the rates of a run that was not trained are unknown.
-        nothing = (np.array([np.nan]), np.array([0.0]))
-        curve = replace(
-            curve,
-            dose=levels,
-            rate=np.insert(curve.rate, at, np.nan),
-            chance=np.insert(curve.chance, at, np.nan),
-            seed_rates=(*curve.seed_rates[:at], nothing[0], *curve.seed_rates[at:]),
-            seed_facts=(*curve.seed_facts[:at], nothing[1], *curve.seed_facts[at:]),
-            ratio=np.insert(curve.ratio, at, np.nan),
-            loss=np.insert(curve.loss, at, np.nan),
-            seed_losses=(*curve.seed_losses[:at], {}, *curve.seed_losses[at:]),
-        )
-    return _Cell(curve, cell.point, source, variance, seeds)
-
-
-def _bisect(cells: Sequence[_Cell], largest_ratio: float, pool: float) -> tuple[_Step, int] | None:
+def _bisect(cells: Sequence[Cell], largest_ratio: float, pool: float) -> tuple[Step, int] | None:
     """Returns the run with the largest width per cost, in a bracket or beyond a censored end, and the cell's index."""
-    best: tuple[tuple[float, float], tuple[_Step, int]] | None = None
+    best: tuple[tuple[float, float], tuple[Step, int]] | None = None
     for index, cell in enumerate(cells):
         point, levels = cell.point, cell.curve.dose[cell.curve.dose > 0]
-        symbol = cell.curve.symbol
+        one = cell.curve.slice
         if not len(levels):
             continue
         if point.informative and point.high:
@@ -402,7 +207,7 @@ def _bisect(cells: Sequence[_Cell], largest_ratio: float, pool: float) -> tuple[
             dose, width = float(round(math.sqrt(a * b))), math.log(b / a)
             if dose < _NEAR * a or b < _NEAR * dose:
                 continue
-            reason = f"halves a bracket that may hold {symbol}*"
+            reason = f"halves a bracket that may hold {one.symbol_at_transition}"
         elif point.status == LEFT_CENSORED:
             dose, width = float(max(round(levels[0] / _STEP), 1)), 1.0
             if levels[0] < _NEAR * dose:
@@ -412,7 +217,7 @@ def _bisect(cells: Sequence[_Cell], largest_ratio: float, pool: float) -> tuple[
             dose, width = _capped(cell.curve, float(levels[-1]) * _STEP, largest_ratio, pool), 1.0
             if dose < _NEAR * levels[-1]:
                 continue
-            reason = f"beyond the largest {symbol}"
+            reason = f"beyond the largest {one.symbol}"
         # Halving a bracket in a model of four times the cost is only worth it if it is four times as wide.
         rank = (width / cell.flops, width)
         if best is None or rank > best[0]:
@@ -420,13 +225,13 @@ def _bisect(cells: Sequence[_Cell], largest_ratio: float, pool: float) -> tuple[
     return best[1] if best else None
 
 
-def _step(cell: _Cell, dose: float, reason: str) -> _Step:
+def _step(cell: Cell, dose: float, reason: str) -> Step:
     taken = cell.seeds.get(dose, set())
     seed = next(number for number in numbers() if number not in taken)
-    return _Step(cell.curve.params, cell.curve.tokens, dose, seed, cell.flops, reason)
+    return Step(cell.curve.params, cell.curve.tokens, dose, seed, cell.flops, reason)
 
 
-def _proposal(step: _Step, curve: Curve, gain: float | None) -> Proposal:
+def _proposal(step: Step, curve: Curve, gain: float | None) -> Proposal:
     """Returns a step along the slice of its curve as a run: its F, and its K where that varies."""
     one = curve.slice
     if one.axis == FREQUENCY:

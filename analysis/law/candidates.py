@@ -81,6 +81,17 @@ def with_offset(law: Candidate) -> Candidate:
 
 CANDIDATES = {law.name: law for law in (*LINEAR, *(with_offset(law) for law in LINEAR[1:]), *HELD)}
 
+_WITH_HELD = {SIZE.name: SIZE_AND_HELD, SIZE_AND_BUDGET.name: ALL}
+_WITHOUT_HELD = {SIZE_AND_HELD.name: SIZE, ALL.name: SIZE_AND_BUDGET}
+
+
+def declared(name: str, *, together: bool) -> Candidate:
+    """Returns the form of the declared law ``name`` for one slice, or for several ``together``.
+
+    A study declares one name for all its laws. Several slices need the term in H, and one slice cannot have it.
+    """
+    return (_WITH_HELD if together else _WITHOUT_HELD).get(name, CANDIDATES[name])
+
 
 @dataclass(frozen=True)
 class Cells:

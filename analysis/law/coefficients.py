@@ -16,6 +16,9 @@ from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.slices import FACTS, RATIO, Slice
 from megatron_kis.analysis.runs.transitions import Transition
 
+AMOUNTS = ("exposures_per_dose", "tokens_per_exposure", "bits_per_dose", "bits")
+"""Names of `amounts_of`."""
+
 
 @dataclass(frozen=True)
 class Coefficient:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from megatron_kis.analysis.law.candidates import (
     Cells,
     Fitted,
     compare,
+    declared,
     fit_candidate,
 )
 from megatron_kis.analysis.law.coefficients import (
@@ -41,10 +41,10 @@ from megatron_kis.analysis.law.coefficients import (
 from megatron_kis.analysis.law.regression import Z_95
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.groups import group_key
-from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice, slice_of_record
+from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice
 from megatron_kis.analysis.runs.transitions import INFORMATIVE, KINDS, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError, nearest
-from megatron_kis.common.files import fingerprint, read_json
+from megatron_kis.common.files import fingerprint
 
 SCHEMA = "kis.law/1"
 _FEWEST_SIZES = 3  # a line through two sizes cannot be wrong
@@ -159,8 +159,11 @@ class Law:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Fingerprint of the record; a figure of a law predicts from it at many sizes."""
-        return fingerprint(self.record())
+        """Fingerprint of the record; a figure of a law predicts from it at many sizes.
+
+        The reason of the selection counts in the words of older versions: predictions name their law by it.
+        """
+        return fingerprint(self.record() | {"selection": self.selection.replace("predicts", "foretells")})
 
 
 def fit_law(
@@ -184,7 +187,8 @@ def fit_law(
         along: axis of the dose and what is held; optional if the points of that kind and group have only one. With
             ``held_by`` and no ``held``: all slices that hold the same thing, together.
         confidence: level of the intervals.
-        law: a candidate's name (`megatron_kis.analysis.law.candidates.CANDIDATES`), or ``auto``.
+        law: a candidate's name (`megatron_kis.analysis.law.candidates.CANDIDATES`), or ``auto``. Of several slices
+            together ``N`` stands for ``N and held``, of one slice the other way round; so does ``N and D``.
         compare_laws: whether to score the other candidates where ``law`` names one.
         errors: standard errors of log F* by (N, D), if they are known better than from the intervals' widths.
         brief: leaves out the test of fit and the law in other units, for callers that fit thousands of laws.
@@ -201,10 +205,17 @@ def fit_law(
     cells = cells_of(used, errors)
     if pooled:
         cells = replace(cells, log_h=np.log([p.slice.held or 1.0 for p in used]))
-    doses = "frequencies" if along.axis == FREQUENCY else "numbers of facts"
-    _refuse(chosen, cells, explicit=law != "auto", doses=doses)
-    candidates = compare(cells) if compare_laws or law == "auto" else []
-    name, selection = _select(candidates, cells) if law == "auto" else (law, "declared")
+    form = None if law == "auto" else declared(law, together=pooled)
+    asked = form is not None and form.name == law
+    _refuse(chosen, cells, explicit=form is not None, held_explicit=asked, along=along)
+    candidates = compare(cells) if compare_laws or form is None else []
+    if form is None:
+        name, selection = _select(candidates, cells)
+    elif asked:
+        name, selection = law, "declared"
+    else:
+        name = form.name
+        selection = f"declared as {law}, {'with a' if pooled else 'without the'} term in what is held"
     fitted = fit_candidate(CANDIDATES[name], cells)
     if fitted is None:
         raise LawRefused(
@@ -343,14 +354,16 @@ def measurements(
     return lower, upper, variance
 
 
-def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, doses: str) -> None:
+def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, held_explicit: bool, along: Slice) -> None:
+    """Refuses points that support no law; a form that was declared, in H by its own name, may have collinear terms."""
     informative = cells.informative | np.isnan(cells.lower)
+    doses = "frequencies" if along.axis == FREQUENCY else "numbers of facts"
     if not informative.any():
         listed = ", ".join(sorted({p.status for p in chosen})) or "none at all"
         code = "all_censored" if chosen else "no_points"
         raise LawRefused(code, f"no point was bracketed (statuses: {listed})", remedy=f"{doses} on both sides of it")
     if not (np.isfinite(cells.log_n).all() and np.isfinite(cells.log_d).all()) or np.isnan(cells.lower).any():
-        raise LawRefused("not_finite", "N, D and F of every point must be finite and positive")
+        raise LawRefused("not_finite", f"N, D and {along.symbol} of every point must be finite and positive")
     sizes = len(np.unique(cells.log_n[informative]))
     if sizes < _FEWEST_SIZES:
         code, noun = ("one_size", "size") if sizes == 1 else ("few_points", "sizes")
@@ -358,7 +371,7 @@ def _refuse(chosen: Sequence[Transition], cells: Cells, *, explicit: bool, doses
             code, f"bracketed points of {sizes} {noun} N only", remedy=f"at least {_FEWEST_SIZES} distinct N"
         )
     if cells.log_h is not None:
-        _refuse_held(cells, informative, explicit=explicit)
+        _refuse_held(cells, informative, explicit=held_explicit)
     if len(np.unique(cells.log_d)) > 1:
         if not explicit and abs(float(np.corrcoef(cells.log_n, cells.log_d)[0, 1])) > _COLLINEAR:
             raise LawRefused(
@@ -411,8 +424,8 @@ def _select(candidates: list[dict[str, Any]], cells: Cells) -> tuple[str, str]:
     if best > scores[full.name] + 1:
         alike = [name for name in scores if scores[name] > max(best - 1, scores[full.name] + 1)]
         chosen = min(alike, key=lambda name: (CANDIDATES[name].size, -scores[name]))
-        return chosen, "foretells the largest N, held out, better than the full law"
-    return full.name, "no other law foretells the largest N, held out, better by more than one unit of log score"
+        return chosen, "predicts the largest N, held out, better than the full law"
+    return full.name, "no other law predicts the largest N, held out, better by more than one unit of log score"
 
 
 def _identity(point: Transition) -> tuple[float, ...]:
@@ -436,34 +449,3 @@ def _warnings(informative: int, used: Sequence[Transition], lack: dict[str, Any]
     if lack is not None and lack["flag"]:
         warnings.append(f"lack of fit: the points bend in log N (p = {lack['p_value']:.2g}); do not extrapolate far")
     return warnings
-
-
-def load_law(path: Path | str) -> Law:
-    """Reads the law at the top of a ``law.json``.
-
-    Raises:
-        InputError: not a law file, damaged, or a file that records that no law could be fitted.
-    """
-    record = read_json(Path(path), SCHEMA)
-    if record.get("selected_law") is None:
-        reasons = "; ".join(
-            f"{item['kind']} of {item['group']}: {item['reason']}" for item in record.get("refused") or []
-        )
-        raise InputError(f"records that no law could be fitted ({reasons or 'no reason given'})", where=str(path))
-    try:
-        record.setdefault("scatter_degrees_of_freedom", record["degrees_of_freedom"])  # files of earlier versions
-        later: dict[str, Any] = {
-            "slice": slice_of_record(record, where=str(path)),
-            "amounts": record.get("amounts") or {},
-            "range_held": tuple(record["range_held"]) if record.get("range_held") else None,
-        }
-        known = later | {name: record[name] for name in Law.__dataclass_fields__ if name not in later}
-        known["coefficients"] = {
-            name: Coefficient(**values) if values else None for name, values in record["coefficients"].items()
-        }
-        known["range_params"], known["range_tokens"] = tuple(record["range_params"]), tuple(record["range_tokens"])
-        law = Law(**known)
-        law.at(1e6, 1e6, None if law.range_held is None else law.range_held[0])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"damaged law ({error})", where=str(path), remedy="fit it again with kis law fit") from None
-    return law

@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_kis.analysis.law import regression
 from megatron_kis.analysis.law.fit import Law
-from megatron_kis.analysis.runs.slices import FACTS, RATIO, USUAL, Slice
+from megatron_kis.analysis.runs.slices import FACTS, RATIO, USUAL, Slice, wrong_held
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 
@@ -124,7 +124,7 @@ def predict(
         fact_tokens: mean tokens per exposure of these facts.
 
     Raises:
-        InputError: N or D is not positive, or D is needed and missing.
+        InputError: N, D or what is held is no such number, or is needed and missing.
     """
     if tokens is None:
         if law.range_tokens[0] != law.range_tokens[1]:
@@ -224,12 +224,15 @@ def _held(law: Law, held: float | None) -> tuple[Slice, dict[str, float]]:
     if law.range_held is None:
         if held is not None:
             said = f"the law holds {law.slice.label}" if law.slice.label else "the law holds nothing"
-            raise InputError(said, where="held", remedy="leave it out, or take a law of several slices")
+            raise InputError(said, where="--held", remedy="leave it out, or take a law of several slices")
         return law.slice, law.amounts
-    if held is None or not (math.isfinite(held) and held > 0):
-        low, high = law.range_held
+    low, high = law.range_held
+    example = f"for example {low:.15g} or {high:.15g}"
+    if held is None:
         said = f"the law depends on the {law.slice.held_by} held"
-        raise InputError(said, where="held", remedy=f"name it, for example {low:g} or {high:g}")
+        raise InputError(said, where="--held", remedy=f"name it, {example}")
+    if (right := wrong_held(law.slice.held_by, held)) is not None:
+        raise InputError(f"is {held:.15g}", where="--held", remedy=f"{right}, {example}")
     each = {} if law.slice.held_by == RATIO else {"exposures_per_dose": float(held)}
     return replace(law.slice, held=float(held)), law.amounts | each
 

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML file, static SVG figures, readable without JavaScript, no external URL.
 
-figures.py, law_figure.py and check_figures.py draw, summary.py and tables.py put results into words and rows,
-template.html is the layout.
+figures.py, model_figures.py, law_figure.py and check_figures.py draw, summary.py and tables.py put results into words
+and rows, template.html is the layout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_kis.analysis.findings.study_file import declared_settings, predict
 from megatron_kis.analysis.runs.curves import cells_of_table
 from megatron_kis.analysis.runs.load import Runs, load_runs
 from megatron_kis.analysis.runs.load_csv import is_points_csv, load_curves_csv, load_points_csv
-from megatron_kis.analysis.runs.slices import USUAL, slice_of_record
+from megatron_kis.analysis.runs.slices import USUAL
 from megatron_kis.analysis.runs.transitions import Transition
 from megatron_kis.common.errors import printable
 from megatron_kis.common.files import fingerprint, write_text
@@ -77,7 +77,7 @@ def analyse_source(
         path = Path(source)
         title = path.stem
         if path.is_file():
-            source = load_points_csv(path) if is_points_csv(path) else load_curves_csv(path)
+            source = load_points_csv(path) if is_points_csv(path) else load_curves_csv(path, settings)
         else:
             source, description = load_runs(path), study_description(path)
             settings = settings or declared_settings(path)
@@ -129,15 +129,16 @@ def _printable(value: Any) -> Any:
     return printable(value, keep=_SPACES) if type(value) is str else value  # Markup is our own drawing or style
 
 
-def _refused_title(item: dict[str, str]) -> str:
-    from megatron_kis.analysis.report import formatting
-
-    held = {"held": float(item["held"])} if "held" in item else {}
-    return formatting.kind_title(item["kind"], item["group"], slice_of_record(item | held, where="refused"))
-
-
 def _content(result: AnalysisResult) -> dict[str, Any]:
-    from megatron_kis.analysis.report import check_figures, figures, law_figure, summary, tables
+    from megatron_kis.analysis.report import (
+        check_figures,
+        figures,
+        formatting,
+        law_figure,
+        model_figures,
+        summary,
+        tables,
+    )
 
     content: dict[str, Any] = {
         "title": result.title,
@@ -149,9 +150,7 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
         "headline": summary.headline(result),
         "law_figures": law_figure.law_figures(result),
         "checks": check_figures.check_figures(result),
-        "refused": [
-            (_refused_title(item), item["reason"].removeprefix("law: ").replace("_", "-")) for item in result.refused
-        ],
+        "refused": [(formatting.refused_title(item), formatting.refused_reason(item)) for item in result.refused],
         "settings": result.settings,
         "along_facts": any(one != USUAL for one in result.slices),
         "tables": {name: make(result) for name, make in tables.TABLES.items()},
@@ -167,15 +166,15 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
     if result.curves is not None:
         cells = cells_of_table(result.curves)
         content["size_keys"] = figures.size_keys(result.curves)
-        content["split_keys"] = figures.split_keys(result.curves)
-        content["strength_keys"] = figures.strength_keys(result.curves)
+        content["split_keys"] = model_figures.split_keys(result.curves)
+        content["strength_keys"] = model_figures.strength_keys(result.curves)
         content["overview"] = figures.overview(result)
         content["losses"] = figures.losses(result)
         content["models"] = [
             {
                 "label": figures.cell_label(*cell, cells),
-                "curves": figures.model_curves(result, *cell),
-                "spread": figures.template_spread(result, *cell),
+                "curves": model_figures.model_curves(result, *cell),
+                "spread": model_figures.template_spread(result, *cell),
             }
             for cell in cells
         ]

@@ -13,7 +13,6 @@ from megatron_kis.analysis.report.axes import label_log_axis
 from megatron_kis.analysis.report.figures import Drawing
 from megatron_kis.analysis.report.theme import COLOURS, kind_colour, panel, to_svg
 from megatron_kis.analysis.runs.groups import strength
-from megatron_kis.analysis.runs.slices import FREQUENCY
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,6 @@ def _name(figure: str, law: Law) -> str:
     return fmt.slug(figure, law.kind, law.group, law.slice.name)
 
 
-def _dose(law: Law) -> str:
-    return "frequency" if law.slice.axis == FREQUENCY else "number of facts"
-
-
 def _colour(law: Law) -> str:
     return kind_colour(law.kind, law.group)
 
@@ -74,7 +69,7 @@ def residuals(law: Law) -> Drawing | None:
             spread = [math.log(v / p["value"]) + p["residual"] for v in (p["low"], p["high"]) if v]
             if len(spread) == 2:
                 axes.plot([p["params"]] * 2, spread, color=COLOURS[_colour(law)], linewidth=1.4, alpha=0.6)
-        log = f"log {law.slice.symbol}*"
+        log = f"log {law.slice.symbol_at_transition}"
         tips = [
             f"N = {fmt.size(p['params'])}, D = {fmt.size(p['tokens'])}\nresidual {fmt.number(p['residual'])} in {log}"
             for p in known
@@ -116,9 +111,7 @@ def comparison(law: Law) -> Drawing | None:
         axes.set_xlabel("log score of the largest N, held out (right is better)")
         axes.set_title(title)
         chosen = next((row["law"] for row in rows if row["selected"]), law.law)
-        # law.json keeps its old wording, because dated predictions contain the fingerprint of their law.
-        selection = law.selection.replace("foretells", "predicts")
-        return Drawing(to_svg(drawn), f"In colour: the law in use ({chosen}), {selection}.")
+        return Drawing(to_svg(drawn), f"In colour: the law in use ({chosen}), {law.selection}.")
 
 
 def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
@@ -127,7 +120,7 @@ def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
     if not known:
         return None
     title = "Predicted from smaller models"
-    with panel(_name("backtest", law), f"{title}: predicted against measured {_dose(law)}.") as drawn:
+    with panel(_name("backtest", law), f"{title}: predicted against measured {fmt.dose_name(law.slice)}.") as drawn:
         axes = drawn.axes
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -156,8 +149,8 @@ def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
         axes.set_ylim(low / 2, high * 2)
         label_log_axis(axes.xaxis, fmt.frequency)
         label_log_axis(axes.yaxis, fmt.frequency)
-        axes.set_xlabel(f"measured {law.slice.symbol}*")
-        axes.set_ylabel(f"predicted {law.slice.symbol}*")
+        axes.set_xlabel(f"measured {law.slice.symbol_at_transition}")
+        axes.set_ylabel(f"predicted {law.slice.symbol_at_transition}")
         axes.set_title(title)
         hits = sum(s.hit for s in scores)
         return Drawing(

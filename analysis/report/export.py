@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.report import check_figures, figures, law_figure
+from megatron_kis.analysis.report import check_figures, figures, law_figure, model_figures
 from megatron_kis.analysis.report.tables import TABLES
 from megatron_kis.analysis.report.theme import exported_to
 from megatron_kis.analysis.runs.curves import cells_of_table
@@ -27,8 +27,8 @@ def export(result: AnalysisResult, folder: Path | str, *, dpi: int = 200) -> lis
             figures.overview(result)
             figures.losses(result)
             for cell in cells_of_table(result.curves):
-                figures.model_curves(result, *cell)
-                figures.template_spread(result, *cell)
+                model_figures.model_curves(result, *cell)
+                model_figures.template_spread(result, *cell)
     for name, make in TABLES.items():
         table = make(result)
         if table is None or name in _ON_THE_PAGE_ONLY:

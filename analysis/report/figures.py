@@ -1,4 +1,4 @@
-"""The report's figures of what was measured: curves by size and of each model, validation loss, template spread."""
+"""The report's figures whose series are models: curves by size, and the validation loss."""
 
 from __future__ import annotations
 
@@ -11,30 +11,11 @@ import pandas as pd
 from megatron_kis.analysis.criteria.loss import loss_excess
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import formatting as fmt
-from megatron_kis.analysis.report.axes import DoseAxis, axis_of, draw_rate_axis, ratios_of
-from megatron_kis.analysis.report.theme import (
-    COLOURS,
-    DASHES,
-    MARKERS,
-    SIZE_MARKERS,
-    Panel,
-    kind_colour,
-    panel,
-    size_slot,
-    to_svg,
-)
-from megatron_kis.analysis.runs.curves import (
-    Curve,
-    cells_of_table,
-    curves,
-    mean_curves,
-    primary_rows,
-    rows_of,
-    with_outcome,
-)
-from megatron_kis.analysis.runs.groups import group_key, retained_groups, strength
-from megatron_kis.analysis.runs.slices import FACTS, FREQUENCY, Slice, rows_of_slice
-from megatron_kis.analysis.runs.transitions import COLLAPSED, LEFT_CENSORED, OBSERVED, RIGHT_CENSORED, Transition
+from megatron_kis.analysis.report.axes import axis_of, draw_rate_axis, ratios_of
+from megatron_kis.analysis.report.theme import COLOURS, SIZE_MARKERS, panel, size_slot, to_svg
+from megatron_kis.analysis.runs.curves import Curve, cells_of_table, curves, mean_curves, primary_rows, rows_of
+from megatron_kis.analysis.runs.groups import retained_groups, strength
+from megatron_kis.analysis.runs.slices import Slice, rows_of_slice
 
 
 @dataclass(frozen=True)
@@ -90,7 +71,7 @@ def overview(result: AnalysisResult) -> list[Drawing]:
             if mine.empty:
                 continue
             title = fmt.group_title(group, one)
-            alt = f"{title} against {_DOSES[one.axis]}, one line per model, {fmt.SPLIT_TITLES[settings.split]}."
+            alt = f"{title} against the {fmt.dose_name(one)}, one line per model, {fmt.SPLIT_TITLES[settings.split]}."
             with panel(fmt.slug("overview", group, one.name), alt) as drawn:
                 axis = axis_of(table, one)
                 draw_rate_axis(drawn, float(mine["chance"].mean()), settings.outcome)
@@ -101,7 +82,7 @@ def overview(result: AnalysisResult) -> list[Drawing]:
                     x, y = [axis.at(f) for f in rows["dose"]], rows["rate"].tolist()
                     drawn.line(x, y, series=key.series, colour=key.colour)
                     tips = [
-                        f"{key.label} · {_at(one, r.dose, r.infusion_ratio)}\nrate {r.rate:.3f}"
+                        f"{key.label} · {fmt.level(one, r.dose, r.infusion_ratio)}\nrate {r.rate:.3f}"
                         + (f" (seeds {r.lowest:.3f} to {r.highest:.3f})" if r.seeds > 1 else " (1 seed)")
                         for r in rows_of(rows)
                     ]
@@ -111,244 +92,6 @@ def overview(result: AnalysisResult) -> list[Drawing]:
                 caption = f"{title}, {fmt.SPLIT_TITLES[settings.split]}, mean of seeds."
                 drawings.append(Drawing(to_svg(drawn), caption, strength(group) is not None))
     return drawings
-
-
-_DOSES = {FREQUENCY: "infusion frequency", FACTS: "the number of infused facts"}
-"""What the dose of an axis is, for a figure's description."""
-
-
-def _at(one: Slice, dose: float, ratio: float) -> str:
-    """Describes a level for the tip of a point."""
-    return f"{one.symbol} = {dose:g}{fmt.amounts(one, ratio)}"
-
-
-def split_keys(table: pd.DataFrame) -> list[Key]:
-    """Returns the legend of figures whose series are template splits."""
-    there = [split for split in ("train", "held_out", "question") if split in set(table["split"])]
-    keys = [Key(split, fmt.SPLIT_TITLES[split], split, MARKERS[split]) for split in there]
-    if "control" in set(table["group"]):
-        keys.append(Key("control", "control facts", "control", MARKERS["control"]))
-    return keys
-
-
-def strength_keys(table: pd.DataFrame) -> list[Key]:
-    """Returns the legend of figures whose series are background facts of different strengths; empty without any."""
-    groups = sorted({group for group in table["group"] if strength(group) is not None}, key=group_key)
-    return [
-        Key(
-            f"strength-{i}",
-            f"background, {fmt.strength_title(group)}",
-            f"size-{size_slot(i, len(groups))}",
-            SIZE_MARKERS[i % len(SIZE_MARKERS)],
-        )
-        for i, group in enumerate(groups)
-    ]
-
-
-def model_curves(result: AnalysisResult, params: int, tokens: int) -> list[Drawing]:
-    """Draws one model: every split, seeds as faint points, brackets as bands, control facts in grey.
-
-    Background facts of several strengths are in one figure, on the primary split.
-    """
-    assert result.curves is not None
-    table, settings = result.curves, result.settings
-    table = table[(table["params"] == params) & (table["tokens"] == tokens) & (table["scoring"] == settings.scoring)]
-    table = with_outcome(table, settings)
-    label = cell_label(params, tokens, cells_of_table(result.curves))
-    return [
-        drawing
-        for one in result.slices
-        for drawing in _slice_curves(result, rows_of_slice(table, one), one, (params, tokens), label)
-    ]
-
-
-def _slice_curves(
-    result: AnalysisResult, table: pd.DataFrame, one: Slice, cell: tuple[int, int], label: str
-) -> list[Drawing]:
-    """Draws one model's curves of a slice."""
-    settings = result.settings
-    series = mean_curves(table)
-    drawings = []
-    for group in retained_groups(table["group"]):
-        mine = table[table["group"] == group]
-        if mine.empty or strength(group) is not None:
-            continue
-        means = series[series["group"] == group]
-        title = fmt.group_title(group, one)
-        alt = f"{label}: {title.lower()} against {_DOSES[one.axis]} by template split, with controls."
-        with panel(fmt.slug("model", str(cell[0]), str(cell[1]), group, one.name), alt) as drawn:
-            axis = axis_of(table, one)
-            chance = mine["chance"].dropna()
-            draw_rate_axis(drawn, float(chance.mean()) if len(chance) else None, settings.outcome)
-            control = table[(table["group"] == "control") & (table["split"] == settings.split)]
-            if len(control):
-                controls = series[(series["group"] == "control") & (series["split"] == settings.split)]
-                _split_series(drawn, axis, control, controls, "control")
-            for split in ("question", "train", "held_out"):
-                if split in set(mine["split"]):
-                    _split_series(drawn, axis, mine[mine["split"] == split], means[means["split"] == split], split)
-            axis.draw(drawn, ratios_of(table, one))
-            notes = [
-                _band(drawn, axis, point)
-                for point in result.points
-                if (*point.cell, point.group) == (*cell, one, group)
-            ]
-            _hinge_line(drawn, axis, result, mine[mine["split"] == settings.split], notes)
-            drawn.axes.set_title(title)
-            caption = f"{label}. {' '.join(note for note in notes if note)}".strip()
-            drawings.append(Drawing(to_svg(drawn), caption))
-    keys = strength_keys(result.curves) if result.curves is not None else []
-    shown = series[(series["split"] == settings.split) & series["group"].map(lambda group: strength(group) is not None)]
-    if len(shown):
-        drawings.append(_strengths(result, shown, one, cell, label, keys))
-    return drawings
-
-
-def _strengths(
-    result: AnalysisResult,
-    series: pd.DataFrame,
-    one: Slice,
-    cell: tuple[int, int],
-    label: str,
-    keys: Sequence[Key],
-) -> Drawing:
-    """Draws the ``series`` of one model's background facts, one line per strength."""
-    assert result.curves is not None
-    groups = sorted({group for group in result.curves["group"] if strength(group) is not None}, key=group_key)
-    title = f"Background facts by exposures{fmt.along(one)}"
-    alt = f"{label}: retention against {_DOSES[one.axis]}, one line per number of exposures of a background fact."
-    with panel(fmt.slug("model", str(cell[0]), str(cell[1]), "strengths", one.name), alt) as drawn:
-        axis = axis_of(series, one)
-        chance = series["chance"].dropna()
-        draw_rate_axis(drawn, float(chance.mean()) if len(chance) else None)
-        notes = []
-        for key, group in zip(keys, groups, strict=True):
-            rows = series[series["group"] == group]
-            if rows.empty:
-                continue
-            x, y = [axis.at(f) for f in rows["dose"]], rows["rate"].tolist()
-            tips = [f"{key.label} · {_at(one, r.dose, r.infusion_ratio)}\nrate {r.rate:.3f}" for r in rows_of(rows)]
-            drawn.line(x, y, series=key.series, colour=key.colour)
-            drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark, label=key.label)
-            notes += [
-                f"{fmt.strength_title(group)}: {fmt.finding(point)}"
-                for point in result.points
-                if (*point.cell, point.group, point.kind) == (*cell, one, group, "collapse")
-            ]
-        axis.draw(drawn, ratios_of(series, one))
-        drawn.axes.set_title(title)
-        caption = f"{label}, {fmt.SPLIT_TITLES[result.settings.split]}, mean of seeds."
-        return Drawing(to_svg(drawn), caption + (f" Collapse: {'; '.join(notes)}." if notes else ""))
-
-
-def _hinge_line(drawn: Panel, axis: DoseAxis, result: AnalysisResult, rows: pd.DataFrame, notes: list[str]) -> None:
-    """Draws the fitted plateau and fall where the hinge found a collapse."""
-    from megatron_kis.analysis.criteria.hinge import fit_curve
-    from megatron_kis.analysis.criteria.hinge_fit import rate_of
-
-    settings = result.settings
-    if settings.criterion != "hinge" or rows.empty:
-        return
-    (curve,) = curves(rows, [axis.slice])
-    point = next(
-        (
-            p
-            for p in result.points
-            if p.kind == "collapse" and p.informative and (*p.cell, p.group) == (*curve.cell, curve.group)
-        ),
-        None,
-    )
-    if point is None:
-        return
-    fits = fit_curve(curve, settings)
-    start = max(float(curve.dose[int(fits.kappa[0])]), float(curve.dose[curve.dose > 0][0]))
-    levels = np.geomspace(start, float(curve.dose[-1]), 80)
-    eta = fits.plateau[0] - fits.gamma[0] * np.maximum(np.log(levels) - fits.tau[0], 0.0)
-    drawn.line(
-        [axis.at(f) for f in levels],
-        rate_of(eta, fits.chance).tolist(),
-        series="hinge",
-        colour="ink",
-        linewidth=1.3,
-        linestyle=(0, (6, 2)),
-        label="fitted plateau and fall",
-    )
-    notes.append("Dashed: the fitted plateau and fall.")
-
-
-def _split_series(drawn: Panel, axis: DoseAxis, rows: pd.DataFrame, means: pd.DataFrame, name: str) -> None:
-    """Draws the ``means`` of a series' runs, and the ``rows`` of single seeds where there are several."""
-    x = [axis.at(f) for f in means["dose"]]
-    faint = name == "control"
-    drawn.line(
-        x, means["rate"].tolist(), series=name, colour=name, linestyle=DASHES[name], linewidth=1.2 if faint else 1.9
-    )
-    label = "control facts" if faint else fmt.SPLIT_TITLES[name]
-    if int(means["seeds"].max()) > 1:
-        single = rows.sort_values(["dose", "seed"])
-        rates = (single["correct"] / single["n"]).tolist()
-        tips = [
-            f"{label} · {axis.slice.symbol} = {r.dose:g} · seed {r.seed}\n{r.correct:g} of {r.n} right"
-            for r in rows_of(single)
-        ]
-        places = [axis.at(f) for f in single["dose"]]
-        drawn.points(places, rates, tips, series=name, colour=name, marker="o", markersize=2.6, alpha=0.55)
-    tips = [
-        f"{label} · {_at(axis.slice, r.dose, r.infusion_ratio)}\nrate {r.rate:.3f}, {fmt.plural(r.seeds, 'seed')}"
-        for r in rows_of(means)
-    ]
-    drawn.points(
-        x,
-        means["rate"].tolist(),
-        tips,
-        series=name,
-        colour=name,
-        marker=MARKERS[name],
-        markersize=4 if faint else 5,
-        label=label,
-    )
-
-
-def _band(drawn: Panel, axis: DoseAxis, point: Transition) -> str:
-    """Shades a transition's interval, or marks its open side; returns the sentence for the caption."""
-    colour = COLOURS[kind_colour(point.kind, point.group)]
-    axes, word = drawn.axes, point.kind
-    title, symbol = fmt.kind_title(point.kind, point.group), point.slice.symbol
-    if point.status in (COLLAPSED, OBSERVED):
-        low, high = axis.at(point.low or 0), axis.at(point.high or 0)
-        axes.axvspan(low, high, color=colour, alpha=0.13, linewidth=0)
-        assert point.value is not None
-        axes.axvline(axis.at(point.value), color=colour, linewidth=1.2)
-        place = axis.at(point.value)
-        left, right = axes.get_xlim()
-        inward = place > left + 0.8 * (right - left)  # the word would leave the axes
-        axes.annotate(
-            word,
-            (place, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(-3 if inward else 3, -8),
-            textcoords="offset points",
-            ha="right" if inward else "left",
-            fontsize=9,
-            color=colour,
-        )
-        return f"{title}: {symbol} ≈ {fmt.frequency(point.value)}, bracket {fmt.bracket(point)}."
-    if point.status == LEFT_CENSORED:
-        axes.axvspan(axis.at(0), axis.at(point.high or 0), color=colour, alpha=0.10, linewidth=0, hatch="//")
-        return f"{title}: at or before {symbol} = {fmt.frequency(point.high)} (left-censored)."
-    if point.status == RIGHT_CENSORED:
-        axes.annotate(
-            f"no {word} ▷",
-            (1, 1),
-            xycoords="axes fraction",
-            xytext=(0, -8),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9,
-            color=colour,
-        )
-        return f"{title}: not seen up to {symbol} = {fmt.frequency(point.low)} (right-censored)."
-    return f"{title}: inconclusive ({point.reason})."
 
 
 def losses(result: AnalysisResult) -> list[Drawing]:
@@ -375,7 +118,7 @@ def _slice_losses(result: AnalysisResult, one: Slice) -> list[Drawing]:
     )
     for view, name, unit in views:
         title = name + fmt.along(one)
-        alt = f"{title} against {_DOSES[one.axis]}, one line per model."
+        alt = f"{title} against the {fmt.dose_name(one)}, one line per model."
         with panel(fmt.slug("loss", view, one.name), alt) as drawn:
             shown = 0
             for key, cell in zip(keys, cells, strict=True):
@@ -389,7 +132,7 @@ def _slice_losses(result: AnalysisResult, one: Slice) -> list[Drawing]:
                 shown += 1
                 x = [axis.at(f) for f in curve.dose[known]]
                 tips = [
-                    f"{key.label} · {_at(one, f, r)}\n"
+                    f"{key.label} · {fmt.level(one, f, r)}\n"
                     + (f"loss {v:.3f} nats per token" if view == "absolute" else f"{v:+.2f}% over {base}")
                     for f, r, v in zip(curve.dose[known], curve.ratio[known], values[known], strict=True)
                 ]
@@ -416,64 +159,3 @@ def _slice_losses(result: AnalysisResult, one: Slice) -> list[Drawing]:
                 caption += f" Dashed: the tolerance of {100 * settings.tolerance:g}%."
             drawings.append(Drawing(to_svg(drawn), caption))
     return drawings
-
-
-def template_spread(result: AnalysisResult, params: int, tokens: int) -> list[Drawing]:
-    """Draws every template's rate by dose, so that a single template is not mistaken for the memory of a fact."""
-    if result.runs is None or result.runs.templates.empty or result.curves is None:
-        return []
-    runs = result.runs.runs[["run", "params", "tokens", "frequency", "seed", "infused_facts", "configured_ratio"]]
-    table = result.runs.templates.merge(runs, on="run")
-    mine = table[
-        (table["params"] == params) & (table["tokens"] == tokens) & (table["scoring"] == result.settings.scoring)
-    ]
-    mine = mine.dropna(subset=["n", "correct"])
-    mine = mine[mine["n"] > 0]
-    label = cell_label(params, tokens, cells_of_table(result.curves))
-    drawings = []
-    for one in result.slices:
-        of_slice = rows_of_slice(mine, one)
-        for group in retained_groups(of_slice["group"]):
-            rows = of_slice[of_slice["group"] == group]
-            if rows.empty:
-                continue
-            words = fmt.group_words(group)
-            facts = f"{words}{fmt.along(one)}"
-            alt = f"{label}: rate of every single template of {words} against {_DOSES[one.axis]}, by split."
-            with panel(fmt.slug("spread", str(params), str(tokens), group, one.name), alt) as drawn:
-                axis = DoseAxis(axis_of(of_slice, one).levels, one, even=True)
-                draw_rate_axis(drawn, None)
-                for offset, split in ((-1.6, "train"), (0.0, "held_out"), (1.6, "question")):
-                    _template_marks(drawn, axis, rows[rows["split"] == split], split, offset * _SPREAD_WIDTH)
-                axis.draw(drawn, margin=2.2 * _SPREAD_WIDTH)
-                drawn.axes.set_title(f"{label}: {facts}, template by template")
-                drawings.append(Drawing(to_svg(drawn), f"{label}, {facts}: one mark per template and relation."))
-    return drawings
-
-
-_SPREAD_WIDTH = 0.16  # of the distance between levels, which is 1
-
-
-def _template_marks(drawn: Panel, axis: DoseAxis, rows: pd.DataFrame, split: str, offset: float) -> None:
-    """Draws a mark per template and relation of a split."""
-    part = rows.groupby(["dose", "relation", "template"])[["n", "correct"]].sum()
-    if part.empty:
-        return
-    part = part.reset_index()
-    tips = [
-        f"{r.relation} · {fmt.SPLIT_TITLES[split]} {int(r.template) + 1} · {axis.slice.symbol} = {r.dose:g}\n"
-        f"{int(r.correct)} of {int(r.n)} right"
-        for r in rows_of(part)
-    ]
-    drawn.points(
-        [axis.at(f) + offset for f in part["dose"]],
-        (part["correct"] / part["n"]).tolist(),
-        tips,
-        series=split,
-        colour=split,
-        marker=MARKERS[split],
-        markersize=3.4,
-        alpha=0.6,
-        markeredgewidth=0,
-        label=fmt.SPLIT_TITLES[split],
-    )

@@ -6,7 +6,7 @@ import math
 import re
 
 from megatron_kis.analysis.runs.groups import base_group, strength
-from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice
+from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INCONCLUSIVE,
@@ -44,6 +44,17 @@ def kind_title(kind: str, group: str, one: Slice = USUAL) -> str:
     """Returns the heading of a kind and group of transitions, and of their slice where it is not the usual one."""
     title = KIND_TITLES.get((kind, base_group(group)), f"{kind.capitalize()} ({base_group(group)})")
     return title + _of_strength(group) + along(one)
+
+
+def refused_title(item: dict[str, str]) -> str:
+    """Returns the heading of a law that was refused (an item of ``refused`` in law.json)."""
+    held = {"held": float(item["held"])} if "held" in item else {}
+    return kind_title(item["kind"], item["group"], slice_of_record(item | held, where="refused"))
+
+
+def refused_reason(item: dict[str, str]) -> str:
+    """Says why a law was refused."""
+    return item["reason"].removeprefix("law: ").replace("_", "-")
 
 
 def group_title(group: str, one: Slice = USUAL) -> str:
@@ -108,9 +119,20 @@ def dose(one: Slice, value: float | None) -> str:
     return "–" if value is None else f"{one.symbol} = {frequency(value)}"
 
 
-def amounts(one: Slice, infusion_ratio: float | None) -> str:
-    """Formats what else a dose is for a tip: `` · ρ = 0.37``."""
-    return f" · ρ = {ratio(infusion_ratio)}" + (f" · {one.label}" if one.label and one.held_by != RATIO else "")
+def dose_at_transition(one: Slice, value: float | None) -> str:
+    """Formats the dose of a transition with its symbol: ``K* = 412``."""
+    return "–" if value is None else f"{one.symbol_at_transition} = {frequency(value)}"
+
+
+def dose_name(one: Slice) -> str:
+    """Names the dose of an axis within a sentence."""
+    return "infusion frequency" if one.axis == FREQUENCY else "number of infused facts"
+
+
+def level(one: Slice, value: float, infusion_ratio: float | None) -> str:
+    """Describes a level for the tip of a point: ``K = 400 · ρ = 0.37 · F = 14``."""
+    held = f" · {one.label}" if one.label and one.held_by != RATIO else ""
+    return f"{one.symbol} = {value:g} · ρ = {ratio(infusion_ratio)}{held}"
 
 
 def size(count: float) -> str:
@@ -180,7 +202,7 @@ def unbroken(text: str) -> str:
     """Keeps every ``F ≈ 759`` and ``b (log N)`` of a text on one line."""
     text = text.replace(" × 10", "\u00a0×\u00a010")
     text = re.sub(r"\b([abc]) \(log (?=[ND]\))", "\\1\u00a0(log\u00a0", text)
-    return re.sub(r"\b([FKND]|p|ρ) ([=≈<>]) (?=[\d.])", "\\1\u00a0\\2\u00a0", text)
+    return re.sub(r"\b([FK]\*?|[ND]|p|ρ) ([=≈<>]) (?=[\d.])", "\\1\u00a0\\2\u00a0", text)
 
 
 def interval(ends: tuple[float, float] | None) -> str:

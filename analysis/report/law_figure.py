@@ -15,7 +15,7 @@ from megatron_kis.analysis.report.axes import label_log_axis
 from megatron_kis.analysis.report.figures import Drawing
 from megatron_kis.analysis.report.theme import COLOURS, Panel, kind_colour, panel, to_svg
 from megatron_kis.analysis.runs.groups import strength
-from megatron_kis.analysis.runs.slices import FREQUENCY, Slice
+from megatron_kis.analysis.runs.slices import Slice
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
 
 _SPREAD = 30.0  # bands are shown up to this factor beyond the points; wider ones are cut off
@@ -45,9 +45,8 @@ def _law_panel(
 ) -> Drawing:
     colour = kind_colour(kind, group)
     title = fmt.kind_title(kind, group, one)
-    what = "frequency" if one.axis == FREQUENCY else "number of facts"
     with panel(
-        fmt.slug("law", kind, group, one.name), f"{title}: {what} of the transition against model size."
+        fmt.slug("law", kind, group, one.name), f"{title}: {fmt.dose_name(one)} of the transition against model size."
     ) as drawn:
         axes = drawn.axes
         axes.set_xscale("log")

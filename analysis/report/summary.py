@@ -313,14 +313,9 @@ def answer(p: Prediction) -> str:
 def _at_most(p: Prediction) -> str:
     """Describes how many facts the safe end of the interval allows, how often, and how much that is."""
     assert p.recommended is not None
-    share = p.recommended / p.centre
-    parts = []
-    if p.exposure_tokens_interval is not None:
-        parts.append(f"{fmt.size(p.exposure_tokens_interval[0])} tokens")
-    elif p.exposure_tokens is not None:
-        parts.append(f"{fmt.size(p.exposure_tokens)} tokens")
-    if p.bits_per_param is not None:
-        parts.append(f"{fmt.number(share * p.bits_per_param, 2)} bits a parameter")
+    bits = None if p.bits_per_param is None else p.bits_per_param * p.recommended / p.centre
+    tokens = p.exposure_tokens if p.exposure_tokens_interval is None else p.exposure_tokens_interval[0]
+    parts = _measured_in(tokens=tokens, bits_per_param=bits)
     often = ""
     if p.slice.held is not None:
         often = f" at {p.slice.held:g} exposures each"
@@ -334,10 +329,17 @@ def _amounts(p: Prediction) -> str:
     if p.slice == USUAL and p.exposures is None and p.bits is None:
         return ""
     parts = [p.slice.label] if p.slice.label else []
-    if p.exposures is not None:
-        parts.append(f"{fmt.size(p.exposures)} exposures")
-    if p.exposure_tokens is not None:
-        parts.append(f"{fmt.size(p.exposure_tokens)} tokens")
-    if p.bits_per_param is not None:
-        parts.append(f"{fmt.number(p.bits_per_param, 2)} bits a parameter")
+    parts += _measured_in(exposures=p.exposures, tokens=p.exposure_tokens, bits_per_param=p.bits_per_param)
     return "; that is " + ", ".join(parts) if parts else ""
+
+
+def _measured_in(
+    *, exposures: float | None = None, tokens: float | None = None, bits_per_param: float | None = None
+) -> list[str]:
+    """Describes a dose by what is known of its amounts."""
+    known = (
+        (exposures, fmt.size, "exposures"),
+        (tokens, fmt.size, "tokens"),
+        (bits_per_param, lambda value: fmt.number(value, 2), "bits a parameter"),
+    )
+    return [f"{written(value)} {unit}" for value, written, unit in known if value is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,7 @@ def transitions(result: AnalysisResult) -> Table:
         _numbers("interval", fmt.bracket),
         _numbers("ρ", lambda p: fmt.ratio(p.infusion_ratio)),
         _numbers("exposure tokens", lambda p: _size(p.exposure_tokens)),
-        *_amount_columns(result.points),
+        *_amount_columns(result.points, bits=lambda p: p.infused_bits),
         _numbers("peak", lambda p: fmt.number(p.peak)),
         _numbers("drop", lambda p: fmt.number(p.drop)),
         _numbers("smallest detectable", lambda p: fmt.number(p.detectable, 2)),
@@ -82,31 +82,34 @@ def transitions(result: AnalysisResult) -> Table:
         _numbers("seeds", lambda p: _whole(p.seeds)),
         _words("why", lambda p: p.reason),
     ]
+    dose = "F" if result.slices == [USUAL] else "the dose"
     note = (
         "Intervals of collapse points are bootstrap-calibrated profile intervals, never narrower than the bracket of "
-        "the frequencies tried. Intervals of onset and loss tolerance are such brackets. γ is the fall of the logit "
-        "per e-fold of F. Peak and drop are rates; for the loss, the peak is the loss at F = 0 in nats per token and "
-        "the drop is the largest relative excess."
+        "the levels tried. Intervals of onset and loss tolerance are such brackets. γ is the fall of the logit "
+        f"per e-fold of {dose}. Peak and drop are rates; for the loss, the peak is the loss at F = 0 in nats per "
+        "token and the drop is the largest relative excess."
     )
     return _table(columns, result.points, note, remark=True)
 
 
 def _dose_columns(result: AnalysisResult, head: str, dose: Callable[[Any], float | None]) -> list[Column]:
-    """Returns the column of a dose; with its symbol if the study has an axis other than F."""
+    """Returns the column of transitions' doses; with their symbols if the study has an axis other than F."""
     if result.slices == [USUAL]:
         return [_numbers(head, lambda item: fmt.frequency(dose(item)))]
-    return [_numbers(head.replace("F", "dose"), lambda item: fmt.dose(item.slice, dose(item)))]
+    return [_numbers(head.replace("F", "dose"), lambda item: fmt.dose_at_transition(item.slice, dose(item)))]
 
 
-def _amount_columns(points: Iterable[Transition]) -> list[Column]:
-    """Returns the columns of exposures and of bits that are known of a point."""
-    points = list(points)
+def _amount_columns(
+    items: Sequence[Transition] | Sequence[Prediction], *, bits: Callable[[Any], float | None] | None = None
+) -> list[Column]:
+    """Returns the columns of exposures and of bits per parameter where they are known; with ``bits`` one of bits."""
     columns = []
-    if any(p.exposures is not None for p in points):
-        columns.append(_numbers("exposures", lambda p: _size(p.exposures)))
-    if any(p.infused_bits is not None for p in points):
-        columns.append(_numbers("bits", lambda p: _size(p.infused_bits)))
-        columns.append(_numbers("bits per parameter", lambda p: fmt.number(p.bits_per_param, 2)))
+    if any(item.exposures is not None for item in items):
+        columns.append(_numbers("exposures", lambda item: _size(item.exposures)))
+    if any(item.bits_per_param is not None for item in items):
+        if bits is not None:
+            columns.append(_numbers("bits", lambda item: _size(bits(item))))
+        columns.append(_numbers("bits per parameter", lambda item: fmt.number(item.bits_per_param, 2)))
     return columns
 
 
@@ -296,7 +299,7 @@ def predictions(result: AnalysisResult) -> Table | None:
         _numbers("recommended", lambda p: fmt.frequency(p.recommended)),
         _numbers("ρ at centre", lambda p: fmt.ratio(p.infusion_ratio)),
         _numbers("domain tokens", lambda p: _size(p.exposure_tokens)),
-        *_predicted_amounts(result.predictions),
+        *_amount_columns(result.predictions),
         _numbers("times beyond", lambda p: f"{p.extrapolation_factor:.3g}×"),
         _words("reservations", lambda p: "; ".join(p.warnings)),
     ]
@@ -306,16 +309,6 @@ def predictions(result: AnalysisResult) -> Table | None:
         "a check of Student’s t."
     )
     return _table(columns, result.predictions, note, remark=True)
-
-
-def _predicted_amounts(predictions: Iterable[Prediction]) -> list[Column]:
-    predictions = list(predictions)
-    columns = []
-    if any(p.exposures is not None for p in predictions):
-        columns.append(_numbers("exposures", lambda p: _size(p.exposures)))
-    if any(p.bits is not None for p in predictions):
-        columns.append(_numbers("bits per parameter", lambda p: fmt.number(p.bits_per_param, 2)))
-    return columns
 
 
 def foreign(result: AnalysisResult) -> Table | None:

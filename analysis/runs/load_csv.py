@@ -26,7 +26,7 @@ import pandas as pd
 
 from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, OPTIONAL_COLUMNS, canonical, with_known
 from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
-from megatron_kis.analysis.runs.slices import AXES, FREQUENCY, USUAL, Slice, slice_of_record
+from megatron_kis.analysis.runs.slices import AXES, FACTS, FREQUENCY, USUAL, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INFORMATIVE,
@@ -40,6 +40,7 @@ from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import atomic_write, read_text
 from megatron_kis.common.terms import SPLITS
 from megatron_kis.common.units import parse_count
+from megatron_kis.config.analysis import AnalysisConfig
 
 _CURVES_NEEDED = ("params", "tokens", "frequency", "seed", "n", "correct")
 _POINTS_NEEDED = ("params", "tokens", "kind", "value", "low", "high", "status")
@@ -100,13 +101,18 @@ OPTIONAL_POINT_COLUMNS = [*_SLICE_COLUMNS, "exposures", "infused_bits"]
 """Columns that are written where a point has something to say in them: an axis other than F of one K, or amounts."""
 
 
-def load_curves_csv(path: Path | str) -> pd.DataFrame:
+def load_curves_csv(path: Path | str, settings: AnalysisConfig | None = None) -> pd.DataFrame:
     """Reads ``curves.csv`` into a curve table (`megatron_kis.analysis.runs.curves.CURVE_COLUMNS`).
 
+    Args:
+        path: the file.
+        settings: the choices that the table is for: what they need must be there. None: only what every table needs.
+
     Raises:
-        InputError: a value is wrong; the message names file, line and column.
+        InputError: a value is wrong, or missing; the message names file, line and column.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    fields_of: list[_Field] = []
     seen: dict[tuple[Any, ...], int] = {}
     consistency = _Consistency()
     for line, cells in _records(Path(path), _CURVES_NEEDED, [*CURVE_COLUMNS, *OPTIONAL_COLUMNS]):
@@ -148,6 +154,10 @@ def load_curves_csv(path: Path | str) -> pd.DataFrame:
             raise field.error("seed", f"the same run as line {seen[key]}", "one row a run, or another seed")
         seen[key] = line
         rows.append(row)
+        fields_of.append(field)
+    _check_facts(rows, fields_of)
+    if settings is not None:
+        _check_needed(rows, fields_of, settings)
     return canonical(with_known(pd.DataFrame(rows, columns=[*CURVE_COLUMNS, *OPTIONAL_COLUMNS])))
 
 
@@ -171,6 +181,40 @@ def _check_units(row: dict[str, Any], field: _Field) -> None:
     if row["group"] == "infused" and row["frequency"] * row["facts"] > row["tokens"]:
         shown = f"{row['tokens']:,} do not hold {row['frequency']:,g} exposures of {row['facts']:,} facts"
         raise field.error("tokens", shown, "all tokens of the run, not millions or billions")
+
+
+def _check_facts(rows: list[dict[str, Any]], fields_of: list[_Field]) -> None:
+    """Refuses runs that differ in the number of infused facts where one does not say it."""
+    known = {row["infused_facts"] for row in rows if row["frequency"] > 0 and not math.isnan(row["infused_facts"])}
+    if len(known) > 1:
+        shown = f"is empty, and other runs have {min(known):,g} to {max(known):,g}"
+        _refuse_empty(rows, fields_of, "infused_facts", shown, "the number of facts of every run with F above 0")
+
+
+def _check_needed(rows: list[dict[str, Any]], fields_of: list[_Field], settings: AnalysisConfig) -> None:
+    """Refuses a table without the columns and values that the settings need."""
+    if settings.axis == FACTS:
+        needs = "--axis facts (analysis.axis) needs the number of facts of every run with F above 0"
+        _refuse_empty(rows, fields_of, "infused_facts", "is empty", needs)
+    mine = [
+        (row, field)
+        for row, field in zip(rows, fields_of, strict=True)
+        if (row["split"], row["scoring"]) == (settings.split, settings.scoring)
+    ]
+    for name in ("mean_margin", "mean_margin_sd") if settings.criterion == "half_margin" and mine else ():
+        if all(math.isnan(row[name]) for row, _ in mine):  # a curve without them is undecided
+            needs = "--criterion half_margin (analysis.criterion) needs the mean margins and their deviations"
+            raise mine[0][1].missing(name, "is empty in every row of its split and scoring", needs)
+    for row, field in mine if settings.outcome == "pairwise" else []:
+        if math.isnan(row["pairwise"]):
+            raise field.missing("pairwise", "is empty", "--outcome pairwise (analysis.outcome) needs it in every row")
+
+
+def _refuse_empty(rows: list[dict[str, Any]], fields_of: list[_Field], column: str, problem: str, remedy: str) -> None:
+    """Refuses the first row of an infused run without a value in ``column``."""
+    for row, field in zip(rows, fields_of, strict=True):
+        if row["frequency"] > 0 and math.isnan(row[column]):
+            raise field.missing(column, problem, remedy)
 
 
 class _Consistency:
@@ -218,15 +262,20 @@ def load_points_csv(path: Path | str) -> list[Transition]:
         status = field.one_of("status", STATUSES, None)
         if status in INFORMATIVE:  # one status per kind of transition
             status = COLLAPSED if kind == "collapse" else OBSERVED
+        one = field.slice()
+        symbol = one.symbol
         value = _finite(field.optional("value", least=0, infinite=True))
         low = _finite(field.optional("low", least=0, infinite=True))
         high = _finite(field.optional("high", least=0, infinite=True))
         if status in INFORMATIVE and not value:
-            raise field.error("value", f"is {cells.get('value')!r} and status is {cells['status']!r}", "a positive F")
+            problem = f"is {cells.get('value')!r} and status is {cells['status']!r}"
+            raise field.error("value", problem, f"a positive {symbol}")
         if status == "right_censored" and low is None:
-            raise field.error("low", "is open and status is 'right_censored'", "the largest F without the transition")
+            remedy = f"the largest {symbol} without the transition"
+            raise field.error("low", "is open and status is 'right_censored'", remedy)
         if status == "left_censored" and high is None:
-            raise field.error("high", "is open and status is 'left_censored'", "the smallest F with the transition")
+            remedy = f"the smallest {symbol} with the transition"
+            raise field.error("high", "is open and status is 'left_censored'", remedy)
         if status in INFORMATIVE and value is not None and not (low or 0) <= value <= (high or math.inf):
             raise field.error("value", f"{value:g} lies outside [low, high]", "low <= value <= high")
         if low is not None and high is not None and low > high:
@@ -239,11 +288,14 @@ def load_points_csv(path: Path | str) -> list[Transition]:
             name: _finite(field.optional(name, least=least, most=most)) for name, (least, most) in _EXTRA.items()
         }
         counts: dict[str, Any] = {
-            name: None if (number := _finite(field.optional(name, least=0))) is None else int(number)
+            name: None if (number := _finite(field.optional(name, least=0, whole=True))) is None else int(number)
             for name in ("nonembedding_params", "levels", "seeds")
         }
+        params = field.params()
+        if (counts["nonembedding_params"] or 0) > params:
+            raise field.error("nonembedding_params", "is more than params", "params counts every parameter")
         point = Transition(
-            params=field.params(),
+            params=params,
             tokens=int(field.number("tokens", least=1, whole=True)),
             kind=kind,
             group=field.group(_DEFAULT_GROUP[kind]),
@@ -256,7 +308,7 @@ def load_points_csv(path: Path | str) -> list[Transition]:
             interval=field.one_of("interval", ("bracket", "profile"), "profile") if status in INFORMATIVE else None,
             flags=cells.get("flags") or "",
             reason=cells.get("reason") or "",
-            slice=field.slice(),
+            slice=one,
             **extra,
             **counts,
         )
@@ -347,11 +399,17 @@ class _Field:
     """The cells of one line, read with errors that name file, line and column."""
 
     def __init__(self, path: Path, line: int, cells: dict[str, str]) -> None:
-        self._where = f"{path}:{line}"
+        self._header, self._where = f"{path}:1", f"{path}:{line}"
         self._cells = cells
 
     def error(self, column: str, problem: str, remedy: str) -> InputError:
         return InputError(f"column {column!r}: {problem}", where=self._where, remedy=remedy)
+
+    def missing(self, column: str, problem: str, remedy: str) -> InputError:
+        """Returns the error of an empty cell; of the header where it lacks the column."""
+        if column not in self._cells:
+            return InputError(f"no column {column!r}", where=self._header, remedy=remedy)
+        return self.error(column, problem, remedy)
 
     def params(self) -> int:
         """Returns N, the number of parameters."""
@@ -402,7 +460,8 @@ class _Field:
         try:
             return slice_of_record(record, where=self._where)
         except InputError as error:
-            raise self.error("held_by", error.problem, error.remedy or "") from None
+            column = error.problem.partition(" ")[0]  # what is wrong comes first
+            raise self.error(column, error.problem, error.remedy or "") from None
 
     def one_of(self, column: str, choices: Sequence[str], default: str | None) -> str:
         text = self._cells.get(column, "") or default or ""

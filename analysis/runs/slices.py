@@ -60,6 +60,11 @@ class Slice:
         return _SYMBOLS[self.axis]
 
     @property
+    def symbol_at_transition(self) -> str:
+        """Symbol of the dose at a transition: F* or K*."""
+        return f"{self.symbol}*"
+
+    @property
     def unit(self) -> str:
         """What a dose counts."""
         return "exposures per fact" if self.axis == FREQUENCY else "facts"
@@ -105,16 +110,26 @@ def slice_of_record(record: dict[str, Any], *, where: str) -> Slice:
     Raises:
         InputError: there is no such axis, or it cannot be held so.
     """
-    axis, held_by, held = record.get("axis") or FREQUENCY, record.get("held_by"), record.get("held")
+    axis, held_by, held = record.get("axis"), record.get("held_by"), record.get("held")
+    axis = FREQUENCY if axis is None else axis
     if axis not in AXES:
         raise InputError(f"axis is {axis!r}", where=where, remedy="frequency or facts")
     if held_by is not None and held_by not in HELD_BY[axis]:
         raise InputError(f"held_by is {held_by!r}", where=where, remedy=f"{' or '.join(HELD_BY[axis])} for {axis}")
     if held_by is None and held is not None:
         raise InputError("held without held_by", where=where, remedy="both, or neither")
-    if held is not None and (isinstance(held, bool) or not isinstance(held, int | float) or not 0 < held < np.inf):
-        raise InputError(f"held is {held!r}", where=where, remedy="a positive number")
+    if held is not None and (right := wrong_held(held_by, held)) is not None:
+        raise InputError(f"held is {held!r}", where=where, remedy=right)
     return Slice(axis, held_by, None if held is None else float(held))
+
+
+def wrong_held(held_by: str | None, held: Any) -> str | None:
+    """Returns what would be right where a value cannot be held: no number, K below 1, or a ratio above 1; else None."""
+    if isinstance(held, bool) or not isinstance(held, int | float) or not 0 < held < np.inf:
+        return "a positive number"
+    if held_by == RATIO and held > 1:
+        return "a share of the tokens, at most 1"
+    return "a number of facts, at least 1" if held_by == FACTS and held < 1 else None
 
 
 def varies_facts(table: pd.DataFrame) -> bool:
@@ -136,7 +151,7 @@ def slices_of(table: pd.DataFrame, axis: str = "auto") -> list[Slice]:
     infused = table[table["frequency"] > 0]
     varied = varies_facts(table)
     if axis == FACTS or varied:
-        _need_facts(infused)
+        _need_facts(infused, varied=varied)
     if not varied and (axis != FACTS or infused.empty):
         return [Slice(FACTS)] if axis == FACTS else [USUAL]
     found: list[Slice] = []
@@ -229,7 +244,7 @@ def _doses(rows: pd.DataFrame) -> int:
     return int(rows.groupby(["params", "tokens"])["dose"].nunique().max()) if len(rows) else 0
 
 
-def _need_facts(infused: pd.DataFrame) -> None:
+def _need_facts(infused: pd.DataFrame, *, varied: bool) -> None:
     known = infused[_FACTS_COLUMN].notna() if _FACTS_COLUMN in infused else pd.Series(False, index=infused.index)
     if bool(known.all()):
         return
@@ -238,5 +253,5 @@ def _need_facts(infused: pd.DataFrame) -> None:
     raise InputError(
         f"a run does not say how many facts it was infused with ({which})",
         where="analysis.axis",
-        remedy="give infused_facts of every run, or use axis: frequency",
+        remedy="give infused_facts of every run" + ("" if varied else ", or use axis: frequency"),
     )

@@ -163,6 +163,11 @@ def make_transition(
     )
 
 
+def too_few_levels(curve: Curve, levels: int, fewest: int) -> str:
+    """Returns why a ``curve`` of so few ``levels`` has no transition; empty where they are enough."""
+    return "" if levels >= fewest else f"{levels} levels of {curve.symbol}; at least {fewest} are needed"
+
+
 def ratio_at(curve: Curve, dose: float | None) -> float | None:
     """Returns the infusion ratio at a dose, linear between the levels that have one (rho = K F mean length / D)."""
     return amount_at(curve, curve.ratio, dose, jumps=curve.slice.held_by == RATIO)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_kis.common.errors import InputError, JobError, KisError
+from megatron_kis.common.errors import InputError, JobError, KisError, nearest
 from megatron_kis.common.files import locked, sha256_file
 from megatron_kis.common.known_files import Seen, Sources
 from megatron_kis.common.progress import Progress
@@ -167,10 +167,25 @@ def _checked(settings: DataPrepConfig) -> DataPrepConfig:
         where = "data.facts_columns" if error.where == "columns" else error.where
         raise InputError(error.problem, where=where, remedy=error.remedy) from None
     source_files(settings.facts, settings.facts_format)
-    load_templates(settings.templates, relations=settings.select.relations_of_all_groups())
+    _check_templates(settings)
     if settings.tokenizer is not None:
         load_tokenizer(settings.tokenizer)
     return settings
+
+
+def _check_templates(settings: DataPrepConfig) -> None:
+    """Refuses damaged templates, and relations that have none."""
+    templates = load_templates(settings.templates)
+    select = settings.select
+    used = {relation for group, count in select.counts().items() if count for relation in select.relations_of(group)}
+    for key, relations in select.named_relations().items():
+        for relation in relations:
+            if relation in used and relation not in templates:
+                raise InputError(
+                    f"no templates for relation {relation!r} in {settings.templates}",
+                    where=f"data.select.{key}",
+                    remedy=nearest(relation, templates),
+                )
 
 
 @dataclass(slots=True)

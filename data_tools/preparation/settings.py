@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from megatron_kis.common.configuration import Config
+from megatron_kis.common.errors import InputError
 from megatron_kis.data_tools.facts.importers import IMPORTERS
 from megatron_kis.data_tools.readers.open import FORMATS
-from megatron_kis.data_tools.selection.select import SelectConfig
+from megatron_kis.data_tools.selection.select import SelectConfig, check_relations
 from megatron_kis.data_tools.tokenizers.training import CHARACTER_COVERAGE
 
 
@@ -60,3 +62,14 @@ class DataPrepConfig(Config):
 
     seed: int = 0
     """Seed of the validation split, the distractors and the tokenizer's sample; facts have ``select.seed``."""
+
+    @field_validator("select")
+    @classmethod
+    def _each_relation_once(cls, select: SelectConfig) -> SelectConfig:
+        try:
+            check_relations(select)
+        except InputError as error:
+            told = PydanticCustomError("value_error", "{told}", {"told": f"{error.problem}; {error.remedy}"})
+            place = (str(error.where),)
+            raise ValidationError.from_exception_data("select", [{"type": told, "loc": place, "input": None}]) from None
+        return select

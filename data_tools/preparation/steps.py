@@ -153,14 +153,19 @@ def _facts_step(inputs: StepInputs) -> Step:
 def _make_facts(inputs: StepInputs, folder: Path) -> None:
     """Writes ``facts.jsonl`` and its description."""
     settings = inputs.settings
-    selection = import_facts(
-        settings.facts,
-        settings.facts_format,
-        folder / "facts.jsonl",
-        settings.select,
-        columns=settings.facts_columns,
-        progress=inputs.progress,
-    )
+    try:
+        selection = import_facts(
+            settings.facts,
+            settings.facts_format,
+            folder / "facts.jsonl",
+            settings.select,
+            columns=settings.facts_columns,
+            progress=inputs.progress,
+        )
+    except InputError as error:
+        if error.where not in type(settings.select).model_fields:
+            raise
+        raise InputError(error.problem, where=f"data.select.{error.where}", remedy=error.remedy) from None
     for line in selection.summary():
         inputs.progress.say(f"  {line}")
 

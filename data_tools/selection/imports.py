@@ -25,7 +25,7 @@ from megatron_kis.data_tools.facts.importers import (
 from megatron_kis.data_tools.readers.files import refuse_own_outputs
 from megatron_kis.data_tools.rendering.templates import wording
 from megatron_kis.data_tools.selection.pool import Pool
-from megatron_kis.data_tools.selection.select import SelectConfig, Selection, select_facts
+from megatron_kis.data_tools.selection.select import SelectConfig, Selection, check_relations, select_facts
 
 
 def import_facts(
@@ -54,10 +54,7 @@ def import_facts(
             with counts of and reasons for dropped triples.
     """
     refuse_own_outputs(source_files(source, kind), [output, output.with_suffix(".meta.json")])
-    for key, relations in settings.named_relations().items():
-        twice = [relation for relation, count in Counter(relations).items() if count > 1]
-        if twice:
-            raise InputError(f"{twice[0]!r} is given twice", where=key, remedy="name each relation once")
+    check_relations(settings)
     triples = read_triples(source, kind, settings, columns=columns, skip_errors=skip_errors)
     triples = _without_repeated_ids(triples, settings, skip_errors=skip_errors)
     pools: list[Pool] = []

@@ -199,8 +199,7 @@ def select_facts(
     for key, relations in settings.named_relations().items():
         for relation in relations:
             if relation not in pool.seen:
-                where = None if key == "relations" else key
-                raise InputError(f"no facts of relation {relation!r}", where=where, remedy=nearest(relation, pool.seen))
+                raise InputError(f"no facts of relation {relation!r}", where=key, remedy=nearest(relation, pool.seen))
     selection = Selection(imported=pool.imported, dropped=pool.dropped, distractors=settings.distractors)
     order = list(settings.relations_of_all_groups()) or sorted(pool.facts)
     sizes = {relation: len(pool.facts[relation]) for relation in order}
@@ -288,6 +287,18 @@ def check_settings(settings: SelectConfig) -> None:
         raise InputError(f"is {settings.spread!r}", where="spread", remedy=f"valid: {', '.join(SPREADS)}")
     if settings.memory_limit < 1:
         raise InputError(f"is {settings.memory_limit}", where="memory_limit", remedy="a number of triples")
+
+
+def check_relations(settings: SelectConfig) -> None:
+    """Checks that no setting names a relation twice.
+
+    Raises:
+        InputError: names the setting and the relation.
+    """
+    for key, relations in settings.named_relations().items():
+        twice = [relation for relation, count in Counter(relations).items() if count > 1]
+        if twice:
+            raise InputError(f"{twice[0]!r} is given twice", where=key, remedy="name each relation once")
 
 
 def _facts_per_relation(count: int, sizes: dict[str, int], settings: SelectConfig) -> dict[str, int]:

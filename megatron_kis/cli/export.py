@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron_kis.cli.outputs import new_folder
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("export", help="a run's checkpoint for other tools")
@@ -16,7 +18,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "configuration and tokenizer. Logits are those of the run.",
     )
     huggingface.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
-    huggingface.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder to make")
+    huggingface.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
     huggingface.add_argument("--step", type=int, metavar="S", help="of the checkpoint (default: the newest)")
     huggingface.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
     huggingface.set_defaults(handler=_huggingface)
@@ -28,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--include_path DIR --tasks kis_infused_held_out_statement. The tasks name their documents by absolute path.",
     )
     tasks.add_argument("run", type=Path, metavar="RUN_DIR", help="the run's folder")
-    tasks.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder to make")
+    tasks.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
     tasks.add_argument("--exposures", type=Path, metavar="PREFIX", help="other facts: prefix of kis data render")
     tasks.add_argument("--all-templates", action="store_true", help="every template, not the run's choice")
     tasks.set_defaults(handler=_lm_eval)

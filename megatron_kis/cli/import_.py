@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron_kis.cli.outputs import new_folder
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("import", help="a model of others as the start of a run")
@@ -16,7 +18,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "data must be made; prints the model section of a run. What is not plain Llama is refused.",
     )
     huggingface.add_argument("source", type=Path, metavar="DIR", help="folder with config.json and *.safetensors")
-    huggingface.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder to make")
+    huggingface.add_argument("--output", type=new_folder, required=True, metavar="DIR", help="a folder to make")
     huggingface.add_argument("--eod", metavar="TOKEN", help="token that ends documents (default: its eos_token)")
     huggingface.set_defaults(handler=_huggingface)
 

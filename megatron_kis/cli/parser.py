@@ -100,10 +100,14 @@ def naming_options(given: Collection[str], section: str = "") -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        name = (error.where or "").removeprefix(f"{section}.")
-        if name not in given:
+        places = (error.where or "").split(", ")
+        names = [place.removeprefix(f"{section}.") for place in places]
+        if not set(names) & set(given):
             raise
-        raise InputError(error.problem, where=f"--{name.replace('_', '-')}", remedy=error.remedy) from None
+        said = [
+            f"--{name.replace('_', '-')}" if name in given else place for name, place in zip(names, places, strict=True)
+        ]
+        raise InputError(error.problem, where=", ".join(said), remedy=error.remedy) from None
 
 
 def _first_sentence(description: str) -> str:

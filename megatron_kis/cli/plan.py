@@ -205,7 +205,7 @@ def _jobs_of_file(path: Path, options: argparse.Namespace) -> list[Planned]:
     from megatron_kis.config.layout import check_layout
     from megatron_kis.config.run import RunConfig, TrainingConfig
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.study.grid import expand_grid
+    from megatron_kis.study.specs import expand_grid
 
     if not any(line.startswith("ladder:") for line in read_text(path).splitlines()):
         run = load_config(RunConfig, path)

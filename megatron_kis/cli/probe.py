@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_kis.cli.outputs import new_file
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
@@ -26,9 +28,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--tensor", type=int, default=1, metavar="N", help="ranks that share each layer (default: 1)")
     parser.add_argument("--pipeline", type=int, default=1, metavar="N", help="pipeline stages (default: 1)")
     parser.add_argument("--json", action="store_true", help="print all rules and the choices behind them as JSON")
-    parser.add_argument("--outcomes", type=Path, metavar="FILE.npz", help="write one record per question")
+    parser.add_argument("--outcomes", type=new_file, metavar="FILE.npz", help="write one record per question")
     when = "write when each question was learned, forgotten and learned again in the run's own probes; asks nothing"
-    parser.add_argument("--histories", type=Path, metavar="FILE.csv", help=when)
+    parser.add_argument("--histories", type=new_file, metavar="FILE.csv", help=when)
     parser.set_defaults(handler=_probe)
 
 

@@ -2,7 +2,8 @@
 
     python -m megatron_kis.cli.starter FILE_DESCRIPTOR
 
-``executor.starter`` starts it, and says and hears lines of JSON through the socket of that descriptor.
+``executor.starter`` starts it, and says and hears lines of JSON through the socket of that descriptor. With each line
+comes the end of a pipe, through which the process that is forked for it is told to begin.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ def serve(link: socket.socket) -> dict[str, Any] | None:
     """Starts runs until the other end of ``link`` is closed.
 
     Returns:
-        In the process of a run: what was said of it. In the starter: None, at the end.
+        In the process of a run: what the executor asked for. In the starter: None, at the end.
     """
     from megatron_kis.executor.processes import before_start
 
     received = b""
+    pipes: list[int] = []  # of requests
     running: dict[int, int] = {}  # file descriptors of processes
     while True:
         ready = set(select.select([link.fileno(), *running], [], [])[0])
@@ -38,7 +40,8 @@ def serve(link: socket.socket) -> dict[str, Any] | None:
             link.sendall(json.dumps({"ended": process, "status": status}).encode() + b"\n")
         if link.fileno() not in ready:
             continue
-        block = link.recv(1 << 16)
+        block, passed, *_ = socket.recv_fds(link, 1 << 16, 1)
+        pipes += passed
         if not block:
             return None
         *lines, received = (received + block).split(b"\n")
@@ -46,6 +49,7 @@ def serve(link: socket.socket) -> dict[str, Any] | None:
             wanted: dict[str, Any] = json.loads(line)
             cores = wanted["cores"]
             prepare = before_start(None if cores is None else tuple(cores))
+            begin = pipes.pop(0)
             process = os.fork()
             if process == 0:
                 os.setsid()
@@ -53,7 +57,11 @@ def serve(link: socket.socket) -> dict[str, Any] | None:
                 for descriptor in running:
                     os.close(descriptor)
                 prepare()
+                if not os.read(begin, 1):  # too late
+                    os._exit(0)
+                os.close(begin)
                 return wanted
+            os.close(begin)
             running[os.pidfd_open(process)] = process
             link.sendall(json.dumps({"started": process}).encode() + b"\n")
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -22,7 +21,8 @@ from pydantic import (
     field_validator,
 )
 
-from megatron_kis.common.errors import InputError, nearest
+from megatron_kis.common.complaints import arms_of, fields_of, input_error, refuse_truth_values
+from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_text
 from megatron_kis.common.identifiers import ALLOWED, complaint, is_name
 from megatron_kis.common.identity import RUN_FILE
@@ -51,7 +51,15 @@ Quantity = Annotated[float, BeforeValidator(as_count, json_schema_input_type=flo
 class Config(BaseModel):
     """Base of all settings: frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses true and false where a number is wanted."""
+        if info.field_name in cls.model_fields:
+            refuse_truth_values(value, cls.model_fields[info.field_name].annotation)
+        return value
 
     @field_validator("*", mode="after")
     @classmethod
@@ -127,7 +135,7 @@ def parse_config(
     try:
         return kind.model_validate(content, context={"base": base})
     except ValidationError as error:
-        raise input_error(error, kind, source=source, section=section, overrides=overrides) from None
+        raise input_error(error, kind, content, source=source, section=section, overrides=overrides) from None
 
 
 _BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
@@ -149,31 +157,6 @@ def _spell_out_bounds(schema: Any) -> None:
         schema.pop("allow_inf_nan", None)
     for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
         _spell_out_bounds(inner)
-
-
-def input_error(
-    error: ValidationError,
-    kind: type[BaseModel],
-    *,
-    source: str = "",
-    section: str = "",
-    overrides: Sequence[str] = (),
-) -> InputError:
-    """Returns the first of pydantic's complaints as one of ours; the arguments are those of ``parse_config``."""
-    first = error.errors()[0]
-    place = [part for part in first["loc"] if not isinstance(part, str) or not part.startswith("function-")]
-    key = ".".join(part for part in (section, *map(str, place)) if part)
-    where = ": ".join(part for part in (source, key) if part)
-    where = next((said for said in reversed(overrides) if f"{key}.".startswith(f"{said.partition('=')[0]}.")), where)
-    if first["type"] == "extra_forbidden":
-        return InputError("unknown key", where=where, remedy=nearest(str(place[-1]), _fields_at(kind, place[:-1])))
-    if first["type"] == "missing":
-        return InputError("is missing", where=where, remedy="add it")
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] != "value_error":
-        message += f" (got {first['input']!r})"
-    number = first["type"] == "string_type" and isinstance(first["input"], bool | int | float)
-    return InputError(message, where=where, remedy="put it in quotes" if number else None)
 
 
 def as_content(config: Config, folder: Path, *, within: Path | None = None) -> dict[str, Any]:
@@ -215,14 +198,14 @@ def _override(content: dict[str, Any], override: str, kind: type[BaseModel], bas
     value = parse_yaml(text, where=override)
     *path, last = key.split(".")
     section = content
-    fields = _fields_of(kind)
+    fields = fields_of(kind)
     for part in path:
         if section.get(part) is None:
             section[part] = {}
         section = section[part]
         if not isinstance(section, dict):
             raise InputError(f"{part!r} has no keys of its own", where=override)
-        fields = _fields_of(fields.get(part))
+        fields = fields_of(fields.get(part))
     try:
         section[last] = _as_the_file_names(value, fields.get(last), base)
     except InputError as error:
@@ -231,7 +214,7 @@ def _override(content: dict[str, Any], override: str, kind: type[BaseModel], bas
 
 def _as_the_file_names(value: Any, kind: Any, base: Path | Moved) -> Any:
     """Returns a value of the command line, whose paths begin at the current folder, as the file would write it."""
-    arms = [kind, *_arms(kind)]
+    arms = [kind, *arms_of(kind)]
     if isinstance(value, str) and Path in arms:
         path = placed(value, None)
         return str(path.absolute() if isinstance(base, Moved) else seen_from(path, base))
@@ -239,36 +222,6 @@ def _as_the_file_names(value: Any, kind: Any, base: Path | Moved) -> Any:
         inner = next((get_args(arm)[0] for arm in arms if get_origin(arm) is tuple), None)
         return [_as_the_file_names(item, inner, base) for item in value]
     if isinstance(value, dict):
-        fields = next((found for arm in arms if (found := _fields_of(arm))), {})
+        fields = next((found for arm in arms if (found := fields_of(arm))), {})
         return {key: _as_the_file_names(item, fields.get(key), base) for key, item in value.items()}
     return value
-
-
-def _arms(kind: Any) -> tuple[Any, ...]:
-    """Returns the members of which a union or an annotated type is made."""
-    if get_origin(kind) in (Union, UnionType, Annotated):
-        return tuple(inner for arm in get_args(kind) for inner in (arm, *_arms(arm)))
-    return ()
-
-
-def _fields_of(kind: Any) -> dict[str, Any]:
-    """Returns names and types of a section's fields; none where it is no section."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return {name: field.annotation for name, field in kind.model_fields.items()}
-    return {}
-
-
-def _fields_at(kind: type[BaseModel], place: Sequence[Any]) -> list[str]:
-    """Returns the names of the fields of the section at ``place``."""
-    section: Any = kind
-    for part in place:
-        if isinstance(part, int):  # an entry of a list, tuple[Section, ...]
-            section = next(iter(get_args(section)), None)
-            continue
-        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, BaseModel) else None
-        if field is None:
-            break
-        section = field.annotation
-    if isinstance(section, type) and issubclass(section, BaseModel):
-        return list(section.model_fields)
-    return list(kind.model_fields)

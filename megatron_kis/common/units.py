@@ -52,6 +52,14 @@ def quantity(text: str) -> float:
     return value
 
 
+def amount(text: str) -> float:
+    """Returns a positive number, whole or not, as an argument of a command."""
+    number = parse_count(text)
+    if number is None or not 0 < (value := float(number)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number; write 400, 2.5k or 0.5")
+    return value
+
+
 def whole_quantity(text: str) -> int:
     """Returns a whole count of at least 1, as an argument of a command."""
     value = quantity(text)

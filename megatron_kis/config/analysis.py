@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 
-from megatron_kis.common.configuration import Config, input_error
+from megatron_kis.common.complaints import input_error
+from megatron_kis.common.configuration import Config
 from megatron_kis.common.errors import nearest
 
 CRITERIA = ("hinge", "tolerance_rule", "general_loss", "half_margin")
@@ -127,7 +128,8 @@ class AnalysisConfig(Config):
     """Resamples of the bootstrap that gives points their errors and checks the law's intervals; 0: none."""
 
     law: str = "auto"
-    """The law's form: ``auto`` (chosen by the largest N, held out) or a candidate's name, such as ``N and D``."""
+    """The law's form: ``auto`` (chosen by the largest N, held out) or a candidate's name, such as ``N and D``.
+    Where slices are fitted together, ``N`` and ``N and D`` have a term in what is held."""
 
     confidence: _OpenShare = 0.95
     """Level of the law's confidence and prediction intervals."""
@@ -144,7 +146,7 @@ class AnalysisConfig(Config):
         except ValidationError as error:
             if info.context is not None:  # of a file: its reader names the place
                 raise
-            raise input_error(error, cls, section=SECTION) from None
+            raise input_error(error, cls, values, section=SECTION) from None
 
     def record(self) -> dict[str, Any]:
         """Returns the resolved settings, for JSON; those that came later only where they have another value."""

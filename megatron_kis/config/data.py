@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -186,6 +187,10 @@ class DataConfig(Config):
         if len(corpus) % 2:
             msg = "needs a weight before each prefix, as in [0.7, a, 0.3, b]"
             raise ValueError(msg)
+        for weight in corpus[::2]:
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                msg = f"has {weight!r} where a weight above 0 is wanted, as in [0.7, a, 0.3, b]"
+                raise ValueError(msg)
         return [{"weight": weight, "prefix": prefix} for weight, prefix in zip(corpus[::2], corpus[1::2], strict=True)]
 
     @property

@@ -32,8 +32,11 @@ def recorded_config(record: Mapping[str, Any], folder: Path) -> RunConfig:
         base = Moved(folder, Path(str(record["config"].get("output", "."))))
     content = dict(record["config"])
     documents = content.get("documents")
-    if isinstance(documents, dict) and documents.get("reset_attention"):
-        content["documents"] = {"eod_belongs_to": "previous", **documents}  # what older runs did, which name none
+    if isinstance(documents, dict):
+        if documents.get("reset_attention"):
+            content["documents"] = {"eod_belongs_to": "previous", **documents}  # what older runs did, which name none
+        else:  # it had no effect, and is refused by now
+            content["documents"] = {name: value for name, value in documents.items() if name != "eod_belongs_to"}
     config = parse_config(RunConfig, content, source=str(folder / RUN_FILE), base=base)
     changes: dict[str, Any] = {"output": folder}
     if isinstance(kept, dict) and "frequencies" in kept:

@@ -213,13 +213,12 @@ class RunConfig(Config):
             msg = "trunk: needs infusion.begins, which says where this run leaves it"
             raise ValueError(msg)
         if self.extends is not None and self.infusion.begins is not None:
-            msg = "has both extends and infusion.begins; give one: what extends a run begins where that ends"
+            msg = "extends: excludes infusion.begins, since a run that extends another begins where that ends; give one"
             raise ValueError(msg)
         if self.infusion.begins is not None and not 0 < self.begin_step < self.training.steps:
-            msg = (
-                f"infusion.begins: {self.infusion.begins:g} of {self.training.steps} steps is step {self.begin_step}; "
-                "use a share between the first step and the last"
-            )
+            last = self.training.steps - 1
+            within = f"use a share from 1/{last + 1} to {last}/{last + 1}" if last else "use more steps"
+            msg = f"infusion.begins: {self.infusion.begins:g} of {last + 1} steps is step {self.begin_step}; {within}"
             raise ValueError(msg)
         return self
 

@@ -263,12 +263,26 @@ class StudyConfig(Config):
         named += [(f"ladder.{number}.facts", rung.facts or ()) for number, rung in enumerate(self.ladder)]
         named += [(f"runs.{number}.facts", (run.facts or 0,)) for number, run in enumerate(self.runs)]
         for key, counts in named:
-            if max(counts, default=0) > most:
+            if any(count > most for count in counts if count):
                 msg = f"{key}: {max(counts)} of {most} infused facts; raise data.select.infused"
                 raise ValueError(msg)
         doses = [dose for rung in self.ladder for _, dose, _ in self.grid_of(rung)]
         if any(self.facts) and not any(dose.infuses for dose in doses):
+            only = [number for number, rung in enumerate(self.ladder) if rung.facts and not any(rung.facts)]
             msg = "facts: none of them is shown; give frequencies or infusion_ratios above 0"
+            if len(only) == len(self.ladder):
+                msg = f"ladder.{only[0]}.facts: has only 0, the run without infusion; add a number of facts above 0"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _background_is_there(self) -> StudyConfig:
+        wanted, most = sum(group.facts for group in self.background.groups), self.data.select.background
+        if wanted > most:
+            msg = (
+                f"background: the groups have {wanted} facts together, of {most} background facts; make groups "
+                "smaller, or raise data.select.background"
+            )
             raise ValueError(msg)
         return self
 

@@ -15,6 +15,7 @@ run needs the number of sequences consumed and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -36,6 +37,7 @@ from megatron_kis.data.plan_inputs import (
     PreviousPart,
     TokenBudget,
     fingerprint_of,
+    whole_number,
 )
 from megatron_kis.data.stream import IntArray, Stream, TemplatePolicy
 
@@ -122,12 +124,12 @@ class ExposurePlan:
         self.sequence_length, self.token_budget = budget.sequence_length, budget.tokens
         self.infused_tokens = streams[0].total_tokens
         self.background_tokens = streams[1].total_tokens
-        self.infusion_frequency = _whole(infused.mean(streams[0].counts_per_fact()))
+        self.infusion_frequency = whole_number(infused.mean(streams[0].counts_per_fact()))
         self.infusion_ratio = self.infused_tokens / self.token_budget
         background = inputs.background
         self.background_frequencies = background.frequency  # before any exposure gives way
-        self.background_base_frequency = _whole(background.mean(background.frequency))
-        self.background_frequency = _whole(background.mean(streams[1].counts_per_fact()))
+        self.background_base_frequency = whole_number(background.mean(background.frequency))
+        self.background_frequency = whole_number(background.mean(streams[1].counts_per_fact()))
 
     def __len__(self) -> int:
         """Returns the number of sequences of the run."""
@@ -254,8 +256,23 @@ def _of_schedule(schedule: Schedule) -> dict[str, Any]:
     return {"background_schedule": schedule.description, "background_schedule_fingerprint": schedule.fingerprint}
 
 
-def _whole(mean: float) -> float:
-    return int(mean) if mean == int(mean) else mean
+class RatioTooLargeError(InputError):
+    """The exposures of a ratio do not fit."""
+
+    def __init__(self, problem: str, *, largest: float) -> None:
+        """Builds the message.
+
+        Args:
+            problem: what does not fit.
+            largest: nearly the largest ratio that fits.
+        """
+        shown = math.floor(1000 * largest) / 1000 or largest
+        super().__init__(
+            problem,
+            where="infusion_ratio",
+            remedy=f"the largest that fits is about {shown:.3g}, or raise the token budget",
+        )
+        self.largest = largest
 
 
 def _does_not_fit(inputs: PlanInputs, frequencies: IntArray | int) -> InputError:
@@ -271,12 +288,18 @@ def _does_not_fit(inputs: PlanInputs, frequencies: IntArray | int) -> InputError
             remedy="use a smaller one, or raise the token budget",
         )
     infused, beside = inputs.streams(frequencies)
+    largest = _largest_frequency(inputs, frequencies)
     each = inputs.infused.mean(infused.counts_per_fact())
-    return InputError(
+    problem = (
         f"{inputs.infused.count} infused facts x {each:g} exposures and the background need "
-        f"{infused.total_tokens + beside.total_tokens} {whole}",
+        f"{infused.total_tokens + beside.total_tokens} {whole}"
+    )
+    if inputs.infused.ratio is not None:
+        return RatioTooLargeError(problem, largest=infused.total_tokens / budget.tokens * largest / each)
+    return InputError(
+        problem,
         where="infusion_frequency",
-        remedy=f"the largest that fits is about {_largest_frequency(inputs, frequencies)}, or raise the token budget",
+        remedy=f"the largest that fits is about {largest}, or raise the token budget",
     )
 
 

@@ -16,7 +16,7 @@ from megatron_kis.common.files import fingerprint
 from megatron_kis.common.terms import RENDERED_GROUPS
 from megatron_kis.data.exposure_plan import ExposurePlan, PreviousPart, SequenceLayout, TokenBudget
 from megatron_kis.data.exposure_schedule import schedule_of
-from megatron_kis.data.plan_inputs import rounded
+from megatron_kis.data.plan_inputs import rounded, whole_number
 from megatron_kis.data.stream import IntArray
 
 _CONTENT = ("infused_facts", "background_facts", "background_policy", "sequence_length", "seed", "templates")
@@ -34,7 +34,7 @@ _SETTINGS = (
     "background_groups",
     "background_schedule",
 )
-_SUMS = ("infused_tokens", "background_tokens", "token_budget", "infusion_frequency", "background_frequency")
+_SUMS = ("infused_tokens", "background_tokens", "token_budget", "infusion_frequency")
 
 
 class Plan(Protocol):
@@ -83,8 +83,10 @@ class ExtendedPlan:
         self.infused_tokens: int = base.infused_tokens + tail.infused_tokens
         self.infusion_frequency: float = base.infusion_frequency + tail.infusion_frequency
         self.infusion_ratio: float = self.infused_tokens / self.token_budget
-        self.background_frequency: float = base.background_frequency + tail.background_frequency
         self.background_frequencies: int | IntArray = base.background_frequencies + tail.background_frequencies
+        # Facts of a low frequency may be shown in one part alone: the parts' means are not of the same facts.
+        shown = replace(tail.inputs.background, frequency=self.background_frequencies)
+        self.background_frequency: float = whole_number(shown.mean(self.expected("background")))
 
     def __len__(self) -> int:
         """Returns the number of sequences of the whole run."""
@@ -123,6 +125,7 @@ class ExtendedPlan:
         return {
             **{name: tail[name] for name in _CONTENT},
             **whole,
+            "background_frequency": self.background_frequency,
             **({"shown_facts": tail["shown_facts"]} if "shown_facts" in tail else {}),
             "infusion_ratio": self.infusion_ratio,
             "extends": base,
@@ -233,7 +236,7 @@ def check_continuation(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def same_until(sequences: int, before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Returns whether two plans have the same first sequences because these are of equal parts.
+    """Returns whether two plans have the same first sequences because the parts that they come from are equal.
 
     Args:
         sequences: number of sequences to compare.

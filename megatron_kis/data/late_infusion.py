@@ -10,9 +10,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from megatron_kis.common.errors import InputError
 from megatron_kis.common.terms import RENDERED_GROUPS
-from megatron_kis.data.exposure_plan import BackgroundFacts, ExposurePlan, InfusedFacts, PreviousPart, TokenBudget
+from megatron_kis.data.exposure_plan import (
+    BackgroundFacts,
+    ExposurePlan,
+    InfusedFacts,
+    PreviousPart,
+    RatioTooLargeError,
+    TokenBudget,
+)
 from megatron_kis.data.extension import ExtendedPlan
 from megatron_kis.data.plan_inputs import rounded
 from megatron_kis.data.stream import TemplatePolicy
@@ -46,12 +52,6 @@ def begin_later(
     """
     added = budget.tokens - first_tokens
     ratio = None if infused.ratio is None else infused.ratio * budget.tokens / added
-    if ratio is not None and ratio > 1:
-        raise InputError(
-            f"{infused.ratio:g} of {budget.tokens} tokens is more than the {added} that are left when infusion begins",
-            where="infusion.ratio",
-            remedy="use a smaller ratio, or begin earlier",
-        )
     share, early, late = background.schedule.split(first_tokens / budget.tokens)
     before = rounded(background.frequency * share)
     shared: dict[str, Any] = {"templates": templates, "seed": seed, "text_first": text_first}
@@ -61,16 +61,27 @@ def begin_later(
         budget=TokenBudget(first_tokens, budget.sequence_length),
         **shared,
     )
-    tail = ExposurePlan(
-        replace(infused, ratio=ratio),
-        replace(background, frequency=background.frequency - before, schedule=late),
-        budget=TokenBudget(added, budget.sequence_length),
-        schedule=schedule,
-        previous=PreviousPart(
-            sequences=len(base),
-            counts={group: base.expected(group) for group in RENDERED_GROUPS},
-            background_frequency=before,
-        ),
-        **shared,
-    )
-    return ExtendedPlan(base, tail)
+    try:
+        tail = ExposurePlan(
+            replace(infused, ratio=None if ratio is None else min(1.0, ratio)),
+            replace(background, frequency=background.frequency - before, schedule=late),
+            budget=TokenBudget(added, budget.sequence_length),
+            schedule=schedule,
+            previous=PreviousPart(
+                sequences=len(base),
+                counts={group: base.expected(group) for group in RENDERED_GROUPS},
+                background_frequency=before,
+            ),
+            **shared,
+        )
+    except RatioTooLargeError as error:  # said of the last part
+        problem, largest = error.problem, error.largest
+    else:
+        if ratio is None or ratio <= 1:
+            return ExtendedPlan(base, tail)
+        largest = 1.0
+    if ratio is not None and ratio > 1:
+        problem = (
+            f"{infused.ratio:g} of {budget.tokens} tokens is more than the {added} that are left when infusion begins"
+        )
+    raise RatioTooLargeError(problem, largest=largest * added / budget.tokens)

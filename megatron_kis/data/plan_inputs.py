@@ -284,6 +284,11 @@ def rounded(values: float | NDArray[np.floating[Any]]) -> int | IntArray:
     return round(values) if isinstance(values, int | float) else np.rint(values).astype(np.int64)
 
 
+def whole_number(mean: float) -> float:
+    """Returns a mean as an integer if it is one."""
+    return int(mean) if mean == int(mean) else mean
+
+
 def length_table(lengths: ArrayLike, name: str) -> IntArray:
     """Checks lengths of exposures.
 

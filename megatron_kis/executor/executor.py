@@ -2,9 +2,9 @@
 
 Every run is acquired first (``lease``), so that executors on many machines can share a study; each attempt is recorded
 (``attempts``). A failed run is tried again at the end, ``retries`` times, and stops no other. A run that branches from
-another one (``Run.trunk``) waits until that has ended, however it does. Asked to stop (SIGINT, SIGTERM, SIGUSR1), the
-executor asks its runs, which save and end; whatever is DONE is skipped the next time. Runs ask the kernel to be ended
-when the executor dies: even a SIGKILL leaves none that a second executor would meet.
+another one (``Run.trunk``) waits until that has ended, however it does, here or with another executor. Asked to stop
+(SIGINT, SIGTERM, SIGUSR1), the executor asks its runs, which save and end; whatever is DONE is skipped the next time.
+Runs ask the kernel to be ended when the executor dies: even a SIGKILL leaves none that a second executor would meet.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 from megatron_kis.config.executor import ExecutorConfig
 from megatron_kis.executor.attempts import STOPPED, Outcome, end_attempt, is_exhausted
 from megatron_kis.executor.interface import Launcher, Progress, Report, Run, Slot, local_command
-from megatron_kis.executor.lease import HeldLease, Lease, acquire, is_suspect, read_lease, this_process
+from megatron_kis.executor.lease import HeldLease, Lease, acquire, is_live, is_suspect, read_lease, this_process
 from megatron_kis.executor.resources import Machine, ResourcePool, this_machine
 from megatron_kis.executor.run_process import RunProcess, start_run
 from megatron_kis.executor.starter import Starter
 
 _POLL_SECONDS = 0.2
-_RETRY_SECONDS = 2.0  # between attempts to acquire runs whose owners may be dead
+_RETRY_SECONDS = 2.0  # between attempts to acquire runs whose owners may be dead, or that others wait for
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -119,10 +119,9 @@ class _Executor:
         self._stopped: list[str] = []
         self._retried: list[str] = []
         self._elsewhere: list[tuple[str, str]] = []
-        self._trunks_elsewhere: dict[Path | None, str] = {}  # folders of runs in ``_elsewhere``, and who has them
         self._branches = any(run.trunk is not None for run in self.waiting)
 
-        self._suspects: deque[Run] = deque()  # held by owners that may be dead
+        self._suspects: deque[Run] = deque()  # held by owners that may be dead, or that branches wait for
         self._heartbeats: dict[str, float] = {}  # of those owners, when they were first suspected
         self._suspects_tried = 0.0
 
@@ -184,16 +183,15 @@ class _Executor:
 
     def _start(self, run: Run, slot: Slot) -> bool:
         """Acquires a run and starts it, unless that is not needed."""
-        if owner := self._trunks_elsewhere.get(run.trunk):
-            self._elsewhere.append((run.name, owner))  # who trains the trunk goes on with its branches
+        if run.trunk is not None and self._is_held_elsewhere(run.trunk):
+            self._suspects.append(run)  # its trunk is not one of our runs, or was given up here
             return False
         held = acquire(run.output, owner=self._owner, seconds=self._lease_seconds)
         if not isinstance(held, HeldLease):
-            if self._suspects_owner(run, held):
-                self._suspects.append(run)  # its lease expires in a few minutes, or it gives a sign of life
+            if self._suspects_owner(run, held) or self._is_awaited(run):
+                self._suspects.append(run)  # its lease expires in a few minutes, or its owner lives and ends it
             else:
                 self._elsewhere.append((run.name, str(held.owner)))
-                self._trunks_elsewhere[run.output] = str(held.owner)
             return False
         try:
             if (run.output / "DONE").exists():  # by another executor, since ``done`` was looked up
@@ -211,6 +209,15 @@ class _Executor:
 
     def _begin(self, run: Run, slot: Slot, held: HeldLease) -> RunProcess:
         return start_run(run, slot, held, self._launcher, lock=self._lock, starter=self._starter)
+
+    def _is_awaited(self, run: Run) -> bool:
+        """Tells whether other runs here branch from a run, and so cannot leave it to who has it."""
+        return any(other.trunk == run.output for other in (*self.waiting, *self._suspects))
+
+    def _is_held_elsewhere(self, folder: Path) -> bool:
+        """Tells whether another living executor is at work on a run."""
+        lease = read_lease(folder)
+        return lease is not None and is_live(lease, owner=self._owner, seconds=self._lease_seconds)
 
     def _suspects_owner(self, run: Run, lease: Lease) -> bool:
         """Tells whether the owner of a lease may be dead; once suspected, it is until it gives a sign of life."""
@@ -239,8 +246,10 @@ class _Executor:
         ended.log.close()
         self._pool.release(run, ended.slot)
         if ended.lost:
-            self._elsewhere.append((run.name, "taken over by another executor"))
-            self._trunks_elsewhere[run.output] = "taken over by another executor"
+            if self._is_awaited(run):
+                self._suspects.append(run)
+            else:
+                self._elsewhere.append((run.name, "taken over by another executor"))
             return
         ending = ended.read_ending()
         status = ending.status if ending else ended.process.wait()
@@ -277,12 +286,13 @@ class _Executor:
         """Leaves no run behind, however the executor ends."""
         for running in self._running:
             running.kill()
+        if self._starter is not None:
+            self._starter.close()
+        for running in self._running:
             running.process.wait()
             running.log.close()
             running.lease.release()
         self._running.clear()
-        if self._starter is not None:
-            self._starter.close()
 
 
 @contextmanager

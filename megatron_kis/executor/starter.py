@@ -7,6 +7,8 @@ that is sound: on Linux, for runs of one rank and one thread that use no GPU. Wh
 are started by their commands.
 
 The kernel ends the starter with the executor, and its runs with the starter: they save, as if they were asked to stop.
+A forked process begins its run only when the executor says so, through a pipe that came with the request. One that the
+starter forks too late finds that pipe closed, and ends: its run has been started by its command in the meantime.
 """
 
 from __future__ import annotations
@@ -14,20 +16,22 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from megatron_kis.executor.attempts import STOPPED
 from megatron_kis.executor.interface import Run, Slot
 from megatron_kis.executor.processes import before_start, start_ticks
 
 MODULE = "megatron_kis.cli.starter"
+GO = b"."
+"""What the executor says to a forked process that is to begin its run."""
+
 _PATIENCE = 120.0  # seconds for the imports, on a machine at full load
 _WAIT = 0.05
 
@@ -56,6 +60,7 @@ class Starter:
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
         self._received = b""
+        self._running: set[int] = set()
         self._statuses: dict[int, int] = {}
         self._failed = False
 
@@ -95,19 +100,35 @@ class Starter:
         try:
             if self._link is None:
                 self._begin(environment, lock)
-            assert self._link is not None
-            self._link.sendall(json.dumps(wanted).encode() + b"\n")
-            process = self._receive(until=time.monotonic() + _PATIENCE)
+            process = self._request(json.dumps(wanted).encode() + b"\n")
         except OSError:
             process = None
         if process is None:
             self._failed = True
-            self.close()
+            if not self._running:  # those that it has started end with it
+                self.close()
             return None
-        return _Forked(process, self)
+        self._running.add(process)
+        return _Forked(process, run.output / "DONE", self)
+
+    def _request(self, wanted: bytes) -> int | None:
+        """Has a process forked, and lets it begin; None, and it never begins, if it is not there in time."""
+        assert self._link is not None
+        begin, go = os.pipe()
+        try:
+            sent = socket.send_fds(self._link, [wanted], [begin])
+            self._link.sendall(wanted[sent:])
+            process = self._receive(until=time.monotonic() + _PATIENCE)
+            if process is not None:
+                os.write(go, GO)
+            return process
+        finally:
+            os.close(go)
+            os.close(begin)
 
     def _begin(self, environment: Mapping[str, str], lock: int | None) -> None:
         self._link, theirs = socket.socketpair()
+        self._link.settimeout(_PATIENCE)
         with theirs:
             kept = (theirs.fileno(),) if lock is None else (theirs.fileno(), lock)
             self._process = subprocess.Popen(
@@ -129,6 +150,7 @@ class Starter:
                 self._received = rest
                 said: dict[str, Any] = json.loads(line)
                 if "ended" in said:
+                    self._running.discard(said["ended"])
                     self._statuses[said["ended"]] = said["status"]
                 elif until is not None:
                     return int(said["started"])
@@ -136,7 +158,10 @@ class Starter:
             patience = 0.0 if until is None else max(0.0, until - time.monotonic())
             if not select.select([self._link], [], [], patience)[0]:
                 return None
-            block = self._link.recv(1 << 16)
+            try:
+                block = self._link.recv(1 << 16)
+            except OSError:
+                block = b""
             if not block:  # it has ended
                 self.close()
                 self._failed = True
@@ -145,9 +170,13 @@ class Starter:
 
     def status(self, process: int) -> int | None:
         """Returns the exit status of a process that was started here, once; None while it runs, or if nobody knows."""
-        with suppress(OSError):
-            self._receive()
+        self._receive()
         return self._statuses.pop(process, None)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the starter has ended, and says nothing more."""
+        return self._link is None
 
     def close(self) -> None:
         """Ends the starter; the kernel then asks what it has started to end, too."""
@@ -163,8 +192,9 @@ class Starter:
 class _Forked:
     """A run that the starter has started."""
 
-    def __init__(self, process: int, starter: Starter) -> None:
+    def __init__(self, process: int, done: Path, starter: Starter) -> None:
         self.pid = process
+        self._done = done
         self._starter = starter
         self._began = start_ticks(process)
         self._status: int | None = None
@@ -176,18 +206,13 @@ class _Forked:
     def poll(self) -> int | None:
         if self._status is None:
             self._status = self._starter.status(self.pid)
-        if self._status is None and (not self._began or start_ticks(self.pid) != self._began):
-            # it is gone: the starter says so in a moment, if it is still there
-            self._status = self._last_word()
+        if self._status is None and self._starter.is_closed and self._is_gone():
+            # Nobody is left to say how it ended: either it was complete, or it was asked to end with the starter.
+            self._status = 0 if self._done.exists() else STOPPED
         return self._status
 
-    def _last_word(self) -> int:
-        for _ in range(20):
-            status = self._starter.status(self.pid)
-            if status is not None:
-                return status
-            time.sleep(_WAIT)
-        return -int(signal.SIGTERM)
+    def _is_gone(self) -> bool:
+        return not self._began or start_ticks(self.pid) != self._began
 
     def wait(self) -> int:
         while (status := self.poll()) is None:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from megatron_kis.data_tools.storage.ranges import ranges, starts_of
 from megatron_kis.distributed.collectives import sum_over_data
 from megatron_kis.distributed.megatron_imports import quiet_megatron
 from megatron_kis.model.attention import SdpaAttention
 from megatron_kis.model.head import head_inputs, head_weight, headless
 from megatron_kis.probes.prefix_tree import EdgeScores, PackedPrefixTrees
-from megatron_kis.probes.ragged import ranges, starts_of
 from megatron_kis.probes.readout import read_tokens, to_device
 
 if TYPE_CHECKING:

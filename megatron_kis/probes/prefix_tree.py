@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_kis.probes.ragged import Ragged, starts_of
+from megatron_kis.data_tools.storage.ranges import starts_of
+from megatron_kis.probes.ragged import Ragged
 
 Ints = NDArray[np.int32]
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from megatron_kis.data_tools.storage.ranges import ranges, starts_of
 
-__all__ = ["Ragged", "ranges", "starts_of"]
-
 
 @dataclass(frozen=True)
 class Ragged:

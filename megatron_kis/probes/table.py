@@ -14,7 +14,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_kis.probes.ragged import Ragged, ranges, starts_of
+from megatron_kis.data_tools.storage.ranges import ranges, starts_of
+from megatron_kis.probes.ragged import Ragged
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.run import RunConfig
 from megatron_kis.data.extension import Plan
@@ -26,8 +28,11 @@ def check_ratio(run: RunConfig, plan: Plan) -> None:
         return
     identity = plan.identity()
     facts = identity.get("shown_facts", identity["infused_facts"])
+    least = "ratio "
+    if plan.infusion_frequency:
+        least = f"ratio, of about {math.ceil(1000 * plan.infusion_ratio / plan.infusion_frequency) / 1000:g}, "
     raise InputError(
         f"{ratio:g} of {plan.token_budget:,} tokens shows each of {facts:,} facts {plan.infusion_frequency:.2g} times",
-        where=f"infusion_ratios: {run.name}",
-        remedy="use a larger ratio or budget, or fewer facts, so that each is shown",
+        where="infusion.ratio",
+        remedy=f"use a larger {least}or budget, or fewer facts, so that each is shown",
     )

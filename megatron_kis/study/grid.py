@@ -1,69 +1,23 @@
-"""The runs of a study as configurations: sizes x budgets x doses x seeds of its grid, and those it lists."""
+"""The runs of a study as configurations, and what each feeds."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from megatron_kis.common.configuration import Config, parse_config
 from megatron_kis.common.errors import InputError, KisError
 from megatron_kis.common.identifiers import same_place
-from megatron_kis.common.units import short_count
 from megatron_kis.config.data import DataConfig, InfusionConfig
-from megatron_kis.config.dose import NONE, Dose
 from megatron_kis.config.layout import check_layouts
 from megatron_kis.config.run import CheckpointConfig, ModelConfig, RunConfig, TrainingConfig
-from megatron_kis.config.study import LadderEntry, StudyConfig, TrunkConfig
+from megatron_kis.config.study import StudyConfig
 from megatron_kis.config.vocabulary import VOCABULARY_MULTIPLE, padded_vocabulary
 from megatron_kis.data_tools.tokenizers.registry import load_tokenizer
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """A run of a study, by what sets it apart from the others."""
-
-    entry: LadderEntry
-    """Size, as an entry of the ladder."""
-
-    tokens: int
-    """Budget D as the study names it; the run feeds whole batches of it."""
-
-    dose: Dose
-    """Number of infused facts, and how often each is shown."""
-
-    seed: int
-    """Seed of weights, order and exposures."""
-
-    @property
-    def name(self) -> str:
-        """Name of the run and its folder."""
-        return f"{self.entry.label}_D{short_count(self.tokens)}_{self.dose.label}_s{self.seed}"
-
-    @property
-    def trunk(self) -> RunSpec:
-        """The run without infusion of its size, budget and seed."""
-        return replace(self, dose=NONE)
-
-    def own_tokens(self, trunk: TrunkConfig | None) -> int:
-        """Returns how many tokens the run trains itself, where a study has a trunk; the others are the trunk's."""
-        if trunk is None or not self.dose.infuses:
-            return self.tokens
-        return self.tokens - round(trunk.share * self.tokens)
-
-
-def expand_grid(study: StudyConfig) -> list[RunSpec]:
-    """Returns every run of the grid, then the listed runs, then the trunks that are neither."""
-    entries = {entry.label: entry for entry in study.ladder}
-    grid = [RunSpec(entry, *values) for entry in study.ladder for values in study.grid_of(entry)]
-    named = grid + [RunSpec(entries[run.size], run.tokens, run.dose, run.seed) for run in study.runs]
-    if study.trunk is None:
-        return named
-    names = {spec.name for spec in named}
-    trunks = {spec.trunk.name: spec.trunk for spec in named}
-    return named + [spec for name, spec in trunks.items() if name not in names]
+from megatron_kis.study.specs import RunSpec, expand_grid
+from megatron_kis.study.written import naming_keys, of_some_run
 
 
 def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
@@ -74,8 +28,15 @@ def runs_of(study: StudyConfig, data: DataConfig) -> list[RunConfig]:
             runs of one name.
     """
     builder = _RunConfigBuilder(study, data)
-    runs = [builder.build(spec) for spec in expand_grid(study)]
-    check_layouts(runs, vocabulary=_vocabulary(study))
+    specs = expand_grid(study)
+    runs = []
+    for spec in specs:
+        with naming_keys(study, spec):
+            runs.append(builder.build(spec))
+    try:
+        check_layouts(runs, vocabulary=_vocabulary(study))
+    except InputError as error:
+        raise of_some_run(error, study) from None
     folded, count = Counter(same_place(run.name) for run in runs).most_common(1)[0]
     if count > 1:
         names = dict.fromkeys(repr(run.name) for run in runs if same_place(run.name) == folded)
@@ -98,13 +59,18 @@ def _vocabulary(study: StudyConfig) -> int | None:
         return None
 
 
-def cost(run: RunConfig) -> float:
-    """Returns the relative cost of a run: weights x tokens that it trains itself."""
-    return _weights(run.model) * float(run.training.token_budget) * own_share(run)
+def cost(run: RunConfig, own: float | None = None) -> float:
+    """Returns the relative cost of a run: weights x tokens that it trains itself.
+
+    Args:
+        run: the run.
+        own: share of its steps that it trains itself, where its record says so; ``own_share`` if not given.
+    """
+    return _weights(run.model) * float(run.training.token_budget) * (own_share(run) if own is None else own)
 
 
 def own_share(run: RunConfig) -> float:
-    """Returns the share of its steps that a run trains itself; the others are its trunk's."""
+    """Returns the share of its steps that a run is to train itself; the others are its trunk's."""
     return 1.0 if run.trunk is None else 1.0 - run.begin_step / run.training.steps
 
 
@@ -113,11 +79,15 @@ def _weights(model: ModelConfig) -> int:
     return model.shape().nonembedding_params()
 
 
-def plan_rows(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+def plan_rows(study: StudyConfig, runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     """Returns one row per run: its size, budget, infusion and cost.
 
     Seeds share what is shown of a plan, so one of them is opened: ten thousand runs are a few hundred plans. Each run's
     own plan is checked before any starts.
+
+    Args:
+        study: the study, whose keys errors name.
+        runs: its runs.
 
     Raises:
         InputError: data that are missing or a plan that does not fit.
@@ -131,9 +101,10 @@ def plan_rows(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     for run in runs:
         key = plan_key(run, seed=False)
         if key not in shared:  # sizes share their plans, too
-            inputs = opened.open(run)
-            plan = inputs.plan
-            check_ratio(run, plan)
+            with naming_keys(study, run.name):
+                inputs = opened.open(run)
+                plan = inputs.plan
+                check_ratio(run, plan)
             fed: dict[str, Any] = {
                 "tokens": plan.token_budget,
                 "facts": facts_shown(plan),
@@ -214,7 +185,7 @@ class _RunConfigBuilder:
             "validation": study.validation,
             "logging": study.logging,
         }
-        return parse_config(RunConfig, content, source=f"run {spec.name}")
+        return parse_config(RunConfig, content, source="")
 
     def _section(
         self,
@@ -226,7 +197,7 @@ class _RunConfigBuilder:
     ) -> Config:
         """Returns a section, checked once per key."""
         if (name, *key) not in self._sections:
-            self._sections[name, *key] = parse_config(kind, content(spec), source=f"run {spec.name}: {name}")
+            self._sections[name, *key] = parse_config(kind, content(spec), source="", section=name)
         return self._sections[name, *key]
 
     def _model(self, spec: RunSpec) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from megatron_kis.common.parsing import parse_yaml
 from megatron_kis.config.dose import Dose, dose_of
 from megatron_kis.config.ladder import ModelShape
 from megatron_kis.config.study import LadderEntry, ListedRun, StudyConfig
-from megatron_kis.study.grid import expand_grid
+from megatron_kis.study.specs import expand_grid
 
 Cell = tuple[int, int]
 """N (all parameters) and D (tokens fed) of a model that was trained."""

@@ -159,7 +159,10 @@ def _status(
     row = _last_metrics(run.output / "metrics.jsonl") if "metrics.jsonl" in names else {}
     history = read_attempts(run.output) if ATTEMPTS in names else History()
     lease = read_lease(run.output) if LEASES in names and "DONE" not in names else None
-    differs = _foreign(run) if {"DONE", RUN_FILE} <= names else []
+    done = {"DONE", RUN_FILE} <= names
+    record = _record(run) if done or (RUN_FILE in names and run.trunk is not None) else None
+    differs = _foreign(run, record) if done and record is not None else []
+    own = _trained_itself(run, record)
     state: State = "other settings"
     if not differs:
         state = _state(run, names, history, queued, retries=retries, running=lease is not None and live(lease))
@@ -176,7 +179,7 @@ def _status(
         tokens=run.training.steps * run.training.step_tokens,
         state=state,
         share=1.0 if "DONE" in names else min(1.0, row.get("step", 0) / run.training.steps),
-        own=own_share(run),
+        own=own,
         loss=row.get("loss"),
         tokens_per_second=row.get("tokens_per_second"),
         attempts=len(history.attempts),
@@ -186,7 +189,7 @@ def _status(
         where=where,
         log=tuple(shown(run.output, _SHOWN_LINES)) if shown else (),
         differs=tuple(differs),
-        cost=cost(run),
+        cost=cost(run, own),
     )
 
 
@@ -207,17 +210,29 @@ def _state(
     return "stopped" if history.attempts or names & {LOG_NAME, "metrics.jsonl"} else "waiting"
 
 
-def _foreign(run: RunConfig) -> list[str]:
-    """Returns how the settings of the complete run in a folder differ; that its record is damaged, if it is."""
+def _record(run: RunConfig) -> dict[str, Any] | None:
+    """Returns the record in a run's folder: an empty one if it is damaged, None if it cannot be read."""
     try:
         record = json.loads((run.output / RUN_FILE).read_bytes())
     except OSError:
-        return []
+        return None
     except ValueError:
-        record = None
-    if not isinstance(record, dict) or "config" not in record:
-        return [f"{RUN_FILE} is damaged"]
-    return foreign_settings(run, record)
+        return {}
+    return record if isinstance(record, dict) and "config" in record else {}
+
+
+def _foreign(run: RunConfig, record: dict[str, Any]) -> list[str]:
+    """Returns how the settings of the complete run in a folder differ; that its record is damaged, if it is."""
+    return foreign_settings(run, record) if record else [f"{RUN_FILE} is damaged"]
+
+
+def _trained_itself(run: RunConfig, record: dict[str, Any] | None) -> float:
+    """Returns the share of its steps that a run trains itself: all, if it began where its trunk had no checkpoint."""
+    if not record or run.trunk is None:
+        return own_share(run)
+    branched = record.get("branched_from")
+    step = branched.get("step") if isinstance(branched, dict) else 0
+    return 1.0 - step / run.training.steps if isinstance(step, int) else own_share(run)
 
 
 def _names(folder: Path) -> set[str]:

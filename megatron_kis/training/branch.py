@@ -186,8 +186,9 @@ def import_trunk(checkpoint: Checkpoint, run: Path, *, steps: int, identity: dic
 
 
 def _facts(identity: dict[str, Any]) -> Any:
-    """Returns the number of infused facts that a run shows, and so is asked for."""
-    return identity["settings"].get("infusion", {}).get("facts")
+    """Returns the number of infused facts that a run may show, and so is asked for; that of all where none is named."""
+    named = identity["settings"].get("infusion", {}).get("facts")
+    return identity["plan_identity"]["infused_facts"] if named is None else named
 
 
 def _link(source: Path, target: Path) -> None:

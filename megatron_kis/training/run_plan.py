@@ -35,8 +35,35 @@ def open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -
 
     Raises:
         InputError: impossible settings, exposures that do not fit, or a run to extend that is not there, not finished
-            or of other settings.
+            or of other settings; names the key of the configuration.
     """
+    try:
+        return _open_plan(config, store, questions)
+    except InputError as error:
+        key = _keys_of_arguments(config.infusion).get(error.where or "")
+        if key is None:
+            raise
+        raise InputError(error.problem, where=key, remedy=error.remedy) from None
+
+
+def _keys_of_arguments(infusion: InfusionConfig) -> dict[str, str]:
+    """Returns the keys of a run's configuration that give a plan its arguments, by these."""
+    often = "ratio" if infusion.ratio is not None else "frequencies" if infusion.frequencies else "frequency"
+    return {
+        "infusion_frequency": f"infusion.{often}",
+        "infusion_ratio": "infusion.ratio",
+        "popularity": "infusion.zipf_exponent",
+        "shown": "infusion.facts",
+        "background_frequency": f"infusion.background.{'groups' if infusion.background.groups else 'frequency'}",
+        "token_budget": "training.token_budget",
+        "sequence_length": "training.sequence_length",
+        "exposure_lengths": "training.sequence_length",
+        "background_lengths": "training.sequence_length",
+    }
+
+
+def _open_plan(config: RunConfig, store: ExposureStore, questions: QuestionSet) -> ExposurePlan | ExtendedPlan:
+    """Makes the plan of a run; errors name the plan's arguments."""
     training, infusion = config.training, config.infusion
     budget = training.steps * training.global_batch_size * training.sequence_length
     if config.extends is not None:

@@ -99,6 +99,34 @@ def test_curves_of_another_trainer_become_points_and_a_report(tmp_path, capsys):
         assert "<h1>" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("option", "column"),
+    [
+        (["--axis", "facts"], "infused_facts"),
+        (["--criterion", "half_margin"], "mean_margin"),
+        (["--outcome", "pairwise"], "pairwise"),
+    ],
+)
+def test_an_option_that_needs_what_is_not_there_is_named(option, column, tmp_path, capsys):
+    path = tmp_path / "curves.csv"
+    rates = {0: [25], 8: [30], 64: [80]}
+    curve_rows(rates, group="infused").drop(columns=["facts"]).to_csv(path, index=False)
+    for command in (["collapse", "--curves", path], ["report", path]):
+        with pytest.raises(InputError, match=rf"^{path}:1: no column '{column}'; {' '.join(option)} .*needs"):
+            kis(*command, *option, "--output", tmp_path / "out")
+    for frequency in (0, 64):
+        write_run(tmp_path / "runs" / f"f{frequency}", Truth(facts=40), 100_000, frequency, 0)
+    for command in ("collapse", "fit"):
+        with pytest.raises(InputError, match=f"^{option[0]}: "):
+            kis(command, tmp_path / "runs", *option, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_law_is_named_by_its_option(points_csv, tmp_path):
+    with pytest.raises(InputError, match=r"^--law: unknown law 'N and E'; did you mean 'N and D'"):
+        kis("fit", "--points", points_csv, "--law", "N and E", "--output", tmp_path / "law.json")
+
+
 def test_runs_that_do_not_count_are_named_on_stderr(tmp_path, capsys):
     for frequency in (0, 64, 512):
         write_run(tmp_path / "runs" / f"f{frequency}", Truth(facts=40), 100_000, frequency, 0, done=frequency != 64)
@@ -118,6 +146,37 @@ def test_points_that_support_no_law_are_wrong_input_and_write_nothing(points_csv
     with pytest.raises(InputError, match="at least 3 distinct N"):
         kis("fit", "--points", points_csv, "--kind", "collapse", "--output", tmp_path / "law.json")
     assert not (tmp_path / "law.json").exists()
+
+
+@pytest.mark.parametrize("group", [[], ["--group", "infused"]])
+def test_slices_that_support_no_law_are_named_and_the_others_are_fitted(group, tmp_path, capsys):
+    rows = [f"{n},1000000,collapse,{n**0.4:.6f},,,collapsed,frequency,facts,400" for n in (10**4, 10**5, 10**6, 10**7)]
+    rows += [f"{n},1000000,collapse,{n**0.3:.6f},,,collapsed,frequency,facts,900" for n in (10**4, 10**5)]
+    path, output = tmp_path / "points.csv", tmp_path / "law.json"
+    path.write_text("\n".join(["params,tokens,kind,value,low,high,status,axis,held_by,held", *rows, ""]))
+    asked = ["fit", "--points", path, "--kind", "collapse", *group, "--output", output]
+    assert kis(*asked) == 0
+    printed = capsys.readouterr().out
+    assert "no law: Collapse of infused facts, F at K = 900: bracketed points of 2 sizes N only" in printed
+    record = json.loads(output.read_text())
+    assert [law["held"] for law in record["laws"]] == [400, None]
+    assert [(item["held"], item["code"]) for item in record["refused"]] == [("900.0", "few_points")]
+
+    output.unlink()
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.endswith("400")) + "\n")
+    with pytest.raises(InputError, match=r"no law can be fitted \(Collapse of infused facts, F at K = 900: "):
+        kis(*asked)
+    for absent in (["--kind", "onset"], ["--kind", "collapse", "--group", "background"]):
+        with pytest.raises(InputError, match="no points of these; there are --kind collapse --group infused") as error:
+            kis("fit", "--points", path, *absent, "--output", output)
+        assert error.value.where == " ".join(absent)
+    assert not output.exists()
+
+
+def test_the_law_of_one_kind_is_the_one_among_all(points_csv, tmp_path):
+    kis("fit", "--points", points_csv, "--output", tmp_path / "all.json")
+    kis("fit", "--points", points_csv, "--kind", "collapse", "--output", tmp_path / "one.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "all.json").read_bytes()
 
 
 def test_the_choices_declared_in_a_study_hold_for_its_runs(study, tmp_path, capsys):
@@ -148,3 +207,35 @@ def test_a_bad_value_is_named_by_the_option_that_gave_it(points_csv, tmp_path):
     with pytest.raises(InputError, match=r"study\.yaml: analysis\.delta_min: 3"):  # the file's, not an option's
         kis("collapse", tmp_path, "--output", output, "--tolerance", "0.1")
     assert not output.exists()
+
+
+def test_a_table_of_survival_is_refused_before_the_facts_are_read(tmp_path):
+    """What no run asked for, and facts that are none: nothing of the facts, or of the answers, is there to be read."""
+    runs, output, facts = tmp_path / "runs", tmp_path / "survival.csv", tmp_path / "facts.jsonl"
+    for frequency in (0, 64):
+        write_run(runs / f"f{frequency}", Truth(facts=40), 100_000, frequency, 0)
+    without(runs, "split", "question")
+    facts.write_text("no facts\n")
+    given = ("survival", runs, "--output", output, "--facts", facts)
+    with pytest.raises(InputError, match=r"facts\.jsonl:1: malformed JSON line"):
+        kis(*given, "--split", "train")
+    for choices, message in (
+        (("--split", "question"), r"--split: no run asked for .* split 'question'; valid: held_out, train$"),
+        (("--split", "train", "--scoring", "statemnt"), r"--scoring: no scoring rule 'statemnt'; did you mean 'stat"),
+        (("--split", "train", "--scoring", "pmi"), r"--scoring: no run was scored by rule 'pmi'; valid: "),
+        (("--split", "train", "--facts", tmp_path), rf"--facts {tmp_path}: is a folder; name the facts\.jsonl"),
+        (("--split", "train", "--facts", tmp_path / "x"), rf"--facts {tmp_path / 'x'}: no such file; name the facts"),
+    ):
+        with pytest.raises(InputError, match=f"^{message}"):
+            kis(*given, *choices)
+    without(runs, "group", "background")
+    with pytest.raises(InputError, match="no run asked for background facts; select background facts"):
+        kis(*given, "--split", "train")
+    assert not output.exists()
+
+
+def without(runs, key, value):
+    """Takes rows out of the probes of runs."""
+    for path in runs.glob("*/probes.jsonl"):
+        lines = path.read_text().splitlines()
+        path.write_text("".join(f"{line}\n" for line in lines if json.loads(line).get(key) != value))

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from statsmodels.regression.linear_model import OLS
 
 from megatron_kis.analysis.findings.analyse import fit_laws
-from megatron_kis.analysis.law.fit import LawRefused, fit_law, load_law
-from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.fit import LawRefused, fit_law
+from megatron_kis.analysis.law.law_file import load_law
+from megatron_kis.analysis.law.predict import load_predictions, predict
 from megatron_kis.analysis.outputs import law_record
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json
@@ -147,7 +150,21 @@ def test_the_collapse_of_infused_facts_comes_before_its_companions():
     assert (record["kind"], [law["kind"] for law in record["laws"]]) == ("collapse", ["collapse", "onset"])
 
 
-def test_of_laws_that_foretell_alike_the_one_with_fewest_coefficients_is_taken():
+def test_a_law_keeps_the_fingerprint_that_older_predictions_name(tmp_path):
+    folder = Path(__file__).parents[2] / "docs/study/results/amount"
+    named = {item["law"]["fingerprint"] for item in load_predictions(folder / "prediction.json")}
+    now = set()
+    for record in json.loads((folder / "law.json").read_text())["laws"]:
+        write_json(tmp_path / "law.json", record)
+        law = load_law(tmp_path / "law.json")
+        now.add(law.fingerprint)
+        assert "foretells" in law.selection or "by design" in law.selection
+        assert replace(law, selection=law.selection.replace("foretells", "predicts")).fingerprint == law.fingerprint
+    assert now == named
+    assert "predicts the largest N" in fit_law(noisy()).selection
+
+
+def test_of_laws_that_predict_alike_the_one_with_fewest_coefficients_is_taken():
     sizes, more = (121_800, 153_840, 231_744, 322_960, 664_192), (121_800, 153_840, 231_744)
     values = dict(zip(sizes, (250.8, 234.3, 222.3, 232.2, 191.3), strict=True))
     points = [point(n, values[n], tokens=599_040, low=200, high=320, interval="bracket") for n in sizes[:4]]

@@ -12,7 +12,7 @@ import pytest
 from megatron_kis.analysis import AnalysisConfig, LawRefused, fit_law, predict
 from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.bootstrap_points import bootstrap_points
-from megatron_kis.analysis.law.fit import load_law
+from megatron_kis.analysis.law.law_file import load_law
 from megatron_kis.analysis.law.predict import prediction_record
 from megatron_kis.analysis.law.validate import validate
 from megatron_kis.analysis.outputs import law_record
@@ -126,8 +126,23 @@ def test_what_is_held_must_differ_and_not_grow_with_the_size():
     with pytest.raises(LawRefused, match="what is held grow together") as error:
         fit_law(grown, "collapse", along=TOGETHER)
     assert error.value.code == "collinear"
-    with pytest.raises(LawRefused, match="cannot carry the law"):
-        fit_law(one, "collapse", law="N and held")
+    with pytest.raises(LawRefused, match="what is held grow together"):
+        fit_law(grown, "collapse", along=TOGETHER, law="N")  # the term in what is held was not asked for by name
+    assert fit_law(grown, "collapse", along=TOGETHER, law="constant").law == "constant"  # has no such term
+
+
+@pytest.mark.parametrize("budgets", [1, 2])
+def test_one_declared_form_is_that_of_one_slice_and_of_several(budgets):
+    later = [replace(p, tokens=8 * p.tokens, value=2 * p.value, low=2 * p.low, high=2 * p.high) for p in points(seed=1)]
+    mine = [*points(), *later][: 18 * budgets]
+    alone, together = (("N", "N and held"), ("N and D", "N, D and held"))[budgets - 1]
+    for name in (alone, together):
+        laws, refused = fit_laws(mine, AnalysisConfig(law=name, law_resamples=0))
+        assert refused == []
+        assert [law.law for law in laws] == [alone] * len(FACTS) + [together]
+        assert [law.selection == "declared" for law in laws] == [name == law.law for law in laws]
+        assert laws[-1].coefficients["d_log_held"].value == pytest.approx(-0.7, abs=0.05)
+        assert all(law.slice.held is None or law.coefficients.get("d_log_held") is None for law in laws)
 
 
 def test_the_report_shows_the_law_of_all_slices(tmp_path):

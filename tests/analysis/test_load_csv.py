@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from megatron_kis.analysis import AnalysisConfig
 from megatron_kis.analysis.criteria import find_transitions
 from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv, write_points_csv
 from megatron_kis.common.errors import InputError
@@ -93,8 +94,76 @@ def test_wrong_points_are_named_by_file_line_and_column(tmp_path, row, said):
 
 
 @pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            "7000,50,collapse,,4,6,collapsed,facts,frequency,14",
+            "'value': is '' and status is 'collapsed'; a positive K",
+        ),
+        ("7000,50,collapse,,,inf,right_censored,facts,ratio,0.5", "'low': .*; the largest K without it"),
+        ("7000,50,collapse,,,inf,left_censored,facts,frequency,14", "'high': .*; the smallest K with it"),
+        ("7000,50,collapse,,4,6,collapsed,frequency,facts,400", "'value': .*; a positive F"),
+        ("7000,50,collapse,5,4,6,collapsed,facts,ratio,1.5", "'held': held is 1.5; a share of the tokens, at most 1"),
+        ("7000,50,collapse,5,4,6,collapsed,frequency,facts,0.5", "'held': .*; a number of facts, at least 1"),
+        ("7000,50,collapse,5,4,6,collapsed,frequency,facts,-4", "'held': -4 is out of range"),
+        ("7000,50,collapse,5,4,6,collapsed,frequency,facts,inf", "'held': inf is out of range"),
+        ("7000,50,collapse,5,4,6,collapsed,facts,frequency,many", "'held': 'many' is no number"),
+    ],
+)
+def test_the_dose_is_named_and_what_is_held_is_checked(tmp_path, row, said):
+    path = write(tmp_path / "p.csv", POINTS.replace("\n", ",axis,held_by,held\n") + row + "\n")
+    with pytest.raises(InputError, match=f"p.csv:2: column {said}"):
+        load_points_csv(path)
+
+
+NEEDED = {
+    "--axis facts": (AnalysisConfig(axis="facts"), ["infused_facts"]),
+    "--criterion half_margin": (AnalysisConfig(criterion="half_margin"), ["mean_margin", "mean_margin_sd"]),
+    "--outcome pairwise": (AnalysisConfig(outcome="pairwise"), ["pairwise"]),
+}
+
+
+@pytest.mark.parametrize("option", NEEDED)
+def test_what_an_option_needs_is_named_by_file_line_and_column(tmp_path, option):
+    settings, columns = NEEDED[option]
+    path = tmp_path / "c.csv"
+
+    def table(names, *cells):
+        rows = [f"1000,500,{f},0,40,10,{cell}" for f, cell in zip((0, 8, 9), cells, strict=True)]
+        write(path, CURVES.replace("\n", f",{names}\n") + "\n".join(rows) + "\n")
+
+    whole = ",".join("1" for _ in columns)
+    table(",".join(columns), whole, whole, whole)
+    assert len(load_curves_csv(path, settings)) == 3
+    for column in columns:
+        others = [name for name in columns if name != column]
+        table(",".join([*others, "facts"]), *[",".join([*("1" for _ in others), "40"])] * 3)
+        with pytest.raises(InputError, match=rf"^{path}:1: no column '{column}'; {option} .*needs"):
+            load_curves_csv(path, settings)
+        assert len(load_curves_csv(path)) == 3
+        table(",".join([column, *others]), *[",".join(["", *("1" for _ in others)])] * 3)
+        line = 3 if column == "infused_facts" else 2  # without infusion there is nothing to say
+        with pytest.raises(InputError, match=rf"^{path}:{line}: column '{column}': is empty.*; {option} .*needs"):
+            load_curves_csv(path, settings)
+
+
+def test_one_row_without_what_is_needed_is_named(tmp_path):
+    path = tmp_path / "c.csv"
+    write(path, CURVES.replace("\n", ",pairwise,split\n") + "1000,500,0,0,40,10,,train\n1000,500,8,0,40,10,,held_out\n")
+    with pytest.raises(InputError, match=r"c.csv:3: column 'pairwise': is empty; --outcome pairwise"):
+        load_curves_csv(path, AnalysisConfig(outcome="pairwise"))
+    rows = ["1000,5000,0,0,40,10,", "1000,5000,8,0,40,10,100", "1000,5000,8,0,40,10,200", "1000,5000,9,0,40,10,"]
+    write(path, CURVES.replace("\n", ",infused_facts\n") + "\n".join(rows) + "\n")
+    with pytest.raises(InputError, match=r"c.csv:5: column 'infused_facts': is empty, and other runs have 100 to 200"):
+        load_curves_csv(path)
+
+
+@pytest.mark.parametrize(
     ("column", "value", "said"),
     [
+        ("nonembedding_params", "2000", r"p.csv:2: column 'nonembedding_params': is more than params"),
+        ("seeds", "2.5", r"p.csv:2: column 'seeds': 2.5 is not whole"),
+        ("exposure_tokens", "-1", r"p.csv:2: column 'exposure_tokens': -1 is out of range"),
         ("infusion_ratio", "40", r"p.csv:2: column 'infusion_ratio': 40 is out of range; .* at most 1"),
         ("p_value", "-1", r"p.csv:2: column 'p_value': -1 is out of range"),
         ("split", "heldout", r"p.csv:2: column 'split': is 'heldout'; did you mean 'held_out'"),

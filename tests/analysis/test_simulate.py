@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.simulated import TRUTH, chain, end_to_end
 from megatron_kis.analysis.criteria import find_transitions
-from megatron_kis.analysis.design.next_runs import bisect, prediction_variance, propose
+from megatron_kis.analysis.design.gain import prediction_variance
+from megatron_kis.analysis.design.next_runs import bisect, propose
 from megatron_kis.analysis.law.bootstrap import bootstrap_law
 from megatron_kis.analysis.law.bootstrap_points import bootstrap_points, resample_measurements
 from megatron_kis.analysis.law.candidates import Cells

@@ -15,11 +15,12 @@ from megatron_kis.analysis import AnalysisConfig, find_transitions, fit_law, loa
 from megatron_kis.analysis.design.new_sizes import new_sizes
 from megatron_kis.analysis.design.next_runs import bisect, propose
 from megatron_kis.analysis.findings.analyse import analyse, fit_laws
-from megatron_kis.analysis.law.fit import load_law
+from megatron_kis.analysis.law.law_file import load_law
 from megatron_kis.analysis.law.predict import load_predictions, prediction_record
 from megatron_kis.analysis.law.validate import backtest, validate
 from megatron_kis.analysis.outputs import law_record
 from megatron_kis.analysis.report.summary import answer, findings, findings_by_slice, key_numbers, study_design
+from megatron_kis.analysis.report.tables import TABLES
 from megatron_kis.analysis.runs.curves import curve_table, curves, write_curves_csv
 from megatron_kis.analysis.runs.load_csv import (
     POINT_COLUMNS,
@@ -326,6 +327,22 @@ def test_a_wrong_axis_in_a_point_file_is_named(cells, problem, tmp_path):
     assert f"{path}:2" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("cells", "remedy"),
+    [
+        (",,,collapsed", "a positive {}"),
+        (",,,right_censored", "the largest {} without the transition"),
+        (",,,left_censored", "the smallest {} with the transition"),
+    ],
+)
+def test_a_missing_dose_in_a_point_file_is_asked_for_by_its_symbol(cells, remedy, tmp_path):
+    path = tmp_path / "points.csv"
+    for along, symbol in ((",,", "F"), ("facts,frequency,14", "K")):
+        path.write_text(f"{POINTS}100000,1000000,collapse,{cells},{along}\n")
+        with pytest.raises(InputError, match=f"{remedy.format(symbol)}$"):
+            load_points_csv(path)
+
+
 def test_the_same_model_along_two_axes_is_no_repetition(tmp_path):
     path = tmp_path / "points.csv"
     row = "100000,1000000,collapse,400,300,500,collapsed,"
@@ -462,6 +479,21 @@ def test_the_next_runs_along_k_say_how_many_facts_and_how_often(simulated):
     assert size.frequency == pytest.approx(TRUTH.collapse_point(size.params, size.tokens), rel=0.5)
 
 
+def test_no_size_is_named_that_would_need_more_facts_than_there_are(simulated):
+    table, _, points = simulated
+    settings = QUICK.replace(law="N")
+    points = [
+        replace(p, value=5 * p.value, low=5 * p.low, high=5 * p.high)
+        for p in points
+        if p.kind == "collapse" and p.value
+    ]
+    every = [size.frequency for size in new_sizes(table, 7e9, 2e9, settings, points=points)]
+    there = (every[-2] + every[-1]) / 2
+    assert there > 16000  # the largest K of a run
+    limited = table.assign(infused_facts=table["infused_facts"].where(table["frequency"] > 0, there))
+    assert [size.frequency for size in new_sizes(limited, 7e9, 2e9, settings, points=points)] == every[:-1]
+
+
 def test_the_next_runs_at_a_held_ratio_ask_for_the_ratio():
     truth = replace(TRUTH, collapses=False)
     table, _ = simulate.simulate_table(
@@ -516,6 +548,12 @@ def test_the_report_names_the_axis_what_is_held_and_the_strength(simulated, tmp_
     assert "K ≈ " in text
     assert "500, 1,000" in study_design(result)[0]
     assert "each 14 times" in study_design(result)[0]
+    assert "The smallest F" not in text
+    assert "per e-fold of F" not in text
+    for name, head in (("transitions", "dose"), ("predictions", "centre"), ("backtest", "predicted")):
+        shown = TABLES[name](result)
+        column = [column.head for column in shown.columns].index(head)
+        assert {row[column].partition(" = ")[0] for row in shown.rows} <= {"K*", "–"} != {"–"}
     assert any(
         line.startswith("Collapse of background facts, 60 exposures, K at F = 14: ") for line in findings(result)
     )
@@ -551,13 +589,20 @@ def test_findings_are_told_slice_by_slice_and_strengths_apart(both):
 
 def test_a_model_has_one_figure_for_all_strengths_and_the_page_shows_the_single_ones_on_demand(both):
     from megatron_kis.analysis.report import render
-    from megatron_kis.analysis.report.figures import model_curves, overview
+    from megatron_kis.analysis.report.figures import overview
+    from megatron_kis.analysis.report.model_figures import model_curves
 
     drawings = model_curves(both, *CELLS[0])
     assert len(drawings) == 4  # for each slice all background facts, and those of each strength in one figure
     shown = drawings[1]
     assert all(f'class="series strength-{i}"' in shown.svg for i in (0, 1))
     assert "60 exposures: " in shown.caption
+    assert "share answered right" in shown.svg
+    pairs = replace(
+        both, curves=both.curves.assign(pairwise=0.8), settings=both.settings.replace(outcome="pairwise"), points=[]
+    )
+    for drawing in model_curves(pairs, *CELLS[0]):
+        assert "share of wrong options below the right one" in drawing.svg
     assert [drawing.strength for drawing in overview(both)] == [False, True, True] * 2
     page = render(both)
     assert "<summary>Background facts of each strength</summary>" in page

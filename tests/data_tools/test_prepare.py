@@ -84,7 +84,15 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, tokenizer_path):
         ({"select": SelectConfig(longest_name=-5)}, "data.select.longest_name: is -5"),
         ({"select": SelectConfig(infused=0, background=0, control=0)}, "background and control: are all 0"),
         ({"tokenizer": LEADS}, "not a tokenizer.json"),
-        ({"select": SelectConfig(relations=("peaks",))}, "no templates for relation 'peaks'"),
+        (
+            {"select": SelectConfig(relations=("peak_countri",))},
+            f"data.select.relations: no templates for relation 'peak_countri' in {TEMPLATES}; did you mean "
+            "'peak_country'?",
+        ),
+        (
+            {"select": SelectConfig(infused_relations=("peak_country",), background_relations=("peaks",))},
+            "data.select.background_relations: no templates for relation 'peaks'",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_before_any_file_is_written(tmp_path, change, problem):
@@ -92,3 +100,18 @@ def test_wrong_settings_are_refused_before_any_file_is_written(tmp_path, change,
         prepare_data(SETTINGS.replace(**change), tmp_path / "out")
     assert problem in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_relation_with_templates_and_without_facts_is_named_with_its_key(tmp_path):
+    templates = tmp_path / "templates.yaml"
+    templates.write_text(
+        TEMPLATES.read_text(encoding="utf-8") + "\npeak_countries: {train: ['[X] is a peak of [Y].']}\n",
+        encoding="utf-8",
+    )
+    for key in ("relations", "infused_relations"):
+        settings = SETTINGS.replace(templates=templates, select=SelectConfig(**{key: ("peak_countries",)}))
+        with pytest.raises(InputError) as error:
+            prepare_data(settings, tmp_path / "out")
+        expected = f"data.select.{key}: no facts of relation 'peak_countries'"
+        assert str(error.value).startswith(expected)
+        assert str(error.value).endswith("did you mean 'peak_country'?")

@@ -97,7 +97,9 @@ def test_too_few_facts_say_how_many_there_are():
         select_facts(many(12), SelectConfig(infused=10, background=10, control=10))
     with pytest.raises(InputError, match="cannot have 3 distractors"):
         select_facts(many(12), SelectConfig(infused=3, background=4, control=4))
-    with pytest.raises(InputError, match="no facts of relation 'peak_countries'; did you mean 'peak_country'"):
+    with pytest.raises(
+        InputError, match=r"^relations: no facts of relation 'peak_countries'; did you mean 'peak_country'"
+    ):
         select_facts(import_tsv(TRIPLES), SelectConfig(relations=("peak_countries",)))
     with pytest.raises(InputError, match=r"^infused: is -1"):
         select_facts(many(12), SelectConfig(infused=-1))

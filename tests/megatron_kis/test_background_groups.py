@@ -25,6 +25,7 @@ from megatron_kis.data.exposure_plan import BackgroundFacts, TokenBudget
 from megatron_kis.data.exposure_schedule import schedule_of
 from megatron_kis.data.exposure_store import ExposureStore
 from megatron_kis.data.extension import check_continuation, extend
+from megatron_kis.data.late_infusion import begin_later
 from megatron_kis.probes.infusion_order import infusion_order
 from megatron_kis.probes.questions import read_questions
 from megatron_kis.training.artifacts import open_run
@@ -103,6 +104,19 @@ def test_an_extension_keeps_the_rates() -> None:
         check_continuation(json.loads(json.dumps(plan(STRENGTHS[::-1] + 1).identity())), longest.identity())
 
 
+@pytest.mark.parametrize("policy", ["protected", "displaced"])
+def test_the_mean_of_two_parts_is_that_of_the_facts_shown_in_either(policy: str) -> None:
+    made = begin_later(
+        64 * 200,
+        InfusedFacts(np.full((40, 3), 9), frequency=0),
+        BackgroundFacts(np.full((30, 2), 8), frequency=np.repeat([1, 41, 0], 10), policy=policy),
+        budget=TokenBudget(64 * 400, 64),
+    )
+    assert made.base.background_frequency + made.tail.background_frequency == 20 + 11
+    assert made.background_frequency == made.identity()["background_frequency"] == 21
+    assert counts(made, "background", 30) == [1] * 10 + [41] * 10 + [0] * 10
+
+
 def test_which_facts_have_which_strength_is_in_the_identity() -> None:
     assert plan(STRENGTHS).fingerprint != plan(STRENGTHS[::-1].copy()).fingerprint
 
@@ -131,8 +145,8 @@ def test_a_list_is_protected_groups() -> None:
     [
         ({"frequency": 3, "groups": GROUPS}, "background: has both 'frequency' and 'groups'; give one"),
         ([*GROUPS, {"facts": 1, "frequency": 6}], "background: has two groups of frequency 6; merge them into one"),
-        ([{"facts": 0, "frequency": 6}], r"background\.groups\.0\.facts"),
-        ([{"facts": 3, "frequency": 0}], r"background\.groups\.0\.frequency"),
+        ([{"facts": 0, "frequency": 6}], r"background\.0\.facts"),
+        ([{"facts": 3, "frequency": 0}], r"background\.0\.frequency"),
     ],
 )
 def test_impossible_groups_are_refused(background: Any, message: str) -> None:

@@ -209,7 +209,7 @@ def test_a_failed_step_leaves_what_was_there(
         ("infusion.frequency=-1", "infusion.frequency"),
         ("infusion.frequency=4000", "the largest that fits is about"),
         ("infusion={ratio: 1.0}", "the largest that fits is about"),
-        ("infusion.background.frequency=4000", "background_frequency: 16 background facts x 4000 exposures"),
+        ("infusion.background.frequency=4000", "infusion.background.frequency: 16 background facts x 4000 exposures"),
         ("training.sequence_length=16", "use longer sequences or shorter templates"),
         ("validation.max_tokens=10", "validation"),
         ("device=cuda", "no CUDA device is available"),

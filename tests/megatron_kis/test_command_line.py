@@ -63,7 +63,7 @@ def test_unknown_keys_name_the_nearest_valid_one(
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("frequencies=[0,-1]", "frequencies=[0,-1]: Input should be greater than or equal to 0 (got -1)"),
+        ("frequencies=[0,-1]", "frequencies=[0,-1]: is -1; must be at least 0"),
         ("frequencies=[0,4000]", "the largest that fits is about"),
         ("token_budgets=[100]", "less than one step"),
         ("ladder=[{preset: cpu-4}]", "no model preset 'cpu-4'"),

@@ -95,7 +95,7 @@ def test_an_unknown_key_in_a_list_is_refused_with_the_nearest_of_an_entry() -> N
 
 
 def test_an_unknown_split_names_the_valid_ones() -> None:
-    with pytest.raises(InputError, match=r"probes\.templates\.held-out.*'train', 'held_out' or 'question'"):
+    with pytest.raises(InputError, match=r"probes\.templates\.held-out: unknown key; did you mean 'held_out'\?"):
         parse_config(RunConfig, changed(RUN, "probes", {"templates": {"held-out": 1}}), source="run")
 
 
@@ -115,27 +115,27 @@ def test_a_missing_key_is_named(place: str) -> None:
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("infusion.frequency", -1, "infusion.frequency: .*greater than or equal to 0.*got -1"),
+        ("infusion.frequency", -1, "infusion.frequency: is -1; must be at least 0"),
         ("infusion", {"frequency": 1, "ratio": 0.5}, "infusion: needs one of 'frequency', 'frequencies' and 'ratio'"),
         ("infusion", {}, "infusion: needs one of 'frequency', 'frequencies' and 'ratio'"),
-        ("infusion", {"ratio": 1.1}, "infusion.ratio: .*less than or equal to 1"),
+        ("infusion", {"ratio": 1.1}, "infusion.ratio: is 1.1; must be at most 1"),
         ("infusion.background", {"policy": "shielded"}, "infusion.background.policy: .*'displaced' or 'protected'"),
-        ("infusion.background.frequency", -2, "infusion.background.frequency: .*got -2"),
-        ("training.token_budget", 0, "training.token_budget: .*greater than 0"),
+        ("infusion.background.frequency", -2, "infusion.background.frequency: is -2; must be at least 0"),
+        ("training.token_budget", 0, "training.token_budget: is 0; must be above 0"),
         ("training.token_budget", 100, "training: token_budget 100 is less than one step of 4 x 32 tokens"),
         ("training.token_budget", "many", "training.token_budget: 'many' is no number"),
         ("training.micro_batch_size", 3, "training: global_batch_size must be a multiple of micro_batch_size"),
-        ("training.sequence_length", 1, "training.sequence_length: .*greater than or equal to 2"),
-        ("training.seed", -1, "training.seed: .*greater than or equal to 0"),
+        ("training.sequence_length", 1, "training.sequence_length: is 1; must be at least 2"),
+        ("training.seed", -1, "training.seed: is -1; must be at least 0"),
         ("training.optimizer.schedule", "linear", "training.optimizer.schedule: .*'cosine' or 'wsd'"),
-        ("training.optimizer.warmup_share", 1, "training.optimizer.warmup_share: .*less than 1"),
-        ("training.optimizer.learning_rate", 0, "training.optimizer.learning_rate: .*greater than 0"),
+        ("training.optimizer.warmup_share", 1, "training.optimizer.warmup_share: is 1; must be below 1"),
+        ("training.optimizer.learning_rate", 0, "training.optimizer.learning_rate: is 0; must be above 0"),
         ("probes.moments.shares", [0.5, 1.5], r"probes.moments.shares: each must be in \[0, 1\]"),
         ("probes.templates", {"train": -1}, "probes.templates"),
         ("device", "tpu", "device: .*'auto', 'cpu' or 'cuda'"),
         ("model", {"preset": "7bb"}, "model.preset: no model preset '7bb'; did you mean '7b'?"),
-        ("model", [1], "model: .*got \\[1\\]"),
-        ("model", None, "model: "),
+        ("model", [1], "model: is a list; must be a mapping with keys such as preset"),
+        ("model", None, "model: is empty; must be a mapping"),
     ],
 )
 def test_a_wrong_value_is_refused_at_its_key(place: str, value: Any, message: str) -> None:
@@ -146,10 +146,10 @@ def test_a_wrong_value_is_refused_at_its_key(place: str, value: Any, message: st
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("frequencies", [0, -1], r"frequencies.1: .*greater than or equal to 0 \(got -1\)"),
+        ("frequencies", [0, -1], "frequencies.1: is -1; must be at least 0"),
         ("frequencies", [0, 5, 5], "frequencies: has an entry twice"),
         ("frequencies", [], "frequencies: "),
-        ("token_budgets", [0], r"token_budgets.0: .*greater than 0 \(got 0\)"),
+        ("token_budgets", [0], "token_budgets.0: is 0; must be above 0"),
         ("seeds", [1, 1], "seeds: has an entry twice"),
         ("ladder", [], "ladder: "),
         ("ladder", [{"preset": "cpu-32"}, {"preset": "cpu-32"}], "ladder: has an entry twice"),
@@ -186,7 +186,7 @@ def test_an_override_replaces_and_adds(tmp_path: Path) -> None:
         ("training.seed=[", r"training\.seed=\[:1: not valid YAML"),
         ("name.first=3", "name.first=3: 'name' has no keys of its own"),
         ("training.sed=3", "training.sed=3: unknown key; did you mean 'seed'?"),
-        ("training.seed=-3", "training.seed=-3: .*got -3"),
+        ("training.seed=-3", "training.seed=-3: is -3; must be at least 0"),
     ],
 )
 def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str) -> None:

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kis.cli.data.options import add_step, add_text_options, in_folders, megabytes, print_frame
+from megatron_kis.cli.data.options import add_step, add_text_options, megabytes, print_frame
+from megatron_kis.cli.outputs import new_prefix
 
 if TYPE_CHECKING:
     from megatron_kis.data_tools.corpus.build import CorpusSummary
@@ -19,7 +20,7 @@ def add_corpus(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     tokenizer = "SentencePiece model, tokenizer.json, .tiktoken or tekken.json file, or a folder with one of them"
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="PATH", help=tokenizer)
     parser.add_argument(
-        "--output", type=in_folders, required=True, metavar="PREFIX", help="prefix of the files to write"
+        "--output", type=new_prefix, required=True, metavar="PREFIX", help="prefix of the files to write"
     )
     facts = "facts.jsonl: leave out documents that state one of its facts"
     parser.add_argument("--facts", type=Path, metavar="FILE", help=facts)
@@ -134,7 +135,7 @@ def add_merge(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = add_step(steps, "merge", "join shards or corpora of one tokenizer, without decoding them")
     parser.add_argument("prefixes", type=Path, nargs="+", metavar="PREFIX", help="corpora, in their order")
     parser.add_argument(
-        "--output", type=in_folders, required=True, metavar="PREFIX", help="prefix of the files to write"
+        "--output", type=new_prefix, required=True, metavar="PREFIX", help="prefix of the files to write"
     )
     parser.set_defaults(handler=_merge)
 

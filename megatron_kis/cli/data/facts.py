@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_kis.cli.data.options import add_step, new_file, new_folder
+from megatron_kis.cli.data.options import add_step
+from megatron_kis.cli.outputs import new_file, new_folder
 from megatron_kis.cli.parser import add_settings, given_settings, naming_options, options_of
 from megatron_kis.common.errors import InputError, printable
 from megatron_kis.common.terms import GROUPS, HELD_OUT, SPLITS

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_kis.cli.data.options import add_skipping, add_step, add_text_options, documents_of, new_file
+from megatron_kis.cli.data.options import add_skipping, add_step, add_text_options, documents_of
+from megatron_kis.cli.outputs import new_file
 
 
 def add_leaks(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -28,29 +28,6 @@ def add_step(
     )
 
 
-def new_file(text: str) -> Path:
-    """Returns a file to write, as an argument: no folder, and nothing on the way to it is a file."""
-    path = in_folders(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is a folder; expected the name of a file")
-    return path
-
-
-def in_folders(text: str) -> Path:
-    """Returns a folder or prefix of files to write, as an argument: nothing on the way to it is a file."""
-    path = Path(text)
-    for folder in path.parents:
-        if folder.exists() and not folder.is_dir():
-            raise argparse.ArgumentTypeError(f"{text!r}: {str(folder)!r} is a file; expected a folder")
-    return path
-
-
-def new_folder(text: str) -> Path:
-    """Returns a folder to write into, as an argument: neither it nor a folder above it is a file."""
-    in_folders(f"{text}/file")
-    return Path(text)
-
-
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Adds the text files and the key of their text."""
     kinds = (

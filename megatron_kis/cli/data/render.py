@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_kis.cli.data.options import add_step, in_folders, print_frame
+from megatron_kis.cli.data.options import add_step, print_frame
+from megatron_kis.cli.outputs import new_prefix
 from megatron_kis.common.errors import printable
 from megatron_kis.common.units import whole_quantity
 
@@ -16,7 +17,7 @@ def add_render(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--templates", type=Path, required=True, metavar="FILE", help="templates.yaml")
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="PATH", help="tokenizer of the corpus")
     parser.add_argument(
-        "--output", type=in_folders, required=True, metavar="PREFIX", help="prefix of the files to write"
+        "--output", type=new_prefix, required=True, metavar="PREFIX", help="prefix of the files to write"
     )
     own = "JSON lines of sentences about single facts, beside the templates: fact, split, text"
     parser.add_argument("--paraphrases", type=Path, metavar="FILE", help=own)

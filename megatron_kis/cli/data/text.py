@@ -10,9 +10,8 @@ from megatron_kis.cli.data.options import (
     add_step,
     add_text_options,
     documents_of,
-    new_file,
-    new_folder,
 )
+from megatron_kis.cli.outputs import new_file, new_folder
 
 
 def add_demo(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kis.cli.law.common import add_choices, add_json, add_source, analysis_config, counted, print_json
+from megatron_kis.cli.law.common import (
+    add_choices,
+    add_json,
+    add_source,
+    analysis_config,
+    counted,
+    naming_choices,
+    print_json,
+)
+from megatron_kis.cli.outputs import new_file, spare_inputs
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.criteria import Transition
@@ -20,14 +28,15 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description="Finds the transitions of every (N, D), each with a status, and writes them as points.csv.",
     )
     add_source(parser, "--curves", "curves of another trainer")
-    parser.add_argument("--output", required=True, type=Path, metavar="CSV", help="where points.csv is written")
-    parser.add_argument("--curves-output", type=Path, metavar="CSV", help="also write the curves as curves.csv")
+    parser.add_argument("--output", required=True, type=new_file, metavar="CSV", help="where points.csv is written")
+    parser.add_argument("--curves-output", type=new_file, metavar="CSV", help="also write the curves as curves.csv")
     add_choices(parser)
     add_json(parser)
     parser.set_defaults(handler=_collapse)
 
 
 def _collapse(options: argparse.Namespace) -> int:
+    spare_inputs(options, ("output", "curves_output"), ("curves",))
     from megatron_kis.analysis.criteria import find_transitions
     from megatron_kis.analysis.runs.curves import curve_table, write_curves_csv
     from megatron_kis.analysis.runs.load import load_runs
@@ -35,10 +44,11 @@ def _collapse(options: argparse.Namespace) -> int:
 
     settings = analysis_config(options, options.runs)
     if options.curves is not None:
-        table = load_curves_csv(options.curves)
+        table = load_curves_csv(options.curves, settings)
     else:
         table = curve_table(counted(load_runs(options.runs)))
-    points = find_transitions(table, settings)
+    with naming_choices(options):
+        points = find_transitions(table, settings)
     write_points_csv(points, options.output)
     if options.curves_output is not None:
         write_curves_csv(table, options.curves_output)
@@ -64,7 +74,7 @@ def _print_points(points: Sequence[Transition]) -> None:
             w.size(point.params),
             w.size(point.tokens),
             w.STATUS_WORDS[point.status],
-            w.frequency(point.value) if usual else w.dose(point.slice, point.value),
+            w.frequency(point.value) if usual else w.dose_at_transition(point.slice, point.value),
             w.bracket(point),
             w.ratio(point.infusion_ratio),
             point.reason,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,15 @@ def analysis_config(options: argparse.Namespace, folder: Path | None) -> Analysi
         if folder is None or not folder.is_dir():
             return AnalysisConfig(**given)
         return declared_settings(folder, **given)
+
+
+@contextmanager
+def naming_choices(options: argparse.Namespace) -> Iterator[None]:
+    """Makes an error about a declared choice name the option, where an option gave it."""
+    from megatron_kis.config.analysis import SECTION
+
+    with naming_options(given_settings(options, _CHOICES), SECTION):
+        yield
 
 
 def counted(runs: Runs) -> Runs:

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from megatron_kis.cli.law.common import add_choices, add_json, add_source, analysis_config, counted, print_json
-from megatron_kis.common.errors import InputError, nearest, printable
+from megatron_kis.cli.law.common import (
+    add_choices,
+    add_json,
+    add_source,
+    analysis_config,
+    counted,
+    naming_choices,
+    print_json,
+)
+from megatron_kis.cli.outputs import new_file, spare_inputs
+from megatron_kis.common.errors import InputError, first_of, nearest, printable
 
 if TYPE_CHECKING:
+    from megatron_kis.analysis.criteria import Transition
     from megatron_kis.analysis.law.fit import Law
+
+_SHOWN = 6
+"""Most reasons, or kinds of points, that an error lists."""
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "fit",
         help="the law of the transitions over model size (and token budget)",
-        description="Fits log F* = a + b log N (+ c log D): every law that the points support, or the one of --kind.",
+        description="Fits log F* = a + b log N (+ c log D): every law that the points support, or those of --kind. "
+        "Says why there is none for the others, and fails if there is none at all.",
     )
     add_source(parser, "--points", "transitions, found before or elsewhere")
-    parser.add_argument("--output", required=True, type=Path, metavar="JSON", help="where law.json is written")
+    parser.add_argument("--output", required=True, type=new_file, metavar="JSON", help="where law.json is written")
     parser.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="fit this kind of transition only")
     parser.add_argument(
         "--group",
@@ -33,41 +47,33 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _fit(options: argparse.Namespace) -> int:
+    spare_inputs(options, ("output",), ("points",))
     from megatron_kis.analysis.criteria import find_transitions
-    from megatron_kis.analysis.findings.analyse import fit_laws, law_keys
-    from megatron_kis.analysis.law.fit import fit_law
+    from megatron_kis.analysis.findings.analyse import fit_laws
     from megatron_kis.analysis.outputs import law_record
+    from megatron_kis.analysis.report import formatting as w
     from megatron_kis.analysis.runs.curves import curve_table
     from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
     from megatron_kis.analysis.runs.load import load_runs
     from megatron_kis.analysis.runs.load_csv import load_points_csv
-    from megatron_kis.analysis.runs.slices import USUAL
     from megatron_kis.common.files import write_json
 
+    if options.group is not None and not is_group(options.group):
+        raise InputError(f"is {options.group!r}", where="--group", remedy=nearest(options.group, CURVE_GROUPS))
     settings = analysis_config(options, options.runs)
     table = None
     if options.points is not None:
         points = load_points_csv(options.points)
     else:
         table = curve_table(counted(load_runs(options.runs)))
-        points = find_transitions(table, settings)
-    if options.group is not None and not is_group(options.group):
-        raise InputError(f"is {options.group!r}", where="--group", remedy=nearest(options.group, CURVE_GROUPS))
-    refused: list[dict[str, str]] = []
-    if options.kind is not None:
-        mine = [point for point in points if point.kind == options.kind and options.group in (None, point.group)]
-        slices = [one for _, _, one in law_keys(mine)] or [USUAL]
-        laws = [
-            fit_law(points, options.kind, options.group, along=one, confidence=settings.confidence, law=settings.law)
-            for one in dict.fromkeys(slices)
-        ]
-    else:
-        chosen = [point for point in points if options.group in (None, point.group)]
-        laws, refused = fit_laws(chosen, settings, table)
-        if not laws:
-            reasons = "; ".join(f"{item['kind']} of {item['group']}: {item['reason']}" for item in refused)
-            where = str(options.points or options.runs)
-            raise InputError(f"no law can be fitted ({reasons or 'no points'})", where=where)
+        with naming_choices(options):
+            points = find_transitions(table, settings)
+    with naming_choices(options):
+        laws, refused = fit_laws(_chosen(points, options), settings, table)
+    reasons = [f"{w.refused_title(item)}: {w.refused_reason(item)}" for item in refused]
+    if not laws:
+        where = str(options.points or options.runs)
+        raise InputError(f"no law can be fitted ({first_of(reasons, _SHOWN, separator='; ')})", where=where)
     record = law_record(laws, refused)
     write_json(options.output, record)
     if options.json:
@@ -75,10 +81,28 @@ def _fit(options: argparse.Namespace) -> int:
         return 0
     for law in laws:
         _print_law(law)
-    for item in refused:
-        print(printable(f"no law for {item['kind']} of {item['group']}: {item['reason']}"))
+    for reason in reasons:
+        print(printable(f"no law: {reason}"))
     print(f"written: {options.output}")
     return 0
+
+
+def _chosen(points: Sequence[Transition], options: argparse.Namespace) -> list[Transition]:
+    """Returns the points of --kind and --group.
+
+    Raises:
+        InputError: there are none.
+    """
+    chosen = [p for p in points if options.kind in (None, p.kind) and options.group in (None, p.group)]
+    if not chosen:
+        asked = " ".join(f"--{name} {value}" for name in ("kind", "group") if (value := getattr(options, name)))
+        there = sorted({f"--kind {p.kind} --group {p.group}" for p in points})
+        raise InputError(
+            "no law can be fitted (no points)" if not points else "no points of these",
+            where=asked if points else str(options.points or options.runs),
+            remedy="there are " + first_of(there, _SHOWN) if there else None,
+        )
+    return chosen
 
 
 def _print_law(law: Law) -> None:

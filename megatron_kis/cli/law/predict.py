@@ -3,40 +3,75 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kis.cli.law.common import add_json, print_json
-from megatron_kis.common.errors import printable
-from megatron_kis.common.units import quantity
+from megatron_kis.cli.outputs import new_file, spare_inputs
+from megatron_kis.common.errors import InputError, first_of, nearest, printable
+from megatron_kis.common.units import amount, quantity
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.law.predict import Prediction
+
+_SHOWN = 6
+"""Most other laws that are named."""
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "predict",
         help="the transition of a model that was not trained",
-        description="Predicts F for one model size; --output writes a dated, hashed file to be validated later.",
+        description="Predicts F (or the number of facts K) for one model size; --output writes a dated, hashed file to "
+        "be validated later.",
     )
     parser.add_argument("law", type=Path, metavar="LAW_JSON", help="a law written by kis law fit or kis study run")
     parser.add_argument("--params", required=True, type=quantity, metavar="N", help="model size: 7e9 or 7b")
     parser.add_argument("--tokens", type=quantity, metavar="D", help="token budget: 1e12 or 1T (default: the law's)")
+    which = parser.add_argument_group(
+        "which law, of a file with several (else the first, if its kind and group have one)"
+    )
+    which.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="of this kind of transition")
+    which.add_argument("--group", metavar="GROUP", help="of this fact group: infused, background@60, ...")
+    which.add_argument("--axis", choices=("frequency", "facts"), help="of F (frequency) or of K (facts)")
+    held_by = ("facts", "frequency", "ratio", "nothing")
+    which.add_argument("--held-by", choices=held_by, help="what the slice holds")
+    which.add_argument(
+        "--held",
+        type=amount,
+        metavar="H",
+        help="the K, F or infusion ratio that the slice holds: its own law, or else the law of several slices, asked "
+        "at H",
+    )
+    which.add_argument("--together", action="store_true", help="the law of several slices, even where H has its own")
     parser.add_argument("--facts", type=quantity, metavar="K", help="what it means for this many facts")
     parser.add_argument("--fact-tokens", type=quantity, metavar="L", help="...of this many tokens per exposure")
-    parser.add_argument("--output", type=Path, metavar="JSON", help="write the prediction, dated and hashed")
+    parser.add_argument("--output", type=new_file, metavar="JSON", help="write the prediction, dated and hashed")
     add_json(parser)
     parser.set_defaults(handler=_predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from megatron_kis.analysis.law.fit import load_law
+    spare_inputs(options, ("output",), ("law",))
+    from megatron_kis.analysis.law.choice import Choice, words
+    from megatron_kis.analysis.law.law_file import load_laws
     from megatron_kis.analysis.law.predict import predict, prediction_record
+    from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
     from megatron_kis.common.files import write_json
 
+    if options.group is not None and not is_group(options.group):
+        raise InputError(f"is {options.group!r}", where="--group", remedy=nearest(options.group, CURVE_GROUPS))
+    choice = Choice(options.kind, options.group, options.axis, options.held_by, options.held, together=options.together)
+    laws = load_laws(options.law)
+    law = choice.choose(laws, where=str(options.law))
     prediction = predict(
-        load_law(options.law), options.params, options.tokens, facts=options.facts, fact_tokens=options.fact_tokens
+        law,
+        options.params,
+        options.tokens,
+        held=None if law.range_held is None else options.held,
+        facts=options.facts,
+        fact_tokens=options.fact_tokens,
     )
     record = prediction_record(prediction)
     if options.output is not None:
@@ -45,6 +80,9 @@ def _predict(options: argparse.Namespace) -> int:
         print_json(record)
         return 0
     _print_prediction(prediction)
+    if choice == Choice() and len(laws) > 1:
+        others = first_of([words(other, laws) for other in laws if other is not law], _SHOWN, separator="; ")
+        print(f"kis: other laws of the file: {others}", file=sys.stderr)
     if options.output is not None:
         print(f"written: {options.output}")
     return 0
@@ -66,6 +104,7 @@ def _print_prediction(prediction: Prediction) -> None:
     if prediction.exposure_tokens is not None:
         tokens = w.size(prediction.exposure_tokens)
     rows = [
+        ["law", str(prediction.law["selected_law"])],
         ["centre", w.dose(prediction.slice, prediction.centre)],
         [f"{level} confidence interval of the law", interval(prediction.confidence_interval)],
         [f"{level} prediction interval of a model", interval(prediction.prediction_interval)],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_kis.cli.law.common import add_choices, analysis_config, counted
+from megatron_kis.cli.law.common import add_choices, analysis_config, counted, naming_choices
+from megatron_kis.cli.outputs import new_file, new_folder, spare_inputs
 from megatron_kis.common.units import quantity
 
 
@@ -18,23 +19,25 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "source", type=Path, metavar="SOURCE", help="study folder, runs folder, curves.csv or points.csv"
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="HTML", help="where the report is written")
+    parser.add_argument("--output", required=True, type=new_file, metavar="HTML", help="where the report is written")
     parser.add_argument(
         "--params", type=quantity, action="append", default=[], metavar="N", help="predict for this size (repeatable)"
     )
     parser.add_argument(
         "--tokens", type=quantity, metavar="D", help="token budget of the predictions (default: the law's)"
     )
-    parser.add_argument("--export", type=Path, metavar="DIR", help="also write figures (SVG, PNG), tables (CSV)")
+    parser.add_argument("--export", type=new_folder, metavar="DIR", help="also write figures (SVG, PNG), tables (CSV)")
     add_choices(parser)
     parser.set_defaults(handler=_report)
 
 
 def _report(options: argparse.Namespace) -> int:
+    spare_inputs(options, ("output",), ("source",))
     from megatron_kis.analysis.report import analyse_source, report
 
     settings = analysis_config(options, options.source)
-    result = analyse_source(options.source, settings, predict_params=options.params, predict_tokens=options.tokens)
+    with naming_choices(options):
+        result = analyse_source(options.source, settings, predict_params=options.params, predict_tokens=options.tokens)
     if result.runs is not None:
         counted(result.runs)
     report(result, options.output)

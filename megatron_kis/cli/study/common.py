@@ -137,11 +137,14 @@ def _planned(output: Path) -> Iterator[Path | None]:
         yield folder if free else None
 
 
-def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tuple[list[str], dict[str, str]]:
+def done_runs(
+    study: StudyConfig, every: list[RunConfig], runs: list[RunConfig] | None = None
+) -> tuple[list[str], dict[str, str]]:
     """Returns which runs are complete, and the fingerprints of their data; the plans of all others are checked.
 
     Args:
-        every: the runs of a study; none may be complete on other data.
+        study: the study, whose keys errors name.
+        every: its runs; none may be complete on other data.
         runs: those that are to be trained; all if not given.
 
     Returns:
@@ -153,6 +156,7 @@ def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tu
     from megatron_kis.common.identity import DATA, OLDER_TOKENIZER
     from megatron_kis.study.conflicts import conflicts, refuse
     from megatron_kis.study.doses import check_ratio
+    from megatron_kis.study.written import naming_keys
     from megatron_kis.training.inputs import InputsOfMany, plan_key
 
     opened = InputsOfMany()
@@ -162,9 +166,10 @@ def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tu
     runs = every if runs is None else runs
     for run in (*runs, *every):
         if run.model.init_from not in data:
-            inputs = opened.open(run)
+            with naming_keys(study, run.name):
+                inputs = opened.open(run)
+                check_ratio(run, inputs.plan)
             data[run.model.init_from], model_sha256 = inputs.fingerprints, inputs.tokenizer.model_sha256
-            check_ratio(run, inputs.plan)
             checked.add(plan_key(run))
     refuse(every[0].output.parent.parent, conflicts(every, data, model_sha256=model_sha256))
     names = []
@@ -173,7 +178,8 @@ def done_runs(every: list[RunConfig], runs: list[RunConfig] | None = None) -> tu
             names.append(run.name)
         elif (key := plan_key(run)) not in checked:  # sizes share their plans
             checked.add(key)
-            check_ratio(run, opened.open(run).plan)
+            with naming_keys(study, run.name):
+                check_ratio(run, opened.open(run).plan)
     prints = next(iter(data.values()))
     older = {OLDER_TOKENIZER: model_sha256} if model_sha256 != prints["tokenizer"] else {}
     return names, {name: prints[name] for name in DATA} | older

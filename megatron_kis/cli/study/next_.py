@@ -8,6 +8,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+from megatron_kis.cli.outputs import check_written
 from megatron_kis.cli.study.common import add_step, load_study
 from megatron_kis.common.console import print_table
 from megatron_kis.common.errors import InputError, printable
@@ -43,10 +44,12 @@ def _next(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.runs.curves import curve_table
     from megatron_kis.common.configuration import load_config
     from megatron_kis.config.study import StudyConfig
-    from megatron_kis.study.grid import expand_grid
     from megatron_kis.study.proposals import Wanted, add_runs, match_proposals, nearest_new_size, trained_cells
+    from megatron_kis.study.specs import expand_grid
 
     study = load_study(options)
+    if options.write:
+        check_written(options.study)
     params = max(study.predict, default=None) if options.params is None else options.params
     if params is None:
         raise InputError("no target size", where="--params", remedy="for example 7e9, or predict: in the study")
@@ -100,7 +103,7 @@ def _next(options: argparse.Namespace) -> int:
         print("no run that is not there yet would tell more")
     for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
         print(f"N = {n:,}, D = {d:,} is no size and budget of the study; to train more of it, add it to the ladder")
-    _print_sizes(more)
+    _print_sizes(more, sizes[0].slice.symbol_at_transition if sizes else "")
     if options.write:
         print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
     return 0
@@ -118,8 +121,8 @@ def _runs(study: StudyConfig) -> Runs:
     return runs
 
 
-def _print_sizes(sizes: list[dict[str, Any]]) -> None:
-    """Prints how much one more size would narrow the law, and its entry of the ladder."""
+def _print_sizes(sizes: list[dict[str, Any]], symbol: str) -> None:
+    """Prints how much one more size would narrow the law, and its entry of the ladder; ``symbol`` is F* or K*."""
     import yaml
 
     if not sizes:
@@ -127,7 +130,7 @@ def _print_sizes(sizes: list[dict[str, Any]]) -> None:
     print()
     print_table(
         "what one size more in the ladder would tell",
-        ("params", "tokens", "F* expected", "runs", "FLOPs", "interval narrower by"),
+        ("params", "tokens", f"{symbol} expected", "runs", "FLOPs", "interval narrower by"),
         [
             [
                 in_table(size["params"]),

@@ -50,7 +50,7 @@ def _plan(options: argparse.Namespace) -> int:
             found["tokenizer"] = tokenizer.fingerprint
         now = {run.model.init_from: found for run in every}
         refuse(study.output, conflicts(every, now, model_sha256=tokenizer.model_sha256))
-        rows = plan_rows(runs_of(study, files))
+        rows = plan_rows(study, runs_of(study, files))
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0

@@ -46,7 +46,7 @@ def _prepare(options: argparse.Namespace) -> int:
     every = look_over(study)
     with study_lock(study.output):
         prepare(study, submission=int(folder.name))
-        done, fingerprints = done_runs(every)
+        done, fingerprints = done_runs(study, every)
         write_study(study, study.output / FILE)
         write_manifest(study.output, study.name, every, fingerprints)
         files = data_config(study)

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from megatron_kis.cli.outputs import check_written
 from megatron_kis.cli.study.common import add_step, load_study
 from megatron_kis.common.errors import InputError, printable
 
@@ -13,13 +14,28 @@ if TYPE_CHECKING:
     from megatron_kis.config.study import StudyConfig
 
 
+_WRITTEN = ("curves.csv", "points.csv", "law.json", "prediction.json", "report.html")
+
+
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     add_step(steps, "report", "analyse the runs that are done and write the report", _report)
 
 
 def _report(options: argparse.Namespace) -> int:
-    analyse(load_study(options), as_json=options.json)
+    study = load_study(options)
+    check_report(study)
+    analyse(study, as_json=options.json)
     return 0
+
+
+def check_report(study: StudyConfig) -> None:
+    """Refuses a study whose report cannot be written, before the work that it is about.
+
+    Raises:
+        InputError: names the file.
+    """
+    for name in _WRITTEN:
+        check_written(study.output / name)
 
 
 def analyse(study: StudyConfig, *, as_json: bool) -> None:

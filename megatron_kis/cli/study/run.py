@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from megatron_kis.cli.study.common import add_step, done_runs, load_study, look_over, prepare
-from megatron_kis.cli.study.report import analyse
+from megatron_kis.cli.study.report import analyse, check_report
 from megatron_kis.common.console import progress_bar
 from megatron_kis.common.errors import InputError, JobError, Stopped, nearest, printable
 
@@ -55,6 +55,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.workers < 1:
             raise InputError(f"is {options.workers}", where="--workers", remedy="use at least 1")
         settings = settings.model_copy(update={"workers": options.workers})
+    check_report(study)
     every = look_over(study)
     runs = selected(every, options.only)
     if not options.restart:
@@ -62,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     check_sources(study.data)
     with study_lock(study.output) as lock:  # before the data: a run in flight elsewhere may be reading them
         prepare(study, restarted={run.name for run in runs} if options.restart else ())
-        done, fingerprints = done_runs(every, runs)
+        done, fingerprints = done_runs(study, every, runs)
         write_study(study, study.output / FILE)
         write_manifest(study.output, study.name, every, fingerprints)
         runs = with_data(runs, fingerprints)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -470,12 +471,61 @@ def test_branches_of_a_trunk_that_is_given_up_or_not_asked_for_are_executed(tmp_
     assert (sorted(ended.done), ended.failed) == (["b", "c"], ("bad",))
 
 
+def ended_while(held: HeldLease, runs: list[RunConfig], folder: Path, end: Callable[[], object]) -> Progress:
+    """Executes runs; another executor ends one of them half a second later."""
+
+    def later() -> None:
+        time.sleep(0.5)
+        assert not (runs[-1].output / "log.txt").exists(), "it waits for its trunk"
+        end()
+        held.release()
+
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(later)
+        ended = run_all(folder, runs)
+        other.result()
+    return ended
+
+
 @pytest.mark.usefixtures("stand_in")
-def test_branches_of_a_trunk_that_is_elsewhere_are_left_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("finished", [True, False])
+def test_branches_wait_for_a_trunk_that_is_elsewhere(tmp_path: Path, *, asked: bool, finished: bool) -> None:
     trunk = run_of(tmp_path, "trunk")
     held = acquire(trunk.output, owner=FAR)
     assert isinstance(held, HeldLease)
     branch = run_of(tmp_path, "b", infusion={"frequency": 0, "begins": 0.5}, trunk=trunk.output)
-    ended = run_all(tmp_path, [trunk, branch, run_of(tmp_path, "other")])
-    assert ended.done == ("other",)
-    assert [name for name, _ in ended.elsewhere] == ["trunk", "b"]
+    runs = [*([trunk] if asked else []), run_of(tmp_path, "other"), branch]
+    ended = ended_while(held, runs, tmp_path, (trunk.output / "DONE").touch if finished else lambda: None)
+    assert (ended.done[0], sorted(ended.done)) == ("other", sorted(run.name for run in runs))
+    assert ended.elsewhere == ()
+    assert (trunk.output / "log.txt").exists() == (asked and not finished)  # what was stopped there goes on here
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_trunk_that_was_taken_over_is_waited_for(tmp_path: Path) -> None:
+    trunk = run_of(tmp_path, "slow", 60_000)
+    branch = run_of(tmp_path, "b", infusion={"frequency": 0, "begins": 0.5}, trunk=trunk.output)
+    claims = trunk.output / "claims"
+
+    def take_over() -> None:
+        wait_for(lambda: "line of slow" in last_lines(trunk.output))
+        (claims / "2.json").write_text((claims / "1.json").read_text())
+        time.sleep(1.0)
+        (trunk.output / "DONE").touch()
+        (claims / "2.json").write_text(json.dumps({**json.loads((claims / "1.json").read_text()), "released": True}))
+
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(take_over)
+        ended = run_all(tmp_path, [trunk, branch], lease_minutes=0.05)  # a heartbeat every 0.3 s
+        other.result()
+    assert (ended.done, ended.elsewhere) == (("slow", "b"), ())
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_trunk_that_is_elsewhere_is_left_there_if_nothing_waits_for_it(tmp_path: Path) -> None:
+    trunk = run_of(tmp_path, "trunk")
+    assert isinstance(acquire(trunk.output, owner=FAR), HeldLease)
+    branch = run_of(tmp_path, "b", infusion={"frequency": 0, "begins": 0.5}, trunk=trunk.output)
+    ended = run_all(tmp_path, [trunk, branch], done=("b",))
+    assert [name for name, _ in ended.elsewhere] == ["trunk"]

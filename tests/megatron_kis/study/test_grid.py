@@ -11,7 +11,8 @@ from megatron_kis.config.data import DataConfig
 from megatron_kis.config.dose import Dose
 from megatron_kis.config.run import RunConfig
 from megatron_kis.config.study import StudyConfig
-from megatron_kis.study.grid import cost, expand_grid, runs_of
+from megatron_kis.study.grid import cost, runs_of
+from megatron_kis.study.specs import expand_grid
 from tests.studies import GRID_STUDY
 
 DATA = DataConfig(corpus=Path("c"), validation=Path("v"), exposures=Path("e"), tokenizer=Path("t"))
@@ -83,10 +84,13 @@ def test_two_runs_never_share_a_folder(ladder: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"token_budgets": [100]}, "training: token_budget 100 is less than one step"),
-        ({"seeds": [-1]}, "seeds.0: .*greater than or equal to 0"),
+        ({"token_budgets": [100]}, "^token_budgets: run cpu-32_D100_F0_s0: 100 is less than one step"),
+        ({"seeds": [-1]}, "seeds.0: is -1; must be at least 0"),
         ({"training": {**GRID_STUDY["training"], "micro_batch_size": 3}}, "must be a multiple of micro_batch_size"),
-        ({"ladder": [{"layers": 2, "width": 30, "heads": 4}]}, "model.heads: width 30 over 4 heads"),
+        (
+            {"ladder": [{"layers": 2, "width": 30, "heads": 4}]},
+            "^ladder.0.heads: run 2x30_D100k_F0_s0: width 30",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_as_wrong_input(changes: dict[str, Any], message: str) -> None:
@@ -151,13 +155,13 @@ def test_listed_runs_stand_next_to_the_grid_or_without_one() -> None:
         ({"size": "cpu-33"}, "study: runs.1.size: 'cpu-33' is no size of the ladder; did you mean 'cpu-32'"),
         ({"size": "cpu-32", "seed": 4}, "study: runs.1: the same run is in the grid already"),
         ({"frequency": 8}, "study: runs.1: the same run is runs.0 already"),
-        ({"frequency": -8}, "study: runs.1.frequency: .*greater than or equal to 0"),
-        ({"tokens": 0}, "study: runs.1.tokens: .*greater than 0"),
-        ({"seed": -1}, "study: runs.1.seed: .*greater than or equal to 0"),
+        ({"frequency": -8}, "study: runs.1.frequency: is -8; must be at least 0"),
+        ({"tokens": 0}, "study: runs.1.tokens: is 0; must be above 0"),
+        ({"seed": -1}, "study: runs.1.seed: is -1; must be at least 0"),
         ({"frequencies": 7}, "study: runs.1.frequencies: unknown key; did you mean 'frequency'"),
         ({"infusion_ratio": 0.5}, "study: runs.1: needs one of 'frequency' and 'infusion_ratio'"),
         ({"frequency": None}, "study: runs.1: needs one of 'frequency' and 'infusion_ratio'"),
-        ({"frequency": None, "infusion_ratio": 1.0}, "study: runs.1.infusion_ratio: .*less than 1"),
+        ({"frequency": None, "infusion_ratio": 1.0}, "study: runs.1.infusion_ratio: is 1.0; must be below 1"),
         ({"facts": 101}, "study: runs.1.facts: 101 of 100 infused facts"),
         ({"frequency": 8, "facts": 100}, "study: runs.1: the same run is runs.0 already"),
         ({"facts": 0, "seed": 4}, "study: runs.1: the same run is in the grid already"),
@@ -220,10 +224,18 @@ def test_without_numbers_of_facts_all_are_shown_and_runs_are_named_as_they_were(
             "study: ladder.0.facts: 200 of 100 infused facts",
         ),
         ({"facts": [20, 20]}, "study: facts: has an entry twice"),
-        ({"facts": [-1]}, "study: facts.0: .*greater than or equal to 0"),
+        ({"facts": [-1]}, "study: facts.0: is -1; must be at least 0"),
         ({"facts": [20], "frequencies": [0]}, "study: facts: none of them is shown; give frequencies"),
-        ({"infusion_ratios": [1]}, "study: infusion_ratios.0: .*less than 1"),
-        ({"infusion_ratios": [-0.1]}, "study: infusion_ratios.0: .*greater than or equal to 0"),
+        (
+            {"facts": [20], "ladder": [{"preset": "cpu-32", "facts": [0]}]},
+            "study: ladder.0.facts: has only 0, the run without infusion; add a number of facts above 0",
+        ),
+        (
+            {"background": [{"facts": 60, "frequency": 5}, {"facts": 41, "frequency": 6}]},
+            "study: background: the groups have 101 facts together, of 100 background facts; .* data.select.background",
+        ),
+        ({"infusion_ratios": [1]}, "study: infusion_ratios.0: is 1; must be below 1"),
+        ({"infusion_ratios": [-0.1]}, "study: infusion_ratios.0: is -0.1; must be at least 0"),
         ({"infusion_ratios": [0.5, 0.5]}, "study: infusion_ratios: has an entry twice"),
         ({"frequencies": [], "facts": [20]}, "study: frequencies: the study has no run"),
     ],

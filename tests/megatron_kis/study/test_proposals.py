@@ -9,8 +9,8 @@ import yaml
 from megatron_kis.common.configuration import load_config, parse_config
 from megatron_kis.common.errors import InputError
 from megatron_kis.config.study import ListedRun, StudyConfig
-from megatron_kis.study.grid import expand_grid
 from megatron_kis.study.proposals import PlannedRun, Wanted, add_runs, match_proposals, trained_cells
+from megatron_kis.study.specs import expand_grid
 from tests.studies import GRID_STUDY
 
 SMALL, LARGE = (70_000, 99_968), (90_000, 249_984)  # N and D as they are trained: whole vocabularies, whole batches

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
+from megatron_kis.analysis.design import new_sizes as design
+from megatron_kis.analysis.design.new_sizes import NewSize
+from megatron_kis.analysis.runs.slices import Slice
 from megatron_kis.analysis.simulate import Truth, simulate_table, write_runs
 from megatron_kis.cli.main import main
 from megatron_kis.config.study import LadderEntry
@@ -81,7 +84,9 @@ def test_a_size_that_only_a_size_of_the_study_comes_near_has_none() -> None:
     assert nearest_new_size(1.02 * sorted(SMALL)[1], SMALL) is None
 
 
-def test_next_names_entries_that_the_study_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_next_names_entries_that_the_study_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     widths = (32, 48, 64, 96)
     entries = [
         {"layers": 2, "width": width, "heads": width // 16, "learning_rate": 0.3 / width, "name": f"w{width}"}
@@ -121,10 +126,18 @@ def test_next_names_entries_that_the_study_takes(tmp_path: Path, capsys: pytest.
     for size in named:
         assert abs(math.log(size["rung_params"] / size["params"])) < 0.35
     assert main(ask) == 0
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  - {")]
+    told = capsys.readouterr().out
+    assert "F* expected" in told
+    lines = [line.strip() for line in told.splitlines() if line.startswith("  - {")]
     added = [yaml.safe_load(line)[0] for line in lines]
     assert added == [size["rung"] for size in named]
     study["ladder"] = [*entries, *added]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     assert main([*ask, "--json"]) == 0
     assert not any(size["rung"] for size in json.loads(capsys.readouterr().out)["sizes"])  # they are planned now
+    along = Slice("facts", "frequency", 14.0)
+    monkeypatch.setattr(design, "new_sizes", lambda *_, **__: [NewSize(300_000, 600_000, 412.0, 9, 1e12, 0.2, along)])
+    assert main(ask) == 0
+    told = capsys.readouterr().out
+    assert "K* expected" in told
+    assert "F* expected" not in told

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from megatron_kis.config.run import RunConfig
 from megatron_kis.executor import run_process, starter
 from megatron_kis.executor.attempts import read_attempts
 from megatron_kis.executor.executor import execute
-from megatron_kis.executor.interface import Slot
+from megatron_kis.executor.interface import Progress, Slot
 from megatron_kis.executor.lease import read_lease
-from megatron_kis.executor.processes import parent, start_ticks
+from megatron_kis.executor.processes import descendants, parent, start_ticks
 from tests.run_files import losses
 from tests.runs import trained
+from tests.studies import run_of
 
 MakeRun = Callable[..., RunConfig]
 LONG: dict[str, Any] = {"training": {"token_budget": 100_000 * 8 * 64}, "infusion": {"frequency": 0}}
@@ -86,6 +89,147 @@ def test_where_the_starter_fails_runs_are_started_by_their_commands(
     monkeypatch.setattr(starter, "MODULE", "megatron_kis.no_such_module")
     runs = [tiny_run(name=name) for name in ("first", "second")]
     assert len(execute(runs, done=(), settings=ExecutorConfig(workers=2, threads=1)).done) == 2
+
+
+STARTER = """
+import os, signal, socket, sys, time
+from pathlib import Path
+from megatron_kis.cli.starter import serve
+
+def fork(fork=os.fork):
+    while Path("slow").exists():
+        time.sleep(0.02)
+    return fork()
+
+os.fork = fork
+wanted = serve(socket.socket(fileno=int(sys.argv[1])))
+does = wanted["arguments"][0] if wanted else ""
+exec("time.sleep(600)" if does == "train" else does)
+"""
+"""A starter that imports nothing, whose runs execute a line of Python; ``kis train`` only sleeps."""
+
+UNTIL = "\nwhile not Path('{}').exists(): time.sleep(0.02)\n"
+
+
+class Begin:
+    """Starts runs by a starter of this module's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.starter = starter.Starter()
+
+    def __call__(self, name: str, does: str) -> starter.Process | None:
+        run = run_of(self._folder, name)
+        run.output.mkdir(parents=True)
+        python = [sys.executable, "-m", "megatron_kis"]
+        log = run.output / "log.txt"
+        environment = dict(os.environ)
+        return self.starter.start([*python, does], run, Slot(), environment=environment, own={}, log=log, lock=None)
+
+
+@pytest.fixture
+def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
+    (tmp_path / "starter_for_tests.py").write_text(STARTER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(starter, "MODULE", "starter_for_tests")
+    begin = Begin(tmp_path)
+    yield begin
+    begin.starter.close()
+
+
+def polled(process: starter.Process) -> int | None:
+    """The status, which takes no time to learn."""
+    started = time.monotonic()
+    status = process.poll()
+    assert time.monotonic() - started < 0.5
+    return status
+
+
+def test_a_run_whose_end_was_not_reported_yet_has_no_status(begin: Begin) -> None:
+    run = begin("a", UNTIL.format("end") + "sys.exit(3)")
+    assert run is not None and polled(run) is None
+    serving = parent(run.pid)
+    os.kill(serving, signal.SIGSTOP)
+    Path("end").touch()
+    wait_for(lambda: not start_ticks(run.pid))
+    assert polled(run) is None
+    os.kill(serving, signal.SIGCONT)
+    assert run.wait() == 3
+
+
+def test_a_starter_that_is_late_ends_no_other_run_and_starts_none_twice(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin("a", UNTIL.format("end") + "sys.exit(3)")
+    assert run is not None
+    monkeypatch.setattr(starter, "_PATIENCE", 0.5)
+    Path("slow").touch()
+    assert begin("b", "Path('b').touch()") is None, "it is to be started by its command"
+    assert begin("c", "Path('c').touch()") is None
+    Path("slow").unlink()
+    serving = parent(run.pid)
+    time.sleep(0.5)
+    assert polled(run) is None, "the starter was not ended"
+    Path("end").touch()
+    assert run.wait() == 3
+    wait_for(lambda: not descendants(serving))
+    assert start_ticks(serving)
+    assert not Path("b").exists() and not Path("c").exists()
+
+
+def test_a_starter_that_is_late_with_its_first_run_is_ended(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starter, "_PATIENCE", 3.0)
+    Path("slow").touch()
+    assert begin("a", "Path('a').touch()") is None
+    assert begin.starter.is_closed
+
+
+@pytest.mark.parametrize(("end", "status"), [("sys.exit(75)", 75), ("Path('runs/a/DONE').touch(), sys.exit(0)", 0)])
+def test_without_the_starter_a_run_that_is_not_done_was_stopped(begin: Begin, end: str, status: int) -> None:
+    saves = f"signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1.5), {end}))\nPath('ready').touch()\n"
+    run = begin("a", saves + UNTIL.format("never"))
+    assert run is not None
+    wait_for(Path("ready").exists)
+    os.kill(parent(run.pid), signal.SIGKILL)
+    time.sleep(0.5)
+    assert polled(run) is None, "it is saving"
+    wait_for(lambda: not start_ticks(run.pid))
+    assert polled(run) == status
+    assert begin("b", "") is None
+
+
+@pytest.mark.usefixtures("begin", "one_thread")
+def test_an_executor_ends_its_runs_whatever_the_starter_does(tmp_path: Path) -> None:
+    serving: list[int] = []
+
+    def fail(progress: Progress) -> None:
+        if progress.running:
+            lease = read_lease(runs[0].output)
+            assert lease and lease.owner.run_process
+            serving.extend((parent(lease.owner.run_process[0]), lease.owner.run_process[0]))
+            os.kill(serving[0], signal.SIGSTOP)
+            raise OSError("the disk is full")
+
+    runs = [run_of(tmp_path, name) for name in ("first", "second")]
+    with within(20), pytest.raises(OSError, match="the disk is full"):
+        execute(runs, done=(), settings=ExecutorConfig(workers=2, threads=1), report=fail)
+    assert serving and not any(map(start_ticks, serving))
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Fails where something takes longer."""
+
+    def late(*_: object) -> None:
+        raise AssertionError("it waits")
+
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 EXECUTE = """

@@ -10,6 +10,7 @@ import pytest
 
 from megatron_kis.executor.attempts import Outcome, end_attempt, start_attempt
 from megatron_kis.executor.lease import HeldLease, acquire
+from megatron_kis.study.forecast import forecast
 from megatron_kis.study.status import Overview, Queued, RunStatus, status_of
 from tests.studies import run_of, train_row, write_log
 
@@ -119,3 +120,24 @@ def test_what_is_done_is_looked_at_once(tmp_path: Path) -> None:
     for run in runs:
         (run.output / "metrics.jsonl").unlink()
     assert [row.loss for row in view.look()] == [2.5, None]
+
+
+@pytest.mark.parametrize(
+    ("record", "own"),
+    [
+        (None, 0.25),
+        ({"config": {}, "branched_from": {"run": "t", "folder": "../t", "step": 6}}, 0.25),
+        ({"config": {}}, 1.0),  # its trunk had no checkpoint for it
+        ({}, 0.25),
+    ],
+)
+def test_a_branch_trains_what_its_record_says(tmp_path: Path, record: dict[str, Any] | None, own: float) -> None:
+    late = {"infusion": {"frequency": 0, "begins": 0.75}, "trunk": tmp_path / "t"}
+    run, alone = run_of(tmp_path, "r", **late), run_of(tmp_path, "alone")
+    if record is not None:
+        run.output.mkdir(parents=True)
+        (run.output / "run.json").write_text(json.dumps(record))
+    found = only(run)
+    assert (found.own, found.cost) == (own, own * only(alone).cost)
+    speed = RunStatus("d", found.size, found.tokens, "done", 1.0, whole=True, seconds=80.0, cost=1.0)
+    assert forecast([speed, found]).runs == {"r": 80.0 * own}

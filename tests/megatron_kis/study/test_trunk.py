@@ -92,9 +92,12 @@ def test_a_study_without_a_trunk_has_none() -> None:
 @pytest.mark.parametrize(
     ("share", "said"),
     [
-        (0.0, "trunk.share: .*greater than 0"),
-        (1.0, "trunk.share: .*less than 1"),
-        (0.0001, "infusion.begins: 0.0001 of"),
+        (0.0, "trunk.share: is 0.0; must be above 0"),
+        (1.0, "trunk.share: is 1.0; must be below 1"),
+        (
+            0.0001,
+            "trunk.share: run cpu-32_D64k_K20_F7_s0: .* is step 0; use a share from 1/500 to 499/500",
+        ),
     ],
 )
 def test_a_share_that_cannot_be_is_refused(share: float, said: str) -> None:

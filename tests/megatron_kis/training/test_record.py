@@ -9,6 +9,7 @@ import pytest
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import read_json, sha256_file, write_json
 from megatron_kis.common.identity import settings_of
+from megatron_kis.config.recorded import recorded_config
 from megatron_kis.config.run import RunConfig
 from megatron_kis.training.record import CLOSED, code_fingerprint, config_fingerprint, is_done, mark_done
 
@@ -154,3 +155,12 @@ def test_an_older_record_of_a_tokenizer_counts(tiny_run: MakeRun) -> None:
 def test_the_code_has_one_fingerprint() -> None:
     assert code_fingerprint.__wrapped__() == code_fingerprint()
     assert len(code_fingerprint()) == 64
+
+
+@pytest.mark.parametrize("reset", [{}, {"reset_attention": False}])
+def test_a_recorded_setting_that_had_no_effect_is_passed_over(tiny_run: MakeRun, reset: dict[str, bool]) -> None:
+    config = tiny_run()
+    content = {**config.model_dump(mode="json"), "documents": {**reset, "eod_belongs_to": "next"}}
+    assert recorded_config({"config": content, "inputs": {}}, config.output) == config
+    content["documents"] = {"reset_attention": True, "eod_belongs_to": "next"}
+    assert recorded_config({"config": content, "inputs": {}}, config.output).documents.eod_belongs_to == "next"

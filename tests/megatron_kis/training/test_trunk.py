@@ -68,8 +68,14 @@ def test_a_ratio_is_one_of_the_whole_run() -> None:
     made = plan(None, ratio=0.3)
     assert made.infusion_ratio == pytest.approx(0.3, abs=9 / made.token_budget)
     assert shown(made, "infused", range(BEGIN)) == 0
-    with pytest.raises(InputError, match=r"infusion\.ratio: 0\.7 of 25600 tokens is more than the 15360 that are left"):
+    with pytest.raises(
+        InputError,
+        match=r"infusion_ratio: 0\.7 of 25600 tokens is more than .* fits is about 0\.562",
+    ):
         plan(None, ratio=0.7)
+    assert plan(None, ratio=0.562).infusion_ratio == pytest.approx(0.562, abs=0.001)
+    with pytest.raises(InputError, match=r"infusion_ratio: 40 infused facts x .* need .* fits is about 0\.562"):
+        plan(None, ratio=0.59)
 
 
 def test_displaced_background_gives_way_after_infusion_begins_alone() -> None:
@@ -142,8 +148,8 @@ def test_a_schedule_is_one_of_the_rest() -> None:
         ({"trunk": "t"}, "trunk: needs infusion.begins"),
         ({"infusion": {"begins": 0.01}}, r"infusion.begins: 0.01 of 20 steps is step 0"),
         ({"infusion": {"begins": 0.99}}, r"infusion.begins: 0.99 of 20 steps is step 20"),
-        ({"infusion": {"begins": 1.0}}, "infusion.begins: .*less than 1"),
-        ({"extends": "t", "infusion": {"begins": 0.5}}, "has both extends and infusion.begins"),
+        ({"extends": "t", "infusion": {"begins": 0.5}}, "extends: excludes infusion.begins"),
+        ({"infusion": {"begins": 1.0}}, "infusion.begins: is 1.0; must be below 1"),
     ],
 )
 def test_a_beginning_that_cannot_be_is_refused(tiny_run: MakeRun, changes: dict[str, Any], said: str) -> None:
@@ -193,6 +199,14 @@ def test_a_branch_is_the_run_that_was_trained_from_the_start(
     before = [losses(branch)[step] for step in range(1, 11)]
     assert before == [losses(trunk)[step] for step in range(1, 11)]
     assert losses(branch)[20] != losses(trunk)[20]
+
+
+@pytest.mark.slow
+def test_a_branch_that_names_all_facts_keeps_its_trunks_answers(tiny_run: MakeRun, trunk: Path) -> None:
+    asked = [row for row in rows(trunk, "probes.jsonl") if row["step"] == 10]
+    facts = read_json(trunk / "run.json", "kis.run/1")["infused_facts"]
+    branch = train(run(tiny_run, "branch", {"frequency": 8, "facts": facts}, trunk=trunk))
+    assert [row for row in rows(branch, "probes.jsonl") if row["step"] == 10] == asked  # to the seconds they took
 
 
 @pytest.mark.slow
