@@ -113,6 +113,9 @@ def tau_grid(x: Array, steps: int) -> Array:
     return np.concatenate([*grid, inner[-1:]])
 
 
+_BLOCK = 80_000  # numbers of an array of `fit_nodes` (curves x taus x levels) that are worked on at once: about 600 kB
+
+
 def fit_hinges(x: Array, rate: Array, weight: Array, chance: float, precision: Precision) -> HingeFits:
     """Fits hinges to curves ``rate`` [R, L] with effective counts ``weight`` [L] at ``x`` [L] = log F.
 
@@ -127,13 +130,18 @@ def fit_hinges(x: Array, rate: Array, weight: Array, chance: float, precision: P
     weight = np.broadcast_to(weight, rate.shape)
     isotonic = prefix_fits(rate, weight)
     flat = log_likelihood(isotonic[:, -1], rate, weight).sum(axis=1)  # without a fall (gamma = 0)
-    rise = _rises(x, taus, isotonic)
-    m, gamma, likelihood = fit_nodes(x, taus, weight * rate, weight, chance, precision.rounds, rise=rise)
+    size = max(_BLOCK // (len(taus) * len(x)), 1)
+    blocks = [slice(start, start + size) for start in range(0, len(rate), size)]
+    parts = [
+        fit_nodes(x, taus, weight[b] * rate[b], weight[b], chance, precision.rounds, rise=_rises(x, taus, isotonic[b]))
+        for b in blocks
+    ]
+    m, gamma, likelihood = (np.concatenate(part) for part in zip(*parts, strict=True))
     likelihood = np.maximum(likelihood, flat[:, None])
     tau, index = _peak(taus, likelihood, x)
     row = np.arange(len(rate))
     plateau = m[row, index]
-    kappa = _first_on_plateau(rise[row, index], plateau, chance)
+    kappa = _first_on_plateau(_rises(x, taus[index][:, None], isotonic)[:, 0], plateau, chance)
     best = likelihood.max(axis=1)
     fits = HingeFits(x, chance, taus, likelihood, tau, best, plateau, gamma[row, index], kappa)
     return _polish(rate, weight, fits, isotonic) if precision.polish else fits
