@@ -284,7 +284,7 @@ def true_cell(truth: Truth, x: Array, facts: Array, collapse: float, generator: 
     # Several curves with several seeds know it about as well as this.
     scale = 1 + (truth.facts - 1) * truth.correlation
     dispersion = Dispersion(scale, 0.0, _FREEDOM, "the truth")
-    seen = Evidence(p, dispersion.effective(total), _FREEDOM)
+    seen = Evidence(p, dispersion.effective(total, np.full(len(total), facts.shape[1])), _FREEDOM)
     _, null = fall_test(seen, 499, generator)
     again = draw(generator, p, seen.weight, _FREEDOM, 299)
     fits = fit_hinges(x, again, seen.weight, truth.chance, COARSE)

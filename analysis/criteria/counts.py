@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.config.analysis import AnalysisConfig
@@ -26,6 +27,8 @@ class Evidence:
     """[L] effective number of independent facts."""
     freedom: float = np.inf
     """Degrees of freedom behind the weights (`Dispersion.freedom`)."""
+    single: npt.NDArray[np.bool_] | None = None
+    """[L] whether a level is one run; None: none is."""
 
     def of(self, rate: Array) -> Evidence:
         """Returns the evidence of other rates [..., L] of the same levels."""

@@ -5,12 +5,13 @@ Three sources, joined by Bayes' rule over the two variances of `Dispersion`:
 1. Seeds within levels, of all sizes, budgets and slices together: sum n (rate - mean)^2 over (seeds - 1) p (1 - p).
 2. Level means about the best curve that rises and then falls, of every curve: its deviance over that of curves
    simulated at a scale of one. That works with one seed too, and is all that tells what the seeds of a level share.
-3. A prior for the scale, 1 + (facts - 1) * `analysis.overdispersion`, with `PRIOR_FREEDOM` degrees of freedom. Its
-   default correlation of 0.01 is a seed standard deviation of 0.05 at a rate of one half. In this project's own
-   studies (60 to 200 facts, the same ones asked of every run) the scale was 0.1 to 2.3, 0.4 to 0.6 in those with three
-   seeds; prompts, seeds and data orders of published small models vary as much as a correlation of 0.01 to 0.05. Three
-   degrees of freedom span a factor of seven to either side. The prior of the level's variance is `_LEVEL` at its
-   median, with a long tail.
+3. A prior: log scale is Student's t with `_PRIOR_TAIL` degrees of freedom and scale `_PRIOR_SPREAD` around that of the
+   correlation `analysis.overdispersion`, 1 + (facts - 1) * correlation. Its default of 0.01 is a standard deviation of
+   seeds of 0.05 at a rate of one half. In this project's own studies (60 to 200 facts, the same ones asked of every
+   run) the scale was 0.1 to 2.3, and 0.4 to 0.6 in those with three seeds; seeds of published small models vary as
+   much as correlations of 0.01 to 0.05. The prior weighs like about three degrees of freedom, a factor of seven to
+   either side, and gives way to data that contradict it. That of the level's variance has the median `_LEVEL` and a
+   long tail.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from megatron_kis.analysis.runs.groups import base_group
 from megatron_kis.config.analysis import AnalysisConfig
 
 PRIOR_FREEDOM = 3.0
-_LEVEL = 0.0005  # of p (1 - p): a standard deviation of 0.05 on the logit scale
+_PRIOR_TAIL, _PRIOR_SPREAD = 4.0, 0.75
+_LEVEL = 0.0003  # of p (1 - p): a standard deviation of 0.04 on the logit scale
 _FEWEST_LEVELS = 4  # fewer say nothing beside their best curve
 _RESAMPLES = 200
 
@@ -53,15 +55,16 @@ def dispersion_of(curve: Curve, settings: AnalysisConfig) -> Dispersion:
 def study_dispersion(curves: Sequence[Curve], settings: AnalysisConfig) -> Dispersion:
     """Returns the dispersion of curves of one group, which need not be of one size, budget or slice."""
     curves = _independent(curves)
-    facts = np.concatenate([facts for curve in curves for facts in curve.seed_facts])
-    prior = 1 + max(float(np.median(facts)) - 1, 0.0) * settings.overdispersion
-    within, freedom = _within(curves)
+    per_run = np.concatenate([facts for curve in curves for facts in curve.seed_facts])
+    usual = float(np.median(per_run))
+    prior = 1 + max(usual - 1, 0.0) * settings.overdispersion
+    within, freedom = _within(curves, usual, prior)
     guess = (PRIOR_FREEDOM * prior + freedom * within) / (PRIOR_FREEDOM + freedom)
-    around = [_around(curve, guess, settings) for curve in curves]
-    scale, level, total = _posterior(
-        prior, (within, freedom), [one for one in around if one is not None], _total(curves)
-    )
-    return Dispersion(scale, level, total, _said(curves, freedom, sum(one is not None for one in around)))
+    seen = Dispersion(guess, 0.0, freedom, "", usual)
+    shapes = [one for one in (_around(curve, seen, settings) for curve in curves) if one is not None]
+    facts = float(np.median(np.concatenate([_facts_of(curve, seen) for curve in curves])))
+    scale, level, total = _posterior(prior, (within, freedom), shapes, facts)
+    return Dispersion(scale, level, total, _said(curves, freedom, len(shapes)), usual)
 
 
 def _independent(curves: Sequence[Curve]) -> list[Curve]:
@@ -70,13 +73,14 @@ def _independent(curves: Sequence[Curve]) -> list[Curve]:
     return whole or list(curves)
 
 
-def _total(curves: Sequence[Curve]) -> float:
-    return float(np.median(np.concatenate([curve.facts for curve in curves])))
+def _facts_of(curve: Curve, dispersion: Dispersion) -> Array:
+    """Returns [L] the facts of the levels, each counted as usual runs would have to have to be known as well."""
+    return curve.facts / dispersion.relative(curve.facts / curve.runs)
 
 
-def _within(curves: Sequence[Curve]) -> tuple[float, float]:
+def _within(curves: Sequence[Curve], usual: float, guess: float) -> tuple[float, float]:
     """Returns (scale, degrees of freedom) of the seeds within levels; a level of two slices counts once."""
-    squares, expected, information = 0.0, 0.0, 0.0
+    rows: list[tuple[float, float, float, float]] = []  # sum of squares, p (1 - p), degrees of freedom, facts of a run
     seen: set[tuple[object, ...]] = set()
     for curve in curves:
         for rates, facts in zip(curve.seed_rates, curve.seed_facts, strict=True):
@@ -85,27 +89,33 @@ def _within(curves: Sequence[Curve]) -> tuple[float, float]:
                 continue
             seen.add(own)
             mean = float((rates * facts).sum() / facts.sum())
-            variance, freedom = mean * (1 - mean), len(rates) - 1
-            squares += float((facts * (rates - mean) ** 2).sum())
-            expected += freedom * variance
-            information += freedom * variance**2
-    return (squares / expected, expected**2 / information) if expected > 0 else (1.0, 0.0)
+            squares = float((facts * (rates - mean) ** 2).sum())
+            rows.append((squares, mean * (1 - mean), len(rates) - 1, float(facts.mean())))
+    if not rows or not any(variance > 0 for _, variance, _, _ in rows):
+        return 1.0, 0.0
+    squares, variance, freedom, facts = np.array(rows).T
+    expected = float((freedom * variance).sum())
+    scale = guess
+    for _ in range(20 if np.ptp(facts) > 0 else 1):  # how much a level of more facts should vary depends on the scale
+        relative = Dispersion(scale, 0.0, 0.0, "", usual).relative(facts)
+        scale = float((squares / relative).sum()) / expected
+    return scale, expected**2 / float((freedom * variance**2).sum())
 
 
-def _around(curve: Curve, guess: float, settings: AnalysisConfig) -> tuple[float, float, float] | None:
+def _around(curve: Curve, guess: Dispersion, settings: AnalysisConfig) -> tuple[float, float, float] | None:
     """Returns (scale, degrees of freedom, facts of a level) of level means about the best curve; None of few levels.
 
     The scale counts the facts of all seeds of a level: it is that of the seeds, and what they share on top. ``guess``
     is what the noise of the simulated curves starts from, for how much of it a fit follows depends on how large it is.
     """
-    facts = curve.facts
+    facts = _facts_of(curve, guess)
     if len(facts) < _FEWEST_LEVELS:
         return None
     rate = pooled_rates(curve)
     exact = float(log_likelihood(rate, rate, facts).sum())
     deviance = 2 * (exact - float(unimodal_likelihood(rate, facts)))
     generator = np.random.default_rng([settings.seed, 3])
-    scale, freedom = guess, 0.0
+    scale, freedom = guess.scale, 0.0
     for _ in range(2):
         weight = facts / scale
         fit = unimodal_fit(rate, weight)
@@ -125,8 +135,9 @@ def _posterior(
 ) -> tuple[float, float, float]:
     """Returns (scale, level, degrees of freedom) from the three sources, on a grid of both variances.
 
-    ``facts`` are those of all seeds of a usual level. Each source has sum of squares / variance ~ chi-square. What a test needs is the variance of a level's mean, scale +
-    facts * level; its logarithm's mean and variance over the grid are those of freedom * scale / chi-square(freedom).
+    ``facts`` are those of all seeds of a usual level. Each source has sum of squares / variance ~ chi-square. What a
+    test needs is the variance of a level's mean, scale + facts * level; its logarithm's mean and variance over the grid
+    are those of freedom * scale / chi-square(freedom).
     """
     scale = prior * np.exp(np.linspace(np.log(1e-3), np.log(1e3), 241))[:, None]
     level = np.concatenate([[0.0], np.geomspace(1e-5, 0.3, 60)])[None, :]
@@ -134,8 +145,8 @@ def _posterior(
     def says(found: float, freedom: float, variance: Array) -> Array:
         return -0.5 * freedom * (np.log(variance) + found / variance)
 
-    # Log-uniform over the grid, but for what the prior says of each.
-    said = says(prior, PRIOR_FREEDOM, scale) + np.log(_share_of_level(level))
+    away = np.log(scale / prior) / _PRIOR_SPREAD
+    said = -0.5 * (_PRIOR_TAIL + 1) * np.log1p(away**2 / _PRIOR_TAIL) + np.log(_share_of_level(level))
     said = said + says(within[0], within[1], scale)
     for found, freedom, own in around:
         said = said + says(found, freedom, scale + own * level)
@@ -151,8 +162,8 @@ def _posterior(
 
 
 def _share_of_level(level: Array) -> Array:
-    """Returns the prior masses of the grid of level variances: of a density 1 / (1 + level / m)^2 with median m."""
-    below = level / (level + _LEVEL)  # the distribution function
+    """Returns the prior masses of the grid of level variances: beyond x lie 1 / (1 + x / m)^2, with median `_LEVEL`."""
+    below = 1 - (1 + level * (np.sqrt(2) - 1) / _LEVEL) ** -2.0
     edges = np.concatenate([(below[:, 1:] + below[:, :-1]) / 2, np.ones((1, 1))], axis=1)
     return np.diff(edges, prepend=0.0, axis=1)
 

@@ -2,7 +2,8 @@
 
 1. Is there a memory at all: the highest rate must beat chance.
 2. Does it fall: a sup-likelihood-ratio test against every non-decreasing curve (`unimodal.fall_test`), and a fall of
-   the fitted hinge of at least ``delta_min``.
+   the fitted hinge of at least ``delta_min``. It must also be seen without any one run: what a single run decides is
+   not called a collapse.
 3. Where: tau of the hinge (`hinge_fit`), with all tau whose profile likelihood ratio stays under a cut-off that a
    parametric bootstrap of the fitted curve calibrates, and never less than the bracket of levels that holds tau.
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import f as f_distribution
 
+from megatron_kis.analysis.criteria.bound import kept_up_to
 from megatron_kis.analysis.criteria.counts import Evidence, draw, generator_of, pooled_rates
 from megatron_kis.analysis.criteria.dispersion import dispersion_of
 from megatron_kis.analysis.criteria.hinge_fit import (
@@ -31,9 +33,9 @@ from megatron_kis.analysis.criteria.hinge_fit import (
     plateau_and_fall,
 )
 from megatron_kis.analysis.criteria.tests import detectable_drop, non_decreasing_fit, p_above
-from megatron_kis.analysis.criteria.tolerance_rule import last_level_up, margin, needed_drop
+from megatron_kis.analysis.criteria.tolerance_rule import needed_drop
 from megatron_kis.analysis.criteria.unimodal import critical_value, fall_statistic, fall_test, log_likelihood
-from megatron_kis.analysis.runs.curves import Array, Curve
+from megatron_kis.analysis.runs.curves import Array, Curve, Dispersion
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INCONCLUSIVE,
@@ -115,7 +117,9 @@ class Verdicts:
     at_end: Bools
     """Whether tau lies at or after the last level but one: the fitted curve falls at the largest F alone."""
     level: npt.NDArray[np.int64]
-    """The level up to which a curve without a fall stays up."""
+    """The last level at which a curve without a fall has certainly kept 1 - r of its plateau (`criteria.bound`)."""
+    alone: Bools
+    """Whether the fall is not reliable without some level of one run."""
 
 
 def classify(
@@ -140,9 +144,12 @@ def classify(
 
     # 1e-9 as in the test's p-value: a resample that is equal but for rounding counts as reaching the statistic.
     falls = fall_statistic(rate, weight) - 1e-9 > critical
+    alone = _rests_on_one_run(seen, critical, falls)
     fitted, plateau = fits.rates(), fits.plateau_rate
     drop = plateau - fitted[:, -1]
-    fallen = memory & falls & (drop >= settings.delta_min)
+    # A curve that falls from its first level on has no plateau that the hinge, from the second on, could be at.
+    drop = np.where(top == 0, np.maximum(drop, peak - rate[:, -1]), drop)
+    fallen = memory & falls & ~alone & (drop >= settings.delta_min)
 
     at_once = _falls_at_once(seen, fits, fallen, settings.confidence)
     # Where the plateau is the first levels themselves, it is not seen where it began to fall, or whether before.
@@ -150,10 +157,12 @@ def classify(
     low, high, bracket, pieces = _intervals(fits, cut)
     at_end = fits.tau >= x[-2] - _SAME_LEVEL
 
-    # Levels at the end may be down without being reliably down: nothing is said about them. Nor about the bracket
-    # before the last one that is up, for a fall that begins in it shows there by less than the margin.
-    level = np.maximum(last_level_up(rate, margin(peak, settings)) - 1, 0)
-    unfallen = memory & ~fallen & (detectable <= needed) & np.isfinite(x[level])
+    # A fall that is reliable but small, or one run's, is no bound: F* may be anywhere.
+    unfallen = memory & ~falls & (detectable <= needed)
+    level = np.zeros(len(rate), dtype=np.int64)
+    one_sided = cut_off(2 * settings.confidence - 1, seen.freedom)
+    level[unfallen] = kept_up_to(rate[unfallen], weight, settings.r, one_sided)
+    unfallen &= np.isfinite(x[level])
 
     left = fallen & (at_once | no_rise)
     collapsed = fallen & ~left
@@ -174,7 +183,43 @@ def classify(
         at_once=at_once,
         at_end=at_end,
         level=level,
+        alone=alone,
     )
+
+
+def _rests_on_one_run(seen: Evidence, critical: Array | float, falls: Bools) -> Bools:
+    """Returns [R] whether curves that fall do not without one of the levels that are a single run each."""
+    found = np.zeros(len(falls), dtype=bool)
+    (rows,) = np.nonzero(falls)
+    critical = np.broadcast_to(critical, len(falls))[rows]
+    for level in () if seen.single is None else np.flatnonzero(seen.single):
+        rest = np.arange(len(seen.weight)) != level
+        statistic = fall_statistic(seen.rate[np.ix_(rows, rest)], seen.weight[rest])
+        found[rows] |= statistic - 1e-9 <= critical
+    return found
+
+
+def run_it_rests_on(curve: Curve, dispersion: Dispersion, critical: float) -> float | None:
+    """Returns the dose of a run without which ``curve`` does not fall reliably; None if there is none.
+
+    Of several it is that without which the least is left.
+    """
+    rate, facts = pooled_rates(curve), curve.facts
+    weight = dispersion.effective(facts, curve.runs)
+    least, found = critical, None
+    for level, (rates, own) in enumerate(zip(curve.seed_rates, curve.seed_facts, strict=True)):
+        for one, n in zip(rates, own, strict=True):
+            without, heavy = rate.copy(), weight.copy()
+            rest = np.ones(len(rate), dtype=bool)
+            if len(own) > 1:
+                without[level] = np.clip((rate[level] * facts[level] - one * n) / (facts[level] - n), 0.0, 1.0)
+                heavy[level] = float(dispersion.effective(facts[level : level + 1] - n, np.array([len(own) - 1]))[0])
+            else:
+                rest[level] = False
+            statistic = float(fall_statistic(without[rest], heavy[rest])) - 1e-9
+            if statistic <= least:
+                least, found = statistic, float(curve.dose[level])
+    return found
 
 
 def _falls_at_once(seen: Evidence, fits: HingeFits, fallen: Bools, confidence: float) -> Bools:
@@ -237,7 +282,8 @@ def measured(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Evidence]:
     with np.errstate(divide="ignore"):
         x = np.log(curve.dose)
     dispersion = dispersion_of(curve, settings)
-    return x, Evidence(pooled_rates(curve)[None], dispersion.effective(curve.facts), dispersion.freedom)
+    weight = dispersion.effective(curve.facts, curve.runs)
+    return x, Evidence(pooled_rates(curve)[None], weight, dispersion.freedom, curve.runs == 1)
 
 
 def fit_curve(curve: Curve, settings: AnalysisConfig) -> HingeFits:
@@ -296,15 +342,21 @@ class HingeCollapse:
         critical = critical_value(null, settings.alpha)
         fits = fit_hinges(x, seen.rate, seen.weight, curve.mean_chance or 0.0, FINE)
         verdict = classify(seen, fits, critical, cut_off(settings.confidence, seen.freedom), settings)
-        if verdict.status[0] in (RIGHT_CENSORED, INCONCLUSIVE):
-            return self._no_collapse(curve, verdict, p_value)
+        run = run_it_rests_on(curve, dispersion_of(curve, settings), critical) if verdict.falls[0] else None
+        if verdict.status[0] in (RIGHT_CENSORED, INCONCLUSIVE) or run is not None:
+            return self._no_collapse(curve, verdict, p_value, run, settings)
         # Only a fall needs its cut-off.
         generator = generator_of(curve, settings, "cut")
         cut, _ = calibrate(shape_of(seen.of(seen.rate[0]), fits), float(fits.tau[0]), settings, generator)
         return self._collapse(curve, classify(seen, fits, critical, cut, settings), fits, p_value, settings)
 
-    def _no_collapse(self, curve: Curve, verdict: Verdicts, p_value: float) -> Transition:
-        """Returns the point of a curve in which no collapse was found, with the reason in words."""
+    def _no_collapse(
+        self, curve: Curve, verdict: Verdicts, p_value: float, run: float | None, settings: AnalysisConfig
+    ) -> Transition:
+        """Returns the point of a curve in which no collapse was found, with the reason in words.
+
+        ``run`` is the dose of the run that a fall rests on, if it rests on one.
+        """
         peak, detectable, needed = float(verdict.peak[0]), float(verdict.detectable[0]), float(verdict.needed[0])
         found: Found = {"peak": peak, "detectable": detectable}
         if not verdict.memory[0]:
@@ -312,15 +364,26 @@ class HingeCollapse:
             reason = f"never reliably above chance ({chance}; highest rate {peak:.2f}): no memory that could collapse"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         found["p_value"] = p_value
-        fall = f"falls by {verdict.drop[0]:.2f} only" if verdict.falls[0] else f"no reliable fall (p = {p_value:.2g})"
-        said = f"{fall} up to {curve.symbol} = {count(float(curve.dose[-1]))}"
+        up_to = f"up to {curve.symbol} = {count(float(curve.dose[-1]))}"
+        if verdict.falls[0]:
+            found["drop"] = float(verdict.drop[0])
+            fall = f"falls by {verdict.drop[0]:.2f} (p = {p_value:.2g}) {up_to}"
+            if verdict.drop[0] < settings.delta_min:
+                reason = f"{fall}, by less than delta_min = {settings.delta_min:g}"
+            else:
+                found["flags"] = f"rests on one run at {curve.symbol} = {count(run or 0.0)}"
+                reason = f"{fall}, but {found['flags']}: no reliable fall without it"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         if detectable > needed:
-            reason = f"{said}, but only a fall of {detectable:.2f} or more would have shown (needed: {needed:.2f})"
+            reason = (
+                f"no reliable fall (p = {p_value:.2g}) {up_to}, but only a fall of {detectable:.2f} or more would have "
+                f"shown (needed: {needed:.2f})"
+            )
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+        reason = f"no fall larger than {detectable:.2f} shown {up_to} (p = {p_value:.2g})"
         if verdict.status[0] == INCONCLUSIVE:
-            reason = f"{said}, though lower than at {curve.symbol} = 0 from the first level on"
+            reason += f", but from {curve.symbol} = 0 on a smaller one is possible"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-        reason = f"{said}; a fall of {detectable:.2f} would have shown"
         found["low"] = float(curve.dose[verdict.level[0]])
         return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found)
 
@@ -337,7 +400,7 @@ class HingeCollapse:
         }
         down = f"falls by {verdict.drop[0]:.2f} from {fits.plateau_rate[0]:.2f}"
         if verdict.at_once[0]:
-            reason = f"{down}: falling from the first level"
+            reason = f"falls by {verdict.drop[0]:.2f} from {verdict.peak[0]:.2f}: falling from the first level"
             return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": float(curve.dose[1])})
         high = math.exp(verdict.high[0])
         if verdict.status[0] == LEFT_CENSORED:

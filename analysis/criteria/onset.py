@@ -39,7 +39,7 @@ class Onset:
         if chance is None:
             return make_transition(curve, self.kind, INCONCLUSIVE, "the chance level is not known")
         dispersion = dispersion_of(curve, settings)
-        weight, freedom = dispersion.effective(curve.facts), dispersion.freedom
+        weight, freedom = dispersion.effective(curve.facts, curve.runs), dispersion.freedom
         baseline = 0 if curve.dose[0] == 0 else None
         alpha = settings.alpha / int(infused.sum())
 

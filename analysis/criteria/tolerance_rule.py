@@ -103,7 +103,7 @@ class ToleranceRule:
         if reason := too_few_levels(curve, levels, _FEWEST_LEVELS):
             return make_transition(curve, self.kind, INCONCLUSIVE, reason)
         dispersion = dispersion_of(curve, settings)
-        weight, freedom = dispersion.effective(curve.facts), dispersion.freedom
+        weight, freedom = dispersion.effective(curve.facts, curve.runs), dispersion.freedom
         top = int(np.argmax(curve.rate))
         peak = float(curve.rate[top])
         chance = curve.mean_chance or 0.0

@@ -196,15 +196,16 @@ def _extended(source: SimulatedCell, dose: float) -> SimulatedCell:
         facts = source.facts.copy()
         facts[at] += per_run
         runs = runs + (np.arange(len(runs)) == at)
-        return replace(source, facts=facts, runs=runs, seen=replace(seen, weight=source.dispersion.effective(facts)))
+        again = replace(seen, weight=source.dispersion.effective(facts, runs), single=runs == 1)
+        return replace(source, facts=facts, runs=runs, seen=again)
     facts = np.insert(source.facts, at, per_run)
-    rate = np.insert(seen.rate, at, seen.rate[min(at, len(seen.rate) - 1)])
+    rate, runs = np.insert(seen.rate, at, seen.rate[min(at, len(seen.rate) - 1)]), np.insert(runs, at, 1)
     return replace(
         source,
         x=np.insert(source.x, at, x),
         facts=facts,
-        runs=np.insert(runs, at, 1),
-        seen=replace(seen, rate=rate, weight=source.dispersion.effective(facts)),
+        runs=runs,
+        seen=replace(seen, rate=rate, weight=source.dispersion.effective(facts, runs), single=runs == 1),
         kappa=source.kappa + (at < source.kappa),
     )
 

@@ -89,10 +89,22 @@ class Dispersion:
     """Degrees of freedom behind both."""
     source: str
     """What it rests on, in words."""
+    facts: float = 0.0
+    """Facts of a run for which the scale holds; 0: any. A scale above 1 is a correlation, which grows with them."""
 
-    def effective(self, facts: Array) -> Array:
-        """Returns the effective numbers [L] of independent facts of levels whose seeds have ``facts`` [L] together."""
-        return 1 / (self.scale / facts + self.level)
+    def relative(self, facts: Array) -> Array:
+        """Returns the scale of runs with ``facts`` over that of usual ones."""
+        if self.scale <= 1 or self.facts <= 1:
+            return np.ones_like(facts)
+        grown: Array = 1 + (facts - 1) * (self.scale - 1) / (self.facts - 1)
+        return grown / self.scale
+
+    def effective(self, facts: Array, runs: npt.NDArray[np.int64]) -> Array:
+        """Returns the effective numbers [L] of independent facts of levels.
+
+        ``facts`` are those of all ``runs`` of each level together, both [L].
+        """
+        return 1 / (self.scale * self.relative(facts / runs) / facts + self.level)
 
 
 @dataclass(frozen=True)

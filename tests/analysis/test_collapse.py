@@ -51,14 +51,13 @@ def test_a_dip_that_recovers_is_no_collapse():
     assert "would have shown" in point.reason
 
 
-def test_a_high_plateau_is_right_censored_before_its_last_bracket():
-    # a fall that begins between 256 and 512 might show by less than the margin at 512
+def test_a_high_plateau_is_right_censored_at_the_last_level_that_excludes_a_fall():
     point = only(find_transitions(curve_rows({0: [25], 8: [40], 64: [97], 256: [98], 512: [97]})), "collapse")
-    assert (point.status, point.value, point.low, point.high) == ("right_censored", None, 256, None)
+    assert (point.status, point.value, point.low, point.high) == ("right_censored", None, 512, None)
 
 
 def test_a_curve_that_falls_from_its_first_level_is_left_censored():
-    point = only(find_transitions(curve_rows({0: [95], 8: [60], 64: [40], 256: [30]})), "collapse")
+    point = only(find_transitions(curve_rows({0: [95, 96], 8: [60, 61], 64: [40, 41], 256: [30, 31]})), "collapse")
     assert (point.status, point.value, point.low, point.high) == ("left_censored", None, None, 8)
 
 

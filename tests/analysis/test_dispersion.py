@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import chi2
 
 from megatron_kis.analysis.criteria import HingeCollapse, Onset, ToleranceRule, find_transitions
 from megatron_kis.analysis.criteria.counts import draw
@@ -51,7 +52,7 @@ def test_seeds_that_agree_better_than_counts_of_independent_facts_weigh_more():
     one = measured_curve((100_000, 1_000_000), DOSE, rates, np.full((8, 3), 60.0), 0.25)
     found = study_dispersion([replace(one, params=n) for n in range(1, 5)][:1], QUICK)
     assert found.scale < 0.9
-    assert found.effective(one.facts)[0] > 150  # of 180; a correlation of 0.01 would leave 113
+    assert found.effective(one.facts, one.runs)[0] > 150  # of 180; a correlation of 0.01 would leave 113
 
 
 def test_with_one_seed_levels_that_scatter_tell_it():
@@ -77,9 +78,10 @@ def test_without_seeds_and_levels_there_is_the_prior_alone():
     found = study_dispersion(one, QUICK)
     assert found.source == "the prior alone; one seed"
     assert found.freedom < PRIOR_FREEDOM + 0.5
-    assert found.scale == pytest.approx(2, rel=0.15)
+    # The middle of scale * freedom / chi-square(freedom) is 1 + 100 * 0.01.
+    assert found.scale * found.freedom / chi2.median(found.freedom) == pytest.approx(2, rel=0.15)
     wider = study_dispersion(one, QUICK.replace(overdispersion=0.1))
-    assert wider.scale == pytest.approx(11, rel=0.15)
+    assert wider.scale * wider.freedom / chi2.median(wider.freedom) == pytest.approx(11, rel=0.15)
 
 
 def test_a_dispersion_that_is_hardly_known_widens_what_is_drawn():

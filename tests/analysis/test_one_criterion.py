@@ -27,9 +27,9 @@ CURVES = 200
 
 
 def random_curve(generator: np.random.Generator, number: int) -> Curve:
-    """Returns a curve of 60 facts and one seed: cliffs and slopes, high and low, before, on and beyond the grid."""
+    """Returns a curve of 150 facts and one seed: cliffs and slopes, high and low, before, on and beyond the grid."""
     truth = Truth(
-        facts=60,
+        facts=150,
         steepness=float(generator.choice([0.8, 2, 6, 40])),
         plateau=float(generator.choice([0.35, 0.5, 0.8, 0.97])),
         base=float(generator.choice([0.25, 0.4, 0.55, 0.8])),
@@ -91,7 +91,7 @@ def test_the_bootstrap_and_the_product_call_the_same_curve_the_same(judged, cell
     coarse = judge(replace(cell, **limits), rates, QUICK, COARSE).status == statuses
     assert coarse.mean() >= 0.99  # how finely hinges are fitted matters on the borders only
     found = Counter(statuses)
-    assert min(found[status] for status in STATUSES if status != "observed") > 20
+    assert min(found[status] for status in STATUSES if status != "observed") > 8, found
 
 
 def test_curves_are_judged_together_as_they_are_alone(judged):

@@ -14,7 +14,6 @@ from megatron_kis.analysis.runs.transitions import crossing, make_transition
 from megatron_kis.analysis.simulate import Truth, simulate_curve
 from megatron_kis.config.analysis import AnalysisConfig
 from tests.analysis.synthetic import curve, curve_rows
-from tests.analysis.test_half_margin import measured
 
 QUICK = AnalysisConfig(resamples=99)
 SLOW_FALL = {
@@ -62,7 +61,9 @@ def test_every_collapse_lies_within_its_interval(criterion):
 def test_the_crossing_of_margins_lies_within_its_interval_to_the_last_digit():
     for levels in ([3.0, 7.0, 13.0, 49.0, 170.3], [11.0, 23.0, 47.0, 95.0, 191.0]):
         margins = dict(zip(levels, ([8.0], [8.0], [8.0], [4.0], [0.5]), strict=True))  # half at a level
-        (one,) = curves(measured(margins, sd=0.01))
+        table = curve_rows({level: [50] for level in levels}, n=50)
+        values = [margins[row.frequency][0] for row in table.itertuples()]
+        (one,) = curves(table.assign(mean_margin=values, mean_margin_sd=0.01))
         point = HalfMargin().find(one, QUICK)
         assert point.low <= point.value <= point.high
 
