@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from megatron_kis.analysis.criteria import Transition, find_transitions
+from megatron_kis.analysis.criteria.dispersion import with_dispersion
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.bootstrap import bootstrap_law
 from megatron_kis.analysis.law.bootstrap_points import bootstrap_points
@@ -24,6 +25,10 @@ from megatron_kis.config.analysis import AnalysisConfig
 # The law at the top of law.json is the first of these that could be fitted: the paper's collapse point before its
 # companions. The order is fixed here, before any data are seen.
 LAW_ORDER = (("collapse", "infused"), ("collapse", "background"), ("tolerance", "general"), ("onset", "infused"))
+
+MOST_SIMULATED = 20_000
+"""Curves that the bootstrap of one law simulates and fits at most: 999 resamples of 20 cells."""
+_FEWEST_RESAMPLES = 199
 
 
 def fit_laws(
@@ -42,13 +47,14 @@ def fit_laws(
     first = sorted(LAW_ORDER, key=lambda key: key[0] != "tolerance") if by_loss else LAW_ORDER
     drawn_from: list[Curve] = []
     if table is not None and settings.law_resamples and settings.criterion == "hinge":
-        drawn_from = curves(primary_rows(table, settings), slices_of(table, settings.axis))
+        drawn_from = with_dispersion(curves(primary_rows(table, settings), slices_of(table, settings.axis)), settings)
     keys = law_keys(points, first)
     for kind, group, one in [*keys, *_together(points, keys)]:
         try:
             law = fit_law(points, kind, group, along=one, confidence=settings.confidence, law=settings.law)
             if drawn_from:
-                law = bootstrap_law(law, drawn_from, points, settings, resamples=settings.law_resamples)
+                resamples = resamples_of(len(law.points), settings)
+                law = bootstrap_law(law, drawn_from, points, settings, resamples=resamples)
             if settings.law_resamples and law.calibration is None:
                 law = bootstrap_points(law, points, settings, resamples=settings.law_resamples)
             laws.append(law)
@@ -56,6 +62,14 @@ def fit_laws(
             of_slice = {name: str(value) for name, value in one.record().items() if value is not None}
             refused.append({"kind": kind, "group": group, "code": error.code, "reason": str(error)} | of_slice)
     return laws, refused
+
+
+def resamples_of(cells: int, settings: AnalysisConfig) -> int:
+    """Returns how often the curves of a law of so many cells are simulated: as declared, or `MOST_SIMULATED` in all.
+
+    Its ``calibration`` has the number.
+    """
+    return min(settings.law_resamples, max(MOST_SIMULATED // max(cells, 1), _FEWEST_RESAMPLES))
 
 
 def _together(points: Sequence[Transition], keys: Sequence[tuple[str, str, Slice]]) -> list[tuple[str, str, Slice]]:

@@ -163,8 +163,11 @@ def design(law: Candidate, centre: Array, log_n: Array, log_d: Array, log_h: Arr
     return np.column_stack([np.ones(len(log_n)), law.covariates(log_n, log_d, log_h) - centre])
 
 
-def fit_candidate(law: Candidate, cells: Cells) -> Fitted | None:
-    """Fits a candidate; returns None if the cells cannot tell its coefficients apart or leave no error to estimate."""
+def fit_candidate(law: Candidate, cells: Cells, *, aicc: bool = True) -> Fitted | None:
+    """Fits a candidate; returns None if the cells cannot tell its coefficients apart or leave no error to estimate.
+
+    Without ``aicc`` the fit has none: that of a law without offset takes another fit.
+    """
     informative = int(cells.informative.sum())
     if law.in_held and not cells.several_held:
         return None
@@ -175,8 +178,10 @@ def fit_candidate(law: Candidate, cells: Cells) -> Fitted | None:
     linear = fit(x, cells.lower, cells.upper, cells.variance)
     if law.offset:
         return _fit_offset(law, centre, cells, linear)
-    # AICc needs the maximum of the likelihood itself, not of the restricted one.
-    likelihood = float(fit(x, cells.lower, cells.upper, cells.variance, method="ml").likelihood)
+    criterion = None
+    if aicc:  # of the maximum of the likelihood itself, not of the restricted one
+        likelihood = float(fit(x, cells.lower, cells.upper, cells.variance, method="ml").likelihood)
+        criterion = _aicc(likelihood, law.size, len(cells.log_n))
     return Fitted(
         law,
         centre,
@@ -185,7 +190,7 @@ def fit_candidate(law: Candidate, cells: Cells) -> Fitted | None:
         float(linear.sigma),
         float(linear.freedom),
         float(linear.scatter_freedom),
-        _aicc(likelihood, law.size, len(cells.log_n)),
+        criterion,
     )
 
 
@@ -277,7 +282,7 @@ def leave_largest_out(law: Candidate, cells: Cells) -> float | None:
     Censored cells beyond it do not test a law, because a wide predictive distribution covers them.
     """
     largest = cells.log_n[cells.informative].max()
-    fitted = fit_candidate(law, cells.subset(cells.log_n < largest - 1e-9))
+    fitted = fit_candidate(law, cells.subset(cells.log_n < largest - 1e-9), aicc=False)
     if fitted is None:
         return None
     return log_score(fitted, cells.subset(cells.informative & (cells.log_n >= largest - 1e-9)))
