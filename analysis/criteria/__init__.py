@@ -6,6 +6,7 @@ and scoring rule that the settings declare.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,7 @@ from megatron_kis.analysis.runs.transitions import (
     order_of,
 )
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.progress import logged
 from megatron_kis.config.analysis import AnalysisConfig
 
 __all__ = [
@@ -57,6 +59,8 @@ __all__ = [
     "criteria_of",
     "find_transitions",
 ]
+
+logger = logging.getLogger(__name__)
 
 _COLLAPSE: dict[str, Criterion] = {
     "hinge": HingeCollapse(),
@@ -111,7 +115,8 @@ def find_transitions(
     loss_noise = noise_of(every, settings.tolerance)
     every = [replace(curve, loss_noise=loss_noise) for curve in every]
     for criterion in criteria_of(settings) if criteria is None else criteria:
-        for curve in every:
+        described = f"{criterion.kind}: curves"
+        for curve in logged(logger).track(every, description=described, total=len(every)):
             if base_group(curve.group) not in criterion.groups:
                 continue
             if criterion.kind == "onset" and curve.slice.axis == FACTS:

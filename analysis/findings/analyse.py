@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,10 @@ from megatron_kis.analysis.runs.curves import Curve, curve_table, curves, primar
 from megatron_kis.analysis.runs.groups import group_key
 from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.analysis.runs.slices import Slice, slices_of
+from megatron_kis.common.progress import logged
 from megatron_kis.config.analysis import AnalysisConfig
+
+logger = logging.getLogger(__name__)
 
 # The law at the top of law.json is the first of these that could be fitted: the paper's collapse point before its
 # companions. The order is fixed here, before any data are seen.
@@ -127,7 +131,7 @@ def analyse_points(
         (law.kind, law.group, law.slice): backtest(
             points, law.kind, law.group, along=law.slice, confidence=settings.confidence, law=settings.law
         )
-        for law in laws
+        for law in logged(logger).track(laws, description="laws tested on their largest models", total=len(laws))
         if law.range_held is None
     }
     return AnalysisResult(settings, runs, table, points, laws, refused, predictions, backtests, title, study or {})
