@@ -20,8 +20,9 @@ from scipy import stats
 from megatron_kis.analysis.criteria import HingeCollapse, find_transitions
 from megatron_kis.analysis.criteria.counts import Evidence, draw
 from megatron_kis.analysis.criteria.dispersion import with_dispersion
-from megatron_kis.analysis.criteria.hinge import cut_off, measured
+from megatron_kis.analysis.criteria.hinge import measured
 from megatron_kis.analysis.criteria.hinge_fit import COARSE, fit_hinges
+from megatron_kis.analysis.criteria.tests import cut_off
 from megatron_kis.analysis.criteria.unimodal import critical_value, fall_test
 from megatron_kis.analysis.law.bootstrap import SimulatedCell, bootstrap_law, measure, rescaled
 from megatron_kis.analysis.law.bootstrap_points import bootstrap_points

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import f as f_distribution
 
 from megatron_kis.analysis.criteria.bound import kept_up_to
 from megatron_kis.analysis.criteria.counts import Evidence, draw, generator_of, pooled_rates
@@ -32,10 +31,11 @@ from megatron_kis.analysis.criteria.hinge_fit import (
     link,
     plateau_and_fall,
 )
-from megatron_kis.analysis.criteria.tests import detectable_drop, non_decreasing_fit, p_above
+from megatron_kis.analysis.criteria.one_run import run_it_rests_on
+from megatron_kis.analysis.criteria.tests import cut_off, detectable_drop, non_decreasing_fit, p_above
 from megatron_kis.analysis.criteria.tolerance_rule import needed_drop
 from megatron_kis.analysis.criteria.unimodal import critical_value, fall_statistic, fall_test, log_likelihood
-from megatron_kis.analysis.runs.curves import Array, Curve, Dispersion
+from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INCONCLUSIVE,
@@ -71,11 +71,13 @@ class HingeShape:
     plateau: float
     """M, the plateau on the logit scale."""
     gamma: float
-    """Fall of the logit for each e-fold of F beyond the hinge."""
+    """Fall of the logit, or of the log of the excess over chance, for each e-fold of F beyond the hinge."""
+    power: bool = False
+    """Whether it is the latter."""
 
     def rates(self, tau: Array) -> Array:
         """Returns the rates [R, L] with the hinge at each ``tau`` [R]: isotonic rise, plateau, fall."""
-        rates = plateau_and_fall(self.x, tau, np.array(self.plateau), np.array(self.gamma), self.chance)
+        rates = plateau_and_fall(self.x, tau, np.array(self.plateau), np.array(self.gamma), self.chance, self.power)
         kappa = self.kappa
         if kappa:
             rise = non_decreasing_fit(self.seen.rate[:kappa], self.seen.weight[:kappa])
@@ -199,29 +201,6 @@ def _rests_on_one_run(seen: Evidence, critical: Array | float, falls: Bools) -> 
     return found
 
 
-def run_it_rests_on(curve: Curve, dispersion: Dispersion, critical: float) -> float | None:
-    """Returns the dose of a run without which ``curve`` does not fall reliably; None if there is none.
-
-    Of several it is that without which the least is left.
-    """
-    rate, facts = pooled_rates(curve), curve.facts
-    weight = dispersion.effective(facts, curve.runs)
-    least, found = critical, None
-    for level, (rates, own) in enumerate(zip(curve.seed_rates, curve.seed_facts, strict=True)):
-        for one, n in zip(rates, own, strict=True):
-            without, heavy = rate.copy(), weight.copy()
-            rest = np.ones(len(rate), dtype=bool)
-            if len(own) > 1:
-                without[level] = np.clip((rate[level] * facts[level] - one * n) / (facts[level] - n), 0.0, 1.0)
-                heavy[level] = float(dispersion.effective(facts[level : level + 1] - n, np.array([len(own) - 1]))[0])
-            else:
-                rest[level] = False
-            statistic = float(fall_statistic(without[rest], heavy[rest])) - 1e-9
-            if statistic <= least:
-                least, found = statistic, float(curve.dose[level])
-    return found
-
-
 def _falls_at_once(seen: Evidence, fits: HingeFits, fallen: Bools, confidence: float) -> Bools:
     """Returns [R] whether a curve is lower at its second level already and falls on: tau lies before that level.
 
@@ -232,7 +211,8 @@ def _falls_at_once(seen: Evidence, fits: HingeFits, fallen: Bools, confidence: f
     if len(index):
         rate, weight = seen.rate[index], np.broadcast_to(seen.weight, (len(index), len(seen.weight)))
         k = weight * rate
-        _, _, rest = fit_nodes(fits.x[1:], fits.x[1:2], k[:, 1:], weight[:, 1:], fits.chance, 40)
+        after = fits.x[1:], fits.x[1:2], k[:, 1:], weight[:, 1:], fits.chance, 40
+        rest = np.maximum(*(fit_nodes(*after, power=power)[2] for power in (False, True)))
         alone = log_likelihood(rate[:, 0], rate[:, 0], weight[:, 0])
         at_once[index] = 2 * (rest[:, 0] + alone - fits.best[index]) > cut_off(confidence, seen.freedom)
     return at_once
@@ -269,14 +249,6 @@ def _intervals(fits: HingeFits, cut: Array | float) -> tuple[Array, Array, Bools
     return np.minimum(low, floor_low), np.maximum(high, floor_high), bracket, pieces
 
 
-def cut_off(confidence: float, freedom: float) -> float:
-    """Returns the likelihood ratio that one true parameter exceeds with probability 1 - confidence.
-
-    The chi-square's, or F's where the dispersion is known with few degrees of freedom.
-    """
-    return float(f_distribution.ppf(confidence, 1, min(freedom, 1e9)))
-
-
 def measured(curve: Curve, settings: AnalysisConfig) -> tuple[Array, Evidence]:
     """Returns (x [L], evidence [1, L]) of a measured curve: what `fit_hinges` and `classify` take."""
     with np.errstate(divide="ignore"):
@@ -301,6 +273,7 @@ def shape_of(seen: Evidence, fits: HingeFits) -> HingeShape:
         kappa=int(fits.kappa[0]),
         plateau=float(fits.plateau[0]),
         gamma=float(fits.gamma[0]),
+        power=bool(fits.power[0]),
     )
 
 
@@ -323,6 +296,10 @@ def calibrate(
 
 def tolerance_point(fits: HingeFits, r: float) -> float:
     """Returns log of the largest F at which the fitted rate of one curve is at least (1 - r) of its plateau."""
+    if fits.power[0]:
+        top = float(fits.plateau_rate[0])
+        left = max((1 - r) * top - fits.chance, 1e-9)
+        return float(fits.tau[0]) + math.log((top - fits.chance) / left) / max(float(fits.gamma[0]), 1e-9)
     edge = float(link((1 - r) * fits.plateau_rate, fits.chance)[0])
     return float(fits.tau[0]) + max(float(fits.plateau[0]) - edge, 0.0) / max(float(fits.gamma[0]), 1e-9)
 
@@ -342,7 +319,9 @@ class HingeCollapse:
         critical = critical_value(null, settings.alpha)
         fits = fit_hinges(x, seen.rate, seen.weight, curve.mean_chance or 0.0, FINE)
         verdict = classify(seen, fits, critical, cut_off(settings.confidence, seen.freedom), settings)
-        run = run_it_rests_on(curve, dispersion_of(curve, settings), critical) if verdict.falls[0] else None
+        run = None
+        if verdict.falls[0]:
+            run = run_it_rests_on(curve, dispersion_of(curve, settings), critical, fall_statistic)
         if verdict.status[0] in (RIGHT_CENSORED, INCONCLUSIVE) or run is not None:
             return self._no_collapse(curve, verdict, p_value, run, settings)
         # Only a fall needs its cut-off.

@@ -9,10 +9,18 @@ one test per entry.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import betainc, stdtr, stdtrit
+from scipy.special import betainc, fdtri, stdtr, stdtrit
 
 from megatron_kis.analysis.criteria.isotonic import isotonic_fit
 from megatron_kis.analysis.runs.curves import Array
+
+
+def cut_off(confidence: float, freedom: float) -> float:
+    """Returns the likelihood ratio that one true parameter exceeds with probability 1 - confidence.
+
+    The chi-square's, or F's where the dispersion is known with few degrees of freedom.
+    """
+    return float(fdtri(1, min(freedom, 1e9), confidence))
 
 
 def p_above(rate: Array | float, n_eff: Array | float, level: float, freedom: float = np.inf) -> Array:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from megatron_kis.analysis.criteria.bound import kept_up_to
 from megatron_kis.analysis.criteria.counts import draw, generator_of
 from megatron_kis.analysis.criteria.dispersion import dispersion_of
-from megatron_kis.analysis.criteria.tests import detectable_drop, logit, p_above, plateau_fit
+from megatron_kis.analysis.criteria.one_run import run_it_rests_on
+from megatron_kis.analysis.criteria.tests import cut_off, detectable_drop, logit, p_above, plateau_fit
+from megatron_kis.analysis.criteria.unimodal import critical_value
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
@@ -118,26 +121,18 @@ class ToleranceRule:
 
         seen = fall(curve.rate, weight, settings)
         last, drop = int(seen.last), float(seen.drop)
-        p_value = self._p_value(curve, weight, freedom, float(seen.z), settings)
+        p_value, null = self._p_value(curve, weight, freedom, float(seen.z), settings)
         found = {"peak": peak, "drop": drop, "detectable": detectable, "p_value": p_value}
         largest = count(float(curve.dose[-1]))
         if last == levels - 1 or p_value > settings.alpha:
-            said = "stays within the margin of its maximum" if last == levels - 1 else "no reliable fall"
-            needed = float(needed_drop(peak, chance, settings))
-            # Levels after `last` may be down without being reliably down: nothing is said about them.
-            reached = float(curve.dose[last])
-            if detectable > needed or reached == 0:
-                reason = f"lower than at {symbol} = 0 from the first level on, but not reliably (p = {p_value:.2g})"
-                if detectable > needed:
-                    reason = (
-                        f"{said} up to {symbol} = {largest}, but only a fall of {detectable:.2f} or more would have "
-                        f"shown (needed: {needed:.2f})"
-                    )
-                return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-            seen_up = f"{said} (maximum {peak:.2f}) up to {symbol} = {largest}"
-            reason = f"{seen_up}; a fall of {detectable:.2f} would have shown"
-            return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": reached})
+            return self._no_fall(curve, weight, freedom, last, found, settings)
         low, high = float(curve.dose[last]), float(curve.dose[last + 1])
+        critical = critical_value(null, settings.alpha)
+        run = run_it_rests_on(curve, dispersion, critical, lambda rates, heavy: fall(rates, heavy, settings).z)
+        if run is not None:
+            flag = f"rests on one run at {symbol} = {count(run)}"
+            reason = f"falls by {drop:.2f} up to {symbol} = {largest} (p = {p_value:.2g}), but {flag}"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found | {"flags": flag})
         down = f"falls by {drop:.2f} from {peak:.2f} and stays down from {symbol} = {count(high)} on"
         if last == 0:
             reason = f"{down}: falling from the first level"
@@ -146,13 +141,38 @@ class ToleranceRule:
         value = crossing(curve.dose, logit(curve.rate, weight), float(edge), last)
         return make_transition(curve, self.kind, COLLAPSED, down, **found | {"value": value, "low": low, "high": high})
 
+    def _no_fall(
+        self, curve: Curve, weight: Array, freedom: float, last: int, found: Found, settings: AnalysisConfig
+    ) -> Transition:
+        """Returns the point of a curve that does not reliably fall, and up to where it has certainly kept 1 - r."""
+        peak, detectable, p_value = found["peak"] or 0.0, found["detectable"] or 0.0, found["p_value"]
+        up = last == len(curve.dose) - 1
+        said = "stays within the margin of its maximum" if up else f"no reliable fall (p = {p_value:.2g})"
+        said += f" up to {curve.symbol} = {count(float(curve.dose[-1]))}"
+        needed = float(needed_drop(peak, curve.mean_chance or 0.0, settings))
+        if detectable > needed:
+            reason = f"{said}, but only a fall of {detectable:.2f} or more would have shown (needed: {needed:.2f})"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+        reason = f"{said} (maximum {peak:.2f}); no fall larger than {detectable:.2f} shown"
+        one_sided = cut_off(2 * settings.confidence - 1, freedom)
+        kept = int(kept_up_to(curve.rate[None], weight, settings.r, one_sided)[0])
+        # Levels after `last` may be down without being reliably down: nothing is said about them.
+        reached = float(curve.dose[min(last, kept)])
+        if reached == 0:
+            reason += f", but from {curve.symbol} = 0 on a smaller one is possible"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+        return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": reached})
+
     @staticmethod
-    def _p_value(curve: Curve, weight: Array, freedom: float, z: float, settings: AnalysisConfig) -> float:
+    def _p_value(
+        curve: Curve, weight: Array, freedom: float, z: float, settings: AnalysisConfig
+    ) -> tuple[float, Array]:
+        """Returns (p-value, [R] statistics of curves that never fall)."""
         if z <= 0:
-            return 1.0
+            return 1.0, np.array([np.inf])
         null = plateau_fit(curve.rate, weight)
         size = np.maximum(np.rint(weight), 1)
         p = (null * size + 0.5) / (size + 1)  # a fitted rate of 1.0 would leave the null no noise at all
         drawn = draw(generator_of(curve, settings), p, weight, freedom, settings.resamples)
-        at_least = int(np.sum(fall(drawn, weight, settings).z >= z - 1e-12))
-        return (1 + at_least) / (1 + settings.resamples)
+        under_null = fall(drawn, weight, settings).z
+        return (1 + int(np.sum(under_null >= z - 1e-12))) / (1 + settings.resamples), under_null

@@ -29,12 +29,11 @@ from megatron_kis.analysis.criteria.hinge import (
     Verdicts,
     calibrate,
     classify,
-    cut_off,
     measured,
     shape_of,
 )
 from megatron_kis.analysis.criteria.hinge_fit import COARSE, FINE, Precision, fit_hinges, link
-from megatron_kis.analysis.criteria.tests import non_decreasing_fit
+from megatron_kis.analysis.criteria.tests import cut_off, non_decreasing_fit
 from megatron_kis.analysis.criteria.unimodal import critical_value, fall_test
 from megatron_kis.analysis.law.candidates import design
 from megatron_kis.analysis.law.fit import Law, cells_of, fit_law, measurements

@@ -153,7 +153,7 @@ def _strengths(
 def _hinge_line(drawn: Panel, axis: DoseAxis, result: AnalysisResult, rows: pd.DataFrame, notes: list[str]) -> None:
     """Draws the fitted plateau and fall where the hinge found a collapse."""
     from megatron_kis.analysis.criteria.hinge import fit_curve
-    from megatron_kis.analysis.criteria.hinge_fit import rate_of
+    from megatron_kis.analysis.criteria.hinge_fit import plateau_and_fall
 
     settings = result.settings
     if settings.criterion != "hinge" or rows.empty:
@@ -172,10 +172,10 @@ def _hinge_line(drawn: Panel, axis: DoseAxis, result: AnalysisResult, rows: pd.D
     fits = fit_curve(curve, settings)
     start = max(float(curve.dose[int(fits.kappa[0])]), float(curve.dose[curve.dose > 0][0]))
     levels = np.geomspace(start, float(curve.dose[-1]), 80)
-    eta = fits.plateau[0] - fits.gamma[0] * np.maximum(np.log(levels) - fits.tau[0], 0.0)
+    rates = plateau_and_fall(np.log(levels), fits.tau, fits.plateau, fits.gamma, fits.chance, fits.power)[0]
     drawn.line(
         [axis.at(f) for f in levels],
-        rate_of(eta, fits.chance).tolist(),
+        rates.tolist(),
         series="hinge",
         colour="ink",
         linewidth=1.3,

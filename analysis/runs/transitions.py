@@ -59,7 +59,8 @@ class Transition:
     """Smallest drop at the largest dose that would have been detected with the power in the settings."""
     p_value: float | None = None
     steepness: float | None = None
-    """gamma of the hinge: fall of the logit per e-fold of the dose beyond the collapse point."""
+    """gamma of the hinge: fall of the logit, or of the log of the excess over chance where the rate falls as a power of
+    the dose, per e-fold of the dose beyond the collapse point."""
     companion: float | None = None
     """Collapse point by the tolerance rule: the last dose at which the fitted rate is (1 - r) of its maximum."""
     interval: str | None = None

@@ -12,8 +12,9 @@ import pytest
 from megatron_kis.analysis.criteria import STATUSES, HingeCollapse, hinge
 from megatron_kis.analysis.criteria.counts import pooled_rates
 from megatron_kis.analysis.criteria.dispersion import with_dispersion
-from megatron_kis.analysis.criteria.hinge import calibrate, classify, cut_off, measured
+from megatron_kis.analysis.criteria.hinge import calibrate, classify, measured
 from megatron_kis.analysis.criteria.hinge_fit import COARSE, FINE, fit_hinges
+from megatron_kis.analysis.criteria.tests import cut_off
 from megatron_kis.analysis.criteria.unimodal import critical_value
 from megatron_kis.analysis.law.bootstrap import judge, measure, simulated_cell
 from megatron_kis.analysis.law.fit import cells_of
@@ -35,7 +36,7 @@ def random_curve(generator: np.random.Generator, number: int) -> Curve:
         base=float(generator.choice([0.25, 0.4, 0.55, 0.8])),
         collapses=bool(generator.random() < 0.8),
     )
-    collapse = math.exp(generator.uniform(math.log(20), math.log(2500)))
+    collapse = math.exp(generator.uniform(math.log(12), math.log(2500)))
     return simulate_curve(truth, (100_000_000, 2_000_000_000 + number), GRID, 1, generator, collapse=collapse)
 
 

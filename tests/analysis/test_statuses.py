@@ -10,7 +10,8 @@ import pytest
 
 from megatron_kis.analysis.criteria import HingeCollapse, find_transitions
 from megatron_kis.analysis.criteria.bound import fallen_ratios, kept_up_to
-from megatron_kis.analysis.criteria.hinge import run_it_rests_on
+from megatron_kis.analysis.criteria.one_run import run_it_rests_on
+from megatron_kis.analysis.criteria.unimodal import fall_statistic
 from megatron_kis.analysis.runs.curves import Dispersion, curves
 from megatron_kis.analysis.simulate import draw_seeds, measured_curve
 from megatron_kis.config.analysis import AnalysisConfig
@@ -81,11 +82,28 @@ def test_what_one_run_decides_is_no_collapse():
     assert seeds.status == "collapsed"
 
 
+def test_the_tolerance_rule_leaves_runs_out_too():
+    settings = QUICK.replace(criterion="tolerance_rule")
+    alone = collapse(curve_rows({dose: [70] for dose in DOSE} | {3200: [20]}), settings)
+    assert (alone.status, alone.low) == ("inconclusive", None)
+    assert alone.flags == "rests on one run at F = 3200"
+    twice = collapse(curve_rows({dose: [70] for dose in DOSE} | {1600: [24], 3200: [20]}), settings)
+    assert twice.status == "collapsed"
+
+
+def test_bounds_of_the_tolerance_rule_are_levels_that_exclude_a_fall():
+    settings = QUICK.replace(criterion="tolerance_rule")
+    few = collapse(rows([0.5, *[0.8] * 6, 0.74], seeds=2, facts=60, step=4), settings)
+    many = collapse(rows([0.5, *[0.8] * 7], seeds=2, facts=2000), settings)
+    assert many.low == 3200
+    assert few.status == "inconclusive" or few.low < 3200
+
+
 def test_every_run_is_left_out_in_turn():
     (one,) = curves(curve_rows({0: [50], 50: [70, 70], 100: [70, 70], 200: [70, 70], 400: [60, 20]}))
     known = Dispersion(1.0, 0.0, 1e9, "")
-    assert run_it_rests_on(one, known, 5.0) == 400  # without the run of 20 answers little is left
-    assert run_it_rests_on(one, known, 0.5) is None
+    assert run_it_rests_on(one, known, 5.0, fall_statistic) == 400  # without the run of 20 answers little is left
+    assert run_it_rests_on(one, known, 0.5, fall_statistic) is None
 
 
 def test_a_bound_is_the_last_level_at_which_a_fall_by_r_is_excluded():
