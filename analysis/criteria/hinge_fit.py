@@ -131,6 +131,7 @@ def tau_grid(x: Array, steps: int) -> Array:
     return np.concatenate([*grid, inner[-1:]])
 
 
+_MOST_TAUS = 40  # of a coarse fit, which has 4 per bracket up to 12 levels
 _BLOCK = 80_000  # numbers of an array of `fit_nodes` (curves x taus x levels) that are worked on at once: about 600 kB
 
 
@@ -179,7 +180,10 @@ def _chosen(rate: Array, logit: HingeFits, power: HingeFits) -> HingeFits:
 
 def _fit_shape(x: Array, rate: Array, weight: Array, chance: float, precision: Precision, power: bool) -> HingeFits:
     """Returns the hinges of one shape; arguments as of `fit_hinges`."""
-    taus = tau_grid(x, precision.steps)
+    steps = precision.steps
+    if not precision.polish:  # many levels lie close to each other: fewer steps between them are as fine
+        steps = max(min(steps, _MOST_TAUS // (len(x) - 2)), min(steps, 2))
+    taus = tau_grid(x, steps)
     isotonic = prefix_fits(rate, weight)
     flat = log_likelihood(isotonic[:, -1], rate, weight).sum(axis=1)  # without a fall (gamma = 0)
     size = max(_BLOCK // (len(taus) * len(x)), 1)

@@ -18,7 +18,7 @@ from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.validate import backtest
 from megatron_kis.analysis.runs.curves import Curve, curve_table, curves, primary_rows
-from megatron_kis.analysis.runs.groups import group_key
+from megatron_kis.analysis.runs.groups import base_group, group_key
 from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.analysis.runs.slices import Slice, slices_of
 from megatron_kis.common.progress import logged
@@ -51,7 +51,9 @@ def fit_laws(
     first = sorted(LAW_ORDER, key=lambda key: key[0] != "tolerance") if by_loss else LAW_ORDER
     drawn_from: list[Curve] = []
     if table is not None and settings.law_resamples and settings.criterion == "hinge":
-        drawn_from = with_dispersion(curves(primary_rows(table, settings), slices_of(table, settings.axis)), settings)
+        groups = {base_group(p.group) for p in points if p.kind == "collapse" and p.informative}
+        every = curves(primary_rows(table, settings), slices_of(table, settings.axis))
+        drawn_from = with_dispersion([curve for curve in every if base_group(curve.group) in groups], settings)
     keys = law_keys(points, first)
     for kind, group, one in [*keys, *_together(points, keys)]:
         try:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from megatron_kis.analysis.criteria.counts import draw, generator_of
 from megatron_kis.analysis.criteria.dispersion import dispersion_of, with_dispersion
 from megatron_kis.analysis.criteria.hinge import (
+    CALIBRATION,
     FEWEST_LEVELS,
     HingeShape,
     Verdicts,
@@ -80,7 +81,9 @@ def simulated_cell(
     if point.informative:
         fits = fit_hinges(x, seen.rate[None], seen.weight, chance, FINE)
         shape = shape_of(seen, fits)
-        cut, error = calibrate(shape, float(fits.tau[0]), settings, generator)
+        cut, error = calibrate(
+            shape, float(fits.tau[0]), settings, generator, max(min(resamples // 2, CALIBRATION), 99)
+        )
     else:
         # No fall was seen: all levels are the rise and the plateau; or, left-censored, the first level is the plateau.
         rise = non_decreasing_fit(seen.rate, seen.weight)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import gammaln, stdtr
 
 from megatron_kis.analysis.law.regression import SMALLEST_SIGMA, Fit, fit, log_likelihood, weights
 from megatron_kis.analysis.runs.curves import Array
@@ -261,6 +261,13 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit) -> Fit
     )
 
 
+def _log_density(z: Array, freedom: float) -> Array:
+    """Returns the log density of Student's t."""
+    constant = gammaln((freedom + 1) / 2) - gammaln(freedom / 2) - 0.5 * math.log(math.pi * freedom)
+    density: Array = constant - (freedom + 1) / 2 * np.log1p(z**2 / freedom)
+    return density
+
+
 def log_score(fitted: Fitted, held_out: Cells) -> float:
     """Returns the summed log predictive densities (for censored cells: probabilities) of cells that were not fitted."""
     mean, variance = fitted.mean(held_out.log_n, held_out.log_d, held_out.log_h)
@@ -268,10 +275,10 @@ def log_score(fitted: Fitted, held_out: Cells) -> float:
     scale = np.sqrt(np.maximum(variance + fitted.sigma**2 + held_out.variance, 1e-12))
     z_low, z_high = (held_out.lower - mean) / scale, (held_out.upper - mean) / scale
     point = held_out.lower == held_out.upper
-    density = stats.t.logpdf(np.where(point, z_low, 0.0), freedom) - np.log(scale)
+    density = _log_density(np.where(point, z_low, 0.0), freedom) - np.log(scale)
     # Above the mean from the upper tail, below it from the lower one: neither difference loses its digits.
-    upper_tail = stats.t.sf(z_low, freedom) - stats.t.sf(z_high, freedom)
-    lower_tail = stats.t.cdf(z_high, freedom) - stats.t.cdf(z_low, freedom)
+    upper_tail = stdtr(freedom, -z_low) - stdtr(freedom, -z_high)
+    lower_tail = stdtr(freedom, z_high) - stdtr(freedom, z_low)
     mass = np.where(z_low > 0, upper_tail, lower_tail)
     return float(np.where(point, density, np.log(np.maximum(mass, 1e-300))).sum())
 

@@ -15,8 +15,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
-from scipy.special import log_ndtr
+from scipy.special import log_ndtr, stdtrit
 
 from megatron_kis.analysis.runs.curves import Array
 
@@ -168,7 +167,7 @@ def fit(x: Array, lower: Array, upper: Array, variance: Array, *, method: str = 
 
 def student(freedom: Array | float, confidence: float = 0.95) -> Array:
     """Returns Student's quantile of a two-sided interval, with the shape of ``freedom``."""
-    return np.asarray(stats.t.ppf(0.5 + confidence / 2, np.maximum(freedom, 1e-3)))
+    return np.asarray(stdtrit(np.maximum(freedom, 1e-3), 0.5 + confidence / 2))
 
 
 def half_width(
