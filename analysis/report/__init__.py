@@ -70,10 +70,9 @@ def report(
         source = analyse_source(source, settings, predict_params=predict_params, predict_tokens=predict_tokens)
     from megatron_kis.analysis.report.export import write_table
     from megatron_kis.analysis.report.extent import MOST_ROWS, file_beside
-    from megatron_kis.analysis.report.tables import TABLES
 
     output = Path(output)
-    tables = {name: make(source) for name, make in TABLES.items()}
+    tables = _tables(source)
     write_text(output, render(source, tables, output.stem))
     for name, table in tables.items():
         if table is not None and len(table.rows) > MOST_ROWS:
@@ -120,18 +119,19 @@ def _study_name(runs: Runs) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
-def render(result: AnalysisResult, tables: dict[str, Table | None], stem: str) -> str:
+def render(result: AnalysisResult, tables: dict[str, Table | None] | None = None, stem: str = "report") -> str:
     """Returns the report's HTML; the same result gives the same bytes.
 
     Args:
         result: what is reported.
-        tables: by their names, whole.
+        tables: by their names, whole; made from the result if None.
         stem: name of the report's file without ``.html``, after which the files of its long tables are named.
     """
     import jinja2
 
     from megatron_kis.analysis.report import formatting
 
+    tables = _tables(result) if tables is None else tables
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -142,6 +142,12 @@ def render(result: AnalysisResult, tables: dict[str, Table | None], stem: str) -
     )
     environment.filters["unbroken"] = formatting.unbroken
     return environment.get_template("template.html").render(**_content(result, tables, stem))
+
+
+def _tables(result: AnalysisResult) -> dict[str, Table | None]:
+    from megatron_kis.analysis.report.tables import TABLES
+
+    return {name: make(result) for name, make in TABLES.items()}
 
 
 def _resamples(result: AnalysisResult) -> str:
