@@ -65,7 +65,7 @@ def seeds_of(world: World, truth: Array, generator: np.random.Generator) -> Arra
         facts = world.items * generator.standard_normal(world.facts)
         # The same mean rate with difficulties as without: the logit is stretched by what they add to its spread.
         stretched = eta * math.sqrt(1 + world.items**2 / 2.89)
-        p = 1 / (1 + np.exp(-stretched[..., None] - facts - 0.3 * generator.standard_normal((*shape, 1))))
+        p = 1 / (1 + np.exp(-stretched[..., None] - facts - 0.03 * generator.standard_normal((*shape, 1))))
         right = generator.binomial(TEMPLATES, p) / TEMPLATES
         return np.asarray(right.mean(axis=-1), dtype=np.float64)
     p = np.broadcast_to(1 / (1 + np.exp(-eta)), shape)

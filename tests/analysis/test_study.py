@@ -30,8 +30,10 @@ def test_the_brackets_of_a_study_hold_the_true_onset_and_collapse(study):
         assert point.status == "observed"
         assert point.low / 2 <= truth.onset(params) <= point.high
     collapses = by_size(points, "collapse", "background")
-    assert [collapses[n].status for n in (100_000, 200_000, 400_000)] == ["collapsed"] * 3
-    for params in (100_000, 200_000, 400_000):
+    assert [collapses[n].status for n in (100_000, 200_000)] == ["collapsed"] * 2
+    # of the next one too little of the fall is in the grid to be certain without any one run
+    assert collapses[400_000].status in ("collapsed", "inconclusive")
+    for params in (100_000, 200_000):
         assert collapses[params].low <= truth.collapse(params) <= collapses[params].high
     # the largest model collapses at 1137, after the last level but one: too little of its fall is in the grid
     assert collapses[800_000].status == "right_censored"
@@ -49,7 +51,11 @@ def test_the_law_of_a_study_has_the_true_slope(tmp_path):
 
 def test_a_study_without_a_collapse_reports_none(tmp_path):
     write_study(
-        tmp_path, Truth(collapse_at=None), params=(100_000, 200_000, 400_000), frequencies=(0, 16, 64, 256, 512)
+        tmp_path,
+        Truth(collapse_at=None),
+        params=(100_000, 200_000, 400_000),
+        frequencies=(0, 16, 64, 256, 512),
+        seeds=(0, 1, 2),
     )
     result = analyse(load_runs(tmp_path), predict_params=[1e7])
     assert not any(p.status == "collapsed" for p in result.points)
