@@ -16,6 +16,7 @@ import argparse
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.report import report
 from megatron_kis.analysis.runs.curves import Array, Curve, curve_table, curves
 from megatron_kis.analysis.runs.load import load_runs
-from megatron_kis.analysis.simulate import Truth, simulate_curve, simulate_table, write_runs
+from megatron_kis.analysis.simulate import Cell, Truth, simulate_curve, simulate_table, write_runs
 from megatron_kis.config.analysis import AnalysisConfig
 
 CELLS = [(n, 2_000_000_000) for n in (30_000_000, 60_000_000, 125_000_000, 250_000_000, 500_000_000)]
@@ -83,7 +84,9 @@ def large_report(generator: np.random.Generator) -> None:
     cells = [(int(n), int(d)) for n in np.geomspace(25e6, 3.2e9, 10) for d in np.geomspace(1e9, 64e9, 10)]
     truth = Truth(scatter=0.08, facts=200)
     points = {cell: truth.collapse_point(*cell) for cell in cells}
-    doses = {cell: [0.0, *np.geomspace(f / 12, f * 5, 19).round(1)] for cell, f in points.items()}
+    doses: dict[Cell, Sequence[float]] = {
+        cell: [0.0, *np.geomspace(f / 12, f * 5, 19).round(1)] for cell, f in points.items()
+    }
     table, _ = simulate_table(truth, cells, doses, 5, generator)
     started = time.process_time()
     find_transitions(table)
