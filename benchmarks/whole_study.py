@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -117,7 +118,7 @@ def simulated(design: Design, generator: np.random.Generator) -> pd.DataFrame:
                 right = int(generator.binomial(design.facts, own))
                 rows.append((int(n), TOKENS, dose, seed, design.facts, right, design.facts))
     table = pd.DataFrame(rows, columns=CURVE_COLUMNS[:7])
-    constant = {"chance": CHANCE, "group": "background", "split": "held_out", "scoring": "statement"}
+    constant: dict[str, Any] = {"chance": CHANCE, "group": "background", "split": "held_out", "scoring": "statement"}
     return table.assign(**constant).reindex(columns=CURVE_COLUMNS)
 
 

@@ -129,6 +129,10 @@ def test_what_comes_before_and_after_training_needs_no_torch() -> None:
     assert not loaded_by("".join(f"import {name}\n" for name in analysis)) & HEAVY
 
 
+def test_the_analysis_is_imported_without_what_takes_longest() -> None:
+    assert not loaded_by("import megatron_kis.analysis\n") & {"scipy.stats", "scipy.optimize", "matplotlib", "jinja2"}
+
+
 def test_training_starts_without_pytorchs_compiler() -> None:
     assert not loaded_by("import megatron_kis.training.trainer\n") & {"torch._dynamo", "torch._inductor"}
 

@@ -6,6 +6,8 @@ and scoring rule that the settings declare.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -14,6 +16,7 @@ from megatron_kis.analysis.criteria.dispersion import with_dispersion
 from megatron_kis.analysis.criteria.half_margin import HalfMargin
 from megatron_kis.analysis.criteria.hinge import HingeCollapse
 from megatron_kis.analysis.criteria.loss import LossTolerance
+from megatron_kis.analysis.criteria.loss_noise import noise_of
 from megatron_kis.analysis.criteria.onset import Onset
 from megatron_kis.analysis.criteria.retention import Retention
 from megatron_kis.analysis.criteria.tolerance_rule import ToleranceRule
@@ -35,6 +38,7 @@ from megatron_kis.analysis.runs.transitions import (
     order_of,
 )
 from megatron_kis.common.errors import InputError
+from megatron_kis.common.progress import logged
 from megatron_kis.config.analysis import AnalysisConfig
 
 __all__ = [
@@ -57,6 +61,8 @@ __all__ = [
     "criteria_of",
     "find_transitions",
 ]
+
+logger = logging.getLogger(__name__)
 
 _COLLAPSE: dict[str, Criterion] = {
     "retention": Retention(),
@@ -108,9 +114,14 @@ def find_transitions(
             remedy="runs of this version write it; use criterion: hinge for older ones",
         )
     found: dict[tuple[Any, ...], Transition] = {}
-    every = with_dispersion(curves(primary, slices_of(table, settings.axis)), settings)
+    every = curves(primary, slices_of(table, settings.axis))
+    control = [curve for curve in every if base_group(curve.group) == "control"]  # whose rates no criterion looks at
+    every = with_dispersion([curve for curve in every if base_group(curve.group) != "control"], settings) + control
+    loss_noise = noise_of(every, settings.tolerance)
+    every = [replace(curve, loss_noise=loss_noise) for curve in every]
     for criterion in criteria_of(settings) if criteria is None else criteria:
-        for curve in every:
+        described = f"{criterion.kind}: curves"
+        for curve in logged(logger).track(every, description=described, total=len(every)):
             if base_group(curve.group) not in criterion.groups:
                 continue
             if criterion.kind == "onset" and curve.slice.axis == FACTS:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from megatron_kis.analysis.criteria.unimodal import log_likelihood, prefix_fits, unimodal_likelihood
+from megatron_kis.analysis.criteria.isotonic import prefix_fits
+from megatron_kis.analysis.criteria.unimodal import log_likelihood, unimodal_likelihood
 from megatron_kis.analysis.runs.curves import Array
 
 _PLATEAUS = 48  # values of P that are tried, from `_LOWEST` of the highest rate on

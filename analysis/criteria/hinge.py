@@ -51,7 +51,7 @@ from megatron_kis.config.analysis import AnalysisConfig
 
 FEWEST_LEVELS = 4  # two on each side of tau
 BRACKET_SLACK = 0.05  # of a bracket: an interval wider by less is the bracket's
-_CALIBRATION = 199  # resamples of a cut-off: its own error moves an interval's end by a few percent
+CALIBRATION = 199  # resamples of a cut-off: its own error moves an interval's end by a few percent
 _SAME_LEVEL = 1e-9  # log F: a tau this close to a level is that level
 
 Bools = npt.NDArray[np.bool_]
@@ -278,7 +278,11 @@ def shape_of(seen: Evidence, fits: HingeFits) -> HingeShape:
 
 
 def calibrate(
-    shape: HingeShape, tau: float, settings: AnalysisConfig, generator: np.random.Generator
+    shape: HingeShape,
+    tau: float,
+    settings: AnalysisConfig,
+    generator: np.random.Generator,
+    resamples: int = CALIBRATION,
 ) -> tuple[float, float]:
     """Returns (cut, error) of a hinge at ``tau``, by a parametric bootstrap of its curve.
 
@@ -287,7 +291,7 @@ def calibrate(
     root mean square error of tau.
     """
     seen = shape.seen
-    rates = draw(generator, shape.rates(np.array([tau]))[0], seen.weight, seen.freedom, _CALIBRATION)
+    rates = draw(generator, shape.rates(np.array([tau]))[0], seen.weight, seen.freedom, resamples)
     fits = fit_hinges(shape.x, rates, seen.weight, shape.chance, COARSE)
     ratios = np.array([np.interp(tau, fits.taus, row) for row in fits.ratio])
     cut = max(float(np.quantile(ratios, settings.confidence)), cut_off(settings.confidence, seen.freedom))

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_kis.analysis.criteria.unimodal import log_likelihood, prefix_fits
+from megatron_kis.analysis.criteria.isotonic import prefix_fits
+from megatron_kis.analysis.criteria.unimodal import log_likelihood
 from megatron_kis.analysis.runs.curves import Array
 
 _MOST = 9.0  # |M|: rates within 1e-4 of chance and of one are at the ends
@@ -130,6 +131,10 @@ def tau_grid(x: Array, steps: int) -> Array:
     return np.concatenate([*grid, inner[-1:]])
 
 
+_MOST_TAUS = 40  # of a coarse fit, which has 4 per bracket up to 12 levels
+_BLOCK = 80_000  # numbers of an array of `fit_nodes` (curves x taus x levels) that are worked on at once: about 600 kB
+
+
 def fit_hinges(x: Array, rate: Array, weight: Array, chance: float, precision: Precision) -> HingeFits:
     """Fits hinges to curves ``rate`` [R, L] with effective counts ``weight`` [L] at ``x`` [L] = log F.
 
@@ -175,16 +180,33 @@ def _chosen(rate: Array, logit: HingeFits, power: HingeFits) -> HingeFits:
 
 def _fit_shape(x: Array, rate: Array, weight: Array, chance: float, precision: Precision, power: bool) -> HingeFits:
     """Returns the hinges of one shape; arguments as of `fit_hinges`."""
-    taus = tau_grid(x, precision.steps)
+    steps = precision.steps
+    if not precision.polish:  # many levels lie close to each other: fewer steps between them are as fine
+        steps = max(min(steps, _MOST_TAUS // (len(x) - 2)), min(steps, 2))
+    taus = tau_grid(x, steps)
     isotonic = prefix_fits(rate, weight)
     flat = log_likelihood(isotonic[:, -1], rate, weight).sum(axis=1)  # without a fall (gamma = 0)
-    rise = _rises(x, taus, isotonic)
-    m, gamma, likelihood = fit_nodes(x, taus, weight * rate, weight, chance, precision.rounds, rise=rise, power=power)
+    size = max(_BLOCK // (len(taus) * len(x)), 1)
+    blocks = [slice(start, start + size) for start in range(0, len(rate), size)]
+    parts = [
+        fit_nodes(
+            x,
+            taus,
+            weight[b] * rate[b],
+            weight[b],
+            chance,
+            precision.rounds,
+            rise=_rises(x, taus, isotonic[b]),
+            power=power,
+        )
+        for b in blocks
+    ]
+    m, gamma, likelihood = (np.concatenate(part) for part in zip(*parts, strict=True))
     likelihood = np.maximum(likelihood, flat[:, None])
     tau, index = _peak(taus, likelihood, x)
     row = np.arange(len(rate))
     plateau = m[row, index]
-    kappa = _first_on_plateau(rise[row, index], plateau, chance)
+    kappa = _first_on_plateau(_rises(x, taus[index][:, None], isotonic)[:, 0], plateau, chance)
     best = likelihood.max(axis=1)
     shape = np.full(len(rate), power)
     fits = HingeFits(x, chance, taus, likelihood, tau, best, plateau, gamma[row, index], kappa, shape)
@@ -197,7 +219,7 @@ def _rises(x: Array, taus: Array, isotonic: Array) -> Array:
     Args:
         x: [L] log F.
         taus: [T] for all curves, or [R, T].
-        isotonic: [R, L + 1, L] fits of the first i levels (`unimodal.prefix_fits`).
+        isotonic: [R, L + 1, L] fits of the first i levels (`isotonic.prefix_fits`).
     """
     last = np.searchsorted(x, taus + 1e-12, side="right") - 1
     return isotonic[np.arange(len(isotonic))[:, None], last]

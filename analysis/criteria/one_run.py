@@ -21,11 +21,11 @@ def run_it_rests_on(
         curve: the measured curve.
         dispersion: how much its rates vary.
         critical: what a statistic must exceed; that of the whole curve serves.
-        statistic: of rates [L] and effective numbers of facts [L].
+        statistic: [M] of rates [M, L] and effective numbers of facts [M, L] of several curves.
     """
     rate, facts = pooled_rates(curve), curve.facts
     weight = dispersion.effective(facts, curve.runs)
-    least, found = critical, None
+    cases: dict[int, list[tuple[float, Array, Array]]] = {}  # by the number of levels that are left
     for level, (rates, own) in enumerate(zip(curve.seed_rates, curve.seed_facts, strict=True)):
         for one, n in zip(rates, own, strict=True):
             without, heavy = rate.copy(), weight.copy()
@@ -36,7 +36,12 @@ def run_it_rests_on(
                 heavy[level] = dispersion.effective(left, np.array([len(own) - 1]))[0]
             else:
                 rest[level] = False
-            remaining = float(statistic(without[rest], heavy[rest])) - 1e-9
-            if remaining <= least:
-                least, found = remaining, float(curve.dose[level])
+            case = float(curve.dose[level]), without[rest], heavy[rest]
+            cases.setdefault(int(rest.sum()), []).append(case)
+    least, found = critical, None
+    for several in cases.values():
+        remaining = statistic(np.array([r for _, r, _ in several]), np.array([w for _, _, w in several])) - 1e-9
+        place = len(remaining) - 1 - int(np.argmin(remaining[::-1]))
+        if remaining[place] <= least:
+            least, found = float(remaining[place]), several[place][0]
     return found

@@ -9,9 +9,9 @@ one test per entry.
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 from scipy.special import betainc, fdtri, stdtr, stdtrit
 
+from megatron_kis.analysis.criteria.isotonic import isotonic_fit
 from megatron_kis.analysis.runs.curves import Array
 
 
@@ -76,8 +76,7 @@ def detectable_drop(
 
 def non_decreasing_fit(rate: Array, weight: Array) -> Array:
     """Returns [L] the weighted least-squares fit among non-decreasing curves."""
-    fit: Array = isotonic_regression(rate, weights=weight).x
-    return fit
+    return isotonic_fit(rate, weight)
 
 
 def plateau_fit(rate: Array, weight: Array) -> Array:

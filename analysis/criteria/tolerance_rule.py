@@ -128,7 +128,11 @@ class ToleranceRule:
             return self._no_fall(curve, weight, freedom, last, found, settings)
         low, high = float(curve.dose[last]), float(curve.dose[last + 1])
         critical = critical_value(null, settings.alpha)
-        run = run_it_rests_on(curve, dispersion, critical, lambda rates, heavy: fall(rates, heavy, settings).z)
+
+        def falls(rates: Array, heavy: Array) -> Array:
+            return np.array([fall(one, own, settings).z for one, own in zip(rates, heavy, strict=True)])
+
+        run = run_it_rests_on(curve, dispersion, critical, falls)
         if run is not None:
             flag = f"rests on one run at {symbol} = {count(run)}"
             reason = f"falls by {drop:.2f} up to {symbol} = {largest} (p = {p_value:.2g}), but {flag}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_kis.analysis.criteria.counts import Evidence, draw
+from megatron_kis.analysis.criteria.isotonic import isotonic_prefixes, prefix_fits
 from megatron_kis.analysis.criteria.tests import plateau_fit
 from megatron_kis.analysis.runs.curves import Array
 
@@ -22,40 +23,6 @@ def log_likelihood(p: Array, rate: Array, weight: Array) -> Array:
     """
     tiny = 1e-12
     return weight * (rate * np.log(np.clip(p, tiny, None)) + (1 - rate) * np.log(np.clip(1 - p, tiny, None)))
-
-
-def prefix_fits(rate: Array, weight: Array) -> Array:
-    """Returns [..., L + 1, L] the best non-decreasing fit of the first i levels of curves [..., L]; +inf after them.
-
-    By the max-min formula of isotonic regression: the fit of the first i levels at level j is
-
-        max over s <= j of min over t with j <= t < i of mean(s..t),
-
-    the weighted mean of the rates of levels s to t.
-    """
-    levels = rate.shape[-1]
-    weight = np.broadcast_to(weight, rate.shape)
-    nothing = np.zeros_like(rate[..., :1])
-    mass = np.concatenate([nothing, np.cumsum(weight, axis=-1)], axis=-1)
-    total = np.concatenate([nothing, np.cumsum(weight * rate, axis=-1)], axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):  # empty blocks, masked below
-        mean = (total[..., None, 1:] - total[..., :-1, None]) / (mass[..., None, 1:] - mass[..., :-1, None])
-    start, end = np.arange(levels)[:, None], np.arange(levels)[None, :]
-    mean = np.where(end >= start, mean, np.inf)  # [..., s, t]
-    fits = np.full((*rate.shape[:-1], levels + 1, levels), np.inf)
-    for size in range(1, levels + 1):
-        # From the right: the smallest mean of a block that begins at s and ends at j or later.
-        smallest = np.minimum.accumulate(mean[..., :size, :size][..., ::-1], axis=-1)[..., ::-1]
-        fits[..., size, :size] = np.where(start[:size] <= end[:, :size], smallest, -np.inf).max(axis=-2)
-    return fits
-
-
-def isotonic_prefixes(rate: Array, weight: Array) -> Array:
-    """Returns [..., L + 1] log-likelihoods of the best non-decreasing fits of the first i levels, 0 for none."""
-    fits = prefix_fits(rate, weight)
-    cells = log_likelihood(np.minimum(fits, 1.0), rate[..., None, :], weight[..., None, :])
-    total: Array = np.where(np.isfinite(fits), cells, 0.0).sum(axis=-1)
-    return total
 
 
 def fall_statistic(rate: Array, weight: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,14 +19,23 @@ from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.validate import backtest
 from megatron_kis.analysis.law.whole import with_surface
 from megatron_kis.analysis.runs.curves import Curve, curve_table, curves, primary_rows
-from megatron_kis.analysis.runs.groups import group_key
+from megatron_kis.analysis.runs.groups import base_group, group_key
 from megatron_kis.analysis.runs.load import Runs
 from megatron_kis.analysis.runs.slices import Slice, slices_of
+from megatron_kis.common.progress import logged
 from megatron_kis.config.analysis import AnalysisConfig
+
+_OF_MEMORY = ("collapse", "onset")
+
+logger = logging.getLogger(__name__)
 
 # The law at the top of law.json is the first of these that could be fitted: the paper's collapse point before its
 # companions. The order is fixed here, before any data are seen.
 LAW_ORDER = (("collapse", "infused"), ("collapse", "background"), ("tolerance", "general"), ("onset", "infused"))
+
+MOST_SIMULATED = 20_000
+"""Curves that the bootstrap of one law simulates and fits at most: 999 resamples of 20 cells."""
+_FEWEST_RESAMPLES = 199
 
 
 def fit_laws(
@@ -44,7 +54,9 @@ def fit_laws(
     first = sorted(LAW_ORDER, key=lambda key: key[0] != "tolerance") if by_loss else LAW_ORDER
     drawn_from: list[Curve] = []
     if table is not None and settings.law_resamples:
-        drawn_from = with_dispersion(curves(primary_rows(table, settings), slices_of(table, settings.axis)), settings)
+        groups = {base_group(p.group) for p in points if p.kind in _OF_MEMORY and p.informative}
+        every = curves(primary_rows(table, settings), slices_of(table, settings.axis))
+        drawn_from = with_dispersion([curve for curve in every if base_group(curve.group) in groups], settings)
     keys = law_keys(points, first)
     for kind, group, one in [*keys, *_together(points, keys)]:
         try:
@@ -52,7 +64,8 @@ def fit_laws(
             if drawn_from:
                 law = with_surface(law, drawn_from, settings)
             if drawn_from and settings.criterion == "hinge":
-                law = bootstrap_law(law, drawn_from, points, settings, resamples=settings.law_resamples)
+                resamples = resamples_of(len(law.points), settings)
+                law = bootstrap_law(law, drawn_from, points, settings, resamples=resamples)
             if settings.law_resamples and law.calibration is None:
                 law = bootstrap_points(law, points, settings, resamples=settings.law_resamples)
             laws.append(law)
@@ -60,6 +73,14 @@ def fit_laws(
             of_slice = {name: str(value) for name, value in one.record().items() if value is not None}
             refused.append({"kind": kind, "group": group, "code": error.code, "reason": str(error)} | of_slice)
     return laws, refused
+
+
+def resamples_of(cells: int, settings: AnalysisConfig) -> int:
+    """Returns how often the curves of a law of so many cells are simulated: as declared, or `MOST_SIMULATED` in all.
+
+    Its ``calibration`` has the number.
+    """
+    return min(settings.law_resamples, max(MOST_SIMULATED // max(cells, 1), _FEWEST_RESAMPLES))
 
 
 def _together(points: Sequence[Transition], keys: Sequence[tuple[str, str, Slice]]) -> list[tuple[str, str, Slice]]:
@@ -117,7 +138,7 @@ def analyse_points(
         (law.kind, law.group, law.slice): backtest(
             points, law.kind, law.group, along=law.slice, confidence=settings.confidence, law=settings.law
         )
-        for law in laws
+        for law in logged(logger).track(laws, description="laws tested on their largest models", total=len(laws))
         if law.range_held is None
     }
     return AnalysisResult(settings, runs, table, points, laws, refused, predictions, backtests, title, study or {})

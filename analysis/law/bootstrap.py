@@ -12,6 +12,7 @@ Vectorised over resamples: one call fits the hinges of 1000 simulated curves, on
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from megatron_kis.analysis.criteria.counts import draw, generator_of
 from megatron_kis.analysis.criteria.dispersion import dispersion_of, with_dispersion
 from megatron_kis.analysis.criteria.hinge import (
+    CALIBRATION,
     FEWEST_LEVELS,
     HingeShape,
     Verdicts,
@@ -39,7 +41,10 @@ from megatron_kis.analysis.law.fit import Law, cells_of, fit_law, measurements
 from megatron_kis.analysis.law.regression import fit
 from megatron_kis.analysis.runs.curves import Array, Curve, Dispersion
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
+from megatron_kis.common.progress import logged
 from megatron_kis.config.analysis import AnalysisConfig
+
+logger = logging.getLogger(__name__)
 
 EXTRAPOLATIONS = (1.0, 4.0, 10.0, 100.0, 1000.0)
 
@@ -76,7 +81,9 @@ def simulated_cell(
     if point.informative:
         fits = fit_hinges(x, seen.rate[None], seen.weight, chance, FINE)
         shape = shape_of(seen, fits)
-        cut, error = calibrate(shape, float(fits.tau[0]), settings, generator)
+        cut, error = calibrate(
+            shape, float(fits.tau[0]), settings, generator, max(min(resamples // 2, CALIBRATION), 99)
+        )
     else:
         # No fall was seen: all levels are the rise and the plateau; or, left-censored, the first level is the plateau.
         rise = non_decreasing_fit(seen.rate, seen.weight)
@@ -155,7 +162,11 @@ def bootstrap_law(
         return law
     used.sort(key=lambda p: (p.params, p.tokens))
     gamma = float(np.median(steep))
-    simulated = [simulated_cell(by_cell[p.params, p.tokens], p, gamma, settings, resamples) for p in used]
+    described = f"{law.kind} of {law.group} facts, bootstrap: cells calibrated"
+    simulated = [
+        simulated_cell(by_cell[p.params, p.tokens], p, gamma, settings, resamples)
+        for p in logged(logger).track(used, description=described, total=len(used))
+    ]
     errors = {(p.params, p.tokens): s.error for p, s in zip(used, simulated, strict=True) if s.error is not None}
     again = fit_law(
         points,
@@ -182,7 +193,8 @@ def law_pivots(
     x = design(law.candidate, centre, cells.log_n, cells.log_d)
     tau = x @ np.array(law.parameters) + law.sigma * generator.standard_normal((resamples, len(used)))
     data = np.empty((3, resamples, len(used)))
-    for index, cell in enumerate(simulated):
+    described = f"{law.kind} of {law.group} facts, bootstrap of {resamples} resamples: cells"
+    for index, cell in enumerate(logged(logger).track(simulated, description=described, total=len(simulated))):
         rates = draw(generator, cell.rates(tau[:, index]), cell.seen.weight, cell.seen.freedom, resamples)
         lower, upper, implied = measure(cell, rates, settings)
         data[:, :, index] = lower, upper, rescaled(implied, lower, tau[:, index])

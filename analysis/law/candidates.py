@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import gammaln, stdtr
 
 from megatron_kis.analysis.law.regression import SMALLEST_SIGMA, Fit, fit, log_likelihood, weights
 from megatron_kis.analysis.runs.curves import Array
@@ -163,8 +163,11 @@ def design(law: Candidate, centre: Array, log_n: Array, log_d: Array, log_h: Arr
     return np.column_stack([np.ones(len(log_n)), law.covariates(log_n, log_d, log_h) - centre])
 
 
-def fit_candidate(law: Candidate, cells: Cells) -> Fitted | None:
-    """Fits a candidate; returns None if the cells cannot tell its coefficients apart or leave no error to estimate."""
+def fit_candidate(law: Candidate, cells: Cells, *, aicc: bool = True) -> Fitted | None:
+    """Fits a candidate; returns None if the cells cannot tell its coefficients apart or leave no error to estimate.
+
+    Without ``aicc`` the fit has none: that of a law without offset takes another fit.
+    """
     informative = int(cells.informative.sum())
     if law.in_held and not cells.several_held:
         return None
@@ -175,8 +178,10 @@ def fit_candidate(law: Candidate, cells: Cells) -> Fitted | None:
     linear = fit(x, cells.lower, cells.upper, cells.variance)
     if law.offset:
         return _fit_offset(law, centre, cells, linear)
-    # AICc needs the maximum of the likelihood itself, not of the restricted one.
-    likelihood = float(fit(x, cells.lower, cells.upper, cells.variance, method="ml").likelihood)
+    criterion = None
+    if aicc:  # of the maximum of the likelihood itself, not of the restricted one
+        likelihood = float(fit(x, cells.lower, cells.upper, cells.variance, method="ml").likelihood)
+        criterion = _aicc(likelihood, law.size, len(cells.log_n))
     return Fitted(
         law,
         centre,
@@ -185,7 +190,7 @@ def fit_candidate(law: Candidate, cells: Cells) -> Fitted | None:
         float(linear.sigma),
         float(linear.freedom),
         float(linear.scatter_freedom),
-        _aicc(likelihood, law.size, len(cells.log_n)),
+        criterion,
     )
 
 
@@ -256,6 +261,13 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit) -> Fit
     )
 
 
+def _log_density(z: Array, freedom: float) -> Array:
+    """Returns the log density of Student's t."""
+    constant = gammaln((freedom + 1) / 2) - gammaln(freedom / 2) - 0.5 * math.log(math.pi * freedom)
+    density: Array = constant - (freedom + 1) / 2 * np.log1p(z**2 / freedom)
+    return density
+
+
 def log_score(fitted: Fitted, held_out: Cells) -> float:
     """Returns the summed log predictive densities (for censored cells: probabilities) of cells that were not fitted."""
     mean, variance = fitted.mean(held_out.log_n, held_out.log_d, held_out.log_h)
@@ -263,10 +275,10 @@ def log_score(fitted: Fitted, held_out: Cells) -> float:
     scale = np.sqrt(np.maximum(variance + fitted.sigma**2 + held_out.variance, 1e-12))
     z_low, z_high = (held_out.lower - mean) / scale, (held_out.upper - mean) / scale
     point = held_out.lower == held_out.upper
-    density = stats.t.logpdf(np.where(point, z_low, 0.0), freedom) - np.log(scale)
+    density = _log_density(np.where(point, z_low, 0.0), freedom) - np.log(scale)
     # Above the mean from the upper tail, below it from the lower one: neither difference loses its digits.
-    upper_tail = stats.t.sf(z_low, freedom) - stats.t.sf(z_high, freedom)
-    lower_tail = stats.t.cdf(z_high, freedom) - stats.t.cdf(z_low, freedom)
+    upper_tail = stdtr(freedom, -z_low) - stdtr(freedom, -z_high)
+    lower_tail = stdtr(freedom, z_high) - stdtr(freedom, z_low)
     mass = np.where(z_low > 0, upper_tail, lower_tail)
     return float(np.where(point, density, np.log(np.maximum(mass, 1e-300))).sum())
 
@@ -277,7 +289,7 @@ def leave_largest_out(law: Candidate, cells: Cells) -> float | None:
     Censored cells beyond it do not test a law, because a wide predictive distribution covers them.
     """
     largest = cells.log_n[cells.informative].max()
-    fitted = fit_candidate(law, cells.subset(cells.log_n < largest - 1e-9))
+    fitted = fit_candidate(law, cells.subset(cells.log_n < largest - 1e-9), aicc=False)
     if fitted is None:
         return None
     return log_score(fitted, cells.subset(cells.informative & (cells.log_n >= largest - 1e-9)))

@@ -15,8 +15,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
-from scipy.special import log_ndtr
+from scipy.special import log_ndtr, stdtrit
 
 from megatron_kis.analysis.runs.curves import Array
 
@@ -168,7 +167,7 @@ def fit(x: Array, lower: Array, upper: Array, variance: Array, *, method: str = 
 
 def student(freedom: Array | float, confidence: float = 0.95) -> Array:
     """Returns Student's quantile of a two-sided interval, with the shape of ``freedom``."""
-    return np.asarray(stats.t.ppf(0.5 + confidence / 2, np.maximum(freedom, 1e-3)))
+    return np.asarray(stdtrit(np.maximum(freedom, 1e-3), 0.5 + confidence / 2))
 
 
 def half_width(
@@ -218,6 +217,13 @@ def newton(
     Returns:
         (beta [R, p], log-likelihood [R], information [R, n] of each cell about its mean)
     """
+    if (lower == upper).all():  # weighted least squares: one step, from anywhere
+        weight = 1 / (np.asarray(sigma)[:, None] ** 2 + variance)
+        weighted = weight[:, :, None] * x
+        right = (lower[:, None, :] @ weighted).swapaxes(1, 2)
+        beta = np.linalg.solve(x.T @ weighted, right)[..., 0].astype(np.float64)
+        value, _, information, _ = log_likelihood(beta @ x.T, sigma, lower, upper, variance)
+        return beta, value.sum(-1), information
     value, score, information, _ = log_likelihood(beta @ x.T, sigma, lower, upper, variance)
     best = value.sum(-1)
     ridge = 1e-10 * np.eye(x.shape[1])

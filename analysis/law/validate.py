@@ -17,6 +17,9 @@ from megatron_kis.analysis.runs.slices import USUAL, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError
 
+MOST_ORIGINS = 6
+"""Values of N, and of D, that are predicted from the smaller ones; each takes a law, and the choice of its form."""
+
 _SAME = 0.005  # N and D agree to the rounding of a command line
 
 
@@ -106,15 +109,18 @@ def backtest(
 ) -> list[Score]:
     """Scores predictions of each N from the smaller N, and of each D from the smaller D, where a law can be fitted.
 
-    A law of one token budget says nothing about another one, so over D only a law with a term in D is scored.
+    A law of one token budget says nothing about another one, so over D only a law with a term in D is scored. Of many
+    values the largest `MOST_ORIGINS` are predicted: the laws of the smallest ones say least.
     """
     mine = [p for p in points if (p.kind, p.group, p.slice) == (kind, group, along)]
     scores = []
     for axis in ("params", "tokens"):
-        for value in sorted({getattr(p, axis) for p in mine if p.informative}):
+        for value in origins(mine, axis):
             before = [p for p in mine if getattr(p, axis) < value]
             try:
-                fitted = fit_law(before, kind, group, along=along, confidence=confidence, law=law, compare_laws=False)
+                fitted = fit_law(
+                    before, kind, group, along=along, confidence=confidence, law=law, compare_laws=False, brief=True
+                )
             except LawRefused:
                 continue
             if axis == "tokens" and not fitted.in_tokens:
@@ -129,6 +135,11 @@ def backtest(
                 score = _score(record, point)
                 scores.append(replace(score, axis=axis, extrapolation_factor=found.extrapolation_factor))
     return scores
+
+
+def origins(points: Iterable[Transition], axis: str) -> list[int]:
+    """Returns the values of N (``params``) or D (``tokens``) that `backtest` predicts, rising."""
+    return sorted({getattr(p, axis) for p in points if p.informative})[-MOST_ORIGINS:]
 
 
 def _held(one: Slice) -> str:

@@ -6,9 +6,10 @@ and rows, template.html is the layout.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 
@@ -23,7 +24,13 @@ from megatron_kis.analysis.runs.slices import USUAL
 from megatron_kis.analysis.runs.transitions import Transition
 from megatron_kis.common.errors import printable
 from megatron_kis.common.files import fingerprint, write_text
+from megatron_kis.common.progress import logged
 from megatron_kis.config.analysis import AnalysisConfig
+
+if TYPE_CHECKING:
+    from megatron_kis.analysis.report.tables import Table
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["report"]
 
@@ -45,6 +52,8 @@ def report(
 ) -> Path:
     """Writes the report of a study and returns its path.
 
+    A table that is too long for the page is written whole next to it, as <name of the report>-<name of the table>.csv.
+
     Args:
         source: see `Source`.
         output: the HTML file.
@@ -59,8 +68,15 @@ def report(
     """
     if not isinstance(source, AnalysisResult):
         source = analyse_source(source, settings, predict_params=predict_params, predict_tokens=predict_tokens)
+    from megatron_kis.analysis.report.export import write_table
+    from megatron_kis.analysis.report.extent import MOST_ROWS, file_beside
+
     output = Path(output)
-    write_text(output, render(source))
+    tables = _tables(source)
+    write_text(output, render(source, tables, output.stem))
+    for name, table in tables.items():
+        if table is not None and len(table.rows) > MOST_ROWS:
+            write_table(table, output.parent / file_beside(output.stem, name))
     return output
 
 
@@ -103,12 +119,19 @@ def _study_name(runs: Runs) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
-def render(result: AnalysisResult) -> str:
-    """Returns the report's HTML; the same result gives the same bytes."""
+def render(result: AnalysisResult, tables: dict[str, Table | None] | None = None, stem: str = "report") -> str:
+    """Returns the report's HTML; the same result gives the same bytes.
+
+    Args:
+        result: what is reported.
+        tables: by their names, whole; made from the result if None.
+        stem: name of the report's file without ``.html``, after which the files of its long tables are named.
+    """
     import jinja2
 
     from megatron_kis.analysis.report import formatting
 
+    tables = _tables(result) if tables is None else tables
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -118,7 +141,19 @@ def render(result: AnalysisResult) -> str:
         finalize=_printable,
     )
     environment.filters["unbroken"] = formatting.unbroken
-    return environment.get_template("template.html").render(**_content(result))
+    return environment.get_template("template.html").render(**_content(result, tables, stem))
+
+
+def _tables(result: AnalysisResult) -> dict[str, Table | None]:
+    from megatron_kis.analysis.report.tables import TABLES
+
+    return {name: make(result) for name, make in TABLES.items()}
+
+
+def _resamples(result: AnalysisResult) -> str:
+    """Returns the numbers of resamples of the laws' bootstraps, in words; empty without any."""
+    found = sorted({int(law.calibration["resamples"]) for law in result.laws if law.calibration})
+    return " or ".join(f"{number:,}" for number in found)
 
 
 _SPACES = "\n\t\u00a0\u2009\u202f"
@@ -129,15 +164,15 @@ def _printable(value: Any) -> Any:
     return printable(value, keep=_SPACES) if type(value) is str else value  # Markup is our own drawing or style
 
 
-def _content(result: AnalysisResult) -> dict[str, Any]:
+def _content(result: AnalysisResult, tables: dict[str, Table | None], stem: str) -> dict[str, Any]:
     from megatron_kis.analysis.report import (
         check_figures,
+        extent,
         figures,
         formatting,
         law_figure,
         model_figures,
         summary,
-        tables,
     )
 
     content: dict[str, Any] = {
@@ -153,7 +188,9 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
         "refused": [(formatting.refused_title(item), formatting.refused_reason(item)) for item in result.refused],
         "settings": result.settings,
         "along_facts": any(one != USUAL for one in result.slices),
-        "tables": {name: make(result) for name, make in tables.TABLES.items()},
+        "tables": {
+            name: table and extent.shortened(table, extent.file_beside(stem, name)) for name, table in tables.items()
+        },
         "version": __version__,
         "settings_fingerprint": fingerprint(result.settings.record())[:12],
         "overview": [],
@@ -162,9 +199,11 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
         "size_keys": [],
         "split_keys": [],
         "strength_keys": [],
+        "omission": "",
+        "resamples": _resamples(result),
     }
     if result.curves is not None:
-        cells = cells_of_table(result.curves)
+        cells, drawn = cells_of_table(result.curves), extent.drawn_cells(result.curves)
         content["size_keys"] = figures.size_keys(result.curves)
         content["split_keys"] = model_figures.split_keys(result.curves)
         content["strength_keys"] = model_figures.strength_keys(result.curves)
@@ -176,6 +215,7 @@ def _content(result: AnalysisResult) -> dict[str, Any]:
                 "curves": model_figures.model_curves(result, *cell),
                 "spread": model_figures.template_spread(result, *cell),
             }
-            for cell in cells
+            for cell in logged(logger).track(drawn, description="figures: models", total=len(drawn))
         ]
+        content["omission"] = extent.omission(result.curves)
     return content

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import check_figures, figures, law_figure, model_figures
-from megatron_kis.analysis.report.tables import TABLES
+from megatron_kis.analysis.report.tables import TABLES, Table
 from megatron_kis.analysis.report.theme import exported_to
 from megatron_kis.analysis.runs.curves import cells_of_table
 from megatron_kis.common.errors import printable
@@ -34,9 +34,14 @@ def export(result: AnalysisResult, folder: Path | str, *, dpi: int = 200) -> lis
         if table is None or name in _ON_THE_PAGE_ONLY:
             continue
         path = folder / f"{name}.csv"
-        with atomic_write(path) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([column.head for column in table.columns])
-            writer.writerows([printable(cell, keep="\u00a0") for cell in row] for row in table.rows)
+        write_table(table, path)
         written.append(path)
     return written
+
+
+def write_table(table: Table, path: Path) -> None:
+    """Writes a table as a CSV file."""
+    with atomic_write(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([column.head for column in table.columns])
+        writer.writerows([printable(cell, keep="\u00a0") for cell in row] for row in table.rows)

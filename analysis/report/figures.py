@@ -12,6 +12,7 @@ from megatron_kis.analysis.criteria.loss import loss_excess
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import axis_of, draw_rate_axis, ratios_of
+from megatron_kis.analysis.report.extent import drawn_cells, omission, rows_of_cells
 from megatron_kis.analysis.report.theme import COLOURS, SIZE_MARKERS, panel, size_slot, to_svg
 from megatron_kis.analysis.runs.curves import Curve, cells_of_table, curves, mean_curves, primary_rows, rows_of
 from megatron_kis.analysis.runs.groups import retained_groups, strength
@@ -44,27 +45,27 @@ def cell_label(params: int, tokens: int, cells: Sequence[tuple[int, int]]) -> st
 
 
 def size_keys(table: pd.DataFrame) -> list[Key]:
-    """Returns the legend of figures whose series are models."""
-    cells = cells_of_table(table)
+    """Returns the legend of figures whose series are models: those that are drawn."""
+    cells, drawn = cells_of_table(table), drawn_cells(table)
     return [
         Key(
             f"cell-{i}",
             cell_label(n, d, cells),
-            f"size-{size_slot(i, len(cells))}",
+            f"size-{size_slot(i, len(drawn))}",
             SIZE_MARKERS[i % len(SIZE_MARKERS)],
         )
-        for i, (n, d) in enumerate(cells)
+        for i, (n, d) in enumerate(drawn)
     ]
 
 
 def overview(result: AnalysisResult) -> list[Drawing]:
     """Draws the primary split of each slice: one line per model, infused and background facts side by side."""
     assert result.curves is not None
-    keys, cells = size_keys(result.curves), cells_of_table(result.curves)
+    keys, cells = size_keys(result.curves), drawn_cells(result.curves)
     settings = result.settings
     drawings = []
     for one in result.slices:
-        table = rows_of_slice(result.curves, one)
+        table = rows_of_cells(rows_of_slice(result.curves, one), cells)
         means = mean_curves(primary_rows(table, settings))
         for group in retained_groups(means["group"]):
             mine = means[means["group"] == group]
@@ -89,7 +90,7 @@ def overview(result: AnalysisResult) -> list[Drawing]:
                     drawn.points(x, y, tips, series=key.series, colour=key.colour, marker=key.mark, label=key.label)
                 axis.draw(drawn, ratios_of(table, one))
                 drawn.axes.set_title(title)
-                caption = f"{title}, {fmt.SPLIT_TITLES[settings.split]}, mean of seeds."
+                caption = f"{title}, {fmt.SPLIT_TITLES[settings.split]}, mean of seeds.{omission(result.curves)}"
                 drawings.append(Drawing(to_svg(drawn), caption, strength(group) is not None))
     return drawings
 
@@ -104,8 +105,8 @@ def losses(result: AnalysisResult) -> list[Drawing]:
 
 def _slice_losses(result: AnalysisResult, one: Slice) -> list[Drawing]:
     assert result.curves is not None
-    table = rows_of_slice(result.curves, one)
-    keys, cells, settings = size_keys(result.curves), cells_of_table(result.curves), result.settings
+    keys, cells, settings = size_keys(result.curves), drawn_cells(result.curves), result.settings
+    table = rows_of_cells(rows_of_slice(result.curves, one), cells)
     axis = axis_of(table, one)
     by_cell: dict[tuple[int, int], Curve] = {}
     for curve in curves(table, [one]):
@@ -151,7 +152,7 @@ def _slice_losses(result: AnalysisResult, one: Slice) -> list[Drawing]:
             axis.draw(drawn, ratios_of(table, one))
             drawn.axes.set_ylabel(unit)
             drawn.axes.set_title(title)
-            caption = f"{title}, mean of seeds."
+            caption = f"{title}, mean of seeds.{omission(result.curves)}"
             if view == "relative":
                 drawn.axes.axhline(
                     100 * settings.tolerance, color=COLOURS["tolerance"], linewidth=1.2, linestyle=(0, (4, 3))

@@ -10,6 +10,7 @@ import pandas as pd
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import DoseAxis, axis_of, draw_rate_axis, ratios_of
+from megatron_kis.analysis.report.extent import MOST_MARKS
 from megatron_kis.analysis.report.figures import Drawing, Key, cell_label
 from megatron_kis.analysis.report.theme import (
     COLOURS,
@@ -199,14 +200,20 @@ _FITTED = {"hinge": _hinge, "retention": _retention}
 
 
 def _split_series(drawn: Panel, axis: DoseAxis, rows: pd.DataFrame, means: pd.DataFrame, name: str) -> None:
-    """Draws the ``means`` of a series' runs, and the ``rows`` of single seeds where there are several."""
+    """Draws the ``means`` of a series' runs, and the ``rows`` of single seeds where there are several.
+
+    Of more than `MOST_MARKS` runs, a line per level from the lowest to the highest.
+    """
     x = [axis.at(f) for f in means["dose"]]
     faint = name == "control"
     drawn.line(
         x, means["rate"].tolist(), series=name, colour=name, linestyle=DASHES[name], linewidth=1.2 if faint else 1.9
     )
     label = "control facts" if faint else fmt.SPLIT_TITLES[name]
-    if int(means["seeds"].max()) > 1:
+    several, many = int(means["seeds"].max()) > 1, len(rows) > MOST_MARKS
+    if several and many:
+        drawn.ranges(x, means["lowest"].tolist(), means["highest"].tolist(), series=name, colour=name)
+    elif several:
         single = rows.sort_values(["dose", "seed"])
         rates = (single["correct"] / single["n"]).tolist()
         tips = [
@@ -217,6 +224,7 @@ def _split_series(drawn: Panel, axis: DoseAxis, rows: pd.DataFrame, means: pd.Da
         drawn.points(places, rates, tips, series=name, colour=name, marker="o", markersize=2.6, alpha=0.55)
     tips = [
         f"{label} · {fmt.level(axis.slice, r.dose, r.infusion_ratio)}\nrate {r.rate:.3f}, {fmt.plural(r.seeds, 'seed')}"
+        + (f" ({r.lowest:.3f} to {r.highest:.3f})" if several and many else "")
         for r in rows_of(means)
     ]
     drawn.points(

@@ -85,7 +85,8 @@ def transitions(result: AnalysisResult) -> Table:
     dose = "F" if result.slices == [USUAL] else "the dose"
     note = (
         "Intervals of collapse points are bootstrap-calibrated profile intervals, never narrower than the bracket of "
-        "the levels tried. Intervals of onset and loss tolerance are such brackets. γ is the fall of the logit "
+        "the levels tried. Intervals of onset are such brackets, those of loss tolerance follow from the scatter of "
+        "runs. γ is the fall of the logit "
         f"per e-fold of {dose}. Peak and drop are rates; for the loss, the peak is the loss at F = 0 in nats per "
         "token and the drop is the largest relative excess."
     )

@@ -42,6 +42,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from megatron_kis.analysis.runs.load import Runs
+from megatron_kis.analysis.runs.noise import LossNoise
 from megatron_kis.analysis.runs.slices import USUAL, Slice, rows_of_slice, slices_of, varies_facts
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import atomic_write
@@ -142,6 +143,8 @@ class Curve:
     """[L] arrays, each with one mean margin per seed (nats), NaN where unknown; None if none is known."""
     seed_margin_sds: tuple[Array, ...] | None = None
     """[L] arrays, each with one standard deviation of the facts' margins per seed; None if none is known."""
+    loss_noise: LossNoise | None = None
+    """Scatter of the losses of the study's runs; None where only this curve is known."""
     dispersion: Dispersion | None = None
     """How much the rates of the curve's study vary; None: nobody has looked at the whole study."""
 

@@ -119,6 +119,11 @@ def _speed(text: int, documents: int, seconds: float) -> str:
     return f"{documents:,} documents, {text / 1e6 / max(seconds, 1e-9):.1f} MB of text per second"
 
 
+def logged(log: logging.Logger) -> Progress:
+    """The progress of work deep inside: plain lines to a module's logger, which only a command shows."""
+    return LineProgress(lambda line: log.info(printable(line)))
+
+
 def console_progress() -> Progress:
     """The progress of a command: a bar where standard error is a terminal, plain lines to it otherwise."""
     if sys.stderr.isatty():

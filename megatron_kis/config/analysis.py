@@ -139,7 +139,8 @@ class AnalysisConfig(Config):
     """Parametric bootstrap resamples of the test against "no collapse"."""
 
     law_resamples: Annotated[int, AfterValidator(_no_or_enough_resamples)] = 999
-    """Resamples of the bootstrap that gives points their errors and checks the law's intervals; 0: none."""
+    """Resamples and draws behind the law's intervals: of all curves together, and of the bootstrap that checks them; 0:
+    intervals from the points alone."""
 
     bend: Annotated[float, AfterValidator(_not_negative), Field(json_schema_extra={"minimum": 0})] = 0.025
     """Standard deviation of the law's curvature, the coefficient of (log N)^2, before the data: a law that is straight

@@ -181,46 +181,6 @@ def test_only_frequency_zero_says_nothing_of_onset_or_collapse():
     assert {p.status for p in points} == {"inconclusive"}
 
 
-# loss tolerance
-
-
-def losses(values):
-    return find_transitions(curve_rows({f: [50] for f in values}, losses=values))
-
-
-def test_the_tolerance_point_is_where_the_loss_crosses_it_on_a_log_axis():
-    point = only(losses({0: 4.0, 16: 4.0, 64: 4.1, 256: 4.3, 1024: 5.0}), "tolerance")
-    assert (point.status, point.low, point.high) == ("observed", 64, 256)
-    # 2.5% at 64, 7.5% at 256: 5% half-way in log F
-    assert point.value == pytest.approx(128)
-    assert point.group == "general"
-    assert point.split is None
-
-
-def test_a_loss_within_the_tolerance_is_right_censored():
-    point = only(losses({0: 4.0, 64: 4.1, 1024: 4.15}), "tolerance")
-    assert (point.status, point.low, point.value) == ("right_censored", 1024, None)
-
-
-def test_a_loss_beyond_the_tolerance_at_once_is_left_censored():
-    point = only(losses({0: 4.0, 64: 5.0}), "tolerance")
-    assert (point.status, point.high) == ("left_censored", 64)
-
-
-def test_without_a_run_at_frequency_zero_the_tolerance_has_no_reference():
-    assert only(losses({16: 4.0, 64: 5.0}), "tolerance").status == "inconclusive"
-
-
-def test_losses_are_compared_within_a_seed():
-    table = curve_rows({0: [50, 50], 64: [50, 50], 256: [50, 50]})
-    # seed 1 starts 10% higher and has no run at F = 256: a comparison of means would see a fall there
-    late = np.where(table["frequency"] < 256, 1, 1.04)
-    table["validation_loss"] = 4.0 * np.where(table["seed"] == 1, 1.1, 1.0) * late
-    table.loc[(table["seed"] == 1) & (table["frequency"] == 256), "validation_loss"] = np.nan
-    point = only(find_transitions(table), "tolerance")
-    assert point.drop == pytest.approx(0.04)
-
-
 # the whole
 
 

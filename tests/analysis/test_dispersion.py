@@ -12,8 +12,9 @@ from scipy.stats import chi2
 from megatron_kis.analysis.criteria import HingeCollapse, Onset, ToleranceRule, find_transitions
 from megatron_kis.analysis.criteria.counts import draw
 from megatron_kis.analysis.criteria.dispersion import PRIOR_FREEDOM, study_dispersion, with_dispersion
+from megatron_kis.analysis.criteria.isotonic import prefix_fits
 from megatron_kis.analysis.criteria.tests import detectable_drop, p_above, p_greater
-from megatron_kis.analysis.criteria.unimodal import log_likelihood, prefix_fits, unimodal_fit, unimodal_likelihood
+from megatron_kis.analysis.criteria.unimodal import log_likelihood, unimodal_fit, unimodal_likelihood
 from megatron_kis.analysis.runs.curves import Curve, Dispersion
 from megatron_kis.analysis.simulate import draw_seeds, measured_curve
 from megatron_kis.config.analysis import AnalysisConfig

@@ -13,12 +13,11 @@ from scipy.optimize import isotonic_regression
 from megatron_kis.analysis.criteria import HingeCollapse, Retention, ToleranceRule, criteria_of, find_transitions
 from megatron_kis.analysis.criteria.counts import Evidence, draw
 from megatron_kis.analysis.criteria.hinge_fit import FINE, fit_hinges, fit_nodes, rate_of
+from megatron_kis.analysis.criteria.isotonic import isotonic_prefixes, prefix_fits
 from megatron_kis.analysis.criteria.unimodal import (
     fall_statistic,
     fall_test,
-    isotonic_prefixes,
     log_likelihood,
-    prefix_fits,
 )
 from megatron_kis.analysis.simulate import Truth, simulate_curve
 from megatron_kis.common.errors import InputError
@@ -64,6 +63,15 @@ def test_the_score_of_a_node_vanishes_at_its_fit():
     by_u = (likelihood(m, u + step) - likelihood(m, u - step)) / (2 * step)
     assert np.abs(by_m).max() < 1e-4
     assert np.abs(by_u).max() < 1e-4
+
+
+def test_isotonic_fits_of_many_curves_are_those_of_each():
+    rate = np.random.default_rng(0).binomial(9, 0.5, size=(40, 3, 7)) / 9  # with ties
+    weight = np.linspace(1.0, 5.0, 7)
+    together, fits = isotonic_prefixes(rate, weight), prefix_fits(rate, weight)
+    for i, j in np.ndindex(40, 3):
+        assert together[i, j] == pytest.approx(isotonic_prefixes(rate[i, j], weight))
+        assert fits[i, j] == pytest.approx(prefix_fits(rate[i, j], weight))
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 0.99), st.floats(1, 300)), min_size=2, max_size=9))
