@@ -167,6 +167,7 @@ def bootstrap_law(
         law=law.law,
         compare_laws=False,
         errors=errors,
+        bend=settings.bend,
     )
     again = replace(again, selection=law.selection, candidates=law.candidates)
     pivots = law_pivots(again, used, simulated, settings, resamples)

@@ -51,6 +51,8 @@ class Fit:
     """Degrees of freedom of sigma, [...], raised by the prior if there are few cells."""
     likelihood: Array
     """Log-likelihood at (beta, sigma), [...]."""
+    factor: Array
+    """Factor of the variance of each cell in the covariance, [..., n]."""
 
 
 def log_likelihood(mean: Array, sigma: Array, lower: Array, upper: Array, variance: Array) -> tuple[Array, ...]:
@@ -148,7 +150,7 @@ def fit(x: Array, lower: Array, upper: Array, variance: Array, *, method: str = 
     weight, share = weights(floor, lower, upper, variance, information)
     freedom = np.maximum(share.sum(-1) - p, 0.0)
     inverse: Array = np.linalg.inv(np.einsum("ni,rn,nj->rij", x, weight, x)).astype(float)
-    scatter_freedom = freedom
+    scatter_freedom, factor = freedom, np.ones(shape).reshape(-1, n)
     if not plain and method == "reml":
         closed = np.isfinite(lower) & np.isfinite(upper)
         with np.errstate(invalid="ignore"):
@@ -172,6 +174,7 @@ def fit(x: Array, lower: Array, upper: Array, variance: Array, *, method: str = 
         freedom.reshape(lead),
         scatter_freedom.reshape(lead),
         value.sum(-1).reshape(lead),
+        factor.reshape(shape),
     )
 
 
