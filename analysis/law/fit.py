@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri
 
 from megatron_kis.analysis.law.bend import bend_of, record_of
 from megatron_kis.analysis.law.candidates import (
@@ -41,7 +42,6 @@ from megatron_kis.analysis.law.coefficients import (
     lack_of_fit,
     nonembedding,
 )
-from megatron_kis.analysis.law.regression import Z_95
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.groups import group_key
 from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice
@@ -345,17 +345,23 @@ def cells_of(points: Sequence[Transition], errors: Mapping[tuple[int, int], floa
                 logs[row, index] = math.log(end) if end > 0 else math.nan
     bracket = np.array([p.interval == "bracket" for p in points], dtype=bool)
     status = np.array([p.status for p in points], dtype=str)
-    lower, upper, variance = measurements(status, logs[0], logs[1], logs[2], bracket)
+    level = np.array([p.confidence for p in points], dtype=float)
+    lower, upper, variance = measurements(status, logs[0], logs[1], logs[2], bracket, level)
     if errors is not None:
         known = [errors.get((p.params, p.tokens), math.sqrt(v)) ** 2 for p, v in zip(points, variance, strict=True)]
         variance = np.where(lower == upper, known, 0.0)
-    log_n = np.log([max(p.params, 0) for p in points]) if points else np.empty(0)
-    log_d = np.log([max(p.tokens, 0) for p in points]) if points else np.empty(0)
+    log_n = np.log([max(float(p.params), 0.0) for p in points]) if points else np.empty(0)
+    log_d = np.log([max(float(p.tokens), 0.0) for p in points]) if points else np.empty(0)
     return Cells(log_n, log_d, lower, upper, variance)
 
 
 def measurements(
-    status: npt.NDArray[np.str_], value: Array, low: Array, high: Array, bracket: npt.NDArray[np.bool_]
+    status: npt.NDArray[np.str_],
+    value: Array,
+    low: Array,
+    high: Array,
+    bracket: npt.NDArray[np.bool_],
+    level: Array | float,
 ) -> tuple[Array, Array, Array]:
     """Returns (lower, upper, variance) of log F* of points, measured or simulated, as the regression takes them.
 
@@ -368,6 +374,7 @@ def measurements(
         low: log of the lower ends, -inf where open.
         high: log of the upper ends, inf where open.
         bracket: whether an interval is a bracket.
+        level: of the intervals that are none.
     """
     low_known, high_known = np.isfinite(low), np.isfinite(high)
     closed = low_known & high_known
@@ -376,7 +383,7 @@ def measurements(
     point = observed & ~interval
     with np.errstate(invalid="ignore"):  # infinite ends, masked below
         half = np.select([closed, low_known, high_known], [(high - low) / 2, value - low, high - value], 0.0)
-    variance = np.where(point, (half / Z_95) ** 2, 0.0)
+    variance = np.where(point, (half / ndtri(0.5 + np.asarray(level) / 2)) ** 2, 0.0)
     lower = np.select([point, interval | (status == RIGHT_CENSORED)], [value, low], -np.inf)
     upper = np.select([point, interval | (status == LEFT_CENSORED)], [value, high], np.inf)
     return lower, upper, variance

@@ -20,9 +20,6 @@ from scipy.special import log_ndtr
 
 from megatron_kis.analysis.runs.curves import Array
 
-Z_95 = 1.959964
-"""Normal quantile of two-sided 95% intervals."""
-
 _LOG_2PI = math.log(2 * math.pi)
 _AVOID = 0.75  # weight of the prior that keeps the intervals' sigma away from zero; by simulation (docs/statistics.md)
 _LEAST_SCALE = 1e-2  # points on a line by chance still have errors
