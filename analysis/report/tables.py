@@ -314,6 +314,8 @@ def predictions(result: AnalysisResult) -> Table | None:
             " The prediction interval allows the law to bend beyond the sizes trained. If straight: if it does not. "
             "From points: from the points alone, a check of one from all curves."
         )
+    if result.curves is None:
+        note += " Points alone carry no curves: each counts by its interval, and inconclusive ones not at all."
     if any(p.bootstrap_interval for p in result.predictions):
         note += " By bootstrap: the prediction interval from studies simulated with the law, a check of Student’s t."
     return _table(columns, result.predictions, note, remark=True)
