@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaln, stdtr
 
+from megatron_kis.analysis.law.bend import Bend, fit_bend
 from megatron_kis.analysis.law.regression import SMALLEST_SIGMA, Fit, fit, log_likelihood, weights
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.slices import Slice
@@ -59,6 +60,8 @@ class Candidate:
         return self.formula.replace("F", one.symbol).replace("H", one.held_symbol)
 
 
+_SPARE = 2  # cells beyond the parameters, without which AICc is all correction
+_SHORT = 0.5  # by which an offset law's likelihood may fall short of the plain law's, which it contains
 _PLAIN = 2  # terms of rows without the held value
 
 CONSTANT = Candidate("constant", "log F* = a", ())
@@ -136,7 +139,10 @@ class Fitted:
     freedom: float
     scatter_freedom: float
     aicc: float | None
-    """Akaike's criterion with the small-sample correction; None if there are too few cells for it."""
+    """Akaike's criterion with the small-sample correction; None if there are too few cells for it, or the law does not
+    fit."""
+    factor: Array | None = None
+    """Factor of each cell's variance in the covariance (`regression.Fit`), [n]; None: 1."""
 
     def mean(self, log_n: Array, log_d: Array, log_h: Array | None = None) -> tuple[Array, Array]:
         """Returns (mean of log F* [m], its variance [m]); the variance is by the delta method."""
@@ -176,12 +182,11 @@ def fit_candidate(law: Candidate, cells: Cells, *, aicc: bool = True) -> Fitted 
     if informative <= law.size or np.linalg.matrix_rank(x[cells.informative]) < x.shape[1]:
         return None
     linear = fit(x, cells.lower, cells.upper, cells.variance)
-    if law.offset:
-        return _fit_offset(law, centre, cells, linear)
-    criterion = None
-    if aicc:  # of the maximum of the likelihood itself, not of the restricted one
+    likelihood = math.nan
+    if aicc or law.offset:  # of the maximum of the likelihood itself, not of the restricted one
         likelihood = float(fit(x, cells.lower, cells.upper, cells.variance, method="ml").likelihood)
-        criterion = _aicc(likelihood, law.size, len(cells.log_n))
+    if law.offset:
+        return _fit_offset(law, centre, cells, linear, likelihood)
     return Fitted(
         law,
         centre,
@@ -190,19 +195,31 @@ def fit_candidate(law: Candidate, cells: Cells, *, aicc: bool = True) -> Fitted 
         float(linear.sigma),
         float(linear.freedom),
         float(linear.scatter_freedom),
-        criterion,
+        _aicc(likelihood, law.size, len(cells.log_n)) if aicc else None,
+        linear.factor,
     )
+
+
+def bend_of_cells(fitted: Fitted, cells: Cells, spread: float) -> Bend:
+    """Returns the bend of a fitted law, in the cells that it was fitted to."""
+    mean, slope = mean_and_slope(fitted.law, fitted.centre, fitted.parameters, cells.log_n, cells.log_d, cells.log_h)
+    factor = np.ones(len(mean)) if fitted.factor is None else fitted.factor
+    residuals = cells.lower - mean, cells.upper - mean, cells.variance
+    return fit_bend(spread, slope, cells.log_n, residuals, np.array(fitted.sigma), factor)
 
 
 def _aicc(likelihood: float, parameters: int, n: int) -> float | None:
     k = parameters + 1  # sigma
-    if n - k - 1 <= 0 or not math.isfinite(likelihood):
+    if n - k - 1 < _SPARE or not math.isfinite(likelihood):
         return None
     return -2 * likelihood + 2 * k + 2 * k * (k + 1) / (n - k - 1)
 
 
-def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit) -> Fitted | None:
-    """Fits an offset law by Fisher scoring with shortened steps; keeps the best fit from several initial floors."""
+def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit, plain: float) -> Fitted | None:
+    """Fits an offset law by Fisher scoring with shortened steps; keeps the best fit from several initial floors.
+
+    ``plain`` is the largest log-likelihood without an offset.
+    """
     closed = cells.informative
     middle = np.where(closed, (cells.lower + cells.upper) / 2, np.nan)
     smallest = float(np.nanmin(middle))
@@ -257,7 +274,7 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit) -> Fit
         sigma,
         freedom,
         freedom,
-        _aicc(value, law.size, len(mean)),
+        _aicc(value, law.size, len(mean)) if value > plain - _SHORT else None,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from megatron_kis.analysis.law.fit import LawRefused, fit_law
+from megatron_kis.analysis.law.fit import BEND, LawRefused, fit_law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.runs.slices import USUAL, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
@@ -42,6 +42,9 @@ class Score:
     """|log(predicted / measured)|, natural logarithm."""
     hit: bool
     """Whether the prediction interval contains the value; if censored, whether it reaches into the open side."""
+    decided: bool = True
+    """Whether the measurement could tell a hit from a miss: a censored one cannot where the interval reaches into both
+    sides of its bound."""
     interval_score: float | None
     """Gneiting and Raftery's interval score in log F (width plus penalty); smaller is better."""
     baselines: dict[str, float]
@@ -83,12 +86,16 @@ def validate(predictions: Iterable[dict[str, Any]], points: Iterable[Transition]
 
 
 def summary(scores: list[Score]) -> dict[str, Any]:
-    """Returns the scores as JSON-ready values, with the means over those that were not censored."""
+    """Returns the scores as JSON-ready values, with the means over those that were not censored.
+
+    A hit counts only where it could have been a miss; ``undecided`` are the predictions where it could not.
+    """
     errors = [score.abs_log_ratio for score in scores if score.abs_log_ratio is not None]
     return {
         "schema": "kis.validation/1",
         "predictions": len(scores),
-        "hits": sum(score.hit for score in scores),
+        "hits": sum(score.hit for score in scores if score.decided),
+        "undecided": sum(not score.decided for score in scores),
         "mean_abs_log_ratio": sum(errors) / len(errors) if errors else None,
         "mean_interval_score": _mean([score.interval_score for score in scores]),
         "baselines": {
@@ -106,6 +113,7 @@ def backtest(
     along: Slice = USUAL,
     confidence: float = 0.95,
     law: str = "auto",
+    bend: float = BEND,
 ) -> list[Score]:
     """Scores predictions of each N from the smaller N, and of each D from the smaller D, where a law can be fitted.
 
@@ -119,7 +127,14 @@ def backtest(
             before = [p for p in mine if getattr(p, axis) < value]
             try:
                 fitted = fit_law(
-                    before, kind, group, along=along, confidence=confidence, law=law, compare_laws=False, brief=True
+                    before,
+                    kind,
+                    group,
+                    along=along,
+                    confidence=confidence,
+                    law=law,
+                    compare_laws=False,
+                    bend=bend,
                 )
             except LawRefused:
                 continue
@@ -163,10 +178,18 @@ def _matches(prediction: dict[str, Any], point: Transition) -> bool:
     return all(abs(math.log(prediction[key] / getattr(point, key))) < _SAME for key in ("params", "tokens"))
 
 
+def _beside(low: float, high: float, bound: float, *, above: bool) -> tuple[bool, bool]:
+    """Returns whether an interval reaches beyond the ``bound`` of a censored value, and whether all or none of it."""
+    if above:
+        return high > bound, not low <= bound < high
+    return low <= bound, not low <= bound < high
+
+
 def _score(prediction: dict[str, Any], point: Transition) -> Score:
     low, high = prediction["prediction_interval"]
     error = interval_score = None
     baselines = {}
+    decided = True
     if point.informative:
         assert point.value is not None
         error = abs(math.log(prediction["centre"] / point.value))
@@ -178,9 +201,9 @@ def _score(prediction: dict[str, Any], point: Transition) -> Score:
         penalty = 2 / (1 - prediction.get("confidence", 0.95))
         interval_score = (upper - lower) + penalty * (max(lower - y, 0.0) + max(y - upper, 0.0))
     elif point.status == RIGHT_CENSORED:
-        hit = high > (point.low or 0.0)
+        hit, decided = _beside(low, high, point.low or 0.0, above=True)
     else:
-        hit = low <= (point.high or math.inf)
+        hit, decided = _beside(low, high, point.high or math.inf, above=False)
     return Score(
         kind=point.kind,
         group=point.group,
@@ -194,6 +217,7 @@ def _score(prediction: dict[str, Any], point: Transition) -> Score:
         measured=point.value,
         abs_log_ratio=error,
         hit=hit,
+        decided=decided,
         interval_score=interval_score,
         baselines=baselines,
         slice=point.slice,

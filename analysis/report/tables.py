@@ -90,6 +90,8 @@ def transitions(result: AnalysisResult) -> Table:
         f"per e-fold of {dose}. Peak and drop are rates; for the loss, the peak is the loss at F = 0 in nats per "
         "token and the drop is the largest relative excess."
     )
+    if several := fmt.false_collapses(result.points, result.settings.alpha):
+        note += f" {several}"
     return _table(columns, result.points, note, remark=True)
 
 
@@ -239,7 +241,8 @@ def candidates(result: AnalysisResult) -> Table | None:
     note = (
         "Log score: how well a law fitted to the smaller N predicts the largest N (higher is better). The law with a "
         "term for everything that was varied is used unless another one is better by more than one. AICc is shown for "
-        "comparison: lower is better."
+        "comparison: lower is better; a law that does not fit, or has hardly fewer parameters than there are cells, "
+        "has none."
     )
     return _table(columns, items, note)
 
@@ -278,7 +281,7 @@ def backtest(result: AnalysisResult) -> Table | None:
         _numbers("prediction interval", lambda s: fmt.interval(s.prediction_interval)),
         _numbers("measured", lambda s: fmt.frequency(s.measured) if s.measured else fmt.STATUS_WORDS[s.status]),
         _numbers("|log ratio|", lambda s: fmt.number(s.abs_log_ratio)),
-        _words("hit", lambda s: "yes" if s.hit else "no"),
+        _words("hit", lambda s: fmt.hit(s.hit, decided=s.decided)),
         _numbers("constant", lambda s: fmt.number(s.baselines.get("constant"))),
         _numbers("largest model", lambda s: fmt.number(s.baselines.get("largest_model"))),
     ]
@@ -289,6 +292,7 @@ def predictions(result: AnalysisResult) -> Table | None:
     """Lists predictions with intervals and extrapolation factor."""
     if not result.predictions:
         return None
+    noted = any(p.recommended_note for p in result.predictions)
     columns = [
         _KIND,
         _PARAMS,
@@ -298,6 +302,7 @@ def predictions(result: AnalysisResult) -> Table | None:
         _numbers("prediction interval", lambda p: fmt.interval(p.prediction_interval)),
         *_checks(result.predictions),
         _numbers("recommended", lambda p: fmt.frequency(p.recommended)),
+        *([_words("why", lambda p: p.recommended_note or "")] if noted else []),
         _numbers("ρ at centre", lambda p: fmt.ratio(p.infusion_ratio)),
         _numbers("domain tokens", lambda p: _size(p.exposure_tokens)),
         *_amount_columns(result.predictions),
@@ -305,14 +310,16 @@ def predictions(result: AnalysisResult) -> Table | None:
         _words("reservations", lambda p: "; ".join(p.warnings)),
     ]
     note = (
-        "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset); nothing is "
-        "recommended by an unvalidated law."
+        "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset), at most "
+        "what all tokens allow; nothing is recommended by a law that is unvalidated or does not fit its points."
     )
     if any(p.straight_interval for p in result.predictions):
         note += (
-            " A prediction interval from all curves allows the law to bend beyond the sizes trained. If straight: if "
-            "it does not. From points: Student’s t of the points alone, a check."
+            " The prediction interval allows the law to bend beyond the sizes trained. If straight: if it does not. "
+            "From points: from the points alone, a check of one from all curves."
         )
+    if result.curves is None:
+        note += " Points alone carry no curves: each counts by its interval, and inconclusive ones not at all."
     if any(p.bootstrap_interval for p in result.predictions):
         note += " By bootstrap: the prediction interval from studies simulated with the law, a check of Student’s t."
     return _table(columns, result.predictions, note, remark=True)
