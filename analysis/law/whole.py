@@ -13,12 +13,15 @@ from megatron_kis.analysis.criteria.onset import onset_card
 from megatron_kis.analysis.criteria.retention import FEWEST_LEVELS, collapse_card, remembers
 from megatron_kis.analysis.law.candidates import ALL, SIZE, SIZE_AND_BUDGET, SIZE_AND_HELD, Candidate
 from megatron_kis.analysis.law.fit import Law
-from megatron_kis.analysis.law.surface import fit_surface, record_of, tells
+from megatron_kis.analysis.law.surface import Surface, fit_surface, record_of, tells
 from megatron_kis.analysis.runs.curves import Curve
 from megatron_kis.analysis.runs.slices import Slice
 from megatron_kis.config.analysis import AnalysisConfig
 
 _FEWEST_SIZES = 3
+_UNLIKELY = 0.001  # probability of the curves' deviance below which, ...
+_FAR = 1.5  # ... and ratio to its degrees of freedom beyond which, the form does not fit
+_APART = 1.2  # R of draws that have not converged
 CRITERION = "retention"
 """The criterion of a collapse whose place is that of the likelihood."""
 
@@ -26,8 +29,8 @@ CRITERION = "retention"
 def with_surface(law: Law, curves: Sequence[Curve], settings: AnalysisConfig) -> Law:
     """Returns ``law`` with the likelihood of all its curves (its ``surface``); as it was where there is no basis.
 
-    That is so for a law of another criterion than `CRITERION` or of the loss, and where fewer than three sizes show on
-    both sides where they decline.
+    That is so for a law of another criterion than `CRITERION` or of the loss, where fewer than three sizes show on both
+    sides where they decline, and, with a warning, where the curves are of none of the forms that are tried.
 
     Args:
         law: fitted to the points of the same curves.
@@ -55,7 +58,22 @@ def with_surface(law: Law, curves: Sequence[Curve], settings: AnalysisConfig) ->
         bend=settings.bend,
         generator=generator_of(replace(mine[0], params=0, tokens=0), settings, "surface", law.kind),
     )
+    reason = _unfit(surface)
+    if reason:
+        return replace(law, warnings=[*law.warnings, f"intervals are those of the points alone: {reason}"])
     return replace(law, surface=record_of(surface))
+
+
+def _unfit(surface: Surface) -> str:
+    """Returns why the likelihood of all curves is not used; empty where it is."""
+    if surface.misfit < _UNLIKELY and surface.deviance > _FAR * surface.freedom:
+        return (
+            f"the curves differ from every form of a decline that is tried (deviance {surface.deviance:.0f} with "
+            f"{surface.freedom} degrees of freedom)"
+        )
+    if surface.convergence > _APART:
+        return f"the draws of all curves' likelihood did not converge (R = {surface.convergence:.2f})"
+    return ""
 
 
 def _form(law: Law) -> Candidate:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from megatron_kis.analysis.criteria import find_transitions
 from megatron_kis.analysis.criteria.decline import Card, card_of, retention, shapes_of
+from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.candidates import SIZE, SIZE_AND_BUDGET
 from megatron_kis.analysis.law.ensemble import sample
+from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.surface import Surface, fit_surface, record_of, surface_of
+from megatron_kis.analysis.law.whole import with_surface
+from megatron_kis.analysis.runs.curves import Dispersion, curves
+from megatron_kis.config.analysis import AnalysisConfig
+from tests.analysis.synthetic import curve_rows
 
 SHARE, CHANCE = 0.1, 0.25
 LOG_N = np.log([1e6, 4e6, 1.6e7, 6.4e7, 2.56e8])
@@ -167,3 +179,59 @@ def test_walkers_find_a_correlated_normal():
     assert draws.mean(axis=0) == pytest.approx([2.0, 2.0], abs=0.15)
     np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.15)
     assert convergence < 1.05
+
+
+SIZES = (10**6, 4 * 10**6, 16 * 10**6, 64 * 10**6)
+
+
+def study_table(rate: Callable[[np.ndarray, float], np.ndarray], generator: np.random.Generator) -> pd.DataFrame:
+    """Background facts of four sizes, 300 a run, two seeds."""
+    doses = [0.0, *np.exp(X)]
+    parts = []
+    for n in SIZES:
+        with np.errstate(divide="ignore"):
+            p = rate(np.log(doses), float(law(np.log(n))))
+        right = generator.binomial(300, np.clip(p, 0.01, 0.99)[:, None], (len(doses), 2))
+        parts.append(curve_rows(dict(zip(doses, right.tolist(), strict=True)), n=300, params=n))
+    return pd.concat(parts)
+
+
+def the_law(table: pd.DataFrame, **settings: Any) -> Law:
+    chosen = AnalysisConfig(law="N", resamples=199, law_resamples=99, **settings)
+    laws, refused = fit_laws(find_transitions(table, chosen), chosen, table)
+    assert not [item for item in refused if item["kind"] == "collapse"]
+    return next(one for one in laws if one.kind == "collapse")
+
+
+def falling(x: np.ndarray, at: float) -> np.ndarray:
+    return CHANCE + 0.55 * np.exp(-2 * np.maximum(np.where(np.isfinite(x), x, -9.0) - at, 0))
+
+
+def test_a_law_from_curves_predicts_by_them_and_names_the_points_as_a_check():
+    table = study_table(falling, np.random.default_rng(7))
+    found = the_law(table)
+    told = predict(found, 2.56e8)
+    assert told.interval_method == "surface"
+    low, high = told.prediction_interval
+    assert low < told.straight_interval[0] < told.centre < told.straight_interval[1] < high
+    assert math.log(high / low) < math.log(told.points_interval[1] / told.points_interval[0])
+    assert low < math.exp(float(law(math.log(2.56e8))) + 0.05) < high
+    straight = predict(the_law(table, bend=0.0), 2.56e8)
+    np.testing.assert_allclose(np.log(straight.prediction_interval), np.log(straight.straight_interval), atol=0.1)
+    assert the_law(table, criterion="hinge").surface is None
+
+
+def test_curves_of_no_form_that_is_tried_fall_back_to_the_points():
+    """Two humps: what was lost comes back, and is lost again."""
+
+    def humps(x: np.ndarray, at: float) -> np.ndarray:
+        return falling(x, at) + 0.45 * np.exp(-8 * (np.where(np.isfinite(x), x, -9.0) - at - 1.6) ** 2)
+
+    table = study_table(humps, np.random.default_rng(8))
+    before = the_law(table, criterion="hinge")
+    known = Dispersion(scale=1.0, level=0.0, freedom=1e6, source="known", facts=300.0)
+    mine = [replace(one, dispersion=known) for one in curves(table)]
+    found = with_surface(before, mine, AnalysisConfig())
+    assert found.surface is None
+    assert any("differ from every form of a decline" in warning for warning in found.warnings)
+    assert with_surface(before, curves(study_table(falling, np.random.default_rng(7))), AnalysisConfig()).surface
