@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import log_ndtr, ndtr
-from scipy.stats import chi2
+from scipy.special import chdtrc, log_ndtr, ndtr
 
 from megatron_kis.analysis.criteria.decline import STEEPNESS, Card, retention, shapes_of
 from megatron_kis.analysis.law.candidates import CANDIDATES, Candidate
@@ -41,6 +39,7 @@ _MOST = 2.0
 _OTHERS = 5  # parameters beside beta: k, log sigma, m, n, log omega
 _WALKERS = 40
 _DISCARD, _ROUNDS, _EVERY = 250, 500, 40
+_HALVINGS = 50  # of the range that holds a quantile
 _TOLD = 1.92  # fall of the log-likelihood on both sides that makes a cell tell where it declines
 Draws = Array
 """[R, p + 5 + 3]: beta, k, log sigma, m, n, log omega; then the law of the plateau: its log-odds at the mean of log N,
@@ -80,7 +79,7 @@ class Surface:
     @property
     def misfit(self) -> float:
         """Probability of such a deviance if the curves have the form of a decline."""
-        return float(chi2.sf(self.deviance, self.freedom)) if self.freedom else 1.0
+        return float(chdtrc(self.freedom, self.deviance)) if self.freedom else 1.0
 
     def mean(self, log_n: float, log_d: float, log_h: float | None = None, *, straight: bool = False) -> Array:
         """Returns draws [R] of the law's mean of log F* at one model."""
@@ -103,12 +102,13 @@ class Surface:
 
     def quantiles(self, mean: Array, sigma: Array, levels: Sequence[float]) -> list[float]:
         """Returns quantiles of log F* of a new model: of the mixture of Normal(mean, sigma) over the draws."""
-        low, high = float((mean - 12 * sigma).min()), float((mean + 12 * sigma).max())
-
-        def beyond(value: float, level: float) -> float:
-            return float(ndtr((value - mean) / sigma).mean()) - level
-
-        return [float(brentq(beyond, low, high, args=(level,), xtol=1e-6)) for level in levels]
+        wanted = np.array(levels)
+        low, high = np.full(len(wanted), (mean - 12 * sigma).min()), np.full(len(wanted), (mean + 12 * sigma).max())
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            below = ndtr((middle[:, None] - mean) / sigma).mean(axis=1) < wanted
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        return [float(value) for value in (low + high) / 2]
 
     def curves(
         self, x: Array, log_n: float, log_d: float, log_h: float | None, generator: np.random.Generator

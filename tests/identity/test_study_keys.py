@@ -166,6 +166,8 @@ ANALYSIS: dict[str, Any] = {
     "analysis.power": 0.7,
     "analysis.resamples": 199,
     "analysis.law_resamples": 99,
+    "analysis.onset_share": 0.25,
+    "analysis.bend": 0.05,
     "analysis.law": "N",
     "analysis.confidence": 0.9,
     "analysis.seed": 1,
