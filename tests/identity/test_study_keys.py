@@ -168,6 +168,8 @@ ANALYSIS: dict[str, Any] = {
     "analysis.law_resamples": 99,
     "analysis.law": "N",
     "analysis.confidence": 0.9,
+    "analysis.looks": 3,
+    "analysis.looked": 2,
     "analysis.seed": 1,
 }
 

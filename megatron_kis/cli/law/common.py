@@ -33,6 +33,8 @@ _CHOICES = (
     "tolerance",
     "alpha",
     "confidence",
+    "looks",
+    "looked",
 )
 """Fields of ``AnalysisConfig`` that are options."""
 
