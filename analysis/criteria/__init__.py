@@ -6,6 +6,7 @@ and scoring rule that the settings declare.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -115,7 +116,7 @@ def find_transitions(
                 continue
             if criterion.kind == "onset" and curve.slice.axis == FACTS:
                 continue  # a fact is learnt from its own exposures: along K there is no smallest number for it
-            transition = criterion.find(curve, settings)
+            transition = replace(criterion.find(curve, settings), confidence=settings.confidence)
             # Every group's rows carry the loss of their run: its tolerance point is the same, and kept once.
             found.setdefault((transition.kind, transition.group, *curve.cell), transition)
     return sorted(found.values(), key=order_of)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import ndtri
 
 from megatron_kis.analysis.criteria.counts import draw
 from megatron_kis.analysis.criteria.hinge import FEWEST_LEVELS
@@ -22,7 +23,6 @@ from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.transitions import INCONCLUSIVE, RIGHT_CENSORED, Transition
 from megatron_kis.config.analysis import AnalysisConfig
 
-_WIDTH_95 = 3.92  # width of a two-sided 95% interval of a normal distribution, in standard deviations
 _DRAWS = 64  # number of simulated curves over which the gain of a run is averaged
 
 
@@ -76,7 +76,8 @@ def variance_of(point: Transition) -> float:
         return math.inf
     low = math.log(point.low) if point.low else 2 * math.log(point.value) - math.log(point.high)
     width = math.log(point.high) - low
-    return width**2 / 12 if point.interval == "bracket" else (width / _WIDTH_95) ** 2
+    deviations = 2 * float(ndtri(0.5 + point.confidence / 2))
+    return width**2 / 12 if point.interval == "bracket" else (width / deviations) ** 2
 
 
 def prediction_variance(law: Law, cells: Sequence[tuple[int, int, float]], params: float, tokens: float) -> float:

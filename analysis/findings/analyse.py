@@ -56,7 +56,7 @@ def fit_laws(
     keys = law_keys(points, first)
     for kind, group, one in [*keys, *_together(points, keys)]:
         try:
-            law = fit_law(points, kind, group, along=one, confidence=level, law=settings.law)
+            law = fit_law(points, kind, group, along=one, confidence=level, law=settings.law, bend=settings.bend)
             if drawn_from:
                 law = with_surface(law, drawn_from, settings)
             if drawn_from and settings.criterion == "hinge":
@@ -129,7 +129,13 @@ def analyse_points(
     ]
     backtests = {
         (law.kind, law.group, law.slice): backtest(
-            points, law.kind, law.group, along=law.slice, confidence=law.confidence, law=settings.law
+            points,
+            law.kind,
+            law.group,
+            along=law.slice,
+            confidence=law.confidence,
+            law=settings.law,
+            bend=settings.bend,
         )
         for law in laws
         if law.range_held is None

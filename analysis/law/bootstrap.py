@@ -110,7 +110,7 @@ def measure(
 ) -> tuple[Array, Array, Array]:
     """Returns (lower, upper, variance) of log F*, each [R], as the law would take simulated curves [R, L]."""
     found = judge(cell, rates, settings, precision)
-    return measurements(found.status, found.value, found.low, found.high, found.bracket)
+    return measurements(found.status, found.value, found.low, found.high, found.bracket, settings.confidence)
 
 
 def rescaled(variance: Array, estimate: Array, tau: Array) -> Array:
@@ -167,6 +167,7 @@ def bootstrap_law(
         law=law.law,
         compare_laws=False,
         errors=errors,
+        bend=settings.bend,
     )
     again = replace(again, selection=law.selection, candidates=law.candidates)
     pivots = law_pivots(again, used, simulated, settings, resamples)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from megatron_kis.analysis.law.bend import Bend, fit_bend
 from megatron_kis.analysis.law.regression import SMALLEST_SIGMA, Fit, fit, log_likelihood, weights
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.slices import Slice
@@ -137,6 +138,8 @@ class Fitted:
     scatter_freedom: float
     aicc: float | None
     """Akaike's criterion with the small-sample correction; None if there are too few cells for it."""
+    factor: Array | None = None
+    """Factor of each cell's variance in the covariance (`regression.Fit`), [n]; None: 1."""
 
     def mean(self, log_n: Array, log_d: Array, log_h: Array | None = None) -> tuple[Array, Array]:
         """Returns (mean of log F* [m], its variance [m]); the variance is by the delta method."""
@@ -186,7 +189,16 @@ def fit_candidate(law: Candidate, cells: Cells) -> Fitted | None:
         float(linear.freedom),
         float(linear.scatter_freedom),
         _aicc(likelihood, law.size, len(cells.log_n)),
+        linear.factor,
     )
+
+
+def bend_of_cells(fitted: Fitted, cells: Cells, spread: float) -> Bend:
+    """Returns the bend of a fitted law, in the cells that it was fitted to."""
+    mean, slope = mean_and_slope(fitted.law, fitted.centre, fitted.parameters, cells.log_n, cells.log_d, cells.log_h)
+    factor = np.ones(len(mean)) if fitted.factor is None else fitted.factor
+    residuals = cells.lower - mean, cells.upper - mean, cells.variance
+    return fit_bend(spread, slope, cells.log_n, residuals, np.array(fitted.sigma), factor)
 
 
 def _aicc(likelihood: float, parameters: int, n: int) -> float | None:

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri
 
+from megatron_kis.analysis.law.bend import bend_of, record_of
 from megatron_kis.analysis.law.candidates import (
     ALL,
     CANDIDATES,
@@ -24,9 +26,11 @@ from megatron_kis.analysis.law.candidates import (
     Candidate,
     Cells,
     Fitted,
+    bend_of_cells,
     compare,
     declared,
     fit_candidate,
+    mean_and_slope,
 )
 from megatron_kis.analysis.law.coefficients import (
     Coefficient,
@@ -38,15 +42,16 @@ from megatron_kis.analysis.law.coefficients import (
     lack_of_fit,
     nonembedding,
 )
-from megatron_kis.analysis.law.regression import Z_95
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.groups import group_key
 from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice
 from megatron_kis.analysis.runs.transitions import INFORMATIVE, KINDS, LEFT_CENSORED, RIGHT_CENSORED, Transition
 from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.files import fingerprint
+from megatron_kis.config.analysis import AnalysisConfig
 
 SCHEMA = "kis.law/1"
+BEND: float = AnalysisConfig.model_fields["bend"].default
 _FEWEST_SIZES = 3  # a line through two sizes cannot be wrong
 _VALIDATED_CELLS = 5  # below it a law is a point estimate (labelled unvalidated)
 _COLLINEAR = 0.999  # |correlation| of log N and log D beyond which b and c cannot be told apart
@@ -120,6 +125,9 @@ class Law:
     calibration: dict[str, Any] | None = None
     """Critical values from a bootstrap through both stages (`megatron_kis.analysis.law.bootstrap`) or of the points
     (`megatron_kis.analysis.law.bootstrap_points`), a check of Student's t; None if no bootstrap was run."""
+    bend: dict[str, Any] | None = None
+    """The law as it may bend in log N (`megatron_kis.analysis.law.bend`), from the points; None if it was taken to be
+    straight."""
     surface: dict[str, Any] | None = None
     """The likelihood of all curves together (`megatron_kis.analysis.law.surface`), from which predictions are made;
     None where only points are known, or the curves cannot carry it."""
@@ -147,15 +155,29 @@ class Law:
             self.scatter_degrees_of_freedom,
             None,
         )
-        log_h = None if held is None else np.log([held])
-        mean, variance = fitted.mean(np.log([params]), np.log([tokens]), log_h)
+        log_h = None if held is None else np.log([float(held)])
+        mean, variance = fitted.mean(np.log([float(params)]), np.log([float(tokens)]), log_h)
         return float(mean[0]), math.sqrt(max(float(variance[0]), 0.0))
+
+    def bent_at(self, params: float, tokens: float, held: float | None = None) -> tuple[float, tuple[float, float]]:
+        """Returns (mean of log F* of the law that may bend, its standard errors: due to the points, to the prior)."""
+        mean, slope = mean_and_slope(
+            self.candidate,
+            np.array(self.centre),
+            np.array(self.parameters),
+            np.log([float(params)]),
+            np.log([float(tokens)]),
+            None if held is None else np.log([float(held)]),
+        )
+        assert self.bend is not None
+        shift, of_points, of_prior = bend_of(self.bend).at(slope[0], math.log(params))
+        return float(mean[0] + shift), (float(of_points), float(of_prior))
 
     def record(self) -> dict[str, Any]:
         """Returns the law as JSON-ready values; what older laws do not have is left out where it says nothing."""
         content = asdict(self)
         del content["slice"]
-        for name in ("amounts", "range_held", "surface"):
+        for name in ("amounts", "range_held", "bend", "surface"):
             if not content[name]:
                 del content[name]
         return {"schema": SCHEMA, **content, **self.slice.record()}
@@ -179,6 +201,7 @@ def fit_law(
     law: str = "auto",
     compare_laws: bool = True,
     errors: Mapping[tuple[int, int], float] | None = None,
+    bend: float = BEND,
     brief: bool = False,
 ) -> Law:
     """Fits the law to the points of one kind, group and slice; censored ones contribute their limits.
@@ -194,7 +217,8 @@ def fit_law(
             together ``N`` stands for ``N and held``, of one slice the other way round; so does ``N and D``.
         compare_laws: whether to score the other candidates where ``law`` names one.
         errors: standard errors of log F* by (N, D), if they are known better than from the intervals' widths.
-        brief: leaves out the test of fit and the law in other units, for callers that fit thousands of laws.
+        bend: standard deviation of a curvature in log N before the data (`AnalysisConfig.bend`); 0: a straight law.
+        brief: leaves out the bend, the test of fit and the law in other units, for callers that fit thousands of laws.
 
     Raises:
         LawRefused: the points cannot support a law; nothing is fitted.
@@ -267,6 +291,7 @@ def fit_law(
         lack_of_fit=lack,
         equivalents={} if brief else equivalents(used, cells, fitted, confidence),
         sensitivity={} if brief else nonembedding(used, cells, fitted, confidence),
+        bend=record_of(bend_of_cells(fitted, cells, bend)) if bend > 0 and not brief else None,
         warnings=warnings,
     )
 
@@ -320,17 +345,23 @@ def cells_of(points: Sequence[Transition], errors: Mapping[tuple[int, int], floa
                 logs[row, index] = math.log(end) if end > 0 else math.nan
     bracket = np.array([p.interval == "bracket" for p in points], dtype=bool)
     status = np.array([p.status for p in points], dtype=str)
-    lower, upper, variance = measurements(status, logs[0], logs[1], logs[2], bracket)
+    level = np.array([p.confidence for p in points], dtype=float)
+    lower, upper, variance = measurements(status, logs[0], logs[1], logs[2], bracket, level)
     if errors is not None:
         known = [errors.get((p.params, p.tokens), math.sqrt(v)) ** 2 for p, v in zip(points, variance, strict=True)]
         variance = np.where(lower == upper, known, 0.0)
-    log_n = np.log([max(p.params, 0) for p in points]) if points else np.empty(0)
-    log_d = np.log([max(p.tokens, 0) for p in points]) if points else np.empty(0)
+    log_n = np.log([max(float(p.params), 0.0) for p in points]) if points else np.empty(0)
+    log_d = np.log([max(float(p.tokens), 0.0) for p in points]) if points else np.empty(0)
     return Cells(log_n, log_d, lower, upper, variance)
 
 
 def measurements(
-    status: npt.NDArray[np.str_], value: Array, low: Array, high: Array, bracket: npt.NDArray[np.bool_]
+    status: npt.NDArray[np.str_],
+    value: Array,
+    low: Array,
+    high: Array,
+    bracket: npt.NDArray[np.bool_],
+    level: Array | float,
 ) -> tuple[Array, Array, Array]:
     """Returns (lower, upper, variance) of log F* of points, measured or simulated, as the regression takes them.
 
@@ -343,6 +374,7 @@ def measurements(
         low: log of the lower ends, -inf where open.
         high: log of the upper ends, inf where open.
         bracket: whether an interval is a bracket.
+        level: of the intervals that are none.
     """
     low_known, high_known = np.isfinite(low), np.isfinite(high)
     closed = low_known & high_known
@@ -351,7 +383,7 @@ def measurements(
     point = observed & ~interval
     with np.errstate(invalid="ignore"):  # infinite ends, masked below
         half = np.select([closed, low_known, high_known], [(high - low) / 2, value - low, high - value], 0.0)
-    variance = np.where(point, (half / Z_95) ** 2, 0.0)
+    variance = np.where(point, (half / ndtri(0.5 + np.asarray(level) / 2)) ** 2, 0.0)
     lower = np.select([point, interval | (status == RIGHT_CENSORED)], [value, low], -np.inf)
     upper = np.select([point, interval | (status == LEFT_CENSORED)], [value, high], np.inf)
     return lower, upper, variance

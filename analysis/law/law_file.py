@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_kis.analysis.law.bend import Bend
 from megatron_kis.analysis.law.candidates import CANDIDATES, Candidate
 from megatron_kis.analysis.law.coefficients import AMOUNTS, Coefficient
 from megatron_kis.analysis.law.fit import SCHEMA, Law
+from megatron_kis.analysis.law.surface import surface_of
 from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
 from megatron_kis.analysis.runs.slices import RATIO, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import KINDS, STATUSES
@@ -127,6 +130,12 @@ class _Fields:
             raise self.wrong(key, f"a list of {count} numbers")
         return numbers
 
+    def only(self, known: Sequence[str]) -> None:
+        """Refuses a key that is not known."""
+        for key in self.content:
+            if key not in known:
+                raise InputError("is not known", where=self.place(key), remedy=f"{nearest(key, known)}; {_REMEDY}")
+
     def span(self, key: str) -> tuple[Any, Any]:
         """Returns two positive numbers in rising order."""
         low, high = self.numbers(key, 2)
@@ -184,6 +193,8 @@ def _law(fields: _Fields) -> Law:
         equivalents=fields.fields("equivalents").content,
         sensitivity=fields.fields("sensitivity").content,
         calibration=_calibration(fields.optional("calibration")),
+        bend=_bend(fields, form.size),
+        surface=_surface(fields, form),
         warnings=warnings,
     )
     if not all(map(math.isfinite, law.at(1e6, 1e6, law.range_held and law.range_held[0]))):
@@ -272,6 +283,36 @@ def _calibration(fields: _Fields | None) -> dict[str, Any] | None:
         if not whole or len(pairs) != len(factors):
             raise fields.wrong(name, f"{len(factors)} pairs of numbers")
     return fields.content
+
+
+def _bend(fields: _Fields, size: int) -> dict[str, Any] | None:
+    """Returns the bend; None of files of earlier versions, whose laws are straight."""
+    if fields.content.get("bend") is None:
+        return None
+    bend = fields.fields("bend")
+    bend.number("spread", positive=True)
+    bend.number("centre")
+    bend.numbers("projection", size)
+    bend.numbers("shift", size + 1)
+    bend.numbers("lean", size + 1)
+    _covariance(bend, size + 1)
+    bend.only(tuple(Bend.__dataclass_fields__))
+    return bend.content
+
+
+def _surface(fields: _Fields, form: Candidate) -> dict[str, Any] | None:
+    """Returns the likelihood of all curves; None where there is none."""
+    if fields.content.get("surface") is None:
+        return None
+    content = fields.fields("surface").content
+    try:
+        surface = surface_of(content)
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"is damaged ({type(error).__name__}: {error})"
+        raise InputError(problem, where=fields.place("surface"), remedy=_REMEDY) from None
+    if surface.candidate.in_held and not form.in_held:
+        raise InputError("is of several slices", where=fields.place("surface"), remedy=_REMEDY)
+    return content
 
 
 def _is_number(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_kis.analysis.law import regression
+from megatron_kis.analysis.law import bend, regression
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.surface import surface_of
 from megatron_kis.analysis.runs.slices import FACTS, RATIO, USUAL, Slice, wrong_held
@@ -18,7 +18,15 @@ from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
 
 SCHEMA = "kis.prediction/1"
-_LATER = ("exposures", "exposures_interval", "bits", "bits_interval", "straight_interval", "points_interval")
+_LATER = (
+    "recommended_note",
+    "exposures",
+    "exposures_interval",
+    "bits",
+    "bits_interval",
+    "straight_interval",
+    "points_interval",
+)
 _FAR = 10.0  # an extrapolation by more than this factor gets a warning
 _WIDER = 1.25  # times the headline's log width: a wider bootstrap interval gets a warning
 
@@ -42,7 +50,10 @@ class Prediction:
     """Interval of a new model: the headline."""
     recommended: float | None
     """Lower end of the prediction interval: overshooting collapses, undershooting only under-specialises. For an onset
-    the upper end: facts shown more often are learnt. None from an unvalidated law."""
+    the upper end: facts shown more often are learnt. Not more than all tokens allow with the study's facts. None from
+    an unvalidated law, or one that the points do not fit."""
+    recommended_note: str | None = None
+    """Why nothing is recommended, or not the end of the interval."""
     confidence: float
     """Level of the intervals."""
     extrapolation_factor: float
@@ -66,12 +77,12 @@ class Prediction:
     domain: dict[str, float | None] | None
     """Meaning for other facts than the study's: ``copies_per_fact`` and ``tokens`` at the recommended end if the limit
     applies to each fact (F), ``copies_per_fact_by_tokens`` if it applies to their tokens together (the study's exposure
-    tokens shared by these facts; None if the cost of F is unknown), and ``copies_safe``, the smaller one. None from an
-    unvalidated law."""
+    tokens shared by these facts; None if the cost of F is unknown), and ``copies_safe``, the smaller one. None
+    where nothing is recommended."""
     interval_method: str
     """``surface``: from the likelihood of all curves (`law.surface`), with a law that may bend; ``t``: from the points,
     Student's t of the law's mean and of the scatter (`half_width`), with a REML-type sigma and Knapp-Hartung
-    scaling."""
+    scaling; ``t and bend``: the same of a law that may bend (`law.bend`)."""
     straight_interval: tuple[float, float] | None = None
     """Interval of a new model if the law is as straight up to there as it is over the sizes that were trained."""
     points_interval: tuple[float, float] | None = None
@@ -141,6 +152,84 @@ def predict(
             raise InputError(f"{value} is not a positive number", where=name, remedy="for example 7e9")
     one, amounts = _held(law, held)
     mean, error = law.at(params, tokens, held)
+    _check_facts(law, facts, fact_tokens)
+    factors = {
+        "params": _beyond(params, law.range_params),
+        "tokens": _beyond(tokens, law.range_tokens),
+    }
+    if law.range_held is not None and held is not None:
+        factors["held"] = _beyond(held, law.range_held)
+    told = _from_points(law, mean, error)
+    drawn = critical_values(law, max(factors.values()))
+    total = math.hypot(error, law.sigma)
+    bootstrapped = None if drawn is None else (_exp(mean + drawn[0] * total), _exp(mean + drawn[1] * total))
+    straight = told.model
+    if law.bend is not None:
+        told = _if_bent(law, params, tokens, held, straight)
+    if law.surface is not None:
+        told = replace(_from_curves(law, law.surface, params, tokens, held), points=told.model)
+    centre, interval = told.centre, told.model
+    ratio = None if law.tokens_per_frequency is None else centre * law.tokens_per_frequency / tokens
+    if one.held_by == RATIO:
+        ratio = one.held
+    elif law.range_held is not None and "tokens_per_exposure" in amounts:
+        ratio = centre * amounts["exposures_per_dose"] * amounts["tokens_per_exposure"] / tokens
+    most = None if ratio is None or one.held_by == RATIO else centre / ratio
+    recommended, note = _recommended(law, interval, most)
+    exposures, exposures_interval = _exposures(amounts, centre, interval, None if ratio is None else ratio * tokens)
+    bits_per_dose = amounts.get("bits_per_dose")
+    seen = [point for point in law.points if point["value"]]
+    values = [point["value"] for point in seen]
+    largest = max(seen, key=lambda point: (point["params"], point["tokens"]))
+    return Prediction(
+        kind=law.kind,
+        group=law.group,
+        slice=one,
+        params=round(params),
+        tokens=round(tokens),
+        centre=centre,
+        confidence_interval=told.mean,
+        prediction_interval=interval,
+        recommended=recommended,
+        recommended_note=note,
+        confidence=law.confidence,
+        extrapolation_factor=max(factors.values()),
+        extrapolation=factors,
+        infusion_ratio=ratio,
+        exposure_tokens=None if ratio is None else ratio * tokens,
+        exposure_tokens_interval=(
+            None
+            if law.tokens_per_frequency is None
+            else (interval[0] * law.tokens_per_frequency, interval[1] * law.tokens_per_frequency)
+        ),
+        exposures=exposures,
+        exposures_interval=exposures_interval,
+        bits=amounts.get("bits") if bits_per_dose is None else bits_per_dose * centre,
+        bits_interval=None if bits_per_dose is None else (bits_per_dose * interval[0], bits_per_dose * interval[1]),
+        domain=_domain(law, recommended, centre, facts, fact_tokens),
+        interval_method="surface" if law.surface is not None else "t" if law.bend is None else "t and bend",
+        straight_interval=told.straight,
+        points_interval=told.points,
+        bootstrap_interval=bootstrapped,
+        bootstrap_method=None if law.calibration is None else str(law.calibration["method"]),
+        baselines={"constant": float(np.exp(np.mean(np.log(values)))), "largest_model": float(largest["value"])},
+        unvalidated=law.unvalidated,
+        warnings=(
+            *law.warnings,
+            *_warnings(law, factors, ratio, straight, bootstrapped),
+            *_rare(one, centre, exposures),
+        ),
+        law={
+            "selected_law": law.selected_law,
+            "coefficients": {name: c.value for name, c in law.coefficients.items() if c is not None},
+            "sigma": law.sigma,
+            "fingerprint": law.fingerprint,
+        },
+    )
+
+
+def _check_facts(law: Law, facts: float | None, fact_tokens: float | None) -> None:
+    """Refuses other facts that the law cannot be asked about."""
     for name, asked in (("--facts", facts), ("--fact-tokens", fact_tokens)):
         if asked is not None and not (math.isfinite(asked) and asked >= 1):
             raise InputError(f"{asked} is not a positive number", where=name, remedy="for example 1e6")
@@ -156,73 +245,6 @@ def predict(
             where="--facts",
             remedy="leave out --facts and --fact-tokens, or take a law of F",
         )
-    factors = {
-        "params": _beyond(params, law.range_params),
-        "tokens": _beyond(tokens, law.range_tokens),
-    }
-    if law.range_held is not None and held is not None:
-        factors["held"] = _beyond(held, law.range_held)
-    told = _from_points(law, mean, error)
-    drawn = critical_values(law, max(factors.values()))
-    total = math.hypot(error, law.sigma)
-    bootstrapped = None if drawn is None else (_exp(mean + drawn[0] * total), _exp(mean + drawn[1] * total))
-    if law.surface is not None:
-        told = replace(_from_curves(law, law.surface, params, tokens, held), points=told.model)
-    centre, interval = told.centre, told.model
-    ratio = None if law.tokens_per_frequency is None else centre * law.tokens_per_frequency / tokens
-    if one.held_by == RATIO:
-        ratio = one.held
-    elif law.range_held is not None and "tokens_per_exposure" in amounts:
-        ratio = centre * amounts["exposures_per_dose"] * amounts["tokens_per_exposure"] / tokens
-    exposures, exposures_interval = _exposures(amounts, centre, interval, None if ratio is None else ratio * tokens)
-    bits_per_dose = amounts.get("bits_per_dose")
-    seen = [point for point in law.points if point["value"]]
-    values = [point["value"] for point in seen]
-    largest = max(seen, key=lambda point: (point["params"], point["tokens"]))
-    return Prediction(
-        kind=law.kind,
-        group=law.group,
-        slice=one,
-        params=round(params),
-        tokens=round(tokens),
-        centre=centre,
-        confidence_interval=told.mean,
-        prediction_interval=interval,
-        recommended=None if law.unvalidated else interval[1] if law.kind == "onset" else interval[0],
-        confidence=law.confidence,
-        extrapolation_factor=max(factors.values()),
-        extrapolation=factors,
-        infusion_ratio=ratio,
-        exposure_tokens=None if ratio is None else ratio * tokens,
-        exposure_tokens_interval=(
-            None
-            if law.tokens_per_frequency is None
-            else (interval[0] * law.tokens_per_frequency, interval[1] * law.tokens_per_frequency)
-        ),
-        exposures=exposures,
-        exposures_interval=exposures_interval,
-        bits=amounts.get("bits") if bits_per_dose is None else bits_per_dose * centre,
-        bits_interval=None if bits_per_dose is None else (bits_per_dose * interval[0], bits_per_dose * interval[1]),
-        domain=_domain(law, interval, centre, facts, fact_tokens),
-        interval_method="t" if law.surface is None else "surface",
-        straight_interval=told.straight,
-        points_interval=told.points,
-        bootstrap_interval=bootstrapped,
-        bootstrap_method=None if law.calibration is None else str(law.calibration["method"]),
-        baselines={"constant": float(np.exp(np.mean(np.log(values)))), "largest_model": float(largest["value"])},
-        unvalidated=law.unvalidated,
-        warnings=(
-            *law.warnings,
-            *_warnings(law, factors, ratio, interval, bootstrapped),
-            *_rare(one, centre, exposures),
-        ),
-        law={
-            "selected_law": law.selected_law,
-            "coefficients": {name: c.value for name, c in law.coefficients.items() if c is not None},
-            "sigma": law.sigma,
-            "fingerprint": law.fingerprint,
-        },
-    )
 
 
 @dataclass(frozen=True)
@@ -245,6 +267,31 @@ def _from_points(law: Law, mean: float, error: float) -> _Told:
         mean=(_exp(mean - half_of_mean), _exp(mean + half_of_mean)),
         model=(_exp(mean - half), _exp(mean + half)),
     )
+
+
+def _if_bent(law: Law, params: float, tokens: float, held: float | None, straight: tuple[float, float]) -> _Told:
+    """Returns what the law says that may bend."""
+    mean, errors = law.bent_at(params, tokens, held)
+    freedom = law.degrees_of_freedom, law.scatter_degrees_of_freedom, law.confidence
+    half_of_mean, half = (float(bend.half_width(errors, sigma, *freedom)) for sigma in (0.0, law.sigma))
+    return _Told(
+        centre=_exp(mean),
+        mean=(_exp(mean - half_of_mean), _exp(mean + half_of_mean)),
+        model=(_exp(mean - half), _exp(mean + half)),
+        straight=straight,
+    )
+
+
+def _recommended(law: Law, interval: tuple[float, float], most: float | None) -> tuple[float | None, str | None]:
+    """Returns (the recommended dose, why it is not the safe end of the interval); ``most``: dose of all tokens."""
+    if law.unvalidated:
+        return None, "the law is unvalidated"
+    if law.lack_of_fit is not None and law.lack_of_fit["flag"]:
+        return None, "the law does not fit the points, which bend in log N"
+    safe = interval[1] if law.kind == "onset" else interval[0]
+    if most is not None and safe > most:
+        return most, f"all tokens of the budget; the interval's safe end, {safe:.3g}, would take more"
+    return safe, None
 
 
 def _from_curves(law: Law, record: dict[str, Any], params: float, tokens: float, held: float | None) -> _Told:
@@ -326,11 +373,10 @@ def critical_values(law: Law, extrapolation: float, kind: str = "prediction") ->
 
 
 def _domain(
-    law: Law, interval: tuple[float, float], centre: float, facts: float | None, fact_tokens: float | None
+    law: Law, copies: float | None, centre: float, facts: float | None, fact_tokens: float | None
 ) -> dict[str, float | None] | None:
-    if facts is None or fact_tokens is None or law.unvalidated:
+    if facts is None or fact_tokens is None or copies is None:
         return None
-    copies = interval[1] if law.kind == "onset" else interval[0]
     cost = facts * fact_tokens
     shared = None if law.tokens_per_frequency is None else copies * law.tokens_per_frequency / cost
     return {
@@ -361,11 +407,11 @@ def _warnings(
     law: Law,
     factors: dict[str, float],
     ratio: float | None,
-    interval: tuple[float, float],
+    straight: tuple[float, float],
     bootstrapped: tuple[float, float] | None,
 ) -> list[str]:
     warnings = []
-    if bootstrapped is not None and _width(bootstrapped) > _WIDER * _width(interval):
+    if bootstrapped is not None and _width(bootstrapped) > _WIDER * _width(straight):
         warnings.append(
             f"the bootstrap asks for a wider interval, {bootstrapped[0]:.3g} to {bootstrapped[1]:.3g}: the points are "
             "not measured as Student's t assumes"

@@ -20,12 +20,10 @@ from scipy.special import log_ndtr
 
 from megatron_kis.analysis.runs.curves import Array
 
-Z_95 = 1.959964
-"""Normal quantile of two-sided 95% intervals."""
-
 _LOG_2PI = math.log(2 * math.pi)
 _AVOID = 0.75  # weight of the prior that keeps the intervals' sigma away from zero; by simulation (docs/statistics.md)
 _LEAST_SCALE = 1e-2  # points on a line by chance still have errors
+_LEAST_UNKNOWN = 0.1  # share of the variance that stays unknown, however wide the brackets
 _SCATTER_FREEDOM = 4.0
 """Least degrees of freedom of a sigma with the prior; by simulation (docs/statistics.md).
 
@@ -44,11 +42,14 @@ class Fit:
     sigma: Array
     """Standard deviation between models, [...]."""
     freedom: Array
-    """Degrees of freedom, [...]: cells (a censored one counts as much as its information) minus coefficients."""
+    """Degrees of freedom, [...]: cells (a censored one counts as much as its information) minus coefficients; more
+    where the errors are mostly the widths of brackets, which are known."""
     scatter_freedom: Array
     """Degrees of freedom of sigma, [...], raised by the prior if there are few cells."""
     likelihood: Array
     """Log-likelihood at (beta, sigma), [...]."""
+    factor: Array
+    """Factor of the variance of each cell in the covariance, [..., n]."""
 
 
 def log_likelihood(mean: Array, sigma: Array, lower: Array, upper: Array, variance: Array) -> tuple[Array, ...]:
@@ -146,23 +147,31 @@ def fit(x: Array, lower: Array, upper: Array, variance: Array, *, method: str = 
     weight, share = weights(floor, lower, upper, variance, information)
     freedom = np.maximum(share.sum(-1) - p, 0.0)
     inverse: Array = np.linalg.inv(np.einsum("ni,rn,nj->rij", x, weight, x)).astype(float)
+    scatter_freedom, factor = freedom, np.ones(shape).reshape(-1, n)
     if not plain and method == "reml":
         closed = np.isfinite(lower) & np.isfinite(upper)
         with np.errstate(invalid="ignore"):
             residual = np.where(closed, (lower + upper) / 2, 0.0) - np.where(closed, beta @ x.T, 0.0)
-        scale = (weight * residual**2).sum(-1) / np.maximum(freedom, 1e-9)
+            bracket = np.where(closed, weight * (upper - lower) ** 2 / 12, 0.0)  # share of a cell's variance
+        scale = np.maximum((weight * residual**2).sum(-1) / np.maximum(freedom, 1e-9), _LEAST_SCALE)
         # Knapp and Hartung (2003). Their factor is often kept at one or above. Here it may be smaller, to correct for
         # the prior on sigma and for intervals wider than their errors, which Student's t would count a second time.
-        inverse = inverse * np.maximum(scale, _LEAST_SCALE)[:, None, None]
+        # What is due to brackets is not made smaller: cells of one grid agree by construction, however wide it is.
+        factor = scale[:, None] * (1 - bracket) + np.maximum(scale, 1.0)[:, None] * bracket
+        inverse = inverse @ np.einsum("ni,rn,nj->rij", x, weight * factor, x) @ inverse
+        scatter_freedom = np.maximum(freedom, _SCATTER_FREEDOM)
+        # How wide a bracket is need not be estimated (as Satterthwaite counts variances that are known in part).
+        known = (bracket / np.maximum(scale, 1.0)[:, None]).sum(-1) / np.maximum(closed.sum(-1), 1)
+        freedom = freedom / np.maximum(1 - known, _LEAST_UNKNOWN) ** 2
     lead = shape[:-1]
-    prior = not plain and method == "reml"
     return Fit(
         beta.reshape(*lead, p),
         inverse.reshape(*lead, p, p),
         sigma.reshape(lead),
         freedom.reshape(lead),
-        np.maximum(freedom, _SCATTER_FREEDOM if prior else 0.0).reshape(lead),
+        scatter_freedom.reshape(lead),
         value.sum(-1).reshape(lead),
+        factor.reshape(shape),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from megatron_kis.analysis.law.fit import LawRefused, fit_law
+from megatron_kis.analysis.law.fit import BEND, LawRefused, fit_law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.runs.slices import USUAL, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import LEFT_CENSORED, RIGHT_CENSORED, Transition
@@ -103,6 +103,7 @@ def backtest(
     along: Slice = USUAL,
     confidence: float = 0.95,
     law: str = "auto",
+    bend: float = BEND,
 ) -> list[Score]:
     """Scores predictions of each N from the smaller N, and of each D from the smaller D, where a law can be fitted.
 
@@ -114,7 +115,9 @@ def backtest(
         for value in sorted({getattr(p, axis) for p in mine if p.informative}):
             before = [p for p in mine if getattr(p, axis) < value]
             try:
-                fitted = fit_law(before, kind, group, along=along, confidence=confidence, law=law, compare_laws=False)
+                fitted = fit_law(
+                    before, kind, group, along=along, confidence=confidence, law=law, compare_laws=False, bend=bend
+                )
             except LawRefused:
                 continue
             if axis == "tokens" and not fitted.in_tokens:

@@ -280,7 +280,7 @@ def headline(result: AnalysisResult) -> tuple[str, list[str]] | None:
 
 
 def answer(p: Prediction) -> str:
-    """Describes a prediction in a paragraph; an unvalidated law recommends nothing."""
+    """Describes a prediction in a paragraph, with what is recommended, or why nothing is."""
     target = f"{fmt.size(p.params)} parameters and {fmt.size(p.tokens)} tokens"
     low, high = p.prediction_interval
     interval = f"{100 * p.confidence:g}% prediction interval {fmt.frequency(low)} to {fmt.frequency(high)}"
@@ -292,21 +292,24 @@ def answer(p: Prediction) -> str:
     predicted = f"the law predicts the {what} at {at} ({interval}; {beyond}{_amounts(p)})"
     if p.unvalidated:
         return f"For {target}, {predicted}. This is a point estimate from few models: no amount can be recommended."
+    if p.recommended is None:
+        return f"For {target}, {predicted}. No amount can be recommended: {p.recommended_note}."
+    capped = "" if p.recommended_note is None else f" That is {p.recommended_note}."
     if p.slice.axis == FACTS:
-        return (
-            f"For {target}, infuse {_at_most(p)}. {predicted[0].upper()}{predicted[1:]}. More facts risk the collapse."
-        )
+        told = f"{predicted[0].upper()}{predicted[1:]}"
+        return f"For {target}, infuse {_at_most(p)}. {told}. More facts risk the collapse.{capped}"
     onset = p.kind == "onset"
     tokens = ""
-    if p.exposure_tokens_interval is not None:
-        tokens = f" ({fmt.size(p.exposure_tokens_interval[onset])} tokens of domain data with the study’s facts)"
+    if p.exposure_tokens is not None and p.exposure_tokens_interval is not None:
+        spent = p.exposure_tokens * p.recommended / p.centre
+        tokens = f" ({fmt.size(spent)} tokens of domain data with the study’s facts)"
     reason = predicted[0].upper() + predicted[1:]
     times = fmt.frequency(p.recommended)
     if onset:
-        return f"For {target}, show each fact at least {times} times{tokens}. {reason}."
+        return f"For {target}, show each fact at least {times} times{tokens}. {reason}.{capped}"
     return (
         f"For {target}, infuse each fact at most {times} times{tokens}. {reason}. More exposures risk the collapse; "
-        "fewer only leave the facts less well learned."
+        f"fewer only leave the facts less well learned.{capped}"
     )
 
 
@@ -314,7 +317,9 @@ def _at_most(p: Prediction) -> str:
     """Describes how many facts the safe end of the interval allows, how often, and how much that is."""
     assert p.recommended is not None
     bits = None if p.bits_per_param is None else p.bits_per_param * p.recommended / p.centre
-    tokens = p.exposure_tokens if p.exposure_tokens_interval is None else p.exposure_tokens_interval[0]
+    tokens = p.exposure_tokens
+    if tokens is not None and p.exposure_tokens_interval is not None:
+        tokens *= p.recommended / p.centre
     parts = _measured_in(tokens=tokens, bits_per_param=bits)
     often = ""
     if p.slice.held is not None:

@@ -288,6 +288,7 @@ def predictions(result: AnalysisResult) -> Table | None:
     """Lists predictions with intervals and extrapolation factor."""
     if not result.predictions:
         return None
+    noted = any(p.recommended_note for p in result.predictions)
     columns = [
         _KIND,
         _PARAMS,
@@ -297,6 +298,7 @@ def predictions(result: AnalysisResult) -> Table | None:
         _numbers("prediction interval", lambda p: fmt.interval(p.prediction_interval)),
         *_checks(result.predictions),
         _numbers("recommended", lambda p: fmt.frequency(p.recommended)),
+        *([_words("why", lambda p: p.recommended_note or "")] if noted else []),
         _numbers("ρ at centre", lambda p: fmt.ratio(p.infusion_ratio)),
         _numbers("domain tokens", lambda p: _size(p.exposure_tokens)),
         *_amount_columns(result.predictions),
@@ -304,14 +306,16 @@ def predictions(result: AnalysisResult) -> Table | None:
         _words("reservations", lambda p: "; ".join(p.warnings)),
     ]
     note = (
-        "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset); nothing is "
-        "recommended by an unvalidated law."
+        "Recommended: the safe end of the prediction interval (lower for a collapse, upper for an onset), at most "
+        "what all tokens allow; nothing is recommended by a law that is unvalidated or does not fit its points."
     )
     if any(p.straight_interval for p in result.predictions):
         note += (
-            " A prediction interval from all curves allows the law to bend beyond the sizes trained. If straight: if "
-            "it does not. From points: Student’s t of the points alone, a check."
+            " The prediction interval allows the law to bend beyond the sizes trained. If straight: if it does not. "
+            "From points: from the points alone, a check of one from all curves."
         )
+    if result.curves is None:
+        note += " Points alone carry no curves: each counts by its interval, and inconclusive ones not at all."
     if any(p.bootstrap_interval for p in result.predictions):
         note += " By bootstrap: the prediction interval from studies simulated with the law, a check of Student’s t."
     return _table(columns, result.predictions, note, remark=True)

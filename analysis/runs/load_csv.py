@@ -10,6 +10,7 @@ same fact). If runs differ in the number of infused facts, ``infused_facts`` say
 ``points.csv``: ``params,tokens,kind,value,low,high,status`` and optionally the other columns of `write_points_csv`.
 ``low`` and ``high`` are empty or ``inf`` where open. ``axis`` says what value, low and high are: ``frequency`` (F, the
 default) or ``facts`` (K); ``held_by`` and ``held`` what was held (facts, frequency or ratio), if anything.
+``confidence`` is the level of the interval of an observed point, where it is not 0.95.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from megatron_kis.analysis.runs.transitions import (
     COLLAPSED,
     INFORMATIVE,
     KINDS,
+    LEVEL,
     OBSERVED,
     STATUSES,
     Transition,
@@ -46,6 +48,10 @@ _CURVES_NEEDED = ("params", "tokens", "frequency", "seed", "n", "correct")
 _POINTS_NEEDED = ("params", "tokens", "kind", "value", "low", "high", "status")
 _FEWEST_PARAMS = 1000
 """Smallest plausible N; a smaller number is probably in millions or billions."""
+
+_MOST = 1e18
+"""Largest plausible N and D; a larger number is probably one of FLOPs."""
+_COUNTED = {"params": "parameters", "tokens": "training tokens"}
 
 _EXTRA = {
     "infusion_ratio": (0, 1),
@@ -97,8 +103,9 @@ POINT_COLUMNS = [
     "reason",
 ]
 _SLICE_COLUMNS = ["axis", "held_by", "held"]
-OPTIONAL_POINT_COLUMNS = [*_SLICE_COLUMNS, "exposures", "infused_bits"]
-"""Columns that are written where a point has something to say in them: an axis other than F of one K, or amounts."""
+OPTIONAL_POINT_COLUMNS = [*_SLICE_COLUMNS, "exposures", "infused_bits", "confidence"]
+"""Columns that are written where a point has something to say in them: an axis other than F of one K, amounts, or
+another level of the intervals than 0.95."""
 
 
 def load_curves_csv(path: Path | str, settings: AnalysisConfig | None = None) -> pd.DataFrame:
@@ -119,7 +126,7 @@ def load_curves_csv(path: Path | str, settings: AnalysisConfig | None = None) ->
         field = _Field(Path(path), line, cells)
         row: dict[str, Any] = {
             "params": field.params(),
-            "tokens": int(field.number("tokens", least=1, whole=True)),
+            "tokens": field.tokens(),
             "frequency": field.number("frequency", least=0),
             "seed": int(field.number("seed", least=0, whole=True)),
             "n": int(field.number("n", least=1, whole=True)),
@@ -296,7 +303,7 @@ def load_points_csv(path: Path | str) -> list[Transition]:
             raise field.error("nonembedding_params", "is more than params", "params counts every parameter")
         point = Transition(
             params=params,
-            tokens=int(field.number("tokens", least=1, whole=True)),
+            tokens=field.tokens(),
             kind=kind,
             group=field.group(_DEFAULT_GROUP[kind]),
             split=field.one_of("split", SPLITS, None) if cells.get("split") else None,
@@ -306,6 +313,7 @@ def load_points_csv(path: Path | str) -> list[Transition]:
             low=low,
             high=high,
             interval=field.one_of("interval", ("bracket", "profile"), "profile") if status in INFORMATIVE else None,
+            confidence=field.level("confidence"),
             flags=cells.get("flags") or "",
             reason=cells.get("reason") or "",
             slice=one,
@@ -343,12 +351,13 @@ def write_points_csv(points: Sequence[Transition], path: Path) -> None:
 def _columns(points: Sequence[Transition]) -> list[str]:
     more = _SLICE_COLUMNS if any(point.slice != USUAL for point in points) else []
     amounts = [name for name in ("exposures", "infused_bits") if any(getattr(p, name) is not None for p in points)]
-    return [*POINT_COLUMNS, *more, *amounts]
+    level = ["confidence"] if any(p.confidence != LEVEL for p in points) else []
+    return [*POINT_COLUMNS, *more, *amounts, *level]
 
 
 def _cells(point: Transition) -> dict[str, Any]:
     """Returns the values of every column."""
-    own = {name: getattr(point, name) for name in (*POINT_COLUMNS, "exposures", "infused_bits")}
+    own = {name: getattr(point, name) for name in (*POINT_COLUMNS, "exposures", "infused_bits", "confidence")}
     return own | {name: getattr(point.slice, name) for name in _SLICE_COLUMNS}
 
 
@@ -413,10 +422,27 @@ class _Field:
 
     def params(self) -> int:
         """Returns N, the number of parameters."""
-        count = int(self.number("params", least=1, whole=True))
+        count = self._count("params")
         if count < _FEWEST_PARAMS:
             raise self.error("params", f"is {count}", "the number of parameters, not of millions or billions")
         return count
+
+    def tokens(self) -> int:
+        """Returns D, the number of training tokens."""
+        return self._count("tokens")
+
+    def _count(self, column: str) -> int:
+        count = self.number(column, least=1, whole=True)
+        if count > _MOST:
+            raise self.error(column, f"is {self._cells[column]}", f"the number of {_COUNTED[column]}, not of FLOPs")
+        return int(count)
+
+    def level(self, column: str) -> float:
+        """Returns the level of an interval."""
+        level = self.optional(column, least=0, most=1)
+        if level in (0, 1):
+            raise self.error(column, f"is {level:g}", "a level between 0 and 1, such as 0.95")
+        return LEVEL if math.isnan(level) else level
 
     def number(
         self, column: str, *, least: float, most: float = math.inf, whole: bool = False, infinite: bool = False

@@ -17,6 +17,8 @@ KINDS = ("onset", "collapse", "tolerance")
 COLLAPSED, OBSERVED = "collapsed", "observed"
 RIGHT_CENSORED, LEFT_CENSORED, INCONCLUSIVE = "right_censored", "left_censored", "inconclusive"
 INFORMATIVE = (COLLAPSED, OBSERVED)
+LEVEL = 0.95
+"""Level of intervals of which nothing else is said."""
 STATUSES = (COLLAPSED, OBSERVED, RIGHT_CENSORED, LEFT_CENSORED, INCONCLUSIVE)
 
 
@@ -66,6 +68,8 @@ class Transition:
     interval: str | None = None
     """Kind of [low, high]: ``bracket`` (neighbouring levels, with nothing known between them) or ``profile`` (a
     confidence interval wider than the bracket)."""
+    confidence: float = LEVEL
+    """Level of a ``profile`` interval."""
     flags: str = ""
     """Remarks that a reader needs in addition to the status."""
     levels: int | None = None

@@ -39,7 +39,7 @@ def test_a_noise_free_law_in_size_and_budget_is_recovered():
 @pytest.mark.parametrize("two_budgets", [False, True])
 def test_estimates_and_intervals_equal_ordinary_least_squares(two_budgets):
     points = noisy(two_budgets=two_budgets)
-    law = fit_law(points, law="N and D" if two_budgets else "N")
+    law = fit_law(points, law="N and D" if two_budgets else "N", bend=0)
     covariates = [[1.0, np.log(p.params)] + ([np.log(p.tokens)] if two_budgets else []) for p in points]
     model = OLS(np.log([p.value for p in points]), np.array(covariates)).fit()
     names = ["a", "b_log_params"] + (["c_log_tokens"] if two_budgets else [])
@@ -165,12 +165,11 @@ def test_a_law_keeps_the_fingerprint_that_older_predictions_name(tmp_path):
 
 
 def test_of_laws_that_predict_alike_the_one_with_fewest_coefficients_is_taken():
-    sizes, more = (121_800, 153_840, 231_744, 322_960, 664_192), (121_800, 153_840, 231_744)
-    values = dict(zip(sizes, (250.8, 234.3, 222.3, 232.2, 191.3), strict=True))
-    points = [point(n, values[n], tokens=599_040, low=200, high=320, interval="bracket") for n in sizes[:4]]
-    points.append(point(sizes[4], values[sizes[4]], tokens=599_040, low=120, high=200, interval="bracket"))
-    doubled = zip(more, (355.9, 374.0, 399.7), strict=True)
-    points += [point(n, value, tokens=1_199_104, low=240, high=400, interval="bracket") for n, value in doubled]
+    measured = {599_040: (115.8, 103.6, 89.0, 77.4, 60.1), 1_199_104: (151.2, 135.8, 114.2)}
+    sizes = (121_800, 153_840, 231_744, 322_960, 664_192)
+    points = [
+        point(n, value, tokens=d) for d, values in measured.items() for n, value in zip(sizes, values, strict=False)
+    ]
     law = fit_law(points)
     scores = {row["law"]: row["log_score"] for row in law.candidates}
     assert scores["D/N + offset"] > scores["D/N"] > scores["N and D"] + 1

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from megatron_kis.analysis import AnalysisConfig
 from megatron_kis.analysis.criteria import find_transitions
+from megatron_kis.analysis.law.fit import cells_of, fit_law
+from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv, write_points_csv
+from megatron_kis.analysis.simulate import Truth, simulate_table
 from megatron_kis.common.errors import InputError
+from tests.analysis.points import noisy, point
 from tests.analysis.synthetic import curve_rows
 
 CURVES = "params,tokens,frequency,seed,n,correct\n"
@@ -200,3 +206,55 @@ def test_sizes_and_budgets_may_have_units(tmp_path):
     table = load_curves_csv(path)
     assert set(table["params"]) == {1_300_000_000}
     assert set(table["tokens"]) == {20_000_000_000}
+
+
+def test_points_carry_the_level_of_their_intervals(tmp_path):
+    curves, _ = simulate_table(
+        Truth(facts=200),
+        [(n, 2_000_000_000) for n in (50_000_000, 100_000_000)],
+        [0, 50, 150, 300, 450, 700, 1000],
+        3,
+        np.random.default_rng(0),
+        groups=("background",),
+    )
+    for level, said in ((0.8, True), (0.95, False)):
+        settings = AnalysisConfig(criterion="hinge", confidence=level, resamples=99)
+        points = find_transitions(curves, settings)
+        assert {point.confidence for point in points} == {level}
+        path = tmp_path / f"{level}.csv"
+        write_points_csv(points, path)
+        assert ("confidence" in path.read_text().splitlines()[0]) is said
+        assert load_points_csv(path) == points
+    head = "params,tokens,kind,value,low,high,status,confidence\n"
+    for wrong in ("0", "1", "95"):
+        with pytest.raises(InputError, match=r"p\.csv:2: column 'confidence'"):
+            load_points_csv(write(tmp_path / "p.csv", f"{head}1e6,1e9,collapse,50,40,60,collapsed,{wrong}\n"))
+
+
+def test_the_law_measures_intervals_by_their_level():
+    half = 0.2
+    one = point(1e6, 100, low=100 * math.exp(-half), high=100 * math.exp(half), interval="profile")
+    cells = cells_of([one, replace(one, confidence=0.5)])
+    assert np.sqrt(cells.variance) == pytest.approx([half / 1.959964, half / 0.6744898])
+    assert cells_of([replace(one, interval="bracket", confidence=0.5)]).variance == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("tokens", "1000000,6e21,50,40,60"), ("params", "6e21,1e9,50,40,60"), ("tokens", "1e6,1e30,50,40,60")],
+)
+def test_flops_in_place_of_a_count_are_named(tmp_path, name, row):
+    n, d, *ends = row.split(",")
+    points = f"params,tokens,kind,value,low,high,status\n{n},{d},collapse,{','.join(ends)},collapsed\n"
+    with pytest.raises(InputError, match=rf"2: column '{name}': is .*, not of FLOPs"):
+        load_points_csv(write(tmp_path / "p.csv", points))
+    curves = f"params,tokens,frequency,seed,n,correct\n{n},{d},5,0,100,50\n"
+    with pytest.raises(InputError, match=rf"2: column '{name}': is .*, not of FLOPs"):
+        load_curves_csv(write(tmp_path / "c.csv", curves))
+
+
+def test_models_of_more_parameters_than_an_integer_holds_have_a_law():
+    law = fit_law([point(p.params * 10**15, p.value, p.tokens * 10**15) for p in noisy()])
+    told = predict(law, 2.0**80)
+    assert told.extrapolation_factor > 10
+    assert predict(law, 2**80).prediction_interval == told.prediction_interval

@@ -14,6 +14,7 @@ from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.law.predict import load_predictions, predict, prediction_record
 from megatron_kis.analysis.law.validate import summary, validate
 from megatron_kis.analysis.outputs import write_predictions
+from megatron_kis.analysis.report.summary import answer
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import write_json
 from tests.analysis.points import SIZES, noisy, point
@@ -120,7 +121,7 @@ def test_other_facts_are_read_both_ways_and_the_safe_one_is_the_smaller():
 
 def test_few_measured_points_leave_the_mean_more_uncertain_than_the_scatter():
     points = [replace(p, low=p.value / 1.3, high=p.value * 1.3, interval="profile") for p in noisy()[:3]]
-    law = fit_law(points, law="N")
+    law = fit_law(points, law="N", bend=0)
     predicted = predict(law, 7e9)
     _, error = law.at(7e9, 1e6)
     half = math.hypot(stats.t.ppf(0.975, 1) * error, stats.t.ppf(0.975, 4) * law.sigma)
@@ -129,16 +130,45 @@ def test_few_measured_points_leave_the_mean_more_uncertain_than_the_scatter():
 
 
 def test_an_unvalidated_law_recommends_nothing():
-    points = [point(p.params, p.value, exposure_tokens=p.value * 100.0) for p in noisy()]
+    points = [point(p.params, p.value, exposure_tokens=p.value * 0.1) for p in noisy()]
     few = predict(fit_law(points[:4]), 1e7, facts=1000, fact_tokens=20)
     enough = predict(fit_law(points[:5]), 1e7, facts=1000, fact_tokens=20)
     assert (few.recommended, few.domain) == (None, None)
     assert enough.recommended == enough.prediction_interval[0]
     assert enough.domain is not None
+    assert few.recommended_note == "the law is unvalidated"
+    assert enough.recommended_note is None
+
+
+def test_a_law_that_its_points_do_not_fit_recommends_nothing():
+    """The lower end of a straight law through points that level off lies above all of them."""
+    saturating = [
+        point(n, f, 2e9) for n, f in zip((1e6, 3e6, 1e7, 3e7, 1e8, 3e8), (100, 200, 330, 420, 460, 470), strict=True)
+    ]
+    law = fit_law(saturating, law="N")
+    assert law.lack_of_fit["flag"]
+    assert not law.unvalidated
+    told = predict(law, 70e9, facts=1000, fact_tokens=20)
+    assert told.straight_interval[0] > 470
+    assert told.prediction_interval[0] < 100
+    assert (told.recommended, told.domain) == (None, None)
+    assert "bend in log N" in told.recommended_note
+    assert "bend in log N" in answer(told)
+
+
+def test_no_more_is_recommended_than_all_tokens_allow():
+    points = [point(p.params, p.value, exposure_tokens=p.value * 100.0) for p in noisy()]
+    told = predict(fit_law(points), 3e7, facts=1000, fact_tokens=20)
+    assert told.prediction_interval[0] > 1e4
+    assert told.recommended == pytest.approx(1e4)  # of 100 tokens each in a budget of 1M
+    assert told.domain["copies_per_fact"] == told.recommended
+    assert "would take more" in told.recommended_note
+    assert "at most 10,000 times (1M tokens" in answer(told)
+    assert "all tokens of the budget" in answer(told)
 
 
 def test_a_new_model_is_never_known_better_than_the_law_whatever_the_bootstrap_says():
-    law = fit_law(noisy())
+    law = fit_law(noisy(), bend=0)
     narrow = {
         "method": "drawn",
         "extrapolation": [1.0, 1000.0],

@@ -15,7 +15,7 @@ from megatron_kis.analysis.findings.analyse import fit_laws
 from megatron_kis.analysis.law.candidates import CANDIDATES, SIZE, Cells, compare, fit_candidate
 from megatron_kis.analysis.law.fit import fit_law
 from megatron_kis.analysis.law.predict import predict
-from megatron_kis.analysis.law.regression import fit, log_likelihood
+from megatron_kis.analysis.law.regression import fit, half_width, log_likelihood
 from megatron_kis.analysis.outputs import law_record
 from tests.analysis.points import SIZES, noisy, point
 
@@ -241,6 +241,55 @@ def test_a_curved_truth_raises_the_lack_of_fit_flag():
     assert curved.lack_of_fit["flag"]
     assert any("lack of fit" in warning for warning in curved.warnings)
     assert not straight.lack_of_fit["flag"]
+
+
+def brackets(count, exponent, factor, studies, scatter=0.1, beyond=4):
+    """Fits studies whose sizes are two apart and whose doses are a common grid of a factor.
+
+    Returns shares of the law's means and of the new models at a size beyond in their intervals, and the fit.
+    """
+    generator = np.random.default_rng(count)
+    log_n = math.log(2) * np.arange(count)
+    x = np.column_stack([np.ones(count), log_n - log_n.mean()])
+    y = 5 + exponent * x[:, 1] + scatter * generator.normal(size=(studies, count))
+    width = math.log(factor)
+    phase = generator.uniform(0, width, (studies, 1))
+    lower = np.floor((y - phase) / width) * width + phase
+    found = fit(x, lower, lower + width, np.zeros(y.shape))
+    row = np.array([1, x[-1, 1] + math.log(beyond)])
+    error = np.sqrt(np.einsum("i,rij,j->r", row, found.covariance, row))
+    truth = 5 + exponent * row[1]
+    mean = np.abs(found.beta @ row - truth) <= half_width(error, 0.0, found.freedom, found.scatter_freedom)
+    new = np.abs(found.beta @ row - truth - scatter * generator.normal(size=studies))
+    model = new <= half_width(error, found.sigma, found.freedom, found.scatter_freedom)
+    return mean.mean(), model.mean(), found
+
+
+@pytest.mark.parametrize(
+    ("count", "exponent", "factor"),
+    [(4, 0, 4), (5, 0, 4), (6, 0, 4), (8, 0, 4), (8, 0, 2), (5, -0.6, 1.42), (4, -0.3, 2)],
+)
+def test_models_in_one_bracket_do_not_say_where_in_it(count, exponent, factor):
+    """Their middles agree exactly, wherever the bracket's F* is."""
+    for beyond in (4, 10):
+        mean, model, _ = brackets(count, exponent, factor, 400, beyond=beyond)
+        assert mean > 0.92
+        assert model > 0.93
+
+
+def test_a_narrow_bracket_is_a_point():
+    x, y = cells(8, n=6)
+    point, close = fit(x, y, y, np.full(6, 1e-12)), fit(x, y - 1e-5, y + 1e-5, np.full(6, 1e-12))
+    assert close.covariance == pytest.approx(point.covariance, rel=1e-3)
+    assert float(close.freedom) == pytest.approx(3, abs=1e-3)
+
+
+def test_a_brackets_known_width_costs_no_degrees_of_freedom_and_tells_none_of_the_scatter():
+    _, _, wide = brackets(5, 0, 4, 50)
+    _, _, narrow = brackets(5, 0, 1.05, 50)
+    assert np.median(wide.freedom) > 10
+    assert np.median(narrow.freedom) < 3.3
+    assert wide.scatter_freedom == pytest.approx(4)
 
 
 def test_a_point_known_badly_weighs_less():

@@ -27,7 +27,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="onset, collapse by memory and by loss tolerance of every (N, D)",
         description="Finds the transitions of every (N, D), each with a status, and writes them as points.csv.",
     )
-    add_source(parser, "--curves", "curves of another trainer")
+    add_source(parser, curves="curves of another trainer")
     parser.add_argument("--output", required=True, type=new_file, metavar="CSV", help="where points.csv is written")
     parser.add_argument("--curves-output", type=new_file, metavar="CSV", help="also write the curves as curves.csv")
     add_choices(parser)

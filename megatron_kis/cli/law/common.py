@@ -19,41 +19,30 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CHOICES = (
-    "split",
-    "criterion",
-    "axis",
-    "outcome",
-    "margin_share",
-    "law",
-    "law_resamples",
-    "scoring",
-    "r",
-    "delta_min",
-    "tolerance",
-    "alpha",
-    "confidence",
-    "looks",
-    "looked",
-)
-"""Fields of ``AnalysisConfig`` that are options."""
+
+def _all_choices() -> tuple[str, ...]:
+    """Returns the settings of an analysis, all of which are options."""
+    from megatron_kis.config.analysis import AnalysisConfig
+
+    return tuple(AnalysisConfig.model_fields)
 
 
-def add_source(parser: argparse.ArgumentParser, other: str, text: str) -> None:
-    """Adds the folder of runs, and the option that takes its place."""
+def add_source(parser: argparse.ArgumentParser, **others: str) -> None:
+    """Adds the folder of runs, and the options that take its place, by their names, with what they are."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("runs", nargs="?", type=Path, metavar="RUNS_DIR", help="a folder of runs, or a study folder")
-    source.add_argument(other, type=Path, metavar="CSV", help=text)
+    for name, text in others.items():
+        source.add_argument(f"--{name}", type=Path, metavar="CSV", help=text)
 
 
-def add_choices(parser: argparse.ArgumentParser, names: Sequence[str] = _CHOICES) -> None:
+def add_choices(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
     """Adds the choices that a study declares, or some of them."""
 
     def add() -> None:
         from megatron_kis.config.analysis import AnalysisConfig
 
         group = parser.add_argument_group("declared choices (what the study's analysis: says if not given)")
-        add_settings(group, AnalysisConfig, names)
+        add_settings(group, AnalysisConfig, _all_choices() if names is None else names)
 
     options_of(parser, add)
 
@@ -72,7 +61,7 @@ def analysis_config(options: argparse.Namespace, folder: Path | None) -> Analysi
     from megatron_kis.analysis.findings.study_file import declared_settings
     from megatron_kis.config.analysis import SECTION, AnalysisConfig
 
-    given = given_settings(options, _CHOICES)
+    given = given_settings(options, _all_choices())
     with naming_options(given, SECTION):
         if folder is None or not folder.is_dir():
             return AnalysisConfig(**given)
@@ -84,7 +73,7 @@ def naming_choices(options: argparse.Namespace) -> Iterator[None]:
     """Makes an error about a declared choice name the option, where an option gave it."""
     from megatron_kis.config.analysis import SECTION
 
-    with naming_options(given_settings(options, _CHOICES), SECTION):
+    with naming_options(given_settings(options, _all_choices()), SECTION):
         yield
 
 

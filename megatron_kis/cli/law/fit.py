@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_kis.cli.law.common import (
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from megatron_kis.analysis.criteria import Transition
     from megatron_kis.analysis.law.fit import Law
 
+_POINTS_ALONE = (
+    "points alone carry no curves: each counts by its interval, and inconclusive ones not at all; "
+    "kis law fit --curves, or of the runs, takes every run into the law"
+)
 _SHOWN = 6
 """Most reasons, or kinds of points, that an error lists."""
 
@@ -33,7 +39,11 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description="Fits log F* = a + b log N (+ c log D): every law that the points support, or those of --kind. "
         "Says why there is none for the others, and fails if there is none at all.",
     )
-    add_source(parser, "--points", "transitions, found before or elsewhere")
+    add_source(
+        parser,
+        curves="curves of another trainer",
+        points="transitions, found before or elsewhere; each counts by its interval alone",
+    )
     parser.add_argument("--output", required=True, type=new_file, metavar="JSON", help="where law.json is written")
     parser.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="fit this kind of transition only")
     parser.add_argument(
@@ -47,7 +57,7 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _fit(options: argparse.Namespace) -> int:
-    spare_inputs(options, ("output",), ("points",))
+    spare_inputs(options, ("output",), ("curves", "points"))
     from megatron_kis.analysis.criteria import find_transitions
     from megatron_kis.analysis.findings.analyse import fit_laws
     from megatron_kis.analysis.outputs import law_record
@@ -55,7 +65,7 @@ def _fit(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.runs.curves import curve_table
     from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
     from megatron_kis.analysis.runs.load import load_runs
-    from megatron_kis.analysis.runs.load_csv import load_points_csv
+    from megatron_kis.analysis.runs.load_csv import load_curves_csv, load_points_csv
     from megatron_kis.common.files import write_json
 
     if options.group is not None and not is_group(options.group):
@@ -65,15 +75,20 @@ def _fit(options: argparse.Namespace) -> int:
     if options.points is not None:
         points = load_points_csv(options.points)
     else:
-        table = curve_table(counted(load_runs(options.runs)))
+        if options.curves is not None:
+            table = load_curves_csv(options.curves, settings)
+        else:
+            table = curve_table(counted(load_runs(options.runs)))
         with naming_choices(options):
             points = find_transitions(table, settings)
     with naming_choices(options):
         laws, refused = fit_laws(_chosen(points, options), settings, table)
     reasons = [f"{w.refused_title(item)}: {w.refused_reason(item)}" for item in refused]
     if not laws:
-        where = str(options.points or options.runs)
+        where = str(_source(options))
         raise InputError(f"no law can be fitted ({first_of(reasons, _SHOWN, separator='; ')})", where=where)
+    if table is None and any(law.kind != "tolerance" for law in laws):
+        print(f"kis: {_POINTS_ALONE}", file=sys.stderr)
     record = law_record(laws, refused)
     write_json(options.output, record)
     if options.json:
@@ -85,6 +100,12 @@ def _fit(options: argparse.Namespace) -> int:
         print(printable(f"no law: {reason}"))
     print(f"written: {options.output}")
     return 0
+
+
+def _source(options: argparse.Namespace) -> Path:
+    """Returns what was read."""
+    source: Path = options.points or options.curves or options.runs
+    return source
 
 
 def _chosen(points: Sequence[Transition], options: argparse.Namespace) -> list[Transition]:
@@ -99,7 +120,7 @@ def _chosen(points: Sequence[Transition], options: argparse.Namespace) -> list[T
         there = sorted({f"--kind {p.kind} --group {p.group}" for p in points})
         raise InputError(
             "no law can be fitted (no points)" if not points else "no points of these",
-            where=asked if points else str(options.points or options.runs),
+            where=asked if points else str(_source(options)),
             remedy="there are " + first_of(there, _SHOWN) if there else None,
         )
     return chosen

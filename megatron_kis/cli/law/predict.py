@@ -97,9 +97,11 @@ def _print_prediction(prediction: Prediction) -> None:
         return f"{w.frequency(ends[0])} to {w.frequency(ends[1])}"
 
     level = f"{100 * prediction.confidence:g}%"
-    recommended = "none: the law is unvalidated"
+    recommended = f"none: {prediction.recommended_note}"
     if prediction.recommended is not None:
         recommended = w.dose(prediction.slice, prediction.recommended)
+        if prediction.recommended_note is not None:
+            recommended += f" ({prediction.recommended_note})"
     tokens = "unknown (no infusion ratio in the points)"
     if prediction.exposure_tokens is not None:
         tokens = w.size(prediction.exposure_tokens)

@@ -1,0 +1,91 @@
+"""The law of one study by `kis law fit --curves`, by the report, and from its points alone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from megatron_kis.analysis.law.law_file import load_laws
+from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.report import analyse_source
+from megatron_kis.analysis.report.tables import predictions
+from megatron_kis.analysis.runs.curves import write_curves_csv
+from megatron_kis.analysis.simulate import Truth, simulate_table
+from megatron_kis.cli.main import main
+from megatron_kis.config.analysis import AnalysisConfig
+
+QUICK = AnalysisConfig(resamples=99, law_resamples=99, law="N")
+OPTIONS = ["--resamples", "99", "--law-resamples", "99", "--law", "N"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A folder with curves.csv, points.csv, and law.json of the curves."""
+    folder = tmp_path_factory.mktemp("study")
+    table, _ = simulate_table(
+        Truth(facts=200),
+        [(int(25e6 * 4**i), 2_000_000_000) for i in range(4)],
+        [0, 100, 200, 300, 450, 700, 1100, 1700],
+        2,
+        np.random.default_rng(0),
+        groups=("background",),
+    )
+    curves, points = folder / "curves.csv", folder / "points.csv"
+    write_curves_csv(table, curves)
+    assert main(["law", "collapse", "--curves", str(curves), "--output", str(points), *OPTIONS]) == 0
+    assert main(["law", "fit", "--curves", str(curves), "--output", str(folder / "law.json"), *OPTIONS]) == 0
+    return folder
+
+
+def test_curves_give_the_law_and_the_predictions_of_the_report(study):
+    laws = load_laws(study / "law.json")
+    result = analyse_source(study / "curves.csv", QUICK, predict_params=[1e10])
+    assert [law.fingerprint for law in laws] == [law.fingerprint for law in result.laws]
+    assert laws[0].surface is not None
+    for law, told in zip(laws, result.predictions, strict=True):
+        assert predict(law, 1e10) == told
+
+
+def test_points_give_what_the_curves_law_says_of_points_and_say_what_they_lack(study, capsys):
+    output = study / "of_points.json"
+    assert main(["law", "fit", "--points", str(study / "points.csv"), "--output", str(output), *OPTIONS]) == 0
+    assert "points alone carry no curves" in capsys.readouterr().err
+    of_points, of_curves = load_laws(output), load_laws(study / "law.json")
+    for alone, law in zip(of_points, of_curves, strict=True):
+        assert alone.surface is None
+        told, beside = predict(alone, 1e10), predict(law, 1e10)
+        assert told.prediction_interval == pytest.approx(
+            beside.points_interval if law.surface is not None else beside.prediction_interval
+        )
+    result = analyse_source(study / "points.csv", QUICK, predict_params=[1e10])
+    assert [law.fingerprint for law in result.laws] == [law.fingerprint for law in of_points]
+    assert "Points alone carry no curves" in predictions(result).note
+
+
+def test_a_surface_that_is_damaged_is_named(study, tmp_path, capsys):
+    path = tmp_path / "law.json"
+    content = json.loads((study / "law.json").read_text())
+    del content["laws"]
+    for key, value in (("bent", [[1.0]]), ("straight", None), ("law", "M"), ("centre", ["x"])):
+        path.write_text(json.dumps(content | {"surface": content["surface"] | {key: value}}))
+        assert main(["law", "predict", str(path), "--params", "1e9"]) == 2
+        assert f"{path}: surface: is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step", ["collapse", "fit", "report"])
+def test_every_setting_is_an_option(step, capsys):
+    with pytest.raises(SystemExit):
+        main(["law", step, "--help"])
+    told = capsys.readouterr().out
+    assert [n for n in AnalysisConfig.model_fields if f"--{n.replace('_', '-')} " not in told] == []
+
+
+def test_a_setting_that_an_option_gives_is_used(study, tmp_path, capsys):
+    output = tmp_path / "law.json"
+    points = ["law", "fit", "--points", str(study / "points.csv"), "--output", str(output)]
+    assert main([*points, "--bend", "0", "--law-resamples", "0"]) == 0
+    assert load_laws(output)[0].bend is None
+    assert main([*points, "--bend", "-1"]) == 2
+    assert "--bend" in capsys.readouterr().err
