@@ -27,7 +27,8 @@ STEP = 1.5
 """Factor of a step of the dose."""
 _GRID = 240  # doses that are tried
 _REPEATS = 4  # models drawn with each draw of the parameters
-_EARLY = -50.0  # log dose of no infusion
+EARLY = -50.0
+"""Log dose that stands for no infusion."""
 _REACH = 4.0  # factor beyond the transitions up to which doses are tried
 
 
@@ -114,12 +115,12 @@ def best_dose(
     count = _REPEATS * min((len(m.surface.bent) for m in parts.values() if m.surface is not None), default=500)
     utility, means = np.zeros((count, len(x))), {}
     if "onset" in parts:
-        recall = _known(parts["onset"], x, count, generator)
+        recall = known(parts["onset"], x, count, generator)
         if "collapse of infused" in parts:
-            recall = recall * _kept(parts["collapse of infused"], x, count, generator)
+            recall = recall * kept(parts["collapse of infused"], x, count, generator)
         utility, means["recall"] = utility + weights.recall * recall, recall.mean(axis=0)
     if "collapse of background" in parts:
-        retention = _kept(parts["collapse of background"], x, count, generator)
+        retention = kept(parts["collapse of background"], x, count, generator)
         utility, means["retention"] = utility + weights.retention * retention, retention.mean(axis=0)
     if "loss" in parts:
         rise = loss_rise(curves or (), parts["loss"].law, where="--curves")
@@ -214,18 +215,18 @@ def _doses(models: Sequence[NewModel], most: float | None) -> Array:
     ends = [end for model in models for end in model.prediction.prediction_interval]
     last = _REACH * max(ends) if most is None else min(most, _REACH * max(ends))
     first = min(1.0, last / STEP**2)
-    return np.concatenate([[_EARLY], np.linspace(math.log(first), math.log(last), _GRID)])
+    return np.concatenate([[EARLY], np.linspace(math.log(first), math.log(last), _GRID)])
 
 
-def _known(model: NewModel, x: Array, count: int, generator: np.random.Generator) -> Array:
+def known(model: NewModel, x: Array, count: int, generator: np.random.Generator) -> Array:
     """Returns [count, L] shares of facts known, chance-corrected."""
     assert model.surface is not None
     rates = [model.surface.curves(x, *model.at, generator) for _ in range(_REPEATS)]
-    known: Array = (np.concatenate(rates)[:count] - model.surface.chance) / (1 - model.surface.chance)
-    return known
+    shares: Array = (np.concatenate(rates)[:count] - model.surface.chance) / (1 - model.surface.chance)
+    return shares
 
 
-def _kept(model: NewModel, x: Array, count: int, generator: np.random.Generator) -> Array:
+def kept(model: NewModel, x: Array, count: int, generator: np.random.Generator) -> Array:
     """Returns [count, L] shares that are kept of what is known without infusion, whose log dose is the first."""
-    known = _known(model, x, count, generator)
-    return np.asarray(known / known[:, :1])
+    shares = known(model, x, count, generator)
+    return np.asarray(shares / shares[:, :1])

@@ -12,7 +12,7 @@ import pytest
 
 from megatron_kis.analysis import fit_law, predict
 from megatron_kis.analysis.criteria.decline import card_of, retention, shapes_of
-from megatron_kis.analysis.findings.analyse import fit_laws
+from megatron_kis.analysis.findings.analyse import analyse_points, fit_laws
 from megatron_kis.analysis.law.candidates import SIZE
 from megatron_kis.analysis.law.decision import CONFIDENCE, decide, decision_record
 from megatron_kis.analysis.law.loss_rise import loss_rise
@@ -20,6 +20,9 @@ from megatron_kis.analysis.law.new_model import NewModel
 from megatron_kis.analysis.law.surface import fit_surface, record_of
 from megatron_kis.analysis.law.utility import STEP, Weights
 from megatron_kis.analysis.outputs import law_record
+from megatron_kis.analysis.report import render
+from megatron_kis.analysis.report.decision_figure import advice, sentence
+from megatron_kis.analysis.report.export import export
 from megatron_kis.analysis.runs.curves import write_curves_csv
 from megatron_kis.analysis.runs.slices import USUAL, Slice
 from megatron_kis.analysis.simulate import Truth, simulate_curves, simulate_table
@@ -314,3 +317,36 @@ def test_wrong_options_are_refused_before_anything_is_read(options, message, cap
     status, _, error = asked(capsys, "law.json", "--params", "7b", *options)
     assert status == 2
     assert message in error
+
+
+def test_the_report_says_how_much_to_infuse_into_every_size_that_it_predicts_for(tmp_path, whole):
+    points = [*points_of(), *points_of("tolerance", "general", scale=4.0), *points_of("onset", "infused", 20.0, 0.0)]
+    settings = AnalysisConfig(law="N", law_resamples=0)
+    result = analyse_points(points, settings, predict_params=[N, 1e9])
+    assert [(d.params, d.slice) for d in result.decisions] == [(10**8, USUAL), (10**9, USUAL)]
+    assert result.decisions[0] == decide(result.laws, N)
+    page = render(result)
+    first = result.decisions[0]
+    assert "How much to infuse" in page
+    assert f"Show each fact at most {first.dose:.0f} times: with a probability of 95% none of this has begun" in page
+    assert "Limited by: collapse of background facts" in page and page.count("Star: the choice") == 2
+    assert "share of infused facts known" not in page, "points tell no rates"
+    written = {path.name for path in export(result, tmp_path)}
+    assert {"decisions.csv", f"decision-{10**8}-{10**6}.svg"} <= written
+    assert len((tmp_path / "decisions.csv").read_text().splitlines()) == 1 + 2 * 2
+    (drawn,) = advice(replace(result, laws=whole, predictions=result.predictions[:1]))
+    assert "share of infused facts known" in drawn.drawing.svg
+    assert "share of background knowledge kept" in drawn.drawing.svg
+    nothing = replace(result, laws=[law for law in result.laws if law.kind == "onset"])
+    assert nothing.decisions == []
+    assert "How much to infuse" not in render(replace(result, predictions=[]))
+
+
+def test_a_decision_in_words():
+    few = decide([law_of(scale=0.05, power=0.1)], N)
+    assert sentence(few) == (
+        "No dose can be named at which collapse of background facts is avoided with 95%: by these laws not even 1 can. "
+        "What is lost first: collapse of background facts."
+    )
+    k = law_of(slice=Slice("facts", "frequency", 14.0), scale=30.0)
+    assert sentence(decide([k], N)).startswith("Infuse at most ")
