@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_kis.analysis.findings.analyse import analyse
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.findings.study_file import declared_settings, study_description
+from megatron_kis.analysis.findings.study_file import declared_settings, study_description, with_looks
 from megatron_kis.analysis.law.fit import SCHEMA as LAW_SCHEMA
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.predict import SCHEMA as PREDICTION_SCHEMA
@@ -50,7 +50,7 @@ def analyse_study(
         InputError: no complete run, or data that contradict each other.
     """
     study_dir = Path(study_dir)
-    settings = settings or declared_settings(study_dir)
+    settings = with_looks(settings, study_dir) if settings else declared_settings(study_dir)
     description = study_description(study_dir)
     result = analyse(
         load_runs(study_dir, belongs),

@@ -1,12 +1,13 @@
 """What `kis study next` saves: compute to reach the prediction interval of a full grid, over simulated studies.
 
-    python -m benchmarks.next_runs [--studies 50] [--first 0] [--json FILE]
+    python -m benchmarks.next_runs [--studies 50] [--first 0] [--looks 8] [--ignore-looks] [--json FILE]
 
 Each study has five sizes (30M to 500M) and asks for the collapse point at 7B. The full grid trains F = 0 and nine
 levels with three seeds at each size. The planned study starts from F = 0 and five levels with one seed, and adds the
 runs that `kis study next` proposes (`design.next_runs.bisect` names the same without simulating their gains), five at
-a time, until its 95% prediction interval is as narrow as the full grid's of the same truth. Compute is 6 N D summed
-over runs.
+a time, until its prediction interval is as narrow as the full grid's at 95% of the same truth. Compute is 6 N D summed
+over runs. Its intervals have the level of their look (`law.looks`), of a number that is declared with --looks;
+--ignore-looks leaves them at 95%.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import pandas as pd
 from megatron_kis.analysis.criteria import Transition, find_transitions
 from megatron_kis.analysis.design.next_runs import Proposal, bisect
 from megatron_kis.analysis.law.fit import LawRefused, fit_law
+from megatron_kis.analysis.law.looks import level_at_look
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.simulate import Cell, Truth, simulate_curve, table_of
 from megatron_kis.config.analysis import AnalysisConfig
@@ -90,11 +92,11 @@ class Study:
             found += self._points[key]
         return found
 
-    def told(self, table: pd.DataFrame) -> tuple[float, bool]:
+    def told(self, table: pd.DataFrame, level: float = 0.95) -> tuple[float, bool]:
         """(log width of the prediction interval at the target, whether it holds the new model's log F*)."""
         points = self.points(table)
         try:
-            law = fit_law(points, "collapse", "background", law="N", compare_laws=False, brief=True)
+            law = fit_law(points, "collapse", "background", confidence=level, law="N", compare_laws=False, brief=True)
         except LawRefused:
             return math.inf, True
         low, high = predict(law, TARGET, TOKENS).prediction_interval
@@ -106,23 +108,26 @@ def cost(table: pd.DataFrame) -> float:
     return float((table["params"].astype(float) * table["tokens"]).sum())
 
 
-def study(number: int) -> Outcome:
-    """Runs one simulated study both ways."""
+def study(number: int, looks: int = 0, *, ignored: bool = False) -> Outcome:
+    """Runs one simulated study both ways; ``looks`` are declared, or ``ignored``."""
     world = Study(number)
     full = pd.concat([world.train(cell, FULL, 3) for cell in world.cells], ignore_index=True)
     wanted, full_hit = world.told(full)
     start = pd.concat([world.train(cell, COARSE, 1) for cell in world.cells], ignore_index=True)
 
+    def level(look: int) -> float:
+        return 0.95 if ignored else level_at_look(0.95, look, looks)
+
     table = start
-    width, hit = world.told(table)
-    for _ in range(BATCHES):
+    width, hit = world.told(table, level(1))
+    for look in range(2, (looks or BATCHES) + 1):
         if width <= wanted or cost(table) >= cost(full):
             break
         proposals = bisect(table, SETTINGS, group="background", count=BATCH, points=world.points(table))
         if not proposals:
             break
         table = world.extend(table, proposals)
-        width, hit = world.told(table)
+        width, hit = world.told(table, level(look))
     share = cost(table) / cost(full) if width <= wanted else 1.0
     return Outcome(number, wanted, full_hit, share, width, hit)
 
@@ -144,12 +149,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=50, help="simulated studies (50)")
     parser.add_argument("--first", type=int, default=0, help="number of the first (0)")
+    parser.add_argument("--looks", type=int, default=0, help="looks that are declared, and made at most (0: none)")
+    parser.add_argument("--ignore-looks", action="store_true", help="every look at 95%%")
     parser.add_argument("--json", type=Path, help="write the outcomes here")
     options = parser.parse_args()
     outcomes = []
     started = time.perf_counter()
     for number in range(options.first, options.first + options.studies):
-        outcomes.append(study(number))
+        outcomes.append(study(number, options.looks, ignored=options.ignore_looks))
         print(outcomes[-1], flush=True)
     print(summary(outcomes), f"{time.perf_counter() - started:.0f} s")
     if options.json:

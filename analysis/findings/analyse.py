@@ -15,6 +15,7 @@ from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.bootstrap import bootstrap_law
 from megatron_kis.analysis.law.bootstrap_points import bootstrap_points
 from megatron_kis.analysis.law.fit import Law, LawRefused, fit_law
+from megatron_kis.analysis.law.looks import level_after, said_of
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.validate import backtest
 from megatron_kis.analysis.law.whole import with_surface
@@ -39,7 +40,11 @@ _FEWEST_RESAMPLES = 199
 
 
 def fit_laws(
-    points: Sequence[Transition], settings: AnalysisConfig | None = None, table: pd.DataFrame | None = None
+    points: Sequence[Transition],
+    settings: AnalysisConfig | None = None,
+    table: pd.DataFrame | None = None,
+    *,
+    level: float | None = None,
 ) -> tuple[list[Law], list[dict[str, str]]]:
     """Returns the laws of every kind, group and slice of the points, in their order, and the refusals.
 
@@ -47,8 +52,11 @@ def fit_laws(
 
     With the curve ``table``, laws of memory carry the likelihood of all curves (`law.whole.with_surface`), those by the
     hinge are bootstrapped through both stages; the other laws from the intervals of their points.
+
+    ``level`` is that of their intervals; None: ``settings.confidence``, over all looks (`law.looks`).
     """
     settings = settings or AnalysisConfig()
+    level = level or level_after(settings.confidence, settings.looked, settings.looks)
     laws, refused = [], []
     by_loss = settings.criterion == "general_loss"
     first = sorted(LAW_ORDER, key=lambda key: key[0] != "tolerance") if by_loss else LAW_ORDER
@@ -60,9 +68,7 @@ def fit_laws(
     keys = law_keys(points, first)
     for kind, group, one in [*keys, *_together(points, keys)]:
         try:
-            law = fit_law(
-                points, kind, group, along=one, confidence=settings.confidence, law=settings.law, bend=settings.bend
-            )
+            law = fit_law(points, kind, group, along=one, confidence=level, law=settings.law, bend=settings.bend)
             if drawn_from:
                 law = with_surface(law, drawn_from, settings)
             if drawn_from and settings.criterion == "hinge":
@@ -70,7 +76,7 @@ def fit_laws(
                 law = bootstrap_law(law, drawn_from, points, settings, resamples=resamples)
             if settings.law_resamples and law.calibration is None:
                 law = bootstrap_points(law, points, settings, resamples=settings.law_resamples)
-            laws.append(law)
+            laws.append(_with_looks(law, settings))
         except LawRefused as error:
             of_slice = {name: str(value) for name, value in one.record().items() if value is not None}
             refused.append({"kind": kind, "group": group, "code": error.code, "reason": str(error)} | of_slice)
@@ -83,6 +89,12 @@ def resamples_of(cells: int, settings: AnalysisConfig) -> int:
     Its ``calibration`` has the number.
     """
     return min(settings.law_resamples, max(MOST_SIMULATED // max(cells, 1), _FEWEST_RESAMPLES))
+
+
+def _with_looks(law: Law, settings: AnalysisConfig) -> Law:
+    """Returns ``law`` with a word on the level of its intervals, where the study was looked at before."""
+    said = said_of(settings.confidence, settings.looked, settings.looks)
+    return replace(law, warnings=[*law.warnings, said]) if said else law
 
 
 def _together(points: Sequence[Transition], keys: Sequence[tuple[str, str, Slice]]) -> list[tuple[str, str, Slice]]:
@@ -142,7 +154,7 @@ def analyse_points(
             law.kind,
             law.group,
             along=law.slice,
-            confidence=settings.confidence,
+            confidence=law.confidence,
             law=settings.law,
             bend=settings.bend,
         )

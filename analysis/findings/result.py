@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from megatron_kis.analysis.criteria.dispersion import with_dispersion
+from megatron_kis.analysis.law.decision import Decision, decide
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.law.validate import Score
@@ -50,6 +51,18 @@ class AnalysisResult:
         if self.curves is None:
             return []
         return with_dispersion(curves(primary_rows(self.curves, self.settings), self.slices), self.settings)
+
+    @cached_property
+    def decisions(self) -> list[Decision]:
+        """How much to infuse into every size that is predicted for, in each slice that has a law of what is lost."""
+        targets = sorted({(p.params, p.tokens) for p in self.predictions})
+        losing = [law for law in self.laws if law.kind != "onset" and law.range_held is None]
+        slices = sorted({law.slice for law in losing}, key=lambda one: one.key)
+        return [
+            decide(self.laws, params, tokens, axis=one.axis, held_by=one.held_by or "nothing", held=one.held)
+            for params, tokens in targets
+            for one in slices
+        ]
 
     @property
     def law(self) -> Law | None:

@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from megatron_kis.analysis.findings.looks import looked
 from megatron_kis.analysis.law.predict import SCHEMA, load_predictions
 from megatron_kis.common.configuration import parse_config
 from megatron_kis.common.errors import InputError
@@ -30,7 +31,7 @@ def study_description(study_dir: Path) -> dict[str, Any]:
 
 
 def declared_settings(folder: Path, **overrides: Any) -> AnalysisConfig:
-    """Returns the settings that a study declared before its data were seen.
+    """Returns the settings that a study declared before its data were seen, with the looks that were counted since.
 
     Args:
         folder: the study's folder or its ``runs`` folder; without a ``study.yaml`` the defaults apply.
@@ -50,7 +51,15 @@ def declared_settings(folder: Path, **overrides: Any) -> AnalysisConfig:
             source = str(place / STUDY_FILE)
             declared = parse_config(AnalysisConfig, content[SECTION], source=source, section=SECTION)
             break
+    for place in (folder, folder.parent):
+        declared = with_looks(declared, place)
     return AnalysisConfig(**(declared.model_dump() | overrides)) if overrides else declared
+
+
+def with_looks(settings: AnalysisConfig, study_dir: Path) -> AnalysisConfig:
+    """Returns settings with at least the looks that were counted in a study's folder (`findings.looks`)."""
+    counted = looked(study_dir)
+    return settings.model_copy(update={"looked": counted}) if counted > settings.looked else settings
 
 
 def predicted_before(study_dir: Path) -> tuple[list[float], float | None]:

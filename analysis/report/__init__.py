@@ -1,7 +1,7 @@
 """The report: one self-contained HTML file, static SVG figures, readable without JavaScript, no external URL.
 
-figures.py, model_figures.py, law_figure.py and check_figures.py draw, summary.py and tables.py put results into words
-and rows, template.html is the layout.
+figures.py, model_figures.py, law_figure.py, decision_figure.py and check_figures.py draw, summary.py and tables.py put
+results into words and rows, template.html is the layout.
 """
 
 from __future__ import annotations
@@ -167,6 +167,7 @@ def _printable(value: Any) -> Any:
 def _content(result: AnalysisResult, tables: dict[str, Table | None], stem: str) -> dict[str, Any]:
     from megatron_kis.analysis.report import (
         check_figures,
+        decision_figure,
         extent,
         figures,
         formatting,
@@ -184,6 +185,7 @@ def _content(result: AnalysisResult, tables: dict[str, Table | None], stem: str)
         "findings": summary.findings_by_slice(result),
         "headline": summary.headline(result),
         "law_figures": law_figure.law_figures(result),
+        "advice": decision_figure.advice(result),
         "checks": check_figures.check_figures(result),
         "refused": [(formatting.refused_title(item), formatting.refused_reason(item)) for item in result.refused],
         "settings": result.settings,

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from megatron_kis.analysis.findings.result import AnalysisResult
-from megatron_kis.analysis.report import check_figures, figures, law_figure, model_figures
+from megatron_kis.analysis.report import check_figures, decision_figure, figures, law_figure, model_figures
 from megatron_kis.analysis.report.tables import TABLES, Table
 from megatron_kis.analysis.report.theme import exported_to
 from megatron_kis.analysis.runs.curves import cells_of_table
@@ -22,6 +22,7 @@ def export(result: AnalysisResult, folder: Path | str, *, dpi: int = 200) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     with exported_to(folder, dpi) as written:
         law_figure.law_figures(result)
+        decision_figure.advice(result)
         check_figures.check_figures(result)
         if result.curves is not None:
             figures.overview(result)

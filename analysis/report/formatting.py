@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
+from megatron_kis.analysis.law.decision import Amounts, Decision
 from megatron_kis.analysis.runs.groups import base_group, strength
 from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import (
@@ -118,6 +119,24 @@ def facts(count: float) -> str:
 def dose(one: Slice, value: float | None) -> str:
     """Formats a dose with its symbol: ``K = 412``."""
     return "–" if value is None else f"{one.symbol} = {frequency(value)}"
+
+
+def decided(decision: Decision) -> str:
+    """Formats the dose of a decision."""
+    return "none: not even 1" if decision.dose is None else dose(decision.slice, decision.dose)
+
+
+def amounts(of: Amounts | None) -> list[tuple[str, str]]:
+    """Names and formats what a dose is in other units."""
+    if of is None:
+        return []
+    known = (
+        ("infusion ratio", of.infusion_ratio, ratio),
+        ("tokens of domain data", of.tokens, size),
+        ("exposures of all facts", of.exposures, size),
+        ("bits of the facts", of.bits, size),
+    )
+    return [(name, text(value)) for name, value, text in known if value is not None]
 
 
 def dose_at_transition(one: Slice, value: float | None) -> str:

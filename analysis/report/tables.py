@@ -218,7 +218,7 @@ def laws(result: AnalysisResult) -> Table | None:
         _words("status", lambda law: "unvalidated" if law.unvalidated else "fitted"),
     ]
     note = (
-        f"Natural logarithms; censored regression, REML σ; {100 * result.settings.confidence:g}% confidence intervals "
+        f"Natural logarithms; censored regression, REML σ; {100 * result.laws[0].confidence:.4g}% confidence intervals "
         "(t, Knapp–Hartung). Censored points are part of the fit; inconclusive ones are left out."
     )
     return _table(columns, result.laws, note)
@@ -323,6 +323,26 @@ def predictions(result: AnalysisResult) -> Table | None:
     if any(p.bootstrap_interval for p in result.predictions):
         note += " By bootstrap: the prediction interval from studies simulated with the law, a check of Student’s t."
     return _table(columns, result.predictions, note, remark=True)
+
+
+def decisions(result: AnalysisResult) -> Table | None:
+    """Lists how much to infuse into every size that is predicted for, by every law of what is lost."""
+    items = [(decision, limit) for decision in result.decisions for limit in decision.limits]
+    if not items:
+        return None
+    columns = [
+        _numbers("N", lambda item: fmt.size(item[0].params)),
+        _numbers("D", lambda item: fmt.size(item[0].tokens)),
+        _words("dose of", lambda item: fmt.slice_title(item[0].slice) or "F"),
+        _numbers("largest dose", lambda item: fmt.decided(item[0])),
+        _numbers("nothing lost", lambda item: fmt.number(item[0].probability)),
+        _numbers("facts learned", lambda item: fmt.number(item[0].learned.probability if item[0].learned else None)),
+        _words("law", lambda item: fmt.kind_title(item[1].kind, item[1].group)),
+        _numbers("not yet lost there", lambda item: fmt.number(item[1].probability)),
+        _numbers("dose by it alone", lambda item: fmt.frequency(item[1].alone)),
+        _words("from", lambda item: "all curves" if item[1].method == "surface" else "points"),
+    ]
+    return _table(columns, items, "Probabilities at the largest dose at which nothing is lost with the confidence.")
 
 
 def _checks(predictions: Sequence[Prediction]) -> list[Column]:
@@ -441,6 +461,7 @@ TABLES: dict[str, Callable[[AnalysisResult], Table | None]] = {
     "candidates": candidates,
     "sensitivity": sensitivity,
     "predictions": predictions,
+    "decisions": decisions,
     "backtest": backtest,
     "ledger": ledger,
     "rates": rates,

@@ -13,7 +13,7 @@ from megatron_kis.common.errors import nearest
 
 CRITERIA = ("retention", "hinge", "tolerance_rule", "general_loss", "half_margin")
 
-_LATER: dict[str, Any] = {"axis": "auto", "margin_share": 0.5, "outcome": "accuracy"}
+_LATER: dict[str, Any] = {"axis": "auto", "margin_share": 0.5, "outcome": "accuracy", "looks": 0, "looked": 0}
 """Settings that came later, with the value that older versions worked by."""
 
 SECTION = "analysis"
@@ -50,6 +50,13 @@ def _positive(value: float) -> float:
 
 def _not_negative(value: float) -> float:
     if not 0 <= value < math.inf:
+        msg = f"{value} is out of range; at least 0"
+        raise ValueError(msg)
+    return value
+
+
+def _count(value: int) -> int:
+    if value < 0:
         msg = f"{value} is out of range; at least 0"
         raise ValueError(msg)
     return value
@@ -152,6 +159,14 @@ class AnalysisConfig(Config):
 
     confidence: _OpenShare = 0.95
     """Level of the law's confidence and prediction intervals."""
+
+    looks: Annotated[int, AfterValidator(_count), Field(json_schema_extra={"minimum": 0})] = 0
+    """Number of times that results will be looked at before more runs are added, declared beforehand; 0: not declared.
+    Intervals then hold over all looks together, and are narrower than without a number (``looked``)."""
+
+    looked: Annotated[int, AfterValidator(_count), Field(json_schema_extra={"minimum": 0})] = 0
+    """Number of times that the study was extended because of what its results showed. ``kis study next --write`` counts
+    them in the study's folder; intervals are widened so that ``confidence`` holds over all looks."""
 
     seed: int = 0
     """Seed of the resampling, so that the same input gives the same output."""

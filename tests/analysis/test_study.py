@@ -138,7 +138,7 @@ def test_figures_are_static_svg_whose_points_tell_their_values(page):
     section = page.split('id="checks"')[1].split("</section>")[0]
     checks = len(re.findall(r"<figure>.*?</figure>", section, flags=re.S))
     assert checks >= 4  # residuals, candidates, predicted and measured, errors of at least one law
-    assert len(figures) == 2 + 2 + 4 + checks + 4 * 4  # checks; curves and spread of four models
+    assert len(figures) == 1 + 2 + 2 + 4 + checks + 4 * 4  # the decision; checks; curves and spread of four models
     assert all('aria-label="' in figure for figure in figures)
     assert not any(">N = 100k<" in figure for figure in figures)  # legends stand outside
     assert "N = 100k · F = 512 · \u03c1 = 0.37" in page

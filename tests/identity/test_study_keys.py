@@ -170,6 +170,8 @@ ANALYSIS: dict[str, Any] = {
     "analysis.bend": 0.05,
     "analysis.law": "N",
     "analysis.confidence": 0.9,
+    "analysis.looks": 3,
+    "analysis.looked": 2,
     "analysis.seed": 1,
 }
 

@@ -15,7 +15,12 @@ from megatron_kis.common.errors import InputError, printable
 from megatron_kis.common.units import in_table, quantity
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from megatron_kis.analysis.criteria import Transition
+    from megatron_kis.analysis.findings.looks import Look
     from megatron_kis.analysis.runs.load import Runs
+    from megatron_kis.config.analysis import AnalysisConfig
     from megatron_kis.config.study import LadderEntry, StudyConfig
     from megatron_kis.study.proposals import PlannedRun
 
@@ -41,29 +46,27 @@ def _next(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.criteria import find_transitions
     from megatron_kis.analysis.design.new_sizes import new_sizes
     from megatron_kis.analysis.design.next_runs import propose
+    from megatron_kis.analysis.findings.looks import LOOKS_FILE, add_look
+    from megatron_kis.analysis.findings.study_file import with_looks
     from megatron_kis.analysis.runs.curves import curve_table
     from megatron_kis.common.configuration import load_config
     from megatron_kis.config.study import StudyConfig
     from megatron_kis.study.proposals import Wanted, add_runs, match_proposals, nearest_new_size, trained_cells
-    from megatron_kis.study.specs import expand_grid
 
     study = load_study(options)
     if options.write:
         check_written(options.study)
-    params = max(study.predict, default=None) if options.params is None else options.params
-    if params is None:
-        raise InputError("no target size", where="--params", remedy="for example 7e9, or predict: in the study")
-    tokens = max(spot.tokens for spot in expand_grid(study)) if options.tokens is None else options.tokens
-    for name, value in (("--params", params), ("--tokens", tokens)):
-        if not (math.isfinite(value) and value >= 1):
-            raise InputError(f"{value} is not a positive number", where=name, remedy="for example 7e9")
+        check_written(study.output / LOOKS_FILE)
+    params, tokens = _target(study, options)
     if options.count < 1:
         raise InputError(f"is {options.count}", where="--count", remedy="use at least 1")
+    settings = with_looks(study.analysis, study.output)
     runs = _runs(study)
     curves = curve_table(runs)
-    points = find_transitions(curves, study.analysis)
-    found = propose(curves, params, tokens, study.analysis, count=options.count, points=points)
-    sizes = new_sizes(curves, params, tokens, study.analysis, points=points)
+    points = find_transitions(curves, settings)
+    look = _look(points, curves, (params, tokens), settings)
+    found = propose(curves, params, tokens, settings, count=options.count, points=points)
+    sizes = new_sizes(curves, params, tokens, settings, points=points)
     planned = load_config(StudyConfig, options.study)  # as the file says, where they are to be added
     done = runs.runs[["run", "params", "tokens"]].itertuples(index=False, name=None)
     cells = trained_cells(planned, done)
@@ -72,6 +75,8 @@ def _next(options: argparse.Namespace) -> int:
     new = [item.run for item in placed if item.run and not item.planned]
     if options.write and new:
         remark = f"kis study next, {date.today().isoformat()}, for N = {params:.3g} and D = {tokens:.3g}"
+        listed = [run.model_dump(exclude_none=True) for run in new]
+        add_look(study.output, look, runs.runs["run"], listed, params=params, tokens=tokens)
         add_runs(options.study, new, remark=remark)
     labels = {rung.label: rung for rung in planned.ladder}
     rungs = {n: labels[label] for (n, _), (label, _) in cells.items()}
@@ -81,8 +86,65 @@ def _next(options: argparse.Namespace) -> int:
     ]
     rows = [asdict(proposal) | _entry(at) for proposal, at in zip(found, placed, strict=True)]
     if options.json:
-        print(json.dumps({"runs": rows, "sizes": more}, indent=1))
+        print(json.dumps({"look": look.record(), "runs": rows, "sizes": more}, indent=1))
         return 0
+    _print_runs(rows, f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}")
+    print(look.words())
+    if not found:
+        print("no run that is not there yet would tell more")
+    for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
+        print(f"N = {n:,}, D = {d:,} is no size and budget of the study; to train more of it, add it to the ladder")
+    _print_sizes(more, sizes[0].slice.symbol_at_transition if sizes else "")
+    if options.write:
+        print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
+    return 0
+
+
+def _target(study: StudyConfig, options: argparse.Namespace) -> tuple[float, float]:
+    """Returns N and D of the target.
+
+    Raises:
+        InputError: none is named, or it is no number.
+    """
+    from megatron_kis.study.specs import expand_grid
+
+    params = max(study.predict, default=None) if options.params is None else options.params
+    if params is None:
+        raise InputError("no target size", where="--params", remedy="for example 7e9, or predict: in the study")
+    tokens = max(spot.tokens for spot in expand_grid(study)) if options.tokens is None else options.tokens
+    for name, value in (("--params", params), ("--tokens", tokens)):
+        if not (math.isfinite(value) and value >= 1):
+            raise InputError(f"{value} is not a positive number", where=name, remedy="for example 7e9")
+    return params, tokens
+
+
+def _look(
+    points: list[Transition], curves: pd.DataFrame, target: tuple[float, float], settings: AnalysisConfig
+) -> Look:
+    """Returns what the study predicts for the target (N, D), of the collapse that the proposed runs are for."""
+    from megatron_kis.analysis.design.next_runs import group_of, slice_to_extend
+    from megatron_kis.analysis.findings.looks import look_at
+
+    group = group_of(points)
+    one = slice_to_extend(points, group)
+    mine = [point for point in points if (point.kind, point.group, point.slice) == ("collapse", group, one)]
+    return look_at(mine, curves, *target, settings)
+
+
+def _runs(study: StudyConfig) -> Runs:
+    """Returns the complete runs of the study; names those that do not belong to it."""
+    from megatron_kis.analysis.report.summary import not_of_this_study
+    from megatron_kis.analysis.runs.load import load_runs
+    from megatron_kis.cli.study.report import belonging
+
+    runs = load_runs(study.output, belonging(study))
+    if line := not_of_this_study(runs):
+        logger.warning(printable(line))
+    return runs
+
+
+def _print_runs(rows: list[dict[str, Any]], title: str) -> None:
+    """Prints the proposed runs."""
     columns = ("size", "params", "tokens", "facts", "infusion_frequency", "seed", "FLOPs", "variance off", "why")
     table = [
         [
@@ -98,27 +160,7 @@ def _next(options: argparse.Namespace) -> int:
         ]
         for row in rows
     ]
-    print_table(f"{study.name}: next runs for N = {params:.3g}, D = {tokens:.3g}", columns, table, numbers=True)
-    if not found:
-        print("no run that is not there yet would tell more")
-    for n, d in {(row["params"], row["tokens"]): None for row in rows if row["size"] is None}:
-        print(f"N = {n:,}, D = {d:,} is no size and budget of the study; to train more of it, add it to the ladder")
-    _print_sizes(more, sizes[0].slice.symbol_at_transition if sizes else "")
-    if options.write:
-        print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
-    return 0
-
-
-def _runs(study: StudyConfig) -> Runs:
-    """Returns the complete runs of the study; names those that do not belong to it."""
-    from megatron_kis.analysis.report.summary import not_of_this_study
-    from megatron_kis.analysis.runs.load import load_runs
-    from megatron_kis.cli.study.report import belonging
-
-    runs = load_runs(study.output, belonging(study))
-    if line := not_of_this_study(runs):
-        logger.warning(printable(line))
-    return runs
+    print_table(title, columns, table, numbers=True)
 
 
 def _print_sizes(sizes: list[dict[str, Any]], symbol: str) -> None:

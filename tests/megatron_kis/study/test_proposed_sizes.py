@@ -119,7 +119,10 @@ def test_next_names_entries_that_the_study_takes(
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     ask = ["study", "next", str(tmp_path / "study.yaml"), "--params", "2e6"]
     assert main([*ask, "--json"]) == 0
-    sizes = json.loads(capsys.readouterr().out)["sizes"]
+    told = json.loads(capsys.readouterr().out)
+    sizes, look = told["sizes"], told["look"]
+    assert (look["number"], look["level"]) == (1, pytest.approx(0.9696, abs=1e-4))
+    assert look["interval"][0] < look["centre"] < look["interval"][1]
     assert len(sizes) == len(widths) + 1
     named = [size for size in sizes if size["rung"]]
     assert named
@@ -141,3 +144,11 @@ def test_next_names_entries_that_the_study_takes(
     told = capsys.readouterr().out
     assert "K* expected" in told
     assert "F* expected" not in told
+    assert "look 1: F* = " in told
+    assert main([*ask, "--write"]) == 0
+    assert main([*ask, "--write"]) == 0  # nothing was trained in between: no further look
+    capsys.readouterr()
+    assert len((tmp_path / "out" / "looks.jsonl").read_text().splitlines()) == 1
+    assert main([*ask, "--json"]) == 0
+    look = json.loads(capsys.readouterr().out)["look"]
+    assert (look["number"], look["level"]) == (2, pytest.approx(0.9924, abs=1e-4))

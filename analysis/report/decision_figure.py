@@ -1,0 +1,178 @@
+"""How much to infuse into a model that was not trained: in words, and as probabilities and rates against the dose."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.law.decision import INDEPENDENT, Decision
+from megatron_kis.analysis.law.new_model import NewModel
+from megatron_kis.analysis.law.utility import EARLY, kept, known
+from megatron_kis.analysis.report import formatting as fmt
+from megatron_kis.analysis.report.axes import label_log_axis
+from megatron_kis.analysis.report.figures import Drawing
+from megatron_kis.analysis.report.theme import COLOURS, Panel, kind_colour, panel, to_svg
+from megatron_kis.analysis.runs.slices import FREQUENCY
+
+_DOSES = 80
+_CURVES = 400  # models whose mean rates are drawn
+_ALMOST = 1e-3  # probability up to which the axis reaches
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One decision of the report."""
+
+    title: str
+    sentence: str
+    drawing: Drawing
+    warnings: tuple[str, ...]
+
+
+def advice(result: AnalysisResult) -> list[Advice]:
+    """Returns what the report says of every decision."""
+    return [
+        Advice(_title(decision), sentence(decision), _drawing(decision), decision.warnings)
+        for decision in result.decisions
+    ]
+
+
+def _title(decision: Decision) -> str:
+    return f"N = {fmt.size(decision.params)}, D = {fmt.size(decision.tokens)}{fmt.along(decision.slice)}"
+
+
+def sentence(decision: Decision) -> str:
+    """Puts a decision into words."""
+    level = f"{100 * decision.confidence:g}%"
+    names = fmt.listed(list(dict.fromkeys(_lost(limit.kind, limit.group) for limit in decision.limits)))
+    if decision.dose is None:
+        return (
+            f"No dose can be named at which {names} is avoided with {level}: by these laws not even 1 can. "
+            f"What is lost first: {decision.limited_by}."
+        )
+    dose = fmt.frequency(decision.dose)
+    amounts = ", ".join(f"{name} {value}" for name, value in fmt.amounts(decision.amounts))
+    what = (
+        f"show each fact at most {dose} times" if decision.slice.axis == FREQUENCY else f"infuse at most {dose} facts"
+    )
+    text = (
+        f"{what[0].upper()}{what[1:]}{f' ({amounts})' if amounts else ''}: with a probability of {level} none of this "
+        f"has begun there: {names}. Limited by: {decision.limited_by}."
+    )
+    if decision.learned is not None:
+        text += (
+            f" Facts are learned at that dose with a probability of {_percent(decision.learned.probability)}; for "
+            f"{level} it takes {fmt.dose(decision.slice, decision.learned.dose)}."
+        )
+    return text
+
+
+def _percent(probability: float) -> str:
+    if probability >= 0.9995:
+        return "over 99.9%"
+    return f"{100 * probability:.3g}%"
+
+
+def _lost(kind: str, group: str) -> str:
+    return "loss beyond its tolerance" if kind == "tolerance" else f"{kind} of {fmt.group_words(group)}"
+
+
+def _drawing(decision: Decision) -> Drawing:
+    """Draws probabilities and expected rates against the dose, with the choice."""
+    one = decision.slice
+    x = _log_doses(decision)
+    doses = np.exp(x).tolist()
+    name = fmt.slug("decision", str(decision.params), str(decision.tokens), one.name)
+    alt = f"Probability that nothing is lost against the {fmt.dose_name(one)}, {_title(decision)}."
+    with panel(name, alt, height=4.2) as drawn:
+        axes = drawn.axes
+        drawn.figure.subplots_adjust(bottom=0.32, top=0.92)
+        axes.set_xscale("log")
+        for model in decision.models:
+            law = model.law
+            colour = kind_colour(law.kind, law.group)
+            label = f"no {_lost(law.kind, law.group)}"
+            drawn.line(doses, model.beyond(x).tolist(), series="limit", colour=colour, linewidth=1.2, label=label)
+        if decision.onset is not None:
+            learned = (1 - decision.onset.beyond(x)).tolist()
+            drawn.line(doses, learned, series="learned", colour="onset", linewidth=1.2, label="facts are learned")
+        drawn.line(
+            doses, decision.kept(x).tolist(), series="kept", colour="ink", linewidth=2.4, label="nothing is lost"
+        )
+        _rates(drawn, decision, x)
+        axes.axhline(decision.confidence, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (2, 2)))
+        if decision.dose is not None and decision.probability is not None:
+            axes.axvline(decision.dose, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (2, 2)))
+            tip = f"{fmt.decided(decision)}\nnothing lost with {_percent(decision.probability)}"
+            drawn.points(
+                [decision.dose],
+                [decision.probability],
+                [tip],
+                series="decision",
+                colour="ink",
+                marker="*",
+                markersize=12,
+                zorder=5,
+            )
+        axes.set_ylim(-0.02, 1.04)
+        axes.set_xlim(doses[0], doses[-1])
+        label_log_axis(axes.xaxis, fmt.frequency, subs=(1.0, 2.0, 5.0) if x[-1] - x[0] < math.log(300) else (1.0,))
+        axes.set_xlabel(f"{one.symbol} ({one.unit})")
+        axes.set_ylabel("probability; share (dashed)")
+        axes.set_title(_title(decision))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8.5, handlelength=1.8)
+        return Drawing(to_svg(drawn), _caption(decision))
+
+
+def _log_doses(decision: Decision) -> np.ndarray:
+    """Returns [L] log doses over which anything changes, up to all tokens of the budget."""
+    models = [*decision.models, *([] if decision.onset is None else [decision.onset])]
+    wide = np.linspace(math.log(0.1), math.log(1e7), 400)
+    changes = np.array([(p > _ALMOST) & (p < 1 - _ALMOST) for p in (model.beyond(wide) for model in models)])
+    between = wide[changes.any(axis=0)] if changes.any() else wide
+    last = float(between[-1]) if decision.most is None else min(float(between[-1]), math.log(decision.most))
+    dose = math.log(decision.dose or 1.0)
+    return np.linspace(min(float(between[0]), dose) - 0.3, max(last, dose + 0.1), _DOSES)
+
+
+def _rates(drawn: Panel, decision: Decision, x: np.ndarray) -> None:
+    """Draws expected shares: infused facts known, and what is kept of background knowledge."""
+    if decision.onset is not None and decision.onset.surface is not None:
+        shares = known(decision.onset, x, _CURVES, _generator()).mean(axis=0)
+        infused = _of(decision, "infused")
+        if infused is not None:
+            shares = shares * _kept(infused, x)
+        _dashed(drawn, x, shares, "infused", "share of infused facts known")
+    background = _of(decision, "background")
+    if background is not None:
+        _dashed(drawn, x, _kept(background, x), "background", "share of background knowledge kept")
+
+
+def _dashed(drawn: Panel, x: np.ndarray, shares: np.ndarray, colour: str, label: str) -> None:
+    style = {"linewidth": 1.4, "linestyle": (0, (4, 2)), "label": label}
+    drawn.line(np.exp(x).tolist(), shares.tolist(), series="share", colour=colour, **style)
+
+
+def _of(decision: Decision, group: str) -> NewModel | None:
+    """Returns the law of a group's collapse, where it tells whole curves."""
+    wanted = ("collapse", group)
+    found = (m for m in decision.models if (m.law.kind, m.law.group) == wanted and m.surface is not None)
+    return next(found, None)
+
+
+def _kept(model: NewModel, x: np.ndarray) -> np.ndarray:
+    """Returns [L] the expected share that is kept of what is known without infusion."""
+    shares = kept(model, np.concatenate([[EARLY], x]), _CURVES, _generator()).mean(axis=0)
+    return np.asarray(shares[1:])
+
+
+def _generator() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def _caption(decision: Decision) -> str:
+    end = "" if decision.most is None else f" All tokens of the budget: {fmt.dose(decision.slice, decision.most)}."
+    return f"Star: the choice. {INDEPENDENT[0].upper()}{INDEPENDENT[1:]}.{end}"

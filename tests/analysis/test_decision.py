@@ -1,0 +1,352 @@
+"""How much to infuse: the largest dose at which nothing is lost, and the dose of the largest expected utility."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from megatron_kis.analysis import fit_law, predict
+from megatron_kis.analysis.criteria.decline import card_of, retention, shapes_of
+from megatron_kis.analysis.findings.analyse import analyse_points, fit_laws
+from megatron_kis.analysis.law.candidates import SIZE
+from megatron_kis.analysis.law.decision import CONFIDENCE, decide, decision_record
+from megatron_kis.analysis.law.loss_rise import loss_rise
+from megatron_kis.analysis.law.new_model import NewModel
+from megatron_kis.analysis.law.surface import fit_surface, record_of
+from megatron_kis.analysis.law.utility import STEP, Weights
+from megatron_kis.analysis.outputs import law_record
+from megatron_kis.analysis.report import render
+from megatron_kis.analysis.report.decision_figure import advice, sentence
+from megatron_kis.analysis.report.export import export
+from megatron_kis.analysis.runs.curves import write_curves_csv
+from megatron_kis.analysis.runs.slices import USUAL, Slice
+from megatron_kis.analysis.simulate import Truth, simulate_curves, simulate_table
+from megatron_kis.cli.main import main
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.files import fingerprint
+from megatron_kis.config.analysis import AnalysisConfig
+from tests.analysis.points import SIZES, point
+
+N = 1e8
+CHANCE = 0.25
+
+
+def points_of(kind="collapse", group="background", scale=3.0, power=0.3, noise=0.1, seed=2, **more):
+    generator = np.random.default_rng([seed, len(kind), len(group)])
+    status = "collapsed" if kind == "collapse" else "observed"
+    values = [scale * n**power * math.exp(noise * generator.normal()) for n in SIZES]
+    return [point(n, v, kind=kind, group=group, status=status, **more) for n, v in zip(SIZES, values, strict=True)]
+
+
+def law_of(kind="collapse", group="background", scale=3.0, power=0.3, **more):
+    one = more.get("slice", USUAL)
+    return fit_law(points_of(kind, group, scale, power, **more), kind, group, along=one, law="N")
+
+
+@pytest.fixture(scope="module")
+def collapse():
+    return law_of()
+
+
+@pytest.fixture(scope="module")
+def tolerance():
+    return law_of("tolerance", "general", scale=4.0)
+
+
+def with_curves(law, places, *, onset=False, facts=20_000, plateau=0.6):
+    """The law with a likelihood of curves that lose (or reach) half at ``places``, log doses by size."""
+    share = 0.5
+    generator = np.random.default_rng(1)
+    x = np.log(np.geomspace(10, 20_000, 16))
+    cards = []
+    for place in places:
+        at, theta = (-x[::-1], -place) if onset else (x, place)
+        p = CHANCE + plateau * (1 - CHANCE) * retention(at, np.array(theta), np.array(3.0), *shapes_of(share)[0], share)
+        cards.append(card_of(at, generator.binomial(facts, p) / facts, np.full(len(x), float(facts)), CHANCE, share))
+    surface = fit_surface(
+        cards,
+        SIZE,
+        np.log(SIZES),
+        np.full(len(SIZES), math.log(1e6)),
+        None,
+        chance=CHANCE,
+        share=share,
+        mirrored=onset,
+        bend=0.0,
+        generator=generator,
+    )
+    return replace(law, surface=record_of(surface))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Laws of whole curves: infused facts are learned at F = 100, background facts are lost at F = 2000."""
+    onset = with_curves(law_of("onset", "infused", 100.0, 0.0), [math.log(100.0)] * len(SIZES), onset=True)
+    return [onset, with_curves(law_of(scale=2000.0, power=0.0), [math.log(2000.0)] * len(SIZES))]
+
+
+def test_a_law_alone_is_as_safe_as_the_lower_end_of_its_own_interval(collapse):
+    """Of a two-sided 95% interval the lower end is passed over with 97.5%."""
+    decision = decide([collapse], N, confidence=0.975)
+    low = predict(collapse, N).prediction_interval[0]
+    (limit,) = decision.limits
+    assert limit.alone == pytest.approx(low, rel=3e-3)
+    assert decision.dose == math.floor(limit.alone)
+    assert decision.limited_by == "collapse of background facts"
+    assert limit.probability == pytest.approx(0.975, abs=0.002) == decision.probability
+
+
+def test_a_likelihood_of_curves_says_the_same_as_its_prediction(whole):
+    model = NewModel(whole[1], N, 1e6)
+    low, high = model.prediction.prediction_interval
+    assert model.beyond(np.log([low, model.prediction.centre, high])) == pytest.approx([0.975, 0.5, 0.025], abs=1e-4)
+    draws = model.draws(40_000, np.random.default_rng(0))
+    assert np.quantile(draws, [0.025, 0.975]) == pytest.approx(np.log([low, high]), abs=0.1)
+
+
+def test_of_several_laws_all_have_to_hold(collapse, tolerance):
+    decision = decide([collapse, tolerance], N)
+    product = decision.limits[0].probability * decision.limits[1].probability
+    assert decision.probability == pytest.approx(product)
+    assert CONFIDENCE <= decision.probability < CONFIDENCE + 0.01
+    assert decision.dose < min(limit.alone for limit in decision.limits)
+    assert decision.limited_by == "collapse of background facts"
+    assert decision.limits[0].probability < decision.limits[1].probability
+    generator = np.random.default_rng(0)
+    models = np.exp([model.draws(20_000, generator) for model in decision.models])
+    assert (models > decision.dose).all(axis=0).mean() == pytest.approx(decision.probability, abs=0.006)
+    surer = decide([collapse, tolerance], N, confidence=0.5)
+    assert surer.dose > decision.dose
+
+
+def test_the_onset_says_whether_facts_are_learned_at_that_dose(collapse):
+    early, late = (law_of("onset", "infused", scale, 0.0, noise=0.3) for scale in (20.0, 4000.0))
+    found = [decide([collapse, onset], N).learned for onset in (early, late)]
+    assert found[0].probability > 0.99 and found[1].probability < 0.05
+    assert found[0].dose == pytest.approx(predict(replace(early, confidence=0.9), N).prediction_interval[1], rel=0.01)
+    assert decide([collapse], N).learned is None
+
+
+def test_no_dose_takes_more_than_all_tokens_of_the_budget():
+    """A copy of all facts takes 1000 tokens: 1000 copies are the budget of 1M."""
+    law = fit_law(
+        [replace(p, exposure_tokens=1000.0 * p.value, infusion_ratio=p.value / 1000) for p in points_of(scale=1e4)],
+        "collapse",
+        "background",
+        law="N",
+    )
+    decision = decide([law], N)
+    assert decision.most == pytest.approx(1000.0)
+    assert (decision.dose, decision.limited_by) == (1000.0, "all tokens of the budget")
+    assert decision.amounts.infusion_ratio == pytest.approx(1.0)
+    assert decision.amounts.tokens == pytest.approx(1e6)
+    assert decision.probability > CONFIDENCE
+    assert not any("not known" in warning for warning in decision.warnings)
+
+
+def test_where_one_copy_is_too_much_there_is_no_dose():
+    decision = decide([law_of(scale=0.05, power=0.1)], N)
+    assert decision.dose is None and decision.probability is None and decision.amounts is None
+    assert any("what a dose costs is not known" in warning for warning in decision.warnings)
+
+
+def test_what_a_law_warns_of_is_told_with_its_name(collapse):
+    few = fit_law(points_of()[:4], "collapse", "background", law="N")
+    (warning,) = [w for w in decide([few], N).warnings if "recommends nothing" in w]
+    assert warning == "collapse of background facts: kis law predict recommends nothing from this law"
+    assert not any("recommends" in w for w in decide([collapse], N).warnings)
+
+
+def test_laws_of_one_slice_decide_together():
+    k, f = Slice("facts", "frequency", 14.0), Slice("frequency", "facts", 400.0)
+    other = Slice("facts", "frequency", 60.0)
+    laws = [law_of(slice=one, scale=scale) for one, scale in ((k, 3.0), (f, 30.0), (other, 5.0))]
+    with pytest.raises(InputError) as caught:
+        decide(laws, N, where="law.json")
+    assert str(caught.value) == (
+        "law.json: laws of 3 slices to choose from; name one of: --axis facts --held-by frequency --held 14; "
+        "--axis facts --held-by frequency --held 60; --axis frequency --held-by facts --held 400"
+    )
+    assert decide(laws, N, axis="frequency").slice == f
+    assert decide(laws, N, held=60.0).slice == other
+    assert decide(laws, N, axis="facts", held=14.0).dose < decide(laws, N, held=60.0).dose
+    with pytest.raises(InputError, match="no law of this slice; name one of"):
+        decide(laws, N, held=61.0)
+    with pytest.raises(InputError, match="no law of a collapse or of the loss"):
+        decide([law_of("onset", "infused")], N)
+
+
+def test_a_law_of_all_slices_is_asked_about_one():
+    slices = [Slice("frequency", "facts", held) for held in (100.0, 400.0)]
+    points = [replace(p, slice=one, value=p.value * 10 / one.held**0.5) for one in slices for p in points_of()]
+    laws, _ = fit_laws(points, AnalysisConfig(law="N", law_resamples=0))
+    asked = decide(laws, N, held=200.0)
+    assert asked.slice == Slice("frequency", "facts", 200.0)
+    both = [decide(laws, N, held=held).dose for held in (100.0, 400.0)]
+    assert both[1] < asked.dose < both[0]
+
+
+def truth(dose, weights):
+    """Utility of what the curves of ``whole`` were made from."""
+    x = np.log(np.maximum(dose, 1e-9))
+    half = (np.array(3.0), *shapes_of(0.5)[0], 0.5)
+    recall = 0.6 * retention(-x, np.array(-math.log(100.0)), *half)
+    return weights.recall * recall + weights.retention * retention(x, np.array(math.log(2000.0)), *half)
+
+
+@pytest.mark.parametrize("weights", [Weights(1.0, 1.0), Weights(1.0, 10.0)])
+def test_the_dose_of_the_largest_utility_is_that_of_the_curves(whole, weights):
+    best = decide(whole, N, weights=weights).best
+    dose = np.geomspace(1, 20_000, 4000)
+    optimum = dose[truth(dose, weights).argmax()]
+    assert optimum / STEP < best.dose < optimum * STEP
+    assert best.interval[0] < optimum < best.interval[1]
+    assert best.utility == pytest.approx(truth(best.dose, weights), rel=0.05)
+    assert best.without == pytest.approx(weights.retention, rel=0.01)
+    assert best.lower > 0 and best.higher > 0
+    assert 0 < best.regret < 0.1 * best.utility
+
+
+def test_what_is_worth_more_moves_the_dose(whole):
+    doses = [decide(whole, N, weights=Weights(1.0, worth)).best.dose for worth in (0.1, 1.0, 30.0)]
+    assert doses == sorted(doses, reverse=True) and doses[0] > 2 * doses[2]
+    nothing = decide(whole, N, weights=Weights(retention=1.0)).best
+    assert (nothing.dose, nothing.recall, nothing.lower) == (0.0, None, None)
+    everything = decide(whole, N, weights=Weights(recall=1.0)).best
+    assert any("still rises at the largest dose tried" in warning for warning in everything.warnings)
+
+
+def test_one_seed_gives_one_answer(whole):
+    weights = Weights(1.0, 1.0)
+    assert decide(whole, N, weights=weights).best == decide(whole, N, weights=weights).best
+
+
+def test_the_price_of_the_loss_needs_to_know_how_it_rises(tolerance):
+    truth = Truth(facts=60)
+    cells = [(int(n), 1_000_000) for n in SIZES]
+    curves, star = simulate_curves(truth, cells, [0, 50, 100, 200, 400, 800], 1, np.random.default_rng(0))
+    values = [replace(p, value=star[p.params, p.tokens]) for p in points_of("tolerance", "general")]
+    law = fit_law(values, "tolerance", "general", law="N")
+    rise = loss_rise(curves, law, where="curves.csv")
+    assert (rise.power, rise.excess, rise.cells) == (pytest.approx(1.5), pytest.approx(0.05), 6)
+    decision = decide([law], N, weights=Weights(loss_price=1.0), curves=curves)
+    assert (decision.best.dose, decision.best.loss_percent) == (0.0, pytest.approx(0, abs=1e-9))
+    with pytest.raises(InputError, match=r"^--loss-price: how the loss rises .* add --curves"):
+        decide([law], N, weights=Weights(loss_price=1.0))
+    with pytest.raises(InputError, match=r"^curves.csv: 2 models show how the loss rises"):
+        loss_rise(curves[:2], law, where="curves.csv")
+
+
+def test_a_weight_of_what_the_laws_do_not_tell_is_refused_with_what_to_do(collapse, whole):
+    for weights, option, problem in (
+        (Weights(recall=1.0), "--recall", "law.json has no law of the onset of infused facts"),
+        (Weights(retention=1.0), "--retention", "in law.json is from points alone"),
+        (Weights(loss_price=1.0), "--loss-price", "law.json has no law of the loss tolerance"),
+    ):
+        with pytest.raises(InputError, match=f"^{option}: .*{problem}.*; "):
+            decide([collapse], N, weights=weights, where="law.json")
+    infused = law_of("collapse", "infused", scale=1e4)
+    with pytest.raises(InputError, match=r"^--recall: the law of the collapse of infused facts .* points alone"):
+        decide([*whole, infused], N, weights=Weights(recall=1.0))
+    with pytest.raises(InputError, match="nothing is worth anything"):
+        Weights()
+    with pytest.raises(InputError, match="--retention: is -1"):
+        Weights(retention=-1)
+
+
+def test_the_record_is_dated_and_hashed(whole):
+    decision = decide(whole, N, weights=Weights(1.0, 1.0))
+    record = decision_record(decision, datetime(2026, 1, 2, tzinfo=UTC))
+    again = json.loads(json.dumps(record))
+    assert again == record | {"best": again["best"]}
+    assert again.pop("hash") == fingerprint(again)
+    assert (record["schema"], record["created"]) == ("kis.decision/1", "2026-01-02T00:00:00+00:00")
+    assert record["limits"][0]["law"] == whole[1].fingerprint
+    assert record["learned"]["law"] == whole[0].fingerprint
+
+
+def asked(capsys, *options):
+    """Status, what was printed, and the error's last line."""
+    try:
+        status = main(["law", "decide", *map(str, options)])
+    except SystemExit as ended:
+        status = ended.code
+    printed = capsys.readouterr()
+    return status, printed.out, (printed.err.splitlines() or [""])[-1]
+
+
+def test_the_command_decides_and_writes(tmp_path, whole, tolerance, capsys):
+    path, written = tmp_path / "law.json", tmp_path / "decision.json"
+    path.write_text(json.dumps(law_record([whole[1], tolerance, whole[0]], [])))
+    status, told, _ = asked(capsys, path, "--params", "100M", "--recall", "1", "--retention", "1", "--output", written)
+    assert status == 0
+    for words in ("largest dose, nothing lost with 95%", "taken as independent", "regret", "all curves", "learned"):
+        assert words in told
+    status, printed, _ = asked(capsys, path, "--params", "100M", "--recall", "1", "--retention", "1", "--json")
+    first, second = json.loads(written.read_text()), json.loads(printed)
+    assert {k: v for k, v in first.items() if k not in ("created", "hash")} == {
+        k: v for k, v in second.items() if k not in ("created", "hash")
+    }
+    assert first["dose"] == decide([whole[1], tolerance, whole[0]], N).dose
+    table, _ = simulate_table(
+        Truth(facts=60), [(int(n), 1_000_000) for n in SIZES], [0, 50, 200, 800], 1, np.random.default_rng(0)
+    )
+    write_curves_csv(table, tmp_path / "curves.csv")
+    more = ("--loss-price", "0.1", "--curves", tmp_path / "curves.csv", "--json")
+    status, printed, _ = asked(capsys, path, "--params", "100M", "--recall", "1", *more)
+    assert (status, json.loads(printed)["best"]["weights"]["loss_price"]) == (0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--confidence", "95"), "'95' is no probability"),
+        (("--recall", "-1"), "'-1' is no weight"),
+        (("--retention", "nan"), "'nan' is no weight"),
+        (("--curves", "c.csv"), "--curves: is read for a price of the loss alone; add --loss-price"),
+        (("--output", "law.json"), "--output: law.json is read, too"),
+        (("--axis", "tokens"), "invalid choice: 'tokens'"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_read(options, message, capsys):
+    status, _, error = asked(capsys, "law.json", "--params", "7b", *options)
+    assert status == 2
+    assert message in error
+
+
+def test_the_report_says_how_much_to_infuse_into_every_size_that_it_predicts_for(tmp_path, whole):
+    points = [*points_of(), *points_of("tolerance", "general", scale=4.0), *points_of("onset", "infused", 20.0, 0.0)]
+    settings = AnalysisConfig(law="N", law_resamples=0)
+    result = analyse_points(points, settings, predict_params=[N, 1e9])
+    assert [(d.params, d.slice) for d in result.decisions] == [(10**8, USUAL), (10**9, USUAL)]
+    assert result.decisions[0] == decide(result.laws, N)
+    page = render(result)
+    first = result.decisions[0]
+    assert "How much to infuse" in page
+    assert f"Show each fact at most {first.dose:.0f} times: with a probability of 95% none of this has begun" in page
+    assert "Limited by: collapse of background facts" in page and page.count("Star: the choice") == 2
+    assert "share of infused facts known" not in page, "points tell no rates"
+    written = {path.name for path in export(result, tmp_path)}
+    assert {"decisions.csv", f"decision-{10**8}-{10**6}.svg"} <= written
+    assert len((tmp_path / "decisions.csv").read_text().splitlines()) == 1 + 2 * 2
+    (drawn,) = advice(replace(result, laws=whole, predictions=result.predictions[:1]))
+    assert "share of infused facts known" in drawn.drawing.svg
+    assert "share of background knowledge kept" in drawn.drawing.svg
+    nothing = replace(result, laws=[law for law in result.laws if law.kind == "onset"])
+    assert nothing.decisions == []
+    assert "How much to infuse" not in render(replace(result, predictions=[]))
+
+
+def test_a_decision_in_words():
+    few = decide([law_of(scale=0.05, power=0.1)], N)
+    assert sentence(few) == (
+        "No dose can be named at which collapse of background facts is avoided with 95%: by these laws not even 1 can. "
+        "What is lost first: collapse of background facts."
+    )
+    k = law_of(slice=Slice("facts", "frequency", 14.0), scale=30.0)
+    assert sentence(decide([k], N)).startswith("Infuse at most ")

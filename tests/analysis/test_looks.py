@@ -1,0 +1,113 @@
+"""Studies that are extended because of what they showed: the level of their intervals, and where looks are counted."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.stopping import RULES, simulate
+from megatron_kis.analysis import AnalysisConfig, analyse_study, predict
+from megatron_kis.analysis.findings.analyse import fit_laws
+from megatron_kis.analysis.findings.looks import LOOKS_FILE, add_look, look_at, looked
+from megatron_kis.analysis.findings.study_file import declared_settings
+from megatron_kis.analysis.law.looks import group_sequential, level_after, level_at_look, percent, said_of
+from megatron_kis.common.errors import InputError
+from tests.analysis.points import SIZES, point
+from tests.analysis.synthetic import Truth, write_study
+
+QUICK = AnalysisConfig(resamples=99, law_resamples=0, law="N")
+NOTHING = pd.DataFrame()
+POINTS = [
+    point(n, 3 * n**0.4 * math.exp(0.1 * (-1) ** i), low=2.9 * n**0.4 * math.exp(0.1 * (-1) ** i))
+    for i, n in enumerate(SIZES)
+]
+
+
+def test_the_errors_of_all_looks_sum_to_alpha():
+    spent = [1 - level_at_look(0.95, look) for look in range(1, 20_000)]
+    assert sum(spent) == pytest.approx(0.05, abs=1e-5)
+    assert sum(spent) < 0.05
+    assert spent == sorted(spent, reverse=True)
+
+
+@pytest.mark.parametrize(("looks", "error"), [(1, 0.05), (2, 0.0294), (3, 0.0221), (5, 0.0158), (10, 0.0106)])
+def test_declared_looks_have_pococks_level(looks, error):
+    """The constants of Pocock (1977), two-sided, alpha = 0.05."""
+    assert 1 - group_sequential(0.95, looks) == pytest.approx(error, abs=6e-5)
+
+
+def test_a_study_that_was_not_extended_keeps_its_level_and_one_beyond_its_declared_looks_has_no_lower_one():
+    assert level_after(0.95, 0) == 0.95
+    assert said_of(0.95, 0) == ""
+    assert level_after(0.95, 1) == pytest.approx(1 - 0.05 * 6 / (math.pi * 2) ** 2)
+    assert level_after(0.95, 0, 5) == level_after(0.95, 4, 5) == group_sequential(0.95, 5)
+    assert level_after(0.95, 5, 5) == max(level_after(0.95, 5), group_sequential(0.95, 5))
+    assert level_after(0.95, 0) < level_after(0.95, 2, 5) < level_after(0.95, 2)
+    assert "more than were declared" in said_of(0.95, 5, 5)
+    assert said_of(0.95, 2) == (
+        "look 3: intervals of the law and its predictions are at 99.66%, so that over all looks the study keeps 95%"
+    )
+    assert [percent(level) for level in (0.95, 0.9842, 0.99988)] == ["95%", "98.4%", "99.988%"]
+
+
+def test_counted_looks_bring_the_coverage_of_a_study_that_stops_when_it_likes_back():
+    plain, declared, counted = (simulate(1000, 8, 16, 0.15)[rule] for rule in RULES)
+    assert plain.coverage < 0.93, "nothing to correct"
+    assert declared.coverage > 0.96 and counted.coverage > 0.96
+    assert plain.missed_narrow > 2 * declared.missed_narrow
+    assert plain.width < declared.width < counted.width
+
+
+def test_laws_of_an_extended_study_have_the_level_of_its_look_and_say_so():
+    (plain,), _ = fit_laws(POINTS, QUICK)
+    (later,), _ = fit_laws(POINTS, QUICK.model_copy(update={"looked": 2}))
+    (first,), _ = fit_laws(POINTS, QUICK.model_copy(update={"looks": 3}))
+    assert (plain.confidence, plain.warnings) == (0.95, [])
+    assert (later.confidence, first.confidence) == (level_at_look(0.95, 3), group_sequential(0.95, 3))
+    assert later.warnings == [said_of(0.95, 2)] and first.warnings == [said_of(0.95, 0, 3)]
+    width = [math.log(np.divide(*predict(law, 1e9).prediction_interval[::-1])) for law in (plain, first, later)]
+    assert width == sorted(width)
+    assert said_of(0.95, 2) in predict(later, 1e9).warnings
+    assert later.coefficients["b_log_params"].low < plain.coefficients["b_log_params"].low
+
+
+def test_the_first_look_shows_what_a_study_that_ends_there_may_state():
+    look = look_at(POINTS, NOTHING, 1e9, 1e9, QUICK)
+    assert (look.number, look.level) == (1, level_at_look(0.95, 1))
+    (law,), _ = fit_laws(POINTS, QUICK, level=look.level)
+    assert look.interval == predict(law, 1e9, 1e9).prediction_interval
+    assert look.words().startswith("look 1: F* = ") and "at 97% (over all looks 95%)" in look.words()
+    assert "no law yet" in look_at(POINTS[:1], NOTHING, 1e9, 1e9, QUICK).words()
+
+
+def test_looks_are_counted_in_the_studys_folder_once_for_the_same_runs(tmp_path):
+    look = look_at(POINTS, NOTHING, 1e9, 1e9, QUICK)
+    when = {"params": 1e9, "tokens": 1e9, "now": datetime(2026, 1, 2, tzinfo=UTC)}
+    assert looked(tmp_path) == 0
+    for runs in (["a", "b"], ["b", "a"], ["a", "b", "c"]):
+        add_look(tmp_path, look, runs, [{"size": "s", "seed": 1}], **when)
+    assert looked(tmp_path) == 2
+    row = json.loads((tmp_path / LOOKS_FILE).read_text().splitlines()[0])
+    assert (row["number"], row["level"], row["added"]) == (1, look.level, [{"size": "s", "seed": 1}])
+    assert row["time"] == "2026-01-02T00:00:00+00:00"
+    assert declared_settings(tmp_path).looked == declared_settings(tmp_path / "runs").looked == 2
+    assert declared_settings(tmp_path, looked=7).looked == 7
+    (tmp_path / LOOKS_FILE).write_text('{"schema": "kis.look/1"}\n')
+    with pytest.raises(InputError, match=r"looks\.jsonl:1: is no look"):
+        looked(tmp_path)
+
+
+def test_a_studys_own_laws_know_its_looks(tmp_path):
+    write_study(tmp_path, Truth(), params=(100_000, 200_000, 400_000), frequencies=(0, 64, 256, 512, 800, 1100))
+    look = look_at(POINTS, NOTHING, 1e9, 1e9, QUICK)
+    add_look(tmp_path, look, ["a"], [], params=1e9, tokens=1e9)
+    result = analyse_study(tmp_path, QUICK, predict_params=[3e6])
+    assert result.settings.looked == 1
+    assert {law.confidence for law in result.laws} == {level_at_look(0.95, 2)}
+    assert "look 2: intervals of the law" in (tmp_path / "report.html").read_text()
+    assert all(said_of(0.95, 1) in p.warnings for p in result.predictions)
