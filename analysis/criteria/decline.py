@@ -28,6 +28,7 @@ from itertools import product
 import numpy as np
 from scipy.special import betainc, betaln, logsumexp
 
+from megatron_kis.analysis.criteria.unimodal import isotonic_prefixes
 from megatron_kis.analysis.runs.curves import Array
 
 STEEPNESS: Array = np.exp(np.linspace(np.log(0.4), np.log(24.0), 24))
@@ -181,8 +182,8 @@ def _free_levels(right: Array, wrong: Array) -> tuple[list[int], list[float]]:
     """Returns the numbers of first levels that may be off the plateau, and the log-probability of each.
 
     A free rate is uniform below the highest rate of the others, u, which costs log of the integral of
-    p^k (1 - p)^(n - k) from 0 to u, over u. Numbers are left out that are far behind the best one even where every
-    level after the plateau is fitted exactly.
+    p^k (1 - p)^(n - k) from 0 to u, over u. Numbers are left out that are far behind the best one even where the other
+    levels are fitted by any curve that never rises.
     """
     levels = len(right)
     most = max(levels - 2, 1)
@@ -193,12 +194,8 @@ def _free_levels(right: Array, wrong: Array) -> tuple[list[int], list[float]]:
         inside = betainc(right[:count] + 1, wrong[:count] + 1, below)
         cost[count] = (betaln(right[:count] + 1, wrong[:count] + 1) + np.log(np.maximum(inside, 1e-300) / below)).sum()
     cost += np.log(np.where(np.arange(most) == 0, _NO_RISE, (1 - _NO_RISE) / max(most - 1, 1)))
-    exact = _binomial(right, wrong)
-    best = np.full(most, -np.inf)
-    for first in range(most):
-        pooled_right, pooled_wrong = np.cumsum(right[first:]), np.cumsum(wrong[first:])
-        after = np.concatenate([np.cumsum(exact[first:][::-1])[::-1][1:], [0.0]])
-        best[first] = (_binomial(pooled_right, pooled_wrong) + after).max()
+    # No decline fits the rest better than the best curve that never rises.
+    best = isotonic_prefixes(rate[::-1], (right + wrong)[::-1])[::-1][:most]
     score = cost + best
     chosen = np.argsort(-score, kind="stable")[:_RISES]
     kept = sorted(int(count) for count in chosen if score[count] >= score.max() - _FAR_BEHIND)

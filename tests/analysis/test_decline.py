@@ -130,3 +130,13 @@ def test_intervals_hold_the_place_of_curves_of_other_forms(shape):
         inside = card.theta[marginal >= -1.92]
         hits.append(inside[0] - 0.05 <= truth <= inside[-1] + 0.05)
     assert np.mean(hits) > 0.87
+
+
+def test_a_long_rise_is_not_taken_for_a_misfit():
+    rate = np.array([0.56, 0.55, 0.6, 0.62, 0.68, 0.72, 0.79, 0.8, 0.81, 0.52, 0.3])
+    x = np.concatenate([[-np.inf], np.log(np.geomspace(8, 2600, 10))])
+    card = card_of(x, rate, np.full(len(x), 400.0), CHANCE, SHARE, failed=1e-4)
+    assert card.deviance < 3 * max(card.freedom, 1)
+    assert x[7] < best(card) < x[9]
+    marginal = card.marginal()
+    assert card.theta[marginal > -2].min() > x[6]
