@@ -28,7 +28,7 @@ from itertools import product
 import numpy as np
 from scipy.special import betainc, betaln, logsumexp
 
-from megatron_kis.analysis.criteria.unimodal import isotonic_prefixes
+from megatron_kis.analysis.criteria.isotonic import isotonic_prefixes
 from megatron_kis.analysis.runs.curves import Array
 
 STEEPNESS: Array = np.exp(np.linspace(np.log(0.4), np.log(24.0), 24))

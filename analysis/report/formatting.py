@@ -267,7 +267,7 @@ def finding(point: Transition) -> str:
     if point.status in (COLLAPSED, OBSERVED):
         return f"{point.slice.symbol} ≈ {frequency(point.value)}"
     if point.status == RIGHT_CENSORED:
-        return f"not up to {point.slice.symbol} = {frequency(point.low)}"
+        return f"none shown up to {point.slice.symbol} = {frequency(point.low)}"
     if point.status == LEFT_CENSORED:
         return f"at or before {point.slice.symbol} = {frequency(point.high)}"
     return "cannot tell"

@@ -260,7 +260,7 @@ def _sentence(kind: str, group: str, points: list[Transition], *, along: bool = 
     if LEFT_CENSORED in by:
         parts.append(f"already at or before the smallest {one.symbol} tried ({names(LEFT_CENSORED)})")
     if RIGHT_CENSORED in by:
-        parts.append(f"not reached in the range tried ({names(RIGHT_CENSORED)})")
+        parts.append(f"not shown in the range tried ({names(RIGHT_CENSORED)})")
     if INCONCLUSIVE in by:
         parts.append(f"undecided ({names(INCONCLUSIVE)})")
     return f"{fmt.kind_title(kind, group, one if along else USUAL)}: {'; '.join(parts)}."

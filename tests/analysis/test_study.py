@@ -61,7 +61,7 @@ def test_a_study_without_a_collapse_reports_none(tmp_path):
     assert not any(p.status == "collapsed" for p in result.points)
     assert {item["kind"] for item in result.refused} >= {"collapse"}
     text = visible(report(result, tmp_path / "report.html").read_text())
-    assert "Collapse of background facts: not reached in the range tried (100k, 200k and 400k)" in text
+    assert "Collapse of background facts: not shown in the range tried (100k, 200k and 400k)" in text
     assert "▼" not in text
 
 
