@@ -58,13 +58,13 @@ def markdown(simulations: int, single: int, inner: int) -> str:
         "brackets, then the mean log width. A new model at 4 times the largest N, by what `predict` says (Student's "
         "t), and by the two bootstraps that check it; last, the law's mean there.",
         "",
-        "| design | refused | Student's t, used | bootstrap of curves | bootstrap of points | the mean, as used |",
-        "|" + 6 * "---|",
+        "| design | refused | t, straight | may bend | bootstrap of curves | bootstrap of points | the mean |",
+        "|" + 7 * "---|",
     ]
     rows = {design_.name: nested(design_, inner) for design_ in WHOLE}
     rows["all"] = _pooled(list(rows.values()))
     for name, row in rows.items():
-        told = " | ".join(_said(row, which) for which in ("used", "bootstrap", "points", "mean"))
+        told = " | ".join(_said(row, which) for which in ("used", "bent", "bootstrap", "points", "mean"))
         lines.append(f"| {name} | {row['refused']} | {told} |")
     lines += [
         "",

@@ -232,8 +232,9 @@ WHOLE = (
 def nested(design_: Whole, simulations: int, *, seed: int = 0, resamples: int = 199) -> dict[str, Any]:
     """Whole studies of one design: coverage and log widths of the intervals of a new model at 4 times the largest N.
 
-    ``used``: what `predict` says (Student's t); ``bootstrap``: its check by the critical values of the two-stage
-    bootstrap; ``points``: the same check with the curves thrown away; ``mean``: the interval of the law's mean.
+    ``used``: what `predict` says of a straight law (Student's t); ``bent``: of one that may bend; ``bootstrap``: the
+    check of the first by the critical values of the two-stage bootstrap; ``points``: the same check with the curves
+    thrown away; ``mean``: the interval of the law's mean, which may bend.
     """
     generator = np.random.default_rng([seed, 5, design_.sizes, design_.budgets, design_.seeds, len(design_.noise)])
     truth = Truth(
@@ -244,7 +245,7 @@ def nested(design_: Whole, simulations: int, *, seed: int = 0, resamples: int = 
     top = float(np.quantile(means, 1 - design_.beyond)) if design_.beyond else 2.7 * max(means)
     grid = [0.0, *np.geomspace(min(means) / 5, top, 9).round()]
     target, budget = 4 * cells[-1][0], cells[-1][1]
-    hits: dict[str, list[bool]] = {name: [] for name in ("used", "bootstrap", "points", "mean")}
+    hits: dict[str, list[bool]] = {name: [] for name in ("used", "bent", "bootstrap", "points", "mean")}
     widths: dict[str, list[float]] = {name: [] for name in hits}
     for _ in range(simulations):
         table, _ = simulate_table(truth, cells, grid, design_.seeds, generator, groups=("background",))
@@ -260,7 +261,8 @@ def nested(design_: Whole, simulations: int, *, seed: int = 0, resamples: int = 
         told = predict(drawn, target, budget)
         alone = predict(bootstrap_points(law, points, SETTINGS, resamples=resamples), target, budget)
         intervals = {
-            "used": told.prediction_interval,
+            "used": told.straight_interval or told.prediction_interval,
+            "bent": told.prediction_interval,
             "bootstrap": told.bootstrap_interval or told.prediction_interval,
             "points": alone.bootstrap_interval or alone.prediction_interval,
             "mean": told.confidence_interval,

@@ -77,13 +77,19 @@ def test_laws_of_several_studies_are_fitted_to_the_points_of_all(results: Path) 
     assert {key: int(row[4]) for key, row in together.items()} == {
         key: int(row[4]) + 2 * (not key[1].endswith(("120 exposures", "240 exposures"))) for key, row in apart.items()
     }
+
+    def estimates(rows: dict[tuple[str, ...], list[str]]) -> dict[tuple[str, ...], list[str]]:
+        """Without the intervals: the study's own law is that of the version it was analysed with."""
+        return {key: [*row[:3], row[3].partition(" (")[0], row[4]] for key, row in rows.items()}
+
     # A study cut in two is the study again.
     points = pd.read_csv(results / "amount" / "points.csv", dtype=str, keep_default_na=False)
     small = points["params"].astype(int) < 25_000
     for name, part in (("small", points[small]), ("rest", points[~small])):
         (results / name).mkdir()
         part.to_csv(results / name / "points.csv", index=False)
-    assert {tuple(row[:2]): row for row in rows_of(study_page.laws("small+rest", "ratio=0.5"))} == apart
+    again = {tuple(row[:2]): row for row in rows_of(study_page.laws("small+rest", "ratio=0.5"))}
+    assert estimates(again) == estimates(apart)
     with pytest.raises(InputError, match=r"amount.small have points of the same N and D"):
         study_page.laws("amount+small", "ratio=0.5")
 

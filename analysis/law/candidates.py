@@ -60,6 +60,8 @@ class Candidate:
         return self.formula.replace("F", one.symbol).replace("H", one.held_symbol)
 
 
+_SPARE = 2  # cells beyond the parameters, without which AICc is all correction
+_SHORT = 0.5  # by which an offset law's likelihood may fall short of the plain law's, which it contains
 _PLAIN = 2  # terms of rows without the held value
 
 CONSTANT = Candidate("constant", "log F* = a", ())
@@ -137,7 +139,8 @@ class Fitted:
     freedom: float
     scatter_freedom: float
     aicc: float | None
-    """Akaike's criterion with the small-sample correction; None if there are too few cells for it."""
+    """Akaike's criterion with the small-sample correction; None if there are too few cells for it, or the law does not
+    fit."""
     factor: Array | None = None
     """Factor of each cell's variance in the covariance (`regression.Fit`), [n]; None: 1."""
 
@@ -176,10 +179,10 @@ def fit_candidate(law: Candidate, cells: Cells) -> Fitted | None:
     if informative <= law.size or np.linalg.matrix_rank(x[cells.informative]) < x.shape[1]:
         return None
     linear = fit(x, cells.lower, cells.upper, cells.variance)
-    if law.offset:
-        return _fit_offset(law, centre, cells, linear)
     # AICc needs the maximum of the likelihood itself, not of the restricted one.
     likelihood = float(fit(x, cells.lower, cells.upper, cells.variance, method="ml").likelihood)
+    if law.offset:
+        return _fit_offset(law, centre, cells, linear, likelihood)
     return Fitted(
         law,
         centre,
@@ -203,13 +206,16 @@ def bend_of_cells(fitted: Fitted, cells: Cells, spread: float) -> Bend:
 
 def _aicc(likelihood: float, parameters: int, n: int) -> float | None:
     k = parameters + 1  # sigma
-    if n - k - 1 <= 0 or not math.isfinite(likelihood):
+    if n - k - 1 < _SPARE or not math.isfinite(likelihood):
         return None
     return -2 * likelihood + 2 * k + 2 * k * (k + 1) / (n - k - 1)
 
 
-def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit) -> Fitted | None:
-    """Fits an offset law by Fisher scoring with shortened steps; keeps the best fit from several initial floors."""
+def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit, plain: float) -> Fitted | None:
+    """Fits an offset law by Fisher scoring with shortened steps; keeps the best fit from several initial floors.
+
+    ``plain`` is the largest log-likelihood without an offset.
+    """
     closed = cells.informative
     middle = np.where(closed, (cells.lower + cells.upper) / 2, np.nan)
     smallest = float(np.nanmin(middle))
@@ -264,7 +270,7 @@ def _fit_offset(law: Candidate, centre: Array, cells: Cells, linear: Fit) -> Fit
         sigma,
         freedom,
         freedom,
-        _aicc(value, law.size, len(mean)),
+        _aicc(value, law.size, len(mean)) if value > plain - _SHORT else None,
     )
 
 

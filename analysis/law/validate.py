@@ -39,6 +39,9 @@ class Score:
     """|log(predicted / measured)|, natural logarithm."""
     hit: bool
     """Whether the prediction interval contains the value; if censored, whether it reaches into the open side."""
+    decided: bool = True
+    """Whether the measurement could tell a hit from a miss: a censored one cannot where the interval reaches into both
+    sides of its bound."""
     interval_score: float | None
     """Gneiting and Raftery's interval score in log F (width plus penalty); smaller is better."""
     baselines: dict[str, float]
@@ -80,12 +83,16 @@ def validate(predictions: Iterable[dict[str, Any]], points: Iterable[Transition]
 
 
 def summary(scores: list[Score]) -> dict[str, Any]:
-    """Returns the scores as JSON-ready values, with the means over those that were not censored."""
+    """Returns the scores as JSON-ready values, with the means over those that were not censored.
+
+    A hit counts only where it could have been a miss; ``undecided`` are the predictions where it could not.
+    """
     errors = [score.abs_log_ratio for score in scores if score.abs_log_ratio is not None]
     return {
         "schema": "kis.validation/1",
         "predictions": len(scores),
-        "hits": sum(score.hit for score in scores),
+        "hits": sum(score.hit for score in scores if score.decided),
+        "undecided": sum(not score.decided for score in scores),
         "mean_abs_log_ratio": sum(errors) / len(errors) if errors else None,
         "mean_interval_score": _mean([score.interval_score for score in scores]),
         "baselines": {
@@ -155,10 +162,18 @@ def _matches(prediction: dict[str, Any], point: Transition) -> bool:
     return all(abs(math.log(prediction[key] / getattr(point, key))) < _SAME for key in ("params", "tokens"))
 
 
+def _beside(low: float, high: float, bound: float, *, above: bool) -> tuple[bool, bool]:
+    """Returns whether an interval reaches beyond the ``bound`` of a censored value, and whether all or none of it."""
+    if above:
+        return high > bound, not low <= bound < high
+    return low <= bound, not low <= bound < high
+
+
 def _score(prediction: dict[str, Any], point: Transition) -> Score:
     low, high = prediction["prediction_interval"]
     error = interval_score = None
     baselines = {}
+    decided = True
     if point.informative:
         assert point.value is not None
         error = abs(math.log(prediction["centre"] / point.value))
@@ -170,9 +185,9 @@ def _score(prediction: dict[str, Any], point: Transition) -> Score:
         penalty = 2 / (1 - prediction.get("confidence", 0.95))
         interval_score = (upper - lower) + penalty * (max(lower - y, 0.0) + max(y - upper, 0.0))
     elif point.status == RIGHT_CENSORED:
-        hit = high > (point.low or 0.0)
+        hit, decided = _beside(low, high, point.low or 0.0, above=True)
     else:
-        hit = low <= (point.high or math.inf)
+        hit, decided = _beside(low, high, point.high or math.inf, above=False)
     return Score(
         kind=point.kind,
         group=point.group,
@@ -186,6 +201,7 @@ def _score(prediction: dict[str, Any], point: Transition) -> Score:
         measured=point.value,
         abs_log_ratio=error,
         hit=hit,
+        decided=decided,
         interval_score=interval_score,
         baselines=baselines,
         slice=point.slice,

@@ -152,11 +152,13 @@ def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
         axes.set_xlabel(f"measured {law.slice.symbol_at_transition}")
         axes.set_ylabel(f"predicted {law.slice.symbol_at_transition}")
         axes.set_title(title)
-        hits = sum(s.hit for s in scores)
+        decided = [s for s in scores if s.decided]
+        hits = sum(s.hit for s in decided)
+        more = len(scores) - len(decided)
         return Drawing(
             to_svg(drawn),
-            f"Bars: {100 * law.confidence:g}% prediction intervals (Student’s t); {hits} of {len(scores)} contain "
-            "the measured value, censored models included.",
+            f"Bars: {100 * law.confidence:g}% prediction intervals; {hits} of {len(decided)} contain the measured "
+            f"value{f', and {more} could not have missed a censored one' if more else ''}.",
         )
 
 

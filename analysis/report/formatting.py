@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 from megatron_kis.analysis.law.decision import Amounts, Decision
 from megatron_kis.analysis.runs.groups import base_group, strength
@@ -242,6 +243,23 @@ def bracket(point: Transition) -> str:
     if point.high is None:
         return f"> {low}"
     return f"[{low}, {frequency(point.high)}]" if point.interval == "profile" else f"({low}, {frequency(point.high)}]"
+
+
+def hit(found: bool, *, decided: bool) -> str:
+    """Describes whether an interval held a measurement, or could not have missed it."""
+    return "not contradicted" if not decided else "yes" if found else "no"
+
+
+def false_collapses(points: Iterable[Transition], alpha: float) -> str:
+    """Describes how many curves were tested for a collapse, and how likely a false one among them is; empty if none."""
+    tests = sum(point.kind == "collapse" and point.p_value is not None for point in points)
+    if not tests:
+        return ""
+    chance = 1 - (1 - alpha) ** tests
+    return (
+        f"{plural(tests, 'test')} for a collapse at level {alpha:g}: if nothing falls, at least one is called with a "
+        f"chance of {chance:.0%}, were they independent."
+    )
 
 
 def finding(point: Transition) -> str:

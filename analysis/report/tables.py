@@ -89,6 +89,8 @@ def transitions(result: AnalysisResult) -> Table:
         f"per e-fold of {dose}. Peak and drop are rates; for the loss, the peak is the loss at F = 0 in nats per "
         "token and the drop is the largest relative excess."
     )
+    if several := fmt.false_collapses(result.points, result.settings.alpha):
+        note += f" {several}"
     return _table(columns, result.points, note, remark=True)
 
 
@@ -238,7 +240,8 @@ def candidates(result: AnalysisResult) -> Table | None:
     note = (
         "Log score: how well a law fitted to the smaller N predicts the largest N (higher is better). The law with a "
         "term for everything that was varied is used unless another one is better by more than one. AICc is shown for "
-        "comparison: lower is better."
+        "comparison: lower is better; a law that does not fit, or has hardly fewer parameters than there are cells, "
+        "has none."
     )
     return _table(columns, items, note)
 
@@ -303,7 +306,7 @@ def backtest(result: AnalysisResult) -> Table | None:
         _numbers("prediction interval", lambda s: fmt.interval(s.prediction_interval)),
         _numbers("measured", lambda s: fmt.frequency(s.measured) if s.measured else fmt.STATUS_WORDS[s.status]),
         _numbers("|log ratio|", lambda s: fmt.number(s.abs_log_ratio)),
-        _words("hit", lambda s: "yes" if s.hit else "no"),
+        _words("hit", lambda s: fmt.hit(s.hit, decided=s.decided)),
         _numbers("constant", lambda s: fmt.number(s.baselines.get("constant"))),
         _numbers("largest model", lambda s: fmt.number(s.baselines.get("largest_model"))),
     ]

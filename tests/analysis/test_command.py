@@ -73,6 +73,13 @@ def test_from_points_to_a_validated_prediction(points_csv, tmp_path, capsys):
     assert kis("validate", prediction, "--points", measured, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["hits"], result["mean_abs_log_ratio"]) == (1, pytest.approx(0, abs=1e-9))
+    measured.write_text(
+        f"params,tokens,kind,value,low,high,status\n7000000000,1000000,collapse,,{predicted['centre']},,right_censored\n"
+    )
+    assert kis("validate", prediction, "--points", measured) == 0
+    printed = capsys.readouterr().out
+    assert "not contradicted" in printed
+    assert "0 of 0 intervals hit\n1 more could not have missed" in printed
 
 
 def test_tables_are_plain_text_off_a_terminal(points_csv, tmp_path, capsys):

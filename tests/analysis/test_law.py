@@ -174,3 +174,15 @@ def test_of_laws_that_predict_alike_the_one_with_fewest_coefficients_is_taken():
     scores = {row["law"]: row["log_score"] for row in law.candidates}
     assert scores["D/N + offset"] > scores["D/N"] > scores["N and D"] + 1
     assert law.law == "D/N"
+
+
+def test_criteria_of_laws_that_do_not_fit_are_not_shown(monkeypatch):
+    """Of six points, an offset law's correction for small samples alone is 40."""
+    rows = {row["law"]: row["aicc"] for row in fit_law(noisy()).candidates}
+    assert rows["N"] is not None
+    assert rows.get("N + offset") is None
+    sizes = np.geomspace(1e6, 1e9, 8)
+    floored = [point(n, 200 + 0.1 * n**0.4) for n in sizes]
+    assert {r["law"]: r["aicc"] for r in fit_law(floored).candidates}["N + offset"] is not None
+    monkeypatch.setattr("megatron_kis.analysis.law.candidates._SHORT", -1e3)  # as if it fell short
+    assert {r["law"]: r["aicc"] for r in fit_law(floored).candidates}["N + offset"] is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from megatron_kis.analysis.law.law_file import load_laws
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.report import analyse_source
-from megatron_kis.analysis.report.tables import predictions
+from megatron_kis.analysis.report.tables import predictions, transitions
 from megatron_kis.analysis.runs.curves import write_curves_csv
 from megatron_kis.analysis.simulate import Truth, simulate_table
 from megatron_kis.cli.main import main
@@ -34,7 +36,9 @@ def study(tmp_path_factory):
     )
     curves, points = folder / "curves.csv", folder / "points.csv"
     write_curves_csv(table, curves)
-    assert main(["law", "collapse", "--curves", str(curves), "--output", str(points), *OPTIONS]) == 0
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main(["law", "collapse", "--curves", str(curves), "--output", str(points), *OPTIONS]) == 0
+    (folder / "printed.txt").write_text(printed.getvalue())
     assert main(["law", "fit", "--curves", str(curves), "--output", str(folder / "law.json"), *OPTIONS]) == 0
     return folder
 
@@ -62,6 +66,12 @@ def test_points_give_what_the_curves_law_says_of_points_and_say_what_they_lack(s
     result = analyse_source(study / "points.csv", QUICK, predict_params=[1e10])
     assert [law.fingerprint for law in result.laws] == [law.fingerprint for law in of_points]
     assert "Points alone carry no curves" in predictions(result).note
+
+
+def test_the_chance_of_a_false_collapse_among_the_tests_is_said(study):
+    said = "4 tests for a collapse at level 0.05: if nothing falls, at least one is called with a chance of 19%"
+    assert said in (study / "printed.txt").read_text()
+    assert said in transitions(analyse_source(study / "points.csv", QUICK)).note
 
 
 def test_a_surface_that_is_damaged_is_named(study, tmp_path, capsys):

@@ -98,10 +98,32 @@ def test_a_prediction_is_scored_against_what_was_measured(prediction):
     assert not miss.hit
     assert miss.interval_score > score.interval_score
     assert summary([score, miss])["hits"] == 1
-    (open_end,) = validate([record], [point(7e9, 0, status="right_censored", low=low)])
-    assert (open_end.hit, open_end.abs_log_ratio) == (True, None)
+    (open_end,) = validate([record], [point(7e9, 0, status="right_censored", low=low / 2)])
+    assert (open_end.hit, open_end.decided, open_end.abs_log_ratio) == (True, True, None)
     (beyond,) = validate([record], [point(7e9, 0, status="right_censored", low=high * 2)])
-    assert not beyond.hit
+    assert (beyond.hit, beyond.decided) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "end", "share", "hit", "decided"),
+    [
+        ("right_censored", "low", 0.5, True, False),
+        ("right_censored", "low", -0.1, True, True),
+        ("right_censored", "low", 1.1, False, True),
+        ("left_censored", "high", 0.5, True, False),
+        ("left_censored", "high", 1.1, True, True),
+        ("left_censored", "high", -0.1, False, True),
+    ],
+)
+def test_a_censored_measurement_counts_only_where_its_interval_could_have_missed(
+    prediction, status, end, share, hit, decided
+):
+    low, high = np.log(prediction.prediction_interval)
+    bound = math.exp(low + share * (high - low))
+    (score,) = validate([prediction_record(prediction, THEN)], [point(7e9, 0, status=status, **{end: bound})])
+    assert (score.hit, score.decided) == (hit, decided)
+    counted = summary([score])
+    assert (counted["hits"], counted["undecided"], counted["predictions"]) == (hit and decided, not decided, 1)
 
 
 def test_points_of_other_models_do_not_validate(prediction):

@@ -56,12 +56,12 @@ def _collapse(options: argparse.Namespace) -> int:
         rows = points_table(points).to_dict("records")
         print_json({"schema": "kis.points/1", "settings": settings.record(), "points": rows})
     else:
-        _print_points(points)
+        _print_points(points, settings.alpha)
         print(f"written: {options.output}")
     return 0
 
 
-def _print_points(points: Sequence[Transition]) -> None:
+def _print_points(points: Sequence[Transition], alpha: float) -> None:
     from megatron_kis.analysis.report import formatting as w
     from megatron_kis.analysis.runs.slices import USUAL
     from megatron_kis.common.console import print_table
@@ -82,3 +82,5 @@ def _print_points(points: Sequence[Transition]) -> None:
         for point in points
     ]
     print_table("Transitions", heads, rows)
+    if several := w.false_collapses(points, alpha):
+        print(several)

@@ -43,10 +43,13 @@ def _validate(options: argparse.Namespace) -> int:
             f"{w.frequency(score.prediction_interval[0])} to {w.frequency(score.prediction_interval[1])}",
             w.frequency(score.measured) if score.measured else score.status,
             w.number(score.abs_log_ratio),
-            "yes" if score.hit else "no",
+            w.hit(score.hit, decided=score.decided),
         ]
         for score in scores
     ]
     print_table("Predictions against measurements", heads, rows)
-    print(f"{result['hits']} of {result['predictions']} intervals hit")
+    undecided = result["undecided"]
+    print(f"{result['hits']} of {result['predictions'] - undecided} intervals hit")
+    if undecided:
+        print(f"{undecided} more could not have missed: censored measurements inside their intervals")
     return 0
