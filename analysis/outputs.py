@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_kis.analysis.findings.analyse import analyse
 from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.findings.sensitivity import with_sensitivity
 from megatron_kis.analysis.findings.study_file import declared_settings, study_description, with_looks
 from megatron_kis.analysis.law.fit import SCHEMA as LAW_SCHEMA
 from megatron_kis.analysis.law.fit import Law
@@ -65,7 +66,7 @@ def analyse_study(
     write_points_csv(result.points, study_dir / "points.csv")
     write_json(study_dir / "law.json", law_record(result.laws, result.refused))
     write_predictions(result.predictions, study_dir / "prediction.json", now=now)
-    report(result, study_dir / "report.html")
+    report(with_sensitivity(result), study_dir / "report.html")
     return result
 
 

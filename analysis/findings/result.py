@@ -20,6 +20,36 @@ from megatron_kis.analysis.runs.transitions import Transition
 from megatron_kis.config.analysis import AnalysisConfig
 
 
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The law and its prediction under one scoring rule, split and criterion (`findings.sensitivity`)."""
+
+    scoring: str
+    split: str
+    criterion: str
+    declared: bool
+    """Whether this is the choice that was declared before the data were seen."""
+    kind: str
+    group: str
+    slice: Slice
+    seen: int = 0
+    """Models whose transition was observed."""
+    models: int = 0
+    law: str | None = None
+    """Formula; None where there is no law."""
+    exponent: tuple[float, float, float] | None = None
+    """b of log N, and the ends of its interval; None where the law has none."""
+    unvalidated: bool = False
+    method: str = ""
+    """``all curves`` or ``points``: what the law and its prediction rest on."""
+    centre: float | None = None
+    """Dose at the target."""
+    interval: tuple[float, float] | None = None
+    """Prediction interval of the dose at the target."""
+    refused: str = ""
+    """Why there is no law, in a few words."""
+
+
 @dataclass(frozen=True)
 class AnalysisResult:
     """Everything the report shows. Parts that the input does not have are None or empty."""
@@ -37,6 +67,8 @@ class AnalysisResult:
     title: str = "Knowledge-infusion study"
     study: dict[str, Any] = field(default_factory=dict)
     """Content of study.yaml; empty where there is none."""
+    variants: list[Variant] = field(default_factory=list)
+    """The law at the top under other choices (`findings.sensitivity`); empty where none was tried."""
 
     @cached_property
     def slices(self) -> list[Slice]:

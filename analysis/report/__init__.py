@@ -16,6 +16,7 @@ import pandas as pd
 from megatron_kis import __version__
 from megatron_kis.analysis.findings.analyse import analyse, analyse_points
 from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.findings.sensitivity import with_sensitivity
 from megatron_kis.analysis.findings.study_file import declared_settings, predicted_before, study_description
 from megatron_kis.analysis.runs.curves import cells_of_table
 from megatron_kis.analysis.runs.load import Runs, load_runs
@@ -110,7 +111,7 @@ def analyse_source(
         "title": str(title or "Knowledge-infusion study"),
     }
     if isinstance(source, Runs | pd.DataFrame):
-        return analyse(source, settings, **options)
+        return with_sensitivity(analyse(source, settings, **options))
     return analyse_points(list(source), settings or AnalysisConfig(), **options)
 
 

@@ -266,6 +266,32 @@ def sensitivity(result: AnalysisResult) -> Table | None:
     return _table(columns, items) if items else None
 
 
+def choices(result: AnalysisResult) -> Table | None:
+    """Lists the law at the top under every scoring rule, split and criterion; the declared choice first."""
+    if len(result.variants) < 2:
+        return None
+    first = result.variants[0]
+    columns = [
+        _words("", lambda v: "declared" if v.declared else ""),
+        _words("scoring", lambda v: v.scoring),
+        _words("split", lambda v: fmt.SPLIT_TITLES.get(v.split, v.split)),
+        _words("criterion", lambda v: v.criterion.replace("_", " ")),
+        _words("transition", lambda v: fmt.kind_title(v.kind, v.group, v.slice)),
+        _numbers("seen", lambda v: f"{v.seen} of {v.models}" if v.models else "–"),
+        _numbers("b (log N)", lambda v: "–" if v.exponent is None else fmt.estimate(*v.exponent)),
+        *_dose_columns(result, "F at the target", lambda v: v.centre),
+        _numbers("prediction interval", lambda v: fmt.interval(v.interval)),
+        _words("no law", lambda v: v.refused),
+    ]
+    note = (
+        f"{len(result.variants)} analyses, each of them another one in one choice; laws and predictions "
+        "from points alone, so that they compare. The declared choice is the answer: "
+        "it was made before the data were seen."
+    )
+    assert first.declared
+    return _table(columns, result.variants, note)
+
+
 def backtest(result: AnalysisResult) -> Table | None:
     """Lists the prediction of each size and budget from the smaller ones."""
     items = [score for scores in result.backtests.values() for score in scores]
@@ -462,6 +488,7 @@ TABLES: dict[str, Callable[[AnalysisResult], Table | None]] = {
     "sensitivity": sensitivity,
     "predictions": predictions,
     "decisions": decisions,
+    "choices": choices,
     "backtest": backtest,
     "ledger": ledger,
     "rates": rates,

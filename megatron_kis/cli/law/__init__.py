@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from megatron_kis.cli.law import collapse, decide, fit, predict, report, survival, validate
+from megatron_kis.cli.law import collapse, decide, fit, predict, report, sensitivity, survival, validate
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -14,5 +14,5 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="From run logs (or curves.csv, points.csv of another trainer) to the law and its predictions.",
     )
     steps = law.add_subparsers(dest="step", metavar="STEP", required=True)
-    for module in (collapse, fit, predict, decide, validate, report, survival):
+    for module in (collapse, fit, predict, decide, sensitivity, validate, report, survival):
         module.add_parser(steps)

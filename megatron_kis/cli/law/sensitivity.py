@@ -1,0 +1,108 @@
+"""``kis law sensitivity``: the law and its prediction under every scoring rule, split and criterion."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_kis.cli.law.common import add_choices, add_json, analysis_config, counted, naming_choices, print_json
+from megatron_kis.common.errors import InputError
+from megatron_kis.common.units import quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from megatron_kis.analysis.findings.result import Variant
+    from megatron_kis.config.analysis import AnalysisConfig
+
+
+def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = steps.add_parser(
+        "sensitivity",
+        help="the law and its prediction under every scoring rule, split and criterion",
+        description="Fits the law at the top of law.json anew under each choice that the data allow, the declared one "
+        "first. A choice is changed one at a time; --cross tries all combinations.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="study folder, runs folder or curves.csv")
+    parser.add_argument("--params", required=True, type=quantity, metavar="N", help="model size to predict: 7e9 or 7b")
+    parser.add_argument("--tokens", type=quantity, metavar="D", help="token budget: 1e12 or 1T (default: each law's)")
+    parser.add_argument("--cross", action="store_true", help="try all combinations (scoring x split x criterion)")
+    add_choices(parser)
+    add_json(parser)
+    parser.set_defaults(handler=_sensitivity)
+
+
+def _sensitivity(options: argparse.Namespace) -> int:
+    from megatron_kis.analysis.findings.sensitivity import sensitivity, variant_record
+
+    settings = analysis_config(options, options.source)
+    table = _curves(options.source, settings)
+
+    def progress(number: int, total: int, one: AnalysisConfig) -> None:
+        print(f"kis: {number} of {total}: {one.scoring}, {one.split}, {one.criterion}", file=sys.stderr, flush=True)
+
+    with naming_choices(options):
+        rows = sensitivity(table, settings, options.params, options.tokens, cross=options.cross, progress=progress)
+    if options.json:
+        content = {"params": options.params, "tokens": options.tokens, "settings": settings.record()}
+        print_json({"schema": "kis.sensitivity/1", **content, "rows": [variant_record(row) for row in rows]})
+    else:
+        _print_rows(rows, options.params)
+    return 0
+
+
+def _curves(source: Path, settings: AnalysisConfig) -> pd.DataFrame:
+    """Returns the curve table of a folder of runs or a curves.csv."""
+    from megatron_kis.analysis.runs.curves import curve_table
+    from megatron_kis.analysis.runs.load import load_runs
+    from megatron_kis.analysis.runs.load_csv import is_points_csv, load_curves_csv
+
+    if not source.is_file():
+        return curve_table(counted(load_runs(source)))
+    if is_points_csv(source):
+        remedy = "a study folder, a folder of runs or a curves.csv"
+        raise InputError("points are of one choice, which was made before", where=str(source), remedy=remedy)
+    return load_curves_csv(source, settings)
+
+
+def _print_rows(rows: Sequence[Variant], params: float) -> None:
+    from megatron_kis.analysis.report import formatting as w
+    from megatron_kis.common.console import print_table
+
+    heads = [
+        "",
+        "scoring",
+        "split",
+        "criterion",
+        "transition",
+        "seen",
+        "b (log N)",
+        "dose",
+        "interval",
+        "from",
+        "no law",
+    ]
+    print_table(
+        f"The law under {len(rows)} choices, and its prediction for N = {w.size(params)}",
+        heads,
+        [
+            [
+                "declared" if row.declared else "",
+                row.scoring,
+                row.split,
+                row.criterion,
+                w.kind_title(row.kind, row.group, row.slice),
+                f"{row.seen} of {row.models}" if row.models else "-",
+                "-" if row.exponent is None else w.estimate(*row.exponent),
+                w.dose(row.slice, row.centre),
+                w.interval(row.interval),
+                row.method or "-",
+                row.refused,
+            ]
+            for row in rows
+        ],
+    )
+    print("the declared choice is the answer: it was made before the data were seen")
