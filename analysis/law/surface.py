@@ -96,6 +96,17 @@ class Surface:
         draws = self.straight if straight else self.bent
         return np.asarray(np.exp(draws[:, self._others + 1]))
 
+    def estimates(self, confidence: float) -> dict[str, tuple[float, float, float]]:
+        """Returns (median, low, high) of the straight law's exponents, in the order of its terms, and of sigma."""
+        tail = (1 - confidence) / 2
+        columns = {f"exponent {i + 1}": self.straight[:, i + 1] for i in range(self._others - 1)}
+        columns["sigma"] = self.sigma(straight=True)
+        found = {}
+        for name, draws in columns.items():
+            low, middle, high = np.quantile(draws, (tail, 0.5, 1 - tail))
+            found[name] = float(middle), float(low), float(high)
+        return found
+
     @property
     def _others(self) -> int:
         return len(self.projection)

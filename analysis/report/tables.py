@@ -10,7 +10,9 @@ from typing import Any
 import pandas as pd
 
 from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.predict import Prediction
+from megatron_kis.analysis.law.surface import surface_of
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.runs.curves import mean_curves, primary_rows, rows_of
 from megatron_kis.analysis.runs.slices import USUAL, rows_of_slice, varies_facts
@@ -212,6 +214,7 @@ def laws(result: AnalysisResult) -> Table | None:
             held=any(law.range_held is not None for law in result.laws),
         ),
         _numbers("σ", lambda law: fmt.number(law.sigma)),
+        *([_numbers("exponents from all curves", _exponents)] if any(law.surface for law in result.laws) else []),
         _numbers("points", lambda law: str(sum(p["residual"] is not None for p in law.points))),
         _numbers("censored", lambda law: str(sum(p["residual"] is None for p in law.points))),
         _numbers("left out", lambda law: str(len(law.excluded))),
@@ -222,6 +225,17 @@ def laws(result: AnalysisResult) -> Table | None:
         "(t, Knapp–Hartung). Censored points are part of the fit; inconclusive ones are left out."
     )
     return _table(columns, result.laws, note)
+
+
+def _exponents(law: Law) -> str:
+    if law.surface is None:
+        return ""
+    found = surface_of(law.surface).estimates(law.confidence)
+    return "; ".join(
+        f"{fmt.number(middle)} [{fmt.number(low)}, {fmt.number(high)}]"
+        for name, (middle, low, high) in found.items()
+        if name != "sigma"
+    )
 
 
 def candidates(result: AnalysisResult) -> Table | None:
