@@ -41,6 +41,15 @@ _WALKERS = 40
 _DISCARD, _ROUNDS, _EVERY = 250, 500, 40
 _HALVINGS = 50  # of the range that holds a quantile
 _TOLD = 1.92  # fall of the log-likelihood on both sides that makes a cell tell where it declines
+_TERMS: dict[tuple[float, ...], str] = {
+    (1, 0): "b_log_params",
+    (1, 0, 0): "b_log_params",
+    (0, 1): "c_log_tokens",
+    (0, 1, 0): "c_log_tokens",
+    (0, 0, 1): "d_log_held",
+    (1, 1): "b_log_compute",
+    (-1, 1): "c_log_tokens_per_param",
+}
 Draws = Array
 """[R, p + 5 + 3]: beta, k, log sigma, m, n, log omega; then the law of the plateau: its log-odds at the mean of log N,
 their slope, and the logarithm of their scatter."""
@@ -97,9 +106,9 @@ class Surface:
         return np.asarray(np.exp(draws[:, self._others + 1]))
 
     def estimates(self, confidence: float) -> dict[str, tuple[float, float, float]]:
-        """Returns (median, low, high) of the straight law's exponents, in the order of its terms, and of sigma."""
+        """Returns (median, low, high) of the straight law's exponents by term, and of sigma."""
         tail = (1 - confidence) / 2
-        columns = {f"exponent {i + 1}": self.straight[:, i + 1] for i in range(self._others - 1)}
+        columns = {_TERMS[tuple(row)]: self.straight[:, i + 1] for i, row in enumerate(self.candidate.rows)}
         columns["sigma"] = self.sigma(straight=True)
         found = {}
         for name, draws in columns.items():

@@ -15,7 +15,7 @@ import pytest
 from megatron_kis.analysis.criteria import find_transitions
 from megatron_kis.analysis.criteria.decline import Card, card_of, retention, shapes_of
 from megatron_kis.analysis.findings.analyse import fit_laws
-from megatron_kis.analysis.law.candidates import SIZE, SIZE_AND_BUDGET
+from megatron_kis.analysis.law.candidates import CANDIDATES, SIZE, SIZE_AND_BUDGET
 from megatron_kis.analysis.law.ensemble import sample
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.predict import predict
@@ -83,7 +83,7 @@ def test_the_law_is_found_and_may_bend_beyond_what_was_trained(study):
     middle = float(LOG_N[2])
     inside = [interval(study, middle, straight=s)[2] - interval(study, middle, straight=s)[0] for s in (True, False)]
     assert inside[1] < 1.3 * inside[0], "a bend matters beyond the sizes, not among them"
-    middle_of, least, most = study.estimates(0.95)["exponent 1"]
+    middle_of, least, most = study.estimates(0.95)["b_log_params"]
     assert least < 0.3 < most and middle_of == pytest.approx(float(np.median(study.straight[:, 1])))
     assert 0 < study.estimates(0.95)["sigma"][1] < study.estimates(0.95)["sigma"][2] < 1
     exponent = study.straight[:, 1]
@@ -147,6 +147,16 @@ def test_two_terms_are_told_apart():
     for column, truth in ((1, 0.3), (2, 0.4)):
         draws = found.straight[:, column]
         assert abs(draws.mean() - truth) < 2.5 * draws.std() and draws.std() < 0.15
+
+
+def test_every_form_of_a_law_names_its_terms(study):
+    for candidate in CANDIDATES.values():
+        if not candidate.offset:
+            draws = np.column_stack(
+                [study.straight[:, :1], *[study.straight[:, 1:2]] * len(candidate.rows), study.straight[:, 2:]]
+            )
+            form = replace(study, candidate=candidate, straight=draws, projection=np.zeros(1 + len(candidate.rows)))
+            assert len(form.estimates(0.9)) == 1 + len(candidate.rows)
 
 
 def test_a_record_gives_the_surface_again(study):
