@@ -12,7 +12,6 @@ import numpy as np
 
 from megatron_kis.analysis.runs.curves import Array
 
-_WALKERS = 40
 _STRETCH = 2.0
 _WHOLE = 0.1  # share of the moves along a difference that go its whole length, from one mode to another
 _JITTER = 1e-5

@@ -38,7 +38,8 @@ _LEAST = -6.0  # of log sigma and log omega
 _MOST = 2.0
 _OTHERS = 5  # parameters beside beta: k, log sigma, m, n, log omega
 _WALKERS = 40
-_DISCARD, _ROUNDS, _EVERY = 250, 500, 40
+_TRIED = 20  # places to start from, for each walker
+_DISCARD, _ROUNDS, _EVERY = 300, 720, 60
 _HALVINGS = 50  # of the range that holds a quantile
 _TOLD = 1.92  # fall of the log-likelihood on both sides that makes a cell tell where it declines
 _TERMS: dict[tuple[float, ...], str] = {
@@ -279,16 +280,19 @@ class _Density:
         information = self._x.T / variance
         covariance = np.linalg.pinv(information @ self._x)
         beta = covariance @ (information @ mean)
+        tried = _TRIED * _WALKERS
         start = np.column_stack(
             [
-                beta + generator.multivariate_normal(np.zeros(len(beta)), covariance, _WALKERS),
-                (0.5 * bend if bend > 0 else 1e-10) * generator.standard_normal(_WALKERS),
-                np.log(0.5 * SCATTER) + 0.4 * generator.standard_normal(_WALKERS),
-                _STEEP[0] + 0.4 * generator.standard_normal(_WALKERS),
-                0.5 * _STEEPER * generator.standard_normal(_WALKERS),
-                np.log(0.5 * _UNEQUAL) + 0.4 * generator.standard_normal(_WALKERS),
+                beta + generator.multivariate_normal(np.zeros(len(beta)), covariance, tried),
+                (0.5 * bend if bend > 0 else 1e-10) * generator.standard_normal(tried),
+                np.log(0.5 * SCATTER) + 0.4 * generator.standard_normal(tried),
+                _STEEP[0] + 0.4 * generator.standard_normal(tried),
+                0.5 * _STEEPER * generator.standard_normal(tried),
+                np.log(0.5 * _UNEQUAL) + 0.4 * generator.standard_normal(tried),
             ]
         )
+        # A walker that begins far out, where the curves' likelihoods are level, may never come back.
+        start = start[np.argsort(-self(start, bend), kind="stable")[:_WALKERS]]
         return sample(lambda at: self(at, bend), start, generator, discard=_DISCARD, rounds=_ROUNDS, every=_EVERY)
 
 
