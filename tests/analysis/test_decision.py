@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from benchmarks.decisions import simulate
 from megatron_kis.analysis import fit_law, predict
 from megatron_kis.analysis.criteria.decline import card_of, retention, shapes_of
 from megatron_kis.analysis.findings.analyse import analyse_points, fit_laws
@@ -122,6 +123,13 @@ def test_of_several_laws_all_have_to_hold(collapse, tolerance):
     assert (models > decision.dose).all(axis=0).mean() == pytest.approx(decision.probability, abs=0.006)
     surer = decide([collapse, tolerance], N, confidence=0.5)
     assert surer.dose > decision.dose
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_as_often_as_is_said():
+    found = simulate(60, 0.3, 0.0)
+    assert found.kept > 0.9, "of 60, with a probability of 95%"
+    assert found.cost < 2.5
 
 
 def test_the_onset_says_whether_facts_are_learned_at_that_dose(collapse):
