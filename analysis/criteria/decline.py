@@ -39,6 +39,7 @@ _NO_RISE = 0.6  # prior that the plateau begins at the first level
 _RISES = 5  # numbers of free levels that are tried
 _FAR_BEHIND = 8.0  # log-likelihood of a number of free levels that adds nothing to the sum
 _FITTED = 3  # parameters of a decline that the deviance is reduced by: theta, g, A
+_HOPELESS = 10.0  # log-likelihood behind the best one of a form that adds nothing anywhere
 _ROUNDS = 6  # scoring steps to A, which is one concave parameter
 _FAR = 60.0  # log dose of F = 0, and its mirror image
 _BEYOND = (3.0, 4.0)  # e-folds before the first and after the last level at which a slow decline still shows
@@ -106,7 +107,7 @@ def mirrored(x: Array, *levels: Array) -> tuple[Array, ...]:
 
 
 def card_of(x: Array, rate: Array, weight: Array, failed: Array, chance: float, share: float) -> Card:
-    """Returns the card of one curve.
+    """Returns the card of one curve; of the last `_REMEMBERED` it is remembered, for points and law ask for the same.
 
     Args:
         x: [L] log dose, rising; -inf for a dose of 0, or inf on the mirrored axis. At least two are finite.
@@ -116,65 +117,87 @@ def card_of(x: Array, rate: Array, weight: Array, failed: Array, chance: float, 
         chance: rate of a guess, below 1.
         share: r, the share of the excess that is lost at theta, between 0 and 1.
     """
+    key = (*(part.tobytes() for part in (x, rate, weight, failed)), chance, share)
+    if key not in _CARDS:
+        if len(_CARDS) >= _REMEMBERED:
+            del _CARDS[next(iter(_CARDS))]
+        _CARDS[key] = _card_of(x, rate, weight, failed, chance, share)
+    return _CARDS[key]
+
+
+_REMEMBERED = 256  # of some 0.2 MB each
+_CARDS: dict[tuple[bytes | float, ...], Card] = {}
+
+
+def _card_of(x: Array, rate: Array, weight: Array, failed: Array, chance: float, share: float) -> Card:
     ends = x[np.isfinite(x)]
     low, high = float(ends[0]) - _BEYOND[0], float(ends[-1]) + _BEYOND[1]
     if np.isinf(x[-1]):  # mirrored
         low, high = float(ends[0]) - _BEYOND[1], float(ends[-1]) + _BEYOND[0]
+    curve = _Curve(np.clip(x, -_FAR, _FAR), weight * rate, weight * (1 - rate), failed, chance, share)
+    forms = [
+        _Form(index, count, price)
+        for index in range(len(shapes_of(share)))
+        for count, price in zip(*_free_levels(curve.right, curve.wrong), strict=True)
+    ]
     coarse = np.linspace(low, high, _COARSE)
-    log_likelihood = _likelihood(coarse, STEEPNESS[::3], x, rate, weight, failed, chance, share).value
-    peak = logsumexp(log_likelihood, axis=1)
+    first = np.array([_plateau(curve, form, coarse, STEEPNESS[::3])[0] for form in forms])
+    peak = logsumexp(first, axis=(0, 2))
+    best = first.max(axis=(1, 2))
+    forms = [form for form, highest in zip(forms, best, strict=True) if highest >= best.max() - _HOPELESS]
     step = coarse[1] - coarse[0]
     near = coarse[peak >= peak.max() - _FAR_BEHIND]
     fine = np.linspace(max(near[0] - step, low), min(near[-1] + step, high), _FINE)
     theta = np.sort(np.concatenate([coarse, fine]))
-    found = _likelihood(theta, STEEPNESS, x, rate, weight, failed, chance, share)
-    value = found.value - found.value.max()
-    return Card(theta, value, found.plateau, found.error, found.shapes, found.deviance, found.freedom)
+    return _summed(curve, forms, theta)
 
 
 @dataclass(frozen=True)
-class _Likelihood:
-    """The parts of a `Card` before they are normalised."""
+class _Curve:
+    """The counts of one curve, all [L], and what its card is asked."""
 
-    value: Array
-    plateau: Array
-    error: Array
-    shapes: Array
-    deviance: float
-    freedom: int
+    x: Array
+    right: Array
+    wrong: Array
+    failed: Array
+    chance: float
+    share: float
 
 
-def _likelihood(
-    theta: Array, steepness: Array, x: Array, rate: Array, weight: Array, failed: Array, chance: float, share: float
-) -> _Likelihood:
-    """Returns the likelihood at every ``theta`` [T] and ``steepness`` [G], summed over forms and free levels."""
-    right, wrong = weight * rate, weight * (1 - rate)
-    at = np.clip(x, -_FAR, _FAR)
-    free, cost = _free_levels(right, wrong)
-    every = []
-    for sharp, floor in shapes_of(share):
-        kept = retention(at, theta[:, None, None], steepness[:, None], sharp, floor, share)
-        for count, price in zip(free, cost, strict=True):
-            found = _plateau(kept[..., count:], right[count:], wrong[count:], failed[count:], chance)
-            every.append((found[0] + price, *found[1:]))
-    likelihoods = np.array([one[0] for one in every])  # [shapes * counts, T, G]
+@dataclass(frozen=True)
+class _Form:
+    """One form of a decline, with a number of free levels before it."""
+
+    shape: int
+    free: int
+    price: float
+    """Log-probability of the free levels, and of their number."""
+
+
+def _summed(curve: _Curve, forms: list[_Form], theta: Array) -> Card:
+    """Returns the card of a curve at ``theta`` [T], summed over ``forms``."""
+    every = [_plateau(curve, form, theta, STEEPNESS) for form in forms]
+    likelihoods = np.array([one[0] for one in every])  # [forms, T, G]
     total = logsumexp(likelihoods, axis=0)
     share_of = np.exp(likelihoods - total)
     plateaus = np.array([one[1] for one in every])
     plateau = (share_of * plateaus).sum(axis=0)
     within = (share_of * (np.array([one[2] for one in every]) + (plateaus - plateau) ** 2)).sum(axis=0)
-    shapes = share_of.reshape(len(shapes_of(share)), len(free), *total.shape).sum(axis=1)
+    shapes = np.zeros((*total.shape, len(shapes_of(curve.share))))
+    for form, part in zip(forms, share_of, strict=True):
+        shapes[..., form.shape] += part
     best = int(likelihoods.max(axis=(1, 2)).argmax())
-    count = free[best % len(free)]
-    exact = float(_binomial(right, wrong)[count:].sum())
-    possible = 1 - chance
-    return _Likelihood(
-        value=total,
+    free = forms[best].free
+    exact = float(_binomial(curve.right, curve.wrong)[free:].sum())
+    possible = 1 - curve.chance
+    return Card(
+        theta=theta,
+        log_likelihood=total - total.max(),
         plateau=plateau / possible,
-        error=np.sqrt(within) / possible,
-        shapes=np.moveaxis(shapes, 0, -1),
+        plateau_error=np.sqrt(within) / possible,
+        shapes=shapes,
         deviance=2 * (exact - float(every[best][3].max())),
-        freedom=max(len(x) - count - _FITTED, 0),
+        freedom=max(len(curve.x) - free - _FITTED, 0),
     )
 
 
@@ -210,13 +233,14 @@ def _binomial(right: Array, wrong: Array) -> Array:
     return found
 
 
-def _plateau(
-    kept: Array, right: Array, wrong: Array, failed: Array, chance: float
-) -> tuple[Array, Array, Array, Array]:
-    """Returns (log-likelihood, A, variance of A, largest log-likelihood), each [T, G], of ``kept`` [T, G, L].
+def _plateau(curve: _Curve, form: _Form, theta: Array, steepness: Array) -> tuple[Array, Array, Array, Array]:
+    """Returns (log-likelihood, A, variance of A, largest log-likelihood), each [T, G], of one form of a decline.
 
     The first is integrated over A, uniform between 0 and 1 - chance, by Laplace's approximation.
     """
+    x, right, wrong, failed = (part[form.free :] for part in (curve.x, curve.right, curve.wrong, curve.failed))
+    chance, shape = curve.chance, shapes_of(curve.share)[form.shape]
+    kept = retention(x, theta[:, None, None], steepness[:, None], *shape, curve.share)
     total = right + wrong
     apart = np.log(failed) + betaln(right + 1, wrong + 1)
     possible = 1 - chance
@@ -241,4 +265,5 @@ def _plateau(
         a = np.clip(a + score / np.maximum(information, 1e-9), 0.01 * possible, (1 - 1e-6) * possible)
     value, _, information = state(a)
     variance = 1 / (information + 2 * np.pi / possible**2)  # no wider than the uniform prior
-    return value + 0.5 * np.log(2 * np.pi * variance / possible**2), a, variance, value
+    integrated = value + 0.5 * np.log(2 * np.pi * variance / possible**2)
+    return integrated + form.price, a, variance, value

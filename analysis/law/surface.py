@@ -40,6 +40,7 @@ _OTHERS = 5  # parameters beside beta: k, log sigma, m, n, log omega
 _WALKERS = 40
 _TRIED = 20  # places to start from, for each walker
 _DISCARD, _ROUNDS, _EVERY = 300, 720, 60
+_MANY, _FEWEST_ROUNDS = 30, 240
 _HALVINGS = 50  # of the range that holds a quantile
 _TOLD = 1.92  # fall of the log-likelihood on both sides that makes a cell tell where it declines
 _TERMS: dict[tuple[float, ...], str] = {
@@ -293,7 +294,11 @@ class _Density:
         )
         # A walker that begins far out, where the curves' likelihoods are level, may never come back.
         start = start[np.argsort(-self(start, bend), kind="stable")[:_WALKERS]]
-        return sample(lambda at: self(at, bend), start, generator, discard=_DISCARD, rounds=_ROUNDS, every=_EVERY)
+        rounds = max(
+            int(_ROUNDS * min(1.0, _MANY / len(self._theta))), _FEWEST_ROUNDS
+        )  # many cells: a normal posterior
+        every = max(rounds * _EVERY // _ROUNDS, 1)
+        return sample(lambda at: self(at, bend), start, generator, discard=_DISCARD, rounds=rounds, every=every)
 
 
 def _plateau_law(cards: Sequence[Card], size: Array, draws: int, generator: np.random.Generator) -> Array:

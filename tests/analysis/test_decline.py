@@ -85,6 +85,7 @@ def test_lower_first_levels_do_not_move_the_place():
 
 
 def test_the_plateau_is_integrated_over_as_a_quadrature_does(monkeypatch):
+    monkeypatch.setattr(decline, "_CARDS", {})
     monkeypatch.setattr(decline, "SHARPNESS", (6.0,))
     monkeypatch.setattr(decline, "_FLOORS", (0.0,))
     rate, weight = rates(np.log(300.0)), np.full(len(X), 40.0)
@@ -140,3 +141,14 @@ def test_a_long_rise_is_not_taken_for_a_misfit():
     assert x[7] < best(card) < x[9]
     marginal = card.marginal()
     assert card.theta[marginal > -2].min() > x[6]
+
+
+def test_a_card_is_made_once_and_not_remembered_for_ever(monkeypatch):
+    monkeypatch.setattr(decline, "_CARDS", {})
+    monkeypatch.setattr(decline, "_REMEMBERED", 2)
+    weight = np.full(len(X), 50.0)
+    first = card_of(X, rates(np.log(300.0)), weight, CHANCE, SHARE)
+    assert card_of(X, rates(np.log(300.0)), weight, CHANCE, SHARE) is first
+    others = [card_of(X, rates(np.log(place)), weight, CHANCE, SHARE) for place in (100.0, 200.0)]
+    assert len(decline._CARDS) == 2 and first is not card_of(X, rates(np.log(300.0)), weight, CHANCE, SHARE)
+    assert best(others[0]) < best(others[1])
