@@ -117,7 +117,8 @@ def card_of(x: Array, rate: Array, weight: Array, failed: Array, chance: float, 
         chance: rate of a guess, below 1.
         share: r, the share of the excess that is lost at theta, between 0 and 1.
     """
-    key = (*(part.tobytes() for part in (x, rate, weight, failed)), chance, share)
+    parts = [part.tobytes() for part in (x, rate, weight, failed)]
+    key: tuple[bytes | float, ...] = (*parts, chance, share)
     if key not in _CARDS:
         if len(_CARDS) >= _REMEMBERED:
             del _CARDS[next(iter(_CARDS))]
