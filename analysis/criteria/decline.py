@@ -32,7 +32,7 @@ from megatron_kis.analysis.criteria.isotonic import isotonic_prefixes
 from megatron_kis.analysis.runs.curves import Array
 
 STEEPNESS: Array = np.exp(np.linspace(np.log(0.4), np.log(24.0), 24))
-"""[G] values of g: half of the excess lost over five e-folds of the dose, and over a thirtieth of one."""
+"""[G] values of g: beyond a corner half of the excess is lost over 1.7 e-folds of the dose, or a thirtieth of one."""
 SHARPNESS = (1.0, 6.0)
 _FLOORS = (0.0, 0.35, 0.7)  # f, as shares of 1 - r: f must be below the retention at theta
 _NO_RISE = 0.6  # prior that the plateau begins at the first level
