@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.new_model import NewModel
@@ -294,14 +293,14 @@ def _most(prediction: Prediction) -> float | None:
 
 def _largest(kept: Callable[[Array], Array], confidence: float, most: float | None) -> float | None:
     """Returns the largest whole dose at which ``kept`` is at least ``confidence``; None where 1 is too much."""
-    log_dose = float(brentq(lambda x: float(kept(np.array(x))) - confidence, *_ENDS, xtol=1e-9))
+    log_dose = _crossing(lambda x: float(kept(np.array(x))) - confidence)
     dose = math.exp(log_dose) if most is None else min(math.exp(log_dose), most)
     whole = math.floor(dose * (1 + 1e-9))
     return float(whole) if whole >= 1 else None
 
 
 def _limit(model: NewModel, probability: float, confidence: float) -> Limit:
-    alone = math.exp(brentq(lambda x: float(model.beyond(np.array(x))) - confidence, *_ENDS, xtol=1e-9))
+    alone = math.exp(_crossing(lambda x: float(model.beyond(np.array(x))) - confidence))
     return Limit(
         kind=model.law.kind,
         group=model.law.group,
@@ -314,7 +313,7 @@ def _limit(model: NewModel, probability: float, confidence: float) -> Limit:
 
 
 def _learned(onset: NewModel, x: float | None, confidence: float) -> Learned:
-    dose = math.exp(brentq(lambda at: 1 - float(onset.beyond(np.array(at))) - confidence, *_ENDS, xtol=1e-9))
+    dose = math.exp(_crossing(lambda at: 1 - float(onset.beyond(np.array(at))) - confidence))
     return Learned(
         probability=0.0 if x is None else 1 - float(onset.beyond(np.array(x))),
         dose=dose,
@@ -336,3 +335,10 @@ def _warnings(models: Sequence[NewModel], reference: Prediction, most: float | N
     if most is None and reference.slice.held_by != RATIO:
         warnings.append("what a dose costs is not known, so that it may take more than all tokens of the budget")
     return warnings
+
+
+def _crossing(above: Callable[[float], float]) -> float:
+    """Returns the log dose at which a monotone function crosses zero."""
+    from scipy.optimize import brentq  # slow to import, and seldom needed
+
+    return float(brentq(above, *_ENDS, xtol=1e-9))

@@ -20,7 +20,6 @@ import math
 from functools import cache
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 from megatron_kis.analysis.runs.curves import Array
@@ -75,6 +74,8 @@ def group_sequential(confidence: float, looks: int) -> float:
 
     single = float(ndtri(0.5 + confidence / 2))
     bonferroni = float(ndtri(1 - (1 - confidence) / (2 * looks)))
+    from scipy.optimize import brentq  # slow to import, and seldom needed
+
     return 2 * float(ndtr(brentq(held, single - 1e-2, bonferroni + 1e-2, xtol=1e-6))) - 1
 
 

@@ -68,7 +68,8 @@ def with_curves(law, places, *, onset=False, facts=20_000, plateau=0.6):
     for place in places:
         at, theta = (-x[::-1], -place) if onset else (x, place)
         p = CHANCE + plateau * (1 - CHANCE) * retention(at, np.array(theta), np.array(3.0), *shapes_of(share)[0], share)
-        cards.append(card_of(at, generator.binomial(facts, p) / facts, np.full(len(x), float(facts)), CHANCE, share))
+        rate, weight = generator.binomial(facts, p) / facts, np.full(len(x), float(facts))
+        cards.append(card_of(at, rate, weight, np.full(len(x), 1e-4), CHANCE, share))
     surface = fit_surface(
         cards,
         SIZE,
