@@ -28,8 +28,9 @@ def sample(
 ) -> tuple[Array, float]:
     """Returns (draws [R, P], convergence) of a log density.
 
-    The convergence is the largest ratio, over parameters, of the spread of all draws to that within each of the two
-    halves of the walkers (Gelman and Rubin's R); near 1 where both have forgotten where they began.
+    The convergence is the largest ratio, over parameters, of the spread of all draws to that within four parts of them:
+    both halves of the rounds, of both halves of the walkers (Gelman and Rubin's R). It is near 1 where all have
+    forgotten where they began.
 
     Args:
         density: log density [W] of parameters [W, P]; -inf where there is none.

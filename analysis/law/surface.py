@@ -190,7 +190,8 @@ def fit_surface(
     square = size**2 - x @ projection
     sides = -1.0 if mirrored else 1.0
     density = _Density(cards, x, square, size, sides)
-    fits = [density.draw(spread, generator) for spread in (bend, 0.0)]
+    straight = density.draw(0.0, generator)
+    fits = [density.draw(bend, generator) if bend > 0 else straight, straight]
     plateau = _plateau_law(cards, size, len(fits[0][0]), generator)
     best = [np.unravel_index(int(card.log_likelihood.argmax()), card.log_likelihood.shape) for card in cards]
     return Surface(
@@ -248,7 +249,8 @@ class _Density:
         prior = -0.5 * (sigma / SCATTER) ** 2 + log_sigma - 0.5 * (omega / _UNEQUAL) ** 2 + log_omega
         prior -= 0.5 * ((m - _STEEP[0]) / _STEEP[1]) ** 2 + 0.5 * (n / _STEEPER) ** 2
         prior -= 0.5 * ((beta[:, 1:] / _SLOPES) ** 2).sum(-1)
-        prior -= 0.5 * (k / bend) ** 2 if bend > 0 else 0.5 * (k / 1e-9) ** 2
+        if bend > 0:
+            prior -= 0.5 * (k / bend) ** 2
         allowed = (np.minimum(log_sigma, log_omega) > _LEAST) & (np.maximum(log_sigma, log_omega) < _MOST)
         value = np.log(np.maximum(cells, 1e-300)).sum(-1) + prior
         return np.where(allowed, value, -np.inf)
@@ -282,10 +284,11 @@ class _Density:
         covariance = np.linalg.pinv(information @ self._x)
         beta = covariance @ (information @ mean)
         tried = _TRIED * _WALKERS
+        p = self._x.shape[1]
         start = np.column_stack(
             [
-                beta + generator.multivariate_normal(np.zeros(len(beta)), covariance, tried),
-                (0.5 * bend if bend > 0 else 1e-10) * generator.standard_normal(tried),
+                beta + generator.multivariate_normal(np.zeros(p), covariance, tried),
+                0.5 * bend * generator.standard_normal(tried),
                 np.log(0.5 * SCATTER) + 0.4 * generator.standard_normal(tried),
                 _STEEP[0] + 0.4 * generator.standard_normal(tried),
                 0.5 * _STEEPER * generator.standard_normal(tried),
@@ -294,11 +297,21 @@ class _Density:
         )
         # A walker that begins far out, where the curves' likelihoods are level, may never come back.
         start = start[np.argsort(-self(start, bend), kind="stable")[:_WALKERS]]
-        rounds = max(
-            int(_ROUNDS * min(1.0, _MANY / len(self._theta))), _FEWEST_ROUNDS
-        )  # many cells: a normal posterior
+        # The density of many cells is nearly normal, and is sampled sooner.
+        rounds = max(int(_ROUNDS * min(1.0, _MANY / len(self._theta))), _FEWEST_ROUNDS)
         every = max(rounds * _EVERY // _ROUNDS, 1)
-        return sample(lambda at: self(at, bend), start, generator, discard=_DISCARD, rounds=rounds, every=every)
+        free = np.arange(start.shape[1]) != p if bend == 0 else np.ones(start.shape[1], dtype=bool)
+
+        def whole(at: Array) -> Array:
+            """Returns parameters [W, P] with k = 0 where it is not free."""
+            found = np.zeros((len(at), len(free)))
+            found[:, free] = at
+            return found
+
+        draws, convergence = sample(
+            lambda at: self(whole(at), bend), start[:, free], generator, discard=_DISCARD, rounds=rounds, every=every
+        )
+        return whole(draws), convergence
 
 
 def _plateau_law(cards: Sequence[Card], size: Array, draws: int, generator: np.random.Generator) -> Array:

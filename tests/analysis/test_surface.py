@@ -86,6 +86,7 @@ def test_the_law_is_found_and_may_bend_beyond_what_was_trained(study):
     middle_of, least, most = study.estimates(0.95)["b_log_params"]
     assert least < 0.3 < most and middle_of == pytest.approx(float(np.median(study.straight[:, 1])))
     assert 0 < study.estimates(0.95)["sigma"][1] < study.estimates(0.95)["sigma"][2] < 1
+    assert (study.straight[:, 2] == 0).all() and len(np.unique(study.straight[:, 1])) > 0.95 * len(study.straight)
     exponent = study.straight[:, 1]
     assert exponent.mean() == pytest.approx(0.3, abs=2 * exponent.std())
 
