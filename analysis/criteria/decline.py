@@ -41,6 +41,7 @@ _FAR_BEHIND = 8.0  # log-likelihood of a number of free levels that adds nothing
 _FITTED = 3  # parameters of a decline that the deviance is reduced by: theta, g, A
 _HOPELESS = 10.0  # log-likelihood behind the best one of a form that adds nothing anywhere
 _ROUNDS = 6  # scoring steps to A, which is one concave parameter
+_STILL = 1e-5  # a step to A that is the last
 _FAR = 60.0  # log dose of F = 0, and its mirror image
 _BEYOND = (3.0, 4.0)  # e-folds before the first and after the last level at which a slow decline still shows
 _COARSE, _FINE = 48, 48  # values of theta over everything, and where the likelihood is
@@ -97,7 +98,8 @@ def retention(x: Array, theta: Array, steepness: Array, sharp: float, floor: flo
     """Returns R at log doses ``x``, which has fallen to 1 - ``share`` at ``theta``; arguments are broadcast."""
     left = (1 - share - floor) / (1 - floor)
     start = theta - np.log(left**-sharp - 1) / (sharp * steepness)
-    kept: Array = floor + (1 - floor) * np.exp(-np.logaddexp(0.0, sharp * steepness * (x - start)) / sharp)
+    beyond = np.minimum(sharp * steepness * (x - start), 700.0)
+    kept: Array = floor + (1 - floor) * np.exp(np.log(1 + np.exp(beyond)) / -sharp)
     return kept
 
 
@@ -126,7 +128,7 @@ def card_of(x: Array, rate: Array, weight: Array, failed: Array, chance: float, 
     return _CARDS[key]
 
 
-_REMEMBERED = 256  # of some 0.2 MB each
+_REMEMBERED = 512  # of some 0.2 MB each
 _CARDS: dict[tuple[bytes | float, ...], Card] = {}
 
 
@@ -239,32 +241,35 @@ def _plateau(curve: _Curve, form: _Form, theta: Array, steepness: Array) -> tupl
 
     The first is integrated over A, uniform between 0 and 1 - chance, by Laplace's approximation.
     """
-    x, right, wrong, failed = (part[form.free :] for part in (curve.x, curve.right, curve.wrong, curve.failed))
+    # Levels are the first axis, over which sums are fast.
+    x, right, wrong, failed = (
+        part[form.free :, None, None] for part in (curve.x, curve.right, curve.wrong, curve.failed)
+    )
     chance, shape = curve.chance, shapes_of(curve.share)[form.shape]
-    kept = retention(x, theta[:, None, None], steepness[:, None], *shape, curve.share)
+    kept = retention(x, theta[:, None], steepness, *shape, curve.share)  # [L, T, G]
     total = right + wrong
     apart = np.log(failed) + betaln(right + 1, wrong + 1)
+    alike = np.log1p(-failed)
     possible = 1 - chance
-    start = (right.sum() / total.sum() - chance) / np.maximum((kept * total).sum(-1) / total.sum(), 1e-3)
+    start = (right.sum() / total.sum() - chance) / np.maximum((kept * total).sum(axis=0) / total.sum(), 1e-3)
     a = np.clip(start, 0.02 * possible, 0.999 * possible)
 
-    def rates(a: Array) -> Array:
-        return np.clip(chance + a[..., None] * kept, 1e-9, 1 - 1e-9)
-
     def state(a: Array) -> tuple[Array, Array, Array]:
-        """Returns (log-likelihood, score, information), each [T, G]."""
-        p = rates(a)
-        there = np.log1p(-failed) + right * np.log(p) + wrong * np.log1p(-p)
-        level = np.logaddexp(there, apart)
-        belongs = np.exp(there - level)
-        slope = (right / p - wrong / (1 - p)) * kept
-        curvature = total * kept * kept / (p * (1 - p))
-        return level.sum(-1), (belongs * slope).sum(-1), (belongs * curvature).sum(-1)
+        """Returns (log-likelihood of the levels [L, T, G], score [T, G], information [T, G])."""
+        p = np.clip(chance + a * kept, 1e-9, 1 - 1e-9)
+        there = alike + right * np.log(p) + wrong * np.log(1 - p)
+        belongs = 1 / (1 + np.exp(np.minimum(apart - there, 700.0)))
+        slope = belongs * kept / (p * (1 - p))
+        return there, (slope * (right - total * p)).sum(axis=0), (slope * kept * total).sum(axis=0)
 
     for _ in range(_ROUNDS):
         _, score, information = state(a)
+        before = a
         a = np.clip(a + score / np.maximum(information, 1e-9), 0.01 * possible, (1 - 1e-6) * possible)
-    value, _, information = state(a)
+        if np.abs(a - before).max() < _STILL:
+            break
+    there, _, information = state(a)
+    value = np.logaddexp(there, apart).sum(axis=0)
     variance = 1 / (information + 2 * np.pi / possible**2)  # no wider than the uniform prior
     integrated = value + 0.5 * np.log(2 * np.pi * variance / possible**2)
     return integrated + form.price, a, variance, value

@@ -82,7 +82,7 @@ def test_the_law_is_found_and_may_bend_beyond_what_was_trained(study):
     assert width[0] < 1.6 and 1.1 * width[0] < width[1]
     middle = float(LOG_N[2])
     inside = [interval(study, middle, straight=s)[2] - interval(study, middle, straight=s)[0] for s in (True, False)]
-    assert inside[1] < 1.3 * inside[0], "a bend matters beyond the sizes, not among them"
+    assert inside[1] < 1.5 * inside[0], "a bend matters beyond the sizes, not among them"
     middle_of, least, most = study.estimates(0.95)["b_log_params"]
     assert least < 0.3 < most and middle_of == pytest.approx(float(np.median(study.straight[:, 1])))
     assert 0 < study.estimates(0.95)["sigma"][1] < study.estimates(0.95)["sigma"][2] < 1
