@@ -19,7 +19,7 @@ import numpy as np
 
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.new_model import NewModel
-from megatron_kis.analysis.law.predict import Prediction, predict
+from megatron_kis.analysis.law.predict import LARGEST, Prediction, predict
 from megatron_kis.analysis.law.utility import Best, Weights, best_dose
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.slices import RATIO, USUAL, Slice
@@ -32,7 +32,6 @@ INDEPENDENT = (
     "the laws are taken as independent; where models that lose one thing early also lose another early, the dose is "
     "cautious"
 )
-_ENDS = (-40.0, 80.0)  # log doses between which every transition lies
 _SHOWN = 12
 """Most slices that an error lists."""
 
@@ -167,7 +166,7 @@ def decide(
     most = _most(reference)
     kept = together(limits)
     dose = _largest(kept, confidence, most)
-    at = math.log(dose) if dose else _ENDS[0]
+    at = math.log(dose) if dose else -LARGEST
     probabilities = [float(model.beyond(np.array(at))) for model in limits]
     first = limits[int(np.argmin([float(m.beyond(np.array(max(at, 0.0)))) for m in limits]))]
     used_up = most is not None and dose is not None and dose + 1 > most
@@ -313,7 +312,7 @@ def _limit(model: NewModel, probability: float, confidence: float) -> Limit:
 
 
 def _learned(onset: NewModel, x: float | None, confidence: float) -> Learned:
-    dose = math.exp(_crossing(lambda at: 1 - float(onset.beyond(np.array(at))) - confidence))
+    dose = math.exp(_crossing(lambda at: float(onset.beyond(np.array(at))) - (1 - confidence)))
     return Learned(
         probability=0.0 if x is None else 1 - float(onset.beyond(np.array(x))),
         dose=dose,
@@ -338,7 +337,9 @@ def _warnings(models: Sequence[NewModel], reference: Prediction, most: float | N
 
 
 def _crossing(above: Callable[[float], float]) -> float:
-    """Returns the log dose at which a monotone function crosses zero."""
+    """Returns the log dose at which a falling function crosses zero, between -`LARGEST` and `LARGEST`."""
     from scipy.optimize import brentq  # slow to import, and seldom needed
 
-    return float(brentq(above, *_ENDS, xtol=1e-9))
+    if above(-LARGEST) <= 0:
+        return -LARGEST
+    return LARGEST if above(LARGEST) >= 0 else float(brentq(above, -LARGEST, LARGEST, xtol=1e-9))

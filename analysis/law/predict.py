@@ -27,6 +27,8 @@ _LATER = (
     "straight_interval",
     "points_interval",
 )
+LARGEST = 600.0
+"""Largest logarithm of a dose, up or down: JSON can hold the dose, and its tokens and bits."""
 _FAR = 10.0  # an extrapolation by more than this factor gets a warning
 _WIDER = 1.25  # times the headline's log width: a wider bootstrap interval gets a warning
 
@@ -391,8 +393,8 @@ def _domain(
 
 
 def _exp(value: float) -> float:
-    """Returns exp(value), limited to what JSON can hold: with one degree of freedom an interval can be enormous."""
-    return math.exp(min(max(value, -700.0), 700.0))
+    """Returns exp(value), limited to `LARGEST`: with one degree of freedom an interval can be enormous."""
+    return math.exp(min(max(value, -LARGEST), LARGEST))
 
 
 def _width(interval: tuple[float, float]) -> float:

@@ -18,6 +18,7 @@ from megatron_kis.analysis.law.candidates import SIZE
 from megatron_kis.analysis.law.decision import CONFIDENCE, decide, decision_record
 from megatron_kis.analysis.law.loss_rise import loss_rise
 from megatron_kis.analysis.law.new_model import NewModel
+from megatron_kis.analysis.law.predict import LARGEST, prediction_record
 from megatron_kis.analysis.law.surface import fit_surface, record_of
 from megatron_kis.analysis.law.utility import STEP, Weights
 from megatron_kis.analysis.outputs import law_record
@@ -29,7 +30,7 @@ from megatron_kis.analysis.runs.slices import USUAL, Slice
 from megatron_kis.analysis.simulate import Truth, simulate_curves, simulate_table
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import fingerprint
+from megatron_kis.common.files import fingerprint, write_json
 from megatron_kis.config.analysis import AnalysisConfig
 from tests.analysis.points import SIZES, point
 
@@ -359,3 +360,17 @@ def test_a_decision_in_words():
     )
     k = law_of(slice=Slice("facts", "frequency", 14.0), scale=30.0)
     assert sentence(decide([k], N)).startswith("Infuse at most ")
+
+
+@pytest.mark.parametrize("confidence", [1e-12, 0.5, 1 - 1e-12])
+def test_a_law_that_hardly_says_anything_is_asked_as_well(confidence, tmp_path):
+    """Transitions may lie where no dose can be: with one degree of freedom, or far from the sizes of the law."""
+    few = fit_law(points_of()[:3], "collapse", "background", law="N", bend=0.0)
+    onset = fit_law(points_of("onset", "infused", scale=30.0), "onset", "infused", law="N")
+    amounts = {"exposures_per_dose": 1e20, "bits_per_dose": 1e20}
+    found = decide([replace(few, amounts=amounts), onset], 1e20, confidence=confidence)
+    write_json(tmp_path / "decision.json", decision_record(found))
+    least, most = math.exp(-LARGEST), math.exp(LARGEST)
+    assert all(least <= dose <= most for dose in (found.limits[0].alone, found.learned.dose))
+    told = predict(replace(few, amounts=amounts, confidence=1 - 1e-12), 1e20)
+    write_json(tmp_path / "prediction.json", prediction_record(told))
