@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_kis.analysis.law.choice import NOTHING
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.new_model import NewModel
 from megatron_kis.analysis.law.predict import LARGEST, Prediction, predict
@@ -242,7 +243,7 @@ def _chosen(
             remedy="a dose is limited by what it loses; kis law fit on runs that show it",
         )
     fitting = [
-        law for law in losing if axis in (None, law.slice.axis) and held_by in (None, law.slice.held_by or "nothing")
+        law for law in losing if axis in (None, law.slice.axis) and held_by in (None, law.slice.held_by or NOTHING)
     ]
     there = first_of(sorted({_options(law) for law in losing} - {""}), _SHOWN, separator="; ")
     remedy = f"name one of: {there}" if there else "leave out --axis, --held-by and --held"
@@ -252,10 +253,12 @@ def _chosen(
         own = [law for law in fitting if law.range_held is None]
         fitting = own or fitting
     slices = {replace(law.slice, held=law.slice.held if held is None else held) for law in fitting}
-    if len(slices) != 1 or (held is None and fitting[0].range_held is not None):
+    if len(slices) != 1:
         problem = f"laws of {len(slices)} slices to choose from" if fitting else "no law of this slice"
         raise InputError(problem, where=where, remedy=remedy)
     one = slices.pop()
+    if held is None and fitting[0].range_held is not None:
+        raise InputError(f"the laws depend on the {one.held_by} held", where=where, remedy=remedy)
     chosen: dict[tuple[str, str], Law] = {}
     for law in laws:
         same = (law.slice.axis, law.slice.held_by) == (one.axis, one.held_by) and _holds(law, one.held)
@@ -277,9 +280,9 @@ def _options(law: Law) -> str:
     """Returns the options that name a law's slice; empty for the usual one."""
     one = law.slice
     if one == USUAL:
-        return "--axis frequency --held-by nothing"
+        return f"--axis frequency --held-by {NOTHING}"
     held = law.range_held[0] if law.range_held else one.held
-    said = f"--axis {one.axis} --held-by {one.held_by or 'nothing'}"
+    said = f"--axis {one.axis} --held-by {one.held_by or NOTHING}"
     return said if held is None else f"{said} --held {held:.15g}"
 
 
