@@ -73,6 +73,7 @@ def sensitivity(
     tokens: float | None = None,
     *,
     cross: bool = False,
+    where: str = "curves",
     progress: Callable[[int, int, AnalysisConfig], None] = lambda *_: None,
 ) -> list[Variant]:
     """Returns the law at the top of law.json, and what it predicts, under every choice; the declared one first.
@@ -83,6 +84,7 @@ def sensitivity(
         params: N of the target; no prediction if None.
         tokens: D of the target; the largest of each law if None.
         cross: all combinations, and not only those that differ from the declared settings in one choice.
+        where: names the table in errors.
         progress: is called before each of them with its number, how many there are, and the settings.
 
     Raises:
@@ -97,7 +99,7 @@ def sensitivity(
             key = _key(find_transitions(table, one), one)
             if key is None:
                 remedy = "curves of infused or background facts of the declared split and scoring rule"
-                raise InputError("no point of a collapse or of the loss", where="sensitivity", remedy=remedy)
+                raise InputError("no point of a collapse or of the loss", where=where, remedy=remedy)
         found.append(_variant(table, settings, one, key, (params, tokens)))
     return found
 

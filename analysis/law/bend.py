@@ -9,7 +9,6 @@ points leave open, with Student's quantiles, and what the prior does, with the n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,5 +125,5 @@ def record_of(bend: Bend) -> dict[str, Any]:
 
 def bend_of(record: dict[str, Any]) -> Bend:
     """Makes a bend of one law from its record."""
-    arrays: Sequence[str] = ("projection", "shift", "covariance", "lean")
+    arrays = ("projection", "shift", "covariance", "lean")
     return Bend(**(record | {name: np.array(record[name], dtype=float) for name in arrays}))

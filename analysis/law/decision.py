@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from megatron_kis.analysis.law.choice import NOTHING
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.new_model import NewModel
-from megatron_kis.analysis.law.predict import Prediction, predict
+from megatron_kis.analysis.law.predict import LARGEST, Prediction, predict
 from megatron_kis.analysis.law.utility import Best, Weights, best_dose
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.analysis.runs.slices import RATIO, USUAL, Slice
@@ -32,7 +33,6 @@ INDEPENDENT = (
     "the laws are taken as independent; where models that lose one thing early also lose another early, the dose is "
     "cautious"
 )
-_ENDS = (-40.0, 80.0)  # log doses between which every transition lies
 _SHOWN = 12
 """Most slices that an error lists."""
 
@@ -167,7 +167,7 @@ def decide(
     most = _most(reference)
     kept = together(limits)
     dose = _largest(kept, confidence, most)
-    at = math.log(dose) if dose else _ENDS[0]
+    at = math.log(dose) if dose else -LARGEST
     probabilities = [float(model.beyond(np.array(at))) for model in limits]
     first = limits[int(np.argmin([float(m.beyond(np.array(max(at, 0.0)))) for m in limits]))]
     used_up = most is not None and dose is not None and dose + 1 > most
@@ -243,7 +243,7 @@ def _chosen(
             remedy="a dose is limited by what it loses; kis law fit on runs that show it",
         )
     fitting = [
-        law for law in losing if axis in (None, law.slice.axis) and held_by in (None, law.slice.held_by or "nothing")
+        law for law in losing if axis in (None, law.slice.axis) and held_by in (None, law.slice.held_by or NOTHING)
     ]
     there = first_of(sorted({_options(law) for law in losing} - {""}), _SHOWN, separator="; ")
     remedy = f"name one of: {there}" if there else "leave out --axis, --held-by and --held"
@@ -253,10 +253,12 @@ def _chosen(
         own = [law for law in fitting if law.range_held is None]
         fitting = own or fitting
     slices = {replace(law.slice, held=law.slice.held if held is None else held) for law in fitting}
-    if len(slices) != 1 or (held is None and fitting[0].range_held is not None):
+    if len(slices) != 1:
         problem = f"laws of {len(slices)} slices to choose from" if fitting else "no law of this slice"
         raise InputError(problem, where=where, remedy=remedy)
     one = slices.pop()
+    if held is None and fitting[0].range_held is not None:
+        raise InputError(f"the laws depend on the {one.held_by} held", where=where, remedy=remedy)
     chosen: dict[tuple[str, str], Law] = {}
     for law in laws:
         same = (law.slice.axis, law.slice.held_by) == (one.axis, one.held_by) and _holds(law, one.held)
@@ -278,9 +280,9 @@ def _options(law: Law) -> str:
     """Returns the options that name a law's slice; empty for the usual one."""
     one = law.slice
     if one == USUAL:
-        return "--axis frequency --held-by nothing"
+        return f"--axis frequency --held-by {NOTHING}"
     held = law.range_held[0] if law.range_held else one.held
-    said = f"--axis {one.axis} --held-by {one.held_by or 'nothing'}"
+    said = f"--axis {one.axis} --held-by {one.held_by or NOTHING}"
     return said if held is None else f"{said} --held {held:.15g}"
 
 
@@ -313,7 +315,7 @@ def _limit(model: NewModel, probability: float, confidence: float) -> Limit:
 
 
 def _learned(onset: NewModel, x: float | None, confidence: float) -> Learned:
-    dose = math.exp(_crossing(lambda at: 1 - float(onset.beyond(np.array(at))) - confidence))
+    dose = math.exp(_crossing(lambda at: float(onset.beyond(np.array(at))) - (1 - confidence)))
     return Learned(
         probability=0.0 if x is None else 1 - float(onset.beyond(np.array(x))),
         dose=dose,
@@ -338,7 +340,9 @@ def _warnings(models: Sequence[NewModel], reference: Prediction, most: float | N
 
 
 def _crossing(above: Callable[[float], float]) -> float:
-    """Returns the log dose at which a monotone function crosses zero."""
+    """Returns the log dose at which a falling function crosses zero, between -`LARGEST` and `LARGEST`."""
     from scipy.optimize import brentq  # slow to import, and seldom needed
 
-    return float(brentq(above, *_ENDS, xtol=1e-9))
+    if above(-LARGEST) <= 0:
+        return -LARGEST
+    return LARGEST if above(LARGEST) >= 0 else float(brentq(above, -LARGEST, LARGEST, xtol=1e-9))

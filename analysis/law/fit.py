@@ -42,6 +42,7 @@ from megatron_kis.analysis.law.coefficients import (
     lack_of_fit,
     nonembedding,
 )
+from megatron_kis.analysis.law.surface import Surface, surface_of
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.analysis.runs.groups import group_key
 from megatron_kis.analysis.runs.slices import FREQUENCY, RATIO, USUAL, Slice
@@ -132,6 +133,11 @@ class Law:
     """The likelihood of all curves together (`megatron_kis.analysis.law.surface`), from which predictions are made;
     None where only points are known, or the curves cannot carry it."""
     warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def all_curves(self) -> Surface | None:
+        """The likelihood in ``surface``, to ask about models."""
+        return None if self.surface is None else surface_of(self.surface)
 
     @property
     def candidate(self) -> Candidate:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_kis.analysis.criteria.decline import shapes_of
 from megatron_kis.analysis.law.bend import Bend
 from megatron_kis.analysis.law.candidates import CANDIDATES, Candidate
 from megatron_kis.analysis.law.coefficients import AMOUNTS, Coefficient
 from megatron_kis.analysis.law.fit import SCHEMA, Law
-from megatron_kis.analysis.law.surface import surface_of
+from megatron_kis.analysis.law.surface import OTHERS, Surface
 from megatron_kis.analysis.runs.groups import CURVE_GROUPS, is_group
 from megatron_kis.analysis.runs.slices import RATIO, Slice, slice_of_record
 from megatron_kis.analysis.runs.transitions import KINDS, STATUSES
@@ -130,6 +131,28 @@ class _Fields:
             raise self.wrong(key, f"a list of {count} numbers")
         return numbers
 
+    def rows(self, key: str, width: int, count: int | None = None) -> list[list[float]]:
+        """Returns a list of ``count`` lists (None: one or more) of ``width`` finite numbers."""
+        rows = self.list_of(key)
+        whole = all(isinstance(row, list) and len(row) == width and all(map(_is_number, row)) for row in rows)
+        if not whole or len(rows) != (count or len(rows) or 1):
+            raise self.wrong(key, f"{count or 'one or more'} rows of {width} numbers")
+        return rows
+
+    def share(self, key: str) -> float:
+        """Returns a number between 0 and 1, neither of them."""
+        share: float = self.number(key)
+        if not 0 < share < 1:
+            raise self.wrong(key, "a number between 0 and 1")
+        return share
+
+    def truth(self, key: str) -> bool:
+        """Returns true or false."""
+        truth = self.value(key)
+        if not isinstance(truth, bool):
+            raise self.wrong(key, "true or false")
+        return truth
+
     def only(self, known: Sequence[str]) -> None:
         """Refuses a key that is not known."""
         for key in self.content:
@@ -154,10 +177,6 @@ def _law(fields: _Fields) -> Law:
         raise fields.wrong("kind", nearest(kind, KINDS))
     if not is_group(group):
         raise fields.wrong("group", nearest(group, CURVE_GROUPS))
-    if not 0 < fields.number("confidence") < 1:
-        raise fields.wrong("confidence", "a number between 0 and 1")
-    if not isinstance(fields.value("unvalidated"), bool):
-        raise fields.wrong("unvalidated", "true or false")
     degrees = fields.number("degrees_of_freedom", least=-math.inf if form.offset else 0)
     scatter = degrees  # files of earlier versions
     if "scatter_degrees_of_freedom" in fields.content:
@@ -176,8 +195,8 @@ def _law(fields: _Fields) -> Law:
         sigma=fields.number("sigma", least=0),
         degrees_of_freedom=degrees,
         scatter_degrees_of_freedom=scatter,
-        confidence=fields.value("confidence"),
-        unvalidated=fields.value("unvalidated"),
+        confidence=fields.share("confidence"),
+        unvalidated=fields.truth("unvalidated"),
         centre=fields.numbers("centre", len(form.rows)),
         parameters=fields.numbers("parameters", form.size),
         covariance=_covariance(fields, form.size),
@@ -224,10 +243,7 @@ def _coefficients(fields: _Fields) -> dict[str, Coefficient | None]:
 
 
 def _covariance(fields: _Fields, size: int) -> list[list[float]]:
-    rows = fields.list_of("covariance")
-    square = len(rows) == size and all(isinstance(row, list) and len(row) == size for row in rows)
-    if not square or not all(_is_number(value) for row in rows for value in row):
-        raise fields.wrong("covariance", f"{size} rows of {size} numbers")
+    rows = fields.rows("covariance", size, size)
     if any(rows[index][index] < 0 for index in range(size)):
         raise fields.wrong("covariance", "variances of at least 0")
     return rows
@@ -304,15 +320,22 @@ def _surface(fields: _Fields, form: Candidate) -> dict[str, Any] | None:
     """Returns the likelihood of all curves; None where there is none."""
     if fields.content.get("surface") is None:
         return None
-    content = fields.fields("surface").content
-    try:
-        surface = surface_of(content)
-    except (KeyError, TypeError, ValueError) as error:
-        problem = f"is damaged ({type(error).__name__}: {error})"
-        raise InputError(problem, where=fields.place("surface"), remedy=_REMEDY) from None
-    if surface.candidate.in_held and not form.in_held:
-        raise InputError("is of several slices", where=fields.place("surface"), remedy=_REMEDY)
-    return content
+    surface = fields.fields("surface")
+    size = 1 + len(_form(surface, pooled=form.in_held).rows)
+    surface.only(("law", *(name for name in Surface.__dataclass_fields__ if name != "candidate")))
+    surface.truth("mirrored")
+    for name in ("bend", "chance", "cells", "told", "convergence", "freedom"):
+        surface.number(name, least=0)
+    surface.number("deviance")
+    if surface.content["chance"] >= 1:
+        raise surface.wrong("chance", "the rate of a guess, below 1")
+    if min(surface.numbers("shapes", len(shapes_of(surface.share("share"))))) < 0 or not any(surface.value("shapes")):
+        raise surface.wrong("shapes", "probabilities of at least 0")
+    for name in ("centre", "projection"):
+        surface.numbers(name, size)
+    width = size + OTHERS
+    surface.rows("straight", width, len(surface.rows("bent", width)))
+    return surface.content
 
 
 def _is_number(value: Any) -> bool:

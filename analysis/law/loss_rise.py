@@ -33,7 +33,7 @@ class LossRise:
     scatter: float
     """Standard deviation of p between models, with that of its mean."""
     cells: int
-    """Number of (N, D)."""
+    """Number of (N, D), each of them once for every slice of the law."""
 
     def excesses(self, x: Array, log_star: Array, generator: np.random.Generator) -> Array:
         """Returns [R, L] relative excesses of models with dose* ``exp(log_star)`` [R], at log doses ``x`` [L]."""
@@ -53,18 +53,19 @@ def loss_rise(curves: Sequence[Curve], law: Law, *, where: str) -> LossRise:
     Raises:
         InputError: fewer than three (N, D) show it.
     """
-    stars = {(p["params"], p["tokens"]): p["value"] for p in law.points if p["value"]}
-    found: dict[tuple[int, int], tuple[float, float]] = {}
+    stars = {(p["params"], p["tokens"], p.get("held")): p["value"] for p in law.points if p["value"]}
+    found: dict[tuple[int, int, float | None], tuple[float, float]] = {}
     for curve in curves:
-        star = stars.get((curve.params, curve.tokens))
-        if star is None or not _same_slice(curve, law) or (curve.params, curve.tokens) in found:
+        cell = curve.params, curve.tokens, None if law.range_held is None else curve.slice.held
+        star = stars.get(cell)
+        if star is None or not _same_slice(curve, law) or cell in found:
             continue
         excess = loss_excess(curve)
         with np.errstate(invalid="ignore"):
             told = (curve.dose > star / _BELOW) & (excess > 0)
         if told.sum() >= 2:
             power, log_excess = np.polyfit(np.log(curve.dose[told] / star), np.log(excess[told]), 1)
-            found[curve.params, curve.tokens] = float(log_excess), float(power)
+            found[cell] = float(log_excess), float(power)
     if len(found) < _FEWEST:
         raise InputError(
             f"{len(found)} models show how the loss rises with the dose",
@@ -78,6 +79,6 @@ def loss_rise(curves: Sequence[Curve], law: Law, *, where: str) -> LossRise:
 
 
 def _same_slice(curve: Curve, law: Law) -> bool:
-    if law.slice.held_by is not None and law.slice.held is None:
+    if law.range_held is not None:
         return (curve.slice.axis, curve.slice.held_by) == (law.slice.axis, law.slice.held_by)
     return curve.slice == law.slice

@@ -11,7 +11,7 @@ from scipy.special import ndtr
 
 from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.predict import Prediction, predict
-from megatron_kis.analysis.law.surface import Surface, surface_of
+from megatron_kis.analysis.law.surface import Surface
 from megatron_kis.analysis.runs.curves import Array
 
 _SCORES = np.linspace(0.1, 4.0, 27)  # normal scores of the quantiles of a law from points
@@ -32,10 +32,10 @@ class NewModel:
         """The law's own prediction."""
         return predict(self.law, self.params, self.tokens, held=self.held)
 
-    @cached_property
+    @property
     def surface(self) -> Surface | None:
         """The likelihood of all curves; None of a law from points."""
-        return None if self.law.surface is None else surface_of(self.law.surface)
+        return self.law.all_curves
 
     @cached_property
     def at(self) -> tuple[float, float, float | None]:

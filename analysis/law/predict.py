@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_kis.analysis.law import bend, regression
 from megatron_kis.analysis.law.fit import Law
-from megatron_kis.analysis.law.surface import surface_of
+from megatron_kis.analysis.law.surface import Surface
 from megatron_kis.analysis.runs.slices import FACTS, RATIO, USUAL, Slice, wrong_held
 from megatron_kis.common.errors import InputError
 from megatron_kis.common.files import fingerprint, read_json
@@ -27,6 +27,8 @@ _LATER = (
     "straight_interval",
     "points_interval",
 )
+LARGEST = 600.0
+"""Largest logarithm of a dose, up or down: JSON can hold the dose, and its tokens and bits."""
 _FAR = 10.0  # an extrapolation by more than this factor gets a warning
 _WIDER = 1.25  # times the headline's log width: a wider bootstrap interval gets a warning
 
@@ -166,8 +168,8 @@ def predict(
     straight = told.model
     if law.bend is not None:
         told = _if_bent(law, params, tokens, held, straight)
-    if law.surface is not None:
-        told = replace(_from_curves(law, law.surface, params, tokens, held), points=told.model)
+    if law.all_curves is not None:
+        told = replace(_from_curves(law, law.all_curves, params, tokens, held), points=told.model)
     centre, interval = told.centre, told.model
     ratio = None if law.tokens_per_frequency is None else centre * law.tokens_per_frequency / tokens
     if one.held_by == RATIO:
@@ -261,12 +263,7 @@ class _Told:
 
 
 def _from_points(law: Law, mean: float, error: float) -> _Told:
-    half, half_of_mean = half_width(law, error, law.sigma), half_width(law, error, 0.0)
-    return _Told(
-        centre=_exp(mean),
-        mean=(_exp(mean - half_of_mean), _exp(mean + half_of_mean)),
-        model=(_exp(mean - half), _exp(mean + half)),
-    )
+    return _around(mean, half_width(law, error, 0.0), half_width(law, error, law.sigma))
 
 
 def _if_bent(law: Law, params: float, tokens: float, held: float | None, straight: tuple[float, float]) -> _Told:
@@ -274,11 +271,15 @@ def _if_bent(law: Law, params: float, tokens: float, held: float | None, straigh
     mean, errors = law.bent_at(params, tokens, held)
     freedom = law.degrees_of_freedom, law.scatter_degrees_of_freedom, law.confidence
     half_of_mean, half = (float(bend.half_width(errors, sigma, *freedom)) for sigma in (0.0, law.sigma))
+    return replace(_around(mean, half_of_mean, half), straight=straight)
+
+
+def _around(mean: float, half_of_mean: float, half: float) -> _Told:
+    """Returns what half widths of the intervals of log F* say."""
     return _Told(
         centre=_exp(mean),
         mean=(_exp(mean - half_of_mean), _exp(mean + half_of_mean)),
         model=(_exp(mean - half), _exp(mean + half)),
-        straight=straight,
     )
 
 
@@ -294,8 +295,7 @@ def _recommended(law: Law, interval: tuple[float, float], most: float | None) ->
     return safe, None
 
 
-def _from_curves(law: Law, record: dict[str, Any], params: float, tokens: float, held: float | None) -> _Told:
-    surface = surface_of(record)
+def _from_curves(law: Law, surface: Surface, params: float, tokens: float, held: float | None) -> _Told:
     tail = (1 - law.confidence) / 2
     levels = (tail, 0.5, 1 - tail)
     at = math.log(params), math.log(tokens), None if held is None else math.log(held)
@@ -391,8 +391,8 @@ def _domain(
 
 
 def _exp(value: float) -> float:
-    """Returns exp(value), limited to what JSON can hold: with one degree of freedom an interval can be enormous."""
-    return math.exp(min(max(value, -700.0), 700.0))
+    """Returns exp(value), limited to `LARGEST`: with one degree of freedom an interval can be enormous."""
+    return math.exp(min(max(value, -LARGEST), LARGEST))
 
 
 def _width(interval: tuple[float, float]) -> float:

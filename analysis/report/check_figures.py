@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.law.validate import Score
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import label_log_axis
@@ -157,7 +158,7 @@ def predicted_and_measured(law: Law, scores: list[Score]) -> Drawing | None:
         more = len(scores) - len(decided)
         return Drawing(
             to_svg(drawn),
-            f"Bars: {100 * law.confidence:g}% prediction intervals; {hits} of {len(decided)} contain the measured "
+            f"Bars: {percent(law.confidence)} prediction intervals; {hits} of {len(decided)} contain the measured "
             f"value{f', and {more} could not have missed a censored one' if more else ''}.",
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.decision import INDEPENDENT, Decision
+from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.law.new_model import NewModel
 from megatron_kis.analysis.law.utility import EARLY, kept, known
 from megatron_kis.analysis.report import formatting as fmt
@@ -46,7 +47,7 @@ def _title(decision: Decision) -> str:
 
 def sentence(decision: Decision) -> str:
     """Puts a decision into words."""
-    level = f"{100 * decision.confidence:g}%"
+    level = percent(decision.confidence)
     names = fmt.listed(list(dict.fromkeys(_lost(limit.kind, limit.group) for limit in decision.limits)))
     if decision.dose is None:
         return (

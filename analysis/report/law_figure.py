@@ -9,6 +9,7 @@ import numpy as np
 from megatron_kis.analysis.findings.analyse import law_keys
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.law.predict import Prediction, predict
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import label_log_axis
@@ -63,7 +64,7 @@ def _law_panel(
             axes.plot([p.params] * 2, p.confidence_interval, color=COLOURS["ink"], linewidth=3.2, solid_capstyle="butt")
             tip = (
                 f"prediction, N = {fmt.size(p.params)}, D = {fmt.size(p.tokens)}\n"
-                f"{one.symbol} ≈ {fmt.frequency(p.centre)}, {100 * p.confidence:g}% prediction interval "
+                f"{one.symbol} ≈ {fmt.frequency(p.centre)}, {percent(p.confidence)} prediction interval "
                 f"{fmt.frequency(low)} to {fmt.frequency(high)}"
             )
             drawn.points(
@@ -138,7 +139,7 @@ def _caption(law: Law | None, predictions: Sequence[Prediction]) -> str:
     if law is None:
         return "Points only; they do not support a law. Bars are intervals, arrows are censored points."
     text = (
-        f"Law {law.selected_law} with {100 * law.confidence:g}% confidence band (inner) and prediction band (outer); "
+        f"Law {law.selected_law} with {percent(law.confidence)} confidence band (inner) and prediction band (outer); "
         "bars are the points’ own intervals, arrows are censored points."
     )
     budgets = {point["tokens"] for point in law.points}

@@ -9,6 +9,7 @@ import pandas as pd
 
 from megatron_kis.analysis.findings.analyse import law_keys
 from megatron_kis.analysis.findings.result import AnalysisResult
+from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.law.predict import Prediction
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.figures import cell_label
@@ -283,7 +284,7 @@ def answer(p: Prediction) -> str:
     """Describes a prediction in a paragraph, with what is recommended, or why nothing is."""
     target = f"{fmt.size(p.params)} parameters and {fmt.size(p.tokens)} tokens"
     low, high = p.prediction_interval
-    interval = f"{100 * p.confidence:g}% prediction interval {fmt.frequency(low)} to {fmt.frequency(high)}"
+    interval = f"{percent(p.confidence)} prediction interval {fmt.frequency(low)} to {fmt.frequency(high)}"
     beyond = "inside the sizes trained"
     if p.extrapolation_factor > 1:
         beyond = f"{p.extrapolation_factor:.3g} times beyond the sizes trained"

@@ -11,8 +11,8 @@ import pandas as pd
 
 from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.fit import Law
+from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.law.predict import Prediction
-from megatron_kis.analysis.law.surface import surface_of
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.runs.curves import mean_curves, primary_rows, rows_of
 from megatron_kis.analysis.runs.slices import USUAL, rows_of_slice, varies_facts
@@ -221,16 +221,16 @@ def laws(result: AnalysisResult) -> Table | None:
         _words("status", lambda law: "unvalidated" if law.unvalidated else "fitted"),
     ]
     note = (
-        f"Natural logarithms; censored regression, REML σ; {100 * result.laws[0].confidence:.4g}% confidence intervals "
+        f"Natural logarithms; censored regression, REML σ; {percent(result.laws[0].confidence)} confidence intervals "
         "(t, Knapp–Hartung). Censored points are part of the fit; inconclusive ones are left out."
     )
     return _table(columns, result.laws, note)
 
 
 def _exponents(law: Law) -> str:
-    if law.surface is None:
+    if law.all_curves is None:
         return ""
-    found = surface_of(law.surface).estimates(law.confidence)
+    found = law.all_curves.estimates(law.confidence)
     return "; ".join(
         f"{fmt.number(middle)} [{fmt.number(low)}, {fmt.number(high)}]"
         for name, (middle, low, high) in found.items()
@@ -284,7 +284,6 @@ def choices(result: AnalysisResult) -> Table | None:
     """Lists the law at the top under every scoring rule, split and criterion; the declared choice first."""
     if len(result.variants) < 2:
         return None
-    first = result.variants[0]
     columns = [
         _words("", lambda v: "declared" if v.declared else ""),
         _words("scoring", lambda v: v.scoring),
@@ -302,7 +301,6 @@ def choices(result: AnalysisResult) -> Table | None:
         "from points alone, so that they compare. The declared choice is the answer: "
         "it was made before the data were seen."
     )
-    assert first.declared
     return _table(columns, result.variants, note)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from benchmarks.decisions import simulate
@@ -18,6 +19,7 @@ from megatron_kis.analysis.law.candidates import SIZE
 from megatron_kis.analysis.law.decision import CONFIDENCE, decide, decision_record
 from megatron_kis.analysis.law.loss_rise import loss_rise
 from megatron_kis.analysis.law.new_model import NewModel
+from megatron_kis.analysis.law.predict import LARGEST, prediction_record
 from megatron_kis.analysis.law.surface import fit_surface, record_of
 from megatron_kis.analysis.law.utility import STEP, Weights
 from megatron_kis.analysis.outputs import law_record
@@ -29,7 +31,7 @@ from megatron_kis.analysis.runs.slices import USUAL, Slice
 from megatron_kis.analysis.simulate import Truth, simulate_curves, simulate_table
 from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.files import fingerprint
+from megatron_kis.common.files import fingerprint, write_json
 from megatron_kis.config.analysis import AnalysisConfig
 from tests.analysis.points import SIZES, point
 
@@ -196,6 +198,9 @@ def test_a_law_of_all_slices_is_asked_about_one():
     laws, _ = fit_laws(points, AnalysisConfig(law="N", law_resamples=0))
     asked = decide(laws, N, held=200.0)
     assert asked.slice == Slice("frequency", "facts", 200.0)
+    together = [law for law in laws if law.range_held is not None]
+    with pytest.raises(InputError, match=r"^law.json: the laws depend on the facts held; name one of: .* --held 100$"):
+        decide(together, N, where="law.json")
     both = [decide(laws, N, held=held).dose for held in (100.0, 400.0)]
     assert both[1] < asked.dose < both[0]
 
@@ -251,6 +256,25 @@ def test_the_price_of_the_loss_needs_to_know_how_it_rises(tolerance):
         loss_rise(curves[:2], law, where="curves.csv")
 
 
+def test_the_loss_of_one_slice_is_compared_with_its_own_transition():
+    """Of a law of several slices one (N, D) has several transitions."""
+    truth, generator = Truth(facts=60), np.random.default_rng(0)
+    cells = [(int(n), 1_000_000) for n in SIZES]
+    found, points = [], []
+    for held in (100.0, 400.0):
+        one = Slice("frequency", "facts", held)
+        mine, star = simulate_curves(truth, cells, [0, 50, 100, 200, 400, 800], 1, generator, one=one)
+        scale = math.sqrt(held / 100)
+        found += [replace(curve, dose=curve.dose * scale) for curve in mine]
+        points += [
+            replace(p, value=star[p.params, p.tokens] * scale) for p in points_of("tolerance", "general", slice=one)
+        ]
+    laws, _ = fit_laws(points, AnalysisConfig(law="N", law_resamples=0))
+    (law,) = [law for law in laws if law.range_held is not None]
+    rise = loss_rise(found, law, where="curves.csv")
+    assert (rise.power, rise.excess, rise.cells) == (pytest.approx(1.5), pytest.approx(0.05), 12)
+
+
 def test_a_weight_of_what_the_laws_do_not_tell_is_refused_with_what_to_do(collapse, whole):
     for weights, option, problem in (
         (Weights(recall=1.0), "--recall", "law.json has no law of the onset of infused facts"),
@@ -294,7 +318,15 @@ def test_the_command_decides_and_writes(tmp_path, whole, tolerance, capsys):
     path.write_text(json.dumps(law_record([whole[1], tolerance, whole[0]], [])))
     status, told, _ = asked(capsys, path, "--params", "100M", "--recall", "1", "--retention", "1", "--output", written)
     assert status == 0
-    for words in ("largest dose, nothing lost with 95%", "taken as independent", "regret", "all curves", "learned"):
+    dose = decide([whole[1], tolerance, whole[0]], N).dose
+    for words in (
+        "largest dose, nothing lost with 95%",
+        f"not yet at F = {dose:,.0f} ",
+        "taken as independent",
+        "regret",
+        "all curves",
+        "learned",
+    ):
         assert words in told
     status, printed, _ = asked(capsys, path, "--params", "100M", "--recall", "1", "--retention", "1", "--json")
     first, second = json.loads(written.read_text()), json.loads(printed)
@@ -309,6 +341,34 @@ def test_the_command_decides_and_writes(tmp_path, whole, tolerance, capsys):
     more = ("--loss-price", "0.1", "--curves", tmp_path / "curves.csv", "--json")
     status, printed, _ = asked(capsys, path, "--params", "100M", "--recall", "1", *more)
     assert (status, json.loads(printed)["best"]["weights"]["loss_price"]) == (0, 0.1)
+
+
+def test_curves_are_read_along_the_axis_of_the_laws(tmp_path, capsys):
+    """Of three levels of F at each K, of which a study that varies K takes none by itself."""
+    one = Slice("frequency", "facts", 100.0)
+    law = law_of("tolerance", "general", slice=one)
+    cells = [(int(n), 1_000_000_000) for n in SIZES]
+    doses = {cell: [0, p["value"], 2 * p["value"]] for cell, p in zip(cells, law.points, strict=True)}
+    tables = [
+        simulate_table(Truth(facts=60), cells, doses, 1, np.random.default_rng(0), one=replace(one, held=held))[0]
+        for held in (100.0, 200.0)
+    ]
+    table = pd.concat([tables[0], tables[1][tables[1]["frequency"] > 0]], ignore_index=True)
+    rises = 0.05 * (table["frequency"] / table["params"].map({p["params"]: p["value"] for p in law.points})) ** 1.5
+    write_curves_csv(table.assign(validation_loss=3 * (1 + rises)), tmp_path / "curves.csv")
+    path = tmp_path / "law.json"
+    path.write_text(json.dumps(law_record([replace(law, points=[p | {"tokens": 10**9} for p in law.points])], [])))
+    options = (path, "--params", "100M", "--tokens", "1e9", "--loss-price", "1", "--curves", tmp_path / "curves.csv")
+    status, told, error = asked(capsys, *options)
+    assert (status, error) == (0, "")
+    assert "loss on general text there" in told
+    write_curves_csv(tables[0].drop(columns="infused_facts"), tmp_path / "curves.csv")
+    path.write_text(
+        json.dumps(law_record([law_of("tolerance", "general", slice=Slice("facts", "frequency", 9.0))], []))
+    )
+    status, _, error = asked(capsys, *options)
+    assert status == 2
+    assert f"{tmp_path / 'curves.csv'}: a run does not say how many facts" in error
 
 
 @pytest.mark.parametrize(
@@ -359,3 +419,17 @@ def test_a_decision_in_words():
     )
     k = law_of(slice=Slice("facts", "frequency", 14.0), scale=30.0)
     assert sentence(decide([k], N)).startswith("Infuse at most ")
+
+
+@pytest.mark.parametrize("confidence", [1e-12, 0.5, 1 - 1e-12])
+def test_a_law_that_hardly_says_anything_is_asked_as_well(confidence, tmp_path):
+    """Transitions may lie where no dose can be: with one degree of freedom, or far from the sizes of the law."""
+    few = fit_law(points_of()[:3], "collapse", "background", law="N", bend=0.0)
+    onset = fit_law(points_of("onset", "infused", scale=30.0), "onset", "infused", law="N")
+    amounts = {"exposures_per_dose": 1e20, "bits_per_dose": 1e20}
+    found = decide([replace(few, amounts=amounts), onset], 1e20, confidence=confidence)
+    write_json(tmp_path / "decision.json", decision_record(found))
+    least, most = math.exp(-LARGEST), math.exp(LARGEST)
+    assert all(least <= dose <= most for dose in (found.limits[0].alone, found.learned.dose))
+    told = predict(replace(few, amounts=amounts, confidence=1 - 1e-12), 1e20)
+    write_json(tmp_path / "prediction.json", prediction_record(told))

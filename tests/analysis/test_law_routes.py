@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -74,14 +75,40 @@ def test_the_chance_of_a_false_collapse_among_the_tests_is_said(study):
     assert said in transitions(analyse_source(study / "points.csv", QUICK)).note
 
 
-def test_a_surface_that_is_damaged_is_named(study, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("bent", [[1.0]], "is [[1.0]]; one or more rows of 10 numbers"),
+        ("bent", [], "is []; one or more rows"),
+        ("bent", [[math.nan] * 10], "one or more rows of 10 numbers"),
+        ("straight", [[0.0] * 10], "rows of 10 numbers"),
+        ("straight", None, "is None; a list"),
+        ("law", "M", "is 'M'"),
+        ("law", "N and held", "a law without a term in what is held"),
+        ("centre", ["x"], "a list of 2 numbers"),
+        ("centre", [], "a list of 2 numbers"),
+        ("projection", [[1.0, 2.0]], "a list of 2 numbers"),
+        ("shapes", [1.0], "is [1.0]; a list of"),
+        ("shapes", [0.0] * 6, "probabilities of at least 0"),
+        ("share", 1, "is 1; a number between 0 and 1"),
+        ("share", None, "is None; a number"),
+        ("chance", 1.0, "is 1.0; the rate of a guess, below 1"),
+        ("chance", "0.25", "is '0.25'; a number"),
+        ("mirrored", 0, "is 0; true or false"),
+        ("bend", -1, "is -1; a number of at least 0"),
+        ("freedom", None, "is None; a number"),
+        ("convergance", 1.0, "is not known; did you mean 'convergence'?"),
+    ],
+)
+def test_a_surface_that_is_damaged_is_named(key, value, said, study, tmp_path, capsys):
     path = tmp_path / "law.json"
     content = json.loads((study / "law.json").read_text())
     del content["laws"]
-    for key, value in (("bent", [[1.0]]), ("straight", None), ("law", "M"), ("centre", ["x"])):
-        path.write_text(json.dumps(content | {"surface": content["surface"] | {key: value}}))
-        assert main(["law", "predict", str(path), "--params", "1e9"]) == 2
-        assert f"{path}: surface: is damaged" in capsys.readouterr().err
+    path.write_text(json.dumps(content | {"surface": content["surface"] | {key: value}}))
+    assert main(["law", "predict", str(path), "--params", "1e9"]) == 2
+    error = capsys.readouterr().err
+    assert f"{path}: surface.{key}: " in error
+    assert said in error
 
 
 @pytest.mark.parametrize("step", ["collapse", "fit", "report"])

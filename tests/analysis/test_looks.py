@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -12,10 +13,14 @@ import pytest
 
 from benchmarks.stopping import RULES, simulate
 from megatron_kis.analysis import AnalysisConfig, analyse_study, predict
-from megatron_kis.analysis.findings.analyse import fit_laws
+from megatron_kis.analysis.findings.analyse import analyse_points, fit_laws
 from megatron_kis.analysis.findings.looks import LOOKS_FILE, add_look, look_at, looked
 from megatron_kis.analysis.findings.study_file import declared_settings
 from megatron_kis.analysis.law.looks import group_sequential, level_after, level_at_look, percent, said_of
+from megatron_kis.analysis.outputs import law_record
+from megatron_kis.analysis.report import render
+from megatron_kis.analysis.report.summary import answer
+from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError
 from tests.analysis.points import SIZES, point
 from tests.analysis.synthetic import Truth, write_study
@@ -53,6 +58,19 @@ def test_a_study_that_was_not_extended_keeps_its_level_and_one_beyond_its_declar
         "look 3: intervals of the law and its predictions are at 99.66%, so that over all looks the study keeps 95%"
     )
     assert [percent(level) for level in (0.95, 0.9842, 0.99988)] == ["95%", "98.4%", "99.988%"]
+
+
+def test_the_level_of_a_look_is_told_in_few_digits(tmp_path, capsys):
+    points = [*POINTS, *(replace(p, kind="tolerance", group="general") for p in POINTS)]
+    result = analyse_points(points, QUICK.model_copy(update={"looked": 1}), predict_params=[1e9])
+    assert result.laws[0].confidence == level_after(0.95, 1)
+    path = tmp_path / "law.json"
+    path.write_text(json.dumps(law_record(result.laws, [])))
+    assert main(["law", "predict", str(path), "--params", "1e9"]) == 0
+    assert main(["law", "decide", str(path), "--params", "1e9", "--confidence", str(level_after(0.95, 1))]) == 0
+    told = [render(result), answer(result.predictions[0]), *capsys.readouterr().out.split("largest dose")]
+    assert len(told) == 4
+    assert all("99.24%" in text and "99.2401" not in text for text in told)
 
 
 def test_counted_looks_bring_the_coverage_of_a_study_that_stops_when_it_likes_back():

@@ -98,6 +98,8 @@ def test_a_study_that_declared_the_loss_is_compared_with_the_memory_of_its_facts
     assert [(found[0].kind, found[0].criterion), found[0].declared] == [("tolerance", "general_loss"), True]
     others = [row for row in found[1:] if row.scoring == "statement" and row.split == "held_out"]
     assert {row.group for row in others} == {"background"} and all(row.interval for row in others)
+    with pytest.raises(InputError, match=r"^c.csv: no point of a collapse or of the loss"):
+        sensitivity(table.assign(group="control"), SETTINGS, where="c.csv")
     with pytest.raises(InputError, match="no probe row of split 'nothing'"):
         sensitivity(table, SETTINGS.model_copy(update={"split": "nothing"}))
 

@@ -163,13 +163,6 @@ def test_every_form_of_a_law_names_its_terms(study):
 def test_a_record_gives_the_surface_again(study):
     again = surface_of(json.loads(json.dumps(record_of(study))))
     np.testing.assert_allclose(interval(again, 20.0), interval(study, 20.0), atol=1e-3)
-    damaged = record_of(study)
-    damaged["bent"] = damaged["bent"][:-1]
-    with pytest.raises(ValueError, match="another form"):
-        surface_of(damaged)
-    damaged["bent"] = [[float("nan")]]
-    with pytest.raises(ValueError, match="bent: not finite"):
-        surface_of(damaged)
 
 
 def test_the_same_numbers_give_the_same_draws(study):

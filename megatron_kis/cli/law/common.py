@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_kis.cli.parser import add_settings, given_settings, naming_options, options_of
 from megatron_kis.common.errors import printable
+from megatron_kis.common.units import amount, quantity
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.runs.load import Runs
@@ -45,6 +46,20 @@ def add_choices(parser: argparse.ArgumentParser, names: Sequence[str] | None = N
         add_settings(group, AnalysisConfig, _all_choices() if names is None else names)
 
     options_of(parser, add)
+
+
+def add_target(parser: argparse.ArgumentParser, *, budget: str) -> None:
+    """Adds N, which must be given, and D; ``budget`` says whose D is taken where it is not."""
+    parser.add_argument("--params", required=True, type=quantity, metavar="N", help="model size: 7e9 or 7b")
+    parser.add_argument("--tokens", type=quantity, metavar="D", help=f"token budget: 1e12 or 1T (default: {budget})")
+
+
+def add_slice(group: argparse._ArgumentGroup, *, held: str) -> None:
+    """Adds the options that name a slice; ``held`` is the help of its held value."""
+    group.add_argument("--axis", choices=("frequency", "facts"), help="of F (frequency) or of K (facts)")
+    held_by = ("facts", "frequency", "ratio", "nothing")
+    group.add_argument("--held-by", choices=held_by, help="what the slice holds")
+    group.add_argument("--held", type=amount, metavar="H", help=held)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kis.cli.law.common import add_json, print_json
+from megatron_kis.cli.law.common import add_json, add_slice, add_target, print_json
 from megatron_kis.cli.outputs import new_file, spare_inputs
 from megatron_kis.common.errors import InputError, printable
-from megatron_kis.common.units import amount, quantity
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.law.decision import Decision
+    from megatron_kis.analysis.law.fit import Law
     from megatron_kis.analysis.law.utility import Best
+    from megatron_kis.analysis.runs.curves import Curve
 
 
 def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = steps.add_parser(
         "decide",
         help="how much to infuse into a model that was not trained",
-        description="Names the largest dose at which, with 95%% probability, no collapse that has a law has begun and "
-        "the loss is within its tolerance; with --recall, --retention or --loss-price also the dose of the largest "
-        "expected utility. --output writes a dated, hashed file.",
+        description="Names the largest dose at which nothing is lost with the probability --confidence: no collapse "
+        "that has a law has begun, and the loss is within its tolerance where that has a law. With --recall, "
+        "--retention or --loss-price it also names the dose of the largest expected utility. --output writes a dated, "
+        "hashed file.",
     )
     parser.add_argument("law", type=Path, metavar="LAW_JSON", help="laws written by kis law fit or kis study run")
-    parser.add_argument("--params", required=True, type=quantity, metavar="N", help="model size: 7e9 or 7b")
-    parser.add_argument("--tokens", type=quantity, metavar="D", help="token budget: 1e12 or 1T (default: the laws')")
+    add_target(parser, budget="the laws', if they have one")
     parser.add_argument(
         "--confidence",
         type=_share,
@@ -36,10 +38,11 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="probability with which nothing is to be lost (default: 0.95)",
     )
     which = parser.add_argument_group("which laws, of a file with several slices")
-    which.add_argument("--axis", choices=("frequency", "facts"), help="of F (frequency) or of K (facts)")
-    held_by = ("facts", "frequency", "ratio", "nothing")
-    which.add_argument("--held-by", choices=held_by, help="what the slice holds")
-    which.add_argument("--held", type=amount, metavar="H", help="the K, F or infusion ratio that it holds")
+    add_slice(
+        which,
+        held="the K, F or infusion ratio that the slice holds: its own laws, or else those of several slices, asked "
+        "at H",
+    )
     utility = parser.add_argument_group("a utility: what is worth how much (only the ratios matter)")
     utility.add_argument("--recall", type=_weight, default=0.0, metavar="W", help="worth of all infused facts known")
     utility.add_argument(
@@ -64,8 +67,6 @@ def _decide(options: argparse.Namespace) -> int:
     from megatron_kis.analysis.law.decision import decide, decision_record
     from megatron_kis.analysis.law.law_file import load_laws
     from megatron_kis.analysis.law.utility import Weights
-    from megatron_kis.analysis.runs.curves import curves
-    from megatron_kis.analysis.runs.load_csv import load_curves_csv
     from megatron_kis.common.files import write_json
 
     weights = Weights(options.recall, options.retention, options.loss_price) if stated else None
@@ -79,7 +80,7 @@ def _decide(options: argparse.Namespace) -> int:
         held=options.held,
         confidence=options.confidence,
         weights=weights,
-        curves=None if options.curves is None else curves(load_curves_csv(options.curves)),
+        curves=None if options.curves is None else _curves(options.curves, laws),
         where=str(options.law),
     )
     record = decision_record(decision)
@@ -94,13 +95,28 @@ def _decide(options: argparse.Namespace) -> int:
     return 0
 
 
+def _curves(path: Path, laws: Sequence[Law]) -> list[Curve]:
+    """Returns the curves of a table along the axes that the laws have."""
+    from megatron_kis.analysis.runs.curves import curves
+    from megatron_kis.analysis.runs.load_csv import load_curves_csv
+    from megatron_kis.analysis.runs.slices import slices_of
+
+    table = load_curves_csv(path)
+    axes = sorted({law.slice.axis for law in laws})
+    try:
+        return curves(table, [one for axis in axes for one in slices_of(table, axis)])
+    except InputError as error:  # a law over K, and runs that do not say theirs
+        raise InputError(error.problem, where=str(path), remedy="give infused_facts of every run") from None
+
+
 def _print_decision(decision: Decision) -> None:
     from megatron_kis.analysis.law.decision import INDEPENDENT
+    from megatron_kis.analysis.law.looks import percent
     from megatron_kis.analysis.report import formatting as w
     from megatron_kis.common.console import print_table
 
     at = f"N = {w.size(decision.params)}, D = {w.size(decision.tokens)}"
-    level = f"{100 * decision.confidence:g}%"
+    level = percent(decision.confidence)
     rows = [
         [f"largest dose, nothing lost with {level}", w.decided(decision)],
         ["limited by", decision.limited_by],
@@ -115,11 +131,11 @@ def _print_decision(decision: Decision) -> None:
     symbol = decision.slice.symbol
     print_table(
         "What is lost beyond which dose",
-        ["", f"probability, not yet at {symbol}", f"{symbol} by it alone, {level}", "from"],
+        ["", f"not yet at {w.dose(decision.slice, decision.dose)}", f"{symbol} by it alone, {level}", "from"],
         [
             [
                 w.kind_title(limit.kind, limit.group, decision.slice),
-                f"{limit.probability:.1%}",
+                "-" if decision.dose is None else f"{limit.probability:.1%}",
                 w.frequency(limit.alone),
                 "all curves" if limit.method == "surface" else "points",
             ]

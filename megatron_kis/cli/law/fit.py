@@ -127,7 +127,7 @@ def _chosen(points: Sequence[Transition], options: argparse.Namespace) -> list[T
 
 
 def _print_law(law: Law) -> None:
-    from megatron_kis.analysis.law.surface import surface_of
+    from megatron_kis.analysis.law.looks import percent
     from megatron_kis.analysis.report import formatting as w
     from megatron_kis.common.console import print_table
 
@@ -137,13 +137,13 @@ def _print_law(law: Law) -> None:
         if estimate is not None
     ]
     rows.append(["sigma", w.number(law.sigma), ""])
-    if law.surface is not None:
-        found = surface_of(law.surface).estimates(law.confidence)
+    if law.all_curves is not None:
+        found = law.all_curves.estimates(law.confidence)
         rows += [
             [f"{name}, from all curves", w.number(middle), f"{w.number(low)} to {w.number(high)}"]
             for name, (middle, low, high) in found.items()
         ]
     title = f"{w.kind_title(law.kind, law.group, law.slice)}: {law.selected_law} ({w.plural(len(law.points), 'point')})"
-    print_table(title, ["", "estimate", f"{100 * law.confidence:g}% interval"], rows)
+    print_table(title, ["", "estimate", f"{percent(law.confidence)} interval"], rows)
     for warning in law.warnings:
         print(printable(f"warning: {warning}"))

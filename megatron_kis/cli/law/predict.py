@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kis.cli.law.common import add_json, print_json
+from megatron_kis.cli.law.common import add_json, add_slice, add_target, print_json
 from megatron_kis.cli.outputs import new_file, spare_inputs
 from megatron_kis.common.errors import InputError, first_of, nearest, printable
-from megatron_kis.common.units import amount, quantity
+from megatron_kis.common.units import quantity
 
 if TYPE_CHECKING:
     from megatron_kis.analysis.law.predict import Prediction
@@ -23,30 +23,26 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "predict",
         help="the transition of a model that was not trained",
-        description="Predicts F (or the number of facts K) for one model size; --output writes a dated, hashed file to "
-        "be validated later.",
+        description="Predicts the F (or number of facts K) at which the transition lies in a model of one size, with "
+        "intervals, and names the dose that is on the safe side of it. --output writes a dated, hashed file, which kis "
+        "law validate scores when the model has been trained.",
     )
     parser.add_argument("law", type=Path, metavar="LAW_JSON", help="a law written by kis law fit or kis study run")
-    parser.add_argument("--params", required=True, type=quantity, metavar="N", help="model size: 7e9 or 7b")
-    parser.add_argument("--tokens", type=quantity, metavar="D", help="token budget: 1e12 or 1T (default: the law's)")
+    add_target(parser, budget="the law's, if it has one")
     which = parser.add_argument_group(
         "which law, of a file with several (else the first, if its kind and group have one)"
     )
     which.add_argument("--kind", choices=("onset", "collapse", "tolerance"), help="of this kind of transition")
     which.add_argument("--group", metavar="GROUP", help="of this fact group: infused, background@60, ...")
-    which.add_argument("--axis", choices=("frequency", "facts"), help="of F (frequency) or of K (facts)")
-    held_by = ("facts", "frequency", "ratio", "nothing")
-    which.add_argument("--held-by", choices=held_by, help="what the slice holds")
-    which.add_argument(
-        "--held",
-        type=amount,
-        metavar="H",
-        help="the K, F or infusion ratio that the slice holds: its own law, or else the law of several slices, asked "
+    add_slice(
+        which,
+        held="the K, F or infusion ratio that the slice holds: its own law, or else the law of several slices, asked "
         "at H",
     )
     which.add_argument("--together", action="store_true", help="the law of several slices, even where H has its own")
-    parser.add_argument("--facts", type=quantity, metavar="K", help="what it means for this many facts")
-    parser.add_argument("--fact-tokens", type=quantity, metavar="L", help="...of this many tokens per exposure")
+    others = parser.add_argument_group("what it means for other facts than the study's (both, or neither)")
+    others.add_argument("--facts", type=quantity, metavar="K", help="how many they are")
+    others.add_argument("--fact-tokens", type=quantity, metavar="L", help="mean tokens of an exposure of them")
     parser.add_argument("--output", type=new_file, metavar="JSON", help="write the prediction, dated and hashed")
     add_json(parser)
     parser.set_defaults(handler=_predict)
@@ -89,6 +85,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _print_prediction(prediction: Prediction) -> None:
+    from megatron_kis.analysis.law.looks import percent
     from megatron_kis.analysis.report import formatting as w
     from megatron_kis.analysis.runs.slices import FREQUENCY
     from megatron_kis.common.console import print_table
@@ -96,7 +93,7 @@ def _print_prediction(prediction: Prediction) -> None:
     def interval(ends: tuple[float, float]) -> str:
         return f"{w.frequency(ends[0])} to {w.frequency(ends[1])}"
 
-    level = f"{100 * prediction.confidence:g}%"
+    level = percent(prediction.confidence)
     recommended = f"none: {prediction.recommended_note}"
     if prediction.recommended is not None:
         recommended = w.dose(prediction.slice, prediction.recommended)

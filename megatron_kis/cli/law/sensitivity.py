@@ -8,9 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kis.cli.law.common import add_choices, add_json, analysis_config, counted, naming_choices, print_json
+from megatron_kis.cli.law.common import (
+    add_choices,
+    add_json,
+    add_target,
+    analysis_config,
+    counted,
+    naming_choices,
+    print_json,
+)
 from megatron_kis.common.errors import InputError
-from megatron_kis.common.units import quantity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,12 +30,12 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = steps.add_parser(
         "sensitivity",
         help="the law and its prediction under every scoring rule, split and criterion",
-        description="Fits the law at the top of law.json anew under each choice that the data allow, the declared one "
-        "first. A choice is changed one at a time; --cross tries all combinations.",
+        description="Fits the law of the collapse (of the loss, if that is the declared criterion) under the declared "
+        "scoring rule, split and criterion. Then each other one that the data have takes the place of one of them, and "
+        "the law is fitted again. Lists what each predicts. --cross tries all combinations. Nothing is written.",
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="study folder, runs folder or curves.csv")
-    parser.add_argument("--params", required=True, type=quantity, metavar="N", help="model size to predict: 7e9 or 7b")
-    parser.add_argument("--tokens", type=quantity, metavar="D", help="token budget: 1e12 or 1T (default: each law's)")
+    add_target(parser, budget="the largest of each law")
     parser.add_argument("--cross", action="store_true", help="try all combinations (scoring x split x criterion)")
     add_choices(parser)
     add_json(parser)
@@ -45,7 +52,15 @@ def _sensitivity(options: argparse.Namespace) -> int:
         print(f"kis: {number} of {total}: {one.scoring}, {one.split}, {one.criterion}", file=sys.stderr, flush=True)
 
     with naming_choices(options):
-        rows = sensitivity(table, settings, options.params, options.tokens, cross=options.cross, progress=progress)
+        rows = sensitivity(
+            table,
+            settings,
+            options.params,
+            options.tokens,
+            cross=options.cross,
+            where=str(options.source),
+            progress=progress,
+        )
     if options.json:
         content = {"params": options.params, "tokens": options.tokens, "settings": settings.record()}
         print_json({"schema": "kis.sensitivity/1", **content, "rows": [variant_record(row) for row in rows]})

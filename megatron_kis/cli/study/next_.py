@@ -35,7 +35,9 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     proposed.add_argument("--params", type=quantity, metavar="N", help="target size (default: the largest of predict)")
     proposed.add_argument("--tokens", type=quantity, metavar="D", help="target budget (default: the study's largest)")
     proposed.add_argument(
-        "--write", action="store_true", help="add them to the runs of the study file, for kis study run to train"
+        "--write",
+        action="store_true",
+        help="add them to the runs of the study file, for kis study run to train, and count a look in looks.jsonl",
     )
 
 
