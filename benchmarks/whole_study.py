@@ -4,7 +4,8 @@
 
 Every study is simulated once and analysed by both: points by the hinge, with Student's t, as `predict` gives it; and
 the likelihood of all curves, if the law is straight, and if it may bend. The measure of a new model is F* of each one's
-own definition. Truths are drawn by hand here, not by the forms that are fitted: a fall in the logit from a corner, a
+own definition. The whole curve of the new model is predicted as well, by the law that may bend; it is compared with the
+true one at doses from just before the fall on, and the share of them that is in the band is a mean over studies. Truths are drawn by hand here, not by the forms that are fitted: a fall in the logit from a corner, a
 rounded fall, a fall to a level above chance, with a rise before it.
 """
 
@@ -23,13 +24,16 @@ import pandas as pd
 
 from megatron_kis.analysis.criteria import find_transitions
 from megatron_kis.analysis.findings.analyse import fit_laws
+from megatron_kis.analysis.law.new_model import NewModel
 from megatron_kis.analysis.law.predict import predict
+from megatron_kis.analysis.law.predicted_curve import predicted_curve
 from megatron_kis.analysis.runs.curves import CURVE_COLUMNS, Array
 from megatron_kis.config.analysis import AnalysisConfig
 
 CHANCE = 0.25
 TOKENS = 20_000_000_000
 LARGEST, BEYOND = 3_200_000_000, 10
+FALL = (-0.5, 2.0)  # log doses about the point at which a fall begins, where curves are compared
 Shape = Callable[[Array, float], Array]
 
 
@@ -122,11 +126,21 @@ def simulated(design: Design, generator: np.random.Generator) -> pd.DataFrame:
     return table.assign(**constant).reindex(columns=CURVE_COLUMNS)
 
 
-def measured(design: Design, studies: int, seed: int = 0) -> dict[str, list[tuple[bool, float, float]]]:
-    """Returns (new model in its interval, log width, error of the centre) by method, of every study."""
+def in_band(design: Design, model: NewModel, at: float) -> float:
+    """Returns the share of doses about a fall that begins at ``at`` at which the true rate is in the predicted band."""
+    curve = predicted_curve(model, confidence=0.95)
+    x = np.linspace(at + FALL[0], at + FALL[1], 26)
+    truth = CHANCE + (1 - CHANCE) * design.shape(x, at)
+    low, high = (np.interp(x, np.log(curve.dose[1:]), ends[1:]) for ends in (curve.low, curve.high))
+    return float(((low <= truth) & (truth <= high)).mean())
+
+
+def measured(design: Design, studies: int, seed: int = 0) -> dict[str, list[tuple[float, ...]]]:
+    """Returns (new model in its interval, log width, error of the centre, share of the curve in its band) of every study
+    by method; only the law that may bend is asked for the curve."""
     generator = np.random.default_rng([seed, design.sizes, design.levels, design.seeds, design.facts])
     target = LARGEST * BEYOND
-    found: dict[str, list[tuple[bool, float, float]]] = {"points": [], "straight": [], "may bend": []}
+    found: dict[str, list[tuple[float, ...]]] = {"points": [], "straight": [], "may bend": []}
     for _ in range(studies):
         table = simulated(design, generator)
         at = log_point(design, target)
@@ -140,11 +154,13 @@ def measured(design: Design, studies: int, seed: int = 0) -> dict[str, list[tupl
             told = predict(law, target, TOKENS)
             truth = at if criterion == "hinge" else lost_at(design, at, settings.r)
             intervals = {name: told.prediction_interval}
+            band = math.nan if name == "points" else in_band(design, NewModel(law, target, TOKENS), at + deviation)
             if told.straight_interval is not None and name != "points":
                 intervals["straight"] = told.straight_interval
             for method, (low, high) in intervals.items():
                 hit = math.log(low) <= truth + deviation <= math.log(high)
-                found[method].append((hit, math.log(high / low), math.log(told.centre) - truth))
+                error = math.log(told.centre) - truth - deviation
+                found[method].append((hit, math.log(high / low), error, band if method == name else math.nan))
     return found
 
 
@@ -155,17 +171,19 @@ def main() -> None:
     parser.add_argument("--only", help="designs whose name has this")
     options = parser.parse_args()
     began = time.process_time()
-    print("| study | method | laws | coverage | log width | error of the centre |\n|---|---|---|---|---|---|")
+    print("| study | method | laws | coverage | log width | error of the centre | curve in its band |")
+    print("|---|---|---|---|---|---|---|")
     for design in DESIGNS:
         if options.only and options.only not in design.name:
             continue
         for method, rows in measured(design, options.studies).items():
             if rows:
-                hits, widths, errors = np.array(rows, dtype=float).T
+                hits, widths, errors, bands = np.array(rows, dtype=float).T
                 rmse = math.sqrt(float(np.mean(errors**2)))
+                band = "" if np.isnan(bands).any() else f"{bands.mean():.2f}"
                 print(
                     f"| {design.name} | {method} | {len(rows)} of {options.studies} | {hits.mean():.2f} | "
-                    f"{widths.mean():.2f} | {rmse:.2f} |",
+                    f"{widths.mean():.2f} | {rmse:.2f} | {band} |",
                     flush=True,
                 )
     print(f"{time.process_time() - began:.0f} s of processor time", file=sys.stderr)

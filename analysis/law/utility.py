@@ -20,15 +20,13 @@ import numpy as np
 
 from megatron_kis.analysis.law.loss_rise import loss_rise
 from megatron_kis.analysis.law.new_model import NewModel
+from megatron_kis.analysis.law.predicted_curve import EARLY, REPEATS, kept, known
 from megatron_kis.analysis.runs.curves import Array, Curve
 from megatron_kis.common.errors import InputError
 
 STEP = 1.5
 """Factor of a step of the dose."""
 _GRID = 240  # doses that are tried
-_REPEATS = 4  # models drawn with each draw of the parameters
-EARLY = -50.0
-"""Log dose that stands for no infusion."""
 _REACH = 4.0  # factor beyond the transitions up to which doses are tried
 
 
@@ -112,7 +110,7 @@ def best_dose(
     parts = _parts(models, weights, where, priced=curves is not None)
     generator = np.random.default_rng([seed, 17])
     x = _doses(list(parts.values()), most)
-    count = _REPEATS * min((len(m.surface.bent) for m in parts.values() if m.surface is not None), default=500)
+    count = REPEATS * min((len(m.surface.bent) for m in parts.values() if m.surface is not None), default=500)
     utility, means = np.zeros((count, len(x))), {}
     if "onset" in parts:
         recall = known(parts["onset"], x, count, generator)
@@ -216,17 +214,3 @@ def _doses(models: Sequence[NewModel], most: float | None) -> Array:
     last = _REACH * max(ends) if most is None else min(most, _REACH * max(ends))
     first = min(1.0, last / STEP**2)
     return np.concatenate([[EARLY], np.linspace(math.log(first), math.log(last), _GRID)])
-
-
-def known(model: NewModel, x: Array, count: int, generator: np.random.Generator) -> Array:
-    """Returns [count, L] shares of facts known, chance-corrected."""
-    assert model.surface is not None
-    rates = [model.surface.curves(x, *model.at, generator) for _ in range(_REPEATS)]
-    shares: Array = (np.concatenate(rates)[:count] - model.surface.chance) / (1 - model.surface.chance)
-    return shares
-
-
-def kept(model: NewModel, x: Array, count: int, generator: np.random.Generator) -> Array:
-    """Returns [count, L] shares that are kept of what is known without infusion, whose log dose is the first."""
-    shares = known(model, x, count, generator)
-    return np.asarray(shares / shares[:, :1])

@@ -11,7 +11,7 @@ from megatron_kis.analysis.findings.result import AnalysisResult
 from megatron_kis.analysis.law.decision import INDEPENDENT, Decision
 from megatron_kis.analysis.law.looks import percent
 from megatron_kis.analysis.law.new_model import NewModel
-from megatron_kis.analysis.law.utility import EARLY, kept, known
+from megatron_kis.analysis.law.predicted_curve import EARLY, band, kept, known
 from megatron_kis.analysis.report import formatting as fmt
 from megatron_kis.analysis.report.axes import label_log_axis
 from megatron_kis.analysis.report.figures import Drawing
@@ -19,7 +19,7 @@ from megatron_kis.analysis.report.theme import COLOURS, Panel, kind_colour, pane
 from megatron_kis.analysis.runs.slices import FREQUENCY
 
 _DOSES = 80
-_CURVES = 400  # models whose mean rates are drawn
+_CURVES = 1000  # models of which a band is the middle share
 _ALMOST = 1e-3  # probability up to which the axis reaches
 
 
@@ -140,21 +140,24 @@ def _log_doses(decision: Decision) -> np.ndarray:
 
 
 def _rates(drawn: Panel, decision: Decision, x: np.ndarray) -> None:
-    """Draws expected shares: infused facts known, and what is kept of background knowledge."""
+    """Draws the predicted curves with their bands: infused facts known, and what is kept of background knowledge."""
     if decision.onset is not None and decision.onset.surface is not None:
-        shares = known(decision.onset, x, _CURVES, _generator()).mean(axis=0)
+        shares = known(decision.onset, x, _CURVES, _generator())
         infused = _of(decision, "infused")
         if infused is not None:
             shares = shares * _kept(infused, x)
-        _dashed(drawn, x, shares, "infused", "share of infused facts known")
+        _dashed(drawn, x, shares, decision.confidence, "infused", "share of infused facts known")
     background = _of(decision, "background")
     if background is not None:
-        _dashed(drawn, x, _kept(background, x), "background", "share of background knowledge kept")
+        shares = _kept(background, x)
+        _dashed(drawn, x, shares, decision.confidence, "background", "share of background knowledge kept")
 
 
-def _dashed(drawn: Panel, x: np.ndarray, shares: np.ndarray, colour: str, label: str) -> None:
+def _dashed(drawn: Panel, x: np.ndarray, shares: np.ndarray, confidence: float, colour: str, label: str) -> None:
+    middle, low, high = band(shares, confidence)
     style = {"linewidth": 1.4, "linestyle": (0, (4, 2)), "label": label}
-    drawn.line(np.exp(x).tolist(), shares.tolist(), series="share", colour=colour, **style)
+    drawn.line(np.exp(x).tolist(), middle.tolist(), series="share", colour=colour, **style)
+    drawn.axes.fill_between(np.exp(x), low, high, color=COLOURS[colour], alpha=0.10, linewidth=0)
 
 
 def _of(decision: Decision, group: str) -> NewModel | None:
@@ -165,9 +168,8 @@ def _of(decision: Decision, group: str) -> NewModel | None:
 
 
 def _kept(model: NewModel, x: np.ndarray) -> np.ndarray:
-    """Returns [L] the expected share that is kept of what is known without infusion."""
-    shares = kept(model, np.concatenate([[EARLY], x]), _CURVES, _generator()).mean(axis=0)
-    return np.asarray(shares[1:])
+    """Returns [R, L] shares that are kept of what is known without infusion."""
+    return np.asarray(kept(model, np.concatenate([[EARLY], x]), _CURVES, _generator())[:, 1:])
 
 
 def _generator() -> np.random.Generator:
@@ -176,4 +178,4 @@ def _generator() -> np.random.Generator:
 
 def _caption(decision: Decision) -> str:
     end = "" if decision.most is None else f" All tokens of the budget: {fmt.dose(decision.slice, decision.most)}."
-    return f"Star: the choice. {INDEPENDENT[0].upper()}{INDEPENDENT[1:]}.{end}"
+    return f"Star: the choice. Bands: {percent(decision.confidence)} of models at each dose. {INDEPENDENT[0].upper()}{INDEPENDENT[1:]}.{end}"
