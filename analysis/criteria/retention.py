@@ -179,18 +179,21 @@ class Retention:
             found["flags"] = f"rests on one run at {curve.symbol} = {count(run)}"
             reason = f"{down}, but {found['flags']}: no reliable fall without it"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-        if place.low == -math.inf and place.high == math.inf:
+        # A bound lies within the doses that were tried.
+        smallest, last = float(curve.dose[curve.dose > 0][0]), float(curve.dose[-1])
+        low, high = min(math.exp(place.low), last), max(math.exp(place.high), smallest)  # 0 and inf where open
+        late = high == math.inf or place.value > math.log(last)
+        if low == 0 and late:
             reason = f"{down}, but the levels do not tell where {settings.r:.0%} of what was known is lost"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-        if place.high == math.inf or place.value > math.log(curve.dose[-1]):
+        if late:
             reason = f"{down}; {settings.r:.0%} of what was known may be lost beyond it"
-            return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": math.exp(place.low)})
-        high = math.exp(place.high)
-        if place.low == -math.inf:
+            return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": low})
+        if low == 0:
             reason = f"{down}: {settings.r:.0%} of what was known is lost from the first level on"
             return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": high})
-        value = math.exp(min(max(place.value, place.low), place.high))
+        value = min(max(math.exp(place.value), low), high)
         flags = "the interval is disconnected; its hull is given" if place.pieces > 1 else ""
-        found |= {"value": value, "low": math.exp(place.low), "high": high, "interval": "profile", "flags": flags}
+        found |= {"value": value, "low": low, "high": high, "interval": "profile", "flags": flags}
         reason = f"{settings.r:.0%} of what was known is lost at {curve.symbol} = {count(value)}; {down}"
         return make_transition(curve, self.kind, COLLAPSED, f"{reason}; {flags}" if flags else reason, **found)
