@@ -38,6 +38,7 @@ from megatron_kis.analysis.runs.transitions import (
     Transition,
     count,
     make_transition,
+    never_known,
     too_few_levels,
 )
 from megatron_kis.config.analysis import AnalysisConfig
@@ -131,10 +132,7 @@ class Retention:
         detectable = float(detectable_drop(peak, weight[top], weight[-1], settings.alpha, settings.power, seen.freedom))
         found: Found = {"peak": peak, "detectable": detectable}
         if not remembers(curve, settings):
-            reason = (
-                f"never reliably above chance ({chance:.2f}; highest rate {peak:.2f}): no memory that could collapse"
-            )
-            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+            return make_transition(curve, self.kind, INCONCLUSIVE, never_known(curve, peak), **found)
         p_value, null = fall_test(seen.of(rate), settings.resamples, generator_of(curve, settings, "fall"))
         found["p_value"] = p_value
         place = place_of(collapse_card(curve, settings), x, settings.r, cut_off(settings.confidence, seen.freedom))

@@ -173,6 +173,12 @@ def too_few_levels(curve: Curve, levels: int, fewest: int) -> str:
     return "" if levels >= fewest else f"{levels} levels of {curve.symbol}; at least {fewest} are needed"
 
 
+def never_known(curve: Curve, peak: float) -> str:
+    """Returns why a ``curve`` whose highest rate is no more than chance has no collapse."""
+    chance = curve.mean_chance or 0.0
+    return f"never reliably above chance ({chance:.2f}; highest rate {peak:.2f}): no memory that could collapse"
+
+
 def ratio_at(curve: Curve, dose: float | None) -> float | None:
     """Returns the infusion ratio at a dose, linear between the levels that have one (rho = K F mean length / D)."""
     return amount_at(curve, curve.ratio, dose, jumps=curve.slice.held_by == RATIO)
