@@ -46,6 +46,7 @@ from megatron_kis.analysis.runs.transitions import (
     count,
     make_transition,
     never_known,
+    remarks,
     too_few_levels,
 )
 from megatron_kis.config.analysis import AnalysisConfig
@@ -404,7 +405,7 @@ class HingeCollapse:
             "high": high,
             "interval": "bracket" if verdict.bracket[0] else "profile",
             "companion": math.exp(rule),
-            "flags": "; ".join(flags),
+            "flags": remarks(curve, *flags),
         }
         reason = f"{down} beyond {curve.symbol} = {count(value)}" + "".join(f"; {flag}" for flag in flags)
         return make_transition(curve, self.kind, COLLAPSED, reason, **found)

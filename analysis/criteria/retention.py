@@ -39,6 +39,7 @@ from megatron_kis.analysis.runs.transitions import (
     count,
     make_transition,
     never_known,
+    remarks,
     too_few_levels,
 )
 from megatron_kis.config.analysis import AnalysisConfig
@@ -130,7 +131,7 @@ class Retention:
         top = int(rate.argmax())
         peak = float(rate[top])
         detectable = float(detectable_drop(peak, weight[top], weight[-1], settings.alpha, settings.power, seen.freedom))
-        found: Found = {"peak": peak, "detectable": detectable}
+        found: Found = {"peak": peak, "detectable": detectable, "flags": remarks(curve)}
         if not remembers(curve, settings):
             return make_transition(curve, self.kind, INCONCLUSIVE, never_known(curve, peak), **found)
         p_value, null = fall_test(seen.of(rate), settings.resamples, generator_of(curve, settings, "fall"))
@@ -174,9 +175,9 @@ class Retention:
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         down = f"falls by {drop:.2f} up to {largest}"
         if run is not None:
-            found["flags"] = f"rests on one run at {curve.symbol} = {count(run)}"
-            reason = f"{down}, but {found['flags']}: no reliable fall without it"
-            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+            flag = f"rests on one run at {curve.symbol} = {count(run)}"
+            reason = f"{down}, but {flag}: no reliable fall without it"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found | {"flags": remarks(curve, flag)})
         # A bound lies within the doses that were tried.
         smallest, last = float(curve.dose[curve.dose > 0][0]), float(curve.dose[-1])
         low, high = min(math.exp(place.low), last), max(math.exp(place.high), smallest)  # 0 and inf where open
@@ -191,7 +192,7 @@ class Retention:
             reason = f"{down}: {settings.r:.0%} of what was known is lost from the first level on"
             return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": high})
         value = min(max(math.exp(place.value), low), high)
-        flags = "the interval is disconnected; its hull is given" if place.pieces > 1 else ""
+        flags = remarks(curve, "the interval is disconnected; its hull is given" if place.pieces > 1 else "")
         found |= {"value": value, "low": low, "high": high, "interval": "profile", "flags": flags}
         reason = f"{settings.r:.0%} of what was known is lost at {curve.symbol} = {count(value)}; {down}"
         return make_transition(curve, self.kind, COLLAPSED, f"{reason}; {flags}" if flags else reason, **found)
