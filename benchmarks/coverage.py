@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.simulated import DESIGNS, TRUTH, WHOLE, chain, end_to_end, nested, size_of_test, tau_coverage
+from benchmarks.simulated import DESIGNS, TRUTH, WHOLE, chain, end_to_end, nested, tau_coverage
 
 
 def markdown(simulations: int, single: int, inner: int) -> str:
@@ -78,16 +78,6 @@ def markdown(simulations: int, single: int, inner: int) -> str:
             f"| {row['facts']} | {row['seeds']} | {row['steepness']:g} | {row['levels']} | {row['collapsed']} of "
             f"{row['simulations']} | {row['covered']:.3f} | {row['width']:.2f} |"
         )
-    lines += [
-        "",
-        f"Size of the test against no collapse, nominal 5%, {simulations} curves per row:",
-        "",
-        "| curve | facts | seeds | rejected |",
-        "|" + 4 * "---|",
-    ]
-    lines += [
-        f"| {name} | {facts} | {seeds} | {share:.3f} |" for name, facts, seeds, share in size_of_test(simulations)
-    ]
     lines += ["", f"Run time {time.perf_counter() - started:.0f} s on one core."]
     return "\n".join(lines) + "\n"
 

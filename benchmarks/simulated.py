@@ -19,8 +19,6 @@ from scipy import stats
 
 from megatron_kis.analysis.criteria import HingeCollapse, find_transitions
 from megatron_kis.analysis.criteria.counts import Evidence, draw
-from megatron_kis.analysis.criteria.dispersion import with_dispersion
-from megatron_kis.analysis.criteria.hinge import measured
 from megatron_kis.analysis.criteria.hinge_fit import COARSE, fit_hinges
 from megatron_kis.analysis.criteria.tests import cut_off
 from megatron_kis.analysis.criteria.unimodal import critical_value, fall_test
@@ -31,7 +29,7 @@ from megatron_kis.analysis.law.fit import LawRefused, fit_law
 from megatron_kis.analysis.law.predict import predict
 from megatron_kis.analysis.law.regression import fit, half_width
 from megatron_kis.analysis.runs.curves import Array, Dispersion, curves
-from megatron_kis.analysis.simulate import Truth, draw_seeds, measured_curve, simulate_curve, simulate_table
+from megatron_kis.analysis.simulate import Truth, simulate_curve, simulate_table
 from megatron_kis.config.analysis import AnalysisConfig
 
 Bools = npt.NDArray[np.bool_]
@@ -332,27 +330,6 @@ def _dropped(design_: Array, lower: Array, upper: Array, closed: Bools) -> float
         if keep.sum() > design_.shape[1] and np.linalg.matrix_rank(design_[keep]) == design_.shape[1]:
             slopes.append(np.linalg.lstsq(design_[keep], (low[keep] + high[keep]) / 2, rcond=None)[0][1])
     return float(np.mean(slopes))
-
-
-def size_of_test(simulations: int, *, seed: int = 0) -> Iterator[tuple[str, int, int, float]]:
-    """(curve, facts, seeds, share rejected at 5%) of curves that never fall."""
-    shapes = {
-        "flat at 0.6": [0.6] * 8,
-        "flat at 0.9": [0.9] * 8,
-        "rising": [0.25, 0.25, 0.3, 0.5, 0.7, 0.8, 0.85, 0.88],
-        "a step that stays up": [0.25, 0.25, 0.25, 0.9, 0.9, 0.9, 0.9, 0.9],
-    }
-    for name, shape in shapes.items():
-        for facts, seeds in ((60, 1), (100, 3), (400, 1)):
-            generator = np.random.default_rng([seed, facts, seeds, len(name)])
-            matrix = np.full((len(shape), seeds), float(facts))
-            rejected = 0
-            for rates in draw_seeds(generator, np.array(shape), matrix, 0.01, simulations):
-                one = measured_curve(REFERENCE, np.geomspace(50, 6400, len(shape)), rates, matrix, 0.25)
-                (known,) = with_dispersion([one], SETTINGS)
-                _, seen = measured(known, SETTINGS)
-                rejected += fall_test(seen.of(seen.rate[0]), 199, generator)[0] <= 0.05
-            yield name, facts, seeds, rejected / simulations
 
 
 def tau_coverage(simulations: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,7 +192,7 @@ def loses_a_tenth(truth: Array) -> float:
 
 
 def statuses(world: World, truth: Array, curves: int, *, sizes: int = 1, seed: int = 0) -> dict[str, float]:
-    """Returns the share of each status of the whole criterion, and of ``false`` bounds, over ``curves`` curves."""
+    """Returns the share of each status by ``hinge``, and of ``false`` bounds, over ``curves`` curves."""
     generator, lost = np.random.default_rng([seed, 7, world.facts, world.seeds]), loses_a_tenth(truth)
     found: dict[str, float] = {"false": 0.0}
     for _ in range(-(-curves // sizes)):
@@ -205,23 +205,16 @@ def statuses(world: World, truth: Array, curves: int, *, sizes: int = 1, seed: i
     return found
 
 
-def size_rows(curves: int) -> Iterator[str]:
-    """Yields the rows of the table of curves without a fall."""
-    for name, (truth, world) in NULLS.items():
+def rejection_rows(cases: dict[str, tuple[Array, World]], curves: int) -> Iterator[str]:
+    """Yields the rows of a table of the shares that the test rejects."""
+    for name, (truth, world) in cases.items():
         alone, study = (rejections(world, truth, curves, sizes=sizes) for sizes in (1, 4))
         yield f"| {name} | {alone[0]:.3f} | {alone[1]:.3f} | {study[0]:.3f} | {study[1]:.3f} |"
 
 
-def power_rows(curves: int) -> Iterator[str]:
-    """Yields the rows of the table of curves that fall."""
-    for name, (truth, world) in FALLS.items():
-        alone, study = (rejections(world, truth, curves, sizes=sizes) for sizes in (1, 4))
-        yield f"| {name} | {alone[0]:.3f} | {alone[1]:.3f} | {study[0]:.3f} | {study[1]:.3f} |"
-
-
-def bound_rows(curves: int) -> Iterator[str]:
-    """Yields the rows of the table of bounds."""
-    for name, (truth, world) in BOUNDS.items():
+def bound_rows(cases: dict[str, tuple[Array, World]], curves: int) -> Iterator[str]:
+    """Yields the rows of a table of bounds."""
+    for name, (truth, world) in cases.items():
         row = statuses(world, truth, curves)
         said = " | ".join(f"{row.get(status, 0.0):.2f}" for status in ("collapsed", "right_censored", "inconclusive"))
         yield f"| {name} | {said} | {row['false']:.3f} |"
@@ -231,19 +224,18 @@ def markdown(curves: int) -> str:
     """Returns the tables as the documentation has them."""
     started = time.perf_counter()
     head = "| {} | one size | and without any one run | of four sizes | and without any one run |"
-    tables: list[tuple[str, str, int, Callable[[int], Iterator[str]]]] = [
-        ("Share of curves without a fall that are rejected at 5%", head.format("truth"), 5, size_rows),
-        ("Share of falls that are found", head.format("fall"), 5, power_rows),
+    tables = [
+        ("Share of curves without a fall that are rejected at 5%", head.format("truth"), rejection_rows(NULLS, curves)),
+        ("Share of falls that are found", head.format("fall"), rejection_rows(FALLS, curves)),
         (
-            "Statuses, and bounds at doses that have lost a tenth",
+            "Statuses by `hinge`, and bounds at doses that have lost a tenth",
             "| truth | collapsed | right-censored | inconclusive | false bound |",
-            5,
-            bound_rows,
+            bound_rows(BOUNDS, curves),
         ),
     ]
     lines: list[str] = []
-    for title, header, columns, rows in tables:
-        lines += [f"{title}; {curves} curves per row:", "", header, "|" + columns * "---|", *rows(curves), ""]
+    for title, header, rows in tables:
+        lines += [f"{title}; {curves} curves per row:", "", header, "|" + 5 * "---|", *rows, ""]
     lines.append(f"Run time {time.perf_counter() - started:.0f} s on one core.")
     return "\n".join(lines) + "\n"
 

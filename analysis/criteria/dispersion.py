@@ -119,7 +119,9 @@ def _around(curve: Curve, guess: Dispersion, settings: AnalysisConfig) -> tuple[
     for _ in range(2):
         weight = facts / scale
         fit = unimodal_fit(rate, weight)
-        drawn = draw(generator, (fit * weight + 0.5) / (weight + 1), weight, np.inf, _RESAMPLES)
+        # A level at 0 or 1 shows no noise however much runs vary, and must not be taken for a level without any.
+        p = np.where((fit > 0) & (fit < 1), (fit * weight + 0.5) / (weight + 1), fit)
+        drawn = draw(generator, p, weight, np.inf, _RESAMPLES)
         noise = 2 * (log_likelihood(drawn, drawn, weight).sum(axis=1) - unimodal_likelihood(drawn, weight))
         mean, variance = float(noise.mean()), float(noise.var())
         if mean <= 1e-6 or variance <= 0:

@@ -45,6 +45,8 @@ from megatron_kis.analysis.runs.transitions import (
     Transition,
     count,
     make_transition,
+    never_known,
+    remarks,
     too_few_levels,
 )
 from megatron_kis.config.analysis import AnalysisConfig
@@ -343,9 +345,7 @@ class HingeCollapse:
         peak, detectable, needed = float(verdict.peak[0]), float(verdict.detectable[0]), float(verdict.needed[0])
         found: Found = {"peak": peak, "detectable": detectable}
         if not verdict.memory[0]:
-            chance = f"{curve.mean_chance or 0.0:.2f}"
-            reason = f"never reliably above chance ({chance}; highest rate {peak:.2f}): no memory that could collapse"
-            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+            return make_transition(curve, self.kind, INCONCLUSIVE, never_known(curve, peak), **found)
         found["p_value"] = p_value
         up_to = f"up to {curve.symbol} = {count(float(curve.dose[-1]))}"
         if verdict.falls[0]:
@@ -405,7 +405,7 @@ class HingeCollapse:
             "high": high,
             "interval": "bracket" if verdict.bracket[0] else "profile",
             "companion": math.exp(rule),
-            "flags": "; ".join(flags),
+            "flags": remarks(curve, *flags),
         }
         reason = f"{down} beyond {curve.symbol} = {count(value)}" + "".join(f"; {flag}" for flag in flags)
         return make_transition(curve, self.kind, COLLAPSED, reason, **found)

@@ -91,7 +91,9 @@ class Onset:
             x = -np.log(curve.dose)[::-1]
         cut = cut_off(settings.confidence, seen.freedom)
         place = place_of(onset_card(curve, settings), x, 1 - settings.onset_share, cut)
-        low, high = math.exp(-place.high), math.exp(-place.low)  # 0 and inf where open
+        smallest = float(curve.dose[curve.dose > 0][0])
+        # A bound lies within the doses that were tried; 0 and inf where open.
+        low, high = min(math.exp(-place.high), largest), max(math.exp(-place.low), smallest)
         found["steepness"] = place.steepness
         status = INCONCLUSIVE
         if low == 0 and curve.dose[0] > 0:
@@ -99,7 +101,6 @@ class Onset:
         elif low == 0 and high == math.inf:
             reason = f"reliably above chance ({chance:.2f}), but the levels do not tell where {share} is reached"
         elif low == 0:
-            smallest = float(curve.dose[curve.dose > 0][0])
             status, reason = LEFT_CENSORED, f"{share} is reached at the smallest F, {count(smallest)}, or before"
             found["high"] = high
         elif high == math.inf:

@@ -38,6 +38,8 @@ from megatron_kis.analysis.runs.transitions import (
     Transition,
     count,
     make_transition,
+    never_known,
+    remarks,
     too_few_levels,
 )
 from megatron_kis.config.analysis import AnalysisConfig
@@ -129,12 +131,9 @@ class Retention:
         top = int(rate.argmax())
         peak = float(rate[top])
         detectable = float(detectable_drop(peak, weight[top], weight[-1], settings.alpha, settings.power, seen.freedom))
-        found: Found = {"peak": peak, "detectable": detectable}
+        found: Found = {"peak": peak, "detectable": detectable, "flags": remarks(curve)}
         if not remembers(curve, settings):
-            reason = (
-                f"never reliably above chance ({chance:.2f}; highest rate {peak:.2f}): no memory that could collapse"
-            )
-            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+            return make_transition(curve, self.kind, INCONCLUSIVE, never_known(curve, peak), **found)
         p_value, null = fall_test(seen.of(rate), settings.resamples, generator_of(curve, settings, "fall"))
         found["p_value"] = p_value
         place = place_of(collapse_card(curve, settings), x, settings.r, cut_off(settings.confidence, seen.freedom))
@@ -176,21 +175,24 @@ class Retention:
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
         down = f"falls by {drop:.2f} up to {largest}"
         if run is not None:
-            found["flags"] = f"rests on one run at {curve.symbol} = {count(run)}"
-            reason = f"{down}, but {found['flags']}: no reliable fall without it"
-            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-        if place.low == -math.inf and place.high == math.inf:
+            flag = f"rests on one run at {curve.symbol} = {count(run)}"
+            reason = f"{down}, but {flag}: no reliable fall without it"
+            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found | {"flags": remarks(curve, flag)})
+        # A bound lies within the doses that were tried.
+        smallest, last = float(curve.dose[curve.dose > 0][0]), float(curve.dose[-1])
+        low, high = min(math.exp(place.low), last), max(math.exp(place.high), smallest)  # 0 and inf where open
+        late = high == math.inf or place.value > math.log(last)
+        if low == 0 and late:
             reason = f"{down}, but the levels do not tell where {settings.r:.0%} of what was known is lost"
             return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
-        if place.high == math.inf or place.value > math.log(curve.dose[-1]):
+        if late:
             reason = f"{down}; {settings.r:.0%} of what was known may be lost beyond it"
-            return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": math.exp(place.low)})
-        high = math.exp(place.high)
-        if place.low == -math.inf:
+            return make_transition(curve, self.kind, RIGHT_CENSORED, reason, **found | {"low": low})
+        if low == 0:
             reason = f"{down}: {settings.r:.0%} of what was known is lost from the first level on"
             return make_transition(curve, self.kind, LEFT_CENSORED, reason, **found | {"high": high})
-        value = math.exp(min(max(place.value, place.low), place.high))
-        flags = "the interval is disconnected; its hull is given" if place.pieces > 1 else ""
-        found |= {"value": value, "low": math.exp(place.low), "high": high, "interval": "profile", "flags": flags}
+        value = min(max(math.exp(place.value), low), high)
+        flags = remarks(curve, "the interval is disconnected; its hull is given" if place.pieces > 1 else "")
+        found |= {"value": value, "low": low, "high": high, "interval": "profile", "flags": flags}
         reason = f"{settings.r:.0%} of what was known is lost at {curve.symbol} = {count(value)}; {down}"
         return make_transition(curve, self.kind, COLLAPSED, f"{reason}; {flags}" if flags else reason, **found)

@@ -24,6 +24,7 @@ from megatron_kis.analysis.runs.transitions import (
     count,
     crossing,
     make_transition,
+    never_known,
     too_few_levels,
 )
 from megatron_kis.config.analysis import AnalysisConfig
@@ -114,10 +115,7 @@ class ToleranceRule:
         detectable = float(detectable_drop(peak, *ends, settings.alpha, settings.power, freedom))
         found: Found = {"peak": peak, "detectable": detectable}
         if p_above(peak, float(weight[top]), chance, freedom) > settings.alpha / levels:
-            reason = (
-                f"never reliably above chance ({chance:.2f}; highest rate {peak:.2f}): no memory that could collapse"
-            )
-            return make_transition(curve, self.kind, INCONCLUSIVE, reason, **found)
+            return make_transition(curve, self.kind, INCONCLUSIVE, never_known(curve, peak), **found)
 
         seen = fall(curve.rate, weight, settings)
         last, drop = int(seen.last), float(seen.drop)

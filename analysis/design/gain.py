@@ -1,7 +1,9 @@
 """How far one more run is expected to narrow a prediction.
 
-Curves with that run are drawn from its cell's fitted hinge, tau is found again, and its expected variance enters the
-law's prediction variance at the target.
+Curves with that run are drawn from its cell's fitted hinge, and tau is found again: the variance of log F* shrinks as
+that of tau does, and enters the law's prediction variance at the target. Under ``retention`` and ``tolerance_rule`` the
+hinge stands for the curve too, with its corner at F*; under ``half_margin`` the run is taken to halve a bracket. The
+law is that of the points, also where the study's own one rests on all curves.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ def cell_of(curve: Curve, point: Transition, settings: AnalysisConfig, seeds: di
     source = None
     if point.informative and len(curve.dose) >= FEWEST_LEVELS and settings.criterion != "half_margin":
         source = simulated_cell(curve, point, point.steepness or 4.0, settings, 99)
-    error = source.error if source is not None and point.interval == "profile" else None
+    error = None
+    if source is not None and settings.criterion == "hinge" and point.interval == "profile":
+        error = source.error  # of tau, which is F* by this criterion alone
     return Cell(curve, point, source, error**2 if error else variance_of(point), seeds)
 
 

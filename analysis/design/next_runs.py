@@ -79,9 +79,10 @@ def propose(
         points: the table's transitions, if they are known already.
 
     Raises:
-        InputError: no curve of that group.
+        InputError: no curve of that group, or a criterion without a collapse by memory.
     """
     settings = settings or AnalysisConfig()
+    check_criterion(settings)
     points = [p for p in points or find_transitions(table, settings) if p.kind == "collapse"]
     group = group or group_of(points)
     along = along or slice_to_extend(points, group)
@@ -115,14 +116,29 @@ def bisect(
     """Proposes the same runs without their gains: repeatedly halves the bracket that is widest for its cost.
 
     Raises:
-        InputError: no curve of that group.
+        InputError: no curve of that group, or a criterion without a collapse by memory.
     """
     settings = settings or AnalysisConfig()
+    check_criterion(settings)
     points = [p for p in points or find_transitions(table, settings) if p.kind == "collapse"]
     found = _cells(table, settings, group, along or slice_to_extend(points, group), points)
     curve_of = {(curve.params, curve.tokens): curve for curve, _, _ in found}
     steps = _steps(found, count, largest_ratio, pool_of(table))
     return [_proposal(step, curve_of[step.params, step.tokens], None) for step in steps]
+
+
+def check_criterion(settings: AnalysisConfig) -> None:
+    """Checks that there is a collapse by memory, which the runs are proposed for.
+
+    Raises:
+        InputError: the criterion is ``general_loss``.
+    """
+    if settings.criterion == "general_loss":
+        raise InputError(
+            "is general_loss: runs are proposed for a collapse by memory, and none is sought",
+            where="analysis.criterion",
+            remedy="choose the runs by hand, or another criterion",
+        )
 
 
 _Known = tuple[Curve, Transition, dict[float, set[int]]]

@@ -61,10 +61,13 @@ class Transition:
     """Smallest drop at the largest dose that would have been detected with the power in the settings."""
     p_value: float | None = None
     steepness: float | None = None
-    """gamma of the hinge: fall of the logit, or of the log of the excess over chance where the rate falls as a power of
-    the dose, per e-fold of the dose beyond the collapse point."""
+    """Criterion ``retention`` and the onset: g, the power of the dose with which the excess over chance falls after the
+    plateau, or rises before it (`criteria.decline`). ``hinge``: gamma, the fall of the logit, or of the log of the
+    excess over chance where the rate falls as a power of the dose, per e-fold of the dose beyond the collapse point.
+    None by others."""
     companion: float | None = None
-    """Collapse point by the tolerance rule: the last dose at which the fitted rate is (1 - r) of its maximum."""
+    """Criterion ``hinge`` alone: the collapse point by the tolerance rule, the last dose at which the fitted rate is
+    (1 - r) of its maximum."""
     interval: str | None = None
     """Kind of [low, high]: ``bracket`` (neighbouring levels, with nothing known between them) or ``profile`` (a
     confidence interval wider than the bracket)."""
@@ -171,6 +174,18 @@ def make_transition(
 def too_few_levels(curve: Curve, levels: int, fewest: int) -> str:
     """Returns why a ``curve`` of so few ``levels`` has no transition; empty where they are enough."""
     return "" if levels >= fewest else f"{levels} levels of {curve.symbol}; at least {fewest} are needed"
+
+
+def never_known(curve: Curve, peak: float) -> str:
+    """Returns why a ``curve`` whose highest rate is no more than chance has no collapse."""
+    chance = curve.mean_chance or 0.0
+    return f"never reliably above chance ({chance:.2f}; highest rate {peak:.2f}): no memory that could collapse"
+
+
+def remarks(curve: Curve, *found: str) -> str:
+    """Returns the `flags` of a collapse: those that were ``found``, and whether chance had to be assumed."""
+    assumed = "" if curve.mean_chance is not None else "the chance level is not known and was taken as 0"
+    return "; ".join(flag for flag in (assumed, *found) if flag)
 
 
 def ratio_at(curve: Curve, dose: float | None) -> float | None:

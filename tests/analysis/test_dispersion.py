@@ -84,6 +84,19 @@ def test_without_seeds_and_levels_there_is_the_prior_alone():
     assert wider.scale * wider.freedom / chi2.median(wider.freedom) == pytest.approx(11, rel=0.15)
 
 
+def test_sizes_that_know_everything_tell_nothing_of_it():
+    generator = np.random.default_rng(4)
+    live = study(generator, [0.4, 0.6, 0.7, 0.7, 0.7, 0.6, 0.4, 0.3], facts=60, seeds=1, icc=0.0, sizes=1)
+    full = [
+        replace(c, params=n)
+        for n in range(6)
+        for c in study(generator, [1 - 1e-12] * 8, facts=60, seeds=1, icc=0.0, sizes=1)
+    ]
+    alone, beside = study_dispersion(live, QUICK), study_dispersion([*live, *full], QUICK)
+    assert (beside.scale, beside.level, beside.freedom) == pytest.approx((alone.scale, alone.level, alone.freedom))
+    assert study_dispersion(full, QUICK).source == "the prior alone; one seed"
+
+
 def test_a_dispersion_that_is_hardly_known_widens_what_is_drawn():
     generator, p, weight = np.random.default_rng(5), np.full(4, 0.5), np.full(4, 100.0)
     known, hardly = draw(generator, p, weight, np.inf, 4000), draw(generator, p, weight, 4.0, 4000)

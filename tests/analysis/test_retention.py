@@ -71,6 +71,26 @@ def test_a_fall_from_the_first_level_on_is_bounded_from_above():
     assert point.status == "left_censored" and point.high <= 25
 
 
+@pytest.mark.parametrize("criterion", ["retention", "hinge"])
+def test_a_collapse_says_that_chance_was_assumed(criterion):
+    counts = {f: [400] * 3 for f in (0, 25, 50, 100, 200)} | {400: [370] * 3, 800: [230] * 3, 1600: [140] * 3}
+    settings = QUICK.replace(criterion=criterion)
+    for chance, flags in ((0.25, ""), (None, "the chance level is not known and was taken as 0")):
+        (point,) = [
+            p for p in find_transitions(curve_rows(counts, n=500, chance=chance), settings) if p.kind == "collapse"
+        ]
+        assert (point.status, point.flags) == ("collapsed", flags)
+
+
+def test_a_bound_lies_within_the_doses_that_were_tried():
+    """Between dose 0 and the first one the likelihood tells by its form alone where it is."""
+    lost = collapse({0: [900] * 3, 50: [500] * 3, 100: [400] * 3, 200: [350] * 3, 400: [300] * 3}, n=1000)
+    assert (lost.status, lost.high) == ("left_censored", 50)
+    learned = curve_rows({0: [250] * 3} | {f: [900] * 3 for f in (50, 100, 200, 400)}, n=1000, group="infused")
+    (point,) = [p for p in find_transitions(learned, QUICK) if p.kind == "onset"]
+    assert (point.status, point.high) == ("left_censored", 50)
+
+
 TRUTHS = {
     "corner": (Truth(steepness=6.0), 0.055),
     "slow": (Truth(steepness=1.5), 0.055),

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.simulated import TRUTH, chain, end_to_end
 from megatron_kis.analysis.criteria import find_transitions
-from megatron_kis.analysis.design.gain import prediction_variance
+from megatron_kis.analysis.design.gain import cell_of, prediction_variance, variance_of
 from megatron_kis.analysis.design.next_runs import bisect, propose
 from megatron_kis.analysis.law.bootstrap import bootstrap_law
 from megatron_kis.analysis.law.bootstrap_points import bootstrap_points, resample_measurements
@@ -220,6 +220,22 @@ def test_without_a_law_the_cells_are_bisected():
     assert bisect(table, QUICK, group="background", count=2) == proposals
     with pytest.raises(InputError, match="infused"):
         propose(table, 7e9, 2e9, QUICK, group="infused")
+
+
+def test_what_is_known_of_a_cell_is_its_interval_except_by_the_hinge(simulated):
+    """The error of tau says nothing of the dose that another criterion looks for."""
+    _, table, _, by_retention = simulated
+    curve = curves(table)[0]
+    (lost,) = [p for p in by_retention if (p.kind, p.params) == ("collapse", curve.params)]
+    assert lost.interval == "profile"
+    assert cell_of(curve, lost, QUICK, {}).variance == variance_of(lost)
+    assert cell_of(curve, lost, QUICK.replace(criterion="hinge"), {}).variance != variance_of(lost)
+
+
+@pytest.mark.parametrize("ask", [bisect, lambda *args, **named: propose(args[0], 7e9, 2e9, *args[1:], **named)])
+def test_no_run_is_proposed_for_a_collapse_by_loss(simulated, ask):
+    with pytest.raises(InputError, match="general_loss"):
+        ask(simulated[1], QUICK.replace(criterion="general_loss"), group="background")
 
 
 def test_nearly_equal_levels_are_one():

@@ -178,6 +178,11 @@ def test_a_target_or_a_count_that_cannot_be_is_refused(
     assert re.search(rf"error: (argument )?{wrong[0]}: ", capsys.readouterr().err)
 
 
+def test_no_run_is_proposed_for_a_collapse_by_loss(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "next", str(study), "--params", "1e6", "analysis.criterion=general_loss"]) == 2
+    assert "analysis.criterion: is general_loss" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_proposed_runs_are_added_to_the_study_file_and_they_alone_are_trained(
     complete: Path, capsys: pytest.CaptureFixture[str]

@@ -60,9 +60,8 @@ def _next(options: argparse.Namespace) -> int:
         check_written(options.study)
         check_written(study.output / LOOKS_FILE)
     params, tokens = _target(study, options)
-    if options.count < 1:
-        raise InputError(f"is {options.count}", where="--count", remedy="use at least 1")
     settings = with_looks(study.analysis, study.output)
+    _check(options, settings)
     runs = _runs(study)
     curves = curve_table(runs)
     points = find_transitions(curves, settings)
@@ -100,6 +99,19 @@ def _next(options: argparse.Namespace) -> int:
     if options.write:
         print(f"{len(new)} runs added to {options.study}" + ("; kis study run trains them" if new else ""))
     return 0
+
+
+def _check(options: argparse.Namespace, settings: AnalysisConfig) -> None:
+    """Checks, before the runs are read, that there is something to propose.
+
+    Raises:
+        InputError: no run is asked for, or the criterion has no collapse by memory.
+    """
+    from megatron_kis.analysis.design.next_runs import check_criterion
+
+    if options.count < 1:
+        raise InputError(f"is {options.count}", where="--count", remedy="use at least 1")
+    check_criterion(settings)
 
 
 def _target(study: StudyConfig, options: argparse.Namespace) -> tuple[float, float]:
