@@ -128,7 +128,7 @@ def test_names_from_records_reach_neither_terminal_nor_page_raw(
 
 MISTAKES = {
     "critrion": ("tolerance_rule", "analysis.critrion: unknown key; did you mean 'criterion'?"),
-    "r": (1.5, "analysis.r: 1.5 is out of range; 0 < x < 1"),
+    "r": (1.5, "analysis.r: is 1.5; must be below 1"),
     "resamples": ("many", "analysis.resamples: "),
     "law": (None, "analysis.law: "),
 }
