@@ -6,6 +6,7 @@ settings (``background.groups.1`` for an entry of the list ``background``). Here
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from megatron_kis.common.errors import InputError, nearest
 from megatron_kis.common.units import parse_count
 
 _KEY = "[key]"  # in the place of a mapping's key, as pydantic has it
+_UNQUOTED = (bool, int, float, datetime.date)  # what YAML makes of words that are not in quotes
 _LONGEST = 60  # characters of a value that are shown
 _SHOWN_KEYS = 4
 _BOUNDS = {
@@ -126,10 +128,13 @@ def _truth_values(value: Any, kind: Any, place: tuple[int | str, ...]) -> Iterat
 def _written(complaint: ErrorDetails, content: Any) -> tuple[Any, ...]:
     """Returns the keys and numbers that lead to the value in the content, without those that pydantic adds."""
     place: list[Any] = []
-    for number, part in enumerate(complaint["loc"]):
+    loc: list[Any] = list(complaint["loc"])
+    if complaint["type"] == "invalid_key":
+        loc[-1] = complaint["input"]  # not the text that pydantic makes of it
+    for number, part in enumerate(loc):
         if isinstance(content, BaseModel):
             content = dict(content)
-        last = number == len(complaint["loc"]) - 1
+        last = number == len(loc) - 1
         if isinstance(content, Mapping) and (part in content or (last and complaint["type"] == "missing")):
             content = content.get(part)
         elif isinstance(content, list | tuple) and isinstance(part, int) and part < len(content):
@@ -153,7 +158,7 @@ def _explained(complaints: Sequence[ErrorDetails], kind: type[BaseModel]) -> tup
         return f"is {value}", "must be a finite number"
     wanted = dict.fromkeys(_wanted(one, kind) for one in complaints)
     remedy = f"must be {', or '.join(wanted)}"
-    if {one["type"] for one in complaints} & {"string_type", "path_type"} and isinstance(value, bool | int | float):
+    if {one["type"] for one in complaints} & {"string_type", "path_type"} and isinstance(value, _UNQUOTED):
         remedy += "; put it in quotes"
     return f"is {_shown(value)}", remedy
 

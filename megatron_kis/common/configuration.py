@@ -89,7 +89,7 @@ def load_config(kind: type[ConfigT], path: Path, overrides: Sequence[str] = ()) 
     """
     content = parse_yaml(read_text(path), where=str(path))
     if not isinstance(content, dict):
-        raise InputError("not a mapping of settings", where=str(path))
+        return parse_config(kind, content, source=str(path))  # which refuses it
     base = file_base(path, content)
     for override in overrides:
         _override(content, override, kind, base)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+_LISTED = 30  # valid names that a message lists
+
 
 class KisError(Exception):
     """A failure that is explained to the user in one message, without a traceback."""
@@ -69,7 +71,7 @@ def first_of(items: Sequence[str], most: int, *, separator: str = ", ") -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns the remedy for an unknown name: ``did you mean 'x'?`` or the list of valid names."""
+    """Returns the remedy for an unknown name: ``did you mean 'x'?`` or the valid names, the first of many."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else "valid: " + ", ".join(names)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {first_of(names, _LISTED)}"

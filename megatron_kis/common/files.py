@@ -54,6 +54,8 @@ def unreadable(error: OSError, path: Path, *, remedy: str | None = None) -> KisE
     Returns:
         An InputError, if the path or the file is wrong; a JobError, if the disk or the file server failed.
     """
+    if error.errno == errno.EISDIR:
+        remedy = remedy or "name a file in it"
     if error.errno is None or error.errno in _OURS:
         return InputError(f"cannot be read ({error.strerror or error})", where=str(path), remedy=remedy)
     return JobError(f"{path}: cannot be read ({error.strerror or error}); nothing was changed")

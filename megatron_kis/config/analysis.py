@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    NonNegativeInt,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from megatron_kis.common.complaints import input_error
 from megatron_kis.common.configuration import Config
@@ -27,41 +34,6 @@ def _criterion(name: str) -> str:
     return name
 
 
-def _open_share(value: float) -> float:
-    if not 0 < value < 1:
-        msg = f"{value} is out of range; 0 < x < 1"
-        raise ValueError(msg)
-    return value
-
-
-def _share(value: float) -> float:
-    if not 0 <= value < 1:
-        msg = f"{value} is out of range; 0 <= x < 1"
-        raise ValueError(msg)
-    return value
-
-
-def _positive(value: float) -> float:
-    if not value > 0:
-        msg = f"{value} is not positive; for example 0.05"
-        raise ValueError(msg)
-    return value
-
-
-def _not_negative(value: float) -> float:
-    if not 0 <= value < math.inf:
-        msg = f"{value} is out of range; at least 0"
-        raise ValueError(msg)
-    return value
-
-
-def _count(value: int) -> int:
-    if value < 0:
-        msg = f"{value} is out of range; at least 0"
-        raise ValueError(msg)
-    return value
-
-
 def _enough_resamples(value: int) -> int:
     if value < 99:
         msg = f"{value} resamples cannot resolve a p-value; at least 99"
@@ -76,10 +48,8 @@ def _no_or_enough_resamples(value: int) -> int:
     return value
 
 
-_OpenShare = Annotated[
-    float, AfterValidator(_open_share), Field(json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1})
-]
-_Share = Annotated[float, AfterValidator(_share), Field(json_schema_extra={"minimum": 0, "exclusiveMaximum": 1})]
+_OpenShare = Annotated[float, Field(gt=0, lt=1)]
+_Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AnalysisConfig(Config):
@@ -127,7 +97,7 @@ class AnalysisConfig(Config):
     alpha: _OpenShare = 0.05
     """Level of the tests, for a whole curve (the onset's levels share it, the collapse test is calibrated for it)."""
 
-    tolerance: Annotated[float, AfterValidator(_positive), Field(json_schema_extra={"exclusiveMinimum": 0})] = 0.05
+    tolerance: float = Field(0.05, gt=0)
     """Relative excess of the validation loss over that of F = 0 which counts as collapse by loss tolerance."""
 
     overdispersion: _Share = 0.01
@@ -149,7 +119,7 @@ class AnalysisConfig(Config):
     """Resamples and draws behind the law's intervals: of all curves together, and of the bootstrap that checks them; 0:
     intervals from the points alone."""
 
-    bend: Annotated[float, AfterValidator(_not_negative), Field(json_schema_extra={"minimum": 0})] = 0.025
+    bend: float = Field(0.025, ge=0)
     """Standard deviation of the law's curvature, the coefficient of (log N)^2, before the data: a law that is straight
     over the trained sizes may bend beyond them. 0 trusts the straight line. Chinchilla's minima bend by 0.034."""
 
@@ -160,11 +130,11 @@ class AnalysisConfig(Config):
     confidence: _OpenShare = 0.95
     """Level of the law's confidence and prediction intervals."""
 
-    looks: Annotated[int, AfterValidator(_count), Field(json_schema_extra={"minimum": 0})] = 0
+    looks: NonNegativeInt = 0
     """Number of times that results will be looked at before more runs are added, declared beforehand; 0: not declared.
     Intervals then hold over all looks together, and are narrower than without a number (``looked``)."""
 
-    looked: Annotated[int, AfterValidator(_count), Field(json_schema_extra={"minimum": 0})] = 0
+    looked: NonNegativeInt = 0
     """Number of times that the study was extended because of what its results showed. ``kis study next --write`` counts
     them in the study's folder; intervals are widened so that ``confidence`` holds over all looks."""
 

@@ -42,7 +42,7 @@ __all__ = [
 class EvalScheduleConfig(Config):
     """Moments at which something happens during a run."""
 
-    shares: tuple[float, ...] = (1.0,)
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (1.0,)
     """Shares of the run, each in [0, 1]; 1 is after the last step."""
 
     every: int | None = Field(None, gt=0)
@@ -51,14 +51,6 @@ class EvalScheduleConfig(Config):
     tokens: tuple[Annotated[Count, Field(ge=0)], ...] = ()
     """Numbers of trained tokens at which it also happens: after the step that reaches them. Numbers beyond the run's
     budget are skipped, so that runs of several budgets can share a list."""
-
-    @field_validator("shares")
-    @classmethod
-    def _shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 <= share <= 1 for share in shares):
-            msg = "each must be in [0, 1]"
-            raise ValueError(msg)
-        return shares
 
     def steps(self, last: int, *, step_tokens: int | None = None) -> frozenset[int]:
         """Returns the steps (0 is before the first) at which it happens in a run of ``last`` steps, and the last one.

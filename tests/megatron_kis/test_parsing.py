@@ -60,6 +60,19 @@ def test_what_is_no_yaml_is_refused_with_its_line(text):
         parse_yaml(text, where="f.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a:\n\tb: 1", r"f.yaml:2: .*; use spaces in place of tabs$"),
+        ("a: 1\nb:\t2", r"f.yaml:2: .*; use spaces in place of tabs$"),
+        ("a: 1\n---\nb: 2", r"f.yaml:2: not valid YAML \(expected a single document in the stream, but found another"),
+    ],
+)
+def test_common_slips_in_yaml_are_explained(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_yaml(text, where="f.yaml")
+
+
 @pytest.mark.parametrize("text", ["a: 2026-02-30", "2026-13-01: a", '!!int "abc"', "[" * 3000])
 def test_values_that_yaml_cannot_read_are_wrong_input(text):
     with pytest.raises(InputError, match=r"f.yaml.*not valid YAML"):

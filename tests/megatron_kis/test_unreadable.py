@@ -70,6 +70,13 @@ def test_a_path_that_is_wrong_is_wrong_input_at_once(tmp_path, reader):
         READERS[reader](tmp_path / "none.jsonl")
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_a_folder_is_wrong_input_and_a_file_is_asked_for(tmp_path, reader):
+    (tmp_path / "f.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"f\.jsonl: cannot be read \(Is a directory\); name a file in it$"):
+        READERS[reader](tmp_path / "f.jsonl")
+
+
 def test_readers_of_streams_tell_both_apart(tmp_path, monkeypatch):
     path = tmp_path / "f.jsonl"
     path.write_text('{"text": "a"}\n')

@@ -25,7 +25,7 @@ def _demo(options: argparse.Namespace) -> int:
     from megatron_kis.data_tools.preparation.demo import fetch_demo
 
     paths = fetch_demo(options.output, progress=console_progress())
-    for path in (paths.text, paths.triples, paths.templates, paths.sources):
+    for path in (paths.text, paths.triples, paths.codes, paths.templates, paths.sources):
         print(path)
     return 0
 

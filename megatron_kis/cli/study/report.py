@@ -63,12 +63,14 @@ def belonging(study: StudyConfig) -> dict[str, Any]:
     The data are those that the runs were made with: their fingerprints are of the study's own ``study.json``.
 
     Raises:
-        InputError: the file asks for other data than the study's are made from.
+        InputError: no run of the study was begun, or the file asks for other data than the study's are made from.
     """
     from megatron_kis.config.data import DataConfig
     from megatron_kis.study.grid import runs_of
     from megatron_kis.study.manifest import data_fingerprints, manifest_of
 
+    if not (study.output / "runs").is_dir():
+        raise InputError("has no runs yet", where=str(study.output), remedy="kis study run trains them")
     _same_data(study)
     place = study.output / "data"  # a run's settings do not depend on the places of its files
     runs = runs_of(study, DataConfig(corpus=place, validation=place, exposures=place, tokenizer=place))

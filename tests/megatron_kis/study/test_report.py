@@ -67,6 +67,19 @@ def test_all_runs_of_the_study_are_reported(study: Path, capsys: pytest.CaptureF
     assert len(belonging(loaded(study))["runs"]) == len(FREQUENCIES)
 
 
+@pytest.mark.parametrize("step", ["report", "next"])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_study_without_runs_is_told_to_train_them(
+    study: Path, capsys: pytest.CaptureFixture[str], step: str, prepared: bool
+) -> None:
+    output = study.parent / "untrained"
+    edit(study, output=str(output), predict=[1e6])
+    if prepared:
+        (output / "data").mkdir(parents=True)
+    assert main(["study", step, str(study)]) == 2
+    assert f"{output}: has no runs yet; kis study run trains them" in capsys.readouterr().err
+
+
 def test_runs_that_an_edited_study_does_not_name_are_apart_everywhere(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,7 +141,7 @@ def test_names_from_records_reach_neither_terminal_nor_page_raw(
 
 MISTAKES = {
     "critrion": ("tolerance_rule", "analysis.critrion: unknown key; did you mean 'criterion'?"),
-    "r": (1.5, "analysis.r: 1.5 is out of range; 0 < x < 1"),
+    "r": (1.5, "analysis.r: is 1.5; must be below 1"),
     "resamples": ("many", "analysis.resamples: "),
     "law": (None, "analysis.law: "),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,47 +92,27 @@ def test_where_the_starter_fails_runs_are_started_by_their_commands(
     assert len(execute(runs, done=(), settings=ExecutorConfig(workers=2, threads=1)).done) == 2
 
 
-STARTER = """
-import os, signal, socket, sys, time
-from pathlib import Path
-from megatron_kis.cli.starter import serve
-
-def fork(fork=os.fork):
-    while Path("slow").exists():
-        time.sleep(0.02)
-    return fork()
-
-os.fork = fork
-wanted = serve(socket.socket(fileno=int(sys.argv[1])))
-does = wanted["arguments"][0] if wanted else ""
-exec("time.sleep(600)" if does == "train" else does)
-"""
-"""A starter that imports nothing, whose runs execute a line of Python; ``kis train`` only sleeps."""
-
-UNTIL = "\nwhile not Path('{}').exists(): time.sleep(0.02)\n"
-
-
 class Begin:
-    """Starts runs by a starter of this module's."""
+    """Starts runs by the starter of ``plain_starter.py``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.starter = starter.Starter()
 
-    def __call__(self, name: str, does: str) -> starter.Process | None:
+    def __call__(self, name: str, *does: str) -> starter.Process | None:
         run = run_of(self._folder, name)
         run.output.mkdir(parents=True)
         python = [sys.executable, "-m", "megatron_kis"]
         log = run.output / "log.txt"
         environment = dict(os.environ)
-        return self.starter.start([*python, does], run, Slot(), environment=environment, own={}, log=log, lock=None)
+        return self.starter.start([*python, *does], run, Slot(), environment=environment, own={}, log=log, lock=None)
 
 
 @pytest.fixture
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
-    (tmp_path / "starter_for_tests.py").write_text(STARTER)
+    shutil.copy(Path(__file__).with_name("plain_starter.py"), tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(starter, "MODULE", "starter_for_tests")
+    monkeypatch.setattr(starter, "MODULE", "plain_starter")
     begin = Begin(tmp_path)
     yield begin
     begin.starter.close()
@@ -146,7 +127,7 @@ def polled(process: starter.Process) -> int | None:
 
 
 def test_a_run_whose_end_was_not_reported_yet_has_no_status(begin: Begin) -> None:
-    run = begin("a", UNTIL.format("end") + "sys.exit(3)")
+    run = begin("a", "end")
     assert run is not None and polled(run) is None
     serving = parent(run.pid)
     os.kill(serving, signal.SIGSTOP)
@@ -160,12 +141,12 @@ def test_a_run_whose_end_was_not_reported_yet_has_no_status(begin: Begin) -> Non
 def test_a_starter_that_is_late_ends_no_other_run_and_starts_none_twice(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = begin("a", UNTIL.format("end") + "sys.exit(3)")
+    run = begin("a", "end")
     assert run is not None
     monkeypatch.setattr(starter, "_PATIENCE", 0.5)
     Path("slow").touch()
-    assert begin("b", "Path('b').touch()") is None, "it is to be started by its command"
-    assert begin("c", "Path('c').touch()") is None
+    assert begin("b", "touch", "b") is None, "it is to be started by its command"
+    assert begin("c", "touch", "c") is None
     Path("slow").unlink()
     serving = parent(run.pid)
     time.sleep(0.5)
@@ -180,14 +161,13 @@ def test_a_starter_that_is_late_ends_no_other_run_and_starts_none_twice(
 def test_a_starter_that_is_late_with_its_first_run_is_ended(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starter, "_PATIENCE", 3.0)
     Path("slow").touch()
-    assert begin("a", "Path('a').touch()") is None
+    assert begin("a", "touch", "a") is None
     assert begin.starter.is_closed
 
 
-@pytest.mark.parametrize(("end", "status"), [("sys.exit(75)", 75), ("Path('runs/a/DONE').touch(), sys.exit(0)", 0)])
-def test_without_the_starter_a_run_that_is_not_done_was_stopped(begin: Begin, end: str, status: int) -> None:
-    saves = f"signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1.5), {end}))\nPath('ready').touch()\n"
-    run = begin("a", saves + UNTIL.format("never"))
+@pytest.mark.parametrize("status", [75, 0])
+def test_without_the_starter_a_run_that_is_not_done_was_stopped(begin: Begin, status: int) -> None:
+    run = begin("a", "save", str(status))
     assert run is not None
     wait_for(Path("ready").exists)
     os.kill(parent(run.pid), signal.SIGKILL)
@@ -195,7 +175,7 @@ def test_without_the_starter_a_run_that_is_not_done_was_stopped(begin: Begin, en
     assert polled(run) is None, "it is saving"
     wait_for(lambda: not start_ticks(run.pid))
     assert polled(run) == status
-    assert begin("b", "") is None
+    assert begin("b", "touch", "b") is None
 
 
 @pytest.mark.usefixtures("begin", "one_thread")
