@@ -91,9 +91,8 @@ def large_report(generator: np.random.Generator) -> None:
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
         path = report(table, Path(folder) / "report.html")
-        print(
-            f"report of 10,000 runs of 100 cells: {time.process_time() - started:.0f} s, {path.stat().st_size / 1e6:.1f} MB"
-        )
+        seconds = time.process_time() - started
+        print(f"report of 10,000 runs of 100 cells: {seconds:.0f} s, {path.stat().st_size / 1e6:.1f} MB")
 
 
 def main() -> None:

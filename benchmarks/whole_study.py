@@ -3,10 +3,11 @@
     python -m benchmarks.whole_study [--studies 40] [--only NAME]
 
 Every study is simulated once and analysed by both: points by the hinge, with Student's t, as `predict` gives it; and
-the likelihood of all curves, if the law is straight, and if it may bend. The measure of a new model is F* of each one's
-own definition. The whole curve of the new model is predicted as well, by the law that may bend; it is compared with the
-true one at doses from just before the fall on, and the share of them that is in the band is a mean over studies. Truths are drawn by hand here, not by the forms that are fitted: a fall in the logit from a corner, a
-rounded fall, a fall to a level above chance, with a rise before it.
+the likelihood of all curves, if the law is straight, and if it may bend. The measure of a new model is F* of each
+one's own definition. The whole curve of the new model is predicted as well, by the law that may bend; it is compared
+with the true one at doses from just before the fall on, and the share of them that is in the band is a mean over
+studies. Truths are drawn by hand here, not by the forms that are fitted: a fall in the logit from a corner, a rounded
+fall, a fall to a level above chance, with a rise before it.
 """
 
 from __future__ import annotations
@@ -136,8 +137,10 @@ def in_band(design: Design, model: NewModel, at: float) -> float:
 
 
 def measured(design: Design, studies: int, seed: int = 0) -> dict[str, list[tuple[float, ...]]]:
-    """Returns (new model in its interval, log width, error of the centre, share of the curve in its band) of every study
-    by method; only the law that may bend is asked for the curve."""
+    """Returns (in its interval, log width, error of the centre, share of the curve in its band) by method.
+
+    Of every study; only the law that may bend is asked for the curve.
+    """
     generator = np.random.default_rng([seed, design.sizes, design.levels, design.seeds, design.facts])
     target = LARGEST * BEYOND
     found: dict[str, list[tuple[float, ...]]] = {"points": [], "straight": [], "may bend": []}

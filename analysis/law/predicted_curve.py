@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_kis.analysis.law.fit import Law
 from megatron_kis.analysis.law.new_model import NewModel
 from megatron_kis.analysis.runs.curves import Array
 from megatron_kis.common.files import atomic_write
@@ -61,6 +62,12 @@ def predicted_curve(
     chance = model.surface.chance
     rates = [chance + (1 - chance) * part for part in (middle, low, high)]
     return PredictedCurve(np.concatenate([[0.0], np.exp(x[1:])]), *rates)
+
+
+def rises(onset: Law, law: Law) -> bool:
+    """Returns whether ``onset`` tells how the facts are learned whose collapse ``law`` is."""
+    mine = (onset.group, onset.slice, onset.range_held is None) == (law.group, law.slice, law.range_held is None)
+    return mine and (onset.kind, law.kind) == ("onset", "collapse") and onset.surface is not None
 
 
 def band(shares: Array, confidence: float) -> tuple[Array, Array, Array]:

@@ -338,11 +338,18 @@ def _plateau_law(cards: Sequence[Card], size: Array, draws: int, generator: np.r
     if len(np.unique(size)) < 3:
         rows = rows[:, :1]
     found = fit(rows, odds, odds, np.maximum(variance, 1e-6))
-    beta = generator.multivariate_normal(found.beta, found.covariance, draws)
+    deviation = generator.multivariate_normal(np.zeros(rows.shape[1]), found.covariance, draws)
     law = np.zeros((draws, 3))
-    law[:, : beta.shape[1]] = beta
-    law[:, 2] = np.log(max(float(found.sigma), 1e-3))
+    law[:, : rows.shape[1]] = found.beta + _student(float(found.freedom), draws, generator)[:, None] * deviation
+    unknown = _student(float(found.scatter_freedom), draws, generator)
+    law[:, 2] = np.log(np.maximum(float(found.sigma) * unknown, 1e-3))
     return law
+
+
+def _student(freedom: float, draws: int, generator: np.random.Generator) -> Array:
+    """Returns [draws] factors that make normal deviations those of Student's t."""
+    freedom = max(freedom, 1.0)
+    return np.asarray(np.sqrt(freedom / generator.chisquare(freedom, draws)))
 
 
 def record_of(surface: Surface) -> dict[str, Any]:

@@ -178,4 +178,5 @@ def _generator() -> np.random.Generator:
 
 def _caption(decision: Decision) -> str:
     end = "" if decision.most is None else f" All tokens of the budget: {fmt.dose(decision.slice, decision.most)}."
-    return f"Star: the choice. Bands: {percent(decision.confidence)} of models at each dose. {INDEPENDENT[0].upper()}{INDEPENDENT[1:]}.{end}"
+    bands = f"Bands: {percent(decision.confidence)} of models at each dose"
+    return f"Star: the choice. {bands}. {INDEPENDENT[0].upper()}{INDEPENDENT[1:]}.{end}"

@@ -13,6 +13,7 @@ from megatron_kis.common.errors import InputError, first_of, nearest, printable
 from megatron_kis.common.units import quantity
 
 if TYPE_CHECKING:
+    from megatron_kis.analysis.law.fit import Law
     from megatron_kis.analysis.law.predict import Prediction
 
 _SHOWN = 6
@@ -44,12 +45,18 @@ def add_parser(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     others.add_argument("--facts", type=quantity, metavar="K", help="how many they are")
     others.add_argument("--fact-tokens", type=quantity, metavar="L", help="mean tokens of an exposure of them")
     parser.add_argument("--output", type=new_file, metavar="JSON", help="write the prediction, dated and hashed")
+    parser.add_argument(
+        "--curve",
+        type=new_file,
+        metavar="CSV",
+        help="write the whole predicted curve: the rate of right answers against the dose, with its band",
+    )
     add_json(parser)
     parser.set_defaults(handler=_predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
-    spare_inputs(options, ("output",), ("law",))
+    spare_inputs(options, ("output", "curve"), ("law",))
     from megatron_kis.analysis.law.choice import Choice, words
     from megatron_kis.analysis.law.law_file import load_laws
     from megatron_kis.analysis.law.predict import predict, prediction_record
@@ -61,15 +68,18 @@ def _predict(options: argparse.Namespace) -> int:
     choice = Choice(options.kind, options.group, options.axis, options.held_by, options.held, together=options.together)
     laws = load_laws(options.law)
     law = choice.choose(laws, where=str(options.law))
+    held = None if law.range_held is None else options.held
     prediction = predict(
         law,
         options.params,
         options.tokens,
-        held=None if law.range_held is None else options.held,
+        held=held,
         facts=options.facts,
         fact_tokens=options.fact_tokens,
     )
     record = prediction_record(prediction)
+    if options.curve is not None:
+        _write_curve(options.curve, law, laws, prediction, held)
     if options.output is not None:
         write_json(options.output, record)
     if options.json:
@@ -79,9 +89,29 @@ def _predict(options: argparse.Namespace) -> int:
     if choice == Choice() and len(laws) > 1:
         others = first_of([words(other, laws) for other in laws if other is not law], _SHOWN, separator="; ")
         print(f"kis: other laws of the file: {others}", file=sys.stderr)
-    if options.output is not None:
-        print(f"written: {options.output}")
+    for path in (options.output, options.curve):
+        if path is not None:
+            print(f"written: {path}")
     return 0
+
+
+def _write_curve(path: Path, law: Law, laws: list[Law], prediction: Prediction, held: float | None) -> None:
+    """Writes the curve of ``law`` at the model of its prediction; that of infused facts rises by their onset's law."""
+    from megatron_kis.analysis.law.new_model import NewModel
+    from megatron_kis.analysis.law.predicted_curve import predicted_curve, rises, write_predicted_curve
+
+    if law.surface is None:
+        raise InputError(
+            "this law is from points alone, which tell no rates",
+            where="--curve",
+            remedy="fit one from runs or curves (kis law fit RUNS_DIR), with criterion: retention; or leave it out",
+        )
+    rise = next((other for other in laws if rises(other, law)), None)
+    model, own = (
+        None if one is None else NewModel(one, prediction.params, prediction.tokens, held) for one in (law, rise)
+    )
+    assert model is not None
+    write_predicted_curve(predicted_curve(model, own, confidence=law.confidence), path)
 
 
 def _print_prediction(prediction: Prediction) -> None:
