@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,14 +31,14 @@ class Advice:
 
     title: str
     sentence: str
-    drawing: Drawing
+    drawings: list[Drawing]
     warnings: tuple[str, ...]
 
 
 def advice(result: AnalysisResult) -> list[Advice]:
     """Returns what the report says of every decision."""
     return [
-        Advice(_title(decision), sentence(decision), _drawing(decision), decision.warnings)
+        Advice(_title(decision), sentence(decision), _drawings(decision), decision.warnings)
         for decision in result.decisions
     ]
 
@@ -81,17 +83,19 @@ def _lost(kind: str, group: str) -> str:
     return "loss beyond its tolerance" if kind == "tolerance" else f"{kind} of {fmt.group_words(group)}"
 
 
-def _drawing(decision: Decision) -> Drawing:
-    """Draws probabilities and expected rates against the dose, with the choice."""
-    one = decision.slice
+def _drawings(decision: Decision) -> list[Drawing]:
+    """Draws probabilities against the dose, with the choice; and the predicted curves, where the laws tell them."""
     x = _log_doses(decision)
+    shares = _shares(decision, x)
+    return [_probabilities(decision, x), *([_curves(decision, x, shares)] if shares else [])]
+
+
+def _probabilities(decision: Decision, x: np.ndarray) -> Drawing:
+    one = decision.slice
     doses = np.exp(x).tolist()
-    name = fmt.slug("decision", str(decision.params), str(decision.tokens), one.name)
     alt = f"Probability that nothing is lost against the {fmt.dose_name(one)}, {_title(decision)}."
-    with panel(name, alt, height=4.2) as drawn:
+    with _panel(decision, "decision", alt, x) as drawn:
         axes = drawn.axes
-        drawn.figure.subplots_adjust(bottom=0.32, top=0.92)
-        axes.set_xscale("log")
         for model in decision.models:
             law = model.law
             colour = kind_colour(law.kind, law.group)
@@ -103,10 +107,8 @@ def _drawing(decision: Decision) -> Drawing:
         drawn.line(
             doses, decision.kept(x).tolist(), series="kept", colour="ink", linewidth=2.4, label="nothing is lost"
         )
-        _rates(drawn, decision, x)
         axes.axhline(decision.confidence, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (2, 2)))
         if decision.dose is not None and decision.probability is not None:
-            axes.axvline(decision.dose, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (2, 2)))
             tip = f"{fmt.decided(decision)}\nnothing lost with {_percent(decision.probability)}"
             drawn.points(
                 [decision.dose],
@@ -118,14 +120,47 @@ def _drawing(decision: Decision) -> Drawing:
                 markersize=12,
                 zorder=5,
             )
+        axes.set_ylabel("probability")
+        _legend(drawn)
+        return Drawing(to_svg(drawn), _caption(decision))
+
+
+def _curves(decision: Decision, x: np.ndarray, shares: dict[str, np.ndarray]) -> Drawing:
+    """Draws the predicted curves of shares [R, L] by group, with their bands."""
+    doses = np.exp(x).tolist()
+    alt = f"Predicted shares of facts known against the {fmt.dose_name(decision.slice)}, {_title(decision)}."
+    with _panel(decision, "predicted", alt, x) as drawn:
+        for group, drawn_from in shares.items():
+            middle, low, high = band(drawn_from, decision.confidence)
+            label = {"infused": "infused facts known", "background": "background knowledge kept"}[group]
+            drawn.line(doses, middle.tolist(), series="share", colour=group, linewidth=1.8, label=label)
+            drawn.axes.fill_between(doses, low, high, color=COLOURS[group], alpha=0.14, linewidth=0)
+        drawn.axes.set_ylabel("share, corrected for chance")
+        _legend(drawn)
+        level = percent(decision.confidence)
+        return Drawing(to_svg(drawn), f"The predicted curves. Bands: {level} of such models at each dose.")
+
+
+@contextmanager
+def _panel(decision: Decision, name: str, alt: str, x: np.ndarray) -> Iterator[Panel]:
+    one = decision.slice
+    whole = fmt.slug(name, str(decision.params), str(decision.tokens), one.name)
+    with panel(whole, alt, height=4.2) as drawn:
+        axes = drawn.axes
+        drawn.figure.subplots_adjust(bottom=0.32, top=0.92)
+        axes.set_xscale("log")
         axes.set_ylim(-0.02, 1.04)
-        axes.set_xlim(doses[0], doses[-1])
+        axes.set_xlim(math.exp(x[0]), math.exp(x[-1]))
         label_log_axis(axes.xaxis, fmt.frequency, subs=(1.0, 2.0, 5.0) if x[-1] - x[0] < math.log(300) else (1.0,))
         axes.set_xlabel(f"{one.symbol} ({one.unit})")
-        axes.set_ylabel("probability; share (dashed)")
-        axes.set_title(_title(decision))
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8.5, handlelength=1.8)
-        return Drawing(to_svg(drawn), _caption(decision))
+        axes.set_title({"decision": "Probability that nothing is lost", "predicted": "Predicted curves"}[name])
+        if decision.dose is not None:
+            axes.axvline(decision.dose, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (2, 2)))
+        yield drawn
+
+
+def _legend(drawn: Panel) -> None:
+    drawn.axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8.5, handlelength=1.8)
 
 
 def _log_doses(decision: Decision) -> np.ndarray:
@@ -139,25 +174,18 @@ def _log_doses(decision: Decision) -> np.ndarray:
     return np.linspace(min(float(between[0]), dose) - 0.3, max(last, dose + 0.1), _DOSES)
 
 
-def _rates(drawn: Panel, decision: Decision, x: np.ndarray) -> None:
-    """Draws the predicted curves with their bands: infused facts known, and what is kept of background knowledge."""
+def _shares(decision: Decision, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns draws [R, L] of the shares of infused facts known, and of background knowledge kept, by group."""
+    found = {}
     if decision.onset is not None and decision.onset.surface is not None:
-        shares = known(decision.onset, x, _CURVES, _generator())
+        found["infused"] = known(decision.onset, x, _CURVES, _generator())
         infused = _of(decision, "infused")
         if infused is not None:
-            shares = shares * _kept(infused, x)
-        _dashed(drawn, x, shares, decision.confidence, "infused", "share of infused facts known")
+            found["infused"] = found["infused"] * _kept(infused, x)
     background = _of(decision, "background")
     if background is not None:
-        shares = _kept(background, x)
-        _dashed(drawn, x, shares, decision.confidence, "background", "share of background knowledge kept")
-
-
-def _dashed(drawn: Panel, x: np.ndarray, shares: np.ndarray, confidence: float, colour: str, label: str) -> None:
-    middle, low, high = band(shares, confidence)
-    style = {"linewidth": 1.4, "linestyle": (0, (4, 2)), "label": label}
-    drawn.line(np.exp(x).tolist(), middle.tolist(), series="share", colour=colour, **style)
-    drawn.axes.fill_between(np.exp(x), low, high, color=COLOURS[colour], alpha=0.10, linewidth=0)
+        found["background"] = _kept(background, x)
+    return found
 
 
 def _of(decision: Decision, group: str) -> NewModel | None:
@@ -178,5 +206,4 @@ def _generator() -> np.random.Generator:
 
 def _caption(decision: Decision) -> str:
     end = "" if decision.most is None else f" All tokens of the budget: {fmt.dose(decision.slice, decision.most)}."
-    bands = f"Bands: {percent(decision.confidence)} of models at each dose"
-    return f"Star: the choice. {bands}. {INDEPENDENT[0].upper()}{INDEPENDENT[1:]}.{end}"
+    return f"Star: the choice. {INDEPENDENT[0].upper()}{INDEPENDENT[1:]}.{end}"

@@ -357,13 +357,13 @@ def test_the_report_says_how_much_to_infuse_into_every_size_that_it_predicts_for
     assert "How much to infuse" in page
     assert f"Show each fact at most {first.dose:.0f} times: with a probability of 95% none of this has begun" in page
     assert "Limited by: collapse of background facts" in page and page.count("Star: the choice") == 2
-    assert "share of infused facts known" not in page, "points tell no rates"
+    assert "infused facts known" not in page, "points tell no rates"
     written = {path.name for path in export(result, tmp_path)}
     assert {"decisions.csv", f"decision-{10**8}-{10**6}.svg"} <= written
     assert len((tmp_path / "decisions.csv").read_text().splitlines()) == 1 + 2 * 2
     (drawn,) = advice(replace(result, laws=whole, predictions=result.predictions[:1]))
-    assert "share of infused facts known" in drawn.drawing.svg
-    assert "share of background knowledge kept" in drawn.drawing.svg
+    assert "infused facts known" in drawn.drawings[1].svg
+    assert "background knowledge kept" in drawn.drawings[1].svg
     nothing = replace(result, laws=[law for law in result.laws if law.kind == "onset"])
     assert nothing.decisions == []
     assert "How much to infuse" not in render(replace(result, predictions=[]))
