@@ -23,6 +23,7 @@ from megatron_kis.analysis.law.new_model import NewModel
 from megatron_kis.analysis.law.predict import LARGEST, Prediction, predict
 from megatron_kis.analysis.law.utility import Best, Weights, best_dose
 from megatron_kis.analysis.runs.curves import Array, Curve
+from megatron_kis.analysis.runs.groups import base_group
 from megatron_kis.analysis.runs.slices import RATIO, USUAL, Slice
 from megatron_kis.common.errors import InputError, first_of
 from megatron_kis.common.files import fingerprint
@@ -265,6 +266,12 @@ def _chosen(
         key = law.kind, law.group
         if same and (key not in chosen or chosen[key].range_held is not None):  # a slice's own law before one of all
             chosen[key] = law
+    # Background facts of one strength are a part of the whole group: they are not lost a second time.
+    chosen = {
+        (kind, group): law
+        for (kind, group), law in chosen.items()
+        if base_group(group) == group or (kind, base_group(group)) not in chosen
+    }
     return [(law, one.held if law.range_held is not None else None) for law in chosen.values()], one
 
 

@@ -63,6 +63,14 @@ def test_a_law_alone_is_as_safe_as_the_lower_end_of_its_own_interval(collapse):
     assert limit.probability == pytest.approx(0.975, abs=0.002) == decision.probability
 
 
+def test_facts_of_one_strength_are_not_counted_beside_their_whole_group(collapse):
+    weak = law_of(group="background@30", scale=2.0)
+    both = decide([collapse, weak], N)
+    assert [limit.group for limit in both.limits] == ["background"]
+    assert both == decide([collapse], N)
+    assert [limit.group for limit in decide([weak], N).limits] == ["background@30"]
+
+
 def test_a_likelihood_of_curves_says_the_same_as_its_prediction(whole):
     model = NewModel(whole[1], N, 1e6)
     low, high = model.prediction.prediction_interval
