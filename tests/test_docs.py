@@ -76,7 +76,9 @@ def test_every_message_among_the_errors_is_one_that_is_printed() -> None:
     table = re.findall(r"^\| `(.*?)` \|", (ROOT / "docs" / "errors.md").read_text(encoding="utf-8"), flags=re.M)
     sources = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
     assert len(table) > 15
-    assert [message for message in table if message not in sources] == []
+    assert [message for message in table if "{" in message] == []  # what a user reads has values there
+    patterns = {message: re.escape(message).replace(re.escape("..."), r"\{[^{}]+\}") for message in table}
+    assert [message for message, pattern in patterns.items() if not re.search(pattern, sources)] == []
 
 
 @pytest.mark.slow
