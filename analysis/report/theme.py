@@ -57,8 +57,8 @@ _SIZES = 6
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 10.5,
-    "axes.titlesize": 11,
+    "font.size": 10.8,
+    "axes.titlesize": 11.5,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "axes.titlepad": 10,
@@ -111,6 +111,17 @@ class Panel:
     axes: Axes
     tips: dict[str, list[str]] = field(default_factory=dict)
 
+    def make_room(self, *, below: float | None = None, above: float | None = None) -> None:
+        """Sets the margins, in inches; the axes keep their height, and the figure grows."""
+        margins = self.figure.subplotpars
+        height = self.figure.get_figheight()
+        inside = height * (margins.top - margins.bottom)
+        below = height * margins.bottom if below is None else below
+        above = height * (1 - margins.top) if above is None else above
+        whole = inside + below + above
+        self.figure.set_figheight(whole)
+        self.figure.subplots_adjust(bottom=below / whole, top=1 - above / whole)
+
     def points(
         self, x: Sequence[float], y: Sequence[float], tips: Sequence[str], *, series: str, colour: str, **style: Any
     ) -> None:
@@ -136,12 +147,12 @@ class Panel:
 
 
 @contextmanager
-def panel(name: str, alt: str, *, width: float = 5.4, height: float = 3.5) -> Iterator[Panel]:
+def panel(name: str, alt: str, *, width: float = 4.6, height: float = 3.4) -> Iterator[Panel]:
     """Opens a panel in the report's style; ``width`` and ``height`` are inches of the drawing, the page scales it."""
     with mpl.rc_context(_style(name)):
         figure = Figure(figsize=(width, height))
         # Fixed margins: axes of neighbouring panels line up, and drawing takes half the time of a layout engine.
-        figure.subplots_adjust(left=0.135, right=0.985, bottom=0.145, top=0.91)
+        figure.subplots_adjust(left=0.14, right=0.985, bottom=0.155, top=0.91)
         yield Panel(name, alt, figure, figure.add_subplot())
 
 
