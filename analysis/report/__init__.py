@@ -180,10 +180,11 @@ def _content(result: AnalysisResult, tables: dict[str, Table | None], stem: str)
     )
 
     found = summary.findings_by_slice(result)
-    shown = {
+    shown: dict[str, Any] = {
         name: table and narrow.narrowed(extent.shortened(table, extent.file_beside(stem, name)))
         for name, table in tables.items()
     }
+    shown["transitions"], shown["evidence"] = narrow.split(shown["transitions"], "peak")
     content: dict[str, Any] = {
         "title": result.title,
         "css": (_HERE / "report.css").read_text(encoding="utf-8"),

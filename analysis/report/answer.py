@@ -347,7 +347,7 @@ def _more(result: AnalysisResult, points: Sequence[Transition]) -> str:
     onset = [p for p in points if (p.kind, p.group) == _LEARNED]
     if onset and not any(p.informative or p.status == LEFT_CENSORED for p in onset):
         wanted.append("more exposures, or a larger token budget, for facts to be learned")
-    kept = [p for p in points if (p.kind, base_group(p.group)) == _KEPT and p.status == INCONCLUSIVE]
+    kept = [p for p in points if (p.kind, p.group) == _KEPT and p.status == INCONCLUSIVE]
     if any(p.p_value is None and p.peak is not None for p in kept):
         wanted.append("background facts that are shown more often (background.frequency), so that they can be lost")
     if any(p.p_value is not None and p.p_value > result.settings.alpha for p in kept):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from megatron_kis.analysis.report.tables import Table
 
 NOTHING = ("–", "")
+_MOST_COLUMNS = 14
 
 
 def narrowed(table: Table) -> Table:
@@ -31,6 +32,27 @@ def narrowed(table: Table) -> Table:
     note = " ".join(part for part in (f"In every row: {'; '.join(same)}." if same else "", table.note) if part)
     rows = [[row[at] for at in kept] for row in table.rows]
     return replace(table, columns=[table.columns[at] for at in kept], rows=rows, note=note)
+
+
+def split(table: Table, before: str, keys: int = 4) -> tuple[Table, Table | None]:
+    """Returns a table in two, where it has more columns than a page has room for.
+
+    Args:
+        table: to be shown.
+        before: head of the first column of the second part.
+        keys: first columns that both parts have. The note and the remark are the second's.
+    """
+    heads = [column.head for column in table.columns]
+    if len(heads) <= _MOST_COLUMNS or before not in heads:
+        return table, None
+    at = heads.index(before)
+    first, second = list(range(at)), [*range(min(keys, at)), *range(at, len(heads))]
+
+    def part(kept: list[int]) -> Table:
+        rows = [[row[i] for i in kept] for row in table.rows]
+        return replace(table, columns=[table.columns[i] for i in kept], rows=rows)
+
+    return replace(part(first), note="", remark=False), part(second)
 
 
 def labels(tables: Mapping[str, Sequence[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -389,7 +390,7 @@ def decisions(result: AnalysisResult) -> Table | None:
         _numbers("facts learned", lambda item: fmt.number(item[0].learned.probability if item[0].learned else None)),
         _words("law", lambda item: fmt.kind_title(item[1].kind, item[1].group)),
         _numbers("not yet lost there", lambda item: fmt.number(item[1].probability)),
-        _numbers("dose by it alone", lambda item: fmt.frequency(item[1].alone)),
+        _numbers("dose by it alone", lambda item: fmt.frequency(math.floor(item[1].alone))),
         _words("from", lambda item: "all curves" if item[1].method == "surface" else "points"),
     ]
     return _table(columns, items, "Probabilities at the largest dose at which nothing is lost with the confidence.")

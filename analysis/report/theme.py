@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ MARKERS = {"train": "s", "held_out": "o", "question": "D", "control": "x"}
 DASHES: dict[str, Any] = {"train": (0, (5, 2)), "held_out": "-", "question": (0, (1.5, 1.5)), "control": (0, (1, 2))}
 SIZE_MARKERS = ("o", "s", "^", "D", "v", "P")
 _SIZES = 6
+_SHORT_TITLE, _TITLE = 36, 44
+"""Characters of a title that fit over the axes, and in the figure."""
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -201,6 +204,7 @@ def _export(drawn: Panel) -> None:
 
 def to_svg(drawn: Panel) -> str:
     """Returns the panel as an inline ``<svg>``: CSS variables for colours, ``<title>`` on points, no stray ids."""
+    _fit_title(drawn)
     _export(drawn)
     buffer = io.StringIO()
     with mpl.rc_context(_style(drawn.name)):
@@ -231,6 +235,17 @@ def to_svg(drawn: Panel) -> str:
     for name, value in COLOURS.items():
         text = text.replace(value, f"var(--{name})")
     return text
+
+
+def _fit_title(drawn: Panel) -> None:
+    """Breaks a title that is wider than the figure, and lets it begin at the figure's left edge."""
+    title = drawn.axes.get_title(loc="left")
+    lines = textwrap.wrap(title, _TITLE)
+    inside = drawn.figure.subplotpars
+    if len(title) > _SHORT_TITLE:
+        drawn.axes.set_title("\n".join(lines), loc="left", x=-0.9 * inside.left / (inside.right - inside.left))
+    if len(lines) > 1:
+        drawn.make_room(above=(1 - inside.top) * drawn.figure.get_figheight() + 0.19 * (len(lines) - 1))
 
 
 _DIGITS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point, of a figure 390 points wide

@@ -162,7 +162,15 @@ def test_nothing_is_cut_and_figures_can_be_read(small_page, tmp_path, width):
     (tmp_path / "inner.html").write_text(small_page.replace("</body>", LAYOUT + "</body>"))
     (tmp_path / "frame.html").write_text(FRAME.format(width))
     profile = f"--user-data-dir={tmp_path / 'profile'}"
-    command = [CHROMIUM, *QUIET, "--window-size=1500,900", profile, "--dump-dom", f"file://{tmp_path}/frame.html"]
+    command = [
+        CHROMIUM,
+        *QUIET,
+        "--hide-scrollbars",
+        "--window-size=1500,900",
+        profile,
+        "--dump-dom",
+        f"file://{tmp_path}/frame.html",
+    ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
     seen = json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', dom, re.S).group(1)))
     assert seen["cut"] == [], "tables that are wider than their place"

@@ -11,8 +11,9 @@ from megatron_kis.analysis.findings.analyse import analyse
 from megatron_kis.analysis.report import figures
 from megatron_kis.analysis.report.annotated import annotated
 from megatron_kis.analysis.report.axes import in_rows
-from megatron_kis.analysis.report.narrow import labels, narrowed
+from megatron_kis.analysis.report.narrow import labels, narrowed, split
 from megatron_kis.analysis.report.tables import Column, Table
+from megatron_kis.analysis.report.theme import panel, to_svg
 from megatron_kis.analysis.simulate import Truth, simulate_table
 from megatron_kis.config.analysis import AnalysisConfig
 
@@ -77,6 +78,24 @@ def test_a_column_that_says_the_same_in_every_row_is_said_once():
     single = narrowed(table([["a", "1", "9", "–", "x"]]))
     assert [column.head for column in single.columns] == ["run", "N", "D", "why"]
     assert narrowed(replace(single, rows=[])).columns == single.columns
+
+
+def test_a_table_of_too_many_columns_is_shown_in_two_that_share_their_keys():
+    wide = Table([Column(f"c{i}", True, str) for i in range(16)], [[str(i) for i in range(16)]], "A note.", remark=True)
+    first, second = split(wide, "c10", keys=3)
+    assert [column.head for column in first.columns] == [f"c{i}" for i in range(10)]
+    assert [column.head for column in second.columns] == ["c0", "c1", "c2", *(f"c{i}" for i in range(10, 16))]
+    assert (first.note, first.remark, second.note, second.remark) == ("", False, "A note.", True)
+    assert second.rows == [["0", "1", "2", *(str(i) for i in range(10, 16))]]
+    assert split(table([["a", "1"]]), "N")[1] is None
+
+
+def test_a_long_title_is_broken_and_stays_in_its_figure(small):
+    with panel("long", "Of a figure.") as drawn:
+        drawn.axes.set_title("Collapse of background facts, 250 exposures, K at ρ = 0.5")
+        svg = to_svg(drawn)
+    assert ">Collapse of background facts, 250 exposures,<" in svg
+    assert ">K at ρ = 0.5<" in svg
 
 
 def test_the_heads_before_cells_of_a_list_are_harmless_in_a_style():

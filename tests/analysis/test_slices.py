@@ -591,7 +591,7 @@ def test_a_model_has_one_figure_for_all_strengths_and_the_page_shows_the_single_
     )
     for drawing in model_curves(pairs, *CELLS[0]):
         assert "share of wrong options below the right one" in drawing.svg
-    assert [drawing.strength for drawing in overview(both)] == [False, True, True, False] * 2
+    assert [drawing.strength for drawing in overview(both)] == [False, True, True, False, True, True, False]
     page = render(both)
     assert "<summary>Background facts of each strength</summary>" in page
     assert "background, 250 exposures" in visible(page)
